@@ -1,0 +1,27 @@
+"""metasae: train, measure and compare sparse autoencoders whose latents are meant to be atomic.
+
+The public names load what they need when they are first used, so `import metasae` costs next to nothing.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Recipe": "metasae.recipe",
+    "SAE": "metasae.sae.sae",
+    "Codes": "metasae.sae.sae",
+    "run": "metasae.run",
+    "UserError": "metasae.errors",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'metasae' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

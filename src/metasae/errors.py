@@ -1,0 +1,28 @@
+"""The one exception that reaches a user, and the nearest right name for a wrong one."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line: what is wrong, and what to do.
+
+    The command line prints it without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 2
+
+
+class Interrupted(UserError):
+    """The run was stopped by a signal after its state was saved; the message says how to go on."""
+
+    exit_code = 130
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A hint ending for an error line: `; did you mean 'x'?`, or the options when nothing is near."""
+    options = [str(option) for option in options]
+    found = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if found:
+        return f"; did you mean '{found[0]}'?"
+    return f"; known: {', '.join(options)}" if options else ""

@@ -1,0 +1,65 @@
+"""Files that are whole or absent: written beside their place, then renamed into it; checked when read."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metasae.errors import UserError
+
+
+def write(path: Path, writer: Callable[[Path], None]) -> None:
+    """Calls `writer` with a place beside `path`, then renames the result into `path`. A failure leaves `path` as it was.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer(part)
+        os.replace(part, path)
+    except Exception as error:
+        part.unlink(missing_ok=True)
+        # safetensors wraps the operating system's error in its own class, so the words are looked at too
+        if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O error" in str(error):
+            raise UserError(f"cannot write {path}: {error}; free some space or choose another --out, then run again") from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON without NaN: a missing number is null."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
+    write(path, lambda part: save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata))
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run again") from None
+
+
+def read_tensors(path: Path) -> dict:
+    """name -> tensor. Raises UserError when the file is missing, truncated or not safetensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again") from None

@@ -1,0 +1,257 @@
+"""A recipe: every choice of a run as typed values, read from and written to TOML.
+
+An unknown key or a wrong value is one `UserError` line that names the nearest right one.
+Recipes that ship with the package lie in `recipes/*.toml`, each value commented with its source.
+"""
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from metasae.errors import UserError, nearest
+
+Arm = Literal["solo", "control", "joint", "sequential"]
+ARMS: tuple[str, ...] = get_args(Arm)
+
+
+class Table(BaseModel):
+    """A table of the recipe. Immutable; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Table):
+    """The language model. `path` wins over `name`; `package:PKG/FOLDER` is a folder inside an installed package."""
+
+    name: str = ""
+    path: str = ""
+    revision: str = ""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    trust_remote_code: bool = False
+
+    @property
+    def source(self) -> str:
+        return self.path or self.name
+
+
+class Hook(Table):
+    """Where activations are read: a TransformerLens name (`blocks.4.hook_resid_pre`) or a module path with `:in` or `:out`."""
+
+    point: str = "blocks.4.hook_resid_pre"
+
+
+class Text(Table):
+    """The text. `source` is `docs` (this machine's documentation), a local file or folder, or a dataset's name on the hub."""
+
+    source: str = "docs"
+    name: str = ""
+    split: str = "train"
+    column: str = "text"
+    context: int = Field(128, ge=4)
+    calibration_share: float = Field(0.08, gt=0, lt=0.5)
+    evaluation_share: float = Field(0.17, gt=0, lt=0.5)
+
+
+class Harvest(Table):
+    """The activation cache. `cache` empty: beside the run folder, shared by the runs there."""
+
+    cache: str = ""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    batch_tokens: int = Field(8192, ge=1)
+    shard_tokens: int = Field(262_144, ge=1)
+
+
+class Sae(Table):
+    """The primary SAE: n latents, k kept per token on average over a batch."""
+
+    n: int = Field(3072, ge=1)
+    k: int = Field(32, ge=1)
+    architecture: Literal["batchtopk"] = "batchtopk"
+    normalize: Literal["none", "global", "token"] = "global"
+    b_enc: bool = False
+    b_dec_init: Literal["zero", "mean"] = "mean"
+
+    @model_validator(mode="after")
+    def _k_within_n(self):
+        if self.k > self.n:
+            raise ValueError(f"k = {self.k} is more than n = {self.n}")
+        return self
+
+
+class Meta(Table):
+    """The meta SAE: m latents (`n` here), k_m kept per decoder row on average; `input` token normalises each row first."""
+
+    n: int = Field(276, ge=1)
+    k: int = Field(4, ge=1)
+    input: Literal["raw", "token"] = "token"
+
+    @model_validator(mode="after")
+    def _k_within_n(self):
+        if self.k > self.n:
+            raise ValueError(f"k = {self.k} is more than n = {self.n}")
+        return self
+
+
+class Train(Table):
+    """Training. Counts are in tokens or optimiser steps as the names say; `decay` is the share of steps at the end."""
+
+    tokens: int = Field(1_000_000, ge=1)
+    batch: int = Field(2048, ge=1)
+    lambda2: float = Field(0.3, ge=0)
+    sigma_sq: float = Field(1.0, gt=0)
+    n_primary_steps: int = Field(10, ge=1)
+    n_meta_steps: int = Field(5, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    meta_lr: float = Field(0.0, ge=0, description="0: the same as lr")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    decay: float = Field(0.0, ge=0, le=1)
+    clip: float = Field(1.0, gt=0)
+    dead_after: int = Field(10_000_000, ge=1, description="tokens without a firing until a latent counts as dead")
+    meta_dead_after: int = Field(10_000_000, ge=1, description="rows seen by the meta SAE, likewise")
+    k_aux: int = Field(0, ge=0, description="0: half of d")
+    aux_coef: float = Field(1 / 32, ge=0)
+    aux_residual: Literal["detached", "attached"] = "detached"
+    renormalise: Literal["after", "before"] = "after"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    kernels: Literal["fast", "reference"] = "fast"
+    checkpoint_every: int = Field(500, ge=1, description="primary steps")
+
+    @model_validator(mode="after")
+    def _betas_below_one(self):
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1): {self.betas}")
+        return self
+
+
+class Measure(Table):
+    """What the trained SAEs are judged on; every arm meets the same held-out tokens and the same rule."""
+
+    tokens: int = Field(200_000, ge=1)
+    calibration_tokens: int = Field(100_000, ge=1)
+    threshold: Literal["rate"] = "rate"
+    output_tokens: int = Field(20_000, ge=0, description="tokens for the model's own output; 0 leaves it out")
+    meta_n: float = Field(0.09, gt=0, description="width of the judging meta SAE as a share of n")
+    meta_k: int = Field(4, ge=1)
+    meta_steps: int = Field(200, ge=1)
+
+
+def _seed_list(value: Any) -> Any:
+    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Recipe(Table):
+    """Everything that decides the result of a run, apart from the machine."""
+
+    description: str = ""
+    model: Model = Model()
+    hook: Hook = Hook()
+    text: Text = Text()
+    harvest: Harvest = Harvest()
+    sae: Sae = Sae()
+    meta: Meta = Meta()
+    train: Train = Train()
+    measure: Measure = Measure()
+    arms: tuple[Arm, ...] = ("solo", "control", "joint")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0,)
+
+    @model_validator(mode="after")
+    def _arms_and_seeds(self):
+        for name in ("arms", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must name at least one, each once: {list(values)}")
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path | dict, overrides: dict[str, Any] | None = None) -> "Recipe":
+        """Reads a recipe: a shipped name, a TOML file or a dictionary, with dotted overrides on top.
+
+        Raises UserError for an unknown name or file, bad TOML, an unknown key or a wrong value.
+        """
+        values = source if isinstance(source, dict) else _read(source)
+        for key, value in (overrides or {}).items():
+            values = _with(values, key.split("."), value)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(_one_line(error)) from None
+
+    def dump(self) -> str:
+        """The recipe as TOML, every value resolved."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the recipe beside its place, then renames it into it."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(self.dump())
+        os.replace(part, path)
+
+
+def names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(entry.name[:-5] for entry in resources.files("metasae.recipes").iterdir() if entry.name.endswith(".toml"))
+
+
+def text_of(name: str) -> str:
+    """The TOML text of a shipped recipe, comments and all. Raises UserError for an unknown name."""
+    if name not in names():
+        raise UserError(f"no recipe '{name}'{nearest(name, names())}")
+    return (resources.files("metasae.recipes") / f"{name}.toml").read_text()
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`train.lambda2=0.1` -> ("train.lambda2", 0.1). The value is read as TOML, and as a plain string where it is none."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"--set takes KEY=VALUE, not '{text}'")
+    try:
+        parsed = tomli.loads(f"v = {value.strip()}")["v"]
+    except tomli.TOMLDecodeError:
+        parsed = value.strip()
+    return key.strip(), parsed
+
+
+def _read(source: str | Path) -> dict:
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise UserError(f"no recipe file '{path}'")
+        text = path.read_text()
+    else:
+        text = text_of(str(source))
+    try:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise UserError(f"{source} is not valid TOML: {error}") from None
+
+
+def _with(values: dict, keys: list[str], value: Any) -> dict:
+    head, *rest = keys
+    if rest and not isinstance(values.get(head, {}), dict):
+        raise UserError(f"'{head}' is a value, not a table, so '{'.'.join(keys)}' names nothing")
+    return {**values, head: _with(values.get(head, {}), rest, value) if rest else value}
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        table: Any = Recipe
+        for part in where[:-1]:
+            table = table.model_fields[part].annotation
+        prefix = "".join(part + "." for part in where[:-1])
+        return f"unknown key '{'.'.join(where)}'{nearest(prefix + where[-1], [prefix + key for key in table.model_fields])}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], (dict, BaseModel)) else f" (given: {first['input']!r})"
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        hint = nearest(first["input"], [option.strip(" '") for option in first["ctx"]["expected"].replace(" or ", ",").split(",")])
+    return f"{'.'.join(where) or 'recipe'}: {message}{given}{hint}"

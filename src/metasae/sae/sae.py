@@ -1,0 +1,135 @@
+"""One sparse autoencoder class, used for the primary SAE and for the meta SAE.
+
+Shapes: B tokens (any leading shape), D input width d, N latents n.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+TOKEN_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Latent activations, with what decoding them needs.
+
+    acts: [..., n]. mean, std: [..., 1] of each token where the SAE normalises per token, else None.
+    """
+
+    acts: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+
+@dataclass
+class SAEConfig:
+    """What a weight file does not say. `metadata` is free provenance: recipe, seed, hook, model."""
+
+    d_in: int
+    d_sae: int
+    architecture: str = "batchtopk"
+    k: int = 1
+    normalize: str = "none"
+    metadata: dict = field(default_factory=dict)
+
+
+class SAE(nn.Module):
+    """z = relu(pre) * (pre > threshold),  pre = (norm(x) - b_dec) W_enc + b_enc;   x_hat = unnorm(z W_dec + b_dec).
+
+    W_enc [d, n], b_enc [n], W_dec [n, d] with rows of unit length, b_dec [d], threshold [n] (None until calibrated).
+    W_enc lies in memory as its transpose, so that a latent's encoder column is contiguous like its decoder row.
+    """
+
+    def __init__(self, config: SAEConfig):
+        super().__init__()
+        if config.normalize not in ("none", "token"):
+            raise ValueError(f"normalize must be 'none' or 'token', not '{config.normalize}'; fold a global scale with `scaled`")
+        d, n = config.d_in, config.d_sae
+        self.config = config
+        self.W_enc = nn.Parameter(torch.zeros(n, d).t(), requires_grad=False)
+        self.b_enc = nn.Parameter(torch.zeros(n), requires_grad=False)
+        self.W_dec = nn.Parameter(torch.zeros(n, d), requires_grad=False)
+        self.b_dec = nn.Parameter(torch.zeros(d), requires_grad=False)
+        self.threshold: Tensor | None = None
+
+    @classmethod
+    def load(cls, folder) -> "SAE":
+        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`."""
+        from metasae.sae.folder import load
+
+        return load(folder)
+
+    def save(self, folder) -> None:
+        """Writes cfg.json and sae_weights.safetensors; see `metasae.sae.folder.save`."""
+        from metasae.sae.folder import save
+
+        save(self, folder)
+
+    @property
+    def n_latents(self) -> int:
+        return self.config.d_sae
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Kaiming-uniform columns of length 1 as decoder rows, W_enc = W_dec^T, zero biases."""
+        n, d = self.W_dec.shape
+        bound = (6.0 / d) ** 0.5
+        rows = torch.rand(n, d, generator=generator) * (2 * bound) - bound
+        self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+        self.W_enc.copy_(self.W_dec.t())
+        self.b_enc.zero_()
+        self.b_dec.zero_()
+
+    def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x [..., d] in the model's units -> (x [..., d] as the weights see it, mean [..., 1], std [..., 1])."""
+        if self.config.normalize == "none":
+            return x, None, None
+        return token_normalise(x)
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """x [..., d], already normalised -> pre [..., n]."""
+        return torch.addmm(self.b_enc, (x - self.b_dec).reshape(-1, x.shape[-1]), self.W_enc).view(*x.shape[:-1], -1)
+
+    def encode(self, x: Tensor) -> Codes:
+        """x [..., d] in the model's units -> codes at the calibrated threshold.
+
+        Raises ValueError when the SAE has no threshold yet.
+        """
+        if self.threshold is None:
+            raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measure.calibrate)")
+        x, mean, std = self.normalise(x)
+        pre = self.pre_activations(x)
+        return Codes(torch.where(pre > self.threshold, pre, 0).relu_(), mean, std)
+
+    def decode(self, codes: Codes) -> Tensor:
+        """codes [..., n] -> x_hat [..., d] in the model's units."""
+        out = codes.acts @ self.W_dec + self.b_dec
+        return out if codes.mean is None else out * codes.std + codes.mean
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., d] -> x_hat [..., d], both in the model's units."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def scaled(self, scale: float) -> "SAE":
+        """The same SAE for inputs that come unscaled: it was trained on scale * x. Decoder rows keep unit length.
+
+        The decoder's 1/scale would break unit rows, so it goes to the activations: W_enc is unchanged,
+        biases and thresholds are divided by the scale, and activations come out in the model's units.
+        """
+        out = SAE(self.config).to(self.W_dec.device)
+        out.W_enc.copy_(self.W_enc)
+        out.W_dec.copy_(self.W_dec)
+        out.b_enc.copy_(self.b_enc / scale)
+        out.b_dec.copy_(self.b_dec / scale)
+        out.threshold = None if self.threshold is None else self.threshold / scale
+        return out
+
+
+def token_normalise(x: Tensor, eps: float = TOKEN_EPS) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mean) / (std + eps) per row, std with n - 1. Undone by y * std + mean, without eps, as SAELens does. [..., d]."""
+    mean = x.mean(dim=-1, keepdim=True)
+    std = x.std(dim=-1, keepdim=True)
+    return (x - mean) / (std + eps), mean, std
