@@ -1,0 +1,1 @@
+"""Training: the objective, its closed-form gradients, the optimiser and the loop."""

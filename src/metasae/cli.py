@@ -1,0 +1,88 @@
+"""The command line: one verb per job, no logic. Rooms are imported when a verb runs, so `--help` is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metasae.errors import UserError
+
+app = typer.Typer(
+    help="Train sparse autoencoders whose latents are meant to be atomic, and measure whether they are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The `metasae` command. A user's error is one line on stderr and its exit code; no traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"metasae: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe's name (metasae recipes) or a TOML file")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")] = None,
+    seeds: Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,7)")] = None,
+    arms: Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and what the run needs; write nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")] = False,
+) -> None:
+    """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
+    from metasae import job
+
+    result = job.run(recipe, out=out, overrides=_overrides(set_, seeds, arms), device=device, dry_run=dry_run, show=not as_json)
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")] = None) -> None:
+    """Lists the shipped recipes, or prints one as TOML."""
+    from metasae import recipe
+
+    if name:
+        print(recipe.text_of(name), end="")
+        return
+    for each in recipe.names():
+        print(f"{each:<22} {recipe.Recipe.load(each).description}")
+
+
+@app.command()
+def compare(
+    run_folder: Annotated[Path, typer.Argument(help="a run folder")],
+    as_json: Annotated[bool, typer.Option("--json", help="the comparison as JSON on stdout")] = False,
+) -> None:
+    """Compares the measured arms of a run again and writes compare.json, compare.md and the report."""
+    from metasae import job
+
+    result = job.conclude(run_folder, show=not as_json)
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+def _overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> dict[str, Any]:
+    from metasae.recipe import parse_override
+
+    out = dict(parse_override(text) for text in set_ or [])
+    if seeds is not None:
+        numbers = [part.strip() for part in seeds.split(",")]
+        if not all(number.isdigit() for number in numbers):
+            raise UserError(f"--seeds takes a count (3) or a list (0,7), not '{seeds}'")
+        out["seeds"] = int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
+    if arms is not None:
+        out["arms"] = [arm.strip() for arm in arms.split(",")]
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""An SAE's folder: `cfg.json` + `sae_weights.safetensors`, in the layout that SAELens 6 reads as it is.
+
+A BatchTopK SAE with its calibrated threshold is, for inference, a JumpReLU SAE, and is written as one. Our token
+normalisation is SAELens's "layer_norm". What SAELens does not know (k, recipe, seed, ...) lies in `metadata`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from metasae.errors import UserError
+from metasae.files import read_json, read_tensors, write_json, write_tensors
+from metasae.sae.sae import SAE, SAEConfig
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+# SAELens drops all metadata of files that do not name a version of at least 6.0.0.
+SAELENS_VERSION = "6.0.0"
+_NORMALIZE = {"none": "none", "token": "layer_norm"}
+_SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",), "threshold": ("d_sae",)}
+
+
+def save(sae: SAE, folder: str | Path) -> None:
+    """Writes the folder. Raises ValueError when the SAE has no threshold yet, UserError when the disk refuses."""
+    if sae.threshold is None:
+        raise ValueError("an SAE is saved with its threshold: calibrate it first")
+    folder, config = Path(folder), sae.config
+    cfg = {
+        "architecture": "jumprelu",
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": _NORMALIZE[config.normalize],
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            **config.metadata,
+            "trained_architecture": config.architecture,
+            "k": config.k,
+        },
+    }
+    tensors = {
+        "W_enc": sae.W_enc.detach(),
+        "W_dec": sae.W_dec.detach(),
+        "b_enc": sae.b_enc.detach(),
+        "b_dec": sae.b_dec.detach(),
+        "threshold": sae.threshold,
+    }
+    write_tensors(folder / WEIGHTS, {name: tensor.float().cpu() for name, tensor in tensors.items()})
+    write_json(folder / CONFIG, cfg)
+
+
+def load(folder: str | Path) -> SAE:
+    """Reads a folder written by `save`, or by SAELens for a JumpReLU SAE.
+
+    Raises UserError for a missing, damaged, mis-shaped or NaN-carrying folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no SAE folder '{folder}'")
+    cfg, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
+    config = _config(cfg, folder)
+    _check(tensors, config, folder)
+    sae = SAE(config)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+        getattr(sae, name).data.copy_(tensors[name])
+    sae.threshold = tensors["threshold"].float()
+    return sae
+
+
+def _config(cfg: dict, folder: Path) -> SAEConfig:
+    missing = [key for key in ("architecture", "d_in", "d_sae") if key not in cfg]
+    if missing:
+        raise UserError(f"{folder / CONFIG} lacks '{missing[0]}'")
+    if cfg["architecture"] != "jumprelu":
+        raise UserError(f"{folder / CONFIG}: architecture '{cfg['architecture']}' is not read here, only 'jumprelu'")
+    if not all(isinstance(cfg[key], int) and cfg[key] > 0 for key in ("d_in", "d_sae")):
+        raise UserError(f"{folder / CONFIG}: d_in and d_sae must be positive whole numbers")
+    if cfg.get("apply_b_dec_to_input") is False:
+        raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input = false is not supported")
+    normalize = {theirs: ours for ours, theirs in _NORMALIZE.items()}.get(cfg.get("normalize_activations", "none"))
+    if normalize is None:
+        raise UserError(f"{folder / CONFIG}: normalize_activations '{cfg['normalize_activations']}' is not supported; known: none, layer_norm")
+    metadata = dict(cfg.get("metadata") or {})
+    architecture, k = metadata.pop("trained_architecture", "jumprelu"), metadata.pop("k", 1)
+    return SAEConfig(cfg["d_in"], cfg["d_sae"], architecture, k, normalize, metadata)
+
+
+def _check(tensors: dict[str, torch.Tensor], config: SAEConfig, folder: Path) -> None:
+    for name, dims in _SHAPES.items():
+        shape = tuple(getattr(config, dim) for dim in dims)
+        if name not in tensors:
+            raise UserError(f"{folder / WEIGHTS} lacks the tensor '{name}'")
+        if tuple(tensors[name].shape) != shape:
+            raise UserError(f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, the config says {shape}")
+        if torch.isnan(tensors[name]).any():
+            raise UserError(f"{folder / WEIGHTS}: {name} holds NaN")

@@ -1,0 +1,112 @@
+"""The fast kernels: a warm cut before the exact selection, and products that touch only kept entries.
+
+On a CPU each is one pass of a well-kept torch kernel: embedding_bag sums weighted rows of a table in segments
+(decoding, and both weight gradients once the entries are sorted by latent), sampled_addmm takes only the wanted
+entries of a matrix product. Nothing of size [B, k, d] is ever built.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from metasae.sae.kernels.kept import Kept
+from metasae.sae.kernels.reference import select_rows
+
+__all__ = ["decode", "encode", "entry_dots", "latent_rows", "select", "select_rows"]
+
+# The next cut relative to this batch's smallest kept value: low enough that the next batch rarely keeps fewer
+# above it, high enough that few entries above it are not kept.
+_CUT_MARGIN = 0.95
+
+
+def encode(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """See reference.encode."""
+    x, W = x_BD.to(dtype), W_enc_ND.to(dtype).t()
+    return torch.mm(x, W) if b_enc_N is None else torch.addmm(b_enc_N.to(dtype), x, W)
+
+
+def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
+    """See reference.select. Only entries above the cut are looked at; with too few of them the cut is lowered."""
+    flat = pre_BN.view(-1)
+    cut = cut if cut > 0 else _sampled_cut(flat, keep)
+    while True:
+        found = _above(flat, cut)
+        if found.numel() >= keep or cut == 0:
+            break
+        cut = cut * 0.5 if cut > 1e-6 else 0.0
+    values = flat[found]
+    if found.numel() > keep:
+        found, values = _largest(found, values, keep)
+    low = float(values.min()) if values.numel() else 0.0
+    return Kept.from_flat(found, values, *pre_BN.shape), low * _CUT_MARGIN
+
+
+def decode(kept: Kept, W_dec_ND: Tensor) -> Tensor:
+    """See reference.decode."""
+    return embedding_bag(kept.latents, W_dec_ND, kept.offsets, mode="sum", per_sample_weights=kept.values, include_last_offset=True)
+
+
+def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:
+    """See reference.entry_dots."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        places = torch.sparse_csr_tensor(
+            kept.offsets, kept.latents, torch.zeros_like(kept.values), (kept.n_rows, kept.n_latents), check_invariants=False
+        )
+    return torch.sparse.sampled_addmm(places, left_BD, right_ND.t(), beta=0.0).values()
+
+
+def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """See reference.latent_rows. The entries are sorted by latent once; then each sum is one pass over its segments."""
+    order, offsets = _by_latent(kept)
+    rows = kept.rows[order]
+    return tuple(
+        embedding_bag(
+            rows, source.to(dtype), offsets, mode="sum", per_sample_weights=weight[order].to(dtype), include_last_offset=True
+        ).float()
+        for weight, source in zip(weights, sources, strict=True)
+    )
+
+
+def _above(flat: Tensor, cut: float) -> Tensor:
+    """Ascending indices int64 of the entries greater than `cut` >= 0."""
+    if flat.dtype == torch.bfloat16:
+        # bf16 patterns of numbers >= 0 are ordered like integers, which torch compares several times faster.
+        # The cut is rounded to bf16, towards zero, so nothing above it is lost.
+        bits = int(np.float32(cut).view(np.uint32)) >> 16
+        mask = flat.view(torch.int16) > bits
+    else:
+        mask = flat > cut
+    return mask.nonzero().squeeze(1)
+
+
+def _largest(found: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """The `keep` largest of the survivors, ties to the lower index; order kept. Needs more survivors than `keep`."""
+    limit = torch.kthvalue(values.float(), values.numel() - keep + 1).values.to(values.dtype)
+    chosen = values > limit
+    ties = (values == limit).nonzero().squeeze(1)
+    chosen[ties[: keep - int(chosen.sum())]] = True
+    return found[chosen], values[chosen]
+
+
+def _sampled_cut(flat: Tensor, keep: int, size: int = 1 << 16) -> float:
+    """A first cut from a strided sample of the batch, low enough to be likely below the true threshold."""
+    sample = flat[:: max(1, flat.numel() // size)].float()
+    rank = min(sample.numel(), max(1, round(sample.numel() * keep / flat.numel() * 1.2)))
+    return max(0.0, float(torch.topk(sample, rank).values[-1]) * 0.9)
+
+
+def _by_latent(kept: Kept) -> tuple[Tensor, Tensor]:
+    """(stable order of the entries by latent int64 [K], segment offsets int32 [n + 1])."""
+    if kept.latents.device.type == "cpu" and kept.n_latents <= 1 << 16:
+        # 16-bit keys take numpy's radix sort, several times faster than a comparison sort
+        order = torch.from_numpy(np.argsort(kept.latents.numpy().astype(np.uint16), kind="stable"))
+    else:
+        order = torch.sort(kept.latents, stable=True).indices
+    counts = torch.bincount(kept.latents, minlength=kept.n_latents)
+    offsets = torch.zeros(kept.n_latents + 1, dtype=torch.int32, device=counts.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return order, offsets

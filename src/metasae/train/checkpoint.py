@@ -1,0 +1,81 @@
+"""The whole state of a training run in one safetensors file, written whole or not at all.
+
+Weights, Adam's moments, firing counters, warm cuts, step counts and pending metrics. The stream's cursor is the count of
+primary steps, and no random number is drawn after initialisation, so this is all that a bit-for-bit resume needs.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from metasae.errors import UserError
+from metasae.files import write_tensors
+from metasae.train.trainer import Learner, Progress, Trainer
+
+FILE = "checkpoints/latest.safetensors"
+
+
+def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None:
+    """`pending`: metrics of steps not yet written as a line; `metrics_bytes`: length of metrics.jsonl at this moment."""
+    tensors, numbers = {}, {}
+    for name, learner in _learners(trainer).items():
+        for key, value in _state(learner).items():
+            tensors[f"{name}.{key}"] = value
+        numbers[name] = {"cut": learner.cut, "probe_cut": learner.probe_cut}
+    header = {
+        "done": vars(trainer.done),
+        "numbers": numbers,
+        "arm": trainer.arm,
+        "seed": trainer.seed,
+        "recipe": trainer.recipe.model_dump(mode="json"),
+        "pending": pending,
+        "metrics_bytes": metrics_bytes,
+    }
+    write_tensors(folder / FILE, tensors, {"state": json.dumps(header)})
+
+
+def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None:
+    """Puts the saved state into a fresh trainer; returns (pending metrics, length of metrics.jsonl), or None without a checkpoint.
+
+    Raises UserError when the file is damaged, or was made by another recipe, arm or seed.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt", device=str(trainer.device)) as file:
+            header = json.loads(file.metadata()["state"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it to train this arm again from its start") from None
+    ours = json.loads(json.dumps(trainer.recipe.model_dump(mode="json")))
+    for table in ("sae", "meta", "train"):
+        if header["recipe"][table] != ours[table]:
+            changed = next(key for key in ours[table] if header["recipe"][table].get(key) != ours[table][key])
+            raise UserError(f"{path} was made with another {table}.{changed}; choose another --out or delete it")
+    if (header["arm"], header["seed"]) != (trainer.arm, trainer.seed):
+        raise UserError(f"{path} belongs to {header['arm']}-s{header['seed']}, not {trainer.arm}-s{trainer.seed}")
+    for name, learner in _learners(trainer).items():
+        prefix = f"{name}."
+        _restore(learner, {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
+        learner.cut, learner.probe_cut = header["numbers"][name]["cut"], header["numbers"][name]["probe_cut"]
+    trainer.done = Progress(**header["done"])
+    return header["pending"], header["metrics_bytes"]
+
+
+def _learners(trainer: Trainer) -> dict[str, Learner]:
+    return {"primary": trainer.primary} | ({"meta": trainer.meta} if trainer.meta else {})
+
+
+def _state(learner: Learner) -> dict[str, torch.Tensor]:
+    adam = {f"adam.{key}": value for key, value in learner.optimiser.state().items()}
+    return {**learner.weights.tensors(), **adam, "silent_N": learner.silent_N}
+
+
+def _restore(learner: Learner, state: dict[str, torch.Tensor]) -> None:
+    for name, tensor in learner.weights.tensors().items():
+        tensor.copy_(state[name])
+    learner.silent_N.copy_(state["silent_N"])
+    learner.optimiser.load_state({key.removeprefix("adam."): value for key, value in state.items() if key.startswith("adam.")})

@@ -1,0 +1,148 @@
+"""The training loop of one arm: turns, metrics, checkpoints, a clean stop."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metasae.errors import Interrupted, UserError
+from metasae.progress import Task
+from metasae.train import checkpoint
+from metasae.train.trainer import Trainer
+
+# Primary steps whose numbers make one line of metrics.jsonl (their mean); reading a number waits for the device.
+LOG_EVERY = 10
+
+
+class Batches(Protocol):
+    """A source of activations with a cursor: what `metasae.data.stream.Stream` is."""
+
+    def next(self) -> Tensor: ...
+    def seek(self, position: int) -> None: ...
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM; the loop looks at it between two steps."""
+
+    def __init__(self):
+        self.asked = False
+
+    @contextmanager
+    def listening(self):
+        """Takes the two signals while inside; a second one acts as if nobody listened."""
+
+        def ask(number, frame):
+            self.asked = True
+            for each in previous:
+                signal.signal(each, previous[each])
+
+        previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        for each in previous:
+            signal.signal(each, ask)
+        try:
+            yield self
+        finally:
+            for each in previous:
+                signal.signal(each, previous[each])
+
+
+def train(
+    trainer: Trainer,
+    batches: Batches,
+    folder: Path,
+    task: Task,
+    stop: StopRequest | None = None,
+    after_step: Callable[[str], None] = lambda action: None,
+) -> None:
+    """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints there.
+
+    after_step: called after every step with 'primary' or 'meta'.
+    Raises Interrupted after saving when `stop` was asked for; UserError when a loss is no longer finite.
+    """
+    log = MetricsLog(folder / "metrics.jsonl", trainer)
+    resumed = checkpoint.load(trainer, folder)
+    log.resume(*(resumed or ([], 0)))
+    batches.seek(trainer.done.primary)
+    task.advance(min(trainer.done.primary * trainer.recipe.train.batch, trainer.recipe.train.tokens))
+    while action := trainer.next_action():
+        if action == "primary":
+            logging = (trainer.done.primary + 1) % LOG_EVERY == 0
+            x = batches.next()
+            losses, numbers = trainer.primary_step(x, with_penalty=logging)
+            log.primary({"loss": losses.total, "l2": losses.l2, "aux": losses.aux, **numbers}, losses.penalty)
+            task.advance(x.shape[0], **log.live())
+        else:
+            losses = trainer.meta_step()
+            log.meta({"meta_loss": losses.total, "meta_l2": losses.l2})
+        due = action == "primary" and trainer.done.primary % trainer.recipe.train.checkpoint_every == 0
+        if due or (stop is not None and stop.asked):
+            log.save(folder)
+        after_step(action)
+        if stop is not None and stop.asked:
+            raise Interrupted(f"stopped at step {trainer.done.primary}; saved")
+    log.finish()
+
+
+class MetricsLog:
+    """Collects each step's numbers as tensors and writes their means, a line per LOG_EVERY primary steps.
+
+    `pending` holds the open window; with the length of the file it is all a resumed run needs to write the same bytes.
+    """
+
+    def __init__(self, path: Path, trainer: Trainer):
+        self.path, self.trainer = path, trainer
+        self.window: list[dict[str, Tensor]] = []
+        self.pending: dict[str, Tensor] = {}
+        self.last: dict[str, float] = {}
+
+    def resume(self, pending: list[dict[str, float]], n_bytes: int) -> None:
+        """Goes on after `n_bytes` of the file: what a killed run wrote beyond its checkpoint is cut off and written again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        if self.path.stat().st_size < n_bytes:
+            raise UserError(f"{self.path} is shorter than its checkpoint says; delete the arm's folder to train it again")
+        os.truncate(self.path, n_bytes)
+        *window, late = pending or [{}]
+        as_tensors = lambda numbers: {key: torch.tensor(value) for key, value in numbers.items()}  # noqa: E731
+        self.window, self.pending = [as_tensors(numbers) for numbers in window], as_tensors(late)
+
+    def primary(self, numbers: dict[str, Tensor], penalty: Tensor) -> None:
+        """The penalty is that of the window's last step: where lambda2 = 0 it is only worked out then."""
+        self.window.append(numbers)
+        if self.trainer.meta and self.trainer.arm != "sequential":
+            self.pending["penalty"] = penalty
+        if len(self.window) == LOG_EVERY:
+            self._write()
+
+    def meta(self, numbers: dict[str, Tensor]) -> None:
+        """The latest meta step's numbers go out with the next line."""
+        self.pending.update(numbers)
+
+    def live(self) -> dict[str, float]:
+        return {key: self.last[key] for key in ("l2", "fvu", "penalty", "dead") if key in self.last}
+
+    def save(self, folder: Path) -> None:
+        floats = [{key: float(value) for key, value in numbers.items()} for numbers in [*self.window, self.pending]]
+        checkpoint.save(self.trainer, floats, self.path.stat().st_size, folder)
+
+    def finish(self) -> None:
+        if self.window:
+            self._write()
+
+    def _write(self) -> None:
+        means = {key: float(torch.stack([numbers[key] for numbers in self.window]).mean()) for key in self.window[0]}
+        latest = {key: float(value) for key, value in self.pending.items()}
+        if not all(math.isfinite(value) for value in (*means.values(), *latest.values())):
+            raise UserError(f"the loss is no longer finite at step {self.trainer.done.primary}; try a smaller train.lr or train.clip")
+        done = self.trainer.done
+        line = {"step": done.primary, "meta_step": done.meta, "tokens": done.primary * self.trainer.recipe.train.batch, **means, **latest}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.window, self.pending, self.last = [], {}, line

@@ -1,0 +1,89 @@
+"""The closed-form gradients against autograd on the page of equations, in float64 where the kernels allow it."""
+
+import pytest
+import torch
+
+from metasae.sae.kernels import kernels
+from metasae.train import objective
+from metasae.train.gradients import Arithmetic, forward, meta_residual, penalty_gradient, sae_gradients
+from metasae.train.objective import Weights
+
+
+def random_weights(n, d, seed, b_enc=True):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(n, d, generator=generator)
+    rows /= rows.norm(dim=1, keepdim=True)
+    noise = torch.randn(n, d, generator=generator)
+    return Weights(
+        rows + 0.3 * noise / d**0.5,
+        rows,
+        0.2 * torch.randn(d, generator=generator),
+        0.1 * torch.randn(n, generator=generator) if b_enc else None,
+    )
+
+
+def autograd(x, weights, **settings):
+    leaves = Weights(**{name: tensor.clone().requires_grad_() for name, tensor in weights.tensors().items()})
+    losses = objective.sae_losses(x, leaves, **settings)
+    losses.total.backward()
+    return losses, {name: tensor.grad for name, tensor in leaves.tensors().items()}
+
+
+def inputs(case, batch=24, d=16):
+    x = torch.randn(batch, d, generator=torch.Generator().manual_seed(5))
+    if case == "ties":
+        x = x[: batch // 2].repeat(2, 1)
+    if case == "zero":
+        x = torch.zeros(batch, d)
+    if case == "one token":
+        x = x[:1]
+    return x
+
+
+@pytest.mark.parametrize("name", ["reference", "fast"])
+@pytest.mark.parametrize("case", ["random", "ties", "zero", "one token"])
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("dead_share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("b_enc", [True, False])
+def test_sae_gradients_equal_autograd(name, case, detach, dead_share, b_enc):
+    n, d, k, k_aux, coef = 40, 16, 3, 5, 1 / 32
+    weights, x = random_weights(n, d, 1, b_enc), inputs(case)
+    dead = torch.arange(n) < dead_share * n
+    expected, wanted = autograd(x, weights, keep=k * len(x), dead_N=dead, k_aux=k_aux, aux_coef=coef, detach=detach)
+
+    how = Arithmetic(kernels(name), torch.float32)
+    into = Weights(**{key: torch.full_like(tensor, 7.0) for key, tensor in weights.tensors().items()})
+    made = forward(x, weights, k * len(x), 0.0, how)
+    l2, aux = sae_gradients(made, weights, into, dead, k_aux, coef, detach, how)
+
+    torch.testing.assert_close(l2, expected.l2.detach(), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(aux, expected.aux.detach(), rtol=1e-5, atol=1e-9)
+    for key, gradient in into.tensors().items():
+        grad = wanted[key] if wanted[key] is not None else torch.zeros_like(gradient)
+        torch.testing.assert_close(gradient, grad, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", ["reference", "fast"])
+@pytest.mark.parametrize("mode", ["raw", "token"])
+def test_penalty_gradient_equals_autograd(name, mode):
+    n, d, lambda2, sigma_sq = 40, 16, 0.7, 0.8
+    weights, meta = random_weights(n, d, 2), random_weights(10, d, 3)
+    leaf = weights.W_dec_ND.clone().requires_grad_()
+    wh = objective.meta_reconstruction(leaf.detach(), meta, 2 * n, mode)
+    p = objective.decomposability_penalty(leaf, wh, sigma_sq)
+    (lambda2 * p).backward()
+
+    difference, _ = meta_residual(weights.W_dec_ND, meta, 2 * n, 0.0, mode, Arithmetic(kernels(name), torch.float32))
+    into = torch.zeros(n, d)
+    ours = penalty_gradient(difference, lambda2, sigma_sq, into)
+    torch.testing.assert_close(ours, p.detach(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(into, leaf.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_penalty_by_hand():
+    # one row, w = (1, 0), wh = (0, 1): e = 2, p = exp(-2 / 4); gradient -(2 * 3 / (1 * 4)) p (1, -1)
+    difference = torch.tensor([[1.0, -1.0]])
+    into = torch.zeros(1, 2)
+    p = penalty_gradient(difference, 3.0, 4.0, into)
+    assert p.item() == pytest.approx(0.6065306597)
+    assert into[0].tolist() == pytest.approx([-1.5 * 0.6065306597, 1.5 * 0.6065306597])
