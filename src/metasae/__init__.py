@@ -11,7 +11,7 @@ _HOME = {
     "Recipe": "metasae.recipe",
     "SAE": "metasae.sae.sae",
     "Codes": "metasae.sae.sae",
-    "run": "metasae.run",
+    "run": "metasae.job",
     "UserError": "metasae.errors",
 }
 __all__ = sorted(_HOME)

@@ -85,12 +85,10 @@ def test_products_equal_the_dense_ones(case):
     torch.testing.assert_close(fast.decode(kept, W), reference.decode(kept, W), rtol=1e-5, atol=1e-5)
     dots = reference.entry_dots(kept, x, W)
     torch.testing.assert_close(fast.entry_dots(kept, x, W), dots, rtol=1e-5, atol=1e-5)
-    ours = fast.latent_rows(kept, (kept.values, dots), (x, x), torch.float32)
-    wanted = reference.latent_rows(kept, (kept.values, dots), (x, x), torch.float32)
+    ours = fast.latent_rows(kept, (kept.values, dots), (x, x))
+    wanted = reference.latent_rows(kept, (kept.values, dots), (x, x))
     for one, other in zip(ours, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    halves = fast.latent_rows(kept, (kept.values,), (x,), torch.bfloat16)[0]
-    torch.testing.assert_close(halves, wanted[0], rtol=2e-2, atol=2e-2 * (1 + float(wanted[0].abs().max())))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -52,13 +52,12 @@ def test_sae_gradients_equal_autograd(name, case, detach, dead_share, b_enc):
     expected, wanted = autograd(x, weights, keep=k * len(x), dead_N=dead, k_aux=k_aux, aux_coef=coef, detach=detach)
 
     how = Arithmetic(kernels(name), torch.float32)
-    into = Weights(**{key: torch.full_like(tensor, 7.0) for key, tensor in weights.tensors().items()})
     made = forward(x, weights, k * len(x), 0.0, how)
-    l2, aux = sae_gradients(made, weights, into, dead, k_aux, coef, detach, how)
+    l2, aux, gradients = sae_gradients(made, weights, dead, k_aux, coef, detach, how)
 
     torch.testing.assert_close(l2, expected.l2.detach(), rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(aux, expected.aux.detach(), rtol=1e-5, atol=1e-9)
-    for key, gradient in into.tensors().items():
+    for key, gradient in gradients.tensors().items():
         grad = wanted[key] if wanted[key] is not None else torch.zeros_like(gradient)
         torch.testing.assert_close(gradient, grad, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
 

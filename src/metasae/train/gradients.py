@@ -31,7 +31,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How products are made: which kernels, and the dtype of the matrix products (the sums stay in fp32)."""
+    """How products are made: which kernels, and the dtype of the dense matrix products (sums over kept entries stay in fp32)."""
 
     kernels: ModuleType
     dtype: torch.dtype
@@ -58,7 +58,7 @@ def auxiliary(made: Reconstruction, weights: Weights, dead_N: Tensor, k_aux: int
     W_dec = weights.W_dec_ND[dead].to(how.dtype)
     # ra = xa - (x - xh) = xa + residual
     ra = (a @ W_dec).float().add_(made.residual_BD)
-    loss = coef * ra.pow(2).mean()
+    loss = coef * ra.square().mean()
     G = ra * (2 * coef / ra.numel())
     Gh = G.to(how.dtype)
     da = (Gh @ W_dec.t()).mul_(a > 0)
@@ -68,16 +68,15 @@ def auxiliary(made: Reconstruction, weights: Weights, dead_N: Tensor, k_aux: int
 def sae_gradients(
     made: Reconstruction,
     weights: Weights,
-    into: Weights,
     dead_N: Tensor | None,
     k_aux: int,
     aux_coef: float,
     detach: bool,
     how: Arithmetic,
-) -> tuple[Tensor, Tensor]:
-    """Writes dL/dweights of L2 + aux into `into`; returns (l2, aux) as 0-dim tensors. `dead_N` None or all False: no aux term."""
+) -> tuple[Tensor, Tensor, Weights]:
+    """(l2, aux, dL/dweights of L2 + aux), the losses as 0-dim tensors. `dead_N` None or all False: no aux term."""
     r = made.residual_BD
-    l2 = r.pow(2).mean()
+    l2 = r.square().mean()
     G = r * (2 / r.numel())
     aux = torch.zeros_like(l2)
     extra = None
@@ -86,19 +85,15 @@ def sae_gradients(
         if not detach:
             G += G_aux
     dz = how.kernels.entry_dots(made.kept, G, weights.W_dec_ND)
-    dW_dec, dW_enc = how.kernels.latent_rows(made.kept, (made.kept.values, dz), (G, made.xc_BD), how.dtype)
-    into.W_dec_ND.copy_(dW_dec)
-    into.W_enc_ND.copy_(dW_enc)
+    dW_dec, dW_enc = how.kernels.latent_rows(made.kept, (made.kept.values, dz), (G, made.xc_BD))
     dpre_N = made.kept.latent_sums(dz)
     if extra is not None:
         aux_dec, aux_enc, aux_pre, dead = extra
-        into.W_dec_ND.index_add_(0, dead, aux_dec)
-        into.W_enc_ND.index_add_(0, dead, aux_enc)
+        dW_dec.index_add_(0, dead, aux_dec)
+        dW_enc.index_add_(0, dead, aux_enc)
         dpre_N.index_add_(0, dead, aux_pre)
-    torch.sub(G.sum(0), dpre_N @ weights.W_enc_ND, out=into.b_dec_D)
-    if into.b_enc_N is not None:
-        into.b_enc_N.copy_(dpre_N)
-    return l2, aux
+    db_dec = G.sum(0) - dpre_N @ weights.W_enc_ND
+    return l2, aux, Weights(dW_enc, dW_dec, db_dec, None if weights.b_enc_N is None else dpre_N)
 
 
 def meta_residual(W_dec_ND: Tensor, meta: Weights, keep: int, cut: float, mode: str, how: Arithmetic) -> tuple[Tensor, float]:
@@ -113,7 +108,7 @@ def meta_residual(W_dec_ND: Tensor, meta: Weights, keep: int, cut: float, mode: 
 
 def penalty_gradient(difference_ND: Tensor, lambda2: float, sigma_sq: float, into_ND: Tensor | None) -> Tensor:
     """mean_i p_i from w - wh [n, d]; adds dL/dw_i = -(2 lambda2 / (n sigma^2)) p_i (w_i - wh_i) to `into_ND` when given."""
-    p_N = torch.exp(difference_ND.pow(2).sum(dim=1).div_(-sigma_sq))
+    p_N = torch.exp(difference_ND.square().sum(dim=1).div_(-sigma_sq))
     if into_ND is not None:
         scale = -2 * lambda2 / (p_N.numel() * sigma_sq)
         into_ND.addcmul_(difference_ND, p_N[:, None], value=scale)

@@ -15,17 +15,16 @@ class UnitRowAdam:
 
     def __init__(self, weights: Weights, betas: tuple[float, float], eps: float, clip: float, renormalise: str):
         self.weights = weights
-        self.gradients = Weights(**{name: torch.zeros_like(tensor) for name, tensor in weights.tensors().items()})
         self.clip, self.renormalise = clip, renormalise
-        for name, tensor in weights.tensors().items():
-            tensor.grad = getattr(self.gradients, name)
         self.adam = torch.optim.Adam(list(weights.tensors().values()), lr=0.0, betas=betas, eps=eps, fused=True)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One step from the gradients written into `self.gradients`."""
+    def step(self, gradients: Weights, lr: float) -> None:
+        """One step. The gradients are clipped and projected in place."""
+        for name, tensor in self.weights.tensors().items():
+            tensor.grad = getattr(gradients, name)
         torch.nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], self.clip)
-        W, g = self.weights.W_dec_ND, self.gradients.W_dec_ND
+        W, g = self.weights.W_dec_ND, gradients.W_dec_ND
         if self.renormalise == "before":
             unit_rows_(W)
         g.addcmul_(W, torch.linalg.vecdot(g, W)[:, None], value=-1)

@@ -67,16 +67,17 @@ class Trainer:
     def primary_step(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor]]:
         """One step on activations x [B, d]; see `primary_gradients` for what comes back."""
         train = self.recipe.train
-        out = self.primary_gradients(x_BD, with_penalty)
-        self.primary.optimiser.step(learning_rate(self.done.primary, self.total_primary, train.lr, train.warmup, train.decay))
+        losses, numbers, gradients = self.primary_gradients(x_BD, with_penalty)
+        rate = learning_rate(self.done.primary, self.total_primary, train.lr, train.warmup, train.decay)
+        self.primary.optimiser.step(gradients, rate)
         self.done.primary += 1
-        return out
+        return losses, numbers
 
     @torch.no_grad()
-    def primary_gradients(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor]]:
-        """Fills the primary's gradients from activations x [B, d] (fp32, globally scaled where the recipe says so).
+    def primary_gradients(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor], Weights]:
+        """The losses on activations x [B, d] (fp32, globally scaled where the recipe says so) and their gradients.
 
-        Returns the losses and further numbers as 0-dim tensors: fvu, l0, dead.
+        Between them, further numbers as 0-dim tensors: fvu, l0, dead. Counts firings, changes no weight.
         `with_penalty` False leaves the penalty's value out where lambda2 = 0.
         """
         train, learner = self.recipe.train, self.primary
@@ -86,14 +87,14 @@ class Trainer:
         made = forward(x, learner.weights, learner.k * x.shape[0], learner.cut, self.how)
         learner.cut = made.cut
         dead = _count_silence(learner, made.kept.fired(), x.shape[0], train.dead_after)
-        into = learner.optimiser.gradients
-        l2, aux = sae_gradients(made, learner.weights, into, dead, self.k_aux, train.aux_coef, train.aux_residual == "detached", self.how)
+        detach = train.aux_residual == "detached"
+        l2, aux, gradients = sae_gradients(made, learner.weights, dead, self.k_aux, train.aux_coef, detach, self.how)
         penalty = torch.zeros_like(l2)
         if self.meta and self.arm != "sequential" and (self.lambda2 > 0 or with_penalty):
-            penalty = self._penalty(into.W_dec_ND if self.lambda2 > 0 else None)
-        variance = (x - x.mean(0)).pow(2).mean()
+            penalty = self._penalty(gradients.W_dec_ND if self.lambda2 > 0 else None)
+        variance = (x - x.mean(0)).square().mean()
         numbers = {"fvu": l2 / variance, "l0": l2.new_tensor(made.kept.values.numel() / x.shape[0]), "dead": dead.sum().float()}
-        return Losses(l2, aux, penalty, l2 + aux + self.lambda2 * penalty), numbers
+        return Losses(l2, aux, penalty, l2 + aux + self.lambda2 * penalty), numbers, gradients
 
     @torch.no_grad()
     def meta_step(self) -> Losses:
@@ -104,8 +105,9 @@ class Trainer:
         learner.cut = made.cut
         dead = _count_silence(learner, made.kept.fired(), rows.shape[0], train.meta_dead_after)
         detach = train.aux_residual == "detached"
-        l2, aux = sae_gradients(made, learner.weights, learner.optimiser.gradients, dead, self.k_aux, train.aux_coef, detach, self.how)
-        learner.optimiser.step(learning_rate(self.done.meta, self.total_meta, train.meta_lr or train.lr, train.warmup, train.decay))
+        l2, aux, gradients = sae_gradients(made, learner.weights, dead, self.k_aux, train.aux_coef, detach, self.how)
+        rate = learning_rate(self.done.meta, self.total_meta, train.meta_lr or train.lr, train.warmup, train.decay)
+        learner.optimiser.step(gradients, rate)
         self.done.meta += 1
         return Losses(l2, aux, torch.zeros_like(l2), l2 + aux)
 

@@ -5,6 +5,7 @@ On a CPU each is one pass of a well-kept torch kernel: embedding_bag sums weight
 entries of a matrix product. Nothing of size [B, k, d] is ever built.
 """
 
+import math
 import warnings
 
 import numpy as np
@@ -31,7 +32,7 @@ def encode(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.
 def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
     """See reference.select. Only entries above the cut are looked at; with too few of them the cut is lowered."""
     flat = pre_BN.view(-1)
-    cut = cut if cut > 0 else _sampled_cut(flat, keep)
+    cut = cut if 0 < cut < math.inf else _sampled_cut(flat, keep)
     while True:
         found = _above(flat, cut)
         if found.numel() >= keep or cut == 0:
@@ -59,14 +60,12 @@ def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:
     return torch.sparse.sampled_addmm(places, left_BD, right_ND.t(), beta=0.0).values()
 
 
-def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """See reference.latent_rows. The entries are sorted by latent once; then each sum is one pass over its segments."""
     order, offsets = _by_latent(kept)
     rows = kept.rows[order]
     return tuple(
-        embedding_bag(
-            rows, source.to(dtype), offsets, mode="sum", per_sample_weights=weight[order].to(dtype), include_last_offset=True
-        ).float()
+        embedding_bag(rows, source, offsets, mode="sum", per_sample_weights=weight[order], include_last_offset=True)
         for weight, source in zip(weights, sources, strict=True)
     )
 
@@ -74,13 +73,14 @@ def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, 
 def _above(flat: Tensor, cut: float) -> Tensor:
     """Ascending indices int64 of the entries greater than `cut` >= 0."""
     if flat.dtype == torch.bfloat16:
-        # bf16 patterns of numbers >= 0 are ordered like integers, which torch compares several times faster.
+        # bf16 patterns of numbers >= 0 are ordered like integers, which compare several times faster.
         # The cut is rounded to bf16, towards zero, so nothing above it is lost.
-        bits = int(np.float32(cut).view(np.uint32)) >> 16
-        mask = flat.view(torch.int16) > bits
-    else:
-        mask = flat > cut
-    return mask.nonzero().squeeze(1)
+        flat, cut = flat.view(torch.int16), int(np.float32(cut).view(np.uint32)) >> 16
+    if flat.device.type == "cpu":
+        # numpy's comparison and flatnonzero take half the time of torch's here, on one core
+        values = flat.numpy()
+        return torch.from_numpy(np.flatnonzero(np.greater(values, values.dtype.type(cut))))
+    return (flat > cut).nonzero().squeeze(1)
 
 
 def _largest(found: Tensor, values: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,8 @@ def _sampled_cut(flat: Tensor, keep: int, size: int = 1 << 16) -> float:
     """A first cut from a strided sample of the batch, low enough to be likely below the true threshold."""
     sample = flat[:: max(1, flat.numel() // size)].float()
     rank = min(sample.numel(), max(1, round(sample.numel() * keep / flat.numel() * 1.2)))
-    return max(0.0, float(torch.topk(sample, rank).values[-1]) * 0.9)
+    cut = float(torch.topk(sample, rank).values[-1]) * 0.9
+    return cut if 0 < cut < math.inf else 0.0
 
 
 def _by_latent(kept: Kept) -> tuple[Tensor, Tensor]:

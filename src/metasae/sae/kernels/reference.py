@@ -46,9 +46,9 @@ def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:
     return (left_BD @ right_ND.t())[kept.rows.long(), kept.latents.long()]
 
 
-def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """For each pair (weight [K], source [B, d]): out[j] = sum over entries of latent j of weight * source[row], fp32 [n, d].
 
     With (z, dL/dx_hat) this is dL/dW_dec; with (dL/dz, x) it is dL/dW_enc, transposed.
     """
-    return tuple(kept.with_values(weight).dense(dtype).t().mm(source.to(dtype)).float() for weight, source in zip(weights, sources, strict=True))
+    return tuple(kept.with_values(weight).dense().t().mm(source) for weight, source in zip(weights, sources, strict=True))

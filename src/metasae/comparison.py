@@ -1,0 +1,215 @@
+"""What each arm changes against solo: differences over paired seeds, with intervals, as JSON, Markdown and a table."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from metasae import files
+from metasae.errors import UserError
+from metasae.measures.catalogue import CATALOGUE, GROUPS, value_of
+from metasae.measures.statistics import paired_difference
+from metasae.verdict import change, is_clear, towards, write_verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BASELINE = "solo"
+ORDER = ("solo", "control", "joint", "sequential")
+SAME_FOR_ALL = ("n_tokens", "calibration_tokens", "rule", "data", "critic_seed")
+ARM_FOLDER = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measures.json of one trained SAE."""
+
+    arm: str
+    seed: int
+    folder: Path
+    measures: dict
+
+
+def compare(run_folder: str | Path) -> dict:
+    """Reads arms/*/measures.json, writes compare.json and compare.md, returns what compare.json holds.
+
+    Keys: conditions (the same for all arms), arms {arm: seeds, means, values}, pairs {"joint vs solo": {measure: a, b,
+    difference, percent, ci95, n_seeds, values ...}}, missing (arms not measured yet), verdict.
+    Raises UserError when nothing is measured or the arms were not judged under the same conditions.
+    """
+    run_folder = Path(run_folder)
+    measured, missing = read_measured(run_folder)
+    comparison = {
+        "run": run_folder.resolve().name,
+        "conditions": _shared_conditions(measured),
+        "arms": _arms(measured),
+        "missing": missing,
+    }
+    comparison["pairs"] = _pairs(comparison["arms"])
+    comparison["verdict"] = write_verdict(comparison)
+    files.write_json(run_folder / "compare.json", comparison)
+    files.write_text(run_folder / "compare.md", as_markdown(comparison))
+    return comparison
+
+
+def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
+    """(every measured SAE of a run in the order of arms and seeds, the names of arm folders without measures.json)."""
+    if not (run_folder / "arms").is_dir():
+        raise UserError(f"{run_folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`")
+    measured, missing = [], []
+    for folder in sorted((run_folder / "arms").iterdir()):
+        name = ARM_FOLDER.fullmatch(folder.name)
+        if name is None or not folder.is_dir():
+            continue
+        if not (folder / "measures.json").is_file():
+            missing.append(folder.name)
+            continue
+        measures = files.read_json(folder / "measures.json")
+        if not isinstance(measures, dict) or not isinstance(measures.get("conditions"), dict):
+            raise UserError(f"{folder / 'measures.json'} holds no measures; delete it and run again")
+        measured.append(Measured(name["arm"], int(name["seed"]), folder, measures))
+    if not measured:
+        raise UserError(f"no arm in {run_folder} is measured yet; run `metasae run` on it to the end first")
+    return sorted(measured, key=lambda entry: (_place(entry.arm), entry.seed)), missing
+
+
+def _place(arm: str) -> tuple[int, str]:
+    return (ORDER.index(arm) if arm in ORDER else len(ORDER), arm)
+
+
+def _shared_conditions(measured: list[Measured]) -> dict:
+    first = measured[0]
+    for other in measured[1:]:
+        for key in SAME_FOR_ALL:
+            if first.measures["conditions"].get(key) != other.measures["conditions"].get(key):
+                raise UserError(
+                    f"{first.folder.name} and {other.folder.name} were judged differently ({key}: "
+                    f"{first.measures['conditions'].get(key)} and {other.measures['conditions'].get(key)}); measure them again alike"
+                )
+    return {key: first.measures["conditions"].get(key) for key in SAME_FOR_ALL}
+
+
+def _arms(measured: list[Measured]) -> dict:
+    arms: dict[str, dict] = {}
+    for entry in measured:
+        arm = arms.setdefault(entry.arm, {"seeds": [], "means": {}, "values": {}})
+        arm["seeds"].append(entry.seed)
+        for quantity in CATALOGUE:
+            value = value_of(entry.measures, quantity)
+            if value is not None:
+                arm["values"].setdefault(quantity.key, {})[str(entry.seed)] = value
+    for arm in arms.values():
+        arm["means"] = {key: fmean(values.values()) for key, values in arm["values"].items()}
+    return arms
+
+
+def _pairs(arms: dict) -> dict:
+    """Every other arm against solo; joint first, as it is the question."""
+    if BASELINE not in arms:
+        return {}
+    others = sorted((arm for arm in arms if arm != BASELINE), key=lambda arm: (arm != "joint", _place(arm)))
+    pairs = {}
+    for arm in others:
+        shared = [q.key for q in CATALOGUE if q.key in arms[arm]["values"] and q.key in arms[BASELINE]["values"]]
+        differences = {key: paired_difference(_by_seed(arms[arm], key), _by_seed(arms[BASELINE], key)) for key in shared}
+        pairs[f"{arm} vs {BASELINE}"] = {key: difference.as_dict() for key, difference in differences.items()}
+    return pairs
+
+
+def _by_seed(arm: dict, key: str) -> dict[int, float]:
+    return {int(seed): value for seed, value in arm["values"][key].items()}
+
+
+def as_markdown(comparison: dict) -> str:
+    """compare.md: verdict, conditions, and one table per group and pair."""
+    lines = [f"# Comparison: {comparison['run']}", "", comparison["verdict"], "", conditions_line(comparison), ""]
+    if comparison["missing"]:
+        lines += [f"Not measured yet: {', '.join(comparison['missing'])}.", ""]
+    for name, pair in comparison["pairs"].items():
+        a, b = name.split(" vs ")
+        for group, title in GROUPS.items():
+            quantities = [q for q in CATALOGUE if q.group == group and q.key in pair]
+            if not quantities:
+                continue
+            lines += [f"## {title}: {name}", "", conditions_line(comparison, (a, b)), ""]
+            lines += [f"| measure | better | {b} | {a} | change, 95% interval | seeds | |", "|---|---|---:|---:|---:|---:|---|"]
+            for q in quantities:
+                entry = pair[q.key]
+                label = q.label.replace("|", "\\|")
+                cells = (label, q.better or "", number(entry["b"]), number(entry["a"]), change(q, entry), str(entry["n_seeds"]), reading(q, entry))
+                lines.append(f"| {' | '.join(cells)} |")
+            lines.append("")
+    lines += [
+        "Percentages and their intervals are of solo's mean, pp is a hundredth of the measure's own unit; "
+        "intervals are Student's t over paired seeds, the unit being a trained SAE.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def conditions_line(comparison: dict, arms: tuple[str, ...] | None = None) -> str:
+    """Tokens, seeds and realised L0 that every number below rests on."""
+    shown = []
+    for arm in arms or tuple(comparison["arms"]):
+        entry = comparison["arms"][arm]
+        l0 = entry["means"].get("fidelity.l0")
+        seeds = ", ".join(map(str, entry["seeds"]))
+        shown.append(f"{arm}: seed{'s' if len(entry['seeds']) > 1 else ''} {seeds}" + (f", realised L0 {l0:.2f}" if l0 is not None else ""))
+    conditions = comparison["conditions"]
+    tokens = f"{conditions['n_tokens']:,} evaluation tokens, thresholds from {conditions['calibration_tokens']:,} calibration tokens"
+    return f"{tokens} by `{conditions['rule']}`; {'; '.join(shown)}."
+
+
+def reading(quantity, entry: dict) -> str:
+    """What a row says: `more atomic`, `less faithful (1 seed)`, `unclear` ..., "" for a plain description."""
+    direction = towards(quantity, entry)
+    if not direction:
+        return ""
+    if direction == "same":
+        return "no change"
+    words = {"atomicity": "atomic", "fidelity": "faithful"}[quantity.speaks_of]
+    if is_clear(entry):
+        return f"{'more' if direction == 'better' else 'less'} {words}"
+    return entry["note"] if entry["ci95"] is None else "interval includes 0"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """So many significant digits; - for none."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def summary_table(comparison: dict) -> "Table":
+    """The main measures, each arm's mean over its seeds, and the change of joint (or the first other arm) against solo.
+
+    Fits 80 columns with three arms. A change is green where clearly better, red where clearly worse.
+    """
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    arms, pairs = comparison["arms"], comparison["pairs"]
+    pair_name = next(iter(pairs), None)
+    seeds = ", ".join(f"{arm} {len(entry['seeds'])}" for arm, entry in arms.items())
+    title = escape(f"{comparison['run']}: {comparison['conditions']['n_tokens']:,} held-out tokens; seeds: {seeds}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("measure", no_wrap=True)
+    for arm in arms:
+        table.add_column(escape(arm), justify="right", no_wrap=True)
+    if pair_name:
+        table.add_column(escape(pair_name), justify="right", no_wrap=True)
+    for quantity in CATALOGUE:
+        if not quantity.main or not any(quantity.key in entry["means"] for entry in arms.values()):
+            continue
+        row = [quantity.label, *(number(entry["means"].get(quantity.key), 3) for entry in arms.values())]
+        if pair_name:
+            entry = pairs[pair_name].get(quantity.key)
+            row.append(Text(change(quantity, entry), style=_colour(quantity, entry)) if entry else "-")
+        table.add_row(*row)
+    table.caption = "95% intervals over paired seeds; green clearly better, red clearly worse"
+    return table
+
+
+def _colour(quantity, entry: dict) -> str:
+    return {"better": "green", "worse": "red"}.get(towards(quantity, entry), "") if is_clear(entry) else ""

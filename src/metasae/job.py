@@ -1,0 +1,297 @@
+"""The main job: harvest once, train every arm and seed on the same stream, calibrate, measure, compare, report.
+
+Each stage leaves whole files behind and is skipped when they are there, so running the same command again goes on where
+it stopped.
+"""
+
+import platform
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tomli
+import torch
+from torch import Tensor
+
+import metasae
+from metasae import files
+from metasae.data.activations import fingerprint_of, harvest, identity
+from metasae.data.cache import ActivationCache, Split, open_cache
+from metasae.data.host import Host
+from metasae.data.stream import Stream
+from metasae.errors import Interrupted, UserError
+from metasae.measures.calibrate import Calibration, calibrate_rate
+from metasae.memory import keep_freed_memory
+from metasae.progress import Progress
+from metasae.recipe import Recipe
+from metasae.sae.sae import SAE, token_normalise
+from metasae.train.loop import StopRequest, train
+from metasae.train.trainer import Trainer
+
+# Rows for the mean that b_dec starts from where inputs are normalised per token.
+_MEAN_ROWS = 65_536
+
+
+class DecoderRows:
+    """Decoder rows [n, d] in the guise of a split, for calibrating a meta SAE."""
+
+    def __init__(self, W_dec_ND: Tensor):
+        self.rows, self.n_tokens = W_dec_ND.detach(), W_dec_ND.shape[0]
+
+    def blocks(self, size: int):
+        return iter(self.rows.float().split(size))
+
+
+def run(
+    recipe: str | Path | dict | Recipe,
+    out: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    device: str = "cpu",
+    dry_run: bool = False,
+    show: bool = True,
+) -> dict:
+    """Runs a recipe to its report; the returned dictionary is compare.json with the run folder's path.
+
+    recipe: a shipped name, a TOML file, a dictionary or a Recipe. out: the run folder (runs/NAME when None).
+    overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout.
+    Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
+    """
+    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
+    source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    resolved = Recipe.load(source, overrides)
+    folder = Path(out) if out is not None else Path("runs") / name
+    _check_device(device)
+    if dry_run:
+        return _plan(resolved, folder, show)
+    keep_freed_memory()
+    job = _Job(_claim(resolved, folder), folder, device, Progress(show))
+    with StopRequest().listening() as stop:
+        try:
+            job.go(stop)
+        except Interrupted as error:
+            raise Interrupted(f"{error}. Go on with: metasae run {folder / 'recipe.toml'} --out {folder}") from None
+    return conclude(folder, show)
+
+
+def conclude(folder: str | Path, show: bool = True) -> dict:
+    """Compares the measured arms of a run folder and writes compare.json, compare.md, figures and report.html."""
+    from metasae.comparison import compare, summary_table
+    from metasae.report import write_report
+
+    folder = Path(folder)
+    comparison = compare(folder)
+    report = write_report(folder)
+    if show:
+        from rich.console import Console
+
+        console = Console()
+        console.print(summary_table(comparison))
+        console.print(comparison["verdict"], highlight=False)
+        console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+    return {"run": str(folder), "report": str(report), **comparison}
+
+
+class _Job:
+    """One pass over the stages of a run folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress):
+        self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
+        self._host: Host | None = None
+        path = folder / "run.json"
+        self.state = files.read_json(path) if path.exists() else {}
+        self.state |= {"versions": _versions(), "device": device, "threads": torch.get_num_threads(), "seeds": list(recipe.seeds)}
+        self.state.setdefault("stages", {})
+
+    def go(self, stop: StopRequest) -> None:
+        arms = [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
+        if all((self._arm(*each) / "measures.json").exists() for each in arms):
+            self.progress.say("every arm is trained and measured already")
+            return
+        cache = self._harvest()
+        self._refuse_when_asked(stop)
+        for number, (arm, seed) in enumerate(arms, 1):
+            self._train(cache, arm, seed, f"train {arm}-s{seed} ({number}/{len(arms)})", stop)
+        for arm, seed in arms:
+            self._measure(cache, arm, seed)
+            self._refuse_when_asked(stop)
+
+    @property
+    def host(self) -> Host:
+        """The language model, loaded when first needed."""
+        if self._host is None:
+            self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
+        return self._host
+
+    def _harvest(self) -> ActivationCache:
+        recipe = self.recipe
+        tokens = {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
+        stage = self.state["stages"].get("harvest")
+        if stage and Path(stage["cache"]).is_dir():
+            # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
+            return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
+        start = time.perf_counter()
+        key = fingerprint_of(identity(self.host, recipe.text, recipe.harvest))
+        place = Path(recipe.harvest.cache) if recipe.harvest.cache else self.folder.parent / "activations" / key[:16]
+        cache = harvest(self.host, recipe.text, recipe.harvest, place, tokens, self.progress)
+        documents = cache.index["documents_blake2b"]
+        self._done("harvest", start, cache=str(place.resolve()), fingerprint=cache.fingerprint, documents=documents)
+        return cache
+
+    def _train(self, cache: ActivationCache, arm: str, seed: int, title: str, stop: StopRequest) -> None:
+        folder = self._arm(arm, seed)
+        if (folder / "primary" / "cfg.json").exists():
+            return
+        start = time.perf_counter()
+        split = cache.split("train")
+        scale = input_scale(split, self.recipe.sae.normalize)
+        trainer = Trainer(self.recipe, arm, seed, initial_b_dec(split, scale, self.recipe), self.device)
+        with (
+            Stream(split, self.recipe.train.batch, seed, scale) as stream,
+            self.progress.task(title, self.recipe.train.tokens) as task,
+        ):
+            train(trainer, stream, folder, task, stop)
+        self._save(trainer.export(scale, self._metadata(cache, arm, seed)), cache, folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        self._done(f"train {arm}-s{seed}", start)
+
+    def _save(self, saes: dict[str, SAE], cache: ActivationCache, folder: Path) -> None:
+        """Calibrates and writes; the primary last, as its folder says that the arm is trained."""
+        if "meta" in saes:
+            meta, rows = saes["meta"], DecoderRows(saes["primary"].W_dec)
+            meta.threshold = torch.full((meta.n_latents,), calibrate_rate(meta, rows, self.recipe.meta.k).threshold)
+            meta.save(folder / "meta")
+        primary = saes["primary"]
+        found = calibrate_rate(primary, cache.split("calibration"), self.recipe.sae.k)
+        primary.threshold = torch.full((primary.n_latents,), found.threshold)
+        primary.config.metadata["calibration"] = {"l0": found.l0, "n_tokens": found.n_tokens, "k": found.k}
+        primary.save(folder / "primary")
+
+    def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
+        from metasae.measures.suite import measure_sae
+
+        folder = self._arm(arm, seed)
+        if (folder / "measures.json").exists():
+            return
+        start = time.perf_counter()
+        meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
+        host = self.host if self.recipe.measure.output_tokens else None
+        sae = SAE.load(folder / "primary")
+        calibration = Calibration(float(sae.threshold[0]), **sae.config.metadata["calibration"])
+        result = measure_sae(sae, meta, cache, self.recipe.measure, host, self.progress, seed=seed, calibration=calibration)
+        files.write_json(folder / "measures.json", result)
+        self._done(f"measure {arm}-s{seed}", start)
+
+    def _metadata(self, cache: ActivationCache, arm: str, seed: int) -> dict:
+        recipe = self.recipe
+        return {
+            "hook_name": recipe.hook.point,
+            "model_name": recipe.model.name or recipe.model.path,
+            "dataset_path": recipe.text.source,
+            "context_size": recipe.text.context,
+            "prepend_bos": self.host.bos_id is not None if self._host else None,
+            "metasae": {
+                "version": metasae.__version__,
+                "arm": arm,
+                "seed": seed,
+                "data_fingerprint": cache.fingerprint,
+                "recipe": recipe.model_dump(mode="json"),
+            },
+        }
+
+    def _arm(self, arm: str, seed: int) -> Path:
+        return self.folder / "arms" / f"{arm}-s{seed}"
+
+    def _done(self, stage: str, start: float, **facts: Any) -> None:
+        self.state["stages"][stage] = {"state": "done", "seconds": round(time.perf_counter() - start, 2), **facts}
+        if "fingerprint" in facts:
+            self.state["data_fingerprint"] = facts["fingerprint"]
+        files.write_json(self.folder / "run.json", self.state)
+
+    @staticmethod
+    def _refuse_when_asked(stop: StopRequest) -> None:
+        if stop.asked:
+            raise Interrupted("stopped between two stages; what is done is kept")
+
+
+def input_scale(split: Split, normalize: str) -> float:
+    """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
+    if normalize != "global":
+        return 1.0
+    if split.mean_square <= 0:
+        raise UserError("all activations of the training split are zero; check the hook point")
+    return (split.d / split.mean_square) ** 0.5
+
+
+def initial_b_dec(split: Split, scale: float, recipe: Recipe) -> Tensor:
+    """fp32 [d], in the units the SAE is trained in: zero, or the mean input."""
+    if recipe.sae.b_dec_init == "zero":
+        return torch.zeros(split.d)
+    if recipe.sae.normalize == "token":
+        rows = torch.linspace(0, split.n_tokens - 1, min(_MEAN_ROWS, split.n_tokens)).long()
+        return token_normalise(split.rows(rows).float())[0].mean(0)
+    return (split.mean * scale).float()
+
+
+def _claim(recipe: Recipe, folder: Path) -> Recipe:
+    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it."""
+    path = folder / "recipe.toml"
+    if path.exists():
+        held = Recipe.load(tomli.loads(path.read_text()))
+        differing = [key for key in _flat(recipe) if _flat(held).get(key) != _flat(recipe)[key]]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"{folder} holds a run with {key} = {_flat(held).get(key)!r}, not {_flat(recipe)[key]!r}; choose another --out or delete the folder"
+            )
+        union = {name: tuple(dict.fromkeys([*getattr(held, name), *getattr(recipe, name)])) for name in ("arms", "seeds")}
+        recipe.model_copy(update=union).save(path)
+        return recipe
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from None
+    return recipe
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value, without what may differ between two calls on one run folder."""
+    out = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            out |= {f"{name}.{key}": inner for key, inner in value.items()}
+    return out
+
+
+def _plan(recipe: Recipe, folder: Path, show: bool) -> dict:
+    steps = -(-recipe.train.tokens // recipe.train.batch)
+    plan = {
+        "out": str(folder),
+        "recipe": recipe.model_dump(mode="json"),
+        "arms": [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms],
+        "primary_steps_per_arm": steps,
+        "tokens_harvested": recipe.train.tokens + recipe.measure.calibration_tokens + recipe.measure.tokens,
+    }
+    if show:
+        print(recipe.dump())
+        print(f"# would write {folder}: {len(plan['arms'])} arms of {steps:,} primary steps, {plan['tokens_harvested']:,} tokens harvested")
+    return plan
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device '{device}' is not one of cpu, cuda, cuda:N") from None
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no CUDA device is available here; use --device cpu")
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "safetensors", "numpy", "scipy")
+    return {"metasae": metasae.__version__, "python": platform.python_version(), "system": sys.platform} | {
+        package: metadata.version(package) for package in packages
+    }

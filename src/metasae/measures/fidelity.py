@@ -1,0 +1,149 @@
+"""How much of the activations the SAE keeps, and which latents do the work.
+
+FVU = sum (xh - x)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (xh - x)^2 per number.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metasae.measures.firings import Firings
+from metasae.progress import SILENT, Progress
+
+DENSE_RATE = 0.1
+RATE_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+MAX_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class DocumentSums:
+    """Sums over runs of whole documents, for intervals that resample documents. All float64 or int64 [blocks].
+
+    squared_error: sum (xh - x)^2. variance: sum (x - mean x)^2, around the mean of all tokens. firings: active latents.
+    """
+
+    n_tokens: np.ndarray
+    squared_error: np.ndarray
+    variance: np.ndarray
+    firings: np.ndarray
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """fvu: None when the activations do not vary. l2: squared model units per number. dead, dense: shares of the n latents.
+
+    mean: [d], the mean activation, for the mean-ablation. rates: float64 [n]. blocks: sums by runs of documents.
+    """
+
+    fvu: float | None
+    l2: float
+    l0: float
+    dead: float
+    dense: float
+    rates: np.ndarray
+    mean: Tensor
+    blocks: DocumentSums
+
+    def as_dict(self) -> dict:
+        """The part of measures.json that needs no language model."""
+        live = self.rates[self.rates > 0]
+        edges = rate_edges()
+        return {
+            "fvu": self.fvu,
+            "l2": self.l2,
+            "l0": self.l0,
+            "dead": self.dead,
+            "dense": self.dense,
+            "rates": {
+                "quantiles_of_live": {f"{q:g}": float(np.quantile(live, q)) if len(live) else None for q in RATE_QUANTILES},
+                "log10_spread": float(np.log10(live).std()) if len(live) else None,
+                "histogram": {"log10_edges": edges, "counts": np.histogram(np.log10(live), edges)[0]},
+            },
+            "document_blocks": {
+                "n_tokens": self.blocks.n_tokens,
+                "squared_error": self.blocks.squared_error,
+                "variance": self.blocks.variance,
+                "firings": self.blocks.firings,
+            },
+        }
+
+
+def rate_edges() -> np.ndarray:
+    """Bin edges of log10 firing rate: 10 per decade from 1e-8 to 1."""
+    return np.linspace(-8, 0, 81)
+
+
+def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: Progress = SILENT) -> Fidelity:
+    """Reconstructs `split` from its firings; two passes over the activations, none through the encoder.
+
+    firings: of this SAE on this split, at least one token.
+    """
+    mean = _mean(split, batch)
+    error, variance = np.empty(firings.n_tokens), np.empty(firings.n_tokens)
+    done = 0
+    with progress.task("fidelity", firings.n_tokens) as task:
+        for block in split.blocks(batch):
+            x = block.to(torch.float32)
+            x_hat = decode_firings(sae, firings, done, x)
+            end = done + len(x)
+            error[done:end] = (x_hat - x).double().square().sum(1).numpy()
+            variance[done:end] = (x.double() - mean).square().sum(1).numpy()
+            done = end
+            task.advance(len(x))
+    rates, total = firings.rates(), float(variance.sum())
+    return Fidelity(
+        fvu=float(error.sum()) / total if total > 0 else None,
+        l2=float(error.sum()) / (len(error) * len(mean)),
+        l0=firings.l0,
+        dead=float(np.mean(rates == 0)),
+        dense=float(np.mean(rates > DENSE_RATE)),
+        rates=rates,
+        mean=mean.float(),
+        blocks=_by_document_block(firings, error, variance),
+    )
+
+
+def decode_firings(sae, firings: Firings, start: int, x: Tensor) -> Tensor:
+    """The reconstruction x_hat [B, d], on the CPU, of the tokens start to start + B, whose activations are x [B, d].
+
+    x is only looked at for the mean and standard deviation of an SAE that normalises per token.
+    """
+    pointers = firings.indptr[start : start + len(x) + 1]
+    entries = slice(pointers[0], pointers[-1])
+    weights = sae.W_dec.detach().float().cpu()
+    x_hat = nn.functional.embedding_bag(
+        torch.from_numpy(firings.indices[entries].astype(np.int64)),
+        weights,
+        torch.from_numpy(pointers - pointers[0]),
+        mode="sum",
+        per_sample_weights=torch.from_numpy(firings.values[entries]),
+        include_last_offset=True,
+    )
+    _, mean, std = sae.normalise(x)
+    x_hat += sae.b_dec.detach().float().cpu()
+    return x_hat if mean is None else x_hat * std + mean
+
+
+def _mean(split, batch: int) -> Tensor:
+    """Mean activation, float64 [d]."""
+    total, n_tokens = 0.0, 0
+    for block in split.blocks(batch):
+        total = total + block.double().sum(0)
+        n_tokens += len(block)
+    return total / n_tokens
+
+
+def _by_document_block(firings: Firings, error: np.ndarray, variance: np.ndarray) -> DocumentSums:
+    """Sums per-token numbers over at most MAX_BLOCKS runs of whole documents, about equal in number of documents."""
+    _, document = np.unique(firings.documents, return_inverse=True)
+    n_documents = int(document.max()) + 1
+    n_blocks = min(MAX_BLOCKS, n_documents)
+    block = document * n_blocks // n_documents
+    return DocumentSums(
+        n_tokens=np.bincount(block, minlength=n_blocks),
+        squared_error=np.bincount(block, error, n_blocks),
+        variance=np.bincount(block, variance, n_blocks),
+        firings=np.bincount(block, np.diff(firings.indptr), n_blocks).astype(np.int64),
+    )

@@ -1,0 +1,103 @@
+"""All measures of one SAE, in the order in which they need each other: the measures.json of one arm and seed."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metasae import recipe
+from metasae.errors import UserError
+from metasae.measures.calibrate import Calibration, calibrate_rate
+from metasae.measures.cooccurrence import pair_statistics
+from metasae.measures.decomposability import measure_decomposability
+from metasae.measures.fidelity import measure_fidelity
+from metasae.measures.firings import fire
+from metasae.measures.head import Head
+from metasae.measures.output import output_effect
+from metasae.progress import SILENT, Progress
+
+CRITIC_SEED = 0
+BATCH = 2048
+
+
+def measure_sae(
+    sae,
+    meta_sae,
+    cache,
+    spec: recipe.Measure,
+    host=None,
+    progress: Progress = SILENT,
+    *,
+    context: int | None = None,
+    seed: int | None = None,
+    calibration: Calibration | None = None,
+    critic_seed: int = CRITIC_SEED,
+) -> dict:
+    """Calibrates the SAE on the calibration split, measures it on the evaluation split; the result is JSON as it is.
+
+    sae: in the model's own units; its `threshold` is set to the calibrated one, so it can be saved afterwards. k is
+    `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one or
+    with spec.output_tokens = 0. context: tokens of a harvested window; None reads it from the cache. seed: the SAE's, only
+    written down. calibration: when this SAE was calibrated on the same tokens already. critic_seed: the same for all arms.
+    Keys: conditions, calibration, fidelity, cooccurrence, decomposability. A number that does not exist is null.
+    Raises UserError when a split is empty or the SAE never fires.
+    """
+    calibration_split = Head(cache.split("calibration"), spec.calibration_tokens)
+    evaluation = Head(cache.split("evaluation"), spec.tokens)
+    if evaluation.n_tokens < 1:
+        raise UserError("no evaluation tokens; raise text.evaluation_share or give more text")
+
+    if calibration is None:
+        calibration = calibrate_rate(sae, calibration_split, sae.config.k, BATCH, progress)
+    sae.threshold = torch.full([sae.n_latents], calibration.threshold, device=sae.W_dec.device)
+    firings = fire(sae, evaluation, BATCH, progress)
+    fidelity = measure_fidelity(sae, evaluation, firings, BATCH, progress)
+    cooccurrence = pair_statistics(firings, progress=progress)
+    decomposability = measure_decomposability(sae, meta_sae, fidelity.rates > 0, spec.meta_n, spec.meta_k, spec.meta_steps, critic_seed, progress)
+    output = {}
+    if host is not None and spec.output_tokens:
+        context = cache.index["identity"]["text"]["context"] if context is None else context
+        output = output_effect(host, sae, evaluation, spec.output_tokens, context, fidelity.mean, progress=progress)
+
+    return json_safe(
+        {
+            "conditions": {
+                "n_tokens": evaluation.n_tokens,
+                "calibration_tokens": calibration.n_tokens,
+                "rule": spec.threshold,
+                "threshold": calibration.threshold,
+                "k": sae.config.k,
+                "l0_realised": firings.l0,
+                "n_latents": sae.n_latents,
+                "n_documents": len(np.unique(firings.documents)),
+                "seed": seed,
+                "critic_seed": critic_seed,
+                "data": cache.fingerprint,
+            },
+            "calibration": {
+                "threshold": calibration.threshold,
+                "l0": calibration.l0,
+                "k": calibration.k,
+                "n_tokens": calibration.n_tokens,
+                "reached": calibration.reached,
+            },
+            "fidelity": {**fidelity.as_dict(), **output},
+            "cooccurrence": cooccurrence.as_dict(),
+            "decomposability": decomposability,
+        }
+    )
+
+
+def json_safe(value: Any) -> Any:
+    """Numpy and torch numbers and arrays as plain ones; NaN and infinity as None."""
+    if isinstance(value, dict):
+        return {str(key): json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(entry) for entry in value]
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return json_safe(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,181 @@
+"""The report of a run: figures as PNG and one HTML file that needs nothing else, no script and no network."""
+
+import base64
+import html
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import tomli
+
+from metasae import figures, files
+from metasae.comparison import compare, conditions_line, number, read_measured, reading
+from metasae.errors import UserError
+from metasae.measures.catalogue import CATALOGUE, GROUPS, Quantity
+from metasae.report_style import STYLE
+from metasae.verdict import change, is_clear, towards
+
+CAPTIONS = {
+    "differences": (
+        "What changes against solo",
+        "Each main measure as a percentage of solo's mean. An interval with 0 in it does not establish a change; "
+        "with few seeds intervals are wide, and may run out of the frame.",
+    ),
+    "phi": (
+        "Which pairs of latents become more or fewer",
+        "Left of 0: pairs that avoid each other; right: pairs that fire together. More atomic latents "
+        "should leave fewer pairs on the far right, not only move mass near 0.",
+    ),
+    "rates": ("How often latents fire", "If the arms' curves differ, mean |phi| differs for that reason alone."),
+    "training": ("Training", "One line per seed. Control runs with the penalty switched off and should lie on solo."),
+}
+
+READ = (
+    "<b>Arms.</b> Solo is a plain SAE. Joint is trained with the penalty on decoder rows its meta SAE can rebuild. "
+    "Control is joint with the penalty's weight at 0, and must equal solo. "
+    "All arms share initialisation, batches, held-out tokens and the rule for thresholds.",
+    "<b>Intervals</b> are 95% Student's t over paired seeds: the unit is a trained SAE, never a pair of latents or a token. "
+    "With two seeds they are very wide, with one there is none.",
+    "<b>phi</b> is the correlation of two latents' firing, from exact counts. Mean |phi| over all pairs is proportional to L0 "
+    "at fixed lift and falls when firing rates spread, so it is not atomicity by itself; "
+    "nearest-partner phi and the share of strong pairs look at the pairs that matter.",
+    "<b>Meta VE excess</b> is the share of variance of the decoder rows that a fresh meta SAE explains, minus what it explains "
+    "of random rows. The fresh one took no part in training. The run's own meta SAE did, so its error is shown but proves nothing.",
+    "<b>FVU</b> is the squared error of the reconstruction over the variance of the activations. "
+    "Fewer, weaker or noisier latents can look atomic at the cost of it.",
+)
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Compares the measured arms again, draws figures/*.png and writes report.html; returns its path.
+
+    Raises UserError as `compare` does, and when recipe.toml is there but unreadable.
+    """
+    run_folder = Path(run_folder)
+    comparison = compare(run_folder)
+    measured, _ = read_measured(run_folder)
+    drawn = {
+        "differences": figures.relative_differences(comparison["pairs"]),
+        "phi": figures.phi_difference(measured),
+        "rates": figures.firing_rates(measured),
+        "training": figures.loss_curves(measured),
+    }
+    images = {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+    for name, image in images.items():
+        files.write(run_folder / "figures" / f"{name}.png", lambda part, image=image: part.write_bytes(image))
+    path = run_folder / "report.html"
+    files.write_text(path, page(comparison, _recipe_values(run_folder / "recipe.toml"), images))
+    return path
+
+
+def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, bytes]) -> str:
+    """The whole HTML document. recipe_values: dotted key -> value as text. images: name -> PNG."""
+    body = [
+        "<header><p class=kind>metasae report</p>",
+        f"<h1>{_text(comparison['run'])}</h1>",
+        f"<p class=verdict>{_text(comparison['verdict'])}</p>",
+        f"<p class=conditions>{_text(conditions_line(comparison).replace('`', ''))}</p>",
+        f"<p class=conditions>Not measured yet: {_text(', '.join(comparison['missing']))}.</p>" if comparison["missing"] else "",
+        "</header><main>",
+        "<section><h2>Summary</h2>",
+        _arms_table(comparison, [q for q in CATALOGUE if q.main]),
+        "</section>",
+        *(_figure_section(name, images[name]) for name in CAPTIONS if name in images),
+        *_all_measures(comparison),
+        "<section><h2>How to read this</h2>",
+        *(f"<p>{paragraph}</p>" for paragraph in READ),
+        "</section>",
+        _recipe_section(recipe_values),
+        "</main>",
+    ]
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{_text(comparison['run'])}: metasae report</title><style>{STYLE}</style></head><body>"
+    )
+    return head + "\n".join(part for part in body if part) + "</body></html>\n"
+
+
+def _arms_table(comparison: dict, quantities: list[Quantity]) -> str:
+    """Means of every arm, and every arm's change against solo."""
+    arms, pairs = comparison["arms"], comparison["pairs"]
+    quantities = [q for q in quantities if any(q.key in arm["means"] for arm in arms.values())]
+    if not quantities:
+        return ""
+    heads = [
+        f"<th>{_text(arm)}<small>{len(entry['seeds'])} seed{'s' if len(entry['seeds']) != 1 else ''}</small></th>" for arm, entry in arms.items()
+    ]
+    heads += [f"<th>{_text(name)}<small>change [95%]</small></th>" for name in pairs]
+    rows = []
+    for q in quantities:
+        arrow = {"lower": "↓ better", "higher": "↑ better", None: ""}[q.better]
+        name = f"<th scope=row title='{_text(q.meaning)}'>{_text(q.label)}<small>{arrow}</small></th>"
+        means = "".join(f"<td>{number(entry['means'].get(q.key))}</td>" for entry in arms.values())
+        changes = "".join(_change_cell(q, pair.get(q.key)) for pair in pairs.values())
+        rows.append(f"<tr>{name}{means}{changes}</tr>")
+    return f"<div class=wide><table><thead><tr><th>measure</th>{''.join(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _change_cell(quantity: Quantity, entry: dict | None) -> str:
+    if entry is None:
+        return "<td>-</td>"
+    kind = towards(quantity, entry) if is_clear(entry) else ""
+    return f"<td class='{kind}'>{_text(change(quantity, entry))}<small>{_text(reading(quantity, entry))}</small></td>"
+
+
+def _all_measures(comparison: dict) -> Iterator[str]:
+    for group, title in GROUPS.items():
+        table = _arms_table(comparison, [q for q in CATALOGUE if q.group == group])
+        if table:
+            yield f"<section><h2>{title}</h2>{table}{_meanings(group)}</section>"
+
+
+def _meanings(group: str) -> str:
+    entries = [f"<dt>{_text(q.label)}</dt><dd>{_text(q.meaning)}</dd>" for q in CATALOGUE if q.group == group and q.meaning]
+    return f"<details><summary>What these are</summary><dl>{''.join(entries)}</dl></details>"
+
+
+def _figure_section(name: str, image: bytes) -> str:
+    title, caption = CAPTIONS[name]
+    source = base64.b64encode(image).decode("ascii")
+    return (
+        f"<section><h2>{_text(title)}</h2><figure><img alt='{_text(title)}' src='data:image/png;base64,{source}'>"
+        f"<figcaption>{_text(caption)}</figcaption></figure></section>"
+    )
+
+
+def _recipe_section(values: dict[str, str]) -> str:
+    if not values:
+        return ""
+    rows = "".join(f"<tr><th scope=row>{_text(key)}</th><td class=value>{_text(value)}</td></tr>" for key, value in values.items())
+    return f"<section><h2>Recipe</h2><details><summary>{len(values)} values</summary><div class=wide><table>{rows}</table></div></details></section>"
+
+
+def _recipe_values(path: Path) -> dict[str, str]:
+    """recipe.toml as dotted keys; {} when the run folder has none."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(_flat(tomli.loads(path.read_text(encoding="utf-8"))))
+    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def _flat(table: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, str(value)
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    # without the writer's version in it, equal numbers give equal files
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _text(value: str) -> str:
+    return html.escape(str(value), quote=True)

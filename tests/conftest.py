@@ -1,0 +1,76 @@
+"""Tiny random models with a byte-level tokenizer, built on the spot and saved like any Hugging Face model."""
+
+import pytest
+import torch
+
+WIDTH, LAYERS = 32, 3
+STORIES = [
+    "The river ran past the old mill, and the miller counted sacks of flour until dusk.",
+    "A function returns the first element that satisfies the predicate, or nothing at all.",
+    "Snow fell on the harbour; naïve gulls — dozens of them — argued over 3 fish.",
+]
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory):
+    """build(family, bos=True) -> folder of a tiny random model of that family."""
+    import transformers as hf
+
+    small = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 400}
+    llama_like = {**small, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    families = {
+        "gpt2": (hf.GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=64, vocab_size=400), hf.GPT2LMHeadModel),
+        "llama": (hf.LlamaConfig(**llama_like), hf.LlamaForCausalLM),
+        "neox": (hf.GPTNeoXConfig(**small, max_position_embeddings=64), hf.GPTNeoXForCausalLM),
+        "gemma2": (hf.Gemma2Config(**llama_like, query_pre_attn_scalar=8), hf.Gemma2ForCausalLM),
+        "bert": (hf.BertConfig(**small, max_position_embeddings=64), hf.BertModel),
+    }
+    root = tmp_path_factory.mktemp("models")
+
+    def make(family: str, bos: bool = True):
+        folder = root / f"{family}{'' if bos else '-nobos'}"
+        if not folder.is_dir():
+            config, kind = families[family]
+            torch.manual_seed(0)
+            kind(config).save_pretrained(folder)
+            tokenizer_for(family, bos).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def tokenizer_for(family: str, bos: bool):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "<s>", "</s>", "[CLS]", "[SEP]"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(STORIES, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    if family == "bert":
+        return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    marks = {"bos_token": "<s>"} if bos else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="</s>", **marks)
+
+
+@pytest.fixture(scope="session")
+def load(build):
+    """load(family, point, bos=True) -> Host in fp32."""
+    from metasae import recipe
+    from metasae.data.host import Host
+
+    def make(family: str, point: str, bos: bool = True) -> Host:
+        return Host.load(recipe.Model(path=str(build(family, bos)), dtype="fp32"), point)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stories():
+    """400 short documents, no two alike."""
+    generator = torch.Generator().manual_seed(5)
+    words = " ".join(STORIES).split()
+    lengths = torch.randint(3, 90, (400,), generator=generator).tolist()
+    return [f"{number} " + " ".join(words[i] for i in torch.randint(len(words), (n,), generator=generator)) for number, n in enumerate(lengths)]

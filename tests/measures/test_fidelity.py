@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from fakes import FakeSplit, random_sae, random_split
+
+from metasae.measures.fidelity import decode_firings, measure_fidelity
+from metasae.measures.firings import fire
+from metasae.sae.sae import SAE, SAEConfig
+
+
+@pytest.mark.parametrize("normalize", ["none", "token"])
+def test_reconstruction_from_firings_is_the_sae(normalize):
+    sae, split = random_sae(normalize=normalize, threshold=0.5), random_split(37)
+    firings = fire(sae, split, 5)
+    torch.testing.assert_close(decode_firings(sae, firings, 4, split.x[4:20]), sae(split.x[4:20]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["none", "token"])
+@pytest.mark.parametrize("batch", [3, 1000])
+def test_against_the_definitions(normalize, batch):
+    sae, split = random_sae(normalize=normalize, threshold=0.5), random_split(53, document_length=9)
+    found = measure_fidelity(sae, split, fire(sae, split, batch), batch)
+    x, x_hat, acts = split.x.double(), sae(split.x).double(), sae.encode(split.x).acts
+    assert found.fvu == pytest.approx(float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5)
+    assert found.l2 == pytest.approx(float((x_hat - x).square().mean()), rel=1e-5)
+    assert found.l0 == pytest.approx(float((acts > 0).sum() / 53))
+    rates = (acts > 0).double().mean(0)
+    assert found.dead == float((rates == 0).double().mean()) and found.dense == float((rates > 0.1).double().mean())
+    blocks = found.blocks
+    assert blocks.n_tokens.tolist() == [9, 9, 9, 9, 9, 8]
+    assert blocks.squared_error.sum() / blocks.variance.sum() == pytest.approx(found.fvu)
+    assert blocks.firings.sum() == int((acts > 0).sum())
+
+
+def test_by_hand():
+    # one latent along e1, threshold 1: tokens (2, 0), (0, 0) -> (2, 0), (0, 0); the third, (1, 3), does not fire
+    sae = SAE(SAEConfig(d_in=2, d_sae=2))
+    sae.W_dec.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    sae.W_enc.copy_(sae.W_dec.t())
+    sae.threshold = torch.tensor([1.0, 1.0])
+    split = FakeSplit([[2.0, 0.0], [0.0, 0.0], [1.0, 3.0]], 2)
+    found = measure_fidelity(sae, split, fire(sae, split))
+    # error 1 + 9; mean (1, 1): variance (1+1) + (1+1) + (0+4)
+    assert found.fvu == pytest.approx(10 / 8) and found.l2 == pytest.approx(10 / 6)
+    assert found.l0 == pytest.approx(1 / 3) and found.dead == 0.5 and found.dense == 0.5
+
+
+def test_constant_activations_have_no_fvu():
+    sae = random_sae(threshold=0.2)
+    split = FakeSplit(torch.ones(5, 8))
+    found = measure_fidelity(sae, split, fire(sae, split))
+    assert found.fvu is None and found.l2 > 0
+
+
+def test_a_large_mean_does_not_spoil_the_variance():
+    sae, split = random_sae(threshold=0.5), random_split(64)
+    split.x += 3000
+    found = measure_fidelity(sae, split, fire(sae, split))
+    x, x_hat = split.x.double(), sae(split.x).double()
+    assert found.fvu == pytest.approx(float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-3)
+
+
+def test_nothing_fires_and_one_token():
+    sae, split = random_sae(threshold=1e9), random_split(1)
+    found = measure_fidelity(sae, split, fire(sae, split))
+    assert found.dead == 1 and found.l0 == 0 and found.fvu is None
+    as_dict = found.as_dict()
+    assert as_dict["rates"]["quantiles_of_live"]["0.5"] is None and np.sum(as_dict["rates"]["histogram"]["counts"]) == 0

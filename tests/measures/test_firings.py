@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+from fakes import random_sae, random_split
+
+from metasae.measures.firings import fire
+
+
+@pytest.mark.parametrize("normalize", ["none", "token"])
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_firings_are_the_dense_activations(normalize, batch):
+    sae, split = random_sae(normalize=normalize, threshold=0.4), random_split(61)
+    firings = fire(sae, split, batch)
+    dense = sae.encode(split.x).acts.numpy()
+    np.testing.assert_allclose(firings.csr.toarray(), dense, rtol=1e-4, atol=1e-6)
+    assert firings.indptr.dtype == np.int64 and firings.indices.dtype == np.int32 and firings.values.dtype == np.float32
+    assert firings.counts().tolist() == (dense > 0).sum(0).tolist() and firings.counts().dtype == np.int64
+    assert firings.rates() == pytest.approx((dense > 0).mean(0))
+    assert firings.l0 == pytest.approx((dense > 0).sum() / 61)
+    assert firings.documents is split.documents and firings.positions is split.positions
+
+
+def test_indices_rise_within_a_token():
+    firings = fire(random_sae(threshold=0.0), random_split(40), 8)
+    for start, end in zip(firings.indptr[:-1], firings.indptr[1:], strict=True):
+        assert np.all(np.diff(firings.indices[start:end]) > 0)
+
+
+def test_nothing_fires():
+    firings = fire(random_sae(threshold=1e9), random_split(10), 4)
+    assert firings.indptr.tolist() == [0] * 11 and len(firings.values) == 0 and firings.l0 == 0
+    assert firings.counts().tolist() == [0] * 24
+
+
+def test_no_tokens():
+    firings = fire(random_sae(threshold=0.0), random_split(0), 4)
+    assert firings.n_tokens == 0 and firings.l0 == 0 and firings.csr.shape == (0, 24)
+
+
+def test_uncalibrated_is_an_error():
+    with pytest.raises(ValueError, match="no threshold"):
+        fire(random_sae(), random_split(3))
+
+
+def test_the_sae_is_left_alone():
+    sae = random_sae(threshold=0.3)
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    fire(sae, random_split(9))
+    assert all(torch.equal(value, before[name]) for name, value in sae.state_dict().items())

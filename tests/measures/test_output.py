@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeSplit, random_sae
+from torch import nn
+
+from metasae.data.windows import Frame, cut
+from metasae.errors import UserError
+from metasae.measures.output import output_effect, windows_of
+
+D, VOCABULARY, CONTEXT = 8, 11, 6
+
+
+class FakeHost:
+    """An embedding, the hook point, a mixing of neighbours, and a read-out; prefix and suffix are special tokens."""
+
+    def __init__(self, causal, seed=0, scale=1.0):
+        generator = torch.Generator().manual_seed(seed)
+        self.causal, self.pad_id = causal, 0
+        self.frame = Frame((9,), () if causal else (10,))
+        self.embedding = torch.randn(VOCABULARY, D, generator=generator)
+        self.readout = scale * torch.randn(D, VOCABULARY if causal else 5, generator=generator)
+        self.seen = []
+
+    def output(self, ids, mask, replace=None):
+        x = self.embedding[ids]
+        x = x if replace is None else replace(x)
+        self.seen.append((ids, mask, x))
+        past = torch.cat([torch.zeros(len(x), 1, D), x[:, :-1]], 1)
+        return (x + 0.5 * past) @ self.readout
+
+
+def split_for(lengths, context, host, seed=0):
+    """A split of documents as the data room would harvest it, with the tokens that went in."""
+    rng = np.random.default_rng(seed)
+    tokens = [rng.integers(1, 9, length).astype(np.int32) for length in lengths]
+    split = FakeSplit(torch.cat([host.embedding[torch.from_numpy(t).long()] for t in tokens]), tokens=np.concatenate(tokens))
+    split.documents = np.concatenate([np.full(len(t), number * 3, np.int32) for number, t in enumerate(tokens)])
+    split.positions = np.concatenate([np.arange(len(t), dtype=np.int32) for t in tokens])
+    return split, tokens
+
+
+def test_windows_are_those_of_the_harvest():
+    host = FakeHost(causal=False)
+    split, tokens = split_for([3, 9, 4, 1, 8], CONTEXT, host)
+    expected = [window for number, t in enumerate(tokens) for window in cut(t, number * 3, 4)]
+    found = windows_of(split, split.n_tokens, 4)
+    assert [(w.document, w.start, w.tokens.tolist()) for w in found] == [(w.document, w.start, w.tokens.tolist()) for w in expected]
+    assert sum(len(w) for w in windows_of(split, 10, 4)) == 10 and windows_of(split, 0, 4) == []
+
+
+def test_encoder_against_the_definition():
+    host, sae = FakeHost(causal=False), random_sae(D, 20, threshold=0.3)
+    split, tokens = split_for([3, 9, 4], CONTEXT, host)
+    mean = split.x.mean(0)
+    found = output_effect(host, sae, split, 100, CONTEXT, mean)
+    per_token, pooled = {"sae": [], "mean": [], "zero": []}, {"sae": [], "mean": [], "zero": []}
+    for t in tokens:
+        for start in range(0, len(t), 4):
+            ids = torch.tensor([[9, *t[start : start + 4], 10]])
+            clean = host.output(ids, torch.ones_like(ids))[0]
+            own = slice(1, ids.shape[1] - 1)
+            for name, change in {"sae": sae, "mean": lambda x: mean.expand_as(x), "zero": torch.zeros_like}.items():
+
+                def only_own(x, change=change, own=own):
+                    x = x.clone()
+                    x[:, own] = change(x[:, own])
+                    return x
+
+                changed = host.output(ids, torch.ones_like(ids), only_own)[0]
+                per_token[name] += (1 - nn.functional.cosine_similarity(clean, changed, dim=-1))[own].tolist()
+                pooled[name].append(float(1 - nn.functional.cosine_similarity(clean.mean(0), changed.mean(0), dim=0)))
+    assert found["output_tokens"] == 16 and found["output_windows"] == len(pooled["sae"])
+    for name, ending in (("sae", ""), ("mean", "_mean_ablated"), ("zero", "_zero_ablated")):
+        assert found[f"output_cosine_distance{ending}"] == pytest.approx(np.mean(per_token[name]), abs=1e-5)
+        assert found[f"output_cosine_distance_pooled{ending}"] == pytest.approx(np.mean(pooled[name]), abs=1e-5)
+
+
+def test_special_positions_keep_their_activation():
+    host, sae = FakeHost(causal=False), random_sae(D, 20, threshold=0.3)
+    split, _ = split_for([4, 3], CONTEXT, host)
+    output_effect(host, sae, split, 100, CONTEXT, split.x.mean(0))
+    for ids, mask, x in host.seen:
+        special = (ids >= 9) | (mask == 0)
+        assert torch.equal(x[special], host.embedding[ids[special]])
+    assert bool((host.seen[-1][2][host.seen[-1][0] < 9] == 0)[:3].all())
+
+
+def test_causal_against_the_definition():
+    host, sae = FakeHost(causal=True, scale=0.1), random_sae(D, 20, threshold=0.3)
+    split, tokens = split_for([3, 9, 4, 1], CONTEXT, host)
+    mean = split.x.mean(0)
+    found = output_effect(host, sae, split, 100, CONTEXT, mean)
+    losses, divergences = {"clean": [], "sae": [], "mean": [], "zero": []}, []
+    for t in tokens:
+        for start in range(0, len(t), 5):
+            own = t[start : start + 5]
+            ids = torch.tensor([[9, *own]])
+            changes = {"clean": lambda x: x, "sae": sae, "mean": lambda x: mean.expand_as(x), "zero": torch.zeros_like}
+            logs = {}
+            for name, change in changes.items():
+                logits = host.output(ids, torch.ones_like(ids), lambda x, change=change: torch.cat([x[:, :1], change(x[:, 1:])], 1))[0]
+                logs[name] = logits.log_softmax(-1)
+                losses[name] += [-float(logs[name][place, ids[0, place + 1]]) for place in range(1, len(own))]
+            divergences += (logs["clean"].exp() * (logs["clean"] - logs["sae"])).sum(-1)[1 : len(own)].tolist()
+    ce = {name: np.mean(values) for name, values in losses.items()}
+    assert found["output_tokens"] == len(divergences)
+    for name in ce:
+        assert found[f"ce_{name}"] == pytest.approx(ce[name], rel=1e-5)
+    assert found["ce_delta"] == pytest.approx(ce["sae"] - ce["clean"], abs=1e-6)
+    assert found["ce_delta_percent"] == pytest.approx(100 * (ce["sae"] - ce["clean"]) / ce["clean"], abs=1e-4)
+    assert found["ce_recovered"] == pytest.approx((ce["zero"] - ce["sae"]) / (ce["zero"] - ce["clean"]), rel=1e-3)
+    assert found["kl"] == pytest.approx(np.mean(divergences), rel=1e-4)
+
+
+def test_a_model_worse_than_guessing_is_refused():
+    host = FakeHost(causal=True, scale=30.0)
+    split, _ = split_for([6, 6, 6], CONTEXT, host)
+    with pytest.raises(UserError, match=f"worse than guessing \\({math.log(VOCABULARY):.2f}\\)"):
+        output_effect(host, random_sae(D, 20, threshold=0.3), split, 100, CONTEXT, split.x.mean(0))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_tokens(causal):
+    host = FakeHost(causal)
+    split, _ = split_for([1], CONTEXT, host)
+    found = output_effect(host, random_sae(D, 20, threshold=0.3), split, 0, CONTEXT, torch.zeros(D))
+    assert found["output_tokens"] == 0 and "ce_sae" not in found

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+import torch
+from fakes import FakeCache, random_sae, random_split
+
+from metasae.errors import UserError
+from metasae.measures.calibrate import Calibration
+from metasae.measures.head import Head
+from metasae.measures.suite import json_safe, measure_sae
+from metasae.recipe import Measure
+
+SPEC = Measure(tokens=300, calibration_tokens=200, meta_steps=10, meta_n=0.2, meta_k=2)
+
+
+def cache():
+    return FakeCache(calibration=random_split(250, seed=5), evaluation=random_split(400, seed=6))
+
+
+def test_measures_json():
+    sae, meta = random_sae(), random_sae(8, 6, 2, seed=2, normalize="token")
+    found = measure_sae(sae, meta, cache(), SPEC, seed=3)
+    json.dumps(found, allow_nan=False)
+    assert set(found) == {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability"}
+    conditions = found["conditions"]
+    assert conditions["n_tokens"] == found["cooccurrence"]["n_tokens"] == 300 and conditions["calibration_tokens"] == 200
+    assert conditions["threshold"] == float(sae.threshold[0]) and torch.all(sae.threshold == sae.threshold[0])
+    assert found["calibration"]["l0"] == 4 and conditions["rule"] == "rate" and conditions["seed"] == 3
+    assert conditions["l0_realised"] == found["fidelity"]["l0"] == found["cooccurrence"]["l0_realised"]
+    assert "own_meta_e" in found["decomposability"]
+
+
+def test_again_gives_the_same():
+    assert measure_sae(random_sae(), None, cache(), SPEC) == measure_sae(random_sae(), None, cache(), SPEC)
+
+
+def test_a_calibration_that_is_given_is_used():
+    given = Calibration(threshold=0.25, l0=4.0, n_tokens=200, k=4)
+    sae = random_sae()
+    found = measure_sae(sae, None, cache(), SPEC, calibration=given)
+    assert found["conditions"]["threshold"] == 0.25 and float(sae.threshold[3]) == 0.25
+
+
+def test_empty_evaluation_is_a_user_error():
+    with pytest.raises(UserError, match="no evaluation tokens"):
+        measure_sae(random_sae(), None, FakeCache(calibration=random_split(9), evaluation=random_split(0)), SPEC)
+
+
+def test_head():
+    split = random_split(50)
+    head = Head(split, 23)
+    assert head.n_tokens == 23 and len(head.tokens) == len(head.documents) == len(head.positions) == 23
+    assert [len(block) for block in head.blocks(10)] == [10, 10, 3]
+    assert torch.equal(torch.cat(list(head.blocks(23))), split.x[:23])
+    assert Head(split, 999).n_tokens == 50
+
+
+def test_json_safe():
+    safe = json_safe({1: float("nan"), "a": (torch.tensor([1.0, float("inf")]), True, None, "x")})
+    assert safe == {"1": None, "a": [[1.0, None], True, None, "x"]}

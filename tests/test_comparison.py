@@ -1,0 +1,162 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from metasae.comparison import compare, summary_table
+from metasae.errors import UserError
+from metasae.measures.catalogue import CATALOGUE
+from metasae.verdict import change
+from runs import write_arm
+
+PHI, NEAREST, FVU = "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi", "fidelity.fvu"
+
+
+def three_arms(run, phi=(0.0028, 0.0027, 0.0029), nearest=(0.22, 0.225, 0.221), fvu=(0.21, 0.211, 0.209), solo_phi=(0.003, 0.0029, 0.0031)):
+    """Joint against solo and control over the seeds given."""
+    for seed in range(len(phi)):
+        write_arm(run, "solo", seed, cooccurrence__mean_abs_phi=solo_phi[seed])
+        write_arm(run, "control", seed, cooccurrence__mean_abs_phi=solo_phi[seed])
+        write_arm(run, "joint", seed, cooccurrence__mean_abs_phi=phi[seed], cooccurrence__nearest_phi=nearest[seed], fidelity__fvu=fvu[seed])
+
+
+def test_pairs_and_files(tmp_path):
+    three_arms(tmp_path)
+    found = compare(tmp_path)
+    assert list(found["arms"]) == ["solo", "control", "joint"] and list(found["pairs"]) == ["joint vs solo", "control vs solo"]
+    entry = found["pairs"]["joint vs solo"][PHI]
+    assert {"a", "b", "difference", "percent", "ci95", "n_seeds"} <= set(entry)
+    assert entry["a"] == pytest.approx(0.0028) and entry["b"] == pytest.approx(0.003) and entry["percent"] == pytest.approx(-100 / 15)
+    assert entry["ci95"] == pytest.approx([-0.0002, -0.0002]) and entry["n_seeds"] == 3
+    assert entry["values"][1] == {"seed": 1, "a": 0.0027, "b": 0.0029}
+    assert json.loads((tmp_path / "compare.json").read_text()) == found
+    markdown = (tmp_path / "compare.md").read_text()
+    for words in (
+        "## Fidelity: joint vs solo",
+        "## Co-occurrence: control vs solo",
+        "## Decomposability",
+        "5,000 evaluation tokens",
+        "realised L0 8.00",
+    ):
+        assert words in markdown
+    assert "| mean \\|phi\\| | lower | 0.003 | 0.0028 | -6.7%" in markdown
+
+
+def test_verdict_when_the_measures_disagree(tmp_path):
+    three_arms(tmp_path)
+    verdict = compare(tmp_path)["verdict"]
+    assert "the measures of atomicity disagree" in verdict
+    assert "More atomic by mean |phi| -6.7%" in verdict and "Less atomic by nearest-partner phi +11.0%" in verdict
+    assert "It costs fidelity in FVU +5.0%" in verdict
+    assert "equals solo on every measure, exactly" in verdict and "Mean |phi| alone is not atomicity" in verdict
+
+
+def test_verdict_when_all_that_moves_is_worse(tmp_path):
+    three_arms(tmp_path, phi=(0.0033, 0.0032, 0.0034), fvu=(0.19, 0.191, 0.189))
+    verdict = compare(tmp_path)["verdict"]
+    assert "2 of 5 measures of atomicity say less atomic, none says more" in verdict and "More atomic" not in verdict
+    assert "It gains fidelity in FVU -5.0%" in verdict
+
+
+def test_verdict_when_all_that_moves_is_better(tmp_path):
+    three_arms(tmp_path, nearest=(0.18, 0.181, 0.179))
+    verdict = compare(tmp_path)["verdict"]
+    assert "2 of 5 measures of atomicity say more atomic, none says less" in verdict
+    assert "Less atomic" not in verdict
+
+
+def test_verdict_when_nothing_moves(tmp_path):
+    three_arms(tmp_path, phi=(0.0028, 0.0031, 0.0031), nearest=(0.19, 0.21, 0.2), fvu=(0.21, 0.19, 0.2))
+    verdict = compare(tmp_path)["verdict"]
+    assert "no measure of atomicity moves" in verdict and "the interval includes 0" in verdict and "It costs" not in verdict
+
+
+def test_one_seed_establishes_nothing(tmp_path):
+    three_arms(tmp_path, phi=(0.0028,), nearest=(0.22,), fvu=(0.21,))
+    found = compare(tmp_path)
+    entry = found["pairs"]["joint vs solo"][PHI]
+    assert entry["ci95"] is None and entry["note"] == "1 seed, no interval"
+    assert "nothing here is established" in found["verdict"] and "Pointing to more atomic: mean |phi| -6.7%" in found["verdict"]
+    assert "1 seed, no interval" in (tmp_path / "compare.md").read_text()
+
+
+def test_a_control_that_differs_is_called_out(tmp_path):
+    three_arms(tmp_path)
+    path = tmp_path / "arms" / "control-s1" / "measures.json"
+    path.write_text(path.read_text().replace('"fvu": 0.2', '"fvu": 0.26'))
+    assert "Control (lambda2 = 0) differs from solo, which it must not: FVU +10.0%" in compare(tmp_path)["verdict"]
+
+
+def test_other_arms_unpaired_seeds_and_unmeasured_arms(tmp_path):
+    three_arms(tmp_path)
+    write_arm(tmp_path, "sequential", 1)
+    (tmp_path / "arms" / "joint-s7").mkdir()
+    (tmp_path / "arms" / "notes").mkdir()
+    found = compare(tmp_path)
+    assert found["missing"] == ["joint-s7"]
+    entry = found["pairs"]["sequential vs solo"][PHI]
+    assert entry["n_seeds"] == 1 and "no pair for seed 0, 2" in entry["note"]
+    assert "Not measured yet: joint-s7." in (tmp_path / "compare.md").read_text()
+
+
+def test_only_solo(tmp_path):
+    write_arm(tmp_path, "solo", 0)
+    found = compare(tmp_path)
+    assert found["pairs"] == {} and "nothing to compare yet" in found["verdict"]
+    assert summary_table(found).row_count > 5
+
+
+def test_measures_one_side_lacks_are_left_out(tmp_path):
+    write_arm(tmp_path, "solo", 0, cooccurrence__nearest_phi=None)
+    write_arm(tmp_path, "joint", 0)
+    assert NEAREST not in compare(tmp_path)["pairs"]["joint vs solo"]
+
+
+def test_user_errors(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        compare(tmp_path)
+    (tmp_path / "arms" / "joint-s0").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no arm in .* is measured yet"):
+        compare(tmp_path)
+    write_arm(tmp_path, "solo", 0)
+    (tmp_path / "arms" / "joint-s0" / "measures.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no measures"):
+        compare(tmp_path)
+    assert not (tmp_path / "compare.json").exists()
+
+
+def test_arms_judged_on_different_tokens_are_refused(tmp_path):
+    write_arm(tmp_path, "solo", 0)
+    write_arm(tmp_path, "joint", 0, conditions__n_tokens=4000)
+    with pytest.raises(UserError, match="judged differently \\(n_tokens: 5000 and 4000\\)"):
+        compare(tmp_path)
+
+
+def test_summary_table(tmp_path):
+    three_arms(tmp_path / "r")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(compare(tmp_path / "r")))
+    text = console.export_text()
+    for words in ("mean |phi|", "-6.7% [-6.7, -6.7]", "solo 3, control 3, joint 3", "joint vs solo", "5,000 held-out tokens", "FVU"):
+        assert words in text
+
+
+@pytest.mark.parametrize("percent, ci, text", [
+    (-6.66, [-8.21, -5.1], "-6.7% [-8.2, -5.1]"),
+    (0.0312, None, "+0.03%"),
+    (0.00002, None, "+2e-05%"),
+    (250.0, [-1200.4, 3.0], "+250% [-1200, +3.0]"),
+])  # fmt: skip
+def test_how_a_change_is_written(percent, ci, text):
+    entry = {"difference": 1.0, "percent": percent, "percent_ci95": ci, "ci95": ci, "values": [{"seed": 0, "a": 2.0, "b": 1.0}]}
+    assert change(CATALOGUE[0], entry) == text
+    excess = next(q for q in CATALOGUE if not q.relative)
+    assert change(excess, {**entry, "difference": 0.0123, "ci95": [-0.01, 0.2]}) == "+1.2 pp [-1.0, +20.0]"
+    assert change(CATALOGUE[0], {**entry, "percent": None, "ci95": [-0.01, 0.2]}) == "+1 [-0.01, +0.2]"
+    assert change(CATALOGUE[0], {**entry, "values": [{"seed": 0, "a": 2.0, "b": 2.0}]}) == "0"
+
+
+def test_the_catalogue_names_each_measure_once():
+    assert len({q.key for q in CATALOGUE}) == len(CATALOGUE) == len({q.label for q in CATALOGUE})
+    assert all((q.better is None) == (q.speaks_of is None) for q in CATALOGUE)

@@ -1,0 +1,45 @@
+"""Recipes: overrides, errors, files."""
+
+import pytest
+
+from metasae.errors import UserError
+from metasae.recipe import Recipe, parse_override
+
+
+def test_overrides_are_typed():
+    assert parse_override("train.lambda2=0.1") == ("train.lambda2", 0.1)
+    assert parse_override("text.source = HuggingFaceFW/fineweb") == ("text.source", "HuggingFaceFW/fineweb")
+    assert parse_override('arms=["solo"]') == ("arms", ["solo"])
+    assert Recipe.load("demo", {"train.lambda2": 0.1, "seeds": 3}).seeds == (0, 1, 2)
+
+
+def test_save_and_load(tmp_path):
+    recipe = Recipe.load("demo", {"train.betas": [0.8, 0.9]})
+    recipe.save(tmp_path / "r.toml")
+    assert Recipe.load(tmp_path / "r.toml") == recipe
+    assert [path.name for path in tmp_path.iterdir()] == ["r.toml"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.lr": "nan"}, "train.lr"),
+        ({"train.lr": float("nan")}, "train.lr"),
+        ({"train.betas": [0.9, 1.0]}, "betas"),
+        ({"seeds": []}, "at least one"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"seeds": True}, "seeds"),
+        ({"arms.solo": 1}, "value, not a table"),
+        ({"sae.lambda2": 1}, "unknown key 'sae.lambda2'"),
+        ({"train.tokens": 0}, "train.tokens"),
+    ],
+)
+def test_wrong_values_are_one_line(overrides, words):
+    with pytest.raises(UserError, match=words) as caught:
+        Recipe.load("demo", overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_is_not_changed_by_hand():
+    with pytest.raises(Exception, match="frozen"):
+        Recipe.load("demo").train.lr = 1.0
