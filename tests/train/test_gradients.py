@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from metasae.sae.gradients import Arithmetic, forward, sae_gradients
 from metasae.sae.kernels import kernels
+from metasae.sae.weights import Weights
 from metasae.train import objective
-from metasae.train.gradients import Arithmetic, forward, meta_residual, penalty_gradient, sae_gradients
-from metasae.train.objective import Weights
+from metasae.train.penalties import meta_residual, penalty_gradient
 
 
 def random_weights(n, d, seed, b_enc=True):

@@ -13,9 +13,9 @@ import torch
 
 from metasae.errors import Interrupted, UserError
 from metasae.progress import Task
+from metasae.sae.optimiser import learning_rate
 from metasae.train import checkpoint
 from metasae.train.loop import StopRequest, train
-from metasae.train.optimiser import learning_rate
 from metasae.train.trainer import Trainer
 
 TASK = Task(None, None)

@@ -1,7 +1,7 @@
 """The paper's objective on one page (arXiv 2604.03436), in plain autograd.
 
-This is the specification. `gradients.py` computes the same losses and their gradients in closed form and is tested
-against this page; nothing in the hot path runs it.
+This is the specification. `metasae.sae.gradients` and `penalties.py` compute the same losses and
+their gradients in closed form and are tested against this page; nothing in the hot path runs it.
 
 Shapes: B tokens, D width d, N latents n. sg = stop-gradient (detach). Rows w_i of W_dec have unit length.
 
@@ -21,20 +21,7 @@ from torch import Tensor
 
 from metasae.sae.kernels import reference
 from metasae.sae.sae import token_normalise
-
-
-@dataclass
-class Weights:
-    """The trained tensors. W_enc is held as its transpose [n, d]: a latent is one contiguous row in both matrices."""
-
-    W_enc_ND: Tensor
-    W_dec_ND: Tensor
-    b_dec_D: Tensor
-    b_enc_N: Tensor | None = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """name -> tensor, without the absent ones."""
-        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+from metasae.sae.weights import Weights
 
 
 @dataclass(frozen=True)

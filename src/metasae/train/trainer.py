@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from metasae.recipe import Recipe
+from metasae.sae.gradients import Arithmetic, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
+from metasae.sae.optimiser import UnitRowAdam, learning_rate, unit_rows_
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
-from metasae.train.gradients import Arithmetic, forward, meta_residual, penalty_gradient, sae_gradients
-from metasae.train.objective import Losses, Weights, meta_input
-from metasae.train.optimiser import UnitRowAdam, learning_rate, unit_rows_
+from metasae.sae.weights import Weights
+from metasae.train.objective import Losses, meta_input
+from metasae.train.penalties import meta_residual, penalty_gradient
 
 # Which arms train a meta SAE, and when.
 WITH_META = ("joint", "control", "sequential")
@@ -143,18 +145,6 @@ class Trainer:
         train = self.recipe.train
         optimiser = UnitRowAdam(weights, train.betas, train.eps, train.clip, train.renormalise)
         return Learner(weights, optimiser, torch.zeros(n, dtype=torch.int64, device=self.device), k)
-
-
-def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """'auto': bf16 where the device multiplies it natively, else fp32."""
-    if wanted != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
-    return torch.bfloat16 if native else torch.float32
 
 
 def _count_silence(learner: Learner, fired_N: Tensor, seen: int, dead_after: int) -> Tensor:

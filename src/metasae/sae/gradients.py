@@ -1,4 +1,4 @@
-"""The objective's losses and gradients in closed form, on kept entries only. `objective.py` is what it must equal.
+"""An SAE's losses and gradients in closed form, on kept entries only. `metasae.train.objective` is what they must equal.
 
 With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metasae.sae.kernels.kept import Kept
-from metasae.train.objective import Weights, meta_input
+from metasae.sae.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,18 @@ class Arithmetic:
 
     kernels: ModuleType
     dtype: torch.dtype
+
+
+def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """'auto': bf16 where the device multiplies it natively, else fp32."""
+    if wanted != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported()
+    else:
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+    return torch.bfloat16 if native else torch.float32
 
 
 def forward(x_BD: Tensor, weights: Weights, keep: int, cut: float, how: Arithmetic) -> Reconstruction:
@@ -94,25 +106,6 @@ def sae_gradients(
         dpre_N.index_add_(0, dead, aux_pre)
     db_dec = G.sum(0) - dpre_N @ weights.W_enc_ND
     return l2, aux, Weights(dW_enc, dW_dec, db_dec, None if weights.b_enc_N is None else dpre_N)
-
-
-def meta_residual(W_dec_ND: Tensor, meta: Weights, keep: int, cut: float, mode: str, how: Arithmetic) -> tuple[Tensor, float]:
-    """w - wh [n, d] in the rows' own space, and the cut for the next call. Changes nothing in the meta SAE."""
-    rows, mean, std = meta_input(W_dec_ND, mode)
-    made = forward(rows, meta, keep, cut, how)
-    if mean is None:
-        return made.residual_BD.neg_(), made.cut
-    wh = made.residual_BD.add_(rows).mul_(std).add_(mean)
-    return torch.sub(W_dec_ND, wh), made.cut
-
-
-def penalty_gradient(difference_ND: Tensor, lambda2: float, sigma_sq: float, into_ND: Tensor | None) -> Tensor:
-    """mean_i p_i from w - wh [n, d]; adds dL/dw_i = -(2 lambda2 / (n sigma^2)) p_i (w_i - wh_i) to `into_ND` when given."""
-    p_N = torch.exp(difference_ND.square().sum(dim=1).div_(-sigma_sq))
-    if into_ND is not None:
-        scale = -2 * lambda2 / (p_N.numel() * sigma_sq)
-        into_ND.addcmul_(difference_ND, p_N[:, None], value=scale)
-    return p_N.mean()
 
 
 def _keep_rows(a_BN: Tensor, keep: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from metasae.train.objective import Weights
+from metasae.sae.weights import Weights
 
 
 class UnitRowAdam:
