@@ -17,6 +17,8 @@ from metasae.errors import UserError, nearest
 
 Arm = Literal["solo", "control", "joint", "sequential"]
 ARMS: tuple[str, ...] = get_args(Arm)
+# The registry of metasae.train.penalties, named here so that a recipe is read without loading torch; a test holds them equal.
+PENALTY_NAMES = ("ortsae", "c2r", "cofiring")
 
 
 class Table(BaseModel):
@@ -66,15 +68,24 @@ class Harvest(Table):
     shard_tokens: int = Field(262_144, ge=1)
 
 
-class Sae(Table):
-    """The primary SAE: n latents, k kept per token on average over a batch."""
+ArchitectureName = Literal["batchtopk", "topk", "jumprelu", "relu", "matryoshka"]
+
+
+class Dictionary(Table):
+    """What the primary and the meta SAE have in common: n latents, k kept per token (or decoder row) on average.
+
+    l1: weight of the L1 term of `relu`. l0_coef, bandwidth, threshold: L0 term, pseudo-derivative width and first threshold of
+    `jumprelu`, whose L0 target is k. prefixes: nested prefixes of `matryoshka`, as shares of n.
+    """
 
     n: int = Field(3072, ge=1)
     k: int = Field(32, ge=1)
-    architecture: Literal["batchtopk"] = "batchtopk"
-    normalize: Literal["none", "global", "token"] = "global"
-    b_enc: bool = False
-    b_dec_init: Literal["zero", "mean"] = "mean"
+    architecture: ArchitectureName = "batchtopk"
+    l1: float = Field(2e-3, ge=0)
+    l0_coef: float = Field(0.1, ge=0)
+    bandwidth: float = Field(0.5, gt=0)
+    threshold: float = Field(0.5, gt=0)
+    prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
     @model_validator(mode="after")
     def _k_within_n(self):
@@ -83,18 +94,29 @@ class Sae(Table):
         return self
 
 
-class Meta(Table):
+class Sae(Dictionary):
+    """The primary SAE. `k_start` and `k_anneal`: k falls linearly from k_start (0: none) over this share of all steps."""
+
+    normalize: Literal["none", "global", "token"] = "global"
+    b_enc: bool = False
+    b_dec_init: Literal["zero", "mean"] = "mean"
+    tied_init: bool = True
+    k_start: int = Field(0, ge=0)
+    k_anneal: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _k_falls(self):
+        if self.k_start and not self.k <= self.k_start <= self.n:
+            raise ValueError(f"k_start = {self.k_start} must lie between k = {self.k} and n = {self.n}, or be 0")
+        return self
+
+
+class Meta(Dictionary):
     """The meta SAE: m latents (`n` here), k_m kept per decoder row on average; `input` token normalises each row first."""
 
     n: int = Field(276, ge=1)
     k: int = Field(4, ge=1)
     input: Literal["raw", "token"] = "token"
-
-    @model_validator(mode="after")
-    def _k_within_n(self):
-        if self.k > self.n:
-            raise ValueError(f"k = {self.k} is more than n = {self.n}")
-        return self
 
 
 class Train(Table):
@@ -104,6 +126,12 @@ class Train(Table):
     batch: int = Field(2048, ge=1)
     lambda2: float = Field(0.3, ge=0)
     sigma_sq: float = Field(1.0, gt=0)
+    adaptive_sigma: bool = Field(False, description="sigma^2 follows the mean of e, kappa held")
+    balanced: bool = Field(False, description="weigh each row's penalty with its latent's firing rate")
+    meta_gradient: Literal["stop", "full"] = "stop"
+    penalties: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="further penalties by name, with their coefficients")
+    penalty_every: int = Field(1, ge=1, description="further penalties are worked out on every c-th primary step, c-fold")
+    penalty_start: float = Field(0.0, ge=0, le=1, description="share of all steps before any penalty is charged")
     n_primary_steps: int = Field(10, ge=1)
     n_meta_steps: int = Field(5, ge=1)
     lr: float = Field(1e-3, gt=0)
@@ -122,6 +150,13 @@ class Train(Table):
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     kernels: Literal["fast", "reference"] = "fast"
     checkpoint_every: int = Field(500, ge=1, description="primary steps")
+
+    @model_validator(mode="after")
+    def _known_penalties(self):
+        for name in self.penalties:
+            if name not in PENALTY_NAMES:
+                raise ValueError(f"no penalty '{name}'{nearest(name, PENALTY_NAMES)}")
+        return self
 
     @model_validator(mode="after")
     def _betas_below_one(self):

@@ -48,7 +48,7 @@ def trainer_for(tensors, config, kernels):
             },
         }
     )
-    trainer = Trainer(recipe, "joint", 0, torch.zeros(config["d_in"]))
+    trainer = Trainer(recipe, "joint" if config["lambda2"] > 0 else "control", 0, torch.zeros(config["d_in"]))
     for name, learner in (("primary", trainer.primary), ("meta", trainer.meta)):
         learner.weights.W_enc_ND.copy_(tensors[f"init.{name}.W_enc"].t())
         learner.weights.W_dec_ND.copy_(tensors[f"init.{name}.W_dec"])

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from metasae.sae.gradients import Arithmetic, forward, sae_gradients
+from metasae.sae.architectures import Options, architecture
+from metasae.sae.gradients import Arithmetic, Auxiliary, forward, sae_gradients
 from metasae.sae.kernels import kernels
 from metasae.sae.weights import Weights
 from metasae.train import objective
-from metasae.train.penalties import meta_residual, penalty_gradient
+from metasae.train.penalties.decomposability import Probe, decomposability, full_gradient, probe
 
 
 def random_weights(n, d, seed, b_enc=True):
@@ -53,37 +54,48 @@ def test_sae_gradients_equal_autograd(name, case, detach, dead_share, b_enc):
     expected, wanted = autograd(x, weights, keep=k * len(x), dead_N=dead, k_aux=k_aux, aux_coef=coef, detach=detach)
 
     how = Arithmetic(kernels(name), torch.float32)
-    made = forward(x, weights, k * len(x), 0.0, how)
-    l2, aux, gradients = sae_gradients(made, weights, dead, k_aux, coef, detach, how)
+    kind = architecture("batchtopk", Options(k))
+    made = forward(x, weights, kind, k, 0.0, how)
+    found = sae_gradients(made, weights, kind, Auxiliary(dead, k_aux, coef, detach), how)
 
-    torch.testing.assert_close(l2, expected.l2.detach(), rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(aux, expected.aux.detach(), rtol=1e-5, atol=1e-9)
-    for key, gradient in gradients.tensors().items():
+    torch.testing.assert_close(found.l2, expected.l2.detach(), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(found.aux, expected.aux.detach(), rtol=1e-5, atol=1e-9)
+    for key, gradient in found.weights.tensors().items():
         grad = wanted[key] if wanted[key] is not None else torch.zeros_like(gradient)
         torch.testing.assert_close(gradient, grad, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("name", ["reference", "fast"])
 @pytest.mark.parametrize("mode", ["raw", "token"])
-def test_penalty_gradient_equals_autograd(name, mode):
-    n, d, lambda2, sigma_sq = 40, 16, 0.7, 0.8
+@pytest.mark.parametrize("weighted", [True, False])
+def test_penalty_gradient_equals_autograd(name, mode, weighted):
+    n, d, k_m, sigma_sq = 40, 16, 2, 0.8
     weights, meta = random_weights(n, d, 2), random_weights(10, d, 3)
+    share = torch.rand(n, generator=torch.Generator().manual_seed(1)) * 2 if weighted else None
     leaf = weights.W_dec_ND.clone().requires_grad_()
-    wh = objective.meta_reconstruction(leaf.detach(), meta, 2 * n, mode)
-    p = objective.decomposability_penalty(leaf, wh, sigma_sq)
-    (lambda2 * p).backward()
+    wh = objective.meta_reconstruction(leaf.detach(), meta, k_m * n, mode)
+    p = torch.exp(-(leaf - wh).pow(2).sum(1) / sigma_sq)
+    p = (p if share is None else share * p).mean()
+    p.backward()
+    if not weighted:
+        torch.testing.assert_close(p, objective.decomposability_penalty(leaf, wh, sigma_sq))
 
-    difference, _ = meta_residual(weights.W_dec_ND, meta, 2 * n, 0.0, mode, Arithmetic(kernels(name), torch.float32))
-    into = torch.zeros(n, d)
-    ours = penalty_gradient(difference, lambda2, sigma_sq, into)
-    torch.testing.assert_close(ours, p.detach(), rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(into, leaf.grad, rtol=1e-4, atol=1e-7)
+    kind = architecture("batchtopk", Options(k_m))
+    seen = probe(weights.W_dec_ND, meta, kind, k_m, 0.0, mode, Arithmetic(kernels(name), torch.float32))
+    value, factor = decomposability(seen, sigma_sq, share)
+    torch.testing.assert_close(value, p.detach(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(factor[:, None] * seen.difference_ND, leaf.grad, rtol=1e-4, atol=1e-7)
+
+    leaf = weights.W_dec_ND.clone().requires_grad_()
+    wh = objective.meta_reconstruction(leaf, meta, k_m * n, mode)
+    p = torch.exp(-(leaf - wh).pow(2).sum(1) / sigma_sq)
+    (p if share is None else share * p).mean().backward()
+    torch.testing.assert_close(full_gradient(weights.W_dec_ND, meta, seen, mode, sigma_sq, share), leaf.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_penalty_by_hand():
-    # one row, w = (1, 0), wh = (0, 1): e = 2, p = exp(-2 / 4); gradient -(2 * 3 / (1 * 4)) p (1, -1)
-    difference = torch.tensor([[1.0, -1.0]])
-    into = torch.zeros(1, 2)
-    p = penalty_gradient(difference, 3.0, 4.0, into)
+    # one row, w = (1, 0), wh = (0, 1): e = 2, p = exp(-2 / 4); dP/dw = -(2 / (1 * 4)) p (1, -1)
+    seen = Probe(torch.tensor([2.0]), torch.tensor([[1.0, -1.0]]), None, 0.0)
+    p, factor = decomposability(seen, 4.0)
     assert p.item() == pytest.approx(0.6065306597)
-    assert into[0].tolist() == pytest.approx([-1.5 * 0.6065306597, 1.5 * 0.6065306597])
+    assert factor.item() == pytest.approx(-0.5 * 0.6065306597)

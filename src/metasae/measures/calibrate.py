@@ -77,23 +77,33 @@ class Largest:
 def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Calibration:
     """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly above it.
 
-    sae in the model's own units. One pass, O(k * T) floats of memory. Among tied pre-activations the side whose realised
-    L0 is nearer to k is taken; with fewer than k * T positive pre-activations the threshold is 0 (`reached` is then False).
+    sae in the model's own units. O(k * T) floats of memory. Among tied pre-activations the side whose realised L0 is nearer
+    to k is taken; with fewer than k * T positive pre-activations the threshold is 0 (`reached` is then False).
+    A cut guessed from a sample spares the look at most entries; should it prove too high, all are looked at.
     The SAE is left as it was; use `sae.threshold = torch.full([n], threshold)`. Raises UserError when the split is empty or
     a pre-activation is not finite.
     """
     if split.n_tokens < 1:
         raise UserError("no calibration tokens; raise text.calibration_share or give more text")
-    largest = Largest(round(k * split.n_tokens))
     with progress.task("calibrate", split.n_tokens) as task:
-        for block in split.blocks(batch):
-            x, _, _ = sae.normalise(block.to(sae.W_dec.device, torch.float32))
-            pre = sae.pre_activations(x)
-            if not bool(torch.isfinite(pre.sum())):
-                raise UserError("the SAE gives pre-activations that are not finite; its weights or the activations are damaged")
-            above = pre[pre > largest.cut]
-            equal = int((pre == largest.cut).sum()) if largest.cut else 0
-            largest.add(above.float().cpu().numpy(), equal)
-            task.advance(len(block))
+        wanted = round(k * split.n_tokens)
+        guess = _guess(sae, split, k, batch)
+        largest = _largest(sae, split, wanted, batch, guess, task)
+        if guess and largest.found <= wanted:
+            largest = _largest(sae, split, wanted, batch, 0.0, None)
     threshold, fired = largest.threshold()
     return Calibration(threshold, fired / split.n_tokens, split.n_tokens, k)
+
+
+def _largest(sae, split, count: int, batch: int, cut: float, task) -> Largest:
+    """The `count` largest pre-activations of the split that lie above `cut`."""
+    largest = Largest(count, cut)
+    screen = Screen(sae, cut)
+    for block in split.blocks(batch):
+        if screen.limit != largest.cut:
+            screen.set_limit(largest.cut)
+        values = _finite(screen.candidates(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0]).values)
+        largest.add(values[values > largest.cut], int(np.count_nonzero(values == largest.cut)) if largest.cut else 0)
+        if task is not None:
+            task.advance(len(block))
+    return largest

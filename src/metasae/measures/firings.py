@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from metasae.measures.screen import Screen
 from metasae.progress import SILENT, Progress
 
 
@@ -53,17 +54,18 @@ class Firings:
 def fire(sae, split, batch: int = 2048, progress: Progress = SILENT) -> Firings:
     """Runs the SAE at its calibrated threshold over all tokens of `split`, in order.
 
-    Memory: 8 bytes per firing, and one dense [batch, n] block. Raises ValueError when the SAE has no threshold.
+    An exact rule on fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n] block. Raises ValueError when the SAE has no threshold.
     """
+    if sae.threshold is None:
+        raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.calibrate)")
+    screen = Screen(sae, sae.threshold)
     per_token, indices, values = [np.zeros(1, np.int64)], [], []
     with progress.task("fire", split.n_tokens) as task:
         for block in split.blocks(batch):
-            acts = sae.encode(block.to(sae.W_dec.device, torch.float32)).acts.float().cpu().numpy()
-            flat = np.flatnonzero(acts > 0)
-            rows, columns = np.divmod(flat, acts.shape[1])
-            per_token.append(np.bincount(rows, minlength=len(acts)))
-            indices.append(columns.astype(np.int32))
-            values.append(acts.reshape(-1)[flat])
+            kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
+            per_token.append(np.diff(kept.offsets.cpu().numpy()))
+            indices.append(kept.latents.cpu().numpy())
+            values.append(kept.values.cpu().numpy())
             task.advance(len(block))
     return Firings(
         indptr=np.cumsum(np.concatenate(per_token), dtype=np.int64),

@@ -4,7 +4,9 @@ A BatchTopK SAE with its calibrated threshold is, for inference, a JumpReLU SAE,
 normalisation is SAELens's "layer_norm". What SAELens does not know (k, recipe, seed, ...) lies in `metadata`.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,8 +36,8 @@ def save(sae: SAE, folder: str | Path) -> None:
         "normalize_activations": _NORMALIZE[config.normalize],
         "reshape_activations": "none",
         "metadata": {
-            "sae_lens_version": SAELENS_VERSION,
             **config.metadata,
+            "sae_lens_version": SAELENS_VERSION,
             "trained_architecture": config.architecture,
             "k": config.k,
         },
@@ -65,26 +67,41 @@ def load(folder: str | Path) -> SAE:
     sae = SAE(config)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         getattr(sae, name).data.copy_(tensors[name])
-    sae.threshold = tensors["threshold"].float()
+    # a copy like the weights: no view into the file, which may be deleted or written anew
+    sae.threshold = tensors["threshold"].to(torch.float32, copy=True)
     return sae
 
 
-def _config(cfg: dict, folder: Path) -> SAEConfig:
+def _config(cfg: Any, folder: Path) -> SAEConfig:
+    if not isinstance(cfg, dict):
+        raise UserError(f"{folder / CONFIG} must hold a JSON object, not {type(cfg).__name__}")
     missing = [key for key in ("architecture", "d_in", "d_sae") if key not in cfg]
     if missing:
         raise UserError(f"{folder / CONFIG} lacks '{missing[0]}'")
     if cfg["architecture"] != "jumprelu":
         raise UserError(f"{folder / CONFIG}: architecture '{cfg['architecture']}' is not read here, only 'jumprelu'")
-    if not all(isinstance(cfg[key], int) and cfg[key] > 0 for key in ("d_in", "d_sae")):
+    if not all(_is_count(cfg[key]) for key in ("d_in", "d_sae")):
         raise UserError(f"{folder / CONFIG}: d_in and d_sae must be positive whole numbers")
-    if cfg.get("apply_b_dec_to_input") is False:
-        raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input = false is not supported")
-    normalize = {theirs: ours for ours, theirs in _NORMALIZE.items()}.get(cfg.get("normalize_activations", "none"))
+    if cfg.get("apply_b_dec_to_input", True) is not True:
+        raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input = {json.dumps(cfg['apply_b_dec_to_input'])} is not supported, only true")
+    theirs = cfg.get("normalize_activations", "none")
+    normalize = next((ours for ours, name in _NORMALIZE.items() if name == theirs), None)
     if normalize is None:
-        raise UserError(f"{folder / CONFIG}: normalize_activations '{cfg['normalize_activations']}' is not supported; known: none, layer_norm")
-    metadata = dict(cfg.get("metadata") or {})
+        raise UserError(f"{folder / CONFIG}: normalize_activations '{theirs}' is not supported; known: {', '.join(_NORMALIZE.values())}")
+    metadata = cfg.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise UserError(f"{folder / CONFIG}: metadata must be a JSON object, not {type(metadata).__name__}")
+    metadata = dict(metadata)
+    # the version of the format is `save`'s to write
+    metadata.pop("sae_lens_version", None)
     architecture, k = metadata.pop("trained_architecture", "jumprelu"), metadata.pop("k", 1)
+    if not _is_count(k):
+        raise UserError(f"{folder / CONFIG}: metadata.k must be a positive whole number")
     return SAEConfig(cfg["d_in"], cfg["d_sae"], architecture, k, normalize, metadata)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _check(tensors: dict[str, torch.Tensor], config: SAEConfig, folder: Path) -> None:
@@ -94,5 +111,10 @@ def _check(tensors: dict[str, torch.Tensor], config: SAEConfig, folder: Path) ->
             raise UserError(f"{folder / WEIGHTS} lacks the tensor '{name}'")
         if tuple(tensors[name].shape) != shape:
             raise UserError(f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, the config says {shape}")
-        if torch.isnan(tensors[name]).any():
-            raise UserError(f"{folder / WEIGHTS}: {name} holds NaN")
+        if not tensors[name].is_floating_point():
+            raise UserError(f"{folder / WEIGHTS}: {name} has dtype {tensors[name].dtype}, not a floating-point one")
+        # a threshold of infinity is a latent that never fires
+        if torch.isnan(tensors[name]).any() or (name != "threshold" and torch.isinf(tensors[name]).any()):
+            raise UserError(f"{folder / WEIGHTS}: {name} holds NaN or inf")
+    if unknown := sorted(set(tensors) - set(_SHAPES)):
+        raise UserError(f"{folder / WEIGHTS} holds the tensor '{unknown[0]}', which is not understood here")

@@ -6,6 +6,8 @@ With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
     dL/dW_dec_j  = sum_b z_bj G_b
     dL/dW_enc_j  = sum_b dL/dz_bj (x_b - b_dec)
     dL/db_dec    = sum_b G_b - sum_j (sum_b dL/dz_bj) W_enc_j      it enters at the encoder and at the decoder
+
+With nested prefixes (Matryoshka) a latent takes part in every prefix that holds it, so its G is the sum over those.
 """
 
 from dataclasses import dataclass
@@ -14,19 +16,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from metasae.sae.architectures import Architecture
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.weights import Weights
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """One forward pass. xc: x - b_dec; residual: xh - x."""
-
-    pre_BN: Tensor
-    kept: Kept
-    xc_BD: Tensor
-    residual_BD: Tensor
-    cut: float
 
 
 @dataclass(frozen=True)
@@ -35,6 +27,48 @@ class Arithmetic:
 
     kernels: ModuleType
     dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """The AuxK term (arXiv 2406.04093). dead_N: bool [n]; detach False: the paper's code, where it also pulls on the live reconstruction."""
+
+    dead_N: Tensor
+    k: int
+    coef: float
+    detach: bool
+
+
+@dataclass(frozen=True)
+class Group:
+    """The kept entries of the latents start <= j < end, and where they are among all (None: they are all)."""
+
+    start: int
+    end: int
+    kept: Kept
+    places: Tensor | None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One forward pass. xc: x - b_dec; residuals: xh - x for each nested prefix, the last one being the whole SAE's."""
+
+    pre_BN: Tensor
+    kept: Kept
+    groups: tuple[Group, ...]
+    xc_BD: Tensor
+    residuals: tuple[Tensor, ...]
+    cut: float
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """l2: mean over prefixes of mean (xh - x)^2; aux, sparsity: 0-dim; weights: dL/dweights of their sum."""
+
+    l2: Tensor
+    aux: Tensor
+    sparsity: Tensor
+    weights: Weights
 
 
 def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -49,63 +83,91 @@ def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def forward(x_BD: Tensor, weights: Weights, keep: int, cut: float, how: Arithmetic) -> Reconstruction:
+def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, cut: float, how: Arithmetic) -> Reconstruction:
     """Encode, select, decode. `cut` is the warm start of the selection and never changes its result."""
     xc = x_BD - weights.b_dec_D
     pre = how.kernels.encode(xc, weights.W_enc_ND, weights.b_enc_N, how.dtype)
-    kept, cut = how.kernels.select(pre, keep, cut)
-    residual = how.kernels.decode(kept, weights.W_dec_ND).sub_(xc)
-    return Reconstruction(pre, kept, xc, residual, cut)
+    kept, cut = architecture.select(pre, weights, k, cut, how.kernels)
+    groups = _groups(kept, architecture.ends(weights.W_dec_ND.shape[0]))
+    residuals, below = [], xc
+    for number, group in enumerate(groups):
+        part = how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end])
+        below = part.sub_(xc) if number == 0 else part.add_(below)
+        residuals.append(below)
+    return Reconstruction(pre, kept, groups, xc, tuple(residuals), cut)
 
 
-def auxiliary(made: Reconstruction, weights: Weights, dead_N: Tensor, k_aux: int, coef: float, how: Arithmetic):
-    """AuxK loss, dL/d(aux reconstruction) [B, d], the dead latents' (dL/dW_dec rows, dL/dW_enc rows, dL/d pre summed) and their indices.
+def sae_gradients(made: Reconstruction, weights: Weights, architecture: Architecture, aux: Auxiliary | None, how: Arithmetic) -> Gradients:
+    """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term."""
+    n_prefixes = len(made.residuals)
+    l2 = sum(residual.square().mean() for residual in made.residuals) / n_prefixes
+    slopes = [residual * (2 / (residual.numel() * n_prefixes)) for residual in made.residuals]
+    aux_loss, extra = torch.zeros_like(l2), None
+    if aux is not None and bool(aux.dead_N.any()):
+        aux_loss, G_aux, *extra = _auxiliary(made, weights, aux, how)
+        if not aux.detach:
+            slopes[-1] += G_aux
+    for number in reversed(range(n_prefixes - 1)):
+        slopes[number] += slopes[number + 1]
 
-    Dense on the dead columns: with k_aux near d / 2 a sparse product would move more bytes than the dense one.
-    """
-    dead = dead_N.nonzero().squeeze(1)
-    a = made.pre_BN[:, dead].clamp_(min=0)
-    if k_aux < dead.numel():
-        a = _keep_rows(a, k_aux)
-    W_dec = weights.W_dec_ND[dead].to(how.dtype)
-    # ra = xa - (x - xh) = xa + residual
-    ra = (a @ W_dec).float().add_(made.residual_BD)
-    loss = coef * ra.square().mean()
-    G = ra * (2 * coef / ra.numel())
-    Gh = G.to(how.dtype)
-    da = (Gh @ W_dec.t()).mul_(a > 0)
-    return loss, G, (a.t() @ Gh).float(), (da.t() @ made.xc_BD.to(how.dtype)).float(), da.sum(0, dtype=torch.float32), dead
-
-
-def sae_gradients(
-    made: Reconstruction,
-    weights: Weights,
-    dead_N: Tensor | None,
-    k_aux: int,
-    aux_coef: float,
-    detach: bool,
-    how: Arithmetic,
-) -> tuple[Tensor, Tensor, Weights]:
-    """(l2, aux, dL/dweights of L2 + aux), the losses as 0-dim tensors. `dead_N` None or all False: no aux term."""
-    r = made.residual_BD
-    l2 = r.square().mean()
-    G = r * (2 / r.numel())
-    aux = torch.zeros_like(l2)
-    extra = None
-    if dead_N is not None and bool(dead_N.any()):
-        aux, G_aux, *extra = auxiliary(made, weights, dead_N, k_aux, aux_coef, how)
-        if not detach:
-            G += G_aux
-    dz = how.kernels.entry_dots(made.kept, G, weights.W_dec_ND)
-    dW_dec, dW_enc = how.kernels.latent_rows(made.kept, (made.kept.values, dz), (G, made.xc_BD))
-    dpre_N = made.kept.latent_sums(dz)
+    dz = _entry_slopes(made, weights, slopes, how)
+    pre_K = made.pre_BN[made.kept.rows.long(), made.kept.latents.long()].float() if architecture.own_threshold else made.kept.values
+    sparsity, dpre_K, dlog_threshold = architecture.sparsity(pre_K, made.kept, dz, weights)
+    dW_dec, dW_enc = _row_slopes(made, slopes, dpre_K, how)
+    dpre_N = made.kept.latent_sums(dpre_K)
     if extra is not None:
         aux_dec, aux_enc, aux_pre, dead = extra
         dW_dec.index_add_(0, dead, aux_dec)
         dW_enc.index_add_(0, dead, aux_enc)
         dpre_N.index_add_(0, dead, aux_pre)
-    db_dec = G.sum(0) - dpre_N @ weights.W_enc_ND
-    return l2, aux, Weights(dW_enc, dW_dec, db_dec, None if weights.b_enc_N is None else dpre_N)
+    db_dec = slopes[0].sum(0) - dpre_N @ weights.W_enc_ND
+    db_enc = None if weights.b_enc_N is None else dpre_N
+    return Gradients(l2, aux_loss, torch.zeros_like(l2) if sparsity is None else sparsity, Weights(dW_enc, dW_dec, db_dec, db_enc, dlog_threshold))
+
+
+def _groups(kept: Kept, ends: tuple[int, ...]) -> tuple[Group, ...]:
+    if len(ends) == 1:
+        return (Group(0, ends[0], kept, None),)
+    return tuple(Group(start, end, *kept.between(start, end)) for start, end in zip((0, *ends), ends, strict=False))
+
+
+def _entry_slopes(made: Reconstruction, weights: Weights, slopes: list[Tensor], how: Arithmetic) -> Tensor:
+    """dL/dz [K] from each group's slope."""
+    parts = [how.kernels.entry_dots(group.kept, G, weights.W_dec_ND[group.start : group.end]) for group, G in zip(made.groups, slopes, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    out = torch.empty_like(made.kept.values)
+    for group, part in zip(made.groups, parts, strict=True):
+        out[group.places] = part
+    return out
+
+
+def _row_slopes(made: Reconstruction, slopes: list[Tensor], dpre_K: Tensor, how: Arithmetic) -> tuple[Tensor, Tensor]:
+    """(dL/dW_dec, dL/dW_enc), both [n, d]; groups hold disjoint latents, so theirs are stacked."""
+    pieces = []
+    for group, G in zip(made.groups, slopes, strict=True):
+        dpre = dpre_K if group.places is None else dpre_K[group.places]
+        pieces.append(how.kernels.latent_rows(group.kept, (group.kept.values, dpre), (G, made.xc_BD)))
+    return pieces[0] if len(pieces) == 1 else tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, how: Arithmetic):
+    """AuxK loss, dL/d(aux reconstruction) [B, d], the dead latents' (dL/dW_dec rows, dL/dW_enc rows, dL/dpre summed) and their indices.
+
+    Dense on the dead columns: with k near d / 2 a sparse product would move more bytes than the dense one.
+    """
+    dead = aux.dead_N.nonzero().squeeze(1)
+    a = made.pre_BN[:, dead].clamp_(min=0)
+    if aux.k < dead.numel():
+        a = _keep_rows(a, aux.k)
+    W_dec = weights.W_dec_ND[dead].to(how.dtype)
+    # ra = xa - (x - xh) = xa + residual
+    ra = (a @ W_dec).float().add_(made.residuals[-1])
+    loss = aux.coef * ra.square().mean()
+    G = ra * (2 * aux.coef / ra.numel())
+    Gh = G.to(how.dtype)
+    da = (Gh @ W_dec.t()).mul_(a > 0)
+    return loss, G, (a.t() @ Gh).float(), (da.t() @ made.xc_BD.to(how.dtype)).float(), da.sum(0, dtype=torch.float32), dead
 
 
 def _keep_rows(a_BN: Tensor, keep: int) -> Tensor:

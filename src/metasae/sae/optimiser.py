@@ -23,7 +23,7 @@ class UnitRowAdam:
         """One step. The gradients are clipped and projected in place."""
         for name, tensor in self.weights.tensors().items():
             tensor.grad = getattr(gradients, name)
-        torch.nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], self.clip)
+        _clip_(list(gradients.tensors().values()), self.clip)
         W, g = self.weights.W_dec_ND, gradients.W_dec_ND
         if self.renormalise == "before":
             unit_rows_(W)
@@ -45,6 +45,14 @@ class UnitRowAdam:
         for key, value in state.items():
             name, _, moment = key.rpartition(".")
             self.adam.state[getattr(self.weights, name)][moment] = value.clone()
+
+
+def _clip_(gradients: list[Tensor], limit: float) -> None:
+    """Scales all gradients so that their joint norm is at most `limit`."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # on a CPU the number is at hand, and a pass over all gradients is saved; elsewhere reading it would stall the device
+    if norm.device.type != "cpu" or norm > limit:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def unit_rows_(W_ND: Tensor) -> None:

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 
 from metasae.errors import UserError
 from metasae.files import write_tensors
-from metasae.train.trainer import Learner, Progress, Trainer
+from metasae.train.learner import Learner
+from metasae.train.trainer import Done, Trainer
 
 FILE = "checkpoints/latest.safetensors"
 
@@ -27,6 +28,7 @@ def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, 
     header = {
         "done": vars(trainer.done),
         "numbers": numbers,
+        "sigma": vars(trainer.sigma) if trainer.sigma else None,
         "arm": trainer.arm,
         "seed": trainer.seed,
         "recipe": trainer.recipe.model_dump(mode="json"),
@@ -61,7 +63,9 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
         prefix = f"{name}."
         _restore(learner, {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
         learner.cut, learner.probe_cut = header["numbers"][name]["cut"], header["numbers"][name]["probe_cut"]
-    trainer.done = Progress(**header["done"])
+    trainer.done = Done(**header["done"])
+    if trainer.sigma:
+        vars(trainer.sigma).update(header["sigma"])
     return header["pending"], header["metrics_bytes"]
 
 
@@ -71,11 +75,12 @@ def _learners(trainer: Trainer) -> dict[str, Learner]:
 
 def _state(learner: Learner) -> dict[str, torch.Tensor]:
     adam = {f"adam.{key}": value for key, value in learner.optimiser.state().items()}
-    return {**learner.weights.tensors(), **adam, "silent_N": learner.silent_N}
+    return {**learner.weights.tensors(), **adam, "silent_N": learner.silent_N, "rate_N": learner.rate_N}
 
 
 def _restore(learner: Learner, state: dict[str, torch.Tensor]) -> None:
     for name, tensor in learner.weights.tensors().items():
         tensor.copy_(state[name])
     learner.silent_N.copy_(state["silent_N"])
+    learner.rate_N.copy_(state["rate_N"])
     learner.optimiser.load_state({key.removeprefix("adam."): value for key, value in state.items() if key.startswith("adam.")})

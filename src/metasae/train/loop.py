@@ -137,7 +137,9 @@ class MetricsLog:
             self._write()
 
     def _write(self) -> None:
-        means = {key: float(torch.stack([numbers[key] for numbers in self.window]).mean()) for key in self.window[0]}
+        # a penalty that is worked out on every c-th step has numbers on those only
+        keys = dict.fromkeys(key for numbers in self.window for key in numbers)
+        means = {key: float(torch.stack([numbers[key] for numbers in self.window if key in numbers]).mean()) for key in keys}
         latest = {key: float(value) for key, value in self.pending.items()}
         if not all(math.isfinite(value) for value in (*means.values(), *latest.values())):
             raise UserError(f"the loss is no longer finite at step {self.trainer.done.primary}; try a smaller train.lr or train.clip")

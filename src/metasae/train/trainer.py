@@ -6,32 +6,20 @@ import torch
 from torch import Tensor
 
 from metasae.recipe import Recipe
-from metasae.sae.gradients import Arithmetic, forward, matmul_dtype, sae_gradients
+from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
-from metasae.sae.optimiser import UnitRowAdam, learning_rate, unit_rows_
+from metasae.sae.optimiser import learning_rate
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
+from metasae.train.learner import Learner, new_learner
 from metasae.train.objective import Losses, meta_input
-from metasae.train.penalties import meta_residual, penalty_gradient
-
-# Which arms train a meta SAE, and when.
-WITH_META = ("joint", "control", "sequential")
-
-
-@dataclass
-class Learner:
-    """An SAE being trained. silent_N: int64 tokens (rows, for the meta SAE) since each latent last fired. cut: the selection's warm start."""
-
-    weights: Weights
-    optimiser: UnitRowAdam
-    silent_N: Tensor
-    k: int
-    cut: float = 0.0
-    probe_cut: float = 0.0
+from metasae.train.penalties import PENALTIES, Scene
+from metasae.train.penalties.adaptive import AdaptiveSigma
+from metasae.train.penalties.decomposability import decomposability, full_gradient, probe
 
 
 @dataclass
-class Progress:
+class Done:
     """Optimiser steps done."""
 
     primary: int = 0
@@ -41,7 +29,9 @@ class Progress:
 class Trainer:
     """Trains one arm with one seed. Same seed = same initial weights in every arm.
 
-    d: width of the activations; b_dec_D: what b_dec starts from, in the units the SAE is trained in.
+    b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d.
+    solo: no penalty, no meta SAE. joint: all the recipe's penalties. control: joint with every coefficient 0.
+    sequential: solo, then a meta SAE on its frozen decoder.
     """
 
     def __init__(self, recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str = "cpu"):
@@ -51,10 +41,15 @@ class Trainer:
         self.how = Arithmetic(kernels(train.kernels), matmul_dtype(train.dtype, self.device))
         self.d = b_dec_D.numel()
         self.k_aux = train.k_aux or max(1, self.d // 2)
-        self.primary = self._learner(recipe.sae.n, recipe.sae.k, recipe.sae.b_enc, b_dec_D, stream=0)
-        self.meta = self._learner(recipe.meta.n, recipe.meta.k, False, torch.zeros(self.d), stream=1) if arm in WITH_META else None
+        adam = {"betas": train.betas, "eps": train.eps, "clip": train.clip, "renormalise": train.renormalise}
+        primary, meta = (torch.Generator().manual_seed(seed * 2 + stream) for stream in (0, 1))
+        self.primary = new_learner(recipe.sae, b_dec_D, primary, recipe.sae.b_enc, recipe.sae.tied_init, adam, self.device)
+        with_meta = arm in ("control", "sequential") or (arm == "joint" and train.lambda2 > 0)
+        self.meta = new_learner(recipe.meta, torch.zeros(self.d), meta, False, True, adam, self.device) if with_meta else None
         self.lambda2 = train.lambda2 if arm == "joint" else 0.0
-        self.done = Progress()
+        self.penalties = {name: coef for name, coef in train.penalties.items() if coef > 0} if arm == "joint" else {}
+        self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
+        self.done = Done()
         self.total_primary = -(-train.tokens // train.batch)
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
@@ -79,87 +74,99 @@ class Trainer:
     def primary_gradients(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor], Weights]:
         """The losses on activations x [B, d] (fp32, globally scaled where the recipe says so) and their gradients.
 
-        Between them, further numbers as 0-dim tensors: fvu, l0, dead. Counts firings, changes no weight.
-        `with_penalty` False leaves the penalty's value out where lambda2 = 0.
+        Between them, further numbers as 0-dim tensors: fvu, l0, dead and each further penalty. Counts firings, changes no weight.
+        `with_penalty` False leaves the decomposability penalty's value out where it is not charged.
         """
         train, learner = self.recipe.train, self.primary
         x = x_BD.to(self.device)
         if self.recipe.sae.normalize == "token":
             x = token_normalise(x)[0]
-        made = forward(x, learner.weights, learner.k * x.shape[0], learner.cut, self.how)
+        made = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how)
         learner.cut = made.cut
-        dead = _count_silence(learner, made.kept.fired(), x.shape[0], train.dead_after)
-        detach = train.aux_residual == "detached"
-        l2, aux, gradients = sae_gradients(made, learner.weights, dead, self.k_aux, train.aux_coef, detach, self.how)
-        penalty = torch.zeros_like(l2)
-        if self.meta and self.arm != "sequential" and (self.lambda2 > 0 or with_penalty):
-            penalty = self._penalty(gradients.W_dec_ND if self.lambda2 > 0 else None)
-        variance = (x - x.mean(0)).square().mean()
-        numbers = {"fvu": l2 / variance, "l0": l2.new_tensor(made.kept.values.numel() / x.shape[0]), "dead": dead.sum().float()}
-        return Losses(l2, aux, penalty, l2 + aux + self.lambda2 * penalty), numbers, gradients
+        dead = learner.count(made.kept, train.dead_after)
+        found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.how)
+        total = found.l2 + found.aux + found.sparsity
+        charged = self.done.primary >= train.penalty_start * self.total_primary
+        penalty = torch.zeros_like(total)
+        if self.meta and self.arm != "sequential" and (with_penalty or (self.lambda2 > 0 and charged)):
+            penalty, cost = self._decomposability(found.weights.W_dec_ND if charged else None)
+            total = total + cost
+        numbers = self._numbers(x, made, dead)
+        if charged and self.penalties and self.done.primary % train.penalty_every == 0:
+            total = total + self._further_penalties(made, found.weights.W_dec_ND, numbers)
+        return Losses(found.l2, found.aux, penalty, total), numbers, found.weights
 
     @torch.no_grad()
     def meta_step(self) -> Losses:
         """One step of the meta SAE on all rows of the primary's decoder, as they are now."""
         train, learner = self.recipe.train, self.meta
         rows, _, _ = meta_input(self.primary.weights.W_dec_ND, self.recipe.meta.input)
-        made = forward(rows, learner.weights, learner.k * rows.shape[0], learner.cut, self.how)
+        made = forward(rows, learner.weights, learner.architecture, learner.k, learner.cut, self.how)
         learner.cut = made.cut
-        dead = _count_silence(learner, made.kept.fired(), rows.shape[0], train.meta_dead_after)
-        detach = train.aux_residual == "detached"
-        l2, aux, gradients = sae_gradients(made, learner.weights, dead, self.k_aux, train.aux_coef, detach, self.how)
+        dead = learner.count(made.kept, train.meta_dead_after)
+        found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.how)
         rate = learning_rate(self.done.meta, self.total_meta, train.meta_lr or train.lr, train.warmup, train.decay)
-        learner.optimiser.step(gradients, rate)
+        learner.optimiser.step(found.weights, rate)
         self.done.meta += 1
-        return Losses(l2, aux, torch.zeros_like(l2), l2 + aux)
-
-    def _penalty(self, into_ND: Tensor | None) -> Tensor:
-        """mean_i p_i against the frozen meta SAE, and its gradient. Nothing of the meta SAE changes but the selection's own warm start."""
-        difference, self.meta.probe_cut = meta_residual(
-            self.primary.weights.W_dec_ND,
-            self.meta.weights,
-            self.meta.k * self.recipe.sae.n,
-            self.meta.probe_cut,
-            self.recipe.meta.input,
-            self.how,
-        )
-        return penalty_gradient(difference, self.lambda2, self.recipe.train.sigma_sq, into_ND)
+        return Losses(found.l2, found.aux, torch.zeros_like(found.l2), found.l2 + found.aux + found.sparsity)
 
     def export(self, scale: float, metadata: dict) -> dict[str, SAE]:
-        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}, without thresholds. `scale`: what the inputs were multiplied by."""
-        recipe = self.recipe
-        normalize = "token" if recipe.sae.normalize == "token" else "none"
-        primary = _as_sae(self.primary, SAEConfig(self.d, recipe.sae.n, recipe.sae.architecture, recipe.sae.k, normalize, dict(metadata)))
+        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}; thresholds only where the architecture learns them.
+
+        scale: what the inputs were multiplied by.
+        """
+        sae, meta = self.recipe.sae, self.recipe.meta
+        normalize = "token" if sae.normalize == "token" else "none"
+        primary = self.primary.as_sae(SAEConfig(self.d, sae.n, sae.architecture, sae.k, normalize, dict(metadata)))
         out = {"primary": primary.scaled(scale)}
         if self.meta:
-            config = SAEConfig(self.d, recipe.meta.n, "batchtopk", recipe.meta.k, "token" if recipe.meta.input == "token" else "none", dict(metadata))
-            out["meta"] = _as_sae(self.meta, config)
+            normalize = "token" if meta.input == "token" else "none"
+            out["meta"] = self.meta.as_sae(SAEConfig(self.d, meta.n, meta.architecture, meta.k, normalize, dict(metadata)))
         return out
 
-    def _learner(self, n: int, k: int, b_enc: bool, b_dec_D: Tensor, stream: int) -> Learner:
-        generator = torch.Generator().manual_seed(self.seed * 2 + stream)
-        sae = SAE(SAEConfig(self.d, n))
-        sae.init_weights(generator)
-        rows = sae.W_dec.detach().to(self.device)
-        weights = Weights(rows.clone(), rows.clone(), b_dec_D.float().clone().to(self.device), torch.zeros(n, device=self.device) if b_enc else None)
+    def _k_now(self) -> int:
+        """k, annealed from k_start where the recipe says so."""
+        sae = self.recipe.sae
+        if not sae.k_start or not sae.k_anneal:
+            return sae.k
+        left = max(0.0, 1 - self.done.primary / (sae.k_anneal * self.total_primary))
+        return sae.k + round(left * (sae.k_start - sae.k))
+
+    def _aux(self, dead_N: Tensor) -> Auxiliary:
         train = self.recipe.train
-        optimiser = UnitRowAdam(weights, train.betas, train.eps, train.clip, train.renormalise)
-        return Learner(weights, optimiser, torch.zeros(n, dtype=torch.int64, device=self.device), k)
+        return Auxiliary(dead_N, self.k_aux, train.aux_coef, train.aux_residual == "detached")
 
+    def _numbers(self, x_BD: Tensor, made: Reconstruction, dead_N: Tensor) -> dict[str, Tensor]:
+        variance = (x_BD - x_BD.mean(0)).square().mean()
+        return {"fvu": made.residuals[-1].square().mean() / variance, "l0": made.kept.l0(), "dead": dead_N.sum().float()}
 
-def _count_silence(learner: Learner, fired_N: Tensor, seen: int, dead_after: int) -> Tensor:
-    """Updates the counters with this batch, then says which latents are dead: bool [n]."""
-    learner.silent_N.add_(seen).masked_fill_(fired_N, 0)
-    return learner.silent_N >= dead_after
+    def _decomposability(self, into_ND: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(P, its cost) against the frozen meta SAE; adds the cost's gradient to `into_ND` when given.
 
+        Nothing of the meta SAE changes but the warm start of its selection, which changes no result.
+        """
+        train, meta, W = self.recipe.train, self.meta, self.primary.weights.W_dec_ND
+        mode = self.recipe.meta.input
+        seen = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.how)
+        meta.probe_cut = seen.cut
+        lambda2, sigma_sq = self.lambda2, train.sigma_sq
+        if self.sigma and lambda2 > 0:
+            lambda2, sigma_sq = self.sigma.update(seen.e_N)
+        share = self.primary.rate_N / self.primary.rate_N.mean().clamp(min=1e-12) if train.balanced else None
+        value, factor_N = decomposability(seen, sigma_sq, share)
+        if into_ND is not None and lambda2 > 0:
+            if train.meta_gradient == "full":
+                into_ND.add_(full_gradient(W, meta.weights, seen, mode, sigma_sq, share), alpha=lambda2)
+            else:
+                into_ND.addcmul_(seen.difference_ND, factor_N[:, None], value=lambda2)
+        return value, lambda2 * value
 
-def _as_sae(learner: Learner, config: SAEConfig) -> SAE:
-    sae, weights = SAE(config), learner.weights
-    sae.W_enc.data.copy_(weights.W_enc_ND.t())
-    sae.W_dec.data.copy_(weights.W_dec_ND)
-    # rows are unit but for rounding, and for the drift that renormalising before the step leaves
-    unit_rows_(sae.W_dec.data)
-    sae.b_dec.data.copy_(weights.b_dec_D)
-    if weights.b_enc_N is not None:
-        sae.b_enc.data.copy_(weights.b_enc_N)
-    return sae
+    def _further_penalties(self, made: Reconstruction, into_ND: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+        scene = Scene(self.primary.weights.W_dec_ND, made.kept, self.primary.rate_N, self.done.primary, self.seed)
+        cost = into_ND.new_zeros(())
+        for name, coef in self.penalties.items():
+            value, gradient = PENALTIES[name](scene)
+            numbers[name] = value
+            into_ND.add_(gradient, alpha=coef * self.recipe.train.penalty_every)
+            cost = cost + coef * value
+        return cost

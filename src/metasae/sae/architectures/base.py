@@ -1,0 +1,55 @@
+"""What every architecture answers; the answers here are BatchTopK's, the simplest."""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+from torch import Tensor
+
+from metasae.sae.kernels.kept import Kept
+from metasae.sae.weights import Weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """Numbers an architecture may need. k: latents per token asked for.
+
+    l1: weight of ReLU's sum of activations. l0_coef, bandwidth, threshold: JumpReLU's L0 term, its pseudo-derivative's width
+    and its first threshold. prefixes: Matryoshka's nested prefixes, as shares of n.
+    """
+
+    k: int
+    l1: float = 0.0
+    l0_coef: float = 0.0
+    bandwidth: float = 0.05
+    threshold: float = 0.05
+    prefixes: tuple[float, ...] = (1.0,)
+
+
+class Architecture:
+    """The seam. Subclasses override what differs."""
+
+    # whether the learned rule is the inference rule; if not, a threshold is calibrated after training
+    own_threshold = False
+
+    def __init__(self, options: Options):
+        self.options = options
+
+    def threshold_init(self) -> float | None:
+        """Start of a learned threshold per latent, or None for architectures without."""
+        return None
+
+    def ends(self, n: int) -> tuple[int, ...]:
+        """Ends of the nested prefixes of latents that each rebuild the input; (n,) for all but Matryoshka."""
+        return (n,)
+
+    def select(self, pre_BN: Tensor, weights: Weights, k: int, cut: float, kernels: ModuleType) -> tuple[Kept, float]:
+        """The entries that fire, and the warm cut for the next call. k: this step's latents per token."""
+        raise NotImplementedError
+
+    def sparsity(self, pre_K: Tensor, kept: Kept, dz_K: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """(sparsity loss or None, dL/dpre [K], dL/dlog_threshold [n] or None), given dz = d(reconstruction)/dz [K]."""
+        return None, dz_K, None
+
+    def inference_threshold(self, weights: Weights) -> Tensor | None:
+        """[n], in the units of pre, where `own_threshold`."""
+        return None

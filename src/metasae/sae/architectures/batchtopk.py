@@ -1,0 +1,8 @@
+"""BatchTopK (arXiv 2412.06410): the k*B largest entries of the batch."""
+
+from metasae.sae.architectures.base import Architecture
+
+
+class BatchTopK(Architecture):
+    def select(self, pre_BN, weights, k, cut, kernels):
+        return kernels.select(pre_BN, k * pre_BN.shape[0], cut)

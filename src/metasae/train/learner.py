@@ -1,0 +1,78 @@
+"""An SAE while it is trained: weights, optimiser, firing counters."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metasae.recipe import Dictionary
+from metasae.sae.architectures import Architecture, Options, architecture
+from metasae.sae.kernels.kept import Kept
+from metasae.sae.optimiser import UnitRowAdam, unit_rows_
+from metasae.sae.sae import SAE, SAEConfig
+from metasae.sae.weights import Weights
+
+RATE_MEMORY = 0.99
+
+
+@dataclass
+class Learner:
+    """silent_N: int64 tokens (rows, for the meta SAE) since each latent last fired. rate_N: running firing rate per token.
+
+    cut, probe_cut: warm starts of the selection, in training and in the penalty's look at a meta SAE.
+    """
+
+    architecture: Architecture
+    weights: Weights
+    optimiser: UnitRowAdam
+    silent_N: Tensor
+    rate_N: Tensor
+    k: int
+    cut: float = 0.0
+    probe_cut: float = 0.0
+
+    def count(self, kept: Kept, dead_after: int) -> Tensor:
+        """Updates the counters with this batch, then says which latents are dead: bool [n]."""
+        counts = kept.latent_sums((kept.values > 0).float())
+        self.silent_N.add_(kept.n_rows).masked_fill_(counts > 0, 0)
+        self.rate_N.mul_(RATE_MEMORY).add_(counts, alpha=(1 - RATE_MEMORY) / kept.n_rows)
+        return self.silent_N >= dead_after
+
+    def as_sae(self, config: SAEConfig) -> SAE:
+        """The SAE as it is now; with a threshold only where the architecture learns its own."""
+        sae, weights = SAE(config), self.weights
+        sae.W_enc.data.copy_(weights.W_enc_ND.t())
+        sae.W_dec.data.copy_(weights.W_dec_ND)
+        # rows are unit but for rounding, and for the drift that renormalising before the step leaves
+        unit_rows_(sae.W_dec.data)
+        sae.b_dec.data.copy_(weights.b_dec_D)
+        if weights.b_enc_N is not None:
+            sae.b_enc.data.copy_(weights.b_enc_N)
+        if self.architecture.own_threshold:
+            sae.threshold = self.architecture.inference_threshold(weights).cpu()
+        return sae
+
+
+def new_learner(table: Dictionary, b_dec_D: Tensor, generator: torch.Generator, b_enc: bool, tied: bool, adam: dict, device: torch.device) -> Learner:
+    """Random unit rows from `generator`; W_enc = W_dec^T when tied, else random rows of its own. adam: UnitRowAdam's settings."""
+    options = Options(table.k, table.l1, table.l0_coef, table.bandwidth, table.threshold, table.prefixes)
+    kind = architecture(table.architecture, options)
+    n, d = table.n, b_dec_D.numel()
+    W_dec = _random_rows(n, d, generator)
+    W_enc = W_dec.clone() if tied else _random_rows(n, d, generator)
+    start = kind.threshold_init()
+    weights = Weights(
+        W_enc.to(device),
+        W_dec.to(device),
+        b_dec_D.float().clone().to(device),
+        torch.zeros(n, device=device) if b_enc else None,
+        None if start is None else torch.full((n,), start, device=device),
+    )
+    zeros = torch.zeros(n, dtype=torch.int64, device=device)
+    return Learner(kind, weights, UnitRowAdam(weights, **adam), zeros, torch.zeros(n, device=device), table.k)
+
+
+def _random_rows(n: int, d: int, generator: torch.Generator) -> Tensor:
+    sae = SAE(SAEConfig(d, n))
+    sae.init_weights(generator)
+    return sae.W_dec.detach()

@@ -1,0 +1,22 @@
+"""Firing-weighted cosine, in the manner of C2R (arXiv 2606.30609): rows of latents that fire often should be orthogonal.
+
+    P = sum_{i != j} f_i f_j (w_i . w_j)^2 / (sum_i f_i)^2,      f: running firing rates
+
+With M = sum_i f_i w_i w_i^T [d, d] the double sum is ||M||_F^2 - sum_i f_i^2 ||w_i||^4, so no n x n matrix is formed:
+
+    dP/dw_i = 4 f_i (M w_i - f_i ||w_i||^2 w_i) / (sum f)^2
+"""
+
+from torch import Tensor
+
+from metasae.train.penalties.scene import Scene
+
+
+def firing_weighted_cosine(scene: Scene) -> tuple[Tensor, Tensor]:
+    W, f = scene.W_dec_ND, scene.rate_N
+    total = f.sum().square().clamp(min=1e-12)
+    M = (W * f[:, None]).t() @ W
+    own = f * W.square().sum(1)
+    value = (M.square().sum() - own.square().sum()) / total
+    gradient = (W @ M - own[:, None] * W) * (4 * f / total)[:, None]
+    return value, gradient

@@ -1,0 +1,60 @@
+"""The paper's penalty (arXiv 2604.03436): what the meta SAE rebuilds easily costs.
+
+    P = (1/n) sum_i s_i p_i,   p_i = exp(-e_i / sigma^2),   e_i = ||w_i - sg(wh_i)||^2,   s_i = 1
+    dP/dw_i = -(2 / (n sigma^2)) s_i p_i (w_i - wh_i)
+
+Options: `balanced` weighs each row with its firing rate, s_i = f_i / mean f, since the reconstruction gradient scales with
+it too; `full` lets the gradient run through the meta SAE as well (no stop-gradient).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metasae.sae.architectures import Architecture
+from metasae.sae.gradients import Arithmetic, forward
+from metasae.sae.weights import Weights
+from metasae.train.objective import encode, meta_input
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The frozen meta SAE as the penalty sees it. e_N: squared distances; difference_ND: w - wh; cut: the next call's warm start."""
+
+    e_N: Tensor
+    difference_ND: Tensor
+    kept: object
+    cut: float
+
+
+def probe(W_dec_ND: Tensor, meta: Weights, architecture: Architecture, k: int, cut: float, mode: str, how: Arithmetic) -> Probe:
+    """Runs the meta SAE on the rows, in the rows' own space. Changes nothing in it."""
+    rows, mean, std = meta_input(W_dec_ND, mode)
+    made = forward(rows, meta, architecture, k, cut, how)
+    if mean is None:
+        difference = made.residuals[-1].neg_()
+    else:
+        difference = torch.sub(W_dec_ND, made.residuals[-1].add_(rows).mul_(std).add_(mean))
+    return Probe(difference.square().sum(dim=1), difference, made.kept, made.cut)
+
+
+def decomposability(seen: Probe, sigma_sq: float, share_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(P, per-row factor [n]) such that dP/dw_i = factor_i * (w_i - wh_i). share_N: s_i, None for all ones."""
+    p_N = torch.exp(seen.e_N / -sigma_sq)
+    if share_N is not None:
+        p_N = p_N * share_N
+    return p_N.mean(), p_N * (-2 / (p_N.numel() * sigma_sq))
+
+
+def full_gradient(W_dec_ND: Tensor, meta: Weights, seen: Probe, mode: str, sigma_sq: float, share_N: Tensor | None = None) -> Tensor:
+    """dP/dW_dec [n, d] without the stop-gradient: also through the meta SAE's encoder, its selection held fixed. By autograd."""
+    on = seen.kept.with_values((seen.kept.values > 0).float()).dense()
+    with torch.enable_grad():
+        W = W_dec_ND.detach().requires_grad_()
+        rows, mean, std = meta_input(W, mode)
+        wh = (encode(rows, meta) * on) @ meta.W_dec_ND + meta.b_dec_D
+        wh = wh if mean is None else wh * std + mean
+        p_N = torch.exp((W - wh).square().sum(dim=1) / -sigma_sq)
+        value = (p_N if share_N is None else p_N * share_N).mean()
+        return torch.autograd.grad(value, W)[0]
