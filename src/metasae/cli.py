@@ -38,9 +38,17 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")] = False,
 ) -> None:
     """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
-    from metasae import job
+    from metasae import start
 
-    result = job.run(recipe, out=out, overrides=_overrides(set_, seeds, arms), device=device, dry_run=dry_run, show=not as_json)
+    # whatever can be refused without torch is refused before it is imported, which takes seconds
+    resolved, folder = start.resolve(recipe, out, _overrides(set_, seeds, arms), device)
+    if dry_run:
+        result = start.plan(resolved, folder, show=not as_json)
+    else:
+        start.claim(resolved, folder)
+        from metasae import job
+
+        result = job.run(resolved, out=folder, device=device, show=not as_json)
     if as_json:
         print(json.dumps(result, indent=2))
 
@@ -63,9 +71,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="the comparison as JSON on stdout")] = False,
 ) -> None:
     """Compares the measured arms of a run again and writes compare.json, compare.md and the report."""
-    from metasae import job
+    from metasae.conclusion import conclude
 
-    result = job.conclude(run_folder, show=not as_json)
+    result = conclude(run_folder, show=not as_json)
     if as_json:
         print(json.dumps(result, indent=2))
 

@@ -5,6 +5,7 @@ it stopped.
 """
 
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -12,12 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import tomli
 import torch
 from torch import Tensor
 
 import metasae
-from metasae import files
+from metasae import files, start
+from metasae.conclusion import conclude
 from metasae.data.activations import fingerprint_of, harvest, identity
 from metasae.data.cache import ActivationCache, Split, open_cache
 from metasae.data.host import Host
@@ -59,39 +60,18 @@ def run(
     overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout.
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
-    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
-    source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
-    resolved = Recipe.load(source, overrides)
-    folder = Path(out) if out is not None else Path("runs") / name
-    _check_device(device)
+    resolved, folder = start.resolve(recipe, out, overrides, device)
     if dry_run:
-        return _plan(resolved, folder, show)
+        return start.plan(resolved, folder, show)
+    start.claim(resolved, folder)
     keep_freed_memory()
-    job = _Job(_claim(resolved, folder), folder, device, Progress(show))
+    job = _Job(resolved, folder, device, Progress(show))
     with StopRequest().listening() as stop:
         try:
             job.go(stop)
         except Interrupted as error:
-            raise Interrupted(f"{error}. Go on with: metasae run {folder / 'recipe.toml'} --out {folder}") from None
+            raise Interrupted(f"{error}. Go on with: {_command(folder, device)}") from None
     return conclude(folder, show)
-
-
-def conclude(folder: str | Path, show: bool = True) -> dict:
-    """Compares the measured arms of a run folder and writes compare.json, compare.md, figures and report.html."""
-    from metasae.comparison import compare, summary_table
-    from metasae.report import write_report
-
-    folder = Path(folder)
-    comparison = compare(folder)
-    report = write_report(folder)
-    if show:
-        from rich.console import Console
-
-        console = Console()
-        console.print(summary_table(comparison))
-        console.print(comparison["verdict"], highlight=False)
-        console.print(f"Report: {report}", highlight=False, soft_wrap=True)
-    return {"run": str(folder), "report": str(report), **comparison}
 
 
 class _Job:
@@ -235,59 +215,10 @@ def initial_b_dec(split: Split, scale: float, recipe: Recipe) -> Tensor:
     return (split.mean * scale).float()
 
 
-def _claim(recipe: Recipe, folder: Path) -> Recipe:
-    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it."""
-    path = folder / "recipe.toml"
-    if path.exists():
-        held = Recipe.load(tomli.loads(path.read_text()))
-        differing = [key for key in _flat(recipe) if _flat(held).get(key) != _flat(recipe)[key]]
-        if differing:
-            key = differing[0]
-            raise UserError(
-                f"{folder} holds a run with {key} = {_flat(held).get(key)!r}, not {_flat(recipe)[key]!r}; choose another --out or delete the folder"
-            )
-        union = {name: tuple(dict.fromkeys([*getattr(held, name), *getattr(recipe, name)])) for name in ("arms", "seeds")}
-        recipe.model_copy(update=union).save(path)
-        return recipe
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe.save(path)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from None
-    return recipe
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Dotted key -> value, without what may differ between two calls on one run folder."""
-    out = {}
-    for name, value in recipe.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            out |= {f"{name}.{key}": inner for key, inner in value.items()}
-    return out
-
-
-def _plan(recipe: Recipe, folder: Path, show: bool) -> dict:
-    steps = -(-recipe.train.tokens // recipe.train.batch)
-    plan = {
-        "out": str(folder),
-        "recipe": recipe.model_dump(mode="json"),
-        "arms": [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms],
-        "primary_steps_per_arm": steps,
-        "tokens_harvested": recipe.train.tokens + recipe.measure.calibration_tokens + recipe.measure.tokens,
-    }
-    if show:
-        print(recipe.dump())
-        print(f"# would write {folder}: {len(plan['arms'])} arms of {steps:,} primary steps, {plan['tokens_harvested']:,} tokens harvested")
-    return plan
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device '{device}' is not one of cpu, cuda, cuda:N") from None
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: no CUDA device is available here; use --device cpu")
+def _command(folder: Path, device: str) -> str:
+    """The shell command that goes on with a run."""
+    words = ["metasae", "run", str(folder / "recipe.toml"), "--out", str(folder)]
+    return shlex.join(words if device == "cpu" else [*words, "--device", device])
 
 
 def _versions() -> dict[str, str]:

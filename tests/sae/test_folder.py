@@ -271,7 +271,7 @@ def test_a_damaged_folder_is_one_clear_line(tmp_path, damage, words):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="no SAE folder '.*absent'"):
+    with pytest.raises(UserError, match=r"no SAE folder '.*absent'"):
         SAE.load(tmp_path / "absent")
 
 

@@ -4,9 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metasae.errors import UserError
+from metasae.measures.screen import Screen
 from metasae.progress import SILENT, Progress
+
+# Tokens from which a first cut is guessed, and how many more than k of them it lets through.
+SAMPLE, SAMPLE_MARGIN = 4096, 1.15
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class Largest:
     Invariant: `_kept` holds every number above `cut`; `_at_cut` numbers equalled it; all others were smaller.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, cut: float = 0.0):
+        """cut: numbers up to it are never looked at; `reached` says afterwards whether it was low enough."""
         self.count = count
-        self.cut = 0.0
+        self.cut = self._first_cut = cut
         self._at_cut = 0
         self._kept: list[np.ndarray] = []
         self._n_kept = 0
@@ -49,6 +55,11 @@ class Largest:
         self._n_kept += len(values)
         if self._n_kept > 2 * self.count + 65_536:
             self._raise_cut()
+
+    @property
+    def reached(self) -> bool:
+        """Whether the first cut has left out nothing that matters."""
+        return self.cut > self._first_cut or self._n_kept > self.count or self._first_cut == 0
 
     def threshold(self) -> tuple[float, int]:
         """(the number nearest to having `count` numbers strictly above it, how many are above it).
@@ -79,31 +90,53 @@ def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress =
 
     sae in the model's own units. O(k * T) floats of memory. Among tied pre-activations the side whose realised L0 is nearer
     to k is taken; with fewer than k * T positive pre-activations the threshold is 0 (`reached` is then False).
-    A cut guessed from a sample spares the look at most entries; should it prove too high, all are looked at.
+    A cut guessed from a sample spares most of the work and decides nothing: should it prove too high, it is dropped.
     The SAE is left as it was; use `sae.threshold = torch.full([n], threshold)`. Raises UserError when the split is empty or
     a pre-activation is not finite.
     """
     if split.n_tokens < 1:
         raise UserError("no calibration tokens; raise text.calibration_share or give more text")
-    with progress.task("calibrate", split.n_tokens) as task:
-        wanted = round(k * split.n_tokens)
-        guess = _guess(sae, split, k, batch)
-        largest = _largest(sae, split, wanted, batch, guess, task)
-        if guess and largest.found <= wanted:
-            largest = _largest(sae, split, wanted, batch, 0.0, None)
+    _check_finite(sae.W_enc, sae.b_enc, sae.b_dec)
+    count = round(k * split.n_tokens)
+    guess = _guess(sae, split, k, batch)
+    largest = _largest(sae, split, Largest(count, guess), batch, progress)
+    if not largest.reached:
+        largest = _largest(sae, split, Largest(count), batch, progress)
     threshold, fired = largest.threshold()
     return Calibration(threshold, fired / split.n_tokens, split.n_tokens, k)
 
 
-def _largest(sae, split, count: int, batch: int, cut: float, task) -> Largest:
-    """The `count` largest pre-activations of the split that lie above `cut`."""
-    largest = Largest(count, cut)
-    screen = Screen(sae, cut)
-    for block in split.blocks(batch):
-        if screen.limit != largest.cut:
+def _largest(sae, split, largest: Largest, batch: int, progress: Progress) -> Largest:
+    """`largest` after all pre-activations of the split."""
+    screen = Screen(sae, largest.cut)
+    with progress.task("calibrate", split.n_tokens) as task:
+        for block in split.blocks(batch):
             screen.set_limit(largest.cut)
-        values = _finite(screen.candidates(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0]).values)
-        largest.add(values[values > largest.cut], int(np.count_nonzero(values == largest.cut)) if largest.cut else 0)
-        if task is not None:
+            values = _candidates(sae, block, screen)
+            equal = np.count_nonzero(values == np.float32(largest.cut)) if largest.cut else 0
+            largest.add(values[values > largest.cut], equal)
             task.advance(len(block))
     return largest
+
+
+def _guess(sae, split, k: float, batch: int) -> float:
+    """A cut that is likely below the threshold, from SAMPLE tokens spread over the split; 0 where a sample would spare nothing."""
+    stride = split.n_tokens // SAMPLE
+    if stride < 4:
+        return 0.0
+    sample = torch.cat([block[::stride] for block in split.blocks(batch)])
+    values = np.concatenate([_candidates(sae, block, Screen(sae, 0.0, screened=False)) for block in sample.split(batch)])
+    place = len(values) - round(SAMPLE_MARGIN * k * len(sample)) - 1
+    return max(float(np.partition(values, place)[place]), 0.0) if place >= 0 else 0.0
+
+
+def _candidates(sae, block: Tensor, screen: Screen) -> np.ndarray:
+    x, _, _ = sae.normalise(block.to(sae.W_dec.device, torch.float32))
+    values = screen.candidates(x).values
+    _check_finite(x, values)
+    return values.cpu().numpy()
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    if not all(bool(torch.isfinite(tensor.sum())) for tensor in tensors):
+        raise UserError("the SAE gives pre-activations that are not finite; its weights or the activations are damaged")

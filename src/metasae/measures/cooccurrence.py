@@ -5,15 +5,16 @@ Counts are int64 and phi float64; nothing of size n x n is ever in memory. Sourc
 """
 
 import math
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from metasae.measures.firings import Firings
 from metasae.progress import SILENT, Progress
 
-TILE = 512
+TILE = 256
 SHARES_ABOVE = (0.05, 0.1, 0.3)
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 
@@ -73,22 +74,25 @@ class CoOccurrence:
         }
 
 
-def cofiring_tiles(firings: Firings, latents: np.ndarray, tile: int = TILE) -> Iterator[tuple[int, np.ndarray]]:
-    """Exact co-firing counts of the chosen latents, the upper triangle in tiles of rows.
+class CoFirings:
+    """Exact co-firing counts of the chosen latents, the upper triangle in tiles of rows; `tile` may be called from threads.
 
-    latents: rising int [l]. Yields (start, N11 int64 [rows, l - start]): row r, column c count the tokens on which both
-    latents[start + r] and latents[start + c] fire. In memory at once: the firings twice and one tile.
+    latents: rising int [l]. In memory: the firings twice, and one tile for each call under way.
     """
-    from scipy.sparse import csr_array
 
-    ones = np.ones(len(firings.indices), np.int32)
-    by_token = csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents))
-    by_latent = by_token.T.tocsr()[latents]
-    for start in range(0, len(latents), tile):
-        rows = by_latent[start : start + tile].T.tocsr()
-        # [l - start, T] x [T, tile]: the narrow side on the right keeps the running sums in cache
-        counts = (by_latent[start:] @ rows).toarray().T
-        yield start, np.ascontiguousarray(counts, dtype=np.int64)
+    def __init__(self, firings: Firings, latents: np.ndarray):
+        from scipy.sparse import csr_array
+
+        ones = np.ones(len(firings.indices), np.int32)
+        by_token = csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents))
+        self._by_latent = by_token.T.tocsr()[latents]
+
+    def tile(self, start: int, rows: int) -> np.ndarray:
+        """N11 int64 [rows, l - start]: row r, column c count the tokens on which latents[start + r] and latents[start + c] fire."""
+        right = self._by_latent[start : start + rows].T.tocsr()
+        # [l - start, T] x [T, rows]: the narrow side on the right keeps the running sums in cache
+        counts = (self._by_latent[start:] @ right).toarray().T
+        return np.ascontiguousarray(counts, dtype=np.int64)
 
 
 def phi_tile(n11: np.ndarray, row_counts: np.ndarray, column_counts: np.ndarray, n_tokens: int) -> np.ndarray:
@@ -109,10 +113,17 @@ def pair_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
     kept = counts[latents]
     edges = phi_edges()
     sums = _Sums(len(latents), edges)
-    with progress.task("co-occurrence", len(latents), "latents") as task:
-        for start, n11 in cofiring_tiles(firings, latents, tile):
-            sums.add(start, phi_tile(n11, kept[start : start + len(n11)], kept[start:], total))
-            task.advance(len(n11))
+    cofirings = CoFirings(firings, latents)
+
+    def part(start: int) -> _Part:
+        n11 = cofirings.tile(start, tile)
+        return _Part.of(start, phi_tile(n11, kept[start : start + len(n11)], kept[start:], total), edges)
+
+    # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
+    with progress.task("co-occurrence", len(latents), "latents") as task, ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for found in threads.map(part, range(0, len(latents), tile)):
+            sums.add(found)
+            task.advance(len(found.nearest_of_rows))
     n_pairs = len(latents) * (len(latents) - 1) // 2
     return CoOccurrence(
         **sums.means(n_pairs),
@@ -128,11 +139,47 @@ def pair_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What one tile gives to the statistics. nearest_of_rows [r], nearest_of_columns [l - start]: largest phi, -inf for none."""
+
+    start: int
+    nearest_of_rows: np.ndarray
+    nearest_of_columns: np.ndarray
+    positive: float
+    negative: float
+    n_positive: int
+    n_negative: int
+    n_above: dict[float, int]
+    histogram: np.ndarray
+
+    @classmethod
+    def of(cls, start: int, phi: np.ndarray, edges: np.ndarray) -> "_Part":
+        """phi [r, l - start]; columns 0 to r - 1 are the tile's own latents, of which only i < j counts."""
+        upper = np.arange(phi.shape[1])[None, :] > np.arange(phi.shape[0])[:, None]
+        only_pairs = np.where(upper, phi, -np.inf)
+        values = phi[upper]
+        positive, negative = values[values > 0], values[values < 0]
+        bins = np.searchsorted(edges, values, side="right") - 1
+        # the last edge, phi = 1, belongs to the last bin
+        last = len(edges) - 2
+        return cls(
+            start=start,
+            nearest_of_rows=only_pairs.max(axis=1),
+            nearest_of_columns=only_pairs.max(axis=0),
+            positive=float(positive.sum()),
+            negative=float(negative.sum()),
+            n_positive=len(positive),
+            n_negative=len(negative),
+            n_above={limit: int(np.count_nonzero(positive > limit)) for limit in SHARES_ABOVE},
+            histogram=np.bincount(np.minimum(bins, last), minlength=last + 1),
+        )
+
+
 class _Sums:
     """Running totals of phi over the tiles of the upper triangle."""
 
     def __init__(self, n_latents: int, edges: np.ndarray):
-        self.edges = edges
         self.histogram = np.zeros(len(edges) - 1, np.int64)
         self.nearest = np.full(n_latents, -np.inf)
         self.positive: list[float] = []
@@ -140,24 +187,17 @@ class _Sums:
         self.n_positive = self.n_negative = 0
         self.n_above = dict.fromkeys(SHARES_ABOVE, 0)
 
-    def add(self, start: int, phi: np.ndarray) -> None:
-        """phi [r, l - start]; columns 0 to r - 1 are the tile's own latents, of which only i < j counts."""
-        upper = np.arange(phi.shape[1])[None, :] > np.arange(phi.shape[0])[:, None]
-        only_pairs = np.where(upper, phi, -np.inf)
-        end = start + len(phi)
-        self.nearest[start:end] = np.maximum(self.nearest[start:end], only_pairs.max(axis=1))
-        self.nearest[start:] = np.maximum(self.nearest[start:], only_pairs.max(axis=0))
-        values = phi[upper]
-        positive, negative = values[values > 0], values[values < 0]
-        self.positive.append(float(positive.sum()))
-        self.negative.append(float(negative.sum()))
-        self.n_positive += len(positive)
-        self.n_negative += len(negative)
-        for limit in SHARES_ABOVE:
-            self.n_above[limit] += int(np.count_nonzero(positive > limit))
-        bins = np.searchsorted(self.edges, values, side="right") - 1
-        # the last edge, phi = 1, belongs to the last bin
-        self.histogram += np.bincount(np.minimum(bins, len(self.histogram) - 1), minlength=len(self.histogram))
+    def add(self, part: _Part) -> None:
+        rows = slice(part.start, part.start + len(part.nearest_of_rows))
+        self.nearest[rows] = np.maximum(self.nearest[rows], part.nearest_of_rows)
+        self.nearest[part.start :] = np.maximum(self.nearest[part.start :], part.nearest_of_columns)
+        self.positive.append(part.positive)
+        self.negative.append(part.negative)
+        self.n_positive += part.n_positive
+        self.n_negative += part.n_negative
+        for limit, count in part.n_above.items():
+            self.n_above[limit] += count
+        self.histogram += part.histogram
 
     def means(self, n_pairs: int) -> dict:
         positive, negative = math.fsum(self.positive), math.fsum(self.negative)

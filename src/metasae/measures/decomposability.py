@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from metasae.errors import UserError
-from metasae.measures.critic import Critic, batch_topk, judge, variance_explained
+from metasae.measures.critic import Critic, judge, variance_explained
 from metasae.progress import SILENT, Progress
-from metasae.sae.sae import Codes
+from metasae.sae.kernels import fast
 
 TILE = 1024
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -92,8 +92,9 @@ def own_meta(sae, meta_sae) -> dict:
     """What the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE, with BatchTopK over the rows."""
     rows = sae.W_dec.detach().to(meta_sae.W_dec)
     normalised, mean, std = meta_sae.normalise(rows)
-    kept, _ = batch_topk(meta_sae.pre_activations(normalised).relu(), meta_sae.config.k)
-    rebuilt = meta_sae.decode(Codes(kept, mean, std))
+    kept, _ = fast.select(meta_sae.pre_activations(normalised), meta_sae.config.k * len(rows))
+    rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
+    rebuilt = rebuilt if mean is None else rebuilt * std + mean
     return {
         "own_meta_e": float((rows - rebuilt).square().sum(1).double().mean()),
         "own_meta_ve": variance_explained(rows, rebuilt),

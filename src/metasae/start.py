@@ -1,0 +1,85 @@
+"""A run before any model is loaded: the recipe resolved, the device looked at, the run folder claimed.
+
+Imports no torch unless the device is a GPU, so a mistake is answered at once.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from metasae.errors import UserError
+from metasae.recipe import Recipe
+
+
+def resolve(recipe: str | Path | dict | Recipe, out: str | Path | None, overrides: dict[str, Any] | None, device: str) -> tuple[Recipe, Path]:
+    """(the recipe with every value, the run folder). Writes nothing.
+
+    Raises UserError for an unknown recipe, key or value, and for a device that is not there.
+    """
+    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
+    source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    resolved = Recipe.load(source, overrides)
+    _check_device(device)
+    return resolved, Path(out) if out is not None else Path("runs") / name
+
+
+def claim(recipe: Recipe, folder: Path) -> None:
+    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it."""
+    path = folder / "recipe.toml"
+    try:
+        if path.exists():
+            held = Recipe.load(path)
+            _refuse_another(recipe, held, folder)
+            union = {name: tuple(dict.fromkeys([*getattr(held, name), *getattr(recipe, name)])) for name in ("arms", "seeds")}
+            recipe = recipe.model_copy(update=union)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        recipe.save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from None
+
+
+def plan(recipe: Recipe, folder: Path, show: bool) -> dict:
+    """What a run would do: its folder, arms, steps and tokens. show: the recipe as TOML and a summary on stdout."""
+    steps = -(-recipe.train.tokens // recipe.train.batch)
+    plan = {
+        "out": str(folder),
+        "recipe": recipe.model_dump(mode="json"),
+        "arms": [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms],
+        "primary_steps_per_arm": steps,
+        "tokens_harvested": recipe.train.tokens + recipe.measure.calibration_tokens + recipe.measure.tokens,
+    }
+    if show:
+        print(recipe.dump())
+        print(f"# would write {folder}: {len(plan['arms'])} arms of {steps:,} primary steps, {plan['tokens_harvested']:,} tokens harvested")
+    return plan
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device '{device}' is not one of cpu, cuda, cuda:N")
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no CUDA device is available here; use --device cpu")
+    number, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
+    if number >= count:
+        raise UserError(f"--device {device}: there are only {count} CUDA devices here, counted from 0")
+
+
+def _refuse_another(recipe: Recipe, held: Recipe, folder: Path) -> None:
+    ours, theirs = _flat(recipe), _flat(held)
+    key = next((key for key in ours if theirs.get(key) != ours[key]), None)
+    if key is not None:
+        raise UserError(f"{folder} holds a run with {key} = {theirs.get(key)!r}, not {ours[key]!r}; choose another --out or delete the folder")
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value, without what may differ between two calls on one run folder."""
+    out = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            out |= {f"{name}.{key}": inner for key, inner in value.items()}
+    return out

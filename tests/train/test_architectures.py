@@ -1,0 +1,191 @@
+"""Every architecture's closed-form step against autograd on its own equations; control = solo; export; planted recovery."""
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from metasae.recipe import Recipe
+from metasae.sae.architectures import ARCHITECTURES, Options, architecture
+from metasae.sae.gradients import Arithmetic, forward, sae_gradients
+from metasae.sae.kernels import kernels, reference
+from metasae.sae.sae import SAE
+from metasae.sae.weights import Weights
+from metasae.train.loop import train
+from metasae.train.trainer import Trainer
+
+N, D, K = 40, 16, 3
+OPTIONS = Options(K, l1=0.03, l0_coef=0.7, bandwidth=0.6, threshold=0.4, prefixes=(0.1, 0.5, 1.0))
+
+
+class Jump(torch.autograd.Function):
+    """pre * H(pre - theta) with the rectangle's pseudo-derivative for theta."""
+
+    @staticmethod
+    def forward(ctx, pre, theta, eps):
+        ctx.save_for_backward(pre, theta)
+        ctx.eps = eps
+        return pre * (pre > theta) * (pre > 0)
+
+    @staticmethod
+    def backward(ctx, slope):
+        pre, theta = ctx.saved_tensors
+        inside = ((pre - theta).abs() < ctx.eps / 2) & (pre > 0)
+        return slope * (pre > theta) * (pre > 0), (-(theta / ctx.eps) * inside * slope).sum(0), None
+
+
+class Step(torch.autograd.Function):
+    """H(pre - theta), likewise."""
+
+    @staticmethod
+    def forward(ctx, pre, theta, eps):
+        ctx.save_for_backward(pre, theta)
+        ctx.eps = eps
+        return ((pre > theta) & (pre > 0)).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx, slope):
+        pre, theta = ctx.saved_tensors
+        inside = ((pre - theta).abs() < ctx.eps / 2) & (pre > 0)
+        return None, (-(1 / ctx.eps) * inside * slope).sum(0), None
+
+
+def random_weights(seed, with_threshold):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(N, D, generator=generator)
+    rows /= rows.norm(dim=1, keepdim=True)
+    b_dec, b_enc = 0.2 * torch.randn(D, generator=generator), 0.1 * torch.randn(N, generator=generator)
+    theta = torch.log(0.3 + 0.3 * torch.rand(N, generator=generator)) if with_threshold else None
+    return Weights(rows + 0.1 * torch.randn(N, D, generator=generator), rows, b_dec, b_enc, theta)
+
+
+def spec(name, x, w):
+    """Total loss in plain autograd."""
+    pre = (x - w.b_dec_D) @ w.W_enc_ND.t() + w.b_enc_N
+    a = torch.relu(pre)
+
+    def masked(kept):
+        return a * kept.with_values(torch.ones_like(kept.values)).dense()
+
+    extra = 0.0
+    if name in ("batchtopk", "matryoshka"):
+        z = masked(reference.select(a.detach(), K * len(x))[0])
+    elif name == "topk":
+        z = masked(reference.select_rows(a.detach(), K))
+    elif name == "relu":
+        z = a
+        extra = OPTIONS.l1 * z.sum() / len(x)
+    else:
+        theta = w.log_threshold_N.exp()
+        z = Jump.apply(pre, theta, OPTIONS.bandwidth)
+        l0 = Step.apply(pre, theta, OPTIONS.bandwidth).sum() / len(x)
+        extra = OPTIONS.l0_coef * (l0 / K - 1) ** 2
+    ends = (4, 20, 40) if name == "matryoshka" else (N,)
+    l2 = sum((z[:, :end] @ w.W_dec_ND[:end] + w.b_dec_D - x).pow(2).mean() for end in ends) / len(ends)
+    return l2, extra, l2 + extra
+
+
+@pytest.mark.parametrize("kernel", ["reference", "fast"])
+@pytest.mark.parametrize("case", ["random", "zero", "one token", "large"])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_gradients_equal_autograd(name, case, kernel):
+    x = torch.randn(24, D, generator=torch.Generator().manual_seed(5)) * (10 if case == "large" else 1)
+    x = {"zero": torch.zeros_like(x), "one token": x[:1]}.get(case, x)
+    weights = random_weights(1, name == "jumprelu")
+    leaves = Weights(**{key: tensor.clone().requires_grad_() for key, tensor in weights.tensors().items()})
+    l2, extra, total = spec(name, x, leaves)
+    total.backward()
+
+    kind, how = architecture(name, OPTIONS), Arithmetic(kernels(kernel), torch.float32)
+    made = forward(x, weights, kind, K, 0.0, how)
+    found = sae_gradients(made, weights, kind, None, how)
+    torch.testing.assert_close(found.l2, l2.detach(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found.sparsity, torch.as_tensor(extra).detach().float(), rtol=1e-5, atol=1e-8)
+    for key, gradient in found.weights.tensors().items():
+        wanted = getattr(leaves, key).grad
+        wanted = torch.zeros_like(gradient) if wanted is None else wanted
+        scale = float(wanted.abs().max()) + 1e-6
+        torch.testing.assert_close(gradient / scale, wanted / scale, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_matryoshka_prefixes_by_hand():
+    assert architecture("matryoshka", Options(3, prefixes=(0.25, 0.5, 1.0))).ends(8) == (2, 4, 8)
+    assert architecture("matryoshka", Options(3, prefixes=(0.01,))).ends(8) == (1, 8)
+    assert architecture("batchtopk", Options(3, prefixes=(0.25,))).ends(8) == (8,)
+
+
+def recipe(**tables):
+    train_ = {"tokens": 64 * 24, "batch": 64, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 500, "k_aux": 4, **tables.pop("train", {})}
+    meta = {"n": 8, "k": 2, **tables.pop("meta", {})}
+    return Recipe.load({"sae": {"n": 48, "k": 3, **tables.pop("sae", {})}, "meta": meta, "train": train_})
+
+
+def run(values, arm, folder, batches):
+    from metasae.progress import Task
+
+    trainer = Trainer(values, arm, 0, torch.full((16,), 0.3))
+    train(trainer, batches(), folder, Task(None, None))
+    return trainer
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_control_equals_solo_bit_for_bit(name, batches, tmp_path):
+    values = recipe(sae={"architecture": name}, meta={"architecture": name})
+    solo, control, joint = (run(values, arm, tmp_path / arm, batches) for arm in ("solo", "control", "joint"))
+    for key, tensor in solo.primary.weights.tensors().items():
+        assert torch.equal(tensor, getattr(control.primary.weights, key)), key
+    assert not torch.equal(solo.primary.weights.W_dec_ND, joint.primary.weights.W_dec_ND)
+
+
+@pytest.mark.parametrize("penalty", [{}, {"ortsae": 0.2}, {"c2r": 5.0}, {"cofiring": 0.2}, {"ortsae": 0.1, "cofiring": 0.1}])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_every_architecture_with_every_penalty_trains_and_saves(name, penalty, batches, tmp_path):
+    values = recipe(sae={"architecture": name, "b_enc": True}, train={"penalties": penalty, "penalty_every": 2, "tokens": 64 * 60})
+    trainer = run(values, "joint", tmp_path / "joint", batches)
+    saes = trainer.export(1.5, {})
+    for role, sae in saes.items():
+        if sae.threshold is None:
+            sae.threshold = torch.full((sae.n_latents,), 0.1)
+        sae.save(tmp_path / role)
+        again = SAE.load(tmp_path / role)
+        x = torch.randn(7, 16)
+        assert torch.equal(again(x), sae(x))
+        assert torch.isfinite(sae(x)).all()
+        assert (sae.W_dec.norm(dim=1) - 1).abs().max() < 1e-6
+    solo = run(values, "solo", tmp_path / "solo", batches)
+    assert not torch.equal(solo.primary.weights.W_dec_ND, trainer.primary.weights.W_dec_ND)
+
+
+class Planted:
+    """Independent planted features: 64 unit directions in 32 dimensions, each on with probability 3/64."""
+
+    def __init__(self, batch=512):
+        directions = torch.randn(64, 32, generator=torch.Generator().manual_seed(7))
+        self.directions, self.batch, self.position = directions / directions.norm(dim=1, keepdim=True), batch, 0
+
+    def next(self):
+        generator = torch.Generator().manual_seed(self.position)
+        self.position += 1
+        on = torch.rand(self.batch, 64, generator=generator) < 3 / 64
+        return (on * (1 + torch.rand(self.batch, 64, generator=generator))) @ self.directions
+
+    def seek(self, position):
+        self.position = position
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_planted_features_are_recovered(name, tmp_path):
+    from metasae.progress import Task
+
+    values = Recipe.load(
+        {
+            "sae": {"n": 64, "k": 3, "architecture": name, "prefixes": [0.25, 0.5, 1.0]},
+            "train": {"tokens": 512 * 3000, "batch": 512, "lr": 3e-3, "decay": 0.3, "warmup": 50, "dead_after": 20_000, "dtype": "fp32"},
+        }
+    )
+    source = Planted()
+    trainer = Trainer(values, "solo", 0, torch.zeros(32))
+    train(trainer, source, tmp_path, Task(None, None))
+    cosines = (source.directions @ trainer.primary.weights.W_dec_ND.t()).abs()
+    rows, columns = linear_sum_assignment(-cosines.numpy())
+    found = (cosines[rows, columns] > 0.95).float().mean()
+    assert found >= 0.95, f"{found:.2f} of the features recovered"
