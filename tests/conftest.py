@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import sources
+
 WIDTH, LAYERS = 32, 3
 STORIES = [
     "The river ran past the old mill, and the miller counted sacks of flour until dusk.",
@@ -74,3 +76,15 @@ def stories():
     words = " ".join(STORIES).split()
     lengths = torch.randint(3, 90, (400,), generator=generator).tolist()
     return [f"{number} " + " ".join(words[i] for i in torch.randint(len(words), (n,), generator=generator)) for number, n in enumerate(lengths)]
+
+
+@pytest.fixture
+def batches():
+    """A class of batch sources over planted directions, d = 16, 64 tokens a batch."""
+    return sources.Batches
+
+
+@pytest.fixture
+def small_recipe():
+    """small_recipe(**train) -> Recipe that trains in a second on `batches`."""
+    return sources.small_recipe

@@ -2,18 +2,34 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import load_file, save_file
 
 import metasae
 from metasae import job
-from metasae.errors import UserError
+from metasae.cli import main
+from metasae.errors import Interrupted, UserError
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny matrices gain nothing from threads, and threads that wait for a busy machine's cores take a minute instead of a second."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
@@ -42,8 +58,29 @@ def recipe(build, text_file):
     return make
 
 
-def weights(folder, arm):
-    return load_file(folder / "arms" / arm / "primary" / "sae_weights.safetensors")
+def weights(folder, arm, which="primary"):
+    return load_file(folder / "arms" / arm / which / "sae_weights.safetensors")
+
+
+def assert_same_run(one, other):
+    """Weights, metrics and measures of every arm are the same to the last bit."""
+    arms = sorted(path.name for path in (one / "arms").iterdir())
+    assert arms == sorted(path.name for path in (other / "arms").iterdir())
+    for arm in arms:
+        for which in ("primary", "meta") if (one / "arms" / arm / "meta").is_dir() else ("primary",):
+            theirs = weights(other, arm, which)
+            assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(one, arm, which).items())
+        assert (one / "arms" / arm / "metrics.jsonl").read_bytes() == (other / "arms" / arm / "metrics.jsonl").read_bytes()
+        assert json.loads((one / "arms" / arm / "measures.json").read_text()) == json.loads((other / "arms" / arm / "measures.json").read_text())
+
+
+def await_file(path, child, seconds=60):
+    """Waits until a running child has written something to a file."""
+    deadline = time.time() + seconds
+    while not (path.exists() and path.stat().st_size):
+        assert child.poll() is None, f"ended before it wrote {path.name}: {child.communicate()}"
+        assert time.time() < deadline, f"no {path.name} after {seconds} s"
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
@@ -99,17 +136,60 @@ def test_a_killed_run_ends_like_an_undisturbed_one(recipe, tmp_path):
     metasae.run(values, out=whole, show=False)
     script = tmp_path / "child.py"
     script.write_text(f"import metasae\nmetasae.run({values!r}, out={str(cut)!r}, show=False)\n")
-    child = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE)
-    deadline = time.time() + 60
-    while not (cut / "arms/solo-s0/checkpoints/latest.safetensors").exists() and time.time() < deadline and child.poll() is None:
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    child = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, env=CHILD)
+    await_file(cut / "arms/solo-s0/checkpoints/latest.safetensors", child)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert not (cut / "compare.json").exists()
     metasae.run(values, out=cut, show=False)
-    for arm in ("solo-s0", "control-s0", "joint-s0"):
-        assert all(torch.equal(tensor, weights(cut, arm)[name]) for name, tensor in weights(whole, arm).items())
-        assert (whole / "arms" / arm / "metrics.jsonl").read_bytes() == (cut / "arms" / arm / "metrics.jsonl").read_bytes()
-        assert json.loads((whole / "arms" / arm / "measures.json").read_text()) == json.loads((cut / "arms" / arm / "measures.json").read_text())
+    assert_same_run(whole, cut)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsys):
+    values = recipe() | {"arms": ["solo", "joint"], "seeds": [0]}
+    values["train"] |= {"tokens": 20_000, "checkpoint_every": 1000}
+    file, whole, cut = tmp_path / "mine.toml", tmp_path / "whole/run", tmp_path / "cut/a run"
+    file.write_text(tomli_w.dumps(values))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "metasae.cli", "run", str(file), "--out", str(cut)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=CHILD,
+    )
+    await_file(cut / "arms/solo-s0/metrics.jsonl", child)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130, errors
+    assert "Traceback" not in errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("metasae: stopped at step ") and "; saved. Go on with: " in last
+    command = shlex.split(last.partition("Go on with: ")[2])
+    assert command == ["metasae", "run", str(cut / "recipe.toml"), "--out", str(cut)]
+    step = int(last.removeprefix("metasae: stopped at step ").partition(";")[0])
+    # stopped in the middle, off the grid of checkpoints, so that the signal itself made the checkpoint
+    assert 0 < step < 157 and (cut / "arms/solo-s0/checkpoints/latest.safetensors").exists()
+    assert not (cut / "arms/solo-s0/primary").exists()
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "Report: " in capsys.readouterr().out.replace("\n", " ")
+    metasae.run(values, out=whole, show=False)
+    assert_same_run(whole, cut)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_still_says_how_to_go_on(recipe, tmp_path, monkeypatch):
+    def press_twice(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(job, "harvest", press_twice)
+    with pytest.raises(Interrupted, match=r"stopped at once.*Go on with: metasae run .*recipe.toml --out ") as caught:
+        metasae.run(recipe(), out=tmp_path / "a", show=False)
+    assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_nan_in_a_cached_shard_is_named(recipe, tmp_path):
@@ -152,6 +232,34 @@ def test_a_full_disk_is_one_clear_error(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", refuse)
     with pytest.raises(UserError, match="No space left"):
         metasae.run(values, out=tmp_path / "a", show=False)
+
+
+def test_a_typo_put_right_goes_on_in_the_same_folder(recipe, tmp_path):
+    values = recipe() | {"arms": ["solo"], "seeds": [0]}
+    with pytest.raises(UserError, match="blocks"):
+        metasae.run(values, out=tmp_path / "a", overrides={"hook.point": "blocks.1.hook_resid_prae"}, show=False)
+    assert metasae.run(values, out=tmp_path / "a", show=False)["arms"].keys() == {"solo"}
+
+
+def test_arms_that_joined_stay_in_the_recipe(recipe, tmp_path):
+    values = recipe() | {"arms": ["solo"], "seeds": [0]}
+    metasae.run(values, out=tmp_path / "a", show=False)
+    metasae.run(values | {"seeds": [1]}, out=tmp_path / "a", show=False)
+    held = metasae.Recipe.load(tmp_path / "a/recipe.toml")
+    assert held.seeds == (0, 1) and held.arms == ("solo",)
+
+
+def test_a_damaged_recipe_in_the_run_folder_is_named(recipe, tmp_path):
+    values = recipe() | {"arms": ["solo"], "seeds": [0]}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/recipe.toml").write_text("[train\nlr = 1")
+    (tmp_path / "a/run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"recipe.toml is not valid TOML"):
+        metasae.run(values, out=tmp_path / "a", show=False)
+
+
+def test_the_command_to_go_on_can_be_pasted_into_a_shell():
+    assert job._command(Path("my runs/a"), "cuda:1") == "metasae run 'my runs/a/recipe.toml' --out 'my runs/a' --device cuda:1"
 
 
 def test_input_scale_by_hand():

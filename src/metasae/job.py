@@ -66,11 +66,16 @@ def run(
     start.claim(resolved, folder)
     keep_freed_memory()
     job = _Job(resolved, folder, device, Progress(show))
-    with StopRequest().listening() as stop:
-        try:
+    try:
+        # the harvest cannot go on where it stopped, so it stops at once; training and measuring end their step first
+        job.harvest()
+        with StopRequest().listening() as stop:
             job.go(stop)
-        except Interrupted as error:
-            raise Interrupted(f"{error}. Go on with: {_command(folder, device)}") from None
+    except Interrupted as error:
+        raise Interrupted(f"{error}. Go on with: {_command(folder, device)}") from None
+    except KeyboardInterrupt:
+        # in the harvest, or a second Ctrl-C in a stage that did not look at the first
+        raise Interrupted(f"stopped at once; finished stages are kept. Go on with: {_command(folder, device)}") from None
     return conclude(folder, show)
 
 
@@ -80,23 +85,27 @@ class _Job:
     def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress):
         self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
         self._host: Host | None = None
+        self._cache: ActivationCache | None = None
+        self._reference = None
         path = folder / "run.json"
         self.state = files.read_json(path) if path.exists() else {}
         self.state |= {"versions": _versions(), "device": device, "threads": torch.get_num_threads(), "seeds": list(recipe.seeds)}
         self.state.setdefault("stages", {})
 
     def go(self, stop: StopRequest) -> None:
-        arms = [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
-        if all((self._arm(*each) / "measures.json").exists() for each in arms):
+        """Trains and measures what is not done yet; `harvest` comes first."""
+        arms, cache = self._arms(), self._cache
+        if cache is None:
             self.progress.say("every arm is trained and measured already")
             return
-        cache = self._harvest()
-        self._refuse_when_asked(stop)
         for number, (arm, seed) in enumerate(arms, 1):
             self._train(cache, arm, seed, f"train {arm}-s{seed} ({number}/{len(arms)})", stop)
         for arm, seed in arms:
             self._measure(cache, arm, seed)
             self._refuse_when_asked(stop)
+
+    def _arms(self) -> list[tuple[str, int]]:
+        return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
 
     @property
     def host(self) -> Host:
@@ -105,7 +114,12 @@ class _Job:
             self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
         return self._host
 
-    def _harvest(self) -> ActivationCache:
+    def harvest(self) -> None:
+        """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured."""
+        if not all((self._arm(*each) / "measures.json").exists() for each in self._arms()):
+            self._cache = self._open_or_harvest()
+
+    def _open_or_harvest(self) -> ActivationCache:
         recipe = self.recipe
         tokens = {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
         stage = self.state["stages"].get("harvest")
@@ -150,7 +164,7 @@ class _Job:
         primary.save(folder / "primary")
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
-        from metasae.measures.suite import measure_sae
+        from metasae.measures.suite import measure_sae, reference_of
 
         folder = self._arm(arm, seed)
         if (folder / "measures.json").exists():
@@ -160,7 +174,11 @@ class _Job:
         host = self.host if self.recipe.measure.output_tokens else None
         sae = SAE.load(folder / "primary")
         calibration = Calibration(float(sae.threshold[0]), **sae.config.metadata["calibration"])
-        result = measure_sae(sae, meta, cache, self.recipe.measure, host, self.progress, seed=seed, calibration=calibration)
+        if self._reference is None:
+            self._reference = reference_of(cache, self.recipe.measure, host, self.progress)
+        result = measure_sae(
+            sae, meta, cache, self.recipe.measure, host, self.progress, seed=seed, calibration=calibration, reference=self._reference
+        )
         files.write_json(folder / "measures.json", result)
         self._done(f"measure {arm}-s{seed}", start)
 

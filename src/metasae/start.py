@@ -24,10 +24,13 @@ def resolve(recipe: str | Path | dict | Recipe, out: str | Path | None, override
 
 
 def claim(recipe: Recipe, folder: Path) -> None:
-    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it."""
+    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it.
+
+    A folder in which no stage was finished holds nothing that another recipe could spoil, so a typo put right goes on in it.
+    """
     path = folder / "recipe.toml"
     try:
-        if path.exists():
+        if path.exists() and (folder / "run.json").exists():
             held = Recipe.load(path)
             _refuse_another(recipe, held, folder)
             union = {name: tuple(dict.fromkeys([*getattr(held, name), *getattr(recipe, name)])) for name in ("arms", "seeds")}

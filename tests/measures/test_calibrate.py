@@ -4,6 +4,7 @@ import torch
 from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
+from metasae.measures import calibrate
 from metasae.measures.calibrate import Largest, calibrate_rate
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -89,3 +90,13 @@ def test_user_errors():
     split.x[2, 1] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         calibrate_rate(random_sae(), split, 2)
+
+
+@pytest.mark.parametrize("margin", [1.15, 0.5])
+def test_a_guess_decides_nothing(margin, monkeypatch):
+    sae, split = random_sae(16, 200), random_split(3000, d=16)
+    plain = calibrate_rate(sae, split, 5, batch=100)
+    monkeypatch.setattr(calibrate, "SAMPLE", 200)
+    monkeypatch.setattr(calibrate, "SAMPLE_MARGIN", margin)
+    found = calibrate_rate(sae, split, 5, batch=100)
+    assert found.threshold == pytest.approx(plain.threshold, rel=1e-6) and found.l0 == plain.l0

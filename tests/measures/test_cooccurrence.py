@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from metasae.measures.cooccurrence import SHARES_ABOVE, cofiring_tiles, pair_statistics, phi_edges
+from metasae.measures.cooccurrence import SHARES_ABOVE, CoFirings, pair_statistics, phi_edges
 from metasae.measures.firings import Firings
 
 
@@ -46,7 +47,8 @@ def test_against_the_brute_force(tile, seed):
     kept, pairs = oracle(on)
 
     seen = {}
-    for start, counts in cofiring_tiles(firings, np.asarray(kept), tile):
+    for start in range(0, len(kept), tile):
+        counts = CoFirings(firings, np.asarray(kept)).tile(start, tile)
         assert counts.dtype == np.int64
         for r in range(len(counts)):
             for c in range(r + 1, counts.shape[1]):
@@ -101,7 +103,7 @@ def test_counts_beyond_sixteen_bits_and_products_beyond_fifty_three():
     on = np.zeros((n_tokens, 2), bool)
     on[:70_001, 0] = on[:70_000, 1] = True
     firings = firings_of(on)
-    ((_, counts),) = list(cofiring_tiles(firings, np.arange(2)))
+    counts = CoFirings(firings, np.arange(2)).tile(0, 2)
     assert counts[0, 1] == 70_000
     n1, n2 = 70_001, 70_000
     exact = (70_000 * n_tokens - n1 * n2) / math.sqrt(n1 * (n_tokens - n1) * n2 * (n_tokens - n2))
@@ -127,3 +129,16 @@ def test_as_dict_names():
     found = pair_statistics(firings_of(random_on(50, 6, 0))).as_dict()
     assert {"mean_abs_phi", "share_above_0.05", "share_above_0.1", "share_above_0.3", "nearest_phi", "l0_realised", "n_tokens"} <= set(found)
     assert set(found["excluded"]) == {"never", "always"}
+
+
+def test_the_number_of_threads_changes_nothing():
+    firings, threads = firings_of(random_on(300, 40, 2)), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(pair_statistics(firings, 7).as_dict())
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(found[0].items(), found[1].items(), strict=True):
+        np.testing.assert_equal(one, other)

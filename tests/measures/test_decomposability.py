@@ -5,7 +5,7 @@ from fakes import random_sae
 from torch import nn
 
 from metasae.errors import UserError
-from metasae.measures.critic import batch_topk, judge, variance_explained
+from metasae.measures.critic import judge, variance_explained
 from metasae.measures.decomposability import encoder_decoder_cosine, measure_decomposability, nearest_cosines, own_meta, random_floor
 
 
@@ -28,19 +28,6 @@ def test_encoder_decoder_cosine_of_the_live():
     live = np.arange(24) % 3 == 0
     expected = [float(nn.functional.cosine_similarity(sae.W_enc[:, i], sae.W_dec[i], dim=0)) for i in range(0, 24, 3)]
     assert encoder_decoder_cosine(sae, live) == pytest.approx(np.mean(expected), abs=1e-6)
-
-
-@pytest.mark.parametrize("guess", [0.0, 0.3, 5.0])
-def test_batch_topk_whatever_the_guess(guess):
-    a = torch.rand(6, 9, generator=torch.Generator().manual_seed(1))
-    kept, cut = batch_topk(a, 2, guess)
-    assert int((kept > 0).sum()) == 12 and cut == float(a.flatten().sort(descending=True).values[11])
-    assert torch.equal(kept[kept > 0], a[a >= cut])
-
-
-def test_batch_topk_with_few_positives():
-    a = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    assert torch.equal(batch_topk(a, 2)[0], a)
 
 
 def test_variance_explained_by_hand():

@@ -8,7 +8,8 @@ from torch import nn
 
 from metasae.data.windows import Frame, cut
 from metasae.errors import UserError
-from metasae.measures.output import output_effect, windows_of
+from metasae.measures import output
+from metasae.measures.output import output_effect, output_reference, windows_of
 
 D, VOCABULARY, CONTEXT = 8, 11, 6
 
@@ -42,6 +43,10 @@ def split_for(lengths, context, host, seed=0):
     return split, tokens
 
 
+def effect(host, sae, split, n_tokens, mean):
+    return output_effect(host, sae, output_reference(host, split, n_tokens, CONTEXT, mean))
+
+
 def test_windows_are_those_of_the_harvest():
     host = FakeHost(causal=False)
     split, tokens = split_for([3, 9, 4, 1, 8], CONTEXT, host)
@@ -55,7 +60,7 @@ def test_encoder_against_the_definition():
     host, sae = FakeHost(causal=False), random_sae(D, 20, threshold=0.3)
     split, tokens = split_for([3, 9, 4], CONTEXT, host)
     mean = split.x.mean(0)
-    found = output_effect(host, sae, split, 100, CONTEXT, mean)
+    found = effect(host, sae, split, 100, mean)
     per_token, pooled = {"sae": [], "mean": [], "zero": []}, {"sae": [], "mean": [], "zero": []}
     for t in tokens:
         for start in range(0, len(t), 4):
@@ -81,18 +86,32 @@ def test_encoder_against_the_definition():
 def test_special_positions_keep_their_activation():
     host, sae = FakeHost(causal=False), random_sae(D, 20, threshold=0.3)
     split, _ = split_for([4, 3], CONTEXT, host)
-    output_effect(host, sae, split, 100, CONTEXT, split.x.mean(0))
+    effect(host, sae, split, 100, split.x.mean(0))
     for ids, mask, x in host.seen:
         special = (ids >= 9) | (mask == 0)
         assert torch.equal(x[special], host.embedding[ids[special]])
-    assert bool((host.seen[-1][2][host.seen[-1][0] < 9] == 0)[:3].all())
+    ablated = [x[ids < 9] for ids, mask, x in host.seen if bool((x[(ids < 9) & (mask == 1)] == 0).all())]
+    assert len(ablated) == 1
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("room", [0, 2**20])
+def test_a_reference_serves_many_saes(causal, room, monkeypatch):
+    monkeypatch.setattr(output, "KEPT_NUMBERS", room)
+    host, saes = FakeHost(causal, scale=0.1), [random_sae(D, 20, seed=seed, threshold=0.3) for seed in (0, 1)]
+    split, _ = split_for([3, 9, 4, 1], CONTEXT, host)
+    alone = [effect(host, sae, split, 100, split.x.mean(0)) for sae in saes]
+    reference = output_reference(host, split, 100, CONTEXT, split.x.mean(0))
+    before = len(host.seen)
+    assert [output_effect(host, sae, reference) for sae in saes] == alone and alone[0] != alone[1]
+    assert len(host.seen) - before == 2 * len(reference.batches) * (2 if causal or room == 0 else 1)
 
 
 def test_causal_against_the_definition():
     host, sae = FakeHost(causal=True, scale=0.1), random_sae(D, 20, threshold=0.3)
     split, tokens = split_for([3, 9, 4, 1], CONTEXT, host)
     mean = split.x.mean(0)
-    found = output_effect(host, sae, split, 100, CONTEXT, mean)
+    found = effect(host, sae, split, 100, mean)
     losses, divergences = {"clean": [], "sae": [], "mean": [], "zero": []}, []
     for t in tokens:
         for start in range(0, len(t), 5):
@@ -119,12 +138,12 @@ def test_a_model_worse_than_guessing_is_refused():
     host = FakeHost(causal=True, scale=30.0)
     split, _ = split_for([6, 6, 6], CONTEXT, host)
     with pytest.raises(UserError, match=f"worse than guessing \\({math.log(VOCABULARY):.2f}\\)"):
-        output_effect(host, random_sae(D, 20, threshold=0.3), split, 100, CONTEXT, split.x.mean(0))
+        effect(host, random_sae(D, 20, threshold=0.3), split, 100, split.x.mean(0))
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_no_tokens(causal):
     host = FakeHost(causal)
     split, _ = split_for([1], CONTEXT, host)
-    found = output_effect(host, random_sae(D, 20, threshold=0.3), split, 0, CONTEXT, torch.zeros(D))
+    found = effect(host, random_sae(D, 20, threshold=0.3), split, 0, torch.zeros(D))
     assert found["output_tokens"] == 0 and "ce_sae" not in found

@@ -155,6 +155,10 @@ def test_every_architecture_with_every_penalty_trains_and_saves(name, penalty, b
     assert not torch.equal(solo.primary.weights.W_dec_ND, trainer.primary.weights.W_dec_ND)
 
 
+# A large step and a strong auxiliary loss: 2M tokens of a toy world are few.
+PLANTED = {"tokens": 512 * 4000, "batch": 512, "lr": 2e-2, "decay": 0.6, "warmup": 50, "dead_after": 5000, "aux_coef": 0.25}
+
+
 class Planted:
     """Independent planted features: 64 unit directions in 32 dimensions, each on with probability 3/64."""
 
@@ -178,12 +182,13 @@ def test_planted_features_are_recovered(name, tmp_path):
 
     values = Recipe.load(
         {
-            "sae": {"n": 64, "k": 3, "architecture": name, "prefixes": [0.25, 0.5, 1.0]},
-            "train": {"tokens": 512 * 3000, "batch": 512, "lr": 3e-3, "decay": 0.3, "warmup": 50, "dead_after": 20_000, "dtype": "fp32"},
+            "sae": {"n": 128, "k": 3, "architecture": name, "prefixes": [0.75, 1.0]},
+            "train": {**PLANTED, "dtype": "fp32"},
         }
     )
     source = Planted()
-    trainer = Trainer(values, "solo", 0, torch.zeros(32))
+    mean = torch.stack([source.next().mean(0) for _ in range(20)]).mean(0)
+    trainer = Trainer(values, "solo", 0, mean)
     train(trainer, source, tmp_path, Task(None, None))
     cosines = (source.directions @ trainer.primary.weights.W_dec_ND.t()).abs()
     rows, columns = linear_sum_assignment(-cosines.numpy())

@@ -92,7 +92,7 @@ def test_training_lowers_the_loss_and_dead_latents_are_counted_in_tokens(small_r
 
 def test_same_seed_same_start_other_seed_other_start(small_recipe):
     recipe = small_recipe()
-    joint, solo, other = Trainer(recipe, "joint", 0, torch.zeros(16)), Trainer(recipe, "solo", 0, torch.zeros(16)), Trainer(recipe, "solo", 1, torch.zeros(16))
+    joint, solo, other = (Trainer(recipe, arm, seed, torch.zeros(16)) for arm, seed in (("joint", 0), ("solo", 0), ("solo", 1)))
     assert same_weights(joint.primary.weights, solo.primary.weights)
     assert not same_weights(other.primary.weights, solo.primary.weights)
     assert not torch.equal(joint.meta.weights.W_dec_ND, joint.primary.weights.W_dec_ND[:8])
@@ -118,7 +118,7 @@ def test_stop_request_saves_and_the_next_run_ends_the_same(small_recipe, batches
 CHILD = """
     import os, signal, sys, torch
     sys.path.insert(0, {here!r})
-    from conftest import Batches
+    from sources import Batches
     from pathlib import Path
     from metasae.progress import Task
     from metasae.recipe import Recipe
@@ -141,7 +141,7 @@ def test_killed_and_resumed_is_bit_identical(small_recipe, batches, tmp_path, ki
     recipe = small_recipe()
     whole = run(recipe, "joint", tmp_path / "whole", batches)
     code = textwrap.dedent(CHILD).format(
-        here=str(Path(__file__).parent), kill_at=kill_at, recipe=recipe.model_dump(mode="json"), folder=str(tmp_path / "cut")
+        here=str(Path(__file__).parents[1]), kill_at=kill_at, recipe=recipe.model_dump(mode="json"), folder=str(tmp_path / "cut")
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr
@@ -159,7 +159,7 @@ def test_damaged_or_foreign_checkpoint_is_one_clear_error(small_recipe, batches,
     recipe = small_recipe()
     run(recipe, "joint", tmp_path, batches)
     path = tmp_path / checkpoint.FILE
-    with pytest.raises(UserError, match="another train.lambda2"):
+    with pytest.raises(UserError, match=r"another train\.lambda2"):
         checkpoint.load(Trainer(small_recipe(lambda2=0.1), "joint", 0, torch.zeros(16)), tmp_path)
     with pytest.raises(UserError, match="belongs to joint-s0"):
         checkpoint.load(Trainer(recipe, "control", 0, torch.zeros(16)), tmp_path)

@@ -1,8 +1,8 @@
 """The activation cache: memory-mapped safetensors shards under an index that is written last.
 
-    FOLDER/index.json                    what was harvested and every shard's size and checksum; absent while a harvest is incomplete
-    FOLDER/train-00000.safetensors       activations [t, d], tokens, documents, positions int32 [t]
-    FOLDER/statistics.safetensors        per split and shard: sum of x float64 [shards, d] and sum of ||x||^2 float64 [shards]
+FOLDER/index.json                    what was harvested and every shard's size and checksum; absent while a harvest is incomplete
+FOLDER/train-00000.safetensors       activations [t, d], tokens, documents, positions int32 [t]
+FOLDER/statistics.safetensors        per split and shard: sum of x float64 [shards, d] and sum of ||x||^2 float64 [shards]
 """
 
 import hashlib

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metasae.sae.gradients import Arithmetic, forward, matmul_dtype, sae_gradients
+from metasae.sae.architectures import BatchTopK, Options
+from metasae.sae.gradients import Arithmetic, Auxiliary, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import fast
 from metasae.sae.optimiser import UnitRowAdam, learning_rate
 from metasae.sae.weights import Weights
@@ -64,16 +65,17 @@ def _fit(weights: Weights, rows: Tensor, k: int, steps: int, lr: float) -> None:
     how = Arithmetic(fast, matmul_dtype("auto", rows.device))
     # the loss is a mean over all numbers, so its gradients are far smaller than Adam's usual eps
     adam = UnitRowAdam(weights, betas=(0.9, 0.999), eps=1e-15, clip=math.inf, renormalise="after")
-    cut = 0.0
+    architecture, cut = BatchTopK(Options(k)), 0.0
     for step in range(steps):
-        made = forward(rows, weights, k * len(rows), cut, how)
+        made = forward(rows, weights, architecture, k, cut, how)
         cut = made.cut
-        _, _, gradients = sae_gradients(made, weights, ~made.kept.fired(), k, AUX_SHARE, True, how)
+        dead = Auxiliary(~made.kept.fired(), k, AUX_SHARE, detach=True)
+        gradients = sae_gradients(made, weights, architecture, dead, how).weights
         adam.step(gradients, learning_rate(step, steps, lr, warmup=0, decay=0.5))
 
 
 def _score(weights: Weights, rows: Tensor, k: int) -> float | None:
     if not len(rows):
         return None
-    made = forward(rows, weights, k * len(rows), 0.0, Arithmetic(fast, torch.float32))
-    return variance_explained(rows, rows + made.residual_BD)
+    made = forward(rows, weights, BatchTopK(Options(k)), k, 0.0, Arithmetic(fast, torch.float32))
+    return variance_explained(rows, rows + made.residuals[-1])

@@ -75,13 +75,31 @@ def rate_edges() -> np.ndarray:
     return np.linspace(-8, 0, 81)
 
 
-def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: Progress = SILENT) -> Fidelity:
-    """Reconstructs `split` from its firings; two passes over the activations, none through the encoder.
+@dataclass(frozen=True)
+class Moments:
+    """Of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T]."""
 
-    firings: of this SAE on this split, at least one token.
+    mean: Tensor
+    variance: np.ndarray
+
+
+def moments_of(split, batch: int = 4096) -> Moments:
+    """Two passes over the activations; at least one token."""
+    mean, n_tokens = 0.0, 0
+    for block in split.blocks(batch):
+        mean, n_tokens = mean + block.double().sum(0), n_tokens + len(block)
+    mean = mean / n_tokens
+    return Moments(mean, np.concatenate([(block.double() - mean).square().sum(1).numpy() for block in split.blocks(batch)]))
+
+
+def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: Progress = SILENT, moments: Moments | None = None) -> Fidelity:
+    """Reconstructs `split` from its firings; one pass over the activations, none through the encoder.
+
+    firings: of this SAE on this split, at least one token. moments: of this split, when they are known.
     """
-    mean = _mean(split, batch)
-    error, variance = np.empty(firings.n_tokens), np.empty(firings.n_tokens)
+    moments = moments_of(split, batch) if moments is None else moments
+    mean, variance = moments.mean, moments.variance
+    error = np.empty(firings.n_tokens)
     done = 0
     with progress.task("fidelity", firings.n_tokens) as task:
         for block in split.blocks(batch):
@@ -89,7 +107,6 @@ def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: 
             x_hat = decode_firings(sae, firings, done, x)
             end = done + len(x)
             error[done:end] = (x_hat - x).double().square().sum(1).numpy()
-            variance[done:end] = (x.double() - mean).square().sum(1).numpy()
             done = end
             task.advance(len(x))
     rates, total = firings.rates(), float(variance.sum())
@@ -124,15 +141,6 @@ def decode_firings(sae, firings: Firings, start: int, x: Tensor) -> Tensor:
     _, mean, std = sae.normalise(x)
     x_hat += sae.b_dec.detach().float().cpu()
     return x_hat if mean is None else x_hat * std + mean
-
-
-def _mean(split, batch: int) -> Tensor:
-    """Mean activation, float64 [d]."""
-    total, n_tokens = 0.0, 0
-    for block in split.blocks(batch):
-        total = total + block.double().sum(0)
-        n_tokens += len(block)
-    return total / n_tokens
 
 
 def _by_document_block(firings: Firings, error: np.ndarray, variance: np.ndarray) -> DocumentSums:

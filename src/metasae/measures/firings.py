@@ -54,7 +54,8 @@ class Firings:
 def fire(sae, split, batch: int = 2048, progress: Progress = SILENT) -> Firings:
     """Runs the SAE at its calibrated threshold over all tokens of `split`, in order.
 
-    An exact rule on fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n] block. Raises ValueError when the SAE has no threshold.
+    The rule holds for fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n] block.
+    Raises ValueError when the SAE has no threshold.
     """
     if sae.threshold is None:
         raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.calibrate)")

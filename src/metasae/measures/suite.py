@@ -1,6 +1,7 @@
 """All measures of one SAE, in the order in which they need each other: the measures.json of one arm and seed."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,32 @@ from metasae.errors import UserError
 from metasae.measures.calibrate import Calibration, calibrate_rate
 from metasae.measures.cooccurrence import pair_statistics
 from metasae.measures.decomposability import measure_decomposability
-from metasae.measures.fidelity import measure_fidelity
+from metasae.measures.fidelity import Moments, measure_fidelity, moments_of
 from metasae.measures.firings import fire
 from metasae.measures.head import Head
-from metasae.measures.output import output_effect
+from metasae.measures.output import OutputReference, output_effect, output_reference
 from metasae.progress import SILENT, Progress
 
 CRITIC_SEED = 0
 BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is measured without an SAE, so once for all SAEs of a run. output: None without a model or output tokens."""
+
+    moments: Moments
+    output: OutputReference | None
+
+
+def reference_of(cache, spec: recipe.Measure, host=None, progress: Progress = SILENT, *, context: int | None = None) -> Reference:
+    """The reference of the evaluation split; arguments as in `measure_sae`. Raises UserError when the split is empty."""
+    evaluation = _evaluation(cache, spec)
+    moments = moments_of(evaluation, BATCH)
+    if host is None or not spec.output_tokens:
+        return Reference(moments, None)
+    context = cache.index["identity"]["text"]["context"] if context is None else context
+    return Reference(moments, output_reference(host, evaluation, spec.output_tokens, context, moments.mean.float(), progress=progress))
 
 
 def measure_sae(
@@ -34,6 +53,7 @@ def measure_sae(
     seed: int | None = None,
     calibration: Calibration | None = None,
     critic_seed: int = CRITIC_SEED,
+    reference: Reference | None = None,
 ) -> dict:
     """Calibrates the SAE on the calibration split, measures it on the evaluation split; the result is JSON as it is.
 
@@ -44,22 +64,16 @@ def measure_sae(
     Keys: conditions, calibration, fidelity, cooccurrence, decomposability. A number that does not exist is null.
     Raises UserError when a split is empty or the SAE never fires.
     """
-    calibration_split = Head(cache.split("calibration"), spec.calibration_tokens)
-    evaluation = Head(cache.split("evaluation"), spec.tokens)
-    if evaluation.n_tokens < 1:
-        raise UserError("no evaluation tokens; raise text.evaluation_share or give more text")
-
+    evaluation = _evaluation(cache, spec)
     if calibration is None:
-        calibration = calibrate_rate(sae, calibration_split, sae.config.k, BATCH, progress)
+        calibration = calibrate_rate(sae, Head(cache.split("calibration"), spec.calibration_tokens), sae.config.k, BATCH, progress)
     sae.threshold = torch.full([sae.n_latents], calibration.threshold, device=sae.W_dec.device)
+    reference = reference_of(cache, spec, host, progress, context=context) if reference is None else reference
     firings = fire(sae, evaluation, BATCH, progress)
-    fidelity = measure_fidelity(sae, evaluation, firings, BATCH, progress)
+    fidelity = measure_fidelity(sae, evaluation, firings, BATCH, progress, reference.moments)
     cooccurrence = pair_statistics(firings, progress=progress)
     decomposability = measure_decomposability(sae, meta_sae, fidelity.rates > 0, spec.meta_n, spec.meta_k, spec.meta_steps, critic_seed, progress)
-    output = {}
-    if host is not None and spec.output_tokens:
-        context = cache.index["identity"]["text"]["context"] if context is None else context
-        output = output_effect(host, sae, evaluation, spec.output_tokens, context, fidelity.mean, progress=progress)
+    output = {} if reference.output is None else output_effect(host, sae, reference.output, progress)
 
     return json_safe(
         {
@@ -88,6 +102,13 @@ def measure_sae(
             "decomposability": decomposability,
         }
     )
+
+
+def _evaluation(cache, spec: recipe.Measure) -> Head:
+    evaluation = Head(cache.split("evaluation"), spec.tokens)
+    if evaluation.n_tokens < 1:
+        raise UserError("no evaluation tokens; raise text.evaluation_share or give more text")
+    return evaluation
 
 
 def json_safe(value: Any) -> Any:

@@ -11,7 +11,7 @@ from metasae.sae.kernels import kernels
 from metasae.sae.optimiser import learning_rate
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
-from metasae.train.learner import Learner, new_learner
+from metasae.train.learner import new_learner
 from metasae.train.objective import Losses, meta_input
 from metasae.train.penalties import PENALTIES, Scene
 from metasae.train.penalties.adaptive import AdaptiveSigma

@@ -1,6 +1,6 @@
 """ReLU with an L1 term: every positive entry fires and costs its size.
 
-    L1 = l1 * mean over tokens of sum_j z_j      (rows of W_dec are unit, so no norm stands beside z)
+L1 = l1 * mean over tokens of sum_j z_j      (rows of W_dec are unit, so no norm stands beside z)
 """
 
 from metasae.sae.architectures.base import Architecture

@@ -34,7 +34,9 @@ def _cofirings(kept: Kept, tokens: int) -> Kept:
     """C [n, n] without its diagonal, as entries."""
     n, end = kept.n_latents, int(kept.offsets[min(tokens, kept.n_rows)])
     latents, rows = kept.latents[:end].cpu().numpy(), kept.rows[:end].cpu().numpy()
-    fires = sparse.csr_matrix(((kept.values[:end] > 0).cpu().numpy().astype(np.float32), (rows, latents)), shape=(max(1, min(tokens, kept.n_rows)), n))
+    fires = sparse.csr_matrix(
+        ((kept.values[:end] > 0).cpu().numpy().astype(np.float32), (rows, latents)), shape=(max(1, min(tokens, kept.n_rows)), n)
+    )
     C = (fires.T @ fires).tocoo()
     off = (C.row != C.col) & (C.data > 0)
     order = np.lexsort((C.col[off], C.row[off]))

@@ -32,10 +32,8 @@ def probe(W_dec_ND: Tensor, meta: Weights, architecture: Architecture, k: int, c
     """Runs the meta SAE on the rows, in the rows' own space. Changes nothing in it."""
     rows, mean, std = meta_input(W_dec_ND, mode)
     made = forward(rows, meta, architecture, k, cut, how)
-    if mean is None:
-        difference = made.residuals[-1].neg_()
-    else:
-        difference = torch.sub(W_dec_ND, made.residuals[-1].add_(rows).mul_(std).add_(mean))
+    wh = made.residuals[-1].add_(rows)
+    difference = W_dec_ND - (wh if mean is None else wh.mul_(std).add_(mean))
     return Probe(difference.square().sum(dim=1), difference, made.kept, made.cut)
 
 

@@ -1,6 +1,5 @@
 """A small source of batches with a cursor, and small recipes."""
 
-import pytest
 import torch
 
 from metasae.recipe import Recipe
@@ -23,15 +22,6 @@ class Batches:
         self.position = position
 
 
-@pytest.fixture
-def batches():
-    return Batches
-
-
-@pytest.fixture
-def small_recipe():
-    def make(**train):
-        values = {"tokens": 64 * 40, "batch": 64, "n_primary_steps": 4, "n_meta_steps": 3, "dead_after": 500, "k_aux": 4, "checkpoint_every": 7}
-        return Recipe.load({"sae": {"n": 48, "k": 3}, "meta": {"n": 8, "k": 2}, "train": {**values, **train}})
-
-    return make
+def small_recipe(**train) -> Recipe:
+    values = {"tokens": 64 * 40, "batch": 64, "n_primary_steps": 4, "n_meta_steps": 3, "dead_after": 500, "k_aux": 4, "checkpoint_every": 7}
+    return Recipe.load({"sae": {"n": 48, "k": 3}, "meta": {"n": 8, "k": 2}, "train": {**values, **train}})

@@ -1,0 +1,45 @@
+"""The examples of docs/extending.md do what the page says."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from metasae.sae.architectures import ARCHITECTURES, Options
+from metasae.sae.kernels import reference
+from metasae.train.penalties import PENALTIES, Scene
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+
+
+def example(name):
+    """The namespace of the code block whose first line names the file."""
+    block = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if name in block.splitlines()[0])
+    space = {}
+    exec(block, space)
+    return space
+
+
+def test_the_penalty_example():
+    centred = example("centred.py")["centred"]
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(9, 5, generator=generator).requires_grad_()
+    kept, _ = reference.select(torch.randn(4, 9, generator=generator), 8)
+    value, gradient = centred(Scene(W, kept, torch.ones(9), 0, 0))
+    W.mean(0).square().sum().backward()
+    torch.testing.assert_close(gradient.detach(), W.grad)
+    assert value.shape == ()
+    assert "centred" not in PENALTIES
+
+
+def test_the_architecture_example(batches, small_recipe, tmp_path, monkeypatch):
+    from metasae.progress import Task
+    from metasae.train.loop import train
+    from metasae.train.trainer import Trainer
+
+    monkeypatch.setitem(ARCHITECTURES, "batchtopk", example("fixed.py")["Fixed"])
+    trainer = Trainer(small_recipe(), "joint", 0, torch.full((16,), 0.3))
+    assert trainer.primary.architecture.options == Options(3, 2e-3, 0.1, 0.5, 0.5, (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0))
+    train(trainer, batches(), tmp_path, Task(None, None))
+    sae = trainer.export(1.0, {})["primary"]
+    assert torch.equal(sae.threshold, torch.full((48,), 0.5))
