@@ -1,16 +1,24 @@
 """Tiny random models with a byte-level tokenizer, built on the spot and saved like any Hugging Face model."""
 
+import os
+
 import pytest
 import torch
 
 import sources
+from sources import STORIES, tokenizer_for
 
 WIDTH, LAYERS = 32, 3
-STORIES = [
-    "The river ran past the old mill, and the miller counted sacks of flour until dusk.",
-    "A function returns the first element that satisfies the predicate, or nothing at all.",
-    "Snow fell on the harbour; naïve gulls — dozens of them — argued over 3 fish.",
-]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Matrices here are tiny: threads would only wait for each other. Child processes inherit the variable."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -39,22 +47,6 @@ def build(tmp_path_factory):
         return folder
 
     return make
-
-
-def tokenizer_for(family: str, bos: bool):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["[PAD]", "<s>", "</s>", "[CLS]", "[SEP]"]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(STORIES, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
-    if family == "bert":
-        return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-    marks = {"bos_token": "<s>"} if bos else {}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="</s>", **marks)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,14 @@
-"""A small source of batches with a cursor, and small recipes."""
+"""What tests draw on: a small source of batches with a cursor, small recipes, a few stories and a tokenizer for them."""
 
 import torch
 
 from metasae.recipe import Recipe
+
+STORIES = [
+    "The river ran past the old mill, and the miller counted sacks of flour until dusk.",
+    "A function returns the first element that satisfies the predicate, or nothing at all.",
+    "Snow fell on the harbour; naïve gulls — dozens of them — argued over 3 fish.",
+]
 
 
 class Batches:
@@ -25,3 +31,19 @@ class Batches:
 def small_recipe(**train) -> Recipe:
     values = {"tokens": 64 * 40, "batch": 64, "n_primary_steps": 4, "n_meta_steps": 3, "dead_after": 500, "k_aux": 4, "checkpoint_every": 7}
     return Recipe.load({"sae": {"n": 48, "k": 3}, "meta": {"n": 8, "k": 2}, "train": {**values, **train}})
+
+
+def tokenizer_for(family: str, bos: bool):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "<s>", "</s>", "[CLS]", "[SEP]"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(STORIES, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    if family == "bert":
+        return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    marks = {"bos_token": "<s>"} if bos else {}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="</s>", **marks)

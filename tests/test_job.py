@@ -19,16 +19,6 @@ from metasae import job
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny matrices gain nothing from threads, and threads that wait for a busy machine's cores take a minute instead of a second."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

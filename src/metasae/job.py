@@ -9,10 +9,12 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from metasae.data.cache import ActivationCache, Split, open_cache
 from metasae.data.host import Host
 from metasae.data.stream import Stream
 from metasae.errors import Interrupted, UserError
-from metasae.measures.calibrate import Calibration, calibrate_rate
+from metasae.measures.calibrate import Calibration, calibrate
 from metasae.memory import keep_freed_memory
 from metasae.progress import Progress
 from metasae.recipe import Recipe
@@ -44,6 +46,8 @@ class DecoderRows:
 
     def blocks(self, size: int):
         return iter(self.rows.float().split(size))
+
+    tokens = documents = positions = property(lambda self: np.arange(self.n_tokens, dtype=np.int32))
 
 
 def run(
@@ -143,7 +147,7 @@ class _Job:
         scale = input_scale(split, self.recipe.sae.normalize)
         trainer = Trainer(self.recipe, arm, seed, initial_b_dec(split, scale, self.recipe), self.device)
         with (
-            Stream(split, self.recipe.train.batch, seed, scale) as stream,
+            Stream(split, self.recipe.train.batch, seed, scale, ahead=trainer.device.type != "cpu") as stream,
             self.progress.task(title, self.recipe.train.tokens) as task,
         ):
             train(trainer, stream, folder, task, stop)
@@ -155,12 +159,10 @@ class _Job:
         """Calibrates and writes; the primary last, as its folder says that the arm is trained."""
         if "meta" in saes:
             meta, rows = saes["meta"], DecoderRows(saes["primary"].W_dec)
-            meta.threshold = torch.full((meta.n_latents,), calibrate_rate(meta, rows, self.recipe.meta.k).threshold)
+            calibrate(meta, rows)
             meta.save(folder / "meta")
         primary = saes["primary"]
-        found = calibrate_rate(primary, cache.split("calibration"), self.recipe.sae.k)
-        primary.threshold = torch.full((primary.n_latents,), found.threshold)
-        primary.config.metadata["calibration"] = {"l0": found.l0, "n_tokens": found.n_tokens, "k": found.k}
+        primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration")))
         primary.save(folder / "primary")
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
@@ -173,7 +175,7 @@ class _Job:
         meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
         host = self.host if self.recipe.measure.output_tokens else None
         sae = SAE.load(folder / "primary")
-        calibration = Calibration(float(sae.threshold[0]), **sae.config.metadata["calibration"])
+        calibration = Calibration(**sae.config.metadata["calibration"])
         if self._reference is None:
             self._reference = reference_of(cache, self.recipe.measure, host, self.progress)
         result = measure_sae(

@@ -82,13 +82,21 @@ def test_a_nan_in_a_batch_is_refused():
         Stream(Rows(0), batch=3, seed=0)
 
 
+def test_working_ahead_gives_the_same_batches():
+    plain = Stream(Rows(100), batch=9, seed=1)
+    with Stream(Rows(100), batch=9, seed=1, ahead=True) as ahead:
+        for stream in (plain, ahead):
+            stream.seek(3)
+        assert all(torch.equal(plain.next(), ahead.next()) for _ in range(20))
+
+
 def test_no_thread_is_left():
     before = threading.active_count()
-    with Stream(Rows(1000), batch=10, seed=0) as stream:
+    with Stream(Rows(1000), batch=10, seed=0, ahead=True) as stream:
         stream.next()
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
-    forgotten = Stream(Rows(1000), batch=10, seed=0)
+    forgotten = Stream(Rows(1000), batch=10, seed=0, ahead=True)
     forgotten.next()
     del forgotten
     assert threading.active_count() == before

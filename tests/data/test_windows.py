@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 
 from metasae import UserError
 from metasae.data.windows import Frame, Window, cut, pad, tokenise
-
-from .conftest import tokenizer_for
+from sources import tokenizer_for
 
 GPT = tokenizer_for("gpt2", bos=True)
 

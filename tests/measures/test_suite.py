@@ -37,8 +37,20 @@ def test_again_gives_the_same():
 def test_a_calibration_that_is_given_is_used():
     given = Calibration(threshold=0.25, l0=4.0, n_tokens=200, k=4)
     sae = random_sae()
+    sae.threshold = torch.full([sae.n_latents], 0.25)
     found = measure_sae(sae, None, cache(), SPEC, calibration=given)
     assert found["conditions"]["threshold"] == 0.25 and float(sae.threshold[3]) == 0.25
+
+
+def test_thresholds_of_its_own_are_kept_and_counted():
+    sae = random_sae()
+    own = torch.linspace(0.1, 0.4, sae.n_latents)
+    sae.threshold = own.clone()
+    found = measure_sae(sae, None, cache(), SPEC)
+    assert torch.equal(sae.threshold, own)
+    assert found["conditions"]["rule"] == "own" and found["conditions"]["threshold"] == pytest.approx(0.25)
+    x = torch.cat(list(random_split(250, seed=5).blocks(50)))[:200]
+    assert found["calibration"]["l0"] == pytest.approx(float((sae.encode(x).acts > 0).sum(1).float().mean()), abs=0.02)
 
 
 def test_empty_evaluation_is_a_user_error():

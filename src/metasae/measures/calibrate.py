@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metasae.errors import UserError
+from metasae.measures.firings import fire
 from metasae.measures.screen import Screen
 from metasae.progress import SILENT, Progress
 
@@ -16,17 +17,19 @@ SAMPLE, SAMPLE_MARGIN = 4096, 1.15
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the rule `rate` found.
+    """An SAE's inference rule and what it gives on the calibration split.
 
-    threshold: in the units of the pre-activations; a latent fires where pre > threshold. l0: realised mean count per token.
-    n_tokens: tokens it was found on. k: the count asked for. reached: False when there were fewer than k positive
-    pre-activations per token, or so many ties, that l0 misses k by more than half a percent.
+    threshold: in the units of the pre-activations; a latent fires where pre > threshold (the mean over latents where they
+    differ). l0: realised mean count per token. n_tokens: tokens it was found on. k: the count asked for. rule: `rate`, or `own`
+    for thresholds that the SAE came with. reached: False when l0 misses k by more than half a percent: there were fewer than k
+    positive pre-activations per token, or many ties, or the thresholds are the SAE's own.
     """
 
     threshold: float
     l0: float
     n_tokens: int
     k: float
+    rule: str = "rate"
 
     @property
     def reached(self) -> bool:
@@ -85,6 +88,19 @@ class Largest:
 
 
 @torch.no_grad()
+def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT) -> Calibration:
+    """Gives an SAE without thresholds the rule `rate` for its k; one with thresholds keeps them, and only its L0 is counted.
+
+    Raises UserError when the split is empty.
+    """
+    if sae.threshold is None:
+        found = calibrate_rate(sae, split, sae.config.k, batch, progress)
+        sae.threshold = torch.full([sae.n_latents], found.threshold, device=sae.W_dec.device)
+        return found
+    firings = fire(sae, split, batch, progress)
+    return Calibration(float(sae.threshold.mean()), firings.l0, firings.n_tokens, sae.config.k, "own")
+
+
 def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Calibration:
     """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly above it.
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metasae import recipe
 from metasae.errors import UserError
-from metasae.measures.calibrate import Calibration, calibrate_rate
+from metasae.measures.calibrate import Calibration, calibrate
 from metasae.measures.cooccurrence import pair_statistics
 from metasae.measures.decomposability import measure_decomposability
 from metasae.measures.fidelity import Moments, measure_fidelity, moments_of
@@ -55,19 +54,18 @@ def measure_sae(
     critic_seed: int = CRITIC_SEED,
     reference: Reference | None = None,
 ) -> dict:
-    """Calibrates the SAE on the calibration split, measures it on the evaluation split; the result is JSON as it is.
+    """Calibrates the SAE on the calibration split where it has no threshold yet, measures it on the evaluation split; the result is JSON as it is.
 
-    sae: in the model's own units; its `threshold` is set to the calibrated one, so it can be saved afterwards. k is
+    sae: in the model's own units; without a `threshold` it gets the calibrated one, so it can be saved afterwards. k is
     `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one or
     with spec.output_tokens = 0. context: tokens of a harvested window; None reads it from the cache. seed: the SAE's, only
-    written down. calibration: when this SAE was calibrated on the same tokens already. critic_seed: the same for all arms.
+    written down. calibration: what was found when this SAE got its threshold, where that was before. critic_seed: the same for all arms.
     Keys: conditions, calibration, fidelity, cooccurrence, decomposability. A number that does not exist is null.
     Raises UserError when a split is empty or the SAE never fires.
     """
     evaluation = _evaluation(cache, spec)
     if calibration is None:
-        calibration = calibrate_rate(sae, Head(cache.split("calibration"), spec.calibration_tokens), sae.config.k, BATCH, progress)
-    sae.threshold = torch.full([sae.n_latents], calibration.threshold, device=sae.W_dec.device)
+        calibration = calibrate(sae, Head(cache.split("calibration"), spec.calibration_tokens), BATCH, progress)
     reference = reference_of(cache, spec, host, progress, context=context) if reference is None else reference
     firings = fire(sae, evaluation, BATCH, progress)
     fidelity = measure_fidelity(sae, evaluation, firings, BATCH, progress, reference.moments)
@@ -80,7 +78,7 @@ def measure_sae(
             "conditions": {
                 "n_tokens": evaluation.n_tokens,
                 "calibration_tokens": calibration.n_tokens,
-                "rule": spec.threshold,
+                "rule": calibration.rule,
                 "threshold": calibration.threshold,
                 "k": sae.config.k,
                 "l0_realised": firings.l0,
