@@ -50,6 +50,7 @@ class Trainer:
         self.penalties = {name: coef for name, coef in train.penalties.items() if coef > 0} if arm == "joint" else {}
         self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
         self.done = Done()
+        self._rows: tuple[int, Tensor] | None = None
         self.total_primary = -(-train.tokens // train.batch)
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
@@ -100,8 +101,7 @@ class Trainer:
     def meta_step(self) -> Losses:
         """One step of the meta SAE on all rows of the primary's decoder, as they are now."""
         train, learner = self.recipe.train, self.meta
-        rows, _, _ = meta_input(self.primary.weights.W_dec_ND, self.recipe.meta.input)
-        made = forward(rows, learner.weights, learner.architecture, learner.k, learner.cut, self.how)
+        made = forward(self._meta_rows(), learner.weights, learner.architecture, learner.k, learner.cut, self.how)
         learner.cut = made.cut
         dead = learner.count(made.kept, train.meta_dead_after)
         found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.how)
@@ -123,6 +123,12 @@ class Trainer:
             normalize = "token" if meta.input == "token" else "none"
             out["meta"] = self.meta.as_sae(SAEConfig(self.d, meta.n, meta.architecture, meta.k, normalize, dict(metadata)))
         return out
+
+    def _meta_rows(self) -> Tensor:
+        """The decoder rows as the meta SAE takes them; worked out once for the meta steps between two primary steps."""
+        if self._rows is None or self._rows[0] != self.done.primary:
+            self._rows = (self.done.primary, meta_input(self.primary.weights.W_dec_ND, self.recipe.meta.input)[0])
+        return self._rows[1]
 
     def _k_now(self) -> int:
         """k, annealed from k_start where the recipe says so."""

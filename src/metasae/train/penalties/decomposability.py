@@ -14,6 +14,7 @@ from torch import Tensor
 
 from metasae.sae.architectures import Architecture
 from metasae.sae.gradients import Arithmetic, forward
+from metasae.sae.sae import TOKEN_EPS
 from metasae.sae.weights import Weights
 from metasae.train.objective import encode, meta_input
 
@@ -30,10 +31,14 @@ class Probe:
 
 def probe(W_dec_ND: Tensor, meta: Weights, architecture: Architecture, k: int, cut: float, mode: str, how: Arithmetic) -> Probe:
     """Runs the meta SAE on the rows, in the rows' own space. Changes nothing in it."""
-    rows, mean, std = meta_input(W_dec_ND, mode)
+    rows, _, std = meta_input(W_dec_ND, mode)
     made = forward(rows, meta, architecture, k, cut, how)
-    wh = made.residuals[-1].add_(rows)
-    difference = W_dec_ND - (wh if mean is None else wh.mul_(std).add_(mean))
+    difference = made.residuals[-1]
+    if std is None:
+        difference.neg_()
+    else:
+        # w - wh with wh = (rows + residual) std + mean and w = rows (std + eps) + mean
+        difference.mul_(-std).add_(rows, alpha=TOKEN_EPS)
     return Probe(difference.square().sum(dim=1), difference, made.kept, made.cut)
 
 

@@ -1,0 +1,61 @@
+"""200 steps with the fast kernels beside 200 with the plain ones, and bf16 products beside fp32 ones."""
+
+import pytest
+import torch
+
+from metasae.recipe import Recipe
+from metasae.sae.architectures import ARCHITECTURES
+from metasae.train.trainer import Trainer
+
+
+class Source:
+    """Sparse combinations of 96 directions in 48 dimensions with a heavy-tailed firing rate, so that some latents stay silent."""
+
+    def __init__(self, batch=1024, d=48):
+        generator = torch.Generator().manual_seed(11)
+        self.directions, self.rates = torch.randn(96, d, generator=generator), 0.3 / (1 + torch.arange(96.0))
+        self.batch = batch
+
+    def batches(self, count):
+        for number in range(count):
+            generator = torch.Generator().manual_seed(number)
+            on = torch.rand(self.batch, 96, generator=generator) < 0.01 + self.rates
+            yield (on * torch.rand(self.batch, 96, generator=generator)) @ self.directions + 0.2
+
+
+def losses(kernels, dtype, architecture="batchtopk", steps=200):
+    recipe = Recipe.load(
+        {
+            "sae": {"n": 256, "k": 6, "architecture": architecture},
+            "meta": {"n": 24, "k": 3},
+            "train": {"tokens": 1024 * steps, "batch": 1024, "lr": 3e-4, "kernels": kernels, "dtype": dtype, "dead_after": 1500, "decay": 0.2},
+        }
+    )
+    trainer, out, dead = Trainer(recipe, "joint", 0, torch.full((48,), 0.2)), [], 0.0
+    batches = Source().batches(steps)
+    while action := trainer.next_action():
+        if action == "meta":
+            out.append(trainer.meta_step().total)
+        else:
+            found, numbers = trainer.primary_step(next(batches))
+            out.append(found.total)
+            dead = max(dead, float(numbers["dead"]))
+    return torch.stack(out), float(numbers["fvu"]), dead
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_fast_and_plain_kernels_give_the_same_losses(architecture):
+    fast, _, dead = losses("fast", "fp32", architecture)
+    plain, _, _ = losses("reference", "fp32", architecture)
+    assert len(fast) == 300
+    worst = ((fast - plain).abs() / plain).max()
+    assert worst < 1e-4, f"{worst:.1e}"
+    if architecture == "batchtopk":
+        assert dead > 0, "the auxiliary loss was never on"
+
+
+def test_bf16_products_cost_no_fidelity():
+    def fvu(dtype):
+        return sum(losses("fast", dtype, steps=steps)[1] for steps in (196, 198, 200))
+
+    assert abs(fvu("bf16") / fvu("fp32") - 1) < 0.005
