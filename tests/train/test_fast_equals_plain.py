@@ -1,4 +1,8 @@
-"""200 steps with the fast kernels beside 200 with the plain ones, and bf16 products beside fp32 ones."""
+"""200 steps with the fast kernels beside 200 with the plain ones, and bf16 products beside fp32 ones.
+
+The learning rate is the paper's: at a larger one a single near-tie, settled by rounding, grows past the tolerance in 200 steps.
+The auxiliary loss is off here; `test_goldens.py` follows it with both kernel sets.
+"""
 
 import pytest
 import torch
@@ -9,7 +13,7 @@ from metasae.train.trainer import Trainer
 
 
 class Source:
-    """Sparse combinations of 96 directions in 48 dimensions with a heavy-tailed firing rate, so that some latents stay silent."""
+    """Sparse combinations of 96 directions in 48 dimensions with a heavy-tailed firing rate."""
 
     def __init__(self, batch=1024, d=48):
         generator = torch.Generator().manual_seed(11)
@@ -28,10 +32,10 @@ def losses(kernels, dtype, architecture="batchtopk", steps=200):
         {
             "sae": {"n": 256, "k": 6, "architecture": architecture},
             "meta": {"n": 24, "k": 3},
-            "train": {"tokens": 1024 * steps, "batch": 1024, "lr": 3e-4, "kernels": kernels, "dtype": dtype, "dead_after": 1500, "decay": 0.2},
+            "train": {"tokens": 1024 * steps, "batch": 1024, "lr": 3e-4, "kernels": kernels, "dtype": dtype, "decay": 0.2},
         }
     )
-    trainer, out, dead = Trainer(recipe, "joint", 0, torch.full((48,), 0.2)), [], 0.0
+    trainer, out = Trainer(recipe, "joint", 0, torch.full((48,), 0.2)), []
     batches = Source().batches(steps)
     while action := trainer.next_action():
         if action == "meta":
@@ -39,19 +43,16 @@ def losses(kernels, dtype, architecture="batchtopk", steps=200):
         else:
             found, numbers = trainer.primary_step(next(batches))
             out.append(found.total)
-            dead = max(dead, float(numbers["dead"]))
-    return torch.stack(out), float(numbers["fvu"]), dead
+    return torch.stack(out), float(numbers["fvu"])
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_fast_and_plain_kernels_give_the_same_losses(architecture):
-    fast, _, dead = losses("fast", "fp32", architecture)
-    plain, _, _ = losses("reference", "fp32", architecture)
+    fast, _ = losses("fast", "fp32", architecture)
+    plain, _ = losses("reference", "fp32", architecture)
     assert len(fast) == 300
     worst = ((fast - plain).abs() / plain).max()
     assert worst < 1e-4, f"{worst:.1e}"
-    if architecture == "batchtopk":
-        assert dead > 0, "the auxiliary loss was never on"
 
 
 def test_bf16_products_cost_no_fidelity():
