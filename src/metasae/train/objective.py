@@ -1,6 +1,6 @@
 """The paper's objective on one page (arXiv 2604.03436), in plain autograd.
 
-This is the specification. `metasae.sae.gradients` and `penalties.py` compute the same losses and
+This is the specification. `metasae.sae.gradients` and the penalties compute the same losses and
 their gradients in closed form and are tested against this page; nothing in the hot path runs it.
 
 Shapes: B tokens, D width d, N latents n. sg = stop-gradient (detach). Rows w_i of W_dec have unit length.
