@@ -258,3 +258,15 @@ def test_input_scale_by_hand():
 
     assert job.input_scale(Two(), "global") == 0.5
     assert job.input_scale(Two(), "token") == 1.0
+
+
+@pytest.mark.parametrize("name", ["jumprelu", "relu", "matryoshka"])
+def test_other_architectures_go_all_the_way(recipe, tmp_path, name):
+    values = recipe() | {"arms": ["solo", "joint"], "seeds": [0]}
+    overrides = {"sae.architecture": name, "meta.architecture": name, "measure.output_tokens": 0, "train.penalties": {"ortsae": 0.1}}
+    result = metasae.run(values, out=tmp_path / "a", overrides=overrides, show=False)
+    assert "1 seed" in result["verdict"]
+    measures = json.loads((tmp_path / "a/arms/joint-s0/measures.json").read_text())
+    assert measures["conditions"]["rule"] == ("rate" if name == "matryoshka" else "own")
+    saved = weights(tmp_path / "a", "joint-s0")["threshold"]
+    assert (len(saved.unique()) > 1) == (name == "jumprelu")

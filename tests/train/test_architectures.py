@@ -1,5 +1,8 @@
 """Every architecture's closed-form step against autograd on its own equations; control = solo; export; planted recovery."""
 
+import importlib
+import importlib.util
+
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -151,6 +154,9 @@ def test_every_architecture_with_every_penalty_trains_and_saves(name, penalty, b
         assert torch.equal(again(x), sae(x))
         assert torch.isfinite(sae(x)).all()
         assert (sae.W_dec.norm(dim=1) - 1).abs().max() < 1e-6
+        if importlib.util.find_spec("sae_lens"):
+            theirs = importlib.import_module("sae_lens").SAE.load_from_disk(str(tmp_path / role))
+            torch.testing.assert_close(theirs(x), sae(x), rtol=1e-5, atol=1e-5)
     solo = run(values, "solo", tmp_path / "solo", batches)
     assert not torch.equal(solo.primary.weights.W_dec_ND, trainer.primary.weights.W_dec_ND)
 
