@@ -106,7 +106,8 @@ class _Job:
             self._train(cache, arm, seed, f"train {arm}-s{seed} ({number}/{len(arms)})", stop)
         for arm, seed in arms:
             self._measure(cache, arm, seed)
-            self._refuse_when_asked(stop)
+            if stop.asked:
+                raise Interrupted("stopped between two stages; what is done is kept")
 
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
@@ -191,7 +192,7 @@ class _Job:
             "model_name": recipe.model.name or recipe.model.path,
             "dataset_path": recipe.text.source,
             "context_size": recipe.text.context,
-            "prepend_bos": self.host.bos_id is not None if self._host else None,
+            "prepend_bos": self.host.bos_id is not None,
             "metasae": {
                 "version": metasae.__version__,
                 "arm": arm,
@@ -209,11 +210,6 @@ class _Job:
         if "fingerprint" in facts:
             self.state["data_fingerprint"] = facts["fingerprint"]
         files.write_json(self.folder / "run.json", self.state)
-
-    @staticmethod
-    def _refuse_when_asked(stop: StopRequest) -> None:
-        if stop.asked:
-            raise Interrupted("stopped between two stages; what is done is kept")
 
 
 def input_scale(split: Split, normalize: str) -> float:

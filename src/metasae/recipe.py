@@ -7,7 +7,7 @@ Recipes that ship with the package lie in `recipes/*.toml`, each value commented
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tomli
 import tomli_w
@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from metasae.errors import UserError, nearest
 
 Arm = Literal["solo", "control", "joint", "sequential"]
-ARMS: tuple[str, ...] = get_args(Arm)
 # The registry of metasae.train.penalties, named here so that a recipe is read without loading torch; a test holds them equal.
 PENALTY_NAMES = ("ortsae", "c2r", "cofiring")
 

@@ -72,10 +72,7 @@ class Screen:
     def above(self, x_BD: Tensor) -> Kept:
         """The entries with pre > limit: those that fire, where the limit is the SAE's threshold."""
         found = self.candidates(x_BD)
-        chosen = found.values > self.limit_N[found.latents]
-        rows = found.rows[chosen]
-        starts = torch.arange(found.n_rows + 1, dtype=torch.int32, device=rows.device)
-        return Kept(rows, found.latents[chosen], found.values[chosen], torch.searchsorted(rows, starts, out_int32=True), found.n_latents)
+        return found.subset(found.values > self.limit_N[found.latents])
 
     @torch.no_grad()
     def reconstruct(self, x_BD: Tensor) -> Tensor:

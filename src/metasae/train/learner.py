@@ -33,7 +33,7 @@ class Learner:
 
     def count(self, kept: Kept, dead_after: int) -> Tensor:
         """Updates the counters with this batch, then says which latents are dead: bool [n]."""
-        counts = kept.latent_sums((kept.values > 0).float())
+        counts = kept.counts()
         self.silent_N.add_(kept.n_rows).masked_fill_(counts > 0, 0)
         self.rate_N.mul_(RATE_MEMORY).add_(counts, alpha=(1 - RATE_MEMORY) / kept.n_rows)
         return self.silent_N >= dead_after

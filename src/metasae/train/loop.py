@@ -73,7 +73,8 @@ def train(
     task.advance(min(trainer.done.primary * trainer.recipe.train.batch, trainer.recipe.train.tokens))
     while action := trainer.next_action():
         if action == "primary":
-            logging = (trainer.done.primary + 1) % LOG_EVERY == 0
+            number = trainer.done.primary + 1
+            logging = number % LOG_EVERY == 0 or number == trainer.total_primary
             x = batches.next()
             losses, numbers = trainer.primary_step(x, with_penalty=logging)
             log.primary({"loss": losses.total, "l2": losses.l2, "aux": losses.aux, **numbers}, losses.penalty)

@@ -1,7 +1,7 @@
 """The paper's objective on one page (arXiv 2604.03436), in plain autograd.
 
 This is the specification. `metasae.sae.gradients` and the penalties compute the same losses and
-their gradients in closed form and are tested against this page; nothing in the hot path runs it.
+their gradients in closed form and are tested against this page; of it the hot path runs only `meta_input`.
 
 Shapes: B tokens, D width d, N latents n. sg = stop-gradient (detach). Rows w_i of W_dec have unit length.
 

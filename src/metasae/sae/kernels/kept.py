@@ -25,8 +25,7 @@ class Kept:
         rows = torch.div(flat, n_latents, rounding_mode="floor")
         latents = torch.sub(flat, rows, alpha=n_latents).to(torch.int32)
         rows = rows.to(torch.int32)
-        starts = torch.arange(n_rows + 1, dtype=torch.int32, device=flat.device)
-        return cls(rows, latents, values.float(), torch.searchsorted(rows, starts, out_int32=True), n_latents)
+        return cls(rows, latents, values.float(), _offsets(rows, n_rows), n_latents)
 
     @classmethod
     def where(cls, pre_BN: Tensor, mask_BN: Tensor) -> "Kept":
@@ -51,14 +50,21 @@ class Kept:
     def between(self, start: int, end: int) -> tuple["Kept", Tensor]:
         """The entries of latents start <= j < end, renumbered from 0, and where they are among all: int64 [K']."""
         places = ((self.latents >= start) & (self.latents < end)).nonzero().squeeze(1)
-        rows = self.rows[places]
-        starts = torch.arange(self.n_rows + 1, dtype=torch.int32, device=rows.device)
-        offsets = torch.searchsorted(rows, starts, out_int32=True)
-        return Kept(rows, self.latents[places] - start, self.values[places], offsets, end - start), places
+        some = self.subset(places)
+        return replace(some, latents=some.latents - start, n_latents=end - start), places
+
+    def subset(self, chosen: Tensor) -> "Kept":
+        """Some of the entries: bool [K], or ascending indices int64 [K']."""
+        rows = self.rows[chosen]
+        return Kept(rows, self.latents[chosen], self.values[chosen], _offsets(rows, self.n_rows), self.n_latents)
+
+    def counts(self) -> Tensor:
+        """Rows in which each latent is above zero, fp32 [n]."""
+        return self.latent_sums((self.values > 0).float())
 
     def fired(self) -> Tensor:
         """Bool [n]: latents with at least one entry above zero."""
-        return self.latent_sums((self.values > 0).float()) > 0
+        return self.counts() > 0
 
     def l0(self) -> Tensor:
         """Entries above zero per row, on average, 0-dim."""
@@ -68,3 +74,9 @@ class Kept:
         """Sum of values [K] per latent, fp32 [n], each latent's entries added in row order."""
         out = torch.zeros(self.n_latents, dtype=values.dtype, device=values.device)
         return out.index_add_(0, self.latents.long(), values)
+
+
+def _offsets(rows: Tensor, n_rows: int) -> Tensor:
+    """Where each row's entries begin: int32 [n_rows + 1], from ascending row numbers int32 [K]."""
+    starts = torch.arange(n_rows + 1, dtype=torch.int32, device=rows.device)
+    return torch.searchsorted(rows, starts, out_int32=True)
