@@ -61,9 +61,14 @@ def _words_for(name: str, pair: dict, comparison: dict) -> list[str]:
     return [f"{opening} {_conclusion(atomicity)}", *_listed(atomicity, fidelity)]
 
 
+def _clearly(entries: list, way: str) -> list:
+    """The entries whose interval leaves out 0 on the side that is `better` or `worse`."""
+    return [entry for entry in entries if is_clear(entry[1]) and towards(*entry) == way]
+
+
 def _conclusion(atomicity: list) -> str:
-    more = [entry for entry in atomicity if is_clear(entry[1]) and towards(*entry) == "better"]
-    less = [entry for entry in atomicity if is_clear(entry[1]) and towards(*entry) == "worse"]
+    more = _clearly(atomicity, "better")
+    less = _clearly(atomicity, "worse")
     if more and less:
         return "the measures of atomicity disagree, so these numbers do not show that the latents are more atomic."
     if more and len(more) == len(atomicity):
@@ -81,11 +86,11 @@ def _count(some: list, of: list) -> str:
 
 def _listed(atomicity: list, fidelity: list) -> list[str]:
     parts = [
-        ("More atomic by", [entry for entry in atomicity if is_clear(entry[1]) and towards(*entry) == "better"]),
-        ("Less atomic by", [entry for entry in atomicity if is_clear(entry[1]) and towards(*entry) == "worse"]),
+        ("More atomic by", _clearly(atomicity, "better")),
+        ("Less atomic by", _clearly(atomicity, "worse")),
         ("Not told apart from no change (the interval includes 0):", [entry for entry in atomicity if not is_clear(entry[1])]),
-        ("It costs fidelity in", [entry for entry in fidelity if is_clear(entry[1]) and towards(*entry) == "worse"]),
-        ("It gains fidelity in", [entry for entry in fidelity if is_clear(entry[1]) and towards(*entry) == "better"]),
+        ("It costs fidelity in", _clearly(fidelity, "worse")),
+        ("It gains fidelity in", _clearly(fidelity, "better")),
         ("No clear change in fidelity by", [entry for entry in fidelity if not is_clear(entry[1])]),
     ]
     return [f"{words} {_names(entries)}." for words, entries in parts if entries]

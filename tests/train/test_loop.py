@@ -46,6 +46,12 @@ def test_control_equals_solo_bit_for_bit(small_recipe, batches, tmp_path, dtype,
     assert control.meta is not None and control.done.meta == 30
 
 
+def test_every_line_of_control_has_the_penalty_it_reports(small_recipe, batches, tmp_path):
+    # 43 steps: the last line covers 3, and the penalty, which control works out for its lines only, is above zero in it too
+    run(small_recipe(tokens=64 * 43), "control", tmp_path, batches)
+    assert len(lines(tmp_path)) == 5 and all(line["penalty"] > 0 for line in lines(tmp_path))
+
+
 def test_joint_differs_from_solo(small_recipe, batches, tmp_path):
     solo, joint = (run(small_recipe(), arm, tmp_path / arm, batches) for arm in ("solo", "joint"))
     assert not same_weights(solo.primary.weights, joint.primary.weights)

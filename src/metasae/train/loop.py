@@ -70,7 +70,7 @@ def train(
     resumed = checkpoint.load(trainer, folder)
     log.resume(*(resumed or ([], 0)))
     batches.seek(trainer.done.primary)
-    task.advance(min(trainer.done.primary * trainer.recipe.train.batch, trainer.recipe.train.tokens))
+    task.skip(min(trainer.done.primary * trainer.recipe.train.batch, trainer.recipe.train.tokens))
     while action := trainer.next_action():
         if action == "primary":
             number = trainer.done.primary + 1
