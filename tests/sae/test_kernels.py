@@ -101,6 +101,30 @@ def test_encode(bias):
     torch.testing.assert_close(fast.encode(x, W, b, torch.bfloat16).float(), expected.float(), rtol=3e-2, atol=6e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("keep", [1, 5, 47, 48, 60])
+def test_rows_keep_the_same_entries(case, dtype, keep):
+    pre = pre_activations(case, dtype=dtype)
+    expected, kept = reference.select_rows(pre, keep), fast.select_rows(pre, keep)
+    assert torch.equal(fast.keep_rows(pre, keep), reference.keep_rows(pre, keep))
+    assert torch.equal(kept.latents, expected.latents)
+    assert torch.equal(kept.values, expected.values)
+    assert torch.equal(kept.values.new_tensor(kept.offsets.diff().tolist()), (pre > 0).sum(1).clamp(max=keep).float())
+
+
+def test_rows_of_many_parts(monkeypatch):
+    monkeypatch.setattr(fast, "_PART", 100)
+    pre = pre_activations("ties", dtype=torch.bfloat16)
+    assert torch.equal(fast.keep_rows(pre, 5), reference.keep_rows(pre, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns(dtype):
+    pre, columns = pre_activations("random", dtype=dtype), torch.tensor([0, 3, 4, 47])
+    assert torch.equal(fast.take_columns(pre, columns), pre[:, columns])
+
+
 def test_row_topk_keeps_per_row():
     pre = pre_activations("ties")
     kept = reference.select_rows(pre, 4)

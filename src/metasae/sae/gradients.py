@@ -157,9 +157,7 @@ def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, how: Arit
     Dense on the dead columns: with k near d / 2 a sparse product would move more bytes than the dense one.
     """
     dead = aux.dead_N.nonzero().squeeze(1)
-    a = made.pre_BN[:, dead].clamp_(min=0)
-    if aux.k < dead.numel():
-        a = _keep_rows(a, aux.k)
+    a = how.kernels.keep_rows(how.kernels.take_columns(made.pre_BN, dead), min(aux.k, dead.numel()))
     W_dec = weights.W_dec_ND[dead].to(how.dtype)
     # ra = xa - (x - xh) = xa + residual
     ra = (a @ W_dec).float().add_(made.residuals[-1])
@@ -169,8 +167,3 @@ def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, how: Arit
     da = (Gh @ W_dec.t()).mul_(a > 0)
     return loss, G, (a.t() @ Gh).float(), (da.t() @ made.xc_BD.to(how.dtype)).float(), da.sum(0, dtype=torch.float32), dead
 
-
-def _keep_rows(a_BN: Tensor, keep: int) -> Tensor:
-    """a with all but the `keep` largest entries of each row set to zero."""
-    top = torch.topk(a_BN, keep, dim=1, sorted=False)
-    return torch.zeros_like(a_BN).scatter_(1, top.indices, top.values)

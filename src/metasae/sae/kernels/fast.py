@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from metasae.sae.kernels import reference
 from metasae.sae.kernels.kept import Kept
-from metasae.sae.kernels.reference import select_rows
-
-__all__ = ["decode", "encode", "entry_dots", "latent_rows", "select", "select_rows"]
 
 # The next cut relative to this batch's smallest kept value: low enough that the next batch rarely keeps fewer
 # above it, high enough that few entries above it are not kept.
 _CUT_MARGIN = 0.95
+# Numbers of a matrix that numpy looks at in one go: few enough for a core's cache.
+_PART = 1 << 17
 
 
 def encode(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -41,6 +41,50 @@ def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
         cut = cut * 0.5 if cut > 1e-6 else 0.0
     low = float(values.min()) if values.numel() else 0.0
     return Kept.from_flat(found, values, *pre_BN.shape), low * _CUT_MARGIN
+
+
+def select_rows(pre_BN: Tensor, keep: int) -> Kept:
+    """See reference.select_rows."""
+    kept = keep_rows(pre_BN, keep)
+    return Kept.where(kept, kept > 0)
+
+
+def keep_rows(pre_BN: Tensor, keep: int) -> Tensor:
+    """See reference.keep_rows. On a CPU a partition of each row, which takes half the time of torch's topk."""
+    B, n = pre_BN.shape
+    if pre_BN.device.type != "cpu" or not 0 < keep < n or n > 1 << 16:
+        return reference.keep_rows(pre_BN, keep)
+    bits = _bits(pre_BN)
+    out, step = np.empty_like(bits), max(1, _PART // n)
+    for start in range(0, B, step):
+        # numbers at or below zero, whose bits are a negative integer or 0, all count as 0
+        some = np.maximum(bits[start : start + step], 0)
+        np.multiply(some, _largest_of_rows(some, keep), out=out[start : start + step])
+    return torch.from_numpy(out).view(pre_BN.dtype)
+
+
+def _largest_of_rows(bits: np.ndarray, keep: int) -> np.ndarray:
+    """bits [b, n] >= 0 -> bool [b, n]: the `keep` largest of each row, ties to the lower column; any number of zeros more."""
+    n = bits.shape[1]
+    if bits.dtype == np.int16:
+        # numbers in bf16 are often equal: with their column beside them no two are
+        keys = (bits.astype(np.int32) << 16) | np.arange(n - 1, -1, -1, dtype=np.int32)
+        return keys >= np.partition(keys, n - keep, axis=1)[:, n - keep, None]
+    limit = np.partition(bits, n - keep, axis=1)[:, n - keep, None]
+    chosen = bits >= limit
+    spare = np.count_nonzero(chosen, axis=1) - keep
+    for row in np.flatnonzero((spare > 0) & (limit[:, 0] > 0)):
+        chosen[row, np.flatnonzero(bits[row] == limit[row])[-spare[row] :]] = False
+    return chosen
+
+
+def take_columns(pre_BN: Tensor, columns: Tensor) -> Tensor:
+    """See reference.take_columns."""
+    if pre_BN.device.type != "cpu":
+        return reference.take_columns(pre_BN, columns)
+    # numpy takes columns three times faster than torch
+    taken = np.take(_bits(pre_BN), columns.numpy(), axis=1)
+    return torch.from_numpy(taken).view(pre_BN.dtype)
 
 
 def decode(kept: Kept, W_dec_ND: Tensor) -> Tensor:
@@ -107,6 +151,11 @@ def _sampled_cut(flat: Tensor, keep: int, size: int = 1 << 16) -> float:
     rank = min(sample.numel(), max(1, round(sample.numel() * keep / flat.numel() * 1.2)))
     cut = float(torch.topk(sample, rank).values[-1]) * 0.9
     return cut if 0 < cut < math.inf else 0.0
+
+
+def _bits(numbers: Tensor) -> np.ndarray:
+    """fp32 or bf16 numbers as integers of the same bits; at and above zero these are ordered alike. numpy knows no bf16."""
+    return numbers.view(torch.int16 if numbers.dtype == torch.bfloat16 else torch.int32).numpy()
 
 
 def _by_latent(kept: Kept) -> tuple[Tensor, Tensor]:

@@ -30,10 +30,20 @@ def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
 
 def select_rows(pre_BN: Tensor, keep: int) -> Kept:
     """TopK: the `keep` largest positive entries of each row, ties to the lower latent."""
+    kept = keep_rows(pre_BN, keep)
+    return Kept.where(kept, kept > 0)
+
+
+def keep_rows(pre_BN: Tensor, keep: int) -> Tensor:
+    """pre [B, n] with the `keep` largest positive entries of each row, ties to the lower column; zero elsewhere."""
     order = torch.sort(pre_BN, dim=1, descending=True, stable=True).indices[:, :keep]
     mask = torch.zeros_like(pre_BN, dtype=torch.bool).scatter_(1, order, True) & (pre_BN > 0)
-    flat = mask.flatten().nonzero().squeeze(1)
-    return Kept.from_flat(flat, pre_BN.flatten()[flat], *pre_BN.shape)
+    return torch.where(mask, pre_BN, 0)
+
+
+def take_columns(pre_BN: Tensor, columns: Tensor) -> Tensor:
+    """pre [B, n] -> [B, c], for columns int64 [c]."""
+    return pre_BN[:, columns]
 
 
 def decode(kept: Kept, W_dec_ND: Tensor) -> Tensor:
