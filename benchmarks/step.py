@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from dense import DenseJoint
+from peers import peers
 
 from metasae.memory import keep_freed_memory
 from metasae.recipe import Recipe
@@ -76,7 +77,7 @@ def make_batches(shape: Shape, count: int = 8) -> list[torch.Tensor]:
     return out
 
 
-def trainer_for(shape: Shape, dtype: str, dead: float = 0.0) -> Trainer:
+def trainer_for(shape: Shape, dtype: str, dead: float = 0.0, arm: str = "joint") -> Trainer:
     recipe = Recipe.load(
         {
             "sae": {"n": shape.n, "k": shape.k},
@@ -84,7 +85,7 @@ def trainer_for(shape: Shape, dtype: str, dead: float = 0.0) -> Trainer:
             "train": {"tokens": shape.batch * 100_000, "batch": shape.batch, "lr": 3e-4, "dtype": dtype, "k_aux": 0, "dead_after": 10**12},
         }
     )
-    trainer = Trainer(recipe, "joint", 0, torch.zeros(shape.d))
+    trainer = Trainer(recipe, arm, 0, torch.zeros(shape.d))
     if dead:
         # silent for longer than the limit, and with encoder rows so short that they are not selected
         count = int(dead * shape.n)
@@ -101,16 +102,17 @@ def macro_steps(engine, batches: list[torch.Tensor], n_primary: int = N_PRIMARY,
         for _ in range(n_primary):
             engine.primary_step(batches[position % len(batches)])
             position += 1
-        for _ in range(n_meta):
-            engine.meta_step()
+        if getattr(engine, "meta", True):
+            for _ in range(n_meta):
+                engine.meta_step()
         yield (time.perf_counter() - start) / n_primary
 
 
 def whole(shape: Shape, batches: list[torch.Tensor], engines: dict, macros: int) -> dict[str, float]:
     """Median seconds per step of each engine; macro-steps alternate between engines after one of warm-up each."""
-    # the dense step takes so long that 2 primary and 1 meta steps, the same mix, stand for its macro-step
+    # our step is so much shorter than others' that 2 primary and 1 meta steps, the same mix, stand for their macro-step
     short = {"n_primary": 2, "n_meta": 1}
-    runs = {name: macro_steps(engine, batches, **(short if name.startswith("dense") else {})) for name, engine in engines.items()}
+    runs = {name: macro_steps(engine, batches, **({} if isinstance(engine, Trainer) else short)) for name, engine in engines.items()}
     for run in runs.values():
         next(run)
     times = {name: [] for name in runs}
@@ -153,6 +155,7 @@ def main() -> None:
     options.add_argument("--macros", type=int, default=3, help="counted macro-steps (10 primary, 5 meta) per engine")
     options.add_argument("--dead", type=float, default=0.3, help="share of dead latents in the run with them")
     options.add_argument("--no-dense", action="store_true", help="leave the dense step out (it is slow)")
+    options.add_argument("--no-peers", action="store_true", help="leave other libraries out")
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
     keep_freed_memory()
@@ -172,9 +175,16 @@ def measure(shape: Shape, given: argparse.Namespace) -> dict:
     next(macro_steps(engines["bf16"], batches))
     state = 4 * (4 * 2 * shape.n * shape.d + 4 * 2 * shape.m * shape.d) / 2**20
     beyond = peak_megabytes() - before - state
-    engines |= {"fp32": trainer_for(shape, "fp32"), "bf16, dead latents": trainer_for(shape, "bf16", given.dead)}
+    engines |= {
+        "fp32": trainer_for(shape, "fp32"),
+        "bf16, dead latents": trainer_for(shape, "bf16", given.dead),
+        "bf16 solo": trainer_for(shape, "bf16", arm="solo"),
+        "fp32 solo": trainer_for(shape, "fp32", arm="solo"),
+    }
     if not given.no_dense:
         engines["dense fp32"] = DenseJoint(shape.d, shape.n, shape.k, shape.m, shape.k_m)
+    if not given.no_peers:
+        engines |= peers(shape.d, shape.n, shape.k, shape.batch)
     seconds = whole(shape, batches, engines, given.macros)
     table = parts(shape, batches, trainer_for(shape, "bf16"), rate)
     return {
@@ -196,7 +206,7 @@ def show(name: str, shape: Shape, result: dict) -> None:
     base = result["milliseconds"].get("dense fp32")
     for engine, ms in result["milliseconds"].items():
         times = f"{base / ms:6.1f}x the dense step" if base else ""
-        print(f"  {engine:<22}{ms:9.1f} ms {result['tokens_per_second'][engine]:10,.0f} tokens/s {times}")
+        print(f"  {engine:<27}{ms:9.1f} ms {result['tokens_per_second'][engine]:10,.0f} tokens/s {times}")
     print(f"  memory beyond weights and optimiser: {result['megabytes_beyond_weights_and_optimiser']:.0f} MB")
     total = result["milliseconds"]["bf16"]
     for row in result["parts"]:
