@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from metasae import recipe
 from metasae.data import hooks
 from metasae.data.files_of_text import state_of_file
 from metasae.data.loading import load_model, local_folder
+from metasae.data.readout import LinearReadOut, WholeLogits, agrees, readout_of
 from metasae.data.windows import Frame
 from metasae.errors import UserError
 
@@ -111,8 +113,45 @@ class Host:
 
         `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for another shape.
         """
-        if replace is None:
+        with self._replaced(replace):
             return self._final(self._run(ids, mask))
+
+    @torch.no_grad()
+    def before_readout(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """As `output` of a causal model, but what `readout` makes logits of: the last hidden state [b, t, D]."""
+        if isinstance(self.readout, WholeLogits):
+            return self.output(ids, mask, replace)
+        with self._replaced(replace):
+            return self._last_hidden(ids, mask)
+
+    @cached_property
+    def readout(self) -> LinearReadOut | WholeLogits:
+        """How a causal model's logits come from `before_readout`; checked against the model's own on a short window."""
+        first = self.bos_id if self.bos_id is not None else self.pad_id
+        ids, mask = torch.tensor([[first, self.pad_id, first]]), torch.ones(1, 3, dtype=torch.long)
+        logits = self.output(ids, mask)[0]
+        found = readout_of(self.model)
+        return found if found is not None and agrees(found, self._last_hidden(ids, mask)[0], logits) else WholeLogits(logits.shape[-1])
+
+    def _last_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[b, t, D]: what enters the model's output embedding; the model stops there."""
+
+        def stop(_module, args) -> None:
+            raise hooks.Reached(args[0])
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(stop)
+        try:
+            self._run(ids, mask)
+        except hooks.Reached as reached:
+            return reached.tensor
+        finally:
+            handle.remove()
+        raise UserError(f"{type(self.model).__name__} never runs its output embedding, so its cross-entropy cannot be measured")
+
+    def _replaced(self, replace: Callable[[Tensor], Tensor] | None):
+        """A context in which the hooked tensor is replaced, where there is a replacement."""
+        if replace is None:
+            return nullcontext()
 
         def swap(x_BTD: Tensor) -> Tensor:
             given = replace(x_BTD)
@@ -120,8 +159,7 @@ class Host:
                 raise ValueError(f"replace must keep the shape {tuple(x_BTD.shape)}, not give {tuple(given.shape)}")
             return given.to(x_BTD)
 
-        with hooks.hooked(self._place, swap):
-            return self._final(self._run(ids, mask))
+        return hooks.hooked(self._place, swap)
 
     def _run(self, ids: Tensor, mask: Tensor):
         ids, mask = ids.to(self.device), mask.to(self.device)

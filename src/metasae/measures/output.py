@@ -4,24 +4,22 @@ Three replacements on the same held-out windows: the SAE's reconstruction, the m
 (BOS, [CLS], [SEP]) keep their own activation throughout, as the SAE never saw them in training.
 """
 
-import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from metasae.data.readout import LOGITS_AT_ONCE, WholeLogits
 from metasae.data.windows import Window, pad
-from metasae.errors import UserError
+from metasae.measures.effects import CausalEffect, EncoderEffect
 from metasae.measures.screen import Screen
 from metasae.progress import SILENT, Progress
+from metasae.sae.kernels import fast
 
 NOTE = "special positions keep their own activation; windows are those of the harvest"
-LOGITS_AT_ONCE = 2**25
-ROWS_AT_ONCE = 256
-# Clean outputs of an encoder are kept between SAEs up to this many numbers.
+# Clean states of the model are kept between SAEs up to this many numbers.
 KEPT_NUMBERS = 2**26
 
 
@@ -42,11 +40,12 @@ def windows_of(split, n_tokens: int, room: int) -> list[Window]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Padded windows: ids, mask int64 [b, t], own bool [b, t]. clean: the model's own output, or None where it is too large to keep."""
+    """Padded windows: ids, mask int64 [b, t], own bool [b, t], documents int32 [b]. clean: the model's own state, None where too large to keep."""
 
     ids: Tensor
     mask: Tensor
     own: Tensor
+    documents: np.ndarray
     clean: Tensor | None
 
 
@@ -55,7 +54,7 @@ class OutputReference:
     """What the model gives on some windows without any SAE: clean, mean-ablated and zero-ablated. The same for every SAE of a run."""
 
     batches: tuple[_Batch, ...]
-    sums: "_CausalSums | _EncoderSums"
+    effect: CausalEffect | EncoderEffect
     n_windows: int
 
 
@@ -70,40 +69,57 @@ def output_reference(
     """
     windows = windows_of(split, n_tokens, host.frame.room(context))
     ablations = {"mean": lambda x: mean.to(x).expand_as(x), "zero": torch.zeros_like}
-    sums = _CausalSums() if host.causal else _EncoderSums()
-    batches, room = [], 0 if host.causal else KEPT_NUMBERS
+    effect = CausalEffect(host.readout) if host.causal and windows else EncoderEffect()
+    batches, room = [], KEPT_NUMBERS
     with progress.task("model output, ablated", sum(len(window) for window in windows)) as task:
-        for batch in _batches(windows, _windows_at_once(host, windows, context, batch_tokens)):
-            ids, mask, own = pad(batch, host.frame, host.pad_id)
-            clean = host.output(ids, mask)
-            scored = sums.scored(clean, ids, mask, own)
-            sums.count(scored)
-            for name, ablation in ablations.items():
-                sums.add(name, host.output(ids, mask, replace=_only_at(own, ablation)), scored)
+        for some in _batches(windows, _windows_at_once(host, context, batch_tokens)):
+            ids, mask, own = pad(some, host.frame, host.pad_id)
+            documents = np.array([window.document for window in some], dtype=np.int32)
+            clean = _state(host, ids, mask)
+            changed = {name: _state(host, ids, mask, _only_at(own, ablation)) for name, ablation in ablations.items()}
+            effect.reference(clean, changed, ids, mask, own, documents)
             room -= clean.numel()
-            batches.append(_Batch(ids, mask, own, clean if room >= 0 else None))
+            batches.append(_Batch(ids, mask, own, documents, clean if room >= 0 else None))
             task.advance(int(own.sum()))
-    sums.check()
-    return OutputReference(tuple(batches), sums, len(windows))
+    effect.check()
+    return OutputReference(tuple(batches), effect, len(windows))
 
 
 @torch.no_grad()
-def output_effect(host, sae, reference: OutputReference, progress: Progress = SILENT) -> dict:
-    """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host. One pass where it kept clean outputs.
+def output_effect(host, sae, reference: OutputReference, progress: Progress = SILENT, batch_topk: bool = False) -> dict:
+    """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host. One pass where it kept clean states.
 
     Encoders: cosine distance 1 - cos(clean, changed) of the last hidden state, mean over tokens, and of its mean over each
     whole window (`pooled`; special tokens take part in that mean, as in sentence embeddings).
     Causal models: cross-entropy of the next token in nats, of every token of a document but a window's first; ce_delta =
     ce_sae - ce_clean; ce_recovered = (ce_zero - ce_sae) / (ce_zero - ce_clean); kl = KL(clean || with SAE) in nats.
+    The SAE works at its thresholds; batch_topk: the paper's rule as well, k * B entries of each batch of windows, under keys that
+    end with `_batch_topk`. blocks: key -> the number without each block of documents in turn (`metasae.measures.blocks`).
     """
-    screen, sums = Screen(sae, sae.threshold), copy.deepcopy(reference.sums)
+    screen = Screen(sae, sae.threshold)
+    rules = {"sae": screen.reconstruct, **({"batch_topk": lambda x: batch_topk_reconstruction(sae, x)} if batch_topk else {})}
+    effect = reference.effect.copy()
     with progress.task("model output", sum(int(batch.own.sum()) for batch in reference.batches)) as task:
         for batch in reference.batches:
             ids, mask, own = batch.ids, batch.mask, batch.own
-            clean = host.output(ids, mask) if batch.clean is None else batch.clean
-            sums.add("sae", host.output(ids, mask, replace=_only_at(own, screen.reconstruct)), sums.scored(clean, ids, mask, own))
+            clean = _state(host, ids, mask) if batch.clean is None else batch.clean
+            changed = {name: _state(host, ids, mask, _only_at(own, rule)) for name, rule in rules.items()}
+            effect.add(clean, changed, ids, mask, own)
             task.advance(int(own.sum()))
-    return {**sums.result(), "output_tokens": sums.n_tokens, "output_windows": reference.n_windows, "output_note": NOTE}
+    return {**effect.result(), "output_tokens": effect.n_tokens, "output_windows": reference.n_windows, "output_note": NOTE}
+
+
+def batch_topk_reconstruction(sae, x_BD: Tensor) -> Tensor:
+    """x [B, d] in the model's units -> x_hat [B, d] from the k * B largest pre-activations of the batch, as in training."""
+    x, mean, std = sae.normalise(x_BD.to(sae.W_dec.device, torch.float32))
+    kept, _ = fast.select(sae.pre_activations(x), sae.config.k * len(x))
+    x_hat = fast.decode(kept, sae.W_dec.detach()) + sae.b_dec
+    return x_hat if mean is None else x_hat * std + mean
+
+
+def _state(host, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """What the effect is measured on: an encoder's output, or what a causal model makes logits of. [b, t, D]."""
+    return host.before_readout(ids, mask, replace) if host.causal else host.output(ids, mask, replace)
 
 
 def _only_at(own: Tensor, replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -117,12 +133,10 @@ def _only_at(own: Tensor, replacement: Callable[[Tensor], Tensor]) -> Callable[[
     return change
 
 
-def _windows_at_once(host, windows: list[Window], context: int, batch_tokens: int) -> int:
+def _windows_at_once(host, context: int, batch_tokens: int) -> int:
     at_once = max(1, batch_tokens // context)
-    if host.causal and windows:
-        ids, mask, _ = pad(windows[:1], host.frame, host.pad_id)
-        vocabulary = host.output(ids, mask).shape[-1]
-        at_once = min(at_once, max(1, LOGITS_AT_ONCE // (context * vocabulary)))
+    if host.causal and isinstance(host.readout, WholeLogits):
+        at_once = min(at_once, max(1, LOGITS_AT_ONCE // (context * host.readout.n_vocabulary)))
     return at_once
 
 
@@ -132,103 +146,3 @@ def _batches(windows: list[Window], at_once: int) -> Iterator[list[Window]]:
     for start in range(0, len(ordered), at_once):
         yield ordered[start : start + at_once]
 
-
-class _EncoderSums:
-    """Sums of cosine distances over tokens and over windows."""
-
-    def __init__(self):
-        self.token_sums, self.pooled_sums = {}, {}
-        self.n_tokens = self.n_windows = 0
-
-    def scored(self, clean: Tensor, ids: Tensor, mask: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `count` and `add` need to know of a batch."""
-        return clean.double(), mask.to(clean.device), own.to(clean.device)
-
-    def count(self, scored: tuple[Tensor, Tensor, Tensor]) -> None:
-        self.n_tokens += int(scored[2].sum())
-        self.n_windows += len(scored[2])
-
-    def check(self) -> None:
-        """Hidden states have no number that says whether they are plausible."""
-
-    def add(self, name: str, changed: Tensor, scored: tuple[Tensor, Tensor, Tensor]) -> None:
-        clean, mask, own = scored
-        changed = changed.double()
-        distance = 1 - nn.functional.cosine_similarity(clean, changed, dim=-1)
-        pooled = 1 - nn.functional.cosine_similarity(_pooled(clean, mask), _pooled(changed, mask), dim=-1)
-        self.token_sums[name] = self.token_sums.get(name, 0.0) + float(distance[own].sum())
-        self.pooled_sums[name] = self.pooled_sums.get(name, 0.0) + float(pooled.sum())
-
-    def result(self) -> dict:
-        if not self.n_tokens:
-            return {}
-        out = {}
-        for name, total in self.token_sums.items():
-            ending = "" if name == "sae" else f"_{name}_ablated"
-            out[f"output_cosine_distance{ending}"] = total / self.n_tokens
-            out[f"output_cosine_distance_pooled{ending}"] = self.pooled_sums[name] / self.n_windows
-        return out
-
-
-def _pooled(hidden: Tensor, mask: Tensor) -> Tensor:
-    """[b, t, D], mask [b, t] -> mean over a window's tokens [b, D]. A positive factor leaves the cosine as it is."""
-    return (hidden * mask[..., None]).sum(1)
-
-
-class _CausalSums:
-    """Sums of cross-entropies and of the divergence from the clean prediction."""
-
-    def __init__(self):
-        self.sums = dict.fromkeys(("clean", "sae", "mean", "zero", "kl"), 0.0)
-        self.n_tokens = 0
-        self.vocabulary = 0
-
-    def scored(self, clean: Tensor, ids: Tensor, mask: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(clean logits [N, V], targets [N], where bool [b, t - 1]) of the N predictions that are scored."""
-        # position t predicts token t + 1; both must be the document's own, so the prediction made at BOS is left out
-        where = (own[:, :-1] & own[:, 1:]).to(clean.device)
-        return clean[:, :-1][where], ids[:, 1:].to(clean.device)[where], where
-
-    def count(self, scored: tuple[Tensor, Tensor, Tensor]) -> None:
-        rows, targets, _ = scored
-        self.vocabulary = rows.shape[-1]
-        self.n_tokens += len(targets)
-        for a in range(0, len(targets), ROWS_AT_ONCE):
-            self.sums["clean"] += float(
-                nn.functional.cross_entropy(rows[a : a + ROWS_AT_ONCE].float(), targets[a : a + ROWS_AT_ONCE], reduction="sum")
-            )
-
-    def check(self) -> None:
-        """Refuses a model that predicts worse than chance, and one whose cross-entropy is no number."""
-        if self.n_tokens and not (clean := self.sums["clean"] / self.n_tokens) <= (limit := math.log(self.vocabulary)):
-            raise UserError(
-                f"the model's own cross-entropy is {clean:.2f} nats, worse than guessing ({limit:.2f}); "
-                "check model.name, model.dtype and that the cache was harvested with this model"
-            )
-
-    def add(self, name: str, changed: Tensor, scored: tuple[Tensor, Tensor, Tensor]) -> None:
-        clean_rows, targets, where = scored
-        rows = changed[:, :-1][where]
-        for a in range(0, len(targets), ROWS_AT_ONCE):
-            part = slice(a, a + ROWS_AT_ONCE)
-            log_q = rows[part].float().log_softmax(-1)
-            self.sums[name] -= float(log_q.gather(1, targets[part, None]).double().sum())
-            if name == "sae":
-                log_p = clean_rows[part].float().log_softmax(-1)
-                self.sums["kl"] += float((log_p.exp() * (log_p - log_q)).sum(-1).double().sum())
-
-    def result(self) -> dict:
-        if not self.n_tokens:
-            return {}
-        mean = {name: total / self.n_tokens for name, total in self.sums.items()}
-        damage = mean["zero"] - mean["clean"]
-        return {
-            "ce_clean": mean["clean"],
-            "ce_sae": mean["sae"],
-            "ce_mean": mean["mean"],
-            "ce_zero": mean["zero"],
-            "ce_delta": mean["sae"] - mean["clean"],
-            "ce_delta_percent": 100 * (mean["sae"] - mean["clean"]) / mean["clean"] if mean["clean"] else None,
-            "ce_recovered": (mean["zero"] - mean["sae"]) / damage if damage else None,
-            "kl": mean["kl"],
-        }

@@ -1,0 +1,77 @@
+"""Cross-entropy and divergence of next-token predictions, the vocabulary a slice at a time, so that memory stays flat.
+
+With logits a_v (clean) and b_v (changed), m a running maximum, A = logsumexp a, B = logsumexp b and p = softmax a:
+
+    cross-entropy of target y   B - b_y
+    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B,     sum_v p_v (a_v - b_v) = sum_v e^(a_v - m) (a_v - b_v) / sum_v e^(a_v - m)
+
+Each sum is made slice by slice and rescaled when m rises; within a slice in fp32, over slices in float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Numbers of one slice of logits in memory at once.
+NUMBERS_AT_ONCE = 2**23
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """ce, kl: name -> float64 [N]: cross-entropy in nats of each prediction, and its KL from the clean one (not for 'clean')."""
+
+    ce: dict[str, Tensor]
+    kl: dict[str, Tensor]
+
+
+def predictions(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> Predictions:
+    """hidden: name -> [N, D], what the read-out makes logits of; 'clean' must be one. targets_N: int64 [N]."""
+    widest = max(end - start for start, end in readout.slices())
+    rows = max(1, NUMBERS_AT_ONCE // widest)
+    parts = [
+        _of_rows(readout, {name: h[start : start + rows] for name, h in hidden.items()}, targets_N[start : start + rows])
+        for start in range(0, len(targets_N), rows)
+    ]
+    if not parts:
+        return Predictions(*({name: torch.zeros(0, dtype=torch.float64) for name in names} for names in (hidden, set(hidden) - {"clean"})))
+    joined = lambda key: {name: torch.cat([getattr(part, key)[name] for part in parts]) for name in getattr(parts[0], key)}  # noqa: E731
+    return Predictions(joined("ce"), joined("kl"))
+
+
+class _Running:
+    """Sums over slices of one set of logits: e^(a - m), and of e^(a - m) (a - b) for others b."""
+
+    def __init__(self, targets_N: Tensor):
+        shape = {"size": targets_N.shape, "dtype": torch.float64, "device": targets_N.device}
+        self.highest = torch.full(fill_value=-torch.inf, **shape)
+        self.total, self.target = torch.zeros(**shape), torch.zeros(**shape)
+        self.moved: dict[str, Tensor] = {}
+
+    def add(self, logits: Tensor, others: dict[str, Tensor]) -> None:
+        highest = torch.maximum(self.highest, logits.max(dim=1).values.double())
+        rescale = torch.exp(self.highest - highest)
+        share = torch.exp(logits - highest[:, None].float())
+        self.total = self.total * rescale + share.sum(1).double()
+        for name, other in others.items():
+            self.moved[name] = self.moved.get(name, 0.0) * rescale + (share * (logits - other)).sum(1).double()
+        self.highest = highest
+
+    def logsumexp(self) -> Tensor:
+        return self.highest.float().double() + self.total.log()
+
+
+def _of_rows(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> Predictions:
+    running = {name: _Running(targets_N) for name in hidden}
+    for start, end in readout.slices():
+        logits = {name: readout.logits(h, start, end) for name, h in hidden.items()}
+        inside = ((targets_N >= start) & (targets_N < end)).nonzero().squeeze(1)
+        for name, sums in running.items():
+            sums.target[inside] = logits[name][inside, targets_N[inside] - start].double()
+            sums.add(logits[name], {other: logits[other] for other in logits if other != "clean"} if name == "clean" else {})
+    ce = {name: sums.logsumexp() - sums.target for name, sums in running.items()}
+    clean = running["clean"]
+    kl = {
+        name: clean.moved[name] / clean.total - clean.logsumexp() + running[name].logsumexp() for name in hidden if name != "clean"
+    }
+    return Predictions(ce, kl)
