@@ -69,7 +69,7 @@ def test_verdict_when_all_that_moves_is_better(tmp_path):
 def test_verdict_when_nothing_moves(tmp_path):
     three_arms(tmp_path, phi=(0.0028, 0.0031, 0.0031), nearest=(0.19, 0.21, 0.2), fvu=(0.21, 0.19, 0.2))
     verdict = compare(tmp_path)["verdict"]
-    assert "no measure of atomicity moves" in verdict and "the interval includes 0" in verdict and "It costs" not in verdict
+    assert "no measure of atomicity moves" in verdict and "Not told apart from no change: mean" in verdict and "It costs" not in verdict
 
 
 def test_one_seed_establishes_nothing(tmp_path):
@@ -138,7 +138,7 @@ def test_summary_table(tmp_path):
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table(compare(tmp_path / "r")))
     text = console.export_text()
-    for words in ("mean |phi|", "-6.7% [-6.7, -6.7]", "solo 3, control 3, joint 3", "joint vs solo", "5,000 held-out tokens", "FVU"):
+    for words in ("mean |phi|", "-6.7% [-7.3, -6.2]", "solo 3, control 3, joint 3", "joint vs solo", "5,000 held-out tokens", "FVU"):
         assert words in text
 
 
@@ -160,3 +160,22 @@ def test_how_a_change_is_written(percent, ci, text):
 def test_the_catalogue_names_each_measure_once():
     assert len({q.key for q in CATALOGUE}) == len(CATALOGUE) == len({q.label for q in CATALOGUE})
     assert all((q.better is None) == (q.speaks_of is None) for q in CATALOGUE)
+
+
+def test_blocks_of_documents_widen_the_interval_and_holm_is_said(tmp_path):
+    for seed, value in enumerate((0.00280, 0.00281, 0.00279)):
+        for arm, phi in (("solo", 0.003), ("joint", value)):
+            folder = write_arm(tmp_path, arm, seed, cooccurrence__mean_abs_phi=phi)
+            measures = json.loads((folder / "measures.json").read_text())
+            without = [phi + (block - 3.5) * 2e-5 * (arm == "joint") for block in range(8)]
+            (folder / "measures.json").write_text(json.dumps(measures | {"blocks": {"cooccurrence.mean_abs_phi": without}}))
+    comparison = compare(tmp_path)
+    entry = comparison["pairs"]["joint vs solo"]["cooccurrence.mean_abs_phi"]
+    assert entry["n_blocks"] == 8 and entry["se_documents"] > 3 * entry["se_seeds"] > 0
+    assert entry["p"] <= entry["p_holm"]
+    assert comparison["arms"]["joint"]["intervals"]["cooccurrence.mean_abs_phi"]["ci95"][0] < 0.0028
+    # of one arm alone, the difference is over seeds only
+    measures = json.loads((folder.parent / "solo-s0" / "measures.json").read_text())
+    for seed in range(3):
+        (folder.parent / f"solo-s{seed}" / "measures.json").write_text(json.dumps({**measures, "blocks": {}}))
+    assert compare(tmp_path)["pairs"]["joint vs solo"]["cooccurrence.mean_abs_phi"]["n_blocks"] == 0

@@ -3,14 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from metasae import files
 from metasae.errors import UserError
 from metasae.measures.catalogue import CATALOGUE, GROUPS, value_of
-from metasae.measures.statistics import paired_difference
-from metasae.verdict import change, is_clear, towards, write_verdict
+from metasae.measures.families import adjust
+from metasae.measures.statistics import is_clear, mean_interval, paired_difference
+from metasae.verdict import change, towards, write_verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ class Measured:
 def compare(run_folder: str | Path) -> dict:
     """Reads arms/*/measures.json, writes compare.json and compare.md, returns what compare.json holds.
 
-    Keys: conditions (the same for all arms), arms {arm: seeds, means, values}, pairs {"joint vs solo": {measure: a, b,
+    Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, pairs {"joint vs solo": {measure: a, b,
     difference, percent, ci95, n_seeds, values ...}}, missing (arms not measured yet), verdict.
     Raises UserError when nothing is measured or the arms were not judged under the same conditions.
     """
@@ -93,32 +93,46 @@ def _shared_conditions(measured: list[Measured]) -> dict:
 def _arms(measured: list[Measured]) -> dict:
     arms: dict[str, dict] = {}
     for entry in measured:
-        arm = arms.setdefault(entry.arm, {"seeds": [], "means": {}, "values": {}})
+        arm = arms.setdefault(entry.arm, {"seeds": [], "means": {}, "intervals": {}, "values": {}, "blocks": {}})
         arm["seeds"].append(entry.seed)
         for quantity in CATALOGUE:
             value = value_of(entry.measures, quantity)
             if value is not None:
                 arm["values"].setdefault(quantity.key, {})[str(entry.seed)] = value
+                blocks = entry.measures.get("blocks", {}).get(quantity.key)
+                if blocks:
+                    arm["blocks"].setdefault(quantity.key, {})[str(entry.seed)] = blocks
     for arm in arms.values():
-        arm["means"] = {key: fmean(values.values()) for key, values in arm["values"].items()}
+        found = {key: mean_interval(_by_seed(arm["values"], key), _by_seed(arm["blocks"], key)) for key in arm["values"]}
+        arm["means"] = {key: entry.mean for key, entry in found.items()}
+        arm["intervals"] = {key: entry.as_dict() for key, entry in found.items()}
     return arms
 
 
 def _pairs(arms: dict) -> dict:
-    """Every other arm against solo; joint first, as it is the question."""
+    """Every other arm against solo; joint first, as it is the question. p-values are adjusted within what speaks of the same."""
     if BASELINE not in arms:
         return {}
     others = sorted((arm for arm in arms if arm != BASELINE), key=lambda arm: (arm != "joint", _place(arm)))
+    families = {q.key: q.speaks_of if q.main else None for q in CATALOGUE}
     pairs = {}
     for arm in others:
         shared = [q.key for q in CATALOGUE if q.key in arms[arm]["values"] and q.key in arms[BASELINE]["values"]]
-        differences = {key: paired_difference(_by_seed(arms[arm], key), _by_seed(arms[BASELINE], key)) for key in shared}
-        pairs[f"{arm} vs {BASELINE}"] = {key: difference.as_dict() for key, difference in differences.items()}
+        differences = {key: _difference(arms[arm], arms[BASELINE], key) for key in shared}
+        pairs[f"{arm} vs {BASELINE}"] = {key: difference.as_dict() for key, difference in adjust(differences, families).items()}
     return pairs
 
 
-def _by_seed(arm: dict, key: str) -> dict[int, float]:
-    return {int(seed): value for seed, value in arm["values"][key].items()}
+def _difference(a: dict, b: dict, key: str):
+    """Where only one arm has values without blocks, neither's count."""
+    blocks = [_by_seed(arm["blocks"], key) for arm in (a, b)]
+    if None in blocks:
+        blocks = [None, None]
+    return paired_difference(_by_seed(a["values"], key), _by_seed(b["values"], key), *blocks)
+
+
+def _by_seed(table: dict, key: str) -> dict | None:
+    return {int(seed): value for seed, value in table[key].items()} if key in table else None
 
 
 def as_markdown(comparison: dict) -> str:
@@ -141,8 +155,8 @@ def as_markdown(comparison: dict) -> str:
                 lines.append(f"| {' | '.join(cells)} |")
             lines.append("")
     lines += [
-        "Percentages and their intervals are of solo's mean, pp is a hundredth of the measure's own unit; "
-        "intervals are Student's t over paired seeds, the unit being a trained SAE.",
+        "Percentages are of solo's mean, whose own error is in their interval; pp is a hundredth of the measure's own unit. Intervals are over "
+        "paired seeds, the unit being a trained SAE, and over blocks of documents where the measure looks at text.",
         "",
     ]
     return "\n".join(lines)
@@ -171,7 +185,9 @@ def reading(quantity, entry: dict) -> str:
     words = {"atomicity": "atomic", "fidelity": "faithful"}[quantity.speaks_of]
     if is_clear(entry):
         return f"{'more' if direction == 'better' else 'less'} {words}"
-    return entry["note"] if entry["ci95"] is None else "interval includes 0"
+    if entry["ci95"] is None:
+        return entry["note"]
+    return "interval includes 0" if entry["ci95"][0] <= 0 <= entry["ci95"][1] else f"not after Holm (p = {entry['p_holm']:.2g})"
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -207,7 +223,7 @@ def summary_table(comparison: dict) -> "Table":
             entry = pairs[pair_name].get(quantity.key)
             row.append(Text(change(quantity, entry), style=_colour(quantity, entry)) if entry else "-")
         table.add_row(*row)
-    table.caption = "95% intervals over paired seeds; green clearly better, red clearly worse"
+    table.caption = "95% intervals over paired seeds and document blocks; green clearly better, red clearly worse"
     return table
 
 

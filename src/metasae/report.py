@@ -12,8 +12,9 @@ from metasae import figures, files
 from metasae.comparison import compare, conditions_line, number, read_measured, reading
 from metasae.errors import UserError
 from metasae.measures.catalogue import CATALOGUE, GROUPS, Quantity
+from metasae.measures.statistics import is_clear
 from metasae.report_style import STYLE
-from metasae.verdict import change, is_clear, towards
+from metasae.verdict import change, towards
 
 CAPTIONS = {
     "differences": (
@@ -34,7 +35,7 @@ READ = (
     "<b>Arms.</b> Solo is a plain SAE. Joint is trained with the penalty on decoder rows its meta SAE can rebuild. "
     "Control is joint with the penalty's weight at 0, and must equal solo. "
     "All arms share initialisation, batches, held-out tokens and the rule for thresholds.",
-    "<b>Intervals</b> are 95% Student's t over paired seeds: the unit is a trained SAE, never a pair of latents or a token. "
+    "<b>Intervals</b> are 95%, over paired seeds and blocks of documents: the unit is a trained SAE, never a pair of latents or a token. "
     "With two seeds they are very wide, with one there is none.",
     "<b>phi</b> is the correlation of two latents' firing, from exact counts. Mean |phi| over all pairs is proportional to L0 "
     "at fixed lift and falls when firing rates spread, so it is not atomicity by itself; "

@@ -1,6 +1,7 @@
 """A comparison in plain words. It follows the numbers whichever way they point."""
 
 from metasae.measures.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Quantity
+from metasae.measures.statistics import is_clear
 
 EXACT = "equals solo on every measure, exactly: the control holds"
 
@@ -40,11 +41,6 @@ def towards(quantity: Quantity, entry: dict) -> str:
     if entry["difference"] == 0:
         return "same"
     return "better" if (entry["difference"] < 0) == (quantity.better == "lower") else "worse"
-
-
-def is_clear(entry: dict) -> bool:
-    """Whether there is an interval and it leaves out 0."""
-    return entry["ci95"] is not None and not entry["ci95"][0] <= 0 <= entry["ci95"][1]
 
 
 def _words_for(name: str, pair: dict, comparison: dict) -> list[str]:
@@ -88,7 +84,7 @@ def _listed(atomicity: list, fidelity: list) -> list[str]:
     parts = [
         ("More atomic by", _clearly(atomicity, "better")),
         ("Less atomic by", _clearly(atomicity, "worse")),
-        ("Not told apart from no change (the interval includes 0):", [entry for entry in atomicity if not is_clear(entry[1])]),
+        ("Not told apart from no change:", [entry for entry in atomicity if not is_clear(entry[1])]),
         ("It costs fidelity in", _clearly(fidelity, "worse")),
         ("It gains fidelity in", _clearly(fidelity, "better")),
         ("No clear change in fidelity by", [entry for entry in fidelity if not is_clear(entry[1])]),

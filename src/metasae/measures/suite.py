@@ -95,6 +95,7 @@ def measure_sae(
                 "n_tokens": calibration.n_tokens,
                 "reached": calibration.reached,
             },
+            "blocks": {f"fidelity.{key}": values for key, values in output.pop("blocks", {}).items()},
             "fidelity": {**fidelity.as_dict(), **output},
             "cooccurrence": cooccurrence.as_dict(),
             "decomposability": decomposability,

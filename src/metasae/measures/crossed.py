@@ -1,0 +1,142 @@
+"""Error of a mean over seeds, all judged on the same text: seeds x document blocks as crossed random effects.
+
+    x_sb = mu + seed_s + block_b + both_sb,    Var(mean x) = V_seed / S + V_block / B + V_both / (S B)
+
+All seeds see the same text, so the second term does not shrink with more seeds. What is known of a measure is its value on the whole
+text, x_s, and its values with one block left out, x_s(-b); pseudo-values B x_s - (B - 1) x_s(-b) stand for x_sb, which makes
+any smooth measure (a ratio of sums as well) look like a mean. Their two-way mean squares give, without bias,
+
+    seeds  = sum_s (x_s - x)^2 / (S (S - 1))                    of   V_seed / S + V_both / (S B)
+    blocks = (B - 1) / B  sum_b (x(-b) - mean)^2                of   V_block / B + V_both / (S B)
+    both   = (B - 1) / (S (S - 1) B)  sum_sb residual^2         of   V_both / (S B)
+
+where x is the mean over seeds. `blocks` is the delete-a-group jackknife. V_both is in the first two, so the text's own part is
+documents = max(0, blocks - both), and Var(mean x) = seeds + documents. Crossed effects: Owen, arXiv 0712.1111.
+
+Interval: x -+ sqrt(t_{S-1}^2 seeds + t_{B-1}^2 documents), each variance with the t quantile of its own degrees of freedom.
+For independent variances it covers at least 95%, whatever their ratio (Banerjee 1960, Sankhya 22:357; the distribution of
+chi^2_1 is concave), and it is never narrower than the interval over seeds alone. Satterthwaite's degrees of freedom are not
+used: with two seeds they cover 89% when a tenth of the variance is text, because adding text makes that interval narrower.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Variance of one mean, in its two parts. n_blocks: 0 without blocks, and `documents` is then 0."""
+
+    seeds: float
+    documents: float
+    n_seeds: int
+    n_blocks: int
+
+    def half_width(self, p: float = ALPHA) -> float:
+        """Half the width of the interval of level 1 - p."""
+        return math.sqrt(_squared_t(p, self.n_seeds) * self.seeds + _squared_t(p, self.n_blocks) * self.documents)
+
+    def p_value(self, distance: float) -> float:
+        """The p at which the interval of level 1 - p just reaches `distance`, so p < 0.05 where the 95% interval leaves out 0.
+
+        1 at no distance; 0 at a distance without any variance.
+        """
+        from scipy.optimize import brentq
+
+        if distance == 0:
+            return 1.0
+        # the squared half width is a sum of two positive parts, so p is at least that of either alone
+        low = max(_t_test(distance, self.seeds, self.n_seeds), _t_test(distance, self.documents, self.n_blocks))
+        if low == 0 or not (self.seeds and self.documents):
+            return low
+
+        def surplus(log_p: float) -> float:
+            return self.half_width(math.exp(log_p)) / abs(distance) - 1
+
+        # just below its lower bound the surplus is positive for certain, in spite of rounding
+        return math.exp(brentq(surplus, math.log(low) - 1e-3, 0.0, xtol=1e-12))
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Covariances float64 [k, k] of the means of k quantities; see the module for the three. blocks, both: zeros without blocks."""
+
+    seeds: np.ndarray
+    blocks: np.ndarray
+    both: np.ndarray
+    n_seeds: int
+    n_blocks: int
+
+    def variance(self, quantity: int) -> Variance:
+        documents = max(0.0, float(self.blocks[quantity, quantity] - self.both[quantity, quantity]))
+        return Variance(float(self.seeds[quantity, quantity]), documents, self.n_seeds, self.n_blocks)
+
+
+def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covariance:
+    """full: k quantities on the whole text, float64 [k, S]; without: the same with one block left out, [k, S, B]. S and B >= 2."""
+    quantities, seeds = full.shape
+    spread = full - full.mean(axis=1, keepdims=True)
+    by_seeds = spread @ spread.T / (seeds * (seeds - 1))
+    if without is None:
+        nothing = np.zeros((quantities, quantities))
+        return Covariance(by_seeds, nothing, nothing, seeds, 0)
+    blocks = without.shape[2]
+    centred = without - without.mean(axis=2, keepdims=True)
+    residual = (centred - centred.mean(axis=1, keepdims=True)).reshape(quantities, -1)
+    both = residual @ residual.T * (blocks - 1) / (seeds * (seeds - 1) * blocks)
+    return Covariance(by_seeds, jackknife(without), both, seeds, blocks)
+
+
+def jackknife(without: np.ndarray) -> np.ndarray:
+    """Delete-a-group jackknife covariance [k, k] of the means over seeds, over the text alone. without: [k, S, B], B >= 2."""
+    means = without.mean(axis=1)
+    spread = means - means.mean(axis=1, keepdims=True)
+    return spread @ spread.T * (means.shape[1] - 1) / means.shape[1]
+
+
+def ratio_interval(top: float, bottom: float, found: Covariance) -> tuple[float, float] | None:
+    """Fieller's interval of top / bottom, the means of quantities 0 and 1 of `found`; None where it has no end.
+
+    It holds every ratio r whose top - r bottom has 0 in its interval. So it speaks of 0 as the interval of
+    `top` does, and it has no end when that of `bottom` holds 0. Source: Fieller 1954, JRSS B 16:175.
+    """
+    seeds = _squared_t(ALPHA, found.n_seeds) * found.seeds
+    documents = _squared_t(ALPHA, found.n_blocks) * (found.blocks - found.both)
+    # documents of top - r bottom count as max(0, .), so the set is the union of the one without and the one with them
+    ends: list[float] = []
+    for allowed in (seeds, seeds + documents):
+        (tops, crosses), (_, bottoms) = allowed.tolist()
+        leading = bottom**2 - bottoms
+        if leading <= 0:
+            return None
+        middle = top * bottom - crosses
+        # middle^2 - leading (top^2 - tops), written out so that top^2 bottom^2 cancels exactly
+        discriminant = bottom**2 * tops + top**2 * bottoms - 2 * top * bottom * crosses - tops * bottoms + crosses**2
+        if allowed is not seeds and discriminant < 0:
+            continue
+        root = math.sqrt(max(0.0, discriminant))
+        ends += [(middle - root) / leading, (middle + root) / leading]
+    return min(ends), max(ends)
+
+
+def t_half_width(variance: float, n: int) -> float:
+    """Half the width of a 95% Student interval from n units, n >= 2; variance: of the mean."""
+    return math.sqrt(_squared_t(ALPHA, n) * variance)
+
+
+def _squared_t(p: float, n: int) -> float:
+    """Square of the two-sided t quantile that n units (n - 1 degrees of freedom) leave a probability p beyond; 0 without units."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, p / 2)) ** 2 if n else 0.0
+
+
+def _t_test(distance: float, variance: float, n: int) -> float:
+    """Two-sided p of Student's t; 0 without variance."""
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(n - 1, -abs(distance) / math.sqrt(variance))) if n and variance > 0 else 0.0
