@@ -1,0 +1,235 @@
+"""Words in sentences with their sense: tagged occurrences in files, and the model's activations on the word itself.
+
+A file holds one JSON object a line with the keys word, sense, before, target and after; the sentence is before, target and
+after, joined by spaces. The target is found by its place in the sentence, never by a search for its letters.
+"""
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metasae.data.host import Host
+from metasae.data.windows import Window, pad
+from metasae.errors import UserError, nearest
+from metasae.progress import SILENT, Progress, Task
+
+KEYS = ("word", "sense", "before", "target", "after")
+SUFFIXES = (".jsonl", ".jsonl.gz")
+MINIMUM = 20
+BATCH = 64
+NO_TOKEN, TOO_LONG, REPEATED = "the target has no token", "the target is longer than the window", "the same sentence again"
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """One tagged word: characters `start` to `stop` of `sentence` are the target."""
+
+    word: str
+    sense: str
+    sentence: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SenseActivations:
+    """Activations on T occurrences of one word, in the order of the file.
+
+    senses: the names of its S senses, at least two, sorted. x: float32 [T, d], at the target's last token. sense: int64 [T],
+    numbers into `senses`. sentence: int64 [T], equal where two occurrences stand in the same sentence. skipped: reason ->
+    occurrences left out. rare: sense -> occurrences, those with too few examples. point: the hook point.
+    """
+
+    word: str
+    senses: tuple[str, ...]
+    x: Tensor
+    sense: np.ndarray
+    sentence: np.ndarray
+    skipped: dict[str, int]
+    rare: dict[str, int]
+    point: str
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.sense)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Occurrences of each sense: int64 [S]."""
+        return np.bincount(self.sense, minlength=len(self.senses))
+
+
+def sense_files(path: str | Path) -> list[Path]:
+    """The file itself, or the files of a folder that end with .jsonl or .jsonl.gz, by name. Raises UserError when there is none."""
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(f"'{path}' is no file or folder of word senses{hint if 'did you mean' in hint else '; check the path'}")
+    found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith("."))
+    if not found:
+        raise UserError(f"the folder '{path}' holds no word senses; put files there that end with {' or '.join(SUFFIXES)}")
+    return found
+
+
+def read_senses(file: str | Path) -> Iterator[Occurrence]:
+    """The occurrences of one file, plain or gzipped. Empty lines are passed over.
+
+    Raises UserError naming the file and line where a line is no JSON object, lacks a key, holds something else than text or an
+    empty target, and where the file cannot be read.
+    """
+    file = Path(file)
+    number = 0
+    try:
+        opener = gzip.open if file.suffix == ".gz" else open
+        with opener(file, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _occurrence(json.loads(line), f"{file}, line {number}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}, line {number} is no JSON ({error.msg}); write one object a line with the keys {', '.join(KEYS)}") from None
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file} is damaged after line {number} ({error}); repair it or leave it out") from None
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}; check the file and its permissions") from None
+
+
+def _occurrence(record, where: str) -> Occurrence:
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is a {type(record).__name__}, not an object; it needs the keys {', '.join(KEYS)}")
+    for key in KEYS:
+        if key not in record:
+            raise UserError(f"{where} has no key '{key}'; it needs {', '.join(KEYS)}")
+        if not isinstance(record[key], str):
+            raise UserError(f"{where}: '{key}' must be text, not {type(record[key]).__name__}")
+    for key in ("word", "sense", "target"):
+        if not record[key].strip():
+            raise UserError(f"{where}: '{key}' is empty; fill it or leave the line out")
+    before = f"{record['before']} " if record["before"] else ""
+    after = f" {record['after']}" if record["after"] else ""
+    stop = len(before) + len(record["target"])
+    return Occurrence(record["word"], record["sense"], before + record["target"] + after, len(before), stop)
+
+
+@torch.no_grad()
+def sense_activations(
+    host: Host, files: Iterable[str | Path], context: int = 128, minimum: int = MINIMUM, progress: Progress = SILENT
+) -> list[SenseActivations]:
+    """The activations at the hook point on every tagged word of `files`, one entry per word, by name.
+
+    Every sentence runs alone, with the special tokens that the model's windows have. Of a target of several tokens the last one
+    counts: a causal model has read the whole word only there, and an SAE knows single tokens, not means. A sentence longer than
+    `context` tokens (or than the model holds) is cut round the target. Left out and counted: a sentence that was there before,
+    a target without a token or longer than the window, and senses with fewer than `minimum` examples (each half of them has to show
+    something); a word is left out where fewer than two senses remain, and `progress` says so.
+    Memory: 4 d bytes per occurrence. Raises UserError for files that cannot be read (see `read_senses`), a tokenizer that does
+    not tell where its tokens stand, and when no word remains; ValueError for a minimum below 2.
+    """
+    if minimum < 2:
+        raise ValueError(f"minimum must be 2 or more, so that both halves of the sentences can hold a sense, not {minimum}")
+    files = list(files)
+    occurrences: dict[str, list[Occurrence]] = {}
+    for file in files:
+        for occurrence in read_senses(file):
+            occurrences.setdefault(occurrence.word, []).append(occurrence)
+    words = []
+    with progress.task("senses", sum(map(len, occurrences.values())), "sentences") as task:
+        for word in sorted(occurrences):
+            found = _of_word(host, word, occurrences[word], context, minimum, task)
+            if found is None:
+                progress.say(f"'{word}' has fewer than two senses with {minimum} examples and is left out")
+            else:
+                words.append(found)
+    if not words:
+        raise UserError(f"no word in {', '.join(map(str, files)) or 'no files'} has two senses with {minimum} examples each; tag more sentences")
+    return words
+
+
+def _of_word(host: Host, word: str, occurrences: list[Occurrence], context: int, minimum: int, task: Task) -> SenseActivations | None:
+    unique = list(dict.fromkeys(occurrences))
+    skipped = Counter({REPEATED: len(occurrences) - len(unique)})
+    placed = []
+    for occurrence, place in zip(unique, target_windows(host, unique, context), strict=True):
+        if isinstance(place, str):
+            skipped[place] += 1
+        else:
+            placed.append((occurrence, *place))
+    sizes = Counter(occurrence.sense for occurrence, _, _ in placed)
+    senses = tuple(sorted(sense for sense, count in sizes.items() if count >= minimum))
+    if len(senses) < 2:
+        task.advance(len(occurrences))
+        return None
+    kept = [entry for entry in placed if entry[0].sense in senses]
+    task.advance(len(occurrences) - len(kept))
+    sentences: dict[str, int] = {}
+    return SenseActivations(
+        word=word,
+        senses=senses,
+        x=_run(host, [window for _, window, _ in kept], np.array([position for _, _, position in kept]), task),
+        sense=np.array([senses.index(occurrence.sense) for occurrence, _, _ in kept], dtype=np.int64),
+        sentence=np.array([sentences.setdefault(occurrence.sentence, len(sentences)) for occurrence, _, _ in kept], dtype=np.int64),
+        skipped={reason: count for reason, count in skipped.items() if count},
+        rare={sense: count for sense, count in sorted(sizes.items()) if count < minimum},
+        point=host.point,
+    )
+
+
+def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) -> Iterator[tuple[Window, int] | str]:
+    """Of each occurrence the (window, position of the target's last token within the window's tokens), or the reason why there is none.
+
+    A token belongs to the target when it holds one of its characters.
+    """
+    if not host.tokenizer.is_fast:
+        raise UserError(f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; word senses need a fast one")
+    room = host.frame.room(min(context, host.max_context or context))
+    encoded = host.tokenizer(
+        [occurrence.sentence for occurrence in occurrences],
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    for number, (occurrence, ids, offsets) in enumerate(zip(occurrences, encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+        own = [place for place, (start, stop) in enumerate(offsets) if max(start, occurrence.start) < min(stop, occurrence.stop)]
+        if not own:
+            yield NO_TOKEN
+        elif own[-1] + 1 - own[0] > room:
+            yield TOO_LONG
+        else:
+            first = _cut(own[0], own[-1] + 1, len(ids), room, host.causal)
+            tokens = np.asarray(ids[first : first + room], dtype=np.int32)
+            yield Window(tokens, number, first), own[-1] - first
+
+
+def _cut(start: int, stop: int, length: int, room: int, causal: bool) -> int:
+    """The first token of a window of `room` tokens with the target in its middle; at its end in a causal model, which reads nothing behind it."""
+    spare = room - (stop - start)
+    before = spare if causal else spare // 2
+    return max(min(start - before, length - room), 0)
+
+
+def _run(host: Host, windows: list[Window], positions: np.ndarray, task: Task) -> Tensor:
+    """Windows and one position in each -> activations there, float32 [T, d] on the CPU. They run sorted by length, so that little is padding."""
+    rows = torch.empty(len(windows), host.d)
+    order = np.argsort([-len(window) for window in windows], kind="stable")
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        ids, mask, _ = pad([windows[i] for i in batch], host.frame, host.pad_id)
+        places = torch.from_numpy(positions[batch] + len(host.frame.prefix)).to(host.device)
+        x_BTD = host.activations(ids, mask)
+        found = x_BTD[torch.arange(len(batch), device=host.device), places].to("cpu", torch.float32)
+        if not torch.isfinite(found).all():
+            raise UserError(f"the model gives NaN or inf activations at '{host.point}'; set model.dtype=fp32 or choose another hook.point")
+        rows[torch.from_numpy(batch)] = found
+        task.advance(len(batch))
+    return rows
