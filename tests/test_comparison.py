@@ -168,7 +168,8 @@ def test_blocks_of_documents_widen_the_interval_and_holm_is_said(tmp_path):
             folder = write_arm(tmp_path, arm, seed, cooccurrence__mean_abs_phi=phi)
             measures = json.loads((folder / "measures.json").read_text())
             without = [phi + (block - 3.5) * 2e-5 * (arm == "joint") for block in range(8)]
-            (folder / "measures.json").write_text(json.dumps(measures | {"blocks": {"cooccurrence.mean_abs_phi": without}}))
+            measures["cooccurrence"]["leave_one_out"] = {"mean_abs_phi": without}
+            (folder / "measures.json").write_text(json.dumps(measures))
     comparison = compare(tmp_path)
     entry = comparison["pairs"]["joint vs solo"]["cooccurrence.mean_abs_phi"]
     assert entry["n_blocks"] == 8 and entry["se_documents"] > 3 * entry["se_seeds"] > 0
@@ -177,5 +178,5 @@ def test_blocks_of_documents_widen_the_interval_and_holm_is_said(tmp_path):
     # of one arm alone, the difference is over seeds only
     measures = json.loads((folder.parent / "solo-s0" / "measures.json").read_text())
     for seed in range(3):
-        (folder.parent / f"solo-s{seed}" / "measures.json").write_text(json.dumps({**measures, "blocks": {}}))
+        (folder.parent / f"solo-s{seed}" / "measures.json").write_text(json.dumps({**measures, "cooccurrence": {**measures["cooccurrence"], "leave_one_out": {}}}))
     assert compare(tmp_path)["pairs"]["joint vs solo"]["cooccurrence.mean_abs_phi"]["n_blocks"] == 0

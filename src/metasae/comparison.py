@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from metasae import files
 from metasae.errors import UserError
-from metasae.measures.catalogue import CATALOGUE, GROUPS, value_of
+from metasae.measures.catalogue import CATALOGUE, GROUPS, left_out_of, value_of
 from metasae.measures.families import adjust
-from metasae.measures.statistics import is_clear, mean_interval, paired_difference
+from metasae.measures.matched import MATCHED
+from metasae.measures.statistics import is_clear, leaves_out_zero, mean_interval, paired_difference
 from metasae.verdict import change, towards, write_verdict
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def compare(run_folder: str | Path) -> dict:
         "arms": _arms(measured),
         "missing": missing,
     }
-    comparison["pairs"] = _pairs(comparison["arms"])
+    comparison["pairs"] = _pairs(comparison["arms"], measured)
     comparison["verdict"] = write_verdict(comparison)
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
@@ -58,6 +59,7 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
     if not (run_folder / "arms").is_dir():
         raise UserError(f"{run_folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`")
     measured, missing = [], []
+    across = files.read_json(run_folder / "across.json") if (run_folder / "across.json").is_file() else {}
     for folder in sorted((run_folder / "arms").iterdir()):
         name = ARM_FOLDER.fullmatch(folder.name)
         if name is None or not folder.is_dir():
@@ -68,7 +70,7 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
         measures = files.read_json(folder / "measures.json")
         if not isinstance(measures, dict) or not isinstance(measures.get("conditions"), dict):
             raise UserError(f"{folder / 'measures.json'} holds no measures; delete it and run again")
-        measured.append(Measured(name["arm"], int(name["seed"]), folder, measures))
+        measured.append(Measured(name["arm"], int(name["seed"]), folder, measures | across.get(folder.name, {})))
     if not measured:
         raise UserError(f"no arm in {run_folder} is measured yet; run `metasae run` on it to the end first")
     return sorted(measured, key=lambda entry: (_place(entry.arm), entry.seed)), missing
@@ -99,7 +101,7 @@ def _arms(measured: list[Measured]) -> dict:
             value = value_of(entry.measures, quantity)
             if value is not None:
                 arm["values"].setdefault(quantity.key, {})[str(entry.seed)] = value
-                blocks = entry.measures.get("blocks", {}).get(quantity.key)
+                blocks = left_out_of(entry.measures, quantity)
                 if blocks:
                     arm["blocks"].setdefault(quantity.key, {})[str(entry.seed)] = blocks
     for arm in arms.values():
@@ -109,8 +111,9 @@ def _arms(measured: list[Measured]) -> dict:
     return arms
 
 
-def _pairs(arms: dict) -> dict:
+def _pairs(arms: dict, measured: list[Measured]) -> dict:
     """Every other arm against solo; joint first, as it is the question. p-values are adjusted within what speaks of the same."""
+    by_arm = {arm: {entry.seed: entry.measures for entry in measured if entry.arm == arm} for arm in arms}
     if BASELINE not in arms:
         return {}
     others = sorted((arm for arm in arms if arm != BASELINE), key=lambda arm: (arm != "joint", _place(arm)))
@@ -118,9 +121,19 @@ def _pairs(arms: dict) -> dict:
     pairs = {}
     for arm in others:
         shared = [q.key for q in CATALOGUE if q.key in arms[arm]["values"] and q.key in arms[BASELINE]["values"]]
-        differences = {key: _difference(arms[arm], arms[BASELINE], key) for key in shared}
+        differences = {key: _difference(arms[arm], arms[BASELINE], key) for key in shared} | _matched(by_arm[arm], by_arm[BASELINE])
         pairs[f"{arm} vs {BASELINE}"] = {key: difference.as_dict() for key, difference in adjust(differences, families).items()}
     return pairs
+
+
+def _matched(a: dict[int, dict], b: dict[int, dict]) -> dict:
+    """The measures that exist for two SAEs only, of each seed that both arms have."""
+    found = {}
+    for key, numbers in MATCHED.items():
+        values = {seed: numbers(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())}
+        if any(None not in pair for pair in values.values()):
+            found[key] = paired_difference({seed: pair[0] for seed, pair in values.items()}, {seed: pair[1] for seed, pair in values.items()})
+    return found
 
 
 def _difference(a: dict, b: dict, key: str):
@@ -187,7 +200,7 @@ def reading(quantity, entry: dict) -> str:
         return f"{'more' if direction == 'better' else 'less'} {words}"
     if entry["ci95"] is None:
         return entry["note"]
-    return "interval includes 0" if entry["ci95"][0] <= 0 <= entry["ci95"][1] else f"not after Holm (p = {entry['p_holm']:.2g})"
+    return f"{'more' if direction == 'better' else 'less'} {words}, not after Holm" if leaves_out_zero(entry) else "interval includes 0"
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -24,6 +24,7 @@ from metasae.conclusion import conclude
 from metasae.data.activations import fingerprint_of, harvest, identity
 from metasae.data.cache import ActivationCache, Split, open_cache
 from metasae.data.host import Host
+from metasae.data.planted_cache import PlantedCache
 from metasae.data.stream import Stream
 from metasae.errors import Interrupted, UserError
 from metasae.measures.calibrate import Calibration, calibrate
@@ -108,6 +109,7 @@ class _Job:
             self._measure(cache, arm, seed)
             if stop.asked:
                 raise Interrupted("stopped between two stages; what is done is kept")
+        self._across()
 
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
@@ -119,6 +121,10 @@ class _Job:
             self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
         return self._host
 
+    @property
+    def _planted(self) -> bool:
+        return self.recipe.text.source == "planted"
+
     def harvest(self) -> None:
         """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured."""
         if not all((self._arm(*each) / "measures.json").exists() for each in self._arms()):
@@ -127,6 +133,8 @@ class _Job:
     def _open_or_harvest(self) -> ActivationCache:
         recipe = self.recipe
         tokens = {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
+        if self._planted:
+            return PlantedCache(recipe.planted, tokens)
         stage = self.state["stages"].get("harvest")
         if stage and Path(stage["cache"]).is_dir():
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
@@ -163,27 +171,58 @@ class _Job:
             calibrate(meta, rows)
             meta.save(folder / "meta")
         primary = saes["primary"]
-        primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration")))
+        rule, batch = self.recipe.measure.threshold, self.recipe.train.batch
+        primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration"), batch, rule=rule))
         primary.save(folder / "primary")
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
         from metasae.measures.suite import measure_sae, reference_of
 
-        folder = self._arm(arm, seed)
+        folder, spec = self._arm(arm, seed), self.recipe.measure
         if (folder / "measures.json").exists():
             return
         start = time.perf_counter()
         meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
-        host = self.host if self.recipe.measure.output_tokens else None
+        host = self.host if not self._planted and (spec.output_tokens or spec.senses) else None
         sae = SAE.load(folder / "primary")
-        calibration = Calibration(**sae.config.metadata["calibration"])
-        if self._reference is None:
-            self._reference = reference_of(cache, self.recipe.measure, host, self.progress)
-        result = measure_sae(
-            sae, meta, cache, self.recipe.measure, host, self.progress, seed=seed, calibration=calibration, reference=self._reference
-        )
+        result = self._measured_twin(sae, meta, seed)
+        if result is None:
+            calibration = Calibration(**sae.config.metadata["calibration"])
+            if self._reference is None:
+                self._reference = reference_of(cache, spec, host, self.progress)
+            firings = folder / "firings" if spec.keep_firings else None
+            result = measure_sae(
+                sae, meta, cache, spec, host, self.progress, seed=seed, calibration=calibration, reference=self._reference, folder=firings
+            )
         files.write_json(folder / "measures.json", result)
         self._done(f"measure {arm}-s{seed}", start)
+
+    def _across(self) -> None:
+        """What takes two SAEs; parts that were worked out before with the same SAEs are kept."""
+        from metasae.measures.across import Member, measure_across
+
+        if not (self.recipe.measure.across and self.recipe.measure.keep_firings):
+            return
+        start, path = time.perf_counter(), self.folder / "across.json"
+        members = [Member(arm, seed, self._arm(arm, seed)) for arm, seed in self._arms()]
+        files.write_json(path, measure_across(members, files.read_json(path) if path.exists() else None, self.progress))
+        self._done("across", start)
+
+    def _measured_twin(self, sae: SAE, meta: SAE | None, seed: int) -> dict | None:
+        """The measures of an SAE of this run with the same weights to the bit (control has solo's), but for what its own meta SAE says."""
+        from metasae.measures.decomposability import own_meta
+        from metasae.measures.store import sae_fingerprint
+
+        fingerprint = sae_fingerprint(sae)
+        for arm in self.recipe.arms:
+            path = self._arm(arm, seed) / "measures.json"
+            measures = files.read_json(path) if path.exists() else {}
+            if measures.get("conditions", {}).get("sae") == fingerprint:
+                rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
+                own = own_meta(sae, meta) if meta is not None else {}
+                conditions = measures["conditions"] | {"same_weights_as": f"{arm}-s{seed}"}
+                return measures | {"conditions": conditions, "decomposability": rows | own}
+        return None
 
     def _metadata(self, cache: ActivationCache, arm: str, seed: int) -> dict:
         recipe = self.recipe
@@ -192,7 +231,7 @@ class _Job:
             "model_name": recipe.model.name or recipe.model.path,
             "dataset_path": recipe.text.source,
             "context_size": recipe.text.context,
-            "prepend_bos": self.host.bos_id is not None,
+            "prepend_bos": not self._planted and self.host.bos_id is not None,
             "metasae": {
                 "version": metasae.__version__,
                 "arm": arm,

@@ -27,12 +27,17 @@ class Table(BaseModel):
 
 
 class Model(Table):
-    """The language model. `path` wins over `name`; `package:PKG/FOLDER` is a folder inside an installed package."""
+    """The language model. `path` wins over `name`; `package:PKG/FOLDER` is a folder inside an installed package.
+
+    revision: a branch, tag or commit on the hub. device_map: `auto` spreads the layers over all GPUs and, where they are too
+    small, the processor's memory (needs accelerate). trust_remote_code: the model's own code runs on this machine.
+    """
 
     name: str = ""
     path: str = ""
     revision: str = ""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device_map: Literal["", "auto"] = ""
     trust_remote_code: bool = False
 
     @property
@@ -41,13 +46,20 @@ class Model(Table):
 
 
 class Hook(Table):
-    """Where activations are read: a TransformerLens name (`blocks.4.hook_resid_pre`) or a module path with `:in` or `:out`."""
+    """Where activations are read: a TransformerLens name (`blocks.4.hook_resid_pre`) or a module path with `:in` or `:out`.
+
+    also: further points harvested in the same pass, each into its own cache, where later runs at those points find them.
+    """
 
     point: str = "blocks.4.hook_resid_pre"
+    also: tuple[str, ...] = ()
 
 
 class Text(Table):
-    """The text. `source` is `docs` (this machine's documentation), a local file or folder, or a dataset's name on the hub."""
+    """The text. `source` is `docs` (this machine's documentation), a local file or folder, or a dataset's name on the hub.
+
+    `planted`: no text and no model, but a planted world, whose features the table `planted` describes (`metasae.data.planted.Plan`).
+    """
 
     source: str = "docs"
     name: str = ""
@@ -169,11 +181,19 @@ class Measure(Table):
 
     tokens: int = Field(200_000, ge=1)
     calibration_tokens: int = Field(100_000, ge=1)
-    threshold: Literal["rate"] = "rate"
+    threshold: Literal["rate", "per_latent", "eer"] = Field("rate", description="how BatchTopK becomes a fixed rule")
     output_tokens: int = Field(20_000, ge=0, description="tokens for the model's own output; 0 leaves it out")
+    batch_topk: bool = Field(False, description="the model's output under batch top-k as well, for comparison with the paper's code")
+    keep_firings: bool = Field(True, description="keep the firings on the evaluation tokens in the arm's folder, 8 bytes each")
+    shifts: int = Field(3, ge=0, description="rotations of the text for the document-shift null; 0 leaves it out")
+    lift: bool = Field(True, description="excess over fixed marginals, and lift with false discoveries controlled")
+    pursuit_k: int = Field(3, ge=0, le=6, description="most rows that a pursuit rebuilds a row from; 0 leaves it out")
     meta_n: float = Field(0.09, gt=0, description="width of the judging meta SAE as a share of n")
     meta_k: int = Field(4, ge=1)
     meta_steps: int = Field(200, ge=1)
+    critic_grid: bool = Field(False, description="meta SAEs of several widths and k")
+    senses: str = Field("", description="file or folder of sense-tagged sentences (JSONL: word, sense, before, target, after)")
+    across: bool = Field(True, description="what needs two SAEs: latents found again in other seeds, splits of solo's latents")
 
 
 def _seed_list(value: Any) -> Any:
@@ -192,6 +212,7 @@ class Recipe(Table):
     meta: Meta = Meta()
     train: Train = Train()
     measure: Measure = Measure()
+    planted: dict[str, Any] = {}
     arms: tuple[Arm, ...] = ("solo", "control", "joint")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0,)
 

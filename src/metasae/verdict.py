@@ -1,7 +1,7 @@
 """A comparison in plain words. It follows the numbers whichever way they point."""
 
 from metasae.measures.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Quantity
-from metasae.measures.statistics import is_clear
+from metasae.measures.statistics import is_clear, leaves_out_zero
 
 EXACT = "equals solo on every measure, exactly: the control holds"
 
@@ -62,10 +62,16 @@ def _clearly(entries: list, way: str) -> list:
     return [entry for entry in entries if is_clear(entry[1]) and towards(*entry) == way]
 
 
+def _nearly(entries: list, way: str) -> list:
+    """The entries whose own interval leaves out 0 on that side, but that do not survive Holm's correction."""
+    return [entry for entry in entries if leaves_out_zero(entry[1]) and not is_clear(entry[1]) and towards(*entry) == way]
+
+
 def _conclusion(atomicity: list) -> str:
     more = _clearly(atomicity, "better")
     less = _clearly(atomicity, "worse")
-    if more and less:
+    either = [bool(some or _nearly(atomicity, way)) for some, way in ((more, "better"), (less, "worse"))]
+    if all(either):
         return "the measures of atomicity disagree, so these numbers do not show that the latents are more atomic."
     if more and len(more) == len(atomicity):
         return "every measure of atomicity says more atomic."
@@ -84,10 +90,13 @@ def _listed(atomicity: list, fidelity: list) -> list[str]:
     parts = [
         ("More atomic by", _clearly(atomicity, "better")),
         ("Less atomic by", _clearly(atomicity, "worse")),
-        ("Not told apart from no change:", [entry for entry in atomicity if not is_clear(entry[1])]),
+        ("More atomic by their own interval, but not after Holm's correction for so many measures:", _nearly(atomicity, "better")),
+        ("Less atomic by their own interval, but not after Holm's correction:", _nearly(atomicity, "worse")),
+        ("Not told apart from no change:", [entry for entry in atomicity if not leaves_out_zero(entry[1])]),
         ("It costs fidelity in", _clearly(fidelity, "worse")),
         ("It gains fidelity in", _clearly(fidelity, "better")),
-        ("No clear change in fidelity by", [entry for entry in fidelity if not is_clear(entry[1])]),
+        ("Fidelity changes only before Holm's correction in", _nearly(fidelity, "worse") + _nearly(fidelity, "better")),
+        ("No clear change in fidelity by", [entry for entry in fidelity if not leaves_out_zero(entry[1])]),
     ]
     return [f"{words} {_names(entries)}." for words, entries in parts if entries]
 

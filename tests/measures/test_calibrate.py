@@ -1,11 +1,16 @@
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
-from metasae.measures import calibrate
-from metasae.measures.calibrate import Largest, calibrate_rate
+from metasae.job import DecoderRows
+from metasae.measures import selection
+from metasae.measures.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate
+from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 
 
@@ -31,7 +36,7 @@ def test_threshold_is_the_order_statistic_whatever_the_batch():
     assert calibrate_rate(sae, split, 2, batch=10).threshold == float(pre[300])
 
 
-def test_running_cut_drops_nothing_that_matters(monkeypatch):
+def test_running_cut_drops_nothing_that_matters():
     rng = np.random.default_rng(0)
     stream = np.abs(rng.standard_normal(400_000)).astype(np.float32)
     largest = Largest(1000)
@@ -92,11 +97,127 @@ def test_user_errors():
         calibrate_rate(random_sae(), split, 2)
 
 
-@pytest.mark.parametrize("margin", [1.15, 0.5])
+@pytest.mark.parametrize("margin", [0.5, 1.5])
 def test_a_guess_decides_nothing(margin, monkeypatch):
     sae, split = random_sae(16, 200), random_split(3000, d=16)
     plain = calibrate_rate(sae, split, 5, batch=100)
-    monkeypatch.setattr(calibrate, "SAMPLE", 200)
-    monkeypatch.setattr(calibrate, "SAMPLE_MARGIN", margin)
+    monkeypatch.setattr(selection, "CUT_MARGIN", margin)
     found = calibrate_rate(sae, split, 5, batch=100)
     assert found.threshold == pytest.approx(plain.threshold, rel=1e-6) and found.l0 == plain.l0
+
+
+def test_a_first_block_that_misleads():
+    # what the first block keeps lies far above what the others do
+    sae, split = random_sae(16, 200), random_split(600, d=16)
+    split.x[:100] *= 50
+    pre = sae.pre_activations(split.x).flatten().sort(descending=True).values
+    found = calibrate_rate(sae, split, 5, batch=100)
+    assert found.l0 == 5 and found.threshold == pytest.approx(float(pre[3000]), rel=1e-5)
+
+
+def plain_errors(sae, split, batch):
+    """Relative count errors against BatchTopK, from dense activations, and (never selected, of them firing)."""
+    chosen = sum((reference.select(sae.pre_activations(block), sae.config.k * len(block))[0].dense() > 0).sum(0) for block in split.blocks(batch))
+    fired = (sae.encode(split.x).acts > 0).sum(0)
+    live = chosen > 0
+    return ((fired - chosen)[live] / chosen[live]).double().numpy(), int((~live).sum()), int((fired[~live] > 0).sum())
+
+
+@pytest.mark.parametrize("rule", ["rate", "per_latent", "eer"])
+def test_errors_per_latent_are_those_of_dense_activations(rule):
+    sae, split = random_sae(k=2), random_split(1000)
+    found = calibrate(sae, split, 50, rule=rule)
+    errors, never, firing = plain_errors(sae, split, 50)
+    assert found.rule == rule and found.k == 2 and found.n_tokens == 1000
+    assert found.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 1000, abs=2e-3)
+    assert found.rate_error == pytest.approx(errors.mean(), abs=1e-3)
+    assert found.rate_error_abs == pytest.approx(np.abs(errors).mean(), abs=1e-3)
+    assert list(found.rate_error_quantiles) == ["0.05", "0.25", "0.5", "0.75", "0.95"]
+    assert found.rate_error_quantiles["0.75"] == pytest.approx(np.quantile(errors, 0.75), abs=1e-3)
+    assert (found.never_selected, found.fire_unselected) == (never, firing)
+    assert found.fallbacks is None if rule != "eer" else found.fallbacks > 0
+    finite = sae.threshold[torch.isfinite(sae.threshold)]
+    assert found.threshold == pytest.approx(float(finite.mean()), rel=1e-6)
+
+
+def test_errors_by_hand():
+    # k = 1, so batches of two keep two: 4 and 3, then 2 and 1: latent 0 three times, latent 1 once. Of all eight numbers four
+    # lie above 1.5, which is latent 1's: at that global threshold latent 0 fires on 4, 3 and 2, latent 1 on its 1.75
+    sae = SAE(SAEConfig(d_in=3, d_sae=3, k=1))
+    sae.W_enc.copy_(torch.eye(3))
+    split = FakeSplit([[4.0, 1.75, 0.0], [3.0, 1.5, 0.0], [2.0, 1.0, 0.0], [0.5, 0.25, 0.0]])
+    found = calibrate(sae, split, 2)
+    assert (found.threshold, found.l0, found.rate_error, found.never_selected) == (1.5, 1.0, 0.0, 1)
+    # a latent that is selected in no batch but lies above the global threshold: 2.5 loses to 4 and 3, and 1 wins with 0.5
+    sae = SAE(SAEConfig(d_in=3, d_sae=3, k=1))
+    sae.W_enc.copy_(torch.eye(3))
+    found = calibrate(sae, FakeSplit([[4.0, 0.0, 2.5], [3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.0]]), 2)
+    assert (found.threshold, found.never_selected, found.fire_unselected) == (0.5, 1, 1)
+    assert (found.rate_error, found.rate_error_abs) == (-0.25, 0.25)
+    assert found.rate_error_quantiles["0.5"] == -0.25 and found.rate_error_quantiles["0.25"] == -0.375
+
+
+def test_per_latent_keeps_every_count_and_l0():
+    sae, split = random_sae(k=3), random_split(500)
+    found = calibrate(sae, split, 25, rule="per_latent")
+    assert found.l0 == 3 and found.reached
+    assert (found.rate_error, found.rate_error_abs, found.fire_unselected) == (0, 0, 0)
+    assert found.never_selected == int(torch.isinf(sae.threshold).sum())
+
+
+def test_too_few_positives_for_every_rule():
+    # every latent is positive on half the tokens, but k asks for all
+    sae = SAE(SAEConfig(d_in=4, d_sae=4, k=4))
+    sae.W_enc.copy_(torch.eye(4))
+    split = FakeSplit(torch.randn(200, 4, generator=torch.Generator().manual_seed(0)))
+    for rule in RULES:
+        sae.threshold = None
+        found = calibrate(sae, split, 20, rule=rule)
+        assert found.l0 == pytest.approx(2, abs=0.3) and not found.reached
+    assert found.never_selected == 0
+
+
+def test_an_sae_with_thresholds_keeps_them():
+    sae, split = random_sae(threshold=0.7), random_split(90)
+    found = calibrate(sae, split, 20, rule="per_latent")
+    assert found.rule == "own" and found.threshold == pytest.approx(0.7) and torch.all(sae.threshold == 0.7)
+    assert found.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 90)
+    assert found.rate_error is None and found.rate_error_quantiles is None and found.never_selected is None
+
+
+def test_latents_that_never_fire_have_no_threshold_to_average():
+    sae = SAE(SAEConfig(d_in=2, d_sae=2, k=1))
+    sae.W_enc.copy_(torch.eye(2))
+    found = calibrate(sae, FakeSplit(-torch.ones(5, 2)), rule="per_latent")
+    assert found.threshold is None and found.l0 == 0 and found.rate_error is None and found.never_selected == 2
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("rule", ["rate", "per_latent", "eer"])
+def test_a_calibrated_sae_travels_through_its_folder(rule, tmp_path):
+    sae, split = random_sae(k=1), random_split(40)
+    found = calibrate(sae, split, 10, rule=rule)
+    sae.config.metadata["calibration"] = asdict(found)
+    sae.save(tmp_path / "sae")
+    loaded = SAE.load(tmp_path / "sae")
+    assert Calibration(**loaded.config.metadata["calibration"]) == found
+    assert torch.equal(loaded.threshold, sae.threshold)
+    assert torch.equal(loaded.encode(split.x).acts, sae.encode(split.x).acts)
+
+
+def test_a_calibration_of_an_earlier_version_is_read():
+    old = Calibration(**{"threshold": 0.6, "l0": 32.0, "n_tokens": 50000, "k": 32, "rule": "rate"})
+    assert old.reached and old.rate_error is None and old.as_dict()["reached"]
+
+
+def test_an_unknown_rule_and_an_empty_split():
+    with pytest.raises(UserError, match="did you mean 'per_latent'"):
+        calibrate(random_sae(), random_split(5), rule="per-latent")
+    for rule in RULES:
+        with pytest.raises(UserError, match="no calibration tokens"):
+            calibrate(random_sae(), random_split(0), rule=rule)
+
+
+def test_a_meta_sae_over_decoder_rows_is_calibrated():
+    primary, meta = random_sae(8, 24), random_sae(8, 6, k=2)
+    assert calibrate(meta, DecoderRows(primary.W_dec)).l0 == 2

@@ -1,20 +1,18 @@
+import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from firing_tables import firings_of, random_on
 
-from metasae.measures.cooccurrence import SHARES_ABOVE, CoFirings, pair_statistics, phi_edges
-from metasae.measures.firings import Firings
-
-
-def firings_of(on) -> Firings:
-    """on: bool [T, n]."""
-    on = np.asarray(on, bool)
-    rows, columns = np.nonzero(on)
-    indptr = np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.int64)
-    place = np.zeros(len(on), np.int32)
-    return Firings(indptr, columns.astype(np.int32), np.ones(len(rows), np.float32), on.shape[1], place, place, place)
+from metasae.measures.blocks import document_blocks
+from metasae.measures.cooccurrence import OVER_MAX_ABOVE, SHARES_ABOVE, pair_statistics
+from metasae.measures.counts import CoFirings
+from metasae.measures.dense_counts import DenseCoFirings
+from metasae.measures.rate_cells import bands_of
+from metasae.measures.suite import json_safe
 
 
 def oracle(on):
@@ -31,31 +29,14 @@ def oracle(on):
     return kept, pairs
 
 
-def random_on(n_tokens, n, seed):
-    rng = np.random.default_rng(seed)
-    return rng.random((n_tokens, n)) < rng.uniform(0.01, 0.6, n)
-
-
 @pytest.mark.parametrize("tile", [1, 3, 512])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_against_the_brute_force(tile, seed):
     on = random_on(80, 13, seed)
-    on[:, 4] = False
-    on[:, 7] = True
-    on[:, 11] = on[:, 2]
     firings = firings_of(on)
     kept, pairs = oracle(on)
 
-    seen = {}
-    for start in range(0, len(kept), tile):
-        counts = CoFirings(firings, np.asarray(kept)).tile(start, tile)
-        assert counts.dtype == np.int64
-        for r in range(len(counts)):
-            for c in range(r + 1, counts.shape[1]):
-                seen[kept[start + r], kept[start + c]] = int(counts[r, c])
-    assert seen == {pair: n11 for pair, (n11, _) in pairs.items()}
-
-    found = pair_statistics(firings, tile)
+    found = pair_statistics(firings, tile=tile)
     phi = np.array([value for _, value in pairs.values()])
     assert found.n_pairs == len(phi) and (found.never, found.always) == (int((on.sum(0) == 0).sum()), int(on.all(0).sum()))
     assert found.mean_abs_phi == pytest.approx(np.abs(phi).mean(), abs=1e-12)
@@ -70,6 +51,20 @@ def test_against_the_brute_force(tile, seed):
     assert found.histogram.sum() == len(phi)
     edges = np.append(found.edges[:-1], 1 + 1e-9)
     assert found.histogram.tolist() == np.histogram(phi, edges)[0].tolist()
+
+    rates = on.mean(0)
+    over_max, of_cell = [], {}
+    for (i, j), (_, value) in pairs.items():
+        p, q = min(rates[i], rates[j]), max(rates[i], rates[j])
+        if value > 0:
+            over_max.append(value / math.sqrt(p * (1 - q) / (q * (1 - p))))
+        of_cell.setdefault((*bands_of(np.array([q, p])),), []).append(abs(value))
+    assert found.mean_over_max == pytest.approx(np.mean(over_max), abs=1e-12)
+    for limit in OVER_MAX_ABOVE:
+        assert found.over_max_above[limit] == np.mean(np.array(over_max) > limit)
+    assert found.cells.pairs.sum() == len(phi)
+    for cell, values in of_cell.items():
+        assert found.cells.pairs[cell] == len(values) and found.cells.mean_abs_phi[cell] == pytest.approx(np.mean(values), abs=1e-12)
 
 
 def test_duplicates_have_phi_one_and_complements_minus_one():
@@ -110,19 +105,53 @@ def test_counts_beyond_sixteen_bits_and_products_beyond_fifty_three():
     assert pair_statistics(firings).mean_abs_phi == pytest.approx(exact, abs=1e-12)
 
 
+@pytest.mark.parametrize("tile", [2, 64])
+def test_leaving_a_block_out_is_measuring_without_its_documents(tile):
+    on = random_on(90, 12, 8)
+    blocks = document_blocks(firings_of(on).documents, 5)
+    # 7 fires in one block only, 8 everywhere but there: without that block neither makes pairs
+    on[:, 7], on[:, 8] = (blocks == 2) & (np.arange(90) % 2 == 0), blocks != 2
+    found = pair_statistics(firings_of(on), blocks, tile).leave_one_out
+    for block in range(5):
+        without = pair_statistics(firings_of(on[blocks != block]))
+        assert without.n_pairs < pair_statistics(firings_of(on)).n_pairs or block != 2
+        for name, values in found.items():
+            assert len(values) == 5 and values[block] == pytest.approx(without.as_dict()[name], abs=1e-12), name
+
+
+def test_blocks_change_nothing_else_and_a_single_one_leaves_nothing():
+    firings = firings_of(random_on(40, 8, 1))
+    with_blocks, without = (json_safe(pair_statistics(firings, blocks).as_dict()) for blocks in (document_blocks(firings.documents, 3), None))
+    assert without.pop("leave_one_out") == {name: [] for name in with_blocks.pop("leave_one_out")}
+    assert with_blocks == without
+    alone = pair_statistics(firings, np.zeros(40, np.int8)).leave_one_out
+    assert set(alone) == {"mean_abs_phi", "mean_pos_phi", "nearest_phi", "share_above_0.1"} and set(alone.values()) == {(None,)}
+
+
+def test_the_dense_counts_give_the_same_bits():
+    firings = firings_of(random_on(200, 30, 7))
+    blocks, backends = document_blocks(firings.documents), (CoFirings, partial(DenseCoFirings, device="cpu"))
+    sparse, dense = (json.dumps(json_safe(pair_statistics(firings, blocks, cofirings=how).as_dict())) for how in backends)
+    assert sparse == dense
+
+
+def test_phi_over_its_maximum_by_hand():
+    # N = 8; latent 1 (2 tokens) always fires within latent 0 (4 tokens): phi is as large as it can be, sqrt(1/3)
+    on = np.zeros((8, 3), bool)
+    on[:4, 0] = on[:2, 1] = on[4:, 2] = True
+    found = pair_statistics(firings_of(on))
+    assert found.mean_pos_phi == pytest.approx(math.sqrt(1 / 3)) and found.mean_over_max == pytest.approx(1)
+    assert found.share_pos == 1 / 3 and found.over_max_above == {0.1: 1, 0.3: 1, 0.5: 1}
+
+
 def test_quantiles_are_within_a_bin():
-    on = random_on(3000, 60, 5)
+    rng = np.random.default_rng(5)
+    on = rng.random((3000, 60)) < rng.uniform(0.01, 0.6, 60)
     phi = np.sort([value for _, value in oracle(on)[1].values()])
     found = pair_statistics(firings_of(on))
     for q, value in found.quantiles.items():
         exact = np.quantile(phi, q)
         assert abs(value - exact) <= 0.06 * abs(exact) + 3e-4, q
-
-
-def test_edges_are_symmetric_and_rise():
-    edges = phi_edges()
-    assert np.all(np.diff(edges) > 0) and edges[0] == -1 and edges[-1] == 1
-    assert np.array_equal(edges, -edges[::-1])
 
 
 def test_as_dict_names():
@@ -131,14 +160,18 @@ def test_as_dict_names():
     assert set(found["excluded"]) == {"never", "always"}
 
 
-def test_the_number_of_threads_changes_nothing():
+def test_blocks_for_other_tokens_are_refused():
+    with pytest.raises(ValueError, match="5 blocks for 40 tokens"):
+        pair_statistics(firings_of(random_on(40, 8, 1)), np.zeros(5, np.int8))
+
+
+def test_the_number_of_threads_and_the_memory_change_nothing():
     firings, threads = firings_of(random_on(300, 40, 2)), torch.get_num_threads()
     found = []
     try:
-        for count in (1, 3):
+        for count, memory in ((1, 2**30), (3, 2**30), (3, 0)):
             torch.set_num_threads(count)
-            found.append(pair_statistics(firings, 7).as_dict())
+            found.append(json.dumps(json_safe(pair_statistics(firings, tile=7, memory=memory).as_dict())))
     finally:
         torch.set_num_threads(threads)
-    for one, other in zip(found[0].items(), found[1].items(), strict=True):
-        np.testing.assert_equal(one, other)
+    assert found[0] == found[1] == found[2]

@@ -78,7 +78,7 @@ def test_an_sae_that_returns_its_input_changes_nothing(family, load):
     identity.threshold = torch.zeros(2 * host.d)
     found = output_effect(host, identity, output_reference(host, a_split(host), 1000, CONTEXT, torch.zeros(host.d)))
     assert found["ce_delta"] == 0.0 and found["kl"] == 0.0 and found["ce_recovered"] == 1.0
-    assert all(value == 0.0 for value in found["blocks"]["ce_delta"])
+    assert all(value == 0.0 for value in found["leave_one_out"]["ce_delta"])
 
 
 def test_blocks_leave_out_whole_documents(load):
@@ -90,8 +90,8 @@ def test_blocks_leave_out_whole_documents(load):
     for name in ("tokens", "documents", "positions", "x"):
         setattr(one_left, name, getattr(one_left, name)[keep])
     without = output_effect(host, sae, output_reference(host, one_left, 1000, CONTEXT, torch.zeros(host.d)))
-    assert found["blocks"]["ce_sae"][2] == pytest.approx(without["ce_sae"], rel=1e-6)
-    assert found["blocks"]["kl"][2] == pytest.approx(without["kl"], rel=1e-6)
+    assert found["leave_one_out"]["ce_sae"][2] == pytest.approx(without["ce_sae"], rel=1e-6)
+    assert found["leave_one_out"]["kl"][2] == pytest.approx(without["kl"], rel=1e-6)
 
 
 def test_batch_topk_is_a_named_alternative(load):

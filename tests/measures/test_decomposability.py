@@ -5,8 +5,8 @@ from fakes import random_sae
 from torch import nn
 
 from metasae.errors import UserError
-from metasae.measures.critic import judge, variance_explained
-from metasae.measures.decomposability import encoder_decoder_cosine, measure_decomposability, nearest_cosines, own_meta, random_floor
+from metasae.measures.decomposability import encoder_decoder_cosines, measure_decomposability, most_decomposable, nearest_cosines, own_meta
+from metasae.measures.pursuit import pursue
 
 
 def unit(rows):
@@ -27,46 +27,10 @@ def test_encoder_decoder_cosine_of_the_live():
     sae = random_sae()
     live = np.arange(24) % 3 == 0
     expected = [float(nn.functional.cosine_similarity(sae.W_enc[:, i], sae.W_dec[i], dim=0)) for i in range(0, 24, 3)]
-    assert encoder_decoder_cosine(sae, live) == pytest.approx(np.mean(expected), abs=1e-6)
-
-
-def test_variance_explained_by_hand():
-    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert variance_explained(rows, torch.tensor([[0.5, 0.0], [-1.0, 0.0]])) == pytest.approx(1 - 0.25 / 2)
-    assert variance_explained(rows, torch.zeros(2, 2)) == 0
-    assert variance_explained(torch.ones(3, 2), torch.ones(3, 2)) is None
-
-
-def planted(n, d, n_atoms, seed=0):
-    """Unit rows that are each a mixture of two of n_atoms directions."""
-    generator = torch.Generator().manual_seed(seed)
-    atoms = unit(torch.randn(n_atoms, d, generator=generator))
-    pairs = torch.stack([torch.randperm(n_atoms, generator=generator)[:2] for _ in range(n)])
-    return unit(atoms[pairs[:, 0]] + atoms[pairs[:, 1]])
-
-
-def test_the_critic_finds_planted_parts_and_not_random_rows():
-    found = judge(planted(400, 32, 24), m=24, k=2, steps=200, seed=0)
-    floor = judge(unit(torch.randn(400, 32, generator=torch.Generator().manual_seed(3))), m=24, k=2, steps=200, seed=0)
-    assert found.ve > 0.8 and found.ve_heldout > 0.75
-    assert floor.ve < 0.5 and floor.ve_heldout < 0.3
-    assert (found.n_rows, found.n_heldout) == (320, 80)
-
-
-def test_the_critic_is_decided_by_its_seed_alone():
-    rows = planted(60, 8, 6)
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = judge(rows, 6, 2, 20, seed=5)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    assert judge(rows, 6, 2, 20, seed=5) == first != judge(rows, 6, 2, 20, seed=6)
-    assert random_floor(40, 8, 4, 2, 10, 0) == random_floor(40, 8, 4, 2, 10, 0)
-
-
-def test_more_critic_latents_than_rows_and_identical_rows():
-    assert judge(unit(torch.randn(3, 4)), m=6, k=2, steps=5, seed=0).ve is not None
-    assert judge(torch.ones(10, 4) / 2, m=2, k=1, steps=5, seed=0).ve is None
+    assert encoder_decoder_cosines(sae, live) == pytest.approx(expected, abs=1e-6)
+    found = measure_decomposability(sae, None, live, 0.2, 2, 5)
+    assert found["encoder_decoder_cosine"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert found["encoder_decoder_cosine_quantiles"]["0.5"] == pytest.approx(np.median(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize("normalize", ["none", "token"])
@@ -88,6 +52,43 @@ def test_only_live_rows_are_judged():
     assert before["n_rows"] == 15 and before["critic"]["m"] == 5 and "own_meta_e" not in before
     assert before["meta_ve_excess"] == before["meta_ve"] - before["meta_ve_random"]
     assert all(parameter.grad is None for parameter in sae.parameters())
+
+
+def test_the_longer_measures_are_added_when_asked_for():
+    sae, live = random_sae(), np.arange(24) < 20
+    short = measure_decomposability(sae, None, live, 0.2, 2, 5)
+    long = measure_decomposability(sae, None, live, 0.2, 2, 5, critic_seeds=2, grid=True, parts=2)
+    assert {key: long[key] for key in short} == short and set(long) - set(short) == {"critic_spread", "critic_grid", "pursuit"}
+    assert len(long["critic_grid"]) == 12 and long["critic_spread"]["seeds"] == [0, 1]
+    assert long["critic_spread"]["values"][0]["ve_heldout"] == short["meta_ve_heldout"]
+
+
+def test_the_pursuit_names_latents_and_has_floors():
+    sae, live = random_sae(), np.arange(24) % 2 == 1
+    sae.W_dec[5] = nn.functional.normalize(sae.W_dec[1] + sae.W_dec[3], dim=0)
+    found = measure_decomposability(sae, None, live, 0.2, 2, 5, parts=2)["pursuit"]
+    first = found["most_decomposable"][0]
+    assert first["e"] == pytest.approx(0, abs=1e-6) and first["latent"] in (1, 3, 5)
+    named = next(each for each in found["most_decomposable"] if each["latent"] == 5)
+    assert {part["latent"] for part in named["parts"]} == {1, 3}
+    assert found["n_rows"] == found["n_targets"] == 12
+    assert found["e_2_excess"] == found["e_2_random"] - found["e_2"]
+    assert found["e_2_excess_over_gaussian"] == found["e_2_gaussian"] - found["e_2"]
+
+
+def test_fewer_latents_than_are_named():
+    found = pursue(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), 2)
+    named = most_decomposable(found, np.array([7, 8, 9]), 20)
+    assert [each["latent"] for each in named] == [7, 8, 9] and named[2] == {"latent": 9, "e": 1.0, "parts": []}
+    assert named[0]["parts"] == [{"latent": 8, "coefficient": pytest.approx(1)}]
+
+
+def test_a_live_latent_without_a_decoder_row_is_a_user_error():
+    sae = random_sae()
+    sae.W_dec[4] = 0
+    with pytest.raises(UserError, match="latent 4"):
+        measure_decomposability(sae, None, np.arange(24) < 9, 0.1, 2, 5)
+    assert measure_decomposability(sae, None, np.arange(24) > 9, 0.1, 2, 5)["n_rows"] == 14
 
 
 def test_a_dead_sae_is_a_user_error():

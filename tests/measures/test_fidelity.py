@@ -26,10 +26,12 @@ def test_against_the_definitions(normalize, batch):
     assert found.l0 == pytest.approx(float((acts > 0).sum() / 53))
     rates = (acts > 0).double().mean(0)
     assert found.dead == float((rates == 0).double().mean()) and found.dense == float((rates > 0.1).double().mean())
-    blocks = found.blocks
-    assert blocks.n_tokens.tolist() == [9, 9, 9, 9, 9, 8]
-    assert blocks.squared_error.sum() / blocks.variance.sum() == pytest.approx(found.fvu)
-    assert blocks.firings.sum() == int((acts > 0).sum())
+    # six documents of nine tokens are six blocks; the second left out
+    rest = torch.cat([torch.arange(9), torch.arange(18, 53)])
+    without = {name: values[1] for name, values in found.leave_one_out.items()}
+    error, variance = (x_hat - x)[rest].square().sum(), (x - x.mean(0))[rest].square().sum()
+    assert without["fvu"] == pytest.approx(float(error / variance), rel=1e-5) and without["l2"] == pytest.approx(float(error) / (44 * 8), rel=1e-5)
+    assert without["l0"] == pytest.approx(float((acts[rest] > 0).sum() / 44)) and len(found.leave_one_out["fvu"]) == 6
 
 
 def test_by_hand():

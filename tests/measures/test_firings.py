@@ -3,7 +3,8 @@ import pytest
 import torch
 from fakes import random_sae, random_split
 
-from metasae.measures.firings import fire
+from metasae.measures import firings as module
+from metasae.measures.firings import fire, fired_blocks
 
 
 @pytest.mark.parametrize("normalize", ["none", "token"])
@@ -47,3 +48,19 @@ def test_the_sae_is_left_alone():
     before = {name: value.clone() for name, value in sae.state_dict().items()}
     fire(sae, random_split(9))
     assert all(torch.equal(value, before[name]) for name, value in sae.state_dict().items())
+
+
+def test_blocks_are_the_parts_of_the_whole():
+    sae, split = random_sae(threshold=0.3), random_split(50)
+    whole, blocks = fire(sae, split, 50), list(fired_blocks(sae, split, 16))
+    assert [len(counts) for counts, _, _ in blocks] == [16, 16, 16, 2]
+    assert np.concatenate([counts for counts, _, _ in blocks]).tolist() == np.diff(whole.indptr).tolist()
+    assert np.concatenate([latents for _, latents, _ in blocks]).tolist() == whole.indices.tolist()
+    np.testing.assert_allclose(np.concatenate([values for _, _, values in blocks]), whole.values, rtol=1e-5)
+
+
+def test_counts_in_parts(monkeypatch):
+    firings = fire(random_sae(threshold=0.3), random_split(50))
+    whole = firings.counts()
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    assert firings.counts().tolist() == whole.tolist() == np.bincount(firings.indices, minlength=24).tolist()

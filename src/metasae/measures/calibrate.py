@@ -1,39 +1,59 @@
-"""From BatchTopK to a fixed rule: one global threshold at which a token has k active latents on average."""
+"""From BatchTopK to a fixed rule of inference: a latent fires where its pre-activation lies above a threshold.
 
-from dataclasses import dataclass
+`rate`: one global threshold at which a token has k active latents on average. `per_latent` and `eer`: one for each latent, see
+`rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent by latent.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from metasae.errors import UserError
-from metasae.measures.firings import fire
+from metasae.errors import UserError, nearest
+from metasae.measures.rules import Thresholds, eer, per_latent
 from metasae.measures.screen import Screen
+from metasae.measures.selection import BatchSelection, candidates, check_finite, firing_counts
 from metasae.progress import SILENT, Progress
 
-# Tokens from which a first cut is guessed, and how many more than k of them it lets through.
-SAMPLE, SAMPLE_MARGIN = 4096, 1.15
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An SAE's inference rule and what it gives on the calibration split.
+    """An SAE's inference rule and what it gives on the calibration split. Plain JSON as `asdict`, and back as `Calibration(**json)`.
 
-    threshold: in the units of the pre-activations; a latent fires where pre > threshold (the mean over latents where they
-    differ). l0: realised mean count per token. n_tokens: tokens it was found on. k: the count asked for. rule: `rate`, or `own`
-    for thresholds that the SAE came with. reached: False when l0 misses k by more than half a percent: there were fewer than k
-    positive pre-activations per token, or many ties, or the thresholds are the SAE's own.
+    threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents whose
+    threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on. k: the count
+    asked for. rule: `rate`, `per_latent`, `eer`, or `own` for thresholds that the SAE came with.
+
+    Against BatchTopK with k on the same tokens (None for `own`, whose SAE need not be a BatchTopK one):
+    rate_error, rate_error_abs: mean over latents of (firings - selections) / selections, and of its size. rate_error_quantiles:
+    "0.05" ... "0.95" -> quantile of it. never_selected: latents that BatchTopK never selects, which have no such error.
+    fire_unselected: how many of those fire all the same. fallbacks: latents that took the rule's fallback; only `eer` has one.
     """
 
-    threshold: float
+    threshold: float | None
     l0: float
     n_tokens: int
     k: float
     rule: str = "rate"
+    rate_error: float | None = None
+    rate_error_abs: float | None = None
+    rate_error_quantiles: dict[str, float] | None = None
+    never_selected: int | None = None
+    fire_unselected: int | None = None
+    fallbacks: int | None = None
 
     @property
     def reached(self) -> bool:
+        """False when l0 misses k by more than half a percent: there were fewer than k positive pre-activations per token, or many
+        ties, or the rule does not aim at k (`eer`, `own`)."""
         return abs(self.l0 - self.k) <= 0.005 * self.k
+
+    def as_dict(self) -> dict:
+        """The `calibration` part of measures.json."""
+        return asdict(self) | {"reached": self.reached}
 
 
 class Largest:
@@ -88,71 +108,105 @@ class Largest:
 
 
 @torch.no_grad()
-def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT) -> Calibration:
-    """Gives an SAE without thresholds the rule `rate` for its k; one with thresholds keeps them, and only its L0 is counted.
+def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: str = "rate") -> Calibration:
+    """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings are counted.
 
-    Raises UserError when the split is empty.
+    split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training. rule:
+    `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of memory.
+    Raises UserError when the split is empty, the rule unknown or a pre-activation not finite.
     """
-    if sae.threshold is None:
-        found = calibrate_rate(sae, split, sae.config.k, batch, progress)
-        sae.threshold = torch.full([sae.n_latents], found.threshold, device=sae.W_dec.device)
-        return found
-    firings = fire(sae, split, batch, progress)
-    return Calibration(float(sae.threshold.mean()), firings.l0, firings.n_tokens, sae.config.k, "own")
+    if rule not in RULES:
+        raise UserError(f"unknown threshold rule '{rule}'{nearest(rule, RULES)}")
+    _check(sae, split)
+    k = sae.config.k
+    if sae.threshold is not None:
+        fired = firing_counts(sae, sae.threshold, split, batch, progress)
+        return Calibration(_mean(sae.threshold.cpu().numpy()), int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
+    found = RULES[rule](sae, split, k, batch, progress)
+    threshold = torch.from_numpy(found.values).to(sae.W_dec.device)
+    fired = firing_counts(sae, threshold, split, batch, progress)
+    sae.threshold = threshold
+    return _calibration(found, fired, split.n_tokens, k, rule)
 
 
 def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Calibration:
+    """What `calibrate` finds by the rule `rate` for any k; the SAE is left as it was.
+
+    Use `sae.threshold = torch.full([n], threshold)`. Raises UserError as `calibrate` does.
+    """
+    _check(sae, split)
+    found = rate(sae, split, k, batch, progress)
+    fired = firing_counts(sae, torch.from_numpy(found.values), split, batch, progress)
+    return _calibration(found, fired, split.n_tokens, k, "rate")
+
+
+@torch.no_grad()
+def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
     """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly above it.
 
-    sae in the model's own units. O(k * T) floats of memory. Among tied pre-activations the side whose realised L0 is nearer
-    to k is taken; with fewer than k * T positive pre-activations the threshold is 0 (`reached` is then False).
-    A cut guessed from a sample spares most of the work and decides nothing: should it prove too high, it is dropped.
-    The SAE is left as it was; use `sae.threshold = torch.full([n], threshold)`. Raises UserError when the split is empty or
-    a pre-activation is not finite.
+    Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive pre-activations
+    the threshold is 0. A cut guessed from the first block's selection spares most of the work and decides nothing: should it
+    prove too high, it is dropped and the split gone through again. O(k * T) floats of memory.
     """
-    if split.n_tokens < 1:
-        raise UserError("no calibration tokens; raise text.calibration_share or give more text")
-    _check_finite(sae.W_enc, sae.b_enc, sae.b_dec)
-    count = round(k * split.n_tokens)
-    guess = _guess(sae, split, k, batch)
-    largest = _largest(sae, split, Largest(count, guess), batch, progress)
-    if not largest.reached:
-        largest = _largest(sae, split, Largest(count), batch, progress)
-    threshold, fired = largest.threshold()
-    return Calibration(threshold, fired / split.n_tokens, split.n_tokens, k)
-
-
-def _largest(sae, split, largest: Largest, batch: int, progress: Progress) -> Largest:
-    """`largest` after all pre-activations of the split."""
-    screen = Screen(sae, largest.cut)
+    selection, largest, count = BatchSelection(sae, k), None, round(k * split.n_tokens)
     with progress.task("calibrate", split.n_tokens) as task:
         for block in split.blocks(batch):
+            values = selection.add(block, 0.0 if largest is None else largest.cut)
+            largest = Largest(count, selection.cut) if largest is None else largest
+            _add(largest, values)
+            task.advance(len(block))
+    if not largest.reached:
+        largest = _without_guess(sae, split, count, batch, progress)
+    return Thresholds(np.full(sae.n_latents, largest.threshold()[0], np.float32), selection.counts)
+
+
+RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "per_latent": per_latent, "eer": eer}
+
+
+def _without_guess(sae, split, count: int, batch: int, progress: Progress) -> Largest:
+    """The `count` largest of all pre-activations of the split."""
+    largest, screen = Largest(count), Screen(sae, 0.0)
+    with progress.task("calibrate again", split.n_tokens) as task:
+        for block in split.blocks(batch):
             screen.set_limit(largest.cut)
-            values = _candidates(sae, block, screen)
-            equal = np.count_nonzero(values == np.float32(largest.cut)) if largest.cut else 0
-            largest.add(values[values > largest.cut], equal)
+            _add(largest, candidates(sae, block, screen)[1])
             task.advance(len(block))
     return largest
 
 
-def _guess(sae, split, k: float, batch: int) -> float:
-    """A cut that is likely below the threshold, from SAMPLE tokens spread over the split; 0 where a sample would spare nothing."""
-    stride = split.n_tokens // SAMPLE
-    if stride < 4:
-        return 0.0
-    sample = torch.cat([block[::stride] for block in split.blocks(batch)])
-    values = np.concatenate([_candidates(sae, block, Screen(sae, 0.0, screened=False)) for block in sample.split(batch)])
-    place = len(values) - round(SAMPLE_MARGIN * k * len(sample)) - 1
-    return max(float(np.partition(values, place)[place]), 0.0) if place >= 0 else 0.0
+def _add(largest: Largest, values: np.ndarray) -> None:
+    equal = np.count_nonzero(values == np.float32(largest.cut)) if largest.cut else 0
+    largest.add(values[values > largest.cut], equal)
 
 
-def _candidates(sae, block: Tensor, screen: Screen) -> np.ndarray:
-    x, _, _ = sae.normalise(block.to(sae.W_dec.device, torch.float32))
-    values = screen.candidates(x).values
-    _check_finite(x, values)
-    return values.cpu().numpy()
+def _calibration(found: Thresholds, fired: np.ndarray, n_tokens: int, k: float, rule: str) -> Calibration:
+    """fired: int64 [n], how often each latent fires at the thresholds found."""
+    live = found.selected > 0
+    errors = (fired[live] - found.selected[live]) / found.selected[live]
+    return Calibration(
+        threshold=_mean(found.values),
+        l0=int(fired.sum()) / n_tokens,
+        n_tokens=n_tokens,
+        k=k,
+        rule=rule,
+        rate_error=float(errors.mean()) if len(errors) else None,
+        rate_error_abs=float(np.abs(errors).mean()) if len(errors) else None,
+        rate_error_quantiles={f"{q:g}": float(np.quantile(errors, q)) for q in QUANTILES} if len(errors) else None,
+        never_selected=int(np.count_nonzero(~live)),
+        fire_unselected=int(np.count_nonzero(fired[~live])),
+        fallbacks=found.fallbacks if rule == "eer" else None,
+    )
 
 
-def _check_finite(*tensors: Tensor) -> None:
-    if not all(bool(torch.isfinite(tensor.sum())) for tensor in tensors):
-        raise UserError("the SAE gives pre-activations that are not finite; its weights or the activations are damaged")
+def _check(sae, split) -> None:
+    if split.n_tokens < 1:
+        raise UserError("no calibration tokens; raise text.calibration_share or give more text")
+    check_finite(sae.W_enc, sae.b_enc, sae.b_dec)
+
+
+def _mean(thresholds: np.ndarray) -> float | None:
+    """The mean of the finite ones; a common threshold as it is, without rounding."""
+    finite = thresholds[np.isfinite(thresholds)].astype(np.float64)
+    if not len(finite):
+        return None
+    return float(finite[0]) if (finite == finite[0]).all() else float(finite.mean())

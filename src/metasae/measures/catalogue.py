@@ -6,7 +6,16 @@ The one place that says so; comparison, verdict, figures and report all read it.
 from dataclasses import dataclass
 from typing import Literal
 
-GROUPS = {"fidelity": "Fidelity", "cooccurrence": "Co-occurrence", "decomposability": "Decomposability"}
+GROUPS = {
+    "fidelity": "Fidelity",
+    "cooccurrence": "Co-occurrence",
+    "decomposability": "Decomposability",
+    "seeds": "Seeds",
+    "splits": "Splits of solo's latents",
+    "merges": "Merges of solo's latents",
+    "senses": "Word senses",
+    "truth": "Planted truth",
+}
 
 
 @dataclass(frozen=True)
@@ -35,35 +44,50 @@ class Quantity:
         return self.path[0]
 
 
-def _fidelity(name: str, label: str, better=None, main=False, meaning="") -> Quantity:
-    return Quantity(("fidelity", *name.split("/")), label, better, "fidelity" if better else None, main, meaning)
+def _of(group: str):
+    """A short way to name the quantities of one group; `within/name` lies one table deeper."""
+
+    def quantity(name: str, label: str, better=None, main=False, meaning="", relative=True) -> Quantity:
+        return Quantity((group, *name.split("/")), label, better, SPEAKS_OF[group] if better else None, main, meaning, relative)
+
+    return quantity
 
 
-def _atomicity(group: str, name: str, label: str, better=None, main=False, meaning="") -> Quantity:
-    return Quantity((group, name), label, better, "atomicity" if better else None, main, meaning)
-
-
-def _phi(name: str, label: str, better=None, main=False, meaning="") -> Quantity:
-    return _atomicity("cooccurrence", name, label, better, main, meaning)
-
-
-def _rows(name: str, label: str, better=None, main=False, meaning="") -> Quantity:
-    return _atomicity("decomposability", name, label, better, main, meaning)
-
-
-def _excess(name: str, label: str, meaning: str) -> Quantity:
-    return Quantity(("decomposability", name), label, "lower", "atomicity", True, meaning, relative=False)
-
+SPEAKS_OF = dict.fromkeys(GROUPS, "atomicity") | {"fidelity": "fidelity"}
+_fidelity, _phi, _rows, _seeds, _splits, _merges, _senses, _truth = (_of(group) for group in GROUPS)
 
 CATALOGUE: tuple[Quantity, ...] = (
     _phi("mean_abs_phi", "mean |phi|", "lower", True, "mean absolute co-firing correlation over all pairs of latents"),
     _phi("nearest_phi", "nearest-partner phi", "lower", True, "mean over latents of the phi with the partner it fires with most"),
     _phi("share_above_0.1", "pairs with phi > 0.1", "lower", True, "share of the pairs, those that clearly fire together"),
+    _phi(
+        "fixed_marginals/excess_abs_phi",
+        "excess |phi|",
+        "lower",
+        True,
+        "mean |phi| beyond what the rates, the tokens' counts (fixed marginals) and chance give",
+    ),
+    _phi(
+        "document_shift/excess_abs_phi",
+        "excess |phi|, shifted text",
+        "lower",
+        False,
+        "mean |phi| less that of latents read from other documents, rates kept",
+    ),
+    _phi("phi_at_equal_rates", "mean |phi| at equal rates", "lower", True, "two SAEs, each pair of firing-rate bands weighing alike"),
     _phi("share_above_0.05", "pairs with phi > 0.05", "lower"),
     _phi("share_above_0.3", "pairs with phi > 0.3", "lower"),
     _phi("mean_pos_phi", "mean phi of positive pairs", "lower"),
+    _phi("mean_over_max", "phi / largest possible, positive pairs", "lower", False, "phi as a share of the largest that the two rates allow"),
+    _phi("lift/lift_variance", "lift variance", "lower", True, "mean (lift - 1)^2, expected meetings as weights, less chance: no rates in it"),
+    _phi("lift/share_contained", "latents within another's firings", "lower", False, "with a partner of phi / phi_max > 0.5, false discoveries 1%"),
+    _phi("lift/share_with_partner", "latents with a partner, |ln lift| > ln 3", "lower", False, "false discoveries 1%"),
+    _phi("lift/share_with_positive", "the same, firing together", "lower"),
+    _phi("lift/median_positive", "median ln lift of pairs firing together", "lower"),
     _phi("mean_neg_phi", "mean phi of negative pairs", None, False, "bounded by the firing rates, so no evidence either way"),
     _phi("share_pos", "share of positive pairs"),
+    _phi("fixed_marginals/null_abs_phi", "mean |phi - phi0| of the fixed-marginals null", None, False, "the floor under the excess"),
+    _phi("document_shift/null_abs_phi", "mean |phi| over shifted text"),
     _phi("floor", "mean |phi| of independent latents", None, False, "sqrt(2 / (pi N)): what sampling alone gives"),
     _fidelity("fvu", "FVU", "lower", True, "squared error as a share of the activations' variance"),
     _fidelity("l0", "L0", None, True, "mean number of active latents per token, realised on the evaluation tokens"),
@@ -81,31 +105,74 @@ CATALOGUE: tuple[Quantity, ...] = (
     _fidelity("ce_delta_percent", "cross-entropy added (% of clean)", "lower"),
     _fidelity("ce_recovered", "cross-entropy recovered", "higher", False, "1: as without the SAE; 0: as with zeros in its place"),
     _fidelity("kl", "KL from the clean prediction (nats)", "lower"),
+    _fidelity("ce_delta_batch_topk", "cross-entropy added, batch top-k (nats)", "lower", False, "the paper's rule at evaluation"),
+    _fidelity("kl_batch_topk", "KL, batch top-k (nats)", "lower"),
     _fidelity("ce_clean", "cross-entropy without SAE (nats)"),
     _fidelity("ce_sae", "cross-entropy with SAE (nats)"),
     _fidelity("ce_mean", "cross-entropy mean-ablated (nats)"),
     _fidelity("ce_zero", "cross-entropy zero-ablated (nats)"),
-    _excess("meta_ve_excess", "meta VE excess", "variance of the decoder rows a fresh meta SAE explains, minus the same on random rows"),
-    _excess("meta_ve_heldout_excess", "meta VE excess, held out", "likewise on the fifth of the rows the critic never saw"),
+    _rows("meta_ve_excess", "meta VE excess", "lower", True, "variance of the rows a fresh meta SAE explains, minus the same on random rows", False),
+    _rows("meta_ve_heldout_excess", "meta VE excess, held out", "lower", True, "likewise on the fifth of the rows the critic never saw", False),
     _rows("nearest_cosine", "nearest decoder cosine", "lower", True, "mean over latents of the cosine with the nearest other decoder row"),
+    _rows("pursuit/e_2_excess", "two-row fit, excess", "lower", False, "share of a row that two others explain, less the same of random rows", False),
+    _rows("pursuit/e_2_excess_over_gaussian", "two-row fit beyond covariance", "lower", True, "as above, against rows of equal covariance", False),
+    _rows("pursuit/e_1", "error with one other row", "higher"),
+    _rows("pursuit/e_2", "error with two other rows", "higher"),
+    _rows("pursuit/e_3", "error with three other rows", "higher"),
     _rows("meta_ve", "meta VE", "lower"),
     _rows("meta_ve_heldout", "meta VE, held-out rows", "lower"),
     _rows("meta_ve_random", "meta VE of random rows"),
-    _rows(
-        "encoder_decoder_cosine", "encoder-decoder cosine", None, False, "falls when the penalty turns rows into noise their encoder does not follow"
-    ),
+    _rows("encoder_decoder_cosine", "encoder-decoder cosine", None, False, "falls when rows turn into noise that their encoder does not follow"),
     _rows("own_meta_e", "own meta SAE's error e", None, False, "trained against in the joint arm, so no evidence of atomicity"),
     _rows("own_meta_ve", "own meta SAE's VE", None, False, "likewise"),
+    _seeds("ve_over_r", "meta VE / r", "lower", True, "variance explained, the noise that another seed shows taken out"),
+    _seeds("mean_r", "r with another seed", None, True, "cosine of matched rows; falls with noise, and where seeds find other things"),
+    _seeds("found_again_0.7", "latents found again (cosine > 0.7)"),
+    _seeds("found_again_0.9", "latents found again (cosine > 0.9)"),
+    _splits("mean_score", "split score", None, True, "of solo's latents in this arm; in solo's column, in its next seed: the base rate"),
+    _splits("n_above_0.1", "latents with a split above 0.1"),
+    _splits("n_above_0.25", "latents with a split above 0.25"),
+    _merges("mean_score", "merge score", None, False, "the same the other way round: latents of the arm that solo has in pieces"),
+    _merges("n_above_0.1", "merges above 0.1"),
+    _senses("atomicity_matched", "sense atomicity, matched", "higher", True, "on equally many firings; 0: all senses alike, 1: one sense", False),
+    _senses("coverage_f1", "sense coverage F1", "higher", True, "macro F1 of the best latent per sense, on sentences it was not chosen on"),
+    _senses("atomicity_at_equal_recall", "sense atomicity, equal recall", "higher", False, "two SAEs, each bin of recall weighing alike", False),
+    _senses("ami", "sense AMI", "higher", False, "what the latent that stands out tells about the sense, less chance", False),
+    _senses("blend_matched", "latents blending senses, at equal firings", "lower", False, "second prior-free share of a quarter or more", False),
+    _senses("atomicity", "sense atomicity, raw", None, False, "favours latents that fire rarely", False),
+    _senses("blend", "latents blending senses, raw", None, False, "likewise"),
+    _senses("probe_f1", "linear probe's F1", None, False, "the ceiling on these activations"),
+    _senses("coverage_floor", "coverage F1 of shuffled senses"),
+    _truth("blend_rate", "blend rate", "lower", True, "share of live latents whose row is made of several true features"),
+    _truth("uniqueness", "uniqueness", "higher", True, "different best features per live latent"),
+    _truth("mcc_of_features", "MCC of all features", "higher", True, "mean |cosine| of matched pairs, a feature without a latent counting 0"),
+    _truth("f1", "firing F1", "higher", True, "of each feature's matched latent"),
+    _truth("absorption", "absorption", "lower", False, "parent on, its latent silent, a child's latent carries it"),
+    _truth("phi_related_error", "phi error of related features", "lower", False, "mean |phi of the latents - true phi|"),
+    _truth("mcc", "MCC", "higher", False, "rises when latents are copied, so read beside uniqueness"),
+    _truth("phi_error", "phi error", "lower"),
+    _truth("phi_related_bias", "phi bias of related features"),
 )
 
 WHY_NOT_PHI_ALONE = (
     "Mean |phi| alone is not atomicity: at fixed lift it is proportional to L0, and it falls when firing rates spread, "
-    "so it is read beside nearest-partner phi, the share of strong pairs and the critics on the decoder rows."
+    "so it is read beside its excess over nulls, the lift, nearest-partner phi, the share of strong pairs and the critics on the decoder rows."
 )
 
 
 def value_of(measures: dict, quantity: Quantity) -> float | None:
     """The number in a measures.json, or None where it has none."""
-    for key in quantity.path:
+    found = _at(measures, quantity.path)
+    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+
+
+def left_out_of(measures: dict, quantity: Quantity) -> list[float | None] | None:
+    """The number without each block of documents in turn: it lies under `leave_one_out` beside the number. None where it was not worked out."""
+    *above, name = quantity.path
+    return _at(measures, (*above, "leave_one_out", name)) or None
+
+
+def _at(measures: dict, path: tuple[str, ...]):
+    for key in path:
         measures = measures.get(key) if isinstance(measures, dict) else None
-    return float(measures) if isinstance(measures, (int, float)) and not isinstance(measures, bool) else None
+    return measures

@@ -5,26 +5,26 @@ Counts are int64 and phi float64; nothing of size n x n is ever in memory. Sourc
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from metasae.measures.counts import CoFirings, Span, block_spans, firing_counts
 from metasae.measures.firings import Firings
+from metasae.measures.phi_sums import CellSums, Histogram, OverMax, PhiSums, phi_edges, upper
+from metasae.measures.rate_cells import RateCells, bands_of
 from metasae.progress import SILENT, Progress
 
-TILE = 256
 SHARES_ABOVE = (0.05, 0.1, 0.3)
+BLOCK_SHARES_ABOVE = (0.1,)
+OVER_MAX_ABOVE = (0.1, 0.3, 0.5)
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
-
-
-def phi_edges(smallest: float = 1e-5, per_decade: int = 50) -> np.ndarray:
-    """Bin edges of phi over [-1, 1]: even in log |phi| on both sides, one bin from -smallest to smallest around 0."""
-    decades = -math.log10(smallest)
-    side = np.logspace(-decades, 0, round(decades * per_decade) + 1)
-    side[-1] = 1.0
-    return np.concatenate([-side[::-1], side])
+TILE_ROWS, TILE_PAIRS = 1024, 2**25
+STRIP_PAIRS = 2**16
+MEMORY = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class CoOccurrence:
     mean_pos_phi, mean_neg_phi: means over the pairs with phi > 0 and with phi < 0; share_pos, share_neg: their shares.
     nearest_phi: mean over latents of the phi with its closest partner. floor: sqrt(2 / (pi N)), the mean |phi| of
     independent latents. quantiles: of phi, read off the histogram, so within a bin (4.7% of the value).
+    mean_over_max: mean of phi / phi_max over the pairs with phi > 0, phi_max being the largest phi that the two rates allow;
+    over_max_above: share of those pairs with more. cells: mean |phi| by firing rates, for `matched_mean`.
+    leave_one_out: mean_abs_phi, mean_pos_phi, nearest_phi and share_above_0.1 without one block of documents, per block.
     histogram: phi_edges [bins + 1] and pair counts int64 [bins].
     """
 
@@ -45,12 +48,16 @@ class CoOccurrence:
     shares_above: dict[float, float | None]
     nearest_phi: float | None
     quantiles: dict[float, float | None]
+    mean_over_max: float | None
+    over_max_above: dict[float, float | None]
     floor: float | None
     l0_realised: float
     n_tokens: int
     n_pairs: int
     never: int
     always: int
+    cells: RateCells
+    leave_one_out: dict[str, tuple[float | None, ...]]
     edges: np.ndarray
     histogram: np.ndarray
 
@@ -65,156 +72,181 @@ class CoOccurrence:
             **{f"share_above_{limit:g}": share for limit, share in self.shares_above.items()},
             "nearest_phi": self.nearest_phi,
             "quantiles": {f"{q:g}": value for q, value in self.quantiles.items()},
+            "mean_over_max": self.mean_over_max,
+            **{f"over_max_above_{limit:g}": share for limit, share in self.over_max_above.items()},
             "floor": self.floor,
             "l0_realised": self.l0_realised,
             "n_tokens": self.n_tokens,
             "n_pairs": self.n_pairs,
             "excluded": {"never": self.never, "always": self.always},
+            "rate_cells": self.cells.as_dict(),
+            "leave_one_out": {name: list(values) for name, values in self.leave_one_out.items()},
             "histogram": {"edges": self.edges, "counts": self.histogram},
         }
 
 
-class CoFirings:
-    """Exact co-firing counts of the chosen latents, the upper triangle in tiles of rows; `tile` may be called from threads.
-
-    latents: rising int [l]. In memory: the firings twice, and one tile for each call under way.
-    """
-
-    def __init__(self, firings: Firings, latents: np.ndarray):
-        from scipy.sparse import csr_array
-
-        ones = np.ones(len(firings.indices), np.int32)
-        by_token = csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents))
-        self._by_latent = by_token.T.tocsr()[latents]
-
-    def tile(self, start: int, rows: int) -> np.ndarray:
-        """N11 int64 [rows, l - start]: row r, column c count the tokens on which latents[start + r] and latents[start + c] fire."""
-        right = self._by_latent[start : start + rows].T.tocsr()
-        # [l - start, T] x [T, rows]: the narrow side on the right keeps the running sums in cache
-        counts = (self._by_latent[start:] @ right).toarray().T
-        return np.ascontiguousarray(counts, dtype=np.int64)
-
-
 def phi_tile(n11: np.ndarray, row_counts: np.ndarray, column_counts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """phi float64 [r, c] from int64 counts N11 [r, c], Ni [r], Nj [c].
+    """phi float64 [r, c] from int64 counts N11 [r, c], Ni [r], Nj [c] of latents that fire on some tokens but not on all.
 
     The numerator is formed in int64, so the difference of two large products is exact (for N below 3e9).
     """
-    numerator = n11 * n_tokens - row_counts[:, None] * column_counts[None, :]
+    numerator = n11 * n_tokens
+    numerator -= row_counts[:, None] * column_counts[None, :]
     row_root = np.sqrt((row_counts * (n_tokens - row_counts)).astype(np.float64))
     column_root = np.sqrt((column_counts * (n_tokens - column_counts)).astype(np.float64))
-    return np.clip(numerator / (row_root[:, None] * column_root[None, :]), -1.0, 1.0)
+    phi = row_root[:, None] * column_root[None, :]
+    np.divide(numerator, phi, out=phi)
+    return np.clip(phi, -1.0, 1.0, out=phi)
 
 
-def pair_statistics(firings: Firings, tile: int = TILE, progress: Progress = SILENT) -> CoOccurrence:
-    """phi over all pairs i < j, streamed over tiles; see `CoOccurrence`."""
-    total, counts = firings.n_tokens, firings.counts()
+def pair_statistics(
+    firings: Firings,
+    blocks: np.ndarray | None = None,
+    tile: int | None = None,
+    progress: Progress = SILENT,
+    *,
+    cofirings: Callable[[Firings, np.ndarray], CoFirings] = CoFirings,
+    memory: int = MEMORY,
+) -> CoOccurrence:
+    """phi over all pairs i < j, streamed over tiles; see `CoOccurrence`.
+
+    blocks: int [T], each token's block of documents, rising (`blocks.document_blocks`) -> `leave_one_out` is filled, which takes
+    less than half as long again. tile: rows of latents counted at a time; None fits them to memory. cofirings: what counts;
+    partial(DenseCoFirings, device="cuda") gives the same result on a GPU. memory: bytes for the tiles under way; with less of it
+    fewer threads run, but always one. Raises ValueError when blocks do not rise or are not one per token.
+    """
+    total = firings.n_tokens
+    if blocks is not None and len(blocks) != total:
+        raise ValueError(f"{len(blocks)} blocks for {total} tokens")
+    spans = [(0, total)] if blocks is None else block_spans(blocks)
+    by_span = firing_counts(firings, spans)
+    counts = by_span.sum(0)
     latents = np.flatnonzero((counts > 0) & (counts < total))
-    kept = counts[latents]
-    edges = phi_edges()
-    sums = _Sums(len(latents), edges)
-    cofirings = CoFirings(firings, latents)
-
-    def part(start: int) -> _Part:
-        n11 = cofirings.tile(start, tile)
-        return _Part.of(start, phi_tile(n11, kept[start : start + len(n11)], kept[start:], total), edges)
-
+    # frequent latents first: their long lists are counted against all columns, the rest then against few
+    latents = latents[np.argsort(-counts[latents], kind="stable")]
+    fired, fired_in = counts[latents], by_span[:, latents]
+    without = [] if blocks is None else [_Tokens(fired - here, total - (last - first)) for here, (first, last) in zip(fired_in, spans, strict=True)]
+    tiles = _Tiles(cofirings(firings, latents), spans, _Tokens(fired, total), without)
+    rows = max(1, min(TILE_ROWS, TILE_PAIRS // max(len(latents), 1), len(latents) // 8)) if tile is None else tile
+    starts = range(0, len(latents), rows)
+    sums = tiles.sums()
     # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
-    with progress.task("co-occurrence", len(latents), "latents") as task, ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for found in threads.map(part, range(0, len(latents), tile)):
-            sums.add(found)
-            task.advance(len(found.nearest_of_rows))
-    n_pairs = len(latents) * (len(latents) - 1) // 2
+    with progress.task("co-occurrence", len(latents), "latents") as task, ThreadPoolExecutor(tiles.threads(rows, memory)) as threads:
+        for start, part in zip(starts, threads.map(lambda start: tiles.sums_of(start, rows), starts), strict=True):
+            sums.merge(part)
+            task.advance(min(rows, len(latents) - start))
+    n_pairs = _pairs(len(latents))
     return CoOccurrence(
-        **sums.means(n_pairs),
-        quantiles={q: _histogram_quantile(edges, sums.histogram, q) for q in QUANTILES},
+        **sums.all.means(n_pairs),
+        **sums.over_max.means(sums.all.n_positive),
+        quantiles={q: _histogram_quantile(sums.histogram.edges, sums.histogram.counts, q) for q in QUANTILES},
         floor=math.sqrt(2 / (math.pi * total)) if total else None,
         l0_realised=firings.l0,
         n_tokens=total,
         n_pairs=n_pairs,
         never=int(np.count_nonzero(counts == 0)),
         always=int(np.count_nonzero((counts == total) & (counts > 0))),
-        edges=edges,
-        histogram=sums.histogram,
+        cells=sums.cells.cells(),
+        leave_one_out=_leave_one_out(without, sums.without),
+        edges=sums.histogram.edges,
+        histogram=sums.histogram.counts,
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What one tile gives to the statistics. nearest_of_rows [r], nearest_of_columns [l - start]: largest phi, -inf for none."""
+class _Tokens:
+    """Some of the tokens: the firings of each latent on them, int64 [l], how many they are, which latents make pairs there, bool [l]."""
 
-    start: int
-    nearest_of_rows: np.ndarray
-    nearest_of_columns: np.ndarray
-    positive: float
-    negative: float
-    n_positive: int
-    n_negative: int
-    n_above: dict[float, int]
-    histogram: np.ndarray
+    def __init__(self, counts: np.ndarray, total: int):
+        self.counts, self.total = counts, total
+        self.live = (counts > 0) & (counts < total)
 
-    @classmethod
-    def of(cls, start: int, phi: np.ndarray, edges: np.ndarray) -> "_Part":
-        """phi [r, l - start]; columns 0 to r - 1 are the tile's own latents, of which only i < j counts."""
-        upper = np.arange(phi.shape[1])[None, :] > np.arange(phi.shape[0])[:, None]
-        only_pairs = np.where(upper, phi, -np.inf)
-        values = phi[upper]
-        positive, negative = values[values > 0], values[values < 0]
-        bins = np.searchsorted(edges, values, side="right") - 1
-        # the last edge, phi = 1, belongs to the last bin
-        last = len(edges) - 2
-        return cls(
-            start=start,
-            nearest_of_rows=only_pairs.max(axis=1),
-            nearest_of_columns=only_pairs.max(axis=0),
-            positive=float(positive.sum()),
-            negative=float(negative.sum()),
-            n_positive=len(positive),
-            n_negative=len(negative),
-            n_above={limit: int(np.count_nonzero(positive > limit)) for limit in SHARES_ABOVE},
-            histogram=np.bincount(np.minimum(bins, last), minlength=last + 1),
+    def phi(self, n11: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | slice, np.ndarray | slice]:
+        """N11 [r, l - start] -> phi of the live latents, zeros below the diagonal, and the places of its rows and columns."""
+        rows, columns = slice(start, start + len(n11)), slice(start, None)
+        if not self.live[columns].all():
+            rows, columns = (start + np.flatnonzero(self.live[part]) for part in (rows, columns))
+            n11 = n11[np.ix_(rows - start, columns - start)]
+        return upper(phi_tile(n11, self.counts[rows], self.counts[columns], self.total)), rows, columns
+
+
+class _Tiles:
+    """Every tile of the upper triangle, cut into strips that fit the cache."""
+
+    def __init__(self, cofirings: CoFirings, spans: list[Span], tokens: _Tokens, without: list[_Tokens]):
+        self.cofirings, self.spans, self.tokens, self.without = cofirings, spans, tokens, without
+        self.odds = np.sqrt(tokens.counts / (tokens.total - tokens.counts))
+        self.bands = bands_of(tokens.counts / max(tokens.total, 1))
+        # the smallest type that holds the count of a span: all spans of a tile are in memory at once
+        self.dtype = np.min_scalar_type(max((last - first for first, last in spans), default=0))
+
+    def threads(self, rows: int, memory: int) -> int:
+        """As many as torch has and memory allows. Of each pair of a tile there are three int64, a chunk's int32 twice, and the spans."""
+        tile = rows * len(self.tokens.counts) * (32 + len(self.spans) * self.dtype.itemsize)
+        return max(1, min(torch.get_num_threads(), memory // max(tile, 1)))
+
+    def sums(self) -> "_Sums":
+        """Nothing added up yet."""
+        latents = len(self.tokens.counts)
+        return _Sums(
+            PhiSums(latents, SHARES_ABOVE),
+            [PhiSums(latents, BLOCK_SHARES_ABOVE) for _ in self.without],
+            Histogram(phi_edges()),
+            OverMax(OVER_MAX_ABOVE),
+            CellSums(self.bands),
         )
 
+    def sums_of(self, start: int, rows: int) -> "_Sums":
+        """What the tile of these rows adds."""
+        by_span = [self.cofirings.tile(start, rows, span).astype(self.dtype) for span in self.spans]
+        n11 = sum(part.astype(np.int64) for part in by_span)
+        sums = self.sums()
+        strip = max(1, STRIP_PAIRS // n11.shape[1])
+        for first in range(0, len(n11), strip):
+            # the part of the strip from its own diagonal on
+            place = slice(first, first + strip), slice(first, None)
+            self._add(sums, n11[place], [part[place] for part in by_span], start + first)
+        return sums
 
+    def _add(self, sums: "_Sums", n11: np.ndarray, by_span: list[np.ndarray], start: int) -> None:
+        phi, rows, columns = self.tokens.phi(n11, start)
+        sums.all.add(phi, rows, columns)
+        sums.histogram.add(phi)
+        sums.over_max.add(phi, self.odds[start:])
+        sums.cells.add(phi, start)
+        if self.without:
+            for part, tokens, found in zip(by_span, self.without, sums.without, strict=True):
+                found.add(*tokens.phi(n11 - part.astype(np.int64), start))
+
+
+@dataclass(frozen=True)
 class _Sums:
-    """Running totals of phi over the tiles of the upper triangle."""
+    """Everything that is added up over pairs: `all` on all tokens, `without` each block in turn."""
 
-    def __init__(self, n_latents: int, edges: np.ndarray):
-        self.histogram = np.zeros(len(edges) - 1, np.int64)
-        self.nearest = np.full(n_latents, -np.inf)
-        self.positive: list[float] = []
-        self.negative: list[float] = []
-        self.n_positive = self.n_negative = 0
-        self.n_above = dict.fromkeys(SHARES_ABOVE, 0)
+    all: PhiSums
+    without: list[PhiSums]
+    histogram: Histogram
+    over_max: OverMax
+    cells: CellSums
 
-    def add(self, part: _Part) -> None:
-        rows = slice(part.start, part.start + len(part.nearest_of_rows))
-        self.nearest[rows] = np.maximum(self.nearest[rows], part.nearest_of_rows)
-        self.nearest[part.start :] = np.maximum(self.nearest[part.start :], part.nearest_of_columns)
-        self.positive.append(part.positive)
-        self.negative.append(part.negative)
-        self.n_positive += part.n_positive
-        self.n_negative += part.n_negative
-        for limit, count in part.n_above.items():
-            self.n_above[limit] += count
-        self.histogram += part.histogram
-
-    def means(self, n_pairs: int) -> dict:
-        positive, negative = math.fsum(self.positive), math.fsum(self.negative)
-        found = self.nearest[np.isfinite(self.nearest)]
-        return {
-            "mean_abs_phi": _ratio(positive - negative, n_pairs),
-            "mean_pos_phi": _ratio(positive, self.n_positive),
-            "mean_neg_phi": _ratio(negative, self.n_negative),
-            "share_pos": _ratio(self.n_positive, n_pairs),
-            "share_neg": _ratio(self.n_negative, n_pairs),
-            "shares_above": {limit: _ratio(count, n_pairs) for limit, count in self.n_above.items()},
-            "nearest_phi": float(found.mean()) if len(found) else None,
-        }
+    def merge(self, part: "_Sums") -> None:
+        for mine, other in zip([self.all, *self.without], [part.all, *part.without], strict=True):
+            mine.merge(other)
+        self.histogram.merge(part.histogram)
+        self.over_max.merge(part.over_max)
+        self.cells.merge(part.cells)
 
 
-def _ratio(numerator: float, denominator: int) -> float | None:
-    return numerator / denominator if denominator else None
+def _leave_one_out(without: list[_Tokens], sums: list[PhiSums]) -> dict[str, tuple[float | None, ...]]:
+    """Name of a statistic -> its value without each block in turn."""
+    means = [found.means(_pairs(int(tokens.live.sum()))) for tokens, found in zip(without, sums, strict=True)]
+    return {
+        **{name: tuple(found[name] for found in means) for name in ("mean_abs_phi", "mean_pos_phi", "nearest_phi")},
+        **{f"share_above_{limit:g}": tuple(found["shares_above"][limit] for found in means) for limit in BLOCK_SHARES_ABOVE},
+    }
+
+
+def _pairs(latents: int) -> int:
+    return latents * (latents - 1) // 2
 
 
 def _histogram_quantile(edges: np.ndarray, counts: np.ndarray, q: float) -> float | None:

@@ -1,11 +1,20 @@
-"""A fresh BatchTopK meta SAE that judges decoder rows. It never takes part in the training of what it judges."""
+"""A fresh BatchTopK meta SAE that judges decoder rows. It never takes part in the training of what it judges.
+
+Its score is read beside the scores of the same critic on two kinds of rows without parts: random unit rows, as copying m of n rows
+explains some of any, and Gaussian rows with the mean and covariance of the judged ones, as a few wide directions are easy to explain too.
+What is above the second is structure beyond the covariance: directions that rows share in small sets.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
 
+from metasae.progress import SILENT, Progress
 from metasae.sae.architectures import BatchTopK, Options
 from metasae.sae.gradients import Arithmetic, Auxiliary, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import fast
@@ -13,6 +22,7 @@ from metasae.sae.optimiser import UnitRowAdam, learning_rate
 from metasae.sae.weights import Weights
 
 AUX_SHARE = 1 / 32
+GAUSSIAN_TURNS = 6
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,112 @@ def variance_explained(rows: Tensor, rebuilt: Tensor) -> float | None:
     """1 - sum ||w - w_hat||^2 / sum ||w - mean w||^2 over rows [R, d]; None when the rows do not vary."""
     total = float((rows - rows.mean(0)).double().square().sum())
     return 1 - float((rows - rebuilt).double().square().sum()) / total if total > 0 else None
+
+
+@lru_cache(maxsize=64)
+def random_floor(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> Critic:
+    """The same critic on random unit rows of the same shape: a critic explains some of those too, by copying."""
+    return judge(random_rows(n_rows, d, seed + 1), m, k, steps, seed)
+
+
+def random_rows(n: int, d: int, seed: int) -> Tensor:
+    """Unit rows [n, d], every direction alike."""
+    return nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@torch.no_grad()
+def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
+    """Gaussian rows made to unit length, with the mean and covariance that unit rows [R, d] have: [R, d].
+
+    rows - mean = U S V^T; U is replaced by random orthonormal columns at right angles to the mean's. So mean and covariance are those
+    of this very sample, and Gaussian rows come out as they were, in distribution; a draw from the estimated covariance would have a wider
+    spectrum than the rows. Unit lengths upset the covariance, so both are put right in turn until they agree (to about 1e-3; no
+    better than a third for R <= d, where the few rows leave no room).
+    """
+    rows = rows.double()
+    mean = rows.mean(0)
+    # V and S^2, of which rounding leaves a trace where there is no spread
+    squares, directions = torch.linalg.eigh((rows - mean).t() @ (rows - mean))
+    kept = squares > 1e-12 * squares[-1]
+    spread, directions = squares[kept].sqrt(), directions[:, kept]
+    found = torch.randn(len(rows), len(spread), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for turn in range(GAUSSIAN_TURNS):
+        centred = found - found.mean(0)
+        columns, triangle = torch.linalg.qr(centred if turn == 0 else centred @ directions)
+        # QR leaves signs open; flipped columns would be a new draw
+        columns = columns * triangle.diagonal().sign()
+        found = nn.functional.normalize(mean + columns * spread @ directions.t(), dim=1)
+    return found.float()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The same critic on the rows, on random unit rows and on Gaussian rows with the covariance of the rows."""
+
+    rows: Critic
+    random: Critic
+    gaussian: Critic
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Variance explained, on rows the critics were trained on and on rows they never saw (None without any), and above both floors."""
+        out = {}
+        for name in ("ve", "ve_heldout"):
+            value, random, gaussian = (getattr(critic, name) for critic in (self.rows, self.random, self.gaussian))
+            out |= {name: value, f"{name}_excess": _difference(value, random), f"{name}_excess_over_gaussian": _difference(value, gaussian)}
+        return out | {
+            "ve_random": self.random.ve,
+            "ve_random_heldout": self.random.ve_heldout,
+            "ve_gaussian": self.gaussian.ve,
+            "ve_gaussian_heldout": self.gaussian.ve_heldout,
+        }
+
+
+def judge_beside_floors(rows: Tensor, m: int, k: int, steps: int, seed: int, gaussian: Tensor | None = None) -> Judged:
+    """`judge` of rows [R, d] and of both kinds of rows without parts. gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already."""
+    gaussian = gaussian_rows(rows, seed + 2) if gaussian is None else gaussian
+    return Judged(
+        judge(rows, m, k, steps, seed),
+        random_floor(len(rows), rows.shape[1], m, k, steps, seed),
+        judge(gaussian, m, k, steps, seed),
+    )
+
+
+def critic_grid(rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int], steps: int, seed: int, progress: Progress = SILENT) -> list[dict]:
+    """`judge_beside_floors` of rows [R, d] for every width and k: {"width", "m", "k", ...scores of `Judged`}.
+
+    widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
+    """
+    gaussian, table = gaussian_rows(rows, seed + 2), []
+    with progress.task("critic grid", len(widths) * len(ks), "critics") as task:
+        for width in widths:
+            for k in ks:
+                m = max(1, round(width * n))
+                table.append({"width": width, "m": m, "k": k, **judge_beside_floors(rows, m, k, steps, seed, gaussian).as_dict()})
+                task.advance(1)
+    return table
+
+
+def critic_spread(rows: Tensor, m: int, k: int, steps: int, seeds: Sequence[int], progress: Progress = SILENT) -> dict:
+    """How far the scores depend on the critic's own seed, held-out fifth and floors included: {"seeds", "values", "mean", "sd"}.
+
+    values: scores by seed. mean, sd: of each score over seeds (sd with n - 1); None where one is missing, or sd with one seed.
+    """
+    values = []
+    with progress.task("critic seeds", len(seeds), "critics") as task:
+        for seed in seeds:
+            values.append(judge_beside_floors(rows, m, k, steps, seed).as_dict())
+            task.advance(1)
+    columns = {name: [value[name] for value in values] for name in values[0]}
+    return {
+        "seeds": list(seeds),
+        "values": values,
+        "mean": {name: None if None in column else fmean(column) for name, column in columns.items()},
+        "sd": {name: None if None in column or len(column) < 2 else stdev(column) for name, column in columns.items()},
+    }
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def _initial(rows: Tensor, m: int, generator: torch.Generator) -> Weights:

@@ -62,12 +62,12 @@ def _copied(columns: Columns) -> Columns:
 
 
 def _with_blocks(number, *columns: Columns) -> dict:
-    """number(means) -> {key: value}; the same of the means without each block, under `blocks`."""
+    """number(means) -> {key: value}; the same of the means without each block, under `leave_one_out`."""
     found = [each.means() for each in columns]
     everything = number({name: value for means, _ in found for name, value in means.items()})
     n_blocks = min(len(blocks) for _, blocks in found)
     left_out = [number({name: value for _, blocks in found for name, value in blocks[block].items()}) for block in range(n_blocks)]
-    return {**everything, "blocks": {key: [each[key] for each in left_out] for key in everything} if n_blocks else {}}
+    return {**everything, "leave_one_out": {key: [each[key] for each in left_out] for key in everything} if n_blocks else {}}
 
 
 class EncoderEffect(_Effect):

@@ -9,32 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metasae.measures.blocks import document_blocks
 from metasae.measures.firings import Firings
 from metasae.progress import SILENT, Progress
 
 DENSE_RATE = 0.1
 RATE_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-MAX_BLOCKS = 64
-
-
-@dataclass(frozen=True)
-class DocumentSums:
-    """Sums over runs of whole documents, for intervals that resample documents. All float64 or int64 [blocks].
-
-    squared_error: sum (xh - x)^2. variance: sum (x - mean x)^2, around the mean of all tokens. firings: active latents.
-    """
-
-    n_tokens: np.ndarray
-    squared_error: np.ndarray
-    variance: np.ndarray
-    firings: np.ndarray
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """fvu: None when the activations do not vary. l2: squared model units per number. dead, dense: shares of the n latents.
 
-    mean: [d], the mean activation, for the mean-ablation. rates: float64 [n]. blocks: sums by runs of documents.
+    mean: [d], the mean activation, for the mean-ablation. rates: float64 [n]. leave_one_out: fvu, l2 and l0 without each block of
+    documents in turn (`metasae.measures.blocks`), the variance still around the mean of all tokens.
     """
 
     fvu: float | None
@@ -44,7 +32,7 @@ class Fidelity:
     dense: float
     rates: np.ndarray
     mean: Tensor
-    blocks: DocumentSums
+    leave_one_out: dict[str, list[float | None]]
 
     def as_dict(self) -> dict:
         """The part of measures.json that needs no language model."""
@@ -61,12 +49,7 @@ class Fidelity:
                 "log10_spread": float(np.log10(live).std()) if len(live) else None,
                 "histogram": {"log10_edges": edges, "counts": np.histogram(np.log10(live), edges)[0]},
             },
-            "document_blocks": {
-                "n_tokens": self.blocks.n_tokens,
-                "squared_error": self.blocks.squared_error,
-                "variance": self.blocks.variance,
-                "firings": self.blocks.firings,
-            },
+            "leave_one_out": self.leave_one_out,
         }
 
 
@@ -118,7 +101,7 @@ def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: 
         dense=float(np.mean(rates > DENSE_RATE)),
         rates=rates,
         mean=mean.float(),
-        blocks=_by_document_block(firings, error, variance),
+        leave_one_out=_without_each_block(firings, error, variance, len(mean)),
     )
 
 
@@ -135,7 +118,8 @@ def decode_firings(sae, firings: Firings, start: int, x: Tensor) -> Tensor:
         weights,
         torch.from_numpy(pointers - pointers[0]),
         mode="sum",
-        per_sample_weights=torch.from_numpy(firings.values[entries]),
+        # a copy, as firings may be mapped read-only
+        per_sample_weights=torch.from_numpy(firings.values[entries].copy()),
         include_last_offset=True,
     )
     _, mean, std = sae.normalise(x)
@@ -143,15 +127,12 @@ def decode_firings(sae, firings: Firings, start: int, x: Tensor) -> Tensor:
     return x_hat if mean is None else x_hat * std + mean
 
 
-def _by_document_block(firings: Firings, error: np.ndarray, variance: np.ndarray) -> DocumentSums:
-    """Sums per-token numbers over at most MAX_BLOCKS runs of whole documents, about equal in number of documents."""
-    _, document = np.unique(firings.documents, return_inverse=True)
-    n_documents = int(document.max()) + 1
-    n_blocks = min(MAX_BLOCKS, n_documents)
-    block = document * n_blocks // n_documents
-    return DocumentSums(
-        n_tokens=np.bincount(block, minlength=n_blocks),
-        squared_error=np.bincount(block, error, n_blocks),
-        variance=np.bincount(block, variance, n_blocks),
-        firings=np.bincount(block, np.diff(firings.indptr), n_blocks).astype(np.int64),
-    )
+def _without_each_block(firings: Firings, error: np.ndarray, variance: np.ndarray, d: int) -> dict[str, list[float | None]]:
+    """Per-token numbers, float64 [T] -> fvu, l2 and l0 of the tokens outside each block."""
+    block = document_blocks(firings.documents)
+    sums = {"error": error, "variance": variance, "l0": np.diff(firings.indptr), "tokens": np.ones(len(error))}
+    left = {name: values.sum() - np.bincount(block, values) for name, values in sums.items()}
+    if len(left["tokens"]) < 2:
+        return {"fvu": [], "l2": [], "l0": []}
+    fvu = [float(e / v) if v > 0 else None for e, v in zip(left["error"], left["variance"], strict=True)]
+    return {"fvu": fvu, "l2": (left["error"] / (left["tokens"] * d)).tolist(), "l0": (left["l0"] / left["tokens"]).tolist()}

@@ -94,7 +94,7 @@ def output_effect(host, sae, reference: OutputReference, progress: Progress = SI
     Causal models: cross-entropy of the next token in nats, of every token of a document but a window's first; ce_delta =
     ce_sae - ce_clean; ce_recovered = (ce_zero - ce_sae) / (ce_zero - ce_clean); kl = KL(clean || with SAE) in nats.
     The SAE works at its thresholds; batch_topk: the paper's rule as well, k * B entries of each batch of windows, under keys that
-    end with `_batch_topk`. blocks: key -> the number without each block of documents in turn (`metasae.measures.blocks`).
+    end with `_batch_topk`. leave_one_out: key -> the number without each block of documents in turn (`metasae.measures.blocks`).
     """
     screen = Screen(sae, sae.threshold)
     rules = {"sae": screen.reconstruct, **({"batch_topk": lambda x: batch_topk_reconstruction(sae, x)} if batch_topk else {})}

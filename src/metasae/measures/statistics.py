@@ -153,8 +153,14 @@ def is_clear(entry: Mapping) -> bool:
 
     entry: `Difference.as_dict()`, or the same read from compare.json.
     """
-    interval, adjusted = entry["ci95"], entry.get("p_holm")
-    return interval is not None and not interval[0] <= 0 <= interval[1] and (adjusted is None or adjusted <= ALPHA)
+    adjusted = entry.get("p_holm")
+    return leaves_out_zero(entry) and (adjusted is None or adjusted <= ALPHA)
+
+
+def leaves_out_zero(entry: Mapping) -> bool:
+    """Whether a difference has an interval and it leaves out 0, whatever else was tested beside it."""
+    interval = entry["ci95"]
+    return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
 def _usable(*arms: Values) -> tuple[list[int], list[str]]:

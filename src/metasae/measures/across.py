@@ -1,0 +1,102 @@
+"""What takes two SAEs of a run: latents found again in another seed, and solo's latents that split or merge in another arm.
+
+Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers; two give one. Splits of
+solo's latents in an arm are read beside their base rate, splits of solo's latents in solo's own next seed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metasae import files
+from metasae.measures.attenuation import attenuation
+from metasae.measures.firings import Firings
+from metasae.measures.seeds import match
+from metasae.measures.splits import find_splits
+from metasae.measures.store import open_firings
+from metasae.measures.suite import json_safe
+from metasae.progress import SILENT, Progress
+from metasae.sae.sae import SAE
+
+BASELINE = "solo"
+RANKED = 50
+
+
+@dataclass(frozen=True)
+class Member:
+    """A measured SAE of a run: its folder holds primary/, firings/ and measures.json."""
+
+    arm: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-s{self.seed}"
+
+    @property
+    def measures(self) -> dict:
+        return files.read_json(self.folder / "measures.json")
+
+    @property
+    def firings(self) -> Firings:
+        return open_firings(self.folder / "firings")
+
+    def rows(self, live: np.ndarray) -> torch.Tensor:
+        """Decoder rows of the latents that fire, [l, d]."""
+        return SAE.load(self.folder / "primary").W_dec.detach()[torch.from_numpy(live)]
+
+
+def measure_across(members: list[Member], done: dict | None = None, progress: Progress = SILENT) -> dict:
+    """name -> {seeds, splits, merges}, JSON as it is. A part that has no second SAE is absent.
+
+    An SAE with the weights of another (control has solo's) takes over what was found for it. done: what an earlier call gave; parts
+    that were worked out with the same two SAEs are kept. Raises UserError for a store of firings that is missing or damaged.
+    """
+    found: dict[str, dict] = {}
+    fingerprints = {member.name: member.measures["conditions"]["sae"] for member in members}
+    first = {fingerprint: name for name, fingerprint in reversed(fingerprints.items())}
+    unlike = [member for member in members if first[fingerprints[member.name]] == member.name]
+    wanted = [(member, part, one, other) for member in unlike for part, one, other in _pairs(member, unlike)]
+    with progress.task("across SAEs", len(wanted), "pairs") as task:
+        for member, part, one, other in wanted:
+            of = [fingerprints[one.name], fingerprints[other.name]]
+            held = (done or {}).get(member.name, {}).get(part, {})
+            result = held if held.get("of") == of else {"with": other.name if one is member else one.name, "of": of, **PARTS[part](one, other)}
+            found.setdefault(member.name, {})[part] = json_safe(result)
+            task.advance(1)
+    twins = {member.name: first[fingerprints[member.name]] for member in members if member not in unlike}
+    return found | {name: found[twin] | {"same_weights_as": twin} for name, twin in twins.items() if twin in found}
+
+
+def found_again(one: Member, other: Member) -> dict:
+    """Decoder rows of the live latents of one SAE matched with those of another seed, and the variance explained less what noise takes."""
+    live, other_live = (member.firings.counts() > 0 for member in (one, other))
+    matching = match(one.rows(live), other.rows(other_live))
+    rows = one.measures["decomposability"]
+    corrected = attenuation(rows["meta_ve"], rows["meta_ve_random"], matching).as_dict()
+    return {**matching.as_dict(), "ve_over_r": corrected["ve_over_r"], "ve_over_r_low": corrected["ve_over_r_low"]}
+
+
+def split_latents(parents: Member, children: Member) -> dict:
+    """Latents of one SAE that another has in several pieces."""
+    return find_splits(parents.firings, children.firings).as_dict(RANKED)
+
+
+PARTS = {"seeds": found_again, "splits": split_latents, "merges": split_latents}
+
+
+def _pairs(member: Member, members: list[Member]) -> list[tuple[str, Member, Member]]:
+    """(part, first, second SAE) of what is worked out for `member`."""
+    own = sorted((each for each in members if each.arm == member.arm), key=lambda each: each.seed)
+    place = own.index(member)
+    following = own[(place + 1) % len(own)] if len(own) > 2 or place < len(own) - 1 else None
+    same_seed = next((each for each in members if (each.arm, each.seed) == (BASELINE, member.seed)), None)
+    other = following if member.arm == BASELINE else same_seed
+    pairs = [("seeds", member, following)] if following else []
+    if other:
+        solo, arm = (member, other) if member.arm == BASELINE else (other, member)
+        pairs += [("splits", solo, arm), ("merges", arm, solo)]
+    return pairs

@@ -1,0 +1,194 @@
+"""A folder of raw little-endian arrays under an index: whole or absent, memory-mapped and checked when read.
+
+FOLDER/index.json    kind and version, facts, and of every array its dtype, shape, size and checksum
+FOLDER/NAME.bin      the numbers of one array, in order, with no header, so that it can be written before its length is known
+
+Plain files that any language can map; no pickles.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from metasae.errors import UserError
+from metasae.files import read_json, write_json
+
+INDEX = "index.json"
+_CHECKSUM_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a folder holds, in words, and the version of its layout. arrays: name -> dtype of every array that belongs to it."""
+
+    name: str
+    version: int
+    arrays: dict[str, str]
+
+
+class ArrayFile:
+    """Appends to one array file, and works out its checksum on the way."""
+
+    def __init__(self, folder: Path, name: str, dtype: str):
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        self._digest = _blake2b()
+        self._file = open(_file(folder, name), "wb")  # noqa: SIM115
+
+    def append(self, values: np.ndarray) -> None:
+        """values: [m], of the file's dtype or one that converts to it."""
+        values = np.ascontiguousarray(values, self.dtype)
+        self._digest.update(values)
+        self._file.write(values)
+        self.length += len(values)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def entry(self) -> dict:
+        """The array's entry in the index."""
+        return _entry(self.dtype, self.length, self._digest.hexdigest())
+
+
+def empty_array(folder: Path, name: str, dtype: str, length: int) -> np.ndarray:
+    """A new array file of zeros, mapped for writing in any order; its entry comes from `entry_of` once it is filled."""
+    if length == 0:
+        _file(folder, name).touch()
+        return np.empty(0, dtype)
+    array = np.memmap(_file(folder, name), dtype, "w+", shape=(length,))
+    if hasattr(os, "posix_fallocate"):
+        # a full disk is an error here, not a crash when a page of the map is written
+        with open(_file(folder, name), "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, array.nbytes)
+    return array
+
+
+def entry_of(folder: Path, name: str, dtype: str) -> dict:
+    """The index entry of a file that is written already; reads it through for its checksum."""
+    file = _file(folder, name)
+    return _entry(np.dtype(dtype), file.stat().st_size // np.dtype(dtype).itemsize, _checksum(file))
+
+
+@contextmanager
+def whole_folder(folder: Path, kind: Kind) -> Iterator[Path]:
+    """Yields a new folder beside `folder` to write to; it takes the place of `folder` at the end, or is removed on an error.
+
+    A finished folder of the same kind is replaced, and so is what a killed write left. Raises UserError when `folder` holds
+    anything else, and when the disk is full or cannot be written.
+    """
+    if folder.exists() and not _is(folder, kind):
+        raise UserError(f"{folder} exists and is no {kind.name}; choose another folder or delete it")
+    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    try:
+        for leftover in (part, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        part.mkdir(parents=True)
+        yield part
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        if isinstance(error, OSError):
+            raise UserError(f"cannot write {folder}: {error}; free some space or choose another folder, then run again") from None
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_index(folder: Path, kind: Kind, facts: dict, arrays: dict[str, dict]) -> None:
+    """facts: JSON-able, beside the arrays' entries. Written last."""
+    write_json(folder / INDEX, {"kind": kind.name, "version": kind.version, **facts, "arrays": arrays})
+
+
+def read_index(folder: Path, kind: Kind) -> dict:
+    """The contents of index.json. Raises UserError when there is none, or one of another kind or version."""
+    if not (folder / INDEX).is_file():
+        raise UserError(f"no {kind.name} in {folder}; write it first")
+    index = read_json(folder / INDEX)
+    if not isinstance(index, dict) or index.get("kind") != kind.name:
+        raise UserError(f"{folder} holds no {kind.name}; choose another folder")
+    if index.get("version") != kind.version:
+        raise UserError(f"the {kind.name} {folder} is of version {index.get('version')}, not {kind.version}; delete it and write it again")
+    return index
+
+
+def open_arrays(folder: Path, kind: Kind, index: dict, verify: bool = False) -> dict[str, np.ndarray]:
+    """name -> read-only memory-map. Sizes are always checked, checksums with `verify`, which reads everything.
+
+    Raises UserError for a file that is missing, has another size or dtype than the index says, or fails its checksum.
+    """
+    found = {}
+    for name, dtype in kind.arrays.items():
+        file = _file(folder, name)
+        try:
+            entry = index["arrays"][name]
+            length, size = int(entry["shape"][0]), int(entry["bytes"])
+            same = np.dtype(entry["dtype"]) == np.dtype(dtype) and size == length * np.dtype(dtype).itemsize
+            expected = str(entry["blake2b"])
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise damaged(folder, kind, f"its index does not describe '{name}'") from None
+        if not same:
+            raise damaged(folder, kind, f"its index contradicts itself about '{name}'")
+        if not file.is_file():
+            raise damaged(folder, kind, f"{file.name} is missing")
+        if file.stat().st_size != size:
+            raise damaged(folder, kind, f"{file.name} has {file.stat().st_size} bytes instead of {size}")
+        if verify and _checksum(file) != expected:
+            raise damaged(folder, kind, f"the checksum of {file.name} differs")
+        found[name] = _mapped(file, dtype, length)
+    return found
+
+
+def damaged(folder: Path, kind: Kind, why: str) -> UserError:
+    return UserError(f"the {kind.name} {folder} is damaged: {why}; delete the folder and write it again")
+
+
+def _is(folder: Path, kind: Kind) -> bool:
+    """Whether `folder` may be replaced: it is empty, or some version of the same kind."""
+    if not folder.is_dir():
+        return False
+    if not (folder / INDEX).is_file():
+        return not any(folder.iterdir())
+    try:
+        index = read_json(folder / INDEX)
+    except UserError:
+        return False
+    return isinstance(index, dict) and index.get("kind") == kind.name
+
+
+def _mapped(file: Path, dtype: str, length: int) -> np.ndarray:
+    if length:
+        return np.memmap(file, dtype, "r", shape=(length,))
+    # an empty file cannot be mapped
+    nothing = np.empty(0, dtype)
+    nothing.flags.writeable = False
+    return nothing
+
+
+def _entry(dtype: np.dtype, length: int, blake2b: str) -> dict:
+    return {"dtype": dtype.str, "shape": [length], "bytes": length * dtype.itemsize, "blake2b": blake2b}
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.bin"
+
+
+def _checksum(file: Path) -> str:
+    digest = _blake2b()
+    with open(file, "rb") as handle:
+        while chunk := handle.read(_CHECKSUM_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _blake2b():
+    return hashlib.blake2b(digest_size=16)

@@ -1,0 +1,33 @@
+"""Measures that exist for two SAEs only: both are looked at where they are alike in something that would fool the plain number."""
+
+from collections.abc import Callable
+
+Numbers = tuple[float | None, float | None]
+
+
+def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
+    """Mean |phi| of both, every pair of firing-rate bands weighing alike (`rate_cells.matched_mean`). a, b: two measures.json."""
+    from metasae.measures.rate_cells import RateCells, matched_mean
+
+    cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
+    if None in cells:
+        return None, None
+    found = matched_mean(*map(RateCells.from_dict, cells))
+    return found.a, found.b
+
+
+def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
+    """Sense atomicity of both, every bin of recall weighing alike (`sense_matching.matched_recall`)."""
+    from metasae.measures.sense_matching import matched_recall
+
+    if "senses" not in a or "senses" not in b:
+        return None, None
+    found = matched_recall(a["senses"], b["senses"])
+    return found.a, found.b
+
+
+# by the key of their quantity in the catalogue
+MATCHED: dict[str, Callable[[dict, dict], Numbers]] = {
+    "cooccurrence.phi_at_equal_rates": phi_at_equal_rates,
+    "senses.atomicity_at_equal_recall": atomicity_at_equal_recall,
+}

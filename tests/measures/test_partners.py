@@ -1,0 +1,103 @@
+from functools import partial
+
+import numpy as np
+import pytest
+from firing_tables import firings_of, phi_of, random_on
+
+from metasae.measures.dense_counts import DenseCoFirings
+from metasae.measures.partners import top_partners
+
+
+def brute_force(on, other, count):
+    """[(latents, phi, n11)] of every latent: all others sorted by phi, ties to the lower latent."""
+    found = []
+    for i in range(on.shape[1]):
+        columns = on if other is None else other
+        phis = {j: phi_of(on[:, i], columns[:, j]) for j in range(columns.shape[1]) if other is not None or j != i}
+        best = sorted((-phi, j) for j, phi in phis.items() if phi is not None)[:count]
+        latents = [j for _, j in best]
+        found.append((latents, [-phi for phi, _ in best], [int((on[:, i] & columns[:, j]).sum()) for j in latents]))
+    return found
+
+
+def check(found, expected, count):
+    assert found.latents.dtype == np.int32 and found.phi.dtype == np.float32 and found.n11.dtype == np.int64
+    assert found.latents.shape == found.phi.shape == found.n11.shape == (len(expected), count)
+    for row, (latents, phi, n11) in enumerate(expected):
+        missing = count - len(latents)
+        assert found.latents[row].tolist() == latents + [-1] * missing, row
+        assert found.n11[row].tolist() == n11 + [0] * missing
+        np.testing.assert_allclose(found.phi[row], phi + [np.nan] * missing, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile", [1, 4, None])
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_within_one_sae(tile, count):
+    on = random_on(60, 12, count)
+    check(top_partners(firings_of(on), count, tile=tile), brute_force(on, None, count), count)
+
+
+@pytest.mark.parametrize("tile", [1, 4, None])
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_in_another_sae(tile, count):
+    on, other = random_on(60, 9, count), random_on(60, 14, count + 1)
+    check(top_partners(firings_of(on), count, firings_of(other), tile=tile), brute_force(on, other, count), count)
+
+
+def ties():
+    """Four copies of one latent, four of its complement, and rare latents that never meet: ties for every place."""
+    rng = np.random.default_rng(0)
+    a = rng.random(40) < 0.5
+    rare = np.zeros((40, 6), bool)
+    rare[np.arange(6), np.arange(6)] = True
+    return np.concatenate([np.stack([a, ~a], 1).repeat(4, axis=1), rare], axis=1)
+
+
+@pytest.mark.parametrize("tile", [1, 3, None])
+@pytest.mark.parametrize("count", [2, 5])
+def test_ties_go_to_the_lower_latent_whatever_the_tiles(tile, count):
+    on = ties()
+    for other in (None, np.roll(on, 3, axis=1)):
+        # the brute force divides once, the streamed phi by a product of roots: rounded alike, so that ties are ties in both
+        found = top_partners(firings_of(on), count, None if other is None else firings_of(other), tile=tile)
+        columns = on if other is None else other
+        for i in range(on.shape[1]):
+            phis = [(-round(phi_of(on[:, i], columns[:, j]), 9), j) for j in range(columns.shape[1]) if other is not None or j != i]
+            assert found.latents[i].tolist() == [j for _, j in sorted(phis)[:count]], i
+
+
+def test_dead_and_always_on_latents_have_no_partners_and_are_none():
+    on = random_on(50, 8, 0)
+    found = top_partners(firings_of(on), 10)
+    assert np.all(found.latents[[1, 3]] == -1) and not np.isin([1, 3], found.latents).any()
+    assert np.all(np.count_nonzero(found.latents >= 0, axis=1)[[0, 2, 4, 5, 6, 7]] == 5)
+
+
+def test_only_some_tokens_and_only_rare_latents():
+    on, other = random_on(80, 10, 2), random_on(80, 7, 3)
+    spans = [(0, 20), (33, 71)]
+    here = np.concatenate([np.arange(first, last) for first, last in spans])
+    found = top_partners(firings_of(on), 4, firings_of(other), spans=spans, max_rate=0.4)
+    rare, other_rare = (table[here].mean(0) <= 0.4 for table in (on, other))
+    assert rare.any() and other_rare.any() and not rare.all()
+    check(found, brute_force(on[here] & rare, other[here] & other_rare, 4), 4)
+
+
+@pytest.mark.parametrize("on", [np.zeros((0, 3)), np.zeros((4, 3)), np.ones((4, 2)), np.eye(3)[:, :1]])
+def test_nobody_to_meet(on):
+    for other in (None, firings_of(np.zeros_like(on))):
+        found = top_partners(firings_of(on), 2, other)
+        assert np.all(found.latents == -1) and np.isnan(found.phi).all() and not found.n11.any()
+
+
+def test_dense_counts_give_the_same():
+    on = random_on(60, 12, 1)
+    sparse = top_partners(firings_of(on), 3).as_dict()
+    dense = top_partners(firings_of(on), 3, cofirings=partial(DenseCoFirings, device="cpu")).as_dict()
+    for name, values in sparse.items():
+        np.testing.assert_array_equal(values, dense[name])
+
+
+def test_a_count_below_one_is_refused():
+    with pytest.raises(ValueError, match="count"):
+        top_partners(firings_of(random_on(9, 6, 0)), 0)
