@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import metasae
-from metasae import job
+from metasae import job, source
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
 
@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_stops_at_once_and_still_says_how_to_go_on(recipe, tmp_p
         time.sleep(5)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(job, "harvest", press_twice)
+    monkeypatch.setattr(source, "harvest", press_twice)
     with pytest.raises(Interrupted, match=r"stopped at once.*Go on with: metasae run .*recipe.toml --out ") as caught:
         metasae.run(recipe(), out=tmp_path / "a", show=False)
     assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is before

@@ -12,6 +12,8 @@ _HOME = {
     "SAE": "metasae.sae.sae",
     "Codes": "metasae.sae.sae",
     "run": "metasae.job",
+    "measure": "metasae.measuring",
+    "compare": "metasae.comparison",
     "UserError": "metasae.errors",
 }
 __all__ = sorted(_HOME)

@@ -66,14 +66,33 @@ def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")
 
 
 @app.command()
+def measure(
+    folders: Annotated[list[Path], typer.Argument(help="run folders or SAE folders")],
+    recipe: Annotated[str | None, typer.Option(help="model, hook, text and measures; the first SAE's own recipe when not given")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. measure.tokens=50000")] = None,
+    out: Annotated[Path, typer.Option(help="a run folder for what is found; the SAEs' own folders stay as they are")] = Path("runs/measured"),
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")] = False,
+) -> None:
+    """Measures SAEs that are there already, on the same held-out text, and compares them."""
+    overrides = _overrides(set_, None, None)
+    from metasae import measuring
+
+    result = measuring.measure(folders, out, recipe, overrides, device, show=not as_json)
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
 def compare(
     run_folder: Annotated[Path, typer.Argument(help="a run folder")],
+    baseline: Annotated[str | None, typer.Option(help="the arm that the others are compared with; solo when not given")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the comparison as JSON on stdout")] = False,
 ) -> None:
     """Compares the measured arms of a run again and writes compare.json, compare.md and the report."""
     from metasae.conclusion import conclude
 
-    result = conclude(run_folder, show=not as_json)
+    result = conclude(run_folder, show=not as_json, baseline=baseline)
     if as_json:
         print(json.dumps(result, indent=2))
 

@@ -1,4 +1,4 @@
-"""What each arm changes against solo: differences over paired seeds, with intervals, as JSON, Markdown and a table."""
+"""What each arm changes against solo (or another baseline): differences over paired seeds, with intervals, as JSON, Markdown and a table."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metasae import files
-from metasae.errors import UserError
+from metasae.errors import UserError, nearest
 from metasae.measures.catalogue import CATALOGUE, GROUPS, left_out_of, value_of
 from metasae.measures.families import adjust
 from metasae.measures.matched import MATCHED
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 BASELINE = "solo"
 ORDER = ("solo", "control", "joint", "sequential")
-SAME_FOR_ALL = ("n_tokens", "calibration_tokens", "rule", "data", "critic_seed")
+SAME_FOR_ALL = ("n_tokens", "data", "critic_seed")
+# Alike for all SAEs that were calibrated; those that came with thresholds of their own keep them.
+CALIBRATED = ("calibration_tokens", "rule")
 ARM_FOLDER = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 
 
@@ -32,11 +34,12 @@ class Measured:
     measures: dict
 
 
-def compare(run_folder: str | Path) -> dict:
+def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     """Reads arms/*/measures.json, writes compare.json and compare.md, returns what compare.json holds.
 
     Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, pairs {"joint vs solo": {measure: a, b,
     difference, percent, ci95, n_seeds, values ...}}, missing (arms not measured yet), verdict.
+    baseline: the arm that the others are compared with; None takes solo, or the first arm where there is none.
     Raises UserError when nothing is measured or the arms were not judged under the same conditions.
     """
     run_folder = Path(run_folder)
@@ -47,7 +50,8 @@ def compare(run_folder: str | Path) -> dict:
         "arms": _arms(measured),
         "missing": missing,
     }
-    comparison["pairs"] = _pairs(comparison["arms"], measured)
+    comparison["baseline"] = _baseline(comparison["arms"], baseline)
+    comparison["pairs"] = _pairs(comparison["arms"], measured, comparison["baseline"])
     comparison["verdict"] = write_verdict(comparison)
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
@@ -81,15 +85,23 @@ def _place(arm: str) -> tuple[int, str]:
 
 
 def _shared_conditions(measured: list[Measured]) -> dict:
-    first = measured[0]
-    for other in measured[1:]:
-        for key in SAME_FOR_ALL:
+    """What all SAEs were judged under. Raises UserError where they were not."""
+    calibrated = [entry for entry in measured if entry.measures["conditions"].get("rule") != "own"]
+    shared = _alike(measured, SAME_FOR_ALL) | _alike(calibrated or measured, CALIBRATED)
+    own = sorted({entry.arm for entry in measured if entry not in calibrated})
+    return shared | ({"own_thresholds": own} if calibrated and own else {})
+
+
+def _alike(entries: list[Measured], keys: tuple[str, ...]) -> dict:
+    first = entries[0]
+    for other in entries[1:]:
+        for key in keys:
             if first.measures["conditions"].get(key) != other.measures["conditions"].get(key):
                 raise UserError(
                     f"{first.folder.name} and {other.folder.name} were judged differently ({key}: "
                     f"{first.measures['conditions'].get(key)} and {other.measures['conditions'].get(key)}); measure them again alike"
                 )
-    return {key: first.measures["conditions"].get(key) for key in SAME_FOR_ALL}
+    return {key: first.measures["conditions"].get(key) for key in keys}
 
 
 def _arms(measured: list[Measured]) -> dict:
@@ -111,18 +123,22 @@ def _arms(measured: list[Measured]) -> dict:
     return arms
 
 
-def _pairs(arms: dict, measured: list[Measured]) -> dict:
-    """Every other arm against solo; joint first, as it is the question. p-values are adjusted within what speaks of the same."""
+def _baseline(arms: dict, wanted: str | None) -> str:
+    if wanted is not None and wanted not in arms:
+        raise UserError(f"no arm '{wanted}' is measured{nearest(wanted, arms)}")
+    return wanted or (BASELINE if BASELINE in arms else next(iter(arms)))
+
+
+def _pairs(arms: dict, measured: list[Measured], baseline: str) -> dict:
+    """Every other arm against the baseline; joint first, as it is the question. p-values are adjusted within what speaks of the same."""
     by_arm = {arm: {entry.seed: entry.measures for entry in measured if entry.arm == arm} for arm in arms}
-    if BASELINE not in arms:
-        return {}
-    others = sorted((arm for arm in arms if arm != BASELINE), key=lambda arm: (arm != "joint", _place(arm)))
+    others = sorted((arm for arm in arms if arm != baseline), key=lambda arm: (arm != "joint", _place(arm)))
     families = {q.key: q.speaks_of if q.main else None for q in CATALOGUE}
     pairs = {}
     for arm in others:
-        shared = [q.key for q in CATALOGUE if q.key in arms[arm]["values"] and q.key in arms[BASELINE]["values"]]
-        differences = {key: _difference(arms[arm], arms[BASELINE], key) for key in shared} | _matched(by_arm[arm], by_arm[BASELINE])
-        pairs[f"{arm} vs {BASELINE}"] = {key: difference.as_dict() for key, difference in adjust(differences, families).items()}
+        shared = [q.key for q in CATALOGUE if q.key in arms[arm]["values"] and q.key in arms[baseline]["values"]]
+        differences = {key: _difference(arms[arm], arms[baseline], key) for key in shared} | _matched(by_arm[arm], by_arm[baseline])
+        pairs[f"{arm} vs {baseline}"] = {key: difference.as_dict() for key, difference in adjust(differences, families).items()}
     return pairs
 
 
@@ -168,8 +184,8 @@ def as_markdown(comparison: dict) -> str:
                 lines.append(f"| {' | '.join(cells)} |")
             lines.append("")
     lines += [
-        "Percentages are of solo's mean, whose own error is in their interval; pp is a hundredth of the measure's own unit. Intervals are over "
-        "paired seeds, the unit being a trained SAE, and over blocks of documents where the measure looks at text.",
+        "Percentages are of the baseline's mean, whose own error is in their interval; pp is a hundredth of the measure's own unit. "
+        "Intervals are over paired seeds, the unit being a trained SAE, and over blocks of documents where the measure looks at text.",
         "",
     ]
     return "\n".join(lines)
@@ -185,7 +201,8 @@ def conditions_line(comparison: dict, arms: tuple[str, ...] | None = None) -> st
         shown.append(f"{arm}: seed{'s' if len(entry['seeds']) > 1 else ''} {seeds}" + (f", realised L0 {l0:.2f}" if l0 is not None else ""))
     conditions = comparison["conditions"]
     tokens = f"{conditions['n_tokens']:,} evaluation tokens, thresholds from {conditions['calibration_tokens']:,} calibration tokens"
-    return f"{tokens} by `{conditions['rule']}`; {'; '.join(shown)}."
+    own = f" (thresholds of their own: {', '.join(conditions['own_thresholds'])})" if "own_thresholds" in conditions else ""
+    return f"{tokens} by `{conditions['rule']}`{own}; {'; '.join(shown)}."
 
 
 def reading(quantity, entry: dict) -> str:

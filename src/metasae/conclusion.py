@@ -6,13 +6,13 @@ from metasae.comparison import compare, summary_table
 from metasae.report import write_report
 
 
-def conclude(folder: str | Path, show: bool = True) -> dict:
+def conclude(folder: str | Path, show: bool = True, baseline: str | None = None) -> dict:
     """Compares the measured arms of a run folder and writes compare.json, compare.md, figures and report.html.
 
     Returns what compare.json holds with the run folder's and the report's path. Raises UserError when nothing is measured.
     """
     folder = Path(folder)
-    comparison = compare(folder)
+    comparison = compare(folder, baseline)
     report = write_report(folder)
     if show:
         from rich.console import Console

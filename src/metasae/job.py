@@ -21,9 +21,7 @@ from torch import Tensor
 import metasae
 from metasae import files, start
 from metasae.conclusion import conclude
-from metasae.data.activations import fingerprint_of, harvest, identity
 from metasae.data.cache import ActivationCache, Split, open_cache
-from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
 from metasae.data.stream import Stream
 from metasae.errors import Interrupted, UserError
@@ -32,6 +30,7 @@ from metasae.memory import keep_freed_memory
 from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.sae.sae import SAE, token_normalise
+from metasae.source import Source
 from metasae.train.loop import StopRequest, train
 from metasae.train.trainer import Trainer
 
@@ -89,8 +88,8 @@ class _Job:
 
     def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress):
         self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
-        self._host: Host | None = None
-        self._cache: ActivationCache | None = None
+        self.source = Source(recipe, folder, device, progress)
+        self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
         path = folder / "run.json"
         self.state = files.read_json(path) if path.exists() else {}
@@ -114,37 +113,24 @@ class _Job:
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
 
-    @property
-    def host(self) -> Host:
-        """The language model, loaded when first needed."""
-        if self._host is None:
-            self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
-        return self._host
-
-    @property
-    def _planted(self) -> bool:
-        return self.recipe.text.source == "planted"
-
     def harvest(self) -> None:
         """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured."""
         if not all((self._arm(*each) / "measures.json").exists() for each in self._arms()):
             self._cache = self._open_or_harvest()
 
-    def _open_or_harvest(self) -> ActivationCache:
+    def _open_or_harvest(self) -> ActivationCache | PlantedCache:
         recipe = self.recipe
         tokens = {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
-        if self._planted:
-            return PlantedCache(recipe.planted, tokens)
+        if self.source.planted:
+            return self.source.open(tokens)
         stage = self.state["stages"].get("harvest")
         if stage and Path(stage["cache"]).is_dir():
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
             return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
         start = time.perf_counter()
-        key = fingerprint_of(identity(self.host, recipe.text, recipe.harvest))
-        place = Path(recipe.harvest.cache) if recipe.harvest.cache else self.folder.parent / "activations" / key[:16]
-        cache = harvest(self.host, recipe.text, recipe.harvest, place, tokens, self.progress)
+        cache = self.source.open(tokens)
         documents = cache.index["documents_blake2b"]
-        self._done("harvest", start, cache=str(place.resolve()), fingerprint=cache.fingerprint, documents=documents)
+        self._done("harvest", start, cache=str(cache.folder.resolve()), fingerprint=cache.fingerprint, documents=documents)
         return cache
 
     def _train(self, cache: ActivationCache, arm: str, seed: int, title: str, stop: StopRequest) -> None:
@@ -183,7 +169,7 @@ class _Job:
             return
         start = time.perf_counter()
         meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
-        host = self.host if not self._planted and (spec.output_tokens or spec.senses) else None
+        host = self.source.judge
         sae = SAE.load(folder / "primary")
         result = self._measured_twin(sae, meta, seed)
         if result is None:
@@ -231,7 +217,7 @@ class _Job:
             "model_name": recipe.model.name or recipe.model.path,
             "dataset_path": recipe.text.source,
             "context_size": recipe.text.context,
-            "prepend_bos": not self._planted and self.host.bos_id is not None,
+            "prepend_bos": not self.source.planted and self.source.host.bos_id is not None,
             "metasae": {
                 "version": metasae.__version__,
                 "arm": arm,

@@ -35,10 +35,10 @@ def rasch(seed, n, n_tokens, l0, spread):
     return rng.random((n_tokens, n)) < 1 / (1 + np.exp(-logits))
 
 
-def topical(seed, n, n_documents, length, l0, topics, lift):
+def topical(seed, n, n_documents, length, l0, topics, lift, spread=0.5):
     """Documents of one topic each; a latent fires `lift` times as often in its own topic. Rates do not depend on the topic drawn."""
     rng = np.random.default_rng(seed)
-    p, home = log_normal_rates(rng, n, l0, 0.5), rng.integers(0, topics, n)
+    p, home = log_normal_rates(rng, n, l0, spread), rng.integers(0, topics, n)
     topic = np.repeat(rng.integers(0, topics, n_documents), length)
     rate = p * np.where(topic[:, None] == home, lift, (topics - lift) / (topics - 1))
     return rng.random((n_documents * length, n)) < rate, np.repeat(np.arange(n_documents), length)

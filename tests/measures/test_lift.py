@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from drawn import firings_of, independent, log_normal_rates, pairs_of, rasch
+from drawn import firings_of, independent, log_normal_rates, pairs_of, rasch, topical
 
 from metasae.measures import lift
 from metasae.measures.excess import excess_phi
@@ -206,6 +206,20 @@ def test_duplicates_and_parts_are_contained():
     after = lift_statistics(firings_of(on))
     assert before.share_contained == 0 and after.share_contained * after.n_latents == 2
     assert after.phi_over_max_called == pytest.approx(1)
+
+
+@pytest.mark.parametrize("changed", [{"l0": 6.0}, {"spread": 0.9}])
+def test_rates_move_phi_and_leave_the_lift(changed):
+    moved, kept = [], []
+    for seed in range(3):
+        # as many documents as tokens, so that only the topic of a token binds latents
+        before, after = (
+            excess_phi(firings_of(topical(seed, 200, 6000, 1, topics=5, lift=4, **{"l0": 8.0, "spread": 0.3} | each)[0])) for each in ({}, changed)
+        )
+        moved.append(after.excess_abs_phi / before.excess_abs_phi - 1)
+        kept.append(after.lift_variance / before.lift_variance - 1)
+    # fewer firings, or the same number spread less evenly over latents, with the same lifts
+    assert np.mean(moved) < -0.15 and abs(np.mean(kept)) < 0.06, (moved, kept)
 
 
 def test_losing_firings_moves_phi_and_leaves_the_lift():

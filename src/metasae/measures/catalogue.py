@@ -79,7 +79,7 @@ CATALOGUE: tuple[Quantity, ...] = (
     _phi("share_above_0.3", "pairs with phi > 0.3", "lower"),
     _phi("mean_pos_phi", "mean phi of positive pairs", "lower"),
     _phi("mean_over_max", "phi / largest possible, positive pairs", "lower", False, "phi as a share of the largest that the two rates allow"),
-    _phi("lift/lift_variance", "lift variance", "lower", True, "mean (lift - 1)^2, expected meetings as weights, less chance: no rates in it"),
+    _phi("fixed_marginals/lift_variance", "lift variance", "lower", True, "mean (lift - 1)^2, weighted, less chance: no rates in it"),
     _phi("lift/share_contained", "latents within another's firings", "lower", False, "with a partner of phi / phi_max > 0.5, false discoveries 1%"),
     _phi("lift/share_with_partner", "latents with a partner, |ln lift| > ln 3", "lower", False, "false discoveries 1%"),
     _phi("lift/share_with_positive", "the same, firing together", "lower"),

@@ -10,9 +10,10 @@ so neither the number of tokens nor a loss of firings at random moves it.
 
 p values: N11 is a sum of independent, unlike coin tosses (exactly so for independent latents, whose N11 is hypergeometric: Vatutin
 and Mikhailov 1982; nearly so for the fixed marginals), and such a sum has lighter tails than the binomial with as many tosses and
-the same mean (Hoeffding, Ann. Math. Stat. 27, 1956). So the tails of binomial(m = min(Ni, Nj), E / m) are safe beyond 1 from the mean and nearly exact for rare latents.
-Two-sided p = twice the tail beyond N11. Pairs are called at a false discovery rate of 1% (Benjamini and Hochberg 1995) over all pairs.
-The tests take tokens as independent draws; tokens of one document are not, so a called pair may owe its lift to a shared topic.
+the same mean (Hoeffding, Ann. Math. Stat. 27, 1956). So the tails of binomial(m = min(Ni, Nj), E / m) are safe beyond 1 from the
+mean, and nearly exact for rare latents. Two-sided p = twice the tail beyond N11. Pairs are called at a false discovery rate of 1%
+(Benjamini and Hochberg 1995) over all pairs. The tests take tokens as independent draws; tokens of one document are not, so a
+called pair may owe its lift to a shared topic.
 """
 
 import math

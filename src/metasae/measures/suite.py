@@ -131,10 +131,12 @@ def _truth(sae, cache, evaluation: Head, firings: Firings) -> dict:
 def measure_cooccurrence(firings: Firings, spec: recipe.Measure, progress: Progress = SILENT) -> dict:
     """The `cooccurrence` part: phi over all pairs, its excess over two nulls (fixed_marginals, document_shift) and the rate-free view (lift)."""
     blocks = document_blocks(firings.documents)
-    found = pair_statistics(firings, blocks if blocks.max(initial=0) else None, progress=progress)
+    # one block left out leaves nothing
+    blocks = blocks if blocks.max(initial=0) else None
+    found = pair_statistics(firings, blocks, progress=progress)
     out = found.as_dict()
     if spec.lift:
-        out["fixed_marginals"] = excess_phi(firings, progress=progress).as_dict()
+        out["fixed_marginals"] = excess_phi(firings, blocks, progress=progress).as_dict()
         out["lift"] = lift_statistics(firings, progress=progress).as_dict()
     if spec.shifts:
         out["document_shift"] = shift_null(firings, found.mean_abs_phi, SEED, spec.shifts, progress=progress).as_dict()

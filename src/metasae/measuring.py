@@ -1,0 +1,135 @@
+"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder, and these are compared."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metasae import files
+from metasae.conclusion import conclude
+from metasae.errors import UserError
+from metasae.measures.across import Member, measure_across
+from metasae.measures.calibrate import Calibration
+from metasae.measures.store import sae_fingerprint
+from metasae.measures.suite import measure_sae, reference_of
+from metasae.memory import keep_freed_memory
+from metasae.progress import Progress
+from metasae.recipe import Recipe
+from metasae.sae.sae import SAE
+from metasae.source import Source
+
+
+@dataclass(frozen=True)
+class Target:
+    """An SAE on disk, the arm and seed it is measured as, and its run's meta SAE where it has one."""
+
+    folder: Path
+    arm: str
+    seed: int
+    meta: Path | None
+
+
+def measure(
+    folders: list[str | Path],
+    out: str | Path = "runs/measured",
+    recipe: str | Path | dict | Recipe | None = None,
+    overrides: dict[str, Any] | None = None,
+    device: str = "cpu",
+    show: bool = True,
+) -> dict:
+    """Measures SAEs on the held-out text of a recipe; the returned dictionary is compare.json with the folder's path.
+
+    folders: run folders (every trained arm of them) and SAE folders. out: a run folder of its own, nothing in `folders` is changed.
+    recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides: dotted keys.
+    An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
+    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, and two SAEs of one name.
+    """
+    targets = [target for folder in folders for target in find_targets(Path(folder))]
+    if not targets:
+        raise UserError("no SAE to measure; give run folders or SAE folders")
+    _refuse_same_names(targets)
+    resolved = Recipe.load(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0].folder), overrides)
+    out = Path(out)
+    _claim(resolved, out)
+    keep_freed_memory()
+    _measure_all(targets, resolved, out, device, Progress(show))
+    return conclude(out, show)
+
+
+def find_targets(folder: Path) -> list[Target]:
+    """The SAEs in a run folder's arms, or the one in an SAE folder. Raises UserError for anything else."""
+    if (folder / "arms").is_dir():
+        found = [each.parent for each in sorted(folder.glob("arms/*-s*/primary/cfg.json"))]
+        if not found:
+            raise UserError(f"no arm of {folder} is trained yet; run `metasae run` on it first")
+        return [target for each in found for target in find_targets(each)]
+    if not (folder / "cfg.json").is_file():
+        raise UserError(f"{folder} is neither a run folder (no arms/) nor an SAE folder (no cfg.json)")
+    ours = SAE.load(folder).config.metadata.get("metasae", {})
+    meta = folder.parent / "meta"
+    name = re.sub(r"\W+", "_", folder.resolve().name) or "sae"
+    return [Target(folder, ours.get("arm", name), ours.get("seed", 0), meta if ours and (meta / "cfg.json").is_file() else None)]
+
+
+def recipe_of(folder: Path) -> dict:
+    """The recipe an SAE of ours was trained by. Raises UserError where the SAE does not say."""
+    held = SAE.load(folder).config.metadata.get("metasae", {}).get("recipe")
+    if held is None:
+        raise UserError(f"{folder} does not say which model and text it belongs to; give --recipe with model, hook and text")
+    return held
+
+
+def _refuse_same_names(targets: list[Target]) -> None:
+    seen: dict[tuple[str, int], Path] = {}
+    for target in targets:
+        first = seen.setdefault((target.arm, target.seed), target.folder)
+        if first is not target.folder:
+            raise UserError(f"{first} and {target.folder} are both {target.arm}-s{target.seed}; measure them into two folders")
+
+
+def _claim(recipe: Recipe, out: Path) -> None:
+    path = out / "recipe.toml"
+    try:
+        if path.exists() and Recipe.load(path) != recipe:
+            raise UserError(f"{out} holds measures made otherwise; choose another --out or delete the folder")
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+
+
+def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, progress: Progress) -> None:
+    spec, source = recipe.measure, Source(recipe, out, device, progress)
+    cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
+    reference = reference_of(cache, spec, source.judge, progress)
+    members = [Member(target.arm, target.seed, out / "arms" / f"{target.arm}-s{target.seed}") for target in targets]
+    for target, member in zip(targets, members, strict=True):
+        _measure_one(target, member.folder, recipe, source, cache, reference, progress)
+    if spec.across and spec.keep_firings:
+        path = out / "across.json"
+        files.write_json(path, measure_across(members, files.read_json(path) if path.exists() else None, progress))
+
+
+def _measure_one(target: Target, folder: Path, recipe: Recipe, source: Source, cache, reference, progress: Progress) -> None:
+    """Leaves primary/, firings/ and measures.json in `folder`; nothing is done where this very SAE is measured there already."""
+    sae, spec = SAE.load(target.folder), recipe.measure
+    if sae.config.d_in != cache.d:
+        raise UserError(f"{target.folder} reads vectors of width {sae.config.d_in}, '{recipe.hook.point}' gives {cache.d}; choose another hook.point")
+    done = files.read_json(folder / "measures.json") if (folder / "measures.json").exists() else {}
+    if sae.threshold is not None and done.get("conditions", {}).get("sae") == sae_fingerprint(sae):
+        return
+    held = sae.config.metadata.get("calibration")
+    result = measure_sae(
+        sae,
+        SAE.load(target.meta) if target.meta else None,
+        cache,
+        spec,
+        source.judge,
+        progress,
+        seed=target.seed,
+        calibration=Calibration(**held) if held and sae.threshold is not None else None,
+        reference=reference,
+        folder=folder / "firings" if spec.keep_firings else None,
+    )
+    sae.save(folder / "primary")
+    files.write_json(folder / "measures.json", result)

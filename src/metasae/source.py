@@ -1,0 +1,44 @@
+"""Where a recipe's activations come from: a language model read once into a cache, or a planted world."""
+
+from pathlib import Path
+
+from metasae.data.activations import fingerprint_of, harvest, identity
+from metasae.data.cache import ActivationCache
+from metasae.data.host import Host
+from metasae.data.planted_cache import PlantedCache
+from metasae.progress import Progress
+from metasae.recipe import Recipe
+
+
+class Source:
+    """The language model and the activations of a recipe; each is loaded when first needed. folder: caches lie beside it."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress):
+        self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
+        self.planted = recipe.text.source == "planted"
+        self._host: Host | None = None
+
+    @property
+    def host(self) -> Host:
+        if self._host is None:
+            self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
+        return self._host
+
+    @property
+    def judge(self) -> Host | None:
+        """The model where measuring needs it, for its own output or for senses."""
+        spec = self.recipe.measure
+        return self.host if not self.planted and (spec.output_tokens or spec.senses) else None
+
+    def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache:
+        """At least so many tokens of each split, harvested where no cache holds them yet."""
+        if self.planted:
+            return PlantedCache(self.recipe.planted, tokens)
+        return harvest(self.host, self.recipe.text, self.recipe.harvest, self.place(), tokens, self.progress)
+
+    def place(self) -> Path:
+        """The cache's folder: the recipe's, or one named after what is harvested, beside the run folder."""
+        if self.recipe.harvest.cache:
+            return Path(self.recipe.harvest.cache)
+        key = fingerprint_of(identity(self.host, self.recipe.text, self.recipe.harvest))
+        return self.folder.parent / "activations" / key[:16]
