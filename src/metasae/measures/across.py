@@ -13,10 +13,10 @@ import torch
 from metasae import files
 from metasae.measures.attenuation import attenuation
 from metasae.measures.firings import Firings
-from metasae.measures.seeds import match
+from metasae.measures.seeds import chance_matching, match
 from metasae.measures.splits import find_splits
 from metasae.measures.store import open_firings
-from metasae.measures.suite import json_safe
+from metasae.measures.suite import SEED, json_safe
 from metasae.progress import SILENT, Progress
 from metasae.sae.sae import SAE
 
@@ -74,10 +74,11 @@ def measure_across(members: list[Member], done: dict | None = None, progress: Pr
 def found_again(one: Member, other: Member) -> dict:
     """Decoder rows of the live latents of one SAE matched with those of another seed, and the variance explained less what noise takes."""
     live, other_live = (member.firings.counts() > 0 for member in (one, other))
-    matching = match(one.rows(live), other.rows(other_live))
+    sides = one.rows(live), other.rows(other_live)
+    matching, chance = match(*sides), chance_matching(*sides, SEED)
     rows = one.measures["decomposability"]
     corrected = attenuation(rows["meta_ve"], rows["meta_ve_random"], matching).as_dict()
-    return {**matching.as_dict(), "ve_over_r": corrected["ve_over_r"], "ve_over_r_low": corrected["ve_over_r_low"]}
+    return {**matching.as_dict(), "chance_r": chance.mean_r, "ve_over_r": corrected["ve_over_r"], "ve_over_r_low": corrected["ve_over_r_low"]}
 
 
 def split_latents(parents: Member, children: Member) -> dict:

@@ -11,7 +11,7 @@ import torch
 from metasae.measures.attenuation import attenuation
 from metasae.measures.cases import CASES, Case
 from metasae.measures.cooccurrence import CoOccurrence, pair_statistics
-from metasae.measures.critic import judge, random_rows
+from metasae.measures.critic import gaussian_rows, judge, random_rows
 from metasae.measures.decomposability import nearest_cosines
 from metasae.measures.excess import Excess, excess_phi
 from metasae.measures.lift import Lift, lift_statistics
@@ -65,6 +65,10 @@ class Seen:
     @cached_property
     def critic(self):
         return judge(self.rows, max(1, round(CRITIC["m"] * len(self.rows))), CRITIC["k"], CRITIC["steps"], 0)
+
+    @cached_property
+    def gaussian_floor(self):
+        return judge(gaussian_rows(self.rows, 2), max(1, round(CRITIC["m"] * len(self.rows))), CRITIC["k"], CRITIC["steps"], 0)
 
     @cached_property
     def critic_floor(self):
@@ -132,6 +136,8 @@ MEASURES: dict[str, Measured] = {
     "nearest decoder cosine": Measured("lower", lambda seen: float(nearest_cosines(seen.rows).mean())),
     "meta VE excess": Measured("lower", lambda seen: seen.critic.ve - seen.critic_floor.ve),
     "meta VE excess, held out": Measured("lower", lambda seen: seen.critic.ve_heldout - seen.critic_floor.ve_heldout),
+    "meta VE beyond covariance": Measured("lower", lambda seen: seen.critic.ve - seen.gaussian_floor.ve),
+    "the same, held out": Measured("lower", lambda seen: seen.critic.ve_heldout - seen.gaussian_floor.ve_heldout),
     "meta VE / r": Measured("lower", _ve_over_r),
     "two-row fit, excess": Measured("lower", _pursuit_excess),
     "sense atomicity, matched": Measured("higher", lambda seen: _senses(seen, _atomicity)),
