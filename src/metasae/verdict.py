@@ -54,7 +54,18 @@ def _words_for(name: str, pair: dict, comparison: dict) -> list[str]:
     opening = f"{a.capitalize()} against {b} ({seeds} seed{'s' if seeds != 1 else ''}{realised}):"
     if seeds < 2:
         return [f"{opening} 1 seed, no interval, so nothing here is established.", *_pointing(atomicity, fidelity)]
-    return [f"{opening} {_conclusion(atomicity)}", *_listed(atomicity, fidelity)]
+    return [f"{opening} {_conclusion(atomicity)}", *_robust(atomicity), *_listed(atomicity, fidelity)]
+
+
+def _robust(atomicity: list) -> list[str]:
+    """What the measures say that no known case fools."""
+    words = {"better": "more atomic", "worse": "less atomic"}
+    said = [
+        f"{quantity.label} {change(quantity, entry)} ({words[towards(quantity, entry)] if leaves_out_zero(entry) else 'not told apart'})"
+        for quantity, entry in atomicity
+        if quantity.robust and entry["ci95"] is not None
+    ]
+    return [f"The measures that no known case fools: {', '.join(said)}."] if said else []
 
 
 def _clearly(entries: list, way: str) -> list:

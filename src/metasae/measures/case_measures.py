@@ -137,7 +137,7 @@ MEASURES: dict[str, Measured] = {
     "meta VE excess": Measured("lower", lambda seen: seen.critic.ve - seen.critic_floor.ve),
     "meta VE excess, held out": Measured("lower", lambda seen: seen.critic.ve_heldout - seen.critic_floor.ve_heldout),
     "meta VE beyond covariance": Measured("lower", lambda seen: seen.critic.ve - seen.gaussian_floor.ve),
-    "the same, held out": Measured("lower", lambda seen: seen.critic.ve_heldout - seen.gaussian_floor.ve_heldout),
+    "meta VE beyond covariance, held out": Measured("lower", lambda seen: seen.critic.ve_heldout - seen.gaussian_floor.ve_heldout),
     "meta VE / r": Measured("lower", _ve_over_r),
     "two-row fit, excess": Measured("lower", _pursuit_excess),
     "sense atomicity, matched": Measured("higher", lambda seen: _senses(seen, _atomicity)),

@@ -36,12 +36,20 @@ class Quantity:
     relative: bool = True
 
     @property
+    def robust(self) -> bool:
+        """Whether it was right in every case whose answer is known (docs/measures.md), without knowing the truth."""
+        return self.key in ROBUST
+
+    @property
     def key(self) -> str:
         return ".".join(self.path)
 
     @property
     def group(self) -> str:
         return self.path[0]
+
+
+ROBUST = ("cooccurrence.fixed_marginals.lift_variance", "decomposability.meta_ve_excess_over_gaussian")
 
 
 def _of(group: str):
