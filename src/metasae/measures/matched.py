@@ -6,7 +6,7 @@ Numbers = tuple[float | None, float | None]
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
-    """Mean |phi| of both, every pair of firing-rate bands weighing alike (`rate_cells.matched_mean`). a, b: two measures.json."""
+    """Mean |phi| of both, each pair of firing-rate bands weighed by both SAEs' pairs in it together (`rate_cells.matched_mean`). a, b: two measures.json."""
     from metasae.measures.rate_cells import RateCells, matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
@@ -17,7 +17,7 @@ def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
 
 
 def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
-    """Sense atomicity of both, every bin of recall weighing alike (`sense_matching.matched_recall`)."""
+    """Sense atomicity of both, each bin of recall weighed by both SAEs together (`sense_matching.matched_recall`)."""
     from metasae.measures.sense_matching import matched_recall
 
     if "senses" not in a or "senses" not in b:
