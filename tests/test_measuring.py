@@ -59,7 +59,7 @@ def test_without_solo_the_first_arm_is_the_baseline(run, tmp_path):
 
 
 def test_user_errors(run, tmp_path):
-    with pytest.raises(UserError, match="neither a run folder .* nor an SAE folder"):
+    with pytest.raises(UserError, match="is no SAE of a known format"):
         metasae.measure([tmp_path], tmp_path / "out", show=False)
     with pytest.raises(UserError, match="are both joint-s0; measure them into two folders"):
         metasae.measure([run, run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False)

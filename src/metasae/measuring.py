@@ -8,6 +8,7 @@ from typing import Any
 from metasae import files
 from metasae.conclusion import conclude
 from metasae.errors import UserError
+from metasae.interop import load
 from metasae.measures.across import Member, measure_across
 from metasae.measures.calibrate import Calibration
 from metasae.measures.store import sae_fingerprint
@@ -39,7 +40,7 @@ def measure(
 ) -> dict:
     """Measures SAEs on the held-out text of a recipe; the returned dictionary is compare.json with the folder's path.
 
-    folders: run folders (every trained arm of them) and SAE folders. out: a run folder of its own, nothing in `folders` is changed.
+    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads. out: a run folder of its own, nothing in `folders` is changed.
     recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides: dotted keys.
     An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
     Raises UserError for a folder without SAE, an SAE of another width than the hook point's, and two SAEs of one name.
@@ -57,15 +58,13 @@ def measure(
 
 
 def find_targets(folder: Path) -> list[Target]:
-    """The SAEs in a run folder's arms, or the one in an SAE folder. Raises UserError for anything else."""
+    """The SAEs in a run folder's arms, or the one that `metasae.interop.load` finds at a path. Raises UserError where there is none."""
     if (folder / "arms").is_dir():
         found = [each.parent for each in sorted(folder.glob("arms/*-s*/primary/cfg.json"))]
         if not found:
             raise UserError(f"no arm of {folder} is trained yet; run `metasae run` on it first")
         return [target for each in found for target in find_targets(each)]
-    if not (folder / "cfg.json").is_file():
-        raise UserError(f"{folder} is neither a run folder (no arms/) nor an SAE folder (no cfg.json)")
-    ours = SAE.load(folder).config.metadata.get("metasae", {})
+    ours = load(folder).config.metadata.get("metasae", {})
     meta = folder.parent / "meta"
     name = re.sub(r"\W+", "_", folder.resolve().name) or "sae"
     return [Target(folder, ours.get("arm", name), ours.get("seed", 0), meta if ours and (meta / "cfg.json").is_file() else None)]
@@ -73,7 +72,7 @@ def find_targets(folder: Path) -> list[Target]:
 
 def recipe_of(folder: Path) -> dict:
     """The recipe an SAE of ours was trained by. Raises UserError where the SAE does not say."""
-    held = SAE.load(folder).config.metadata.get("metasae", {}).get("recipe")
+    held = load(folder).config.metadata.get("metasae", {}).get("recipe")
     if held is None:
         raise UserError(f"{folder} does not say which model and text it belongs to; give --recipe with model, hook and text")
     return held
@@ -112,7 +111,7 @@ def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, 
 
 def _measure_one(target: Target, folder: Path, recipe: Recipe, source: Source, cache, reference, progress: Progress) -> None:
     """Leaves primary/, firings/ and measures.json in `folder`; nothing is done where this very SAE is measured there already."""
-    sae, spec = SAE.load(target.folder), recipe.measure
+    sae, spec = load(target.folder), recipe.measure
     if sae.config.d_in != cache.d:
         raise UserError(f"{target.folder} reads vectors of width {sae.config.d_in}, '{recipe.hook.point}' gives {cache.d}; choose another hook.point")
     done = files.read_json(folder / "measures.json") if (folder / "measures.json").exists() else {}

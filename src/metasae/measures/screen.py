@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metasae.sae.gradients import matmul_dtype
-from metasae.sae.kernels.fast import decode, entry_dots
+from metasae.sae.kernels.fast import decode, entry_dots, select_rows
 from metasae.sae.kernels.kept import Kept
 
 U = 2.0**-8
@@ -70,8 +70,11 @@ class Screen:
         return dense_candidates(self.sae, x_BD, self.limit_N)
 
     def above(self, x_BD: Tensor) -> Kept:
-        """The entries with pre > limit: those that fire, where the limit is the SAE's threshold."""
-        found = self.candidates(x_BD)
+        """The entries with pre > limit: those that fire, where the limit is the SAE's threshold; by rule "topk" only the k largest of a row."""
+        if self.sae.config.rule == "topk":
+            found = select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k)
+        else:
+            found = self.candidates(x_BD)
         return found.subset(found.values > self.limit_N[found.latents])
 
     @torch.no_grad()

@@ -94,7 +94,8 @@ def is_store_of(folder: str | Path, sae, split) -> bool:
 def sae_fingerprint(sae) -> str:
     """A digest of what an SAE computes: its weights, its threshold, its normalisation. The same before and after saving."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{sae.config.d_in} {sae.config.d_sae} {sae.config.normalize}".encode())
+    rule = f"topk {sae.config.k}" if sae.config.rule == "topk" else "threshold"
+    digest.update(f"{sae.config.d_in} {sae.config.d_sae} {sae.config.normalize} {rule}".encode())
     for tensor in (sae.W_enc.t(), sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold):
         digest.update(b"none" if tensor is None else _bytes(tensor))
     return digest.hexdigest()

@@ -1,10 +1,12 @@
 """An SAE's folder: `cfg.json` + `sae_weights.safetensors`, in the layout that SAELens 6 reads as it is.
 
-A BatchTopK SAE with its calibrated threshold is, for inference, a JumpReLU SAE, and is written as one. Our token
-normalisation is SAELens's "layer_norm". What SAELens does not know (k, recipe, seed, ...) lies in `metadata`.
+A BatchTopK SAE with its calibrated threshold is, for inference, a JumpReLU SAE, and is written as one; rule "topk" is SAELens's
+"topk". Our token normalisation is SAELens's "layer_norm". What SAELens does not know (k, recipe, seed, ...) lies in `metadata`.
+Folders of other making, SAELens's further architectures among them, are read by `metasae.interop`.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,27 @@ from metasae.sae.sae import SAE, SAEConfig
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # SAELens drops all metadata of files that do not name a version of at least 6.0.0.
 SAELENS_VERSION = "6.0.0"
-_NORMALIZE = {"none": "none", "token": "layer_norm"}
+_NORMALIZE = {"none": "none", "token": "layer_norm", "token_eps": "layer_norm"}
 _SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",), "threshold": ("d_sae",)}
+_RULES = {"jumprelu": "threshold", "topk": "topk"}
 
 
-def save(sae: SAE, folder: str | Path) -> None:
-    """Writes the folder. Raises ValueError when the SAE has no threshold yet, UserError when the disk refuses."""
+def save(sae: SAE, folder: str | Path, standard: bool = False, metadata: dict | None = None) -> None:
+    """Writes the folder. standard: as SAELens's plain ReLU SAE, without thresholds. metadata: in place of the SAE's own.
+
+    Raises ValueError when the SAE has no threshold yet, or has some above 0 that its layout cannot hold; UserError when the disk
+    refuses.
+    """
     if sae.threshold is None:
         raise ValueError("an SAE is saved with its threshold: calibrate it first")
     folder, config = Path(folder), sae.config
+    topk = config.rule == "topk"
+    if (topk or standard) and (sae.threshold > 0).any():
+        raise ValueError("SAELens's 'topk' and 'standard' know no thresholds above 0")
+    if topk and standard:
+        raise ValueError("an SAE of rule 'topk' is not SAELens's 'standard'")
     cfg = {
-        "architecture": "jumprelu",
+        "architecture": "topk" if topk else "standard" if standard else "jumprelu",
         "d_in": config.d_in,
         "d_sae": config.d_sae,
         "dtype": "float32",
@@ -35,11 +47,14 @@ def save(sae: SAE, folder: str | Path) -> None:
         "apply_b_dec_to_input": True,
         "normalize_activations": _NORMALIZE[config.normalize],
         "reshape_activations": "none",
+        **({"k": config.k, "rescale_acts_by_decoder_norm": False} if topk else {}),
         "metadata": {
-            **config.metadata,
+            **(config.metadata if metadata is None else metadata),
             "sae_lens_version": SAELENS_VERSION,
             "trained_architecture": config.architecture,
             "k": config.k,
+            # SAELens undoes without it, so its outputs differ by 1e-5 of the normalised ones
+            **({"undone_with_eps": True} if config.normalize == "token_eps" else {}),
         },
     }
     tensors = {
@@ -47,14 +62,14 @@ def save(sae: SAE, folder: str | Path) -> None:
         "W_dec": sae.W_dec.detach(),
         "b_enc": sae.b_enc.detach(),
         "b_dec": sae.b_dec.detach(),
-        "threshold": sae.threshold,
+        **({} if topk or standard else {"threshold": sae.threshold}),
     }
     write_tensors(folder / WEIGHTS, {name: tensor.float().cpu() for name, tensor in tensors.items()})
     write_json(folder / CONFIG, cfg)
 
 
 def load(folder: str | Path) -> SAE:
-    """Reads a folder written by `save`, or by SAELens for a JumpReLU SAE.
+    """Reads a folder written by `save`, or by SAELens for a plain JumpReLU or TopK SAE; `metasae.interop.load` reads any other.
 
     Raises UserError for a missing, damaged, mis-shaped or NaN-carrying folder.
     """
@@ -67,8 +82,9 @@ def load(folder: str | Path) -> SAE:
     sae = SAE(config)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         getattr(sae, name).data.copy_(tensors[name])
-    # a copy like the weights: no view into the file, which may be deleted or written anew
-    sae.threshold = tensors["threshold"].to(torch.float32, copy=True)
+    if config.rule == "threshold":
+        # a copy like the weights: no view into the file, which may be deleted or written anew
+        sae.threshold = tensors["threshold"].to(torch.float32, copy=True)
     return sae
 
 
@@ -78,26 +94,54 @@ def _config(cfg: Any, folder: Path) -> SAEConfig:
     missing = [key for key in ("architecture", "d_in", "d_sae") if key not in cfg]
     if missing:
         raise UserError(f"{folder / CONFIG} lacks '{missing[0]}'")
-    if cfg["architecture"] != "jumprelu":
-        raise UserError(f"{folder / CONFIG}: architecture '{cfg['architecture']}' is not read here, only 'jumprelu'")
+    rule = next((rule for name, rule in _RULES.items() if name == cfg["architecture"]), None)
+    if rule is None:
+        raise UserError(f"{folder / CONFIG}: architecture '{cfg['architecture']}' is not read here, only 'jumprelu' and 'topk'")
     if not all(_is_count(cfg[key]) for key in ("d_in", "d_sae")):
         raise UserError(f"{folder / CONFIG}: d_in and d_sae must be positive whole numbers")
     if cfg.get("apply_b_dec_to_input", True) is not True:
         raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input = {json.dumps(cfg['apply_b_dec_to_input'])} is not supported, only true")
+    if cfg.get("rescale_acts_by_decoder_norm", False) is not False:
+        raise UserError(f"{folder / CONFIG}: rescale_acts_by_decoder_norm is not supported, only false")
     theirs = cfg.get("normalize_activations", "none")
     normalize = next((ours for ours, name in _NORMALIZE.items() if name == theirs), None)
     if normalize is None:
-        raise UserError(f"{folder / CONFIG}: normalize_activations '{theirs}' is not supported; known: {', '.join(_NORMALIZE.values())}")
+        known = ", ".join(dict.fromkeys(_NORMALIZE.values()))
+        raise UserError(f"{folder / CONFIG}: normalize_activations '{theirs}' is not supported; known: {known}")
     metadata = cfg.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise UserError(f"{folder / CONFIG}: metadata must be a JSON object, not {type(metadata).__name__}")
-    metadata = dict(metadata)
+    notes = notes_of(metadata, str(folder / CONFIG))
+    k = notes.k
+    if rule == "topk":
+        k = cfg.get("k")
+        if not _is_count(k) or k > cfg["d_sae"]:
+            raise UserError(f"{folder / CONFIG}: k must be a whole number from 1 to d_sae")
+    normalize = "token_eps" if notes.undone_with_eps and normalize == "token" else normalize
+    return SAEConfig(cfg["d_in"], cfg["d_sae"], notes.architecture or cfg["architecture"], k, normalize, notes.metadata, rule)
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What `save` wrote into the metadata, apart from the rest of it. architecture: None in folders of other making."""
+
+    architecture: str | None
+    k: int
+    undone_with_eps: bool
+    metadata: dict
+
+
+def notes_of(metadata: dict, where: str) -> Notes:
+    """Takes apart the metadata of a cfg.json. Raises UserError where a note is not of its type."""
+    rest = dict(metadata)
     # the version of the format is `save`'s to write
-    metadata.pop("sae_lens_version", None)
-    architecture, k = metadata.pop("trained_architecture", "jumprelu"), metadata.pop("k", 1)
+    rest.pop("sae_lens_version", None)
+    architecture, k, eps = rest.pop("trained_architecture", None), rest.pop("k", 1), rest.pop("undone_with_eps", False)
     if not _is_count(k):
-        raise UserError(f"{folder / CONFIG}: metadata.k must be a positive whole number")
-    return SAEConfig(cfg["d_in"], cfg["d_sae"], architecture, k, normalize, metadata)
+        raise UserError(f"{where}: metadata.k must be a positive whole number")
+    if architecture is not None and not isinstance(architecture, str):
+        raise UserError(f"{where}: metadata.trained_architecture must be a text")
+    return Notes(architecture, k, eps is True, rest)
 
 
 def _is_count(value: Any) -> bool:
@@ -105,7 +149,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _check(tensors: dict[str, torch.Tensor], config: SAEConfig, folder: Path) -> None:
-    for name, dims in _SHAPES.items():
+    shapes = {name: dims for name, dims in _SHAPES.items() if name != "threshold" or config.rule == "threshold"}
+    for name, dims in shapes.items():
         shape = tuple(getattr(config, dim) for dim in dims)
         if name not in tensors:
             raise UserError(f"{folder / WEIGHTS} lacks the tensor '{name}'")
@@ -116,5 +161,5 @@ def _check(tensors: dict[str, torch.Tensor], config: SAEConfig, folder: Path) ->
         # a threshold of infinity is a latent that never fires
         if torch.isnan(tensors[name]).any() or (name != "threshold" and torch.isinf(tensors[name]).any()):
             raise UserError(f"{folder / WEIGHTS}: {name} holds NaN or inf")
-    if unknown := sorted(set(tensors) - set(_SHAPES)):
+    if unknown := sorted(set(tensors) - set(shapes)):
         raise UserError(f"{folder / WEIGHTS} holds the tensor '{unknown[0]}', which is not understood here")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from metasae.sae.kernels import fast, reference
+
 TOKEN_EPS = 1e-5
 
 
@@ -25,7 +27,11 @@ class Codes:
 
 @dataclass
 class SAEConfig:
-    """What a weight file does not say. `metadata` is free provenance: recipe, seed, hook, model."""
+    """What a weight file does not say. `metadata` is free provenance: recipe, seed, hook, model.
+
+    normalize: "none"; "token" (see `token_normalise`); "token_eps", the same but undone by y * (std + eps) + mean.
+    rule: "threshold", a latent fires where pre > threshold; "topk", of those only the k largest of each token.
+    """
 
     d_in: int
     d_sae: int
@@ -33,19 +39,24 @@ class SAEConfig:
     k: int = 1
     normalize: str = "none"
     metadata: dict = field(default_factory=dict)
+    rule: str = "threshold"
 
 
 class SAE(nn.Module):
     """z = relu(pre) * (pre > threshold),  pre = (norm(x) - b_dec) W_enc + b_enc;   x_hat = unnorm(z W_dec + b_dec).
 
-    W_enc [d, n], b_enc [n], W_dec [n, d] with rows of unit length, b_dec [d], threshold [n] (None until calibrated).
+    W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], threshold [n] (None until calibrated). Rows of W_dec have unit length where
+    we trained them; those of other libraries are kept as they are. Rule "topk" keeps the k largest z of each token, ties to the
+    lower latent; it needs no calibration, its thresholds are 0.
     W_enc lies in memory as its transpose, so that a latent's encoder column is contiguous like its decoder row.
     """
 
     def __init__(self, config: SAEConfig):
         super().__init__()
-        if config.normalize not in ("none", "token"):
-            raise ValueError(f"normalize must be 'none' or 'token', not '{config.normalize}'; fold a global scale with `scaled`")
+        if config.normalize not in ("none", "token", "token_eps"):
+            raise ValueError(f"normalize must be 'none', 'token' or 'token_eps', not '{config.normalize}'; fold a global scale with `scaled`")
+        if config.rule not in ("threshold", "topk"):
+            raise ValueError(f"rule must be 'threshold' or 'topk', not '{config.rule}'")
         d, n = config.d_in, config.d_sae
         self.config = config
         self.W_enc = nn.Parameter(torch.zeros(n, d).t(), requires_grad=False)
@@ -54,7 +65,7 @@ class SAE(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d), requires_grad=False)
         # a buffer, so that it moves with the weights; the weight file's writer adds it by itself
         self.threshold: Tensor | None
-        self.register_buffer("threshold", None, persistent=False)
+        self.register_buffer("threshold", torch.zeros(n) if config.rule == "topk" else None, persistent=False)
 
     @classmethod
     def load(cls, folder) -> "SAE":
@@ -85,17 +96,18 @@ class SAE(nn.Module):
         self.b_dec.zero_()
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x [..., d] in the model's units -> (x [..., d] as the weights see it, mean [..., 1], std [..., 1])."""
+        """x [..., d] in the model's units -> (x [..., d] as the weights see it, mean [..., 1], std [..., 1] to undo it with)."""
         if self.config.normalize == "none":
             return x, None, None
-        return token_normalise(x)
+        x, mean, std = token_normalise(x)
+        return x, mean, std + TOKEN_EPS if self.config.normalize == "token_eps" else std
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """x [..., d], already normalised -> pre [..., n]."""
-        return torch.addmm(self.b_enc, (x - self.b_dec).reshape(-1, x.shape[-1]), self.W_enc).view(*x.shape[:-1], -1)
+        return torch.addmm(self.b_enc, (x - self.b_dec).reshape(-1, x.shape[-1]), self.W_enc).view(*x.shape[:-1], self.W_enc.shape[1])
 
     def encode(self, x: Tensor) -> Codes:
-        """x [..., d] in the model's units -> codes at the calibrated threshold.
+        """x [..., d] in the model's units -> codes at the calibrated threshold, by the SAE's rule.
 
         Raises ValueError when the SAE has no threshold yet.
         """
@@ -103,7 +115,8 @@ class SAE(nn.Module):
             raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.calibrate)")
         x, mean, std = self.normalise(x)
         pre = self.pre_activations(x)
-        return Codes(torch.where(pre > self.threshold, pre, 0).relu_(), mean, std)
+        acts = torch.where(pre > self.threshold, pre, 0).relu_()
+        return Codes(largest_of_rows(acts, self.config.k) if self.config.rule == "topk" else acts, mean, std)
 
     def decode(self, codes: Codes) -> Tensor:
         """codes [..., n] -> x_hat [..., d] in the model's units."""
@@ -124,7 +137,7 @@ class SAE(nn.Module):
         """
         if not scale > 0:
             raise ValueError(f"a scale must be positive, not {scale}")
-        if self.config.normalize == "token" and scale != 1:
+        if self.config.normalize != "none" and scale != 1:
             raise ValueError("an SAE that normalises each token does not see a scale of its inputs")
         out = SAE(replace(self.config, metadata=dict(self.config.metadata))).to(self.W_dec)
         out.W_enc.copy_(self.W_enc)
@@ -133,6 +146,13 @@ class SAE(nn.Module):
         out.b_dec.copy_(self.b_dec / scale)
         out.threshold = None if self.threshold is None else self.threshold / scale
         return out
+
+
+def largest_of_rows(acts: Tensor, k: int) -> Tensor:
+    """acts [..., n] >= 0 -> the k largest of each row, ties to the lower latent; zero elsewhere."""
+    # the fast twin reads the numbers' bits in numpy, which knows neither gradients nor other types
+    kernels = fast if acts.dtype in (torch.float32, torch.bfloat16) and not acts.requires_grad else reference
+    return kernels.keep_rows(acts.reshape(-1, acts.shape[-1]), k).view(acts.shape)
 
 
 def token_normalise(x: Tensor, eps: float = TOKEN_EPS) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,230 @@
+"""Files of strangers: read with their size, names, shapes and numbers checked, and nothing in them run.
+
+JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive whose pickle
+may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled. What is wrong with a
+file is one UserError that names it.
+"""
+
+import json
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metasae.errors import UserError
+
+Shapes = dict[str, tuple[int, ...]]
+# Far beyond any config, parsed in a second, and copied without running out of stack.
+JSON_BYTES, JSON_DEPTH = 1 << 25, 100
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; NaN and infinity become None."""
+    _file(path)
+    if path.stat().st_size > JSON_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a config")
+    try:
+        return parse_object(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must hold a JSON object, not {type(value).__name__}")
+    level: list[Any] = [value]
+    for _ in range(JSON_DEPTH):
+        level = [inner for each in level if isinstance(each, (dict, list)) for inner in (each.values() if isinstance(each, dict) else each)]
+    if level:
+        raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels")
+    return value
+
+
+def count(cfg: Mapping, key: str, where: str) -> int:
+    """A whole number above 0."""
+    value = _present(cfg, key, where)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: {key} must be a positive whole number, not {shown(value)}")
+    return value
+
+
+def flag(cfg: Mapping, key: str, where: str, default: bool) -> bool:
+    value = cfg.get(key, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {key} must be true or false, not {shown(value)}")
+    return value
+
+
+def text(cfg: Mapping, key: str, where: str, default: str | None = None) -> str:
+    value = cfg.get(key, default) if default is not None else _present(cfg, key, where)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key} must be a text, not {shown(value)}")
+    return value
+
+
+def table(cfg: Mapping, key: str, where: str) -> dict:
+    """A JSON object; absent and null count as an empty one."""
+    value = cfg.get(key)
+    value = {} if value is None else value
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {key} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value from a file as it may stand in an error line."""
+    line = repr(value)
+    return line if len(line) <= 60 else line[:57] + "..."
+
+
+def tensor_shapes(path: Path) -> Shapes:
+    """Name -> shape of all tensors in a safetensors file, or in the shards of its `.index.json`; their numbers stay unread."""
+    found: Shapes = {}
+    for part in _parts(path):
+        with _opened(part) as tensors:
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
+def read_tensors(path: Path, shapes: Shapes, infinite: Iterable[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a safetensors file in fp32, which must be exactly those of `shapes`. infinite: names that may hold infinity."""
+    check_shapes(tensor_shapes(path), shapes, str(path))
+    found: dict[str, Tensor] = {}
+    for part in _parts(path):
+        with _opened(part) as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    return {name: numbers(found[name], name, str(path), name in infinite) for name in shapes}
+
+
+def check_shapes(found: Shapes, wanted: Shapes, where: str) -> None:
+    for name, shape in wanted.items():
+        if name not in found:
+            raise UserError(f"{where} lacks the tensor '{name}'")
+        if found[name] != shape:
+            raise UserError(f"{where}: {name} has shape {found[name]}, not {shape} as its config says")
+    if unknown := sorted(set(found) - set(wanted)):
+        raise UserError(f"{where} holds the tensor {shown(unknown[0])}, which is not understood here")
+
+
+def numbers(tensor: Tensor, name: str, where: str, infinite: bool = False) -> Tensor:
+    """The tensor in fp32, a copy or the thing itself. Raises UserError for other than finite floating-point numbers."""
+    if not tensor.is_floating_point():
+        raise UserError(f"{where}: {name} has dtype {tensor.dtype}, not a floating-point one")
+    tensor = tensor.detach().float()
+    if torch.isnan(tensor).any() or (not infinite and torch.isinf(tensor).any()):
+        raise UserError(f"{where}: {name} holds NaN{'' if infinite else ' or inf'}")
+    return tensor
+
+
+def read_pt(path: Path) -> dict:
+    """The dict in a `.pt` file: tensors and plain values. Every tensor in it is as large as its file says, and no larger."""
+    _check_zip(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile pickle can make the reader fail in any way
+        raise UserError(f"{path} is refused: it is damaged, or holds more than tensors and plain values ({_first_line(error)})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a dict, not {type(value).__name__}")
+    return value
+
+
+def state_of(value: Any, path: Path) -> dict[str, Tensor]:
+    """A state dict from the file: names -> dense tensors on the CPU, each backed by as many numbers as its shape says."""
+    where, size = str(path), path.stat().st_size
+    if not isinstance(value, dict):
+        raise UserError(f"{where} holds no state dict but {type(value).__name__}")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{where}: the state dict's {shown(name)} is no named tensor")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise UserError(f"{where}: {name} is not a dense tensor")
+        # a view with strides of 0 has any shape and next to no numbers; a storage may claim more than its record
+        if tensor.numel() * tensor.element_size() > min(tensor.untyped_storage().nbytes(), size):
+            raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)} but holds fewer numbers")
+    return value
+
+
+def take(state: dict[str, Tensor], shapes: Shapes, where: str, infinite: Iterable[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a state dict in fp32, which must be exactly those of `shapes`."""
+    check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes, where)
+    return {name: numbers(state[name], name, where, name in infinite) for name in shapes}
+
+
+def read_npy(path: Path, n: int) -> Tensor:
+    """The numbers in a `.npy` file, fp32 [n]; infinity is allowed."""
+    _file(path)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy's reader raises many kinds
+        raise UserError(f"{path} is refused: no plain array of numbers ({_first_line(error)})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != (n,):
+        what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{path} holds {what}, not {n} floating-point numbers")
+    return numbers(torch.from_numpy(np.array(array, np.float32)), "the array", str(path), infinite=True)
+
+
+def _present(cfg: Mapping, key: str, where: str) -> Any:
+    if key not in cfg:
+        raise UserError(f"{where} lacks '{key}'")
+    return cfg[key]
+
+
+def _file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is not a file" if path.exists() else f"no file {path}")
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file itself or, where it is in shards, those that `<path>.index.json` names, which must lie beside it."""
+    index = path.with_name(f"{path.name}.index.json")
+    if path.exists() or not index.exists():
+        return [path]
+    named = table(read_json(index), "weight_map", str(index)).values()
+    for name in named:
+        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\\" in name:
+            raise UserError(f"{index} names the shard {shown(name)}; a shard is a .safetensors file in the same folder")
+    return [path.with_name(name) for name in dict.fromkeys(named)]
+
+
+def _opened(path: Path):
+    from safetensors import SafetensorError, safe_open
+
+    _file(path)
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, or no safetensors file ({_first_line(error)})") from None
+
+
+def _check_zip(path: Path) -> None:
+    """torch stores its records as they are, so what the archive declares cannot exceed the file: no zip bomb, no path out of it."""
+    _file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # a broken directory can make the reader fail in many ways
+        raise UserError(f"{path} is not a checkpoint of torch 1.6 or later: it is no whole zip archive") from None
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{path} is refused: its record {shown(entry.filename)} is compressed, which torch never writes")
+        if entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/"):
+            raise UserError(f"{path} is refused: its record {shown(entry.filename)} points out of the archive")
+    declared = sum(entry.file_size for entry in entries)
+    if declared > path.stat().st_size:
+        raise UserError(f"{path} is refused: it declares {declared:,} bytes of content in a file of {path.stat().st_size:,}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:120].rstrip(".") if lines else type(error).__name__

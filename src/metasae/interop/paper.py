@@ -1,0 +1,159 @@
+"""The MetaSAE paper's checkpoints: `<label>_primary_sae.pt` {cfg, state_dict} and `thresholds_<label>.npy` (arXiv 2604.03436).
+
+    u = (x - mean) / (std + 1e-5) where cfg.input_unit_norm, else x;    pre = relu((u - b_dec) W_enc)
+    with thresholds        acts = pre where pre > threshold;  x_hat = (acts W_dec + b_dec) (std + 1e-5) + mean
+    batchtopk, topk alone  acts = the top_k largest pre of each token;  x_hat = (acts W_dec + b_dec) std + mean
+    vanilla                acts = relu((u - b_dec) W_enc + b_enc)
+    jumprelu               acts = relu(u W_enc + b_enc), where above its own threshold; b_dec is not subtracted
+
+b_enc is saved with every checkpoint and used by the last two only. A dead latent's threshold is 10.0, which a larger
+pre-activation still passes; it stays as it is. In training batchtopk selects over the batch; alone, and that is what it was
+written to do outside of training, it selects per token.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metasae.errors import UserError
+from metasae.files import write
+from metasae.interop import checked
+from metasae.interop.parts import Parts, assemble, centred, parts_of, uncentred
+from metasae.sae.sae import SAE, SAEConfig
+
+_KINDS = ("batchtopk", "topk", "vanilla", "jumprelu")
+_SITE = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+
+
+def detects(path: Path) -> bool:
+    if path.is_dir():
+        return any(path.glob("*.pt"))
+    return path.suffix in (".pt", ".pth")
+
+
+def load(path: Path, thresholds: Path | None = None) -> SAE:
+    """path: the `.pt` file, or a folder with one. thresholds: the `.npy` file; without it the one of the checkpoint's label is taken.
+
+    Raises UserError for a damaged or hostile file, and where it is not clear which checkpoint is meant.
+    """
+    weights = _only_checkpoint(path) if path.is_dir() else path
+    where = str(weights)
+    checkpoint = checked.read_pt(weights)
+    for part in ("cfg", "state_dict"):
+        if part not in checkpoint:
+            raise UserError(f"{where} lacks '{part}': it is no checkpoint of the paper's code")
+    cfg = checked.table(checkpoint, "cfg", where)
+    kind = checked.text(cfg, "sae_type", where, "batchtopk").lower()
+    if kind not in _KINDS:
+        raise UserError(f"{where}: sae_type {checked.shown(kind)} is not known here; known: {', '.join(_KINDS)}")
+    d, n = checked.count(cfg, "act_size", where), checked.count(cfg, "dict_size", where)
+    selects = kind in ("batchtopk", "topk")
+    k = checked.count(cfg, "top_k", where) if selects else 1
+    if k > n:
+        raise UserError(f"{where}: top_k is {k}, more than the {n} latents")
+    if thresholds is None and kind == "batchtopk":
+        thresholds = _thresholds_of(weights)
+    if thresholds is not None and not selects:
+        raise UserError(f"{where}: a '{kind}' SAE has its own rule; thresholds belong to batchtopk and topk")
+
+    shapes: checked.Shapes = {"W_enc": (d, n), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
+    shapes |= {"threshold": (n,)} if kind == "jumprelu" else {}
+    found = checked.take(checked.state_of(checkpoint["state_dict"], weights), shapes, where, ("threshold",))
+    if kind != "jumprelu":
+        found["threshold"] = torch.zeros(n) if thresholds is None else checked.read_npy(thresholds, n)
+    if selects:
+        found["b_enc"] = torch.zeros(n)
+    parts = Parts(**found)
+    normalize = "none" if not checked.flag(cfg, "input_unit_norm", where, False) else "token" if thresholds is None else "token_eps"
+    rule = "topk" if selects and thresholds is None else "threshold"
+    metadata = _metadata(checkpoint, cfg, where) | ({"thresholds": thresholds.name} if thresholds else {})
+    config = SAEConfig(d, n, kind, k, normalize, metadata, rule)
+    return assemble(centred(parts) if kind == "jumprelu" else parts, config, where)
+
+
+def why_not(sae: SAE) -> str | None:
+    """Why an SAE cannot be written in this format; None where it can."""
+    if not sae.b_enc.any():
+        return None
+    if sae.config.rule == "topk":
+        return "the paper's topk and batchtopk have no encoder bias"
+    return "the paper's code undoes with its eps only SAEs without encoder bias" if sae.config.normalize == "token_eps" else None
+
+
+def save(sae: SAE, out: Path, metadata: dict) -> None:
+    """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`."""
+    parts, config = parts_of(sae), sae.config
+    label = metadata["metasae"].get("arm") if isinstance(metadata.get("metasae"), dict) else None
+    label = label if isinstance(label, str) and re.fullmatch(r"\w+", label) else "sae"
+    kind = "topk" if config.rule == "topk" else "jumprelu" if sae.b_enc.any() else "batchtopk"
+    parts = uncentred(parts) if kind == "jumprelu" else parts
+    names = ("W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if kind == "jumprelu" else []))
+    state = {name: getattr(parts, name).contiguous().clone() for name in names}
+    # JSON, so that nothing but plain values is read back
+    payload = {"cfg": _cfg(sae, kind, metadata), "state_dict": state, "metadata": json.dumps(metadata, allow_nan=False)}
+    if kind == "batchtopk":
+        write(out / f"thresholds_{label}.npy", lambda part: _save_npy(part, parts.threshold.numpy()))
+    write(out / f"{label}_primary_sae.pt", lambda part: torch.save(payload, part))
+
+
+def _cfg(sae: SAE, kind: str, metadata: dict) -> dict:
+    """What the paper's classes and scripts read from a checkpoint's cfg."""
+    place = _SITE.fullmatch(str(metadata.get("hook_name")))
+    return {
+        "sae_type": kind,
+        "act_size": sae.config.d_in,
+        "dict_size": sae.n_latents,
+        "top_k": sae.config.k,
+        "input_unit_norm": sae.config.normalize != "none",
+        "dtype": torch.float32,
+        "device": "cpu",
+        "seed": 0,
+        "l1_coeff": 0.0,
+        "n_batches_to_dead": 5,
+        "top_k_aux": 512,
+        "aux_penalty": 1 / 32,
+        "model_name": metadata.get("model_name"),
+        "dataset_path": metadata.get("dataset_path"),
+        "dataset_name": None,
+        "seq_len": metadata.get("context_size"),
+        "layer": int(place[1]) if place else None,
+        "site": place[2] if place else None,
+        "hook_point": metadata.get("hook_name"),
+    }
+
+
+def _save_npy(part: Path, numbers: np.ndarray) -> None:
+    with part.open("wb") as file:
+        np.save(file, numbers.astype(np.float32), allow_pickle=False)
+
+
+def _only_checkpoint(folder: Path) -> Path:
+    found = sorted(folder.glob("*.pt"))
+    if len(found) != 1:
+        raise UserError(f"{folder} holds {len(found)} checkpoints ({', '.join(path.name for path in found[:4])}); name one of them")
+    return found[0]
+
+
+def _thresholds_of(weights: Path) -> Path | None:
+    """thresholds_<label>.npy where the checkpoint's name begins with <label>, else its default label's beside a lone checkpoint."""
+    labels = {path: path.stem.removeprefix("thresholds_") for path in weights.parent.glob("thresholds_*.npy")}
+    own = [path for path, label in labels.items() if f"{weights.stem}_".startswith(f"{label}_")]
+    if not own and len(list(weights.parent.glob("*.pt"))) == 1:
+        own = [path for path, label in labels.items() if label == "sae"]
+    return max(own, key=lambda path: len(labels[path]), default=None)
+
+
+def _metadata(checkpoint: dict, cfg: dict, where: str) -> dict:
+    ours = checkpoint.get("metadata")
+    ours = checked.parse_object(ours, f"{where}: metadata") if isinstance(ours, str) else {}
+    layer, site = cfg.get("layer"), cfg.get("site", "resid_pre")
+    known = {
+        "model_name": cfg.get("model_name"),
+        "dataset_path": cfg.get("dataset_path"),
+        "context_size": cfg.get("seq_len"),
+        "hook_name": f"blocks.{layer}.hook_{site}" if isinstance(layer, int) and isinstance(site, str) else None,
+    }
+    return {**{key: value for key, value in known.items() if isinstance(value, (str, int))}, **ours}

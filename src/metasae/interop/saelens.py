@@ -1,0 +1,196 @@
+"""SAELens: `cfg.json` + `sae_weights.safetensors`, as its versions 3 to 6 write them, inference folders and training checkpoints.
+
+    z = norm(x);  pre = (z - b_dec [apply_b_dec_to_input]) W_enc + b_enc;  x_hat = unnorm(acts W_dec + b_dec)
+    standard     acts = relu(pre)
+    jumprelu     acts = relu(pre) * (pre > threshold)
+    gated        acts = (z W_enc + b_gate > 0) * relu(z W_enc e^r_mag + b_mag)
+    topk         acts = relu of the k largest pre of each token
+    batchtopk    in training, the k B largest of a batch; SAELens saves it for use as jumprelu at its `topk_threshold`, and so it
+                 is read. matryoshka_batchtopk alike
+    rescale_acts_by_decoder_norm: pre is multiplied by the norms of the decoder rows, and acts divided by them before W_dec
+
+Weights in half precision are read as they are and used in fp32; SAELens rounds inputs and activations too unless it is told
+`dtype="float32"`.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metasae.errors import UserError
+from metasae.interop import checked
+from metasae.interop.parts import Parts, assemble, centred, gated, norms_into_encoder, parts_of, unscaled
+from metasae.sae import folder as own
+from metasae.sae.sae import SAE, SAEConfig
+
+SCALER = "activation_scaler.json"
+_NORMALIZE = {"none": "none", "layer_norm": "token", "expected_average_only_in": "scaled"}
+_BATCH = ("batchtopk", "matryoshka_batchtopk")
+_TOPK = ("topk", *_BATCH)
+_KNOWN = ("standard", "jumprelu", "gated", *_TOPK)
+_REFUSED = {
+    "abstopk": "its activations may be negative",
+    "temporal": "its activations depend on other tokens",
+    "matching_pursuit": "it has no encoder but a pursuit",
+    **dict.fromkeys(("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"), "a transcoder rebuilds another activation"),
+}
+_REFUSED_NORMALIZE = {
+    "constant_norm_rescale": "each token is divided by its norm without its mean, which metasae does not do",
+    "covariance_whitening": "the whitening is not folded into the weights; save the finished SAE rather than a checkpoint",
+}
+# What version 5 and earlier keep at the top of cfg.json and version 6 in `metadata`.
+_OLD_METADATA = ("model_name", "hook_name", "dataset_path", "context_size", "prepend_bos", "neuronpedia_id", "hook_head_index")
+
+
+def detects(path: Path) -> bool:
+    return path.is_dir() and any((path / name).exists() for name in (own.WEIGHTS, f"{own.WEIGHTS}.index.json"))
+
+
+def load(path: Path) -> SAE:
+    """Raises UserError for a folder that is damaged, and for one whose rule metasae does not have."""
+    where = str(path / own.CONFIG)
+    cfg = _modern(checked.read_json(path / own.CONFIG), where)
+    architecture = _architecture(cfg, where)
+    d, n = checked.count(cfg, "d_in", where), checked.count(cfg, "d_sae", where)
+    normalize = _normalize(cfg, where)
+    if (reshape := cfg.get("reshape_activations", "none")) != "none":
+        raise UserError(f"{where}: reshape_activations {checked.shown(reshape)} joins the heads of hook_z, which metasae does not hook")
+    rescale = architecture in _TOPK and checked.flag(cfg, "rescale_acts_by_decoder_norm", where, False)
+    notes = _notes(checked.table(cfg, "metadata", where), where)
+    k = _k(cfg, n, where) if architecture in _TOPK else notes.k
+
+    tensors = _tensors(path / own.WEIGHTS, architecture, d, n)
+    parts = _parts(tensors, architecture, n)
+    if "scaling_factor" in tensors:
+        parts = _finetuned(parts, tensors["scaling_factor"], checked.flag(cfg, "finetuning_scaling_factor", where, False), where)
+    if not checked.flag(cfg, "apply_b_dec_to_input", where, True):
+        parts = centred(parts)
+    if rescale:
+        parts = norms_into_encoder(parts, threshold=False)
+    scale = _scale(path / SCALER, where) if normalize == "scaled" else 1.0
+    if scale != 1.0 and not rescale:
+        parts = unscaled(parts, scale)
+
+    normalize = "none" if normalize == "scaled" else "token_eps" if normalize == "token" and notes.undone_with_eps else normalize
+    rule = "topk" if architecture == "topk" else "threshold"
+    config = SAEConfig(d, n, notes.architecture or architecture, k, normalize, notes.metadata, rule)
+    sae = assemble(parts, config, str(path))
+    # SAELens folds the norms after the scale, which leaves rows of unit length
+    return sae.scaled(scale) if scale != 1.0 and rescale else sae
+
+
+def why_not(sae: SAE) -> str | None:
+    """Why an SAE cannot be written in this format; None where it can."""
+    return None
+
+
+def save(sae: SAE, out: Path, metadata: dict) -> None:
+    """As `standard` where no latent has a threshold above 0, as `topk` by that rule, else as `jumprelu`."""
+    standard = sae.config.rule == "threshold" and bool((parts_of(sae).threshold <= 0).all())
+    own.save(sae, out, standard, metadata)
+
+
+def _modern(cfg: dict[str, Any], where: str) -> dict[str, Any]:
+    """A config of any version with the keys of version 6. Older ones keep metadata and the activation function at the top."""
+    metadata = checked.table(cfg, "metadata", where)
+    version = metadata.get("sae_lens_version") or cfg.get("sae_lens_version")
+    if isinstance(version, str) and version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 6:
+        return cfg
+    cfg = {"architecture": "standard", **cfg}
+    cfg.setdefault("hook_name", cfg.get("hook_point"))
+    cfg["metadata"] = {**{key: cfg[key] for key in _OLD_METADATA if cfg.get(key) is not None}, **metadata}
+    if isinstance(cfg.get("normalize_activations"), bool) or cfg.get("normalize_activations") is None:
+        cfg["normalize_activations"] = "expected_average_only_in" if cfg.get("normalize_activations") else "none"
+    if isinstance(cfg["hook_name"], str) and "hook_z" in cfg["hook_name"]:
+        cfg.setdefault("reshape_activations", "hook_z")
+    function = cfg.get("activation_fn", cfg.get("activation_fn_str", "relu"))
+    if function == "topk" and cfg["architecture"] in ("standard", "topk"):
+        cfg["architecture"], cfg["k"] = "topk", checked.table(cfg, "activation_fn_kwargs", where).get("k")
+    elif function != "relu" and cfg["architecture"] != "topk":
+        raise UserError(f"{where}: activation function {checked.shown(function)} is not known here, only relu and topk")
+    return cfg
+
+
+def _notes(metadata: dict, where: str) -> own.Notes:
+    """Our own notes where `export` wrote the folder; another's metadata may hold a `k` of its own meaning."""
+    if "trained_architecture" in metadata:
+        return own.notes_of(metadata, where)
+    return own.Notes(None, 1, False, {key: value for key, value in metadata.items() if key != "sae_lens_version"})
+
+
+def _architecture(cfg: dict, where: str) -> str:
+    architecture = checked.text(cfg, "architecture", where)
+    if why := _REFUSED.get(architecture):
+        raise UserError(f"{where}: architecture '{architecture}' cannot be represented: {why}")
+    if architecture not in _KNOWN:
+        raise UserError(f"{where}: architecture {checked.shown(architecture)} is not known here; known: {', '.join(_KNOWN)}")
+    return architecture
+
+
+def _normalize(cfg: dict, where: str) -> str:
+    theirs = checked.text(cfg, "normalize_activations", where, "none")
+    if why := _REFUSED_NORMALIZE.get(theirs):
+        raise UserError(f"{where}: normalize_activations '{theirs}' cannot be represented: {why}")
+    if theirs not in _NORMALIZE:
+        raise UserError(f"{where}: normalize_activations {checked.shown(theirs)} is not known here; known: {', '.join(_NORMALIZE)}")
+    return _NORMALIZE[theirs]
+
+
+def _k(cfg: dict, n: int, where: str) -> int:
+    """BatchTopK's k is a mean and may be a fraction; the nearest whole number is kept, as its rule is the threshold."""
+    k = cfg.get("k")
+    if isinstance(k, float) and cfg["architecture"] in _BATCH and math.isfinite(k):
+        k = max(1, round(k))
+    if checked.count({"k": k}, "k", where) > n:
+        raise UserError(f"{where}: k is {k}, more than the {n} latents")
+    return k
+
+
+def _tensors(path: Path, architecture: str, d: int, n: int) -> dict[str, Tensor]:
+    found = checked.tensor_shapes(path)
+    shapes: checked.Shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
+    shapes |= dict.fromkeys(("b_gate", "b_mag", "r_mag") if architecture == "gated" else ("b_enc",), (n,))
+    if architecture == "jumprelu":
+        shapes["log_threshold" if "log_threshold" in found else "threshold"] = (n,)
+    if architecture in _BATCH:
+        # a BatchTopK SAE that was saved for use has a threshold per latent
+        shapes |= {"threshold": (n,)} if "threshold" in found else {"topk_threshold": ()}
+    if "scaling_factor" in found:
+        shapes["scaling_factor"] = (n,)
+    return checked.read_tensors(path, shapes, infinite=("threshold", "log_threshold"))
+
+
+def _parts(tensors: dict[str, Tensor], architecture: str, n: int) -> Parts:
+    threshold = torch.zeros(n)
+    if "topk_threshold" in tensors:
+        threshold = tensors["topk_threshold"].expand(n).clone()
+    elif "log_threshold" in tensors:
+        threshold = tensors["log_threshold"].exp()
+    elif "threshold" in tensors:
+        threshold = tensors["threshold"]
+    b_enc = tensors["b_mag" if architecture == "gated" else "b_enc"]
+    parts = Parts(tensors["W_enc"], b_enc, tensors["W_dec"], tensors["b_dec"], threshold)
+    return gated(parts, tensors["r_mag"], tensors["b_gate"], tensors["b_mag"]) if architecture == "gated" else parts
+
+
+def _finetuned(parts: Parts, factor: Tensor, on: bool, where: str) -> Parts:
+    """A factor on each activation before W_dec, learnt after training; it goes into the rows."""
+    if torch.allclose(factor, torch.ones_like(factor)):
+        return parts
+    if not on:
+        raise UserError(f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, so its meaning is not clear")
+    return Parts(parts.W_enc, parts.b_enc, parts.W_dec * factor[:, None], parts.b_dec, parts.threshold)
+
+
+def _scale(path: Path, where: str) -> float:
+    """The scale that inputs of a checkpoint are multiplied with; SAELens folds it only into the finished SAE."""
+    scale = checked.read_json(path).get("scaling_factor") if path.exists() else None
+    if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not (math.isfinite(scale) and scale > 0):
+        raise UserError(
+            f"{where}: normalize_activations 'expected_average_only_in' needs a scale that is not in the folder ({SCALER}); "
+            "let SAELens load and fold it, then save it again"
+        )
+    return float(scale)

@@ -1,0 +1,87 @@
+"""sparsify (EleutherAI): `sae.safetensors` + `cfg.json`, one folder for each hook point of a model.
+
+    acts = the k largest of relu((x - b_dec) E^T + e) of each token,   x_hat = acts W_dec + b_dec
+
+encoder.weight E and W_dec are both [n, d].
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from metasae.errors import UserError
+from metasae.files import write_json, write_tensors
+from metasae.interop import checked
+from metasae.interop.parts import Parts, assemble, parts_of
+from metasae.sae.sae import SAE, SAEConfig
+
+WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
+_PLACES = {"": "resid_post", ".mlp": "mlp_out"}
+
+
+def detects(path: Path) -> bool:
+    return path.is_dir() and any((path / name).exists() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
+
+
+def load(path: Path) -> SAE:
+    """Raises UserError for a folder that is damaged, and for transcoders and other rules than TopK."""
+    where = str(path / CONFIG)
+    cfg = checked.read_json(path / CONFIG)
+    d, k = checked.count(cfg, "d_in", where), checked.count(cfg, "k", where)
+    n = checked.count(cfg, "num_latents", where) if cfg.get("num_latents") else d * checked.count(cfg, "expansion_factor", where)
+    for key, why in {
+        "transcode": "a transcoder rebuilds another activation",
+        "skip_connection": "metasae has no linear skip connection",
+        "signed": "its activations may be negative",
+    }.items():
+        if checked.flag(cfg, key, where, False):
+            raise UserError(f"{where}: {key} = true cannot be represented: {why}")
+    if (activation := checked.text(cfg, "activation", where, "topk")) != "topk":
+        raise UserError(f"{where}: activation {checked.shown(activation)} cannot be represented, only topk")
+    if k > n:
+        raise UserError(f"{where}: k is {k}, more than the {n} latents")
+    shapes = {"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, d), "b_dec": (d,)}
+    found = checked.read_tensors(path / WEIGHTS, shapes)
+    parts = Parts(found["encoder.weight"].t(), found["encoder.bias"], found["W_dec"], found["b_dec"], torch.zeros(n))
+    return assemble(parts, SAEConfig(d, n, "topk", k, "none", _metadata(path, cfg), "topk"), str(path))
+
+
+def why_not(sae: SAE) -> str | None:
+    """Why an SAE cannot be written in this format; None where it can."""
+    if sae.config.rule != "topk":
+        return "sparsify keeps the k largest of each token and knows no thresholds"
+    return None if sae.config.normalize == "none" else "sparsify does not normalise tokens"
+
+
+def save(sae: SAE, out: Path, metadata: dict) -> None:
+    parts = parts_of(sae)
+    tensors = {"encoder.weight": parts.W_enc.t(), "encoder.bias": parts.b_enc, "W_dec": parts.W_dec, "b_dec": parts.b_dec}
+    cfg = {
+        "activation": "topk",
+        "d_in": sae.config.d_in,
+        "num_latents": sae.n_latents,
+        "expansion_factor": max(1, sae.n_latents // sae.config.d_in),
+        "k": sae.config.k,
+        "normalize_decoder": False,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "metadata": metadata,
+    }
+    write_tensors(out / WEIGHTS, tensors)
+    write_json(out / CONFIG, cfg)
+
+
+def _metadata(path: Path, cfg: dict) -> dict:
+    """Model and text from the `config.json` of the run above the folder, the hook from the folder's name, as sparsify lays them out."""
+    above = path.parent / "config.json"
+    run = checked.read_json(above) if above.exists() else {}
+    place = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", path.name)
+    known = {
+        "model_name": run.get("model"),
+        "dataset_path": run.get("dataset"),
+        "context_size": run.get("ctx_len"),
+        "hook_name": f"blocks.{place[1]}.hook_{_PLACES[place[2] or '']}" if place else None,
+    }
+    return {**{key: value for key, value in known.items() if value is not None}, **checked.table(cfg, "metadata", str(path / CONFIG))}
