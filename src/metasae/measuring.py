@@ -40,7 +40,8 @@ def measure(
 ) -> dict:
     """Measures SAEs on the held-out text of a recipe; the returned dictionary is compare.json with the folder's path.
 
-    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads. out: a run folder of its own, nothing in `folders` is changed.
+    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as they are. out: a
+    run folder for what is found.
     recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides: dotted keys.
     An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
     Raises UserError for a folder without SAE, an SAE of another width than the hook point's, and two SAEs of one name.

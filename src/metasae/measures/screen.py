@@ -71,10 +71,8 @@ class Screen:
 
     def above(self, x_BD: Tensor) -> Kept:
         """The entries with pre > limit: those that fire, where the limit is the SAE's threshold; by rule "topk" only the k largest of a row."""
-        if self.sae.config.rule == "topk":
-            found = select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k)
-        else:
-            found = self.candidates(x_BD)
+        topk = self.sae.config.rule == "topk"
+        found = select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k) if topk else self.candidates(x_BD)
         return found.subset(found.values > self.limit_N[found.latents])
 
     @torch.no_grad()
