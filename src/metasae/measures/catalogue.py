@@ -149,7 +149,7 @@ CATALOGUE: tuple[Quantity, ...] = (
     _merges("n_above_0.1", "merges above 0.1"),
     _senses("atomicity_matched", "sense atomicity, matched", "higher", True, "on equally many firings; 0: all senses alike, 1: one sense", False),
     _senses("coverage_f1", "sense coverage F1", "higher", True, "macro F1 of the best latent per sense, on sentences it was not chosen on"),
-    _senses("atomicity_at_equal_recall", "sense atomicity, equal recall", "higher", False, "over the bins of recall that both have, weighed alike", False),
+    _senses("atomicity_at_equal_recall", "sense atomicity, equal recall", "higher", False, "over the bins of recall that both have", False),
     _senses("ami", "sense AMI", "higher", False, "what the latent that stands out tells about the sense, less chance", False),
     _senses("blend_matched", "latents blending senses, at equal firings", "lower", False, "second prior-free share of a quarter or more", False),
     _senses("atomicity", "sense atomicity, raw", None, False, "favours latents that fire rarely", False),
