@@ -21,29 +21,51 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+SMALL = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 400}
+LLAMA_LIKE = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+# pad, bos and eos as the tokenizer numbers them
+MARKED = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GEMMA_3 = {**MARKED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
+# as many blocks for images as for text, so that one is easily taken for the other
+SIGHT = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 28, "patch_size": 14}
+SEES = {"text_config": GEMMA_3, "vision_config": SIGHT, "mm_tokens_per_image": 4, "image_token_index": 399}
+# family -> (configuration class of transformers, model class, values)
+MODELS = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": 400}),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", LLAMA_LIKE),
+    "neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**SMALL, "max_position_embeddings": 64}),
+    "neox-sequential": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**SMALL, "max_position_embeddings": 64, "use_parallel_residual": False}),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {**LLAMA_LIKE, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA_3),
+    "gemma3-sees": ("Gemma3Config", "Gemma3ForConditionalGeneration", SEES),
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {**MARKED, "head_dim": 8}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {**MARKED, "head_dim": 8, "sliding_window": 4}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", MARKED),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {**MARKED, "head_dim": 8}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", MARKED),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM", MARKED),
+    "bert": ("BertConfig", "BertModel", {**SMALL, "max_position_embeddings": 64}),
+    "roberta": ("RobertaConfig", "RobertaForMaskedLM", {**SMALL, "max_position_embeddings": 66, "pad_token_id": 0}),
+    "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {**SMALL, "max_position_embeddings": 66, "pad_token_id": 0}),
+}
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory):
     """build(family, bos=True) -> folder of a tiny random model of that family."""
     import transformers as hf
 
-    small = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 400}
-    llama_like = {**small, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
-    families = {
-        "gpt2": (hf.GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=64, vocab_size=400), hf.GPT2LMHeadModel),
-        "llama": (hf.LlamaConfig(**llama_like), hf.LlamaForCausalLM),
-        "neox": (hf.GPTNeoXConfig(**small, max_position_embeddings=64), hf.GPTNeoXForCausalLM),
-        "gemma2": (hf.Gemma2Config(**llama_like, query_pre_attn_scalar=8), hf.Gemma2ForCausalLM),
-        "bert": (hf.BertConfig(**small, max_position_embeddings=64), hf.BertModel),
-    }
     root = tmp_path_factory.mktemp("models")
 
     def make(family: str, bos: bool = True):
         folder = root / f"{family}{'' if bos else '-nobos'}"
         if not folder.is_dir():
-            config, kind = families[family]
+            config, kind, values = MODELS[family]
+            if not hasattr(hf, kind):
+                pytest.skip(f"this transformers has no {kind}")
             torch.manual_seed(0)
-            kind(config).save_pretrained(folder)
-            tokenizer_for(family, bos).save_pretrained(folder)
+            getattr(hf, kind)(getattr(hf, config)(**values)).save_pretrained(folder)
+            tokenizer_for("bert" if "bert" in family else family, bos).save_pretrained(folder)
         return folder
 
     return make

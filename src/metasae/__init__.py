@@ -13,6 +13,7 @@ _HOME = {
     "Codes": "metasae.sae.sae",
     "run": "metasae.job",
     "measure": "metasae.measuring",
+    "steer": "metasae.steering",
     "compare": "metasae.comparison",
     "UserError": "metasae.errors",
 }

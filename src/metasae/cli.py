@@ -54,6 +54,33 @@ def run(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe's name (metasae recipes) or a TOML file")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")] = None,
+    seeds: Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,7)")] = None,
+    arms: Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="arithmetic alone: load no model and time nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the report as JSON on stdout")] = False,
+) -> None:
+    """Says before a run what it needs, how long it takes and whether it fits this machine (exit 0) or not (exit 1)."""
+    from metasae import start
+
+    resolved, folder = start.resolve(recipe, out, _overrides(set_, seeds, arms), device)
+    from metasae.doctor.report import examine
+    from metasae.doctor.table import print_report
+    from metasae.progress import Progress
+
+    report = examine(resolved, folder, device=device, quick=quick, progress=Progress())
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_report(report)
+    raise typer.Exit(0 if report.fits else 1)
+
+
+@app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")] = None) -> None:
     """Lists the shipped recipes, or prints one as TOML."""
     from metasae import recipe
@@ -81,6 +108,55 @@ def measure(
     result = measuring.measure(folders, out, recipe, overrides, device, show=not as_json)
     if as_json:
         print(json.dumps(result, indent=2))
+
+
+@app.command()
+def steer(
+    folder: Annotated[Path, typer.Argument(help="an SAE folder, or an arm's folder")],
+    latent: Annotated[list[str], typer.Option(help="an edit: 17=5 sets, 17+=2 adds, 17*=0.5 scales, 17=off ablates; may be repeated")],
+    prompt: Annotated[list[str], typer.Option(help="text to go on from; may be repeated")],
+    tokens: Annotated[int, typer.Option(help="new tokens per prompt")] = 40,
+    point: Annotated[str | None, typer.Option(help="hook point; the SAE's own when not given")] = None,
+    model: Annotated[str | None, typer.Option(help="a folder or a name on the hub; the SAE's own when not given")] = None,
+    seed: Annotated[int | None, typer.Option(help="samples with this seed; without it the likeliest token is taken")] = None,
+    error: Annotated[bool, typer.Option("--error/--no-error", help="keep what the SAE does not rebuild")] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")] = False,
+) -> None:
+    """Writes on from prompts with the model as it is, and with latents set, added to, scaled or ablated."""
+    from metasae.steering import run_steer
+
+    folder = folder / "primary" if (folder / "primary").is_dir() else folder
+    result = run_steer(folder, latent, prompt, tokens=tokens, point=point, model=model, error=error, seed=seed, device=device)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    for text in result["texts"]:
+        print(f"{text['prompt']}\n  as it is: {text['without']!r}\n  steered:  {text['with']!r}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="an SAE: a folder or file in any format that is read, or hf:OWNER/NAME/FOLDER@REVISION")],
+    to: Annotated[str, typer.Option(help="saelens, dictionary_learning, sparsify, paper or metasae")],
+    out: Annotated[Path, typer.Option(help="where it is written; must not exist yet")],
+) -> None:
+    """Writes an SAE in another library's format, with the same activations and outputs there."""
+    from metasae import interop
+
+    print(interop.export(str(folder), to, out))
+
+
+@app.command(name="import")
+def import_(
+    path: Annotated[str, typer.Argument(help="an SAE of another library: a folder or file, or hf:OWNER/NAME/FOLDER@REVISION")],
+    out: Annotated[Path, typer.Option(help="the SAE folder to write; must not exist yet")],
+    thresholds: Annotated[Path | None, typer.Option(help="the paper's thresholds (.npy) beside its .pt")] = None,
+) -> None:
+    """Reads another library's SAE, checks it, and writes it as an SAE folder of ours."""
+    from metasae import interop
+
+    print(interop.export(interop.load(path, thresholds=thresholds), "metasae", out))
 
 
 @app.command()

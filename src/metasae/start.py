@@ -14,11 +14,13 @@ from metasae.recipe import Recipe
 def resolve(recipe: str | Path | dict | Recipe, out: str | Path | None, overrides: dict[str, Any] | None, device: str) -> tuple[Recipe, Path]:
     """(the recipe with every value, the run folder). Writes nothing.
 
-    Raises UserError for an unknown recipe, key or value, and for a device that is not there.
+    Raises UserError for an unknown recipe, key or value, a recipe without a model, and a device that is not there.
     """
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     resolved = Recipe.load(source, overrides)
+    if not resolved.model.source and resolved.text.source != "planted":
+        raise UserError("the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set model.name=NAME (on the hub)")
     _check_device(device)
     return resolved, Path(out) if out is not None else Path("runs") / name
 
@@ -55,6 +57,7 @@ def plan(recipe: Recipe, folder: Path, show: bool) -> dict:
     if show:
         print(recipe.dump())
         print(f"# would write {folder}: {len(plan['arms'])} arms of {steps:,} primary steps, {plan['tokens_harvested']:,} tokens harvested")
+        print("# 'metasae doctor' with the same arguments measures how long that takes, and whether it fits this machine")
     return plan
 
 

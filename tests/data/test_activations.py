@@ -116,10 +116,10 @@ def test_another_harvest_in_the_folder_is_refused_and_named(cache, host, load, s
         open_cache(cache.folder, fingerprint="other")
 
 
-def test_an_interrupted_harvest_starts_again(cache, host, stories):
+def test_a_harvest_without_note_or_index_starts_anew(cache, host, stories):
     whole = cache.split("train").rows(np.arange(3000)).clone()
     (cache.folder / "index.json").unlink()
-    with pytest.raises(UserError, match="no finished harvest"):
+    with pytest.raises(UserError, match=r"no finished harvest .* it starts anew"):
         open_cache(cache.folder)
     save_file({"x": torch.zeros(1)}, cache.folder / "train-00099.safetensors")
     again = harvest(host, TEXT, SPEC, cache.folder, TOKENS, documents=stories)

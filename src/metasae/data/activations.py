@@ -1,8 +1,8 @@
-"""Harvest: documents through the language model, once, into the activation cache."""
+"""Harvest: documents through the language model, once, into the activation cache of every hook point asked for."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,17 @@ from torch import Tensor
 
 from metasae import recipe
 from metasae.data import text as texts
-from metasae.data.cache import DTYPES, FORMAT, INDEX, STATISTICS, ActivationCache, open_cache, read_index
-from metasae.data.host import Host
+from metasae.data.cache import DTYPES, INDEX, ActivationCache, open_cache, read_index
+from metasae.data.cache_writer import CacheWriter
+from metasae.data.feed import Cursor, Feed, Pool
+from metasae.data.host import Host, activations_at
+from metasae.data.lock import locked
 from metasae.data.prefetch import Prefetch
-from metasae.data.shards import ShardWriter
-from metasae.data.windows import Window, cut, pad, tokenise
+from metasae.data.windows import Window, pad
 from metasae.errors import UserError
-from metasae.files import write_json, write_tensors
 from metasae.progress import SILENT, Progress
 
-POOL_BYTES = 128 << 20
+# Windows are sorted by length within a pool of so many batches, so that little is padding.
 POOL_BATCHES = 16
 
 
@@ -40,29 +41,49 @@ def harvest(
     Every split takes its documents in the order of the source, so a smaller harvest is the beginning of a larger one
     (the tokens exactly, the activations up to rounding, as windows meet others in a batch).
     `documents` stands in for the recipe's source; then text.source is only its name, unless it is a list, whose words count.
+    A harvest that was stopped goes on where it stopped and ends with the same bytes as one that was not. While another process
+    harvests into the folder, this one waits.
 
     Raises UserError when the folder holds another harvest, the text is too short for calibration or evaluation, the context is
-    longer than the model's, or an activation is NaN or inf.
+    longer than the model's, the text changed since the harvest was stopped, or an activation is NaN or inf.
     """
-    folder = Path(folder)
+    return harvest_points(host, [host.point], text, harvest, lambda _: Path(folder), tokens, progress, documents)[host.point]
+
+
+def harvest_points(
+    host: Host,
+    points: Sequence[str],
+    text: recipe.Text,
+    harvest: recipe.Harvest,
+    folder_of: Callable[[str], Path],
+    tokens: dict[str, int],
+    progress: Progress = SILENT,
+    documents: Iterable[str] | None = None,
+) -> dict[str, ActivationCache]:
+    """As `harvest`, at several points of the host's model in one pass: {point: its cache}, equal to one harvest for each.
+
+    folder_of: the fingerprint of a point's harvest -> its folder. Points whose cache is there are not harvested again.
+    Raises UserError as `harvest` does, for an unknown point, and where two points would share a folder.
+    """
     wanted = {split: count for split, count in tokens.items() if count > 0}
     if unknown := set(wanted) - set(texts.SPLITS):
         raise ValueError(f"unknown splits: {sorted(unknown)}")
     if host.max_context and text.context > host.max_context:
         raise UserError(f"text.context = {text.context} is more than the model holds; set text.context={host.max_context} or less")
-    fields = identity(host, text, harvest, documents)
-    if (folder / INDEX).is_file():
-        cache = _reuse(host, folder, fields, wanted)
-        if cache is not None:
-            _warn_if_short(cache, wanted, progress)
-            return cache
-        progress.say(f"the cache {folder} holds too few tokens; harvesting again")
-        (folder / INDEX).unlink()
-    source = texts.documents(text) if documents is None else texts.clean(documents)
-    _fill(host, text, harvest, folder, wanted, fields, source, progress)
-    cache = open_cache(folder, tokens=wanted)
-    _warn_if_short(cache, wanted, progress)
-    return cache
+    targets = _targets(host, points, identity(host, text, harvest, documents), folder_of)
+    if missing := [target for target in targets if not _is_there(target, wanted)]:
+        with ExitStack() as locks:
+            # in one order everywhere, so that no two processes wait for each other
+            for folder in sorted(target.folder for target in missing):
+                locks.enter_context(locked(folder, progress))
+            # whoever held a lock may have harvested just this
+            missing = [target for target in missing if not _is_there(target, wanted)]
+            if missing:
+                source = texts.documents(text) if documents is None else texts.clean(documents)
+                _fill(missing, text, harvest, wanted, source, progress)
+    caches = {target.host.point: open_cache(target.folder, tokens=wanted) for target in targets}
+    _warn_if_short(next(iter(caches.values())), wanted, progress)
+    return caches
 
 
 def identity(host: Host, text: recipe.Text, harvest: recipe.Harvest, documents: Iterable[str] | None = None) -> dict:
@@ -77,109 +98,140 @@ def fingerprint_of(fields: dict) -> str:
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-@dataclass
-class _Feed:
-    """Documents -> (split, window), skipping documents of splits that are full. `found`: tokens so far; `digest`: of the documents used."""
+@dataclass(frozen=True)
+class _Target:
+    """One point's harvest and the folder it belongs into."""
 
     host: Host
-    text: recipe.Text
-    wanted: dict[str, int]
-
-    def __post_init__(self):
-        self.found = dict.fromkeys(self.wanted, 0)
-        self.n_documents = 0
-        self._state = hashlib.blake2b(digest_size=16)
-
-    @property
-    def digest(self) -> str:
-        return self._state.hexdigest()
-
-    def windows(self, source: Iterable[str]) -> Iterator[tuple[str, Window]]:
-        room = self.host.frame.room(self.text.context)
-        for number, document, ids in tokenise(self.host.tokenizer, self._needed(source)):
-            split = texts.split_of(document, self.text)
-            missing = self.wanted[split] - self.found[split]
-            if missing <= 0:
-                continue
-            self._state.update(document.encode("utf-8", errors="surrogatepass"))
-            self._state.update(b"\0")
-            self.n_documents += 1
-            for window in cut(ids[:missing], number, room):
-                self.found[split] += len(window)
-                yield split, window
-
-    def _needed(self, source: Iterable[str]) -> Iterator[tuple[int, str]]:
-        for number, document in enumerate(source):
-            if all(self.found[split] >= count for split, count in self.wanted.items()):
-                return
-            split = texts.split_of(document, self.text)
-            if split in self.wanted and self.found[split] < self.wanted[split]:
-                yield number, document
+    identity: dict
+    fingerprint: str
+    folder: Path
 
 
-def _fill(host: Host, text, spec: recipe.Harvest, folder: Path, wanted: dict, fields: dict, source: Iterable[str], progress: Progress) -> None:
-    for stale in folder.glob("*-?????.safetensors"):
-        stale.unlink()
-    feed = _Feed(host, text, wanted)
-    writers = {split: ShardWriter(folder, split, host.d, DTYPES[spec.dtype], spec.shard_tokens, count) for split, count in wanted.items()}
+def _targets(host: Host, points: Sequence[str], fields: dict, folder_of: Callable[[str], Path]) -> list[_Target]:
+    targets: list[_Target] = []
+    for point in dict.fromkeys(points):
+        there = host if point == host.point else host.at(point)
+        own = {**fields, "host": there.fingerprint, "point": point}
+        key = fingerprint_of(own)
+        folder = Path(folder_of(key))
+        if any(folder == other.folder for other in targets):
+            raise UserError(f"the folder {folder} can hold one hook point, and {len(set(points))} are asked for; leave harvest.cache empty")
+        targets.append(_Target(there, own, key, folder))
+    return targets
+
+
+def _is_there(target: _Target, wanted: dict[str, int]) -> bool:
+    """Whether the target's folder holds its cache, with tokens enough or of a text that has no more.
+
+    Raises UserError naming the fields that differ when what is there was harvested otherwise.
+    """
+    if not (target.folder / INDEX).is_file():
+        return False
+    index = read_index(target.folder)
+    if index["fingerprint"] != target.fingerprint:
+        differ = list(_differences(index["identity"], target.identity))
+        if not differ:
+            same = index["model"] == target.host.name
+            differ = ["the model's weights, tokenizer or dtype" if same else f"model: {index['model']} there, {target.host.name} here"]
+        raise UserError(f"the cache {target.folder} was harvested otherwise ({'; '.join(differ)}); choose another harvest.cache or delete the folder")
+    splits = index["splits"]
+    return all(split in splits and (splits[split]["tokens"] >= count or splits[split]["exhausted"]) for split, count in wanted.items())
+
+
+def _fill(targets: list[_Target], text: recipe.Text, spec: recipe.Harvest, wanted: dict[str, int], source: Iterable[str], progress: Progress) -> None:
+    """One pass over the text for all targets, from where the least advanced of them stopped."""
+    host, pool_tokens = targets[0].host, POOL_BATCHES * spec.batch_tokens
+    # what decides, apart from the identity, which windows meet in a batch and which row lies where
+    settings = {"tokens": wanted, "batch_tokens": spec.batch_tokens, "shard_tokens": spec.shard_tokens, "pool_tokens": pool_tokens}
+    writers = [CacheWriter(target.folder, target.identity, target.fingerprint, target.host.d, settings) for target in targets]
+    for target in targets:
+        if (target.folder / INDEX).is_file():
+            progress.say(f"the cache {target.folder} holds too few tokens; harvesting again")
+            (target.folder / INDEX).unlink()
+    cursor = _resume(writers)
+    feed = Feed(host.tokenizer, host.frame, text, wanted, cursor)
+    done = sum(feed.start.found.values())
     with ExitStack() as stack:
         task = stack.enter_context(progress.task("harvest", sum(wanted.values()), "tokens"))
-        pools = _pools(feed.windows(source), host, spec)
+        if done:
+            progress.say(f"the harvest goes on behind {done:,} of {sum(wanted.values()):,} tokens")
+            task.skip(done)
+        pools = feed.pools(source, pool_tokens)
         if host.device.type != "cpu":
             # On a processor the thread would only fight the model for the interpreter's lock: each small operation waits milliseconds for it.
             pools = stack.enter_context(Prefetch(pools, depth=1))
-        for pool in pools:
-            rows = _run_pool(host, [window for _, window in pool], spec, task)
-            start = 0
-            for split, window in pool:
-                writers[split].append(rows[start : start + len(window)], window)
-                start += len(window)
+        cursor = feed.start
+        try:
+            for pool, behind in pools:
+                _run_pool([target.host for target in targets], writers, pool, cursor, spec, task)
+                for writer in writers:
+                    writer.close(behind)
+                cursor = behind
+        except KeyboardInterrupt:
+            for writer in writers:
+                writer.note(cursor)
+            raise
     _refuse_if_short(feed, text)
-    for writer in writers.values():
-        writer.finish()
-    write_tensors(folder / STATISTICS, {name: tensor for split, writer in writers.items() for name, tensor in writer.statistics().items()})
-    index = {
-        "format": FORMAT,
-        "fingerprint": fingerprint_of(fields),
-        "identity": fields,
-        "model": host.name,
-        "d": host.d,
-        "documents": feed.n_documents,
-        "documents_blake2b": feed.digest,
-        "splits": {split: writer.record() for split, writer in writers.items()},
-    }
-    write_json(folder / INDEX, index)
+    for writer in writers:
+        writer.note(feed.cursor)
+    for writer in writers:
+        writer.finish(feed.cursor, host.name, feed.n_documents)
 
 
-def _pools(windows: Iterable[tuple[str, Window]], host: Host, spec: recipe.Harvest) -> Iterator[list[tuple[str, Window]]]:
-    """Windows in pools of some batches, small enough that a pool's activations fit into POOL_BYTES."""
-    per_token = host.d * DTYPES[spec.dtype].itemsize
-    size = max(min(POOL_BATCHES * spec.batch_tokens, POOL_BYTES // per_token), spec.batch_tokens)
-    pool, held = [], 0
-    for entry in windows:
-        pool.append(entry)
-        held += len(entry[1])
-        if held >= size:
-            yield pool
-            pool, held = [], 0
-    if pool:
-        yield pool
+def _resume(writers: list[CacheWriter]) -> Cursor | None:
+    """The cursor that all of them can go on from, None where they begin."""
+    cursors = [writer.held() for writer in writers]
+    if all(cursor is not None for cursor in cursors):
+        # what the others hold behind it is written again, with the same bytes
+        first = min(cursors, key=lambda cursor: sum(cursor.found.values()))
+        if all(writer.can_resume(first) for writer in writers):
+            for writer in writers:
+                writer.resume(first)
+            return first
+    for writer in writers:
+        writer.begin()
+    return None
 
 
-def _run_pool(host: Host, windows: list[Window], spec: recipe.Harvest, task) -> Tensor:
-    """Windows -> their activations [sum of lengths, d] in their order. They run sorted by length, so that little is padding."""
+def _run_pool(hosts: list[Host], writers: list[CacheWriter], pool: Pool, before: Cursor, spec: recipe.Harvest, task) -> None:
+    """Writes what the model makes of a pool. Windows run sorted by length, and each is written to its own place."""
+    windows = [window for _, window in pool]
     lengths = np.array([len(window) for window in windows])
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    rows = torch.empty(int(starts[-1]), host.d, dtype=DTYPES[spec.dtype])
+    starts = _starts(pool, before)
+    for split in writers[0].splits:
+        own = [number for number, (name, _) in enumerate(pool) if name == split]
+        if own:
+            columns = _columns([windows[number] for number in own])
+            for writer in writers:
+                writer.splits[split].write_columns(starts[own[0]], columns)
     for batch in _batches(lengths, spec.batch_tokens):
-        ids, mask, own = pad([windows[i] for i in batch], host.frame, host.pad_id)
-        x_TD = host.activations(ids, mask)[own.to(host.device)].to("cpu", rows.dtype)
-        if not torch.isfinite(x_TD.sum(dtype=torch.float32)):
-            _refuse_not_finite(host, spec, x_TD)
-        places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
-        rows.index_copy_(0, torch.from_numpy(places), x_TD)
-        task.advance(len(places))
-    return rows
+        ids, mask, own = pad([windows[i] for i in batch], hosts[0].frame, hosts[0].pad_id)
+        for host, writer, x_BTD in zip(hosts, writers, activations_at(hosts, ids, mask), strict=True):
+            x_TD = x_BTD[own.to(x_BTD.device)].to("cpu", DTYPES[spec.dtype])
+            if not torch.isfinite(x_TD.sum(dtype=torch.float32)):
+                _refuse_not_finite(host, spec, x_TD)
+            for i, rows in zip(batch, x_TD.split(lengths[batch].tolist()), strict=True):
+                writer.splits[pool[i][0]].write(starts[i], rows)
+        task.advance(int(lengths[batch].sum()))
+
+
+def _starts(pool: Pool, before: Cursor) -> list[int]:
+    """The row of each window's first token in its split."""
+    found, starts = dict(before.found), []
+    for split, window in pool:
+        starts.append(found[split])
+        found[split] += len(window)
+    return starts
+
+
+def _columns(windows: list[Window]) -> dict[str, np.ndarray]:
+    """tokens, documents, positions int32 [T] of consecutive windows."""
+    return {
+        "tokens": np.concatenate([window.tokens for window in windows]),
+        "documents": np.repeat(np.array([window.document for window in windows], dtype=np.int32), [len(window) for window in windows]),
+        "positions": np.concatenate([np.arange(window.start, window.start + len(window), dtype=np.int32) for window in windows]),
+    }
 
 
 def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -198,24 +250,6 @@ def _refuse_not_finite(host: Host, spec: recipe.Harvest, x_TD: Tensor) -> None:
         raise UserError(f"the model gives NaN or inf activations at '{host.point}'; {hint} or choose another hook.point")
 
 
-def _reuse(host: Host, folder: Path, fields: dict, wanted: dict[str, int]) -> ActivationCache | None:
-    """The cache in `folder` where it fits, None where it holds too few tokens of a text that has more.
-
-    Raises UserError naming the fields that differ when it was harvested otherwise.
-    """
-    index = read_index(folder)
-    if index["fingerprint"] != fingerprint_of(fields):
-        differ = list(_differences(index["identity"], fields))
-        if not differ:
-            same = index["model"] == host.name
-            differ = ["the model's weights, tokenizer or dtype" if same else f"model: {index['model']} there, {host.name} here"]
-        raise UserError(f"the cache {folder} was harvested otherwise ({'; '.join(differ)}); choose another harvest.cache or delete the folder")
-    splits = index["splits"]
-    if all(split in splits and (splits[split]["tokens"] >= count or splits[split]["exhausted"]) for split, count in wanted.items()):
-        return open_cache(folder, tokens=wanted)
-    return None
-
-
 def _differences(held: dict, asked: dict, prefix: str = "") -> Iterator[str]:
     """The fields with other values, in words. The host's hash says nothing to a reader and is left out."""
     for key in sorted({*held, *asked} - {"host"}):
@@ -226,7 +260,7 @@ def _differences(held: dict, asked: dict, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}: {old} there, {new} here"
 
 
-def _refuse_if_short(feed: _Feed, text: recipe.Text) -> None:
+def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:
     for split, count in feed.wanted.items():
         if split != "train" and feed.found[split] < count:
             cure = "pip install 'metasae[demo]' brings more documentation, or use a file" if text.source == "docs" else "use a longer text"

@@ -2,6 +2,7 @@
 
 FOLDER/index.json                    what was harvested and every shard's size and checksum; absent while a harvest is incomplete
 FOLDER/train-00000.safetensors       activations [t, d], tokens, documents, positions int32 [t]
+FOLDER/unfinished.json               in the place of the index while a harvest is under way (metasae.data.cache_writer)
 FOLDER/statistics.safetensors        per split and shard: sum of x float64 [shards, d] and sum of ||x||^2 float64 [shards]
 """
 
@@ -20,6 +21,7 @@ from metasae.files import read_json, read_tensors
 
 FORMAT = 1
 INDEX = "index.json"
+UNFINISHED = "unfinished.json"
 STATISTICS = "statistics.safetensors"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SUM_ROWS = 4096
@@ -177,7 +179,8 @@ def open_cache(folder: str | Path, fingerprint: str | None = None, tokens: dict[
 def read_index(folder: Path) -> dict:
     """The contents of index.json. Raises UserError when there is none, or one of another version."""
     if not (folder / INDEX).is_file():
-        raise UserError(f"no finished harvest in {folder}; run the harvest again")
+        how = "it goes on where it stopped" if (folder / UNFINISHED).is_file() else "it starts anew"
+        raise UserError(f"no finished harvest in {folder}; run the harvest again: {how}")
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise UserError(f"{folder / INDEX} is no index of this version; delete the cache folder {folder} and harvest again")

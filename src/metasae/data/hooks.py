@@ -1,6 +1,7 @@
 """Hook points: a name -> a module of the plain Hugging Face model and the side of it (its input or its output).
 
 Names are TransformerLens's (`blocks.4.hook_resid_pre`) or module paths (`encoder.layer.3:out`, `transformer.h.2.mlp:in`).
+A TransformerLens name means the tensor that TransformerLens gives for unprocessed weights.
 """
 
 import re
@@ -20,11 +21,17 @@ _GEMMA2 = {
     "resid_mid": ("pre_feedforward_layernorm", "in"),
     "mlp_out": ("post_feedforward_layernorm", "out"),
 }
-# BERT normalises after adding, so its residual stream in mid-layer is the sum that enters the first LayerNorm.
-_BERT = {"attn_out": ("attention.output.dense", "out"), "resid_mid": ("attention.output.LayerNorm", "in"), "mlp_out": ("output.dense", "out")}
+# BERT normalises after adding: mid-layer and at the end of a block, the stream is the sum that enters a LayerNorm, and the
+# next block reads what leaves it.
+_BERT = {
+    "attn_out": ("attention.output.dense", "out"),
+    "resid_mid": ("attention.output.LayerNorm", "in"),
+    "mlp_out": ("output.dense", "out"),
+    "resid_post": ("output.LayerNorm", "in"),
+    "normalized_resid_post": ("", "out"),
+}
 _GPT2 = {"attn_out": ("attn", "out"), "resid_mid": ("ln_2", "in"), "mlp_out": ("mlp", "out")}
-# The two branches of a NeoX block run side by side, so there is no mid-layer stream.
-_NEOX = {"attn_out": ("attention", "out"), "mlp_out": ("mlp", "out")}
+_NEOX = {"attn_out": ("attention", "out"), "resid_mid": ("post_attention_layernorm", "in"), "mlp_out": ("mlp", "out")}
 
 # Only families whose inner places were checked; a look-alike (OLMo 2) uses the same module names for other things.
 FAMILIES = {
@@ -36,6 +43,9 @@ FAMILIES = {
 }
 
 _LENS_NAME = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
+_BLOCKS = re.compile(r"(^|\.)(h|layers?|blocks?)$")
+# Models that also see or hear have a stack of blocks for each sense.
+_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech")
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,9 @@ class Reached(Exception):
 
 
 def layers_of(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
-    """(path, the list of the model's blocks). Raises UserError when no list of n_layers blocks is found."""
+    """(path, the list of the blocks that read text). Raises UserError when no list of n_layers blocks is found."""
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and re.search(r"(^|\.)(h|layers?|blocks?)$", path):
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and _BLOCKS.search(path) and not _OTHER_SENSES.search(path):
             return path, module
     raise UserError(f"no list of {n_layers} layers in {type(model).__name__}; name the module itself, e.g. hook.point='path.to.module:out'")
 
@@ -79,8 +89,10 @@ def resolve(model: nn.Module, point: str, model_type: str, n_layers: int) -> Pla
 
 
 def _resolve_lens_name(model: nn.Module, point: str, model_type: str, n_layers: int) -> Place:
-    family = FAMILIES.get(model_type, {})
-    kinds = {**RESIDUAL, **family}
+    kinds = {**RESIDUAL, **FAMILIES.get(model_type, {})}
+    if getattr(model.config, "use_parallel_residual", False):
+        # the two branches of the block run side by side (GPT-NeoX), so there is no mid-layer stream
+        kinds.pop("resid_mid", None)
     match = _LENS_NAME.fullmatch(point)
     if not match or match[2] not in kinds:
         layer = re.match(r"blocks\.(\d+)", point)

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -36,9 +36,12 @@ class Host:
         self.tokenizer, self.point, self.causal = tokenizer, point, causal
         self._folder = folder
         text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-        self._place = hooks.resolve(model, point, model.config.model_type, text_config.num_hidden_layers)
+        n_layers = getattr(text_config, "num_hidden_layers", None)
+        if not n_layers:
+            raise UserError(f"'{name or type(model).__name__}' is a {model.config.model_type} model, not one stack of transformer layers")
+        self._place = hooks.resolve(model, point, model.config.model_type, n_layers)
         try:
-            self.layer_modules = list(hooks.layers_of(model, text_config.num_hidden_layers)[1])
+            self.layer_modules = list(hooks.layers_of(model, n_layers)[1])
         except UserError:
             self.layer_modules = []
         self.frame = Frame.of(tokenizer, causal)
@@ -57,9 +60,14 @@ class Host:
         loaded, tokenizer, causal = load_model(model, torch.device(device))
         return cls(loaded, tokenizer, point, causal, model.source, local_folder(model))
 
+    def at(self, point: str) -> "Host":
+        """The same loaded model at another hook point. Raises UserError for an unknown one."""
+        return Host(self.model, self.tokenizer, point, self.causal, self.name, self._folder)
+
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where inputs go. Parameters that a device map keeps elsewhere between calls are on `meta` and do not count."""
+        return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,19 +101,9 @@ class Host:
             _hash_weights(state, self.model)
         return state.hexdigest()
 
-    @torch.no_grad()
     def activations(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask int64 [b, t] -> the hooked tensor [b, t, d]. The model stops after the hooked layer."""
-
-        def stop(x_BTD: Tensor) -> Tensor:
-            raise hooks.Reached(x_BTD)
-
-        try:
-            with hooks.hooked(self._place, stop):
-                self._run(ids, mask)
-        except hooks.Reached as reached:
-            return reached.tensor
-        raise UserError(f"the model never runs '{self._place.path}'; choose another hook.point")
+        return activations_at([self], ids, mask)[0]
 
     @torch.no_grad()
     def output(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -131,13 +129,17 @@ class Host:
         ids, mask = torch.tensor([[first, self.pad_id, first]]), torch.ones(1, 3, dtype=torch.long)
         logits = self.output(ids, mask)[0]
         found = readout_of(self.model)
-        return found if found is not None and agrees(found, self._last_hidden(ids, mask)[0], logits) else WholeLogits(logits.shape[-1])
+        # weights that a device map keeps elsewhere between calls (on `meta`) cannot be multiplied with here
+        usable = found is not None and not found.weight.is_meta
+        if usable and agrees(found, self._last_hidden(ids, mask)[0], logits.to(found.weight.device)):
+            return found
+        return WholeLogits(logits.shape[-1])
 
     def _last_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[b, t, D]: what enters the model's output embedding; the model stops there."""
 
-        def stop(_module, args) -> None:
-            raise hooks.Reached(args[0])
+        def stop(module, args) -> None:
+            raise hooks.Reached(args[0].to(module.weight.device))
 
         handle = self.model.get_output_embeddings().register_forward_pre_hook(stop)
         try:
@@ -168,6 +170,37 @@ class Host:
 
     def _final(self, output) -> Tensor:
         return output.logits if self.causal else output.last_hidden_state
+
+
+@torch.no_grad()
+def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """ids, mask int64 [b, t] -> the hooked tensor [b, t, d] of each host, from one pass that stops after the last of them.
+
+    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts.
+    Raises UserError for a point that the model never runs.
+    """
+    found: dict[int, Tensor] = {}
+
+    def reader(number: int) -> Callable[[Tensor], Tensor]:
+        def read(x_BTD: Tensor) -> Tensor:
+            if number in found:
+                return x_BTD
+            if len(found) + 1 == len(hosts):
+                raise hooks.Reached(x_BTD)
+            found[number] = x_BTD.clone()  # the model goes on and may write into its own
+            return x_BTD
+
+        return read
+
+    with ExitStack() as stack:
+        for number, host in enumerate(hosts):
+            stack.enter_context(hooks.hooked(host._place, reader(number)))
+        try:
+            hosts[0]._run(ids, mask)
+        except hooks.Reached as reached:
+            return [found.get(number, reached.tensor) for number in range(len(hosts))]
+    missed = next(host for number, host in enumerate(hosts) if number not in found)
+    raise UserError(f"the model never runs '{missed._place.path}'; choose another hook.point")
 
 
 def _max_context(config) -> int | None:

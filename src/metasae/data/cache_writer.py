@@ -1,0 +1,101 @@
+"""Filling one cache folder: the shards of each split, a note of how far they are, and at the end the index.
+
+FOLDER/unfinished.json   while a harvest is under way: its settings, its cursor and the closed shards; gone once there is an index
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from metasae.data.cache import DTYPES, FORMAT, INDEX, STATISTICS, UNFINISHED
+from metasae.data.feed import Cursor
+from metasae.data.shards import ShardWriter
+from metasae.errors import UserError
+from metasae.files import read_json, read_tensors, write_json, write_tensors
+
+# A note makes the disk catch up, so it is not written after every pool; a harvest that is killed loses no more than this and a pool.
+SECONDS_BETWEEN_NOTES = 30.0
+
+
+class CacheWriter:
+    """One hook point's cache in the making. Tokens of a split are numbered in the order of the feed.
+
+    settings: `tokens` (wanted of each split), `shard_tokens` and whatever else decides which row lies where: a harvest goes on
+    only where they are the same.
+    """
+
+    def __init__(self, folder: Path, identity: dict, fingerprint: str, d: int, settings: dict):
+        self.folder, self.identity, self.fingerprint, self.d, self.settings = folder, identity, fingerprint, d, settings
+        dtype = DTYPES[identity["dtype"]]
+        self.splits = {split: ShardWriter(folder, split, d, dtype, settings["shard_tokens"], count) for split, count in settings["tokens"].items()}
+        self._noted = time.monotonic()
+        self._entries: dict[str, list[dict]] = {}
+        self._statistics: dict[str, torch.Tensor] = {}
+
+    def held(self) -> Cursor | None:
+        """Where a harvest of the same settings stopped in this folder; None where there is none to go on with."""
+        try:
+            note, self._statistics = read_json(self.folder / UNFINISHED), read_tensors(self.folder / STATISTICS)
+        except UserError:
+            return None  # none there, or damaged
+        mine = {"format": FORMAT, "fingerprint": self.fingerprint, "settings": self.settings}
+        if not isinstance(note, dict) or not mine.items() <= note.items():
+            return None
+        self._entries = note["splits"]
+        return Cursor(**note["cursor"])
+
+    def can_resume(self, cursor: Cursor) -> bool:
+        return all(writer.whole(cursor.found[split]) for split, writer in self.splits.items())
+
+    def resume(self, cursor: Cursor) -> None:
+        """Goes on at a cursor that is that of `held` or before it."""
+        for split, writer in self.splits.items():
+            writer.restore(cursor.found[split], self._entries[split], self._statistics)
+
+    def begin(self) -> None:
+        """Clears the folder of earlier shards. The note goes first: it must not speak of shards that are gone."""
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+        for stale in [*self.folder.glob("*-?????.safetensors"), self.folder / STATISTICS]:
+            stale.unlink(missing_ok=True)
+
+    def close(self, cursor: Cursor) -> None:
+        """Everything before the cursor is written: closes full shards, and notes the cursor if the last note is old."""
+        for split, writer in self.splits.items():
+            writer.close(cursor.found[split])
+        if time.monotonic() - self._noted >= SECONDS_BETWEEN_NOTES:
+            self.note(cursor)
+
+    def note(self, cursor: Cursor) -> None:
+        """Notes the cursor, so that another process can go on there."""
+        for writer in self.splits.values():
+            writer.sync()
+        self._write_statistics()
+        splits = {split: writer.entries for split, writer in self.splits.items()}
+        note = {"format": FORMAT, "fingerprint": self.fingerprint, "settings": self.settings, "cursor": cursor.as_dict(), "splits": splits}
+        write_json(self.folder / UNFINISHED, note)
+        self._noted = time.monotonic()
+
+    def finish(self, cursor: Cursor, model: str, n_documents: int) -> None:
+        """Writes the index: the cache is whole."""
+        for split, writer in self.splits.items():
+            writer.finish(cursor.found[split])
+        self._write_statistics()
+        index = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            "model": model,
+            "d": self.d,
+            "documents": n_documents,
+            "documents_blake2b": cursor.digest,
+            "splits": {split: writer.record() for split, writer in self.splits.items()},
+        }
+        write_json(self.folder / INDEX, index)
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+
+    def _write_statistics(self) -> None:
+        tables: dict[str, torch.Tensor] = {}
+        for writer in self.splits.values():
+            tables |= writer.statistics()
+        write_tensors(self.folder / STATISTICS, tables)

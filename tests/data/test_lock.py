@@ -1,0 +1,85 @@
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from metasae import UserError
+from metasae.data.lock import LOCK, locked
+from metasae.progress import SILENT
+
+pytest.importorskip("fcntl")
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write("process 7 on mars")
+file.flush()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+class Lines:
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_a_second_one_says_so_and_waits(tmp_path):
+    progress, order = Lines(), []
+
+    def second():
+        with locked(tmp_path, progress):
+            order.append("second")
+
+    with locked(tmp_path, SILENT):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not progress.lines:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"] and len(progress.lines) == 1
+    assert "process " in progress.lines[0] and f"harvests into {tmp_path}; waiting for it" in progress.lines[0]
+
+
+def test_a_process_that_was_killed_holds_nothing(tmp_path):
+    progress = Lines()
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / LOCK)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    threading.Timer(0.3, holder.kill).start()
+    with locked(tmp_path, progress):
+        assert holder.wait(10) == -9
+    assert progress.lines == [f"process 7 on mars harvests into {tmp_path}; waiting for it"]
+    with locked(tmp_path, progress):
+        assert len(progress.lines) == 1
+
+
+def test_an_error_inside_lets_go(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked(tmp_path, SILENT):
+            raise ZeroDivisionError
+
+
+def test_a_disk_without_locks_is_said(tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    progress = Lines()
+    with locked(tmp_path, progress):
+        pass
+    assert "cannot be locked (No locks available)" in progress.lines[0]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "file" / "folder", SILENT):
+        pass
