@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_stops_at_once_and_still_says_how_to_go_on(recipe, tmp_p
         time.sleep(5)
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(source, "harvest", press_twice)
+    monkeypatch.setattr(source, "harvest_points", press_twice)
     with pytest.raises(Interrupted, match=r"stopped at once.*Go on with: metasae run .*recipe.toml --out ") as caught:
         metasae.run(recipe(), out=tmp_path / "a", show=False)
     assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) is before
@@ -270,3 +270,20 @@ def test_other_architectures_go_all_the_way(recipe, tmp_path, name):
     assert measures["conditions"]["rule"] == ("rate" if name == "matryoshka" else "own")
     saved = weights(tmp_path / "a", "joint-s0")["threshold"]
     assert (len(saved.unique()) > 1) == (name == "jumprelu")
+
+
+def test_several_points_from_one_harvest(recipe, tmp_path):
+    from metasae import start
+    from metasae.recipe import Recipe
+
+    points = ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]
+    runs = start.one_per_point(Recipe.load(recipe()), tmp_path / "both", points)
+    assert [place.name for _, place in runs] == points and runs[0][0].hook.also == (points[1],)
+    first, second = (metasae.run(each, out=place, show=False) for each, place in runs)
+    assert first["conditions"]["data"] != second["conditions"]["data"]
+    # the second run found what the first harvested beside its own
+    assert len(list((tmp_path / "both" / "activations").glob("*/index.json"))) == 2
+    alone = metasae.run(recipe(), out=tmp_path / "alone" / "run", overrides={"hook.point": points[1]}, show=False)
+    assert alone["arms"] == second["arms"]
+    with pytest.raises(UserError, match="each point once"):
+        start.one_per_point(runs[0][0], tmp_path, points * 2)

@@ -32,6 +32,7 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")] = None,
     seeds: Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,7)")] = None,
     arms: Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")] = None,
+    points: Annotated[str | None, typer.Option(help="several hook points, from one harvest: a run folder each, OUT/POINT")] = None,
     out: Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and what the run needs; write nothing")] = False,
@@ -42,13 +43,16 @@ def run(
 
     # whatever can be refused without torch is refused before it is imported, which takes seconds
     resolved, folder = start.resolve(recipe, out, _overrides(set_, seeds, arms), device)
+    runs = start.one_per_point(resolved, folder, [point.strip() for point in points.split(",")] if points else [])
     if dry_run:
-        result = start.plan(resolved, folder, show=not as_json)
+        results = [start.plan(*each, show=not as_json) for each in runs]
     else:
-        start.claim(resolved, folder)
+        for each in runs:
+            start.claim(*each)
         from metasae import job
 
-        result = job.run(resolved, out=folder, device=device, show=not as_json)
+        results = [job.run(each, out=place, device=device, show=not as_json) for each, place in runs]
+    result = results[0] if len(results) == 1 else results
     if as_json:
         print(json.dumps(result, indent=2))
 

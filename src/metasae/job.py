@@ -71,7 +71,7 @@ def run(
     keep_freed_memory()
     job = _Job(resolved, folder, device, Progress(show))
     try:
-        # the harvest cannot go on where it stopped, so it stops at once; training and measuring end their step first
+        # the harvest stops at once and goes on from its last note; training and measuring end their step first
         job.harvest()
         with StopRequest().listening() as stop:
             job.go(stop)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metasae.data.activations import fingerprint_of, harvest, identity
+from metasae.data.activations import harvest_points
 from metasae.data.cache import ActivationCache
 from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
@@ -34,11 +34,12 @@ class Source:
         """At least so many tokens of each split, harvested where no cache holds them yet."""
         if self.planted:
             return PlantedCache(self.recipe.planted, tokens)
-        return harvest(self.host, self.recipe.text, self.recipe.harvest, self.place(), tokens, self.progress)
+        point, recipe = self.recipe.hook.point, self.recipe
+        points = list(dict.fromkeys([point, *recipe.hook.also]))
+        return harvest_points(self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress)[point]
 
-    def place(self) -> Path:
-        """The cache's folder: the recipe's, or one named after what is harvested, beside the run folder."""
+    def place(self, fingerprint: str) -> Path:
+        """A cache's folder: the recipe's, or one named after what is harvested, beside the run folder."""
         if self.recipe.harvest.cache:
             return Path(self.recipe.harvest.cache)
-        key = fingerprint_of(identity(self.host, self.recipe.text, self.recipe.harvest))
-        return self.folder.parent / "activations" / key[:16]
+        return self.folder.parent / "activations" / fingerprint[:16]

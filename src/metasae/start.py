@@ -25,6 +25,20 @@ def resolve(recipe: str | Path | dict | Recipe, out: str | Path | None, override
     return resolved, Path(out) if out is not None else Path("runs") / name
 
 
+def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple[Recipe, Path]]:
+    """A run for each hook point, in a folder of its own under `folder`; the first one's harvest serves all. No points: the run itself."""
+    if not points:
+        return [(recipe, folder)]
+    if len(set(points)) < len(points) or recipe.harvest.cache:
+        raise UserError("--points takes each point once, and no harvest.cache, as every point has a cache of its own")
+
+    def at(point: str, also: tuple[str, ...]) -> Recipe:
+        return recipe.model_copy(update={"hook": recipe.hook.model_copy(update={"point": point, "also": also})})
+
+    also = tuple(points[1:])
+    return [(at(point, also if point == points[0] else ()), folder / re.sub(r"[^\w.-]+", "_", point)) for point in points]
+
+
 def claim(recipe: Recipe, folder: Path) -> None:
     """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it.
 
@@ -87,5 +101,5 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     out = {}
     for name, value in recipe.model_dump(mode="json").items():
         if isinstance(value, dict):
-            out |= {f"{name}.{key}": inner for key, inner in value.items()}
+            out |= {f"{name}.{key}": inner for key, inner in value.items() if (name, key) != ("hook", "also")}
     return out

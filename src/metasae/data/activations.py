@@ -68,9 +68,10 @@ def harvest_points(
     wanted = {split: count for split, count in tokens.items() if count > 0}
     if unknown := set(wanted) - set(texts.SPLITS):
         raise ValueError(f"unknown splits: {sorted(unknown)}")
+    fields = identity(host, text, harvest, documents)
     if host.max_context and text.context > host.max_context:
         raise UserError(f"text.context = {text.context} is more than the model holds; set text.context={host.max_context} or less")
-    targets = _targets(host, points, identity(host, text, harvest, documents), folder_of)
+    targets = _targets(host, points, fields, folder_of)
     if missing := [target for target in targets if not _is_there(target, wanted)]:
         with ExitStack() as locks:
             # in one order everywhere, so that no two processes wait for each other
