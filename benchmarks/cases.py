@@ -8,8 +8,8 @@ else `=`. It is fooled, and marked with !, where it says `more` of a case that i
 
 import argparse
 
-from metasae.measures.case_measures import MEASURES, read_case
-from metasae.measures.cases import CASES
+from metasae.measures.planted.case_measures import MEASURES, read_case
+from metasae.measures.planted.cases import CASES
 
 
 def main() -> None:

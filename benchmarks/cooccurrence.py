@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metasae.measures.blocks import document_blocks
-from metasae.measures.cooccurrence import pair_statistics
-from metasae.measures.counts import CoFirings
-from metasae.measures.dense_counts import DenseCoFirings
-from metasae.measures.firings import Firings
+from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.cofiring.counts import CoFirings
+from metasae.measures.cofiring.dense_counts import DenseCoFirings
+from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import Firings
 from metasae.memory import keep_freed_memory
 
 FULL = 20_000_000

@@ -49,7 +49,7 @@ def two_seeds(n: int, d: int) -> tuple[Tensor, Tensor]:
 
 
 def pursuit(given: argparse.Namespace) -> dict:
-    from metasae.measures.pursuit import pursue
+    from metasae.measures.rows.pursuit import pursue
 
     rows = mixtures(given.n, given.d)
     targets = None if given.targets is None else np.arange(min(given.targets, given.n))
@@ -68,7 +68,7 @@ def pursuit(given: argparse.Namespace) -> dict:
 
 
 def matching(given: argparse.Namespace) -> dict:
-    from metasae.measures.seeds import match
+    from metasae.measures.rows.seeds import match
 
     a, b = two_seeds(given.n, given.d)
     start = time.perf_counter()
@@ -78,8 +78,8 @@ def matching(given: argparse.Namespace) -> dict:
 
 
 def grid(given: argparse.Namespace) -> dict:
-    from metasae.measures.critic import critic_grid
-    from metasae.measures.decomposability import GRID_KS, GRID_WIDTHS
+    from metasae.measures.rows.critic import critic_grid
+    from metasae.measures.rows.decomposability import GRID_KS, GRID_WIDTHS
 
     rows = mixtures(given.grid_n, given.grid_d)
     start = time.perf_counter()

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step import peak_megabytes, rates
 
 from metasae.data.cache import open_cache
-from metasae.measures.by_latent import by_latent, write_by_latent
-from metasae.measures.calibrate import RULES, calibrate
-from metasae.measures.firings import fire
-from metasae.measures.head import Head
-from metasae.measures.screen import Screen
-from metasae.measures.store import is_store_of, open_firings, write_firings
+from metasae.measures.firing.by_latent import by_latent, write_by_latent
+from metasae.measures.firing.calibrate import RULES, calibrate
+from metasae.measures.firing.firings import fire
+from metasae.measures.firing.head import Head
+from metasae.measures.firing.screen import Screen
+from metasae.measures.firing.store import is_store_of, open_firings, write_firings
 from metasae.sae.sae import SAE, SAEConfig
 
 D, N, K, BLOCK, DOCUMENT = 384, 3072, 32, 2048, 128

@@ -2,8 +2,8 @@
 
 import json
 
-from metasae.measures.cooccurrence import phi_edges
-from metasae.measures.fidelity import rate_edges
+from metasae.measures.cofiring.cooccurrence import phi_edges
+from metasae.measures.effect.fidelity import rate_edges
 
 
 def measures_of(**changed):

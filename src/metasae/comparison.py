@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from metasae import files
 from metasae.errors import UserError, nearest
 from metasae.measures.catalogue import CATALOGUE, GROUPS, left_out_of, value_of
-from metasae.measures.families import adjust
+from metasae.measures.intervals.families import adjust
+from metasae.measures.intervals.statistics import is_clear, leaves_out_zero, mean_interval, paired_difference
 from metasae.measures.matched import MATCHED
-from metasae.measures.statistics import is_clear, leaves_out_zero, mean_interval, paired_difference
 from metasae.verdict import change, towards, write_verdict
 
 if TYPE_CHECKING:

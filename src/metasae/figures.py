@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metasae.measures.catalogue import CATALOGUE
-from metasae.measures.statistics import is_clear
+from metasae.measures.intervals.statistics import is_clear
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,7 +25,7 @@ from metasae.data.cache import ActivationCache, Split, open_cache
 from metasae.data.planted_cache import PlantedCache
 from metasae.data.stream import Stream
 from metasae.errors import Interrupted, UserError
-from metasae.measures.calibrate import Calibration, calibrate
+from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.memory import keep_freed_memory
 from metasae.progress import Progress
 from metasae.recipe import Recipe
@@ -196,8 +196,8 @@ class _Job:
 
     def _measured_twin(self, sae: SAE, meta: SAE | None, seed: int) -> dict | None:
         """The measures of an SAE of this run with the same weights to the bit (control has solo's), but for what its own meta SAE says."""
-        from metasae.measures.decomposability import own_meta
-        from metasae.measures.store import sae_fingerprint
+        from metasae.measures.firing.store import sae_fingerprint
+        from metasae.measures.rows.decomposability import own_meta
 
         fingerprint = sae_fingerprint(sae)
         for arm in self.recipe.arms:

@@ -10,8 +10,8 @@ from metasae.conclusion import conclude
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.measures.across import Member, measure_across
-from metasae.measures.calibrate import Calibration
-from metasae.measures.store import sae_fingerprint
+from metasae.measures.firing.calibrate import Calibration
+from metasae.measures.firing.store import sae_fingerprint
 from metasae.measures.suite import measure_sae, reference_of
 from metasae.memory import keep_freed_memory
 from metasae.progress import Progress

@@ -12,7 +12,7 @@ from metasae import figures, files
 from metasae.comparison import compare, conditions_line, number, read_measured, reading
 from metasae.errors import UserError
 from metasae.measures.catalogue import CATALOGUE, GROUPS, Quantity
-from metasae.measures.statistics import is_clear
+from metasae.measures.intervals.statistics import is_clear
 from metasae.report_style import STYLE
 from metasae.verdict import change, towards
 

@@ -162,7 +162,7 @@ def _kept_ids(model: nn.Module | Host, module: nn.Module, keep: Sequence[int] | 
 
 def _checked(edits: Mapping[int, Edit | float], sae: SAE) -> dict[int, Edit]:
     if sae.threshold is None:
-        raise UserError("this SAE has no threshold yet; calibrate it first (metasae.measures.calibrate)")
+        raise UserError("this SAE has no threshold yet; calibrate it first (metasae.measures.firing.calibrate)")
     if sae.config.rule == "topk":
         raise UserError("this SAE keeps the k largest latents of each token, which the edited latents alone do not tell; steer one with thresholds")
     if not edits:

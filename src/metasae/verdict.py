@@ -1,7 +1,7 @@
 """A comparison in plain words. It follows the numbers whichever way they point."""
 
 from metasae.measures.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Quantity
-from metasae.measures.statistics import is_clear, leaves_out_zero
+from metasae.measures.intervals.statistics import is_clear, leaves_out_zero
 
 EXACT = "equals solo on every measure, exactly: the control holds"
 

@@ -11,7 +11,7 @@ import torch
 from metasae.data.planted import Plan, firing_probabilities, plant, true_phi
 from metasae.data.planted_split import CHUNK, PlantedSplit
 from metasae.data.stream import Stream
-from metasae.measures.blocks import document_blocks
+from metasae.measures.firing.blocks import document_blocks
 
 MIXED = Plan(
     d=24,

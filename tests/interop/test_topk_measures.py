@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from metasae.interop import load, peers
-from metasae.measures.calibrate import calibrate
-from metasae.measures.firings import fire
-from metasae.measures.screen import Screen
+from metasae.measures.firing.calibrate import calibrate
+from metasae.measures.firing.firings import fire
+from metasae.measures.firing.screen import Screen
 
 
 class Split:

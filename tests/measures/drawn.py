@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from metasae.measures.firings import Firings
+from metasae.measures.firing.firings import Firings
 
 
 def firings_of(on, documents=None) -> Firings:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from metasae.measures.firings import Firings
+from metasae.measures.firing.firings import Firings
 
 
 def firings_of(on, document_length: int = 9) -> Firings:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from metasae.errors import UserError
-from metasae.measures import arrays
-from metasae.measures.arrays import ArrayFile, Kind, empty_array, entry_of, open_arrays, read_index, whole_folder, write_index
+from metasae.measures.firing import arrays
+from metasae.measures.firing.arrays import ArrayFile, Kind, empty_array, entry_of, open_arrays, read_index, whole_folder, write_index
 
 KIND = Kind("pair of arrays", 2, {"left": "<i8", "right": "<f4"})
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from metasae.measures.attenuation import attenuation, corrected_pursuit
-from metasae.measures.critic import judge, random_rows
-from metasae.measures.pursuit import pursue
-from metasae.measures.seeds import Matching, match
+from metasae.measures.rows.attenuation import attenuation, corrected_pursuit
+from metasae.measures.rows.critic import judge, random_rows
+from metasae.measures.rows.pursuit import pursue
+from metasae.measures.rows.seeds import Matching, match
 
 
 def unit(rows):

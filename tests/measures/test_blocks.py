@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metasae.measures.blocks import document_blocks
+from metasae.measures.firing.blocks import document_blocks
 
 
 def test_equal_documents_are_shared_out_evenly():

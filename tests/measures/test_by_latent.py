@@ -5,9 +5,9 @@ import pytest
 from fakes import random_sae, random_split
 
 from metasae.errors import UserError
-from metasae.measures.by_latent import by_latent, open_by_latent, write_by_latent
-from metasae.measures.firings import Firings, fire
-from metasae.measures.store import open_firings, write_firings
+from metasae.measures.firing.by_latent import by_latent, open_by_latent, write_by_latent
+from metasae.measures.firing.firings import Firings, fire
+from metasae.measures.firing.store import open_firings, write_firings
 
 
 def firings_of(dense):

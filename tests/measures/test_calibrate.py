@@ -8,8 +8,8 @@ from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
 from metasae.job import DecoderRows
-from metasae.measures import selection
-from metasae.measures.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate
+from metasae.measures.firing import selection
+from metasae.measures.firing.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from metasae.measures.case_measures import MEASURES, read_case
-from metasae.measures.cases import CASES
+from metasae.measures.planted.case_measures import MEASURES, read_case
+from metasae.measures.planted.cases import CASES
 
 SEEDS = range(3)
 # over more worlds: the table in docs/measures.md

@@ -8,11 +8,11 @@ import torch
 
 from metasae.data.planted import firing_probabilities
 from metasae.data.stream import Stream
-from metasae.measures import cases
-from metasae.measures.cases import CASES, FEW_STEPS, trained_subjects
-from metasae.measures.cooccurrence import pair_statistics
-from metasae.measures.decomposability import nearest_cosines
-from metasae.measures.truth import effective_numbers, measure_truth, true_firings, unit
+from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.planted import cases
+from metasae.measures.planted.cases import CASES, FEW_STEPS, trained_subjects
+from metasae.measures.planted.truth import effective_numbers, measure_truth, true_firings, unit
+from metasae.measures.rows.decomposability import nearest_cosines
 
 
 @cache

@@ -7,11 +7,11 @@ import pytest
 import torch
 from firing_tables import firings_of, random_on
 
-from metasae.measures.blocks import document_blocks
-from metasae.measures.cooccurrence import OVER_MAX_ABOVE, SHARES_ABOVE, pair_statistics
-from metasae.measures.counts import CoFirings
-from metasae.measures.dense_counts import DenseCoFirings
-from metasae.measures.rate_cells import bands_of
+from metasae.measures.cofiring.cooccurrence import OVER_MAX_ABOVE, SHARES_ABOVE, pair_statistics
+from metasae.measures.cofiring.counts import CoFirings
+from metasae.measures.cofiring.dense_counts import DenseCoFirings
+from metasae.measures.cofiring.rate_cells import bands_of
+from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.suite import json_safe
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from firing_tables import firings_of, random_on
 
-from metasae.measures.blocks import document_blocks
-from metasae.measures.counts import CoFirings, block_spans, chunks, firing_counts
-from metasae.measures.dense_counts import DenseCoFirings
-from metasae.measures.firings import Firings
+from metasae.measures.cofiring.counts import CoFirings, block_spans, chunks, firing_counts
+from metasae.measures.cofiring.dense_counts import DenseCoFirings
+from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import Firings
 
 BACKENDS = {"sparse": CoFirings, "dense": partial(DenseCoFirings, device="cpu")}
 backends = pytest.mark.parametrize("cofirings", BACKENDS.values(), ids=BACKENDS.keys())

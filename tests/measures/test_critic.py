@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from metasae.measures.critic import (
+from metasae.measures.rows.critic import (
     critic_grid,
     critic_spread,
     gaussian_rows,

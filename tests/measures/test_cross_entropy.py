@@ -9,7 +9,7 @@ from fakes import FakeSplit, random_sae
 
 from metasae.data.readout import LinearReadOut
 from metasae.data.windows import pad
-from metasae.measures.output import output_effect, output_reference, windows_of
+from metasae.measures.effect.output import output_effect, output_reference, windows_of
 from metasae.sae.sae import SAE, SAEConfig
 
 FAMILIES = ["gpt2", "llama", "gemma2", "neox"]
@@ -121,7 +121,7 @@ def test_padding_and_batches_change_nothing(load):
 @pytest.mark.slow
 def test_memory_stays_flat_with_a_vocabulary_of_256k():
     """8 windows of 128 tokens, Gemma's vocabulary: below 2 GB beyond the model."""
-    from metasae.measures.vocabulary import predictions
+    from metasae.measures.effect.vocabulary import predictions
 
     d, vocabulary, tokens = 512, 256_000, 8 * 128
     readout = LinearReadOut(torch.randn(vocabulary, d) * 0.02, None, 30.0)

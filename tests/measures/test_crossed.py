@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t, ttest_1samp
 from simulated import effects, left_out
 
-from metasae.measures.crossed import Variance, covariance, jackknife, ratio_interval
+from metasae.measures.intervals.crossed import Variance, covariance, jackknife, ratio_interval
 
 
 def mean_squares(x):

@@ -5,8 +5,8 @@ from fakes import random_sae
 from torch import nn
 
 from metasae.errors import UserError
-from metasae.measures.decomposability import encoder_decoder_cosines, measure_decomposability, most_decomposable, nearest_cosines, own_meta
-from metasae.measures.pursuit import pursue
+from metasae.measures.rows.decomposability import encoder_decoder_cosines, measure_decomposability, most_decomposable, nearest_cosines, own_meta
+from metasae.measures.rows.pursuit import pursue
 
 
 def unit(rows):
@@ -16,7 +16,7 @@ def unit(rows):
 def test_nearest_cosines(monkeypatch):
     rows = unit(torch.randn(23, 5, generator=torch.Generator().manual_seed(0)))
     rows[7] = rows[20]
-    monkeypatch.setattr("metasae.measures.decomposability.TILE", 4)
+    monkeypatch.setattr("metasae.measures.rows.decomposability.TILE", 4)
     cosines = rows @ rows.t()
     expected = [max(float(cosines[i, j]) for j in range(23) if j != i) for i in range(23)]
     found = nearest_cosines(rows)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from drawn import firings_of, independent, pairs_of, rasch, root_of
 
-from metasae.measures import excess
-from metasae.measures.excess import SHARES_ABOVE, excess_phi, mean_abs_deviation
-from metasae.measures.marginals import fit
+from metasae.measures.cofiring import excess
+from metasae.measures.cofiring.excess import SHARES_ABOVE, excess_phi, mean_abs_deviation
+from metasae.measures.cofiring.marginals import fit
 
 
 def deviation(mean, variance):

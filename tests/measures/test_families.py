@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from metasae.measures.families import adjust, holm
-from metasae.measures.statistics import is_clear, paired_difference
+from metasae.measures.intervals.families import adjust, holm
+from metasae.measures.intervals.statistics import is_clear, paired_difference
 
 
 def test_four_measures_by_hand():

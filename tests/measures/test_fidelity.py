@@ -3,8 +3,8 @@ import pytest
 import torch
 from fakes import FakeSplit, random_sae, random_split
 
-from metasae.measures.fidelity import decode_firings, measure_fidelity
-from metasae.measures.firings import fire
+from metasae.measures.effect.fidelity import decode_firings, measure_fidelity
+from metasae.measures.firing.firings import fire
 from metasae.sae.sae import SAE, SAEConfig
 
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from fakes import random_sae, random_split
 
-from metasae.measures import firings as module
-from metasae.measures.firings import fire, fired_blocks
+from metasae.measures.firing import firings as module
+from metasae.measures.firing.firings import fire, fired_blocks
 
 
 @pytest.mark.parametrize("normalize", ["none", "token"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from drawn import firings_of, independent, log_normal_rates, pairs_of, rasch, topical
 
-from metasae.measures import lift
-from metasae.measures.excess import excess_phi
-from metasae.measures.lift import FDR, cut_bin, lift_statistics, log_lift, p_edges, two_sided_p
-from metasae.measures.marginals import fit
+from metasae.measures.cofiring import lift
+from metasae.measures.cofiring.excess import excess_phi
+from metasae.measures.cofiring.lift import FDR, cut_bin, lift_statistics, log_lift, p_edges, two_sided_p
+from metasae.measures.cofiring.marginals import fit
 
 
 def p_of(n11, expected, draws):

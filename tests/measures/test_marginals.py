@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from drawn import independent, rasch
 
-from metasae.measures.marginals import fit
+from metasae.measures.cofiring.marginals import fit
 
 
 def fit_to(on, **options):

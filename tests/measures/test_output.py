@@ -9,8 +9,8 @@ from torch import nn
 from metasae.data.readout import WholeLogits
 from metasae.data.windows import Frame, cut
 from metasae.errors import UserError
-from metasae.measures import output
-from metasae.measures.output import output_effect, output_reference, windows_of
+from metasae.measures.effect import output
+from metasae.measures.effect.output import output_effect, output_reference, windows_of
 
 D, VOCABULARY, CONTEXT = 8, 11, 6
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from firing_tables import firings_of, phi_of, random_on
 
-from metasae.measures.dense_counts import DenseCoFirings
-from metasae.measures.partners import top_partners
+from metasae.measures.cofiring.dense_counts import DenseCoFirings
+from metasae.measures.cofiring.partners import top_partners
 
 
 def brute_force(on, other, count):

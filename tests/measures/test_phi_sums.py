@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from metasae.measures.phi_sums import CellSums, Histogram, OverMax, PhiSums, phi_bins, phi_edges, upper
-from metasae.measures.rate_cells import bands_of
+from metasae.measures.cofiring.phi_sums import CellSums, Histogram, OverMax, PhiSums, phi_bins, phi_edges, upper
+from metasae.measures.cofiring.rate_cells import bands_of
 
 
 def test_bins_are_those_of_a_search():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from metasae.measures.pursuit import pursue
+from metasae.measures.rows.pursuit import pursue
 
 
 def unit(rows):
@@ -167,8 +167,8 @@ def test_targets_tiles_and_lengths_change_nothing(monkeypatch):
     rows = made("mixtures", 90, 12)
     whole = pursue(rows, 3, pool=30)
     some = np.array([5, 88, 17])
-    monkeypatch.setattr("metasae.measures.pursuit.TILE", 7)
-    monkeypatch.setattr("metasae.measures.pursuit.SEARCH_TILE", 2)
+    monkeypatch.setattr("metasae.measures.rows.pursuit.TILE", 7)
+    monkeypatch.setattr("metasae.measures.rows.pursuit.SEARCH_TILE", 2)
     found = pursue(rows * torch.linspace(0.1, 9, 90)[:, None], 3, targets=some, pool=30)
     assert found.errors == pytest.approx(whole.errors[some], abs=1e-6) and found.targets.tolist() == some.tolist()
     assert (found.parts == whole.parts[some]).all()

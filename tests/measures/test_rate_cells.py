@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from metasae.measures.rate_cells import RateCells, bands_of, matched_mean, rate_edges
+from metasae.measures.cofiring.rate_cells import RateCells, bands_of, matched_mean, rate_edges
 
 
 def cells_of(**found):

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from metasae.measures.resampling import MIN_CLUSTERS, bootstrap_interval, paired_permutation
+from metasae.measures.intervals.resampling import MIN_CLUSTERS, bootstrap_interval, paired_permutation
 
 
 def clustered(rng, kind, sizes):

@@ -4,9 +4,9 @@ import torch
 from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
-from metasae.measures import rules
-from metasae.measures.rules import LargestOfEach, eer, per_latent
-from metasae.measures.selection import firing_counts
+from metasae.measures.firing import rules
+from metasae.measures.firing.rules import LargestOfEach, eer, per_latent
+from metasae.measures.firing.selection import firing_counts
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 

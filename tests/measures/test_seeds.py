@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from metasae.errors import UserError
-from metasae.measures.seeds import chance_matching, match
+from metasae.measures.rows.seeds import chance_matching, match
 
 
 def rows(n, d, seed):
@@ -34,7 +34,7 @@ def check(a, b):
 
 @pytest.mark.parametrize(("n_a", "n_b"), [(1, 1), (6, 6), (5, 7), (7, 5), (1, 4), (60, 60), (90, 61), (61, 90)])
 def test_the_sum_is_the_largest(n_a, n_b, monkeypatch):
-    monkeypatch.setattr("metasae.measures.seeds.TILE", 8)
+    monkeypatch.setattr("metasae.measures.rows.seeds.TILE", 8)
     check(rows(n_a, 6, n_a), rows(n_b, 6, 100 + n_b))
 
 

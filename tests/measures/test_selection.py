@@ -4,8 +4,8 @@ import torch
 from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
-from metasae.measures import selection
-from metasae.measures.selection import BatchSelection, firing_counts, largest
+from metasae.measures.firing import selection
+from metasae.measures.firing.selection import BatchSelection, firing_counts, largest
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 

@@ -4,9 +4,9 @@ from math import comb
 import numpy as np
 import pytest
 
-from metasae.measures import sense_draws
-from metasae.measures.sense_draws import AT_CHANCE, Draw, draw_for, draws, matched
-from metasae.measures.sense_scores import atomicity, blended
+from metasae.measures.words import sense_draws
+from metasae.measures.words.sense_draws import AT_CHANCE, Draw, draw_for, draws, matched
+from metasae.measures.words.sense_scores import atomicity, blended
 
 EVEN, SKEWED = np.array([200, 200, 200]), np.array([3455, 502, 372])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from metasae.measures.sense_scores import (
+from metasae.measures.words.sense_scores import (
     atomicity,
     blended,
     coverage_f1,

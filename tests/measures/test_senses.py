@@ -7,9 +7,9 @@ import torch
 from fakes import random_sae
 from sense_fakes import fires, through, word_of
 
-from metasae.measures.sense_reference import sense_reference
-from metasae.measures.senses import activations_on, jackknife_interval, measure_senses, overall, words_interval
 from metasae.measures.suite import json_safe
+from metasae.measures.words.sense_reference import sense_reference
+from metasae.measures.words.senses import activations_on, jackknife_interval, measure_senses, overall, words_interval
 
 SIZES = [400, 120, 80]
 PURE = [[0.9, 0, 0], [0, 0.9, 0], [0, 0, 0.9]]
@@ -150,7 +150,7 @@ def test_the_same_reference_gives_the_same_numbers():
 
 
 def test_activations_are_those_of_encode(monkeypatch):
-    monkeypatch.setattr("metasae.measures.senses.BATCH", 7)
+    monkeypatch.setattr("metasae.measures.words.senses.BATCH", 7)
     sae, x = random_sae(threshold=1.5), torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
     acts, latents = activations_on(sae, x)
     whole = sae.encode(x).acts.numpy()

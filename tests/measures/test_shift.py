@@ -5,9 +5,9 @@ import pytest
 import torch
 from drawn import firings_of, independent, topical
 
-from metasae.measures.cooccurrence import pair_statistics
-from metasae.measures.excess import excess_phi
-from metasae.measures.shift import document_shifts, shift_null
+from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.cofiring.excess import excess_phi
+from metasae.measures.cofiring.shift import document_shifts, shift_null
 
 
 def null_of(on, documents, seed=0, **options):

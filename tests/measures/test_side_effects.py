@@ -9,10 +9,10 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from metasae.data.windows import Frame
-from metasae.measures import side_effects as module
-from metasae.measures.firings import Firings, fire
-from metasae.measures.output import windows_of
-from metasae.measures.side_effects import SideEffects, compare_side_effects, side_effects
+from metasae.measures.effect import side_effects as module
+from metasae.measures.effect.output import windows_of
+from metasae.measures.effect.side_effects import SideEffects, compare_side_effects, side_effects
+from metasae.measures.firing.firings import Firings, fire
 from metasae.measures.suite import json_safe
 from metasae.steering import Ablate, steer
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from simulated import effects, left_out
 
-from metasae.measures.statistics import is_clear, mean_interval, paired_difference
+from metasae.measures.intervals.statistics import is_clear, mean_interval, paired_difference
 
 CASES = 500
 LOW, HIGH = 0.92, 0.98

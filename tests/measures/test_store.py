@@ -6,9 +6,9 @@ import pytest
 from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
-from metasae.measures.firings import fire
-from metasae.measures.head import Head
-from metasae.measures.store import is_store_of, open_firings, sae_fingerprint, split_fingerprint, write_firings
+from metasae.measures.firing.firings import fire
+from metasae.measures.firing.head import Head
+from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint, split_fingerprint, write_firings
 from metasae.sae.sae import SAE
 
 ARRAYS = ("indptr", "indices", "values", "documents", "tokens", "positions")

@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 
 from metasae.data.planted import Plan, plant
 from metasae.data.planted_split import PlantedSplit
-from metasae.measures.subjects import (
+from metasae.measures.planted.subjects import (
     FIRES_ABOVE,
     Subject,
     _refitted,
@@ -20,7 +20,7 @@ from metasae.measures.subjects import (
     thinned,
     twinned,
 )
-from metasae.measures.truth import as_firings
+from metasae.measures.planted.truth import as_firings
 
 PLAN = Plan(
     d=24, independent=10, parents=2, words=3, sense_shares=(0.6, 0.4), atoms=6, composites=4, max_cosine=0.7, noise=0.05, floor=0.1, spread=0.6

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import nnls
 
-from metasae.measures.subsets import best_sets, fit
+from metasae.measures.rows.subsets import best_sets, fit
 
 
 def problem(t, s, d, seed=0):

@@ -5,8 +5,8 @@ import torch
 from fakes import FakeCache, random_sae, random_split
 
 from metasae.errors import UserError
-from metasae.measures.calibrate import Calibration
-from metasae.measures.head import Head
+from metasae.measures.firing.calibrate import Calibration
+from metasae.measures.firing.head import Head
 from metasae.measures.suite import json_safe, measure_sae
 from metasae.recipe import Measure
 

@@ -9,9 +9,19 @@ import pytest
 
 from metasae.data.planted import Plan, plant
 from metasae.data.planted_split import PlantedSplit
-from metasae.measures import truth
-from metasae.measures.firings import Firings
-from metasae.measures.truth import Absorption, absorption, effective_numbers, firing_f1, match_features, measure_truth, phi_errors, true_firings, unit
+from metasae.measures.firing.firings import Firings
+from metasae.measures.planted import truth
+from metasae.measures.planted.truth import (
+    Absorption,
+    absorption,
+    effective_numbers,
+    firing_f1,
+    match_features,
+    measure_truth,
+    phi_errors,
+    true_firings,
+    unit,
+)
 
 
 def firings_of(on) -> Firings:

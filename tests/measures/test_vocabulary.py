@@ -5,8 +5,8 @@ import torch
 
 from metasae.data import readout
 from metasae.data.readout import LinearReadOut, WholeLogits
-from metasae.measures import vocabulary
-from metasae.measures.vocabulary import predictions
+from metasae.measures.effect import vocabulary
+from metasae.measures.effect.vocabulary import predictions
 
 N, D, V = 37, 12, 101
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from metasae import files
-from metasae.measures.attenuation import attenuation
-from metasae.measures.firings import Firings
-from metasae.measures.seeds import chance_matching, match
-from metasae.measures.splits import find_splits
-from metasae.measures.store import open_firings
+from metasae.measures.cofiring.splits import find_splits, paper_ranking
+from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.store import open_firings
+from metasae.measures.rows.attenuation import attenuation
+from metasae.measures.rows.seeds import chance_matching, match
 from metasae.measures.suite import SEED, json_safe
 from metasae.progress import SILENT, Progress
 from metasae.sae.sae import SAE
@@ -82,8 +82,9 @@ def found_again(one: Member, other: Member) -> dict:
 
 
 def split_latents(parents: Member, children: Member) -> dict:
-    """Latents of one SAE that another has in several pieces."""
-    return find_splits(parents.firings, children.firings).as_dict(RANKED)
+    """Latents of one SAE that another has in several pieces, by our score; beside it the first of the paper's ranking, on all tokens."""
+    sides = parents.firings, children.firings
+    return find_splits(*sides).as_dict(RANKED) | {"paper_ranking": [split.as_dict() for split in paper_ranking(*sides, count=RANKED)]}
 
 
 PARTS = {"seeds": found_again, "splits": split_latents, "merges": split_latents}

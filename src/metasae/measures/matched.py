@@ -7,7 +7,7 @@ Numbers = tuple[float | None, float | None]
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
     """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`). a, b: measures.json."""
-    from metasae.measures.rate_cells import RateCells, matched_mean
+    from metasae.measures.cofiring.rate_cells import RateCells, matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
     if None in cells:
@@ -18,7 +18,7 @@ def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
 
 def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
     """Sense atomicity of both, each bin of recall weighed by both SAEs together (`sense_matching.matched_recall`)."""
-    from metasae.measures.sense_matching import matched_recall
+    from metasae.measures.words.sense_matching import matched_recall
 
     if "senses" not in a or "senses" not in b:
         return None, None

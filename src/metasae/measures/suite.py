@@ -10,21 +10,21 @@ from torch import Tensor
 
 from metasae import recipe
 from metasae.errors import UserError
-from metasae.measures.blocks import document_blocks
-from metasae.measures.calibrate import Calibration, calibrate
-from metasae.measures.cooccurrence import pair_statistics
-from metasae.measures.decomposability import measure_decomposability
-from metasae.measures.excess import excess_phi
-from metasae.measures.fidelity import Moments, measure_fidelity, moments_of
-from metasae.measures.firings import Firings, fire
-from metasae.measures.head import Head
-from metasae.measures.lift import lift_statistics
-from metasae.measures.output import OutputReference, output_effect, output_reference
-from metasae.measures.sense_reference import SenseReference, sense_reference
-from metasae.measures.senses import measure_senses
-from metasae.measures.shift import shift_null
-from metasae.measures.store import is_store_of, open_firings, sae_fingerprint, write_firings
-from metasae.measures.truth import as_firings, measure_truth
+from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.cofiring.excess import excess_phi
+from metasae.measures.cofiring.lift import lift_statistics
+from metasae.measures.cofiring.shift import shift_null
+from metasae.measures.effect.fidelity import Moments, measure_fidelity, moments_of
+from metasae.measures.effect.output import OutputReference, output_effect, output_reference
+from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.calibrate import Calibration, calibrate
+from metasae.measures.firing.firings import Firings, fire
+from metasae.measures.firing.head import Head
+from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint, write_firings
+from metasae.measures.planted.truth import as_firings, measure_truth
+from metasae.measures.rows.decomposability import measure_decomposability
+from metasae.measures.words.sense_reference import SenseReference, sense_reference
+from metasae.measures.words.senses import measure_senses
 from metasae.progress import SILENT, Progress
 
 # Of the critics, the rotations of the text and the sense halves: the same for every SAE.

@@ -112,7 +112,7 @@ class SAE(nn.Module):
         Raises ValueError when the SAE has no threshold yet.
         """
         if self.threshold is None:
-            raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.calibrate)")
+            raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.firing.calibrate)")
         x, mean, std = self.normalise(x)
         pre = self.pre_activations(x)
         acts = torch.where(pre > self.threshold, pre, 0).relu_()

@@ -1,0 +1,1 @@
+"""How latents fire together, beside what chance and rates would give."""

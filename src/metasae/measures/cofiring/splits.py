@@ -1,0 +1,255 @@
+"""Which latents of one SAE are split into several of another; merges are the same question asked the other way round.
+
+A parent fires on tokens P; a set of children C of the other SAE splits it as well as
+    score = coverage x (1 - overlap) x smallest share,
+coverage = share of P with at least one child on, overlap = share of P with two or more, a child's share = share of P with it
+alone on. An even split into two scores 1/2, into m 1/m: that is the ceiling. A latent that is simply kept scores nothing: a single
+child is no split, and beside a child that covers all of P no other is ever alone.
+Children are chosen on every second block of documents and scored on the others. The score of two solo SAEs with different
+seeds is the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from metasae.measures.cofiring.counts import block_spans
+from metasae.measures.cofiring.partners import Partners, top_partners
+from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import Firings
+from metasae.progress import SILENT, Progress
+
+CANDIDATES = 10
+MAX_CHILDREN = 5
+MIN_PHI = 0.2
+MIN_FIRINGS = 20
+SCORES_ABOVE = (0.1, 0.25)
+TOP = 100
+PARENTS = 4096
+
+
+@dataclass(frozen=True)
+class Split:
+    """A parent and its children, largest phi first. phi: of each child with the parent, on the tokens on which it was chosen.
+
+    coverage, overlap, shares, score, firings (of the parent): on the tokens that were held out.
+    """
+
+    parent: int
+    children: tuple[int, ...]
+    phi: tuple[float, ...]
+    coverage: float
+    overlap: float
+    shares: tuple[float, ...]
+    score: float
+    firings: int
+
+    def as_dict(self) -> dict:
+        return {
+            "parent": self.parent,
+            "children": list(self.children),
+            "phi": list(self.phi),
+            "coverage": self.coverage,
+            "overlap": self.overlap,
+            "shares": list(self.shares),
+            "score": self.score,
+            "firings": self.firings,
+        }
+
+
+@dataclass(frozen=True)
+class Splits:
+    """All splits found, best first, and what they say together; parents without a split count with score 0.
+
+    n_parents: parents scored. too_rare: parents left out, as they fire on fewer than 20 tokens of either half.
+    n_above: parents with a score above a limit; share_above: the same as a share of n_parents. mean_score: over all parents;
+    mean_top: over the best 100. None without parents.
+    """
+
+    ranked: tuple[Split, ...]
+    n_parents: int
+    too_rare: int
+    n_above: dict[float, int]
+    share_above: dict[float, float | None]
+    mean_score: float | None
+    mean_top: float | None
+
+    def as_dict(self, count: int = TOP) -> dict:
+        """The summary and the first `count` splits."""
+        return {
+            "n_parents": self.n_parents,
+            "too_rare": self.too_rare,
+            **{f"n_above_{limit:g}": number for limit, number in self.n_above.items()},
+            **{f"share_above_{limit:g}": share for limit, share in self.share_above.items()},
+            "mean_score": self.mean_score,
+            "mean_top": self.mean_top,
+            "ranked": [split.as_dict() for split in self.ranked[:count]],
+        }
+
+
+def find_splits(parents: Firings, children: Firings, blocks: np.ndarray | None = None, progress: Progress = SILENT) -> Splits:
+    """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for merges.
+
+    Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2 each, ties to
+    the smaller set. blocks: int [T], each token's block of documents, rising; None for `document_blocks` of them. With a single
+    block nothing is held out, and every parent is too rare. Memory: about 10 bytes per firing of each SAE.
+    Raises ValueError when the tokens of the two SAEs differ or blocks do not fit them.
+    """
+    blocks = document_blocks(parents.documents) if blocks is None else blocks
+    if len(blocks) != parents.n_tokens:
+        raise ValueError(f"{len(blocks)} blocks for {parents.n_tokens} tokens")
+    spans = block_spans(blocks)
+    partners = top_partners(parents, CANDIDATES, children, spans=spans[::2], progress=progress)
+    held_out = np.zeros(parents.n_tokens, bool)
+    for first, last in spans[1::2]:
+        held_out[first:last] = True
+    patterns = _Patterns(parents, children, held_out)
+    # largest phi first, so the usable candidates come first
+    usable = np.count_nonzero(partners.phi >= MIN_PHI, axis=1)
+    sets = _sets()
+    found, n_parents = [], 0
+    with progress.task("splits", parents.n_latents, "latents") as task:
+        for start in range(0, parents.n_latents, PARENTS):
+            these = np.arange(start, min(start + PARENTS, parents.n_latents))
+            chosen_on, scored_on = patterns.histograms(these, partners.latents, usable)
+            enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
+            n_parents += int(enough.sum())
+            able = enough & (usable[these] >= 2)
+            found += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
+            task.advance(len(these))
+    return _summary(found, n_parents, parents.n_latents - n_parents)
+
+
+@dataclass(frozen=True)
+class PaperSplit:
+    """A parent and the two latents of the other SAE with the largest phi with it; ranked by the smaller of the two."""
+
+    parent: int
+    children: tuple[int, int]
+    phi: tuple[float, float]
+
+    def as_dict(self) -> dict:
+        return {"parent": self.parent, "children": list(self.children), "phi": list(self.phi)}
+
+
+def paper_ranking(
+    parents: Firings, children: Firings, counted: np.ndarray | None = None, max_rate: float = 0.05, count: int = TOP, progress: Progress = SILENT
+) -> tuple[PaperSplit, ...]:
+    """The first `count` candidates by second-largest phi, ties to the lower parent; arXiv 2604.03436.
+
+    counted: bool [T], the tokens that count (the paper drops tokens without letters); None for all. max_rate: latents of either SAE
+    that fire on a larger share of these tokens are left out. Raises ValueError when counted has another length or the tokens differ.
+    """
+    if counted is not None:
+        parents, children = _only(parents, counted), _only(children, counted)
+    partners = top_partners(parents, 2, children, max_rate=max_rate, progress=progress)
+    have_two = np.flatnonzero(partners.latents[:, 1] >= 0)
+    order = have_two[np.argsort(-partners.phi[have_two, 1], kind="stable")][:count]
+    pairs = ((int(p), tuple(partners.latents[p].tolist()), tuple(partners.phi[p].tolist())) for p in order)
+    return tuple(PaperSplit(*pair) for pair in pairs)
+
+
+def _only(firings: Firings, counted: np.ndarray) -> Firings:
+    """The firings on the tokens that count."""
+    if len(counted) != firings.n_tokens:
+        raise ValueError(f"counted must say yes or no to each of {firings.n_tokens} tokens, not {len(counted)}")
+    per_token = np.diff(firings.indptr)
+    kept = np.repeat(counted, per_token)
+    indptr = np.concatenate([[0], np.cumsum(per_token[counted])]).astype(np.int64)
+    places = (firings.documents[counted], firings.tokens[counted], firings.positions[counted])
+    return Firings(indptr, firings.indices[kept], firings.values[kept], firings.n_latents, *places)
+
+
+class _Patterns:
+    """Which of a parent's candidates fire together with it: token counts by pattern, bit s of a pattern for candidate s."""
+
+    def __init__(self, parents: Firings, children: Firings, held_out: np.ndarray):
+        self.parents, self.children, self.held_out = _by_latent(parents), _by_latent(children), held_out
+
+    def histograms(self, latents: np.ndarray, candidates: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each parent by pattern, int64 [p, 2**CANDIDATES], on the tokens to choose on and on those held out."""
+        chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
+        on = np.zeros(len(self.held_out), np.uint16)
+        for row, latent in enumerate(latents):
+            tokens = self.parents[latent]
+            lists = [self.children[child] for child in candidates[latent, : usable[latent]]]
+            for slot, child_tokens in enumerate(lists):
+                on[child_tokens] |= 1 << slot
+            pattern, held_out = on[tokens], self.held_out[tokens]
+            for child_tokens in lists:
+                on[child_tokens] = 0
+            chosen_on[row] = np.bincount(pattern[~held_out], minlength=2**CANDIDATES)
+            scored_on[row] = np.bincount(pattern[held_out], minlength=2**CANDIDATES)
+        return chosen_on, scored_on
+
+
+def _by_latent(firings: Firings) -> Sequence[np.ndarray]:
+    """The tokens of each latent."""
+    from scipy.sparse import csr_array
+
+    ones = np.ones(len(firings.indices), np.int8)
+    by_latent = csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents)).tocsc()
+    return np.split(by_latent.indices, by_latent.indptr[1:-1])
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """All sets of 2 to MAX_CHILDREN candidates, small ones first.
+
+    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone, per set
+    [patterns, members], that member is the only one on.
+    """
+
+    members: list[tuple[int, ...]]
+    one: np.ndarray
+    two: np.ndarray
+    alone: list[np.ndarray]
+
+    def scores(self, histograms: np.ndarray) -> np.ndarray:
+        """Score of every set for every parent, float64 [p, sets], from token counts by pattern."""
+        tokens = histograms.sum(1, keepdims=True).astype(np.float64)
+        # whole numbers in float64, so the products are exact, and far faster than in int64
+        counts = histograms.astype(np.float64)
+        smallest = np.stack([(counts @ alone).min(1) for alone in self.alone], axis=1) / tokens
+        return (counts @ self.one.T / tokens) * (1 - counts @ self.two.T / tokens) * smallest
+
+
+def _sets() -> _Sets:
+    members = [chosen for size in range(2, MAX_CHILDREN + 1) for chosen in combinations(range(CANDIDATES), size)]
+    bits = np.arange(2**CANDIDATES)[:, None] >> np.arange(CANDIDATES) & 1
+    on = np.stack([bits[:, chosen].sum(1) for chosen in members])
+    alone = [(bits[:, chosen] * (on[row] == 1)[:, None]).astype(np.float64) for row, chosen in enumerate(members)]
+    return _Sets(members, (on >= 1).astype(np.float64), (on >= 2).astype(np.float64), alone)
+
+
+def _best_sets(parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray, partners: Partners, sets: _Sets) -> list[Split]:
+    """The best set of each parent by its first histogram, scored by the second; without those that score 0 there."""
+    found = []
+    for parent, best, counts in zip(parents, sets.scores(chosen_on).argmax(1), scored_on, strict=True):
+        members, tokens = list(sets.members[best]), int(counts.sum())
+        coverage, overlap = float(counts @ sets.one[best]) / tokens, float(counts @ sets.two[best]) / tokens
+        shares = tuple((counts @ sets.alone[best] / tokens).tolist())
+        score = coverage * (1 - overlap) * min(shares)
+        if score > 0:
+            children, phi = partners.latents[parent, members].tolist(), partners.phi[parent, members].tolist()
+            found.append(Split(int(parent), tuple(children), tuple(phi), coverage, overlap, shares, score, tokens))
+    return found
+
+
+def _summary(found: list[Split], n_parents: int, too_rare: int) -> Splits:
+    ranked = tuple(sorted(found, key=lambda split: (-split.score, split.parent)))
+    scores = [split.score for split in ranked]
+    n_above = {limit: sum(score > limit for score in scores) for limit in SCORES_ABOVE}
+    top = scores[:TOP]
+    return Splits(
+        ranked,
+        n_parents,
+        too_rare,
+        n_above,
+        {limit: number / n_parents if n_parents else None for limit, number in n_above.items()},
+        math.fsum(scores) / n_parents if n_parents else None,
+        math.fsum(top) / min(TOP, n_parents) if n_parents else None,
+    )

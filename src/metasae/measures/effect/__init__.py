@@ -1,0 +1,1 @@
+"""What is lost: of the activations, and of what the model makes of them."""

@@ -1,0 +1,138 @@
+"""How much of the activations the SAE keeps, and which latents do the work.
+
+FVU = sum (xh - x)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (xh - x)^2 per number.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import Firings
+from metasae.progress import SILENT, Progress
+
+DENSE_RATE = 0.1
+RATE_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """fvu: None when the activations do not vary. l2: squared model units per number. dead, dense: shares of the n latents.
+
+    mean: [d], the mean activation, for the mean-ablation. rates: float64 [n]. leave_one_out: fvu, l2 and l0 without each block of
+    documents in turn (`metasae.measures.firing.blocks`), the variance still around the mean of all tokens.
+    """
+
+    fvu: float | None
+    l2: float
+    l0: float
+    dead: float
+    dense: float
+    rates: np.ndarray
+    mean: Tensor
+    leave_one_out: dict[str, list[float | None]]
+
+    def as_dict(self) -> dict:
+        """The part of measures.json that needs no language model."""
+        live = self.rates[self.rates > 0]
+        edges = rate_edges()
+        return {
+            "fvu": self.fvu,
+            "l2": self.l2,
+            "l0": self.l0,
+            "dead": self.dead,
+            "dense": self.dense,
+            "rates": {
+                "quantiles_of_live": {f"{q:g}": float(np.quantile(live, q)) if len(live) else None for q in RATE_QUANTILES},
+                "log10_spread": float(np.log10(live).std()) if len(live) else None,
+                "histogram": {"log10_edges": edges, "counts": np.histogram(np.log10(live), edges)[0]},
+            },
+            "leave_one_out": self.leave_one_out,
+        }
+
+
+def rate_edges() -> np.ndarray:
+    """Bin edges of log10 firing rate: 10 per decade from 1e-8 to 1."""
+    return np.linspace(-8, 0, 81)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T]."""
+
+    mean: Tensor
+    variance: np.ndarray
+
+
+def moments_of(split, batch: int = 4096) -> Moments:
+    """Two passes over the activations; at least one token."""
+    mean, n_tokens = 0.0, 0
+    for block in split.blocks(batch):
+        mean, n_tokens = mean + block.double().sum(0), n_tokens + len(block)
+    mean = mean / n_tokens
+    return Moments(mean, np.concatenate([(block.double() - mean).square().sum(1).numpy() for block in split.blocks(batch)]))
+
+
+def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: Progress = SILENT, moments: Moments | None = None) -> Fidelity:
+    """Reconstructs `split` from its firings; one pass over the activations, none through the encoder.
+
+    firings: of this SAE on this split, at least one token. moments: of this split, when they are known.
+    """
+    moments = moments_of(split, batch) if moments is None else moments
+    mean, variance = moments.mean, moments.variance
+    error = np.empty(firings.n_tokens)
+    done = 0
+    with progress.task("fidelity", firings.n_tokens) as task:
+        for block in split.blocks(batch):
+            x = block.to(torch.float32)
+            x_hat = decode_firings(sae, firings, done, x)
+            end = done + len(x)
+            error[done:end] = (x_hat - x).double().square().sum(1).numpy()
+            done = end
+            task.advance(len(x))
+    rates, total = firings.rates(), float(variance.sum())
+    return Fidelity(
+        fvu=float(error.sum()) / total if total > 0 else None,
+        l2=float(error.sum()) / (len(error) * len(mean)),
+        l0=firings.l0,
+        dead=float(np.mean(rates == 0)),
+        dense=float(np.mean(rates > DENSE_RATE)),
+        rates=rates,
+        mean=mean.float(),
+        leave_one_out=_without_each_block(firings, error, variance, len(mean)),
+    )
+
+
+def decode_firings(sae, firings: Firings, start: int, x: Tensor) -> Tensor:
+    """The reconstruction x_hat [B, d], on the CPU, of the tokens start to start + B, whose activations are x [B, d].
+
+    x is only looked at for the mean and standard deviation of an SAE that normalises per token.
+    """
+    pointers = firings.indptr[start : start + len(x) + 1]
+    entries = slice(pointers[0], pointers[-1])
+    weights = sae.W_dec.detach().float().cpu()
+    x_hat = nn.functional.embedding_bag(
+        torch.from_numpy(firings.indices[entries].astype(np.int64)),
+        weights,
+        torch.from_numpy(pointers - pointers[0]),
+        mode="sum",
+        # a copy, as firings may be mapped read-only
+        per_sample_weights=torch.from_numpy(firings.values[entries].copy()),
+        include_last_offset=True,
+    )
+    _, mean, std = sae.normalise(x)
+    x_hat += sae.b_dec.detach().float().cpu()
+    return x_hat if mean is None else x_hat * std + mean
+
+
+def _without_each_block(firings: Firings, error: np.ndarray, variance: np.ndarray, d: int) -> dict[str, list[float | None]]:
+    """Per-token numbers, float64 [T] -> fvu, l2 and l0 of the tokens outside each block."""
+    block = document_blocks(firings.documents)
+    sums = {"error": error, "variance": variance, "l0": np.diff(firings.indptr), "tokens": np.ones(len(error))}
+    left = {name: values.sum() - np.bincount(block, values) for name, values in sums.items()}
+    if len(left["tokens"]) < 2:
+        return {"fvu": [], "l2": [], "l0": []}
+    fvu = [float(e / v) if v > 0 else None for e, v in zip(left["error"], left["variance"], strict=True)]
+    return {"fvu": fvu, "l2": (left["error"] / (left["tokens"] * d)).tolist(), "l0": (left["l0"] / left["tokens"]).tolist()}

@@ -1,0 +1,137 @@
+"""The firings in the order of latents: on which tokens does latent i fire, and how strongly.
+
+A counting sort. The counts of each latent give where its entries begin; one pass over the tokens puts every entry in its
+place. Within a latent, tokens rise. O(nnz) time; beside the result, memory for one chunk of entries.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from metasae.measures.firing.arrays import Kind, damaged, empty_array, entry_of, open_arrays, read_index, whole_folder, write_index
+from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.store import STORE, open_firings
+from metasae.progress import SILENT, Progress
+
+VIEW = Kind("firing store by latent", 1, {"indptr": "<i8", "tokens": "<i4", "values": "<f4"})
+FOLDER = "by_latent"
+# Entries sorted at a time: about 200 MB.
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class ByLatent:
+    """Latent i fires on tokens[indptr[i] : indptr[i + 1]], rising, with values at the same places.
+
+    indptr: int64 [n + 1]. tokens: int32 [nnz], numbers of tokens in the split, not ids in the vocabulary. values: float32 [nnz].
+    The arrays may be read-only memory-maps. n_tokens: T, of the split.
+    """
+
+    indptr: np.ndarray
+    tokens: np.ndarray
+    values: np.ndarray
+    n_tokens: int
+
+    @property
+    def n_latents(self) -> int:
+        return len(self.indptr) - 1
+
+    def counts(self) -> np.ndarray:
+        """How many tokens each latent fires on: int64 [n]."""
+        return np.diff(self.indptr)
+
+    def latent(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens int32 [c], values float32 [c]) of one latent. Raises IndexError when there is no such latent."""
+        if not 0 <= i < self.n_latents:
+            raise IndexError(f"latents go from 0 to {self.n_latents - 1}, not {i}")
+        entries = slice(int(self.indptr[i]), int(self.indptr[i + 1]))
+        return self.tokens[entries], self.values[entries]
+
+
+def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
+    """The firings in the order of latents, in memory: 8 bytes per firing."""
+    view = ByLatent(
+        _starts(firings), np.empty(len(firings.indices), np.int32), np.empty(len(firings.indices), np.float32), firings.n_tokens
+    )
+    _scatter(firings, view, chunk, progress)
+    return view
+
+
+def write_by_latent(folder: str | Path, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
+    """Sorts the firing store in `folder` by latent and keeps the result in it, for `open_by_latent`. Bounded memory.
+
+    Raises UserError for a folder without a whole firing store, and when the disk is full.
+    """
+    folder = Path(folder)
+    firings, source = open_firings(folder), _source(folder)
+    with whole_folder(folder / FOLDER, VIEW) as part:
+        n_firings = len(firings.indices)
+        view = ByLatent(
+            empty_array(part, "indptr", VIEW.arrays["indptr"], firings.n_latents + 1),
+            empty_array(part, "tokens", VIEW.arrays["tokens"], n_firings),
+            empty_array(part, "values", VIEW.arrays["values"], n_firings),
+            firings.n_tokens,
+        )
+        view.indptr[:] = _starts(firings)
+        _scatter(firings, view, chunk, progress)
+        for array in (view.indptr, view.tokens, view.values):
+            if isinstance(array, np.memmap):
+                array.flush()
+        write_index(part, VIEW, {"firings": source}, {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()})
+    return open_by_latent(folder)
+
+
+def open_by_latent(folder: str | Path, verify: bool = False) -> ByLatent:
+    """What `write_by_latent` left in a firing store, as read-only memory-maps.
+
+    Raises UserError when there is none, when it is damaged (verify: checksums too), and when it belongs to another store.
+    """
+    folder = Path(folder)
+    index = read_index(folder / FOLDER, VIEW)
+    arrays = open_arrays(folder / FOLDER, VIEW, index, verify)
+    store = read_index(folder, STORE)
+    if index.get("firings") != _source(folder):
+        raise damaged(folder / FOLDER, VIEW, "it was made from other firings")
+    if not arrays["indptr"][-1] == len(arrays["tokens"]) == len(arrays["values"]):
+        raise damaged(folder / FOLDER, VIEW, "its arrays do not fit each other")
+    return ByLatent(n_tokens=store["n_tokens"], **arrays)
+
+
+def _starts(firings: Firings) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(firings.counts())])
+
+
+def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -> None:
+    """Puts every entry in its place, chunk by chunk of whole tokens."""
+    from scipy.sparse import csr_array
+
+    ends = np.array(view.indptr[:-1])  # where the next entry of each latent goes
+    with progress.task("sort by latent", len(firings.indices), "firings") as task:
+        for first, last in _chunks(firings.indptr, chunk):
+            entries = slice(int(firings.indptr[first]), int(firings.indptr[last]))
+            rows = firings.indptr[first : last + 1] - firings.indptr[first]
+            shape = (last - first, firings.n_latents)
+            columns = csr_array((firings.values[entries], firings.indices[entries], rows), shape=shape).tocsc()
+            counts = np.diff(columns.indptr)
+            places = np.repeat(ends - columns.indptr[:-1], counts) + np.arange(len(columns.data))
+            view.tokens[places] = columns.indices + first
+            view.values[places] = columns.data
+            ends += counts
+            task.advance(len(places))
+
+
+def _chunks(indptr: np.ndarray, size: int):
+    """Ranges of tokens with about `size` entries each, at least one token."""
+    first, n_tokens = 0, len(indptr) - 1
+    while first < n_tokens:
+        last = int(np.searchsorted(indptr, indptr[first] + size, side="right")) - 1
+        last = min(max(last, first + 1), n_tokens)
+        yield first, last
+        first = last
+
+
+def _source(folder: Path) -> list[str]:
+    """By what a store is recognised: the checksums of its firings."""
+    arrays = read_index(folder, STORE)["arrays"]
+    return [arrays[name]["blake2b"] for name in ("indptr", "indices", "values")]

@@ -1,0 +1,212 @@
+"""From BatchTopK to a fixed rule of inference: a latent fires where its pre-activation lies above a threshold.
+
+`rate`: one global threshold at which a token has k active latents on average. `per_latent` and `eer`: one for each latent, see
+`rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent by latent.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from metasae.errors import UserError, nearest
+from metasae.measures.firing.rules import Thresholds, eer, per_latent
+from metasae.measures.firing.screen import Screen
+from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, firing_counts
+from metasae.progress import SILENT, Progress
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """An SAE's inference rule and what it gives on the calibration split. Plain JSON as `asdict`, and back as `Calibration(**json)`.
+
+    threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents whose
+    threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on. k: the count
+    asked for. rule: `rate`, `per_latent`, `eer`, or `own` for thresholds that the SAE came with.
+
+    Against BatchTopK with k on the same tokens (None for `own`, whose SAE need not be a BatchTopK one):
+    rate_error, rate_error_abs: mean over latents of (firings - selections) / selections, and of its size. rate_error_quantiles:
+    "0.05" ... "0.95" -> quantile of it. never_selected: latents that BatchTopK never selects, which have no such error.
+    fire_unselected: how many of those fire all the same. fallbacks: latents that took the rule's fallback; only `eer` has one.
+    """
+
+    threshold: float | None
+    l0: float
+    n_tokens: int
+    k: float
+    rule: str = "rate"
+    rate_error: float | None = None
+    rate_error_abs: float | None = None
+    rate_error_quantiles: dict[str, float] | None = None
+    never_selected: int | None = None
+    fire_unselected: int | None = None
+    fallbacks: int | None = None
+
+    @property
+    def reached(self) -> bool:
+        """False when l0 misses k by more than half a percent: there were fewer than k positive pre-activations per token, or many
+        ties, or the rule does not aim at k (`eer`, `own`)."""
+        return abs(self.l0 - self.k) <= 0.005 * self.k
+
+    def as_dict(self) -> dict:
+        """The `calibration` part of measures.json."""
+        return asdict(self) | {"reached": self.reached}
+
+
+class Largest:
+    """The `count` largest of a stream of numbers above zero, and how many equal the first one left out. O(count) memory, exact.
+
+    Invariant: `_kept` holds every number above `cut`; `_at_cut` numbers equalled it; all others were smaller.
+    """
+
+    def __init__(self, count: int, cut: float = 0.0):
+        """cut: numbers up to it are never looked at; `reached` says afterwards whether it was low enough."""
+        self.count = count
+        self.cut = self._first_cut = cut
+        self._at_cut = 0
+        self._kept: list[np.ndarray] = []
+        self._n_kept = 0
+
+    def add(self, values: np.ndarray, equal_to_cut: int) -> None:
+        """values: all numbers above `cut` of the next part of the stream. equal_to_cut: how many of that part equal `cut`."""
+        if self._at_cut:
+            self._at_cut += equal_to_cut
+        self._kept.append(values)
+        self._n_kept += len(values)
+        if self._n_kept > 2 * self.count + 65_536:
+            self._raise_cut()
+
+    @property
+    def reached(self) -> bool:
+        """Whether the first cut has left out nothing that matters."""
+        return self.cut > self._first_cut or self._n_kept > self.count or self._first_cut == 0
+
+    def threshold(self) -> tuple[float, int]:
+        """(the number nearest to having `count` numbers strictly above it, how many are above it).
+
+        With fewer than `count` positive numbers: (0, all of them).
+        """
+        if self._n_kept > self.count:
+            self._raise_cut()
+        with_ties = self._n_kept + self._at_cut
+        if self.count - self._n_kept <= with_ties - self.count or not self._at_cut:
+            return self.cut, self._n_kept
+        below = np.nextafter(np.float32(self.cut), np.float32(0))
+        return float(below), with_ties
+
+    def _raise_cut(self) -> None:
+        """Makes the (count + 1)-th largest number the cut. Only called with more than `count` numbers kept."""
+        values = np.concatenate(self._kept)
+        place = len(values) - self.count - 1
+        cut = np.partition(values, place)[place]
+        self.cut, self._at_cut = float(cut), int(np.count_nonzero(values == cut))
+        self._kept = [values[values > cut]]
+        self._n_kept = len(self._kept[0])
+
+
+@torch.no_grad()
+def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: str = "rate") -> Calibration:
+    """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings are counted.
+
+    split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training. rule:
+    `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of memory.
+    Raises UserError when the split is empty, the rule unknown or a pre-activation not finite.
+    """
+    if rule not in RULES:
+        raise UserError(f"unknown threshold rule '{rule}'{nearest(rule, RULES)}")
+    _check(sae, split)
+    k = sae.config.k
+    if sae.threshold is not None:
+        fired = firing_counts(sae, sae.threshold, split, batch, progress)
+        return Calibration(_mean(sae.threshold.cpu().numpy()), int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
+    found = RULES[rule](sae, split, k, batch, progress)
+    threshold = torch.from_numpy(found.values).to(sae.W_dec.device)
+    fired = firing_counts(sae, threshold, split, batch, progress)
+    sae.threshold = threshold
+    return _calibration(found, fired, split.n_tokens, k, rule)
+
+
+def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Calibration:
+    """What `calibrate` finds by the rule `rate` for any k; the SAE is left as it was.
+
+    Use `sae.threshold = torch.full([n], threshold)`. Raises UserError as `calibrate` does.
+    """
+    _check(sae, split)
+    found = rate(sae, split, k, batch, progress)
+    fired = firing_counts(sae, torch.from_numpy(found.values), split, batch, progress)
+    return _calibration(found, fired, split.n_tokens, k, "rate")
+
+
+@torch.no_grad()
+def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
+    """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly above it.
+
+    Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive pre-activations
+    the threshold is 0. A cut guessed from the first block's selection spares most of the work and decides nothing: should it
+    prove too high, it is dropped and the split gone through again. O(k * T) floats of memory.
+    """
+    selection, largest, count = BatchSelection(sae, k), None, round(k * split.n_tokens)
+    with progress.task("calibrate", split.n_tokens) as task:
+        for block in split.blocks(batch):
+            values = selection.add(block, 0.0 if largest is None else largest.cut)
+            largest = Largest(count, selection.cut) if largest is None else largest
+            _add(largest, values)
+            task.advance(len(block))
+    if not largest.reached:
+        largest = _without_guess(sae, split, count, batch, progress)
+    return Thresholds(np.full(sae.n_latents, largest.threshold()[0], np.float32), selection.counts)
+
+
+RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "per_latent": per_latent, "eer": eer}
+
+
+def _without_guess(sae, split, count: int, batch: int, progress: Progress) -> Largest:
+    """The `count` largest of all pre-activations of the split."""
+    largest, screen = Largest(count), Screen(sae, 0.0)
+    with progress.task("calibrate again", split.n_tokens) as task:
+        for block in split.blocks(batch):
+            screen.set_limit(largest.cut)
+            _add(largest, candidates(sae, block, screen)[1])
+            task.advance(len(block))
+    return largest
+
+
+def _add(largest: Largest, values: np.ndarray) -> None:
+    equal = np.count_nonzero(values == np.float32(largest.cut)) if largest.cut else 0
+    largest.add(values[values > largest.cut], equal)
+
+
+def _calibration(found: Thresholds, fired: np.ndarray, n_tokens: int, k: float, rule: str) -> Calibration:
+    """fired: int64 [n], how often each latent fires at the thresholds found."""
+    live = found.selected > 0
+    errors = (fired[live] - found.selected[live]) / found.selected[live]
+    return Calibration(
+        threshold=_mean(found.values),
+        l0=int(fired.sum()) / n_tokens,
+        n_tokens=n_tokens,
+        k=k,
+        rule=rule,
+        rate_error=float(errors.mean()) if len(errors) else None,
+        rate_error_abs=float(np.abs(errors).mean()) if len(errors) else None,
+        rate_error_quantiles={f"{q:g}": float(np.quantile(errors, q)) for q in QUANTILES} if len(errors) else None,
+        never_selected=int(np.count_nonzero(~live)),
+        fire_unselected=int(np.count_nonzero(fired[~live])),
+        fallbacks=found.fallbacks if rule == "eer" else None,
+    )
+
+
+def _check(sae, split) -> None:
+    if split.n_tokens < 1:
+        raise UserError("no calibration tokens; raise text.calibration_share or give more text")
+    check_finite(sae.W_enc, sae.b_enc, sae.b_dec)
+
+
+def _mean(thresholds: np.ndarray) -> float | None:
+    """The mean of the finite ones; a common threshold as it is, without rounding."""
+    finite = thresholds[np.isfinite(thresholds)].astype(np.float64)
+    if not len(finite):
+        return None
+    return float(finite[0]) if (finite == finite[0]).all() else float(finite.mean())

@@ -1,0 +1,1 @@
+"""Differences with intervals; the unit is a trained SAE."""

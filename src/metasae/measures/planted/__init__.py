@@ -1,0 +1,1 @@
+"""Worlds whose features are known, and dictionaries with a known answer."""

@@ -1,0 +1,1 @@
+"""What decoder rows are made of, and whether another seed finds them again."""

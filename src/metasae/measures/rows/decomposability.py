@@ -1,0 +1,149 @@
+"""Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not trained against.
+
+Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). A critic is trained afresh for every SAE, from the same
+seed for all arms, and its score is read beside the scores of the same critic on rows without parts; see `critic.py`, `pursuit.py`.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metasae.errors import UserError
+from metasae.measures.rows.critic import critic_grid, critic_spread, gaussian_rows, judge_beside_floors, random_rows, variance_explained
+from metasae.measures.rows.pursuit import Pursuit, pursue
+from metasae.progress import SILENT, Progress
+from metasae.sae.kernels import fast
+
+TILE = 1024
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+GRID_WIDTHS = (0.045, 0.09, 0.25)
+GRID_KS = (1, 2, 4, 8)
+# e of rows without parts hardly varies, so this many tell its mean
+FLOOR_TARGETS = 512
+MOST_DECOMPOSABLE = 20
+OWN_META_NOTE = "the run's own meta SAE; in the joint arm the rows were trained against it, so it is no independent critic"
+
+
+@torch.no_grad()
+def measure_decomposability(
+    sae,
+    meta_sae,
+    live: np.ndarray,
+    meta_n: float,
+    meta_k: int,
+    meta_steps: int,
+    seed: int = 0,
+    progress: Progress = SILENT,
+    *,
+    critic_seeds: int = 1,
+    grid: bool = False,
+    parts: int = 0,
+) -> dict:
+    """The `decomposability` part of measures.json.
+
+    live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of the critic as a
+    share of all n latents. meta_k: critic latents kept per row on average. seed: of the critic, the same for every arm.
+    meta_sae: the run's own, or None. critic_seeds: above 1, so many critics from `seed` on, as `critic_spread`. grid: critics of
+    the widths 4.5%, 9%, 25% with 1, 2, 4, 8 latents per row, as `critic_grid`. parts: above 0, the pursuit with up to so many
+    parts, as `pursuit`. Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not finite.
+    """
+    latents = np.flatnonzero(live)
+    rows = sae.W_dec.detach().float().cpu()[torch.from_numpy(latents)]
+    if len(rows) < 2:
+        raise UserError(f"{len(rows)} of {sae.n_latents} latents fire on the evaluation tokens; the SAE is not trained enough to be judged")
+    lengths = rows.norm(dim=1)
+    bad = latents[~(torch.isfinite(lengths) & (lengths > 0)).numpy()]
+    if len(bad):
+        raise UserError(f"the decoder row of latent {bad[0]} is zero or not finite though it fires; prune such latents first")
+    rows = nn.functional.normalize(rows, dim=1)
+    nearest = nearest_cosines(rows)
+    m = max(1, round(meta_n * sae.n_latents))
+    with progress.task("critic", 3, "meta SAEs") as task:
+        judged = judge_beside_floors(rows, m, meta_k, meta_steps, seed)
+        task.advance(3)
+    aligned = encoder_decoder_cosines(sae, live)
+    critic = judged.rows
+    return {
+        "n_rows": len(rows),
+        "nearest_cosine": float(nearest.mean()),
+        "nearest_cosine_quantiles": _quantiles(nearest.numpy()),
+        "encoder_decoder_cosine": float(aligned.mean()),
+        "encoder_decoder_cosine_quantiles": _quantiles(aligned),
+        **{f"meta_{name}": value for name, value in judged.as_dict().items()},
+        "critic": {"m": m, "k": meta_k, "steps": meta_steps, "n_rows": critic.n_rows, "n_heldout": critic.n_heldout},
+        **(own_meta(sae, meta_sae) if meta_sae is not None else {}),
+        **({"critic_spread": critic_spread(rows, m, meta_k, meta_steps, range(seed, seed + critic_seeds), progress)} if critic_seeds > 1 else {}),
+        **({"critic_grid": critic_grid(rows, sae.n_latents, GRID_WIDTHS, GRID_KS, meta_steps, seed, progress)} if grid else {}),
+        **({"pursuit": pursuit_beside_floors(rows, latents, parts, seed, progress)} if parts else {}),
+    }
+
+
+def pursuit_beside_floors(rows: Tensor, latents: np.ndarray, most: int, seed: int, progress: Progress = SILENT) -> dict:
+    """e(k) of unit rows [l, d] and of rows without parts: random (`_random`) and Gaussian of the same covariance (`_gaussian`).
+
+    excess: floor minus e, so what is explained beyond the floor. The floors are means over FLOOR_TARGETS rows of as many as there are.
+    most_decomposable: the latents with the lowest e(most), named by `latents` [l], and their parts.
+    """
+    found = pursue(rows, most, progress=progress)
+    floors = {
+        name: pursue(others, most, np.arange(min(len(rows), FLOOR_TARGETS)))
+        for name, others in (("random", random_rows(len(rows), rows.shape[1], seed + 1)), ("gaussian", gaussian_rows(rows, seed + 2)))
+    }
+    out = found.as_dict()
+    for k in range(most):
+        e, random, gaussian = (float(each.errors[:, k].mean()) for each in (found, floors["random"], floors["gaussian"]))
+        out |= {f"e_{k + 1}_random": random, f"e_{k + 1}_gaussian": gaussian}
+        out |= {f"e_{k + 1}_excess": random - e, f"e_{k + 1}_excess_over_gaussian": gaussian - e}
+    return {**out, "most_decomposable": most_decomposable(found, latents, MOST_DECOMPOSABLE)}
+
+
+def most_decomposable(found: Pursuit, latents: np.ndarray, count: int) -> list[dict]:
+    """The targets with the lowest e(K), lowest first: {"latent", "e", "parts": [{"latent", "coefficient"}]}. latents [n]: of the rows."""
+    return [
+        {
+            "latent": int(latents[found.targets[i]]),
+            "e": float(found.errors[i, -1]),
+            "parts": [
+                {"latent": int(latents[part]), "coefficient": float(c)}
+                for part, c in zip(found.parts[i, -1], found.coefficients[i, -1], strict=True)
+                if part >= 0
+            ],
+        }
+        for i in found.errors[:, -1].argsort(kind="stable")[:count]
+    ]
+
+
+def nearest_cosines(rows: Tensor) -> Tensor:
+    """Unit rows [l, d], at least two -> max over j != i of cos(w_i, w_j), [l]. A tile of cosines at a time."""
+    nearest = torch.empty(len(rows))
+    for start in range(0, len(rows), TILE):
+        cosines = rows[start : start + TILE] @ rows.t()
+        own = torch.arange(len(cosines))
+        cosines[own, start + own] = -torch.inf
+        nearest[start : start + TILE] = cosines.max(dim=1).values
+    return nearest
+
+
+def encoder_decoder_cosines(sae, live: np.ndarray) -> np.ndarray:
+    """Cosine of encoder column and decoder row of each live latent, float64 [l]."""
+    chosen = torch.from_numpy(live)
+    columns, rows = sae.W_enc.detach().float().cpu().t()[chosen], sae.W_dec.detach().float().cpu()[chosen]
+    return nn.functional.cosine_similarity(columns, rows, dim=1).double().numpy()
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    return {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES}
+
+
+def own_meta(sae, meta_sae) -> dict:
+    """What the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE, with BatchTopK over the rows."""
+    rows = sae.W_dec.detach().to(meta_sae.W_dec)
+    normalised, mean, std = meta_sae.normalise(rows)
+    kept, _ = fast.select(meta_sae.pre_activations(normalised), meta_sae.config.k * len(rows))
+    rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
+    rebuilt = rebuilt if mean is None else rebuilt * std + mean
+    return {
+        "own_meta_e": float((rows - rebuilt).square().sum(1).double().mean()),
+        "own_meta_ve": variance_explained(rows, rebuilt),
+        "own_meta_note": OWN_META_NOTE,
+    }

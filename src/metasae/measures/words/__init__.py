@@ -1,0 +1,1 @@
+"""Words whose senses are known."""
