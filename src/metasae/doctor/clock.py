@@ -1,0 +1,67 @@
+"""Times of a trial: progress that nobody sees and that remembers, and the clock of a device."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from metasae.progress import Progress
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A task that ended. ticks: (time, amount) of each advance."""
+
+    name: str
+    unit: str
+    seconds: float
+    ticks: tuple[tuple[float, int], ...]
+
+
+class Clock(Progress):
+    """`tasks`: those that ended, without the ones inside others."""
+
+    def __init__(self):
+        super().__init__(enabled=False)
+        self.tasks: list[Timed] = []
+        self._depth = 0
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator["Ticks"]:
+        start, ticks = time.perf_counter(), Ticks()
+        self._depth += 1
+        try:
+            yield ticks
+        finally:
+            self._depth -= 1
+        if not self._depth:
+            self.tasks.append(Timed(name, unit, time.perf_counter() - start, tuple(ticks.given)))
+
+
+class Ticks:
+    """Stands in for a `metasae.progress.Task`."""
+
+    def __init__(self):
+        self.given: list[tuple[float, int]] = []
+
+    def skip(self, amount: int) -> None:
+        pass
+
+    def advance(self, amount: int, **live: float) -> None:
+        self.given.append((time.perf_counter(), amount))
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def gpu_peak(device: torch.device) -> int:
+    """Most bytes allocated on a GPU since the last call."""
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

@@ -1,0 +1,220 @@
+"""What a recipe needs, by arithmetic: bytes on disk and in memory from its shapes alone. Nothing is loaded or run.
+
+Exact: the activation cache, SAEs, checkpoints. Memory is a model of the stages with constants fitted to measured peaks
+(d 64 to 1024, n 512 to 16384, batches of 256 to 16384), within a fifth of them; `doctor` puts what it measures in its place.
+With n latents, width d, batch B, m meta latents and w bytes per number of the dense product, in bytes:
+
+    weights, Adam's two moments, gradients    4 x 4 x 2nd
+    a step in passing                         8nd + 2nd + (w + 2) Bn + 27 Bd + 60 per kept entry
+    a meta step in passing                    the same without its 27, with B = n, n = m, and 48 nd (30 nd for raw rows)
+
+No latent is counted as dead: the term that revives dead ones takes a few numbers per token and dead latent more.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+from metasae.recipe import Dictionary, Recipe
+
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# Python, torch, transformers, scipy and matplotlib with what they allocate for themselves.
+PROCESS = 600 << 20
+# A million characters on their way from the source through the tokenizer.
+TEXT = 160 << 20
+# metrics.jsonl, measures.json and the configurations of one arm; the report and its figures.
+SMALL_FILES = 1 << 20
+# Columns of the cache beside the activations: token, document, position, int32 each.
+COLUMNS = 12
+PER_ENTRY, PER_INPUT, PER_ROW, PER_RAW_ROW = 60, 27, 48, 30
+# A token of a planted world while its split is drawn: numbers of its width, and its features.
+PLANTED_NUMBER, PLANTED_TOKEN = 16, 100
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes. cache, run_folder: on disk. sae, checkpoint: one primary SAE's folder, one arm's checkpoint, both within run_folder.
+
+    Memory: process (the program itself) and model all the time; harvest, forward, train, measure only in their stage, and
+    forward (the model on one batch) within the harvest. weights: the part of train that is weights, moments and gradients.
+    on_gpu: model, forward and train are the GPU's.
+    """
+
+    cache: int
+    run_folder: int
+    sae: int
+    checkpoint: int
+    process: int
+    model: int
+    harvest: int
+    forward: int
+    train: int
+    weights: int
+    measure: int
+    on_gpu: bool
+
+    @property
+    def memory(self) -> int:
+        """Peak of the processor's memory. What the harvest gives back lies in pieces that later stages hardly use again.
+
+        The mapped cache comes on top where there is room; the system can drop it.
+        """
+        if self.on_gpu:
+            return self.process + self.harvest + self.measure
+        return self.process + self.model + self.harvest + self.forward + max(self.train, self.measure)
+
+    @property
+    def gpu(self) -> int:
+        """Peak of the GPU's memory; 0 without one."""
+        return self.model + max(self.forward, self.train) if self.on_gpu else 0
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Stage -> bytes it takes beside process and model, wherever they lie."""
+        return {"harvest": self.harvest + self.forward, "train": self.train, "measure": self.measure}
+
+    def as_dict(self) -> dict:
+        return asdict(self) | {"memory": self.memory, "gpu": self.gpu}
+
+
+def needs(recipe: Recipe, d: int, model: int, vocabulary: int = 0, width: int = 2, threads: int = 1, on_gpu: bool = False) -> Needs:
+    """d: width of the hooked tensor. model: bytes of the language model's weights. vocabulary: its size, 0 where it predicts no token.
+
+    width: bytes per number of the dense products.
+    """
+    train, weights = train_bytes(recipe, d, width)
+    return Needs(
+        cache=cache_bytes(recipe, d),
+        run_folder=run_folder_bytes(recipe, d),
+        sae=sae_bytes(recipe.sae.n, d),
+        checkpoint=checkpoint_bytes(recipe, d),
+        process=PROCESS,
+        model=model,
+        harvest=harvest_bytes(recipe, d),
+        forward=forward_bytes(recipe, d, width),
+        train=train,
+        weights=weights,
+        measure=measure_bytes(recipe, d, vocabulary, threads),
+        on_gpu=on_gpu,
+    )
+
+
+def with_measured(found: Needs, process: int | None, forward: int | None, train: int | None) -> Needs:
+    """The needs with what a trial measured in place of the arithmetic; of training the larger of the two, None keeps the arithmetic."""
+    return replace(
+        found,
+        process=found.process if process is None else process,
+        forward=found.forward if forward is None else forward,
+        train=max(found.train, train or 0),
+    )
+
+
+def is_planted(recipe: Recipe) -> bool:
+    """Whether the activations are those of a planted world, without model and text."""
+    return recipe.text.source == "planted"
+
+
+def tokens_of(recipe: Recipe) -> dict[str, int]:
+    """Split -> tokens harvested."""
+    return {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
+
+
+def cache_bytes(recipe: Recipe, d: int) -> int:
+    """Activations and columns of every token, at every hook point (as wide as the first); a planted world is never written.
+
+    A shard's header is some 300 bytes more.
+    """
+    if is_planted(recipe):
+        return 0
+    return sum(tokens_of(recipe).values()) * (d * BYTES[recipe.harvest.dtype] + COLUMNS) * (1 + len(recipe.hook.also))
+
+
+def sae_bytes(n: int, d: int) -> int:
+    """W_enc, W_dec, b_enc, threshold and b_dec in fp32."""
+    return 4 * (2 * n * d + 2 * n + d)
+
+
+def checkpoint_bytes(recipe: Recipe, d: int) -> int:
+    """Weights and both moments in fp32, counters int64 and fp32, for the primary and the meta SAE."""
+    return sum(3 * 4 * _numbers(table, d, b_enc) + 12 * table.n for table, b_enc in _tables(recipe))
+
+
+def run_folder_bytes(recipe: Recipe, d: int) -> int:
+    """All SAEs and kept firings, and the checkpoint of one arm twice, as a new one is whole before the old one goes."""
+    firings = recipe.measure.tokens * (8 * recipe.sae.k + 20) if recipe.measure.keep_firings else 0
+    arm = sae_bytes(recipe.sae.n, d) + firings + SMALL_FILES
+    metas = sum(_has_meta(recipe, arm) for arm in recipe.arms) * sae_bytes(recipe.meta.n, d)
+    return len(recipe.seeds) * (len(recipe.arms) * arm + metas) + 2 * checkpoint_bytes(recipe, d)
+
+
+def harvest_bytes(recipe: Recipe, d: int) -> int:
+    """Text and token windows, and the activations of one batch at every hook point, in the cache's dtype and in fp32 as they are summed.
+
+    A planted world is drawn whole.
+    """
+    if is_planted(recipe):
+        return sum(tokens_of(recipe).values()) * (PLANTED_NUMBER * d + PLANTED_TOKEN)
+    return TEXT + _batch_tokens(recipe) * d * (4 + BYTES[recipe.harvest.dtype]) * (1 + len(recipe.hook.also))
+
+
+def forward_bytes(recipe: Recipe, d: int, width: int) -> int:
+    """One batch through a transformer layer: 16 numbers per unit of its width, and a head's attention row per 64 units."""
+    if is_planted(recipe):
+        return 0
+    return _batch_tokens(recipe) * (16 * d * width + max(d // 64, 1) * recipe.text.context * 4)
+
+
+def train_bytes(recipe: Recipe, d: int, width: int) -> tuple[int, int]:
+    """(all that training an arm holds at its peak, the part that is weights, moments and gradients), for the arm that needs most."""
+    sae, meta, B = recipe.sae, recipe.meta, recipe.train.batch
+    with_meta = any(_has_meta(recipe, arm) for arm in recipe.arms)
+    weights = 4 * 4 * _numbers(sae, d, sae.b_enc)
+    passing = _step(sae, d, B, width, sae.b_enc) + PER_INPUT * B * d + 20 * B * sae.n * (recipe.train.kernels == "reference")
+    if with_meta:
+        weights += 4 * 4 * _numbers(meta, d, False)
+        rows = PER_ROW if meta.input == "token" else PER_RAW_ROW
+        passing = max(passing, _step(meta, d, sae.n, width, False) + rows * sae.n * d)
+    return weights + passing, weights
+
+
+def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
+    """The SAE, its firings where they are not kept on disk, eight sets of logits, and the largest of: a block of tokens, a tile of pairs,
+    the critic."""
+    from metasae.measures.cofiring.cooccurrence import MEMORY, TILE_PAIRS, TILE_ROWS
+    from metasae.measures.effect.vocabulary import NUMBERS_AT_ONCE
+    from metasae.measures.suite import BATCH
+
+    n, spec = recipe.sae.n, recipe.measure
+    rows = max(1, min(TILE_ROWS, TILE_PAIRS // n, n // 8))
+    tile = rows * n * (32 + 8 * 2)
+    pairs = tile * max(1, min(threads, MEMORY // tile))
+    critic = PER_RAW_ROW * n * d + 8 * n * max(1, round(spec.meta_n * n))
+    firings = 0 if spec.keep_firings else 2 * spec.tokens * (8 * recipe.sae.k + 20)
+    logits = 8 * 4 * min(NUMBERS_AT_ONCE, spec.output_tokens * vocabulary)
+    return sae_bytes(n, d) + 2 * n * d + firings + logits + max(8 * BATCH * n, pairs, critic)
+
+
+def _step(table: Dictionary, d: int, rows: int, width: int, b_enc: bool) -> int:
+    """What a step on `rows` inputs holds in passing, but for the inputs themselves: gradients, bf16 weights, pre-activations, entries."""
+    n = table.n
+    # without a fixed k about half of all pre-activations are above zero at first
+    entries = rows * (n // 2 if table.architecture in ("relu", "jumprelu") else max(table.k, getattr(table, "k_start", 0)))
+    return 4 * _numbers(table, d, b_enc) + (2 * n * d if width == 2 else 0) + (width + 2) * rows * n + PER_ENTRY * entries
+
+
+def _batch_tokens(recipe: Recipe) -> int:
+    """Tokens the model sees at once: at least one window."""
+    return max(recipe.harvest.batch_tokens, recipe.text.context)
+
+
+def _tables(recipe: Recipe) -> list[tuple[Dictionary, bool]]:
+    """(table, whether it has encoder biases) of the SAEs of the largest arm."""
+    with_meta = any(_has_meta(recipe, arm) for arm in recipe.arms)
+    return [(recipe.sae, recipe.sae.b_enc), *([(recipe.meta, False)] if with_meta else [])]
+
+
+def _numbers(table: Dictionary, d: int, b_enc: bool) -> int:
+    """Trained numbers of an SAE."""
+    return 2 * table.n * d + d + table.n * b_enc + table.n * (table.architecture == "jumprelu")
+
+
+def _has_meta(recipe: Recipe, arm: str) -> bool:
+    return arm in ("control", "sequential") or (arm == "joint" and recipe.train.lambda2 > 0)

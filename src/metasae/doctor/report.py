@@ -1,0 +1,176 @@
+"""The doctor: looks at the machine, the model and the recipe, tries a small piece of every stage, and says whether the run fits."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metasae import start
+from metasae.doctor import estimate, fit
+from metasae.doctor.machine import Machine, machine, resident
+from metasae.doctor.presence import Presence, planted_presence, presence_of
+from metasae.doctor.trials import Trials, try_stages
+from metasae.memory import keep_freed_memory
+from metasae.progress import SILENT, Progress
+from metasae.recipe import Recipe
+from metasae.sae.gradients import matmul_dtype
+
+# A fit with less room than this share to spare is called tight.
+TIGHT = 0.2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """seconds: of a stage of the run over all seeds, None where it could not be estimated. rate: tokens per second, None likewise."""
+
+    name: str
+    seconds: float | None
+    rate: float | None = None
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `examine` found.
+
+    needs: None where the model's width is not known. changes: settings with which the run would fit, None where none would.
+    problems: what stops the run besides sizes. stages: empty where nothing was tried.
+    """
+
+    recipe: Recipe
+    out: Path
+    device: str
+    machine: Machine
+    model: Presence
+    room: fit.Room
+    needs: estimate.Needs | None
+    shortages: list[fit.Shortage]
+    changes: list[fit.Change] | None
+    problems: list[str]
+    notes: list[str]
+    trials: Trials
+    stages: list[Stage]
+
+    @property
+    def fits(self) -> bool:
+        return not self.shortages and not self.problems
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run; None where a stage could not be estimated."""
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) if known and len(known) == len(self.stages) else None
+
+    def as_dict(self) -> dict:
+        """Plain JSON."""
+        return {
+            "fits": self.fits,
+            "problems": self.problems,
+            "shortages": [short.as_dict() for short in self.shortages],
+            "changes": None if self.changes is None else dict(self.changes),
+            "notes": self.notes,
+            "out": str(self.out),
+            "device": self.device,
+            "machine": self.machine.as_dict(),
+            "model": self.model.as_dict(),
+            "room": asdict(self.room),
+            "needs": self.needs and self.needs.as_dict(),
+            "cached": self.trials.cached,
+            "stages": [stage.as_dict() for stage in self.stages],
+            "seconds": self.seconds,
+            "trials": self.trials.as_dict(),
+        }
+
+
+def examine(
+    recipe: str | Path | dict | Recipe,
+    out: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    device: str = "cpu",
+    quick: bool = False,
+    progress: Progress = SILENT,
+) -> Report:
+    """Says what a run would need and whether it fits; arguments as of `metasae.run`. Writes to a temporary folder only.
+
+    quick: arithmetic alone; no model is loaded and nothing timed. A run that cannot be is a report that does not fit.
+    Raises UserError for what a run refuses before it looks at the model: an unknown recipe, key, value or device.
+    """
+    wanted, folder = start.resolve(recipe, out, overrides, device)
+    keep_freed_memory()
+    here, own, begin = machine(), resident(), time.perf_counter()
+    planted = estimate.is_planted(wanted)
+    model = planted_presence(wanted.planted) if planted else presence_of(wanted.model, wanted.hook.point, device)
+    # the libraries that a look at the model brings in are as slow to come in a run
+    looking = time.perf_counter() - begin
+    trials = Trials(Path(wanted.harvest.cache) if wanted.harvest.cache else folder.parent / "activations")
+    # this process will have given its memory back when the run begins
+    room = fit.disk_room(folder, trials.cache, here.available + own, _gpu_room(here, device))
+
+    def needs_of(some: Recipe) -> estimate.Needs:
+        found = estimate.needs(some, model.d, model.bytes, model.vocabulary, _width(some, device), here.threads, device != "cpu")
+        return estimate.with_measured(found, trials.process, None, None)
+
+    needed, short, changes = None, [], None
+    if model.d is not None:
+        too_large = [one for one in fit.shortages(needs_of(wanted), room) if one.resource.lower().endswith("memory")]
+        if not quick and not too_large:
+            try_stages(wanted, folder, model, device, trials, progress)
+            room = fit.disk_room(folder, trials.cache, room.memory, room.gpu)
+        needed = _measured(needs_of(wanted), trials)
+        short = fit.shortages(needed, room)
+        changes = fit.changes(wanted, needs_of, room) if short else []
+    problems = ([model.problem] if model.problem else []) + trials.problems
+    notes, stages = _notes(wanted, needed, room, model, trials), _stages(wanted, trials, needed, looking)
+    return Report(wanted, folder, device, here, model, room, needed, short, changes, problems, notes, trials, stages)
+
+
+def _measured(needed: estimate.Needs, trials: Trials) -> estimate.Needs:
+    forward = trials.harvest.memory if trials.harvest else None
+    train = max((trial.memory for trial in trials.arms.values()), default=None)
+    return estimate.with_measured(needed, None, forward, train)
+
+
+def _stages(wanted: Recipe, trials: Trials, needed: estimate.Needs | None, looking: float) -> list[Stage]:
+    """Empty where no trial was made. looking: seconds until the model's configuration was known."""
+    if not trials.arms:
+        return []
+    stages = [Stage("harvest", 0.0 if trials.cached else None)]
+    if trials.harvest and not trials.cached:
+        seconds = trials.harvest.seconds(wanted)
+        stages = [Stage("harvest", looking + trials.load + seconds, sum(estimate.tokens_of(wanted).values()) / seconds)]
+    for arm, trial in trials.arms.items():
+        written = trial.n_primary // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
+        seconds = trial.seconds + written * trials.seconds_per_byte + (trials.measure.calibrate if trials.measure else 0.0)
+        stages.append(Stage(f"train {arm}", seconds * len(wanted.seeds), wanted.train.tokens / trial.seconds))
+    return [*stages, Stage("measure", trials.measure.seconds(wanted) if trials.measure else None)]
+
+
+def _notes(wanted: Recipe, needed: estimate.Needs | None, room: fit.Room, model: Presence, trials: Trials) -> list[str]:
+    notes = []
+    if needed is not None:
+        pairs = [("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu)]
+        notes += [f"{name} is tight: the estimate is within a fifth" for name, need, there in pairs if there and (1 - TIGHT) * there < need <= there]
+        if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
+            notes.append("memory will not hold all activations, so training will wait for the disk and be slower than in this trial")
+    if model.place is None and not model.problem:
+        notes.append(f"the model is not here: {fit.size(model.bytes)} will be downloaded; the harvest was not tried")
+    if trials.arms and wanted.sae.architecture in ("relu", "jumprelu"):
+        notes.append(f"a {wanted.sae.architecture} SAE begins with half of its latents on; later it trains faster than in this trial")
+    if trials.measure and (wanted.measure.senses or wanted.measure.across):
+        notes.append("the time for senses and for what is measured across SAEs comes on top")
+    if not trials.arms and needed is not None:
+        notes.append("nothing was tried: times are not known, and memory is arithmetic alone")
+    return notes
+
+
+def _width(some: Recipe, device: str) -> int:
+    """Bytes per number of the dense products."""
+    return matmul_dtype(some.train.dtype, torch.device(device)).itemsize
+
+
+def _gpu_room(here: Machine, device: str) -> int | None:
+    return here.gpus[int(device.partition(":")[2] or 0)].free if device != "cpu" else None

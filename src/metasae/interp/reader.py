@@ -1,0 +1,202 @@
+"""Scores for which a judge reads: it explains a latent from training windows, then is asked about scoring windows it has not seen.
+
+    detection     does the latent fire in this window?     mean of (share of activating windows found, share of silent ones left)
+    fuzz_marks    are the marked tokens the right ones?    the same; a silent window carries as many marks as an activating one, at
+                  random places, and where it has a focus (the same token, a neighbour's) one of them is there
+    fuzz_2afc     which of two windows is the real one?    2 x accuracy - 1, each pair asked in both orders; in the other the tokens on
+                  which the latent fires are replaced by tokens drawn from the text
+    sim_spearman  how strongly, 0 to 10, at the last token?  Spearman's rho with the true peaks of 25 windows that end at their peak, 5 from
+                  each fifth; 0 where either side is constant. It has no negatives, so it cannot see that an explanation is too wide.
+
+Sources: arXiv 2410.13928 (detection, fuzz_marks), 2604.03436 (fuzz_2afc in its text, sim_spearman in its code). A reply that cannot be
+read, and a question that stays unanswered, has the credit of chance and is counted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from metasae.interp import prompts
+from metasae.interp.asking import Asker
+from metasae.interp.coverage import LatentWindows
+from metasae.interp.draws import draw_activating, peaks_of
+from metasae.interp.prompts import Shown, shown
+from metasae.interp.replies import Ask, Reply
+from metasae.interp.result import Score
+from metasae.interp.windows import END, Text, WindowSpec
+from metasae.measures.firing.by_latent import ByLatent
+from metasae.progress import SILENT, Progress
+
+READ = ("detection", "fuzz_marks", "fuzz_2afc", "sim_spearman")
+WINDOWS_PER_ASK = 10
+SIMULATED, FIFTHS = 25, 5
+PAIRS = 10
+REPEATED = 0.05
+# Latents whose questions are asked again with another one's explanation.
+FLOOR = 100
+FIRES = "fires"
+
+
+class Reader:
+    """Asks about the latents of one text. spec: of the windows it is given; seed: of everything random here."""
+
+    def __init__(self, asker: Asker, text: Text, spec: WindowSpec, seed: int = 0):
+        self.asker, self.text, self.spec, self.seed = asker, text, spec, seed
+
+    def explanations(self, view: ByLatent, latents: Sequence[LatentWindows]) -> list[str | None]:
+        """One sentence per latent from its training windows; None where the reply cannot be read."""
+        asks = [prompts.explain(shown(self.text, each.train, view, each.latent)) for each in latents]
+        found = [prompts.field_of(reply, "explanation") for reply in self.asker.ask(asks)]
+        return [" ".join(each.split()) if isinstance(each, str) and each.strip() else None for each in found]
+
+    def scorer(self, key: str):
+        """A scorer for `metasae.interp.run`. key: one of the four above."""
+        values = {"detection": self._detection, "fuzz_marks": self._marks, "fuzz_2afc": self._pairs, "sim_spearman": self._simulation}[key]
+
+        def score(view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT) -> Score:
+            explanations = self.explanations(view, latents)
+            counts = {"unexplained": explanations.count(None), "unreadable": 0, "failed": 0, "repeated": 0, "repeated_alike": 0}
+            own = values(view, latents, explanations, counts)
+            shuffled = {}
+            if floor is not None:
+                some = min(FLOOR, len(latents))
+                # what cannot be read of the floor is not counted as the score's
+                found = values(view, latents[:some], [explanations[by] for by in floor[:some]], dict(counts))
+                shuffled = {part: np.concatenate([row, np.full(len(latents) - some, np.nan)]) for part, row in found.items()}
+            return Score(key, own, shuffled, counts)
+
+        return score
+
+    def _detection(self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict[str, np.ndarray]:
+        def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
+            return {FIRES: shown(self.text, each.score)} | {kind: shown(self.text, windows) for kind, windows in each.silent.items()}
+
+        return self._yes_or_no(prompts.DETECT, items, latents, explanations, counts)
+
+    def _marks(self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict[str, np.ndarray]:
+        def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
+            right = shown(self.text, each.score, view, each.latent)
+            sizes = [int(window.marked.sum()) for window in right]
+            wrong = {}
+            for kind, windows in each.silent.items():
+                focus = windows.focus - windows.starts if kind != "random" else np.full(len(windows), -1)
+                wrong[kind] = [
+                    replace(window, marked=_random_marks(windows.length, sizes[place % len(sizes)], int(focus[place]), rng))
+                    for place, window in enumerate(shown(self.text, windows))
+                ]
+            return {FIRES: right, **wrong}
+
+        return self._yes_or_no(prompts.MARKS, items, latents, explanations, counts)
+
+    def _yes_or_no(self, question: str, items, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict:
+        """Balanced accuracy per kind of silent windows. items: (latent, rng) -> part -> windows, the part FIRES being the yes."""
+        asks, wanted = [], []
+        for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
+            rng = np.random.default_rng([self.seed, each.latent, 11])
+            short = [kind for kind, windows in each.silent.items() if len(windows) < self.spec.silent]
+            every = [(row, part, window) for part, windows in items(each, rng).items() if part not in short for window in windows]
+            every = [every[place] for place in rng.permutation(len(every))]
+            for start in range(0, len(every), WINDOWS_PER_ASK):
+                some = every[start : start + WINDOWS_PER_ASK]
+                wanted.append([(row, part) for row, part, _ in some])
+                asks.append(
+                    None if explanation is None else prompts.per_window(question, explanation, [item[2] for item in some], {"type": "boolean"})
+                )
+        replies = self._replies(asks, [partial(prompts.answers_of, count=len(some), kind=bool) for some in wanted], counts)
+        credit: dict[tuple[int, str], list[float]] = {}
+        for some, answers in zip(wanted, replies, strict=True):
+            for place, (row, part) in enumerate(some):
+                credit.setdefault((row, part), []).append(0.5 if answers is None else float(answers[place] == (part == FIRES)))
+        kinds = latents[0].silent if latents else ()
+
+        def balanced(row: int, kind: str) -> float:
+            return (np.mean(credit[row, FIRES]) + np.mean(credit[row, kind])) / 2 if (row, kind) in credit else np.nan
+
+        return {kind: np.array([balanced(row, kind) for row in range(len(latents))]) for kind in kinds}
+
+    def _simulation(
+        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
+    ) -> dict[str, np.ndarray]:
+        spec = replace(self.spec, position=END, strata=FIFTHS)
+        drawn, asks = [], []
+        for each, explanation in zip(latents, explanations, strict=True):
+            rng = np.random.default_rng([self.seed, each.latent, 12])
+            windows = draw_activating(self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, set())
+            order = rng.permutation(len(windows))
+            drawn.append(windows.peaks[order])
+            texts = [shown(self.text, windows)[place] for place in order]
+            usable = explanation is not None and len(windows) == SIMULATED
+            item = {"type": "integer", "minimum": 0, "maximum": 10}
+            asks.append(prompts.per_window(prompts.SIMULATE, explanation, texts, item) if usable else None)
+        replies = self._replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
+        found = [np.nan if len(peaks) < SIMULATED else _spearman(answers, peaks) for answers, peaks in zip(replies, drawn, strict=True)]
+        return {"all": np.array(found, np.float64)}
+
+    def _pairs(self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict[str, np.ndarray]:
+        asks, truth = [], []
+        for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
+            rng = np.random.default_rng([self.seed, each.latent, 13])
+            real = shown(self.text, each.score, view, each.latent)[:PAIRS]
+            for window in real:
+                plain, other = replace(window, marked=np.zeros_like(window.marked)), self._replaced(window, view.latent(each.latent)[0], rng)
+                asks += (
+                    [None, None] if explanation is None else [prompts.choose(explanation, plain, other), prompts.choose(explanation, other, plain)]
+                )
+                truth += [(row, "A"), (row, "B")]
+        replies = self._replies(asks, [lambda reply: _letter(prompts.field_of(reply, "answer"))] * len(asks), counts)
+        credit: list[list[float]] = [[] for _ in latents]
+        for (row, right), answer in zip(truth, replies, strict=True):
+            credit[row].append(0.5 if answer is None else float(answer == right))
+        return {"all": np.array([2 * np.mean(each) - 1 if each else np.nan for each in credit])}
+
+    def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown:
+        """The marked tokens replaced by tokens of the scoring text on which the latent does not fire; no marks."""
+        strings, pool = list(window.strings), self.text.scoring_tokens
+        for place in np.flatnonzero(window.marked):
+            token = int(rng.choice(pool))
+            while fires[min(np.searchsorted(fires, token), len(fires) - 1)] == token:
+                token = int(rng.choice(pool))
+            strings[place] = self.text.string_at(token)
+        return Shown(tuple(strings), np.zeros_like(window.marked))
+
+    def _replies(self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict) -> list:
+        """What each reply says, None where it was not asked, answered or readable. A twentieth is asked a second time."""
+        real = [place for place, ask in enumerate(asks) if ask is not None]
+        rng = np.random.default_rng([self.seed, len(asks), 14])
+        again = [place for place in real if rng.random() < REPEATED]
+        replies = self.asker.ask([asks[place] for place in real] + [replace(asks[place], repeat=1) for place in again])
+        found: list = [None] * len(asks)
+        for place, reply in zip(real, replies[: len(real)], strict=True):
+            found[place] = None if reply is None else parsers[place](reply)
+            counts["failed"] += reply is None
+            counts["unreadable"] += reply is not None and found[place] is None
+        for place, reply in zip(again, replies[len(real) :], strict=True):
+            second = None if reply is None else parsers[place](reply)
+            if second is not None and found[place] is not None:
+                counts["repeated"] += 1
+                counts["repeated_alike"] += second == found[place]
+        return found
+
+
+def _random_marks(length: int, count: int, focus: int, rng: np.random.Generator) -> np.ndarray:
+    """bool [length]: count random marks, one of them at `focus` where that is not -1."""
+    marked = np.zeros(length, bool)
+    marked[rng.choice(length, min(count, length), replace=False)] = True
+    if focus >= 0 and not marked[focus]:
+        marked[rng.choice(np.flatnonzero(marked))] = False
+        marked[focus] = True
+    return marked
+
+
+def _spearman(answers: list[int] | None, peaks: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    if answers is None or len(set(answers)) == 1 or len(set(peaks.tolist())) == 1:
+        return 0.0
+    return float(spearmanr(answers, peaks).statistic)
+
+
+def _letter(answer) -> str | None:
+    return answer if answer in ("A", "B") else None

@@ -1,0 +1,109 @@
+"""What judges are asked and what they said: an SQLite file, so that nothing is paid for twice.
+
+A reply is found again by a digest of model, messages, sampling and schema. Every reply is committed when it arrives, readable or not;
+a killed process loses those that were on their way. What a server refused or did not answer is not kept, and is asked again.
+"""
+
+import hashlib
+import json
+import sqlite3
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from metasae.errors import UserError
+
+_TABLE = """CREATE TABLE IF NOT EXISTS replies (
+    key TEXT PRIMARY KEY, model TEXT NOT NULL, messages TEXT NOT NULL, sampling TEXT NOT NULL, schema TEXT NOT NULL,
+    text TEXT NOT NULL, prompt_tokens INTEGER, completion_tokens INTEGER, logprobs TEXT)"""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question. system, user: the two messages. schema: JSON schema of the reply, an object. max_tokens: of the reply.
+
+    repeat: 0, or the number of a repeat, which is asked again although the rest is the same.
+    """
+
+    system: str
+    user: str
+    schema: dict
+    max_tokens: int = 256
+    temperature: float = 0.0
+    repeat: int = 0
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": self.user}]
+
+    @property
+    def sampling(self) -> dict:
+        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "repeat": self.repeat}
+
+    def key(self, model: str) -> str:
+        whole = json.dumps([model, self.messages, self.sampling, self.schema], sort_keys=True, ensure_ascii=False)
+        return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """text: as it came. Token counts as the judge gave them, None where it gave none. logprobs: (token, {alternative: log p}) per token."""
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    logprobs: tuple[tuple[str, dict[str, float]], ...] | None = None
+
+
+class ReplyStore:
+    """Replies by key. Safe to use from several threads; close it, or use it as a context."""
+
+    def __init__(self, path: str | Path):
+        """Raises UserError for a file that is no store or cannot be written."""
+        self.path, self._lock = Path(path), threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=60, check_same_thread=False, isolation_level=None)
+            # a write-ahead log: a commit is an append, and survives a killed process
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute(_TABLE)
+            self._connection.execute("SELECT key, text, logprobs FROM replies LIMIT 1")
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"{self.path} cannot be used as a store of replies ({error}); choose another file or delete it") from None
+
+    def get(self, key: str) -> Reply | None:
+        with self._lock:
+            query = "SELECT text, prompt_tokens, completion_tokens, logprobs FROM replies WHERE key = ?"
+            row = self._connection.execute(query, (key,)).fetchone()
+        if row is None:
+            return None
+        logprobs = None if row[3] is None else tuple((token, alternatives) for token, alternatives in json.loads(row[3]))
+        return Reply(row[0], row[1], row[2], logprobs)
+
+    def put(self, model: str, ask: Ask, reply: Reply) -> None:
+        """Commits a reply; one that is there already stays. Raises UserError when the disk is full."""
+        asked = (model, *(json.dumps(part, sort_keys=True) for part in (ask.messages, ask.sampling, ask.schema)))
+        # a lone surrogate, which SQLite cannot hold, is kept as a question mark
+        text = reply.text.encode("utf-8", "replace").decode("utf-8")
+        said = (text, reply.prompt_tokens, reply.completion_tokens, None if reply.logprobs is None else json.dumps(reply.logprobs))
+        try:
+            with self._lock:
+                self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (ask.key(model), *asked, *said))
+        except sqlite3.Error as error:
+            raise UserError(
+                f"cannot write {self.path}: {error}; free some space, then run again: no reply that is in it is asked for again"
+            ) from None
+
+    def __len__(self) -> int:
+        with self._lock:
+            return self._connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
+
+    def __enter__(self) -> "ReplyStore":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()

@@ -1,0 +1,78 @@
+"""Scores of one SAE's latents, their means with intervals, and what differs between two arms.
+
+An interval within one SAE is a bootstrap of latents in clusters: latents that fire most often on the same token share what a reader can
+say about them. It speaks of these SAEs' other latents; of other seeds only the difference over paired seeds speaks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from metasae.measures.firing.by_latent import ByLatent
+from metasae.measures.intervals.resampling import bootstrap_interval
+from metasae.measures.intervals.statistics import paired_difference
+
+# What each score is worth to a judge that knows nothing.
+CHANCE = {"sim_spearman": 0.0, "fuzz_2afc": 0.0, "fuzz_marks": 0.5, "detection": 0.5, "embedding": 0.5}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of m latents (or pairs of them). values: part -> float64 [m], NaN for a latent without that part's windows.
+
+    Parts are the kinds of silent windows, or "all" where a score has none. shuffled: the same with another latent's explanation; empty
+    where there is no such floor. counts: what was asked and how much of it could not be read.
+    """
+
+    key: str
+    values: dict[str, np.ndarray]
+    shuffled: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def chance(self) -> float:
+        return CHANCE[self.key]
+
+    def as_dict(self, rows: Sequence[int], clusters: np.ndarray, seed: int) -> dict:
+        """Means over these of the m latents. clusters: int [m]."""
+        rows = np.asarray(rows, np.int64)
+        parts = {}
+        for part, values in self.values.items():
+            parts[part] = bootstrap_interval(values[rows], seed=seed, clusters=clusters[rows]).as_dict()
+            if part in self.shuffled:
+                parts[part]["shuffled"] = bootstrap_interval(self.shuffled[part][rows], seed=seed, clusters=clusters[rows]).as_dict()
+        return {"chance": self.chance, "parts": parts, **self.counts}
+
+
+def as_array(values: Sequence[float | None]) -> np.ndarray:
+    """float64, NaN for None."""
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def other_latents(count: int, seed: int) -> np.ndarray | None:
+    """int64 [count]: for every latent another one, each taken once, by one random round; None where there is no other."""
+    if count < 2:
+        return None
+    order = np.random.default_rng(seed).permutation(count)
+    by = np.empty(count, np.int64)
+    by[order] = np.roll(order, 1)
+    return by
+
+
+def main_tokens(view: ByLatent, tokens: np.ndarray, latents: Sequence[int]) -> np.ndarray:
+    """int64 [m]: the vocabulary id on which each latent fires most often, ties to the lower id; the clusters of the bootstrap."""
+    return np.array([np.bincount(tokens[view.latent(int(latent))[0]]).argmax() for latent in latents], np.int64)
+
+
+def matched_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, seed: int) -> dict:
+    """a - b over pairs of matched latents, float64 [p] each: means, the mean difference and its interval; pairs without both are counted."""
+    both = np.isfinite(a) & np.isfinite(b)
+    found = bootstrap_interval(np.where(both, a - b, np.nan), seed=seed, clusters=clusters).as_dict()
+    means = {name: float(values[both].mean()) if both.any() else None for name, values in (("a", a), ("b", b))}
+    return {**means, "difference": found.pop("estimate"), **found}
+
+
+def over_seeds(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> dict:
+    """The difference of two arms' means, seed by seed, as compare.json has it."""
+    return paired_difference(a, b).as_dict()

@@ -1,0 +1,142 @@
+"""Where windows of text may lie: all of one length, within one document, each document on one side only.
+
+A window is tokens [start, start + L) of the split. A focus token has exactly one window:
+    grid      its document, cut into windows of L from its first token on
+    centre    L // 2 tokens before the focus
+    end       the focus is the last token
+A focus whose window would cross the end of its document has none. On the grid a window does not tell where its focus is, and all
+SAEs share the same windows. Explanations are made from the documents of one side and scored on those of the other.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from metasae.errors import UserError, nearest
+
+GRID, CENTRE, END = "grid", "centre", "end"
+POSITIONS = (GRID, CENTRE, END)
+TRAIN, SCORE = "train", "score"
+
+
+@dataclass(frozen=True)
+class WindowSpec:
+    """How windows are cut and how many a latent needs.
+
+    length: tokens of a window. position: where the focus stands, one of POSITIONS. train, score: activating windows per latent to
+    explain from and to score on. silent: windows per latent and kind in which it does not fire. strata: activating windows are drawn
+    from so many equal parts of the latent's peaks, weak to strong.
+    """
+
+    length: int = 32
+    position: str = GRID
+    train: int = 20
+    score: int = 20
+    silent: int = 20
+    strata: int = 10
+
+    def __post_init__(self):
+        if self.position not in POSITIONS:
+            raise UserError(f"a window cannot be placed by '{self.position}'{nearest(self.position, POSITIONS)}")
+        for name in ("length", "train", "score", "silent", "strata"):
+            if getattr(self, name) < 1:
+                raise UserError(f"windows need {name} of at least 1, not {getattr(self, name)}")
+
+    def as_dict(self) -> dict:
+        return dict(vars(self))
+
+
+class Text:
+    """The tokens of a split, the side of each, and the window of each.
+
+    documents, tokens, positions: int32 [T], as in `Firings`. string_of: int64 [m] -> the text of these tokens of the split, one string each,
+    which joined give readable text.
+    """
+
+    def __init__(self, documents: np.ndarray, tokens: np.ndarray, positions: np.ndarray, string_of: Callable[[np.ndarray], list[str]], seed: int):
+        """Documents are put on sides by `seed`: in random order, the first half of the text is for explaining, the rest for scoring."""
+        # a memory-map as a plain array: many small slices are cut from it
+        self.tokens, self._string_of = np.asarray(tokens), string_of
+        breaks = (np.diff(documents) != 0) | (np.diff(positions) != 1)
+        edges = np.flatnonzero(breaks) + 1
+        self._starts = np.concatenate([[0], edges]).astype(np.int64)
+        self._ends = np.append(edges, len(tokens)).astype(np.int64)
+        self.scoring = _scoring(np.asarray(documents), seed)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    def windows(self, focus: np.ndarray, length: int, position: str) -> tuple[np.ndarray, np.ndarray]:
+        """focus int [m] -> (start int64 [m], whole bool [m]: the window lies within the document)."""
+        focus = np.asarray(focus, np.int64)
+        stretch = np.searchsorted(self._starts, focus, side="right") - 1
+        first, last = self._starts[stretch], self._ends[stretch]
+        before = {GRID: (focus - first) % length, CENTRE: length // 2, END: length - 1}[position]
+        start = focus - before
+        return start, (start >= first) & (start + length <= last)
+
+    def strings(self, start: int, length: int) -> list[str]:
+        """The text of each token of a window."""
+        return self._string_of(np.arange(start, start + length))
+
+    def string_at(self, token: int) -> str:
+        return self._string_of(np.array([token]))[0]
+
+    @cached_property
+    def scoring_tokens(self) -> np.ndarray:
+        """int64 [s], rising: the tokens of documents to score on."""
+        return np.flatnonzero(self.scoring)
+
+    def scoring_with_id(self, wanted: int) -> np.ndarray:
+        """int64 [c], rising: the tokens to score on with this id in the vocabulary."""
+        ordered, places = self._scoring_by_id
+        return places[np.searchsorted(ordered, wanted) : np.searchsorted(ordered, wanted, side="right")]
+
+    @cached_property
+    def _scoring_by_id(self) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.asarray(self.tokens)[self.scoring_tokens]
+        order = np.argsort(ids, kind="stable")
+        return ids[order], self.scoring_tokens[order]
+
+
+def _scoring(documents: np.ndarray, seed: int) -> np.ndarray:
+    """bool [T]: which tokens are to score on."""
+    if not len(documents):
+        return np.zeros(0, bool)
+    names, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    before = np.zeros(len(names), np.int64)
+    before[order] = np.cumsum(sizes[order]) - sizes[order]
+    return (before >= len(documents) / 2)[number]
+
+
+def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[str]]:
+    """The text of tokens of a split as a tokenizer writes it after another word, leading space included. tokens: ids int [T]."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    before = tokenizer.decode(anchor)
+    known: dict[int, str] = {}
+
+    def string_of(number: int) -> str:
+        if number not in known:
+            both = tokenizer.decode([*anchor, number])
+            known[number] = both[len(before) :] if both.startswith(before) else tokenizer.decode([number])
+        return known[number]
+
+    return lambda places: [string_of(int(number)) for number in tokens[places]]
+
+
+def planted_strings(split) -> Callable[[np.ndarray], list[str]]:
+    """The text of tokens of a planted world: ` w3/f12:0.83` is word 3 with feature 12 on at 0.83, ` t104` another token with none."""
+    world, activations = split.world, split.activations
+    n_words = int(world.word.max(initial=-1)) + 1
+
+    def string_of(place: int) -> str:
+        entries = slice(activations.indptr[place], activations.indptr[place + 1])
+        features = (f"/f{f}:{a:.2f}" for f, a in zip(activations.indices[entries], activations.data[entries], strict=True))
+        token = int(split.tokens[place])
+        return f" {'w' if token < n_words else 't'}{token}{''.join(features)}"
+
+    return lambda places: [string_of(int(place)) for place in places]

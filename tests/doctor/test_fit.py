@@ -1,0 +1,116 @@
+"""Verdicts and proposals: whatever is proposed was worked out again and fits."""
+
+import numpy as np
+import pytest
+
+from metasae.doctor import fit
+from metasae.doctor.estimate import Needs, needs
+from metasae.errors import UserError
+from metasae.recipe import Recipe
+
+GB = 10**9
+
+
+def room(memory=20, cache=60, run=None, gpu=None):
+    return fit.Room(int(memory * GB), gpu, int(cache * GB), int((run or cache) * GB), shared=run is None)
+
+
+def needed(recipe: Recipe) -> Needs:
+    return needs(recipe, d=1280, model=1.5 * GB, vocabulary=50_000)
+
+
+def applied(recipe, found):
+    return Recipe.load(recipe.model_dump(mode="json"), dict(found))
+
+
+PAPER = Recipe.load("paper-gpt2-large")
+LARGE_BATCH = applied(PAPER, [("sae.n", 4096), ("train.batch", 65536)])
+
+
+def test_what_fits_needs_no_change():
+    assert fit.changes(PAPER, needed, room(cache=1000)) == []
+
+
+def test_disk_is_had_from_fewer_tokens():
+    (key, value), *rest = fit.changes(PAPER, needed, room(cache=60))
+    assert key == "train.tokens" and not rest
+    assert not fit.shortages(needed(applied(PAPER, [(key, value)])), room(cache=60))
+    # and not from far fewer than needed
+    assert fit.shortages(needed(applied(PAPER, [(key, 1.12 * value // 1)])), room(cache=60))
+
+
+def test_a_narrower_cache_comes_before_a_shorter_one():
+    wide = applied(PAPER, [("harvest.dtype", "fp32")])
+    assert fit.changes(wide, needed, room(cache=300)) == [("harvest.dtype", "bf16")]
+
+
+def test_memory_is_had_from_the_batch_then_from_the_latents():
+    less = (needed(LARGE_BATCH).memory - 0.2 * GB) / GB
+    assert fit.changes(LARGE_BATCH, needed, room(cache=1000, memory=less)) == [("train.batch", 32768)]
+    [(key, value)] = fit.changes(PAPER, needed, room(cache=1000, memory=(needed(PAPER).memory - 0.2 * GB) / GB))
+    assert key == "sae.n" and PAPER.sae.n > value > 0.8 * PAPER.sae.n and value % 64 == 0
+
+
+def test_two_shortages_get_two_changes():
+    tight = room(cache=60, memory=(needed(LARGE_BATCH).memory - 0.2 * GB) / GB)
+    assert [key for key, _ in fit.changes(LARGE_BATCH, needed, tight)] == ["train.tokens", "train.batch"]
+
+
+def test_nothing_is_proposed_where_nothing_helps():
+    assert fit.changes(PAPER, needed, room(cache=1000, memory=0.1)) is None
+    assert fit.changes(PAPER, needed, room(cache=0.001)) is None
+
+
+def test_an_unknown_memory_is_no_shortage():
+    assert fit.shortages(needed(PAPER), fit.Room(None, None, 1000 * GB, 1000 * GB, True)) == []
+
+
+def test_one_disk_holds_both_folders_two_disks_one_each():
+    wanted = needed(PAPER)
+    both = (wanted.cache + wanted.run_folder) / GB
+    assert fit.shortages(wanted, room(cache=both)) == []
+    assert [short.resource for short in fit.shortages(wanted, room(cache=both - 0.1))] == ["disk"]
+    assert fit.shortages(wanted, room(cache=wanted.cache / GB, run=wanted.run_folder / GB)) == []
+    assert [short.resource for short in fit.shortages(wanted, room(cache=1000, run=0.1))] == ["disk of the run folder"]
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_every_proposal_fits(seed):
+    rng = np.random.default_rng(seed)
+    n, k = int(rng.integers(256, 40_000)), int(rng.integers(1, 128))
+    recipe = Recipe.load(
+        {
+            "harvest": {"dtype": str(rng.choice(["fp32", "bf16"])), "batch_tokens": int(2 ** rng.integers(10, 17))},
+            "sae": {"n": n, "k": k, "architecture": str(rng.choice(["batchtopk", "relu"]))},
+            "train": {"tokens": int(10 ** rng.uniform(6, 9)), "batch": int(rng.integers(256, 10_000))},
+            "measure": {"tokens": int(10 ** rng.uniform(4, 7)), "keep_firings": bool(rng.integers(2))},
+        }
+    )
+    place = room(memory=float(10 ** rng.uniform(0, 1.5)), cache=float(10 ** rng.uniform(0, 3)), run=float(10 ** rng.uniform(-1, 2)))
+    found = fit.changes(recipe, needed, place)
+    if found is not None:
+        assert fit.shortages(needed(applied(recipe, found)), place) == []
+        assert bool(found) == bool(fit.shortages(needed(recipe), place))
+
+
+def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
+    small = Recipe.load("demo")
+    fit.refuse_what_cannot_fit(small, 384, tmp_path / "runs" / "a")
+    with pytest.raises(UserError, match=r"disk: .* TB needed, .* there; set train.tokens=\d+ ") as caught:
+        fit.refuse_what_cannot_fit(applied(small, [("train.tokens", 10**12)]), 384, tmp_path / "runs" / "a")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"memory: .* needed, .* there"):
+        fit.refuse_what_cannot_fit(applied(small, [("sae.n", 10**9), ("measure.keep_firings", False)]), 384, tmp_path / "runs" / "a")
+
+
+def test_what_the_cache_folder_holds_counts_as_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "free_disk", lambda folder: 1000)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "train-00000.safetensors").write_bytes(bytes(234))
+    assert fit.disk_room(tmp_path / "run", tmp_path / "cache").cache == 1234
+    assert fit.disk_room(tmp_path / "run", tmp_path / "absent").cache == 1000
+
+
+def test_sizes_in_words():
+    assert [fit.size(count) for count in (0, 1500, 2.5e6, 3e9, 4.25e12)] == ["0 kB", "2 kB", "2.5 MB", "3 GB", "4.25 TB"]
+    assert [fit.shown(value) for value in (True, False, 3, "bf16")] == ["true", "false", "3", "bf16"]

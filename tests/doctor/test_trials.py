@@ -1,0 +1,90 @@
+"""The trials: what they scale up, what they leave alone."""
+
+import pytest
+import torch
+
+from metasae.doctor import training
+from metasae.doctor.clock import Clock, Timed
+from metasae.doctor.harvesting import HarvestTrial
+from metasae.doctor.measuring import MeasureTrial, _narrow, _scaled
+from metasae.doctor.training import _mean_step, try_arm
+from metasae.recipe import Recipe
+from metasae.sae.sae import SAE, SAEConfig
+
+
+def test_the_clock_remembers_outer_tasks_only():
+    clock = Clock()
+    with clock.task("outer", 10) as task:
+        task.advance(4)
+        with clock.task("inner", None, "latents"):
+            pass
+        task.advance(6, loss=1.0)
+    assert [(task.name, task.unit, [amount for _, amount in task.ticks]) for task in clock.tasks] == [("outer", "tokens", [4, 6])]
+    assert clock.tasks[0].seconds >= clock.tasks[0].ticks[1][0] - clock.tasks[0].ticks[0][0] >= 0
+
+
+def test_a_harvest_reads_on_until_the_last_split_is_full():
+    recipe = Recipe.load(
+        {"text": {"calibration_share": 0.1, "evaluation_share": 0.4}, "train": {"tokens": 100}, "measure": {"tokens": 100, "calibration_tokens": 30}}
+    )
+    trial = HarvestTrial(first=5.0, text=1.0, tokenise=0.1, forward=0.01, n_tokens=7, memory=0)
+    # 30 calibration tokens lie within 300 of the text, more than the others need; 230 are harvested
+    assert trial.seconds(recipe) == pytest.approx(5 + 300 * 1.0 + 230 * 0.11)
+
+
+def test_rare_kinds_of_steps_count_as_often_as_they_come():
+    times = {(False, False): [1.0, 1.0, 9.0], (True, False): [3.0]}
+    assert _mean_step(times, penalty_every=10**9) == pytest.approx(0.9 * 1 + 0.1 * 3)
+    assert _mean_step({(False, True): [2.0], (True, True): [4.0]}, penalty_every=1) == pytest.approx(0.9 * 2 + 0.1 * 4)
+    assert _mean_step({(False, True): [5.0], (False, False): [1.0]}, penalty_every=4) == pytest.approx(0.25 * 5 + 0.75 * 1)
+
+
+@pytest.mark.parametrize(("arm", "primary", "meta"), [("solo", 40, 0), ("control", 40, 30), ("joint", 40, 30), ("sequential", 40, 30)])
+def test_an_arm_has_the_steps_of_its_run(small_recipe, batches, monkeypatch, arm, primary, meta):
+    monkeypatch.setattr(training, "LEAST_SECONDS", 0.0)
+    found, trainer = try_arm(small_recipe(), arm, batches().next, torch.zeros(16))
+    assert (found.n_primary, found.n_meta, found.n_steps) == (primary, meta, training.STEPS)
+    assert (found.meta is None) == (arm == "solo") and found.step > 0
+    assert found.seconds == pytest.approx(found.start + primary * found.step + meta * (found.meta or 0))
+    assert trainer.arm == arm
+
+
+def test_slow_steps_are_cut_short_and_short_ones_go_on(small_recipe, batches, monkeypatch):
+    monkeypatch.setattr(training, "MOST_SECONDS", 0.0)
+    assert try_arm(small_recipe(), "joint", batches().next, torch.zeros(16))[0].n_steps == training.BLOCK
+    monkeypatch.setattr(training, "MOST_SECONDS", 60.0)
+    monkeypatch.setattr(training, "LEAST_SECONDS", 0.3)
+    # more steps than the run itself has
+    assert try_arm(small_recipe(tokens=64 * 6), "joint", batches().next, torch.zeros(16))[0].n_steps > training.STEPS
+
+
+def test_steps_are_those_after_k_has_come_down_and_penalties_have_begun(small_recipe, batches, monkeypatch):
+    monkeypatch.setattr(training, "LEAST_SECONDS", 0.0)
+    recipe = small_recipe(tokens=64 * 1000, penalty_start=0.3)
+    recipe = Recipe.load(recipe.model_dump(mode="json"), {"sae.k_start": 9, "sae.k_anneal": 0.5})
+    _, trainer = try_arm(recipe, "joint", batches().next, torch.zeros(16))
+    assert trainer.done.primary > 500 and trainer._k_now() == recipe.sae.k
+
+
+def test_measuring_is_scaled_by_what_each_task_grows_with():
+    clock = Clock()
+    clock.tasks = [Timed("fire", "tokens", 2.0, ()), Timed("critic", "meta SAEs", 3.0, ()), Timed("pairs", "latents", 5.0, ())]
+    assert _scaled(clock, 11.0, {"tokens": 100.0, "meta SAEs": 10.0}, rest=4.0) == pytest.approx(2 * 100 + 3 * 10 + 5 * 4 + 1 * 4)
+
+
+def test_control_is_not_measured_beside_solo():
+    trial = MeasureTrial(calibrate=0.0, reference=10.0, sae=1.0)
+    assert trial.seconds(Recipe.load({"arms": ["solo", "control", "joint"], "seeds": 3})) == 10 + 6
+    assert trial.seconds(Recipe.load({"arms": ["control", "joint"], "seeds": 3})) == 10 + 6
+    assert trial.seconds(Recipe.load({"arms": ["joint"]})) == 10 + 1
+
+
+def test_a_narrowed_sae_fires_as_its_first_latents_did():
+    sae = SAE(SAEConfig(8, 20, k=3))
+    sae.init_weights(torch.Generator().manual_seed(0))
+    sae.b_dec.data.normal_(generator=torch.Generator().manual_seed(1))
+    sae.threshold = torch.linspace(0.1, 0.9, 20)
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(2))
+    narrow = _narrow(sae, 7)
+    torch.testing.assert_close(narrow.encode(x).acts, sae.encode(x).acts[:, :7])
+    assert _narrow(sae, 20) is sae

@@ -1,0 +1,105 @@
+"""The whole job on a planted run folder: estimate, judge, store, replay."""
+
+import json
+import shutil
+
+import pytest
+from test_embedding import words_encoder
+
+from metasae.errors import UserError
+from metasae.interp.job import READ, run_interp
+from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp.windows import WindowSpec
+from metasae.measures.firing.store import write_firings
+from metasae.measures.planted.subjects import dictionary
+from metasae.progress import SILENT
+from metasae.recipe import Recipe
+from metasae.source import Source
+
+PLANTED = {"d": 48, "independent": 8, "words": 6, "sense_cosine": 0.5, "top_rate": 0.06, "zipf": 0.1, "max_cosine": 0.7}
+SPEC = WindowSpec(length=8, train=8, score=6, silent=5)
+CHOICES = {"spec": SPEC, "latents": 6, "show": False}
+
+
+@pytest.fixture(scope="module")
+def planted_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "planted"
+    folder.mkdir()
+    recipe = Recipe.load({"text": {"source": "planted"}, "planted": PLANTED, "measure": {"tokens": 8000}})
+    recipe.save(folder / "recipe.toml")
+    split = Source(recipe, folder, "cpu", SILENT).open({"evaluation": 8000}).split("evaluation")
+    for arm, subject in (("solo", dictionary(split, blended=(0, 1, 2))), ("joint", dictionary(split))):
+        subject.sae.save(folder / "arms" / f"{arm}-s0" / "primary")
+        write_firings(subject.sae, split, folder / "arms" / f"{arm}-s0" / "firings")
+    return folder
+
+
+@pytest.fixture
+def folder(planted_run, tmp_path):
+    return shutil.copytree(planted_run, tmp_path / "run")
+
+
+class Counting(OracleJudge):
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def answer(self, ask):
+        self.asked.append(ask.key(self.name))
+        return super().answer(ask)
+
+
+def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
+    judge = Counting()
+    first = run_interp(folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, price=(1.0, 2.0), **CHOICES)
+    estimate, asked = first["judge"]["estimate"], first["judge"]["asked"]
+    assert asked["asked"] == len(judge.asked) == len(set(judge.asked)) > 100
+    # fewer only where two latents got the same explanation
+    assert 0.9 * estimate["questions"] < asked["asked"] <= estimate["questions"]
+    assert 0 < asked["prompt_tokens"] < estimate["prompt_tokens"] and 0 < asked["cost"] < estimate["cost"] and asked["failed"] == 0
+    for entry in first["arms"].values():
+        assert set(entry["interp"]["scores"]) == {*READ, "embedding"}
+    held = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
+    assert {"detection", "fuzz_marks", "fuzz_2afc", "sim_spearman", "embedding"} < set(next(iter(held["latents"].values())))
+
+    again = run_interp(folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, **CHOICES)
+    assert again["judge"]["asked"]["asked"] == 0 == again["judge"]["estimate"]["questions"] and len(judge.asked) == asked["asked"]
+    replay = run_interp(folder, scores=[*READ], replay=True, model="oracle", **CHOICES)
+    for name, entry in replay["arms"].items():
+        for key in READ:
+            assert entry["interp"]["scores"][key] == first["arms"][name]["interp"]["scores"][key]
+    with pytest.raises(UserError, match="lacks"):
+        run_interp(folder, scores=["detection"], replay=True, model="another", **CHOICES)
+
+
+def test_above_the_limit_it_asks_and_nothing_is_sent_before_the_answer(folder):
+    judge, shown = Counting(), []
+    with pytest.raises(UserError, match="questions, up to"):
+        run_interp(folder, scores=["detection"], judge=judge, ask_above=100, **CHOICES)
+    with pytest.raises(UserError, match="confirm"):
+        run_interp(folder, scores=["detection"], judge=judge, ask_above=100, confirm=lambda estimate: shown.append(estimate), **CHOICES)
+    assert not judge.asked and shown[0]["questions"] > 10 and not (folder / "interp.json").exists()
+    run_interp(folder, scores=["detection"], judge=judge, ask_above=100, confirm=lambda estimate: True, **CHOICES)
+    assert 0.9 * shown[0]["questions"] < len(judge.asked) <= shown[0]["questions"]
+
+
+def test_what_cannot_be_done_is_one_line(folder, tmp_path):
+    for problem, words in (
+        ({"scores": ["detekt"]}, "did you mean 'detection'"),
+        ({"scores": []}, "no score"),
+        ({"scores": ["detection"]}, "--judge"),
+        ({"scores": ["embedding"]}, "name an encoder"),
+        ({"scores": ["embedding"], "encoder": str(tmp_path / "nowhere")}, "nowhere"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            run_interp(folder, **problem, **CHOICES)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"no recipe\.toml"):
+        run_interp(tmp_path, **CHOICES)
+
+
+def test_an_encoder_from_a_folder_scores_and_one_that_predicts_tokens_is_refused(folder, build):
+    scored = run_interp(folder, encoder=str(build("bert")), **CHOICES)
+    assert 0 <= scored["arms"]["solo-s0"]["interp"]["scores"]["embedding"]["parts"]["random"]["estimate"] <= 1
+    with pytest.raises(UserError, match="no sentence encoder"):
+        run_interp(folder, encoder=str(build("gpt2")), **CHOICES)

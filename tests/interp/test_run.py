@@ -1,0 +1,134 @@
+"""A whole run on planted arms: files, means, pairs, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from test_embedding import words_encoder
+from worlds import PLAN, random_firings, view_of
+
+from metasae.data.planted import plant
+from metasae.data.planted_split import PlantedSplit
+from metasae.errors import UserError
+from metasae.interp.embedding import embedding_scorer
+from metasae.interp.result import Score, main_tokens, matched_difference, other_latents
+from metasae.interp.run import find_arms, score_arms
+from metasae.interp.windows import Text, WindowSpec, planted_strings
+from metasae.measures.firing.store import write_firings
+from metasae.measures.planted.subjects import dictionary, noisy
+
+SPEC = WindowSpec(length=8, train=6, score=6, silent=6)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """solo and joint with 2 seeds: solo's dictionary has its rows disturbed, joint's is the truth with two words blended."""
+    folder = tmp_path_factory.mktemp("run")
+    split = PlantedSplit(plant(PLAN, 0), 8_000, 0)
+    for seed in range(2):
+        for arm, subject in (("solo", noisy(dictionary(split), 0.1, seed)), ("joint", dictionary(split, blended=(0, 1)))):
+            subject.sae.save(folder / "arms" / f"{arm}-s{seed}" / "primary")
+            write_firings(subject.sae, split, folder / "arms" / f"{arm}-s{seed}" / "firings")
+    return folder, split
+
+
+def go(run, **options):
+    folder, split = run
+    return score_arms(
+        folder,
+        lambda firings: Text(firings.documents, firings.tokens, firings.positions, planted_strings(split), 0),
+        lambda text: {"embedding": embedding_scorer(text, words_encoder, SPEC)},
+        spec=SPEC,
+        latents=20,
+        **options,
+    )
+
+
+def test_files_hold_what_is_returned_and_means_are_those_of_the_latents(run):
+    merged = go(run)
+    folder = run[0]
+    assert json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(merged))
+    assert set(merged["arms"]) == {"solo-s0", "solo-s1", "joint-s0", "joint-s1"}
+    for name, entry in merged["arms"].items():
+        held = json.loads((folder / "arms" / name / "interp.json").read_text())
+        own = [latent["embedding"]["random"] for latent in held["latents"].values() if latent["own"]]
+        part = entry["interp"]["scores"]["embedding"]["parts"]["random"]
+        assert len(own) == entry["interp"]["conditions"]["latents"] == 20
+        assert part["estimate"] == pytest.approx(np.mean([value for value in own if value is not None]))
+        assert part["estimate"] > part["shuffled"]["estimate"] + 0.1
+        assert held["coverage"]["covered"] <= held["coverage"]["live"] <= held["coverage"]["n_latents"]
+
+
+def test_pairs_are_matched_latents_and_unpaired_means(run):
+    merged = go(run)
+    found = merged["pairs"]["joint vs solo"]["embedding"]["random"]
+    means = {name: entry["interp"]["scores"]["embedding"]["parts"]["random"]["estimate"] for name, entry in merged["arms"].items()}
+    expected = np.mean([means["joint-s0"] - means["solo-s0"], means["joint-s1"] - means["solo-s1"]])
+    assert found["unpaired"]["difference"] == pytest.approx(expected) and found["unpaired"]["n_seeds"] == 2
+    for seed in "01":
+        matched = merged["arms"][f"joint-s{seed}"]["interp"]["matched"]
+        assert 10 <= matched["pairs"] <= matched["wanted"] == 20
+        within = found["matched_by_seed"][seed]
+        assert within["n_values"] + within["excluded"] == matched["pairs"]
+        assert within["difference"] == pytest.approx(within["a"] - within["b"])
+    differences = [entry["difference"] for entry in found["matched_by_seed"].values()]
+    assert found["matched"]["difference"] == pytest.approx(np.mean(differences))
+
+
+def test_a_second_call_gives_the_same_numbers_and_one_arm_alone_its_own(run):
+    first, again = go(run), go(run)
+    assert first == again
+    alone = go(run, arms=["joint"], seeds=[1])
+    assert list(alone["arms"]) == ["joint-s1"] and alone["pairs"] == {}
+    assert alone["arms"]["joint-s1"]["interp"]["coverage"] == first["arms"]["joint-s1"]["interp"]["coverage"]
+
+
+def test_what_cannot_be_scored_is_one_line(run, tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        find_arms(tmp_path, None, None, "solo")
+    with pytest.raises(UserError, match="did you mean 'joint'"):
+        find_arms(run[0], ["joynt"], None, "solo")
+    with pytest.raises(UserError, match="has the seeds"):
+        find_arms(run[0], None, [7], "solo")
+    dictionary(run[1]).sae.save(tmp_path / "arms" / "solo-s0" / "primary")
+    with pytest.raises(UserError, match="keep_firings"):
+        go((tmp_path, run[1]))
+    other = PlantedSplit(plant(PLAN, 0), 8_000, 3)
+    write_firings(dictionary(other).sae, other, tmp_path / "arms" / "solo-s0" / "firings")
+    sae = dictionary(other).sae
+    sae.save(tmp_path / "arms" / "joint-s0" / "primary")
+    write_firings(sae, run[1], tmp_path / "arms" / "joint-s0" / "firings")
+    with pytest.raises(UserError, match="other text"):
+        go((tmp_path, other))
+
+
+def test_the_floor_gives_every_latent_another_ones_explanation():
+    for count in (2, 3, 50):
+        by = other_latents(count, 1)
+        assert sorted(by) == list(range(count)) and (by != np.arange(count)).all()
+    assert other_latents(1, 0) is None and other_latents(0, 0) is None
+
+
+def test_clusters_are_the_token_fired_on_most():
+    firings = random_firings()
+    view, latents = view_of(firings), [1, 2, 5]
+    for latent, found in zip(latents, main_tokens(view, firings.tokens, latents), strict=True):
+        ids = [int(token) for token, on in zip(firings.tokens, firings.csr[:, [latent]].toarray().ravel(), strict=True) if on]
+        assert found == min(set(ids), key=lambda number: (-ids.count(number), number))
+
+
+def test_a_matched_difference_leaves_out_and_counts_pairs_without_both():
+    a, b = np.array([0.9, np.nan, 0.7]), np.array([0.6, 0.5, 0.6])
+    found = matched_difference(a, b, np.arange(3), 0)
+    assert found["difference"] == pytest.approx(0.2) and found["excluded"] == 1 and found["a"] == pytest.approx(0.8)
+    empty = matched_difference(np.full(2, np.nan), b[:2], np.arange(2), 0)
+    assert empty["difference"] is None and empty["a"] is None
+
+
+def test_intervals_draw_clusters_not_latents():
+    """25 clusters of 20 equal scores tell no more than 25 scores."""
+    per_cluster = np.random.default_rng(0).random(25)
+    many, one_each = np.repeat(per_cluster, 20), per_cluster
+    wide = Score("embedding", {"random": many}).as_dict(range(500), np.repeat(np.arange(25), 20), 0)["parts"]["random"]
+    narrow = Score("embedding", {"random": one_each}).as_dict(range(25), np.arange(25), 0)["parts"]["random"]
+    assert wide["ci95"] == pytest.approx(narrow["ci95"]) and wide["n_clusters"] == 25
