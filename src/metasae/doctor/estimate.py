@@ -17,7 +17,7 @@ from metasae.recipe import Dictionary, Recipe
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Python, torch, transformers, scipy and matplotlib with what they allocate for themselves.
-PROCESS = 600 << 20
+PROCESS = 650 << 20
 # A million characters on their way from the source through the tokenizer.
 TEXT = 160 << 20
 # metrics.jsonl, measures.json and the configurations of one arm; the report and its figures.

@@ -24,7 +24,7 @@ from metasae.recipe import Recipe
 from metasae.train.trainer import Trainer
 
 # Libraries that a run loads later than the trials do (figures), and what a heap in pieces leaves unused.
-LATER = 150 << 20
+LATER = 200 << 20
 
 
 @dataclass
