@@ -2,8 +2,9 @@
 
 import pytest
 
+from metasae import start
 from metasae.errors import UserError
-from metasae.recipe import Recipe, parse_override
+from metasae.recipe import Recipe, names, parse_override
 
 
 def test_overrides_are_typed():
@@ -43,3 +44,17 @@ def test_wrong_values_are_one_line(overrides, words):
 def test_a_recipe_is_not_changed_by_hand():
     with pytest.raises(Exception, match="frozen"):
         Recipe.load("demo").train.lr = 1.0
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_shipped_recipe_loads_and_says_what_it_is(name):
+    """`local` is the one whose model its user names; a planted world needs none."""
+    recipe = Recipe.load(name)
+    assert recipe.description and recipe.arms[0] == "solo"
+    assert bool(recipe.model.source) == (name != "local" and recipe.text.source != "planted")
+
+
+def test_a_recipe_without_a_model_says_how_to_name_one(tmp_path):
+    with pytest.raises(UserError, match=r"--set model\.path=FOLDER"):
+        start.resolve("local", tmp_path, None, "cpu")
+    assert start.resolve("local", tmp_path, {"model.path": "any"}, "cpu")[0].model.path == "any"

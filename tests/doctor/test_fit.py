@@ -103,12 +103,17 @@ def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
         fit.refuse_what_cannot_fit(applied(small, [("sae.n", 10**9), ("measure.keep_firings", False)]), 384, tmp_path / "runs" / "a")
 
 
-def test_what_the_cache_folder_holds_counts_as_free(tmp_path, monkeypatch):
+def test_what_the_folders_hold_counts_as_free(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "free_disk", lambda folder: 1000)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "train-00000.safetensors").write_bytes(bytes(234))
+    for name, count in (("cache/train-00000.safetensors", 234), ("run/arms/solo-s0/primary/sae_weights.safetensors", 50_000)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(bytes(count))
+    one = fit.disk_room(tmp_path / "run", tmp_path / "cache")
+    assert (one.cache, one.run, one.shared) == (51_234, 51_000, True)
+    absent = fit.disk_room(tmp_path / "no run", tmp_path / "no cache")
+    assert (absent.cache, absent.run) == (1000, 1000)
+    monkeypatch.setattr(fit, "same_disk", lambda one, other: False)
     assert fit.disk_room(tmp_path / "run", tmp_path / "cache").cache == 1234
-    assert fit.disk_room(tmp_path / "run", tmp_path / "absent").cache == 1000
 
 
 def test_sizes_in_words():

@@ -23,8 +23,7 @@ Change = tuple[str, Any]
 class Room:
     """Bytes that a run may take. memory: None where the system does not say. gpu: None without one.
 
-    cache, run: free on the disks of the cache (with what the cache folder holds already) and of the run folder; shared: they
-    are one disk.
+    cache, run: free on the disks of the cache and of the run folder, with what these folders hold already; shared: they are one disk.
     """
 
     memory: int | None
@@ -50,9 +49,9 @@ class Shortage:
 
 
 def disk_room(run: Path, cache: Path, memory: int | None = None, gpu: int | None = None) -> Room:
-    """The room on the disks of a run folder and a cache folder, which need not exist yet; what `cache` holds will be reused or replaced."""
-    held = sum(file.stat().st_size for file in cache.iterdir() if file.is_file()) if cache.is_dir() else 0
-    return Room(memory or None, gpu, free_disk(cache) + held, free_disk(run), same_disk(run, cache))
+    """The room on the disks of a run folder and a cache folder, which need not exist yet; what they hold is used again or replaced."""
+    shared, held, kept = same_disk(run, cache), _held(cache), _held(run)
+    return Room(memory or None, gpu, free_disk(cache) + held + kept * shared, free_disk(run) + kept, shared)
 
 
 def shortages(wanted: Needs, room: Room) -> list[Shortage]:
@@ -87,7 +86,7 @@ def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, cache: Path | None
     """Raises UserError when the activation cache cannot fit on its disk, or weights, moments and gradients not in memory.
 
     A look before a run, at no cost: only what is certain is refused, `metasae doctor` estimates the rest. d: width of the hooked
-    tensor. out: the run folder. cache: the cache's folder; what it holds already counts as free.
+    tensor. out: the run folder. cache: the cache's folder; what both hold already counts as free.
     """
     cache = cache or Path(recipe.harvest.cache or out.parent / "activations")
 
@@ -116,6 +115,11 @@ def size(count: float) -> str:
 def shown(value: Any) -> str:
     """A value as `--set` takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _held(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _relieve(recipe: Recipe, resource: str, needs_of: Callable[[Recipe], Needs], room: Room) -> list[Change] | None:
