@@ -1,4 +1,4 @@
-"""Times of a trial: progress that nobody sees and that remembers, and the clock of a device."""
+"""Times and memory of a trial: progress that nobody sees and that remembers, the clock of a device, what it has in use."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metasae.doctor.machine import resident
 from metasae.progress import Progress
 
 
@@ -60,8 +61,14 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def gpu_peak(device: torch.device) -> int:
-    """Most bytes allocated on a GPU since the last call."""
-    peak = torch.cuda.max_memory_allocated(device)
+def in_use(device: torch.device) -> int:
+    """Bytes in use on the device, to be given to `grown` later."""
+    if device.type != "cuda":
+        return resident()
     torch.cuda.reset_peak_memory_stats(device)
-    return peak
+    return torch.cuda.memory_allocated(device)
+
+
+def grown(device: torch.device, before: int) -> int:
+    """Bytes by which the device's peak has grown since. On a CPU by what the process holds, as it keeps its peak (`metasae.memory`)."""
+    return max((torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()) - before, 0)

@@ -1,6 +1,6 @@
 """Whether a recipe fits a machine, and the nearest one that would: arithmetic only."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from math import floor, log10
 from pathlib import Path
@@ -50,7 +50,7 @@ class Shortage:
 
 def disk_room(run: Path, cache: Path, memory: int | None = None, gpu: int | None = None) -> Room:
     """The room on the disks of a run folder and a cache folder, which need not exist yet; what they hold is used again or replaced."""
-    shared, held, kept = same_disk(run, cache), _held(cache), _held(run)
+    shared, held, kept = same_disk(run, cache), _held(cache.glob("*")), _held(run.rglob("*"))
     return Room(memory or None, gpu, free_disk(cache) + held + kept * shared, free_disk(run) + kept, shared)
 
 
@@ -117,9 +117,9 @@ def shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _held(folder: Path) -> int:
-    """Bytes of the files in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _held(places: Iterable[Path]) -> int:
+    """Bytes of the files among them."""
+    return sum(place.stat().st_size for place in places if place.is_file())
 
 
 def _relieve(recipe: Recipe, resource: str, needs_of: Callable[[Recipe], Needs], room: Room) -> list[Change] | None:

@@ -11,9 +11,8 @@ from metasae.data.cache import ActivationCache
 from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
 from metasae.data.windows import cut, pad, tokenise
-from metasae.doctor.clock import Clock, gpu_peak, now
+from metasae.doctor.clock import Clock, grown, in_use, now
 from metasae.doctor.estimate import BYTES, tokens_of
-from metasae.doctor.machine import resident
 from metasae.errors import UserError
 from metasae.recipe import Recipe
 
@@ -61,7 +60,7 @@ def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[HarvestTrial,
     tokens = [ids for _, _, ids in tokenise(host.tokenizer, enumerate(documents))]
     tokenising, n_read = time.perf_counter() - start, max(sum(map(len, tokens)), 1)
     spec, text, counts = _sample(host, wanted, documents, tokens)
-    before, clock = resident(), Clock()
+    before, clock = in_use(host.device), Clock()
     start = time.perf_counter()
     cache = harvest(host, text, spec, folder, counts, clock, documents)
     end = time.perf_counter()
@@ -69,8 +68,7 @@ def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[HarvestTrial,
     n_tokens, (first_tick, n_first), last_tick = sum(amount for _, amount in ticks), ticks[0], ticks[-1][0]
     # the first batch warms up, so it counts only where it is the only one; what comes after the last one is shared by all
     forward = (last_tick - first_tick) / (n_tokens - n_first) if len(ticks) > 1 else (first_tick - start) / n_tokens
-    grown = gpu_peak(host.device) if host.device.type == "cuda" else max(resident() - before, 0)
-    memory = grown * max(wanted.harvest.batch_tokens // spec.batch_tokens, 1)
+    memory = grown(host.device, before) * max(wanted.harvest.batch_tokens // spec.batch_tokens, 1)
     return HarvestTrial(first, reading / n_read, tokenising / n_read, forward + (end - last_tick) / n_tokens, n_tokens, memory), cache
 
 

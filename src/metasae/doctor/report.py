@@ -155,7 +155,7 @@ def _notes(wanted: Recipe, needed: estimate.Needs | None, room: fit.Room, model:
         pairs = [("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu)]
         notes += [f"{name} is tight: the estimate is within a fifth" for name, need, there in pairs if there and (1 - TIGHT) * there < need <= there]
         if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
-            notes.append("memory will not hold all activations, so training will wait for the disk and be slower than in this trial")
+            notes.append("memory will not hold all activations, so training waits for the disk, and longer than any trial shows")
     if model.place is None and not model.problem:
         notes.append(f"the model is not here: {fit.size(model.bytes)} will be downloaded; the harvest was not tried")
     if trials.arms and wanted.sae.architecture in ("relu", "jumprelu"):

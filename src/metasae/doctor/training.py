@@ -13,8 +13,7 @@ from torch import Tensor
 from metasae import files
 from metasae.data.cache import Split
 from metasae.data.stream import Stream
-from metasae.doctor.clock import gpu_peak, now
-from metasae.doctor.machine import resident
+from metasae.doctor.clock import grown, in_use, now
 from metasae.recipe import Recipe
 from metasae.train.loop import LOG_EVERY
 from metasae.train.trainer import Trainer
@@ -54,7 +53,7 @@ class ArmTrial:
 def try_arm(wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str = "cpu") -> tuple[ArmTrial, Trainer]:
     """Times steps from the middle of the arm's run: after k has come down, with its penalties. Medians, the first steps left out."""
     on = torch.device(device)
-    before, start = resident(), now(on)
+    before, start = in_use(on), now(on)
     trainer = Trainer(wanted, arm, 0, b_dec_D, device)
     made = now(on) - start
     settled = round(max(wanted.train.penalty_start, wanted.sae.k_anneal if wanted.sae.k_start else 0.0) * (trainer.total_primary - 1))
@@ -78,7 +77,7 @@ def try_arm(wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D:
             count += 1
         if trainer.meta:
             meta.append(_meta_phase(trainer, phase, on))
-    memory = gpu_peak(on) if on.type == "cuda" else max(resident() - before, 0)
+    memory = grown(on, before)
     step = _mean_step(primary, wanted.train.penalty_every)
     return ArmTrial(made, step, median(meta) if meta else None, trainer.total_primary, trainer.total_meta, count, memory), trainer
 

@@ -73,6 +73,7 @@ def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: 
             trials.problems.append(str(error))
         for arm in wanted.arms:
             progress.say(f"trying to train {arm}")
+            trainer = None  # two at once would take twice the memory
             trials.arms[arm], trainer, scale = _try_arm(wanted, arm, model.d, sample, device)
         if sample is not None:
             try:
