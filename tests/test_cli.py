@@ -87,12 +87,12 @@ for arguments, words in {MISTAKES!r}:
         main()
     except SystemExit as stop:
         print(stop.code)
-sys.argv = ["metasae", "run", "demo", "--dry-run", "--json"]
+sys.argv = ["metasae", "recipes", "demo"]
 main()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENV)
-    codes, _, plan = done.stdout.partition("{")
-    assert codes.split() == ["2"] * len(MISTAKES) and json.loads("{" + plan)["arms"], done.stderr
+    codes, printed = done.stdout.split()[: len(MISTAKES)], done.stdout
+    assert codes == ["2"] * len(MISTAKES) and "[train]" in printed, done.stderr
     assert len(done.stderr.strip().splitlines()) == len(MISTAKES)
 
 
@@ -176,7 +176,7 @@ def test_dry_run_writes_nothing_and_json_is_json(metasae, tmp_path):
     code, stdout, stderr = metasae("run", "demo", "--dry-run", "--json", "--seeds", "3", "--arms", "solo")
     assert (code, stderr) == (0, "")
     assert json.loads(stdout)["arms"] == ["solo-s0", "solo-s1", "solo-s2"]
-    assert json.loads(stdout)["out"] == "runs/demo"
+    assert json.loads(stdout)["out"] == "runs/demo" and json.loads(stdout)["doctor"]["fits"] in (True, False)
     assert not list((tmp_path / "here").iterdir())
 
 

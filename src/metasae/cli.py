@@ -45,7 +45,7 @@ def run(
     resolved, folder = start.resolve(recipe, out, _overrides(set_, seeds, arms), device)
     runs = start.one_per_point(resolved, folder, [point.strip() for point in points.split(",")] if points else [])
     if dry_run:
-        results = [start.plan(*each, show=not as_json) for each in runs]
+        results = [start.plan(*each, show=not as_json) | {"doctor": _examined(*each, device, True, not as_json, stderr=True)} for each in runs]
     else:
         for each in runs:
             start.claim(*each)
@@ -71,17 +71,10 @@ def doctor(
     """Says before a run what it needs, how long it takes and whether it fits this machine (exit 0) or not (exit 1)."""
     from metasae import start
 
-    resolved, folder = start.resolve(recipe, out, _overrides(set_, seeds, arms), device)
-    from metasae.doctor.report import examine
-    from metasae.doctor.table import print_report
-    from metasae.progress import Progress
-
-    report = examine(resolved, folder, device=device, quick=quick, progress=Progress())
+    report = _examined(*start.resolve(recipe, out, _overrides(set_, seeds, arms), device), device, quick, not as_json)
     if as_json:
-        print(json.dumps(report.as_dict(), indent=2))
-    else:
-        print_report(report)
-    raise typer.Exit(0 if report.fits else 1)
+        print(json.dumps(report, indent=2))
+    raise typer.Exit(0 if report["fits"] else 1)
 
 
 @app.command()
@@ -175,6 +168,18 @@ def compare(
     result = conclude(run_folder, show=not as_json, baseline=baseline)
     if as_json:
         print(json.dumps(result, indent=2))
+
+
+def _examined(resolved, folder: Path, device: str, quick: bool, show: bool, stderr: bool = False) -> dict:
+    """What the doctor says; with `show` as a table too, which a dry run keeps off stdout so that stdout is a recipe."""
+    from metasae.doctor.report import examine
+    from metasae.doctor.table import print_report
+    from metasae.progress import Progress
+
+    report = examine(resolved, folder, device=device, quick=quick, progress=Progress())
+    if show:
+        print_report(report, stderr)
+    return report.as_dict()
 
 
 def _overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from metasae.conclusion import conclude
 from metasae.data.cache import ActivationCache, Split, open_cache
 from metasae.data.planted_cache import PlantedCache
 from metasae.data.stream import Stream
+from metasae.doctor.fit import refuse_what_cannot_fit
 from metasae.errors import Interrupted, UserError
 from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.memory import keep_freed_memory
@@ -127,6 +128,7 @@ class _Job:
         if stage and Path(stage["cache"]).is_dir():
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
             return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
+        refuse_what_cannot_fit(recipe, self.source.host.d, self.folder, device=self.device)
         start = time.perf_counter()
         cache = self.source.open(tokens)
         documents = cache.index["documents_blake2b"]
@@ -191,7 +193,8 @@ class _Job:
             return
         start, path = time.perf_counter(), self.folder / "across.json"
         members = [Member(arm, seed, self._arm(arm, seed)) for arm, seed in self._arms()]
-        files.write_json(path, measure_across(members, files.read_json(path) if path.exists() else None, self.progress))
+        held = files.read_json(path) if path.exists() else None
+        files.write_json(path, measure_across(members, held, self.progress, self.source.steering))
         self._done("across", start)
 
     def _measured_twin(self, sae: SAE, meta: SAE | None, seed: int) -> dict | None:

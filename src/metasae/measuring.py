@@ -107,7 +107,7 @@ def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, 
         _measure_one(target, member.folder, recipe, source, cache, reference, progress)
     if spec.across and spec.keep_firings:
         path = out / "across.json"
-        files.write_json(path, measure_across(members, files.read_json(path) if path.exists() else None, progress))
+        files.write_json(path, measure_across(members, files.read_json(path) if path.exists() else None, progress, source.steering))
 
 
 def _measure_one(target: Target, folder: Path, recipe: Recipe, source: Source, cache, reference, progress: Progress) -> None:

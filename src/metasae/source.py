@@ -6,6 +6,7 @@ from metasae.data.activations import harvest_points
 from metasae.data.cache import ActivationCache
 from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
+from metasae.measures.effect.matched_effects import Steering
 from metasae.progress import Progress
 from metasae.recipe import Recipe
 
@@ -29,6 +30,12 @@ class Source:
         """The model where measuring needs it, for its own output or for senses."""
         spec = self.recipe.measure
         return self.host if not self.planted and (spec.output_tokens or spec.senses) else None
+
+    @property
+    def steering(self) -> Steering | None:
+        """What the side effects of steering are measured with, where the recipe asks for them and there is a model."""
+        spec = self.recipe.measure
+        return None if self.planted or not spec.side_effects else Steering(self.host, spec.side_effects, self.recipe.text.context)
 
     def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache:
         """At least so many tokens of each split, harvested where no cache holds them yet."""

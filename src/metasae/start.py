@@ -71,7 +71,6 @@ def plan(recipe: Recipe, folder: Path, show: bool) -> dict:
     if show:
         print(recipe.dump())
         print(f"# would write {folder}: {len(plan['arms'])} arms of {steps:,} primary steps, {plan['tokens_harvested']:,} tokens harvested")
-        print("# 'metasae doctor' with the same arguments measures how long that takes, and whether it fits this machine")
     return plan
 
 

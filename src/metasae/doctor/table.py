@@ -4,8 +4,8 @@ from metasae.doctor.fit import shown, size
 from metasae.doctor.report import Report, Stage
 
 
-def print_report(report: Report) -> None:
-    """Prints the report on stdout: what there is, what is needed, how long it takes, and the verdict in the last lines."""
+def print_report(report: Report, stderr: bool = False) -> None:
+    """Prints the report: what there is, what is needed, how long it takes, and the verdict in the last lines."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -18,7 +18,7 @@ def print_report(report: Report) -> None:
         for row in part:
             table.add_row(*row)
         table.add_section()
-    console = Console(highlight=False)
+    console = Console(stderr=stderr, highlight=False)
     console.print(table)
     for note in report.notes:
         console.print(f"Note: {note}.", markup=False, soft_wrap=True)

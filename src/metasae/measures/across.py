@@ -1,10 +1,12 @@
-"""What takes two SAEs of a run: latents found again in another seed, and solo's latents that split or merge in another arm.
+"""What takes two SAEs of a run: latents found again in another seed, solo's latents that split or merge in another arm, and, where it is
+asked for, how bluntly the matched latents of both steer the model.
 
 Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers; two give one. Splits of
 solo's latents in an arm are read beside their base rate, splits of solo's latents in solo's own next seed.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from metasae import files
 from metasae.measures.cofiring.splits import find_splits, paper_ranking
+from metasae.measures.effect.matched_effects import Side, Steering, matched_side_effects
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import open_firings
 from metasae.measures.rows.attenuation import attenuation
@@ -49,22 +52,24 @@ class Member:
         return SAE.load(self.folder / "primary").W_dec.detach()[torch.from_numpy(live)]
 
 
-def measure_across(members: list[Member], done: dict | None = None, progress: Progress = SILENT) -> dict:
-    """name -> {seeds, splits, merges}, JSON as it is. A part that has no second SAE is absent.
+def measure_across(members: list[Member], done: dict | None = None, progress: Progress = SILENT, steering: Steering | None = None) -> dict:
+    """name -> {seeds, splits, merges, side_effects}, JSON as it is. A part that has no second SAE is absent.
 
     An SAE with the weights of another (control has solo's) takes over what was found for it. done: what an earlier call gave; parts
-    that were worked out with the same two SAEs are kept. Raises UserError for a store of firings that is missing or damaged.
+    that were worked out with the same two SAEs are kept. steering: None leaves the side effects out.
+    Raises UserError for a store of firings that is missing or damaged.
     """
     found: dict[str, dict] = {}
     fingerprints = {member.name: member.measures["conditions"]["sae"] for member in members}
     first = {fingerprint: name for name, fingerprint in reversed(fingerprints.items())}
     unlike = [member for member in members if first[fingerprints[member.name]] == member.name]
-    wanted = [(member, part, one, other) for member in unlike for part, one, other in _pairs(member, unlike)]
+    wanted = [(member, part, one, other) for member in unlike for part, one, other in _pairs(member, unlike, steering is not None)]
+    parts = PARTS | {"side_effects": partial(blunter, how=steering, progress=progress)}
     with progress.task("across SAEs", len(wanted), "pairs") as task:
         for member, part, one, other in wanted:
             of = [fingerprints[one.name], fingerprints[other.name]]
             held = (done or {}).get(member.name, {}).get(part, {})
-            result = held if held.get("of") == of else {"with": other.name if one is member else one.name, "of": of, **PARTS[part](one, other)}
+            result = held if held.get("of") == of else {"with": other.name if one is member else one.name, "of": of, **parts[part](one, other)}
             found.setdefault(member.name, {})[part] = json_safe(result)
             task.advance(1)
     twins = {member.name: first[fingerprints[member.name]] for member in members if member not in unlike}
@@ -87,10 +92,16 @@ def split_latents(parents: Member, children: Member) -> dict:
     return find_splits(*sides).as_dict(RANKED) | {"paper_ranking": [split.as_dict() for split in paper_ranking(*sides, count=RANKED)]}
 
 
+def blunter(arm: Member, solo: Member, how: Steering, progress: Progress = SILENT) -> dict:
+    """How bluntly matched latents of an arm (a) and of solo (b) steer the model."""
+    sides = [Side(SAE.load(member.folder / "primary"), member.firings) for member in (arm, solo)]
+    return {"latents": how.latents, "pairs": how.pairs, **matched_side_effects(*sides, how, progress).as_dict()}
+
+
 PARTS = {"seeds": found_again, "splits": split_latents, "merges": split_latents}
 
 
-def _pairs(member: Member, members: list[Member]) -> list[tuple[str, Member, Member]]:
+def _pairs(member: Member, members: list[Member], steering: bool) -> list[tuple[str, Member, Member]]:
     """(part, first, second SAE) of what is worked out for `member`."""
     own = sorted((each for each in members if each.arm == member.arm), key=lambda each: each.seed)
     place = own.index(member)
@@ -101,4 +112,6 @@ def _pairs(member: Member, members: list[Member]) -> list[tuple[str, Member, Mem
     if other:
         solo, arm = (member, other) if member.arm == BASELINE else (other, member)
         pairs += [("splits", solo, arm), ("merges", arm, solo)]
+        if steering and member.arm != BASELINE:
+            pairs.append(("side_effects", member, solo))
     return pairs

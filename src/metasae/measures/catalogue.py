@@ -15,6 +15,7 @@ GROUPS = {
     "merges": "Merges of solo's latents",
     "senses": "Word senses",
     "truth": "Planted truth",
+    "side_effects": "Side effects of steering",
 }
 
 
@@ -62,7 +63,7 @@ def _of(group: str):
 
 
 SPEAKS_OF = dict.fromkeys(GROUPS, "atomicity") | {"fidelity": "fidelity"}
-_fidelity, _phi, _rows, _seeds, _splits, _merges, _senses, _truth = (_of(group) for group in GROUPS)
+_fidelity, _phi, _rows, _seeds, _splits, _merges, _senses, _truth, _steering = (_of(group) for group in GROUPS)
 
 CATALOGUE: tuple[Quantity, ...] = (
     _phi("mean_abs_phi", "mean |phi|", "lower", True, "mean absolute co-firing correlation over all pairs of latents"),
@@ -165,6 +166,10 @@ CATALOGUE: tuple[Quantity, ...] = (
     _truth("mcc", "MCC", "higher", False, "rises when latents are copied, so read beside uniqueness"),
     _truth("phi_error", "phi error", "lower"),
     _truth("phi_related_bias", "phi bias of related features"),
+    _steering("spill_per_firing", "spill per firing", "lower", False, "moved where the matched latent is silent, over its share of firings"),
+    _steering("spill", "spill", None, False, "the same, wider firing included"),
+    _steering("apart", "firings apart from the match", None, False, "share of the firings on which the matched latent is silent"),
+    _steering("bluntness", "bluntness", None, False, "effect in silent text over that in its own; random directions have 1; does not tell blends"),
 )
 
 WHY_NOT_PHI_ALONE = (

@@ -26,8 +26,22 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
     return found.a, found.b
 
 
+def side_effect(name: str) -> Callable[[dict, dict], Numbers]:
+    """A number of the side effects over matched latents; across.json has both SAEs' beside each other, in the arm that is not the baseline."""
+
+    def numbers(a: dict, b: dict) -> Numbers:
+        found = a.get("side_effects", {})
+        return found.get(f"{name}_a"), found.get(f"{name}_b")
+
+    return numbers
+
+
 # by the key of their quantity in the catalogue
 MATCHED: dict[str, Callable[[dict, dict], Numbers]] = {
     "cooccurrence.phi_at_equal_rates": phi_at_equal_rates,
     "senses.atomicity_at_equal_recall": atomicity_at_equal_recall,
+    "side_effects.spill_per_firing": side_effect("spill_per_firing"),
+    "side_effects.spill": side_effect("spill"),
+    "side_effects.apart": side_effect("apart"),
+    "side_effects.bluntness": side_effect("bluntness"),
 }
