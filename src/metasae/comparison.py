@@ -63,7 +63,8 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
     if not (run_folder / "arms").is_dir():
         raise UserError(f"{run_folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`")
     measured, missing = [], []
-    across = files.read_json(run_folder / "across.json") if (run_folder / "across.json").is_file() else {}
+    across, interp = (_beside(run_folder / f"{name}.json") for name in ("across", "interp"))
+    scored = interp.get("arms", {})
     for folder in sorted((run_folder / "arms").iterdir()):
         name = ARM_FOLDER.fullmatch(folder.name)
         if name is None or not folder.is_dir():
@@ -74,10 +75,15 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
         measures = files.read_json(folder / "measures.json")
         if not isinstance(measures, dict) or not isinstance(measures.get("conditions"), dict):
             raise UserError(f"{folder / 'measures.json'} holds no measures; delete it and run again")
-        measured.append(Measured(name["arm"], int(name["seed"]), folder, measures | across.get(folder.name, {})))
+        measured.append(Measured(name["arm"], int(name["seed"]), folder, measures | across.get(folder.name, {}) | scored.get(folder.name, {})))
     if not measured:
         raise UserError(f"no arm in {run_folder} is measured yet; run `metasae run` on it to the end first")
     return sorted(measured, key=lambda entry: (_place(entry.arm), entry.seed)), missing
+
+
+def _beside(path: Path) -> dict:
+    """What lies beside the arms where it was worked out: across.json, interp.json."""
+    return files.read_json(path) if path.is_file() else {}
 
 
 def _place(arm: str) -> tuple[int, str]:

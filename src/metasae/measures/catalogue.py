@@ -16,6 +16,7 @@ GROUPS = {
     "senses": "Word senses",
     "truth": "Planted truth",
     "side_effects": "Side effects of steering",
+    "interp": "Auto-interp",
 }
 
 
@@ -62,8 +63,13 @@ def _of(group: str):
     return quantity
 
 
+def _score(score: str, part: str) -> str:
+    """Where auto-interp has a score's mean over an arm's random latents."""
+    return f"scores/{score}/parts/{part}/estimate"
+
+
 SPEAKS_OF = dict.fromkeys(GROUPS, "atomicity") | {"fidelity": "fidelity"}
-_fidelity, _phi, _rows, _seeds, _splits, _merges, _senses, _truth, _steering = (_of(group) for group in GROUPS)
+_fidelity, _phi, _rows, _seeds, _splits, _merges, _senses, _truth, _steering, _interp = (_of(group) for group in GROUPS)
 
 CATALOGUE: tuple[Quantity, ...] = (
     _phi("mean_abs_phi", "mean |phi|", "lower", True, "mean absolute co-firing correlation over all pairs of latents"),
@@ -166,6 +172,17 @@ CATALOGUE: tuple[Quantity, ...] = (
     _truth("mcc", "MCC", "higher", False, "rises when latents are copied, so read beside uniqueness"),
     _truth("phi_error", "phi error", "lower"),
     _truth("phi_related_bias", "phi bias of related features"),
+    _interp(_score("detection", "same_token"), "detection, same token", "higher", True, "balanced accuracy; silent windows hold the latent's token"),
+    _interp(_score("detection", "random"), "detection, random windows", "higher", False, "easier: any word of the explanation tells them apart"),
+    _interp(_score("detection", "neighbour"), "detection, neighbours' windows", "higher", False, "silent windows in which latents of high phi fire"),
+    _interp(_score("fuzz_marks", "same_token"), "fuzzing, marks, same token", "higher", False, "balanced accuracy: are the right tokens marked?"),
+    _interp(_score("fuzz_marks", "random"), "fuzzing, marks, random windows", "higher"),
+    _interp(_score("fuzz_2afc", "all"), "fuzzing, 2AFC", "higher", False, "the paper's text: 2 x accuracy - 1"),
+    _interp(_score("sim_spearman", "all"), "simulation, Spearman", None, False, "the paper's code; without negatives, so a blend scores as well"),
+    _interp(_score("sense_intruder", "all"), "sense intruder", "higher", False, "which of five windows of one token is the sibling's; chance 1/5"),
+    _interp(_score("embedding", "same_token"), "embedding AUC, same token", "higher", False, "no judge; silent windows hold the latent's token"),
+    _interp(_score("embedding", "random"), "embedding AUC, random windows", "higher", False, "no judge"),
+    _interp(_score("embedding", "neighbour"), "embedding AUC, neighbours' windows", "higher", False, "no judge"),
     _steering("spill_per_firing", "spill per firing", "lower", False, "moved where the matched latent is silent, over its share of firings"),
     _steering("spill", "spill", None, False, "the same, wider firing included"),
     _steering("apart", "firings apart from the match", None, False, "share of the firings on which the matched latent is silent"),
