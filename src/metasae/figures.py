@@ -106,6 +106,43 @@ def firing_rates(measured: Sequence["Measured"]) -> "Figure":
     return figure
 
 
+def interp_scores(measured: Sequence["Measured"]) -> "Figure | None":
+    """Every auto-interp score's mean over an arm's latents with its interval, one mark per seed; beside it chance and shuffled explanations."""
+    rows = list(dict.fromkeys(row for entry in measured for row in _score_parts(entry)))
+    if not rows:
+        return None
+    figure, (axes,) = _figure(1, height=1.2 + 0.42 * len(rows))
+    arms, named = _arms(measured), set()
+    for entry in measured:
+        colour, _ = style_of(entry.arm)
+        own = [other.seed for other in measured if other.arm == entry.arm]
+        offset = 0.56 * ((arms.index(entry.arm) + (own.index(entry.seed) + 0.5) / len(own)) / len(arms) - 0.5)
+        for (score, part), found in _score_parts(entry).items():
+            row = rows.index((score, part)) + offset
+            if found["ci95"]:
+                axes.plot(found["ci95"], [row, row], color=colour, linewidth=1.4, alpha=0.6, solid_capstyle="butt")
+            axes.plot(found["estimate"], row, "o", color=colour, markersize=4.5, label=entry.arm if entry.arm not in named else None)
+            named.add(entry.arm)
+            if found.get("shuffled", {}).get("estimate") is not None:
+                axes.plot(found["shuffled"]["estimate"], row, "x", color="#888888", markersize=4.5)
+            chance = entry.measures["interp"]["scores"][score]["chance"]
+            axes.plot([chance, chance], [rows.index((score, part)) - 0.4, rows.index((score, part)) + 0.4], color="#888888", linewidth=1)
+    axes.plot([], [], "x", color="#888888", label="shuffled explanations")
+    axes.plot([], [], color="#888888", linewidth=1, label="chance")
+    axes.set_yticks(range(len(rows)), [f"{score}, {part}" if part != "all" else score for score, part in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("score (mean over latents, 95% interval over latents)")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper right", ncols=len(arms) + 2)
+    return figure
+
+
+def _score_parts(entry: "Measured") -> dict[tuple[str, str], dict]:
+    """(score, part) -> its mean with the interval, of those that have one."""
+    scores = entry.measures.get("interp", {}).get("scores", {})
+    return {(score, part): found for score, one in scores.items() for part, found in one["parts"].items() if found["estimate"] is not None}
+
+
 def loss_curves(measured: Sequence["Measured"]) -> "Figure | None":
     """Training curves from metrics.jsonl, one line per seed. None when no arm has one."""
     curves = [(entry, read_metrics(entry.folder / "metrics.jsonl")) for entry in measured]

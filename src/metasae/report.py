@@ -1,4 +1,4 @@
-"""The report of a run: figures as PNG and one HTML file that needs nothing else, no script and no network."""
+"""The report of a run: figures as PNG and SVG, tables for LaTeX, and one HTML file that needs nothing else, no script and no network."""
 
 import base64
 import html
@@ -11,6 +11,7 @@ import tomli
 from metasae import figures, files
 from metasae.comparison import compare, conditions_line, number, read_measured, reading
 from metasae.errors import UserError
+from metasae.latex import as_latex
 from metasae.measures.catalogue import CATALOGUE, GROUPS, Quantity
 from metasae.measures.intervals.statistics import is_clear
 from metasae.report_style import STYLE
@@ -28,6 +29,11 @@ CAPTIONS = {
         "should leave fewer pairs on the far right, not only move mass near 0.",
     ),
     "rates": ("How often latents fire", "If the arms' curves differ, mean |phi| differs for that reason alone."),
+    "scores": (
+        "Auto-interp",
+        "One mark per seed. A score speaks for explanations only as far as it lies above shuffled explanations; windows with the latent's own "
+        "token in which it is silent are the ones a blend fails on.",
+    ),
     "training": ("Training", "One line per seed. Control runs with the penalty switched off and should lie on solo."),
 }
 
@@ -59,13 +65,16 @@ def write_report(run_folder: str | Path) -> Path:
         "differences": figures.relative_differences(comparison["pairs"]),
         "phi": figures.phi_difference(measured),
         "rates": figures.firing_rates(measured),
+        "scores": figures.interp_scores(measured),
         "training": figures.loss_curves(measured),
     }
-    images = {name: _png(figure) for name, figure in drawn.items() if figure is not None}
-    for name, image in images.items():
-        files.write(run_folder / "figures" / f"{name}.png", lambda part, image=image: part.write_bytes(image))
+    images = {name: {kind: _drawn(figure, kind) for kind in ("png", "svg")} for name, figure in drawn.items() if figure is not None}
+    for name, kinds in images.items():
+        for kind, image in kinds.items():
+            files.write(run_folder / "figures" / f"{name}.{kind}", lambda part, image=image: part.write_bytes(image))
+    files.write_text(run_folder / "compare.tex", as_latex(comparison))
     path = run_folder / "report.html"
-    files.write_text(path, page(comparison, _recipe_values(run_folder / "recipe.toml"), images))
+    files.write_text(path, page(comparison, _recipe_values(run_folder / "recipe.toml"), {name: kinds["png"] for name, kinds in images.items()}))
     return path
 
 
@@ -171,10 +180,13 @@ def _flat(table: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix + key, str(value)
 
 
-def _png(figure) -> bytes:
+def _drawn(figure, kind: str) -> bytes:
+    """A figure as a PNG or SVG file; equal numbers give equal files, so the writer's version, the date and random ids stay out."""
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
-    # without the writer's version in it, equal numbers give equal files
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with rc_context({"svg.hashsalt": "metasae"}):
+        figure.savefig(buffer, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
