@@ -45,12 +45,14 @@ def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = N
 def read_json(path: Path) -> Any:
     """Raises UserError when the file is missing or is not JSON."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no plain file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run again") from None
 
 

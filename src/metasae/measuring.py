@@ -72,11 +72,12 @@ def find_targets(folder: Path) -> list[Target]:
 
 
 def recipe_of(folder: Path) -> dict:
-    """The recipe an SAE of ours was trained by. Raises UserError where the SAE does not say."""
+    """The recipe an SAE of ours was trained by, without leave to run a model's code. Raises UserError where the SAE does not say."""
     held = load(folder).config.metadata.get("metasae", {}).get("recipe")
     if held is None:
         raise UserError(f"{folder} does not say which model and text it belongs to; give --recipe with model, hook and text")
-    return held
+    # whoever wrote the SAE does not decide whether a model's code is run here; --set model.trust_remote_code=true does
+    return {**held, "model": {**held.get("model", {}), "trust_remote_code": False}}
 
 
 def _refuse_same_names(targets: list[Target]) -> None:

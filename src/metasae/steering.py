@@ -306,10 +306,11 @@ def run_steer(
 
 
 def _model_of(sae: SAE, model: str | None) -> recipe.Model:
-    """The model given, or the one the SAE's metadata name: our own recipe, or another library's model_name."""
+    """The model given, or the one the SAE's metadata name: our own recipe, or another library's model_name. Never with code of the model's."""
     metadata = sae.config.metadata
     if model is None and (ours := metadata.get("metasae", {}).get("recipe")):
-        return recipe.Model(**ours["model"])
+        # whoever wrote the SAE does not decide whether a model's code is run here
+        return recipe.Recipe.load({"model": ours.get("model", {})}, {"model.trust_remote_code": False}).model
     name = model or metadata.get("model_name")
     if not name:
         raise UserError("the SAE does not say which model it was trained on (metadata.model_name); give the model")

@@ -69,7 +69,11 @@ class SAE(nn.Module):
 
     @classmethod
     def load(cls, folder) -> "SAE":
-        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`."""
+        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`. Also `hf:OWNER/NAME/folder@revision`."""
+        if str(folder).startswith("hf:"):
+            from metasae import interop
+
+            return interop.load(folder)
         from metasae.sae.folder import load
 
         return load(folder)

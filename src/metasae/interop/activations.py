@@ -1,0 +1,29 @@
+"""An arm's activations for other tools: `export_activations(folder, "delphi", out)`."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from metasae.errors import UserError, nearest
+from metasae.interop.delphi import export_delphi
+from metasae.interop.neuronpedia import export_neuronpedia
+from metasae.interop.paper_cache import export_paper_cache
+
+FORMATS: dict[str, Callable[..., dict]] = {"delphi": export_delphi, "neuronpedia": export_neuronpedia, "paper_cache": export_paper_cache}
+NAMES = tuple(FORMATS)
+
+
+def export_activations(arm_folder: str | Path, format: str, out: str | Path, **options) -> dict:
+    """Writes the firings that an arm keeps in a format of `NAMES` to the folder `out`, whole or not at all; gives its facts.
+
+    arm_folder: `RUN/arms/<arm>-s<seed>`, or its `primary`. options: those of the format's own function.
+    Raises UserError for an unknown format or option, an arm without firings and an `out` that is not empty.
+    """
+    if format not in FORMATS:
+        raise UserError(f"no format '{format}'{nearest(format, NAMES)}")
+    export = FORMATS[format]
+    known = list(inspect.signature(export).parameters)[2:]
+    for name in options:
+        if name not in known:
+            raise UserError(f"{format} has no option '{name}'{nearest(name, known)}")
+    return export(arm_folder, out, **options)

@@ -1,0 +1,163 @@
+"""The lines of Neuronpedia's tables: what is shown of one latent. common: the columns that all lines of an export share."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metasae.errors import UserError
+from metasae.interop.arms import Arm, tokenizer_of
+from metasae.interop.rows import Rows
+from metasae.sae.folder import load
+
+BINS = 50
+# Tokens whose logits a latent raises and lowers most.
+SHOWN = 10
+
+
+def activations_of(arm: Arm, rows: Rows, strings: Callable[[np.ndarray], list[str]], latent: int, top: int, common: dict) -> Iterator[dict]:
+    """Up to `top` rows in which the latent is strongest, strongest first, ties to the earlier row."""
+    tokens, values = (np.asarray(array) for array in arm.view.latent(latent))
+    if not len(tokens):
+        return
+    row = rows.row[tokens]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1])
+    strongest = np.maximum.reduceat(values, starts)
+    best = np.argsort(-strongest, kind="stable")[:top]
+    peak = float(values.max())
+    for rank, which in enumerate(best):
+        start, end = rows.tokens_of(int(row[starts[which]]))
+        here = slice(*np.searchsorted(tokens, np.array([start, end], tokens.dtype)))
+        dense = [0.0] * (end - start)
+        for token, value in zip(tokens[here], values[here], strict=True):
+            dense[token - start] = _short(value)
+        at = int(tokens[here][np.argmax(values[here])]) - start
+        yield {
+            "id": _id(common, latent, rank),
+            "index": str(latent),
+            "tokens": strings(np.arange(start, end)),
+            "values": dense,
+            "maxValue": dense[at],
+            "maxValueTokenIndex": at,
+            "minValue": min(dense),
+            "qualifyingTokenIndex": at,
+            # as in the dashboards: the group of the strongest, not an interval of strengths
+            "binMin": -1,
+            "binMax": _short(peak),
+            "binContains": -1,
+            "dataIndex": str(int(arm.firings.documents[start])),
+            "dataSource": str(arm.metadata.get("dataset_path") or ""),
+            "dfaValues": [],
+            "dfaTargetIndex": None,
+            "dfaMaxValue": None,
+            "lossValues": [],
+            "logitContributions": None,
+            **common,
+        }
+
+
+_LOGITS = ("pos_str", "pos_values", "neg_str", "neg_values", "logits_hist_data_bar_heights", "logits_hist_data_bar_values")
+_EMPTY = (
+    "neuron_alignment_indices",
+    "neuron_alignment_values",
+    "neuron_alignment_l1",
+    "correlated_neurons_indices",
+    "correlated_neurons_pearson",
+    "correlated_neurons_l1",
+    "correlated_features_indices",
+    "correlated_features_pearson",
+    "correlated_features_l1",
+    "topkCosSimIndices",
+    "topkCosSimValues",
+    "decoder_weights_dist",
+    "vector",
+)
+
+
+def feature_of(arm: Arm, latent: int, names: dict[str, str], logits: "Logits | None", common: dict) -> dict:
+    _, values = arm.view.latent(latent)
+    heights, centres = histogram(values)
+    return {
+        "index": str(latent),
+        "sourceSetName": names["set"],
+        "maxActApprox": _short(values.max()) if len(values) else 0.0,
+        "frac_nonzero": len(values) / max(arm.view.n_tokens, 1),
+        "freq_hist_data_bar_heights": heights,
+        "freq_hist_data_bar_values": centres,
+        "hasVector": False,
+        "vectorLabel": None,
+        "hookName": names["hook"],
+        **{key: [] for key in _EMPTY},
+        **(logits.of(latent) if logits else {key: [] for key in _LOGITS}),
+        **common,
+    }
+
+
+def histogram(values: np.ndarray) -> tuple[list[int], list[float]]:
+    """Counts in 50 equal bins from the smallest to the largest of the values, and the middle of each bin; empty for no values."""
+    if not len(values):
+        return [], []
+    heights, edges = np.histogram(np.asarray(values, np.float64), BINS)
+    return heights.tolist(), ((edges[:-1] + edges[1:]) / 2).tolist()
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What each decoder row adds to the logits: U w_i, for rows w_i of W_dec [n, d] and the unembedding U [V, d]."""
+
+    W_dec: Tensor
+    unembedding: Tensor
+    tokenizer: Any
+
+    @classmethod
+    def of_arm(cls, arm: Arm, unembedding: Tensor, tokenizer=None) -> "Logits":
+        """Raises UserError for an unembedding of another width than the SAE's input."""
+        W_dec = load(arm.folder / "primary").W_dec.detach()
+        if unembedding.dim() != 2 or unembedding.shape[1] != W_dec.shape[1]:
+            raise UserError(f"unembedding must have the shape [V, {W_dec.shape[1]}] for this SAE, not {tuple(unembedding.shape)}")
+        return cls(W_dec, unembedding.detach().float(), tokenizer or tokenizer_of(arm.recipe))
+
+    @torch.no_grad()
+    def of(self, latent: int) -> dict:
+        logits = (self.unembedding @ self.W_dec[latent]).numpy()
+        order = np.argsort(logits, kind="stable")
+        most, least = order[::-1][:SHOWN], order[:SHOWN]
+        heights, centres = histogram(logits)
+        return {
+            "pos_str": [self.tokenizer.decode([int(i)]) for i in most],
+            "pos_values": [_short(logits[i]) for i in most],
+            "neg_str": [self.tokenizer.decode([int(i)]) for i in least],
+            "neg_values": [_short(logits[i]) for i in least],
+            "logits_hist_data_bar_heights": heights,
+            "logits_hist_data_bar_values": centres,
+        }
+
+
+def explanation_of(latent: int, text: str, common: dict) -> dict:
+    who = common["creatorId"]
+    rest = {key: value for key, value in common.items() if key != "creatorId"}
+    return {
+        "id": _id(common, latent, "explanation"),
+        "index": str(latent),
+        "description": text,
+        "authorId": who,
+        "typeName": None,
+        "explanationModelName": None,
+        **rest,
+    }
+
+
+def _id(common: dict, *parts) -> str:
+    """25 letters and digits, the same for the same SAE, latent and rank."""
+    text = json.dumps([common["modelId"], common["layer"], *map(str, parts)])
+    return "c" + hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _short(value) -> float:
+    """The shortest decimal that is the same number in fp32."""
+    return float(str(np.float32(value)))

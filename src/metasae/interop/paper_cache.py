@@ -1,0 +1,222 @@
+"""Windows of latents in the cache that the MetaSAE paper's scorer reads (arXiv 2604.03436, its released code).
+
+    OUT/LABEL.safetensors             tokens int32 [m, K, L], peak_vals fp32 [m, K], feature_indices int32 [m]
+    OUT/LABEL_meta.json               the sizes of the pools, and feature_indices
+    OUT/random_contexts.safetensors   tokens int32 [r, L]
+    OUT/feature_pairs.npz             of two arms: row p of both is a matched pair; LABEL_indices int32 [m], cosines fp32 [m]
+
+A window is the L tokens that end at a firing, and peak_vals the activation there. K = train + fuzz + detect + boundary windows, in this
+order. The firings of a latent are cut by strength into fifths, the strongest first:
+    train      30 of the first fifth, 5 of each other one      to explain from
+    fuzz       5 of each fifth, shuffled                       to predict the strength of: `sim_spearman`
+    detect     25 of the first fifth                           to be told from random windows
+    boundary   of the last fifth                               none, unless asked for
+
+Three things differ from what the paper's code draws, none from the layout. The windows of train come from one half of the documents
+and all others from the other half, fifths being made in each half; a window lies within one document; and a latent that cannot fill
+every pool is left out and counted, where its pools would have been filled up with zeros. Random windows are of the second half; the
+format has one set of them for all latents, so a latent may fire in some.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from metasae.errors import UserError, nearest
+from metasae.files import write, write_json
+from metasae.interop import checked
+from metasae.interop.arms import Arm, new_folder, open_arm
+from metasae.interop.stream import write_safetensors
+from metasae.interp.windows import END, Text
+from metasae.measures.rows.seeds import match
+from metasae.progress import SILENT, Progress
+from metasae.sae.folder import load
+
+FIFTHS = 5
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Windows per latent; the defaults are the paper's. train_top, train_each: of the strongest fifth, of each other one."""
+
+    train_top: int = 30
+    train_each: int = 5
+    fuzz_each: int = 5
+    detect: int = 25
+    boundary: int = 0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        train, fuzz = self.train_top + (FIFTHS - 1) * self.train_each, FIFTHS * self.fuzz_each
+        return {"n_train": train, "n_fuzz": fuzz, "n_detect": self.detect, "n_boundary": self.boundary}
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Windows of m latents. ends: int64 [m, K], the token of the split that each ends at. values: fp32 [m, K]."""
+
+    latents: np.ndarray
+    ends: np.ndarray
+    values: np.ndarray
+
+
+def export_paper_cache(
+    arm_folder: str | Path,
+    out: str | Path,
+    *,
+    other: str | Path | None = None,
+    latents: Sequence[int] | None = None,
+    context: int = 64,
+    random: int = 200,
+    pools: Pools | dict | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> dict:
+    """Writes windows of an arm's latents; with `other`, another arm's folder, those of pairs matched one to one by decoder cosine.
+
+    The paper's scorer wants the labels joint and solo, so both arms. latents: of the arm, None for all. context: L. random: windows.
+    pools: windows per latent. seed: of every draw.
+    Gives {label: {"written", "left_out"}}, `left_out` being latents (or pairs) without enough firings.
+    Raises UserError where an arm keeps no firings, `out` is not empty, the arms were judged on different text, or no latent has enough.
+    """
+    pools = _pools(pools)
+    _check(context, random, pools)
+    arms = [open_arm(folder, progress=progress) for folder in (arm_folder, other) if folder is not None]
+    labels = _labels(arms)
+    text = _text(arms, seed)
+    wanted, cosines = _wanted(arms, latents)
+    cuts = [_cut(arm, text, rows, context, pools, seed, progress) for arm, rows in zip(arms, wanted, strict=True)]
+    full = np.logical_and.reduce([(cut.ends >= 0).all(1) for cut in cuts])
+    if not full.any():
+        raise UserError(f"no latent has the {pools.total} windows of {context} tokens that are asked for; take fewer, or more text")
+    with new_folder(Path(out)) as part:
+        for label, cut in zip(labels, cuts, strict=True):
+            _write(part, label, text, Cut(cut.latents[full], cut.ends[full], cut.values[full]), context, pools)
+        ends = _random_ends(text, context, random, seed)
+        write_safetensors(part / "random_contexts.safetensors", {"tokens": _windows(text, ends, context)})
+        if other is not None:
+            pairs = {f"{label}_indices": cut.latents[full].astype(np.int32) for label, cut in zip(labels, cuts, strict=True)}
+            write(part / "feature_pairs.npz", lambda path: _save_npz(path, {**pairs, "cosines": cosines[full].astype(np.float32)}))
+    return {label: {"written": int(full.sum()), "left_out": int((~full).sum())} for label in labels}
+
+
+def _pools(wanted: Pools | dict | None) -> Pools:
+    if isinstance(wanted, Pools):
+        return wanted
+    for name in wanted or {}:
+        if name not in Pools.__dataclass_fields__:
+            raise UserError(f"no pool '{name}'{nearest(name, Pools.__dataclass_fields__)}")
+    return Pools(**(wanted or {}))
+
+
+def _check(context: int, random: int, pools: Pools) -> None:
+    for name, value, least in (("context", context, 1), ("random", random, 0), *((key, value, 0) for key, value in asdict(pools).items())):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, not {value}")
+    if not pools.total:
+        raise UserError("no window is asked for; take pools as they are")
+
+
+def _labels(arms: Sequence[Arm]) -> list[str]:
+    labels = [arm.name for arm in arms]
+    for label in labels:
+        if not label.isidentifier():
+            raise UserError(f"{checked.shown(label)} cannot name a file; the arm's name must be letters, digits and _")
+    if len(set(labels)) < len(labels):
+        raise UserError(f"both arms are named '{labels[0]}'; the paper's cache holds one folder of each name")
+    return labels
+
+
+def _text(arms: Sequence[Arm], seed: int) -> Text:
+    first = arms[0].firings
+    if any(not np.array_equal(first.tokens, arm.firings.tokens) for arm in arms[1:]):
+        raise UserError(f"the firings of {arms[1].folder} belong to other text than the first arm's; measure the arms again alike")
+    return Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
+
+
+def _wanted(arms: Sequence[Arm], latents: Sequence[int] | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """Latents of each arm, int64 [m] each, and the cosines of the pairs; pairs of which one never fires are not among them."""
+    n = arms[0].view.n_latents
+    rows = np.arange(n) if latents is None else np.unique(np.asarray(latents, np.int64))
+    if len(rows) and not (rows[0] >= 0 and rows[-1] < n):
+        raise UserError(f"latents go from 0 to {n - 1}, not {rows[0] if rows[0] < 0 else rows[-1]}")
+    rows = rows[arms[0].view.counts()[rows] > 0]
+    if len(arms) == 1:
+        return [rows], np.ones(len(rows))
+    found = match(*(load(arm.folder / "primary").W_dec.detach() for arm in arms))
+    rows = rows[found.partner[rows] >= 0]
+    rows = rows[arms[1].view.counts()[found.partner[rows]] > 0]
+    return [rows, found.partner[rows]], found.cosine[rows]
+
+
+def _cut(arm: Arm, text: Text, latents: np.ndarray, length: int, pools: Pools, seed: int, progress: Progress) -> Cut:
+    """ends of -1 where a latent has too few firings."""
+    ends, values = np.full((len(latents), pools.total), -1, np.int64), np.zeros((len(latents), pools.total), np.float32)
+    with progress.task(f"windows of {arm.name}", len(latents), "latents") as task:
+        for row, latent in enumerate(latents):
+            tokens, strengths = (np.asarray(array) for array in arm.view.latent(int(latent)))
+            whole = np.flatnonzero(text.windows(tokens, length, END)[1])
+            drawn = draw(strengths[whole], text.scoring[tokens[whole]], pools, np.random.default_rng([seed, int(latent)]))
+            if drawn is not None:
+                ends[row], values[row] = tokens[whole[drawn]], strengths[whole[drawn]]
+            task.advance(1)
+    return Cut(latents, ends, values)
+
+
+def draw(strengths: np.ndarray, scoring: np.ndarray, pools: Pools, rng: np.random.Generator) -> np.ndarray | None:
+    """strengths float [c], scoring bool [c]: the firings of one latent -> int64 [K], which of them are drawn; None where too few.
+
+    No firing is drawn twice. Fifths: c // 5 each of the firings in falling order, the last with what is left; ties to the earlier.
+    """
+    train = _fifths(strengths, np.flatnonzero(~scoring))
+    rest = [rng.permutation(part) for part in _fifths(strengths, np.flatnonzero(scoring))]
+    counts = [pools.train_top, *[pools.train_each] * (FIFTHS - 1)]
+    used = [pools.fuzz_each + (pools.detect if part == 0 else pools.boundary if part == FIFTHS - 1 else 0) for part in range(FIFTHS)]
+    if any(len(part) < count for part, count in zip([*train, *rest], [*counts, *used], strict=True)):
+        return None
+    chosen = [rng.choice(part, count, replace=False) for part, count in zip(train, counts, strict=True)]
+    fuzz = rng.permutation(np.concatenate([part[: pools.fuzz_each] for part in rest]))
+    after = slice(pools.fuzz_each, None)
+    return np.concatenate([*chosen, fuzz, rest[0][after][: pools.detect], rest[-1][after][: pools.boundary]]).astype(np.int64)
+
+
+def _fifths(strengths: np.ndarray, firings: np.ndarray) -> list[np.ndarray]:
+    ordered = firings[np.argsort(-strengths[firings], kind="stable")]
+    size = max(1, len(ordered) // FIFTHS)
+    return [ordered[size * part : size * (part + 1) if part < FIFTHS - 1 else None] for part in range(FIFTHS)]
+
+
+def _random_ends(text: Text, length: int, count: int, seed: int) -> np.ndarray:
+    """int64 [<= count]: different tokens of the scoring half whose window lies within a document."""
+    tokens = text.scoring_tokens
+    whole = tokens[text.windows(tokens, length, END)[1]] if len(tokens) else tokens
+    return np.random.default_rng([seed, 1]).permutation(whole)[:count]
+
+
+def _windows(text: Text, ends: np.ndarray, length: int) -> tuple[tuple[int, ...], np.dtype, list[np.ndarray]]:
+    """The tokens of windows, as `write_safetensors` takes them: int32 [*ends.shape, L], a latent's at a time."""
+    before = np.arange(length) - (length - 1)
+    return (*ends.shape, length), np.dtype("<i4"), (text.tokens[row[..., None] + before].astype("<i4") for row in ends)
+
+
+def _write(folder: Path, label: str, text: Text, cut: Cut, context: int, pools: Pools) -> None:
+    latents = cut.latents.astype("<i4")
+    tensors = {
+        "tokens": _windows(text, cut.ends, context),
+        "peak_vals": (cut.values.shape, np.dtype("<f4"), [cut.values.astype("<f4")]),
+        "feature_indices": (latents.shape, np.dtype("<i4"), [latents]),
+    }
+    write_safetensors(folder / f"{label}.safetensors", tensors)
+    sizes = {"n_features": len(latents), "K_total": pools.total, **pools.sizes, "ctx_len": context}
+    write_json(folder / f"{label}_meta.json", {"label": label, **sizes, "feature_indices": latents.tolist()})
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)

@@ -1,0 +1,171 @@
+"""Our objective on a SAELens user's own activations: `train_on(provider, recipe, ...)`.
+
+A SAELens DataProvider is any iterator of activations [B, d]; its ActivationsStore is one. It takes the place of our stream, and all else is
+ours: the same steps in the same order, so equal batches give equal weights and metrics, to the bit. The other direction, a training class
+registered with SAELens, could not: its trainer has one Adam and one clip over all parameters, no turns between a primary and a meta SAE, and
+leaves decoder rows at any length.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+import metasae
+from metasae.data.cache import Split
+from metasae.errors import UserError, nearest
+from metasae.job import DecoderRows, initial_b_dec, input_scale
+from metasae.measures.firing.calibrate import calibrate
+from metasae.progress import Progress
+from metasae.recipe import Arm, Recipe
+from metasae.sae.sae import SAE
+from metasae.train.loop import StopRequest, train
+from metasae.train.trainer import Trainer
+
+# Rows that the input scale and the first b_dec are worked out from, where no sample is given.
+SAMPLE_ROWS = 16_384
+
+
+def train_on(
+    provider: Iterator[Tensor],
+    recipe: str | Path | dict | Recipe,
+    arm: str,
+    seed: int,
+    folder: str | Path,
+    *,
+    sample: Tensor | Split | None = None,
+    calibration: Tensor | Split | None = None,
+    metadata: dict[str, Any] | None = None,
+    device: str = "cpu",
+    show: bool = True,
+) -> dict[str, SAE]:
+    """Trains one arm on a provider's batches; {"primary": SAE, "meta": SAE} (solo has no meta), as saved under `folder`.
+
+    provider: gives [train.batch, d] in the model's units. Of the recipe the tables sae, meta, train and of measure the threshold count.
+    sample: activations [R, d] that the input scale and the first b_dec come from; None takes the first 16,384 rows, which are trained
+    on all the same. calibration: activations [C, d] that the threshold comes from; None takes the measure.calibration_tokens rows
+    that the provider gives after training. Both may be a split of one of our caches. metadata: what is known of model_name,
+    hook_name, dataset_path, ...; the hook, the context and the model of a SAELens store are taken from it.
+
+    Every arm wants a provider of its own that begins with the same batches. So does a call after an interruption, which goes on from the
+    last checkpoint: what was trained on is drawn and dropped. SAELens opens `folder/primary` with SAE.load_from_disk.
+    Raises UserError for an unknown arm, batches of another shape than the recipe's, a NaN, and a provider that ends too early;
+    Interrupted after a signal, once the state is saved.
+    """
+    recipe, folder = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe), Path(folder)
+    if arm not in get_args(Arm):
+        raise UserError(f"unknown arm '{arm}'{nearest(arm, get_args(Arm))}")
+    if (folder / "primary" / "cfg.json").exists():
+        return {name: SAE.load(folder / name) for name in ("primary", "meta") if (folder / name).is_dir()}
+    size, progress = recipe.train.batch, Progress(show)
+    batches = Provided(provider, size)
+    start = batches.peek(-(-min(SAMPLE_ROWS, recipe.train.tokens) // size)) if sample is None else _rows(sample)
+    scale = batches.scale = input_scale(start, recipe.sae.normalize)
+    trainer = Trainer(recipe, arm, seed, initial_b_dec(start, scale, recipe), device)
+    with StopRequest().listening() as stop, progress.task(f"train {arm}-s{seed}", recipe.train.tokens) as task:
+        train(trainer, batches, folder, task, stop)
+    saes = trainer.export(scale, _metadata(provider, recipe, arm, seed) | (metadata or {}))
+    if "meta" in saes:
+        calibrate(saes["meta"], DecoderRows(saes["primary"].W_dec))
+        saes["meta"].save(folder / "meta")
+    unseen = batches.take(recipe.measure.calibration_tokens) if calibration is None else _rows(calibration)
+    found = calibrate(saes["primary"], unseen, size, progress, rule=recipe.measure.threshold)
+    saes["primary"].config.metadata["calibration"] = asdict(found)
+    # last, as its folder says that the arm is trained
+    saes["primary"].save(folder / "primary")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return saes
+
+
+class Provided:
+    """A provider in the place of our stream: checked batches, scaled, with a cursor that moves forward only."""
+
+    def __init__(self, provider: Iterator[Tensor], batch: int, scale: float = 1.0):
+        self.batch, self.scale, self.position = batch, scale, 0
+        self._provider, self._d = iter(provider), None
+
+    def next(self) -> Tensor:
+        """float32 [B, d], in the model's units times `scale`."""
+        x_BD = self._draw()
+        return x_BD * self.scale if self.scale != 1.0 else x_BD
+
+    def seek(self, position: int) -> None:
+        if position < self.position:
+            raise ValueError(f"a provider cannot go back from batch {self.position} to {position}")
+        while self.position < position:
+            self._draw()
+
+    def peek(self, count: int) -> "Rows":
+        """The rows of the next `count` batches, in the model's units, which `next` will give all the same."""
+        first = [self._draw() for _ in range(count)]
+        self.position -= count
+        self._provider = chain(first, self._provider)
+        return Rows(torch.cat(first))
+
+    def take(self, n_rows: int) -> "Rows":
+        """The next `n_rows` rows, in the model's units."""
+        return Rows(torch.cat([self._draw() for _ in range(-(-n_rows // self.batch))])[:n_rows])
+
+    def _draw(self) -> Tensor:
+        try:
+            x_BD = next(self._provider)
+        except StopIteration:
+            more = "give a longer one, or lower train.tokens or measure.calibration_tokens"
+            raise UserError(f"the provider ended after {self.position} batches; {more}") from None
+        if x_BD.ndim != 2 or x_BD.shape[0] != self.batch:
+            raise UserError(f"the provider gives batches of shape {list(x_BD.shape)}, the recipe has train.batch = {self.batch}; make them equal")
+        if x_BD.shape[1] != (self._d or x_BD.shape[1]):
+            raise UserError(f"batch {self.position} of the provider has width {x_BD.shape[1]}, those before it {self._d}")
+        self._d = x_BD.shape[1]
+        x_BD = x_BD.detach().float()
+        if not torch.isfinite(x_BD.sum()):
+            raise UserError(f"a NaN or inf activation in batch {self.position} of the provider")
+        self.position += 1
+        return x_BD
+
+
+class Rows:
+    """Activations [R, d] in the guise of a split, with the moments that training starts from."""
+
+    def __init__(self, x_RD: Tensor):
+        self.x = x_RD.detach().float().cpu()
+        self.n_tokens, self.d = self.x.shape
+
+    def rows(self, indices: Tensor) -> Tensor:
+        return self.x[indices]
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        return iter(self.x.split(size))
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """float64 [d]."""
+        return self.x.double().mean(0)
+
+    @cached_property
+    def mean_square(self) -> float:
+        """Mean of ||x||^2."""
+        return float(self.x.double().square().sum(1).mean())
+
+
+def _rows(given: Tensor | Split) -> Any:
+    if not isinstance(given, Tensor):
+        return given
+    if given.ndim != 2 or not len(given) or not torch.isfinite(given.sum()):
+        raise UserError(f"sample and calibration are activations [rows, d], finite, at least one; not of shape {list(given.shape)} or not finite")
+    return Rows(given)
+
+
+def _metadata(provider: Any, recipe: Recipe, arm: str, seed: int) -> dict[str, Any]:
+    """What is known of the SAE. No recipe of a run: model and text are the provider's, which the recipe says nothing of."""
+    place = {key: getattr(provider, key, None) for key in ("hook_name", "context_size", "prepend_bos")}
+    place["model_name"] = getattr(getattr(getattr(provider, "model", None), "cfg", None), "model_name", None)
+    tables = recipe.model_dump(mode="json", include={"sae", "meta", "train"})
+    ours = {"version": metasae.__version__, "arm": arm, "seed": seed, "settings": tables}
+    return {key: value for key, value in place.items() if value is not None} | {"metasae": ours}

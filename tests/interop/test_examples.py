@@ -1,0 +1,95 @@
+"""The examples in docs/examples, run as they stand with a small SAE of ours where they expect one."""
+
+import re
+import runpy
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.version import Version
+
+from metasae import SAE
+from metasae.sae.sae import SAEConfig
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+FOLDER = Path("runs/demo/arms/joint-s0/primary")
+# example -> libraries with the first version that it is written for
+NEEDS = {"transformer_lens": {"sae_lens": "6.0", "transformer_lens": "2.0"}, "nnsight": {"nnsight": "0.8"}}
+
+
+def small_sae():
+    """As training leaves one: unit rows, biases, a threshold of its own for each latent, some of which never fire."""
+    generator = torch.Generator().manual_seed(3)
+    sae = SAE(SAEConfig(32, 80, k=6, metadata={"hook_name": "blocks.1.hook_resid_pre", "model_name": "tiny", "context_size": 64}))
+    sae.init_weights(generator)
+    for bias, size in ((sae.b_enc, 0.1), (sae.b_dec, 0.2)):
+        bias.data.copy_(torch.randn(bias.shape, generator=generator) * size)
+    sae.threshold = torch.rand(80, generator=generator) * 0.3
+    sae.threshold[7] = torch.inf
+    return sae
+
+
+def code_of(name):
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES / f"{name}.md").read_text(), re.DOTALL)
+    assert blocks
+    return "\n".join(blocks)
+
+
+def run_example(name, tmp_path, monkeypatch):
+    """The names that the example leaves behind. It is run from a file, as nnsight reads the source of its traces."""
+    for library, version in NEEDS[name].items():
+        pytest.importorskip(library, reason=f"{library} is not installed")
+        if Version(found := metadata.version(library.replace("_", "-"))) < Version(version):
+            pytest.skip(f"{library} is {found}, the example is for {version} and later")
+    monkeypatch.chdir(tmp_path)
+    small_sae().save(FOLDER)
+    file = tmp_path / f"{name}.py"
+    file.write_text(code_of(name))
+    torch.manual_seed(0)
+    return runpy.run_path(str(file))
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS))
+def test_an_example_is_short(name):
+    """Ten lines and the imports."""
+    lines = [line for line in code_of(name).splitlines() if line.strip() and not line.startswith(("import", "from"))]
+    assert len(lines) <= 10
+    compile(code_of(name), name, "exec")
+
+
+def test_every_example_is_run():
+    assert sorted(path.stem for path in EXAMPLES.glob("*.md")) == sorted(NEEDS)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_transformer_lens(tmp_path, monkeypatch):
+    """SAELens puts in what our own forward gives, and shows our own activations."""
+    left, ours = run_example("transformer_lens", tmp_path, monkeypatch), small_sae()
+    model, tokens, point = left["model"], left["tokens"], "blocks.1.hook_resid_pre"
+    _, cache = model.run_with_cache(tokens)
+    expected = model.run_with_hooks(tokens, fwd_hooks=[(point, lambda x, hook: ours(x))])
+    assert torch.allclose(left["replaced"], expected, atol=1e-5)
+    assert torch.allclose(left["acts"], ours.encode(cache[point]).acts, atol=1e-5) and (left["acts"] > 0).any()
+    assert torch.equal(left["clean"], model(tokens)) and not torch.allclose(left["clean"], expected, atol=1e-2)
+    assert torch.allclose(model.run_with_saes(tokens, saes=[left["sae"]], use_error_term=True), left["clean"], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_nnsight(tmp_path, monkeypatch):
+    left, ours, seen = run_example("nnsight", tmp_path, monkeypatch), small_sae(), []
+    model, tokens = left["model"]._module, left["tokens"]
+
+    def replace(module, inputs, output):
+        x = output if isinstance(output, torch.Tensor) else output[0]
+        seen.append(ours.encode(x).acts)
+        return ours(x) if isinstance(output, torch.Tensor) else (ours(x), *output[1:])
+
+    clean = model(tokens).logits
+    handle = model.transformer.h[0].register_forward_hook(replace)
+    expected = model(tokens).logits
+    handle.remove()
+    assert torch.allclose(left["replaced"], expected, atol=1e-5) and not torch.allclose(clean, expected, atol=1e-2)
+    assert torch.allclose(left["acts"], seen[0], atol=1e-5) and (seen[0] > 0).any()

@@ -1,0 +1,353 @@
+"""SAEBench's contract for an SAE, its result envelope, and, where it is installed, its evaluations held against our own numbers."""
+
+import importlib
+import inspect
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import runs
+from metasae.errors import UserError
+from metasae.interop import load, saebench, saebench_results
+from metasae.interop.matrix import random_sae
+from metasae.measures.rows.decomposability import nearest_cosines, own_meta
+from metasae.sae.sae import SAE, SAEConfig
+
+POINT, WIDTH, N = "blocks.1.hook_resid_pre", 32, 96
+PLACE = {"model_name": "tiny", "hook_name": POINT, "context_size": 16, "dataset_path": "docs", "prepend_bos": False}
+OURS = {"version": "0.1", "arm": "joint", "seed": 3, "data_fingerprint": "abc", "recipe": {"train": {"tokens": 5000}, "measure": {"shifts": 2}}}
+
+
+def trained(rule="threshold", normalize="none", seed=0):
+    """What training leaves: unit rows, an encoder near them, biases, a threshold for each latent, one of which never fires."""
+    generator = torch.Generator().manual_seed(seed)
+    sae = SAE(SAEConfig(WIDTH, N, k=6, normalize=normalize, rule=rule, metadata={**PLACE, "metasae": OURS}))
+    sae.init_weights(generator)
+    sae.W_enc.data.add_(torch.randn(WIDTH, N, generator=generator) * 0.05)
+    sae.b_enc.data.copy_(torch.randn(N, generator=generator) * 0.05)
+    sae.b_dec.data.copy_(torch.randn(WIDTH, generator=generator) * 0.2)
+    if rule == "threshold":
+        sae.threshold = torch.rand(N, generator=generator) * 0.5
+        sae.threshold[5] = torch.inf
+    return sae
+
+
+def inputs(*shape, seed=1):
+    return torch.randn(*shape, WIDTH, generator=torch.Generator().manual_seed(seed)) * 1.5
+
+
+@pytest.mark.parametrize("rule", ["threshold", "topk"])
+@pytest.mark.parametrize("shape", [(50,), (3, 7), (1,)])
+def test_forward_is_decode_of_encode_and_is_ours(rule, shape):
+    sae = trained(rule)
+    bench, x = saebench.adapt(sae), inputs(*shape)
+    acts = bench.encode(x)
+    assert acts.shape == (*shape, N) and torch.equal(acts, sae.encode(x).acts)
+    assert torch.equal(bench(x), bench.decode(bench.encode(x))) and torch.equal(bench(x), sae(x))
+    assert torch.equal(bench.decode(torch.zeros(2, N)), sae.b_dec.expand(2, WIDTH))
+
+
+def test_what_fires_depends_on_the_token_alone():
+    bench, x = saebench.adapt(trained()), inputs(40)
+    alone = torch.cat([bench.encode(row[None]) for row in x])
+    assert torch.equal(alone > 0, bench.encode(x) > 0)
+    assert torch.equal(bench.encode(x.flip(0)).flip(0) > 0, bench.encode(x) > 0)
+
+
+def test_the_names_that_saebench_reads():
+    sae = trained()
+    bench = saebench.adapt(sae)
+    for name, shape in (("W_enc", (WIDTH, N)), ("W_dec", (N, WIDTH)), ("b_enc", (N,)), ("b_dec", (WIDTH,)), ("threshold", (N,))):
+        assert getattr(bench, name).shape == shape
+    assert isinstance(bench.W_dec, nn.Parameter) and torch.allclose(bench.W_dec.norm(dim=1), torch.ones(N), atol=1e-5)
+    cfg = bench.cfg.to_dict()
+    expected = {"model_name": "tiny", "hook_name": POINT, "hook_layer": 1, "context_size": 16, "d_in": WIDTH, "d_sae": N, "architecture": "jumprelu"}
+    expected |= {"dtype": "float32", "device": "cpu", "normalize_activations": "none", "prepend_bos": False, "dataset_path": "docs"}
+    expected |= {"training_tokens": 5000, "hook_head_index": None, "model_from_pretrained_kwargs": {}, "apply_b_dec_to_input": True}
+    assert expected.items() <= cfg.items()
+    assert cfg["metasae"] == {"version": "0.1", "arm": "joint", "seed": 3, "data_fingerprint": "abc"}
+    bench.cfg.metadata = object()
+    assert bench.cfg.to_dict() == cfg == json.loads(json.dumps(cfg))
+
+
+def test_moved_to_half_precision_it_takes_any_input_and_the_sae_stays():
+    sae = trained()
+    bench = saebench.adapt(sae).to(dtype=torch.bfloat16)
+    assert bench.dtype == bench.threshold.dtype == bench(inputs(4)).dtype == torch.bfloat16 and bench.cfg.dtype == "bfloat16"
+    assert torch.equal(bench(inputs(4)), bench.decode(bench.encode(inputs(4))))
+    assert sae.W_dec.dtype == torch.float32
+    bench.W_dec.data.zero_()
+    assert sae.W_dec.any()
+
+
+def test_given_places_win_over_the_metadata():
+    bench = saebench.adapt(trained(), model_name="gpt2-small", hook_name="blocks.8.hook_resid_pre", context_size=64)
+    assert (bench.cfg.model_name, bench.cfg.hook_layer, bench.cfg.context_size) == ("gpt2-small", 8, 64)
+    assert saebench.adapt(trained(), hook_name="embed", hook_layer=0).cfg.hook_layer == 0
+    with pytest.raises(UserError, match="names no layer; give adapt"):
+        saebench.adapt(trained(), hook_name="embed")
+    nowhere = trained()
+    nowhere.config.metadata = {"model_name": "tiny"}
+    with pytest.raises(UserError, match="does not say its hook_name; give adapt"):
+        saebench.adapt(nowhere)
+
+
+@pytest.mark.parametrize("normalize", ["token", "token_eps"])
+def test_token_normalisation_is_refused_with_the_reason(normalize):
+    sae = trained(normalize=normalize)
+    with pytest.raises(UserError, match="to undo the normalisation decode would need the mean and spread of the token"):
+        saebench.adapt(sae)
+    rows = saebench._rows_of(sae)
+    assert torch.equal(rows.W_dec, sae.W_dec)
+    for call in (rows.encode, rows, lambda x: rows.decode(torch.zeros(1, N))):
+        with pytest.raises(UserError, match="normalises each token"):
+            call(inputs(3))
+
+
+def test_rows_of_any_length_come_to_unit_length_with_the_same_outputs():
+    sae, x = random_sae("threshold per latent", "none"), torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    sae.W_dec.data.mul_(torch.rand(len(sae.W_dec), 1) * 3 + 0.1)
+    bench = saebench.adapt(sae, model_name="tiny", hook_name=POINT)
+    norms = sae.W_dec.norm(dim=1)
+    assert torch.allclose(bench.W_dec.norm(dim=1), torch.ones_like(norms), atol=1e-5)
+    assert torch.allclose(bench(x), sae(x), atol=1e-5, rtol=1e-5)
+    assert torch.allclose(bench.encode(x), sae.encode(x).acts * norms, atol=1e-5, rtol=1e-5)
+    topk = trained("topk")
+    topk.W_dec.data.mul_(2)
+    with pytest.raises(UserError, match="would change which activations of a TopK SAE"):
+        saebench.adapt(topk)
+
+
+def test_an_sae_without_thresholds_is_refused():
+    sae = trained()
+    sae.threshold = None
+    with pytest.raises(UserError, match="no threshold yet"):
+        saebench.adapt(sae)
+
+
+def test_a_wrong_evaluation_and_a_missing_library_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="unknown evaluation 'meta_struct'; did you mean 'meta_structure'"):
+        saebench.evaluate(trained(), tmp_path, ["meta_struct"])
+    monkeypatch.setattr(saebench.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="SAEBench is not installed: pip install"):
+        saebench.evaluate(trained(), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+# --- our measures in its envelope
+
+
+def measured_run(tmp_path, **changed):
+    arm = runs.write_arm(tmp_path / "demo", "joint", 3, **changed)
+    trained().save(arm / "primary")
+    return arm
+
+
+def test_the_envelope_of_our_measures(tmp_path):
+    """Against an envelope written by hand from `BaseEvalOutput`."""
+    arm = measured_run(tmp_path, decomposability__meta_ve_excess=None)
+    measures = json.loads((arm / "measures.json").read_text())
+    measures["decomposability"]["meta_ve_excess"] = None
+    measures["cooccurrence"]["fixed_marginals"] = {"excess_abs_phi": 0.002}
+    (arm / "measures.json").write_text(json.dumps(measures))
+    [path] = saebench_results.write_results(tmp_path / "demo", tmp_path / "out")
+    assert path == tmp_path / "out" / "metasae" / "demo_joint-s3_eval_results.json"
+    result = json.loads(path.read_text())
+    assert list(result) == [
+        "eval_type_id", "eval_config", "eval_id", "datetime_epoch_millis", "eval_result_metrics", "eval_result_details",
+        "sae_bench_commit_hash", "sae_lens_id", "sae_lens_release_id", "sae_lens_version", "sae_cfg_dict", "eval_result_unstructured",
+    ]  # fmt: skip
+    assert (result["eval_type_id"], result["sae_lens_id"], result["sae_lens_release_id"]) == ("metasae", "joint-s3", "demo")
+    assert {"n_tokens": 5000, "rule": "rate", "data": "abc", "hook_name": POINT, "measure": {"shifts": 2}}.items() <= result["eval_config"].items()
+    assert result["datetime_epoch_millis"] == int((arm / "measures.json").stat().st_mtime * 1000)
+    metrics = result["eval_result_metrics"]
+    assert metrics["fidelity"] == {
+        "fvu": 0.2, "l0": 8.0, "dead": 0.05, "dense": 0.0, "l2": 0.01, "rates_log10_spread": 0.4, "output_cosine_distance": 0.02,
+    }  # fmt: skip
+    assert metrics["cooccurrence"] == {
+        "mean_abs_phi": 0.003, "nearest_phi": 0.2, "share_above_0_1": 0.01, "fixed_marginals_excess_abs_phi": 0.002, "mean_neg_phi": -0.001,
+    }  # fmt: skip
+    assert metrics["decomposability"] == {"nearest_cosine": 0.5, "meta_ve": 0.3}
+    assert result["eval_result_unstructured"]["missing"] == ["decomposability.meta_ve_excess"]
+    assert result["eval_result_unstructured"]["meanings"]["cooccurrence.mean_abs_phi"]["better"] == "lower"
+    cfg = result["sae_cfg_dict"]
+    assert (cfg["architecture"], cfg["d_sae"], cfg["hook_name"], cfg["metasae"]["arm"], cfg["metasae"]["train"]) == (
+        "jumprelu", N, POINT, "joint", {"tokens": 5000},
+    )  # fmt: skip
+
+
+def test_the_same_measures_have_the_same_id(tmp_path):
+    arm = measured_run(tmp_path)
+    first, second = (saebench_results.envelope(arm, "demo") for _ in range(2))
+    assert first == second
+    (arm / "measures.json").write_text(json.dumps(runs.measures_of(fidelity__fvu=0.3)))
+    assert saebench_results.envelope(arm, "demo")["eval_id"] != first["eval_id"]
+
+
+def test_a_run_without_measures_has_no_results(tmp_path):
+    with pytest.raises(UserError, match=r"no arm of .* is measured yet"):
+        saebench_results.write_results(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- where SAEBench is installed
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def bench_module():
+    pytest.importorskip("sae_bench", reason="sae-bench is not installed: pip install 'metasae[saebench]'")
+    return lambda name: importlib.import_module(f"sae_bench.{name}")
+
+
+@pytest.fixture(scope="module")
+def model(bench_module):
+    from sae_lens import HookedSAETransformer
+    from transformer_lens import HookedTransformerConfig
+
+    return HookedSAETransformer(
+        HookedTransformerConfig(n_layers=2, d_model=WIDTH, n_ctx=16, d_head=8, d_vocab=80, act_fn="gelu", seed=0, initializer_range=0.3, device="cpu")
+    )
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(80, (48, 16), generator=torch.Generator().manual_seed(0))
+
+
+def test_the_classes_of_saebench_take_the_envelope(bench_module, tmp_path):
+    result = saebench_results.envelope(measured_run(tmp_path), "demo")
+    assert saebench_results.check(result)
+    for change in ({"eval_id": 3}, {"datetime_epoch_millis": -1}, {"extra": 1}, {"sae_cfg_dict": "x"}, {"eval_result_details": 3}):
+        with pytest.raises(ValueError):
+            saebench_results.check(result | change)
+    nested = json.loads(json.dumps(result))
+    nested["eval_result_metrics"]["fidelity"]["fvu"] = {"mean": 0.1}
+    with pytest.raises(ValueError):
+        saebench_results.check(nested)
+
+
+@torch.no_grad()
+def test_our_sae_in_saelens_in_transformer_lens_and_under_meta_structure_gives_our_numbers(bench_module, model, tokens, tmp_path, monkeypatch):
+    """Saved here, opened by SAELens, run in a model, judged by SAEBench's meta-structure evaluation; each number again by our own code.
+
+    Ours of the last: the meta SAE that the evaluation trained, read by `metasae.interop`, selects the k n largest over all rows and the
+    variance that it explains is worked out as for a run's own meta SAE.
+    """
+    from sae_lens import SAE as Theirs
+
+    sae = trained()
+    sae.save(tmp_path / "primary")
+    theirs = Theirs.load_from_disk(tmp_path / "primary")
+    expected = model.run_with_hooks(tokens, fwd_hooks=[(POINT, lambda x, hook: sae(x))])
+    assert torch.allclose(model.run_with_saes(tokens, saes=[theirs]), expected, atol=1e-4)
+    assert not torch.allclose(expected, model(tokens), atol=1e-1)
+
+    main = bench_module("evals.meta_structure.main")
+    plain, metas = main._decoder_variance_metrics, []
+
+    def kept(meta_structure, decoder, eval_batch_size):
+        metas.append(meta_structure)
+        return plain(meta_structure, decoder, eval_batch_size)
+
+    monkeypatch.setattr(main, "_decoder_variance_metrics", kept)
+    settings = {"train_steps": 60, "train_batch_size": 64, "learning_rate": 5e-3}
+    result = saebench.evaluate(tmp_path / "primary", tmp_path / "out", settings={"meta_structure": settings})["meta_structure"]
+    found = result["eval_result_metrics"]["meta_structure"]
+    metas[0].save_model(tmp_path / "meta")
+    ours = own_meta(sae, load(tmp_path / "meta"))
+    assert found["decoder_fraction_variance_explained"] == pytest.approx(ours["own_meta_ve"], abs=1e-5) and ours["own_meta_ve"] > 0.2
+    assert found["final_reconstruction_mse"] == pytest.approx(ours["own_meta_e"] / WIDTH, rel=1e-5)
+
+    torch.manual_seed(saebench.SEED)
+    with torch.enable_grad():
+        direct = main.run_eval_single_sae("x", "y", theirs, main.MetaStructureEvalConfig(**settings), "cpu").eval_result_metrics.meta_structure
+    assert direct.decoder_fraction_variance_explained == found["decoder_fraction_variance_explained"]
+    assert json.loads((tmp_path / "out" / "meta_structure" / "metasae_custom_sae_eval_results.json").read_text()) == result
+    assert result["sae_cfg_dict"]["metasae"]["arm"] == "joint" and result["sae_bench_commit_hash"].startswith("sae-bench ")
+
+
+def test_the_evaluation_leaves_random_numbers_and_gradients_as_they_were_and_repeats(bench_module, tmp_path):
+    sae, settings = trained(normalize="token"), {"meta_structure": {"train_steps": 5, "train_batch_size": 32}}
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        results = [saebench.evaluate(sae, tmp_path / name, name="a/b", seed=1, settings=settings)["meta_structure"] for name in "xy"]
+        assert not torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+    first, second = (each["eval_result_metrics"]["meta_structure"]["decoder_fraction_variance_explained"] for each in results)
+    assert first == second and (tmp_path / "x" / "meta_structure" / "a_b_custom_sae_eval_results.json").is_file()
+    assert results[0]["eval_config"]["random_seed"] == 1
+
+
+@torch.no_grad()
+def test_the_core_evaluation_gives_our_numbers(bench_module, model, tokens, tmp_path):
+    """By the plain formulas, in float64, from our own forward; the nearest rows by our own measure."""
+    sae = trained()
+    found = saebench.evaluate(sae, tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 16}})["core"]
+    metrics = found["eval_result_metrics"]
+    x = model.run_with_cache(tokens)[1][POINT].reshape(-1, WIDTH)
+    acts, rebuilt = sae.encode(x).acts, sae(x).double()
+    x = x.double()
+    residual = (x - rebuilt).square().sum(1)
+    assert metrics["sparsity"]["l0"] == pytest.approx(float((acts > 0).sum(1).double().mean()), rel=1e-5)
+    assert metrics["sparsity"]["l1"] == pytest.approx(float(acts.double().sum(1).mean()), rel=1e-5)
+    # a sum over the width, divided by the tokens of a batch
+    assert metrics["reconstruction_quality"]["mse"] == pytest.approx(float(residual.mean()) / (16 * 16), rel=1e-5)
+    assert metrics["reconstruction_quality"]["cossim"] == pytest.approx(float(nn.functional.cosine_similarity(x, rebuilt).mean()), rel=1e-5)
+    losses = {
+        "ce_loss_without_sae": model(tokens, return_type="loss"),
+        "ce_loss_with_sae": model.run_with_hooks(tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: sae(x))]),
+        "ce_loss_with_ablation": model.run_with_hooks(tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: x * 0)]),
+    }
+    for name, loss in losses.items():
+        assert metrics["model_performance_preservation"][name] == pytest.approx(float(loss), rel=1e-4), name
+    assert metrics["misc_metrics"]["frac_alive"] == pytest.approx(float((acts > 0).any(0).double().mean()))
+    assert metrics["misc_metrics"]["average_max_decoder_cosine_sim"] == pytest.approx(float(nearest_cosines(sae.W_dec.detach()).mean()), rel=1e-5)
+    density = torch.tensor([each["feature_density"] for each in found["eval_result_details"]])
+    assert torch.allclose(density, (acts > 0).float().mean(0), atol=1e-6) and density[5] == 0
+    assert metrics["token_stats"]["total_tokens_eval_reconstruction"] == 48 * 16
+
+
+def test_what_core_lacks_is_said(bench_module, model, tokens, tmp_path):
+    with pytest.raises(UserError, match="needs a model and tokens"):
+        saebench.evaluate(trained(), tmp_path, ["core"])
+    with pytest.raises(UserError, match="48 prompts are fewer than a batch of 64"):
+        saebench.evaluate(trained(), tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 64}})
+    with pytest.raises(UserError, match="MetaStructureEvalConfig has no field 'steps'"):
+        saebench.evaluate(trained(), tmp_path, settings={"meta_structure": {"steps": 3}})
+    with pytest.raises(UserError, match=r"MetaStructureEvalConfig: .*integer"):
+        saebench.evaluate(trained(), tmp_path, settings={"meta_structure": {"k": "many"}})
+
+
+@pytest.mark.parametrize("name", sorted(set(saebench.EVALS) - {"core", "meta_structure"}))
+def test_the_evaluations_from_the_hub_are_called_as_they_are_written(bench_module, tmp_path, monkeypatch, name):
+    """Their models and data are not here, so the call is checked against their own signature and config class."""
+    package, config_name, fixed, _ = saebench._FROM_HUB[name]
+    try:
+        main = bench_module(f"evals.{package}.main")
+    except ModuleNotFoundError as missing:
+        with pytest.raises(UserError, match=f"needs the package {missing.name}"):
+            saebench.evaluate(trained(), tmp_path, [name])
+        return
+    signature, calls = inspect.signature(main.run_eval), []
+
+    def run_eval(*args, **kwargs):
+        given = signature.bind(*args, **kwargs).arguments
+        calls.append(given)
+        folder = tmp_path / name / "deeper"
+        folder.mkdir(parents=True)
+        (folder / "a_custom_sae_eval_results.json").write_text(json.dumps({"eval_type_id": name}))
+
+    monkeypatch.setattr(main, "run_eval", run_eval)
+    result = saebench.evaluate(trained(), tmp_path, [name], name="a")[name]
+    [call] = calls
+    assert type(call["config"]).__name__ == config_name and call["config"].model_name == "tiny" and call["force_rerun"] is True
+    assert all(getattr(call["config"], key) == value for key, value in fixed.items())
+    [(given, sae)] = call["selected_saes"]
+    assert given == "a" and isinstance(sae, saebench.BenchSAE) and result["eval_type_id"] == name
+    monkeypatch.setattr(main, "run_eval", lambda *args, **kwargs: None)
+    with pytest.raises(UserError, match="has left no result"):
+        saebench.evaluate(trained(), tmp_path / "second", [name], name="a")
