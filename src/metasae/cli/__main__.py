@@ -1,0 +1,5 @@
+"""`python -m metasae.cli`."""
+
+from metasae.cli import main
+
+main()

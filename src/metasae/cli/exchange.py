@@ -1,0 +1,81 @@
+"""Verbs that exchange SAEs with other libraries and the hub."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metasae.cli import app
+from metasae.cli.options import AsJson, Device
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="an SAE: a folder or file in any format that is read, or hf:OWNER/NAME/FOLDER@REVISION")],
+    to: Annotated[str, typer.Option(help="saelens, dictionary_learning, sparsify, paper, metasae; its firings: delphi, neuronpedia, paper_cache")],
+    out: Annotated[Path, typer.Option(help="where it is written; must not exist yet")],
+    context: Annotated[int | None, typer.Option(help="firings: tokens of a row of text")] = None,
+    other: Annotated[Path | None, typer.Option(help="paper_cache: the arm that it is paired with")] = None,
+) -> None:
+    """Writes an SAE in another library's format, with the same outputs there, or an arm's firings for another tool."""
+    from metasae import interop
+    from metasae.interop.activations import NAMES, export_activations
+    from metasae.progress import Progress
+
+    if to in NAMES:
+        given = {name: value for name, value in (("context", context), ("other", other)) if value is not None}
+        export_activations(folder, to, out, progress=Progress(), **given)
+        print(out)
+    else:
+        print(interop.export(str(folder), to, out))
+
+
+@app.command(name="import")
+def import_(
+    path: Annotated[str, typer.Argument(help="an SAE of another library: a folder or file, or hf:OWNER/NAME/FOLDER@REVISION")],
+    out: Annotated[Path, typer.Option(help="the SAE folder to write; must not exist yet")],
+    thresholds: Annotated[Path | None, typer.Option(help="the paper's thresholds (.npy) beside its .pt")] = None,
+) -> None:
+    """Reads another library's SAE, checks it, and writes it as an SAE folder of ours."""
+    from metasae import interop
+
+    print(interop.export(interop.load(path, thresholds=thresholds), "metasae", out))
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="a finished run folder, or one SAE folder")],
+    repo: Annotated[str, typer.Option(help="OWNER/NAME on the hub; made where it is not there")],
+    license: Annotated[str, typer.Option(help="of the weights, as the hub names it: mit, apache-2.0, other")],
+    revision: Annotated[str | None, typer.Option(help="a branch; main when not given")] = None,
+    private: Annotated[bool, typer.Option("--private", help="make the repository a private one")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check all and print the card; send nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sends a run's SAEs, measures and figures to the hub, with a card made from its numbers. The token comes from HF_TOKEN."""
+    from metasae.interop.push import push as send
+
+    result = send(folder, repo, license=license, revision=revision, private=private, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    for place in result["local_paths"]:
+        print(f"becomes public with the recipe: {place}")
+    print(result["card"] if dry_run else result["url"])
+    print(f"{len(result['files'])} files, {result['bytes'] / 1e6:.1f} MB{', nothing sent' if dry_run else ''}")
+
+
+@app.command()
+def bench(
+    folder: Annotated[Path, typer.Argument(help="an SAE: a folder or file in any format that is read")],
+    out: Annotated[Path, typer.Option(help="a folder for the results")],
+    evals: Annotated[str, typer.Option(help="SAEBench's evaluations; meta_structure needs neither model nor hub")] = "meta_structure",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Runs SAEBench's evaluations on an SAE (extra `saebench`)."""
+    from metasae.interop.saebench import evaluate
+
+    result = evaluate(folder, out, [name.strip() for name in evals.split(",")], device=device)
+    print(json.dumps(result, indent=2) if as_json else out)

@@ -1,0 +1,85 @@
+"""Verbs that look at single latents."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metasae.cli import app
+from metasae.cli.options import AsJson, Device
+
+
+@app.command()
+def interp(
+    run_folder: Annotated[Path, typer.Argument(help="a run folder whose arms keep their firings")],
+    judge: Annotated[str | None, typer.Option(help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1, or local:FOLDER")] = None,
+    model: Annotated[str | None, typer.Option(help="the judge's name on its server")] = None,
+    scores: Annotated[str, typer.Option(help="of embedding, detection, fuzz_marks, fuzz_2afc, sim_spearman, sense_intruder")] = "embedding",
+    latents: Annotated[int, typer.Option(help="latents drawn per arm and seed")] = 1000,
+    arms: Annotated[str | None, typer.Option(help="only these, e.g. solo,joint")] = None,
+    seeds: Annotated[str | None, typer.Option(help="only these, e.g. 0,1")] = None,
+    matched: Annotated[bool, typer.Option("--matched/--unmatched", help="score the matches of solo's latents too")] = True,
+    encoder: Annotated[str | None, typer.Option(help="a sentence encoder for embedding; the run's own model when not given")] = None,
+    length: Annotated[int | None, typer.Option(help="tokens of a window")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="answers from RUN/replies.sqlite alone, as given by --model")] = False,
+    per_minute: Annotated[float | None, typer.Option(help="questions per minute, at most")] = None,
+    concurrency: Annotated[int, typer.Option(help="questions on their way at once")] = 8,
+    price: Annotated[str | None, typer.Option(help="of a million prompt and completion tokens, e.g. 0.15,0.60")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask before a costly run")] = False,
+    seed: Annotated[int, typer.Option(help="of the latents and windows that are drawn")] = 0,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Auto-interp: how well do explanations of the latents hold up, against floors and hard negatives?"""
+    from metasae.interp.verb import verb
+
+    choices = {"latents": latents, "arms": arms, "seeds": seeds, "matched": matched, "replay": replay, "encoder": encoder, "length": length}
+    asking = {"per_minute": per_minute, "concurrency": concurrency, "price": price, "yes": yes}
+    result = verb(run_folder, judge, model, scores, **choices, **asking, seed=seed, device=device, show=not as_json)
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def explore(
+    run_folder: Annotated[Path, typer.Argument(help="a run folder")],
+    static: Annotated[Path | None, typer.Option(help="write the pages into this folder instead, for any file host")] = None,
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it")] = True,
+) -> None:
+    """The explorer: latents, how they split, two latents side by side, on 127.0.0.1 or as files."""
+    if static is not None:
+        from metasae.explore.static_export import static_export
+        from metasae.progress import Progress
+
+        print(static_export(run_folder, static, Progress()))
+        return
+    from metasae.explore.server import serve
+
+    serve(run_folder, port=port, open_browser=browser)
+
+
+@app.command()
+def steer(
+    folder: Annotated[Path, typer.Argument(help="an SAE folder, or an arm's folder")],
+    latent: Annotated[list[str], typer.Option(help="an edit: 17=5 sets, 17+=2 adds, 17*=0.5 scales, 17=off ablates; may be repeated")],
+    prompt: Annotated[list[str], typer.Option(help="text to go on from; may be repeated")],
+    tokens: Annotated[int, typer.Option(help="new tokens per prompt")] = 40,
+    point: Annotated[str | None, typer.Option(help="hook point; the SAE's own when not given")] = None,
+    model: Annotated[str | None, typer.Option(help="a folder or a name on the hub; the SAE's own when not given")] = None,
+    seed: Annotated[int | None, typer.Option(help="samples with this seed; without it the likeliest token is taken")] = None,
+    error: Annotated[bool, typer.Option("--error/--no-error", help="keep what the SAE does not rebuild")] = True,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Writes on from prompts with the model as it is, and with latents set, added to, scaled or ablated."""
+    from metasae.steering import run_steer
+
+    folder = folder / "primary" if (folder / "primary").is_dir() else folder
+    result = run_steer(folder, latent, prompt, tokens=tokens, point=point, model=model, error=error, seed=seed, device=device)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    for text in result["texts"]:
+        print(f"{text['prompt']}\n  as it is: {text['without']!r}\n  steered:  {text['with']!r}")

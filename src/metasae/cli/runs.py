@@ -1,0 +1,155 @@
+"""Verbs of training, measuring and comparing."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metasae.cli import app
+from metasae.cli.options import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, overrides, seed_list
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    set_: Set = None,
+    seeds: Seeds = None,
+    arms: Arms = None,
+    points: Annotated[str | None, typer.Option(help="several hook points, from one harvest: a run folder each, OUT/POINT")] = None,
+    out: Out = None,
+    device: Device = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and what the run needs; write nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
+    from metasae import start
+
+    # whatever can be refused without torch is refused before it is imported, which takes seconds
+    resolved, folder = start.resolve(recipe, out, overrides(set_, seeds, arms), device)
+    runs = start.one_per_point(resolved, folder, [point.strip() for point in points.split(",")] if points else [])
+    if dry_run:
+        results = [start.plan(*each, show=not as_json) | {"doctor": _examined(*each, device, True, not as_json, stderr=True)} for each in runs]
+    else:
+        for each in runs:
+            start.claim(*each)
+        from metasae import job
+
+        results = [job.run(each, out=place, device=device, show=not as_json) for each, place in runs]
+    result = results[0] if len(results) == 1 else results
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def doctor(
+    recipe: RecipeName,
+    set_: Set = None,
+    seeds: Seeds = None,
+    arms: Arms = None,
+    out: Out = None,
+    device: Device = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="arithmetic alone: load no model and time nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the report as JSON on stdout")] = False,
+) -> None:
+    """Says before a run what it needs, how long it takes and whether it fits this machine (exit 0) or not (exit 1)."""
+    from metasae import start
+
+    report = _examined(*start.resolve(recipe, out, overrides(set_, seeds, arms), device), device, quick, not as_json)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    raise typer.Exit(0 if report["fits"] else 1)
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")] = None) -> None:
+    """Lists the shipped recipes, or prints one as TOML."""
+    from metasae import recipe
+
+    if name:
+        print(recipe.text_of(name), end="")
+        return
+    for each in recipe.names():
+        print(f"{each:<22} {recipe.Recipe.load(each).description}")
+
+
+@app.command()
+def measure(
+    folders: Annotated[list[Path], typer.Argument(help="run folders or SAE folders")],
+    recipe: Annotated[str | None, typer.Option(help="model, hook, text and measures; the first SAE's own recipe when not given")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. measure.tokens=50000")] = None,
+    out: Annotated[Path, typer.Option(help="a run folder for what is found; the SAEs' own folders stay as they are")] = Path("runs/measured"),
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Measures SAEs that are there already, on the same held-out text, and compares them."""
+    changed = overrides(set_, None, None)
+    from metasae import measuring
+
+    result = measuring.measure(folders, out, recipe, changed, device, show=not as_json)
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def compare(
+    run_folder: Annotated[Path, typer.Argument(help="a run folder")],
+    baseline: Annotated[str | None, typer.Option(help="the arm that the others are compared with; solo when not given")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the comparison as JSON on stdout")] = False,
+) -> None:
+    """Compares the measured arms of a run again and writes compare.json, compare.md and the report."""
+    from metasae.conclusion import conclude
+
+    result = conclude(run_folder, show=not as_json, baseline=baseline)
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+@app.command()
+def sweep(
+    recipe: RecipeName,
+    grid: Annotated[list[str] | None, typer.Option(metavar="KEY=V,V", help="values of one key, e.g. train.lambda2=0.1,0.3; may be repeated")] = None,
+    named: Annotated[str | None, typer.Option(help="an ablation that ships, e.g. lambda2-sigma")] = None,
+    search: Annotated[int | None, typer.Option(help="so many trials of a search within the grid's values instead of all its cells")] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="what is weighed against fidelity, e.g. cooccurrence.mean_abs_phi")] = None,
+    early_stop: Annotated[bool, typer.Option("--early-stop", help="give up cells that fall behind, by successive halving")] = False,
+    set_: Set = None,
+    seeds: Seeds = None,
+    workers: Annotated[int, typer.Option(help="processes on this machine; the same command elsewhere adds more")] = 1,
+    storage: Annotated[str | None, typer.Option(help="an Optuna storage URL; a journal in the folder when not given")] = None,
+    out: Annotated[Path | None, typer.Option(help="the sweep's folder; runs/RECIPE-sweep when not given")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Many recipes on one harvest: a grid or a search, with a table, a Pareto front and the best recipe."""
+    from metasae.sweep import run_sweep
+
+    result = run_sweep(
+        recipe,
+        grid=grid or (),
+        named=named,
+        search=search,
+        seeds=seed_list(seeds) if seeds else None,
+        workers=workers,
+        storage=storage,
+        objective=objective or (),
+        early_stop=early_stop,
+        out=out,
+        set_=set_ or (),
+        device=device,
+        show=not as_json,
+    )
+    if as_json:
+        print(json.dumps(result, indent=2))
+
+
+def _examined(resolved, folder: Path, device: str, quick: bool, show: bool, stderr: bool = False) -> dict:
+    """What the doctor says; with `show` as a table too, which a dry run keeps off stdout so that stdout is a recipe."""
+    from metasae.doctor.report import examine
+    from metasae.doctor.table import print_report
+    from metasae.progress import Progress
+
+    report = examine(resolved, folder, device=device, quick=quick, progress=Progress())
+    if show:
+        print_report(report, stderr)
+    return report.as_dict()
