@@ -218,7 +218,7 @@ def reading(quantity, entry: dict) -> str:
         return ""
     if direction == "same":
         return "no change"
-    words = {"atomicity": "atomic", "fidelity": "faithful"}[quantity.speaks_of]
+    words = {"atomicity": "atomic", "fidelity": "faithful", "explanation": "explainable"}[quantity.speaks_of]
     if is_clear(entry):
         return f"{'more' if direction == 'better' else 'less'} {words}"
     if entry["ci95"] is None:

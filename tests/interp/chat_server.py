@@ -27,6 +27,9 @@ class ChatServer(ThreadingHTTPServer):
         self.bodies, self.headers, self.lock = [], [], threading.Lock()
         self.at_once, self.most_at_once = 0, 0
 
+    def handle_error(self, *_):
+        """A client that was killed is no error of the server's."""
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -48,7 +51,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server, question = self.server, body["messages"][-1]["content"]
+        # a repeat is another question
+        server, question = self.server, body["messages"][-1]["content"] + (f" (repeat {body['seed']})" if "seed" in body else "")
         with server.lock:
             attempt = server.attempts[question]
             server.attempts[question] += 1

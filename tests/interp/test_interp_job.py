@@ -1,6 +1,7 @@
 """The whole job on a planted run folder: estimate, judge, store, replay."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -69,7 +70,37 @@ def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
         for key in READ:
             assert entry["interp"]["scores"][key] == first["arms"][name]["interp"]["scores"][key]
     with pytest.raises(UserError, match="lacks"):
-        run_interp(folder, scores=["detection"], replay=True, model="another", **CHOICES)
+        run_interp(folder, scores=["detection"], replay=True, model="oracle", **{**CHOICES, "latents": 9})
+    with pytest.raises(UserError, match="no replies of 'oracel'; did you mean 'oracle'"):
+        run_interp(folder, scores=["detection"], replay=True, model="oracel", **CHOICES)
+
+
+def test_files_hold_explanations_the_judge_and_what_it_cost(folder):
+    found = run_interp(folder, scores=["detection", "embedding"], judge=Counting(), encoder=words_encoder, price=(1.0, 2.0), **CHOICES)
+    assert json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(found)) and found["judge"]["asked"]["cost"] > 0
+    for name, entry in found["arms"].items():
+        held = json.loads((folder / "arms" / name / "interp.json").read_text())
+        assert held["conditions"] == entry["interp"]["conditions"]
+        assert held["conditions"]["judge"] == "oracle" and held["conditions"]["encoder"] == "words_encoder"
+        # the oracle explains by a feature or a word
+        assert all(re.fullmatch(r"[fw]\d+", latent["explanation"]) for latent in held["latents"].values())
+        assert held["scores"]["detection"]["self_agreement"] == 1.0 and held["scores"]["detection"]["without_logprobs"] > 0
+
+
+def test_siblings_are_asked_about_beside_the_latents(folder):
+    judge = Counting()
+    first = run_interp(folder, scores=["sense_intruder"], judge=judge, **CHOICES)
+    assert first["judge"]["estimate"]["questions"] == len(judge.asked) == len(set(judge.asked)) > 10
+    joint, solo = (first["arms"][name]["interp"]["scores"]["sense_intruder"] for name in ("joint-s0", "solo-s0"))
+    # solo blends three words into one latent each; joint has their senses, read by an encoder that takes some for others
+    assert joint["parts"]["all"]["estimate"] > 0.4 and joint["parents"] == "solo-s0" and joint["candidates"] >= 2 and joint["found_in"] == "firings"
+    # with one seed solo has no base rate, so nothing is compared
+    assert solo["parts"]["all"]["estimate"] is None and "no second SAE" in solo["parts"]["all"]["note"]
+    assert first["pairs"]["joint vs solo"] == {}
+    held = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
+    assert len(held["siblings"]) == joint["pairs"] and {"parent", "children", "questions", "sense_intruder"} == set(held["siblings"][0])
+    replay = run_interp(folder, scores=["sense_intruder"], replay=True, model="oracle", **CHOICES)
+    assert replay["arms"] == first["arms"] and replay["judge"]["asked"]["asked"] == 0
 
 
 def test_above_the_limit_it_asks_and_nothing_is_sent_before_the_answer(folder):
@@ -96,6 +127,9 @@ def test_what_cannot_be_done_is_one_line(folder, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"no recipe\.toml"):
         run_interp(tmp_path, **CHOICES)
+    with pytest.raises(UserError, match="no replies to replay"):
+        run_interp(folder, scores=["detection"], replay=True, model="oracle", **CHOICES)
+    assert not (folder / "replies.sqlite").exists()
 
 
 def test_an_encoder_from_a_folder_scores_and_one_that_predicts_tokens_is_refused(folder, build):

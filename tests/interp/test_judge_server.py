@@ -36,6 +36,30 @@ def test_logprobs_are_asked_for_and_kept_under_a_name_of_their_own():
         assert judge.name != ServerJudge(server.url, "m").name
 
 
+def test_a_server_that_refuses_log_probabilities_is_asked_without_them_from_then_on():
+    refusal = (400, '{"error": {"message": "logprobs is not supported with this model"}}')
+    with serving(faults={refusal: 1.0}) as server:
+        judge = ServerJudge(server.url, "m", logprobs=5)
+        name = judge.name
+        assert judge.answer(ASK).logprobs is None and judge.answer(ASK).logprobs is None and judge.name == name
+        assert ["logprobs" in body for body in server.bodies] == [True, False, False]
+
+
+def test_a_token_without_alternatives_has_itself_and_the_key_is_in_none(monkeypatch):
+    monkeypatch.setenv("METASAE_JUDGE_KEY", "sk-secret")
+
+    def reply(*tokens):
+        found = [{"token": token, "logprob": -0.5, "top_logprobs": None} for token in tokens]
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "".join(tokens)}, "logprobs": {"content": found}}
+        return (200, json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}))
+
+    with serving(faults={reply("a", "b"): 1.0}) as server:
+        assert ServerJudge(server.url, "m", logprobs=5).answer(ASK).logprobs == (("a", {"a": -0.5}), ("b", {"b": -0.5}))
+    with serving(faults={reply("sk-", "secret"): 1.0}) as server:
+        found = ServerJudge(server.url, "m", logprobs=5).answer(ASK)
+    assert found.text == "[key]" and found.logprobs is None
+
+
 @pytest.mark.parametrize("fault", ["error", "busy", "silence", "garbage", (200, '{"choices": []}'), (200, "[]"), (200, '"text"'), (503, "<html>")])
 def test_what_may_pass_is_temporary(fault):
     with serving(faults={fault: 1.0}, silence=0.5) as server, pytest.raises(Temporary) as caught:

@@ -74,12 +74,21 @@ def test_hard_negatives_tell_blends_from_atoms_and_simulation_does_not(world, tm
         assert min(mean(key, kind, world.atoms) for kind in KINDS) > 0.97
         assert mean(key, "random", ~world.atoms) > 0.9
         assert mean(key, "same_token", ~world.atoms) < 0.7
+        # every atom above every blend
+        hard = found[key].values["same_token"]
+        assert hard[world.atoms].min() > hard[~world.atoms].max() + 0.2
     # without negatives a blend looks nearly as good as an atom, and far from chance
     assert mean("sim_spearman", "all", world.atoms) > 0.9 and mean("sim_spearman", "all", ~world.atoms) > 0.6
+
+    def kept(key, part):
+        """How much of what an atom has above chance a blend has."""
+        return (mean(key, part, ~world.atoms) - found[key].chance) / (mean(key, part, world.atoms) - found[key].chance)
+
+    assert kept("detection", "same_token") < 0.2 and kept("detection", "random") > 0.8 and kept("sim_spearman", "all") > 0.75
     assert mean("fuzz_2afc", "all", world.atoms) > 0.97
-    for key, tolerance in (("detection", 0.1), ("fuzz_marks", 0.1), ("fuzz_2afc", 0.15), ("sim_spearman", 0.15)):
+    for key in READ:
         for floor in found[key].shuffled.values():
-            assert abs(np.nanmean(floor) - found[key].chance) < tolerance
+            assert abs(np.nanmean(floor) - found[key].chance) < 0.1
         assert found[key].counts["unreadable"] == found[key].counts["failed"] == found[key].counts["unexplained"] == 0
         assert found[key].counts["repeated_alike"] == found[key].counts["repeated"]
 
@@ -161,6 +170,86 @@ def test_a_judge_against_itself_is_found_out(world, tmp_path):
 
     counts = read(world, "detection", Says(flips), tmp_path).counts
     assert counts["repeated"] > 0 and counts["repeated_alike"] == 0
+    # answers are counted one by one, not whole replies
+    halves = lambda ask: json.dumps({"answers": [bool(ask.repeat and n % 2) for n in range(ask.schema["properties"]["answers"]["minItems"])]})  # noqa: E731
+    counts = read(world, "detection", Says(halves), tmp_path / "halves").counts
+    assert counts["repeated_alike"] == counts["repeated"] / 2 > 0
+
+
+class Told(Says):
+    """Says yes or no by `share`, a probability per window, which it also gives beside its reply where `tells` says so."""
+
+    def __init__(self, share, tells=lambda ask: True):
+        super().__init__(None)
+        self.share, self.tells = share, tells
+
+    def answer(self, ask):
+        if ask.system == prompts.EXPLAIN:
+            return Reply('{"explanation": "something"}')
+        shares = [self.share(line.split(". ", 1)[1]) for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]
+        words = [("true" if share > 0.5 else "false", {"true": np.log(share), "false": np.log(1 - share)}) for share in shares]
+        pieces = [('{"answers": [', {}), *[each for word in words for each in (word, (", ", {}))][:-1], ("]}", {})]
+        return Reply("".join(text for text, _ in pieces), logprobs=tuple(pieces) if self.tells(ask) else None)
+
+
+def share_of(line):
+    """Of a text, from 0.05 to 0.45: always a no, but ranked."""
+    return 0.05 + 0.4 * (len(line) % 17) / 16
+
+
+def test_the_auc_is_over_all_pairs_of_windows_and_sees_what_yes_and_no_do_not(world, tmp_path):
+    each = world.latents[0]
+    found = read(world, "detection", Told(share_of), tmp_path, [each])
+    told = {
+        part: [share_of(str(window)) for window in prompts.shown(world.text, windows)]
+        for part, windows in [("fires", each.score), *each.silent.items()]
+    }
+    for kind in KINDS:
+        pairs = [(yes > no) + 0.5 * (yes == no) for yes in told["fires"] for no in told[kind]]
+        assert found.values[kind][0] == 0.5 and found.values[f"{kind}_auc"][0] == pytest.approx(np.mean(pairs))
+    assert found.counts["without_logprobs"] == 0
+
+
+def test_without_log_probabilities_there_is_no_auc_and_the_replies_are_counted(world, tmp_path):
+    none = read(world, "fuzz_marks", Told(share_of, lambda ask: False), tmp_path, world.latents[:2])
+    assert set(none.values) == set(KINDS) and none.counts["without_logprobs"] == none.counts["asked"] > 0
+    # a reply without them leaves its latent without the number, not the others
+    first = []
+    partly = Told(share_of, lambda ask: bool(first) or bool(first.append(ask)))
+    some = read(world, "fuzz_marks", partly, tmp_path / "some", world.latents[:2])
+    assert some.counts["without_logprobs"] == 1
+    assert sorted(np.isnan(some.values["random_auc"]).tolist()) == [False, True] and np.isfinite(some.values["random"]).all()
+    assert some.as_dict(range(2), np.arange(2), 0)["parts"]["random_auc"]["excluded"] == 1
+
+
+def test_a_pair_with_an_unreadable_window_is_worth_one_half_in_the_auc(world, tmp_path):
+    lost = set()
+
+    class Broken(Told):
+        def answer(self, ask):
+            if ask.system == prompts.EXPLAIN or len(ask.user) % 3:
+                return super().answer(ask)
+            lost.update(line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line))
+            return Reply("no")
+
+    for each in world.latents[:3]:
+        lost.clear()
+        found = read(world, "detection", Broken(share_of), tmp_path / str(each.latent), [each])
+        yes = [str(window) for window in prompts.shown(world.text, each.score)]
+        for kind in KINDS:
+            no = [str(window) for window in prompts.shown(world.text, each.silent[kind])]
+            pairs = [
+                0.5 if {one, other} & lost else (share_of(one) > share_of(other)) + 0.5 * (share_of(one) == share_of(other))
+                for one in yes
+                for other in no
+            ]
+            assert found.values[f"{kind}_auc"][0] == pytest.approx(np.mean(pairs))
+    assert lost
+
+
+def test_explanations_are_kept_with_the_score(world, tmp_path):
+    found = read(world, "sim_spearman", OracleJudge(), tmp_path, world.latents[:3])
+    assert len(found.explanations) == 3 and all(re.fullmatch(r"[fw]\d+", each) for each in found.explanations)
 
 
 def test_a_silent_window_carries_as_many_marks_and_one_at_its_focus():

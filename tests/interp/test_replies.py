@@ -33,6 +33,14 @@ def test_the_first_reply_stays_and_empty_or_odd_text_is_kept(tmp_path):
         assert store.get(odd.key("m")).text == "naïve ? 雪"
 
 
+def test_it_knows_whose_replies_it_holds(tmp_path):
+    with ReplyStore(tmp_path / "replies.sqlite") as store:
+        assert store.models() == []
+        for model in ("b", "a", "b logprobs=5"):
+            store.put(model, ASK, Reply("x"))
+        assert store.models() == ["a", "b", "b logprobs=5"]
+
+
 def test_many_threads_write_at_once(tmp_path):
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         asks = [replace(ASK, user=str(number)) for number in range(60)]

@@ -1,6 +1,7 @@
 """A whole run on planted arms: files, means, pairs, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,11 @@ from worlds import PLAN, random_firings, view_of
 from metasae.data.planted import plant
 from metasae.data.planted_split import PlantedSplit
 from metasae.errors import UserError
+from metasae.interp.asking import Asker
 from metasae.interp.embedding import embedding_scorer
+from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp.reader import Reader
+from metasae.interp.replies import ReplyStore
 from metasae.interp.result import Score, main_tokens, matched_difference, other_latents
 from metasae.interp.run import find_arms, score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings
@@ -81,6 +86,41 @@ def test_a_second_call_gives_the_same_numbers_and_one_arm_alone_its_own(run):
     alone = go(run, arms=["joint"], seeds=[1])
     assert list(alone["arms"]) == ["joint-s1"] and alone["pairs"] == {}
     assert alone["arms"]["joint-s1"]["interp"]["coverage"] == first["arms"]["joint-s1"]["interp"]["coverage"]
+
+
+def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
+    """solo's latents are split in joint where it has their senses; between solo's two seeds, alike but for their rows, hardly any are."""
+    folder, split = run
+    place = shutil.copytree(folder, tmp_path / "run")
+    for seed in range(2):
+        for arm, subject in (("solo", dictionary(split, blended=(0, 1, 2))), ("joint", dictionary(split))):
+            for kept in ("primary", "firings"):
+                shutil.rmtree(place / "arms" / f"{arm}-s{seed}" / kept)
+            subject.sae.save(place / "arms" / f"{arm}-s{seed}" / "primary")
+            write_firings(subject.sae, split, place / "arms" / f"{arm}-s{seed}" / "firings")
+    with ReplyStore(tmp_path / "replies.sqlite") as store:
+        asker = Asker(OracleJudge(), store)
+        merged = score_arms(
+            place,
+            lambda firings: Text(firings.documents, firings.tokens, firings.positions, planted_strings(split), 0),
+            lambda text: {},
+            intruder=lambda text: Reader(asker, text, SPEC, 0),
+            spec=SPEC,
+            latents=5,
+        )
+    scores = {name: entry["interp"]["scores"]["sense_intruder"] for name, entry in merged["arms"].items()}
+    assert [(scores[name]["parents"], scores[name]["children"]) for name in ("joint-s0", "joint-s1", "solo-s0")] == [
+        ("solo-s0", "joint-s0"),
+        ("solo-s1", "joint-s1"),
+        ("solo-s0", "solo-s1"),
+    ]
+    # two seeds make one base rate
+    assert "parents" not in scores["solo-s1"] and scores["solo-s1"]["parts"]["all"]["estimate"] is None
+    estimates = [scores[name]["parts"]["all"]["estimate"] for name in ("joint-s0", "joint-s1", "solo-s0")]
+    # an encoder that takes some senses for others is far from 1, and from chance
+    assert min(estimates[:2]) > 0.4
+    found = merged["pairs"]["joint vs solo"]["sense_intruder"]["all"]
+    assert found["matched"] is None and found["unpaired"]["n_seeds"] == (0 if estimates[2] is None else 1)
 
 
 def test_what_cannot_be_scored_is_one_line(run, tmp_path):

@@ -31,7 +31,10 @@ class Temporary(Exception):
 
 
 class Judge(Protocol):
-    """name: what replies are kept under, model and whatever else changes them."""
+    """name: what replies are kept under, model and whatever else changes them.
+
+    A judge that also has `batch` and `answer_many` (as LocalJudge) is asked so many questions at a time, by one thread.
+    """
 
     name: str
 
@@ -113,7 +116,7 @@ class Asker:
         if left and self.judge is None:
             raise UserError(f"{self.store.path} lacks {len(left)} of {len(asks)} replies of '{self.name}'; run without --replay to ask for them")
         if left:
-            self._ask_all(list(left.values()))
+            (self._ask_batches if hasattr(self.judge, "answer_many") else self._ask_all)(list(left.values()))
         return [self.store.get(ask.key(self.name)) for ask in asks]
 
     def _ask_all(self, asks: list[Ask]) -> None:
@@ -139,6 +142,23 @@ class Asker:
             finally:
                 self._stop.set()
 
+    def _ask_batches(self, asks: list[Ask]) -> None:
+        """Questions of like length together, the longest first, so that too little memory shows at once."""
+        asks = sorted(asks, key=lambda ask: len(ask.system) + len(ask.user), reverse=True)
+        with self.progress.task("ask", len(asks), "questions") as task:
+            for start in range(0, len(asks), self.judge.batch):
+                some = asks[start : start + self.judge.batch]
+                for ask, reply in zip(some, self.judge.answer_many(some), strict=True):
+                    self._keep(ask, reply)
+                task.advance(len(some))
+
+    def _keep(self, ask: Ask, reply: Reply) -> None:
+        self.store.put(self.name, ask, reply)
+        with self._lock:
+            self.tally.asked += 1
+            self.tally.prompt_tokens += reply.prompt_tokens or 0
+            self.tally.completion_tokens += reply.completion_tokens or 0
+
     def _answer(self, ask: Ask) -> bool:
         """Whether the question was answered; the reply is in the store then."""
         for attempt in range(self.limits.retries + 1):
@@ -152,11 +172,7 @@ class Asker:
                 if attempt < self.limits.retries:
                     self._stop.wait(self._delay(attempt, trouble.wait))
                 continue
-            self.store.put(self.name, ask, reply)
-            with self._lock:
-                self.tally.asked += 1
-                self.tally.prompt_tokens += reply.prompt_tokens or 0
-                self.tally.completion_tokens += reply.completion_tokens or 0
+            self._keep(ask, reply)
             return True
         with self._lock:
             self.tally.failed += 1

@@ -76,7 +76,7 @@ def draw_activating(text: Text, peaks: Peaks, scoring: bool, count: int, spec: W
     here = np.flatnonzero(peaks.scoring == scoring)
     ordered = here[np.argsort(peaks.values[here], kind="stable")]
     chosen: list[tuple[int, int]] = []
-    for row, stratum in _in_turns(np.array_split(ordered, spec.strata), rng):
+    for row, stratum in in_turns(np.array_split(ordered, spec.strata), rng):
         if len(chosen) == count:
             break
         if _is_new(text, peaks.starts[row], spec.length, seen):
@@ -85,10 +85,10 @@ def draw_activating(text: Text, peaks: Peaks, scoring: bool, count: int, spec: W
     return Windows(peaks.starts[rows], peaks.focus[rows], peaks.values[rows], strata.astype(np.int8), spec.length)
 
 
-def _in_turns(parts: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+def in_turns(parts: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """(entry, number of its part): one entry of every part, then another of every part ...; parts and entries in random order."""
     shuffled = [rng.permutation(part).tolist() for part in parts]
-    for turn in range(max(map(len, shuffled))):
+    for turn in range(max(map(len, shuffled), default=0)):
         # a new order each turn, so that a count that stops amid one favours no part
         for number in rng.permutation(len(shuffled)).tolist():
             if turn < len(shuffled[number]):

@@ -16,7 +16,7 @@ from metasae.data.windows import Frame, Window, pad
 from metasae.errors import UserError
 from metasae.interp.coverage import LatentWindows
 from metasae.interp.draws import KINDS, Windows
-from metasae.interp.result import Score, as_array
+from metasae.interp.result import Score, as_array, auc
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress import SILENT, Progress
@@ -47,39 +47,34 @@ def sentence_encoder(model, tokenizer, pad_id: int = 0) -> Encoder:
 
 
 class Embeddings:
-    """Unit embeddings of windows of one text; each window is embedded once, whichever latents and SAEs ask for it."""
+    """Unit embeddings of windows of one text; what a window says is embedded once, whichever latents and SAEs ask for it."""
 
     def __init__(self, text: Text, encoder: Encoder, length: int, batch: int = BATCH):
         self.text, self.encoder, self.length, self.batch = text, encoder, length, batch
         self._row: dict[int, int] = {}
+        self._known: dict[str, int] = {}
         self._rows = np.zeros((0, 0), np.float32)
 
     def prepare(self, starts: Iterable[int], progress: Progress = SILENT) -> None:
-        """Embeds the windows that begin there and are not embedded yet."""
-        new = sorted({int(start) for start in starts} - self._row.keys())
+        """Embeds the windows that begin there and are not embedded yet; windows with the same text once, those of like length together."""
+        texts = {start: "".join(self.text.strings(start, self.length)) for start in sorted({int(start) for start in starts} - self._row.keys())}
+        new = sorted(set(texts.values()) - self._known.keys(), key=lambda text: (len(text), text))
         found = [self._rows] if len(self._rows) else []
         with progress.task("embed", len(new), "windows") as task:
             for first in range(0, len(new), self.batch):
                 some = new[first : first + self.batch]
-                rows = np.asarray(self.encoder(["".join(self.text.strings(start, self.length)) for start in some]), np.float32)
+                rows = np.asarray(self.encoder(some), np.float32)
                 if rows.shape[0] != len(some) or not np.isfinite(rows).all():
                     raise UserError("the sentence encoder gave something other than one finite vector per text; choose another encoder")
                 found.append(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
                 task.advance(len(some))
-        self._row |= {start: len(self._row) + place for place, start in enumerate(new)}
+        self._known |= {text: len(self._known) + place for place, text in enumerate(new)}
+        self._row |= {start: self._known[text] for start, text in texts.items()}
         self._rows = np.concatenate(found) if found else self._rows
 
     def of(self, windows: Windows) -> np.ndarray:
         """float32 [w, D], of windows that were prepared."""
         return self._rows[[self._row[int(start)] for start in windows.starts]]
-
-
-def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
-    """Share of pairs in which the positive is larger, ties counting one half; None without pairs."""
-    if not len(positive) or not len(negative):
-        return None
-    higher = (positive[:, None] > negative).sum() + 0.5 * (positive[:, None] == negative).sum()
-    return float(higher / (len(positive) * len(negative)))
 
 
 def embedding_scores(embeddings: Embeddings, latents: Sequence[LatentWindows], silent: int, explained_by: Sequence[int] | None = None) -> list[dict]:

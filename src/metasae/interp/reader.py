@@ -10,6 +10,10 @@
 
 Sources: arXiv 2410.13928 (detection, fuzz_marks), 2604.03436 (fuzz_2afc in its text, sim_spearman in its code). A reply that cannot be
 read, and a question that stays unanswered, has the credit of chance and is counted.
+
+Where the judge gives log probabilities, detection and fuzz_marks have parts `<kind>_auc` beside their balanced accuracy:
+P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which no threshold of the judge's moves. It is NaN for a latent
+with a readable reply without log probabilities; those replies are counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +26,10 @@ from metasae.interp import prompts
 from metasae.interp.asking import Asker
 from metasae.interp.coverage import LatentWindows
 from metasae.interp.draws import draw_activating, peaks_of
+from metasae.interp.probabilities import yes_probabilities
 from metasae.interp.prompts import Shown, shown
 from metasae.interp.replies import Ask, Reply
-from metasae.interp.result import Score
+from metasae.interp.result import Score, auc
 from metasae.interp.windows import END, Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress import SILENT, Progress
@@ -37,6 +42,8 @@ REPEATED = 0.05
 # Latents whose questions are asked again with another one's explanation.
 FLOOR = 100
 FIRES = "fires"
+# repeated: answers that were asked for twice and read both times; repeated_alike: those that said the same.
+NOTHING_COUNTED = {"asked": 0, "unreadable": 0, "failed": 0, "repeated": 0, "repeated_alike": 0}
 
 
 class Reader:
@@ -57,7 +64,7 @@ class Reader:
 
         def score(view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT) -> Score:
             explanations = self.explanations(view, latents)
-            counts = {"unexplained": explanations.count(None), "unreadable": 0, "failed": 0, "repeated": 0, "repeated_alike": 0}
+            counts = {"unexplained": explanations.count(None), **NOTHING_COUNTED}
             own = values(view, latents, explanations, counts)
             shuffled = {}
             if floor is not None:
@@ -65,7 +72,7 @@ class Reader:
                 # what cannot be read of the floor is not counted as the score's
                 found = values(view, latents[:some], [explanations[by] for by in floor[:some]], dict(counts))
                 shuffled = {part: np.concatenate([row, np.full(len(latents) - some, np.nan)]) for part, row in found.items()}
-            return Score(key, own, shuffled, counts)
+            return Score(key, own, shuffled, counts, tuple(explanations))
 
         return score
 
@@ -104,17 +111,33 @@ class Reader:
                 asks.append(
                     None if explanation is None else prompts.per_window(question, explanation, [item[2] for item in some], {"type": "boolean"})
                 )
-        replies = self._replies(asks, [partial(prompts.answers_of, count=len(some), kind=bool) for some in wanted], counts)
+        found, replies = self.replies(asks, [partial(prompts.answers_of, count=len(some), kind=bool) for some in wanted], counts)
         credit: dict[tuple[int, str], list[float]] = {}
-        for some, answers in zip(wanted, replies, strict=True):
+        chances: dict[tuple[int, str], list[float]] = {}
+        untold: set[int] = set()
+        counts["without_logprobs"] = 0
+        for some, answers, reply in zip(wanted, found, replies, strict=True):
+            told = None if answers is None else yes_probabilities(reply, len(some))
+            if answers is not None and told is None:
+                untold.add(some[0][0])
+                counts["without_logprobs"] += 1
             for place, (row, part) in enumerate(some):
                 credit.setdefault((row, part), []).append(0.5 if answers is None else float(answers[place] == (part == FIRES)))
+                chances.setdefault((row, part), []).append(np.nan if told is None else told[place])
         kinds = latents[0].silent if latents else ()
 
         def balanced(row: int, kind: str) -> float:
             return (np.mean(credit[row, FIRES]) + np.mean(credit[row, kind])) / 2 if (row, kind) in credit else np.nan
 
-        return {kind: np.array([balanced(row, kind) for row in range(len(latents))]) for kind in kinds}
+        def ranked(row: int, kind: str) -> float:
+            told = (row, kind) in chances and row not in untold
+            return auc(np.array(chances[row, FIRES]), np.array(chances[row, kind])) if told else np.nan
+
+        rows = range(len(latents))
+        parts = {kind: np.array([balanced(row, kind) for row in rows]) for kind in kinds}
+        if any(np.isfinite(each).any() for each in chances.values()):
+            parts |= {f"{kind}_auc": np.array([ranked(row, kind) for row in rows]) for kind in kinds}
+        return parts
 
     def _simulation(
         self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
@@ -126,11 +149,11 @@ class Reader:
             windows = draw_activating(self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, set())
             order = rng.permutation(len(windows))
             drawn.append(windows.peaks[order])
-            texts = [shown(self.text, windows)[place] for place in order]
+            texts = shown(self.text, windows)
             usable = explanation is not None and len(windows) == SIMULATED
             item = {"type": "integer", "minimum": 0, "maximum": 10}
-            asks.append(prompts.per_window(prompts.SIMULATE, explanation, texts, item) if usable else None)
-        replies = self._replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
+            asks.append(prompts.per_window(prompts.SIMULATE, explanation, [texts[place] for place in order], item) if usable else None)
+        replies, _ = self.replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
         found = [np.nan if len(peaks) < SIMULATED else _spearman(answers, peaks) for answers, peaks in zip(replies, drawn, strict=True)]
         return {"all": np.array(found, np.float64)}
 
@@ -145,7 +168,7 @@ class Reader:
                     [None, None] if explanation is None else [prompts.choose(explanation, plain, other), prompts.choose(explanation, other, plain)]
                 )
                 truth += [(row, "A"), (row, "B")]
-        replies = self._replies(asks, [lambda reply: _letter(prompts.field_of(reply, "answer"))] * len(asks), counts)
+        replies, _ = self.replies(asks, [lambda reply: _letter(prompts.field_of(reply, "answer"))] * len(asks), counts)
         credit: list[list[float]] = [[] for _ in latents]
         for (row, right), answer in zip(truth, replies, strict=True):
             credit[row].append(0.5 if answer is None else float(answer == right))
@@ -161,23 +184,29 @@ class Reader:
             strings[place] = self.text.string_at(token)
         return Shown(tuple(strings), np.zeros_like(window.marked))
 
-    def _replies(self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict) -> list:
-        """What each reply says, None where it was not asked, answered or readable. A twentieth is asked a second time."""
+    def replies(self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict) -> tuple[list, list]:
+        """(what each reply says, the reply), None where it was not asked, answered or readable. A twentieth is asked a second time.
+
+        counts: as NOTHING_COUNTED, added to.
+        """
         real = [place for place, ask in enumerate(asks) if ask is not None]
         rng = np.random.default_rng([self.seed, len(asks), 14])
         again = [place for place in real if rng.random() < REPEATED]
         replies = self.asker.ask([asks[place] for place in real] + [replace(asks[place], repeat=1) for place in again])
-        found: list = [None] * len(asks)
+        found, raw = [None] * len(asks), [None] * len(asks)
+        counts["asked"] += len(real)
         for place, reply in zip(real, replies[: len(real)], strict=True):
+            raw[place] = reply
             found[place] = None if reply is None else parsers[place](reply)
             counts["failed"] += reply is None
             counts["unreadable"] += reply is not None and found[place] is None
         for place, reply in zip(again, replies[len(real) :], strict=True):
             second = None if reply is None else parsers[place](reply)
             if second is not None and found[place] is not None:
-                counts["repeated"] += 1
-                counts["repeated_alike"] += second == found[place]
-        return found
+                twice = list(zip(second, found[place], strict=True)) if isinstance(second, list) else [(second, found[place])]
+                counts["repeated"] += len(twice)
+                counts["repeated_alike"] += sum(one == other for one, other in twice)
+        return found, raw
 
 
 def _random_marks(length: int, count: int, focus: int, rng: np.random.Generator) -> np.ndarray:

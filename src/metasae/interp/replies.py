@@ -95,6 +95,11 @@ class ReplyStore:
                 f"cannot write {self.path}: {error}; free some space, then run again: no reply that is in it is asked for again"
             ) from None
 
+    def models(self) -> list[str]:
+        """The names of those whose replies are kept, in order."""
+        with self._lock:
+            return [row[0] for row in self._connection.execute("SELECT DISTINCT model FROM replies ORDER BY model")]
+
     def __len__(self) -> int:
         with self._lock:
             return self._connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]

@@ -14,7 +14,7 @@ from metasae.measures.intervals.resampling import bootstrap_interval
 from metasae.measures.intervals.statistics import paired_difference
 
 # What each score is worth to a judge that knows nothing.
-CHANCE = {"sim_spearman": 0.0, "fuzz_2afc": 0.0, "fuzz_marks": 0.5, "detection": 0.5, "embedding": 0.5}
+CHANCE = {"detection": 0.5, "fuzz_marks": 0.5, "fuzz_2afc": 0.0, "sim_spearman": 0.0, "embedding": 0.5, "sense_intruder": 0.2}
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,15 @@ class Score:
     """One score of m latents (or pairs of them). values: part -> float64 [m], NaN for a latent without that part's windows.
 
     Parts are the kinds of silent windows, or "all" where a score has none. shuffled: the same with another latent's explanation; empty
-    where there is no such floor. counts: what was asked and how much of it could not be read.
+    where there is no such floor. counts: what was asked and how much of it could not be read. explanations: of the m latents, None for
+    one that could not be read; empty where the score has none.
     """
 
     key: str
     values: dict[str, np.ndarray]
     shuffled: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    explanations: tuple[str | None, ...] = ()
 
     @property
     def chance(self) -> float:
@@ -42,7 +44,23 @@ class Score:
             parts[part] = bootstrap_interval(values[rows], seed=seed, clusters=clusters[rows]).as_dict()
             if part in self.shuffled:
                 parts[part]["shuffled"] = bootstrap_interval(self.shuffled[part][rows], seed=seed, clusters=clusters[rows]).as_dict()
-        return {"chance": self.chance, "parts": parts, **self.counts}
+        agreement = {}
+        if "repeated" in self.counts:
+            agreement["self_agreement"] = self.counts["repeated_alike"] / self.counts["repeated"] if self.counts["repeated"] else None
+        return {"chance": self.chance, "parts": parts, **self.counts, **agreement}
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float | None:
+    """Share of pairs in which the positive is larger; a tie and a pair with a number that is not known (NaN) count one half.
+
+    None without pairs.
+    """
+    if not len(positive) or not len(negative):
+        return None
+    higher = (positive[:, None] > negative).sum()
+    lower = (positive[:, None] < negative).sum()
+    pairs = len(positive) * len(negative)
+    return float((higher + 0.5 * (pairs - higher - lower)) / pairs)
 
 
 def as_array(values: Sequence[float | None]) -> np.ndarray:

@@ -61,8 +61,9 @@ class Text:
         self.tokens, self._string_of = np.asarray(tokens), string_of
         breaks = (np.diff(documents) != 0) | (np.diff(positions) != 1)
         edges = np.flatnonzero(breaks) + 1
-        self._starts = np.concatenate([[0], edges]).astype(np.int64)
-        self._ends = np.append(edges, len(tokens)).astype(np.int64)
+        starts, ends = np.concatenate([[0], edges]), np.append(edges, len(tokens))
+        # of every token, where its stretch begins and ends: windows are asked for far more often than there are tokens
+        self._first, self._last = (np.repeat(each, ends - starts) for each in (starts, ends))
         self.scoring = _scoring(np.asarray(documents), seed)
 
     @property
@@ -72,8 +73,7 @@ class Text:
     def windows(self, focus: np.ndarray, length: int, position: str) -> tuple[np.ndarray, np.ndarray]:
         """focus int [m] -> (start int64 [m], whole bool [m]: the window lies within the document)."""
         focus = np.asarray(focus, np.int64)
-        stretch = np.searchsorted(self._starts, focus, side="right") - 1
-        first, last = self._starts[stretch], self._ends[stretch]
+        first, last = self._first[focus], self._last[focus]
         before = {GRID: (focus - first) % length, CENTRE: length // 2, END: length - 1}[position]
         start = focus - before
         return start, (start >= first) & (start + length <= last)
@@ -93,6 +93,7 @@ class Text:
     def scoring_with_id(self, wanted: int) -> np.ndarray:
         """int64 [c], rising: the tokens to score on with this id in the vocabulary."""
         ordered, places = self._scoring_by_id
+        wanted = ordered.dtype.type(wanted)  # another type would have the whole array converted
         return places[np.searchsorted(ordered, wanted) : np.searchsorted(ordered, wanted, side="right")]
 
     @cached_property

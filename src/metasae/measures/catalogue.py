@@ -32,7 +32,7 @@ class Quantity:
     path: tuple[str, ...]
     label: str
     better: Literal["lower", "higher"] | None = None
-    speaks_of: Literal["atomicity", "fidelity"] | None = None
+    speaks_of: Literal["atomicity", "fidelity", "explanation"] | None = None
     main: bool = False
     meaning: str = ""
     relative: bool = True
@@ -68,7 +68,7 @@ def _score(score: str, part: str) -> str:
     return f"scores/{score}/parts/{part}/estimate"
 
 
-SPEAKS_OF = dict.fromkeys(GROUPS, "atomicity") | {"fidelity": "fidelity"}
+SPEAKS_OF = dict.fromkeys(GROUPS, "atomicity") | {"fidelity": "fidelity", "interp": "explanation"}
 _fidelity, _phi, _rows, _seeds, _splits, _merges, _senses, _truth, _steering, _interp = (_of(group) for group in GROUPS)
 
 CATALOGUE: tuple[Quantity, ...] = (
@@ -172,17 +172,20 @@ CATALOGUE: tuple[Quantity, ...] = (
     _truth("mcc", "MCC", "higher", False, "rises when latents are copied, so read beside uniqueness"),
     _truth("phi_error", "phi error", "lower"),
     _truth("phi_related_bias", "phi bias of related features"),
-    _interp(_score("detection", "same_token"), "detection, same token", "higher", True, "balanced accuracy; silent windows hold the latent's token"),
-    _interp(_score("detection", "random"), "detection, random windows", "higher", False, "easier: any word of the explanation tells them apart"),
-    _interp(_score("detection", "neighbour"), "detection, neighbours' windows", "higher", False, "silent windows in which latents of high phi fire"),
-    _interp(_score("fuzz_marks", "same_token"), "fuzzing, marks, same token", "higher", False, "balanced accuracy: are the right tokens marked?"),
-    _interp(_score("fuzz_marks", "random"), "fuzzing, marks, random windows", "higher"),
-    _interp(_score("fuzz_2afc", "all"), "fuzzing, 2AFC", "higher", False, "the paper's text: 2 x accuracy - 1"),
-    _interp(_score("sim_spearman", "all"), "simulation, Spearman", None, False, "the paper's code; without negatives, so a blend scores as well"),
-    _interp(_score("sense_intruder", "all"), "sense intruder", "higher", False, "which of five windows of one token is the sibling's; chance 1/5"),
-    _interp(_score("embedding", "same_token"), "embedding AUC, same token", "higher", False, "no judge; silent windows hold the latent's token"),
-    _interp(_score("embedding", "random"), "embedding AUC, random windows", "higher", False, "no judge"),
-    _interp(_score("embedding", "neighbour"), "embedding AUC, neighbours' windows", "higher", False, "no judge"),
+    _interp(_score("detection", "same_token"), "detection, same token silent", "higher", True, "balanced accuracy; hard negatives, which see blends"),
+    _interp(_score("detection", "random"), "detection, random silent text", "higher", False, "balanced accuracy: does the latent fire in this text?"),
+    _interp(_score("detection", "neighbour"), "detection, neighbour's text", "higher", False, "a phi-neighbour fires, the latent does not"),
+    _interp(_score("detection", "same_token_auc"), "detection AUC, same token silent", "higher", False, "no threshold of the judge's"),
+    _interp(_score("detection", "random_auc"), "detection AUC, random silent text", "higher"),
+    _interp(_score("fuzz_marks", "same_token"), "marks, same token silent", "higher", False, "balanced accuracy: are the right tokens marked?"),
+    _interp(_score("fuzz_marks", "random"), "marks, random silent text", "higher"),
+    _interp(_score("fuzz_2afc", "all"), "real or replaced", "higher", False, "the paper's text: 2 x accuracy - 1"),
+    _interp(_score("sim_spearman", "all"), "simulated strength", None, False, "the paper's code; no negatives, so blind to explanations that are too wide"),
+    _interp(_score("sense_intruder", "all"), "sense intruder", None, False, "chance 1/5; in solo's column splits between seeds, the base rate"),
+    _interp(_score("embedding", "same_token"), "embedding AUC, same token silent", "higher", False, "needs no judge"),
+    _interp(_score("embedding", "random"), "embedding AUC, random silent text", "higher", False, "needs no judge"),
+    _interp(_score("embedding", "neighbour"), "embedding AUC, neighbour's text", "higher", False, "needs no judge"),
+    _interp("coverage/share_covered", "latents with enough windows", None, False, "what the scores speak of"),
     _steering("spill_per_firing", "spill per firing", "lower", False, "moved where the matched latent is silent, over its share of firings"),
     _steering("spill", "spill", None, False, "the same, wider firing included"),
     _steering("apart", "firings apart from the match", None, False, "share of the firings on which the matched latent is silent"),

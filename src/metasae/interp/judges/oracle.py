@@ -31,6 +31,7 @@ class OracleJudge:
             prompts.MARKS: lambda: {"answers": [all(self._on(token, concept) for token, marked in window if marked) for window in windows]},
             prompts.SIMULATE: lambda: {"answers": [min(10, round(4 * _strength(window[-1][0], concept))) for window in windows]},
             prompts.CHOOSE: lambda: {"answer": "AB"[self._stronger(windows, concept)]},
+            prompts.INTRUDE: lambda: {"intruder": self._odd(windows)},
         }[ask.system]()
         text = json.dumps(found)
         return Reply(text, len(ask.user) // 4, len(text) // 4)
@@ -48,6 +49,16 @@ class OracleJudge:
 
         concepts = sorted({name for token, _ in tokens for name in _names(token)}, key=lambda name: (name[0] != "f", int(name[1:])))
         return max(concepts, key=fit, default="nothing")
+
+    def _odd(self, windows) -> int:
+        """The number of the window whose marked token lacks most of what all others have, then has most to itself; the first of equals."""
+        marked = [{name for token, mark in window if mark for name in _names(token) if self._on(token, name)} for window in windows]
+
+        def oddness(number: int) -> tuple[int, int]:
+            others = marked[:number] + marked[number + 1 :]
+            return len(set.intersection(*others) - marked[number]), len(marked[number] - set.union(*others))
+
+        return max(range(len(windows)), key=oddness) + 1
 
     def _stronger(self, windows, concept: str) -> int:
         strengths = [max((_strength(token, concept) for token, _ in window), default=0.0) for window in windows]

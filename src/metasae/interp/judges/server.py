@@ -18,7 +18,8 @@ OPENAI_KEY, OPENAI_HOST = "OPENAI_API_KEY", "api.openai.com"
 class ServerJudge:
     """url: of the API, as http://127.0.0.1:8000/v1. model: as the server calls it. timeout: seconds for one reply.
 
-    logprobs: alternatives per token to ask for, 0 for none; not every server offers them.
+    logprobs: alternatives per token to ask for, 0 for none. Not every server and model offers them: where they are refused, replies come
+    without, under the same name.
     """
 
     def __init__(self, url: str, model: str, timeout: float = 120.0, logprobs: int = 0):
@@ -32,23 +33,30 @@ class ServerJudge:
         self._client = self._openai.OpenAI(base_url=url, api_key=self._key or "none", timeout=timeout, max_retries=0)
 
     def answer(self, ask: Ask) -> Reply:
-        options = {"logprobs": True, "top_logprobs": self._logprobs} if self._logprobs else {}
-        options |= {"seed": ask.repeat} if ask.repeat else {}
+        asked_for = self._logprobs
         try:
-            found = self._client.chat.completions.create(
-                model=self._model,
-                messages=ask.messages,
-                temperature=ask.temperature,
-                response_format={"type": "json_schema", "json_schema": {"name": "reply", "schema": ask.schema, "strict": True}},
-                **{self._limit: ask.max_tokens},
-                **options,
-            )
+            found = self._send(ask, asked_for)
         except self._openai.APIStatusError as error:
-            raise self._refused(error) from None
+            if not (asked_for and error.status_code in (400, 422) and "logprob" in str(error).lower()):
+                raise self._refused(error) from None
+            self._logprobs = 0
+            return self.answer(ask)
         except (self._openai.OpenAIError, ValueError) as error:
             # no connection, no reply in time, or a body that is not JSON
             raise Temporary(self._clean(str(error))) from None
         return self._read(found)
+
+    def _send(self, ask: Ask, logprobs: int):
+        options = {"logprobs": True, "top_logprobs": logprobs} if logprobs else {}
+        options |= {"seed": ask.repeat} if ask.repeat else {}
+        return self._client.chat.completions.create(
+            model=self._model,
+            messages=ask.messages,
+            temperature=ask.temperature,
+            response_format={"type": "json_schema", "json_schema": {"name": "reply", "schema": ask.schema, "strict": True}},
+            **{self._limit: ask.max_tokens},
+            **options,
+        )
 
     def _read(self, found) -> Reply:
         try:
@@ -56,11 +64,11 @@ class ServerJudge:
             text = choice.message.content or ""
             counts = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
             offered = choice.logprobs.content if choice.logprobs is not None else None
-            logprobs = (
-                None if offered is None else tuple((each.token, {other.token: other.logprob for other in each.top_logprobs}) for each in offered)
-            )
+            logprobs = None if offered is None else tuple(_alternatives(each) for each in offered)
         except (AttributeError, IndexError, TypeError):
             raise Temporary("the server's reply is not a chat completion") from None
+        if logprobs is not None and self._key and self._key in "".join(token for token, _ in logprobs):
+            logprobs = None
         return Reply(self._clean(text), *counts, logprobs)
 
     def _refused(self, error) -> Exception:
@@ -75,6 +83,11 @@ class ServerJudge:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def _alternatives(entry) -> tuple[str, dict[str, float]]:
+    """(token, {alternative: log p}), the token itself among them."""
+    return entry.token, {entry.token: entry.logprob, **{other.token: other.logprob for other in entry.top_logprobs or ()}}
 
 
 def _checked(url: str) -> str:

@@ -1,0 +1,152 @@
+"""A causal language model in this process, from a folder or the hub, asked through its chat template.
+
+Greedy: at every step the likeliest token, so the temperature of a question is not used. The model is not held to the JSON schema; a reply
+that is no JSON counts as unreadable. Questions are padded on the left and answered a batch at a time. The log probabilities of
+the likeliest tokens are kept beside every reply.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metasae.data.files_of_text import state_of_file
+from metasae.data.loading import load_model, local_folder
+from metasae.errors import UserError
+from metasae.interp.replies import Ask, Reply
+from metasae.recipe import Model
+
+TOP = 5
+# A reply ends at its first whole JSON object, which is looked for every so many tokens.
+LOOK_EVERY = 8
+
+
+class LocalJudge:
+    """place: a folder, `package:NAME/FOLDER`, or a name on the hub. batch: questions answered at once. dtype: as recipe.model.dtype.
+
+    name: holds a digest of the weights, so that replies of other weights in the same place are not taken for this model's.
+    """
+
+    def __init__(self, place: str, device: str = "cpu", batch: int = 8, dtype: str = "auto"):
+        """Raises UserError for a model that cannot be had, predicts no tokens or has no chat template."""
+        where = model_at(place, dtype)
+        loaded, tokenizer, causal = load_model(where, torch.device(device))
+        if not causal:
+            raise UserError(f"'{place}' does not predict tokens, so it cannot answer; name a causal model with a chat template")
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(f"'{place}' has no chat template; name an instruction-tuned model, whose tokenizer has one")
+        self.model, self.tokenizer, self.batch = loaded.eval(), tokenizer, batch
+        self.name = f"local:{place} {_digest(local_folder(where), loaded)}"
+        self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+        self._stops = _stops(loaded, tokenizer)
+        self._placed = "position_ids" in inspect.signature(loaded.forward).parameters
+        self._pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, *self._stops) if i is not None), 0)
+
+    def answer(self, ask: Ask) -> Reply:
+        return self.answer_many([ask])[0]
+
+    def answer_many(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Raises UserError for a question longer than the model reads, and when memory is short."""
+        prompts = [self.tokenizer(self.rendered(ask), add_special_tokens=False)["input_ids"] for ask in asks]
+        longest = max(map(len, prompts))
+        if self._room is not None and longest >= self._room:
+            raise UserError(
+                f"a question has {longest} tokens and {self.name.split()[0]} reads {self._room}; take a smaller window --length or another model"
+            )
+        room = max(ask.max_tokens for ask in asks)
+        try:
+            written = self._write(prompts, min(room, self._room - longest) if self._room is not None else room)
+        except (RuntimeError, MemoryError) as error:
+            # torch's errors of this kind are RuntimeErrors, on a CPU without a class of their own
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            raise UserError(f"{len(asks)} questions at once do not fit into memory; take a smaller model, or a server as the judge") from None
+        return [self._reply(prompt, steps[: ask.max_tokens]) for prompt, steps, ask in zip(prompts, written, asks, strict=True)]
+
+    def rendered(self, ask: Ask) -> str:
+        """The question as the chat template writes it. Templates that know no system message get both as the user's."""
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        try:
+            return self.tokenizer.apply_chat_template(ask.messages, **options)
+        except Exception:
+            # a template raises an error of its own kind where it refuses a role
+            both = [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}]
+        try:
+            return self.tokenizer.apply_chat_template(both, **options)
+        except Exception as error:
+            raise UserError(f"the chat template of {self.name.split()[0]} fails ({' '.join(str(error).split())}); name another model") from None
+
+    @torch.no_grad()
+    def _write(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[tuple[int, Tensor, Tensor]]]:
+        """Per prompt the steps up to its stop token: (token, ids of the likeliest tokens [5], their log p [5])."""
+        width, device = max(map(len, prompts)), next(self.model.parameters()).device
+        ids = torch.full((len(prompts), width), self._pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        ids, mask = ids.to(device), mask.to(device)
+        steps: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in prompts]
+        running, cache, places = set(range(len(prompts))), None, (mask.cumsum(1) - 1).clamp_min(0)
+        for step in range(most):
+            # models without position ids read them off the mask
+            options = {"position_ids": places} if self._placed else {}
+            out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **options)
+            cache = out.past_key_values
+            likeliest = torch.log_softmax(out.logits[:, -1].float(), dim=-1).topk(min(TOP, out.logits.shape[-1]))
+            tokens, others, logprobs = likeliest.indices[:, 0], likeliest.indices.cpu(), likeliest.values.cpu()
+            for row in sorted(running):
+                steps[row].append((int(others[row, 0]), others[row], logprobs[row]))
+                if int(others[row, 0]) in self._stops or (step % LOOK_EVERY == LOOK_EVERY - 1 and self._is_whole(steps[row])):
+                    running.discard(row)
+            if not running:
+                break
+            ids, mask, places = tokens[:, None], torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1), places[:, -1:] + 1
+        return steps
+
+    def _is_whole(self, steps) -> bool:
+        """Whether a JSON object is complete, after which a model may go on for as long as it is let."""
+        text = self.tokenizer.decode([token for token, _, _ in steps])
+        start = text.find("{")
+        try:
+            return start >= 0 and isinstance(json.JSONDecoder().raw_decode(text[start:])[0], dict)
+        except (ValueError, RecursionError):
+            return False
+
+    def _reply(self, prompt: Sequence[int], steps) -> Reply:
+        said = [step for step in steps if step[0] not in self._stops]
+        pieces = self.tokenizer.batch_decode([[token] for token, _, _ in said])
+        alternatives = [self.tokenizer.batch_decode(others[:, None]) for _, others, _ in said]
+        logprobs = tuple(
+            (piece, {name: float(value) for name, value in reversed(list(zip(names, values, strict=True)))})
+            for piece, names, (_, _, values) in zip(pieces, alternatives, said, strict=True)
+        )
+        text = self.tokenizer.decode([token for token, _, _ in said], skip_special_tokens=True)
+        return Reply(text, len(prompt), len(steps), logprobs)
+
+
+def model_at(place: str, dtype: str = "auto") -> Model:
+    """A package or folder by its path, anything else by its name on the hub."""
+    local = place.startswith("package:") or Path(place).expanduser().exists() or place.startswith((".", "/", "~"))
+    return Model(path=place, dtype=dtype) if local else Model(name=place, dtype=dtype)
+
+
+def _stops(model, tokenizer) -> set[int]:
+    """Every token that ends a reply."""
+    listed = [getattr(getattr(model, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
+    return {number for each in listed if each is not None for number in (each if isinstance(each, (list, tuple)) else [each])}
+
+
+def _digest(folder: Path | None, model) -> str:
+    """Eight letters over the files of a folder, or the commit on the hub."""
+    state = hashlib.blake2b(digest_size=4)
+    if folder is not None:
+        for file in sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json")):
+            state.update(file.name.encode())
+            state_of_file(state, file)
+    state.update(str(getattr(model.config, "_commit_hash", None)).encode())
+    return state.hexdigest()

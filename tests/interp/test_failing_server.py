@@ -1,0 +1,65 @@
+"""Whole scores through a server that fails in every way, from a process that is killed in the middle: the same as without any of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chat_server import serving
+from failing_run import Undisturbed, scored, text_for
+
+from metasae.interp.judges.server import ServerJudge
+from metasae.interp.reader import READ
+from metasae.interp.replies import ReplyStore
+
+HERE = Path(__file__).parent
+FAULTS = {"error": 0.05, "busy": 0.05, "silence": 0.02, "garbage": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("keys", "latents", "at_least"),
+    [(["detection"], 20, 300), pytest.param(list(READ), 30, 2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+)
+def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, latents, at_least):
+    path = tmp_path / "replies.sqlite"
+    expected, quiet = scored(Undisturbed(), tmp_path / "quiet.sqlite", keys, latents)
+    assert quiet.asked >= at_least
+    with serving(answer=text_for, faults=FAULTS, silence=1.5) as server:
+        command = [sys.executable, str(HERE / "failing_run.py"), server.url, str(path), json.dumps(keys), str(latents)]
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])})
+        deadline = time.monotonic() + 100
+        while len(server.delivered) < quiet.asked // 2 and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        child.send_signal(signal.SIGKILL)
+        child.wait(30)
+        while server.at_once:
+            time.sleep(0.01)
+        before, delivered = Counter(server.attempts), Counter(server.delivered)
+        with ReplyStore(path) as store:
+            kept = len(store)
+        # whole answers that were sent and not kept were on their way when the process died
+        assert at_least // 4 < kept < quiet.asked and 0 <= sum(delivered.values()) - kept <= 16
+
+        found, tally = scored(ServerJudge(server.url, "oracle", timeout=1.0), path, keys, latents)
+        assert set(server.met) == set(FAULTS)
+        again = sum((server.delivered - delivered).values())
+        assert tally.asked == again == quiet.asked - kept and tally.stored + tally.asked == quiet.asked + quiet.stored and tally.failed == 0
+        # a question is answered twice only where the first answer was lost with the process
+        twice = [question for question, times in server.delivered.items() if times > 1]
+        assert len(twice) == sum(delivered.values()) - kept and all(before[question] for question in twice)
+        with ReplyStore(path) as store:
+            assert len(store) == quiet.asked
+        everything, no_more = scored(ServerJudge(server.url, "oracle"), path, keys, latents)
+        assert no_more.asked == 0 and sum((server.delivered - delivered).values()) == again
+    for key in keys:
+        for part, values in expected[key].values.items():
+            np.testing.assert_array_equal(found[key].values[part], values)
+            np.testing.assert_array_equal(everything[key].values[part], values)
+        assert found[key].counts == expected[key].counts and found[key].counts["unreadable"] > 0 == found[key].counts["failed"]
+        assert found[key].explanations == expected[key].explanations

