@@ -180,7 +180,7 @@ CATALOGUE: tuple[Quantity, ...] = (
     _interp(_score("fuzz_marks", "same_token"), "marks, same token silent", "higher", False, "balanced accuracy: are the right tokens marked?"),
     _interp(_score("fuzz_marks", "random"), "marks, random silent text", "higher"),
     _interp(_score("fuzz_2afc", "all"), "real or replaced", "higher", False, "the paper's text: 2 x accuracy - 1"),
-    _interp(_score("sim_spearman", "all"), "simulated strength", None, False, "the paper's code; no negatives, so blind to explanations that are too wide"),
+    _interp(_score("sim_spearman", "all"), "simulated strength", None, False, "the paper's code; no negatives, so it misses what is too wide"),
     _interp(_score("sense_intruder", "all"), "sense intruder", None, False, "chance 1/5; in solo's column splits between seeds, the base rate"),
     _interp(_score("embedding", "same_token"), "embedding AUC, same token silent", "higher", False, "needs no judge"),
     _interp(_score("embedding", "random"), "embedding AUC, random silent text", "higher", False, "needs no judge"),
