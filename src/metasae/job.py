@@ -137,52 +137,19 @@ class _Job:
 
     def _train(self, cache: ActivationCache, arm: str, seed: int, title: str, stop: StopRequest) -> None:
         folder = self._arm(arm, seed)
-        if (folder / "primary" / "cfg.json").exists():
+        if is_trained(folder):
             return
         start = time.perf_counter()
-        split = cache.split("train")
-        scale = input_scale(split, self.recipe.sae.normalize)
-        trainer = Trainer(self.recipe, arm, seed, initial_b_dec(split, scale, self.recipe), self.device)
-        with (
-            Stream(split, self.recipe.train.batch, seed, scale, ahead=trainer.device.type != "cpu") as stream,
-            self.progress.task(title, self.recipe.train.tokens) as task,
-        ):
-            train(trainer, stream, folder, task, stop)
-        self._save(trainer.export(scale, self._metadata(cache, arm, seed)), cache, folder)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        train_arm(self.recipe, self.source, cache, arm, seed, folder, self.device, self.progress, title, stop)
         self._done(f"train {arm}-s{seed}", start)
 
-    def _save(self, saes: dict[str, SAE], cache: ActivationCache, folder: Path) -> None:
-        """Calibrates and writes; the primary last, as its folder says that the arm is trained."""
-        if "meta" in saes:
-            meta, rows = saes["meta"], DecoderRows(saes["primary"].W_dec)
-            calibrate(meta, rows)
-            meta.save(folder / "meta")
-        primary = saes["primary"]
-        rule, batch = self.recipe.measure.threshold, self.recipe.train.batch
-        primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration"), batch, rule=rule))
-        primary.save(folder / "primary")
-
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
-        from metasae.measures.suite import measure_sae, reference_of
-
-        folder, spec = self._arm(arm, seed), self.recipe.measure
+        folder = self._arm(arm, seed)
         if (folder / "measures.json").exists():
             return
         start = time.perf_counter()
-        meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
-        host = self.source.judge
-        sae = SAE.load(folder / "primary")
-        result = self._measured_twin(sae, meta, seed)
-        if result is None:
-            calibration = Calibration(**sae.config.metadata["calibration"])
-            if self._reference is None:
-                self._reference = reference_of(cache, spec, host, self.progress)
-            firings = folder / "firings" if spec.keep_firings else None
-            result = measure_sae(
-                sae, meta, cache, spec, host, self.progress, seed=seed, calibration=calibration, reference=self._reference, folder=firings
-            )
-        files.write_json(folder / "measures.json", result)
+        twins = {f"{other}-s{seed}": self._arm(other, seed) for other in self.recipe.arms}
+        self._reference = measure_arm(self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress)
         self._done(f"measure {arm}-s{seed}", start)
 
     def _across(self) -> None:
@@ -197,39 +164,6 @@ class _Job:
         files.write_json(path, measure_across(members, held, self.progress, self.source.steering))
         self._done("across", start)
 
-    def _measured_twin(self, sae: SAE, meta: SAE | None, seed: int) -> dict | None:
-        """The measures of an SAE of this run with the same weights to the bit (control has solo's), but for what its own meta SAE says."""
-        from metasae.measures.firing.store import sae_fingerprint
-        from metasae.measures.rows.decomposability import own_meta
-
-        fingerprint = sae_fingerprint(sae)
-        for arm in self.recipe.arms:
-            path = self._arm(arm, seed) / "measures.json"
-            measures = files.read_json(path) if path.exists() else {}
-            if measures.get("conditions", {}).get("sae") == fingerprint:
-                rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
-                own = own_meta(sae, meta) if meta is not None else {}
-                conditions = measures["conditions"] | {"same_weights_as": f"{arm}-s{seed}"}
-                return measures | {"conditions": conditions, "decomposability": rows | own}
-        return None
-
-    def _metadata(self, cache: ActivationCache, arm: str, seed: int) -> dict:
-        recipe = self.recipe
-        return {
-            "hook_name": recipe.hook.point,
-            "model_name": recipe.model.name or recipe.model.path,
-            "dataset_path": recipe.text.source,
-            "context_size": recipe.text.context,
-            "prepend_bos": not self.source.planted and self.source.host.bos_id is not None,
-            "metasae": {
-                "version": metasae.__version__,
-                "arm": arm,
-                "seed": seed,
-                "data_fingerprint": cache.fingerprint,
-                "recipe": recipe.model_dump(mode="json"),
-            },
-        }
-
     def _arm(self, arm: str, seed: int) -> Path:
         return self.folder / "arms" / f"{arm}-s{seed}"
 
@@ -238,6 +172,120 @@ class _Job:
         if "fingerprint" in facts:
             self.state["data_fingerprint"] = facts["fingerprint"]
         files.write_json(self.folder / "run.json", self.state)
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether an arm's folder holds its trained and calibrated SAE, which is written last."""
+    return (folder / "primary" / "cfg.json").exists()
+
+
+def train_arm(
+    recipe: Recipe,
+    source: Source,
+    cache: ActivationCache | PlantedCache,
+    arm: str,
+    seed: int,
+    folder: Path,
+    device: str,
+    progress: Progress,
+    title: str,
+    stop: StopRequest | None = None,
+) -> float:
+    """Trains one arm with one seed, from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
+
+    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
+    """
+    split = cache.split("train")
+    scale = input_scale(split, recipe.sae.normalize)
+    trainer = Trainer(recipe, arm, seed, initial_b_dec(split, scale, recipe), device)
+    with (
+        Stream(split, recipe.train.batch, seed, scale, ahead=trainer.device.type != "cpu") as stream,
+        progress.task(title, recipe.train.tokens) as task,
+    ):
+        start = time.perf_counter()
+        train(trainer, stream, folder, task, stop)
+        seconds = time.perf_counter() - start
+    _save(trainer.export(scale, _metadata(recipe, source, cache, arm, seed)), recipe, cache, folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return seconds
+
+
+def measure_arm(
+    recipe: Recipe,
+    source: Source,
+    cache: ActivationCache | PlantedCache,
+    seed: int,
+    folder: Path,
+    twins: dict[str, Path],
+    reference,
+    progress: Progress,
+):
+    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for the next arm.
+
+    twins: folders by name of arms that may be measured already and have the same weights, whose measures are taken over.
+    reference: what an earlier call returned, or None.
+    """
+    from metasae.measures.suite import measure_sae, reference_of
+
+    spec = recipe.measure
+    meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
+    host = source.judge
+    sae = SAE.load(folder / "primary")
+    result = _measured_twin(sae, meta, twins)
+    if result is None:
+        calibration = Calibration(**sae.config.metadata["calibration"])
+        if reference is None:
+            reference = reference_of(cache, spec, host, progress)
+        firings = folder / "firings" if spec.keep_firings else None
+        result = measure_sae(sae, meta, cache, spec, host, progress, seed=seed, calibration=calibration, reference=reference, folder=firings)
+    files.write_json(folder / "measures.json", result)
+    return reference
+
+
+def _save(saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path) -> None:
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained."""
+    if "meta" in saes:
+        meta, rows = saes["meta"], DecoderRows(saes["primary"].W_dec)
+        calibrate(meta, rows)
+        meta.save(folder / "meta")
+    primary = saes["primary"]
+    rule, batch = recipe.measure.threshold, recipe.train.batch
+    primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration"), batch, rule=rule))
+    primary.save(folder / "primary")
+
+
+def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path]) -> dict | None:
+    """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says."""
+    from metasae.measures.firing.store import sae_fingerprint
+    from metasae.measures.rows.decomposability import own_meta
+
+    fingerprint = sae_fingerprint(sae)
+    for name, folder in twins.items():
+        path = folder / "measures.json"
+        measures = files.read_json(path) if path.exists() else {}
+        if measures.get("conditions", {}).get("sae") == fingerprint:
+            rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
+            own = own_meta(sae, meta) if meta is not None else {}
+            conditions = measures["conditions"] | {"same_weights_as": name}
+            return measures | {"conditions": conditions, "decomposability": rows | own}
+    return None
+
+
+def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: str, seed: int) -> dict:
+    return {
+        "hook_name": recipe.hook.point,
+        "model_name": recipe.model.name or recipe.model.path,
+        "dataset_path": recipe.text.source,
+        "context_size": recipe.text.context,
+        "prepend_bos": not source.planted and source.host.bos_id is not None,
+        "metasae": {
+            "version": metasae.__version__,
+            "arm": arm,
+            "seed": seed,
+            "data_fingerprint": cache.fingerprint,
+            "recipe": recipe.model_dump(mode="json"),
+        },
+    }
 
 
 def input_scale(split: Split, normalize: str) -> float:

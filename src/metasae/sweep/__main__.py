@@ -1,0 +1,25 @@
+"""One worker on a sweep folder, as `metasae sweep --workers` starts it: python -m metasae.sweep FOLDER DEVICE."""
+
+import os
+import sys
+
+from metasae.errors import UserError
+from metasae.sweep.folder import SweepFolder
+
+
+def main(folder: str, device: str) -> int:
+    from metasae.sweep.study import STORAGE
+    from metasae.sweep.worker import Worker
+    from metasae.train.loop import StopRequest
+
+    try:
+        with StopRequest().listening() as stop:
+            Worker(SweepFolder(folder), device, storage=os.environ.get(STORAGE)).work(stop)
+    except UserError as error:
+        print(f"metasae: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,127 @@
+"""The figures of a sweep: the Pareto scatter with its front, and the dose-response over the penalty's strength kappa."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metasae.measures.catalogue import CATALOGUE, ROBUST
+from metasae.sweep.folder import DONE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
+FVU = "fidelity.fvu"
+RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *ROBUST)
+BLUE, GREY, RED = "#0072B2", "#888888", "#D55E00"
+
+
+def write_figures(folder: Path, result: dict) -> list[Path]:
+    """figures/pareto.png and figures/dose-response.png, each where there is something to draw."""
+    written = []
+    for name, figure in (("pareto", pareto(result)), ("dose-response", dose_response(result))):
+        if figure is not None:
+            path = folder / "figures" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+            written.append(path)
+    return written
+
+
+def pareto(result: dict) -> "Figure | None":
+    """Each objective after the first against the first, a point per cell; the front of these two drawn as a line, the front of all filled."""
+    x, *others = result["objectives"]
+    cells = [cell for cell in result["cells"] if cell["state"] == DONE and cell["means"].get(x) is not None]
+    others = [key for key in others if any(cell["means"].get(key) is not None for cell in cells)]
+    if len(cells) < 2 or not others:
+        return None
+    figure, panels = _panels(1, len(others), (4.2 * len(others), 3.8))
+    varied = sorted({key for cell in cells for key in cell["setting"]})
+    figure.suptitle(f"{' / '.join(varied)} beside each point; filled: no other cell beats it", fontsize=8)
+    for axes, y in zip(panels, others, strict=True):
+        points = [(cell["means"][x], cell["means"][y], cell) for cell in cells if cell["means"].get(y) is not None]
+        for a, b, cell in points:
+            axes.plot(a, b, "o", color=BLUE if cell["on_front"] else GREY, markerfacecolor=BLUE if cell["on_front"] else "white", markersize=6)
+            axes.annotate(_short(cell, varied), (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
+            if cell["best"]:
+                axes.plot(a, b, "o", color=RED, markerfacecolor="none", markersize=12)
+        axes.plot(*_staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better), color=BLUE, linewidth=1.2, alpha=0.7)
+        axes.set_xlabel(_worded(x), fontsize=9)
+        axes.set_ylabel(_worded(y), fontsize=9)
+        axes.locator_params(axis="x", nbins=6)
+    return figure
+
+
+def dose_response(result: dict) -> "Figure | None":
+    """The change against solo with its interval over kappa; cells without a penalty, or without numbers, are left out."""
+    cells = [cell for cell in result["cells"] if cell["state"] == DONE and cell["kappa"] and cell["kappa"]["value"] and cell["differences"]]
+    shown = [key for key in RESPONSES if any(key in cell["differences"] for cell in cells)]
+    if len({cell["kappa"]["value"] for cell in cells}) < 2 or not shown:
+        return None
+    figure, panels = _panels(-(-len(shown) // 2), 2, (8, 3.0 * -(-len(shown) // 2)))
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    figure.supxlabel("kappa = (lambda2 / sigma^2) exp(-e / sigma^2)", fontsize=9)
+    for axes, key in zip(panels, shown, strict=False):
+        relative = QUANTITIES[key].relative
+        for cell in cells:
+            entry = cell["differences"].get(key)
+            middle, ends = _as_told(entry, relative) if entry else (None, None)
+            if middle is None:
+                continue
+            if ends is not None:
+                axes.plot([cell["kappa"]["value"]] * 2, ends, color=BLUE, linewidth=1.4, alpha=0.6)
+            axes.plot(cell["kappa"]["value"], middle, "o", color=BLUE, markersize=5)
+        axes.axhline(0, color=GREY, linewidth=1)
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_title(f"{QUANTITIES[key].label} ({QUANTITIES[key].better} is better)", fontsize=9)
+        axes.set_ylabel(f"change against solo ({'%' if relative else 'hundredths'})", fontsize=8)
+    return figure
+
+
+def _as_told(entry: dict, relative: bool) -> tuple[float | None, list[float] | None]:
+    if relative:
+        return entry["percent"], entry["percent_ci95"]
+    if entry["difference"] is None:
+        return None, None
+    return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
+
+
+def _staircase(points: list[tuple[float, float]], better_x: str, better_y: str) -> tuple[list[float], list[float]]:
+    """The front of two measures as a line of steps: what can be had of y where x is at least as good."""
+    rising, lower = better_x == "lower", better_y == "lower"
+    xs, ys = [], []
+    for x, y in sorted(points, key=lambda point: (point[0] if rising else -point[0], point[1] if lower else -point[1])):
+        if not ys or (y < ys[-1] if lower else y > ys[-1]):
+            if ys:
+                xs.append(x)
+                ys.append(ys[-1])
+            xs.append(x)
+            ys.append(y)
+    return xs, ys
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
+    """An empty figure and its panels, row by row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.grid(color="#eeeeee", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def _short(cell: dict, varied: list[str]) -> str:
+    values = " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in map(cell["setting"].get, varied))
+    return f"{cell['kind']} {cell['setting'].get('sae.k', '')}".strip() if cell["kind"] else values
+
+
+def _worded(key: str) -> str:
+    return f"{QUANTITIES[key].label} ({QUANTITIES[key].better} is better)"

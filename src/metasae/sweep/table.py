@@ -1,0 +1,109 @@
+"""sweep.md: the paper's table with intervals, the measures that no known case fools, and what is at equal FVU."""
+
+from collections.abc import Sequence
+
+from metasae.measures.catalogue import CATALOGUE, ROBUST
+from metasae.measures.intervals.statistics import is_clear
+from metasae.sweep.folder import DONE, FAILED, STOPPED
+from metasae.sweep.results import OUTPUT, PAPER
+from metasae.verdict import change
+
+FIGURES = {"pareto": "Objectives and their front", "dose-response": "Change over the penalty's strength"}
+QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
+
+
+def columns(result: dict) -> list[str]:
+    """The measures shown: the paper's, the robust ones, and the objectives, each where any cell has it."""
+    held = {key for cell in result["cells"] for key in cell["differences"]}
+    output = next((key for key in OUTPUT if key in held), None)
+    wanted = dict.fromkeys([*PAPER, *([output] if output else []), *ROBUST, *result["objectives"]])
+    return [key for key in wanted if key in held]
+
+
+def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:
+    """drawn: names of the figures that were drawn."""
+    shown, settings = columns(result), result["settings"]
+    lines = [f"# Sweep: {result['title']}", "", *_summary(result), ""]
+    head = [*settings, *(QUANTITIES[key].label.replace("|", "\\|") for key in shown), "seeds", ""]
+    lines += [f"Change of {result['subject']} against {result['baseline']}, 95% interval over paired seeds and document blocks.", ""]
+    lines += [_row(head), _row(["---:"] * (len(head) - 1) + ["---"])]
+    for cell in result["cells"]:
+        lines.append(_row([*(_value(cell["setting"].get(key)) for key in settings), *_changes(cell, shown), str(len(cell["seeds"])), _remark(cell)]))
+    lines += ["", *_footnotes(result), ""]
+    if result["equal_fvu"]:
+        lines += [*_equal_fvu(result["equal_fvu"], shown), ""]
+    return "\n".join([*lines, *_time(result["time"]), "", *(f"![{title}](figures/{name}.png)\n" for name, title in FIGURES.items() if name in drawn)])
+
+
+def _summary(result: dict) -> list[str]:
+    states = [cell["state"] for cell in result["cells"]]
+    counts = [(DONE, "done"), (STOPPED, "stopped early"), (FAILED, "failed")]
+    told = ", ".join(f"{states.count(state)} {word}" for state, word in counts if states.count(state))
+    seeds = ", ".join(map(str, result["seeds"]))
+    return [f"{len(states)} cells ({told}); seeds {seeds}; objectives: {', '.join(result['objectives'])}."]
+
+
+def _changes(cell: dict, shown: list[str]) -> list[str]:
+    cells = []
+    for key in shown:
+        entry = cell["differences"].get(key)
+        text = "-" if entry is None else change(QUANTITIES[key], entry)
+        cells.append(f"**{text}**" if entry is not None and is_clear(entry) else text)
+    return cells
+
+
+def _remark(cell: dict) -> str:
+    if cell["state"] != DONE:
+        return f"{cell['state']}: {cell['why']}".replace("|", "\\|")
+    return "front, nearest to the ideal" if cell["best"] else "front" if cell["on_front"] else cell["why"]
+
+
+def _footnotes(result: dict) -> list[str]:
+    lines = [
+        "Bold: clear after Holm's correction within the cell. The intervals are those of each cell by itself: of many cells some look "
+        "clear by chance, so choose here and confirm on new seeds (best.toml)."
+    ]
+    if result["front"]:
+        lines.append(
+            "Front: no other cell is at least as good in every objective and better in one, by the means over seeds. Nearest to the ideal: each "
+            "objective scaled to the front's range. It is where to look first, not a finding."
+        )
+    return lines
+
+
+def _equal_fvu(found: dict, shown: list[str]) -> list[str]:
+    target, sign = found["target"], "target - curve" if found["baseline"] == "curve" else "curve - target"
+    lines = [f"## At the FVU of {target['kind']} with k = {target['k']}", ""]
+    lines += ["Read off each kind's curve over k, linear in ln FVU, seed by seed. Beside each: the largest error of the interpolation.", ""]
+    lines += [f"Differences are {sign}.", ""]
+    keys = [key for key in dict.fromkeys([*shown, "fidelity.l0"]) if key != "fidelity.fvu"]
+    lines += [_row(["kind", "k trained", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]), _row(["---", "---", *["---:"] * len(keys)])]
+    for kind, rows in found["kinds"].items():
+        lines.append(_row([kind, ", ".join(map(str, found["k"][kind])), *(_read_off(rows.get(key), key) for key in keys)]))
+    lines += ["", *(f"{kind or 'a cell'} is not done: {why}" for kind, why in found["not_done"].items())]
+    return lines
+
+
+def _read_off(entry: dict | None, key: str) -> str:
+    if entry is None or entry["difference"] is None:
+        return "FVU not reached"
+    error = entry["interpolation_error"]
+    return change(QUANTITIES[key], entry) + ("" if error is None else f" (± {error:.2g})") + f", {entry['n_seeds']} seeds"
+
+
+def _time(time: dict) -> list[str]:
+    if not time["steps"]:
+        return []
+    memory = "" if time["peak_memory_gib"] is None else f"; peak memory of a worker {time['peak_memory_gib']:.1f} GiB"
+    return [
+        f"{time['saes']} SAEs trained by {time['workers']} workers: {time['steps']:.0f} s of training steps, {time['measure']:.0f} s of measuring, "
+        f"{time['whole']:.0f} s in all (harvest {time['harvest']:.0f} s), {100 * time['overhead']:+.0f}% on the steps{memory}."
+    ]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _value(value) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from metasae.errors import UserError
+from metasae.recipe import Recipe
+from metasae.sweep.grid import Range, check, expand, parse_grid
+
+
+def test_values_are_read_as_toml_and_lists_as_json():
+    axes = parse_grid(["train.lambda2=0.1, 1", 'meta.input=raw,"token"', 'train.penalties=[{}, {"ortsae": 0.25}]', "sae.b_enc=true,false"])
+    assert axes == {
+        "train.lambda2": (0.1, 1),
+        "meta.input": ("raw", "token"),
+        "train.penalties": ({}, {"ortsae": 0.25}),
+        "sae.b_enc": (True, False),
+    }
+
+
+def test_commas_within_brackets_do_not_split():
+    assert parse_grid(["train.penalties={ortsae = 0.2, c2r = 1.0},{}"])["train.penalties"] == ({"ortsae": 0.2, "c2r": 1.0}, {})
+    assert parse_grid(["sae.prefixes=[[0.5, 1.0], [1.0]]"])["sae.prefixes"] == ([0.5, 1.0], [1.0])
+
+
+def test_ranges():
+    axes = parse_grid(["train.lambda2=0.03..1:log", "sae.k=8..64", "train.lr=1e-4..1e-2"])
+    assert axes == {"train.lambda2": Range(0.03, 1, True), "sae.k": Range(8, 64), "train.lr": Range(1e-4, 1e-2)}
+    with pytest.raises(UserError, match="a range, which a grid cannot go through"):
+        expand(axes)
+
+
+def test_every_combination_once_the_last_key_fastest():
+    found = expand({"a": (1, 2), "b": ("x", "y", "x")})
+    assert [tuple(setting.values()) for setting in found] == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    assert expand({}) == [{}]
+
+
+def test_a_mapping_is_taken_too():
+    assert parse_grid({"train.lambda2": [0.1], "sae.k": "4..8"}) == {"train.lambda2": (0.1,), "sae.k": Range(4, 8)}
+
+
+@pytest.mark.parametrize("entries, words", [
+    (["train.lambda2"], "takes KEY=VALUE,VALUE"),
+    (["train.lambda2="], "takes KEY=VALUE,VALUE"),
+    (["train.lambda2=0.1,,0.3"], "a value is missing"),
+    (["train.lambda2=0.1", "train.lambda2=0.3"], "twice"),
+    (["train.lambda2=[0.1"], "no JSON list"),
+    (["train.lambda2=1..0.1"], "two rising numbers"),
+    (["train.lambda2=0..1:log"], "starts above 0"),
+    (["hook.point=blocks.1.hook_resid_pre,blocks.2.hook_resid_pre"], "run --points"),
+    (["measure.tokens=1,2"], "only keys of sae, meta, train"),
+    (["seeds=1,2"], "only keys of sae, meta, train"),
+    ({"sae.k": 3}, "give a list of values"),
+])  # fmt: skip
+def test_a_wrong_grid_is_one_clear_error(entries, words):
+    with pytest.raises(UserError, match=words):
+        parse_grid(entries)
+
+
+def test_unknown_keys_are_named_with_the_nearest():
+    with pytest.raises(UserError, match=r"did you mean 'train\.lambda2'"):
+        check(Recipe(), parse_grid(["train.lamda2=1"]))
+    check(Recipe(), parse_grid(["train.penalties.ortsae=0.1,0.2"]))
+
+
+def test_a_grid_survives_json():
+    assert json.loads(json.dumps(expand(parse_grid(["train.penalties=[{}, {\"ortsae\": 0.25}]"])))) == [
+        {"train.penalties": {}}, {"train.penalties": {"ortsae": 0.25}},
+    ]  # fmt: skip

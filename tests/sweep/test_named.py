@@ -1,0 +1,54 @@
+"""Named sweeps: what they hold, and the two that compare at equal FVU, trained."""
+
+import pytest
+from tiny_sweeps import TINY
+
+from metasae.recipe import Recipe
+from metasae.sweep import sweep
+from metasae.sweep.named import ABLATIONS, named
+from metasae.sweep.plan import Plan
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch):
+    monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
+
+
+@pytest.mark.parametrize("recipe", ["demo", "planted", "paper-gpt2-large", "modern-gpt2-small"])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_recipe_takes_every_named_sweep(name, recipe):
+    base = Recipe.load(recipe)
+    found = named(name, base)
+    plan = Plan("s", name, base, found.settings, shared_baseline=found.shared_baseline)
+    assert len({plan.name_of(setting) for setting in found.settings}) == len(found.settings) >= 2
+
+
+def test_the_papers_grid():
+    found = named("lambda2-sigma", Recipe.load("demo"))
+    assert [tuple(setting.values.values()) for setting in found.settings] == [(a, b) for a in (0.1, 0.3, 1.0) for b in (0.3, 1.0, 3.0)]
+
+
+def test_kinds_share_one_solo_and_are_read_at_its_fvu(tmp_path):
+    found = sweep("planted", named="kinds", seeds=1, out=tmp_path / "a", overrides=TINY, show=False)
+    kinds = found["equal_fvu"]["kinds"]
+    assert list(kinds) == ["decomposability", "ortsae", "c2r", "cofiring", "matryoshka"]
+    assert found["equal_fvu"]["target"] == {"kind": "solo", "k": 3} and not found["equal_fvu"]["not_done"]
+    assert found["equal_fvu"]["k"]["ortsae"] == [3, 4, 5]
+    assert len({cell["saes"]["solo-s0"] for cell in found["cells"]}) == 1
+    own = next(cell for cell in found["cells"] if cell["kind"] == "solo" and cell["setting"]["sae.k"] == 3)
+    # solo at the recipe's k is its own baseline
+    assert own["saes"]["joint-s0"] == own["saes"]["solo-s0"] and own["differences"]["fidelity.fvu"]["difference"] == 0
+    for rows in kinds.values():
+        entry = rows["cooccurrence.mean_abs_phi"]
+        assert entry["interpolation_error"] >= 0 and set(entry["brackets"]) == {"0"}
+        assert entry["n_seeds"] == sum(bracket is not None for bracket in entry["brackets"].values())
+        assert "fidelity.fvu" not in rows
+    table = (tmp_path / "a/sweep.md").read_text()
+    assert "## At the FVU of solo with k = 3" in table and "| matryoshka | 3, 4, 5 |" in table
+
+
+def test_joint_beside_solo_of_lower_k(tmp_path):
+    overrides = TINY | {"sae.k": 6, "train.lambda2": 3.0}
+    found = sweep("planted", named="k", seeds=1, out=tmp_path / "a", overrides=overrides, show=False)
+    assert found["equal_fvu"]["baseline"] == "curve" and found["equal_fvu"]["k"] == {"joint": [6], "solo": [4, 5, 6]}
+    assert "Differences are target - curve" in (tmp_path / "a/sweep.md").read_text()

@@ -1,0 +1,280 @@
+"""Whole sweeps on a planted world: what is trained once, what is skipped, what fails and goes on, and what is told."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_sweeps import TINY, contents, without_machine, workers_of
+
+import metasae
+from metasae.errors import Interrupted, UserError
+from metasae.recipe import Recipe
+from metasae.report import write_report
+from metasae.sweep import launch, run_sweep, sweep
+from metasae.sweep import worker as worker_module
+from metasae.sweep.folder import SweepFolder
+from metasae.sweep.plan import read_plan
+from metasae.train.trainer import Trainer
+
+GRID = {"train.lambda2": [0.3, 3.0], "train.sigma_sq": [0.3, 1.0]}
+
+
+def tiny(out, grid=GRID, **options):
+    return sweep("planted", options.pop("grid_", grid), out=out, show=False, **{"seeds": 2, "overrides": TINY, **options})
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch):
+    """Drawing takes longer than all the rest; the sweep of `done` is drawn before this holds."""
+    monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
+    monkeypatch.setattr("metasae.conclusion.write_report", lambda folder: folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished sweep of four cells, two seeds: (its folder, its result). Not to be changed."""
+    out = tmp_path_factory.mktemp("sweeps") / "grid"
+    return out, tiny(out)
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / "saes").rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def test_solo_and_control_are_trained_once_per_seed(done):
+    out, result = done
+    assert [cell["setting"] for cell in result["cells"]] == [
+        {"train.lambda2": a, "train.sigma_sq": b} for a in (0.3, 3.0) for b in (0.3, 1.0)
+    ]  # fmt: skip
+    arms = [path.name.split("-")[0] for path in (out / "saes").iterdir()]
+    assert {arm: arms.count(arm) for arm in set(arms)} == {"solo": 2, "control": 2, "joint": 8}
+    assert all(len(workers) == 1 for workers in workers_of(out).values())
+    assert len({cell["saes"]["solo-s0"] for cell in result["cells"]}) == 1 and len({cell["saes"]["joint-s0"] for cell in result["cells"]}) == 4
+
+
+def test_a_cell_is_what_a_run_of_its_recipe_gives(done, tmp_path):
+    out, result = done
+    cell = out / result["cells"][3]["folder"]
+    alone = metasae.run(cell / "recipe.toml", out=tmp_path / "alone", show=False)
+    assert alone["arms"] == json.loads((cell / "compare.json").read_text())["arms"]
+    one, other = (metasae.SAE.load(folder / "arms/joint-s1/primary") for folder in (cell, tmp_path / "alone"))
+    assert torch.equal(one.W_dec, other.W_dec) and torch.equal(one.W_enc, other.W_enc)
+    assert (cell / "arms/control-s1/metrics.jsonl").exists()
+
+
+def test_a_cell_is_a_run_folder(done, tmp_path):
+    out, result = done
+    shutil.copytree(out, tmp_path / "copy", symlinks=True)
+    cell = tmp_path / "copy" / result["cells"][0]["folder"]
+    before = stamps(tmp_path / "copy")
+    again = metasae.run(cell / "recipe.toml", out=cell, show=False)
+    assert again["pairs"].keys() == {"joint vs solo", "control vs solo"}
+    assert stamps(tmp_path / "copy") == before
+
+
+@pytest.mark.slow
+def test_a_report_can_be_written_for_a_cell(done, tmp_path):
+    out, result = done
+    shutil.copytree(out, tmp_path / "copy", symlinks=True)
+    assert write_report(tmp_path / "copy" / result["cells"][0]["folder"]).stat().st_size > 50_000
+
+
+def test_what_is_told(done):
+    out, result = done
+    held = json.loads((out / "sweep.json").read_text())
+    assert without_machine(held) == without_machine(result)
+    assert held["front"] and held["best"] in held["front"] and not held["failed"]
+    entry = held["cells"][0]["differences"]["fidelity.fvu"]
+    assert entry["n_seeds"] == 2 and entry["ci95"]
+    kappa = held["cells"][1]["kappa"]
+    assert kappa["e_of"] == "control" and kappa["value"] == pytest.approx(0.3 * 2.718281828 ** -kappa["e"])
+    assert held["cells"][1]["kappa"]["e"] == held["cells"][3]["kappa"]["e"]
+    table = (out / "sweep.md").read_text()
+    assert table.count("\n| 0.3 |") == 2 and table.count("\n| 3.0 |") == 2 and "lift variance" in table and "mean \\|phi\\|" in table
+    assert (out / "figures/pareto.png").stat().st_size > 5000 and (out / "figures/dose-response.png").stat().st_size > 5000
+    assert [each["key"] for each in held["parallel"]["dimensions"]] == ["train.lambda2", "train.sigma_sq", *held["objectives"]]
+    assert held["time"]["saes"] == 12 and held["time"]["whole"] > held["time"]["steps"] > 0
+    assert not list(out.rglob("firings"))
+
+
+def test_the_best_cell_is_confirmed_on_new_seeds(done):
+    out, result = done
+    confirm = result["confirm"]
+    recipe = Recipe.load(out / "best.toml")
+    best = next(cell for cell in result["cells"] if cell["name"] == confirm["cell"])
+    assert recipe.seeds == (2, 3, 4) and recipe.train.lambda2 == best["setting"]["train.lambda2"]
+    # what the sweep left out is measured again
+    assert recipe.measure.keep_firings and recipe.measure.pursuit_k == 3 and recipe.measure.shifts == 3
+    assert confirm["command"] == f"metasae run {out}/best.toml --out {out}-confirmed"
+
+
+def test_a_second_call_does_nothing_again(done, tmp_path):
+    out, result = done
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, symlinks=True)
+    before = stamps(copy)
+    assert without_machine(tiny(copy)) == without_machine(result)
+    assert stamps(copy) == before
+
+
+def test_seeds_and_values_may_be_added(done, tmp_path):
+    out, _ = done
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy, symlinks=True)
+    before = stamps(copy)
+    more = tiny(copy, {"train.lambda2": [0.3, 1.0], "train.sigma_sq": [1.0]}, seeds=[2])
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert len(more["cells"]) == 5 and all(cell["seeds"] == [0, 1, 2] for cell in more["cells"])
+    assert more["cells"][1]["differences"]["fidelity.fvu"]["n_seeds"] == 3
+    names = [path.name for path in (copy / "saes").iterdir()]
+    assert sum(name.startswith("solo") for name in names) == 3 and sum(name.startswith("joint") for name in names) == 15
+
+
+def test_another_sweep_in_the_same_folder_is_refused(done):
+    out, _ = done
+    for options, words in [
+        ({"overrides": TINY | {"train.lr": 1e-3}}, r"another train\.lr"),
+        ({"objectives": ["fidelity.fvu"]}, "another objectives"),
+        ({"grid_": None, "named": "k"}, "another shared_baseline"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            tiny(out, **options)
+
+
+def test_a_sweep_that_was_moved_goes_on(tmp_path, monkeypatch):
+    grid = {"train.lambda2": [0.3, 3.0]}
+    whole = tiny(tmp_path / "whole", grid, seeds=1)
+    trained = []
+    real = worker_module.train_arm
+
+    def stop_at_the_fourth(*arguments, **options):
+        if len(trained) == 3:
+            raise Interrupted("stopped by a test")
+        trained.append(arguments[2:5])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(worker_module, "train_arm", stop_at_the_fourth)
+    with pytest.raises(Interrupted, match=r"stopped by a test\. Go on with the same command"):
+        tiny(tmp_path / "before", grid, seeds=1)
+    monkeypatch.setattr(worker_module, "train_arm", real)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "before").rename(tmp_path / "elsewhere/after")
+    assert without_machine(tiny(tmp_path / "elsewhere/after", grid, seeds=1)) == without_machine(whole)
+    assert contents(tmp_path / "elsewhere/after") == contents(tmp_path / "whole")
+    assert all(path.resolve().is_relative_to(tmp_path / "elsewhere") for path in (tmp_path / "elsewhere/after/cells").glob("*/arms/*"))
+
+
+def test_a_cell_whose_loss_is_no_number_says_so_and_the_sweep_goes_on(done, tmp_path):
+    _, result = done
+    found = tiny(tmp_path / "a", {"train.lambda2": [0.3, 3e38], "train.sigma_sq": [1.0]})
+    good, bad = found["cells"]
+    assert good["state"] == "done" and good["means"] == result["cells"][1]["means"] and good["on_front"]
+    assert bad["state"] == "failed" and "joint-s0: the loss is no longer finite" in bad["why"] and not bad["differences"]
+    assert found["failed"] == {bad["name"]: bad["why"]}
+    assert "no longer finite" in json.loads(next((tmp_path / "a/saes").glob("*/failed.json")).read_text())["why"]
+    assert "failed: joint-s0" in (tmp_path / "a/sweep.md").read_text()
+
+
+def test_a_full_disk_fails_its_cell_and_a_second_call_puts_it_right(done, tmp_path, monkeypatch):
+    _, result = done
+    real, refused = Trainer.export, []
+
+    def export(self, *arguments):
+        if self.arm == "joint" and self.lambda2 == 3.0 and self.seed == 1:
+            refused.append(1)
+            raise UserError("cannot write it: No space left on device; free some space")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "export", export)
+    found = tiny(tmp_path / "a")
+    assert [cell["state"] for cell in found["cells"]] == ["done", "done", "failed", "failed"] and len(refused) == 2
+    assert "joint-s1: cannot write it: No space left on device" in found["cells"][2]["why"]
+    monkeypatch.setattr(Trainer, "export", real)
+    assert without_machine(tiny(tmp_path / "a")) == without_machine(result)
+
+
+def test_a_disk_that_takes_nothing_at_all_is_one_clear_error(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refuse)
+    found = tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1)
+    assert found["cells"][0]["state"] == "failed" and "No space left" in found["cells"][0]["why"] and found["best"] is None
+
+
+def test_an_unforeseen_error_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_module, "train_arm", lambda *a, **k: 1 / 0)
+    found = tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1)
+    assert "ZeroDivisionError" in found["cells"][0]["why"]
+    assert "1 / 0" in json.loads(next((tmp_path / "a/saes").glob("*/failed.json")).read_text())["traceback"]
+
+
+def test_cells_of_fewer_tokens_see_what_a_run_of_their_own_would(tmp_path):
+    found = tiny(tmp_path / "a", {"train.tokens": [1_200, 2_400]}, seeds=1)
+    alone = metasae.run(tmp_path / "a" / found["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "alone", show=False)
+    assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == found["cells"][0]["means"]["fidelity.fvu"]
+
+
+def test_identical_cells_are_one(tmp_path):
+    found = tiny(tmp_path / "a", {"train.lambda2": [0.3, 0.30], "train.checkpoint_every": [5, 9]}, seeds=1)
+    assert len(found["cells"]) == 1
+
+
+def test_early_stopping_keeps_the_front_of_the_first_seed(done, tmp_path):
+    _, result = done
+    found = tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])
+    states = {cell["name"]: cell["state"] for cell in found["cells"]}
+    by_fvu = sorted(result["cells"], key=lambda cell: cell["differences"]["fidelity.fvu"]["values"][0]["a"])
+    assert [states[cell["name"]] for cell in by_fvu] == ["done", "done", "stopped", "stopped"]
+    stopped = next(cell for cell in found["cells"] if cell["state"] == "stopped")
+    assert stopped["seeds"] == [0] and stopped["differences"]["fidelity.fvu"]["ci95"] is None and not stopped["on_front"]
+    assert "stopped: stopped early" in (tmp_path / "a/sweep.md").read_text()
+    # and a second call leaves them stopped
+    assert without_machine(tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])) == without_machine(found)
+
+
+def test_the_command_lines_arguments(tmp_path):
+    table = "{" + ", ".join(f"{key} = {value}" for key, value in TINY["planted"].items()) + "}"
+    sets = [f"{key}={table if key == 'planted' else value}" for key, value in TINY.items()]
+    found = run_sweep("planted", ["train.lambda2=0.3"], seeds=1, set_=sets, out=tmp_path / "a", objective=["fidelity.fvu"], show=False)
+    assert found["objectives"] == ["fidelity.fvu"] and found["cells"][0]["state"] == "done"
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"grid_": None}, "say what is swept"),
+    ({"named": "kinds"}, "say what is swept"),
+    ({"grid_": None, "named": "kind"}, "did you mean 'kinds'"),
+    ({"grid_": {"train.lambda2": ["x"]}}, r"train\.lambda2"),
+    ({"grid_": {"sae.k": [4000]}}, "more than n"),
+    ({"search": 0}, "at least one trial"),
+    ({"search": 3, "sampler": "random"}, "no sampler 'random'"),
+    ({"search": 3, "early_stop": True}, "goes with a grid"),
+    ({"workers": 0}, "at least one"),
+    ({"objectives": ["fidelity.fvuu"]}, "did you mean 'fidelity.fvu'"),
+    ({"objectives": ["fidelity.l0"]}, "no better direction"),
+    ({"overrides": TINY | {"measure.across": True}}, "nothing across SAEs"),
+    ({"device": "gpu"}, "not one of cpu, cuda"),
+])  # fmt: skip
+def test_a_wrong_call_is_one_clear_error_and_writes_nothing(tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        tiny(tmp_path / "a", **options)
+    assert not (tmp_path / "a/plan.json").exists()
+
+
+def test_a_sweep_measures_less_than_a_run_unless_told(tmp_path):
+    whole = Recipe.load("demo")
+    assert launch.light(whole) == {
+        "measure.tokens": 50_000, "measure.output_tokens": 5_000, "measure.keep_firings": False, "measure.across": False,
+        "measure.shifts": 0, "measure.pursuit_k": 0,
+    }  # fmt: skip
+    tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1, overrides=TINY | {"measure.shifts": 1})
+    assert read_plan(SweepFolder(tmp_path / "a")).base.measure.shifts == 1
+
+
+def test_gpus_are_given_out_by_free_memory(monkeypatch):
+    free = {0: 10, 1: 30, 2: 20}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (free[number], 40))
+    assert launch.devices("cuda", 4) == ["cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    assert launch.devices("cuda:2", 2) == ["cuda:2", "cuda:2"] and launch.devices("cpu", 2) == ["cpu", "cpu"]
