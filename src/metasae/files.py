@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
     """Raises UserError when the file is missing or is not JSON."""
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no plain file")
+            raise UserError(f"cannot read {path}: it is no plain file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None

@@ -110,6 +110,7 @@ class _Job:
             if stop.asked:
                 raise Interrupted("stopped between two stages; what is done is kept")
         self._across()
+        self._explorer()
 
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
@@ -163,6 +164,15 @@ class _Job:
         held = files.read_json(path) if path.exists() else None
         files.write_json(path, measure_across(members, held, self.progress, self.source.steering))
         self._done("across", start)
+
+    def _explorer(self) -> None:
+        """The store that the explorer and the report's windows are read from."""
+        if self.recipe.measure.keep_firings and self.recipe.measure.explorer:
+            from metasae.explore.build import build
+
+            start = time.perf_counter()
+            build(self.folder, self.progress)
+            self._done("explorer", start)
 
     def _arm(self, arm: str, seed: int) -> Path:
         return self.folder / "arms" / f"{arm}-s{seed}"

@@ -194,6 +194,7 @@ class Measure(Table):
     critic_grid: bool = Field(False, description="meta SAEs of several widths and k")
     senses: str = Field("", description="file or folder of sense-tagged sentences (JSONL: word, sense, before, target, after)")
     across: bool = Field(True, description="what needs two SAEs: latents found again in other seeds, splits of solo's latents")
+    explorer: bool = Field(True, description="the explorer's store, from which the report shows windows too; needs keep_firings")
     side_effects: int = Field(0, ge=0, description="matched latents per seed whose side effects in steering are measured; 0 leaves it out")
 
 

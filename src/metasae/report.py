@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tomli
@@ -14,6 +14,8 @@ from metasae.errors import UserError
 from metasae.latex import as_latex
 from metasae.measures.catalogue import CATALOGUE, GROUPS, Quantity
 from metasae.measures.intervals.statistics import is_clear
+from metasae.report_latents import STYLE as LATENT_STYLE
+from metasae.report_latents import latents_sections
 from metasae.report_style import STYLE
 from metasae.verdict import change, towards
 
@@ -73,13 +75,14 @@ def write_report(run_folder: str | Path) -> Path:
         for kind, image in kinds.items():
             files.write(run_folder / "figures" / f"{name}.{kind}", lambda part, image=image: part.write_bytes(image))
     files.write_text(run_folder / "compare.tex", as_latex(comparison))
-    path = run_folder / "report.html"
-    files.write_text(path, page(comparison, _recipe_values(run_folder / "recipe.toml"), {name: kinds["png"] for name, kinds in images.items()}))
+    path, latents = run_folder / "report.html", latents_sections(run_folder, comparison["baseline"])
+    shown = {name: kinds["png"] for name, kinds in images.items()}
+    files.write_text(path, page(comparison, _recipe_values(run_folder / "recipe.toml"), shown, latents))
     return path
 
 
-def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, bytes]) -> str:
-    """The whole HTML document. recipe_values: dotted key -> value as text. images: name -> PNG."""
+def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, bytes], latents: Sequence[str] = ()) -> str:
+    """The whole HTML document. recipe_values: dotted key -> value as text. images: name -> PNG. latents: sections about single latents."""
     body = [
         "<header><p class=kind>metasae report</p>",
         f"<h1>{_text(comparison['run'])}</h1>",
@@ -91,6 +94,7 @@ def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, byte
         _arms_table(comparison, [q for q in CATALOGUE if q.main]),
         "</section>",
         *(_figure_section(name, images[name]) for name in CAPTIONS if name in images),
+        *latents,
         *_all_measures(comparison),
         "<section><h2>How to read this</h2>",
         *(f"<p>{paragraph}</p>" for paragraph in READ),
@@ -102,7 +106,7 @@ def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, byte
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{_text(comparison['run'])}: metasae report</title><style>{STYLE}</style></head><body>"
+        f"<title>{_text(comparison['run'])}: metasae report</title><style>{STYLE}{LATENT_STYLE}</style></head><body>"
     )
     return head + "\n".join(part for part in body if part) + "</body></html>\n"
 

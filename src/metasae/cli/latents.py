@@ -45,19 +45,21 @@ def interp(
 def explore(
     run_folder: Annotated[Path, typer.Argument(help="a run folder")],
     static: Annotated[Path | None, typer.Option(help="write the pages into this folder instead, for any file host")] = None,
+    host: Annotated[str, typer.Option(help="the address to serve on; others than this machine's let others read along")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it")] = True,
 ) -> None:
     """The explorer: latents, how they split, two latents side by side, on 127.0.0.1 or as files."""
+    from metasae.progress import Progress
+
     if static is not None:
         from metasae.explore.static_export import static_export
-        from metasae.progress import Progress
 
         print(static_export(run_folder, static, Progress()))
         return
     from metasae.explore.server import serve
 
-    serve(run_folder, port=port, open_browser=browser)
+    serve(run_folder, host=host, port=port, open_browser=browser, progress=Progress())
 
 
 @app.command()

@@ -1,0 +1,237 @@
+"""What the store is made of: a list of parts, each with a fingerprint of what it is made from and a function that writes its rows."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from metasae.data.host import Host
+from metasae.errors import UserError
+from metasae.explore import edges, explanations, latent_rows, logits, split_rows, summary, text_rows
+from metasae.explore.judged import REPLIES, Judged
+from metasae.explore.members import Member, baseline_of, find_members, next_seed, read_object
+from metasae.explore.schema import BASE, FORMAT, MERGES, SPLITS, STORE, key_of
+from metasae.explore.text_rows import Strings, StringsOf, Text
+from metasae.interp.windows import Text as WindowText
+from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
+from metasae.measures.firing.store import open_firings
+from metasae.progress import Progress
+from metasae.recipe import Recipe
+from metasae.sae.sae import SAE
+
+
+@dataclass(frozen=True)
+class Part:
+    """write: adds its rows to an open store.
+
+    name: `text:DIGEST`, `sae:NAME`, `interp:NAME`, `pair:NAME|NAME`, `splits:NAME|NAME`, `logits:NAME` or `overview`.
+    """
+
+    name: str
+    fingerprint: str
+    write: Callable[[sqlite3.Connection], None]
+
+
+class Job:
+    """One run folder to be written into a store."""
+
+    def __init__(self, run_folder: Path, windows: int, strings: StringsOf | None, progress: Progress):
+        self.run_folder, self.windows, self.progress = run_folder, windows, progress
+        self.members = find_members(run_folder)
+        self.baseline = baseline_of(run_folder, self.members)
+        self.causal = summary.is_causal(run_folder)
+        self._given, self._strings_of = strings, {}
+        self._weights = lru_cache(maxsize=3)(lambda folder: SAE.load(folder))
+
+    def parts(self) -> list[Part]:
+        """In the order in which they are written."""
+        texts = {member.text_digest: member for member in self.members if member.has_firings}
+        prints = {member.name: f"{FORMAT} {self.windows} {member.text_digest} {member.fingerprint}" for member in self.members}
+        found = [Part(f"text:{digest}", str(digest), partial(self._write_text, member)) for digest, member in texts.items()]
+        found += [Part(f"sae:{member.name}", prints[member.name], partial(self._write_sae, member)) for member in self.members]
+        found += [
+            Part(f"interp:{member.name}", f"{prints[member.name]} {member.said}", partial(self._write_interp, member)) for member in self.members
+        ]
+        for one, other in self._pairs():
+            both = f"{prints[one.name]} {prints[other.name]}"
+            found.append(Part(f"pair:{one.name}|{other.name}", both, partial(self._write_pair, one, other)))
+        for kind, parent, child, known in self._split_pairs():
+            both = f"{kind} {prints[parent.name]} {prints[child.name]} {json.dumps(known)}"
+            found.append(Part(f"splits:{parent.name}|{child.name}", both, partial(self._write_splits, kind, parent, child, known)))
+        if self.causal:
+            found += [Part(f"logits:{member.name}", member.weights, partial(self._write_logits, member)) for member in self.members]
+        return [*found, Part("overview", self._overview_print(prints), self._write_overview)]
+
+    def _pairs(self) -> list[tuple[Member, Member]]:
+        """Those of one seed in two arms, and those of one arm in neighbouring seeds."""
+        every = [(one, other) for place, one in enumerate(self.members) for other in self.members[place + 1 :]]
+        same_seed = [(one, other) for one, other in every if one.seed == other.seed]
+        following = [(member, other) for member in self.members if (other := next_seed(member, self.members))]
+        return same_seed + following
+
+    def _split_pairs(self) -> list[tuple[str, Member, Member, dict | None]]:
+        """(kind, parents, children, None or what across.json says of them).
+
+        The baseline in every other arm of its seed, the other way round, and the baseline in its next seed. Candidates are looked for
+        in the firings; across.json, which has the best of them alone, speaks for SAEs that kept none.
+        """
+        found = []
+        for base in (member for member in self.members if member.arm == self.baseline):
+            others = [member for member in self.members if member.seed == base.seed and member.arm != self.baseline]
+            found += [(SPLITS, base, other) for other in others] + [(MERGES, other, base) for other in others]
+            if following := next_seed(base, self.members):
+                found.append((BASE, base, following))
+        counted = [(*each, None) for each in found if each[1].text_digest and each[1].text_digest == each[2].text_digest]
+        told = [(*each, self._across.get((each[1].weights, each[2].weights))) for each in found if not (each[1].has_firings and each[2].has_firings)]
+        return counted + [each for each in told if each[-1] is not None]
+
+    @cached_property
+    def _across(self) -> dict[tuple[str, str], dict]:
+        """(parents' weights, children's weights) -> the candidates in across.json."""
+        parts = [entry[part] for entry in read_object(self.run_folder / "across.json").values() for part in (SPLITS, MERGES) if part in entry]
+        return {tuple(part["of"]): part for part in parts}
+
+    def _overview_print(self, prints: dict[str, str]) -> str:
+        files = [self.run_folder / name for name in ("compare.json", "recipe.toml")] + [each.folder / "metrics.jsonl" for each in self.members]
+        states = [f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else "" for file in files]
+        return "\n".join([*prints.values(), *(member.said for member in self.members), *states])
+
+    def _write_text(self, member: Member, store: sqlite3.Connection) -> None:
+        number = store.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM texts").fetchone()[0]
+        text_rows.write_text(store, number, member.text_digest, self._texts[member.text_digest])
+
+    def _write_sae(self, member: Member, store: sqlite3.Connection) -> None:
+        sae = self._weights(member.folder / "primary")
+        held = store.execute("SELECT id FROM saes WHERE name = ?", (member.name,)).fetchone()
+        number = held[0] if held else store.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM saes").fetchone()[0]
+        threshold = np.full(sae.n_latents, np.nan) if sae.threshold is None else sae.threshold.double().cpu().numpy()
+        view = self._view(member) if member.has_firings else None
+        text = live = n_tokens = None
+        with self.progress.task(f"explore {member.name}", sae.n_latents, "latents") as task:
+            if view is None:
+                latent_rows.write_bare_latents(store, number, threshold, task)
+            else:
+                if view.n_latents != sae.n_latents:
+                    raise UserError(f"the firings in {member.folder} are of another SAE; delete its measures.json and firings/, and run again")
+                ((text,),) = store.execute("SELECT id FROM texts WHERE digest = ?", (member.text_digest,))
+                live, n_tokens = int((view.counts() > 0).sum()), view.n_tokens
+                latent_rows.write_latents(store, number, view, self._texts[member.text_digest], text, threshold, self.windows, task)
+        facts = (sae.n_latents, live, text, n_tokens, member.weights, member.has_firings, member.has_meta)
+        store.execute("INSERT OR REPLACE INTO saes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (number, member.name, member.arm, member.seed, *facts))
+        self._write_neighbours(member, store, number, sae)
+
+    def _write_interp(self, member: Member, store: sqlite3.Connection) -> None:
+        number = _number(store, member.name)
+        explanations.write_scores(store, number, member.interp)
+        explanations.write_senses(store, number, member.measures)
+        explanations.write_explanations(store, number, member.interp, lambda: self._judged(member))
+        explanations.write_replies(store, number, member.interp, lambda: self._judged(member))
+
+    def _judged(self, member: Member) -> Judged | None:
+        """None where no judge was asked, or the windows it was shown cannot be drawn again."""
+        path = self.run_folder / REPLIES
+        if not (member.has_firings and member.interp.get("latents") and path.is_file()):
+            return None
+        firings, asked = open_firings(member.folder / "firings"), self._strings(member).asked
+        text = WindowText(firings.documents, firings.tokens, firings.positions, asked, member.interp["conditions"]["seed"])
+        return Judged(path, member.interp, text, self._view(member))
+
+    def _write_neighbours(self, member: Member, store: sqlite3.Connection, number: int, sae: SAE) -> None:
+        rows, columns = sae.W_dec.detach().float().cpu(), sae.W_enc.detach().float().cpu().t()
+        near = {edges.COSINE: edges.nearest_rows(rows), edges.ENCODER: edges.nearest_rows(columns)}
+        if member.has_firings:
+            near[edges.PHI] = edges.nearest_phi(open_firings(member.folder / "firings"), progress=self.progress)
+        for kind, found in near.items():
+            edges.write_near(store, number, kind, number, found)
+        scalars = {
+            "nearest_phi": near[edges.PHI].first if member.has_firings else None,
+            "nearest_cosine": near[edges.COSINE].first,
+            "encoder_cosine": edges.encoder_decoder_cosines(sae),
+        }
+        if member.has_meta:
+            rebuilt = edges.rebuild_rows(sae, SAE.load(member.folder / "meta"))
+            edges.write_meta(store, number, rebuilt)
+            scalars["meta_e"] = rebuilt.errors
+        for column, values in scalars.items():
+            if values is not None:
+                pairs = [(value if np.isfinite(value) else None, key_of(number, i)) for i, value in enumerate(values.tolist())]
+                store.executemany(f"UPDATE latents SET {column} = ? WHERE key = ?", pairs)
+
+    def _write_pair(self, one: Member, other: Member, store: sqlite3.Connection) -> None:
+        """Neighbours in the other arm, both ways, and matches; of two seeds of one arm the matches alone."""
+        numbers = [_number(store, member.name) for member in (one, other)]
+        rows = [self._weights(member.folder / "primary").W_dec.detach().float().cpu() for member in (one, other)]
+        if rows[0].shape[1] != rows[1].shape[1]:
+            return
+        firings = [open_firings(member.folder / "firings") if member.has_firings else None for member in (one, other)]
+        live = tuple(np.ones(len(w), bool) if each is None else each.counts() > 0 for w, each in zip(rows, firings, strict=True))
+        edges.write_matches(store, tuple(numbers), tuple(rows), live)
+        if one.arm == other.arm:
+            return
+        for a, b in ((0, 1), (1, 0)):
+            edges.write_near(store, numbers[a], edges.COSINE, numbers[b], edges.nearest_rows(rows[a], rows[b]))
+            if one.text_digest and one.text_digest == other.text_digest:
+                near = edges.nearest_phi(firings[a], firings[b], self.progress)
+                edges.write_near(store, numbers[a], edges.PHI, numbers[b], near)
+
+    def _write_splits(self, kind: str, parent: Member, child: Member, known: dict | None, store: sqlite3.Connection) -> None:
+        if known is None:
+            known = split_rows.all_splits(*(open_firings(member.folder / "firings") for member in (parent, child)), self.progress)
+        names = parent.name, child.name
+        split_rows.write_splits(store, kind, names, tuple(_number(store, name) for name in names), known)
+
+    def _write_logits(self, member: Member, store: sqlite3.Connection) -> None:
+        """Nothing is written where the model cannot be had: all other pages do without it."""
+        if self._host is not None:
+            logits.write_logits(store, _number(store, member.name), self._weights(member.folder / "primary").W_dec.detach(), self._host)
+
+    @cached_property
+    def _host(self) -> Host | None:
+        try:
+            recipe = Recipe.load(self.run_folder / "recipe.toml")
+            return Host.load(recipe.model, recipe.hook.point)
+        except UserError as error:
+            self.progress.say(f"no logit lens ({error}); delete {STORE} to try it again")
+            return None
+
+    def _write_overview(self, store: sqlite3.Connection) -> None:
+        held = {name: facts for name, *facts in store.execute("SELECT name, arm, seed, n, live, has_firings, has_meta FROM saes")}
+        keys = ("arm", "seed", "n", "live", "has_firings", "has_meta")
+        saes = [{"name": each.name, **dict(zip(keys, held[each.name], strict=True))} for each in self.members]
+        for sae in saes:
+            sae |= {key: bool(sae[key]) for key in ("has_firings", "has_meta")}
+        found = summary.overview_of(self.run_folder, self.members, saes, self.causal)
+        store.execute("INSERT OR REPLACE INTO meta VALUES ('overview', ?)", (json.dumps(found),))
+
+    @cached_property
+    def _texts(self) -> dict[str, Text]:
+        found = {}
+        for member in self.members:
+            if member.has_firings and member.text_digest not in found:
+                found[member.text_digest] = text_rows.text_of(open_firings(member.folder / "firings"), self._strings(member))
+        return found
+
+    def _view(self, member: Member) -> ByLatent:
+        """The firings in the order of latents, sorted once and kept beside them."""
+        folder = member.folder / "firings"
+        try:
+            view = open_by_latent(folder)
+        except UserError:
+            view = write_by_latent(folder, progress=self.progress)
+        # memory-maps as plain arrays: many small slices are cut from them
+        return ByLatent(*(np.asarray(array) for array in (view.indptr, view.tokens, view.values)), view.n_tokens)
+
+    def _strings(self, member: Member) -> Strings:
+        if self._given is not None:
+            return Strings(self._given, self._given)
+        if member.text_digest not in self._strings_of:
+            self._strings_of[member.text_digest] = text_rows.strings_of_run(self.run_folder, open_firings(member.folder / "firings"))
+        return self._strings_of[member.text_digest]
+
+
+def _number(store: sqlite3.Connection, name: str) -> int:
+    return store.execute("SELECT id FROM saes WHERE name = ?", (name,)).fetchone()[0]

@@ -1,0 +1,72 @@
+// A latent's windows by tenths of their strongest activation.
+
+import { add, card, chip, h, number, say } from "./dom.js";
+import { windowList } from "./windows.js";
+
+/** The windows by decile of their strongest activation, perhaps only those whose strongest token is one. */
+export class Deciles {
+  constructor(latent) {
+    this.latent = latent;
+    this.token = null;
+    this.body = h("div", {});
+    this.filter = h("p", { class: "note" });
+    const note = latent.windows?.length
+      ? `by tenths of the activation at the strongest token; ${number(latent.windows.length)} windows, ${number(latent.scalars.firings)} firings`
+      : null;
+    this.node = card("Where it fires", note, this.filter, this.body);
+    this.only(null);
+  }
+
+  only(token) {
+    this.token = token;
+    const { latent } = this;
+    const same = (text) => text?.trim().toLowerCase() === token?.trim().toLowerCase();
+    const kept = (latent.windows || []).filter((entry) => token === null || same(entry.tokens[entry.peak]));
+    this.filter.replaceChildren();
+    if (token !== null) {
+      add(
+        this.filter,
+        `${kept.length} of ${latent.windows.length} windows whose strongest token is `,
+        chip(token),
+        " ",
+        h("button", { type: "button", onclick: () => this.only(null) }, "all windows"),
+      );
+      say(this.filter.textContent);
+    } else add(this.filter, latent.windows?.length ? "Click a shaded token to see only windows that peak on it." : "");
+    const deciles = new Map();
+    for (const entry of kept) deciles.set(entry.decile, [...(deciles.get(entry.decile) || []), entry]);
+    this.body.replaceChildren();
+    if (!latent.windows?.length)
+      this.body.append(
+        h(
+          "p",
+          { class: "empty" },
+          latent.scalars.rate === 0 ? "It never fired on these tokens." : "No firings were kept for this SAE, so there are no windows.",
+        ),
+      );
+    for (const [decile, entries] of deciles) {
+      const peaks = entries.map((entry) => entry.values[entry.peak] ?? 0);
+      add(
+        this.body,
+        h(
+          "div",
+          { class: "decile" },
+          h("h3", {}, decileName(decile)),
+          h("span", { class: "note" }, `${number(Math.min(...peaks))} to ${number(Math.max(...peaks))}`),
+        ),
+        windowList(entries, latent.max, (text) => this.only(text), decileName(decile)),
+      );
+    }
+    if (token === null && latent.silent?.length)
+      add(
+        this.body,
+        h("div", { class: "decile" }, h("h3", {}, "Silent here")),
+        windowList(latent.silent, latent.max, null, "Silent windows"),
+      );
+  }
+}
+
+function decileName(decile) {
+  if (typeof decile !== "number") return "Windows";
+  return decile === 9 ? "Top tenth" : decile === 0 ? "Lowest tenth" : `Tenth ${decile + 1} of 10`;
+}

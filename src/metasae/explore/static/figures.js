@@ -1,0 +1,191 @@
+// The overview's figures. run: the overview as the store gives it; many: its conditions in words.
+
+import { armColour, chart, DASHES, redraw, steps, SYMBOLS } from "./charts.js";
+import { card, h } from "./dom.js";
+
+const AXES = [
+  ["mean_abs_phi", "mean |phi|"],
+  ["nearest_phi", "nearest-partner phi"],
+  ["meta_ve_excess", "meta VE excess"],
+];
+const CURVES = [
+  ["fvu", "FVU (share of variance)"],
+  ["penalty", "penalty (mean p)"],
+  ["aux", "auxiliary loss"],
+];
+const TOGETHER = 5;
+
+function bySae(run, key) {
+  return run.saes.filter((sae) => run[key]?.[sae.name]).map((sae) => ({ ...sae, entry: run[key][sae.name] }));
+}
+
+const empty = (title, why) => card(title, null, h("p", { class: "empty" }, why));
+
+export function pareto(run, many) {
+  const points = (run.pareto || []).filter((point) => point.fvu !== null);
+  if (!points.length) return empty("Fidelity against atomicity", "no SAE is measured yet");
+  const known = AXES.filter(([key]) => points.some((point) => point[key] !== null && point[key] !== undefined));
+  if (!known.length) return empty("Fidelity against atomicity", "no measure of atomicity yet");
+  const choice = h(
+    "select",
+    { "aria-label": "Measure on the vertical axis", onchange: () => redraw(place) },
+    known.map(([key, label]) => h("option", { value: key }, label)),
+  );
+  const place = chart(
+    "Every SAE as a point: FVU on the horizontal axis, a measure of atomicity on the vertical; lower left is better",
+    () => {
+      const arms = [...new Set(points.map((point) => point.arm))];
+      const [key, label] = known.find(([key]) => key === choice.value) || known[0];
+      return {
+        traces: arms.map((arm) => {
+          const mine = points.filter((point) => point.arm === arm);
+          return {
+            type: "scatter",
+            mode: "markers",
+            name: arm,
+            x: mine.map((p) => p.fvu),
+            y: mine.map((p) => p[key]),
+            text: mine.map((p) => p.name),
+            marker: { size: 10, color: armColour(arm), symbol: SYMBOLS[arm] || "x" },
+            hovertemplate: "%{text}<br>FVU %{x:.4f}<br>" + label + " %{y:.4g}<extra></extra>",
+          };
+        }),
+        layout: {
+          showlegend: true,
+          xaxis: { title: "FVU (share of variance; lower is better)" },
+          yaxis: { title: `${label} (lower is better)` },
+        },
+      };
+    },
+  );
+  return card("Fidelity against atomicity", `one mark per SAE; ${many}`, choice, place);
+}
+
+/** A phi histogram with TOGETHER fine bins in one on either side of the bin around 0, as in the report. */
+function coarse({ edges, counts }) {
+  const middle = Math.floor(counts.length / 2);
+  const starts = [];
+  for (let i = 0; i < middle; i += TOGETHER) starts.push(i);
+  starts.push(middle);
+  for (let i = middle + 1; i < counts.length; i += TOGETHER) starts.push(i);
+  return {
+    edges: [...starts.map((start) => edges[start]), edges[edges.length - 1]],
+    counts: starts.map((start, i) => counts.slice(start, starts[i + 1] ?? counts.length).reduce((sum, count) => sum + count, 0)),
+  };
+}
+
+function mean(lists) {
+  return lists[0].map((_, i) => lists.reduce((sum, list) => sum + list[i], 0) / lists.length);
+}
+
+export function phi(run, many) {
+  const title = "Which pairs of latents become more or fewer";
+  const found = bySae(run, "phi_histogram").map((sae) => ({ ...sae, ...coarse(sae.entry) }));
+  const base = run.baseline || "solo";
+  const solo = new Map(found.filter((sae) => sae.arm === base).map((sae) => [sae.seed, sae]));
+  const arms = [...new Set(found.filter((sae) => sae.arm !== base && solo.has(sae.seed)).map((sae) => sae.arm))];
+  if (!arms.length) return empty(title, `needs ${base} and another arm with the same seed`);
+  const place = chart(`Pairs of latents by phi: each arm's count minus ${base}'s`, () => ({
+    traces: arms.map((arm) => {
+      const mine = found.filter((sae) => sae.arm === arm && solo.has(sae.seed));
+      const change = mean(mine.map((sae) => sae.counts.map((count, i) => count - solo.get(sae.seed).counts[i])));
+      return {
+        type: "scatter",
+        mode: "lines",
+        name: `${arm} − ${base}`,
+        ...steps(mine[0].edges, change),
+        line: { color: armColour(arm), width: 1.8, dash: DASHES[arm] || "dot" },
+        hovertemplate: "phi %{x:.2f}<br>%{y:,.0f} pairs<extra></extra>",
+      };
+    }),
+    layout: {
+      showlegend: true,
+      xaxis: { title: "phi of a pair of latents", range: [-0.3, 0.6] },
+      yaxis: { title: "change in number of pairs", tickformat: "~s" },
+    },
+  }));
+  return card(title, `mean over paired seeds; the far right should lose pairs if latents are more atomic; ${many}`, place);
+}
+
+export function rates(run, many) {
+  const found = bySae(run, "rates");
+  if (!found.length) return empty("How often latents fire", "no rates measured yet");
+  const arms = [...new Set(found.map((sae) => sae.arm))];
+  const place = chart("Live latents by firing rate, one line per arm", () => {
+    const used = found.flatMap((sae) =>
+      sae.entry.counts.flatMap((count, i) => (count ? [sae.entry.edges[i], sae.entry.edges[i + 1]] : [])),
+    );
+    return {
+      traces: arms.map((arm) => {
+        const mine = found.filter((sae) => sae.arm === arm);
+        const { edges } = mine[0].entry;
+        const line = steps(
+          edges.map((edge) => 10 ** edge),
+          mean(mine.map((sae) => sae.entry.counts)),
+        );
+        return {
+          type: "scatter",
+          mode: "lines",
+          name: arm,
+          ...line,
+          line: { color: armColour(arm), width: arm === "solo" ? 3 : 1.6, dash: DASHES[arm] || "dot" },
+          hovertemplate: "%{x:.2~%} of tokens<br>%{y:.0f} latents<extra></extra>",
+        };
+      }),
+      layout: {
+        showlegend: true,
+        xaxis: {
+          title: "firing rate (share of tokens)",
+          type: "log",
+          dtick: 1,
+          tickformat: "~%",
+          range: used.length ? [Math.min(...used) - 0.2, Math.max(...used) + 0.2] : undefined,
+        },
+        yaxis: { title: "live latents (mean over seeds)" },
+      },
+    };
+  });
+  return card("How often latents fire", `ten bins per factor of ten; ${many}`, place);
+}
+
+export function training(run) {
+  const found = bySae(run, "training").filter((sae) => sae.entry.length);
+  const known = CURVES.filter(([key]) => found.some((sae) => sae.entry.some((row) => row[key])));
+  if (!known.length) return empty("Training", "no training curves in this run");
+  const choice = h(
+    "select",
+    { "aria-label": "Curve", onchange: () => redraw(place) },
+    known.map(([key, label]) => h("option", { value: key }, label)),
+  );
+  const place = chart("Training curves, one line per SAE", () => {
+    const [key, label] = known.find(([key]) => key === choice.value) || known[0];
+    const named = new Set();
+    const drawn = found
+      .map((sae) => ({ sae, rows: sae.entry.filter((row) => row[key] !== null && row[key] !== undefined) }))
+      .filter(({ rows }) => rows.some((row) => row[key]));
+    const heights = drawn.flatMap(({ rows }) => rows.map((row) => row[key]));
+    const spread = key !== "penalty" && Math.min(...heights) > 0 && Math.max(...heights) > 3 * Math.min(...heights);
+    return {
+      traces: drawn.map(({ sae, rows }) => {
+        const first = !named.has(sae.arm);
+        named.add(sae.arm);
+        return {
+          type: "scatter",
+          mode: "lines",
+          name: sae.arm,
+          showlegend: first,
+          x: rows.map((row) => row.tokens),
+          y: rows.map((row) => row[key]),
+          line: { color: armColour(sae.arm), width: 1.3, dash: DASHES[sae.arm] || "dot" },
+          hovertemplate: `${sae.name}<br>%{x:.3s} tokens<br>%{y:.4f}<extra></extra>`,
+        };
+      }),
+      layout: {
+        showlegend: true,
+        xaxis: { title: "training tokens", tickformat: "~s" },
+        yaxis: { title: label, type: spread ? "log" : "linear" },
+      },
+    };
+  });
+  return card("Training", "one line per SAE", choice, place);
+}

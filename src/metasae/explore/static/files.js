@@ -1,0 +1,135 @@
+// The answers of a static export: whole tables as files, filtered and sorted here as the server's store would.
+
+import { json, kept, Missing } from "./data.js";
+
+const BLOCK = 64;
+const index = () => kept("data/api/index.json");
+
+async function stem(sae) {
+  const { saes } = await index();
+  if (!(sae in saes)) throw new Missing(`no SAE '${sae}'; known: ${Object.keys(saes).join(", ")}`);
+  return saes[sae];
+}
+
+export const overview = () => kept("data/api/overview.json");
+
+const tables = new Map();
+
+/** All rows of an SAE, from its columns. */
+async function rowsOf(sae) {
+  if (!tables.has(sae)) {
+    const table = json(`data/api/latents/${await stem(sae)}.json.gz`).then(({ columns, values, searched, n }) => {
+      const keys = Object.keys(values);
+      const rows = Array.from({ length: n }, (_, i) => Object.fromEntries(keys.map((key) => [key, values[key][i]])));
+      return { columns, rows, tokens: searched.map((tokens) => tokens.map((token) => token.trim().toLowerCase())) };
+    });
+    tables.set(sae, table);
+    table.catch(() => tables.delete(sae));
+  }
+  return tables.get(sae);
+}
+
+function words(text) {
+  return text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
+}
+
+/** "explanation" where all the words are in it, the last perhaps not typed to its end; else the token that begins with the text; else null. */
+function found(row, tokens, text) {
+  const wanted = words(text);
+  const last = wanted.pop();
+  const explained = words(row.explanation || "");
+  if (last && wanted.every((word) => explained.includes(word)) && explained.some((word) => word.startsWith(last)))
+    return { where: "explanation", text: row.explanation };
+  const start = text.trim().toLowerCase();
+  const token = tokens.find((token) => token.startsWith(start));
+  return token === undefined ? null : { where: "token", text: token };
+}
+
+export async function latents(sae, { sort = "rate", desc = 1, search, min_rate, max_rate, label, dead, offset = 0, limit = 100 }) {
+  const { columns, rows, tokens } = await rowsOf(sae);
+  const kept = rows.filter(
+    (row, i) =>
+      (!search || found(row, tokens[i], search)) &&
+      (!label || row.label === label) &&
+      (dead || row.rate === null || row.rate > 0) &&
+      (!min_rate || row.rate >= min_rate) &&
+      (!max_rate || row.rate <= max_rate),
+  );
+  const sign = desc && desc !== "0" ? -1 : 1;
+  kept.sort((a, b) => {
+    const [x, y] = [a[sort] ?? null, b[sort] ?? null];
+    if (x === y) return a.latent - b.latent;
+    if (x === null || y === null) return x === null ? 1 : -1;
+    return sign * (x < y ? -1 : 1);
+  });
+  const first = Number(offset);
+  return { sae, total: kept.length, offset: first, columns, rows: kept.slice(first, first + Number(limit)) };
+}
+
+export async function briefs(sae, ids) {
+  const { rows } = await rowsOf(sae);
+  const wanted = new Set(ids);
+  return Object.fromEntries(rows.filter((row) => wanted.has(row.latent)).map((row) => [row.latent, row]));
+}
+
+export async function latent(sae, number) {
+  const file = await stem(sae);
+  const missing = () => new Missing(`no latent ${number} in ${sae}`);
+  if (!/^\d+$/.test(String(number))) throw missing();
+  const block = await kept(`data/api/latent/${file}/${Math.floor(number / BLOCK)}.json.gz`).catch((error) => {
+    throw error instanceof Missing ? missing() : error;
+  });
+  if (!(number in block)) throw missing();
+  return block[number];
+}
+
+export async function splits({ pair, kind = "splits", offset = 0, limit = 50 }) {
+  const known = (await index()).pairs[kind] || {};
+  if (pair && !(pair in known)) throw new Missing(`no pair '${pair}'; known: ${Object.keys(known).join(", ")}`);
+  const answer = await kept(`data/api/splits/${known[pair] ?? `${kind}-0`}.json.gz`);
+  const first = Number(offset);
+  return { ...answer, offset: first, rows: answer.rows.slice(first, first + Number(limit)) };
+}
+
+export async function split(id) {
+  const { splits: blocks, most } = await index();
+  if (!(id in blocks)) throw new Missing(`no split '${id}' among the best ${most} of each pair, which this static copy has`);
+  return (await kept(`data/api/split/${blocks[id]}.json.gz`))[id];
+}
+
+export async function search(text) {
+  const rows = [];
+  for (const { name } of (await overview()).saes) {
+    const table = await rowsOf(name);
+    for (const [i, row] of table.rows.entries()) {
+      const how = found(row, table.tokens[i], text);
+      if (how) rows.push({ sae: name, latent: row.latent, ...how });
+      if (rows.length >= 100) return { rows };
+    }
+  }
+  return { rows };
+}
+
+/** Two latents side by side; how often both fire is not in the files, which hold no firings. */
+export async function compare(a, b) {
+  const [left, right] = await Promise.all(
+    [a, b].map((text) => {
+      const cut = text.lastIndexOf(":");
+      return latent(text.slice(0, cut), text.slice(cut + 1));
+    }),
+  );
+  const of = (list) => (list || []).find((entry) => entry.sae === right.sae && entry.latent === right.latent)?.value ?? null;
+  const near = left.sae === right.sae ? left.neighbours : left.neighbours?.other?.[right.sae];
+  const told = Object.fromEntries(["phi", "cosine", "encoder_cosine"].map((key) => [key, of(near?.[key])]));
+  return {
+    a: left,
+    b: right,
+    ...told,
+    n_both: null,
+    n_a: left.scalars.firings,
+    n_b: right.scalars.firings,
+    only_a: null,
+    only_b: null,
+    both: null,
+  };
+}

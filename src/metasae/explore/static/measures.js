@@ -1,0 +1,128 @@
+// The table of measures: every arm's mean, the change against the baseline with its interval, and what that establishes.
+
+import { armClass, h, number, svg } from "./dom.js";
+
+/** run: the overview; many: its conditions in words. */
+export function measures(run, many) {
+  const arms = Object.keys(run.arms || {}),
+    pairs = Object.entries(run.pairs || {});
+  const body = h("div", {});
+  const all = h("input", { type: "checkbox", onchange: () => body.replaceChildren(rowsOf(run, arms, pairs, all.checked)) });
+  body.append(rowsOf(run, arms, pairs, false));
+  return h(
+    "section",
+    { class: "card" },
+    h(
+      "div",
+      { class: "card-head" },
+      h("h2", {}, "Measures"),
+      h(
+        "p",
+        { class: "note" },
+        `means over seeds; change with its 95% interval over paired seeds and blocks of documents, drawn in % (in pp where a share is itself a difference); ${many}`,
+      ),
+    ),
+    h("label", { class: "note" }, all, " all measures, not only the main ones"),
+    body,
+  );
+}
+
+function rowsOf(run, arms, pairs, all) {
+  const quantities = run.quantities.filter((q) => (all || q.main) && arms.some((arm) => q.key in (run.arms[arm].means || {})));
+  if (!quantities.length) return h("p", { class: "empty" }, "no measures yet");
+  const reach = Object.fromEntries(pairs.map(([name, pair]) => [name, reachOf(quantities, pair)]));
+  const rows = [];
+  let group = null;
+  for (const q of quantities) {
+    if (q.group !== group) {
+      group = q.group;
+      rows.push(
+        h("tr", { class: "group" }, h("th", { colspan: String(1 + arms.length + 3 * pairs.length), scope: "rowgroup" }, q.group_label)),
+      );
+    }
+    const better = { lower: "↓", higher: "↑" }[q.better];
+    rows.push(
+      h(
+        "tr",
+        {},
+        h(
+          "th",
+          { scope: "row", title: q.meaning || null },
+          q.label,
+          better ? h("span", { class: "soft", title: `${q.better} is better` }, ` ${better}`) : null,
+        ),
+        arms.map((arm) => h("td", {}, number(run.arms[arm].means[q.key], 4))),
+        pairs.map(([name, pair]) => changeCells(q, pair[q.key], name, reach[name], pairs.length > 1)),
+      ),
+    );
+  }
+  const heads = [
+    h("th", { scope: "col" }, ""),
+    ...arms.map((arm) =>
+      h(
+        "th",
+        { scope: "col" },
+        h(
+          "span",
+          { class: `sae ${armClass(arm)}` },
+          h("span", { class: "dot", "aria-hidden": "true" }),
+          `${arm} (${(run.arms[arm].seeds || []).length})`,
+        ),
+      ),
+    ),
+  ];
+  for (const [name] of pairs)
+    heads.push(h("th", { scope: "col", colspan: "2", class: "middle" }, name), h("th", { scope: "col", class: "text" }, "says"));
+  return h(
+    "div",
+    { class: "wide", tabindex: "0", role: "group", "aria-label": "Measures" },
+    h("table", { "aria-label": "Measures of every arm and their changes" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows)),
+  );
+}
+
+/** What a change is drawn in: percent, or hundredths where a share is itself a difference. */
+function drawnOf(q, entry) {
+  if (!entry || entry.difference === null) return null;
+  if (q.relative === false || entry.percent === null) return { at: 100 * entry.difference, ends: entry.ci95?.map((end) => 100 * end) };
+  return { at: entry.percent, ends: entry.percent_ci95 };
+}
+
+function reachOf(quantities, pair) {
+  const drawn = quantities.map((q) => drawnOf(q, pair[q.key])).filter(Boolean);
+  const points = Math.max(1, ...drawn.map(({ at }) => Math.abs(at)));
+  const ends = Math.max(0, ...drawn.flatMap(({ ends }) => (ends || []).map(Math.abs)));
+  return 1.05 * Math.max(Math.min(ends, 2 * points), points);
+}
+
+function wayOf(q, entry) {
+  return q.better && entry.difference !== 0 ? (entry.difference < 0 === (q.better === "lower") ? "better" : "worse") : "";
+}
+
+/** clear, change and reading of an entry are the report's own. */
+function changeCells(q, entry, name, reach, narrow) {
+  if (!entry || entry.difference === null) return [h("td", {}, "–"), h("td", {}), h("td", {})];
+  const way = entry.clear ? wayOf(q, entry) : "";
+  const seeds = entry.n_seeds ? `${entry.n_seeds} seed${entry.n_seeds === 1 ? "" : "s"}` : "";
+  return [
+    h("td", { class: way }, entry.change),
+    h("td", {}, forest(drawnOf(q, entry), reach, entry.clear, name, narrow)),
+    h(
+      "td",
+      { class: `text says ${way || "soft"}` },
+      entry.reading,
+      h("span", { class: "soft" }, entry.reading && seeds ? " · " : "", seeds),
+    ),
+  ];
+}
+
+/** The change as a mark on a line through 0; an interval may run out of the frame. */
+function forest({ at, ends }, reach, clear, name, narrow) {
+  const x = (value) => 95 + 88 * Math.max(-1.06, Math.min(1.06, value / reach));
+  return svg(
+    "svg",
+    { class: `forest ${narrow ? "narrow" : ""} ${armClass(name.split(" vs ")[0])}`, viewBox: "0 0 190 18", "aria-hidden": "true" },
+    svg("line", { class: "zero", x1: "95", x2: "95", y1: "0", y2: "18" }),
+    ends ? svg("line", { x1: x(ends[0]), x2: x(ends[1]), y1: "9", y2: "9" }) : null,
+    svg("circle", { cx: x(at), cy: "9", r: "3.6", class: clear ? "clear" : "" }),
+  );
+}

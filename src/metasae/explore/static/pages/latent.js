@@ -1,0 +1,284 @@
+// One latent: what it fires on, how strongly, beside what, and what it is said to mean.
+
+import { armColour, chart, draw } from "../charts.js";
+import { data } from "../data.js";
+import { Deciles } from "../deciles.js";
+import { armClass, armOf, card, chip, chips, h, latentPath, number, percent, saeName, shown, table } from "../dom.js";
+import { labelButtons } from "../labels.js";
+import { matches, meta, neighbours } from "../neighbours.js";
+
+const TOKENS = 14;
+const LABELS = ["sense split", "duplicate", "absorption", "junk", "keep", "unsure"];
+const TEXTS = new Set(["latent", "sae", "top_tokens", "explanation", "label", "n_tokens", "firings", "rate", "max"]);
+
+export async function page({ parts }) {
+  const [sae, id] = parts;
+  if (!sae || !/^\d+$/.test(id || "")) throw new Error("a latent's address is #/latent/SAE/NUMBER");
+  const [run, latent] = await Promise.all([data.overview(), data.latent(sae, Number(id))]);
+  const about = run.saes.find(({ name }) => name === sae);
+  const n = about?.n ?? Infinity;
+  const windows = new Deciles(latent);
+  const go = (number) => {
+    if (number >= 0 && number < n) location.hash = latentPath(sae, number);
+  };
+  const node = h(
+    "div",
+    { class: `page ${armClass(armOf(sae))}` },
+    head(latent, n, go, run),
+    h(
+      "div",
+      { class: "columns aside" },
+      h("div", { class: "stack" }, windows.node),
+      h(
+        "div",
+        { class: "stack" },
+        histogram(latent),
+        tokens(latent, windows),
+        explained(latent),
+        logits(latent),
+        senses(latent),
+        matches(latent),
+        neighbours(latent),
+        meta(latent),
+      ),
+    ),
+  );
+  return {
+    title: `${sae} latent ${id}`,
+    node,
+    ready: () => draw(node),
+    clear: () => windows.only(null),
+    previous: () => go(latent.latent - 1),
+    next: () => go(latent.latent + 1),
+  };
+}
+
+function head(latent, n, go, run) {
+  const { scalars } = latent;
+  const tokens = scalars.n_tokens ?? run.tokens;
+  const tile = (label, value, title) => h("div", { title }, h("dt", {}, label), h("dd", {}, value));
+  const columns = new Map((latent.columns || []).map(({ key, label }) => [key, label]));
+  const rest = Object.entries(scalars).filter(([key, value]) => !TEXTS.has(key) && typeof value === "number" && !key.startsWith("interp."));
+  return h(
+    "section",
+    { class: "card" },
+    h(
+      "div",
+      { class: "title" },
+      h("h1", {}, saeName(latent.sae), " latent ", h("span", { class: "id" }, String(latent.latent))),
+      chips(scalars.top_tokens),
+      h("span", { class: "spacer" }),
+      h(
+        "button",
+        { type: "button", onclick: () => go(latent.latent - 1), disabled: latent.latent === 0, "aria-label": "Previous latent" },
+        "‹",
+      ),
+      h(
+        "button",
+        { type: "button", onclick: () => go(latent.latent + 1), disabled: latent.latent + 1 >= n, "aria-label": "Next latent" },
+        "›",
+      ),
+      h("a", { href: `#/compare/${encodeURIComponent(`${latent.sae}:${latent.latent}`)}` }, "compare"),
+    ),
+    latent.explanation ? h("p", { class: "lead" }, latent.explanation.text) : null,
+    h(
+      "dl",
+      { class: "tiles" },
+      tile("firing rate", percent(scalars.rate), "share of held-out tokens it fires on"),
+      scalars.firings === undefined || scalars.firings === null
+        ? null
+        : tile("firings", number(scalars.firings), `of ${number(tokens)} held-out tokens`),
+      tile("largest activation", number(latent.max ?? scalars.max)),
+      rest.map(([key, value]) => tile(columns.get(key) || words(key), number(value))),
+    ),
+    h(
+      "p",
+      { class: "note" },
+      [
+        typeof scalars.rate === "number"
+          ? `measured on ${number(tokens)} held-out tokens at the threshold shown`
+          : "no firings were kept: only what the weights say",
+        run.saes.find(({ name }) => name === latent.sae)?.hook,
+      ]
+        .filter(Boolean)
+        .join("; "),
+    ),
+    labelButtons({ kind: "latent", sae: latent.sae, latent: latent.latent }, latent.scalars.label, latent.labels, LABELS),
+    latent.splits?.length
+      ? h(
+          "p",
+          { class: "note" },
+          "Part of ",
+          latent.splits.slice(0, 8).map((id, i) => [i ? ", " : "", h("a", { href: `#/split/${encodeURIComponent(id)}` }, `split ${id}`)]),
+        )
+      : null,
+  );
+}
+
+function words(key) {
+  return (
+    {
+      meta_e: "meta SAE's error",
+      split_score: "split score",
+      nearest_phi: "nearest phi",
+      nearest_cosine: "nearest decoder cosine",
+      encoder_cosine: "encoder · decoder cosine",
+    }[key] || key.replaceAll("_", " ")
+  );
+}
+
+function histogram(latent) {
+  const found = latent.histogram;
+  if (!found?.counts?.length) return null;
+  const place = chart(
+    `Histogram of the latent's activations, threshold ${number(found.threshold)}`,
+    () => {
+      const middles = found.counts.map((_, i) => (found.edges[i] + found.edges[i + 1]) / 2);
+      const widths = found.counts.map((_, i) => 0.96 * (found.edges[i + 1] - found.edges[i]));
+      const ink = getComputedStyle(document.documentElement).getPropertyValue("--bad").trim();
+      const shapes =
+        typeof found.threshold === "number"
+          ? [
+              {
+                type: "line",
+                x0: found.threshold,
+                x1: found.threshold,
+                yref: "paper",
+                y0: 0,
+                y1: 1,
+                line: { color: ink, width: 1.5, dash: "dot" },
+              },
+            ]
+          : [];
+      return {
+        traces: [
+          {
+            type: "bar",
+            x: middles,
+            y: found.counts,
+            width: widths,
+            marker: { color: armColour(armOf(latent.sae)) },
+            hovertemplate: "%{x:.3f}<br>%{y:,} tokens<extra></extra>",
+          },
+        ],
+        layout: {
+          shapes,
+          bargap: 0,
+          xaxis: { title: "activation (model units)", range: [Math.min(0, found.edges[0]), found.edges[found.edges.length - 1]] },
+          yaxis: { title: "tokens" },
+        },
+      };
+    },
+    "small",
+  );
+  return card("Activations", `firings by strength; dotted: threshold ${number(found.threshold)}`, place);
+}
+
+function tokens(latent, windows) {
+  if (!latent.tokens?.length) return null;
+  const most = Math.max(...latent.tokens.map(({ share }) => share ?? 0), 1e-9);
+  const columns = [
+    { label: "token", text: true },
+    { label: "firings" },
+    { label: "share", title: "of the latent's firings that are on this token" },
+    { label: "lift", title: "P(token | it fires) over P(token)" },
+    { label: "of all", title: "share of the token's occurrences it fires on" },
+  ];
+  const rows = latent.tokens.map((entry) => {
+    const share = h("span", {}, percent(entry.share, 2));
+    const bar = h("span", { class: "hot", title: entry.token }, share);
+    bar.style.setProperty("--p", `${Math.round((55 * (entry.share ?? 0)) / most)}%`);
+    const seen = typeof entry.count === "number" && entry.count > 0 ? percent(entry.with / entry.count, 2) : "–";
+    return [
+      h(
+        "button",
+        {
+          type: "button",
+          class: "plain",
+          "aria-label": `Only windows that peak on ${shown(entry.token)}`,
+          onclick: () => windows.only(entry.token),
+        },
+        chip(entry.token),
+      ),
+      number(entry.with),
+      bar,
+      number(entry.lift),
+      seen,
+    ];
+  });
+  return card(
+    "Tokens",
+    "most fired on; several unlike tokens with a high lift speak for several meanings",
+    table(columns, rows.slice(0, TOKENS), { label: "Tokens the latent fires on" }),
+    rows.length > TOKENS
+      ? h("details", {}, h("summary", {}, `${rows.length - TOKENS} more`), table(columns, rows.slice(TOKENS), { label: "More tokens" }))
+      : null,
+  );
+}
+
+function explained(latent) {
+  if (!latent.explanation && !latent.scores?.length) return null;
+  const columns = [{ label: "score", text: true }, { label: "part", text: true }, { label: "value" }, { label: "chance" }];
+  const rows = (latent.scores || []).map(({ score, part, value, chance }) => [
+    score,
+    part.replaceAll("_", " "),
+    number(value),
+    number(chance),
+  ]);
+  return card(
+    "Explanation",
+    latent.explanation?.judge ? `by ${latent.explanation.judge}` : null,
+    latent.explanation ? h("p", {}, latent.explanation.text) : h("p", { class: "empty" }, "no explanation"),
+    rows.length ? table(columns, rows, { label: "Scores of the explanation" }) : null,
+    latent.replies?.length
+      ? h(
+          "details",
+          {},
+          h("summary", {}, `${latent.replies.length} replies of the judge`),
+          h("ol", { class: "list" }, latent.replies.map(reply)),
+        )
+      : null,
+  );
+}
+
+function reply({ score, question, reply }) {
+  return h(
+    "li",
+    { class: "item", tabindex: "-1" },
+    h("span", { class: "tag" }, score),
+    h("pre", {}, question),
+    h("pre", { class: "said" }, reply),
+  );
+}
+
+function logits(latent) {
+  if (!latent.logits) return null;
+  const side = (title, entries) =>
+    h(
+      "div",
+      {},
+      h("h3", {}, title),
+      table(
+        [{ label: "token", text: true }, { label: "logit" }],
+        entries.map(([token, value]) => [chip(token), number(value)]),
+        { label: title },
+      ),
+    );
+  return card(
+    "Logit lens",
+    "its decoder row through the unembedding",
+    h("div", { class: "columns" }, side("raises", latent.logits.up || []), side("lowers", latent.logits.down || [])),
+  );
+}
+
+function senses(latent) {
+  if (!latent.senses?.length) return null;
+  const rows = latent.senses.map(({ word, sense, recall, share }) => [chip(word), sense, percent(recall), percent(share)]);
+  return card(
+    "Word senses",
+    "recall: of the sense's sentences it fires on; share: of its firings on the word",
+    table([{ label: "word", text: true }, { label: "sense", text: true }, { label: "recall" }, { label: "share" }], rows, {
+      label: "Word senses",
+    }),
+  );
+}

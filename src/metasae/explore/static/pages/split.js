@@ -1,0 +1,223 @@
+// One split: the flow of firings from parent to children, the same windows seen by all of them, and what tells them apart.
+
+import { data } from "../data.js";
+import { armClass, armOf, card, chip, chips, h, latentLink, number, percent, shown, table } from "../dom.js";
+import { flowPicture } from "../flow.js";
+import { labelButtons } from "../labels.js";
+import { shade, tokens } from "../windows.js";
+
+const LETTERS = "ABCDEFGH";
+const LABELS = ["sense split", "duplicate", "absorption", "junk", "unsure"];
+
+export async function page({ parts }) {
+  const split = await data.split(parts[0] ?? "");
+  const merge = split.kind === "merges" || split.kind === "merge";
+  const node = h(
+    "div",
+    { class: `page ${armClass(armOf(split.parent.sae))}` },
+    head(split, merge),
+    h(
+      "div",
+      { class: "columns aside" },
+      h("div", { class: "stack" }, flow(split), windows(split)),
+      h("div", { class: "stack" }, lifts(split), squares(split), siblings(split)),
+    ),
+  );
+  const name = `${merge ? "Merge" : "Split"} of ${split.parent.sae} ${split.parent.latent}`;
+  return { title: name, menu: merge ? "merges" : "splits", node };
+}
+
+function mark(i) {
+  return h("span", { class: `swatch c${i % 5}`, "aria-hidden": "true" }, LETTERS[i]);
+}
+
+function head(split, merge) {
+  const tile = (label, value, title) => h("div", { title }, h("dt", {}, label), h("dd", {}, value));
+  return h(
+    "section",
+    { class: "card" },
+    h(
+      "div",
+      { class: "title" },
+      h("h1", {}, merge ? "Merge" : "Split", " of ", latentLink(split.parent.sae, split.parent.latent)),
+      chips(split.parent.top_tokens),
+      h("span", { class: "soft" }, "into"),
+      split.children.map((child, i) =>
+        h("span", { class: "split-line" }, mark(i), latentLink(child.sae, child.latent), chips(child.top_tokens, 4)),
+      ),
+    ),
+    h(
+      "dl",
+      { class: "tiles" },
+      tile("score", number(split.score), "coverage × (1 − overlap) × the smallest share; an even split into two scores at most 1/2"),
+      tile("covered", percent(split.coverage), "share of the parent's firings on which a child fires"),
+      tile("overlap", percent(split.overlap), "share on which two or more do"),
+      tile("parent's firings", number(split.firings), "held-out tokens"),
+      split.children.map((child, i) => tile(`${LETTERS[i]}: phi with parent`, number(child.phi))),
+    ),
+    h(
+      "p",
+      { class: "note" },
+      "score, coverage, overlap and firings: on the half of the held-out documents on which the children were not chosen; everything below: on all of them",
+    ),
+    labelButtons({ kind: "split", id: split.id }, split.label, split.labels, LABELS),
+  );
+}
+
+function flow(split) {
+  if (!split.flow) return null;
+  return card(
+    "Where the firings go",
+    "all held-out tokens on which the parent fires, by which children fire there too",
+    flowPicture(split, matchMedia("(max-width: 640px)").matches),
+  );
+}
+
+/** Windows around the parent's firings, coloured by the child that fires, with a choice of which. */
+function windows(split) {
+  if (!split.windows?.length) return card("Windows", null, h("p", { class: "empty" }, "no firings were kept, so there are no windows"));
+  const list = h("ol", { class: "list", "aria-label": "Windows" });
+  const most = split.children.map((_, c) => Math.max(1e-9, ...split.windows.flatMap((entry) => entry.children[c])));
+  let wanted = null;
+  const groups = [[null, "all"], ...split.children.map((_, i) => [i, LETTERS[i]]), ["none", "none"]];
+  const fires = (entry, group) => group === null || (group === "none" ? !entry.fires.length : entry.fires.includes(group));
+  const buttons = groups.map(([group, label]) =>
+    h(
+      "button",
+      { type: "button", "aria-pressed": String(group === null), onclick: () => show(group) },
+      label,
+      ` ${split.windows.filter((entry) => fires(entry, group)).length}`,
+    ),
+  );
+  function show(group) {
+    wanted = group;
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(groups[i][0] === wanted)));
+    list.replaceChildren(...split.windows.filter((entry) => fires(entry, wanted)).map((entry) => aligned(split, entry, most)));
+  }
+  show(null);
+  return card(
+    "The same text, seen by all",
+    "underlined: the parent fires; shaded: the child that fires strongest, as a share of its largest here",
+    h(
+      "div",
+      { class: "labels", role: "group", "aria-label": "Windows in which this child fires" },
+      h("span", { class: "note" }, "a child fires at the parent's peak:"),
+      buttons,
+    ),
+    list,
+  );
+}
+
+function aligned(split, entry, most) {
+  const strongest = entry.tokens.map((_, t) => {
+    let best = -1;
+    split.children.forEach((_, c) => {
+      if (entry.children[c][t] > 0 && (best < 0 || entry.children[c][t] / most[c] > entry.children[best][t] / most[best])) best = c;
+    });
+    return best;
+  });
+  const line = tokens(
+    entry.tokens,
+    (t) =>
+      [
+        strongest[t] >= 0 ? `c${strongest[t] % 5} ${shade(entry.children[strongest[t]][t], most[strongest[t]])}` : "",
+        entry.parent[t] > 0 ? "parent" : "",
+        t === entry.peak ? "peak" : "",
+      ]
+        .filter(Boolean)
+        .join(" "),
+    (t) =>
+      [
+        `${shown(entry.tokens[t]).trim() || "space"}`,
+        `parent: ${entry.parent[t] > 0 ? number(entry.parent[t]) : "silent"}`,
+        ...split.children.map(
+          (child, c) => `${LETTERS[c]} (${child.latent}): ${entry.children[c][t] > 0 ? number(entry.children[c][t]) : "silent"}`,
+        ),
+      ].join("\n"),
+  );
+  return h(
+    "li",
+    { class: "window item", tabindex: "-1" },
+    h(
+      "span",
+      { class: "value", title: `document ${entry.document}, from token ${entry.start}` },
+      entry.fires.length ? entry.fires.map(mark) : h("span", { class: "swatch none-mark", title: "no child fires at the peak" }, "–"),
+    ),
+    line,
+  );
+}
+
+/** Which tokens each child favours; told apart children light up different rows. */
+function lifts(split) {
+  const found = split.tokens;
+  if (!found?.tokens?.length) return null;
+  const most = Math.max(1, ...found.lift.flat().filter((value) => typeof value === "number"));
+  const rows = found.tokens.map((token, t) => [
+    chip(token),
+    ...split.children.map((_, c) => {
+      // lift and counts come per child, per token
+      const value = found.lift[c]?.[t],
+        count = found.counts?.[c]?.[t];
+      const cell = h("span", { class: `hot c${c % 5}`, title: count === undefined ? null : `${number(count)} firings` }, number(value, 2));
+      cell.style.setProperty("--heat", `var(--child-${c % 5})`);
+      cell.style.setProperty("--p", `${value > 0 ? Math.round((75 * Math.log1p(value)) / Math.log1p(most)) : 0}%`);
+      return cell;
+    }),
+  ]);
+  return card(
+    "Token by child",
+    "how much likelier the token is where parent and child fire than where the parent fires",
+    table([{ label: "token", text: true }, ...split.children.map((child, i) => ({ label: `${LETTERS[i]} ${child.latent}` }))], rows, {
+      label: "Lift of each token in each child",
+    }),
+  );
+}
+
+function squares(split) {
+  const names = [`parent ${split.parent.latent}`, ...split.children.map((child, i) => `${LETTERS[i]} ${child.latent}`)];
+  const square = (values) =>
+    table(
+      [{ label: "", text: true }, ...names.map((label) => ({ label }))],
+      values.map((row, i) => [names[i], ...row.map((value, j) => (i === j ? h("span", { class: "soft" }, "1") : number(value)))]),
+      { label: "Square of parent and children" },
+    );
+  if (!split.cosine && !split.phi) return null;
+  return card(
+    "Parent and children",
+    "how alike their decoder rows are, and how their firings go together on the held-out tokens",
+    split.cosine ? [h("h3", {}, "decoder cosine"), square(split.cosine)] : null,
+    split.phi ? [h("h3", {}, "phi"), square(split.phi)] : null,
+  );
+}
+
+function siblings(split) {
+  if (!split.siblings_meta?.length) return null;
+  return card(
+    "Meta-latents the children share",
+    null,
+    h(
+      "ul",
+      { class: "list" },
+      split.siblings_meta.map((entry) =>
+        h(
+          "li",
+          { class: "item", tabindex: "-1" },
+          "meta-latent ",
+          h("span", { class: "id" }, String(entry.meta_latent)),
+          h(
+            "div",
+            { class: "children" },
+            entry.children.map((child) =>
+              h(
+                "div",
+                {},
+                latentLink(child.sae || split.children[0].sae, child.latent, false),
+                h("span", { class: "soft" }, `weight ${number(child.weight)}`),
+              ),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
+}

@@ -1,0 +1,114 @@
+// Windows of text with a latent's activations as shades of its tokens, and the little box that shows a token's value.
+
+import { add, h, number, shown } from "./dom.js";
+
+const tip = document.getElementById("tip");
+const LEVELS = 9;
+
+function level(value, max) {
+  return Math.min(LEVELS, Math.max(1, Math.ceil((LEVELS * value) / (max || value))));
+}
+
+/** Shade classes for an activation; "" where the latent is silent. */
+export function shade(value, max) {
+  return value > 0 ? `on h${level(value, max)}` : "";
+}
+
+/** The tokens of one window. classes(i) -> classes of token i; hint(i) -> what the box says, or null. */
+export function tokens(texts, classes, hint) {
+  const line = h("span", { class: "text", dir: "auto" });
+  let plain = "";
+  texts.forEach((token, i) => {
+    const text = i ? token : token.replace(/^ +(?=.)/s, "");
+    const kind = classes(i);
+    // runs of silent tokens are one piece of text: a page has thousands of them
+    if (!kind) {
+      plain += shown(text);
+      return;
+    }
+    // the space before a word is not shaded: it would stay behind at the end of a line
+    const bare = text.replace(/^ +(?=.)/s, "");
+    plain += " ".repeat(text.length - bare.length);
+    if (plain) {
+      line.append(plain);
+      plain = "";
+    }
+    const piece = h("span", { class: `t ${kind}`, "data-i": String(i) }, shown(bare));
+    piece.hint = () => hint?.(i);
+    line.append(piece);
+  });
+  if (plain) line.append(plain);
+  return line;
+}
+
+/**
+ * One window of a latent: {tokens, values, peak, document, start}, perhaps with `beside`, another latent's values.
+ * onToken(text) when a firing token is clicked.
+ */
+export function windowOf(entry, max, onToken) {
+  const peak = entry.peak ?? entry.values.indexOf(Math.max(...entry.values));
+  const line = tokens(
+    entry.tokens,
+    (i) =>
+      [shade(entry.values[i], max), i === peak && entry.values[i] > 0 ? "peak" : "", entry.beside?.[i] > 0 ? "parent" : ""]
+        .filter(Boolean)
+        .join(" "),
+    (i) =>
+      [
+        `${shown(entry.tokens[i]).trim() || "space"}: ${number(entry.values[i])} (${Math.round((100 * entry.values[i]) / max)}% of its largest)`,
+        entry.beside ? `the other: ${number(entry.beside[i])}` : "",
+      ]
+        .filter(Boolean)
+        .join("\n"),
+  );
+  if (onToken)
+    line.addEventListener("click", (event) => {
+      const i = event.target.dataset?.i;
+      if (i !== undefined) onToken(entry.tokens[i]);
+    });
+  const value = entry.values[peak] || 0;
+  return h(
+    "li",
+    { class: "window item", tabindex: "-1", title: null, "data-peak": entry.tokens[peak] },
+    line,
+    h("span", { class: "value", title: `document ${entry.document}, from token ${entry.start}` }, value > 0 ? number(value) : "silent"),
+  );
+}
+
+/** A list of windows; nothing but a note where there are none. */
+export function windowList(entries, max, onToken, label) {
+  if (!entries?.length) return h("p", { class: "empty" }, "no windows");
+  return h(
+    "ol",
+    { class: "list", "aria-label": label },
+    entries.map((entry) => windowOf(entry, max, onToken)),
+  );
+}
+
+function showTip(target) {
+  const text = target.hint?.();
+  if (!text) return hideTip();
+  tip.replaceChildren();
+  add(tip, text);
+  tip.hidden = false;
+  const box = target.getBoundingClientRect();
+  const size = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - size.width - 8))}px`;
+  tip.style.top = `${box.top - size.height - 5 < 0 ? box.bottom + 5 : box.top - size.height - 5}px`;
+}
+
+export function hideTip() {
+  tip.hidden = true;
+}
+
+document.addEventListener("pointerover", (event) => {
+  if (event.target.hint) showTip(event.target);
+  else if (!tip.hidden) hideTip();
+});
+addEventListener(
+  "scroll",
+  () => {
+    if (!tip.hidden) hideTip();
+  },
+  { passive: true },
+);

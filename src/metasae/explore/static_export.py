@@ -1,0 +1,152 @@
+"""The explorer as files for any web host: the same pages, the store's answers as JSON beside them, no server.
+
+    OUT/index.html, *.js, *.css, plotly.min.js
+    OUT/data/api/index.json              which file holds what
+    OUT/data/api/overview.json
+    OUT/data/api/latents/SAE.json.gz     all rows of an SAE, by column
+    OUT/data/api/latent/SAE/7.json.gz    latents 448 to 511, whole
+    OUT/data/api/splits/splits-0.json.gz the best splits of the first pair
+    OUT/data/api/split/3.json.gz         splits 48 to 63, whole
+
+The pages read these where index.html carries the tag `metasae-static`. Trying a text and giving labels need the server.
+Browsers load modules over http only: a folder opened from the disk shows nothing, `python -m http.server` does.
+"""
+
+import gzip
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from metasae import files
+from metasae.errors import UserError
+from metasae.explore.server import STATIC, plotly_script
+from metasae.explore.token_blobs import SEARCHED
+from metasae.progress import SILENT, Progress
+
+LATENTS_A_FILE = 64
+SPLITS_A_FILE = 16
+ROWS = 500
+# of each pair; there are thousands, and all but the first are chance
+SPLITS = 200
+TAG = '<meta name="metasae-static" content="1">'
+
+
+def static_export(run, out: str | Path, progress: Progress = SILENT, *, splits: int = SPLITS) -> Path:
+    """Writes the pages and all they show to `out` and returns its index.html.
+
+    run: a run folder, whose store is built where it is missing or stale, or anything with the methods of
+    `metasae.explore.queries.Explorer`. splits: so many of each pair of SAEs, the best first.
+    Raises UserError when `out` holds something else, or cannot be written.
+    """
+    out = Path(out)
+    if isinstance(run, (str, Path)):
+        from metasae.explore.build import build
+        from metasae.explore.queries import Explorer
+
+        build(Path(run), progress)
+        run = Explorer(run)
+    _clear(out)
+    overview, api = run.overview(), out / "data" / "api"
+    _write(api / "overview.json", overview)
+    shutil.copytree(STATIC, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("index.html"))
+    shutil.copyfile(plotly_script(), out / "plotly.min.js")
+    stems = _stems([sae["name"] for sae in overview["saes"]])
+    with progress.task("pages as files", sum(sae["n"] for sae in overview["saes"]), "latents") as task:
+        for sae in overview["saes"]:
+            for done in _write_sae(run, sae, api, stems[sae["name"]]):
+                task.advance(done)
+    _write(api / "index.json", {"saes": stems, "most": splits, **_write_splits(run, api, splits)})
+    # last, so that a folder with an index.html is whole
+    page = (STATIC / "index.html").read_text(encoding="utf-8").replace("<title>", f"{TAG}\n<title>", 1)
+    files.write_text(out / "index.html", page)
+    return out / "index.html"
+
+
+def _clear(out: Path) -> None:
+    """Takes an earlier export away; anything else is left alone."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    page = out / "index.html"
+    # an export that was cut off has data/api, but no index.html yet
+    ours = TAG in page.read_text(encoding="utf-8", errors="replace") if page.is_file() else (out / "data" / "api").is_dir()
+    if not ours:
+        raise UserError(f"{out} is there already and is no export of the explorer; choose another folder")
+    shutil.rmtree(out / "data", ignore_errors=True)
+    page.unlink(missing_ok=True)
+
+
+def _write_sae(explorer, sae: dict, api: Path, stem: str) -> Iterator[int]:
+    """All files of one SAE; gives the number of latents written since the last."""
+    rows, total = [], None
+    while total is None or len(rows) < total:
+        answer = explorer.latents(sae["name"], sort="latent", descending=False, dead=True, offset=len(rows), limit=ROWS)
+        total = answer["total"]
+        if not answer["rows"]:
+            break
+        rows += answer["rows"]
+    searched = []
+    for first in range(0, sae["n"], LATENTS_A_FILE):
+        block = {i: explorer.latent(sae["name"], i) for i in range(first, min(first + LATENTS_A_FILE, sae["n"]))}
+        _pack(api / "latent" / stem / f"{first // LATENTS_A_FILE}.json.gz", {str(i): latent for i, latent in block.items()})
+        searched += [[entry["token"] for entry in latent["tokens"][:SEARCHED]] for latent in block.values()]
+        yield len(block)
+    # a row has only the scores that its latent has
+    keys = dict.fromkeys(key for row in rows for key in row)
+    values = {key: [row.get(key) for row in rows] for key in keys}
+    _pack(api / "latents" / f"{stem}.json.gz", {"columns": answer["columns"], "n": len(rows), "values": values, "searched": searched})
+
+
+def _write_splits(explorer, api: Path, most: int) -> dict:
+    """The lists of every pair, and every split in them; gives what index.json says of them."""
+    pairs: dict[str, dict[str, str]] = {}
+    ids: list = []
+    for kind in ("splits", "merges"):
+        first = explorer.splits(kind=kind)
+        named = dict.fromkeys([*first["pairs"], *first.get("base_pairs", ())])
+        pairs[kind] = {pair: f"{kind}-{number}" for number, pair in enumerate(named)}
+        for pair, stem in pairs[kind].items():
+            answer = _best_splits(explorer, pair, kind, most)
+            _pack(api / "splits" / f"{stem}.json.gz", answer)
+            ids += [row["id"] for row in answer["rows"]]
+        if not pairs[kind]:
+            _pack(api / "splits" / f"{kind}-0.json.gz", first)
+    ids = list(dict.fromkeys(ids))
+    blocks = {}
+    for block in range(0, len(ids), SPLITS_A_FILE):
+        part = ids[block : block + SPLITS_A_FILE]
+        blocks |= {str(id): block // SPLITS_A_FILE for id in part}
+        _pack(api / "split" / f"{block // SPLITS_A_FILE}.json.gz", {str(id): explorer.split(id) for id in part})
+    return {"pairs": pairs, "splits": blocks}
+
+
+def _best_splits(explorer, pair: str, kind: str, most: int) -> dict:
+    """The first `most`; `found` says how many there are."""
+    answer = explorer.splits(pair, kind=kind, limit=min(ROWS, most))
+    found, total = answer["total"], min(answer["total"], most)
+    while len(answer["rows"]) < total:
+        more = explorer.splits(pair, kind=kind, offset=len(answer["rows"]), limit=min(ROWS, total - len(answer["rows"])))["rows"]
+        if not more:
+            break
+        answer["rows"] += more
+    return {**answer, "total": total, "found": found}
+
+
+def _stems(names: list[str]) -> dict[str, str]:
+    """A file's name for every SAE: its own where any host can serve that, else its number."""
+    return {name: name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) else str(number) for number, name in enumerate(names)}
+
+
+def _write(path: Path, answer: dict) -> None:
+    files.write_text(path, _text(answer))
+
+
+def _pack(path: Path, answer: dict) -> None:
+    """The larger files, six times smaller; the pages unpack them. Without a time in them, equal answers give equal files."""
+    packed = gzip.compress(_text(answer).encode(), 6, mtime=0)
+    files.write(path, lambda part: part.write_bytes(packed))
+
+
+def _text(answer: dict) -> str:
+    return json.dumps(answer, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

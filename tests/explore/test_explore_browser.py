@@ -1,0 +1,339 @@
+"""The pages in a real browser: one Chromium, one server on made-up numbers, and the same as a static export."""
+
+import contextlib
+import functools
+import http.server
+import socketserver
+import threading
+
+import pytest
+
+pytest.importorskip("starlette", reason="the explorer needs starlette")
+pytest.importorskip("uvicorn", reason="the explorer needs uvicorn")
+pytest.importorskip("plotly", reason="the explorer draws with plotly")
+pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
+
+from fake_explorer import NASTY, FakeExplorer, fake_try
+from playwright.sync_api import sync_playwright
+
+from metasae.errors import UserError
+from metasae.explore import server
+from metasae.explore.screenshots import OPTIONS, find_chromium, served
+from metasae.explore.static_export import static_export
+
+PAGES = ["overview", "latents/solo-s0", "latent/joint-s0/17", "splits", "split/s0-5", "merges", "split/m0-2",
+         "compare", "compare/solo-s0:17/joint-s0:4", "try", "search/bank"]  # fmt: skip
+SAME = [
+    "overview", "latents/solo-s0", "latents/solo-s0?sort=interp.detection.random", "latents/solo-s0?search=bank&sort=max&min_rate=0.001",
+    "latent/joint-s0/17", "latent/solo-s1/199", "splits", "merges", "split/s0-5", "split/m0-100",
+]  # fmt: skip
+# what a static copy leaves out on purpose, and figures, whose words come when they are drawn
+LEFT_OUT = ".labels, .toolbar, .pick, .chart, main > .page > p.note, .heads"
+
+
+@contextlib.contextmanager
+def served_files(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as host:
+        host.daemon_threads = True
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{host.server_address[1]}/"
+        host.shutdown()
+
+
+class Reader:
+    """A page of the browser, with what its console said."""
+
+    def __init__(self, browser, base, width=1280, theme="light"):
+        self.base, self.problems = base, []
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
+        self.context.set_default_timeout(10_000)
+        self.page = self.context.new_page()
+        self.page.on("console", lambda said: self.problems.append(said.text) if said.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+
+    def open(self, path):
+        self.page.goto(f"{self.base}#/{path}")
+        self.arrived(path)
+        return self.page
+
+    def arrived(self, path):
+        self.page.wait_for_function("wanted => decodeURIComponent(document.body.dataset.shown || '') === wanted", arg=f"#/{path}")
+
+    def text(self):
+        return self.page.inner_text("main")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        chromium = find_chromium()
+    except UserError as error:
+        pytest.skip(str(error))
+    with sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=chromium, args=list(OPTIONS))
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    return FakeExplorer(n=200)
+
+
+@pytest.fixture(scope="module")
+def base(explorer):
+    with served(server.app(explorer, fake_try)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "deep" / "pages"
+    static_export(FakeExplorer(n=200), folder)
+    with served_files(folder.parent) as address:
+        yield f"{address}pages/"
+
+
+@pytest.fixture
+def reader(browser, base):
+    found = Reader(browser, base)
+    yield found
+    assert found.problems == []
+    found.context.close()
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_every_page_loads_without_errors_and_fits_its_width(browser, base, width, theme):
+    reader = Reader(browser, base, width, theme)
+    for path in PAGES:
+        page = reader.open(path)
+        if page.locator(".chart").count():
+            page.wait_for_selector(".chart .main-svg")
+        assert page.inner_text("h1, .toolbar >> nth=0"), path
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than {width}"
+        assert page.locator(".error").count() == 0, path
+    assert reader.page.evaluate("document.documentElement.dataset.theme") == theme
+    assert reader.problems == []
+    reader.context.close()
+
+
+def test_tokens_are_text_whatever_they_hold(reader):
+    page = reader.open("latent/joint-s0/8")
+    shown = page.locator(".window").all_inner_texts()
+    for token in ("<script>alert(1)</script>", "\U0001f9ea", "<0xE2>", "שלום", "<img src=x onerror=alert(2)>", '"quoted" & <b>', "↵"):
+        assert any(token in text for text in shown), token
+    assert any("x" * 10_000 in text for text in shown)
+    assert page.locator("main script, main img, main b").count() == 0
+    assert page.locator(".window .text").first.get_attribute("dir") == "auto"
+    assert len(NASTY) == 8
+
+
+def test_a_wrong_address_says_so_and_the_way_back_works(browser, base):
+    reader = Reader(browser, base)
+    wrong = {
+        "latent/solo-s0/100000": "no latent 100000", "latents/none": "no SAE 'none'", "split/none": "no split 'none'",
+        "nothing": "no page 'nothing'", "latent/solo-s0/x": "address", "compare/a/b": "is no latent",
+    }  # fmt: skip
+    for path, words in wrong.items():
+        page = reader.open(path)
+        assert words in reader.text(), path
+    page.click("text=Go to the overview")
+    reader.arrived("overview")
+    assert all("404" in said for said in reader.problems)  # the browser's own word for what is not there
+    reader.context.close()
+
+
+def test_the_keyboard_goes_everywhere(reader):
+    page = reader.open("overview")
+    for key, path in (("l", "latents"), ("s", "splits"), ("m", "merges"), ("c", "compare"), ("t", "try"), ("o", "overview")):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        reader.arrived(path)
+    page.keyboard.press("?")
+    assert page.locator("dialog[open]").count() == 1
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    page.keyboard.press("/")
+    page.keyboard.type("bank?")
+    assert page.input_value("#search") == "bank?"
+    page.keyboard.press("Escape")
+    before = page.evaluate("document.documentElement.dataset.theme")
+    page.keyboard.press("d")
+    assert page.evaluate("document.documentElement.dataset.theme") != before
+
+    reader.open("latents/solo-s0")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    page.keyboard.press("j")
+    assert page.locator(".row.chosen").get_attribute("data-row") == "1"
+    page.keyboard.press("Enter")
+    reader.arrived("latent/solo-s0/1")
+    page.keyboard.press("]")
+    reader.arrived("latent/solo-s0/2")
+    page.keyboard.press("[")
+    reader.arrived("latent/solo-s0/1")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.className").startswith("window")
+    reader.open("splits")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    reader.arrived("split/s0-0")
+
+
+def test_latents_are_searched_filtered_and_sorted_and_the_address_keeps_it(reader):
+    page = reader.open("latents/solo-s0")
+    assert page.inner_text(".toolbar .note") == "199 latents"
+    page.fill("[data-search]", "about number 33")
+    page.wait_for_function("() => document.querySelector('.toolbar .note').textContent === '1 latent'")
+    assert page.locator(".vspace .id").inner_text() == "33"
+    assert "search=about+number+33" in page.url
+    page.reload()
+    page.wait_for_function("() => document.querySelector('.toolbar .note')?.textContent === '1 latent'")
+    page.fill("[data-search]", "")
+    page.locator(".toolbar input[type=number]").first.fill("0.05")
+    page.wait_for_function("() => document.querySelector('.toolbar .note').textContent === '4 latents'")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => document.querySelector('.toolbar .note').textContent === '199 latents'")
+    page.click(".heads button:has-text('latent')")
+    page.wait_for_function("() => document.querySelector('.heads [aria-sort]').getAttribute('aria-sort') === 'ascending'")
+    page.click(".heads button:has-text('latent')")
+    page.wait_for_function("() => document.querySelector('.vspace .row[data-row=\"0\"] .id')?.textContent === '198'")
+
+
+def test_a_list_of_65536_rows_holds_only_those_in_sight(browser):
+    with served(server.app(FakeList())) as address:
+        reader = Reader(browser, address)
+        page = reader.open("latents/solo-s0")
+        assert page.inner_text(".toolbar .note") == "65,536 latents"
+        assert page.locator(".vspace .row").count() < 60
+        page.evaluate("document.querySelector('.vlist').scrollTop = 1e9")
+        page.wait_for_selector(".vspace .row[data-row='65535'] .id:has-text('65535')")
+        assert page.locator(".vspace .row").count() < 60
+        assert reader.problems == []
+        reader.context.close()
+
+
+class FakeList(FakeExplorer):
+    def __init__(self):
+        super().__init__(n=65_536, arms=("solo",), seeds=(0,))
+
+    def latents(self, sae, *, offset=0, limit=100, **filters):
+        rows = [self._row(sae, i) for i in range(offset, min(offset + limit, self.n))]
+        return {"sae": sae, "total": self.n, "offset": offset, "columns": [{"key": "rate", "label": "rate", "kind": "number"}], "rows": rows}
+
+
+def test_a_token_filters_the_windows_and_shows_its_value(reader):
+    page = reader.open("latent/joint-s0/17")
+    assert page.locator(".window").count() == 40
+    page.hover(".window .t.on >> nth=0")
+    assert "3 (100% of its largest)" in page.inner_text("#tip")
+    peak = page.locator(".window .t.peak").first
+    token = peak.inner_text().strip()
+    peak.click()
+    assert 0 < page.locator(".window").count() < 40
+    assert all(text.strip() == token for text in page.locator(".window .t.peak").all_inner_texts())
+    page.keyboard.press("Escape")
+    assert page.locator(".window").count() == 40
+
+
+def test_a_label_is_saved_and_there_after_a_reload(reader, explorer):
+    page = reader.open("split/s0-7")
+    page.fill(".labels input", "two banks")
+    page.click(".labels button:has-text('sense split')")
+    page.wait_for_selector(".labels :text('saved')")
+    page.reload()
+    reader.arrived("split/s0-7")
+    assert page.locator("[aria-label=Label] button[aria-pressed=true]").inner_text() == "sense split"
+    assert page.input_value(".labels input") == "two banks"
+    reader.open("splits")
+    assert page.locator(".item >> nth=7").locator(".tag").inner_text() == "sense split"
+    reader.open("latent/solo-s0/3")
+    page.click(".labels button:has-text('junk')")
+    page.wait_for_selector(".labels :text('saved')")
+    reader.open("latents/solo-s0?label=junk")
+    assert page.inner_text(".toolbar .note") == "1 latent"
+    reader.open("latent/solo-s0/3")
+    page.click(".labels button:has-text('junk')")
+    page.wait_for_selector(".labels :text('label taken away')")
+    assert len(explorer.given) == 1
+    explorer.given.clear()
+
+
+def test_splits_are_filtered_and_loaded_further(reader):
+    page = reader.open("splits")
+    assert page.locator(".item").count() == 50
+    page.click("button:text-is('More')")
+    page.wait_for_function("() => document.querySelectorAll('.item').length === 100")
+    page.fill("[data-search]", "99")
+    page.wait_for_function("() => document.querySelectorAll('.item').length === 2")  # as a parent, and as a child of 98
+    assert "with a score above 0.1" in reader.text() and "186" in reader.text()
+    page = reader.open("split/s0-5")
+    assert page.locator("svg.flow").get_attribute("aria-label").startswith("Of 600 firings of solo-s0 5")
+    assert page.locator(".window").count() == 12
+    page.click("button:has-text('A 4')")
+    assert page.locator(".window").count() == 4
+    assert page.locator(".window .t.c0").count() == 4 and page.locator(".window .t.c1").count() == 0
+
+
+def test_a_text_is_tried(reader):
+    page = reader.open("try")
+    page.fill("textarea", "one two three")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".columns .card")
+    assert page.locator(".columns .card").count() == 2  # both arms of one seed
+    page.click(".window button:has-text('two')")
+    page.wait_for_selector("h2:has-text('two')")
+    page.wait_for_function("() => document.querySelectorAll('.columns .item').length === 2")
+    page.click(".window button:has-text('two')")
+    page.wait_for_function("() => document.querySelectorAll('.columns .item').length === 4")
+    page.click(".columns .item button >> nth=0")
+    assert page.locator(".window .t.on").count() == 2
+
+
+def test_search_over_all_saes(reader):
+    page = reader.open("overview")
+    page.keyboard.press("/")
+    page.keyboard.type("money")
+    page.keyboard.press("Enter")
+    reader.arrived("search/money")
+    assert "money" in page.inner_text(".item >> nth=0") and page.locator(".item .chips .token").count() > 10
+    page.click(".item a >> nth=0")
+    page.wait_for_selector("h1:has-text('latent')")
+
+
+def test_the_static_export_shows_what_the_server_shows(browser, base, exported, explorer):
+    explorer.given.clear()
+    server_reader, files_reader = Reader(browser, base), Reader(browser, exported)
+    for path in SAME:
+        texts = []
+        for reader in (server_reader, files_reader):
+            page = reader.open(path)
+            page.evaluate("selector => document.querySelectorAll(selector).forEach(node => node.remove())", LEFT_OUT)
+            texts.append(page.inner_text("main"))
+        assert texts[0] == texts[1], path
+    assert server_reader.problems == files_reader.problems == []
+    server_reader.context.close()
+    files_reader.context.close()
+
+
+def test_the_static_export_switches_off_what_needs_the_server(browser, exported):
+    reader = Reader(browser, exported)
+    page = reader.open("try")
+    assert "needs the model" in reader.text() and page.locator("textarea").count() == 0
+    reader.open("latent/solo-s0/3")
+    assert page.locator(".labels button").count() == 0 and "static copy" in page.inner_text(".labels")
+    reader.open("compare/solo-s0:17/joint-s0:2")
+    assert "holds no firings" in reader.text()
+    reader.open("search/money")
+    assert page.locator(".item").count() > 5
+    assert reader.problems == []
+    reader.open("latent/solo-s0/5000")
+    assert "no latent 5000" in reader.text()
+    reader.context.close()

@@ -1,0 +1,200 @@
+"""The split explorer: planted splits are found, and what is shown of one equals counting."""
+
+import json
+import shutil
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+from explored import firings_of, of_latent, phi_by_hand, random_firings, words_of, write_arm
+
+from metasae.explore import together
+from metasae.explore.build import build
+from metasae.explore.queries import Explorer
+
+WORDS, OTHERS, TOKENS, DOCUMENT = 40, 60, 24_000, 120
+
+
+def two_senses(seed=0):
+    """(solo, joint, children of each parent): solo has a latent per word, joint one per sense of every word, both with others beside them.
+
+    Every firing is missed one time in twenty; every latent fires here and there; some of the others of both SAEs fire on most of a word.
+    """
+    rng = np.random.default_rng(seed)
+    word = np.where(rng.random(TOKENS) < 0.6, rng.integers(WORDS, size=TOKENS), -1)
+    share = rng.uniform(0.3, 0.7, WORDS)
+    sense = (rng.random(TOKENS) > share[word]).astype(int)
+    place = np.arange(TOKENS, dtype=np.int32)
+    documents, positions = place // DOCUMENT, place % DOCUMENT
+    tokens = np.where(word >= 0, word, WORDS + rng.integers(200, size=TOKENS)).astype(np.int32)
+    # distractors: topics of documents, other tokens, and a word shared with another one
+    topics = rng.random((documents.max() + 1, OTHERS)) < 0.15
+    others = topics[documents] & (rng.random((TOKENS, OTHERS)) < 0.1)
+    others[:, ::3] = (tokens[:, None] % (7 + np.arange(0, OTHERS, 3)) == 3) & (rng.random((TOKENS, OTHERS))[:, ::3] < 0.5)
+
+    def seen(on):
+        n = on.shape[1]
+        return (on & (rng.random((TOKENS, n)) > 0.05)) | (rng.random((TOKENS, n)) < 0.001)
+
+    parents = seen(np.hstack([word[:, None] == np.arange(WORDS), others]))
+    senses = np.hstack([(word[:, None] == np.arange(WORDS)) & (sense[:, None] == s) for s in (0, 1)])
+    children = seen(np.hstack([senses, others]))
+    order = rng.permutation(children.shape[1])
+    where = np.argsort(order)
+    sides = [firings_of(on, rng.random(on.shape) + 0.5, documents, tokens, positions) for on in (parents, children[:, order])]
+    return *sides, [{int(where[w]), int(where[WORDS + w])} for w in range(WORDS)]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    solo, joint, children = two_senses()
+    write_arm(folder, "solo-s0", solo, seed=0)
+    write_arm(folder, "joint-s0", joint, seed=1)
+    build(folder, strings=words_of(solo))
+    return Explorer(folder), solo, joint, children
+
+
+def test_planted_splits_are_the_top_candidates_with_the_right_children(planted):
+    explorer, _, _, children = planted
+    rows = explorer.splits(limit=WORDS)["rows"]
+    right = [row for row in rows if row["parent"]["latent"] < WORDS and {c["latent"] for c in row["children"]} == children[row["parent"]["latent"]]]
+    assert len(right) >= 0.9 * WORDS
+    for row in right:
+        shown = explorer.split(row["id"])
+        assert shown["flow"]["none"] + shown["flow"]["two_or_more"] < 0.2 * shown["flow"]["parent_firings"]
+
+
+def test_merges_are_read_from_the_other_arm(planted):
+    merges = planted[0].splits(kind="merges")
+    assert merges["pairs"] == ["joint-s0 -> solo-s0"]
+    assert {row["parent"]["sae"] for row in merges["rows"]} == {"joint-s0"}
+    assert {child["sae"] for row in merges["rows"] for child in row["children"]} == {"solo-s0"}
+
+
+def test_a_split_equals_counting(planted):
+    explorer, solo, joint, _ = planted
+    for row in explorer.splits(limit=3)["rows"]:
+        page, parent, latents = explorer.split(row["id"]), row["parent"]["latent"], [child["latent"] for child in row["children"]]
+        fired = set(of_latent(solo, parent)[0].tolist())
+        on = [set(of_latent(joint, child)[0].tolist()) for child in latents]
+        several = set().union(*(a & b for a, b in combinations(on, 2)))
+        assert page["flow"] == {
+            "parent_firings": len(fired),
+            "alone": [len((fired & child) - several) for child in on],
+            "two_or_more": len(fired & several),
+            "none": len(fired - set().union(*on)),
+        }
+        assert [child["firings"] for child in page["children"]] == [len(child) for child in on]
+        assert [child["with_parent"] for child in page["children"]] == [len(child & fired) for child in on]
+        every = [(solo, parent), *((joint, child) for child in latents)]
+        for i, one in enumerate(every):
+            for j, other in enumerate(every):
+                assert page["phi"][i][j] == pytest.approx(phi_by_hand(*one, *other))
+        counted = Counter(solo.tokens[sorted(fired)].tolist())
+        names = [int(token.removeprefix(" w")) for token in page["tokens"]["tokens"]]
+        assert page["tokens"]["parent"] == [counted[name] for name in names] == sorted(counted.values(), reverse=True)[: len(names)]
+        for child, counts, lift in zip(on, page["tokens"]["counts"], page["tokens"]["lift"], strict=True):
+            together_with = Counter(solo.tokens[sorted(fired & child)].tolist())
+            assert counts == [together_with[name] for name in names]
+            total = sum(together_with.values())
+            assert lift == pytest.approx([together_with[name] / total / (counted[name] / len(fired)) for name in names])
+        for window in page["windows"]:
+            places = range(window["place"], window["place"] + len(window["tokens"]))
+            assert [value > 0 for value in window["parent"]] == [place in fired for place in places]
+            for values, child in zip(window["children"], on, strict=True):
+                assert [value > 0 for value in values] == [place in child for place in places]
+            peak = window["place"] + window["peak"]
+            assert peak in fired
+            assert window["fires"] == [i for i, child in enumerate(on) if peak in child]
+        rows = np.array(page["cosine"])
+        assert np.allclose(np.diag(rows), 1)
+        assert np.allclose(rows, rows.T)
+
+
+def test_pages_of_candidates(planted):
+    explorer, *_ = planted
+    first = explorer.splits()
+    assert [row["score"] for row in first["rows"]] == sorted((row["score"] for row in first["rows"]), reverse=True)
+    assert first["rows"][1:3] == explorer.splits(offset=1, limit=2)["rows"]
+    assert explorer.splits(offset=10**6)["rows"] == []
+    assert explorer.splits(limit=0)["rows"] == []
+    best = first["rows"][0]
+    assert explorer.latent("solo-s0", best["parent"]["latent"])["scalars"]["split_score"] == best["score"]
+    assert best["id"] in explorer.latent("joint-s0", best["children"][0]["latent"])["splits"]
+    assert explorer.splits()["base_rate"] is None  # one seed
+
+
+def test_a_split_can_be_labelled(planted):
+    explorer, *_ = planted
+    name = explorer.splits()["rows"][0]["id"]
+    explorer.set_label({"kind": "split", "id": name}, "sense split", "as planted")
+    assert explorer.splits()["rows"][0]["label"] == "sense split"
+    assert [each["note"] for each in explorer.split(name)["labels"]] == ["as planted"]
+
+
+def test_the_base_rate_is_solo_in_its_next_seed(tmp_path):
+    firings = [random_firings(seed, n=30, lengths=(50,) * 40, vocabulary=30) for seed in range(3)]
+    for seed in range(2):
+        write_arm(tmp_path, f"solo-s{seed}", firings[seed], seed=seed)
+        write_arm(tmp_path, f"joint-s{seed}", firings[2], seed=5 + seed)
+    build(tmp_path, strings=words_of(firings[0]))
+    explorer = Explorer(tmp_path)
+    shown = explorer.splits()
+    assert shown["pairs"] == ["solo-s0 -> joint-s0", "solo-s1 -> joint-s1"]
+    assert shown["base_pairs"] == ["solo-s0 -> solo-s1"]
+    for pair in (*shown["pairs"], *explorer.splits(kind="merges")["pairs"]):
+        assert explorer.splits(pair)["base_rate"]["pair"] == "solo-s0 -> solo-s1"
+    base = explorer.splits("solo-s0 -> solo-s1")
+    assert base["summary"] | {"pair": base["pair"]} == shown["base_rate"]
+
+
+def test_without_firings_the_candidates_of_across_are_shown(tmp_path):
+    split = {"parent": 3, "children": [4, 5], "phi": [0.6, 0.5], "coverage": 0.9, "overlap": 0.1, "shares": [0.4, 0.4], "score": 0.3, "firings": 99}
+    part = {"with": "solo-s0", "of": ["weights solo-s0 0", "weights joint-s0 1"], "n_parents": 12, "mean_score": 0.02, "ranked": [split]}
+    for seed, name in enumerate(("solo-s0", "joint-s0")):
+        write_arm(tmp_path, name, None, seed=seed)
+    (tmp_path / "across.json").write_text(json.dumps({"joint-s0": {"splits": part, "merges": {**part, "of": ["other", "weights"]}}}))
+    build(tmp_path)
+    explorer = Explorer(tmp_path)
+    shown = explorer.splits()
+    assert (shown["pair"], shown["total"], shown["summary"]["n_parents"]) == ("solo-s0 -> joint-s0", 1, 12)
+    page = explorer.split(shown["rows"][0]["id"])
+    assert page["flow"] is None
+    assert page["windows"] == []
+    assert len(page["cosine"]) == 3
+    assert explorer.splits(kind="merges")["pairs"] == []
+    assert explorer.latent("solo-s0", 3)["scalars"]["split_score"] == 0.3
+
+
+def test_a_store_outlives_its_firings(tmp_path):
+    firings = random_firings(n=30, lengths=(50,) * 40, vocabulary=30)
+    write_arm(tmp_path, "solo-s0", firings)
+    write_arm(tmp_path, "joint-s0", firings, seed=1)
+    build(tmp_path, strings=words_of(firings))
+    shutil.rmtree(tmp_path / "arms" / "joint-s0" / "firings")
+    explorer = Explorer(tmp_path)
+    assert explorer.compare_latents(("solo-s0", 3), ("joint-s0", 3))["phi"] is None
+    assert explorer.latent("joint-s0", 3)["windows"]
+    for row in explorer.splits()["rows"][:1]:
+        assert explorer.split(row["id"])["flow"] is None
+
+
+def test_places_apart_are_the_strongest_ones():
+    rng = np.random.default_rng(0)
+    for count in (3, 50, 5000):
+        places, strength = np.sort(rng.choice(20_000, 5000, replace=False)), rng.integers(1, 9, 5000) / 4
+        kept = []
+        for place, _ in sorted(zip(places.tolist(), strength.tolist(), strict=True), key=lambda each: (-each[1], each[0])):
+            if len(kept) < count and all(abs(place - other) >= 16 for other in kept):
+                kept.append(place)
+        assert together.apart(places, strength, count) == kept
+
+
+def test_phi_of_latents_that_never_vary_is_none():
+    assert together.phi(0, 0, 5, 10) is None
+    assert together.phi(5, 10, 5, 10) is None
+    assert together.phi(5, 5, 5, 10) == 1
+    assert together.is_in(np.array([1, 5, 9]), np.array([], int)).tolist() == [False] * 3
+    assert together.is_in(np.array([1, 5, 9]), np.array([5])).tolist() == [False, True, False]

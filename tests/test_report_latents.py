@@ -1,0 +1,85 @@
+"""The report's part about single latents, from an explorer that answers from a table."""
+
+import html
+import re
+
+import pytest
+
+from metasae import report_latents
+from metasae.explore import queries
+from metasae.report_latents import latents_sections
+
+HOSTILE = ["<script>", "\n", '"', "&amp;", "é", "‮", "x"]
+
+
+def window(values, **more):
+    return {"tokens": HOSTILE, "values": values, "peak": values.index(max(values)), **more}
+
+
+class Table:
+    columns = [{"key": "interp.detection.same_token"}, {"key": "nearest_phi"}]
+    asked = []
+
+    def __init__(self, run_folder):
+        pass
+
+    def overview(self):
+        return {"saes": [{"arm": "solo", "name": "solo-s0"}, {"arm": "joint", "name": "joint-s0"}]}
+
+    def splits(self, limit):
+        row = {"id": "a"}
+        return {"rows": [row], "total": 1, "pair": "solo-s0 -> joint-s0", "summary": {"n_above_0.1": 1}, "base_rate": None}
+
+    def split(self, id):
+        latent = {"sae": "solo-s0", "latent": 3, "top_tokens": HOSTILE}
+        children = [{**latent, "sae": "joint-s0", "latent": number, "share": 0.4, "phi": 0.5} for number in range(2)]
+        values = [0.0, 2.0, 0, 0, 0, 0, 1.0]
+        none = [0.0] * 7
+        windows = [
+            {"tokens": HOSTILE, "parent": values, "children": [values, none], "fires": [0], "peak": 1},
+            {"tokens": HOSTILE, "parent": values, "children": [values, none], "fires": [0], "peak": 1},
+            {"tokens": HOSTILE, "parent": values, "children": [none, values], "fires": [1], "peak": 1},
+        ]
+        return {"parent": latent, "children": children, "windows": windows, "score": 0.3, "coverage": 0.8, "overlap": 0.0, "firings": 50}
+
+    def latents(self, sae, sort="rate", descending=True, limit=100):
+        Table.asked.append((sae, sort, descending))
+        return {"columns": self.columns, "rows": [{"latent": 7, sort: 0.5}, {"latent": 8, sort: None}][:limit]}
+
+    def latent(self, sae, latent):
+        windows = [window([0.0, 0, 3.0, 0, 0, 0, 1.0]), window([0.0] * 6 + [1e-9])]
+        tokens = [{"token": token} for token in HOSTILE]
+        said, scalars = {"text": "<b>words"}, {"firings": 9, "n_tokens": 90}
+        return {"latent": latent, "max": 3.0, "tokens": tokens, "windows": windows, "explanation": said, "scalars": scalars}
+
+
+@pytest.fixture
+def sections(monkeypatch, tmp_path):
+    monkeypatch.setattr(queries, "Explorer", Table)
+    return "".join(latents_sections(tmp_path, "solo"))
+
+
+def test_tokens_and_explanations_are_escaped(sections):
+    assert "<script" not in sections and "<b>" not in sections and "&lt;b&gt;words" in sections and "&crarr;" in sections
+    shown = [html.unescape(re.sub("<[^>]+>", "", line)) for line in re.findall("<div class=window>(.*?)</div>", sections)]
+    assert set(shown) == {"".join(HOSTILE).replace("\n", "↵")}
+
+
+def test_each_child_has_its_window_and_its_colour(sections):
+    marks = re.findall(r'<mark class="(child-\d)"', sections)
+    assert marks == ["child-0", "child-0", "child-1", "child-1", "child-0", "child-0"]
+
+
+def test_the_worst_are_those_of_the_arm_by_its_hardest_score(sections):
+    assert ("joint-s0", "interp.detection.same_token", False) in Table.asked
+    assert "Least atomic latents of joint-s0" in sections and sections.count("fires on 9 of 90 tokens") == 1
+
+
+def test_without_a_score_the_closest_pairs_are_the_worst(monkeypatch, tmp_path):
+    monkeypatch.setattr(queries, "Explorer", Table)
+    monkeypatch.setattr(Table, "columns", [{"key": "nearest_phi"}])
+    assert "largest phi with another latent" in "".join(latents_sections(tmp_path, "solo"))
+
+
+def test_a_run_without_a_store_has_no_such_part(tmp_path):
+    assert report_latents.latents_sections(tmp_path, "solo") == []
