@@ -5,10 +5,10 @@ import importlib.util
 import pytest
 import torch
 
+from metasae.arm import initial_b_dec, input_scale
 from metasae.data.activations import harvest
 from metasae.data.host import Host
 from metasae.data.stream import Stream
-from metasae.job import initial_b_dec, input_scale
 from metasae.measures.firing.calibrate import calibrate
 from metasae.progress import SILENT, Task
 from metasae.recipe import PENALTY_NAMES, Recipe

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import metasae
 from metasae import job, source
+from metasae.arm import input_scale
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
 
@@ -256,8 +257,8 @@ def test_input_scale_by_hand():
     class Two:
         d, mean_square = 4, 16.0
 
-    assert job.input_scale(Two(), "global") == 0.5
-    assert job.input_scale(Two(), "token") == 1.0
+    assert input_scale(Two(), "global") == 0.5
+    assert input_scale(Two(), "token") == 1.0
 
 
 @pytest.mark.parametrize("name", ["jumprelu", "relu", "matryoshka"])

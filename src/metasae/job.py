@@ -6,49 +6,28 @@ it stopped.
 
 import platform
 import shlex
-import shutil
 import sys
 import time
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 import metasae
 from metasae import files, start
+from metasae.arm import is_trained, measure_arm, train_arm
 from metasae.conclusion import conclude
-from metasae.data.cache import ActivationCache, Split, open_cache
+from metasae.data.cache import ActivationCache, open_cache
 from metasae.data.planted_cache import PlantedCache
-from metasae.data.stream import Stream
 from metasae.doctor.fit import refuse_what_cannot_fit
-from metasae.errors import Interrupted, UserError
-from metasae.measures.firing.calibrate import Calibration, calibrate
+from metasae.errors import Interrupted
 from metasae.memory import keep_freed_memory
+from metasae.parallel.ranks import ALONE, Ranks, joined
 from metasae.progress import Progress
 from metasae.recipe import Recipe
-from metasae.sae.sae import SAE, token_normalise
 from metasae.source import Source
-from metasae.train.loop import StopRequest, train
-from metasae.train.trainer import Trainer
-
-# Rows for the mean that b_dec starts from where inputs are normalised per token.
-_MEAN_ROWS = 65_536
-
-
-class DecoderRows:
-    """Decoder rows [n, d] in the guise of a split, for calibrating a meta SAE."""
-
-    def __init__(self, W_dec_ND: Tensor):
-        self.rows, self.n_tokens = W_dec_ND.detach(), W_dec_ND.shape[0]
-
-    def blocks(self, size: int):
-        return iter(self.rows.float().split(size))
-
-    tokens = documents = positions = property(lambda self: np.arange(self.n_tokens, dtype=np.int32))
+from metasae.train.loop import StopRequest
 
 
 def run(
@@ -68,9 +47,17 @@ def run(
     resolved, folder = start.resolve(recipe, out, overrides, device)
     if dry_run:
         return start.plan(resolved, folder, show)
-    start.claim(resolved, folder)
+    with joined(device) as ranks:
+        return _run(resolved, folder, ranks.device(device), ranks, show and ranks.first)
+
+
+def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) -> dict:
+    """The run of this process among `ranks`; what is not training is the first one's alone, which gives the result."""
+    if ranks.first:
+        start.claim(recipe, folder)
+    ranks.wait()
     keep_freed_memory()
-    job = _Job(resolved, folder, device, Progress(show))
+    job = _Job(recipe, folder, device, Progress(show), ranks)
     try:
         # the harvest stops at once and goes on from its last note; training and measuring end their step first
         job.harvest()
@@ -81,20 +68,23 @@ def run(
     except KeyboardInterrupt:
         # in the harvest, or a second Ctrl-C in a stage that did not look at the first
         raise Interrupted(f"stopped at once; finished stages are kept. Go on with: {_command(folder, device)}") from None
-    return conclude(folder, show)
+    return conclude(folder, show) if ranks.first else {}
 
 
 class _Job:
     """One pass over the stages of a run folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress):
-        self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
+    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, ranks: Ranks = ALONE):
+        self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
         self.source = Source(recipe, folder, device, progress)
         self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
-        path = folder / "run.json"
+        self._read_state()
+
+    def _read_state(self) -> None:
+        path = self.folder / "run.json"
         self.state = files.read_json(path) if path.exists() else {}
-        self.state |= {"versions": _versions(), "device": device, "threads": torch.get_num_threads(), "seeds": list(recipe.seeds)}
+        self.state |= {"versions": _versions(), "device": self.device, "threads": torch.get_num_threads(), "seeds": list(self.recipe.seeds)}
         self.state.setdefault("stages", {})
 
     def go(self, stop: StopRequest) -> None:
@@ -105,6 +95,8 @@ class _Job:
             return
         for number, (arm, seed) in enumerate(arms, 1):
             self._train(cache, arm, seed, f"train {arm}-s{seed} ({number}/{len(arms)})", stop)
+        if not self.ranks.first:
+            return
         for arm, seed in arms:
             self._measure(cache, arm, seed)
             if stop.asked:
@@ -117,7 +109,14 @@ class _Job:
 
     def harvest(self) -> None:
         """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured."""
-        if not all((self._arm(*each) / "measures.json").exists() for each in self._arms()):
+        if self.ranks.agreed(all((self._arm(*each) / "measures.json").exists() for each in self._arms())):
+            return
+        if self.ranks.first:
+            self._cache = self._open_or_harvest()
+        self.ranks.wait()
+        if not self.ranks.first:
+            # now that the first has harvested, only opened
+            self._read_state()
             self._cache = self._open_or_harvest()
 
     def _open_or_harvest(self) -> ActivationCache | PlantedCache:
@@ -138,10 +137,10 @@ class _Job:
 
     def _train(self, cache: ActivationCache, arm: str, seed: int, title: str, stop: StopRequest) -> None:
         folder = self._arm(arm, seed)
-        if is_trained(folder):
+        if self.ranks.agreed(is_trained(folder)):
             return
         start = time.perf_counter()
-        train_arm(self.recipe, self.source, cache, arm, seed, folder, self.device, self.progress, title, stop)
+        train_arm(self.recipe, self.source, cache, arm, seed, folder, self.device, self.progress, title, stop, self.ranks)
         self._done(f"train {arm}-s{seed}", start)
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
@@ -181,140 +180,8 @@ class _Job:
         self.state["stages"][stage] = {"state": "done", "seconds": round(time.perf_counter() - start, 2), **facts}
         if "fingerprint" in facts:
             self.state["data_fingerprint"] = facts["fingerprint"]
-        files.write_json(self.folder / "run.json", self.state)
-
-
-def is_trained(folder: Path) -> bool:
-    """Whether an arm's folder holds its trained and calibrated SAE, which is written last."""
-    return (folder / "primary" / "cfg.json").exists()
-
-
-def train_arm(
-    recipe: Recipe,
-    source: Source,
-    cache: ActivationCache | PlantedCache,
-    arm: str,
-    seed: int,
-    folder: Path,
-    device: str,
-    progress: Progress,
-    title: str,
-    stop: StopRequest | None = None,
-) -> float:
-    """Trains one arm with one seed, from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
-
-    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
-    """
-    split = cache.split("train")
-    scale = input_scale(split, recipe.sae.normalize)
-    trainer = Trainer(recipe, arm, seed, initial_b_dec(split, scale, recipe), device)
-    with (
-        Stream(split, recipe.train.batch, seed, scale, ahead=trainer.device.type != "cpu") as stream,
-        progress.task(title, recipe.train.tokens) as task,
-    ):
-        start = time.perf_counter()
-        train(trainer, stream, folder, task, stop)
-        seconds = time.perf_counter() - start
-    _save(trainer.export(scale, _metadata(recipe, source, cache, arm, seed)), recipe, cache, folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return seconds
-
-
-def measure_arm(
-    recipe: Recipe,
-    source: Source,
-    cache: ActivationCache | PlantedCache,
-    seed: int,
-    folder: Path,
-    twins: dict[str, Path],
-    reference,
-    progress: Progress,
-):
-    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for the next arm.
-
-    twins: folders by name of arms that may be measured already and have the same weights, whose measures are taken over.
-    reference: what an earlier call returned, or None.
-    """
-    from metasae.measures.suite import measure_sae, reference_of
-
-    spec = recipe.measure
-    meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
-    host = source.judge
-    sae = SAE.load(folder / "primary")
-    result = _measured_twin(sae, meta, twins)
-    if result is None:
-        calibration = Calibration(**sae.config.metadata["calibration"])
-        if reference is None:
-            reference = reference_of(cache, spec, host, progress)
-        firings = folder / "firings" if spec.keep_firings else None
-        result = measure_sae(sae, meta, cache, spec, host, progress, seed=seed, calibration=calibration, reference=reference, folder=firings)
-    files.write_json(folder / "measures.json", result)
-    return reference
-
-
-def _save(saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path) -> None:
-    """Calibrates and writes; the primary last, as its folder says that the arm is trained."""
-    if "meta" in saes:
-        meta, rows = saes["meta"], DecoderRows(saes["primary"].W_dec)
-        calibrate(meta, rows)
-        meta.save(folder / "meta")
-    primary = saes["primary"]
-    rule, batch = recipe.measure.threshold, recipe.train.batch
-    primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration"), batch, rule=rule))
-    primary.save(folder / "primary")
-
-
-def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path]) -> dict | None:
-    """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says."""
-    from metasae.measures.firing.store import sae_fingerprint
-    from metasae.measures.rows.decomposability import own_meta
-
-    fingerprint = sae_fingerprint(sae)
-    for name, folder in twins.items():
-        path = folder / "measures.json"
-        measures = files.read_json(path) if path.exists() else {}
-        if measures.get("conditions", {}).get("sae") == fingerprint:
-            rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
-            own = own_meta(sae, meta) if meta is not None else {}
-            conditions = measures["conditions"] | {"same_weights_as": name}
-            return measures | {"conditions": conditions, "decomposability": rows | own}
-    return None
-
-
-def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: str, seed: int) -> dict:
-    return {
-        "hook_name": recipe.hook.point,
-        "model_name": recipe.model.name or recipe.model.path,
-        "dataset_path": recipe.text.source,
-        "context_size": recipe.text.context,
-        "prepend_bos": not source.planted and source.host.bos_id is not None,
-        "metasae": {
-            "version": metasae.__version__,
-            "arm": arm,
-            "seed": seed,
-            "data_fingerprint": cache.fingerprint,
-            "recipe": recipe.model_dump(mode="json"),
-        },
-    }
-
-
-def input_scale(split: Split, normalize: str) -> float:
-    """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
-    if normalize != "global":
-        return 1.0
-    if split.mean_square <= 0:
-        raise UserError("all activations of the training split are zero; check the hook point")
-    return (split.d / split.mean_square) ** 0.5
-
-
-def initial_b_dec(split: Split, scale: float, recipe: Recipe) -> Tensor:
-    """fp32 [d], in the units the SAE is trained in: zero, or the mean input."""
-    if recipe.sae.b_dec_init == "zero":
-        return torch.zeros(split.d)
-    if recipe.sae.normalize == "token":
-        rows = torch.linspace(0, split.n_tokens - 1, min(_MEAN_ROWS, split.n_tokens)).long()
-        return token_normalise(split.rows(rows).float())[0].mean(0)
-    return (split.mean * scale).float()
+        if self.ranks.first:
+            files.write_json(self.folder / "run.json", self.state)
 
 
 def _command(folder: Path, device: str) -> str:

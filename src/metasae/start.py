@@ -3,6 +3,7 @@
 Imports no torch unless the device is a GPU, so a mistake is answered at once.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def claim(recipe: Recipe, folder: Path) -> None:
     """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it.
 
     A folder in which no stage was finished holds nothing that another recipe could spoil, so a typo put right goes on in it.
+    Of several processes of one job (torchrun) the first claims it for all.
     """
+    if os.environ.get("RANK", "0") != "0":
+        return
     path = folder / "recipe.toml"
     try:
         if path.exists() and (folder / "run.json").exists():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from fakes import FakeSplit, random_sae, random_split
 
+from metasae.arm import DecoderRows
 from metasae.errors import UserError
-from metasae.job import DecoderRows
 from metasae.measures.firing import selection
 from metasae.measures.firing.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate
 from metasae.sae.kernels import reference

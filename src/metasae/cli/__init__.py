@@ -22,7 +22,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"metasae: {error}", file=sys.stderr)
+        # that another rank ended was printed when it became known
+        if not error.printed:
+            print(f"metasae: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from metasae.arm import initial_b_dec, input_scale
 from metasae.data.activations import fingerprint_of, identity
 from metasae.data.cache import INDEX, ActivationCache, read_index
 from metasae.data.host import Host
@@ -18,7 +19,6 @@ from metasae.doctor.measuring import MeasureTrial, try_measuring
 from metasae.doctor.presence import Presence
 from metasae.doctor.training import ArmTrial, batches_of, made_up_batches, seconds_per_byte, try_arm
 from metasae.errors import UserError
-from metasae.job import initial_b_dec, input_scale
 from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.train.trainer import Trainer

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import metasae
+from metasae.arm import DecoderRows, initial_b_dec, input_scale
 from metasae.data.cache import Split
 from metasae.errors import UserError, nearest
-from metasae.job import DecoderRows, initial_b_dec, input_scale
 from metasae.measures.firing.calibrate import calibrate
 from metasae.progress import Progress
 from metasae.recipe import Arm, Recipe

@@ -18,15 +18,21 @@ from torch import Tensor
 
 from metasae.sae.architectures import Architecture
 from metasae.sae.kernels.kept import Kept
+from metasae.sae.spread import WHOLE, Whole
 from metasae.sae.weights import Weights
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How products are made: which kernels, and the dtype of the dense matrix products (sums over kept entries stay in fp32)."""
+    """How products are made: which kernels, and the dtype of the dense matrix products (sums over kept entries stay in fp32).
+
+    spread: how rows and latents lie over processes. Where they are spread, `kernels` is an object with the functions of a kernel
+    module, of which the selections are made over all processes.
+    """
 
     kernels: ModuleType
     dtype: torch.dtype
+    spread: Whole = WHOLE
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, 
     groups = _groups(kept, architecture.ends(weights.W_dec_ND.shape[0]))
     residuals, below = [], xc
     for number, group in enumerate(groups):
-        part = how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end])
+        part = how.spread.over_latents(how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end]))
         below = part.sub_(xc) if number == 0 else part.add_(below)
         residuals.append(below)
     return Reconstruction(pre, kept, groups, xc, tuple(residuals), cut)
@@ -100,11 +106,13 @@ def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, 
 def sae_gradients(made: Reconstruction, weights: Weights, architecture: Architecture, aux: Auxiliary | None, how: Arithmetic) -> Gradients:
     """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term."""
     n_prefixes = len(made.residuals)
-    l2 = sum(residual.square().mean() for residual in made.residuals) / n_prefixes
-    slopes = [residual * (2 / (residual.numel() * n_prefixes)) for residual in made.residuals]
+    numel = how.spread.rows(made.kept.n_rows) * made.xc_BD.shape[1]
+    l2 = sum(how.spread.row_mean(residual.square()) for residual in made.residuals) / n_prefixes
+    slopes = [residual * (2 / (numel * n_prefixes)) for residual in made.residuals]
     aux_loss, extra = torch.zeros_like(l2), None
-    if aux is not None and bool(aux.dead_N.any()):
-        aux_loss, G_aux, *extra = _auxiliary(made, weights, aux, how)
+    n_dead = 0 if aux is None else int(how.spread.over_latents(aux.dead_N.sum()))
+    if n_dead:
+        aux_loss, G_aux, *extra = _auxiliary(made, weights, aux, n_dead, numel, how)
         if not aux.detach:
             slopes[-1] += G_aux
     for number in reversed(range(n_prefixes - 1)):
@@ -120,9 +128,10 @@ def sae_gradients(made: Reconstruction, weights: Weights, architecture: Architec
         dW_dec.index_add_(0, dead, aux_dec)
         dW_enc.index_add_(0, dead, aux_enc)
         dpre_N.index_add_(0, dead, aux_pre)
-    db_dec = slopes[0].sum(0) - dpre_N @ weights.W_enc_ND
+    db_dec = slopes[0].sum(0) - how.spread.over_latents(dpre_N @ weights.W_enc_ND)
     db_enc = None if weights.b_enc_N is None else dpre_N
-    return Gradients(l2, aux_loss, torch.zeros_like(l2) if sparsity is None else sparsity, Weights(dW_enc, dW_dec, db_dec, db_enc, dlog_threshold))
+    found = how.spread.gradients(Weights(dW_enc, dW_dec, db_dec, db_enc, dlog_threshold))
+    return Gradients(l2, aux_loss, torch.zeros_like(l2) if sparsity is None else sparsity, found)
 
 
 def _groups(kept: Kept, ends: tuple[int, ...]) -> tuple[Group, ...]:
@@ -151,19 +160,18 @@ def _row_slopes(made: Reconstruction, slopes: list[Tensor], dpre_K: Tensor, how:
     return pieces[0] if len(pieces) == 1 else tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
-def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, how: Arithmetic):
+def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, n_dead: int, numel: int, how: Arithmetic):
     """AuxK loss, dL/d(aux reconstruction) [B, d], the dead latents' (dL/dW_dec rows, dL/dW_enc rows, dL/dpre summed) and their indices.
 
     Dense on the dead columns: with k near d / 2 a sparse product would move more bytes than the dense one.
     """
     dead = aux.dead_N.nonzero().squeeze(1)
-    a = how.kernels.keep_rows(how.kernels.take_columns(made.pre_BN, dead), min(aux.k, dead.numel()))
+    a = how.kernels.keep_rows(how.kernels.take_columns(made.pre_BN, dead), min(aux.k, n_dead))
     W_dec = weights.W_dec_ND[dead].to(how.dtype)
     # ra = xa - (x - xh) = xa + residual
-    ra = (a @ W_dec).float().add_(made.residuals[-1])
-    loss = aux.coef * ra.square().mean()
-    G = ra * (2 * aux.coef / ra.numel())
+    ra = how.spread.over_latents((a @ W_dec).float()).add_(made.residuals[-1])
+    loss = aux.coef * how.spread.row_mean(ra.square())
+    G = ra * (2 * aux.coef / numel)
     Gh = G.to(how.dtype)
     da = (Gh @ W_dec.t()).mul_(a > 0)
     return loss, G, (a.t() @ Gh).float(), (da.t() @ made.xc_BD.to(how.dtype)).float(), da.sum(0, dtype=torch.float32), dead
-

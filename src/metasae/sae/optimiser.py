@@ -1,20 +1,35 @@
 """Adam on SAE weights whose decoder rows keep unit length."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from metasae.sae.weights import Weights
 
 
+def total_norm(gradients: Weights) -> Tensor:
+    """The joint norm of all gradients, 0-dim."""
+    return torch.nn.utils.get_total_norm(list(gradients.tensors().values()))
+
+
 class UnitRowAdam:
     """torch's fused Adam, with the decoder rows' radial gradient removed before the step and their length restored.
 
     `renormalise = "after"`: rows are exactly unit after every step. `"before"`: the order of the paper's code, which
-    renormalises before the step, so that rows drift by up to 7e-4 between steps.
+    renormalises before the step, so that rows drift by up to 7e-4 between steps. norm: what the gradients are clipped by.
     """
 
-    def __init__(self, weights: Weights, betas: tuple[float, float], eps: float, clip: float, renormalise: str):
-        self.weights = weights
+    def __init__(
+        self,
+        weights: Weights,
+        betas: tuple[float, float],
+        eps: float,
+        clip: float,
+        renormalise: str,
+        norm: Callable[[Weights], Tensor] = total_norm,
+    ):
+        self.weights, self.norm = weights, norm
         self.clip, self.renormalise = clip, renormalise
         self.adam = torch.optim.Adam(list(weights.tensors().values()), lr=0.0, betas=betas, eps=eps, fused=True)
 
@@ -23,7 +38,7 @@ class UnitRowAdam:
         """One step. The gradients are clipped and projected in place."""
         for name, tensor in self.weights.tensors().items():
             tensor.grad = getattr(gradients, name)
-        _clip_(list(gradients.tensors().values()), self.clip)
+        _clip_(list(gradients.tensors().values()), self.norm(gradients), self.clip)
         W, g = self.weights.W_dec_ND, gradients.W_dec_ND
         if self.renormalise == "before":
             unit_rows_(W)
@@ -47,9 +62,8 @@ class UnitRowAdam:
             self.adam.state[getattr(self.weights, name)][moment] = value.clone()
 
 
-def _clip_(gradients: list[Tensor], limit: float) -> None:
+def _clip_(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
     """Scales all gradients so that their joint norm is at most `limit`."""
-    norm = torch.nn.utils.get_total_norm(gradients)
     # on a CPU the number is at hand, and a pass over all gradients is saved; elsewhere reading it would stall the device
     if norm.device.type != "cpu" or norm > limit:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from metasae import files
+from metasae.arm import is_trained, measure_arm, train_arm
 from metasae.data.cache import INDEX, ActivationCache, open_cache
 from metasae.data.planted_cache import PlantedCache
 from metasae.errors import Interrupted, UserError
-from metasae.job import is_trained, measure_arm, train_arm
 from metasae.measures.catalogue import CATALOGUE, value_of
 from metasae.memory import keep_freed_memory
 from metasae.progress import SILENT, Progress

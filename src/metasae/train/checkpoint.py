@@ -20,22 +20,8 @@ FILE = "checkpoints/latest.safetensors"
 
 def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None:
     """`pending`: metrics of steps not yet written as a line; `metrics_bytes`: length of metrics.jsonl at this moment."""
-    tensors, numbers = {}, {}
-    for name, learner in _learners(trainer).items():
-        for key, value in _state(learner).items():
-            tensors[f"{name}.{key}"] = value
-        numbers[name] = {"cut": learner.cut, "probe_cut": learner.probe_cut}
-    header = {
-        "done": vars(trainer.done),
-        "numbers": numbers,
-        "sigma": vars(trainer.sigma) if trainer.sigma else None,
-        "arm": trainer.arm,
-        "seed": trainer.seed,
-        "recipe": trainer.recipe.model_dump(mode="json"),
-        "pending": pending,
-        "metrics_bytes": metrics_bytes,
-    }
-    write_tensors(folder / FILE, tensors, {"state": json.dumps(header)})
+    header = header_of(trainer, pending, metrics_bytes)
+    write_tensors(folder / FILE, tensors_of(trainer), {"state": json.dumps(header)})
 
 
 def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None:
@@ -51,7 +37,36 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
             header = json.loads(file.metadata()["state"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it to train this arm again from its start") from None
+        raise damaged(path, error) from None
+    check(header, trainer, path)
+    return restore(trainer, header, tensors)
+
+
+def damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is damaged ({why}); delete it to train this arm again from its start")
+
+
+def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int) -> dict:
+    """All of the state that is not a tensor, JSON-able."""
+    return {
+        "done": vars(trainer.done),
+        "numbers": {name: {"cut": learner.cut, "probe_cut": learner.probe_cut} for name, learner in _learners(trainer).items()},
+        "sigma": vars(trainer.sigma) if trainer.sigma else None,
+        "arm": trainer.arm,
+        "seed": trainer.seed,
+        "recipe": trainer.recipe.model_dump(mode="json"),
+        "pending": pending,
+        "metrics_bytes": metrics_bytes,
+    }
+
+
+def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Every tensor of the state, by `primary.` or `meta.` and its name."""
+    return {f"{name}.{key}": value for name, learner in _learners(trainer).items() for key, value in _state(learner).items()}
+
+
+def check(header: dict, trainer: Trainer, path: Path) -> None:
+    """Raises UserError when the header is that of another recipe, arm or seed."""
     ours = json.loads(json.dumps(trainer.recipe.model_dump(mode="json")))
     for table in ("sae", "meta", "train"):
         if header["recipe"][table] != ours[table]:
@@ -59,6 +74,10 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
             raise UserError(f"{path} was made with another {table}.{changed}; choose another --out or delete it")
     if (header["arm"], header["seed"]) != (trainer.arm, trainer.seed):
         raise UserError(f"{path} belongs to {header['arm']}-s{header['seed']}, not {trainer.arm}-s{trainer.seed}")
+
+
+def restore(trainer: Trainer, header: dict, tensors: dict[str, torch.Tensor]) -> tuple[list[dict[str, float]], int]:
+    """Puts a state into a fresh trainer; returns (pending metrics, length of metrics.jsonl)."""
     for name, learner in _learners(trainer).items():
         prefix = f"{name}."
         _restore(learner, {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})

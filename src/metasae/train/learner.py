@@ -10,6 +10,7 @@ from metasae.sae.architectures import Architecture, Options, architecture
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.optimiser import UnitRowAdam, unit_rows_
 from metasae.sae.sae import SAE, SAEConfig
+from metasae.sae.spread import WHOLE, Whole
 from metasae.sae.weights import Weights
 
 RATE_MEMORY = 0.99
@@ -31,11 +32,11 @@ class Learner:
     cut: float = 0.0
     probe_cut: float = 0.0
 
-    def count(self, kept: Kept, dead_after: int) -> Tensor:
+    def count(self, kept: Kept, dead_after: int, spread: Whole = WHOLE) -> Tensor:
         """Updates the counters with this batch, then says which latents are dead: bool [n]."""
-        counts = kept.counts()
-        self.silent_N.add_(kept.n_rows).masked_fill_(counts > 0, 0)
-        self.rate_N.mul_(RATE_MEMORY).add_(counts, alpha=(1 - RATE_MEMORY) / kept.n_rows)
+        counts, n_rows = spread.over_rows(kept.counts()), spread.rows(kept.n_rows)
+        self.silent_N.add_(n_rows).masked_fill_(counts > 0, 0)
+        self.rate_N.mul_(RATE_MEMORY).add_(counts, alpha=(1 - RATE_MEMORY) / n_rows)
         return self.silent_N >= dead_after
 
     def as_sae(self, config: SAEConfig) -> SAE:
@@ -53,13 +54,30 @@ class Learner:
         return sae
 
 
-def new_learner(table: Dictionary, b_dec_D: Tensor, generator: torch.Generator, b_enc: bool, tied: bool, adam: dict, device: torch.device) -> Learner:
-    """Random unit rows from `generator`; W_enc = W_dec^T when tied, else random rows of its own. adam: UnitRowAdam's settings."""
+def new_learner(
+    table: Dictionary,
+    b_dec_D: Tensor,
+    generator: torch.Generator,
+    b_enc: bool,
+    tied: bool,
+    adam: dict,
+    device: torch.device,
+    own: range | None = None,
+) -> Learner:
+    """Random unit rows from `generator`; W_enc = W_dec^T when tied, else random rows of its own. adam: UnitRowAdam's settings.
+
+    own: only these latents, as they would be among all: drawn with all of them, so that the start does not depend on who holds what.
+    """
     options = Options(table.k, table.l1, table.l0_coef, table.bandwidth, table.threshold, table.prefixes)
     kind = architecture(table.architecture, options)
     n, d = table.n, b_dec_D.numel()
     W_dec = _random_rows(n, d, generator)
-    W_enc = W_dec.clone() if tied else _random_rows(n, d, generator)
+    W_enc = None if tied else _random_rows(n, d, generator)
+    if own is not None:
+        # copies, so that the rows of the others are given back
+        W_dec, W_enc = (None if W is None else W[own.start : own.stop].clone() for W in (W_dec, W_enc))
+        n = len(own)
+    W_enc = W_dec.clone() if W_enc is None else W_enc
     start = kind.threshold_init()
     weights = Weights(
         W_enc.to(device),

@@ -28,6 +28,13 @@ class Batches(Protocol):
     def seek(self, position: int) -> None: ...
 
 
+class Checkpoints(Protocol):
+    """Saves and loads a trainer's whole state: the module `metasae.train.checkpoint`, or what spreads it over processes."""
+
+    def save(self, trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None: ...
+    def load(self, trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None: ...
+
+
 class StopRequest:
     """Set by SIGINT or SIGTERM; the loop looks at it between two steps."""
 
@@ -60,14 +67,15 @@ def train(
     task: Task,
     stop: StopRequest | None = None,
     after_step: Callable[[str], None] = lambda action: None,
+    checkpoints: Checkpoints = checkpoint,
 ) -> None:
     """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints there.
 
     after_step: called after every step with 'primary' or 'meta'.
     Raises Interrupted after saving when `stop` was asked for; UserError when a loss is no longer finite.
     """
-    log = MetricsLog(folder / "metrics.jsonl", trainer)
-    resumed = checkpoint.load(trainer, folder)
+    log = MetricsLog(folder / "metrics.jsonl", trainer, checkpoints)
+    resumed = checkpoints.load(trainer, folder)
     log.resume(*(resumed or ([], 0)))
     batches.seek(trainer.done.primary)
     task.skip(min(trainer.done.primary * trainer.recipe.train.batch, trainer.recipe.train.tokens))
@@ -83,10 +91,11 @@ def train(
             losses = trainer.meta_step()
             log.meta({"meta_loss": losses.total, "meta_l2": losses.l2})
         due = action == "primary" and trainer.done.primary % trainer.recipe.train.checkpoint_every == 0
-        if due or (stop is not None and stop.asked):
+        stopping = trainer.agree(stop is not None and stop.asked)
+        if due or stopping:
             log.save(folder)
         after_step(action)
-        if stop is not None and stop.asked:
+        if stopping:
             raise Interrupted(f"stopped at step {trainer.done.primary}; saved")
     log.finish()
 
@@ -95,21 +104,23 @@ class MetricsLog:
     """Collects each step's numbers as tensors and writes their means, a line per LOG_EVERY primary steps.
 
     `pending` holds the open window; with the length of the file it is all a resumed run needs to write the same bytes.
+    Of several processes all collect, and one writes.
     """
 
-    def __init__(self, path: Path, trainer: Trainer):
-        self.path, self.trainer = path, trainer
+    def __init__(self, path: Path, trainer: Trainer, checkpoints: Checkpoints = checkpoint):
+        self.path, self.trainer, self.checkpoints = path, trainer, checkpoints
         self.window: list[dict[str, Tensor]] = []
         self.pending: dict[str, Tensor] = {}
         self.last: dict[str, float] = {}
 
     def resume(self, pending: list[dict[str, float]], n_bytes: int) -> None:
         """Goes on after `n_bytes` of the file: what a killed run wrote beyond its checkpoint is cut off and written again."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        if self.path.stat().st_size < n_bytes:
-            raise UserError(f"{self.path} is shorter than its checkpoint says; delete the arm's folder to train it again")
-        os.truncate(self.path, n_bytes)
+        if self.trainer.leads:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            if self.path.stat().st_size < n_bytes:
+                raise UserError(f"{self.path} is shorter than its checkpoint says; delete the arm's folder to train it again")
+            os.truncate(self.path, n_bytes)
         *window, late = pending or [{}]
         as_tensors = lambda numbers: {key: torch.tensor(value) for key, value in numbers.items()}  # noqa: E731
         self.window, self.pending = [as_tensors(numbers) for numbers in window], as_tensors(late)
@@ -131,7 +142,7 @@ class MetricsLog:
 
     def save(self, folder: Path) -> None:
         floats = [{key: float(value) for key, value in numbers.items()} for numbers in [*self.window, self.pending]]
-        checkpoint.save(self.trainer, floats, self.path.stat().st_size, folder)
+        self.checkpoints.save(self.trainer, floats, self.path.stat().st_size if self.trainer.leads else 0, folder)
 
     def finish(self) -> None:
         if self.window:
@@ -146,6 +157,7 @@ class MetricsLog:
             raise UserError(f"the loss is no longer finite at step {self.trainer.done.primary}; try a smaller train.lr or train.clip")
         done = self.trainer.done
         line = {"step": done.primary, "meta_step": done.meta, "tokens": done.primary * self.trainer.recipe.train.batch, **means, **latest}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.trainer.leads:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         self.window, self.pending, self.last = [], {}, line

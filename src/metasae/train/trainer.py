@@ -1,6 +1,7 @@
 """One arm's training state, its primary step and its meta step."""
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from metasae.recipe import Recipe
 from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
-from metasae.sae.optimiser import learning_rate
+from metasae.sae.optimiser import learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
 from metasae.train.learner import new_learner
@@ -32,18 +33,26 @@ class Trainer:
     b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d.
     solo: no penalty, no meta SAE. joint: all the recipe's penalties. control: joint with every coefficient 0.
     sequential: solo, then a meta SAE on its frozen decoder.
+    `metasae.parallel.trainer.ShardedTrainer` is the same over several processes: it overrides the members below.
     """
+
+    # the primary's latents that this process holds (None: all), and their share of all
+    own: range | None = None
+    own_share = 1.0
+    # whether this process writes what there is to write
+    leads = True
 
     def __init__(self, recipe: Recipe, arm: str, seed: int, b_dec_D: Tensor, device: str = "cpu"):
         train = recipe.train
         self.recipe, self.arm, self.seed = recipe, arm, seed
         self.device = torch.device(device)
-        self.how = Arithmetic(kernels(train.kernels), matmul_dtype(train.dtype, self.device))
+        self.how, self.meta_how = self._arithmetic(kernels(train.kernels), matmul_dtype(train.dtype, self.device))
         self.d = b_dec_D.numel()
         self.k_aux = train.k_aux or max(1, self.d // 2)
         adam = {"betas": train.betas, "eps": train.eps, "clip": train.clip, "renormalise": train.renormalise}
         primary, meta = (torch.Generator().manual_seed(seed * 2 + stream) for stream in (0, 1))
-        self.primary = new_learner(recipe.sae, b_dec_D, primary, recipe.sae.b_enc, recipe.sae.tied_init, adam, self.device)
+        own_adam = adam | {"norm": self._norm}
+        self.primary = new_learner(recipe.sae, b_dec_D, primary, recipe.sae.b_enc, recipe.sae.tied_init, own_adam, self.device, self.own)
         with_meta = arm in ("control", "sequential") or (arm == "joint" and train.lambda2 > 0)
         self.meta = new_learner(recipe.meta, torch.zeros(self.d), meta, False, True, adam, self.device) if with_meta else None
         self.lambda2 = train.lambda2 if arm == "joint" else 0.0
@@ -84,7 +93,7 @@ class Trainer:
             x = token_normalise(x)[0]
         made = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how)
         learner.cut = made.cut
-        dead = learner.count(made.kept, train.dead_after)
+        dead = learner.count(made.kept, train.dead_after, self.how.spread)
         found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.how)
         total = found.l2 + found.aux + found.sparsity
         charged = self.done.primary >= train.penalty_start * self.total_primary
@@ -101,10 +110,10 @@ class Trainer:
     def meta_step(self) -> Losses:
         """One step of the meta SAE on all rows of the primary's decoder, as they are now."""
         train, learner = self.recipe.train, self.meta
-        made = forward(self._meta_rows(), learner.weights, learner.architecture, learner.k, learner.cut, self.how)
+        made = forward(self._meta_rows(), learner.weights, learner.architecture, learner.k, learner.cut, self.meta_how)
         learner.cut = made.cut
-        dead = learner.count(made.kept, train.meta_dead_after)
-        found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.how)
+        dead = learner.count(made.kept, train.meta_dead_after, self.meta_how.spread)
+        found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.meta_how)
         rate = learning_rate(self.done.meta, self.total_meta, train.meta_lr or train.lr, train.warmup, train.decay)
         learner.optimiser.step(found.weights, rate)
         self.done.meta += 1
@@ -123,6 +132,22 @@ class Trainer:
             normalize = "token" if meta.input == "token" else "none"
             out["meta"] = self.meta.as_sae(SAEConfig(self.d, meta.n, meta.architecture, meta.k, normalize, dict(metadata)))
         return out
+
+    def agree(self, asked: bool) -> bool:
+        """Whether any process was asked to stop."""
+        return asked
+
+    def _arithmetic(self, module: ModuleType, dtype: torch.dtype) -> tuple[Arithmetic, Arithmetic]:
+        """How the primary's products are made, and a meta SAE's on the primary's rows."""
+        return Arithmetic(module, dtype), Arithmetic(module, dtype)
+
+    def _norm(self, gradients: Weights) -> Tensor:
+        """The joint norm of the primary's gradients, 0-dim."""
+        return total_norm(gradients)
+
+    def _over_all(self, mean: Tensor) -> Tensor:
+        """The mean over all the primary's latents, given the mean over those here, 0-dim."""
+        return self.how.spread.over_latents(mean * self.own_share)
 
     def _meta_rows(self) -> Tensor:
         """The decoder rows as the meta SAE takes them; worked out once for the meta steps between two primary steps."""
@@ -143,8 +168,8 @@ class Trainer:
         return Auxiliary(dead_N, self.k_aux, train.aux_coef, train.aux_residual == "detached")
 
     def _numbers(self, x_BD: Tensor, made: Reconstruction, dead_N: Tensor) -> dict[str, Tensor]:
-        variance = (x_BD - x_BD.mean(0)).square().mean()
-        return {"fvu": made.residuals[-1].square().mean() / variance, "l0": made.kept.l0(), "dead": dead_N.sum().float()}
+        variance, total = (x_BD - x_BD.mean(0)).square().mean(), self.how.spread.over_latents
+        return {"fvu": made.residuals[-1].square().mean() / variance, "l0": total(made.kept.l0()), "dead": total(dead_N.sum()).float()}
 
     def _decomposability(self, into_ND: Tensor | None) -> tuple[Tensor, Tensor]:
         """(P, its cost) against the frozen meta SAE; adds the cost's gradient to `into_ND` when given.
@@ -153,18 +178,20 @@ class Trainer:
         """
         train, meta, W = self.recipe.train, self.meta, self.primary.weights.W_dec_ND
         mode = self.recipe.meta.input
-        seen = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.how)
+        seen = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
         meta.probe_cut = seen.cut
         lambda2, sigma_sq = self.lambda2, train.sigma_sq
         if self.sigma and lambda2 > 0:
-            lambda2, sigma_sq = self.sigma.update(seen.e_N)
-        share = self.primary.rate_N / self.primary.rate_N.mean().clamp(min=1e-12) if train.balanced else None
+            lambda2, sigma_sq = self.sigma.update(self._over_all(seen.e_N.mean())[None])
+        rate_N = self.primary.rate_N
+        share = rate_N / self._over_all(rate_N.mean()).clamp(min=1e-12) if train.balanced else None
         value, factor_N = decomposability(seen, sigma_sq, share)
+        value, pull = self._over_all(value), lambda2 * self.own_share
         if into_ND is not None and lambda2 > 0:
             if train.meta_gradient == "full":
-                into_ND.add_(full_gradient(W, meta.weights, seen, mode, sigma_sq, share), alpha=lambda2)
+                into_ND.add_(full_gradient(W, meta.weights, seen, mode, sigma_sq, share), alpha=pull)
             else:
-                into_ND.addcmul_(seen.difference_ND, factor_N[:, None], value=lambda2)
+                into_ND.addcmul_(seen.difference_ND, factor_N[:, None], value=pull)
         return value, lambda2 * value
 
     def _further_penalties(self, made: Reconstruction, into_ND: Tensor, numbers: dict[str, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from metasae.sae.kernels.kept import Kept
 
 # The next cut relative to this batch's smallest kept value: low enough that the next batch rarely keeps fewer
 # above it, high enough that few entries above it are not kept.
-_CUT_MARGIN = 0.95
+CUT_MARGIN = 0.95
 # Numbers of a matrix that numpy looks at in one go: few enough for a core's cache.
 _PART = 1 << 17
 
@@ -32,7 +32,7 @@ def encode(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.
 def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
     """See reference.select. Only entries above the cut are looked at; with too few of them the cut is lowered."""
     flat = pre_BN.view(-1)
-    cut = cut if 0 < cut < math.inf else _sampled_cut(flat, keep)
+    cut = cut if 0 < cut < math.inf else sampled_cut(flat, keep)
     choose = _choose_on_cpu if flat.device.type == "cpu" else _choose
     while True:
         found, values, enough = choose(flat, keep, cut)
@@ -40,7 +40,7 @@ def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
             break
         cut = cut * 0.5 if cut > 1e-6 else 0.0
     low = float(values.min()) if values.numel() else 0.0
-    return Kept.from_flat(found, values, *pre_BN.shape), low * _CUT_MARGIN
+    return Kept.from_flat(found, values, *pre_BN.shape), low * CUT_MARGIN
 
 
 def select_rows(pre_BN: Tensor, keep: int) -> Kept:
@@ -127,6 +127,27 @@ def _choose(flat: Tensor, keep: int, cut: float) -> tuple[Tensor, Tensor, bool]:
 
 def _choose_on_cpu(flat: Tensor, keep: int, cut: float) -> tuple[Tensor, Tensor, bool]:
     """`_choose` in numpy, whose comparison, flatnonzero and partition take a third of the time of torch's on a CPU."""
+    found, values = _above_on_cpu(flat, cut)
+    enough = found.size >= keep
+    if found.size > keep:
+        limit = np.partition(values, found.size - keep)[found.size - keep]
+        chosen = values > limit
+        chosen[np.flatnonzero(values == limit)[: keep - np.count_nonzero(chosen)]] = True
+        found, values = found[chosen], values[chosen]
+    return torch.from_numpy(found), torch.from_numpy(values).view(flat.dtype), enough
+
+
+def above(flat: Tensor, cut: float) -> tuple[Tensor, Tensor]:
+    """Ascending indices int64 [K] and values [K] of the entries above `cut` >= 0, in bf16 above the cut rounded towards zero."""
+    if flat.device.type != "cpu":
+        found = (flat > cut).nonzero().squeeze(1)
+        return found, flat[found]
+    found, values = _above_on_cpu(flat, cut)
+    return torch.from_numpy(found), torch.from_numpy(values).view(flat.dtype)
+
+
+def _above_on_cpu(flat: Tensor, cut: float) -> tuple[np.ndarray, np.ndarray]:
+    """`above` in numpy; bf16 numbers as integers of the same bits."""
     if flat.dtype == torch.bfloat16:
         # numpy knows no bf16, but the patterns of numbers >= 0 are ordered like integers.
         # The cut is rounded to bf16, towards zero, so nothing above it is lost.
@@ -134,18 +155,10 @@ def _choose_on_cpu(flat: Tensor, keep: int, cut: float) -> tuple[Tensor, Tensor,
     else:
         numbers, least = flat.numpy(), cut
     found = np.flatnonzero(np.greater(numbers, numbers.dtype.type(least)))
-    values = numbers[found]
-    enough = found.size >= keep
-    if found.size > keep:
-        limit = np.partition(values, found.size - keep)[found.size - keep]
-        chosen = values > limit
-        chosen[np.flatnonzero(values == limit)[: keep - np.count_nonzero(chosen)]] = True
-        found, values = found[chosen], values[chosen]
-    values = torch.from_numpy(values)
-    return torch.from_numpy(found), values.view(torch.bfloat16) if flat.dtype == torch.bfloat16 else values, enough
+    return found, numbers[found]
 
 
-def _sampled_cut(flat: Tensor, keep: int, size: int = 1 << 16) -> float:
+def sampled_cut(flat: Tensor, keep: int, size: int = 1 << 16) -> float:
     """A first cut from a strided sample of the batch, low enough to be likely below the true threshold."""
     sample = flat[:: max(1, flat.numel() // size)].float()
     rank = min(sample.numel(), max(1, round(sample.numel() * keep / flat.numel() * 1.2)))

@@ -1,0 +1,179 @@
+"""The stages of one arm with one seed: trained, calibrated and written; measured. A run does them for all its arms, a sweep for its cells."""
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import metasae
+from metasae import files
+from metasae.data.cache import ActivationCache, Split
+from metasae.data.planted_cache import PlantedCache
+from metasae.errors import UserError
+from metasae.measures.firing.calibrate import Calibration, calibrate
+from metasae.parallel import checkpoint
+from metasae.parallel.ranks import ALONE, Ranks
+from metasae.parallel.tokens import batches_of
+from metasae.parallel.trainer import trainer_of
+from metasae.progress import Progress
+from metasae.recipe import Recipe
+from metasae.sae.sae import SAE, token_normalise
+from metasae.source import Source
+from metasae.train.loop import StopRequest, train
+
+# Rows for the mean that b_dec starts from where inputs are normalised per token.
+_MEAN_ROWS = 65_536
+
+
+class DecoderRows:
+    """Decoder rows [n, d] in the guise of a split, for calibrating a meta SAE."""
+
+    def __init__(self, W_dec_ND: Tensor):
+        self.rows, self.n_tokens = W_dec_ND.detach(), W_dec_ND.shape[0]
+
+    def blocks(self, size: int):
+        return iter(self.rows.float().split(size))
+
+    tokens = documents = positions = property(lambda self: np.arange(self.n_tokens, dtype=np.int32))
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether an arm's folder holds its trained and calibrated SAE, which is written last."""
+    return (folder / "primary" / "cfg.json").exists()
+
+
+def train_arm(
+    recipe: Recipe,
+    source: Source,
+    cache: ActivationCache | PlantedCache,
+    arm: str,
+    seed: int,
+    folder: Path,
+    device: str,
+    progress: Progress,
+    title: str,
+    stop: StopRequest | None = None,
+    ranks: Ranks = ALONE,
+) -> float:
+    """Trains one arm with one seed, from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
+
+    ranks: the processes that train it together; all of them call this, and the first writes.
+    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
+    """
+    split = cache.split("train")
+    scale = input_scale(split, recipe.sae.normalize)
+    trainer = trainer_of(recipe, arm, seed, initial_b_dec(split, scale, recipe), device, ranks)
+    with (
+        batches_of(split, recipe.train.batch, seed, scale, ranks, trainer.device) as stream,
+        progress.task(title, recipe.train.tokens) as task,
+    ):
+        start = time.perf_counter()
+        train(trainer, stream, folder, task, stop, checkpoints=checkpoint)
+        seconds = time.perf_counter() - start
+    saes = trainer.export(scale, _metadata(recipe, source, cache, arm, seed))
+    if ranks.first:
+        _save(saes, recipe, cache, folder)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    ranks.wait()
+    return seconds
+
+
+def measure_arm(
+    recipe: Recipe,
+    source: Source,
+    cache: ActivationCache | PlantedCache,
+    seed: int,
+    folder: Path,
+    twins: dict[str, Path],
+    reference,
+    progress: Progress,
+):
+    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for the next arm.
+
+    twins: folders by name of arms that may be measured already and have the same weights, whose measures are taken over.
+    reference: what an earlier call returned, or None.
+    """
+    from metasae.measures.suite import measure_sae, reference_of
+
+    spec = recipe.measure
+    meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
+    host = source.judge
+    sae = SAE.load(folder / "primary")
+    result = _measured_twin(sae, meta, twins)
+    if result is None:
+        calibration = Calibration(**sae.config.metadata["calibration"])
+        if reference is None:
+            reference = reference_of(cache, spec, host, progress)
+        firings = folder / "firings" if spec.keep_firings else None
+        result = measure_sae(sae, meta, cache, spec, host, progress, seed=seed, calibration=calibration, reference=reference, folder=firings)
+    files.write_json(folder / "measures.json", result)
+    return reference
+
+
+def _save(saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path) -> None:
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained."""
+    if "meta" in saes:
+        meta, rows = saes["meta"], DecoderRows(saes["primary"].W_dec)
+        calibrate(meta, rows)
+        meta.save(folder / "meta")
+    primary = saes["primary"]
+    rule, batch = recipe.measure.threshold, recipe.train.batch
+    primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration"), batch, rule=rule))
+    primary.save(folder / "primary")
+
+
+def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path]) -> dict | None:
+    """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says."""
+    from metasae.measures.firing.store import sae_fingerprint
+    from metasae.measures.rows.decomposability import own_meta
+
+    fingerprint = sae_fingerprint(sae)
+    for name, folder in twins.items():
+        path = folder / "measures.json"
+        measures = files.read_json(path) if path.exists() else {}
+        if measures.get("conditions", {}).get("sae") == fingerprint:
+            rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
+            own = own_meta(sae, meta) if meta is not None else {}
+            conditions = measures["conditions"] | {"same_weights_as": name}
+            return measures | {"conditions": conditions, "decomposability": rows | own}
+    return None
+
+
+def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: str, seed: int) -> dict:
+    return {
+        "hook_name": recipe.hook.point,
+        "model_name": recipe.model.name or recipe.model.path,
+        "dataset_path": recipe.text.source,
+        "context_size": recipe.text.context,
+        "prepend_bos": not source.planted and source.host.bos_id is not None,
+        "metasae": {
+            "version": metasae.__version__,
+            "arm": arm,
+            "seed": seed,
+            "data_fingerprint": cache.fingerprint,
+            "recipe": recipe.model_dump(mode="json"),
+        },
+    }
+
+
+def input_scale(split: Split, normalize: str) -> float:
+    """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
+    if normalize != "global":
+        return 1.0
+    if split.mean_square <= 0:
+        raise UserError("all activations of the training split are zero; check the hook point")
+    return (split.d / split.mean_square) ** 0.5
+
+
+def initial_b_dec(split: Split, scale: float, recipe: Recipe) -> Tensor:
+    """fp32 [d], in the units the SAE is trained in: zero, or the mean input."""
+    if recipe.sae.b_dec_init == "zero":
+        return torch.zeros(split.d)
+    if recipe.sae.normalize == "token":
+        rows = torch.linspace(0, split.n_tokens - 1, min(_MEAN_ROWS, split.n_tokens)).long()
+        return token_normalise(split.rows(rows).float())[0].mean(0)
+    return (split.mean * scale).float()

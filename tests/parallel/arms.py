@@ -1,0 +1,93 @@
+"""What the ranks of a test run: an arm trained on the planted directions of `sources.py`, with everything that is compared."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metasae.parallel import checkpoint
+from metasae.parallel.trainer import gathered, trainer_of
+from metasae.progress import Task
+from metasae.recipe import Recipe
+from metasae.train.loop import StopRequest, train
+from sources import Batches
+
+BATCH, D, N = 64, 16, 64
+
+
+def values(steps=40, **tables) -> dict:
+    """A recipe of N latents over D dimensions whose dead latents come and go."""
+    table = {"tokens": BATCH * steps, "batch": BATCH, "n_primary_steps": 4, "n_meta_steps": 3, "dead_after": 300, "k_aux": 4, "dtype": "fp32"}
+    return {
+        "sae": {"n": N, "k": 3, **tables.pop("sae", {})},
+        "meta": {"n": 8, "k": 2, **tables.pop("meta", {})},
+        "train": {**table, "lr": 3e-4, "checkpoint_every": 7, **tables.pop("train", {})},
+    }
+
+
+def arm_trained(ranks, recipe: dict, arm: str, folder: str | None = None, until: int | None = None, after=None, stop_at: int | None = None) -> dict:
+    """Trains an arm; what each step chose and lost, what is sent, and the state at its end.
+
+    until: actions after which it breaks off. stop_at: actions after which the last rank is asked to stop.
+    """
+    trainer = trainer_of(Recipe.load(recipe), arm, 0, torch.full((D,), 0.3), "cpu", ranks)
+    trace = {"losses": [], "primary": [], "meta": [], "sent": []}
+    _watch(trainer, trace)
+    if folder is None:
+        source = Batches(BATCH, D)
+        while action := trainer.next_action():
+            before = dict(ranks.sent)
+            losses = trainer.primary_step(source.next())[0] if action == "primary" else trainer.meta_step()
+            trace["losses"].append([float(loss) for loss in vars(losses).values()])
+            trace["sent"].append((action, {key: value - before.get(key, 0) for key, value in ranks.sent.items() if value != before.get(key, 0)}))
+    else:
+        done, stop = [], StopRequest()
+
+        def count(action):
+            done.append(action)
+            if after is not None:
+                after(ranks, len(done))
+            stop.asked = len(done) == stop_at and ranks.rank == ranks.size - 1
+            if len(done) == until:
+                raise StopIteration
+
+        with suppress(StopIteration):
+            train(trainer, Batches(BATCH, D), Path(folder), Task(None, None), stop, after_step=count, checkpoints=checkpoint)
+    return trace | {"state": whole_state(trainer, ranks)}
+
+
+def whole_state(trainer, ranks) -> dict[str, np.ndarray]:
+    """Weights, moments and counters of the whole SAE, on the first rank; the meta SAE's as each rank has them."""
+    tensors = {name: tensor for name, tensor in checkpoint.checkpoint.tensors_of(trainer).items() if not name.endswith(".step")}
+    out = {}
+    for name, tensor in tensors.items():
+        if ranks.size > 1 and checkpoint._spread(name):
+            tensor = ranks.gather_rows(tensor, trainer.spans, "test")
+        out[name] = tensor.numpy().copy()
+    if ranks.size > 1:
+        weights = gathered(trainer.primary, trainer.spans, ranks)
+        assert weights is None or np.array_equal(weights.W_dec_ND.numpy(), out["primary.W_dec_ND"])
+    return out
+
+
+def _watch(trainer, trace) -> None:
+    """Notes what each step chooses, as flat indices into the whole matrix."""
+    start = trainer.own.start if trainer.own else 0
+    primary, meta = trainer.primary.count, trainer.meta.count if trainer.meta else None
+
+    def of_primary(kept, *rest):
+        trace["primary"].append(_on(kept, kept.rows.long() * trainer.recipe.sae.n + kept.latents + start))
+        return primary(kept, *rest)
+
+    def of_meta(kept, *rest):
+        trace["meta"].append(_on(kept, (kept.rows.long() + start) * kept.n_latents + kept.latents))
+        return meta(kept, *rest)
+
+    trainer.primary.count = of_primary
+    if meta:
+        trainer.meta.count = of_meta
+
+
+def _on(kept, flat) -> np.ndarray:
+    return flat[kept.values > 0].numpy()

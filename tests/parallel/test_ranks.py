@@ -1,0 +1,77 @@
+"""Who is there, as the environment says; one process needs nothing."""
+
+import pytest
+import torch
+from arms import values
+from spawned import on_ranks
+
+from metasae.errors import UserError
+from metasae.parallel.ranks import ALONE, joined
+from metasae.parallel.trainer import trainer_of
+from metasae.recipe import Recipe
+from metasae.train.trainer import Trainer
+
+
+def test_without_torchrun_there_is_one_rank_and_no_process_group(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as ranks:
+        assert ranks is ALONE and ranks.first and ranks.device("cuda") == "cuda"
+        assert not torch.distributed.is_initialized()
+        assert ranks.any(True, "x") and ranks.texts("a") == ["a"] and ranks.objects(3, "x") == [3]
+        assert torch.equal(ranks.sum_(torch.ones(2), "x"), torch.ones(2)) and not ranks.sent
+        assert type(trainer_of(Recipe.load(values()), "solo", 0, torch.zeros(16), "cpu", ranks)) is Trainer
+
+
+def test_half_an_environment_is_one_clear_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="RANK is not"), joined():
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match="WORLD_SIZE must be a whole number"), joined():
+        pass
+
+
+def spoken(ranks):
+    rows = torch.arange(7).view(7, 1).float()
+    spans = [range(0, 3), range(3, 6), range(6, 7)]
+    own = rows[spans[ranks.rank].start : spans[ranks.rank].stop]
+    first = ranks.gather_rows_to_first(own, spans, "rows to first")
+    found = {
+        "sum": ranks.sum_(torch.full((2, 3), float(ranks.rank)), "sum").tolist(),
+        "rows": torch.equal(ranks.gather_rows(own, spans, "rows"), rows),
+        "first": first is None if ranks.rank else torch.equal(first, rows),
+        "bf16": ranks.gather(torch.tensor([ranks.rank + 0.5]).bfloat16(), "bf16").flatten().tolist(),
+        "texts": ranks.texts("é" * ranks.rank),
+        "any": ranks.any(ranks.rank == 2, "any"),
+        "sent": dict(ranks.sent),
+    }
+    try:
+        ranks.same("fp32" if ranks.rank < 2 else "bf16", "the dtype", "set it")
+    except UserError as error:
+        found["differ"] = str(error)
+    errors = []
+    for changed in ({"sae": {"architecture": "matryoshka"}}, {"train": {"penalties": {"ortsae": 0.1}}}, {"meta": {"architecture": "relu"}}):
+        try:
+            trainer_of(Recipe.load(values(**changed)), "joint", 0, torch.zeros(16), "cpu", ranks)
+        except UserError as error:
+            errors.append(str(error))
+    try:
+        trainer_of(Recipe.load(values(sae={"n": 4, "k": 2})), "joint", 0, torch.zeros(16), "cpu", ranks)
+    except UserError as error:
+        errors.append(str(error))
+    return found | {"errors": errors}
+
+
+def test_what_is_said_arrives_and_is_counted_and_what_is_not_supported_is_refused():
+    for rank, found in enumerate(on_ranks(3, spoken)):
+        assert found["sum"] == [[3.0] * 3] * 2 and found["rows"] and found["first"] and found["any"]
+        assert found["bf16"] == [0.5, 1.5, 2.5] and found["texts"] == ["", "é", "éé"]
+        sent = found["sent"]
+        # 24 bytes around a ring of 3: 2 * 2/3 of them; 3 rows of 4 bytes, twice; 2 bytes twice; one number of 4 bytes
+        assert sent["sum"] == 32 and sent["rows"] == 24 and sent["bf16"] == 4 and sent["any"] == 5
+        assert sent["rows to first"] == (12 if rank else 0)
+        assert found["differ"].startswith("the ranks differ in the dtype: fp32 on rank 0, bf16 on rank 2")
+        matryoshka, penalties, relu, few = found["errors"]
+        assert "'matryoshka' is not supported on several ranks" in matryoshka and "train.penalties = ortsae" in penalties
+        assert "meta.architecture = 'relu'" in relu and "4 latents cannot be spread over 3 ranks" in few

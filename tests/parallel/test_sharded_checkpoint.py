@@ -1,0 +1,107 @@
+"""Checkpoints of several ranks: resumed as if nothing had happened, also on another number of ranks; a killed rank ends the job."""
+
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from arms import arm_trained, values
+from spawned import on_ranks, results, start
+
+from metasae.errors import UserError
+from metasae.parallel.ranks import ALONE
+
+# (4 primary, 3 meta) x 4; checkpoints after primary steps 7 and 14
+RECIPE = values(16)
+
+
+def kill_rank_1(ranks, done):
+    if done == 20 and ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kept_and_losses(found):
+    return [np.sort(np.concatenate([each["primary"][i] for each in found])) for i in range(len(found[0]["primary"]))]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """On 2 ranks: a run left alone, and one broken off after 20 actions, 13 of them primary ones."""
+    folder = tmp_path_factory.mktemp("two")
+    whole = on_ranks(2, arm_trained, RECIPE, "joint", str(folder / "whole"))
+    on_ranks(2, arm_trained, RECIPE, "joint", str(folder / "cut"), 20)
+    return folder, whole
+
+
+def resumed(two, tmp_path, size):
+    folder, _ = two
+    shutil.copytree(folder / "cut", tmp_path / "cut")
+    if size == 1:
+        return [arm_trained(ALONE, RECIPE, "joint", str(tmp_path / "cut"))]
+    return on_ranks(size, arm_trained, RECIPE, "joint", str(tmp_path / "cut"))
+
+
+def test_a_rank_that_is_killed_ends_the_job_and_the_next_one_ends_as_if_it_had_not(two, tmp_path):
+    folder, whole = two
+    begun = time.monotonic()
+    started = start(2, arm_trained, RECIPE, "joint", str(tmp_path / "run"), None, kill_rank_1)
+    first, second = results(started, 60)
+    assert time.monotonic() - begun < 30
+    assert second is None and started[1][0].exitcode == -signal.SIGKILL
+    assert first[0] == "failed" and first[1].startswith("RankLost: rank 1 of 2 ended before the job was done"), first
+    again = on_ranks(2, arm_trained, RECIPE, "joint", str(tmp_path / "run"))
+    assert len(again[0]["primary"]) == 16 - 7
+    for one, other in zip(again, whole, strict=True):
+        for name, tensor in one["state"].items():
+            assert np.array_equal(tensor, other["state"][name]), name
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (folder / "whole/metrics.jsonl").read_bytes()
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all_and_nothing_is_lost(two, tmp_path):
+    _, whole = two
+    for each in results(start(2, arm_trained, RECIPE, "joint", str(tmp_path), None, None, 11)):
+        assert each[1].startswith("Interrupted: stopped at step 8; saved"), each
+    found = on_ranks(2, arm_trained, RECIPE, "joint", str(tmp_path))
+    assert len(found[0]["primary"]) == 16 - 8
+    for name, tensor in found[0]["state"].items():
+        assert np.array_equal(tensor, whole[0]["state"][name]), name
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_two_ranks_go_on_as_one_and_as_three(two, tmp_path, size):
+    _, whole = two
+    found = resumed(two, tmp_path, size)
+    assert len(found[0]["primary"]) == 16 - 7
+    for ours, theirs in zip(kept_and_losses(found), kept_and_losses(whole)[7:], strict=True):
+        assert np.array_equal(ours, theirs)
+    for name, tensor in found[0]["state"].items():
+        np.testing.assert_allclose(tensor, whole[0]["state"][name], atol=3e-5, err_msg=name)
+
+
+def test_one_rank_goes_on_as_two(two, tmp_path):
+    _, whole = two
+    arm_trained(ALONE, RECIPE, "joint", str(tmp_path), 20)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["latest.safetensors"]
+    found = on_ranks(2, arm_trained, RECIPE, "joint", str(tmp_path))
+    for ours, theirs in zip(kept_and_losses(found), kept_and_losses(whole)[7:], strict=True):
+        assert np.array_equal(ours, theirs)
+    # one checkpoint is left, and it is whole: no part that was being written, none of the other kind
+    (place,) = (tmp_path / "checkpoints").iterdir()
+    assert place.name == "sharded-000000014-000000009"
+    assert sorted(path.suffix for path in place.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+def test_a_damaged_or_foreign_checkpoint_is_one_clear_error(two, tmp_path):
+    folder, _ = two
+    shutil.copytree(folder / "cut", tmp_path / "cut")
+    with pytest.raises(UserError, match=r"another train\.lambda2"):
+        arm_trained(ALONE, values(16, train={"lambda2": 0.1}), "joint", str(tmp_path / "cut"))
+    file = sorted((tmp_path / "cut/checkpoints").glob("sharded-*/*.safetensors"))[0]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="is damaged"):
+        arm_trained(ALONE, RECIPE, "joint", str(tmp_path / "cut"))
+    file.unlink()
+    with pytest.raises(UserError, match="1 of 2 files are there"):
+        arm_trained(ALONE, RECIPE, "joint", str(tmp_path / "cut"))

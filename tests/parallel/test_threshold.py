@@ -1,0 +1,75 @@
+"""The selection over ranks beside the plain one on the whole matrix: ties, zeros, too few, wide ranges, uneven parts."""
+
+import pytest
+import torch
+from threads import on_threads
+
+from metasae.parallel.shards import shard
+from metasae.parallel.step import LatentKernels
+from metasae.parallel.threshold import select
+from metasae.sae.kernels import fast, reference
+
+B, N = 12, 23
+
+
+def matrix(case: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    pre = torch.randn(B, N, generator=generator)
+    return {
+        "random": pre,
+        "ties": (pre * 2).round() / 2,
+        "all equal": torch.ones(B, N),
+        "none positive": -pre.abs(),
+        "zeros": torch.zeros(B, N),
+        "few positive": torch.where(torch.rand(B, N, generator=generator) < 0.02, pre.abs() + 0.1, -1.0),
+        "wide": pre.sign() * 10.0 ** torch.empty(B, N).uniform_(-38, 38, generator=generator),
+        "tiny": pre * 1e-42,
+        "one rank has all": torch.where(torch.arange(N) < 5, pre.abs() + 1, -1.0),
+        "infinite": torch.where(pre > 1.5, torch.inf, pre),
+    }[case]
+
+
+CASES = ["random", "ties", "all equal", "none positive", "zeros", "few positive", "wide", "tiny", "one rank has all", "infinite"]
+
+
+def entries(kept, row_start=0, latent_start=0):
+    return [(r + row_start, j + latent_start, v) for r, j, v in zip(kept.rows.tolist(), kept.latents.tolist(), kept.values.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_entries_as_one_process(case, dtype):
+    pre = matrix(case).to(dtype)
+    positive = pre[pre > 0].float()
+    middle = float(positive.median()) if len(positive) else 1e-4
+    tried = [(rows_spread, *each) for rows_spread in (False, True) for each in ((1, 0.0), (2 * B, middle), (3 * B, 1e30), (B * N, middle))]
+    for each, found in zip(tried, zip(*on_threads(3, lambda ranks: [selected(pre, *one, ranks) for one in tried]), strict=True), strict=True):
+        assert sorted(entry for part, _ in found for entry in part) == entries(reference.select(pre, each[1])[0]), each
+        assert len({after for _, after in found}) == 1, "the next cut must be the same on all ranks"
+
+
+def selected(pre, rows_spread, keep, cut, ranks):
+    own = shard(B if rows_spread else N, ranks.size, ranks.rank)
+    mine = (pre[own.start : own.stop] if rows_spread else pre[:, own.start : own.stop]).contiguous()
+    kept, after = select(mine, keep, cut, ranks, pre.numel(), rows_spread, "test")
+    return entries(kept, **{"row_start" if rows_spread else "latent_start": own.start}), after
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("module", [reference, fast])
+def test_largest_of_every_row(case, module):
+    pre = matrix(case)
+    # the last rank has no column at all, as with dead latents that all lie elsewhere
+    parts = [pre[:, :5].contiguous(), pre[:, 5:].contiguous(), pre[:, :0].contiguous()]
+    keeps = (1, 4, N - 1, N, N + 5)
+    found = on_threads(3, lambda ranks: [LatentKernels(module, ranks, N).keep_rows(parts[ranks.rank], keep) for keep in keeps])
+    for keep, pieces in zip(keeps, zip(*found, strict=True), strict=True):
+        assert torch.equal(torch.cat(pieces, dim=1), reference.keep_rows(pre, keep)), keep
+
+
+def test_shards_hold_everything_once():
+    for n in range(1, 40):
+        for size in range(1, 9):
+            parts = [shard(n, size, rank) for rank in range(size)]
+            assert [i for part in parts for i in part] == list(range(n))
+            assert [len(part) for part in parts if part] == [len(chunk) for chunk in torch.arange(n).chunk(size)]

@@ -1,0 +1,75 @@
+"""Each rank reads its share of a batch, and all have the batch that one process reads, to the bit."""
+
+import numpy as np
+import pytest
+import torch
+from spawned import on_ranks
+
+from metasae.data.stream import Stream
+from metasae.errors import UserError
+from metasae.parallel.ranks import ALONE
+from metasae.parallel.tokens import OwnRows, batches_of
+
+T, D = 50, 6
+
+
+class Split:
+    name, folder, n_tokens, d = "train", "a folder", T, D
+
+    def __init__(self, dtype):
+        self.x = torch.randn(T, D, generator=torch.Generator().manual_seed(4)).to(dtype)
+        self.read = 0
+
+    def rows(self, indices):
+        self.read += len(indices)
+        return self.x[indices]
+
+    def refuse_bad(self, indices, block):
+        raise UserError(f"token {indices[int(torch.nonzero(~torch.isfinite(block).all(1))[0])]} is bad")
+
+
+def batches(ranks, dtype, batch, scale, position):
+    split, before = Split(dtype), ranks.sent["tokens"]
+    with batches_of(split, batch, 3, scale, ranks, torch.device("cpu")) as source:
+        source.seek(position)
+        found = [source.next().numpy() for _ in range(6)]
+    return found, split.read, ranks.sent["tokens"] - before
+
+
+def all_batches(ranks):
+    return {case: batches(ranks, *case) for case in CASES}
+
+
+# 2 rows on 3 ranks leave one rank without any; a batch of 20 spans two epochs of 50
+CASES = [(torch.bfloat16, 20, 1.7, 0), (torch.float32, 7, 1.0, 4), (torch.bfloat16, 2, 0.3, 11)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_batches_are_those_of_one_process(size):
+    found = on_ranks(size, all_batches)
+    for case in CASES:
+        dtype, batch, scale, position = case
+        stream = Stream(Split(dtype), batch, 3, scale)
+        stream.seek(position)
+        wanted = [stream.next().numpy() for _ in range(6)]
+        for each in found:
+            assert np.array_equal(each[case][0], wanted)
+            # in the type of the cache, as many rows as the longest share has
+            assert each[case][2] == 6 * (size - 1) * -(-batch // size) * D * (2 if dtype == torch.bfloat16 else 4)
+        # one row more is read to learn the type
+        assert sum(each[case][1] - 1 for each in found) == 6 * batch
+
+
+def test_one_rank_has_the_ordinary_stream():
+    assert type(batches_of(Split(torch.float32), 5, 0, 1.0, ALONE, torch.device("cpu"))) is Stream
+
+
+def test_a_bad_row_is_named_as_with_one_process():
+    from metasae.parallel.ranks import Ranks
+
+    split = Split(torch.float32)
+    split.x[:] = torch.where(torch.arange(T)[:, None] == 9, torch.nan, split.x)
+    own = OwnRows(split, Ranks(1, 2))
+    indices = torch.tensor([1, 2, 3, 4, 9, 5])
+    with pytest.raises(UserError, match="token 9 is bad"):
+        own.refuse_bad(indices.numpy(), own.rows(indices))

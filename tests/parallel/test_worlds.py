@@ -1,0 +1,95 @@
+"""One arm on one, two and three ranks: the same latents are chosen on every step, and the losses agree to rounding."""
+
+import numpy as np
+import pytest
+from arms import D, arm_trained, values
+from spawned import on_ranks
+
+from metasae.parallel.ranks import ALONE
+from metasae.parallel.traffic import bytes_per_step
+from metasae.recipe import Recipe
+
+# What each case changes of the recipe, and its arm. 64 latents on 3 ranks are 22, 22 and 20.
+CASES = {
+    "batchtopk": ({}, "joint"),
+    "topk": ({"sae": {"architecture": "topk", "b_enc": True}, "meta": {"architecture": "topk"}}, "joint"),
+    "jumprelu": ({"sae": {"architecture": "jumprelu", "threshold": 0.3}}, "joint"),
+    "relu": ({"sae": {"architecture": "relu", "l1": 0.05}}, "solo"),
+    "balanced, adaptive, clipped": ({"train": {"balanced": True, "adaptive_sigma": True, "clip": 0.05}}, "joint"),
+    "token, untied, attached": (
+        {"sae": {"normalize": "token", "tied_init": False, "k_start": 6, "k_anneal": 0.5}, "train": {"aux_residual": "attached", "k_aux": 40}},
+        "joint",
+    ),
+    "raw, full, before": ({"meta": {"input": "raw"}, "train": {"meta_gradient": "full", "renormalise": "before"}}, "joint"),
+    "control": ({"train": {"kernels": "reference", "meta_dead_after": 200}}, "control"),
+    "sequential": ({}, "sequential"),
+}
+
+
+def all_trained(ranks, cases, steps):
+    return {name: arm_trained(ranks, values(steps, **tables), arm) for name, (tables, arm) in cases.items()}
+
+
+def assert_same(alone, found):
+    for step, (loss, *losses) in enumerate(zip(alone["losses"], *(each["losses"] for each in found), strict=True)):
+        for other in losses:
+            np.testing.assert_allclose(other, loss, rtol=1e-6, atol=1e-12, err_msg=f"step {step}")
+    for role in ("primary", "meta"):
+        for step, (chosen, *parts) in enumerate(zip(alone[role], *(each[role] for each in found), strict=True)):
+            assert np.array_equal(np.sort(np.concatenate(parts)), chosen), f"{role} step {step}"
+    for name, tensor in alone["state"].items():
+        first, *others = (each["state"][name] for each in found)
+        # Adam divides by the gradient's own size, so where that is near zero rounding is a part of a step of 3e-4
+        np.testing.assert_allclose(first, tensor, atol=3e-5, err_msg=name)
+        assert all(np.array_equal(first, other) for other in others), f"{name} differs between ranks"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_kind_of_step_is_that_of_one_process(size):
+    # every other case on two ranks and the rest on three; all on both would take a minute
+    cases = {name: case for number, (name, case) in enumerate(CASES.items()) if name == "batchtopk" or number % 2 == size % 2}
+    alone, found = all_trained(ALONE, cases, 10), on_ranks(size, all_trained, cases, 10)
+    for name, one in alone.items():
+        assert_same(one, [each[name] for each in found])
+    # what the first case is there for did happen
+    assert any(aux > 0 for _, aux, _, _ in alone["batchtopk"]["losses"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("size", [2, 3])
+def test_200_steps_choose_the_same_latents(size):
+    cases = {name: CASES[name] for name in ("batchtopk", "topk", "jumprelu", "balanced, adaptive, clipped")}
+    one, found = all_trained(ALONE, cases, 200), on_ranks(size, all_trained, cases, 200)
+    for name in cases:
+        assert len(one[name]["primary"]) == 200 and len(one[name]["meta"]) in (0, 150)
+        assert_same(one[name], [each[name] for each in found])
+
+
+def test_bytes_per_step_are_those_of_the_formula():
+    size, table = 2, values(16, train={"dead_after": 10_000})
+    wanted = bytes_per_step(Recipe.load(table), D, size, bf16=False)
+    histogram = wanted.meta["meta threshold"] / 2
+    for each in on_ranks(size, arm_trained, table, "joint"):
+        more = []
+        for action, sent in each["sent"][4:]:
+            # the batch is made on every rank here, so no tokens are sent
+            of_step = {name: n for name, n in getattr(wanted, action).items() if n and name != "tokens"}
+            assert sent.keys() == of_step.keys()
+            for name, n in of_step.items():
+                if name.endswith("threshold"):
+                    # a further histogram whenever fewer entries than wanted lie above the cut, here with 64 tokens often;
+                    # 8 bytes where there was no cut yet
+                    more.append((sent[name] - n) // histogram)
+                    assert (sent[name] - n) % histogram in (0, 8)
+                else:
+                    assert sent[name] == n, (action, name)
+        assert set(more) <= {0, 1, 2} and np.mean(more) < 0.5
+
+
+def test_traffic_does_not_grow_with_the_latents():
+    small, large = (bytes_per_step(Recipe.load({"sae": {"n": n, "k": 64}, "train": {"batch": 4096}}), 1280, 8, bf16=True) for n in (20_480, 65_536))
+    assert small.per_primary_step == large.per_primary_step
+    # by hand: x_hat in fp32 around a ring of 8, and the tokens of the 7 others in bf16
+    assert small.primary["reconstruction"] == 1.75 * 4 * 4096 * 1280 and small.primary["tokens"] == 7 * 512 * 1280 * 2
+    assert small.replicated > 7 * small.per_primary_step and large.replicated > 20 * large.per_primary_step
