@@ -159,7 +159,7 @@ class Train(Table):
     aux_residual: Literal["detached", "attached"] = "detached"
     renormalise: Literal["after", "before"] = "after"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    kernels: Literal["fast", "reference"] = "fast"
+    kernels: Literal["auto", "fast", "triton", "reference"] = "fast"
     checkpoint_every: int = Field(500, ge=1, description="primary steps")
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metasae.sae.kernels import fast, reference
-from metasae.sae.kernels.kept import Kept
+from metasae.sae.kernels.kept import Kept, _segment_sums
 
 
 def pre_activations(case, B=33, N=48, dtype=torch.float32):
@@ -140,3 +140,9 @@ def test_kept_round_trip():
     assert isinstance(kept, Kept) and kept.dense().count_nonzero() == 77
     assert torch.equal(kept.fired(), kept.dense().any(0))
     torch.testing.assert_close(kept.latent_sums(kept.values), kept.dense().sum(0))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_latent_sums_on_a_gpu_are_the_same_sums(case):
+    kept, _ = reference.select(pre_activations(case), 90)
+    torch.testing.assert_close(_segment_sums(kept.latents, kept.values, kept.n_latents), kept.latent_sums(kept.values))

@@ -34,6 +34,11 @@ class Arithmetic:
     dtype: torch.dtype
     spread: Whole = WHOLE
 
+    @property
+    def fused(self) -> bool:
+        """Whether several parts of the step are made in one pass: kernels that have such passes, all rows and latents here."""
+        return self.spread is WHOLE and hasattr(self.kernels, "encode_select")
+
 
 @dataclass(frozen=True)
 class Auxiliary:
@@ -57,14 +62,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One forward pass. xc: x - b_dec; residuals: xh - x for each nested prefix, the last one being the whole SAE's."""
+    """One forward pass. xc: x - b_dec; residuals: xh - x for each nested prefix, the last one being the whole SAE's.
 
-    pre_BN: Tensor
+    pre: None where it never was as a whole. dots: <residual, w_j> [K] of each kept entry, where they came with the residual.
+    """
+
+    pre_BN: Tensor | None
     kept: Kept
     groups: tuple[Group, ...]
     xc_BD: Tensor
     residuals: tuple[Tensor, ...]
     cut: float
+    dots_K: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,16 @@ def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
 def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, cut: float, how: Arithmetic) -> Reconstruction:
     """Encode, select, decode. `cut` is the warm start of the selection and never changes its result."""
     xc = x_BD - weights.b_dec_D
-    pre = how.kernels.encode(xc, weights.W_enc_ND, weights.b_enc_N, how.dtype)
-    kept, cut = architecture.select(pre, weights, k, cut, how.kernels)
+    if how.fused and architecture.over_batch:
+        pre = None
+        kept, cut = how.kernels.encode_select(xc, weights.W_enc_ND, weights.b_enc_N, k * xc.shape[0], cut, how.dtype)
+    else:
+        pre = how.kernels.encode(xc, weights.W_enc_ND, weights.b_enc_N, how.dtype)
+        kept, cut = architecture.select(pre, weights, k, cut, how.kernels)
     groups = _groups(kept, architecture.ends(weights.W_dec_ND.shape[0]))
+    if how.fused and len(groups) == 1:
+        residual, _, dots = how.kernels.residual(kept, weights.W_dec_ND, xc)
+        return Reconstruction(pre, kept, groups, xc, (residual,), cut, dots)
     residuals, below = [], xc
     for number, group in enumerate(groups):
         part = how.spread.over_latents(how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end]))
@@ -118,7 +134,9 @@ def sae_gradients(made: Reconstruction, weights: Weights, architecture: Architec
     for number in reversed(range(n_prefixes - 1)):
         slopes[number] += slopes[number + 1]
 
-    dz = _entry_slopes(made, weights, slopes, how)
+    # the slopes that came with the residual are those of the residual alone
+    as_they_came = made.dots_K is not None and (extra is None or aux.detach)
+    dz = made.dots_K * (2 / numel) if as_they_came else _entry_slopes(made, weights, slopes, how)
     pre_K = made.pre_BN[made.kept.rows.long(), made.kept.latents.long()].float() if architecture.own_threshold else made.kept.values
     sparsity, dpre_K, dlog_threshold = architecture.sparsity(pre_K, made.kept, dz, weights)
     dW_dec, dW_enc = _row_slopes(made, slopes, dpre_K, how)
@@ -166,7 +184,12 @@ def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, n_dead: i
     Dense on the dead columns: with k near d / 2 a sparse product would move more bytes than the dense one.
     """
     dead = aux.dead_N.nonzero().squeeze(1)
-    a = how.kernels.keep_rows(how.kernels.take_columns(made.pre_BN, dead), min(aux.k, n_dead))
+    if made.pre_BN is None:
+        b_enc = None if weights.b_enc_N is None else weights.b_enc_N[dead]
+        columns = how.kernels.encode(made.xc_BD, weights.W_enc_ND[dead], b_enc, how.dtype)
+    else:
+        columns = how.kernels.take_columns(made.pre_BN, dead)
+    a = how.kernels.keep_rows(columns, min(aux.k, n_dead))
     W_dec = weights.W_dec_ND[dead].to(how.dtype)
     # ra = xa - (x - xh) = xa + residual
     ra = how.spread.over_latents((a @ W_dec).float()).add_(made.residuals[-1])

@@ -63,6 +63,7 @@ def new_learner(
     adam: dict,
     device: torch.device,
     own: range | None = None,
+    optimiser: type[UnitRowAdam] = UnitRowAdam,
 ) -> Learner:
     """Random unit rows from `generator`; W_enc = W_dec^T when tied, else random rows of its own. adam: UnitRowAdam's settings.
 
@@ -87,7 +88,7 @@ def new_learner(
         None if start is None else torch.full((n,), start, device=device),
     )
     zeros = torch.zeros(n, dtype=torch.int64, device=device)
-    return Learner(kind, weights, UnitRowAdam(weights, **adam), zeros, torch.zeros(n, device=device), table.k)
+    return Learner(kind, weights, optimiser(weights, **adam), zeros, torch.zeros(n, device=device), table.k)
 
 
 def _random_rows(n: int, d: int, generator: torch.Generator) -> Tensor:

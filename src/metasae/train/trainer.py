@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from metasae.recipe import Recipe
+from metasae.sae.architectures import BatchTopK
 from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
-from metasae.sae.optimiser import learning_rate, total_norm
+from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
 from metasae.train.learner import new_learner
@@ -46,15 +47,18 @@ class Trainer:
         train = recipe.train
         self.recipe, self.arm, self.seed = recipe, arm, seed
         self.device = torch.device(device)
-        self.how, self.meta_how = self._arithmetic(kernels(train.kernels), matmul_dtype(train.dtype, self.device))
+        module = kernels(train.kernels, self.device)
+        self.how, self.meta_how = self._arithmetic(module, matmul_dtype(train.dtype, self.device))
+        optimiser = getattr(module, "RowAdam", UnitRowAdam)
         self.d = b_dec_D.numel()
         self.k_aux = train.k_aux or max(1, self.d // 2)
         adam = {"betas": train.betas, "eps": train.eps, "clip": train.clip, "renormalise": train.renormalise}
         primary, meta = (torch.Generator().manual_seed(seed * 2 + stream) for stream in (0, 1))
         own_adam = adam | {"norm": self._norm}
-        self.primary = new_learner(recipe.sae, b_dec_D, primary, recipe.sae.b_enc, recipe.sae.tied_init, own_adam, self.device, self.own)
+        self.primary = new_learner(recipe.sae, b_dec_D, primary, recipe.sae.b_enc, recipe.sae.tied_init, own_adam, self.device, self.own, optimiser)
         with_meta = arm in ("control", "sequential") or (arm == "joint" and train.lambda2 > 0)
-        self.meta = new_learner(recipe.meta, torch.zeros(self.d), meta, False, True, adam, self.device) if with_meta else None
+        meta_dec = torch.zeros(self.d)
+        self.meta = new_learner(recipe.meta, meta_dec, meta, False, True, adam, self.device, optimiser=optimiser) if with_meta else None
         self.lambda2 = train.lambda2 if arm == "joint" else 0.0
         self.penalties = {name: coef for name, coef in train.penalties.items() if coef > 0} if arm == "joint" else {}
         self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
@@ -178,13 +182,19 @@ class Trainer:
         """
         train, meta, W = self.recipe.train, self.meta, self.primary.weights.W_dec_ND
         mode = self.recipe.meta.input
+        rate_N = self.primary.rate_N
+        share = rate_N / self._over_all(rate_N.mean()).clamp(min=1e-12) if train.balanced else None
+        # sigma that follows the rows has to see them first, and a gradient through the meta SAE needs its parts
+        if self.meta_how.fused and type(meta.architecture) is BatchTopK and not self.sigma and train.meta_gradient == "stop":
+            how, into = self.meta_how, into_ND if self.lambda2 > 0 else None
+            settings = (mode == "token", how.dtype, train.sigma_sq, self.lambda2)
+            value, meta.probe_cut = how.kernels.add_penalty(W, meta.weights, meta.k, meta.probe_cut, *settings, share, into)
+            return value, self.lambda2 * value
         seen = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
         meta.probe_cut = seen.cut
         lambda2, sigma_sq = self.lambda2, train.sigma_sq
         if self.sigma and lambda2 > 0:
             lambda2, sigma_sq = self.sigma.update(self._over_all(seen.e_N.mean())[None])
-        rate_N = self.primary.rate_N
-        share = rate_N / self._over_all(rate_N.mean()).clamp(min=1e-12) if train.balanced else None
         value, factor_N = decomposability(seen, sigma_sq, share)
         value, pull = self._over_all(value), lambda2 * self.own_share
         if into_ND is not None and lambda2 > 0:

@@ -30,6 +30,8 @@ class Architecture:
 
     # whether the learned rule is the inference rule; if not, a threshold is calibrated after training
     own_threshold = False
+    # whether `select` keeps the k * B largest of the batch and needs nothing else of pre
+    over_batch = False
 
     def __init__(self, options: Options):
         self.options = options

@@ -4,5 +4,7 @@ from metasae.sae.architectures.base import Architecture
 
 
 class BatchTopK(Architecture):
+    over_batch = True
+
     def select(self, pre_BN, weights, k, cut, kernels):
         return kernels.select(pre_BN, k * pre_BN.shape[0], cut)

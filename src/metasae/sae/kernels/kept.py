@@ -60,7 +60,8 @@ class Kept:
 
     def counts(self) -> Tensor:
         """Rows in which each latent is above zero, fp32 [n]."""
-        return self.latent_sums((self.values > 0).float())
+        # sums of ones are exact in any order
+        return torch.zeros(self.n_latents, device=self.values.device).index_add_(0, self.latents, (self.values > 0).float())
 
     def fired(self) -> Tensor:
         """Bool [n]: latents with at least one entry above zero."""
@@ -72,6 +73,9 @@ class Kept:
 
     def latent_sums(self, values: Tensor) -> Tensor:
         """Sum of values [K] per latent, fp32 [n], each latent's entries added in row order."""
+        if values.device.type == "cuda":
+            # there index_add_ adds in whatever order it comes to
+            return _segment_sums(self.latents, values, self.n_latents)
         out = torch.zeros(self.n_latents, dtype=values.dtype, device=values.device)
         return out.index_add_(0, self.latents.long(), values)
 
@@ -80,3 +84,10 @@ def _offsets(rows: Tensor, n_rows: int) -> Tensor:
     """Where each row's entries begin: int32 [n_rows + 1], from ascending row numbers int32 [K]."""
     starts = torch.arange(n_rows + 1, dtype=torch.int32, device=rows.device)
     return torch.searchsorted(rows, starts, out_int32=True)
+
+
+def _segment_sums(latents: Tensor, values: Tensor, n_latents: int) -> Tensor:
+    """Sums of values [K] per latent [n], in the order of the entries on every device."""
+    latents, order = torch.sort(latents, stable=True)
+    starts = torch.arange(n_latents + 1, dtype=latents.dtype, device=latents.device)
+    return torch.segment_reduce(values[order], "sum", offsets=torch.searchsorted(latents, starts), initial=0)
