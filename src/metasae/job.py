@@ -128,8 +128,8 @@ class _Job:
         if stage and Path(stage["cache"]).is_dir():
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
             return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
-        refuse_what_cannot_fit(recipe, self.source.host.d, self.folder, device=self.device)
         start = time.perf_counter()
+        refuse_what_cannot_fit(recipe, self.source.host.d, self.folder, device=self.device)
         cache = self.source.open(tokens)
         documents = cache.index["documents_blake2b"]
         self._done("harvest", start, cache=str(cache.folder.resolve()), fingerprint=cache.fingerprint, documents=documents)

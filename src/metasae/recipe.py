@@ -187,6 +187,7 @@ class Measure(Table):
     keep_firings: bool = Field(True, description="keep the firings on the evaluation tokens in the arm's folder, 8 bytes each")
     shifts: int = Field(3, ge=0, description="rotations of the text for the document-shift null; 0 leaves it out")
     lift: bool = Field(True, description="excess over fixed marginals, and lift with false discoveries controlled")
+    excess_blocks: bool = Field(True, description="the excess without each block of documents too, for its interval; costs as much again per block")
     pursuit_k: int = Field(3, ge=0, le=6, description="most rows that a pursuit rebuilds a row from; 0 leaves it out")
     meta_n: float = Field(0.09, gt=0, description="width of the judging meta SAE as a share of n")
     meta_k: int = Field(4, ge=1)

@@ -136,7 +136,7 @@ def measure_cooccurrence(firings: Firings, spec: recipe.Measure, progress: Progr
     found = pair_statistics(firings, blocks, progress=progress)
     out = found.as_dict()
     if spec.lift:
-        out["fixed_marginals"] = excess_phi(firings, blocks, progress=progress).as_dict()
+        out["fixed_marginals"] = excess_phi(firings, blocks if spec.excess_blocks else None, progress=progress).as_dict()
         out["lift"] = lift_statistics(firings, progress=progress).as_dict()
     if spec.shifts:
         out["document_shift"] = shift_null(firings, found.mean_abs_phi, SEED, spec.shifts, progress=progress).as_dict()

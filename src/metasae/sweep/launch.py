@@ -135,14 +135,21 @@ def conclude(folder: SweepFolder, plan: Plan, show: bool = True) -> dict:
 
 
 def light(base: Recipe) -> dict[str, Any]:
-    """What a sweep measures less than a run, as overrides: no firings kept, nothing across SAEs, no shifted text, no pursuit, and one
-    evaluation token per 20 training tokens (at least 20,000), an output token per 200 (at least 2,000), where the recipe has more."""
+    """What a sweep measures less than a run, as overrides: no firings kept, nothing across SAEs, no shifted text, no pursuit, the
+    excess over fixed marginals with an interval over seeds alone, and one evaluation token per 20 training tokens (at least 20,000), an
+    output token per 200 (at least 2,000), where the recipe has more."""
     spec, tokens = base.measure, base.train.tokens
     fewer = {
         "measure.tokens": min(spec.tokens, max(20_000, tokens // TOKENS_JUDGED)),
         "measure.output_tokens": min(spec.output_tokens, max(2_000, tokens // OUTPUT_TOKENS_JUDGED)),
     }
-    return fewer | {"measure.keep_firings": False, "measure.across": False, "measure.shifts": 0, "measure.pursuit_k": 0}
+    return fewer | {
+        "measure.keep_firings": False,
+        "measure.across": False,
+        "measure.shifts": 0,
+        "measure.pursuit_k": 0,
+        "measure.excess_blocks": False,
+    }
 
 
 def _resolve(recipe, out, overrides, seeds, device) -> tuple[Recipe, dict, SweepFolder]:

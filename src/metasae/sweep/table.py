@@ -25,7 +25,8 @@ def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:
     shown, settings = columns(result), result["settings"]
     lines = [f"# Sweep: {result['title']}", "", *_summary(result), ""]
     head = [*settings, *(QUANTITIES[key].label.replace("|", "\\|") for key in shown), "seeds", ""]
-    lines += [f"Change of {result['subject']} against {result['baseline']}, 95% interval over paired seeds and document blocks.", ""]
+    over = "95% interval over paired seeds, and document blocks where the measure has them"
+    lines += [f"Change of {result['subject']} against {result['baseline']}, {over}.", ""]
     lines += [_row(head), _row(["---:"] * (len(head) - 1) + ["---"])]
     for cell in result["cells"]:
         lines.append(_row([*(_value(cell["setting"].get(key)) for key in settings), *_changes(cell, shown), str(len(cell["seeds"])), _remark(cell)]))
