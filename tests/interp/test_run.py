@@ -172,3 +172,19 @@ def test_intervals_draw_clusters_not_latents():
     wide = Score("embedding", {"random": many}).as_dict(range(500), np.repeat(np.arange(25), 20), 0)["parts"]["random"]
     narrow = Score("embedding", {"random": one_each}).as_dict(range(25), np.arange(25), 0)["parts"]["random"]
     assert wide["ci95"] == pytest.approx(narrow["ci95"]) and wide["n_clusters"] == 25
+
+
+def test_an_arm_with_the_weights_of_another_keeps_no_firings_and_is_passed_over(run, tmp_path):
+    place = tmp_path / "copy"
+    shutil.copytree(run[0], place)
+    shutil.copytree(place / "arms" / "solo-s0" / "primary", place / "arms" / "control-s0" / "primary")
+    measures = place / "arms" / "control-s0" / "measures.json"
+    measures.write_text(json.dumps({"conditions": {"same_weights_as": "solo-s0"}}))
+    merged = go((place, run[1]))
+    assert "control-s0" not in merged["arms"] and "solo-s0" in merged["arms"]
+    with pytest.raises(UserError, match="control-s0 keeps no firings"):
+        go((place, run[1]), arms=["control"])
+    # one that should have its own is still missed
+    measures.write_text(json.dumps({"conditions": {}}))
+    with pytest.raises(UserError, match="keeps no firings"):
+        go((place, run[1]))

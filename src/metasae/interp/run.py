@@ -79,6 +79,9 @@ def score_arms(
     """
     run_folder, spec = Path(run_folder), spec or WindowSpec()
     found = find_arms(run_folder, arms, seeds, baseline)
+    if not arms:
+        # control has solo's very weights and keeps no firings of its own; whoever wants an arm without firings is told so
+        found = [each for each in found if (each[2] / "firings").is_dir() or not _is_twin(each[2])]
     text = text_of(open_firings(found[0][2] / "firings")) if (found[0][2] / "firings").is_dir() else None
     if text is None:
         raise UserError(f"{found[0][2]} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
@@ -127,6 +130,12 @@ def find_arms(run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int]
             f"no trained arm in {run_folder} has the seeds asked for; it has {', '.join(folder.name for _, _, folder in found) or 'none'}"
         )
     return sorted(kept, key=lambda each: (each[1], each[0] != baseline, each[0]))
+
+
+def _is_twin(folder: Path) -> bool:
+    """Whether the arm's measures were taken over from another arm with the same weights."""
+    path = folder / "measures.json"
+    return path.is_file() and "same_weights_as" in files.read_json(path).get("conditions", {})
 
 
 def _score(
