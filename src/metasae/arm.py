@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import metasae
 from metasae import files
 from metasae.data.cache import ActivationCache, Split
 from metasae.data.planted_cache import PlantedCache
+from metasae.data.rolling import CountedOn, Window
 from metasae.errors import UserError
 from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.parallel import checkpoint
@@ -41,6 +42,25 @@ class DecoderRows:
     tokens = documents = positions = property(lambda self: np.arange(self.n_tokens, dtype=np.int32))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What an arm trains on: all of the training split, or one window of it (`metasae.data.rolling`).
+
+    scaled_by: what the input scale is taken from, the split itself or the first window. window: the number that, with the seed, sets the
+    order. first: number of the first batch. stop: primary steps at which the turn ends, None where it ends with the training.
+    """
+
+    split: Split
+    scaled_by: Split | Window
+    window: int | None = None
+    first: int = 0
+    stop: int | None = None
+
+    def order(self, seed: int) -> int:
+        """The seed of the batches' order."""
+        return seed if self.window is None else seed * 1_000_003 + self.window
+
+
 def is_trained(folder: Path) -> bool:
     """Whether an arm's folder holds its trained and calibrated SAE, which is written last."""
     return (folder / "primary" / "cfg.json").exists()
@@ -58,22 +78,26 @@ def train_arm(
     title: str,
     stop: StopRequest | None = None,
     ranks: Ranks = ALONE,
+    turn: Turn | None = None,
 ) -> float:
     """Trains one arm with one seed, from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
 
-    ranks: the processes that train it together; all of them call this, and the first writes.
+    ranks: the processes that train it together; all of them call this, and the first writes. turn: what it trains on, the cache's
+    training split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
     Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
     """
-    split = cache.split("train")
-    scale = input_scale(split, recipe.sae.normalize)
-    trainer = trainer_of(recipe, arm, seed, initial_b_dec(split, scale, recipe), device, ranks)
+    turn = turn or Turn(cache.split("train"), cache.split("train"))
+    scale = input_scale(turn.scaled_by, recipe.sae.normalize)
+    trainer = trainer_of(recipe, arm, seed, initial_b_dec(turn.split, scale, recipe), device, ranks)
     with (
-        batches_of(split, recipe.train.batch, seed, scale, ranks, trainer.device) as stream,
+        batches_of(turn.split, recipe.train.batch, turn.order(seed), scale, ranks, trainer.device) as stream,
         progress.task(title, recipe.train.tokens) as task,
     ):
         start = time.perf_counter()
-        train(trainer, stream, folder, task, stop, checkpoints=checkpoint)
+        done = train(trainer, CountedOn(stream, turn.first), folder, task, stop, checkpoints=checkpoint, until=turn.stop)
         seconds = time.perf_counter() - start
+    if not done:
+        return seconds
     saes = trainer.export(scale, _metadata(recipe, source, cache, arm, seed))
     if ranks.first:
         _save(saes, recipe, cache, folder)
@@ -160,7 +184,7 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
     }
 
 
-def input_scale(split: Split, normalize: str) -> float:
+def input_scale(split: Split | Window, normalize: str) -> float:
     """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
     if normalize != "global":
         return 1.0

@@ -93,8 +93,7 @@ class _Job:
         if cache is None:
             self.progress.say("every arm is trained and measured already")
             return
-        for number, (arm, seed) in enumerate(arms, 1):
-            self._train(cache, arm, seed, f"train {arm}-s{seed} ({number}/{len(arms)})", stop)
+        self._train_all(cache, arms, stop)
         if not self.ranks.first:
             return
         for arm, seed in arms:
@@ -134,6 +133,15 @@ class _Job:
         documents = cache.index["documents_blake2b"]
         self._done("harvest", start, cache=str(cache.folder.resolve()), fingerprint=cache.fingerprint, documents=documents)
         return cache
+
+    def _train_all(self, cache: ActivationCache | PlantedCache, arms: list[tuple[str, int]], stop: StopRequest) -> None:
+        if self.recipe.harvest.window_tokens:
+            from metasae.windows import train_by_windows
+
+            train_by_windows(self.recipe, self.source, cache, arms, self._arm, self._done, self.device, self.progress, stop, self.ranks)
+            return
+        for number, (arm, seed) in enumerate(arms, 1):
+            self._train(cache, arm, seed, f"train {arm}-s{seed} ({number}/{len(arms)})", stop)
 
     def _train(self, cache: ActivationCache, arm: str, seed: int, title: str, stop: StopRequest) -> None:
         folder = self._arm(arm, seed)

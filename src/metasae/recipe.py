@@ -71,12 +71,17 @@ class Text(Table):
 
 
 class Harvest(Table):
-    """The activation cache. `cache` empty: beside the run folder, shared by the runs there."""
+    """The activation cache. `cache` empty: beside the run folder, shared by the runs there.
+
+    window_tokens: 0 keeps all activations on the disk; else training activations are harvested so many tokens at a time into the run
+    folder, and deleted once every arm has trained on them. Batches are then shuffled within a window.
+    """
 
     cache: str = ""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     batch_tokens: int = Field(8192, ge=1)
     shard_tokens: int = Field(262_144, ge=1)
+    window_tokens: int = Field(0, ge=0)
 
 
 ArchitectureName = Literal["batchtopk", "topk", "jumprelu", "relu", "matryoshka"]
@@ -218,6 +223,12 @@ class Recipe(Table):
     planted: dict[str, Any] = {}
     arms: tuple[Arm, ...] = ("solo", "control", "joint")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0,)
+
+    @model_validator(mode="after")
+    def _windows_alone(self):
+        if self.harvest.window_tokens and (self.hook.also or self.text.source == "planted"):
+            raise ValueError("harvest.window_tokens goes with one hook point, read from text: set it to 0, or leave hook.also empty")
+        return self
 
     @model_validator(mode="after")
     def _arms_and_seeds(self):

@@ -6,6 +6,7 @@ from metasae.data.activations import harvest_points
 from metasae.data.cache import ActivationCache
 from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
+from metasae.data.rolling import RollingHarvest
 from metasae.measures.effect.matched_effects import Steering
 from metasae.progress import Progress
 from metasae.recipe import Recipe
@@ -38,12 +39,23 @@ class Source:
         return None if self.planted or not spec.side_effects else Steering(self.host, spec.side_effects, self.recipe.text.context)
 
     def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache:
-        """At least so many tokens of each split, harvested where no cache holds them yet."""
+        """At least so many tokens of each split, harvested where no cache holds them yet; no training split where it comes in windows."""
         if self.planted:
             return PlantedCache(self.recipe.planted, tokens)
         point, recipe = self.recipe.hook.point, self.recipe
+        if recipe.harvest.window_tokens:
+            tokens = {split: count for split, count in tokens.items() if split != "train"}
         points = list(dict.fromkeys([point, *recipe.hook.also]))
         return harvest_points(self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress)[point]
+
+    def rolling(self) -> RollingHarvest:
+        """The training activations a window at a time, in the run folder."""
+        recipe = self.recipe
+        return RollingHarvest(self.host, recipe.text, recipe.harvest, recipe.train.batch, self.windows, self.progress)
+
+    @property
+    def windows(self) -> Path:
+        return self.folder / "windows"
 
     def place(self, fingerprint: str) -> Path:
         """A cache's folder: the recipe's, or one named after what is harvested, beside the run folder."""

@@ -165,7 +165,7 @@ def _fill(targets: list[_Target], text: recipe.Text, spec: recipe.Harvest, wante
         cursor = feed.start
         try:
             for pool, behind in pools:
-                _run_pool([target.host for target in targets], writers, pool, cursor, spec, task)
+                run_pool([target.host for target in targets], writers, pool, cursor, spec, task)
                 for writer in writers:
                     writer.close(behind)
                 cursor = behind
@@ -195,7 +195,7 @@ def _resume(writers: list[CacheWriter]) -> Cursor | None:
     return None
 
 
-def _run_pool(hosts: list[Host], writers: list[CacheWriter], pool: Pool, before: Cursor, spec: recipe.Harvest, task) -> None:
+def run_pool(hosts: list[Host], writers: list[CacheWriter], pool: Pool, before: Cursor, spec: recipe.Harvest, task) -> None:
     """Writes what the model makes of a pool. Windows run sorted by length, and each is written to its own place."""
     windows = [window for _, window in pool]
     lengths = np.array([len(window) for window in windows])

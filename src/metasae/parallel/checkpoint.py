@@ -70,6 +70,12 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
     return _share_of_one_file(trainer, place)
 
 
+def steps(folder: Path) -> int:
+    """See `metasae.train.checkpoint.steps`; of a checkpoint by any number of ranks."""
+    place = _latest(folder)
+    return read_json(place / STATE)["done"]["primary"] if place is not None and place.is_dir() else checkpoint.steps(folder)
+
+
 def _latest(folder: Path) -> Path | None:
     """The folder that goes furthest, or the single file."""
     whole = sorted(path.parent for path in (folder / "checkpoints").glob(f"sharded-*/{STATE}"))

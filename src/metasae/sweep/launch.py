@@ -160,6 +160,8 @@ def _resolve(recipe, out, overrides, seeds, device) -> tuple[Recipe, dict, Sweep
     whole, place = start.resolve(recipe, out, asked, device)
     if asked.get("measure.across"):
         raise UserError("a sweep measures nothing across SAEs; confirm its best recipe with `metasae run`, which does")
+    if whole.harvest.window_tokens:
+        raise UserError("a sweep trains its SAEs at different times on one harvest, which must stay: set harvest.window_tokens=0")
     mine = {key: value for key, value in light(whole).items() if key not in asked}
     base = Recipe.load(whole.model_dump(mode="json"), mine)
     full = {key.partition(".")[2]: getattr(whole.measure, key.partition(".")[2]) for key in mine}

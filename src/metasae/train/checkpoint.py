@@ -42,6 +42,18 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
     return restore(trainer, header, tensors)
 
 
+def steps(folder: Path) -> int:
+    """Primary steps done at the last checkpoint; 0 without one. Raises UserError when it is damaged."""
+    path = folder / FILE
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["state"])["done"]["primary"]
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise damaged(path, error) from None
+
+
 def damaged(path: Path, why: object) -> UserError:
     return UserError(f"{path} is damaged ({why}); delete it to train this arm again from its start")
 

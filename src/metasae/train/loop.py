@@ -68,10 +68,12 @@ def train(
     stop: StopRequest | None = None,
     after_step: Callable[[str], None] = lambda action: None,
     checkpoints: Checkpoints = checkpoint,
-) -> None:
+    until: int | None = None,
+) -> bool:
     """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints there.
 
-    after_step: called after every step with 'primary' or 'meta'.
+    after_step: called after every step with 'primary' or 'meta'. until: stops, with all saved, where the next primary step would be
+    one more than these. Returns whether the end was reached.
     Raises Interrupted after saving when `stop` was asked for; UserError when a loss is no longer finite.
     """
     log = MetricsLog(folder / "metrics.jsonl", trainer, checkpoints)
@@ -81,6 +83,9 @@ def train(
     task.skip(min(trainer.done.primary * trainer.recipe.train.batch, trainer.recipe.train.tokens))
     while action := trainer.next_action():
         if action == "primary":
+            if until is not None and trainer.done.primary >= until:
+                log.save(folder)
+                return False
             number = trainer.done.primary + 1
             logging = number % LOG_EVERY == 0 or number == trainer.total_primary
             x = batches.next()
@@ -98,6 +103,7 @@ def train(
         if stopping:
             raise Interrupted(f"stopped at step {trainer.done.primary}; saved")
     log.finish()
+    return True
 
 
 class MetricsLog:
