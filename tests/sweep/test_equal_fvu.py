@@ -7,7 +7,7 @@ import pytest
 
 from metasae.measures.catalogue import CATALOGUE
 from metasae.measures.intervals.statistics import paired_difference
-from metasae.sweep.equal_fvu import at_equal_fvu, interpolate
+from metasae.sweep.equal_fvu import at_equal_fvu, at_equal_k, interpolate
 
 PHI = next(quantity for quantity in CATALOGUE if quantity.key == "cooccurrence.mean_abs_phi")
 
@@ -84,3 +84,27 @@ def test_intervals_hold_the_text_when_there_are_blocks():
     from metasae.sweep.equal_fvu import _read
 
     assert _read({k: curve[k][0] for k in curve}, target[0], PHI).without == pytest.approx(without[0])
+
+
+def test_a_measure_with_blocks_of_its_own_is_read_at_the_fvu_of_the_whole_text():
+    def with_own_blocks(fvu, phi, without):
+        out = measures(fvu, phi, [(fvu, phi)] * 5)
+        out["cooccurrence"]["leave_one_out"]["mean_abs_phi"] = without
+        return out
+
+    curve = {4: {s: with_own_blocks(0.4, 1.0, [0.9, 1.1]) for s in (0, 1)}, 8: {s: with_own_blocks(0.1, 3.0, [3.2, 2.9]) for s in (0, 1)}}
+    target = {s: with_own_blocks(0.2, 1.5 + s, [1.5 + s, 1.6 + s]) for s in (0, 1)}
+    # half way in ln FVU: 2.0 on the whole text, 2.05 and 2.0 without each block
+    read, own = {0: 2.0, 1: 2.0}, {0: 1.5, 1: 2.5}
+    expected = paired_difference(read, own, {s: [2.05, 2.0] for s in read}, {s: [own[s], own[s] + 0.1] for s in own})
+    found = at_equal_fvu(curve, target, PHI).difference
+    assert found.difference == pytest.approx(expected.difference) and found.n_blocks == 2
+    assert found.ci95 == pytest.approx(expected.ci95)
+
+
+def test_at_equal_k_only_what_both_have_is_compared():
+    one = {4: {0: measures(0.4, 1.0), 1: measures(0.4, 1.5)}, 8: {0: measures(0.1, 3.0), 1: measures(0.1, 3.5)}}
+    other = {8: {0: measures(0.1, 2.0), 1: measures(0.1, 2.0)}, 16: {0: measures(0.1, 2.0), 1: measures(0.1, 2.0)}}
+    found = at_equal_k(one, other, PHI)
+    assert list(found) == [8] and found[8] == paired_difference({0: 3.0, 1: 3.5}, {0: 2.0, 1: 2.0})
+    assert at_equal_k(one, {}, PHI) == {}

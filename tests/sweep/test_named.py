@@ -31,19 +31,25 @@ def test_the_papers_grid():
 def test_kinds_share_one_solo_and_are_read_at_its_fvu(tmp_path):
     found = sweep("planted", named="kinds", seeds=1, out=tmp_path / "a", overrides=TINY, show=False)
     kinds = found["equal_fvu"]["kinds"]
-    assert list(kinds) == ["decomposability", "ortsae", "c2r", "cofiring", "matryoshka"]
+    assert list(kinds) == ["solo", "decomposability", "ortsae", "c2r", "cofiring", "matryoshka"]
     assert found["equal_fvu"]["target"] == {"kind": "solo", "k": 3} and not found["equal_fvu"]["not_done"]
     assert found["equal_fvu"]["k"]["ortsae"] == [3, 4, 5]
     assert len({cell["saes"]["solo-s0"] for cell in found["cells"]}) == 1
     own = next(cell for cell in found["cells"] if cell["kind"] == "solo" and cell["setting"]["sae.k"] == 3)
     # solo at the recipe's k is its own baseline
     assert own["saes"]["joint-s0"] == own["saes"]["solo-s0"] and own["differences"]["fidelity.fvu"]["difference"] == 0
-    for rows in kinds.values():
+    for rows in list(kinds.values())[1:]:
         entry = rows["cooccurrence.mean_abs_phi"]
         assert entry["interpolation_error"] >= 0 and set(entry["brackets"]) == {"0"}
         assert entry["n_seeds"] == sum(bracket is not None for bracket in entry["brackets"].values())
         assert "fidelity.fvu" not in rows
+    by_k = found["equal_fvu"]["equal_k"]
+    assert "solo" not in by_k and list(by_k["ortsae"]) == ["3", "4", "5"]
+    ortsae, solo = (next(cell for cell in found["cells"] if cell["kind"] == kind and cell["setting"]["sae.k"] == 4) for kind in ("ortsae", "solo"))
+    key = "cooccurrence.mean_abs_phi"
+    assert by_k["ortsae"]["4"][key]["difference"] == pytest.approx(ortsae["means"][key] - solo["means"][key])
     table = (tmp_path / "a/sweep.md").read_text()
+    assert "## Against solo with the same k" in table
     assert "## At the FVU of solo with k = 3" in table and "| matryoshka | 3, 4, 5 |" in table
 
 

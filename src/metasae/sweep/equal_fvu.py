@@ -3,6 +3,7 @@
 For a seed s, a kind trained at several k gives points (FVU_k, M_k). With F the target SAE's FVU of the same seed, M at F is linear in ln FVU
 between the two k whose FVUs enclose F; where they do not, that seed has no number (nothing is extrapolated). The same is done
 without each block of documents in turn, curve and target alike, so the intervals of `paired_difference` over seeds x blocks hold here too.
+The model's output is measured on fewer documents, in blocks of their own; its FVUs are those of the whole text.
 
 The interpolation's own error is told beside each number: every inner point of the curve is left out and read off its neighbours, and
 the largest |difference| over points and seeds is an upper estimate, as the gap it bridges is wider than any that is used.
@@ -60,6 +61,18 @@ def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, c
     return AtEqualFvu(difference, max(errors, default=None), {seed: found.bracket for seed, found in read.items()})
 
 
+def at_equal_k(curve: Curve, baseline: Curve, quantity: Quantity) -> dict[int, Difference]:
+    """k -> a kind's difference against the baseline kind of the same k, for every k that both have."""
+    return {k: _difference(curve[k], baseline[k], quantity) for k in sorted(set(curve) & set(baseline))}
+
+
+def _difference(a: Mapping[int, dict], b: Mapping[int, dict], quantity: Quantity) -> Difference:
+    values = [{seed: value_of(measures, quantity) for seed, measures in side.items()} for side in (a, b)]
+    blocks = [{seed: left_out_of(measures, quantity) for seed, measures in side.items()} for side in (a, b)]
+    has_blocks = all(rows for side in blocks for rows in side.values())
+    return paired_difference(*values, *(blocks if has_blocks else ()))
+
+
 @dataclass(frozen=True)
 class _Read:
     value: float | None
@@ -73,13 +86,15 @@ def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> _Read
     fvus, values = [value_of(points[k], FVU) for k in ks], [value_of(points[k], quantity) for k in ks]
     value, place = interpolate(fvus, values, value_of(target, FVU))
     bracket = None if place is None else (ks[place], ks[place + 1])
-    blocks = [left_out_of(points[k], FVU) for k in ks], [left_out_of(points[k], quantity) for k in ks]
-    at = left_out_of(target, FVU)
-    if value is None or not at or not all(blocks[0]) or not all(blocks[1]):
+    own_blocks = [left_out_of(points[k], quantity) for k in ks]
+    fvu_blocks, at_blocks = [left_out_of(points[k], FVU) for k in ks], left_out_of(target, FVU)
+    if value is None or not at_blocks or not all(fvu_blocks) or not all(own_blocks):
         return _Read(value, None, bracket)
-    columns = zip(*blocks[0], strict=True), zip(*blocks[1], strict=True)
-    without = [_between(fvu, own, place, each) for fvu, own, each in zip(*columns, at, strict=True)]
-    return _Read(value, without, bracket)
+    count = len(own_blocks[0])
+    if count != len(at_blocks):
+        fvu_blocks, at_blocks = [[fvu] * count for fvu in fvus], [value_of(target, FVU)] * count
+    columns = zip(zip(*fvu_blocks, strict=True), zip(*own_blocks, strict=True), at_blocks, strict=True)
+    return _Read(value, [_between(fvu, own, place, each) for fvu, own, each in columns], bracket)
 
 
 def interpolate(fvus: Sequence[float | None], values: Sequence[float | None], at: float | None) -> tuple[float | None, int | None]:

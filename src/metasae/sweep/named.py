@@ -77,8 +77,10 @@ def _kinds(base: Recipe) -> Ablation:
         **{name: {"train.lambda2": 0.0, "train.penalties": {name: base.train.penalties.get(name) or coef}} for name, coef in STRENGTHS.items()},
         "matryoshka": {**NO_PENALTY, "sae.architecture": "matryoshka"},
     }
-    settings = [Setting({**values, "sae.k": k}, kind) for kind, values in kinds.items() for k in _ks(base, (1.0,) if kind == SOLO else K_AROUND)]
-    spec = {"target": {"kind": SOLO, "k": base.sae.k}, "curves": [kind for kind in kinds if kind != SOLO], "baseline": "target"}
+    # solo's own curve says what k alone does, and how far off reading from a curve is
+    ks = {kind: _ks(base, (*K_AROUND, 1.0) if kind == SOLO else K_AROUND) for kind in kinds}
+    settings = [Setting({**values, "sae.k": k}, kind) for kind, values in kinds.items() for k in ks[kind]]
+    spec = {"target": {"kind": SOLO, "k": base.sae.k}, "curves": list(kinds), "baseline": "target"}
     return Ablation(tuple(settings), (SOLO, "joint"), True, spec)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from metasae import files
 from metasae.comparison import read_measured
-from metasae.measures.catalogue import CATALOGUE, value_of
+from metasae.measures.catalogue import CATALOGUE, Quantity, value_of
+from metasae.measures.intervals.statistics import Difference
 from metasae.sweep.assemble import times
-from metasae.sweep.equal_fvu import at_equal_fvu
+from metasae.sweep.equal_fvu import at_equal_fvu, at_equal_k
 from metasae.sweep.folder import DONE, FAILED, STOPPED, Cell, SweepFolder
 from metasae.sweep.pareto import as_costs, front, nearest_to_ideal
 from metasae.sweep.plan import Plan
@@ -121,8 +122,30 @@ def _mark_front(cells: list[dict], plan: Plan) -> None:
 
 
 def _at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
-    """kind -> measure -> the difference at equal FVU; a kind whose cells are not all done is named with why."""
-    spec, curves, missing = plan.equal_fvu, {}, {}
+    """kinds: kind -> measure -> the difference at equal FVU; equal_k: kind -> k -> measure -> the difference against the target's kind.
+
+    The target's own kind is read off its curve without the target itself. A kind whose cells are not all done is named with why.
+    """
+    spec, (curves, missing) = plan.equal_fvu, _curves(folder, plan)
+    kind, k = spec["target"]["kind"], spec["target"]["k"]
+    own = curves.get(kind, {})
+    wanted = _read_quantities(own.get(k, {}), plan)
+    found, equal_k = {}, {}
+    for name in spec["curves"]:
+        curve = {each: saes for each, saes in curves.get(name, {}).items() if (name, each) != (kind, k)}
+        if k not in own or not curve:
+            continue
+        rows = {quantity.key: at_equal_fvu(curve, own[k], quantity, spec["baseline"] == "curve") for quantity in wanted}
+        found[name] = {key: row.as_dict() for key, row in rows.items()}
+        if name != kind:
+            equal_k[name] = _by_k({quantity.key: at_equal_k(curve, own, quantity) for quantity in wanted})
+    ks = {name: sorted(curve) for name, curve in curves.items()}
+    return {"target": spec["target"], "baseline": spec["baseline"], "kinds": found, "equal_k": equal_k, "k": ks, "not_done": missing}
+
+
+def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[int, dict]]], dict[str, str]]:
+    """(kind -> k -> seed -> measures, kind -> why one of its cells is missing)."""
+    curves, missing = {}, {}
     for cell in folder.cells():
         if cell.state != DONE:
             missing[cell.setting.kind] = f"{cell.setting.values}: {cell.state}, {cell.why}"
@@ -130,19 +153,19 @@ def _at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
         k = cell.setting.recipe(plan.base).sae.k
         measured = [entry for entry in read_measured(folder.cell(cell.name))[0] if entry.arm == plan.subject]
         curves.setdefault(cell.setting.kind, {})[k] = {entry.seed: entry.measures for entry in measured}
-    target = curves.get(spec["target"]["kind"], {}).get(spec["target"]["k"])
-    # FVU is equal by construction
+    return curves, missing
+
+
+def _read_quantities(target: dict[int, dict], plan: Plan) -> list[Quantity]:
+    """The measures read off curves, where the target SAE has them; not FVU, which is equal."""
     kept = [quantity for quantity in CATALOGUE if quantity.key != "fidelity.fvu"]
     kept = [quantity for quantity in kept if quantity.main or quantity.robust or quantity.key in (*PAPER, *OUTPUT, *plan.objectives)]
-    wanted = [quantity for quantity in kept if any(value_of(measures, quantity) is not None for measures in (target or {}).values())]
-    found = {}
-    for kind in spec["curves"]:
-        if target is None or kind not in curves:
-            continue
-        rows = {quantity.key: at_equal_fvu(curves[kind], target, quantity, spec["baseline"] == "curve") for quantity in wanted}
-        found[kind] = {key: row.as_dict() for key, row in rows.items()}
-    ks = {kind: sorted(curve) for kind, curve in curves.items()}
-    return {"target": spec["target"], "baseline": spec["baseline"], "kinds": found, "k": ks, "not_done": missing}
+    return [quantity for quantity in kept if any(value_of(measures, quantity) is not None for measures in target.values())]
+
+
+def _by_k(found: dict[str, dict[int, Difference]]) -> dict[str, dict[str, dict]]:
+    ks = sorted({k for rows in found.values() for k in rows})
+    return {str(k): {key: rows[k].as_dict() for key, rows in found.items() if k in rows} for k in ks}
 
 
 def _varied(cells: list[dict]) -> list[str]:

@@ -80,8 +80,22 @@ def _equal_fvu(found: dict, shown: list[str]) -> list[str]:
     keys = [key for key in dict.fromkeys([*shown, "fidelity.l0"]) if key != "fidelity.fvu"]
     lines += [_row(["kind", "k trained", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]), _row(["---", "---", *["---:"] * len(keys)])]
     for kind, rows in found["kinds"].items():
-        lines.append(_row([kind, ", ".join(map(str, found["k"][kind])), *(_read_off(rows.get(key), key) for key in keys)]))
+        ks = [k for k in found["k"][kind] if (kind, k) != (target["kind"], target["k"])]
+        name = f"{kind}'s own curve: the error of reading" if kind == target["kind"] else kind
+        lines.append(_row([name, ", ".join(map(str, ks)), *(_read_off(rows.get(key), key) for key in keys)]))
+    if any(found["equal_k"].values()):
+        lines += ["", *_equal_k(found, shown)]
     lines += ["", *(f"{kind or 'a cell'} is not done: {why}" for kind, why in found["not_done"].items())]
+    return lines
+
+
+def _equal_k(found: dict, shown: list[str]) -> list[str]:
+    keys = list(dict.fromkeys([*(key for key in shown if key != "fidelity.fvu"), "fidelity.l0"]))
+    lines = [f"## Against {found['target']['kind']} with the same k", "", "What is left when k, which moves every measure, is the same.", ""]
+    lines += [_row(["kind", "k", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]), _row(["---", "---:", *["---:"] * len(keys)])]
+    for kind, by_k in found["equal_k"].items():
+        for k, rows in by_k.items():
+            lines.append(_row([kind, k, *(change(QUANTITIES[key], rows[key]) if key in rows else "-" for key in keys)]))
     return lines
 
 
