@@ -1,5 +1,6 @@
 """The figures of a sweep: the Pareto scatter with its front, and the dose-response over the penalty's strength kappa."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
 FVU = "fidelity.fvu"
 RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *ROBUST)
 BLUE, GREY, RED = "#0072B2", "#888888", "#D55E00"
+# told apart by the colour-blind too (Okabe and Ito)
+KINDS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def write_figures(folder: Path, result: dict) -> list[Path]:
@@ -37,19 +40,48 @@ def pareto(result: dict) -> "Figure | None":
         return None
     figure, panels = _panels(1, len(others), (4.2 * len(others), 3.8))
     varied = sorted({key for cell in cells for key in cell["setting"]})
-    figure.suptitle(f"{' / '.join(varied)} beside each point; filled: no other cell beats it", fontsize=8)
+    kinds = list(dict.fromkeys(cell["kind"] for cell in cells if cell["kind"]))
+    beside = "k" if kinds else " / ".join(varied)
+    figure.suptitle(f"{beside} beside each point; filled: no other cell beats it in all objectives; ringed: nearest to the ideal", fontsize=8)
     for axes, y in zip(panels, others, strict=True):
         points = [(cell["means"][x], cell["means"][y], cell) for cell in cells if cell["means"].get(y) is not None]
+        if kinds:
+            _curves(axes, points, kinds)
+        else:
+            _scatter(axes, points, varied)
+            axes.plot(*_staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better), color=BLUE, linewidth=1.2, alpha=0.7)
         for a, b, cell in points:
-            axes.plot(a, b, "o", color=BLUE if cell["on_front"] else GREY, markerfacecolor=BLUE if cell["on_front"] else "white", markersize=6)
-            axes.annotate(_short(cell, varied), (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
             if cell["best"]:
                 axes.plot(a, b, "o", color=RED, markerfacecolor="none", markersize=12)
-        axes.plot(*_staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better), color=BLUE, linewidth=1.2, alpha=0.7)
         axes.set_xlabel(_worded(x), fontsize=9)
         axes.set_ylabel(_worded(y), fontsize=9)
         axes.locator_params(axis="x", nbins=6)
+    if kinds:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
     return figure
+
+
+def _scatter(axes: "Axes", points: list[tuple[float, float, dict]], varied: list[str]) -> None:
+    """Every cell with its setting beside it."""
+    for a, b, cell in points:
+        axes.plot(a, b, "o", color=BLUE if cell["on_front"] else GREY, markerfacecolor=BLUE if cell["on_front"] else "white", markersize=6)
+        values = (cell["setting"].get(key) for key in varied)
+        words = " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
+        axes.annotate(words, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
+
+
+def _curves(axes: "Axes", points: list[tuple[float, float, dict]], kinds: list[str]) -> None:
+    """A line over k for each kind. Kinds lie close together, so k stands beside the outermost two lines only."""
+    for kind, color in zip(kinds, itertools.cycle(KINDS), strict=False):
+        own = sorted((cell["setting"]["sae.k"], a, b, cell["on_front"]) for a, b, cell in points if cell["kind"] == kind)
+        axes.plot([a for _, a, _, _ in own], [b for _, _, b, _ in own], color=color, linewidth=1.3, label=kind)
+        for _, a, b, front in own:
+            axes.plot(a, b, "o", color=color, markerfacecolor=color if front else "white", markersize=5)
+    for k in sorted({cell["setting"]["sae.k"] for *_, cell in points}):
+        same = sorted((a, b) for a, b, cell in points if cell["setting"]["sae.k"] == k)
+        for (a, b), side in ((same[0], "right"), (same[-1], "left"))[: len(same)]:
+            offset = -6 if side == "right" else 6
+            axes.annotate(str(k), (a, b), xytext=(offset, 0), textcoords="offset points", fontsize=7, ha=side, va="center", color="#555555")
 
 
 def dose_response(result: dict) -> "Figure | None":
@@ -116,11 +148,6 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure
         axes.grid(color="#eeeeee", linewidth=0.6)
         axes.set_axisbelow(True)
     return figure, panels
-
-
-def _short(cell: dict, varied: list[str]) -> str:
-    values = " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in map(cell["setting"].get, varied))
-    return f"{cell['kind']} {cell['setting'].get('sae.k', '')}".strip() if cell["kind"] else values
 
 
 def _worded(key: str) -> str:
