@@ -10,7 +10,7 @@ from metasae.comparison import read_measured
 from metasae.measures.catalogue import CATALOGUE, Quantity, value_of
 from metasae.measures.intervals.statistics import Difference
 from metasae.sweep.assemble import times
-from metasae.sweep.equal_fvu import at_equal_fvu, at_equal_k
+from metasae.sweep.equal_fvu import FVU, at_equal_fvu, at_equal_k
 from metasae.sweep.folder import DONE, FAILED, STOPPED, Cell, SweepFolder
 from metasae.sweep.pareto import as_costs, front, nearest_to_ideal
 from metasae.sweep.plan import Plan
@@ -138,7 +138,7 @@ def _at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
         rows = {quantity.key: at_equal_fvu(curve, own[k], quantity, spec["baseline"] == "curve") for quantity in wanted}
         found[name] = {key: row.as_dict() for key, row in rows.items()}
         if name != kind:
-            equal_k[name] = _by_k({quantity.key: at_equal_k(curve, own, quantity) for quantity in wanted})
+            equal_k[name] = _by_k({quantity.key: at_equal_k(curve, own, quantity) for quantity in (FVU, *wanted)})
     ks = {name: sorted(curve) for name, curve in curves.items()}
     return {"target": spec["target"], "baseline": spec["baseline"], "kinds": found, "equal_k": equal_k, "k": ks, "not_done": missing}
 
@@ -158,7 +158,7 @@ def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[i
 
 def _read_quantities(target: dict[int, dict], plan: Plan) -> list[Quantity]:
     """The measures read off curves, where the target SAE has them; not FVU, which is equal."""
-    kept = [quantity for quantity in CATALOGUE if quantity.key != "fidelity.fvu"]
+    kept = [quantity for quantity in CATALOGUE if quantity.key != FVU.key]
     kept = [quantity for quantity in kept if quantity.main or quantity.robust or quantity.key in (*PAPER, *OUTPUT, *plan.objectives)]
     return [quantity for quantity in kept if any(value_of(measures, quantity) is not None for measures in target.values())]
 

@@ -90,7 +90,7 @@ def _equal_fvu(found: dict, shown: list[str]) -> list[str]:
 
 
 def _equal_k(found: dict, shown: list[str]) -> list[str]:
-    keys = list(dict.fromkeys([*(key for key in shown if key != "fidelity.fvu"), "fidelity.l0"]))
+    keys = list(dict.fromkeys([*shown, "fidelity.l0"]))
     lines = [f"## Against {found['target']['kind']} with the same k", "", "What is left when k, which moves every measure, is the same.", ""]
     lines += [_row(["kind", "k", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]), _row(["---", "---:", *["---:"] * len(keys)])]
     for kind, by_k in found["equal_k"].items():
