@@ -128,3 +128,23 @@ def test_a_shared_baseline_is_the_sweeps_own():
     found = {member.arm: member for member in members(Setting({"sae.k": 5}), BASE, shared_baseline=True)}
     own = {member.arm: member for member in members(Setting({}), BASE)}
     assert found["solo"].name == own["solo"].name and found["joint"].name != own["joint"].name and found["joint"].recipe.sae.k == 5
+
+
+@pytest.mark.parametrize("penalties", [{}, {"ortsae": 0.5}])
+@pytest.mark.parametrize("switched", [
+    {}, {"train.lambda2": 0.0}, {"train.penalties": {}}, {"train.penalties": {"c2r": 1.0}},
+    {"train.lambda2": 0.0, "train.penalties": {"c2r": 1.0}}, {"train.lambda2": 0.0, "train.penalties": {}},
+])  # fmt: skip
+def test_an_sae_is_trained_by_a_recipe_that_decides_it_as_the_cells_own_does(penalties, switched):
+    base = Setting({"train.penalties": penalties}).recipe(BASE)
+    for changes in ({}, *({key: value} for key, value in CHANGED.items())):
+        recipe = Setting({**changes, **switched}).recipe(base)
+        for arm in ("solo", "control", "joint", "sequential"):
+            trained = canonical(recipe, arm, base)
+            assert sae_hash(trained, trained_as(recipe, arm), 0) == sae_hash(recipe, arm, 0), (changes, arm)
+
+
+def test_a_penalty_that_a_cell_turns_off_stays_off():
+    cell = Setting({"train.lambda2": 0.0, "train.penalties": {"ortsae": 0.25}})
+    joint = next(member for member in members(cell, BASE) if member.arm == "joint")
+    assert joint.trained_as == "joint" and joint.recipe.train.lambda2 == 0 and joint.recipe.train.penalties == {"ortsae": 0.25}

@@ -54,7 +54,7 @@ def test_a_seed_whose_fvu_is_not_reached_is_counted_out():
     found = at_equal_fvu(curve, {0: measures(0.2, 1.5), 1: measures(0.2, 1.5)}, PHI)
     assert found.difference.n_seeds == 1 and found.brackets == {0: (4, 8), 1: None} and "no pair for seed 1" in found.difference.note
     none = at_equal_fvu({4: curve[4]}, {0: measures(0.2, 1.5)}, PHI)
-    assert none.difference.difference is None and none.as_dict()["brackets"] == {"0": None}
+    assert none.difference.difference is None and none.as_dict()["brackets"] == {"0": None, "1": None}
 
 
 def test_the_interpolation_error_is_that_of_the_inner_points_left_out():
@@ -86,20 +86,29 @@ def test_intervals_hold_the_text_when_there_are_blocks():
     assert _read({k: curve[k][0] for k in curve}, target[0], PHI).without == pytest.approx(without[0])
 
 
-def test_a_measure_with_blocks_of_its_own_is_read_at_the_fvu_of_the_whole_text():
-    def with_own_blocks(fvu, phi, without):
-        out = measures(fvu, phi, [(fvu, phi)] * 5)
-        out["cooccurrence"]["leave_one_out"]["mean_abs_phi"] = without
+def test_the_models_output_has_blocks_of_its_own_and_is_read_at_the_fvu_of_the_whole_text():
+    output = next(quantity for quantity in CATALOGUE if quantity.key == "fidelity.ce_delta")
+
+    def with_output(fvu, delta, without):
+        # FVU's two blocks are other documents than the output's two
+        out = measures(fvu, 1.0, [(fvu / 2, 1.0), (fvu * 2, 1.0)])
+        out["fidelity"] |= {"ce_delta": delta, "leave_one_out": {**out["fidelity"]["leave_one_out"], "ce_delta": without}}
         return out
 
-    curve = {4: {s: with_own_blocks(0.4, 1.0, [0.9, 1.1]) for s in (0, 1)}, 8: {s: with_own_blocks(0.1, 3.0, [3.2, 2.9]) for s in (0, 1)}}
-    target = {s: with_own_blocks(0.2, 1.5 + s, [1.5 + s, 1.6 + s]) for s in (0, 1)}
+    curve = {4: {s: with_output(0.4, 1.0, [0.9, 1.1]) for s in (0, 1)}, 8: {s: with_output(0.1, 3.0, [3.2, 2.9]) for s in (0, 1)}}
+    target = {s: with_output(0.2, 1.5 + s, [1.5 + s, 1.6 + s]) for s in (0, 1)}
     # half way in ln FVU: 2.0 on the whole text, 2.05 and 2.0 without each block
     read, own = {0: 2.0, 1: 2.0}, {0: 1.5, 1: 2.5}
     expected = paired_difference(read, own, {s: [2.05, 2.0] for s in read}, {s: [own[s], own[s] + 0.1] for s in own})
-    found = at_equal_fvu(curve, target, PHI).difference
+    found = at_equal_fvu(curve, target, output).difference
     assert found.difference == pytest.approx(expected.difference) and found.n_blocks == 2
     assert found.ci95 == pytest.approx(expected.ci95)
+
+
+def test_a_seed_that_is_missing_at_one_k_is_named():
+    curve = {4: {0: measures(0.4, 1.0)}, 8: {0: measures(0.1, 3.0), 1: measures(0.1, 3.0)}}
+    found = at_equal_fvu(curve, {0: measures(0.2, 1.5), 1: measures(0.2, 1.5)}, PHI)
+    assert found.difference.n_seeds == 1 and "seed 1" in found.difference.note
 
 
 def test_at_equal_k_only_what_both_have_is_compared():

@@ -234,6 +234,47 @@ def test_early_stopping_keeps_the_front_of_the_first_seed(done, tmp_path):
     assert without_machine(tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])) == without_machine(found)
 
 
+def test_a_cell_that_failed_before_early_stopping_was_decided_is_judged_like_the_others(tmp_path, monkeypatch):
+    real, lambdas = worker_module.train_arm, {"train.lambda2": [0.001, 3.0, 30.0]}
+
+    def broken(recipe, source, cache, arm, *args, **options):
+        if arm == "joint" and recipe.train.lambda2 == 0.001:
+            raise RuntimeError("out of memory")
+        return real(recipe, source, cache, arm, *args, **options)
+
+    monkeypatch.setattr(worker_module, "train_arm", broken)
+    tiny(tmp_path / "a", lambdas, early_stop=True, objectives=["fidelity.fvu"])
+    monkeypatch.setattr(worker_module, "train_arm", real)
+    found = tiny(tmp_path / "a", lambdas, early_stop=True, objectives=["fidelity.fvu"])
+    alone = tiny(tmp_path / "b", lambdas, early_stop=True, objectives=["fidelity.fvu"])
+    states = lambda result: {cell["setting"]["train.lambda2"]: cell["state"] for cell in result["cells"]}  # noqa: E731
+    # with cells that were settled before, more may go on; none goes no further that would have
+    assert all(states(found)[value] == "done" for value, state in states(alone).items() if state == "done")
+
+
+def test_a_journal_line_that_is_not_whole_is_cut_off(done, tmp_path):
+    folder, result = done
+    shutil.copytree(folder, tmp_path / "a", symlinks=True)
+    with (tmp_path / "a/journal.log").open("a") as journal:
+        journal.write('{"op_code": 4, "worker_id"')
+    assert without_machine(tiny(tmp_path / "a")) == without_machine(result)
+    assert (tmp_path / "a/journal.log").read_text().endswith("\n")
+
+
+def test_an_sae_that_was_trained_otherwise_is_not_taken_for_the_cells(done, tmp_path):
+    folder, result = done
+    shutil.copytree(folder, tmp_path / "a", symlinks=True)
+    cell = result["cells"][0]
+    config = tmp_path / "a/saes" / cell["saes"]["joint-s0"] / "primary/cfg.json"
+    held = json.loads(config.read_text())
+    held["metadata"]["metasae"]["recipe"]["train"]["lambda2"] = 7.0
+    config.write_text(json.dumps(held))
+    note = tmp_path / "a" / cell["folder"] / "cell.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"state": "open"}))
+    again = next(each for each in tiny(tmp_path / "a")["cells"] if each["name"] == cell["name"])
+    assert again["state"] == "failed" and "trained with train.lambda2=7.0" in again["why"]
+
+
 def test_the_command_lines_arguments(tmp_path):
     table = "{" + ", ".join(f"{key} = {value}" for key, value in TINY["planted"].items()) + "}"
     sets = [f"{key}={table if key == 'planted' else value}" for key, value in TINY.items()]

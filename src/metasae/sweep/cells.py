@@ -81,6 +81,9 @@ def idle_keys(recipe: Recipe, arm: str) -> tuple[set[str], bool]:
 def canonical(recipe: Recipe, arm: str, base: Recipe) -> Recipe:
     """The recipe an arm is trained by: values that do not decide it are the sweep's own, so that cells which share it ask for the same."""
     idle, no_meta = idle_keys(recipe, arm)
+    if trained_as(recipe, arm) == "joint":
+        # that one penalty is off is why its other values are idle, so it must stay off
+        idle -= {"lambda2", "penalties"}
     update = {"train": recipe.train.model_copy(update={key: getattr(base.train, key) for key in idle})}
     if no_meta:
         update["meta"] = base.meta

@@ -31,6 +31,10 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict, cell: str | None =
     shares, note = other_documents(recipe)
     first = max(plan.base.seeds) + 1
     seeds = list(range(first, first + max(LEAST_SEEDS, len(plan.base.seeds))))
+    if recipe.measure.senses:
+        note += " The words with known senses are the same sentences."
+    if plan.shared_baseline:
+        note += " The sweep held every cell against solo of its own recipe; here solo is trained with the cell's values."
     told = f"Chosen in the sweep '{plan.title}' (seeds {', '.join(map(str, plan.base.seeds))}); confirms it on new seeds. {note}"
     recipe = Recipe.load(recipe.model_dump(mode="json"), {**shares, "seeds": seeds, "description": told})
     path = folder.path / "best.toml"

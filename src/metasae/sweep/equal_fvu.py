@@ -5,9 +5,9 @@ between the two k whose FVUs enclose F; where they do not, that seed has no numb
 without each block of documents in turn, curve and target alike, so the intervals of `paired_difference` over seeds x blocks hold here too.
 The model's output is measured on fewer documents, in blocks of their own; its FVUs are those of the whole text.
 
-The interpolation's own error is told beside each number: every inner point of the curve is left out and read off its neighbours, and
-the largest |difference| over points and seeds is an upper estimate, as the gap it bridges is wider than any that is used.
-None where a kind has fewer than three k.
+The interpolation's own error is told beside each number: every inner point of the curve is left out and read off its neighbours; told is
+the largest |difference| over points and seeds. It is an estimate: the gap it bridges is wider than any that is used, but what a curve does
+between two k is not seen. None where a kind has fewer than three k.
 """
 
 import math
@@ -45,19 +45,21 @@ def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, c
 
     The difference is curve - target, or target - curve where the curve is the baseline.
     """
-    seeds = sorted(set(target) & set.intersection(*(set(by_seed) for by_seed in curve.values())))
-    read = {seed: _read({k: curve[k][seed] for k in curve}, target[seed], quantity) for seed in seeds}
+    # a seed that is missing somewhere has no number, and the difference says so
+    seeds = sorted({*target, *(seed for by_seed in curve.values() for seed in by_seed)})
+    whole = [seed for seed in seeds if seed in target and all(seed in by_seed for by_seed in curve.values())]
+    read = {seed: _read({k: curve[k][seed] for k in curve}, target[seed], quantity) if seed in whole else NOTHING for seed in seeds}
     values = {seed: found.value for seed, found in read.items()}
-    own = {seed: value_of(target[seed], quantity) for seed in seeds}
+    own = {seed: value_of(target[seed], quantity) if seed in target else None for seed in seeds}
     without = {seed: found.without for seed, found in read.items()}
-    own_without = {seed: left_out_of(target[seed], quantity) for seed in seeds}
+    own_without = {seed: left_out_of(target[seed], quantity) if seed in target else None for seed in seeds}
     sides, blocks = (values, own), (without, own_without)
     if curve_is_baseline:
         sides, blocks = sides[::-1], blocks[::-1]
     usable = [seed for seed in seeds if values[seed] is not None and own[seed] is not None]
     has_blocks = bool(usable) and all(without[seed] and own_without[seed] for seed in usable)
     difference = paired_difference(*sides, *(blocks if has_blocks else ()))
-    errors = [error for seed in seeds for error in _left_out_errors({k: curve[k][seed] for k in curve}, quantity)]
+    errors = [error for seed in whole for error in _left_out_errors({k: curve[k][seed] for k in curve}, quantity)]
     return AtEqualFvu(difference, max(errors, default=None), {seed: found.bracket for seed, found in read.items()})
 
 
@@ -80,6 +82,9 @@ class _Read:
     bracket: tuple[int, int] | None
 
 
+NOTHING = _Read(None, None, None)
+
+
 def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> _Read:
     """One seed's curve at the target's FVU, on the whole text and without each block."""
     ks = sorted(points)
@@ -90,11 +95,16 @@ def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> _Read
     fvu_blocks, at_blocks = [left_out_of(points[k], FVU) for k in ks], left_out_of(target, FVU)
     if value is None or not at_blocks or not all(fvu_blocks) or not all(own_blocks):
         return _Read(value, None, bracket)
-    count = len(own_blocks[0])
-    if count != len(at_blocks):
+    if _has_own_blocks(quantity):
+        count = len(own_blocks[0])
         fvu_blocks, at_blocks = [[fvu] * count for fvu in fvus], [value_of(target, FVU)] * count
     columns = zip(zip(*fvu_blocks, strict=True), zip(*own_blocks, strict=True), at_blocks, strict=True)
     return _Read(value, [_between(fvu, own, place, each) for fvu, own, each in columns], bracket)
+
+
+def _has_own_blocks(quantity: Quantity) -> bool:
+    """Whether a measure's blocks are of other documents than FVU's: the model's own output is seen on fewer of them."""
+    return quantity.key.startswith(("fidelity.output_", "fidelity.ce_", "fidelity.kl"))
 
 
 def interpolate(fvus: Sequence[float | None], values: Sequence[float | None], at: float | None) -> tuple[float | None, int | None]:

@@ -30,8 +30,19 @@ def survivors(costs: dict[str, list[float] | None]) -> list[str]:
 
 def read(folder: SweepFolder) -> list[str] | None:
     """The cells that go on, or None before that was decided."""
+    held = _held(folder)
+    return held and held["kept"]
+
+
+def why_stopped(folder: SweepFolder, cell: str) -> str:
+    """In words, why a cell that is not kept goes no further."""
+    costs = (_held(folder) or {"costs": {}})["costs"]
+    return "stopped early: " + ("beaten after its first seed" if costs.get(cell) else "an objective has no number after its first seed")
+
+
+def _held(folder: SweepFolder) -> dict | None:
     path = folder.path / FILE
-    return files.read_json(path)["kept"] if path.exists() else None
+    return files.read_json(path) if path.exists() else None
 
 
 def write(folder: SweepFolder, costs: dict[str, list[float] | None]) -> None:

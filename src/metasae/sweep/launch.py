@@ -122,11 +122,13 @@ def conclude(folder: SweepFolder, plan: Plan, show: bool = True) -> dict:
     from metasae.sweep.results import gather, write
     from metasae.sweep.table import as_markdown
 
-    result = gather(folder, plan)
-    result["confirm"] = write_best(folder, plan, result)
-    write(folder, result)
-    table = as_markdown(result, [path.stem for path in write_figures(folder.path, result)])
-    files.write_text(folder.path / "sweep.md", table)
+    # one at a time: on many machines all processes come here at once
+    with locked(folder.path / "conclude.lock"):
+        result = gather(folder, plan)
+        result["confirm"] = write_best(folder, plan, result)
+        write(folder, result)
+        table = as_markdown(result, [path.stem for path in write_figures(folder.path, result)])
+        files.write_text(folder.path / "sweep.md", table)
     if show:
         print(table)
         if result["confirm"]:
@@ -198,8 +200,9 @@ def _open_again(folder: SweepFolder, plan: Plan, storage: str | None) -> None:
     trials = Trials(folder, plan, storage)
     with locked(folder.path / "study.lock"):
         cells = folder.cells()
-        if len({plan.name_of(setting) for setting in plan.settings} - {cell.name for cell in cells}) and cells:
-            # with further cells, early stopping is decided anew
+        more = {plan.name_of(setting) for setting in plan.settings} - {cell.name for cell in cells}
+        if (more and cells) or any(cell.state == FAILED for cell in cells):
+            # with further cells, and with those that had failed, early stopping is decided anew
             (folder.path / halving.FILE).unlink(missing_ok=True)
         if not plan.search:
             trials.enqueue()

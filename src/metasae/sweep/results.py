@@ -100,9 +100,10 @@ def _cell(folder: SweepFolder, plan: Plan, cell: Cell) -> dict:
 
 def _kappa_of(cell: Cell, plan: Plan, comparison: dict) -> dict | None:
     """kappa with the e of control where there is one, which the penalty cannot move, else with the subject's own."""
-    if plan.subject != "joint":
-        return None
     key, recipe = "decomposability.own_meta_e", cell.setting.recipe(plan.base)
+    if plan.subject != "joint" or recipe.train.adaptive_sigma:
+        # adaptive sigma^2 holds kappa at what it was in the first step, which no file says
+        return None
     for arm in ("control", plan.subject):
         e = comparison["arms"].get(arm, {}).get("means", {}).get(key)
         if e is not None:

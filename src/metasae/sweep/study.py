@@ -6,12 +6,15 @@ All calls that hand out or end trials are made under the sweep folder's lock `st
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from metasae.errors import UserError
 from metasae.measures.catalogue import CATALOGUE
 from metasae.sweep.cells import Setting
-from metasae.sweep.folder import Cell, SweepFolder
+from metasae.sweep.folder import Cell, SweepFolder, locked
 from metasae.sweep.grid import Range
 from metasae.sweep.plan import Plan, is_number
 
@@ -28,18 +31,32 @@ class Trials:
         """storage: an Optuna storage URL; None for the journal in the folder."""
         if plan.storage != bool(storage):
             raise UserError(f"{folder.path} keeps its trials {'in a storage; name it again' if plan.storage else 'in its journal; name no storage'}")
-        self.plan = plan
+        self.plan, self.folder = plan, folder
+        self.own_journal = storage is None
         self.optuna = _optuna()
         better = {quantity.key: quantity.better for quantity in CATALOGUE}
         directions = ["minimize" if better[key] == "lower" else "maximize" for key in plan.objectives]
-        try:
+        with locked(folder.path / "study.lock"), self._reported():
             held = storage or _journal(self.optuna, folder)
             self.study = self.optuna.create_study(storage=held, study_name=plan.study, directions=directions, load_if_exists=True)
-        except (OSError, ImportError, *_storage_errors()) as error:
-            raise UserError(f"the storage cannot be used: {str(error).splitlines()[0]}") from None
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """What a storage raises, as a UserError. The journal is made whole first; held by `study.lock`, which everybody who writes holds."""
+        if self.own_journal:
+            _mend(self.folder.journal)
+        try:
+            yield
+        except (OSError, ImportError, json.JSONDecodeError, *_storage_errors()) as error:
+            what = f"{self.folder.journal} cannot be used: {error}; free some space" if self.own_journal else f"the storage cannot be used: {error}"
+            raise UserError(f"{what.splitlines()[0]}, then run the same command again") from None
 
     def enqueue(self) -> None:
         """Puts those cells of a grid that are not in the study into it."""
+        with self._reported():
+            self._enqueue()
+
+    def _enqueue(self) -> None:
         held = {trial.user_attrs["cell"] for trial in self.study.get_trials(deepcopy=False) if "cell" in trial.user_attrs}
         for setting in self.plan.settings:
             name = self.plan.name_of(setting)
@@ -50,6 +67,10 @@ class Trials:
 
     def next(self, taken: set[int]) -> tuple[int, Setting] | None:
         """(number, setting) of a trial that nobody works on yet; None when there is none left. taken: trials that have a cell."""
+        with self._reported():
+            return self._next(taken)
+
+    def _next(self, taken: set[int]) -> tuple[int, Setting] | None:
         state = self.optuna.trial.TrialState
         trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
@@ -81,6 +102,10 @@ class Trials:
 
     def tell(self, cell: Cell, values: list[float] | None) -> None:
         """Ends the trials of a cell. values: of the objectives; None for a cell that failed. A cell that was ended before gets a trial more."""
+        with self._reported():
+            self._tell(cell, values)
+
+    def _tell(self, cell: Cell, values: list[float] | None) -> None:
         state = self.optuna.trial.TrialState
         trials = self.study.get_trials(deepcopy=False)
         own = [trials[number] for number in cell.trials if number < len(trials)]
@@ -140,6 +165,17 @@ def _optuna():
 def _journal(optuna, folder: SweepFolder):
     folder.path.mkdir(parents=True, exist_ok=True)
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder.journal)))
+
+
+def _mend(journal: Path) -> None:
+    """Cuts off a line that is not whole: on a full disk, or in a process that was killed, its end was not written."""
+    if not journal.exists() or not (size := journal.stat().st_size):
+        return
+    with open(journal, "r+b") as file:
+        file.seek(size - 1)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _storage_errors() -> tuple[type[Exception], ...]:

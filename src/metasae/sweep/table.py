@@ -49,7 +49,7 @@ def _changes(cell: dict, shown: list[str]) -> list[str]:
     for key in shown:
         entry = cell["differences"].get(key)
         text = "-" if entry is None else change(QUANTITIES[key], entry)
-        cells.append(f"**{text}**" if entry is not None and is_clear(entry) else text)
+        cells.append(f"**{text}**" if entry is not None and entry.get("p_holm") is not None and is_clear(entry) else text)
     return cells
 
 
@@ -61,8 +61,8 @@ def _remark(cell: dict) -> str:
 
 def _footnotes(result: dict) -> list[str]:
     lines = [
-        "Bold: clear after Holm's correction within the cell. The intervals are those of each cell by itself: of many cells some look "
-        "clear by chance, so choose here and confirm on new seeds (best.toml)."
+        "Bold: clear after Holm's correction among the main measures of the cell. The intervals are those of each cell by itself: of many cells "
+        "some look clear by chance, so choose here and confirm on new seeds (best.toml)."
     ]
     if result["front"]:
         lines.append(
@@ -75,7 +75,11 @@ def _footnotes(result: dict) -> list[str]:
 def _equal_fvu(found: dict, shown: list[str]) -> list[str]:
     target, sign = found["target"], "target - curve" if found["baseline"] == "curve" else "curve - target"
     lines = [f"## At the FVU of {target['kind']} with k = {target['k']}", ""]
-    lines += ["Read off each kind's curve over k, linear in ln FVU, seed by seed. Beside each: the largest error of the interpolation.", ""]
+    lines += [
+        "Read off each kind's curve over k, linear in ln FVU, seed by seed. Reading: how far off it was, at most, where an inner k was left out and "
+        "read off its neighbours. An estimate: the gaps that are read over here are narrower, but a curve may bend between two k.",
+        "",
+    ]
     lines += [f"Differences are {sign}.", ""]
     keys = [key for key in dict.fromkeys([*shown, "fidelity.l0"]) if key != "fidelity.fvu"]
     lines += [_row(["kind", "k trained", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]), _row(["---", "---", *["---:"] * len(keys)])]
@@ -100,10 +104,19 @@ def _equal_k(found: dict, shown: list[str]) -> list[str]:
 
 
 def _read_off(entry: dict | None, key: str) -> str:
-    if entry is None or entry["difference"] is None:
+    if entry is None:
+        return "-"
+    if entry["difference"] is None:
         return "FVU not reached"
-    error = entry["interpolation_error"]
-    return change(QUANTITIES[key], entry) + ("" if error is None else f" (± {error:.2g})") + f", {entry['n_seeds']} seeds"
+    return change(QUANTITIES[key], entry) + _reading(entry, QUANTITIES[key].relative) + f", {entry['n_seeds']} seeds"
+
+
+def _reading(entry: dict, relative: bool) -> str:
+    """The error of reading in the unit of the change."""
+    error, baseline = entry["interpolation_error"], entry["b"]
+    if error is None or (relative and not baseline):
+        return ""
+    return f" (reading ± {100 * error / abs(baseline):.2g}%)" if relative else f" (reading ± {100 * error:.2g} pp)"
 
 
 def _time(time: dict) -> list[str]:

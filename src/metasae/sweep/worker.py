@@ -172,7 +172,7 @@ class Worker:
             if kept is None:
                 return None
             if cell.name not in kept:
-                return STOPPED, "stopped early: beaten after its first seed"
+                return STOPPED, halving.why_stopped(self.folder, cell.name)
         return DONE, ""
 
     def _end(self, cell: Cell) -> None:
@@ -260,15 +260,16 @@ class Worker:
 
     def _harvested(self, tokens: dict[str, int]) -> ActivationCache:
         note = self.folder.path / "harvest.json"
-        held = files.read_json(note) if note.exists() else None
-        if held and held["train"] >= tokens["train"] and (Path(held["cache"]) / INDEX).is_file():
-            # harvested before by this very sweep: the text need not be gathered nor the model loaded to know it fits
-            return open_cache(held["cache"], fingerprint=held["fingerprint"], tokens=tokens)
-        start = time.perf_counter()
-        most = max(tokens["train"], self.plan.most_tokens)
-        cache = self.source.open(tokens | {"train": most})
-        facts = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint, "train": most}
-        files.write_json(note, {**facts, "seconds": time.perf_counter() - start + (held["seconds"] if held else 0.0)})
+        with locked(self.folder.path / "harvest.lock"):
+            held = files.read_json(note) if note.exists() else None
+            if held and held["train"] >= tokens["train"] and (Path(held["cache"]) / INDEX).is_file():
+                # harvested before by this very sweep: the text need not be gathered nor the model loaded to know it fits
+                return open_cache(held["cache"], fingerprint=held["fingerprint"], tokens=tokens)
+            start = time.perf_counter()
+            most = max(tokens["train"], self.plan.most_tokens)
+            cache = self.source.open(tokens | {"train": most})
+            facts = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint, "train": most}
+            files.write_json(note, {**facts, "seconds": time.perf_counter() - start + (held["seconds"] if held else 0.0)})
         return open_cache(cache.folder, fingerprint=cache.fingerprint, tokens=tokens)
 
     def _note(self, seconds: float) -> None:
