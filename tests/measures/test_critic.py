@@ -9,6 +9,7 @@ from metasae.measures.rows.critic import (
     judge,
     judge_beside_floors,
     random_floor,
+    random_floor_at,
     random_rows,
     variance_explained,
 )
@@ -113,3 +114,14 @@ def test_the_spread_over_critic_seeds():
     assert found["sd"]["ve_heldout"] == pytest.approx(float(torch.tensor(values, dtype=torch.float64).std()))
     alone = critic_spread(rows[:4], 6, 2, 5, (3,))
     assert alone["sd"]["ve"] is None and alone["mean"]["ve_heldout"] is None and alone["mean"]["ve"] is not None
+
+
+def test_the_random_floor_between_two_counts_of_rows_is_the_floor_of_that_count():
+    for count in (16, 31, 32, 48, 768, 800):
+        assert random_floor_at(count, 12, 6, 2, 30, 0) == random_floor(count, 12, 6, 2, 30, 0)
+    for count in (50, 333, 777, 790):
+        read, own = random_floor_at(count, 12, 6, 2, 60, 3), random_floor(count, 12, 6, 2, 60, 3)
+        assert (read.n_rows, read.n_heldout, read.m, read.k, read.steps) == (own.n_rows, own.n_heldout, own.m, own.k, own.steps)
+        # one draw of rows differs from another by about as much
+        spread = [random_floor(count, 12, 6, 2, 60, seed).ve for seed in range(4, 10)]
+        assert min(spread) - 0.03 < read.ve < max(spread) + 0.03

@@ -7,7 +7,7 @@ What is above the second is structure beyond the covariance: directions that row
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import fmean, stdev
 
@@ -23,6 +23,8 @@ from metasae.sae.weights import Weights
 
 AUX_SHARE = 1 / 32
 GAUSSIAN_TURNS = 6
+# The share of rows that a critic never sees.
+HELDOUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Critic:
 
 
 @torch.no_grad()
-def judge(rows: Tensor, m: int, k: int, steps: int, seed: int, lr: float = 1e-2, heldout: float = 0.2) -> Critic:
+def judge(rows: Tensor, m: int, k: int, steps: int, seed: int, lr: float = 1e-2, heldout: float = HELDOUT) -> Critic:
     """Trains a fresh meta SAE on 80% of the rows [R, d] and scores it on them and on the rest.
 
     m latents, k kept per row on average, `steps` Adam steps on all training rows at once, learning rate falling linearly
@@ -65,6 +67,27 @@ def variance_explained(rows: Tensor, rebuilt: Tensor) -> float | None:
 def random_floor(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> Critic:
     """The same critic on random unit rows of the same shape: a critic explains some of those too, by copying."""
     return judge(random_rows(n_rows, d, seed + 1), m, k, steps, seed)
+
+
+def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> Critic:
+    """`random_floor`, for counts of rows on a grid of 16 to 32 per octave; between two of them linear in the count.
+
+    SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all SAEs of a run or a
+    sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by some 1e-4; one draw of random rows differs from the next by as much.
+    """
+    step = 1 << max(0, n_rows.bit_length() - 5)
+    below = n_rows - n_rows % step
+    low = random_floor(below, d, m, k, steps, seed)
+    if below == n_rows:
+        return low
+    high, share = random_floor(below + step, d, m, k, steps, seed), (n_rows - below) / step
+    values = {name: _between(getattr(low, name), getattr(high, name), share) for name in ("ve", "ve_heldout")}
+    n_heldout = int(HELDOUT * n_rows)
+    return replace(low, **values, n_rows=n_rows - n_heldout, n_heldout=n_heldout)
+
+
+def _between(low: float | None, high: float | None, share: float) -> float | None:
+    return None if low is None or high is None else (1 - share) * low + share * high
 
 
 def random_rows(n: int, d: int, seed: int) -> Tensor:
@@ -124,7 +147,7 @@ def judge_beside_floors(rows: Tensor, m: int, k: int, steps: int, seed: int, gau
     gaussian = gaussian_rows(rows, seed + 2) if gaussian is None else gaussian
     return Judged(
         judge(rows, m, k, steps, seed),
-        random_floor(len(rows), rows.shape[1], m, k, steps, seed),
+        random_floor_at(len(rows), rows.shape[1], m, k, steps, seed),
         judge(gaussian, m, k, steps, seed),
     )
 
