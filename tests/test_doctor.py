@@ -130,6 +130,36 @@ def test_times_in_words():
     assert [duration(seconds) for seconds in (0.4, 89, 90, 5000, 7200, 400_000)] == ["0 s", "89 s", "1.5 min", "83.3 min", "2 h", "4.63 days"]
 
 
+def test_a_plan_for_gpus_that_are_not_here(doctor):
+    code, stdout, stderr = doctor("--gpus", "2", "--gpu", "h200", "--json")
+    made = json.loads(stdout)
+    assert code == 0 and made["fits"] and made["gpus"] == 2 and made["model"]["d"] == 32, stderr
+    assert made["figures"]["cache"]["value"] == 10_000 * (32 * 2 + 12)
+    code, stdout, _ = doctor("--gpu", "RTX4090")
+    assert code == 0 and "1 x rtx4090" in stdout and "It fits: " in stdout and "Nothing was measured" in stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "8"], "a plan needs --gpu NAME, of a100-40"),
+        (["--gpu", "h201"], "no GPU 'h201'; did you mean 'h200'?"),
+        (["--gpu", "h200", "--gpus", "65"], "64 latents cannot be spread over 65 ranks"),
+        (["--gpu", "h200", "--gpus", "2", "--set", "sae.architecture=matryoshka"], "not supported on several ranks"),
+        (["--gpu", "h200", "--device", "cuda"], "--device is a device of this machine"),
+        (["--gpu", "h200", "--efficiency", "2"], "--efficiency 2 must be above 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(doctor, arguments, words):
+    code, stdout, stderr = doctor(*arguments)
+    assert code == 2 and stdout == "" and words in stderr and len(stderr.strip().splitlines()) == 1
+
+
+def test_a_plan_that_does_not_fit_is_exit_1(doctor):
+    code, stdout, _ = doctor("--gpu", "rtx4090", "--set", "sae.n=20000000")
+    assert code == 1 and "It does not fit: " in stdout and "the fewest rtx4090 that hold it" in stdout
+
+
 # One thread and its CPU seconds, so that other work on the machine counts less; the doctor and the run read the same clock.
 CHILD = """
 import json, sys, time

@@ -68,6 +68,23 @@ def test_the_run_folder_by_hand():
     assert estimate.run_folder_bytes(recipe, 8) == 3 * (2 * arm + meta) + 2 * checkpoint
 
 
+def test_windows_by_hand():
+    """1000 tokens and a pool of 16 batches of 50, twice on a GPU; calibration and evaluation stay in the cache."""
+    values = {
+        "harvest": {"window_tokens": 1000, "batch_tokens": 50}, "arms": ["solo", "joint"], "seeds": 3,
+        "train": {"tokens": 5000}, "measure": {"tokens": 300, "calibration_tokens": 200},
+    }  # fmt: skip
+    recipe, whole = Recipe.load(values), Recipe.load(values, {"harvest.window_tokens": 0})
+    here, there = (estimate.needs(recipe, 8, 1000, on_gpu=on_gpu) for on_gpu in (False, True))
+    assert here.cache == 500 * (8 * 2 + 12) and estimate.cache_bytes(whole, 8) == 5500 * (8 * 2 + 12)
+    assert here.windows == 1800 * (8 * 2 + 12) and there.windows == 2 * here.windows
+    assert estimate.needs(whole, 8, 0, on_gpu=True).windows == 0
+    # every one of six arms keeps its checkpoint, and one is written anew
+    assert here.run_folder - here.windows == estimate.run_folder_bytes(whole, 8) + 5 * estimate.checkpoint_bytes(whole, 8)
+    # the next window is harvested while an arm trains
+    assert there.gpu == 1000 + there.forward + there.train
+
+
 def test_an_arm_without_a_meta_sae_needs_less():
     cases = (("solo", 0.3), ("joint", 0.3), ("joint", 0.0))
     solo, joint, free = (Recipe.load({"arms": [arm], "train": {"lambda2": weight}}) for arm, weight in cases)

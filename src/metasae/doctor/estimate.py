@@ -9,6 +9,8 @@ With n latents, width d, batch B, m meta latents and w bytes per number of the d
     a meta step in passing                    the same without its 27, with B = n, n = m, and 48 nd (30 nd for raw rows)
 
 No latent is counted as dead: the term that revives dead ones takes a few numbers per token and dead latent more.
+
+On W ranks a rank has ceil(n / W) latents of the primary for n, and all m of the meta SAE, whose gradients it holds once more, flat, to be summed.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +33,8 @@ PLANTED_NUMBER, PLANTED_TOKEN = 16, 100
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes. cache, run_folder: on disk. sae, checkpoint: one primary SAE's folder, one arm's checkpoint, both within run_folder.
+    """Bytes. cache, run_folder: on disk. sae, checkpoint: one primary SAE's folder, one arm's checkpoint, both within run_folder, as are
+    windows: training activations that come a window at a time, on a GPU harvested while training goes on.
 
     Memory: process (the program itself) and model all the time; harvest, forward, train, measure only in their stage, and
     forward (the model on one batch) within the harvest. weights: the part of train that is weights, moments and gradients.
@@ -50,6 +53,7 @@ class Needs:
     weights: int
     measure: int
     on_gpu: bool
+    windows: int = 0
 
     @property
     def memory(self) -> int:
@@ -64,7 +68,7 @@ class Needs:
     @property
     def gpu(self) -> int:
         """Peak of the GPU's memory; 0 without one."""
-        return self.model + max(self.forward, self.train) if self.on_gpu else 0
+        return self.model + (self.forward + self.train if self.windows else max(self.forward, self.train)) if self.on_gpu else 0
 
     @property
     def stages(self) -> dict[str, int]:
@@ -75,15 +79,16 @@ class Needs:
         return asdict(self) | {"memory": self.memory, "gpu": self.gpu}
 
 
-def needs(recipe: Recipe, d: int, model: int, vocabulary: int = 0, width: int = 2, threads: int = 1, on_gpu: bool = False) -> Needs:
+def needs(recipe: Recipe, d: int, model: int, vocabulary: int = 0, width: int = 2, threads: int = 1, on_gpu: bool = False, ranks: int = 1) -> Needs:
     """d: width of the hooked tensor. model: bytes of the language model's weights. vocabulary: its size, 0 where it predicts no token.
 
-    width: bytes per number of the dense products.
+    width: bytes per number of the dense products. ranks: over which training spreads the primary; memory is that of the first.
     """
-    train, weights = train_bytes(recipe, d, width)
+    train, weights = train_bytes(recipe, d, width, ranks)
+    windows = window_bytes(recipe, d, on_gpu)
     return Needs(
         cache=cache_bytes(recipe, d),
-        run_folder=run_folder_bytes(recipe, d),
+        run_folder=run_folder_bytes(recipe, d) + windows,
         sae=sae_bytes(recipe.sae.n, d),
         checkpoint=checkpoint_bytes(recipe, d),
         process=PROCESS,
@@ -94,6 +99,7 @@ def needs(recipe: Recipe, d: int, model: int, vocabulary: int = 0, width: int = 
         weights=weights,
         measure=measure_bytes(recipe, d, vocabulary, threads),
         on_gpu=on_gpu,
+        windows=windows,
     )
 
 
@@ -120,11 +126,23 @@ def tokens_of(recipe: Recipe) -> dict[str, int]:
 def cache_bytes(recipe: Recipe, d: int) -> int:
     """Activations and columns of every token, at every hook point (as wide as the first); a planted world is never written.
 
-    A shard's header is some 300 bytes more.
+    Training activations that come in windows are not among them. A shard's header is some 300 bytes more.
     """
     if is_planted(recipe):
         return 0
-    return sum(tokens_of(recipe).values()) * (d * BYTES[recipe.harvest.dtype] + COLUMNS) * (1 + len(recipe.hook.also))
+    kept = sum(count for split, count in tokens_of(recipe).items() if split != "train" or not recipe.harvest.window_tokens)
+    return kept * _token_bytes(recipe, d) * (1 + len(recipe.hook.also))
+
+
+def window_bytes(recipe: Recipe, d: int, on_gpu: bool) -> int:
+    """The windows that lie on the disk at once: one, and on a GPU the next; 0 where all activations are kept. One ends with a whole pool of text."""
+    window = recipe.harvest.window_tokens
+    if not window:
+        return 0
+    from metasae.data.activations import POOL_BATCHES
+
+    tokens = window + POOL_BATCHES * recipe.harvest.batch_tokens
+    return tokens * _token_bytes(recipe, d) * (2 if on_gpu and recipe.train.tokens > window else 1)
 
 
 def sae_bytes(n: int, d: int) -> int:
@@ -138,11 +156,15 @@ def checkpoint_bytes(recipe: Recipe, d: int) -> int:
 
 
 def run_folder_bytes(recipe: Recipe, d: int) -> int:
-    """All SAEs and kept firings, and the checkpoint of one arm twice, as a new one is whole before the old one goes."""
+    """All SAEs and kept firings, and the checkpoint of one arm twice, as a new one is whole before the old one goes.
+
+    Between two windows every arm lies in its checkpoint.
+    """
     firings = recipe.measure.tokens * (8 * recipe.sae.k + 20) if recipe.measure.keep_firings else 0
     arm = sae_bytes(recipe.sae.n, d) + firings + SMALL_FILES
-    metas = sum(_has_meta(recipe, arm) for arm in recipe.arms) * sae_bytes(recipe.meta.n, d)
-    return len(recipe.seeds) * (len(recipe.arms) * arm + metas) + 2 * checkpoint_bytes(recipe, d)
+    metas = sum(has_meta(recipe, arm) for arm in recipe.arms) * sae_bytes(recipe.meta.n, d)
+    checkpoints = 1 + (len(recipe.seeds) * len(recipe.arms) if recipe.harvest.window_tokens else 1)
+    return len(recipe.seeds) * (len(recipe.arms) * arm + metas) + checkpoints * checkpoint_bytes(recipe, d)
 
 
 def harvest_bytes(recipe: Recipe, d: int) -> int:
@@ -162,17 +184,39 @@ def forward_bytes(recipe: Recipe, d: int, width: int) -> int:
     return _batch_tokens(recipe) * (16 * d * width + max(d // 64, 1) * recipe.text.context * 4)
 
 
-def train_bytes(recipe: Recipe, d: int, width: int) -> tuple[int, int]:
-    """(all that training an arm holds at its peak, the part that is weights, moments and gradients), for the arm that needs most."""
+def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int, int]:
+    """(all that training an arm holds at its peak, the part that is weights, moments and gradients), for the arm that needs most.
+
+    ranks: over which the primary's latents are spread; the bytes are those of the rank with most.
+    """
     sae, meta, B = recipe.sae, recipe.meta, recipe.train.batch
-    with_meta = any(_has_meta(recipe, arm) for arm in recipe.arms)
-    weights = 4 * 4 * _numbers(sae, d, sae.b_enc)
-    passing = _step(sae, d, B, width, sae.b_enc) + PER_INPUT * B * d + 20 * B * sae.n * (recipe.train.kernels == "reference")
-    if with_meta:
-        weights += 4 * 4 * _numbers(meta, d, False)
+    own = -(-sae.n // ranks)
+    here = sae if ranks == 1 else sae.model_copy(update={"n": own})
+    primary, second = weight_bytes(recipe, d, ranks)
+    passing = _step(here, d, B, width, sae.b_enc, entries(sae, B, own)) + PER_INPUT * B * d + 20 * B * own * (recipe.train.kernels == "reference")
+    if ranks > 1 and sae.architecture == "topk":
+        # every rank's largest entries of each token, sorted
+        passing += ranks * B * min(sae.k, own) * (3 * width + 9)
+    if second:
         rows = PER_ROW if meta.input == "token" else PER_RAW_ROW
-        passing = max(passing, _step(meta, d, sae.n, width, False) + rows * sae.n * d)
-    return weights + passing, weights
+        summed = 4 * _numbers(meta, d, False) * (ranks > 1)
+        passing = max(passing, _step(meta, d, own, width, False, entries(meta, own, meta.n)) + rows * own * d + summed)
+    return primary + second + passing, primary + second
+
+
+def weight_bytes(recipe: Recipe, d: int, ranks: int = 1) -> tuple[int, int]:
+    """Weights, moments and gradients of (a rank's latents of the primary, the meta SAE: 0 where no arm has one)."""
+    own = recipe.sae.model_copy(update={"n": -(-recipe.sae.n // ranks)})
+    metas = any(has_meta(recipe, arm) for arm in recipe.arms)
+    return 4 * 4 * _numbers(own, d, recipe.sae.b_enc), 4 * 4 * _numbers(recipe.meta, d, False) * metas
+
+
+def entries(table: Dictionary, rows: int, here: int) -> int:
+    """Entries of `rows` inputs that a step holds, of which `here` of the n latents have their share."""
+    if table.architecture in ("relu", "jumprelu"):
+        # without a fixed k about half of all pre-activations are above zero at first
+        return rows * (here // 2)
+    return rows * max(table.k, getattr(table, "k_start", 0)) * here // table.n
 
 
 def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
@@ -192,12 +236,15 @@ def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
     return sae_bytes(n, d) + 2 * n * d + firings + logits + max(8 * BATCH * n, pairs, critic)
 
 
-def _step(table: Dictionary, d: int, rows: int, width: int, b_enc: bool) -> int:
-    """What a step on `rows` inputs holds in passing, but for the inputs themselves: gradients, bf16 weights, pre-activations, entries."""
+def _step(table: Dictionary, d: int, rows: int, width: int, b_enc: bool, held: int) -> int:
+    """What a step on `rows` inputs holds in passing, but for the inputs themselves: gradients, bf16 weights, pre-activations, `held` entries."""
     n = table.n
-    # without a fixed k about half of all pre-activations are above zero at first
-    entries = rows * (n // 2 if table.architecture in ("relu", "jumprelu") else max(table.k, getattr(table, "k_start", 0)))
-    return 4 * _numbers(table, d, b_enc) + (2 * n * d if width == 2 else 0) + (width + 2) * rows * n + PER_ENTRY * entries
+    return 4 * _numbers(table, d, b_enc) + (2 * n * d if width == 2 else 0) + (width + 2) * rows * n + PER_ENTRY * held
+
+
+def _token_bytes(recipe: Recipe, d: int) -> int:
+    """Of a token at one hook point, on disk."""
+    return d * BYTES[recipe.harvest.dtype] + COLUMNS
 
 
 def _batch_tokens(recipe: Recipe) -> int:
@@ -207,7 +254,7 @@ def _batch_tokens(recipe: Recipe) -> int:
 
 def _tables(recipe: Recipe) -> list[tuple[Dictionary, bool]]:
     """(table, whether it has encoder biases) of the SAEs of the largest arm."""
-    with_meta = any(_has_meta(recipe, arm) for arm in recipe.arms)
+    with_meta = any(has_meta(recipe, arm) for arm in recipe.arms)
     return [(recipe.sae, recipe.sae.b_enc), *([(recipe.meta, False)] if with_meta else [])]
 
 
@@ -216,5 +263,5 @@ def _numbers(table: Dictionary, d: int, b_enc: bool) -> int:
     return 2 * table.n * d + d + table.n * b_enc + table.n * (table.architecture == "jumprelu")
 
 
-def _has_meta(recipe: Recipe, arm: str) -> bool:
+def has_meta(recipe: Recipe, arm: str) -> bool:
     return arm in ("control", "sequential") or (arm == "joint" and recipe.train.lambda2 > 0)

@@ -11,6 +11,7 @@ from torch import nn
 from metasae import recipe
 from metasae.data import hooks, hub, loading
 from metasae.data.refusal import refusal
+from metasae.doctor.known import config_of
 from metasae.errors import UserError
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -62,8 +63,62 @@ def presence_of(model: recipe.Model, point: str, device: str = "cpu") -> Presenc
     return Presence(model.source, place, problem, *shape)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A model without its weights. d: width of the hooked tensor. numbers: of the weights. vocabulary: 0 for an encoder.
+
+    flops: of matrix products per token of a full window, up to the last hook point; None where the model must run to know them.
+    source: where its configuration is from.
+    """
+
+    d: int
+    numbers: int
+    vocabulary: int
+    flops: float | None
+    source: str
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def shape_of(wanted: recipe.Recipe) -> Shape:
+    """The shape of a recipe's model: from its folder, from what is known of it by name, or from the hub.
+
+    Raises UserError where none of them has it, and for an unknown hook point.
+    """
+    model, points = wanted.model, (wanted.hook.point, *wanted.hook.also)
+    folder = loading.local_folder(model)
+    config, source = (None, str(folder)) if folder is not None else (config_of(model.name), "its public configuration")
+    why = ""
+    if config is None:
+        if folder is None:
+            why, source = hub.unreachable(), "the hub"
+        try:
+            config = _config(model, folder, folder is not None or bool(why))
+        except Exception as error:
+            # transformers and a model's own code raise errors of every kind
+            if not why:
+                raise refusal(error, model, why) from error
+            raise UserError(f"the shape of '{model.source}' is not known, and {why}; set model.path to a folder with its config.json") from None
+    skeleton, causal, text_config = _skeleton(config, model)
+    places = [_place(skeleton, config, text_config, model, point) for point in points]
+    flops = [_flops(skeleton, place, wanted.text.context) for place in places]
+    numbers = sum(parameter.numel() for parameter in skeleton.parameters())
+    width = _width_at(skeleton, places[0], text_config, points[0])
+    return Shape(width, numbers, text_config.vocab_size if causal else 0, None if None in flops else max(flops), source)
+
+
 def _shape(model: recipe.Model, folder: Path | None, offline: bool, point: str, device: torch.device) -> tuple[int, int, int]:
     """(width at the hook point, bytes of the weights, vocabulary) of the model built without weights. Raises UserError for an unknown hook point."""
+    config = _config(model, folder, offline)
+    skeleton, causal, text_config = _skeleton(config, model)
+    place = _place(skeleton, config, text_config, model, point)
+    numbers = sum(parameter.numel() for parameter in skeleton.parameters())
+    width = _width_at(skeleton, place, text_config, point)
+    return width, numbers * loading.pick_dtype(model.dtype, device).itemsize, text_config.vocab_size if causal else 0
+
+
+def _config(model: recipe.Model, folder: Path | None, offline: bool):
     import transformers
 
     with loading.quiet(), tempfile.TemporaryDirectory() as passing:
@@ -71,26 +126,52 @@ def _shape(model: recipe.Model, folder: Path | None, offline: bool, point: str, 
         if folder is None:
             # a configuration that is only looked at is not kept
             options |= {"revision": model.revision or None, **({} if offline else {"cache_dir": passing})}
-        config = transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
-        causal = loading._is_causal(config)
-        loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-        with torch.device("meta"):
-            skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
+
+
+def _skeleton(config, model: recipe.Model) -> tuple[nn.Module, bool, object]:
+    """(the model without storage, whether it predicts tokens, the configuration of its text part)."""
+    import transformers
+
+    causal = loading._is_causal(config)
+    loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    with loading.quiet(), torch.device("meta"):
+        skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
+    return skeleton, causal, config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _place(skeleton: nn.Module, config, text_config, model: recipe.Model, point: str) -> hooks.Place:
     layers = getattr(text_config, "num_hidden_layers", None)
     if not layers:
         raise UserError(f"'{model.source}' is a {config.model_type} model, not one stack of transformer layers")
-    place = hooks.resolve(skeleton, point, config.model_type, layers)
-    numbers = sum(parameter.numel() for parameter in skeleton.parameters())
+    return hooks.resolve(skeleton, point, config.model_type, layers)
+
+
+def _width_at(skeleton: nn.Module, place: hooks.Place, text_config, point: str) -> int:
     width = _width(skeleton, place) or (text_config.hidden_size if point.startswith("blocks.") else None)
     if width is None:
         raise UserError(f"the width at '{point}' shows only when the model runs; look at a point like blocks.1.hook_resid_pre in its place")
-    return width, numbers * loading.pick_dtype(model.dtype, device).itemsize, text_config.vocab_size if causal else 0
+    return width
+
+
+def _width(skeleton: nn.Module, place: hooks.Place) -> int | None:
+    """Width of the hooked tensor; None where the model looks at its numbers on the way."""
+    reached = _reached(skeleton, place, 2)
+    return None if reached is None else reached.shape[-1]
+
+
+def _flops(skeleton: nn.Module, place: hooks.Place, context: int) -> float | None:
+    """FLOPs of matrix products per token, of one window up to the hook; None as for the width."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        reached = _reached(skeleton, place, context)
+    return None if reached is None else counter.get_total_flops() / context
 
 
 @torch.no_grad()
-def _width(skeleton: nn.Module, place: hooks.Place) -> int | None:
-    """Width of the hooked tensor, from a pass in which no number is worked out; None where the model looks at its numbers on the way."""
+def _reached(skeleton: nn.Module, place: hooks.Place, tokens: int) -> torch.Tensor | None:
+    """The hooked tensor, from a pass of one window in which no number is worked out; None where that cannot be done."""
 
     def stop(x) -> None:
         raise hooks.Reached(x)
@@ -98,9 +179,9 @@ def _width(skeleton: nn.Module, place: hooks.Place) -> int | None:
     try:
         with hooks.hooked(place, stop):
             # without a mask, whose numbers some models look at
-            skeleton.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"))
+            skeleton.eval()(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"))
     except hooks.Reached as reached:
-        return reached.tensor.shape[-1]
+        return reached.tensor
     except Exception:
         return None
     return None

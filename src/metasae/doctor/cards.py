@@ -1,0 +1,57 @@
+"""GPUs by their makers' datasheets: what a plan for a machine that is not here is made from.
+
+Sources: NVIDIA's datasheets of A100 (SXM), H100 (SXM), H200 (SXM), HGX B200 and L40S, and the Ada architecture whitepaper for the RTX 4090.
+Products per second are dense ones; the sheets print twice as much for sparse matrices. Memory is read in decimal bytes, a few
+percent less than the cards have. A link rate is what a GPU sends in one direction: half of the NVLink sum that the sheets print, or PCIe
+4.0 x16 where there is no NVLink. None of it was measured here.
+"""
+
+from dataclasses import asdict, dataclass
+
+from metasae.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Card:
+    """bf16, tf32, fp32: dense FLOP/s. bandwidth, link: bytes/s of the memory, and sent in one direction. memory: bytes.
+
+    together: GPUs that the link joins in one machine; beyond them goes a network, which is slower.
+    """
+
+    name: str
+    bf16: float
+    tf32: float
+    fp32: float
+    bandwidth: float
+    memory: float
+    link: float
+    together: int = 8
+
+    def flops(self, width: int) -> float:
+        """FLOP/s of products of numbers of `width` bytes. metasae's fp32 products are true fp32, so tf32 is only listed."""
+        return self.bf16 if width == 2 else self.fp32
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("a100-40", 312e12, 156e12, 19.5e12, 1.555e12, 40e9, 300e9),
+        Card("a100-80", 312e12, 156e12, 19.5e12, 2.039e12, 80e9, 300e9),
+        Card("h100", 989e12, 494e12, 67e12, 3.35e12, 80e9, 450e9),
+        Card("h200", 989e12, 494e12, 67e12, 4.8e12, 141e9, 450e9),
+        Card("b200", 2250e12, 1100e12, 75e12, 8.0e12, 180e9, 900e9),
+        Card("l40s", 362e12, 183e12, 91.6e12, 0.864e12, 48e9, 32e9),
+        Card("rtx4090", 165.2e12, 82.6e12, 82.6e12, 1.008e12, 24e9, 32e9),
+    )
+}
+
+
+def card(name: str) -> Card:
+    """The card of a name, in any case. Raises UserError with the nearest name, or all, for one that is not known."""
+    found = CARDS.get(name.strip().lower())
+    if found is None:
+        raise UserError(f"no GPU '{name}'{nearest(name.strip().lower(), CARDS)}")
+    return found

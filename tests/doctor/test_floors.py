@@ -1,0 +1,64 @@
+"""The floors of a step by hand."""
+
+import pytest
+
+from metasae.doctor.cards import Card
+from metasae.doctor.floors import above_of, floor_of, parts_of
+from metasae.recipe import Recipe
+
+# 1 GFLOP/s in bf16, a quarter of that in fp32, 1 MB/s.
+SLOW = Card("slow", 1e9, 5e8, 2.5e8, 1e6, 1e9, 1e5)
+D = 8
+
+
+@pytest.fixture
+def recipe():
+    train = {"batch": 64, "n_primary_steps": 10, "n_meta_steps": 5}
+    return Recipe.load({"sae": {"n": 100, "k": 4}, "meta": {"n": 10, "k": 2}, "train": train, "arms": ["solo", "control", "joint"]})
+
+
+def test_products_and_bytes_by_hand(recipe):
+    nd, bd, md, products = 100 * D, 64 * D, 10 * D, 2 * 100 * 10 * D
+    rows = 4 * D * 64 * 4
+    assert [(part.name, part.products, part.moved, part.gathered) for part in parts_of(recipe, D, "joint")] == [
+        ("encode and select", 2 * 64 * nd, 8 * nd, 0),
+        ("residual and slopes", 0, 4 * nd + 8 * bd, 2 * rows),
+        ("weight gradients", 0, 8 * nd + 8 * bd, 2 * rows),
+        ("clip and Adam", 0, 64 * nd, 0),
+        ("penalty", products, 20 * nd + 8 * md, 4 * nd * 2),
+        ("meta steps", products / 2, 8 * nd + 8 * md, 2 * 4 * nd * 2),
+        ("meta clip and Adam", 0, 32 * md, 0),
+    ]
+
+
+def test_ranks_divide_what_has_latents_and_nothing_else(recipe):
+    """100 latents on 3 ranks: 34 on the first."""
+    for whole, part in zip(parts_of(recipe, D, "joint"), parts_of(recipe, D, "joint", 3), strict=True):
+        assert part.products == pytest.approx(0.34 * whole.products)
+        assert part.gathered == pytest.approx(0.34 * whole.gathered)
+        tokens = 8 * 64 * D * (part.name in ("residual and slopes", "weight gradients"))
+        meta = {"penalty": 8 * 10 * D, "meta steps": 8 * 10 * D, "meta clip and Adam": whole.moved}.get(part.name, 0)
+        assert part.moved == pytest.approx(0.34 * (whole.moved - tokens - meta) + tokens + meta)
+
+
+def test_a_part_takes_the_longer_of_products_and_bytes(recipe):
+    encode, *rest = parts_of(recipe, D, "solo")
+    assert encode.floor(SLOW, 2) == pytest.approx(max(2 * 64 * 800 / 1e9, 8 * 800 / 1e6)) == pytest.approx(6.4e-3)
+    assert encode.floor(Card("s", 1e6, 1, 1e5, 1e6, 1, 1), 4) == pytest.approx(2 * 64 * 800 / 1e5)
+    gathered = sum(part.gathered for part in rest) / 1e6
+    assert above_of([encode, *rest], SLOW, 2) == pytest.approx(floor_of([encode, *rest], SLOW, 2) + gathered)
+
+
+def test_arms_without_a_penalty_or_a_meta_sae_have_fewer_parts(recipe):
+    names = {arm: [part.name for part in parts_of(recipe, D, arm)] for arm in ("solo", "control", "joint", "sequential")}
+    assert names["solo"] == names["joint"][:4]
+    assert names["control"] == names["sequential"] == [name for name in names["joint"] if name != "penalty"]
+    free = Recipe.load(recipe.model_dump(mode="json"), {"train.lambda2": 0.0})
+    assert [part.name for part in parts_of(free, D, "joint")] == names["solo"]
+
+
+@pytest.mark.parametrize(("name", "d", "milliseconds"), [("paper-gpt2-large", 1280, 1.00), ("paper-gemma2-9b", 3584, 11.6)])
+def test_the_sums_of_the_page_on_scaling(name, d, milliseconds):
+    """At the rates of that page, 790 TFLOP/s and 4 TB/s."""
+    there = Card("page", 790e12, 395e12, 60e12, 4e12, 141e9, 450e9)
+    assert 1e3 * floor_of(parts_of(Recipe.load(name), d, "joint"), there, 2) == pytest.approx(milliseconds, rel=0.01)
