@@ -1,12 +1,15 @@
 import io
 import json
+import math
 
 import pytest
 from rich.console import Console
 
 from metasae.comparison import compare, summary_table
 from metasae.errors import UserError
+from metasae.latex import as_latex
 from metasae.measures.catalogue import CATALOGUE
+from metasae.measures.intervals.statistics import paired_difference
 from metasae.verdict import change
 from runs import write_arm
 
@@ -131,6 +134,115 @@ def test_arms_judged_on_different_tokens_are_refused(tmp_path):
     write_arm(tmp_path, "joint", 0, conditions__n_tokens=4000)
     with pytest.raises(UserError, match="judged differently \\(n_tokens: 5000 and 4000\\)"):
         compare(tmp_path)
+
+
+def test_a_number_that_both_arms_lack_for_a_seed_is_named(tmp_path):
+    for seed, phi in enumerate((0.0028, None, 0.0029)):
+        write_arm(tmp_path, "solo", seed, cooccurrence__mean_abs_phi=phi and 0.003)
+        write_arm(tmp_path, "joint", seed, cooccurrence__mean_abs_phi=phi)
+    found = compare(tmp_path)
+    entry = found["pairs"]["joint vs solo"][PHI]
+    assert entry["n_seeds"] == 2 and entry["note"] == "no pair for seed 1"
+    assert found["arms"]["joint"]["intervals"][PHI]["note"] == "no value for seed 1" and set(found["arms"]["joint"]["values"][PHI]) == {"0", "2"}
+
+
+def across(run, found):
+    (run / "across.json").write_text(json.dumps(found))
+
+
+def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
+    three_arms(tmp_path)
+    # joint's splits are of its own seed, solo's in its next one: the differences share seeds
+    others = {"solo": [f"solo-s{(seed + 1) % 3}" for seed in range(3)], "joint": [f"solo-s{seed}" for seed in range(3)]}
+    stored = {
+        f"{arm}-s{seed}": {
+            "seeds": {"mean_r": 0.5 + 0.01 * seed - joint * (0.1 + 0.01 * seed**2), "with": f"{arm}-s{(seed + 1) % 3}"},
+            "splits": {"mean_score": 0.1 + 0.01 * seed + joint * 0.01 * seed**2, "with": others[arm][seed]},
+        }
+        for joint, arm in enumerate(others)
+        for seed in range(3)
+    }
+    across(tmp_path, stored)
+    found = compare(tmp_path)
+    for key in ("seeds.mean_r", "splits.mean_score"):
+        entry = found["pairs"]["joint vs solo"][key]
+        alone = paired_difference(*({value["seed"]: value[side] for value in entry["values"]} for side in "ab"))
+        assert entry["n_seeds"] == 3 and entry["note"] == "" and entry["se_seeds"] == pytest.approx(2 * alone.se_seeds) and alone.se_seeds > 0
+    # joint's own splits share nothing
+    spread = {arm: found["arms"][arm]["intervals"]["splits.mean_score"]["se_seeds"] for arm in ("joint", "solo")}
+    assert spread["joint"] == pytest.approx(math.sqrt(0.0028 / 9))
+    assert spread["solo"] == pytest.approx(2 * 0.01 / math.sqrt(3))
+
+
+def test_two_seeds_make_one_pair_and_files_that_do_not_name_it_are_said(tmp_path):
+    three_arms(tmp_path / "two", phi=(0.0028, 0.0027))
+    across(tmp_path / "two", {f"{arm}-s0": {"seeds": {"mean_r": 0.5, "with": f"{arm}-s1"}} for arm in ("solo", "joint")})
+    entry = compare(tmp_path / "two")["pairs"]["joint vs solo"]["seeds.mean_r"]
+    assert entry["ci95"] is None and entry["note"] == "1 pair of seeds, no interval"
+    three_arms(tmp_path / "old")
+    across(tmp_path / "old", {f"{arm}-s{seed}": {"seeds": {"mean_r": 0.5 + seed / 10}} for arm in ("solo", "joint") for seed in range(3)})
+    entry = compare(tmp_path / "old")["pairs"]["joint vs solo"]["seeds.mean_r"]
+    assert entry["n_seeds"] == 3 and entry["ci95"] is None and entry["difference"] == 0 and "not kept between which seeds" in entry["note"]
+    assert "r with another seed" in (tmp_path / "old" / "compare.md").read_text()
+
+
+def test_side_effects_are_of_the_two_saes_compared(tmp_path):
+    numbers = {"solo": 0.9, "joint": 0.5, "mine": 0.7}
+    found = {}
+    for arm in numbers:
+        for seed in (0, 1):
+            write_arm(tmp_path, arm, seed, conditions__sae=f"{arm}{seed}")
+            if arm != "solo":
+                entry = {"with": f"solo-s{seed}", "of": [f"{arm}{seed}", f"solo{seed}"], "spill_a": numbers[arm], "spill_b": numbers["solo"]}
+                found[f"{arm}-s{seed}"] = {"side_effects": entry}
+    across(tmp_path, found)
+    pairs = compare(tmp_path)["pairs"]
+    assert {name: (pair["side_effects.spill"]["a"], pair["side_effects.spill"]["b"]) for name, pair in pairs.items()} == {
+        "joint vs solo": (0.5, 0.9), "mine vs solo": (0.7, 0.9),
+    }  # fmt: skip
+    # against another baseline nothing was worked out
+    assert all("side_effects.spill" not in pair for pair in compare(tmp_path, "joint")["pairs"].values())
+    # one arm trained anew since: its number is of another SAE
+    path = tmp_path / "arms" / "joint-s1" / "measures.json"
+    path.write_text(path.read_text().replace('"joint1"', '"anew"'))
+    entry = compare(tmp_path)["pairs"]["joint vs solo"]["side_effects.spill"]
+    assert entry["n_seeds"] == 1 and entry["note"] == "1 seed, no interval; no pair for seed 1"
+
+
+def lift(run, joint):
+    """Measures of atomicity of which lift variance, and one that is not main, move. joint: lift variance over seeds, solo's being 1."""
+    for seed, value in enumerate(joint):
+        for arm in ("solo", "joint"):
+            folder = write_arm(run, arm, seed, cooccurrence__mean_abs_phi=0.003 + (arm == "joint") * (1e-4, -2e-4, 1.5e-4)[seed])
+            measures = json.loads((folder / "measures.json").read_text())
+            measures["cooccurrence"]["fixed_marginals"] = {"lift_variance": value if arm == "joint" else 1.0}
+            measures["cooccurrence"]["share_above_0.05"] = 0.02 - (arm == "joint") * (0.001 + seed * 1e-6)
+            (folder / "measures.json").write_text(json.dumps(measures))
+
+
+def test_verdict_when_nothing_survives_holm(tmp_path):
+    lift(tmp_path, (0.96, 0.97, 0.98))
+    verdict = compare(tmp_path)["verdict"]
+    assert "no measure of atomicity survives Holm's correction" in verdict and "no measure of atomicity moves" not in verdict
+    assert "lift variance -3.0% [-5.5, -0.52] (more atomic, not after Holm)" in verdict
+    assert "More atomic by their own interval, but not after Holm's correction for so many measures: lift variance -3.0%" in verdict
+
+
+def test_verdict_of_a_robust_measure_that_survives_holm(tmp_path):
+    lift(tmp_path, (0.9699, 0.97, 0.9701))
+    verdict = compare(tmp_path)["verdict"]
+    assert "measures of atomicity says more atomic, none says less" in verdict
+    assert "lift variance -3.0% [-3.0, -3.0] (more atomic)" in verdict
+
+
+def test_latex_prints_bold_what_holm_was_applied_to(tmp_path):
+    lift(tmp_path, (0.9699, 0.97, 0.9701))
+    found = compare(tmp_path)
+    minor = found["pairs"]["joint vs solo"]["cooccurrence.share_above_0.05"]
+    assert minor["p_holm"] is None and minor["p"] < 0.001
+    text = as_latex(found)
+    bold = [line.split(" & ")[0] for line in text.splitlines() if "textbf" in line]
+    assert bold == ["lift variance"] and r"pairs with phi \textgreater{} 0.05 &" in text and "Holm's correction (main measures)" in text
 
 
 def test_summary_table(tmp_path):

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from metasae import files
 from metasae.errors import UserError, nearest
-from metasae.measures.catalogue import CATALOGUE, GROUPS, left_out_of, value_of
+from metasae.measures.catalogue import CATALOGUE, GROUPS, Quantity, left_out_of, value_of
 from metasae.measures.intervals.families import adjust
 from metasae.measures.intervals.statistics import is_clear, leaves_out_zero, mean_interval, paired_difference
 from metasae.measures.matched import MATCHED
+from metasae.measures.shared_seeds import of_both, seeds_behind
 from metasae.verdict import change, towards, write_verdict
 
 if TYPE_CHECKING:
@@ -122,8 +123,13 @@ def _arms(measured: list[Measured]) -> dict:
                 blocks = left_out_of(entry.measures, quantity)
                 if blocks:
                     arm["blocks"].setdefault(quantity.key, {})[str(entry.seed)] = blocks
-    for arm in arms.values():
-        found = {key: mean_interval(_by_seed(arm["values"], key), _by_seed(arm["blocks"], key)) for key in arm["values"]}
+    for name, arm in arms.items():
+        of_arm = {entry.seed: entry.measures for entry in measured if entry.arm == name}
+        found = {
+            q.key: mean_interval(_of_all_seeds(arm, q.key), _by_seed(arm["blocks"], q.key), _behind(of_arm, q))
+            for q in CATALOGUE
+            if q.key in arm["values"]
+        }
         arm["means"] = {key: entry.mean for key, entry in found.items()}
         arm["intervals"] = {key: entry.as_dict() for key, entry in found.items()}
     return arms
@@ -142,28 +148,40 @@ def _pairs(arms: dict, measured: list[Measured], baseline: str) -> dict:
     families = {q.key: q.speaks_of if q.main else None for q in CATALOGUE}
     pairs = {}
     for arm in others:
-        shared = [q.key for q in CATALOGUE if q.key in arms[arm]["values"] and q.key in arms[baseline]["values"]]
-        differences = {key: _difference(arms[arm], arms[baseline], key) for key in shared} | _matched(by_arm[arm], by_arm[baseline])
+        shared = [q for q in CATALOGUE if q.key in arms[arm]["values"] and q.key in arms[baseline]["values"]]
+        between = {q.key: of_both(_behind(by_arm[arm], q), _behind(by_arm[baseline], q)) for q in shared}
+        differences = {key: _difference(arms[arm], arms[baseline], key, of) for key, of in between.items()}
+        differences |= _matched(by_arm[arm], by_arm[baseline])
         pairs[f"{arm} vs {baseline}"] = {key: difference.as_dict() for key, difference in adjust(differences, families).items()}
     return pairs
 
 
 def _matched(a: dict[int, dict], b: dict[int, dict]) -> dict:
-    """The measures that exist for two SAEs only, of each seed that both arms have."""
+    """The measures that exist for two SAEs only; a seed that one arm lacks has none."""
     found = {}
     for key, numbers in MATCHED.items():
-        values = {seed: numbers(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())}
+        values = {seed: numbers(a[seed], b[seed]) if seed in a and seed in b else (None, None) for seed in sorted(a.keys() | b.keys())}
         if any(None not in pair for pair in values.values()):
             found[key] = paired_difference({seed: pair[0] for seed, pair in values.items()}, {seed: pair[1] for seed, pair in values.items()})
     return found
 
 
-def _difference(a: dict, b: dict, key: str):
-    """Where only one arm has values without blocks, neither's count."""
+def _difference(a: dict, b: dict, key: str, between: dict):
+    """Where only one arm has values without blocks, neither's count. between: seed -> the seeds that its difference takes."""
     blocks = [_by_seed(arm["blocks"], key) for arm in (a, b)]
     if None in blocks:
         blocks = [None, None]
-    return paired_difference(_by_seed(a["values"], key), _by_seed(b["values"], key), *blocks)
+    return paired_difference(_of_all_seeds(a, key), _of_all_seeds(b, key), *blocks, between)
+
+
+def _behind(of_arm: dict[int, dict], quantity: Quantity) -> dict[int, frozenset[int] | None]:
+    """The seeds that each number of an arm takes. of_arm: seed -> measures."""
+    return {seed: seeds_behind(measures, quantity, seed) for seed, measures in of_arm.items() if value_of(measures, quantity) is not None}
+
+
+def _of_all_seeds(arm: dict, key: str) -> dict[int, float | None]:
+    """The value of every seed measured, None where it has none, so that this is told."""
+    return dict.fromkeys(arm["seeds"]) | _by_seed(arm["values"], key)
 
 
 def _by_seed(table: dict, key: str) -> dict | None:

@@ -60,8 +60,14 @@ def _words_for(name: str, pair: dict, comparison: dict) -> list[str]:
 def _robust(atomicity: list) -> list[str]:
     """What the measures say that no known case fools."""
     words = {"better": "more atomic", "worse": "less atomic"}
+
+    def reads(quantity: Quantity, entry: dict) -> str:
+        if not leaves_out_zero(entry):
+            return "not told apart"
+        return words[towards(quantity, entry)] + ("" if is_clear(entry) else ", not after Holm")
+
     said = [
-        f"{quantity.label} {change(quantity, entry)} ({words[towards(quantity, entry)] if leaves_out_zero(entry) else 'not told apart'})"
+        f"{quantity.label} {change(quantity, entry)} ({reads(quantity, entry)})"
         for quantity, entry in atomicity
         if quantity.robust and entry["ci95"] is not None
     ]
@@ -90,6 +96,8 @@ def _conclusion(atomicity: list) -> str:
         return f"{_count(more, atomicity)} more atomic, none says less."
     if less:
         return f"{_count(less, atomicity)} less atomic, none says more."
+    if any(either):
+        return "no measure of atomicity survives Holm's correction for so many, though some move by more than their own interval allows for."
     return "no measure of atomicity moves by more than its interval allows for."
 
 

@@ -10,7 +10,7 @@ from worlds import PLAN
 
 from metasae.data.planted import plant
 from metasae.data.planted_split import PlantedSplit
-from metasae.interp import asking, prompts
+from metasae.interp import asking, intruder, prompts
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.intruder import EACH_WAY, intruder_score
 from metasae.interp.judges.oracle import OracleJudge
@@ -107,6 +107,12 @@ def test_pairs_without_windows_are_counted_and_have_no_number(world, tmp_path):
     assert found.as_dict(0)["parts"]["all"]["excluded"] == 1 and found.mean == pytest.approx(np.nanmean(found.score.values["all"]))
     nothing = score(world, world.whole, [], OracleJudge(), tmp_path)
     assert nothing.mean is None and nothing.as_dict(0)["parts"]["all"]["estimate"] is None and nothing.per_pair() == []
+
+
+def test_the_floor_counts_only_pairs_that_were_asked(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(intruder, "FLOOR", 4)
+    part = score(world, world.whole, world.senses[:2], OracleJudge(), tmp_path).as_dict(0)["parts"]["all"]
+    assert part["n_values"] == 6 and part["shuffled"]["n_values"] == 4 and part["shuffled"]["excluded"] == 0
 
 
 def test_a_judge_against_itself_is_found_out(world, tmp_path):

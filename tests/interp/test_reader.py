@@ -9,14 +9,16 @@ import pytest
 from worlds import planted, view_of
 
 from metasae.interp import asking, prompts
+from metasae.interp import reader as reader_module
 from metasae.interp.asking import Asker, Limits, Temporary
-from metasae.interp.coverage import activating_windows, with_silent
-from metasae.interp.draws import KINDS
+from metasae.interp.coverage import LatentWindows, activating_windows, with_silent
+from metasae.interp.draws import KINDS, Windows, contents_of
 from metasae.interp.judges.oracle import OracleJudge
 from metasae.interp.reader import READ, Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.interp.result import other_latents
 from metasae.interp.windows import Text, WindowSpec, planted_strings
+from metasae.measures.firing.by_latent import ByLatent
 
 SPEC = WindowSpec(length=8, train=20, score=10, silent=10)
 
@@ -280,3 +282,69 @@ def test_replaced_tokens_are_never_ones_on_which_the_latent_fires(world, tmp_pat
             for old, new, marked in zip(window.strings, other.strings, window.marked, strict=True):
                 assert new not in firing_texts if marked else new == old
             assert not other.marked.any() and window.marked.any()
+
+
+def plain_text(strings):
+    """Four documents of fifty tokens. strings: place -> text."""
+    documents, positions = np.repeat(np.arange(4), 50).astype(np.int32), np.tile(np.arange(50), 4).astype(np.int32)
+    return Text(documents, np.arange(200, dtype=np.int32), positions, lambda places: [strings(place) for place in places.tolist()], 0)
+
+
+@pytest.mark.timeout(100)
+def test_nothing_replaces_a_token_of_a_latent_that_always_fires():
+    text = plain_text(lambda place: f" t{place}")
+    reader, window = Reader(None, text, SPEC), prompts.Shown(tuple("abcd"), np.array([True, False, False, True]))
+    assert reader._replaced(window, np.arange(200), np.random.default_rng(0)) is None
+    # one token is left, so it stands in both places
+    only = int(text.scoring_tokens[7])
+    found = reader._replaced(window, np.delete(np.arange(200), only), np.random.default_rng(0))
+    assert found.strings == (f" t{only}", "b", "c", f" t{only}") and not found.marked.any()
+
+
+def test_a_replaced_token_reads_otherwise():
+    text = plain_text(lambda place: " odd" if place == rare else " same")
+    rare, fires = int(text.scoring_tokens[3]), np.array([0])
+    reader, rng = Reader(None, text, SPEC), np.random.default_rng(0)
+    for _ in range(20):
+        assert reader._replaced(prompts.Shown((" same", " odd"), np.array([True, True])), fires, rng).strings == (" odd", " same")
+    rare = -1
+    assert reader._replaced(prompts.Shown((" same",), np.array([True])), fires, rng) is None
+
+
+def test_windows_that_nothing_can_replace_are_counted_and_have_no_number(world, tmp_path, monkeypatch):
+    always, replaced = world.latents[1].latent, Reader._replaced
+    everywhere = np.arange(world.text.n_tokens)
+    fires = len(world.view.latent(always)[0])
+    monkeypatch.setattr(Reader, "_replaced", lambda self, window, on, rng: replaced(self, window, everywhere if len(on) == fires else on, rng))
+    found = read(world, "fuzz_2afc", OracleJudge(), tmp_path, world.latents[:3])
+    assert np.isfinite(found.values["all"]).tolist() == [True, False, True] and found.counts["irreplaceable"] == SPEC.score
+    assert found.as_dict(range(3), np.arange(3), 0)["parts"]["all"]["excluded"] == 1
+
+
+def test_simulation_is_not_scored_on_the_windows_that_were_explained(tmp_path, monkeypatch):
+    """Forty documents of one window each, all of them twice."""
+    tokens = np.tile(np.random.default_rng(0).integers(0, 50, 40 * 8), 2).astype(np.int32)
+    documents, positions = np.repeat(np.arange(80), 8).astype(np.int32), np.tile(np.arange(8), 80).astype(np.int32)
+    text = Text(documents, tokens, positions, lambda places: [f" {tokens[place]}" for place in places], 0)
+    ends = np.arange(7, 640, 8)
+    view = ByLatent(np.array([0, 80]), ends.astype(np.int32), np.linspace(1, 2, 80).astype(np.float32), 640)
+    focus = ends[~text.scoring[ends]]
+    train = Windows(focus - 7, focus, np.ones(len(focus), np.float32), np.zeros(len(focus), np.int8), 8)
+    drawn, draw = [], reader_module.draw_activating
+    monkeypatch.setattr(reader_module, "draw_activating", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    with ReplyStore(tmp_path / "replies.sqlite") as store:
+        reader = Reader(Asker(Says(lambda ask: "{}"), store, limits=Limits(concurrency=1, retries=0)), text, SPEC, 0)
+        reader.scorer("sim_spearman")(view, [LatentWindows(0, train, train, {})], None)
+    explained = contents_of(text, train)
+    every = {tokens[end - 7 : end + 1].tobytes() for end in ends[text.scoring[ends]]}
+    assert every & explained and contents_of(text, drawn[0]) == every - explained
+
+
+def test_the_floor_counts_only_latents_that_were_asked(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader_module, "FLOOR", 3)
+    found = read(world, "fuzz_2afc", OracleJudge(), tmp_path, world.latents[:5], floor=True)
+    floor = found.as_dict(range(5), np.arange(5), 0)["parts"]["all"]["shuffled"]
+    assert floor["n_values"] == 3 and floor["excluded"] == 0
+    # of these latents the first two alone were asked
+    some = found.as_dict([0, 2, 4], np.arange(5), 0)["parts"]["all"]
+    assert some["n_values"] == 3 and some["shuffled"]["n_values"] == 2 and some["shuffled"]["excluded"] == 0

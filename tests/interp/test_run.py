@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from metasae.interp.judges.oracle import OracleJudge
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
 from metasae.interp.result import Score, main_tokens, matched_difference, other_latents
-from metasae.interp.run import find_arms, score_arms
+from metasae.interp.run import _of_siblings, find_arms, score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings
 from metasae.measures.planted.subjects import dictionary, noisy
@@ -121,6 +122,20 @@ def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
     assert min(estimates[:2]) > 0.4
     found = merged["pairs"]["joint vs solo"]["sense_intruder"]["all"]
     assert found["matched"] is None and found["unpaired"]["n_seeds"] == (0 if estimates[2] is None else 1)
+
+
+def test_the_base_rates_of_three_seeds_share_seeds():
+    def sides(of_joint):
+        children = [f"joint-s{seed}" if of_joint else f"solo-s{(seed + 1) % 3}" for seed in range(3)]
+        splits = [SimpleNamespace(parents=f"solo-s{seed}", children=children[seed]) for seed in range(3)]
+        means = (0.5, 0.6, 0.8) if of_joint else (0.3, 0.3, 0.3)
+        return {seed: SimpleNamespace(siblings=SimpleNamespace(splits=splits[seed], mean=means[seed])) for seed in range(3)}
+
+    found = _of_siblings(sides(True), sides(False))["unpaired"]
+    alone = _of_siblings(sides(True), sides(True))["unpaired"]
+    assert found["difference"] == pytest.approx(1 / 3) and found["n_seeds"] == 3 and found["note"] == ""
+    assert found["se_seeds"] == pytest.approx(2 * np.std([0.5, 0.6, 0.8], ddof=1) / np.sqrt(3))
+    assert alone["difference"] == 0
 
 
 def test_what_cannot_be_scored_is_one_line(run, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metasae.interp.draws import KINDS, Windows, draw_activating, draw_silent, peaks_of
+from metasae.interp.draws import KINDS, Windows, contents_of, draw_activating, draw_silent, peaks_of
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress import SILENT, Progress
@@ -79,7 +79,7 @@ def with_silent(text: Text, view: ByLatent, windows: LatentWindows, neighbours: 
     neighbours: int [p], the latents with the largest phi with this one, -1 for none.
     """
     latent = windows.latent
-    seen = {np.asarray(text.tokens[start : start + spec.length]).tobytes() for part in (windows.train, windows.score) for start in part.starts}
+    seen = contents_of(text, windows.train) | contents_of(text, windows.score)
     silent = {}
     for number, kind in enumerate(KINDS):
         rng = np.random.default_rng([seed, latent, number])

@@ -85,6 +85,11 @@ def draw_activating(text: Text, peaks: Peaks, scoring: bool, count: int, spec: W
     return Windows(peaks.starts[rows], peaks.focus[rows], peaks.values[rows], strata.astype(np.int8), spec.length)
 
 
+def contents_of(text: Text, windows: Windows) -> set[bytes]:
+    """The tokens of each window, as `seen` has them."""
+    return {_content(text, start, windows.length) for start in windows.starts}
+
+
 def in_turns(parts: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """(entry, number of its part): one entry of every part, then another of every part ...; parts and entries in random order."""
     shuffled = [rng.permutation(part).tolist() for part in parts]
@@ -152,8 +157,12 @@ def _from_pools(pools: list[np.ndarray], count: int, rng: np.random.Generator) -
 
 def _is_new(text: Text, start: int, length: int, seen: set[bytes]) -> bool:
     """Whether no window with these tokens was seen; it is from now on."""
-    content = np.asarray(text.tokens[start : start + length]).tobytes()
+    content = _content(text, start, length)
     if content in seen:
         return False
     seen.add(content)
     return True
+
+
+def _content(text: Text, start: int, length: int) -> bytes:
+    return np.asarray(text.tokens[start : start + length]).tobytes()

@@ -68,7 +68,7 @@ def intruder_score(reader: Reader, view: ByLatent, documents: np.ndarray, splits
     own = _accuracy(reader, asked, counts)
     # what cannot be read of the floor is not counted as the score's
     floor = _accuracy(reader, same, dict(counts))
-    return Siblings(splits, tuple(pairs), np.array([len(each) for each in asked], np.int64), Score(KEY, {"all": own}, {"all": floor}, counts))
+    return Siblings(splits, tuple(pairs), np.array([len(each) for each in asked], np.int64), Score(KEY, {"all": own}, {"all": floor[:FLOOR]}, counts))
 
 
 def _accuracy(reader: Reader, fives: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:

@@ -4,7 +4,8 @@
     fuzz_marks    are the marked tokens the right ones?    the same; a silent window carries as many marks as an activating one, at
                   random places, and where it has a focus (the same token, a neighbour's) one of them is there
     fuzz_2afc     which of two windows is the real one?    2 x accuracy - 1, each pair asked in both orders; in the other the tokens on
-                  which the latent fires are replaced by tokens drawn from the text
+                  which the latent fires are replaced by others drawn from the text. A window with a token that nothing can replace, as
+                  of a latent that always fires, is not asked about and is counted
     sim_spearman  how strongly, 0 to 10, at the last token?  Spearman's rho with the true peaks of 25 windows that end at their peak, 5 from
                   each fifth; 0 where either side is constant. It has no negatives, so it cannot see that an explanation is too wide.
 
@@ -25,7 +26,7 @@ import numpy as np
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
 from metasae.interp.coverage import LatentWindows
-from metasae.interp.draws import draw_activating, peaks_of
+from metasae.interp.draws import contents_of, draw_activating, peaks_of
 from metasae.interp.probabilities import yes_probabilities
 from metasae.interp.prompts import Shown, shown
 from metasae.interp.replies import Ask, Reply
@@ -39,6 +40,8 @@ WINDOWS_PER_ASK = 10
 SIMULATED, FIFTHS = 25, 5
 PAIRS = 10
 REPEATED = 0.05
+# Tokens drawn in place of another before all that would do are looked up.
+TRIES = 50
 # Latents whose questions are asked again with another one's explanation.
 FLOOR = 100
 FIRES = "fires"
@@ -70,8 +73,7 @@ class Reader:
             if floor is not None:
                 some = min(FLOOR, len(latents))
                 # what cannot be read of the floor is not counted as the score's
-                found = values(view, latents[:some], [explanations[by] for by in floor[:some]], dict(counts))
-                shuffled = {part: np.concatenate([row, np.full(len(latents) - some, np.nan)]) for part, row in found.items()}
+                shuffled = values(view, latents[:some], [explanations[by] for by in floor[:some]], dict(counts))
             return Score(key, own, shuffled, counts, tuple(explanations))
 
         return score
@@ -146,7 +148,9 @@ class Reader:
         drawn, asks = [], []
         for each, explanation in zip(latents, explanations, strict=True):
             rng = np.random.default_rng([self.seed, each.latent, 12])
-            windows = draw_activating(self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, set())
+            # a document that comes twice must not be scored on what the explanation was made from
+            seen = contents_of(self.text, each.train)
+            windows = draw_activating(self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, seen)
             order = rng.permutation(len(windows))
             drawn.append(windows.peaks[order])
             texts = shown(self.text, windows)
@@ -159,11 +163,15 @@ class Reader:
 
     def _pairs(self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict[str, np.ndarray]:
         asks, truth = [], []
+        counts["irreplaceable"] = 0
         for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
             rng = np.random.default_rng([self.seed, each.latent, 13])
             real = shown(self.text, each.score, view, each.latent)[:PAIRS]
             for window in real:
                 plain, other = replace(window, marked=np.zeros_like(window.marked)), self._replaced(window, view.latent(each.latent)[0], rng)
+                if other is None:
+                    counts["irreplaceable"] += 1
+                    continue
                 asks += (
                     [None, None] if explanation is None else [prompts.choose(explanation, plain, other), prompts.choose(explanation, other, plain)]
                 )
@@ -174,15 +182,26 @@ class Reader:
             credit[row].append(0.5 if answer is None else float(answer == right))
         return {"all": np.array([2 * np.mean(each) - 1 if each else np.nan for each in credit])}
 
-    def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown:
-        """The marked tokens replaced by tokens of the scoring text on which the latent does not fire; no marks."""
-        strings, pool = list(window.strings), self.text.scoring_tokens
+    def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
+        """The marked tokens replaced, without marks; None where nothing can replace one of them."""
+        strings = list(window.strings)
         for place in np.flatnonzero(window.marked):
-            token = int(rng.choice(pool))
-            while fires[min(np.searchsorted(fires, token), len(fires) - 1)] == token:
-                token = int(rng.choice(pool))
-            strings[place] = self.text.string_at(token)
+            other = self._other_string(strings[place], fires, rng)
+            if other is None:
+                return None
+            strings[place] = other
         return Shown(tuple(strings), np.zeros_like(window.marked))
+
+    def _other_string(self, string: str, fires: np.ndarray, rng: np.random.Generator) -> str | None:
+        """Of a random token of the scoring text on which the latent does not fire and which reads otherwise; None where there is none."""
+        pool = self.text.scoring_tokens
+        for _ in range(TRIES):
+            token = int(rng.choice(pool))
+            if fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token and (other := self.text.string_at(token)) != string:
+                return other
+        # a latent that fires nearly everywhere, or text of hardly any other token: all that is left, in random order
+        left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
+        return next((other for other in map(self.text.string_at, left.tolist()) if other != string), None)
 
     def replies(self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict) -> tuple[list, list]:
         """(what each reply says, the reply), None where it was not asked, answered or readable. A twentieth is asked a second time.

@@ -11,7 +11,7 @@ import numpy as np
 
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.intervals.resampling import bootstrap_interval
-from metasae.measures.intervals.statistics import paired_difference
+from metasae.measures.intervals.statistics import Between, paired_difference
 
 # What each score is worth to a judge that knows nothing.
 CHANCE = {"detection": 0.5, "fuzz_marks": 0.5, "fuzz_2afc": 0.0, "sim_spearman": 0.0, "embedding": 0.5, "sense_intruder": 0.2}
@@ -21,9 +21,9 @@ CHANCE = {"detection": 0.5, "fuzz_marks": 0.5, "fuzz_2afc": 0.0, "sim_spearman":
 class Score:
     """One score of m latents (or pairs of them). values: part -> float64 [m], NaN for a latent without that part's windows.
 
-    Parts are the kinds of silent windows, or "all" where a score has none. shuffled: the same with another latent's explanation; empty
-    where there is no such floor. counts: what was asked and how much of it could not be read. explanations: of the m latents, None for
-    one that could not be read; empty where the score has none.
+    Parts are the kinds of silent windows, or "all" where a score has none. shuffled: the same with another latent's explanation, of the
+    first latents alone where no more were asked; empty where there is no such floor. counts: what was asked and how much of it could not
+    be read. explanations: of the m latents, None for one that could not be read; empty where the score has none.
     """
 
     key: str
@@ -43,7 +43,8 @@ class Score:
         for part, values in self.values.items():
             parts[part] = bootstrap_interval(values[rows], seed=seed, clusters=clusters[rows]).as_dict()
             if part in self.shuffled:
-                parts[part]["shuffled"] = bootstrap_interval(self.shuffled[part][rows], seed=seed, clusters=clusters[rows]).as_dict()
+                asked = rows[rows < len(self.shuffled[part])]
+                parts[part]["shuffled"] = bootstrap_interval(self.shuffled[part][asked], seed=seed, clusters=clusters[asked]).as_dict()
         agreement = {}
         if "repeated" in self.counts:
             agreement["self_agreement"] = self.counts["repeated_alike"] / self.counts["repeated"] if self.counts["repeated"] else None
@@ -91,6 +92,6 @@ def matched_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, seed:
     return {**means, "difference": found.pop("estimate"), **found}
 
 
-def over_seeds(a: Mapping[int, float | None], b: Mapping[int, float | None]) -> dict:
-    """The difference of two arms' means, seed by seed, as compare.json has it."""
-    return paired_difference(a, b).as_dict()
+def over_seeds(a: Mapping[int, float | None], b: Mapping[int, float | None], between: Between | None = None) -> dict:
+    """The difference of two arms' means, seed by seed, as compare.json has it. between: as in `paired_difference`."""
+    return paired_difference(a, b, between=between).as_dict()

@@ -27,6 +27,7 @@ from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.store import open_firings
 from metasae.measures.intervals.resampling import bootstrap_interval
+from metasae.measures.shared_seeds import of_both, of_names
 from metasae.progress import SILENT, Progress
 
 # (the SAE's firings, windows of m latents, for each the one whose explanation is borrowed or None) -> one score of them
@@ -218,8 +219,11 @@ def _with_siblings(side: Mapping[int, Scored]) -> dict[int, Siblings]:
 
 
 def _of_siblings(arm: Mapping[int, Scored], base: Mapping[int, Scored]) -> dict:
-    means = [{number: siblings.mean for number, siblings in _with_siblings(side).items()} for side in (arm, base)]
-    return {"unpaired": over_seeds(*means), "matched": None, "matched_by_seed": {}}
+    sides = [_with_siblings(side) for side in (arm, base)]
+    means = [{number: siblings.mean for number, siblings in side.items()} for side in sides]
+    # solo's own are split in its next seed, so its numbers share seeds
+    behind = [{number: of_names(number, [each.splits.parents, each.splits.children]) for number, each in side.items()} for side in sides]
+    return {"unpaired": over_seeds(*means, of_both(*behind)), "matched": None, "matched_by_seed": {}}
 
 
 def _differences(arm: Mapping[int, Scored], base: Mapping[int, Scored], key: str, part: str, seed: int) -> dict:

@@ -147,6 +147,7 @@ _COUNTS = {
     "failed": "never answered",
     "unexplained": "latents without a readable explanation",
     "without_logprobs": "replies without log probabilities",
+    "irreplaceable": "windows with a token that nothing can replace",
     "too_few_windows": "pairs of siblings with too few windows",
 }
 

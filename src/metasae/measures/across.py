@@ -1,7 +1,8 @@
 """What takes two SAEs of a run: latents found again in another seed, solo's latents that split or merge in another arm, and, where it is
 asked for, how bluntly the matched latents of both steer the model.
 
-Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers; two give one. Splits of
+Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers that share seeds, and two
+give one; `with` names the second SAE, which their interval needs (`metasae.measures.shared_seeds`). Splits of
 solo's latents in an arm are read beside their base rate, splits of solo's latents in solo's own next seed.
 """
 

@@ -27,10 +27,15 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
 
 
 def side_effect(name: str) -> Callable[[dict, dict], Numbers]:
-    """A number of the side effects over matched latents; across.json has both SAEs' beside each other, in the arm that is not the baseline."""
+    """A number of the side effects over matched latents; across.json has both SAEs' beside each other, in the arm that is not solo.
+
+    Those of other two SAEs than these, as under another baseline, are none.
+    """
 
     def numbers(a: dict, b: dict) -> Numbers:
         found = a.get("side_effects", {})
+        if found.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
+            return None, None
         return found.get(f"{name}_a"), found.get(f"{name}_b")
 
     return numbers

@@ -17,6 +17,15 @@ Interval: x -+ sqrt(t_{S-1}^2 seeds + t_{B-1}^2 documents), each variance with t
 For independent variances it covers at least 95%, whatever their ratio (Banerjee 1960, Sankhya 22:357; the distribution of
 chi^2_1 is concave), and it is never narrower than the interval over seeds alone. Satterthwaite's degrees of freedom are not
 used: with two seeds they cover 89% when a tenth of the variance is text, because adding text makes that interval narrower.
+
+A number that takes two SAEs belongs to two seeds: in a ring of seeds every number shares one with each of its neighbours, so the S numbers
+are not independent. `seeds` is then the jackknife over seeds, where a seed is left out with every number that it is in:
+
+    seeds  = (U - 1) / U  sum_u (x(-u) - mean)^2                of U seeds; the first formula above where each number has its own seed
+
+For numbers h_i + h_j of independent h it is right in the mean for all pairs (Arvesen 1969, Ann. Math. Statist. 40:2076); where some of the
+variance belongs to the pair it is too large rather than too small (Efron and Stein 1981, Ann. Statist. 9:586). In a simulated ring of 3 to
+10 seeds it covers 93 to 96% where all belongs to the seed and 97 to 99% where none does; as if independent: 79 to 84% and 95%.
 """
 
 import math
@@ -74,6 +83,19 @@ class Covariance:
     def variance(self, quantity: int) -> Variance:
         documents = max(0.0, float(self.blocks[quantity, quantity] - self.both[quantity, quantity]))
         return Variance(float(self.seeds[quantity, quantity]), documents, self.n_seeds, self.n_blocks)
+
+
+def over_shared_seeds(full: np.ndarray, members: np.ndarray) -> Covariance:
+    """The same where numbers share seeds. full: [k, S]; members: bool [S, U], whether number s is of seed u.
+
+    Every seed must leave a number when it is left out. n_seeds: no more degrees of freedom than there are numbers or seeds.
+    """
+    kept = ~members
+    left = full @ kept / kept.sum(axis=0)
+    spread = left - left.mean(axis=1, keepdims=True)
+    seeds = members.shape[1]
+    nothing = np.zeros((len(full), len(full)))
+    return Covariance(spread @ spread.T * (seeds - 1) / seeds, nothing, nothing, min(members.shape), 0)
 
 
 def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covariance:

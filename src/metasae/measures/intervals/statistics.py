@@ -3,22 +3,27 @@
 Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the same text,
 so an interval has two parts, seeds and text (`metasae.measures.intervals.crossed`). The text's part needs the values with one block of documents left
 out (`metasae.measures.firing.blocks`); a measure of the weights alone has none, and its interval is Student's t over seeds.
+A number that takes two seeds' SAEs is given with both, `between`, as numbers that share a seed are not independent.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from metasae.measures.intervals.crossed import ALPHA, Covariance, covariance, jackknife, ratio_interval, t_half_width
+from metasae.measures.intervals.crossed import ALPHA, Covariance, covariance, jackknife, over_shared_seeds, ratio_interval, t_half_width
 
 ONE_SEED = "1 seed, no interval"
+ONE_PAIR = "1 pair of seeds, no interval"
+NOT_KNOWN = "no interval, as it is not kept between which seeds this was found"
 NO_SPREAD = "the same difference in every seed, so the interval has no width"
 NO_PERCENT = "no percentage, as the baseline is not told apart from 0"
 
 Values = Mapping[int, float | None]
 Blocks = Mapping[int, Sequence[float | None] | None]
+# seed -> the seeds whose SAEs its number takes; None where that is not known
+Between = Mapping[int, Collection[int] | None]
 Interval = tuple[float, float]
 
 
@@ -28,7 +33,8 @@ class Difference:
 
     a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference; None
     when b is 0 or its own interval holds 0. ci95: interval over seeds x document blocks, over seeds alone where
-    n_blocks is 0; None with one seed. percent_ci95: Fieller's interval of the percentage, with b's own error in it, so it may be lopsided.
+    n_blocks is 0; None with one seed, or one pair of seeds. percent_ci95: Fieller's interval of the percentage, with b's own error in it,
+    so it may be lopsided. n_seeds: numbers, one for each seed.
     documents_ci95: over the text alone, for these very SAEs; no evidence about other seeds. se_seeds, se_documents: standard errors of the
     two parts of ci95 (with one seed se_documents is that of documents_ci95); se_documents is None without blocks.
     p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a family (`metasae.measures.intervals.families`).
@@ -97,26 +103,31 @@ class Mean:
         }
 
 
-def paired_difference(a: Values, b: Values, a_blocks: Blocks | None = None, b_blocks: Blocks | None = None) -> Difference:
+def paired_difference(
+    a: Values, b: Values, a_blocks: Blocks | None = None, b_blocks: Blocks | None = None, between: Between | None = None
+) -> Difference:
     """a, b: seed -> value on the whole text. a_blocks, b_blocks: seed -> the B values with one document block left out each.
 
     Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for a seed, or hold
-    something that is no number, the interval is over seeds alone and the note says so. Raises ValueError when only one
-    arm has blocks, or their number differs between arms or seeds.
+    something that is no number, the interval is over seeds alone and the note says so. between: for numbers that take several seeds,
+    all those that either side's takes; None: each is of its own seed. Where leaving out one seed leaves no number there is no interval.
+    Raises ValueError when only one arm has blocks, their number differs between arms or seeds, or there are blocks and `between`.
     """
     if (a_blocks is None) != (b_blocks is None):
         raise ValueError("blocks must be given for both arms or for neither")
-    seeds, notes = _usable(a, b)
+    seeds, notes = _usable(a, b, between=between)
     if not seeds:
         return Difference(None, None, None, None, None, None, 0, (), "; ".join(notes))
     full_a, full_b = (np.array([arm[seed] for seed in seeds], dtype=np.float64) for arm in (a, b))
     without, trouble = _left_out(seeds, a_blocks, b_blocks)
+    members, unknown = _members(seeds, between, without)
+    trouble += unknown
     # differences are formed within a seed before anything is summed: arms may agree in all but the last digits
     full = np.stack([full_a - full_b, full_b])
     if without is not None:
         without = np.stack([without[0] - without[1], without[1]])
     difference, mean_b = (float(mean) for mean in full.mean(axis=1))
-    found = covariance(full, without) if len(seeds) > 1 else None
+    found = _covariance(full, without, members)
     if found is not None and difference and found.variance(0).half_width() <= 1e-12 * np.abs(full).max():
         trouble.append(NO_SPREAD)
     percent, percent_ci95 = _percent(full, found)
@@ -136,16 +147,17 @@ def paired_difference(a: Values, b: Values, a_blocks: Blocks | None = None, b_bl
     )
 
 
-def mean_interval(values: Values, blocks: Blocks | None = None) -> Mean:
-    """Mean of one arm over its seeds. values and blocks: as one arm's in `paired_difference`, which see for errors and notes."""
-    seeds, notes = _usable(values)
+def mean_interval(values: Values, blocks: Blocks | None = None, between: Between | None = None) -> Mean:
+    """Mean of one arm over its seeds. values, blocks, between: as one arm's in `paired_difference`, which see for errors and notes."""
+    seeds, notes = _usable(values, between=between)
     if not seeds:
         return Mean(None, None, 0, "; ".join(notes))
     full = np.array([[values[seed] for seed in seeds]], dtype=np.float64)
     without, trouble = _left_out(seeds, blocks)
+    members, unknown = _members(seeds, between, without)
     mean = float(full.mean())
-    found = covariance(full, without) if len(seeds) > 1 else None
-    return Mean(mean=mean, n_seeds=len(seeds), note="; ".join(notes + trouble), **_intervals(mean, found, without))
+    found = _covariance(full, without, members)
+    return Mean(mean=mean, n_seeds=len(seeds), note="; ".join(notes + trouble + unknown), **_intervals(mean, found, without))
 
 
 def is_clear(entry: Mapping) -> bool:
@@ -163,13 +175,17 @@ def leaves_out_zero(entry: Mapping) -> bool:
     return interval is not None and not interval[0] <= 0 <= interval[1]
 
 
-def _usable(*arms: Values) -> tuple[list[int], list[str]]:
+def _usable(*arms: Values, between: Between | None = None) -> tuple[list[int], list[str]]:
     """(seeds with a finite number in every arm, rising; notes on the rest)."""
     every = sorted(set().union(*arms))
     present = [seed for seed in every if all(arm.get(seed) is not None for arm in arms)]
     usable = [seed for seed in present if all(math.isfinite(arm[seed]) for arm in arms)]
-    notes = [ONE_SEED] if len(usable) == 1 else []
+    both = (between or {}).get(usable[0]) or () if len(usable) == 1 else ()
+    notes = [] if len(usable) != 1 else [ONE_PAIR if len(both) > 1 else ONE_SEED]
     missing, broken = sorted(set(every) - set(present)), sorted(set(present) - set(usable))
+    if set(missing) <= set(both):
+        # of two seeds the second has no number of its own
+        missing = []
     if missing:
         notes.append(f"no {'pair' if len(arms) > 1 else 'value'} for seed {_listed(missing)}")
     if broken:
@@ -194,6 +210,28 @@ def _left_out(seeds: list[int], *arms: Blocks | None) -> tuple[np.ndarray | None
     if broken:
         return None, [f"text error left out: a document block without a number for seed {_listed(broken)}"]
     return without, []
+
+
+def _members(seeds: list[int], between: Between | None, without: np.ndarray | None) -> tuple[np.ndarray | None, list[str]]:
+    """(of which seeds each number is, bool [S, U], None where each is of its own; notes on why there is no interval)."""
+    of = {seed: {seed} for seed in seeds} if between is None else {seed: between.get(seed) for seed in seeds}
+    if any(each is None for each in of.values()):
+        return np.ones((len(seeds), 1), bool), [NOT_KNOWN] if len(seeds) > 1 else []
+    if all(set(each) == {seed} for seed, each in of.items()):
+        return None, []
+    if without is not None:
+        raise ValueError("numbers that share seeds have no document blocks")
+    units = sorted(set().union(*of.values()))
+    members = np.array([[unit in of[seed] for unit in units] for seed in seeds])
+    everywhere = [unit for unit, all_of in zip(units, members.all(axis=0), strict=True) if all_of]
+    return members, [f"no interval, as every number takes seed {_listed(everywhere)}"] if everywhere and len(seeds) > 1 else []
+
+
+def _covariance(full: np.ndarray, without: np.ndarray | None, members: np.ndarray | None) -> Covariance | None:
+    """Over seeds; None with one seed, and where one seed is in every number."""
+    if full.shape[1] < 2 or (members is not None and members.all(axis=0).any()):
+        return None
+    return covariance(full, without) if members is None else over_shared_seeds(full, members)
 
 
 def _intervals(mean: float, found: Covariance | None, without: np.ndarray | None) -> dict:
