@@ -99,8 +99,8 @@ def train_arm(
     if not done:
         return seconds
     saes = trainer.export(scale, _metadata(recipe, source, cache, arm, seed))
+    _save(saes, recipe, cache, folder, ranks)
     if ranks.first:
-        _save(saes, recipe, cache, folder)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     ranks.wait()
     return seconds
@@ -115,39 +115,68 @@ def measure_arm(
     twins: dict[str, Path],
     reference,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ):
     """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for the next arm.
 
     twins: folders by name of arms that may be measured already and have the same weights, whose measures are taken over.
-    reference: what an earlier call returned, or None.
+    reference: what an earlier call returned, or None. ranks: the processes that measure it together; all of them call this, and the
+    first writes.
     """
-    from metasae.measures.suite import measure_sae, reference_of
+    from metasae.measures.suite import measure_sae, parts_of_model, reference_of
 
     spec = recipe.measure
     meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
-    host = source.judge
     sae = SAE.load(folder / "primary")
-    result = _measured_twin(sae, meta, twins)
+    result = ranks.from_first(_measured_twin(sae, meta, twins) if ranks.first else None, "stage")
     if result is None:
+        host = source.judge if parts_of_model(spec, ranks) else None
         calibration = Calibration(**sae.config.metadata["calibration"])
         if reference is None:
-            reference = reference_of(cache, spec, host, progress)
-        firings = folder / "firings" if spec.keep_firings else None
-        result = measure_sae(sae, meta, cache, spec, host, progress, seed=seed, calibration=calibration, reference=reference, folder=firings)
-    files.write_json(folder / "measures.json", result)
+            reference = reference_of(cache, spec, host, progress, ranks=ranks)
+        result = measure_sae(
+            sae,
+            meta,
+            cache,
+            spec,
+            host,
+            progress,
+            seed=seed,
+            calibration=calibration,
+            reference=reference,
+            folder=folder / "firings" if spec.keep_firings else None,
+            ranks=ranks,
+        )
+    if ranks.first:
+        files.write_json(folder / "measures.json", result)
+    ranks.wait()
     return reference
 
 
-def _save(saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path) -> None:
-    """Calibrates and writes; the primary last, as its folder says that the arm is trained."""
+def _save(saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path, ranks: Ranks) -> None:
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained. saes: nothing but on the first rank."""
     if "meta" in saes:
         meta, rows = saes["meta"], DecoderRows(saes["primary"].W_dec)
         calibrate(meta, rows)
         meta.save(folder / "meta")
-    primary = saes["primary"]
+    primary = _on_all(saes.get("primary"), ranks)
     rule, batch = recipe.measure.threshold, recipe.train.batch
-    primary.config.metadata["calibration"] = asdict(calibrate(primary, cache.split("calibration"), batch, rule=rule))
-    primary.save(folder / "primary")
+    calibration = calibrate(primary, cache.split("calibration"), batch, rule=rule, ranks=ranks)
+    if ranks.first:
+        primary.config.metadata["calibration"] = asdict(calibration)
+        primary.save(folder / "primary")
+
+
+def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
+    """The first rank's SAE, which lies on the processor, on every rank."""
+    config, has_threshold = ranks.from_first((sae.config, sae.threshold is not None) if ranks.first else None, "export")
+    if not ranks.first:
+        sae = SAE(config)
+        sae.threshold = torch.zeros(config.d_sae) if has_threshold else None
+    # W_enc as it lies in memory
+    for tensor in (sae.W_enc.data.t(), sae.b_enc.data, sae.W_dec.data, sae.b_dec.data, *([sae.threshold] if has_threshold else [])):
+        ranks.broadcast_(tensor, "export")
+    return sae
 
 
 def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path]) -> dict | None:

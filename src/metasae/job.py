@@ -26,6 +26,7 @@ from metasae.memory import keep_freed_memory
 from metasae.parallel.ranks import ALONE, Ranks, joined
 from metasae.progress import Progress
 from metasae.recipe import Recipe
+from metasae.run_lock import first_alone_on
 from metasae.source import Source
 from metasae.train.loop import StopRequest
 
@@ -47,12 +48,12 @@ def run(
     resolved, folder = start.resolve(recipe, out, overrides, device)
     if dry_run:
         return start.plan(resolved, folder, show)
-    with joined(device) as ranks:
+    with joined(device) as ranks, first_alone_on(folder, Progress(show)):
         return _run(resolved, folder, ranks.device(device), ranks, show and ranks.first)
 
 
 def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) -> dict:
-    """The run of this process among `ranks`; what is not training is the first one's alone, which gives the result."""
+    """The run of this process among `ranks`; what takes two SAEs and the report are the first one's alone, which gives the result."""
     if ranks.first:
         start.claim(recipe, folder)
     ranks.wait()
@@ -76,7 +77,7 @@ class _Job:
 
     def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, ranks: Ranks = ALONE):
         self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
-        self.source = Source(recipe, folder, device, progress)
+        self.source = Source(recipe, folder, device, progress, ranks)
         self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
         self._read_state()
@@ -94,14 +95,13 @@ class _Job:
             self.progress.say("every arm is trained and measured already")
             return
         self._train_all(cache, arms, stop)
-        if not self.ranks.first:
-            return
         for arm, seed in arms:
             self._measure(cache, arm, seed)
-            if stop.asked:
+            if self.ranks.any(stop.asked, "stop"):
                 raise Interrupted("stopped between two stages; what is done is kept")
-        self._across()
-        self._explorer()
+        if self.ranks.first:
+            self._across()
+            self._explorer()
 
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
@@ -110,13 +110,7 @@ class _Job:
         """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured."""
         if self.ranks.agreed(all((self._arm(*each) / "measures.json").exists() for each in self._arms())):
             return
-        if self.ranks.first:
-            self._cache = self._open_or_harvest()
-        self.ranks.wait()
-        if not self.ranks.first:
-            # now that the first has harvested, only opened
-            self._read_state()
-            self._cache = self._open_or_harvest()
+        self._cache = self._open_or_harvest()
 
     def _open_or_harvest(self) -> ActivationCache | PlantedCache:
         recipe = self.recipe
@@ -124,11 +118,12 @@ class _Job:
         if self.source.planted:
             return self.source.open(tokens)
         stage = self.state["stages"].get("harvest")
-        if stage and Path(stage["cache"]).is_dir():
+        if self.ranks.agreed(bool(stage) and Path(stage["cache"]).is_dir()):
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
             return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
         start = time.perf_counter()
-        refuse_what_cannot_fit(recipe, self.source.host.d, self.folder, device=self.device)
+        if self.ranks.first:
+            refuse_what_cannot_fit(recipe, self.source.host.d, self.folder, device=self.device)
         cache = self.source.open(tokens)
         documents = cache.index["documents_blake2b"]
         self._done("harvest", start, cache=str(cache.folder.resolve()), fingerprint=cache.fingerprint, documents=documents)
@@ -153,11 +148,11 @@ class _Job:
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
         folder = self._arm(arm, seed)
-        if (folder / "measures.json").exists():
+        if self.ranks.agreed((folder / "measures.json").exists()):
             return
         start = time.perf_counter()
         twins = {f"{other}-s{seed}": self._arm(other, seed) for other in self.recipe.arms}
-        self._reference = measure_arm(self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress)
+        self._reference = measure_arm(self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress, self.ranks)
         self._done(f"measure {arm}-s{seed}", start)
 
     def _across(self) -> None:

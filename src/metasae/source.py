@@ -8,15 +8,19 @@ from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
 from metasae.data.rolling import RollingHarvest
 from metasae.measures.effect.matched_effects import Steering
+from metasae.parallel.ranks import ALONE, Ranks
 from metasae.progress import Progress
 from metasae.recipe import Recipe
 
 
 class Source:
-    """The language model and the activations of a recipe; each is loaded when first needed. folder: caches lie beside it."""
+    """The language model and the activations of a recipe; each is loaded when first needed.
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress):
-        self.recipe, self.folder, self.device, self.progress = recipe, folder, device, progress
+    folder: caches lie beside it. ranks: those that harvest together.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, ranks: Ranks = ALONE):
+        self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
         self.planted = recipe.text.source == "planted"
         self._host: Host | None = None
 
@@ -46,7 +50,7 @@ class Source:
         if recipe.harvest.window_tokens:
             tokens = {split: count for split, count in tokens.items() if split != "train"}
         points = list(dict.fromkeys([point, *recipe.hook.also]))
-        return harvest_points(self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress)[point]
+        return harvest_points(self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress, ranks=self.ranks)[point]
 
     def rolling(self) -> RollingHarvest:
         """The training activations a window at a time, in the run folder."""

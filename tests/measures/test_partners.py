@@ -1,10 +1,8 @@
-from functools import partial
-
 import numpy as np
 import pytest
 from firing_tables import firings_of, phi_of, random_on
 
-from metasae.measures.cofiring.dense_counts import DenseCoFirings
+from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.partners import top_partners
 
 
@@ -90,12 +88,49 @@ def test_nobody_to_meet(on):
         assert np.all(found.latents == -1) and np.isnan(found.phi).all() and not found.n11.any()
 
 
-def test_dense_counts_give_the_same():
-    on = random_on(60, 12, 1)
-    sparse = top_partners(firings_of(on), 3).as_dict()
-    dense = top_partners(firings_of(on), 3, cofirings=partial(DenseCoFirings, device="cpu")).as_dict()
-    for name, values in sparse.items():
-        np.testing.assert_array_equal(values, dense[name])
+@pytest.mark.parametrize("across", [False, True])
+def test_whatever_the_tiles_chunks_and_parts_every_bit_is_that_of_all_pairs_filled_in(across):
+    """Many latents on few tokens, so that long lists are cut by parts; latents that meet few others are counted against all."""
+    on, other = crowd(0), crowd(1)
+    spans = [(0, 90), (100, 101), (130, 400)]
+    firings, columns = firings_of(on), firings_of(other) if across else None
+    for where in (None, spans):
+        expected = filled_in(firings, columns, 3, where)
+        for options in ({}, {"tile": 7}, {"chunk": 40}, {"chunk": 1, "tile": 31}):
+            found = top_partners(firings, 3, columns, spans=where, **options).as_dict()
+            for name, values in found.items():
+                np.testing.assert_array_equal(values, expected[name])
+
+
+def crowd(seed):
+    """Rare latents in groups that fire together, some alike, some that meet nobody, and few on most tokens."""
+    rng = np.random.default_rng([seed, 5])
+    topic = rng.integers(8, size=400)
+    on = rng.random((400, 120)) < np.where(topic[:, None] == np.arange(120) % 8, 0.3, 0.01)
+    on[:, 100:110] = False
+    on[np.arange(100, 110) * 3, np.arange(100, 110)] = True
+    on[:, 110:115] = rng.random((400, 5)) < 0.9
+    on[:, 40:60] = on[:, :20]
+    return on
+
+
+def filled_in(firings, other, count, spans):
+    """The phi of all pairs at once, by `phi_tile`, sorted."""
+    spans = [(0, firings.n_tokens)] if spans is None else spans
+    total, tokens = sum(last - first for first, last in spans), np.concatenate([np.arange(*span) for span in spans])
+    one, two = (np.zeros((firings.n_tokens, firings.n_latents), np.int64) for _ in range(2))
+    for table, each in ((one, firings), (two, firings if other is None else other)):
+        table[np.repeat(np.arange(each.n_tokens), np.diff(each.indptr)), each.indices] = 1
+    one, two = one[tokens], two[tokens]
+    n11, latents = one.T @ two, np.full((firings.n_latents, count), -1, np.int32)
+    phi, met = np.full(latents.shape, np.nan, np.float32), np.zeros(latents.shape, np.int64)
+    rows, columns = (np.flatnonzero((table.sum(0) > 0) & (table.sum(0) < total)) for table in (one, two))
+    for i in rows:
+        among = columns if other is not None else columns[columns != i]
+        values = phi_tile(n11[[i]][:, among], one.sum(0)[[i]], two.sum(0)[among], total)[0]
+        best = np.lexsort((among, -values))[:count]
+        latents[i, : len(best)], phi[i, : len(best)], met[i, : len(best)] = among[best], values[best], n11[i, among[best]]
+    return {"latents": latents, "phi": phi, "n11": met}
 
 
 def test_a_count_below_one_is_refused():

@@ -7,7 +7,10 @@ import sys
 import traceback
 from contextlib import closing
 
-PRELOADED = ["torch", "torch.distributed.checkpoint", "torch.distributed.tensor", "metasae.parallel.checkpoint", "metasae.parallel.tokens"]
+PRELOADED = [
+    "torch", "torch.distributed.checkpoint", "torch.distributed.tensor", "transformers.models.gpt2.modeling_gpt2",
+    "metasae.data.host", "metasae.parallel.checkpoint", "metasae.parallel.tokens",
+]  # fmt: skip
 
 
 def _context():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,17 +13,21 @@ SMALL = [
 ]  # fmt: skip
 
 
-def run(out, *launcher):
+def run(out, *launcher, arms="joint"):
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    command = [*launcher, "-m", "metasae", "run", "planted", "--seeds", "1", "--arms", "joint", "--out", str(out), *settings]
+    command = [*launcher, "-m", "metasae", "run", "planted", "--seeds", "1", "--arms", arms, "--out", str(out), *settings]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     return done
 
 
+def ranks(size):
+    return sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)
+
+
 def test_two_processes_make_the_run_of_one(tmp_path):
-    run(tmp_path / "one", sys.executable)
-    done = run(tmp_path / "two", sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    run(tmp_path / "one", sys.executable, arms="solo,control,joint")
+    done = run(tmp_path / "two", *ranks(2))
     # one of them talks
     assert done.stdout.count("Report:") == 1
     lines = [[json.loads(line) for line in (tmp_path / name / "arms" / "joint-s0" / "metrics.jsonl").open()] for name in ("one", "two")]
@@ -30,3 +35,16 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     for one, two in zip(*lines, strict=True):
         assert one["step"] == two["step"] and abs(one["loss"] / two["loss"] - 1) < 1e-5
     assert (tmp_path / "two" / "report.html").is_file() and not list((tmp_path / "two").glob("arms/*/checkpoints"))
+
+    # the arms of one process measured again by two
+    again = shutil.copytree(tmp_path / "one", tmp_path / "again")
+    arms = sorted(again.glob("arms/*"))
+    for arm in arms:
+        (arm / "measures.json").unlink()
+        shutil.rmtree(arm / "firings", ignore_errors=True)
+    run(again, *ranks(2), arms="solo,control,joint")
+    assert len(arms) == 3
+    for arm in arms:
+        measures = (arm / "measures.json").read_bytes()
+        assert measures == (tmp_path / "one" / "arms" / arm.name / "measures.json").read_bytes()
+    assert json.loads((again / "arms" / "control-s0" / "measures.json").read_text())["conditions"]["same_weights_as"] == "solo-s0"

@@ -1,17 +1,19 @@
 """Firing stores and phi over ranks beside those of one process: equal to the byte and to the bit."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
 from spawned import on_ranks
 
-from metasae.measures.cofiring import cooccurrence
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import fire as fire_alone
 from metasae.measures.firing.store import open_firings
-from metasae.parallel.counts import RankPool, stretch_of, write_firings
+from metasae.parallel.counts import fire, write_firings
 from metasae.parallel.ranks import ALONE, Ranks
+from metasae.parallel.sharing import RankPool, deal, deals, stretch_of
 from metasae.sae.sae import SAE, SAEConfig
 
 T, D, N, BATCH = 1037, 16, 40, 64
@@ -45,12 +47,9 @@ def an_sae():
 
 def measured(ranks, folder):
     firings = write_firings(an_sae(), Rows(), folder, ranks, BATCH, provenance={"by": "a test"})
-    before, cooccurrence.ThreadPoolExecutor = cooccurrence.ThreadPoolExecutor, lambda threads: RankPool(ranks)
-    try:
-        found = pair_statistics(firings, document_blocks(firings.documents), tile=3)
-    finally:
-        cooccurrence.ThreadPoolExecutor = before
-    return found.as_dict()
+    found = pair_statistics(firings, document_blocks(firings.documents), tile=3, pool=partial(RankPool, ranks))
+    held = vars(fire(an_sae(), Rows(), ranks, BATCH))
+    return found.as_dict(), held, ranks.sent["tiles"] > 0
 
 
 def assert_equal(one, other, path=""):
@@ -63,14 +62,20 @@ def assert_equal(one, other, path=""):
 
 
 def test_the_store_and_every_number_of_phi_are_those_of_one_process(tmp_path):
-    alone = measured(ALONE, tmp_path / "alone" / "firings")
+    alone, held, sent = measured(ALONE, tmp_path / "alone" / "firings")
+    assert not sent
+    assert_equal(held, vars(fire_alone(an_sae(), Rows(), BATCH)))
     firings = open_firings(tmp_path / "alone" / "firings", verify=True)
     assert_equal(alone, pair_statistics(firings, document_blocks(firings.documents), tile=3).as_dict())
     assert alone["excluded"] == {"never": 1, "always": 1} and alone["n_pairs"] > 600
     for size in (2, 3):
         place = tmp_path / str(size) / "firings"
-        for found in on_ranks(size, measured, place):
+        # what a killed job of more ranks left
+        (tmp_path / str(size) / ".firings.rank7").mkdir(parents=True)
+        for found, firings, sent in on_ranks(size, measured, place):
             assert_equal(alone, found)
+            assert_equal(held, firings)
+            assert sent
         for path in (tmp_path / "alone" / "firings").iterdir():
             assert (place / path.name).read_bytes() == path.read_bytes(), path.name
         assert [path.name for path in place.parent.iterdir()] == ["firings"]
@@ -83,3 +88,10 @@ def test_stretches_hold_every_token_once_in_whole_batches():
             assert stretches[0][0] == 0 and stretches[-1][1] == n_tokens
             assert all(stop == start for (_, stop), (start, _) in pairwise(stretches))
             assert all(start % 64 == 0 or start == n_tokens for start, _ in stretches)
+
+
+def test_every_work_is_dealt_to_one_rank():
+    names = ["a", "b", "c", "d", "e"]
+    dealt = [deals(names, Ranks(rank, 3)) for rank in range(3)]
+    assert dealt == [["a", "d"], ["b", "e"], ["c"]] and deals(names, ALONE) == names
+    assert deal({"a": lambda: 1, "b": lambda: 2}, ALONE) == {"a": 1, "b": 2}

@@ -1,10 +1,16 @@
-"""Harvest: documents through the language model, once, into the activation cache of every hook point asked for."""
+"""Harvest: documents through the language model, once, into the activation cache of every hook point asked for.
+
+Several ranks harvest one cache together. The first reads the text, cuts it into pools of windows and tells all; the batches of a pool,
+the very ones that one process would make, are dealt out in turn, and each rank writes what its model makes of its own to the place in
+the shards where it belongs. So the cache is that of one process to the byte, as far as the model gives the same bits on every rank.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +27,13 @@ from metasae.data.lock import locked
 from metasae.data.prefetch import Prefetch
 from metasae.data.windows import Window, pad
 from metasae.errors import UserError
+from metasae.parallel.ranks import ALONE, Ranks
 from metasae.progress import SILENT, Progress
 
 # Windows are sorted by length within a pool of so many batches, so that little is padding.
 POOL_BATCHES = 16
+# Batches of a pool for each rank at least; where a pool has fewer, more pools are gone through between two meetings of the ranks.
+RANK_BATCHES = 4
 
 
 def harvest(
@@ -59,10 +68,12 @@ def harvest_points(
     tokens: dict[str, int],
     progress: Progress = SILENT,
     documents: Iterable[str] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, ActivationCache]:
     """As `harvest`, at several points of the host's model in one pass: {point: its cache}, equal to one harvest for each.
 
     folder_of: the fingerprint of a point's harvest -> its folder. Points whose cache is there are not harvested again.
+    ranks: those that share the work, on a disk that all of them see; all call this, with the same model.
     Raises UserError as `harvest` does, for an unknown point, and where two points would share a folder.
     """
     wanted = {split: count for split, count in tokens.items() if count > 0}
@@ -72,16 +83,16 @@ def harvest_points(
     if host.max_context and text.context > host.max_context:
         raise UserError(f"text.context = {text.context} is more than the model holds; set text.context={host.max_context} or less")
     targets = _targets(host, points, fields, folder_of)
-    if missing := [target for target in targets if not _is_there(target, wanted)]:
+    ranks.same(" ".join(target.fingerprint for target in targets), "what they harvest", "give all of them the same model and text")
+    if missing := _missing(targets, wanted, ranks):
         with ExitStack() as locks:
             # in one order everywhere, so that no two processes wait for each other
-            for folder in sorted(target.folder for target in missing):
+            for folder in sorted(target.folder for target in missing) if ranks.first else ():
                 locks.enter_context(locked(folder, progress))
             # whoever held a lock may have harvested just this
-            missing = [target for target in missing if not _is_there(target, wanted)]
+            missing = _missing(missing, wanted, ranks)
             if missing:
-                source = texts.documents(text) if documents is None else texts.clean(documents)
-                _fill(missing, text, harvest, wanted, source, progress)
+                _fill(missing, text, harvest, wanted, documents, progress, ranks)
     caches = {target.host.point: open_cache(target.folder, tokens=wanted) for target in targets}
     _warn_if_short(next(iter(caches.values())), wanted, progress)
     return caches
@@ -140,17 +151,31 @@ def _is_there(target: _Target, wanted: dict[str, int]) -> bool:
     return all(split in splits and (splits[split]["tokens"] >= count or splits[split]["exhausted"]) for split, count in wanted.items())
 
 
-def _fill(targets: list[_Target], text: recipe.Text, spec: recipe.Harvest, wanted: dict[str, int], source: Iterable[str], progress: Progress) -> None:
+def _missing(targets: list[_Target], wanted: dict[str, int], ranks: Ranks) -> list[_Target]:
+    """The targets that are not there, as the first rank sees it."""
+    there = ranks.from_first([_is_there(target, wanted) for target in targets] if ranks.first else None, "harvest")
+    return [target for target, is_there in zip(targets, there, strict=True) if not is_there]
+
+
+def _fill(
+    targets: list[_Target],
+    text: recipe.Text,
+    spec: recipe.Harvest,
+    wanted: dict[str, int],
+    documents: Iterable[str] | None,
+    progress: Progress,
+    ranks: Ranks,
+) -> None:
     """One pass over the text for all targets, from where the least advanced of them stopped."""
     host, pool_tokens = targets[0].host, POOL_BATCHES * spec.batch_tokens
     # what decides, apart from the identity, which windows meet in a batch and which row lies where
     settings = {"tokens": wanted, "batch_tokens": spec.batch_tokens, "shard_tokens": spec.shard_tokens, "pool_tokens": pool_tokens}
-    writers = [CacheWriter(target.folder, target.identity, target.fingerprint, target.host.d, settings) for target in targets]
+    writers = [CacheWriter(target.folder, target.identity, target.fingerprint, target.host.d, settings, ranks) for target in targets]
     for target in targets:
-        if (target.folder / INDEX).is_file():
+        if ranks.first and (target.folder / INDEX).is_file():
             progress.say(f"the cache {target.folder} holds too few tokens; harvesting again")
             (target.folder / INDEX).unlink()
-    cursor = _resume(writers)
+    cursor = _resume(writers, ranks)
     feed = Feed(host.tokenizer, host.frame, text, wanted, cursor)
     done = sum(feed.start.found.values())
     with ExitStack() as stack:
@@ -158,63 +183,102 @@ def _fill(targets: list[_Target], text: recipe.Text, spec: recipe.Harvest, wante
         if done:
             progress.say(f"the harvest goes on behind {done:,} of {sum(wanted.values()):,} tokens")
             task.skip(done)
-        pools = feed.pools(source, pool_tokens)
-        if host.device.type != "cpu":
+        pools = feed.pools(texts.documents(text) if documents is None else texts.clean(documents), pool_tokens) if ranks.first else iter(())
+        if host.device.type != "cpu" and ranks.first:
             # On a processor the thread would only fight the model for the interpreter's lock: each small operation waits milliseconds for it.
             pools = stack.enter_context(Prefetch(pools, depth=1))
         cursor = feed.start
         try:
-            for pool, behind in pools:
-                run_pool([target.host for target in targets], writers, pool, cursor, spec, task)
+            for turn in _turns(pools, ranks):
+                _run_turn([target.host for target in targets], writers, turn, cursor, spec, task, ranks)
+                cursor = turn[-1][1]
                 for writer in writers:
-                    writer.close(behind)
-                cursor = behind
+                    writer.close(cursor)
         except KeyboardInterrupt:
             for writer in writers:
                 writer.note(cursor)
             raise
-    _refuse_if_short(feed, text)
+    if ranks.first:
+        _refuse_if_short(feed, text)
+    end, n_documents = ranks.from_first((feed.cursor, feed.n_documents), "harvest")
     for writer in writers:
-        writer.note(feed.cursor)
+        writer.note(end)
+    # an index says that all lies on the disk
+    ranks.wait()
     for writer in writers:
-        writer.finish(feed.cursor, host.name, feed.n_documents)
+        writer.finish(end, host.name, n_documents)
+    ranks.wait()
 
 
-def _resume(writers: list[CacheWriter]) -> Cursor | None:
+def _turns(pools: Iterator[tuple[Pool, Cursor]], ranks: Ranks) -> Iterator[list[tuple[Pool, Cursor]]]:
+    """Pools as the first rank reads them, with the cursors behind them, so many at a time that every rank has enough to do."""
+    count = -(-RANK_BATCHES * ranks.size // POOL_BATCHES)
+    while turn := ranks.from_first(list(islice(pools, count)), "windows"):
+        yield turn
+
+
+def _resume(writers: list[CacheWriter], ranks: Ranks) -> Cursor | None:
     """The cursor that all of them can go on from, None where they begin."""
-    cursors = [writer.held() for writer in writers]
+    cursors, first = [writer.held() for writer in writers], None
     if all(cursor is not None for cursor in cursors):
         # what the others hold behind it is written again, with the same bytes
         first = min(cursors, key=lambda cursor: sum(cursor.found.values()))
-        if all(writer.can_resume(first) for writer in writers):
-            for writer in writers:
-                writer.resume(first)
-            return first
+        first = first if all(writer.can_resume(first) for writer in writers) else None
+    ranks.same(str(first), "where the harvest was stopped", "let them see the same disk, or delete the cache folder")
     for writer in writers:
-        writer.begin()
-    return None
+        if first is None:
+            writer.begin()
+        else:
+            writer.resume(first)
+    return first
 
 
 def run_pool(hosts: list[Host], writers: list[CacheWriter], pool: Pool, before: Cursor, spec: recipe.Harvest, task) -> None:
     """Writes what the model makes of a pool. Windows run sorted by length, and each is written to its own place."""
-    windows = [window for _, window in pool]
-    lengths = np.array([len(window) for window in windows])
-    starts = _starts(pool, before)
+    _run_turn(hosts, writers, [(pool, before)], before, spec, task, ALONE)
+
+
+def _run_turn(
+    hosts: list[Host], writers: list[CacheWriter], turn: list[tuple[Pool, Cursor]], before: Cursor, spec: recipe.Harvest, task, ranks: Ranks
+) -> None:
+    """Writes what the model makes of a few pools, whose batches are dealt out to the ranks; comes back when all is written."""
+    batches = []
+    for pool, behind in turn:
+        starts = _starts(pool, before)
+        if ranks.first:
+            # which also lays the shards out
+            _write_columns(writers, pool, starts)
+        lengths = np.array([len(window) for _, window in pool])
+        batches += [[(pool[i], starts[i]) for i in numbers] for numbers in _batches(lengths, spec.batch_tokens)]
+        before = behind
+    ranks.wait()
+    tokens = [sum(len(window) for (_, window), _ in batch) for batch in batches]
+    for number in range(ranks.rank, len(batches), ranks.size):
+        _run_batch(hosts, writers, batches[number], spec)
+        # the others are about as far
+        task.advance(sum(tokens[number : number + ranks.size]))
+    ranks.wait()
+
+
+def _write_columns(writers: list[CacheWriter], pool: Pool, starts: list[int]) -> None:
     for split in writers[0].splits:
         own = [number for number, (name, _) in enumerate(pool) if name == split]
         if own:
-            columns = _columns([windows[number] for number in own])
+            columns = _columns([pool[number][1] for number in own])
             for writer in writers:
                 writer.splits[split].write_columns(starts[own[0]], columns)
-    for batch in _batches(lengths, spec.batch_tokens):
-        ids, mask, own = pad([windows[i] for i in batch], hosts[0].frame, hosts[0].pad_id)
-        for host, writer, x_BTD in zip(hosts, writers, activations_at(hosts, ids, mask), strict=True):
-            x_TD = x_BTD[own.to(x_BTD.device)].to("cpu", DTYPES[spec.dtype])
-            if not torch.isfinite(x_TD.sum(dtype=torch.float32)):
-                _refuse_not_finite(host, spec, x_TD)
-            for i, rows in zip(batch, x_TD.split(lengths[batch].tolist()), strict=True):
-                writer.splits[pool[i][0]].write(starts[i], rows)
-        task.advance(int(lengths[batch].sum()))
+
+
+def _run_batch(hosts: list[Host], writers: list[CacheWriter], batch: list[tuple[tuple[str, Window], int]], spec: recipe.Harvest) -> None:
+    """batch: ((split, window), the row of its first token) of windows that the model reads at once."""
+    windows = [window for (_, window), _ in batch]
+    ids, mask, own = pad(windows, hosts[0].frame, hosts[0].pad_id)
+    for host, writer, x_BTD in zip(hosts, writers, activations_at(hosts, ids, mask), strict=True):
+        x_TD = x_BTD[own.to(x_BTD.device)].to("cpu", DTYPES[spec.dtype])
+        if not torch.isfinite(x_TD.sum(dtype=torch.float32)):
+            _refuse_not_finite(host, spec, x_TD)
+        for ((split, _), start), rows in zip(batch, x_TD.split([len(window) for window in windows]), strict=True):
+            writer.splits[split].write(start, rows)
 
 
 def _starts(pool: Pool, before: Cursor) -> list[int]:

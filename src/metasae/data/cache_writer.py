@@ -13,6 +13,7 @@ from metasae.data.feed import Cursor
 from metasae.data.shards import ShardWriter
 from metasae.errors import UserError
 from metasae.files import read_json, read_tensors, write_json, write_tensors
+from metasae.parallel.ranks import ALONE, Ranks
 
 # A note makes the disk catch up, so it is not written after every pool; a harvest that is killed loses no more than this and a pool.
 SECONDS_BETWEEN_NOTES = 30.0
@@ -22,13 +23,14 @@ class CacheWriter:
     """One hook point's cache in the making. Tokens of a split are numbered in the order of the feed.
 
     settings: `tokens` (wanted of each split), `shard_tokens` and whatever else decides which row lies where: a harvest goes on
-    only where they are the same.
+    only where they are the same. ranks: those that write into the folder, each some of the rows; all of them call the same, and
+    the note and the index are the first one's.
     """
 
-    def __init__(self, folder: Path, identity: dict, fingerprint: str, d: int, settings: dict):
+    def __init__(self, folder: Path, identity: dict, fingerprint: str, d: int, settings: dict, ranks: Ranks = ALONE):
         self.folder, self.identity, self.fingerprint, self.d, self.settings = folder, identity, fingerprint, d, settings
-        dtype = DTYPES[identity["dtype"]]
-        self.splits = {split: ShardWriter(folder, split, d, dtype, settings["shard_tokens"], count) for split, count in settings["tokens"].items()}
+        self.ranks, dtype, capacity = ranks, DTYPES[identity["dtype"]], settings["shard_tokens"]
+        self.splits = {split: ShardWriter(folder, split, d, dtype, capacity, count, ranks) for split, count in settings["tokens"].items()}
         self._noted = time.monotonic()
         self._entries: dict[str, list[dict]] = {}
         self._statistics: dict[str, torch.Tensor] = {}
@@ -55,31 +57,46 @@ class CacheWriter:
 
     def begin(self) -> None:
         """Clears the folder of earlier shards. The note goes first: it must not speak of shards that are gone."""
+        if not self.ranks.first:
+            return
         (self.folder / UNFINISHED).unlink(missing_ok=True)
         for stale in [*self.folder.glob("*-?????.safetensors"), self.folder / STATISTICS]:
             stale.unlink(missing_ok=True)
 
     def close(self, cursor: Cursor) -> None:
         """Everything before the cursor is written: closes full shards, and notes the cursor if the last note is old."""
-        for split, writer in self.splits.items():
-            writer.close(cursor.found[split])
-        if time.monotonic() - self._noted >= SECONDS_BETWEEN_NOTES:
+        full = sum(writer.closed(cursor.found[split]) - len(writer.entries) for split, writer in self.splits.items())
+        # not before there is one for every rank
+        if full >= self.ranks.size:
+            for split, writer in self.splits.items():
+                writer.close(cursor.found[split])
+        if self.ranks.agreed(time.monotonic() - self._noted >= SECONDS_BETWEEN_NOTES):
+            self.sync()
+            self.ranks.wait()
             self.note(cursor)
 
-    def note(self, cursor: Cursor) -> None:
-        """Notes the cursor, so that another process can go on there."""
+    def sync(self) -> None:
+        """See `ShardWriter.sync`."""
         for writer in self.splits.values():
             writer.sync()
+
+    def note(self, cursor: Cursor) -> None:
+        """Notes the cursor, so that another process can go on there; nobody waits for the other ranks."""
+        self.sync()
+        self._noted = time.monotonic()
+        if not self.ranks.first:
+            return
         self._write_statistics()
         splits = {split: writer.entries for split, writer in self.splits.items()}
         note = {"format": FORMAT, "fingerprint": self.fingerprint, "settings": self.settings, "cursor": cursor.as_dict(), "splits": splits}
         write_json(self.folder / UNFINISHED, note)
-        self._noted = time.monotonic()
 
     def finish(self, cursor: Cursor, model: str, n_documents: int) -> None:
         """Writes the index: the cache is whole."""
         for split, writer in self.splits.items():
             writer.finish(cursor.found[split])
+        if not self.ranks.first:
+            return
         self._write_statistics()
         index = {
             "format": FORMAT,

@@ -19,6 +19,8 @@ from torch import Tensor
 from metasae.data.cache import checksum, sums
 from metasae.errors import UserError
 from metasae.files import write_tensors
+from metasae.parallel.ranks import ALONE, Ranks
+from metasae.parallel.sharing import RankPool
 
 MAX_SHARD_BYTES = 256 << 20
 COLUMNS = ("tokens", "documents", "positions")
@@ -29,10 +31,12 @@ class ShardWriter:
     """Row i of a split lies in shard i // capacity. Rows may come in any order and more than once; the last writing counts.
 
     expected: rows of the split at most. `entries`: file, tokens, bytes and checksum of each closed shard; `statistics` of the same.
+    ranks: those that write into the folder. The first lays shards out, with the columns of their rows; then all write rows, and only
+    when all have written is a shard closed, by one of them. `close` and `finish` are called by all.
     """
 
-    def __init__(self, folder: Path, split: str, d: int, dtype: torch.dtype, shard_tokens: int, expected: int):
-        self.folder, self.split, self.d, self.dtype, self.expected = folder, split, d, dtype, expected
+    def __init__(self, folder: Path, split: str, d: int, dtype: torch.dtype, shard_tokens: int, expected: int, ranks: Ranks = ALONE):
+        self.folder, self.split, self.d, self.dtype, self.expected, self.ranks = folder, split, d, dtype, expected, ranks
         self.capacity = max(min(shard_tokens, MAX_SHARD_BYTES // (d * dtype.itemsize), expected), 1)
         self.entries: list[dict] = []
         self._sums: list[tuple[Tensor, Tensor]] = []
@@ -55,18 +59,19 @@ class ShardWriter:
 
     def close(self, n_tokens: int) -> None:
         """Takes the statistics of the shards that are full now that the first n_tokens rows are written."""
-        for number in range(len(self.entries), self.closed(n_tokens)):
-            self._close(number)
+        self._close(range(len(self.entries), self.closed(n_tokens)))
 
     def finish(self, n_tokens: int) -> None:
         """Closes all shards; the last is cut to its length where the text ended early."""
         self.close(n_tokens)
         number, held = divmod(n_tokens, self.capacity)
         if number == len(self.entries) and held:
-            with safe_open(self._file(number), framework="pt") as shard:
-                tensors = {name: shard.get_tensor(name)[:held] for name in (*COLUMNS, "activations")}
-            write_tensors(self._file(number), tensors)
-            self._close(number)
+            if self.ranks.first:
+                with safe_open(self._file(number), framework="pt") as shard:
+                    tensors = {name: shard.get_tensor(name)[:held] for name in (*COLUMNS, "activations")}
+                write_tensors(self._file(number), tensors)
+            self.ranks.wait()
+            self._close(range(number, number + 1))
 
     def whole(self, n_tokens: int) -> bool:
         """Whether the shards of the first n_tokens rows are there at their full size."""
@@ -75,10 +80,10 @@ class ShardWriter:
 
     def restore(self, n_tokens: int, entries: list[dict], statistics: dict[str, Tensor]) -> None:
         """Goes on behind the first n_tokens rows, with the entries and statistics of an earlier writer at that place or behind it."""
-        count = self.closed(n_tokens)
-        self.entries = entries[:count]
-        pairs = zip(statistics[f"{self.split}.sum"], statistics[f"{self.split}.sum_sq"], strict=True)
-        self._sums = list(pairs)[:count]
+        pairs = list(zip(statistics[f"{self.split}.sum"], statistics[f"{self.split}.sum_sq"], strict=True))
+        # one of the two may be ahead where the writer was stopped between them; and full shards need not all be closed
+        count = min(self.closed(n_tokens), len(entries), len(pairs))
+        self.entries, self._sums = entries[:count], pairs[:count]
 
     def sync(self) -> None:
         """Waits until everything written lies on the disk, so that a note of it can be trusted even after a power cut."""
@@ -119,7 +124,7 @@ class ShardWriter:
     def _make(self, number: int) -> None:
         """Lays a shard out on the disk, where it is not there already."""
         file, layout = self._file(number), self._layout(number)
-        if not file.is_file() or file.stat().st_size != layout.size:
+        if self.ranks.first and (not file.is_file() or file.stat().st_size != layout.size):
             with open(file, "wb") as handle:
                 handle.write(layout.header)
                 handle.truncate(layout.size)
@@ -131,12 +136,18 @@ class ShardWriter:
             self._layouts[count] = _layout(count, self.d, self.dtype)
         return self._layouts[count]
 
-    def _close(self, number: int) -> None:
+    def _close(self, numbers: range) -> None:
+        """Reads whole shards again, each on one rank."""
+        with RankPool(self.ranks) as pool:
+            for entry, shard_sums in pool.map(self._entry, numbers):
+                self.entries.append(entry)
+                self._sums.append(shard_sums)
+
+    def _entry(self, number: int) -> tuple[dict, tuple[Tensor, Tensor]]:
         file = self._file(number)
         with safe_open(file, framework="pt") as shard:
             rows = shard.get_tensor("activations")
-        self._sums.append(sums(rows))
-        self.entries.append({"file": file.name, "tokens": len(rows), "bytes": file.stat().st_size, "blake2b": checksum(file)})
+        return {"file": file.name, "tokens": len(rows), "bytes": file.stat().st_size, "blake2b": checksum(file)}, sums(rows)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05d}.safetensors"

@@ -25,21 +25,14 @@ class SpreadReLU(ReLU):
 
 
 class SpreadJumpReLU(JumpReLU):
-    """JumpReLU with the L0 of all latents in its L0 term; otherwise `JumpReLU.sparsity`, line by line."""
+    """JumpReLU, the L0 in its L0 term that of all latents."""
 
     def __init__(self, options, spread: Whole):
         super().__init__(options)
         self.spread = spread
 
-    def sparsity(self, pre_K, kept, dz_K, weights):
-        eps, k = self.options.bandwidth, self.options.k
-        theta_K = weights.log_threshold_N.exp()[kept.latents.long()]
-        fires = pre_K > theta_K
-        inside = ((pre_K - theta_K).abs() < eps / 2).to(dz_K.dtype) / eps
-        miss = self.spread.over_latents(fires.sum().reshape(1))[0] / (kept.n_rows * k) - 1
-        dl0 = 2 * self.options.l0_coef * miss / (kept.n_rows * k)
-        dtheta_K = -inside * (theta_K * dz_K + dl0)
-        return self.options.l0_coef * miss.square(), dz_K * fires, kept.latent_sums(dtheta_K * theta_K)
+    def n_firings(self, fires_K):
+        return self.spread.over_latents(fires_K.sum().reshape(1))[0]
 
 
 def over_latents(kind: Architecture, spread: Whole) -> Architecture:

@@ -1,67 +1,28 @@
-"""Measuring on several ranks: the firings are written by all, co-firings are counted tile by tile on all, the totals are exact.
+"""Firings over ranks: each runs the SAE on its stretch of the tokens, and the parts are put together, equal to the byte or bit."""
 
-A rank runs the SAE on a stretch of the tokens that is a multiple of the batch, so it meets the very blocks that one process would
-meet; the parts are then put together into one store, equal to the byte. Tiles of rows are dealt out in turn and come back in order,
-so what is added up over them is added up as with one process, and every number is the same to the bit.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import torch
 
 from metasae.measures.firing.firings import Firings
 from metasae.parallel.ranks import Ranks
+from metasae.parallel.sharing import own_stretch
 from metasae.progress import SILENT, Progress
 
-Start = TypeVar("Start")
-Part = TypeVar("Part")
 
+def fire(sae, split, ranks: Ranks, batch: int = 2048, progress: Progress = SILENT) -> Firings:
+    """`metasae.measures.firing.firings.fire`, the work shared by all ranks; each holds the whole in memory."""
+    from metasae.measures.firing.firings import fire as fire_alone
+    from metasae.measures.firing.store import STORE
 
-class RankPool:
-    """In the place of an executor: `map` works each item out on one rank and gives every rank all results, in order.
-
-    Called by all ranks with the same items. Results travel between the ranks of one job only.
-    """
-
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
-
-    def map(self, of: Callable[[Start], Part], items: Sequence[Start]) -> Iterator[Part]:
-        size = self.ranks.size
-        for first in range(0, len(items), size):
-            turn = items[first : first + size]
-            own = of(turn[self.ranks.rank]) if self.ranks.rank < len(turn) else None
-            yield from self.ranks.objects(own, "tiles")[: len(turn)]
-
-    def __enter__(self) -> "RankPool":
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
-
-
-class Stretch:
-    """Tokens start <= t < stop of a split, as a split."""
-
-    def __init__(self, split, start: int, stop: int):
-        self.split, self.start, self.stop = split, start, stop
-        self.n_tokens = stop - start
-        self.documents, self.tokens, self.positions = (np.asarray(getattr(split, name))[start:stop] for name in ("documents", "tokens", "positions"))
-
-    def blocks(self, size: int) -> Iterator[torch.Tensor]:
-        for first in range(self.start, self.stop, size):
-            yield self.split.rows(torch.arange(first, min(first + size, self.stop))).float()
-
-
-def stretch_of(n_tokens: int, batch: int, ranks: Ranks) -> tuple[int, int]:
-    """(start, stop) of this rank's tokens: whole batches, shared out as evenly as they go."""
-    batches = -(-n_tokens // batch)
-    first, last = (batches * edge // ranks.size for edge in (ranks.rank, ranks.rank + 1))
-    return min(first * batch, n_tokens), min(last * batch, n_tokens)
+    own = fire_alone(sae, own_stretch(split, batch, ranks), batch, progress)
+    if ranks.size == 1:
+        return own
+    parts = ranks.objects(own, "firings")
+    return Firings(n_latents=own.n_latents, **{name: np.concatenate(list(_pieces(parts, name))) for name in STORE.arrays})
 
 
 def write_firings(
@@ -77,8 +38,13 @@ def write_firings(
     if ranks.size == 1:
         return write_alone(sae, split, folder, batch, progress, provenance)
     folder = Path(folder)
+    if ranks.first:
+        # of a job that was killed, perhaps of more ranks
+        for left in folder.parent.glob(f".{folder.name}.rank*"):
+            shutil.rmtree(left, ignore_errors=True)
+    ranks.wait()
     with _own_part(folder, ranks) as part:
-        write_alone(sae, Stretch(split, *stretch_of(split.n_tokens, batch, ranks)), part, batch, progress)
+        write_alone(sae, own_stretch(split, batch, ranks), part, batch, progress)
         ranks.wait()
         if ranks.first:
             _put_together(sae, split, folder, [open_firings(_part(folder, rank)) for rank in range(ranks.size)], provenance)
@@ -111,7 +77,7 @@ def _put_together(sae, split, folder: Path, parts: list[Firings], provenance: di
         write_index(place, STORE, facts, entries)
 
 
-def _pieces(parts: list[Firings], name: str) -> Iterator[np.ndarray]:
+def _pieces(parts: Sequence[Firings], name: str) -> Iterator[np.ndarray]:
     """The arrays of this name, in the order of tokens; offsets count on from part to part."""
     if name != "indptr":
         yield from (getattr(part, name) for part in parts)
@@ -125,8 +91,6 @@ def _pieces(parts: list[Firings], name: str) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _own_part(folder: Path, ranks: Ranks) -> Iterator[Path]:
-    import shutil
-
     part = _part(folder, ranks.rank)
     try:
         yield part

@@ -118,6 +118,23 @@ class Ranks:
         """An object of every rank. It is pickled on its way between the processes of one job, and nowhere else."""
         return [value] if self.size == 1 else [pickle.loads(raw) for raw in self._raw(pickle.dumps(value), purpose)]
 
+    def from_first(self, value: Any, purpose: str) -> Any:
+        """The first rank's object, on all of them; what the others give is not looked at. Pickled on its way, as in `objects`."""
+        if self.size == 1:
+            return value
+        raw = bytearray(pickle.dumps(value)) if self.first else bytearray()
+        length = self.broadcast_(torch.tensor([len(raw)]), purpose)
+        data = torch.frombuffer(raw, dtype=torch.uint8) if self.first else torch.empty(int(length), dtype=torch.uint8)
+        self.broadcast_(data, purpose)
+        return value if self.first else pickle.loads(data.numpy())
+
+    def broadcast_(self, tensor: Tensor, purpose: str) -> Tensor:
+        """The first rank's numbers, in place; of one shape and type on all."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+            self._count(purpose, tensor.nbytes if self.rank < self.size - 1 else 0)
+        return tensor
+
     def wait(self) -> None:
         """Until every rank is here."""
         self.any(False, "waiting")

@@ -6,7 +6,7 @@ Counts are int64 and phi float64; nothing of size n x n is ever in memory. Sourc
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,13 +107,15 @@ def pair_statistics(
     *,
     cofirings: Callable[[Firings, np.ndarray], CoFirings] = CoFirings,
     memory: int = MEMORY,
+    pool: Callable[[int], Executor] = ThreadPoolExecutor,
 ) -> CoOccurrence:
     """phi over all pairs i < j, streamed over tiles; see `CoOccurrence`.
 
     blocks: int [T], each token's block of documents, rising (`blocks.document_blocks`) -> `leave_one_out` is filled, which takes
     less than half as long again. tile: rows of latents counted at a time; None fits them to memory. cofirings: what counts;
     partial(DenseCoFirings, device="cuda") gives the same result on a GPU. memory: bytes for the tiles under way; with less of it
-    fewer threads run, but always one. Raises ValueError when blocks do not rise or are not one per token.
+    fewer threads run, but always one. pool: so many threads -> where tiles are worked out; `metasae.parallel.sharing.RankPool` shares
+    them among ranks, with the same bits. Raises ValueError when blocks do not rise or are not one per token.
     """
     total = firings.n_tokens
     if blocks is not None and len(blocks) != total:
@@ -131,7 +133,7 @@ def pair_statistics(
     starts = range(0, len(latents), rows)
     sums = tiles.sums()
     # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
-    with progress.task("co-occurrence", len(latents), "latents") as task, ThreadPoolExecutor(tiles.threads(rows, memory)) as threads:
+    with progress.task("co-occurrence", len(latents), "latents") as task, pool(tiles.threads(rows, memory)) as threads:
         for start, part in zip(starts, threads.map(lambda start: tiles.sums_of(start, rows), starts), strict=True):
             sums.merge(part)
             task.advance(min(rows, len(latents) - start))

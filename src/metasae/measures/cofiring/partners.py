@@ -1,19 +1,29 @@
-"""The latents that fire together with a latent most closely: the largest phi of each, within one SAE or in a second one."""
+"""The latents that fire together with a latent most closely: the largest phi of each, within one SAE or in a second one.
 
-from collections.abc import Callable, Sequence
+Two latents that never fire on the same token have phi < 0. So where enough pairs of a latent have phi >= 0, its best are among the pairs
+that the sparse product A^T B has at all, and nothing of size n x n is ever filled in. The few latents for which that is not enough are
+counted again against all others.
+"""
+
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 
 from metasae.measures.cofiring.cooccurrence import phi_tile
-from metasae.measures.cofiring.counts import CoFirings, Span, firing_counts
+from metasae.measures.cofiring.counts import CoFirings, Span, check_pair, chunks, firing_counts
 from metasae.measures.firing.firings import Firings
 from metasae.progress import SILENT, Progress
 
-TILE_PAIRS = 2**24
-STRIP_PAIRS = 2**20
+# Pairs of a tile: sparse, of which most are never on together, and filled in.
+TILE_PAIRS, DENSE_PAIRS = 2**25, 2**24
+STRIP_PAIRS = 2**18
+CHUNK = 2**23
+# A latent's pairs are cut into so many parts for each partner that is wanted.
+PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -39,57 +49,127 @@ def top_partners(
     spans: Sequence[Span] | None = None,
     max_rate: float = 1.0,
     tile: int | None = None,
-    cofirings: Callable[..., CoFirings] = CoFirings,
+    chunk: int = CHUNK,
     progress: Progress = SILENT,
 ) -> Partners:
     """The `count` partners with the largest phi of every latent of `firings`, among its own SAE's others or among those of `other`.
 
     other: a second SAE over the same tokens. spans: only these tokens (first, last + 1). max_rate: latents that fire on a larger
-    share of them have no partners and are none, on both sides; so do latents that fire on no token or on all. tile: rows counted at a
-    time; None fits them to memory. cofirings: as in `pair_statistics`. Raises ValueError when count is below 1 or the tokens differ.
+    share of them have no partners and are none, on both sides; so do latents that fire on no token or on all. tile: latents looked at
+    at a time; None fits them to memory. chunk: firings counted at a time. Raises ValueError when count is below 1 or the tokens differ.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
-    spans = [(0, firings.n_tokens)] if spans is None else spans
-    total = sum(last - first for first, last in spans)
-    latents, counts = _live(firings, spans, total, max_rate)
-    columns, column_counts = (latents, counts) if other is None else _live(other, spans, total, max_rate)
-    pairs = cofirings(firings, latents) if other is None else cofirings(firings, latents, other, columns)
-    rows = max(1, min(TILE_PAIRS // max(len(columns), 1), 1024)) if tile is None else tile
-    starts = range(0, len(latents), rows)
+    check_pair(firings, np.zeros(0, np.int64), other, np.zeros(0, np.int64))
+    pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate)
+    rows = max(1, TILE_PAIRS // max(pairs.n_columns, 1)) if tile is None else tile
+    best = _Best.none(firings.n_latents, count)
+    with progress.task("partners", firings.n_latents, "latents") as task, ThreadPoolExecutor(min(torch.get_num_threads(), 4)) as threads:
+        starts = range(0, firings.n_latents, rows)
+        for start, found in zip(starts, threads.map(lambda start: pairs.met(start, rows, count, chunk), starts), strict=True):
+            best.put(slice(start, start + rows), found)
+            task.advance(min(rows, firings.n_latents - start))
+        short = pairs.rows[best.latents[pairs.rows, -1] < 0]
+        rows = max(1, min(DENSE_PAIRS // max(len(pairs.columns), 1), 1024)) if tile is None else tile
+        tiles = [short[start : start + rows] for start in range(0, len(short), rows)]
+        for latents, found in zip(tiles, threads.map(lambda latents: pairs.among_all(latents, count), tiles), strict=True):
+            best.put(latents, found)
+    return Partners(best.latents, np.where(best.latents < 0, np.nan, best.phi).astype(np.float32), best.n11)
 
-    def best_of(start: int) -> list[tuple[np.ndarray, _Best]]:
-        """The best of the tile's rows, and within one SAE also the best of its columns, each with the places they belong to."""
-        here = slice(start, start + rows)
-        if other is not None:
-            n11 = sum(pairs.cross(start, rows, span) for span in spans)
-            return [(here, _Best.of(phi_tile(n11, counts[here], column_counts, total), n11, columns, count))]
-        n11 = sum(pairs.tile(start, rows, span) for span in spans)
-        phi = phi_tile(n11, counts[here], counts[start:], total)
-        # a pair stands once: what is on the diagonal or below it never wins
-        phi[:, : len(phi)][np.tri(len(phi), dtype=bool)] = -np.inf
-        return [
-            (here, _Best.of(phi, n11, latents[start:], count)),
-            (slice(start, None), _Best.of(phi.T, n11.T, latents[here], count)),
-        ]
 
-    best = _Best.none(len(latents), count)
-    with progress.task("partners", len(latents), "latents") as task, ThreadPoolExecutor(min(torch.get_num_threads(), 4)) as threads:
-        for start, parts in zip(starts, threads.map(best_of, starts), strict=True):
-            for where, found in parts:
-                best.merge(where, found)
-            task.advance(min(rows, len(latents) - start))
-    found = _Best.none(firings.n_latents, count)
-    for name in ("phi", "latents", "n11"):
-        getattr(found, name)[latents] = getattr(best, name)
-    return Partners(found.latents, np.where(found.latents < 0, np.nan, found.phi).astype(np.float32), found.n11)
+class _Pairs:
+    """Pairs of latents of an SAE and its own others, or those of a second SAE. rows, columns: the latents that take part, rising int64."""
+
+    def __init__(self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float):
+        self.firings, self.other, self.spans = firings, other, spans
+        self.total = sum(last - first for first, last in spans)
+        self.counts, self.rows = _live(firings, spans, self.total, max_rate)
+        self.column_counts, self.columns = (self.counts, self.rows) if other is None else _live(other, spans, self.total, max_rate)
+        self.n_columns = len(self.column_counts)
+        # with more firings than there are tokens no pair of a latent that takes no part comes to phi >= 0
+        self.barred, self.column_barred = (np.where(n > 0, n, self.total + 1) for n in (self.counts, self.column_counts))
+        self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in (self.counts, self.column_counts))
+
+    def met(self, start: int, rows: int, count: int, chunk: int) -> "_Best":
+        """The best of each latent from `start` on, among its pairs with phi >= 0."""
+        n11 = self._n11(start, rows, chunk)
+        best = _Best.none(n11.shape[0], count)
+        # a strip of rows fits the cache; chunks cuts anything that has an indptr
+        for first, last in chunks(n11, (0, n11.shape[0]), STRIP_PAIRS):
+            entries = slice(int(n11.indptr[first]), int(n11.indptr[last]))
+            sizes, latent, both = np.diff(n11.indptr[first : last + 1]), n11.indices[entries], n11.data[entries]
+            here = slice(start + first, start + last)
+            above = both * np.int64(self.total)
+            above -= np.repeat(self.barred[here], sizes) * self.column_barred[latent]
+            kept = np.flatnonzero(above >= 0)
+            row, latent = np.repeat(np.arange(last - first, dtype=np.int32), sizes)[kept], latent[kept]
+            if self.other is None:
+                others = latent != row + here.start
+                kept, row, latent = kept[others], row[others], latent[others]
+            # as phi_tile has it, to the bit
+            phi = np.minimum(above[kept] / (self.root[here][row] * self.column_root[latent]), 1.0)
+            best.put(slice(first, last), _Best.of_entries(last - first, row, latent, phi, both[kept], count))
+        return best
+
+    def among_all(self, latents: np.ndarray, count: int) -> "_Best":
+        """The best of these latents among all others."""
+        counted = CoFirings(self.firings, latents, self.firings if self.other is None else self.other, self.columns)
+        n11 = sum(counted.cross(0, len(latents), span) for span in self.spans)
+        phi = phi_tile(n11, self.counts[latents], self.column_counts[self.columns], self.total)
+        if self.other is None:
+            phi[np.arange(len(latents)), np.searchsorted(self.columns, latents)] = -np.inf
+        return _Best.of(phi, n11, self.columns, count)
+
+    def _n11(self, start: int, rows: int, chunk: int):
+        """On how many tokens each latent from `start` on is on together with each other, sparse int32 [r, n], those that take no part too."""
+        from scipy.sparse import csr_array
+
+        other = self.firings if self.other is None else self.other
+        # chunks of the denser SAE keep the sparser one's below the same size
+        wider = max(self.firings, other, key=lambda firings: len(firings.indices))
+        rows = min(rows, self.firings.n_latents - start)
+        found = csr_array((rows, other.n_latents), dtype=np.int32)
+        for spans in _chunks(wider, self.spans, chunk):
+            right = _matrix(other, spans)
+            left = right if other is self.firings else _matrix(self.firings, spans)
+            product = left.tocsc()[:, start : start + rows].T @ right
+            found = product if not found.nnz else found + product
+        return found
 
 
 def _live(firings: Firings, spans: Sequence[Span], total: int, max_rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """The latents that take part, rising int64 [l], and on how many of the tokens they fire."""
+    """On how many of the tokens each latent fires, int64 [n], 0 for those that take no part, and the latents that do, rising."""
     counts = firing_counts(firings, spans).sum(0)
-    latents = np.flatnonzero((counts > 0) & (counts < total) & (counts <= max_rate * total))
-    return latents, counts[latents]
+    live = (counts > 0) & (counts < total) & (counts <= max_rate * total)
+    return np.where(live, counts, 0), np.flatnonzero(live)
+
+
+def _chunks(firings: Firings, spans: Sequence[Span], size: int) -> Iterator[list[Span]]:
+    """The spans in groups of about `size` firings."""
+    group, held = [], 0
+    for span in spans:
+        for first, last in chunks(firings, span, size):
+            fired = int(firings.indptr[last] - firings.indptr[first])
+            if group and held + fired > size:
+                yield group
+                group, held = [], 0
+            group.append((first, last))
+            held += fired
+    if group:
+        yield group
+
+
+def _matrix(firings: Firings, spans: Sequence[Span]):
+    """The 0/1 matrix [tokens of the spans, latents], sparse."""
+    from scipy.sparse import csr_array
+
+    begins = [int(firings.indptr[first]) for first, _ in spans]
+    fired = [int(firings.indptr[last]) - begin for begin, (_, last) in zip(begins, spans, strict=True)]
+    before = accumulate(fired, initial=0)
+    offsets = [firings.indptr[first + 1 : last + 1] - begin + here for (first, last), begin, here in zip(spans, begins, before, strict=False)]
+    indices = np.concatenate([firings.indices[begin : begin + many] for begin, many in zip(begins, fired, strict=True)])
+    indptr = np.concatenate([[0], *offsets]).astype(np.int32)
+    return csr_array((np.ones(len(indices), np.int32), indices, indptr), shape=(len(indptr) - 1, firings.n_latents))
 
 
 @dataclass(frozen=True)
@@ -106,31 +186,51 @@ class _Best:
 
     @classmethod
     def of(cls, phi: np.ndarray, n11: np.ndarray, latents: np.ndarray, count: int) -> "_Best":
-        """phi, n11 [m, c], -inf for what is no pair; latents [c] or [m, c]: the names of the columns."""
+        """phi, n11 [m, c], -inf for what is no pair; latents [c]: the names of the columns."""
         found = cls.none(len(phi), count)
-        latents = np.broadcast_to(latents, phi.shape)
+        able = min(count, phi.shape[1])
         strip = max(1, STRIP_PAIRS // max(phi.shape[1], 1))
-        for first in range(0, len(phi), strip):
-            rows = slice(first, first + strip)
-            found._choose(rows, phi[rows], n11[rows], latents[rows])
+        for first in range(0, len(phi) if able else 0, strip):
+            here = phi[first : first + strip]
+            least = np.partition(here, here.shape[1] - able, axis=1)[:, here.shape[1] - able]
+            # ties with the last one are all candidates; the lower latents stay
+            row, column = np.nonzero((here >= least[:, None]) & (here > -np.inf))
+            found._choose(row + first, latents[column], here[row, column], n11[first + row, column])
         return found
 
-    def merge(self, rows: slice, part: "_Best") -> None:
-        """The best of what is here and what a part found for these rows."""
-        both = [np.concatenate([getattr(self, name)[rows], getattr(part, name)], axis=1) for name in ("phi", "n11", "latents")]
-        self._choose(rows, *both)
+    @classmethod
+    def of_entries(cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, n11: np.ndarray, count: int) -> "_Best":
+        """row: int [e], rising, which of the m latents each entry is of."""
+        found = cls.none(m, count)
+        kept = np.flatnonzero(phi >= _least(np.bincount(row, minlength=m), phi, count)[row])
+        found._choose(row[kept], latents[kept], phi[kept], n11[kept])
+        return found
 
-    def _choose(self, rows: slice, phi: np.ndarray, n11: np.ndarray, latents: np.ndarray) -> None:
-        count = self.phi.shape[1]
-        able = min(count, phi.shape[1])
-        if not able:
-            return
-        least = np.partition(phi, phi.shape[1] - able, axis=1)[:, phi.shape[1] - able]
-        # ties with the last one are all candidates; the lower latents stay
-        row, column = np.nonzero((phi >= least[:, None]) & (phi > -np.inf))
-        order = np.lexsort((latents[row, column], -phi[row, column], row))
-        row, column = row[order], column[order]
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        row, column, place = row[place < count], column[place < count], place[place < count]
+    def put(self, rows: slice | np.ndarray, part: "_Best") -> None:
+        for name in ("phi", "latents", "n11"):
+            getattr(self, name)[rows] = getattr(part, name)
+
+    def _choose(self, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, n11: np.ndarray) -> None:
+        """The best of the entries of each row."""
+        order = np.lexsort((latents, -phi, row))
+        place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
+        order, place = order[place < self.phi.shape[1]], place[place < self.phi.shape[1]]
         for mine, theirs in ((self.phi, phi), (self.latents, latents), (self.n11, n11)):
-            mine[rows][row, place] = theirs[row, column]
+            mine[row[order], place] = theirs[order]
+
+
+def _least(sizes: np.ndarray, phi: np.ndarray, count: int) -> np.ndarray:
+    """A number that at least `count` of a row's entries reach, float64 [m]; -inf for short rows. sizes: int [m], of the rows in phi [e].
+
+    A long row is cut into parts; the largest entries of `count` of them reach the smallest of these.
+    """
+    parts = PARTS * count
+    long = np.flatnonzero(sizes >= parts)
+    least = np.full(len(sizes), -np.inf)
+    if len(long):
+        begins = (np.cumsum(sizes) - sizes)[long]
+        edges = begins[:, None] + sizes[long][:, None] * np.arange(parts + 1) // parts
+        # what lies between the end of a long row and the next one is a part too, and left out
+        largest = np.maximum.reduceat(np.append(phi, -np.inf), edges.ravel()).reshape(len(long), parts + 1)[:, :parts]
+        least[long] = np.partition(largest, parts - count, axis=1)[:, parts - count]
+    return least

@@ -28,7 +28,7 @@ MIN_PHI = 0.2
 MIN_FIRINGS = 20
 SCORES_ABOVE = (0.1, 0.25)
 TOP = 100
-PARENTS = 4096
+PARENTS = 2048
 
 
 @dataclass(frozen=True)
@@ -199,21 +199,26 @@ def _by_latent(firings: Firings) -> Sequence[np.ndarray]:
 class _Sets:
     """All sets of 2 to MAX_CHILDREN candidates, small ones first.
 
-    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone, per set
-    [patterns, members], that member is the only one on.
+    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone [patterns, members of all
+    sets], that member is the only one on. first: int [sets], where the members of each set begin.
     """
 
     members: list[tuple[int, ...]]
     one: np.ndarray
     two: np.ndarray
-    alone: list[np.ndarray]
+    alone: np.ndarray
+    first: np.ndarray
+
+    def alone_of(self, row: int) -> np.ndarray:
+        """`alone` of one set."""
+        return self.alone[:, self.first[row] : self.first[row] + len(self.members[row])]
 
     def scores(self, histograms: np.ndarray) -> np.ndarray:
         """Score of every set for every parent, float64 [p, sets], from token counts by pattern."""
         tokens = histograms.sum(1, keepdims=True).astype(np.float64)
         # whole numbers in float64, so the products are exact, and far faster than in int64
         counts = histograms.astype(np.float64)
-        smallest = np.stack([(counts @ alone).min(1) for alone in self.alone], axis=1) / tokens
+        smallest = np.minimum.reduceat(counts @ self.alone, self.first, axis=1) / tokens
         return (counts @ self.one.T / tokens) * (1 - counts @ self.two.T / tokens) * smallest
 
 
@@ -221,8 +226,9 @@ def _sets() -> _Sets:
     members = [chosen for size in range(2, MAX_CHILDREN + 1) for chosen in combinations(range(CANDIDATES), size)]
     bits = np.arange(2**CANDIDATES)[:, None] >> np.arange(CANDIDATES) & 1
     on = np.stack([bits[:, chosen].sum(1) for chosen in members])
-    alone = [(bits[:, chosen] * (on[row] == 1)[:, None]).astype(np.float64) for row, chosen in enumerate(members)]
-    return _Sets(members, (on >= 1).astype(np.float64), (on >= 2).astype(np.float64), alone)
+    alone = np.concatenate([bits[:, chosen] * (on[row] == 1)[:, None] for row, chosen in enumerate(members)], axis=1)
+    first = np.cumsum([0, *map(len, members[:-1])])
+    return _Sets(members, (on >= 1).astype(np.float64), (on >= 2).astype(np.float64), alone.astype(np.float64), first)
 
 
 def _best_sets(parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray, partners: Partners, sets: _Sets) -> list[Split]:
@@ -231,7 +237,7 @@ def _best_sets(parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray
     for parent, best, counts in zip(parents, sets.scores(chosen_on).argmax(1), scored_on, strict=True):
         members, tokens = list(sets.members[best]), int(counts.sum())
         coverage, overlap = float(counts @ sets.one[best]) / tokens, float(counts @ sets.two[best]) / tokens
-        shares = tuple((counts @ sets.alone[best] / tokens).tolist())
+        shares = tuple((counts @ sets.alone_of(best) / tokens).tolist())
         score = coverage * (1 - overlap) * min(shares)
         if score > 0:
             children, phi = partners.latents[parent, members].tolist(), partners.phi[parent, members].tolist()

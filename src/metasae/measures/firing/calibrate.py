@@ -14,6 +14,8 @@ from metasae.errors import UserError, nearest
 from metasae.measures.firing.rules import Thresholds, eer, per_latent
 from metasae.measures.firing.screen import Screen
 from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, firing_counts
+from metasae.parallel.ranks import ALONE, Ranks
+from metasae.parallel.sharing import own_stretch
 from metasae.progress import SILENT, Progress
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -84,6 +86,14 @@ class Largest:
         """Whether the first cut has left out nothing that matters."""
         return self.cut > self._first_cut or self._n_kept > self.count or self._first_cut == 0
 
+    def all_above(self) -> tuple[float, np.ndarray]:
+        """(a number above which all are known, those above it). Ties beyond what the answer needs are left out."""
+        kept = np.concatenate([np.zeros(0, np.float32), *self._kept])
+        if self.cut == self._first_cut:
+            return self.cut, kept
+        ties = np.full(min(self._at_cut, 2 * self.count + 2), self.cut, np.float32)
+        return float(np.nextafter(np.float32(self.cut), np.float32(0))), np.concatenate([kept, ties])
+
     def threshold(self) -> tuple[float, int]:
         """(the number nearest to having `count` numbers strictly above it, how many are above it).
 
@@ -108,11 +118,13 @@ class Largest:
 
 
 @torch.no_grad()
-def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: str = "rate") -> Calibration:
+def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: str = "rate", ranks: Ranks = ALONE) -> Calibration:
     """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings are counted.
 
     split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training. rule:
     `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of memory.
+    ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which take every
+    latent's own numbers together, are found by the first of them.
     Raises UserError when the split is empty, the rule unknown or a pre-activation not finite.
     """
     if rule not in RULES:
@@ -120,11 +132,14 @@ def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: 
     _check(sae, split)
     k = sae.config.k
     if sae.threshold is not None:
-        fired = firing_counts(sae, sae.threshold, split, batch, progress)
+        fired = _fired(sae, sae.threshold, split, batch, progress, ranks)
         return Calibration(_mean(sae.threshold.cpu().numpy()), int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
-    found = RULES[rule](sae, split, k, batch, progress)
+    if rule == "rate":
+        found = rate(sae, split, k, batch, progress, ranks)
+    else:
+        found = ranks.from_first(RULES[rule](sae, split, k, batch, progress) if ranks.first else None, "calibration")
     threshold = torch.from_numpy(found.values).to(sae.W_dec.device)
-    fired = firing_counts(sae, threshold, split, batch, progress)
+    fired = _fired(sae, threshold, split, batch, progress, ranks)
     sae.threshold = threshold
     return _calibration(found, fired, split.n_tokens, k, rule)
 
@@ -141,26 +156,55 @@ def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress =
 
 
 @torch.no_grad()
-def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
+def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, ranks: Ranks = ALONE) -> Thresholds:
     """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly above it.
 
     Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive pre-activations
     the threshold is 0. A cut guessed from the first block's selection spares most of the work and decides nothing: should it
-    prove too high, it is dropped and the split gone through again. O(k * T) floats of memory.
+    prove too high, it is dropped and the split gone through again. O(k * T) floats of memory. ranks: as in `calibrate`. Where the screen
+    is in use, a pre-activation may differ in its last bit with the cut that it was found by, and so may the threshold with the ranks.
     """
-    selection, largest, count = BatchSelection(sae, k), None, round(k * split.n_tokens)
-    with progress.task("calibrate", split.n_tokens) as task:
-        for block in split.blocks(batch):
+    own, count = own_stretch(split, batch, ranks), round(k * split.n_tokens)
+    selection, largest = BatchSelection(sae, k), None
+    with progress.task("calibrate", own.n_tokens) as task:
+        for block in own.blocks(batch):
             values = selection.add(block, 0.0 if largest is None else largest.cut)
             largest = Largest(count, selection.cut) if largest is None else largest
             _add(largest, values)
             task.advance(len(block))
-    if not largest.reached:
-        largest = _without_guess(sae, split, count, batch, progress)
-    return Thresholds(np.full(sae.n_latents, largest.threshold()[0], np.float32), selection.counts)
+    threshold = _threshold(largest or Largest(count), ranks)
+    if threshold is None:
+        threshold = _threshold(_without_guess(sae, own, count, batch, progress), ranks)
+    selected = ranks.sum_(torch.from_numpy(selection.counts), "calibration").numpy()
+    return Thresholds(np.full(sae.n_latents, threshold, np.float32), selected)
 
 
 RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "per_latent": per_latent, "eer": eer}
+
+
+def _threshold(largest: Largest, ranks: Ranks) -> float | None:
+    """`Largest.threshold` of the numbers of all ranks; None where a guess has left out some that matter."""
+    if ranks.size == 1:
+        return largest.threshold()[0] if largest.reached else None
+    from metasae.parallel.threshold import bits_of, global_threshold
+
+    known_above, values = largest.all_above()
+    # whoever has raised its cut has left out nothing that matters; the others know no numbers up to their guesses
+    cut = max(ranks.numbers(known_above, "calibration"))
+    keys = bits_of(torch.from_numpy(values[values > np.float32(cut)]))
+    found = global_threshold(keys, cut, largest.count + 1, ranks, "calibration", torch.float32)
+    if found is None:
+        return None if cut else 0.0
+    limit = np.int32(found.bits).view(np.float32)
+    # as near to `count` as ties allow
+    fewer, equal = largest.count + 1 - found.spare, found.ties
+    return float(limit if largest.count - fewer <= fewer + equal - largest.count else np.nextafter(limit, np.float32(0)))
+
+
+def _fired(sae, threshold: torch.Tensor, split, batch: int, progress: Progress, ranks: Ranks) -> np.ndarray:
+    """`firing_counts` over all ranks."""
+    own = firing_counts(sae, threshold, own_stretch(split, batch, ranks), batch, progress)
+    return ranks.sum_(torch.from_numpy(own), "calibration").numpy()
 
 
 def _without_guess(sae, split, count: int, batch: int, progress: Progress) -> Largest:
