@@ -6,8 +6,9 @@
     python benchmarks/explorer.py --folder DIR           keeps the made-up run
 
 The store's rate is that of its pass over the firings (windows, tokens, histograms). What follows it (phi with every latent,
-cosines, splits) grows with the square of the latents and is told apart. Questions are asked by several threads at once, each of
-other latents; a time is from question to JSON text, as a page waits for it.
+cosines, splits) grows with the square of the latents and is told apart. Every latent has an explanation, so that a common word stands in
+nearly all. Questions are asked by several threads at once, each of other latents; a time is from question to JSON text, as a page waits
+for it, and beside it the processor's time for that, which other programs on the machine change little.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,33 +73,58 @@ def write_run(folder: Path, n_latents: int, n_tokens: int) -> None:
             write_index(part, STORE, {"n_tokens": n_tokens, "n_latents": n_latents, "n_firings": len(firings.indices)}, entries)
         write_by_latent(place / "firings")
         (place / "measures.json").write_text(json.dumps({"conditions": {"sae": f"made up {arm}", "n_tokens": n_tokens}}))
+        (place / "interp.json").write_text(json.dumps(made_up_interp(n_latents, number + 1)))
+
+
+def made_up_interp(n_latents: int, seed: int) -> dict:
+    """Twelve words for every latent, drawn by Zipf's law, and three scores."""
+    rng = np.random.default_rng([seed, 1])
+    words, scores = rng.zipf(1.3, (n_latents, 12)) % 5000, rng.random((n_latents, 3)).tolist()
+    said = [" ".join(map(word_of, row)) for row in words.tolist()]
+    latents = {
+        str(i): {"explanation": text, "judge": "made up", "detection": {"random": a, "same_token": b}, "fuzzing": {"random": c}}
+        for i, (text, (a, b, c)) in enumerate(zip(said, scores, strict=True))
+    }
+    return {"conditions": {}, "scores": {}, "latents": latents}
+
+
+def word_of(number: int) -> str:
+    """Four syllables, so that words begin in many ways."""
+    return "".join("bdgklmnprstvz"[number // 13**place % 13] + "aeiou"[number // 5**place % 5] for place in range(4))
 
 
 def build_timed(run: Path) -> dict:
     from metasae.explore import latent_rows
     from metasae.explore.build import build
+    from metasae.explore.parts import Job
 
-    spent, plain = [], latent_rows.write_latents
+    spent, plain, parts_of, processor = [], latent_rows.write_latents, Job.parts, {}
 
     def timed(store, number, view, *rest):
         begin = time.perf_counter()
         plain(store, number, view, *rest)
         spent.append((view.n_latents, time.perf_counter() - begin))
 
+    def counted(part, store):
+        begin = time.process_time()
+        part.write(store)
+        processor[part.name] = time.process_time() - begin
+
     latent_rows.write_latents = timed
+    Job.parts = lambda job: [replace(part, write=partial(counted, part)) for part in parts_of(job)]
     try:
         begin = time.perf_counter()
         path = build(run, strings=lambda places: [f" token{place}" for place in places.tolist()])
         whole = time.perf_counter() - begin
     finally:
-        latent_rows.write_latents = plain
+        latent_rows.write_latents, Job.parts = plain, parts_of
     with closing(sqlite3.connect(path)) as store:
         parts = dict(store.execute("SELECT name, seconds FROM parts"))
     return {
         "latents per second of the pass": sum(n for n, _ in spent) / sum(seconds for _, seconds in spent),
         "seconds of the pass": sum(seconds for _, seconds in spent),
         "seconds": whole,
-        "seconds by part": parts,
+        "seconds by part": {name: {"seconds": seconds, "of a processor": processor[name]} for name, seconds in parts.items()},
         "latents per second over all": sum(n for n, _ in spent) / whole,
     }
 
@@ -112,7 +140,10 @@ def questions(explorer, seed: int, count: int):
     for _ in range(count):
         one, other = (saes[rng.integers(len(saes))] for _ in range(2))
         i, j, offset = int(rng.integers(one.n)), int(rng.integers(other.n)), int(rng.integers(one.n))
-        sort, words = sorts[rng.integers(len(sorts))], f"token{rng.integers(20)}"
+        sort, number = sorts[rng.integers(len(sorts))], int(rng.integers(20))
+        words = f"token{number}" if rng.random() < 0.5 else word_of(number)
+        # as it is typed
+        words = words[: rng.integers(1, 1 + len(words))] if rng.random() < 0.2 else words
         asked += [
             ("overview", lambda: explorer.overview()),
             ("latents, sorted", lambda one=one, sort=sort: explorer.latents(one.name, sort=sort)),
@@ -137,19 +168,20 @@ def ask_timed(run: Path, readers: int, count: int) -> dict:
     explorer = Explorer(run)
     opened = time.perf_counter() - begin
 
-    def read(reader: int) -> list[tuple[str, float]]:
+    def read(reader: int) -> list[tuple[str, float, float]]:
         found = []
         for name, call in questions(explorer, reader, count):
-            begin = time.perf_counter()
+            begin, processor = time.perf_counter(), time.thread_time()
             json.dumps(call())
-            found.append((name, time.perf_counter() - begin))
+            found.append((name, time.perf_counter() - begin, time.thread_time() - processor))
         return found
 
     with ThreadPoolExecutor(readers) as threads:
         times = [each for part in threads.map(read, range(readers)) for each in part]
-    names = list(dict.fromkeys(name for name, _ in times))
-    by_name = {name: [1e3 * seconds for each, seconds in times if each == name] for name in sorted(names)}
-    return {"milliseconds to open": 1e3 * opened, "milliseconds": {name: _spread(found) for name, found in by_name.items()}}
+    names = sorted({name for name, *_ in times})
+    waited = {name: _spread([1e3 * seconds for each, seconds, _ in times if each == name]) for name in names}
+    processor = {name: _spread([1e3 * seconds for each, _, seconds in times if each == name]) for name in names}
+    return {"milliseconds to open": 1e3 * opened, "milliseconds": waited, "milliseconds of a processor": processor}
 
 
 def _spread(times: list[float]) -> dict:
@@ -181,10 +213,12 @@ def main() -> None:
     for name, value in out.items():
         if not isinstance(value, dict):
             print(f"{name:<34}{value:>12,.1f}")
-    for name, seconds in out.get("seconds by part", {}).items():
-        print(f"  {name[:60]:<60}{seconds:>10.1f} s")
-    for name, entry in out["milliseconds"].items():
-        print(f"  {name:<32}median {entry['median']:>7.1f} ms   95% {entry['p95']:>7.1f} ms   most {entry['most']:>7.1f} ms   of {entry['asked']}")
+    for name, entry in out.get("seconds by part", {}).items():
+        print(f"  {name[:60]:<60}{entry['seconds']:>10.1f} s, {entry['of a processor']:>8.1f} s of a processor")
+    for kind in ("milliseconds", "milliseconds of a processor"):
+        print(kind)
+        for name, entry in out[kind].items():
+            print(f"  {name:<32}median {entry['median']:>7.1f}   95% {entry['p95']:>7.1f}   most {entry['most']:>7.1f}   of {entry['asked']}")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ import re
 
 import pytest
 
+from metasae import figures
+from metasae.comparison import compare
 from metasae.errors import UserError
 from metasae.latex import escaped
+from metasae.measures.catalogue import CATALOGUE
 from metasae.recipe import Recipe
-from metasae.report import write_report
+from metasae.report import _row_mean, write_report
 from runs import write_arm
 
 
@@ -63,7 +66,10 @@ def test_everything_is_escaped(tmp_path):
 SCORES = {
     "embedding": {
         "chance": 0.5,
-        "parts": {"random": {"estimate": 0.6, "ci95": [0.5, 0.7], "shuffled": {"estimate": 0.49}}, "same_token": {"estimate": None, "ci95": None}},
+        "parts": {
+            "random": {"estimate": 0.6, "ci95": [0.5, 0.7], "n_values": 9, "shuffled": {"estimate": 0.49}},
+            "same_token": {"estimate": None, "ci95": None},
+        },
     }
 }
 
@@ -72,8 +78,13 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
     whole_run(tmp_path / "r")
     arms = {f"{arm}-s{seed}": {"interp": {"scores": SCORES}} for arm in ("solo", "joint") for seed in range(2)}
     (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
-    write_report(tmp_path / "r")
-    assert (tmp_path / "r" / "figures" / "scores.svg").is_file()
+    for number, name in enumerate(arms):
+        latents = {str(i): {"own": True, "embedding": {"random": 0.5 + 0.01 * (i + number)}} for i in range(9)}
+        (tmp_path / "r" / "arms" / name / "interp.json").write_text(json.dumps({"latents": latents}))
+    text = write_report(tmp_path / "r").read_text()
+    assert "Which scores become more common" in text
+    for name in ("scores", "score_difference"):
+        assert (tmp_path / "r" / "figures" / f"{name}.svg").is_file() and (tmp_path / "r" / "figures" / f"{name}.png").is_file()
     pair = json.loads((tmp_path / "r" / "compare.json").read_text())["pairs"]["joint vs solo"]
     entry = pair["interp.scores.embedding.parts.random.estimate"]
     assert (entry["a"], entry["b"], entry["n_seeds"]) == (0.6, 0.6, 2)
@@ -92,6 +103,42 @@ def test_the_tables_for_latex_hold_the_numbers_and_their_conditions(tmp_path):
     assert not re.search(r"(?<!\\)[%#]", text)
     rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert rows and all(len(re.findall(r"(?<!\\)&", row)) == 4 for row in rows)
+
+
+def entry(value, clear, p_holm):
+    ends = [value - 0.01, value + 0.01] if clear else [value - 1, value + 1]
+    return {"difference": value, "ci95": ends, "percent": 100 * value, "percent_ci95": [100 * end for end in ends], "p_holm": p_holm}
+
+
+def test_the_differences_have_a_panel_for_pp_and_fill_only_what_is_clear_after_holm():
+    relative = [q for q in CATALOGUE if q.main and q.relative][:3]
+    share = next(q for q in CATALOGUE if q.main and not q.relative)
+    nothing = {**entry(0.1, True, 0.01), "percent": None, "percent_ci95": None}
+    pair = {relative[0].key: entry(0.1, True, 0.01), relative[1].key: entry(0.1, True, None), relative[2].key: nothing, share.key: entry(0.2, True, 0.04)}
+    percent, pp = figures.relative_differences({"joint vs solo": pair}).axes
+    fills = [line.get_markerfacecolor() == line.get_color() for line in percent.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert fills == [True, False]
+    assert [label.get_text().split("  ")[0] for label in pp.get_yticklabels()] == [share.label]
+    assert any(list(line.get_xdata()) == [20.0] for line in pp.lines) and "(pp)" in pp.get_xlabel()
+    assert "clear after Holm's correction" in pp.get_xlabel() and relative[2].label in pp.get_xlabel()
+
+
+def test_the_means_of_a_row_are_of_the_seeds_of_its_change(tmp_path):
+    for seed in range(3):
+        write_arm(tmp_path, "solo", seed, fidelity__fvu=0.1 + 0.1 * seed)
+    write_arm(tmp_path, "joint", 1, fidelity__fvu=0.25)
+    comparison = compare(tmp_path)
+    assert _row_mean(comparison, "solo", "fidelity.fvu") == (pytest.approx(0.2), [1])
+    comparison["arms"]["solo"]["means"].pop("fidelity.fvu")
+    comparison["arms"]["solo"]["values"].pop("fidelity.fvu")  # as of a measure that two SAEs have together
+    assert _row_mean(comparison, "solo", "fidelity.fvu") == (pytest.approx(0.2), [1])
+    assert _row_mean(comparison, "joint", "fidelity.fvu") == (pytest.approx(0.25), None)
+
+
+def test_the_verdict_is_a_list(tmp_path):
+    whole_run(tmp_path)
+    text = write_report(tmp_path).read_text()
+    assert "<ul><li>" in text.split("</header>")[0] and "<p>Joint against solo" in text
 
 
 def test_special_letters_come_out_as_they_are():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metasae.measures.catalogue import CATALOGUE
+from metasae.measures.catalogue import CATALOGUE, Quantity
 from metasae.measures.intervals.statistics import is_clear
 
 if TYPE_CHECKING:
@@ -31,30 +31,62 @@ def style_of(arm: str) -> tuple[str, str]:
 
 
 def relative_differences(pairs: dict) -> "Figure | None":
-    """The change of every main measure against solo in percent, with its interval. pairs: as in compare.json."""
-    shown = [q for q in CATALOGUE if q.main and q.relative and any(pair.get(q.key, {}).get("percent") is not None for pair in pairs.values())]
-    if not shown:
+    """The change of every main measure against solo with its interval: in percent, and below that in pp where a share is itself a difference.
+
+    A mark is filled where the change is clear after Holm's correction. Measures with a change but no percentage are named below. pairs: as in
+    compare.json.
+    """
+    main = [q for q in CATALOGUE if q.main and any(pair.get(q.key, {}).get("difference") is not None for pair in pairs.values())]
+    panels = {"%": [], "pp": []}
+    for q in main:
+        unit = "%" if q.relative else "pp"
+        if any(_drawn(pair.get(q.key), unit) for pair in pairs.values()):
+            panels[unit].append(q)
+    left_out = [q.label for q in main if q not in panels["%"] + panels["pp"]]
+    panels = {unit: shown for unit, shown in panels.items() if shown}
+    if not panels:
         return None
-    figure, (axes,) = _figure(1, height=1.3 + 0.36 * len(shown))
+    counts = [len(shown) for shown in panels.values()]
+    figure, each = _figure(1, height=1.2 * len(counts) + 0.36 * sum(counts), rows=len(counts), heights=[count + 1.2 for count in counts])
+    for axes, (unit, shown) in zip(each, panels.items(), strict=True):
+        _draw_differences(axes, pairs, shown, unit)
+    each[0].legend(frameon=False, fontsize=9)
+    note = f"\nnot drawn, as there is no percentage: {', '.join(left_out)}" if left_out else ""
+    each[-1].set_xlabel(f"{each[-1].get_xlabel()}; filled: clear after Holm's correction{note}")
+    return figure
+
+
+def _draw_differences(axes: "Axes", pairs: dict, shown: list[Quantity], unit: str) -> None:
+    """One row per measure, one mark per pair in it."""
     offsets = np.linspace(-0.2, 0.2, len(pairs)) if len(pairs) > 1 else [0.0]
     for offset, (name, pair) in zip(offsets, pairs.items(), strict=True):
         colour, _ = style_of(name.split(" vs ")[0])
         for row, quantity in enumerate(shown):
             entry = pair.get(quantity.key)
-            if entry is None or entry["percent"] is None:
+            drawn = _drawn(entry, unit)
+            if drawn is None:
                 continue
-            if entry["percent_ci95"] is not None:
-                axes.plot(entry["percent_ci95"], [row + offset] * 2, color=colour, linewidth=1.6, alpha=0.7, solid_capstyle="butt")
-            axes.plot(entry["percent"], row + offset, "o", color=colour, markersize=6, markerfacecolor=colour if is_clear(entry) else "white")
+            value, interval = drawn
+            if interval is not None:
+                axes.plot(interval, [row + offset] * 2, color=colour, linewidth=1.6, alpha=0.7, solid_capstyle="butt")
+            filled = is_clear(entry) and entry.get("p_holm") is not None
+            axes.plot(value, row + offset, "o", color=colour, markersize=6, markerfacecolor=colour if filled else "white")
         axes.plot([], [], "o", color=colour, label=name)
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(shown)), [_worded(q) for q in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlim(*_limits(shown, pairs))
-    axes.set_xlabel("change against solo (%), 95% interval; filled: it leaves out 0")
+    axes.set_xlim(*_limits([_drawn(pair.get(q.key), unit) for pair in pairs.values() for q in shown]))
+    axes.set_xlabel(f"change against solo ({unit}), 95% interval")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9)
-    return figure
+
+
+def _drawn(entry: dict | None, unit: str) -> tuple[float, list[float] | None] | None:
+    """(change, interval) in percent or pp; None where there is none in that unit."""
+    if entry is None or entry["difference"] is None:
+        return None
+    if unit == "pp":
+        return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
+    return None if entry["percent"] is None else (entry["percent"], entry["percent_ci95"])
 
 
 def phi_difference(measured: Sequence["Measured"]) -> "Figure | None":
@@ -143,6 +175,58 @@ def _score_parts(entry: "Measured") -> dict[tuple[str, str], dict]:
     return {(score, part): found for score, one in scores.items() for part, found in one["parts"].items() if found["estimate"] is not None}
 
 
+def score_difference(found: Sequence[dict]) -> "Figure | None":
+    """Per score: which scores become more common among an arm's latents, and the mean difference. found: as `score_differences` gives it."""
+    found = [entry for entry in found if entry["changes"]]
+    if not found:
+        return None
+    figure, panels = _figure(2, height=0.6 + 3.6 * len(found), rows=len(found))
+    for entry, shares, means in zip(found, panels[::2], panels[1::2], strict=True):
+        _draw_shares(shares, entry)
+        _draw_means(means, entry)
+    return figure
+
+
+def _draw_shares(axes: "Axes", entry: dict) -> None:
+    edges, part = entry["edges"], "" if entry["part"] == "all" else f", {entry['part'].replace('_', ' ')} silent"
+    for number, null in enumerate(entry["null"]):
+        label = f"{entry['baseline']} − {entry['baseline']}, other seed" if not number else None
+        axes.stairs(100 * np.array(null["change"]), edges, color="#aaaaaa", linewidth=1.1, label=label, baseline=None)
+    for arm, change in entry["changes"].items():
+        colour, line = style_of(arm)
+        axes.stairs(100 * np.array(change), edges, color=colour, linestyle=line, linewidth=1.8, label=f"{arm} − {entry['baseline']}", baseline=None)
+    axes.axhline(0, color="#888888", linewidth=1)
+    axes.set_xlabel(f"{entry['score']}{part} (a latent's score)")
+    axes.set_ylabel("change of the share of latents (pp)")
+    judge = f",\nread by {entry['judge']}" if entry["judge"] else ""
+    counts = sorted(set(entry["n"].values()))
+    told = f"{counts[0]:,} to {counts[-1]:,}" if len(counts) > 1 else f"{counts[0]:,}"
+    axes.set_title(f"{told} latents per SAE{judge}", fontsize=8, loc="left")
+    axes.grid(color="#eeeeee", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.margins(y=0.18)
+
+
+def _draw_means(axes: "Axes", entry: dict) -> None:
+    rows = entry["rows"]
+    for place, row in enumerate(rows):
+        colour = "#888888" if row["kind"] == "null" else style_of(row["arm"])[0]
+        if row["ci95"] is not None:
+            axes.plot(row["ci95"], [place, place], color=colour, linewidth=1.6, alpha=0.7, solid_capstyle="butt")
+        clear = row["ci95"] is not None and not row["ci95"][0] <= 0 <= row["ci95"][1]
+        axes.plot(row["difference"], place, "o", color=colour, markersize=5, markerfacecolor=colour if clear else "white")
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(rows)), [f"{row['what']}\n({row['n']:,} {row['unit']})" for row in rows], fontsize=7)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    # an interval over two seeds may run out of the frame rather than flatten everything
+    ends = [abs(end) for row in rows if row["kind"] != "seeds" for end in row["ci95"] or ()] + [2 * abs(row["difference"]) for row in rows]
+    reach = 1.1 * max(ends, default=0.0) or 1.0
+    axes.set_xlim(-reach, reach)
+    axes.set_xlabel("mean difference, 95% interval")
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+
+
 def loss_curves(measured: Sequence["Measured"]) -> "Figure | None":
     """Training curves from metrics.jsonl, one line per seed. None when no arm has one."""
     curves = [(entry, read_metrics(entry.folder / "metrics.jsonl")) for entry in measured]
@@ -191,14 +275,14 @@ def read_metrics(path: Path) -> list[dict]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _figure(panels: int, height: float) -> tuple["Figure", list["Axes"]]:
-    """An empty figure, 8 inches wide, with panels side by side."""
+def _figure(panels: int, height: float, rows: int = 1, heights: Sequence[float] | None = None) -> tuple["Figure", list["Axes"]]:
+    """An empty figure, 8 inches wide, with panels side by side in each of its rows. heights: of the rows to each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    panels_ = list(figure.subplots(1, panels, squeeze=False)[0])
+    panels_ = list(figure.subplots(rows, panels, squeeze=False, height_ratios=heights).flat)
     for axes in panels_:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9)
@@ -224,10 +308,10 @@ def _worded(quantity) -> str:
     return quantity.label + arrow
 
 
-def _limits(shown: list, pairs: dict) -> tuple[float, float]:
+def _limits(drawn: list) -> tuple[float, float]:
     """Wide enough for every point; intervals of very few seeds may run out of the frame rather than flatten everything."""
-    entries = [pair[q.key] for pair in pairs.values() for q in shown if q.key in pair and pair[q.key]["percent"] is not None]
-    ends = [abs(end) for entry in entries for end in (entry["percent_ci95"] or ())]
-    points = max(abs(entry["percent"]) for entry in entries)
+    found = [each for each in drawn if each is not None]
+    ends = [abs(end) for _, interval in found for end in (interval or ())]
+    points = max(abs(value) for value, _ in found)
     reach = max(min(max(ends, default=0.0), 4 * points), 1.15 * points, 1.0)
     return -1.05 * reach, 1.05 * reach

@@ -28,7 +28,7 @@ def _table(comparison: dict, name: str) -> Iterator[str]:
     pair = comparison["pairs"][name]
     yield r"\begin{table}"
     yield r"\caption{" + escaped(f"{a} against {b}. {conditions_line(comparison, (a, b)).replace('`', '')}")
-    yield r"  Change with its 95\% interval over paired seeds and blocks of documents; bold where clear after Holm's correction."
+    yield r"  Change with its 95\% interval over paired seeds and blocks of documents; bold: clear after Holm's correction (main measures)."
     yield r"  $\uparrow$, $\downarrow$: the direction that is more atomic or more faithful.}"
     yield r"\begin{tabular}{llrrr}"
     yield r"\toprule"
@@ -43,6 +43,6 @@ def _table(comparison: dict, name: str) -> Iterator[str]:
             entry = pair[q.key]
             arrow = {"lower": r"$\downarrow$", "higher": r"$\uparrow$", None: ""}[q.better]
             told = escaped(change(q, entry))
-            told = rf"\textbf{{{told}}}" if q.better and is_clear(entry) else told
+            told = rf"\textbf{{{told}}}" if q.better and entry.get("p_holm") is not None and is_clear(entry) else told
             yield rf"{escaped(q.label)} & {arrow} & {number(entry['b'])} & {number(entry['a'])} & {told} \\"
     yield from (r"\bottomrule", r"\end{tabular}", r"\end{table}", "")

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import tomli
@@ -17,12 +18,14 @@ from metasae.measures.intervals.statistics import is_clear
 from metasae.report_latents import STYLE as LATENT_STYLE
 from metasae.report_latents import latents_sections
 from metasae.report_style import STYLE
-from metasae.verdict import change, towards
+from metasae.score_difference import score_differences
+from metasae.verdict import change, towards, verdict_lines
 
 CAPTIONS = {
     "differences": (
         "What changes against solo",
-        "Each main measure as a percentage of solo's mean. An interval with 0 in it does not establish a change; "
+        "Each main measure as a percentage of solo's mean; a share that is itself a difference, in pp. Filled: clear after Holm's correction. "
+        "An interval with 0 in it does not establish a change; "
         "with few seeds intervals are wide, and may run out of the frame.",
     ),
     "phi": (
@@ -36,7 +39,13 @@ CAPTIONS = {
         "One mark per seed. A score speaks for explanations only as far as it lies above shuffled explanations; windows with the latent's own "
         "token in which it is silent are the ones a blend fails on.",
     ),
-    "training": ("Training", "One line per seed. Control runs with the penalty switched off and should lie on solo."),
+    "score_difference": (
+        "Which scores become more common",
+        "Left: shares of each arm's own random latents by their score, less solo's; grey is one seed of solo less another. Right: the mean "
+        "difference, of those latents over seeds and within pairs of matched latents. Filled: the interval leaves out 0; over two seeds it may run "
+        "out of the frame.",
+    ),
+    "training": ("Training", "One line per seed. Control runs with the penalty switched off: in FVU it should lie on solo."),
 }
 
 READ = (
@@ -68,6 +77,7 @@ def write_report(run_folder: str | Path) -> Path:
         "phi": figures.phi_difference(measured),
         "rates": figures.firing_rates(measured),
         "scores": figures.interp_scores(measured),
+        "score_difference": figures.score_difference(score_differences(run_folder)),
         "training": figures.loss_curves(measured),
     }
     images = {name: {kind: _drawn(figure, kind) for kind in ("png", "svg")} for name, figure in drawn.items() if figure is not None}
@@ -86,7 +96,7 @@ def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, byte
     body = [
         "<header><p class=kind>metasae report</p>",
         f"<h1>{_text(comparison['run'])}</h1>",
-        f"<p class=verdict>{_text(comparison['verdict'])}</p>",
+        f"<div class=verdict>{''.join(_verdict(comparison))}</div>",
         f"<p class=conditions>{_text(conditions_line(comparison).replace('`', ''))}</p>",
         f"<p class=conditions>Not measured yet: {_text(', '.join(comparison['missing']))}.</p>" if comparison["missing"] else "",
         "</header><main>",
@@ -111,10 +121,23 @@ def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, byte
     return head + "\n".join(part for part in body if part) + "</body></html>\n"
 
 
+def _verdict(comparison: dict) -> Iterator[str]:
+    """Each pair's conclusion as a paragraph, what it rests on as a list below it."""
+    for is_listed, lines in groupby(verdict_lines(comparison), lambda line: line.startswith("- ")):
+        if is_listed:
+            yield f"<ul>{''.join(f'<li>{_text(line[2:])}</li>' for line in lines)}</ul>"
+        else:
+            yield from (f"<p>{_text(line)}</p>" for line in lines)
+
+
 def _arms_table(comparison: dict, quantities: list[Quantity]) -> str:
-    """Means of every arm, and every arm's change against solo."""
+    """Means of every arm, and every arm's change against solo.
+
+    A row's numbers are of the same seeds: where a change rests on fewer than its arms have, so do their means, and the seeds are named.
+    """
     arms, pairs = comparison["arms"], comparison["pairs"]
-    quantities = [q for q in quantities if any(q.key in arm["means"] for arm in arms.values())]
+    means = {q.key: {arm: _row_mean(comparison, arm, q.key) for arm in arms} for q in quantities}
+    quantities = [q for q in quantities if any(value is not None for value, _ in means[q.key].values())]
     if not quantities:
         return ""
     heads = [
@@ -125,16 +148,32 @@ def _arms_table(comparison: dict, quantities: list[Quantity]) -> str:
     for q in quantities:
         arrow = {"lower": "↓ better", "higher": "↑ better", None: ""}[q.better]
         name = f"<th scope=row title='{_text(q.meaning)}'>{_text(q.label)}<small>{arrow}</small></th>"
-        means = "".join(f"<td>{number(entry['means'].get(q.key))}</td>" for entry in arms.values())
+        cells = "".join(f"<td>{number(value)}{_seeds(seeds)}</td>" for value, seeds in means[q.key].values())
         changes = "".join(_change_cell(q, pair.get(q.key)) for pair in pairs.values())
-        rows.append(f"<tr>{name}{means}{changes}</tr>")
+        rows.append(f"<tr>{name}{cells}{changes}</tr>")
     return f"<div class=wide><table><thead><tr><th>measure</th>{''.join(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+
+
+def _row_mean(comparison: dict, arm: str, key: str) -> tuple[float | None, list[int] | None]:
+    """(an arm's mean, its seeds where they are not all of the arm's): over the seeds of the first pair that has fewer, else the arm's own."""
+    own = comparison["arms"][arm]
+    every = len(own["values"].get(key, ()))
+    for name, pair in comparison["pairs"].items():
+        sides = dict(zip(name.split(" vs "), "ab", strict=True))
+        if arm in sides and key in pair and pair[key]["n_seeds"] > 0 and (every == 0 or pair[key]["n_seeds"] < every):
+            seeds = [value["seed"] for value in pair[key]["values"]]
+            return pair[key][sides[arm]], seeds if len(seeds) < len(own["seeds"]) else None
+    return own["means"].get(key), None
+
+
+def _seeds(seeds: list[int] | None) -> str:
+    return "" if seeds is None else f"<small>seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}</small>"
 
 
 def _change_cell(quantity: Quantity, entry: dict | None) -> str:
     if entry is None:
         return "<td>-</td>"
-    kind = towards(quantity, entry) if is_clear(entry) else ""
+    kind = towards(quantity, entry) if is_clear(entry) and entry.get("p_holm") is not None else ""
     return f"<td class='{kind}'>{_text(change(quantity, entry))}<small>{_text(reading(quantity, entry))}</small></td>"
 
 

@@ -32,7 +32,7 @@ def entry(difference, percent, clear, note=""):
     interval = [difference - 0.001, difference + 0.001] if clear else [difference - 1, difference + 1]
     percents = [percent - 0.5, percent + 0.5] if clear else [percent - 60, percent + 60]
     return {"a": 1.0 + difference, "b": 1.0, "difference": difference, "percent": percent, "ci95": interval, "percent_ci95": percents,
-            "p_holm": None, "n_seeds": 2, "note": note, "values": [],
+            "p_holm": 0.01 if clear else 0.5, "n_seeds": 2, "note": note, "values": [],
             "clear": clear, "change": f"{percent:+}% {percents}", "reading": "more atomic" if clear else "interval includes 0"}  # fmt: skip
 
 
@@ -150,12 +150,17 @@ class FakeExplorer:
         return {"id": id, "kind": kind, "pair": f"{sae} -> {other}", "parent": parent, "children": children,
                 "coverage": 0.78, "overlap": 0.02, "score": 1 / (1 + number), "firings": 600, "label": label}  # fmt: skip
 
-    def splits(self, pair=None, kind="splits", offset=0, limit=50):
+    def splits(self, pair=None, kind="splits", offset=0, limit=50, search=None, min_score=None, label=None):
         pairs = ["joint-s0 -> solo-s0"] if kind == "merges" else ["solo-s0 -> joint-s0", "solo-s1 -> joint-s1"]
         base = ["solo-s0 -> solo-s1"]
         if pair is not None and pair not in pairs + base:
             raise KeyError(f"no pair '{pair}'")
         rows = [self._split_row(f"{kind[0]}0-{i}") for i in range(120)]
+        rows = [row for row in rows if row["score"] >= (min_score or 0) and label in (None, row["label"])]
+        if search:
+            sides = [(row, [row["parent"], *row["children"]]) for row in rows]
+            rows = [row for row, held in sides if any(str(each["latent"]) == search or any(
+                token.strip().lower().startswith(search.lower()) for token in each["top_tokens"]) for each in held)]  # fmt: skip
         return {"pairs": pairs, "base_pairs": base, "pair": pair or pairs[0], "kind": kind, "summary": {"n_above_0.1": 150, "mean_score": 0.02},
                 "base_rate": {"pair": base[0], "n_above_0.1": 186, "mean_score": 0.022},
                 "total": len(rows), "rows": rows[offset : offset + limit]}  # fmt: skip

@@ -174,6 +174,11 @@ def test_the_keyboard_goes_everywhere(reader):
     assert page.locator(".row.chosen").get_attribute("data-row") == "1"
     page.keyboard.press("Enter")
     reader.arrived("latent/solo-s0/1")
+    page.go_back()
+    reader.arrived("latents/solo-s0")
+    assert page.locator(".row.chosen").get_attribute("data-row") == "1"
+    page.keyboard.press("Enter")
+    reader.arrived("latent/solo-s0/1")
     page.keyboard.press("]")
     reader.arrived("latent/solo-s0/2")
     page.keyboard.press("[")
@@ -229,6 +234,37 @@ class FakeList(FakeExplorer):
         return {"sae": sae, "total": self.n, "offset": offset, "columns": [{"key": "rate", "label": "rate", "kind": "number"}], "rows": rows}
 
 
+def test_what_is_outside_the_corrected_measures_is_not_drawn_as_clear_and_a_measure_of_pairs_is_shown(browser):
+    with served(server.app(FakeMeasures())) as address:
+        reader = Reader(browser, address)
+        page = reader.open("overview")
+        rows = {row.inner_text().split("\t")[0].split(" ")[0]: row for row in page.locator("[aria-label^='Measures of'] tbody tr:not(.group)").all()}
+        assert {name: row.locator("circle.clear").count() for name, row in rows.items()} == {"FVU": 1, "mean": 0, "nearest-partner": 0}
+        assert "1.01" in rows["nearest-partner"].inner_text() and "seed 1" in rows["nearest-partner"].inner_text()
+        reader.open("latents/control-s0")
+        assert "Same weights as solo-s0" in " ".join(reader.text().split())
+        assert reader.problems == []
+        reader.context.close()
+
+
+class FakeMeasures(FakeExplorer):
+    """mean |phi| is outside the family, nearest-partner phi exists in the pair and for seed 1 only; control is solo without firings."""
+
+    def __init__(self):
+        super().__init__(arms=("solo", "joint", "control"))
+
+    def overview(self):
+        found = super().overview()
+        pair = found["pairs"]["joint vs solo"]
+        pair["cooccurrence.mean_abs_phi"]["p_holm"] = None
+        pair["cooccurrence.nearest_phi"] |= {"n_seeds": 1, "values": [{"seed": 1, "a": 1.01, "b": 1.0}]}
+        for arm in found["arms"].values():
+            arm["means"] = {key: value for key, value in arm["means"].items() if key != "cooccurrence.nearest_phi"}
+        for sae in found["saes"]:
+            sae |= {"weights": sae["name"].replace("control", "solo"), "has_firings": sae["arm"] != "control"}
+        return found
+
+
 def test_a_token_filters_the_windows_and_shows_its_value(reader):
     page = reader.open("latent/joint-s0/17")
     assert page.locator(".window").count() == 40
@@ -273,6 +309,12 @@ def test_splits_are_filtered_and_loaded_further(reader):
     page.wait_for_function("() => document.querySelectorAll('.item').length === 100")
     page.fill("[data-search]", "99")
     page.wait_for_function("() => document.querySelectorAll('.item').length === 2")  # as a parent, and as a child of 98
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => document.querySelectorAll('.item').length === 50")
+    page.fill("[data-search]", "119")  # not among the first 50
+    page.wait_for_function("() => document.querySelectorAll('.item').length === 2")
+    assert "No evidence that the penalty splits latents" in reader.text()
     assert "with a score above 0.1" in reader.text() and "186" in reader.text()
     page = reader.open("split/s0-5")
     assert page.locator("svg.flow").get_attribute("aria-label").startswith("Of 600 firings of solo-s0 5")

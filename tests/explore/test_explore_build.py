@@ -4,11 +4,13 @@ import json
 import shutil
 import sqlite3
 
+import numpy as np
 import pytest
-from explored import numbered, random_firings, words_of, write_arm
+import torch
+from explored import firings_of, numbered, random_firings, words_of, write_arm
 
 from metasae.errors import UserError
-from metasae.explore import parts, schema
+from metasae.explore import edge_blobs, edges, parts, schema
 from metasae.explore.build import WORKING, build
 from metasae.explore.queries import Explorer
 
@@ -164,8 +166,6 @@ def test_a_planted_run_shows_its_features(tmp_path):
     recipe = Recipe.load(tmp_path / "recipe.toml")
     split = PlantedCache(recipe.planted, {"evaluation": 300}).split("evaluation")
     rng_on = split.activations.toarray() > 0
-    from explored import firings_of
-
     write_arm(tmp_path, "solo-s0", firings_of(rng_on, split.activations.toarray(), split.documents, split.tokens, split.positions))
     build(tmp_path)
     explorer = Explorer(tmp_path)
@@ -278,3 +278,39 @@ def test_two_builds_at_once_do_not_mix(tmp_path, monkeypatch):
 def test_a_latent_shows_at_least_one_window(tmp_path):
     with pytest.raises(UserError, match="at least 1 window"):
         build(run_of(tmp_path, "solo-s0"), windows=0, strings=numbered)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_above_a_size_the_nearest_live_row_stands_for_a_match(tmp_path, monkeypatch, known):
+    """Also where none of the ten nearest rows is of a live latent."""
+    monkeypatch.setattr(edges, "MATCHED_UP_TO", 3)
+    store, rng = schema.create(tmp_path / "store"), np.random.default_rng(0)
+    rows = [torch.from_numpy(rng.normal(size=(30, 4)).astype(np.float32)) for _ in range(2)]
+    rows[0][5] = 0
+    live = tuple(rng.random(30) < share for share in (0.6, 0.1))
+    near = (edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])) if known else None
+    edges.write_matches(store, (1, 2), tuple(rows), live, near)
+    units = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-9) for row in (each.numpy() for each in rows)]
+    usable = [np.flatnonzero(on & (np.linalg.norm(unit, axis=1) > 0)) for on, unit in zip(live, units, strict=True)]
+    for side, other in ((0, 1), (1, 0)):
+        found = store.execute("SELECT key, other, kind, data FROM edges WHERE other = ? ORDER BY key", (other + 1,)).fetchall()
+        assert [key for key, *_ in found] == [schema.key_of(side + 1, i) for i in usable[side].tolist()]
+        for i, (_, _, kind, data) in zip(usable[side], found, strict=True):
+            cosines = units[side][i] @ units[other][usable[other]].T
+            (partner,), (value,) = edge_blobs.unpack(data)
+            assert kind == "nearest"
+            assert partner == usable[other][cosines.argmax()]
+            assert value == pytest.approx(cosines.max(), abs=1e-5)
+    store.close()
+
+
+def test_an_sae_that_never_fires_is_searched_in_vain(tmp_path):
+    firings = random_firings()
+    on = np.zeros((firings.n_tokens, 12), bool)
+    silent = firings_of(on, on, firings.documents, firings.tokens, firings.positions)
+    write_arm(tmp_path, "solo-s0", silent)
+    build(tmp_path, strings=words_of(firings))
+    explorer = Explorer(tmp_path)
+    assert explorer.latents("solo-s0", search="w1", dead=True)["total"] == 0
+    assert explorer.latents("solo-s0")["total"] == 0
+    assert explorer.search("w")["rows"] == []

@@ -66,8 +66,8 @@ def test_scalars_tokens_and_histogram_equal_counting(explorer):
             share = counted[row["id"]] / len(tokens)
             assert row["token"] == f" w{row['id']}"
             assert row["count"] == in_text[row["id"]]
-            assert row["share"] == pytest.approx(share)
-            assert row["lift"] == pytest.approx(share / (in_text[row["id"]] / ONE.n_tokens))
+            assert row["share"] == pytest.approx(share, rel=5e-6)  # six digits
+            assert row["lift"] == pytest.approx(share / (in_text[row["id"]] / ONE.n_tokens), rel=5e-6)
         if len(values):
             assert page["histogram"]["edges"][0] == 0.5  # the threshold
             assert page["histogram"]["counts"] == np.histogram(values, bins=page["histogram"]["edges"])[0].tolist()
@@ -207,6 +207,41 @@ def test_search_finds_words_of_explanations_and_the_beginning_of_tokens(explorer
     assert tokens
     assert all(row["text"] == " w3" and row["where"] == "token" for row in tokens)
     assert len(explorer.search("w", limit=3)["rows"]) == 3
+
+
+def test_every_order_is_the_one_sqlite_would_give(explorer):
+    """Equals in the order of latents, what lacks the number last; numbers are read to their last digit."""
+    for number, name in ((facts.id, facts.name) for facts in explorer.saes.values()):
+        for column in (each["key"] for each in explorer.latents(name)["columns"] if each["key"] != "label"):
+            if column.startswith("interp."):
+                _, score, part = column.split(".")
+                value = f"(SELECT value FROM scores s WHERE s.sae = l.sae AND s.latent = l.latent AND s.score = '{score}' AND s.part = '{part}')"
+            else:
+                value = "(SELECT text FROM explanations e WHERE e.key = l.key)" if column == "explanation" else column
+            for descending in (True, False):
+                sql = f"SELECT latent FROM latents l WHERE sae = ? ORDER BY {value} {'DESC' if descending else 'ASC'} NULLS LAST, latent"
+                found = [row["latent"] for row in explorer.latents(name, sort=column, descending=descending, dead=True)["rows"]]
+                assert found == [latent for (latent,) in explorer.ask(sql, (number,))], (name, column)
+        for (rate,) in explorer.ask("SELECT rate FROM latents WHERE sae = ? AND firings > 0", (number,)):
+            same = [latent for (latent,) in explorer.ask("SELECT latent FROM latents WHERE sae = ? AND rate = ? ORDER BY latent", (number, rate))]
+            assert [row["latent"] for row in explorer.latents(name, min_rate=rate, max_rate=rate)["rows"]] == same
+
+
+def test_what_a_common_token_finds_comes_by_firings(explorer):
+    """Of all SAEs together, short tokens first, equals by the lower SAE and latent, and cut anywhere."""
+    sides = {"solo-s0": ONE, "joint-s0": OTHER}
+    fired = {(name, i): of_latent(side, i)[0] for name, side in sides.items() for i in range(12)}
+    expected = []
+    for token in sorted(range(11), key=lambda token: (len(f"w{token}"), f"w{token}")):
+        having = []
+        for (name, i), places in fired.items():
+            counts = Counter(sides[name].tokens[places].tolist())
+            if token in sorted(counts, key=lambda each, counts=counts: (-counts[each], each))[:8]:
+                having.append((-len(places), name != "solo-s0", i, name))
+        expected += [(name, i, f" w{token}") for _, _, i, name in sorted(having)]
+    for limit in (1, 2, 7, 23, 500):
+        found = [(row["sae"], row["latent"], row["text"]) for row in explorer.search("w", limit=limit)["rows"]]
+        assert found == expected[:limit], limit
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,8 @@ SERVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from fake_explorer import FakeExplorer
-from metasae.explore import build, queries, server
+from metasae.explore import build, queries, server, sweep_pages
+sweep_pages.is_sweep = lambda folder: False
 build.build = lambda *given, **named: None
 queries.Explorer = lambda run: FakeExplorer()
 server.serve("a-run", open_browser=False)

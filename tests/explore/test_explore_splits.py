@@ -126,6 +126,30 @@ def test_pages_of_candidates(planted):
     assert explorer.splits()["base_rate"] is None  # one seed
 
 
+def test_candidates_are_filtered_among_all_of_the_pair(planted):
+    explorer, *_ = planted
+    rows = explorer.splits(limit=500)["rows"]
+
+    def found(**filters):
+        answer = explorer.splits(limit=500, **filters)
+        assert answer["total"] == len(answer["rows"])
+        assert answer["rows"][1:2] == explorer.splits(offset=1, limit=1, **filters)["rows"]
+        return [row["id"] for row in answer["rows"]]
+
+    def sides(row):
+        return [row["parent"], *row["children"]]
+
+    number = rows[-1]["children"][0]["latent"]
+    assert found(search=f" {number} ") == [row["id"] for row in rows if number in [side["latent"] for side in sides(row)]]
+    assert found(min_score=0.1) == [row["id"] for row in rows if row["score"] >= 0.1] != []
+    by_token = found(search="w1")
+    assert set(by_token) >= {row["id"] for row in rows if any(token.strip().startswith("w1") for side in sides(row) for token in side["top_tokens"])}
+    assert found(search="w1", min_score=0.1) == [id for id in by_token if id in found(min_score=0.1)]
+    assert found(search="no such token") == found(label="junk") == found(min_score=2.0) == []
+    explorer.set_label({"kind": "split", "id": rows[-1]["id"]}, "junk")
+    assert found(label="junk") == [rows[-1]["id"]]
+
+
 def test_a_split_can_be_labelled(planted):
     explorer, *_ = planted
     name = explorer.splits()["rows"][0]["id"]
@@ -146,7 +170,13 @@ def test_the_base_rate_is_solo_in_its_next_seed(tmp_path):
     assert shown["base_pairs"] == ["solo-s0 -> solo-s1"]
     for pair in (*shown["pairs"], *explorer.splits(kind="merges")["pairs"]):
         assert explorer.splits(pair)["base_rate"]["pair"] == "solo-s0 -> solo-s1"
+    scores = [row["score"] for row in explorer.splits("solo-s0 -> solo-s1", limit=500)["rows"]]
+    for row in shown["rows"][:3]:
+        told = explorer.split(row["id"])["base"]
+        assert told["as_good"] == sum(score >= row["score"] for score in scores) and told["whole"]
+        assert (told["pair"], told["n_parents"]) == ("solo-s0 -> solo-s1", shown["base_rate"]["n_parents"])
     base = explorer.splits("solo-s0 -> solo-s1")
+    assert explorer.split(base["rows"][0]["id"])["base"] is None
     assert base["summary"] | {"pair": base["pair"]} == shown["base_rate"]
 
 

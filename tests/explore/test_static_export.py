@@ -1,15 +1,19 @@
 import gzip
 import json
 import re
+import sqlite3
 
 import pytest
 
 pytest.importorskip("plotly", reason="the explorer draws with plotly")
 pytest.importorskip("starlette", reason="the explorer needs starlette")
 
+from explored import numbered, random_firings, write_arm
 from fake_explorer import FakeExplorer
 
 from metasae.errors import UserError
+from metasae.explore.build import build
+from metasae.explore.queries import Explorer
 from metasae.explore.static_export import TAG, static_export
 
 
@@ -84,6 +88,34 @@ def test_equal_runs_give_equal_files(explorer, tmp_path):
         static_export(FakeExplorer(n=3), tmp_path / name, splits=3)
         found.append({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name / "data").rglob("*.*")})
     assert found[0] == found[1]
+
+
+def test_several_processes_write_the_same_files(tmp_path):
+    run, found = tmp_path / "run", []
+    for seed, name in enumerate(("solo-s0", "joint-s0")):
+        write_arm(run, name, random_firings(seed, n=70), seed=seed)
+    build(run, strings=numbered)
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        static_export(run, out, processes=processes)
+        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.*") if path.is_file()})
+    assert found[0] == found[1]
+    assert len([path for path in found[0] if path.parts[:3] == ("data", "api", "latent")]) == 4
+    served = Explorer(run)
+    for name in served.saes:
+        blocks = [packed(tmp_path / "2" / "data" / "api" / "latent" / name / f"{number}.json.gz") for number in (0, 1)]
+        assert blocks == [{str(i): json.loads(json.dumps(served.latent(name, i))) for i in part} for part in (range(64), range(64, 70))]
+
+
+def test_an_error_in_a_process_is_the_callers(tmp_path):
+    run = tmp_path / "run"
+    write_arm(run, "solo-s0", random_firings())
+    store = sqlite3.connect(build(run, strings=numbered))
+    store.execute("UPDATE windows SET data = zeroblob(9)")
+    store.commit()
+    store.close()
+    with pytest.raises(UserError, match="delete it and build it again"):
+        static_export(run, tmp_path / "out", processes=2)
 
 
 def test_a_folder_of_something_else_is_left_alone(explorer, tmp_path):

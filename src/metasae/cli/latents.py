@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from metasae.cli import app
-from metasae.cli.options import AsJson, Device
+from metasae.cli.options import AsJson, Device, Seeds, seed_list
 
 
 @app.command()
@@ -18,7 +18,7 @@ def interp(
     scores: Annotated[str, typer.Option(help="of embedding, detection, fuzz_marks, fuzz_2afc, sim_spearman, sense_intruder")] = "embedding",
     latents: Annotated[int, typer.Option(help="latents drawn per arm and seed")] = 1000,
     arms: Annotated[str | None, typer.Option(help="only these, e.g. solo,joint")] = None,
-    seeds: Annotated[str | None, typer.Option(help="only these, e.g. 0,1")] = None,
+    seeds: Seeds = None,
     matched: Annotated[bool, typer.Option("--matched/--unmatched", help="score the matches of solo's latents too")] = True,
     encoder: Annotated[str | None, typer.Option(help="a sentence encoder for embedding; the run's own model when not given")] = None,
     length: Annotated[int | None, typer.Option(help="tokens of a window")] = None,
@@ -34,6 +34,10 @@ def interp(
     """Auto-interp: how well do explanations of the latents hold up, against floors and hard negatives?"""
     from metasae.interp.verb import verb
 
+    if seeds is not None:
+        # a count stands for the seeds that `run` takes for it
+        named = seed_list(seeds)
+        seeds = ",".join(map(str, range(named) if isinstance(named, int) else named))
     choices = {"latents": latents, "arms": arms, "seeds": seeds, "matched": matched, "replay": replay, "encoder": encoder, "length": length}
     asking = {"per_minute": per_minute, "concurrency": concurrency, "price": price, "yes": yes}
     result = verb(run_folder, judge, model, scores, **choices, **asking, seed=seed, device=device, show=not as_json)
@@ -43,7 +47,7 @@ def interp(
 
 @app.command()
 def explore(
-    run_folder: Annotated[Path, typer.Argument(help="a run folder")],
+    run_folder: Annotated[Path, typer.Argument(help="a run folder or a sweep's")],
     static: Annotated[Path | None, typer.Option(help="write the pages into this folder instead, for any file host")] = None,
     host: Annotated[str, typer.Option(help="the address to serve on; others than this machine's let others read along")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
@@ -53,9 +57,11 @@ def explore(
     from metasae.progress import Progress
 
     if static is not None:
+        import os
+
         from metasae.explore.static_export import static_export
 
-        print(static_export(run_folder, static, Progress()))
+        print(static_export(run_folder, static, Progress(), processes=os.cpu_count() or 1))
         return
     from metasae.explore.server import serve
 
@@ -78,7 +84,6 @@ def steer(
     """Writes on from prompts with the model as it is, and with latents set, added to, scaled or ablated."""
     from metasae.steering import run_steer
 
-    folder = folder / "primary" if (folder / "primary").is_dir() else folder
     result = run_steer(folder, latent, prompt, tokens=tokens, point=point, model=model, error=error, seed=seed, device=device)
     if as_json:
         print(json.dumps(result, indent=2))

@@ -1,5 +1,6 @@
 """Options that several verbs share, and what they mean for a recipe."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 from metasae.errors import UserError
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")]
-Seeds = Annotated[str | None, typer.Option(help="how many seeds (3), or which (0,7)")]
+Seeds = Annotated[str | None, typer.Option(help="how many seeds (3: 0, 1 and 2), or which (0,7; one alone: 7,)")]
 Arms = Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
@@ -29,8 +30,11 @@ def overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> di
 
 
 def seed_list(seeds: str) -> int | list[int]:
-    """A count (3) or a list (0,7)."""
+    """A count (3) or a list (0,7); a comma at the end makes one number a list (7,). Raises UserError for anything else."""
     numbers = [part.strip() for part in seeds.split(",")]
-    if not all(number.isdigit() for number in numbers):
-        raise UserError(f"--seeds takes a count (3) or a list (0,7), not '{seeds}'")
-    return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]
+    listed = len(numbers) > 1
+    if listed and not numbers[-1]:
+        numbers.pop()
+    if not all(re.fullmatch("[0-9]+", number) for number in numbers):
+        raise UserError(f"--seeds takes a count (3) or a list (0,7; one alone: 7,), not '{seeds}'")
+    return [int(number) for number in numbers] if listed else int(numbers[0])

@@ -8,6 +8,7 @@ import typer
 
 from metasae.cli import app
 from metasae.cli.options import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, overrides, seed_list
+from metasae.errors import UserError
 
 
 @app.command()
@@ -19,11 +20,14 @@ def run(
     points: Annotated[str | None, typer.Option(help="several hook points, from one harvest: a run folder each, OUT/POINT")] = None,
     out: Out = None,
     device: Device = "cpu",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the resolved recipe and what the run needs; write nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the recipe and what the run needs; write nothing; exit 1 where it cannot run")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
     from metasae import start
+    from metasae.run_lock import first_alone_on
 
     # whatever can be refused without torch is refused before it is imported, which takes seconds
     resolved, folder = start.resolve(recipe, out, overrides(set_, seeds, arms), device)
@@ -31,14 +35,17 @@ def run(
     if dry_run:
         results = [start.plan(*each, show=not as_json) | {"doctor": _examined(*each, device, True, not as_json, stderr=True)} for each in runs]
     else:
-        for each in runs:
-            start.claim(*each)
+        for each, place in runs:
+            with first_alone_on(place):
+                start.claim(each, place)
         from metasae import job
 
         results = [job.run(each, out=place, device=device, show=not as_json) for each, place in runs]
     result = results[0] if len(results) == 1 else results
     if as_json:
         print(json.dumps(result, indent=2))
+    if dry_run and not all(each["doctor"]["fits"] for each in results):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -50,11 +57,18 @@ def doctor(
     out: Out = None,
     device: Device = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="arithmetic alone: load no model and time nothing")] = False,
+    gpu: Annotated[str | None, typer.Option(help="a plan for GPUs of this name in place of this machine, e.g. h200")] = None,
+    gpus: Annotated[int | None, typer.Option(help="how many of them; 1 when not given")] = None,
+    efficiency: Annotated[float | None, typer.Option(help="the share of the datasheet's rates that a plan's slow end counts with; 0.5")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the report as JSON on stdout")] = False,
 ) -> None:
-    """Says before a run what it needs, how long it takes and whether it fits this machine (exit 0) or not (exit 1)."""
+    """Says before a run what it needs, how long it takes and whether it fits this machine, or GPUs one does not have (exit 0), or not (exit 1)."""
     from metasae import start
 
+    if gpu or gpus is not None or efficiency is not None:
+        if device != "cpu":
+            raise UserError("--device is a device of this machine; a plan takes --gpu and --gpus alone")
+        raise typer.Exit(_planned(recipe, overrides(set_, seeds, arms), gpu, gpus, efficiency, as_json))
     report = _examined(*start.resolve(recipe, out, overrides(set_, seeds, arms), device), device, quick, not as_json)
     if as_json:
         print(json.dumps(report, indent=2))
@@ -141,6 +155,23 @@ def sweep(
     )
     if as_json:
         print(json.dumps(result, indent=2))
+
+
+def _planned(recipe: str, changed: dict, gpu: str | None, gpus: int | None, efficiency: float | None, as_json: bool) -> int:
+    """Prints the plan for GPUs that are not here; the exit code."""
+    from metasae.doctor.cards import CARDS
+
+    if gpu is None:
+        raise UserError(f"a plan needs --gpu NAME, of {', '.join(CARDS)}")
+    from metasae.doctor.plan import EFFICIENCY, plan
+    from metasae.doctor.plan_table import print_plan
+
+    made = plan(recipe, 1 if gpus is None else gpus, gpu, changed, EFFICIENCY if efficiency is None else efficiency)
+    if as_json:
+        print(json.dumps(made.as_dict(), indent=2))
+    else:
+        print_plan(made)
+    return 0 if made.fits else 1
 
 
 def _examined(resolved, folder: Path, device: str, quick: bool, show: bool, stderr: bool = False) -> dict:

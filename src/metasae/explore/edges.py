@@ -120,21 +120,46 @@ def _groups(index: np.ndarray, partner: np.ndarray, weights: np.ndarray) -> Iter
     yield from zip(names.tolist(), np.split(order, first[1:]), strict=True)
 
 
-def write_matches(store: sqlite3.Connection, sides: tuple[int, int], rows: tuple[Tensor, Tensor], live: tuple[np.ndarray, np.ndarray]) -> None:
-    """Both ways: the partner in a one-to-one matching of the live latents' decoder rows, or above MATCHED_UP_TO rows the nearest row."""
+def write_matches(
+    store: sqlite3.Connection,
+    sides: tuple[int, int],
+    rows: tuple[Tensor, Tensor],
+    live: tuple[np.ndarray, np.ndarray],
+    near: tuple[Near, Near] | None = None,
+) -> None:
+    """Both ways: the partner in a one-to-one matching of the live latents' decoder rows, or above MATCHED_UP_TO rows the nearest row.
+
+    near: the `nearest_rows` of each side among all of the other's, where they are known.
+    """
     (one, two), (a, b) = sides, (_usable(*each) for each in zip(rows, live, strict=True))
     if not len(a) or not len(b):
         return
     if max(len(a), len(b)) > MATCHED_UP_TO:
-        for (sae, mine, w), (other, theirs, v) in (((one, a, rows[0]), (two, b, rows[1])), ((two, b, rows[1]), (one, a, rows[0]))):
-            near = nearest_rows(w[torch.from_numpy(mine)], v[torch.from_numpy(theirs)], 1)
-            _write_partners(store, NEAREST, sae, mine, other, theirs[near.latents[:, 0]], near.values[:, 0])
+        for (sae, mine, w), (other, theirs, v), known in zip(
+            ((one, a, rows[0]), (two, b, rows[1])), ((two, b, rows[1]), (one, a, rows[0])), near or (None, None), strict=True
+        ):
+            _write_partners(store, NEAREST, sae, mine, other, *_nearest_of(w, mine, v, theirs, known))
         return
     found = match(rows[0][torch.from_numpy(a)], rows[1][torch.from_numpy(b)])
     has = found.matched
     mine, theirs, cosine = a[has], b[found.partner[has]], found.cosine[has]
     _write_partners(store, MATCH, one, mine, two, theirs, cosine)
     _write_partners(store, MATCH, two, theirs, one, mine, cosine)
+
+
+def _nearest_of(rows: Tensor, mine: np.ndarray, other: Tensor, theirs: np.ndarray, known: Near | None) -> tuple[np.ndarray, np.ndarray]:
+    """Of the rows `mine` the nearest among `theirs`, int64 [m], and its cosine. known: the nearest few among all rows of `other`."""
+    partner, cosine, missing = np.zeros(len(mine), np.int64), np.zeros(len(mine), np.float32), np.arange(len(mine))
+    if known is not None:
+        # the first that is among theirs; where none of the few is, the row is compared with all of theirs
+        listed, allowed = known.latents[mine], np.append(np.isin(np.arange(len(other)), theirs), False)
+        first = allowed[listed].argmax(1)
+        partner, cosine = (each[mine, first].copy() for each in (known.latents, known.values))
+        missing = np.flatnonzero(~allowed[partner])
+    if len(missing):
+        near = nearest_rows(rows[torch.from_numpy(mine[missing])], other[torch.from_numpy(theirs)], 1)
+        partner[missing], cosine[missing] = theirs[near.latents[:, 0]], near.values[:, 0]
+    return partner, cosine
 
 
 def _usable(rows: Tensor, live: np.ndarray) -> np.ndarray:

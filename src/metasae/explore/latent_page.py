@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metasae.explore import edge_blobs, token_blobs, window_blobs
+from metasae.explore import edge_blobs, searching, token_blobs, window_blobs
 from metasae.explore.schema import SCALARS, key_of, unzipped
+from metasae.explore.stored_text import folded
 
 if TYPE_CHECKING:
     from metasae.explore.queries import Explorer, SaeFacts
@@ -35,6 +36,22 @@ def rows_of(explorer: "Explorer", keys: Sequence[int], labels: Mapping[int, str]
     for latent, score, part, value in explorer.ask(scores, (facts.id, json.dumps([row["latent"] for row in rows.values()]))):
         rows[key_of(facts.id, latent)][f"interp.{score}.{part}"] = value
     return [rows[key] for key in keys]
+
+
+def add_found(explorer: "Explorer", facts: "SaeFacts", rows: list[dict], search: str) -> None:
+    """Gives each row `found`: the token that a search found it by, where that is not among the few named; else None."""
+    low = searching.token_range(search)["low"]
+    keys = {key_of(facts.id, row["latent"]): row for row in rows}
+    for row in rows:
+        row["found"] = None
+    if facts.text is None:
+        return
+    text = explorer.text(facts.text)
+    for key, data in explorer.ask("SELECT key, data FROM tokens WHERE key IN (SELECT value FROM json_each(?))", (json.dumps(list(keys)),)):
+        strings = [text.string_of(entry) for entry in token_blobs.unpack(data)[0][: token_blobs.SEARCHED]]
+        beginning = [string for string in strings if folded(string).startswith(low)]
+        if beginning and not set(beginning) & set(keys[key]["top_tokens"]):
+            keys[key]["found"] = beginning[0]
 
 
 def latent(explorer: "Explorer", facts: "SaeFacts", number: int) -> dict:
@@ -117,7 +134,8 @@ def _tokens(explorer: "Explorer", facts: "SaeFacts", key: int, firings: int | No
     for entry, on in zip(entries, fired, strict=True):
         token, count, string = held[entry]
         share = on / firings
-        found.append({"token": string, "id": token, "count": count, "with": on, "lift": share * facts.n_tokens / count, "share": share})
+        lift = window_blobs.short(share * facts.n_tokens / count)
+        found.append({"token": string, "id": token, "count": count, "with": on, "lift": lift, "share": window_blobs.short(share)})
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from metasae.explore import token_blobs, window_blobs
 from metasae.explore.schema import key_of
+from metasae.explore.searching import write_top_tokens
 from metasae.explore.text_rows import Text
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress import Task
@@ -22,6 +23,7 @@ def write_latents(
     store: sqlite3.Connection, sae: int, view: ByLatent, text: Text, text_number: int, threshold: np.ndarray, windows: int, task: Task
 ) -> None:
     """Writes latents, windows, tokens, histograms and top_tokens of an SAE with firings. threshold: float [n]."""
+    searched: list[tuple[int, np.ndarray]] = []
     for first, last in ranges(view.indptr, CHUNK):
         found = list(_latents(first, last, view, text, threshold[first:last], windows))
         store.executemany(_INSERT, (_scalars(sae, each, text, threshold) for each in found))
@@ -29,9 +31,11 @@ def write_latents(
         store.executemany("INSERT INTO windows VALUES (?, ?)", ((key, each.windows) for key, each in live))
         store.executemany("INSERT INTO tokens VALUES (?, ?)", ((key, token_blobs.pack(each.entries, each.with_entry)) for key, each in live))
         store.executemany("INSERT INTO histograms VALUES (?, ?, ?, ?)", ((key, each.low, each.high, each.histogram) for key, each in live))
-        searched = ((text_number, entry, key) for key, each in live for entry in each.entries[: token_blobs.SEARCHED].tolist())
-        store.executemany("INSERT INTO top_tokens VALUES (?, ?, ?)", searched)
+        searched += [(each.latent, each.entries[: token_blobs.SEARCHED]) for _, each in live]
         task.advance(last - first)
+    entries = np.concatenate([np.zeros(0, np.int64), *(found for _, found in searched)])
+    latents = np.array([latent for latent, found in searched for _ in found], np.int64)
+    write_top_tokens(store, text_number, sae, entries, latents, view.counts())
 
 
 def write_bare_latents(store: sqlite3.Connection, sae: int, threshold: np.ndarray, task: Task) -> None:

@@ -9,7 +9,7 @@ from metasae.explore import edge_blobs, together
 from metasae.explore.firing_files import FiringFiles, open_firing_files
 from metasae.explore.latent_page import rows_of, short_of
 from metasae.explore.listing import MOST
-from metasae.explore.schema import BASE, KINDS, key_of, place_of
+from metasae.explore.schema import BASE, KINDS, LATENTS_OF_SAE, key_of, place_of
 from metasae.explore.weight_files import cosines, decoder_rows, encoder_columns
 
 if TYPE_CHECKING:
@@ -22,7 +22,16 @@ WINDOWS = 10
 _ROW = "id, pair, parent, score, coverage, overlap, firings, children"
 
 
-def splits(explorer: "Explorer", pair: str | None, kind: str, offset: int, limit: int) -> dict:
+def splits(
+    explorer: "Explorer",
+    pair: str | None,
+    kind: str,
+    offset: int,
+    limit: int,
+    search: str | None = None,
+    min_score: float | None = None,
+    label: str | None = None,
+) -> dict:
     if kind not in KINDS:
         raise KeyError(f"no kind '{kind}' of splits; known: {', '.join(KINDS)}")
     held = explorer.ask("SELECT name, kind, parent, child, summary FROM pairs ORDER BY parent, child")
@@ -39,9 +48,10 @@ def splits(explorer: "Explorer", pair: str | None, kind: str, offset: int, limit
         # the last of two seeds has no next one; what the other one says of solo is the base rate of both
         name = next((base[side] for side in sides if side in base), next(iter(base.values())))
         rate = {"pair": name, **summaries[name]}
-    sql = f"SELECT {_ROW} FROM splits WHERE pair = ? ORDER BY score DESC, parent LIMIT ? OFFSET ?"
-    rows = explorer.ask(sql, (pair, max(0, min(limit, MOST)), max(0, offset))) if pair else []
-    total = explorer.ask("SELECT COUNT(*) FROM splits WHERE pair = ?", (pair,))[0][0] if pair else 0
+    where, given = _filters(explorer, pair, search, min_score, label)
+    sql = f"SELECT {_ROW} FROM splits WHERE {where} ORDER BY score DESC, parent LIMIT :limit OFFSET :offset"
+    rows = explorer.ask(sql, {**given, "limit": max(0, min(limit, MOST)), "offset": max(0, offset)}) if pair else []
+    total = explorer.ask(f"SELECT COUNT(*) FROM splits WHERE {where}", given)[0][0] if pair else 0
     return {
         "pairs": pairs,
         "base_pairs": [name for name, each, *_ in held if each == BASE],
@@ -53,6 +63,39 @@ def splits(explorer: "Explorer", pair: str | None, kind: str, offset: int, limit
         "base_rate": rate,
         "rows": _rows(explorer, rows),
     }
+
+
+def _filters(explorer: "Explorer", pair: str | None, search: str | None, min_score: float | None, label: str | None) -> tuple[str, dict]:
+    """(conditions in SQL, their parameters). search: a latent's number, or the beginning of a token that the parent or a child fires on."""
+    parts, given = ["pair = :pair"], {"pair": pair}
+    if min_score is not None:
+        parts.append("score >= :min_score")
+        given["min_score"] = min_score
+    if label:
+        parts.append("id IN (SELECT value FROM json_each(:labelled))")
+        given["labelled"] = json.dumps([id for id, each in explorer.labels_of_splits().items() if each == label])
+    if search and pair:
+        ((*sides,),) = explorer.ask("SELECT parent, child FROM pairs WHERE name = ?", (pair,))
+        keys = [key for number in set(sides) for key in explorer.keys_found(explorer.by_id[number], search)]
+        if search.strip().isascii() and search.strip().isdigit() and int(search) < LATENTS_OF_SAE:
+            keys += [key_of(number, int(search)) for number in sides]
+        parts.append("id IN (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys)))")
+        given["keys"] = json.dumps(keys)
+    return " AND ".join(parts), given
+
+
+def _beside_base(explorer: "Explorer", row: dict, sides: tuple[int, int]) -> dict | None:
+    """How many splits between two seeds of the baseline score as well as this one; None without such a pair, and for a split of one."""
+    if row["kind"] == BASE:
+        return None
+    held = explorer.ask("SELECT name, parent, summary FROM pairs WHERE kind = ? ORDER BY parent, child", (BASE,))
+    if not held:
+        return None
+    name, parent, summary = next((each for each in held if each[1] in sides), held[0])
+    ((count,),) = explorer.ask("SELECT COUNT(*) FROM splits WHERE pair = ? AND score >= ?", (name, row["score"]))
+    # without firings the store has the best candidates of a pair alone
+    whole = explorer.by_id[parent].has_firings
+    return {"pair": name, "as_good": count, "n_parents": json.loads(summary).get("n_parents"), "whole": whole}
 
 
 def saes_of(explorer: "Explorer", id: str) -> tuple[int, int]:
@@ -86,7 +129,8 @@ def _rows(explorer: "Explorer", rows: list[tuple]) -> list[dict]:
 
 
 def split(explorer: "Explorer", id: str) -> dict:
-    child_sae = explorer.by_id[saes_of(explorer, id)[1]]
+    sides = saes_of(explorer, id)
+    child_sae = explorer.by_id[sides[1]]
     ((*head, children),) = explorer.ask(f"SELECT {_ROW} FROM splits WHERE id = ?", (id,))
     row = _rows(explorer, [(*head, children)])[0]
     number, parent = place_of(head[2])
@@ -94,6 +138,7 @@ def split(explorer: "Explorer", id: str) -> dict:
     latents = [child["latent"] for child in row["children"]]
     rows = np.concatenate([decoder_rows(_folder(explorer, parent_sae), [parent]), decoder_rows(_folder(explorer, child_sae), latents)])
     told = {**row, "cosine": cosines(rows), "siblings_meta": _siblings(explorer, child_sae, latents), "labels": explorer.sayings_of("split", id)}
+    told["base"] = _beside_base(explorer, row, sides)
     if not (_has_firings(explorer, parent_sae) and _has_firings(explorer, child_sae)):
         return {**told, "flow": None, "phi": None, "tokens": {"tokens": [], "parent": [], "lift": [], "counts": []}, "windows": []}
     parent_file, child_file = (_firings(explorer, sae) for sae in (parent_sae, child_sae))
@@ -139,7 +184,7 @@ def _split_windows(text, fired: list[together.Fired], on: np.ndarray, several: n
         for peak in together.apart(tokens[chosen], values[chosen], count):
             shown = together.window(text, peak, fired)
             parent, *children = shown.pop("values")
-            place = int(np.searchsorted(tokens, peak))
+            place = int(np.searchsorted(tokens, tokens.dtype.type(peak)))
             found.append({**shown, "parent": parent, "children": children, "fires": np.flatnonzero(on[:, place]).tolist()})
     return found
 

@@ -169,14 +169,14 @@ class Job:
             return
         firings = [open_firings(member.folder / "firings") if member.has_firings else None for member in (one, other)]
         live = tuple(np.ones(len(w), bool) if each is None else each.counts() > 0 for w, each in zip(rows, firings, strict=True))
-        edges.write_matches(store, tuple(numbers), tuple(rows), live)
-        if one.arm == other.arm:
+        near = None if one.arm == other.arm else (edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1]))
+        edges.write_matches(store, tuple(numbers), tuple(rows), live, near)
+        if near is None:
             return
         for a, b in ((0, 1), (1, 0)):
-            edges.write_near(store, numbers[a], edges.COSINE, numbers[b], edges.nearest_rows(rows[a], rows[b]))
+            edges.write_near(store, numbers[a], edges.COSINE, numbers[b], near[a])
             if one.text_digest and one.text_digest == other.text_digest:
-                near = edges.nearest_phi(firings[a], firings[b], self.progress)
-                edges.write_near(store, numbers[a], edges.PHI, numbers[b], near)
+                edges.write_near(store, numbers[a], edges.PHI, numbers[b], edges.nearest_phi(firings[a], firings[b], self.progress))
 
     def _write_splits(self, kind: str, parent: Member, child: Member, known: dict | None, store: sqlite3.Connection) -> None:
         if known is None:
@@ -199,8 +199,8 @@ class Job:
             return None
 
     def _write_overview(self, store: sqlite3.Connection) -> None:
-        held = {name: facts for name, *facts in store.execute("SELECT name, arm, seed, n, live, has_firings, has_meta FROM saes")}
-        keys = ("arm", "seed", "n", "live", "has_firings", "has_meta")
+        held = {name: facts for name, *facts in store.execute("SELECT name, arm, seed, n, live, weights, has_firings, has_meta FROM saes")}
+        keys = ("arm", "seed", "n", "live", "weights", "has_firings", "has_meta")
         saes = [{"name": each.name, **dict(zip(keys, held[each.name], strict=True))} for each in self.members]
         for sae in saes:
             sae |= {key: bool(sae[key]) for key in ("has_firings", "has_meta")}

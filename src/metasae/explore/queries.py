@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from metasae.explore import labels, latent_page, listing, pair_pages
+from metasae.explore import labels, latent_page, listing, pair_pages, searching
+from metasae.explore.columns import Columns
 from metasae.explore.connection import Reader
 from metasae.explore.labels import LABELS, Saying
 from metasae.explore.listing import Filters
-from metasae.explore.schema import key_of, place_of
+from metasae.explore.schema import SCALARS, key_of, place_of
 from metasae.explore.stored_text import StoredText
 
-# Orders of the table of latents that are kept, half a megabyte each at 65,000 latents.
-ORDERS = 64
+# What was searched for in a table of latents, kept for one who scrolls.
+SEARCHES = 64
 
 __all__ = ["LABELS", "Explorer", "SaeFacts"]
 
@@ -43,8 +44,7 @@ class Explorer:
         self.by_id = {facts.id: facts for facts in self.saes.values()}
         self.text = lru_cache(maxsize=None)(lambda number: StoredText(self.ask, number))
         self.weights_of_split = lru_cache(maxsize=None)(self._ask_weights_of_split)
-        # one who scrolls asks for page after page of the same order
-        self._order = lru_cache(maxsize=ORDERS)(self._ask_order)
+        self._found = lru_cache(maxsize=SEARCHES)(lambda facts, search: searching.found_in(self.ask, facts.id, facts.n, facts.text, search))
 
     def overview(self) -> dict:
         return self._overview
@@ -68,11 +68,16 @@ class Explorer:
         limit: int = 100,
     ) -> dict:
         """A page of an SAE's latents; at most 500 at a time. See `listing.Filters`."""
-        held, filters = self.labels_of_latents(sae), Filters(search, min_rate, max_rate, label, dead)
-        keys = self._order(sae, sort, descending, filters, tuple(held.items()) if label or sort == "label" else ())
+        facts, held, filters = self.sae(sae), self.labels_of_latents(sae), Filters(search, min_rate, max_rate, label, dead)
+        found = self._found(facts, search) if search else None
+        latents = listing.listed(self._columns[facts.id], sort, descending, filters, held, found)
         first = max(0, offset)
-        rows = latent_page.rows_of(self, keys[first : first + max(0, min(limit, listing.MOST))], held)
-        return {"sae": sae, "total": len(keys), "offset": first, "columns": listing.columns_of(self._scores[sae]), "rows": rows}
+        keys = [key_of(facts.id, latent) for latent in latents[first : first + max(0, min(limit, listing.MOST))].tolist()]
+        rows = latent_page.rows_of(self, keys, held)
+        if search:
+            latent_page.add_found(self, facts, rows, search)
+        columns = [{**each, "empty": each["key"] in self._empty[sae]} for each in listing.columns_of(self._scores[sae])]
+        return {"sae": sae, "total": len(latents), "offset": first, "columns": columns, "rows": rows}
 
     def latent(self, sae: str, latent: int) -> dict:
         """Everything of one latent."""
@@ -84,9 +89,22 @@ class Explorer:
         rows = latent_page.rows_of(self, keys)
         return {str(row["latent"]): {key: row[key] for key in ("top_tokens", "explanation", "label", "max")} for row in rows}
 
-    def splits(self, pair: str | None = None, kind: str = "splits", offset: int = 0, limit: int = 50) -> dict:
-        """Split candidates of a pair of SAEs, best first. kind: splits, merges or base; pair None takes the first of that kind."""
-        return pair_pages.splits(self, pair, kind, offset, limit)
+    def splits(
+        self,
+        pair: str | None = None,
+        kind: str = "splits",
+        offset: int = 0,
+        limit: int = 50,
+        *,
+        search: str | None = None,
+        min_score: float | None = None,
+        label: str | None = None,
+    ) -> dict:
+        """Split candidates of a pair of SAEs, best first. kind: splits, merges or base; pair None takes the first of that kind.
+
+        search: a latent's number or the beginning of a token, of the parent or a child.
+        """
+        return pair_pages.splits(self, pair, kind, offset, limit, search, min_score, label)
 
     def split(self, id: str) -> dict:
         """One candidate with its flow, tokens and windows, exact from the run's firings."""
@@ -100,21 +118,8 @@ class Explorer:
 
     def search(self, text: str, limit: int = 50) -> dict:
         """Latents of any SAE by their explanation's words, then by their top tokens."""
-        found, limit = [], max(0, min(limit, listing.MOST))
-        if words := listing.words_query(text):
-            sql = """SELECT e.key, e.text FROM explanation_words w JOIN explanations e ON e.key = w.rowid
-                WHERE explanation_words MATCH ? ORDER BY rank LIMIT ?"""
-            found += [(key, "explanation", said) for key, said in self.ask(sql, (words, limit))]
-        # short tokens first; each of those that are taken is a top token of some latent, so that no more of them are needed than rows
-        sql = """SELECT t.key, f.string FROM (
-                SELECT v.* FROM texts x CROSS JOIN vocabulary v ON v.text = x.id AND v.folded >= :low AND v.folded < :high
-                WHERE EXISTS (SELECT 1 FROM top_tokens t WHERE t.text = v.text AND t.entry = v.entry)
-                ORDER BY length(v.folded), v.folded, v.entry LIMIT :limit
-            ) f CROSS JOIN top_tokens t ON t.text = f.text AND t.entry = f.entry CROSS JOIN latents l ON l.key = t.key
-            ORDER BY length(f.folded), f.folded, f.entry, l.firings DESC, t.key LIMIT :limit"""
-        found += [(key, "token", string) for key, string in self.ask(sql, {**listing.token_range(text), "limit": limit})]
-        rows = [{**self.named(key), "where": where, "text": said} for key, where, said in found[:limit]]
-        return {"rows": rows}
+        found = searching.best(self.ask, self._columns, text, max(0, min(limit, listing.MOST)))
+        return {"rows": [{**self.named(key), "where": where, "text": said} for key, where, said in found]}
 
     def set_label(self, target: dict, label: str | None, note: str = "") -> dict:
         """target: {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}. label: one of LABELS, "" or None to take it away.
@@ -172,10 +177,6 @@ class Explorer:
     def _ask_weights_of_split(self, id: str) -> str:
         return "+".join(self.by_id[number].weights for number in pair_pages.saes_of(self, id))
 
-    def _ask_order(self, sae: str, sort: str, descending: bool, filters: Filters, labels: tuple[tuple[int, str], ...]) -> list[int]:
-        facts = self.sae(sae)
-        return listing.keys_of(self.ask, facts.id, facts.text, self._scores[sae], sort, descending, filters, dict(labels))
-
     def _holds(self, saying: Saying) -> bool:
         """Whether what a saying is about is still in the run."""
         try:
@@ -184,6 +185,22 @@ class Explorer:
             return self.sae(saying.target.rpartition(":")[0]).weights == saying.weights
         except KeyError:
             return False
+
+    def keys_found(self, facts: SaeFacts, search: str) -> list[int]:
+        """The keys of the latents of an SAE that a search finds."""
+        return [key_of(facts.id, latent) for latent in np.flatnonzero(self._found(facts, search)).tolist()]
+
+    @cached_property
+    def _empty(self) -> dict[str, set[str]]:
+        """SAE -> the columns in which no latent has a number."""
+        counts = ", ".join(f"COUNT({name})" for name in SCALARS)
+        sql = f"SELECT {counts} FROM latents WHERE key BETWEEN ? AND ?"
+        found = {name: self.ask(sql, (key_of(facts.id, 0), key_of(facts.id + 1, 0) - 1))[0] for name, facts in self.saes.items()}
+        return {name: {column for column, count in zip(SCALARS, each, strict=True) if not count} for name, each in found.items()}
+
+    @cached_property
+    def _columns(self) -> dict[int, Columns]:
+        return {facts.id: Columns(self.ask, facts.id, facts.n, self._scores[name]) for name, facts in self.saes.items()}
 
     @cached_property
     def _scores(self) -> dict[str, list[tuple[str, str]]]:

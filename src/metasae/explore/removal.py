@@ -7,11 +7,11 @@ from metasae.explore.split_rows import pair_name
 
 # Tables by the part that writes them, with a key or with the number of an SAE.
 _BY_KEY = {
-    "sae": ("latents", "windows", "tokens", "histograms", "edges", "top_tokens"),
+    "sae": ("latents", "windows", "tokens", "histograms", "edges"),
     "interp": ("explanations", "senses", "replies"),
     "logits": ("logits",),
 }
-_BY_SAE = {"sae": ("meta_latents",), "interp": ("scores",)}
+_BY_SAE = {"sae": ("meta_latents", "top_tokens"), "interp": ("scores",)}
 
 
 def remove(store: sqlite3.Connection, name: str) -> None:

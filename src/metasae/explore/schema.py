@@ -12,7 +12,7 @@ from metasae.errors import UserError
 
 STORE = "explore.sqlite"
 # Raised whenever a table changes; a store of another format is built anew.
-FORMAT = 2
+FORMAT = 3
 LATENTS_OF_SAE = 1 << 24
 # Columns of the table `latents` that can be sorted by, with what they are called.
 SCALARS = {
@@ -25,6 +25,17 @@ SCALARS = {
     "encoder_cosine": "encoder-decoder cosine",
     "meta_e": "error by the meta SAE",
     "split_score": "split score",
+}
+MEANINGS = {
+    "rate": "share of the held-out tokens on which the latent fires",
+    "firings": "held-out tokens on which it fires",
+    "threshold": "it fires where its pre-activation is above this",
+    "max": "its largest activation on the held-out tokens",
+    "nearest_phi": "phi (correlation of firing) with the other latent of its SAE that it fires with most",
+    "nearest_cosine": "cosine of its decoder row with the row of its SAE nearest to it",
+    "encoder_cosine": "cosine of its encoder column with its own decoder row",
+    "meta_e": "share of its decoder row that the run's own meta SAE leaves unexplained; only arms with a meta SAE have it",
+    "split_score": "coverage x (1 - overlap) x smallest share of its best split into latents of another SAE, on held-out blocks",
 }
 INDEXED = tuple(SCALARS)
 # Kinds of pairs of SAEs: latents of the baseline in another arm, the other way round, and of the baseline in its own next seed, the base rate.
@@ -46,10 +57,11 @@ CREATE TABLE latents (key INTEGER PRIMARY KEY, sae INTEGER NOT NULL, latent INTE
 CREATE TABLE windows (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE tokens (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE histograms (key INTEGER PRIMARY KEY, low REAL NOT NULL, high REAL NOT NULL, counts BLOB NOT NULL);
-CREATE TABLE top_tokens (text INTEGER, entry INTEGER, key INTEGER, PRIMARY KEY (text, entry, key)) WITHOUT ROWID;
+CREATE TABLE top_tokens (text INTEGER, entry INTEGER, sae INTEGER, data BLOB NOT NULL, PRIMARY KEY (text, entry, sae)) WITHOUT ROWID;
 CREATE TABLE explanations (key INTEGER PRIMARY KEY, text TEXT NOT NULL, judge TEXT);
 CREATE TABLE replies (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE VIRTUAL TABLE explanation_words USING fts5 (text, content='explanations', content_rowid='key', tokenize="unicode61 remove_diacritics 2");
+CREATE VIRTUAL TABLE explanation_words USING fts5 (text, content='explanations', content_rowid='key', tokenize="unicode61 remove_diacritics 2",
+    prefix='1 2 3');
 CREATE TABLE scores (sae INTEGER, score TEXT, part TEXT, latent INTEGER, value REAL, chance REAL, PRIMARY KEY (sae, latent, score, part))
     WITHOUT ROWID;
 CREATE TABLE edges (key INTEGER, kind TEXT, other INTEGER, data BLOB NOT NULL, PRIMARY KEY (key, kind, other)) WITHOUT ROWID;

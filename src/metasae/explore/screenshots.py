@@ -1,6 +1,7 @@
 """Pictures of the explorer for the documentation: python -m metasae.explore.screenshots RUN OUT
 
 Writes overview.png, latent.png and split.png, 1280 pixels wide: the run's overview, its best split, and that split's first child.
+Of a sweep's folder it writes sweep.png.
 Needs playwright and a Chromium; `CHROMIUM` names one that is not found by itself.
 """
 
@@ -16,7 +17,7 @@ from metasae.errors import UserError
 from metasae.explore import server
 
 WIDTH = 1280
-HEIGHTS = {"overview": 1440, "latent": 1000, "split": 1000}
+HEIGHTS = {"overview": 1440, "latent": 1000, "split": 1000, "sweep": 1905}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-background-networking")
 
@@ -24,20 +25,18 @@ OPTIONS = ("--headless", "--no-sandbox", "--disable-background-networking")
 def take_screenshots(run_folder: str | Path, out: str | Path, theme: str = "light", width: int = WIDTH) -> list[Path]:
     """Builds the store where needed and writes the pictures; returns their paths. theme: light or dark.
 
-    Raises UserError where playwright or Chromium is missing, or the run has no SAE.
+    Raises UserError where playwright or Chromium is missing, or the run has no SAE or the sweep no result.
     """
-    from metasae.explore.build import build
-    from metasae.explore.queries import Explorer
+    from metasae.explore.sweep_pages import is_sweep
 
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise UserError("pictures of the pages need playwright: pip install playwright") from None
-    build(Path(run_folder))
-    explorer, out = Explorer(run_folder), Path(out)
+    shown, pages = (Path(run_folder), {"sweep": "sweep"}) if is_sweep(run_folder) else _of_run(Path(run_folder))
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pages = pages_of(explorer)
-    with served(server.app(explorer)) as address, sync_playwright() as started:
+    with served(server.app(shown)) as address, sync_playwright() as started:
         browser = started.chromium.launch(executable_path=find_chromium(), args=list(OPTIONS))
         page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=theme, device_scale_factor=1)
         for name, path in pages.items():
@@ -50,6 +49,16 @@ def take_screenshots(run_folder: str | Path, out: str | Path, theme: str = "ligh
             page.screenshot(path=str(out / f"{name}.png"))
         browser.close()
     return [out / f"{name}.png" for name in pages]
+
+
+def _of_run(run_folder: Path):
+    """(its explorer, which pages are shown)."""
+    from metasae.explore.build import build
+    from metasae.explore.queries import Explorer
+
+    build(run_folder)
+    explorer = Explorer(run_folder)
+    return explorer, pages_of(explorer)
 
 
 def pages_of(explorer) -> dict[str, str]:

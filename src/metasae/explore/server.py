@@ -40,18 +40,25 @@ HEADERS = {
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # of /api/latents: the parameter, and what its text is read as
 FILTERS = {"sort": str, "search": str, "label": str, "min_rate": float, "max_rate": float, "offset": int, "limit": int}
+# of /api/splits
+SPLIT_FILTERS = {"pair": str, "kind": str, "offset": int, "limit": int, "search": str, "min_score": float, "label": str}
 
 
-def app(run, try_text: Callable[[str], dict] | None = None, host: str = "127.0.0.1") -> Starlette:
-    """The application. run: a run folder with its store, or anything with the methods of `metasae.explore.queries.Explorer`.
+def app(run, try_text: Callable[[str], dict] | None = None, host: str = "127.0.0.1", progress: Progress = SILENT) -> Starlette:
+    """The application. run: a run folder with its store, a sweep's folder, or anything with the methods of `metasae.explore.queries.Explorer`.
 
     try_text: text -> which latents fire on it; by default the run folder's model and SAEs, loaded when first asked.
-    host: the address it is served on; requests must name it, or this machine.
+    host: the address it is served on; requests must name it, or this machine. progress: of a sweep's cells, whose stores are built when asked for.
     """
     if isinstance(run, (str, Path)):
         from metasae.explore.queries import Explorer
+        from metasae.explore.sweep_pages import is_sweep
         from metasae.explore.trying import Trying
 
+        if is_sweep(run):
+            from metasae.explore.sweep_server import sweep_app
+
+            return sweep_app(run, host, progress)
         run, try_text = Explorer(run), try_text or Trying(run)
     api = _Api(run, try_text)
     routes = [
@@ -66,32 +73,34 @@ def app(run, try_text: Callable[[str], dict] | None = None, host: str = "127.0.0
         Route("/api/labels", api.labels),
         Route("/api/label", api.label, methods=["POST"]),
         Route("/api/try", api.try_text, methods=["POST"]),
-        Route("/plotly.min.js", _plotly),
+        Route("/plotly.min.js", plotly),
         Mount("/", StaticFiles(directory=STATIC, html=True)),
     ]
-    application = Starlette(routes=routes, exception_handlers={HTTPException: _as_json, Exception: _broken})
+    application = Starlette(routes=routes, exception_handlers=ERRORS)
     application.add_middleware(Guard, host=host)
     return application
 
 
 def serve(run_folder: str | Path, host: str = "127.0.0.1", port: int = 0, open_browser: bool = True, progress: Progress = SILENT) -> None:
-    """Builds the store where it is missing or stale, then serves until Ctrl-C. port 0: any free one.
+    """Serves a run or a sweep until Ctrl-C; a run's store is built where it is missing or stale. port 0: any free one.
 
-    Raises UserError when the folder is no run, the port is taken or the address is not this machine's.
+    Raises UserError when the folder is neither, the port is taken or the address is not this machine's.
     """
     import uvicorn
 
     from metasae.explore.build import build
+    from metasae.explore.sweep_pages import is_sweep
 
     run_folder = Path(run_folder)
+    of_run = not is_sweep(run_folder)
     listening = listen(host, port)
     with listening:
-        build(run_folder, progress)
+        if of_run:
+            build(run_folder, progress)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/"
-        server = uvicorn.Server(
-            uvicorn.Config(app(run_folder, host=host), log_level="warning", timeout_graceful_shutdown=2, server_header=False, date_header=False)
-        )
+        application = app(run_folder, host=host, progress=progress)
+        server = uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2, server_header=False, date_header=False))
         print(f"{run_folder.name}: {address}   (Ctrl-C stops)", flush=True)
         if open_browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
@@ -135,7 +144,7 @@ class _Api:
         return _answer(self.explorer.briefs, request.path_params["sae"], ids)
 
     def splits(self, request: Request) -> Response:
-        given = {name: _read(request, name, kind) for name, kind in {"pair": str, "kind": str, "offset": int, "limit": int}.items()}
+        given = {name: _read(request, name, kind) for name, kind in SPLIT_FILTERS.items()}
         return _answer(self.explorer.splits, **{name: value for name, value in given.items() if value is not None})
 
     def split(self, request: Request) -> Response:
@@ -271,7 +280,7 @@ async def _posted(request: Request) -> dict:
     return given
 
 
-def _plotly(request: Request) -> Response:
+def plotly(request: Request) -> Response:
     return FileResponse(plotly_script(), media_type="text/javascript", headers={"cache-control": "max-age=3600"})
 
 
@@ -285,6 +294,10 @@ def _as_json(request: Request, error: HTTPException) -> Response:
 
 def _broken(request: Request, error: Exception) -> Response:
     return _error(500, f"{type(error).__name__}: {error}")
+
+
+# how an application tells what went wrong
+ERRORS = {HTTPException: _as_json, Exception: _broken}
 
 
 def _without_port(named: str) -> str:

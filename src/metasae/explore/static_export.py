@@ -16,7 +16,11 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from metasae import files
@@ -33,35 +37,75 @@ SPLITS = 200
 TAG = '<meta name="metasae-static" content="1">'
 
 
-def static_export(run, out: str | Path, progress: Progress = SILENT, *, splits: int = SPLITS) -> Path:
+def static_export(run, out: str | Path, progress: Progress = SILENT, *, splits: int = SPLITS, processes: int = 1) -> Path:
     """Writes the pages and all they show to `out` and returns its index.html.
 
-    run: a run folder, whose store is built where it is missing or stale, or anything with the methods of
-    `metasae.explore.queries.Explorer`. splits: so many of each pair of SAEs, the best first.
+    run: a run folder, whose store is built where it is missing or stale, a sweep's folder, or anything with the methods of
+    `metasae.explore.queries.Explorer`. splits: so many of each pair of SAEs, the best first. processes: that write the latents of a run
+    folder side by side; a script that asks for several begins under `if __name__ == "__main__":`, as multiprocessing wants it.
     Raises UserError when `out` holds something else, or cannot be written.
     """
-    out = Path(out)
-    if isinstance(run, (str, Path)):
+    out, folder = Path(out), Path(run) if isinstance(run, (str, Path)) else None
+    if folder is not None:
         from metasae.explore.build import build
-        from metasae.explore.queries import Explorer
+        from metasae.explore.sweep_pages import is_sweep
+        from metasae.explore.sweep_server import write_sweep
 
-        build(Path(run), progress)
-        run = Explorer(run)
+        if is_sweep(folder):
+            _clear(out)
+            return write_sweep(folder, out, TAG)
+        build(folder, progress)
+        run = _opened(folder)
     _clear(out)
     overview, api = run.overview(), out / "data" / "api"
     _write(api / "overview.json", overview)
     shutil.copytree(STATIC, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("index.html"))
     shutil.copyfile(plotly_script(), out / "plotly.min.js")
-    stems = _stems([sae["name"] for sae in overview["saes"]])
-    with progress.task("pages as files", sum(sae["n"] for sae in overview["saes"]), "latents") as task:
-        for sae in overview["saes"]:
-            for done in _write_sae(run, sae, api, stems[sae["name"]]):
-                task.advance(done)
+    stems, sizes = _stems([sae["name"] for sae in overview["saes"]]), {sae["name"]: sae["n"] for sae in overview["saes"]}
+    places = [(name, first, min(first + LATENTS_A_FILE, n)) for name, n in sizes.items() for first in range(0, n, LATENTS_A_FILE)]
+    searched: dict[str, list[list[str]]] = {name: [] for name in stems}
+    with progress.task("pages as files", sum(sizes.values()), "latents") as task, _workers(processes, folder, run) as each:
+        for (name, first, end), found in zip(places, each(partial(_write_latents, api, stems), places), strict=True):
+            searched[name] += found
+            task.advance(end - first)
+    for name, stem in stems.items():
+        _write_table(run, name, api / "latents" / f"{stem}.json.gz", searched[name])
     _write(api / "index.json", {"saes": stems, "most": splits, **_write_splits(run, api, splits)})
     # last, so that a folder with an index.html is whole
     page = (STATIC / "index.html").read_text(encoding="utf-8").replace("<title>", f"{TAG}\n<title>", 1)
     files.write_text(out / "index.html", page)
     return out / "index.html"
+
+
+@contextmanager
+def _workers(processes: int, folder: Path | None, explorer):
+    """map(call, places) -> call(explorer, place) of each in order, by several processes where there is a folder that each can open."""
+    if folder is None or processes < 2:
+        yield lambda call, places: (call(explorer, place) for place in places)
+        return
+    # a copy of this process would share its threads' locks
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        try:
+            yield lambda call, places: pool.map(partial(_in_process, call, folder), places, chunksize=4)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _in_process(call, folder: Path, place):
+    return call(_kept(folder), place)
+
+
+@lru_cache(maxsize=1)
+def _kept(folder: Path):
+    """The run of a process that writes latents for another."""
+    return _opened(folder)
+
+
+def _opened(folder: Path):
+    from metasae.explore.queries import Explorer
+
+    return Explorer(folder)
 
 
 def _clear(out: Path) -> None:
@@ -77,25 +121,27 @@ def _clear(out: Path) -> None:
     page.unlink(missing_ok=True)
 
 
-def _write_sae(explorer, sae: dict, api: Path, stem: str) -> Iterator[int]:
-    """All files of one SAE; gives the number of latents written since the last."""
+def _write_latents(api: Path, stems: dict[str, str], explorer, place: tuple[str, int, int]) -> list[list[str]]:
+    """One file of latents; gives the tokens by which each is searched. place: the SAE, its first latent there and the end."""
+    name, first, end = place
+    block = {str(i): explorer.latent(name, i) for i in range(first, end)}
+    _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", block)
+    return [[entry["token"] for entry in latent["tokens"][:SEARCHED]] for latent in block.values()]
+
+
+def _write_table(explorer, name: str, path: Path, searched: Iterable[list[str]]) -> None:
+    """All rows of an SAE."""
     rows, total = [], None
     while total is None or len(rows) < total:
-        answer = explorer.latents(sae["name"], sort="latent", descending=False, dead=True, offset=len(rows), limit=ROWS)
+        answer = explorer.latents(name, sort="latent", descending=False, dead=True, offset=len(rows), limit=ROWS)
         total = answer["total"]
         if not answer["rows"]:
             break
         rows += answer["rows"]
-    searched = []
-    for first in range(0, sae["n"], LATENTS_A_FILE):
-        block = {i: explorer.latent(sae["name"], i) for i in range(first, min(first + LATENTS_A_FILE, sae["n"]))}
-        _pack(api / "latent" / stem / f"{first // LATENTS_A_FILE}.json.gz", {str(i): latent for i, latent in block.items()})
-        searched += [[entry["token"] for entry in latent["tokens"][:SEARCHED]] for latent in block.values()]
-        yield len(block)
     # a row has only the scores that its latent has
     keys = dict.fromkeys(key for row in rows for key in row)
     values = {key: [row.get(key) for row in rows] for key in keys}
-    _pack(api / "latents" / f"{stem}.json.gz", {"columns": answer["columns"], "n": len(rows), "values": values, "searched": searched})
+    _pack(path, {"columns": answer["columns"], "n": len(rows), "values": values, "searched": searched})
 
 
 def _write_splits(explorer, api: Path, most: int) -> dict:

@@ -17,6 +17,7 @@ from metasae.measures.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE
 from metasae.measures.intervals.statistics import is_clear
 from metasae.measures.suite import json_safe
 from metasae.recipe import Recipe
+from metasae.score_difference import score_differences
 from metasae.verdict import change
 
 POINTS = 300
@@ -52,6 +53,7 @@ def overview_of(run_folder: Path, members: Sequence[Member], saes: Sequence[dict
             "pareto": [_point(member) for member in measured],
             "phi_histogram": _histograms(measured, ("cooccurrence", "histogram"), "edges"),
             "rates": _histograms(measured, ("fidelity", "rates", "histogram"), "log10_edges"),
+            "scores": score_differences(run_folder),
             "training": {member.name: training_curve(member.folder / "metrics.jsonl") for member in members},
             "causal": causal,
             "tokens": next((count for count in texts if count is not None), None),
@@ -88,10 +90,15 @@ def _numbers(member: Member, run_folder: Path) -> dict:
 
 
 def _worded(pair: dict) -> dict:
-    """The differences of a pair of arms, each with the words of the report."""
+    """The differences of a pair of arms, each with the words of the report. clear: after Holm's correction, so main measures alone can be."""
     known = {q.key: q for q in CATALOGUE}
     return {
-        key: {**entry, "clear": is_clear(entry), "reading": reading(known[key], entry), "change": change(known[key], entry)}
+        key: {
+            **entry,
+            "clear": is_clear(entry) and entry.get("p_holm") is not None,
+            "reading": reading(known[key], entry),
+            "change": change(known[key], entry),
+        }
         for key, entry in pair.items()
         if key in known
     }

@@ -76,8 +76,9 @@ def window(text: StoredText, peak: int, fired: Sequence[Fired]) -> dict:
     document, position = text.where(start)
     values = []
     for tokens, strengths in fired:
-        row = [0.0] * (end - start)
-        low, high = np.searchsorted(tokens, [start, end])
+        row: list[float] = [0] * (end - start)
+        # of one type with what is searched, which numpy would copy else
+        low, high = np.searchsorted(tokens, np.array([start, end], tokens.dtype))
         for token, value in zip(tokens[low:high].tolist(), strengths[low:high].tolist(), strict=True):
             row[token - start] = short(value)
         values.append(row)

@@ -188,7 +188,8 @@ def unpack(blob: bytes) -> list[Window]:
     values = np.frombuffer(data, "<f4", total, at + total)
     values, found, entry = [short(value) for value in values.tolist()], [], 0
     for start, length, peak, decile, many in zip(*(array.tolist() for array in (starts, lengths, peaks, deciles, fired)), strict=True):
-        row = [0.0] * length
+        # a whole 0 is half as long on its way to the page
+        row: list[float] = [0] * length
         for place in range(entry, entry + many):
             row[offsets[place]] = values[place]
         entry += many
@@ -197,5 +198,5 @@ def unpack(blob: bytes) -> list[Window]:
 
 
 def short(value: float) -> float:
-    """Six digits: all that is shown of an activation."""
+    """Six digits: more than is shown of an activation, a share or a lift."""
     return float(f"{value:.6g}")

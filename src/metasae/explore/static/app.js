@@ -1,11 +1,11 @@
 // The frame round the pages: hash routes, keys, the theme, search. A page is a function (parts, query) -> {title, node, ...}.
 
-import { data, STATIC } from "./data.js";
+import { data, STATIC, SWEEP } from "./data.js";
 import { add, h, say } from "./dom.js";
 import { recolour } from "./charts.js";
 import { hideTip } from "./windows.js";
 
-const PAGES = {
+const OF_A_RUN = {
   overview: () => import("./pages/overview.js"),
   latents: () => import("./pages/latents.js"),
   latent: () => import("./pages/latent.js"),
@@ -16,8 +16,11 @@ const PAGES = {
   try: () => import("./pages/try.js"),
   search: () => import("./pages/search.js"),
 };
-const JUMPS = { o: "overview", l: "latents", s: "splits", m: "merges", c: "compare", t: "try" };
-const MENU = { latent: "latents", split: "splits", search: "latents" };
+const OF_A_SWEEP = { sweep: () => import("./pages/sweep.js"), cell: () => import("./pages/cell.js") };
+const PAGES = SWEEP ? OF_A_SWEEP : OF_A_RUN;
+const START = SWEEP ? "sweep" : "overview";
+const JUMPS = SWEEP ? { o: "sweep" } : { o: "overview", l: "latents", s: "splits", m: "merges", c: "compare", t: "try" };
+const MENU = { latent: "latents", split: "splits", search: "latents", cell: "sweep" };
 
 const main = document.getElementById("page");
 const bar = document.getElementById("bar");
@@ -36,7 +39,7 @@ function route() {
       return part;
     }
   });
-  return { name: name || "overview", parts: parts.filter((part) => part !== ""), query: new URLSearchParams(query) };
+  return { name: name || START, parts: parts.filter((part) => part !== ""), query: new URLSearchParams(query) };
 }
 
 async function open() {
@@ -71,7 +74,7 @@ async function open() {
   }
   window.scrollTo(0, places.get(location.hash) || 0);
   say(next.title);
-  document.body.dataset.shown = location.hash || "#/overview";
+  document.body.dataset.shown = location.hash || `#/${START}`;
 }
 
 function problem(error) {
@@ -83,7 +86,7 @@ function problem(error) {
       { class: "card error", role: "alert" },
       h("h1", {}, "Nothing to show here"),
       h("p", {}, error.message),
-      h("p", {}, h("a", { href: "#/overview" }, "Go to the overview")),
+      h("p", {}, h("a", { href: `#/${START}` }, SWEEP ? "Go to the sweep" : "Go to the overview")),
     ),
   );
 }
@@ -179,11 +182,13 @@ addEventListener("keydown", (event) => {
 });
 
 showTheme();
-data.overview().then(
+const name = document.getElementById("run");
+if (SWEEP) name.parentElement.href = `#/${START}`;
+(SWEEP ? data.sweep() : data.overview()).then(
   ({ run }) => {
-    document.getElementById("run").textContent = run;
+    name.textContent = run;
   },
   () => {},
 );
-if (STATIC) add(document.getElementById("run").parentElement, h("span", { class: "tag" }, "static copy"));
+if (STATIC) add(name.parentElement, h("span", { class: "tag" }, "static copy"));
 open();

@@ -24,7 +24,8 @@ function plotly() {
   return loading;
 }
 
-function colour(name) {
+/** A colour of the style sheet in the theme of now. */
+export function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
@@ -40,10 +41,11 @@ export function armColour(arm) {
 export const DASHES = { solo: "solid", control: "dash", joint: "solid", sequential: "dashdot" };
 export const SYMBOLS = { solo: "circle", control: "square", joint: "diamond", sequential: "triangle-up" };
 
-/** An empty place of fixed height. make() -> {traces, layout}; `label` says in words what the figure shows. */
-export function chart(label, make, size = "") {
+/** An empty place of fixed height. make() -> {traces, layout}; `label` says in words what the figure shows; click(point) hears of a mark. */
+export function chart(label, make, size = "", click = null) {
   const place = h("div", { class: `chart ${size}`, role: "img", "aria-label": label });
   live.set(place, make);
+  place.clicked = click;
   return place;
 }
 
@@ -106,6 +108,10 @@ function show(Plotly, place) {
     },
     { displayModeBar: false, responsive: true, showTips: false, doubleClick: false },
   );
+  if (place.clicked && !place.hears) {
+    place.hears = true;
+    place.on("plotly_click", ({ points }) => place.clicked(points[0]));
+  }
 }
 
 /** The outline of a histogram as x and y of a stepped line. */

@@ -4,6 +4,9 @@ import * as files from "./files.js";
 
 export const STATIC = document.querySelector('meta[name="metasae-static"]') !== null;
 
+/** The pages show a sweep, not a run. */
+export const SWEEP = document.querySelector('meta[name="metasae-sweep"]') !== null;
+
 const KEPT = 60;
 const answers = new Map();
 
@@ -57,6 +60,7 @@ function post(path, body) {
 const name = encodeURIComponent;
 
 const server = {
+  sweep: () => kept("api/sweep"),
   overview: () => kept("api/overview"),
   latents: (sae, filters) => kept(`api/latents/${name(sae)}${query(filters)}`),
   latent: (sae, latent) => kept(`api/latent/${name(sae)}/${latent}`),

@@ -89,6 +89,13 @@ export function saeName(sae) {
   return h("span", { class: `sae ${armClass(armOf(sae))}` }, h("span", { class: "dot", "aria-hidden": "true" }), sae);
 }
 
+/** Of an SAE without firings: another one with the same weights that has them, else null. saes: the overview's. */
+export function sameAs(saes, name) {
+  const own = saes.find((sae) => sae.name === name);
+  if (!own || own.has_firings || !own.weights) return null;
+  return saes.find((sae) => sae.name !== name && sae.has_firings && sae.weights === own.weights)?.name ?? null;
+}
+
 export function latentPath(sae, latent) {
   return `#/latent/${encodeURIComponent(sae)}/${latent}`;
 }

@@ -1,7 +1,7 @@
 // The overview's figures. run: the overview as the store gives it; many: its conditions in words.
 
-import { armColour, chart, DASHES, redraw, steps, SYMBOLS } from "./charts.js";
-import { card, h } from "./dom.js";
+import { armColour, chart, colour, DASHES, redraw, steps, SYMBOLS } from "./charts.js";
+import { armClass, card, h, number, svg, table } from "./dom.js";
 
 const AXES = [
   ["mean_abs_phi", "mean |phi|"],
@@ -34,7 +34,9 @@ export function pareto(run, many) {
   const place = chart(
     "Every SAE as a point: FVU on the horizontal axis, a measure of atomicity on the vertical; lower left is better",
     () => {
-      const arms = [...new Set(points.map((point) => point.arm))];
+      // the baseline first and larger: an arm that equals it is drawn over it
+      const base = run.baseline || "solo";
+      const arms = [...new Set(points.map((point) => point.arm))].sort((a, b) => (b === base) - (a === base));
       const [key, label] = known.find(([key]) => key === choice.value) || known[0];
       return {
         traces: arms.map((arm) => {
@@ -46,7 +48,7 @@ export function pareto(run, many) {
             x: mine.map((p) => p.fvu),
             y: mine.map((p) => p[key]),
             text: mine.map((p) => p.name),
-            marker: { size: 10, color: armColour(arm), symbol: SYMBOLS[arm] || "x" },
+            marker: { size: arm === base ? 17 : 9, color: armColour(arm), symbol: SYMBOLS[arm] || "x" },
             hovertemplate: "%{text}<br>FVU %{x:.4f}<br>" + label + " %{y:.4g}<extra></extra>",
           };
         }),
@@ -105,6 +107,91 @@ export function phi(run, many) {
     },
   }));
   return card(title, `mean over paired seeds; the far right should lose pairs if latents are more atomic; ${many}`, place);
+}
+
+const PARTS = { all: "", same_token: ", same token silent", random: ", random silent text", neighbour: ", neighbour's text" };
+
+/** Which scores become more common, and the mean differences. null for a run without auto-interp. */
+export function scores(run) {
+  const found = (run.scores || []).filter((entry) => Object.keys(entry.changes).length);
+  if (!found.length) return null;
+  let entry = found[0];
+  const name = ({ score, part }) => `${score}${PARTS[part] ?? `, ${part}`}`;
+  const conditions = () => {
+    const counts = Object.values(entry.n);
+    const [low, high] = [Math.min(...counts), Math.max(...counts)];
+    return `${low === high ? number(low) : `${number(low)} to ${number(high)}`} random latents per SAE${entry.judge ? `, read by ${entry.judge}` : ""}`;
+  };
+  const place = chart("Shares of latents by their score: each arm's less the baseline's, and one seed of the baseline less another", () => ({
+    traces: [
+      ...entry.null.map(({ of, change }, i) => ({
+        type: "scatter",
+        mode: "lines",
+        name: `${entry.baseline} − ${entry.baseline}, other seed`,
+        showlegend: !i,
+        ...steps(entry.edges, change),
+        line: { color: colour("--rest"), width: 1.3 },
+        hovertemplate: `${of.join(" − ")}<br>score %{x:.3f}<br>%{y:.2%} of the latents<extra></extra>`,
+      })),
+      ...Object.entries(entry.changes).map(([arm, change]) => ({
+        type: "scatter",
+        mode: "lines",
+        name: `${arm} − ${entry.baseline}`,
+        ...steps(entry.edges, change),
+        line: { color: armColour(arm), width: 2, dash: DASHES[arm] || "dot" },
+        hovertemplate: "score %{x:.3f}<br>%{y:.2%} of the latents<extra></extra>",
+      })),
+    ],
+    layout: {
+      showlegend: true,
+      xaxis: { title: `${name(entry)} (a latent's score)` },
+      yaxis: { title: "change of the share of latents", tickformat: ".1%" },
+    },
+  }));
+  const means = h("div", {}, meanDifferences(entry));
+  const note = h("p", { class: "note" }, conditions());
+  const choice = h(
+    "select",
+    {
+      "aria-label": "Score",
+      onchange: () => {
+        entry = found[choice.selectedIndex];
+        note.textContent = conditions();
+        means.replaceChildren(meanDifferences(entry));
+        redraw(place);
+      },
+    },
+    found.map((each) => h("option", {}, name(each))),
+  );
+  return card(
+    "Which scores become more common",
+    "of each arm's own random latents; grey: what two seeds of the baseline do by chance",
+    h("div", { class: "title" }, choice, note),
+    h("div", { class: "columns" }, place, means),
+  );
+}
+
+/** Points and intervals about 0; one over two seeds may run out of the frame. */
+function meanDifferences({ rows }) {
+  const ends = rows.flatMap((row) => [2 * Math.abs(row.difference), ...(row.kind === "seeds" ? [] : (row.ci95 || []).map(Math.abs))]);
+  const reach = 1.1 * Math.max(...ends) || 1;
+  const x = (value) => 60 + 56 * Math.max(-1.06, Math.min(1.06, value / reach));
+  const signed = (value) => (value > 0 ? "+" : "") + number(value, 2);
+  const mark = ({ difference, ci95, kind, arm }) =>
+    svg(
+      "svg",
+      { class: `forest narrow ${kind === "null" ? "chance" : armClass(arm)}`, viewBox: "0 0 120 18", "aria-hidden": "true" },
+      svg("line", { class: "zero", x1: "60", x2: "60", y1: "0", y2: "18" }),
+      ci95 ? svg("line", { x1: x(ci95[0]), x2: x(ci95[1]), y1: "9", y2: "9" }) : null,
+      svg("circle", { cx: x(difference), cy: "9", r: "3.6", class: ci95 && (ci95[0] > 0 || ci95[1] < 0) ? "clear" : "" }),
+    );
+  const told = ({ difference, ci95 }) => [signed(difference), ci95 ? h("span", { class: "ends" }, `[${ci95.map(signed).join(", ")}]`) : null];
+  const columns = [{ label: "difference of the mean score", text: true }, { label: "95% interval" }, { label: "" }, { label: "of" }];
+  return table(
+    columns,
+    rows.map((row) => [row.what, told(row), mark(row), `${number(row.n)} ${row.unit}`]),
+    { label: "Differences of the mean score" },
+  );
 }
 
 export function rates(run, many) {

@@ -11,6 +11,7 @@ async function stem(sae) {
   return saes[sae];
 }
 
+export const sweep = () => kept("data/api/sweep.json");
 export const overview = () => kept("data/api/overview.json");
 
 const tables = new Map();
@@ -45,6 +46,13 @@ function found(row, tokens, text) {
   return token === undefined ? null : { where: "token", text: token };
 }
 
+/** The token that a search found a row by, where that is not among the few named. */
+function beside(row, tokens, text) {
+  const start = text.trim().toLowerCase();
+  const named = (row.top_tokens || []).map((token) => token.trim().toLowerCase());
+  return named.some((token) => token.startsWith(start)) ? null : (tokens.find((token) => token.startsWith(start)) ?? null);
+}
+
 export async function latents(sae, { sort = "rate", desc = 1, search, min_rate, max_rate, label, dead, offset = 0, limit = 100 }) {
   const { columns, rows, tokens } = await rowsOf(sae);
   const kept = rows.filter(
@@ -63,7 +71,8 @@ export async function latents(sae, { sort = "rate", desc = 1, search, min_rate, 
     return sign * (x < y ? -1 : 1);
   });
   const first = Number(offset);
-  return { sae, total: kept.length, offset: first, columns, rows: kept.slice(first, first + Number(limit)) };
+  const shown = kept.slice(first, first + Number(limit)).map((row) => (search ? { ...row, found: beside(row, tokens[row.latent], search) } : row));
+  return { sae, total: kept.length, offset: first, columns, rows: shown };
 }
 
 export async function briefs(sae, ids) {
@@ -83,12 +92,24 @@ export async function latent(sae, number) {
   return block[number];
 }
 
-export async function splits({ pair, kind = "splits", offset = 0, limit = 50 }) {
+function splitPasses(row, search, min_score, label) {
+  if ((min_score && row.score < Number(min_score)) || (label && row.label !== label)) return false;
+  const start = (search || "").trim().toLowerCase();
+  return (
+    !start ||
+    [row.parent, ...row.children].some(
+      (side) => String(side.latent) === start || (side.top_tokens || []).some((token) => token.trim().toLowerCase().startsWith(start)),
+    )
+  );
+}
+
+export async function splits({ pair, kind = "splits", offset = 0, limit = 50, search, min_score, label }) {
   const known = (await index()).pairs[kind] || {};
   if (pair && !(pair in known)) throw new Missing(`no pair '${pair}'; known: ${Object.keys(known).join(", ")}`);
   const answer = await kept(`data/api/splits/${known[pair] ?? `${kind}-0`}.json.gz`);
   const first = Number(offset);
-  return { ...answer, offset: first, rows: answer.rows.slice(first, first + Number(limit)) };
+  const rows = answer.rows.filter((row) => splitPasses(row, search, min_score, label));
+  return { ...answer, total: rows.length, offset: first, rows: rows.slice(first, first + Number(limit)) };
 }
 
 export async function split(id) {

@@ -1,13 +1,13 @@
 // A list of latents of any length: only the rows in sight exist, and their numbers come a page at a time.
 
 import { data, STATIC } from "./data.js";
-import { chips, h, latentPath, number, percent, say } from "./dom.js";
+import { chip, chips, h, latentPath, number, percent, say } from "./dom.js";
 
 export const PAGE = 100;
 const SPARE = 8;
 const FIRST_COLUMNS = ["rate", "max", "nearest_phi", "nearest_cosine", "meta_e", "split_score"];
 const SHARES = new Set(["rate"]);
-const places = new Map(); // list and filters -> how far it was scrolled
+const places = new Map(); // list and filters -> how far it was scrolled and which row was chosen
 
 export class List {
   constructor(sae, state, first) {
@@ -28,7 +28,7 @@ export class List {
   }
 
   close() {
-    places.set(this.place(), this.node.scrollTop);
+    places.set(this.place(), { top: this.node.scrollTop, chosen: this.chosen });
     this.narrow.removeEventListener("change", this.resized);
     removeEventListener("resize", this.resized);
   }
@@ -38,7 +38,7 @@ export class List {
   }
 
   numbers() {
-    return this.columns.filter((column) => column.kind === "number" && column.key !== "latent");
+    return this.columns.filter((column) => column.kind === "number" && column.key !== "latent" && !column.empty);
   }
 
   remembered() {
@@ -61,7 +61,7 @@ export class List {
       h(
         "div",
         {},
-        this.numbers().map(({ key, label }) => {
+        this.numbers().map(({ key, label, meaning }) => {
           const box = h("input", {
             type: "checkbox",
             checked: this.columnsShown.has(key),
@@ -72,7 +72,7 @@ export class List {
               this.layout();
             },
           });
-          return h("label", {}, box, label);
+          return h("label", { title: meaning || null }, box, label);
         }),
       ),
     );
@@ -80,8 +80,12 @@ export class List {
 
   /** On the page now: sizes are known. */
   show() {
+    const { top, chosen } = places.get(this.place()) || { top: 0, chosen: -1 };
+    this.chosen = chosen;
     this.layout();
-    this.node.scrollTop = places.get(this.place()) || 0;
+    this.node.scrollTop = top;
+    this.draw();
+    if (chosen >= 0) this.shownRows.get(chosen)?.focus({ preventScroll: true });
     this.news();
   }
 
@@ -131,7 +135,7 @@ export class List {
       h("span", { role: "columnheader", class: "text soft" }, "top tokens"),
       ...(explained ? [h("span", { role: "columnheader", class: "text soft" }, "explanation")] : []),
       ...(narrow || STATIC ? [] : [h("span", { role: "columnheader", class: "text soft" }, "label")]),
-      ...shown.map(({ key, label }) => head(key, label)),
+      ...shown.map(({ key, label, meaning }) => head(key, label, null, meaning && `${label}: ${meaning}`)),
     );
     this.space.replaceChildren();
     this.shownRows.clear();
@@ -211,7 +215,7 @@ export class List {
         { class: "text", role: "cell" },
         h("a", { href: latentPath(this.sae, values.latent), class: "latent-link" }, h("span", { class: "id" }, String(values.latent))),
       ),
-      h("span", { class: "text", role: "cell" }, chips(values.top_tokens, 8)),
+      h("span", { class: "text", role: "cell" }, [values.found ? chip(values.found, "token found") : null, " ", chips(values.top_tokens, 8)]),
       ...(this.explained ? [h("span", { class: "text", role: "cell", title: values.explanation }, values.explanation || "")] : []),
       ...(this.narrow.matches || STATIC
         ? []
@@ -219,6 +223,7 @@ export class List {
       ...this.shown.map(({ key }) => h("span", { role: "cell" }, SHARES.has(key) ? percent(values[key]) : number(values[key]))),
     );
     row.addEventListener("click", (event) => {
+      this.chosen = i;
       if (!event.target.closest("a")) location.hash = latentPath(this.sae, values.latent);
     });
     return row;

@@ -19,7 +19,7 @@ export function measures(run, many) {
       h(
         "p",
         { class: "note" },
-        `means over seeds; change with its 95% interval over paired seeds and blocks of documents, drawn in % (in pp where a share is itself a difference); ${many}`,
+        `means over seeds; change with its 95% interval over paired seeds and blocks of documents, drawn in % (in pp where a share is itself a difference); filled: clear after Holm's correction, which the main measures alone have; ${many}`,
       ),
     ),
     h("label", { class: "note" }, all, " all measures, not only the main ones"),
@@ -28,7 +28,7 @@ export function measures(run, many) {
 }
 
 function rowsOf(run, arms, pairs, all) {
-  const quantities = run.quantities.filter((q) => (all || q.main) && arms.some((arm) => q.key in (run.arms[arm].means || {})));
+  const quantities = run.quantities.filter((q) => (all || q.main) && arms.some((arm) => meanOf(run, arm, q.key).value !== null));
   if (!quantities.length) return h("p", { class: "empty" }, "no measures yet");
   const reach = Object.fromEntries(pairs.map(([name, pair]) => [name, reachOf(quantities, pair)]));
   const rows = [];
@@ -51,7 +51,7 @@ function rowsOf(run, arms, pairs, all) {
           q.label,
           better ? h("span", { class: "soft", title: `${q.better} is better` }, ` ${better}`) : null,
         ),
-        arms.map((arm) => h("td", {}, number(run.arms[arm].means[q.key], 4))),
+        arms.map((arm) => meanCell(meanOf(run, arm, q.key))),
         pairs.map(([name, pair]) => changeCells(q, pair[q.key], name, reach[name], pairs.length > 1)),
       ),
     );
@@ -80,6 +80,28 @@ function rowsOf(run, arms, pairs, all) {
   );
 }
 
+/** An arm's mean, of the same seeds as the change in its row: where the first pair with the arm has fewer, over those, which are then named. */
+function meanOf(run, arm, key) {
+  const own = run.arms[arm],
+    every = Object.keys(own.values?.[key] || {}).length;
+  for (const [name, pair] of Object.entries(run.pairs || {})) {
+    const side = { 0: "a", 1: "b" }[name.split(" vs ").indexOf(arm)],
+      entry = pair[key];
+    if (!side || !entry?.n_seeds || !entry.values?.length || (every && entry.n_seeds >= every)) continue;
+    const seeds = entry.values.map(({ seed }) => seed);
+    return { value: entry[side] ?? null, seeds: seeds.length < own.seeds.length ? seeds : null };
+  }
+  return { value: own.means?.[key] ?? null, seeds: null };
+}
+
+function meanCell({ value, seeds }) {
+  const of = seeds && h("span", { class: "ends soft" }, `seed${seeds.length === 1 ? "" : "s"} ${seeds.join(", ")}`);
+  return h("td", {}, number(value, 4), of);
+}
+
+/** Clear after Holm's correction; what was not among the measures corrected for is not. */
+const isClear = (entry) => entry.clear && entry.p_holm !== null && entry.p_holm !== undefined;
+
 /** What a change is drawn in: percent, or hundredths where a share is itself a difference. */
 function drawnOf(q, entry) {
   if (!entry || entry.difference === null) return null;
@@ -98,14 +120,14 @@ function wayOf(q, entry) {
   return q.better && entry.difference !== 0 ? (entry.difference < 0 === (q.better === "lower") ? "better" : "worse") : "";
 }
 
-/** clear, change and reading of an entry are the report's own. */
+/** change and reading of an entry are the report's own. */
 function changeCells(q, entry, name, reach, narrow) {
   if (!entry || entry.difference === null) return [h("td", {}, "–"), h("td", {}), h("td", {})];
-  const way = entry.clear ? wayOf(q, entry) : "";
+  const way = isClear(entry) ? wayOf(q, entry) : "";
   const seeds = entry.n_seeds ? `${entry.n_seeds} seed${entry.n_seeds === 1 ? "" : "s"}` : "";
   return [
     h("td", { class: way }, entry.change),
-    h("td", {}, forest(drawnOf(q, entry), reach, entry.clear, name, narrow)),
+    h("td", {}, forest(drawnOf(q, entry), reach, isClear(entry), name, narrow)),
     h(
       "td",
       { class: `text says ${way || "soft"}` },

@@ -3,7 +3,7 @@
 import { armColour, chart, draw } from "../charts.js";
 import { data } from "../data.js";
 import { Deciles } from "../deciles.js";
-import { armClass, armOf, card, chip, chips, h, latentPath, number, percent, saeName, shown, table } from "../dom.js";
+import { armClass, armOf, card, chip, chips, h, latentLink, latentPath, number, percent, sameAs, saeName, shown, table } from "../dom.js";
 import { labelButtons } from "../labels.js";
 import { matches, meta, neighbours } from "../neighbours.js";
 
@@ -56,6 +56,7 @@ export async function page({ parts }) {
 function head(latent, n, go, run) {
   const { scalars } = latent;
   const tokens = scalars.n_tokens ?? run.tokens;
+  const other = sameAs(run.saes, latent.sae);
   const tile = (label, value, title) => h("div", { title }, h("dt", {}, label), h("dd", {}, value));
   const columns = new Map((latent.columns || []).map(({ key, label }) => [key, label]));
   const rest = Object.entries(scalars).filter(([key, value]) => !TEXTS.has(key) && typeof value === "number" && !key.startsWith("interp."));
@@ -103,6 +104,7 @@ function head(latent, n, go, run) {
         .filter(Boolean)
         .join("; "),
     ),
+    other ? h("p", { class: "note" }, "Same weights as ", saeName(other), ", where its firings are: see ", latentLink(other, latent.latent), ".") : null,
     labelButtons({ kind: "latent", sae: latent.sae, latent: latent.latent }, latent.scalars.label, latent.labels, LABELS),
     latent.splits?.length
       ? h(

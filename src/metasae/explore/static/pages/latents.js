@@ -1,7 +1,7 @@
 // Latents: one SAE's latents, searched, filtered and sorted; the address keeps how.
 
 import { data, STATIC } from "../data.js";
-import { h } from "../dom.js";
+import { h, sameAs, saeName } from "../dom.js";
 import { List, PAGE } from "../list.js";
 
 const LABELS = ["sense split", "duplicate", "absorption", "junk", "keep", "unsure"];
@@ -21,7 +21,7 @@ export async function page({ parts, query }) {
   };
   const first = await data.latents(sae, { ...state, offset: 0, limit: PAGE });
   const list = new List(sae, state, first);
-  const node = h("div", { class: "page" }, h("section", { class: "card" }, toolbar(saes, sae, state, list), list.node));
+  const node = h("div", { class: "page" }, h("section", { class: "card" }, toolbar(saes, sae, state, list), same(saes, sae), list.node));
   return {
     title: `Latents of ${sae}`,
     node,
@@ -30,6 +30,13 @@ export async function page({ parts, query }) {
     clear: () => list.change({ search: "", label: "", min_rate: "", max_rate: "" }),
     close: () => list.close(),
   };
+}
+
+function same(saes, sae) {
+  const other = sameAs(saes, sae);
+  if (!other) return null;
+  const link = h("a", { href: `#/latents/${encodeURIComponent(other)}` }, saeName(other));
+  return h("p", { class: "note" }, "Same weights as ", link, ", where its firings are: see ", other, ".");
 }
 
 function toolbar(saes, sae, state, list) {

@@ -3,7 +3,7 @@
 import { draw } from "../charts.js";
 import { data, STATIC } from "../data.js";
 import { card, h, number, saeName, table } from "../dom.js";
-import { pareto, phi, rates, training } from "../figures.js";
+import { pareto, phi, rates, scores, training } from "../figures.js";
 import { measures } from "../measures.js";
 
 export async function page() {
@@ -16,6 +16,7 @@ export async function page() {
     verdict(run, many),
     measures(run, many),
     h("div", { class: "columns even" }, pareto(run, many), phi(run, many), rates(run, many), training(run)),
+    scores(run),
     saes(run, many),
     h(
       "p",

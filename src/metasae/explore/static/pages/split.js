@@ -53,12 +53,34 @@ function head(split, merge) {
       tile("covered", percent(split.coverage), "share of the parent's firings on which a child fires"),
       tile("overlap", percent(split.overlap), "share on which two or more do"),
       tile("parent's firings", number(split.firings), "held-out tokens"),
-      split.children.map((child, i) => tile(`${LETTERS[i]}: phi with parent`, number(child.phi))),
+      split.base
+        ? tile(
+            "as good between two solo seeds",
+            `${split.base.whole ? "" : "at least "}${number(split.base.as_good)} of ${number(split.base.n_parents)}`,
+            `latents with a score at least as high in ${split.base.pair}, where there is no penalty; one pair, so without an interval`,
+          )
+        : null,
+      split.children.map((child, i) =>
+        split.phi
+          ? tile(`${LETTERS[i]}: phi with parent`, number(split.phi[0][i + 1]), "over all held-out tokens")
+          : tile(`${LETTERS[i]}: phi, choosing half`, number(child.phi), "on the half on which the children were chosen, so too high"),
+      ),
+      split.children.map((child, i) =>
+        typeof child.firings === "number"
+          ? tile(
+              `${LETTERS[i]}: fires without the parent`,
+              child.firings ? percent(1 - child.with_parent / child.firings) : "–",
+              `${number(child.firings - child.with_parent)} of the child's ${number(child.firings)} firings, over all held-out tokens`,
+            )
+          : null,
+      ),
     ),
     h(
       "p",
       { class: "note" },
-      "score, coverage, overlap and firings: on the half of the held-out documents on which the children were not chosen; everything below: on all of them",
+      split.phi
+        ? "score, covered, overlap and parent's firings: on the half of the held-out documents on which the children were not chosen; phi, firings without the parent and everything below: on all of them"
+        : "score, covered, overlap and parent's firings: on the half of the held-out documents on which the children were not chosen",
     ),
     labelButtons({ kind: "split", id: split.id }, split.label, split.labels, LABELS),
   );

@@ -24,28 +24,52 @@ export async function page({ name, parts, query }) {
   const base = (pair) => (answer.base_pairs || []).includes(pair);
   const answer = await data.splits({ ...state, offset: 0, limit: PAGE });
   const list = h("ol", { class: "list", "aria-label": kind === "merges" ? "Merges" : "Splits" });
-  const loaded = { from: 0, rows: answer.rows, total: answer.total ?? null };
-  const wanted = { text: "", label: "", score: 0 };
+  const loaded = { rows: answer.rows, total: answer.total };
+  const wanted = { search: "", min_score: "", label: "" };
   const count = h("span", { class: "note", role: "status" });
   const more = h("button", { type: "button", onclick: next }, "More");
+  let turn = 0,
+    waiting = 0;
 
   function show() {
-    const kept = loaded.rows.filter((row) => matches(row, wanted));
-    list.replaceChildren(...kept.map(item));
-    const all = loaded.total ?? loaded.rows.length;
-    const best = answer.found > all ? `, the best of ${number(answer.found)}` : "";
-    count.textContent = `${number(kept.length)} shown, ${number(loaded.rows.length)} of ${number(all)} loaded${best}`;
-    more.hidden = loaded.total !== null ? loaded.rows.length >= loaded.total : answer.rows.length < PAGE;
-    if (!kept.length) list.append(h("li", { class: "empty" }, `no ${kind} here`));
+    list.replaceChildren(...loaded.rows.map(item));
+    const best = answer.found > answer.total ? `, of the best ${number(answer.total)} of ${number(answer.found)}` : "";
+    count.textContent = `${number(loaded.rows.length)} of ${number(loaded.total)} shown${best}`;
+    more.hidden = loaded.rows.length >= loaded.total;
+    if (!loaded.rows.length) list.append(h("li", { class: "empty" }, `no ${kind} here`));
   }
 
   async function next() {
+    const mine = turn;
     more.disabled = true;
-    const added = await data.splits({ ...state, offset: loaded.rows.length, limit: PAGE }).catch(() => ({ rows: [] }));
-    loaded.rows = [...loaded.rows, ...added.rows];
-    if (!added.rows.length) loaded.total = loaded.rows.length;
+    const added = await data
+      .splits({ ...state, ...wanted, offset: loaded.rows.length, limit: PAGE })
+      .catch((error) => ({ error: error.message }));
     more.disabled = false;
-    show();
+    if (mine !== turn) return;
+    if (added.error) count.textContent = added.error;
+    else {
+      loaded.rows = [...loaded.rows, ...added.rows];
+      show();
+    }
+  }
+
+  /** Other filters: asked for over all of the pair, shown from the best. */
+  async function change(values) {
+    Object.assign(wanted, values);
+    const mine = ++turn;
+    const found = await data.splits({ ...state, ...wanted, offset: 0, limit: PAGE }).catch((error) => ({ error: error.message }));
+    if (mine !== turn) return;
+    if (found.error) count.textContent = found.error;
+    else {
+      Object.assign(loaded, { rows: found.rows, total: found.total });
+      show();
+    }
+  }
+
+  function soon(values) {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => change(values()), 180);
   }
 
   const pick = h(
@@ -64,10 +88,7 @@ export async function page({ name, parts, query }) {
     "data-search": true,
     placeholder: "a token or a latent's number",
     "aria-label": "Filter by token or latent",
-    oninput: () => {
-      wanted.text = text.value.trim().toLowerCase();
-      show();
-    },
+    oninput: () => soon(() => ({ search: text.value.trim() })),
   });
   const score = h("input", {
     type: "number",
@@ -75,20 +96,14 @@ export async function page({ name, parts, query }) {
     min: "0",
     max: "1",
     placeholder: "0",
-    oninput: () => {
-      wanted.score = Number(score.value) || 0;
-      show();
-    },
+    oninput: () => soon(() => ({ min_score: score.value })),
   });
   const label = h(
     "select",
     {
-      onchange: () => {
-        wanted.label = label.value;
-        show();
-      },
+      onchange: () => change({ label: label.value }),
     },
-    ["", "sense split", "duplicate", "absorption", "junk", "unsure"].map((value) => h("option", { value }, value || "any")),
+    ["", "sense split", "duplicate", "absorption", "junk", "unsure"].map((name) => h("option", { value: name }, name || "any")),
   );
   show();
   const node = h(
@@ -120,7 +135,17 @@ export async function page({ name, parts, query }) {
       ),
     ),
     baseRate(answer, kind, base(answer.pair)),
-    h("section", { class: "card" }, list, more),
+    h(
+      "section",
+      { class: "card" },
+      h(
+        "p",
+        { class: "note" },
+        "Score, covered, overlap, shares and firings: on the half of the held-out documents on which the children were not chosen; phi: on the other half, on which they were, so it is too high.",
+      ),
+      list,
+      more,
+    ),
   );
   return {
     title: kind === "merges" ? "Merges" : "Splits",
@@ -128,19 +153,10 @@ export async function page({ name, parts, query }) {
     node,
     clear: () => {
       text.value = score.value = label.value = "";
-      Object.assign(wanted, { text: "", label: "", score: 0 });
-      show();
+      clearTimeout(waiting);
+      change({ search: "", label: "", min_score: "" });
     },
   };
-}
-
-function matches(row, { text, label, score }) {
-  if (label && row.label !== label) return false;
-  if ((row.score ?? 0) < score) return false;
-  if (!text) return true;
-  return [row.parent, ...row.children].some(
-    (side) => String(side.latent) === text || (side.top_tokens || []).some((token) => token.trim().toLowerCase().startsWith(text)),
-  );
 }
 
 /** What splits there are without any penalty: solo against solo's next seed. */
@@ -149,9 +165,11 @@ function baseRate(answer, kind, isBase) {
   const here = answer.summary || {};
   if (!told.length) return h("p", { class: "note" }, "No base rate: it needs two seeds of solo.");
   if (isBase) return h("p", { class: "note" }, "Two seeds of solo: what is found here is found without any penalty.");
+  const fewer = fewerThan(here, answer.base_rate);
   return card(
     "Beside the base rate",
-    `${answer.pair}, against ${answer.base_rate.pair || "two seeds of solo"}, where there is no penalty: only more ${kind} than there speak for it`,
+    `${answer.pair}, against ${answer.base_rate.pair || "two seeds of solo"}, where there is no penalty: only more ${kind} than there speak for it; the base rate is one pair of SAEs, so it has no interval`,
+    fewer && h("p", {}, h("b", {}, `No evidence that the penalty ${kind === "merges" ? "merges" : "splits"} latents: `), fewer),
     h(
       "dl",
       { class: "tiles" },
@@ -169,6 +187,19 @@ function baseRate(answer, kind, isBase) {
       ),
     ),
   );
+}
+
+/** In words that there are no more than between two seeds of solo; null where there are more. */
+function fewerThan(here, base) {
+  for (const [key, told] of [
+    ["share_above_0.1", (value) => `${percent(value)} of the parents`],
+    ["n_above_0.1", (value) => `${number(value)} parents`],
+  ]) {
+    const [mine, theirs] = [here[key], base[key]];
+    if (typeof mine !== "number" || typeof theirs !== "number") continue;
+    return mine > theirs ? null : `${told(mine)} score above 0.1, and ${told(theirs)} between two seeds of solo.`;
+  }
+  return null;
 }
 
 function item(row) {
@@ -208,7 +239,7 @@ function item(row) {
           h("span", { class: `swatch c${i % 5}`, "aria-hidden": "true" }, LETTERS[i]),
           latentLink(child.sae, child.latent),
           chips(child.top_tokens),
-          h("span", { class: "soft" }, `${percent(child.share)} of the firings · phi ${number(child.phi)}`),
+          h("span", { class: "soft" }, `alone on ${percent(child.share)} of the firings · phi, choosing half, ${number(child.phi)}`),
         ),
       ),
     ),

@@ -1,7 +1,7 @@
 // Try a text: the model reads it, and every token shows which latents fire in each arm.
 
 import { data, STATIC } from "../data.js";
-import { armClass, armOf, card, chips, h, latentLink, number, saeName, say, shown } from "../dom.js";
+import { armClass, armOf, card, chips, h, latentLink, number, sameAs, saeName, say, shown } from "../dom.js";
 import { shade } from "../windows.js";
 
 const MOST = 40;
@@ -110,6 +110,9 @@ function show(out, answer, saes) {
     const mine = state.token;
     const columns = await Promise.all(
       shownNames.map(async (sae) => {
+        const other = sameAs(saes, sae);
+        if (other && shownNames.includes(other))
+          return h("section", { class: `card ${armClass(armOf(sae))}` }, h("h2", {}, saeName(sae)), h("p", { class: "note" }, "same weights as ", saeName(other), ": see there"));
         const fired = whole ? strongest(answer.saes[sae].fired) : answer.saes[sae].fired[state.token];
         const top = fired.slice(0, MOST);
         const briefs = await data
