@@ -3,16 +3,27 @@
 A process of its own shows each kind of exit once; the other cases call `main` here, where torch is imported once for all.
 """
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from metasae import recipe, start
 from metasae.cli import main
+from metasae.cli.options import seed_list
+from metasae.comparison import summary_table
+from metasae.conclusion import conclude, print_whole
+from metasae.errors import UserError
+from metasae.measures.catalogue import CATALOGUE
+from metasae.measuring import find_targets
+from metasae.run_lock import alone_on, first_alone_on
+from metasae.verdict import change, verdict_lines
 from runs import write_arm
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
@@ -59,6 +70,9 @@ MISTAKES = [
     (["run", "demo", "--seeds", "three"], "--seeds"),
     (["run", "demo", "--seeds", "0,0"], "seeds must name at least one, each once"),
     (["run", "demmo"], "did you mean 'demo'"),
+    (["run", "demo", "--set", "measure.senses=nothere.jsonl"], "measure.senses: no file or folder 'nothere.jsonl'"),
+    (["run", sys.executable], "is no recipe; give a TOML file or a shipped recipe's name"),
+    (["interp", "demo", "--seeds", ","], "--seeds takes a count (3) or a list (0,7; one alone: 7,)"),
     (["run", "missing.toml"], "no recipe file 'missing.toml'"),
     (["run", "demo", "--device", "gpu9"], "'gpu9' is not one of cpu, cuda, cuda:N"),
     (["run", "demo", "--device", "meta"], "'meta' is not one of cpu, cuda, cuda:N"),
@@ -174,7 +188,7 @@ def test_an_unforeseen_error_keeps_its_traceback(metasae, monkeypatch):
 
 def test_dry_run_writes_nothing_and_json_is_json(metasae, tmp_path):
     code, stdout, stderr = metasae("run", "demo", "--dry-run", "--json", "--seeds", "3", "--arms", "solo")
-    assert (code, stderr) == (0, "")
+    assert (code, stderr) == (0 if json.loads(stdout)["doctor"]["fits"] else 1, "")
     assert json.loads(stdout)["arms"] == ["solo-s0", "solo-s1", "solo-s2"]
     assert json.loads(stdout)["out"] == "runs/demo" and json.loads(stdout)["doctor"]["fits"] in (True, False)
     assert not list((tmp_path / "here").iterdir())
@@ -185,6 +199,144 @@ def test_dry_run_prints_a_recipe_that_can_be_run(metasae, tmp_path):
     assert code == 0
     (tmp_path / "again.toml").write_text(stdout)
     assert recipe.Recipe.load(tmp_path / "again.toml") == recipe.Recipe.load("demo", {"train.lr": 0.25})
+
+
+def test_a_dry_run_of_what_cannot_run_is_exit_1(metasae):
+    code, stdout, stderr = metasae("run", "demo", "--dry-run", "--json", "--set", "train.tokens=1_000_000_000_000_000")
+    assert (code, stderr, json.loads(stdout)["doctor"]["fits"]) == (1, "", False)
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [("7,", [7]), ("3", 3), ("0,7", [0, 7]), ("0, 7,", [0, 7])])
+def test_a_comma_makes_one_seed_a_list(seeds, expected):
+    assert seed_list(seeds) == expected
+
+
+@pytest.mark.parametrize("seeds", [",", "", "1,,2", "\u00b2", "-1", "7,,"])
+def test_what_is_no_list_of_seeds_is_refused(seeds):
+    with pytest.raises(UserError, match="--seeds takes"):
+        seed_list(seeds)
+
+
+def test_interp_takes_seeds_as_run_does(metasae, monkeypatch):
+    asked = []
+    monkeypatch.setattr("metasae.interp.verb.verb", lambda *arguments, seeds, **options: asked.append(seeds))
+    for seeds in ("2", "7,", "0,7"):
+        metasae("interp", "run", "--seeds", seeds)
+    assert asked == ["0,1", "7", "0,7"]
+
+
+def test_a_run_folder_as_recipe_is_told_how_to_go_on(metasae, tmp_path):
+    start.claim(recipe.Recipe.load("demo"), tmp_path / "a")
+    code, _, stderr = metasae("run", tmp_path / "a")
+    assert_refused(code, stderr, f"did you mean {tmp_path / 'a' / 'recipe.toml'} --out {tmp_path / 'a'}?")
+
+
+def test_weights_as_recipe_are_refused_unread(metasae, tmp_path):
+    with open(tmp_path / "sae.safetensors", "wb") as file:
+        file.truncate(1 << 40)
+    assert_refused(*metasae("run", tmp_path / "sae.safetensors")[::2], "sae.safetensors is no recipe")
+
+
+def test_a_second_process_on_a_run_folder_is_refused_until_the_first_ends(metasae, tmp_path):
+    hold = "import sys, time; from pathlib import Path; from metasae.run_lock import alone_on\nwith alone_on(Path(sys.argv[1])):\n"
+    hold += "    print(1, flush=True)\n    time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run"], stdout=subprocess.PIPE, env=ENV)
+    first.stdout.readline()
+    for verb in (["run", "demo"], ["measure", tmp_path / "sae"]):
+        if verb[0] == "measure":
+            small_sae().save(tmp_path / "sae")
+            verb += ["--recipe", "demo"]
+        assert_refused(*metasae(*verb, "--out", tmp_path / "run")[::2], f"process {first.pid} on ")
+    assert not (tmp_path / "run" / "recipe.toml").exists()
+    first.kill()
+    first.wait()
+    first.stdout.close()
+    with alone_on(tmp_path / "run"):
+        pass
+
+
+def test_the_other_ranks_work_under_the_first_ones_lock(tmp_path, monkeypatch):
+    with first_alone_on(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        with first_alone_on(tmp_path):
+            pass
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(UserError, match="works on"), first_alone_on(tmp_path):
+            pass
+
+
+def small_sae():
+    import torch
+
+    from metasae.sae.sae import SAE, SAEConfig
+
+    sae = SAE(SAEConfig(8, 16, "topk", k=2, rule="topk"))
+    sae.init_weights(torch.Generator().manual_seed(0))
+    return sae
+
+
+def test_a_run_folder_in_place_of_an_sae_names_its_arms(metasae, tmp_path):
+    run = tmp_path / "run"
+    for verb in (["steer", run, "--latent", "1=off", "--prompt", "x"], ["export", run, "--to", "saelens", "--out", tmp_path / "o"],
+                 ["export", run, "--to", "delphi", "--out", tmp_path / "o"]):  # fmt: skip
+        (run / "arms").mkdir(parents=True, exist_ok=True)
+        assert_refused(*metasae(*verb)[::2], "is a run folder in which no arm is trained yet")
+        for name in ("joint-s0", "solo-s0"):
+            small_sae().save(run / "arms" / name / "primary")
+        assert_refused(*metasae(*verb)[::2], f"is a run folder; give one of {run / 'arms' / 'joint-s0'}, {run / 'arms' / 'solo-s0'}")
+        shutil.rmtree(run)
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_arm_folder_stands_for_its_sae(metasae, tmp_path):
+    arm = tmp_path / "run" / "arms" / "joint-s0"
+    for part in ("primary", "meta"):
+        small_sae().save(arm / part)
+    code, _, stderr = metasae("export", arm, "--to", "saelens", "--out", tmp_path / "o")
+    assert (code, stderr) == (0, "") and (tmp_path / "o" / "cfg.json").is_file()
+    assert [target.folder for target in find_targets(arm)] == [arm / "primary"]
+
+
+def test_the_width_is_compared_before_any_text_is_read(metasae, build, tmp_path):
+    small_sae().save(tmp_path / "sae")
+    settings = ["--set", f"model.path={build('gpt2')}", "--set", "hook.point=blocks.1.hook_resid_pre", "--set", "text.source=absent.jsonl"]
+    code, _, stderr = metasae("measure", tmp_path / "sae", "--recipe", "demo", *settings, "--out", tmp_path / "out")
+    assert_refused(code, stderr, "reads vectors of width 8, 'blocks.1.hook_resid_pre' gives")
+
+
+@pytest.fixture
+def compared(metasae, tmp_path):
+    for arm in ("solo", "joint"):
+        for seed in (0, 1):
+            write_arm(tmp_path / "run", arm, seed, fidelity__fvu=0.2 + 0.01 * seed + (0.00123 if arm == "joint" else 0))
+    return tmp_path / "run"
+
+
+def test_the_result_names_the_folder_by_its_path(compared):
+    result = conclude(compared, show=False)
+    assert result["run"] == str(compared) and json.loads((compared / "compare.json").read_text())["run"] == compared.name
+
+
+@pytest.mark.parametrize(("terminal", "width"), [(True, 80), (True, 30), (False, 80)])
+def test_no_number_of_the_table_is_cut(compared, terminal, width):
+    comparison, shown = conclude(compared, show=False), io.StringIO()
+    console = Console(file=shown, width=width, force_terminal=terminal, color_system=None)
+    print_whole(summary_table(comparison), console)
+    lines = shown.getvalue().splitlines()
+    assert "\u2026" not in shown.getvalue() and console.width == width
+    for value in comparison["pairs"]["joint vs solo"].values():
+        assert value["b"] is not None
+    fvu = comparison["pairs"]["joint vs solo"]["fidelity.fvu"]
+    quantity = next(q for q in CATALOGUE if q.key == "fidelity.fvu")
+    assert any(change(quantity, fvu) in line for line in lines)
+    assert width == 30 or not terminal or max(map(len, lines)) <= 80
+
+
+def test_the_verdict_is_a_line_for_each_pair_and_what_it_rests_on_below(compared):
+    comparison = conclude(compared, show=False)
+    lines = verdict_lines(comparison)
+    assert " ".join(line.removeprefix("- ") for line in lines) == comparison["verdict"]
+    assert lines[0].startswith("Judged on") and lines[1].startswith("Joint against solo (") and lines[2].startswith("- ")
 
 
 def test_compare_writes_the_report_and_prints_json(metasae, tmp_path):

@@ -1,8 +1,10 @@
 """Recipes: overrides, errors, files."""
 
+from pathlib import Path
+
 import pytest
 
-from metasae import start
+from metasae import recipe_page, start
 from metasae.errors import UserError
 from metasae.recipe import Recipe, names, parse_override
 
@@ -58,3 +60,13 @@ def test_a_recipe_without_a_model_says_how_to_name_one(tmp_path):
     with pytest.raises(UserError, match=r"--set model\.path=FOLDER"):
         start.resolve("local", tmp_path, None, "cpu")
     assert start.resolve("local", tmp_path, {"model.path": "any"}, "cpu")[0].model.path == "any"
+
+
+def test_the_page_of_keys_is_what_its_command_makes():
+    assert (Path(__file__).parents[1] / "docs" / "recipe.md").read_text() == recipe_page.page()
+
+
+def test_every_key_says_what_it_means():
+    for name, field in Recipe.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {name: field})
+        assert all(each.description for each in inner.values()), name

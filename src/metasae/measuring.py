@@ -9,6 +9,7 @@ from metasae import files
 from metasae.conclusion import conclude
 from metasae.errors import UserError
 from metasae.interop import load
+from metasae.interop.formats import primary_of
 from metasae.measures.across import Member, measure_across
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
@@ -16,15 +17,18 @@ from metasae.measures.suite import measure_sae, reference_of
 from metasae.memory import keep_freed_memory
 from metasae.progress import Progress
 from metasae.recipe import Recipe
+from metasae.run_lock import alone_on
 from metasae.sae.sae import SAE
 from metasae.source import Source
+from metasae.start import check_senses
 
 
 @dataclass(frozen=True)
 class Target:
-    """An SAE on disk, the arm and seed it is measured as, and its run's meta SAE where it has one."""
+    """An SAE on disk, the width it reads, the arm and seed it is measured as, and its run's meta SAE where it has one."""
 
     folder: Path
+    d_in: int
     arm: str
     seed: int
     meta: Path | None
@@ -51,11 +55,13 @@ def measure(
         raise UserError("no SAE to measure; give run folders or SAE folders")
     _refuse_same_names(targets)
     resolved = Recipe.load(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0].folder), overrides)
-    out = Path(out)
-    _claim(resolved, out)
-    keep_freed_memory()
-    _measure_all(targets, resolved, out, device, Progress(show))
-    return conclude(out, show)
+    check_senses(resolved)
+    out, progress = Path(out), Progress(show)
+    with alone_on(out, progress):
+        _claim(resolved, out)
+        keep_freed_memory()
+        _measure_all(targets, resolved, out, device, progress)
+        return conclude(out, show)
 
 
 def find_targets(folder: Path) -> list[Target]:
@@ -65,10 +71,12 @@ def find_targets(folder: Path) -> list[Target]:
         if not found:
             raise UserError(f"no arm of {folder} is trained yet; run `metasae run` on it first")
         return [target for each in found for target in find_targets(each)]
-    ours = load(folder).config.metadata.get("metasae", {})
+    folder = primary_of(folder)
+    config = load(folder).config
+    ours = config.metadata.get("metasae", {})
     meta = folder.parent / "meta"
     name = re.sub(r"\W+", "_", folder.resolve().name) or "sae"
-    return [Target(folder, ours.get("arm", name), ours.get("seed", 0), meta if ours and (meta / "cfg.json").is_file() else None)]
+    return [Target(folder, config.d_in, ours.get("arm", name), ours.get("seed", 0), meta if ours and (meta / "cfg.json").is_file() else None)]
 
 
 def recipe_of(folder: Path) -> dict:
@@ -101,6 +109,10 @@ def _claim(recipe: Recipe, out: Path) -> None:
 
 def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, progress: Progress) -> None:
     spec, source = recipe.measure, Source(recipe, out, device, progress)
+    if not source.planted:
+        # before the model reads any text
+        for target in targets:
+            _refuse_width(target, source.host.d, recipe)
     cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
     reference = reference_of(cache, spec, source.judge, progress)
     members = [Member(target.arm, target.seed, out / "arms" / f"{target.arm}-s{target.seed}") for target in targets]
@@ -111,11 +123,15 @@ def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, 
         files.write_json(path, measure_across(members, files.read_json(path) if path.exists() else None, progress, source.steering))
 
 
+def _refuse_width(target: Target, d: int, recipe: Recipe) -> None:
+    if target.d_in != d:
+        raise UserError(f"{target.folder} reads vectors of width {target.d_in}, '{recipe.hook.point}' gives {d}; choose another hook.point")
+
+
 def _measure_one(target: Target, folder: Path, recipe: Recipe, source: Source, cache, reference, progress: Progress) -> None:
     """Leaves primary/, firings/ and measures.json in `folder`; nothing is done where this very SAE is measured there already."""
     sae, spec = load(target.folder), recipe.measure
-    if sae.config.d_in != cache.d:
-        raise UserError(f"{target.folder} reads vectors of width {sae.config.d_in}, '{recipe.hook.point}' gives {cache.d}; choose another hook.point")
+    _refuse_width(target, cache.d, recipe)
     done = files.read_json(folder / "measures.json") if (folder / "measures.json").exists() else {}
     if sae.threshold is not None and done.get("conditions", {}).get("sae") == sae_fingerprint(sae):
         return

@@ -33,12 +33,12 @@ class Model(Table):
     small, the processor's memory (needs accelerate). trust_remote_code: the model's own code runs on this machine.
     """
 
-    name: str = ""
-    path: str = ""
-    revision: str = ""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device_map: Literal["", "auto"] = ""
-    trust_remote_code: bool = False
+    name: str = Field("", description="a model on the hub, as OWNER/NAME")
+    path: str = Field("", description="a folder written by save_pretrained, or package:PKG/FOLDER in an installed package; wins over name")
+    revision: str = Field("", description="a branch, tag or commit on the hub")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="what the model runs in; auto: bf16 where it is fast, else fp32")
+    device_map: Literal["", "auto"] = Field("", description="auto spreads the layers over all GPUs and memory (needs accelerate)")
+    trust_remote_code: bool = Field(False, description="true: the model's own code runs on this machine")
 
     @property
     def source(self) -> str:
@@ -51,8 +51,8 @@ class Hook(Table):
     also: further points harvested in the same pass, each into its own cache, where later runs at those points find them.
     """
 
-    point: str = "blocks.4.hook_resid_pre"
-    also: tuple[str, ...] = ()
+    point: str = Field("blocks.4.hook_resid_pre", description="where activations are read: a TransformerLens name, or a module path with :in or :out")
+    also: tuple[str, ...] = Field((), description="further points that are harvested in the same pass, each into its own cache")
 
 
 class Text(Table):
@@ -61,13 +61,13 @@ class Text(Table):
     `planted`: no text and no model, but a planted world, whose features the table `planted` describes (`metasae.data.planted.Plan`).
     """
 
-    source: str = "docs"
-    name: str = ""
-    split: str = "train"
-    column: str = "text"
-    context: int = Field(128, ge=4)
-    calibration_share: float = Field(0.08, gt=0, lt=0.5)
-    evaluation_share: float = Field(0.17, gt=0, lt=0.5)
+    source: str = Field("docs", description="docs, a local file or folder, a dataset on the hub as OWNER/NAME, or planted (no text and no model)")
+    name: str = Field("", description="a dataset's configuration on the hub")
+    split: str = Field("train", description="the split of a dataset, from the hub or saved to disk")
+    column: str = Field("text", description="where a record keeps its text")
+    context: int = Field(128, ge=4, description="tokens of a window")
+    calibration_share: float = Field(0.08, gt=0, lt=0.5, description="share of the documents for thresholds, held out from training")
+    evaluation_share: float = Field(0.17, gt=0, lt=0.5, description="share of the documents for measuring, held out from training")
 
 
 class Harvest(Table):
@@ -77,11 +77,11 @@ class Harvest(Table):
     folder, and deleted once every arm has trained on them. Batches are then shuffled within a window.
     """
 
-    cache: str = ""
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
-    batch_tokens: int = Field(8192, ge=1)
-    shard_tokens: int = Field(262_144, ge=1)
-    window_tokens: int = Field(0, ge=0)
+    cache: str = Field("", description="folder of the activation cache; empty: beside the run folder, shared by the runs there")
+    dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="what activations are kept in")
+    batch_tokens: int = Field(8192, ge=1, description="tokens that the model reads at a time")
+    shard_tokens: int = Field(262_144, ge=1, description="tokens in one file of the cache")
+    window_tokens: int = Field(0, ge=0, description="0: all activations are kept on the disk; else so many tokens at a time")
 
 
 ArchitectureName = Literal["batchtopk", "topk", "jumprelu", "relu", "matryoshka"]
@@ -94,14 +94,16 @@ class Dictionary(Table):
     `jumprelu`, whose L0 target is k. prefixes: nested prefixes of `matryoshka`, as shares of n.
     """
 
-    n: int = Field(3072, ge=1)
-    k: int = Field(32, ge=1)
-    architecture: ArchitectureName = "batchtopk"
-    l1: float = Field(2e-3, ge=0)
-    l0_coef: float = Field(0.1, ge=0)
-    bandwidth: float = Field(0.5, gt=0)
-    threshold: float = Field(0.5, gt=0)
-    prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    n: int = Field(3072, ge=1, description="latents")
+    k: int = Field(32, ge=1, description="latents kept per token on average")
+    architecture: ArchitectureName = Field("batchtopk", description="how latents are chosen")
+    l1: float = Field(2e-3, ge=0, description="relu: weight of the L1 term")
+    l0_coef: float = Field(0.1, ge=0, description="jumprelu: weight of the L0 term, whose target is k")
+    bandwidth: float = Field(0.5, gt=0, description="jumprelu: width of the pseudo-derivative")
+    threshold: float = Field(0.5, gt=0, description="jumprelu: first threshold")
+    prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), description="matryoshka: nested prefixes as shares of n"
+    )
 
     @model_validator(mode="after")
     def _k_within_n(self):
@@ -113,12 +115,12 @@ class Dictionary(Table):
 class Sae(Dictionary):
     """The primary SAE. `k_start` and `k_anneal`: k falls linearly from k_start (0: none) over this share of all steps."""
 
-    normalize: Literal["none", "global", "token"] = "global"
-    b_enc: bool = False
-    b_dec_init: Literal["zero", "mean"] = "mean"
-    tied_init: bool = True
-    k_start: int = Field(0, ge=0)
-    k_anneal: float = Field(0.1, ge=0, le=1)
+    normalize: Literal["none", "global", "token"] = Field("global", description="inputs as they are, by one scale for all, or each token by its own")
+    b_enc: bool = Field(False, description="train an encoder bias")
+    b_dec_init: Literal["zero", "mean"] = Field("mean", description="where the decoder bias begins")
+    tied_init: bool = Field(True, description="the encoder begins as the transpose of the decoder")
+    k_start: int = Field(0, ge=0, description="k falls linearly from here; 0: k from the beginning")
+    k_anneal: float = Field(0.1, ge=0, le=1, description="share of all steps over which k falls from k_start")
 
     @model_validator(mode="after")
     def _k_falls(self):
@@ -130,41 +132,47 @@ class Sae(Dictionary):
 class Meta(Dictionary):
     """The meta SAE: m latents (`n` here), k_m kept per decoder row on average; `input` token normalises each row first."""
 
-    n: int = Field(276, ge=1)
-    k: int = Field(4, ge=1)
-    input: Literal["raw", "token"] = "token"
+    n: int = Field(276, ge=1, description="latents of the meta SAE")
+    k: int = Field(4, ge=1, description="latents kept per decoder row on average")
+    input: Literal["raw", "token"] = Field("token", description="token normalises each decoder row first")
 
 
 class Train(Table):
     """Training. Counts are in tokens or optimiser steps as the names say; `decay` is the share of steps at the end."""
 
-    tokens: int = Field(1_000_000, ge=1)
-    batch: int = Field(2048, ge=1)
-    lambda2: float = Field(0.3, ge=0)
-    sigma_sq: float = Field(1.0, gt=0)
+    tokens: int = Field(1_000_000, ge=1, description="training tokens per arm")
+    batch: int = Field(2048, ge=1, description="tokens of a primary step")
+    lambda2: float = Field(0.3, ge=0, description="weight of the decomposability penalty (joint and sequential)")
+    sigma_sq: float = Field(
+        1.0, gt=0, description="sigma^2 of the penalty: in exp(-e / sigma^2), e the squared distance of a row from its meta reconstruction"
+    )
     adaptive_sigma: bool = Field(False, description="sigma^2 follows the mean of e, kappa held")
     balanced: bool = Field(False, description="weigh each row's penalty with its latent's firing rate")
-    meta_gradient: Literal["stop", "full"] = "stop"
+    meta_gradient: Literal["stop", "full"] = Field("stop", description="full: through the meta reconstruction too; stop: that is fixed")
     penalties: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="further penalties by name, with their coefficients")
     penalty_every: int = Field(1, ge=1, description="further penalties are worked out on every c-th primary step, c-fold")
     penalty_start: float = Field(0.0, ge=0, le=1, description="share of all steps before any penalty is charged")
-    n_primary_steps: int = Field(10, ge=1)
-    n_meta_steps: int = Field(5, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    n_primary_steps: int = Field(10, ge=1, description="primary steps in a round")
+    n_meta_steps: int = Field(5, ge=1, description="meta steps after them")
+    lr: float = Field(1e-3, gt=0, description="the primary SAE's step size")
     meta_lr: float = Field(0.0, ge=0, description="0: the same as lr")
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's")
+    eps: float = Field(1e-8, gt=0, description="Adam's")
     warmup: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
-    decay: float = Field(0.0, ge=0, le=1)
-    clip: float = Field(1.0, gt=0)
+    decay: float = Field(0.0, ge=0, le=1, description="share of all steps at the end over which lr falls to 0")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     dead_after: int = Field(10_000_000, ge=1, description="tokens without a firing until a latent counts as dead")
     meta_dead_after: int = Field(10_000_000, ge=1, description="rows seen by the meta SAE, likewise")
     k_aux: int = Field(0, ge=0, description="0: half of d")
-    aux_coef: float = Field(1 / 32, ge=0)
-    aux_residual: Literal["detached", "attached"] = "detached"
-    renormalise: Literal["after", "before"] = "after"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    kernels: Literal["auto", "fast", "triton", "reference"] = "fast"
+    aux_coef: float = Field(1 / 32, ge=0, description="weight of the auxiliary loss that revives dead latents")
+    aux_residual: Literal["detached", "attached"] = Field(
+        "detached", description="whether the residual of the auxiliary loss takes part in the gradient"
+    )
+    renormalise: Literal["after", "before"] = Field("after", description="when decoder rows are set to norm 1: after or before the step")
+    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="what matrix products are computed in; auto: bf16 where it is fast")
+    kernels: Literal["auto", "fast", "triton", "reference"] = Field(
+        "fast", description="fast, triton (a GPU), the slow reference, or what suits the device"
+    )
     checkpoint_every: int = Field(500, ge=1, description="primary steps")
 
     @model_validator(mode="after")
@@ -184,8 +192,8 @@ class Train(Table):
 class Measure(Table):
     """What the trained SAEs are judged on; every arm meets the same held-out tokens and the same rule."""
 
-    tokens: int = Field(200_000, ge=1)
-    calibration_tokens: int = Field(100_000, ge=1)
+    tokens: int = Field(200_000, ge=1, description="evaluation tokens")
+    calibration_tokens: int = Field(100_000, ge=1, description="tokens that thresholds are set on")
     threshold: Literal["rate", "per_latent", "eer"] = Field("rate", description="how BatchTopK becomes a fixed rule")
     output_tokens: int = Field(20_000, ge=0, description="tokens for the model's own output; 0 leaves it out")
     batch_topk: bool = Field(False, description="the model's output under batch top-k as well, for comparison with the paper's code")
@@ -195,8 +203,8 @@ class Measure(Table):
     excess_blocks: bool = Field(True, description="the excess without each block of documents too, for its interval; costs as much again per block")
     pursuit_k: int = Field(3, ge=0, le=6, description="most rows that a pursuit rebuilds a row from; 0 leaves it out")
     meta_n: float = Field(0.09, gt=0, description="width of the judging meta SAE as a share of n")
-    meta_k: int = Field(4, ge=1)
-    meta_steps: int = Field(200, ge=1)
+    meta_k: int = Field(4, ge=1, description="rows that the judging meta SAE keeps per decoder row")
+    meta_steps: int = Field(200, ge=1, description="steps it is trained for")
     critic_grid: bool = Field(False, description="meta SAEs of several widths and k")
     senses: str = Field("", description="file or folder of sense-tagged sentences (JSONL: word, sense, before, target, after)")
     across: bool = Field(True, description="what needs two SAEs: latents found again in other seeds, splits of solo's latents")
@@ -211,7 +219,7 @@ def _seed_list(value: Any) -> Any:
 class Recipe(Table):
     """Everything that decides the result of a run, apart from the machine."""
 
-    description: str = ""
+    description: str = Field("", description="one line for `metasae recipes`")
     model: Model = Model()
     hook: Hook = Hook()
     text: Text = Text()
@@ -220,9 +228,11 @@ class Recipe(Table):
     meta: Meta = Meta()
     train: Train = Train()
     measure: Measure = Measure()
-    planted: dict[str, Any] = {}
-    arms: tuple[Arm, ...] = ("solo", "control", "joint")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = (0,)
+    planted: dict[str, Any] = Field({}, description='the planted world, as in metasae.data.planted.Plan; with text.source = "planted"')
+    arms: tuple[Arm, ...] = Field(("solo", "control", "joint"), description="what is trained")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = Field(
+        (0,), description="a count (3: 0, 1 and 2) or a list"
+    )
 
     @model_validator(mode="after")
     def _windows_alone(self):
@@ -288,18 +298,33 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), parsed
 
 
+# No recipe is nearly as long; a file that is may hold weights, and is not read whole.
+_LONGEST = 1 << 20
+
+
 def _read(source: str | Path) -> dict:
-    path = Path(source)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
-            raise UserError(f"no recipe file '{path}'")
-        text = path.read_text()
-    else:
-        text = text_of(str(source))
+    try:
+        text = _text_at(source)
+    except (OSError, ValueError):
+        raise UserError(f"{source} is no recipe; give a TOML file or a shipped recipe's name") from None
     try:
         return tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise UserError(f"{source} is not valid TOML: {error}") from None
+
+
+def _text_at(source: str | Path) -> str:
+    """The TOML text of a file or of a shipped recipe. Raises ValueError for a file that cannot be one, OSError where it cannot be read."""
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise UserError(f"no recipe file '{path}'")
+        if path.stat().st_size > _LONGEST:
+            raise ValueError("too long")
+        return path.read_text(encoding="utf-8")
+    if str(source) not in names() and (path / "recipe.toml").is_file():
+        raise UserError(f"{path} is a run folder; did you mean {path / 'recipe.toml'} --out {path}?")
+    return text_of(str(source))
 
 
 def _with(values: dict, keys: list[str], value: Any) -> dict:

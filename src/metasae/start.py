@@ -15,13 +15,14 @@ from metasae.recipe import Recipe
 def resolve(recipe: str | Path | dict | Recipe, out: str | Path | None, overrides: dict[str, Any] | None, device: str) -> tuple[Recipe, Path]:
     """(the recipe with every value, the run folder). Writes nothing.
 
-    Raises UserError for an unknown recipe, key or value, a recipe without a model, and a device that is not there.
+    Raises UserError for an unknown recipe, key or value, a recipe without a model, sense-tagged sentences and a device that are not there.
     """
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     resolved = Recipe.load(source, overrides)
     if not resolved.model.source and resolved.text.source != "planted":
         raise UserError("the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set model.name=NAME (on the hub)")
+    check_senses(resolved)
     _check_device(device)
     return resolved, Path(out) if out is not None else Path("runs") / name
 
@@ -76,6 +77,15 @@ def plan(recipe: Recipe, folder: Path, show: bool) -> dict:
         print(recipe.dump())
         print(f"# would write {folder}: {len(plan['arms'])} arms of {steps:,} primary steps, {plan['tokens_harvested']:,} tokens harvested")
     return plan
+
+
+def check_senses(recipe: Recipe) -> None:
+    """Sense-tagged sentences are read after all arms are trained, so that they are there is checked before. Raises UserError."""
+    path = Path(recipe.measure.senses)
+    if recipe.measure.senses and not (path.is_file() or path.is_dir()):
+        raise UserError(f"measure.senses: no file or folder '{path}'; give JSONL with word, sense, before, target and after")
+    if recipe.measure.senses and not os.access(path, os.R_OK):
+        raise UserError(f"measure.senses: '{path}' cannot be read; check its permissions")
 
 
 def _check_device(device: str) -> None:

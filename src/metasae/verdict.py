@@ -1,5 +1,7 @@
 """A comparison in plain words. It follows the numbers whichever way they point."""
 
+import re
+
 from metasae.measures.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Quantity
 from metasae.measures.intervals.statistics import is_clear, leaves_out_zero
 
@@ -17,6 +19,13 @@ def write_verdict(comparison: dict) -> str:
     for name, pair in pairs.items():
         sentences += _words_for_control(name, pair) if name == "control vs solo" else _words_for(name, pair, comparison)
     return " ".join([*sentences, WHY_NOT_PHI_ALONE])
+
+
+def verdict_lines(comparison: dict) -> list[str]:
+    """The verdict as lines: each pair's conclusion, what it rests on in a list below it."""
+    pairs = [name.split(" vs ") for name in comparison["pairs"]]
+    openings = ("Judged on", "Only ", "Control (", WHY_NOT_PHI_ALONE, *(f"{a.capitalize()} against {b}" for a, b in pairs))
+    return [line if line.startswith(openings) else f"- {line}" for line in re.split(r"(?<=\.) (?=[A-Z])", comparison["verdict"])]
 
 
 def change(quantity: Quantity, entry: dict) -> str:

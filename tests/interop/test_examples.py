@@ -1,4 +1,4 @@
-"""The examples in docs/examples, run as they stand with a small SAE of ours where they expect one."""
+"""The examples in docs/examples, run as they stand in an empty folder."""
 
 import re
 import runpy
@@ -9,25 +9,9 @@ import pytest
 import torch
 from packaging.version import Version
 
-from metasae import SAE
-from metasae.sae.sae import SAEConfig
-
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
-FOLDER = Path("runs/demo/arms/joint-s0/primary")
 # example -> libraries with the first version that it is written for
 NEEDS = {"transformer_lens": {"sae_lens": "6.0", "transformer_lens": "2.0"}, "nnsight": {"nnsight": "0.8"}}
-
-
-def small_sae():
-    """As training leaves one: unit rows, biases, a threshold of its own for each latent, some of which never fire."""
-    generator = torch.Generator().manual_seed(3)
-    sae = SAE(SAEConfig(32, 80, k=6, metadata={"hook_name": "blocks.1.hook_resid_pre", "model_name": "tiny", "context_size": 64}))
-    sae.init_weights(generator)
-    for bias, size in ((sae.b_enc, 0.1), (sae.b_dec, 0.2)):
-        bias.data.copy_(torch.randn(bias.shape, generator=generator) * size)
-    sae.threshold = torch.rand(80, generator=generator) * 0.3
-    sae.threshold[7] = torch.inf
-    return sae
 
 
 def code_of(name):
@@ -43,7 +27,6 @@ def run_example(name, tmp_path, monkeypatch):
         if Version(found := metadata.version(library.replace("_", "-"))) < Version(version):
             pytest.skip(f"{library} is {found}, the example is for {version} and later")
     monkeypatch.chdir(tmp_path)
-    small_sae().save(FOLDER)
     file = tmp_path / f"{name}.py"
     file.write_text(code_of(name))
     torch.manual_seed(0)
@@ -66,7 +49,8 @@ def test_every_example_is_run():
 @torch.no_grad()
 def test_transformer_lens(tmp_path, monkeypatch):
     """SAELens puts in what our own forward gives, and shows our own activations."""
-    left, ours = run_example("transformer_lens", tmp_path, monkeypatch), small_sae()
+    left = run_example("transformer_lens", tmp_path, monkeypatch)
+    ours = left["ours"]
     model, tokens, point = left["model"], left["tokens"], "blocks.1.hook_resid_pre"
     _, cache = model.run_with_cache(tokens)
     expected = model.run_with_hooks(tokens, fwd_hooks=[(point, lambda x, hook: ours(x))])
@@ -79,7 +63,8 @@ def test_transformer_lens(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 def test_nnsight(tmp_path, monkeypatch):
-    left, ours, seen = run_example("nnsight", tmp_path, monkeypatch), small_sae(), []
+    left, seen = run_example("nnsight", tmp_path, monkeypatch), []
+    ours = left["sae"]
     model, tokens = left["model"]._module, left["tokens"]
 
     def replace(module, inputs, output):

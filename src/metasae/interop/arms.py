@@ -11,6 +11,7 @@ import numpy as np
 
 from metasae.errors import UserError
 from metasae.interop import checked
+from metasae.interop.formats import refuse_run_folder
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import open_firings
@@ -82,6 +83,7 @@ def open_arm(folder: str | Path, recipe: str | Path | dict | Recipe | None = Non
     if folder.name == "primary" and not (folder / "firings").is_dir():
         folder = folder.parent
     if not (folder / "firings").is_dir():
+        refuse_run_folder(folder)
         raise UserError(f"{folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
     config = folder / "primary" / "cfg.json"
     cfg = checked.read_json(config) if config.exists() else {}

@@ -27,23 +27,40 @@ _KNOWN_FILES = "sae_weights.safetensors, sae.safetensors, ae.pt or a .pt of the 
 
 def detect(path: str | Path) -> str:
     """The name of the format that `path` holds. Raises UserError when it is none, with what was looked for."""
-    path = Path(path)
+    path = primary_of(Path(path))
     if not path.exists():
         raise UserError(f"no SAE at '{path}'")
     name = _detected(path)
     if name is None:
+        refuse_run_folder(path)
         raise UserError(f"'{path}' is no SAE of a known format; {_hint(path)}")
     return "metasae" if name == "saelens" and _is_own(path) else name
+
+
+def primary_of(path: Path) -> Path:
+    """The SAE of a trained arm's folder (`arms/joint-s0`), which is its `primary`; any other path as it is."""
+    inner = path / "primary"
+    return inner if inner.is_dir() and _detected(path) is None and _detected(inner) else path
+
+
+def refuse_run_folder(path: Path) -> None:
+    """Raises UserError where `path` is a run folder, with the arms that it has."""
+    if not (path / "arms").is_dir():
+        return
+    trained = [str(each.parent) for each in sorted(path.glob("arms/*/primary"))]
+    if not trained:
+        raise UserError(f"{path} is a run folder in which no arm is trained yet; run `metasae run` on it first")
+    raise UserError(f"{path} is a run folder; give one of {', '.join(trained[:12])}{' ...' if len(trained) > 12 else ''}")
 
 
 def load(path: str | Path, format: str | None = None, thresholds: str | Path | None = None) -> SAE:
     """The SAE at `path` with the rule of inference it has there.
 
-    path: a folder, a `.pt` file, or `hf:OWNER/NAME/folder@revision`. format: one of `NAMES`; None finds it out. thresholds: the
+    path: a folder (or a trained arm's), a `.pt` file, or `hf:OWNER/NAME/folder@revision`. format: one of `NAMES`; None finds it out. thresholds: the
     paper's `.npy` file where it is not found beside the `.pt`. Where it came from is noted in `config.metadata["imported"]`.
     Raises UserError for a path without an SAE, damaged and hostile files, and what an SAE here cannot represent, with the reason.
     """
-    place = hub.fetch(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
+    place = primary_of(hub.fetch(str(path)) if str(path).startswith(hub.PREFIX) else Path(path))
     found = detect(place) if format is None else _known(format)
     if thresholds is not None and found != "paper":
         raise UserError(f"thresholds belong to the paper's checkpoints, '{path}' is of the format {found}")
@@ -65,7 +82,7 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
     with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that is not empty.
     """
     name, out = _known(format), Path(out)
-    measured = {} if isinstance(sae, SAE) else _measured(Path(sae))
+    measured = {} if isinstance(sae, SAE) else _measured(primary_of(Path(sae)))
     sae = sae if isinstance(sae, SAE) else load(sae)
     parts_of(sae)
     if name != "metasae" and (why := FORMATS[name].why_not(sae)):

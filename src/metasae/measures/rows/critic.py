@@ -73,7 +73,8 @@ def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) 
     """`random_floor`, for counts of rows on a grid of 16 to 32 per octave; between two of them linear in the count.
 
     SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all SAEs of a run or a
-    sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by some 1e-4; one draw of random rows differs from the next by as much.
+    sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by some 1e-4; one draw of random rows
+    differs from the next by as much.
     """
     step = 1 << max(0, n_rows.bit_length() - 5)
     below = n_rows - n_rows % step
