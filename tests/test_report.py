@@ -10,7 +10,7 @@ from metasae.errors import UserError
 from metasae.latex import escaped
 from metasae.measures.catalogue import CATALOGUE
 from metasae.recipe import Recipe
-from metasae.report import _row_mean, write_report
+from metasae.report import _change_cell, _row_mean, write_report
 from runs import write_arm
 
 
@@ -114,7 +114,12 @@ def test_the_differences_have_a_panel_for_pp_and_fill_only_what_is_clear_after_h
     relative = [q for q in CATALOGUE if q.main and q.relative][:3]
     share = next(q for q in CATALOGUE if q.main and not q.relative)
     nothing = {**entry(0.1, True, 0.01), "percent": None, "percent_ci95": None}
-    pair = {relative[0].key: entry(0.1, True, 0.01), relative[1].key: entry(0.1, True, None), relative[2].key: nothing, share.key: entry(0.2, True, 0.04)}
+    pair = {
+        relative[0].key: entry(0.1, True, 0.01),
+        relative[1].key: entry(0.1, True, None),
+        relative[2].key: nothing,
+        share.key: entry(0.2, True, 0.04),
+    }
     percent, pp = figures.relative_differences({"joint vs solo": pair}).axes
     fills = [line.get_markerfacecolor() == line.get_color() for line in percent.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert fills == [True, False]
@@ -133,6 +138,9 @@ def test_the_means_of_a_row_are_of_the_seeds_of_its_change(tmp_path):
     comparison["arms"]["solo"]["values"].pop("fidelity.fvu")  # as of a measure that two SAEs have together
     assert _row_mean(comparison, "solo", "fidelity.fvu") == (pytest.approx(0.2), [1])
     assert _row_mean(comparison, "joint", "fidelity.fvu") == (pytest.approx(0.25), None)
+    entry = comparison["pairs"]["joint vs solo"]["fidelity.fvu"]
+    fvu = next(q for q in CATALOGUE if q.key == "fidelity.fvu")
+    assert "against" not in _change_cell(fvu, entry, [0.25, 0.2]) and "0.25 against 0.2<" in _change_cell(fvu, entry, [0.25, 0.15])
 
 
 def test_the_verdict_is_a_list(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -147,10 +148,10 @@ def _arms_table(comparison: dict, quantities: list[Quantity]) -> str:
     rows = []
     for q in quantities:
         arrow = {"lower": "↓ better", "higher": "↑ better", None: ""}[q.better]
-        name = f"<th scope=row title='{_text(q.meaning)}'>{_text(q.label)}<small>{arrow}</small></th>"
+        head = f"<th scope=row title='{_text(q.meaning)}'>{_text(q.label)}<small>{arrow}</small></th>"
         cells = "".join(f"<td>{number(value)}{_seeds(seeds)}</td>" for value, seeds in means[q.key].values())
-        changes = "".join(_change_cell(q, pair.get(q.key)) for pair in pairs.values())
-        rows.append(f"<tr>{name}{cells}{changes}</tr>")
+        changes = "".join(_change_cell(q, pair.get(q.key), [means[q.key][arm][0] for arm in name.split(" vs ")]) for name, pair in pairs.items())
+        rows.append(f"<tr>{head}{cells}{changes}</tr>")
     return f"<div class=wide><table><thead><tr><th>measure</th>{''.join(heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
@@ -170,11 +171,15 @@ def _seeds(seeds: list[int] | None) -> str:
     return "" if seeds is None else f"<small>seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}</small>"
 
 
-def _change_cell(quantity: Quantity, entry: dict | None) -> str:
+def _change_cell(quantity: Quantity, entry: dict | None, shown: list[float | None]) -> str:
+    """shown: the two arms' means in this row; a change between others, of other seeds or of two SAEs together, says which."""
     if entry is None:
         return "<td>-</td>"
+    between = [entry["a"], entry["b"]]
+    same = None in between or all(math.isclose(one, other, rel_tol=1e-9) for one, other in zip(between, shown, strict=True))
+    told = "" if same else f"<small>{number(between[0])} against {number(between[1])}</small>"
     kind = towards(quantity, entry) if is_clear(entry) and entry.get("p_holm") is not None else ""
-    return f"<td class='{kind}'>{_text(change(quantity, entry))}<small>{_text(reading(quantity, entry))}</small></td>"
+    return f"<td class='{kind}'>{_text(change(quantity, entry))}{told}<small>{_text(reading(quantity, entry))}</small></td>"
 
 
 def _all_measures(comparison: dict) -> Iterator[str]:

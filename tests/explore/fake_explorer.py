@@ -95,6 +95,9 @@ class FakeExplorer:
             wanted = search.lower()
             rows = [row for row in rows if any(token.strip().lower().startswith(wanted) for token in words_of(row["latent"])[:8])
                     or set(wanted.split()) <= set((row["explanation"] or "").split())]  # fmt: skip
+            for row in rows:
+                by = [token for token in words_of(row["latent"])[:8] if token.strip().lower().startswith(wanted)]
+                row["found"] = by[0].strip().lower() if by and not set(by) & set(row["top_tokens"]) else None
         sign = -1 if descending else 1
         rows.sort(key=lambda row: (row.get(sort) is None, 0 if row.get(sort) is None else sign * row[sort], row["latent"]))
         columns = [{"key": key, "label": name, "kind": "number"} for key, name in COLUMNS]

@@ -185,6 +185,10 @@ def test_the_table_is_sorted_filtered_and_cut(explorer):
     assert page["total"] == 11
     for offset, limit, expected in ((10_000, 100, 0), (-5, 100, 11), (0, 0, 0), (0, -3, 0), (0, 10**9, 11)):
         assert len(explorer.latents("solo-s0", offset=offset, limit=limit)["rows"]) == expected
+    empty = {each["key"] for each in every["columns"] if each["empty"]}
+    assert "rate" not in empty
+    numbers = [each["key"] for each in every["columns"] if each["kind"] == "number"]
+    assert empty == {key for key in numbers if all(row.get(key) is None for row in every["rows"])}
     with pytest.raises(ValueError, match="no column"):
         explorer.latents("solo-s0", sort="rate; DROP TABLE latents")
 
@@ -201,6 +205,9 @@ def test_search_finds_words_of_explanations_and_the_beginning_of_tokens(explorer
     top = {i: Counter(ONE.tokens[of_latent(ONE, i)[0]].tolist()) for i in range(12)}
     first = {i: sorted(counts, key=lambda token, counts=counts: (-counts[token], token))[:8] for i, counts in top.items()}
     assert by_token == [i for i in range(12) if {1, 10} & set(first[i])]
+    for row in explorer.latents("solo-s0", search="w1", dead=True)["rows"]:
+        beside = [f" w{token}" for token in first[row["latent"]] if token in (1, 10) or 10 <= token < 20]
+        assert row["found"] == (None if set(beside) & set(row["top_tokens"]) else beside[0])
     rows = explorer.search("riv")["rows"]
     assert {(row["sae"], row["latent"], row["where"]) for row in rows} == {("solo-s0", 5, "explanation"), ("solo-s0", 6, "explanation")}
     tokens = explorer.search("w3")["rows"]

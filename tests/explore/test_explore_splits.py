@@ -170,14 +170,23 @@ def test_the_base_rate_is_solo_in_its_next_seed(tmp_path):
     assert shown["base_pairs"] == ["solo-s0 -> solo-s1"]
     for pair in (*shown["pairs"], *explorer.splits(kind="merges")["pairs"]):
         assert explorer.splits(pair)["base_rate"]["pair"] == "solo-s0 -> solo-s1"
+    base = explorer.splits("solo-s0 -> solo-s1")
+    assert base["summary"] | {"pair": base["pair"]} == shown["base_rate"]
+
+
+def test_a_split_is_told_beside_those_between_two_seeds_of_solo(tmp_path):
+    solo, joint, _ = two_senses()
+    for seed, (name, firings) in enumerate((("solo-s0", solo), ("solo-s1", joint), ("joint-s0", joint))):
+        write_arm(tmp_path, name, firings, seed=seed)
+    build(tmp_path, strings=words_of(solo))
+    explorer = Explorer(tmp_path)
     scores = [row["score"] for row in explorer.splits("solo-s0 -> solo-s1", limit=500)["rows"]]
+    shown = explorer.splits("solo-s0 -> joint-s0")
     for row in shown["rows"][:3]:
         told = explorer.split(row["id"])["base"]
-        assert told["as_good"] == sum(score >= row["score"] for score in scores) and told["whole"]
+        assert told["as_good"] == sum(score >= row["score"] for score in scores) > 0 and told["whole"]
         assert (told["pair"], told["n_parents"]) == ("solo-s0 -> solo-s1", shown["base_rate"]["n_parents"])
-    base = explorer.splits("solo-s0 -> solo-s1")
-    assert explorer.split(base["rows"][0]["id"])["base"] is None
-    assert base["summary"] | {"pair": base["pair"]} == shown["base_rate"]
+    assert explorer.split(explorer.splits("solo-s0 -> solo-s1")["rows"][0]["id"])["base"] is None
 
 
 def test_without_firings_the_candidates_of_across_are_shown(tmp_path):

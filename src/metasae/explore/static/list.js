@@ -195,6 +195,13 @@ export class List {
     }
   }
 
+  /** The few named, before them the one that a search found. */
+  tokens({ top_tokens, found }) {
+    const named = chips(top_tokens, 8);
+    if (found) named.prepend(chip(found, "token found"));
+    return named;
+  }
+
   row(i, values) {
     const row = h("div", {
       class: `row item${i === this.chosen ? " chosen" : ""}`,
@@ -215,7 +222,7 @@ export class List {
         { class: "text", role: "cell" },
         h("a", { href: latentPath(this.sae, values.latent), class: "latent-link" }, h("span", { class: "id" }, String(values.latent))),
       ),
-      h("span", { class: "text", role: "cell" }, [values.found ? chip(values.found, "token found") : null, " ", chips(values.top_tokens, 8)]),
+      h("span", { class: "text", role: "cell" }, this.tokens(values)),
       ...(this.explained ? [h("span", { class: "text", role: "cell", title: values.explanation }, values.explanation || "")] : []),
       ...(this.narrow.matches || STATIC
         ? []

@@ -52,7 +52,7 @@ function rowsOf(run, arms, pairs, all) {
           better ? h("span", { class: "soft", title: `${q.better} is better` }, ` ${better}`) : null,
         ),
         arms.map((arm) => meanCell(meanOf(run, arm, q.key))),
-        pairs.map(([name, pair]) => changeCells(q, pair[q.key], name, reach[name], pairs.length > 1)),
+        pairs.map(([name, pair]) => changeCells(q, pair[q.key], name, reach[name], pairs.length > 1, otherThan(run, pair[q.key], name, q.key))),
       ),
     );
   }
@@ -94,6 +94,14 @@ function meanOf(run, arm, key) {
   return { value: own.means?.[key] ?? null, seeds: null };
 }
 
+/** In words the means that a change is between, where the row shows others: of other seeds, or of a measure that is of two SAEs together. */
+function otherThan(run, entry, name, key) {
+  if (!entry || entry.difference === null || typeof entry.a !== "number" || typeof entry.b !== "number") return null;
+  const shown = name.split(" vs ").map((arm) => (run.arms[arm] ? meanOf(run, arm, key).value : null));
+  const same = [entry.a, entry.b].every((value, i) => shown[i] === null || Math.abs(value - shown[i]) <= 1e-9 * Math.abs(value));
+  return same ? null : `${number(entry.a, 4)} against ${number(entry.b, 4)}`;
+}
+
 function meanCell({ value, seeds }) {
   const of = seeds && h("span", { class: "ends soft" }, `seed${seeds.length === 1 ? "" : "s"} ${seeds.join(", ")}`);
   return h("td", {}, number(value, 4), of);
@@ -121,12 +129,12 @@ function wayOf(q, entry) {
 }
 
 /** change and reading of an entry are the report's own. */
-function changeCells(q, entry, name, reach, narrow) {
+function changeCells(q, entry, name, reach, narrow, other) {
   if (!entry || entry.difference === null) return [h("td", {}, "–"), h("td", {}), h("td", {})];
   const way = isClear(entry) ? wayOf(q, entry) : "";
   const seeds = entry.n_seeds ? `${entry.n_seeds} seed${entry.n_seeds === 1 ? "" : "s"}` : "";
   return [
-    h("td", { class: way }, entry.change),
+    h("td", { class: way }, entry.change, other && h("span", { class: "ends soft" }, other)),
     h("td", {}, forest(drawnOf(q, entry), reach, isClear(entry), name, narrow)),
     h(
       "td",
