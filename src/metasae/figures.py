@@ -52,7 +52,7 @@ def relative_differences(pairs: dict) -> "Figure | None":
         _draw_differences(axes, pairs, shown, unit)
     each[0].legend(frameon=False, fontsize=9)
     note = f"\nnot drawn, as there is no percentage: {', '.join(left_out)}" if left_out else ""
-    each[-1].set_xlabel(f"{each[-1].get_xlabel()}; filled: clear after Holm's correction{note}")
+    each[-1].set_xlabel(f"{each[-1].get_xlabel()}\nfilled: clear after Holm's correction{note}")
     return figure
 
 
