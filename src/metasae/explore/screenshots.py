@@ -1,6 +1,6 @@
 """Pictures of the explorer for the documentation: python -m metasae.explore.screenshots RUN OUT
 
-Writes overview.png, latent.png and split.png, 1280 pixels wide: the run's overview, its best split, and that split's first child.
+Writes overview.png, latent.png and split.png, 1280 pixels wide: the run's overview, its best split of words, and that split's first child.
 Of a sweep's folder it writes sweep.png.
 Needs playwright and a Chromium; `CHROMIUM` names one that is not found by itself.
 """
@@ -66,13 +66,19 @@ def pages_of(explorer) -> dict[str, str]:
     overview = explorer.overview()
     if not overview["saes"]:
         raise UserError("this run has no trained SAE to show yet")
-    splits = explorer.splits(limit=1)["rows"]
+    splits = explorer.splits(limit=50)["rows"]
+    # a split of words is easier to follow than one of commas
+    splits = [split for split in splits if _of_words(split)] or splits
     if not splits:
         name = overview["saes"][0]["name"]
         first = explorer.latents(name, limit=1)["rows"]
         return {"overview": "overview", "latent": f"latent/{name}/{first[0]['latent'] if first else 0}"}
     child = splits[0]["children"][0]
     return {"overview": "overview", "latent": f"latent/{child['sae']}/{child['latent']}", "split": f"split/{splits[0]['id']}"}
+
+
+def _of_words(split: dict) -> bool:
+    return all(any(letter.isalpha() for letter in token) for token in split["parent"]["top_tokens"])
 
 
 def find_chromium() -> str:

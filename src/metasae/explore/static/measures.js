@@ -5,7 +5,8 @@ import { armClass, h, number, svg } from "./dom.js";
 /** run: the overview; many: its conditions in words. */
 export function measures(run, many) {
   const arms = Object.keys(run.arms || {}),
-    pairs = Object.entries(run.pairs || {});
+    // a control that holds has nothing to show in a column of its own
+    [equal, pairs] = apart(Object.entries(run.pairs || {}));
   const body = h("div", {});
   const all = h("input", { type: "checkbox", onchange: () => body.replaceChildren(rowsOf(run, arms, pairs, all.checked)) });
   body.append(rowsOf(run, arms, pairs, false));
@@ -23,8 +24,16 @@ export function measures(run, many) {
       ),
     ),
     h("label", { class: "note" }, all, " all measures, not only the main ones"),
+    equal.length ? h("p", { class: "note" }, `${equal.join(", ")}: no change in any measure, exactly`) : null,
     body,
   );
+}
+
+/** Names of the pairs that are equal in every measure they have, and the other pairs. */
+function apart(pairs) {
+  const known = (pair) => Object.values(pair).filter((entry) => typeof entry.difference === "number");
+  const isEqual = ([, pair]) => known(pair).length > 0 && known(pair).every((entry) => entry.difference === 0);
+  return [pairs.filter(isEqual).map(([name]) => name), pairs.filter((pair) => !isEqual(pair))];
 }
 
 function rowsOf(run, arms, pairs, all) {
