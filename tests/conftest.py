@@ -1,6 +1,7 @@
 """Tiny random models with a byte-level tokenizer, built on the spot and saved like any Hugging Face model."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ def one_thread():
     os.environ["OMP_NUM_THREADS"] = "1"
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_heard():
+    """A suite that was started in the background has SIGINT ignored, and so would have every process it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 SMALL = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 400}
