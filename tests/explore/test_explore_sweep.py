@@ -137,6 +137,7 @@ def open_page(browser, address, width=1280, theme="light"):
     page.on("dialog", lambda dialog: (problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
     page.goto(address)
     page.wait_for_selector("main h1")
+    page.wait_for_function("document.getElementById('run').textContent !== 'metasae'")
     yield page
     assert problems == []
     context.close()
@@ -248,5 +249,5 @@ def test_a_static_copy_shows_the_same_and_leaves_the_cells_out(browser, folder, 
         texts = [page.inner_text("table.cells") for page in (one, other)]
         assert texts[0] == texts[1] and "static copy" in other.inner_text(".name")
         other.goto(f"{address}#/cell/aaa111")
-        other.wait_for_selector(".command")
+        other.wait_for_selector('body[data-shown="#/cell/aaa111"]')
         assert "not part of this static copy" in other.inner_text("main") and other.locator("a:has-text('Open them')").count() == 0

@@ -131,7 +131,7 @@ document.getElementById("skip").addEventListener("click", (event) => {
 
 // ---- keys
 
-let jump = 0;
+let jump = -Infinity; // when g was pressed, not when a busy page came to hear of it
 
 /** j and k: the page's own list, or whatever has the class `item`. */
 function step(by) {
@@ -154,8 +154,8 @@ const KEYS = {
   },
   "?": () => help.showModal(),
   d: switchTheme,
-  g: () => {
-    jump = Date.now();
+  g: (event) => {
+    jump = event.timeStamp;
   },
   "[": () => page?.previous?.(),
   "]": () => page?.next?.(),
@@ -172,10 +172,10 @@ addEventListener("keydown", (event) => {
     return;
   }
   if (typing || help.open) return;
-  const jumps = Date.now() - jump < 1500 && Object.hasOwn(JUMPS, event.key);
-  jump = 0;
+  const jumps = event.timeStamp - jump < 1500 && Object.hasOwn(JUMPS, event.key);
+  jump = -Infinity;
   if (jumps) location.hash = `#/${JUMPS[event.key]}`;
-  else if (Object.hasOwn(KEYS, event.key)) KEYS[event.key]();
+  else if (Object.hasOwn(KEYS, event.key)) KEYS[event.key](event);
   else if (event.key === "Enter" && event.target.matches?.(".item, .row")) event.target.querySelector("a[href]")?.click();
   else return;
   event.preventDefault();
