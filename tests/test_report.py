@@ -80,7 +80,7 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
     (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
     for number, name in enumerate(arms):
         latents = {str(i): {"own": True, "embedding": {"random": 0.5 + 0.01 * (i + number)}} for i in range(9)}
-        (tmp_path / "r" / "arms" / name / "interp.json").write_text(json.dumps({"latents": latents}))
+        (tmp_path / "r" / "arms" / name / "interp.json").write_text(json.dumps({"conditions": {}, "scores": SCORES, "latents": latents}))
     text = write_report(tmp_path / "r").read_text()
     assert "Which scores become more common" in text
     for name in ("scores", "score_difference"):
@@ -88,7 +88,18 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
     pair = json.loads((tmp_path / "r" / "compare.json").read_text())["pairs"]["joint vs solo"]
     entry = pair["interp.scores.embedding.parts.random.estimate"]
     assert (entry["a"], entry["b"], entry["n_seeds"]) == (0.6, 0.6, 2)
-    assert not any("same_token" in key for key in pair)
+    assert not any("same_token" in key for key in pair) and "earlier SAE" not in text
+
+
+def test_scores_of_earlier_weights_are_left_out_and_named(tmp_path):
+    whole_run(tmp_path / "r")
+    arms = {name: {"interp": {"scores": SCORES, "conditions": {"of": {"sae": sae}}}} for name, sae in (("solo-s0", "an earlier one"),)}
+    (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
+    text = write_report(tmp_path / "r").read_text()
+    compared = json.loads((tmp_path / "r" / "compare.json").read_text())
+    assert compared["stale"] == ["solo-s0"] and "the auto-interp of solo-s0" in text
+    assert "the auto-interp of solo-s0; run `metasae interp` again" in (tmp_path / "r" / "compare.md").read_text()
+    assert not any("interp" in key for key in compared["arms"]["solo"]["values"])
 
 
 def test_the_tables_for_latex_hold_the_numbers_and_their_conditions(tmp_path):

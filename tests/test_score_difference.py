@@ -3,28 +3,32 @@ import json
 import numpy as np
 import pytest
 
-from metasae import figures
+from metasae import score_figures
 from metasae.score_difference import BINS, score_differences
+
+# (solo's latent, joint's latent); solo's latent 3 lacks windows
+PAIRS = [[0, 0], [2, 1], [1, 999], [2, 3], [3, 2]]
 
 
 def mean(estimate, half=0.02, n=4):
     return {"estimate": estimate, "ci95": None if half is None else [estimate - half, estimate + 2 * half], "n_values": n}
 
 
-def write(run, values, parts=("random", "same_token")):
+def write(run, values, parts=("random", "same_token"), pairs=False):
     """values: SAE -> its own latents' scores, None where it lacks windows. Each SAE has a partner, which is no latent of its own sample."""
     arms = {}
     for name, numbers in values.items():
         known = [number for number in numbers if number is not None]
         entry = mean(float(np.mean(known)) if known else None, None if not known else 0.02, len(known))
-        about = {"encoder": "an encoder", "judge": "a judge"}
-        interp = {"conditions": about, "scores": {"embedding": {"chance": 0.5, "parts": dict.fromkeys(parts, entry)}}}
+        scores = {"embedding": {"chance": 0.5, "parts": dict.fromkeys(parts, entry), "judge": "an encoder"}}
+        arm, seed = name.split("-s")
+        interp = {"conditions": {"of": {"sae": name}, "matched_with": {"sae": f"solo-s{seed}"} if arm == "joint" else None}, "scores": scores}
         arms[name] = {"interp": interp}
-        latents = {str(i): {"own": True, "embedding": dict.fromkeys(parts, number)} for i, number in enumerate(numbers)}
-        latents["999"] = {"own": False, "embedding": dict.fromkeys(parts, 0.99)}
+        latents = {str(i): {"own": True, "token": i, "embedding": dict.fromkeys(parts, number)} for i, number in enumerate(numbers)}
+        latents["999"] = {"own": False, "token": 0, "embedding": dict.fromkeys(parts, 0.99)}
         folder = run / "arms" / name
         folder.mkdir(parents=True)
-        (folder / "interp.json").write_text(json.dumps({**interp, "latents": latents}))
+        (folder / "interp.json").write_text(json.dumps({**interp, "latents": latents, "pairs": PAIRS if pairs and arm == "joint" else []}))
     over = {"difference": 0.1, "ci95": None, "n_seeds": 1}
     by_seed = {"0": {"difference": 0.05, "ci95": [0.01, 0.09], "n_values": 7}, "1": {"difference": None, "ci95": None, "n_values": 0}}
     pairs = {"joint vs solo": {"embedding": {part: {"unpaired": over, "matched": over, "matched_by_seed": by_seed} for part in parts}}}
@@ -60,6 +64,25 @@ def test_the_rows_have_what_is_known_and_the_baselines_own_difference(tmp_path):
     assert null["ci95"] == pytest.approx([null["difference"] - reach, null["difference"] + reach])
 
 
+def test_within_pairs_every_matched_latent_has_a_difference_of_its_own(tmp_path):
+    (entry,) = write(tmp_path, SCORED, pairs=True)
+    found = entry["paired"]["joint"]
+    # by hand: .9 - .1, .9 - .9, .99 - .1, .1 - .9; the fifth pair has a side without windows
+    assert (found["n"], found["higher"], found["tied"], found["lower"]) == (4, 2, 1, 1)
+    edges, share = found["edges"], np.array(found["share"])
+    assert edges[0] == pytest.approx(-0.89) and edges[-1] == pytest.approx(0.89) and len(edges) == BINS + 2
+    assert share[-1] == 0.25 and share[BINS // 2] == 0.25 and share.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found["mirrored"], share[::-1])
+    drawn = score_figures.score_difference([entry])
+    assert len(drawn.axes) == 3 and drawn.axes[1].get_title(loc="left") == "joint higher in 50.0% of 4 pairs, tied in 25.0%"
+    # matched with other weights of solo than those scored now: no pairs, and as many panels as there is to show
+    held = tmp_path / "arms" / "joint-s0" / "interp.json"
+    found = json.loads(held.read_text())
+    held.write_text(json.dumps({**found, "conditions": {**found["conditions"], "matched_with": {"sae": "an earlier solo"}}}))
+    (entry,) = score_differences(tmp_path)
+    assert entry["paired"] == {} and len(score_figures.score_difference([entry]).axes) == 2
+
+
 def test_one_value_for_all_and_sae_without_any(tmp_path):
     (entry,) = write(tmp_path, {"solo-s0": [0.5, 0.5], "joint-s0": [0.5], "joint-s1": [None]})
     assert entry["n"] == {"solo-s0": 2, "joint-s0": 1} and entry["changes"]["joint"][0] == 0 and entry["null"] == []
@@ -68,13 +91,13 @@ def test_one_value_for_all_and_sae_without_any(tmp_path):
 def test_a_run_without_scores_has_none(tmp_path):
     assert score_differences(tmp_path) == []
     assert write(tmp_path, {"solo-s0": [None]}) == []
-    assert figures.score_difference([]) is None
+    assert score_figures.score_difference([]) is None
 
 
 def test_the_figure_names_score_judge_and_count(tmp_path):
     found = write(tmp_path, SCORED)
-    drawn = figures.score_difference(found + found)
+    drawn = score_figures.score_difference(found + found)
     words = [axes.get_xlabel() + axes.get_title(loc="left") for axes in drawn.axes]
     assert len(drawn.axes) == 4 and "embedding, same token silent" in words[0] and "3 to 4 latents per SAE" in words[0] and "an encoder" in words[0]
     assert drawn.axes[0].get_legend() is not None
-    assert figures.score_difference([{**found[0], "changes": {}}]) is None
+    assert score_figures.score_difference([{**found[0], "changes": {}}]) is None

@@ -27,19 +27,21 @@ ARM_FOLDER = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 
 @dataclass(frozen=True)
 class Measured:
-    """The measures.json of one trained SAE."""
+    """The measures.json of one trained SAE. stale: whether auto-interp scores of earlier weights were left out of the measures."""
 
     arm: str
     seed: int
     folder: Path
     measures: dict
+    stale: bool = False
 
 
 def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     """Reads arms/*/measures.json, writes compare.json and compare.md, returns what compare.json holds.
 
     Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, pairs {"joint vs solo": {measure: a, b,
-    difference, percent, ci95, n_seeds, values ...}}, missing (arms not measured yet), verdict.
+    difference, percent, ci95, n_seeds, values ...}}, missing (arms not measured yet), stale (those whose auto-interp is of an earlier SAE
+    and is left out), verdict.
     baseline: the arm that the others are compared with; None takes solo, or the first arm where there is none.
     Raises UserError when nothing is measured or the arms were not judged under the same conditions.
     """
@@ -50,6 +52,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "conditions": _shared_conditions(measured),
         "arms": _arms(measured),
         "missing": missing,
+        "stale": [entry.folder.name for entry in measured if entry.stale],
     }
     comparison["baseline"] = _baseline(comparison["arms"], baseline)
     comparison["pairs"] = _pairs(comparison["arms"], measured, comparison["baseline"])
@@ -76,10 +79,19 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
         measures = files.read_json(folder / "measures.json")
         if not isinstance(measures, dict) or not isinstance(measures.get("conditions"), dict):
             raise UserError(f"{folder / 'measures.json'} holds no measures; delete it and run again")
-        measured.append(Measured(name["arm"], int(name["seed"]), folder, measures | across.get(folder.name, {}) | scored.get(folder.name, {})))
+        own = scored.get(folder.name, {})
+        stale = bool(own) and _of_another(own, measures)
+        measures |= across.get(folder.name, {}) | ({} if stale else own)
+        measured.append(Measured(name["arm"], int(name["seed"]), folder, measures, stale))
     if not measured:
         raise UserError(f"no arm in {run_folder} is measured yet; run `metasae run` on it to the end first")
     return sorted(measured, key=lambda entry: (_place(entry.arm), entry.seed)), missing
+
+
+def _of_another(scored: dict, measures: dict) -> bool:
+    """Whether scores are of other weights than the measures. Files of earlier releases do not say."""
+    of = scored["interp"].get("conditions", {}).get("of")
+    return of is not None and of["sae"] != measures["conditions"].get("sae")
 
 
 def _beside(path: Path) -> dict:
@@ -193,6 +205,8 @@ def as_markdown(comparison: dict) -> str:
     lines = [f"# Comparison: {comparison['run']}", "", comparison["verdict"], "", conditions_line(comparison), ""]
     if comparison["missing"]:
         lines += [f"Not measured yet: {', '.join(comparison['missing'])}.", ""]
+    if comparison["stale"]:
+        lines += [f"Left out, as it is of an earlier SAE: the auto-interp of {', '.join(comparison['stale'])}; run `metasae interp` again.", ""]
     for name, pair in comparison["pairs"].items():
         a, b = name.split(" vs ")
         for group, title in GROUPS.items():

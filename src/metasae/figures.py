@@ -47,7 +47,7 @@ def relative_differences(pairs: dict) -> "Figure | None":
     if not panels:
         return None
     counts = [len(shown) for shown in panels.values()]
-    figure, each = _figure(1, height=1.2 * len(counts) + 0.36 * sum(counts), rows=len(counts), heights=[count + 1.2 for count in counts])
+    figure, each = empty_figure(1, height=1.2 * len(counts) + 0.36 * sum(counts), rows=len(counts), heights=[count + 1.2 for count in counts])
     for axes, (unit, shown) in zip(each, panels.items(), strict=True):
         _draw_differences(axes, pairs, shown, unit)
     each[0].legend(frameon=False, fontsize=9)
@@ -92,10 +92,10 @@ def _drawn(entry: dict | None, unit: str) -> tuple[float, list[float] | None] | 
 def phi_difference(measured: Sequence["Measured"]) -> "Figure | None":
     """How many more pairs of latents have a given phi than in solo, mean over the seeds both arms have."""
     solo = {entry.seed: entry for entry in measured if entry.arm == "solo"}
-    arms = [arm for arm in _arms(measured) if arm != "solo" and any(entry.seed in solo for entry in measured if entry.arm == arm)]
+    arms = [arm for arm in arms_of(measured) if arm != "solo" and any(entry.seed in solo for entry in measured if entry.arm == arm)]
     if not arms:
         return None
-    figure, (axes,) = _figure(1, height=3.6)
+    figure, (axes,) = empty_figure(1, height=3.6)
     for arm in arms:
         differences = []
         for entry in measured:
@@ -117,9 +117,9 @@ def phi_difference(measured: Sequence["Measured"]) -> "Figure | None":
 
 def firing_rates(measured: Sequence["Measured"]) -> "Figure":
     """How many latents fire at a given rate, mean over seeds."""
-    figure, (axes,) = _figure(1, height=3.4)
+    figure, (axes,) = empty_figure(1, height=3.4)
     first, last = np.inf, -np.inf
-    for arm in _arms(measured):
+    for arm in arms_of(measured):
         histograms = [entry.measures["fidelity"]["rates"]["histogram"] for entry in measured if entry.arm == arm]
         counts, edges = np.mean([h["counts"] for h in histograms], axis=0), np.asarray(histograms[0]["log10_edges"])
         used = np.flatnonzero(counts)
@@ -138,102 +138,13 @@ def firing_rates(measured: Sequence["Measured"]) -> "Figure":
     return figure
 
 
-def interp_scores(measured: Sequence["Measured"]) -> "Figure | None":
-    """Every auto-interp score's mean over an arm's latents with its interval, one mark per seed; beside it chance and shuffled explanations."""
-    rows = list(dict.fromkeys(row for entry in measured for row in _score_parts(entry)))
-    if not rows:
-        return None
-    figure, (axes,) = _figure(1, height=1.2 + 0.42 * len(rows))
-    arms, named = _arms(measured), set()
-    for entry in measured:
-        colour, _ = style_of(entry.arm)
-        own = [other.seed for other in measured if other.arm == entry.arm]
-        offset = 0.56 * ((arms.index(entry.arm) + (own.index(entry.seed) + 0.5) / len(own)) / len(arms) - 0.5)
-        for (score, part), found in _score_parts(entry).items():
-            row = rows.index((score, part)) + offset
-            if found["ci95"]:
-                axes.plot(found["ci95"], [row, row], color=colour, linewidth=1.4, alpha=0.6, solid_capstyle="butt")
-            axes.plot(found["estimate"], row, "o", color=colour, markersize=4.5, label=entry.arm if entry.arm not in named else None)
-            named.add(entry.arm)
-            if found.get("shuffled", {}).get("estimate") is not None:
-                axes.plot(found["shuffled"]["estimate"], row, "x", color="#888888", markersize=4.5)
-            chance = entry.measures["interp"]["scores"][score]["chance"]
-            axes.plot([chance, chance], [rows.index((score, part)) - 0.4, rows.index((score, part)) + 0.4], color="#888888", linewidth=1)
-    axes.plot([], [], "x", color="#888888", label="shuffled explanations")
-    axes.plot([], [], color="#888888", linewidth=1, label="chance")
-    axes.set_yticks(range(len(rows)), [f"{score}, {part}" if part != "all" else score for score, part in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("score (mean over latents, 95% interval over latents)")
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    figure.legend(frameon=False, fontsize=9, loc="outside upper right", ncols=len(arms) + 2)
-    return figure
-
-
-def _score_parts(entry: "Measured") -> dict[tuple[str, str], dict]:
-    """(score, part) -> its mean with the interval, of those that have one."""
-    scores = entry.measures.get("interp", {}).get("scores", {})
-    return {(score, part): found for score, one in scores.items() for part, found in one["parts"].items() if found["estimate"] is not None}
-
-
-def score_difference(found: Sequence[dict]) -> "Figure | None":
-    """Per score: which scores become more common among an arm's latents, and the mean difference. found: as `score_differences` gives it."""
-    found = [entry for entry in found if entry["changes"]]
-    if not found:
-        return None
-    figure, panels = _figure(2, height=0.6 + 3.6 * len(found), rows=len(found))
-    for entry, shares, means in zip(found, panels[::2], panels[1::2], strict=True):
-        _draw_shares(shares, entry)
-        _draw_means(means, entry)
-    return figure
-
-
-def _draw_shares(axes: "Axes", entry: dict) -> None:
-    edges, part = entry["edges"], "" if entry["part"] == "all" else f", {entry['part'].replace('_', ' ')} silent"
-    for number, null in enumerate(entry["null"]):
-        label = f"{entry['baseline']} − {entry['baseline']}, other seed" if not number else None
-        axes.stairs(100 * np.array(null["change"]), edges, color="#aaaaaa", linewidth=1.1, label=label, baseline=None)
-    for arm, change in entry["changes"].items():
-        colour, line = style_of(arm)
-        axes.stairs(100 * np.array(change), edges, color=colour, linestyle=line, linewidth=1.8, label=f"{arm} − {entry['baseline']}", baseline=None)
-    axes.axhline(0, color="#888888", linewidth=1)
-    axes.set_xlabel(f"{entry['score']}{part} (a latent's score)")
-    axes.set_ylabel("change of the share of latents (pp)")
-    judge = f",\nread by {entry['judge']}" if entry["judge"] else ""
-    counts = sorted(set(entry["n"].values()))
-    told = f"{counts[0]:,} to {counts[-1]:,}" if len(counts) > 1 else f"{counts[0]:,}"
-    axes.set_title(f"{told} latents per SAE{judge}", fontsize=8, loc="left")
-    axes.grid(color="#eeeeee", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-    axes.margins(y=0.18)
-
-
-def _draw_means(axes: "Axes", entry: dict) -> None:
-    rows = entry["rows"]
-    for place, row in enumerate(rows):
-        colour = "#888888" if row["kind"] == "null" else style_of(row["arm"])[0]
-        if row["ci95"] is not None:
-            axes.plot(row["ci95"], [place, place], color=colour, linewidth=1.6, alpha=0.7, solid_capstyle="butt")
-        clear = row["ci95"] is not None and not row["ci95"][0] <= 0 <= row["ci95"][1]
-        axes.plot(row["difference"], place, "o", color=colour, markersize=5, markerfacecolor=colour if clear else "white")
-    axes.axvline(0, color="#888888", linewidth=1)
-    axes.set_yticks(range(len(rows)), [f"{row['what']}\n({row['n']:,} {row['unit']})" for row in rows], fontsize=7)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    # an interval over two seeds may run out of the frame rather than flatten everything
-    ends = [abs(end) for row in rows if row["kind"] != "seeds" for end in row["ci95"] or ()] + [2 * abs(row["difference"]) for row in rows]
-    reach = 1.1 * max(ends, default=0.0) or 1.0
-    axes.set_xlim(-reach, reach)
-    axes.set_xlabel("mean difference, 95% interval")
-    axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-
-
 def loss_curves(measured: Sequence["Measured"]) -> "Figure | None":
     """Training curves from metrics.jsonl, one line per seed. None when no arm has one."""
     curves = [(entry, read_metrics(entry.folder / "metrics.jsonl")) for entry in measured]
     shown = [(key, label) for key, label in CURVES if any(row.get(key) for _, rows in curves for row in rows)]
     if not shown:
         return None
-    figure, panels = _figure(len(shown), height=3.2)
+    figure, panels = empty_figure(len(shown), height=3.2)
     for axes, (key, label) in zip(panels, shown, strict=True):
         named = set()
         for entry, rows in curves:
@@ -275,12 +186,14 @@ def read_metrics(path: Path) -> list[dict]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _figure(panels: int, height: float, rows: int = 1, heights: Sequence[float] | None = None) -> tuple["Figure", list["Axes"]]:
-    """An empty figure, 8 inches wide, with panels side by side in each of its rows. heights: of the rows to each other."""
+def empty_figure(
+    panels: int, height: float, rows: int = 1, heights: Sequence[float] | None = None, width: float = 8
+) -> tuple["Figure", list["Axes"]]:
+    """A figure with panels side by side in each of its rows. height, width: in inches. heights: of the rows to each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels_ = list(figure.subplots(rows, panels, squeeze=False, height_ratios=heights).flat)
     for axes in panels_:
@@ -290,7 +203,7 @@ def _figure(panels: int, height: float, rows: int = 1, heights: Sequence[float] 
     return figure, panels_
 
 
-def _arms(measured: Sequence["Measured"]) -> list[str]:
+def arms_of(measured: Sequence["Measured"]) -> list[str]:
     return list(dict.fromkeys(entry.arm for entry in measured))
 
 

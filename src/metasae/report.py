@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tomli
 
-from metasae import figures, files
+from metasae import figures, files, score_figures
 from metasae.comparison import compare, conditions_line, number, read_measured, reading
 from metasae.errors import UserError
 from metasae.latex import as_latex
@@ -42,7 +42,8 @@ CAPTIONS = {
     ),
     "score_difference": (
         "Which scores become more common",
-        "Left: shares of each arm's own random latents by their score, less solo's; grey is one seed of solo less another. Right: the mean "
+        "Left: shares of each arm's own random latents by their score, less solo's; grey is one seed of solo less another. Middle: what changes "
+        "within pairs of matched latents; grey is the same mirrored, as it would be if neither arm were better. Right: the mean "
         "difference, of those latents over seeds and within pairs of matched latents. Filled: the interval leaves out 0; over two seeds it may run "
         "out of the frame.",
     ),
@@ -77,8 +78,8 @@ def write_report(run_folder: str | Path) -> Path:
         "differences": figures.relative_differences(comparison["pairs"]),
         "phi": figures.phi_difference(measured),
         "rates": figures.firing_rates(measured),
-        "scores": figures.interp_scores(measured),
-        "score_difference": figures.score_difference(score_differences(run_folder)),
+        "scores": score_figures.interp_scores(measured),
+        "score_difference": score_figures.score_difference(score_differences(run_folder)),
         "training": figures.loss_curves(measured),
     }
     images = {name: {kind: _drawn(figure, kind) for kind in ("png", "svg")} for name, figure in drawn.items() if figure is not None}
@@ -92,6 +93,10 @@ def write_report(run_folder: str | Path) -> Path:
     return path
 
 
+def _stale(names: Sequence[str]) -> str:
+    return f"<p class=conditions>Left out, as it is of an earlier SAE: the auto-interp of {_text(', '.join(names))}.</p>" if names else ""
+
+
 def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, bytes], latents: Sequence[str] = ()) -> str:
     """The whole HTML document. recipe_values: dotted key -> value as text. images: name -> PNG. latents: sections about single latents."""
     body = [
@@ -100,6 +105,7 @@ def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, byte
         f"<div class=verdict>{''.join(_verdict(comparison))}</div>",
         f"<p class=conditions>{_text(conditions_line(comparison).replace('`', ''))}</p>",
         f"<p class=conditions>Not measured yet: {_text(', '.join(comparison['missing']))}.</p>" if comparison["missing"] else "",
+        _stale(comparison.get("stale", [])),
         "</header><main>",
         "<section><h2>Summary</h2>",
         _arms_table(comparison, [q for q in CATALOGUE if q.main]),

@@ -1,8 +1,9 @@
-"""How auto-interp scores differ between arms: where latents become more or fewer, and the difference of the means with its interval.
+"""How auto-interp scores differ between arms: where latents become more or fewer, what changes within pairs, and the means with intervals.
 
 The shares of latents per bin of a score, an arm's less the baseline's of the same seed, show which scores become more common; two seeds of
 the baseline held against each other show what chance does. An arm's own random latents are not pairs, so their difference is one of
-distributions; the difference within pairs of matched latents is known as a mean alone, and stands beside it.
+distributions. Within pairs of matched latents (the paper's figure) each has a difference of its own; mirrored about 0, they show what
+they would look like if neither arm were better.
 
 The interval of the baseline against itself is made of both means' intervals (Zou and Donner, 2008, MOVER).
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from metasae import files
+from metasae.interp.held import Held, read_held
+from metasae.interp.pairs import matched_values
 
 BINS = 20
 # Of the kinds of silent windows the one that sees blends, where a score has it.
@@ -22,11 +25,13 @@ HARDEST = ("same_token", "all")
 
 
 def score_differences(run_folder: str | Path) -> list[dict]:
-    """One entry per score: {score, part, chance, judge, baseline, edges, n, changes, null, rows}; [] for a run without auto-interp.
+    """One entry per score: {score, part, chance, judge, baseline, edges, n, changes, null, paired, rows}; [] for a run without auto-interp.
 
     edges: bins + 1. n: SAE -> own latents with the score. changes: arm -> change of the share per bin, mean over seeds that both have.
-    null: [{of, change}], one seed of the baseline less another. rows: [{what, kind, arm, difference, ci95, n, unit}], means; kind: seeds,
-    pairs or null; ci95 is None where there is none. n: seeds, pairs or latents, as unit says. Raises UserError for a damaged file.
+    null: [{of, change}], one seed of the baseline less another. paired: arm -> {edges, share, mirrored, n, higher, lower, tied}, of the
+    differences within all seeds' pairs: shares of pairs per bin, and how many pairs score higher in the arm. rows: [{what, kind, arm,
+    difference, ci95, n, unit}], means; kind: seeds, pairs or null; ci95 is None where there is none. n: seeds, pairs or latents, as unit
+    says. Raises UserError for a damaged file.
     """
     run_folder = Path(run_folder)
     if not (run_folder / "interp.json").is_file():
@@ -35,6 +40,7 @@ def score_differences(run_folder: str | Path) -> list[dict]:
     baseline = merged.get("baseline", "solo")
     told = {name: entry["interp"] for name, entry in merged.get("arms", {}).items()}
     latents = {name: _latents(run_folder / "arms" / name / "interp.json") for name in told}
+    held = {name: each for name in told if (each := read_held(run_folder / "arms" / name, *_split(name))) is not None}
     found = []
     for score, part, chance in _scores(told):
         values = {name: _values(of, score, part) for name, of in latents.items()}
@@ -46,18 +52,19 @@ def score_differences(run_folder: str | Path) -> list[dict]:
         edges = np.linspace(low, high if high > low else low + 1e-6, BINS + 1)
         shares = {name: np.histogram(of, edges)[0] / len(of) for name, of in values.items()}
         parts = {name: entry["scores"].get(score, {}).get("parts", {}).get(part) for name, entry in told.items()}
-        about = next((entry.get("conditions", {}) for entry in told.values() if score in entry["scores"]), {})
+        about = next(entry["scores"][score] for entry in told.values() if score in entry["scores"])
         found.append(
             {
                 "score": score,
                 "part": part,
                 "chance": chance,
-                "judge": about.get("encoder") if score == "embedding" else about.get("judge"),
+                "judge": about.get("judge"),
                 "baseline": baseline,
                 "edges": edges.tolist(),
                 "n": {name: len(of) for name, of in values.items()},
                 "changes": _changes(shares, baseline),
                 "null": [{"of": [b, a], "change": (shares[b] - shares[a]).tolist()} for a, b in _seeds_of(shares, baseline)],
+                "paired": _paired(held, baseline, score, part),
                 "rows": [*_between_arms(merged.get("pairs", {}), score, part), *_within_baseline(parts, baseline)],
             }
         )
@@ -96,6 +103,34 @@ def _changes(shares: Mapping[str, np.ndarray], baseline: str) -> dict[str, list[
         if arm != baseline and f"{baseline}-s{seed}" in shares:
             changes.setdefault(arm, []).append(share - shares[f"{baseline}-s{seed}"])
     return {arm: np.mean(each, axis=0).tolist() for arm, each in changes.items()}
+
+
+def _paired(held: Mapping[str, Held], baseline: str, score: str, part: str) -> dict[str, dict]:
+    found: dict[str, list[np.ndarray]] = {}
+    for name, each in held.items():
+        arm, seed = _split(name)
+        base = held.get(f"{baseline}-s{seed}")
+        if arm == baseline or base is None or any(score not in side.file["scores"] for side in (each, base)):
+            continue
+        a, b, _ = matched_values(each, base, score, part)
+        found.setdefault(arm, []).append((a - b)[np.isfinite(a - b)])
+    differences = {arm: np.concatenate(each) for arm, each in found.items()}
+    differences = {arm: each for arm, each in differences.items() if len(each)}
+    reach = max((float(np.abs(each).max()) for each in differences.values()), default=0.0) or 1e-6
+    # an odd number of bins: what does not change at all is in the middle one
+    edges = np.linspace(-reach, reach, BINS + 2)
+    return {
+        arm: {
+            "edges": edges.tolist(),
+            "share": (np.histogram(each, edges)[0] / len(each)).tolist(),
+            "mirrored": (np.histogram(-each, edges)[0] / len(each)).tolist(),
+            "n": len(each),
+            "higher": int((each > 0).sum()),
+            "lower": int((each < 0).sum()),
+            "tied": int((each == 0).sum()),
+        }
+        for arm, each in differences.items()
+    }
 
 
 def _seeds_of(names: Mapping[str, object], baseline: str) -> list[tuple[str, str]]:

@@ -36,6 +36,17 @@ def entry(difference, percent, clear, note=""):
             "clear": clear, "change": f"{percent:+}% {percents}", "reading": "more atomic" if clear else "interval includes 0"}  # fmt: skip
 
 
+PAIRED = {"edges": [-0.3, -0.1, 0.1, 0.3], "share": [0.1, 0.6, 0.3], "mirrored": [0.3, 0.6, 0.1], "n": 40, "higher": 21, "lower": 18, "tied": 1}
+
+
+def scores_of(score, part, paired):
+    row = {"what": "joint − solo, own latents", "kind": "seeds", "arm": "joint", "difference": 0.01, "ci95": [-0.01, 0.03], "n": 2, "unit": "seeds"}
+    return {
+        "score": score, "part": part, "chance": 0.5, "judge": "a <b>judge</b>", "baseline": "solo", "edges": [0.4, 0.6, 0.8],
+        "n": {"solo-s0": 50, "joint-s0": 50}, "changes": {"joint": [-0.02, 0.02]}, "null": [], "paired": paired, "rows": [row],
+    }  # fmt: skip
+
+
 class FakeExplorer:
     """n latents in each SAE. The labels are kept in `given`."""
 
@@ -71,6 +82,7 @@ class FakeExplorer:
                               for name in self.names},
             "rates": {name: {"edges": [-4.0, -3.0, -2.0, -1.0], "counts": [3, 9, 2]} for name in self.names},
             "training": {name: [{"tokens": 10 * s, "fvu": 1 / s, "penalty": 0.5, "aux": 0.0} for s in range(1, 20)] for name in self.names},
+            "scores": [scores_of("embedding", "same_token", {"joint": {**PAIRED}}), scores_of("detection", "random", {})],
             "causal": True, "tokens": TOKENS,
         }  # fmt: skip
 

@@ -122,6 +122,19 @@ def test_every_page_loads_without_errors_and_fits_its_width(browser, base, width
     reader.context.close()
 
 
+def test_differences_within_pairs_are_drawn_where_a_score_has_pairs(reader):
+    page = reader.open("overview")
+    card = page.locator("section.card:has-text('Which scores become more common')")
+    card.scroll_into_view_if_needed()
+    pairs = card.locator(".chart[aria-label*='matched latents']")
+    pairs.locator(".main-svg").first.wait_for()
+    assert "joint higher in 52.5% of 40 pairs, tied in 2.50%" in card.inner_text() and "a <b>judge</b>" in card.inner_text()
+    page.select_option("[aria-label=Score]", label="detection, random silent text")
+    assert not pairs.is_visible() and "joint higher" not in card.inner_text()
+    page.select_option("[aria-label=Score]", index=0)
+    assert pairs.is_visible() and pairs.locator(".scatterlayer .trace").count() == 2
+
+
 def test_tokens_are_text_whatever_they_hold(reader):
     page = reader.open("latent/joint-s0/8")
     shown = page.locator(".window").all_inner_texts()

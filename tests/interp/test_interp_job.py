@@ -81,10 +81,26 @@ def test_files_hold_explanations_the_judge_and_what_it_cost(folder):
     for name, entry in found["arms"].items():
         held = json.loads((folder / "arms" / name / "interp.json").read_text())
         assert held["conditions"] == entry["interp"]["conditions"]
-        assert held["conditions"]["judge"] == "oracle" and held["conditions"]["encoder"] == "words_encoder"
+        assert held["scores"]["detection"]["judge"] == "oracle" and held["scores"]["embedding"]["judge"] == "words_encoder"
+        assert all(latent["judge"] == "oracle" for latent in held["latents"].values())
         # the oracle explains by a feature or a word
         assert all(re.fullmatch(r"[fw]\d+", latent["explanation"]) for latent in held["latents"].values())
         assert held["scores"]["detection"]["self_agreement"] == 1.0 and held["scores"]["detection"]["without_logprobs"] > 0
+
+
+def test_the_explorer_shows_what_the_judge_was_asked_of_a_latent(folder):
+    pytest.importorskip("plotly", reason="the explorer draws with plotly")
+    from metasae.explore.build import build
+    from metasae.explore.queries import Explorer
+
+    judge = Counting()
+    run_interp(folder, scores=["detection"], judge=judge, **CHOICES)
+    build(folder)
+    held = json.loads((folder / "arms" / "solo-s0" / "interp.json").read_text())["latents"]
+    pages = {latent: Explorer(folder).latent("solo-s0", int(latent)) for latent in held}
+    for latent, page in pages.items():
+        assert page["explanation"] == {"text": held[latent]["explanation"], "judge": "oracle"}
+        assert page["replies"] and all(each["score"] == "detection" for each in page["replies"])
 
 
 def test_siblings_are_asked_about_beside_the_latents(folder):

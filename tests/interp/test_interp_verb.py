@@ -87,6 +87,20 @@ def test_a_large_cost_is_confirmed_at_a_terminal_or_beforehand(folder, monkeypat
     assert len(asked) == 1
 
 
+def test_a_server_that_is_not_there_is_one_line_before_anything_is_drawn(folder, monkeypatch):
+    monkeypatch.setattr(job, "score_arms", lambda *_, **__: pytest.fail("windows were drawn"))
+    with pytest.raises(UserError, match=r"nothing answers at http://127\.0\.0\.1:1/v1/ .*; start the judge's server or correct --judge") as caught:
+        verb.verb(folder, "http://127.0.0.1:1/v1", "m", "detection", show=False, **CHOICES)
+    assert "\n" not in str(caught.value) and not (folder / "interp.json").exists()
+
+
+def test_a_server_whose_replies_are_kept_need_not_run(folder):
+    with serving(answer=oracle) as server:
+        first = verb.verb(folder, server.url, "m", "detection", show=False, **CHOICES)
+        url = server.url
+    assert verb.verb(folder, url, "m", "detection", show=False, **CHOICES)["arms"] == first["arms"]
+
+
 def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, capsys, build):
     found = verb.verb(folder, encoder=str(build("bert")), arms="joint", seeds="0", **CHOICES)
     assert list(found["arms"]) == ["joint-s0"] and found["pairs"] == {} and "judge" not in found

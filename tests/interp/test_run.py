@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +13,13 @@ from metasae.data.planted_split import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.asking import Asker
 from metasae.interp.embedding import embedding_scorer
+from metasae.interp.held import Held
 from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp.pairs import _of_siblings
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
 from metasae.interp.result import Score, main_tokens, matched_difference, other_latents
-from metasae.interp.run import _of_siblings, find_arms, score_arms
+from metasae.interp.run import find_arms, score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings
 from metasae.measures.planted.subjects import dictionary, noisy
@@ -38,12 +39,12 @@ def run(tmp_path_factory):
     return folder, split
 
 
-def go(run, **options):
+def go(run, scorers=None, **options):
     folder, split = run
     return score_arms(
         folder,
         lambda firings: Text(firings.documents, firings.tokens, firings.positions, planted_strings(split), 0),
-        lambda text: {"embedding": embedding_scorer(text, words_encoder, SPEC)},
+        lambda text: scorers or {"embedding": embedding_scorer(text, words_encoder, SPEC)},
         spec=SPEC,
         latents=20,
         **options,
@@ -81,12 +82,64 @@ def test_pairs_are_matched_latents_and_unpaired_means(run):
     assert found["matched"]["difference"] == pytest.approx(np.mean(differences))
 
 
-def test_a_second_call_gives_the_same_numbers_and_one_arm_alone_its_own(run):
+def test_a_second_call_gives_the_same_numbers_and_one_arm_alone_stays_beside_the_others(run):
     first, again = go(run), go(run)
-    assert first == again
+    assert first == again and first["left_out"] == []
+    # the baseline's latents are those of the earlier call
+    assert go(run, arms=["joint"], seeds=[1]) == first
+    (run[0] / "arms" / "solo-s1" / "interp.json").unlink()
     alone = go(run, arms=["joint"], seeds=[1])
-    assert list(alone["arms"]) == ["joint-s1"] and alone["pairs"] == {}
-    assert alone["arms"]["joint-s1"]["interp"]["coverage"] == first["arms"]["joint-s1"]["interp"]["coverage"]
+    assert set(alone["arms"]) == {"solo-s0", "joint-s0", "joint-s1"} and "matched" not in alone["arms"]["joint-s1"]["interp"]
+    assert go(run) == first
+
+
+def other_score(view, windows, floor, progress):
+    numbers = np.array([latent.latent % 7 / 7 for latent in windows])
+    return Score("detection", {"random": numbers}, explanations=tuple(f"latent {latent.latent}" for latent in windows))
+
+
+def test_scores_of_a_later_call_stand_beside_the_earlier_ones(run):
+    first = go(run)
+    both = go(run, scorers={"detection": other_score}, judges={"detection": "one judge"})
+    for name, entry in both["arms"].items():
+        scores = entry["interp"]["scores"]
+        assert list(scores) == ["embedding", "detection"] and scores["embedding"] == first["arms"][name]["interp"]["scores"]["embedding"]
+        held = json.loads((run[0] / "arms" / name / "interp.json").read_text())["latents"]
+        for latent, numbers in held.items():
+            assert numbers["detection"]["random"] == pytest.approx(int(latent) % 7 / 7) and numbers["explanation"] == f"latent {latent}"
+            assert numbers["judge"] == "one judge" and set(numbers["embedding"]) >= {"random", "same_token"}
+    assert set(both["pairs"]["joint vs solo"]) == {"embedding", "detection"} and both["left_out"] == []
+    assert both["pairs"]["joint vs solo"]["embedding"] == first["pairs"]["joint vs solo"]["embedding"]
+    # a score that is given anew takes the place of the old one; the explanations stay with who gave them
+    again = go(run)
+    assert again["arms"] == both["arms"]
+    # arms read by two judges are not compared
+    two = go(run, scorers={"detection": other_score}, judges={"detection": "another judge"}, arms=["solo"])
+    assert "detection" not in two["pairs"]["joint vs solo"] and "embedding" in two["pairs"]["joint vs solo"]
+    go(run, scorers={"detection": other_score}, judges={"detection": "one judge"})
+
+
+def test_scores_of_other_windows_or_weights_are_replaced_or_left_out_in_words(run, tmp_path):
+    place = shutil.copytree(run[0], tmp_path / "run")
+    for file in (place / "arms").glob("*/interp.json"):
+        file.unlink()
+    here = (place, run[1])
+    go(here)
+    found = go(here, scorers={"detection": other_score}, seed=5, arms=["solo"])
+    assert set(found["arms"]) == {"solo-s0", "solo-s1"} and found["pairs"] == {}
+    assert [words.split(":")[0] for words in found["left_out"]] == ["solo-s0", "solo-s1", "joint-s0", "joint-s1"]
+    assert "the earlier embedding was of other windows" in found["left_out"][0] and "score it again alike" in found["left_out"][-1]
+    # weights trained anew: what was said of the old ones is not said of them
+    for kept in ("primary", "firings"):
+        shutil.rmtree(place / "arms" / "joint-s0" / kept)
+    anew = noisy(dictionary(run[1]), 0.4, 9)
+    anew.sae.save(place / "arms" / "joint-s0" / "primary")
+    go(here, arms=["solo", "joint"], seeds=[1])
+    write_firings(anew.sae, run[1], place / "arms" / "joint-s0" / "firings")
+    found = go(here, seeds=[1])
+    assert "joint-s0" not in found["arms"] and any(words.startswith("joint-s0") for words in found["left_out"])
+    found = go(here)
+    assert set(found["arms"]) == {"solo-s0", "solo-s1", "joint-s0", "joint-s1"}
 
 
 def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
@@ -127,12 +180,12 @@ def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
 def test_the_base_rates_of_three_seeds_share_seeds():
     def sides(of_joint):
         children = [f"joint-s{seed}" if of_joint else f"solo-s{(seed + 1) % 3}" for seed in range(3)]
-        splits = [SimpleNamespace(parents=f"solo-s{seed}", children=children[seed]) for seed in range(3)]
         means = (0.5, 0.6, 0.8) if of_joint else (0.3, 0.3, 0.3)
-        return {seed: SimpleNamespace(siblings=SimpleNamespace(splits=splits[seed], mean=means[seed])) for seed in range(3)}
+        scores = [{"parents": f"solo-s{seed}", "children": children[seed], "parts": {"all": {"estimate": means[seed]}}} for seed in range(3)]
+        return {seed: Held("joint" if of_joint else "solo", seed, {"scores": {"sense_intruder": scores[seed]}}) for seed in range(3)}
 
-    found = _of_siblings(sides(True), sides(False))["unpaired"]
-    alone = _of_siblings(sides(True), sides(True))["unpaired"]
+    found = _of_siblings(sides(True), sides(False))["sense_intruder"]["all"]["unpaired"]
+    alone = _of_siblings(sides(True), sides(True))["sense_intruder"]["all"]["unpaired"]
     assert found["difference"] == pytest.approx(1 / 3) and found["n_seeds"] == 3 and found["note"] == ""
     assert found["se_seeds"] == pytest.approx(2 * np.std([0.5, 0.6, 0.8], ddof=1) / np.sqrt(3))
     assert alone["difference"] == 0

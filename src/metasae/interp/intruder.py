@@ -46,11 +46,6 @@ class Siblings:
         rows = zip(self.pairs, self.questions.tolist(), values, strict=True)
         return [{"parent": parent, "children": children, "questions": count, KEY: value} for (parent, *children), count, value in rows]
 
-    @property
-    def mean(self) -> float | None:
-        values = self.score.values["all"]
-        return float(np.nanmean(values)) if np.isfinite(values).any() else None
-
 
 def intruder_score(reader: Reader, view: ByLatent, documents: np.ndarray, splits: Splits) -> Siblings:
     """view: of the children's SAE. documents: int [T]. A pair with fewer than two questions has no score and is counted."""

@@ -57,7 +57,8 @@ def run_interp(
     leave out what a judge adds to its model's name. encoder: a sentence encoder, or the folder, package or name of one; None for the run's
     own model. price: of a million prompt and completion tokens. ask_above: with more tokens to pay for, `confirm` is shown the estimate
     and says whether to go on. RUN/interp.json and the returned dictionary hold under `judge` its name, the estimate and what was asked.
-    Raises UserError for a score that is not known or lacks its judge or encoder, and where the estimate is not confirmed.
+    Raises UserError for a score that is not known or lacks its judge or encoder, where nothing answers at a judge's address, and where the
+    estimate is not confirmed.
     """
     run_folder, spec, progress = Path(run_folder), spec or WindowSpec(), Progress(show)
     check_scores(scores, judge is not None, replay, model)
@@ -67,7 +68,7 @@ def run_interp(
     encode = _encoder(encoder, source, device) if EMBEDDING in scores else None
     choices = dict(latents=latents, arms=arms, seeds=seeds, baseline=baseline, matched=matched, spec=spec, seed=seed)
     read = [key for key in scores if key in READ]
-    about = {} if encode is None else {"encoder": _encoder_name(encoder, source)}
+    judges = {} if encode is None else {EMBEDDING: _encoder_name(encoder, source)}
 
     def text_of(firings: Firings) -> Text:
         return Text(firings.documents, firings.tokens, firings.positions, _strings(source, firings), seed)
@@ -80,7 +81,7 @@ def run_interp(
         return of
 
     if not read and INTRUDER not in scores:
-        return score_arms(run_folder, text_of, scorers(None), **choices, conditions=about, progress=progress)
+        return score_arms(run_folder, text_of, scorers(None), **choices, judges=judges, progress=progress)
     if replay and not (run_folder / STORE).is_file():
         raise UserError(f"{run_folder} holds no replies to replay; run with --judge URL and --model NAME first")
     with ReplyStore(run_folder / STORE) as store:
@@ -92,11 +93,14 @@ def run_interp(
 
         estimate, splits = None, {}
         if not replay:
+            # whose replies may all be kept need not run
+            if hasattr(judge, "look") and judge.name not in store.models():
+                judge.look()
             planner = asker.planner()
             score_arms(run_folder, text_of, scorers(planner), **choices, intruder=intruder(planner), splits=splits, keep=False)
             estimate = _confirmed(planner.questions, price, ask_above, confirm)
-        about |= {"judge": asker.name}
-        choices |= dict(intruder=intruder(asker), splits=splits, conditions=about, progress=progress)
+        judges |= dict.fromkeys([*read, INTRUDER], asker.name)
+        choices |= dict(intruder=intruder(asker), splits=splits, judges=judges, progress=progress)
         merged = score_arms(run_folder, text_of, scorers(asker), **choices)
         merged["judge"] = {"name": asker.name, "estimate": estimate, "asked": asker.tally.as_dict(price)}
     files.write_json(run_folder / "interp.json", merged)

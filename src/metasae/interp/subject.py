@@ -111,11 +111,13 @@ def view_of(folder: Path, text: Text, progress: Progress) -> tuple[Firings, ByLa
     return firings, ByLatent(*(np.asarray(array) for array in (view.indptr, view.tokens, view.values)), view.n_tokens)
 
 
-def matched_latents(one: Subject, other: Subject) -> dict[int, int]:
-    """Live latent of `one` -> the live latent of `other` it is matched with, by decoder cosine, one to one."""
-    live, other_live = (np.flatnonzero(subject.view.counts()) for subject in (one, other))
-    rows, other_rows = (
-        SAE.load(subject.folder / "primary").W_dec.detach()[torch.from_numpy(which)] for subject, which in ((one, live), (other, other_live))
-    )
+def matched_latents(one: tuple[Path, ByLatent], other: tuple[Path, ByLatent]) -> dict[int, int]:
+    """Live latent of `one` -> the live latent of `other` it is matched with, by decoder cosine, one to one. Each: arm folder and firings."""
+    (rows, live), (other_rows, other_live) = (_live_rows(*each) for each in (one, other))
     partner = match(rows, other_rows).partner
     return {int(live[i]): int(other_live[partner[i]]) for i in range(len(live)) if partner[i] >= 0}
+
+
+def _live_rows(folder: Path, view: ByLatent) -> tuple[torch.Tensor, np.ndarray]:
+    live = np.flatnonzero(view.counts())
+    return SAE.load(folder / "primary").W_dec.detach()[torch.from_numpy(live)], live

@@ -138,6 +138,7 @@ def notes(result: dict) -> list[str]:
                 told.append(f"asked twice, the judge agrees with itself on {100 * score['self_agreement']:.1f}% of {score['repeated']} answers")
             if told:
                 lines.append(f"  {key}: {', '.join(told)}")
+    lines += result["left_out"]
     return lines + ([_asked(result["judge"])] if "judge" in result else [])
 
 

@@ -1,7 +1,7 @@
 // The overview's figures. run: the overview as the store gives it; many: its conditions in words.
 
 import { armColour, chart, colour, DASHES, redraw, steps, SYMBOLS } from "./charts.js";
-import { armClass, card, h, number, svg, table } from "./dom.js";
+import { armClass, card, h, number, percent, svg, table } from "./dom.js";
 
 const AXES = [
   ["mean_abs_phi", "mean |phi|"],
@@ -148,7 +148,13 @@ export function scores(run) {
       yaxis: { title: "change of the share of latents", tickformat: ".1%" },
     },
   }));
-  const means = h("div", {}, meanDifferences(entry));
+  const paired = withinPairs(() => entry);
+  const means = h("div", {});
+  const showRest = () => {
+    means.classList.toggle("across", paired.show());
+    means.replaceChildren(meanDifferences(entry));
+  };
+  showRest();
   const note = h("p", { class: "note" }, conditions());
   const choice = h(
     "select",
@@ -157,7 +163,7 @@ export function scores(run) {
       onchange: () => {
         entry = found[choice.selectedIndex];
         note.textContent = conditions();
-        means.replaceChildren(meanDifferences(entry));
+        showRest();
         redraw(place);
       },
     },
@@ -167,8 +173,44 @@ export function scores(run) {
     "Which scores become more common",
     "of each arm's own random latents; grey: what two seeds of the baseline do by chance",
     h("div", { class: "title" }, choice, note),
-    h("div", { class: "columns" }, place, means),
+    h("div", { class: "columns" }, place, paired.node, means),
   );
+}
+
+/** The differences of matched latents; mirrored about 0 they are what there would be to see if neither arm were better. show: false without pairs. */
+function withinPairs(entryNow) {
+  const note = h("p", { class: "note" });
+  const arms = () => Object.entries(entryNow().paired || {});
+  const line = (edges, share, rest) => ({ type: "scatter", mode: "lines", ...steps(edges, share), ...rest });
+  const place = chart("Shares of pairs of matched latents by the difference of their scores", () => ({
+    traces: [
+      ...arms().map(([, { edges, mirrored }], i) =>
+        line(edges, mirrored, { name: "mirrored about 0", showlegend: !i, line: { color: colour("--rest"), width: 1.3 }, hoverinfo: "skip" }),
+      ),
+      ...arms().map(([arm, { edges, share }]) =>
+        line(edges, share, {
+          name: `${arm} − ${entryNow().baseline}`,
+          line: { color: armColour(arm), width: 2, dash: DASHES[arm] || "dot" },
+          hovertemplate: "difference %{x:+.3f}<br>%{y:.1%} of the pairs<extra></extra>",
+        }),
+      ),
+    ],
+    layout: {
+      showlegend: true,
+      xaxis: { title: "a latent's score less its match's" },
+      yaxis: { title: "share of pairs", tickformat: ".0%", rangemode: "tozero" },
+    },
+  }));
+  const node = h("div", {}, place, note);
+  const told = ([arm, { n, higher, tied }]) => `${arm} higher in ${percent(higher / n)} of ${number(n)} pairs, tied in ${percent(tied / n)}`;
+  const show = () => {
+    const some = arms().length > 0;
+    node.hidden = !some;
+    note.textContent = arms().map(told).join("; ");
+    if (some) redraw(place);
+    return some;
+  };
+  return { node, show };
 }
 
 /** Points and intervals about 0; one over two seeds may run out of the frame. */

@@ -13,6 +13,8 @@ from metasae.interp.replies import Ask, Reply
 
 KEY = "METASAE_JUDGE_KEY"
 OPENAI_KEY, OPENAI_HOST = "OPENAI_API_KEY", "api.openai.com"
+# Seconds for a server to answer anything at all.
+LOOK = 10.0
 
 
 class ServerJudge:
@@ -45,6 +47,16 @@ class ServerJudge:
             # no connection, no reply in time, or a body that is not JSON
             raise Temporary(self._clean(str(error))) from None
         return self._read(found)
+
+    def look(self) -> None:
+        """Raises UserError where nothing answers at the address: better before the windows are drawn than after. Any answer will do."""
+        import httpx
+
+        try:
+            httpx.get(str(self._client.base_url), timeout=LOOK)
+        except httpx.HTTPError as error:
+            why = " ".join(self._clean(str(error)).split()) or type(error).__name__
+            raise UserError(f"nothing answers at {self._client.base_url} ({why}); start the judge's server or correct --judge") from None
 
     def _send(self, ask: Ask, logprobs: int):
         options = {"logprobs": True, "top_logprobs": logprobs} if logprobs else {}

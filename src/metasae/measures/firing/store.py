@@ -91,6 +91,12 @@ def is_store_of(folder: str | Path, sae, split) -> bool:
     return index.get("sae") == sae_fingerprint(sae) and index.get("split") == split_fingerprint(split)
 
 
+def of_firings(folder: str | Path) -> dict:
+    """{"sae", "text"}: digests of the SAE that fired and of the text it fired on. folder: of an arm. Raises UserError as `open_firings`."""
+    index = read_index(Path(folder) / "firings", STORE)
+    return {"sae": index.get("sae"), "text": index.get("split")}
+
+
 def sae_fingerprint(sae) -> str:
     """A digest of what an SAE computes: its weights, its threshold, its normalisation. The same before and after saving."""
     digest = hashlib.blake2b(digest_size=16)
