@@ -288,3 +288,18 @@ def test_several_points_from_one_harvest(recipe, tmp_path):
     assert alone["arms"] == second["arms"]
     with pytest.raises(UserError, match="each point once"):
         start.one_per_point(runs[0][0], tmp_path, points * 2)
+
+
+def test_a_run_that_is_tracked_sends_every_line_and_the_measures(recipe, tmp_path):
+    pytest.importorskip("tensorboard", reason="the package is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    one = {**recipe(), "arms": ["solo"], "seeds": 1}
+    with pytest.raises(UserError, match="choose tensorboard or wandb"):
+        job.run(one, tmp_path / "run", show=False, track="tensorbord")
+    job.run(one, tmp_path / "run", show=False, track="tensorboard")
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "solo-s0")).Reload()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "arms" / "solo-s0" / "metrics.jsonl").read_text().splitlines()]
+    assert [each.step for each in found.Scalars("train/l2")] == [row["step"] for row in rows]
+    measures = json.loads((tmp_path / "run" / "arms" / "solo-s0" / "measures.json").read_text())
+    assert found.Scalars("measures/fidelity.fvu")[0].value == pytest.approx(measures["fidelity"]["fvu"])

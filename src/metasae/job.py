@@ -28,6 +28,7 @@ from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.run_lock import first_alone_on
 from metasae.source import Source
+from metasae.tracking.follow import following
 from metasae.train.loop import StopRequest
 
 
@@ -38,17 +39,20 @@ def run(
     device: str = "cpu",
     dry_run: bool = False,
     show: bool = True,
+    track: str | None = None,
 ) -> dict:
     """Runs a recipe to its report; the returned dictionary is compare.json with the run folder's path.
 
     recipe: a shipped name, a TOML file, a dictionary or a Recipe. out: the run folder (runs/NAME when None).
-    overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout.
+    overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout. track: 'tensorboard' or 'wandb', where
+    curves and measures are sent as they are written.
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
     resolved, folder = start.resolve(recipe, out, overrides, device)
     if dry_run:
         return start.plan(resolved, folder, show)
-    with joined(device) as ranks, first_alone_on(folder, Progress(show)):
+    progress = Progress(show)
+    with joined(device) as ranks, first_alone_on(folder, progress), following(folder, track if ranks.first else None, progress.say):
         return _run(resolved, folder, ranks.device(device), ranks, show and ranks.first)
 
 

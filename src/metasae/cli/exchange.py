@@ -1,6 +1,7 @@
 """Verbs that exchange SAEs with other libraries and the hub."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,21 @@ def import_(
     from metasae import interop
 
     print(interop.export(interop.load(path, thresholds=thresholds), "metasae", out))
+
+
+@app.command()
+def track(
+    run_folder: Annotated[Path, typer.Argument(help="the folder of a run or a sweep, finished or not")],
+    to: Annotated[str, typer.Option(help="tensorboard or wandb (WANDB_MODE=offline: on this machine alone)")] = "tensorboard",
+    project: Annotated[str | None, typer.Option(help="of Weights & Biases; WANDB_PROJECT or metasae when not given")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="go on looking until Ctrl-C")] = False,
+) -> None:
+    """Sends a run's or sweep's training curves and measures to TensorBoard or Weights & Biases; what is there already is not sent again."""
+    from metasae.tracking.follow import track as send
+
+    lines = send(run_folder, to, project, follow)
+    where = f"; look at them with: tensorboard --logdir {shlex.quote(str(run_folder / 'tensorboard'))}" if to == "tensorboard" else ""
+    print(f"{lines} new lines of curves and sets of measures{where}")
 
 
 @app.command()

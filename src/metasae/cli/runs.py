@@ -23,6 +23,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the recipe and what the run needs; write nothing; exit 1 where it cannot run")
     ] = False,
+    track: Annotated[str | None, typer.Option(help="send curves and measures on as they are written: tensorboard or wandb")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
@@ -30,6 +31,10 @@ def run(
     from metasae.run_lock import first_alone_on
 
     # whatever can be refused without torch is refused before it is imported, which takes seconds
+    if track is not None:
+        from metasae.tracking.follow import check_sink
+
+        check_sink(track)
     resolved, folder = start.resolve(recipe, out, overrides(set_, seeds, arms), device)
     runs = start.one_per_point(resolved, folder, [point.strip() for point in points.split(",")] if points else [])
     if dry_run:
@@ -40,7 +45,7 @@ def run(
                 start.claim(each, place)
         from metasae import job
 
-        results = [job.run(each, out=place, device=device, show=not as_json) for each, place in runs]
+        results = [job.run(each, out=place, device=device, show=not as_json, track=track) for each, place in runs]
     result = results[0] if len(results) == 1 else results
     if as_json:
         print(json.dumps(result, indent=2))

@@ -13,9 +13,10 @@ import numpy as np
 
 from metasae import files
 from metasae.errors import UserError
-from metasae.interp.intruder import KEY as INTRUDER
 
 FILE = "interp.json"
+# The score that is of pairs of siblings, not of the latents.
+INTRUDER = "sense_intruder"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metasae.interp import prompts
+from metasae.interp.held import INTRUDER
 from metasae.interp.prompts import Shown
 from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Reader
 from metasae.interp.replies import Ask, Reply
@@ -21,7 +22,6 @@ from metasae.interp.siblings import ALIKE, Five, Splits, alone, draw_fives
 from metasae.interp.windows import Text
 from metasae.measures.firing.by_latent import ByLatent
 
-KEY = "sense_intruder"
 # Questions of a pair with each of the two as the intruder, and how many a pair needs in all.
 EACH_WAY, AT_LEAST = 4, 2
 
@@ -44,7 +44,7 @@ class Siblings:
     def per_pair(self) -> list[dict]:
         values = [value if np.isfinite(value) else None for value in self.score.values["all"].tolist()]
         rows = zip(self.pairs, self.questions.tolist(), values, strict=True)
-        return [{"parent": parent, "children": children, "questions": count, KEY: value} for (parent, *children), count, value in rows]
+        return [{"parent": parent, "children": children, "questions": count, INTRUDER: value} for (parent, *children), count, value in rows]
 
 
 def intruder_score(reader: Reader, view: ByLatent, documents: np.ndarray, splits: Splits) -> Siblings:
@@ -63,7 +63,9 @@ def intruder_score(reader: Reader, view: ByLatent, documents: np.ndarray, splits
     own = _accuracy(reader, asked, counts)
     # what cannot be read of the floor is not counted as the score's
     floor = _accuracy(reader, same, dict(counts))
-    return Siblings(splits, tuple(pairs), np.array([len(each) for each in asked], np.int64), Score(KEY, {"all": own}, {"all": floor[:FLOOR]}, counts))
+    return Siblings(
+        splits, tuple(pairs), np.array([len(each) for each in asked], np.int64), Score(INTRUDER, {"all": own}, {"all": floor[:FLOOR]}, counts)
+    )
 
 
 def _accuracy(reader: Reader, fives: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:

@@ -11,7 +11,7 @@ from metasae.data.loading import load_model
 from metasae.errors import UserError, nearest
 from metasae.interp.asking import Asker, Judge, Limits, Planner
 from metasae.interp.embedding import Encoder, embedding_scorer, sentence_encoder
-from metasae.interp.intruder import KEY as INTRUDER
+from metasae.interp.held import INTRUDER
 from metasae.interp.judges.local import model_at
 from metasae.interp.reader import READ, Reader
 from metasae.interp.replies import ReplyStore

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from metasae.interp.held import Held
-from metasae.interp.intruder import KEY as INTRUDER
+from metasae.interp.held import INTRUDER, Held
 from metasae.interp.result import CHANCE, matched_difference, over_seeds
 from metasae.measures.shared_seeds import of_both, of_names
 

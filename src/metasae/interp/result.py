@@ -6,12 +6,15 @@ say about them. It speaks of these SAEs' other latents; of other seeds only the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.intervals.resampling import bootstrap_interval
 from metasae.measures.intervals.statistics import Between, paired_difference
+
+if TYPE_CHECKING:
+    from metasae.measures.firing.by_latent import ByLatent
 
 # What each score is worth to a judge that knows nothing.
 CHANCE = {"detection": 0.5, "fuzz_marks": 0.5, "fuzz_2afc": 0.0, "sim_spearman": 0.0, "embedding": 0.5, "sense_intruder": 0.2}
@@ -79,7 +82,7 @@ def other_latents(count: int, seed: int) -> np.ndarray | None:
     return by
 
 
-def main_tokens(view: ByLatent, tokens: np.ndarray, latents: Sequence[int]) -> np.ndarray:
+def main_tokens(view: "ByLatent", tokens: np.ndarray, latents: Sequence[int]) -> np.ndarray:
     """int64 [m]: the vocabulary id on which each latent fires most often, ties to the lower id; the clusters of the bootstrap."""
     return np.array([np.bincount(tokens[view.latent(int(latent))[0]]).argmax() for latent in latents], np.int64)
 

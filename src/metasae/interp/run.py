@@ -18,8 +18,8 @@ from metasae import files
 from metasae.comparison import ARM_FOLDER, BASELINE
 from metasae.errors import UserError, nearest
 from metasae.interp.coverage import LatentWindows
-from metasae.interp.held import FILE, Held, read_held, with_earlier
-from metasae.interp.intruder import KEY, Siblings, intruder_score
+from metasae.interp.held import FILE, INTRUDER, Held, read_held, with_earlier
+from metasae.interp.intruder import Siblings, intruder_score
 from metasae.interp.pairs import alike, merged
 from metasae.interp.reader import Reader
 from metasae.interp.result import CHANCE, Score, other_latents
@@ -205,10 +205,10 @@ def _file(result: Scored, conditions: dict, judges: Mapping[str, str], with_sibl
     own, seed = range(result.n_own), conditions["seed"]
     scores = {key: score.as_dict(own, result.clusters, seed) for key, score in result.scores.items()}
     if result.siblings is not None:
-        scores[KEY] = result.siblings.as_dict(seed)
+        scores[INTRUDER] = result.siblings.as_dict(seed)
     elif with_siblings:
         none = bootstrap_interval(np.zeros(0), seed=seed).as_dict() | {"note": "no second SAE between which latents are split"}
-        scores[KEY] = {"chance": CHANCE[KEY], "parts": {"all": none}}
+        scores[INTRUDER] = {"chance": CHANCE[INTRUDER], "parts": {"all": none}}
     return {
         "conditions": conditions,
         "coverage": result.subject.coverage.as_dict(),

@@ -1,0 +1,142 @@
+"""What is new in a run folder, given to a sink: while the run goes on, or once."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from metasae import files
+from metasae.comparison import value_of
+from metasae.errors import UserError
+from metasae.figures import read_metrics
+from metasae.measures.catalogue import CATALOGUE
+
+SINKS = ("tensorboard", "wandb")
+# Seconds between two looks at a run that goes on.
+EVERY = 5.0
+# Of a line of metrics.jsonl, what says where it stands; the rest are its numbers.
+PLACE = ("step", "meta_step")
+
+
+class Sink(Protocol):
+    """Where numbers go. name: of an SAE, `solo-s0`."""
+
+    def last(self, name: str) -> int:
+        """The last step that is there already, 0 for none."""
+
+    def curves(self, name: str, step: int, numbers: dict[str, float]) -> None: ...
+    def measures(self, name: str, step: int, numbers: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Follower:
+    """Remembers what each SAE of a run or sweep has sent."""
+
+    def __init__(self, folder: str | Path, sink: Sink):
+        self.folder, self.sink = Path(folder), sink
+        self._steps: dict[str, int] = {}
+        self._measured: dict[str, float] = {}
+
+    def look(self) -> int:
+        """Sends what is new; returns how many lines of curves and sets of measures that was."""
+        return sum(self._curves(folder) + self._measures(folder) for folder in sae_folders(self.folder))
+
+    def _curves(self, folder: Path) -> int:
+        name, sent = folder.name, 0
+        done = self._steps[name] if name in self._steps else self.sink.last(name)
+        for row in read_metrics(folder / "metrics.jsonl"):
+            # a run that was killed writes the lines after its checkpoint again, the same to the bit
+            if row["step"] > done:
+                numbers = {f"train/{key}": value for key, value in row.items() if key not in PLACE and value is not None}
+                self.sink.curves(name, row["step"], numbers)
+                done, sent = row["step"], sent + 1
+        self._steps[name] = done
+        return sent
+
+    def _measures(self, folder: Path) -> int:
+        path = folder / "measures.json"
+        written = path.stat().st_mtime if path.is_file() else None
+        if written is None or self._measured.get(folder.name) == written:
+            return 0
+        found = files.read_json(path)
+        numbers = {f"measures/{q.key}": value for q in CATALOGUE if (value := value_of(found, q)) is not None}
+        self.sink.measures(folder.name, self._steps.get(folder.name, 0), numbers)
+        self._measured[folder.name] = written
+        return 1
+
+
+def sae_folders(folder: Path) -> list[Path]:
+    """The SAEs of a run (arms/) or of a sweep (saes/) that have begun to train."""
+    return sorted(path.parent for place in ("arms", "saes") for path in (folder / place).glob("*/metrics.jsonl"))
+
+
+def check_sink(to: str) -> None:
+    """Raises UserError for a name that is none."""
+    if to not in SINKS:
+        raise UserError(f"nothing is known of tracking with '{to}'; choose {' or '.join(SINKS)}")
+
+
+def open_sink(to: str, folder: str | Path, project: str | None = None) -> Sink:
+    """Raises UserError for a name that is none, a package that is missing, and a service that knows no key."""
+    check_sink(to)
+    if to == "tensorboard":
+        from metasae.tracking.tensorboard import TensorBoard
+
+        return TensorBoard(Path(folder))
+    from metasae.tracking.wandb import WandB
+
+    return WandB(Path(folder), project)
+
+
+def track(folder: str | Path, to: str, project: str | None = None, follow: bool = False, every: float = EVERY) -> int:
+    """Sends what a run or sweep has so far; returns how many lines of curves and sets of measures were new.
+
+    follow: goes on looking until it is interrupted. Raises UserError for a folder without SAEs, and as `open_sink`.
+    """
+    if not Path(folder).is_dir() or not (follow or sae_folders(Path(folder))):
+        raise UserError(f"{folder} has no SAE in training or trained; give the --out folder of `metasae run` or `metasae sweep`")
+    sink = open_sink(to, folder, project)
+    follower, sent = Follower(folder, sink), 0
+    try:
+        sent += follower.look()
+        while follow:
+            time.sleep(every)
+            sent += follower.look()
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+    finally:
+        sink.close()
+    return sent
+
+
+@contextmanager
+def following(folder: str | Path, to: str | None, say: Callable[[str], None], project: str | None = None, every: float = EVERY) -> Iterator[None]:
+    """Sends on what a run writes for as long as the block lasts, from a thread; nothing where `to` is None.
+
+    A sink that cannot be opened is refused before the block begins. One that fails later is told once, through `say`, and left alone.
+    """
+    if to is None:
+        yield
+        return
+    sink, over = open_sink(to, folder, project), threading.Event()
+
+    def go() -> None:
+        try:
+            follower = Follower(folder, sink)
+            while not over.wait(every):
+                follower.look()
+            follower.look()
+            sink.close()
+        except Exception as error:  # whatever it is, it is not the run's concern
+            say(f"tracking stopped ({' '.join(str(error).split())[:200]}); the run goes on. `metasae track {folder} --to {to}` sends what is missing")
+
+    thread = threading.Thread(target=go, name="tracking", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(60)

@@ -1,0 +1,89 @@
+"""Weights & Biases: one run per SAE, in a group named after the run folder. WANDB_MODE=offline keeps all on this machine."""
+
+import os
+import uuid
+from pathlib import Path
+
+import tomli
+
+from metasae import files
+from metasae.errors import UserError
+
+PROJECT = "metasae"
+# SAE -> its run there, so that a later call goes on with the same one
+IDS = "wandb.json"
+
+
+class WandB:
+    """project: WANDB_PROJECT or 'metasae' where None. Raises UserError without the package, and where the service would ask for a key."""
+
+    def __init__(self, folder: Path, project: str | None = None):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("tracking with Weights & Biases needs its package: pip install 'metasae[tracking]'") from None
+        self._wandb, self._folder, self._project = wandb, folder, project or os.environ.get("WANDB_PROJECT") or PROJECT
+        if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
+            raise UserError("Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, or keep it on this machine with WANDB_MODE=offline")
+        self._ids = files.read_json(folder / IDS) if (folder / IDS).is_file() else {}
+        self._name, self._run = None, None
+
+    def last(self, name: str) -> int:
+        self._open(name)
+        return max(self._run.step - 1, 0) if self._run.resumed else 0
+
+    def curves(self, name: str, step: int, numbers: dict[str, float]) -> None:
+        self._open(name)
+        self._run.log(numbers, step=step)
+
+    def measures(self, name: str, step: int, numbers: dict[str, float]) -> None:
+        """As the run's summary: they are of the trained SAE, not of a step."""
+        self._open(name)
+        self._run.summary.update(numbers)
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+            self._name, self._run = None, None
+
+    def _open(self, name: str) -> None:
+        """SAEs are trained one after another, so one run is open at a time."""
+        if name == self._name:
+            return
+        self.close()
+        if name not in self._ids:
+            self._ids[name] = uuid.uuid4().hex[:16]
+            files.write_json(self._folder / IDS, self._ids)
+        group = self._folder.resolve().name
+        self._run = self._wandb.init(
+            project=self._project,
+            group=group,
+            name=f"{group}/{name}",
+            id=self._ids[name],
+            resume="allow",
+            config=_config(self._folder, name),
+            dir=str(self._folder),
+            settings=self._wandb.Settings(silent=True, console="off"),
+        )
+        self._name = name
+
+
+def _has_key(wandb) -> bool:
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # a release before that option
+        return bool(wandb.api.api_key)
+
+
+def _config(folder: Path, name: str) -> dict:
+    """The recipe with dotted keys, and which SAE of it this is. An SAE of a sweep has its own recipe once it is trained."""
+    own, plan = next((path for place in ("arms", "saes") if (path := folder / place / name / "primary" / "cfg.json").is_file()), None), {}
+    if own is not None:
+        recipe = files.read_json(own).get("metadata", {}).get("metasae", {}).get("recipe", plan)
+    elif (folder / "recipe.toml").is_file():
+        recipe = tomli.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+    else:
+        recipe = files.read_json(folder / "plan.json").get("base", plan)
+    flat = {f"{table}.{key}": value for table, values in recipe.items() if isinstance(values, dict) for key, value in values.items()}
+    arm, _, seed = name.partition("-s")
+    return {**flat, "arm": arm, "seed": int(seed.partition("-")[0])}
