@@ -86,7 +86,7 @@ def test_no_before_a_run_that_cannot_fit_and_the_change_that_would(doctor):
     code, stdout, _ = doctor("--quick", "--set", f"train.tokens={10**12}")
     assert code == 1 and "It does not fit. Disk: " in stdout
     proposed = stdout.split("It would fit with: ")[1].splitlines()[0].split()
-    assert proposed[0::2] == ["--set"] and proposed[1].startswith("train.tokens=")
+    assert proposed[0::2] == ["--set"] and proposed[1].startswith("harvest.window_tokens=")
     assert doctor("--quick", "--set", f"train.tokens={10**12}", *proposed)[0] == 0
 
 
@@ -145,7 +145,7 @@ def test_a_plan_for_gpus_that_are_not_here(doctor):
         (["--gpus", "8"], "a plan needs --gpu NAME, of a100-40"),
         (["--gpu", "h201"], "no GPU 'h201'; did you mean 'h200'?"),
         (["--gpu", "h200", "--gpus", "65"], "64 latents cannot be spread over 65 ranks"),
-        (["--gpu", "h200", "--gpus", "2", "--set", "sae.architecture=matryoshka"], "not supported on several ranks"),
+        (["--gpu", "h200", "--gpus", "2", "--set", "meta.architecture=relu"], "not supported on several ranks"),
         (["--gpu", "h200", "--device", "cuda"], "--device is a device of this machine"),
         (["--gpu", "h200", "--efficiency", "2"], "--efficiency 2 must be above 0"),
     ],

@@ -31,12 +31,20 @@ def test_what_fits_needs_no_change():
     assert fit.changes(PAPER, needed, room(cache=1000)) == []
 
 
-def test_disk_is_had_from_fewer_tokens():
-    (key, value), *rest = fit.changes(PAPER, needed, room(cache=60))
-    assert key == "train.tokens" and not rest
-    assert not fit.shortages(needed(applied(PAPER, [(key, value)])), room(cache=60))
-    # and not from far fewer than needed
-    assert fit.shortages(needed(applied(PAPER, [(key, 1.12 * value // 1)])), room(cache=60))
+def test_disk_is_had_from_windows_and_where_they_do_not_go_from_fewer_tokens():
+    two_points = applied(PAPER, [("hook.also", ["blocks.9.hook_resid_pre"])])
+    for recipe, wanted in ((PAPER, "harvest.window_tokens"), (two_points, "train.tokens")):
+        (key, value), *rest = fit.changes(recipe, needed, room(cache=60))
+        assert key == wanted and not rest
+        assert not fit.shortages(needed(applied(recipe, [(key, value)])), room(cache=60))
+        # and not from far fewer than needed
+        assert fit.shortages(needed(applied(recipe, [(key, 1.12 * value // 1)])), room(cache=60))
+
+
+def test_windows_are_wide_enough_to_shuffle_in():
+    short = applied(PAPER, [("train.tokens", 900 * PAPER.train.batch)])
+    (key, _), *_ = fit.changes(short, needed, room(cache=0.8 * needed(short).cache / GB))
+    assert key == "train.tokens"
 
 
 def test_a_narrower_cache_comes_before_a_shorter_one():
@@ -96,7 +104,7 @@ def test_every_proposal_fits(seed):
 def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
     small = Recipe.load("demo")
     fit.refuse_what_cannot_fit(small, 384, tmp_path / "runs" / "a")
-    with pytest.raises(UserError, match=r"disk: .* TB needed, .* there; set train.tokens=\d+ ") as caught:
+    with pytest.raises(UserError, match=r"disk: .* TB needed, .* there; set harvest.window_tokens=\d+ ") as caught:
         fit.refuse_what_cannot_fit(applied(small, [("train.tokens", 10**12)]), 384, tmp_path / "runs" / "a")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"memory: .* needed, .* there"):

@@ -6,7 +6,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from metasae.doctor.estimate import Needs, needs
+from metasae.doctor.estimate import Needs, is_planted, needs
 from metasae.doctor.machine import free_disk, memory_of, same_disk
 from metasae.errors import UserError
 from metasae.recipe import Recipe
@@ -15,6 +15,8 @@ from metasae.recipe import Recipe
 _SHRINK = 0.95
 # A run with fewer steps, smaller batches or a smaller share of the latents says nothing about the recipe that was asked for.
 _LEAST_STEPS, _LEAST_BATCH, _LEAST_LATENTS = 100, 256, 1 / 16
+# Batches in a window of activations: within it they are shuffled.
+_LEAST_WINDOW = 1000
 
 Change = tuple[str, Any]
 
@@ -149,6 +151,7 @@ def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, li
     if resource.startswith("disk"):
         on_cache = [
             ("harvest.dtype", ["bf16"] if harvest.dtype == "fp32" else []),
+            ("harvest.window_tokens", list(_windows(recipe))),
             ("train.tokens", list(_down(tokens, _LEAST_STEPS * batch, significant=True))),
             ("measure.tokens", list(_down(recipe.measure.tokens, 10_000, significant=True))),
         ]
@@ -162,6 +165,12 @@ def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, li
     by_stage = {"harvest": [fewer_at_once], "train": [smaller_batch, fewer_latents], "measure": [fewer_latents, fewer_measured]}
     stages = sorted(wanted.stages, key=wanted.stages.get, reverse=True)
     return list(dict([option for stage in stages for option in by_stage[stage]] + [smaller_model]).items())
+
+
+def _windows(recipe: Recipe) -> Iterator[int]:
+    """Windows of activations, the widest first; none where they are in use or do not go with the recipe."""
+    if not (recipe.harvest.window_tokens or recipe.hook.also or is_planted(recipe)):
+        yield from _down(recipe.train.tokens, _LEAST_WINDOW * recipe.train.batch, significant=True)
 
 
 def _down(high: int, low: int, grain: int = 1, significant: bool = False) -> Iterator[int]:
