@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 import metasae
+from metasae import measuring
 from metasae.cli import app
 from metasae.errors import UserError
 from metasae.sae.sae import SAE
@@ -51,6 +52,21 @@ def test_a_foreign_sae_needs_a_recipe_and_becomes_an_arm(run, tmp_path):
     assert pair["difference"] == 0 and pair["n_seeds"] == 1
 
 
+def test_names_tell_apart_what_is_called_alike(run, tmp_path):
+    joint = run / "arms" / "joint-s0" / "primary"
+    found = metasae.measure([f"mine={run}", f"other={joint}", f"other-s1={joint}"], tmp_path / "out", show=False)
+    assert {arm: entry["seeds"] for arm, entry in found["arms"].items()} == {"mine_solo": [0, 1], "mine_joint": [0, 1], "other": [0, 1]}
+    metasae.compare(tmp_path / "out", baseline="mine_joint")
+    compared = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert compared["pairs"]["other vs mine_joint"]["fidelity.fvu"]["values"]
+    # a folder whose own name has the sign is taken as it is
+    (tmp_path / "a=b").symlink_to(joint)
+    assert [target.folder for target in measuring.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
+    for wrong, words in ((f"a b={joint}", "'a b' is no name"), (f"x-s2={run}", "seeds of their own"), (f"x={tmp_path}/nowhere", "nowhere")):
+        with pytest.raises(UserError, match=words):
+            metasae.measure([wrong], tmp_path / "no", show=False)
+
+
 def test_without_solo_the_first_arm_is_the_baseline(run, tmp_path):
     found = metasae.measure([run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False)
     assert found["baseline"] == "joint" and found["pairs"] == {}
@@ -61,7 +77,7 @@ def test_without_solo_the_first_arm_is_the_baseline(run, tmp_path):
 def test_user_errors(run, tmp_path):
     with pytest.raises(UserError, match="is no SAE of a known format"):
         metasae.measure([tmp_path], tmp_path / "out", show=False)
-    with pytest.raises(UserError, match="are both joint-s0; measure them into two folders"):
+    with pytest.raises(UserError, match="are both joint-s0; give one a name: NAME=/"):
         metasae.measure([run, run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False)
     with pytest.raises(UserError, match="reads vectors of width 24"):
         metasae.measure([run], tmp_path / "out", overrides={"planted.d": 32}, show=False)

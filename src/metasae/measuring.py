@@ -1,7 +1,7 @@
 """Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder, and these are compared."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from metasae.run_lock import alone_on
 from metasae.sae.sae import SAE
 from metasae.source import Source
 from metasae.start import check_senses
+
+_NAME = re.compile(r"(?P<arm>[A-Za-z0-9_]+)(-s(?P<seed>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ def measure(
 ) -> dict:
     """Measures SAEs on the held-out text of a recipe; the returned dictionary is compare.json with the folder's path.
 
-    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as they are. out: a
-    run folder for what is found.
+    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as they are. Each may
+    have a name before it, `NAME=PATH`: what an SAE is called here (`NAME-s3`: as seed 3), or what is put before a run's arms (NAME_joint).
+    out: a run folder for what is found.
     recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides: dotted keys.
     An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
     Raises UserError for a folder without SAE, an SAE of another width than the hook point's, and two SAEs of one name.
     """
-    targets = [target for folder in folders for target in find_targets(Path(folder))]
+    targets = [target for folder in folders for target in named_targets(str(folder))]
     if not targets:
         raise UserError("no SAE to measure; give run folders or SAE folders")
     _refuse_same_names(targets)
@@ -62,6 +65,22 @@ def measure(
         keep_freed_memory()
         _measure_all(targets, resolved, out, device, progress)
         return conclude(out, show)
+
+
+def named_targets(text: str) -> list[Target]:
+    """The SAEs of `PATH` or `NAME=PATH`. Raises UserError for a name that no arm can have, and as `find_targets`."""
+    name, sign, path = text.partition("=")
+    if not sign or Path(text).exists():
+        return find_targets(Path(text))
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise UserError(f"'{name}' is no name for an SAE; give letters, digits and _, and -s3 after it for seed 3")
+    targets = find_targets(Path(path))
+    if not (Path(path) / "arms").is_dir():
+        return [replace(targets[0], arm=found["arm"], seed=int(found["seed"] or targets[0].seed))]
+    if found["seed"]:
+        raise UserError(f"{path} is a run of several SAEs, which have seeds of their own; give a name without -s{found['seed']}")
+    return [replace(target, arm=f"{name}_{target.arm}") for target in targets]
 
 
 def find_targets(folder: Path) -> list[Target]:
@@ -93,7 +112,7 @@ def _refuse_same_names(targets: list[Target]) -> None:
     for target in targets:
         first = seen.setdefault((target.arm, target.seed), target.folder)
         if first is not target.folder:
-            raise UserError(f"{first} and {target.folder} are both {target.arm}-s{target.seed}; measure them into two folders")
+            raise UserError(f"{first} and {target.folder} are both {target.arm}-s{target.seed}; give one a name: NAME={target.folder}")
 
 
 def _claim(recipe: Recipe, out: Path) -> None:

@@ -94,7 +94,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")
 
 @app.command()
 def measure(
-    folders: Annotated[list[Path], typer.Argument(help="run folders or SAE folders")],
+    folders: Annotated[list[str], typer.Argument(help="run folders or SAE folders, each as PATH or NAME=PATH")],
     recipe: Annotated[str | None, typer.Option(help="model, hook, text and measures; the first SAE's own recipe when not given")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. measure.tokens=50000")] = None,
     out: Annotated[Path, typer.Option(help="a run folder for what is found; the SAEs' own folders stay as they are")] = Path("runs/measured"),
