@@ -29,6 +29,9 @@ def test_the_penalty_example():
     W.mean(0).square().sum().backward()
     torch.testing.assert_close(gradient.detach(), W.grad)
     assert value.shape == ()
+    shared, pull = example("centred_over_ranks.py")["centred"](Scene(W.detach(), kept, torch.ones(9), 0, 0))
+    torch.testing.assert_close(shared, value.detach())
+    torch.testing.assert_close(pull, W.grad)
     assert "centred" not in PENALTIES
 
 

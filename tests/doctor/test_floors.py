@@ -57,6 +57,23 @@ def test_arms_without_a_penalty_or_a_meta_sae_have_fewer_parts(recipe):
     assert [part.name for part in parts_of(free, D, "joint")] == names["solo"]
 
 
+def test_prefixes_and_further_penalties_by_hand(recipe):
+    """Three prefixes; every second step the further penalties, of 34 latents of 100 on the first of 3 ranks."""
+    nd, od, bd = 100 * D, 34 * D, 64 * D
+    further = {"train.penalties": {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.1}, "train.penalty_every": 2}
+    nested = Recipe.load(recipe.model_dump(mode="json"), {"sae.architecture": "matryoshka", "sae.prefixes": [0.1, 0.5], **further})
+    _, residual, weights, _, ortsae, c2r, cofiring, *_ = parts_of(nested, D, "joint", 3)
+    assert residual.moved == 4 * od + 16 * bd and weights.moved == 8 * od + 16 * bd
+    assert (ortsae.products, ortsae.moved, ortsae.gathered) == (100 * od, 2 * nd + 4 * od, 4 * od)
+    assert (c2r.products, c2r.moved, c2r.gathered) == (2 * od * D, 6 * od + 4 * D * D, 0)
+    assert (cofiring.products, cofiring.moved) == (0, 2 * nd + 4 * od)
+    # 64 tokens of 4 firings have 12 ordered pairs each
+    assert cofiring.gathered == pytest.approx(0.34 * 64 * 12 * 4 * D)
+    # fp32 is a quarter as fast on this card
+    assert ortsae.floor(SLOW, 2) == pytest.approx(max(100 * od / 2.5e8, ortsae.moved / 1e6))
+    assert [part.name for part in parts_of(nested, D, "control", 3)] == [part.name for part in parts_of(recipe, D, "control", 3)]
+
+
 @pytest.mark.parametrize(("name", "d", "milliseconds"), [("paper-gpt2-large", 1280, 1.00), ("paper-gemma2-9b", 3584, 11.6)])
 def test_the_sums_of_the_page_on_scaling(name, d, milliseconds):
     """At the rates of that page, 790 TFLOP/s and 4 TB/s."""

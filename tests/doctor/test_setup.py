@@ -90,6 +90,27 @@ def test_what_arms_send():
     assert setup.messages("solo") < setup.messages("control") < setup.messages("joint")
 
 
+def test_prefixes_and_further_penalties_are_sent_by_the_joint_arm():
+    plain, further = setup_of(8), {"train.penalties": {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.1}, "train.penalty_every": 4}
+    nested = setup_of(8, **{"sae.architecture": "matryoshka", "sae.prefixes": [0.1, 0.5]})
+    # two more reconstructions, R = 7/4
+    for arm in ("solo", "joint"):
+        assert nested.sent(arm) == pytest.approx(plain.sent(arm) + 2 * 1.75 * 4 * 4096 * 1280)
+        assert nested.messages(arm) == plain.messages(arm) + 2
+    penalised = setup_of(8, **further)
+    assert penalised.sent("solo") == plain.sent("solo") and penalised.messages("control") == plain.messages("control")
+    assert penalised.sent("joint") == pytest.approx(plain.sent("joint") + sum(penalised.traffic.further.values()) / 4)
+    # M, its sums; rows, nearest and firings, each with their lengths, and the sums of the last
+    assert penalised.messages("joint") == plain.messages("joint") + 9 / 4
+    # all rows on each rank, twice where stretches differ
+    rows = 4 * 20_480 * 1280
+    assert penalised.memory.passing == plain.memory.passing + rows
+    assert setup_of(3, **further).memory.passing == setup_of(3).memory.passing + 2 * rows
+    for same in ({"train.penalties": {"c2r": 0.1}}, {**further, "arms": ["solo", "control"]}):
+        assert setup_of(8, **same).memory.passing == plain.memory.passing
+    assert setup_of(1, **further).memory == setup_of(1).memory
+
+
 def test_the_harvest_is_shared_but_for_windows():
     tokens, flops = 101_500_000, GPT2_LARGE.flops
     assert setup_of(1).harvest == pytest.approx((tokens * flops / 989e12, 2 * tokens * flops / 989e12))
@@ -107,9 +128,7 @@ def test_the_harvest_is_shared_but_for_windows():
         (0, {}, "at least one"),
         (-1, {}, "at least one"),
         (20_481, {}, "20480 latents cannot be spread over 20481 ranks"),
-        (2, {"sae.architecture": "matryoshka"}, "'matryoshka' is not supported on several ranks"),
         (2, {"meta.architecture": "relu"}, "meta.architecture = 'relu' is not supported"),
-        (2, {"train.penalties": {"c2r": 0.1}}, "train.penalties = c2r is not supported on several ranks"),
     ],
 )
 def test_ranks_that_training_would_refuse_are_refused_in_one_line(gpus, overrides, words):
@@ -120,10 +139,8 @@ def test_ranks_that_training_would_refuse_are_refused_in_one_line(gpus, override
 
 def test_what_training_takes_is_not_refused():
     for gpus, overrides in (
-        (1, {"sae.architecture": "matryoshka"}),
-        (1, {"train.penalties": {"c2r": 0.1}}),
-        (2, {"train.penalties": {"c2r": 0.0}}),
-        (2, {"train.penalties": {"c2r": 0.1}, "arms": ["solo"]}),
+        (2, {"sae.architecture": "matryoshka"}),
+        (2, {"train.penalties": {"c2r": 0.1, "ortsae": 0.1, "cofiring": 0.1}}),
         (2, {"meta.architecture": "relu", "arms": ["solo"]}),
         (20_480, {}),
     ):
@@ -184,13 +201,16 @@ def on_ranks(gpus, values, d, tmp_path):
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(gpus)]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_messages_are_those_of_a_step(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "further"), [("fp32", False), ("bf16", False), ("fp32", True)])
+def test_messages_are_those_of_a_step(tmp_path, dtype, further):
     """A threshold outside the last one's bins takes one or two more, one without ties in bf16 one less, in each of three selections."""
     values = {
         "sae": {"n": 256, "k": 8}, "meta": {"n": 24, "k": 4}, "arms": ["joint"], "model": {"name": "gpt2"},
         "train": {"batch": 128, "dtype": dtype, "n_primary_steps": 1, "n_meta_steps": 1},
     }  # fmt: skip
+    if further:
+        values["sae"] |= {"architecture": "matryoshka", "prefixes": [0.25, 0.75]}
+        values["train"]["penalties"] = {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.1}
     found = on_ranks(2, values, 32, tmp_path)
     setup = Setup(Recipe.load(values), 2, H200, 0.5, Shape(32, 0, 0, 0.0, "a test"))
     primary, meta = zip(*found[0]["messages"][1:], strict=True)

@@ -32,14 +32,15 @@ def arm_trained(ranks, recipe: dict, arm: str, folder: str | None = None, until:
     until: actions after which it breaks off. stop_at: actions after which the last rank is asked to stop.
     """
     trainer = trainer_of(Recipe.load(recipe), arm, 0, torch.full((D,), 0.3), "cpu", ranks)
-    trace = {"losses": [], "primary": [], "meta": [], "sent": []}
+    trace = {"losses": [], "numbers": [], "primary": [], "meta": [], "sent": []}
     _watch(trainer, trace)
     if folder is None:
         source = Batches(BATCH, D)
         while action := trainer.next_action():
             before = dict(ranks.sent)
-            losses = trainer.primary_step(source.next())[0] if action == "primary" else trainer.meta_step()
+            losses, numbers = trainer.primary_step(source.next()) if action == "primary" else (trainer.meta_step(), {})
             trace["losses"].append([float(loss) for loss in vars(losses).values()])
+            trace["numbers"].append({name: float(number) for name, number in numbers.items()})
             trace["sent"].append((action, {key: value - before.get(key, 0) for key, value in ranks.sent.items() if value != before.get(key, 0)}))
     else:
         done, stop = [], StopRequest()

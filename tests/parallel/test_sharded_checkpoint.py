@@ -80,6 +80,20 @@ def test_two_ranks_go_on_as_one_and_as_three(two, tmp_path, size):
         np.testing.assert_allclose(tensor, whole[0]["state"][name], atol=3e-5, err_msg=name)
 
 
+def test_prefixes_and_further_penalties_go_on_on_other_numbers_of_ranks(tmp_path):
+    penalties = {"penalties": {"ortsae": 0.3, "c2r": 2.0, "cofiring": 0.3}, "penalty_every": 2, "penalty_start": 0.2}
+    recipe = values(16, sae={"architecture": "matryoshka", "prefixes": [0.1, 0.5]}, train=penalties)
+    whole = on_ranks(2, arm_trained, recipe, "joint", str(tmp_path / "whole"))
+    on_ranks(2, arm_trained, recipe, "joint", str(tmp_path / "cut"), 20)
+    for size in (1, 3):
+        place = str(shutil.copytree(tmp_path / "cut", tmp_path / str(size)))
+        found = on_ranks(size, arm_trained, recipe, "joint", place) if size > 1 else [arm_trained(ALONE, recipe, "joint", place)]
+        for ours, theirs in zip(kept_and_losses(found), kept_and_losses(whole)[7:], strict=True):
+            assert np.array_equal(ours, theirs)
+        for name, tensor in found[0]["state"].items():
+            np.testing.assert_allclose(tensor, whole[0]["state"][name], atol=3e-5, err_msg=name)
+
+
 def test_one_rank_goes_on_as_two(two, tmp_path):
     _, whole = two
     arm_trained(ALONE, RECIPE, "joint", str(tmp_path), 20)

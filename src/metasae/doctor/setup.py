@@ -14,7 +14,7 @@ from metasae.doctor.floors import Part, above_of, floor_of, parts_of
 from metasae.doctor.presence import Shape
 from metasae.errors import UserError
 from metasae.parallel.shards import own_latents
-from metasae.parallel.traffic import Traffic, bytes_per_step
+from metasae.parallel.traffic import Traffic, bytes_per_step, charged_penalties, n_prefixes
 from metasae.recipe import Recipe
 
 Span = tuple[float, float]
@@ -77,7 +77,7 @@ class Step:
 
 
 def refuse_unusable(recipe: Recipe, gpus: int) -> None:
-    """Raises UserError for what training on so many ranks would refuse: too many, Matryoshka, further penalties."""
+    """Raises UserError for what training on so many ranks would refuse: too many, a meta SAE that cannot be spread."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: there must be at least one")
     if gpus == 1:
@@ -93,9 +93,6 @@ def refuse_unusable(recipe: Recipe, gpus: int) -> None:
     over_latents(kind(recipe.sae), WHOLE)
     if any(has_meta(recipe, arm) for arm in recipe.arms):
         over_rows(kind(recipe.meta))
-    further = [name for name, coef in recipe.train.penalties.items() if coef > 0]
-    if further and "joint" in recipe.arms:
-        raise UserError(f"train.penalties = {further[0]} is not supported on several ranks; leave it out or use --gpus 1")
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,8 @@ class Setup:
         weights, meta = weight_bytes(self.recipe, self.shape.d, self.gpus)
         # W_enc whole, and W_dec twice while its parts are put together
         gather = 3 * 4 * self.recipe.sae.n * self.shape.d if self.gpus > 1 else 0
-        return Memory(weights, meta, found.train - weights - meta, gather, found.model, found.forward, found.windows > 0)
+        passing = found.train - weights - meta + self._all_rows
+        return Memory(weights, meta, passing, gather, found.model, found.forward, found.windows > 0)
 
     @property
     def host_memory(self) -> int:
@@ -175,19 +173,22 @@ class Setup:
         """Bytes that a rank sends per primary step of an arm with its share of meta steps."""
         traffic = self.traffic
         penalty = traffic.primary["meta threshold"] * (arm != "joint" or not has_meta(self.recipe, arm))
-        return sum(traffic.primary.values()) - penalty + self._share(arm) * sum(traffic.meta.values())
+        further = sum(traffic.further.values()) / self.recipe.train.penalty_every * (arm == "joint")
+        return sum(traffic.primary.values()) - penalty + further + self._share(arm) * sum(traffic.meta.values())
 
     def messages(self, arm: str) -> float:
-        """Collectives of the same, each for bytes of its own: the least that a step of BatchTopK needs."""
+        """Collectives of the same, each for bytes of its own: the least that a step needs."""
         if self.gpus == 1:
             return 0.0
         # two histograms in fp32, one and the ties of few digits in bf16; the widths and the candidates of TopK; a sum of the sparsity term
-        primary = {"batchtopk": 2, "topk": 2}.get(self.recipe.sae.architecture, 1)
+        primary = {"batchtopk": 2, "topk": 2, "matryoshka": 2}.get(self.recipe.sae.architecture, 1) + n_prefixes(self.recipe.sae) - 1
         meta = {"batchtopk": 2}.get(self.recipe.meta.architecture, 0)
         # tokens, reconstruction, b_dec's gradient, the norm, L0, the dead twice, whether to stop
         count = 8 + primary
         if arm == "joint" and has_meta(self.recipe, arm):
             count += 1 + meta
+        if arm == "joint":
+            count += self._further_messages / self.recipe.train.penalty_every
         # gradients, the loss, firings, whether to stop
         return count + self._share(arm) * (4 + meta)
 
@@ -196,6 +197,20 @@ class Setup:
         parts, sending = self.parts(arm), self.sent(arm) / self.card.link
         slow = (above_of(parts, self.card, self.width) + sending) / self.efficiency + self.messages(arm) * MESSAGE
         return Step(floor_of(parts, self.card, self.width), sending, slow)
+
+    @property
+    def _all_rows(self) -> int:
+        """Bytes of the decoder rows of all latents, where a further penalty takes them; twice while parts of unequal length are put together."""
+        n = self.recipe.sae.n
+        needed = self.gpus > 1 and "joint" in self.recipe.arms and charged_penalties(self.recipe) - {"c2r"}
+        return 4 * n * self.shape.d * (2 if n % self.gpus else 1) if needed else 0
+
+    @property
+    def _further_messages(self) -> int:
+        """Of a step that charges further penalties: a gather is a message with lengths and one with rows."""
+        charged = charged_penalties(self.recipe)
+        rows = 2 * bool(charged - {"c2r"})
+        return rows + sum({"c2r": 2, "ortsae": 2, "cofiring": 3}.get(name, 6) for name in charged)
 
     def _share(self, arm: str) -> float:
         """Meta steps per primary step."""

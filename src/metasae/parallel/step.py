@@ -2,7 +2,8 @@
 
 A rank with some of the latents (the primary SAE) has whole rows of x and its own columns of pre [B, n]:
 
-    xh   = b_dec + sum over ranks of z_r W_dec_r            one all-reduce of B d numbers; then every rank has the residual
+    xh   = b_dec + sum over ranks of z_r W_dec_r            one all-reduce of B d numbers; then every rank has the residual;
+                                                            nested prefixes: one for each
     dW_r = gradients of its own latents                     need the residual only
     db   = sum_b G_b - sum over ranks of dpre_r W_enc_r     d numbers
 
@@ -20,22 +21,33 @@ from torch import Tensor
 
 from metasae.parallel import threshold
 from metasae.parallel.ranks import Ranks
+from metasae.parallel.shards import own_latents
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.spread import Whole
 from metasae.sae.weights import Weights
 
 
 class LatentsSpread(Whole):
-    """Each rank has some of the latents, and all rows. purpose: how the bytes are booked."""
+    """Each rank has some of the `total` latents, and all rows."""
 
-    def __init__(self, ranks: Ranks):
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, total: int):
+        self.ranks, self.total = ranks, total
 
-    def over_latents(self, part: Tensor) -> Tensor:
+    def latents(self, here: int) -> range:
+        return own_latents(self.total, self.ranks.size, self.ranks.rank)
+
+    def n_latents(self, here: int) -> int:
+        return self.total
+
+    def over_latents(self, part: Tensor, purpose: str | None = None) -> Tensor:
         if part.dim() == 2:
-            return self.ranks.sum_(part.contiguous(), "reconstruction")
+            return self.ranks.sum_(part.contiguous(), purpose or "reconstruction")
         # a few numbers: in float64 the order of the ranks does not show
-        return self.ranks.sum_(part.double().contiguous(), "sums").to(part.dtype)
+        return self.ranks.sum_(part.double().contiguous(), purpose or "sums").to(part.dtype)
+
+    def all_latents(self, part: Tensor, purpose: str) -> Tensor:
+        lengths = [int(length) for length in self.ranks.numbers(len(part), purpose)]
+        return self.ranks.gather_rows(part, [range(length) for length in lengths], purpose) if any(lengths) else part
 
 
 class RowsSpread(Whole):

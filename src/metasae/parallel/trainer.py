@@ -11,7 +11,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from metasae.errors import UserError
 from metasae.parallel.architectures import over_latents, over_rows
 from metasae.parallel.ranks import Ranks, spans_of
 from metasae.parallel.shards import own_latents
@@ -36,8 +35,6 @@ class ShardedTrainer(Trainer):
         self.own = own_latents(recipe.sae.n, ranks.size, ranks.rank)
         self.own_share, self.leads = len(self.own) / recipe.sae.n, ranks.first
         super().__init__(recipe, arm, seed, b_dec_D, ranks.device(device))
-        if self.penalties:
-            raise UserError(f"train.penalties = {next(iter(self.penalties))} is not supported on several ranks; leave it out or use one")
         ranks.same(str(self.how.dtype).removeprefix("torch."), "what they multiply in", "set train.dtype in the recipe")
         self.primary.architecture = over_latents(self.primary.architecture, self.how.spread)
         if self.meta:
@@ -60,7 +57,7 @@ class ShardedTrainer(Trainer):
 
     def _arithmetic(self, module: ModuleType, dtype: torch.dtype) -> tuple[Arithmetic, Arithmetic]:
         ranks, n = self.ranks, self.recipe.sae.n
-        primary = Arithmetic(LatentKernels(module, ranks, n), dtype, LatentsSpread(ranks))
+        primary = Arithmetic(LatentKernels(module, ranks, n), dtype, LatentsSpread(ranks, n))
         return primary, Arithmetic(RowKernels(module, ranks, n), dtype, RowsSpread(ranks, n))
 
     def _norm(self, gradients: Weights) -> Tensor:

@@ -10,6 +10,7 @@ With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
 With nested prefixes (Matryoshka) a latent takes part in every prefix that holds it, so its G is the sum over those.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -52,12 +53,19 @@ class Auxiliary:
 
 @dataclass(frozen=True)
 class Group:
-    """The kept entries of the latents start <= j < end, and where they are among all (None: they are all)."""
+    """The kept entries of the latents start <= j < end, and where they are among all (None: they are all).
+
+    Where the latents are spread, there may be none of a group's latents here.
+    """
 
     start: int
     end: int
     kept: Kept
     places: Tensor | None
+
+    @property
+    def empty(self) -> bool:
+        return self.start == self.end
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, 
         return Reconstruction(pre, kept, groups, xc, (residual,), cut, dots)
     residuals, below = [], xc
     for number, group in enumerate(groups):
-        part = how.spread.over_latents(how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end]))
+        part = torch.zeros_like(xc) if group.empty else how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end])
+        part = how.spread.over_latents(part)
         below = part.sub_(xc) if number == 0 else part.add_(below)
         residuals.append(below)
     return Reconstruction(pre, kept, groups, xc, tuple(residuals), cut)
@@ -158,13 +167,18 @@ def _groups(kept: Kept, ends: tuple[int, ...]) -> tuple[Group, ...]:
     return tuple(Group(start, end, *kept.between(start, end)) for start, end in zip((0, *ends), ends, strict=False))
 
 
+def _held(made: Reconstruction, slopes: list[Tensor]) -> Iterator[tuple[Group, Tensor]]:
+    """The groups with latents, each with its slope."""
+    return ((group, G) for group, G in zip(made.groups, slopes, strict=True) if not group.empty)
+
+
 def _entry_slopes(made: Reconstruction, weights: Weights, slopes: list[Tensor], how: Arithmetic) -> Tensor:
     """dL/dz [K] from each group's slope."""
-    parts = [how.kernels.entry_dots(group.kept, G, weights.W_dec_ND[group.start : group.end]) for group, G in zip(made.groups, slopes, strict=True)]
-    if len(parts) == 1:
-        return parts[0]
     out = torch.empty_like(made.kept.values)
-    for group, part in zip(made.groups, parts, strict=True):
+    for group, G in _held(made, slopes):
+        part = how.kernels.entry_dots(group.kept, G, weights.W_dec_ND[group.start : group.end])
+        if group.places is None:
+            return part
         out[group.places] = part
     return out
 
@@ -172,7 +186,7 @@ def _entry_slopes(made: Reconstruction, weights: Weights, slopes: list[Tensor], 
 def _row_slopes(made: Reconstruction, slopes: list[Tensor], dpre_K: Tensor, how: Arithmetic) -> tuple[Tensor, Tensor]:
     """(dL/dW_dec, dL/dW_enc), both [n, d]; groups hold disjoint latents, so theirs are stacked."""
     pieces = []
-    for group, G in zip(made.groups, slopes, strict=True):
+    for group, G in _held(made, slopes):
         dpre = dpre_K if group.places is None else dpre_K[group.places]
         pieces.append(how.kernels.latent_rows(group.kept, (group.kept.values, dpre), (G, made.xc_BD)))
     return pieces[0] if len(pieces) == 1 else tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))

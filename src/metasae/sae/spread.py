@@ -2,6 +2,8 @@
 
 With one process it is whole, and every sum over a part is the sum. `metasae.parallel` has the two other ways: each process holds
 some of the latents for all rows (the primary SAE), or some of the rows for all latents (a meta SAE on the primary's rows).
+
+purpose: under which name the bytes that are sent are counted; None is the step's own.
 """
 
 from torch import Tensor
@@ -20,8 +22,20 @@ class Whole:
         """Mean over the entries of all rows, 0-dim."""
         return part_BD.mean()
 
-    def over_latents(self, part: Tensor) -> Tensor:
+    def latents(self, here: int) -> range:
+        """Which of all latents are here, given how many are."""
+        return range(here)
+
+    def n_latents(self, here: int) -> int:
+        """How many latents there are in all, of which `here` are here."""
+        return here
+
+    def over_latents(self, part: Tensor, purpose: str | None = None) -> Tensor:
         """The sum over all latents, given the sum over the latents here; `part` may be overwritten."""
+        return part
+
+    def all_latents(self, part: Tensor, purpose: str) -> Tensor:
+        """[r, ...] of the latents here, any number of rows -> those of all latents, in the order of latents."""
         return part
 
     def over_rows(self, part: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
 from metasae.train.learner import new_learner
 from metasae.train.objective import Losses, meta_input
-from metasae.train.penalties import PENALTIES, Scene
+from metasae.train.penalties import PENALTIES, Scene, charge
 from metasae.train.penalties.adaptive import AdaptiveSigma
 from metasae.train.penalties.decomposability import decomposability, full_gradient, probe
 
@@ -205,10 +205,10 @@ class Trainer:
         return value, lambda2 * value
 
     def _further_penalties(self, made: Reconstruction, into_ND: Tensor, numbers: dict[str, Tensor]) -> Tensor:
-        scene = Scene(self.primary.weights.W_dec_ND, made.kept, self.primary.rate_N, self.done.primary, self.seed)
+        scene = Scene(self.primary.weights.W_dec_ND, made.kept, self.primary.rate_N, self.done.primary, self.seed, self.how.spread)
         cost = into_ND.new_zeros(())
         for name, coef in self.penalties.items():
-            value, gradient = PENALTIES[name](scene)
+            value, gradient = charge(PENALTIES[name], scene)
             numbers[name] = value
             into_ND.add_(gradient, alpha=coef * self.recipe.train.penalty_every)
             cost = cost + coef * value

@@ -4,16 +4,12 @@ A penalty is a function of a `Scene` that returns (value, gradient [n, d] of the
 penalty's coefficient. To add one: a file with such a function and a line in the registry; docs/extending.md walks through it.
 """
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from metasae.train.penalties.c2r import firing_weighted_cosine
 from metasae.train.penalties.cofiring import cofiring_weighted_cosine
 from metasae.train.penalties.ortsae import largest_cosines
-from metasae.train.penalties.scene import Scene
+from metasae.train.penalties.scene import Penalty, Scene, charge
 
-Penalty = Callable[[Scene], tuple[Tensor, Tensor]]
+__all__ = ["PENALTIES", "Scene", "charge"]
 
 PENALTIES: dict[str, Penalty] = {
     "ortsae": largest_cosines,

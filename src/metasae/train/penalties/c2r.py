@@ -5,18 +5,23 @@
 With M = sum_i f_i w_i w_i^T [d, d] the double sum is ||M||_F^2 - sum_i f_i^2 ||w_i||^4, so no n x n matrix is formed:
 
     dP/dw_i = 4 f_i (M w_i - f_i ||w_i||^2 w_i) / (sum f)^2
+
+Over ranks: M and the two sums are added up; the rest needs a rank's own rows only.
 """
 
+import torch
 from torch import Tensor
 
-from metasae.train.penalties.scene import Scene
+from metasae.train.penalties.scene import Scene, over_ranks
 
 
+@over_ranks
 def firing_weighted_cosine(scene: Scene) -> tuple[Tensor, Tensor]:
     W, f = scene.W_dec_ND, scene.rate_N
-    total = f.sum().square().clamp(min=1e-12)
-    M = (W * f[:, None]).t() @ W
+    M = scene.over_latents((W * f[:, None]).t() @ W)
     own = f * W.square().sum(1)
-    value = (M.square().sum() - own.square().sum()) / total
+    rates, squares = scene.over_latents(torch.stack([f.sum(), own.square().sum()]))
+    total = rates.square().clamp(min=1e-12)
+    value = (M.square().sum() - squares) / total
     gradient = (W @ M - own[:, None] * W) * (4 * f / total)[:, None]
     return value, gradient

@@ -6,7 +6,8 @@ over the first T tokens of the batch. With C_ij the number of those tokens on wh
 
     dP/dw_i = (4/(T L)) sum_j C_ij (w_i . w_j) w_j.
 
-Only pairs that co-fire are touched: C is sparse, and the cosines are taken where it is not zero.
+Only pairs that co-fire are touched: C is sparse, and the cosines are taken where it is not zero. Over ranks: each has the pairs of its
+own i with every j, so it sees all rows and all firings on those tokens; the two sums are added up.
 """
 
 import numpy as np
@@ -16,30 +17,33 @@ from torch import Tensor
 
 from metasae.sae.kernels import fast
 from metasae.sae.kernels.kept import Kept
-from metasae.train.penalties.scene import Scene
+from metasae.train.penalties.scene import Scene, over_ranks
 
 TOKENS = 256
 
 
+@over_ranks
 def cofiring_weighted_cosine(scene: Scene) -> tuple[Tensor, Tensor]:
-    W = scene.W_dec_ND
-    pairs = _cofirings(scene.kept, TOKENS)
-    total = pairs.values.sum().clamp(min=1.0)
-    cosines = fast.entry_dots(pairs, W, W)
+    rows = scene.rows_ND
+    pairs = _cofirings(scene, TOKENS)
+    cosines = fast.entry_dots(pairs, scene.W_dec_ND, rows)
     weighted = pairs.with_values(pairs.values * cosines)
-    return (weighted.values * cosines).sum() / total, fast.decode(weighted, W) * (4 / total)
+    total, squares = scene.over_latents(torch.stack([pairs.values.sum(), (weighted.values * cosines).sum()]))
+    total = total.clamp(min=1.0)
+    return squares / total, fast.decode(weighted, rows) * (4 / total)
 
 
-def _cofirings(kept: Kept, tokens: int) -> Kept:
-    """C [n, n] without its diagonal, as entries."""
-    n, end = kept.n_latents, int(kept.offsets[min(tokens, kept.n_rows)])
-    latents, rows = kept.latents[:end].cpu().numpy(), kept.rows[:end].cpu().numpy()
-    fires = sparse.csr_matrix(
-        ((kept.values[:end] > 0).cpu().numpy().astype(np.float32), (rows, latents)), shape=(max(1, min(tokens, kept.n_rows)), n)
-    )
-    C = (fires.T @ fires).tocoo()
-    off = (C.row != C.col) & (C.data > 0)
+def _cofirings(scene: Scene, tokens: int) -> Kept:
+    """C [n_r, n] of the latents here with all, without i = j, as entries."""
+    kept, own, n = scene.kept, scene.own, scene.n_latents
+    tokens = min(tokens, kept.n_rows)
+    end = int(kept.offsets[tokens])
+    on = kept.values[:end] > 0
+    places = scene.all_latents(kept.rows[:end][on].long() * n + kept.latents[:end][on] + own.start).cpu().numpy()
+    fires = sparse.csr_matrix((np.ones(len(places), np.float32), np.divmod(places, n)), shape=(max(1, tokens), n))
+    C = (fires[:, own.start : own.stop].T @ fires).tocoo()
+    off = C.row + own.start != C.col
     order = np.lexsort((C.col[off], C.row[off]))
     flat = C.row[off].astype(np.int64)[order] * n + C.col[off][order]
     device = kept.values.device
-    return Kept.from_flat(torch.from_numpy(flat).to(device), torch.from_numpy(C.data[off][order]).to(device), n, n)
+    return Kept.from_flat(torch.from_numpy(flat).to(device), torch.from_numpy(C.data[off][order]).to(device), len(own), n)

@@ -1,10 +1,16 @@
-"""What a penalty may look at."""
+"""What a penalty may look at, on one process or on several that have some of the latents each.
 
-from dataclasses import dataclass
+A penalty's value is that of all latents and its gradient [n_r, d] is that of the rows here. One that is marked with `over_ranks` sees to
+that itself, with the sums and rows that a scene offers. Any other is given the scene of all latents, on every process (`charge`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from metasae.sae.kernels.kept import Kept
+from metasae.sae.spread import WHOLE, Whole
 
 
 @dataclass(frozen=True)
@@ -12,6 +18,7 @@ class Scene:
     """W_dec_ND: decoder rows of unit length. kept: this batch's firings. rate_N: running firing rate per token, fp32 [n].
 
     step: primary steps done; seed: the arm's seed. With both, a penalty that draws at random stays repeatable and resumable.
+    spread: how latents lie over processes. W_dec_ND, kept and rate_N are of the latents here, and latents count from 0 in `kept`.
     """
 
     W_dec_ND: Tensor
@@ -19,3 +26,54 @@ class Scene:
     rate_N: Tensor
     step: int
     seed: int
+    spread: Whole = WHOLE
+    _rows: list[Tensor] = field(default_factory=list, repr=False)
+
+    @property
+    def own(self) -> range:
+        """Which of all latents are here."""
+        return self.spread.latents(len(self.W_dec_ND))
+
+    @property
+    def n_latents(self) -> int:
+        """How many latents there are in all."""
+        return self.spread.n_latents(len(self.W_dec_ND))
+
+    @property
+    def rows_ND(self) -> Tensor:
+        """The decoder rows of all latents. They are sent once, however often they are asked for."""
+        if not self._rows:
+            self._rows.append(self.all_latents(self.W_dec_ND))
+        return self._rows[0]
+
+    def over_latents(self, part: Tensor) -> Tensor:
+        """The sum over all latents, given the sum over the latents here: [c] (added in float64) or [a, b]; `part` may be overwritten."""
+        return self.spread.over_latents(part, "penalty sums")
+
+    def all_latents(self, part: Tensor) -> Tensor:
+        """[r, ...] of the latents here, any number of rows -> those of all latents, in the order of latents."""
+        return self.spread.all_latents(part, "penalty rows")
+
+    def whole(self) -> "Scene":
+        """The scene of all latents, on every process."""
+        kept, n = self.kept, self.n_latents
+        flat = self.all_latents(kept.rows.long() * n + kept.latents + self.own.start)
+        values, order = self.all_latents(kept.values), flat.argsort()
+        return Scene(self.rows_ND, Kept.from_flat(flat[order], values[order], kept.n_rows, n), self.all_latents(self.rate_N), self.step, self.seed)
+
+
+Penalty = Callable[[Scene], tuple[Tensor, Tensor]]
+
+
+def over_ranks(penalty: Penalty) -> Penalty:
+    """Marks a penalty that gives the value of all latents, and the gradient of the rows here, when a scene has only some of them."""
+    penalty.over_ranks = True
+    return penalty
+
+
+def charge(penalty: Penalty, scene: Scene) -> tuple[Tensor, Tensor]:
+    """(value over all latents, gradient [n_r, d] of the rows here)."""
+    if scene.spread is WHOLE or getattr(penalty, "over_ranks", False):
+        return penalty(scene)
+    value, gradient = penalty(scene.whole())
+    return value, gradient[scene.own.start : scene.own.stop]
