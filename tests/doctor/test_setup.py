@@ -102,13 +102,18 @@ def test_prefixes_and_further_penalties_are_sent_by_the_joint_arm():
     assert penalised.sent("joint") == pytest.approx(plain.sent("joint") + sum(penalised.traffic.further.values()) / 4)
     # M, its sums; rows, nearest and firings, each with their lengths, and the sums of the last
     assert penalised.messages("joint") == plain.messages("joint") + 9 / 4
-    # all rows on each rank, twice where stretches differ
-    rows = 4 * 20_480 * 1280
-    assert penalised.memory.passing == plain.memory.passing + rows
-    assert setup_of(3, **further).memory.passing == setup_of(3).memory.passing + 2 * rows
-    for same in ({"train.penalties": {"c2r": 0.1}}, {**further, "arms": ["solo", "control"]}):
-        assert setup_of(8, **same).memory.passing == plain.memory.passing
-    assert setup_of(1, **further).memory == setup_of(1).memory
+    # all rows on each rank, twice where stretches differ, and the gradient of the rank's own
+    alone = {"train.lambda2": 0, "arms": ["solo", "joint"]}  # without a meta step, which may hold more
+
+    def passing(gpus, **changed):
+        return setup_of(gpus, **{**alone, **changed}).memory.passing - setup_of(gpus, **alone).memory.passing
+
+    row = 4 * 1280
+    assert passing(8, **further) == row * 20_480 + row * 2560
+    assert passing(3, **further) == 2 * row * 20_480 + row * 6827
+    assert passing(1, **further) == row * 20_480
+    assert passing(8, **{"train.penalties": {"c2r": 0.1}}) == row * 2560
+    assert passing(8, **{**further, "arms": ["solo"]}) == passing(8, arms=["solo"])
 
 
 def test_the_harvest_is_shared_but_for_windows():

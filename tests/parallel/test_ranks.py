@@ -1,9 +1,14 @@
 """Who is there, as the environment says; one process needs nothing."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from arms import values
-from spawned import on_ranks
+from spawned import environment, free_port, on_ranks
 
 from metasae.errors import UserError
 from metasae.parallel.ranks import ALONE, joined
@@ -70,3 +75,25 @@ def test_what_is_said_arrives_and_is_counted_and_what_is_not_supported_is_refuse
         assert found["differ"].startswith("the ranks differ in the dtype: fp32 on rank 0, bf16 on rank 2")
         relu, few = found["errors"]
         assert "meta.architecture = 'relu'" in relu and "4 latents cannot be spread over 3 ranks" in few
+
+
+LEFT = """
+import os, torch
+from metasae.parallel.ranks import joined
+with joined() as ranks:
+    ranks.wait()
+    import torch._dynamo  # as torch does by itself for much that it is asked for
+names = [open(f"/proc/self/task/{number}/comm").read().strip() for number in os.listdir("/proc/self/task")]
+print([name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the names of threads are told by Linux")
+def test_no_thread_of_the_group_outlives_the_job():
+    """One that did would meet the end of the interpreter, and abort the process after its work was done."""
+    port = free_port()
+    started = [
+        subprocess.Popen([sys.executable, "-c", LEFT], env=os.environ | environment(rank, 2, port), stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    assert [process.communicate()[0].strip() for process in started] == ["[]", "[]"]

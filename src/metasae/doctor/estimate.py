@@ -189,11 +189,15 @@ def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int
 
     ranks: over which the primary's latents are spread; the bytes are those of the rank with most.
     """
+    from metasae.parallel.traffic import charged_penalties, n_prefixes
+
     sae, meta, B = recipe.sae, recipe.meta, recipe.train.batch
     own = -(-sae.n // ranks)
     here = sae if ranks == 1 else sae.model_copy(update={"n": own})
     primary, second = weight_bytes(recipe, d, ranks)
     passing = _step(here, d, B, width, sae.b_enc, entries(sae, B, own)) + PER_INPUT * B * d + 20 * B * own * (recipe.train.kernels == "reference")
+    # a residual and a slope for each further prefix; a further penalty's gradient
+    passing += 8 * (n_prefixes(sae) - 1) * B * d + 4 * own * d * ("joint" in recipe.arms and bool(charged_penalties(recipe)))
     if ranks > 1 and sae.architecture == "topk":
         # every rank's largest entries of each token, sorted
         passing += ranks * B * min(sae.k, own) * (3 * width + 9)

@@ -170,6 +170,10 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     if world == 1:
         yield ALONE
         return
+    # Its functions keep whatever is the default group when they are first imported. Imported later, somewhere in torch, they would keep
+    # this one and its threads past the end of the program, which then aborts now and then.
+    import torch.distributed.nn.functional
+
     from metasae.parallel.watchdog import watched
 
     ranks = Ranks(_number("RANK"), world, _number("LOCAL_RANK", 0))
