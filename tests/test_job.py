@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,3 +304,17 @@ def test_a_run_that_is_tracked_sends_every_line_and_the_measures(recipe, tmp_pat
     assert [each.step for each in found.Scalars("train/l2")] == [row["step"] for row in rows]
     measures = json.loads((tmp_path / "run" / "arms" / "solo-s0" / "measures.json").read_text())
     assert found.Scalars("measures/fidelity.fvu")[0].value == pytest.approx(measures["fidelity"]["fvu"])
+
+
+def test_a_model_that_changed_under_a_run_is_not_judged_with(recipe, tmp_path):
+    one = {**recipe(), "arms": ["solo"], "seeds": [0]}
+    mine = tmp_path / "model"
+    shutil.copytree(one["model"]["path"], mine)
+    one["model"] = {**one["model"], "path": str(mine)}
+    job.run(one, tmp_path / "run", show=False)
+    weights = mine / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "mlp.c_proj.weight" in name)
+    save_file({**tensors, name: tensors[name] * 1.5}, weights, {"format": "pt"})
+    with pytest.raises(UserError, match="its files have changed; choose another --out"):
+        job.run({**one, "seeds": [0, 1]}, tmp_path / "run", show=False)

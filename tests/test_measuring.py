@@ -8,8 +8,11 @@ from typer.testing import CliRunner
 import metasae
 from metasae import measuring
 from metasae.cli import app
+from metasae.conclusion import conclude
 from metasae.errors import UserError
+from metasae.recipe import Recipe
 from metasae.sae.sae import SAE
+from metasae.start import claim
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
@@ -87,3 +90,56 @@ def test_the_verb(run, tmp_path):
     result = CliRunner().invoke(app, ["measure", str(run), "--out", str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["pairs"]["joint vs solo"]
+
+
+def test_an_sae_of_another_hook_point_or_trained_on_what_is_judged_is_refused(run, tmp_path):
+    def as_if(name, **changed):
+        sae = SAE.load(run / "arms" / "solo-s0" / "primary")
+        recipe = Recipe.load({"model": {"path": "somewhere"}, "text": {"source": "some.jsonl"}, **changed})
+        sae.config.metadata["metasae"] |= {"arm": name, "recipe": recipe.model_dump(mode="json")}
+        sae.save(tmp_path / name)
+        return tmp_path / name
+
+    first, other = as_if("first"), as_if("other", hook={"point": "blocks.2.hook_resid_pre"})
+    with pytest.raises(UserError, match=r"other was trained with hook.point = blocks.2.hook_resid_pre, the first SAE with"):
+        metasae.measure([first, other], tmp_path / "out", show=False)
+    seen = as_if("seen", text={"source": "some.jsonl", "calibration_share": 0.05, "evaluation_share": 0.05})
+    with pytest.raises(UserError, match=r"seen was trained on documents that would be judged here: all beyond the first 0.1 of the text"):
+        metasae.measure([first, seen], tmp_path / "out", show=False)
+    with pytest.raises(UserError, match="trained on documents that would be judged"):
+        metasae.measure([first], tmp_path / "out", overrides={"text.evaluation_share": 0.4}, show=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_takes_two_saes_is_kept_for_those_that_a_later_call_does_not_name(run, tmp_path):
+    metasae.measure([run], tmp_path / "out", show=False)
+    before = json.loads((tmp_path / "out" / "across.json").read_text())
+    metasae.measure([run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False)
+    assert json.loads((tmp_path / "out" / "across.json").read_text()) == before and len(before) == 3
+    # and of a run
+    before = json.loads((run / "across.json").read_text())
+    metasae.run("planted", out=run, overrides={**SMALL, "arms": ["solo"], "seeds": [1]}, show=False)
+    assert json.loads((run / "across.json").read_text()) == before
+    (run / "across.json").unlink()
+    metasae.run("planted", out=run, overrides={**SMALL, "seeds": [1]}, show=False)
+    assert json.loads((run / "across.json").read_text()) == before
+
+
+def test_the_baseline_asked_for_is_that_of_every_file(run, tmp_path):
+    metasae.measure([run], tmp_path / "out", show=False)
+    conclude(tmp_path / "out", show=False, baseline="joint")
+    assert list(json.loads((tmp_path / "out" / "compare.json").read_text())["pairs"]) == ["solo vs joint"]
+    assert "solo vs joint" in (tmp_path / "out" / "compare.md").read_text()
+    assert "joint vs solo" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_planted_world_cannot_change_under_an_arm_that_has_begun(tmp_path):
+    recipe = Recipe.load("planted", SMALL)
+    claim(recipe, tmp_path)
+    claim(Recipe.load("planted", {**SMALL, "planted": {**SMALL["planted"], "noise": 0.2}}), tmp_path)  # nothing has begun
+    claim(recipe, tmp_path)
+    (tmp_path / "arms" / "solo-s0" / "checkpoints").mkdir(parents=True)
+    for planted in ({**SMALL["planted"], "noise": 0.2}, {key: value for key, value in SMALL["planted"].items() if key != "noise"}):
+        with pytest.raises(UserError, match=r"holds a run with planted\.noise"):
+            claim(Recipe.load("planted", {**SMALL, "planted": planted}), tmp_path)
+    claim(recipe, tmp_path)

@@ -23,6 +23,9 @@ class Table:
     def __init__(self, run_folder):
         pass
 
+    def is_current(self):
+        return True
+
     def overview(self):
         return {"saes": [{"arm": "solo", "name": "solo-s0"}, {"arm": "joint", "name": "joint-s0"}]}
 
@@ -51,6 +54,11 @@ class Table:
         tokens = [{"token": token} for token in HOSTILE]
         said, scalars = {"text": "<b>words"}, {"firings": 9, "n_tokens": 90}
         return {"latent": latent, "max": 3.0, "tokens": tokens, "windows": windows, "explanation": said, "scalars": scalars}
+
+
+def test_a_store_of_other_weights_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(queries, "Explorer", type("Stale", (Table,), {"is_current": lambda self: False}))
+    assert latents_sections(tmp_path, "solo") == []
 
 
 @pytest.fixture

@@ -131,6 +131,8 @@ def measure_arm(
     result = ranks.from_first(_measured_twin(sae, meta, twins) if ranks.first else None, "stage")
     if result is None:
         host = source.judge if parts_of_model(spec, ranks) else None
+        if host is not None:
+            refuse_another_model(host.fingerprint, cache)
         calibration = Calibration(**sae.config.metadata["calibration"])
         if reference is None:
             reference = reference_of(cache, spec, host, progress, ranks=ranks)
@@ -151,6 +153,13 @@ def measure_arm(
         files.write_json(folder / "measures.json", result)
     ranks.wait()
     return reference
+
+
+def refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCache) -> None:
+    """Raises UserError where the model that is there now is not the one whose activations are in the cache."""
+    held = cache.index["identity"]["host"] if isinstance(cache, ActivationCache) else fingerprint
+    if held != fingerprint:
+        raise UserError(f"the model is another one than that whose activations are in {cache.folder}: its files have changed; choose another --out")
 
 
 def _save(saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path, ranks: Ranks) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BASELINE = "solo"
 ORDER = ("solo", "control", "joint", "sequential")
-SAME_FOR_ALL = ("n_tokens", "data", "critic_seed")
+SAME_FOR_ALL = ("n_tokens", "data", "critic_seed", "senses")
 # Alike for all SAEs that were calibrated; those that came with thresholds of their own keep them.
 CALIBRATED = ("calibration_tokens", "rule")
 ARM_FOLDER = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
@@ -49,7 +49,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     measured, missing = read_measured(run_folder)
     comparison = {
         "run": run_folder.resolve().name,
-        "conditions": _shared_conditions(measured),
+        "conditions": shared_conditions(measured),
         "arms": _arms(measured),
         "missing": missing,
         "stale": [entry.folder.name for entry in measured if entry.stale],
@@ -103,7 +103,7 @@ def _place(arm: str) -> tuple[int, str]:
     return (ORDER.index(arm) if arm in ORDER else len(ORDER), arm)
 
 
-def _shared_conditions(measured: list[Measured]) -> dict:
+def shared_conditions(measured: list[Measured]) -> dict:
     """What all SAEs were judged under. Raises UserError where they were not."""
     calibrated = [entry for entry in measured if entry.measures["conditions"].get("rule") != "own"]
     shared = _alike(measured, SAME_FOR_ALL) | _alike(calibrated or measured, CALIBRATED)

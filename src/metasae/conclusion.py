@@ -23,7 +23,7 @@ def conclude(folder: str | Path, show: bool = True, baseline: str | None = None)
     """
     folder = Path(folder)
     comparison = compare(folder, baseline)
-    report = write_report(folder)
+    report = write_report(folder, comparison)
     if show:
         from rich.console import Console
 

@@ -89,7 +89,8 @@ class _Job:
     def _read_state(self) -> None:
         path = self.folder / "run.json"
         self.state = files.read_json(path) if path.exists() else {}
-        self.state |= {"versions": _versions(), "device": self.device, "threads": torch.get_num_threads(), "seeds": list(self.recipe.seeds)}
+        seeds = list(dict.fromkeys([*self.state.get("seeds", ()), *self.recipe.seeds]))
+        self.state |= {"versions": _versions(), "device": self.device, "threads": torch.get_num_threads(), "seeds": seeds}
         self.state.setdefault("stages", {})
 
     def go(self, stop: StopRequest) -> None:
@@ -97,12 +98,13 @@ class _Job:
         arms, cache = self._arms(), self._cache
         if cache is None:
             self.progress.say("every arm is trained and measured already")
-            return
-        self._train_all(cache, arms, stop)
-        for arm, seed in arms:
-            self._measure(cache, arm, seed)
-            if self.ranks.any(stop.asked, "stop"):
-                raise Interrupted("stopped between two stages; what is done is kept")
+        else:
+            self._train_all(cache, arms, stop)
+            for arm, seed in arms:
+                self._measure(cache, arm, seed)
+                if self.ranks.any(stop.asked, "stop"):
+                    raise Interrupted("stopped between two stages; what is done is kept")
+        # of all arms in the folder; what is there already is kept
         if self.ranks.first:
             self._across()
             self._explorer()
@@ -161,24 +163,28 @@ class _Job:
 
     def _across(self) -> None:
         """What takes two SAEs; parts that were worked out before with the same SAEs are kept."""
-        from metasae.measures.across import Member, measure_across
+        from metasae.measures.across import measure_across, members_of
 
         if not (self.recipe.measure.across and self.recipe.measure.keep_firings):
             return
         start, path = time.perf_counter(), self.folder / "across.json"
-        members = [Member(arm, seed, self._arm(arm, seed)) for arm, seed in self._arms()]
         held = files.read_json(path) if path.exists() else None
-        files.write_json(path, measure_across(members, held, self.progress, self.source.steering))
-        self._done("across", start)
+        found = measure_across(members_of(self.folder), held, self.progress, self.source.steering)
+        if found != held:
+            files.write_json(path, found)
+            self._done("across", start)
 
     def _explorer(self) -> None:
         """The store that the explorer and the report's windows are read from."""
         if self.recipe.measure.keep_firings and self.recipe.measure.explorer:
             from metasae.explore.build import build
+            from metasae.explore.schema import STORE
 
-            start = time.perf_counter()
+            start, store = time.perf_counter(), self.folder / STORE
+            before = store.stat().st_mtime_ns if store.is_file() else None
             build(self.folder, self.progress)
-            self._done("explorer", start)
+            if store.stat().st_mtime_ns != before:
+                self._done("explorer", start)
 
     def _arm(self, arm: str, seed: int) -> Path:
         return self.folder / "arms" / f"{arm}-s{seed}"

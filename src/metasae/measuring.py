@@ -10,7 +10,7 @@ from metasae.conclusion import conclude
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.interop.formats import primary_of
-from metasae.measures.across import Member, measure_across
+from metasae.measures.across import measure_across, members_of
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
 from metasae.measures.suite import measure_sae, reference_of
@@ -51,7 +51,8 @@ def measure(
     out: a run folder for what is found.
     recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides: dotted keys.
     An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
-    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, and two SAEs of one name.
+    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, one that was trained on documents that would be
+    judged, one trained on another model or hook point than the first where none is asked for, and two SAEs of one name.
     """
     targets = [target for folder in folders for target in named_targets(str(folder))]
     if not targets:
@@ -59,6 +60,10 @@ def measure(
     _refuse_same_names(targets)
     resolved = Recipe.load(recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0].folder), overrides)
     check_senses(resolved)
+    for target in targets:
+        refuse_seen(target, resolved)
+        if recipe is None and not any(key.split(".")[0] in ("model", "hook") for key in overrides or {}):
+            refuse_elsewhere(target, resolved)
     out, progress = Path(out), Progress(show)
     with alone_on(out, progress):
         _claim(resolved, out)
@@ -107,6 +112,37 @@ def recipe_of(folder: Path) -> dict:
     return {**held, "model": {**held.get("model", {}), "trust_remote_code": False}}
 
 
+def refuse_seen(target: Target, recipe: Recipe) -> None:
+    """Raises UserError for an SAE of ours that was trained on documents that this recipe judges on.
+
+    Which split a document belongs to follows from its words: the first shares are calibration and evaluation, the rest is training.
+    """
+    held = load(target.folder).config.metadata.get("metasae", {}).get("recipe", {}).get("text", {})
+    ours = recipe.text.model_dump(mode="json")
+    same = all(held.get(key) == ours[key] for key in ("source", "name", "split", "column"))
+    if not held or not same or recipe.text.source == "planted":
+        return
+    seen, judged = (text["calibration_share"] + text["evaluation_share"] for text in (held, ours))
+    if judged > seen + 1e-9:
+        raise UserError(
+            f"{target.folder} was trained on documents that would be judged here: all beyond the first {seen:g} of the text, of which "
+            f"text.calibration_share + text.evaluation_share take {judged:g}; --set them so that they take no more than {seen:g}"
+        )
+
+
+def refuse_elsewhere(target: Target, recipe: Recipe) -> None:
+    """Raises UserError for an SAE of ours that was trained on another model or hook point than the recipe's."""
+    held = load(target.folder).config.metadata.get("metasae", {}).get("recipe")
+    if held is None:
+        return
+    theirs = Recipe.load({key: value for key, value in held.items() if key != "harvest"})
+    for what, one, other in (("hook.point", theirs.hook.point, recipe.hook.point), ("model", theirs.model.source, recipe.model.source)):
+        if one != other and recipe.text.source != "planted":
+            raise UserError(
+                f"{target.folder} was trained with {what} = {one}, the first SAE with {other}; measure them apart, or --set {what} where both belong"
+            )
+
+
 def _refuse_same_names(targets: list[Target]) -> None:
     seen: dict[tuple[str, int], Path] = {}
     for target in targets:
@@ -134,12 +170,11 @@ def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, 
             _refuse_width(target, source.host.d, recipe)
     cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
     reference = reference_of(cache, spec, source.judge, progress)
-    members = [Member(target.arm, target.seed, out / "arms" / f"{target.arm}-s{target.seed}") for target in targets]
-    for target, member in zip(targets, members, strict=True):
-        _measure_one(target, member.folder, recipe, source, cache, reference, progress)
+    for target in targets:
+        _measure_one(target, out / "arms" / f"{target.arm}-s{target.seed}", recipe, source, cache, reference, progress)
     if spec.across and spec.keep_firings:
         path = out / "across.json"
-        files.write_json(path, measure_across(members, files.read_json(path) if path.exists() else None, progress, source.steering))
+        files.write_json(path, measure_across(members_of(out), files.read_json(path) if path.exists() else None, progress, source.steering))
 
 
 def _refuse_width(target: Target, d: int, recipe: Recipe) -> None:
@@ -148,11 +183,12 @@ def _refuse_width(target: Target, d: int, recipe: Recipe) -> None:
 
 
 def _measure_one(target: Target, folder: Path, recipe: Recipe, source: Source, cache, reference, progress: Progress) -> None:
-    """Leaves primary/, firings/ and measures.json in `folder`; nothing is done where this very SAE is measured there already."""
+    """Leaves primary/, firings/ and measures.json in `folder`; nothing is done where this very SAE is measured there on this text already."""
     sae, spec = load(target.folder), recipe.measure
     _refuse_width(target, cache.d, recipe)
     done = files.read_json(folder / "measures.json") if (folder / "measures.json").exists() else {}
-    if sae.threshold is not None and done.get("conditions", {}).get("sae") == sae_fingerprint(sae):
+    known = done.get("conditions", {})
+    if sae.threshold is not None and known.get("sae") == sae_fingerprint(sae) and known.get("data") == cache.fingerprint:
         return
     held = sae.config.metadata.get("calibration")
     result = measure_sae(

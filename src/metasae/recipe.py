@@ -142,7 +142,7 @@ class Train(Table):
 
     tokens: int = Field(1_000_000, ge=1, description="training tokens per arm")
     batch: int = Field(2048, ge=1, description="tokens of a primary step")
-    lambda2: float = Field(0.3, ge=0, description="weight of the decomposability penalty (joint and sequential)")
+    lambda2: float = Field(0.3, ge=0, description="weight of the decomposability penalty (joint)")
     sigma_sq: float = Field(
         1.0, gt=0, description="sigma^2 of the penalty: in exp(-e / sigma^2), e the squared distance of a row from its meta reconstruction"
     )

@@ -66,13 +66,13 @@ READ = (
 )
 
 
-def write_report(run_folder: str | Path) -> Path:
-    """Compares the measured arms again, draws figures/*.png and writes report.html; returns its path.
+def write_report(run_folder: str | Path, comparison: dict | None = None) -> Path:
+    """Draws figures/*.png and writes report.html; returns its path. comparison: as `compare` gives it; None compares the measured arms again.
 
     Raises UserError as `compare` does, and when recipe.toml is there but unreadable.
     """
     run_folder = Path(run_folder)
-    comparison = compare(run_folder)
+    comparison = comparison or compare(run_folder)
     measured, _ = read_measured(run_folder)
     drawn = {
         "differences": figures.relative_differences(comparison["pairs"]),

@@ -30,12 +30,15 @@ STYLE = """
 
 
 def latents_sections(run_folder: str | Path, baseline: str) -> list[str]:
-    """HTML sections; none where the run has no store of the explorer. baseline: the arm whose latents split."""
+    """HTML sections; none where the run has no store of the explorer, or one of other weights. baseline: the arm whose latents split."""
     from metasae.explore.queries import Explorer
 
     try:
         explorer = Explorer(run_folder)
     except UserError:
+        return []
+    if not explorer.is_current():
+        # of SAEs that are no longer there; `metasae explore` builds the store anew
         return []
     saes = explorer.overview()["saes"]
     arm = next((each for each in sorted(saes, key=lambda each: (each["arm"] != "joint", each["name"])) if each["arm"] != baseline), saes[0])

@@ -44,14 +44,14 @@ def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple
 def claim(recipe: Recipe, folder: Path) -> None:
     """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it.
 
-    A folder in which no stage was finished holds nothing that another recipe could spoil, so a typo put right goes on in it.
+    A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo put right goes on in it.
     Of several processes of one job (torchrun) the first claims it for all.
     """
     if os.environ.get("RANK", "0") != "0":
         return
     path = folder / "recipe.toml"
     try:
-        if path.exists() and (folder / "run.json").exists():
+        if path.exists() and ((folder / "run.json").exists() or any((folder / "arms").glob("*/checkpoints"))):
             held = Recipe.load(path)
             _refuse_another(recipe, held, folder)
             union = {name: tuple(dict.fromkeys([*getattr(held, name), *getattr(recipe, name)])) for name in ("arms", "seeds")}
@@ -104,9 +104,10 @@ def _check_device(device: str) -> None:
 
 def _refuse_another(recipe: Recipe, held: Recipe, folder: Path) -> None:
     ours, theirs = _flat(recipe), _flat(held)
-    key = next((key for key in ours if theirs.get(key) != ours[key]), None)
+    # planted keys may be left out, on either side
+    key = next((key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)), None)
     if key is not None:
-        raise UserError(f"{folder} holds a run with {key} = {theirs.get(key)!r}, not {ours[key]!r}; choose another --out or delete the folder")
+        raise UserError(f"{folder} holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; choose another --out or delete the folder")
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

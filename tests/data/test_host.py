@@ -1,7 +1,10 @@
+import hashlib
+
 import pytest
 import torch
 
 from metasae import UserError, recipe
+from metasae.data import files_of_text
 from metasae.data.host import Host, activations_at
 from metasae.data.loading import local_folder
 
@@ -120,3 +123,25 @@ def test_the_demo_model():
         pytest.skip(str(error))
     host = Host.load(model, "blocks.4.hook_resid_pre")
     assert (host.d, host.causal, host.bos_id, host.max_context, len(host.layer_modules)) == (384, False, 101, 512, 6)
+
+
+def test_one_changed_byte_anywhere_and_one_changed_matrix_of_a_large_file_are_seen(tmp_path, monkeypatch):
+    def digest_of(contents):
+        (tmp_path / "model.safetensors").write_bytes(contents)
+        state = hashlib.blake2b(digest_size=16)
+        files_of_text.state_of_file(state, tmp_path / "model.safetensors")
+        return state.hexdigest()
+
+    plain = bytes(3 << 20)
+    changed = bytearray(plain)
+    changed[(3 << 19) + 5] = 1
+    assert digest_of(plain) != digest_of(changed)
+    # as of a large file: samples, of which every matrix wider than the space between two holds one
+    monkeypatch.setattr(files_of_text, "_WHOLE", 1 << 20)
+    monkeypatch.setattr(files_of_text, "_SAMPLE", 1 << 12)
+    monkeypatch.setattr(files_of_text, "_PIECE", 1 << 8)
+    step = len(plain) // 1024
+    for start in range(0, len(plain) - 2 * step, 37 * step + 11):
+        changed = bytearray(plain)
+        changed[start : start + 2 * step] = b"\1" * (2 * step)
+        assert digest_of(plain) != digest_of(changed)

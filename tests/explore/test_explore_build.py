@@ -314,3 +314,11 @@ def test_an_sae_that_never_fires_is_searched_in_vain(tmp_path):
     assert explorer.latents("solo-s0", search="w1", dead=True)["total"] == 0
     assert explorer.latents("solo-s0")["total"] == 0
     assert explorer.search("w")["rows"] == []
+
+
+def test_a_store_knows_whether_the_weights_are_still_those(tmp_path):
+    run = run_of(tmp_path, "solo-s0", "joint-s0")
+    build(run, strings=numbered)
+    assert Explorer(run).is_current()
+    write_arm(run, "joint-s0", FIRINGS, seed=5)
+    assert not Explorer(run).is_current()

@@ -177,3 +177,15 @@ def test_the_store_of_saelens_is_a_provider(tmp_path):
     theirs = sae_lens.SAE.load_from_disk(tmp_path / "store" / "primary")
     with torch.no_grad():
         assert torch.allclose(theirs(x[0]), found["primary"](x[0]), atol=1e-5)
+
+
+def test_a_folder_with_another_sae_is_refused(tmp_path):
+    recipe, x = planted(), batches_of(38)
+    train_on(iter(x), recipe, "solo", 0, tmp_path / "one", show=False)
+    for other, arm, seed, words in (
+        (recipe, "joint", 0, "arm = 'solo', not 'joint'"),
+        (recipe, "solo", 7, "seed = 0, not 7"),
+        (planted(lr=1e-2), "solo", 0, "train.lr = "),
+    ):
+        with pytest.raises(UserError, match=words):
+            train_on(iter([]), other, arm, seed, tmp_path / "one", show=False)

@@ -183,3 +183,14 @@ def test_learning_rate_by_hand():
     rates = [learning_rate(step, 10, 1.0, 1, 0.2) for step in range(10)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 1, 1.0, 0.5])
     assert learning_rate(5, 10, 3.0, 0, 0.0) == 3.0
+
+
+def test_what_is_logged_before_a_penalty_is_charged_decides_nothing(small_recipe, batches, tmp_path, monkeypatch):
+    recipe = small_recipe(penalty_start=0.5, adaptive_sigma=True)
+    one = run(recipe, "joint", tmp_path / "ten", batches)
+    monkeypatch.setattr("metasae.train.loop.LOG_EVERY", 7)
+    other = run(recipe, "joint", tmp_path / "seven", batches)
+    assert one.sigma.kappa == other.sigma.kappa and same_weights(one.primary.weights, other.primary.weights)
+    # and costs nothing: the loss is what is charged
+    first = lines(tmp_path / "ten")[0]
+    assert first["penalty"] > 0 and first["loss"] == pytest.approx(first["l2"] + first["aux"])

@@ -13,7 +13,8 @@ from metasae.recipe import Text
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 LONG_TEXT = 8_000
-_SAMPLE = 1 << 20
+_SAMPLE, _WHOLE = 1 << 20, 128 << 20
+_PIECES, _PIECE = 1024, 1 << 14
 
 
 def read(path: Path, text: Text) -> Iterator[str]:
@@ -50,7 +51,7 @@ def files_in(path: Path) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """A hash over names, sizes and the first and last MiB of the files, which costs little however large they are."""
+    """A hash over names and contents of the files; of large ones over samples (`state_of_file`), which costs little however large they are."""
     state = hashlib.blake2b(digest_size=16)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if is_saved_dataset(path) else files_in(path)
     for file in files:
@@ -60,13 +61,21 @@ def digest(path: Path) -> str:
 
 
 def state_of_file(state, file: Path) -> None:
-    """Adds a file's size and the first and last MiB of its bytes to a hash."""
+    """Adds a file's size and bytes to a hash: all of them up to 128 MiB, else the first and last MiB and 1,024 evenly spaced pieces.
+
+    A matrix of a language model is wider than the space between two pieces, so a model with one matrix edited has another hash.
+    """
     size = file.stat().st_size
     state.update(f"{size}\0".encode())
     with open(file, "rb") as handle:
-        state.update(handle.read(_SAMPLE))
-        handle.seek(max(size - _SAMPLE, 0))
-        state.update(handle.read(_SAMPLE))
+        if size <= _WHOLE:
+            while block := handle.read(_SAMPLE):
+                state.update(block)
+            return
+        places = [(0, _SAMPLE), *((number * (size - _PIECE) // (_PIECES - 1), _PIECE) for number in range(_PIECES)), (size - _SAMPLE, _SAMPLE)]
+        for start, length in places:
+            handle.seek(start)
+            state.update(handle.read(length))
 
 
 def is_saved_dataset(path: Path) -> bool:

@@ -15,6 +15,7 @@ from metasae.explore.columns import Columns
 from metasae.explore.connection import Reader
 from metasae.explore.labels import LABELS, Saying
 from metasae.explore.listing import Filters
+from metasae.explore.members import find_members
 from metasae.explore.schema import SCALARS, key_of, place_of
 from metasae.explore.stored_text import StoredText
 
@@ -45,6 +46,11 @@ class Explorer:
         self.text = lru_cache(maxsize=None)(lambda number: StoredText(self.ask, number))
         self.weights_of_split = lru_cache(maxsize=None)(self._ask_weights_of_split)
         self._found = lru_cache(maxsize=SEARCHES)(lambda facts, search: searching.found_in(self.ask, facts.id, facts.n, facts.text, search))
+
+    def is_current(self) -> bool:
+        """Whether the store is of the weights that lie in the run folder now."""
+        now = {member.name: member.weights for member in find_members(self.run_folder)}
+        return all(facts.weights == now.get(name) for name, facts in self.saes.items())
 
     def overview(self) -> dict:
         return self._overview

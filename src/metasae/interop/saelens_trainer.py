@@ -62,6 +62,7 @@ def train_on(
     if arm not in get_args(Arm):
         raise UserError(f"unknown arm '{arm}'{nearest(arm, get_args(Arm))}")
     if (folder / "primary" / "cfg.json").exists():
+        _refuse_another(folder, recipe, arm, seed)
         return {name: SAE.load(folder / name) for name in ("primary", "meta") if (folder / name).is_dir()}
     size, progress = recipe.train.batch, Progress(show)
     batches = Provided(provider, size)
@@ -81,6 +82,24 @@ def train_on(
     saes["primary"].save(folder / "primary")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return saes
+
+
+def _refuse_another(folder: Path, recipe: Recipe, arm: str, seed: int) -> None:
+    """Raises UserError where the SAE in a folder is not the one asked for."""
+    held = SAE.load(folder / "primary").config.metadata.get("metasae", {})
+    ours = {"arm": arm, "seed": seed, **_flat(_settings(recipe))}
+    theirs = {"arm": held.get("arm"), "seed": held.get("seed"), **_flat(held.get("settings", {}))}
+    key = next((key for key in ours if ours[key] != theirs.get(key)), None)
+    if key is not None:
+        raise UserError(f"{folder} holds an SAE with {key} = {theirs.get(key)!r}, not {ours[key]!r}; choose another folder or delete it")
+
+
+def _settings(recipe: Recipe) -> dict[str, dict]:
+    return recipe.model_dump(mode="json", include={"sae", "meta", "train"})
+
+
+def _flat(tables: dict[str, dict]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
 
 
 class Provided:
@@ -166,6 +185,5 @@ def _metadata(provider: Any, recipe: Recipe, arm: str, seed: int) -> dict[str, A
     """What is known of the SAE. No recipe of a run: model and text are the provider's, which the recipe says nothing of."""
     place = {key: getattr(provider, key, None) for key in ("hook_name", "context_size", "prepend_bos")}
     place["model_name"] = getattr(getattr(getattr(provider, "model", None), "cfg", None), "model_name", None)
-    tables = recipe.model_dump(mode="json", include={"sae", "meta", "train"})
-    ours = {"version": metasae.__version__, "arm": arm, "seed": seed, "settings": tables}
+    ours = {"version": metasae.__version__, "arm": arm, "seed": seed, "settings": _settings(recipe)}
     return {key: value for key, value in place.items() if value is not None} | {"metasae": ours}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from metasae import files
+from metasae.comparison import read_measured, shared_conditions
 from metasae.measures.cofiring.splits import find_splits, paper_ranking
 from metasae.measures.effect.matched_effects import Side, Steering, matched_side_effects
 from metasae.measures.firing.firings import Firings
@@ -51,6 +52,16 @@ class Member:
     def rows(self, live: np.ndarray) -> torch.Tensor:
         """Decoder rows of the latents that fire, [l, d]."""
         return SAE.load(self.folder / "primary").W_dec.detach()[torch.from_numpy(live)]
+
+
+def members_of(run_folder: Path) -> list[Member]:
+    """All measured SAEs that lie in a run folder, also those that an earlier call asked for.
+
+    Raises UserError where none is measured, and where they were not judged alike.
+    """
+    measured, _ = read_measured(run_folder)
+    shared_conditions(measured)
+    return [Member(entry.arm, entry.seed, entry.folder) for entry in measured]
 
 
 def measure_across(members: list[Member], done: dict | None = None, progress: Progress = SILENT, steering: Steering | None = None) -> dict:

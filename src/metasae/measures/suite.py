@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from metasae import recipe
+from metasae.data import files_of_text
 from metasae.errors import UserError
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.cofiring.excess import excess_phi
@@ -141,6 +142,7 @@ def measure_sae(
             "seed": seed,
             "critic_seed": SEED,
             "data": cache.fingerprint,
+            "senses": files_of_text.digest(Path(spec.senses)) if spec.senses else None,
             "sae": sae_fingerprint(sae),
         },
         "calibration": calibration.as_dict(),

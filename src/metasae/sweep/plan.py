@@ -153,7 +153,7 @@ def _difference(held: Plan, asked: Plan) -> str | None:
     if bool(held.search) != bool(asked.search) or (held.search and held.search.space != asked.search.space):
         return "search"
     ours, theirs = _flat(asked.base), _flat(held.base)
-    return next((key for key in ours if ours[key] != theirs.get(key)), None)
+    return next((key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)), None)
 
 
 def _words(plan: Plan) -> dict[str, list]:

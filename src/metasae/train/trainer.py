@@ -104,7 +104,7 @@ class Trainer:
         penalty = torch.zeros_like(total)
         if self.meta and self.arm != "sequential" and (with_penalty or (self.lambda2 > 0 and charged)):
             penalty, cost = self._decomposability(found.weights.W_dec_ND if charged else None)
-            total = total + cost
+            total = total + cost if charged else total
         numbers = self._numbers(x, made, dead)
         if charged and self.penalties and self.done.primary % train.penalty_every == 0:
             total = total + self._further_penalties(made, found.weights.W_dec_ND, numbers)
@@ -193,7 +193,8 @@ class Trainer:
         seen = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
         meta.probe_cut = seen.cut
         lambda2, sigma_sq = self.lambda2, train.sigma_sq
-        if self.sigma and lambda2 > 0:
+        # only where it is charged: before that, rows are looked at for the log alone, which must decide nothing
+        if self.sigma and lambda2 > 0 and into_ND is not None:
             lambda2, sigma_sq = self.sigma.update(self._over_all(seen.e_N.mean())[None])
         value, factor_N = decomposability(seen, sigma_sq, share)
         value, pull = self._over_all(value), lambda2 * self.own_share
