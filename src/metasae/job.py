@@ -18,7 +18,7 @@ import metasae
 from metasae import files, start
 from metasae.arm import is_trained, measure_arm, train_arm
 from metasae.conclusion import conclude
-from metasae.data.cache import ActivationCache, open_cache
+from metasae.data.cache import ActivationCache, is_held, open_cache
 from metasae.data.planted_cache import PlantedCache
 from metasae.doctor.fit import refuse_what_cannot_fit
 from metasae.errors import Interrupted
@@ -124,7 +124,9 @@ class _Job:
         if self.source.planted:
             return self.source.open(tokens)
         stage = self.state["stages"].get("harvest")
-        if self.ranks.agreed(bool(stage) and Path(stage["cache"]).is_dir()):
+        if recipe.harvest.window_tokens:
+            del tokens["train"]  # it comes in windows
+        if self.ranks.agreed(bool(stage) and is_held(stage["cache"], stage["fingerprint"], tokens)):
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
             return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
         start = time.perf_counter()

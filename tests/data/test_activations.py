@@ -97,10 +97,6 @@ def test_a_smaller_harvest_is_the_beginning_of_a_larger_one(cache, host, stories
     assert torch.allclose(small.rows(np.arange(1000)), large.rows(np.arange(1000)), atol=1e-5)
 
 
-def test_a_cache_that_is_too_small_grows(cache, host, stories):
-    assert harvest(host, TEXT, SPEC, cache.folder, {**TOKENS, "train": 5000}, documents=stories).split("train").n_tokens == 5000
-
-
 def test_another_harvest_in_the_folder_is_refused_and_named(cache, host, load, stories):
     with pytest.raises(UserError, match="dtype: fp32 there, bf16 here"):
         harvest(host, TEXT, recipe.Harvest(dtype="bf16"), cache.folder, TOKENS, documents=stories)

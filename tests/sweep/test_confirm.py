@@ -7,6 +7,7 @@ import torch
 from tiny_sweeps import contents, without_machine
 
 import metasae
+from metasae.data.cache import open_cache
 from metasae.data.text import split_of
 from metasae.errors import UserError
 from metasae.recipe import Recipe
@@ -82,7 +83,8 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
     # longer cells that are added later have their tokens harvested
     longer = sweep(values, {"train.lambda2": [0.3], "train.tokens": [4800]}, seeds=1, out=tmp_path / "moved/a", show=False)
     assert [each["train"] for each in harvests] == [4800] and longer["cells"][-1]["state"] == "done"
-    assert json.loads((tmp_path / "moved/a/harvest.json").read_text())["train"] == 4800
+    held = open_cache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
+    assert held.split("train").n_tokens == 4800
     harvests.clear()
     # and where the cache is gone it is harvested again, with the same rows
     (tmp_path / "moved/activations").rename(tmp_path / "gone")

@@ -28,7 +28,7 @@ def tiny(out, grid=GRID, **options):
 def no_drawing(monkeypatch):
     """Drawing takes longer than all the rest; the sweep of `done` is drawn before this holds."""
     monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
-    monkeypatch.setattr("metasae.conclusion.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("metasae.conclusion.write_report", lambda folder, comparison: folder / "report.html")
 
 
 @pytest.fixture(scope="module")

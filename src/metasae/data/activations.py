@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from metasae import recipe
+from metasae.data import growth
 from metasae.data import text as texts
-from metasae.data.cache import DTYPES, INDEX, ActivationCache, open_cache, read_index
+from metasae.data.cache import DTYPES, INDEX, ActivationCache, lacking, open_cache, read_index
 from metasae.data.cache_writer import CacheWriter
 from metasae.data.feed import Cursor, Feed, Pool
 from metasae.data.host import Host, activations_at
@@ -47,6 +48,8 @@ def harvest(
 ) -> ActivationCache:
     """Fills `folder` with at least `tokens[split]` tokens of each split and opens it; a cache that fits is reused as it is.
 
+    Of a cache that holds too few, the splits that lack tokens are harvested again, and what it holds stays until that is whole.
+    What is opened shows `tokens[split]` tokens of each split, however many there are.
     Every split takes its documents in the order of the source, so a smaller harvest is the beginning of a larger one
     (the tokens exactly, the activations up to rounding, as windows meet others in a batch).
     `documents` stands in for the recipe's source; then text.source is only its name, unless it is a list, whose words count.
@@ -89,6 +92,9 @@ def harvest_points(
             # in one order everywhere, so that no two processes wait for each other
             for folder in sorted(target.folder for target in missing) if ranks.first else ():
                 locks.enter_context(locked(folder, progress))
+            for target in missing if ranks.first else ():
+                # what a process that was killed meanwhile had finished
+                growth.put_in_place(target.folder)
             # whoever held a lock may have harvested just this
             missing = _missing(missing, wanted, ranks)
             if missing:
@@ -147,8 +153,7 @@ def _is_there(target: _Target, wanted: dict[str, int]) -> bool:
             same = index["model"] == target.host.name
             differ = ["the model's weights, tokenizer or dtype" if same else f"model: {index['model']} there, {target.host.name} here"]
         raise UserError(f"the cache {target.folder} was harvested otherwise ({'; '.join(differ)}); choose another harvest.cache or delete the folder")
-    splits = index["splits"]
-    return all(split in splits and (splits[split]["tokens"] >= count or splits[split]["exhausted"]) for split, count in wanted.items())
+    return not lacking(index, wanted)
 
 
 def _missing(targets: list[_Target], wanted: dict[str, int], ranks: Ranks) -> list[_Target]:
@@ -168,13 +173,13 @@ def _fill(
 ) -> None:
     """One pass over the text for all targets, from where the least advanced of them stopped."""
     host, pool_tokens = targets[0].host, POOL_BATCHES * spec.batch_tokens
+    folders = [target.folder for target in targets]
+    places, wanted = ranks.from_first(growth.plan(folders, wanted, progress) if ranks.first else None, "harvest")
     # what decides, apart from the identity, which windows meet in a batch and which row lies where
     settings = {"tokens": wanted, "batch_tokens": spec.batch_tokens, "shard_tokens": spec.shard_tokens, "pool_tokens": pool_tokens}
-    writers = [CacheWriter(target.folder, target.identity, target.fingerprint, target.host.d, settings, ranks) for target in targets]
-    for target in targets:
-        if ranks.first and (target.folder / INDEX).is_file():
-            progress.say(f"the cache {target.folder} holds too few tokens; harvesting again")
-            (target.folder / INDEX).unlink()
+    writers = [
+        CacheWriter(place, target.identity, target.fingerprint, target.host.d, settings, ranks) for place, target in zip(places, targets, strict=True)
+    ]
     cursor = _resume(writers, ranks)
     feed = Feed(host.tokenizer, host.frame, text, wanted, cursor)
     done = sum(feed.start.found.values())
@@ -199,14 +204,20 @@ def _fill(
                 writer.note(cursor)
             raise
     if ranks.first:
-        _refuse_if_short(feed, text)
+        try:
+            _refuse_if_short(feed, text)
+        except UserError:
+            growth.discard(places)
+            raise
     end, n_documents = ranks.from_first((feed.cursor, feed.n_documents), "harvest")
     for writer in writers:
         writer.note(end)
     # an index says that all lies on the disk
     ranks.wait()
-    for writer in writers:
-        writer.finish(end, host.name, n_documents)
+    for writer, folder in zip(writers, folders, strict=True):
+        writer.finish(end, host.name, n_documents, growth.completed(folder))
+    for folder in folders if ranks.first else ():
+        growth.put_in_place(folder)
     ranks.wait()
 
 

@@ -4,9 +4,13 @@ FOLDER/index.json                    what was harvested and every shard's size a
 FOLDER/train-00000.safetensors       activations [t, d], tokens, documents, positions int32 [t]
 FOLDER/unfinished.json               in the place of the index while a harvest is under way (metasae.data.cache_writer)
 FOLDER/statistics.safetensors        per split and shard: sum of x float64 [shards, d] and sum of ||x||^2 float64 [shards]
+FOLDER/larger/                       more of some splits in the making (metasae.data.growth)
+
+What is open keeps its shards when others take their place: they are mapped, and go when nobody holds them any more.
 """
 
 import hashlib
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +27,15 @@ FORMAT = 1
 INDEX = "index.json"
 UNFINISHED = "unfinished.json"
 STATISTICS = "statistics.safetensors"
+LARGER = "larger"
+SHARDS = "*-?????.safetensors"
+COLUMNS = ("tokens", "documents", "positions")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SUM_ROWS = 4096
+# Rows at a time where two caches are compared.
+_COMPARED = 1 << 20
+# More of a split is put in place within moments: so often, so many seconds apart, is an index waited for.
+_LOOKS, _SECONDS_BETWEEN_LOOKS = 100, 0.05
 
 
 class Split:
@@ -40,7 +51,10 @@ class Split:
         used = int(np.searchsorted(self._starts[:-1], n_tokens))
         self._files = [folder / entry["file"] for entry in entries[:used]]
         self._entries, self._sums = entries[:used], sums
-        self._shards = [_open_shard(file, entry, d, dtype) for file, entry in zip(self._files, self._entries, strict=True)]
+        opened = [_open_shard(file, entry, d, dtype) for file, entry in zip(self._files, self._entries, strict=True)]
+        self._shards = [shard["activations"] for shard in opened]
+        # mapped with the rows, so that they are of one harvest whenever they are read
+        self._columns = {name: [shard[name] for shard in opened] for name in COLUMNS}
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -77,15 +91,20 @@ class Split:
         """Consecutive blocks [size, d] float32 in order; the last one is shorter. Raises UserError for a NaN or inf."""
         for start in range(0, self.n_tokens, size):
             stop = min(start + size, self.n_tokens)
-            first, last = self.shard_of(start), self.shard_of(stop - 1)
-            pieces = []
-            for number in range(first, last + 1):
-                offset = int(self._starts[number])
-                pieces.append(self._shards[number][max(start - offset, 0) : stop - offset])
-            block = torch.cat(pieces).float()
+            block = self._slice(self._shards, start, stop).float()
             if not torch.isfinite(block.sum()):
                 self.refuse_bad(np.arange(start, stop), block)
             yield block
+
+    def begins_as(self, other: "Split") -> bool:
+        """Whether the first tokens are those of `other`, of the same documents; it is read in parts."""
+        if other.n_tokens > self.n_tokens:
+            return False
+        return all(
+            torch.equal(self._slice(self._columns[name], start, stop), other._slice(other._columns[name], start, stop))
+            for start, stop in ((start, min(start + _COMPARED, other.n_tokens)) for start in range(0, other.n_tokens, _COMPARED))
+            for name in COLUMNS
+        )
 
     def shard_of(self, index: int) -> int:
         return int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -120,11 +139,16 @@ class Split:
         return total, square
 
     def _column(self, name: str) -> np.ndarray:
-        columns = []
-        for file in self._files:
-            with _opened(file) as shard:
-                columns.append(shard.get_tensor(name).numpy())
+        columns = [column.numpy() for column in self._columns[name]]
         return np.concatenate(columns)[: self.n_tokens] if columns else np.empty(0, dtype=np.int32)
+
+    def _slice(self, tensors: list[Tensor], start: int, stop: int) -> Tensor:
+        """Rows start to stop (behind start) of a tensor that lies in one part for each shard."""
+        pieces = []
+        for number in range(self.shard_of(start), self.shard_of(stop - 1) + 1):
+            offset = int(self._starts[number])
+            pieces.append(tensors[number][max(start - offset, 0) : stop - offset])
+        return torch.cat(pieces)
 
     def __repr__(self) -> str:
         return f"Split('{self.name}', {self.n_tokens:,} tokens, d={self.d}, {len(self._shards)} shards)"
@@ -142,13 +166,7 @@ class ActivationCache:
         self.dtype = DTYPES[index["identity"]["dtype"]]
         self.limits = dict(limits or {})
         tables = read_tensors(folder / STATISTICS)
-        self._splits = {name: self._open(name, tables) for name in index["splits"]}
-
-    def _open(self, name: str, tables: dict[str, Tensor]) -> Split:
-        entries = self.index["splits"][name]["shards"]
-        held = sum(entry["tokens"] for entry in entries)
-        n_tokens = min(held, self.limits.get(name, held))
-        return Split(self.folder, name, entries, n_tokens, self.d, self.dtype, (tables[f"{name}.sum"], tables[f"{name}.sum_sq"]))
+        self._splits = {name: open_split(folder, index, tables, name, self.limits.get(name)) for name in index["splits"]}
 
     def split(self, name: str) -> Split:
         """`train`, `calibration` or `evaluation`. Raises UserError for a split that was not harvested."""
@@ -165,21 +183,67 @@ class ActivationCache:
 
 
 def open_cache(folder: str | Path, fingerprint: str | None = None, tokens: dict[str, int] | None = None) -> ActivationCache:
-    """Opens a finished cache; `tokens` shows only the first so many of each split.
+    """Opens a finished cache; `tokens` shows only the first so many of each split. Whether there are so many, `is_held` says.
+
+    Where more of a split is put in place meanwhile, what is opened is all of the old cache or all of the new.
 
     Raises UserError for a folder without a finished harvest, another fingerprint, and a missing or truncated shard.
     """
     folder = Path(folder)
-    index = read_index(folder)
-    if fingerprint is not None and index["fingerprint"] != fingerprint:
-        raise UserError(f"the cache {folder} holds activations of another harvest; choose another harvest.cache or delete the folder")
-    return ActivationCache(folder, index, tokens)
+    while True:
+        index = read_index(folder)
+        if fingerprint is not None and index["fingerprint"] != fingerprint:
+            raise UserError(f"the cache {folder} holds activations of another harvest; choose another harvest.cache or delete the folder")
+        try:
+            cache = ActivationCache(folder, index, tokens)
+        except UserError:
+            if read_index(folder) == index:
+                raise
+        else:
+            if read_index(folder) == index:
+                return cache
+
+
+def open_split(folder: Path, index: dict, tables: dict[str, Tensor], name: str, limit: int | None = None) -> Split:
+    """One split of an index and its statistics, or the first `limit` tokens of it. Raises UserError for a missing or truncated shard."""
+    entries = index["splits"][name]["shards"]
+    held = sum(entry["tokens"] for entry in entries)
+    n_tokens = held if limit is None else min(held, limit)
+    dtype = DTYPES[index["identity"]["dtype"]]
+    return Split(folder, name, entries, n_tokens, index["d"], dtype, (tables[f"{name}.sum"], tables[f"{name}.sum_sq"]))
+
+
+def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> bool:
+    """Whether a folder holds a finished harvest of this fingerprint with so many tokens of each split, or all that its text has.
+
+    Raises UserError for an index of another version.
+    """
+    if not (Path(folder) / INDEX).is_file():
+        return False
+    index = read_index(Path(folder))
+    return index["fingerprint"] == fingerprint and not lacking(index, tokens)
+
+
+def lacking(index: dict, tokens: dict[str, int]) -> list[str]:
+    """The splits of which a cache of this index has neither so many tokens nor all that its text has."""
+    splits = index["splits"]
+    return [
+        split
+        for split, count in tokens.items()
+        if count > 0 and not (split in splits and (splits[split]["tokens"] >= count or splits[split]["exhausted"]))
+    ]
 
 
 def read_index(folder: Path) -> dict:
     """The contents of index.json. Raises UserError when there is none, or one of another version."""
+    going_on = folder / LARGER / INDEX
+    for _ in range(_LOOKS):
+        # what is whole and still lies aside is being put in place just now, or the process that was at it has been killed
+        if (folder / INDEX).is_file() or not going_on.is_file():
+            break
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
     if not (folder / INDEX).is_file():
-        how = "it goes on where it stopped" if (folder / UNFINISHED).is_file() else "it starts anew"
+        how = "it goes on where it stopped" if (folder / UNFINISHED).is_file() or going_on.is_file() else "it starts anew"
         raise UserError(f"no finished harvest in {folder}; run the harvest again: {how}")
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -208,17 +272,18 @@ def checksum(file: Path) -> str:
     return state.hexdigest()
 
 
-def _open_shard(file: Path, entry: dict, d: int, dtype: torch.dtype) -> Tensor:
-    """The activations [t, d] of a shard, memory-mapped: nothing is read until a row is asked for."""
+def _open_shard(file: Path, entry: dict, d: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """activations [t, d] and the columns [t] of a shard, memory-mapped: nothing is read until a row is asked for."""
     if not file.is_file():
         raise _damaged(file, "it is missing")
     if file.stat().st_size != entry["bytes"]:
         raise _damaged(file, f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
     with _opened(file) as shard:
-        activations = shard.get_tensor("activations")
+        tensors = {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
+    activations = tensors["activations"]
     if activations.shape != (entry["tokens"], d) or activations.dtype != dtype:
         raise _damaged(file, f"it holds {tuple(activations.shape)} {activations.dtype}")
-    return activations
+    return tensors
 
 
 def _opened(file: Path):

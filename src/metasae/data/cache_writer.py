@@ -4,11 +4,12 @@ FOLDER/unfinished.json   while a harvest is under way: its settings, its cursor 
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from metasae.data.cache import DTYPES, FORMAT, INDEX, STATISTICS, UNFINISHED
+from metasae.data.cache import DTYPES, FORMAT, INDEX, SHARDS, STATISTICS, UNFINISHED
 from metasae.data.feed import Cursor
 from metasae.data.shards import ShardWriter
 from metasae.errors import UserError
@@ -17,6 +18,8 @@ from metasae.parallel.ranks import ALONE, Ranks
 
 # A note makes the disk catch up, so it is not written after every pool; a harvest that is killed loses no more than this and a pool.
 SECONDS_BETWEEN_NOTES = 30.0
+
+Complete = Callable[[dict, dict[str, torch.Tensor]], tuple[dict, dict[str, torch.Tensor]]]
 
 
 class CacheWriter:
@@ -59,8 +62,9 @@ class CacheWriter:
         """Clears the folder of earlier shards. The note goes first: it must not speak of shards that are gone."""
         if not self.ranks.first:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
-        for stale in [*self.folder.glob("*-?????.safetensors"), self.folder / STATISTICS]:
+        for stale in [*self.folder.glob(SHARDS), self.folder / STATISTICS]:
             stale.unlink(missing_ok=True)
 
     def close(self, cursor: Cursor) -> None:
@@ -86,18 +90,17 @@ class CacheWriter:
         self._noted = time.monotonic()
         if not self.ranks.first:
             return
-        self._write_statistics()
+        write_tensors(self.folder / STATISTICS, self._tables())
         splits = {split: writer.entries for split, writer in self.splits.items()}
         note = {"format": FORMAT, "fingerprint": self.fingerprint, "settings": self.settings, "cursor": cursor.as_dict(), "splits": splits}
         write_json(self.folder / UNFINISHED, note)
 
-    def finish(self, cursor: Cursor, model: str, n_documents: int) -> None:
-        """Writes the index: the cache is whole."""
+    def finish(self, cursor: Cursor, model: str, n_documents: int, complete: Complete = lambda index, tables: (index, tables)) -> None:
+        """Writes the index: the cache is whole. complete: (index, statistics) -> the same with what else belongs to the cache."""
         for split, writer in self.splits.items():
             writer.finish(cursor.found[split])
         if not self.ranks.first:
             return
-        self._write_statistics()
         index = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -108,11 +111,10 @@ class CacheWriter:
             "documents_blake2b": cursor.digest,
             "splits": {split: writer.record() for split, writer in self.splits.items()},
         }
+        index, tables = complete(index, self._tables())
+        write_tensors(self.folder / STATISTICS, tables)
         write_json(self.folder / INDEX, index)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
 
-    def _write_statistics(self) -> None:
-        tables: dict[str, torch.Tensor] = {}
-        for writer in self.splits.values():
-            tables |= writer.statistics()
-        write_tensors(self.folder / STATISTICS, tables)
+    def _tables(self) -> dict[str, torch.Tensor]:
+        return {name: table for writer in self.splits.values() for name, table in writer.statistics().items()}

@@ -16,14 +16,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from metasae.data.cache import checksum, sums
+from metasae.data.cache import COLUMNS, checksum, sums
 from metasae.errors import UserError
 from metasae.files import write_tensors
 from metasae.parallel.ranks import ALONE, Ranks
 from metasae.parallel.sharing import RankPool
 
 MAX_SHARD_BYTES = 256 << 20
-COLUMNS = ("tokens", "documents", "positions")
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 

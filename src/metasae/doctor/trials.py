@@ -9,7 +9,7 @@ import torch
 
 from metasae.arm import initial_b_dec, input_scale
 from metasae.data.activations import fingerprint_of, identity
-from metasae.data.cache import INDEX, ActivationCache, read_index
+from metasae.data.cache import ActivationCache, is_held
 from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
 from metasae.doctor.estimate import is_planted, tokens_of
@@ -92,7 +92,7 @@ def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trial
     trials.process = resident() + LATER - (model.bytes if device == "cpu" else 0)
     if not wanted.harvest.cache:
         trials.cache = out.parent / "activations" / key[:16]
-    trials.cached = _holds(trials.cache, key, tokens_of(wanted))
+    trials.cached = is_held(trials.cache, key, tokens_of(wanted))
     return host
 
 
@@ -103,13 +103,3 @@ def _try_arm(wanted: Recipe, arm: str, d: int, sample: ActivationCache | Planted
     split = sample.split("train")
     scale = input_scale(split, wanted.sae.normalize)
     return *try_arm(wanted, arm, batches_of(split, wanted.train.batch, scale), initial_b_dec(split, scale, wanted), device), scale
-
-
-def _holds(cache: Path, fingerprint: str, tokens: dict[str, int]) -> bool:
-    """Whether a folder holds this harvest, with enough tokens or all that the text has."""
-    if not (cache / INDEX).is_file():
-        return False
-    index = read_index(cache)
-    splits = index["splits"]
-    enough = [name in splits and (splits[name]["tokens"] >= count or splits[name]["exhausted"]) for name, count in tokens.items()]
-    return index["fingerprint"] == fingerprint and all(enough)

@@ -8,13 +8,12 @@ import os
 import platform
 import time
 import traceback
-from pathlib import Path
 
 import torch
 
 from metasae import files
 from metasae.arm import is_trained, measure_arm, train_arm
-from metasae.data.cache import INDEX, ActivationCache, open_cache
+from metasae.data.cache import ActivationCache, is_held, open_cache
 from metasae.data.planted_cache import PlantedCache
 from metasae.errors import Interrupted, UserError
 from metasae.measures.catalogue import CATALOGUE, value_of
@@ -262,13 +261,13 @@ class Worker:
         note = self.folder.path / "harvest.json"
         with locked(self.folder.path / "harvest.lock"):
             held = files.read_json(note) if note.exists() else None
-            if held and held["train"] >= tokens["train"] and (Path(held["cache"]) / INDEX).is_file():
+            if held and is_held(held["cache"], held["fingerprint"], tokens):
                 # harvested before by this very sweep: the text need not be gathered nor the model loaded to know it fits
                 return open_cache(held["cache"], fingerprint=held["fingerprint"], tokens=tokens)
             start = time.perf_counter()
             most = max(tokens["train"], self.plan.most_tokens)
             cache = self.source.open(tokens | {"train": most})
-            facts = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint, "train": most}
+            facts = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint}
             files.write_json(note, {**facts, "seconds": time.perf_counter() - start + (held["seconds"] if held else 0.0)})
         return open_cache(cache.folder, fingerprint=cache.fingerprint, tokens=tokens)
 
