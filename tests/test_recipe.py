@@ -27,6 +27,7 @@ def test_save_and_load(tmp_path):
     ("overrides", "words"),
     [
         ({"train.lr": "nan"}, "train.lr"),
+        ({"sae.k_start": 64, "sae.architecture": "jumprelu"}, "k_start anneals k, by which jumprelu"),
         ({"train.lr": float("nan")}, "train.lr"),
         ({"train.betas": [0.9, 1.0]}, "betas"),
         ({"seeds": []}, "at least one"),

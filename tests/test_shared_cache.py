@@ -102,6 +102,20 @@ def test_a_sweep_whose_cache_was_deleted_and_made_smaller_goes_on(recipe, tmp_pa
     assert harvests[2:] == [{"train": 3000, "evaluation": 2000}]
 
 
+def test_a_point_that_is_added_to_a_finished_run_is_harvested(recipe, tmp_path, harvests):
+    metasae.run(recipe(), out=tmp_path / "a", show=False)
+    more = recipe(hook={"also": ["blocks.2.hook_resid_pre"]})
+    for _ in range(2):
+        metasae.run(more, out=tmp_path / "a", show=False)
+    assert len(harvests) == 2 and len(list((tmp_path / "activations").iterdir())) == 2
+
+
+def test_what_needs_firings_that_are_not_kept_is_said(recipe, tmp_path, capsys):
+    metasae.run(recipe(measure={"keep_firings": False, "side_effects": 2}), out=tmp_path / "a")
+    assert "seeds, splits and merges and side effects are not measured" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "a/across.json").exists()
+
+
 def test_windows_and_a_whole_training_split_share_what_is_judged_on(recipe, tmp_path, harvests):
     metasae.run(recipe(harvest={"window_tokens": 1000}), out=tmp_path / "a", show=False)
     metasae.run(recipe(), out=tmp_path / "b", show=False)

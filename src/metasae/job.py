@@ -113,28 +113,38 @@ class _Job:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
 
     def harvest(self) -> None:
-        """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured."""
-        if self.ranks.agreed(all((self._arm(*each) / "measures.json").exists() for each in self._arms())):
-            return
-        self._cache = self._open_or_harvest()
+        """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured and no point was added."""
+        stage = self.state["stages"].get("harvest", {})
+        measured = all((self._arm(*each) / "measures.json").exists() for each in self._arms())
+        if not self.ranks.agreed(measured and self._points() == stage.get("points", self._points())):
+            self._cache = self._open_or_harvest(stage)
 
-    def _open_or_harvest(self) -> ActivationCache | PlantedCache:
+    def _points(self) -> list[str]:
+        return [self.recipe.hook.point, *self.recipe.hook.also]
+
+    def _open_or_harvest(self, stage: dict) -> ActivationCache | PlantedCache:
         recipe = self.recipe
         tokens = {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
         if self.source.planted:
             return self.source.open(tokens)
-        stage = self.state["stages"].get("harvest")
         if recipe.harvest.window_tokens:
             del tokens["train"]  # it comes in windows
-        if self.ranks.agreed(bool(stage) and is_held(stage["cache"], stage["fingerprint"], tokens)):
+        there = self._points() == stage.get("points")
+        if self.ranks.agreed(there and is_held(stage["cache"], stage["fingerprint"], tokens)):
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
             return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
         start = time.perf_counter()
         if self.ranks.first:
             refuse_what_cannot_fit(recipe, self.source.host.d, self.folder, device=self.device)
         cache = self.source.open(tokens)
-        documents = cache.index["documents_blake2b"]
-        self._done("harvest", start, cache=str(cache.folder.resolve()), fingerprint=cache.fingerprint, documents=documents)
+        self._done(
+            "harvest",
+            start,
+            cache=str(cache.folder.resolve()),
+            fingerprint=cache.fingerprint,
+            points=self._points(),
+            documents=cache.index["documents_blake2b"],
+        )
         return cache
 
     def _train_all(self, cache: ActivationCache | PlantedCache, arms: list[tuple[str, int]], stop: StopRequest) -> None:
@@ -165,9 +175,9 @@ class _Job:
 
     def _across(self) -> None:
         """What takes two SAEs; parts that were worked out before with the same SAEs are kept."""
-        from metasae.measures.across import measure_across, members_of
+        from metasae.measures.across import is_wanted, measure_across, members_of
 
-        if not (self.recipe.measure.across and self.recipe.measure.keep_firings):
+        if not is_wanted(self.recipe.measure, self.progress):
             return
         start, path = time.perf_counter(), self.folder / "across.json"
         held = files.read_json(path) if path.exists() else None

@@ -10,7 +10,7 @@ from metasae.conclusion import conclude
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.interop.formats import primary_of
-from metasae.measures.across import measure_across, members_of
+from metasae.measures.across import is_wanted, measure_across, members_of
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
 from metasae.measures.suite import measure_sae, reference_of
@@ -172,7 +172,7 @@ def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, 
     reference = reference_of(cache, spec, source.judge, progress)
     for target in targets:
         _measure_one(target, out / "arms" / f"{target.arm}-s{target.seed}", recipe, source, cache, reference, progress)
-    if spec.across and spec.keep_firings:
+    if is_wanted(spec, progress):
         path = out / "across.json"
         files.write_json(path, measure_across(members_of(out), files.read_json(path) if path.exists() else None, progress, source.steering))
 

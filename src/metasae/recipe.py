@@ -95,7 +95,7 @@ class Dictionary(Table):
     """
 
     n: int = Field(3072, ge=1, description="latents")
-    k: int = Field(32, ge=1, description="latents kept per token on average")
+    k: int = Field(32, ge=1, description="latents kept per token on average; relu has none, jumprelu takes it as its L0 target")
     architecture: ArchitectureName = Field("batchtopk", description="how latents are chosen")
     l1: float = Field(2e-3, ge=0, description="relu: weight of the L1 term")
     l0_coef: float = Field(0.1, ge=0, description="jumprelu: weight of the L0 term, whose target is k")
@@ -126,6 +126,8 @@ class Sae(Dictionary):
     def _k_falls(self):
         if self.k_start and not self.k <= self.k_start <= self.n:
             raise ValueError(f"k_start = {self.k_start} must lie between k = {self.k} and n = {self.n}, or be 0")
+        if self.k_start and self.architecture in ("relu", "jumprelu"):
+            raise ValueError(f"k_start anneals k, by which {self.architecture} chooses no latents; set it to 0")
         return self
 
 
@@ -196,7 +198,7 @@ class Measure(Table):
     calibration_tokens: int = Field(100_000, ge=1, description="tokens that thresholds are set on")
     threshold: Literal["rate", "per_latent", "eer"] = Field("rate", description="how BatchTopK becomes a fixed rule")
     output_tokens: int = Field(20_000, ge=0, description="tokens for the model's own output; 0 leaves it out")
-    batch_topk: bool = Field(False, description="the model's output under batch top-k as well, for comparison with the paper's code")
+    batch_topk: bool = Field(False, description="the model's output under batch top-k as well, as in the paper's code; needs output_tokens")
     keep_firings: bool = Field(True, description="keep the firings on the evaluation tokens in the arm's folder, 8 bytes each")
     shifts: int = Field(3, ge=0, description="rotations of the text for the document-shift null; 0 leaves it out")
     lift: bool = Field(True, description="excess over fixed marginals, and lift with false discoveries controlled")
@@ -207,9 +209,11 @@ class Measure(Table):
     meta_steps: int = Field(200, ge=1, description="steps it is trained for")
     critic_grid: bool = Field(False, description="meta SAEs of several widths and k")
     senses: str = Field("", description="file or folder of sense-tagged sentences (JSONL: word, sense, before, target, after)")
-    across: bool = Field(True, description="what needs two SAEs: latents found again in other seeds, splits of solo's latents")
+    across: bool = Field(True, description="what needs two SAEs: latents found again in other seeds, splits of solo's latents; needs keep_firings")
     explorer: bool = Field(True, description="the explorer's store, from which the report shows windows too; needs keep_firings")
-    side_effects: int = Field(0, ge=0, description="matched latents per seed whose side effects in steering are measured; 0 leaves it out")
+    side_effects: int = Field(
+        0, ge=0, description="matched latents per seed whose side effects in steering are measured; 0 leaves it out; needs across and keep_firings"
+    )
 
 
 def _seed_list(value: Any) -> Any:

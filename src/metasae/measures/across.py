@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metasae import files
+from metasae import files, recipe
 from metasae.comparison import read_measured, shared_conditions
 from metasae.measures.cofiring.splits import find_splits, paper_ranking
 from metasae.measures.effect.matched_effects import Side, Steering, matched_side_effects
@@ -62,6 +62,14 @@ def members_of(run_folder: Path) -> list[Member]:
     measured, _ = read_measured(run_folder)
     shared_conditions(measured)
     return [Member(entry.arm, entry.seed, entry.folder) for entry in measured]
+
+
+def is_wanted(spec: recipe.Measure, progress: Progress) -> bool:
+    """Whether what takes two SAEs is asked for and can be measured; where it cannot, what is left out is said."""
+    if spec.across and not spec.keep_firings:
+        missing = "seeds, splits and merges" + " and side effects" * bool(spec.side_effects)
+        progress.say(f"{missing} are not measured, which takes firings that are kept (measure.keep_firings)")
+    return spec.across and spec.keep_firings
 
 
 def measure_across(members: list[Member], done: dict | None = None, progress: Progress = SILENT, steering: Steering | None = None) -> dict:
