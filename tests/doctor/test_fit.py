@@ -118,10 +118,29 @@ def test_what_the_folders_hold_counts_as_free(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(bytes(count))
     one = fit.disk_room(tmp_path / "run", tmp_path / "cache")
     assert (one.cache, one.run, one.shared) == (51_234, 51_000, True)
+    # the folder of caches, of which the run's own may be any
+    (tmp_path / "cache").rename(tmp_path / "9f8e")
+    (tmp_path / "activations").mkdir()
+    (tmp_path / "9f8e").rename(tmp_path / "activations" / "9f8e")
+    assert fit.disk_room(tmp_path / "run", tmp_path / "activations").cache == 51_234
+    (tmp_path / "activations" / "9f8e").rename(tmp_path / "cache")
     absent = fit.disk_room(tmp_path / "no run", tmp_path / "no cache")
     assert (absent.cache, absent.run) == (1000, 1000)
     monkeypatch.setattr(fit, "same_disk", lambda one, other: False)
     assert fit.disk_room(tmp_path / "run", tmp_path / "cache").cache == 1234
+
+
+def test_a_run_whose_cache_is_there_is_not_refused_for_the_room_that_it_takes(tmp_path, monkeypatch):
+    recipe = Recipe.load("demo", {"measure.keep_firings": False})
+    shard = tmp_path / "runs/activations/9f8e/train-00000.safetensors"
+    shard.parent.mkdir(parents=True)
+    with open(shard, "wb") as handle:
+        handle.truncate(needs(recipe, 384, model=0).cache)  # takes no room on the disk
+    monkeypatch.setattr(fit, "free_disk", lambda folder: needs(recipe, 384, model=0).run_folder + 10**6)
+    fit.refuse_what_cannot_fit(recipe, 384, tmp_path / "runs/a")
+    shard.unlink()
+    with pytest.raises(UserError, match="this run cannot fit; disk"):
+        fit.refuse_what_cannot_fit(recipe, 384, tmp_path / "runs/a")
 
 
 def test_sizes_in_words():

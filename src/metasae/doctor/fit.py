@@ -6,6 +6,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
+from metasae.data.cache import SHARDS
 from metasae.doctor.estimate import Needs, is_planted, needs
 from metasae.doctor.machine import free_disk, memory_of, same_disk
 from metasae.errors import UserError
@@ -51,8 +52,11 @@ class Shortage:
 
 
 def disk_room(run: Path, cache: Path, memory: int | None = None, gpu: int | None = None) -> Room:
-    """The room on the disks of a run folder and a cache folder, which need not exist yet; what they hold is used again or replaced."""
-    shared, held, kept = same_disk(run, cache), _held(cache.glob("*")), _held(run.rglob("*"))
+    """The room on the disks of a run folder and a cache folder, which need not exist yet; what they hold is used again or replaced.
+
+    cache: one cache, or the folder that caches lie in, where the run's own may be any of them.
+    """
+    shared, held, kept = same_disk(run, cache), _held(cache.rglob(SHARDS)), _held(run.rglob("*"))
     return Room(memory or None, gpu, free_disk(cache) + held + kept * shared, free_disk(run) + kept, shared)
 
 
