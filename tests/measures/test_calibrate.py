@@ -9,7 +9,8 @@ from fakes import FakeSplit, random_sae, random_split
 from metasae.arm import DecoderRows
 from metasae.errors import UserError
 from metasae.measures.firing import selection
-from metasae.measures.firing.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate
+from metasae.measures.firing.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate, rate
+from metasae.measures.firing.selection import firing_counts
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -36,12 +37,31 @@ def test_threshold_is_the_order_statistic_whatever_the_batch():
     assert calibrate_rate(sae, split, 2, batch=10).threshold == float(pre[300])
 
 
+@pytest.mark.parametrize("batch", [7, 50, 400])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("k", [0.5, 3, 30])
+def test_firings_found_on_the_way_are_those_of_a_pass_at_the_threshold(batch, ties, k):
+    sae, split = random_sae(seed=5), random_split(400, seed=6)
+    if ties:
+        # whole weights and whole inputs: pre-activations are whole numbers
+        for parameter in sae.parameters():
+            parameter.data.round_()
+        split.x.round_()
+    found = rate(sae, split, k, batch)
+    dense = (torch.cat([sae.pre_activations(block) for block in split.blocks(50)]) > float(found.values[0])).sum(0).tolist()
+    assert firing_counts(sae, torch.from_numpy(found.values), split, batch).tolist() == dense
+    assert ties or found.fired is not None
+    assert found.fired is None or found.fired.tolist() == dense
+    calibration = calibrate(sae, split, batch) if sae.config.k == k else calibrate_rate(sae, split, k, batch)
+    assert calibration.l0 == sum(dense) / 400
+
+
 def test_running_cut_drops_nothing_that_matters():
     rng = np.random.default_rng(0)
     stream = np.abs(rng.standard_normal(400_000)).astype(np.float32)
     largest = Largest(1000)
     for part in np.split(stream, 40):
-        largest.add(part[part > largest.cut], int((part == largest.cut).sum()))
+        largest.add(np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum()))
     assert largest.cut > 0, "the cut must have risen on the way"
     threshold, above = largest.threshold()
     assert (threshold, above) == (float(np.sort(stream)[-1001]), 1000)
@@ -60,19 +80,25 @@ def test_running_cut_drops_nothing_that_matters():
 def test_ties_take_the_nearest_side(values, count, above):
     values = np.asarray(values, np.float32)
     largest = Largest(count)
-    largest.add(values, 0)
+    latents = np.arange(len(values), dtype=np.int32) % 3
+    largest.add(latents, values, 0)
     threshold, found = largest.threshold()
     assert found == above == int((values > threshold).sum())
+    counts = largest.above(threshold, 3)
+    # of ties below the cut it is only known how many there are
+    assert (counts is None) == (threshold < largest.cut)
+    assert counts is None or counts.tolist() == np.bincount(latents[values > threshold], minlength=3).tolist()
 
 
 def test_ties_are_counted_across_parts():
     largest = Largest(70_000)
     for _ in range(8):
         part = np.full(30_000, 2.0, np.float32)
-        largest.add(part[part > largest.cut], int((part == largest.cut).sum()))
+        largest.add(np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum()))
     assert largest.cut == 2.0
     assert largest.threshold() == (2.0, 0)
-    largest.add(np.full(60_000, 3.0, np.float32), 0)
+    largest.add(np.ones(60_000, np.int32), np.full(60_000, 3.0, np.float32), 0)
+    assert largest.above(2.0, 2).tolist() == [0, 60_000] and largest.above(1.9, 2) is None
     assert largest.threshold() == (2.0, 60_000)
 
 

@@ -77,7 +77,7 @@ def test_all_entries_from_the_limit_on_come_back():
     sae, split = random_sae(32, 600, k=3), random_split(200, d=32)
     found = BatchSelection(sae, 3)
     for block in split.blocks(50):
-        values = found.add(block, limit=1.0)
+        values = found.add(block, limit=1.0)[1]
         pre = sae.pre_activations(block).numpy()
         np.testing.assert_allclose(np.sort(values[values > 1.0]), np.sort(pre[pre > 1.0]), rtol=1e-4, atol=1e-5)
 

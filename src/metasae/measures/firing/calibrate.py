@@ -59,9 +59,9 @@ class Calibration:
 
 
 class Largest:
-    """The `count` largest of a stream of numbers above zero, and how many equal the first one left out. O(count) memory, exact.
+    """The `count` largest of a stream of numbers above zero, each of some latent, and how many equal the first one left out.
 
-    Invariant: `_kept` holds every number above `cut`; `_at_cut` numbers equalled it; all others were smaller.
+    O(count) memory, exact. Invariant: `_kept` holds every number above `cut`; `_at_cut` numbers equalled it; all others were smaller.
     """
 
     def __init__(self, count: int, cut: float = 0.0):
@@ -69,13 +69,16 @@ class Largest:
         self.count = count
         self.cut = self._first_cut = cut
         self._at_cut = 0
+        self._latents: list[np.ndarray] = []
         self._kept: list[np.ndarray] = []
         self._n_kept = 0
 
-    def add(self, values: np.ndarray, equal_to_cut: int) -> None:
-        """values: all numbers above `cut` of the next part of the stream. equal_to_cut: how many of that part equal `cut`."""
+    def add(self, latents: np.ndarray, values: np.ndarray, equal_to_cut: int) -> None:
+        """values, and the latents they belong to: all numbers above `cut` of the next part of the stream. equal_to_cut: how many of
+        that part equal `cut`."""
         if self._at_cut:
             self._at_cut += equal_to_cut
+        self._latents.append(latents)
         self._kept.append(values)
         self._n_kept += len(values)
         if self._n_kept > 2 * self.count + 65_536:
@@ -107,13 +110,22 @@ class Largest:
         below = np.nextafter(np.float32(self.cut), np.float32(0))
         return float(below), with_ties
 
+    def above(self, threshold: float, n_latents: int) -> np.ndarray | None:
+        """How many numbers of each latent lie above the threshold, int64 [n]; None where not all of these are known."""
+        if threshold < self.cut:
+            return None
+        counts = np.zeros(n_latents, np.int64)
+        for latents, values in zip(self._latents, self._kept, strict=True):
+            counts += np.bincount(latents[values > np.float32(threshold)], minlength=n_latents)
+        return counts
+
     def _raise_cut(self) -> None:
         """Makes the (count + 1)-th largest number the cut. Only called with more than `count` numbers kept."""
-        values = np.concatenate(self._kept)
+        latents, values = np.concatenate(self._latents), np.concatenate(self._kept)
         place = len(values) - self.count - 1
         cut = np.partition(values, place)[place]
         self.cut, self._at_cut = float(cut), int(np.count_nonzero(values == cut))
-        self._kept = [values[values > cut]]
+        self._latents, self._kept = [latents[values > cut]], [values[values > cut]]
         self._n_kept = len(self._kept[0])
 
 
@@ -139,7 +151,7 @@ def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: 
     else:
         found = ranks.from_first(RULES[rule](sae, split, k, batch, progress) if ranks.first else None, "calibration")
     threshold = torch.from_numpy(found.values).to(sae.W_dec.device)
-    fired = _fired(sae, threshold, split, batch, progress, ranks)
+    fired = _fired(sae, threshold, split, batch, progress, ranks) if found.fired is None else found.fired
     sae.threshold = threshold
     return _calibration(found, fired, split.n_tokens, k, rule)
 
@@ -151,7 +163,7 @@ def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress =
     """
     _check(sae, split)
     found = rate(sae, split, k, batch, progress)
-    fired = firing_counts(sae, torch.from_numpy(found.values), split, batch, progress)
+    fired = firing_counts(sae, torch.from_numpy(found.values), split, batch, progress) if found.fired is None else found.fired
     return _calibration(found, fired, split.n_tokens, k, "rate")
 
 
@@ -161,22 +173,28 @@ def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, r
 
     Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive pre-activations
     the threshold is 0. A cut guessed from the first block's selection spares most of the work and decides nothing: should it
-    prove too high, it is dropped and the split gone through again. O(k * T) floats of memory. ranks: as in `calibrate`. Where the screen
+    prove too high, it is dropped and the split gone through again. O(k * T) numbers of memory. ranks: as in `calibrate`. Where the screen
     is in use, a pre-activation may differ in its last bit with the cut that it was found by, and so may the threshold with the ranks.
+    `fired` is left open where the threshold lies below ties that were only counted.
     """
     own, count = own_stretch(split, batch, ranks), round(k * split.n_tokens)
     selection, largest = BatchSelection(sae, k), None
     with progress.task("calibrate", own.n_tokens) as task:
         for block in own.blocks(batch):
-            values = selection.add(block, 0.0 if largest is None else largest.cut)
+            latents, values = selection.add(block, 0.0 if largest is None else largest.cut)
             largest = Largest(count, selection.cut) if largest is None else largest
-            _add(largest, values)
+            _add(largest, latents, values)
             task.advance(len(block))
-    threshold = _threshold(largest or Largest(count), ranks)
+    largest = largest or Largest(count)
+    threshold = _threshold(largest, ranks)
     if threshold is None:
-        threshold = _threshold(_without_guess(sae, own, count, batch, progress), ranks)
+        largest = _without_guess(sae, own, count, batch, progress)
+        threshold = _threshold(largest, ranks)
     selected = ranks.sum_(torch.from_numpy(selection.counts), "calibration").numpy()
-    return Thresholds(np.full(sae.n_latents, threshold, np.float32), selected)
+    fired = largest.above(threshold, sae.n_latents)
+    known = not ranks.any(fired is None, "calibration")
+    fired = ranks.sum_(torch.from_numpy(fired), "calibration").numpy() if known else None
+    return Thresholds(np.full(sae.n_latents, threshold, np.float32), selected, fired=fired)
 
 
 RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "per_latent": per_latent, "eer": eer}
@@ -213,14 +231,15 @@ def _without_guess(sae, split, count: int, batch: int, progress: Progress) -> La
     with progress.task("calibrate again", split.n_tokens) as task:
         for block in split.blocks(batch):
             screen.set_limit(largest.cut)
-            _add(largest, candidates(sae, block, screen)[1])
+            _add(largest, *candidates(sae, block, screen))
             task.advance(len(block))
     return largest
 
 
-def _add(largest: Largest, values: np.ndarray) -> None:
+def _add(largest: Largest, latents: np.ndarray, values: np.ndarray) -> None:
     equal = np.count_nonzero(values == np.float32(largest.cut)) if largest.cut else 0
-    largest.add(values[values > largest.cut], equal)
+    above = values > largest.cut
+    largest.add(latents[above], values[above], equal)
 
 
 def _calibration(found: Thresholds, fired: np.ndarray, n_tokens: int, k: float, rule: str) -> Calibration:

@@ -41,12 +41,14 @@ _ROUNDING = 0.99
 class Thresholds:
     """values: float32 [n], a latent fires where pre > value. selected: int64 [n], how often BatchTopK selects each latent.
 
-    fallbacks: how many latents had too few selections for the rule and took its fallback.
+    fallbacks: how many latents had too few selections for the rule and took its fallback. fired: int64 [n], how often each latent fires
+    at `values`, where the rule found it on the way.
     """
 
     values: np.ndarray
     selected: np.ndarray
     fallbacks: int = 0
+    fired: np.ndarray | None = None
 
 
 class LargestOfEach:

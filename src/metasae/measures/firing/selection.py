@@ -31,8 +31,8 @@ class BatchSelection:
         self.cut = 0.0
         self._sae, self._k, self._screen = sae, k, Screen(sae, 0.0)
 
-    def add(self, block: Tensor, limit: float = math.inf) -> np.ndarray:
-        """block [B, d] in the model's units -> all its pre-activations from `limit` on, and some below, float32 [K].
+    def add(self, block: Tensor, limit: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+        """block [B, d] in the model's units -> all its pre-activations from `limit` on, and some below: latents int32 [K], float32 [K].
 
         Raises UserError when a number is not finite.
         """
@@ -42,7 +42,7 @@ class BatchSelection:
         self.counts += np.bincount(latents[chosen], minlength=len(self.counts))
         np.minimum.at(self.lowest, latents[chosen], values[chosen])
         self.cut = CUT_MARGIN * float(values[chosen].min()) if np.count_nonzero(chosen) == keep > 0 else 0.0
-        return values
+        return latents, values
 
     def _enough(self, block: Tensor, keep: int, cut: float) -> tuple[np.ndarray, np.ndarray]:
         """Entries that hold the block's `keep` largest, found above `cut` or, where it was too high, above a lower one."""
