@@ -20,6 +20,7 @@ from metasae import job, source
 from metasae.arm import input_scale
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
+from metasae.parallel.ranks import ALONE, Ranks
 
 CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -251,7 +252,9 @@ def test_a_damaged_recipe_in_the_run_folder_is_named(recipe, tmp_path):
 
 
 def test_the_command_to_go_on_can_be_pasted_into_a_shell():
-    assert job._command(Path("my runs/a"), "cuda:1") == "metasae run 'my runs/a/recipe.toml' --out 'my runs/a' --device cuda:1"
+    words = "run 'my runs/a/recipe.toml' --out 'my runs/a' --device"
+    assert job._command(Path("my runs/a"), "cuda:1", ALONE) == f"metasae {words} cuda:1"
+    assert job._command(Path("my runs/a"), "cuda", Ranks(0, 4, 0)) == f"torchrun --nproc-per-node 4 -m metasae {words} cuda"
 
 
 def test_input_scale_by_hand():

@@ -53,7 +53,7 @@ def run(
         return start.plan(resolved, folder, show)
     progress = Progress(show)
     with joined(device) as ranks, first_alone_on(folder, progress), following(folder, track if ranks.first else None, progress.say):
-        return _run(resolved, folder, ranks.device(device), ranks, show and ranks.first)
+        return _run(resolved, folder, device, ranks, show and ranks.first)
 
 
 def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) -> dict:
@@ -62,17 +62,17 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
         start.claim(recipe, folder)
     ranks.wait()
     keep_freed_memory()
-    job = _Job(recipe, folder, device, Progress(show), ranks)
+    job = _Job(recipe, folder, ranks.device(device), Progress(show), ranks)
     try:
         # the harvest stops at once and goes on from its last note; training and measuring end their step first
         job.harvest()
         with StopRequest().listening() as stop:
             job.go(stop)
     except Interrupted as error:
-        raise Interrupted(f"{error}. Go on with: {_command(folder, device)}") from None
+        raise Interrupted(f"{error}. Go on with: {_command(folder, device, ranks)}") from None
     except KeyboardInterrupt:
         # in the harvest, or a second Ctrl-C in a stage that did not look at the first
-        raise Interrupted(f"stopped at once; finished stages are kept. Go on with: {_command(folder, device)}") from None
+        raise Interrupted(f"stopped at once; finished stages are kept. Go on with: {_command(folder, device, ranks)}") from None
     return conclude(folder, show) if ranks.first else {}
 
 
@@ -209,9 +209,10 @@ class _Job:
             files.write_json(self.folder / "run.json", self.state)
 
 
-def _command(folder: Path, device: str) -> str:
-    """The shell command that goes on with a run."""
-    words = ["metasae", "run", str(folder / "recipe.toml"), "--out", str(folder)]
+def _command(folder: Path, device: str, ranks: Ranks) -> str:
+    """The shell command that goes on with a run; of several processes, as on one machine."""
+    program = ["metasae"] if ranks.size == 1 else ["torchrun", "--nproc-per-node", str(ranks.size), "-m", "metasae"]
+    words = [*program, "run", str(folder / "recipe.toml"), "--out", str(folder)]
     return shlex.join(words if device == "cpu" else [*words, "--device", device])
 
 

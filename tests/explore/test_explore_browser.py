@@ -146,6 +146,13 @@ def test_tokens_are_text_whatever_they_hold(reader):
     assert len(NASTY) == 8
 
 
+def test_tokens_that_differ_in_a_space_alone_are_told_apart(reader):
+    reader.open("latent/joint-s0/17")
+    told = """(tokens) => import(new URL("dom.js", document.querySelector("script[src]").src))
+        .then(({ apart }) => apart(tokens).map((chip) => chip.textContent))"""
+    assert reader.page.evaluate(told, [" bar", "bar", " x", "  ", "", "\n", "y", "y"]) == ["␣bar", "bar", "x", "␣␣", "∅", "↵", "y", "y"]
+
+
 def test_a_wrong_address_says_so_and_the_way_back_works(browser, base):
     reader = Reader(browser, base)
     wrong = {

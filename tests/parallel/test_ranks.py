@@ -1,5 +1,6 @@
 """Who is there, as the environment says; one process needs nothing."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from arms import values
 from spawned import environment, free_port, on_ranks
 
 from metasae.errors import UserError
+from metasae.parallel import ranks as module
+from metasae.parallel import watchdog
 from metasae.parallel.ranks import ALONE, joined
 from metasae.parallel.trainer import trainer_of
 from metasae.recipe import Recipe
@@ -35,6 +38,45 @@ def test_half_an_environment_is_one_clear_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UserError, match="WORLD_SIZE must be a whole number"), joined():
         pass
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Two ranks of which this is the second, with everything that would wait for the other left out; what was called, in order."""
+    called = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module.dist, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 1, 2)]))
+    monkeypatch.setattr(module.dist, "init_process_group", lambda backend, **_: called.append(backend))
+    monkeypatch.setattr(module.dist, "destroy_process_group", lambda: called.append("destroyed"))
+    monkeypatch.setattr(module.Ranks, "wait", lambda self: called.append("waited"))
+    monkeypatch.setattr(watchdog, "watched", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: called.append(f"GPU {number}"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    return called
+
+
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others_where_nccl_would(pretended):
+    with joined("cuda") as ranks:
+        assert ranks.device("cuda") == "cuda:1"
+    assert pretended == ["GPU 1", "cpu:gloo,cuda:nccl", "waited", "destroyed"]
+    pretended.clear()
+    with pytest.raises(RuntimeError, match="out of memory"), joined("cuda"):
+        raise RuntimeError("out of memory")
+    assert pretended == ["GPU 1", "cpu:gloo,cuda:nccl"]
+    pretended.clear()
+    with pytest.raises(KeyboardInterrupt), joined():
+        raise KeyboardInterrupt
+    assert pretended == ["gloo", "destroyed"]
+
+
+def test_ranks_without_a_gpu_each_are_refused(pretended, monkeypatch):
+    with pytest.raises(UserError, match="--device cuda:0 would put all ranks on one GPU; give --device cuda"), joined("cuda:0"):
+        pass
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="rank 1 is process 2 of this machine, which has 1 GPUs"), joined("cuda"):
+        pass
+    assert not pretended
 
 
 def spoken(ranks):

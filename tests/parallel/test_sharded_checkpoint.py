@@ -7,11 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from arms import arm_trained, values
+import torch
+from arms import D, arm_trained, values
 from spawned import on_ranks, results, start
 
 from metasae.errors import UserError
+from metasae.parallel import checkpoint as sharded
 from metasae.parallel.ranks import ALONE
+from metasae.parallel.trainer import trainer_of
+from metasae.recipe import Recipe
 
 # (4 primary, 3 meta) x 4; checkpoints after primary steps 7 and 14
 RECIPE = values(16)
@@ -78,6 +82,17 @@ def test_two_ranks_go_on_as_one_and_as_three(two, tmp_path, size):
         assert np.array_equal(ours, theirs)
     for name, tensor in found[0]["state"].items():
         np.testing.assert_allclose(tensor, whole[0]["state"][name], atol=3e-5, err_msg=name)
+
+
+def test_adams_counts_of_steps_come_back_where_the_trainer_works(two, tmp_path, monkeypatch):
+    read = {}
+    monkeypatch.setattr(sharded.checkpoint, "restore", lambda trainer, header, tensors: read.update(tensors) or ([], 0))
+    trainer = trainer_of(Recipe.load(RECIPE), "joint", 0, torch.full((D,), 0.3), "cpu", ALONE)
+    # torch's stand-in for another device
+    trainer.device = torch.device("meta")
+    sharded.load(trainer, two[0] / "cut")
+    steps = [tensor for name, tensor in read.items() if name.endswith(".step")]
+    assert len(steps) > 4 and all(step.device.type == "meta" for step in steps)
 
 
 def test_prefixes_and_further_penalties_go_on_on_other_numbers_of_ranks(tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 from metasae import recipe
 from metasae.data import hub
 from metasae.data.refusal import refusal
+from metasae.device import multiplies_bf16
 from metasae.errors import UserError
 
 _PACKAGE = "package:"
@@ -55,11 +56,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto`: bf16 where the processor multiplies bf16 matrices itself, fp32 elsewhere."""
     if name != "auto":
         return _DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    checks = [getattr(torch.cpu, check, None) for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    native = device.type == "cpu" and any(check() for check in checks if check is not None)
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float32
 
 
 def load_model(model: recipe.Model, device: torch.device) -> tuple[nn.Module, object, bool]:

@@ -119,7 +119,7 @@ def _read(place: Path, header: dict, trainer: Trainer) -> dict[str, Tensor]:
             dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(place)), no_dist=ranks.size == 1)
     except (Exception, CheckpointException) as error:
         raise checkpoint.damaged(place, str(error).strip().splitlines()[-1]) from None
-    return local | {name: torch.tensor(step) for name, step in header["steps"].items()}
+    return local | {name: torch.tensor(step, device=trainer.device) for name, step in header["steps"].items()}
 
 
 def _check_files(place: Path, ranks: int) -> None:

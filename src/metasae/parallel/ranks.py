@@ -164,7 +164,8 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
     """Joins the other processes of the job for as long as the block lasts; yields `ALONE` where there are none.
 
     device: 'cpu' or 'cuda'. While joined, a rank that ends without leaving the block ends all of them within seconds.
-    Raises UserError when the environment is not whole, and in place of what a collective raises once a rank is lost.
+    Raises UserError when the environment is not whole, for one GPU by its number, for fewer GPUs than ranks, and in place of what a
+    collective raises once a rank is lost.
     """
     world = size()
     if world == 1:
@@ -172,13 +173,13 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
         return
     # Its functions keep whatever is the default group when they are first imported. Imported later, somewhere in torch, they would keep
     # this one and its threads past the end of the program, which then aborts now and then.
-    import torch.distributed.nn.functional
+    import torch.distributed.nn.functional  # noqa: F401
 
     from metasae.parallel.watchdog import watched
 
     ranks = Ranks(_number("RANK"), world, _number("LOCAL_RANK", 0))
     if device.startswith("cuda"):
-        torch.cuda.set_device(ranks.local_rank)
+        _take_gpu(device, ranks)
     store, rank, world = next(iter(dist.rendezvous("env://", ranks.rank, world, timeout=timedelta(minutes=10))))
     with watched(store, rank, world):
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
@@ -187,8 +188,22 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
             yield ranks
             # nobody leaves while another still needs to be answered
             ranks.wait()
-        finally:
-            dist.destroy_process_group()
+        except BaseException:
+            # NCCL's own end waits for all ranks: one that failed alone would wait there for ever, and the others for it
+            if backend == "gloo":
+                dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
+
+
+def _take_gpu(device: str, ranks: Ranks) -> None:
+    """The GPU of this rank's local number."""
+    if device != "cuda":
+        raise UserError(f"--device {device} would put all ranks on one GPU; give --device cuda, and each takes the GPU of its local number")
+    count = torch.cuda.device_count()
+    if ranks.local_rank >= count:
+        raise UserError(f"rank {ranks.rank} is process {ranks.local_rank + 1} of this machine, which has {count} GPUs; start no more than these here")
+    torch.cuda.set_device(ranks.local_rank)
 
 
 def spans_of(n: int, ranks: Ranks) -> list[range]:

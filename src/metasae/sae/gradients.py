@@ -17,6 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from metasae.device import multiplies_bf16
 from metasae.sae.architectures import Architecture
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.spread import WHOLE, Whole
@@ -98,12 +99,7 @@ def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """'auto': bf16 where the device multiplies it natively, else fp32."""
     if wanted != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float32
 
 
 def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, cut: float, how: Arithmetic) -> Reconstruction:

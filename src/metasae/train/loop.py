@@ -128,7 +128,8 @@ class MetricsLog:
                 raise UserError(f"{self.path} is shorter than its checkpoint says; delete the arm's folder to train it again")
             os.truncate(self.path, n_bytes)
         *window, late = pending or [{}]
-        as_tensors = lambda numbers: {key: torch.tensor(value) for key, value in numbers.items()}  # noqa: E731
+        # with those of the steps to come, which lie where the trainer works
+        as_tensors = lambda numbers: {key: torch.tensor(value, device=self.trainer.device) for key, value in numbers.items()}  # noqa: E731
         self.window, self.pending = [as_tensors(numbers) for numbers in window], as_tensors(late)
 
     def primary(self, numbers: dict[str, Tensor], penalty: Tensor) -> None:

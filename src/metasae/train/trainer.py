@@ -6,6 +6,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from metasae.device import work_on
 from metasae.recipe import Recipe
 from metasae.sae.architectures import BatchTopK
 from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
@@ -47,6 +48,7 @@ class Trainer:
         train = recipe.train
         self.recipe, self.arm, self.seed = recipe, arm, seed
         self.device = torch.device(device)
+        work_on(self.device)
         module = kernels(train.kernels, self.device)
         self.how, self.meta_how = self._arithmetic(module, matmul_dtype(train.dtype, self.device))
         optimiser = getattr(module, "RowAdam", UnitRowAdam)

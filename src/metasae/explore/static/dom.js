@@ -57,18 +57,22 @@ export function shown(token) {
     .replace(/[\u0000-\u001f\u007f]/g, "�");
 }
 
-/** A token standing alone, in its own direction of writing, its outer spaces marked. */
-export function chip(token, kind = "token") {
+/** A token standing alone, in its own direction of writing. spaces: its outer spaces are marked, else only where there is nothing else. */
+export function chip(token, kind = "token", spaces = false) {
   const text = shown(token);
-  return h("bdi", { class: kind }, text.trim() === "" && text !== "∅" ? text.replace(/ /g, "␣") || "∅" : text.trim());
+  const bare = text.trim();
+  return h("bdi", { class: kind }, spaces || !bare ? text.replace(/^ +| +$/g, (some) => "␣".repeat(some.length)) || "∅" : bare);
+}
+
+/** Tokens beside each other: outer spaces are marked where another one differs in nothing else. */
+export function apart(tokens) {
+  const alike = new Map();
+  for (const token of tokens) alike.set(token.trim(), (alike.get(token.trim()) || new Set()).add(token));
+  return tokens.map((token) => chip(token, "token", alike.get(token.trim()).size > 1));
 }
 
 export function chips(tokens, most = 6) {
-  return h(
-    "span",
-    { class: "chips" },
-    (tokens || []).slice(0, most).map((token) => chip(token)),
-  );
+  return h("span", { class: "chips" }, apart((tokens || []).slice(0, most)));
 }
 
 /** The arm of an SAE's name: joint-s0 -> joint. */

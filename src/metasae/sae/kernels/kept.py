@@ -72,7 +72,7 @@ class Kept:
         return (self.values > 0).sum() / self.n_rows
 
     def latent_sums(self, values: Tensor) -> Tensor:
-        """Sum of values [K] per latent, fp32 [n], each latent's entries added in row order."""
+        """Sum of values [K] per latent, fp32 [n], each latent's entries added in an order that is always the same."""
         if values.device.type == "cuda":
             # there index_add_ adds in whatever order it comes to
             return _segment_sums(self.latents, values, self.n_latents)
@@ -87,7 +87,7 @@ def _offsets(rows: Tensor, n_rows: int) -> Tensor:
 
 
 def _segment_sums(latents: Tensor, values: Tensor, n_latents: int) -> Tensor:
-    """Sums of values [K] per latent [n], in the order of the entries on every device."""
+    """Sums of values [K] per latent [n], the same to the bit from run to run."""
     latents, order = torch.sort(latents, stable=True)
     starts = torch.arange(n_latents + 1, dtype=latents.dtype, device=latents.device)
     return torch.segment_reduce(values[order], "sum", offsets=torch.searchsorted(latents, starts), initial=0)

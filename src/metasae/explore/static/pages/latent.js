@@ -3,7 +3,7 @@
 import { armColour, chart, draw } from "../charts.js";
 import { data } from "../data.js";
 import { Deciles } from "../deciles.js";
-import { armClass, armOf, card, chip, chips, h, latentLink, latentPath, number, percent, sameAs, saeName, shown, table } from "../dom.js";
+import { apart, armClass, armOf, card, chip, chips, h, latentLink, latentPath, number, percent, sameAs, saeName, shown, table } from "../dom.js";
 import { labelButtons } from "../labels.js";
 import { matches, meta, neighbours } from "../neighbours.js";
 
@@ -186,7 +186,8 @@ function tokens(latent, windows) {
     { label: "lift", title: "P(token | it fires) over P(token)" },
     { label: "of all", title: "share of the token's occurrences it fires on" },
   ];
-  const rows = latent.tokens.map((entry) => {
+  const named = apart(latent.tokens.map(({ token }) => token));
+  const rows = latent.tokens.map((entry, i) => {
     const share = h("span", {}, percent(entry.share, 2));
     const bar = h("span", { class: "hot", title: entry.token }, share);
     bar.style.setProperty("--p", `${Math.round((55 * (entry.share ?? 0)) / most)}%`);
@@ -200,7 +201,7 @@ function tokens(latent, windows) {
           "aria-label": `Only windows that peak on ${shown(entry.token)}`,
           onclick: () => windows.only(entry.token),
         },
-        chip(entry.token),
+        named[i],
       ),
       number(entry.with),
       bar,
@@ -262,7 +263,7 @@ function logits(latent) {
       h("h3", {}, title),
       table(
         [{ label: "token", text: true }, { label: "logit" }],
-        entries.map(([token, value]) => [chip(token), number(value)]),
+        apart(entries.map(([token]) => token)).map((named, i) => [named, number(entries[i][1])]),
         { label: title },
       ),
     );

@@ -1,7 +1,7 @@
 // One split: the flow of firings from parent to children, the same windows seen by all of them, and what tells them apart.
 
 import { data } from "../data.js";
-import { armClass, armOf, card, chip, chips, h, latentLink, number, percent, shown, table } from "../dom.js";
+import { apart, armClass, armOf, card, chips, h, latentLink, number, percent, shown, table } from "../dom.js";
 import { flowPicture } from "../flow.js";
 import { labelButtons } from "../labels.js";
 import { shade, tokens } from "../windows.js";
@@ -174,8 +174,9 @@ function lifts(split) {
   const found = split.tokens;
   if (!found?.tokens?.length) return null;
   const most = Math.max(1, ...found.lift.flat().filter((value) => typeof value === "number"));
-  const rows = found.tokens.map((token, t) => [
-    chip(token),
+  const named = apart(found.tokens);
+  const rows = named.map((token, t) => [
+    token,
     ...split.children.map((_, c) => {
       // lift and counts come per child, per token
       const value = found.lift[c]?.[t],
