@@ -21,6 +21,7 @@ from metasae.arm import input_scale
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
 from metasae.parallel.ranks import ALONE, Ranks
+from metasae.train import loop
 
 CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -321,3 +322,27 @@ def test_a_model_that_changed_under_a_run_is_not_judged_with(recipe, tmp_path):
     save_file({**tensors, name: tensors[name] * 1.5}, weights, {"format": "pt"})
     with pytest.raises(UserError, match="its files have changed; choose another --out"):
         job.run({**one, "seeds": [0, 1]}, tmp_path / "run", show=False)
+
+
+def test_cached_tokens_are_read_again_and_said_to_be(recipe, tmp_path):
+    """Three readings of 2,000 tokens: a run that is stopped between two of them ends like one that is not."""
+    values = recipe() | {"arms": ["solo"], "seeds": 1}
+    values["harvest"] |= {"tokens": 2000}
+    whole = metasae.run(values, out=tmp_path / "whole", show=False)
+    index = json.loads(next((tmp_path / "activations").glob("*/index.json")).read_text())
+    assert index["splits"]["train"]["tokens"] == 2000
+    assert "6,000 training tokens, 2,000 different ones read 3 times" in Path(whole["report"]).read_text()
+
+    stopped, steps = tmp_path / "stopped", []
+
+    def stop_in_the_second_reading(action):
+        steps.append(action)
+        if len(steps) == 36:  # 24 primary steps of 128 tokens
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        real = loop.train
+        patch.setattr("metasae.arm.train", lambda *args, **kept: real(*args, after_step=stop_in_the_second_reading, **kept))
+        metasae.run(values, out=stopped, show=False)
+    metasae.run(values, out=stopped, show=False)
+    assert_same_run(tmp_path / "whole", stopped)

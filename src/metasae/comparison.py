@@ -12,6 +12,7 @@ from metasae.measures.intervals.families import adjust
 from metasae.measures.intervals.statistics import is_clear, leaves_out_zero, mean_interval, paired_difference
 from metasae.measures.matched import MATCHED
 from metasae.measures.shared_seeds import of_both, seeds_behind
+from metasae.recipe import Recipe
 from metasae.verdict import change, towards, write_verdict
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     measured, missing = read_measured(run_folder)
     comparison = {
         "run": run_folder.resolve().name,
-        "conditions": shared_conditions(measured),
+        "conditions": shared_conditions(measured) | _trained_on(run_folder),
         "arms": _arms(measured),
         "missing": missing,
         "stale": [entry.folder.name for entry in measured if entry.stale],
@@ -86,6 +87,15 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
     if not measured:
         raise UserError(f"no arm in {run_folder} is measured yet; run `metasae run` on it to the end first")
     return sorted(measured, key=lambda entry: (_place(entry.arm), entry.seed)), missing
+
+
+def _trained_on(run_folder: Path) -> dict:
+    """How many tokens the arms of a run were trained on, and how many different ones those were; nothing where the folder does not say."""
+    recipe, state = run_folder / "recipe.toml", run_folder / "run.json"
+    if not (recipe.is_file() and state.is_file()):
+        return {}
+    different = files.read_json(state).get("stages", {}).get("harvest", {}).get("training_tokens")
+    return {} if different is None else {"training_tokens": Recipe.load(recipe).train.tokens, "different_training_tokens": different}
 
 
 def _of_another(scored: dict, measures: dict) -> bool:
@@ -240,7 +250,16 @@ def conditions_line(comparison: dict, arms: tuple[str, ...] | None = None) -> st
     conditions = comparison["conditions"]
     tokens = f"{conditions['n_tokens']:,} evaluation tokens, thresholds from {conditions['calibration_tokens']:,} calibration tokens"
     own = f" (thresholds of their own: {', '.join(conditions['own_thresholds'])})" if "own_thresholds" in conditions else ""
-    return f"{tokens} by `{conditions['rule']}`{own}; {'; '.join(shown)}."
+    return f"{_training(conditions)}{tokens} by `{conditions['rule']}`{own}; {'; '.join(shown)}."
+
+
+def _training(conditions: dict) -> str:
+    """The training tokens of every arm, and how often each was read where there are fewer of them; nothing where that is not known."""
+    tokens, different = (conditions.get(key) for key in ("training_tokens", "different_training_tokens"))
+    if not different:
+        return ""
+    again = f", {different:,} different ones read {tokens / different:.3g} times" if different < tokens else ""
+    return f"{tokens:,} training tokens{again}; "
 
 
 def reading(quantity, entry: dict) -> str:

@@ -124,7 +124,7 @@ class _Job:
 
     def _open_or_harvest(self, stage: dict) -> ActivationCache | PlantedCache:
         recipe = self.recipe
-        tokens = {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
+        tokens = recipe.split_tokens
         if self.source.planted:
             return self.source.open(tokens)
         if recipe.harvest.window_tokens:
@@ -144,6 +144,7 @@ class _Job:
             fingerprint=cache.fingerprint,
             points=self._points(),
             documents=cache.index["documents_blake2b"],
+            **({"training_tokens": cache.split("train").n_tokens} if "train" in tokens else {}),
         )
         return cache
 

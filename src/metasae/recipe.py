@@ -73,11 +73,13 @@ class Text(Table):
 class Harvest(Table):
     """The activation cache. `cache` empty: beside the run folder, shared by the runs there.
 
+    tokens: 0 caches every training token; else only so many, and a longer training reads them again, each time in a fresh order.
     window_tokens: 0 keeps all activations on the disk; else training activations are harvested so many tokens at a time into the run
     folder, and deleted once every arm has trained on them. Batches are then shuffled within a window.
     """
 
     cache: str = Field("", description="folder of the activation cache; empty: beside the run folder, shared by the runs there")
+    tokens: int = Field(0, ge=0, description="training tokens that are cached, and read again by a longer training; 0: as train.tokens")
     dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="what activations are kept in")
     batch_tokens: int = Field(8192, ge=1, description="tokens that the model reads at a time")
     shard_tokens: int = Field(262_144, ge=1, description="tokens in one file of the cache")
@@ -242,6 +244,8 @@ class Recipe(Table):
     def _windows_alone(self):
         if self.harvest.window_tokens and (self.hook.also or self.text.source == "planted"):
             raise ValueError("harvest.window_tokens goes with one hook point, read from text: set it to 0, or leave hook.also empty")
+        if self.harvest.window_tokens and self.harvest.tokens:
+            raise ValueError("harvest.window_tokens deletes what was trained on, so harvest.tokens cannot be read again: set one of them to 0")
         return self
 
     @model_validator(mode="after")
@@ -251,6 +255,12 @@ class Recipe(Table):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must name at least one, each once: {list(values)}")
         return self
+
+    @property
+    def split_tokens(self) -> dict[str, int]:
+        """Split -> tokens that its activations are wanted of. A training longer than `train` reads those again."""
+        train = min(self.harvest.tokens or self.train.tokens, self.train.tokens)
+        return {"train": train, "calibration": self.measure.calibration_tokens, "evaluation": self.measure.tokens}
 
     @classmethod
     def load(cls, source: str | Path | dict, overrides: dict[str, Any] | None = None) -> "Recipe":

@@ -71,7 +71,7 @@ def plan(recipe: Recipe, folder: Path, show: bool) -> dict:
         "recipe": recipe.model_dump(mode="json"),
         "arms": [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms],
         "primary_steps_per_arm": steps,
-        "tokens_harvested": recipe.train.tokens + recipe.measure.calibration_tokens + recipe.measure.tokens,
+        "tokens_harvested": sum(recipe.split_tokens.values()),
     }
     if show:
         print(recipe.dump())

@@ -33,7 +33,7 @@ def test_the_cache_is_exact(load, stories, tmp_path, dtype):
             "measure": {"tokens": 900, "calibration_tokens": 800},
         }
     )
-    harvest(load("gpt2", "blocks.1.hook_resid_pre"), recipe.text, recipe.harvest, tmp_path, estimate.tokens_of(recipe), documents=stories)
+    harvest(load("gpt2", "blocks.1.hook_resid_pre"), recipe.text, recipe.harvest, tmp_path, recipe.split_tokens, documents=stories)
     written = sum(data_bytes(file) for file in tmp_path.glob("*-?????.safetensors"))
     assert written == estimate.cache_bytes(recipe, 32) == 3700 * (32 * {"bf16": 2, "fp32": 4}[dtype] + 12)
 

@@ -349,8 +349,7 @@ def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:
 def _warn_if_short(cache: ActivationCache, wanted: dict[str, int], progress: Progress) -> None:
     held = cache.split("train").n_tokens if "train" in wanted else 0
     if held < wanted.get("train", 0):
-        times = wanted["train"] / held
-        progress.say(f"the text has {held:,} training tokens of the {wanted['train']:,} asked for; training will go over it {times:.1f} times")
+        progress.say(f"the text has {held:,} training tokens of the {wanted['train']:,} asked for; training reads them again, in a fresh order")
 
 
 def _hash(documents: Iterable[str]) -> str:

@@ -118,11 +118,6 @@ def is_planted(recipe: Recipe) -> bool:
     return recipe.text.source == "planted"
 
 
-def tokens_of(recipe: Recipe) -> dict[str, int]:
-    """Split -> tokens harvested."""
-    return {"train": recipe.train.tokens, "calibration": recipe.measure.calibration_tokens, "evaluation": recipe.measure.tokens}
-
-
 def cache_bytes(recipe: Recipe, d: int) -> int:
     """Activations and columns of every token, at every hook point (as wide as the first); a planted world is never written.
 
@@ -130,7 +125,7 @@ def cache_bytes(recipe: Recipe, d: int) -> int:
     """
     if is_planted(recipe):
         return 0
-    kept = sum(count for split, count in tokens_of(recipe).items() if split != "train" or not recipe.harvest.window_tokens)
+    kept = sum(count for split, count in recipe.split_tokens.items() if split != "train" or not recipe.harvest.window_tokens)
     return kept * _token_bytes(recipe, d) * (1 + len(recipe.hook.also))
 
 
@@ -173,7 +168,7 @@ def harvest_bytes(recipe: Recipe, d: int) -> int:
     A planted world is drawn whole.
     """
     if is_planted(recipe):
-        return sum(tokens_of(recipe).values()) * (PLANTED_NUMBER * d + PLANTED_TOKEN)
+        return sum(recipe.split_tokens.values()) * (PLANTED_NUMBER * d + PLANTED_TOKEN)
     return TEXT + _batch_tokens(recipe) * d * (4 + BYTES[recipe.harvest.dtype]) * (1 + len(recipe.hook.also))
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from metasae.doctor.estimate import BYTES, is_planted, tokens_of
+from metasae.doctor.estimate import BYTES, is_planted
 from metasae.doctor.fit import size
 from metasae.doctor.setup import MESSAGE, RESERVE, Setup, Span
 
@@ -90,7 +90,7 @@ def _run(setup: Setup) -> dict[str, Figure]:
         return out
     harvest, flops = setup.harvest, setup.shape.flops
     products = "products unknown" if flops is None else f"{flops / 1e9:.3g} GFLOP"
-    each = f"{sum(tokens_of(recipe).values()):,} tokens x {products} up to the last hook point"
+    each = f"{sum(recipe.split_tokens.values()):,} tokens x {products} up to the last hook point"
     if setup.gpus > 1:
         each += ", on the first rank" if recipe.harvest.window_tokens else ", a share on each rank"
     whole = None if harvest is None else (least + harvest[0], most + harvest[1])

@@ -12,7 +12,7 @@ from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
 from metasae.data.windows import cut, pad, tokenise
 from metasae.doctor.clock import Clock, grown, in_use, now
-from metasae.doctor.estimate import BYTES, tokens_of
+from metasae.doctor.estimate import BYTES
 from metasae.errors import UserError
 from metasae.recipe import Recipe
 
@@ -42,7 +42,7 @@ class HarvestTrial:
 
     def seconds(self, wanted: Recipe) -> float:
         """Of the whole harvest. The source is read until the split that fills last is full, past documents of full splits."""
-        tokens, held_out = tokens_of(wanted), wanted.text.calibration_share + wanted.text.evaluation_share
+        tokens, held_out = wanted.split_tokens, wanted.text.calibration_share + wanted.text.evaluation_share
         shares = {"train": 1 - held_out, "calibration": wanted.text.calibration_share, "evaluation": wanted.text.evaluation_share}
         read = max(count / shares[split] for split, count in tokens.items())
         return self.first + read * self.text + sum(tokens.values()) * (self.tokenise + self.forward)
@@ -74,7 +74,7 @@ def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[HarvestTrial,
 
 def try_planting(wanted: Recipe) -> tuple[HarvestTrial, PlantedCache]:
     """Draws some tokens of a planted world; (its times, the sample). Raises UserError for an impossible world."""
-    tokens = {split: min(count, PLANTED) for split, count in tokens_of(wanted).items()}
+    tokens = {split: min(count, PLANTED) for split, count in wanted.split_tokens.items()}
     start = time.perf_counter()
     world = PlantedCache(wanted.planted, tokens)
     for split in ("calibration", "evaluation"):

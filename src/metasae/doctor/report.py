@@ -141,7 +141,7 @@ def _stages(wanted: Recipe, trials: Trials, needed: estimate.Needs | None, looki
     stages = [Stage("harvest", 0.0 if trials.cached else None)]
     if trials.harvest and not trials.cached:
         seconds = trials.harvest.seconds(wanted)
-        stages = [Stage("harvest", looking + trials.load + seconds, sum(estimate.tokens_of(wanted).values()) / seconds)]
+        stages = [Stage("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
     for arm, trial in trials.arms.items():
         written = trial.n_primary // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
         seconds = trial.seconds + written * trials.seconds_per_byte + (trials.measure.calibrate if trials.measure else 0.0)
@@ -158,6 +158,9 @@ def _notes(wanted: Recipe, needed: estimate.Needs | None, room: fit.Room, model:
             notes.append("memory will not hold all activations, so training waits for the disk, and longer than any trial shows")
     if model.place is None and not model.problem:
         notes.append(f"the model is not here: {fit.size(model.bytes)} will be downloaded; the harvest was not tried")
+    tokens, cached = wanted.train.tokens, wanted.split_tokens["train"]
+    if cached < tokens:
+        notes.append(f"training reads each of the {cached:,} cached tokens {tokens / cached:.3g} times, in a fresh order each time (harvest.tokens)")
     if trials.arms and wanted.sae.architecture in ("relu", "jumprelu"):
         notes.append(f"a {wanted.sae.architecture} SAE begins with half of its latents on; later it trains faster than in this trial")
     if trials.measure and (wanted.measure.senses or wanted.measure.across):

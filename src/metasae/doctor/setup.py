@@ -9,7 +9,7 @@ Nothing overlaps in either, as in the code.
 from dataclasses import dataclass, replace
 
 from metasae.doctor.cards import Card
-from metasae.doctor.estimate import BYTES, Needs, has_meta, needs, tokens_of, weight_bytes
+from metasae.doctor.estimate import BYTES, Needs, has_meta, needs, weight_bytes
 from metasae.doctor.floors import Part, above_of, floor_of, parts_of
 from metasae.doctor.presence import Shape
 from metasae.errors import UserError
@@ -152,7 +152,7 @@ class Setup:
         recipe, flops = self.recipe, self.shape.flops
         if flops is None:
             return None
-        tokens = tokens_of(recipe)
+        tokens = recipe.split_tokens
         alone = tokens["train"] if recipe.harvest.window_tokens else 0
         seconds = (alone + (sum(tokens.values()) - alone) / self.gpus) * flops / self.card.flops(self.model_width)
         return seconds, seconds / self.efficiency

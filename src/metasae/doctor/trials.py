@@ -12,7 +12,7 @@ from metasae.data.activations import fingerprint_of, identity
 from metasae.data.cache import ActivationCache, is_held
 from metasae.data.host import Host
 from metasae.data.planted_cache import PlantedCache
-from metasae.doctor.estimate import is_planted, tokens_of
+from metasae.doctor.estimate import is_planted
 from metasae.doctor.harvesting import HarvestTrial, try_harvest, try_planting
 from metasae.doctor.machine import peak_resident, resident
 from metasae.doctor.measuring import MeasureTrial, try_measuring
@@ -92,7 +92,7 @@ def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trial
     trials.process = resident() + LATER - (model.bytes if device == "cpu" else 0)
     if not wanted.harvest.cache:
         trials.cache = out.parent / "activations" / key[:16]
-    trials.cached = is_held(trials.cache, key, tokens_of(wanted))
+    trials.cached = is_held(trials.cache, key, wanted.split_tokens)
     return host
 
 

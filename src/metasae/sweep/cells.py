@@ -131,6 +131,8 @@ def _values(recipe: Recipe) -> dict:
     # which further points are harvested in passing changes nothing here
     values["hook"].pop("also")
     values["dtype"] = recipe.harvest.dtype
+    if recipe.split_tokens["train"] < recipe.train.tokens:
+        values["cached"] = recipe.split_tokens["train"]
     return values
 
 

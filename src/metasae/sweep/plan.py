@@ -61,13 +61,14 @@ class Plan:
 
     @property
     def most_tokens(self) -> int:
-        """Training tokens of the longest cell: what the harvest takes."""
+        """Training tokens that the harvest takes: those of the longest cell, unless the recipe caches fewer and reads them again."""
         key = "train.tokens"
         asked = [setting.values.get(key, self.base.train.tokens) for setting in self.settings]
         if self.search and key in self.search.space:
             axis = self.search.space[key]
             asked += [int(axis.high)] if isinstance(axis, Range) else list(axis)
-        return max([self.base.train.tokens, *asked])
+        longest = max([self.base.train.tokens, *asked])
+        return min(self.base.harvest.tokens or longest, longest)
 
     def as_dict(self) -> dict:
         search = None

@@ -112,7 +112,7 @@ class Worker:
             if self.name not in facts["workers"][-1:]:
                 facts["workers"] = [*facts["workers"], self.name]
                 files.write_json(place / "sae.json", facts)
-            cache = self._cache(member.recipe.train.tokens)
+            cache = self._cache(member.recipe.split_tokens["train"])
             if not is_trained(place):
                 start = time.perf_counter()
                 arm, title = member.trained_as, f"train {member.name}"
@@ -252,8 +252,7 @@ class Worker:
     def _cache(self, train_tokens: int) -> ActivationCache | PlantedCache:
         """The activations, with so many training tokens: a cell of fewer tokens sees what a run of its own would."""
         if train_tokens not in self._caches:
-            spec = self.plan.base.measure
-            tokens = {"train": train_tokens, "calibration": spec.calibration_tokens, "evaluation": spec.tokens}
+            tokens = self.plan.base.split_tokens | {"train": train_tokens}
             self._caches[train_tokens] = self.source.open(tokens) if self.source.planted else self._harvested(tokens)
         return self._caches[train_tokens]
 
