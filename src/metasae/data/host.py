@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import cached_property
@@ -17,6 +18,7 @@ from metasae.data.loading import load_model, local_folder
 from metasae.data.readout import LinearReadOut, WholeLogits, agrees, readout_of
 from metasae.data.windows import Frame
 from metasae.errors import UserError
+from metasae.parallel.lanes import side_by_side
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 # These models count positions from behind the padding id, which costs them the first two.
@@ -176,31 +178,41 @@ class Host:
 def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Tensor]:
     """ids, mask int64 [b, t] -> the hooked tensor [b, t, d] of each host, from one pass that stops after the last of them.
 
-    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts.
+    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts. On a processor every core
+    runs some of the rows.
     Raises UserError for a point that the model never runs.
     """
-    found: dict[int, Tensor] = {}
+    # hooks are the module's, so all lanes run through the same ones, each with what it has read so far
+    lane = threading.local()
 
     def reader(number: int) -> Callable[[Tensor], Tensor]:
         def read(x_BTD: Tensor) -> Tensor:
-            if number in found:
+            if number in lane.read:
                 return x_BTD
-            if len(found) + 1 == len(hosts):
+            if len(lane.read) + 1 == len(hosts):
                 raise hooks.Reached(x_BTD)
-            found[number] = x_BTD.clone()  # the model goes on and may write into its own
+            lane.read[number] = x_BTD.clone()  # the model goes on and may write into its own
             return x_BTD
 
         return read
 
+    def run(rows: tuple[Tensor, Tensor]) -> list[Tensor]:
+        lane.read = {}
+        try:
+            hosts[0]._run(*rows)
+        except hooks.Reached as reached:
+            return [lane.read.get(number, reached.tensor) for number in range(len(hosts))]
+        missed = next(host for number, host in enumerate(hosts) if number not in lane.read)
+        raise UserError(f"the model never runs '{missed._place.path}'; choose another hook.point")
+
     with ExitStack() as stack:
         for number, host in enumerate(hosts):
             stack.enter_context(hooks.hooked(host._place, reader(number)))
-        try:
-            hosts[0]._run(ids, mask)
-        except hooks.Reached as reached:
-            return [found.get(number, reached.tensor) for number in range(len(hosts))]
-    missed = next(host for number, host in enumerate(hosts) if number not in found)
-    raise UserError(f"the model never runs '{missed._place.path}'; choose another hook.point")
+        if hosts[0].device.type != "cpu":
+            return run((ids, mask))
+        lanes = min(torch.get_num_threads(), len(ids))
+        parts = side_by_side(run, zip(ids.tensor_split(lanes), mask.tensor_split(lanes), strict=True))
+    return [torch.cat(of_host) for of_host in zip(*parts, strict=True)] if lanes > 1 else parts[0]
 
 
 def _max_context(config) -> int | None:

@@ -6,17 +6,17 @@ deviation has a closed form (de Moivre): E|X - np| = 2 n p (1 - p) b(floor(np); 
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from metasae.measures.cofiring.counts import CoFirings, block_spans, firing_counts
 from metasae.measures.cofiring.lift import lift_squares
 from metasae.measures.cofiring.marginals import Marginals, fit
 from metasae.measures.firing.firings import Firings
+from metasae.parallel.lanes import side_by_side
 from metasae.progress import SILENT, Progress
 
 TILE = 256
@@ -106,6 +106,7 @@ def excess_phi(firings: Firings, blocks: np.ndarray | None = None, tile: int = T
     cofirings = CoFirings(firings, latents)
 
     def sums_of(start: int) -> list[list[_Sums]]:
+        task.advance(min(tile, len(latents) - start))
         of_blocks = [cofirings.tile(start, tile, span) for span in spans]
         n11 = sum(of_blocks) if spans else cofirings.tile(start, tile)
         found = []
@@ -115,13 +116,9 @@ def excess_phi(firings: Firings, blocks: np.ndarray | None = None, tile: int = T
             found.append([null.sums(each, start, start + first) for null, each in zip(nulls, counted, strict=True)])
         return found
 
-    found: list[list[_Sums]] = []
-    starts = range(0, len(latents), tile)
-    # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
-    with progress.task("fixed marginals", len(latents), "latents") as task, ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for start, sums in zip(starts, threads.map(sums_of, starts), strict=True):
-            found += sums
-            task.advance(min(tile, len(latents) - start))
+    # the parts come back in order, so the sums are always the same
+    with progress.task("fixed marginals", len(latents), "latents") as task:
+        found = list(chain.from_iterable(side_by_side(sums_of, range(0, len(latents), tile))))
     whole, *left_out = (_means(_total([sums[place] for sums in found]), null.marginals.converged) for place, null in enumerate(nulls))
     return Excess(
         **whole,

@@ -17,15 +17,14 @@ called pair may owe its lift to a shared topic.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from metasae.measures.cofiring.counts import CoFirings
 from metasae.measures.cofiring.marginals import Marginals
 from metasae.measures.firing.firings import Firings
+from metasae.parallel.lanes import side_by_side
 from metasae.progress import SILENT, Progress
 
 TILE = 256
@@ -141,6 +140,7 @@ def lift_statistics(firings: Firings, null: Marginals | None = None, tile: int =
     cofirings = CoFirings(firings, latents)
 
     def tally_of(start: int) -> _Tally:
+        task.advance(min(tile, len(latents) - start))
         n11, tally = cofirings.tile(start, tile), _Tally(len(latents))
         rows = slice(start, start + n11.shape[0])
         for first in range(start, len(latents), CHUNK):
@@ -159,12 +159,10 @@ def lift_statistics(firings: Firings, null: Marginals | None = None, tile: int =
         return tally
 
     sums = _Tally(len(latents))
-    # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
-    with progress.task("lift", len(latents), "latents") as task, ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        starts = range(0, len(latents), tile)
-        for start, found in zip(starts, threads.map(tally_of, starts), strict=True):
-            sums.add(found)
-            task.advance(min(tile, len(latents) - start))
+    # the parts come back in order, so the sums are always the same
+    with progress.task("lift", len(latents), "latents") as task:
+        for tally in side_by_side(tally_of, range(0, len(latents), tile)):
+            sums.add(tally)
     n_pairs = len(latents) * (len(latents) - 1) // 2
     return Lift(
         null="independence" if null is None else "fixed marginals",

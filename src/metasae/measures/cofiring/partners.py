@@ -6,7 +6,6 @@ counted again against all others.
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,6 +15,7 @@ import torch
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.counts import CoFirings, Span, check_pair, chunks, firing_counts
 from metasae.measures.firing.firings import Firings
+from metasae.parallel.lanes import side_by_side
 from metasae.progress import SILENT, Progress
 
 # Pairs of a tile: sparse, of which most are never on together, and filled in.
@@ -62,19 +62,27 @@ def top_partners(
         raise ValueError(f"count must be at least 1, not {count}")
     check_pair(firings, np.zeros(0, np.int64), other, np.zeros(0, np.int64))
     pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate)
-    rows = max(1, TILE_PAIRS // max(pairs.n_columns, 1)) if tile is None else tile
+    rows = _tile_rows(firings.n_latents, pairs.n_columns) if tile is None else tile
     best = _Best.none(firings.n_latents, count)
-    with progress.task("partners", firings.n_latents, "latents") as task, ThreadPoolExecutor(min(torch.get_num_threads(), 4)) as threads:
-        starts = range(0, firings.n_latents, rows)
-        for start, found in zip(starts, threads.map(lambda start: pairs.met(start, rows, count, chunk), starts), strict=True):
-            best.put(slice(start, start + rows), found)
+    with progress.task("partners", firings.n_latents, "latents") as task:
+
+        def look_at(start: int) -> None:
+            best.put(slice(start, start + rows), pairs.met(start, rows, count, chunk))
             task.advance(min(rows, firings.n_latents - start))
+
+        side_by_side(look_at, range(0, firings.n_latents, rows))
         short = pairs.rows[best.latents[pairs.rows, -1] < 0]
-        rows = max(1, min(DENSE_PAIRS // max(len(pairs.columns), 1), 1024)) if tile is None else tile
-        tiles = [short[start : start + rows] for start in range(0, len(short), rows)]
-        for latents, found in zip(tiles, threads.map(lambda latents: pairs.among_all(latents, count), tiles), strict=True):
-            best.put(latents, found)
+        few = max(1, min(DENSE_PAIRS // max(len(pairs.columns), 1), 1024)) if tile is None else tile
+        tiles = [short[start : start + few] for start in range(0, len(short), few)]
+        side_by_side(lambda latents: best.put(latents, pairs.among_all(latents, count)), tiles)
     return Partners(best.latents, np.where(best.latents < 0, np.nan, best.phi).astype(np.float32), best.n11)
+
+
+def _tile_rows(n_latents: int, n_columns: int) -> int:
+    """Latents looked at at a time: as many tiles as there are lanes, and no more pairs in all lanes together than four tiles have."""
+    lanes = torch.get_num_threads()
+    in_memory = TILE_PAIRS * 4 // max(lanes, 4) // max(n_columns, 1)
+    return max(1, min(in_memory, -(-n_latents // lanes)))
 
 
 class _Pairs:

@@ -6,16 +6,15 @@ latents owe to reading the same text is gone. Unlike the fixed marginals it keep
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import stdev
 
 import numpy as np
-import torch
 
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.counts import CoFirings
 from metasae.measures.firing.firings import Firings
+from metasae.parallel.lanes import side_by_side
 from metasae.progress import SILENT, Progress
 
 TILE = 256
@@ -107,6 +106,7 @@ def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.n
     after = CoFirings(_stretch(firings, total - shift, total), latents, _stretch(firings, 0, shift), latents)
 
     def sum_of(start: int) -> float:
+        task.advance(min(tile, len(latents) - start))
         n11 = before.cross(start, tile) + after.cross(start, tile)
         sums = []
         for first in range(0, n11.shape[1], CHUNK):
@@ -115,13 +115,8 @@ def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.n
             sums.append(float(phi.sum()) - float(np.trace(phi, start - first)))
         return math.fsum(sums)
 
-    starts = range(0, len(latents), tile)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        found = []
-        for start, value in zip(starts, threads.map(sum_of, starts), strict=True):
-            found.append(value)
-            task.advance(min(tile, len(latents) - start))
-    return math.fsum(found) / (len(latents) * (len(latents) - 1))
+    sums = side_by_side(sum_of, range(0, len(latents), tile))
+    return math.fsum(sums) / (len(latents) * (len(latents) - 1))
 
 
 def _stretch(firings: Firings, first: int, last: int) -> Firings:

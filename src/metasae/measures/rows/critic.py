@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor, nn
 
+from metasae.parallel.lanes import is_small, side_by_side
 from metasae.progress import SILENT, Progress
 from metasae.sae.architectures import BatchTopK, Options
 from metasae.sae.gradients import Arithmetic, Auxiliary, forward, matmul_dtype, sae_gradients
@@ -146,11 +147,15 @@ class Judged:
 def judge_beside_floors(rows: Tensor, m: int, k: int, steps: int, seed: int, gaussian: Tensor | None = None) -> Judged:
     """`judge` of rows [R, d] and of both kinds of rows without parts. gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already."""
     gaussian = gaussian_rows(rows, seed + 2) if gaussian is None else gaussian
-    return Judged(
-        judge(rows, m, k, steps, seed),
-        random_floor_at(len(rows), rows.shape[1], m, k, steps, seed),
-        judge(gaussian, m, k, steps, seed),
+    n_rows, d = rows.shape
+    critics = (
+        lambda: judge(rows, m, k, steps, seed),
+        lambda: random_floor_at(n_rows, d, m, k, steps, seed),
+        lambda: judge(gaussian, m, k, steps, seed),
     )
+    if is_small(n_rows * d * m):
+        return Judged(*side_by_side(lambda critic: critic(), critics))
+    return Judged(*(critic() for critic in critics))
 
 
 def critic_grid(rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int], steps: int, seed: int, progress: Progress = SILENT) -> list[dict]:

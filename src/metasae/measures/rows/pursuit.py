@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from metasae.measures.rows.subsets import best_sets, fit
+from metasae.parallel.lanes import side_by_side
 from metasae.progress import SILENT, Progress
 
 TILE = 128
@@ -96,11 +97,14 @@ def pursue(
     if pool == len(rows) - 1 and pool * (pool - 1) // 2 <= ALL_PAIRS:
         beam = max(beam, ALL_PAIRS)
     targets = np.arange(len(rows)) if targets is None else np.asarray(targets, np.int64)
-    found = []
     with progress.task("pursuit", len(targets), "latents") as task:
-        for start in range(0, len(targets), TILE):
-            found.append(_pursue(among, torch.from_numpy(targets[start : start + TILE]), most, pool, beam))
-            task.advance(len(found[-1][0]))
+
+        def search(tile: Tensor) -> tuple[np.ndarray, ...]:
+            columns = _pursue(among, tile, most, pool, beam)
+            task.advance(len(tile))
+            return columns
+
+        found = side_by_side(search, torch.from_numpy(targets).split(TILE) if len(targets) else ())
     empty = (np.zeros((0, most)), np.zeros((0, most, most), np.int64), np.zeros((0, most, most)), np.zeros((0, most), bool), np.zeros((0, most)))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)] if found else empty
     return Pursuit(targets, *columns, n_rows=len(rows))
