@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.sae.sae import SAE, token_normalise
 from metasae.source import Source
-from metasae.train.loop import StopRequest, train
+from metasae.stop import StopRequest
+from metasae.train.loop import train
 
 # Rows for the mean that b_dec starts from where inputs are normalised per token.
 _MEAN_ROWS = 65_536
@@ -98,8 +100,10 @@ def train_arm(
         seconds = time.perf_counter() - start
     if not done:
         return seconds
-    saes = trainer.export(scale, _metadata(recipe, source, cache, arm, seed))
-    _save(saes, recipe, cache, folder, ranks)
+    # the state is saved, so that a signal need not wait
+    with stop.at_once() if stop is not None else nullcontext():
+        saes = trainer.export(scale, _metadata(recipe, source, cache, arm, seed))
+        _save(saes, recipe, cache, folder, ranks)
     if ranks.first:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     ranks.wait()

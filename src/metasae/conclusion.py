@@ -1,5 +1,6 @@
 """The end of a run: the measured arms compared, the figures and the report written. Needs no torch."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +24,35 @@ def conclude(folder: str | Path, show: bool = True, baseline: str | None = None)
     """
     folder = Path(folder)
     comparison = compare(folder, baseline)
-    report = write_report(folder, comparison)
+    result = {**comparison, "run": str(folder), "report": str(write_report(folder, comparison))}
     if show:
-        from rich.console import Console
+        print_conclusion(result)
+    return result
 
-        console = Console()
-        print_whole(summary_table(comparison), console)
-        console.print("\n".join(verdict_lines(comparison)), highlight=False, markup=False)
-        console.print(f"Report: {report}", highlight=False, soft_wrap=True)
-    return {**comparison, "run": str(folder), "report": str(report)}
+
+def print_conclusion(result: dict) -> None:
+    """The summary table, the verdict and the report's place on stdout. result: as `conclude` returns it."""
+    from rich.console import Console
+
+    console = Console()
+    # its title is the folder's name, as in compare.json
+    print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
+    console.print("\n".join(verdict_lines(result)), highlight=False, markup=False)
+    print_line(f"Report: {result['report']}")
+
+
+def print_next_steps(folder: Path) -> None:
+    """Where a run's results are, and what can be done with them, on stdout."""
+    print_line(f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.")
+    print_line(f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}")
+    print_line("Your own model and text: metasae recipes demo > mine.toml, change it, metasae run mine.toml (docs/text.md)")
+
+
+def print_line(line: str) -> None:
+    """As it is, so that paths and commands can be copied: neither cut nor wrapped nor coloured."""
+    from rich.console import Console
+
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_whole(table: "Table", console: "Console") -> None:

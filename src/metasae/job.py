@@ -6,8 +6,11 @@ it stopped.
 
 import platform
 import shlex
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,9 @@ from typing import Any
 import torch
 
 import metasae
-from metasae import files, start
+from metasae import files, run_stages, start
 from metasae.arm import is_trained, measure_arm, train_arm
-from metasae.conclusion import conclude
+from metasae.conclusion import conclude, print_conclusion, print_next_steps
 from metasae.data.cache import ActivationCache, is_held, open_cache
 from metasae.data.planted_cache import PlantedCache
 from metasae.doctor.fit import refuse_what_cannot_fit
@@ -28,8 +31,9 @@ from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.run_lock import first_alone_on
 from metasae.source import Source
+from metasae.stages import Stage
+from metasae.stop import StopRequest
 from metasae.tracking.follow import following
-from metasae.train.loop import StopRequest
 
 
 def run(
@@ -53,7 +57,11 @@ def run(
         return start.plan(resolved, folder, show)
     progress = Progress(show)
     with joined(device) as ranks, first_alone_on(folder, progress), following(folder, track if ranks.first else None, progress.say):
-        return _run(resolved, folder, device, ranks, show and ranks.first)
+        result = _run(resolved, folder, device, ranks, show and ranks.first)
+    if show and result:
+        print_conclusion(result)
+        print_next_steps(folder)
+    return result
 
 
 def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) -> dict:
@@ -62,25 +70,25 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
         start.claim(recipe, folder)
     ranks.wait()
     keep_freed_memory()
-    job = _Job(recipe, folder, ranks.device(device), Progress(show), ranks)
+    progress = Progress(show)
+    stop = StopRequest(progress.answer if ranks.first else None)
     try:
-        # the harvest stops at once and goes on from its last note; training and measuring end their step first
-        job.harvest()
-        with StopRequest().listening() as stop:
-            job.go(stop)
+        with stop.listening():
+            job = _Job(recipe, folder, ranks.device(device), progress, stop, ranks)
+            with progress.run(job.stages()):
+                return job.go()
     except Interrupted as error:
         raise Interrupted(f"{error}. Go on with: {_command(folder, device, ranks)}") from None
     except KeyboardInterrupt:
-        # in the harvest, or a second Ctrl-C in a stage that did not look at the first
-        raise Interrupted(f"stopped at once; finished stages are kept. Go on with: {_command(folder, device, ranks)}") from None
-    return conclude(folder, show) if ranks.first else {}
+        # all but training stops so, and training at a second Ctrl-C
+        raise Interrupted(f"stopped at once ({stop.doing}); what is finished is kept. Go on with: {_command(folder, device, ranks)}") from None
 
 
 class _Job:
     """One pass over the stages of a run folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, ranks: Ranks = ALONE):
-        self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
+    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, stop: StopRequest, ranks: Ranks = ALONE):
+        self.recipe, self.folder, self.device, self.progress, self.stop, self.ranks = recipe, folder, device, progress, stop, ranks
         self.source = Source(recipe, folder, device, progress, ranks)
         self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
@@ -93,50 +101,85 @@ class _Job:
         self.state |= {"versions": _versions(), "device": self.device, "threads": torch.get_num_threads(), "seeds": seeds}
         self.state.setdefault("stages", {})
 
-    def go(self, stop: StopRequest) -> None:
-        """Trains and measures what is not done yet; `harvest` comes first."""
+    def stages(self) -> list[Stage]:
+        """Those that are left to do."""
+        harvested = self._is_harvested() or self._is_measured()
+        return run_stages.left(self.recipe, self.folder, harvested)
+
+    def go(self) -> dict:
+        """Does what is not done yet; returns what `metasae.conclusion.conclude` does, on the first rank."""
+        self.harvest()
         arms, cache = self._arms(), self._cache
         if cache is None:
             self.progress.say("every arm is trained and measured already")
         else:
-            self._train_all(cache, arms, stop)
+            self._train_all(cache, arms)
             for arm, seed in arms:
                 self._measure(cache, arm, seed)
-                if self.ranks.any(stop.asked, "stop"):
+                if self.ranks.any(self.stop.asked, "stop"):
                     raise Interrupted("stopped between two stages; what is done is kept")
+        if not self.ranks.first:
+            return {}
         # of all arms in the folder; what is there already is kept
-        if self.ranks.first:
-            self._across()
-            self._explorer()
+        self._across()
+        self._explorer()
+        with self._stage(run_stages.REPORT):
+            return conclude(self.folder, show=False)
+
+    @contextmanager
+    def _stage(self, stage: Stage, at_once: bool = True) -> Iterator[None]:
+        """Shows a stage. at_once: a signal stops it right away, as nothing but its own unfinished file is lost by that."""
+        self.stop.doing = stage.title
+        with self.progress.stage(stage), self.stop.at_once() if at_once else nullcontext():
+            yield
 
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
 
     def harvest(self) -> None:
         """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured and no point was added."""
-        stage = self.state["stages"].get("harvest", {})
+        if self.ranks.agreed(self._is_measured()):
+            return
+        if self.source.planted:
+            with self._stage(run_stages.PLANTED):
+                self._cache = self.source.open(self._tokens())
+        elif self.ranks.agreed(self._is_harvested()):
+            # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
+            known = self._known()
+            self._cache = open_cache(known["cache"], fingerprint=known["fingerprint"], tokens=self._tokens())
+        else:
+            with self._stage(run_stages.HARVEST):
+                self._cache = self._harvested()
+
+    def _known(self) -> dict:
+        """What run.json says of the harvest."""
+        return self.state["stages"].get("harvest", {})
+
+    def _is_measured(self) -> bool:
+        """Whether every arm is, and no hook point was added since."""
         measured = all((self._arm(*each) / "measures.json").exists() for each in self._arms())
-        if not self.ranks.agreed(measured and self._points() == stage.get("points", self._points())):
-            self._cache = self._open_or_harvest(stage)
+        return measured and self._points() == self._known().get("points", self._points())
+
+    def _is_harvested(self) -> bool:
+        """Whether the cache that this run filled is there with all tokens."""
+        known = self._known()
+        return self._points() == known.get("points") and is_held(known["cache"], known["fingerprint"], self._tokens())
+
+    def _tokens(self) -> dict[str, int]:
+        """Of each split in the cache; those for training are not there where they come in windows."""
+        tokens = self.recipe.split_tokens
+        if self.recipe.harvest.window_tokens and not self.source.planted:
+            del tokens["train"]
+        return tokens
 
     def _points(self) -> list[str]:
         return [self.recipe.hook.point, *self.recipe.hook.also]
 
-    def _open_or_harvest(self, stage: dict) -> ActivationCache | PlantedCache:
-        recipe = self.recipe
-        tokens = recipe.split_tokens
-        if self.source.planted:
-            return self.source.open(tokens)
-        if recipe.harvest.window_tokens:
-            del tokens["train"]  # it comes in windows
-        there = self._points() == stage.get("points")
-        if self.ranks.agreed(there and is_held(stage["cache"], stage["fingerprint"], tokens)):
-            # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
-            return open_cache(stage["cache"], fingerprint=stage["fingerprint"], tokens=tokens)
+    def _harvested(self) -> ActivationCache:
         start = time.perf_counter()
         if self.ranks.first:
-            refuse_what_cannot_fit(recipe, self.source.host.d, self.folder, device=self.device)
-        cache = self.source.open(tokens)
+            refuse_what_cannot_fit(self.recipe, self.source.host.d, self.folder, device=self.device)
+        cache = self.source.open(self._tokens())
         self._done(
             "harvest",
             start,
@@ -144,26 +187,31 @@ class _Job:
             fingerprint=cache.fingerprint,
             points=self._points(),
             documents=cache.index["documents_blake2b"],
-            **({"training_tokens": cache.split("train").n_tokens} if "train" in tokens else {}),
+            **({} if self.recipe.harvest.window_tokens else {"training_tokens": cache.split("train").n_tokens}),
         )
         return cache
 
-    def _train_all(self, cache: ActivationCache | PlantedCache, arms: list[tuple[str, int]], stop: StopRequest) -> None:
-        if self.recipe.harvest.window_tokens:
+    def _train_all(self, cache: ActivationCache | PlantedCache, arms: list[tuple[str, int]]) -> None:
+        if not self.recipe.harvest.window_tokens:
+            for arm, seed in arms:
+                self._train(cache, arm, seed)
+        elif not self.ranks.agreed(all(is_trained(self._arm(*each)) for each in arms)):
             from metasae.windows import train_by_windows
 
-            train_by_windows(self.recipe, self.source, cache, arms, self._arm, self._done, self.device, self.progress, stop, self.ranks)
-            return
-        for number, (arm, seed) in enumerate(arms, 1):
-            self._train(cache, arm, seed, f"train {arm}-s{seed} ({number}/{len(arms)})", stop)
+            with self._stage(run_stages.WINDOWS, at_once=False):
+                train_by_windows(self.recipe, self.source, cache, arms, self._arm, self._done, self.device, self.progress, self.stop, self.ranks)
 
-    def _train(self, cache: ActivationCache, arm: str, seed: int, title: str, stop: StopRequest) -> None:
-        folder = self._arm(arm, seed)
+    def _train(self, cache: ActivationCache | PlantedCache, arm: str, seed: int) -> None:
+        folder, stage = self._arm(arm, seed), run_stages.training(arm, seed)
         if self.ranks.agreed(is_trained(folder)):
+            if self.ranks.first:
+                # a signal that came between the SAE and the end of its stage leaves them
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             return
         start = time.perf_counter()
-        train_arm(self.recipe, self.source, cache, arm, seed, folder, self.device, self.progress, title, stop, self.ranks)
-        self._done(f"train {arm}-s{seed}", start)
+        with self._stage(stage, at_once=False):
+            train_arm(self.recipe, self.source, cache, arm, seed, folder, self.device, self.progress, "training", self.stop, self.ranks)
+            self._done(f"train {arm}-s{seed}", start)
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
         folder = self._arm(arm, seed)
@@ -171,8 +219,9 @@ class _Job:
             return
         start = time.perf_counter()
         twins = {f"{other}-s{seed}": self._arm(other, seed) for other in self.recipe.arms}
-        self._reference = measure_arm(self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress, self.ranks)
-        self._done(f"measure {arm}-s{seed}", start)
+        with self._stage(run_stages.measuring(arm, seed, self.recipe.arms)):
+            self._reference = measure_arm(self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress, self.ranks)
+            self._done(f"measure {arm}-s{seed}", start)
 
     def _across(self) -> None:
         """What takes two SAEs; parts that were worked out before with the same SAEs are kept."""
@@ -181,11 +230,12 @@ class _Job:
         if not is_wanted(self.recipe.measure, self.progress):
             return
         start, path = time.perf_counter(), self.folder / "across.json"
-        held = files.read_json(path) if path.exists() else None
-        found = measure_across(members_of(self.folder), held, self.progress, self.source.steering)
-        if found != held:
-            files.write_json(path, found)
-            self._done("across", start)
+        with self._stage(run_stages.ACROSS):
+            held = files.read_json(path) if path.exists() else None
+            found = measure_across(members_of(self.folder), held, self.progress, self.source.steering)
+            if found != held:
+                files.write_json(path, found)
+                self._done("across", start)
 
     def _explorer(self) -> None:
         """The store that the explorer and the report's windows are read from."""
@@ -195,9 +245,10 @@ class _Job:
 
             start, store = time.perf_counter(), self.folder / STORE
             before = store.stat().st_mtime_ns if store.is_file() else None
-            build(self.folder, self.progress)
-            if store.stat().st_mtime_ns != before:
-                self._done("explorer", start)
+            with self._stage(run_stages.EXPLORER):
+                build(self.folder, self.progress)
+                if store.stat().st_mtime_ns != before:
+                    self._done("explorer", start)
 
     def _arm(self, arm: str, seed: int) -> Path:
         return self.folder / "arms" / f"{arm}-s{seed}"

@@ -14,7 +14,7 @@ from metasae.parallel.ranks import Ranks
 from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.source import Source
-from metasae.train.loop import StopRequest
+from metasae.stop import StopRequest
 
 
 def train_by_windows(
@@ -42,12 +42,13 @@ def train_by_windows(
         while left := [each for each in arms if not ranks.agreed(is_trained(folder_of(*each)))]:
             known = windows_of(source.windows)
             if ranks.agreed(number >= len(known) or any(_wants(folder_of(*each), known[number], total) for each in left)):
-                window, split = _open(rolling, source, number, total, ranks)
+                with stop.at_once():
+                    window, split = _open(rolling, source, number, total, ranks)
                 first = windows_of(source.windows)[0]
                 for arm, seed in left:
                     if not ranks.agreed(_wants(folder_of(arm, seed), window, total)):
                         continue
-                    title = f"train {arm}-s{seed} ({arms.index((arm, seed)) + 1}/{len(arms)}), window {number}"
+                    title = f"training {arm}, seed {seed}, on window {number}"
                     turn = Turn(split, first, number, window.first, window.stop)
                     seconds[arm, seed] += train_arm(
                         recipe, source, cache, arm, seed, folder_of(arm, seed), device, progress, title, stop, ranks, turn

@@ -12,6 +12,7 @@ from metasae.job import _Job
 from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.sae.sae import SAE
+from metasae.stop import StopRequest
 from metasae.train import loop
 
 PLANTED = {
@@ -50,9 +51,9 @@ def assert_equal(a, b):
 @pytest.mark.parametrize(("arm", "normalize"), [("joint", "global"), ("solo", "token"), ("sequential", "none")])
 def test_a_provider_with_the_batches_of_our_stream_gives_our_run_to_the_bit(tmp_path, arm, normalize):
     recipe = planted(normalize)
-    job = _Job(recipe, tmp_path / "run", "cpu", Progress(False))
+    job = _Job(recipe, tmp_path / "run", "cpu", Progress(False), StopRequest())
     job.harvest()
-    job._train(job._cache, arm, 0, "train", loop.StopRequest())
+    job._train(job._cache, arm, 0)
     ours = tmp_path / "run" / "arms" / f"{arm}-s0"
     train, held = job._cache.split("train"), job._cache.split("calibration")
     found = train_on(endless(Stream(train, 128, 0)), recipe, arm, 0, tmp_path / "theirs", sample=train, calibration=held, show=False)

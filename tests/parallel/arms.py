@@ -10,7 +10,8 @@ from metasae.parallel import checkpoint
 from metasae.parallel.trainer import gathered, trainer_of
 from metasae.progress import Task
 from metasae.recipe import Recipe
-from metasae.train.loop import StopRequest, train
+from metasae.stop import StopRequest
+from metasae.train.loop import train
 from sources import Batches
 
 BATCH, D, N = 64, 16, 64

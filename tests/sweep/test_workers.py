@@ -10,11 +10,11 @@ import pytest
 from tiny_sweeps import TINY, contents, without_machine, workers_of
 
 from metasae.errors import Interrupted, UserError
+from metasae.stop import StopRequest
 from metasae.sweep import launch, sweep
 from metasae.sweep.folder import SweepFolder, locked
 from metasae.sweep.plan import claim, read_plan
 from metasae.sweep.worker import Worker
-from metasae.train.loop import StopRequest
 
 # long enough to be killed in
 LONG = TINY | {"train.tokens": 60_000, "train.checkpoint_every": 20}

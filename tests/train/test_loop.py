@@ -14,8 +14,9 @@ import torch
 from metasae.errors import Interrupted, UserError
 from metasae.progress import Task
 from metasae.sae.optimiser import learning_rate
+from metasae.stop import StopRequest
 from metasae.train import checkpoint
-from metasae.train.loop import StopRequest, train
+from metasae.train.loop import train
 from metasae.train.trainer import Trainer
 
 TASK = Task(None, None)

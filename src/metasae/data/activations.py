@@ -184,7 +184,7 @@ def _fill(
     feed = Feed(host.tokenizer, host.frame, text, wanted, cursor)
     done = sum(feed.start.found.values())
     with ExitStack() as stack:
-        task = stack.enter_context(progress.task("harvest", sum(wanted.values()), "tokens"))
+        task = stack.enter_context(progress.task("harvesting activations", sum(wanted.values()), "tokens"))
         if done:
             progress.say(f"the harvest goes on behind {done:,} of {sum(wanted.values()):,} tokens")
             task.skip(done)

@@ -133,7 +133,7 @@ class RollingHarvest:
             writer.begin()
             cursor = start
         size = lambda: cursor.found["train"] - start.found["train"]  # noqa: E731
-        with progress.task(f"harvest window {number}", self.spec.window_tokens, "tokens") as task:
+        with progress.task(f"harvesting window {number}", self.spec.window_tokens, "tokens") as task:
             task.skip(min(size(), self.spec.window_tokens))
             try:
                 while size() < self.spec.window_tokens:

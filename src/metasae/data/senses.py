@@ -142,7 +142,7 @@ def sense_activations(
         for occurrence in read_senses(file):
             occurrences.setdefault(occurrence.word, []).append(occurrence)
     words = []
-    with progress.task("senses", sum(map(len, occurrences.values())), "sentences") as task:
+    with progress.task("reading sentences with known senses", sum(map(len, occurrences.values())), "sentences") as task:
         for word in sorted(occurrences):
             found = _of_word(host, word, occurrences[word], context, minimum, task)
             if found is None:

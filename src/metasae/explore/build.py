@@ -43,7 +43,7 @@ def build(run_folder: str | Path, progress: Progress = SILENT, *, windows: int =
         if not working.exists() and _done(target) == {part.name: part.fingerprint for part in wanted}:
             return target
         with closing(_open_working(working, target, progress)) as store:
-            _write(store, wanted)
+            _write(store, wanted, progress)
         os.replace(working, target)
     except sqlite3.Error as error:
         if "locked" in str(error):
@@ -54,19 +54,21 @@ def build(run_folder: str | Path, progress: Progress = SILENT, *, windows: int =
     return target
 
 
-def _write(store: sqlite3.Connection, wanted: list[Part]) -> None:
+def _write(store: sqlite3.Connection, wanted: list[Part], progress: Progress) -> None:
     done = dict(store.execute("SELECT name, fingerprint FROM parts"))
     obsolete = sorted(done.keys() - {part.name for part in wanted}, key=lambda name: _ORDER.index(name.partition(":")[0]))
     with _transaction(store):
         for name in obsolete:
             forget(store, name)
-    for part in wanted:
-        if done.get(part.name) != part.fingerprint:
+    missing = [part for part in wanted if done.get(part.name) != part.fingerprint]
+    with progress.task("preparing the explorer", len(missing), "parts") as task:
+        for part in missing:
             begin = time.perf_counter()
             with _transaction(store):
                 remove(store, part.name)
                 part.write(store)
                 store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (part.name, part.fingerprint, time.perf_counter() - begin))
+            task.advance(1)
     with _transaction(store):
         finish(store)
 

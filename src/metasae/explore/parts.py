@@ -111,7 +111,7 @@ class Job:
         threshold = np.full(sae.n_latents, np.nan) if sae.threshold is None else sae.threshold.double().cpu().numpy()
         view = self._view(member) if member.has_firings else None
         text = live = n_tokens = None
-        with self.progress.task(f"explore {member.name}", sae.n_latents, "latents") as task:
+        with self.progress.task(f"windows and tokens of {member.name}", sae.n_latents, "latents") as task:
             if view is None:
                 latent_rows.write_bare_latents(store, number, threshold, task)
             else:

@@ -25,7 +25,8 @@ from metasae.measures.firing.calibrate import calibrate
 from metasae.progress import Progress
 from metasae.recipe import Arm, Recipe
 from metasae.sae.sae import SAE
-from metasae.train.loop import StopRequest, train
+from metasae.stop import StopRequest
+from metasae.train.loop import train
 from metasae.train.trainer import Trainer
 
 # Rows that the input scale and the first b_dec are worked out from, where no sample is given.
@@ -69,7 +70,8 @@ def train_on(
     start = batches.peek(-(-min(SAMPLE_ROWS, recipe.train.tokens) // size)) if sample is None else _rows(sample)
     scale = batches.scale = input_scale(start, recipe.sae.normalize)
     trainer = Trainer(recipe, arm, seed, initial_b_dec(start, scale, recipe), device)
-    with StopRequest().listening() as stop, progress.task(f"train {arm}-s{seed}", recipe.train.tokens) as task:
+    request = StopRequest(progress.answer, f"training {arm}, seed {seed}")
+    with request.listening() as stop, progress.task(f"train {arm}-s{seed}", recipe.train.tokens) as task:
         train(trainer, batches, folder, task, stop)
     saes = trainer.export(scale, _metadata(provider, recipe, arm, seed) | (metadata or {}))
     if "meta" in saes:

@@ -85,7 +85,7 @@ def measure_across(members: list[Member], done: dict | None = None, progress: Pr
     unlike = [member for member in members if first[fingerprints[member.name]] == member.name]
     wanted = [(member, part, one, other) for member in unlike for part, one, other in _pairs(member, unlike, steering is not None)]
     parts = PARTS | {"side_effects": partial(blunter, how=steering, progress=progress)}
-    with progress.task("across SAEs", len(wanted), "pairs") as task:
+    with progress.task("comparing SAEs", len(wanted), "pairs") as task:
         for member, part, one, other in wanted:
             of = [fingerprints[one.name], fingerprints[other.name]]
             held = (done or {}).get(member.name, {}).get(part, {})

@@ -8,9 +8,9 @@ from metasae.sweep.folder import SweepFolder
 
 
 def main(folder: str, device: str) -> int:
+    from metasae.stop import StopRequest
     from metasae.sweep.study import STORAGE
     from metasae.sweep.worker import Worker
-    from metasae.train.loop import StopRequest
 
     try:
         with StopRequest().listening() as stop:

@@ -218,19 +218,19 @@ def _open_again(folder: SweepFolder, plan: Plan, storage: str | None) -> None:
 
 
 def _work(folder: SweepFolder, plan: Plan, storage: str | None, workers: int, device: str, progress: Progress) -> None:
+    from metasae.stop import StopRequest
     from metasae.sweep.worker import Worker
-    from metasae.train.loop import StopRequest
 
     worker = Worker(folder, device, progress, storage)
     # stopped at once by a signal: the harvest goes on from its last note
     worker.harvest()
     if workers == 1:
-        with StopRequest().listening() as stop:
+        with StopRequest(progress.answer).listening() as stop:
             worker.work(stop)
         return
     # its model and its activations are not needed here any more
     del worker
-    with StopRequest().listening() as stop:
+    with StopRequest(progress.answer, "every worker's step").listening() as stop:
         _supervise(folder, plan, storage, devices(device, workers), progress, stop)
 
 

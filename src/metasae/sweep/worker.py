@@ -20,13 +20,13 @@ from metasae.measures.catalogue import CATALOGUE, value_of
 from metasae.memory import keep_freed_memory
 from metasae.progress import SILENT, Progress
 from metasae.source import Source
+from metasae.stop import StopRequest
 from metasae.sweep import halving
 from metasae.sweep.assemble import assemble, times
 from metasae.sweep.cells import Member
 from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder, locked
 from metasae.sweep.plan import Plan, read_plan
 from metasae.sweep.study import Trials, objective_values
-from metasae.train.loop import StopRequest
 
 POLL_SECONDS = 0.3
 
@@ -116,17 +116,22 @@ class Worker:
             if not is_trained(place):
                 start = time.perf_counter()
                 arm, title = member.trained_as, f"train {member.name}"
+                stop.doing = f"training {member.name}"
                 facts["steps"] = train_arm(member.recipe, self.source, cache, arm, member.seed, place, self.device, self.progress, title, stop)
                 facts["train"] = time.perf_counter() - start
                 files.write_json(place / "sae.json", facts)
             if self._due(member, members) and not stop.asked:
                 start, twin = time.perf_counter(), self._twin(member, members)
                 twins = {f"solo-s{member.seed}": self.folder.sae(twin.name)} if twin else {}
-                self._reference = measure_arm(member.recipe, self.source, cache, member.seed, place, twins, self._reference, self.progress)
+                stop.doing = f"measuring {member.name}"
+                with stop.at_once():
+                    self._reference = measure_arm(member.recipe, self.source, cache, member.seed, place, twins, self._reference, self.progress)
                 facts["measure"] = time.perf_counter() - start
                 files.write_json(place / "sae.json", facts)
         except Interrupted:
             raise
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped at once ({stop.doing}); what is done is kept") from None
         except Exception as error:
             self._fail(member, error)
 

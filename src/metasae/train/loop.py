@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import signal
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from metasae.errors import Interrupted, UserError
 from metasae.progress import Task
+from metasae.stop import StopRequest
 from metasae.train import checkpoint
 from metasae.train.trainer import Trainer
 
@@ -35,31 +34,6 @@ class Checkpoints(Protocol):
     def load(self, trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None: ...
 
 
-class StopRequest:
-    """Set by SIGINT or SIGTERM; the loop looks at it between two steps."""
-
-    def __init__(self):
-        self.asked = False
-
-    @contextmanager
-    def listening(self):
-        """Takes the two signals while inside; a second one acts as if nobody listened."""
-
-        def ask(number, frame):
-            self.asked = True
-            for each in previous:
-                signal.signal(each, previous[each])
-
-        previous = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-        for each in previous:
-            signal.signal(each, ask)
-        try:
-            yield self
-        finally:
-            for each in previous:
-                signal.signal(each, previous[each])
-
-
 def train(
     trainer: Trainer,
     batches: Batches,
@@ -70,7 +44,7 @@ def train(
     checkpoints: Checkpoints = checkpoint,
     until: int | None = None,
 ) -> bool:
-    """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints there.
+    """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints there, one at the end too.
 
     after_step: called after every step with 'primary' or 'meta'. until: stops, with all saved, where the next primary step would be
     one more than these. Returns whether the end was reached.
@@ -81,6 +55,7 @@ def train(
     log.resume(*(resumed or ([], 0)))
     batches.seek(trainer.done.primary)
     task.skip(min(trainer.done.primary * trainer.recipe.train.batch, trainer.recipe.train.tokens))
+    unsaved = False
     while action := trainer.next_action():
         if action == "primary":
             if until is not None and trainer.done.primary >= until:
@@ -97,12 +72,16 @@ def train(
             log.meta({"meta_loss": losses.total, "meta_l2": losses.l2})
         due = action == "primary" and trainer.done.primary % trainer.recipe.train.checkpoint_every == 0
         stopping = trainer.agree(stop is not None and stop.asked)
-        if due or stopping:
+        unsaved = not (due or stopping)
+        if not unsaved:
             log.save(folder)
         after_step(action)
         if stopping:
             raise Interrupted(f"stopped at step {trainer.done.primary}; saved")
     log.finish()
+    if unsaved:
+        # what is interrupted from here on trains no step again
+        log.save(folder)
     return True
 
 

@@ -133,7 +133,7 @@ def pair_statistics(
     starts = range(0, len(latents), rows)
     sums = tiles.sums()
     # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
-    with progress.task("co-occurrence", len(latents), "latents") as task, pool(tiles.threads(rows, memory)) as threads:
+    with progress.task("co-firing of all pairs", len(latents), "latents") as task, pool(tiles.threads(rows, memory)) as threads:
         for start, part in zip(starts, threads.map(lambda start: tiles.sums_of(start, rows), starts), strict=True):
             sums.merge(part)
             task.advance(min(rows, len(latents) - start))

@@ -117,7 +117,7 @@ def excess_phi(firings: Firings, blocks: np.ndarray | None = None, tile: int = T
         return found
 
     # the parts come back in order, so the sums are always the same
-    with progress.task("fixed marginals", len(latents), "latents") as task:
+    with progress.task("co-firing by chance, rates fixed", len(latents), "latents") as task:
         found = list(chain.from_iterable(side_by_side(sums_of, range(0, len(latents), tile))))
     whole, *left_out = (_means(_total([sums[place] for sums in found]), null.marginals.converged) for place, null in enumerate(nulls))
     return Excess(

@@ -160,7 +160,7 @@ def lift_statistics(firings: Firings, null: Marginals | None = None, tile: int =
 
     sums = _Tally(len(latents))
     # the parts come back in order, so the sums are always the same
-    with progress.task("lift", len(latents), "latents") as task:
+    with progress.task("lift of all pairs", len(latents), "latents") as task:
         for tally in side_by_side(tally_of, range(0, len(latents), tile)):
             sums.add(tally)
     n_pairs = len(latents) * (len(latents) - 1) // 2

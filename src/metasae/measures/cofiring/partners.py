@@ -64,7 +64,7 @@ def top_partners(
     pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate)
     rows = _tile_rows(firings.n_latents, pairs.n_columns) if tile is None else tile
     best = _Best.none(firings.n_latents, count)
-    with progress.task("partners", firings.n_latents, "latents") as task:
+    with progress.task("closest partners of latents", firings.n_latents, "latents") as task:
 
         def look_at(start: int) -> None:
             best.put(slice(start, start + rows), pairs.met(start, rows, count, chunk))

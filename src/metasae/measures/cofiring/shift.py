@@ -81,7 +81,7 @@ def shift_null(firings: Firings, mean_abs_phi: float | None, seed: int, shifts: 
     drawn = np.random.default_rng(seed).choice(possible, min(shifts, len(possible)), replace=False)
     values = []
     if len(latents) > 1:
-        with progress.task("document shift", len(drawn) * len(latents), "latents") as task:
+        with progress.task("co-firing by chance, documents shifted", len(drawn) * len(latents), "latents") as task:
             values = [_mean_abs_phi(firings, int(shift), latents, counts[latents], tile, task) for shift in drawn]
     null = math.fsum(values) / len(values) if values else None
     return Shift(

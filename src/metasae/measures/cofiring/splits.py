@@ -111,7 +111,7 @@ def find_splits(parents: Firings, children: Firings, blocks: np.ndarray | None =
     usable = np.count_nonzero(partners.phi >= MIN_PHI, axis=1)
     sets = _sets()
     found, n_parents = [], 0
-    with progress.task("splits", parents.n_latents, "latents") as task:
+    with progress.task("latents that split", parents.n_latents, "latents") as task:
         for start in range(0, parents.n_latents, PARENTS):
             these = np.arange(start, min(start + PARENTS, parents.n_latents))
             chosen_on, scored_on = patterns.histograms(these, partners.latents, usable)

@@ -84,7 +84,7 @@ def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: 
     mean, variance = moments.mean, moments.variance
     error = np.empty(firings.n_tokens)
     done = 0
-    with progress.task("fidelity", firings.n_tokens) as task:
+    with progress.task("how well activations are rebuilt", firings.n_tokens) as task:
         for block in split.blocks(batch):
             x = block.to(torch.float32)
             x_hat = decode_firings(sae, firings, done, x)

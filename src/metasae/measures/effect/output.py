@@ -71,7 +71,7 @@ def output_reference(
     ablations = {"mean": lambda x: mean.to(x).expand_as(x), "zero": torch.zeros_like}
     effect = CausalEffect(host.readout) if host.causal and windows else EncoderEffect()
     batches, room = [], KEPT_NUMBERS
-    with progress.task("model output, ablated", sum(len(window) for window in windows)) as task:
+    with progress.task("the model without these activations", sum(len(window) for window in windows)) as task:
         for some in _batches(windows, _windows_at_once(host, context, batch_tokens)):
             ids, mask, own = pad(some, host.frame, host.pad_id)
             documents = np.array([window.document for window in some], dtype=np.int32)
@@ -99,7 +99,7 @@ def output_effect(host, sae, reference: OutputReference, progress: Progress = SI
     screen = Screen(sae, sae.threshold)
     rules = {"sae": screen.reconstruct, **({"batch_topk": lambda x: batch_topk_reconstruction(sae, x)} if batch_topk else {})}
     effect = reference.effect.copy()
-    with progress.task("model output", sum(int(batch.own.sum()) for batch in reference.batches)) as task:
+    with progress.task("the model with the SAE in place", sum(int(batch.own.sum()) for batch in reference.batches)) as task:
         for batch in reference.batches:
             ids, mask, own = batch.ids, batch.mask, batch.own
             clean = _state(host, ids, mask) if batch.clean is None else batch.clean

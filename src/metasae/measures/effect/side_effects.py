@@ -157,7 +157,7 @@ def side_effects(
     trials.sort(key=lambda trial: len(windows[trial.home]))
     moved: list[np.ndarray] = []
     at_once = _at_once(host, windows, context, batch_tokens) if trials else 1
-    with progress.task("side effects", len(trials), "windows") as task:
+    with progress.task("side effects of steering", len(trials), "windows") as task:
         for start in range(0, len(trials), at_once):
             moved += _moved(host, sae, trials[start : start + at_once], windows)
             task.advance(len(moved) - start)

@@ -107,7 +107,7 @@ def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -
     from scipy.sparse import csr_array
 
     ends = np.array(view.indptr[:-1])  # where the next entry of each latent goes
-    with progress.task("sort by latent", len(firings.indices), "firings") as task:
+    with progress.task("sorting firings by latent", len(firings.indices), "firings") as task:
         for first, last in _chunks(firings.indptr, chunk):
             entries = slice(int(firings.indptr[first]), int(firings.indptr[last]))
             rows = firings.indptr[first : last + 1] - firings.indptr[first]

@@ -179,7 +179,7 @@ def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, r
     """
     own, count = own_stretch(split, batch, ranks), round(k * split.n_tokens)
     selection, largest = BatchSelection(sae, k), None
-    with progress.task("calibrate", own.n_tokens) as task:
+    with progress.task("setting thresholds", own.n_tokens) as task:
         for block in own.blocks(batch):
             latents, values = selection.add(block, 0.0 if largest is None else largest.cut)
             largest = Largest(count, selection.cut) if largest is None else largest
@@ -228,7 +228,7 @@ def _fired(sae, threshold: torch.Tensor, split, batch: int, progress: Progress, 
 def _without_guess(sae, split, count: int, batch: int, progress: Progress) -> Largest:
     """The `count` largest of all pre-activations of the split."""
     largest, screen = Largest(count), Screen(sae, 0.0)
-    with progress.task("calibrate again", split.n_tokens) as task:
+    with progress.task("setting thresholds, second pass", split.n_tokens) as task:
         for block in split.blocks(batch):
             screen.set_limit(largest.cut)
             _add(largest, *candidates(sae, block, screen))

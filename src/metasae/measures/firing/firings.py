@@ -92,7 +92,7 @@ def fired_blocks(sae, split, batch: int = 2048, progress: Progress = SILENT) -> 
     if sae.threshold is None:
         raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.firing.calibrate)")
     screen = Screen(sae, sae.threshold)
-    with progress.task("fire", split.n_tokens) as task:
+    with progress.task("finding what fires where", split.n_tokens) as task:
         for block in split.blocks(batch):
             kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
             yield np.diff(kept.offsets.cpu().numpy()).astype(np.int64), kept.latents.cpu().numpy(), kept.values.cpu().numpy()

@@ -118,13 +118,13 @@ def per_latent(sae, split, k: float, batch: int = 2048, progress: Progress = SIL
     O(k T) numbers of memory. Raises UserError when a pre-activation is not finite.
     """
     selection = BatchSelection(sae, k)
-    with progress.task("select", split.n_tokens) as task:
+    with progress.task("setting thresholds, first pass", split.n_tokens) as task:
         for block in split.blocks(batch):
             selection.add(block)
             task.advance(len(block))
     found = LargestOfEach(selection.counts, selection.lowest * np.float32(_ROUNDING))
     screen = Screen(sae, 0.0)
-    with progress.task("thresholds", split.n_tokens) as task:
+    with progress.task("setting thresholds, second pass", split.n_tokens) as task:
         for block in split.blocks(batch):
             screen.set_limit(torch.from_numpy(found.cuts))
             found.add(*candidates(sae, block, screen))
@@ -183,7 +183,7 @@ def eer(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) ->
     Memory: 2 n 201 counts, and one dense [batch, n] block. Raises UserError when a pre-activation is not finite.
     """
     rates, cut = ErrorRates(sae.n_latents), 0.0
-    with progress.task("error rates", split.n_tokens) as task:
+    with progress.task("setting thresholds by error rates", split.n_tokens) as task:
         for block in split.blocks(batch):
             pre: Tensor = sae.pre_activations(model_inputs(sae, block)).detach()
             check_finite(pre)

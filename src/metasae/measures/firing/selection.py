@@ -58,7 +58,7 @@ class BatchSelection:
 def firing_counts(sae, threshold: float | Tensor, split, batch: int = 2048, progress: Progress = SILENT) -> np.ndarray:
     """On how many tokens each latent's pre-activation lies above `threshold`, a number or [n]: int64 [n]."""
     counts, screen = np.zeros(sae.n_latents, np.int64), Screen(sae, threshold)
-    with progress.task("count", split.n_tokens) as task:
+    with progress.task("counting firings", split.n_tokens) as task:
         for block in split.blocks(batch):
             kept = screen.above(model_inputs(sae, block))
             counts += np.bincount(kept.latents.cpu().numpy(), minlength=sae.n_latents)

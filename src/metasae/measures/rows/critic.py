@@ -164,7 +164,7 @@ def critic_grid(rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int]
     widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
     """
     gaussian, table = gaussian_rows(rows, seed + 2), []
-    with progress.task("critic grid", len(widths) * len(ks), "critics") as task:
+    with progress.task("critics of several sizes", len(widths) * len(ks), "critics") as task:
         for width in widths:
             for k in ks:
                 m = max(1, round(width * n))
@@ -179,7 +179,7 @@ def critic_spread(rows: Tensor, m: int, k: int, steps: int, seeds: Sequence[int]
     values: scores by seed. mean, sd: of each score over seeds (sd with n - 1); None where one is missing, or sd with one seed.
     """
     values = []
-    with progress.task("critic seeds", len(seeds), "critics") as task:
+    with progress.task("critics of several seeds", len(seeds), "critics") as task:
         for seed in seeds:
             values.append(judge_beside_floors(rows, m, k, steps, seed).as_dict())
             task.advance(1)

@@ -58,7 +58,7 @@ def measure_decomposability(
     rows = nn.functional.normalize(rows, dim=1)
     nearest = nearest_cosines(rows)
     m = max(1, round(meta_n * sae.n_latents))
-    with progress.task("critic", 3, "meta SAEs") as task:
+    with progress.task("rebuilding decoder rows by critics", 3, "meta SAEs") as task:
         judged = judge_beside_floors(rows, m, meta_k, meta_steps, seed)
         task.advance(3)
     aligned = encoder_decoder_cosines(sae, live)

@@ -97,7 +97,7 @@ def pursue(
     if pool == len(rows) - 1 and pool * (pool - 1) // 2 <= ALL_PAIRS:
         beam = max(beam, ALL_PAIRS)
     targets = np.arange(len(rows)) if targets is None else np.asarray(targets, np.int64)
-    with progress.task("pursuit", len(targets), "latents") as task:
+    with progress.task("rebuilding decoder rows from others", len(targets), "latents") as task:
 
         def search(tile: Tensor) -> tuple[np.ndarray, ...]:
             columns = _pursue(among, tile, most, pool, beam)

@@ -62,7 +62,7 @@ def sense_reference(words: Sequence[SenseActivations], seed: int = 0, splits: in
     if not words:
         raise ValueError("there are no words to judge on")
     found = []
-    with progress.task("sense probes", len(words), "words") as task:
+    with progress.task("probes for word senses", len(words), "words") as task:
         for number, word in enumerate(words):
             rng = np.random.default_rng([seed, number])
             halves = np.stack([even_parts(word.sense, word.sentence, 2, rng) for _ in range(splits)])

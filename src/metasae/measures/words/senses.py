@@ -54,7 +54,7 @@ def measure_senses(sae, reference: SenseReference, progress: Progress = SILENT) 
     coverage_f1. Raises ValueError when the SAE has no threshold or reads vectors of another width.
     """
     words = {}
-    with progress.task("senses", len(reference.words), "words") as task:
+    with progress.task("word senses", len(reference.words), "words") as task:
         for word in reference.words:
             words[word.activations.word] = measure_word(sae, word)
             task.advance(1)

@@ -1,0 +1,120 @@
+"""What is shown of a run and of tasks outside one, on a terminal and without."""
+
+import io
+import re
+import sys
+
+import pytest
+from rich.console import Console
+
+from metasae.progress import SILENT, Progress
+from metasae.stage_bars import StageBars
+from metasae.stages import Plan, Stage
+
+STAGES = [Stage("train", f"training solo, seed {seed}", whole=True) for seed in range(3)]
+
+
+def drawn(bars):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(bars)
+    return [line.lstrip("━╸╺ ").rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_without_a_terminal_a_stage_has_two_lines_and_its_tasks_none(capsys):
+    progress = Progress()
+    with progress.run(STAGES):
+        for stage in STAGES[:2]:
+            with progress.stage(stage), progress.task("training", 100) as task:
+                task.skip(50)
+                task.advance(50, l2=0.5)
+                with progress.task("closest partners", 10, "latents") as inner:
+                    inner.advance(10)
+        progress.say("news")
+    lines = re.sub(r"[\d.]+ s$", "T s", capsys.readouterr().err, flags=re.M).splitlines()
+    assert lines == [
+        "stage 1 of 3: training solo, seed 0",
+        "stage 1 of 3: training solo, seed 0: done in T s",
+        "stage 2 of 3: training solo, seed 1",
+        "stage 2 of 3: training solo, seed 1: done in T s",
+        "news",
+    ]
+
+
+def test_a_stage_that_fails_is_not_called_done(capsys):
+    progress = Progress()
+    with pytest.raises(ValueError), progress.run(STAGES), progress.stage(STAGES[0]):
+        raise ValueError
+    assert capsys.readouterr().err == "stage 1 of 3: training solo, seed 0\n"
+    # and what comes after the run is outside it
+    with progress.task("fire", 3) as task:
+        task.advance(3)
+    assert capsys.readouterr().err.startswith("fire: 3 tokens in ")
+
+
+def test_a_silent_one_says_nothing_but_answers(capsys):
+    with SILENT.run(STAGES), SILENT.stage(STAGES[0]), SILENT.task("training", 10) as task:
+        task.advance(10)
+        SILENT.say("news")
+    assert capsys.readouterr().err == ""
+    SILENT.answer("stopping")
+    assert capsys.readouterr().err == "stopping\n"
+
+
+def test_outside_a_run_a_stage_shows_nothing_and_a_task_its_own_line(capsys):
+    progress = Progress()
+    with progress.stage(STAGES[0]), progress.task("fire", 3, "latents") as task:
+        task.advance(3)
+    assert re.fullmatch(r"fire: 3 latents in [\d.]+ s \(.+ latents/s\)\n", capsys.readouterr().err)
+
+
+def test_the_runs_bar_stands_over_that_of_the_stage():
+    now = [0.0]
+    plan = Plan(STAGES, lambda: now[0])
+    bars = StageBars(plan)
+    assert drawn(bars) == []
+    plan.begin(STAGES[0])
+    now[0] = 4.0
+    assert drawn(bars) == ["stage 1 of 3: training solo, seed 0", "4 s so far"]
+    plan.end()
+    plan.begin(STAGES[1])
+    assert drawn(bars) == ["stage 2 of 3: training solo, seed 1 · about 10 s left", "0 s so far · 5 s left"]
+    with bars.step("training", 100, "tokens") as step:
+        step.skipped = 25
+        step.advance(25, {"l2": 0.123456})
+        step.advance(25, {})
+        line = drawn(bars)[1]
+        assert re.fullmatch(r"training, 75% · [\d.]+[kMG]? tokens/s · 5 s left · l2 0.1235", line), line
+        with bars.step("setting thresholds", None, "tokens"):
+            assert drawn(bars)[1] == "setting thresholds · 5 s left"
+    assert bars.steps == []
+
+
+def test_on_a_terminal_bars_come_and_go_and_a_line_of_each_stage_stays(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress()
+    progress._console = Console(file=screen, force_terminal=True, width=100, highlight=False)
+    with progress.run(STAGES):
+        with progress.stage(STAGES[0]), progress.task("training", 10) as task:
+            task.advance(10)
+        with progress.stage(STAGES[1]):
+            progress._shown.plan.begin(STAGES[1])
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert "stage 1 of 3: training solo, seed 0: done in 0.0 s" in text and "training, 100%" not in text.splitlines()[-1]
+
+
+def test_on_a_terminal_a_task_inside_another_shares_its_bars(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    progress = Progress()
+    progress._console = Console(file=screen, force_terminal=True, width=100)
+    with progress.task("comparing SAEs", 2, "pairs") as outer:
+        with progress.task("side effects", 10, "windows") as inner:
+            inner.advance(10)
+            assert inner._bars is outer._bars
+        outer.advance(2)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+    assert re.search(r"comparing SAEs.*100%.*pairs/s", text) and re.search(r"side effects.*100%.*windows/s", text)
+    assert progress._bars is None
