@@ -1,6 +1,8 @@
 """SAEs that are there already, measured into a folder of their own."""
 
 import json
+import os
+import signal
 
 import pytest
 from typer.testing import CliRunner
@@ -9,7 +11,7 @@ import metasae
 from metasae import measuring
 from metasae.cli import app
 from metasae.conclusion import conclude
-from metasae.errors import UserError
+from metasae.errors import Interrupted, UserError
 from metasae.recipe import Recipe
 from metasae.sae.sae import SAE
 from metasae.start import claim
@@ -40,6 +42,27 @@ def test_a_run_measured_again_gives_the_same_numbers(run, tmp_path):
     metasae.measure([run], tmp_path / "again", show=False)
     with pytest.raises(UserError, match="measures made otherwise; choose another --out"):
         metasae.measure([run], tmp_path / "again", overrides={"measure.tokens": 3000}, show=False)
+
+
+def test_ctrl_c_keeps_what_is_measured(run, tmp_path, monkeypatch, capsys):
+    original, measured = measuring.measure_sae, []
+
+    def press(*arguments, **options):
+        measured.append(options["seed"])
+        if len(measured) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(measuring, "measure_sae", press)
+    out, joint = tmp_path / "out", run / "arms" / "joint-s0" / "primary"
+    with pytest.raises(Interrupted, match=r"stopped at once; what is measured is kept in .*out\. Go on with the same command"):
+        metasae.measure([f"one={joint}", f"other={joint}"], out, show=False)
+    assert capsys.readouterr().err == "stopping (measuring); Ctrl-C again to stop now\n"
+    assert [path.parent.name for path in out.rglob("measures.json")] == ["one-s0"]
+    found = metasae.measure([f"one={joint}", f"other={joint}"], out, show=True)
+    assert set(found["arms"]) == {"one", "other"} and len(measured) == 3
+    shown = capsys.readouterr()
+    assert "stage 3 of 5: measuring other, seed 0: done in " in shown.err and f"Report: {out / 'report.html'}\n" in shown.out
 
 
 def test_a_foreign_sae_needs_a_recipe_and_becomes_an_arm(run, tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from metasae import files
-from metasae.conclusion import conclude
-from metasae.errors import UserError
+from metasae.conclusion import conclude, print_conclusion
+from metasae.errors import Interrupted, UserError
 from metasae.interop import load
 from metasae.interop.formats import primary_of
 from metasae.measures.across import is_wanted, measure_across, members_of
@@ -18,9 +18,12 @@ from metasae.memory import keep_freed_memory
 from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.run_lock import alone_on
+from metasae.run_stages import ACROSS, HARVEST, PLANTED, REPORT
 from metasae.sae.sae import SAE
 from metasae.source import Source
+from metasae.stages import Stage
 from metasae.start import check_senses
+from metasae.stop import StopRequest
 
 _NAME = re.compile(r"(?P<arm>[A-Za-z0-9_]+)(-s(?P<seed>\d+))?")
 
@@ -53,6 +56,7 @@ def measure(
     An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
     Raises UserError for a folder without SAE, an SAE of another width than the hook point's, one that was trained on documents that would be
     judged, one trained on another model or hook point than the first where none is asked for, and two SAEs of one name.
+    Interrupted after a signal.
     """
     targets = [target for folder in folders for target in named_targets(str(folder))]
     if not targets:
@@ -65,11 +69,33 @@ def measure(
         if recipe is None and not any(key.split(".")[0] in ("model", "hook") for key in overrides or {}):
             refuse_elsewhere(target, resolved)
     out, progress = Path(out), Progress(show)
-    with alone_on(out, progress):
-        _claim(resolved, out)
-        keep_freed_memory()
-        _measure_all(targets, resolved, out, device, progress)
-        return conclude(out, show)
+    stop = StopRequest(progress.answer, "measuring")
+    try:
+        # what was measured before a signal is kept, so nothing need be waited for
+        with alone_on(out, progress), stop.listening(), stop.at_once(), progress.run(_stages(targets, resolved)):
+            _claim(resolved, out)
+            keep_freed_memory()
+            _measure_all(targets, resolved, out, device, progress)
+            with progress.stage(REPORT):
+                result = conclude(out, show=False)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped at once; what is measured is kept in {out}. Go on with the same command") from None
+    if show:
+        print_conclusion(result)
+    return result
+
+
+def _stages(targets: list[Target], recipe: Recipe) -> list[Stage]:
+    across = [ACROSS] if recipe.measure.across and recipe.measure.keep_firings else []
+    return [_source_stage(recipe), *map(_measuring, targets), *across, REPORT]
+
+
+def _source_stage(recipe: Recipe) -> Stage:
+    return PLANTED if recipe.text.source == "planted" else HARVEST
+
+
+def _measuring(target: Target) -> Stage:
+    return Stage("measure", f"measuring {target.arm}, seed {target.seed}")
 
 
 def named_targets(text: str) -> list[Target]:
@@ -164,17 +190,21 @@ def _claim(recipe: Recipe, out: Path) -> None:
 
 def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, progress: Progress) -> None:
     spec, source = recipe.measure, Source(recipe, out, device, progress)
-    if not source.planted:
-        # before the model reads any text
-        for target in targets:
-            _refuse_width(target, source.host.d, recipe)
-    cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
-    reference = reference_of(cache, spec, source.judge, progress)
+    with progress.stage(_source_stage(recipe)):
+        if not source.planted:
+            # before the model reads any text
+            for target in targets:
+                _refuse_width(target, source.host.d, recipe)
+        cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
+    reference = None
     for target in targets:
-        _measure_one(target, out / "arms" / f"{target.arm}-s{target.seed}", recipe, source, cache, reference, progress)
+        with progress.stage(_measuring(target)):
+            reference = reference_of(cache, spec, source.judge, progress) if reference is None else reference
+            _measure_one(target, out / "arms" / f"{target.arm}-s{target.seed}", recipe, source, cache, reference, progress)
     if is_wanted(spec, progress):
         path = out / "across.json"
-        files.write_json(path, measure_across(members_of(out), files.read_json(path) if path.exists() else None, progress, source.steering))
+        with progress.stage(ACROSS):
+            files.write_json(path, measure_across(members_of(out), files.read_json(path) if path.exists() else None, progress, source.steering))
 
 
 def _refuse_width(target: Target, d: int, recipe: Recipe) -> None:
