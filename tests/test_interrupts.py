@@ -6,8 +6,10 @@ import os
 import shlex
 import signal
 import sqlite3
+import threading
 
 import pytest
+import torch
 
 import metasae
 from metasae.errors import Interrupted
@@ -17,7 +19,7 @@ from metasae.train.trainer import Trainer
 AT_ONCE = {
     "reading text": ("metasae.data.feed", "cut", 40, "reading text and harvesting activations"),
     "harvesting": ("metasae.data.activations", "_run_batch", 3, "reading text and harvesting activations"),
-    "setting thresholds": ("metasae.arm", "calibrate", 1, "training joint, seed 0"),
+    "setting thresholds": ("metasae.arm", "calibrate", 1, "training 2 SAEs"),
     "measuring": ("metasae.measures.suite", "pair_statistics", 1, "measuring joint, seed 0"),
     "comparing": ("metasae.measures.across", "find_splits", 1, "comparing SAEs with each other"),
     "preparing the explorer": ("metasae.explore.latent_rows", "write_latents", 1, "preparing the explorer"),
@@ -111,7 +113,7 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
         if len(steps) == 15:
             os.kill(os.getpid(), signal.SIGINT)
             # answered while the step still goes on
-            assert capsys.readouterr().err == "finishing the step in hand, then saving (training solo, seed 0); Ctrl-C again to stop now\n"
+            assert capsys.readouterr().err == "finishing the step in hand, then saving (training 2 SAEs); Ctrl-C again to stop now\n"
             if signals == 2:
                 os.kill(os.getpid(), signal.SIGINT)
         return original(self, *arguments, **options)
@@ -120,7 +122,7 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
         patch.setattr(Trainer, "primary_step", press)
         with pytest.raises(Interrupted) as stopped:
             metasae.run(recipe, out=run, show=False)
-    assert str(stopped.value).startswith("stopped at step 15; saved." if signals == 1 else "stopped at once (training solo, seed 0);")
+    assert str(stopped.value).startswith("stopped at step 15; saved." if signals == 1 else "stopped at once (training 2 SAEs);")
     assert len(steps) == 15
     metasae.run(run / "recipe.toml", out=run, show=False)
     assert_same(run, whole)
@@ -135,4 +137,36 @@ def test_no_step_is_trained_again_after_a_signal_while_thresholds_are_set(recipe
     original, arms = Trainer.primary_step, []
     monkeypatch.setattr(Trainer, "primary_step", lambda self, *given, **options: arms.append(self.arm) or original(self, *given, **options))
     metasae.run(run / "recipe.toml", out=run, show=False)
-    assert set(arms) == {"joint"}
+    assert set(arms) == {"solo"}
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_arms_in_lanes_are_all_saved_and_end_as_if_undisturbed(signals, recipe, tmp_path, monkeypatch):
+    """Two lanes train at the same time; a signal, which only the main thread gets, stops both at their next step."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        metasae.run(recipe, out=tmp_path / "whole" / "run", show=False)
+        original, names = Trainer.primary_step, set()
+        both = threading.Barrier(2, timeout=30)
+
+        def press(self, *arguments, **options):
+            if self.done.primary == 10:
+                names.add(threading.current_thread().name)
+                if both.wait() == 0:
+                    for _ in range(signals):
+                        os.kill(os.getpid(), signal.SIGINT)
+            return original(self, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "primary_step", press)
+            with pytest.raises(Interrupted, match="Go on with: metasae run"):
+                metasae.run(recipe, out=tmp_path / "cut" / "run", show=False)
+        assert len(names) == 2
+        saved = sorted(path.parent.parent.name for path in (tmp_path / "cut" / "run").glob("arms/*/checkpoints/latest.safetensors"))
+        assert saved == ["joint-s0", "solo-s0"]
+        metasae.run(recipe, out=tmp_path / "cut" / "run", show=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert_same(tmp_path / "cut" / "run", tmp_path / "whole" / "run")

@@ -101,7 +101,7 @@ def test_only_what_is_left_to_do_is_counted(tmp_path):
 
 
 def test_windows_are_one_stage_and_a_planted_world_is_made(tmp_path):
-    assert titles(tmp_path, True, **{"harvest.window_tokens": 100_000})[0] == "harvesting and training window by window"
+    assert titles(tmp_path, True, **{"harvest.window_tokens": 100_000, "harvest.tokens": 0})[0] == "harvesting and training window by window"
     assert run_stages.left(Recipe.load("planted"), tmp_path, False)[0] is run_stages.PLANTED
 
 

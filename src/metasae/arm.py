@@ -18,6 +18,7 @@ from metasae.data.rolling import CountedOn, Window
 from metasae.errors import UserError
 from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.parallel import checkpoint
+from metasae.parallel.lanes import on_one_core
 from metasae.parallel.ranks import ALONE, Ranks
 from metasae.parallel.tokens import batches_of
 from metasae.parallel.trainer import trainer_of
@@ -28,6 +29,8 @@ from metasae.source import Source
 from metasae.stop import StopRequest
 from metasae.train.loop import train
 
+# Pre-activations of a batch. One core does such a step nearly as fast as two, which wait for each other at every small product.
+SMALL_STEP = 1 << 21
 # Rows for the mean that b_dec starts from where inputs are normalised per token.
 _MEAN_ROWS = 65_536
 
@@ -88,6 +91,17 @@ def train_arm(
     training split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
     Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
     """
+    with on_one_core() if trains_on_one_core(recipe, device) else nullcontext():
+        return _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn)
+
+
+def trains_on_one_core(recipe: Recipe, device: str) -> bool:
+    """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that arms agree to the bit."""
+    return device == "cpu" and recipe.train.batch * recipe.sae.n <= SMALL_STEP
+
+
+def _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn) -> float:
+    """`train_arm`, on as many cores as torch may use now."""
     turn = turn or Turn(cache.split("train"), cache.split("train"))
     scale = input_scale(turn.scaled_by, recipe.sae.normalize)
     trainer = trainer_of(recipe, arm, seed, initial_b_dec(turn.split, scale, recipe), device, ranks)

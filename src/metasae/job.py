@@ -8,6 +8,7 @@ import platform
 import shlex
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,15 +20,16 @@ import torch
 
 import metasae
 from metasae import files, run_stages, start
-from metasae.arm import is_trained, measure_arm, train_arm
+from metasae.arm import is_trained, measure_arm, train_arm, trains_on_one_core
 from metasae.conclusion import conclude, print_conclusion, print_next_steps
 from metasae.data.cache import ActivationCache, is_held, open_cache
 from metasae.data.planted_cache import PlantedCache
 from metasae.doctor.fit import refuse_what_cannot_fit
 from metasae.errors import Interrupted
 from metasae.memory import keep_freed_memory
+from metasae.parallel.lanes import side_by_side
 from metasae.parallel.ranks import ALONE, Ranks, joined
-from metasae.progress import Progress
+from metasae.progress import Progress, SharedTask
 from metasae.recipe import Recipe
 from metasae.run_lock import first_alone_on
 from metasae.source import Source
@@ -92,6 +94,8 @@ class _Job:
         self.source = Source(recipe, folder, device, progress, ranks)
         self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
+        # arms that are trained side by side end side by side
+        self._noting = threading.Lock()
         self._read_state()
 
     def _read_state(self) -> None:
@@ -104,7 +108,7 @@ class _Job:
     def stages(self) -> list[Stage]:
         """Those that are left to do."""
         harvested = self._is_harvested() or self._is_measured()
-        return run_stages.left(self.recipe, self.folder, harvested)
+        return run_stages.left(self.recipe, self.folder, harvested, self._in_lanes)
 
     def go(self) -> dict:
         """Does what is not done yet; returns what `metasae.conclusion.conclude` does, on the first rank."""
@@ -193,25 +197,43 @@ class _Job:
 
     def _train_all(self, cache: ActivationCache | PlantedCache, arms: list[tuple[str, int]]) -> None:
         if not self.recipe.harvest.window_tokens:
+            left = [each for each in arms if not self.ranks.agreed(is_trained(self._arm(*each)))]
             for arm, seed in arms:
-                self._train(cache, arm, seed)
+                if (arm, seed) not in left and self.ranks.first:
+                    # a signal that came between the SAE and the end of its stage leaves them
+                    shutil.rmtree(self._arm(arm, seed) / "checkpoints", ignore_errors=True)
+            if len(left) > 1 and self._in_lanes:
+                self._train_side_by_side(cache, left)
+            else:
+                for arm, seed in left:
+                    with self._stage(run_stages.training([(arm, seed)]), at_once=False):
+                        self._train(cache, arm, seed, self.progress)
         elif not self.ranks.agreed(all(is_trained(self._arm(*each)) for each in arms)):
             from metasae.windows import train_by_windows
 
             with self._stage(run_stages.WINDOWS, at_once=False):
                 train_by_windows(self.recipe, self.source, cache, arms, self._arm, self._done, self.device, self.progress, self.stop, self.ranks)
 
-    def _train(self, cache: ActivationCache | PlantedCache, arm: str, seed: int) -> None:
-        folder, stage = self._arm(arm, seed), run_stages.training(arm, seed)
-        if self.ranks.agreed(is_trained(folder)):
-            if self.ranks.first:
-                # a signal that came between the SAE and the end of its stage leaves them
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            return
+    @property
+    def _in_lanes(self) -> bool:
+        """Whether arms are trained side by side."""
+        return self.ranks.size == 1 and trains_on_one_core(self.recipe, self.device)
+
+    def _train_side_by_side(self, cache: ActivationCache | PlantedCache, arms: list[tuple[str, int]]) -> None:
+        """Small SAEs, each on a core of its own; those with a meta SAE, which take longer, begin first."""
+        arms = sorted(arms, key=lambda each: each[0] == "solo")
+        total = len(arms) * self.recipe.train.tokens
+        with (
+            self._stage(run_stages.training(arms), at_once=False),
+            self.progress.task("training", total) as task,
+        ):
+            shared = SharedTask(task)
+            side_by_side(lambda each: self._train(cache, *each, shared), arms)
+
+    def _train(self, cache: ActivationCache | PlantedCache, arm: str, seed: int, progress: Progress | SharedTask) -> None:
         start = time.perf_counter()
-        with self._stage(stage, at_once=False):
-            train_arm(self.recipe, self.source, cache, arm, seed, folder, self.device, self.progress, "training", self.stop, self.ranks)
-            self._done(f"train {arm}-s{seed}", start)
+        train_arm(self.recipe, self.source, cache, arm, seed, self._arm(arm, seed), self.device, progress, "training", self.stop, self.ranks)
+        self._done(f"train {arm}-s{seed}", start)
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
         folder = self._arm(arm, seed)
@@ -254,11 +276,12 @@ class _Job:
         return self.folder / "arms" / f"{arm}-s{seed}"
 
     def _done(self, stage: str, start: float, **facts: Any) -> None:
-        self.state["stages"][stage] = {"state": "done", "seconds": round(time.perf_counter() - start, 2), **facts}
-        if "fingerprint" in facts:
-            self.state["data_fingerprint"] = facts["fingerprint"]
-        if self.ranks.first:
-            files.write_json(self.folder / "run.json", self.state)
+        with self._noting:
+            self.state["stages"][stage] = {"state": "done", "seconds": round(time.perf_counter() - start, 2), **facts}
+            if "fingerprint" in facts:
+                self.state["data_fingerprint"] = facts["fingerprint"]
+            if self.ranks.first:
+                files.write_json(self.folder / "run.json", self.state)
 
 
 def _command(folder: Path, device: str, ranks: Ranks) -> str:

@@ -1,6 +1,7 @@
 """Progress on stderr: a bar per task, or of a run two bars, the run's over that of its current stage; plain lines where nobody watches."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,26 @@ class Progress:
 
 
 SILENT = Progress(enabled=False)
+
+
+class SharedTask:
+    """A task that several lanes move forward together. To each of them it is a `Progress` that has this one task."""
+
+    def __init__(self, task: Task):
+        self._task, self._lock = task, threading.Lock()
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator["SharedTask"]:
+        yield self
+
+    def skip(self, amount: int) -> None:
+        with self._lock:
+            self._task.skip(amount)
+
+    def advance(self, amount: int, **live: float) -> None:
+        """The lanes' own numbers say nothing of the whole and are left out."""
+        with self._lock:
+            self._task.advance(amount)
 
 
 def _bars(console: Console) -> Bars:

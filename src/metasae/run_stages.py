@@ -1,5 +1,6 @@
 """The stages of a run in plain words, and which of them a run folder still lacks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from metasae.recipe import Recipe
@@ -15,8 +16,12 @@ REPORT = Stage("report", "writing the report")
 _TWINS = ("control", "sequential")
 
 
-def training(arm: str, seed: int) -> Stage:
-    return Stage("train", f"training {arm}, seed {seed}", whole=True)
+def training(arms: Sequence[tuple[str, int]]) -> Stage:
+    """One SAE, or several side by side."""
+    if len(arms) == 1:
+        ((arm, seed),) = arms
+        return Stage("train", f"training {arm}, seed {seed}", whole=True)
+    return Stage("train", f"training {len(arms)} SAEs", whole=True)
 
 
 def measuring(arm: str, seed: int, arms: tuple[str, ...]) -> Stage:
@@ -25,8 +30,11 @@ def measuring(arm: str, seed: int, arms: tuple[str, ...]) -> Stage:
     return Stage("take over" if takes_over else "measure", f"measuring {arm}, seed {seed}", quick=takes_over)
 
 
-def left(recipe: Recipe, folder: Path, harvested: bool) -> list[Stage]:
-    """What a run of the recipe into the folder has still to do. harvested: whether the activations are there."""
+def left(recipe: Recipe, folder: Path, harvested: bool, in_lanes: bool = False) -> list[Stage]:
+    """What a run of the recipe into the folder has still to do.
+
+    harvested: whether the activations are there. in_lanes: whether all arms are trained in one stage.
+    """
     spec, stages = recipe.measure, []
     places = {(arm, seed): folder / "arms" / f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms}
     unmeasured = [(arm, seed) for (arm, seed), place in places.items() if not (place / "measures.json").exists()]
@@ -36,7 +44,8 @@ def left(recipe: Recipe, folder: Path, harvested: bool) -> list[Stage]:
     elif not harvested:
         stages.append(HARVEST)
     if unmeasured and untrained:
-        stages += [WINDOWS] if recipe.harvest.window_tokens else [training(arm, seed) for arm, seed in untrained]
+        together = [untrained] if in_lanes else [[each] for each in untrained]
+        stages += [WINDOWS] if recipe.harvest.window_tokens else [training(arms) for arms in together]
     stages += [measuring(arm, seed, recipe.arms) for arm, seed in unmeasured]
     if spec.across and spec.keep_firings:
         stages.append(ACROSS)

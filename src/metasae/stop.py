@@ -52,7 +52,13 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While inside, a signal raises KeyboardInterrupt, as does one that came before."""
+        """While inside, a signal raises KeyboardInterrupt, as does one that came before. In a lane only one that came before does."""
+        if threading.current_thread() is not threading.main_thread():
+            # signals go to the main thread, which waits for all lanes
+            if self.asked:
+                raise KeyboardInterrupt
+            yield
+            return
         before = self._at_once
         try:
             self._at_once = True

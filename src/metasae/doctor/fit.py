@@ -151,12 +151,12 @@ def _relieve(recipe: Recipe, resource: str, needs_of: Callable[[Recipe], Needs],
 
 def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, list]]:
     """Key -> the values it may be set to, gentlest first; the key that changes least about the run comes first."""
-    tokens, harvest, batch, n = recipe.train.tokens, recipe.harvest, recipe.train.batch, recipe.sae.n
+    cached, harvest, batch, n = recipe.split_tokens["train"], recipe.harvest, recipe.train.batch, recipe.sae.n
     if resource.startswith("disk"):
         on_cache = [
             ("harvest.dtype", ["bf16"] if harvest.dtype == "fp32" else []),
             ("harvest.window_tokens", list(_windows(recipe))),
-            ("train.tokens", list(_down(tokens, _LEAST_STEPS * batch, significant=True))),
+            ("harvest.tokens" if harvest.tokens else "train.tokens", list(_down(cached, _LEAST_STEPS * batch, significant=True))),
             ("measure.tokens", list(_down(recipe.measure.tokens, 10_000, significant=True))),
         ]
         on_run = [("measure.keep_firings", [False] if recipe.measure.keep_firings else [])]
@@ -173,7 +173,8 @@ def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, li
 
 def _windows(recipe: Recipe) -> Iterator[int]:
     """Windows of activations, the widest first; none where they are in use or do not go with the recipe."""
-    if not (recipe.harvest.window_tokens or recipe.hook.also or is_planted(recipe)):
+    harvest = recipe.harvest
+    if not (harvest.window_tokens or harvest.tokens or recipe.hook.also or is_planted(recipe)):
         yield from _down(recipe.train.tokens, _LEAST_WINDOW * recipe.train.batch, significant=True)
 
 
