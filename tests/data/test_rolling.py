@@ -1,3 +1,6 @@
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +82,31 @@ def test_another_process_goes_on_where_one_was_stopped(rolling, host, stories, t
         window, split = resumed.window(number)
         assert window == undisturbed[number][0]
         assert torch.equal(split.rows(torch.arange(len(split))), undisturbed[number][4])
+
+
+def test_closing_ends_what_is_harvested_ahead_behind_its_pool(rolling, host, stories, tmp_path, monkeypatch):
+    undisturbed = taken(rolling, 1)
+    closed = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "closed", documents=stories)
+    pools, run_pool = [], module.run_pool
+    monkeypatch.setattr(closed, "host", SimpleNamespace(**{name: getattr(host, name) for name in ("d", "name", "tokenizer", "frame", "pad_id")}))
+    closed.host.device = torch.device("cuda")
+
+    def until_closed(hosts, *rest):
+        pools.append(rest)
+        while not closed._closing:
+            time.sleep(0.001)
+        run_pool([host], *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "run_pool", until_closed)
+        closed.ahead(0)
+        while not pools:
+            time.sleep(0.001)
+        closed.close()
+    assert len(pools) == 1 and isinstance(closed._ahead.exception(), KeyboardInterrupt)
+    window, split = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "closed", documents=stories).window(0)
+    assert window == undisturbed[0][0]
+    assert torch.equal(split.rows(torch.arange(len(split))), undisturbed[0][4])
 
 
 def test_where_the_text_ends_it_is_read_again(host, stories, tmp_path):

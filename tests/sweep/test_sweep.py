@@ -1,7 +1,9 @@
 """Whole sweeps on a planted world: what is trained once, what is skipped, what fails and goes on, and what is told."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -163,6 +165,24 @@ def test_a_sweep_that_was_moved_goes_on(tmp_path, monkeypatch):
     assert without_machine(tiny(tmp_path / "elsewhere/after", grid, seeds=1)) == without_machine(whole)
     assert contents(tmp_path / "elsewhere/after") == contents(tmp_path / "whole")
     assert all(path.resolve().is_relative_to(tmp_path / "elsewhere") for path in (tmp_path / "elsewhere/after/cells").glob("*/arms/*"))
+
+
+def test_ctrl_c_stops_measuring_at_once_and_keeps_what_is_measured(tmp_path, monkeypatch, capsys):
+    real, measured = worker_module.measure_arm, []
+
+    def press(*arguments):
+        measured.append(arguments)
+        if len(measured) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(worker_module, "measure_arm", press)
+    grid = {"train.lambda2": [0.3]}
+    with pytest.raises(Interrupted, match=r"stopped at once \(measuring .*\); what is done is kept\. Go on with the same command"):
+        tiny(tmp_path / "a", grid, seeds=1)
+    assert capsys.readouterr().err.startswith("stopping (measuring ") and len(measured) == 2
+    assert tiny(tmp_path / "a", grid, seeds=1)["cells"][0]["state"] == "done"
+    assert not list((tmp_path / "a").rglob("failed.json"))
 
 
 def test_a_cell_whose_loss_is_no_number_says_so_and_the_sweep_goes_on(done, tmp_path):

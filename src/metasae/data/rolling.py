@@ -76,6 +76,7 @@ class RollingHarvest:
         self._place: Cursor | None = None
         self._thread = ThreadPoolExecutor(1, "metasae-windows")
         self._ahead: Future | None = None
+        self._closing = False
 
     def window(self, number: int) -> tuple[Window, Split]:
         """Window `number` and its activations, harvested where it is not on the disk. Those before it have been asked for once.
@@ -103,7 +104,8 @@ class RollingHarvest:
         shutil.rmtree(self.folder_of(number), ignore_errors=True)
 
     def close(self) -> None:
-        """Waits for what goes on in the background, and ends it."""
+        """Ends what goes on in the background, behind the pool of text that it is at."""
+        self._closing = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def folder_of(self, number: int) -> Path:
@@ -137,6 +139,9 @@ class RollingHarvest:
             task.skip(min(size(), self.spec.window_tokens))
             try:
                 while size() < self.spec.window_tokens:
+                    if self._closing:
+                        # as a signal does in the main thread, so that a later process goes on from here
+                        raise KeyboardInterrupt
                     pool, behind = self._next_pool(cursor)
                     if pool is None:
                         return cursor, True
