@@ -168,7 +168,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    assert "Report: " in capsys.readouterr().out.replace("\n", " ")
+    printed = capsys.readouterr().out
+    assert f"Report: {cut / 'report.html'}\n" in printed and "mean |phi|" in printed
+    assert shlex.join(["metasae", "explore", str(cut)]) in printed
     metasae.run(values, out=whole, show=False)
     assert_same_run(whole, cut)
 
@@ -250,6 +252,14 @@ def test_a_damaged_recipe_in_the_run_folder_is_named(recipe, tmp_path):
     (tmp_path / "a/run.json").write_text("{}")
     with pytest.raises(UserError, match=r"recipe.toml is not valid TOML"):
         metasae.run(values, out=tmp_path / "a", show=False)
+
+
+def test_the_end_of_a_run_says_where_it_is_and_what_comes_next(capsys):
+    job.print_next_steps(Path("my runs/a"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 5 and lines[0].startswith("Everything else is in my runs/a: ")
+    assert lines[1] == "Look at single latents: metasae explore 'my runs/a'"
+    assert "docs/text.md" in lines[2] and lines[3] == "then metasae run mine.toml"
 
 
 def test_the_command_to_go_on_can_be_pasted_into_a_shell():

@@ -83,14 +83,18 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
         raise Interrupted(f"{error}. Go on with: {_command(folder, device, ranks)}") from None
     except KeyboardInterrupt:
         # all but training stops so, and training at a second Ctrl-C
-        raise Interrupted(f"stopped at once ({stop.doing}); what is finished is kept. Go on with: {_command(folder, device, ranks)}") from None
+        kept = f"stopped at once ({stop.doing}); what is finished is kept"
+        raise Interrupted(f"{kept}. Go on with: {_command(folder, device, ranks)}") from None
 
 
 class _Job:
     """One pass over the stages of a run folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, stop: StopRequest, ranks: Ranks = ALONE):
-        self.recipe, self.folder, self.device, self.progress, self.stop, self.ranks = recipe, folder, device, progress, stop, ranks
+    def __init__(
+        self, recipe: Recipe, folder: Path, device: str, progress: Progress, stop: StopRequest, ranks: Ranks = ALONE
+    ):
+        self.recipe, self.folder, self.device = recipe, folder, device
+        self.progress, self.stop, self.ranks = progress, stop, ranks
         self.source = Source(recipe, folder, device, progress, ranks)
         self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
@@ -132,7 +136,7 @@ class _Job:
 
     @contextmanager
     def _stage(self, stage: Stage, at_once: bool = True) -> Iterator[None]:
-        """Shows a stage. at_once: a signal stops it right away, as nothing but its own unfinished file is lost by that."""
+        """Shows a stage. at_once: a signal stops it right away, as only its own unfinished file is lost by that."""
         self.stop.doing = stage.title
         with self.progress.stage(stage), self.stop.at_once() if at_once else nullcontext():
             yield
@@ -212,7 +216,10 @@ class _Job:
             from metasae.windows import train_by_windows
 
             with self._stage(run_stages.WINDOWS, at_once=False):
-                train_by_windows(self.recipe, self.source, cache, arms, self._arm, self._done, self.device, self.progress, self.stop, self.ranks)
+                train_by_windows(
+                    self.recipe, self.source, cache, arms, self._arm, self._done,
+                    self.device, self.progress, self.stop, self.ranks,
+                )  # fmt: skip
 
     @property
     def _in_lanes(self) -> bool:
@@ -242,7 +249,9 @@ class _Job:
         start = time.perf_counter()
         twins = {f"{other}-s{seed}": self._arm(other, seed) for other in self.recipe.arms}
         with self._stage(run_stages.measuring(arm, seed, self.recipe.arms)):
-            self._reference = measure_arm(self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress, self.ranks)
+            self._reference = measure_arm(
+                self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress, self.ranks
+            )
             self._done(f"measure {arm}-s{seed}", start)
 
     def _across(self) -> None:

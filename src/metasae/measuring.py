@@ -204,7 +204,8 @@ def _measure_all(targets: list[Target], recipe: Recipe, out: Path, device: str, 
     if is_wanted(spec, progress):
         path = out / "across.json"
         with progress.stage(ACROSS):
-            files.write_json(path, measure_across(members_of(out), files.read_json(path) if path.exists() else None, progress, source.steering))
+            known = files.read_json(path) if path.exists() else None
+            files.write_json(path, measure_across(members_of(out), known, progress, source.steering))
 
 
 def _refuse_width(target: Target, d: int, recipe: Recipe) -> None:

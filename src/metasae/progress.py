@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar per task, or of a run two bars, the run's over that of its current stage; plain lines where nobody watches."""
+"""Progress on stderr: a bar per task; of a run two bars, its own over its stage's; plain lines where nobody watches."""
 
 import sys
 import threading
@@ -102,7 +102,8 @@ class Progress:
             task = Task(None, None)
             yield task
             seconds = time.perf_counter() - task._start
-            self.say(f"{name}: {task._done:,} {unit} in {seconds:.1f} s ({short(task._done / max(seconds, 1e-9))} {unit}/s)")
+            rate = short(task._done / max(seconds, 1e-9))
+            self.say(f"{name}: {task._done:,} {unit} in {seconds:.1f} s ({rate} {unit}/s)")
         elif self._bars is not None:
             # inside another task, under whose bar it stands
             yield Task(self._bars, _bar(self._bars, name, total, unit))

@@ -66,7 +66,8 @@ class StageBars:
         if stage is not None:
             pace = steps[0].pace if stage.whole and steps else None
             share = self.plan.share(pace)
-            rows.add_row(_bar((self.plan.number - 1 + (share or 0.0)) / self.plan.total), Text(self._run_in_words(stage, pace)))
+            done = self.plan.number - 1 + (share or 0.0)
+            rows.add_row(_bar(done / self.plan.total), Text(self._run_in_words(stage, pace)))
             rows.add_row(_bar(share), Text(self._stage_in_words(steps, pace)))
         return rows
 

@@ -10,9 +10,9 @@ _SHARE, _SECONDS = 0.05, 2.0
 
 @dataclass(frozen=True)
 class Stage:
-    """title: what is done, in plain words. kind: stages of one kind take about the same time. quick: it takes next to none.
+    """title: what is done, in plain words. kind: stages of one kind take about the same time.
 
-    whole: its first task is the whole stage, so that the task's share is the stage's.
+    quick: it takes next to no time. whole: its first task is the whole stage, so that the task's share is the stage's.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Pace:
 
 
 class Plan:
-    """Stages in the order in which they come. The caller begins and ends them, and says at what pace the current one goes.
+    """Stages in the order in which they come. The caller begins and ends them and says at what pace one goes.
 
     pace, below: of the stage's task, where that task is the whole stage.
     """
@@ -90,7 +90,7 @@ class Plan:
         return None if known is None else max(known - self.elapsed, 0.0)
 
     def run_left(self, pace: Pace | None) -> tuple[float, bool] | None:
-        """(seconds until the last stage ends, whether that is all of them: else of the stages that something is known of)."""
+        """(seconds until the last stage ends, whether that is all of them: else of the stages that are known)."""
         length = pace.length if pace is not None else None
         left = [self.stage_left(pace)]
         for later in self.stages[self.number :]:

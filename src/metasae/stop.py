@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A first signal, to which one line on stderr is the answer. A second one acts as if nobody listened.
 
-    What loses nothing but its own unfinished file runs inside `at_once`, where the first signal already raises KeyboardInterrupt.
+    What loses only its own unfinished file runs inside `at_once`, where the first signal raises KeyboardInterrupt.
     All else looks at `asked` where it can stop, and saves what it has.
 
     say: prints the answer; None keeps quiet. doing: what goes on, as the answer calls it.
@@ -25,7 +25,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Takes the two signals while inside, but for one that this process was started to ignore. Only a main thread is sent any."""
+        """Takes both signals while inside, but for one that this process ignores. Only a main thread is sent any."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -76,5 +76,5 @@ class StopRequest:
         try:
             self._say(line)
         except RuntimeError:
-            # the signal came while this thread was writing to stderr, which does not take a line in the middle of another
+            # the signal came while this thread wrote to stderr, which takes no line in the middle of another
             os.write(sys.__stderr__.fileno(), f"\n{line}\n".encode())
