@@ -51,10 +51,10 @@ def test_a_recipe_is_not_changed_by_hand():
 
 @pytest.mark.parametrize("name", names())
 def test_every_shipped_recipe_loads_and_says_what_it_is(name):
-    """`local` is the one whose model its user names; a planted world needs none."""
+    """Of `local` and `tiny-gpt2` the user names the model; a planted world needs none."""
     recipe = Recipe.load(name)
     assert recipe.description and recipe.arms[0] == "solo"
-    assert bool(recipe.model.source) == (name != "local" and recipe.text.source != "planted")
+    assert bool(recipe.model.source) == (name not in ("local", "tiny-gpt2") and recipe.text.source != "planted")
 
 
 def test_a_recipe_without_a_model_says_how_to_name_one(tmp_path):
@@ -78,3 +78,23 @@ def test_fewer_cached_tokens_are_read_again_but_never_more_cached_than_trained_o
     assert (tokens(), tokens(tokens=1000), tokens(tokens=9000)) == (3000, 1000, 3000)
     with pytest.raises(UserError, match=r"harvest\.tokens cannot be read again"):
         tokens(tokens=1000, window_tokens=500)
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("lambda2", "unknown key 'lambda2'; did you mean 'train.lambda2'?"),
+        ("n", "unknown key 'n'; did you mean 'sae.n' or 'meta.n'?"),
+        ("trian", "unknown key 'trian'; did you mean 'train'?"),
+        ("sae.lambda2", "unknown key 'sae.lambda2'"),
+    ],
+)
+def test_a_key_without_its_table_is_told_the_tables_that_have_it(key, words):
+    with pytest.raises(UserError) as caught:
+        Recipe.load("demo", {key: 1})
+    assert str(caught.value).startswith(words)
+
+
+def test_no_shipped_recipe_names_a_place_that_only_its_maker_has():
+    for name in names():
+        recipe = Recipe.load(name)
+        assert not recipe.model.path or recipe.model.path.startswith("package:"), name
+        assert not recipe.text.source.startswith((".", "/", "~")), name

@@ -1,4 +1,4 @@
-"""The one exception that reaches a user, and the nearest right name for a wrong one."""
+"""The one exception that reaches a user, the nearest right name for a wrong one, and how what is missing is installed."""
 
 import difflib
 from collections.abc import Iterable
@@ -18,6 +18,11 @@ class Interrupted(UserError):
     """The run was stopped by a signal after its state was saved; the message says how to go on."""
 
     exit_code = 130
+
+
+def install_hint(extra: str) -> str:
+    """How an extra of pyproject.toml is installed. metasae is on no package index, so pip is given the clone."""
+    return f"pip install -e '.[{extra}]' in the clone of metasae"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

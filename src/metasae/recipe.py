@@ -348,6 +348,13 @@ def _with(values: dict, keys: list[str], value: Any) -> dict:
     return {**values, head: _with(values.get(head, {}), rest, value) if rest else value}
 
 
+def _within_tables(where: list[str]) -> str:
+    """A hint for a key that was given without its table: `; did you mean 'sae.n' or 'meta.n'?`. Nothing where no table has such a key."""
+    tables = {name: field.annotation for name, field in Recipe.model_fields.items() if len(where) == 1}
+    names = [f"'{name}.{where[0]}'" for name, table in tables.items() if where[0] in getattr(table, "model_fields", {})]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
 def _one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"]]
@@ -356,7 +363,8 @@ def _one_line(error: ValidationError) -> str:
         for part in where[:-1]:
             table = table.model_fields[part].annotation
         prefix = "".join(part + "." for part in where[:-1])
-        return f"unknown key '{'.'.join(where)}'{nearest(prefix + where[-1], [prefix + key for key in table.model_fields])}"
+        options = [prefix + key for key in table.model_fields]
+        return f"unknown key '{'.'.join(where)}'{_within_tables(where) or nearest(prefix + where[-1], options)}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], (dict, BaseModel)) else f" (given: {first['input']!r})"
     hint = ""

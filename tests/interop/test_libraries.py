@@ -31,7 +31,7 @@ def test_the_equations_of_the_matrix_are_those_of_the_library(tmp_path, format, 
 
 @pytest.fixture(scope="module")
 def saelens():
-    return pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'metasae[saelens]'")
+    return pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install -e '.[saelens]'")
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])

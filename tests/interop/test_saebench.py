@@ -199,7 +199,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def bench_module():
-    pytest.importorskip("sae_bench", reason="sae-bench is not installed: pip install 'metasae[saebench]'")
+    pytest.importorskip("sae_bench", reason="sae-bench is not installed: pip install -e '.[saebench]'")
     return lambda name: importlib.import_module(f"sae_bench.{name}")
 
 

@@ -148,7 +148,7 @@ def test_a_provider_moves_forward_only():
 
 def store_of(prompts):
     """SAELens's store of activations, over a random GPT and tokens in memory."""
-    sae_lens = pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'metasae[saelens]'")
+    sae_lens = pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install -e '.[saelens]'")
     from datasets import Dataset
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 

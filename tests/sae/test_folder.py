@@ -294,7 +294,7 @@ def test_a_folder_written_by_saelens_with_half_precision_and_without_k_loads(tmp
 
 @pytest.fixture(scope="module")
 def saelens():
-    return pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'metasae[saelens]'")
+    return pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install -e '.[saelens]'")
 
 
 def in_saelens(saelens, folder, dtype=None):

@@ -121,7 +121,7 @@ def test_token_eps_undoes_with_the_eps_that_it_divides_by(tmp_path):
 
 
 def test_saelens_computes_the_same(tmp_path):
-    saelens = pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install 'metasae[saelens]'")
+    saelens = pytest.importorskip("sae_lens", reason="sae-lens is not installed: pip install -e '.[saelens]'")
     for normalize in ("none", "token"):
         sae, x = sae_of(normalize=normalize), inputs()
         sae.save(tmp_path / normalize)

@@ -38,7 +38,7 @@ def test_triton_without_a_gpu_is_refused(monkeypatch):
 
 def test_triton_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr(presence.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install 'metasae\\[gpu-kernels\\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[gpu-kernels\]'"):
         kernels("triton")
     assert kernels("auto", torch.device("cuda")) is fast
 

@@ -1,15 +1,38 @@
 """The command line: one verb per job, no logic. Rooms are imported when a verb runs, so `--help` is quick.
 
 `runs.py`: training, measuring, comparing, sweeping. `latents.py`: looking at latents. `exchange.py`: other libraries and the hub.
+What can be refused without torch is refused before it is imported, which takes seconds: a verb calls its room's checks first.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
+from metasae import __version__
 from metasae.errors import UserError
 
+# Typer takes click from outside or carries its own, by version; either way this is the parent of what it raises for wrong arguments.
+UsageError = typer.BadParameter.__bases__[0]
+
+
+class Verbs(TyperGroup):
+    """The verbs; a wrong one, a wrong option and a missing argument are one line each."""
+
+    def make_context(self, *arguments, **options):
+        with _in_one_line():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx):
+        with _in_one_line():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Train sparse autoencoders whose latents are meant to be atomic, and measure whether they are.",
     no_args_is_help=True,
     add_completion=False,
@@ -26,6 +49,31 @@ def main() -> None:
         if not error.printed:
             print(f"metasae: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        words = " ".join(error.format_message().split()).rstrip(".")
+        verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
+        raise UserError(f"{words}; see metasae {f'{verb} ' if verb else ''}--help") from None
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"metasae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    pass
 
 
 # each adds its verbs to the app, in the order in which --help lists them

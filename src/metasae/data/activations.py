@@ -27,7 +27,7 @@ from metasae.data.host import Host, activations_at
 from metasae.data.lock import locked
 from metasae.data.prefetch import Prefetch
 from metasae.data.windows import Window, pad
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 from metasae.parallel.ranks import ALONE, Ranks
 from metasae.progress import SILENT, Progress
 
@@ -339,7 +339,7 @@ def _differences(held: dict, asked: dict, prefix: str = "") -> Iterator[str]:
 def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:
     for split, count in feed.wanted.items():
         if split != "train" and feed.found[split] < count:
-            cure = "pip install 'metasae[demo]' brings more documentation, or use a file" if text.source == "docs" else "use a longer text"
+            cure = f"{install_hint('demo')} brings more documentation, or use a file" if text.source == "docs" else "use a longer text"
             what = f"text.source '{text.source}' gives {feed.found[split]:,} {split} tokens of the {count:,} asked for"
             raise UserError(f"{what}; {cure}, raise text.{split}_share, or ask for fewer")
     if not feed.found.get("train", 1):

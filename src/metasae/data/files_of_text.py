@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metasae.data.columns import column_of
 from metasae.data.hub import reason
-from metasae.errors import UserError, nearest
+from metasae.errors import UserError, install_hint, nearest
 from metasae.recipe import Text
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -129,7 +129,7 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError("reading .parquet needs pyarrow: pip install 'metasae[datasets]'") from None
+        raise UserError(f"reading .parquet needs pyarrow: {install_hint('datasets')}") from None
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
@@ -146,7 +146,7 @@ def _read_saved(path: Path, text: Text) -> Iterator[str]:
     try:
         import datasets
     except ImportError:
-        raise UserError("reading a saved dataset needs the datasets library: pip install 'metasae[datasets]'") from None
+        raise UserError(f"reading a saved dataset needs the datasets library: {install_hint('datasets')}") from None
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

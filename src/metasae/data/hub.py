@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 
 from metasae.data.columns import column_of
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 from metasae.recipe import Text
 
 _SECONDS = 5.0
@@ -20,7 +20,7 @@ def stream(text: Text) -> Iterator[str]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"text.source '{text.source}' is no local file, and a dataset needs: pip install 'metasae[datasets]'") from None
+        raise UserError(f"text.source '{text.source}' is no local file, and a dataset needs: {install_hint('datasets')}") from None
     if why := unreachable():
         raise UserError(f"the dataset '{text.source}' cannot be had: {why}; use text.source=docs or a local file")
     label = f"the dataset '{text.source}'"

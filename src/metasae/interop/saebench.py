@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metasae import files
-from metasae.errors import UserError, nearest
+from metasae.errors import UserError, install_hint, nearest
 from metasae.interop.formats import load
 from metasae.interop.parts import assemble, has_unit_rows, norms_into_encoder, parts_of
 from metasae.sae.sae import SAE, Codes
@@ -149,7 +149,7 @@ def evaluate(
         if each not in EVALS:
             raise UserError(f"unknown evaluation '{each}'{nearest(each, EVALS)}")
     if util.find_spec("sae_bench") is None:
-        raise UserError("SAEBench is not installed: pip install 'metasae[saebench]'")
+        raise UserError(f"SAEBench is not installed: {install_hint('saebench')}")
     bench = sae if isinstance(sae, BenchSAE) else _rows_of(sae) if set(evals) <= set(WEIGHTS_ONLY) else adapt(sae)
     # a copy for each, as SAEBench casts the SAE it is given
     bench, out, found = deepcopy(bench).to(device), Path(out), {}

@@ -157,7 +157,7 @@ def _optuna():
     try:
         import optuna
     except ImportError:
-        raise UserError("sweeps keep their trials with Optuna; pip install 'metasae[sweep]'") from None
+        raise UserError("sweeps keep their trials with Optuna, which is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 
 
 class TensorBoard:
@@ -13,7 +13,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("tracking with TensorBoard needs its package: pip install 'metasae[tracking]'") from None
+            raise UserError(f"tracking with TensorBoard needs its package: {install_hint('tracking')}") from None
         self._place, self._new, self._writers = folder / "tensorboard", SummaryWriter, {}
 
     def last(self, name: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli
 
 from metasae import files
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 
 PROJECT = "metasae"
 # SAE -> its run there, so that a later call goes on with the same one
@@ -21,7 +21,7 @@ class WandB:
         try:
             import wandb
         except ImportError:
-            raise UserError("tracking with Weights & Biases needs its package: pip install 'metasae[tracking]'") from None
+            raise UserError(f"tracking with Weights & Biases needs its package: {install_hint('tracking')}") from None
         self._wandb, self._folder, self._project = wandb, folder, project or os.environ.get("WANDB_PROJECT") or PROJECT
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
             raise UserError("Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, or keep it on this machine with WANDB_MODE=offline")

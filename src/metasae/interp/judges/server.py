@@ -7,7 +7,7 @@ It is cut out of every message and reply.
 import os
 from urllib.parse import urlsplit
 
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 from metasae.interp.asking import Temporary
 from metasae.interp.replies import Ask, Reply
 
@@ -120,7 +120,7 @@ def _client_library():
     try:
         import openai
     except ImportError:
-        raise UserError("a judge on a server needs the openai package: pip install 'metasae[interp]'") from None
+        raise UserError(f"a judge on a server needs the openai package: {install_hint('interp')}") from None
     return openai
 
 
