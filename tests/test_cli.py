@@ -21,8 +21,8 @@ from metasae.comparison import summary_table
 from metasae.conclusion import conclude, print_whole
 from metasae.errors import UserError
 from metasae.measures.catalogue import CATALOGUE
-from metasae.measuring import find_targets
 from metasae.run_lock import alone_on, first_alone_on
+from metasae.targets import find_targets
 from metasae.verdict import change, verdict_lines
 from runs import write_arm
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import metasae
-from metasae import measuring
+from metasae import targets
 from metasae.cli import app
 from metasae.conclusion import conclude
 from metasae.errors import Interrupted, UserError
@@ -87,7 +87,7 @@ def test_names_tell_apart_what_is_called_alike(run, tmp_path):
     assert compared["pairs"]["other vs mine_joint"]["fidelity.fvu"]["values"]
     # a folder whose own name has the sign is taken as it is
     (tmp_path / "a=b").symlink_to(joint)
-    assert [target.folder for target in measuring.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
+    assert [target.folder for target in targets.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
     for wrong, words in ((f"a b={joint}", "'a b' is no name"), (f"x-s2={run}", "seeds of their own"), (f"x={tmp_path}/nowhere", "nowhere")):
         with pytest.raises(UserError, match=words):
             metasae.measure([wrong], tmp_path / "no", show=False)

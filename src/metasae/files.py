@@ -1,6 +1,7 @@
 """Files that are whole or absent: written beside their place, then renamed into it; checked when read."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """JSON without NaN: a missing number is null."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def json_safe(value: Any) -> Any:
+    """Numpy and torch numbers and arrays as plain ones; NaN and infinity as None."""
+    if isinstance(value, dict):
+        return {str(key): json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return json_safe(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:

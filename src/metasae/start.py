@@ -3,8 +3,12 @@
 Imports no torch unless the device is a GPU, so a mistake is answered at once.
 """
 
+import ctypes
+import importlib.util
 import os
 import re
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ def resolve(recipe: str | Path | dict | Recipe, out: str | Path | None, override
     if not resolved.model.source and resolved.text.source != "planted":
         raise UserError("the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set model.name=NAME (on the hub)")
     check_senses(resolved)
-    _check_device(device)
+    check_device(device)
     return resolved, Path(out) if out is not None else Path("runs") / name
 
 
@@ -88,18 +92,39 @@ def check_senses(recipe: Recipe) -> None:
         raise UserError(f"measure.senses: '{path}' cannot be read; check its permissions")
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is none, or is not here. Asks torch only where it may have a GPU."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UserError(f"--device '{device}' is not one of cpu, cuda, cuda:N")
     if device == "cpu":
         return
-    import torch
-
-    if not torch.cuda.is_available():
+    torch = _torch_with_gpus()
+    if torch is None or not torch.cuda.is_available():
         raise UserError(f"--device {device}: no CUDA device is available here; use --device cpu")
     number, count = int(device.partition(":")[2] or 0), torch.cuda.device_count()
     if number >= count:
         raise UserError(f"--device {device}: there are only {count} CUDA devices here, counted from 0")
+
+
+def _torch_with_gpus():
+    """torch, where it may have a GPU. None, without the seconds that importing it takes, where it was built for processors or has no driver."""
+    place = importlib.util.find_spec("torch")
+    if "torch" not in sys.modules and place is not None and place.origin is not None:
+        version = runpy.run_path(str(Path(place.origin).with_name("version.py")))
+        if version.get("hip") is None and (version.get("cuda") is None or not _has_driver()):
+            return None
+    import torch
+
+    return torch
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver can be loaded, which CUDA needs."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _refuse_another(recipe: Recipe, held: Recipe, folder: Path) -> None:

@@ -11,11 +11,8 @@ All of it is computed in fp32 and cast back to the model's dtype; which latents 
 """
 
 import inspect
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,79 +22,12 @@ from metasae import recipe
 from metasae.data import hooks
 from metasae.data.host import Host
 from metasae.data.loading import quiet
+from metasae.edits import Ablate, Add, Edit, Scale, Set, check_finite, check_latent, check_request, parse_edits
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.sae.sae import SAE, SAEConfig
 
-
-@dataclass(frozen=True)
-class Set:
-    """z' = value. No encoder gives a negative activation; a negative value pushes against the decoder row."""
-
-    value: float
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return torch.full_like(z, self.value)
-
-
-@dataclass(frozen=True)
-class Add:
-    """z' = z + value, also where the latent is silent and where the sum is negative."""
-
-    value: float
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return z + self.value
-
-
-@dataclass(frozen=True)
-class Scale:
-    """z' = value * z: acts where the latent fires. Scale(1.0) edits nothing, so that error=False gives the plain reconstruction."""
-
-    value: float
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return z * self.value
-
-
-@dataclass(frozen=True)
-class Ablate:
-    """z' = 0: acts where the latent fires."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return torch.zeros_like(z)
-
-
-Edit = Set | Add | Scale | Ablate
-_GRAMMAR = re.compile(r"\s*(\d+)\s*([+*]?)=\s*(\S+)\s*")
-_KINDS = {"": Set, "+": Add, "*": Scale}
-
-
-def parse_edits(texts: Iterable[str]) -> dict[int, Edit]:
-    """Texts -> {latent: edit}: `17=5` sets, `17+=2` adds, `17*=0.5` scales, `17=off` ablates.
-
-    Raises UserError for anything else, and for a latent named twice.
-    """
-    edits: dict[int, Edit] = {}
-    for text in texts:
-        latent, edit = _parse(text)
-        if latent in edits:
-            raise UserError(f"latent {latent} is edited twice; give it one edit")
-        edits[latent] = edit
-    return edits
-
-
-def _parse(text: str) -> tuple[int, Edit]:
-    if match := _GRAMMAR.fullmatch(text):
-        latent, sign, value = int(match[1]), match[2], match[3]
-        if value == "off" and not sign:
-            return latent, Ablate()
-        try:
-            return latent, _KINDS[sign](float(value))
-        except ValueError:
-            pass
-    raise UserError(f"an edit is LATENT=VALUE, LATENT+=VALUE, LATENT*=VALUE or LATENT=off, not '{text}'")
-
+__all__ = ["Ablate", "Add", "Scale", "Set", "parse_edits", "run_steer", "steer"]
 
 @contextmanager
 def steer(
@@ -169,11 +99,9 @@ def _checked(edits: Mapping[int, Edit | float], sae: SAE) -> dict[int, Edit]:
         raise UserError("nothing to steer: give at least one edit, e.g. {17: 5.0}")
     out: dict[int, Edit] = {}
     for latent, edit in edits.items():
-        if not 0 <= latent < sae.n_latents:
-            raise UserError(f"no latent {latent}: this SAE has the latents 0 to {sae.n_latents - 1}")
+        check_latent(latent, sae.n_latents)
         edit = edit if isinstance(edit, Edit) else Set(float(edit))
-        if not math.isfinite(getattr(edit, "value", 0.0)):
-            raise UserError(f"the edit of latent {latent} must be a finite number, not {edit.value}")
+        check_finite(latent, edit)
         out[int(latent)] = edit
     return out
 
@@ -289,11 +217,9 @@ def run_steer(
     times with this seed. Keys: model, point, edits, error, seed, texts: per prompt {prompt, without, with}.
     Raises UserError for a wrong edit, an encoder, prompts that do not fit, and whatever loading and `steer` refuse.
     """
-    parsed = parse_edits(edits)
+    parsed = check_request(folder, edits, prompts, tokens)
     sae = load(folder)
     parsed = _checked(parsed, sae)
-    if not prompts or tokens < 1:
-        raise UserError("give at least one prompt and one token to write")
     point = point or sae.config.metadata.get("hook_name")
     if not point:
         raise UserError(f"{folder} does not say where it was trained (metadata.hook_name); give the hook point")

@@ -6,7 +6,7 @@ import torch
 from metasae import UserError, recipe
 from metasae.data import files_of_text
 from metasae.data.host import Host, activations_at
-from metasae.data.loading import local_folder
+from metasae.data.model_folder import local_folder
 
 FAMILIES = ["gpt2", "llama", "neox", "gemma2", "bert", "mistral", "qwen2", "qwen3", "gemma3", "roberta"]
 ENCODERS = ("bert", "roberta")

@@ -11,9 +11,9 @@ from arm_folders import Tokenizer, random_firings, write_arm
 from metasae.errors import UserError
 from metasae.interop import load, peers
 from metasae.interop.activations import export_activations
-from metasae.measuring import recipe_of
 from metasae.sae.sae import SAE
 from metasae.steering import run_steer
+from metasae.targets import find_targets, recipe_of
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -143,7 +143,7 @@ def test_steering_runs_no_code_that_an_sae_names(evil_sae):
 
 
 def test_measuring_trusts_no_code_that_an_sae_names(evil_sae):
-    assert not recipe_of(evil_sae[0] / "primary")["model"]["trust_remote_code"]
+    assert not recipe_of(find_targets(evil_sae[0] / "primary")[0])["model"]["trust_remote_code"]
 
 
 def test_a_threshold_of_nan_is_refused_and_of_infinity_never_fires(tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 
 import runs
 from metasae.errors import UserError
-from metasae.interop import load, saebench, saebench_results
+from metasae.interop import load, saebench, saebench_names, saebench_results
 from metasae.interop.matrix import random_sae
 from metasae.measures.rows.decomposability import nearest_cosines, own_meta
 from metasae.sae.sae import SAE, SAEConfig
@@ -130,7 +130,7 @@ def test_an_sae_without_thresholds_is_refused():
 def test_a_wrong_evaluation_and_a_missing_library_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unknown evaluation 'meta_struct'; did you mean 'meta_structure'"):
         saebench.evaluate(trained(), tmp_path, ["meta_struct"])
-    monkeypatch.setattr(saebench.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(saebench_names.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="SAEBench is not installed: pip install"):
         saebench.evaluate(trained(), tmp_path)
     assert not any(tmp_path.iterdir())
@@ -322,7 +322,7 @@ def test_what_core_lacks_is_said(bench_module, model, tokens, tmp_path):
         saebench.evaluate(trained(), tmp_path, settings={"meta_structure": {"k": "many"}})
 
 
-@pytest.mark.parametrize("name", sorted(set(saebench.EVALS) - {"core", "meta_structure"}))
+@pytest.mark.parametrize("name", saebench_names.FROM_HUB)
 def test_the_evaluations_from_the_hub_are_called_as_they_are_written(bench_module, tmp_path, monkeypatch, name):
     """Their models and data are not here, so the call is checked against their own signature and config class."""
     package, config_name, fixed, _ = saebench._FROM_HUB[name]
@@ -351,3 +351,7 @@ def test_the_evaluations_from_the_hub_are_called_as_they_are_written(bench_modul
     monkeypatch.setattr(main, "run_eval", lambda *args, **kwargs: None)
     with pytest.raises(UserError, match="has left no result"):
         saebench.evaluate(trained(), tmp_path / "second", [name], name="a")
+
+
+def test_the_names_that_are_known_without_torch_are_those_that_can_be_run():
+    assert tuple(saebench._FROM_HUB) == saebench_names.FROM_HUB

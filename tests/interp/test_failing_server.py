@@ -14,8 +14,8 @@ import pytest
 from chat_server import serving
 from failing_run import Undisturbed, scored, text_for
 
+from metasae.interp.choice import READ
 from metasae.interp.judges.server import ServerJudge
-from metasae.interp.reader import READ
 from metasae.interp.replies import ReplyStore
 
 HERE = Path(__file__).parent

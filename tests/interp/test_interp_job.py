@@ -8,7 +8,8 @@ import pytest
 from test_embedding import words_encoder
 
 from metasae.errors import UserError
-from metasae.interp.job import READ, run_interp
+from metasae.interp.choice import READ
+from metasae.interp.job import run_interp
 from metasae.interp.judges.oracle import OracleJudge
 from metasae.interp.windows import WindowSpec
 from metasae.measures.firing.store import write_firings

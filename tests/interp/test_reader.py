@@ -11,10 +11,11 @@ from worlds import planted, view_of
 from metasae.interp import asking, prompts
 from metasae.interp import reader as reader_module
 from metasae.interp.asking import Asker, Limits, Temporary
+from metasae.interp.choice import READ
 from metasae.interp.coverage import LatentWindows, activating_windows, with_silent
 from metasae.interp.draws import KINDS, Windows, contents_of
 from metasae.interp.judges.oracle import OracleJudge
-from metasae.interp.reader import READ, Reader, _random_marks, _spearman
+from metasae.interp.reader import Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.interp.result import other_latents
 from metasae.interp.windows import Text, WindowSpec, planted_strings

@@ -12,6 +12,7 @@ from metasae.data.planted import plant
 from metasae.data.planted_split import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.asking import Asker
+from metasae.interp.choice import find_arms
 from metasae.interp.embedding import embedding_scorer
 from metasae.interp.held import Held
 from metasae.interp.judges.oracle import OracleJudge
@@ -19,7 +20,7 @@ from metasae.interp.pairs import _of_siblings
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
 from metasae.interp.result import Score, main_tokens, matched_difference, other_latents
-from metasae.interp.run import find_arms, score_arms
+from metasae.interp.run import score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings
 from metasae.measures.planted.subjects import dictionary, noisy

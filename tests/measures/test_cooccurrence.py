@@ -7,12 +7,12 @@ import pytest
 import torch
 from firing_tables import firings_of, random_on
 
+from metasae.files import json_safe
 from metasae.measures.cofiring.cooccurrence import OVER_MAX_ABOVE, SHARES_ABOVE, pair_statistics
 from metasae.measures.cofiring.counts import CoFirings
 from metasae.measures.cofiring.dense_counts import DenseCoFirings
 from metasae.measures.cofiring.rate_cells import bands_of
 from metasae.measures.firing.blocks import document_blocks
-from metasae.measures.suite import json_safe
 
 
 def oracle(on):

@@ -7,7 +7,7 @@ import torch
 from fakes import random_sae
 from sense_fakes import fires, through, word_of
 
-from metasae.measures.suite import json_safe
+from metasae.files import json_safe
 from metasae.measures.words.sense_reference import sense_reference
 from metasae.measures.words.senses import activations_on, jackknife_interval, measure_senses, overall, words_interval
 

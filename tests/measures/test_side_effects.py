@@ -9,11 +9,11 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from metasae.data.windows import Frame
+from metasae.files import json_safe
 from metasae.measures.effect import side_effects as module
 from metasae.measures.effect.output import windows_of
 from metasae.measures.effect.side_effects import SideEffects, compare_side_effects, side_effects
 from metasae.measures.firing.firings import Firings, fire
-from metasae.measures.suite import json_safe
 from metasae.steering import Ablate, steer
 
 D, VOCABULARY, CONTEXT = 8, 11, 6

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from firing_tables import firings_of, phi_of, random_on
 
+from metasae.files import json_safe
 from metasae.measures.cofiring import splits
 from metasae.measures.cofiring.splits import MIN_FIRINGS, MIN_PHI, find_splits, paper_ranking
 from metasae.measures.firing.blocks import document_blocks
-from metasae.measures.suite import json_safe
 
 
 def score_of(parent, children):

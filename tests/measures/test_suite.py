@@ -5,9 +5,10 @@ import torch
 from fakes import FakeCache, random_sae, random_split
 
 from metasae.errors import UserError
+from metasae.files import json_safe
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.head import Head
-from metasae.measures.suite import json_safe, measure_sae
+from metasae.measures.suite import measure_sae
 from metasae.recipe import Measure
 
 SPEC = Measure(tokens=300, calibration_tokens=200, meta_steps=10, meta_n=0.2, meta_k=2)

@@ -20,15 +20,19 @@ def export(
     other: Annotated[Path | None, typer.Option(help="paper_cache: the arm that it is paired with")] = None,
 ) -> None:
     """Writes an SAE in another library's format, with the same outputs there, or an arm's firings for another tool."""
-    from metasae import interop
-    from metasae.interop.activations import NAMES, export_activations
-    from metasae.progress import Progress
+    from metasae.interop.places import FIRINGS, check_export
 
-    if to in NAMES:
-        given = {name: value for name, value in (("context", context), ("other", other)) if value is not None}
-        export_activations(folder, to, out, progress=Progress(), **given)
+    options = {name: value for name, value in (("context", context), ("other", other)) if value is not None}
+    check_export(str(folder), to, out, options)
+    if to in FIRINGS:
+        from metasae.interop.activations import export_activations
+        from metasae.progress import Progress
+
+        export_activations(folder, to, out, progress=Progress(), **options)
         print(out)
     else:
+        from metasae import interop
+
         print(interop.export(str(folder), to, out))
 
 
@@ -39,6 +43,10 @@ def import_(
     thresholds: Annotated[Path | None, typer.Option(help="the paper's thresholds (.npy) beside its .pt")] = None,
 ) -> None:
     """Reads another library's SAE, checks it, and writes it as an SAE folder of ours."""
+    from metasae.interop.places import refuse_taken, sae_at
+
+    sae_at(path, thresholds=thresholds)
+    refuse_taken(out)
     from metasae import interop
 
     print(interop.export(interop.load(path, thresholds=thresholds), "metasae", out))
@@ -91,7 +99,15 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Runs SAEBench's evaluations on an SAE (extra `saebench`)."""
+    from metasae.interop.places import sae_at
+    from metasae.interop.saebench_names import check_evals
+    from metasae.start import check_device
+
+    names = [name.strip() for name in evals.split(",") if name.strip()]
+    check_evals(names)
+    sae_at(folder)
+    check_device(device)
     from metasae.interop.saebench import evaluate
 
-    result = evaluate(folder, out, [name.strip() for name in evals.split(",")], device=device)
+    result = evaluate(folder, out, names, device=device)
     print(json.dumps(result, indent=2) if as_json else out)

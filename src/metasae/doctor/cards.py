@@ -35,6 +35,9 @@ class Card:
         return asdict(self)
 
 
+# The share of the datasheet's rates that a plan's slow end counts with.
+EFFICIENCY = 0.5
+
 CARDS = {
     card.name: card
     for card in (
@@ -55,3 +58,19 @@ def card(name: str) -> Card:
     if found is None:
         raise UserError(f"no GPU '{name}'{nearest(name.strip().lower(), CARDS)}")
     return found
+
+
+def asked_card(name: str | None, gpus: int, efficiency: float) -> Card:
+    """The card of a plan. Raises UserError for no or an unknown GPU, for none of them, and for a share of its rates that is none."""
+    if name is None:
+        raise UserError(f"a plan needs --gpu NAME, of {', '.join(CARDS)}")
+    check_count(gpus)
+    if not 0 < efficiency <= 1:
+        raise UserError(f"--efficiency {efficiency:g} must be above 0 and at most 1")
+    return card(name)
+
+
+def check_count(gpus: int) -> None:
+    """Raises UserError for none of them."""
+    if gpus < 1:
+        raise UserError(f"--gpus {gpus}: there must be at least one")

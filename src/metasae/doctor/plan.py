@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metasae import start
-from metasae.doctor.cards import card
+from metasae.doctor.cards import EFFICIENCY, asked_card
 from metasae.doctor.estimate import is_planted
 from metasae.doctor.figures import Figure, figures_of, rates_of
 from metasae.doctor.presence import Shape, planted_presence, shape_of
@@ -17,8 +17,6 @@ from metasae.doctor.setup import Setup, refuse_unusable
 from metasae.errors import UserError
 from metasae.recipe import Recipe
 
-# The share of the datasheet's rates that the slow end counts with.
-EFFICIENCY = 0.5
 # Bytes per second beyond which few disks give a cache at random.
 DISK = 3e9
 # GPUs that are tried for the fewest that do, and those shown beside the wanted number.
@@ -70,9 +68,7 @@ def plan(recipe: str | Path | dict | Recipe, gpus: int, gpu: str, overrides: dic
 
     Raises UserError for an unknown GPU or model, and for a number of GPUs that training would refuse.
     """
-    wanted, on = start.resolve(recipe, None, overrides, "cpu")[0], card(gpu)
-    if not 0 < efficiency <= 1:
-        raise UserError(f"--efficiency {efficiency:g} must be above 0 and at most 1")
+    wanted, on = start.resolve(recipe, None, overrides, "cpu")[0], asked_card(gpu, gpus, efficiency)
     refuse_unusable(wanted, gpus)
     setup = Setup(wanted, gpus, on, efficiency, _planted(wanted) if is_planted(wanted) else shape_of(wanted))
     usable = {count: setup.with_gpus(count) for count in range(1, MOST + 1) if _usable(wanted, count)}

@@ -10,6 +10,7 @@ from torch import nn
 
 from metasae import recipe
 from metasae.data import hooks, hub, loading
+from metasae.data.model_folder import local_folder
 from metasae.data.refusal import refusal
 from metasae.doctor.known import config_of
 from metasae.errors import UserError
@@ -50,7 +51,7 @@ def presence_of(model: recipe.Model, point: str, device: str = "cpu") -> Presenc
     """Looks for the model and at its configuration. Downloads nothing but that, and only where the model is not here but could be had."""
     unreachable, place, shape = "", None, ()
     try:
-        folder = loading.local_folder(model)
+        folder = local_folder(model)
         place = str(folder) if folder is not None else "hub cache" if _in_hub_cache(model) else None
         unreachable = hub.unreachable() if place is None else ""
         shape = _shape(model, folder, place is not None or bool(unreachable), point, torch.device(device))
@@ -87,7 +88,7 @@ def shape_of(wanted: recipe.Recipe) -> Shape:
     Raises UserError where none of them has it, and for an unknown hook point.
     """
     model, points = wanted.model, (wanted.hook.point, *wanted.hook.also)
-    folder = loading.local_folder(model)
+    folder = local_folder(model)
     config, source = (None, str(folder)) if folder is not None else (config_of(model.name), "its public configuration")
     why = ""
     if config is None:

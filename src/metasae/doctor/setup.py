@@ -8,11 +8,10 @@ Nothing overlaps in either, as in the code.
 
 from dataclasses import dataclass, replace
 
-from metasae.doctor.cards import Card
+from metasae.doctor.cards import Card, check_count
 from metasae.doctor.estimate import BYTES, Needs, has_meta, needs, weight_bytes
 from metasae.doctor.floors import Part, above_of, floor_of, parts_of
 from metasae.doctor.presence import Shape
-from metasae.errors import UserError
 from metasae.parallel.shards import own_latents
 from metasae.parallel.traffic import Traffic, bytes_per_step, charged_penalties, n_prefixes
 from metasae.recipe import Recipe
@@ -78,8 +77,7 @@ class Step:
 
 def refuse_unusable(recipe: Recipe, gpus: int) -> None:
     """Raises UserError for what training on so many ranks would refuse: too many, a meta SAE that cannot be spread."""
-    if gpus < 1:
-        raise UserError(f"--gpus {gpus}: there must be at least one")
+    check_count(gpus)
     if gpus == 1:
         return
     from metasae.parallel.architectures import over_latents, over_rows

@@ -12,21 +12,24 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metasae.errors import UserError
-from metasae.explore.parts import Job, Part
-from metasae.explore.removal import finish, forget, remove
+from metasae.explore.plan import Part, Plan
 from metasae.explore.schema import FORMAT, STORE, create, format_of
-from metasae.explore.text_rows import StringsOf
 from metasae.explore.window_blobs import WINDOWS
 from metasae.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from metasae.explore.parts import Job
+    from metasae.explore.text_rows import StringsOf
 
 WORKING = f".{STORE}.part"
 # Parts lean on those before them, so they are taken out in the opposite order.
 _ORDER = ("overview", "logits", "interp", "splits", "pair", "sae", "text")
 
 
-def build(run_folder: str | Path, progress: Progress = SILENT, *, windows: int = WINDOWS, strings: StringsOf | None = None) -> Path:
+def build(run_folder: str | Path, progress: Progress = SILENT, *, windows: int = WINDOWS, strings: "StringsOf | None" = None) -> Path:
     """Writes RUN/explore.sqlite and returns its path; what is there and unchanged stays.
 
     windows: shown of each latent, at most. strings: the text of tokens of the evaluation split; None asks the run's tokenizer.
@@ -36,14 +39,17 @@ def build(run_folder: str | Path, progress: Progress = SILENT, *, windows: int =
     if windows < 1:
         raise UserError(f"the explorer shows at least 1 window per latent, not {windows}")
     run_folder = Path(run_folder)
-    job = Job(run_folder, windows, strings, progress)
+    plan = Plan(run_folder, windows)
     target, working = run_folder / STORE, run_folder / WORKING
-    wanted = job.parts()
+    wanted = plan.parts()
     try:
         if not working.exists() and _done(target) == {part.name: part.fingerprint for part in wanted}:
             return target
+        # torch is imported where there is something to write, and not to find that there is nothing
+        from metasae.explore.parts import Job
+
         with closing(_open_working(working, target, progress)) as store:
-            _write(store, wanted, progress)
+            _write(store, wanted, Job(plan, strings, progress), progress)
         os.replace(working, target)
     except sqlite3.Error as error:
         if "locked" in str(error):
@@ -54,7 +60,9 @@ def build(run_folder: str | Path, progress: Progress = SILENT, *, windows: int =
     return target
 
 
-def _write(store: sqlite3.Connection, wanted: list[Part], progress: Progress) -> None:
+def _write(store: sqlite3.Connection, wanted: list[Part], job: "Job", progress: Progress) -> None:
+    from metasae.explore.removal import finish, forget, remove
+
     done = dict(store.execute("SELECT name, fingerprint FROM parts"))
     obsolete = sorted(done.keys() - {part.name for part in wanted}, key=lambda name: _ORDER.index(name.partition(":")[0]))
     with _transaction(store):
@@ -66,7 +74,7 @@ def _write(store: sqlite3.Connection, wanted: list[Part], progress: Progress) ->
             begin = time.perf_counter()
             with _transaction(store):
                 remove(store, part.name)
-                part.write(store)
+                job.write(part, store)
                 store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", (part.name, part.fingerprint, time.perf_counter() - begin))
             task.advance(1)
     with _transaction(store):

@@ -11,7 +11,7 @@ from metasae.explore import edge_blobs
 from metasae.explore.judged import Judged
 from metasae.explore.schema import key_of, place_of
 from metasae.explore.stored_text import readable
-from metasae.interp.reader import READ
+from metasae.interp.choice import READ
 from metasae.interp.subject import NEIGHBOURS
 
 

@@ -1,11 +1,8 @@
-"""What the store is made of: a list of parts, each with a fingerprint of what it is made from and a function that writes its rows."""
+"""The parts of the store, written: the rows of each from the run's weights, firings and model. `plan.py` says which parts there are."""
 
 import json
 import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from pathlib import Path
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -13,8 +10,9 @@ from metasae.data.host import Host
 from metasae.errors import UserError
 from metasae.explore import edges, explanations, latent_rows, logits, split_rows, summary, text_rows
 from metasae.explore.judged import REPLIES, Judged
-from metasae.explore.members import Member, baseline_of, find_members, next_seed, read_object
-from metasae.explore.schema import BASE, FORMAT, MERGES, SPLITS, STORE, key_of
+from metasae.explore.members import Member
+from metasae.explore.plan import Part, Plan
+from metasae.explore.schema import STORE, key_of
 from metasae.explore.text_rows import Strings, StringsOf, Text
 from metasae.interp.windows import Text as WindowText
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
@@ -24,81 +22,27 @@ from metasae.recipe import Recipe
 from metasae.sae.sae import SAE
 
 
-@dataclass(frozen=True)
-class Part:
-    """write: adds its rows to an open store.
-
-    name: `text:DIGEST`, `sae:NAME`, `interp:NAME`, `pair:NAME|NAME`, `splits:NAME|NAME`, `logits:NAME` or `overview`.
-    """
-
-    name: str
-    fingerprint: str
-    write: Callable[[sqlite3.Connection], None]
-
-
 class Job:
     """One run folder to be written into a store."""
 
-    def __init__(self, run_folder: Path, windows: int, strings: StringsOf | None, progress: Progress):
-        self.run_folder, self.windows, self.progress = run_folder, windows, progress
-        self.members = find_members(run_folder)
-        self.baseline = baseline_of(run_folder, self.members)
-        self.causal = summary.is_causal(run_folder)
+    def __init__(self, plan: Plan, strings: StringsOf | None, progress: Progress):
+        self.run_folder, self.windows, self.members, self.causal = plan.run_folder, plan.windows, plan.members, plan.causal
+        self.progress = progress
         self._given, self._strings_of = strings, {}
         self._weights = lru_cache(maxsize=3)(lambda folder: SAE.load(folder))
 
-    def parts(self) -> list[Part]:
-        """In the order in which they are written."""
-        texts = {member.text_digest: member for member in self.members if member.has_firings}
-        prints = {member.name: f"{FORMAT} {self.windows} {member.text_digest} {member.fingerprint}" for member in self.members}
-        found = [Part(f"text:{digest}", str(digest), partial(self._write_text, member)) for digest, member in texts.items()]
-        found += [Part(f"sae:{member.name}", prints[member.name], partial(self._write_sae, member)) for member in self.members]
-        found += [
-            Part(f"interp:{member.name}", f"{prints[member.name]} {member.said}", partial(self._write_interp, member)) for member in self.members
-        ]
-        for one, other in self._pairs():
-            both = f"{prints[one.name]} {prints[other.name]}"
-            found.append(Part(f"pair:{one.name}|{other.name}", both, partial(self._write_pair, one, other)))
-        for kind, parent, child, known in self._split_pairs():
-            both = f"{kind} {prints[parent.name]} {prints[child.name]} {json.dumps(known)}"
-            found.append(Part(f"splits:{parent.name}|{child.name}", both, partial(self._write_splits, kind, parent, child, known)))
-        if self.causal:
-            found += [Part(f"logits:{member.name}", member.weights, partial(self._write_logits, member)) for member in self.members]
-        return [*found, Part("overview", self._overview_print(prints), self._write_overview)]
-
-    def _pairs(self) -> list[tuple[Member, Member]]:
-        """Those of one seed in two arms, and those of one arm in neighbouring seeds."""
-        every = [(one, other) for place, one in enumerate(self.members) for other in self.members[place + 1 :]]
-        same_seed = [(one, other) for one, other in every if one.seed == other.seed]
-        following = [(member, other) for member in self.members if (other := next_seed(member, self.members))]
-        return same_seed + following
-
-    def _split_pairs(self) -> list[tuple[str, Member, Member, dict | None]]:
-        """(kind, parents, children, None or what across.json says of them).
-
-        The baseline in every other arm of its seed, the other way round, and the baseline in its next seed. Candidates are looked for
-        in the firings; across.json, which has the best of them alone, speaks for SAEs that kept none.
-        """
-        found = []
-        for base in (member for member in self.members if member.arm == self.baseline):
-            others = [member for member in self.members if member.seed == base.seed and member.arm != self.baseline]
-            found += [(SPLITS, base, other) for other in others] + [(MERGES, other, base) for other in others]
-            if following := next_seed(base, self.members):
-                found.append((BASE, base, following))
-        counted = [(*each, None) for each in found if each[1].text_digest and each[1].text_digest == each[2].text_digest]
-        told = [(*each, self._across.get((each[1].weights, each[2].weights))) for each in found if not (each[1].has_firings and each[2].has_firings)]
-        return counted + [each for each in told if each[-1] is not None]
-
-    @cached_property
-    def _across(self) -> dict[tuple[str, str], dict]:
-        """(parents' weights, children's weights) -> the candidates in across.json."""
-        parts = [entry[part] for entry in read_object(self.run_folder / "across.json").values() for part in (SPLITS, MERGES) if part in entry]
-        return {tuple(part["of"]): part for part in parts}
-
-    def _overview_print(self, prints: dict[str, str]) -> str:
-        files = [self.run_folder / name for name in ("compare.json", "recipe.toml")] + [each.folder / "metrics.jsonl" for each in self.members]
-        states = [f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else "" for file in files]
-        return "\n".join([*prints.values(), *(member.said for member in self.members), *states])
+    def write(self, part: Part, store: sqlite3.Connection) -> None:
+        """Adds the rows of a part to an open store."""
+        writers = {
+            "text": self._write_text,
+            "sae": self._write_sae,
+            "interp": self._write_interp,
+            "pair": self._write_pair,
+            "splits": self._write_splits,
+            "logits": self._write_logits,
+            "overview": self._write_overview,
+        }
+        writers[part.kind](*part.of, store)
 
     def _write_text(self, member: Member, store: sqlite3.Connection) -> None:
         number = store.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM texts").fetchone()[0]

@@ -9,13 +9,12 @@ import numpy as np
 
 from metasae import files
 from metasae.comparison import reading
-from metasae.data import loading
-from metasae.data.loading import local_folder
+from metasae.data.model_folder import local_folder
 from metasae.errors import UserError
 from metasae.explore.members import Member
+from metasae.files import json_safe
 from metasae.measures.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE
 from metasae.measures.intervals.statistics import is_clear
-from metasae.measures.suite import json_safe
 from metasae.recipe import Recipe
 from metasae.score_difference import score_differences
 from metasae.verdict import change
@@ -68,14 +67,26 @@ def is_causal(run_folder: Path) -> bool:
         return False
     try:
         folder = local_folder(recipe.model)
-        names = (files.read_json(folder / "config.json").get("architectures") or ()) if folder is not None else None
+        config = folder / "config.json" if folder is not None else _cached_config(recipe.model)
+        # transformers, which brings torch along, is asked only where the name of the model's class does not tell
+        names = (files.read_json(config).get("architectures") or ()) if config is not None else ()
         if names and not any(name.endswith("ForConditionalGeneration") for name in names):
             return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
         import transformers
 
+        from metasae.data import loading
+
         return loading._is_causal(transformers.AutoConfig.from_pretrained(str(folder or recipe.model.source), local_files_only=True))
     except (UserError, OSError, ValueError):
         return False
+
+
+def _cached_config(model) -> Path | None:
+    """The configuration of a model on the hub, where it was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.source, "config.json", revision=model.revision or None)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _numbers(member: Member, run_folder: Path) -> dict:

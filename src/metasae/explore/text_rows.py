@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from metasae.data import hub
-from metasae.data.loading import local_folder, quiet
+from metasae.data.loading import quiet
+from metasae.data.model_folder import local_folder
 from metasae.data.refusal import refusal
 from metasae.errors import UserError
 from metasae.explore.stored_text import CHUNK, folded, readable, stretches_of

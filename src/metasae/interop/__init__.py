@@ -1,8 +1,16 @@
 """SAEs of other libraries: read into one `metasae.SAE` with its exact rule of inference, and written with the same outputs.
 
 `load(path)`, `export(sae, format, out)` and `detect(path)`; one file for each format, docs/interop.md for what each can hold.
+They are loaded when first used, so that what needs no weights needs no torch.
 """
 
-from metasae.interop.formats import NAMES, detect, export, load
+import importlib
 
-__all__ = ["NAMES", "detect", "export", "load"]
+_HOME = {"NAMES": "places", "detect": "places", "export": "formats", "load": "formats"}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'metasae.interop' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"metasae.interop.{_HOME[name]}"), name)

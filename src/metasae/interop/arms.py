@@ -11,7 +11,7 @@ import numpy as np
 
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.formats import refuse_run_folder
+from metasae.interop.places import arm_with_firings, refuse_taken
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import open_firings
@@ -79,12 +79,7 @@ def open_arm(folder: str | Path, recipe: str | Path | dict | Recipe | None = Non
     Sorts the firings by latent and keeps that beside them, where it is not there yet. Raises UserError where the folder keeps no
     firings, or they or the config are damaged.
     """
-    folder = Path(folder)
-    if folder.name == "primary" and not (folder / "firings").is_dir():
-        folder = folder.parent
-    if not (folder / "firings").is_dir():
-        refuse_run_folder(folder)
-        raise UserError(f"{folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
+    folder = arm_with_firings(folder)
     config = folder / "primary" / "cfg.json"
     cfg = checked.read_json(config) if config.exists() else {}
     firings = open_firings(folder / "firings")
@@ -123,8 +118,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises UserError where `out` is there and not an empty folder, and where the disk is full or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"'{out}' is there already and not an empty folder; choose another one")
+    refuse_taken(out)
     part = out.with_name(f".{out.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -142,7 +136,8 @@ def tokenizer_of(recipe: Recipe):
     from transformers import AutoTokenizer
 
     from metasae.data import hub
-    from metasae.data.loading import local_folder, quiet
+    from metasae.data.loading import quiet
+    from metasae.data.model_folder import local_folder
 
     folder = local_folder(recipe.model)
     unreachable = "" if folder is not None else hub.unreachable()

@@ -2,21 +2,24 @@
 
 JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive whose pickle
 may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled. What is wrong with a
-file is one UserError that names it.
+file is one UserError that names it. torch is imported where tensors are read, not before: configs are read without it.
 """
+
+from __future__ import annotations
 
 import json
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from metasae.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 # Far beyond any config, parsed in a second, and copied without running out of stack.
@@ -117,6 +120,8 @@ def check_shapes(found: Shapes, wanted: Shapes, where: str) -> None:
 
 def numbers(tensor: Tensor, name: str, where: str, infinite: bool = False) -> Tensor:
     """The tensor in fp32, a copy or the thing itself. Raises UserError for other than finite floating-point numbers."""
+    import torch
+
     if not tensor.is_floating_point():
         raise UserError(f"{where}: {name} has dtype {tensor.dtype}, not a floating-point one")
     tensor = tensor.detach().float()
@@ -127,6 +132,8 @@ def numbers(tensor: Tensor, name: str, where: str, infinite: bool = False) -> Te
 
 def read_pt(path: Path) -> dict:
     """The dict in a `.pt` file: tensors and plain values. Every tensor in it is as large as its file says, and no larger."""
+    import torch
+
     _check_zip(path)
     try:
         with warnings.catch_warnings():
@@ -141,11 +148,13 @@ def read_pt(path: Path) -> dict:
 
 def state_of(value: Any, path: Path) -> dict[str, Tensor]:
     """A state dict from the file: names -> dense tensors on the CPU, each backed by as many numbers as its shape says."""
+    import torch
+
     where, size = str(path), path.stat().st_size
     if not isinstance(value, dict):
         raise UserError(f"{where} holds no state dict but {type(value).__name__}")
     for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise UserError(f"{where}: the state dict's {shown(name)} is no named tensor")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise UserError(f"{where}: {name} is not a dense tensor")
@@ -163,6 +172,8 @@ def take(state: dict[str, Tensor], shapes: Shapes, where: str, infinite: Iterabl
 
 def read_npy(path: Path, n: int) -> Tensor:
     """The numbers in a `.npy` file, fp32 [n]; infinity is allowed."""
+    import torch
+
     _file(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -22,16 +22,11 @@ from metasae.errors import UserError
 from metasae.files import write, write_json
 from metasae.interop import checked
 from metasae.interop.parts import Parts, assemble, centred, gated, has_unit_rows, norms_into_encoder, parts_of, uncentred
+from metasae.interop.places import DICTIONARY_WEIGHTS as WEIGHTS
 from metasae.sae.sae import SAE, SAEConfig
 
-WEIGHTS, CONFIG = "ae.pt", "config.json"
+CONFIG = "config.json"
 State = dict[str, Tensor]
-
-
-def detects(path: Path) -> bool:
-    if path.is_dir():
-        return (path / WEIGHTS).exists()
-    return bool(re.fullmatch(r"ae(_\d+)?\.pt", path.name))
 
 
 def load(path: Path) -> SAE:

@@ -28,12 +28,6 @@ _KINDS = ("batchtopk", "topk", "vanilla", "jumprelu")
 _SITE = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
-def detects(path: Path) -> bool:
-    if path.is_dir():
-        return any(path.glob("*.pt"))
-    return path.suffix in (".pt", ".pth")
-
-
 def load(path: Path, thresholds: Path | None = None) -> SAE:
     """path: the `.pt` file, or a folder with one. thresholds: the `.npy` file; without it the one of the checkpoint's label is taken.
 

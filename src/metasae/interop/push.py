@@ -21,7 +21,6 @@ import tomli
 from metasae.comparison import ARM_FOLDER
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.formats import load
 from metasae.interop.model_card import card_of_run, card_of_sae
 
 TOKEN = "HF_TOKEN"
@@ -204,6 +203,8 @@ def _check(name: str, path: Path, folder: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"no file {path}")
     if name.endswith("cfg.json"):
+        from metasae.interop.formats import load
+
         load(path.parent)
     elif name.endswith(".json"):
         checked.read_json(path)

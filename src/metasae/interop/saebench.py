@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from metasae import files
-from metasae.errors import UserError, install_hint, nearest
+from metasae.errors import UserError, nearest
 from metasae.interop.formats import load
 from metasae.interop.parts import assemble, has_unit_rows, norms_into_encoder, parts_of
+from metasae.interop.saebench_names import WEIGHTS_ONLY, check_evals
 from metasae.sae.sae import SAE, Codes
 
 # What SAEBench calls an SAE that is not one of SAELens's list, and its own default seed.
@@ -40,8 +41,6 @@ _FROM_HUB: dict[str, tuple[str, str, dict, bool]] = {
 }
 _CORE_PARTS = ("kl", "ce_loss", "l2_norms", "sparsity_metrics", "variance_metrics")
 _CORE_FEATURES = ("featurewise_density_statistics", "featurewise_weight_based_metrics")
-WEIGHTS_ONLY = ("meta_structure",)
-EVALS = (*WEIGHTS_ONLY, "core", *_FROM_HUB)
 
 
 @dataclass
@@ -145,11 +144,7 @@ def evaluate(
     `meta_structure` reads decoder rows alone, so it is run on SAEs that normalise tokens too.
     Raises UserError where SAEBench is not installed, for an unknown evaluation or setting, and where something it needs is missing.
     """
-    for each in (*evals, *(settings or {})):
-        if each not in EVALS:
-            raise UserError(f"unknown evaluation '{each}'{nearest(each, EVALS)}")
-    if util.find_spec("sae_bench") is None:
-        raise UserError(f"SAEBench is not installed: {install_hint('saebench')}")
+    check_evals((*evals, *(settings or {})))
     bench = sae if isinstance(sae, BenchSAE) else _rows_of(sae) if set(evals) <= set(WEIGHTS_ONLY) else adapt(sae)
     # a copy for each, as SAEBench casts the SAE it is given
     bench, out, found = deepcopy(bench).to(device), Path(out), {}

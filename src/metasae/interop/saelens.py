@@ -45,10 +45,6 @@ _REFUSED_NORMALIZE = {
 _OLD_METADATA = ("model_name", "hook_name", "dataset_path", "context_size", "prepend_bos", "neuronpedia_id", "hook_head_index")
 
 
-def detects(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in (own.WEIGHTS, f"{own.WEIGHTS}.index.json"))
-
-
 def load(path: Path) -> SAE:
     """Raises UserError for a folder that is damaged, and for one whose rule metasae does not have."""
     where = str(path / own.CONFIG)

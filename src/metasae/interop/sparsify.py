@@ -14,14 +14,11 @@ from metasae.errors import UserError
 from metasae.files import write_json, write_tensors
 from metasae.interop import checked
 from metasae.interop.parts import Parts, assemble, parts_of
+from metasae.interop.places import SPARSIFY_WEIGHTS as WEIGHTS
 from metasae.sae.sae import SAE, SAEConfig
 
-WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
+CONFIG = "cfg.json"
 _PLACES = {"": "resid_post", ".mlp": "mlp_out"}
-
-
-def detects(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
 
 
 def load(path: Path) -> SAE:

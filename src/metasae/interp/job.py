@@ -10,10 +10,11 @@ from metasae.comparison import BASELINE
 from metasae.data.loading import load_model
 from metasae.errors import UserError, nearest
 from metasae.interp.asking import Asker, Judge, Limits, Planner
+from metasae.interp.choice import EMBEDDING, READ, STORE, check_run, check_scores
 from metasae.interp.embedding import Encoder, embedding_scorer, sentence_encoder
 from metasae.interp.held import INTRUDER
 from metasae.interp.judges.local import model_at
-from metasae.interp.reader import READ, Reader
+from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
 from metasae.interp.run import Scorer, score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings, token_strings
@@ -22,9 +23,6 @@ from metasae.progress import Progress
 from metasae.recipe import Recipe
 from metasae.source import Source
 
-EMBEDDING = "embedding"
-KNOWN = (EMBEDDING, *READ, INTRUDER)
-STORE = "replies.sqlite"
 # Tokens above which a run wants to be confirmed.
 ASK_ABOVE = 2_000_000
 
@@ -62,8 +60,7 @@ def run_interp(
     """
     run_folder, spec, progress = Path(run_folder), spec or WindowSpec(), Progress(show)
     check_scores(scores, judge is not None, replay, model)
-    if not (run_folder / "recipe.toml").is_file():
-        raise UserError(f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`")
+    check_run(run_folder, scores, replay)
     source = Source(Recipe.load(run_folder / "recipe.toml"), run_folder, device, progress)
     encode = _encoder(encoder, source, device) if EMBEDDING in scores else None
     choices = dict(latents=latents, arms=arms, seeds=seeds, baseline=baseline, matched=matched, spec=spec, seed=seed)
@@ -82,8 +79,6 @@ def run_interp(
 
     if not read and INTRUDER not in scores:
         return score_arms(run_folder, text_of, scorers(None), **choices, judges=judges, progress=progress)
-    if replay and not (run_folder / STORE).is_file():
-        raise UserError(f"{run_folder} holds no replies to replay; run with --judge URL and --model NAME first")
     with ReplyStore(run_folder / STORE) as store:
         replayed = _replayed(store, model if judge is None else judge.name) if replay else None
         asker = Asker(None if replay else judge, store, replayed, limits, progress)
@@ -116,18 +111,6 @@ def _replayed(store: ReplyStore, model: str) -> str:
     if not found:
         raise UserError(f"{store.path} has no replies of '{model}'{nearest(model, names)}")
     raise UserError(f"{store.path} has replies of {', '.join(found)}; give one of them as --model")
-
-
-def check_scores(scores: Sequence[str], judge: bool, replay: bool, model: str | None) -> None:
-    """Raises UserError for a score that is not known or lacks its judge."""
-    for key in scores:
-        if key not in KNOWN:
-            raise UserError(f"no score '{key}'{nearest(key, KNOWN)}")
-    if not scores:
-        raise UserError(f"no score is asked for; known: {', '.join(KNOWN)}")
-    needs = [key for key in scores if key != EMBEDDING]
-    if needs and not judge and not (replay and model):
-        raise UserError(f"{needs[0]} needs a judge: give --judge URL and --model NAME, or --replay with the --model that answered")
 
 
 def _strings(source: Source, firings: Firings):

@@ -35,7 +35,6 @@ from metasae.interp.windows import END, Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress import SILENT, Progress
 
-READ = ("detection", "fuzz_marks", "fuzz_2afc", "sim_spearman")
 WINDOWS_PER_ASK = 10
 SIMULATED, FIFTHS = 25, 5
 PAIRS = 10

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from metasae import files
-from metasae.comparison import ARM_FOLDER, BASELINE
-from metasae.errors import UserError, nearest
+from metasae.comparison import BASELINE
+from metasae.interp.choice import arms_to_score, find_arms, is_twin
 from metasae.interp.coverage import LatentWindows
 from metasae.interp.held import FILE, INTRUDER, Held, read_held, with_earlier
 from metasae.interp.intruder import Siblings, intruder_score
@@ -90,13 +90,8 @@ def score_arms(
     Raises UserError for a folder that is no run, an arm that is not there or keeps no firings, and arms judged on different text.
     """
     run_folder, spec = Path(run_folder), spec or WindowSpec()
-    found = find_arms(run_folder, arms, seeds, baseline)
-    if not arms:
-        # control has solo's very weights and keeps no firings of its own; whoever wants an arm without firings is told so
-        found = [each for each in found if (each[2] / "firings").is_dir() or not _is_twin(each[2])]
-    text = text_of(open_firings(found[0][2] / "firings")) if (found[0][2] / "firings").is_dir() else None
-    if text is None:
-        raise UserError(f"{found[0][2]} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
+    found = arms_to_score(run_folder, arms, seeds, baseline)
+    text = text_of(open_firings(found[0][2] / "firings"))
     known = scorers(text)
     reader = intruder(text) if intruder else None
     trained = {(arm, number): folder for arm, number, folder in find_arms(run_folder, None, None, baseline)}
@@ -126,7 +121,7 @@ def _keep(run_folder: Path, trained: Sequence[tuple[tuple[str, int], Path]], abo
     every = []
     for (arm, number), folder in trained:
         held = read_held(folder, arm, number)
-        if held is None or _is_twin(folder):
+        if held is None or is_twin(folder):
             continue
         if _is_current(held, folder, about):
             every.append(held)
@@ -135,29 +130,6 @@ def _keep(run_folder: Path, trained: Sequence[tuple[tuple[str, int], Path]], abo
     found = {**merged(every, baseline), "left_out": left_out}
     files.write_json(run_folder / FILE, found)
     return found
-
-
-def find_arms(run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, baseline: str) -> list[tuple[str, int, Path]]:
-    """(arm, seed, folder) of a run's trained arms, the baseline of each seed first. Raises UserError where one asked for is missing."""
-    if not (run_folder / "arms").is_dir():
-        raise UserError(f"{run_folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`")
-    names = [(ARM_FOLDER.fullmatch(folder.name), folder) for folder in sorted((run_folder / "arms").iterdir())]
-    found = [(name["arm"], int(name["seed"]), folder) for name, folder in names if name and (folder / "primary" / "cfg.json").is_file()]
-    for wanted in arms or ():
-        if wanted not in {arm for arm, _, _ in found}:
-            raise UserError(f"no arm '{wanted}' is trained in {run_folder}{nearest(wanted, {arm for arm, _, _ in found})}")
-    kept = [each for each in found if (not arms or each[0] in arms) and (seeds is None or each[1] in seeds)]
-    if not kept:
-        raise UserError(
-            f"no trained arm in {run_folder} has the seeds asked for; it has {', '.join(folder.name for _, _, folder in found) or 'none'}"
-        )
-    return sorted(kept, key=lambda each: (each[1], each[0] != baseline, each[0]))
-
-
-def _is_twin(folder: Path) -> bool:
-    """Whether the arm's measures were taken over from another arm with the same weights."""
-    path = folder / "measures.json"
-    return path.is_file() and "same_weights_as" in files.read_json(path).get("conditions", {})
 
 
 def _base(results: Mapping[str, Scored], folder: Path | None, number: int, about: dict, text: Text, progress: Progress) -> Base | None:

@@ -42,9 +42,11 @@ def verb(
     commas. price: of a million prompt and completion tokens, `0.15,0.6`. yes: go on above the limit without asking. length: tokens of
     a window. Raises UserError of one line for what cannot be read, and where a cost above the limit is not confirmed.
     """
+    from metasae.comparison import BASELINE
     from metasae.interp.asking import Limits
-    from metasae.interp.job import check_scores, run_interp
+    from metasae.interp.choice import arms_to_score, check_run, check_scores
     from metasae.interp.windows import WindowSpec
+    from metasae.start import check_device
 
     if latents < 1:
         raise UserError(f"--latents needs a number of at least 1, not {latents}")
@@ -69,11 +71,15 @@ def verb(
         device=device,
         show=show,
     )
-    # a wrong name is answered before a model is loaded
+    # a wrong name is answered before torch is imported
     check_scores(wanted, judge is not None, replay, model)
-    if not Path(run_folder).is_dir():
-        raise UserError(f"no folder {run_folder}; give the --out folder of `metasae run`")
-    result = run_interp(run_folder, judge=None if judge is None else open_judge(judge, model, device), **choices)
+    check_run(Path(run_folder), wanted, replay)
+    arms_to_score(Path(run_folder), choices["arms"], choices["seeds"], BASELINE)
+    check_device(device)
+    opened = None if judge is None else open_judge(judge, model, device)
+    from metasae.interp.job import run_interp
+
+    result = run_interp(run_folder, judge=opened, **choices)
     if show:
         from rich.console import Console
 

@@ -21,7 +21,7 @@ from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import open_firings
 from metasae.measures.rows.attenuation import attenuation
 from metasae.measures.rows.seeds import chance_matching, match
-from metasae.measures.suite import SEED, json_safe
+from metasae.measures.suite import SEED
 from metasae.progress import SILENT, Progress
 from metasae.sae.sae import SAE
 
@@ -90,7 +90,7 @@ def measure_across(members: list[Member], done: dict | None = None, progress: Pr
             of = [fingerprints[one.name], fingerprints[other.name]]
             held = (done or {}).get(member.name, {}).get(part, {})
             result = held if held.get("of") == of else {"with": other.name if one is member else one.name, "of": of, **parts[part](one, other)}
-            found.setdefault(member.name, {})[part] = json_safe(result)
+            found.setdefault(member.name, {})[part] = files.json_safe(result)
             task.advance(1)
     twins = {member.name: first[fingerprints[member.name]] for member in members if member not in unlike}
     return found | {name: found[twin] | {"same_weights_as": twin} for name, twin in twins.items() if twin in found}

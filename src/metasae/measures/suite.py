@@ -6,19 +6,17 @@ rank's, and so on. Not SAEs but measures are dealt out, so that one SAE is measu
 is spread, and that a killed run has lost one SAE at most. A measure is the same work wherever it is done, so the numbers are those of one process.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from metasae import recipe
 from metasae.data import files_of_text
 from metasae.errors import UserError
+from metasae.files import json_safe
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.cofiring.excess import excess_phi
 from metasae.measures.cofiring.lift import lift_statistics
@@ -191,16 +189,3 @@ def evaluation_of(cache, spec: recipe.Measure) -> Head:
     if evaluation.n_tokens < 1:
         raise UserError("no evaluation tokens; raise text.evaluation_share or give more text")
     return evaluation
-
-
-def json_safe(value: Any) -> Any:
-    """Numpy and torch numbers and arrays as plain ones; NaN and infinity as None."""
-    if isinstance(value, dict):
-        return {str(key): json_safe(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(entry) for entry in value]
-    if isinstance(value, (np.ndarray, np.generic, Tensor)):
-        return json_safe(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

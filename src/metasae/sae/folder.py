@@ -14,9 +14,9 @@ import torch
 
 from metasae.errors import UserError
 from metasae.files import read_json, read_tensors, write_json, write_tensors
+from metasae.sae.layout import CONFIG, WEIGHTS
 from metasae.sae.sae import SAE, SAEConfig
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # SAELens drops all metadata of files that do not name a version of at least 6.0.0.
 SAELENS_VERSION = "6.0.0"
 _NORMALIZE = {"none": "none", "token": "layer_norm", "token_eps": "layer_norm"}

@@ -1,5 +1,6 @@
 """What is new in a run folder, given to a sink: while the run goes on, or once."""
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +10,12 @@ from typing import Protocol
 
 from metasae import files
 from metasae.comparison import value_of
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 from metasae.figures import read_metrics
 from metasae.measures.catalogue import CATALOGUE
 
-SINKS = ("tensorboard", "wandb")
+# The name of each, which is that of its package, and what it is called.
+SINKS = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 # Seconds between two looks at a run that goes on.
 EVERY = 5.0
 # Of a line of metrics.jsonl, what says where it stands; the rest are its numbers.
@@ -73,9 +75,11 @@ def sae_folders(folder: Path) -> list[Path]:
 
 
 def check_sink(to: str) -> None:
-    """Raises UserError for a name that is none."""
+    """Raises UserError for a name that is none, and where its package is not installed."""
     if to not in SINKS:
         raise UserError(f"nothing is known of tracking with '{to}'; choose {' or '.join(SINKS)}")
+    if importlib.util.find_spec(to) is None:
+        raise UserError(f"tracking with {SINKS[to]} needs its package: {install_hint('tracking')}")
 
 
 def open_sink(to: str, folder: str | Path, project: str | None = None) -> Sink:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from metasae.data.files_of_text import state_of_file
-from metasae.data.loading import load_model, local_folder
+from metasae.data.loading import load_model
+from metasae.data.model_folder import local_folder
 from metasae.errors import UserError
 from metasae.interp.replies import Ask, Reply
 from metasae.recipe import Model

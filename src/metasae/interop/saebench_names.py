@@ -1,0 +1,21 @@
+"""SAEBench's evaluations by name, and whether it is installed; told without torch."""
+
+from collections.abc import Sequence
+from importlib import util
+
+from metasae.errors import UserError, install_hint, nearest
+
+WEIGHTS_ONLY = ("meta_structure",)
+FROM_HUB = ("absorption", "ravel", "scr", "tpp", "sparse_probing", "sparse_probing_sae_probes")
+EVALS = (*WEIGHTS_ONLY, "core", *FROM_HUB)
+
+
+def check_evals(evals: Sequence[str]) -> None:
+    """Raises UserError for an unknown evaluation, for none, and where SAEBench is not installed."""
+    for name in evals:
+        if name not in EVALS:
+            raise UserError(f"unknown evaluation '{name}'{nearest(name, EVALS)}")
+    if not evals:
+        raise UserError(f"no evaluation is asked for; known: {', '.join(EVALS)}")
+    if util.find_spec("sae_bench") is None:
+        raise UserError(f"SAEBench is not installed: {install_hint('saebench')}")
