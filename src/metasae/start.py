@@ -61,6 +61,7 @@ def claim(recipe: Recipe, folder: Path) -> None:
             union = {name: tuple(dict.fromkeys([*getattr(held, name), *getattr(recipe, name)])) for name in ("arms", "seeds")}
             recipe = recipe.model_copy(update=union)
         else:
+            check_sources(recipe)
             folder.mkdir(parents=True, exist_ok=True)
         recipe.save(path)
     except OSError as error:
@@ -90,6 +91,23 @@ def check_senses(recipe: Recipe) -> None:
         raise UserError(f"measure.senses: no file or folder '{path}'; give JSONL with word, sense, before, target and after")
     if recipe.measure.senses and not os.access(path, os.R_OK):
         raise UserError(f"measure.senses: '{path}' cannot be read; check its permissions")
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Of a run that has not begun: that its model's folder and its files of text are there. A name on the hub is looked up later.
+
+    Raises UserError where they are not.
+    """
+    if recipe.text.source == "planted":
+        return
+    from metasae.data import text
+    from metasae.data.files_of_text import files_in, is_saved_dataset
+    from metasae.data.model_folder import local_folder
+
+    local_folder(recipe.model)
+    place = text.local_path(recipe.text.source)
+    if recipe.text.source != "docs" and text.is_local(recipe.text.source) and not is_saved_dataset(place):
+        files_in(place)
 
 
 def check_device(device: str) -> None:

@@ -51,6 +51,7 @@ def static_export(run, out: str | Path, progress: Progress = SILENT, *, splits: 
         from metasae.explore.sweep_pages import is_sweep
         from metasae.explore.sweep_server import write_sweep
 
+        _refuse_other(out)
         if is_sweep(folder):
             _clear(out)
             return write_sweep(folder, out, TAG)
@@ -108,8 +109,8 @@ def _opened(folder: Path):
     return Explorer(folder)
 
 
-def _clear(out: Path) -> None:
-    """Takes an earlier export away; anything else is left alone."""
+def _refuse_other(out: Path) -> None:
+    """Raises UserError where `out` holds something else than an earlier export."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     page = out / "index.html"
@@ -117,8 +118,13 @@ def _clear(out: Path) -> None:
     ours = TAG in page.read_text(encoding="utf-8", errors="replace") if page.is_file() else (out / "data" / "api").is_dir()
     if not ours:
         raise UserError(f"{out} is there already and is no export of the explorer; choose another folder")
+
+
+def _clear(out: Path) -> None:
+    """Takes an earlier export away."""
+    _refuse_other(out)
     shutil.rmtree(out / "data", ignore_errors=True)
-    page.unlink(missing_ok=True)
+    (out / "index.html").unlink(missing_ok=True)
 
 
 def _write_latents(api: Path, stems: dict[str, str], explorer, place: tuple[str, int, int]) -> list[list[str]]:

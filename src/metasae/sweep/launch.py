@@ -66,6 +66,8 @@ def sweep(
         raise UserError(f"--workers {workers}: at least one")
     if workers > 1 and os.name == "nt":
         raise UserError("--workers: one on Windows, which has no lock that ends with its process")
+    if not folder.plan.exists():
+        start.check_sources(plan.base)
     progress = Progress(show)
     plan = claim(folder, plan)
     try:
