@@ -115,6 +115,24 @@ def test_another_recipe_in_the_same_folder_is_refused(recipe, tmp_path):
         metasae.run(values, out=tmp_path / "a", overrides={"train.lr": 0.1}, show=False)
 
 
+def test_other_measures_take_their_tokens_from_the_text_and_train_nothing(recipe, tmp_path):
+    values = recipe() | {"arms": ["solo"], "seeds": [0]}
+    metasae.run(values, out=tmp_path / "runs/a", show=False)
+    before = weights(tmp_path / "runs/a", "solo-s0")
+    # whoever has deleted the activations need not have those for training again
+    shutil.rmtree(tmp_path / "runs/activations")
+    other = {"measure.tokens": 2500, "measure.threshold": "per_latent"}
+    metasae.run(values, out=tmp_path / "runs/a", overrides=other, show=False)
+    after = weights(tmp_path / "runs/a", "solo-s0")
+    assert all(torch.equal(before[name], after[name]) == (name != "threshold") for name in before)
+    measures = json.loads((tmp_path / "runs/a/arms/solo-s0/measures.json").read_text())
+    assert (measures["conditions"]["n_tokens"], measures["conditions"]["rule"]) == (2500, "per_latent")
+    assert list((tmp_path / "runs/activations").rglob("evaluation-*")) and not list((tmp_path / "runs/activations").rglob("train-*"))
+    # a further arm finds what it needs
+    metasae.run(values | {"arms": ["joint"]}, out=tmp_path / "runs/a", overrides=other, show=False)
+    assert (tmp_path / "runs/a/arms/joint-s0/measures.json").exists()
+
+
 def test_runs_side_by_side_share_one_harvest(recipe, tmp_path):
     values = recipe() | {"arms": ["solo"], "seeds": [0]}
     metasae.run(values, out=tmp_path / "runs/a", show=False)

@@ -23,7 +23,7 @@ from metasae.parallel.ranks import ALONE, Ranks
 from metasae.parallel.tokens import batches_of
 from metasae.parallel.trainer import trainer_of
 from metasae.progress import Progress
-from metasae.recipe import Recipe
+from metasae.recipe import Measure, Recipe
 from metasae.sae.sae import SAE, token_normalise
 from metasae.source import Source
 from metasae.stop import StopRequest
@@ -146,7 +146,7 @@ def measure_arm(
     spec = recipe.measure
     meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
     sae = SAE.load(folder / "primary")
-    result = ranks.from_first(_measured_twin(sae, meta, twins) if ranks.first else None, "stage")
+    result = ranks.from_first(_measured_twin(sae, meta, twins, spec) if ranks.first else None, "stage")
     if result is None:
         host = source.judge if parts_of_model(spec, ranks) else None
         if host is not None:
@@ -206,8 +206,11 @@ def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
     return sae
 
 
-def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path]) -> dict | None:
-    """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says."""
+def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path], spec: Measure) -> dict | None:
+    """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says.
+
+    Measures that were made by other settings than `spec` count for none.
+    """
     from metasae.measures.firing.store import sae_fingerprint
     from metasae.measures.rows.decomposability import own_meta
 
@@ -215,7 +218,7 @@ def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path]) -> dict |
     for name, folder in twins.items():
         path = folder / "measures.json"
         measures = files.read_json(path) if path.exists() else {}
-        if measures.get("conditions", {}).get("sae") == fingerprint:
+        if measures.get("conditions", {}).get("sae") == fingerprint and measures.get("settings", spec.settings) == spec.settings:
             rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
             own = own_meta(sae, meta) if meta is not None else {}
             conditions = measures["conditions"] | {"same_weights_as": name}

@@ -31,6 +31,7 @@ from metasae.parallel.lanes import side_by_side
 from metasae.parallel.ranks import ALONE, Ranks, joined
 from metasae.progress import Progress, SharedTask
 from metasae.recipe import Recipe
+from metasae.remeasure import bring_up_to_date, forget_what_rests_on, is_measured, measured_otherwise, said_of
 from metasae.run_lock import first_alone_on
 from metasae.source import Source
 from metasae.stages import Stage
@@ -122,7 +123,11 @@ class _Job:
             self.progress.say("every arm is trained and measured already")
         else:
             self._train_all(cache, arms)
-            for arm, seed in arms:
+            otherwise = self._otherwise()
+            if otherwise and self.ranks.first:
+                self.progress.say(said_of(otherwise))
+                forget_what_rests_on(self.folder)
+            for arm, seed in dict.fromkeys([*arms, *otherwise]):
                 self._measure(cache, arm, seed)
                 if self.ranks.any(self.stop.asked, "stop"):
                     raise Interrupted("stopped between two stages; what is done is kept")
@@ -140,6 +145,10 @@ class _Job:
         self.stop.doing = stage.title
         with self.progress.stage(stage), self.stop.at_once() if at_once else nullcontext():
             yield
+
+    def _otherwise(self) -> dict[tuple[str, int], list[str]]:
+        """The arms in the folder that were measured by other settings, whether this call names them or not: a run's arms are judged alike."""
+        return self.ranks.from_first(measured_otherwise(self.folder, self.recipe.measure) if self.ranks.first else None, "stage")
 
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]
@@ -164,8 +173,9 @@ class _Job:
         return self.state["stages"].get("harvest", {})
 
     def _is_measured(self) -> bool:
-        """Whether every arm is, and no hook point was added since."""
-        measured = all((self._arm(*each) / "measures.json").exists() for each in self._arms())
+        """Whether every arm is, as the recipe asks now, and no hook point was added since."""
+        spec = self.recipe.measure
+        measured = not measured_otherwise(self.folder, spec) and all(is_measured(self._arm(*each), spec) for each in self._arms())
         return measured and self._points() == self._known().get("points", self._points())
 
     def _is_harvested(self) -> bool:
@@ -174,9 +184,10 @@ class _Job:
         return self._points() == known.get("points") and is_held(known["cache"], known["fingerprint"], self._tokens())
 
     def _tokens(self) -> dict[str, int]:
-        """Of each split in the cache; those for training are not there where they come in windows."""
+        """Of each split in the cache; none for training where they come in windows, and where all arms are trained."""
         tokens = self.recipe.split_tokens
-        if self.recipe.harvest.window_tokens and not self.source.planted:
+        in_windows = self.recipe.harvest.window_tokens and not self.source.planted
+        if in_windows or (self._points() == self._known().get("points") and all(is_trained(self._arm(*each)) for each in self._arms())):
             del tokens["train"]
         return tokens
 
@@ -184,10 +195,12 @@ class _Job:
         return [self.recipe.hook.point, *self.recipe.hook.also]
 
     def _harvested(self) -> ActivationCache:
-        start = time.perf_counter()
+        start, tokens = time.perf_counter(), self._tokens()
         if self.ranks.first:
             refuse_what_cannot_fit(self.recipe, self.source.host.d, self.folder, device=self.device)
-        cache = self.source.open(self._tokens())
+        cache = self.source.open(tokens)
+        # known from before where there are none to harvest
+        training = cache.split("train").n_tokens if "train" in tokens else self._known().get("training_tokens")
         self._done(
             "harvest",
             start,
@@ -195,7 +208,7 @@ class _Job:
             fingerprint=cache.fingerprint,
             points=self._points(),
             documents=cache.index["documents_blake2b"],
-            **({} if self.recipe.harvest.window_tokens else {"training_tokens": cache.split("train").n_tokens}),
+            training_tokens=training,
         )
         return cache
 
@@ -244,9 +257,10 @@ class _Job:
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
         folder = self._arm(arm, seed)
-        if self.ranks.agreed((folder / "measures.json").exists()):
+        if self.ranks.agreed(is_measured(folder, self.recipe.measure)):
             return
         start = time.perf_counter()
+        bring_up_to_date(self.recipe, cache, folder, self.progress, self.ranks)
         twins = {f"{other}-s{seed}": self._arm(other, seed) for other in self.recipe.arms}
         with self._stage(run_stages.measuring(arm, seed, self.recipe.arms)):
             self._reference = measure_arm(

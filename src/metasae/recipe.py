@@ -217,6 +217,11 @@ class Measure(Table):
         0, ge=0, description="matched latents per seed whose side effects in steering are measured; 0 leaves it out; needs across and keep_firings"
     )
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides one SAE's measures, as JSON: all but what is done with several SAEs, or for the pages."""
+        return self.model_dump(mode="json", exclude={"across", "explorer", "side_effects"})
+
 
 def _seed_list(value: Any) -> Any:
     return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -46,7 +46,8 @@ def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple
 
 
 def claim(recipe: Recipe, folder: Path) -> None:
-    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it.
+    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it, and what is
+    measured may change, as trained weights do not depend on it (`metasae.remeasure`).
 
     A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo put right goes on in it.
     Of several processes of one job (torchrun) the first claims it for all.
@@ -158,5 +159,5 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
     out = {}
     for name, value in recipe.model_dump(mode="json").items():
         if isinstance(value, dict):
-            out |= {f"{name}.{key}": inner for key, inner in value.items() if (name, key) != ("hook", "also")}
+            out |= {f"{name}.{key}": inner for key, inner in value.items() if name != "measure" and (name, key) != ("hook", "also")}
     return out

@@ -44,9 +44,7 @@ class Plan:
         prints = {member.name: f"{FORMAT} {self.windows} {member.text_digest} {member.fingerprint}" for member in self.members}
         found = [Part(f"text:{digest}", str(digest), (member,)) for digest, member in texts.items()]
         found += [Part(f"sae:{member.name}", prints[member.name], (member,)) for member in self.members]
-        found += [
-            Part(f"interp:{member.name}", f"{prints[member.name]} {member.said}", (member,)) for member in self.members
-        ]
+        found += [Part(f"interp:{member.name}", f"{prints[member.name]} {member.said}", (member,)) for member in self.members]
         for one, other in self._pairs():
             both = f"{prints[one.name]} {prints[other.name]}"
             found.append(Part(f"pair:{one.name}|{other.name}", both, (one, other)))

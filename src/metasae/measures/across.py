@@ -89,7 +89,9 @@ def measure_across(members: list[Member], done: dict | None = None, progress: Pr
         for member, part, one, other in wanted:
             of = [fingerprints[one.name], fingerprints[other.name]]
             held = (done or {}).get(member.name, {}).get(part, {})
-            result = held if held.get("of") == of else {"with": other.name if one is member else one.name, "of": of, **parts[part](one, other)}
+            # of side effects a recipe may ask for more latents than before
+            alike = held.get("of") == of and (part != "side_effects" or held.get("latents") == steering.latents)
+            result = held if alike else {"with": other.name if one is member else one.name, "of": of, **parts[part](one, other)}
             found.setdefault(member.name, {})[part] = files.json_safe(result)
             task.advance(1)
     twins = {member.name: first[fingerprints[member.name]] for member in members if member not in unlike}

@@ -105,7 +105,8 @@ def measure_sae(
     only written down. calibration: what was found when this SAE got its threshold, where that was before.
     folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same SAE (see
     above), and get the same.
-    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world). A number that does not exist is null.
+    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings (what of the recipe
+    decided them). A number that does not exist is null.
     `leave_one_out`, beside some numbers, has them without each block of documents. Raises UserError when a split is empty or the SAE never fires.
     """
     evaluation = evaluation_of(cache, spec)
@@ -148,6 +149,7 @@ def measure_sae(
         "cooccurrence": phi | {part: found[part] for part in pair_parts if found[part] is not None},
         "decomposability": found["decomposability"],
         **{part: found[part] for part in ("senses", "truth") if found[part] is not None},
+        "settings": spec.settings,
     }
     return json_safe(measures)
 
