@@ -22,7 +22,7 @@ def test_measures_json():
     sae, meta = random_sae(), random_sae(8, 6, 2, seed=2, normalize="token")
     found = measure_sae(sae, meta, cache(), SPEC, seed=3)
     json.dumps(found, allow_nan=False)
-    assert set(found) == {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability"}
+    assert set(found) == {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability", "settings"}
     conditions = found["conditions"]
     assert conditions["n_tokens"] == found["cooccurrence"]["n_tokens"] == 300 and conditions["calibration_tokens"] == 200
     assert conditions["threshold"] == float(sae.threshold[0]) and torch.all(sae.threshold == sae.threshold[0])

@@ -68,7 +68,8 @@ def test_any_number_of_ranks_measures_the_same(build, load, stories, senses, tmp
     harvest(load("gpt2", POINT), TEXT, recipe.Harvest(dtype="fp32", batch_tokens=500), cache, TOKENS, documents=stories)
     alone = measured(ALONE, model, cache, senses, tmp_path / "1" / "firings")
     first, second = map(json.loads, alone)
-    assert {"senses", "conditions", "fidelity", "cooccurrence", "decomposability", "calibration"} == set(first) and "truth" in second
+    groups = {"senses", "conditions", "fidelity", "cooccurrence", "decomposability", "calibration", "settings"}
+    assert set(first) == groups and "truth" in second
     assert {"fixed_marginals", "lift", "document_shift"} <= set(first["cooccurrence"]) and "output_tokens" in first["fidelity"]
     for size in (2, 3):
         for found in on_ranks(size, measured, model, cache, senses, tmp_path / str(size) / "firings"):
