@@ -54,8 +54,11 @@ def explore(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it")] = True,
 ) -> None:
     """The explorer: latents, how they split, two latents side by side, on 127.0.0.1 or as files."""
+    from metasae.explore.sweep_pages import is_sweep
     from metasae.progress import Progress
 
+    # raises for a folder that is neither a run's nor a sweep's, before the web server is imported
+    is_sweep(run_folder)
     if static is not None:
         import os
 

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from metasae.errors import UserError
 
 if TYPE_CHECKING:
@@ -172,6 +170,7 @@ def take(state: dict[str, Tensor], shapes: Shapes, where: str, infinite: Iterabl
 
 def read_npy(path: Path, n: int) -> Tensor:
     """The numbers in a `.npy` file, fp32 [n]; infinity is allowed."""
+    import numpy as np
     import torch
 
     _file(path)
