@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metasae.recipe import Recipe
+from metasae.remeasure import is_measured
 from metasae.stages import Stage
 
 HARVEST = Stage("harvest", "reading text and harvesting activations", whole=True)
@@ -37,7 +38,7 @@ def left(recipe: Recipe, folder: Path, harvested: bool, in_lanes: bool = False) 
     """
     spec, stages = recipe.measure, []
     places = {(arm, seed): folder / "arms" / f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms}
-    unmeasured = [(arm, seed) for (arm, seed), place in places.items() if not (place / "measures.json").exists()]
+    unmeasured = [(arm, seed) for (arm, seed), place in places.items() if not is_measured(place, spec)]
     untrained = [(arm, seed) for (arm, seed), place in places.items() if not (place / "primary" / "cfg.json").exists()]
     if unmeasured and recipe.text.source == "planted":
         stages.append(PLANTED)
