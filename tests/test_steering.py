@@ -1,4 +1,5 @@
 import copy
+import inspect
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from metasae import UserError, recipe
 from metasae.data import hooks
 from metasae.data.host import Host
 from metasae.sae.sae import SAE, Codes, SAEConfig
-from metasae.steering import Ablate, Add, Scale, Set, _attended, _rows, parse_edits, run_steer, steer
+from metasae.steering import Ablate, Add, Scale, Set, parse_edits, run_steer, steer
 
 RESID = "blocks.1.hook_resid_pre"
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -184,31 +185,6 @@ def test_padding_and_special_tokens_keep_their_activation(at, family, monkeypatc
         assert torch.equal((seen(host, ids, mask) == x).all(-1), kept)
 
 
-def test_masks_of_every_form():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    assert _attended(mask, 2, None).tolist() == [[True, True], [True, True]]
-    assert _attended(mask, 5, None).tolist() == mask.bool().tolist()
-    square = (torch.ones(5, 5).tril() * mask[:, None]).bool()[:, None]
-    floats = torch.zeros(square.shape).masked_fill(~square, torch.finfo(torch.float32).min)
-    for given in (square, square.long(), floats):
-        assert torch.equal(_attended(given, 5, None), mask.bool())
-
-    class Cache:
-        def get_seq_length(self):
-            return 1
-
-    fixed = torch.cat([square, torch.zeros(2, 1, 5, 3, dtype=torch.bool)], -1)[:, :, 1:3]
-    assert _attended(fixed, 2, Cache()).tolist() == [[False, True], [True, True]]
-    # a cache of one token holds the newest
-    assert _attended(square[:, :, 1:2, 1:2], 1, Cache()).tolist() == [[False], [True]]
-    with pytest.raises(UserError, match="another attention implementation"):
-        _attended(mask[:, :, None], 5, None)
-    ids = torch.full((2, 5), 7)
-    for masks in ({"full_attention": None, "sliding_attention": square}, {"sliding_attention": floats, "full_attention": square}):
-        assert torch.equal(_rows({"input_ids": ids, "attention_mask": masks}, []), mask.bool())
-    assert _rows({"input_ids": ids, "attention_mask": {"full_attention": None}}, []).all()
-
-
 def test_caches_shorter_than_the_text(at):
     """Gemma 2 with a window of 4 tokens in every other layer, and a fixed cache that holds no more of those."""
     from transformers import Gemma2ForCausalLM
@@ -223,6 +199,24 @@ def test_caches_shorter_than_the_text(at):
         plain = written(host, ids, mask, use_cache=False)
         assert torch.equal(written(host, padded, padded_mask), plain)
         assert torch.equal(written(host, padded, padded_mask, cache_implementation="static"), plain)
+
+
+def test_a_cache_by_any_name(at):
+    """As in a loop of one's own: a fixed cache, a square mask for the newest token, the cache under the name of this version or of the one before."""
+    from transformers import StaticCache
+
+    host = at("llama", RESID)
+    sae, (ids, mask) = sae_for(host), batch(length=6)
+    mask[1, :3] = 0
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    with steer(host, sae, {4: Set(9.0)}), torch.no_grad():
+        plain = host.model(ids, mask, places).logits[:, -1]
+        for name in {"past_key_values", *inspect.signature(host.model.forward).parameters} & {"past_key_values", "cache"}:
+            cache = StaticCache(config=host.model.config, max_cache_len=8)
+            host.model(ids[:, :5], mask[:, :5], places[:, :5], **{name: cache}, use_cache=True)
+            column = torch.nn.functional.pad(mask, (0, 2)).bool()[:, None, None]
+            last = host.model(ids[:, 5:], column, places[:, 5:], **{name: cache}, use_cache=True).logits[:, -1]
+            assert torch.allclose(last, plain, atol=1e-5)
 
 
 def test_no_hook_survives_an_exception(at):
@@ -337,7 +331,9 @@ def test_an_inner_model_called_by_itself_is_steered_too(at):
     with steer(host.model, sae, {4: Set(5.0)}, keep=()), torch.no_grad():
         inner = host.model.transformer(ids, attention_mask=mask).last_hidden_state
         assert torch.allclose(host.model.lm_head(inner), host.output(ids, mask), atol=1e-5)
-        positional = host.model(ids, None, mask).logits
+        names = list(inspect.signature(host.model.forward).parameters)
+        by_place = [{"input_ids": ids, "attention_mask": mask}.get(name) for name in names[: names.index("attention_mask") + 1]]
+        positional = host.model(*by_place).logits
         assert torch.equal(positional, host.output(ids, mask))
         with pytest.raises(UserError, match=r"'transformer\.h\.1' ran by itself"):
             host.layer_modules[1](torch.zeros(1, 2, host.d))
@@ -370,6 +366,8 @@ def test_what_is_refused(at):
     embeds = host.model.transformer.wte(ids)
     with steer(host, sae, {4: 1.0}), pytest.raises(UserError, match=r"pass keep=\(\)"):
         host.model(inputs_embeds=embeds)
+    with steer(host, sae, {4: 1.0}), pytest.raises(UserError, match="without input_ids and inputs_embeds"):
+        host.model(attention_mask=mask)
     with torch.no_grad(), steer(host, sae, {4: 1.0}, keep=()):
         assert torch.allclose(host.model(inputs_embeds=embeds).logits, host.output(ids, mask), atol=1e-5)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from metasae import recipe
-from metasae.data import hooks
+from metasae.data import calls, hooks
 from metasae.data.host import Host
 from metasae.data.loading import quiet
 from metasae.edits import Ablate, Add, Edit, Scale, Set, check_finite, check_latent, check_request, parse_edits
@@ -142,7 +142,7 @@ def _rows_of_call(model: nn.Module, place: hooks.Place, keep: list[int]) -> Iter
 
     def before(_module, args, kwargs):
         nonlocal of_call
-        of_call = _rows(signature.bind_partial(*args, **kwargs).arguments, keep)
+        of_call = calls.steerable(calls.arguments_of(signature, args, kwargs), keep)
 
     def after(*_):
         nonlocal of_call
@@ -166,36 +166,6 @@ def _reader(model: nn.Module, place: hooks.Place) -> nn.Module:
         if {"input_ids", "attention_mask"} <= inspect.signature(module.forward).parameters.keys():
             return module
     raise UserError(f"{type(model).__name__} takes no input_ids and attention_mask; steer takes a transformers model")
-
-
-def _rows(call: Mapping, keep: list[int]) -> Tensor:
-    """Arguments of a model's call -> bool [b, t]: its tokens that are neither padding nor kept."""
-    ids, mask = call.get("input_ids"), call.get("attention_mask")
-    if ids is None and keep:
-        raise UserError("the model was called without input_ids, so special tokens cannot be told; pass keep=() to steer them too")
-    like = call["inputs_embeds"][..., 0] if ids is None else ids
-    if isinstance(mask, dict):
-        # one for each kind of layer, where generation prepares them; a kind that needs none has None
-        mask = next((each for each in mask.values() if each is not None), None)
-    rows = torch.ones_like(like, dtype=torch.bool)
-    if mask is not None:
-        rows = _attended(mask, like.shape[1], call.get("past_key_values")).to(like.device)
-    return rows & ~torch.isin(ids, torch.tensor(keep, device=ids.device)) if keep else rows
-
-
-def _attended(mask: Tensor, t: int, cache) -> Tensor:
-    """The attention mask of a call -> bool [b, t], whether each of its t tokens is attended to.
-
-    mask: [b, T] over the cached tokens and the t new ones; or [b, 1, t, T], which generation prepares for a cache of fixed
-    length T: there a token is padding where it does not attend to itself. A cache shorter than the text has the newest tokens last.
-    """
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return mask[:, -t:].bool()
-    if isinstance(mask, Tensor) and mask.ndim == 4:
-        past = 0 if cache is None else min(int(cache.get_seq_length()), mask.shape[-1] - t)
-        itself = mask[:, 0].diagonal(past, dim1=1, dim2=2)
-        return itself == 0 if itself.is_floating_point() else itself.bool()
-    raise UserError("steer reads padding from an attention mask [b, t], which this call does not have; use another attention implementation")
 
 
 def run_steer(

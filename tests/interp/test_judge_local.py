@@ -108,6 +108,20 @@ def test_a_model_that_goes_on_after_its_json_is_stopped(folder):
     assert short.completion_tokens == 3 and prompts.field_of(short, "answer") is None
 
 
+@pytest.mark.parametrize("cache_name", ["cache", "past_key_values", "of_a_later_version"])
+def test_a_cache_goes_back_under_the_name_that_it_came_by(folder, cache_name):
+    judge = LocalJudge(str(folder))
+    judge.model = Forced(judge, lambda ask: '{"answer": "A"}', cache_name)
+    assert judge.answer(Ask("s", "u", {}, max_tokens=60)).text == '{"answer": "A"}'
+
+
+def test_a_model_without_a_cache_is_refused(folder):
+    judge = LocalJudge(str(folder))
+    judge.model = Forced(judge, lambda ask: "word", "")
+    with pytest.raises(UserError, match="keeps no cache of the tokens"):
+        judge.answer(ASKS[0])
+
+
 def test_questions_of_a_batch_keep_their_own_limits(folder):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: "word " * 40)

@@ -1,6 +1,4 @@
-"""Tiny causal models with a chat template, and one whose every token is forced."""
-
-from types import SimpleNamespace
+"""Tiny causal models with a chat template, and one whose every token is forced. Its cache has any name, or none where that is empty."""
 
 import torch
 
@@ -32,29 +30,41 @@ def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES)
     return folder
 
 
+class Written:
+    """Stands for a cache: the tokens of each row, and how many steps of them are written."""
+
+    def __init__(self, rows):
+        self.rows, self.steps = rows, 0
+
+    def get_seq_length(self):
+        return self.steps
+
+
 class Forced(torch.nn.Module):
     """Writes what `answer` gives for the question in its prompt, then stops. `t` and `f` are each the other's alternative, e^2 less likely."""
 
-    def __init__(self, judge, answer):
+    def __init__(self, judge, answer, cache_name="cache"):
         super().__init__()
+        self.cache_name = cache_name
         self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), judge.model.config
         self.tokenizer, self.answer, self.widest = judge.tokenizer, answer, 0
         known = judge.tokenizer.get_vocab()
         self.sides = {known[a]: known[b] for a, b in (("t", "f"), ("f", "t"), ("Ġt", "f"), ("Ġf", "t")) if a in known}
 
-    def forward(self, input_ids, attention_mask, past_key_values=None, position_ids=None, use_cache=True, return_dict=True):
-        if past_key_values is None:
+    def forward(self, input_ids, attention_mask, position_ids=None, use_cache=True, return_dict=True, **given):
+        assert set(given) <= {self.cache_name}
+        written = given.get(self.cache_name)
+        if written is None:
             self.widest = max(self.widest, len(input_ids))
-            rows = [self._script(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
-            past_key_values = (rows, 0)
-        rows, step = past_key_values
-        logits = torch.full((len(rows), input_ids.shape[1], 400), -9.0)
-        for row, script in enumerate(rows):
-            token = script[min(step, len(script) - 1)]
+            written = Written([self._script(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)])
+        logits = torch.full((len(written.rows), input_ids.shape[1], 400), -9.0)
+        for row, script in enumerate(written.rows):
+            token = script[min(written.steps, len(script) - 1)]
             logits[row, -1, token] = 4.0
             if token in self.sides:
                 logits[row, -1, self.sides[token]] = 2.0
-        return SimpleNamespace(logits=logits, past_key_values=(rows, step + 1))
+        written.steps += 1
+        return {"logits": logits} | ({self.cache_name: written} if self.cache_name else {})
 
     def _script(self, ids):
         _, system, user, _ = self.tokenizer.decode(ids).split("<s>")

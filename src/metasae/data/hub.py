@@ -10,6 +10,7 @@ from metasae.errors import UserError, install_hint
 from metasae.recipe import Text
 
 _SECONDS = 5.0
+_LONGEST_REASON = 300
 
 
 def stream(text: Text) -> Iterator[str]:
@@ -50,6 +51,7 @@ def unreachable() -> str:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error that says something, without a full stop."""
+    """The first line of an error that says something, without a full stop. transformers lists all its models in some; their end is cut."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line.rstrip(".") for line in lines if line), type(error).__name__)
+    first = next((line.rstrip(".") for line in lines if line), type(error).__name__)
+    return first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]}..."

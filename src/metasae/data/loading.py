@@ -53,13 +53,11 @@ def _load(source: str, options: dict, model: recipe.Model, device: torch.device)
     causal = _is_causal(config)
     loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    # 4.x names the argument torch_dtype; 5.x knows it by the short name
-    key = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     options = {**options, "output_loading_info": True}
     if model.device_map:
         options["device_map"] = model.device_map
         device = torch.device("cuda") if torch.cuda.is_available() else device  # where `auto` puts layers first
-    loaded, report = loader.from_pretrained(source, config=config, **{key: pick_dtype(model.dtype, device)}, **options)
+    loaded, report = loader.from_pretrained(source, config=config, dtype=pick_dtype(model.dtype, device), **options)
     _refuse_missing_weights(source, loaded, report["missing_keys"])
     return loaded if model.device_map else loaded.to(device), tokenizer, causal
 

@@ -53,8 +53,8 @@ def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
         return f"{what} has no revision '{model.revision or 'main'}' ({_said(found)}); set model.revision to a branch, tag or commit of {page}"
     if found := _cause(error, utils.HFValidationError):
         return f"'{model.source}' is neither a folder nor a name on the hub ({reason(found)}); {_PATH_OR_NAME}"
-    found = _cause(error, utils.HfHubHTTPError)
-    if found is not None and not isinstance(found, utils.EntryNotFoundError):  # of a missing file transformers says more
+    # of a missing file transformers says more
+    if found := _cause(error, utils.HfHubHTTPError, besides=utils.EntryNotFoundError):
         return f"the hub does not hand out {what} ({_said(found)}); try again later, {log_in}, or {_A_FOLDER}"
     if found := _cause(error, ConnectionError) or _of_http_library(error):
         return f"cannot have {what}: the connection to the hub failed ({reason(found)}), and the local cache lacks it; try again, or {_A_FOLDER}"
@@ -63,8 +63,9 @@ def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
     return None
 
 
-def _cause(error: BaseException, kind: type | tuple[type, ...]) -> BaseException | None:
-    return next((each for each in _chain(error) if isinstance(each, kind)), None)
+def _cause(error: BaseException, kind: type | tuple[type, ...], besides: type | tuple[type, ...] = ()) -> BaseException | None:
+    """The first error of the kind in the chain that is of no kind of `besides`."""
+    return next((cause for cause in _chain(error) if isinstance(cause, kind) and not isinstance(cause, besides)), None)
 
 
 def _of_http_library(error: BaseException) -> BaseException | None:

@@ -8,12 +8,13 @@ the likeliest tokens are kept beside every reply.
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from metasae.data.calls import caches_in
 from metasae.data.files_of_text import state_of_file
 from metasae.data.loading import load_model
 from metasae.data.model_folder import local_folder
@@ -92,13 +93,13 @@ class LocalJudge:
             mask[row, width - len(prompt) :] = 1
         ids, mask = ids.to(device), mask.to(device)
         steps: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in prompts]
-        running, cache, places = set(range(len(prompts))), None, (mask.cumsum(1) - 1).clamp_min(0)
+        running, caches, places = set(range(len(prompts))), {}, (mask.cumsum(1) - 1).clamp_min(0)
         for step in range(most):
             # models without position ids read them off the mask
             options = {"position_ids": places} if self._placed else {}
-            out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, return_dict=True, **options)
-            cache = out.past_key_values
-            likeliest = torch.log_softmax(out.logits[:, -1].float(), dim=-1).topk(min(TOP, out.logits.shape[-1]))
+            out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **caches, **options)
+            caches = self._caches(out)
+            likeliest = torch.log_softmax(out["logits"][:, -1].float(), dim=-1).topk(min(TOP, out["logits"].shape[-1]))
             tokens, others, logprobs = likeliest.indices[:, 0], likeliest.indices.cpu(), likeliest.values.cpu()
             for row in sorted(running):
                 steps[row].append((int(others[row, 0]), others[row], logprobs[row]))
@@ -108,6 +109,13 @@ class LocalJudge:
                 break
             ids, mask, places = tokens[:, None], torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1), places[:, -1:] + 1
         return steps
+
+    def _caches(self, out: Mapping) -> dict:
+        """What a step leaves for the next, under the name that the model takes it by, which is that of its output."""
+        caches = caches_in(out)
+        if not caches:
+            raise UserError(f"{self.name.split()[0]} keeps no cache of the tokens that it has read, so it cannot answer here; name another model")
+        return caches
 
     def _is_whole(self, steps) -> bool:
         """Whether a JSON object is complete, after which a model may go on for as long as it is let."""
