@@ -1,15 +1,23 @@
-# make demo: install and run the demo.   make test: install and run the test suite.
+# make demo: install and run the demo.   make test: install and run the test suite.   make test-slow: the tests that take minutes.
+# make test-oldest: the test suite with the oldest releases that pyproject.toml allows, in a virtual environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow test-oldest lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/metasae run demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+test-oldest: $(OLDEST)/.test
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -25,5 +33,10 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@ $(VENV)/.demo
 
+$(OLDEST)/.test: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q -c tests/oldest.txt -e '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist src/*.egg-info

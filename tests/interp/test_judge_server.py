@@ -29,6 +29,13 @@ def test_the_request_holds_messages_sampling_and_schema():
     assert json.loads(reply.text) == {"echo": "what is it?"} and reply.prompt_tokens == 3 and reply.logprobs is None
 
 
+def test_a_refusal_is_an_answer_to_a_look():
+    with serving() as server:
+        ServerJudge(server.url, "m").look()
+    with pytest.raises(UserError, match=r"nothing answers at .*Connection refused.*; start the judge's server"):
+        ServerJudge(server.url, "m").look()
+
+
 def test_logprobs_are_asked_for_and_kept_under_a_name_of_their_own():
     with serving() as server:
         judge = ServerJudge(server.url, "m", logprobs=5)

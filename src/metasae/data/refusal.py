@@ -69,8 +69,8 @@ def _cause(error: BaseException, kind: type | tuple[type, ...], besides: type | 
 
 
 def _of_http_library(error: BaseException) -> BaseException | None:
-    """An error of the hub's HTTP library, requests or httpx, which are no dependencies of ours."""
-    modules = ("requests", "urllib3", "httpx", "httpx2", "httpcore")
+    """An error of the hub's HTTP library, requests, httpx or httpx2, which are no dependencies of ours."""
+    modules = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
     return next((each for each in _chain(error) if type(each).__module__.split(".")[0] in modules), None)
 
 

@@ -50,13 +50,14 @@ class ServerJudge:
 
     def look(self) -> None:
         """Raises UserError where nothing answers at the address: better before the windows are drawn than after. Any answer will do."""
-        import httpx
-
         try:
-            httpx.get(str(self._client.base_url), timeout=LOOK)
-        except httpx.HTTPError as error:
-            why = " ".join(self._clean(str(error)).split()) or type(error).__name__
+            self._client.with_options(timeout=LOOK).models.with_raw_response.list()
+        except self._openai.APIConnectionError as error:
+            why = " ".join(self._clean(str(error.__cause__ or error)).split()) or type(error).__name__
             raise UserError(f"nothing answers at {self._client.base_url} ({why}); start the judge's server or correct --judge") from None
+        except self._openai.APIStatusError:
+            # a refusal is an answer
+            return
 
     def _send(self, ask: Ask, logprobs: int):
         options = {"logprobs": True, "top_logprobs": logprobs} if logprobs else {}
