@@ -39,8 +39,8 @@ def test_parquet_and_saved_datasets(tmp_path):
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"body": ["one", "", "two"], "n": [1, 2, 3]})
     data.to_parquet(tmp_path / "x.parquet")
-    data.save_to_disk(tmp_path / "saved")
-    datasets.DatasetDict({"test": data}).save_to_disk(tmp_path / "splits")
+    data.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"test": data}).save_to_disk(str(tmp_path / "splits"))
     assert read(tmp_path / "x.parquet", column="body") == ["one", "two"]
     assert read(tmp_path / "saved", column="body") == ["one", "two"]
     assert read(tmp_path / "splits", column="body", split="test") == ["one", "two"]

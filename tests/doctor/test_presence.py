@@ -7,6 +7,8 @@ from metasae.data.host import Host
 from metasae.doctor.presence import presence_of
 from metasae.recipe import Model
 
+BEFORE_5_24 = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24)
+
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2", "bert"])
 @pytest.mark.parametrize("point", ["blocks.1.hook_resid_pre", "inner"])
@@ -16,6 +18,10 @@ def test_width_and_size_are_those_of_the_loaded_model(build, family, point):
     point = inner[family] + ":out" if point == "inner" else point
     model = Model(path=str(build(family)), dtype="bf16")
     host, found = Host.load(model, point), presence_of(model, point)
+    if found.problem and BEFORE_5_24 and point.endswith(":out"):
+        # their models do not run without storage: rotary embeddings ask for autocast there, BERT's mask looks at its numbers
+        assert "shows only when the model runs" in found.problem
+        return
     assert found.problem is None and found.place == str(build(family))
     assert found.d == host.d
     assert found.bytes == sum(parameter.numel() * 2 for parameter in host.model.parameters())

@@ -68,7 +68,7 @@ def test_the_strongest_rows_of_every_latent(tmp_path, name):
             # the same fp32 numbers, not nearly so
             assert [np.float32(value) for value in line["values"]] == values[place]
             assert line["tokens"] == [tokenizer.decode([int(firings.tokens[token])]) for token in rows[place]]
-            assert np.float32(line["maxValue"]) == -strongest == line["values"][line["maxValueTokenIndex"]]
+            assert np.float32(line["maxValue"]) == -strongest == np.float32(line["values"][line["maxValueTokenIndex"]])
             assert line["minValue"] == min(line["values"]) and line["dataIndex"] == str(firings.documents[rows[place][0]])
     assert facts["activations"] == len(shown) and len({line["id"] for line in shown}) == len(shown)
     assert all(set(line) == set(ACTIVATION.split()) and len(line["id"]) == 25 for line in shown)

@@ -138,6 +138,8 @@ def _skeleton(config, model: recipe.Model) -> tuple[nn.Module, bool, object]:
     loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     with loading.quiet(), torch.device("meta"):
         skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
+    # some releases of transformers leave this out where there is no storage
+    skeleton.tie_weights()
     return skeleton, causal, config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
