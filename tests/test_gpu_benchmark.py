@@ -1,5 +1,6 @@
 """benchmarks/gpu_step.py without a GPU: its parts on tiny shapes, its table, and what it says where there is no GPU."""
 
+import os
 import subprocess
 import sys
 from itertools import count
@@ -82,6 +83,32 @@ def test_what_has_not_begun_in_time_is_left_out():
     done, whole = gpu_table.until(deadline, rows())
     assert [row.name for row in done] == ["0", "1", "2"] and not whole and begun == [0, 1, 2]
     assert gpu_table.until(Deadline(50), [Row("a", 1.0, 1.0)]) == ([Row("a", 1.0, 1.0)], True)
+
+
+INTERPRETED = """
+import torch
+from metasae.sae.kernels.triton import encoding
+small = encoding.Tiles(16, 32, 16, 4, 1, 2)
+encoding.TILES.update({torch.bfloat16: small, torch.float32: small})
+from gpu_kernels import kernel_rows
+from gpu_parity import parity
+from step import Shape, make_batches
+from metasae.doctor.cards import Card
+shape, cpu = Shape(16, 64, 4, 16, 8, 2), torch.device("cpu")
+batches = make_batches(shape, 3)
+assert all(apart <= limit for _, apart, limit in parity(shape, cpu, batches))
+rows = list(kernel_rows(shape, cpu, batches, Card("fixed", 1e12, 1e12, 1e12, 1e12, 0, 0)))
+assert len(rows) == 19 and all(row.ms > row.floor_ms > 0 for row in rows)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_kernels_in_tritons_interpreter():
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=environment, cwd=SCRIPT.parent, timeout=590)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -56,9 +56,8 @@ def test_ranks_that_leave_at_different_times_are_not_lost():
 
 @pytest.mark.slow
 def test_a_rank_that_does_not_listen_is_ended(tmp_path):
-    begun = time.monotonic()
     started = start(2, killed, 1, True, errors=tmp_path / "errors")
-    assert results(started, 40) == [None, None]
-    assert time.monotonic() - begun < 30
+    # one that is not ended wakes up after a minute and says which rank is lost
+    assert results(started, 100) == [None, None]
     assert started[0][0].exitcode == UserError.exit_code
     assert "metasae: rank 1 of 2 ended" in (tmp_path / "errors").read_text()
