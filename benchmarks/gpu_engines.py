@@ -31,11 +31,22 @@ ENGINES = (
 
 
 def recipe_for(shape: Shape, dtype: str, arm: str = "joint") -> Recipe:
-    tables = {"tokens": shape.batch * 100_000, "batch": shape.batch, "lr": 3e-4, "dtype": dtype, "k_aux": 0, "dead_after": 10**12}
-    return Recipe.load({"sae": {"n": shape.n, "k": shape.k}, "meta": {"n": shape.m, "k": shape.k_m}, "train": tables, "arms": [arm]})
+    tables = {
+        "tokens": shape.batch * 100_000,
+        "batch": shape.batch,
+        "lr": 3e-4,
+        "dtype": dtype,
+        "k_aux": 0,
+        "dead_after": 10**12,
+    }
+    return Recipe.load(
+        {"sae": {"n": shape.n, "k": shape.k}, "meta": {"n": shape.m, "k": shape.k_m}, "train": tables, "arms": [arm]}
+    )
 
 
-def trainer_for(shape: Shape, dtype: str, name: str, device: torch.device, arm: str = "joint", dead: float = 0.0) -> Trainer:
+def trainer_for(
+    shape: Shape, dtype: str, name: str, device: torch.device, arm: str = "joint", dead: float = 0.0
+) -> Trainer:
     """A trainer with the kernels of that name, and with their optimiser where they have one."""
     recipe = recipe_for(shape, dtype)
     trainer, module = Trainer(recipe, arm, 0, torch.zeros(shape.d), str(device)), kernels(name)
@@ -91,7 +102,8 @@ def arm_of(name: str) -> str:
 
 
 def step_floors(name: str, shape: Shape, card: Card) -> tuple[float, float]:
-    """(seconds of a step with its share of meta steps, bytes on the device) at least: `metasae doctor --gpus` at the rates of `card`.
+    """(seconds of a step with its share of meta steps, bytes on the device) at least: `metasae doctor --gpus` at the
+    rates of `card`.
 
     Bytes: weights, moments and gradients, and a batch.
     """
@@ -106,8 +118,12 @@ def step_floors(name: str, shape: Shape, card: Card) -> tuple[float, float]:
     return floors.floor_of(parts, card, width), held
 
 
-def step_rows(shape: Shape, device: torch.device, batches: list[torch.Tensor], card: Card, names=ENGINES, macros: int = 5) -> list[Row]:
-    """Milliseconds of a step, meta steps shared out, and the most memory that each engine took. Macro-steps alternate; the first does not count."""
+def step_rows(
+    shape: Shape, device: torch.device, batches: list[torch.Tensor], card: Card, names=ENGINES, macros: int = 5
+) -> list[Row]:
+    """Milliseconds of a step, meta steps shared out, and the most memory that each engine took. Macro-steps
+    alternate; the first does not count.
+    """
     engines, most = {}, {}
     for name in names:
         gc.collect()
@@ -122,9 +138,14 @@ def step_rows(shape: Shape, device: torch.device, batches: list[torch.Tensor], c
     rows = []
     for name, one in engines.items():
         if isinstance(one, CapturedStep) and not one.enough():
-            print(f"{name}: the last step's searches found too few or too many candidates, so its time says nothing", file=sys.stderr)
+            print(
+                f"{name}: the last step's searches found too few or too many candidates, so its time says nothing",
+                file=sys.stderr,
+            )
             continue
-        rows.append(_row(name, statistics.median(times[name]), most[name], step_floors(name, shape, card), batches[0].shape[0]))
+        rows.append(
+            _row(name, statistics.median(times[name]), most[name], step_floors(name, shape, card), batches[0].shape[0])
+        )
     return rows
 
 

@@ -21,7 +21,9 @@ WORDS, LENGTH = 5000, 1000
 
 
 def host_for(config, point: str, device: torch.device) -> Host:
-    """A causal model of that configuration in bf16 with random weights, and a tokenizer that has a token for every made-up word."""
+    """A causal model of that configuration in bf16 with random weights, and a tokenizer that has a token for every
+    made-up word.
+    """
     import transformers
 
     with device:
@@ -29,8 +31,11 @@ def host_for(config, point: str, device: torch.device) -> Host:
     return Host(model.to(device), _tokenizer(), point, causal=True)
 
 
-def harvest_rows(card: Card, device: torch.device, config=None, point: str = "blocks.20.hook_resid_pre", tokens: int = 500_000) -> Iterator[Row]:
-    """A batch of the harvest through the model, then a whole harvest of so many tokens onto the disk. config: None for GPT-2 large's.
+def harvest_rows(
+    card: Card, device: torch.device, config=None, point: str = "blocks.20.hook_resid_pre", tokens: int = 500_000
+) -> Iterator[Row]:
+    """A batch of the harvest through the model, then a whole harvest of so many tokens onto the disk. config: None
+    for GPT-2 large's.
 
     Floors: the products up to the hook and the weights read once; the weights and a batch of activations in memory.
     """
@@ -47,7 +52,14 @@ def harvest_rows(card: Card, device: torch.device, config=None, point: str = "bl
     ms = milliseconds(lambda: host.activations(ids, mask))
     yield Row(f"the model up to {point}", ms, floor_ms, 1e3 * batch / ms, peak(device) - before, floor_bytes)
     seconds, written = _whole(host, text, settings, tokens)
-    yield Row("text to disk, per batch", 1e3 * seconds * batch / written, floor_ms, written / seconds, peak(device) - before, floor_bytes)
+    yield Row(
+        "text to disk, per batch",
+        1e3 * seconds * batch / written,
+        floor_ms,
+        written / seconds,
+        peak(device) - before,
+        floor_bytes,
+    )
 
 
 def _whole(host: Host, text: recipe.Text, settings: recipe.Harvest, tokens: int) -> tuple[float, int]:
@@ -67,7 +79,9 @@ def _whole(host: Host, text: recipe.Text, settings: recipe.Harvest, tokens: int)
 def _batch(host: Host, text: recipe.Text, settings: recipe.Harvest) -> tuple[torch.Tensor, torch.Tensor]:
     """ids, mask [b, t] of full windows, as many as the harvest reads at a time."""
     rows = max(1, settings.batch_tokens // text.context)
-    window = [*host.frame.prefix, *host.tokenizer(_documents(1)[0], add_special_tokens=False)["input_ids"]][: text.context]
+    window = [*host.frame.prefix, *host.tokenizer(_documents(1)[0], add_special_tokens=False)["input_ids"]][
+        : text.context
+    ]
     ids = torch.tensor([window] * rows)
     return ids, torch.ones_like(ids)
 
@@ -81,7 +95,9 @@ def _tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: number for number, word in enumerate(["[PAD]", "<s>", "</s>", *(f"w{number}" for number in range(WORDS))])}
+    words = {
+        word: number for number, word in enumerate(["[PAD]", "<s>", "</s>", *(f"w{number}" for number in range(WORDS))])
+    }
     backend = Tokenizer(models.WordLevel(words, unk_token="[PAD]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", bos_token="<s>", eos_token="</s>")

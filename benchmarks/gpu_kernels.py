@@ -47,7 +47,11 @@ class _Work:
         from metasae.sae.kernels.triton import encoding
 
         cut, own = torch.full((1,), self.cut, device=self.x.device), encoding.TILES[self.dtype]
-        others = (encoding.Tiles(128, 128, 64, 8, 4), encoding.Tiles(128, 128, 64, 4, 3), encoding.Tiles(64, 256, 64, 4, 4))
+        others = (
+            encoding.Tiles(128, 128, 64, 8, 4),
+            encoding.Tiles(128, 128, 64, 4, 3),
+            encoding.Tiles(64, 256, 64, 4, 4),
+        )
         for tiles in (own, *others):
             encoding.TILES[self.dtype] = tiles
             try:
@@ -65,7 +69,11 @@ class _Work:
         nd, Bd = self.shape.n * self.shape.d, x.numel()
         chosen, decoded = self.floor(moved=self.pre.nbytes), self.floor(moved=4 * nd + 4 * Bd)
         return [
-            ("encode_select, waited for", lambda: triton.encode_select(x, W_enc, None, self.keep, self.cut, dtype), self.encode_floor),
+            (
+                "encode_select, waited for",
+                lambda: triton.encode_select(x, W_enc, None, self.keep, self.cut, dtype),
+                self.encode_floor,
+            ),
             ("  instead of: encode, dense", lambda: fast.encode(x, W_enc, None, dtype), self.encode_floor),
             ("  and: select", lambda: triton.select(self.pre, self.keep, self.cut), chosen),
             ("  or: select in torch", lambda: fast.select(self.pre, self.keep, self.cut), chosen),

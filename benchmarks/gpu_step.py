@@ -3,10 +3,14 @@
     python benchmarks/gpu_step.py                     GPT-2 large's shape, in ten minutes
     python benchmarks/gpu_step.py --shape gemma       Gemma's, or `both`;  --minutes 30, --no-tests, --json
 
-First the parity tests run here, compiled for this device, and each kernel is checked against the plain torch ones at full size;
-nothing is timed if one fails. A floor in time is the larger of the floating-point operations over the matmul rate measured here
-and the bytes that must move at least once over the copy rate measured here; a floor in memory is what must be there at once. Whole
-steps of all engines alternate; medians are reported. fp32 products are true fp32 everywhere, never TF32. What has not begun when
+First the parity tests run here, compiled for this device, and each kernel is checked against the plain torch ones at
+full size;
+nothing is timed if one fails. A floor in time is the larger of the floating-point operations over the matmul rate
+measured here
+and the bytes that must move at least once over the copy rate measured here; a floor in memory is what must be there
+at once. Whole
+steps of all engines alternate; medians are reported. fp32 products are true fp32 everywhere, never TF32. What has not
+begun when
 the minutes are over is left out, and said. Without a CUDA device it says so and ends.
 """
 
@@ -38,7 +42,9 @@ TESTS = Path(__file__).parents[1] / "tests" / "sae" / "triton_parity.py"
 TESTING = 0.4
 
 
-def measure(name: str, shape: Shape, device: torch.device, card: Card, deadline: Deadline) -> tuple[list[Row], list[str]]:
+def measure(
+    name: str, shape: Shape, device: torch.device, card: Card, deadline: Deadline
+) -> tuple[list[Row], list[str]]:
     """(rows, notes) of one shape. Ends the process where a kernel is further from plain torch than it may be."""
     batches = [batch.to(device) for batch in make_batches(shape)]
     checked = parity(shape, device, batches)
@@ -75,10 +81,12 @@ def run(shapes: dict[str, Shape], device: torch.device, minutes: float, matmul: 
     return out
 
 
-
 def show(result: dict) -> None:
     card = result["card"]
-    print(f"{result['device']}, torch {result['torch']}: matmul {card.bf16 / 1e12:.0f} TFLOP/s bf16, {card.fp32 / 1e12:.1f} fp32 (no TF32); ", end="")
+    print(
+        f"{result['device']}, torch {result['torch']}: matmul {card.bf16 / 1e12:.0f} TFLOP/s bf16, {card.fp32 / 1e12:.1f} fp32 (no TF32); ",
+        end="",
+    )
     print(f"copy {card.bandwidth / 1e12:.2f} TB/s")
     rows = [replace(row, name=f"{name}: {row.name}") for name, of_name in result["rows"].items() for row in of_name]
     print("\n".join([*lines(rows), *result["notes"]]))
@@ -88,11 +96,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--shape", choices=[*SHAPES, "both"], default="paper")
     options.add_argument("--minutes", type=float, default=9.0, help="what has not begun by then is left out")
-    options.add_argument("--no-tests", action="store_true", help="leave the parity tests out (the checks at full size remain)")
+    options.add_argument(
+        "--no-tests", action="store_true", help="leave the parity tests out (the checks at full size remain)"
+    )
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
     if not torch.cuda.is_available():
-        print("benchmarks/gpu_step.py: there is no CUDA device here, so nothing is timed (benchmarks/step.py times the step on a CPU)")
+        print(
+            "benchmarks/gpu_step.py: there is no CUDA device here, so nothing is timed (benchmarks/step.py times the step on a CPU)"
+        )
         return
     if why := presence.why_not_triton():
         sys.exit(f"benchmarks/gpu_step.py: {why}")
@@ -111,9 +123,13 @@ def main() -> None:
 
 
 def _parity_tests(seconds: float) -> None:
-    """Ends the process where they fail. Where they take longer they are given up, as the checks at full size are still to come."""
+    """Ends the process where they fail. Where they take longer they are given up, as the checks at full size are
+    still to come.
+    """
     try:
-        failed = subprocess.run([sys.executable, "-m", "pytest", "-q", str(TESTS)], stdout=sys.stderr, timeout=seconds).returncode
+        failed = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", str(TESTS)], stdout=sys.stderr, timeout=seconds
+        ).returncode
     except subprocess.TimeoutExpired:
         print(f"the parity tests were stopped after {seconds:.0f} s", file=sys.stderr)
         return

@@ -72,4 +72,6 @@ def test_the_oldest_releases_are_the_lower_bounds():
     for name, pin in pins.items():
         (version,) = (bound.version for bound in pin.specifier)
         lowest = [bound.version for bound in (CORE | EXTRAS)[name].specifier if bound.operator == ">="]
-        assert re.fullmatch(rf"{re.escape(*lowest)}(\.0)*", version), f"{name}: {pin} in tests/oldest.txt, {lowest} in pyproject.toml"
+        assert re.fullmatch(rf"{re.escape(*lowest)}(\.0)*", version), (
+            f"{name}: {pin} in tests/oldest.txt, {lowest} in pyproject.toml"
+        )

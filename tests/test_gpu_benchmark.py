@@ -42,15 +42,26 @@ def test_steps_beside_their_floors(card):
     rows = gpu_engines.step_rows(TINY, CPU, make_batches(TINY, 2), card, names, macros=2)
     assert [row.name for row in rows] == [f"step, {name}" for name in names]
     for row in rows:
-        assert row.ms > row.floor_ms > 0 and row.tokens_per_second == pytest.approx(1e3 * TINY.batch / row.ms) and row.peak_bytes == 0
+        assert (
+            row.ms > row.floor_ms > 0
+            and row.tokens_per_second == pytest.approx(1e3 * TINY.batch / row.ms)
+            and row.peak_bytes == 0
+        )
     # weights, moments and gradients of both SAEs in fp32, and a batch
     n, d, m = TINY.n, TINY.d, TINY.m
-    assert rows[2].floor_bytes == 16 * (2 * n * d + d + 2 * m * d + d + n * gpu_engines.recipe_for(TINY, "fp32").sae.b_enc) + 4 * TINY.batch * d
+    assert (
+        rows[2].floor_bytes
+        == 16 * (2 * n * d + d + 2 * m * d + d + n * gpu_engines.recipe_for(TINY, "fp32").sae.b_enc)
+        + 4 * TINY.batch * d
+    )
     assert rows[1].floor_bytes == rows[2].floor_bytes / 2
 
 
 def test_the_floor_of_an_engine_is_that_of_what_it_does(card):
-    joint, solo, primary = (gpu_engines.step_floors(name, TINY, card) for name in ("triton bf16", "triton bf16 solo", "captured bf16, primary only"))
+    joint, solo, primary = (
+        gpu_engines.step_floors(name, TINY, card)
+        for name in ("triton bf16", "triton bf16 solo", "captured bf16, primary only")
+    )
     assert solo[0] < primary[0] < joint[0] and solo[1] < joint[1] == primary[1]
 
 
@@ -64,7 +75,9 @@ def test_the_harvest_beside_its_floor(card):
 
 
 def test_the_table_has_a_line_for_each_row_and_no_memory_where_none_was_measured():
-    head, timed, held = gpu_table.lines([Row("a kernel", 2.0, 0.5), Row("a step", 30.0, 20.0, 1e6, 3 * 2**30, 2 * 2**30)])
+    head, timed, held = gpu_table.lines(
+        [Row("a kernel", 2.0, 0.5), Row("a step", 30.0, 20.0, 1e6, 3 * 2**30, 2 * 2**30)]
+    )
     assert timed.split() == ["a", "kernel", "2.000", "0.500", "4.0"]
     assert held.split() == ["a", "step", "30.000", "20.000", "1.5", "1,000,000", "3.00", "2.00"]
     assert len(head) == len(timed.rstrip()) + 30 == len(held)
@@ -125,9 +138,13 @@ def test_the_whole_run_on_tiny_shapes(card, monkeypatch, capsys):
     monkeypatch.setattr(gpu_step, "harvest_rows", lambda card, device: [harvested])
     monkeypatch.setattr(gpu_step, "parity", lambda *_: [("select", 0.0, 0.0), ("decode", 1e-6, 1e-4)])
     monkeypatch.setattr(gpu_step, "kernel_rows", lambda *_: [Row("select", 2.0, 1.0)])
-    monkeypatch.setattr(gpu_step, "step_rows", lambda *given: gpu_engines.step_rows(*given, names=("torch bf16",), macros=1))
+    monkeypatch.setattr(
+        gpu_step, "step_rows", lambda *given: gpu_engines.step_rows(*given, names=("torch bf16",), macros=1)
+    )
     result = gpu_step.run({"tiny": TINY}, CPU, minutes=1)
-    assert [row.name for row in result["rows"]["tiny"]] == ["step, torch bf16", "select"] and result["rows"]["harvest"] == [harvested]
+    assert [row.name for row in result["rows"]["tiny"]] == ["step, torch bf16", "select"] and result["rows"][
+        "harvest"
+    ] == [harvested]
     gpu_step.show(result)
     shown = capsys.readouterr().out
     assert "tiny: step, torch bf16" in shown and "tiny: 2 parity checks passed, furthest apart: decode 1.0e-06" in shown

@@ -39,14 +39,22 @@ def test_a_mask_for_a_cache_that_the_call_does_not_carry_is_refused():
 
 def test_a_mask_for_each_kind_of_layer():
     ids = torch.full((2, 5), 7)
-    for masks in ({"full_attention": None, "sliding_attention": SQUARE}, {"sliding_attention": FLOATS, "full_attention": SQUARE}):
+    for masks in (
+        {"full_attention": None, "sliding_attention": SQUARE},
+        {"sliding_attention": FLOATS, "full_attention": SQUARE},
+    ):
         assert torch.equal(steerable({"input_ids": ids, "attention_mask": masks}, []), MASK.bool())
     assert steerable({"input_ids": ids, "attention_mask": {"full_attention": None}}, []).all()
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values", "of_a_later_version"])
 def test_the_cache_is_known_by_what_it_can_do(name):
-    call = {"input_ids": torch.full((2, 1), 7), "attention_mask": SQUARE[:, :, 3:4], "position_ids": torch.zeros(2, 1), name: Cache(3)}
+    call = {
+        "input_ids": torch.full((2, 1), 7),
+        "attention_mask": SQUARE[:, :, 3:4],
+        "position_ids": torch.zeros(2, 1),
+        name: Cache(3),
+    }
     assert list(caches_in(call)) == [name]
     assert steerable(call, []).all()
     call["attention_mask"] = SQUARE[:, :, 1:2]
@@ -59,5 +67,9 @@ def test_arguments_are_named_whatever_the_signature_says():
         """Stands for a model's."""
 
     signature = inspect.signature(forward)
-    assert arguments_of(signature, (1,), {"attention_mask": 2, "past_key_values": 3}) == {"input_ids": 1, "attention_mask": 2, "past_key_values": 3}
+    assert arguments_of(signature, (1,), {"attention_mask": 2, "past_key_values": 3}) == {
+        "input_ids": 1,
+        "attention_mask": 2,
+        "past_key_values": 3,
+    }
     assert arguments_of(signature, (), {"input_ids": 1}) == {"input_ids": 1}

@@ -1,6 +1,8 @@
-"""What one call of a transformers model says of its tokens: which are padding, whatever version of transformers makes the call.
+"""What one call of a transformers model says of its tokens: which are padding, whatever version of transformers makes
+the call.
 
-transformers renames the argument that carries the cache (`past_key_values`, then `cache`), so a cache is told by what it can do.
+transformers renames the argument that carries the cache (`past_key_values`, then `cache`), so a cache is told by what
+it can do.
 """
 
 import inspect
@@ -30,18 +32,28 @@ def steerable(call: Mapping[str, Any], keep: Sequence[int]) -> Tensor:
     """
     ids, embeddings = call.get("input_ids"), call.get("inputs_embeds")
     if ids is None and embeddings is None:
-        raise UserError("the model was called without input_ids and inputs_embeds, so its tokens cannot be told; pass one of them")
+        raise UserError(
+            "the model was called without input_ids and inputs_embeds, so its tokens cannot be told; pass one of them"
+        )
     if ids is None and keep:
-        raise UserError("the model was called without input_ids, so special tokens cannot be told; pass keep=() to steer them too")
+        raise UserError(
+            "the model was called without input_ids, so special tokens cannot be told; pass keep=() to steer them too"
+        )
     like = embeddings[..., 0] if ids is None else ids
     mask = _one_of(call.get("attention_mask"))
     cache = next(iter(caches_in(call).values()), None)
-    rows = torch.ones_like(like, dtype=torch.bool) if mask is None else attended(mask, like.shape[1], cache).to(like.device)
+    rows = (
+        torch.ones_like(like, dtype=torch.bool)
+        if mask is None
+        else attended(mask, like.shape[1], cache).to(like.device)
+    )
     return rows & ~torch.isin(ids, torch.tensor(keep, device=ids.device)) if keep else rows
 
 
 def _one_of(mask):
-    """Generation prepares a mask for each kind of layer; a kind that needs none has None. Padding is the same in all of them."""
+    """Generation prepares a mask for each kind of layer; a kind that needs none has None. Padding is the same in all
+    of them.
+    """
     if not isinstance(mask, dict):
         return mask
     return next((of_kind for of_kind in mask.values() if of_kind is not None), None)
@@ -50,14 +62,18 @@ def _one_of(mask):
 def attended(mask: Tensor, t: int, cache) -> Tensor:
     """The attention mask of a call -> bool [b, t], whether each of its t tokens is attended to.
 
-    mask: [b, T] over the cached tokens and the t new ones; or [b, 1, t, T], which generation prepares for a cache of fixed
-    length T: there a token is padding where it does not attend to itself. A cache shorter than the text has the newest tokens last.
+    mask: [b, T] over the cached tokens and the t new ones; or [b, 1, t, T], which generation prepares for a cache of
+    fixed
+    length T: there a token is padding where it does not attend to itself. A cache shorter than the text has the
+    newest tokens last.
     Raises UserError for a mask of another form, and for more columns than tokens without the cache that they belong to.
     """
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return mask[:, -t:].bool()
     if not isinstance(mask, Tensor) or mask.ndim != 4:
-        raise UserError("steer reads padding from an attention mask [b, t], which this call does not have; use another attention implementation")
+        raise UserError(
+            "steer reads padding from an attention mask [b, t], which this call does not have; use another attention implementation"
+        )
     if cache is None and mask.shape[-1] != t:
         raise UserError(
             f"the attention mask has {mask.shape[-1]} columns for {t} tokens and the call carries no cache, so padding cannot be told; "
