@@ -72,7 +72,7 @@ MISTAKES = [
     (["run", "demo", "--set", "trian.lr=1"], "did you mean 'train'"),
     (["run", "demo", "--set", "lambda2"], "KEY=VALUE"),
     (["run", "demo", "--set", "sae.normalize=globl"], "did you mean 'global'"),
-    (["run", "demo", "--set", "sae.k=5000"], "k = 5000 is more than n = 3072"),
+    (["run", "demo", "--set", "sae.k=5000"], "k = 5000 is more than n = 1536"),
     (["run", "demo", "--arms", "solo,joined"], "did you mean 'joint'"),
     (["run", "demo", "--seeds", "three"], "--seeds"),
     (["run", "demo", "--seeds", "0,0"], "seeds must name at least one, each once"),
@@ -210,7 +210,7 @@ def test_dry_run_prints_a_recipe_that_can_be_run(metasae, tmp_path):
 
 
 def test_a_dry_run_of_what_cannot_run_is_exit_1(metasae):
-    code, stdout, stderr = metasae("run", "demo", "--dry-run", "--json", "--set", "train.tokens=1_000_000_000_000_000")
+    code, stdout, stderr = metasae("run", "demo", "--dry-run", "--json", "--set", "harvest.tokens=0", "--set", "train.tokens=1_000_000_000_000_000")
     assert (code, stderr, json.loads(stdout)["doctor"]["fits"]) == (1, "", False)
 
 
