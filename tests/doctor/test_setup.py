@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
+from steps_on_ranks import four_steps
 
 from metasae.doctor import estimate
 from metasae.doctor.cards import CARDS, Card
@@ -19,6 +19,7 @@ from metasae.errors import UserError
 from metasae.parallel.traffic import bytes_per_step
 from metasae.recipe import Recipe
 from metasae.sae.gradients import matmul_dtype
+from spawned import environment, free_port, on_ranks
 
 GPT2_LARGE = Shape(1280, 774_030_080, 50_257, 8e8, "a test")
 H200 = CARDS["h200"]
@@ -152,63 +153,7 @@ def test_what_training_takes_is_not_refused():
         refuse_unusable(Recipe.load("paper-gpt2-large", overrides), gpus)
 
 
-RANK = """
-import json, sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from metasae.doctor.machine import peak_resident
-from metasae.memory import keep_freed_memory
-from metasae.parallel import ranks as module
-from metasae.parallel.trainer import trainer_of
-from metasae.recipe import Recipe
-keep_freed_memory()
-values, folder, d = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-counted = [0]
-def watched(call):
-    def inner(*args, **kwargs):
-        counted[0] += 1
-        return call(*args, **kwargs)
-    return inner
-dist.all_reduce, module._all_gather = watched(dist.all_reduce), watched(module._all_gather)
-with module.joined() as ranks:
-    def trained(recipe, d, steps):
-        trainer = trainer_of(recipe, recipe.arms[0], 0, torch.zeros(d), "cpu", ranks)
-        found = []
-        for step in range(steps):
-            x = torch.randn(recipe.train.batch, d, generator=torch.Generator().manual_seed(step))
-            before = counted[0]
-            trainer.primary_step(x)
-            found.append([counted[0] - before])
-            before = counted[0]
-            trainer.meta and trainer.meta_step()
-            found[-1].append(counted[0] - before)
-        return found
-    trained(Recipe.load({"sae": {"n": 64}, "meta": {"n": 8}, "train": {"batch": 64}}), 8, 2)
-    before = peak_resident()
-    found = trained(Recipe.load(values), d, 4)
-    Path(folder, f"{ranks.rank}.json").write_text(json.dumps({"memory": peak_resident() - before, "messages": found}))
-"""
-
-
-def on_ranks(gpus, values, d, tmp_path):
-    """What each of so many ranks says of four steps."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port = str(server.getsockname()[1])
-    numbers = {"WORLD_SIZE": str(gpus), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RANK, json.dumps(values), str(tmp_path), str(d)]
-    started = [
-        subprocess.Popen(command, env=os.environ | numbers | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(gpus)
-    ]
-    errors = [process.communicate()[1] for process in started]
-    assert all(process.returncode == 0 for process in started), errors
-    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(gpus)]
-
-
-@pytest.mark.parametrize(("dtype", "further"), [("fp32", False), ("bf16", False), ("fp32", True)])
-def test_messages_are_those_of_a_step(tmp_path, dtype, further):
-    """A threshold outside the last one's bins takes one or two more, one without ties in bf16 one less, in each of three selections."""
+def joint_recipe(dtype, further):
     values = {
         "sae": {"n": 256, "k": 8}, "meta": {"n": 24, "k": 4}, "arms": ["joint"], "model": {"name": "gpt2"},
         "train": {"batch": 128, "dtype": dtype, "n_primary_steps": 1, "n_meta_steps": 1},
@@ -216,11 +161,32 @@ def test_messages_are_those_of_a_step(tmp_path, dtype, further):
     if further:
         values["sae"] |= {"architecture": "matryoshka", "prefixes": [0.25, 0.75]}
         values["train"]["penalties"] = {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.1}
-    found = on_ranks(2, values, 32, tmp_path)
-    setup = Setup(Recipe.load(values), 2, H200, 0.5, Shape(32, 0, 0, 0.0, "a test"))
-    primary, meta = zip(*found[0]["messages"][1:], strict=True)
-    # tokens are gathered before the step, and the loop asks twice whether to stop
-    assert abs(min(primary) + min(meta) + 1 + 2 - setup.messages("joint")) <= (1 if dtype == "fp32" else 3)
+    return values
+
+
+def test_messages_are_those_of_a_step():
+    """A threshold outside the last one's bins takes one or two more, one without ties in bf16 one less, in each of three selections."""
+    cases = [("fp32", False), ("bf16", False), ("fp32", True)]
+    recipes = [joint_recipe(dtype, further) for dtype, further in cases]
+    first_rank = on_ranks(2, four_steps, recipes, 32)[0]
+    for (dtype, further), values, told in zip(cases, recipes, first_rank, strict=True):
+        setup = Setup(Recipe.load(values), 2, H200, 0.5, Shape(32, 0, 0, 0.0, "a test"))
+        primary, meta = zip(*told["messages"][1:], strict=True)
+        # tokens are gathered before the step, and the loop asks twice whether to stop
+        counted = min(primary) + min(meta) + 1 + 2
+        assert abs(counted - setup.messages("joint")) <= (1 if dtype == "fp32" else 3), (dtype, further)
+
+
+def memory_on_ranks(gpus, values, d, folder):
+    """The bytes by which each of so many processes grew in four steps."""
+    program, port = Path(__file__).with_name("steps_on_ranks.py"), free_port()
+    command = [sys.executable, str(program), json.dumps(values), str(folder), str(d)]
+    started = [
+        subprocess.Popen(command, env=os.environ | environment(rank, gpus, port), stderr=subprocess.PIPE, text=True) for rank in range(gpus)
+    ]
+    errors = [process.communicate()[1] for process in started]
+    assert all(process.returncode == 0 for process in started), errors
+    return [json.loads((folder / f"{rank}.json").read_text())["memory"] for rank in range(gpus)]
 
 
 @pytest.mark.slow
@@ -229,5 +195,5 @@ def test_memory_of_a_rank_is_that_of_a_process_that_trains(tmp_path, arm, n, bat
     values = {"sae": {"n": n, "k": 16}, "meta": {"n": n // 11}, "train": {"batch": batch}, "arms": [arm]}
     width = matmul_dtype("auto", torch.device("cpu")).itemsize
     wanted = estimate.train_bytes(Recipe.load(values), 512, width, 2)[0]
-    for rank in on_ranks(2, values, 512, tmp_path):
-        assert wanted == pytest.approx(rank["memory"], rel=0.25)
+    for memory in memory_on_ranks(2, values, 512, tmp_path):
+        assert wanted == pytest.approx(memory, rel=0.25)

@@ -5,7 +5,6 @@ import shutil
 import signal
 
 import pytest
-from spawned import on_ranks, results, start
 
 from metasae import recipe
 from metasae.data import activations, cache_writer
@@ -13,6 +12,7 @@ from metasae.data.activations import harvest_points
 from metasae.data.host import Host
 from metasae.parallel.ranks import ALONE
 from metasae.progress import Progress
+from spawned import on_ranks, results, start
 
 POINTS = ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre")
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.2, evaluation_share=0.3)

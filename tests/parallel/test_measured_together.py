@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from spawned import on_ranks
 
 from metasae import recipe
 from metasae.data.activations import harvest
@@ -18,6 +17,7 @@ from metasae.measures.suite import PARTS, measure_sae
 from metasae.parallel.ranks import ALONE, Ranks
 from metasae.parallel.sharing import deals
 from metasae.sae.sae import SAE, SAEConfig
+from spawned import on_ranks
 
 POINT, TOKENS = "blocks.1.hook_resid_pre", {"train": 100, "calibration": 800, "evaluation": 1500}
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.3, evaluation_share=0.4)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from arms import values
-from spawned import environment, free_port, on_ranks
 
 from metasae.errors import UserError
 from metasae.parallel import ranks as module
@@ -18,6 +17,7 @@ from metasae.parallel.ranks import ALONE, joined
 from metasae.parallel.trainer import trainer_of
 from metasae.recipe import Recipe
 from metasae.train.trainer import Trainer
+from spawned import environment, free_port, on_ranks
 
 
 def test_without_torchrun_there_is_one_rank_and_no_process_group(monkeypatch):

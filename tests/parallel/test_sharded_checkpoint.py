@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from arms import D, arm_trained, values
-from spawned import on_ranks, results, start
 
 from metasae.errors import UserError
 from metasae.parallel import checkpoint as sharded
 from metasae.parallel.ranks import ALONE
 from metasae.parallel.trainer import trainer_of
 from metasae.recipe import Recipe
+from spawned import on_ranks, results, start
 
 # (4 primary, 3 meta) x 4; checkpoints after primary steps 7 and 14
 RECIPE = values(16)

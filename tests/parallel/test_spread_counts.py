@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from spawned import on_ranks
 
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.firing.blocks import document_blocks
@@ -15,6 +14,7 @@ from metasae.parallel.counts import fire, write_firings
 from metasae.parallel.ranks import ALONE, Ranks
 from metasae.parallel.sharing import RankPool, deal, deals, stretch_of
 from metasae.sae.sae import SAE, SAEConfig
+from spawned import on_ranks
 
 T, D, N, BATCH = 1037, 16, 40, 64
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from spawned import on_ranks
 
 from metasae.data.stream import Stream
 from metasae.errors import UserError
 from metasae.parallel.ranks import ALONE
 from metasae.parallel.tokens import OwnRows, batches_of
+from spawned import on_ranks
 
 T, D = 50, 6
 

@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
-from spawned import on_ranks, results, start
 
 from metasae.errors import UserError
+from spawned import on_ranks, results, start
 
 
 def killed(ranks, victim, busy):

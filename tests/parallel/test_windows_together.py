@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from spawned import on_ranks
-
 from metasae.recipe import Recipe
+from spawned import on_ranks
 
 
 def run_windows(ranks, values: dict, out: str) -> None:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from arms import D, arm_trained, values
-from spawned import on_ranks
 
 from metasae.parallel.ranks import ALONE
 from metasae.parallel.traffic import bytes_per_step, penalty_bytes
 from metasae.recipe import Recipe
+from spawned import on_ranks
 
 # Of 64 latents: within a stretch, where one of three ends, where one of two ends; two ranks of three have none of the first 3.
 PREFIXES = [3 / 64, 22 / 64, 30 / 64, 32 / 64, 44 / 64, 1.0]
