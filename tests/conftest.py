@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sources
+from drawing import undrawn
 from sources import STORIES, tokenizer_for
 
 WIDTH, LAYERS = 32, 3
@@ -110,3 +111,13 @@ def batches():
 def small_recipe():
     """small_recipe(**train) -> Recipe that trains in a second on `batches`."""
     return sources.small_recipe
+
+
+@pytest.fixture
+def no_drawing(request):
+    """Runs and sweeps of this test draw no figures, unless it is marked `drawn`. What a fixture of a wider scope runs is drawn."""
+    if request.node.get_closest_marker("drawn"):
+        yield
+        return
+    with undrawn():
+        yield

@@ -15,6 +15,8 @@ from metasae.doctor.report import examine
 from metasae.doctor.table import duration
 from sources import STORIES, tokenizer_for
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.fixture
 def values(build, stories, tmp_path):

@@ -8,13 +8,16 @@ import pytest
 from typer.testing import CliRunner
 
 import metasae
-from metasae import targets
+from drawing import undrawn
+from metasae import measuring, targets
 from metasae.cli import app
 from metasae.conclusion import conclude
 from metasae.errors import Interrupted, UserError
 from metasae.recipe import Recipe
 from metasae.sae.sae import SAE
 from metasae.start import claim
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
@@ -27,7 +30,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "planted"
-    metasae.run("planted", out=out, overrides=SMALL, show=False)
+    with undrawn():
+        metasae.run("planted", out=out, overrides=SMALL, show=False)
     return out
 
 

@@ -11,6 +11,8 @@ from metasae.errors import Interrupted
 from metasae.job import _Job
 from metasae.sweep import run_sweep
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 @pytest.fixture
 def recipe(build, stories, tmp_path):

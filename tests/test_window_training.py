@@ -7,9 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 import metasae
+from drawing import undrawn
 from metasae import windows
 from metasae.data.rolling import windows_of
 from metasae.errors import Interrupted, UserError
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 ARMS = ("solo", "control", "joint", "sequential")
 
@@ -38,7 +41,8 @@ def recipe(build, stories, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    metasae.run(recipe, out=out, show=False)
+    with undrawn():
+        metasae.run(recipe, out=out, show=False)
     return out
 
 

@@ -179,11 +179,10 @@ def test_messages_are_those_of_a_step():
 
 def memory_on_ranks(gpus, values, d, folder):
     """The bytes by which each of so many processes grew in four steps."""
-    program, port = Path(__file__).with_name("steps_on_ranks.py"), free_port()
-    command = [sys.executable, str(program), json.dumps(values), str(folder), str(d)]
-    started = [
-        subprocess.Popen(command, env=os.environ | environment(rank, gpus, port), stderr=subprocess.PIPE, text=True) for rank in range(gpus)
-    ]
+    program = Path(__file__).with_name("steps_on_ranks.py")
+    command, port = [sys.executable, str(program), json.dumps(values), str(folder), str(d)], free_port()
+    environments = [os.environ | environment(rank, gpus, port) for rank in range(gpus)]
+    started = [subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True) for own in environments]
     errors = [process.communicate()[1] for process in started]
     assert all(process.returncode == 0 for process in started), errors
     return [json.loads((folder / f"{rank}.json").read_text())["memory"] for rank in range(gpus)]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import metasae
+from drawing import undrawn
 from metasae.measures import across
 from metasae.measures.across import Member, measure_across
 
@@ -18,7 +19,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    metasae.run("planted", out=out, overrides=SMALL, show=False)
+    with undrawn():
+        metasae.run("planted", out=out, overrides=SMALL, show=False)
     return out
 
 

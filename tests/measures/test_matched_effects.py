@@ -12,6 +12,8 @@ import metasae
 from metasae.measures.effect.matched_effects import Side, draw_matched
 from metasae.measures.firing.firings import Firings
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 
 def side(sae, fires_TN):
     table = csr_array(fires_TN.astype(np.float32))

@@ -18,10 +18,7 @@ from metasae.sweep.folder import SweepFolder
 from metasae.sweep.plan import read_plan
 from sources import STORIES
 
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 @pytest.mark.parametrize("name", ["demo", "local", "paper-gpt2-large", "modern-gpt2-small", "tiny-gpt2"])

@@ -8,10 +8,7 @@ from metasae.sweep import sweep
 from metasae.sweep.named import ABLATIONS, named
 from metasae.sweep.plan import Plan
 
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 @pytest.mark.parametrize("recipe", ["demo", "planted", "paper-gpt2-large", "modern-gpt2-small"])

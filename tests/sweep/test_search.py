@@ -12,10 +12,7 @@ from metasae.sweep.folder import SweepFolder
 from metasae.sweep.plan import read_plan
 from metasae.sweep.study import Trials
 
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 
 SPACE = ["train.lambda2=0.03..3:log", "sae.k=2..4", "meta.input=raw,token"]

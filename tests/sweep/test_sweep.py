@@ -19,18 +19,13 @@ from metasae.sweep.folder import SweepFolder
 from metasae.sweep.plan import read_plan
 from metasae.train.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 GRID = {"train.lambda2": [0.3, 3.0], "train.sigma_sq": [0.3, 1.0]}
 
 
 def tiny(out, grid=GRID, **options):
     return sweep("planted", options.pop("grid_", grid), out=out, show=False, **{"seeds": 2, "overrides": TINY, **options})
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    """Drawing takes longer than all the rest; the sweep of `done` is drawn before this holds."""
-    monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
-    monkeypatch.setattr("metasae.conclusion.write_report", lambda folder, comparison: folder / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +71,7 @@ def test_a_cell_is_a_run_folder(done, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.drawn
 def test_a_report_can_be_written_for_a_cell(done, tmp_path):
     out, result = done
     shutil.copytree(out, tmp_path / "copy", symlinks=True)

@@ -16,14 +16,11 @@ from metasae.sweep.folder import SweepFolder, locked
 from metasae.sweep.plan import claim, read_plan
 from metasae.sweep.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("no_drawing")
+
 # long enough to be killed in
 LONG = TINY | {"train.tokens": 60_000, "train.checkpoint_every": 20}
 GRID = {"train.lambda2": [0.3, 3.0]}
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch):
-    monkeypatch.setattr("metasae.sweep.figures.write_figures", lambda *arguments: [])
 
 
 def planned(out, overrides=LONG, grid=GRID, **options):

@@ -1,0 +1,21 @@
+"""Runs and sweeps without their figures, which take longer to draw than a tiny run takes to train."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+FIGURES = [
+    "metasae.figures.relative_differences", "metasae.figures.phi_difference", "metasae.figures.firing_rates", "metasae.figures.loss_curves",
+    "metasae.score_figures.interp_scores", "metasae.score_figures.score_difference",
+    "metasae.sweep.figures.pareto", "metasae.sweep.figures.dose_response",
+]  # fmt: skip
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """While it is open, a report has no figures, as if there were nothing to draw. All else of a run or a sweep is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        for figure in FIGURES:
+            patch.setattr(figure, lambda *arguments: None)
+        yield
