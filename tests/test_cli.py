@@ -313,7 +313,7 @@ def test_the_width_is_compared_before_any_text_is_read(metasae, build, tmp_path)
 
 
 @pytest.fixture
-def compared(metasae, tmp_path):
+def compared(metasae, no_drawing, tmp_path):
     for arm in ("solo", "joint"):
         for seed in (0, 1):
             write_arm(tmp_path / "run", arm, seed, fidelity__fvu=0.2 + 0.01 * seed + (0.00123 if arm == "joint" else 0))
@@ -347,7 +347,7 @@ def test_the_verdict_is_a_line_for_each_pair_and_what_it_rests_on_below(compared
     assert lines[0].startswith("Judged on") and lines[1].startswith("Joint against solo (") and lines[2].startswith("- ")
 
 
-def test_compare_writes_the_report_and_prints_json(metasae, tmp_path):
+def test_compare_writes_the_report_and_prints_json(metasae, no_drawing, tmp_path):
     for arm in ("solo", "joint"):
         write_arm(tmp_path / "run", arm, 0)
     code, stdout, stderr = metasae("compare", tmp_path / "run", "--json")

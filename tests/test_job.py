@@ -1,6 +1,7 @@
 """The main job from text to report on a tiny model; resuming, refusing, and bad input."""
 
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -22,6 +23,8 @@ from metasae.cli import main
 from metasae.errors import Interrupted, UserError
 from metasae.parallel.ranks import ALONE, Ranks
 from metasae.train import loop
+
+pytestmark = pytest.mark.usefixtures("no_drawing")
 
 CHILD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -68,15 +71,16 @@ def assert_same_run(one, other):
         assert json.loads((one / "arms" / arm / "measures.json").read_text()) == json.loads((other / "arms" / arm / "measures.json").read_text())
 
 
-def await_file(path, child, seconds=60):
-    """Waits until a running child has written something to a file."""
+def await_file(path, exit_code, seconds=60):
+    """Waits until a running child has written something to a file. exit_code() -> None while it runs."""
     deadline = time.time() + seconds
     while not (path.exists() and path.stat().st_size):
-        assert child.poll() is None, f"ended before it wrote {path.name}: {child.communicate()}"
+        assert exit_code() is None, f"ended before it wrote {path.name}"
         assert time.time() < deadline, f"no {path.name} after {seconds} s"
         time.sleep(0.005)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_from_text_to_verdict(recipe, tmp_path, family):
     out = tmp_path / "runs" / "a"
@@ -146,12 +150,13 @@ def test_a_killed_run_ends_like_an_undisturbed_one(recipe, tmp_path):
     values = recipe() | {"seeds": [0]}
     whole, cut = tmp_path / "whole/run", tmp_path / "cut/run"
     metasae.run(values, out=whole, show=False)
-    script = tmp_path / "child.py"
-    script.write_text(f"import metasae\nmetasae.run({values!r}, out={str(cut)!r}, show=False)\n")
-    child = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, env=CHILD)
-    await_file(cut / "arms/solo-s0/checkpoints/latest.safetensors", child)
+    # forked, as a fresh process takes seconds to load torch
+    child = multiprocessing.get_context("fork").Process(target=metasae.run, args=(values,), kwargs={"out": cut, "show": False}, daemon=True)
+    child.start()
+    await_file(cut / "arms/solo-s0/checkpoints/latest.safetensors", lambda: child.exitcode)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert not (cut / "compare.json").exists()
     metasae.run(values, out=cut, show=False)
     assert_same_run(whole, cut)
@@ -169,7 +174,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsy
         text=True,
         env=CHILD,
     )
-    await_file(cut / "arms/solo-s0/metrics.jsonl", child)
+    await_file(cut / "arms/solo-s0/metrics.jsonl", child.poll)
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130, errors
@@ -310,14 +315,14 @@ def test_several_points_from_one_harvest(recipe, tmp_path):
     from metasae import start
     from metasae.recipe import Recipe
 
-    points = ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]
-    runs = start.one_per_point(Recipe.load(recipe()), tmp_path / "both", points)
+    points, values = ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"], recipe() | {"arms": ["solo", "joint"], "seeds": [0]}
+    runs = start.one_per_point(Recipe.load(values), tmp_path / "both", points)
     assert [place.name for _, place in runs] == points and runs[0][0].hook.also == (points[1],)
     first, second = (metasae.run(each, out=place, show=False) for each, place in runs)
     assert first["conditions"]["data"] != second["conditions"]["data"]
     # the second run found what the first harvested beside its own
     assert len(list((tmp_path / "both" / "activations").glob("*/index.json"))) == 2
-    alone = metasae.run(recipe(), out=tmp_path / "alone" / "run", overrides={"hook.point": points[1]}, show=False)
+    alone = metasae.run(values, out=tmp_path / "alone" / "run", overrides={"hook.point": points[1]}, show=False)
     assert alone["arms"] == second["arms"]
     with pytest.raises(UserError, match="each point once"):
         start.one_per_point(runs[0][0], tmp_path, points * 2)

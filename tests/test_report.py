@@ -23,6 +23,15 @@ def whole_run(run, seeds=2):
     Recipe.load({"description": "a <b>bold</b> & risky one"}).save(run / "recipe.toml")
 
 
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A run folder with its report. Not to be changed."""
+    folder = tmp_path_factory.mktemp("reported") / "r"
+    whole_run(folder)
+    write_report(folder)
+    return folder
+
+
 class Tags(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
@@ -37,13 +46,12 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_one_file_that_needs_nothing_else(tmp_path):
-    whole_run(tmp_path / "r")
-    path = write_report(tmp_path / "r")
+def test_one_file_that_needs_nothing_else(reported):
+    path = reported / "report.html"
     text = path.read_text()
     tags = Tags()
     tags.feed(text)
-    assert tags.open == [] and path.name == "report.html"
+    assert tags.open == []
     names = {tag for tag, _ in tags.seen}
     assert not names & {"script", "link", "iframe", "object"} and "//" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
     images = [attributes["src"] for tag, attributes in tags.seen if tag == "img"]
@@ -91,7 +99,7 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
     assert not any("same_token" in key for key in pair) and "earlier SAE" not in text
 
 
-def test_scores_of_earlier_weights_are_left_out_and_named(tmp_path):
+def test_scores_of_earlier_weights_are_left_out_and_named(no_drawing, tmp_path):
     whole_run(tmp_path / "r")
     arms = {name: {"interp": {"scores": SCORES, "conditions": {"of": {"sae": sae}}}} for name, sae in (("solo-s0", "an earlier one"),)}
     (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
@@ -102,7 +110,7 @@ def test_scores_of_earlier_weights_are_left_out_and_named(tmp_path):
     assert not any("interp" in key for key in compared["arms"]["solo"]["values"])
 
 
-def test_the_tables_for_latex_hold_the_numbers_and_their_conditions(tmp_path):
+def test_the_tables_for_latex_hold_the_numbers_and_their_conditions(no_drawing, tmp_path):
     whole_run(tmp_path / "r_1")
     write_arm(tmp_path / "r_1", "odd_50%", 0)
     write_report(tmp_path / "r_1")
@@ -154,9 +162,8 @@ def test_the_means_of_a_row_are_of_the_seeds_of_its_change(tmp_path):
     assert "against" not in _change_cell(fvu, entry, [0.25, 0.2]) and "0.25 against 0.2<" in _change_cell(fvu, entry, [0.25, 0.15])
 
 
-def test_the_verdict_is_a_list(tmp_path):
-    whole_run(tmp_path)
-    text = write_report(tmp_path).read_text()
+def test_the_verdict_is_a_list(reported):
+    text = (reported / "report.html").read_text()
     assert "<ul><li>" in text.split("</header>")[0] and "<p>Joint against solo" in text
 
 
@@ -164,9 +171,10 @@ def test_special_letters_come_out_as_they_are():
     assert escaped("a_b & 5% {x} \\") == r"a\_b \& 5\% \{x\} \textbackslash{}"
 
 
-def test_the_same_run_gives_the_same_report(tmp_path):
-    whole_run(tmp_path)
-    assert write_report(tmp_path).read_bytes() == write_report(tmp_path).read_bytes()
+def test_the_same_run_gives_the_same_report(reported, tmp_path):
+    whole_run(tmp_path / "r")
+    path = write_report(tmp_path / "r")
+    assert path.name == "report.html" and path.read_bytes() == (reported / "report.html").read_bytes()
 
 
 def test_solo_alone_without_metrics_or_recipe(tmp_path):

@@ -1,12 +1,9 @@
 """The alternation, control = solo, and a run that is killed and resumed."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -122,24 +119,16 @@ def test_stop_request_saves_and_the_next_run_ends_the_same(small_recipe, batches
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "cut/metrics.jsonl").read_bytes()
 
 
-CHILD = """
-    import os, signal, sys, torch
-    sys.path.insert(0, {here!r})
-    from sources import Batches
-    from pathlib import Path
-    from metasae.progress import Task
-    from metasae.recipe import Recipe
-    from metasae.train.loop import train
-    from metasae.train.trainer import Trainer
-    steps = 0
+def train_until_killed(recipe, batches, folder, kill_at):
+    """Trains until this process kills itself after so many steps."""
+    steps = []
+
     def after(action):
-        global steps
-        steps += 1
-        if steps == {kill_at}:
+        steps.append(action)
+        if len(steps) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-    recipe = Recipe.load({recipe!r})
-    train(Trainer(recipe, "joint", 0, torch.full((16,), 0.3)), Batches(), Path({folder!r}), Task(None, None), after_step=after)
-"""
+
+    run(recipe, "joint", folder, batches, after_step=after)
 
 
 # 70 steps in all: (4 primary, 3 meta) x 10; checkpoints after primary steps 7, 14, ... Step 20 is inside a meta phase.
@@ -147,11 +136,11 @@ CHILD = """
 def test_killed_and_resumed_is_bit_identical(small_recipe, batches, tmp_path, kill_at):
     recipe = small_recipe()
     whole = run(recipe, "joint", tmp_path / "whole", batches)
-    code = textwrap.dedent(CHILD).format(
-        here=str(Path(__file__).parents[1]), kill_at=kill_at, recipe=recipe.model_dump(mode="json"), folder=str(tmp_path / "cut")
-    )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    # forked, as a fresh process takes seconds to load torch
+    child = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(recipe, batches, tmp_path / "cut", kill_at))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     resumed = run(recipe, "joint", tmp_path / "cut", batches)
     assert same_weights(whole.primary.weights, resumed.primary.weights)
     assert same_weights(whole.meta.weights, resumed.meta.weights)
