@@ -33,6 +33,12 @@ def process(*arguments, cwd=None):
     return subprocess.run([sys.executable, "-m", "metasae.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=ENV)
 
 
+def child_seconds():
+    """The processor time of all child processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 @pytest.fixture
 def metasae(monkeypatch, capsys, tmp_path):
     """metasae(*arguments) -> (exit code, stdout, stderr), run in an empty folder."""
@@ -175,12 +181,12 @@ def test_another_recipe_in_a_begun_folder_is_refused_before_torch(metasae, tmp_p
 
 
 def test_without_a_network_a_hub_model_is_one_line(tmp_path):
-    began = time.perf_counter()
+    began, before = time.perf_counter(), child_seconds()
     done = process("run", "modern-gpt2-small", cwd=tmp_path)
-    seconds = time.perf_counter() - began
+    seconds, at_work = time.perf_counter() - began, child_seconds() - before
     assert_refused(done.returncode, behind_stage(done.stderr), "openai-community/gpt2': HF_HUB_OFFLINE is set")
-    # importing torch and transformers, and no retry: the hub's client alone would go on for half a minute
-    assert seconds < 30 and not list(tmp_path.rglob("*.safetensors"))
+    # importing torch and transformers, and no retry: the hub's client alone would wait for half a minute. A busy machine takes twice as long
+    assert seconds - 2 * at_work < 25 and not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_wrong_flag_is_exit_2(metasae):
@@ -368,10 +374,9 @@ def quickest(run, times=5):
     """The least processor time that a child process took, as other work on the machine only ever adds some."""
     seconds = []
     for _ in range(times):
-        before = os.times()
+        before = child_seconds()
         run()
-        after = os.times()
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        seconds.append(child_seconds() - before)
     return min(seconds)
 
 

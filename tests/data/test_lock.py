@@ -43,7 +43,7 @@ def test_a_second_one_says_so_and_waits(tmp_path):
         while not progress.lines:
             time.sleep(0.01)
         order.append("first")
-    thread.join(10)
+    thread.join(60)
     assert order == ["first", "second"] and len(progress.lines) == 1
     assert "process " in progress.lines[0] and f"harvests into {tmp_path}; waiting for it" in progress.lines[0]
 
@@ -54,7 +54,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path):
     assert holder.stdout.readline() == "held\n"
     threading.Timer(0.3, holder.kill).start()
     with locked(tmp_path, progress):
-        assert holder.wait(10) == -9
+        assert holder.wait(60) == -9
     assert progress.lines == [f"process 7 on mars harvests into {tmp_path}; waiting for it"]
     with locked(tmp_path, progress):
         assert len(progress.lines) == 1

@@ -253,9 +253,9 @@ def test_a_second_harvest_waits_and_uses_the_firsts_cache(host, apart, stories, 
     with locked(tmp_path, SILENT):
         thread = threading.Thread(target=second)
         thread.start()
-        assert waiting.wait(20) and not done
+        assert waiting.wait(60) and not done
         for file in apart[POINTS[0]].iterdir():
             if file.name != LOCK:
                 shutil.copy(file, tmp_path)
-    thread.join(20)
+    thread.join(60)
     assert "waiting for it" in said[0] and torch.equal(done[0].split("train").rows([5]), open_cache(apart[POINTS[0]]).split("train").rows([5]))

@@ -21,12 +21,17 @@ from metasae.explore import server
 from metasae.explore.screenshots import OPTIONS, find_chromium, served
 from metasae.explore.static_export import static_export
 
+# a test waits for many things, each for as long as PATIENCE says
+pytestmark = pytest.mark.timeout(300)
+
 PAGES = ["overview", "latents/solo-s0", "latent/joint-s0/17", "splits", "split/s0-5", "merges", "split/m0-2",
          "compare", "compare/solo-s0:17/joint-s0:4", "try", "search/bank"]  # fmt: skip
 SAME = [
     "overview", "latents/solo-s0", "latents/solo-s0?sort=interp.detection.random", "latents/solo-s0?search=bank&sort=max&min_rate=0.001",
     "latent/joint-s0/17", "latent/solo-s1/199", "splits", "merges", "split/s0-5", "split/m0-100",
 ]  # fmt: skip
+# Milliseconds that a page is waited for. A busy machine is slow, a page that is wrong never comes.
+PATIENCE = 60_000
 # what a static copy leaves out on purpose, and figures, whose words come when they are drawn
 LEFT_OUT = ".labels, .toolbar, .pick, .chart, main > .page > p.note, .heads"
 
@@ -50,7 +55,7 @@ class Reader:
     def __init__(self, browser, base, width=1280, theme="light"):
         self.base, self.problems = base, []
         self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
-        self.context.set_default_timeout(10_000)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.page.on("console", lambda said: self.problems.append(said.text) if said.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -75,7 +80,7 @@ def browser():
     except UserError as error:
         pytest.skip(str(error))
     with sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=chromium, args=list(OPTIONS))
+        launched = started.chromium.launch(executable_path=chromium, args=list(OPTIONS), timeout=PATIENCE)
         yield launched
         launched.close()
 

@@ -223,10 +223,10 @@ def test_it_says_where_it_is_and_stops_cleanly_on_ctrl_c():
         assert first, child.stderr.read()
         name, address = first.split()[:2]
         assert name == "a-run:" and address.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(f"{address}api/overview", timeout=30) as answer:
+        with urllib.request.urlopen(f"{address}api/overview", timeout=60) as answer:
             assert json.load(answer)["run"]
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=30)
+        _, said = child.communicate(timeout=60)
         assert child.returncode == 0 and said == ""
     finally:
         child.kill()

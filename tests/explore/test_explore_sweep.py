@@ -17,6 +17,11 @@ from metasae.explore import server, sweep_server
 from metasae.explore.static_export import TAG, static_export
 from metasae.explore.sweep_pages import cells_that_open, is_sweep, sweep_page
 
+# a test waits for many things in the browser, each for as long as PATIENCE says
+pytestmark = pytest.mark.timeout(300)
+# Milliseconds that a page is waited for. A busy machine is slow, a page that is wrong never comes.
+PATIENCE = 60_000
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -130,7 +135,7 @@ class TellsItsPath:
 def open_page(browser, address, width=1280, theme="light"):
     """A page of the browser; nothing may go to its console."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE)
     page, problems = context.new_page(), []
     page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -156,7 +161,7 @@ def browser():
     except UserError as error:
         pytest.skip(str(error))
     with sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=chromium, args=list(OPTIONS))
+        launched = started.chromium.launch(executable_path=chromium, args=list(OPTIONS), timeout=PATIENCE)
         yield launched
         launched.close()
 

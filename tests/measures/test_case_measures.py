@@ -1,5 +1,7 @@
 """Dictionaries with a known answer: what must not look more atomic does not, to the measures that the docs call robust; what is, does."""
 
+import functools
+
 import pytest
 
 from metasae.measures.planted.case_measures import MEASURES, read_case
@@ -9,6 +11,15 @@ SEEDS = range(3)
 # over more worlds: the table in docs/measures.md
 ROBUST = ("lift variance", "meta VE beyond covariance", "meta VE excess", "sense coverage F1", "truth: blend rate", "truth: uniqueness")
 NOT_MORE = ["thinned_firing", "widened_rates", "noisy_rows", "lower_k", "duplicated", "duplicated_in_turns", "undertrained", "narrower"]
+FOOLING = ("thinned_firing", "lower_k", "narrower")
+
+
+@functools.cache
+def says_of_what_is_not_more(name):
+    labels = (*ROBUST, "mean |phi|") if name in FOOLING else ROBUST
+    return says(name, labels)
+
+
 def says(name, labels):
     return {label: reading.says for label, reading in read_case(name, SEEDS, {label: MEASURES[label] for label in labels}).items()}
 
@@ -19,13 +30,13 @@ def test_every_case_is_looked_at():
 
 @pytest.mark.parametrize("name", NOT_MORE)
 def test_what_is_not_more_atomic_does_not_look_it(name):
-    found = says(name, ROBUST)
-    assert "more" not in found.values(), found
+    found = {label: word for label, word in says_of_what_is_not_more(name).items() if label in ROBUST}
+    assert len(found) == len(ROBUST) and "more" not in found.values(), found
 
 
-@pytest.mark.parametrize("name", ["thinned_firing", "lower_k", "narrower"])
+@pytest.mark.parametrize("name", FOOLING)
 def test_mean_phi_alone_is_fooled(name):
-    assert says(name, ["mean |phi|"]) == {"mean |phi|": "more"}
+    assert says_of_what_is_not_more(name)["mean |phi|"] == "more"
 
 
 @pytest.mark.parametrize("name, labels", [

@@ -118,7 +118,7 @@ def jackknife_interval(values):
 
 @pytest.mark.parametrize(
     "draw",
-    [lambda seed: independent(seed, 150, 2000, 10), lambda seed: rasch(seed, 150, 2000, 10, 0.5), lambda seed: rasch(seed, 150, 1000, 10, 1.0)],
+    [lambda seed: independent(seed, 100, 2000, 10), lambda seed: rasch(seed, 100, 2000, 10, 0.5), lambda seed: rasch(seed, 100, 1000, 10, 1.0)],
 )
 def test_no_excess_where_only_rates_and_token_counts_matter(draw):
     inside, shares = 0, []

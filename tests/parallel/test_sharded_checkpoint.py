@@ -51,8 +51,9 @@ def test_a_rank_that_is_killed_ends_the_job_and_the_next_one_ends_as_if_it_had_n
     folder, whole = two
     begun = time.monotonic()
     started = start(2, arm_trained, RECIPE, "joint", str(tmp_path / "run"), None, kill_rank_1)
-    first, second = results(started, 60)
-    assert time.monotonic() - begun < 30
+    first, second = results(started, 100)
+    # two ranks that were not told would wait for each other for longer, however busy the machine is
+    assert time.monotonic() - begun < 90
     assert second is None and started[1][0].exitcode == -signal.SIGKILL
     assert first[0] == "failed" and first[1].startswith("RankLost: rank 1 of 2 ended before the job was done"), first
     again = on_ranks(2, arm_trained, RECIPE, "joint", str(tmp_path / "run"))

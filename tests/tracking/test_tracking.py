@@ -83,7 +83,7 @@ def test_a_run_is_followed_to_its_last_line_and_the_sink_is_closed(tmp_path, mon
     monkeypatch.setattr(follow, "open_sink", lambda to, folder, project: sink)
     with following(tmp_path, "tensorboard", said.append, every=0.01):
         write_steps(tmp_path, "solo-s0", (10,))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not sink.lines and time.monotonic() < deadline:
             time.sleep(0.01)
         assert sink.lines and not sink.closed

@@ -161,14 +161,14 @@ def test_every_architecture_with_every_penalty_trains_and_saves(name, penalty, b
     assert not torch.equal(solo.primary.weights.W_dec_ND, trainer.primary.weights.W_dec_ND)
 
 
-# A large step and a strong auxiliary loss: 2M tokens of a toy world are few.
-PLANTED = {"tokens": 512 * 4000, "batch": 512, "lr": 2e-2, "decay": 0.6, "warmup": 50, "dead_after": 5000, "aux_coef": 0.25}
+# A large step and a strong auxiliary loss: half a million tokens of a toy world are few.
+PLANTED = {"tokens": 256 * 2000, "batch": 256, "lr": 2e-2, "decay": 0.6, "warmup": 50, "dead_after": 5000, "aux_coef": 0.25}
 
 
 class Planted:
     """Independent planted features: 64 unit directions in 32 dimensions, each on with probability 3/64."""
 
-    def __init__(self, batch=512):
+    def __init__(self, batch=256):
         directions = torch.randn(64, 32, generator=torch.Generator().manual_seed(7))
         self.directions, self.batch, self.position = directions / directions.norm(dim=1, keepdim=True), batch, 0
 

@@ -11,11 +11,13 @@ from metasae.recipe import Recipe
 from metasae.sae.architectures import ARCHITECTURES
 from metasae.train.trainer import Trainer
 
+BATCH = 256
+
 
 class Source:
     """Sparse combinations of 96 directions in 48 dimensions with a heavy-tailed firing rate."""
 
-    def __init__(self, batch=1024, d=48):
+    def __init__(self, batch=BATCH, d=48):
         generator = torch.Generator().manual_seed(11)
         self.directions, self.rates = torch.randn(96, d, generator=generator), 0.3 / (1 + torch.arange(96.0))
         self.batch = batch
@@ -32,7 +34,7 @@ def losses(kernels, dtype, architecture="batchtopk", steps=200):
         {
             "sae": {"n": 256, "k": 6, "architecture": architecture},
             "meta": {"n": 24, "k": 3},
-            "train": {"tokens": 1024 * steps, "batch": 1024, "lr": 3e-4, "kernels": kernels, "dtype": dtype, "decay": 0.2},
+            "train": {"tokens": BATCH * steps, "batch": BATCH, "lr": 3e-4, "kernels": kernels, "dtype": dtype, "decay": 0.2},
         }
     )
     trainer, out = Trainer(recipe, "joint", 0, torch.full((48,), 0.2)), []
