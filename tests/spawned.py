@@ -30,15 +30,15 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(size: int, function, *args, errors=os.devnull):
+def start(size: int, function, *args, errors=os.devnull, joins=False):
     """[(process, pipe)] of each rank; function(ranks, *args) runs on each, its result or error comes through the pipe.
 
-    errors: the file that takes what the ranks say on stderr.
+    errors: the file that takes what the ranks say on stderr. joins: the function joins the others by itself, and is called without ranks.
     """
     context, port, started = _context(), free_port(), []
     for rank in range(size):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(theirs, environment(rank, size, port), str(errors), function, args), daemon=True)
+        process = context.Process(target=_run, args=(theirs, environment(rank, size, port), str(errors), function, args, joins), daemon=True)
         process.start()
         theirs.close()
         started.append((process, ours))
@@ -59,15 +59,15 @@ def results(started, timeout: float = 300.0) -> list:
     return out
 
 
-def on_ranks(size: int, function, *args) -> list:
-    """function(ranks, *args) on `size` ranks -> what each returned."""
-    found = results(start(size, function, *args))
+def on_ranks(size: int, function, *args, joins=False) -> list:
+    """function(ranks, *args) on `size` ranks -> what each returned. joins: as `start` takes it."""
+    found = results(start(size, function, *args, joins=joins))
     for rank, each in enumerate(found):
         assert each is not None and each[0] == "done", f"rank {rank} of {size}: {each[1] if each else 'no answer'}"
     return [each[1] for each in found]
 
 
-def _run(pipe, environment_, errors, function, args) -> None:
+def _run(pipe, environment_, errors, function, args, joins) -> None:
     os.environ.update(environment_)
     sys.stderr = open(errors, "a", buffering=1)  # noqa: SIM115
     import torch
@@ -76,8 +76,11 @@ def _run(pipe, environment_, errors, function, args) -> None:
     from metasae.parallel.ranks import joined
 
     try:
-        with joined() as ranks:
-            value = function(ranks, *args)
+        if joins:
+            value = function(*args)
+        else:
+            with joined() as ranks:
+                value = function(ranks, *args)
         pipe.send(("done", value))
     except BaseException as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))

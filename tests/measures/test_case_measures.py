@@ -4,6 +4,7 @@ import functools
 
 import pytest
 
+from metasae.measures.planted import case_measures
 from metasae.measures.planted.case_measures import MEASURES, read_case
 from metasae.measures.planted.cases import CASES
 
@@ -12,6 +13,22 @@ SEEDS = range(3)
 ROBUST = ("lift variance", "meta VE beyond covariance", "meta VE excess", "sense coverage F1", "truth: blend rate", "truth: uniqueness")
 NOT_MORE = ["thinned_firing", "widened_rates", "noisy_rows", "lower_k", "duplicated", "duplicated_in_turns", "undertrained", "narrower"]
 FOOLING = ("thinned_firing", "lower_k", "narrower")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rows_are_judged_once():
+    """Many cases share rows, and a critic is decided by its rows and its seed, so no critic is trained twice on the same."""
+    judge, known = case_measures.judge, {}
+
+    def judged(rows, *options):
+        key = rows.numpy().tobytes(), rows.shape, options
+        if key not in known:
+            known[key] = judge(rows, *options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(case_measures, "judge", judged)
+        yield
 
 
 @functools.cache

@@ -8,23 +8,30 @@ import sys
 
 from safetensors.torch import load_file, save_file
 
-SMALL = [
-    "sae.n=48", "sae.k=3", "meta.n=6", "train.tokens=10_000", "train.batch=500", "train.lr=1e-2", "train.dead_after=5_000", "train.dtype=fp32",
-    "measure.tokens=4_000", "measure.calibration_tokens=3_000", "measure.meta_steps=10", "measure.shifts=0", "measure.pursuit_k=0",
-    "measure.lift=false", "measure.explorer=false",
-]  # fmt: skip
+import metasae
+from drawing import undrawn
+from spawned import on_ranks
+
+SMALL = {
+    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 5_000,
+    "train.dtype": "fp32", "measure.tokens": 4_000, "measure.calibration_tokens": 3_000, "measure.meta_steps": 10, "measure.shifts": 0,
+    "measure.pursuit_k": 0, "measure.lift": False, "measure.explorer": False, "seeds": 1,
+}  # fmt: skip
 
 
-def run(out, *launcher, arms="joint"):
-    settings = [part for setting in SMALL for part in ("--set", setting)]
-    command = [*launcher, "-m", "metasae", "run", "planted", "--seeds", "1", "--arms", arms, "--out", str(out), *settings]
+def run_three_arms(out):
+    with undrawn():
+        metasae.run("planted", out=out, overrides={**SMALL, "arms": ["solo", "control", "joint"]}, show=False)
+
+
+def run_joint_under_torchrun(out):
+    """On two ranks, through the command line."""
+    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={str(value).lower()}")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "metasae", "run", "planted", "--arms", "joint", "--out", str(out), *settings]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     return done
-
-
-def ranks(size):
-    return sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)
 
 
 def as_if_measured_otherwise(arm):
@@ -41,8 +48,8 @@ def as_if_measured_otherwise(arm):
 
 
 def test_two_processes_make_the_run_of_one(tmp_path):
-    run(tmp_path / "one", sys.executable, arms="solo,control,joint")
-    done = run(tmp_path / "two", *ranks(2))
+    run_three_arms(tmp_path / "one")
+    done = run_joint_under_torchrun(tmp_path / "two")
     # one of them talks
     assert done.stdout.count("Report:") == 1
     lines = [[json.loads(line) for line in (tmp_path / name / "arms" / "joint-s0" / "metrics.jsonl").open()] for name in ("one", "two")]
@@ -60,7 +67,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
             continue
         (arm / "measures.json").unlink()
         shutil.rmtree(arm / "firings", ignore_errors=True)
-    run(again, *ranks(2), arms="solo,control,joint")
+    on_ranks(2, run_three_arms, again, joins=True)
     assert len(arms) == 3
     for arm in arms:
         measures = (arm / "measures.json").read_bytes()
