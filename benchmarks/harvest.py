@@ -27,6 +27,7 @@ from metasae.data.feed import Feed
 from metasae.data.host import Host
 from metasae.data.windows import pad
 from metasae.memory import keep_freed_memory
+from metasae.parallel.lanes import on_one_core
 from metasae.recipe import Recipe, parse_override
 
 
@@ -35,7 +36,8 @@ def flops_per_token(host: Host, documents: list[str], recipe: Recipe) -> float:
     feed = Feed(host.tokenizer, host.frame, recipe.text, {"train": 4096})
     windows = sorted((window for _, window in islice(feed.windows(documents), 64)), key=len)
     ids, mask, _ = pad(windows[-16:], host.frame, host.pad_id)
-    with FlopCounterMode(display=False) as counter:
+    # the counter sees this thread alone
+    with on_one_core(), FlopCounterMode(display=False) as counter:
         host.activations(ids, mask)
     return counter.get_total_flops() / sum(len(window) for window in windows[-16:])
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,13 +91,18 @@ def train_arm(
     training split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
     Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
     """
-    with on_one_core() if trains_on_one_core(recipe, device) else nullcontext():
+    with cores_for(recipe, device):
         return _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn)
 
 
 def trains_on_one_core(recipe: Recipe, device: str) -> bool:
     """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that arms agree to the bit."""
     return device == "cpu" and recipe.train.batch * recipe.sae.n <= SMALL_STEP
+
+
+def cores_for(recipe: Recipe, device: str) -> AbstractContextManager:
+    """Inside, torch uses the cores that a training step of the recipe is made on."""
+    return on_one_core() if trains_on_one_core(recipe, device) else nullcontext()
 
 
 def _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn) -> float:

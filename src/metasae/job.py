@@ -247,8 +247,9 @@ class _Job:
             self._stage(run_stages.training(arms), at_once=False),
             self.progress.task("training", total) as task,
         ):
-            shared = SharedTask(task)
+            start, shared = time.perf_counter(), SharedTask(task)
             side_by_side(lambda each: self._train(cache, *each, shared), arms)
+            self._done("side by side", start)
 
     def _train(self, cache: ActivationCache | PlantedCache, arm: str, seed: int, progress: Progress | SharedTask) -> None:
         start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Where a recipe's activations come from: a language model read once into a cache, or a planted world."""
 
+import threading
 from pathlib import Path
 
 from metasae.data.activations import harvest_points
@@ -23,12 +24,15 @@ class Source:
         self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
         self.planted = recipe.text.source == "planted"
         self._host: Host | None = None
+        # arms that are trained side by side may be the first to need the model
+        self._loading = threading.Lock()
 
     @property
     def host(self) -> Host:
-        if self._host is None:
-            self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
-        return self._host
+        with self._loading:
+            if self._host is None:
+                self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
+            return self._host
 
     @property
     def judge(self) -> Host | None:

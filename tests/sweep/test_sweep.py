@@ -322,7 +322,7 @@ def test_a_wrong_call_is_one_clear_error_and_writes_nothing(tmp_path, options, w
 def test_a_sweep_measures_less_than_a_run_unless_told(tmp_path):
     whole = Recipe.load("demo")
     assert launch.light(whole) == {
-        "measure.tokens": 50_000, "measure.output_tokens": 5_000, "measure.keep_firings": False, "measure.across": False,
+        "measure.tokens": 36_000, "measure.output_tokens": 3_600, "measure.keep_firings": False, "measure.across": False,
         "measure.shifts": 0, "measure.pursuit_k": 0, "measure.excess_blocks": False,
     }  # fmt: skip
     tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1, overrides=TINY | {"measure.shifts": 1})

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from metasae import start
+from metasae.arm import trains_on_one_core
 from metasae.doctor import estimate, fit
 from metasae.doctor.machine import Machine, machine, resident
 from metasae.doctor.presence import Presence, planted_presence, presence_of
@@ -124,7 +125,7 @@ def examine(
         short = fit.shortages(needed, room)
         changes = fit.changes(wanted, needs_of, room) if short else []
     problems = ([model.problem] if model.problem else []) + trials.problems
-    notes, stages = _notes(wanted, needed, room, model, trials), _stages(wanted, trials, needed, looking)
+    notes, stages = _notes(wanted, needed, room, model, trials), _stages(wanted, trials, needed, looking, device)
     return Report(wanted, folder, device, here, model, room, needed, short, changes, problems, notes, trials, stages)
 
 
@@ -134,18 +135,22 @@ def _measured(needed: estimate.Needs, trials: Trials) -> estimate.Needs:
     return estimate.with_measured(needed, None, forward, train)
 
 
-def _stages(wanted: Recipe, trials: Trials, needed: estimate.Needs | None, looking: float) -> list[Stage]:
-    """Empty where no trial was made. looking: seconds until the model's configuration was known."""
+def _stages(wanted: Recipe, trials: Trials, needed: estimate.Needs | None, looking: float, device: str) -> list[Stage]:
+    """Empty where no trial was made. looking: seconds until the model's configuration was known.
+
+    Arms that are trained side by side share the time of all of them by the lanes that there are.
+    """
     if not trials.arms:
         return []
     stages = [Stage("harvest", 0.0 if trials.cached else None)]
     if trials.harvest and not trials.cached:
         seconds = trials.harvest.seconds(wanted)
         stages = [Stage("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
+    lanes = min(torch.get_num_threads(), len(wanted.arms) * len(wanted.seeds)) if trains_on_one_core(wanted, device) else 1
     for arm, trial in trials.arms.items():
         written = trial.n_primary // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
         seconds = trial.seconds + written * trials.seconds_per_byte + (trials.measure.calibrate if trials.measure else 0.0)
-        stages.append(Stage(f"train {arm}", seconds * len(wanted.seeds), wanted.train.tokens / trial.seconds))
+        stages.append(Stage(f"train {arm}", seconds * len(wanted.seeds) / lanes, wanted.train.tokens / trial.seconds))
     return [*stages, Stage("measure", trials.measure.seconds(wanted) if trials.measure else None)]
 
 

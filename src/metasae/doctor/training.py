@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metasae import files
+from metasae.arm import cores_for
 from metasae.data.cache import Split
 from metasae.data.stream import Stream
 from metasae.doctor.clock import grown, in_use, now
@@ -52,6 +53,14 @@ class ArmTrial:
 
 def try_arm(wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str = "cpu") -> tuple[ArmTrial, Trainer]:
     """Times steps from the middle of the arm's run: after k has come down, with its penalties. Medians, the first steps left out."""
+    with cores_for(wanted, device):
+        return _try_arm(wanted, arm, next_batch, b_dec_D, device)
+
+
+def _try_arm(
+    wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str
+) -> tuple[ArmTrial, Trainer]:
+    """`try_arm`, on as many cores as torch may use now."""
     on = torch.device(device)
     before, start = in_use(on), now(on)
     trainer = Trainer(wanted, arm, 0, b_dec_D, device)

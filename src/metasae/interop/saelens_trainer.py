@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import metasae
-from metasae.arm import DecoderRows, initial_b_dec, input_scale
+from metasae.arm import DecoderRows, cores_for, initial_b_dec, input_scale
 from metasae.data.cache import Split
 from metasae.errors import UserError, nearest
 from metasae.measures.firing.calibrate import calibrate
@@ -71,7 +71,11 @@ def train_on(
     scale = batches.scale = input_scale(start, recipe.sae.normalize)
     trainer = Trainer(recipe, arm, seed, initial_b_dec(start, scale, recipe), device)
     request = StopRequest(progress.answer, f"training {arm}, seed {seed}")
-    with request.listening() as stop, progress.task(f"train {arm}-s{seed}", recipe.train.tokens) as task:
+    with (
+        request.listening() as stop,
+        progress.task(f"train {arm}-s{seed}", recipe.train.tokens) as task,
+        cores_for(recipe, device),
+    ):
         train(trainer, batches, folder, task, stop)
     saes = trainer.export(scale, _metadata(provider, recipe, arm, seed) | (metadata or {}))
     if "meta" in saes:

@@ -61,13 +61,13 @@ def top_partners(
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
     check_pair(firings, np.zeros(0, np.int64), other, np.zeros(0, np.int64))
-    pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate)
+    pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate, chunk)
     rows = _tile_rows(firings.n_latents, pairs.n_columns) if tile is None else tile
     best = _Best.none(firings.n_latents, count)
     with progress.task("closest partners of latents", firings.n_latents, "latents") as task:
 
         def look_at(start: int) -> None:
-            best.put(slice(start, start + rows), pairs.met(start, rows, count, chunk))
+            best.put(slice(start, start + rows), pairs.met(start, rows, count))
             task.advance(min(rows, firings.n_latents - start))
 
         side_by_side(look_at, range(0, firings.n_latents, rows))
@@ -88,7 +88,7 @@ def _tile_rows(n_latents: int, n_columns: int) -> int:
 class _Pairs:
     """Pairs of latents of an SAE and its own others, or those of a second SAE. rows, columns: the latents that take part, rising int64."""
 
-    def __init__(self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float):
+    def __init__(self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float, chunk: int):
         self.firings, self.other, self.spans = firings, other, spans
         self.total = sum(last - first for first, last in spans)
         self.counts, self.rows = _live(firings, spans, self.total, max_rate)
@@ -96,11 +96,16 @@ class _Pairs:
         self.n_columns = len(self.column_counts)
         # with more firings than there are tokens no pair of a latent that takes no part comes to phi >= 0
         self.barred, self.column_barred = (np.where(n > 0, n, self.total + 1) for n in (self.counts, self.column_counts))
+        # chunks of the denser SAE keep the sparser one's below the same size
+        wider = max(firings, other or firings, key=lambda each: len(each.indices))
+        self.groups = list(_chunks(wider, spans, chunk))
+        # all tiles share the matrices of a text that is one chunk; those of a longer one are made again for every tile
+        self.sides = [self._both(self.groups[0])] if len(self.groups) == 1 else None
         self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in (self.counts, self.column_counts))
 
-    def met(self, start: int, rows: int, count: int, chunk: int) -> "_Best":
+    def met(self, start: int, rows: int, count: int) -> "_Best":
         """The best of each latent from `start` on, among its pairs with phi >= 0."""
-        n11 = self._n11(start, rows, chunk)
+        n11 = self._n11(start, rows)
         best = _Best.none(n11.shape[0], count)
         # a strip of rows fits the cache; chunks cuts anything that has an indptr
         for first, last in chunks(n11, (0, n11.shape[0]), STRIP_PAIRS):
@@ -128,21 +133,21 @@ class _Pairs:
             phi[np.arange(len(latents)), np.searchsorted(self.columns, latents)] = -np.inf
         return _Best.of(phi, n11, self.columns, count)
 
-    def _n11(self, start: int, rows: int, chunk: int):
+    def _n11(self, start: int, rows: int):
         """On how many tokens each latent from `start` on is on together with each other, sparse int32 [r, n], those that take no part too."""
         from scipy.sparse import csr_array
 
-        other = self.firings if self.other is None else self.other
-        # chunks of the denser SAE keep the sparser one's below the same size
-        wider = max(self.firings, other, key=lambda firings: len(firings.indices))
         rows = min(rows, self.firings.n_latents - start)
-        found = csr_array((rows, other.n_latents), dtype=np.int32)
-        for spans in _chunks(wider, self.spans, chunk):
-            right = _matrix(other, spans)
-            left = right if other is self.firings else _matrix(self.firings, spans)
-            product = left.tocsc()[:, start : start + rows].T @ right
-            found = product if not found.nnz else found + product
-        return found
+        counted = csr_array((rows, self.n_columns), dtype=np.int32)
+        for left, right in self.sides or map(self._both, self.groups):
+            product = left[:, start : start + rows].T @ right
+            counted = product if not counted.nnz else counted + product
+        return counted
+
+    def _both(self, spans: list[Span]) -> tuple:
+        """Both SAEs' 0/1 matrices on these tokens: the first by latents, the second by tokens."""
+        left = _matrix(self.firings, spans)
+        return left.tocsc(), left if self.other is None else _matrix(self.other, spans)
 
 
 def _live(firings: Firings, spans: Sequence[Span], total: int, max_rate: float) -> tuple[np.ndarray, np.ndarray]:

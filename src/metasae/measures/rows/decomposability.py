@@ -4,6 +4,8 @@ Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). A critic i
 seed for all arms, and its score is read beside the scores of the same critic on rows without parts; see `critic.py`, `pursuit.py`.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -84,17 +86,21 @@ def pursuit_beside_floors(rows: Tensor, latents: np.ndarray, most: int, seed: in
     excess: floor minus e, so what is explained beyond the floor. The floors are means over FLOOR_TARGETS rows of as many as there are.
     most_decomposable: the latents with the lowest e(most), named by `latents` [l], and their parts.
     """
-    found = pursue(rows, most, progress=progress)
-    floors = {
-        name: pursue(others, most, np.arange(min(len(rows), FLOOR_TARGETS)))
-        for name, others in (("random", random_rows(len(rows), rows.shape[1], seed + 1)), ("gaussian", gaussian_rows(rows, seed + 2)))
-    }
+    found, n_rows = pursue(rows, most, progress=progress), len(rows)
+    random_floor = _random_pursuit(n_rows, rows.shape[1], most, seed + 1)
+    gaussian_floor = pursue(gaussian_rows(rows, seed + 2), most, np.arange(min(n_rows, FLOOR_TARGETS))).errors.mean(0)
     out = found.as_dict()
     for k in range(most):
-        e, random, gaussian = (float(each.errors[:, k].mean()) for each in (found, floors["random"], floors["gaussian"]))
+        e, random, gaussian = float(found.errors[:, k].mean()), float(random_floor[k]), float(gaussian_floor[k])
         out |= {f"e_{k + 1}_random": random, f"e_{k + 1}_gaussian": gaussian}
         out |= {f"e_{k + 1}_excess": random - e, f"e_{k + 1}_excess_over_gaussian": gaussian - e}
     return {**out, "most_decomposable": most_decomposable(found, latents, MOST_DECOMPOSABLE)}
+
+
+@lru_cache(maxsize=16)
+def _random_pursuit(n_rows: int, d: int, most: int, seed: int) -> np.ndarray:
+    """Mean e(1) ... e(most) of random rows, float64 [most]: the same for all SAEs of a run with as many live latents."""
+    return pursue(random_rows(n_rows, d, seed), most, np.arange(min(n_rows, FLOOR_TARGETS))).errors.mean(0)
 
 
 def most_decomposable(found: Pursuit, latents: np.ndarray, count: int) -> list[dict]:
