@@ -5,7 +5,7 @@ import re
 import pytest
 
 from metasae import figures
-from metasae.comparison import compare
+from metasae.comparison import compare, read_measured
 from metasae.errors import UserError
 from metasae.latex import escaped
 from metasae.measures.catalogue import CATALOGUE
@@ -30,6 +30,17 @@ def reported(tmp_path_factory):
     whole_run(folder)
     write_report(folder)
     return folder
+
+
+def test_figures_and_captions_name_the_baseline_that_was_asked_for(tmp_path):
+    whole_run(tmp_path / "r")
+    comparison = compare(tmp_path / "r", "joint")
+    assert "change against joint" in figures.relative_differences(comparison["pairs"], "joint").axes[-1].get_xlabel()
+    measured, _ = read_measured(tmp_path / "r")
+    (axes,) = figures.phi_difference(measured, "joint").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["solo - joint", "control - joint"]
+    page = write_report(tmp_path / "r", comparison).read_text()
+    assert "What changes against joint" in page and "percentage of the mean of joint" in page and "{baseline}" not in page
 
 
 class Tags(html.parser.HTMLParser):

@@ -54,6 +54,11 @@ def assert_same_arms(one, other, arms=ARMS):
         assert (one / f"arms/{arm}-s0/metrics.jsonl").read_bytes() == (other / f"arms/{arm}-s0/metrics.jsonl").read_bytes()
 
 
+def test_the_seconds_of_an_arm_are_those_of_its_steps(undisturbed):
+    stages = json.loads((undisturbed / "run.json").read_text())["stages"]
+    assert all(0 < stages[f"train {arm}-s0"]["seconds"] < 60 for arm in ARMS)
+
+
 def test_every_arm_is_trained_on_every_window_and_no_activations_stay(undisturbed, recipe):
     known = windows_of(undisturbed / "windows")
     steps = -(-recipe["train"]["tokens"] // recipe["train"]["batch"])

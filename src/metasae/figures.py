@@ -30,8 +30,8 @@ def style_of(arm: str) -> tuple[str, str]:
     return OTHER_COLOURS[sum(arm.encode()) % len(OTHER_COLOURS)], ":"
 
 
-def relative_differences(pairs: dict) -> "Figure | None":
-    """The change of every main measure against solo with its interval: in percent, and below that in pp where a share is itself a difference.
+def relative_differences(pairs: dict, baseline: str = "solo") -> "Figure | None":
+    """The change of every main measure against the baseline with its interval: in percent, and below that in pp where a share is itself a difference.
 
     A mark is filled where the change is clear after Holm's correction. Measures with a change but no percentage are named below. pairs: as in
     compare.json.
@@ -49,14 +49,14 @@ def relative_differences(pairs: dict) -> "Figure | None":
     counts = [len(shown) for shown in panels.values()]
     figure, each = empty_figure(1, height=1.2 * len(counts) + 0.36 * sum(counts), rows=len(counts), heights=[count + 1.2 for count in counts])
     for axes, (unit, shown) in zip(each, panels.items(), strict=True):
-        _draw_differences(axes, pairs, shown, unit)
+        _draw_differences(axes, pairs, shown, unit, baseline)
     each[0].legend(frameon=False, fontsize=9)
     note = f"\nnot drawn, as there is no percentage: {', '.join(left_out)}" if left_out else ""
     each[-1].set_xlabel(f"{each[-1].get_xlabel()}\nfilled: clear after Holm's correction{note}")
     return figure
 
 
-def _draw_differences(axes: "Axes", pairs: dict, shown: list[Quantity], unit: str) -> None:
+def _draw_differences(axes: "Axes", pairs: dict, shown: list[Quantity], unit: str, baseline: str) -> None:
     """One row per measure, one mark per pair in it."""
     offsets = np.linspace(-0.2, 0.2, len(pairs)) if len(pairs) > 1 else [0.0]
     for offset, (name, pair) in zip(offsets, pairs.items(), strict=True):
@@ -76,7 +76,7 @@ def _draw_differences(axes: "Axes", pairs: dict, shown: list[Quantity], unit: st
     axes.set_yticks(range(len(shown)), [_worded(q) for q in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(*_limits([_drawn(pair.get(q.key), unit) for pair in pairs.values() for q in shown]))
-    axes.set_xlabel(f"change against solo ({unit}), 95% interval")
+    axes.set_xlabel(f"change against {baseline} ({unit}), 95% interval")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
 
 
@@ -89,27 +89,28 @@ def _drawn(entry: dict | None, unit: str) -> tuple[float, list[float] | None] | 
     return None if entry["percent"] is None else (entry["percent"], entry["percent_ci95"])
 
 
-def phi_difference(measured: Sequence["Measured"]) -> "Figure | None":
-    """How many more pairs of latents have a given phi than in solo, mean over the seeds both arms have."""
-    solo = {entry.seed: entry for entry in measured if entry.arm == "solo"}
-    arms = [arm for arm in arms_of(measured) if arm != "solo" and any(entry.seed in solo for entry in measured if entry.arm == arm)]
+def phi_difference(measured: Sequence["Measured"], baseline: str = "solo") -> "Figure | None":
+    """How many more pairs of latents have a given phi than in the baseline, mean over the seeds both arms have."""
+    base = {entry.seed: entry for entry in measured if entry.arm == baseline}
+    others = [arm for arm in arms_of(measured) if arm != baseline]
+    arms = [arm for arm in others if any(entry.seed in base for entry in measured if entry.arm == arm)]
     if not arms:
         return None
     figure, (axes,) = empty_figure(1, height=3.6)
     for arm in arms:
         differences = []
         for entry in measured:
-            if entry.arm == arm and entry.seed in solo:
+            if entry.arm == arm and entry.seed in base:
                 edges, counts = _coarse_phi(entry)
-                differences.append(counts - _coarse_phi(solo[entry.seed])[1])
+                differences.append(counts - _coarse_phi(base[entry.seed])[1])
         colour, line = style_of(arm)
-        axes.stairs(np.mean(differences, axis=0), edges, color=colour, linestyle=line, linewidth=1.6, label=f"{arm} - solo", baseline=None)
+        axes.stairs(np.mean(differences, axis=0), edges, color=colour, linestyle=line, linewidth=1.6, label=f"{arm} - {baseline}", baseline=None)
     axes.axhline(0, color="#888888", linewidth=1)
     axes.set_xscale("symlog", linthresh=1e-4, linscale=0.6)
     axes.set_yscale("symlog", linthresh=10)
     axes.set_xticks([-1, -1e-1, -1e-2, -1e-3, -1e-4, 0, 1e-4, 1e-3, 1e-2, 1e-1, 1])
     axes.set_xlabel("phi of a pair of latents (no unit; bins even in log |phi|)")
-    axes.set_ylabel("more pairs than solo (count)")
+    axes.set_ylabel(f"more pairs than {baseline} (count)")
     axes.grid(color="#eeeeee", linewidth=0.6)
     axes.legend(frameon=False, fontsize=9)
     return figure

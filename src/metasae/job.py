@@ -203,7 +203,7 @@ class _Job:
         training = cache.split("train").n_tokens if "train" in tokens else self._known().get("training_tokens")
         self._done(
             "harvest",
-            start,
+            time.perf_counter() - start,
             cache=str(cache.folder.resolve()),
             fingerprint=cache.fingerprint,
             points=self._points(),
@@ -249,12 +249,12 @@ class _Job:
         ):
             start, shared = time.perf_counter(), SharedTask(task)
             side_by_side(lambda each: self._train(cache, *each, shared), arms)
-            self._done("side by side", start)
+            self._done("side by side", time.perf_counter() - start)
 
     def _train(self, cache: ActivationCache | PlantedCache, arm: str, seed: int, progress: Progress | SharedTask) -> None:
         start = time.perf_counter()
         train_arm(self.recipe, self.source, cache, arm, seed, self._arm(arm, seed), self.device, progress, "training", self.stop, self.ranks)
-        self._done(f"train {arm}-s{seed}", start)
+        self._done(f"train {arm}-s{seed}", time.perf_counter() - start)
 
     def _measure(self, cache: ActivationCache, arm: str, seed: int) -> None:
         folder = self._arm(arm, seed)
@@ -267,7 +267,7 @@ class _Job:
             self._reference = measure_arm(
                 self.recipe, self.source, cache, seed, folder, twins, self._reference, self.progress, self.ranks
             )
-            self._done(f"measure {arm}-s{seed}", start)
+            self._done(f"measure {arm}-s{seed}", time.perf_counter() - start)
 
     def _across(self) -> None:
         """What takes two SAEs; parts that were worked out before with the same SAEs are kept."""
@@ -281,7 +281,7 @@ class _Job:
             found = measure_across(members_of(self.folder), held, self.progress, self.source.steering)
             if found != held:
                 files.write_json(path, found)
-                self._done("across", start)
+                self._done("across", time.perf_counter() - start)
 
     def _explorer(self) -> None:
         """The store that the explorer and the report's windows are read from."""
@@ -294,14 +294,14 @@ class _Job:
             with self._stage(run_stages.EXPLORER):
                 build(self.folder, self.progress)
                 if store.stat().st_mtime_ns != before:
-                    self._done("explorer", start)
+                    self._done("explorer", time.perf_counter() - start)
 
     def _arm(self, arm: str, seed: int) -> Path:
         return self.folder / "arms" / f"{arm}-s{seed}"
 
-    def _done(self, stage: str, start: float, **facts: Any) -> None:
+    def _done(self, stage: str, seconds: float, **facts: Any) -> None:
         with self._noting:
-            self.state["stages"][stage] = {"state": "done", "seconds": round(time.perf_counter() - start, 2), **facts}
+            self.state["stages"][stage] = {"state": "done", "seconds": round(seconds, 2), **facts}
             if "fingerprint" in facts:
                 self.state["data_fingerprint"] = facts["fingerprint"]
             if self.ranks.first:

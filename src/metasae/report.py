@@ -24,8 +24,8 @@ from metasae.verdict import change, towards, verdict_lines
 
 CAPTIONS = {
     "differences": (
-        "What changes against solo",
-        "Each main measure as a percentage of solo's mean; a share that is itself a difference, in pp. Filled: clear after Holm's correction. "
+        "What changes against {baseline}",
+        "Each main measure as a percentage of the mean of {baseline}; a share that is itself a difference, in pp. Filled: clear after Holm's correction. "
         "An interval with 0 in it does not establish a change; "
         "with few seeds intervals are wide, and may run out of the frame.",
     ),
@@ -75,8 +75,8 @@ def write_report(run_folder: str | Path, comparison: dict | None = None) -> Path
     comparison = comparison or compare(run_folder)
     measured, _ = read_measured(run_folder)
     drawn = {
-        "differences": figures.relative_differences(comparison["pairs"]),
-        "phi": figures.phi_difference(measured),
+        "differences": figures.relative_differences(comparison["pairs"], comparison["baseline"]),
+        "phi": figures.phi_difference(measured, comparison["baseline"]),
         "rates": figures.firing_rates(measured),
         "scores": score_figures.interp_scores(measured),
         "score_difference": score_figures.score_difference(score_differences(run_folder)),
@@ -110,7 +110,7 @@ def page(comparison: dict, recipe_values: dict[str, str], images: dict[str, byte
         "<section><h2>Summary</h2>",
         _arms_table(comparison, [q for q in CATALOGUE if q.main]),
         "</section>",
-        *(_figure_section(name, images[name]) for name in CAPTIONS if name in images),
+        *(_figure_section(name, images[name], comparison["baseline"]) for name in CAPTIONS if name in images),
         *latents,
         *_all_measures(comparison),
         "<section><h2>How to read this</h2>",
@@ -138,7 +138,7 @@ def _verdict(comparison: dict) -> Iterator[str]:
 
 
 def _arms_table(comparison: dict, quantities: list[Quantity]) -> str:
-    """Means of every arm, and every arm's change against solo.
+    """Means of every arm, and every other arm's change against the baseline.
 
     A row's numbers are of the same seeds: where a change rests on fewer than its arms have, so do their means, and the seeds are named.
     """
@@ -200,8 +200,8 @@ def _meanings(group: str) -> str:
     return f"<details><summary>What these are</summary><dl>{''.join(entries)}</dl></details>"
 
 
-def _figure_section(name: str, image: bytes) -> str:
-    title, caption = CAPTIONS[name]
+def _figure_section(name: str, image: bytes, baseline: str) -> str:
+    title, caption = (text.replace("{baseline}", baseline) for text in CAPTIONS[name])
     source = base64.b64encode(image).decode("ascii")
     return (
         f"<section><h2>{_text(title)}</h2><figure><img alt='{_text(title)}' src='data:image/png;base64,{source}'>"
