@@ -25,7 +25,8 @@ from metasae.verdict import change, towards, verdict_lines
 CAPTIONS = {
     "differences": (
         "What changes against {baseline}",
-        "Each main measure as a percentage of the mean of {baseline}; a share that is itself a difference, in pp. Filled: clear after Holm's correction. "
+        "Each main measure as a percentage of the mean of {baseline}; a share that is itself a difference, in pp. "
+        "Filled: clear after Holm's correction. "
         "An interval with 0 in it does not establish a change; "
         "with few seeds intervals are wide, and may run out of the frame.",
     ),
