@@ -209,7 +209,8 @@ def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Ten
     with ExitStack() as stack:
         for number, host in enumerate(hosts):
             stack.enter_context(hooks.hooked(host._place, reader(number)))
-        if hosts[0].device.type != "cpu":
+        if hosts[0].device.type != "cpu" or getattr(hosts[0].model, "hf_device_map", None):
+            # weights that a device map moves in and out during a call are one call's at a time
             return run((ids, mask))
         lanes = min(torch.get_num_threads(), len(ids))
         parts = side_by_side(run, zip(ids.tensor_split(lanes), mask.tensor_split(lanes), strict=True))
