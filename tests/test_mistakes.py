@@ -22,7 +22,7 @@ from runs import write_arm
 HEAVY = ("torch", "transformers", "scipy", "matplotlib", "optuna", "plotly", "lap", "datasets")
 # {run}: a run folder whose arm is measured and keeps no firings; {sae}: the SAE in it; {full}: a folder with a file in it
 MISTAKES = [
-    ("mesure x", "Did you mean 'measure'"),
+    ("mesure x", "did you mean 'measure'"),
     ("run demo --sead 3", "No such option: --sead"),
     ("run", "Missing argument"),
     ("run demmo", "did you mean 'demo'"),

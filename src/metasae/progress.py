@@ -52,6 +52,7 @@ class Progress:
         self._bars: Bars | None = None
         self._plan: Plan | None = None
         self._shown: StageBars | None = None
+        self._drawing = False
 
     def say(self, line: str) -> None:
         """One line of news."""
@@ -67,8 +68,10 @@ class Progress:
         """Shows the stages of a run, which `stage` begins and ends one after the other."""
         self._plan = Plan(stages)
         self._shown = StageBars(self._plan)
+        # asked before anything is drawn: while it is, rich stands in for stderr, and before 14.1 calls itself no terminal
+        self._drawing = self.enabled and sys.stderr.isatty()
         try:
-            if self.enabled and sys.stderr.isatty():
+            if self._drawing:
                 with Live(self._shown, console=self._console, transient=True, refresh_per_second=8):
                     yield
             else:
@@ -84,7 +87,7 @@ class Progress:
             return
         self._plan.begin(stage)
         name = f"stage {self._plan.number} of {self._plan.total}: {stage.title}"
-        if not sys.stderr.isatty():
+        if not self._drawing:
             self.say(name)
         yield
         self._shown.steps.clear()
@@ -98,15 +101,15 @@ class Progress:
         elif self._plan is not None and self._plan.current is not None:
             with self._shown.step(name, total, unit) as step:
                 yield Task(None, None, step)
+        elif self._bars is not None:
+            # inside another task, under whose bar it stands
+            yield Task(self._bars, _bar(self._bars, name, total, unit))
         elif not sys.stderr.isatty():
             task = Task(None, None)
             yield task
             seconds = time.perf_counter() - task._start
             rate = short(task._done / max(seconds, 1e-9))
             self.say(f"{name}: {task._done:,} {unit} in {seconds:.1f} s ({rate} {unit}/s)")
-        elif self._bars is not None:
-            # inside another task, under whose bar it stands
-            yield Task(self._bars, _bar(self._bars, name, total, unit))
         else:
             with _bars(self._console) as self._bars:
                 try:

@@ -4,6 +4,7 @@
 What can be refused without torch is refused before it is imported, which takes seconds: a verb calls its room's checks first.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from metasae import __version__
-from metasae.errors import UserError
+from metasae.errors import UserError, nearest
 
 # Typer takes click from outside or carries its own, by version; either way this is the parent of what it raises for wrong arguments.
 UsageError = typer.BadParameter.__bases__[0]
@@ -59,6 +60,10 @@ def _in_one_line() -> Iterator[None]:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
         words = " ".join(error.format_message().split()).rstrip(".")
+        wrong = re.match(r"No such command '([^']*)'", words)
+        if wrong is not None:
+            # newer releases of click name the nearest one too, older ones do not
+            words = wrong[0] + nearest(wrong[1], error.ctx.command.list_commands(error.ctx))
         verb = error.ctx.info_name if error.ctx is not None and error.ctx.parent is not None else None
         raise UserError(f"{words}; see metasae {f'{verb} ' if verb else ''}--help") from None
 

@@ -236,16 +236,27 @@ def lacking(index: dict, tokens: dict[str, int]) -> list[str]:
 
 def read_index(folder: Path) -> dict:
     """The contents of index.json. Raises UserError when there is none, or one of another version."""
-    going_on = folder / LARGER / INDEX
+    path, going_on, failed = folder / INDEX, folder / LARGER / INDEX, False
     for _ in range(_LOOKS):
-        # what is whole and still lies aside is being put in place just now, or the process that was at it has been killed
-        if (folder / INDEX).is_file() or not going_on.is_file():
+        if path.is_file():
+            try:
+                return _of_this_version(read_json(path), folder)
+            except UserError:
+                # a larger cache that is put in place just now takes the old index away between the look and the reading, but only once
+                if failed and not going_on.is_file():
+                    raise
+                failed = True
+        elif not going_on.is_file():
+            # nobody is at it, unless what lay aside came into its place between the two looks
             break
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-    if not (folder / INDEX).is_file():
+    if not path.is_file():
         how = "it goes on where it stopped" if (folder / UNFINISHED).is_file() or going_on.is_file() else "it starts anew"
         raise UserError(f"no finished harvest in {folder}; run the harvest again: {how}")
-    index = read_json(folder / INDEX)
+    return _of_this_version(read_json(path), folder)
+
+
+def _of_this_version(index: object, folder: Path) -> dict:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise UserError(f"{folder / INDEX} is no index of this version; delete the cache folder {folder} and harvest again")
     return index

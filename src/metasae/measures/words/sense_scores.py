@@ -73,7 +73,7 @@ def standing_out(acts) -> np.ndarray:
     token apart is left. No label is used. acts: csr_array [T, l], latents rising within a token. Ties go to the lower latent.
     """
     per_token = np.diff(acts.indptr)
-    above = acts.data - (np.asarray(acts.sum(axis=0, dtype=np.float64)) / max(len(per_token), 1))[acts.indices]
+    above = acts.data - (np.asarray(acts.sum(axis=0, dtype=np.float64)).ravel() / max(len(per_token), 1))[acts.indices]
     standing, some = np.full(len(per_token), NONE, np.int64), np.flatnonzero(per_token)
     if not len(some):
         return standing

@@ -203,4 +203,5 @@ def _mean_without(words: Sequence[Sequence[float | None]]) -> list[float | None]
 
 def energy_of(acts) -> np.ndarray:
     """Each latent's summed activation on the word: float64 [l]."""
-    return np.asarray(acts.sum(axis=0, dtype=np.float64))
+    # one row where scipy is older
+    return np.asarray(acts.sum(axis=0, dtype=np.float64)).ravel()
