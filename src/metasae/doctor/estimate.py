@@ -191,6 +191,9 @@ def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int
     here = sae if ranks == 1 else sae.model_copy(update={"n": own})
     primary, second = weight_bytes(recipe, d, ranks)
     passing = _step(here, d, B, width, sae.b_enc, entries(sae, B, own)) + PER_INPUT * B * d + 20 * B * own * (recipe.train.kernels == "reference")
+    if ranks > 1:
+        # a threshold over all ranks marks what is above it in one byte for each pre-activation, where a selection here takes two
+        passing -= B * own
     # a residual and a slope for each further prefix; a further penalty's gradient
     passing += 8 * (n_prefixes(sae) - 1) * B * d + 4 * own * d * ("joint" in recipe.arms and bool(charged_penalties(recipe)))
     if ranks > 1 and sae.architecture == "topk":
