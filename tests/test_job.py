@@ -21,6 +21,7 @@ from metasae import job, source
 from metasae.arm import input_scale
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
+from metasae.explore.build import build as build_store
 from metasae.parallel.ranks import ALONE, Ranks
 from metasae.train import loop
 
@@ -110,6 +111,10 @@ def test_a_second_call_does_nothing_again_and_more_arms_join(recipe, tmp_path):
     metasae.run(first | {"arms": ["solo", "joint"]}, out=out, show=False)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     assert (out / "arms/joint-s0/measures.json").exists()
+    # the store knows the comparison that was made after it, so that the explorer has nothing to do when it is opened
+    store = (out / "explore.sqlite").stat().st_mtime_ns
+    metasae.compare(out)
+    assert build_store(out).stat().st_mtime_ns == store
 
 
 def test_another_recipe_in_the_same_folder_is_refused(recipe, tmp_path):

@@ -137,7 +137,10 @@ class _Job:
         self._across()
         self._explorer()
         with self._stage(run_stages.REPORT):
-            return conclude(self.folder, show=False)
+            result = conclude(self.folder, show=False)
+            # its overview shows the comparison, which is new; left for later, opening the explorer would have to load torch first
+            self._store()
+            return result
 
     @contextmanager
     def _stage(self, stage: Stage, at_once: bool = True) -> Iterator[None]:
@@ -286,15 +289,22 @@ class _Job:
     def _explorer(self) -> None:
         """The store that the explorer and the report's windows are read from."""
         if self.recipe.measure.keep_firings and self.recipe.measure.explorer:
-            from metasae.explore.build import build
-            from metasae.explore.schema import STORE
-
-            start, store = time.perf_counter(), self.folder / STORE
-            before = store.stat().st_mtime_ns if store.is_file() else None
+            start = time.perf_counter()
             with self._stage(run_stages.EXPLORER):
-                build(self.folder, self.progress)
-                if store.stat().st_mtime_ns != before:
+                if self._store():
                     self._done("explorer", time.perf_counter() - start)
+
+    def _store(self) -> bool:
+        """Brings the explorer's store up to date, where the recipe has one; whether there was anything to write."""
+        if not (self.recipe.measure.keep_firings and self.recipe.measure.explorer):
+            return False
+        from metasae.explore.build import build
+        from metasae.explore.schema import STORE
+
+        store = self.folder / STORE
+        before = store.stat().st_mtime_ns if store.is_file() else None
+        build(self.folder, self.progress)
+        return store.stat().st_mtime_ns != before
 
     def _arm(self, arm: str, seed: int) -> Path:
         return self.folder / "arms" / f"{arm}-s{seed}"

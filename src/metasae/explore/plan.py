@@ -6,6 +6,7 @@ Read from names, configs and checksums alone, without torch: whether a store is 
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 from metasae.explore import summary
@@ -85,6 +86,9 @@ class Plan:
         return {tuple(part["of"]): part for part in parts}
 
     def _overview_print(self, prints: dict[str, str]) -> str:
-        files = [self.run_folder / name for name in ("compare.json", "recipe.toml")] + [each.folder / "metrics.jsonl" for each in self.members]
-        states = [f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else "" for file in files]
+        # a comparison that is made again is mostly the same to the byte
+        written = [self.run_folder / name for name in ("compare.json", "recipe.toml")]
+        states = [blake2b(file.read_bytes(), digest_size=16).hexdigest() if file.is_file() else "" for file in written]
+        curves = [member.folder / "metrics.jsonl" for member in self.members]
+        states += [f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else "" for file in curves]
         return "\n".join([*prints.values(), *(member.said for member in self.members), *states])
