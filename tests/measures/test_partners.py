@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from firing_tables import firings_of, phi_of, random_on
 
+from metasae.measures.cofiring import partners
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.partners import top_partners
 
@@ -40,6 +41,21 @@ def test_within_one_sae(tile, count):
 def test_in_another_sae(tile, count):
     on, other = random_on(60, 9, count), random_on(60, 14, count + 1)
     check(top_partners(firings_of(on), count, firings_of(other), tile=tile), brute_force(on, other, count), count)
+
+
+@pytest.mark.parametrize("pairs", [None, 10])
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_both_ways_at_once_is_each_way_to_the_bit(pairs, count, monkeypatch):
+    """Counted once, or where memory does not hold all pairs in two calls; with ties, dead and always-on latents."""
+    if pairs is not None:
+        monkeypatch.setattr(partners, "TILE_PAIRS", pairs)
+    edge = random_on(40, 9, count)
+    edge[:, 0], edge[:, 1] = False, True
+    for on, other in ((ties(), np.roll(ties(), 3, axis=1)[:, :11]), (edge, random_on(40, 14, count + 1))):
+        sides = firings_of(on), firings_of(other)
+        both = partners.mutual_partners(*sides, count)
+        for mine, theirs in zip(both, (top_partners(sides[0], count, sides[1]), top_partners(sides[1], count, sides[0])), strict=True):
+            assert all(np.array_equal(one, two, equal_nan=True) for one, two in zip(mine.as_dict().values(), theirs.as_dict().values(), strict=True))
 
 
 def ties():

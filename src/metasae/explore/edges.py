@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metasae.explore import edge_blobs
 from metasae.explore.schema import key_of
-from metasae.measures.cofiring.partners import top_partners
+from metasae.measures.cofiring.partners import mutual_partners, top_partners
 from metasae.measures.firing.firings import Firings
 from metasae.measures.rows.seeds import match
 from metasae.progress import SILENT, Progress
@@ -56,9 +56,15 @@ def nearest_rows(rows: Tensor, other: Tensor | None = None, count: int = NEIGHBO
     return Near(latents.numpy(), values.numpy())
 
 
-def nearest_phi(firings: Firings, other: Firings | None = None, progress: Progress = SILENT) -> Near:
-    found = top_partners(firings, NEIGHBOURS, other, progress=progress)
-    return Near(found.latents, found.phi)
+def nearest_phi(firings: Firings, progress: Progress = SILENT) -> Near:
+    """Each latent's closest partners by phi in its own SAE."""
+    partners = top_partners(firings, NEIGHBOURS, progress=progress)
+    return Near(partners.latents, partners.phi)
+
+
+def mutual_phi(one: Firings, other: Firings, progress: Progress = SILENT) -> tuple[Near, Near]:
+    """Each latent's closest partners by phi in the other SAE, both ways."""
+    return tuple(Near(partners.latents, partners.phi) for partners in mutual_partners(one, other, NEIGHBOURS, progress))
 
 
 def encoder_decoder_cosines(sae: SAE) -> np.ndarray:

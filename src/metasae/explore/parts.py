@@ -117,10 +117,12 @@ class Job:
         edges.write_matches(store, tuple(numbers), tuple(rows), live, near)
         if near is None:
             return
+        same_text = one.text_digest and one.text_digest == other.text_digest
+        by_phi = edges.mutual_phi(*firings, self.progress) if same_text else None
         for a, b in ((0, 1), (1, 0)):
             edges.write_near(store, numbers[a], edges.COSINE, numbers[b], near[a])
-            if one.text_digest and one.text_digest == other.text_digest:
-                edges.write_near(store, numbers[a], edges.PHI, numbers[b], edges.nearest_phi(firings[a], firings[b], self.progress))
+            if by_phi is not None:
+                edges.write_near(store, numbers[a], edges.PHI, numbers[b], by_phi[a])
 
     def _write_splits(self, kind: str, parent: Member, child: Member, known: dict | None, store: sqlite3.Connection) -> None:
         if known is None:

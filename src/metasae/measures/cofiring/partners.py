@@ -62,15 +62,29 @@ def top_partners(
         raise ValueError(f"count must be at least 1, not {count}")
     check_pair(firings, np.zeros(0, np.int64), other, np.zeros(0, np.int64))
     pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate, chunk)
-    rows = _tile_rows(firings.n_latents, pairs.n_columns) if tile is None else tile
-    best = _Best.none(firings.n_latents, count)
-    with progress.task("closest partners of latents", firings.n_latents, "latents") as task:
+    return _closest(pairs, count, tile, progress)
+
+
+def mutual_partners(one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT) -> tuple[Partners, Partners]:
+    """`top_partners` of each SAE in the other. Where all pairs fit into memory, their co-firings are counted once for both."""
+    forward, backward = (_Pairs(a, b, [(0, a.n_tokens)], 1.0, CHUNK) for a, b in ((one, other), (other, one)))
+    if one.n_latents * other.n_latents <= TILE_PAIRS:
+        forward.count_all()
+        backward.counted = forward.counted.T.tocsr()
+    return _closest(forward, count, None, progress), _closest(backward, count, None, progress)
+
+
+def _closest(pairs: "_Pairs", count: int, tile: int | None, progress: Progress) -> Partners:
+    n_latents = pairs.firings.n_latents
+    rows = _tile_rows(n_latents, pairs.n_columns) if tile is None else tile
+    best = _Best.none(n_latents, count)
+    with progress.task("closest partners of latents", n_latents, "latents") as task:
 
         def look_at(start: int) -> None:
             best.put(slice(start, start + rows), pairs.met(start, rows, count))
-            task.advance(min(rows, firings.n_latents - start))
+            task.advance(min(rows, n_latents - start))
 
-        side_by_side(look_at, range(0, firings.n_latents, rows))
+        side_by_side(look_at, range(0, n_latents, rows))
         short = pairs.rows[best.latents[pairs.rows, -1] < 0]
         few = max(1, min(DENSE_PAIRS // max(len(pairs.columns), 1), 1024)) if tile is None else tile
         tiles = [short[start : start + few] for start in range(0, len(short), few)]
@@ -101,6 +115,8 @@ class _Pairs:
         self.groups = list(_chunks(wider, spans, chunk))
         # all tiles share the matrices of a text that is one chunk; those of a longer one are made again for every tile
         self.sides = [self._both(self.groups[0])] if len(self.groups) == 1 else None
+        # the co-firings of all pairs, where they are counted before they are asked for
+        self.counted = None
         self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in (self.counts, self.column_counts))
 
     def met(self, start: int, rows: int, count: int) -> "_Best":
@@ -137,12 +153,21 @@ class _Pairs:
         """On how many tokens each latent from `start` on is on together with each other, sparse int32 [r, n], those that take no part too."""
         from scipy.sparse import csr_array
 
+        if self.counted is not None:
+            return self.counted[start : start + rows]
         rows = min(rows, self.firings.n_latents - start)
         counted = csr_array((rows, self.n_columns), dtype=np.int32)
         for left, right in self.sides or map(self._both, self.groups):
             product = left[:, start : start + rows].T @ right
             counted = product if not counted.nnz else counted + product
         return counted
+
+    def count_all(self) -> None:
+        """Counts the co-firings of all pairs, which have to fit into memory."""
+        from scipy.sparse import vstack
+
+        rows = _tile_rows(self.firings.n_latents, self.n_columns)
+        self.counted = vstack(side_by_side(lambda start: self._n11(start, rows), range(0, self.firings.n_latents, rows)), format="csr")
 
     def _both(self, spans: list[Span]) -> tuple:
         """Both SAEs' 0/1 matrices on these tokens: the first by latents, the second by tokens."""
