@@ -288,15 +288,19 @@ class _Job:
 
     def _explorer(self) -> None:
         """The store that the explorer and the report's windows are read from."""
-        if self.recipe.measure.keep_firings and self.recipe.measure.explorer:
+        if self._has_store:
             start = time.perf_counter()
             with self._stage(run_stages.EXPLORER):
                 if self._store():
                     self._done("explorer", time.perf_counter() - start)
 
+    @property
+    def _has_store(self) -> bool:
+        return self.recipe.measure.keep_firings and self.recipe.measure.explorer
+
     def _store(self) -> bool:
         """Brings the explorer's store up to date, where the recipe has one; whether there was anything to write."""
-        if not (self.recipe.measure.keep_firings and self.recipe.measure.explorer):
+        if not self._has_store:
             return False
         from metasae.explore.build import build
         from metasae.explore.schema import STORE

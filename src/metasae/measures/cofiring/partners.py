@@ -67,10 +67,12 @@ def top_partners(
 
 def mutual_partners(one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT) -> tuple[Partners, Partners]:
     """`top_partners` of each SAE in the other. Where all pairs fit into memory, their co-firings are counted once for both."""
-    forward, backward = (_Pairs(a, b, [(0, a.n_tokens)], 1.0, CHUNK) for a, b in ((one, other), (other, one)))
+    text, counted = [(0, one.n_tokens)], None
+    forward = _Pairs(one, other, text, 1.0, CHUNK)
     if one.n_latents * other.n_latents <= TILE_PAIRS:
         forward.count_all()
-        backward.counted = forward.counted.T.tocsr()
+        counted = forward.counted.T.tocsr()
+    backward = _Pairs(other, one, text, 1.0, CHUNK, counted)
     return _closest(forward, count, None, progress), _closest(backward, count, None, progress)
 
 
@@ -102,7 +104,7 @@ def _tile_rows(n_latents: int, n_columns: int) -> int:
 class _Pairs:
     """Pairs of latents of an SAE and its own others, or those of a second SAE. rows, columns: the latents that take part, rising int64."""
 
-    def __init__(self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float, chunk: int):
+    def __init__(self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float, chunk: int, counted=None):
         self.firings, self.other, self.spans = firings, other, spans
         self.total = sum(last - first for first, last in spans)
         self.counts, self.rows = _live(firings, spans, self.total, max_rate)
@@ -114,9 +116,9 @@ class _Pairs:
         wider = max(firings, other or firings, key=lambda each: len(each.indices))
         self.groups = list(_chunks(wider, spans, chunk))
         # all tiles share the matrices of a text that is one chunk; those of a longer one are made again for every tile
-        self.sides = [self._both(self.groups[0])] if len(self.groups) == 1 else None
-        # the co-firings of all pairs, where they are counted before they are asked for
-        self.counted = None
+        self.sides = [self._both(self.groups[0])] if len(self.groups) == 1 and counted is None else None
+        # the co-firings of all pairs, sparse [rows, columns], where they are counted before they are asked for
+        self.counted = counted
         self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in (self.counts, self.column_counts))
 
     def met(self, start: int, rows: int, count: int) -> "_Best":
