@@ -8,8 +8,8 @@ else `=`. It is fooled, and marked with !, where it says `more` of a case that i
 
 import argparse
 
-from metasae.measures.planted.case_measures import MEASURES, read_case
-from metasae.measures.planted.cases import CASES
+from tools.case_measures import MEASURES, read_case
+from tools.cases import CASES
 
 
 def main() -> None:
@@ -21,7 +21,11 @@ def main() -> None:
     print(f"{len(seeds)} worlds for each case, drawn from seeds 0 to {len(seeds) - 1}.\n")
     print("| measure | " + " | ".join(name.replace("_", " ") for name in CASES) + " | fooled |")
     print("|---|" + "---|" * len(CASES) + "---:|")
-    print("| *in truth* | " + " | ".join("more" if truth[name] == "more atomic" else "not more" for name in CASES) + " | |")
+    print(
+        "| *in truth* | "
+        + " | ".join("more" if truth[name] == "more atomic" else "not more" for name in CASES)
+        + " | |"
+    )
     for label in MEASURES:
         cells, fooled = [], 0
         for name in CASES:

@@ -22,18 +22,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metasae.device import keep_freed_memory
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.cofiring.counts import CoFirings
 from metasae.measures.cofiring.dense_counts import DenseCoFirings
 from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.firings import Firings
-from metasae.memory import keep_freed_memory
 
 FULL = 20_000_000
 DOCUMENT = 128
 
 
-def zipf_entries(tokens: int, latents: int, l0: float, seed: int = 0, exponent: float = 0.8) -> tuple[np.ndarray, np.ndarray]:
+def zipf_entries(
+    tokens: int, latents: int, l0: float, seed: int = 0, exponent: float = 0.8
+) -> tuple[np.ndarray, np.ndarray]:
     """indptr int64 [T + 1] and indices int32 of firings with rates ~ 1 / rank^exponent in shuffled order and about `l0` per token."""
     rng = np.random.default_rng(seed)
     weights = rng.permutation(1 / np.arange(1, latents + 1) ** exponent)
@@ -42,7 +44,11 @@ def zipf_entries(tokens: int, latents: int, l0: float, seed: int = 0, exponent: 
     draws = draws_for(weights / weights.sum(), l0)
     indices, per_token = [], [np.zeros(1, np.int64)]
     for start in range(0, tokens, 50_000):
-        drawn = np.searchsorted(edges, rng.random((min(50_000, tokens - start), draws))).clip(max=latents - 1).astype(np.int32)
+        drawn = (
+            np.searchsorted(edges, rng.random((min(50_000, tokens - start), draws)))
+            .clip(max=latents - 1)
+            .astype(np.int32)
+        )
         drawn.sort(axis=1)
         new = np.concatenate([np.ones((len(drawn), 1), bool), np.diff(drawn, axis=1) > 0], axis=1)
         indices.append(drawn[new])
@@ -132,9 +138,13 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(f"{firings.n_tokens:,} tokens, n = {options.latents:,}, L0 = {firings.l0:.1f}, {options.device}, {options.blocks} blocks")
+    print(
+        f"{firings.n_tokens:,} tokens, n = {options.latents:,}, L0 = {firings.l0:.1f}, {options.device}, {options.blocks} blocks"
+    )
     print(f"all         {wall:8.1f} s with {options.threads} threads")
-    print(f"counts      {counting:8.1f} core-s   {pairs / counting / 1e6:,.1f}M pairs per core-s of {pairs / 1e9:.2f}e9")
+    print(
+        f"counts      {counting:8.1f} core-s   {pairs / counting / 1e6:,.1f}M pairs per core-s of {pairs / 1e9:.2f}e9"
+    )
     print(f"statistics  {statistics:8.1f} core-s   {found.n_pairs / 1e6:,.0f}M pairs of latents")
     print(f"20M tokens  {result['minutes_at_20M']:8.1f} min on {options.threads} free cores")
     print(f"peak memory {result['peak_gib']:8.2f} GiB")

@@ -30,11 +30,11 @@ from curves_phi import Store, phi_series
 from curves_show import draw, tables
 from step import Shape, macro_steps, make_batches, parts, rates, trainer_for
 
+from metasae.device import keep_freed_memory
 from metasae.doctor.estimate import PROCESS, train_bytes
 from metasae.doctor.machine import machine, peak_resident
 from metasae.measures.firing.blocks import BLOCKS
-from metasae.memory import keep_freed_memory
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 
 LIMIT = 8 * 10**9
 # the mix of a macro-step of 10 and 5, in shorter turns
@@ -65,7 +65,11 @@ FULL = Plan(
     (1, 2, 3, 4),
     9,
     Store(100_000, 32, 4096),
-    {"tokens": (25_000, 50_000, 100_000, 200_000, 400_000), "L0": (8, 16, 32, 64, 128), "latents": (1024, 2048, 4096, 8192, 16384)},
+    {
+        "tokens": (25_000, 50_000, 100_000, 200_000, 400_000),
+        "L0": (8, 16, 32, 64, 128),
+        "latents": (1024, 2048, 4096, 8192, 16384),
+    },
     5,
 )
 QUICK = Plan(
@@ -104,12 +108,23 @@ def affordable(shapes: dict[float, Shape], engines: int, limit: int) -> tuple[di
     """(the shapes whose trainers, `engines` each, fit together into `limit` bytes, why the others were left out)."""
     kept, skipped, held, passing = {}, {}, PROCESS, 0
     for x, shape in sorted(shapes.items()):
-        recipe = Recipe.load({"sae": {"n": shape.n, "k": shape.k}, "meta": {"n": shape.m, "k": shape.k_m}, "train": {"batch": shape.batch}})
+        recipe = Recipe.load(
+            {
+                "sae": {"n": shape.n, "k": shape.k},
+                "meta": {"n": shape.m, "k": shape.k_m},
+                "train": {"batch": shape.batch},
+            }
+        )
         peak, weights = train_bytes(recipe, shape.d, 2)
         # batches are drawn from as many codes as twice the width, in fp32
-        lasting, most = held + engines * weights + 16 * shape.batch * shape.d, max(passing, peak - weights, 24 * shape.batch * shape.d)
+        lasting, most = (
+            held + engines * weights + 16 * shape.batch * shape.d,
+            max(passing, peak - weights, 24 * shape.batch * shape.d),
+        )
         if lasting + most > limit:
-            skipped[x] = f"it would take {(lasting + most) / 1e9:.1f} GB with the points before it, and {limit / 1e9:.1f} is the limit"
+            skipped[x] = (
+                f"it would take {(lasting + most) / 1e9:.1f} GB with the points before it, and {limit / 1e9:.1f} is the limit"
+            )
         else:
             kept[x], held, passing = shape, lasting, most
     return kept, skipped
@@ -118,7 +133,9 @@ def affordable(shapes: dict[float, Shape], engines: int, limit: int) -> tuple[di
 def step_series(plan: Plan, varied: str, rate: dict[str, float], limit: int = LIMIT) -> list[Series]:
     """The joint step against one number, and against n the solo step and what the joint one takes beyond it."""
     arms = ("joint", "solo") if varied == "n" else ("joint",)
-    shapes, skipped = affordable({float(x): shape_with(plan.shape, varied, x) for x in plan.shapes[varied]}, len(arms), limit)
+    shapes, skipped = affordable(
+        {float(x): shape_with(plan.shape, varied, x) for x in plan.shapes[varied]}, len(arms), limit
+    )
     if not shapes:
         return [Series(varied, "joint step", (), "s", skipped)]
     times = round_robin({x: step_sampler(shape, arms) for x, shape in shapes.items()}, plan.step_rounds)
@@ -128,7 +145,13 @@ def step_series(plan: Plan, varied: str, rate: dict[str, float], limit: int = LI
         "penalty and meta": lambda shape: (penalty_flops(shape) / rate["bf16"], penalty_flops(shape)),
     }
     return [
-        Series(varied, f"{name} step" if name in arms else name, tuple(Point(x, found[x], *asked[name](shapes[x])) for x in shapes), "s", skipped)
+        Series(
+            varied,
+            f"{name} step" if name in arms else name,
+            tuple(Point(x, found[x], *asked[name](shapes[x])) for x in shapes),
+            "s",
+            skipped,
+        )
         for name, found in times.items()
     ]
 
@@ -174,7 +197,9 @@ def arms_series(plan: Plan, rate: dict[str, float]) -> Series:
     sample(1)
     found = round_robin({float(count): partial(sample, count) for count in plan.arms}, plan.step_rounds)["joint steps"]
     one = model_seconds(plan.shape, rate), flops(plan.shape)
-    return Series("arms", "joint steps", tuple(Point(x, seconds, x * one[0], x * one[1]) for x, seconds in found.items()))
+    return Series(
+        "arms", "joint steps", tuple(Point(x, seconds, x * one[0], x * one[1]) for x, seconds in found.items())
+    )
 
 
 def measure(plan: Plan, only: str | None = None) -> tuple[list[Series], dict, dict]:
@@ -198,7 +223,10 @@ def measure(plan: Plan, only: str | None = None) -> tuple[list[Series], dict, di
 
 
 def _say(done: Series, start: float) -> None:
-    print(f"{done.varied}: {len(done.points)} points, {len(done.skipped)} left out; {(time.perf_counter() - start) / 60:.1f} min", flush=True)
+    print(
+        f"{done.varied}: {len(done.points)} points, {len(done.skipped)} left out; {(time.perf_counter() - start) / 60:.1f} min",
+        flush=True,
+    )
 
 
 def worded(plan: Plan, facts: dict, only: str | None) -> list[str]:
@@ -231,7 +259,10 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     plan = QUICK if given.quick else FULL
     series, at_ends, facts = measure(plan, given.only)
-    listed = {name: [dict(zip(("part", "ms", "floor_ms"), part, strict=True)) for part in found] for name, found in at_ends.items()}
+    listed = {
+        name: [dict(zip(("part", "ms", "floor_ms"), part, strict=True)) for part in found]
+        for name, found in at_ends.items()
+    }
     found = {"machine": facts, "plan": asdict(plan), "series": [s.as_dict() for s in series], "parts": listed}
     (given.out / "curves.json").write_text(json.dumps(found, indent=2) + "\n")
     (given.out / "curves.md").write_text(tables(series, at_ends, worded(plan, facts, given.only)))

@@ -47,7 +47,9 @@ def fit_upper(x: list[float], y: list[float]) -> Fit | None:
     return fit([x[i] for i in order], [y[i] for i in order])
 
 
-def round_robin(samplers: dict[float, Callable[[], dict[str, float]]], rounds: int) -> dict[str, dict[float, tuple[float, ...]]]:
+def round_robin(
+    samplers: dict[float, Callable[[], dict[str, float]]], rounds: int
+) -> dict[str, dict[float, tuple[float, ...]]]:
     """Calls every sampler once a round, in turn: quantity -> x -> its seconds in each round."""
     taken = [{x: sample() for x, sample in samplers.items()} for _ in range(rounds)]
     names = next(iter(taken[0].values())) if taken and samplers else ()
@@ -70,7 +72,14 @@ class Point:
 
     def as_dict(self) -> dict:
         low, middle, high = self.quartiles
-        return {"x": self.x, "median": middle, "quartiles": [low, high], "seconds": list(self.seconds), "model": self.model, "flops": self.flops}
+        return {
+            "x": self.x,
+            "median": middle,
+            "quartiles": [low, high],
+            "seconds": list(self.seconds),
+            "model": self.model,
+            "flops": self.flops,
+        }
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def drawn(store: Store) -> Drawn:
     indptr, indices = zipf_entries(store.tokens, store.latents, store.l0)
     on = np.diff(indptr)
     live = len(np.unique(indices))
-    return Drawn((indptr, indices), store.latents, float(on.mean()), int((on * (on + 1) // 2).sum()), live * (live - 1) // 2)
+    return Drawn(
+        (indptr, indices), store.latents, float(on.mean()), int((on * (on + 1) // 2).sum()), live * (live - 1) // 2
+    )
 
 
 def count_once(made: Drawn) -> dict[str, float]:
@@ -63,7 +65,12 @@ def phi_bytes(store: Store) -> int:
     """Entries, the parts of a store while it is drawn, and what `pair_statistics` holds: its tiles, and a chunk of entries per thread."""
     entries, threads = store.tokens * store.l0, torch.get_num_threads()
     tile = min(TILE_ROWS, TILE_PAIRS // store.latents) * store.latents * (32 + 2 * BLOCKS)
-    return 8 * entries + 60_000 * store.l0 * 40 + max(tile, min(MEMORY, threads * tile)) + threads * 30 * min(CHUNK, entries)
+    return (
+        8 * entries
+        + 60_000 * store.l0 * 40
+        + max(tile, min(MEMORY, threads * tile))
+        + threads * 30 * min(CHUNK, entries)
+    )
 
 
 def phi_series(base: Store, varied: str, values: tuple[int, ...], rounds: int, limit: int) -> list[Series]:
@@ -72,7 +79,9 @@ def phi_series(base: Store, varied: str, values: tuple[int, ...], rounds: int, l
     for value in values:
         store = replace(base, **{FIELDS[varied]: value})
         if held + phi_bytes(store) > limit:
-            skipped[float(value)] = f"it would take {(held + phi_bytes(store)) / 1e9:.1f} GB, and {limit / 1e9:.1f} is the limit"
+            skipped[float(value)] = (
+                f"it would take {(held + phi_bytes(store)) / 1e9:.1f} GB, and {limit / 1e9:.1f} is the limit"
+            )
             continue
         stores[value] = drawn(store)
         held += 8 * store.tokens * store.l0
@@ -87,7 +96,9 @@ def phi_series(base: Store, varied: str, values: tuple[int, ...], rounds: int, l
     counting, statistics = middle["counting, core time"], middle["statistics, core time"]
 
     def whole(made: Drawn) -> float:
-        grown = counting * made.pairs / stores[anchor].pairs + statistics * made.latent_pairs / stores[anchor].latent_pairs
+        grown = (
+            counting * made.pairs / stores[anchor].pairs + statistics * made.latent_pairs / stores[anchor].latent_pairs
+        )
         return middle["phi"] * grown / (counting + statistics)
 
     said = {
@@ -96,6 +107,12 @@ def phi_series(base: Store, varied: str, values: tuple[int, ...], rounds: int, l
         "statistics, core time": (lambda made: float(made.latent_pairs), "pairs of latents"),
     }
     return [
-        Series(varied, name, tuple(Point(at[value], found[at[value]], said[name][0](made)) for value, made in stores.items()), said[name][1], skipped)
+        Series(
+            varied,
+            name,
+            tuple(Point(at[value], found[at[value]], said[name][0](made)) for value, made in stores.items()),
+            said[name][1],
+            skipped,
+        )
         for name, found in times.items()
     ]

@@ -21,7 +21,10 @@ AXES = {
 def tables(series: list[Series], at_ends: dict[str, list[tuple[str, float, float]]], facts: list[str]) -> str:
     """Markdown: the facts as paragraphs, all exponents, the parts of a step, then the points of every series with what was left out."""
     lines = [line for fact in facts for line in (fact, "")]
-    lines += ["| varied | time of | exponent | its upper half | cost model | its products alone |", "|---|---|---:|---:|---:|---:|"]
+    lines += [
+        "| varied | time of | exponent | its upper half | cost model | its products alone |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for s in series:
         fits = (exponent(s.measured), exponent(s.upper), exponent(s.model, False), exponent(s.flops, False))
         lines.append(f"| {s.varied} | {s.name} | {' | '.join(fits)} |")
@@ -44,7 +47,10 @@ def _parts(at_ends: dict[str, list[tuple[str, float, float]]]) -> list[str]:
     """The times of the parts of a step beside their floors, whose sum is the cost model."""
     names = [name for name, _, _ in next(iter(at_ends.values()))]
     lines = [f"| ms (floor) | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    return lines + [f"| {at} | {' | '.join(f'{ms:,.1f} ({floor:,.1f})' for _, ms, floor in parts)} |" for at, parts in at_ends.items()]
+    return lines + [
+        f"| {at} | {' | '.join(f'{ms:,.1f} ({floor:,.1f})' for _, ms, floor in parts)} |"
+        for at, parts in at_ends.items()
+    ]
 
 
 def _points(together: list[Series]) -> list[str]:
@@ -53,7 +59,12 @@ def _points(together: list[Series]) -> list[str]:
     columns = [[f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in x]]
     for s in together:
         head.append(f"{s.name}, ms (quartiles)")
-        columns.append([f"{1e3 * mid:,.1f} ({1e3 * low:,.1f} to {1e3 * high:,.1f})" for low, mid, high in (p.quartiles for p in s.points)])
+        columns.append(
+            [
+                f"{1e3 * mid:,.1f} ({1e3 * low:,.1f} to {1e3 * high:,.1f})"
+                for low, mid, high in (p.quartiles for p in s.points)
+            ]
+        )
         head.append("model, ms" if s.model_unit == "s" else s.model_unit)
         columns.append([f"{1e3 * p.model:,.1f}" if s.model_unit == "s" else f"{p.model:,.0f}" for p in s.points])
     lines = [f"| {' | '.join(head)} |", "|" + "---:|" * len(head)]
@@ -68,12 +79,16 @@ def draw(series: list[Series], place: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups = [[s for s in series if s.varied == varied] for varied in dict.fromkeys(s.varied for s in series if s.points)]
+    groups = [
+        [s for s in series if s.varied == varied] for varied in dict.fromkeys(s.varied for s in series if s.points)
+    ]
     across = min(3, len(groups))
     down = -(-len(groups) // across)
     figure = Figure(figsize=(10, 3.1 * down + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, together in zip(figure.subplots(down, across, squeeze=False).flat, groups + [None] * (across * down - len(groups)), strict=True):
+    for axes, together in zip(
+        figure.subplots(down, across, squeeze=False).flat, groups + [None] * (across * down - len(groups)), strict=True
+    ):
         if together is None:
             axes.set_axis_off()
             continue
@@ -90,7 +105,16 @@ def _panel(axes, together: list[Series]) -> None:
         shown = [(p.x, *p.quartiles) for p in s.points if p.quartiles[1] > 0]
         bars = [[mid - max(low, mid * 0.1) for _, low, mid, _ in shown], [high - mid for *_, mid, high in shown]]
         label = f"{s.name}: {exponent(s.measured)}"
-        axes.errorbar([p[0] for p in shown], [p[2] for p in shown], yerr=bars, fmt="o", markersize=4, color=colour, elinewidth=1.2, label=label)
+        axes.errorbar(
+            [p[0] for p in shown],
+            [p[2] for p in shown],
+            yerr=bars,
+            fmt="o",
+            markersize=4,
+            color=colour,
+            elinewidth=1.2,
+            label=label,
+        )
         if s.measured:
             axes.plot(s.x, [s.measured.factor * x**s.measured.exponent for x in s.x], color=colour, linewidth=1.2)
         if s.model_unit == "s":

@@ -32,7 +32,9 @@ def mixtures(n: int, d: int, seed: int = 0) -> Tensor:
     directions = unit(torch.randn(max(n // 5, 2), d, generator=generator) * torch.arange(1, d + 1) ** -0.3)
     rows = torch.zeros(n, d)
     for _ in range(3):
-        rows += directions[torch.randint(len(directions), (n,), generator=generator)] * torch.rand(n, 1, generator=generator)
+        rows += directions[torch.randint(len(directions), (n,), generator=generator)] * torch.rand(
+            n, 1, generator=generator
+        )
     return unit(rows + 0.6 * torch.rand(n, 1, generator=generator) * torch.randn(n, d, generator=generator) / d**0.5)
 
 
@@ -43,7 +45,9 @@ def two_seeds(n: int, d: int) -> tuple[Tensor, Tensor]:
 
     def seed() -> Tensor:
         noise = torch.rand(n // 2, 1, generator=generator) * 1.5 * torch.randn(n // 2, d, generator=generator) / d**0.5
-        return unit(torch.cat([shared + noise, torch.randn(n - n // 2, d, generator=generator) / d**0.5]) + 0.3 * shared[:1])
+        return unit(
+            torch.cat([shared + noise, torch.randn(n - n // 2, d, generator=generator) / d**0.5]) + 0.3 * shared[:1]
+        )
 
     return seed(), seed()[torch.randperm(n, generator=generator)][: n - n // 20]
 
@@ -63,7 +67,11 @@ def pursuit(given: argparse.Namespace) -> dict:
         "k": given.k,
         "targets": len(found.targets),
         "seconds": seconds,
-        **{f"{name}_{k}": summary[f"e_{k}{key}"] for k in range(1, given.k + 1) for name, key in (("e", ""), ("omp", "_omp"), ("proved", "_proved"))},
+        **{
+            f"{name}_{k}": summary[f"e_{k}{key}"]
+            for k in range(1, given.k + 1)
+            for name, key in (("e", ""), ("omp", "_omp"), ("proved", "_proved"))
+        },
     }
 
 
@@ -74,7 +82,14 @@ def matching(given: argparse.Namespace) -> dict:
     start = time.perf_counter()
     found = match(a, b)
     seconds = time.perf_counter() - start
-    return {"n_a": len(a), "n_b": len(b), "d": given.d, "seconds": seconds, "mean_r": found.mean_r, "found_again_0.7": found.found_again(0.7)}
+    return {
+        "n_a": len(a),
+        "n_b": len(b),
+        "d": given.d,
+        "seconds": seconds,
+        "mean_r": found.mean_r,
+        "found_again_0.7": found.found_again(0.7),
+    }
 
 
 def grid(given: argparse.Namespace) -> dict:
@@ -84,7 +99,14 @@ def grid(given: argparse.Namespace) -> dict:
     rows = mixtures(given.grid_n, given.grid_d)
     start = time.perf_counter()
     table = critic_grid(rows, given.grid_n, GRID_WIDTHS, GRID_KS, given.steps, 0)
-    return {"n": given.grid_n, "d": given.grid_d, "steps": given.steps, "points": len(table), "seconds": time.perf_counter() - start, "table": table}
+    return {
+        "n": given.grid_n,
+        "d": given.grid_d,
+        "steps": given.steps,
+        "points": len(table),
+        "seconds": time.perf_counter() - start,
+        "table": table,
+    }
 
 
 def run(part: str, given: argparse.Namespace, answer) -> None:
@@ -108,11 +130,17 @@ def alone(part: str, given: argparse.Namespace) -> dict:
 
 
 def show(part: str, found: dict) -> None:
-    sizes = ", ".join(f"{name} {found[name]:,}" for name in ("n", "n_a", "n_b", "d", "k", "targets", "steps", "points") if name in found)
+    sizes = ", ".join(
+        f"{name} {found[name]:,}"
+        for name in ("n", "n_a", "n_b", "d", "k", "targets", "steps", "points")
+        if name in found
+    )
     print(f"\n{part}: {sizes}; {found['threads']} threads")
     print(f"  {found['seconds']:.1f} s, peak memory {found['peak_gigabytes']:.2f} GB")
     for k in range(1, found.get("k", 0) + 1):
-        print(f"  {k} parts: mean e {found[f'e_{k}']:.4f}, plain OMP {found[f'omp_{k}']:.4f}, proved for {100 * found[f'proved_{k}']:.1f}%")
+        print(
+            f"  {k} parts: mean e {found[f'e_{k}']:.4f}, plain OMP {found[f'omp_{k}']:.4f}, proved for {100 * found[f'proved_{k}']:.1f}%"
+        )
     if part == "matching":
         print(f"  mean cosine {found['mean_r']:.3f}, above 0.7: {100 * found['found_again_0.7']:.1f}%")
     for row in found.get("table", ()):

@@ -60,7 +60,7 @@ class DenseJoint:
         with torch.no_grad():
             rows, mean, std = token_normalise(self.primary.W_dec)
             wh = self.meta.reconstruct(rows)[2] * std + mean
-        penalty = lambda W: self.lambda2 * torch.exp(-(W - wh).pow(2).sum(1) / self.sigma_sq).mean()  # noqa: E731
+        penalty = lambda W: self.lambda2 * torch.exp(-(W - wh).pow(2).sum(1) / self.sigma_sq).mean()
         return self.primary.step(x, penalty)
 
     def meta_step(self):

@@ -65,14 +65,20 @@ def write_run(folder: Path, n_latents: int, n_tokens: int) -> None:
         sae.save(place / "primary")
         firings = made_up_firings(n_latents, n_tokens, number + 1)
         with whole_folder(place / "firings", STORE) as part, ExitStack() as stack:
-            files = {name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()}
+            files = {
+                name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()
+            }
             for name, file in files.items():
                 file.append(getattr(firings, name))
             stack.close()
             entries = {name: file.entry() for name, file in files.items()}
-            write_index(part, STORE, {"n_tokens": n_tokens, "n_latents": n_latents, "n_firings": len(firings.indices)}, entries)
+            write_index(
+                part, STORE, {"n_tokens": n_tokens, "n_latents": n_latents, "n_firings": len(firings.indices)}, entries
+            )
         write_by_latent(place / "firings")
-        (place / "measures.json").write_text(json.dumps({"conditions": {"sae": f"made up {arm}", "n_tokens": n_tokens}}))
+        (place / "measures.json").write_text(
+            json.dumps({"conditions": {"sae": f"made up {arm}", "n_tokens": n_tokens}})
+        )
         (place / "interp.json").write_text(json.dumps(made_up_interp(n_latents, number + 1)))
 
 
@@ -82,7 +88,12 @@ def made_up_interp(n_latents: int, seed: int) -> dict:
     words, scores = rng.zipf(1.3, (n_latents, 12)) % 5000, rng.random((n_latents, 3)).tolist()
     said = [" ".join(map(word_of, row)) for row in words.tolist()]
     latents = {
-        str(i): {"explanation": text, "judge": "made up", "detection": {"random": a, "same_token": b}, "fuzzing": {"random": c}}
+        str(i): {
+            "explanation": text,
+            "judge": "made up",
+            "detection": {"random": a, "same_token": b},
+            "fuzzing": {"random": c},
+        }
         for i, (text, (a, b, c)) in enumerate(zip(said, scores, strict=True))
     }
     return {"conditions": {}, "scores": {}, "latents": latents}
@@ -94,9 +105,9 @@ def word_of(number: int) -> str:
 
 
 def build_timed(run: Path) -> dict:
-    from metasae.explore import latent_rows
-    from metasae.explore.build import build
-    from metasae.explore.parts import Job
+    from metasae.explore.store import latent_rows
+    from metasae.explore.store.build import build
+    from metasae.explore.store.parts import Job
 
     spent, plain, parts_of, processor = [], latent_rows.write_latents, Job.parts, {}
 
@@ -124,7 +135,9 @@ def build_timed(run: Path) -> dict:
         "latents per second of the pass": sum(n for n, _ in spent) / sum(seconds for _, seconds in spent),
         "seconds of the pass": sum(seconds for _, seconds in spent),
         "seconds": whole,
-        "seconds by part": {name: {"seconds": seconds, "of a processor": processor[name]} for name, seconds in parts.items()},
+        "seconds by part": {
+            name: {"seconds": seconds, "of a processor": processor[name]} for name, seconds in parts.items()
+        },
         "latents per second over all": sum(n for n, _ in spent) / whole,
     }
 
@@ -147,12 +160,18 @@ def questions(explorer, seed: int, count: int):
         asked += [
             ("overview", lambda: explorer.overview()),
             ("latents, sorted", lambda one=one, sort=sort: explorer.latents(one.name, sort=sort)),
-            ("latents, deep in the table", lambda one=one, offset=offset, sort=sort: explorer.latents(one.name, sort=sort, offset=offset)),
+            (
+                "latents, deep in the table",
+                lambda one=one, offset=offset, sort=sort: explorer.latents(one.name, sort=sort, offset=offset),
+            ),
             ("latents, searched", lambda one=one, words=words: explorer.latents(one.name, search=words)),
             ("latents, by rate", lambda one=one: explorer.latents(one.name, min_rate=1e-3, max_rate=1e-2)),
             ("latent", lambda one=one, i=i: explorer.latent(one.name, i)),
             ("splits", lambda offset=offset: explorer.splits(offset=offset % 100)),
-            ("compare", lambda one=one, other=other, i=i, j=j: explorer.compare_latents((one.name, i), (other.name, j))),
+            (
+                "compare",
+                lambda one=one, other=other, i=i, j=j: explorer.compare_latents((one.name, i), (other.name, j)),
+            ),
             ("search", lambda words=words: explorer.search(words)),
         ]
         if some:
@@ -162,7 +181,7 @@ def questions(explorer, seed: int, count: int):
 
 
 def ask_timed(run: Path, readers: int, count: int) -> dict:
-    from metasae.explore.queries import Explorer
+    from metasae.explore.pages.queries import Explorer
 
     begin = time.perf_counter()
     explorer = Explorer(run)
@@ -185,7 +204,12 @@ def ask_timed(run: Path, readers: int, count: int) -> dict:
 
 
 def _spread(times: list[float]) -> dict:
-    return {"median": float(np.median(times)), "p95": float(np.quantile(times, 0.95)), "most": max(times), "asked": len(times)}
+    return {
+        "median": float(np.median(times)),
+        "p95": float(np.quantile(times, 0.95)),
+        "most": max(times),
+        "asked": len(times),
+    }
 
 
 def main() -> None:
@@ -218,7 +242,9 @@ def main() -> None:
     for kind in ("milliseconds", "milliseconds of a processor"):
         print(kind)
         for name, entry in out[kind].items():
-            print(f"  {name:<32}median {entry['median']:>7.1f}   95% {entry['p95']:>7.1f}   most {entry['most']:>7.1f}   of {entry['asked']}")
+            print(
+                f"  {name:<32}median {entry['median']:>7.1f}   95% {entry['p95']:>7.1f}   most {entry['most']:>7.1f}   of {entry['asked']}"
+            )
 
 
 if __name__ == "__main__":

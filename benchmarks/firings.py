@@ -21,11 +21,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from step import peak_megabytes, rates
 
-from metasae.data.cache import open_cache
+from metasae.data.cache.cache import open_cache
+from metasae.data.split import head
 from metasae.measures.firing.by_latent import by_latent, write_by_latent
 from metasae.measures.firing.calibrate import RULES, calibrate
 from metasae.measures.firing.firings import fire
-from metasae.measures.firing.head import Head
 from metasae.measures.firing.screen import Screen
 from metasae.measures.firing.store import is_store_of, open_firings, write_firings
 from metasae.sae.sae import SAE, SAEConfig
@@ -105,8 +105,12 @@ def measure(sae: SAE, calibration, split, folder: Path, batch: int) -> dict:
 
 def show(result: dict) -> None:
     dtype = "bf16" if result["screened"] else "fp32"
-    print(f"{result['n_tokens']:,} tokens, d = {result['d']}, n = {result['n_latents']}, L0 = {result['l0']:.2f}, {result['threads']} threads")
-    print(f"  {result['megabytes_on_disk']:.0f} MB on disk, {result['megabytes_of_memory_beyond_calibration']:.0f} MB of memory beyond calibration's")
+    print(
+        f"{result['n_tokens']:,} tokens, d = {result['d']}, n = {result['n_latents']}, L0 = {result['l0']:.2f}, {result['threads']} threads"
+    )
+    print(
+        f"  {result['megabytes_on_disk']:.0f} MB on disk, {result['megabytes_of_memory_beyond_calibration']:.0f} MB of memory beyond calibration's"
+    )
     floor, rate = result["floor_seconds_of_one_pass"], result["matmul_flops"]
     print(f"  floor of one pass {floor:.2f} s at {rate / 1e12:.2f} TFLOP/s in {dtype}")
     for part, seconds in result["seconds"].items():
@@ -127,7 +131,10 @@ def main() -> None:
         options.error("--sae and --cache go together")
     if given.sae:
         cache, sae = open_cache(given.cache), SAE.load(given.sae)
-        calibration, split = Head(cache.split("calibration"), given.calibration_tokens), Head(cache.split("evaluation"), given.tokens)
+        calibration, split = (
+            head(cache.split("calibration"), given.calibration_tokens),
+            head(cache.split("evaluation"), given.tokens),
+        )
     else:
         calibration, split, sae = MadeUp(given.calibration_tokens), MadeUp(given.tokens), made_up_sae()
     with tempfile.TemporaryDirectory() as scratch:

@@ -40,8 +40,14 @@ class CapturedStep:
         """First cuts, a few steps on the side so that every kernel is compiled, then the capture."""
         primary, meta = self.trainer.primary.weights, self.trainer.meta
         keep = self.trainer.recipe.sae.k * self.x.shape[0]
-        self.cut.fill_(self.triton.encode_select(self.x - primary.b_dec_D, primary.W_enc_ND, primary.b_enc_N, keep, 0.0, self.dtype)[1])
-        self.probe_cut.fill_(self.triton.add_penalty(primary.W_dec_ND, meta.weights, meta.k, 0.0, True, self.dtype, 1.0, 0.0)[1])
+        self.cut.fill_(
+            self.triton.encode_select(
+                self.x - primary.b_dec_D, primary.W_enc_ND, primary.b_enc_N, keep, 0.0, self.dtype
+            )[1]
+        )
+        self.probe_cut.fill_(
+            self.triton.add_penalty(primary.W_dec_ND, meta.weights, meta.k, 0.0, True, self.dtype, 1.0, 0.0)[1]
+        )
         if not torch.cuda.is_available():
             return
         self.trainer.primary.optimiser.adam.param_groups[0]["capturable"] = True
@@ -61,17 +67,32 @@ class CapturedStep:
         triton, trainer, weights = self.triton, self.trainer, self.trainer.primary.weights
         (B, d), meta, train = self.x.shape, self.trainer.meta, self.trainer.recipe.train
         xc = self.x - weights.b_dec_D
-        seen = triton.encode_propose(xc, weights.W_enc_ND, weights.b_enc_N, trainer.recipe.sae.k * B, self.cut, self.dtype)
+        seen = triton.encode_propose(
+            xc, weights.W_enc_ND, weights.b_enc_N, trainer.recipe.sae.k * B, self.cut, self.dtype
+        )
         residual, _, dots = triton.residual(seen.kept, weights.W_dec_ND, xc)
         G, dz = residual * (2 / (B * d)), dots * (2 / (B * d))
         dW_dec, dW_enc = triton.latent_rows(seen.kept, (seen.kept.values, dz), (G, xc))
         db_dec = G.sum(0) - seen.kept.latent_sums(dz) @ weights.W_enc_ND
         rows, mean, std = triton.normalised(weights.W_dec_ND, meta.weights.b_dec_D, 1e-5, self.dtype)
-        own = triton.encode_propose(rows, meta.weights.W_enc_ND, None, meta.k * rows.shape[0], self.probe_cut, self.dtype)
-        triton.penalise(
-            weights.W_dec_ND, own.kept, meta.weights.W_dec_ND, meta.weights.b_dec_D, mean, std, train.sigma_sq, train.lambda2, None, dW_dec
+        own = triton.encode_propose(
+            rows, meta.weights.W_enc_ND, None, meta.k * rows.shape[0], self.probe_cut, self.dtype
         )
-        gradients = type(weights)(dW_enc, dW_dec, db_dec, None if weights.b_enc_N is None else torch.zeros_like(weights.b_enc_N))
+        triton.penalise(
+            weights.W_dec_ND,
+            own.kept,
+            meta.weights.W_dec_ND,
+            meta.weights.b_dec_D,
+            mean,
+            std,
+            train.sigma_sq,
+            train.lambda2,
+            None,
+            dW_dec,
+        )
+        gradients = type(weights)(
+            dW_enc, dW_dec, db_dec, None if weights.b_enc_N is None else torch.zeros_like(weights.b_enc_N)
+        )
         trainer.primary.optimiser.step(gradients, 0.0)
         self.cut.copy_(seen.cut[None])
         self.probe_cut.copy_(own.cut[None])

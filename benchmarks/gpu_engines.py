@@ -14,7 +14,7 @@ from step import N_META, N_PRIMARY, Shape
 
 from metasae.doctor import estimate, floors
 from metasae.doctor.cards import Card
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sae.kernels import kernels
 from metasae.train.trainer import Trainer
 

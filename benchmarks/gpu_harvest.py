@@ -10,11 +10,11 @@ from gpu_clock import allocated, milliseconds, peak, seconds_of
 from gpu_table import Row
 from torch.utils.flop_counter import FlopCounterMode
 
-from metasae import recipe
-from metasae.data.activations import harvest
-from metasae.data.host import Host
+from metasae.data.cache.activations import harvest
+from metasae.data.model.host import Host
 from metasae.doctor.cards import Card
 from metasae.doctor.known import config_of
+from metasae.recipe import recipe
 
 # Words of a made-up text, and of one document.
 WORDS, LENGTH = 5000, 1000

@@ -28,7 +28,9 @@ def parity(shape: Shape, device: torch.device, batches: list[torch.Tensor]) -> l
         "select": triton.select(pre, keep),
         "encode_select": triton.encode_select(x, weights.W_enc_ND, None, keep, 0.0, torch.bfloat16),
     }.items():
-        same = all(torch.equal(getattr(mine, part), getattr(kept, part)) for part in ("rows", "latents", "values", "offsets"))
+        same = all(
+            torch.equal(getattr(mine, part), getattr(kept, part)) for part in ("rows", "latents", "values", "offsets")
+        )
         out.append((f"{name}: entries", 0.0 if same else 1.0, 0.0))
     r, squares, dots = triton.residual(kept, weights.W_dec_ND, x)
     wanted = fast.decode(kept, weights.W_dec_ND) - x
@@ -44,7 +46,13 @@ def parity(shape: Shape, device: torch.device, batches: list[torch.Tensor]) -> l
         compare(f"latent_rows: {name}", one, other)
         out.append((f"latent_rows: {name} twice the same", float(not torch.equal(one, two)), 0.0))
     some = pre[:, : max(8, int(DEAD * shape.n))]
-    out.append(("keep_rows", float(not torch.equal(triton.keep_rows(some, shape.d // 2), reference.keep_rows(some, shape.d // 2))), 0.0))
+    out.append(
+        (
+            "keep_rows",
+            float(not torch.equal(triton.keep_rows(some, shape.d // 2), reference.keep_rows(some, shape.d // 2))),
+            0.0,
+        )
+    )
     out += _parity_of_steps(shape, device, batches)
     return out
 
@@ -53,7 +61,9 @@ def _parity_of_steps(shape: Shape, device: torch.device, batches: list[torch.Ten
     """Both optimisers on the same gradients; the penalty of both; a few steps of both trainers."""
     one, other = (trainer_for(shape, "fp32", name, device) for name in ("fast", "triton"))
     gradients = one.primary_gradients(batches[0])[2]
-    copies = [replace(gradients, **{name: value.clone() for name, value in gradients.tensors().items()}) for _ in range(2)]
+    copies = [
+        replace(gradients, **{name: value.clone() for name, value in gradients.tensors().items()}) for _ in range(2)
+    ]
     start = one.primary.weights.W_dec_ND.clone()
     for trainer, mine in zip((one, other), copies, strict=True):
         trainer.primary.optimiser.step(mine, 1e-3)

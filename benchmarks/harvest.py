@@ -21,14 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))
 from step import rates
 
-from metasae.data import text as texts
-from metasae.data.activations import harvest
-from metasae.data.feed import Feed
-from metasae.data.host import Host
-from metasae.data.windows import pad
-from metasae.memory import keep_freed_memory
-from metasae.parallel.lanes import on_one_core
-from metasae.recipe import Recipe, parse_override
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.feed import Feed
+from metasae.data.model.host import Host
+from metasae.data.text import text as texts
+from metasae.data.text.windows import pad
+from metasae.device import keep_freed_memory
+from metasae.ranks.lanes import on_one_core
+from metasae.recipe.recipe import Recipe, parse_override
 
 
 def flops_per_token(host: Host, documents: list[str], recipe: Recipe) -> float:
@@ -46,7 +46,9 @@ def whole(host: Host, documents: list[str], recipe: Recipe, tokens: int) -> floa
     """Tokens per second of one harvest, from text in memory to a closed cache."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        cache = harvest(host, recipe.text, recipe.harvest, Path(folder) / "cache", {"train": tokens}, documents=documents)
+        cache = harvest(
+            host, recipe.text, recipe.harvest, Path(folder) / "cache", {"train": tokens}, documents=documents
+        )
         return cache.split("train").n_tokens / (time.perf_counter() - start)
 
 
@@ -69,7 +71,10 @@ def main() -> None:
     keep_freed_memory()
     recipe = Recipe.load(given.recipe, dict(parse_override(each) for each in given.set))
     documents = list(islice(texts.documents(recipe.text), 4 * given.tokens // 100))
-    hosts = {dtype: Host.load(recipe.model.model_copy(update={"dtype": dtype}), recipe.hook.point) for dtype in ("bf16", "fp32")}
+    hosts = {
+        dtype: Host.load(recipe.model.model_copy(update={"dtype": dtype}), recipe.hook.point)
+        for dtype in ("bf16", "fp32")
+    }
     rate = rates()
     found = {name: [] for name in hosts}
     for _ in range(given.repeats):
@@ -86,11 +91,15 @@ def main() -> None:
     if given.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{given.tokens:,} tokens, {result['threads']} threads, {flops / 1e6:.1f} MFLOP of products per token; cutting text into windows alone:")
+    print(
+        f"{given.tokens:,} tokens, {result['threads']} threads, {flops / 1e6:.1f} MFLOP of products per token; cutting text into windows alone:"
+    )
     print(f"{result['tokenising']:,.0f} tokens/s")
     for name in hosts:
         one = result[name]
-        print(f"{name}: {one['tokens_per_second']:,.0f} tokens/s; the products alone at {rate[name] / 1e12:.2f} TFLOP/s: {one['floor']:,.0f}")
+        print(
+            f"{name}: {one['tokens_per_second']:,.0f} tokens/s; the products alone at {rate[name] / 1e12:.2f} TFLOP/s: {one['floor']:,.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,16 @@ class DictionaryLearning:
         from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 
         self.trainer = BatchTopKTrainer(
-            steps=100_000, activation_dim=d, dict_size=n, k=k, layer=0, lm_name="none", lr=3e-4, warmup_steps=1, seed=0, device="cpu"
+            steps=100_000,
+            activation_dim=d,
+            dict_size=n,
+            k=k,
+            layer=0,
+            lm_name="none",
+            lr=3e-4,
+            warmup_steps=1,
+            seed=0,
+            device="cpu",
         )
         self.steps = 0
 

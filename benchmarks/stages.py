@@ -24,11 +24,11 @@ from harvest import flops_per_token
 from step import N_META, N_PRIMARY, peak_megabytes, rates
 
 import metasae
-from metasae.data import text as texts
-from metasae.data.host import Host
-from metasae.data.loading import pick_dtype
+from metasae.data.model.host import Host
+from metasae.data.model.loading import pick_dtype
+from metasae.data.text import text as texts
 from metasae.files import read_json
-from metasae.recipe import Recipe, parse_override
+from metasae.recipe.recipe import Recipe, parse_override
 from metasae.sae.gradients import matmul_dtype
 
 CPU = torch.device("cpu")
@@ -109,7 +109,9 @@ def main() -> None:
     recipe = Recipe.load(given.recipe, dict(parse_override(text) for text in given.set))
     host = Host.load(recipe.model, recipe.hook.point)
     rate = rates()
-    floors = Floors(recipe, host.d, flops_per_token(host, list(islice(texts.documents(recipe.text), 200)), recipe), rate)
+    floors = Floors(
+        recipe, host.d, flops_per_token(host, list(islice(texts.documents(recipe.text), 200)), recipe), rate
+    )
     del host
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -129,8 +131,13 @@ def main() -> None:
 
 def show(result: dict) -> None:
     rate = result["rates"]
-    print(f"{result['recipe']}: {result['seconds']:.0f} s, peak {result['peak_megabytes'] / 1000:.2f} GB, {result['threads']} threads; ", end="")
-    print(f"matmul {rate['bf16'] / 1e12:.3f} TFLOP/s bf16, {rate['fp32'] / 1e12:.3f} fp32; copy {rate['bytes'] / 1e9:.1f} GB/s")
+    print(
+        f"{result['recipe']}: {result['seconds']:.0f} s, peak {result['peak_megabytes'] / 1000:.2f} GB, {result['threads']} threads; ",
+        end="",
+    )
+    print(
+        f"matmul {rate['bf16'] / 1e12:.3f} TFLOP/s bf16, {rate['fp32'] / 1e12:.3f} fp32; copy {rate['bytes'] / 1e9:.1f} GB/s"
+    )
     for name, stage in result["stages"].items():
         share = 100 * stage["seconds"] / result["seconds"]
         floor = "" if stage["floor"] is None else f"floor {stage['floor']:7.1f} s"

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from dense import DenseJoint
 from peers import peers
 
-from metasae.memory import keep_freed_memory
-from metasae.recipe import Recipe
+from metasae.device import keep_freed_memory
+from metasae.recipe.recipe import Recipe
 from metasae.sae.kernels import fast
 from metasae.train.trainer import Trainer
 
@@ -82,7 +82,14 @@ def trainer_for(shape: Shape, dtype: str, dead: float = 0.0, arm: str = "joint")
         {
             "sae": {"n": shape.n, "k": shape.k},
             "meta": {"n": shape.m, "k": shape.k_m},
-            "train": {"tokens": shape.batch * 100_000, "batch": shape.batch, "lr": 3e-4, "dtype": dtype, "k_aux": 0, "dead_after": 10**12},
+            "train": {
+                "tokens": shape.batch * 100_000,
+                "batch": shape.batch,
+                "lr": 3e-4,
+                "dtype": dtype,
+                "k_aux": 0,
+                "dead_after": 10**12,
+            },
         }
     )
     trainer = Trainer(recipe, arm, 0, torch.zeros(shape.d))
@@ -112,7 +119,10 @@ def whole(shape: Shape, batches: list[torch.Tensor], engines: dict, macros: int)
     """Median seconds per step of each engine; macro-steps alternate between engines after one of warm-up each."""
     # our step is so much shorter than others' that 2 primary and 1 meta steps, the same mix, stand for their macro-step
     short = {"n_primary": 2, "n_meta": 1}
-    runs = {name: macro_steps(engine, batches, **({} if isinstance(engine, Trainer) else short)) for name, engine in engines.items()}
+    runs = {
+        name: macro_steps(engine, batches, **({} if isinstance(engine, Trainer) else short))
+        for name, engine in engines.items()
+    }
     for run in runs.values():
         next(run)
     times = {name: [] for name in runs}
@@ -122,15 +132,17 @@ def whole(shape: Shape, batches: list[torch.Tensor], engines: dict, macros: int)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def parts(shape: Shape, batches: list[torch.Tensor], trainer: Trainer, rate: dict[str, float]) -> list[tuple[str, float, float]]:
+def parts(
+    shape: Shape, batches: list[torch.Tensor], trainer: Trainer, rate: dict[str, float]
+) -> list[tuple[str, float, float]]:
     """(part, ms, floor ms) of one bf16 primary step, and of the penalty and a meta step."""
     w, x = trainer.primary.weights, batches[0]
     pre = fast.encode(x, w.W_enc_ND, None, torch.bfloat16)
     kept, cut = fast.select(pre, shape.k * shape.batch)
     dots = fast.entry_dots(kept, x, w.W_dec_ND)
     gathered = kept.values.numel() * shape.d * 4
-    flops = lambda rows, n: 2 * rows * shape.d * n / rate["bf16"] * 1e3  # noqa: E731
-    moved = lambda count: count / rate["bytes"] * 1e3  # noqa: E731
+    flops = lambda rows, n: 2 * rows * shape.d * n / rate["bf16"] * 1e3
+    moved = lambda count: count / rate["bytes"] * 1e3
     gradients = trainer.primary_gradients(x)[2]
     numel = 2 * shape.n * shape.d
     return [
@@ -138,8 +150,16 @@ def parts(shape: Shape, batches: list[torch.Tensor], trainer: Trainer, rate: dic
         ("select", milliseconds(lambda: fast.select(pre, shape.k * shape.batch, cut)), moved(pre.nbytes)),
         ("decode", milliseconds(lambda: fast.decode(kept, w.W_dec_ND)), moved(gathered)),
         ("slopes of entries", milliseconds(lambda: fast.entry_dots(kept, x, w.W_dec_ND)), moved(gathered)),
-        ("weight gradients", milliseconds(lambda: fast.latent_rows(kept, (kept.values, dots), (x, x))), moved(2 * gathered + numel * 4)),
-        ("clip, project, Adam, renorm", milliseconds(lambda: trainer.primary.optimiser.step(gradients, 0.0)), moved(numel * 4 * 7)),
+        (
+            "weight gradients",
+            milliseconds(lambda: fast.latent_rows(kept, (kept.values, dots), (x, x))),
+            moved(2 * gathered + numel * 4),
+        ),
+        (
+            "clip, project, Adam, renorm",
+            milliseconds(lambda: trainer.primary.optimiser.step(gradients, 0.0)),
+            moved(numel * 4 * 7),
+        ),
         ("penalty", milliseconds(lambda: trainer._decomposability(None)), flops(shape.n, shape.m)),
         ("meta step / 2", milliseconds(trainer.meta_step) / 2, flops(shape.n, shape.m) / 2),
     ]
@@ -201,7 +221,10 @@ def measure(shape: Shape, given: argparse.Namespace) -> dict:
 def show(name: str, shape: Shape, result: dict) -> None:
     rate = result["rates"]
     print(f"\n{name}: {shape}")
-    print(f"  matmul {rate['bf16'] / 1e12:.2f} TFLOP/s bf16, {rate['fp32'] / 1e12:.2f} fp32; copy {rate['bytes'] / 1e9:.1f} GB/s", end="; ")
+    print(
+        f"  matmul {rate['bf16'] / 1e12:.2f} TFLOP/s bf16, {rate['fp32'] / 1e12:.2f} fp32; copy {rate['bytes'] / 1e9:.1f} GB/s",
+        end="; ",
+    )
     print(f"{result['threads']} threads")
     base = result["milliseconds"].get("dense fp32")
     for engine, ms in result["milliseconds"].items():
@@ -210,7 +233,9 @@ def show(name: str, shape: Shape, result: dict) -> None:
     print(f"  memory beyond weights and optimiser: {result['megabytes_beyond_weights_and_optimiser']:.0f} MB")
     total = result["milliseconds"]["bf16"]
     for row in result["parts"]:
-        print(f"    {row['part']:<28}{row['ms']:9.2f} ms  floor {row['floor_ms']:8.2f}  {100 * row['ms'] / total:5.1f}% of the step")
+        print(
+            f"    {row['part']:<28}{row['ms']:9.2f} ms  floor {row['floor_ms']:8.2f}  {100 * row['ms'] / total:5.1f}% of the step"
+        )
 
 
 if __name__ == "__main__":

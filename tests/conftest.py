@@ -30,20 +30,48 @@ def interrupts_are_heard():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SMALL = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 400}
+SMALL = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 400,
+}
 LLAMA_LIKE = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
 # pad, bos and eos as the tokenizer numbers them
-MARKED = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MARKED = {
+    **SMALL,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GEMMA_3 = {**MARKED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}
 # as many blocks for images as for text, so that one is easily taken for the other
-SIGHT = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 28, "patch_size": 14}
+SIGHT = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 28,
+    "patch_size": 14,
+}
 SEES = {"text_config": GEMMA_3, "vision_config": SIGHT, "mm_tokens_per_image": 4, "image_token_index": 399}
 # family -> (configuration class of transformers, model class, values)
 MODELS = {
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": 400}),
+    "gpt2": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, "vocab_size": 400},
+    ),
     "llama": ("LlamaConfig", "LlamaForCausalLM", LLAMA_LIKE),
     "neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**SMALL, "max_position_embeddings": 64}),
-    "neox-sequential": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {**SMALL, "max_position_embeddings": 64, "use_parallel_residual": False}),
+    "neox-sequential": (
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {**SMALL, "max_position_embeddings": 64, "use_parallel_residual": False},
+    ),
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {**LLAMA_LIKE, "query_pre_attn_scalar": 8}),
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA_3),
     "gemma3-sees": ("Gemma3Config", "Gemma3ForConditionalGeneration", SEES),
@@ -83,8 +111,8 @@ def build(tmp_path_factory):
 @pytest.fixture(scope="session")
 def load(build):
     """load(family, point, bos=True) -> Host in fp32."""
-    from metasae import recipe
-    from metasae.data.host import Host
+    from metasae.data.model.host import Host
+    from metasae.recipe import recipe
 
     def make(family: str, point: str, bos: bool = True) -> Host:
         return Host.load(recipe.Model(path=str(build(family, bos)), dtype="fp32"), point)
@@ -98,7 +126,10 @@ def stories():
     generator = torch.Generator().manual_seed(5)
     words = " ".join(STORIES).split()
     lengths = torch.randint(3, 90, (400,), generator=generator).tolist()
-    return [f"{number} " + " ".join(words[i] for i in torch.randint(len(words), (n,), generator=generator)) for number, n in enumerate(lengths)]
+    return [
+        f"{number} " + " ".join(words[i] for i in torch.randint(len(words), (n,), generator=generator))
+        for number, n in enumerate(lengths)
+    ]
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import pytest
 
 FIGURES = [
-    "metasae.figures.relative_differences", "metasae.figures.phi_difference", "metasae.figures.firing_rates", "metasae.figures.loss_curves",
-    "metasae.score_figures.interp_scores", "metasae.score_figures.score_difference",
+    "metasae.report.figures.relative_differences", "metasae.report.figures.phi_difference", "metasae.report.figures.firing_rates", "metasae.report.figures.loss_curves",
+    "metasae.report.score_figures.interp_scores", "metasae.report.score_figures.score_difference",
     "metasae.sweep.figures.pareto", "metasae.sweep.figures.dose_response",
 ]  # fmt: skip
 

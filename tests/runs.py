@@ -33,6 +33,9 @@ def write_arm(run, arm, seed, metrics=True, **changed):
     folder.mkdir(parents=True)
     (folder / "measures.json").write_text(json.dumps(measures_of(**changed)))
     if metrics:
-        rows = [{"step": s, "tokens": s * 10, "fvu": 1 / s, "aux": 0.0, "penalty": 0.5 if arm != "solo" else None} for s in range(1, 6)]
+        rows = [
+            {"step": s, "tokens": s * 10, "fvu": 1 / s, "aux": 0.0, "penalty": 0.5 if arm != "solo" else None}
+            for s in range(1, 6)
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "fv')
     return folder

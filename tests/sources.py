@@ -2,7 +2,7 @@
 
 import torch
 
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 
 STORIES = [
     "The river ran past the old mill, and the miller counted sacks of flour until dusk.",
@@ -29,7 +29,15 @@ class Batches:
 
 
 def small_recipe(**train) -> Recipe:
-    values = {"tokens": 64 * 40, "batch": 64, "n_primary_steps": 4, "n_meta_steps": 3, "dead_after": 500, "k_aux": 4, "checkpoint_every": 7}
+    values = {
+        "tokens": 64 * 40,
+        "batch": 64,
+        "n_primary_steps": 4,
+        "n_meta_steps": 3,
+        "dead_after": 500,
+        "k_aux": 4,
+        "checkpoint_every": 7,
+    }
     return Recipe.load({"sae": {"n": 48, "k": 3}, "meta": {"n": 8, "k": 2}, "train": {**values, **train}})
 
 
@@ -42,8 +50,13 @@ def tokenizer_for(family: str, bos: bool):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(STORIES, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    backend.train_from_iterator(
+        STORIES,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
     if family == "bert":
-        return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+        )
     marks = {"bos_token": "<s>"} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="</s>", **marks)

@@ -9,7 +9,7 @@ from contextlib import closing
 
 PRELOADED = [
     "torch", "torch.distributed.checkpoint", "torch.distributed.tensor", "transformers.models.gpt2.modeling_gpt2",
-    "metasae.data.host", "metasae.parallel.checkpoint", "metasae.parallel.tokens",
+    "metasae.data.model.host", "metasae.train.sharded.checkpoint", "metasae.data.cache.over_ranks",
 ]  # fmt: skip
 
 
@@ -22,7 +22,11 @@ def _context():
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     numbers = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-    return {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **{name: str(number) for name, number in numbers.items()}}
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        **{name: str(number) for name, number in numbers.items()},
+    }
 
 
 def free_port() -> int:
@@ -38,7 +42,9 @@ def start(size: int, function, *args, errors=os.devnull, joins=False):
     context, port, started = _context(), free_port(), []
     for rank in range(size):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(theirs, environment(rank, size, port), str(errors), function, args, joins), daemon=True)
+        process = context.Process(
+            target=_run, args=(theirs, environment(rank, size, port), str(errors), function, args, joins), daemon=True
+        )
         process.start()
         theirs.close()
         started.append((process, ours))
@@ -69,11 +75,11 @@ def on_ranks(size: int, function, *args, joins=False) -> list:
 
 def _run(pipe, environment_, errors, function, args, joins) -> None:
     os.environ.update(environment_)
-    sys.stderr = open(errors, "a", buffering=1)  # noqa: SIM115
+    sys.stderr = open(errors, "a", buffering=1)
     import torch
 
     torch.set_num_threads(1)
-    from metasae.parallel.ranks import joined
+    from metasae.ranks.ranks import joined
 
     try:
         if joins:

@@ -13,23 +13,26 @@ import sys
 import pytest
 from rich.console import Console
 
-from metasae import recipe, start
 from metasae.cli import main
 from metasae.cli.options import seed_list
-from metasae.comparison import summary_table
-from metasae.conclusion import conclude, print_whole
+from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.compare import summary_table
+from metasae.compare.verdict import change, verdict_lines
 from metasae.errors import UserError
-from metasae.measures.catalogue import CATALOGUE
-from metasae.run_lock import alone_on, first_alone_on
-from metasae.targets import find_targets
-from metasae.verdict import change, verdict_lines
+from metasae.jobs import start
+from metasae.jobs.conclude import conclude, print_whole
+from metasae.jobs.run_lock import alone_on, first_alone_on
+from metasae.jobs.targets import find_targets
+from metasae.recipe import recipe
 from runs import write_arm
 
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"}
 
 
 def process(*arguments, cwd=None):
-    return subprocess.run([sys.executable, "-m", "metasae.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=ENV)
+    return subprocess.run(
+        [sys.executable, "-m", "metasae.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=ENV
+    )
 
 
 def child_seconds():
@@ -132,7 +135,16 @@ main()
     ],
 )
 def test_a_mistake_that_only_the_model_shows(metasae, build, tmp_path, setting, words):
-    code, _, stderr = metasae("run", "demo", "--set", f"model.path={build('gpt2')}", "--set", "hook.point=blocks.1.hook_resid_pre", "--set", setting)
+    code, _, stderr = metasae(
+        "run",
+        "demo",
+        "--set",
+        f"model.path={build('gpt2')}",
+        "--set",
+        "hook.point=blocks.1.hook_resid_pre",
+        "--set",
+        setting,
+    )
     assert_refused(code, behind_stage(stderr), words)
     assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -219,7 +231,9 @@ def test_dry_run_prints_a_recipe_that_can_be_run(metasae, tmp_path):
 
 
 def test_a_dry_run_of_what_cannot_run_is_exit_1(metasae):
-    code, stdout, stderr = metasae("run", "demo", "--dry-run", "--json", "--set", "harvest.tokens=0", "--set", "train.tokens=1_000_000_000_000_000")
+    code, stdout, stderr = metasae(
+        "run", "demo", "--dry-run", "--json", "--set", "harvest.tokens=0", "--set", "train.tokens=1_000_000_000_000_000"
+    )
     assert (code, stderr, json.loads(stdout)["doctor"]["fits"]) == (1, "", False)
 
 
@@ -255,7 +269,7 @@ def test_weights_as_recipe_are_refused_unread(metasae, tmp_path):
 
 
 def test_a_second_process_on_a_run_folder_is_refused_until_the_first_ends(metasae, tmp_path):
-    hold = "import sys, time; from pathlib import Path; from metasae.run_lock import alone_on\nwith alone_on(Path(sys.argv[1])):\n"
+    hold = "import sys, time; from pathlib import Path; from metasae.jobs.run_lock import alone_on\nwith alone_on(Path(sys.argv[1])):\n"
     hold += "    print(1, flush=True)\n    time.sleep(60)"
     first = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run"], stdout=subprocess.PIPE, env=ENV)
     first.stdout.readline()
@@ -300,7 +314,10 @@ def test_a_run_folder_in_place_of_an_sae_names_its_arms(metasae, tmp_path):
         assert_refused(*metasae(*verb)[::2], "is a run folder in which no arm is trained yet")
         for name in ("joint-s0", "solo-s0"):
             small_sae().save(run / "arms" / name / "primary")
-        assert_refused(*metasae(*verb)[::2], f"is a run folder; give one of {run / 'arms' / 'joint-s0'}, {run / 'arms' / 'solo-s0'}")
+        assert_refused(
+            *metasae(*verb)[::2],
+            f"is a run folder; give one of {run / 'arms' / 'joint-s0'}, {run / 'arms' / 'solo-s0'}",
+        )
         shutil.rmtree(run)
     assert not (tmp_path / "o").exists()
 
@@ -316,7 +333,14 @@ def test_an_arm_folder_stands_for_its_sae(metasae, tmp_path):
 
 def test_the_width_is_compared_before_any_text_is_read(metasae, build, tmp_path):
     small_sae().save(tmp_path / "sae")
-    settings = ["--set", f"model.path={build('gpt2')}", "--set", "hook.point=blocks.1.hook_resid_pre", "--set", "text.source=absent.jsonl"]
+    settings = [
+        "--set",
+        f"model.path={build('gpt2')}",
+        "--set",
+        "hook.point=blocks.1.hook_resid_pre",
+        "--set",
+        "text.source=absent.jsonl",
+    ]
     code, _, stderr = metasae("measure", tmp_path / "sae", "--recipe", "demo", *settings, "--out", tmp_path / "out")
     assert_refused(code, behind_stage(stderr), "reads vectors of width 8, 'blocks.1.hook_resid_pre' gives")
 
@@ -331,7 +355,9 @@ def compared(metasae, no_drawing, tmp_path):
 
 def test_the_result_names_the_folder_by_its_path(compared):
     result = conclude(compared, show=False)
-    assert result["run"] == str(compared) and json.loads((compared / "compare.json").read_text())["run"] == compared.name
+    assert (
+        result["run"] == str(compared) and json.loads((compared / "compare.json").read_text())["run"] == compared.name
+    )
 
 
 @pytest.mark.parametrize(("terminal", "width"), [(True, 80), (True, 30), (False, 80)])
@@ -353,7 +379,9 @@ def test_the_verdict_is_a_line_for_each_pair_and_what_it_rests_on_below(compared
     comparison = conclude(compared, show=False)
     lines = verdict_lines(comparison)
     assert " ".join(line.removeprefix("- ") for line in lines) == comparison["verdict"]
-    assert lines[0].startswith("Judged on") and lines[1].startswith("Joint against solo (") and lines[2].startswith("- ")
+    assert (
+        lines[0].startswith("Judged on") and lines[1].startswith("Joint against solo (") and lines[2].startswith("- ")
+    )
 
 
 def test_compare_writes_the_report_and_prints_json(metasae, no_drawing, tmp_path):

@@ -5,32 +5,52 @@ import math
 import pytest
 from rich.console import Console
 
-from metasae.comparison import compare, summary_table
+from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.compare import compare, summary_table
+from metasae.compare.verdict import change
 from metasae.errors import UserError
-from metasae.latex import as_latex
-from metasae.measures.catalogue import CATALOGUE
-from metasae.measures.intervals.statistics import paired_difference
-from metasae.verdict import change
+from metasae.intervals.statistics import paired_difference
+from metasae.report.latex import as_latex
 from runs import write_arm
 
 PHI, NEAREST, FVU = "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi", "fidelity.fvu"
 
 
-def three_arms(run, phi=(0.0028, 0.0027, 0.0029), nearest=(0.22, 0.225, 0.221), fvu=(0.21, 0.211, 0.209), solo_phi=(0.003, 0.0029, 0.0031)):
+def three_arms(
+    run,
+    phi=(0.0028, 0.0027, 0.0029),
+    nearest=(0.22, 0.225, 0.221),
+    fvu=(0.21, 0.211, 0.209),
+    solo_phi=(0.003, 0.0029, 0.0031),
+):
     """Joint against solo and control over the seeds given."""
     for seed in range(len(phi)):
         write_arm(run, "solo", seed, cooccurrence__mean_abs_phi=solo_phi[seed])
         write_arm(run, "control", seed, cooccurrence__mean_abs_phi=solo_phi[seed])
-        write_arm(run, "joint", seed, cooccurrence__mean_abs_phi=phi[seed], cooccurrence__nearest_phi=nearest[seed], fidelity__fvu=fvu[seed])
+        write_arm(
+            run,
+            "joint",
+            seed,
+            cooccurrence__mean_abs_phi=phi[seed],
+            cooccurrence__nearest_phi=nearest[seed],
+            fidelity__fvu=fvu[seed],
+        )
 
 
 def test_pairs_and_files(tmp_path):
     three_arms(tmp_path)
     found = compare(tmp_path)
-    assert list(found["arms"]) == ["solo", "control", "joint"] and list(found["pairs"]) == ["joint vs solo", "control vs solo"]
+    assert list(found["arms"]) == ["solo", "control", "joint"] and list(found["pairs"]) == [
+        "joint vs solo",
+        "control vs solo",
+    ]
     entry = found["pairs"]["joint vs solo"][PHI]
     assert {"a", "b", "difference", "percent", "ci95", "n_seeds"} <= set(entry)
-    assert entry["a"] == pytest.approx(0.0028) and entry["b"] == pytest.approx(0.003) and entry["percent"] == pytest.approx(-100 / 15)
+    assert (
+        entry["a"] == pytest.approx(0.0028)
+        and entry["b"] == pytest.approx(0.003)
+        and entry["percent"] == pytest.approx(-100 / 15)
+    )
     assert entry["ci95"] == pytest.approx([-0.0002, -0.0002]) and entry["n_seeds"] == 3
     assert entry["values"][1] == {"seed": 1, "a": 0.0027, "b": 0.0029}
     assert json.loads((tmp_path / "compare.json").read_text()) == found
@@ -72,7 +92,11 @@ def test_verdict_when_all_that_moves_is_better(tmp_path):
 def test_verdict_when_nothing_moves(tmp_path):
     three_arms(tmp_path, phi=(0.0028, 0.0031, 0.0031), nearest=(0.19, 0.21, 0.2), fvu=(0.21, 0.19, 0.2))
     verdict = compare(tmp_path)["verdict"]
-    assert "no measure of atomicity moves" in verdict and "Not told apart from no change: mean" in verdict and "It costs" not in verdict
+    assert (
+        "no measure of atomicity moves" in verdict
+        and "Not told apart from no change: mean" in verdict
+        and "It costs" not in verdict
+    )
 
 
 def test_one_seed_establishes_nothing(tmp_path):
@@ -80,7 +104,10 @@ def test_one_seed_establishes_nothing(tmp_path):
     found = compare(tmp_path)
     entry = found["pairs"]["joint vs solo"][PHI]
     assert entry["ci95"] is None and entry["note"] == "1 seed, no interval"
-    assert "nothing here is established" in found["verdict"] and "Pointing to more atomic: mean |phi| -6.7%" in found["verdict"]
+    assert (
+        "nothing here is established" in found["verdict"]
+        and "Pointing to more atomic: mean |phi| -6.7%" in found["verdict"]
+    )
     assert "1 seed, no interval" in (tmp_path / "compare.md").read_text()
 
 
@@ -143,7 +170,9 @@ def test_a_number_that_both_arms_lack_for_a_seed_is_named(tmp_path):
     found = compare(tmp_path)
     entry = found["pairs"]["joint vs solo"][PHI]
     assert entry["n_seeds"] == 2 and entry["note"] == "no pair for seed 1"
-    assert found["arms"]["joint"]["intervals"][PHI]["note"] == "no value for seed 1" and set(found["arms"]["joint"]["values"][PHI]) == {"0", "2"}
+    assert found["arms"]["joint"]["intervals"][PHI]["note"] == "no value for seed 1" and set(
+        found["arms"]["joint"]["values"][PHI]
+    ) == {"0", "2"}
 
 
 def across(run, found):
@@ -167,7 +196,12 @@ def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
     for key in ("seeds.mean_r", "splits.mean_score"):
         entry = found["pairs"]["joint vs solo"][key]
         alone = paired_difference(*({value["seed"]: value[side] for value in entry["values"]} for side in "ab"))
-        assert entry["n_seeds"] == 3 and entry["note"] == "" and entry["se_seeds"] == pytest.approx(2 * alone.se_seeds) and alone.se_seeds > 0
+        assert (
+            entry["n_seeds"] == 3
+            and entry["note"] == ""
+            and entry["se_seeds"] == pytest.approx(2 * alone.se_seeds)
+            and alone.se_seeds > 0
+        )
     # joint's own splits share nothing
     spread = {arm: found["arms"][arm]["intervals"]["splits.mean_score"]["se_seeds"] for arm in ("joint", "solo")}
     assert spread["joint"] == pytest.approx(math.sqrt(0.0028 / 9))
@@ -176,13 +210,23 @@ def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
 
 def test_two_seeds_make_one_pair_and_files_that_do_not_name_it_are_said(tmp_path):
     three_arms(tmp_path / "two", phi=(0.0028, 0.0027))
-    across(tmp_path / "two", {f"{arm}-s0": {"seeds": {"mean_r": 0.5, "with": f"{arm}-s1"}} for arm in ("solo", "joint")})
+    across(
+        tmp_path / "two", {f"{arm}-s0": {"seeds": {"mean_r": 0.5, "with": f"{arm}-s1"}} for arm in ("solo", "joint")}
+    )
     entry = compare(tmp_path / "two")["pairs"]["joint vs solo"]["seeds.mean_r"]
     assert entry["ci95"] is None and entry["note"] == "1 pair of seeds, no interval"
     three_arms(tmp_path / "old")
-    across(tmp_path / "old", {f"{arm}-s{seed}": {"seeds": {"mean_r": 0.5 + seed / 10}} for arm in ("solo", "joint") for seed in range(3)})
+    across(
+        tmp_path / "old",
+        {f"{arm}-s{seed}": {"seeds": {"mean_r": 0.5 + seed / 10}} for arm in ("solo", "joint") for seed in range(3)},
+    )
     entry = compare(tmp_path / "old")["pairs"]["joint vs solo"]["seeds.mean_r"]
-    assert entry["n_seeds"] == 3 and entry["ci95"] is None and entry["difference"] == 0 and "not kept between which seeds" in entry["note"]
+    assert (
+        entry["n_seeds"] == 3
+        and entry["ci95"] is None
+        and entry["difference"] == 0
+        and "not kept between which seeds" in entry["note"]
+    )
     assert "r with another seed" in (tmp_path / "old" / "compare.md").read_text()
 
 
@@ -193,7 +237,12 @@ def test_side_effects_are_of_the_two_saes_compared(tmp_path):
         for seed in (0, 1):
             write_arm(tmp_path, arm, seed, conditions__sae=f"{arm}{seed}")
             if arm != "solo":
-                entry = {"with": f"solo-s{seed}", "of": [f"{arm}{seed}", f"solo{seed}"], "spill_a": numbers[arm], "spill_b": numbers["solo"]}
+                entry = {
+                    "with": f"solo-s{seed}",
+                    "of": [f"{arm}{seed}", f"solo{seed}"],
+                    "spill_a": numbers[arm],
+                    "spill_b": numbers["solo"],
+                }
                 found[f"{arm}-s{seed}"] = {"side_effects": entry}
     across(tmp_path, found)
     pairs = compare(tmp_path)["pairs"]
@@ -213,7 +262,9 @@ def lift(run, joint):
     """Measures of atomicity of which lift variance, and one that is not main, move. joint: lift variance over seeds, solo's being 1."""
     for seed, value in enumerate(joint):
         for arm in ("solo", "joint"):
-            folder = write_arm(run, arm, seed, cooccurrence__mean_abs_phi=0.003 + (arm == "joint") * (1e-4, -2e-4, 1.5e-4)[seed])
+            folder = write_arm(
+                run, arm, seed, cooccurrence__mean_abs_phi=0.003 + (arm == "joint") * (1e-4, -2e-4, 1.5e-4)[seed]
+            )
             measures = json.loads((folder / "measures.json").read_text())
             measures["cooccurrence"]["fixed_marginals"] = {"lift_variance": value if arm == "joint" else 1.0}
             measures["cooccurrence"]["share_above_0.05"] = 0.02 - (arm == "joint") * (0.001 + seed * 1e-6)
@@ -223,9 +274,15 @@ def lift(run, joint):
 def test_verdict_when_nothing_survives_holm(tmp_path):
     lift(tmp_path, (0.96, 0.97, 0.98))
     verdict = compare(tmp_path)["verdict"]
-    assert "no measure of atomicity survives Holm's correction" in verdict and "no measure of atomicity moves" not in verdict
+    assert (
+        "no measure of atomicity survives Holm's correction" in verdict
+        and "no measure of atomicity moves" not in verdict
+    )
     assert "lift variance -3.0% [-5.5, -0.52] (more atomic, not after Holm)" in verdict
-    assert "More atomic by their own interval, but not after Holm's correction for so many measures: lift variance -3.0%" in verdict
+    assert (
+        "More atomic by their own interval, but not after Holm's correction for so many measures: lift variance -3.0%"
+        in verdict
+    )
 
 
 def test_verdict_of_a_robust_measure_that_survives_holm(tmp_path):
@@ -242,7 +299,11 @@ def test_latex_prints_bold_what_holm_was_applied_to(tmp_path):
     assert minor["p_holm"] is None and minor["p"] < 0.001
     text = as_latex(found)
     bold = [line.split(" & ")[0] for line in text.splitlines() if "textbf" in line]
-    assert bold == ["lift variance"] and r"pairs with phi \textgreater{} 0.05 &" in text and "Holm's correction (main measures)" in text
+    assert (
+        bold == ["lift variance"]
+        and r"pairs with phi \textgreater{} 0.05 &" in text
+        and "Holm's correction (main measures)" in text
+    )
 
 
 def test_summary_table(tmp_path):
@@ -250,7 +311,14 @@ def test_summary_table(tmp_path):
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary_table(compare(tmp_path / "r")))
     text = console.export_text()
-    for words in ("mean |phi|", "-6.7% [-7.3, -6.2]", "solo 3, control 3, joint 3", "joint vs solo", "5,000 held-out tokens", "FVU"):
+    for words in (
+        "mean |phi|",
+        "-6.7% [-7.3, -6.2]",
+        "solo 3, control 3, joint 3",
+        "joint vs solo",
+        "5,000 held-out tokens",
+        "FVU",
+    ):
         assert words in text
 
 
@@ -261,7 +329,13 @@ def test_summary_table(tmp_path):
     (250.0, [-1200.4, 3.0], "+250% [-1200, +3.0]"),
 ])  # fmt: skip
 def test_how_a_change_is_written(percent, ci, text):
-    entry = {"difference": 1.0, "percent": percent, "percent_ci95": ci, "ci95": ci, "values": [{"seed": 0, "a": 2.0, "b": 1.0}]}
+    entry = {
+        "difference": 1.0,
+        "percent": percent,
+        "percent_ci95": ci,
+        "ci95": ci,
+        "values": [{"seed": 0, "a": 2.0, "b": 1.0}],
+    }
     assert change(CATALOGUE[0], entry) == text
     excess = next(q for q in CATALOGUE if not q.relative)
     assert change(excess, {**entry, "difference": 0.0123, "ci95": [-0.01, 0.2]}) == "+1.2 pp [-1.0, +20.0]"

@@ -37,7 +37,10 @@ def test_the_error_is_that_of_a_straight_line_fit():
 def test_known_noise_moves_the_exponent_as_much_as_the_error_says():
     rng = np.random.default_rng(1)
     x = list(np.geomspace(1, 1000, 12))
-    found = [fit(x, [value**1.5 * math.exp(0.1 * noise) for value, noise in zip(x, rng.standard_normal(12), strict=True)]) for _ in range(500)]
+    found = [
+        fit(x, [value**1.5 * math.exp(0.1 * noise) for value, noise in zip(x, rng.standard_normal(12), strict=True)])
+        for _ in range(500)
+    ]
     exponents = np.array([each.exponent for each in found])
     true = 0.1 / np.sqrt(np.square(np.log(x) - np.log(x).mean()).sum())
     assert abs(exponents.mean() - 1.5) < 4 * true / math.sqrt(500)
@@ -67,7 +70,10 @@ def test_the_upper_half_is_free_of_a_fixed_cost_and_takes_x_in_any_order():
 def test_points_take_turns():
     called = []
     samplers = {x: lambda x=x: called.append(x) or {"a": x * 10 + len(called), "b": 0.0} for x in (1.0, 2.0)}
-    assert round_robin(samplers, 3) == {"a": {1.0: (11, 13, 15), 2.0: (22, 24, 26)}, "b": {1.0: (0.0,) * 3, 2.0: (0.0,) * 3}}
+    assert round_robin(samplers, 3) == {
+        "a": {1.0: (11, 13, 15), 2.0: (22, 24, 26)},
+        "b": {1.0: (0.0,) * 3, 2.0: (0.0,) * 3},
+    }
     assert called == [1.0, 2.0] * 3
     assert round_robin({}, 3) == {}
 
@@ -76,7 +82,9 @@ def test_a_series_fits_medians():
     points = tuple(Point(x, (x * 0.9, x, x, x * 50), model=x**2, flops=3 * x) for x in (1.0, 2.0, 4.0))
     series = Series("n", "step", points, skipped={8.0: "too large"})
     assert points[0].quartiles == pytest.approx((0.975, 1.0, 13.25))
-    assert [found.exponent for found in (series.measured, series.upper, series.model, series.flops)] == pytest.approx([1, 1, 2, 1])
+    assert [found.exponent for found in (series.measured, series.upper, series.model, series.flops)] == pytest.approx(
+        [1, 1, 2, 1]
+    )
     json.dumps(series.as_dict(), allow_nan=False)
     one = Series("n", "step", points[:1])
     assert one.measured is None and one.as_dict()["measured"] is None
@@ -88,7 +96,9 @@ def test_the_model_of_the_step_by_hand():
     rate = {"bf16": 2.0, "bytes": 4.0}
     assert curves.flops(shape) == 2 * 5 * 10 * 2 + 3 * 10 * 4 * 2 and curves.flops(shape, joint=False) == 200
     assert curves.model_seconds(shape, rate) == 440 / 2 + (2 * 5 * 10 + 16 * 3 * 5 * 2 + 64 * 10 * 2) / 4
-    assert curves.shape_with(shape, "n", 1000) == replace(shape, n=1000, m=90) and curves.shape_with(shape, "B", 7) == replace(shape, batch=7)
+    assert curves.shape_with(shape, "n", 1000) == replace(shape, n=1000, m=90) and curves.shape_with(
+        shape, "B", 7
+    ) == replace(shape, batch=7)
 
 
 def test_the_model_of_the_step_is_the_sum_of_the_floors_of_its_parts():
@@ -120,7 +130,11 @@ def test_what_does_not_fit_is_left_out_and_said():
     (phi,) = curves_phi.phi_series(curves.QUICK.store, "tokens", (4000,), 1, limit=10**6)
     (step,) = curves.step_series(curves.QUICK, "k", {}, limit=10**6)
     assert not phi.points and list(phi.skipped) == [4000.0] and phi.measured is None
-    assert not step.points and list(step.skipped) == [4.0, 8.0, 16.0] and "k = 16 was left out" in curves_show.tables([step, phi], {}, [])
+    assert (
+        not step.points
+        and list(step.skipped) == [4.0, 8.0, 16.0]
+        and "k = 16 was left out" in curves_show.tables([step, phi], {}, [])
+    )
 
 
 def test_a_drawn_store_knows_its_pairs():
@@ -158,7 +172,11 @@ def test_the_whole_command_on_tiny_shapes(tmp_path, monkeypatch):
         assert 0 < low <= point["median"] <= high and len(point["seconds"]) == 2
     assert series["arms", "joint steps"]["model"]["exponent"] == pytest.approx(1)
     assert series["L0", "phi"]["points"][1]["x"] == curves_phi.drawn(tiny.store).l0
-    assert list(found["parts"]) == ["base", "n = 32", "n = 64", "k = 4"] and set(found["parts"]["base"][0]) == {"part", "ms", "floor_ms"}
+    assert list(found["parts"]) == ["base", "n = 32", "n = 64", "k = 4"] and set(found["parts"]["base"][0]) == {
+        "part",
+        "ms",
+        "floor_ms",
+    }
     text = (tmp_path / "out" / "curves.md").read_text()
     assert all(f"| {varied} | {name} | " in text for varied, name in series) and "nan" not in text
     assert (tmp_path / "out" / "curves.png").read_bytes()[:4] == b"\x89PNG"

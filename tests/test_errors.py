@@ -14,7 +14,12 @@ SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
 
 
 def test_every_extra_that_is_named_exists():
-    named = {name for path in PAGES for extras in re.findall(r"'\.\[([\w,-]+)\]'", path.read_text()) for name in extras.split(",")}
+    named = {
+        name
+        for path in PAGES
+        for extras in re.findall(r"'\.\[([\w,-]+)\]'", path.read_text())
+        for name in extras.split(",")
+    }
     named |= {name for path in SOURCES for name in re.findall(r"install_hint\(['\"]([\w-]+)['\"]\)", path.read_text())}
     assert {"tracking", "datasets"} <= named <= EXTRAS.keys()
     assert install_hint("datasets").startswith("pip install -e '.[datasets]'")

@@ -17,13 +17,13 @@ from metasae.train.trainer import Trainer
 
 # stage -> what is called in it, and how often before the signal comes
 AT_ONCE = {
-    "reading text": ("metasae.data.feed", "cut", 40, "reading text and harvesting activations"),
-    "harvesting": ("metasae.data.activations", "_run_batch", 3, "reading text and harvesting activations"),
-    "setting thresholds": ("metasae.arm", "calibrate", 1, "training 2 SAEs"),
+    "reading text": ("metasae.data.cache.feed", "cut", 40, "reading text and harvesting activations"),
+    "harvesting": ("metasae.data.cache.activations", "_run_batch", 3, "reading text and harvesting activations"),
+    "setting thresholds": ("metasae.arms.train_measure", "calibrate", 1, "training 2 SAEs"),
     "measuring": ("metasae.measures.suite", "pair_statistics", 1, "measuring joint, seed 0"),
-    "comparing": ("metasae.measures.across", "find_splits", 1, "comparing SAEs with each other"),
-    "preparing the explorer": ("metasae.explore.latent_rows", "write_latents", 1, "preparing the explorer"),
-    "writing the report": ("metasae.report", "as_latex", 0, "writing the report"),
+    "comparing": ("metasae.compare.across", "find_splits", 1, "comparing SAEs with each other"),
+    "preparing the explorer": ("metasae.explore.store.latent_rows", "write_latents", 1, "preparing the explorer"),
+    "writing the report": ("metasae.report.report", "as_latex", 0, "writing the report"),
 }
 
 
@@ -38,7 +38,14 @@ def recipe(build, stories, tmp_path_factory):
         "harvest": {"shard_tokens": 2000, "batch_tokens": 256},
         "sae": {"n": 64, "k": 4},
         "meta": {"n": 8, "k": 2},
-        "train": {"tokens": 4000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000, "checkpoint_every": 10},
+        "train": {
+            "tokens": 4000,
+            "batch": 128,
+            "n_primary_steps": 4,
+            "n_meta_steps": 2,
+            "dead_after": 1000,
+            "checkpoint_every": 10,
+        },
         "measure": {"tokens": 2000, "calibration_tokens": 2000, "output_tokens": 300, "meta_steps": 10, "pursuit_k": 0},
         "arms": ["solo", "joint"],
         "seeds": [0],
@@ -67,7 +74,11 @@ def assert_same(run, whole):
     ours, theirs = results(run), results(whole)
     assert sorted(ours) == sorted(theirs)
     assert not [name for name in ours if ours[name] != theirs[name]]
-    left = [str(path.relative_to(run)) for path in run.rglob("*") if path.name.endswith(".part") or path.name == "checkpoints"]
+    left = [
+        str(path.relative_to(run))
+        for path in run.rglob("*")
+        if path.name.endswith(".part") or path.name == "checkpoints"
+    ]
     assert not left
 
 
@@ -113,7 +124,10 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
         if len(steps) == 15:
             os.kill(os.getpid(), signal.SIGINT)
             # answered while the step still goes on
-            assert capsys.readouterr().err == "finishing the step in hand, then saving (training 2 SAEs); Ctrl-C again to stop now\n"
+            assert (
+                capsys.readouterr().err
+                == "finishing the step in hand, then saving (training 2 SAEs); Ctrl-C again to stop now\n"
+            )
             if signals == 2:
                 os.kill(os.getpid(), signal.SIGINT)
         return original(self, *arguments, **options)
@@ -122,7 +136,9 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
         patch.setattr(Trainer, "primary_step", press)
         with pytest.raises(Interrupted) as stopped:
             metasae.run(recipe, out=run, show=False)
-    assert str(stopped.value).startswith("stopped at step 15; saved." if signals == 1 else "stopped at once (training 2 SAEs);")
+    assert str(stopped.value).startswith(
+        "stopped at step 15; saved." if signals == 1 else "stopped at once (training 2 SAEs);"
+    )
     assert len(steps) == 15
     metasae.run(run / "recipe.toml", out=run, show=False)
     assert_same(run, whole)
@@ -131,11 +147,15 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
 def test_no_step_is_trained_again_after_a_signal_while_thresholds_are_set(recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupt_in(patch, "metasae.arm", "calibrate", 0)
+        interrupt_in(patch, "metasae.arms.train_measure", "calibrate", 0)
         with pytest.raises(Interrupted):
             metasae.run(recipe, out=run, show=False)
     original, arms = Trainer.primary_step, []
-    monkeypatch.setattr(Trainer, "primary_step", lambda self, *given, **options: arms.append(self.arm) or original(self, *given, **options))
+    monkeypatch.setattr(
+        Trainer,
+        "primary_step",
+        lambda self, *given, **options: arms.append(self.arm) or original(self, *given, **options),
+    )
     metasae.run(run / "recipe.toml", out=run, show=False)
     assert set(arms) == {"solo"}
 
@@ -163,7 +183,9 @@ def test_arms_in_lanes_are_all_saved_and_end_as_if_undisturbed(signals, recipe, 
             with pytest.raises(Interrupted, match="Go on with: metasae run"):
                 metasae.run(recipe, out=tmp_path / "cut" / "run", show=False)
         assert len(names) == 2
-        saved = sorted(path.parent.parent.name for path in (tmp_path / "cut" / "run").glob("arms/*/checkpoints/latest.safetensors"))
+        saved = sorted(
+            path.parent.parent.name for path in (tmp_path / "cut" / "run").glob("arms/*/checkpoints/latest.safetensors")
+        )
         assert saved == ["joint-s0", "solo-s0"]
         metasae.run(recipe, out=tmp_path / "cut" / "run", show=False)
         assert torch.get_num_threads() == 2

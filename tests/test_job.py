@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import metasae
-from metasae import job, source
-from metasae.arm import input_scale
+from metasae.arms import source
+from metasae.arms.train_measure import input_scale
 from metasae.cli import main
 from metasae.errors import Interrupted, UserError
-from metasae.explore.build import build as build_store
-from metasae.parallel.ranks import ALONE, Ranks
+from metasae.explore.store.build import build as build_store
+from metasae.jobs import run as job
+from metasae.ranks.ranks import ALONE, Ranks
 from metasae.train import loop
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -47,7 +48,14 @@ def recipe(build, text_file):
             "harvest": {"shard_tokens": 2000},
             "sae": {"n": 64, "k": 4},
             "meta": {"n": 8, "k": 2},
-            "train": {"tokens": 6000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000, "checkpoint_every": 10},
+            "train": {
+                "tokens": 6000,
+                "batch": 128,
+                "n_primary_steps": 4,
+                "n_meta_steps": 2,
+                "dead_after": 1000,
+                "checkpoint_every": 10,
+            },
             "measure": {"tokens": 2000, "calibration_tokens": 2000, "output_tokens": 400, "meta_steps": 20},
             "arms": ["solo", "control", "joint"],
             "seeds": 2,
@@ -68,8 +76,12 @@ def assert_same_run(one, other):
         for which in ("primary", "meta") if (one / "arms" / arm / "meta").is_dir() else ("primary",):
             theirs = weights(other, arm, which)
             assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(one, arm, which).items())
-        assert (one / "arms" / arm / "metrics.jsonl").read_bytes() == (other / "arms" / arm / "metrics.jsonl").read_bytes()
-        assert json.loads((one / "arms" / arm / "measures.json").read_text()) == json.loads((other / "arms" / arm / "measures.json").read_text())
+        assert (one / "arms" / arm / "metrics.jsonl").read_bytes() == (
+            other / "arms" / arm / "metrics.jsonl"
+        ).read_bytes()
+        assert json.loads((one / "arms" / arm / "measures.json").read_text()) == json.loads(
+            (other / "arms" / arm / "measures.json").read_text()
+        )
 
 
 def await_file(path, exit_code, seconds=60):
@@ -136,7 +148,9 @@ def test_other_measures_take_their_tokens_from_the_text_and_train_nothing(recipe
     assert all(torch.equal(before[name], after[name]) == (name != "threshold") for name in before)
     measures = json.loads((tmp_path / "runs/a/arms/solo-s0/measures.json").read_text())
     assert (measures["conditions"]["n_tokens"], measures["conditions"]["rule"]) == (2500, "per_latent")
-    assert list((tmp_path / "runs/activations").rglob("evaluation-*")) and not list((tmp_path / "runs/activations").rglob("train-*"))
+    assert list((tmp_path / "runs/activations").rglob("evaluation-*")) and not list(
+        (tmp_path / "runs/activations").rglob("train-*")
+    )
     # a further arm finds what it needs
     metasae.run(values | {"arms": ["joint"]}, out=tmp_path / "runs/a", overrides=other, show=False)
     assert (tmp_path / "runs/a/arms/joint-s0/measures.json").exists()
@@ -156,7 +170,9 @@ def test_a_killed_run_ends_like_an_undisturbed_one(recipe, tmp_path):
     whole, cut = tmp_path / "whole/run", tmp_path / "cut/run"
     metasae.run(values, out=whole, show=False)
     # forked, as a fresh process takes seconds to load torch
-    child = multiprocessing.get_context("fork").Process(target=metasae.run, args=(values,), kwargs={"out": cut, "show": False}, daemon=True)
+    child = multiprocessing.get_context("fork").Process(
+        target=metasae.run, args=(values,), kwargs={"out": cut, "show": False}, daemon=True
+    )
     child.start()
     await_file(cut / "arms/solo-s0/checkpoints/latest.safetensors", lambda: child.exitcode)
     child.kill()
@@ -293,7 +309,10 @@ def test_the_end_of_a_run_says_where_it_is_and_what_comes_next(capsys):
 def test_the_command_to_go_on_can_be_pasted_into_a_shell():
     words = "run 'my runs/a/recipe.toml' --out 'my runs/a' --device"
     assert job._command(Path("my runs/a"), "cuda:1", ALONE) == f"metasae {words} cuda:1"
-    assert job._command(Path("my runs/a"), "cuda", Ranks(0, 4, 0)) == f"torchrun --nproc-per-node 4 -m metasae {words} cuda"
+    assert (
+        job._command(Path("my runs/a"), "cuda", Ranks(0, 4, 0))
+        == f"torchrun --nproc-per-node 4 -m metasae {words} cuda"
+    )
 
 
 def test_input_scale_by_hand():
@@ -307,7 +326,12 @@ def test_input_scale_by_hand():
 @pytest.mark.parametrize("name", ["jumprelu", "relu", "matryoshka"])
 def test_other_architectures_go_all_the_way(recipe, tmp_path, name):
     values = recipe() | {"arms": ["solo", "joint"], "seeds": [0]}
-    overrides = {"sae.architecture": name, "meta.architecture": name, "measure.output_tokens": 0, "train.penalties": {"ortsae": 0.1}}
+    overrides = {
+        "sae.architecture": name,
+        "meta.architecture": name,
+        "measure.output_tokens": 0,
+        "train.penalties": {"ortsae": 0.1},
+    }
     result = metasae.run(values, out=tmp_path / "a", overrides=overrides, show=False)
     assert "1 seed" in result["verdict"]
     measures = json.loads((tmp_path / "a/arms/joint-s0/measures.json").read_text())
@@ -317,11 +341,14 @@ def test_other_architectures_go_all_the_way(recipe, tmp_path, name):
 
 
 def test_several_points_from_one_harvest(recipe, tmp_path):
-    from metasae import start
-    from metasae.recipe import Recipe
+    from metasae.recipe.recipe import Recipe
+    from metasae.recipe.resolve import one_per_point
 
-    points, values = ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"], recipe() | {"arms": ["solo", "joint"], "seeds": [0]}
-    runs = start.one_per_point(Recipe.load(values), tmp_path / "both", points)
+    points, values = (
+        ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"],
+        recipe() | {"arms": ["solo", "joint"], "seeds": [0]},
+    )
+    runs = one_per_point(Recipe.load(values), tmp_path / "both", points)
     assert [place.name for _, place in runs] == points and runs[0][0].hook.also == (points[1],)
     first, second = (metasae.run(each, out=place, show=False) for each, place in runs)
     assert first["conditions"]["data"] != second["conditions"]["data"]
@@ -330,7 +357,7 @@ def test_several_points_from_one_harvest(recipe, tmp_path):
     alone = metasae.run(values, out=tmp_path / "alone" / "run", overrides={"hook.point": points[1]}, show=False)
     assert alone["arms"] == second["arms"]
     with pytest.raises(UserError, match="each point once"):
-        start.one_per_point(runs[0][0], tmp_path, points * 2)
+        one_per_point(runs[0][0], tmp_path, points * 2)
 
 
 def test_a_run_that_is_tracked_sends_every_line_and_the_measures(recipe, tmp_path):
@@ -342,7 +369,9 @@ def test_a_run_that_is_tracked_sends_every_line_and_the_measures(recipe, tmp_pat
         job.run(one, tmp_path / "run", show=False, track="tensorbord")
     job.run(one, tmp_path / "run", show=False, track="tensorboard")
     found = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "solo-s0")).Reload()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "arms" / "solo-s0" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "arms" / "solo-s0" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [each.step for each in found.Scalars("train/l2")] == [row["step"] for row in rows]
     measures = json.loads((tmp_path / "run" / "arms" / "solo-s0" / "measures.json").read_text())
     assert found.Scalars("measures/fidelity.fvu")[0].value == pytest.approx(measures["fidelity"]["fvu"])
@@ -380,7 +409,10 @@ def test_cached_tokens_are_read_again_and_said_to_be(recipe, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         real = loop.train
-        patch.setattr("metasae.arm.train", lambda *args, **kept: real(*args, after_step=stop_in_the_second_reading, **kept))
+        patch.setattr(
+            "metasae.arms.train_measure.train",
+            lambda *args, **kept: real(*args, after_step=stop_in_the_second_reading, **kept),
+        )
         metasae.run(values, out=stopped, show=False)
     metasae.run(values, out=stopped, show=False)
     assert_same_run(tmp_path / "whole", stopped)

@@ -9,13 +9,14 @@ from typer.testing import CliRunner
 
 import metasae
 from drawing import undrawn
-from metasae import measuring, targets
 from metasae.cli import app
-from metasae.conclusion import conclude
 from metasae.errors import Interrupted, UserError
-from metasae.recipe import Recipe
+from metasae.jobs import measure as measuring
+from metasae.jobs import targets
+from metasae.jobs.conclude import conclude
+from metasae.jobs.start import claim
+from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
-from metasae.start import claim
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -59,14 +60,19 @@ def test_ctrl_c_keeps_what_is_measured(run, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(measuring, "measure_sae", press)
     out, joint = tmp_path / "out", run / "arms" / "joint-s0" / "primary"
-    with pytest.raises(Interrupted, match=r"stopped at once; what is measured is kept in .*out\. Go on with the same command"):
+    with pytest.raises(
+        Interrupted, match=r"stopped at once; what is measured is kept in .*out\. Go on with the same command"
+    ):
         metasae.measure([f"one={joint}", f"other={joint}"], out, show=False)
     assert capsys.readouterr().err == "stopping (measuring); Ctrl-C again to stop now\n"
     assert [path.parent.name for path in out.rglob("measures.json")] == ["one-s0"]
     found = metasae.measure([f"one={joint}", f"other={joint}"], out, show=True)
     assert set(found["arms"]) == {"one", "other"} and len(measured) == 3
     shown = capsys.readouterr()
-    assert "stage 3 of 5: measuring other, seed 0: done in " in shown.err and f"Report: {out / 'report.html'}\n" in shown.out
+    assert (
+        "stage 3 of 5: measuring other, seed 0: done in " in shown.err
+        and f"Report: {out / 'report.html'}\n" in shown.out
+    )
 
 
 def test_a_foreign_sae_needs_a_recipe_and_becomes_an_arm(run, tmp_path):
@@ -85,14 +91,22 @@ def test_a_foreign_sae_needs_a_recipe_and_becomes_an_arm(run, tmp_path):
 def test_names_tell_apart_what_is_called_alike(run, tmp_path):
     joint = run / "arms" / "joint-s0" / "primary"
     found = metasae.measure([f"mine={run}", f"other={joint}", f"other-s1={joint}"], tmp_path / "out", show=False)
-    assert {arm: entry["seeds"] for arm, entry in found["arms"].items()} == {"mine_solo": [0, 1], "mine_joint": [0, 1], "other": [0, 1]}
+    assert {arm: entry["seeds"] for arm, entry in found["arms"].items()} == {
+        "mine_solo": [0, 1],
+        "mine_joint": [0, 1],
+        "other": [0, 1],
+    }
     metasae.compare(tmp_path / "out", baseline="mine_joint")
     compared = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert compared["pairs"]["other vs mine_joint"]["fidelity.fvu"]["values"]
     # a folder whose own name has the sign is taken as it is
     (tmp_path / "a=b").symlink_to(joint)
     assert [target.folder for target in targets.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
-    for wrong, words in ((f"a b={joint}", "'a b' is no name"), (f"x-s2={run}", "seeds of their own"), (f"x={tmp_path}/nowhere", "nowhere")):
+    for wrong, words in (
+        (f"a b={joint}", "'a b' is no name"),
+        (f"x-s2={run}", "seeds of their own"),
+        (f"x={tmp_path}/nowhere", "nowhere"),
+    ):
         with pytest.raises(UserError, match=words):
             metasae.measure([wrong], tmp_path / "no", show=False)
 
@@ -128,10 +142,15 @@ def test_an_sae_of_another_hook_point_or_trained_on_what_is_judged_is_refused(ru
         return tmp_path / name
 
     first, other = as_if("first"), as_if("other", hook={"point": "blocks.2.hook_resid_pre"})
-    with pytest.raises(UserError, match=r"other was trained with hook.point = blocks.2.hook_resid_pre, the first SAE with"):
+    with pytest.raises(
+        UserError, match=r"other was trained with hook.point = blocks.2.hook_resid_pre, the first SAE with"
+    ):
         metasae.measure([first, other], tmp_path / "out", show=False)
     seen = as_if("seen", text={"source": "some.jsonl", "calibration_share": 0.05, "evaluation_share": 0.05})
-    with pytest.raises(UserError, match=r"seen was trained on documents that would be judged here: all beyond the first 0.1 of the text"):
+    with pytest.raises(
+        UserError,
+        match=r"seen was trained on documents that would be judged here: all beyond the first 0.1 of the text",
+    ):
         metasae.measure([first, seen], tmp_path / "out", show=False)
     with pytest.raises(UserError, match="trained on documents that would be judged"):
         metasae.measure([first], tmp_path / "out", overrides={"text.evaluation_share": 0.4}, show=False)
@@ -163,10 +182,15 @@ def test_the_baseline_asked_for_is_that_of_every_file(run, tmp_path):
 def test_a_planted_world_cannot_change_under_an_arm_that_has_begun(tmp_path):
     recipe = Recipe.load("planted", SMALL)
     claim(recipe, tmp_path)
-    claim(Recipe.load("planted", {**SMALL, "planted": {**SMALL["planted"], "noise": 0.2}}), tmp_path)  # nothing has begun
+    claim(
+        Recipe.load("planted", {**SMALL, "planted": {**SMALL["planted"], "noise": 0.2}}), tmp_path
+    )  # nothing has begun
     claim(recipe, tmp_path)
     (tmp_path / "arms" / "solo-s0" / "checkpoints").mkdir(parents=True)
-    for planted in ({**SMALL["planted"], "noise": 0.2}, {key: value for key, value in SMALL["planted"].items() if key != "noise"}):
+    for planted in (
+        {**SMALL["planted"], "noise": 0.2},
+        {key: value for key, value in SMALL["planted"].items() if key != "noise"},
+    ):
         with pytest.raises(UserError, match=r"holds a run with planted\.noise"):
             claim(Recipe.load("planted", {**SMALL, "planted": planted}), tmp_path)
     claim(recipe, tmp_path)

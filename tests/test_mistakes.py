@@ -16,7 +16,7 @@ from metasae.cli import app
 from metasae.interop.activations import FORMATS as FIRINGS_WRITTEN
 from metasae.interop.formats import FORMATS
 from metasae.interop.places import FIRINGS, NAMES
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from runs import write_arm
 
 HEAVY = ("torch", "transformers", "scipy", "matplotlib", "optuna", "plotly", "lap", "datasets")
@@ -131,7 +131,12 @@ def places(tmp_path_factory):
     (run / "run.json").write_text("{}")
     (arm / "primary").mkdir()
     own = {"arm": "joint", "seed": 0, "recipe": recipe.model_dump(mode="json")}
-    config = {"architecture": "jumprelu", "d_in": 8, "d_sae": 16, "metadata": {"trained_architecture": "batchtopk", "metasae": own}}
+    config = {
+        "architecture": "jumprelu",
+        "d_in": 8,
+        "d_sae": 16,
+        "metadata": {"trained_architecture": "batchtopk", "metasae": own},
+    }
     (arm / "primary" / "cfg.json").write_text(json.dumps(config))
     # never read: what is wrong is known before
     (arm / "primary" / "sae_weights.safetensors").write_bytes(b"")
@@ -195,8 +200,8 @@ def test_the_names_that_are_known_without_torch_are_those_that_are_written():
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_a_gpu_that_is_not_here_is_refused_without_torch(device):
     pytest.importorskip("torch")
-    script = "import sys\nfrom metasae import start\ntry:\n    start.check_device(sys.argv[1])\nexcept Exception as error:\n    print(error)\n"
-    script += "print('torch' in sys.modules, start._has_driver())"
+    script = "import sys\nfrom metasae import device\ntry:\n    device.check_device(sys.argv[1])\nexcept Exception as error:\n    print(error)\n"
+    script += "print('torch' in sys.modules, device._has_driver())"
     done = subprocess.run([sys.executable, "-c", script, device], capture_output=True, text=True)
     *refusal, facts = done.stdout.splitlines()
     torch_came, has_driver = (word == "True" for word in facts.split())

@@ -7,9 +7,9 @@ import sys
 import pytest
 from rich.console import Console
 
-from metasae.progress import SILENT, Progress
-from metasae.stage_bars import StageBars
-from metasae.stages import Plan, Stage
+from metasae.progress.progress import SILENT, Progress
+from metasae.progress.stage_bars import StageBars
+from metasae.progress.stages import Plan, Stage
 
 STAGES = [Stage("train", f"training solo, seed {seed}", whole=True) for seed in range(3)]
 
@@ -101,7 +101,9 @@ def test_on_a_terminal_bars_come_and_go_and_a_line_of_each_stage_stays(monkeypat
         with progress.stage(STAGES[1]):
             progress._shown.plan.begin(STAGES[1])
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    assert "stage 1 of 3: training solo, seed 0: done in 0.0 s" in text and "training, 100%" not in text.splitlines()[-1]
+    assert (
+        "stage 1 of 3: training solo, seed 0: done in 0.0 s" in text and "training, 100%" not in text.splitlines()[-1]
+    )
 
 
 def test_on_a_terminal_a_task_inside_another_shares_its_bars(monkeypatch):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from metasae import recipe_page, start
 from metasae.errors import UserError
-from metasae.recipe import Recipe, names, parse_override
+from metasae.recipe.recipe import Recipe, names, parse_override
+from metasae.recipe.resolve import resolve
+from tools import recipe_page
 
 
 def test_overrides_are_typed():
@@ -59,8 +60,8 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name):
 
 def test_a_recipe_without_a_model_says_how_to_name_one(tmp_path):
     with pytest.raises(UserError, match=r"--set model\.path=FOLDER"):
-        start.resolve("local", tmp_path, None, "cpu")
-    assert start.resolve("local", tmp_path, {"model.path": "any"}, "cpu")[0].model.path == "any"
+        resolve("local", tmp_path, None, "cpu")
+    assert resolve("local", tmp_path, {"model.path": "any"}, "cpu")[0].model.path == "any"
 
 
 def test_the_page_of_keys_is_what_its_command_makes():
@@ -74,10 +75,12 @@ def test_every_key_says_what_it_means():
 
 
 def test_fewer_cached_tokens_are_read_again_but_never_more_cached_than_trained_on():
-    tokens = lambda **harvest: Recipe.load({"train": {"tokens": 3000}, "harvest": harvest}).split_tokens["train"]  # noqa: E731
+    tokens = lambda **harvest: Recipe.load({"train": {"tokens": 3000}, "harvest": harvest}).split_tokens["train"]
     assert (tokens(), tokens(tokens=1000), tokens(tokens=9000)) == (3000, 1000, 3000)
     with pytest.raises(UserError, match=r"harvest\.tokens cannot be read again"):
         tokens(tokens=1000, window_tokens=500)
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [

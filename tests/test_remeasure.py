@@ -6,9 +6,10 @@ import shutil
 import pytest
 
 import metasae
-from metasae import job, remeasure, start
 from metasae.errors import UserError
-from metasae.recipe import Recipe
+from metasae.jobs import remeasure, start
+from metasae.jobs import run as job
+from metasae.recipe.recipe import Recipe
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
@@ -71,7 +72,9 @@ def assert_as_from_the_beginning(out, fresh):
     for arm in ("solo-s0", "control-s0", "joint-s0"):
         for part in ("measures.json", "primary/cfg.json", "primary/sae_weights.safetensors"):
             assert (out / "arms" / arm / part).read_bytes() == (fresh / "arms" / arm / part).read_bytes(), (arm, part)
-    assert (out / "arms" / "joint-s0" / "meta" / "cfg.json").read_bytes() == (fresh / "arms" / "joint-s0" / "meta" / "cfg.json").read_bytes()
+    assert (out / "arms" / "joint-s0" / "meta" / "cfg.json").read_bytes() == (
+        fresh / "arms" / "joint-s0" / "meta" / "cfg.json"
+    ).read_bytes()
     assert json_at(out, "across.json") == json_at(fresh, "across.json")
     ours, theirs = json_at(out, "compare.json"), json_at(fresh, "compare.json")
     assert {**ours, "run": None} == {**theirs, "run": None}

@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from metasae import figures
-from metasae.comparison import compare, read_measured
+from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.compare import compare, read_measured
 from metasae.errors import UserError
-from metasae.latex import escaped
-from metasae.measures.catalogue import CATALOGUE
-from metasae.recipe import Recipe
-from metasae.report import _change_cell, _row_mean, write_report
+from metasae.recipe.recipe import Recipe
+from metasae.report import figures
+from metasae.report.latex import escaped
+from metasae.report.report import _change_cell, _row_mean, write_report
 from runs import write_arm
 
 
@@ -40,7 +40,9 @@ def test_figures_and_captions_name_the_baseline_that_was_asked_for(tmp_path):
     (axes,) = figures.phi_difference(measured, "joint").axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["solo - joint", "control - joint"]
     page = write_report(tmp_path / "r", comparison).read_text()
-    assert "What changes against joint" in page and "percentage of the mean of joint" in page and "{baseline}" not in page
+    assert (
+        "What changes against joint" in page and "percentage of the mean of joint" in page and "{baseline}" not in page
+    )
 
 
 class Tags(html.parser.HTMLParser):
@@ -64,7 +66,9 @@ def test_one_file_that_needs_nothing_else(reported):
     tags.feed(text)
     assert tags.open == []
     names = {tag for tag, _ in tags.seen}
-    assert not names & {"script", "link", "iframe", "object"} and "//" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
+    assert not names & {"script", "link", "iframe", "object"} and "//" not in re.sub(
+        r"data:image/png;base64,[\w+/=]+", "", text
+    )
     images = [attributes["src"] for tag, attributes in tags.seen if tag == "img"]
     assert len(images) == 4 and all(source.startswith("data:image/png;base64,") for source in images)
     drawn = {f"{name}.{kind}" for name in ("differences", "phi", "rates", "training") for kind in ("png", "svg")}
@@ -79,7 +83,12 @@ def test_everything_is_escaped(tmp_path):
     whole_run(run)
     write_arm(run, "<img src=x>", 0)
     text = write_report(run).read_text()
-    assert "<script" not in text and "<img src=x" not in text and "<b>bold" not in text and "&lt;b&gt;bold&lt;/b&gt; &amp; risky" in text
+    assert (
+        "<script" not in text
+        and "<img src=x" not in text
+        and "<b>bold" not in text
+        and "&lt;b&gt;bold&lt;/b&gt; &amp; risky" in text
+    )
 
 
 SCORES = {
@@ -99,11 +108,15 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
     (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
     for number, name in enumerate(arms):
         latents = {str(i): {"own": True, "embedding": {"random": 0.5 + 0.01 * (i + number)}} for i in range(9)}
-        (tmp_path / "r" / "arms" / name / "interp.json").write_text(json.dumps({"conditions": {}, "scores": SCORES, "latents": latents}))
+        (tmp_path / "r" / "arms" / name / "interp.json").write_text(
+            json.dumps({"conditions": {}, "scores": SCORES, "latents": latents})
+        )
     text = write_report(tmp_path / "r").read_text()
     assert "Which scores become more common" in text
     for name in ("scores", "score_difference"):
-        assert (tmp_path / "r" / "figures" / f"{name}.svg").is_file() and (tmp_path / "r" / "figures" / f"{name}.png").is_file()
+        assert (tmp_path / "r" / "figures" / f"{name}.svg").is_file() and (
+            tmp_path / "r" / "figures" / f"{name}.png"
+        ).is_file()
     pair = json.loads((tmp_path / "r" / "compare.json").read_text())["pairs"]["joint vs solo"]
     entry = pair["interp.scores.embedding.parts.random.estimate"]
     assert (entry["a"], entry["b"], entry["n_seeds"]) == (0.6, 0.6, 2)
@@ -112,7 +125,10 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
 
 def test_scores_of_earlier_weights_are_left_out_and_named(no_drawing, tmp_path):
     whole_run(tmp_path / "r")
-    arms = {name: {"interp": {"scores": SCORES, "conditions": {"of": {"sae": sae}}}} for name, sae in (("solo-s0", "an earlier one"),)}
+    arms = {
+        name: {"interp": {"scores": SCORES, "conditions": {"of": {"sae": sae}}}}
+        for name, sae in (("solo-s0", "an earlier one"),)
+    }
     (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
     text = write_report(tmp_path / "r").read_text()
     compared = json.loads((tmp_path / "r" / "compare.json").read_text())
@@ -127,7 +143,12 @@ def test_the_tables_for_latex_hold_the_numbers_and_their_conditions(no_drawing, 
     write_report(tmp_path / "r_1")
     text = (tmp_path / "r_1" / "compare.tex").read_text()
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\end{table}") == 3
-    assert r"odd\_50\% against solo" in text and "5,000 evaluation tokens" in text and "2 seeds" not in text and "seeds 0, 1" in text
+    assert (
+        r"odd\_50\% against solo" in text
+        and "5,000 evaluation tokens" in text
+        and "2 seeds" not in text
+        and "seeds 0, 1" in text
+    )
     assert r"mean \textbar{}phi\textbar{} & $\downarrow$" in text
     # nothing that LaTeX reads as its own is left: each % stands behind a backslash, each row has five cells
     assert not re.search(r"(?<!\\)[%#]", text)
@@ -137,7 +158,13 @@ def test_the_tables_for_latex_hold_the_numbers_and_their_conditions(no_drawing, 
 
 def entry(value, clear, p_holm):
     ends = [value - 0.01, value + 0.01] if clear else [value - 1, value + 1]
-    return {"difference": value, "ci95": ends, "percent": 100 * value, "percent_ci95": [100 * end for end in ends], "p_holm": p_holm}
+    return {
+        "difference": value,
+        "ci95": ends,
+        "percent": 100 * value,
+        "percent_ci95": [100 * end for end in ends],
+        "p_holm": p_holm,
+    }
 
 
 def test_the_differences_have_a_panel_for_pp_and_fill_only_what_is_clear_after_holm():
@@ -151,7 +178,11 @@ def test_the_differences_have_a_panel_for_pp_and_fill_only_what_is_clear_after_h
         share.key: entry(0.2, True, 0.04),
     }
     percent, pp = figures.relative_differences({"joint vs solo": pair}).axes
-    fills = [line.get_markerfacecolor() == line.get_color() for line in percent.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    fills = [
+        line.get_markerfacecolor() == line.get_color()
+        for line in percent.lines
+        if line.get_marker() == "o" and len(line.get_xdata())
+    ]
     assert fills == [True, False]
     assert [label.get_text().split("  ")[0] for label in pp.get_yticklabels()] == [share.label]
     assert any(list(line.get_xdata()) == [20.0] for line in pp.lines) and "(pp)" in pp.get_xlabel()
@@ -170,7 +201,9 @@ def test_the_means_of_a_row_are_of_the_seeds_of_its_change(tmp_path):
     assert _row_mean(comparison, "joint", "fidelity.fvu") == (pytest.approx(0.25), None)
     entry = comparison["pairs"]["joint vs solo"]["fidelity.fvu"]
     fvu = next(q for q in CATALOGUE if q.key == "fidelity.fvu")
-    assert "against" not in _change_cell(fvu, entry, [0.25, 0.2]) and "0.25 against 0.2<" in _change_cell(fvu, entry, [0.25, 0.15])
+    assert "against" not in _change_cell(fvu, entry, [0.25, 0.2]) and "0.25 against 0.2<" in _change_cell(
+        fvu, entry, [0.25, 0.15]
+    )
 
 
 def test_the_verdict_is_a_list(reported):

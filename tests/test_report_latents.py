@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from metasae import report_latents
-from metasae.explore import queries
-from metasae.report_latents import latents_sections
+from metasae.explore.pages import queries
+from metasae.report import report_latents
+from metasae.report.report_latents import latents_sections
 
 HOSTILE = ["<script>", "\n", '"', "&amp;", "é", "‮", "x"]
 
@@ -31,7 +31,13 @@ class Table:
 
     def splits(self, limit):
         row = {"id": "a"}
-        return {"rows": [row], "total": 1, "pair": "solo-s0 -> joint-s0", "summary": {"n_above_0.1": 1}, "base_rate": None}
+        return {
+            "rows": [row],
+            "total": 1,
+            "pair": "solo-s0 -> joint-s0",
+            "summary": {"n_above_0.1": 1},
+            "base_rate": None,
+        }
 
     def split(self, id):
         latent = {"sae": "solo-s0", "latent": 3, "top_tokens": HOSTILE}
@@ -43,7 +49,15 @@ class Table:
             {"tokens": HOSTILE, "parent": values, "children": [values, none], "fires": [0], "peak": 1},
             {"tokens": HOSTILE, "parent": values, "children": [none, values], "fires": [1], "peak": 1},
         ]
-        return {"parent": latent, "children": children, "windows": windows, "score": 0.3, "coverage": 0.8, "overlap": 0.0, "firings": 50}
+        return {
+            "parent": latent,
+            "children": children,
+            "windows": windows,
+            "score": 0.3,
+            "coverage": 0.8,
+            "overlap": 0.0,
+            "firings": 50,
+        }
 
     def latents(self, sae, sort="rate", descending=True, limit=100):
         Table.asked.append((sae, sort, descending))
@@ -53,7 +67,14 @@ class Table:
         windows = [window([0.0, 0, 3.0, 0, 0, 0, 1.0]), window([0.0] * 6 + [1e-9])]
         tokens = [{"token": token} for token in HOSTILE]
         said, scalars = {"text": "<b>words"}, {"firings": 9, "n_tokens": 90}
-        return {"latent": latent, "max": 3.0, "tokens": tokens, "windows": windows, "explanation": said, "scalars": scalars}
+        return {
+            "latent": latent,
+            "max": 3.0,
+            "tokens": tokens,
+            "windows": windows,
+            "explanation": said,
+            "scalars": scalars,
+        }
 
 
 def test_a_store_of_other_weights_is_left_out(monkeypatch, tmp_path):
@@ -68,8 +89,12 @@ def sections(monkeypatch, tmp_path):
 
 
 def test_tokens_and_explanations_are_escaped(sections):
-    assert "<script" not in sections and "<b>" not in sections and "&lt;b&gt;words" in sections and "&crarr;" in sections
-    shown = [html.unescape(re.sub("<[^>]+>", "", line)) for line in re.findall("<div class=window>(.*?)</div>", sections)]
+    assert (
+        "<script" not in sections and "<b>" not in sections and "&lt;b&gt;words" in sections and "&crarr;" in sections
+    )
+    shown = [
+        html.unescape(re.sub("<[^>]+>", "", line)) for line in re.findall("<div class=window>(.*?)</div>", sections)
+    ]
     assert set(shown) == {"".join(HOSTILE).replace("\n", "↵")}
 
 

@@ -3,15 +3,19 @@ import json
 import numpy as np
 import pytest
 
-from metasae import score_figures
-from metasae.score_difference import BINS, score_differences
+from metasae.interp.differences import BINS, score_differences
+from metasae.report import score_figures
 
 # (solo's latent, joint's latent); solo's latent 3 lacks windows
 PAIRS = [[0, 0], [2, 1], [1, 999], [2, 3], [3, 2]]
 
 
 def mean(estimate, half=0.02, n=4):
-    return {"estimate": estimate, "ci95": None if half is None else [estimate - half, estimate + 2 * half], "n_values": n}
+    return {
+        "estimate": estimate,
+        "ci95": None if half is None else [estimate - half, estimate + 2 * half],
+        "n_values": n,
+    }
 
 
 def write(run, values, parts=("random", "same_token"), pairs=False):
@@ -22,16 +26,31 @@ def write(run, values, parts=("random", "same_token"), pairs=False):
         entry = mean(float(np.mean(known)) if known else None, None if not known else 0.02, len(known))
         scores = {"embedding": {"chance": 0.5, "parts": dict.fromkeys(parts, entry), "judge": "an encoder"}}
         arm, seed = name.split("-s")
-        interp = {"conditions": {"of": {"sae": name}, "matched_with": {"sae": f"solo-s{seed}"} if arm == "joint" else None}, "scores": scores}
+        interp = {
+            "conditions": {"of": {"sae": name}, "matched_with": {"sae": f"solo-s{seed}"} if arm == "joint" else None},
+            "scores": scores,
+        }
         arms[name] = {"interp": interp}
-        latents = {str(i): {"own": True, "token": i, "embedding": dict.fromkeys(parts, number)} for i, number in enumerate(numbers)}
+        latents = {
+            str(i): {"own": True, "token": i, "embedding": dict.fromkeys(parts, number)}
+            for i, number in enumerate(numbers)
+        }
         latents["999"] = {"own": False, "token": 0, "embedding": dict.fromkeys(parts, 0.99)}
         folder = run / "arms" / name
         folder.mkdir(parents=True)
-        (folder / "interp.json").write_text(json.dumps({**interp, "latents": latents, "pairs": PAIRS if pairs and arm == "joint" else []}))
+        (folder / "interp.json").write_text(
+            json.dumps({**interp, "latents": latents, "pairs": PAIRS if pairs and arm == "joint" else []})
+        )
     over = {"difference": 0.1, "ci95": None, "n_seeds": 1}
-    by_seed = {"0": {"difference": 0.05, "ci95": [0.01, 0.09], "n_values": 7}, "1": {"difference": None, "ci95": None, "n_values": 0}}
-    pairs = {"joint vs solo": {"embedding": {part: {"unpaired": over, "matched": over, "matched_by_seed": by_seed} for part in parts}}}
+    by_seed = {
+        "0": {"difference": 0.05, "ci95": [0.01, 0.09], "n_values": 7},
+        "1": {"difference": None, "ci95": None, "n_values": 0},
+    }
+    pairs = {
+        "joint vs solo": {
+            "embedding": {part: {"unpaired": over, "matched": over, "matched_by_seed": by_seed} for part in parts}
+        }
+    }
     (run / "interp.json").write_text(json.dumps({"baseline": "solo", "arms": arms, "pairs": pairs}))
     return score_differences(run)
 
@@ -41,8 +60,17 @@ SCORED = {"solo-s0": [0.1, 0.1, 0.9, None], "solo-s1": [0.1, 0.5, 0.5, 0.5], "jo
 
 def test_shares_are_of_own_latents_and_subtracted_within_a_seed(tmp_path):
     (entry,) = write(tmp_path, SCORED)
-    assert (entry["score"], entry["part"], entry["judge"], entry["chance"]) == ("embedding", "same_token", "an encoder", 0.5)
-    assert entry["n"] == {"solo-s0": 3, "solo-s1": 4, "joint-s0": 4}  # the latent without windows is left out, and so are partners
+    assert (entry["score"], entry["part"], entry["judge"], entry["chance"]) == (
+        "embedding",
+        "same_token",
+        "an encoder",
+        0.5,
+    )
+    assert entry["n"] == {
+        "solo-s0": 3,
+        "solo-s1": 4,
+        "joint-s0": 4,
+    }  # the latent without windows is left out, and so are partners
     assert entry["edges"][0] == 0.1 and entry["edges"][-1] == 0.9 and len(entry["edges"]) == BINS + 1
     # by hand: in the lowest bin 1/4 of joint's against 2/3 of solo's, in the highest 3/4 against 1/3
     change = entry["changes"]["joint"]
@@ -74,11 +102,16 @@ def test_within_pairs_every_matched_latent_has_a_difference_of_its_own(tmp_path)
     assert share[-1] == 0.25 and share[BINS // 2] == 0.25 and share.sum() == pytest.approx(1)
     np.testing.assert_allclose(found["mirrored"], share[::-1])
     drawn = score_figures.score_difference([entry])
-    assert len(drawn.axes) == 3 and drawn.axes[1].get_title(loc="left") == "joint higher in 50.0% of 4 pairs, tied in 25.0%"
+    assert (
+        len(drawn.axes) == 3
+        and drawn.axes[1].get_title(loc="left") == "joint higher in 50.0% of 4 pairs, tied in 25.0%"
+    )
     # matched with other weights of solo than those scored now: no pairs, and as many panels as there is to show
     held = tmp_path / "arms" / "joint-s0" / "interp.json"
     found = json.loads(held.read_text())
-    held.write_text(json.dumps({**found, "conditions": {**found["conditions"], "matched_with": {"sae": "an earlier solo"}}}))
+    held.write_text(
+        json.dumps({**found, "conditions": {**found["conditions"], "matched_with": {"sae": "an earlier solo"}}})
+    )
     (entry,) = score_differences(tmp_path)
     assert entry["paired"] == {} and len(score_figures.score_difference([entry]).axes) == 2
 
@@ -98,6 +131,11 @@ def test_the_figure_names_score_judge_and_count(tmp_path):
     found = write(tmp_path, SCORED)
     drawn = score_figures.score_difference(found + found)
     words = [axes.get_xlabel() + axes.get_title(loc="left") for axes in drawn.axes]
-    assert len(drawn.axes) == 4 and "embedding, same token silent" in words[0] and "3 to 4 latents per SAE" in words[0] and "an encoder" in words[0]
+    assert (
+        len(drawn.axes) == 4
+        and "embedding, same token silent" in words[0]
+        and "3 to 4 latents per SAE" in words[0]
+        and "an encoder" in words[0]
+    )
     assert drawn.axes[0].get_legend() is not None
     assert score_figures.score_difference([{**found[0], "changes": {}}]) is None

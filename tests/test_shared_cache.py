@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import metasae
-from metasae.data import activations
+from metasae.data.cache import activations
 from metasae.errors import Interrupted
-from metasae.job import _Job
+from metasae.jobs.run import _Job
 from metasae.sweep import run_sweep
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -29,7 +29,14 @@ def recipe(build, stories, tmp_path):
             "sae": {"n": 48, "k": 4},
             "meta": {"n": 8, "k": 2},
             "train": {"tokens": 3000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000},
-            "measure": {"tokens": 2000, "calibration_tokens": 1500, "output_tokens": 0, "meta_steps": 5, "shifts": 0, "pursuit_k": 0},
+            "measure": {
+                "tokens": 2000,
+                "calibration_tokens": 1500,
+                "output_tokens": 0,
+                "meta_steps": 5,
+                "shifts": 0,
+                "pursuit_k": 0,
+            },
             "arms": ["solo"],
             "seeds": [0],
         }

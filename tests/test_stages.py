@@ -2,9 +2,9 @@
 
 import pytest
 
-from metasae import run_stages
-from metasae.recipe import Recipe
-from metasae.stages import Pace, Plan, Stage, in_words
+from metasae.jobs import run_stages
+from metasae.progress.stages import Pace, Plan, Stage, in_words
+from metasae.recipe.recipe import Recipe
 
 TRAIN = [Stage("train", f"training solo, seed {seed}", whole=True) for seed in range(2)]
 MEASURE = [Stage("measure", f"measuring solo, seed {seed}") for seed in range(2)]
@@ -76,7 +76,8 @@ def test_a_stage_that_was_not_planned_comes_last():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(1, "5 s"), (42, "40 s"), (89, "90 s"), (91, "2 min"), (3540, "59 min"), (3600, "1 h"), (4700, "1 h 20 min")]
+    ("seconds", "words"),
+    [(1, "5 s"), (42, "40 s"), (89, "90 s"), (91, "2 min"), (3540, "59 min"), (3600, "1 h"), (4700, "1 h 20 min")],
 )
 def test_lengths_of_time_in_words(seconds, words):
     assert in_words(seconds) == words
@@ -90,7 +91,14 @@ def titles(folder, harvested=False, **changes):
 def test_only_what_is_left_to_do_is_counted(tmp_path):
     end = ["comparing SAEs with each other", "preparing the explorer", "writing the report"]
     harvest, solo, control = "reading text and harvesting activations", "solo, seed 0", "control, seed 0"
-    assert titles(tmp_path) == [harvest, f"training {solo}", f"training {control}", f"measuring {solo}", f"measuring {control}", *end]
+    assert titles(tmp_path) == [
+        harvest,
+        f"training {solo}",
+        f"training {control}",
+        f"measuring {solo}",
+        f"measuring {control}",
+        *end,
+    ]
     trained = tmp_path / "arms/solo-s0/primary/cfg.json"
     trained.parent.mkdir(parents=True)
     trained.write_text("{}")
@@ -101,7 +109,10 @@ def test_only_what_is_left_to_do_is_counted(tmp_path):
 
 
 def test_windows_are_one_stage_and_a_planted_world_is_made(tmp_path):
-    assert titles(tmp_path, True, **{"harvest.window_tokens": 100_000, "harvest.tokens": 0})[0] == "harvesting and training window by window"
+    assert (
+        titles(tmp_path, True, **{"harvest.window_tokens": 100_000, "harvest.tokens": 0})[0]
+        == "harvesting and training window by window"
+    )
     assert run_stages.left(Recipe.load("planted"), tmp_path, False)[0] is run_stages.PLANTED
 
 

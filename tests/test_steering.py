@@ -4,16 +4,22 @@ import inspect
 import pytest
 import torch
 
-from metasae import UserError, recipe
-from metasae.data import hooks
-from metasae.data.host import Host
+from metasae import UserError
+from metasae.data.model import hooks
+from metasae.data.model.host import Host
+from metasae.recipe import recipe
 from metasae.sae.sae import SAE, Codes, SAEConfig
-from metasae.steering import Ablate, Add, Scale, Set, parse_edits, run_steer, steer
+from metasae.steering.steering import Ablate, Add, Scale, Set, parse_edits, run_steer, steer
 
 RESID = "blocks.1.hook_resid_pre"
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 FAMILIES = ("gpt2", "llama", "neox", "gemma2", "bert")
-PLACES = [(family, f"blocks.1.hook_{kind}") for family in FAMILIES for kind in KINDS if (family, kind) != ("neox", "resid_mid")]
+PLACES = [
+    (family, f"blocks.1.hook_{kind}")
+    for family in FAMILIES
+    for kind in KINDS
+    if (family, kind) != ("neox", "resid_mid")
+]
 CAUSAL = ["gpt2", "llama", "neox", "gemma2"]
 BOS = 1
 
@@ -74,7 +80,15 @@ def n_hooks(model):
 
 
 def written(host, ids, mask, **options):
-    out = host.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None, **options)
+    out = host.model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+        **options,
+    )
     return out[:, ids.shape[1] :]
 
 
@@ -163,7 +177,10 @@ def test_left_padding_changes_nothing(at, family, options):
         padded[row, 7 - length :], padded_mask[row, 7 - length :] = ids[row, :length], 1
     with steer(host.model, sae, edits, error=False):
         together = written(host, padded, padded_mask, **options)
-        alone = [written(host, ids[row : row + 1, :n], mask[row : row + 1, :n], **options)[0] for row, n in enumerate(lengths)]
+        alone = [
+            written(host, ids[row : row + 1, :n], mask[row : row + 1, :n], **options)[0]
+            for row, n in enumerate(lengths)
+        ]
     assert torch.equal(together, torch.stack(alone))
 
 
@@ -211,7 +228,10 @@ def test_a_cache_by_any_name(at):
     places = (mask.cumsum(1) - 1).clamp_min(0)
     with steer(host, sae, {4: Set(9.0)}), torch.no_grad():
         plain = host.model(ids, mask, places).logits[:, -1]
-        for name in {"past_key_values", *inspect.signature(host.model.forward).parameters} & {"past_key_values", "cache"}:
+        for name in {"past_key_values", *inspect.signature(host.model.forward).parameters} & {
+            "past_key_values",
+            "cache",
+        }:
             cache = StaticCache(config=host.model.config, max_cache_len=8)
             host.model(ids[:, :5], mask[:, :5], places[:, :5], **{name: cache}, use_cache=True)
             column = torch.nn.functional.pad(mask, (0, 2)).bool()[:, None, None]
@@ -222,7 +242,10 @@ def test_a_cache_by_any_name(at):
 def test_no_hook_survives_an_exception(at):
     host = at("gpt2", RESID)
     sae, (ids, mask) = sae_for(host), batch()
-    before, weights = n_hooks(host.model), [w.clone() for w in (*host.model.parameters(), *sae.parameters(), sae.threshold)]
+    before, weights = (
+        n_hooks(host.model),
+        [w.clone() for w in (*host.model.parameters(), *sae.parameters(), sae.threshold)],
+    )
     x = seen(host, ids, mask)
 
     def fail(*_):
@@ -309,7 +332,10 @@ def test_an_untouched_token_keeps_even_the_sign_of_zero(at):
     def negative_zero(x):
         return torch.full_like(x, -0.0)
 
-    with hooks.hooked(hooks.resolve(host.model, RESID, "gpt2", 3), negative_zero), steer(host, sae, {4: Ablate()}, keep=()):
+    with (
+        hooks.hooked(hooks.resolve(host.model, RESID, "gpt2", 3), negative_zero),
+        steer(host, sae, {4: Ablate()}, keep=()),
+    ):
         assert torch.signbit(seen(host, ids, mask)).all()
 
 
@@ -332,7 +358,9 @@ def test_an_inner_model_called_by_itself_is_steered_too(at):
         inner = host.model.transformer(ids, attention_mask=mask).last_hidden_state
         assert torch.allclose(host.model.lm_head(inner), host.output(ids, mask), atol=1e-5)
         names = list(inspect.signature(host.model.forward).parameters)
-        by_place = [{"input_ids": ids, "attention_mask": mask}.get(name) for name in names[: names.index("attention_mask") + 1]]
+        by_place = [
+            {"input_ids": ids, "attention_mask": mask}.get(name) for name in names[: names.index("attention_mask") + 1]
+        ]
         positional = host.model(*by_place).logits
         assert torch.equal(positional, host.output(ids, mask))
         with pytest.raises(UserError, match=r"'transformer\.h\.1' ran by itself"):
@@ -400,7 +428,12 @@ def test_texts_with_and_without(at, tmp_path):
     for prompt, text in zip(prompts, found["texts"], strict=True):
         ids = torch.tensor([[BOS, *host.tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
         with torch.no_grad():
-            options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+            options = {
+                "attention_mask": torch.ones_like(ids),
+                "max_new_tokens": 6,
+                "do_sample": False,
+                "pad_token_id": 0,
+            }
             plain = host.model.generate(ids, **options)
             with steer(host, sae, parse_edits(["4=50", "5=off"])):
                 steered = host.model.generate(ids, **options)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from metasae.stop import StopRequest
+from metasae.progress.stop import StopRequest
 
 ANSWER = "finishing the step in hand, then saving (training solo, seed 0); Ctrl-C again to stop now"
 

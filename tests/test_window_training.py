@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import metasae
 from drawing import undrawn
-from metasae import windows
-from metasae.data.rolling import windows_of
+from metasae.arms import by_windows as windows
+from metasae.data.cache.rolling import windows_of
 from metasae.errors import Interrupted, UserError
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -49,9 +49,13 @@ def undisturbed(recipe, tmp_path_factory):
 def assert_same_arms(one, other, arms=ARMS):
     for arm in arms:
         for which in ("primary", *(("meta",) if arm in ("control", "joint", "sequential") else ())):
-            mine, theirs = (load_file(out / "arms" / f"{arm}-s0" / which / "sae_weights.safetensors") for out in (one, other))
+            mine, theirs = (
+                load_file(out / "arms" / f"{arm}-s0" / which / "sae_weights.safetensors") for out in (one, other)
+            )
             assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items()), (arm, which)
-        assert (one / f"arms/{arm}-s0/metrics.jsonl").read_bytes() == (other / f"arms/{arm}-s0/metrics.jsonl").read_bytes()
+        assert (one / f"arms/{arm}-s0/metrics.jsonl").read_bytes() == (
+            other / f"arms/{arm}-s0/metrics.jsonl"
+        ).read_bytes()
 
 
 def test_the_seconds_of_an_arm_are_those_of_its_steps(undisturbed):
@@ -70,13 +74,18 @@ def test_every_arm_is_trained_on_every_window_and_no_activations_stay(undisturbe
 
 
 def test_control_equals_solo_and_joint_does_not(undisturbed):
-    solo, control, joint = (load_file(undisturbed / f"arms/{arm}-s0/primary/sae_weights.safetensors") for arm in ("solo", "control", "joint"))
+    solo, control, joint = (
+        load_file(undisturbed / f"arms/{arm}-s0/primary/sae_weights.safetensors")
+        for arm in ("solo", "control", "joint")
+    )
     assert all(torch.equal(solo[name], control[name]) for name in solo)
     assert not torch.equal(solo["W_dec"], joint["W_dec"])
 
 
 @pytest.mark.parametrize("place", [2, 5, 9])
-def test_a_run_that_is_stopped_between_or_within_windows_ends_with_the_same_bits(recipe, undisturbed, tmp_path, monkeypatch, place):
+def test_a_run_that_is_stopped_between_or_within_windows_ends_with_the_same_bits(
+    recipe, undisturbed, tmp_path, monkeypatch, place
+):
     calls, real = [], windows.train_arm
 
     def stopped(*args, **options):
@@ -101,7 +110,10 @@ def test_an_arm_that_joins_later_is_trained_on_the_same_windows(recipe, undistur
 
 
 def test_windows_go_with_neither_several_points_nor_planted_worlds(recipe):
-    for changes in ({"hook": {"point": "blocks.1.hook_resid_pre", "also": ["blocks.2.hook_resid_pre"]}}, {"text": {"source": "planted"}}):
+    for changes in (
+        {"hook": {"point": "blocks.1.hook_resid_pre", "also": ["blocks.2.hook_resid_pre"]}},
+        {"text": {"source": "planted"}},
+    ):
         with pytest.raises(UserError, match="window_tokens"):
             metasae.Recipe.load(recipe | changes)
 

@@ -8,13 +8,14 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "Recipe": "metasae.recipe",
+    "Recipe": "metasae.recipe.recipe",
     "SAE": "metasae.sae.sae",
+    "load": "metasae.interop.formats",
     "Codes": "metasae.sae.sae",
-    "run": "metasae.job",
-    "measure": "metasae.measuring",
-    "steer": "metasae.steering",
-    "compare": "metasae.comparison",
+    "run": "metasae.jobs.run",
+    "measure": "metasae.jobs.measure",
+    "steer": "metasae.steering.steering",
+    "compare": "metasae.compare.compare",
     "UserError": "metasae.errors",
 }
 __all__ = sorted(_HOME)

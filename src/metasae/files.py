@@ -26,7 +26,9 @@ def write(path: Path, writer: Callable[[Path], None]) -> None:
         part.unlink(missing_ok=True)
         # safetensors wraps the operating system's error in its own class, so the words are looked at too
         if isinstance(error, OSError) or "os error" in str(error).lower() or "I/O error" in str(error):
-            raise UserError(f"cannot write {path}: {error}; free some space or choose another --out, then run again") from None
+            raise UserError(
+                f"cannot write {path}: {error}; free some space or choose another --out, then run again"
+            ) from None
         raise
 
 

@@ -23,7 +23,7 @@ def locked(path: Path, advice: str, taken: Callable[[str], None], unlockable: Ca
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
+        file = open(path, "a+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path.parent}: {error.strerror}; {advice}") from None
     with file:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metasae import UserError, recipe
-from metasae.data.activations import harvest
-from metasae.data.cache import open_cache
-from metasae.data.text import split_of
-from metasae.data.windows import Frame
+from metasae import UserError
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.cache import open_cache
+from metasae.data.text.text import split_of
+from metasae.data.text.windows import Frame
+from metasae.recipe import recipe
 
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.2, evaluation_share=0.3)
 SPEC = recipe.Harvest(dtype="fp32", batch_tokens=500, shard_tokens=700)
@@ -69,7 +70,9 @@ def test_rows_blocks_and_statistics_agree(cache):
     assert torch.equal(split.rows(indices), whole[indices])
     assert torch.equal(split.rows(indices.numpy()), whole[indices])
     assert [len(block) for block in split.blocks(1400)] == [1400, 1400, 200]
-    assert torch.allclose(split.mean, whole.double().mean(0)) and split.mean_square == pytest.approx(whole.double().square().sum(1).mean().item())
+    assert torch.allclose(split.mean, whole.double().mean(0)) and split.mean_square == pytest.approx(
+        whole.double().square().sum(1).mean().item()
+    )
     with pytest.raises(IndexError):
         split.rows([3000])
 
@@ -84,9 +87,13 @@ def test_activations_are_memory_mapped(cache):
 def test_a_fitting_cache_is_used_as_it_is(cache, host, stories, monkeypatch):
     monkeypatch.setattr(type(host), "activations", lambda *_: pytest.fail("the model ran again"))
     again = harvest(host, TEXT, SPEC, cache.folder, TOKENS, documents=stories)
-    assert again.fingerprint == cache.fingerprint and torch.equal(again.split("train").rows([5]), cache.split("train").rows([5]))
+    assert again.fingerprint == cache.fingerprint and torch.equal(
+        again.split("train").rows([5]), cache.split("train").rows([5])
+    )
     fewer = harvest(host, TEXT, SPEC, cache.folder, {"train": 1000}, documents=stories).split("train")
-    assert fewer.n_tokens == 1000 and torch.allclose(fewer.mean, cache.split("train").rows(np.arange(1000)).double().mean(0))
+    assert fewer.n_tokens == 1000 and torch.allclose(
+        fewer.mean, cache.split("train").rows(np.arange(1000)).double().mean(0)
+    )
     assert len(fewer.tokens) == 1000 and sum(map(len, fewer.blocks(300))) == 1000
 
 
@@ -176,12 +183,14 @@ def test_too_little_text(host, stories, tmp_path):
             self.lines.append(line)
 
         def task(self, *args):
-            from metasae.progress import SILENT
+            from metasae.progress.progress import SILENT
 
             return SILENT.task(*args)
 
     progress = Lines()
-    cache = harvest(host, TEXT, SPEC, tmp_path / "short", {"train": 10**6, "calibration": 10}, progress, documents=stories)
+    cache = harvest(
+        host, TEXT, SPEC, tmp_path / "short", {"train": 10**6, "calibration": 10}, progress, documents=stories
+    )
     assert 3000 < cache.split("train").n_tokens < 10**6 and "training reads them again" in progress.lines[0]
     harvest(host, TEXT, SPEC, tmp_path / "short", {"train": 2 * 10**6}, progress, documents=stories)
     assert len(progress.lines) == 2

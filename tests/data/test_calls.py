@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metasae import UserError
-from metasae.data.calls import arguments_of, attended, caches_in, steerable
+from metasae.data.model.calls import arguments_of, attended, caches_in, steerable
 
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 SQUARE = (torch.ones(5, 5).tril() * MASK[:, None]).bool()[:, None]

@@ -1,7 +1,7 @@
 import itertools
 
-from metasae.data import documentation
-from metasae.data.prose import docstrings, is_prose, paragraphs
+from metasae.data.text import documentation
+from metasae.data.text.prose import docstrings, is_prose, paragraphs
 
 BEGINNING = 150
 
@@ -24,7 +24,9 @@ def test_packages_are_read_but_not_imported(tmp_path, monkeypatch):
     words = "This module explains at length what it does for its readers. " * 8
     (tmp_path / "loud.py").write_text(f'"""{words}"""\nraise RuntimeError("imported")\n')
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "hidden.py").write_text('"""' + "Nobody should read this sentence about the tests at all. " * 8 + '"""')
+    (tmp_path / "tests" / "hidden.py").write_text(
+        '"""' + "Nobody should read this sentence about the tests at all. " * 8 + '"""'
+    )
     (tmp_path / "broken.py").write_bytes(b'"""\xff\xfe unfinished')
     monkeypatch.setattr(documentation, "roots", lambda: [tmp_path])
     found = list(documentation.documents())

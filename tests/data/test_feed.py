@@ -3,12 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from metasae import UserError, recipe
-from metasae.data import windows
-from metasae.data.feed import Cursor, Feed
-from metasae.data.prefetch import Prefetch
-from metasae.data.text import split_of
-from metasae.data.windows import Frame
+from metasae import UserError
+from metasae.data.cache.feed import Cursor, Feed
+from metasae.data.cache.prefetch import Prefetch
+from metasae.data.text import windows
+from metasae.data.text.text import split_of
+from metasae.data.text.windows import Frame
+from metasae.recipe import recipe
 
 TEXT = recipe.Text(source="lines", context=6, calibration_share=0.2, evaluation_share=0.3)
 FRAME = Frame(prefix=(1,))
@@ -23,7 +24,10 @@ def tokenizer(texts, **_):
 def lines(count=200):
     """Documents of 0 to 40 letters; many are longer than a window, and some have no token at all."""
     rng = np.random.default_rng(4)
-    return [f"{number} " + "".join(rng.choice(list("abcdef"), rng.integers(0, 41))) if number % 7 else str(number) for number in range(count)]
+    return [
+        f"{number} " + "".join(rng.choice(list("abcdef"), rng.integers(0, 41))) if number % 7 else str(number)
+        for number in range(count)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +40,9 @@ def feed(start=None, wanted=WANTED):
 
 
 def as_tuples(pools):
-    return [(split, window.document, window.start, window.tokens.tolist()) for pool, _ in pools for split, window in pool]
+    return [
+        (split, window.document, window.start, window.tokens.tolist()) for pool, _ in pools for split, window in pool
+    ]
 
 
 def slow_twin(documents, wanted):
@@ -72,7 +78,9 @@ def test_a_feed_goes_on_from_any_cursor(wanted):
 
 def test_a_thread_that_reads_ahead_changes_no_cursor():
     with Prefetch(feed().pools(lines(), 17), depth=2) as ahead:
-        assert [(len(pool), cursor) for pool, cursor in ahead] == [(len(pool), cursor) for pool, cursor in feed().pools(lines(), 17)]
+        assert [(len(pool), cursor) for pool, cursor in ahead] == [
+            (len(pool), cursor) for pool, cursor in feed().pools(lines(), 17)
+        ]
 
 
 def test_cursors_fall_inside_documents_too():
@@ -95,4 +103,8 @@ def test_other_documents_are_refused():
 
 def test_an_empty_source():
     empty = feed()
-    assert list(empty.pools([], 17)) == [] and empty.cursor.found == dict.fromkeys(WANTED, 0) and empty.cursor.document == -1
+    assert (
+        list(empty.pools([], 17)) == []
+        and empty.cursor.found == dict.fromkeys(WANTED, 0)
+        and empty.cursor.document == -1
+    )

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from metasae import recipe
-from metasae.data import activations, growth
-from metasae.data.activations import harvest, harvest_points
-from metasae.data.cache import INDEX, LARGER, is_held, open_cache
+from metasae.data.cache import activations, growth
+from metasae.data.cache.activations import harvest, harvest_points
+from metasae.data.cache.cache import INDEX, LARGER, is_held, open_cache
 from metasae.errors import UserError
+from metasae.recipe import recipe
 
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.2, evaluation_share=0.3)
 SPEC = recipe.Harvest(dtype="fp32", batch_tokens=250, shard_tokens=300)
@@ -76,7 +76,10 @@ def assert_same(cache, other, splits=TOKENS):
     for name in splits:
         one, two = cache.split(name), other.split(name)
         assert one.n_tokens == two.n_tokens
-        assert all(np.array_equal(getattr(one, column), getattr(two, column)) for column in ("tokens", "documents", "positions"))
+        assert all(
+            np.array_equal(getattr(one, column), getattr(two, column))
+            for column in ("tokens", "documents", "positions")
+        )
         assert torch.allclose(torch.cat(list(one.blocks(500))), torch.cat(list(two.blocks(500))), atol=1e-5)
         assert torch.allclose(one.mean, two.mean, atol=1e-6) and one.mean_square == pytest.approx(two.mean_square)
 
@@ -94,12 +97,16 @@ def test_only_the_split_that_lacks_tokens_is_harvested(host, stories, folder, di
     cache.verify()
     assert not (folder / LARGER).exists()
     assert cache.index["documents"] == direct.index["documents"]
-    assert cache.index["splits"]["evaluation"] == direct.index["splits"]["evaluation"] | {"shards": cache.index["splits"]["evaluation"]["shards"]}
+    assert cache.index["splits"]["evaluation"] == direct.index["splits"]["evaluation"] | {
+        "shards": cache.index["splits"]["evaluation"]["shards"]
+    }
 
 
 def test_a_split_that_was_not_asked_for_before_is_added(host, stories, tmp_path, direct):
     harvest(host, TEXT, SPEC, tmp_path, {"evaluation": 1400}, documents=stories)
-    assert not is_held(tmp_path, direct.fingerprint, MORE) and is_held(tmp_path, direct.fingerprint, {"evaluation": 1400})
+    assert not is_held(tmp_path, direct.fingerprint, MORE) and is_held(
+        tmp_path, direct.fingerprint, {"evaluation": 1400}
+    )
     assert_same(grow(host, stories, tmp_path), direct)
 
 
@@ -154,7 +161,7 @@ def test_a_cache_that_is_open_stays_what_it_was(host, stories, folder):
 @pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
 def test_a_growth_that_was_stopped_goes_on(host, stories, folder, passes, monkeypatch, error):
     monkeypatch.setattr(activations, "POOL_BATCHES", 1)
-    monkeypatch.setattr("metasae.data.cache_writer.SECONDS_BETWEEN_NOTES", 0.0)
+    monkeypatch.setattr("metasae.data.cache.cache_writer.SECONDS_BETWEEN_NOTES", 0.0)
     whole = grow(host, stories, shutil.copytree(folder, folder.parent / "whole"))
     needed, passes.count, passes.stop, passes.error = passes.count, 0, 10, error
     with pytest.raises(error):
@@ -167,7 +174,9 @@ def test_a_growth_that_was_stopped_goes_on(host, stories, folder, passes, monkey
     assert cache.index == whole.index
 
 
-def test_a_process_killed_between_any_two_files_leaves_all_to_the_next(host, stories, folder, direct, monkeypatch, passes):
+def test_a_process_killed_between_any_two_files_leaves_all_to_the_next(
+    host, stories, folder, direct, monkeypatch, passes
+):
     """Each deletion and each renaming of the change of places is, in turn, the last that the process does."""
     monkeypatch.setattr(growth.os, "replace", real := os.replace)
     alive = growth.put_in_place
@@ -235,7 +244,9 @@ def test_who_opens_a_cache_while_it_grows_sees_the_old_or_the_new(host, stories,
 def test_another_text_of_the_same_name_is_refused_and_takes_nothing_away(host, stories, tmp_path):
     grow(host, iter(stories), tmp_path, TOKENS)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(UserError, match=r"the text has changed since the cache .* was harvested; choose another harvest.cache"):
+    with pytest.raises(
+        UserError, match=r"the text has changed since the cache .* was harvested; choose another harvest.cache"
+    ):
         grow(host, iter(stories[3:]), tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -255,7 +266,7 @@ def test_a_cache_folder_may_be_called_larger(host, stories, tmp_path, direct):
 
 
 def test_points_that_lack_different_splits_grow_together(host, stories, tmp_path, direct):
-    place = lambda key: tmp_path / key[:16]  # noqa: E731
+    place = lambda key: tmp_path / key[:16]
     harvest_points(host, [POINT], TEXT, SPEC, place, TOKENS, documents=stories)
     harvest_points(host, [OTHER], TEXT, SPEC, place, {"evaluation": 2000, "calibration": 100}, documents=stories)
     caches = harvest_points(host, [POINT, OTHER], TEXT, SPEC, place, MORE, documents=stories)

@@ -5,14 +5,32 @@ import torch
 from torch import nn
 
 from metasae import UserError
-from metasae.data.hooks import FAMILIES as KNOWN
-from metasae.data.hooks import layers_of
-from metasae.data.host import activations_at
+from metasae.data.model.hooks import FAMILIES as KNOWN
+from metasae.data.model.hooks import layers_of
+from metasae.data.model.host import activations_at
 
 ENCODERS = ["bert", "roberta", "xlm-roberta"]
-SEQUENTIAL = ["gpt2", "neox-sequential", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "smollm3", "gemma2", "gemma3", "gemma3-sees"]
+SEQUENTIAL = [
+    "gpt2",
+    "neox-sequential",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "phi3",
+    "smollm3",
+    "gemma2",
+    "gemma3",
+    "gemma3-sees",
+]
 FAMILIES = [*SEQUENTIAL, "neox", *ENCODERS]
-LIST = {"gpt2": "transformer.h", "neox": "gpt_neox.layers", "neox-sequential": "gpt_neox.layers", "gemma3-sees": "model.language_model.layers"}
+LIST = {
+    "gpt2": "transformer.h",
+    "neox": "gpt_neox.layers",
+    "neox-sequential": "gpt_neox.layers",
+    "gemma3-sees": "model.language_model.layers",
+}
 LIST |= dict.fromkeys(ENCODERS, "encoder.layer")
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 
@@ -63,9 +81,14 @@ def own_attention(family, block, x, whole):
         "neox": lambda: (block.attention, None),
         "neox-sequential": lambda: (block.attention, None),
         **dict.fromkeys(ENCODERS, lambda: (block.attention.self, block.attention.output.dense)),
-    }.get(family, lambda: (block.self_attn, block.post_attention_layernorm if family.startswith(("gemma2", "gemma3")) else None))()
+    }.get(
+        family,
+        lambda: (block.self_attn, block.post_attention_layernorm if family.startswith(("gemma2", "gemma3")) else None),
+    )()
     seen = []
-    handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output[0] if isinstance(output, tuple) else output))
+    handle = module.register_forward_hook(
+        lambda _module, _args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
     whole()
     handle.remove()
     return seen[0] if end is None else end(seen[0])
@@ -83,12 +106,18 @@ def test_the_residual_stream_is_the_models_hidden_states(noisy, family):
     states = host.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
     path = LIST.get(family, "model.layers")
     end = "normalized_resid_post" if family in ENCODERS else "resid_post"
-    points = [f"blocks.{layer}.hook_resid_pre" for layer in range(3)] + [f"blocks.{layer}.hook_{end}" for layer in range(2)]
+    points = [f"blocks.{layer}.hook_resid_pre" for layer in range(3)] + [
+        f"blocks.{layer}.hook_{end}" for layer in range(2)
+    ]
     points += [f"{path}.{layer}:in" for layer in range(3)] + [f"{path}.{layer}" for layer in range(2)]
     together = activations_at([host.at(point) for point in points], ids, mask)
-    for point, state, tensor in zip(points, [*states[:3], *states[1:3], *states[:3], *states[1:3]], together, strict=True):
+    for point, state, tensor in zip(
+        points, [*states[:3], *states[1:3], *states[:3], *states[1:3]], together, strict=True
+    ):
         assert torch.equal(tensor, state), point
-    assert [name for name, _ in host.model.named_modules() if name == f"{path}.2"] and layers_of(host.model, 3)[0] == path
+    assert [name for name, _ in host.model.named_modules() if name == f"{path}.2"] and layers_of(host.model, 3)[
+        0
+    ] == path
 
 
 @torch.no_grad()
@@ -138,7 +167,9 @@ def test_unknown_hook_points(load, point, says):
 
 def test_blocks_that_see_or_hear_are_not_those_that_read():
     blocks = nn.ModuleList(nn.Identity() for _ in range(3))
-    model = nn.ModuleDict({"vision_tower": nn.ModuleDict({"layers": blocks}), "audio": nn.ModuleDict({"layers": blocks})})
+    model = nn.ModuleDict(
+        {"vision_tower": nn.ModuleDict({"layers": blocks}), "audio": nn.ModuleDict({"layers": blocks})}
+    )
     with pytest.raises(UserError, match="no list of 3 layers"):
         layers_of(model, 3)
     model["decoder"] = nn.ModuleDict({"layers": nn.ModuleList(nn.Identity() for _ in range(3))})

@@ -3,10 +3,11 @@ import hashlib
 import pytest
 import torch
 
-from metasae import UserError, recipe
-from metasae.data import files_of_text
-from metasae.data.host import Host, activations_at
-from metasae.data.model_folder import local_folder
+from metasae import UserError
+from metasae.data.model.host import Host, activations_at
+from metasae.data.model.model_folder import local_folder
+from metasae.data.text import files_of_text
+from metasae.recipe import recipe
 
 FAMILIES = ["gpt2", "llama", "neox", "gemma2", "bert", "mistral", "qwen2", "qwen3", "gemma3", "roberta"]
 ENCODERS = ("bert", "roberta")
@@ -74,7 +75,11 @@ def test_fingerprints_tell_hosts_apart(load, build, tmp_path):
     host.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
     del host.fingerprint
     assert host.fingerprint == before
-    others = [load("gpt2", "blocks.2.hook_resid_pre"), load("gpt2", "blocks.1.hook_resid_pre", bos=False), load("llama", "blocks.1.hook_resid_pre")]
+    others = [
+        load("gpt2", "blocks.2.hook_resid_pre"),
+        load("gpt2", "blocks.1.hook_resid_pre", bos=False),
+        load("llama", "blocks.1.hook_resid_pre"),
+    ]
     others.append(Host.load(recipe.Model(path=str(build("gpt2")), dtype="bf16"), "blocks.1.hook_resid_pre"))
     changed = load("gpt2", "blocks.1.hook_resid_pre")
     with torch.no_grad():

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metasae import UserError, recipe
-from metasae.data import loading
-from metasae.data.host import Host
-from metasae.data.loading import load_model, pick_dtype
+from metasae import UserError
+from metasae.data.model import loading
+from metasae.data.model.host import Host
+from metasae.data.model.loading import load_model, pick_dtype
+from metasae.recipe import recipe
 
 CPU = torch.device("cpu")
 POINT = "blocks.1.hook_resid_pre"
@@ -49,7 +50,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
             return self.send(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": f"Invalid rev id: {asked}"})
         commit = commits[revision]
         if kind == "revision":
-            return self.send(200, {"Content-Type": "application/json"}, json.dumps({"id": repository, "sha": commit}).encode())
+            return self.send(
+                200, {"Content-Type": "application/json"}, json.dumps({"id": repository, "sha": commit}).encode()
+            )
         path = folders[revision].joinpath(*file)
         if kind != "resolve" or not path.is_file():
             return self.send(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
@@ -85,7 +88,9 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     # transformers 4 has its own
     monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # made once, with the address of its time
+    monkeypatch.setattr(
+        transformers.utils.hub, "_hf_api", None, raising=False
+    )  # made once, with the address of its time
     yield server
     server.shutdown()
     server.server_close()
@@ -122,9 +127,24 @@ def test_folders_and_packages_that_hold_no_model(tmp_path):
 @pytest.mark.parametrize(
     ("status", "code", "message", "says"),
     [
-        (403, "GatedRepo", "You are not in the authorized list.", "is gated .You are not in .*ask for access at .*HF_TOKEN"),
-        (404, "RepoNotFound", "Repository not found", "no model 'lab/m', or it is private .Repository not found.; check model.name"),
-        (404, "RevisionNotFound", "Invalid rev id: v9", "has no revision 'v9' .Invalid rev id: v9.; set model.revision"),
+        (
+            403,
+            "GatedRepo",
+            "You are not in the authorized list.",
+            "is gated .You are not in .*ask for access at .*HF_TOKEN",
+        ),
+        (
+            404,
+            "RepoNotFound",
+            "Repository not found",
+            "no model 'lab/m', or it is private .Repository not found.; check model.name",
+        ),
+        (
+            404,
+            "RevisionNotFound",
+            "Invalid rev id: v9",
+            "has no revision 'v9' .Invalid rev id: v9.; set model.revision",
+        ),
         (404, "EntryNotFound", "Entry not found", "cannot load the model 'lab/m'.*config.json.*; check model.name"),
         (403, "", "token has expired", "does not hand out the model 'lab/m' .token has expired.*HF_TOKEN"),
     ],
@@ -160,7 +180,9 @@ def test_a_lost_connection(hub, monkeypatch):
 def test_revisions_and_offline_use(hub, build, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    other = changed(build("gpt2"), tmp_path / "other", lambda tensors: {name: tensor * 1.5 for name, tensor in tensors.items()})
+    other = changed(
+        build("gpt2"), tmp_path / "other", lambda tensors: {name: tensor * 1.5 for name, tensor in tensors.items()}
+    )
     hub.repositories["lab/m"] = {"main": build("gpt2"), "v2": other}
     by_revision = {revision: recipe.Model(name="lab/m", revision=revision, dtype="fp32") for revision in ("", "v2")}
     first, second = (Host.load(model, POINT) for model in by_revision.values())
@@ -203,11 +225,17 @@ def test_a_models_own_code_runs_only_when_asked_for(build, tmp_path):
 
 def test_weights_that_the_files_lack_are_named(build, tmp_path):
     """transformers would fill them with random numbers."""
-    lacking = {name: tensor for name, tensor in load_file(build("llama") / "model.safetensors").items() if "layers.1.mlp" not in name}
+    lacking = {
+        name: tensor
+        for name, tensor in load_file(build("llama") / "model.safetensors").items()
+        if "layers.1.mlp" not in name
+    }
     folder = changed(build("llama"), tmp_path / "lacking", lambda _: lacking)
     refused(r"lack the weights 'model\.layers\.1\.mlp\.down_proj\.weight' and 2 more", path=str(folder))
     # an encoder's pooler is read by nobody here; its files often lack it
-    encoder = {name: tensor for name, tensor in load_file(build("bert") / "model.safetensors").items() if "pooler" not in name}
+    encoder = {
+        name: tensor for name, tensor in load_file(build("bert") / "model.safetensors").items() if "pooler" not in name
+    }
     folder = changed(build("bert"), tmp_path / "encoder", lambda _: encoder)
     assert Host.load(recipe.Model(path=str(folder)), POINT).d == 32
 
@@ -217,7 +245,11 @@ def test_damaged_weights(build, tmp_path):
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     refused("cannot load the model .*SafetensorError", path=str(tmp_path / "cut"))
-    folder = changed(build("gpt2"), tmp_path / "shapes", lambda tensors: {name: tensor[:-1].clone() for name, tensor in tensors.items()})
+    folder = changed(
+        build("gpt2"),
+        tmp_path / "shapes",
+        lambda tensors: {name: tensor[:-1].clone() for name, tensor in tensors.items()},
+    )
     refused("cannot load the model", path=str(folder))
 
 
@@ -226,7 +258,9 @@ def test_memory_that_does_not_suffice(build, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(loading, "_load", full)
-    refused("does not fit into the GPU's memory; set model.dtype=bf16 or model.device_map=auto", path=str(build("gpt2")))
+    refused(
+        "does not fit into the GPU's memory; set model.dtype=bf16 or model.device_map=auto", path=str(build("gpt2"))
+    )
 
 
 def test_a_device_map_needs_accelerate(build, monkeypatch):
@@ -240,7 +274,9 @@ def test_a_device_map_needs_accelerate(build, monkeypatch):
 
 def test_a_device_map_changes_no_number(build):
     pytest.importorskip("accelerate")
-    plain, spread = (Host.load(recipe.Model(path=str(build("llama")), device_map=each, dtype="fp32"), POINT) for each in ("", "auto"))
+    plain, spread = (
+        Host.load(recipe.Model(path=str(build("llama")), device_map=each, dtype="fp32"), POINT) for each in ("", "auto")
+    )
     ids = torch.randint(5, 300, (2, 9))
     mask = torch.ones_like(ids)
     assert torch.equal(plain.activations(ids, mask).cpu(), spread.activations(ids, mask).cpu())

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from metasae import UserError
-from metasae.data.lock import LOCK, locked
-from metasae.progress import SILENT
+from metasae.data.cache.lock import LOCK, locked
+from metasae.progress.progress import SILENT
 
 pytest.importorskip("fcntl")
 

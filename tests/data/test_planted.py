@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from metasae.data.planted import Plan, firing_probabilities, plant, true_phi
-from metasae.data.planted_split import CHUNK, PlantedSplit
-from metasae.data.stream import Stream
+from metasae.data.cache.stream import Stream
+from metasae.data.planted.planted import Plan, firing_probabilities, plant, true_phi
+from metasae.data.planted.planted_split import CHUNK, PlantedSplit
 from metasae.measures.firing.blocks import document_blocks
 
 MIXED = Plan(
@@ -61,7 +61,18 @@ def every_outcome(world):
 
 
 def test_probabilities_against_every_outcome():
-    plan = Plan(d=8, independent=1, parents=1, words=1, sense_shares=(0.7, 0.3), atoms=3, composites=2, composite_sizes=(2,), topics=2, boost=1.5)
+    plan = Plan(
+        d=8,
+        independent=1,
+        parents=1,
+        words=1,
+        sense_shares=(0.7, 0.3),
+        atoms=3,
+        composites=2,
+        composite_sizes=(2,),
+        topics=2,
+        boost=1.5,
+    )
     world = plant(replace(plan, top_rate=0.3), 3)
     # a grandchild too: the second child hangs under the first
     first, second = np.flatnonzero(world.parent >= 0)
@@ -85,11 +96,15 @@ def test_probabilities_by_hand():
         both = firing_probabilities(alone({"groups": 1, "rho": rho}, [0.5, 0.5]), pair)[2][0]
         assert both == pytest.approx(0.25 + math.asin(rho) / (2 * math.pi), abs=1e-6)
     # a child on 1 in 2 of its parent's tokens: phi = (.1 - .02) / sqrt(.2 .8 .1 .9)
-    assert true_phi(alone({"parents": 1, "children": 1}, [0.2, 0.5]), pair)[0] == pytest.approx(0.08 / math.sqrt(0.2 * 0.8 * 0.1 * 0.9))
+    assert true_phi(alone({"parents": 1, "children": 1}, [0.2, 0.5]), pair)[0] == pytest.approx(
+        0.08 / math.sqrt(0.2 * 0.8 * 0.1 * 0.9)
+    )
     # senses never meet: phi = -sqrt(p q / ((1 - p) (1 - q)))
     assert true_phi(alone({"words": 1}, [0.2, 0.1]), pair)[0] == pytest.approx(-math.sqrt(0.2 * 0.1 / (0.8 * 0.9)))
     # two atoms, on by themselves never, as a composite 1 time in 10: always together
-    assert true_phi(alone({"atoms": 2, "composites": 1, "composite_sizes": (2,)}, [0, 0, 0.1]), pair)[0] == pytest.approx(1)
+    assert true_phi(alone({"atoms": 2, "composites": 1, "composite_sizes": (2,)}, [0, 0, 0.1]), pair)[
+        0
+    ] == pytest.approx(1)
     assert np.isnan(true_phi(alone({"independent": 2}, [0.0, 0.4]), pair)[0])
     assert len(true_phi(alone({"independent": 2}, [0.1, 0.4]), np.zeros((0, 2), int))) == 0
 
@@ -113,7 +128,10 @@ def test_a_negative_correlation_keeps_the_rates():
     world = alone({"groups": 1, "rho": -0.9}, [0.3, 0.1])
     on = PlantedSplit(world, 40_000, 0).activations.toarray() > 0
     np.testing.assert_allclose(on.mean(0), [0.3, 0.1], atol=0.008)
-    assert np.corrcoef(on.T)[0, 1] == pytest.approx(true_phi(world, np.array([[0, 1]]))[0], abs=0.02) and np.corrcoef(on.T)[0, 1] < -0.15
+    assert (
+        np.corrcoef(on.T)[0, 1] == pytest.approx(true_phi(world, np.array([[0, 1]]))[0], abs=0.02)
+        and np.corrcoef(on.T)[0, 1] < -0.15
+    )
 
 
 def test_what_fires_together():
@@ -205,14 +223,22 @@ def test_a_seed_decides_everything_and_a_longer_sample_begins_with_the_shorter()
 
 def test_a_split_like_any_other():
     split = PlantedSplit(plant(MIXED, 0), 130, 0)
-    assert split.documents.tolist() == [t // 20 for t in range(130)] and split.positions.tolist() == [t % 20 for t in range(130)]
-    assert [len(block) for block in split.blocks(50)] == [50, 50, 30] and torch.equal(torch.cat(list(split.blocks(50))), split.x)
+    assert split.documents.tolist() == [t // 20 for t in range(130)] and split.positions.tolist() == [
+        t % 20 for t in range(130)
+    ]
+    assert [len(block) for block in split.blocks(50)] == [50, 50, 30] and torch.equal(
+        torch.cat(list(split.blocks(50))), split.x
+    )
     assert torch.equal(split.rows(np.array([3, 129, 3])), split.x[[3, 129, 3]])
     batch = Stream(split, 16, 0).next()
     assert batch.shape == (16, 24) and batch.dtype == torch.float32
     assert len(document_blocks(split.documents, 3)) == 130
     empty = PlantedSplit(plant(MIXED, 0), 0, 0)
-    assert empty.x.shape == (0, 24) and list(empty.blocks(5)) == [] and empty.activations.shape == (0, plant(MIXED, 0).n_features)
+    assert (
+        empty.x.shape == (0, 24)
+        and list(empty.blocks(5)) == []
+        and empty.activations.shape == (0, plant(MIXED, 0).n_features)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from metasae.data.planted_cache import PlantedCache
+from metasae.data.planted.planted_cache import PlantedCache
 from metasae.errors import UserError
 
 TOKENS = {"train": 500, "calibration": 200, "evaluation": 130}

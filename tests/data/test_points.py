@@ -6,12 +6,13 @@ import threading
 import pytest
 import torch
 
-from metasae import UserError, recipe
-from metasae.data import activations, cache_writer
-from metasae.data.activations import fingerprint_of, harvest, harvest_points, identity
-from metasae.data.cache import UNFINISHED, open_cache
-from metasae.data.lock import LOCK, locked
-from metasae.progress import SILENT
+from metasae import UserError
+from metasae.data.cache import activations, cache_writer
+from metasae.data.cache.activations import fingerprint_of, harvest, harvest_points, identity
+from metasae.data.cache.cache import UNFINISHED, open_cache
+from metasae.data.cache.lock import LOCK, locked
+from metasae.progress.progress import SILENT
+from metasae.recipe import recipe
 
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.2, evaluation_share=0.3)
 SPEC = recipe.Harvest(dtype="bf16", batch_tokens=60, shard_tokens=200)
@@ -51,7 +52,14 @@ def files_of(folder):
 
 
 def together(host, root, stories, points=POINTS, **changes):
-    values = {"text": TEXT, "harvest": SPEC, "folder_of": lambda key: root / key[:16], "tokens": TOKENS, "documents": stories, **changes}
+    values = {
+        "text": TEXT,
+        "harvest": SPEC,
+        "folder_of": lambda key: root / key[:16],
+        "tokens": TOKENS,
+        "documents": stories,
+        **changes,
+    }
     return harvest_points(host, points, **values)
 
 
@@ -129,7 +137,9 @@ def whole(host, stories, tmp_path, passes):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Killed])
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_stopped_harvest_goes_on_to_the_same_bytes(host, apart, stories, tmp_path, passes, whole, monkeypatch, error, share):
+def test_a_stopped_harvest_goes_on_to_the_same_bytes(
+    host, apart, stories, tmp_path, passes, whole, monkeypatch, error, share
+):
     monkeypatch.setattr(cache_writer, "SECONDS_BETWEEN_NOTES", 0.0 if error is Killed else 1e9)
     passes.stop, passes.error = max(int(share * whole), 1), error
     with pytest.raises(error):
@@ -219,7 +229,10 @@ def test_what_cannot_be_gone_on_with_starts_anew(host, apart, stories, tmp_path,
 def test_other_counts_of_tokens_start_anew(host, stories, tmp_path, passes):
     interrupted(host, tmp_path, stories, passes)
     tokens = {**TOKENS, "train": 500}
-    fewer, direct = together(host, tmp_path, stories, tokens=tokens), together(host, tmp_path / "direct", stories, tokens=tokens)
+    fewer, direct = (
+        together(host, tmp_path, stories, tokens=tokens),
+        together(host, tmp_path / "direct", stories, tokens=tokens),
+    )
     for point in POINTS:
         assert files_of(fewer[point].folder) == files_of(direct[point].folder)
 
@@ -258,4 +271,6 @@ def test_a_second_harvest_waits_and_uses_the_firsts_cache(host, apart, stories, 
             if file.name != LOCK:
                 shutil.copy(file, tmp_path)
     thread.join(60)
-    assert "waiting for it" in said[0] and torch.equal(done[0].split("train").rows([5]), open_cache(apart[POINTS[0]]).split("train").rows([5]))
+    assert "waiting for it" in said[0] and torch.equal(
+        done[0].split("train").rows([5]), open_cache(apart[POINTS[0]]).split("train").rows([5])
+    )

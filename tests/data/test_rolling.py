@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from metasae import UserError, recipe
-from metasae.data import rolling as module
-from metasae.data.activations import harvest
-from metasae.data.rolling import RollingHarvest
+from metasae import UserError
+from metasae.data.cache import rolling as module
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.rolling import RollingHarvest
+from metasae.recipe import recipe
 
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.2, evaluation_share=0.3)
 SPEC = recipe.Harvest(dtype="fp32", batch_tokens=20, shard_tokens=150, window_tokens=500)
@@ -30,14 +31,24 @@ def taken(rolling, count):
     out = []
     for number in range(count):
         window, split = rolling.window(number)
-        out.append((window, split.tokens.copy(), split.documents.copy(), split.positions.copy(), split.rows(torch.arange(len(split)))))
+        out.append(
+            (
+                window,
+                split.tokens.copy(),
+                split.documents.copy(),
+                split.positions.copy(),
+                split.rows(torch.arange(len(split))),
+            )
+        )
         rolling.drop(number)
     return out
 
 
 def test_windows_in_turn_are_the_training_text_of_one_harvest(rolling, host, stories, tmp_path):
     windows = taken(rolling, 4)
-    whole = harvest(host, TEXT, SPEC, tmp_path / "whole", {"train": sum(len(each[1]) for each in windows)}, documents=stories).split("train")
+    whole = harvest(
+        host, TEXT, SPEC, tmp_path / "whole", {"train": sum(len(each[1]) for each in windows)}, documents=stories
+    ).split("train")
     for column, place in (("tokens", 1), ("documents", 2), ("positions", 3)):
         assert np.array_equal(np.concatenate([each[place] for each in windows]), getattr(whole, column))
     rows = torch.cat([each[4] for each in windows])
@@ -88,7 +99,11 @@ def test_closing_ends_what_is_harvested_ahead_behind_its_pool(rolling, host, sto
     undisturbed = taken(rolling, 1)
     closed = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "closed", documents=stories)
     pools, run_pool = [], module.run_pool
-    monkeypatch.setattr(closed, "host", SimpleNamespace(**{name: getattr(host, name) for name in ("d", "name", "tokenizer", "frame", "pad_id")}))
+    monkeypatch.setattr(
+        closed,
+        "host",
+        SimpleNamespace(**{name: getattr(host, name) for name in ("d", "name", "tokenizer", "frame", "pad_id")}),
+    )
     closed.host.device = torch.device("cuda")
 
     def until_closed(hosts, *rest):
@@ -130,7 +145,9 @@ def test_a_text_that_does_not_fill_a_batch_is_refused(host, stories, tmp_path):
 def test_windows_of_another_harvest_are_refused(rolling, host, stories):
     rolling.window(0)
     with pytest.raises(UserError, match="another harvest"):
-        RollingHarvest(host, TEXT, SPEC.model_copy(update={"window_tokens": 900}), BATCH, rolling.folder, documents=stories)
+        RollingHarvest(
+            host, TEXT, SPEC.model_copy(update={"window_tokens": 900}), BATCH, rolling.folder, documents=stories
+        )
     with pytest.raises(UserError, match="another harvest"):
         RollingHarvest(host, TEXT.model_copy(update={"context": 8}), SPEC, BATCH, rolling.folder, documents=stories)
 
@@ -147,6 +164,8 @@ class Text:
 
 def test_a_text_that_changed_is_refused(host, stories, tmp_path):
     taken(RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "windows", documents=Text(stories)), 2)
-    changed = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "windows", documents=Text([story + " indeed" for story in stories]))
+    changed = RollingHarvest(
+        host, TEXT, SPEC, BATCH, tmp_path / "windows", documents=Text([story + " indeed" for story in stories])
+    )
     with pytest.raises(UserError, match="has changed"):
         changed.window(2)

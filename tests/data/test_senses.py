@@ -38,7 +38,11 @@ def mixed(count=12):
 def expected_row(host, occurrence):
     """The plain way: the sentence alone, tokens counted one by one until the target's last character is covered."""
     ids = host.tokenizer(occurrence.sentence, add_special_tokens=False)["input_ids"]
-    upto = next(n for n in range(1, len(ids) + 1) if len(host.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)) >= occurrence.stop)
+    upto = next(
+        n
+        for n in range(1, len(ids) + 1)
+        if len(host.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)) >= occurrence.stop
+    )
     framed = torch.tensor([[*host.frame.prefix, *ids, *host.frame.suffix]])
     return host.activations(framed, torch.ones_like(framed))[0, len(host.frame.prefix) + upto - 1]
 
@@ -102,7 +106,11 @@ def test_activations_are_those_of_the_targets_last_token(load, tmp_path, monkeyp
     file = write(tmp_path / "a.jsonl", mixed())
     (found,) = sense_activations(host, [file], minimum=2)
     assert (found.word, found.senses, found.point, found.skipped, found.rare) == ("mill", ("A", "B"), POINT, {}, {})
-    assert found.sense.tolist() == [i % 2 for i in range(12)] and found.sizes.tolist() == [6, 6] and found.sentence.tolist() == list(range(12))
+    assert (
+        found.sense.tolist() == [i % 2 for i in range(12)]
+        and found.sizes.tolist() == [6, 6]
+        and found.sentence.tolist() == list(range(12))
+    )
     assert found.x.dtype == torch.float32 and found.n_tokens == 12
     for row, occurrence in zip(found.x, read_senses(file), strict=True):
         assert torch.allclose(row, expected_row(host, occurrence), atol=1e-5)
@@ -150,7 +158,13 @@ def test_long_sentences_are_cut_round_the_target(load, family, place):
 def test_what_is_left_out_is_counted(load, tmp_path):
     host = load("bert", POINT)
     lines = mixed(8)
-    lines += [lines[0], lines[0], line(target="\u00ad mill " * 40, sense="A"), line(sense="C"), line(word="dam", target="dam", sense="A")]
+    lines += [
+        lines[0],
+        lines[0],
+        line(target="\u00ad mill " * 40, sense="A"),
+        line(sense="C"),
+        line(word="dam", target="dam", sense="A"),
+    ]
     said = []
     progress = type("Said", (senses.Progress,), {"say": lambda self, text: said.append(text)})(enabled=False)
     (found,) = sense_activations(host, [write(tmp_path / "a.jsonl", lines)], context=24, minimum=2, progress=progress)
@@ -169,7 +183,10 @@ def test_a_target_without_tokens_is_counted(load, tmp_path, monkeypatch):
         def __call__(self, texts, **options):
             found = tokenizer(texts, **options)
             offsets = zip(texts, found["offset_mapping"], strict=True)
-            return {**found, "offset_mapping": [[(0, 0)] * len(row) if "gone" in text else row for text, row in offsets]}
+            return {
+                **found,
+                "offset_mapping": [[(0, 0)] * len(row) if "gone" in text else row for text, row in offsets],
+            }
 
     monkeypatch.setattr(host, "tokenizer", Deaf())
     (found,) = sense_activations(host, [write(tmp_path / "a.jsonl", [*mixed(8), line(before="gone")])], minimum=2)

@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import save_file
 
 from metasae import UserError
-from metasae.data import shards
-from metasae.data.shards import COLUMNS, ShardWriter
+from metasae.data.cache import shards
+from metasae.data.cache.shards import COLUMNS, ShardWriter
 
 ROWS = 20
 

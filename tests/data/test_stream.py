@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metasae import UserError
-from metasae.data.prefetch import Prefetch
-from metasae.data.stream import Stream, _indices
+from metasae.data.cache.prefetch import Prefetch
+from metasae.data.cache.stream import Stream, _indices
 
 
 class Rows:
@@ -118,8 +118,8 @@ def test_prefetch_passes_items_and_errors_on_in_order():
 
 
 def test_a_real_cache(load, stories, tmp_path):
-    from metasae import recipe
-    from metasae.data.activations import harvest
+    from metasae.data.cache.activations import harvest
+    from metasae.recipe import recipe
 
     from .test_activations import SPEC, doctor
 
@@ -132,8 +132,11 @@ def test_a_real_cache(load, stories, tmp_path):
     assert torch.equal(x_BD, split.rows(order) * 0.5)
     assert len(np.unique(split.documents[order.numpy()])) > 0.9 * len(np.unique(split.documents))
     doctor(cache, "train-00001.safetensors")
-    from metasae.data.cache import open_cache
+    from metasae.data.cache.cache import open_cache
 
-    with Stream(open_cache(tmp_path).split("train"), batch=1500, seed=0) as stream, pytest.raises(UserError, match="train-00001"):
+    with (
+        Stream(open_cache(tmp_path).split("train"), batch=1500, seed=0) as stream,
+        pytest.raises(UserError, match="train-00001"),
+    ):
         for _ in range(2):
             stream.next()

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from metasae import UserError, recipe
-from metasae.data.text import documents, identity, split_of
+from metasae import UserError
+from metasae.data.text.text import documents, identity, split_of
+from metasae.recipe import recipe
 
 
 def read(source, **more):

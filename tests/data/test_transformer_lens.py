@@ -6,15 +6,23 @@ import shutil
 import pytest
 import torch
 
-from metasae import recipe
-from metasae.data.host import Host, activations_at
+from metasae.data.model.host import Host, activations_at
+from metasae.recipe import recipe
 
 lens = pytest.importorskip("transformer_lens")
 
 KINDS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 BERT_KINDS = (*KINDS, "normalized_resid_post")
 NEOX_KINDS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-CASES = {"gpt2": KINDS, "neox": NEOX_KINDS, "neox-sequential": KINDS, "llama": KINDS, "mistral": KINDS, "qwen2": KINDS, "qwen3": KINDS}
+CASES = {
+    "gpt2": KINDS,
+    "neox": NEOX_KINDS,
+    "neox-sequential": KINDS,
+    "llama": KINDS,
+    "mistral": KINDS,
+    "qwen2": KINDS,
+    "qwen3": KINDS,
+}
 CASES |= {"gemma2": KINDS, "bert": BERT_KINDS}
 
 
@@ -32,11 +40,17 @@ def hooked_model(family, model, folder):
     from transformer_lens import loading_from_pretrained as loading
 
     by_hand = family == "gemma2"
-    config = gemma2_config(model.config) if by_hand else loading.get_pretrained_model_config(str(folder), fold_ln=False, device="cpu")
+    config = (
+        gemma2_config(model.config)
+        if by_hand
+        else loading.get_pretrained_model_config(str(folder), fold_ln=False, device="cpu")
+    )
     made = (lens.HookedEncoder if family == "bert" else lens.HookedTransformer)(config)
     left = made.load_state_dict(loading.get_pretrained_state_dict(str(folder), config, model), strict=False)
     # buffers only: masks and the tables of rotary positions, and for models without one the unembedding's bias
-    assert not left.unexpected_keys and all(key.split(".")[-1] in ("mask", "IGNORE", "rotary_sin", "rotary_cos", "b_U") for key in left.missing_keys)
+    assert not left.unexpected_keys and all(
+        key.split(".")[-1] in ("mask", "IGNORE", "rotary_sin", "rotary_cos", "b_U") for key in left.missing_keys
+    )
     return made
 
 
@@ -83,7 +97,9 @@ def prepared(family, build, folder):
     model = noisy(loader.from_pretrained(folder))
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    extra = {"bert": {"architectures": ["BertForMaskedLM"]}, "gpt2": {"n_ctx": config.get("n_positions")}}.get(family, {})
+    extra = {"bert": {"architectures": ["BertForMaskedLM"]}, "gpt2": {"n_ctx": config.get("n_positions")}}.get(
+        family, {}
+    )
     (folder / "config.json").write_text(json.dumps(config | extra))
     return Host.load(recipe.Model(path=str(folder), dtype="fp32"), "blocks.0.hook_resid_pre"), model
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metasae import UserError
-from metasae.data.windows import Frame, Window, cut, pad, tokenise
+from metasae.data.text.windows import Frame, Window, cut, pad, tokenise
 from sources import tokenizer_for
 
 GPT = tokenizer_for("gpt2", bos=True)
@@ -18,7 +18,9 @@ def test_nothing_is_lost_or_repeated(documents, context):
     for number, document, tokens in tokenise(GPT, enumerate(documents)):
         assert document == documents[number]
         windows = list(cut(tokens, number, room))
-        assert all(0 < len(window) <= room for window in windows) and all(len(window) == room for window in windows[:-1])
+        assert all(0 < len(window) <= room for window in windows) and all(
+            len(window) == room for window in windows[:-1]
+        )
         whole = np.concatenate([window.tokens for window in windows]) if windows else np.empty(0, int)
         assert whole.tolist() == GPT(document, add_special_tokens=False)["input_ids"]
         assert GPT.decode(whole.tolist(), clean_up_tokenization_spaces=False) == document
@@ -27,7 +29,7 @@ def test_nothing_is_lost_or_repeated(documents, context):
 
 def test_large_documents_do_not_depend_on_the_batches(monkeypatch, stories):
     once = [tokens.tolist() for _, _, tokens in tokenise(GPT, enumerate(stories))]
-    monkeypatch.setattr("metasae.data.windows.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("metasae.data.text.windows.BATCH_CHARACTERS", 500)
     assert once == [tokens.tolist() for _, _, tokens in tokenise(GPT, enumerate(stories))]
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from metasae.device import keep_freed_memory
 from metasae.doctor.machine import peak_resident
-from metasae.memory import keep_freed_memory
-from metasae.parallel import ranks as ranks_module
-from metasae.parallel.trainer import trainer_of
-from metasae.recipe import Recipe
+from metasae.ranks import ranks as ranks_module
+from metasae.recipe.recipe import Recipe
+from metasae.train.sharded.trainer import trainer_of
 
 
 def watched(call, counted):
@@ -46,7 +46,10 @@ def four_steps(ranks, recipes, d):
     """What a rank says of four steps of each recipe. It runs in a process of its own, so what it replaces stays replaced."""
     keep_freed_memory()
     counted = [0]
-    dist.all_reduce, ranks_module._all_gather = watched(dist.all_reduce, counted), watched(ranks_module._all_gather, counted)
+    dist.all_reduce, ranks_module._all_gather = (
+        watched(dist.all_reduce, counted),
+        watched(ranks_module._all_gather, counted),
+    )
     trained(Recipe.load({"sae": {"n": 64}, "meta": {"n": 8}, "train": {"batch": 64}}), 8, 2, ranks, counted)
     told = []
     for values in recipes:

@@ -10,7 +10,10 @@ def test_a_card_is_found_in_any_case():
     assert card("H200") is card(" h200 ") is CARDS["h200"]
 
 
-@pytest.mark.parametrize(("name", "hint"), [("h20", "did you mean 'h200'"), ("a100-8", "did you mean 'a100-80'"), ("zzz", "known: a100-40, a100-80")])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("h20", "did you mean 'h200'"), ("a100-8", "did you mean 'a100-80'"), ("zzz", "known: a100-40, a100-80")],
+)
 def test_an_unknown_card_is_one_line_with_the_nearest(name, hint):
     with pytest.raises(UserError) as error:
         card(name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metasae.doctor import estimate
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sae.gradients import matmul_dtype
 
 MB = 1 << 20
@@ -23,7 +23,7 @@ def data_bytes(file):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_the_cache_is_exact(load, stories, tmp_path, dtype):
-    from metasae.data.activations import harvest
+    from metasae.data.cache.activations import harvest
 
     recipe = Recipe.load(
         {
@@ -33,7 +33,14 @@ def test_the_cache_is_exact(load, stories, tmp_path, dtype):
             "measure": {"tokens": 900, "calibration_tokens": 800},
         }
     )
-    harvest(load("gpt2", "blocks.1.hook_resid_pre"), recipe.text, recipe.harvest, tmp_path, recipe.split_tokens, documents=stories)
+    harvest(
+        load("gpt2", "blocks.1.hook_resid_pre"),
+        recipe.text,
+        recipe.harvest,
+        tmp_path,
+        recipe.split_tokens,
+        documents=stories,
+    )
     written = sum(data_bytes(file) for file in tmp_path.glob("*-?????.safetensors"))
     assert written == estimate.cache_bytes(recipe, 32) == 3700 * (32 * {"bf16": 2, "fp32": 4}[dtype] + 12)
 
@@ -52,7 +59,11 @@ def test_an_sae_and_a_checkpoint_are_exact(batches, small_recipe, tmp_path):
     sae = trainer.export(1.0, {})["primary"]
     sae.threshold = torch.zeros(48)
     sae.save(tmp_path / "sae")
-    assert data_bytes(tmp_path / "sae" / "sae_weights.safetensors") == estimate.sae_bytes(48, 16) == 4 * (2 * 48 * 16 + 2 * 48 + 16)
+    assert (
+        data_bytes(tmp_path / "sae" / "sae_weights.safetensors")
+        == estimate.sae_bytes(48, 16)
+        == 4 * (2 * 48 * 16 + 2 * 48 + 16)
+    )
 
 
 def test_the_run_folder_by_hand():
@@ -80,7 +91,9 @@ def test_windows_by_hand():
     assert here.windows == 1800 * (8 * 2 + 12) and there.windows == 2 * here.windows
     assert estimate.needs(whole, 8, 0, on_gpu=True).windows == 0
     # every one of six arms keeps its checkpoint, and one is written anew
-    assert here.run_folder - here.windows == estimate.run_folder_bytes(whole, 8) + 5 * estimate.checkpoint_bytes(whole, 8)
+    assert here.run_folder - here.windows == estimate.run_folder_bytes(whole, 8) + 5 * estimate.checkpoint_bytes(
+        whole, 8
+    )
     # the next window is harvested while an arm trains
     assert there.gpu == 1000 + there.forward + there.train
 
@@ -88,7 +101,11 @@ def test_windows_by_hand():
 def test_an_arm_without_a_meta_sae_needs_less():
     cases = (("solo", 0.3), ("joint", 0.3), ("joint", 0.0))
     solo, joint, free = (Recipe.load({"arms": [arm], "train": {"lambda2": weight}}) for arm, weight in cases)
-    for size in (estimate.checkpoint_bytes, estimate.run_folder_bytes, lambda recipe, d: estimate.train_bytes(recipe, d, 2)):
+    for size in (
+        estimate.checkpoint_bytes,
+        estimate.run_folder_bytes,
+        lambda recipe, d: estimate.train_bytes(recipe, d, 2),
+    ):
         assert size(solo, 64) == size(free, 64) < size(joint, 64)
 
 
@@ -108,9 +125,9 @@ def test_what_was_measured_takes_the_place_of_arithmetic():
 
 CHILD = """
 import json, sys, torch
-from metasae.memory import keep_freed_memory
+from metasae.device import keep_freed_memory
 from metasae.doctor.machine import peak_resident
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.train.trainer import Trainer
 keep_freed_memory()
 warm = Trainer(Recipe.load({"sae": {"n": 64}, "meta": {"n": 8}}), "joint", 0, torch.zeros(8))
@@ -131,6 +148,10 @@ def test_memory_of_training_is_that_of_a_process_that_trains(arm, n, batch):
     """Large enough that what the libraries allocate for themselves counts little."""
     values = {"sae": {"n": n, "k": 16}, "meta": {"n": n // 11}, "train": {"batch": batch}, "arms": [arm]}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps(values)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(values)], capture_output=True, text=True, env=environment
+    )
     width = matmul_dtype("auto", torch.device("cpu")).itemsize
-    assert estimate.train_bytes(Recipe.load(values), 512, width)[0] == pytest.approx(int(done.stdout), rel=0.3), done.stderr
+    assert estimate.train_bytes(Recipe.load(values), 512, width)[0] == pytest.approx(int(done.stdout), rel=0.3), (
+        done.stderr
+    )

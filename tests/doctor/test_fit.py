@@ -6,7 +6,7 @@ import pytest
 from metasae.doctor import fit
 from metasae.doctor.estimate import Needs, needs
 from metasae.errors import UserError
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 
 GB = 10**9
 
@@ -94,7 +94,11 @@ def test_every_proposal_fits(seed):
             "measure": {"tokens": int(10 ** rng.uniform(4, 7)), "keep_firings": bool(rng.integers(2))},
         }
     )
-    place = room(memory=float(10 ** rng.uniform(0, 1.5)), cache=float(10 ** rng.uniform(0, 3)), run=float(10 ** rng.uniform(-1, 2)))
+    place = room(
+        memory=float(10 ** rng.uniform(0, 1.5)),
+        cache=float(10 ** rng.uniform(0, 3)),
+        run=float(10 ** rng.uniform(-1, 2)),
+    )
     found = fit.changes(recipe, needed, place)
     if found is not None:
         assert fit.shortages(needed(applied(recipe, found)), place) == []
@@ -105,19 +109,28 @@ def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
     small = Recipe.load("demo")
     fit.refuse_what_cannot_fit(small, 384, tmp_path / "runs" / "a")
     with pytest.raises(UserError, match=r"disk: .* TB needed, .* there; set harvest.window_tokens=\d+ ") as caught:
-        fit.refuse_what_cannot_fit(applied(small, [("harvest.tokens", 0), ("train.tokens", 10**12)]), 384, tmp_path / "runs" / "a")
+        fit.refuse_what_cannot_fit(
+            applied(small, [("harvest.tokens", 0), ("train.tokens", 10**12)]), 384, tmp_path / "runs" / "a"
+        )
     assert "\n" not in str(caught.value)
     # where training reads cached tokens again, fewer of them are cached; windows would not keep them
     with pytest.raises(UserError, match=r"disk: .* there; set harvest.tokens=\d+ ") as caught:
-        fit.refuse_what_cannot_fit(applied(small, [("harvest.tokens", 10**12), ("train.tokens", 10**13)]), 384, tmp_path / "runs" / "a")
+        fit.refuse_what_cannot_fit(
+            applied(small, [("harvest.tokens", 10**12), ("train.tokens", 10**13)]), 384, tmp_path / "runs" / "a"
+        )
     assert "window" not in str(caught.value)
     with pytest.raises(UserError, match=r"memory: .* needed, .* there"):
-        fit.refuse_what_cannot_fit(applied(small, [("sae.n", 10**9), ("measure.keep_firings", False)]), 384, tmp_path / "runs" / "a")
+        fit.refuse_what_cannot_fit(
+            applied(small, [("sae.n", 10**9), ("measure.keep_firings", False)]), 384, tmp_path / "runs" / "a"
+        )
 
 
 def test_what_the_folders_hold_counts_as_free(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "free_disk", lambda folder: 1000)
-    for name, count in (("cache/train-00000.safetensors", 234), ("run/arms/solo-s0/primary/sae_weights.safetensors", 50_000)):
+    for name, count in (
+        ("cache/train-00000.safetensors", 234),
+        ("run/arms/solo-s0/primary/sae_weights.safetensors", 50_000),
+    ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(bytes(count))
     one = fit.disk_room(tmp_path / "run", tmp_path / "cache")
@@ -148,5 +161,11 @@ def test_a_run_whose_cache_is_there_is_not_refused_for_the_room_that_it_takes(tm
 
 
 def test_sizes_in_words():
-    assert [fit.size(count) for count in (0, 1500, 2.5e6, 3e9, 4.25e12)] == ["0 kB", "2 kB", "2.5 MB", "3 GB", "4.25 TB"]
+    assert [fit.size(count) for count in (0, 1500, 2.5e6, 3e9, 4.25e12)] == [
+        "0 kB",
+        "2 kB",
+        "2.5 MB",
+        "3 GB",
+        "4.25 TB",
+    ]
     assert [fit.shown(value) for value in (True, False, 3, "bf16")] == ["true", "false", "3", "bf16"]

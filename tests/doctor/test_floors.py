@@ -4,7 +4,7 @@ import pytest
 
 from metasae.doctor.cards import Card
 from metasae.doctor.floors import above_of, floor_of, parts_of
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 
 # 1 GFLOP/s in bf16, a quarter of that in fp32, 1 MB/s.
 SLOW = Card("slow", 1e9, 5e8, 2.5e8, 1e6, 1e9, 1e5)
@@ -14,7 +14,9 @@ D = 8
 @pytest.fixture
 def recipe():
     train = {"batch": 64, "n_primary_steps": 10, "n_meta_steps": 5}
-    return Recipe.load({"sae": {"n": 100, "k": 4}, "meta": {"n": 10, "k": 2}, "train": train, "arms": ["solo", "control", "joint"]})
+    return Recipe.load(
+        {"sae": {"n": 100, "k": 4}, "meta": {"n": 10, "k": 2}, "train": train, "arms": ["solo", "control", "joint"]}
+    )
 
 
 def test_products_and_bytes_by_hand(recipe):
@@ -50,7 +52,9 @@ def test_a_part_takes_the_longer_of_products_and_bytes(recipe):
 
 
 def test_arms_without_a_penalty_or_a_meta_sae_have_fewer_parts(recipe):
-    names = {arm: [part.name for part in parts_of(recipe, D, arm)] for arm in ("solo", "control", "joint", "sequential")}
+    names = {
+        arm: [part.name for part in parts_of(recipe, D, arm)] for arm in ("solo", "control", "joint", "sequential")
+    }
     assert names["solo"] == names["joint"][:4]
     assert names["control"] == names["sequential"] == [name for name in names["joint"] if name != "penalty"]
     free = Recipe.load(recipe.model_dump(mode="json"), {"train.lambda2": 0.0})
@@ -61,7 +65,9 @@ def test_prefixes_and_further_penalties_by_hand(recipe):
     """Three prefixes; every second step the further penalties, of 34 latents of 100 on the first of 3 ranks."""
     nd, od, bd = 100 * D, 34 * D, 64 * D
     further = {"train.penalties": {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.1}, "train.penalty_every": 2}
-    nested = Recipe.load(recipe.model_dump(mode="json"), {"sae.architecture": "matryoshka", "sae.prefixes": [0.1, 0.5], **further})
+    nested = Recipe.load(
+        recipe.model_dump(mode="json"), {"sae.architecture": "matryoshka", "sae.prefixes": [0.1, 0.5], **further}
+    )
     _, residual, weights, _, ortsae, c2r, cofiring, *_ = parts_of(nested, D, "joint", 3)
     assert residual.moved == 4 * od + 16 * bd and weights.moved == 8 * od + 16 * bd
     assert (ortsae.products, ortsae.moved, ortsae.gathered) == (100 * od, 2 * nd + 4 * od, 4 * od)
@@ -71,10 +77,14 @@ def test_prefixes_and_further_penalties_by_hand(recipe):
     assert cofiring.gathered == pytest.approx(0.34 * 64 * 12 * 4 * D)
     # fp32 is a quarter as fast on this card
     assert ortsae.floor(SLOW, 2) == pytest.approx(max(100 * od / 2.5e8, ortsae.moved / 1e6))
-    assert [part.name for part in parts_of(nested, D, "control", 3)] == [part.name for part in parts_of(recipe, D, "control", 3)]
+    assert [part.name for part in parts_of(nested, D, "control", 3)] == [
+        part.name for part in parts_of(recipe, D, "control", 3)
+    ]
 
 
-@pytest.mark.parametrize(("name", "d", "milliseconds"), [("paper-gpt2-large", 1280, 1.00), ("paper-gemma2-9b", 3584, 11.6)])
+@pytest.mark.parametrize(
+    ("name", "d", "milliseconds"), [("paper-gpt2-large", 1280, 1.00), ("paper-gemma2-9b", 3584, 11.6)]
+)
 def test_the_sums_of_the_page_on_scaling(name, d, milliseconds):
     """At the rates of that page, 790 TFLOP/s and 4 TB/s."""
     there = Card("page", 790e12, 395e12, 60e12, 4e12, 141e9, 450e9)

@@ -22,7 +22,11 @@ def root(tmp_path):
 
 def cgroup2(path, limit, used, droppable=0):
     base = f"sys/fs/cgroup{path}"
-    return {f"{base}/memory.max": limit, f"{base}/memory.current": used, f"{base}/memory.stat": f"anon 5\ninactive_file {droppable}\n"}
+    return {
+        f"{base}/memory.max": limit,
+        f"{base}/memory.current": used,
+        f"{base}/memory.stat": f"anon 5\ninactive_file {droppable}\n",
+    }
 
 
 def test_without_a_limit_it_is_what_the_system_says(root):
@@ -35,7 +39,11 @@ def test_a_limit_of_the_own_group(root):
 
 
 def test_the_tightest_of_nested_groups_counts(root):
-    files = {"proc/self/cgroup": "0::/jobs/one\n", **cgroup2("/jobs/one", 8 * GB, 1 * GB), **cgroup2("/jobs", 9 * GB, 8 * GB)}
+    files = {
+        "proc/self/cgroup": "0::/jobs/one\n",
+        **cgroup2("/jobs/one", 8 * GB, 1 * GB),
+        **cgroup2("/jobs", 9 * GB, 8 * GB),
+    }
     assert memory_of(root(**files)) == (8 * GB, 1 * GB, True)
 
 

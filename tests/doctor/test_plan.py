@@ -16,7 +16,7 @@ def no_hub(monkeypatch):
     def refuse():
         raise AssertionError("a plan for a known model asked for the hub")
 
-    monkeypatch.setattr("metasae.data.hub.unreachable", refuse)
+    monkeypatch.setattr("metasae.data.text.hub.unreachable", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def test_the_run_is_its_harvest_and_all_arms_and_seeds(large):
     arms = setup.step("solo").floor + setup.step("joint").floor
     assert large.figures["train"].value[0] == pytest.approx(steps * arms)
     assert large.figures["run"].value[0] == pytest.approx(steps * arms + setup.harvest[0])
-    assert large.figures["tokens"].value == pytest.approx((4096 / setup.step("joint").slow, 4096 / setup.step("joint").floor))
+    assert large.figures["tokens"].value == pytest.approx(
+        (4096 / setup.step("joint").slow, 4096 / setup.step("joint").floor)
+    )
     thrice = plan("paper-gpt2-large", 8, "h200", {"seeds": 3})
     assert thrice.figures["train"].value == pytest.approx([3 * seconds for seconds in large.figures["train"].value])
 
@@ -82,7 +84,11 @@ def test_a_folder_with_a_configuration_is_enough(build, tmp_path):
     folder = tmp_path / "bare"
     folder.mkdir()
     (folder / "config.json").write_text((build("gpt2") / "config.json").read_text())
-    made = plan({"model": {"path": str(folder)}, "hook": {"point": "blocks.1.hook_resid_pre"}, "sae": {"n": 64, "k": 4}}, 1, "h100")
+    made = plan(
+        {"model": {"path": str(folder)}, "hook": {"point": "blocks.1.hook_resid_pre"}, "sae": {"n": 64, "k": 4}},
+        1,
+        "h100",
+    )
     assert made.setup.shape.d == 32 and made.setup.shape.source == str(folder) and made.fits
 
 
@@ -92,7 +98,7 @@ def test_a_planted_world_needs_no_model():
 
 
 def test_a_model_that_nobody_knows_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr("metasae.data.hub.unreachable", lambda: "the hub cannot be reached")
+    monkeypatch.setattr("metasae.data.text.hub.unreachable", lambda: "the hub cannot be reached")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError) as error:
         plan("paper-gpt2-large", 1, "h100", {"model.name": "some/model"})
@@ -108,4 +114,7 @@ def test_numbers_in_words():
     assert shown(Figure((1.5e-3, 2e-3), "s", "stated", "")) == "1.5 ms to 2 ms"
     assert shown(Figure((3e5, 1.2e6), "tokens/s", "stated", "")) == "300k/s to 1.2M/s"
     assert shown(Figure(CARDS["h200"].memory, "bytes", "stated", "")) == "141 GB"
-    assert shown(Figure((2e9, 2e9), "bytes/s", "stated", "")) == "2 GB/s" and shown(Figure(None, "s", "stated", "")) == "not known"
+    assert (
+        shown(Figure((2e9, 2e9), "bytes/s", "stated", "")) == "2 GB/s"
+        and shown(Figure(None, "s", "stated", "")) == "not known"
+    )

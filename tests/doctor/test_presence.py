@@ -3,9 +3,9 @@
 import pytest
 import transformers
 
-from metasae.data.host import Host
+from metasae.data.model.host import Host
 from metasae.doctor.presence import presence_of
-from metasae.recipe import Model
+from metasae.recipe.recipe import Model
 
 BEFORE_5_24 = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24)
 
@@ -13,7 +13,11 @@ BEFORE_5_24 = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24)
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2", "bert"])
 @pytest.mark.parametrize("point", ["blocks.1.hook_resid_pre", "inner"])
 def test_width_and_size_are_those_of_the_loaded_model(build, family, point):
-    inner = {"gpt2": "transformer.h.1.mlp.c_fc", "llama": "model.layers.1.mlp.up_proj", "neox": "gpt_neox.layers.1.mlp.dense_h_to_4h"}
+    inner = {
+        "gpt2": "transformer.h.1.mlp.c_fc",
+        "llama": "model.layers.1.mlp.up_proj",
+        "neox": "gpt_neox.layers.1.mlp.dense_h_to_4h",
+    }
     inner |= {"gemma2": "model.layers.1.mlp.up_proj", "bert": "encoder.layer.1.intermediate.dense"}
     point = inner[family] + ":out" if point == "inner" else point
     model = Model(path=str(build(family)), dtype="bf16")
@@ -66,7 +70,12 @@ def test_a_hub_model_is_here_when_all_its_weight_files_are(hub):
 
     model = Model(name="some/model")
     assert not _in_hub_cache(model)
-    hub(**{"model.safetensors.index.json": '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}', "one.safetensors": ""})
+    hub(
+        **{
+            "model.safetensors.index.json": '{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}',
+            "one.safetensors": "",
+        }
+    )
     assert not _in_hub_cache(model)
     hub(**{"two.safetensors": ""})
     assert _in_hub_cache(model)

@@ -16,9 +16,9 @@ from metasae.doctor.floors import above_of, floor_of
 from metasae.doctor.presence import Shape
 from metasae.doctor.setup import MESSAGE, Setup, refuse_unusable
 from metasae.errors import UserError
-from metasae.parallel.traffic import bytes_per_step
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sae.gradients import matmul_dtype
+from metasae.train.sharded.traffic import bytes_per_step
 from spawned import environment, free_port, on_ranks
 
 GPT2_LARGE = Shape(1280, 774_030_080, 50_257, 8e8, "a test")
@@ -29,7 +29,9 @@ def setup_of(gpus=1, source="paper-gpt2-large", card=H200, efficiency=0.5, **ove
     return Setup(Recipe.load(source, overrides), gpus, card, efficiency, GPT2_LARGE)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"harvest.window_tokens": 10**6}, {"train.dtype": "fp32", "model.dtype": "fp32"}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"harvest.window_tokens": 10**6}, {"train.dtype": "fp32", "model.dtype": "fp32"}]
+)
 def test_one_gpu_needs_what_one_gpu_needed(overrides):
     setup = setup_of(1, **overrides)
     model = GPT2_LARGE.numbers * (4 if "model.dtype" in overrides else 2)
@@ -42,7 +44,12 @@ def test_one_gpu_needs_what_one_gpu_needed(overrides):
 
 def test_a_rank_by_hand():
     """1000 latents of width 64 on 3 ranks: 334 on the first; 90 meta latents; batches of 256, bf16."""
-    values = {"sae": {"n": 1000, "k": 6}, "meta": {"n": 90, "k": 4, "input": "token"}, "train": {"batch": 256}, "model": {"name": "gpt2"}}
+    values = {
+        "sae": {"n": 1000, "k": 6},
+        "meta": {"n": 90, "k": 4, "input": "token"},
+        "train": {"batch": 256},
+        "model": {"name": "gpt2"},
+    }
     memory = Setup(Recipe.load(values), 3, H200, 0.5, Shape(64, 10**6, 0, 1e6, "a test")).memory
     assert memory.weights == 16 * (2 * 334 * 64 + 64)
     assert memory.meta == 16 * (2 * 90 * 64 + 64)
@@ -67,7 +74,9 @@ def test_more_ranks_never_need_more_memory_each(source, overrides):
 
 def test_candidates_of_topk_grow_with_the_ranks():
     """Every rank sees every rank's k largest of each token."""
-    passing = [setup_of(gpus, **{"sae.architecture": "topk", "arms": ["solo"]}).memory.passing for gpus in (64, 128, 256)]
+    passing = [
+        setup_of(gpus, **{"sae.architecture": "topk", "arms": ["solo"]}).memory.passing for gpus in (64, 128, 256)
+    ]
     assert passing == sorted(passing) and passing[2] > passing[0]
 
 
@@ -77,7 +86,9 @@ def test_a_step_is_its_parts_and_what_it_sends():
     step, parts, traffic = setup.step("joint"), setup.parts("joint"), bytes_per_step(setup.recipe, 1280, 4, True)
     assert setup.sent("joint") == pytest.approx(traffic.per_primary_step)
     assert step.floor == pytest.approx(floor_of(parts, there, 2) + traffic.per_primary_step / 1e9)
-    assert step.slow == pytest.approx(4 * (above_of(parts, there, 2) + traffic.per_primary_step / 1e9) + setup.messages("joint") * MESSAGE)
+    assert step.slow == pytest.approx(
+        4 * (above_of(parts, there, 2) + traffic.per_primary_step / 1e9) + setup.messages("joint") * MESSAGE
+    )
     assert step.span == (step.floor, step.slow)
 
 
@@ -92,7 +103,10 @@ def test_what_arms_send():
 
 
 def test_prefixes_and_further_penalties_are_sent_by_the_joint_arm():
-    plain, further = setup_of(8), {"train.penalties": {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.1}, "train.penalty_every": 4}
+    plain, further = (
+        setup_of(8),
+        {"train.penalties": {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.1}, "train.penalty_every": 4},
+    )
     nested = setup_of(8, **{"sae.architecture": "matryoshka", "sae.prefixes": [0.1, 0.5]})
     # two more reconstructions, R = 7/4
     for arm in ("solo", "joint"):

@@ -8,7 +8,7 @@ from metasae.doctor.clock import Clock, Timed
 from metasae.doctor.harvesting import HarvestTrial
 from metasae.doctor.measuring import MeasureTrial, _narrow, _scaled
 from metasae.doctor.training import _mean_step, try_arm
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE, SAEConfig
 
 
@@ -19,13 +19,19 @@ def test_the_clock_remembers_outer_tasks_only():
         with clock.task("inner", None, "latents"):
             pass
         task.advance(6, loss=1.0)
-    assert [(task.name, task.unit, [amount for _, amount in task.ticks]) for task in clock.tasks] == [("outer", "tokens", [4, 6])]
+    assert [(task.name, task.unit, [amount for _, amount in task.ticks]) for task in clock.tasks] == [
+        ("outer", "tokens", [4, 6])
+    ]
     assert clock.tasks[0].seconds >= clock.tasks[0].ticks[1][0] - clock.tasks[0].ticks[0][0] >= 0
 
 
 def test_a_harvest_reads_on_until_the_last_split_is_full():
     recipe = Recipe.load(
-        {"text": {"calibration_share": 0.1, "evaluation_share": 0.4}, "train": {"tokens": 100}, "measure": {"tokens": 100, "calibration_tokens": 30}}
+        {
+            "text": {"calibration_share": 0.1, "evaluation_share": 0.4},
+            "train": {"tokens": 100},
+            "measure": {"tokens": 100, "calibration_tokens": 30},
+        }
     )
     trial = HarvestTrial(first=5.0, text=1.0, tokenise=0.1, forward=0.01, n_tokens=7, memory=0)
     # 30 calibration tokens lie within 300 of the text, more than the others need; 230 are harvested
@@ -36,10 +42,14 @@ def test_rare_kinds_of_steps_count_as_often_as_they_come():
     times = {(False, False): [1.0, 1.0, 9.0], (True, False): [3.0]}
     assert _mean_step(times, penalty_every=10**9) == pytest.approx(0.9 * 1 + 0.1 * 3)
     assert _mean_step({(False, True): [2.0], (True, True): [4.0]}, penalty_every=1) == pytest.approx(0.9 * 2 + 0.1 * 4)
-    assert _mean_step({(False, True): [5.0], (False, False): [1.0]}, penalty_every=4) == pytest.approx(0.25 * 5 + 0.75 * 1)
+    assert _mean_step({(False, True): [5.0], (False, False): [1.0]}, penalty_every=4) == pytest.approx(
+        0.25 * 5 + 0.75 * 1
+    )
 
 
-@pytest.mark.parametrize(("arm", "primary", "meta"), [("solo", 40, 0), ("control", 40, 30), ("joint", 40, 30), ("sequential", 40, 30)])
+@pytest.mark.parametrize(
+    ("arm", "primary", "meta"), [("solo", 40, 0), ("control", 40, 30), ("joint", 40, 30), ("sequential", 40, 30)]
+)
 def test_an_arm_has_the_steps_of_its_run(small_recipe, batches, monkeypatch, arm, primary, meta):
     monkeypatch.setattr(training, "LEAST_SECONDS", 0.0)
     found, trainer = try_arm(small_recipe(), arm, batches().next, torch.zeros(16))
@@ -68,8 +78,14 @@ def test_steps_are_those_after_k_has_come_down_and_penalties_have_begun(small_re
 
 def test_measuring_is_scaled_by_what_each_task_grows_with():
     clock = Clock()
-    clock.tasks = [Timed("fire", "tokens", 2.0, ()), Timed("critic", "meta SAEs", 3.0, ()), Timed("pairs", "latents", 5.0, ())]
-    assert _scaled(clock, 11.0, {"tokens": 100.0, "meta SAEs": 10.0}, rest=4.0) == pytest.approx(2 * 100 + 3 * 10 + 5 * 4 + 1 * 4)
+    clock.tasks = [
+        Timed("fire", "tokens", 2.0, ()),
+        Timed("critic", "meta SAEs", 3.0, ()),
+        Timed("pairs", "latents", 5.0, ()),
+    ]
+    assert _scaled(clock, 11.0, {"tokens": 100.0, "meta SAEs": 10.0}, rest=4.0) == pytest.approx(
+        2 * 100 + 3 * 10 + 5 * 4 + 1 * 4
+    )
 
 
 def test_control_is_not_measured_beside_solo():

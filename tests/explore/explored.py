@@ -27,7 +27,15 @@ def firings_of(on, values, documents, tokens, positions) -> Firings:
     """on: bool [T, n]; values: float [T, n]."""
     rows, columns = np.nonzero(on)
     indptr = np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.int64)
-    return Firings(indptr, columns.astype(np.int32), values[rows, columns].astype(np.float32), on.shape[1], documents, tokens, positions)
+    return Firings(
+        indptr,
+        columns.astype(np.int32),
+        values[rows, columns].astype(np.float32),
+        on.shape[1],
+        documents,
+        tokens,
+        positions,
+    )
 
 
 def random_firings(seed=0, n=12, lengths=LENGTHS, vocabulary=11) -> Firings:
@@ -53,7 +61,9 @@ def sae_of(n, d=8, seed=0, threshold=0.5) -> SAE:
 
 def write_firings(folder, firings: Firings) -> None:
     with whole_folder(folder, STORE) as part, ExitStack() as stack:
-        files = {name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()}
+        files = {
+            name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()
+        }
         for name, file in files.items():
             file.append(getattr(firings, name))
         stack.close()

@@ -1,8 +1,17 @@
-"""Something with the methods of `metasae.explore.queries.Explorer`, made up from arithmetic, with tokens that try to be markup."""
+"""Something with the methods of `metasae.explore.pages.queries.Explorer`, made up from arithmetic, with tokens that try to be markup."""
 
 import math
 
-NASTY = ["<script>alert(1)</script>", " \U0001f9ea", "<0xE2>", " שלום", "\n", " <img src=x onerror=alert(2)>", ' "quoted" & <b>', " bank"]
+NASTY = [
+    "<script>alert(1)</script>",
+    " \U0001f9ea",
+    "<0xE2>",
+    " שלום",
+    "\n",
+    " <img src=x onerror=alert(2)>",
+    ' "quoted" & <b>',
+    " bank",
+]
 WORDS = [" river", " money", " bank", " tree", " loan", "s", " water", " the", *NASTY]
 LABELS = ("sense split", "duplicate", "absorption", "junk", "keep", "unsure")
 TOKENS = 5000
@@ -36,11 +45,27 @@ def entry(difference, percent, clear, note=""):
             "clear": clear, "change": f"{percent:+}% {percents}", "reading": "more atomic" if clear else "interval includes 0"}  # fmt: skip
 
 
-PAIRED = {"edges": [-0.3, -0.1, 0.1, 0.3], "share": [0.1, 0.6, 0.3], "mirrored": [0.3, 0.6, 0.1], "n": 40, "higher": 21, "lower": 18, "tied": 1}
+PAIRED = {
+    "edges": [-0.3, -0.1, 0.1, 0.3],
+    "share": [0.1, 0.6, 0.3],
+    "mirrored": [0.3, 0.6, 0.1],
+    "n": 40,
+    "higher": 21,
+    "lower": 18,
+    "tied": 1,
+}
 
 
 def scores_of(score, part, paired):
-    row = {"what": "joint − solo, own latents", "kind": "seeds", "arm": "joint", "difference": 0.01, "ci95": [-0.01, 0.03], "n": 2, "unit": "seeds"}
+    row = {
+        "what": "joint − solo, own latents",
+        "kind": "seeds",
+        "arm": "joint",
+        "difference": 0.01,
+        "ci95": [-0.01, 0.03],
+        "n": 2,
+        "unit": "seeds",
+    }
     return {
         "score": score, "part": part, "chance": 0.5, "judge": "a <b>judge</b>", "baseline": "solo", "edges": [0.4, 0.6, 0.8],
         "n": {"solo-s0": 50, "joint-s0": 50}, "changes": {"joint": [-0.02, 0.02]}, "null": [], "paired": paired, "rows": [row],
@@ -67,7 +92,12 @@ class FakeExplorer:
              "has_firings": True, "has_meta": arm == "joint", "hook": "blocks.1.hook_resid_pre", "model": "tiny"}
             for arm in self.arms for seed in self.seeds
         ]  # fmt: skip
-        means = {"fidelity.fvu": 0.2, "cooccurrence.mean_abs_phi": 0.0071, "cooccurrence.nearest_phi": 0.24, "fidelity.l0": 8.0}
+        means = {
+            "fidelity.fvu": 0.2,
+            "cooccurrence.mean_abs_phi": 0.0071,
+            "cooccurrence.nearest_phi": 0.24,
+            "fidelity.l0": 8.0,
+        }
         return {
             "run": "fake <b>run</b>",
             "verdict": "Judged on 5,000 held-out tokens. Joint against solo (2 seeds): no measure of atomicity moves. <script>alert(3)</script>",
@@ -96,7 +126,20 @@ class FakeExplorer:
         scores = {} if i % 2 == 0 else {"interp.detection.random": round(0.5 + i / 1000, 4)}
         return {"sae": sae, **row, **numbers, "rate": rate, **scores}
 
-    def latents(self, sae, *, sort="rate", descending=True, search=None, min_rate=None, max_rate=None, label=None, dead=False, offset=0, limit=100):
+    def latents(
+        self,
+        sae,
+        *,
+        sort="rate",
+        descending=True,
+        search=None,
+        min_rate=None,
+        max_rate=None,
+        label=None,
+        dead=False,
+        offset=0,
+        limit=100,
+    ):
         self._check(sae)
         if sort != "latent" and sort not in dict(COLUMNS):
             raise ValueError(f"no column '{sort}'")
@@ -111,9 +154,17 @@ class FakeExplorer:
                 by = [token for token in words_of(row["latent"])[:8] if token.strip().lower().startswith(wanted)]
                 row["found"] = by[0].strip().lower() if by and not set(by) & set(row["top_tokens"]) else None
         sign = -1 if descending else 1
-        rows.sort(key=lambda row: (row.get(sort) is None, 0 if row.get(sort) is None else sign * row[sort], row["latent"]))
+        rows.sort(
+            key=lambda row: (row.get(sort) is None, 0 if row.get(sort) is None else sign * row[sort], row["latent"])
+        )
         columns = [{"key": key, "label": name, "kind": "number"} for key, name in COLUMNS]
-        return {"sae": sae, "total": len(rows), "offset": offset, "columns": columns, "rows": rows[offset : offset + limit]}
+        return {
+            "sae": sae,
+            "total": len(rows),
+            "offset": offset,
+            "columns": columns,
+            "rows": rows[offset : offset + limit],
+        }
 
     def briefs(self, sae, ids):
         self._check(sae)
@@ -131,7 +182,10 @@ class FakeExplorer:
 
     def latent(self, sae, latent):
         self._check(sae, latent)
-        near = [{"sae": sae, "latent": j, "value": 0.5 - j / 10, "explanation": None, "top_tokens": [WORDS[j]]} for j in range(1, 4)]
+        near = [
+            {"sae": sae, "latent": j, "value": 0.5 - j / 10, "explanation": None, "top_tokens": [WORDS[j]]}
+            for j in range(1, 4)
+        ]
         other = next(name for name in self.names if name != sae)
         far = [{**entry, "sae": other} for entry in near]
         target = {"kind": "latent", "sae": sae, "latent": latent}
@@ -159,7 +213,14 @@ class FakeExplorer:
         sae, other = ("joint-s0", "solo-s0") if kind == "merges" else ("solo-s0", "joint-s0")
         parent = {"sae": sae, "latent": number, "top_tokens": [" bank", NASTY[0]]}
         children = [
-            {"sae": other, "latent": number + c, "phi": 0.4 - 0.1 * c, "share": 0.5 - 0.2 * c, "top_tokens": [WORDS[c], NASTY[c]]} for c in range(2)
+            {
+                "sae": other,
+                "latent": number + c,
+                "phi": 0.4 - 0.1 * c,
+                "share": 0.5 - 0.2 * c,
+                "top_tokens": [WORDS[c], NASTY[c]],
+            }
+            for c in range(2)
         ]
         label = self._label({"kind": "split", "id": id})
         return {"id": id, "kind": kind, "pair": f"{sae} -> {other}", "parent": parent, "children": children,
@@ -206,15 +267,23 @@ class FakeExplorer:
     def compare_latents(self, a, b):
         for side in (a, b):
             self._check(*side)
-        brief = [{"sae": sae, "latent": latent, "scalars": self._row(sae, latent), "max": 3.0} for sae, latent in (a, b)]
-        windows = [{"a" if key == "values" else key: value for key, value in self._window(a[1], k).items()} for k in range(3)]
+        brief = [
+            {"sae": sae, "latent": latent, "scalars": self._row(sae, latent), "max": 3.0} for sae, latent in (a, b)
+        ]
+        windows = [
+            {"a" if key == "values" else key: value for key, value in self._window(a[1], k).items()} for k in range(3)
+        ]
         windows = [{**window, "b": window["a"][::-1], "values": [window["a"], window["a"][::-1]]} for window in windows]
         return {"a": brief[0], "b": brief[1], "phi": 0.31, "cosine": 0.42, "encoder_cosine": 0.53, "n_both": 11, "n_a": 40, "n_b": 30,
                 "only_a": windows, "only_b": windows, "both": windows}  # fmt: skip
 
     def search(self, text, limit=50):
         found = [(name, row) for name in self.names for row in self.latents(name, search=text, limit=limit)["rows"]]
-        return {"rows": [{"sae": name, "latent": row["latent"], "where": "token", "text": text} for name, row in found[:limit]]}
+        return {
+            "rows": [
+                {"sae": name, "latent": row["latent"], "where": "token", "text": text} for name, row in found[:limit]
+            ]
+        }
 
     def _label(self, target):
         return next((entry["label"] for entry in self.given if entry["target"] == target), None)

@@ -3,10 +3,14 @@
 import json
 from pathlib import Path
 
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 
 PHI, FVU, OUTPUT = "cooccurrence.mean_abs_phi", "fidelity.fvu", "fidelity.output_cosine_distance"
-LIFT, ROWS, L0 = "cooccurrence.fixed_marginals.lift_variance", "decomposability.meta_ve_excess_over_gaussian", "fidelity.l0"
+LIFT, ROWS, L0 = (
+    "cooccurrence.fixed_marginals.lift_variance",
+    "decomposability.meta_ve_excess_over_gaussian",
+    "fidelity.l0",
+)
 OBJECTIVES = [FVU, LIFT, ROWS]
 NASTY = "<script>alert(1)</script>"
 # name, lambda2, the means of FVU, lift variance and meta VE beyond covariance; the middle one of the last is not known
@@ -25,7 +29,12 @@ def entry(a: float, b: float, half: float, seeds: int = 3) -> dict:
 
 def cell(name: str, lambda2: float, means: tuple, state: str = "done", why: str = "") -> dict:
     fvu, lift, _ = means
-    differences = {PHI: entry(0.0099 - 0.001 * lambda2, 0.01, 1), FVU: entry(fvu, 0.15, 1), LIFT: entry(lift, 2.0, 60), L0: entry(8.0, 8.0, 1)}
+    differences = {
+        PHI: entry(0.0099 - 0.001 * lambda2, 0.01, 1),
+        FVU: entry(fvu, 0.15, 1),
+        LIFT: entry(lift, 2.0, 60),
+        L0: entry(8.0, 8.0, 1),
+    }
     done = state == "done"
     return {
         "name": name, "folder": f"cells/{name}", "setting": {"train.lambda2": lambda2, "meta.input": "token" if lambda2 < 1 else NASTY}, "kind": "",
@@ -41,13 +50,21 @@ def result() -> dict:
     cells.append(cell("ddd444", 3.0, (0.3, 3.0, 0.1), "stopped", "behind after the first seed"))
     cells.append(cell("eee555", 9.0, (0.0, 0.0, 0.0), "failed", f"not a number {NASTY}"))
     done = cells[:3]
-    settings = [{"key": key, "label": key, "values": [each["setting"][key] for each in done]} for key in ("meta.input", "train.lambda2")]
+    settings = [
+        {"key": key, "label": key, "values": [each["setting"][key] for each in done]}
+        for key in ("meta.input", "train.lambda2")
+    ]
     labels = ("FVU", "lift variance", "meta VE beyond covariance")
     objectives = [
-        {"key": key, "label": label, "values": [each["means"][key] for each in done]} for key, label in zip(OBJECTIVES, labels, strict=True)
+        {"key": key, "label": label, "values": [each["means"][key] for each in done]}
+        for key, label in zip(OBJECTIVES, labels, strict=True)
     ]
     at_equal = {**entry(1.9, 2.0, 1), "interpolation_error": 0.004, "brackets": {"0": [4, 5], "1": [4, 5], "2": None}}
-    not_reached = {**at_equal, **dict.fromkeys(("difference", "percent", "ci95", "percent_ci95", "interpolation_error")), "n_seeds": 0}
+    not_reached = {
+        **at_equal,
+        **dict.fromkeys(("difference", "percent", "ci95", "percent_ci95", "interpolation_error")),
+        "n_seeds": 0,
+    }
     return {
         "title": f"made by hand {NASTY}", "objectives": OBJECTIVES, "seeds": [0, 1, 2], "arms": ["solo", "control"], "subject": "joint",
         "baseline": "solo of the same cell", "base": Recipe.load({}).model_dump(mode="json"), "settings": ["meta.input", "train.lambda2"],

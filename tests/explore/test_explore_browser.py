@@ -17,9 +17,9 @@ from fake_explorer import NASTY, FakeExplorer, fake_try
 from playwright.sync_api import TimeoutError, sync_playwright
 
 from metasae.errors import UserError
-from metasae.explore import server
-from metasae.explore.screenshots import OPTIONS, find_chromium, served
-from metasae.explore.static_export import static_export
+from metasae.explore.web import server
+from metasae.explore.web.static_export import static_export
+from tools.screenshots import OPTIONS, find_chromium, served
 
 # a test waits for many things, each for as long as PATIENCE says
 pytestmark = pytest.mark.timeout(300)
@@ -57,7 +57,9 @@ class Reader:
         self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
         self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
-        self.page.on("console", lambda said: self.problems.append(said.text) if said.type in ("error", "warning") else None)
+        self.page.on(
+            "console", lambda said: self.problems.append(said.text) if said.type in ("error", "warning") else None
+        )
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
 
@@ -145,7 +147,10 @@ def test_differences_within_pairs_are_drawn_where_a_score_has_pairs(reader):
     card.scroll_into_view_if_needed()
     pairs = card.locator(".chart[aria-label*='matched latents']")
     pairs.locator(".main-svg").first.wait_for()
-    assert "joint higher in 52.5% of 40 pairs, tied in 2.50%" in card.inner_text() and "a <b>judge</b>" in card.inner_text()
+    assert (
+        "joint higher in 52.5% of 40 pairs, tied in 2.50%" in card.inner_text()
+        and "a <b>judge</b>" in card.inner_text()
+    )
     page.select_option("[aria-label=Score]", label="detection, random silent text")
     assert not pairs.is_visible() and "joint higher" not in card.inner_text()
     page.select_option("[aria-label=Score]", index=0)
@@ -155,7 +160,15 @@ def test_differences_within_pairs_are_drawn_where_a_score_has_pairs(reader):
 def test_tokens_are_text_whatever_they_hold(reader):
     page = reader.open("latent/joint-s0/8")
     shown = page.locator(".window").all_inner_texts()
-    for token in ("<script>alert(1)</script>", "\U0001f9ea", "<0xE2>", "שלום", "<img src=x onerror=alert(2)>", '"quoted" & <b>', "↵"):
+    for token in (
+        "<script>alert(1)</script>",
+        "\U0001f9ea",
+        "<0xE2>",
+        "שלום",
+        "<img src=x onerror=alert(2)>",
+        '"quoted" & <b>',
+        "↵",
+    ):
         assert any(token in text for text in shown), token
     assert any("x" * 10_000 in text for text in shown)
     assert page.locator("main script, main img, main b").count() == 0
@@ -167,7 +180,16 @@ def test_tokens_that_differ_in_a_space_alone_are_told_apart(reader):
     reader.open("latent/joint-s0/17")
     told = """(tokens) => import(new URL("dom.js", document.querySelector("script[src]").src))
         .then(({ apart }) => apart(tokens).map((chip) => chip.textContent))"""
-    assert reader.page.evaluate(told, [" bar", "bar", " x", "  ", "", "\n", "y", "y"]) == ["␣bar", "bar", "x", "␣␣", "∅", "↵", "y", "y"]
+    assert reader.page.evaluate(told, [" bar", "bar", " x", "  ", "", "\n", "y", "y"]) == [
+        "␣bar",
+        "bar",
+        "x",
+        "␣␣",
+        "∅",
+        "↵",
+        "y",
+        "y",
+    ]
 
 
 def test_a_wrong_address_says_so_and_the_way_back_works(browser, base):
@@ -187,7 +209,14 @@ def test_a_wrong_address_says_so_and_the_way_back_works(browser, base):
 
 def test_the_keyboard_goes_everywhere(reader):
     page = reader.open("overview")
-    for key, path in (("l", "latents"), ("s", "splits"), ("m", "merges"), ("c", "compare"), ("t", "try"), ("o", "overview")):
+    for key, path in (
+        ("l", "latents"),
+        ("s", "splits"),
+        ("m", "merges"),
+        ("c", "compare"),
+        ("t", "try"),
+        ("o", "overview"),
+    ):
         reader.jump(key, path)
     page.keyboard.press("?")
     assert page.locator("dialog[open]").count() == 1
@@ -242,7 +271,9 @@ def test_latents_are_searched_filtered_and_sorted_and_the_address_keeps_it(reade
     page.keyboard.press("Escape")
     page.wait_for_function("() => document.querySelector('.toolbar .note').textContent === '199 latents'")
     page.click(".heads button:has-text('latent')")
-    page.wait_for_function("() => document.querySelector('.heads [aria-sort]').getAttribute('aria-sort') === 'ascending'")
+    page.wait_for_function(
+        "() => document.querySelector('.heads [aria-sort]').getAttribute('aria-sort') === 'ascending'"
+    )
     page.click(".heads button:has-text('latent')")
     page.wait_for_function("() => document.querySelector('.vspace .row[data-row=\"0\"] .id')?.textContent === '198'")
 
@@ -266,15 +297,28 @@ class FakeList(FakeExplorer):
 
     def latents(self, sae, *, offset=0, limit=100, **filters):
         rows = [self._row(sae, i) for i in range(offset, min(offset + limit, self.n))]
-        return {"sae": sae, "total": self.n, "offset": offset, "columns": [{"key": "rate", "label": "rate", "kind": "number"}], "rows": rows}
+        return {
+            "sae": sae,
+            "total": self.n,
+            "offset": offset,
+            "columns": [{"key": "rate", "label": "rate", "kind": "number"}],
+            "rows": rows,
+        }
 
 
 def test_what_is_outside_the_corrected_measures_is_not_drawn_as_clear_and_a_measure_of_pairs_is_shown(browser):
     with served(server.app(FakeMeasures())) as address:
         reader = Reader(browser, address)
         page = reader.open("overview")
-        rows = {row.inner_text().split("\t")[0].split(" ")[0]: row for row in page.locator("[aria-label^='Measures of'] tbody tr:not(.group)").all()}
-        assert {name: row.locator("circle.clear").count() for name, row in rows.items()} == {"FVU": 1, "mean": 0, "nearest-partner": 0}
+        rows = {
+            row.inner_text().split("\t")[0].split(" ")[0]: row
+            for row in page.locator("[aria-label^='Measures of'] tbody tr:not(.group)").all()
+        }
+        assert {name: row.locator("circle.clear").count() for name, row in rows.items()} == {
+            "FVU": 1,
+            "mean": 0,
+            "nearest-partner": 0,
+        }
         assert "1.01" in rows["nearest-partner"].inner_text() and "seed 1" in rows["nearest-partner"].inner_text()
         reader.open("latents/control-s0")
         assert "Same weights as solo-s0" in " ".join(reader.text().split())

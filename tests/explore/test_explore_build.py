@@ -10,9 +10,9 @@ import torch
 from explored import firings_of, numbered, random_firings, words_of, write_arm
 
 from metasae.errors import UserError
-from metasae.explore import edge_blobs, edges, parts, schema
-from metasae.explore.build import WORKING, build
-from metasae.explore.queries import Explorer
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.store import edge_blobs, edges, parts, schema
+from metasae.explore.store.build import WORKING, build
 
 FIRINGS = random_firings()
 
@@ -35,7 +35,9 @@ def everything(run):
     explorer = Explorer(run)
     pages = {name: [explorer.latent(name, i) for i in range(facts.n)] for name, facts in explorer.saes.items()}
     lists = {name: explorer.latents(name, dead=True) for name in explorer.saes}
-    return json.dumps([pages, lists, explorer.splits(), explorer.splits(kind="merges"), explorer.overview()], sort_keys=True)
+    return json.dumps(
+        [pages, lists, explorer.splits(), explorer.splits(kind="merges"), explorer.overview()], sort_keys=True
+    )
 
 
 def test_a_killed_build_goes_on_with_the_next_sae(tmp_path, monkeypatch):
@@ -80,7 +82,11 @@ def test_an_unchanged_run_is_not_built_again(tmp_path):
 def test_only_what_changed_is_built_again(tmp_path):
     run = run_of(tmp_path, "solo-s0", "joint-s0", "solo-s1")
     before = built_parts(build(run, strings=numbered))
-    scores = {"conditions": {}, "scores": {"embedding": {"chance": 0.5}}, "latents": {"3": {"own": True, "embedding": {"random": 0.75}}}}
+    scores = {
+        "conditions": {},
+        "scores": {"embedding": {"chance": 0.5}},
+        "latents": {"3": {"own": True, "embedding": {"random": 0.75}}},
+    }
     (run / "arms" / "solo-s1" / "interp.json").write_text(json.dumps(scores))
     after = built_parts(build(run, strings=numbered))
     changed = {name for name in after if after[name] != before.get(name)}
@@ -89,7 +95,9 @@ def test_only_what_changed_is_built_again(tmp_path):
     later = built_parts(build(run, strings=numbered))
     changed = {name for name in later if later[name] != after.get(name)}
     assert changed == {"sae:solo-s1", "interp:solo-s1", "pair:solo-s0|solo-s1", "splits:solo-s0|solo-s1", "overview"}
-    assert Explorer(run).latent("solo-s1", 3)["scores"] == [{"score": "embedding", "part": "random", "value": 0.75, "chance": 0.5}]
+    assert Explorer(run).latent("solo-s1", 3)["scores"] == [
+        {"score": "embedding", "part": "random", "value": 0.75, "chance": 0.5}
+    ]
 
 
 def test_a_changed_run_shows_what_a_new_store_would(tmp_path):
@@ -160,13 +168,17 @@ def test_arms_on_different_text_are_not_counted_together(tmp_path):
 
 def test_a_planted_run_shows_its_features(tmp_path):
     (tmp_path / "recipe.toml").write_text('[text]\nsource = "planted"\n[planted]\nd = 16\nindependent = 4\nwords = 2\n')
-    from metasae.data.planted_cache import PlantedCache
-    from metasae.recipe import Recipe
+    from metasae.data.planted.planted_cache import PlantedCache
+    from metasae.recipe.recipe import Recipe
 
     recipe = Recipe.load(tmp_path / "recipe.toml")
     split = PlantedCache(recipe.planted, {"evaluation": 300}).split("evaluation")
     rng_on = split.activations.toarray() > 0
-    write_arm(tmp_path, "solo-s0", firings_of(rng_on, split.activations.toarray(), split.documents, split.tokens, split.positions))
+    write_arm(
+        tmp_path,
+        "solo-s0",
+        firings_of(rng_on, split.activations.toarray(), split.documents, split.tokens, split.positions),
+    )
     build(tmp_path)
     explorer = Explorer(tmp_path)
     live = explorer.latents("solo-s0")["rows"][0]
@@ -205,7 +217,11 @@ def test_a_damaged_store_says_what_to_do(tmp_path, damage):
         store.close()
     else:
         path.write_bytes(
-            {"cut": whole[: len(whole) // 2], "overwritten": whole[:4096] + b"\x07" * (len(whole) - 4096), "not a database": b"no"}[damage]
+            {
+                "cut": whole[: len(whole) // 2],
+                "overwritten": whole[:4096] + b"\x07" * (len(whole) - 4096),
+                "not a database": b"no",
+            }[damage]
         )
     with pytest.raises(UserError, match="delete it and build it again"):
         explorer = Explorer(tmp_path)
@@ -290,10 +306,14 @@ def test_above_a_size_the_nearest_live_row_stands_for_a_match(tmp_path, monkeypa
     live = tuple(rng.random(30) < share for share in (0.6, 0.1))
     near = (edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])) if known else None
     edges.write_matches(store, (1, 2), tuple(rows), live, near)
-    units = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-9) for row in (each.numpy() for each in rows)]
+    units = [
+        row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-9) for row in (each.numpy() for each in rows)
+    ]
     usable = [np.flatnonzero(on & (np.linalg.norm(unit, axis=1) > 0)) for on, unit in zip(live, units, strict=True)]
     for side, other in ((0, 1), (1, 0)):
-        found = store.execute("SELECT key, other, kind, data FROM edges WHERE other = ? ORDER BY key", (other + 1,)).fetchall()
+        found = store.execute(
+            "SELECT key, other, kind, data FROM edges WHERE other = ? ORDER BY key", (other + 1,)
+        ).fetchall()
         assert [key for key, *_ in found] == [schema.key_of(side + 1, i) for i in usable[side].tolist()]
         for i, (_, _, kind, data) in zip(usable[side], found, strict=True):
             cosines = units[side][i] @ units[other][usable[other]].T

@@ -2,7 +2,7 @@
 
 import re
 
-from metasae.explore.server import STATIC
+from metasae.explore.web.server import STATIC
 
 
 def luminance(colour):

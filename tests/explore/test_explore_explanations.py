@@ -7,9 +7,9 @@ import pytest
 from explored import random_firings, write_arm
 
 from metasae.errors import UserError
-from metasae.explore.build import build
-from metasae.explore.queries import Explorer
-from metasae.explore.token_texts import token_texts
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.store.build import build
+from metasae.explore.store.token_texts import token_texts
 from metasae.interp import prompts
 from metasae.interp.asking import Asker, Limits
 from metasae.interp.coverage import activating_windows, with_silent
@@ -33,11 +33,17 @@ def questions():
     view = by_latent(FIRINGS)
     text = Text(FIRINGS.documents, FIRINGS.tokens, FIRINGS.positions, strings, SEED)
     found, _ = activating_windows(text, view, SPEC, SEED)
-    return {latent: prompts.explain(prompts.shown(text, windows.train, view, latent)) for latent, windows in found.items()}
+    return {
+        latent: prompts.explain(prompts.shown(text, windows.train, view, latent)) for latent, windows in found.items()
+    }
 
 
 def interp(latents):
-    return {"conditions": {"windows": SPEC.as_dict(), "seed": SEED}, "scores": {}, "latents": {str(latent): {"own": True} for latent in latents}}
+    return {
+        "conditions": {"windows": SPEC.as_dict(), "seed": SEED},
+        "scores": {},
+        "latents": {str(latent): {"own": True} for latent in latents},
+    }
 
 
 class Yes:
@@ -63,7 +69,9 @@ def test_replies_of_the_judge_are_found_for_every_latent(tmp_path):
     near = top_partners(FIRINGS, 5).latents
     windows = [with_silent(text, view, each, near[latent], SPEC, SEED) for latent, each in found.items()]
     with ReplyStore(tmp_path / "replies.sqlite") as store:
-        Reader(Asker(judge, store, limits=Limits(concurrency=1)), text, SPEC, SEED).scorer("detection")(view, windows, None)
+        Reader(Asker(judge, store, limits=Limits(concurrency=1)), text, SPEC, SEED).scorer("detection")(
+            view, windows, None
+        )
     write_arm(tmp_path, "solo-s0", FIRINGS, interp={**interp(found), "scores": {"detection": {"chance": 0.5}}})
     build(tmp_path, strings=strings)
     explorer = Explorer(tmp_path)
@@ -71,7 +79,9 @@ def test_replies_of_the_judge_are_found_for_every_latent(tmp_path):
     assert all(page["replies"] for page in pages)
     for page in pages:
         assert page["explanation"]["judge"] == "yes"
-        assert all(each["question"].startswith(f"Explanation: {page['explanation']['text']}\n") for each in page["replies"])
+        assert all(
+            each["question"].startswith(f"Explanation: {page['explanation']['text']}\n") for each in page["replies"]
+        )
     shown = [each["question"] for page in pages for each in page["replies"]]
     asked = [ask.user for ask in judge.asked if ask.system == prompts.DETECT and not ask.repeat]
     assert sorted(shown) == sorted(asked)
@@ -102,7 +112,9 @@ def test_explanations_come_from_the_replies(tmp_path):
 def test_tokens_read_as_the_text_they_come_from(family):
     tokenizer = tokenizer_for(family, True)
     whole = "The river ran past naïve gulls"
-    assert "".join(token_texts(tokenizer, tokenizer(f" {whole}", add_special_tokens=False)["input_ids"])).strip() == whole
+    assert (
+        "".join(token_texts(tokenizer, tokenizer(f" {whole}", add_special_tokens=False)["input_ids"])).strip() == whole
+    )
 
 
 def test_a_part_of_a_character_is_shown_as_its_bytes():

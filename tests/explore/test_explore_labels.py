@@ -6,9 +6,9 @@ import pytest
 from explored import random_firings, words_of, write_arm
 
 from metasae.errors import UserError
-from metasae.explore import labels
-from metasae.explore.build import build
-from metasae.explore.queries import Explorer
+from metasae.explore.pages import labels
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.store.build import build
 
 FIRINGS = random_firings()
 
@@ -30,7 +30,10 @@ def test_the_last_saying_counts_and_all_are_kept(explorer):
     explorer.set_label(latent(5), "unsure")
     page = explorer.latent("solo-s0", 3)
     assert page["label"] == page["scalars"]["label"] == "keep"
-    assert [(each["label"], each["note"]) for each in page["labels"]] == [("junk", "noise"), ("keep", "<b>no</b> \ufffd")]
+    assert [(each["label"], each["note"]) for each in page["labels"]] == [
+        ("junk", "noise"),
+        ("keep", "<b>no</b> \ufffd"),
+    ]
     assert [row["latent"] for row in explorer.latents("solo-s0", label="keep")["rows"]] == [3]
     assert explorer.latents("solo-s0", sort="label", descending=False)["rows"][0]["label"] == "keep"
     assert [(each["latent"], each["label"], each["stale"]) for each in explorer.labels()] == [

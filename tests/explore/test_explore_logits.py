@@ -4,11 +4,11 @@ import pytest
 import torch
 from explored import random_firings, sae_of, write_arm
 
-from metasae.data.readout import readout_of
-from metasae.explore import logits
-from metasae.explore.build import build as build_store
-from metasae.explore.queries import Explorer
-from metasae.explore.token_texts import token_texts
+from metasae.data.model.readout import readout_of
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.store import logits
+from metasae.explore.store.build import build as build_store
+from metasae.explore.store.token_texts import token_texts
 from metasae.sae.sae import SAE
 
 POINT = "blocks.1.hook_resid_pre"
@@ -28,7 +28,9 @@ def test_the_lens_equals_the_whole_product(load, family):
         whole = (norm(rows) - norm(torch.zeros(1, host.d))) @ weight.T
     whole -= whole.mean(1, keepdim=True)
     up, down = (
-        logits.lens(rows, readout_of(host.model), norm) if family != "gemma2" else logits.lens(rows, logits.LinearReadOut(weight, None, None), norm)
+        logits.lens(rows, readout_of(host.model), norm)
+        if family != "gemma2"
+        else logits.lens(rows, logits.LinearReadOut(weight, None, None), norm)
     )
     for (ids, values), largest in ((up, True), (down, False)):
         expected = whole.topk(10, dim=1, largest=largest)
@@ -40,7 +42,7 @@ def test_slices_and_tiles_change_nothing(load, monkeypatch):
     host = load("gpt2", POINT)
     rows = torch.randn(9, host.d, generator=torch.Generator().manual_seed(0))
     whole = logits.lens(rows, readout_of(host.model), None)
-    monkeypatch.setattr("metasae.data.readout.SLICE", 7)
+    monkeypatch.setattr("metasae.data.model.readout.SLICE", 7)
     monkeypatch.setattr(logits, "ROWS", 2)
     for side, same in zip(logits.lens(rows, readout_of(host.model), None), whole, strict=True):
         assert torch.equal(side[0], same[0])
@@ -56,8 +58,8 @@ def test_the_pages_of_a_causal_run_have_it(build, tmp_path):
     build_store(tmp_path)
     explorer = Explorer(tmp_path)
     assert explorer.overview()["causal"]
-    from metasae import recipe
-    from metasae.data.host import Host
+    from metasae.data.model.host import Host
+    from metasae.recipe import recipe
 
     host = Host.load(recipe.Model(path=str(folder), dtype="fp32"), POINT)
     row = SAE.load(tmp_path / "arms" / "solo-s0" / "primary").W_dec[3:4]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from explored import firings_of, of_latent, phi_by_hand, random_firings, sae_of, text, words_of, write_arm
 
-from metasae.explore.build import build
-from metasae.explore.queries import Explorer
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.store.build import build
 from metasae.sae.sae import SAE
 
 ONE, OTHER = random_firings(0), random_firings(1)
@@ -19,11 +19,18 @@ INTERP = {
     "conditions": {},
     "scores": {"embedding": {"chance": 0.5}},
     "latents": {
-        "5": {"own": True, "embedding": {"random": 0.8, "same_token": None}, "explanation": 'says "river" OR <b>bank</b>', "judge": "a model"},
+        "5": {
+            "own": True,
+            "embedding": {"random": 0.8, "same_token": None},
+            "explanation": 'says "river" OR <b>bank</b>',
+            "judge": "a model",
+        },
         "6": {"own": False, "embedding": {"random": 0.6, "same_token": 0.7}, "explanation": "the bank of a river"},
     },
 }
-SENSES = {"senses": {"words": {"bank": {"detectors": {"river": {"latent": 5, "recall": 0.5, "precision": 0.25, "f1": 0.3}}}}}}
+SENSES = {
+    "senses": {"words": {"bank": {"detectors": {"river": {"latent": 5, "recall": 0.5, "precision": 0.25, "f1": 0.3}}}}}
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,10 @@ def test_neighbours_by_phi_equal_correlations(explorer):
     live = [j for j in range(12) if j not in (0, 1)]  # dead and always on have no correlation
     for i in range(ONE.n_latents):
         neighbours = explorer.latent("solo-s0", i)["neighbours"]
-        for found, firings, among in ((neighbours["phi"], ONE, [j for j in live if j != i]), (neighbours["other"]["joint-s0"]["phi"], OTHER, live)):
+        for found, firings, among in (
+            (neighbours["phi"], ONE, [j for j in live if j != i]),
+            (neighbours["other"]["joint-s0"]["phi"], OTHER, live),
+        ):
             expected = sorted((phi_by_hand(ONE, i, firings, j) for j in among), reverse=True)[:10] if i in live else []
             assert [row["value"] for row in found] == pytest.approx(expected, abs=1e-6)
             for row in found:
@@ -101,10 +111,14 @@ def test_neighbours_by_cosine_equal_products(explorer):
         page = explorer.latent("solo-s0", i)
         for kind, matrix in (("cosine", rows), ("encoder_cosine", columns)):
             expected = sorted(((cosine(matrix[i], matrix[j]), j) for j in range(12) if j != i), reverse=True)[:10]
-            assert [row["value"] for row in page["neighbours"][kind]] == pytest.approx([value for value, _ in expected], abs=1e-5)
+            assert [row["value"] for row in page["neighbours"][kind]] == pytest.approx(
+                [value for value, _ in expected], abs=1e-5
+            )
             assert [row["latent"] for row in page["neighbours"][kind]] == [j for _, j in expected]
         across = page["neighbours"]["other"]["joint-s0"]["cosine"]
-        assert [row["value"] for row in across] == pytest.approx(sorted((cosine(rows[i], v) for v in others), reverse=True)[:10], abs=1e-5)
+        assert [row["value"] for row in across] == pytest.approx(
+            sorted((cosine(rows[i], v) for v in others), reverse=True)[:10], abs=1e-5
+        )
         assert page["scalars"]["nearest_cosine"] == pytest.approx(page["neighbours"]["cosine"][0]["value"], abs=1e-5)
         assert page["scalars"]["encoder_cosine"] == pytest.approx(cosine(rows[i], columns[i]), abs=1e-6)
 
@@ -127,7 +141,9 @@ def test_meta_latents_are_those_of_the_meta_sae(explorer, run):
     sae, meta = (SAE.load(run / "arms" / "joint-s0" / name) for name in ("primary", "meta"))
     pages = [explorer.latent("joint-s0", i) for i in range(12)]
     # rows have unit length, so the mean of e is what measures.json has
-    assert np.mean([page["scalars"]["meta_e"] for page in pages]) == pytest.approx(own_meta(sae, meta)["own_meta_e"], rel=1e-5)
+    assert np.mean([page["scalars"]["meta_e"] for page in pages]) == pytest.approx(
+        own_meta(sae, meta)["own_meta_e"], rel=1e-5
+    )
     pre = (sae.W_dec - meta.b_dec) @ meta.W_enc + meta.b_enc
     flat = pre.detach().flatten()
     on = {divmod(int(place), meta.n_latents) for place in flat.argsort(descending=True)[: 2 * 12] if flat[place] > 0}
@@ -161,8 +177,12 @@ def test_two_latents_side_by_side(explorer):
             assert bool(found[name]) == bool(places)
             for window in found[name]:
                 assert window["place"] + window["peak"] in places
-                assert [value > 0 for value in window["a"]] == [window["place"] + t in fired[0] for t in range(len(window["tokens"]))]
-                assert [value > 0 for value in window["b"]] == [window["place"] + t in fired[1] for t in range(len(window["tokens"]))]
+                assert [value > 0 for value in window["a"]] == [
+                    window["place"] + t in fired[0] for t in range(len(window["tokens"]))
+                ]
+                assert [value > 0 for value in window["b"]] == [
+                    window["place"] + t in fired[1] for t in range(len(window["tokens"]))
+                ]
 
 
 def test_the_table_is_sorted_filtered_and_cut(explorer):
@@ -203,13 +223,18 @@ def test_search_finds_words_of_explanations_and_the_beginning_of_tokens(explorer
     assert found("nothing like it") == []
     by_token = found("w1")  # w1 and w10
     top = {i: Counter(ONE.tokens[of_latent(ONE, i)[0]].tolist()) for i in range(12)}
-    first = {i: sorted(counts, key=lambda token, counts=counts: (-counts[token], token))[:8] for i, counts in top.items()}
+    first = {
+        i: sorted(counts, key=lambda token, counts=counts: (-counts[token], token))[:8] for i, counts in top.items()
+    }
     assert by_token == [i for i in range(12) if {1, 10} & set(first[i])]
     for row in explorer.latents("solo-s0", search="w1", dead=True)["rows"]:
         beside = [f" w{token}" for token in first[row["latent"]] if token in (1, 10) or 10 <= token < 20]
         assert row["found"] == (None if set(beside) & set(row["top_tokens"]) else beside[0])
     rows = explorer.search("riv")["rows"]
-    assert {(row["sae"], row["latent"], row["where"]) for row in rows} == {("solo-s0", 5, "explanation"), ("solo-s0", 6, "explanation")}
+    assert {(row["sae"], row["latent"], row["where"]) for row in rows} == {
+        ("solo-s0", 5, "explanation"),
+        ("solo-s0", 6, "explanation"),
+    }
     tokens = explorer.search("w3")["rows"]
     assert tokens
     assert all(row["text"] == " w3" and row["where"] == "token" for row in tokens)
@@ -227,10 +252,18 @@ def test_every_order_is_the_one_sqlite_would_give(explorer):
                 value = "(SELECT text FROM explanations e WHERE e.key = l.key)" if column == "explanation" else column
             for descending in (True, False):
                 sql = f"SELECT latent FROM latents l WHERE sae = ? ORDER BY {value} {'DESC' if descending else 'ASC'} NULLS LAST, latent"
-                found = [row["latent"] for row in explorer.latents(name, sort=column, descending=descending, dead=True)["rows"]]
+                found = [
+                    row["latent"]
+                    for row in explorer.latents(name, sort=column, descending=descending, dead=True)["rows"]
+                ]
                 assert found == [latent for (latent,) in explorer.ask(sql, (number,))], (name, column)
         for (rate,) in explorer.ask("SELECT rate FROM latents WHERE sae = ? AND firings > 0", (number,)):
-            same = [latent for (latent,) in explorer.ask("SELECT latent FROM latents WHERE sae = ? AND rate = ? ORDER BY latent", (number, rate))]
+            same = [
+                latent
+                for (latent,) in explorer.ask(
+                    "SELECT latent FROM latents WHERE sae = ? AND rate = ? ORDER BY latent", (number, rate)
+                )
+            ]
             assert [row["latent"] for row in explorer.latents(name, min_rate=rate, max_rate=rate)["rows"]] == same
 
 
@@ -297,7 +330,17 @@ def test_explanations_scores_and_senses(explorer):
 
 
 def test_hostile_text_survives(tmp_path):
-    nasty = ["<script>alert(1)</script>", "\U0001f9ea", "a\0b", "\ud800", "\ud83e\uddea", "\u202e\u05e9\u05dc\u05d5\u05dd", "x" * 10_000, "", "\n"]
+    nasty = [
+        "<script>alert(1)</script>",
+        "\U0001f9ea",
+        "a\0b",
+        "\ud800",
+        "\ud83e\uddea",
+        "\u202e\u05e9\u05dc\u05d5\u05dd",
+        "x" * 10_000,
+        "",
+        "\n",
+    ]
     nasty += ["\"'\\", "&amp;"]
     documents, tokens, positions = text((10_000, 5), vocabulary=len(nasty), gap=False)
     on = np.random.default_rng(0).random((len(tokens), 3)) < 0.2
@@ -308,7 +351,9 @@ def test_hostile_text_survives(tmp_path):
     shown = [each.replace("\ud800", "\ufffd") if each != "\ud83e\uddea" else "\U0001f9ea" for each in nasty]
     page = json.loads(json.dumps(explorer.latent("solo-s0", 1), ensure_ascii=False).encode())
     for window in page["windows"]:
-        assert window["tokens"] == [shown[tokens[place]] for place in range(window["place"], window["place"] + len(window["tokens"]))]
+        assert window["tokens"] == [
+            shown[tokens[place]] for place in range(window["place"], window["place"] + len(window["tokens"]))
+        ]
     assert {row["id"]: row["token"] for row in page["tokens"]} == dict(enumerate(shown))
     assert {row["latent"] for row in explorer.latents("solo-s0", search="<script>")["rows"]} <= {0, 1, 2}
 
@@ -316,7 +361,9 @@ def test_hostile_text_survives(tmp_path):
 def test_readers_in_many_threads_see_the_same(explorer):
     def read(number):
         i = number % 12
-        return i, json.dumps([explorer.latent("solo-s0", i), explorer.latents("joint-s0", offset=i), explorer.search(f"w{i % 9}")])
+        return i, json.dumps(
+            [explorer.latent("solo-s0", i), explorer.latents("joint-s0", offset=i), explorer.search(f"w{i % 9}")]
+        )
 
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(read, range(96)))
@@ -325,7 +372,7 @@ def test_readers_in_many_threads_see_the_same(explorer):
 
 def test_questions_need_no_torch(run):
     code = (
-        "import sys; from metasae.explore.queries import Explorer; e = Explorer(sys.argv[1]); e.overview(); e.latents('solo-s0'); "
+        "import sys; from metasae.explore.pages.queries import Explorer; e = Explorer(sys.argv[1]); e.overview(); e.latents('solo-s0'); "
         "e.latent('solo-s0', 5); e.splits(); e.compare_latents(('solo-s0', 3), ('joint-s0', 4)); e.search('w1'); "
         "sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     )
@@ -333,7 +380,7 @@ def test_questions_need_no_torch(run):
 
 
 def test_the_view_of_the_firings_is_the_one_that_is_written():
-    from metasae.explore.firing_files import VIEW
+    from metasae.explore.store.firing_files import VIEW
     from metasae.measures.firing import by_latent
 
     assert by_latent.VIEW == VIEW

@@ -15,7 +15,7 @@ from fake_explorer import FakeExplorer, fake_try
 from starlette.testclient import TestClient
 
 from metasae.errors import UserError
-from metasae.explore import server
+from metasae.explore.web import server
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def test_no_page_has_inline_scripts_styles_or_foreign_addresses():
         if path.suffix in (".html", ".js", ".css", ".svg"):
             text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
             assert "http://" not in text and "https://" not in text and "//cdn" not in text, path.name
-            assert not any(word in text for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(")), path.name
+            assert not any(
+                word in text for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(")
+            ), path.name
     page = (server.STATIC / "index.html").read_text(encoding="utf-8")
     assert "<style" not in page and " style=" not in page and " onclick=" not in page
     assert all("src=" in part.split(">")[0] for part in page.split("<script")[1:])
@@ -53,13 +55,17 @@ def test_no_page_has_inline_scripts_styles_or_foreign_addresses():
 def test_plotly_comes_from_the_installed_package(client):
     pytest.importorskip("plotly")
     answer = client.get("/plotly.min.js")
-    assert answer.status_code == 200 and "javascript" in answer.headers["content-type"] and len(answer.content) > 1_000_000
+    assert (
+        answer.status_code == 200 and "javascript" in answer.headers["content-type"] and len(answer.content) > 1_000_000
+    )
 
 
 def test_every_answer_is_the_explorers(client, explorer):
     assert client.get("/api/overview").json() == json.loads(json.dumps(explorer.overview()))
     assert client.get("/api/latent/solo-s0/17").json() == json.loads(json.dumps(explorer.latent("solo-s0", 17)))
-    assert client.get("/api/splits?kind=merges&offset=3&limit=2").json() == explorer.splits(kind="merges", offset=3, limit=2)
+    assert client.get("/api/splits?kind=merges&offset=3&limit=2").json() == explorer.splits(
+        kind="merges", offset=3, limit=2
+    )
     assert client.get("/api/split/s0-5").json() == json.loads(json.dumps(explorer.split("s0-5")))
     assert client.get("/api/compare?a=solo-s0:17&b=joint-s0:4").json()["n_both"] == 11
     assert client.get("/api/search?q=bank&limit=3").json() == explorer.search("bank", limit=3)
@@ -67,8 +73,12 @@ def test_every_answer_is_the_explorers(client, explorer):
 
 
 def test_filters_reach_the_explorer(client, explorer):
-    asked = client.get("/api/latents/joint-s0?sort=max&desc=0&search=bank&min_rate=0.0001&max_rate=0.1&offset=2&limit=5").json()
-    assert asked == explorer.latents("joint-s0", sort="max", descending=False, search="bank", min_rate=0.0001, max_rate=0.1, offset=2, limit=5)
+    asked = client.get(
+        "/api/latents/joint-s0?sort=max&desc=0&search=bank&min_rate=0.0001&max_rate=0.1&offset=2&limit=5"
+    ).json()
+    assert asked == explorer.latents(
+        "joint-s0", sort="max", descending=False, search="bank", min_rate=0.0001, max_rate=0.1, offset=2, limit=5
+    )
     assert client.get("/api/latents/joint-s0").json() == explorer.latents("joint-s0")
     assert client.get("/api/latents/joint-s0?dead=1").json()["total"] == explorer.n
 
@@ -94,13 +104,17 @@ def test_wrong_parameters_are_400_in_one_line(client, path):
     assert answer.status_code == 400 and "\n" not in answer.json()["error"]
 
 
-@pytest.mark.parametrize("named", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", "8.8.8.8"])
+@pytest.mark.parametrize(
+    "named", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "", "8.8.8.8"]
+)
 def test_other_host_names_are_refused(client, named):
     for path in ("/", "/api/overview", "/app.js"):
         assert client.get(path, headers={"host": named}).status_code == 403
 
 
-@pytest.mark.parametrize("named", ["localhost", "localhost:9999", "127.0.0.1", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"])
+@pytest.mark.parametrize(
+    "named", ["localhost", "localhost:9999", "127.0.0.1", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"]
+)
 def test_names_of_this_machine_are_answered(client, named):
     assert client.get("/api/overview", headers={"host": named}).status_code == 200
 
@@ -130,7 +144,12 @@ def test_posts_from_other_origins_are_refused(client, explorer, origin):
 
 
 def test_posts_from_our_own_page_are_taken(client):
-    assert client.post("/api/label", json=LABEL, headers={"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}).status_code == 200
+    assert (
+        client.post(
+            "/api/label", json=LABEL, headers={"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}
+        ).status_code
+        == 200
+    )
     assert client.post("/api/label", json=LABEL, headers={"sec-fetch-site": "cross-site"}).status_code == 403
 
 
@@ -140,10 +159,23 @@ def test_posts_must_be_json(client, explorer):
     json_kind = {"content-type": "application/json"}
     targets = [{"kind": "latent"}, {"kind": "x"}, {"kind": "split", "id": 3}, 3]
     wrong = [json.dumps({**LABEL, "target": target}) for target in targets]
-    for body in (*wrong, "{", "[]", '"x"', json.dumps({"label": 3, "target": {}}), json.dumps({"label": "junk"}), b"\xff\xfe"):
+    for body in (
+        *wrong,
+        "{",
+        "[]",
+        '"x"',
+        json.dumps({"label": 3, "target": {}}),
+        json.dumps({"label": "junk"}),
+        b"\xff\xfe",
+    ):
         assert client.post("/api/label", content=body, headers=json_kind).status_code == 400
     assert client.post("/api/label", json={**LABEL, "label": "made up"}).status_code == 400
-    assert client.post("/api/label", json={"target": {"kind": "latent", "sae": "no", "latent": 1}, "label": "junk"}).status_code == 404
+    assert (
+        client.post(
+            "/api/label", json={"target": {"kind": "latent", "sae": "no", "latent": 1}, "label": "junk"}
+        ).status_code
+        == 404
+    )
     assert client.post("/api/label", content=b" " * 1_100_000, headers=json_kind).status_code == 413
     assert explorer.given == []
 
@@ -208,7 +240,10 @@ SERVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from fake_explorer import FakeExplorer
-from metasae.explore import build, queries, server, sweep_pages
+from metasae.explore.store import build
+from metasae.explore.pages import queries
+from metasae.explore.web import server
+from metasae.explore.pages import sweep_pages
 sweep_pages.is_sweep = lambda folder: False
 build.build = lambda *given, **named: None
 queries.Explorer = lambda run: FakeExplorer()
@@ -217,7 +252,12 @@ server.serve("a-run", open_browser=False)
 
 
 def test_it_says_where_it_is_and_stops_cleanly_on_ctrl_c():
-    child = subprocess.Popen([sys.executable, "-c", SERVE, str(Path(__file__).parent)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         first = child.stdout.readline()
         assert first, child.stderr.read()

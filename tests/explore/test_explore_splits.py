@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from explored import firings_of, of_latent, phi_by_hand, random_firings, words_of, write_arm
 
-from metasae.explore import together
-from metasae.explore.build import build
-from metasae.explore.queries import Explorer
+from metasae.explore.pages import together
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.store.build import build
 
 WORDS, OTHERS, TOKENS, DOCUMENT = 40, 60, 24_000, 120
 
@@ -31,7 +31,9 @@ def two_senses(seed=0):
     # distractors: topics of documents, other tokens, and a word shared with another one
     topics = rng.random((documents.max() + 1, OTHERS)) < 0.15
     others = topics[documents] & (rng.random((TOKENS, OTHERS)) < 0.1)
-    others[:, ::3] = (tokens[:, None] % (7 + np.arange(0, OTHERS, 3)) == 3) & (rng.random((TOKENS, OTHERS))[:, ::3] < 0.5)
+    others[:, ::3] = (tokens[:, None] % (7 + np.arange(0, OTHERS, 3)) == 3) & (
+        rng.random((TOKENS, OTHERS))[:, ::3] < 0.5
+    )
 
     def seen(on):
         n = on.shape[1]
@@ -42,7 +44,9 @@ def two_senses(seed=0):
     children = seen(np.hstack([senses, others]))
     order = rng.permutation(children.shape[1])
     where = np.argsort(order)
-    sides = [firings_of(on, rng.random(on.shape) + 0.5, documents, tokens, positions) for on in (parents, children[:, order])]
+    sides = [
+        firings_of(on, rng.random(on.shape) + 0.5, documents, tokens, positions) for on in (parents, children[:, order])
+    ]
     return *sides, [{int(where[w]), int(where[WORDS + w])} for w in range(WORDS)]
 
 
@@ -59,7 +63,12 @@ def planted(tmp_path_factory):
 def test_planted_splits_are_the_top_candidates_with_the_right_children(planted):
     explorer, _, _, children = planted
     rows = explorer.splits(limit=WORDS)["rows"]
-    right = [row for row in rows if row["parent"]["latent"] < WORDS and {c["latent"] for c in row["children"]} == children[row["parent"]["latent"]]]
+    right = [
+        row
+        for row in rows
+        if row["parent"]["latent"] < WORDS
+        and {c["latent"] for c in row["children"]} == children[row["parent"]["latent"]]
+    ]
     assert len(right) >= 0.9 * WORDS
     for row in right:
         shown = explorer.split(row["id"])
@@ -76,7 +85,11 @@ def test_merges_are_read_from_the_other_arm(planted):
 def test_a_split_equals_counting(planted):
     explorer, solo, joint, _ = planted
     for row in explorer.splits(limit=3)["rows"]:
-        page, parent, latents = explorer.split(row["id"]), row["parent"]["latent"], [child["latent"] for child in row["children"]]
+        page, parent, latents = (
+            explorer.split(row["id"]),
+            row["parent"]["latent"],
+            [child["latent"] for child in row["children"]],
+        )
         fired = set(of_latent(solo, parent)[0].tolist())
         on = [set(of_latent(joint, child)[0].tolist()) for child in latents]
         several = set().union(*(a & b for a, b in combinations(on, 2)))
@@ -94,7 +107,11 @@ def test_a_split_equals_counting(planted):
                 assert page["phi"][i][j] == pytest.approx(phi_by_hand(*one, *other))
         counted = Counter(solo.tokens[sorted(fired)].tolist())
         names = [int(token.removeprefix(" w")) for token in page["tokens"]["tokens"]]
-        assert page["tokens"]["parent"] == [counted[name] for name in names] == sorted(counted.values(), reverse=True)[: len(names)]
+        assert (
+            page["tokens"]["parent"]
+            == [counted[name] for name in names]
+            == sorted(counted.values(), reverse=True)[: len(names)]
+        )
         for child, counts, lift in zip(on, page["tokens"]["counts"], page["tokens"]["lift"], strict=True):
             together_with = Counter(solo.tokens[sorted(fired & child)].tolist())
             assert counts == [together_with[name] for name in names]
@@ -140,10 +157,16 @@ def test_candidates_are_filtered_among_all_of_the_pair(planted):
         return [row["parent"], *row["children"]]
 
     number = rows[-1]["children"][0]["latent"]
-    assert found(search=f" {number} ") == [row["id"] for row in rows if number in [side["latent"] for side in sides(row)]]
+    assert found(search=f" {number} ") == [
+        row["id"] for row in rows if number in [side["latent"] for side in sides(row)]
+    ]
     assert found(min_score=0.1) == [row["id"] for row in rows if row["score"] >= 0.1] != []
     by_token = found(search="w1")
-    assert set(by_token) >= {row["id"] for row in rows if any(token.strip().startswith("w1") for side in sides(row) for token in side["top_tokens"])}
+    assert set(by_token) >= {
+        row["id"]
+        for row in rows
+        if any(token.strip().startswith("w1") for side in sides(row) for token in side["top_tokens"])
+    }
     assert found(search="w1", min_score=0.1) == [id for id in by_token if id in found(min_score=0.1)]
     assert found(search="no such token") == found(label="junk") == found(min_score=2.0) == []
     explorer.set_label({"kind": "split", "id": rows[-1]["id"]}, "junk")
@@ -190,11 +213,28 @@ def test_a_split_is_told_beside_those_between_two_seeds_of_solo(tmp_path):
 
 
 def test_without_firings_the_candidates_of_across_are_shown(tmp_path):
-    split = {"parent": 3, "children": [4, 5], "phi": [0.6, 0.5], "coverage": 0.9, "overlap": 0.1, "shares": [0.4, 0.4], "score": 0.3, "firings": 99}
-    part = {"with": "solo-s0", "of": ["weights solo-s0 0", "weights joint-s0 1"], "n_parents": 12, "mean_score": 0.02, "ranked": [split]}
+    split = {
+        "parent": 3,
+        "children": [4, 5],
+        "phi": [0.6, 0.5],
+        "coverage": 0.9,
+        "overlap": 0.1,
+        "shares": [0.4, 0.4],
+        "score": 0.3,
+        "firings": 99,
+    }
+    part = {
+        "with": "solo-s0",
+        "of": ["weights solo-s0 0", "weights joint-s0 1"],
+        "n_parents": 12,
+        "mean_score": 0.02,
+        "ranked": [split],
+    }
     for seed, name in enumerate(("solo-s0", "joint-s0")):
         write_arm(tmp_path, name, None, seed=seed)
-    (tmp_path / "across.json").write_text(json.dumps({"joint-s0": {"splits": part, "merges": {**part, "of": ["other", "weights"]}}}))
+    (tmp_path / "across.json").write_text(
+        json.dumps({"joint-s0": {"splits": part, "merges": {**part, "of": ["other", "weights"]}}})
+    )
     build(tmp_path)
     explorer = Explorer(tmp_path)
     shown = explorer.splits()
@@ -225,7 +265,9 @@ def test_places_apart_are_the_strongest_ones():
     for count in (3, 50, 5000):
         places, strength = np.sort(rng.choice(20_000, 5000, replace=False)), rng.integers(1, 9, 5000) / 4
         kept = []
-        for place, _ in sorted(zip(places.tolist(), strength.tolist(), strict=True), key=lambda each: (-each[1], each[0])):
+        for place, _ in sorted(
+            zip(places.tolist(), strength.tolist(), strict=True), key=lambda each: (-each[1], each[0])
+        ):
             if len(kept) < count and all(abs(place - other) >= 16 for other in kept):
                 kept.append(place)
         assert together.apart(places, strength, count) == kept

@@ -6,21 +6,28 @@ import sys
 
 from explored import numbered, random_firings, write_arm
 
-from metasae.explore.build import build
+from metasae.explore.store.build import build
 
 HEAVY = ("torch", "transformers", "scipy", "matplotlib", "plotly")
 CHILD = """
 import json, sys
 from starlette.testclient import TestClient
-from metasae.explore import server
-from metasae.explore.build import build
+from metasae.explore.web import server
+from metasae.explore.store.build import build
 run, heavy, addresses = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 build(run)
 client = TestClient(server.app(run), base_url="http://localhost")
 codes = {address: client.get(address).status_code for address in addresses}
 print(json.dumps([codes, [name for name in heavy if name in sys.modules]]))
 """
-ADDRESSES = ("/", "/api/overview", "/api/latents/solo-s0", "/api/latent/solo-s0/3", "/api/splits", "/api/compare?a=solo-s0:3&b=joint-s0:4")
+ADDRESSES = (
+    "/",
+    "/api/overview",
+    "/api/latents/solo-s0",
+    "/api/latent/solo-s0/3",
+    "/api/splits",
+    "/api/compare?a=solo-s0:3&b=joint-s0:4",
+)
 
 
 def started(run):

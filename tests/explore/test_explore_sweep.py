@@ -13,9 +13,9 @@ from made_sweep import FVU, L0, LIFT, NASTY, PHI, ROWS, result, write_sweep
 from starlette.testclient import TestClient
 
 from metasae.errors import UserError
-from metasae.explore import server, sweep_server
-from metasae.explore.static_export import TAG, static_export
-from metasae.explore.sweep_pages import cells_that_open, is_sweep, sweep_page
+from metasae.explore.pages.sweep_pages import cells_that_open, is_sweep, sweep_page
+from metasae.explore.web import server, sweep_server
+from metasae.explore.web.static_export import TAG, static_export
 
 # a test waits for many things in the browser, each for as long as PATIENCE says
 pytestmark = pytest.mark.timeout(300)
@@ -46,7 +46,10 @@ def test_a_folder_is_a_run_a_sweep_or_neither(folder, tmp_path):
 
 
 def test_neither_is_refused_in_one_line_by_both_ways_in(tmp_path):
-    for attempt in (lambda: server.serve(tmp_path / "absent", open_browser=False), lambda: static_export(tmp_path / "absent", tmp_path / "out")):
+    for attempt in (
+        lambda: server.serve(tmp_path / "absent", open_browser=False),
+        lambda: static_export(tmp_path / "absent", tmp_path / "out"),
+    ):
         with pytest.raises(UserError, match="nor a sweep") as caught:
             attempt()
         assert "\n" not in str(caught.value)
@@ -56,12 +59,23 @@ def test_neither_is_refused_in_one_line_by_both_ways_in(tmp_path):
 def test_the_page_has_every_cell_in_the_words_of_the_report(folder):
     page = sweep_page(folder)
     assert [cell["name"] for cell in page["cells"]] == ["aaa111", "bbb222", "ccc333", "ddd444", "eee555"]
-    assert page["columns"] == [PHI, FVU, LIFT] and {LIFT, L0, ROWS} <= {quantity["key"] for quantity in page["quantities"]}
+    assert page["columns"] == [PHI, FVU, LIFT] and {LIFT, L0, ROWS} <= {
+        quantity["key"] for quantity in page["quantities"]
+    }
     worst = page["cells"][2]
-    assert worst["changes"][FVU]["clear"] and worst["changes"][FVU]["way"] == "worse" and worst["changes"][FVU]["change"].startswith("+13.3% [+12.3")
+    assert (
+        worst["changes"][FVU]["clear"]
+        and worst["changes"][FVU]["way"] == "worse"
+        and worst["changes"][FVU]["change"].startswith("+13.3% [+12.3")
+    )
     assert not worst["changes"][LIFT]["clear"] and worst["kappa"] == pytest.approx(1 / 3)
     assert page["cells"][4]["changes"] == {} and NASTY in page["cells"][4]["why"] and page["cells"][4]["kappa"] is None
-    assert (page["tokens"], page["train_tokens"], page["best"], page["baseline"]) == (200_000, 1_000_000, "bbb222", "solo of the same cell")
+    assert (page["tokens"], page["train_tokens"], page["best"], page["baseline"]) == (
+        200_000,
+        1_000_000,
+        "bbb222",
+        "solo of the same cell",
+    )
     rows = page["equal_fvu"]["kinds"]
     assert rows["ortsae"][LIFT]["change"].startswith("-5.0%") and rows["c2r"][LIFT]["difference"] is None
 
@@ -86,7 +100,15 @@ def test_a_damaged_result_is_one_line(tmp_path, broken):
 
 
 def test_a_sweep_without_anything_done_has_a_page(tmp_path):
-    made = {**result(), "cells": [], "front": [], "best": None, "confirm": None, "equal_fvu": None, "parallel": {"cells": [], "dimensions": []}}
+    made = {
+        **result(),
+        "cells": [],
+        "front": [],
+        "best": None,
+        "confirm": None,
+        "equal_fvu": None,
+        "parallel": {"cells": [], "dimensions": []},
+    }
     (tmp_path / "sweep.json").write_text(json.dumps(made))
     page = sweep_page(tmp_path)
     assert page["cells"] == [] and page["columns"] == [] and page["confirm"] is None
@@ -94,7 +116,11 @@ def test_a_sweep_without_anything_done_has_a_page(tmp_path):
 
 def test_it_is_served_with_the_policy_and_only_to_this_machine(client, folder):
     page = client.get("/")
-    assert page.status_code == 200 and sweep_server.OF_A_SWEEP in page.text and "unsafe" not in page.headers["content-security-policy"]
+    assert (
+        page.status_code == 200
+        and sweep_server.OF_A_SWEEP in page.text
+        and "unsafe" not in page.headers["content-security-policy"]
+    )
     assert client.get("/api/sweep").json() == json.loads(json.dumps(sweep_page(folder)))
     assert client.get("/pages/sweep.js").status_code == 200 and client.get("/api/overview").status_code == 404
     assert client.get("/api/sweep", headers={"host": "elsewhere.example"}).status_code == 403
@@ -108,11 +134,15 @@ def test_a_cells_own_pages_are_under_its_name(client, folder, monkeypatch):
         if cell.name == "bbb222":
             raise UserError("the disk is full")
 
-    monkeypatch.setattr("metasae.explore.build.build", build)
+    monkeypatch.setattr("metasae.explore.store.build.build", build)
     monkeypatch.setattr(server, "app", lambda cell, host: TellsItsPath())
     page = client.get("/cell/aaa111/")
     assert sweep_server.OF_A_CELL in page.text and client.get("/cell/aaa111/app.js").status_code == 200 and opened == []
-    assert client.get("/cell/aaa111/api/latent/solo-s0/1").text == client.get("/cell/aaa111/api/latent/solo-s0/1").text == "/api/latent/solo-s0/1"
+    assert (
+        client.get("/cell/aaa111/api/latent/solo-s0/1").text
+        == client.get("/cell/aaa111/api/latent/solo-s0/1").text
+        == "/api/latent/solo-s0/1"
+    )
     assert opened == ["aaa111"]
     refused = client.get("/cell/bbb222/api/overview")
     assert refused.status_code == 400 and refused.json() == {"error": "the disk is full"}
@@ -154,7 +184,7 @@ def browser():
     pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
     from playwright.sync_api import sync_playwright
 
-    from metasae.explore.screenshots import OPTIONS, find_chromium
+    from tools.screenshots import OPTIONS, find_chromium
 
     try:
         chromium = find_chromium()
@@ -168,7 +198,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def base(folder):
-    from metasae.explore.screenshots import served
+    from tools.screenshots import served
 
     with served(server.app(folder)) as address:
         yield address
@@ -184,7 +214,14 @@ def test_both_pages_load_fit_their_width_and_show_names_as_text(browser, base, w
         page.wait_for_selector(".chart .main-svg")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         text = page.inner_text("main")
-        shown = ("made by hand", NASTY, "behind after the first seed", "FVU not reached", "cofiring is not done", "Judged on other documents")
+        shown = (
+            "made by hand",
+            NASTY,
+            "behind after the first seed",
+            "FVU not reached",
+            "cofiring is not done",
+            "Judged on other documents",
+        )
         for words in (*shown, "200,000", "15 SAEs by 2 workers"):
             assert words in text, words
         assert page.locator("main script").count() == 0
@@ -198,7 +235,13 @@ def test_the_table_is_sorted_and_the_address_keeps_it(browser, base):
     with open_page(browser, base) as page:
         assert names(page) == ["aaa111", "bbb222", "ccc333", "ddd444", "eee555"]
         page.click(".sort:has-text('lift variance')")
-        assert names(page) == ["bbb222", "ccc333", "aaa111", "ddd444", "eee555"]  # those without the number come last, either way
+        assert names(page) == [
+            "bbb222",
+            "ccc333",
+            "aaa111",
+            "ddd444",
+            "eee555",
+        ]  # those without the number come last, either way
         page.click(".sort:has-text('lift variance')")
         assert names(page) == ["aaa111", "ccc333", "bbb222", "ddd444", "eee555"]
         assert page.get_attribute("th[aria-sort]", "aria-sort") == "descending"
@@ -212,7 +255,9 @@ def test_the_table_is_sorted_and_the_address_keeps_it(browser, base):
         page.wait_for_selector("h1:has-text('train.lambda2 0.1')")
         page.keyboard.press("]")
         page.wait_for_selector("h1:has-text('train.lambda2 0.3')")
-        assert "nearest to the ideal" in page.inner_text("h1 + .tag + .tag") and "less faithful" in page.inner_text("main")
+        assert "nearest to the ideal" in page.inner_text("h1 + .tag + .tag") and "less faithful" in page.inner_text(
+            "main"
+        )
         assert "/cells/bbb222'" in page.inner_text(".command code")
 
 
@@ -227,7 +272,10 @@ def test_brushing_an_axis_keeps_the_cells_that_cross_there(browser, base):
         page.mouse.move(x, bottom - 0.7 * (box["height"] - 16), steps=3)
         page.mouse.up()
         assert names(page) == ["bbb222"] and "1 of 5 cells" in page.inner_text("main")
-        assert page.locator(".parallel polyline.on").count() == 1 and page.get_attribute(f"[data-axis='{FVU}']", "aria-valuetext") == "keeps 0.16"
+        assert (
+            page.locator(".parallel polyline.on").count() == 1
+            and page.get_attribute(f"[data-axis='{FVU}']", "aria-valuetext") == "keeps 0.16"
+        )
         page.reload()
         page.wait_for_selector(".parallel .brush")
         assert names(page) == ["bbb222"]  # the address keeps the brush
@@ -240,7 +288,9 @@ def test_brushing_an_axis_keeps_the_cells_that_cross_there(browser, base):
         page.keyboard.press("Escape")
         assert len(names(page)) == 5 and not page.locator("button:has-text('show all')").is_visible()
         page.select_option("[aria-label='Colour of the lines']", ROWS)
-        assert page.locator(".parallel polyline.none").count() == 1 and f"colour={ROWS}" in page.url  # a cell without that number
+        assert (
+            page.locator(".parallel polyline.none").count() == 1 and f"colour={ROWS}" in page.url
+        )  # a cell without that number
 
 
 def test_a_static_copy_shows_the_same_and_leaves_the_cells_out(browser, folder, base, tmp_path):
@@ -248,11 +298,18 @@ def test_a_static_copy_shows_the_same_and_leaves_the_cells_out(browser, folder, 
 
     out = static_export(folder, tmp_path / "pages").parent
     index = (out / "index.html").read_text()
-    assert TAG in index and sweep_server.OF_A_SWEEP in index and str(folder) not in (out / "data" / "api" / "sweep.json").read_text()
+    assert (
+        TAG in index
+        and sweep_server.OF_A_SWEEP in index
+        and str(folder) not in (out / "data" / "api" / "sweep.json").read_text()
+    )
     static_export(folder, out)  # again, over itself
     with served_files(out) as address, open_page(browser, base) as one, open_page(browser, address) as other:
         texts = [page.inner_text("table.cells") for page in (one, other)]
         assert texts[0] == texts[1] and "static copy" in other.inner_text(".name")
         other.goto(f"{address}#/cell/aaa111")
         other.wait_for_selector('body[data-shown="#/cell/aaa111"]')
-        assert "not part of this static copy" in other.inner_text("main") and other.locator("a:has-text('Open them')").count() == 0
+        assert (
+            "not part of this static copy" in other.inner_text("main")
+            and other.locator("a:has-text('Open them')").count() == 0
+        )

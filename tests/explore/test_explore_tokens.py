@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from explored import of_latent, random_firings
 
-from metasae.explore import edge_blobs, token_blobs
-from metasae.explore.latent_rows import extremes, ranges
+from metasae.explore.store import edge_blobs, token_blobs
+from metasae.explore.store.latent_rows import extremes, ranges
 from metasae.measures.firing.by_latent import by_latent
 
 
@@ -19,11 +19,17 @@ def test_top_tokens_equal_counting(count):
     found = token_blobs.top_tokens(latent, firings.tokens[view.tokens], view.n_latents, 11, count)
     for i, (entries, fired) in enumerate(found):
         counted = Counter(firings.tokens[of_latent(firings, i)[0]].tolist())
-        assert list(zip(entries.tolist(), fired.tolist(), strict=True)) == sorted(counted.items(), key=lambda each: (-each[1], each[0]))[:count]
+        assert (
+            list(zip(entries.tolist(), fired.tolist(), strict=True))
+            == sorted(counted.items(), key=lambda each: (-each[1], each[0]))[:count]
+        )
 
 
 def test_a_token_table_survives_packing():
-    assert token_blobs.unpack(token_blobs.pack(np.array([5, 1]), np.array([9, 4_000_000_000]))) == ([5, 1], [9, 4_000_000_000])
+    assert token_blobs.unpack(token_blobs.pack(np.array([5, 1]), np.array([9, 4_000_000_000]))) == (
+        [5, 1],
+        [9, 4_000_000_000],
+    )
     assert token_blobs.unpack(token_blobs.pack(np.zeros(0, int), np.zeros(0, int))) == ([], [])
 
 
@@ -33,9 +39,14 @@ def test_histograms_equal_numpy_at_the_edges_too():
     edges = token_blobs.edges_of(low, high)
     counts = [300, 200, 500, 7, 0]
     # many values right on an edge, and beside one by a rounding
-    parts = [np.concatenate([rng.choice(edges[i], count), rng.uniform(low[i], high[i], count)]) for i, count in enumerate(counts)]
+    parts = [
+        np.concatenate([rng.choice(edges[i], count), rng.uniform(low[i], high[i], count)])
+        for i, count in enumerate(counts)
+    ]
     parts[2] = np.clip(np.nextafter(parts[2], rng.choice([-9, 9], len(parts[2]))), low[2], high[2])
-    found = token_blobs.histograms(np.repeat(np.arange(5), [len(part) for part in parts]), np.concatenate(parts), low, high)
+    found = token_blobs.histograms(
+        np.repeat(np.arange(5), [len(part) for part in parts]), np.concatenate(parts), low, high
+    )
     for i, part in enumerate(parts):
         if high[i] > low[i]:
             assert found[i].tolist() == np.histogram(part, bins=edges[i])[0].tolist()

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from explored import LENGTHS, firings_of, of_latent, random_firings, text
 
-from metasae.explore import window_blobs
-from metasae.explore.stored_text import stretches_of
-from metasae.explore.window_blobs import LENGTH, Cells, choose, pack, unpack
+from metasae.explore.store import window_blobs
+from metasae.explore.store.stored_text import stretches_of
+from metasae.explore.store.window_blobs import LENGTH, Cells, choose, pack, unpack
 from metasae.measures.firing.by_latent import by_latent
 
 
@@ -14,7 +14,9 @@ def chosen_by_hand(firings, latent, count):
     """(start, length, peak, decile, values) of each window, strong first, by the words of the module."""
     tokens, values = of_latent(firings, latent)
     documents, positions, n_tokens = firings.documents, firings.positions, firings.n_tokens
-    begins = [t for t in range(n_tokens) if t == 0 or documents[t] != documents[t - 1] or positions[t] != positions[t - 1] + 1]
+    begins = [
+        t for t in range(n_tokens) if t == 0 or documents[t] != documents[t - 1] or positions[t] != positions[t - 1] + 1
+    ]
     ends = [*begins[1:], n_tokens]
     peaks = {}
     for token, value in zip(tokens.tolist(), values.tolist(), strict=True):

@@ -12,9 +12,9 @@ from explored import numbered, random_firings, write_arm
 from fake_explorer import FakeExplorer
 
 from metasae.errors import UserError
-from metasae.explore.build import build
-from metasae.explore.queries import Explorer
-from metasae.explore.static_export import TAG, static_export
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.store.build import build
+from metasae.explore.web.static_export import TAG, static_export
 
 
 def packed(path):
@@ -37,15 +37,24 @@ def test_every_answer_is_in_a_file(explorer, out):
     index = json.loads((api / "index.json").read_text())
     for name in explorer.names:
         table = packed(api / "latents" / f"{index['saes'][name]}.json.gz")
-        rows = [{key: values[i] for key, values in table["values"].items() if values[i] is not None} for i in range(table["n"])]
+        rows = [
+            {key: values[i] for key, values in table["values"].items() if values[i] is not None}
+            for i in range(table["n"])
+        ]
         given = explorer.latents(name, sort="latent", descending=False, dead=True, limit=500)["rows"]
         assert rows == [{key: value for key, value in row.items() if value is not None} for row in given]
         for i in (0, 63, 64, 129):
-            assert packed(api / "latent" / index["saes"][name] / f"{i // 64}.json.gz")[str(i)] == json.loads(json.dumps(explorer.latent(name, i)))
+            assert packed(api / "latent" / index["saes"][name] / f"{i // 64}.json.gz")[str(i)] == json.loads(
+                json.dumps(explorer.latent(name, i))
+            )
     for kind in ("splits", "merges"):
         for pair, stem in index["pairs"][kind].items():
             answer = packed(api / "splits" / f"{stem}.json.gz")
-            assert answer["rows"] == explorer.splits(pair, kind=kind, limit=40)["rows"] and answer["total"] == 40 and answer["found"] == 120
+            assert (
+                answer["rows"] == explorer.splits(pair, kind=kind, limit=40)["rows"]
+                and answer["total"] == 40
+                and answer["found"] == 120
+            )
             for row in answer["rows"][::13]:
                 split = packed(api / "split" / f"{index['splits'][row['id']]}.json.gz")[row["id"]]
                 assert split == json.loads(json.dumps(explorer.split(row["id"])))
@@ -57,7 +66,9 @@ def test_the_pages_are_the_servers_with_one_tag_and_relative_addresses(out):
     assert 'src="app.js"' in page and 'href="style.css"' in page and '="/' not in page
     assert (out / "plotly.min.js").stat().st_size > 1_000_000
     for script in [*out.glob("*.js"), *out.glob("pages/*.js")]:
-        assert script.name == "plotly.min.js" or not re.search(r"""["'`]/(api|data|pages|plotly)""", script.read_text()), script.name
+        assert script.name == "plotly.min.js" or not re.search(
+            r"""["'`]/(api|data|pages|plotly)""", script.read_text()
+        ), script.name
 
 
 def test_exporting_again_replaces_the_answers_and_nothing_else(explorer, tmp_path):
@@ -86,7 +97,9 @@ def test_equal_runs_give_equal_files(explorer, tmp_path):
     found = []
     for name in ("a", "b"):
         static_export(FakeExplorer(n=3), tmp_path / name, splits=3)
-        found.append({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name / "data").rglob("*.*")})
+        found.append(
+            {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name / "data").rglob("*.*")}
+        )
     assert found[0] == found[1]
 
 
@@ -104,7 +117,10 @@ def test_several_processes_write_the_same_files(tmp_path):
     served = Explorer(run)
     for name in served.saes:
         blocks = [packed(tmp_path / "2" / "data" / "api" / "latent" / name / f"{number}.json.gz") for number in (0, 1)]
-        assert blocks == [{str(i): json.loads(json.dumps(served.latent(name, i))) for i in part} for part in (range(64), range(64, 70))]
+        assert blocks == [
+            {str(i): json.loads(json.dumps(served.latent(name, i))) for i in part}
+            for part in (range(64), range(64, 70))
+        ]
 
 
 def test_an_error_in_a_process_is_the_callers(tmp_path):
@@ -138,5 +154,8 @@ def test_names_that_no_file_can_have_get_numbers(tmp_path):
         sae["name"] = name
     explorer.overview = lambda: overview
     out = static_export(explorer, tmp_path / "pages", splits=2).parent
-    assert json.loads((out / "data" / "api" / "index.json").read_text())["saes"] == {"solo-s0": "solo-s0", "../ev:il": "1"}
+    assert json.loads((out / "data" / "api" / "index.json").read_text())["saes"] == {
+        "solo-s0": "solo-s0",
+        "../ev:il": "1",
+    }
     assert (out / "data" / "api" / "latent" / "1" / "0.json.gz").is_file()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from metasae.errors import UserError
-from metasae.explore.trying import MOST_TOKENS, Trying
-from metasae.recipe import Recipe
+from metasae.explore.pages.trying import MOST_TOKENS, Trying
+from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE, SAEConfig
 
 TEXT = "The river ran past the old mill, and the miller counted sacks of flour until dusk."
@@ -62,7 +62,7 @@ def test_emoji_and_broken_characters_are_text(run):
 
 
 def test_the_model_is_loaded_once_and_only_when_asked(run, monkeypatch):
-    from metasae.data.host import Host
+    from metasae.data.model.host import Host
 
     loads, load = [], Host.load
     monkeypatch.setattr(Host, "load", lambda *args: loads.append(1) or load(*args))

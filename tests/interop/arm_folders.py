@@ -10,7 +10,23 @@ from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import STORE
 from metasae.sae.sae import SAE, SAEConfig
 
-HOSTILE = ("", "\n", "\r\n", '"', "\\", "\0", " <script>", "\u2028", "\ud83d", "�", "</s>", "{}", "naïve", " 🦙", "\x1b[31m")
+HOSTILE = (
+    "",
+    "\n",
+    "\r\n",
+    '"',
+    "\\",
+    "\0",
+    " <script>",
+    "\u2028",
+    "\ud83d",
+    "�",
+    "</s>",
+    "{}",
+    "naïve",
+    " 🦙",
+    "\x1b[31m",
+)
 
 
 class Tokenizer:
@@ -64,15 +80,33 @@ def write_store(folder, firings: Firings, sae="made by hand") -> None:
         for name in names:
             files[name].append(getattr(firings, name))
         stack.close()
-        facts = {"n_tokens": firings.n_tokens, "n_latents": firings.n_latents, "l0": firings.l0, "sae": sae, "split": "by hand", "provenance": None}
+        facts = {
+            "n_tokens": firings.n_tokens,
+            "n_latents": firings.n_latents,
+            "l0": firings.l0,
+            "sae": sae,
+            "split": "by hand",
+            "provenance": None,
+        }
         write_index(part, STORE, facts, {name: files[name].entry() for name in names})
 
 
 def write_arm(folder, firings: Firings, arm="joint", seed=0, d=8, **metadata):
     """folder/firings and folder/primary, an SAE of random rows whose notes say that it is this arm."""
     write_store(folder / "firings", firings)
-    notes = {"hook_name": "blocks.4.hook_resid_pre", "model_name": "maker/Small-Model", "dataset_path": "stories", "context_size": 32}
-    notes |= {"metasae": {"arm": arm, "seed": seed, "recipe": {"model": {"name": "maker/Small-Model"}, "text": {"source": "stories"}}}} | metadata
+    notes = {
+        "hook_name": "blocks.4.hook_resid_pre",
+        "model_name": "maker/Small-Model",
+        "dataset_path": "stories",
+        "context_size": 32,
+    }
+    notes |= {
+        "metasae": {
+            "arm": arm,
+            "seed": seed,
+            "recipe": {"model": {"name": "maker/Small-Model"}, "text": {"source": "stories"}},
+        }
+    } | metadata
     sae = SAE(SAEConfig(d, firings.n_latents, k=3, metadata=notes))
     sae.init_weights(torch.Generator().manual_seed(seed + len(arm)))
     sae.threshold = torch.zeros(firings.n_latents)

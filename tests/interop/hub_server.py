@@ -69,14 +69,31 @@ class HubServer:
             return _json({})
         if _after("/api/models/owner/name/preupload/", path):
             files = json.loads(body)["files"]
-            return _json({"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for file in files]})
+            return _json(
+                {
+                    "files": [
+                        {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                        for file in files
+                    ]
+                }
+            )
         if branch := _after("/api/models/owner/name/commit/", path):
             return self.commit(branch, [json.loads(line) for line in body.decode().splitlines()])
         if revision := _after("/api/models/owner/name/revision/", path):
             return self.info(revision)
         if revision := _after("/api/models/owner/name/tree/", path):
             files = self.revisions.get(revision, {})
-            return _json([{"type": "file", "path": name, "size": len(files[name]), "oid": hashlib.sha1(files[name]).hexdigest()} for name in files])
+            return _json(
+                [
+                    {
+                        "type": "file",
+                        "path": name,
+                        "size": len(files[name]),
+                        "oid": hashlib.sha1(files[name]).hexdigest(),
+                    }
+                    for name in files
+                ]
+            )
         if match := re.fullmatch(r"/owner/name/resolve/([^/]+)/(.+)", path):
             return self.file(*match.groups())
         return 404, {"X-Error-Code": "EntryNotFound"}, b""
@@ -86,7 +103,9 @@ class HubServer:
         for line in lines:
             if line["key"] == "file":
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        digest = hashlib.sha1(json.dumps([[name, len(content)] for name, content in sorted(files.items())]).encode()).hexdigest()
+        digest = hashlib.sha1(
+            json.dumps([[name, len(content)] for name, content in sorted(files.items())]).encode()
+        ).hexdigest()
         self.revisions[digest], self.commits[branch] = files, digest
         return _json({"success": True, "commitOid": digest, "commitUrl": f"{self.url}/owner/name/commit/{digest}"})
 
@@ -95,7 +114,16 @@ class HubServer:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         siblings = [{"rfilename": name} for name in sorted(self.revisions[revision])]
         sha = self.commits.get(revision, revision)
-        return _json({"id": "owner/name", "modelId": "owner/name", "sha": sha, "private": False, "tags": [], "siblings": siblings})
+        return _json(
+            {
+                "id": "owner/name",
+                "modelId": "owner/name",
+                "sha": sha,
+                "private": False,
+                "tags": [],
+                "siblings": siblings,
+            }
+        )
 
     def file(self, revision, path):
         content = self.revisions.get(revision, {}).get(path)

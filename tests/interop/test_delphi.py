@@ -27,7 +27,8 @@ def read_safetensors(path):
     ends = sorted(entry["data_offsets"] for entry in header.values())
     assert ends[0][0] == 0 and ends[-1][1] == len(data) and all(a[1] == b[0] for a, b in pairwise(ends))
     return {
-        name: np.frombuffer(data[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]).reshape(entry["shape"]) for name, entry in header.items()
+        name: np.frombuffer(data[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in header.items()
     }
 
 
@@ -66,11 +67,15 @@ def places_of(firings, length, pack):
 def test_every_firing_stands_in_the_cache_once(tmp_path, name, per_file, pack):
     firings = ADVERSARIAL[name]
     write_arm(tmp_path / "arm", firings)
-    config = export_delphi(tmp_path / "arm", tmp_path / "out", context=16, pack=pack, pad_id=999, latents_per_file=per_file)
+    config = export_delphi(
+        tmp_path / "arm", tmp_path / "out", context=16, pack=pack, pad_id=999, latents_per_file=per_file
+    )
     entries, tokens, written, covered = read_cache(tmp_path / "out" / HOOK)
     places = places_of(firings, 16, pack)
     # rounding to fp16 is the only thing that happens to an activation
-    assert entries == {(*places[token], latent): np.float16(value) for (token, latent), value in entries_of(firings).items()}
+    assert entries == {
+        (*places[token], latent): np.float16(value) for (token, latent), value in entries_of(firings).items()
+    }
     assert covered == list(range(firings.n_latents))
     expected = np.full((places[-1][0] + 1 if places else 0, 16), 999)
     for token, place in enumerate(places):
@@ -83,8 +88,17 @@ def test_every_firing_stands_in_the_cache_once(tmp_path, name, per_file, pack):
 def test_the_config_says_where_it_comes_from(tmp_path):
     write_arm(tmp_path / "arm", random_firings(), arm="solo", seed=3)
     config = export_activations(tmp_path / "arm" / "primary", "delphi", tmp_path / "out")
-    assert (config["model_name"], config["dataset_repo"], config["cache_ctx_len"], config["n_splits"]) == ("maker/Small-Model", "stories", 32, 5)
-    assert (config["metasae"]["arm"], config["metasae"]["seed"], config["metasae"]["sae"]) == ("solo", 3, "made by hand")
+    assert (config["model_name"], config["dataset_repo"], config["cache_ctx_len"], config["n_splits"]) == (
+        "maker/Small-Model",
+        "stories",
+        32,
+        5,
+    )
+    assert (config["metasae"]["arm"], config["metasae"]["seed"], config["metasae"]["sae"]) == (
+        "solo",
+        3,
+        "made by hand",
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == [HOOK]
 
 
@@ -135,7 +149,9 @@ def test_without_firings_there_is_one_line_and_nothing_is_written(tmp_path):
     write_arm(tmp_path / "arm", random_firings())
     (tmp_path / "arm" / "firings").rename(tmp_path / "elsewhere")
     for format in ("delphi", "neuronpedia", "paper_cache"):
-        with pytest.raises(UserError, match=r"keeps no firings; run `metasae measure` on it with measure\.keep_firings=true") as caught:
+        with pytest.raises(
+            UserError, match=r"keeps no firings; run `metasae measure` on it with measure\.keep_firings=true"
+        ) as caught:
             export_activations(tmp_path / "arm", format, tmp_path / "out")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -223,5 +239,7 @@ def test_delphi_opens_it(tmp_path, name, pack):
             assert set(places[:, 2].tolist()) == {latent.latent.latent_index}
             found |= {tuple(place): value for place, value in zip(places.tolist(), values.numpy(), strict=True)}
     places = places_of(firings, 16, pack)
-    assert found == {(*places[token], latent): np.float16(value) for (token, latent), value in entries_of(firings).items()}
+    assert found == {
+        (*places[token], latent): np.float16(value) for (token, latent), value in entries_of(firings).items()
+    }
     assert all(data.tokens[place] == firings.tokens[token] for token, place in enumerate(places))

@@ -57,7 +57,9 @@ def test_transformer_lens(tmp_path, monkeypatch):
     assert torch.allclose(left["replaced"], expected, atol=1e-5)
     assert torch.allclose(left["acts"], ours.encode(cache[point]).acts, atol=1e-5) and (left["acts"] > 0).any()
     assert torch.equal(left["clean"], model(tokens)) and not torch.allclose(left["clean"], expected, atol=1e-2)
-    assert torch.allclose(model.run_with_saes(tokens, saes=[left["sae"]], use_error_term=True), left["clean"], atol=1e-4)
+    assert torch.allclose(
+        model.run_with_saes(tokens, saes=[left["sae"]], use_error_term=True), left["clean"], atol=1e-4
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from metasae.errors import UserError
 from metasae.files import write_tensors
-from metasae.interop import NAMES, detect, export, load, peers
-from metasae.interop.matrix import outputs, random_sae
+from metasae.interop import NAMES, detect, export, load
 from metasae.sae.sae import SAE, SAEConfig
+from tools import peers
+from tools.matrix import outputs, random_sae
 
 PROVENANCE = {
     "hook_name": "blocks.4.hook_resid_pre",
@@ -18,7 +19,13 @@ PROVENANCE = {
     "dataset_path": "docs",
     "context_size": 64,
     "prepend_bos": True,
-    "metasae": {"version": "0.1.0", "arm": "joint", "seed": 3, "data_fingerprint": "ab12", "recipe": {"seeds": [0, 3], "train": {"lambda2": 0.3}}},
+    "metasae": {
+        "version": "0.1.0",
+        "arm": "joint",
+        "seed": 3,
+        "data_fingerprint": "ab12",
+        "recipe": {"seeds": [0, 3], "train": {"lambda2": 0.3}},
+    },
     "calibration": {"threshold": 0.5, "l0": 5.0},
 }
 MEASURES = {
@@ -56,10 +63,15 @@ def test_provenance_and_measurements_go_along_and_come_back(arm, tmp_path, forma
     assert PROVENANCE.items() <= metadata.items() and metadata["measured"] == MEASURED
     assert back.config.k == peers.K
     x = peers.inputs()
-    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(outputs(back, x), outputs(SAE.load(arm / "primary"), x), strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+        for a, b in zip(outputs(back, x), outputs(SAE.load(arm / "primary"), x), strict=True)
+    )
     # once more from there, measurements included
     again = load(export(back, format, tmp_path / "again"))
-    assert again.config.metadata["measured"] == MEASURED and again.config.metadata.get("imported") == metadata.get("imported")
+    assert again.config.metadata["measured"] == MEASURED and again.config.metadata.get("imported") == metadata.get(
+        "imported"
+    )
 
 
 def test_the_sae_that_is_exported_stays_as_it_was(arm, tmp_path):
@@ -77,11 +89,23 @@ def test_measurements_of_the_primary_are_not_said_of_the_meta_sae(arm, tmp_path)
 def test_where_an_import_came_from_is_noted(tmp_path):
     path = peers.make("dictionary_learning", "GatedAutoEncoder", "none", tmp_path / "trainer_0")
     sae = load(path)
-    assert sae.config.metadata["imported"] == {"format": "dictionary_learning", "architecture": "gated", "from": "trainer_0"}
-    assert {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post", "context_size": 64}.items() <= sae.config.metadata.items()
+    assert sae.config.metadata["imported"] == {
+        "format": "dictionary_learning",
+        "architecture": "gated",
+        "from": "trainer_0",
+    }
+    assert {
+        "model_name": "tiny",
+        "hook_name": "blocks.1.hook_resid_post",
+        "context_size": 64,
+    }.items() <= sae.config.metadata.items()
     sparsify = peers.make("sparsify", "topk", "none", tmp_path / "checkpoint" / "layers.8.mlp")
-    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-70m", "ctx_len": 2048, "dataset": "pile"}))
-    assert {"model_name": "EleutherAI/pythia-70m", "hook_name": "blocks.8.hook_mlp_out"}.items() <= load(sparsify).config.metadata.items()
+    (tmp_path / "checkpoint" / "config.json").write_text(
+        json.dumps({"model": "EleutherAI/pythia-70m", "ctx_len": 2048, "dataset": "pile"})
+    )
+    assert {"model_name": "EleutherAI/pythia-70m", "hook_name": "blocks.8.hook_mlp_out"}.items() <= load(
+        sparsify
+    ).config.metadata.items()
 
 
 def test_a_checkpoint_of_a_training_run_finds_the_config_above_it(tmp_path):
@@ -195,7 +219,9 @@ def test_negative_thresholds_are_those_of_a_relu(tmp_path):
     sae.threshold = -torch.rand(peers.N)
     for format in ("saelens", "dictionary_learning"):
         out = export(sae, format, tmp_path / format)
-        assert torch.allclose(load(out)(peers.inputs()), ours) and torch.allclose(peers.run(format, out, peers.inputs())[1].float(), ours, atol=1e-5)
+        assert torch.allclose(load(out)(peers.inputs()), ours) and torch.allclose(
+            peers.run(format, out, peers.inputs())[1].float(), ours, atol=1e-5
+        )
 
 
 def test_a_foreign_folder_with_a_k_of_its_own_meaning_loads(tmp_path):

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from metasae.errors import UserError
-from metasae.interop import checked, export, load, peers
+from metasae.interop import checked, export, load
+from tools import peers
 
 KIND = {"saelens": "jumprelu", "dictionary_learning": "BatchTopKSAE", "sparsify": "topk", "paper": "batchtopk + npy"}
 
@@ -73,7 +74,12 @@ def change_pt(path, change):
     torch.save(value, path)
 
 
-WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors", "dictionary_learning": "ae.pt", "paper": "joint_primary_sae.pt"}
+WEIGHTS = {
+    "saelens": "sae_weights.safetensors",
+    "sparsify": "sae.safetensors",
+    "dictionary_learning": "ae.pt",
+    "paper": "joint_primary_sae.pt",
+}
 CONFIGS = {"saelens": "cfg.json", "sparsify": "cfg.json", "dictionary_learning": "config.json"}
 
 
@@ -110,13 +116,19 @@ def test_changed_bytes_in_the_middle_never_crash(tmp_path, format):
 @pytest.mark.parametrize("format", KIND)
 def test_weights_that_are_not_finite(tmp_path, format, value):
     path = checkpoint(format, tmp_path)
-    edit(format, tmp_path / "in", lambda tensors: next(t for t in tensors.values() if t.dim() == 2).view(-1)[5].fill_(value))
+    edit(
+        format,
+        tmp_path / "in",
+        lambda tensors: next(t for t in tensors.values() if t.dim() == 2).view(-1)[5].fill_(value),
+    )
     refused(path, "holds NaN or inf")
 
 
 @pytest.mark.parametrize("format", KIND)
 def test_a_missing_a_surplus_a_misshaped_and_a_whole_number_tensor(tmp_path, format):
-    name = {"saelens": "b_enc", "dictionary_learning": "encoder.bias", "sparsify": "encoder.bias", "paper": "b_enc"}[format]
+    name = {"saelens": "b_enc", "dictionary_learning": "encoder.bias", "sparsify": "encoder.bias", "paper": "b_enc"}[
+        format
+    ]
     for number, (change, words) in enumerate(
         [
             (lambda t: t.pop(name), f"lacks the tensor '{name}'"),
@@ -161,7 +173,9 @@ WRONG = [None, True, 0, -3, 2.5, "16", [16], {"a": 1}, 10**30]
 
 
 @pytest.mark.parametrize("value", [*WRONG, ...])
-@pytest.mark.parametrize(("format", "key"), [("saelens", "d_in"), ("saelens", "d_sae"), ("sparsify", "d_in"), ("sparsify", "k")])
+@pytest.mark.parametrize(
+    ("format", "key"), [("saelens", "d_in"), ("saelens", "d_sae"), ("sparsify", "d_in"), ("sparsify", "k")]
+)
 def test_a_count_of_a_wrong_type(tmp_path, format, key, value):
     path = checkpoint(format, tmp_path)
     change_json(tmp_path / "in" / "cfg.json", **{key: value})
@@ -195,7 +209,11 @@ def test_a_count_of_a_wrong_type(tmp_path, format, key, value):
         ("dictionary_learning", {"trainer": []}, "trainer must be a JSON object"),
         ("dictionary_learning", {"trainer": {}}, "lacks 'dict_class'"),
         ("dictionary_learning", {"trainer": {"dict_class": "CrossCoder"}}, "dict_class 'CrossCoder' is not known here"),
-        ("dictionary_learning", {"trainer": {"dict_class": "AutoEncoderTopK", "k": 6}}, "trainer.k is 6, the weights say otherwise"),
+        (
+            "dictionary_learning",
+            {"trainer": {"dict_class": "AutoEncoderTopK", "k": 6}},
+            "trainer.k is 6, the weights say otherwise",
+        ),
         ("dictionary_learning", {"trainer": {"dict_class": "GatedAutoEncoder"}}, "lacks the tensor 'decoder_bias'"),
     ],
 )
@@ -345,7 +363,9 @@ def sharded(folder, file="sae_weights.safetensors"):
         save_file({name: tensors[name] for name in held}, folder / part)
     (folder / file).unlink()
     index = folder / f"{file}.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": {name: part for part, held in parts.items() for name in held}}))
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": {name: part for part, held in parts.items() for name in held}})
+    )
     return index
 
 
@@ -357,7 +377,16 @@ def test_weights_in_shards_are_read(tmp_path, format):
     assert torch.equal(load(path)(peers.inputs()), whole(peers.inputs()))
 
 
-OUTSIDE = ("../secret.safetensors", "/etc/secret.safetensors", "a/b.safetensors", "..\\secret.safetensors", "x.pt", "", None, 5)
+OUTSIDE = (
+    "../secret.safetensors",
+    "/etc/secret.safetensors",
+    "a/b.safetensors",
+    "..\\secret.safetensors",
+    "x.pt",
+    "",
+    None,
+    5,
+)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -392,7 +421,7 @@ def test_a_folder_or_a_pipe_in_place_of_a_file(tmp_path):
 
 
 def test_our_own_folder_is_checked_alike(tmp_path):
-    from metasae.interop.matrix import random_sae
+    from tools.matrix import random_sae
 
     path = export(random_sae("one threshold", "none"), "metasae", tmp_path / "in")
     (path / "cfg.json").write_text("[" * 200_000)

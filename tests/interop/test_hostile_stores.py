@@ -9,11 +9,12 @@ import torch
 from arm_folders import Tokenizer, random_firings, write_arm
 
 from metasae.errors import UserError
-from metasae.interop import load, peers
+from metasae.interop import load
 from metasae.interop.activations import export_activations
+from metasae.jobs.targets import find_targets, recipe_of
 from metasae.sae.sae import SAE
-from metasae.steering import run_steer
-from metasae.targets import find_targets, recipe_of
+from metasae.steering.steering import run_steer
+from tools import peers
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -72,7 +73,9 @@ def test_a_store_with_numbers_that_are_no_places(tmp_path, format, file, numbers
         array = np.memmap(folder / "firings" / file, "<f4" if "values" in file else "<i4", "r+")
         array[7] = number
         array.flush()
-        with pytest.raises(UserError, match=f"the firings of .* are damaged: {words}; delete .* and measure it again") as caught:
+        with pytest.raises(
+            UserError, match=f"the firings of .* are damaged: {words}; delete .* and measure it again"
+        ) as caught:
             export_activations(folder, format, tmp_path / "out")
         assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -80,7 +83,10 @@ def test_a_store_with_numbers_that_are_no_places(tmp_path, format, file, numbers
 def test_a_store_of_another_number_of_latents(tmp_path):
     folder = write_arm(tmp_path / "arm", random_firings())
     path = folder / "firings" / "index.json"
-    for number, words in ((10**15, "they are of 1000000000000000 latents, the SAE has 13"), ("13", "does not say how many latents")):
+    for number, words in (
+        (10**15, "they are of 1000000000000000 latents, the SAE has 13"),
+        ("13", "does not say how many latents"),
+    ):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"n_latents": number}))
         with pytest.raises(UserError, match=words):
             export_activations(folder, "delphi", tmp_path / "out")
@@ -122,7 +128,9 @@ def evil_sae(tmp_path):
     model, mark = tmp_path / "model", tmp_path / "harmed"
     model.mkdir()
     (model / "evil.py").write_text(CODE.format(mark=str(mark)))
-    (model / "config.json").write_text(json.dumps({"model_type": "evil", "architectures": ["Evil"], "auto_map": {"AutoConfig": "evil.Evil"}}))
+    (model / "config.json").write_text(
+        json.dumps({"model_type": "evil", "architectures": ["Evil"], "auto_map": {"AutoConfig": "evil.Evil"}})
+    )
     recipe = {"model": {"path": str(model), "trust_remote_code": True}, "hook": {"point": "blocks.0.hook_resid_pre"}}
     folder = write_arm(tmp_path / "arm", random_firings(), metasae={"arm": "joint", "seed": 0, "recipe": recipe})
     return folder, mark

@@ -7,9 +7,10 @@ import huggingface_hub
 import pytest
 import torch
 
-from metasae.data import hub as reach
+from metasae.data.text import hub as reach
 from metasae.errors import UserError
-from metasae.interop import load, peers
+from metasae.interop import load
+from tools import peers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -76,7 +77,19 @@ def test_brackets_and_stars_in_a_folder_are_taken_as_they_are(hub):
     assert all(name.startswith("a[1]*/") for name in hub.fetched)
 
 
-NONE = ("hf:", "hf:saes", "hf:/saes", "hf:a/b/../c", "hf:a/b/./c", "hf:../b", "hf:a/..", "hf:a/b//c", "hf:a/b/c@", "hf:a b/c", "hf:a/b@x@y")
+NONE = (
+    "hf:",
+    "hf:saes",
+    "hf:/saes",
+    "hf:a/b/../c",
+    "hf:a/b/./c",
+    "hf:../b",
+    "hf:a/..",
+    "hf:a/b//c",
+    "hf:a/b/c@",
+    "hf:a b/c",
+    "hf:a/b@x@y",
+)
 
 
 @pytest.mark.parametrize("address", NONE)

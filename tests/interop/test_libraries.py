@@ -6,11 +6,17 @@ import pytest
 import torch
 
 from metasae.errors import UserError
-from metasae.interop import export, load, peers
-from metasae.interop.matrix import difference, outputs, random_sae
+from metasae.interop import export, load
+from tools import peers
+from tools.matrix import difference, outputs, random_sae
 
 EXACT = 1e-5
-CASES = [(format, kind, normal) for format, kinds in peers.ARCHITECTURES.items() for kind in kinds for normal in peers.NORMALISATIONS[format]]
+CASES = [
+    (format, kind, normal)
+    for format, kinds in peers.ARCHITECTURES.items()
+    for kind in kinds
+    for normal in peers.NORMALISATIONS[format]
+]
 
 
 def randomise(module, seed=0):
@@ -21,7 +27,10 @@ def randomise(module, seed=0):
         parameter.data.copy_(noise.abs() if name == "threshold" else noise * 0.3)
 
 
-@pytest.mark.parametrize(("format", "architecture", "normalisation"), [case for case in CASES if case[0] != "paper" and "rescale" not in case[2]])
+@pytest.mark.parametrize(
+    ("format", "architecture", "normalisation"),
+    [case for case in CASES if case[0] != "paper" and "rescale" not in case[2]],
+)
 def test_the_equations_of_the_matrix_are_those_of_the_library(tmp_path, format, architecture, normalisation):
     if not peers.library(format):
         pytest.skip(f"{format} is not installed")
@@ -81,19 +90,33 @@ def test_saelens_opens_what_is_imported_from_anywhere(saelens, tmp_path):
         for folder in ("own", "out"):
             theirs = saelens.SAE.load_from_disk(tmp_path / str(number) / folder)
             with torch.no_grad():
-                assert difference((theirs.encode(x), theirs(x)), outputs(sae, x)) < EXACT, (format, architecture, normalisation)
+                assert difference((theirs.encode(x), theirs(x)), outputs(sae, x)) < EXACT, (
+                    format,
+                    architecture,
+                    normalisation,
+                )
 
 
 def test_saelens_keeps_the_provenance(saelens, tmp_path):
     sae = random_sae("one threshold", "none")
-    sae.config.metadata = {"hook_name": "blocks.1.hook_resid_pre", "metasae": {"seed": 3, "recipe": {"seeds": [0, 3]}}, "measured": {"fvu": 0.1}}
+    sae.config.metadata = {
+        "hook_name": "blocks.1.hook_resid_pre",
+        "metasae": {"seed": 3, "recipe": {"seeds": [0, 3]}},
+        "measured": {"fvu": 0.1},
+    }
     metadata = saelens.SAE.load_from_disk(export(sae, "saelens", tmp_path / "out")).cfg.metadata
-    assert metadata.metasae == {"seed": 3, "recipe": {"seeds": [0, 3]}} and metadata.measured == {"fvu": 0.1} and metadata.k == peers.K
+    assert (
+        metadata.metasae == {"seed": 3, "recipe": {"seeds": [0, 3]}}
+        and metadata.measured == {"fvu": 0.1}
+        and metadata.k == peers.K
+    )
 
 
 def test_an_old_config_reads_as_saelens_reads_it(saelens, tmp_path):
     x = peers.inputs()
-    for number, changes in enumerate([{}, {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}}, {"normalize_activations": None}]):
+    for number, changes in enumerate(
+        [{}, {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}}, {"normalize_activations": None}]
+    ):
         path = peers.make("saelens", "standard", "none", tmp_path / str(number))
         cfg = json.loads((path / "cfg.json").read_text())
         top = {**cfg.pop("metadata"), "sae_lens_version": "5.9.0", "activation_fn_str": "relu"}

@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from metasae.errors import UserError
-from metasae.interop import detect, export, load, peers
-from metasae.interop.matrix import NORMALISATIONS, RULES, difference, matrix, outputs, random_sae
+from metasae.interop import detect, export, load
+from tools import peers
+from tools.matrix import NORMALISATIONS, RULES, difference, matrix, outputs, random_sae
 
-CASES = [(format, kind, normal) for format, kinds in peers.ARCHITECTURES.items() for kind in kinds for normal in peers.NORMALISATIONS[format]]
+CASES = [
+    (format, kind, normal)
+    for format, kinds in peers.ARCHITECTURES.items()
+    for kind in kinds
+    for normal in peers.NORMALISATIONS[format]
+]
 READABLE = [case for case in CASES if case[2] != "constant_norm_rescale"]
 EXACT = 1e-5
 
@@ -26,7 +32,9 @@ def test_what_is_loaded_exported_and_loaded_again_gives_the_same(tmp_path, forma
         ours = outputs(sae, x)
         assert difference(ours, theirs) < EXACT
         assert torch.equal(ours[0] > 0, theirs[0] > 0) and 0 < (ours[0] > 0).float().mean() < 1
-        assert {tensor.dtype for tensor in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold)} == {torch.float32}
+        assert {tensor.dtype for tensor in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold)} == {
+            torch.float32
+        }
         out = export(sae, format, tmp_path / f"out{seed}")
         assert difference(ours, peers.run(format, out, x)) < EXACT
         assert difference(outputs(load(out), x), ours) < EXACT
@@ -39,7 +47,9 @@ def test_what_is_loaded_exported_and_loaded_again_gives_the_same(tmp_path, forma
 @pytest.mark.parametrize("normalisation", ["none", "token"])
 def test_what_cannot_be_represented_is_refused_with_the_reason(tmp_path, normalisation):
     path = peers.make("saelens", "standard", "constant_norm_rescale", tmp_path / "in")
-    with pytest.raises(UserError, match="'constant_norm_rescale' cannot be represented: each token is divided by its norm"):
+    with pytest.raises(
+        UserError, match="'constant_norm_rescale' cannot be represented: each token is divided by its norm"
+    ):
         load(path)
     sae = random_sae("threshold per latent", normalisation)
     with pytest.raises(UserError, match="cannot be written as sparsify: sparsify keeps the k largest"):
@@ -68,7 +78,11 @@ def test_our_saes_give_the_same_in_every_format_that_takes_them(tmp_path, rule, 
             assert difference((ours[0], ours[0]), (found[0], found[0])) < EXACT
             assert difference(ours, found) < EXACT + _eps_of_the_normalisation(sae, x, format, ours)
     token = normalisation.startswith("token")
-    assert taken["saelens"] and taken["dictionary_learning"] is not token and taken["sparsify"] is (rule.startswith("topk") and not token)
+    assert (
+        taken["saelens"]
+        and taken["dictionary_learning"] is not token
+        and taken["sparsify"] is (rule.startswith("topk") and not token)
+    )
     assert taken["paper"] is ("no b_enc" in rule or not (rule.startswith("topk") or normalisation == "token_eps"))
 
 

@@ -6,17 +6,23 @@ import re
 import pytest
 import tomli
 
-from metasae.comparison import compare
+from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.compare import compare
+from metasae.compare.verdict import change
 from metasae.interop.model_card import card_of_run, card_of_sae
-from metasae.measures.catalogue import CATALOGUE
-from metasae.verdict import change
 from runs import write_arm
 
 RECIPE = 'arms = ["solo", "joint"]\n'
 
 
 def cfg_of(**metadata):
-    about = {"model_name": "maker/small", "hook_name": "blocks.1.hook_resid_pre", "dataset_path": "stories", "context_size": 64, "k": 4}
+    about = {
+        "model_name": "maker/small",
+        "hook_name": "blocks.1.hook_resid_pre",
+        "dataset_path": "stories",
+        "context_size": 64,
+        "k": 4,
+    }
     recipe = {"model": {"name": "maker/small", "path": ""}, "train": {"tokens": 1_000_000}}
     about |= {"trained_architecture": "batchtopk", "metasae": {"recipe": recipe}}
     return {"architecture": "jumprelu", "d_in": 6, "d_sae": 12, "metadata": about | metadata}
@@ -25,21 +31,35 @@ def cfg_of(**metadata):
 def run_of(tmp_path, seeds=(0, 1, 2)):
     """joint: worse FVU, better mean |phi|, worse nearest-partner phi in every seed."""
     for seed in seeds:
-        write_arm(tmp_path, "solo", seed, fidelity__fvu=0.30 + 0.001 * seed, cooccurrence__nearest_phi=0.20 + 0.001 * seed)
+        write_arm(
+            tmp_path, "solo", seed, fidelity__fvu=0.30 + 0.001 * seed, cooccurrence__nearest_phi=0.20 + 0.001 * seed
+        )
         lower = {"cooccurrence__mean_abs_phi": 0.001 + 0.00001 * seed}
-        write_arm(tmp_path, "joint", seed, fidelity__fvu=0.33 + 0.001 * seed, cooccurrence__nearest_phi=0.25 + 0.001 * seed, **lower)
+        write_arm(
+            tmp_path,
+            "joint",
+            seed,
+            fidelity__fvu=0.33 + 0.001 * seed,
+            cooccurrence__nearest_phi=0.25 + 0.001 * seed,
+            **lower,
+        )
     return compare(tmp_path)
 
 
 def saes_of(tmp_path):
-    return {path.name: cfg_of() | {"measures": json.loads((path / "measures.json").read_text())} for path in sorted((tmp_path / "arms").iterdir())}
+    return {
+        path.name: cfg_of() | {"measures": json.loads((path / "measures.json").read_text())}
+        for path in sorted((tmp_path / "arms").iterdir())
+    }
 
 
 def card(tmp_path, **options):
     comparison = run_of(tmp_path, options.pop("seeds", (0, 1, 2)))
     values = {"name": "tiny", "recipe": RECIPE, "repo": "owner/name", "revision": "v1", "license": "mit"} | options
     saes = saes_of(tmp_path)
-    return card_of_run(values["name"], comparison, saes, values["recipe"], values["repo"], values["revision"], values["license"]), comparison
+    return card_of_run(
+        values["name"], comparison, saes, values["recipe"], values["repo"], values["revision"], values["license"]
+    ), comparison
 
 
 def rows_of(text):
@@ -52,11 +72,21 @@ def test_every_main_measure_is_there_with_interval_and_seeds_whichever_way_it_po
     main = [q for q in CATALOGUE if q.main and q.key in pair]
     assert len(main) > 5
     for q in main:
-        assert rows[q.label][4].replace("\\|", "|") == change(q, pair[q.key]) and rows[q.label][5] == str(pair[q.key]["n_seeds"])
-    assert rows["FVU"][6] == "less faithful" and rows["nearest-partner phi"][6] == "less atomic" and rows["mean |phi|"][6] == "more atomic"
+        assert rows[q.label][4].replace("\\|", "|") == change(q, pair[q.key]) and rows[q.label][5] == str(
+            pair[q.key]["n_seeds"]
+        )
+    assert (
+        rows["FVU"][6] == "less faithful"
+        and rows["nearest-partner phi"][6] == "less atomic"
+        and rows["mean |phi|"][6] == "more atomic"
+    )
     words = [rows[q.label][6] for q in main if q.speaks_of == "atomicity"]
     more, less = words.count("more atomic"), words.count("less atomic")
-    assert more and less and f"Of {len(words)} main measures of atomicity {more} clearly say more atomic, {less} less atomic" in text
+    assert (
+        more
+        and less
+        and f"Of {len(words)} main measures of atomicity {more} clearly say more atomic, {less} less atomic" in text
+    )
     assert comparison["verdict"].replace("`", "").replace("<", "&lt;") in text
 
 
@@ -90,12 +120,15 @@ def test_one_arm_alone_is_no_comparison(tmp_path):
 
 def test_both_ways_of_loading_name_repository_folder_and_revision(tmp_path):
     text, _ = card(tmp_path)
-    assert 'metasae.SAE.load("hf:owner/name/arms/joint-s0/primary@v1")' in text
-    assert 'snapshot_download("owner/name", revision="v1", allow_patterns="arms/joint-s0/primary/*") + "/arms/joint-s0/primary"' in text
+    assert 'metasae.load("hf:owner/name/arms/joint-s0/primary@v1")' in text
+    assert (
+        'snapshot_download("owner/name", revision="v1", allow_patterns="arms/joint-s0/primary/*") + "/arms/joint-s0/primary"'
+        in text
+    )
     for code in re.findall(r"```python\n(.*?)\n```", text, re.S):
         compile(code, "card", "exec")
     alone = card_of_sae("sae", cfg_of(), None, "owner/name", "main", "mit")
-    assert 'metasae.SAE.load("hf:owner/name@main")' in alone and "It comes without measures" in alone
+    assert 'metasae.load("hf:owner/name@main")' in alone and "It comes without measures" in alone
 
 
 def test_the_recipe_comes_back_out_of_its_fence(tmp_path):
@@ -110,17 +143,32 @@ HOSTILE = "x](http://evil) <img src=x onerror=alert(1)> `code` | # head\n---\nli
 
 
 def test_names_are_shown_and_not_interpreted(tmp_path):
-    cfg = cfg_of(model_name=HOSTILE, dataset_path=HOSTILE, hook_name=HOSTILE, context_size=HOSTILE, k=HOSTILE, trained_architecture=HOSTILE)
+    cfg = cfg_of(
+        model_name=HOSTILE,
+        dataset_path=HOSTILE,
+        hook_name=HOSTILE,
+        context_size=HOSTILE,
+        k=HOSTILE,
+        trained_architecture=HOSTILE,
+    )
     cfg["metadata"]["metasae"]["recipe"]["model"]["name"] = HOSTILE
     saes = {"joint-s0": cfg | {"measures": {}}}
     run = card_of_run(HOSTILE, run_of(tmp_path) | {"verdict": HOSTILE}, saes, "", "owner/name", "main", "mit")
     for text in (run, card_of_sae(HOSTILE, cfg, None, "owner/name", "main", "mit")):
         outside = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.S | re.M)
-        assert "<img" not in outside and "](" not in outside and outside.count("\n---\n") == 1 and "\nlicense: gpl" not in outside
+        assert (
+            "<img" not in outside
+            and "](" not in outside
+            and outside.count("\n---\n") == 1
+            and "\nlicense: gpl" not in outside
+        )
         assert "base_model" not in text
 
 
-@pytest.mark.parametrize(("model", "named"), [({"name": "maker/small"}, True), ({"name": "small", "path": "package:x"}, False), ({"name": 3}, False)])
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [({"name": "maker/small"}, True), ({"name": "small", "path": "package:x"}, False), ({"name": 3}, False)],
+)
 def test_the_front_matter(model, named):
     yaml = pytest.importorskip("yaml")
     text = card_of_sae("sae", cfg_of(metasae={"recipe": {"model": model}}), None, "owner/name", "main", "apache-2.0")

@@ -69,7 +69,9 @@ def test_the_strongest_rows_of_every_latent(tmp_path, name):
             assert [np.float32(value) for value in line["values"]] == values[place]
             assert line["tokens"] == [tokenizer.decode([int(firings.tokens[token])]) for token in rows[place]]
             assert np.float32(line["maxValue"]) == -strongest == np.float32(line["values"][line["maxValueTokenIndex"]])
-            assert line["minValue"] == min(line["values"]) and line["dataIndex"] == str(firings.documents[rows[place][0]])
+            assert line["minValue"] == min(line["values"]) and line["dataIndex"] == str(
+                firings.documents[rows[place][0]]
+            )
     assert facts["activations"] == len(shown) and len({line["id"] for line in shown}) == len(shown)
     assert all(set(line) == set(ACTIVATION.split()) and len(line["id"]) == 25 for line in shown)
 
@@ -86,8 +88,14 @@ def test_a_line_for_every_latent(tmp_path, name):
         assert np.float32(line["maxActApprox"]) == max(values, default=0)
         assert line["frac_nonzero"] == len(values) / max(firings.n_tokens, 1)
         assert sum(line["freq_hist_data_bar_heights"]) == len(values)
-        assert line["pos_str"] == line["logits_hist_data_bar_values"] == [] and line["hookName"] == "blocks.4.hook_resid_pre"
-    assert (facts["features"], facts["dead"]) == (firings.n_latents, sum(not any(i == n for _, i in entries) for n in range(firings.n_latents)))
+        assert (
+            line["pos_str"] == line["logits_hist_data_bar_values"] == []
+            and line["hookName"] == "blocks.4.hook_resid_pre"
+        )
+    assert (facts["features"], facts["dead"]) == (
+        firings.n_latents,
+        sum(not any(i == n for _, i in entries) for n in range(firings.n_latents)),
+    )
 
 
 def test_the_histogram_by_hand():
@@ -108,12 +116,22 @@ def test_batches_hold_so_many_latents(tmp_path, monkeypatch):
 
 
 def test_the_tables_of_one_line(tmp_path):
-    folder, facts = export(tmp_path, random_firings(), creator="Us", release="ours", hub=("us/saes", "arms/joint-s0/primary"))
-    tables = {name: json.loads((folder / f"{name}.jsonl").read_text()) for name in ("release", "model", "sourceset", "source")}
+    folder, facts = export(
+        tmp_path, random_firings(), creator="Us", release="ours", hub=("us/saes", "arms/joint-s0/primary")
+    )
+    tables = {
+        name: json.loads((folder / f"{name}.jsonl").read_text()) for name in ("release", "model", "sourceset", "source")
+    }
     assert (facts["model"], facts["source"], facts["set"]) == ("small-model", "4-metasae-joint-s0", "metasae-joint-s0")
     assert tables["model"]["id"] == tables["source"]["modelId"] == tables["sourceset"]["modelId"] == "small-model"
-    assert tables["source"]["id"] == facts["source"] and tables["source"]["setName"] == tables["sourceset"]["name"] == facts["set"]
-    assert tables["sourceset"]["releaseName"] == tables["release"]["name"] == "ours" and tables["release"]["creatorName"] == "Us"
+    assert (
+        tables["source"]["id"] == facts["source"]
+        and tables["source"]["setName"] == tables["sourceset"]["name"] == facts["set"]
+    )
+    assert (
+        tables["sourceset"]["releaseName"] == tables["release"]["name"] == "ours"
+        and tables["release"]["creatorName"] == "Us"
+    )
     assert (tables["source"]["hfRepoId"], tables["source"]["hfFolderId"]) == ("us/saes", "arms/joint-s0/primary")
     assert tables["source"]["num_tokens_in_prompt"] == 32
     for line in lines(folder, "features") + lines(folder, "activations"):
@@ -155,7 +173,9 @@ def test_explanations_come_from_interp_json(tmp_path):
     (tmp_path / "arm" / "interp.json").write_text(json.dumps({"latents": latents}))
     facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer())
     found = lines(tmp_path / "out" / facts["model"] / facts["source"], "explanations")
-    assert {line["index"]: line["description"] for line in found} == {"1": "after a comma", "12": "\n"} and facts["explanations"] == 2
+    assert {line["index"]: line["description"] for line in found} == {"1": "after a comma", "12": "\n"} and facts[
+        "explanations"
+    ] == 2
     assert all(set(line) == set(EXPLANATION.split()) for line in found)
     (tmp_path / "arm" / "interp.json").write_text("[" * 10)
     with pytest.raises(UserError, match=r"interp.json is not valid JSON"):
@@ -167,7 +187,9 @@ def test_two_exports_differ_in_their_time_alone(tmp_path):
     b = tmp_path / "again" / a.relative_to(tmp_path / "out")
     export_neuronpedia(tmp_path / "arm", tmp_path / "again", tokenizer=Tokenizer())
     for table in ("features", "activations"):
-        assert [line | {"createdAt": 0} for line in lines(a, table)] == [line | {"createdAt": 0} for line in lines(b, table)]
+        assert [line | {"createdAt": 0} for line in lines(a, table)] == [
+            line | {"createdAt": 0} for line in lines(b, table)
+        ]
 
 
 @pytest.mark.parametrize(

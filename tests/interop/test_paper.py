@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from metasae.errors import UserError
-from metasae.interop import export, load, peers
-from metasae.interop.matrix import outputs, random_sae
+from metasae.interop import export, load
+from tools import peers
+from tools.matrix import outputs, random_sae
 
 
 def checkpoint(folder, kind="batchtopk", normalisation="input_unit_norm", name="joint_primary_sae.pt"):
@@ -50,7 +51,9 @@ def test_thresholds_of_the_default_label_belong_to_a_lone_checkpoint(tmp_path):
 def test_a_folder_of_several_checkpoints_asks_which(tmp_path):
     checkpoint(tmp_path)
     checkpoint(tmp_path, name="solo_primary_sae.pt")
-    with pytest.raises(UserError, match=r"holds 2 checkpoints \(joint_primary_sae.pt, solo_primary_sae.pt\); name one of them"):
+    with pytest.raises(
+        UserError, match=r"holds 2 checkpoints \(joint_primary_sae.pt, solo_primary_sae.pt\); name one of them"
+    ):
         load(tmp_path)
 
 
@@ -93,12 +96,23 @@ def test_a_dead_latents_threshold_of_ten_is_passed_by_a_larger_pre_activation(tm
 
 def test_what_is_exported_has_what_the_papers_scripts_read(tmp_path):
     sae = random_sae("threshold per latent, no b_enc", "token")
-    sae.config.metadata |= {"hook_name": "blocks.20.hook_resid_pre", "model_name": "gpt2-large", "metasae": {"arm": "solo", "seed": 1}}
+    sae.config.metadata |= {
+        "hook_name": "blocks.20.hook_resid_pre",
+        "model_name": "gpt2-large",
+        "metasae": {"arm": "solo", "seed": 1},
+    }
     sae.threshold[5] = float("inf")
     out = export(sae, "paper", tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {"solo_primary_sae.pt", "thresholds_solo.npy"}
     cfg = torch.load(out / "solo_primary_sae.pt", weights_only=True)["cfg"]
-    expected = {"sae_type": "batchtopk", "layer": 20, "site": "resid_pre", "model_name": "gpt2-large", "input_unit_norm": True, "top_k": peers.K}
+    expected = {
+        "sae_type": "batchtopk",
+        "layer": 20,
+        "site": "resid_pre",
+        "model_name": "gpt2-large",
+        "input_unit_norm": True,
+        "top_k": peers.K,
+    }
     assert expected.items() <= cfg.items() and cfg["dtype"] is torch.float32
     found = np.load(out / "thresholds_solo.npy")
     assert found.dtype == np.float32 and np.array_equal(found, sae.threshold.numpy())

@@ -22,12 +22,19 @@ def arms(tmp_path):
     firings = random_firings(1, LENGTHS, n=9), random_firings(2, LENGTHS, n=9)
     for array in ("documents", "tokens", "positions"):
         object.__setattr__(firings[1], array, getattr(firings[0], array))
-    return [(write_arm(tmp_path / name, each, arm=name), each) for name, each in zip(("joint", "solo"), firings, strict=True)]
+    return [
+        (write_arm(tmp_path / name, each, arm=name), each)
+        for name, each in zip(("joint", "solo"), firings, strict=True)
+    ]
 
 
 def read(folder, label):
     found = load_file(folder / f"{label}.safetensors")
-    assert {name: array.dtype.str for name, array in found.items()} == {"tokens": "<i4", "peak_vals": "<f4", "feature_indices": "<i4"}
+    assert {name: array.dtype.str for name, array in found.items()} == {
+        "tokens": "<i4",
+        "peak_vals": "<f4",
+        "feature_indices": "<i4",
+    }
     return found, json.loads((folder / f"{label}_meta.json").read_text())
 
 
@@ -36,7 +43,10 @@ def windows_in(firings, length):
     where = {}
     for token in range(length - 1, firings.n_tokens):
         span = range(token - length + 1, token + 1)
-        steps = [(firings.documents[t] - firings.documents[span[0]], firings.positions[t] - firings.positions[span[0]]) for t in span]
+        steps = [
+            (firings.documents[t] - firings.documents[span[0]], firings.positions[t] - firings.positions[span[0]])
+            for t in span
+        ]
         if steps == [(0, i) for i in range(length)]:
             where.setdefault(tuple(int(firings.tokens[t]) for t in span), []).append(token)
     return where
@@ -69,7 +79,9 @@ def test_the_pools_stand_where_the_meta_says(tmp_path, arms):
     assert meta["feature_indices"] == found["feature_indices"].tolist() and meta["n_features"] == len(found["tokens"])
     assert found["tokens"].shape == (meta["n_features"], 19, 12) and (found["peak_vals"] > 0).all()
     peaks = found["peak_vals"]
-    assert (peaks[:, :3].min(1) >= peaks[:, 3:11].max(1)).all(), "the first three to explain from are of the strongest fifth"
+    assert (peaks[:, :3].min(1) >= peaks[:, 3:11].max(1)).all(), (
+        "the first three to explain from are of the strongest fifth"
+    )
     assert (peaks[:, 16:18].min(1) >= peaks[:, 18]).all(), "detect is of the strongest fifth, boundary of the weakest"
 
 
@@ -78,7 +90,9 @@ def test_two_arms_are_matched_row_by_row(tmp_path, arms):
     counts = export_paper_cache(joint, tmp_path / "out", other=solo, context=12, pools=SMALL)
     (ours, _), (theirs, _) = read(tmp_path / "out", "joint"), read(tmp_path / "out", "solo")
     pairs = np.load(tmp_path / "out" / "feature_pairs.npz", allow_pickle=False)
-    assert np.array_equal(pairs["joint_indices"], ours["feature_indices"]) and np.array_equal(pairs["solo_indices"], theirs["feature_indices"])
+    assert np.array_equal(pairs["joint_indices"], ours["feature_indices"]) and np.array_equal(
+        pairs["solo_indices"], theirs["feature_indices"]
+    )
     wanted = match(SAE.load(joint / "primary").W_dec.detach(), SAE.load(solo / "primary").W_dec.detach())
     assert np.array_equal(wanted.partner[pairs["joint_indices"]], pairs["solo_indices"])
     assert np.allclose(wanted.cosine[pairs["joint_indices"]], pairs["cosines"])
@@ -108,9 +122,16 @@ def test_draw_by_hand():
     pools = Pools(train_top=2, train_each=1, fuzz_each=1, detect=1, boundary=1)
     drawn = draw(strengths, scoring, pools, np.random.default_rng(0))
     assert set(drawn[:2]) == {0, 1} and all(drawn[2 + part] in (2 + 2 * part, 3 + 2 * part) for part in range(4))
-    assert {int(each - 10) // 2 for each in drawn[6:11]} == {0, 1, 2, 3, 4} and not scoring[drawn[:6]].any() and scoring[drawn[6:]].all()
+    assert (
+        {int(each - 10) // 2 for each in drawn[6:11]} == {0, 1, 2, 3, 4}
+        and not scoring[drawn[:6]].any()
+        and scoring[drawn[6:]].all()
+    )
     assert drawn[11] in (10, 11) and drawn[12] in (18, 19) and len(set(drawn.tolist())) == 13
-    assert draw(strengths, scoring, Pools(train_top=3, train_each=1, fuzz_each=1, detect=1), np.random.default_rng(0)) is None
+    assert (
+        draw(strengths, scoring, Pools(train_top=3, train_each=1, fuzz_each=1, detect=1), np.random.default_rng(0))
+        is None
+    )
     assert draw(strengths[:0], scoring[:0], pools, np.random.default_rng(0)) is None
 
 

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from metasae.errors import UserError
-from metasae.interop.parts import Parts, assemble, centred, gated, has_unit_rows, norms_into_encoder, parts_of, uncentred, unscaled
+from metasae.interop.parts import (
+    Parts,
+    assemble,
+    centred,
+    gated,
+    has_unit_rows,
+    norms_into_encoder,
+    parts_of,
+    uncentred,
+    unscaled,
+)
 from metasae.sae.sae import SAE, SAEConfig
 
 D, N = 7, 5000
@@ -67,7 +77,9 @@ def test_a_gate_is_a_threshold(spread):
     assert clear.float().mean() > 0.999
     assert ((acts - expected).abs()[clear] <= rounding[clear]).all()
     # both sides of the gate occur: open with nothing to say, and shut on a positive magnitude
-    assert ((gate > 0) & (magnitude <= 0)).any() and ((gate <= 0) & (magnitude > 0)).any() and (made.threshold < 0).any()
+    assert (
+        ((gate > 0) & (magnitude <= 0)).any() and ((gate <= 0) & (magnitude > 0)).any() and (made.threshold < 0).any()
+    )
 
 
 def test_norms_go_into_the_encoder():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hub_server import HubServer
 
-from metasae.comparison import compare
+from metasae.compare.compare import compare
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.interop.push import push, verify
@@ -30,7 +30,12 @@ source = "/home/me/stories.txt"
 
 
 def make_sae(folder, seed, n=12, d=6):
-    metadata = {"hook_name": "blocks.1.hook_resid_pre", "model_name": "maker/small", "dataset_path": "stories", "context_size": 16}
+    metadata = {
+        "hook_name": "blocks.1.hook_resid_pre",
+        "model_name": "maker/small",
+        "dataset_path": "stories",
+        "context_size": 16,
+    }
     sae = SAE(SAEConfig(d, n, k=3, metadata=metadata | {"metasae": {"arm": folder.parent.name, "seed": seed}}))
     sae.init_weights(torch.Generator().manual_seed(seed))
     sae.threshold = torch.full([n], 0.25)
@@ -91,9 +96,14 @@ def test_a_run_goes_up_in_one_commit_and_comes_back_as_it_was(tmp_path, run):
     api = Recorder(tmp_path / "remote")
     result = push(run, "owner/name", license="apache-2.0", private=True, message="first", api=api)
     assert [call[0] for call in api.calls] == ["create_repo", "create_commit"]
-    assert api.calls[0][2] == {"private": True, "exist_ok": True} and api.calls[1][2] == {"commit_message": "first", "revision": "main"}
+    assert api.calls[0][2] == {"private": True, "exist_ok": True} and api.calls[1][2] == {
+        "commit_message": "first",
+        "revision": "main",
+    }
     assert result["files"] == sorted(SENT) and result["commit"] == "c" * 40 and not result["dry_run"]
-    found = sorted(str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file())
+    found = sorted(
+        str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file()
+    )
     assert found == sorted(SENT)
     assert verify(run, tmp_path / "remote") == len(SENT) - 1
     x = torch.randn(5, 6)
@@ -131,14 +141,25 @@ def test_the_real_client_writes_and_reads_a_stand_in_of_the_hub(tmp_path, run, m
         assert sorted(server.revisions["v1"]) == sorted(SENT) and server.revisions["main"] == {}
         assert result["commit"] == server.commits["v1"] and server.tokens == {"Bearer hf_secret"}
         assert "hf_secret" not in json.dumps(result)
-        hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        hub = {
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
         for revision in ("v1", result["commit"]):
             out = tmp_path / f"{revision}.pt"
-            subprocess.run([sys.executable, "-c", READ, revision, str(out)], env=os.environ | hub, check=True, timeout=100)
+            subprocess.run(
+                [sys.executable, "-c", READ, revision, str(out)], env=os.environ | hub, check=True, timeout=100
+            )
             outputs, arm = torch.load(out, weights_only=True)
-            assert arm == "joint-s1" and torch.equal(outputs, SAE.load(run / "arms/joint-s1/primary")(torch.linspace(-2, 2, 18).view(3, 6)))
+            assert arm == "joint-s1" and torch.equal(
+                outputs, SAE.load(run / "arms/joint-s1/primary")(torch.linspace(-2, 2, 18).view(3, 6))
+            )
         fetched = {path for method, path in server.seen if "/resolve/" in path}
-        assert all("joint-s1/primary" in path or path.endswith("joint-s1/config.json") for path in fetched), "that folder only"
+        assert all("joint-s1/primary" in path or path.endswith("joint-s1/config.json") for path in fetched), (
+            "that folder only"
+        )
 
 
 def test_what_the_hub_refuses_is_one_line_without_the_token(run, monkeypatch):
@@ -147,23 +168,42 @@ def test_what_the_hub_refuses_is_one_line_without_the_token(run, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "hf_secret")
     with HubServer() as server:
         server.refuse = "hf_secret has no right to write here"
-        with pytest.raises(UserError, match=r"owner/name cannot be written: .*; check the name, the token in MY_TOKEN") as caught:
-            push(run, "owner/name", license="mit", token_from_env="MY_TOKEN", api=HfApi(endpoint=server.url, token="hf_secret"))
+        with pytest.raises(
+            UserError, match=r"owner/name cannot be written: .*; check the name, the token in MY_TOKEN"
+        ) as caught:
+            push(
+                run,
+                "owner/name",
+                license="mit",
+                token_from_env="MY_TOKEN",
+                api=HfApi(endpoint=server.url, token="hf_secret"),
+            )
     assert "\n" not in str(caught.value) and "hf_secret" not in str(caught.value)
 
 
 def test_a_dry_run_says_all_and_sends_nothing(tmp_path, run):
     api = Recorder(tmp_path / "remote")
     result = push(run, "owner/name", license="mit", dry_run=True, api=api)
-    assert api.calls == [] and result["files"] == sorted(SENT) and result["commit"] is None and result["card"].startswith("---\nlicense: ")
-    assert result["bytes"] == sum((run / name).stat().st_size for name in SENT if name != "README.md") + len(result["card"].encode())
+    assert (
+        api.calls == []
+        and result["files"] == sorted(SENT)
+        and result["commit"] is None
+        and result["card"].startswith("---\nlicense: ")
+    )
+    assert result["bytes"] == sum((run / name).stat().st_size for name in SENT if name != "README.md") + len(
+        result["card"].encode()
+    )
 
 
 @pytest.mark.parametrize("part", ["primary", "meta"])
 def test_one_sae_lies_at_the_top_of_its_repository(tmp_path, run, part):
     api = Recorder(tmp_path / "remote")
     push(run / "arms/joint-s0" / part, "owner/name", license="other", revision="branch", api=api)
-    assert sorted(path.name for path in (tmp_path / "remote").iterdir()) == ["README.md", "cfg.json", "sae_weights.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "remote").iterdir()) == [
+        "README.md",
+        "cfg.json",
+        "sae_weights.safetensors",
+    ]
     assert api.calls[1] == ("create_branch", "owner/name", {"branch": "branch", "exist_ok": True})
     x = torch.randn(5, 6)
     assert torch.equal(load(tmp_path / "remote")(x), SAE.load(run / "arms/joint-s0" / part)(x))

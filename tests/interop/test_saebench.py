@@ -11,13 +11,19 @@ from torch import nn
 import runs
 from metasae.errors import UserError
 from metasae.interop import load, saebench, saebench_names, saebench_results
-from metasae.interop.matrix import random_sae
 from metasae.measures.rows.decomposability import nearest_cosines, own_meta
 from metasae.sae.sae import SAE, SAEConfig
+from tools.matrix import random_sae
 
 POINT, WIDTH, N = "blocks.1.hook_resid_pre", 32, 96
 PLACE = {"model_name": "tiny", "hook_name": POINT, "context_size": 16, "dataset_path": "docs", "prepend_bos": False}
-OURS = {"version": "0.1", "arm": "joint", "seed": 3, "data_fingerprint": "abc", "recipe": {"train": {"tokens": 5000}, "measure": {"shifts": 2}}}
+OURS = {
+    "version": "0.1",
+    "arm": "joint",
+    "seed": 3,
+    "data_fingerprint": "abc",
+    "recipe": {"train": {"tokens": 5000}, "measure": {"shifts": 2}},
+}
 
 
 def trained(rule="threshold", normalize="none", seed=0):
@@ -59,13 +65,38 @@ def test_what_fires_depends_on_the_token_alone():
 def test_the_names_that_saebench_reads():
     sae = trained()
     bench = saebench.adapt(sae)
-    for name, shape in (("W_enc", (WIDTH, N)), ("W_dec", (N, WIDTH)), ("b_enc", (N,)), ("b_dec", (WIDTH,)), ("threshold", (N,))):
+    for name, shape in (
+        ("W_enc", (WIDTH, N)),
+        ("W_dec", (N, WIDTH)),
+        ("b_enc", (N,)),
+        ("b_dec", (WIDTH,)),
+        ("threshold", (N,)),
+    ):
         assert getattr(bench, name).shape == shape
     assert isinstance(bench.W_dec, nn.Parameter) and torch.allclose(bench.W_dec.norm(dim=1), torch.ones(N), atol=1e-5)
     cfg = bench.cfg.to_dict()
-    expected = {"model_name": "tiny", "hook_name": POINT, "hook_layer": 1, "context_size": 16, "d_in": WIDTH, "d_sae": N, "architecture": "jumprelu"}
-    expected |= {"dtype": "float32", "device": "cpu", "normalize_activations": "none", "prepend_bos": False, "dataset_path": "docs"}
-    expected |= {"training_tokens": 5000, "hook_head_index": None, "model_from_pretrained_kwargs": {}, "apply_b_dec_to_input": True}
+    expected = {
+        "model_name": "tiny",
+        "hook_name": POINT,
+        "hook_layer": 1,
+        "context_size": 16,
+        "d_in": WIDTH,
+        "d_sae": N,
+        "architecture": "jumprelu",
+    }
+    expected |= {
+        "dtype": "float32",
+        "device": "cpu",
+        "normalize_activations": "none",
+        "prepend_bos": False,
+        "dataset_path": "docs",
+    }
+    expected |= {
+        "training_tokens": 5000,
+        "hook_head_index": None,
+        "model_from_pretrained_kwargs": {},
+        "apply_b_dec_to_input": True,
+    }
     assert expected.items() <= cfg.items()
     assert cfg["metasae"] == {"version": "0.1", "arm": "joint", "seed": 3, "data_fingerprint": "abc"}
     bench.cfg.metadata = object()
@@ -75,7 +106,10 @@ def test_the_names_that_saebench_reads():
 def test_moved_to_half_precision_it_takes_any_input_and_the_sae_stays():
     sae = trained()
     bench = saebench.adapt(sae).to(dtype=torch.bfloat16)
-    assert bench.dtype == bench.threshold.dtype == bench(inputs(4)).dtype == torch.bfloat16 and bench.cfg.dtype == "bfloat16"
+    assert (
+        bench.dtype == bench.threshold.dtype == bench(inputs(4)).dtype == torch.bfloat16
+        and bench.cfg.dtype == "bfloat16"
+    )
     assert torch.equal(bench(inputs(4)), bench.decode(bench.encode(inputs(4))))
     assert sae.W_dec.dtype == torch.float32
     bench.W_dec.data.zero_()
@@ -107,7 +141,10 @@ def test_token_normalisation_is_refused_with_the_reason(normalize):
 
 
 def test_rows_of_any_length_come_to_unit_length_with_the_same_outputs():
-    sae, x = random_sae("threshold per latent", "none"), torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    sae, x = (
+        random_sae("threshold per latent", "none"),
+        torch.randn(200, 16, generator=torch.Generator().manual_seed(0)),
+    )
     sae.W_dec.data.mul_(torch.rand(len(sae.W_dec), 1) * 3 + 0.1)
     bench = saebench.adapt(sae, model_name="tiny", hook_name=POINT)
     norms = sae.W_dec.norm(dim=1)
@@ -159,8 +196,18 @@ def test_the_envelope_of_our_measures(tmp_path):
         "eval_type_id", "eval_config", "eval_id", "datetime_epoch_millis", "eval_result_metrics", "eval_result_details",
         "sae_bench_commit_hash", "sae_lens_id", "sae_lens_release_id", "sae_lens_version", "sae_cfg_dict", "eval_result_unstructured",
     ]  # fmt: skip
-    assert (result["eval_type_id"], result["sae_lens_id"], result["sae_lens_release_id"]) == ("metasae", "joint-s3", "demo")
-    assert {"n_tokens": 5000, "rule": "rate", "data": "abc", "hook_name": POINT, "measure": {"shifts": 2}}.items() <= result["eval_config"].items()
+    assert (result["eval_type_id"], result["sae_lens_id"], result["sae_lens_release_id"]) == (
+        "metasae",
+        "joint-s3",
+        "demo",
+    )
+    assert {
+        "n_tokens": 5000,
+        "rule": "rate",
+        "data": "abc",
+        "hook_name": POINT,
+        "measure": {"shifts": 2},
+    }.items() <= result["eval_config"].items()
     assert result["datetime_epoch_millis"] == int((arm / "measures.json").stat().st_mtime * 1000)
     metrics = result["eval_result_metrics"]
     assert metrics["fidelity"] == {
@@ -209,7 +256,17 @@ def model(bench_module):
     from transformer_lens import HookedTransformerConfig
 
     return HookedSAETransformer(
-        HookedTransformerConfig(n_layers=2, d_model=WIDTH, n_ctx=16, d_head=8, d_vocab=80, act_fn="gelu", seed=0, initializer_range=0.3, device="cpu")
+        HookedTransformerConfig(
+            n_layers=2,
+            d_model=WIDTH,
+            n_ctx=16,
+            d_head=8,
+            d_vocab=80,
+            act_fn="gelu",
+            seed=0,
+            initializer_range=0.3,
+            device="cpu",
+        )
     )
 
 
@@ -221,7 +278,13 @@ def tokens():
 def test_the_classes_of_saebench_take_the_envelope(bench_module, tmp_path):
     result = saebench_results.envelope(measured_run(tmp_path), "demo")
     assert saebench_results.check(result)
-    for change in ({"eval_id": 3}, {"datetime_epoch_millis": -1}, {"extra": 1}, {"sae_cfg_dict": "x"}, {"eval_result_details": 3}):
+    for change in (
+        {"eval_id": 3},
+        {"datetime_epoch_millis": -1},
+        {"extra": 1},
+        {"sae_cfg_dict": "x"},
+        {"eval_result_details": 3},
+    ):
         with pytest.raises(ValueError):
             saebench_results.check(result | change)
     nested = json.loads(json.dumps(result))
@@ -231,7 +294,9 @@ def test_the_classes_of_saebench_take_the_envelope(bench_module, tmp_path):
 
 
 @torch.no_grad()
-def test_our_sae_in_saelens_in_transformer_lens_and_under_meta_structure_gives_our_numbers(bench_module, model, tokens, tmp_path, monkeypatch):
+def test_our_sae_in_saelens_in_transformer_lens_and_under_meta_structure_gives_our_numbers(
+    bench_module, model, tokens, tmp_path, monkeypatch
+):
     """Saved here, opened by SAELens, run in a model, judged by SAEBench's meta-structure evaluation; each number again by our own code.
 
     Ours of the last: the meta SAE that the evaluation trained, read by `metasae.interop`, selects the k n largest over all rows and the
@@ -255,29 +320,45 @@ def test_our_sae_in_saelens_in_transformer_lens_and_under_meta_structure_gives_o
 
     monkeypatch.setattr(main, "_decoder_variance_metrics", kept)
     settings = {"train_steps": 60, "train_batch_size": 64, "learning_rate": 5e-3}
-    result = saebench.evaluate(tmp_path / "primary", tmp_path / "out", settings={"meta_structure": settings})["meta_structure"]
+    result = saebench.evaluate(tmp_path / "primary", tmp_path / "out", settings={"meta_structure": settings})[
+        "meta_structure"
+    ]
     found = result["eval_result_metrics"]["meta_structure"]
     metas[0].save_model(tmp_path / "meta")
     ours = own_meta(sae, load(tmp_path / "meta"))
-    assert found["decoder_fraction_variance_explained"] == pytest.approx(ours["own_meta_ve"], abs=1e-5) and ours["own_meta_ve"] > 0.2
+    assert (
+        found["decoder_fraction_variance_explained"] == pytest.approx(ours["own_meta_ve"], abs=1e-5)
+        and ours["own_meta_ve"] > 0.2
+    )
     assert found["final_reconstruction_mse"] == pytest.approx(ours["own_meta_e"] / WIDTH, rel=1e-5)
 
     torch.manual_seed(saebench.SEED)
     with torch.enable_grad():
-        direct = main.run_eval_single_sae("x", "y", theirs, main.MetaStructureEvalConfig(**settings), "cpu").eval_result_metrics.meta_structure
+        direct = main.run_eval_single_sae(
+            "x", "y", theirs, main.MetaStructureEvalConfig(**settings), "cpu"
+        ).eval_result_metrics.meta_structure
     assert direct.decoder_fraction_variance_explained == found["decoder_fraction_variance_explained"]
-    assert json.loads((tmp_path / "out" / "meta_structure" / "metasae_custom_sae_eval_results.json").read_text()) == result
-    assert result["sae_cfg_dict"]["metasae"]["arm"] == "joint" and result["sae_bench_commit_hash"].startswith("sae-bench ")
+    assert (
+        json.loads((tmp_path / "out" / "meta_structure" / "metasae_custom_sae_eval_results.json").read_text()) == result
+    )
+    assert result["sae_cfg_dict"]["metasae"]["arm"] == "joint" and result["sae_bench_commit_hash"].startswith(
+        "sae-bench "
+    )
 
 
 def test_the_evaluation_leaves_random_numbers_and_gradients_as_they_were_and_repeats(bench_module, tmp_path):
     sae, settings = trained(normalize="token"), {"meta_structure": {"train_steps": 5, "train_batch_size": 32}}
     state = torch.get_rng_state()
     with torch.no_grad():
-        results = [saebench.evaluate(sae, tmp_path / name, name="a/b", seed=1, settings=settings)["meta_structure"] for name in "xy"]
+        results = [
+            saebench.evaluate(sae, tmp_path / name, name="a/b", seed=1, settings=settings)["meta_structure"]
+            for name in "xy"
+        ]
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), state)
-    first, second = (each["eval_result_metrics"]["meta_structure"]["decoder_fraction_variance_explained"] for each in results)
+    first, second = (
+        each["eval_result_metrics"]["meta_structure"]["decoder_fraction_variance_explained"] for each in results
+    )
     assert first == second and (tmp_path / "x" / "meta_structure" / "a_b_custom_sae_eval_results.json").is_file()
     assert results[0]["eval_config"]["random_seed"] == 1
 
@@ -286,7 +367,9 @@ def test_the_evaluation_leaves_random_numbers_and_gradients_as_they_were_and_rep
 def test_the_core_evaluation_gives_our_numbers(bench_module, model, tokens, tmp_path):
     """By the plain formulas, in float64, from our own forward; the nearest rows by our own measure."""
     sae = trained()
-    found = saebench.evaluate(sae, tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 16}})["core"]
+    found = saebench.evaluate(
+        sae, tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 16}}
+    )["core"]
     metrics = found["eval_result_metrics"]
     x = model.run_with_cache(tokens)[1][POINT].reshape(-1, WIDTH)
     acts, rebuilt = sae.encode(x).acts, sae(x).double()
@@ -296,16 +379,24 @@ def test_the_core_evaluation_gives_our_numbers(bench_module, model, tokens, tmp_
     assert metrics["sparsity"]["l1"] == pytest.approx(float(acts.double().sum(1).mean()), rel=1e-5)
     # a sum over the width, divided by the tokens of a batch
     assert metrics["reconstruction_quality"]["mse"] == pytest.approx(float(residual.mean()) / (16 * 16), rel=1e-5)
-    assert metrics["reconstruction_quality"]["cossim"] == pytest.approx(float(nn.functional.cosine_similarity(x, rebuilt).mean()), rel=1e-5)
+    assert metrics["reconstruction_quality"]["cossim"] == pytest.approx(
+        float(nn.functional.cosine_similarity(x, rebuilt).mean()), rel=1e-5
+    )
     losses = {
         "ce_loss_without_sae": model(tokens, return_type="loss"),
-        "ce_loss_with_sae": model.run_with_hooks(tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: sae(x))]),
-        "ce_loss_with_ablation": model.run_with_hooks(tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: x * 0)]),
+        "ce_loss_with_sae": model.run_with_hooks(
+            tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: sae(x))]
+        ),
+        "ce_loss_with_ablation": model.run_with_hooks(
+            tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: x * 0)]
+        ),
     }
     for name, loss in losses.items():
         assert metrics["model_performance_preservation"][name] == pytest.approx(float(loss), rel=1e-4), name
     assert metrics["misc_metrics"]["frac_alive"] == pytest.approx(float((acts > 0).any(0).double().mean()))
-    assert metrics["misc_metrics"]["average_max_decoder_cosine_sim"] == pytest.approx(float(nearest_cosines(sae.W_dec.detach()).mean()), rel=1e-5)
+    assert metrics["misc_metrics"]["average_max_decoder_cosine_sim"] == pytest.approx(
+        float(nearest_cosines(sae.W_dec.detach()).mean()), rel=1e-5
+    )
     density = torch.tensor([each["feature_density"] for each in found["eval_result_details"]])
     assert torch.allclose(density, (acts > 0).float().mean(0), atol=1e-6) and density[5] == 0
     assert metrics["token_stats"]["total_tokens_eval_reconstruction"] == 48 * 16
@@ -315,7 +406,9 @@ def test_what_core_lacks_is_said(bench_module, model, tokens, tmp_path):
     with pytest.raises(UserError, match="needs a model and tokens"):
         saebench.evaluate(trained(), tmp_path, ["core"])
     with pytest.raises(UserError, match="48 prompts are fewer than a batch of 64"):
-        saebench.evaluate(trained(), tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 64}})
+        saebench.evaluate(
+            trained(), tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 64}}
+        )
     with pytest.raises(UserError, match="MetaStructureEvalConfig has no field 'steps'"):
         saebench.evaluate(trained(), tmp_path, settings={"meta_structure": {"steps": 3}})
     with pytest.raises(UserError, match=r"MetaStructureEvalConfig: .*integer"):
@@ -344,7 +437,11 @@ def test_the_evaluations_from_the_hub_are_called_as_they_are_written(bench_modul
     monkeypatch.setattr(main, "run_eval", run_eval)
     result = saebench.evaluate(trained(), tmp_path, [name], name="a")[name]
     [call] = calls
-    assert type(call["config"]).__name__ == config_name and call["config"].model_name == "tiny" and call["force_rerun"] is True
+    assert (
+        type(call["config"]).__name__ == config_name
+        and call["config"].model_name == "tiny"
+        and call["force_rerun"] is True
+    )
     assert all(getattr(call["config"], key) == value for key, value in fixed.items())
     [(given, sae)] = call["selected_saes"]
     assert given == "a" and isinstance(sae, saebench.BenchSAE) and result["eval_type_id"] == name

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from metasae.errors import UserError
-from metasae.interop import load, peers
-from metasae.interop.matrix import difference, outputs
+from metasae.interop import load
+from tools import peers
+from tools.matrix import difference, outputs
 
 NAMES = {"model_name": "gpt2-small", "hook_name": "blocks.8.hook_resid_pre", "context_size": 128, "prepend_bos": True}
 

@@ -5,14 +5,14 @@ import itertools
 import pytest
 import torch
 
-from metasae.data.stream import Stream
+from metasae.data.cache.stream import Stream
 from metasae.errors import Interrupted, UserError
 from metasae.interop.saelens_trainer import SAMPLE_ROWS, Provided, train_on
-from metasae.job import _Job
-from metasae.progress import Progress
-from metasae.recipe import Recipe
+from metasae.jobs.run import _Job
+from metasae.progress.progress import Progress
+from metasae.progress.stop import StopRequest
+from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
-from metasae.stop import StopRequest
 from metasae.train import loop
 
 PLANTED = {
@@ -20,13 +20,23 @@ PLANTED = {
     "planted": {"d": 24, "independent": 16, "groups": 2, "parents": 2, "words": 2, "atoms": 6, "composites": 4},
     "sae": {"n": 48, "k": 3},
     "meta": {"n": 8, "k": 2},
-    "train": {"tokens": 128 * 30, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 3, "dead_after": 500, "k_aux": 4, "checkpoint_every": 7},
+    "train": {
+        "tokens": 128 * 30,
+        "batch": 128,
+        "n_primary_steps": 4,
+        "n_meta_steps": 3,
+        "dead_after": 500,
+        "k_aux": 4,
+        "checkpoint_every": 7,
+    },
     "measure": {"calibration_tokens": 1000},
 }
 
 
 def planted(normalize="global", **train) -> Recipe:
-    return Recipe.load({**PLANTED, "sae": {**PLANTED["sae"], "normalize": normalize}, "train": {**PLANTED["train"], **train}})
+    return Recipe.load(
+        {**PLANTED, "sae": {**PLANTED["sae"], "normalize": normalize}, "train": {**PLANTED["train"], **train}}
+    )
 
 
 def endless(stream):
@@ -56,7 +66,9 @@ def test_a_provider_with_the_batches_of_our_stream_gives_our_run_to_the_bit(tmp_
     job._train(job._cache, arm, 0, job.progress)
     ours = tmp_path / "run" / "arms" / f"{arm}-s0"
     train, held = job._cache.split("train"), job._cache.split("calibration")
-    found = train_on(endless(Stream(train, 128, 0)), recipe, arm, 0, tmp_path / "theirs", sample=train, calibration=held, show=False)
+    found = train_on(
+        endless(Stream(train, 128, 0)), recipe, arm, 0, tmp_path / "theirs", sample=train, calibration=held, show=False
+    )
     assert (tmp_path / "theirs" / "metrics.jsonl").read_bytes() == (ours / "metrics.jsonl").read_bytes()
     assert sorted(found) == (["primary"] if arm == "solo" else ["meta", "primary"])
     for name, sae in found.items():
@@ -154,7 +166,16 @@ def store_of(prompts):
 
     torch.manual_seed(0)
     config = HookedTransformerConfig(
-        n_layers=2, d_model=24, n_ctx=16, d_head=12, n_heads=2, d_vocab=50, act_fn="gelu", seed=0, device="cpu", model_name="tiny"
+        n_layers=2,
+        d_model=24,
+        n_ctx=16,
+        d_head=12,
+        n_heads=2,
+        d_vocab=50,
+        act_fn="gelu",
+        seed=0,
+        device="cpu",
+        model_name="tiny",
     )
     store = sae_lens.ActivationsStore(
         HookedTransformer(config), Dataset.from_dict({"tokens": prompts}), streaming=False, hook_name="blocks.1.hook_resid_pre",
@@ -172,7 +193,9 @@ def test_the_store_of_saelens_is_a_provider(tmp_path):
     store = store_of(prompts)
     found = train_on(store, planted(), "joint", 0, tmp_path / "store", metadata={"dataset_path": "tokens"}, show=False)
     assert_equal(found["primary"], train_on(iter(x), planted(), "joint", 0, tmp_path / "list", show=False)["primary"])
-    assert {"hook_name": "blocks.1.hook_resid_pre", "context_size": 16, "dataset_path": "tokens"}.items() <= found["primary"].config.metadata.items()
+    assert {"hook_name": "blocks.1.hook_resid_pre", "context_size": 16, "dataset_path": "tokens"}.items() <= found[
+        "primary"
+    ].config.metadata.items()
     import sae_lens
 
     theirs = sae_lens.SAE.load_from_disk(tmp_path / "store" / "primary")

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from metasae.interop import load, peers
+from metasae.interop import load
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
 from metasae.measures.firing.screen import Screen
+from tools import peers
 
 
 class Split:
@@ -19,7 +20,6 @@ class Split:
 
     def blocks(self, size):
         return self.x.split(size)
-
 
 
 def test_firings_are_those_of_encode(tmp_path):

@@ -20,7 +20,9 @@ class ChatServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, answer=lambda messages: json.dumps({"echo": messages[-1]["content"]}), faults=None, delay=0.0, silence=1.0):
+    def __init__(
+        self, answer=lambda messages: json.dumps({"echo": messages[-1]["content"]}), faults=None, delay=0.0, silence=1.0
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer, self.faults, self.delay, self.silence = answer, faults or {}, delay, silence
         self.attempts, self.delivered, self.met = Counter(), Counter(), Counter()
@@ -52,7 +54,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         # a repeat is another question
-        server, question = self.server, body["messages"][-1]["content"] + (f" (repeat {body['seed']})" if "seed" in body else "")
+        server, question = (
+            self.server,
+            body["messages"][-1]["content"] + (f" (repeat {body['seed']})" if "seed" in body else ""),
+        )
         with server.lock:
             attempt = server.attempts[question]
             server.attempts[question] += 1
@@ -87,8 +92,17 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": len(question.split()), "completion_tokens": len(text.split()), "total_tokens": 0}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         if body.get("logprobs"):
-            choice["logprobs"] = {"content": [{"token": "x", "logprob": -0.1, "top_logprobs": [{"token": "x", "logprob": -0.1}]}]}
-        whole = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
+            choice["logprobs"] = {
+                "content": [{"token": "x", "logprob": -0.1, "top_logprobs": [{"token": "x", "logprob": -0.1}]}]
+            }
+        whole = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": usage,
+        }
         if self._send(200, json.dumps(whole).encode()):
             with server.lock:
                 server.delivered[question] += 1
@@ -97,7 +111,11 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status, body, headers=None):
         try:
             self.send_response(status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                **(headers or {}),
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)

@@ -42,7 +42,9 @@ def world():
     """(planted world, windows of every covered latent)."""
     found_in = World()
     found, _ = activating_windows(found_in.text, found_in.view, SPEC, 0)
-    return found_in, [with_silent(found_in.text, found_in.view, windows, np.array([0, 1, 2]), SPEC, 0) for windows in found.values()]
+    return found_in, [
+        with_silent(found_in.text, found_in.view, windows, np.array([0, 1, 2]), SPEC, 0) for windows in found.values()
+    ]
 
 
 def scored(judge, place, keys, count):
@@ -51,7 +53,10 @@ def scored(judge, place, keys, count):
     with ReplyStore(place) as store:
         asker = Asker(judge, store, limits=Limits(concurrency=16, retries=4, first_wait=0.01))
         reader = Reader(asker, found_in.text, SPEC, 0)
-        scores = {key: reader.scorer(key)(found_in.view, latents[:count], other_latents(min(count, len(latents)), 0)) for key in keys}
+        scores = {
+            key: reader.scorer(key)(found_in.view, latents[:count], other_latents(min(count, len(latents)), 0))
+            for key in keys
+        }
     return scores, asker.tally
 
 

@@ -50,14 +50,20 @@ def store(tmp_path):
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_every_question_is_answered_once_whatever_the_server_does(store, count):
     faults = {"error": 0.05, "busy": 0.04, "silence": 0.02, "garbage": 0.04}
-    unreadable = lambda messages: "{not json" if messages[-1]["content"].endswith("7") else json.dumps({"is": messages[-1]["content"]})  # noqa: E731
+    unreadable = lambda messages: (
+        "{not json" if messages[-1]["content"].endswith("7") else json.dumps({"is": messages[-1]["content"]})
+    )
     # a reply that is only slow, on a busy machine, must not be taken for silence
     with serving(answer=unreadable, faults=faults, silence=2.0) as server:
         asker = Asker(ServerJudge(server.url, "m", timeout=1.5), store, limits=QUICK)
         replies = asker.ask(questions(count))
         assert [reply.text for reply in replies] == [unreadable([{"content": ask.user}]) for ask in questions(count)]
-        assert set(server.met) == set(faults) and set(server.delivered.values()) == {1} and len(server.delivered) == count
-        assert asker.tally.asked == count and asker.tally.failed == 0 and asker.tally.retried == sum(server.met.values())
+        assert (
+            set(server.met) == set(faults) and set(server.delivered.values()) == {1} and len(server.delivered) == count
+        )
+        assert (
+            asker.tally.asked == count and asker.tally.failed == 0 and asker.tally.retried == sum(server.met.values())
+        )
         assert asker.tally.prompt_tokens == 2 * count
         assert 1 < server.most_at_once <= QUICK.concurrency + server.met["silence"]
         again = Asker(ServerJudge(server.url, "m", timeout=1.5), store, limits=QUICK)
@@ -82,7 +88,9 @@ def test_a_killed_run_goes_on_and_asks_for_no_reply_it_has(tmp_path, how):
     path, count = tmp_path / "replies.sqlite", 120
     with serving(delay=0.02) as server:
         child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_CHILD), server.url, str(path), str(count)], stderr=subprocess.DEVNULL, env=os.environ
+            [sys.executable, "-c", textwrap.dedent(_CHILD), server.url, str(path), str(count)],
+            stderr=subprocess.DEVNULL,
+            env=os.environ,
         )
         deadline = time.monotonic() + 60
         while len(server.delivered) < 30 and time.monotonic() < deadline:
@@ -118,7 +126,12 @@ def test_a_question_that_is_never_answered_is_counted_and_asked_again_next_time(
     asker = Asker(stubborn, store, limits=QUICK)
     replies = asker.ask(questions(6))
     assert [reply is None for reply in replies] == [number == 3 for number in range(6)]
-    assert asker.tally.failed == 1 and asker.tally.asked == 5 and asker.tally.retried == 4 and stubborn.attempts["question 3"] == 5
+    assert (
+        asker.tally.failed == 1
+        and asker.tally.asked == 5
+        and asker.tally.retried == 4
+        and stubborn.attempts["question 3"] == 5
+    )
     assert Asker(Scripted(), store).ask(questions(6))[3] == Reply("QUESTION 3", 10, 2)
 
 
@@ -163,7 +176,10 @@ def test_the_estimate_counts_what_is_left_and_the_tally_what_it_cost(store):
     assert asker.estimate([*asks, asks[0]]) == {"questions": 4, "prompt_tokens": 4 * 6, "completion_tokens": 4 * 256}
     asker.ask(asks[:3])
     assert asker.estimate(asks)["questions"] == 1
-    assert asker.tally.as_dict((1.0, 10.0))["cost"] == pytest.approx((30 * 1 + 6 * 10) / 1e6) and asker.tally.as_dict()["cost"] is None
+    assert (
+        asker.tally.as_dict((1.0, 10.0))["cost"] == pytest.approx((30 * 1 + 6 * 10) / 1e6)
+        and asker.tally.as_dict()["cost"] is None
+    )
 
 
 @pytest.mark.parametrize("values", [{"concurrency": 0}, {"retries": -1}, {"per_minute": 0}, {"first_wait": -1.0}])

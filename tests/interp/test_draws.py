@@ -61,7 +61,9 @@ def check_windows(firings, text, latent, windows, spec, scoring):
     st.integers(1, 8),
     st.integers(1, 12),
 )
-def test_train_and_score_documents_never_meet_and_silent_windows_are_silent(seed, lengths, position, length, count, strata):
+def test_train_and_score_documents_never_meet_and_silent_windows_are_silent(
+    seed, lengths, position, length, count, strata
+):
     """The property that the scores rest on, on any documents, spec and seed."""
     firings = random_firings(seed, tuple(lengths), gap=sum(lengths) > 60)
     spec = WindowSpec(length, position, count, count, count, strata)
@@ -84,8 +86,12 @@ def test_train_and_score_documents_never_meet_and_silent_windows_are_silent(seed
         assert set(firings.tokens[windows.silent["same_token"].focus].tolist()) <= ids
         for focus in windows.silent["neighbour"].focus:
             assert dense(firings)[focus, [3, 4]].any()
-    assert coverage.live == len(np.flatnonzero(firings.counts())) and set(np.flatnonzero(coverage.covered)) == set(found)
-    assert sum(part["live"] for part in coverage.deciles) == coverage.live and sum(part["covered"] for part in coverage.deciles) == len(found)
+    assert coverage.live == len(np.flatnonzero(firings.counts())) and set(np.flatnonzero(coverage.covered)) == set(
+        found
+    )
+    assert sum(part["live"] for part in coverage.deciles) == coverage.live and sum(
+        part["covered"] for part in coverage.deciles
+    ) == len(found)
 
 
 def one_latent(values, length=4):
@@ -123,7 +129,9 @@ def test_an_exhausted_stratum_is_made_up_for_by_the_others_and_too_few_peaks_giv
 def test_repeated_text_is_drawn_once():
     firings = one_latent(np.ones(40))
     repeated = type(firings)(**{**vars(firings), "tokens": firings.positions})
-    found, coverage = activating_windows(text_of(repeated), view_of(repeated), WindowSpec(length=4, train=1, score=1), 0)
+    found, coverage = activating_windows(
+        text_of(repeated), view_of(repeated), WindowSpec(length=4, train=1, score=1), 0
+    )
     assert not found and coverage.too_few_score == 1 and coverage.too_few_train == 0 and coverage.live == 1
 
 
@@ -131,7 +139,11 @@ def test_a_latent_that_is_always_on_has_no_silent_window_and_one_without_neighbo
     firings = random_firings(lengths=(60,) * 10)
     text, view, spec = text_of(firings), view_of(firings), WindowSpec(length=4, train=3, score=3, silent=3)
     found, _ = activating_windows(text, view, spec, 0)
-    assert [len(part) for part in with_silent(text, view, found[1], np.array([3, 4]), spec, 0).silent.values()] == [0, 0, 0]
+    assert [len(part) for part in with_silent(text, view, found[1], np.array([3, 4]), spec, 0).silent.values()] == [
+        0,
+        0,
+        0,
+    ]
     assert len(with_silent(text, view, found[3], np.array([-1, -1]), spec, 0).silent["neighbour"]) == 0
 
 
@@ -140,7 +152,9 @@ def test_draws_follow_the_seed_and_not_the_other_latents():
     text, view, spec = text_of(firings), view_of(firings), WindowSpec(length=4, train=3, score=3, silent=3)
     runs = [activating_windows(text, view, spec, seed)[0][4] for seed in (0, 0, 1)]
     assert runs[0].train.starts.tolist() == runs[1].train.starts.tolist() != runs[2].train.starts.tolist()
-    silent = [with_silent(text, view, runs[0], np.array([5]), spec, 0).silent["random"].starts.tolist() for _ in range(2)]
+    silent = [
+        with_silent(text, view, runs[0], np.array([5]), spec, 0).silent["random"].starts.tolist() for _ in range(2)
+    ]
     assert silent[0] == silent[1]
 
 
@@ -148,4 +162,14 @@ def test_an_unknown_kind_is_a_bug():
     firings = random_firings()
     windows = activating_windows(text_of(firings), view_of(firings), WindowSpec(length=2, train=1, score=1), 0)[0][3]
     with pytest.raises(ValueError):
-        draw_silent(text_of(firings), "odd", 3, view_of(firings), windows.score, np.array([]), WindowSpec(), np.random.default_rng(0), set())
+        draw_silent(
+            text_of(firings),
+            "odd",
+            3,
+            view_of(firings),
+            windows.score,
+            np.array([]),
+            WindowSpec(),
+            np.random.default_rng(0),
+            set(),
+        )

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import planted, view_of
 
-from metasae.data.windows import Frame
+from metasae.data.text.windows import Frame
 from metasae.errors import UserError
 from metasae.interp.coverage import activating_windows, with_silent
 from metasae.interp.draws import KINDS, Windows
@@ -64,7 +64,9 @@ def test_scores_against_loops(world):
         for place, each in enumerate(latents):
             source = latents[place if explained_by is None else by[place]]
             centre = sum(unit(start) for start in source.train.starts)
-            similar = {start: unit(start) @ centre for part in (each.score, *each.silent.values()) for start in part.starts}
+            similar = {
+                start: unit(start) @ centre for part in (each.score, *each.silent.values()) for start in part.starts
+            }
             found = embedding_scores(embeddings, latents, spec.silent, explained_by)[place]
             for kind in KINDS:
                 pairs = [
@@ -114,7 +116,9 @@ def test_an_encoder_of_noise_is_at_chance(world):
 def test_a_kind_with_too_few_windows_is_not_a_number(world):
     text, spec, latents = world
     none = Windows(*(np.zeros(0, dtype) for dtype in (np.int64, np.int64, np.float32, np.int8)), spec.length)
-    poor = type(latents[0])(latents[0].latent, latents[0].train, latents[0].score, {**latents[0].silent, "same_token": none})
+    poor = type(latents[0])(
+        latents[0].latent, latents[0].train, latents[0].score, {**latents[0].silent, "same_token": none}
+    )
     found = embedding_scorer(text, words_encoder, spec)(None, [poor, latents[1]], None)
     assert np.isnan(found.values["same_token"][0]) and np.isfinite(found.values["random"][0])
 

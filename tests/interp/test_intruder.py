@@ -8,8 +8,8 @@ import pytest
 from test_reader import Says
 from worlds import PLAN
 
-from metasae.data.planted import plant
-from metasae.data.planted_split import PlantedSplit
+from metasae.data.planted.planted import plant
+from metasae.data.planted.planted_split import PlantedSplit
 from metasae.interp import asking, intruder, prompts
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.intruder import EACH_WAY, intruder_score
@@ -19,7 +19,7 @@ from metasae.interp.replies import Reply, ReplyStore
 from metasae.interp.siblings import Splits
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.by_latent import by_latent
-from metasae.measures.planted.subjects import dictionary, twinned
+from tools.subjects import dictionary, twinned
 
 SPEC = WindowSpec(length=8, train=6, score=6, silent=6)
 
@@ -50,14 +50,18 @@ def world():
 def score(world, view, ranked, judge, place):
     with ReplyStore(place / "replies.sqlite") as store:
         reader = Reader(Asker(judge, store, limits=Limits(concurrency=1, retries=0, first_wait=0)), world.text, SPEC, 0)
-        return intruder_score(reader, view, world.split.documents, Splits("solo-s0", "joint-s0", place, tuple(ranked), "firings"))
+        return intruder_score(
+            reader, view, world.split.documents, Splits("solo-s0", "joint-s0", place, tuple(ranked), "firings")
+        )
 
 
 def test_senses_are_told_apart_and_random_halves_of_a_latent_are_not(world, tmp_path):
     senses = score(world, world.whole, world.senses, OracleJudge(), tmp_path / "senses")
     halves = score(world, world.twins, world.halves, OracleJudge(), tmp_path / "halves")
     own, floor = (senses.score.values["all"], senses.score.shuffled["all"])
-    assert len(own) == 3 * PLAN.words == senses.score.counts["pairs"] and senses.score.counts["candidates"] == PLAN.words
+    assert (
+        len(own) == 3 * PLAN.words == senses.score.counts["pairs"] and senses.score.counts["candidates"] == PLAN.words
+    )
     assert np.nanmean(own) > 0.97 and abs(np.nanmean(floor) - 0.2) < 0.13
     assert abs(np.nanmean(halves.score.values["all"]) - 0.2) < 0.1
     summary = senses.as_dict(0)
@@ -76,7 +80,11 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
     odd = []
     for ask in judge.asks[: int(found.questions[0])]:
         marked = [line.split(prompts.OPEN)[1].split(prompts.CLOSE)[0] for line in ask.user.splitlines()]
-        assert ask.system == prompts.INTRUDE and len(marked) == 5 and {name.split("/")[0] for name in marked} == {f"w{word}"}
+        assert (
+            ask.system == prompts.INTRUDE
+            and len(marked) == 5
+            and {name.split("/")[0] for name in marked} == {f"w{word}"}
+        )
         on = ["".join(str(int(f"/f{sense}:" in name)) for sense in senses[:2]) for name in marked]
         one, other = on.count("10"), on.count("01")
         assert {one, other} == {4, 1}
@@ -87,7 +95,12 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
 
 @pytest.mark.parametrize(
     ("says", "counted"),
-    [("six of them", "unreadable"), ('{"intruder": 6}', "unreadable"), ('{"intruder": "2"}', "unreadable"), ('{"intruder": true}', "unreadable")]
+    [
+        ("six of them", "unreadable"),
+        ('{"intruder": 6}', "unreadable"),
+        ('{"intruder": "2"}', "unreadable"),
+        ('{"intruder": true}', "unreadable"),
+    ]
     + [(Temporary("busy"), "failed")],
 )
 def test_what_cannot_be_read_has_the_credit_of_chance_and_is_counted(world, tmp_path, monkeypatch, says, counted):
@@ -103,7 +116,11 @@ def test_pairs_without_windows_are_counted_and_have_no_number(world, tmp_path):
     strangers = (0, (world.senses[0][1][0], world.senses[1][1][0]))
     found = score(world, world.whole, [strangers, world.senses[2]], OracleJudge(), tmp_path)
     assert np.isnan(found.score.values["all"][0]) and np.isfinite(found.score.values["all"][1:]).all()
-    assert found.score.counts["too_few_windows"] == 1 and found.questions[0] == 0 and found.per_pair()[0]["sense_intruder"] is None
+    assert (
+        found.score.counts["too_few_windows"] == 1
+        and found.questions[0] == 0
+        and found.per_pair()[0]["sense_intruder"] is None
+    )
     part = found.as_dict(0)["parts"]["all"]
     assert part["excluded"] == 1 and part["estimate"] == pytest.approx(np.nanmean(found.score.values["all"]))
     nothing = score(world, world.whole, [], OracleJudge(), tmp_path)
@@ -130,6 +147,8 @@ def test_draws_follow_the_seed(world, tmp_path):
     for number, (judge, seed) in enumerate(zip(judges, (0, 0, 1), strict=True)):
         with ReplyStore(tmp_path / f"{number}.sqlite") as store:
             reader = Reader(Asker(judge, store, limits=Limits(concurrency=1)), world.text, replace(SPEC), seed)
-            intruder_score(reader, world.whole, world.split.documents, Splits("a", "b", tmp_path, world.senses[:2], "firings"))
+            intruder_score(
+                reader, world.whole, world.split.documents, Splits("a", "b", tmp_path, world.senses[:2], "firings")
+            )
     first, again, other = [[ask.user for ask in judge.asks] for judge in judges]
     assert first == again != other

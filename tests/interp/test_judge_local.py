@@ -17,7 +17,8 @@ from metasae.interp.probabilities import yes_probabilities
 from metasae.interp.replies import Ask, ReplyStore
 
 ASKS = [
-    Ask("answer in JSON", text, {"type": "object"}, max_tokens=12) for text in ("what is it?", "Snow fell on the harbour; gulls " * 4, "a", "why?")
+    Ask("answer in JSON", text, {"type": "object"}, max_tokens=12)
+    for text in ("what is it?", "Snow fell on the harbour; gulls " * 4, "a", "why?")
 ]
 
 
@@ -56,7 +57,9 @@ def test_a_batch_padded_on_the_left_says_what_each_question_gets_alone(tmp_path,
     for ask, reply in zip(ASKS, judge.answer_many(ASKS), strict=True):
         tokens, logprobs = by_hand(judge, ask)
         words = [token for token in tokens if token != judge.tokenizer.eos_token_id]
-        assert reply.text == judge.tokenizer.decode(words, skip_special_tokens=True) and reply.completion_tokens == len(tokens)
+        assert reply.text == judge.tokenizer.decode(words, skip_special_tokens=True) and reply.completion_tokens == len(
+            tokens
+        )
         assert reply.prompt_tokens == len(judge.tokenizer(judge.rendered(ask), add_special_tokens=False)["input_ids"])
         assert [max(also.values()) for _, also in reply.logprobs] == pytest.approx(logprobs[: len(words)], abs=1e-4)
         assert all(1 <= len(also) <= 5 for _, also in reply.logprobs)
@@ -94,7 +97,9 @@ def test_what_a_random_model_says_is_unreadable_counted_and_at_chance(world, jud
         asker = Asker(judge, store)
         replies = asker.ask(ASKS)
         assert [prompts.field_of(reply, "answers") for reply in replies] == [None] * len(ASKS)
-        assert asker.tally.asked == len(ASKS) == len(store) and asker.tally.completion_tokens == sum(reply.completion_tokens for reply in replies)
+        assert asker.tally.asked == len(ASKS) == len(store) and asker.tally.completion_tokens == sum(
+            reply.completion_tokens for reply in replies
+        )
         again = Asker(judge, store)
         assert again.ask(ASKS) == replies and again.tally.asked == 0
 

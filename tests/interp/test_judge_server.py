@@ -11,7 +11,13 @@ from metasae.interp.judges import server as module
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.replies import Ask, ReplyStore
 
-ASK = Ask("answer in JSON", "what is it?", {"type": "object", "properties": {"a": {"type": "string"}}}, max_tokens=33, temperature=0.5)
+ASK = Ask(
+    "answer in JSON",
+    "what is it?",
+    {"type": "object", "properties": {"a": {"type": "string"}}},
+    max_tokens=33,
+    temperature=0.5,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +30,16 @@ def test_the_request_holds_messages_sampling_and_schema():
     with serving() as server:
         reply = ServerJudge(server.url, "some/model").answer(ASK)
         body = server.bodies[0]
-    assert body["model"] == "some/model" and body["messages"] == ASK.messages and body["max_tokens"] == 33 and body["temperature"] == 0.5
-    assert body["response_format"]["json_schema"]["schema"] == ASK.schema and body["response_format"]["json_schema"]["strict"] is True
+    assert (
+        body["model"] == "some/model"
+        and body["messages"] == ASK.messages
+        and body["max_tokens"] == 33
+        and body["temperature"] == 0.5
+    )
+    assert (
+        body["response_format"]["json_schema"]["schema"] == ASK.schema
+        and body["response_format"]["json_schema"]["strict"] is True
+    )
     assert json.loads(reply.text) == {"echo": "what is it?"} and reply.prompt_tokens == 3 and reply.logprobs is None
 
 
@@ -57,8 +71,16 @@ def test_a_token_without_alternatives_has_itself_and_the_key_is_in_none(monkeypa
 
     def reply(*tokens):
         found = [{"token": token, "logprob": -0.5, "top_logprobs": None} for token in tokens]
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "".join(tokens)}, "logprobs": {"content": found}}
-        return (200, json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}))
+        choice = {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "".join(tokens)},
+            "logprobs": {"content": found},
+        }
+        return (
+            200,
+            json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}),
+        )
 
     with serving(faults={reply("a", "b"): 1.0}) as server:
         assert ServerJudge(server.url, "m", logprobs=5).answer(ASK).logprobs == (("a", {"a": -0.5}), ("b", {"b": -0.5}))
@@ -67,7 +89,10 @@ def test_a_token_without_alternatives_has_itself_and_the_key_is_in_none(monkeypa
     assert found.text == "[key]" and found.logprobs is None
 
 
-@pytest.mark.parametrize("fault", ["error", "busy", "silence", "garbage", (200, '{"choices": []}'), (200, "[]"), (200, '"text"'), (503, "<html>")])
+@pytest.mark.parametrize(
+    "fault",
+    ["error", "busy", "silence", "garbage", (200, '{"choices": []}'), (200, "[]"), (200, '"text"'), (503, "<html>")],
+)
 def test_what_may_pass_is_temporary(fault):
     with serving(faults={fault: 1.0}, silence=0.5) as server, pytest.raises(Temporary) as caught:
         ServerJudge(server.url, "m", timeout=0.3).answer(ASK)
@@ -100,7 +125,10 @@ def test_a_refusal_is_one_line_without_the_key(monkeypatch, status, message, wor
 
 def test_the_key_is_sent_but_never_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("METASAE_JUDGE_KEY", "sk-secret")
-    with serving(answer=lambda messages: "your key is sk-secret") as server, ReplyStore(tmp_path / "replies.sqlite") as store:
+    with (
+        serving(answer=lambda messages: "your key is sk-secret") as server,
+        ReplyStore(tmp_path / "replies.sqlite") as store,
+    ):
         judge = ServerJudge(server.url, "m")
         (reply,) = Asker(judge, store, limits=Limits(retries=0)).ask([ASK])
         assert "Bearer sk-secret" in server.headers[0].values()
@@ -117,7 +145,9 @@ def test_openais_key_goes_to_openai_alone(monkeypatch):
     assert ServerJudge("https://api.openai.com.example.org/v1", "m")._client.api_key == "none"
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "", "http://", "http://user:pass@host/v1", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host/v1", "", "http://", "http://user:pass@host/v1", "http://[::1"]
+)
 def test_an_address_that_is_none_or_holds_a_password_is_one_line(url):
     with pytest.raises(UserError, match="--judge") as caught:
         ServerJudge(url, "m")

@@ -14,12 +14,22 @@ from metasae.interp.result import auc
 def reply(*tokens):
     """tokens: a text, or (text, {alternative: probability})."""
     pairs = [each if isinstance(each, tuple) else (each, {each: 1.0}) for each in tokens]
-    return Reply("".join(text for text, _ in pairs), logprobs=tuple((text, {name: log(p) for name, p in also.items()}) for text, also in pairs))
+    return Reply(
+        "".join(text for text, _ in pairs),
+        logprobs=tuple((text, {name: log(p) for name, p in also.items()}) for text, also in pairs),
+    )
 
 
 def test_the_share_of_yes_among_yes_and_no():
     found = reply(
-        '{"', "answers", '":', " [", ("true", {"true": 0.6, "false": 0.2, "maybe": 0.2}), ", ", ("false", {"false": 0.9, "true": 0.1}), "]}"
+        '{"',
+        "answers",
+        '":',
+        " [",
+        ("true", {"true": 0.6, "false": 0.2, "maybe": 0.2}),
+        ", ",
+        ("false", {"false": 0.9, "true": 0.1}),
+        "]}",
     )
     assert yes_probabilities(found, 2) == pytest.approx([0.75, 0.1])
 
@@ -57,6 +67,9 @@ def test_two_answers_in_one_token_cannot_be_told_apart():
 def test_no_threshold_moves_the_auc_and_what_is_not_known_is_a_half():
     yes, no = np.array([0.2, 0.3]), np.array([0.1, 0.25])
     assert auc(yes, no) == 0.75 == auc(yes / 10, no / 10)
-    assert auc(np.array([0.9, np.nan]), np.array([0.1])) == 0.75 and auc(np.array([np.nan]), np.array([np.nan, 1.0])) == 0.5
+    assert (
+        auc(np.array([0.9, np.nan]), np.array([0.1])) == 0.75
+        and auc(np.array([np.nan]), np.array([np.nan, 1.0])) == 0.5
+    )
     assert auc(np.array([]), no) is None
     assert json.dumps(auc(yes, no)) == "0.75"

@@ -32,7 +32,9 @@ def test_the_marked_tokens_are_those_on_which_the_latent_fires():
     windows = Windows(np.arange(0, 60, 7), np.arange(0, 60, 7), np.ones(9, np.float32), np.zeros(9, np.int8), 6)
     for latent in range(firings.n_latents):
         for window, start in zip(shown(text, windows, view, latent), windows.starts, strict=True):
-            assert (window.marked == on[start : start + 6, latent]).all() and list(window.strings) == text.strings(start, 6)
+            assert (window.marked == on[start : start + 6, latent]).all() and list(window.strings) == text.strings(
+                start, 6
+            )
     assert not any(window.marked.any() for window in shown(text, windows))
 
 
@@ -57,7 +59,9 @@ def test_only_a_reply_of_the_right_shape_is_read(text, expected):
 
 
 def test_a_yes_is_no_number_and_no_reply_is_none():
-    assert answers_of(Reply('{"answers": [true, 3]}'), 2, int) is None and answers_of(Reply('{"answers": [0, 3]}'), 2, int) == [0, 3]
+    assert answers_of(Reply('{"answers": [true, 3]}'), 2, int) is None and answers_of(
+        Reply('{"answers": [0, 3]}'), 2, int
+    ) == [0, 3]
     assert field_of(None, "answer") is None and field_of(Reply('{"answer": "B"}'), "answer") == "B"
 
 
@@ -69,6 +73,10 @@ def test_every_question_names_the_shape_of_its_reply():
         prompts.per_window(prompts.DETECT, "e", [window] * 3, {"type": "boolean"}),
     ]
     for ask in asks:
-        assert ask.schema["type"] == "object" and ask.schema["required"] == list(ask.schema["properties"]) and not ask.schema["additionalProperties"]
+        assert (
+            ask.schema["type"] == "object"
+            and ask.schema["required"] == list(ask.schema["properties"])
+            and not ask.schema["additionalProperties"]
+        )
     answers = asks[2].schema["properties"]["answers"]
     assert answers["minItems"] == answers["maxItems"] == 3

@@ -87,7 +87,11 @@ def test_hard_negatives_tell_blends_from_atoms_and_simulation_does_not(world, tm
         """How much of what an atom has above chance a blend has."""
         return (mean(key, part, ~world.atoms) - found[key].chance) / (mean(key, part, world.atoms) - found[key].chance)
 
-    assert kept("detection", "same_token") < 0.2 and kept("detection", "random") > 0.8 and kept("sim_spearman", "all") > 0.75
+    assert (
+        kept("detection", "same_token") < 0.2
+        and kept("detection", "random") > 0.8
+        and kept("sim_spearman", "all") > 0.75
+    )
     assert mean("fuzz_2afc", "all", world.atoms) > 0.97
     for key in READ:
         for floor in found[key].shuffled.values():
@@ -106,7 +110,13 @@ def test_the_oracle_names_the_feature_of_an_atom_and_the_word_of_a_blend(world, 
 def test_what_explains_and_what_is_scored_come_from_different_documents(world, tmp_path):
     """On the prompts themselves: every token is written as the number of its document."""
     firings = world.firings
-    text = Text(firings.documents, firings.tokens, firings.positions, lambda places: [f" d{firings.documents[place]}" for place in places], 0)
+    text = Text(
+        firings.documents,
+        firings.tokens,
+        firings.positions,
+        lambda places: [f" d{firings.documents[place]}" for place in places],
+        0,
+    )
     judge = Says(lambda ask: "{}")
     for key in ("detection", "fuzz_marks", "sim_spearman"):
         read(world, key, judge, tmp_path / key, world.latents[:3], text=text)
@@ -149,16 +159,24 @@ def test_a_judge_with_one_answer_to_all_is_at_chance(world, tmp_path, answer):
         assert all((values == 0.5).all() for values in found.values.values())
     one_side = read(world, "fuzz_2afc", Says(lambda ask: '{"answer": "A"}'), tmp_path / "2afc", world.latents[:2])
     assert (one_side.values["all"] == 0).all()
-    constant = read(world, "sim_spearman", Says(lambda ask: json.dumps({"answers": [3] * 25})), tmp_path / "sim", world.latents[:2])
+    constant = read(
+        world, "sim_spearman", Says(lambda ask: json.dumps({"answers": [3] * 25})), tmp_path / "sim", world.latents[:2]
+    )
     assert (constant.values["all"] == 0).all()
 
 
 def test_balanced_accuracy_against_a_count_of_the_prompts(world, tmp_path):
     """A judge that says yes to texts with an even number of letters; the score is counted again from the windows."""
-    even = lambda line: len(line) % 2 == 0  # noqa: E731
-    lines = lambda ask: [line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]  # noqa: E731
+    even = lambda line: len(line) % 2 == 0
+    lines = lambda ask: [line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]
     each = world.latents[0]
-    found = read(world, "detection", Says(lambda ask: json.dumps({"answers": [even(line) for line in lines(ask)]})), tmp_path, [each])
+    found = read(
+        world,
+        "detection",
+        Says(lambda ask: json.dumps({"answers": [even(line) for line in lines(ask)]})),
+        tmp_path,
+        [each],
+    )
 
     def share(windows):
         return np.mean([even(str(window)) for window in prompts.shown(world.text, windows)])
@@ -174,7 +192,9 @@ def test_a_judge_against_itself_is_found_out(world, tmp_path):
     counts = read(world, "detection", Says(flips), tmp_path).counts
     assert counts["repeated"] > 0 and counts["repeated_alike"] == 0
     # answers are counted one by one, not whole replies
-    halves = lambda ask: json.dumps({"answers": [bool(ask.repeat and n % 2) for n in range(ask.schema["properties"]["answers"]["minItems"])]})  # noqa: E731
+    halves = lambda ask: json.dumps(
+        {"answers": [bool(ask.repeat and n % 2) for n in range(ask.schema["properties"]["answers"]["minItems"])]}
+    )
     counts = read(world, "detection", Says(halves), tmp_path / "halves").counts
     assert counts["repeated_alike"] == counts["repeated"] / 2 > 0
 
@@ -190,7 +210,10 @@ class Told(Says):
         if ask.system == prompts.EXPLAIN:
             return Reply('{"explanation": "something"}')
         shares = [self.share(line.split(". ", 1)[1]) for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]
-        words = [("true" if share > 0.5 else "false", {"true": np.log(share), "false": np.log(1 - share)}) for share in shares]
+        words = [
+            ("true" if share > 0.5 else "false", {"true": np.log(share), "false": np.log(1 - share)})
+            for share in shares
+        ]
         pieces = [('{"answers": [', {}), *[each for word in words for each in (word, (", ", {}))][:-1], ("]}", {})]
         return Reply("".join(text for text, _ in pieces), logprobs=tuple(pieces) if self.tells(ask) else None)
 
@@ -221,7 +244,10 @@ def test_without_log_probabilities_there_is_no_auc_and_the_replies_are_counted(w
     partly = Told(share_of, lambda ask: bool(first) or bool(first.append(ask)))
     some = read(world, "fuzz_marks", partly, tmp_path / "some", world.latents[:2])
     assert some.counts["without_logprobs"] == 1
-    assert sorted(np.isnan(some.values["random_auc"]).tolist()) == [False, True] and np.isfinite(some.values["random"]).all()
+    assert (
+        sorted(np.isnan(some.values["random_auc"]).tolist()) == [False, True]
+        and np.isfinite(some.values["random"]).all()
+    )
     assert some.as_dict(range(2), np.arange(2), 0)["parts"]["random_auc"]["excluded"] == 1
 
 
@@ -242,7 +268,9 @@ def test_a_pair_with_an_unreadable_window_is_worth_one_half_in_the_auc(world, tm
         for kind in KINDS:
             no = [str(window) for window in prompts.shown(world.text, each.silent[kind])]
             pairs = [
-                0.5 if {one, other} & lost else (share_of(one) > share_of(other)) + 0.5 * (share_of(one) == share_of(other))
+                0.5
+                if {one, other} & lost
+                else (share_of(one) > share_of(other)) + 0.5 * (share_of(one) == share_of(other))
                 for one in yes
                 for other in no
             ]
@@ -267,7 +295,11 @@ def test_a_silent_window_carries_as_many_marks_and_one_at_its_focus():
 
 
 def test_rho_is_zero_where_a_side_is_constant_and_right_by_hand():
-    assert _spearman([1, 2, 3], np.array([1.0, 1.0, 1.0])) == 0 and _spearman(None, np.arange(3)) == 0 and _spearman([2, 2], np.arange(2)) == 0
+    assert (
+        _spearman([1, 2, 3], np.array([1.0, 1.0, 1.0])) == 0
+        and _spearman(None, np.arange(3)) == 0
+        and _spearman([2, 2], np.arange(2)) == 0
+    )
     assert _spearman([1, 2, 3, 4], np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(0.8)
 
 
@@ -288,7 +320,13 @@ def test_replaced_tokens_are_never_ones_on_which_the_latent_fires(world, tmp_pat
 def plain_text(strings):
     """Four documents of fifty tokens. strings: place -> text."""
     documents, positions = np.repeat(np.arange(4), 50).astype(np.int32), np.tile(np.arange(50), 4).astype(np.int32)
-    return Text(documents, np.arange(200, dtype=np.int32), positions, lambda places: [strings(place) for place in places.tolist()], 0)
+    return Text(
+        documents,
+        np.arange(200, dtype=np.int32),
+        positions,
+        lambda places: [strings(place) for place in places.tolist()],
+        0,
+    )
 
 
 @pytest.mark.timeout(100)
@@ -307,7 +345,10 @@ def test_a_replaced_token_reads_otherwise():
     rare, fires = int(text.scoring_tokens[3]), np.array([0])
     reader, rng = Reader(None, text, SPEC), np.random.default_rng(0)
     for _ in range(20):
-        assert reader._replaced(prompts.Shown((" same", " odd"), np.array([True, True])), fires, rng).strings == (" odd", " same")
+        assert reader._replaced(prompts.Shown((" same", " odd"), np.array([True, True])), fires, rng).strings == (
+            " odd",
+            " same",
+        )
     rare = -1
     assert reader._replaced(prompts.Shown((" same",), np.array([True])), fires, rng) is None
 
@@ -316,9 +357,15 @@ def test_windows_that_nothing_can_replace_are_counted_and_have_no_number(world, 
     always, replaced = world.latents[1].latent, Reader._replaced
     everywhere = np.arange(world.text.n_tokens)
     fires = len(world.view.latent(always)[0])
-    monkeypatch.setattr(Reader, "_replaced", lambda self, window, on, rng: replaced(self, window, everywhere if len(on) == fires else on, rng))
+    monkeypatch.setattr(
+        Reader,
+        "_replaced",
+        lambda self, window, on, rng: replaced(self, window, everywhere if len(on) == fires else on, rng),
+    )
     found = read(world, "fuzz_2afc", OracleJudge(), tmp_path, world.latents[:3])
-    assert np.isfinite(found.values["all"]).tolist() == [True, False, True] and found.counts["irreplaceable"] == SPEC.score
+    assert (
+        np.isfinite(found.values["all"]).tolist() == [True, False, True] and found.counts["irreplaceable"] == SPEC.score
+    )
     assert found.as_dict(range(3), np.arange(3), 0)["parts"]["all"]["excluded"] == 1
 
 

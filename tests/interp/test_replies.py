@@ -17,8 +17,18 @@ def test_a_reply_is_found_again_by_all_that_changes_it(tmp_path):
         reply = Reply('{"a": 1}', 12, 3, (("{", {"{": -0.1, "[": -2.5}),))
         store.put("m", ASK, reply)
         assert store.get(ASK.key("m")) == reply and len(store) == 1
-        changed = [{"system": "x"}, {"user": "x"}, {"schema": {"type": "array"}}, {"max_tokens": 5}, {"temperature": 0.5}, {"repeat": 1}]
-        assert all(store.get(replace(ASK, **change).key("m")) is None for change in changed) and store.get(ASK.key("other")) is None
+        changed = [
+            {"system": "x"},
+            {"user": "x"},
+            {"schema": {"type": "array"}},
+            {"max_tokens": 5},
+            {"temperature": 0.5},
+            {"repeat": 1},
+        ]
+        assert (
+            all(store.get(replace(ASK, **change).key("m")) is None for change in changed)
+            and store.get(ASK.key("other")) is None
+        )
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         assert store.get(ASK.key("m")) == reply
 
@@ -44,7 +54,10 @@ def test_it_knows_whose_replies_it_holds(tmp_path):
 def test_many_threads_write_at_once(tmp_path):
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         asks = [replace(ASK, user=str(number)) for number in range(60)]
-        threads = [Thread(target=lambda part=part: [store.put("m", ask, Reply(ask.user)) for ask in asks[part::4]]) for part in range(4)]
+        threads = [
+            Thread(target=lambda part=part: [store.put("m", ask, Reply(ask.user)) for ask in asks[part::4]])
+            for part in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -8,8 +8,8 @@ import pytest
 from test_embedding import words_encoder
 from worlds import PLAN, random_firings, view_of
 
-from metasae.data.planted import plant
-from metasae.data.planted_split import PlantedSplit
+from metasae.data.planted.planted import plant
+from metasae.data.planted.planted_split import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.asking import Asker
 from metasae.interp.choice import find_arms
@@ -23,7 +23,7 @@ from metasae.interp.result import Score, main_tokens, matched_difference, other_
 from metasae.interp.run import score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings
-from metasae.measures.planted.subjects import dictionary, noisy
+from tools.subjects import dictionary, noisy
 
 SPEC = WindowSpec(length=8, train=6, score=6, silent=6)
 
@@ -34,7 +34,10 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     split = PlantedSplit(plant(PLAN, 0), 8_000, 0)
     for seed in range(2):
-        for arm, subject in (("solo", noisy(dictionary(split), 0.1, seed)), ("joint", dictionary(split, blended=(0, 1)))):
+        for arm, subject in (
+            ("solo", noisy(dictionary(split), 0.1, seed)),
+            ("joint", dictionary(split, blended=(0, 1))),
+        ):
             subject.sae.save(folder / "arms" / f"{arm}-s{seed}" / "primary")
             write_firings(subject.sae, split, folder / "arms" / f"{arm}-s{seed}" / "firings")
     return folder, split
@@ -70,7 +73,10 @@ def test_files_hold_what_is_returned_and_means_are_those_of_the_latents(run):
 def test_pairs_are_matched_latents_and_unpaired_means(run):
     merged = go(run)
     found = merged["pairs"]["joint vs solo"]["embedding"]["random"]
-    means = {name: entry["interp"]["scores"]["embedding"]["parts"]["random"]["estimate"] for name, entry in merged["arms"].items()}
+    means = {
+        name: entry["interp"]["scores"]["embedding"]["parts"]["random"]["estimate"]
+        for name, entry in merged["arms"].items()
+    }
     expected = np.mean([means["joint-s0"] - means["solo-s0"], means["joint-s1"] - means["solo-s1"]])
     assert found["unpaired"]["difference"] == pytest.approx(expected) and found["unpaired"]["n_seeds"] == 2
     for seed in "01":
@@ -90,7 +96,10 @@ def test_a_second_call_gives_the_same_numbers_and_one_arm_alone_stays_beside_the
     assert go(run, arms=["joint"], seeds=[1]) == first
     (run[0] / "arms" / "solo-s1" / "interp.json").unlink()
     alone = go(run, arms=["joint"], seeds=[1])
-    assert set(alone["arms"]) == {"solo-s0", "joint-s0", "joint-s1"} and "matched" not in alone["arms"]["joint-s1"]["interp"]
+    assert (
+        set(alone["arms"]) == {"solo-s0", "joint-s0", "joint-s1"}
+        and "matched" not in alone["arms"]["joint-s1"]["interp"]
+    )
     assert go(run) == first
 
 
@@ -104,10 +113,16 @@ def test_scores_of_a_later_call_stand_beside_the_earlier_ones(run):
     both = go(run, scorers={"detection": other_score}, judges={"detection": "one judge"})
     for name, entry in both["arms"].items():
         scores = entry["interp"]["scores"]
-        assert list(scores) == ["embedding", "detection"] and scores["embedding"] == first["arms"][name]["interp"]["scores"]["embedding"]
+        assert (
+            list(scores) == ["embedding", "detection"]
+            and scores["embedding"] == first["arms"][name]["interp"]["scores"]["embedding"]
+        )
         held = json.loads((run[0] / "arms" / name / "interp.json").read_text())["latents"]
         for latent, numbers in held.items():
-            assert numbers["detection"]["random"] == pytest.approx(int(latent) % 7 / 7) and numbers["explanation"] == f"latent {latent}"
+            assert (
+                numbers["detection"]["random"] == pytest.approx(int(latent) % 7 / 7)
+                and numbers["explanation"] == f"latent {latent}"
+            )
             assert numbers["judge"] == "one judge" and set(numbers["embedding"]) >= {"random", "same_token"}
     assert set(both["pairs"]["joint vs solo"]) == {"embedding", "detection"} and both["left_out"] == []
     assert both["pairs"]["joint vs solo"]["embedding"] == first["pairs"]["joint vs solo"]["embedding"]
@@ -129,7 +144,10 @@ def test_scores_of_other_windows_or_weights_are_replaced_or_left_out_in_words(ru
     found = go(here, scorers={"detection": other_score}, seed=5, arms=["solo"])
     assert set(found["arms"]) == {"solo-s0", "solo-s1"} and found["pairs"] == {}
     assert [words.split(":")[0] for words in found["left_out"]] == ["solo-s0", "solo-s1", "joint-s0", "joint-s1"]
-    assert "the earlier embedding was of other windows" in found["left_out"][0] and "score it again alike" in found["left_out"][-1]
+    assert (
+        "the earlier embedding was of other windows" in found["left_out"][0]
+        and "score it again alike" in found["left_out"][-1]
+    )
     # weights trained anew: what was said of the old ones is not said of them
     for kept in ("primary", "firings"):
         shutil.rmtree(place / "arms" / "joint-s0" / kept)
@@ -182,8 +200,14 @@ def test_the_base_rates_of_three_seeds_share_seeds():
     def sides(of_joint):
         children = [f"joint-s{seed}" if of_joint else f"solo-s{(seed + 1) % 3}" for seed in range(3)]
         means = (0.5, 0.6, 0.8) if of_joint else (0.3, 0.3, 0.3)
-        scores = [{"parents": f"solo-s{seed}", "children": children[seed], "parts": {"all": {"estimate": means[seed]}}} for seed in range(3)]
-        return {seed: Held("joint" if of_joint else "solo", seed, {"scores": {"sense_intruder": scores[seed]}}) for seed in range(3)}
+        scores = [
+            {"parents": f"solo-s{seed}", "children": children[seed], "parts": {"all": {"estimate": means[seed]}}}
+            for seed in range(3)
+        ]
+        return {
+            seed: Held("joint" if of_joint else "solo", seed, {"scores": {"sense_intruder": scores[seed]}})
+            for seed in range(3)
+        }
 
     found = _of_siblings(sides(True), sides(False))["sense_intruder"]["all"]["unpaired"]
     alone = _of_siblings(sides(True), sides(True))["sense_intruder"]["all"]["unpaired"]
@@ -222,7 +246,11 @@ def test_clusters_are_the_token_fired_on_most():
     firings = random_firings()
     view, latents = view_of(firings), [1, 2, 5]
     for latent, found in zip(latents, main_tokens(view, firings.tokens, latents), strict=True):
-        ids = [int(token) for token, on in zip(firings.tokens, firings.csr[:, [latent]].toarray().ravel(), strict=True) if on]
+        ids = [
+            int(token)
+            for token, on in zip(firings.tokens, firings.csr[:, [latent]].toarray().ravel(), strict=True)
+            if on
+        ]
         assert found == min(set(ids), key=lambda number: (-ids.count(number), number))
 
 

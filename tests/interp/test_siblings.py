@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import PLAN, random_firings, text_of, view_of
 
-from metasae.data.planted import plant
-from metasae.data.planted_split import PlantedSplit
+from metasae.data.planted.planted import plant
+from metasae.data.planted.planted_split import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.siblings import alone, draw_fives, splits_of
 from metasae.interp.windows import CENTRE
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.store import write_firings
-from metasae.measures.planted.subjects import dictionary
+from tools.subjects import dictionary
 
 LENGTHS = (9, 14, 3, 11, 20, 8, 8, 17, 5, 12)
 
@@ -25,11 +25,19 @@ def test_alone_by_hand():
     text, view, on = text_of(firings), view_of(firings), firings.csr.toarray() > 0
     for one, other in ((3, 4), (4, 3), (1, 3), (3, 1), (0, 3)):
         whole = text.windows(np.arange(firings.n_tokens), 4, CENTRE)[1]
-        assert alone(text, view, one, other, 4).tolist() == [t for t in range(firings.n_tokens) if on[t, one] and not on[t, other] and whole[t]]
+        assert alone(text, view, one, other, 4).tolist() == [
+            t for t in range(firings.n_tokens) if on[t, one] and not on[t, other] and whole[t]
+        ]
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.lists(st.integers(1, 25), min_size=1, max_size=14), st.integers(1, 7), st.integers(1, 5), st.integers(1, 4))
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(1, 25), min_size=1, max_size=14),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    st.integers(1, 4),
+)
 def test_five_windows_of_one_token_from_five_documents(seed, lengths, length, count, vocabulary):
     firings = random_firings(seed, tuple(lengths), vocabulary=vocabulary, gap=False)
     text, view, on = text_of(firings), view_of(firings), firings.csr.toarray() > 0
@@ -41,14 +49,24 @@ def test_five_windows_of_one_token_from_five_documents(seed, lengths, length, co
         windows = [firings.tokens[start : start + length] for start in five.starts]
         assert len({window.tobytes() for window in windows}) == 5
         for place, (start, focus, window) in enumerate(zip(five.starts, five.focus, windows, strict=True)):
-            assert start == focus - length // 2 and len(window) == length and len(set(firings.documents[start : start + length])) == 1
+            assert (
+                start == focus - length // 2
+                and len(window) == length
+                and len(set(firings.documents[start : start + length])) == 1
+            )
             assert on[focus, 3] == (place != five.intruder) and on[focus, 4] == (place == five.intruder)
     assert len(found) <= count and len({five.focus[five.intruder] for five in found}) == len(found)
     if not found:
         # with four documents beside the intruder's there may still be repeated text, but not with windows that all differ
-        contents = {int(t): firings.tokens[t - length // 2 : t - length // 2 + length].tobytes() for t in (*most, *other)}
+        contents = {
+            int(t): firings.tokens[t - length // 2 : t - length // 2 + length].tobytes() for t in (*most, *other)
+        }
         for intruder in other.tolist():
-            able = [t for t in most.tolist() if firings.tokens[t] == firings.tokens[intruder] and contents[t] != contents[intruder]]
+            able = [
+                t
+                for t in most.tolist()
+                if firings.tokens[t] == firings.tokens[intruder] and contents[t] != contents[intruder]
+            ]
             able = [t for t in able if firings.documents[t] != firings.documents[intruder]]
             assert len({firings.documents[t] for t in able}) < 4 or len({contents[t] for t in able}) < len(able)
 
@@ -70,7 +88,10 @@ def run(tmp_path_factory):
     """solo blends two words, joint has a latent per sense; three seeds of solo, one of joint, and a control with solo's weights."""
     folder = tmp_path_factory.mktemp("run")
     split = PlantedSplit(plant(PLAN, 0), 16_000, 0)
-    arms = [("solo", number, (0, 1), f"solo{number}") for number in range(3)] + [("joint", 0, (), "joint0"), ("control", 0, (0, 1), "solo0")]
+    arms = [("solo", number, (0, 1), f"solo{number}") for number in range(3)] + [
+        ("joint", 0, (), "joint0"),
+        ("control", 0, (0, 1), "solo0"),
+    ]
     for arm, seed, blended, weights in arms:
         subject = dictionary(split, blended=blended)
         place = folder / "arms" / f"{arm}-s{seed}"

@@ -6,7 +6,9 @@ from metasae.interp.replies import Ask
 from sources import tokenizer_for
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+)
 PLACES = 4096
 
 
@@ -21,7 +23,9 @@ def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES)
         )  # fmt: skip
         model = hf.LlamaForCausalLM(config)
     else:
-        config = hf.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=places, vocab_size=400, initializer_range=0.4, eos_token_id=2)
+        config = hf.GPT2Config(
+            n_embd=16, n_layer=2, n_head=2, n_positions=places, vocab_size=400, initializer_range=0.4, eos_token_id=2
+        )
         model = hf.GPT2LMHeadModel(config)
     model.save_pretrained(folder)
     tokenizer = tokenizer_for(family, True)
@@ -56,7 +60,9 @@ class Forced(torch.nn.Module):
         written = given.get(self.cache_name)
         if written is None:
             self.widest = max(self.widest, len(input_ids))
-            written = Written([self._script(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)])
+            written = Written(
+                [self._script(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+            )
         logits = torch.full((len(written.rows), input_ids.shape[1], 400), -9.0)
         for row, script in enumerate(written.rows):
             token = script[min(written.steps, len(script) - 1)]

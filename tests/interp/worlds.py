@@ -4,20 +4,28 @@ from dataclasses import replace
 
 import numpy as np
 
-from metasae.data.planted import Plan, plant
-from metasae.data.planted_split import PlantedSplit
+from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted_split import PlantedSplit
 from metasae.interp.windows import Text
 from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings
-from metasae.measures.planted.subjects import dictionary
-from metasae.measures.planted.truth import as_firings
+from metasae.measures.truth.truth import as_firings
+from tools.subjects import dictionary
 
 
 def firings_from(on, values, documents, tokens, positions) -> Firings:
     """on: bool [T, n]; values: float [T, n]."""
     rows, columns = np.nonzero(on)
     indptr = np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.int64)
-    return Firings(indptr, columns.astype(np.int32), values[rows, columns].astype(np.float32), on.shape[1], documents, tokens, positions)
+    return Firings(
+        indptr,
+        columns.astype(np.int32),
+        values[rows, columns].astype(np.float32),
+        on.shape[1],
+        documents,
+        tokens,
+        positions,
+    )
 
 
 def random_firings(seed=0, lengths=(40, 3, 57, 25, 64, 33, 80, 41), n=9, vocabulary=11, gap=True) -> Firings:
@@ -36,7 +44,13 @@ def random_firings(seed=0, lengths=(40, 3, 57, 25, 64, 33, 80, 41), n=9, vocabul
 
 
 def text_of(firings: Firings, seed=0) -> Text:
-    return Text(firings.documents, firings.tokens, firings.positions, lambda places: [f" {int(firings.tokens[place])}" for place in places], seed)
+    return Text(
+        firings.documents,
+        firings.tokens,
+        firings.positions,
+        lambda places: [f" {int(firings.tokens[place])}" for place in places],
+        seed,
+    )
 
 
 def view_of(firings: Firings):

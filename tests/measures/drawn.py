@@ -14,7 +14,9 @@ def firings_of(on, documents=None) -> Firings:
     indptr = np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.int64)
     documents = np.zeros(len(on), np.int32) if documents is None else np.asarray(documents, np.int32)
     place = np.arange(len(on), dtype=np.int32)
-    return Firings(indptr, columns.astype(np.int32), np.ones(len(rows), np.float32), on.shape[1], documents, place, place)
+    return Firings(
+        indptr, columns.astype(np.int32), np.ones(len(rows), np.float32), on.shape[1], documents, place, place
+    )
 
 
 def log_normal_rates(rng, n, l0, spread=1.0):

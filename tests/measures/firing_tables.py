@@ -11,7 +11,15 @@ def firings_of(on, document_length: int = 9) -> Firings:
     rows, columns = np.nonzero(on)
     indptr = np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.int64)
     place = np.arange(len(on), dtype=np.int32)
-    return Firings(indptr, columns.astype(np.int32), np.ones(len(rows), np.float32), on.shape[1], place // document_length, place, place)
+    return Firings(
+        indptr,
+        columns.astype(np.int32),
+        np.ones(len(rows), np.float32),
+        on.shape[1],
+        place // document_length,
+        place,
+        place,
+    )
 
 
 def random_on(n_tokens: int, n: int, seed: int) -> np.ndarray:

@@ -6,8 +6,8 @@ import pytest
 
 import metasae
 from drawing import undrawn
-from metasae.measures import across
-from metasae.measures.across import Member, measure_across
+from metasae.compare import across
+from metasae.compare.across import Member, measure_across
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
@@ -59,5 +59,7 @@ def test_two_seeds_give_one_number_and_one_seed_none(folder):
 
 def test_what_was_found_with_the_same_two_is_kept(folder, monkeypatch):
     found = measure_across(members(folder))
-    monkeypatch.setattr(across, "PARTS", dict.fromkeys(across.PARTS, lambda one, other: pytest.fail("worked out again")))
+    monkeypatch.setattr(
+        across, "PARTS", dict.fromkeys(across.PARTS, lambda one, other: pytest.fail("worked out again"))
+    )
     assert measure_across(members(folder), found) == found

@@ -6,7 +6,16 @@ import pytest
 
 from metasae.errors import UserError
 from metasae.measures.firing import arrays
-from metasae.measures.firing.arrays import ArrayFile, Kind, empty_array, entry_of, open_arrays, read_index, whole_folder, write_index
+from metasae.measures.firing.arrays import (
+    ArrayFile,
+    Kind,
+    empty_array,
+    entry_of,
+    open_arrays,
+    read_index,
+    whole_folder,
+    write_index,
+)
 
 KIND = Kind("pair of arrays", 2, {"left": "<i8", "right": "<f4"})
 
@@ -32,13 +41,22 @@ def files_of(folder):
 def test_what_is_appended_comes_back(tmp_path):
     write(tmp_path / "a")
     found = opened(tmp_path / "a")
-    assert found["left"].tolist() == [1, 2, 3] and found["left"].dtype == np.dtype("<i8") and isinstance(found["left"], np.memmap)
+    assert (
+        found["left"].tolist() == [1, 2, 3]
+        and found["left"].dtype == np.dtype("<i8")
+        and isinstance(found["left"], np.memmap)
+    )
     assert found["right"].tolist() == [0.5]
     assert read_index(tmp_path / "a", KIND)["note"] == "kept"
     entry = read_index(tmp_path / "a", KIND)["arrays"]["left"]
     content = (tmp_path / "a" / "left.bin").read_bytes()
     assert content == np.array([1, 2, 3], "<i8").tobytes()
-    assert entry == {"dtype": "<i8", "shape": [3], "bytes": 24, "blake2b": hashlib.blake2b(content, digest_size=16).hexdigest()}
+    assert entry == {
+        "dtype": "<i8",
+        "shape": [3],
+        "bytes": 24,
+        "blake2b": hashlib.blake2b(content, digest_size=16).hexdigest(),
+    }
     assert files_of(tmp_path) == ["a"]
 
 
@@ -68,7 +86,9 @@ def test_an_array_filled_in_any_order_has_the_entry_of_one_appended(length, tmp_
     assert entry_of(tmp_path / "x", "left", "<i8") == appended.entry()
 
 
-@pytest.mark.parametrize("failure, seen", [(KeyboardInterrupt, KeyboardInterrupt), (ValueError, ValueError), (OSError, UserError)])
+@pytest.mark.parametrize(
+    "failure, seen", [(KeyboardInterrupt, KeyboardInterrupt), (ValueError, ValueError), (OSError, UserError)]
+)
 def test_a_failure_leaves_what_was_there(failure, seen, tmp_path):
     write(tmp_path / "a")
     for folder in ("a", "new"):

@@ -30,7 +30,13 @@ def noisy(rows, squared, seed):
 
 def matching_of(cosines):
     cosines = np.array(cosines, np.float64)
-    return Matching(np.where(np.isnan(cosines), -1, np.arange(len(cosines))), cosines, np.arange(len(cosines)), cosines, len(cosines))
+    return Matching(
+        np.where(np.isnan(cosines), -1, np.arange(len(cosines))),
+        cosines,
+        np.arange(len(cosines)),
+        cosines,
+        len(cosines),
+    )
 
 
 def test_by_hand():
@@ -51,7 +57,9 @@ def test_noise_lowers_ve_and_r_but_not_their_quotient(squared):
     _, rows = planted(500, 128, 24)
     clean = judge(rows, 24, 2, 150, seed=0)
     a, b = noisy(rows, squared, 11), noisy(rows, squared, 12)
-    found = attenuation(judge(a, 24, 2, 150, seed=0).ve, judge(random_rows(500, 128, 3), 24, 2, 150, seed=0).ve, match(a, b))
+    found = attenuation(
+        judge(a, 24, 2, 150, seed=0).ve, judge(random_rows(500, 128, 3), 24, 2, 150, seed=0).ve, match(a, b)
+    )
     assert found.mean_r == pytest.approx(1 / (1 + squared), abs=0.02)
     assert found.ve < clean.ve - 0.04
     assert found.ve_over_r > clean.ve - 0.01
@@ -93,4 +101,10 @@ def test_latents_without_a_good_match_have_no_number():
     assert np.isnan(corrected.errors[[1, 3]]).all() and np.isnan(corrected.errors[2, 1])
     assert corrected.as_dict()["e_2_corrected_n"] == np.isfinite(corrected.errors[:, 1]).sum()
     none = corrected_pursuit(rows, found, np.full(4, np.nan)).as_dict()
-    assert none == {"n_targets": 4, "e_1_corrected": None, "e_1_corrected_n": 0, "e_2_corrected": None, "e_2_corrected_n": 0}
+    assert none == {
+        "n_targets": 4,
+        "e_1_corrected": None,
+        "e_1_corrected_n": 0,
+        "e_2_corrected": None,
+        "e_2_corrected_n": 0,
+    }

@@ -31,7 +31,9 @@ def check(view, dense):
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64, 10**6])
-@pytest.mark.parametrize("shape, density", [((40, 9), 0.3), ((200, 3), 1.0), ((1, 50), 0.5), ((60, 1), 0.5), ((30, 20), 0.0), ((0, 4), 0.5)])
+@pytest.mark.parametrize(
+    "shape, density", [((40, 9), 0.3), ((200, 3), 1.0), ((1, 50), 0.5), ((60, 1), 0.5), ((30, 20), 0.0), ((0, 4), 0.5)]
+)
 def test_every_latent_has_its_own_firings(shape, density, chunk):
     rng = np.random.default_rng(0)
     dense = (rng.random(shape) * (rng.random(shape) < density)).astype(np.float32)
@@ -40,7 +42,11 @@ def test_every_latent_has_its_own_firings(shape, density, chunk):
 
 def test_by_hand():
     view = by_latent(firings_of([[0, 2, 0], [3, 1, 0], [0, 4, 0]]), chunk=2)
-    assert (view.indptr.tolist(), view.tokens.tolist(), view.values.tolist()) == ([0, 1, 4, 4], [1, 0, 1, 2], [3, 2, 1, 4])
+    assert (view.indptr.tolist(), view.tokens.tolist(), view.values.tolist()) == (
+        [0, 1, 4, 4],
+        [1, 0, 1, 2],
+        [3, 2, 1, 4],
+    )
     for wrong in (-1, 3):
         with pytest.raises(IndexError, match="from 0 to 2"):
             view.latent(wrong)
@@ -55,7 +61,9 @@ def test_on_disk_it_is_the_same(n_tokens, threshold, chunk, tmp_path):
     for view in (found, open_by_latent(tmp_path / "f", verify=True)):
         for name in ("indptr", "tokens", "values"):
             np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))
-            assert getattr(view, name).dtype == getattr(expected, name).dtype and not getattr(view, name).flags.writeable
+            assert (
+                getattr(view, name).dtype == getattr(expected, name).dtype and not getattr(view, name).flags.writeable
+            )
         assert view.n_tokens == n_tokens
     open_firings(tmp_path / "f", verify=True)
 

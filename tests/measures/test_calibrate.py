@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes import FakeSplit, random_sae, random_split
 
-from metasae.arm import DecoderRows
+from metasae.data.split import Rows
 from metasae.errors import UserError
 from metasae.measures.firing import selection
 from metasae.measures.firing.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate, rate
@@ -48,7 +48,9 @@ def test_firings_found_on_the_way_are_those_of_a_pass_at_the_threshold(batch, ti
             parameter.data.round_()
         split.x.round_()
     found = rate(sae, split, k, batch)
-    dense = (torch.cat([sae.pre_activations(block) for block in split.blocks(50)]) > float(found.values[0])).sum(0).tolist()
+    dense = (
+        (torch.cat([sae.pre_activations(block) for block in split.blocks(50)]) > float(found.values[0])).sum(0).tolist()
+    )
     assert firing_counts(sae, torch.from_numpy(found.values), split, batch).tolist() == dense
     assert ties or found.fired is not None
     assert found.fired is None or found.fired.tolist() == dense
@@ -61,7 +63,9 @@ def test_running_cut_drops_nothing_that_matters():
     stream = np.abs(rng.standard_normal(400_000)).astype(np.float32)
     largest = Largest(1000)
     for part in np.split(stream, 40):
-        largest.add(np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum()))
+        largest.add(
+            np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum())
+        )
     assert largest.cut > 0, "the cut must have risen on the way"
     threshold, above = largest.threshold()
     assert (threshold, above) == (float(np.sort(stream)[-1001]), 1000)
@@ -94,7 +98,9 @@ def test_ties_are_counted_across_parts():
     largest = Largest(70_000)
     for _ in range(8):
         part = np.full(30_000, 2.0, np.float32)
-        largest.add(np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum()))
+        largest.add(
+            np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum())
+        )
     assert largest.cut == 2.0
     assert largest.threshold() == (2.0, 0)
     largest.add(np.ones(60_000, np.int32), np.full(60_000, 3.0, np.float32), 0)
@@ -143,7 +149,10 @@ def test_a_first_block_that_misleads():
 
 def plain_errors(sae, split, batch):
     """Relative count errors against BatchTopK, from dense activations, and (never selected, of them firing)."""
-    chosen = sum((reference.select(sae.pre_activations(block), sae.config.k * len(block))[0].dense() > 0).sum(0) for block in split.blocks(batch))
+    chosen = sum(
+        (reference.select(sae.pre_activations(block), sae.config.k * len(block))[0].dense() > 0).sum(0)
+        for block in split.blocks(batch)
+    )
     fired = (sae.encode(split.x).acts > 0).sum(0)
     live = chosen > 0
     return ((fired - chosen)[live] / chosen[live]).double().numpy(), int((~live).sum()), int((fired[~live] > 0).sum())
@@ -246,4 +255,4 @@ def test_an_unknown_rule_and_an_empty_split():
 
 def test_a_meta_sae_over_decoder_rows_is_calibrated():
     primary, meta = random_sae(8, 24), random_sae(8, 6, k=2)
-    assert calibrate(meta, DecoderRows(primary.W_dec)).l0 == 2
+    assert calibrate(meta, Rows(primary.W_dec)).l0 == 2

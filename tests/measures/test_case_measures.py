@@ -4,14 +4,30 @@ import functools
 
 import pytest
 
-from metasae.measures.planted import case_measures
-from metasae.measures.planted.case_measures import MEASURES, read_case
-from metasae.measures.planted.cases import CASES
+from tools import case_measures
+from tools.case_measures import MEASURES, read_case
+from tools.cases import CASES
 
 SEEDS = range(3)
 # over more worlds: the table in docs/measures.md
-ROBUST = ("lift variance", "meta VE beyond covariance", "meta VE excess", "sense coverage F1", "truth: blend rate", "truth: uniqueness")
-NOT_MORE = ["thinned_firing", "widened_rates", "noisy_rows", "lower_k", "duplicated", "duplicated_in_turns", "undertrained", "narrower"]
+ROBUST = (
+    "lift variance",
+    "meta VE beyond covariance",
+    "meta VE excess",
+    "sense coverage F1",
+    "truth: blend rate",
+    "truth: uniqueness",
+)
+NOT_MORE = [
+    "thinned_firing",
+    "widened_rates",
+    "noisy_rows",
+    "lower_k",
+    "duplicated",
+    "duplicated_in_turns",
+    "undertrained",
+    "narrower",
+]
 FOOLING = ("thinned_firing", "lower_k", "narrower")
 
 
@@ -38,7 +54,10 @@ def says_of_what_is_not_more(name):
 
 
 def says(name, labels):
-    return {label: reading.says for label, reading in read_case(name, SEEDS, {label: MEASURES[label] for label in labels}).items()}
+    return {
+        label: reading.says
+        for label, reading in read_case(name, SEEDS, {label: MEASURES[label] for label in labels}).items()
+    }
 
 
 def test_every_case_is_looked_at():

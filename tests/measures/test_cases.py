@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from metasae.data.planted import firing_probabilities
-from metasae.data.stream import Stream
+from metasae.data.cache.stream import Stream
+from metasae.data.planted.planted import firing_probabilities
 from metasae.measures.cofiring.cooccurrence import pair_statistics
-from metasae.measures.planted import cases
-from metasae.measures.planted.cases import CASES, FEW_STEPS, trained_subjects
-from metasae.measures.planted.truth import effective_numbers, measure_truth, true_firings, unit
 from metasae.measures.rows.decomposability import nearest_cosines
+from metasae.measures.truth.truth import effective_numbers, measure_truth, true_firings, unit
+from tools import cases
+from tools.cases import CASES, FEW_STEPS, trained_subjects
 
 
 @cache
@@ -28,7 +28,9 @@ def judged(name):
         world = subject.split.world
         out.append(
             (
-                measure_truth(subject.rows, subject.firings, world.directions, true_firings(subject.split), world.parent),
+                measure_truth(
+                    subject.rows, subject.firings, world.directions, true_firings(subject.split), world.parent
+                ),
                 pair_statistics(subject.firings),
             )
         )
@@ -49,13 +51,17 @@ def test_every_case_is_small_and_well_formed(name):
         np.testing.assert_allclose(np.linalg.norm(subject.rows, axis=1), 1, atol=1e-6)
         assert firings.values.min() > 0 and firings.indptr[-1] == len(firings.indices)
         within = np.ones(len(firings.indices) - 1, bool)
-        within[firings.indptr[1:-1][(firings.indptr[1:-1] > 0) & (firings.indptr[1:-1] < len(firings.indices))] - 1] = False
+        within[firings.indptr[1:-1][(firings.indptr[1:-1] > 0) & (firings.indptr[1:-1] < len(firings.indices))] - 1] = (
+            False
+        )
         assert (np.diff(firings.indices)[within] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["thinned_firing", "widened_rates", "duplicated_in_turns", "split_senses_at_width"])
 def test_a_seed_decides_everything(name):
-    for mine, again in zip((case(name).before, case(name).after), (CASES[name](0).before, CASES[name](0).after), strict=True):
+    for mine, again in zip(
+        (case(name).before, case(name).after), (CASES[name](0).before, CASES[name](0).after), strict=True
+    ):
         np.testing.assert_array_equal(mine.firings.indices, again.firings.indices)
         np.testing.assert_array_equal(mine.rows, again.rows)
     assert not np.array_equal(CASES[name](1).before.rows, case(name).before.rows)
@@ -67,7 +73,11 @@ def test_the_blend_rate_agrees_with_the_verdict(name):
     if case(name).says == "more atomic":
         assert before.blend_rate > 0.05 and after.blend_rate == 0 and after.effective_number < before.effective_number
     else:
-        assert before.blend_rate > 0.02 and after.blend_rate >= before.blend_rate - 1e-9 and after.effective_number >= before.effective_number - 1e-6
+        assert (
+            before.blend_rate > 0.02
+            and after.blend_rate >= before.blend_rate - 1e-9
+            and after.effective_number >= before.effective_number - 1e-6
+        )
 
 
 def test_thinned_firing_lowers_mean_phi():
@@ -127,12 +137,18 @@ def test_an_undertrained_sae_is_far_from_the_truth():
 
 
 def test_the_undertrained_sae_is_the_solo_arm():
-    from metasae.data.planted import plant
-    from metasae.data.planted_split import PlantedSplit
-    from metasae.recipe import Recipe
+    from metasae.data.planted.planted import plant
+    from metasae.data.planted.planted_split import PlantedSplit
+    from metasae.recipe.recipe import Recipe
     from metasae.train.trainer import Trainer
 
-    train = {"tokens": cases.BATCH * FEW_STEPS, "batch": cases.BATCH, "lr": cases.LR, "dead_after": 20 * cases.BATCH, "dtype": "fp32"}
+    train = {
+        "tokens": cases.BATCH * FEW_STEPS,
+        "batch": cases.BATCH,
+        "lr": cases.LR,
+        "dead_after": 20 * cases.BATCH,
+        "dtype": "fp32",
+    }
     recipe = Recipe.load({"sae": {"n": cases.SMALL_LATENTS, "k": cases.SMALL_K, "normalize": "none"}, "train": train})
     split = PlantedSplit(plant(cases.SMALL, 3), cases.TOKENS, 6)
     trainer, stream = Trainer(recipe, "solo", 3, split.x.mean(0)), Stream(split, cases.BATCH, 3)
@@ -145,7 +161,10 @@ def test_the_undertrained_sae_is_the_solo_arm():
 
 def test_narrower_latents_keep_their_mix_of_senses():
     found, ((_, before), (_, after)) = case("narrower"), judged("narrower")
-    assert after.l0_realised == pytest.approx(before.l0_realised / 2, rel=0.03) and after.mean_abs_phi < 0.8 * before.mean_abs_phi
+    assert (
+        after.l0_realised == pytest.approx(before.l0_realised / 2, rel=0.03)
+        and after.mean_abs_phi < 0.8 * before.mean_abs_phi
+    )
     split, n_single = found.before.split, found.before.split.world.n_features - 12
     for number, word in enumerate(range(0, 12, 2)):
         shares, tokens = [], []
@@ -159,7 +178,9 @@ def test_narrower_latents_keep_their_mix_of_senses():
 
 def test_split_senses():
     found, ((before, _), (after, _)) = case("split_senses"), judged("split_senses")
-    assert len(found.after.rows) == len(found.before.rows) + 12 and after.mcc_of_features > before.mcc_of_features + 0.05
+    assert (
+        len(found.after.rows) == len(found.before.rows) + 12 and after.mcc_of_features > before.mcc_of_features + 0.05
+    )
     blends = effective_numbers(unit(found.before.rows), unit(found.before.split.world.directions)) > 1.5
     assert blends.sum() == 12 and blends[-12:].all()
     assert found.after.firings.l0 == pytest.approx(found.before.firings.l0, rel=0.03)
@@ -168,7 +189,9 @@ def test_split_senses():
 def test_split_senses_at_the_same_width_leave_mean_phi_where_it_was():
     found, ((before, one), (after, two)) = case("split_senses_at_width"), judged("split_senses_at_width")
     assert len(found.after.rows) == len(found.before.rows) and after.uniqueness == 1 > before.uniqueness
-    assert two.mean_abs_phi == pytest.approx(one.mean_abs_phi, rel=0.05) and two.l0_realised == pytest.approx(one.l0_realised, rel=0.03)
+    assert two.mean_abs_phi == pytest.approx(one.mean_abs_phi, rel=0.05) and two.l0_realised == pytest.approx(
+        one.l0_realised, rel=0.03
+    )
 
 
 def test_composites_replaced_by_their_atoms_raise_mean_phi():

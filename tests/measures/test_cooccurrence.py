@@ -38,7 +38,10 @@ def test_against_the_brute_force(tile, seed):
 
     found = pair_statistics(firings, tile=tile)
     phi = np.array([value for _, value in pairs.values()])
-    assert found.n_pairs == len(phi) and (found.never, found.always) == (int((on.sum(0) == 0).sum()), int(on.all(0).sum()))
+    assert found.n_pairs == len(phi) and (found.never, found.always) == (
+        int((on.sum(0) == 0).sum()),
+        int(on.all(0).sum()),
+    )
     assert found.mean_abs_phi == pytest.approx(np.abs(phi).mean(), abs=1e-12)
     assert found.mean_pos_phi == pytest.approx(phi[phi > 0].mean(), abs=1e-12)
     assert found.mean_neg_phi == pytest.approx(phi[phi < 0].mean(), abs=1e-12)
@@ -64,7 +67,9 @@ def test_against_the_brute_force(tile, seed):
         assert found.over_max_above[limit] == np.mean(np.array(over_max) > limit)
     assert found.cells.pairs.sum() == len(phi)
     for cell, values in of_cell.items():
-        assert found.cells.pairs[cell] == len(values) and found.cells.mean_abs_phi[cell] == pytest.approx(np.mean(values), abs=1e-12)
+        assert found.cells.pairs[cell] == len(values) and found.cells.mean_abs_phi[cell] == pytest.approx(
+            np.mean(values), abs=1e-12
+        )
 
 
 def test_duplicates_have_phi_one_and_complements_minus_one():
@@ -73,7 +78,11 @@ def test_duplicates_have_phi_one_and_complements_minus_one():
     assert found.mean_abs_phi == pytest.approx(1, abs=1e-12) and found.nearest_phi == pytest.approx(1, abs=1e-12)
     assert found.shares_above[0.3] == 1 and found.histogram[-1] == 1 and found.mean_neg_phi is None
     opposite = pair_statistics(firings_of(np.stack([a, ~a], 1)))
-    assert opposite.mean_neg_phi == pytest.approx(-1, abs=1e-12) and opposite.mean_pos_phi is None and opposite.histogram[0] == 1
+    assert (
+        opposite.mean_neg_phi == pytest.approx(-1, abs=1e-12)
+        and opposite.mean_pos_phi is None
+        and opposite.histogram[0] == 1
+    )
 
 
 def test_by_hand():
@@ -121,17 +130,24 @@ def test_leaving_a_block_out_is_measuring_without_its_documents(tile):
 
 def test_blocks_change_nothing_else_and_a_single_one_leaves_nothing():
     firings = firings_of(random_on(40, 8, 1))
-    with_blocks, without = (json_safe(pair_statistics(firings, blocks).as_dict()) for blocks in (document_blocks(firings.documents, 3), None))
+    with_blocks, without = (
+        json_safe(pair_statistics(firings, blocks).as_dict())
+        for blocks in (document_blocks(firings.documents, 3), None)
+    )
     assert without.pop("leave_one_out") == {name: [] for name in with_blocks.pop("leave_one_out")}
     assert with_blocks == without
     alone = pair_statistics(firings, np.zeros(40, np.int8)).leave_one_out
-    assert set(alone) == {"mean_abs_phi", "mean_pos_phi", "nearest_phi", "share_above_0.1"} and set(alone.values()) == {(None,)}
+    assert set(alone) == {"mean_abs_phi", "mean_pos_phi", "nearest_phi", "share_above_0.1"} and set(alone.values()) == {
+        (None,)
+    }
 
 
 def test_the_dense_counts_give_the_same_bits():
     firings = firings_of(random_on(200, 30, 7))
     blocks, backends = document_blocks(firings.documents), (CoFirings, partial(DenseCoFirings, device="cpu"))
-    sparse, dense = (json.dumps(json_safe(pair_statistics(firings, blocks, cofirings=how).as_dict())) for how in backends)
+    sparse, dense = (
+        json.dumps(json_safe(pair_statistics(firings, blocks, cofirings=how).as_dict())) for how in backends
+    )
     assert sparse == dense
 
 
@@ -156,7 +172,15 @@ def test_quantiles_are_within_a_bin():
 
 def test_as_dict_names():
     found = pair_statistics(firings_of(random_on(50, 6, 0))).as_dict()
-    assert {"mean_abs_phi", "share_above_0.05", "share_above_0.1", "share_above_0.3", "nearest_phi", "l0_realised", "n_tokens"} <= set(found)
+    assert {
+        "mean_abs_phi",
+        "share_above_0.05",
+        "share_above_0.1",
+        "share_above_0.3",
+        "nearest_phi",
+        "l0_realised",
+        "n_tokens",
+    } <= set(found)
     assert set(found["excluded"]) == {"never", "always"}
 
 

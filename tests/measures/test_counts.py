@@ -15,9 +15,9 @@ backends = pytest.mark.parametrize("cofirings", BACKENDS.values(), ids=BACKENDS.
 
 def brute_force(left, right):
     """Tokens on which both fire, pair by pair in Python integers: [l, r]."""
-    return np.array([[sum(int(a) & int(b) for a, b in zip(x, y, strict=True)) for y in right.T] for x in left.T], np.int64).reshape(
-        left.shape[1], right.shape[1]
-    )
+    return np.array(
+        [[sum(int(a) & int(b) for a, b in zip(x, y, strict=True)) for y in right.T] for x in left.T], np.int64
+    ).reshape(left.shape[1], right.shape[1])
 
 
 def whole_tile(cofirings, latents, rows, span=None):
@@ -66,7 +66,9 @@ def test_spans_add_up(cofirings):
     parts = [whole_tile(found, 10, 4, span) for span in spans]
     np.testing.assert_array_equal(sum(parts), whole_tile(found, 10, 4))
     first, last = spans[1]
-    np.testing.assert_array_equal(np.triu(parts[1]), np.triu(whole_tile(cofirings(firings_of(on[first:last]), np.arange(10)), 10, 4)))
+    np.testing.assert_array_equal(
+        np.triu(parts[1]), np.triu(whole_tile(cofirings(firings_of(on[first:last]), np.arange(10)), 10, 4))
+    )
 
 
 @backends
@@ -93,7 +95,15 @@ def five_million() -> Firings:
     per_token = np.where(np.arange(n_tokens) % 2, 2, 3)
     pattern = np.tile(np.array([0, 1, 2, 0, 2], np.int32), n_tokens // 2)
     place = np.broadcast_to(np.int32(0), n_tokens)
-    return Firings(np.concatenate([[0], np.cumsum(per_token)]), pattern, np.broadcast_to(np.float32(1), len(pattern)), 3, place, place, place)
+    return Firings(
+        np.concatenate([[0], np.cumsum(per_token)]),
+        pattern,
+        np.broadcast_to(np.float32(1), len(pattern)),
+        3,
+        place,
+        place,
+        place,
+    )
 
 
 @backends
@@ -113,7 +123,9 @@ def test_read_only_memory_maps_are_read_in_chunks(tmp_path):
         maps[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
     mapped = Firings(maps["indptr"], maps["indices"], plain.values, 20, plain.documents, plain.tokens, plain.positions)
     for backend in BACKENDS.values():
-        np.testing.assert_array_equal(backend(mapped, np.arange(20), chunk=64).tile(0, 20), backend(plain, np.arange(20)).tile(0, 20))
+        np.testing.assert_array_equal(
+            backend(mapped, np.arange(20), chunk=64).tile(0, 20), backend(plain, np.arange(20)).tile(0, 20)
+        )
 
 
 def test_firing_counts():
@@ -121,7 +133,9 @@ def test_firing_counts():
     firings = firings_of(on)
     np.testing.assert_array_equal(firing_counts(firings, chunk=7), on.sum(0))
     spans = [(0, 10), (10, 10), (25, 60)]
-    np.testing.assert_array_equal(firing_counts(firings, spans, chunk=7), [on[first:last].sum(0) for first, last in spans])
+    np.testing.assert_array_equal(
+        firing_counts(firings, spans, chunk=7), [on[first:last].sum(0) for first, last in spans]
+    )
 
 
 def test_chunks_cover_every_token_once_and_hold_no_more_than_asked():

@@ -97,7 +97,12 @@ def test_planted_parts_stand_above_both_floors():
 def test_the_grid_is_the_critic_at_each_point():
     rows = planted(60, 8, 6)
     table = critic_grid(rows, 100, (0.04, 0.1), (1, 3), 15, seed=2)
-    assert [(row["width"], row["m"], row["k"]) for row in table] == [(0.04, 4, 1), (0.04, 4, 3), (0.1, 10, 1), (0.1, 10, 3)]
+    assert [(row["width"], row["m"], row["k"]) for row in table] == [
+        (0.04, 4, 1),
+        (0.04, 4, 3),
+        (0.1, 10, 1),
+        (0.1, 10, 3),
+    ]
     for row in table:
         alone = judge(rows, row["m"], row["k"], 15, seed=2)
         assert (row["ve"], row["ve_heldout"]) == (alone.ve, alone.ve_heldout)
@@ -121,7 +126,13 @@ def test_the_random_floor_between_two_counts_of_rows_is_the_floor_of_that_count(
         assert random_floor_at(count, 12, 6, 2, 30, 0) == random_floor(count, 12, 6, 2, 30, 0)
     for count in (50, 333, 777, 790):
         read, own = random_floor_at(count, 12, 6, 2, 60, 3), random_floor(count, 12, 6, 2, 60, 3)
-        assert (read.n_rows, read.n_heldout, read.m, read.k, read.steps) == (own.n_rows, own.n_heldout, own.m, own.k, own.steps)
+        assert (read.n_rows, read.n_heldout, read.m, read.k, read.steps) == (
+            own.n_rows,
+            own.n_heldout,
+            own.m,
+            own.k,
+            own.steps,
+        )
         # one draw of rows differs from another by about as much
         spread = [random_floor(count, 12, 6, 2, 60, seed).ve for seed in range(4, 10)]
         assert min(spread) - 0.03 < read.ve < max(spread) + 0.03

@@ -8,8 +8,8 @@ import pytest
 import torch
 from fakes import FakeSplit, random_sae
 
-from metasae.data.readout import LinearReadOut
-from metasae.data.windows import pad
+from metasae.data.model.readout import LinearReadOut
+from metasae.data.text.windows import pad
 from metasae.measures.effect.output import output_effect, output_reference, windows_of
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -25,7 +25,9 @@ def a_split(host, lengths=(20, 7, 1, 33, 12)):
         document = torch.randint(3, 380, (1, 1), generator=generator)
         while document.shape[1] < length:
             last = host.output(document[:, -CONTEXT:], torch.ones_like(document[:, -CONTEXT:]))[0, -1]
-            document = torch.cat([document, torch.multinomial((20 * last[3:380]).softmax(0), 1, generator=generator)[None] + 3], 1)
+            document = torch.cat(
+                [document, torch.multinomial((20 * last[3:380]).softmax(0), 1, generator=generator)[None] + 3], 1
+            )
         tokens += document[0].tolist()
     tokens = np.array(tokens, dtype=np.int32)
     split = FakeSplit(torch.zeros(len(tokens), host.d), tokens=tokens)
@@ -49,7 +51,9 @@ def in_float64(host, sae, split):
 
             log_p = host.output(ids, mask, only_own)[0].log_softmax(-1)
             assert log_p.dtype == torch.float64
-            sums[name] += [-float(log_p[t, ids[0, t + 1]]) for t in range(ids.shape[1] - 1) if own[0, t] and own[0, t + 1]]
+            sums[name] += [
+                -float(log_p[t, ids[0, t + 1]]) for t in range(ids.shape[1] - 1) if own[0, t] and own[0, t + 1]
+            ]
     model.float()
     sae.float()
     return {name: np.mean(values) for name, values in sums.items()}, len(sums["clean"])
@@ -114,14 +118,21 @@ def test_padding_and_batches_change_nothing(load):
     host = load("llama", POINT)
     sae, split = random_sae(host.d, 60, threshold=0.4), a_split(host)
     alone, together = (
-        output_effect(host, sae, output_reference(host, split, 1000, CONTEXT, torch.zeros(host.d), batch_tokens=size)) for size in (1, 10_000)
+        output_effect(host, sae, output_reference(host, split, 1000, CONTEXT, torch.zeros(host.d), batch_tokens=size))
+        for size in (1, 10_000)
     )
-    assert alone["ce_sae"] == pytest.approx(together["ce_sae"], rel=1e-6) and alone["kl"] == pytest.approx(together["kl"], rel=1e-4)
+    assert alone["ce_sae"] == pytest.approx(together["ce_sae"], rel=1e-6) and alone["kl"] == pytest.approx(
+        together["kl"], rel=1e-4
+    )
 
 
 def status(field: str) -> int:
     """Bytes of this process: VmRSS now, VmHWM at most."""
-    return next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return next(
+        int(line.split()[1]) << 10
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t, ttest_1samp
 from simulated import effects, left_out
 
-from metasae.measures.intervals.crossed import Variance, covariance, jackknife, ratio_interval
+from metasae.intervals.crossed import Variance, covariance, jackknife, ratio_interval
 
 
 def mean_squares(x):
@@ -16,7 +16,9 @@ def mean_squares(x):
     of_block = [sum(x[s][b] for s in range(n)) / n for b in range(m)]
     seeds = m * sum((value - grand) ** 2 for value in of_seed) / (n - 1)
     blocks = n * sum((value - grand) ** 2 for value in of_block) / (m - 1)
-    both = sum((x[s][b] - of_seed[s] - of_block[b] + grand) ** 2 for s in range(n) for b in range(m)) / ((n - 1) * (m - 1))
+    both = sum((x[s][b] - of_seed[s] - of_block[b] + grand) ** 2 for s in range(n) for b in range(m)) / (
+        (n - 1) * (m - 1)
+    )
     return seeds, blocks, both
 
 
@@ -86,7 +88,11 @@ def test_text_never_makes_an_interval_narrower_and_without_it_it_is_students():
     for x in effects(200, 3, 8, 6, text=0.2):
         variance = covariance(x.mean(1)[None], left_out(x)[None]).variance(0)
         alone = covariance(x.mean(1)[None]).variance(0)
-        assert variance.half_width() >= alone.half_width() == pytest.approx(t.ppf(0.975, 2) * x.mean(1).std(ddof=1) / math.sqrt(3))
+        assert (
+            variance.half_width()
+            >= alone.half_width()
+            == pytest.approx(t.ppf(0.975, 2) * x.mean(1).std(ddof=1) / math.sqrt(3))
+        )
 
 
 def test_p_is_where_the_interval_just_reaches():
@@ -95,7 +101,9 @@ def test_p_is_where_the_interval_just_reaches():
         for distance in (1e-3, 1.0, -4.0, 50.0, 1e8):
             assert variance.half_width(variance.p_value(distance)) == pytest.approx(abs(distance))
     values = [0.3, 0.1, 0.4]
-    assert covariance(np.array([values])).variance(0).p_value(np.mean(values)) == pytest.approx(ttest_1samp(values, 0).pvalue)
+    assert covariance(np.array([values])).variance(0).p_value(np.mean(values)) == pytest.approx(
+        ttest_1samp(values, 0).pvalue
+    )
 
 
 def test_p_without_distance_or_without_variance():
@@ -106,7 +114,9 @@ def test_p_without_distance_or_without_variance():
 @pytest.mark.parametrize("text, both", [(0.0, 0.0), (0.3, 0.4), (0.9, 0.0)])
 def test_fiellers_interval_holds_the_ratios_that_the_difference_cannot_tell_apart(text, both):
     unbounded = 0
-    for place, (top, bottom) in enumerate(zip(effects(100, 3, 8, 7, text, both), effects(100, 3, 8, 8, text, both), strict=True)):
+    for place, (top, bottom) in enumerate(
+        zip(effects(100, 3, 8, 7, text, both), effects(100, 3, 8, 8, text, both), strict=True)
+    ):
         x = np.stack([top + 3, bottom + 5])
         full, without = x.mean(2), left_out(x)
         means = full.mean(1)

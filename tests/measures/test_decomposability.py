@@ -5,7 +5,13 @@ from fakes import random_sae
 from torch import nn
 
 from metasae.errors import UserError
-from metasae.measures.rows.decomposability import encoder_decoder_cosines, measure_decomposability, most_decomposable, nearest_cosines, own_meta
+from metasae.measures.rows.decomposability import (
+    encoder_decoder_cosines,
+    measure_decomposability,
+    most_decomposable,
+    nearest_cosines,
+    own_meta,
+)
 from metasae.measures.rows.pursuit import pursue
 
 
@@ -41,7 +47,9 @@ def test_own_meta_is_the_penalty_time_error(normalize):
     cut = a.flatten().sort(descending=True).values[3 * 24 - 1]
     rebuilt = torch.where(a >= cut, a, 0) @ meta.W_dec + meta.b_dec
     rebuilt = rebuilt if mean is None else rebuilt * std + mean
-    assert own_meta(sae, meta)["own_meta_e"] == pytest.approx(float((sae.W_dec - rebuilt).square().sum(1).mean()), rel=1e-5)
+    assert own_meta(sae, meta)["own_meta_e"] == pytest.approx(
+        float((sae.W_dec - rebuilt).square().sum(1).mean()), rel=1e-5
+    )
 
 
 def test_only_live_rows_are_judged():
@@ -58,7 +66,11 @@ def test_the_longer_measures_are_added_when_asked_for():
     sae, live = random_sae(), np.arange(24) < 20
     short = measure_decomposability(sae, None, live, 0.2, 2, 5)
     long = measure_decomposability(sae, None, live, 0.2, 2, 5, critic_seeds=2, grid=True, parts=2)
-    assert {key: long[key] for key in short} == short and set(long) - set(short) == {"critic_spread", "critic_grid", "pursuit"}
+    assert {key: long[key] for key in short} == short and set(long) - set(short) == {
+        "critic_spread",
+        "critic_grid",
+        "pursuit",
+    }
     assert len(long["critic_grid"]) == 12 and long["critic_spread"]["seeds"] == [0, 1]
     assert long["critic_spread"]["values"][0]["ve_heldout"] == short["meta_ve_heldout"]
 

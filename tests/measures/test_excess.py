@@ -40,7 +40,9 @@ def test_deviation_against_sums_of_unlike_coin_tosses(chances):
     assert found == pytest.approx(exact_deviation(chances), rel=2e-3)
 
 
-@pytest.mark.parametrize("total,ni,nj", [(2000, 20, 30), (2000, 600, 700), (2000, 3, 5), (2000, 1000, 1000), (20000, 300, 6000), (200, 5, 5)])
+@pytest.mark.parametrize(
+    "total,ni,nj", [(2000, 20, 30), (2000, 600, 700), (2000, 3, 5), (2000, 1000, 1000), (20000, 300, 6000), (200, 5, 5)]
+)
 def test_deviation_against_the_hypergeometric(total, ni, nj):
     from scipy.stats import hypergeom
 
@@ -75,7 +77,8 @@ def oracle(on):
     deviations, expected, phi0, squares, weights = [], [], [], 0.0, 0.0
     for i, j, n11, ni, nj in pairs_of(on):
         mean = sum(
-            size * (model.pi[i, g] * model.pi[j, g] - model.repulsion[i, g] * model.repulsion[j, g]) for g, size in enumerate(model.sizes.tolist())
+            size * (model.pi[i, g] * model.pi[j, g] - model.repulsion[i, g] * model.repulsion[j, g])
+            for g, size in enumerate(model.sizes.tolist())
         )
         variance = float(model.pair_moments(np.array([i]), np.array([j]))[1][0, 0])
         root = root_of(total, ni, nj)
@@ -113,12 +116,19 @@ def jackknife_interval(values):
     from scipy.stats import t
 
     values = np.array(values)
-    return float(t.ppf(0.975, len(values) - 1) * math.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))
+    return float(
+        t.ppf(0.975, len(values) - 1)
+        * math.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum())
+    )
 
 
 @pytest.mark.parametrize(
     "draw",
-    [lambda seed: independent(seed, 100, 2000, 10), lambda seed: rasch(seed, 100, 2000, 10, 0.5), lambda seed: rasch(seed, 100, 1000, 10, 1.0)],
+    [
+        lambda seed: independent(seed, 100, 2000, 10),
+        lambda seed: rasch(seed, 100, 2000, 10, 0.5),
+        lambda seed: rasch(seed, 100, 1000, 10, 1.0),
+    ],
 )
 def test_no_excess_where_only_rates_and_token_counts_matter(draw):
     inside, shares = 0, []
@@ -126,7 +136,9 @@ def test_no_excess_where_only_rates_and_token_counts_matter(draw):
         on = draw(seed)
         found = excess_phi(firings_of(on), blocks=np.arange(len(on)) * 8 // len(on))
         inside += abs(found.excess_abs_phi) <= jackknife_interval(found.leave_one_out["excess_abs_phi"])
-        shares.append([found.excess_abs_phi / found.null_abs_phi, found.signed_phi / found.null_abs_phi, found.lift_variance])
+        shares.append(
+            [found.excess_abs_phi / found.null_abs_phi, found.signed_phi / found.null_abs_phi, found.lift_variance]
+        )
     assert inside >= 5
     assert np.all(np.abs(np.mean(shares, 0)) < 0.01)
 
@@ -142,7 +154,10 @@ def test_latents_that_go_together_or_avoid_each_other_are_in_excess():
     plain = excess_phi(firings_of(on))
     on[:, 1] = on[:, 0] ^ (rng.random(3000) < 0.002)
     together = excess_phi(firings_of(on))
-    assert together.excess_pos > plain.excess_pos + 0.5 / together.n_pairs and together.shares_above[0.3] == 1 / together.n_pairs
+    assert (
+        together.excess_pos > plain.excess_pos + 0.5 / together.n_pairs
+        and together.shares_above[0.3] == 1 / together.n_pairs
+    )
     on = independent(4, 150, 3000, 8)
     on[:, :40] = rng.random((3000, 40)) < 0.15
     plain = excess_phi(firings_of(on))

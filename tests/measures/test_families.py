@@ -1,15 +1,22 @@
 import numpy as np
 import pytest
 
-from metasae.measures.intervals.families import adjust, holm
-from metasae.measures.intervals.statistics import is_clear, paired_difference
+from metasae.intervals.families import adjust, holm
+from metasae.intervals.statistics import is_clear, paired_difference
 
 
 def test_four_measures_by_hand():
     # Holm's own steps: .005 x 4, .01 x 3, .03 x 2, then .04 x 1 raised to .06
     found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert {name: adjusted.p_holm for name, adjusted in found.items()} == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
-    assert [name for name, adjusted in found.items() if adjusted.rejected] == ["a", "d"] and list(found) == ["a", "b", "c", "d"]
+    assert {name: adjusted.p_holm for name, adjusted in found.items()} == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
+    assert [name for name, adjusted in found.items() if adjusted.rejected] == ["a", "d"] and list(found) == [
+        "a",
+        "b",
+        "c",
+        "d",
+    ]
 
 
 def slow_holm(p_values, level):
@@ -27,7 +34,10 @@ def slow_holm(p_values, level):
 def test_rejections_are_those_of_the_steps():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        p_values = {str(place): float(p) for place, p in enumerate(rng.choice([0.0, 0.004, 0.01, 0.0125, 0.02, 0.3, 1.0], rng.integers(1, 8)))}
+        p_values = {
+            str(place): float(p)
+            for place, p in enumerate(rng.choice([0.0, 0.004, 0.01, 0.0125, 0.02, 0.3, 1.0], rng.integers(1, 8)))
+        }
         assert {name for name, adjusted in holm(p_values).items() if adjusted.rejected} == slow_holm(p_values, 0.05)
 
 
@@ -56,8 +66,14 @@ def test_the_family_errs_at_most_at_its_level():
 
 def test_families_are_adjusted_apart():
     step = paired_difference({0: 1.1, 1: 1.2, 2: 1.3}, {0: 1.0, 1: 1.1, 2: 1.21})
-    found = adjust({"a": step, "b": step, "c": step, "d": step}, {"a": "atomicity", "b": "atomicity", "c": "fidelity", "d": None})
-    assert found["a"].p_holm == found["b"].p_holm == 2 * step.p and found["c"].p_holm == step.p and found["d"].p_holm is None
+    found = adjust(
+        {"a": step, "b": step, "c": step, "d": step}, {"a": "atomicity", "b": "atomicity", "c": "fidelity", "d": None}
+    )
+    assert (
+        found["a"].p_holm == found["b"].p_holm == 2 * step.p
+        and found["c"].p_holm == step.p
+        and found["d"].p_holm is None
+    )
     assert found["a"].as_dict()["p_holm"] == 2 * step.p and found["a"].ci95 == step.ci95
 
 

@@ -30,7 +30,9 @@ def test_against_the_definitions(normalize, batch):
     rest = torch.cat([torch.arange(9), torch.arange(18, 53)])
     without = {name: values[1] for name, values in found.leave_one_out.items()}
     error, variance = (x_hat - x)[rest].square().sum(), (x - x.mean(0))[rest].square().sum()
-    assert without["fvu"] == pytest.approx(float(error / variance), rel=1e-5) and without["l2"] == pytest.approx(float(error) / (44 * 8), rel=1e-5)
+    assert without["fvu"] == pytest.approx(float(error / variance), rel=1e-5) and without["l2"] == pytest.approx(
+        float(error) / (44 * 8), rel=1e-5
+    )
     assert without["l0"] == pytest.approx(float((acts[rest] > 0).sum() / 44)) and len(found.leave_one_out["fvu"]) == 6
 
 

@@ -38,7 +38,10 @@ def test_tails_against_the_sum_of_binomial_terms(draws, expected):
         assert p_of(n11, expected, draws) == pytest.approx(min(1, 2 * tail), rel=1e-8, abs=1e-150)
 
 
-@pytest.mark.parametrize("total,ni,nj,ratio", [(20_000, 20, 30, 1.2), (20_000, 200, 150, 1.3), (20_000, 200, 6000, 1.4), (20_000, 4000, 5000, 100)])
+@pytest.mark.parametrize(
+    "total,ni,nj,ratio",
+    [(20_000, 20, 30, 1.2), (20_000, 200, 150, 1.3), (20_000, 200, 6000, 1.4), (20_000, 4000, 5000, 100)],
+)
 def test_tails_are_never_below_those_of_independent_latents(total, ni, nj, ratio):
     from scipy.stats import hypergeom
 
@@ -137,15 +140,26 @@ def test_against_the_brute_force(tile, chunk, with_null, monkeypatch):
     found = lift_statistics(firings_of(on), model, tile=tile)
 
     def expected_of(i, j):
-        return counts[i] * counts[j] / len(on) if model is None else float(model.pair_means(np.array([i]), np.array([j]))[0, 0])
+        return (
+            counts[i] * counts[j] / len(on)
+            if model is None
+            else float(model.pair_means(np.array([i]), np.array([j]))[0, 0])
+        )
 
     assert found.p_cut is not None
     wanted, (positive, negative) = oracle(on, expected_of, found.p_cut)
     for name, value in wanted.items():
         assert getattr(found, name) == pytest.approx(value, rel=1e-9), name
     width = math.log(3) / 22
-    assert abs(found.median_positive - np.median(positive)) <= width and abs(found.median_negative - np.median(negative)) <= width
-    assert (found.never, found.n_rare, found.always) == (1 + int((counts[9:] == 0).sum()), int(((counts > 0) & (counts < 10)).sum()), 1)
+    assert (
+        abs(found.median_positive - np.median(positive)) <= width
+        and abs(found.median_negative - np.median(negative)) <= width
+    )
+    assert (found.never, found.n_rare, found.always) == (
+        1 + int((counts[9:] == 0).sum()),
+        int(((counts > 0) & (counts < 10)).sum()),
+        1,
+    )
     assert found.null == ("fixed marginals" if with_null else "independence")
 
 
@@ -162,7 +176,9 @@ def test_few_false_calls_on_independent_latents():
     # a rate of 1% with nothing to find: in one of a hundred texts is anything called
     assert sum(found.p_cut is not None for found in called) <= 2
     assert abs(np.mean([found.lift_variance for found in called])) < 0.005
-    assert all(found.share_with_partner == 0 and found.median_positive is None for found in called if found.p_cut is None)
+    assert all(
+        found.share_with_partner == 0 and found.median_positive is None for found in called if found.p_cut is None
+    )
 
 
 def test_busy_tokens_are_called_against_independence_and_not_against_the_fixed_marginals():
@@ -172,7 +188,10 @@ def test_busy_tokens_are_called_against_independence_and_not_against_the_fixed_m
         plain.append(lift_statistics(firings_of(on)).share_pairs_positive)
         held.append(lift_statistics(firings_of(on), fit(on.sum(0), on.sum(1))))
     assert min(plain) > 0.05
-    assert sum(found.p_cut is not None for found in held) <= 1 and abs(np.mean([found.lift_variance for found in held])) < 0.01
+    assert (
+        sum(found.p_cut is not None for found in held) <= 1
+        and abs(np.mean([found.lift_variance for found in held])) < 0.01
+    )
 
 
 def planted(seed):
@@ -193,7 +212,9 @@ def test_planted_partners_are_found_and_little_else():
     for seed in range(10):
         found = lift_statistics(firings_of(planted(seed)))
         scale = n_pairs if found.n_latents == 50 else found.n_pairs
-        assert found.share_pairs_wide_positive * scale >= 5 - 1e-6 and found.share_pairs_wide_negative * scale >= 5 - 1e-6
+        assert (
+            found.share_pairs_wide_positive * scale >= 5 - 1e-6 and found.share_pairs_wide_negative * scale >= 5 - 1e-6
+        )
         extra += (found.share_pairs_positive + found.share_pairs_negative) * scale - 10
     # 100 true calls in all; at 1% about one false one
     assert extra <= 4
@@ -214,7 +235,10 @@ def test_rates_move_phi_and_leave_the_lift(changed):
     for seed in range(3):
         # as many documents as tokens, so that only the topic of a token binds latents
         before, after = (
-            excess_phi(firings_of(topical(seed, 200, 6000, 1, topics=5, lift=4, **{"l0": 8.0, "spread": 0.3} | each)[0])) for each in ({}, changed)
+            excess_phi(
+                firings_of(topical(seed, 200, 6000, 1, topics=5, lift=4, **{"l0": 8.0, "spread": 0.3} | each)[0])
+            )
+            for each in ({}, changed)
         )
         moved.append(after.excess_abs_phi / before.excess_abs_phi - 1)
         kept.append(after.lift_variance / before.lift_variance - 1)
@@ -234,10 +258,14 @@ def test_losing_firings_moves_phi_and_leaves_the_lift():
     assert np.mean(moved) < -0.25 and abs(np.mean(kept)) < 0.05
 
 
-@pytest.mark.parametrize("on", [np.ones((30, 5)), np.zeros((6, 5)), np.zeros((0, 5)), np.zeros((5, 0)), np.eye(3)[:, :1]])
+@pytest.mark.parametrize(
+    "on", [np.ones((30, 5)), np.zeros((6, 5)), np.zeros((0, 5)), np.zeros((5, 0)), np.eye(3)[:, :1]]
+)
 def test_no_pairs(on):
     found = lift_statistics(firings_of(on))
-    assert found.n_pairs == 0 and found.share_with_partner is None and found.lift_variance is None and found.p_cut is None
+    assert (
+        found.n_pairs == 0 and found.share_with_partner is None and found.lift_variance is None and found.p_cut is None
+    )
     assert found.never + found.n_rare + found.always + found.n_latents == on.shape[1]
     json.dumps(found.as_dict())
 
@@ -245,7 +273,9 @@ def test_no_pairs(on):
 def test_a_null_that_failed_gives_no_number():
     on = rasch(0, 30, 400, 6, 1.0)
     found = lift_statistics(firings_of(on), fit(on.sum(0), on.sum(1), max_steps=0))
-    assert found.n_pairs > 0 and found.share_with_partner is None and found.p_cut is None and found.lift_variance is None
+    assert (
+        found.n_pairs > 0 and found.share_with_partner is None and found.p_cut is None and found.lift_variance is None
+    )
 
 
 def test_the_number_of_threads_changes_nothing():

@@ -41,7 +41,9 @@ def slow_fit(on, sweeps=400):
     return 1 / (1 + np.exp(-(a + b[:, None])))
 
 
-@pytest.mark.parametrize("on", [independent(0, 200, 1500, 12), rasch(1, 200, 1500, 12, 1.0), rasch(2, 30, 4000, 14, 2.0)])
+@pytest.mark.parametrize(
+    "on", [independent(0, 200, 1500, 12), rasch(1, 200, 1500, 12, 1.0), rasch(2, 30, 4000, 14, 2.0)]
+)
 def test_row_and_column_sums_are_reproduced(on):
     model = fit_to(on)
     assert_sums(on, model)
@@ -78,7 +80,15 @@ def test_what_the_sums_force_is_zero_or_one():
 
 @pytest.mark.parametrize(
     "on",
-    [np.zeros((0, 4)), np.zeros((5, 0)), np.zeros((5, 3)), np.ones((5, 3)), np.eye(4)[:, :1], np.ones((1, 6)), np.array([[1, 0, 1]])],
+    [
+        np.zeros((0, 4)),
+        np.zeros((5, 0)),
+        np.zeros((5, 3)),
+        np.ones((5, 3)),
+        np.eye(4)[:, :1],
+        np.ones((1, 6)),
+        np.array([[1, 0, 1]]),
+    ],
 )
 def test_no_choice_at_all(on):
     assert_sums(on, fit_to(on))
@@ -127,7 +137,9 @@ def drawn_without_replacement(odds, size):
     return np.diag(joint), joint
 
 
-@pytest.mark.parametrize("n,size,tolerance", [(12, 1, 1e-12), (12, 2, 0.3), (12, 4, 0.03), (12, 6, 0.01), (14, 10, 0.01)])
+@pytest.mark.parametrize(
+    "n,size,tolerance", [(12, 1, 1e-12), (12, 2, 0.3), (12, 4, 0.03), (12, 6, 0.01), (14, 10, 0.01)]
+)
 def test_pairs_meet_as_often_as_in_draws_without_replacement(n, size, tolerance):
     odds = np.exp(np.random.default_rng(n + size).normal(0, 0.8, n))
     pi, joint = drawn_without_replacement(odds, size)
@@ -150,7 +162,9 @@ def test_all_pairs_together_meet_as_often_as_they_did(on):
     per_token = on.sum(1).astype(np.int64)
     assert means[np.triu_indices(60, 1)].sum() == pytest.approx((per_token * (per_token - 1)).sum() / 2, rel=1e-6)
     # pi_i pi_j alone counts every latent as meeting L others
-    assert ((model.sizes * model.pi) @ model.pi.T)[np.triu_indices(60, 1)].sum() > 1.05 * means[np.triu_indices(60, 1)].sum()
+    assert ((model.sizes * model.pi) @ model.pi.T)[np.triu_indices(60, 1)].sum() > 1.05 * means[
+        np.triu_indices(60, 1)
+    ].sum()
 
 
 def test_moments_against_the_sum_over_tokens():

@@ -18,7 +18,18 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 def side(sae, fires_TN):
     table = csr_array(fires_TN.astype(np.float32))
     zeros = np.zeros(len(fires_TN), np.int32)
-    return Side(sae, Firings(table.indptr.astype(np.int64), table.indices.astype(np.int32), table.data, table.shape[1], zeros, zeros, zeros))
+    return Side(
+        sae,
+        Firings(
+            table.indptr.astype(np.int64),
+            table.indices.astype(np.int32),
+            table.data,
+            table.shape[1],
+            zeros,
+            zeros,
+            zeros,
+        ),
+    )
 
 
 def test_partners_are_rows_of_the_other_sae_that_fire_and_are_alike():
@@ -51,8 +62,22 @@ def recipe(build, stories, tmp_path):
         "text": {"source": str(path), "context": 16, "calibration_share": 0.2, "evaluation_share": 0.2},
         "sae": {"n": 48, "k": 3},
         "meta": {"n": 8, "k": 2},
-        "train": {"tokens": 3000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000, "lambda2": 5.0},
-        "measure": {"tokens": 1500, "calibration_tokens": 1000, "output_tokens": 0, "meta_steps": 5, "shifts": 0, "side_effects": 6},
+        "train": {
+            "tokens": 3000,
+            "batch": 128,
+            "n_primary_steps": 4,
+            "n_meta_steps": 2,
+            "dead_after": 1000,
+            "lambda2": 5.0,
+        },
+        "measure": {
+            "tokens": 1500,
+            "calibration_tokens": 1000,
+            "output_tokens": 0,
+            "meta_steps": 5,
+            "shifts": 0,
+            "side_effects": 6,
+        },
         "arms": ["solo", "control", "joint"],
         "seeds": 2,
     }
@@ -65,5 +90,9 @@ def test_a_run_that_asks_for_them_has_them_in_its_comparison(recipe, tmp_path):
     assert found["with"] == "solo-s1" and found["n_matches"] == 6 and found["spill_a"] is not None
     assert "side_effects" not in across["solo-s0"]
     entry = result["pairs"]["joint vs solo"]["side_effects.spill"]
-    assert entry["n_seeds"] == 2 and entry["values"][1]["a"] == found["spill_a"] and entry["values"][1]["b"] == found["spill_b"]
+    assert (
+        entry["n_seeds"] == 2
+        and entry["values"][1]["a"] == found["spill_a"]
+        and entry["values"][1]["b"] == found["spill_b"]
+    )
     assert "side_effects.spill" not in result["pairs"]["control vs solo"]

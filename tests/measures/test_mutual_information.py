@@ -20,7 +20,12 @@ def plain_mutual_information(u, v):
 
 @pytest.mark.parametrize(
     ("u", "v"),
-    [([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]), ([0, 0, 0, 0, 0, 1], [0, 1, 2, 3, 4, 4]), ([0, 0, 0, 0], [1, 1, 0, 0]), ([0, 1, 2], [2, 1, 0])],
+    [
+        ([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1]),
+        ([0, 0, 0, 0, 0, 1], [0, 1, 2, 3, 4, 4]),
+        ([0, 0, 0, 0], [1, 1, 0, 0]),
+        ([0, 1, 2], [2, 1, 0]),
+    ],
 )
 def test_the_expectation_is_the_mean_over_all_pairings(u, v):
     over_all = [plain_mutual_information(u, pairing) for pairing in itertools.permutations(v)]

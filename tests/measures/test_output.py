@@ -6,8 +6,8 @@ import torch
 from fakes import FakeSplit, random_sae
 from torch import nn
 
-from metasae.data.readout import WholeLogits
-from metasae.data.windows import Frame, cut
+from metasae.data.model.readout import WholeLogits
+from metasae.data.text.windows import Frame, cut
 from metasae.errors import UserError
 from metasae.measures.effect import output
 from metasae.measures.effect.output import output_effect, output_reference, windows_of
@@ -41,7 +41,9 @@ def split_for(lengths, context, host, seed=0):
     """A split of documents as the data room would harvest it, with the tokens that went in."""
     rng = np.random.default_rng(seed)
     tokens = [rng.integers(1, 9, length).astype(np.int32) for length in lengths]
-    split = FakeSplit(torch.cat([host.embedding[torch.from_numpy(t).long()] for t in tokens]), tokens=np.concatenate(tokens))
+    split = FakeSplit(
+        torch.cat([host.embedding[torch.from_numpy(t).long()] for t in tokens]), tokens=np.concatenate(tokens)
+    )
     split.documents = np.concatenate([np.full(len(t), number * 3, np.int32) for number, t in enumerate(tokens)])
     split.positions = np.concatenate([np.arange(len(t), dtype=np.int32) for t in tokens])
     return split, tokens
@@ -56,7 +58,9 @@ def test_windows_are_those_of_the_harvest():
     split, tokens = split_for([3, 9, 4, 1, 8], CONTEXT, host)
     expected = [window for number, t in enumerate(tokens) for window in cut(t, number * 3, 4)]
     found = windows_of(split, split.n_tokens, 4)
-    assert [(w.document, w.start, w.tokens.tolist()) for w in found] == [(w.document, w.start, w.tokens.tolist()) for w in expected]
+    assert [(w.document, w.start, w.tokens.tolist()) for w in found] == [
+        (w.document, w.start, w.tokens.tolist()) for w in expected
+    ]
     assert sum(len(w) for w in windows_of(split, 10, 4)) == 10 and windows_of(split, 0, 4) == []
 
 
@@ -124,7 +128,9 @@ def test_causal_against_the_definition():
             changes = {"clean": lambda x: x, "sae": sae, "mean": lambda x: mean.expand_as(x), "zero": torch.zeros_like}
             logs = {}
             for name, change in changes.items():
-                logits = host.output(ids, torch.ones_like(ids), lambda x, change=change: torch.cat([x[:, :1], change(x[:, 1:])], 1))[0]
+                logits = host.output(
+                    ids, torch.ones_like(ids), lambda x, change=change: torch.cat([x[:, :1], change(x[:, 1:])], 1)
+                )[0]
                 logs[name] = logits.log_softmax(-1)
                 losses[name] += [-float(logs[name][place, ids[0, place + 1]]) for place in range(1, len(own))]
             divergences += (logs["clean"].exp() * (logs["clean"] - logs["sae"])).sum(-1)[1 : len(own)].tolist()

@@ -54,8 +54,13 @@ def test_both_ways_at_once_is_each_way_to_the_bit(pairs, count, monkeypatch):
     for on, other in ((ties(), np.roll(ties(), 3, axis=1)[:, :11]), (edge, random_on(40, 14, count + 1))):
         sides = firings_of(on), firings_of(other)
         both = partners.mutual_partners(*sides, count)
-        for mine, theirs in zip(both, (top_partners(sides[0], count, sides[1]), top_partners(sides[1], count, sides[0])), strict=True):
-            assert all(np.array_equal(one, two, equal_nan=True) for one, two in zip(mine.as_dict().values(), theirs.as_dict().values(), strict=True))
+        for mine, theirs in zip(
+            both, (top_partners(sides[0], count, sides[1]), top_partners(sides[1], count, sides[0])), strict=True
+        ):
+            assert all(
+                np.array_equal(one, two, equal_nan=True)
+                for one, two in zip(mine.as_dict().values(), theirs.as_dict().values(), strict=True)
+            )
 
 
 def ties():
@@ -76,7 +81,11 @@ def test_ties_go_to_the_lower_latent_whatever_the_tiles(tile, count):
         found = top_partners(firings_of(on), count, None if other is None else firings_of(other), tile=tile)
         columns = on if other is None else other
         for i in range(on.shape[1]):
-            phis = [(-round(phi_of(on[:, i], columns[:, j]), 9), j) for j in range(columns.shape[1]) if other is not None or j != i]
+            phis = [
+                (-round(phi_of(on[:, i], columns[:, j]), 9), j)
+                for j in range(columns.shape[1])
+                if other is not None or j != i
+            ]
             assert found.latents[i].tolist() == [j for _, j in sorted(phis)[:count]], i
 
 
@@ -145,7 +154,11 @@ def filled_in(firings, other, count, spans):
         among = columns if other is not None else columns[columns != i]
         values = phi_tile(n11[[i]][:, among], one.sum(0)[[i]], two.sum(0)[among], total)[0]
         best = np.lexsort((among, -values))[:count]
-        latents[i, : len(best)], phi[i, : len(best)], met[i, : len(best)] = among[best], values[best], n11[i, among[best]]
+        latents[i, : len(best)], phi[i, : len(best)], met[i, : len(best)] = (
+            among[best],
+            values[best],
+            n11[i, among[best]],
+        )
     return {"latents": latents, "phi": phi, "n11": met}
 
 

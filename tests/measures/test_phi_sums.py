@@ -9,7 +9,9 @@ def test_bins_are_those_of_a_search():
     rng = np.random.default_rng(0)
     for edges in (phi_edges(), phi_edges(1e-3, 7)):
         values = rng.uniform(-1, 1, 20_000) * 10 ** rng.uniform(-9, 0, 20_000)
-        around = np.concatenate([edges, np.nextafter(edges, 2), np.nextafter(edges, -2), values, [0.0, -0.0, 1e-300, -1e-300]]).clip(-1, 1)
+        around = np.concatenate(
+            [edges, np.nextafter(edges, 2), np.nextafter(edges, -2), values, [0.0, -0.0, 1e-300, -1e-300]]
+        ).clip(-1, 1)
         expected = np.minimum(np.searchsorted(edges, around, side="right") - 1, len(edges) - 2)
         np.testing.assert_array_equal(phi_bins(around, edges), expected)
 
@@ -54,7 +56,11 @@ def test_strips_add_up_to_all_pairs(strip):
     np.testing.assert_array_equal(sums.nearest, nearest)
     assert histogram.counts.sum() == len(pairs) and histogram.counts.min() >= 0
     np.testing.assert_array_equal(histogram.counts, np.histogram(values, phi_edges())[0])
-    ratios = [phi[i, j] / np.sqrt(counts[j] * (100 - counts[i]) / (counts[i] * (100 - counts[j]))) for i, j in pairs if phi[i, j] > 0]
+    ratios = [
+        phi[i, j] / np.sqrt(counts[j] * (100 - counts[i]) / (counts[i] * (100 - counts[j])))
+        for i, j in pairs
+        if phi[i, j] > 0
+    ]
     assert over_max.means(len(ratios))["mean_over_max"] == pytest.approx(np.mean(ratios), rel=1e-12)
     assert over_max.means(len(ratios))["over_max_above"][0.5] == np.mean(np.array(ratios) > 0.5)
     of_cell = {}

@@ -30,7 +30,10 @@ def test_no_small_step_lowers_the_objective():
     rng = np.random.default_rng(1)
     assert probe.converged
     for _ in range(20):
-        step = {"weights": probe.weights + 1e-3 * rng.normal(size=(6, 3)), "bias": probe.bias + 1e-3 * rng.normal(size=3)}
+        step = {
+            "weights": probe.weights + 1e-3 * rng.normal(size=(6, 3)),
+            "bias": probe.bias + 1e-3 * rng.normal(size=3),
+        }
         assert plain_loss(type(probe)(**{**vars(probe), **step}), x, labels, 3) > lowest
 
 
@@ -39,7 +42,9 @@ def test_it_agrees_with_scikit_learn():
     x, labels = clouds([60, 25, 10], d=8)
     probe = fit_probe(x, labels, 3)
     z = (x - x.mean(0)) / x.std(0)
-    found = linear.LogisticRegression(C=1 / (STRENGTH * len(x)), class_weight="balanced", tol=1e-8, max_iter=5000).fit(z, labels)
+    found = linear.LogisticRegression(C=1 / (STRENGTH * len(x)), class_weight="balanced", tol=1e-8, max_iter=5000).fit(
+        z, labels
+    )
     np.testing.assert_allclose(probe.weights, found.coef_.T, atol=1e-3)
     assert (probe.predict(x) == found.predict(z)).all()
 

@@ -29,7 +29,7 @@ def brute_force(rows, i, most):
 
 def made(kind, n, d, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    draw = lambda *shape: torch.randn(*shape, generator=generator)
     if kind == "random":
         return draw(n, d)
     if kind == "positive":
@@ -158,7 +158,9 @@ def test_a_part_far_from_the_target_is_found():
     b = torch.zeros(1, 40)
     b[0, :2] = torch.tensor([-0.8, 0.3])
     w = a + b
-    decoys = torch.nn.functional.normalize(torch.randn(300, 40, generator=generator), dim=1) + 0.4 * torch.nn.functional.normalize(w)
+    decoys = torch.nn.functional.normalize(
+        torch.randn(300, 40, generator=generator), dim=1
+    ) + 0.4 * torch.nn.functional.normalize(w)
     found = pursue(torch.cat([w, decoys, a, b]), 2, targets=np.array([0]), pool=10)
     assert set(found.parts[0, 1]) == {301, 302} and found.errors[0, 1] == pytest.approx(0, abs=1e-12)
 

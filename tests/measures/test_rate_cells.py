@@ -36,7 +36,9 @@ def test_matched_mean_by_hand():
     # both have the same mean in each shared cell, so they are equal at equal rates; the plain means are 0.155 and 0.326
     assert found.a == found.b == pytest.approx((40 * 0.2 + 40 * 0.02) / 80) and found.percent == 0
     assert (found.n_cells, found.share_a, found.share_b) == (2, 1.0, 0.4)
-    assert matched_mean(a, cells_of(frequent=[0.1], rare=[0.1], pairs=[5], mean_abs_phi=[0.1])).percent == pytest.approx(100)
+    assert matched_mean(
+        a, cells_of(frequent=[0.1], rare=[0.1], pairs=[5], mean_abs_phi=[0.1])
+    ).percent == pytest.approx(100)
 
 
 def test_nothing_shared():

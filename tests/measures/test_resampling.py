@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from metasae.measures.intervals.resampling import MIN_CLUSTERS, bootstrap_interval, paired_permutation
+from metasae.intervals.resampling import MIN_CLUSTERS, bootstrap_interval, paired_permutation
 
 
 def clustered(rng, kind, sizes):
@@ -37,21 +37,29 @@ def test_the_resamples_are_those_of_whole_clusters():
     members = [values[clusters == cluster] for cluster in range(60)]
     plain = [np.concatenate([members[cluster] for cluster in rng.integers(60, size=60)]).mean() for _ in range(3000)]
     low, high = np.quantile(plain, [0.025, 0.975])
-    assert found.ci95 == pytest.approx((low, high), abs=0.15 * (high - low)) and found.estimate == pytest.approx(values.mean())
+    assert found.ci95 == pytest.approx((low, high), abs=0.15 * (high - low)) and found.estimate == pytest.approx(
+        values.mean()
+    )
 
 
 def test_the_order_of_rows_and_the_names_of_clusters_do_not_matter():
     values, clusters, _ = clustered(np.random.default_rng(6), "normal", np.full(20, 3))
     order = np.random.default_rng(7).permutation(60)
     names = np.array([f"word {cluster:02}" for cluster in clusters])
-    first, second = bootstrap_interval(values, seed=0, clusters=clusters), bootstrap_interval(values[order], seed=0, clusters=names[order])
+    first, second = (
+        bootstrap_interval(values, seed=0, clusters=clusters),
+        bootstrap_interval(values[order], seed=0, clusters=names[order]),
+    )
     assert first.ci95 == pytest.approx(second.ci95) and first == bootstrap_interval(values, seed=0, clusters=clusters)
 
 
 def test_the_mean_is_the_statistic_mean():
     for sizes in (np.full(25, 1), np.arange(1, 26)):
         values, clusters, _ = clustered(np.random.default_rng(12), "share", sizes)
-        fast, slow = (bootstrap_interval(values, statistic, seed=0, clusters=clusters, n_resamples=300) for statistic in (None, np.mean))
+        fast, slow = (
+            bootstrap_interval(values, statistic, seed=0, clusters=clusters, n_resamples=300)
+            for statistic in (None, np.mean)
+        )
         assert fast.ci95 == pytest.approx(slow.ci95) and fast.estimate == slow.estimate
     with pytest.raises(ValueError, match="need a statistic"):
         bootstrap_interval(np.zeros((30, 2)), seed=0)
@@ -89,7 +97,9 @@ def test_values_that_are_no_numbers_are_counted():
 def slow_sign_flip(differences):
     observed = abs(sum(differences))
     patterns = list(itertools.product([1, -1], repeat=len(differences)))
-    return sum(abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= observed - 1e-9 for signs in patterns) / len(patterns)
+    return sum(
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= observed - 1e-9 for signs in patterns
+    ) / len(patterns)
 
 
 def test_sign_flips_against_every_pattern():

@@ -41,7 +41,10 @@ def test_largest_of_each_is_a_sort_of_each(slack, levels, monkeypatch):
     monkeypatch.setattr(rules, "_SLACK", slack)
     rng = np.random.default_rng(levels)
     for _ in range(20):
-        latents, values = rng.integers(0, 6, 300).astype(np.int32), (rng.integers(1, levels, 300) / 7).astype(np.float32)
+        latents, values = (
+            rng.integers(0, 6, 300).astype(np.int32),
+            (rng.integers(1, levels, 300) / 7).astype(np.float32),
+        )
         counts = np.array([rng.integers(0, 1 + np.count_nonzero(latents == i)) for i in range(6)])
         low = np.array([min(values[latents == i], default=INF) for i in range(6)], np.float32)
         found = LargestOfEach(counts, np.where(counts > 0, 0.99 * low, INF))
@@ -67,7 +70,10 @@ def test_neighbouring_floats_are_told_apart():
     high = np.float32(1.7)
     low = np.nextafter(high, np.float32(0))
     found = LargestOfEach(np.array([1, 2]), np.array([1.0, 1.0], np.float32))
-    found.add(np.array([0, 0, 1, 1, 1], np.int32), np.array([low, high, low, high, np.nextafter(low, np.float32(0))], np.float32))
+    found.add(
+        np.array([0, 0, 1, 1, 1], np.int32),
+        np.array([low, high, low, high, np.nextafter(low, np.float32(0))], np.float32),
+    )
     first, second = found.thresholds()
     assert low <= first < high and np.nextafter(low, np.float32(0)) <= second < low
 
@@ -198,7 +204,10 @@ def test_eer_without_unselected_ones_keeps_all():
 def test_eer_overfires_where_selected_and_unselected_overlap():
     # in small batches the selection ends now higher, now lower
     sae, split = random_sae(16, 64, k=4, seed=2), random_split(4000, d=16)
-    fired = {rule: firing_counts(sae, torch.from_numpy(rule(sae, split, 4, 8).values), split).sum() for rule in (eer, per_latent)}
+    fired = {
+        rule: firing_counts(sae, torch.from_numpy(rule(sae, split, 4, 8).values), split).sum()
+        for rule in (eer, per_latent)
+    }
     assert fired[per_latent] == 4 * 4000
     assert fired[eer] / (4 * 4000) > 1.1
 

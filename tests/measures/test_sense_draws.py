@@ -25,7 +25,12 @@ def exact(counts, sizes, size, judge):
 def test_draws_follow_the_hypergeometric_distribution(counts):
     size, number = 6, 60_000
     drawn = draws(np.array([counts, counts]), size, number, np.random.default_rng(0))
-    assert drawn.shape == (2, number, 3) and (drawn.sum(2) == size).all() and (drawn <= counts).all() and (drawn >= 0).all()
+    assert (
+        drawn.shape == (2, number, 3)
+        and (drawn.sum(2) == size).all()
+        and (drawn <= counts).all()
+        and (drawn >= 0).all()
+    )
     for judge in (atomicity, blended):
         expected = exact(counts, EVEN, size, judge)
         assert judge(drawn[1], EVEN).mean() == pytest.approx(expected, abs=5 / number**0.5)
@@ -42,7 +47,9 @@ def test_expectations_equal_the_sum_over_all_outcomes(monkeypatch):
     assert found[2] == 1 and np.isnan(found[3:]).all() and np.isnan(blends[3:]).all()
 
 
-@pytest.mark.parametrize("sizes", [EVEN, SKEWED, np.array([361, 66, 178, 496, 1240]), np.array([2000, 40]), np.array([3, 2])])
+@pytest.mark.parametrize(
+    "sizes", [EVEN, SKEWED, np.array([361, 66, 178, 496, 1240]), np.array([2000, 40]), np.array([3, 2])]
+)
 def test_a_draw_is_the_smallest_where_chance_is_low(sizes):
     draw = draw_for(sizes, np.random.default_rng(0))
     assert draw.atomicity <= AT_CHANCE and 2 <= draw.size <= sizes.sum()
@@ -80,7 +87,9 @@ def test_latents_that_fire_at_random_have_nothing_however_narrow(sizes, share):
 
 
 @pytest.mark.parametrize("sizes", [EVEN, SKEWED])
-@pytest.mark.parametrize("profile", [[0.9, 0.9, 0.0], [0.9, 0.0, 0.9], [0.9, 0.3, 0.3], [0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.2, 0.9, 0.9]])
+@pytest.mark.parametrize(
+    "profile", [[0.9, 0.9, 0.0], [0.9, 0.0, 0.9], [0.9, 0.3, 0.3], [0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.2, 0.9, 0.9]]
+)
 def test_narrower_latents_with_the_same_blend_do_not_look_more_or_less_atomic(sizes, profile):
     rng = np.random.default_rng(1)
     draw = draw_for(sizes, rng)

@@ -15,7 +15,10 @@ def senses_of(words):
     for word, (counts, energy) in words.items():
         rng = np.random.default_rng(0)
         atomicity, _ = matched(counts, SIZES, draw_for(SIZES, rng), rng)
-        found[word] = {"n_per_sense": {"A": 3000, "B": 500, "C": 400}, "by_recall": recall_profile(atomicity, counts, SIZES, energy)}
+        found[word] = {
+            "n_per_sense": {"A": 3000, "B": 500, "C": 400},
+            "by_recall": recall_profile(atomicity, counts, SIZES, energy),
+        }
     return {"words": found}
 
 
@@ -32,7 +35,9 @@ def population(n, seed, widths=(0.1, 1.0)):
 
 def test_a_profile_by_hand():
     counts = np.array([[3000, 0, 0], [150, 0, 0], [151, 50, 0], [0, 0, 4], [0, 0, 0]])
-    profile = recall_profile(np.array([1.0, 0.5, 0.25, np.nan, np.nan]), counts, SIZES, np.array([6.0, 3.0, 2.0, 1.0, 0.0]))
+    profile = recall_profile(
+        np.array([1.0, 0.5, 0.25, np.nan, np.nan]), counts, SIZES, np.array([6.0, 3.0, 2.0, 1.0, 0.0])
+    )
     assert [(entry["from"], entry["to"]) for entry in profile] == list(pairwise(RECALL_BINS))
     # recalls 1, .05 (the end of a bin belongs to it) and max(.0503, .1)
     assert [entry["n_latents"] for entry in profile] == [1, 1, 0, 0, 0, 0, 1]
@@ -44,13 +49,22 @@ def test_weights_are_common_and_lone_bins_are_left_out():
     low, high, empty = ({"from": f, "to": f + 1} for f in (0, 1, 2))
 
     def side(*entries):
-        bins = [{**place, "energy": e, "atomicity_matched": v} for place, (e, v) in zip((low, high, empty), entries, strict=True)]
+        bins = [
+            {**place, "energy": e, "atomicity_matched": v}
+            for place, (e, v) in zip((low, high, empty), entries, strict=True)
+        ]
         return {"words": {"w": {"n_per_sense": {}, "by_recall": bins}}}
 
     found = matched_recall(side((0.2, 0.5), (0.6, 0.1), (0.2, 1.0)), side((0.4, 0.4), (0.5, 0.2), (0.0, None)))
     weights = np.array([0.3, 0.55])
-    assert found.words["w"] == pytest.approx((np.average([0.5, 0.1], weights=weights), np.average([0.4, 0.2], weights=weights), 0.85))
-    assert found.difference == pytest.approx(found.a - found.b) and found.shared == pytest.approx(0.85) and found.unmatched == 0
+    assert found.words["w"] == pytest.approx(
+        (np.average([0.5, 0.1], weights=weights), np.average([0.4, 0.2], weights=weights), 0.85)
+    )
+    assert (
+        found.difference == pytest.approx(found.a - found.b)
+        and found.shared == pytest.approx(0.85)
+        and found.unmatched == 0
+    )
     nothing = matched_recall(side((0.0, None), (1.0, 0.5), (0.0, None)), side((1.0, 0.4), (0.0, None), (0.0, None)))
     assert (nothing.a, nothing.difference, nothing.shared, nothing.unmatched) == (None, None, 0.0, 1)
     assert nothing.as_dict()["words"] == {"w": (None, None, 0.0)}
@@ -69,7 +83,11 @@ def test_latents_thinned_at_random_gain_nothing(kept):
     for seed in range(6):
         counts, _ = population(400, seed)
         narrow = rng.binomial(counts, kept)
-        gains.append(matched_recall(senses_of({"w": (narrow, narrow.sum(1) * 1.0)}), senses_of({"w": population(400, seed + 100)})).difference)
+        gains.append(
+            matched_recall(
+                senses_of({"w": (narrow, narrow.sum(1) * 1.0)}), senses_of({"w": population(400, seed + 100)})
+            ).difference
+        )
     assert abs(np.mean(gains)) < 4 * np.std(gains) / 6**0.5 + 0.01
 
 

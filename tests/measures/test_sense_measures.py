@@ -71,7 +71,12 @@ def test_shuffled_senses_give_the_floor():
 def test_conditions_counts_and_detectors():
     x, sense = fires(SIZES, [[0, 0, 0], *PURE, *WORD_ITSELF])
     found = measure_senses(through(5), sense_reference([word_of(x, sense)], splits=2))
-    assert found["n_words"] == 1 and found["note"].startswith("1 word:") and found["point"] == "blocks.1.hook_resid_pre" and found["seed"] == 0
+    assert (
+        found["n_words"] == 1
+        and found["note"].startswith("1 word:")
+        and found["point"] == "blocks.1.hook_resid_pre"
+        and found["seed"] == 0
+    )
     word = found["words"]["word"]
     assert word["n_per_sense"] == {"A": 400, "B": 120, "C": 80} and word["n_tokens"] == 600
     assert word["excluded"] == {"sentences": {"the same sentence again": 2}, "rare_senses": {"Z": 1}}
@@ -79,7 +84,12 @@ def test_conditions_counts_and_detectors():
     assert word["matched"]["n_latents"] == 4 and word["matched"]["energy"] == 1
     assert [word["detectors"][s]["latent"] for s in "ABC"] == [1, 2, 3]
     recall = (x[sense == 1, 2] > 0.5).mean()
-    assert word["detectors"]["B"] == {"latent": 2, "recall": pytest.approx(recall), "precision": 1.0, "f1": pytest.approx(2 * recall / (1 + recall))}
+    assert word["detectors"]["B"] == {
+        "latent": 2,
+        "recall": pytest.approx(recall),
+        "precision": 1.0,
+        "f1": pytest.approx(2 * recall / (1 + recall)),
+    }
     assert sum(entry["n_latents"] for entry in word["by_recall"]) == 4
     json.dumps(json_safe(found), allow_nan=False)
 
@@ -91,8 +101,19 @@ def test_leaving_out_a_block_is_measuring_without_it():
     found = measure_senses(through(6), reference)["words"]["word"]
     for block in (0, 5):
         kept = word.blocks != block
-        rest = replace(word.activations, x=word.activations.x[torch.from_numpy(kept)], sense=sense[kept], sentence=np.arange(kept.sum()))
-        alone = replace(word, activations=rest, halves=word.halves[:, kept], shuffled=word.shuffled[:, kept], blocks=word.blocks[kept])
+        rest = replace(
+            word.activations,
+            x=word.activations.x[torch.from_numpy(kept)],
+            sense=sense[kept],
+            sentence=np.arange(kept.sum()),
+        )
+        alone = replace(
+            word,
+            activations=rest,
+            halves=word.halves[:, kept],
+            shuffled=word.shuffled[:, kept],
+            blocks=word.blocks[kept],
+        )
         without = measure_senses(through(6), replace(reference, words=(alone,)))["words"]["word"]
         for key in SCORES:
             assert found["leave_one_out"][key][block] == pytest.approx(without[key], abs=1e-12)
@@ -130,7 +151,9 @@ def test_words_are_the_clusters():
         assert found[key] == pytest.approx(np.mean(values))
         half = 4.302653 * np.std(values, ddof=1) / 3**0.5
         assert found["ci95"][key] == pytest.approx((np.mean(values) - half, np.mean(values) + half), rel=1e-6)
-        assert found["leave_one_out"][key] == pytest.approx(np.mean([word["leave_one_out"][key] for word in words], axis=0))
+        assert found["leave_one_out"][key] == pytest.approx(
+            np.mean([word["leave_one_out"][key] for word in words], axis=0)
+        )
     assert found["note"].startswith("3 words: read each by itself") and found["missing"] == {}
     assert overall(words * 2)["note"] == ""
     assert words_interval([0.5]) is None
@@ -138,8 +161,18 @@ def test_words_are_the_clusters():
 
 def test_a_word_without_a_score_is_counted():
     silent = measured([[0, 0, 0]])
-    assert (silent["atomicity"], silent["atomicity_matched"], silent["blend"], silent["ami"]) == (None, None, None, pytest.approx(0))
-    assert silent["coverage_f1"] == 0 and silent["n_latents"] == 0 and silent["detectors"] == {} and silent["l0_realised"] == 0
+    assert (silent["atomicity"], silent["atomicity_matched"], silent["blend"], silent["ami"]) == (
+        None,
+        None,
+        None,
+        pytest.approx(0),
+    )
+    assert (
+        silent["coverage_f1"] == 0
+        and silent["n_latents"] == 0
+        and silent["detectors"] == {}
+        and silent["l0_realised"] == 0
+    )
     both = overall([silent, measured(PURE)])
     assert both["missing"] == {"atomicity": 1, "atomicity_matched": 1, "blend": 1, "blend_matched": 1}
     assert both["atomicity"] == 1 and both["ci95"]["atomicity"] is None and both["n_words"] == 2

@@ -7,7 +7,9 @@ from metasae.measures.words.sense_reference import even_parts, sense_reference
 
 
 def words(seed=0):
-    x, sense = fires([60, 25, 21], [[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.1, 0.9], [0.5, 0.5, 0.5]], seed, noise=0.3)
+    x, sense = fires(
+        [60, 25, 21], [[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.1, 0.9], [0.5, 0.5, 0.5]], seed, noise=0.3
+    )
     return word_of(x, sense)
 
 
@@ -32,7 +34,9 @@ def test_no_sentence_is_in_two_parts():
 def test_the_same_seed_gives_the_same_reference():
     first, second, other = (sense_reference([words()], seed=seed, splits=2).words[0] for seed in (3, 3, 4))
     assert (first.halves == second.halves).all() and first.ceiling == second.ceiling and first.draw == second.draw
-    assert (first.halves != other.halves).any() and (np.sort(first.shuffled[0]) == np.sort(first.activations.sense)).all()
+    assert (first.halves != other.halves).any() and (
+        np.sort(first.shuffled[0]) == np.sort(first.activations.sense)
+    ).all()
 
 
 def test_the_ceiling_is_the_probe_on_the_other_half():

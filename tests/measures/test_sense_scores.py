@@ -21,14 +21,19 @@ SIZES = np.array([8, 4, 2])
 def random_acts(tokens=60, latents=9, seed=0):
     """Adversarial: a dead latent, one that is always on with one value, duplicates, a latent on a single token, tied values."""
     rng = np.random.default_rng(seed)
-    acts = np.where(rng.random((tokens, latents)) < 0.3, rng.integers(1, 4, size=(tokens, latents)), 0).astype(np.float32)
+    acts = np.where(rng.random((tokens, latents)) < 0.3, rng.integers(1, 4, size=(tokens, latents)), 0).astype(
+        np.float32
+    )
     acts[:, 0], acts[:, 1], acts[:, 2], acts[:, 3] = 0, 0.7, acts[:, 4], 0
     acts[17, 3] = 5
     return acts
 
 
 def plain_counts(acts, sense, n_senses):
-    return [[sum(acts[t, i] > 0 and sense[t] == s for t in range(len(acts))) for s in range(n_senses)] for i in range(acts.shape[1])]
+    return [
+        [sum(acts[t, i] > 0 and sense[t] == s for t in range(len(acts))) for s in range(n_senses)]
+        for i in range(acts.shape[1])
+    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -48,7 +53,9 @@ def test_shares_and_atomicity_by_hand():
     assert q[:4].tolist() == [pytest.approx([1 / 3] * 3), [1, 0, 0], [0.5, 0.5, 0], [1, 0, 0]] and np.isnan(q[4]).all()
     assert q[5].tolist() == [0.75, 0.25, 0]
     found = atomicity(counts, SIZES)
-    assert found[:4].tolist() == pytest.approx([0, 1, 1 - math.log(2) / math.log(3), 1], abs=1e-12) and math.isnan(found[4])
+    assert found[:4].tolist() == pytest.approx([0, 1, 1 - math.log(2) / math.log(3), 1], abs=1e-12) and math.isnan(
+        found[4]
+    )
     assert blended(counts, SIZES).tolist()[:4] == [1, 0, 1, 0] and math.isnan(blended(counts, SIZES)[4])
     # a second share of exactly 1/4 is a blend
     assert blended(counts, SIZES)[5] == 1 and blended(np.array([[31, 5, 0]]), np.array([31, 15, 1]))[0] == 1
@@ -87,7 +94,9 @@ def plain_coverage(acts, sense, n_senses, halves):
 def test_coverage_equals_the_loops(seed):
     rng = np.random.default_rng(seed)
     acts, sense, halves = random_acts(seed=seed), rng.integers(3, size=60), rng.integers(2, size=(4, 60))
-    assert coverage_f1(csr_array(acts), sense, 3, halves) == pytest.approx(plain_coverage(acts, sense, 3, halves), abs=1e-12)
+    assert coverage_f1(csr_array(acts), sense, 3, halves) == pytest.approx(
+        plain_coverage(acts, sense, 3, halves), abs=1e-12
+    )
 
 
 def test_coverage_is_scored_on_sentences_it_was_not_chosen_on():

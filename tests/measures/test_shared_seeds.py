@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from metasae.measures.catalogue import CATALOGUE
-from metasae.measures.intervals.crossed import over_shared_seeds
-from metasae.measures.intervals.statistics import is_clear, mean_interval, paired_difference
-from metasae.measures.shared_seeds import of_both, of_names, seeds_behind
+from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.shared_seeds import of_both, of_names, seeds_behind
+from metasae.intervals.crossed import over_shared_seeds
+from metasae.intervals.statistics import is_clear, mean_interval, paired_difference
 
 CASES = 600
 QUANTITY = {quantity.key: quantity for quantity in CATALOGUE}
@@ -48,7 +48,11 @@ def test_three_seeds_in_a_ring_by_hand():
     # without seed 0 the number of seed 1 is left, 3; without 1 that of 2, and without 2 that of 0: variance 2/3 (1 + 1 + 0)
     found = paired_difference({0: 11.0, 1: 13.0, 2: 12.0}, dict.fromkeys(range(3), 10.0), between=ring(3))
     half = 4.302652729911275 * math.sqrt(4 / 3)
-    assert found.difference == 2 and found.ci95 == pytest.approx((2 - half, 2 + half)) and found.se_seeds == pytest.approx(math.sqrt(4 / 3))
+    assert (
+        found.difference == 2
+        and found.ci95 == pytest.approx((2 - half, 2 + half))
+        and found.se_seeds == pytest.approx(math.sqrt(4 / 3))
+    )
     # t = 2 / sqrt(4/3), two degrees of freedom
     assert found.p == pytest.approx(1 - math.sqrt(3 / 5)) and found.n_seeds == 3 and found.note == ""
     alone = paired_difference({0: 11.0, 1: 13.0, 2: 12.0}, dict.fromkeys(range(3), 10.0))
@@ -76,10 +80,15 @@ def simulated(seeds, share, seed):
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
 def test_coverage_of_a_ring_whatever_belongs_to_the_saes(seeds, share):
     five = dict.fromkeys(range(seeds), 5.0)
-    found = [paired_difference(by_seed(5 + each), five, between=ring(seeds)) for each in simulated(seeds, share, 20 + seeds)]
+    found = [
+        paired_difference(by_seed(5 + each), five, between=ring(seeds)) for each in simulated(seeds, share, 20 + seeds)
+    ]
     share_covered = np.mean([entry.ci95[0] <= 0 <= entry.ci95[1] for entry in found])
     assert 0.915 <= share_covered <= 0.998, f"covers {share_covered:.1%} of {CASES} cases"
-    assert all(is_clear(entry.as_dict()) == (entry.p < 0.05) == (not entry.percent_ci95[0] <= 0 <= entry.percent_ci95[1]) for entry in found)
+    assert all(
+        is_clear(entry.as_dict()) == (entry.p < 0.05) == (not entry.percent_ci95[0] <= 0 <= entry.percent_ci95[1])
+        for entry in found
+    )
 
 
 def test_as_if_independent_a_ring_would_be_far_too_sure():
@@ -92,11 +101,22 @@ def test_what_has_no_interval_says_why():
     one = paired_difference({0: 1.0, 1: None}, {0: 2.0, 1: None}, between={0: {0, 1}})
     assert one.ci95 is None and one.p is None and one.difference == -1 and one.note == "1 pair of seeds, no interval"
     # of three seeds, one number is left
-    assert paired_difference({0: 1.0, 1: None, 2: None}, {0: 2.0}, between={0: {0, 1}}).note == "1 pair of seeds, no interval; no pair for seed 1, 2"
+    assert (
+        paired_difference({0: 1.0, 1: None, 2: None}, {0: 2.0}, between={0: {0, 1}}).note
+        == "1 pair of seeds, no interval; no pair for seed 1, 2"
+    )
     two = paired_difference({0: 1.0, 1: 3.0, 2: None}, {0: 2.0, 1: 2.0, 2: None}, between=ring(3))
-    assert two.ci95 is None and two.n_seeds == 2 and two.note == "no pair for seed 2; no interval, as every number takes seed 1"
+    assert (
+        two.ci95 is None
+        and two.n_seeds == 2
+        and two.note == "no pair for seed 2; no interval, as every number takes seed 1"
+    )
     unknown = paired_difference({0: 1.0, 1: 3.0}, {0: 2.0, 1: 2.0}, between={0: {0, 1}, 1: None})
-    assert unknown.ci95 is None and unknown.difference == 0 and unknown.note == "no interval, as it is not kept between which seeds this was found"
+    assert (
+        unknown.ci95 is None
+        and unknown.difference == 0
+        and unknown.note == "no interval, as it is not kept between which seeds this was found"
+    )
     assert mean_interval({0: 1.0, 1: 3.0}, between={}).note == unknown.note
     assert paired_difference({0: 1.0}, {0: 2.0}, between={}).note == "1 seed, no interval"
     assert mean_interval({}, between={}).note == "no seeds"
@@ -126,5 +146,10 @@ def test_which_seeds_a_stored_number_is_of():
         "interp.scores.sense_intruder.parts.all.estimate": {1, 12}, "interp.scores.embedding.parts.random.estimate": {1},
     }  # fmt: skip
     assert {key: seeds_behind(measures, QUANTITY[key], 1) for key in keys} == keys
-    assert of_names(2, ["joint-s2", "joint-s10"]) == {2, 10} and of_names(2, ["joint"]) is None and of_names(2, []) == {2}
-    assert of_both({0: frozenset({0}), 1: None, 2: frozenset({2})}, {0: frozenset({0, 1}), 1: frozenset({1})}) == {0: {0, 1}, 1: None}
+    assert (
+        of_names(2, ["joint-s2", "joint-s10"]) == {2, 10} and of_names(2, ["joint"]) is None and of_names(2, []) == {2}
+    )
+    assert of_both({0: frozenset({0}), 1: None, 2: frozenset({2})}, {0: frozenset({0, 1}), 1: frozenset({1})}) == {
+        0: {0, 1},
+        1: None,
+    }

@@ -57,10 +57,16 @@ def test_against_the_brute_force(tile):
     assert len(found.shifts) == len(set(found.shifts)) == min(4, found.n_possible) and found.always == 1
     for shift, value in zip(found.shifts, found.values, strict=True):
         mean, n_ordered = oracle(on, shift)
-        assert shift in document_shifts(documents) and value == pytest.approx(mean, abs=1e-12) and found.n_pairs == n_ordered / 2
+        assert (
+            shift in document_shifts(documents)
+            and value == pytest.approx(mean, abs=1e-12)
+            and found.n_pairs == n_ordered / 2
+        )
     assert found.null_abs_phi == pytest.approx(np.mean(found.values), abs=1e-15)
     assert found.spread == pytest.approx(np.std(found.values, ddof=1), abs=1e-15)
-    assert found.excess_abs_phi == pytest.approx(pair_statistics(firings_of(on)).mean_abs_phi - found.null_abs_phi, abs=1e-15)
+    assert found.excess_abs_phi == pytest.approx(
+        pair_statistics(firings_of(on)).mean_abs_phi - found.null_abs_phi, abs=1e-15
+    )
 
 
 def test_the_seed_draws_the_shifts():
@@ -83,7 +89,9 @@ def bursty(seed, n, n_documents, length):
     """Each latent is on in some documents, for all their tokens but a few, and knows nothing of the others."""
     rng = np.random.default_rng(seed)
     rate = np.where(rng.random((n_documents, n)) < 0.15, 0.8, 0.01)
-    return rng.random((n_documents * length, n)) < np.repeat(rate, length, axis=0), np.repeat(np.arange(n_documents), length)
+    return rng.random((n_documents * length, n)) < np.repeat(rate, length, axis=0), np.repeat(
+        np.arange(n_documents), length
+    )
 
 
 def test_bursts_within_documents_are_in_the_null():

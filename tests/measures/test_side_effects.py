@@ -8,13 +8,13 @@ from fakes import FakeSplit, random_sae
 from scipy.sparse import csr_array
 from torch import nn
 
-from metasae.data.windows import Frame
+from metasae.data.text.windows import Frame
 from metasae.files import json_safe
 from metasae.measures.effect import side_effects as module
 from metasae.measures.effect.output import windows_of
 from metasae.measures.effect.side_effects import SideEffects, compare_side_effects, side_effects
 from metasae.measures.firing.firings import Firings, fire
-from metasae.steering import Ablate, steer
+from metasae.steering.steering import Ablate, steer
 
 D, VOCABULARY, CONTEXT = 8, 11, 6
 BOS, SEP = 9, 10
@@ -39,7 +39,9 @@ class FakeHost:
         x = x if replace is None else replace(x)
         nothing = torch.zeros(len(x), 1, x.shape[-1])
         mixed = x + 0.5 * torch.cat([nothing, x[:, :-1]], 1)
-        return self.readout(mixed if self.causal else mixed + 0.5 * torch.cat([x[:, 1:] * mask[:, 1:, None], nothing], 1))
+        return self.readout(
+            mixed if self.causal else mixed + 0.5 * torch.cat([x[:, 1:] * mask[:, 1:, None], nothing], 1)
+        )
 
 
 def split_for(host, lengths, seed=0):
@@ -88,7 +90,9 @@ def test_trials_pair_a_window_with_a_silent_one_of_like_length():
         own = dense[starts[trial.home] : starts[trial.home] + trial.length, trial.latent]
         assert trial.places.tolist() == np.flatnonzero(own).tolist() and np.array_equal(trial.values, own[own > 0])
         assert torch.equal(trial.directions[0], sae.W_dec[trial.latent])
-        assert trial.directions.norm(dim=1).tolist() == pytest.approx([float(sae.W_dec[trial.latent].norm())] * 2, rel=1e-5)
+        assert trial.directions.norm(dim=1).tolist() == pytest.approx(
+            [float(sae.W_dec[trial.latent].norm())] * 2, rel=1e-5
+        )
     used = {(trial.latent, trial.home) for trial in trials}
     assert len(used) == len(trials) <= fired.sum()
 
@@ -141,15 +145,27 @@ def test_against_the_definition(causal, normalize, batch_tokens):
                 if side == which == 0:
                     for place in trial.places:
                         moved[trial.latent, starts[window] + place] = by_token[place]
-    assert found.firings.tolist() == counts.tolist() and found.pairs.tolist() == np.bincount([t.latent for t in trials]).tolist()
+    assert (
+        found.firings.tolist() == counts.tolist()
+        and found.pairs.tolist() == np.bincount([t.latent for t in trials]).tolist()
+    )
     own, silent, own_random, silent_random = sums[0, 0], sums[0, 1], sums[1, 0], sums[1, 1]
-    for name, values in (("own", own), ("silent", silent), ("own_random", own_random), ("silent_random", silent_random)):
+    for name, values in (
+        ("own", own),
+        ("silent", silent),
+        ("own_random", own_random),
+        ("silent_random", silent_random),
+    ):
         assert getattr(found, name) == pytest.approx(values / counts, rel=1e-4)
     assert found.moved.toarray() == pytest.approx(moved, rel=1e-4, abs=1e-8)
     assert found.bluntness == pytest.approx(silent * own_random / (own * silent_random), rel=1e-3)
     out = found.as_dict()
     assert out["bluntness"] == pytest.approx(np.exp(np.log(found.bluntness).mean()))
-    assert (out["own"], out["n_pairs"], out["unit"]) == (pytest.approx(found.own.mean()), len(trials), "nats" if causal else "cosine distance")
+    assert (out["own"], out["n_pairs"], out["unit"]) == (
+        pytest.approx(found.own.mean()),
+        len(trials),
+        "nats" if causal else "cosine distance",
+    )
     host.windows = 0
     side_effects(host, sae, firings, latents, CONTEXT, pairs=3, seed=2, batch_tokens=batch_tokens)
     assert host.windows == 6 * len(trials) + 1
@@ -232,7 +248,19 @@ def test_a_latent_heeded_only_in_its_own_text_is_sharp_and_a_blend_spills():
 def effects(latents, bluntness, moved):
     bluntness = np.asarray(bluntness, dtype=float)
     ones, count = np.where(np.isnan(bluntness), np.nan, 1.0), np.ones(len(bluntness), np.int64)
-    return SideEffects(np.asarray(latents), ones, bluntness, ones, ones, csr_array(np.asarray(moved, dtype=float)), count, count, 0, 0, "nats")
+    return SideEffects(
+        np.asarray(latents),
+        ones,
+        bluntness,
+        ones,
+        ones,
+        csr_array(np.asarray(moved, dtype=float)),
+        count,
+        count,
+        0,
+        0,
+        "nats",
+    )
 
 
 def test_matched_latents_by_hand():
@@ -247,14 +275,19 @@ def test_matched_latents_by_hand():
     # 7 against 0: 3 of 4; 3 against 2: 2 of 4; the third match has no number in b
     assert found.spill_a == pytest.approx((0.75 + 0.5) / 2) and found.spill_b == pytest.approx((0 + 0.5) / 2)
     assert found.apart_a == pytest.approx((0.5 + 0.5) / 2) and found.apart_b == pytest.approx((0 + 0.5) / 2)
-    assert (found.as_dict()["spill_per_firing_a"], found.as_dict()["spill_per_firing_b"]) == (pytest.approx(1.25), pytest.approx(1))
+    assert (found.as_dict()["spill_per_firing_a"], found.as_dict()["spill_per_firing_b"]) == (
+        pytest.approx(1.25),
+        pytest.approx(1),
+    )
     assert (found.n_bluntness, found.n_spill, found.n_matches) == (2, 2, 3)
     none = compare_side_effects(a, b, [], firings_of(acts_a, split), firings_of(acts_b, split))
     assert set(none.as_dict().values()) == {None, 0}
     with pytest.raises(ValueError, match="latent 5 is matched but was not measured"):
         compare_side_effects(a, b, [[5, 0]], firings_of(acts_a, split), firings_of(acts_b, split))
     with pytest.raises(ValueError, match="firings on 3 tokens do not belong to effects on 5"):
-        compare_side_effects(a, b, [[7, 0]], firings_of(acts_a, split), firings_of(acts_b[:3], split_for(FakeHost(True), [3])))
+        compare_side_effects(
+            a, b, [[7, 0]], firings_of(acts_a, split), firings_of(acts_b[:3], split_for(FakeHost(True), [3]))
+        )
 
 
 def test_latents_without_a_number_are_counted():
@@ -279,7 +312,9 @@ def test_latents_without_a_number_are_counted():
 def test_no_text_and_one_token(lengths):
     host = FakeHost(False)
     split = split_for(host, [1])
-    split.tokens, split.documents, split.positions = (c[: len(lengths)] for c in (split.tokens, split.documents, split.positions))
+    split.tokens, split.documents, split.positions = (
+        c[: len(lengths)] for c in (split.tokens, split.documents, split.positions)
+    )
     firings = firings_of(np.ones((len(lengths), 3)), split)
     for latents in ([], [0, 1]):
         out = side_effects(host, random_sae(D, 3), firings, latents, CONTEXT).as_dict()

@@ -54,7 +54,10 @@ def planted(n_tokens=1200, seed=0):
     halves = [on[:, 0] & (part < 0.5), on[:, 0] & (part >= 0.5)]
     thirds = [on[:, 1] & (part < 1 / 3), on[:, 1] & (part >= 1 / 3) & (part < 2 / 3), on[:, 1] & (part >= 2 / 3)]
     kept = [on[:, 2], on[:, 2] & (part < 0.5)]
-    noisy = [on[:, 5] & (part < 0.7) | (rng.random(n_tokens) < 0.05), on[:, 5] & (part > 0.6) & (rng.random(n_tokens) < 0.9)]
+    noisy = [
+        on[:, 5] & (part < 0.7) | (rng.random(n_tokens) < 0.05),
+        on[:, 5] & (part > 0.6) & (rng.random(n_tokens) < 0.9),
+    ]
     return on, np.stack([*halves, *thirds, *kept, rng.random(n_tokens) < 0.1, *noisy], 1)
 
 
@@ -71,7 +74,9 @@ def test_planted_splits_against_the_brute_force(seed):
         np.testing.assert_allclose([split.coverage, split.overlap, split.score], [coverage, overlap, score], atol=1e-12)
         np.testing.assert_allclose(split.shares, shares, atol=1e-12)
         half = blocks_of(on, 6) % 2 == 0
-        np.testing.assert_allclose(split.phi, [phi_of(on[half, split.parent], other[half, c]) for c in children], atol=1e-6)
+        np.testing.assert_allclose(
+            split.phi, [phi_of(on[half, split.parent], other[half, c]) for c in children], atol=1e-6
+        )
         assert split.firings == on[~half, split.parent].sum()
     scores = {split.parent: split.score for split in found.ranked}
     assert [split.parent for split in found.ranked] == sorted(scores, key=lambda p: (-scores[p], p))
@@ -88,10 +93,14 @@ def test_planted_splits_against_the_brute_force(seed):
 def test_random_overlapping_latents_against_the_brute_force(seed):
     rng = np.random.default_rng(seed)
     themes = rng.random((700, 4)) < 0.3
-    on, other = (themes[:, rng.integers(0, 4, n)] & (rng.random((700, n)) < 0.8) | (rng.random((700, n)) < 0.05) for n in (5, 14))
+    on, other = (
+        themes[:, rng.integers(0, 4, n)] & (rng.random((700, n)) < 0.8) | (rng.random((700, n)) < 0.05) for n in (5, 14)
+    )
     found = find_splits(firings_of(on), firings_of(other), blocks_of(on, 4))
     expected, _ = brute_force(on, other, 4)
-    assert {split.parent: split.score for split in found.ranked} == {p: pytest.approx(score, abs=1e-12) for p, (*_, score) in expected.items()}
+    assert {split.parent: split.score for split in found.ranked} == {
+        p: pytest.approx(score, abs=1e-12) for p, (*_, score) in expected.items()
+    }
 
 
 def test_merges_are_splits_asked_the_other_way_round():
@@ -150,7 +159,11 @@ def test_the_papers_ranking():
         assert len(expected) > 3 and [split.parent for split in found] == [p for _, p in expected]
         np.testing.assert_allclose([split.phi[1] for split in found], [phi for phi, _ in expected], atol=1e-6)
         for split in found:
-            assert split.phi[0] >= split.phi[1] == pytest.approx(phi_of(on[kept, split.parent], other[kept, split.children[1]]), abs=1e-6)
+            assert (
+                split.phi[0]
+                >= split.phi[1]
+                == pytest.approx(phi_of(on[kept, split.parent], other[kept, split.children[1]]), abs=1e-6)
+            )
     assert len(paper_ranking(firings_of(on), firings_of(other), count=2)) == 2
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from simulated import effects, left_out
 
-from metasae.measures.intervals.statistics import is_clear, mean_interval, paired_difference
+from metasae.intervals.statistics import is_clear, mean_interval, paired_difference
 
 CASES = 500
 LOW, HIGH = 0.92, 0.98
@@ -29,8 +29,14 @@ def test_three_seeds_by_hand():
     # differences 1, 3, 2: mean 2, s = 1, t(2 df) = 4.3027, half = 4.3027 / sqrt(3)
     half = 4.302652729911275 / math.sqrt(3)
     assert (found.a, found.b, found.difference, found.percent, found.n_seeds, found.n_blocks) == (4, 2, 2, 100, 3, 0)
-    assert found.ci95 == pytest.approx((2 - half, 2 + half)) and found.percent_ci95 == pytest.approx((100 - 50 * half, 100 + 50 * half))
-    assert found.se_seeds == pytest.approx(1 / math.sqrt(3)) and found.se_documents is None and found.documents_ci95 is None
+    assert found.ci95 == pytest.approx((2 - half, 2 + half)) and found.percent_ci95 == pytest.approx(
+        (100 - 50 * half, 100 + 50 * half)
+    )
+    assert (
+        found.se_seeds == pytest.approx(1 / math.sqrt(3))
+        and found.se_documents is None
+        and found.documents_ci95 is None
+    )
     # t = 2 sqrt(3), and with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2)
     assert found.p == pytest.approx(1 - math.sqrt(12 / 14)) and not is_clear(found.as_dict()) and found.note == ""
 
@@ -50,7 +56,9 @@ def test_pairs_not_means_make_the_interval():
 
 def test_a_small_difference_of_large_numbers_is_not_lost():
     found = paired_difference({0: 1e6 + 1e-3, 1: 2e6 + 3e-3, 2: 3e6 + 2e-3}, {0: 1e6, 1: 2e6, 2: 3e6})
-    assert found.difference == pytest.approx(2e-3, rel=1e-5) and found.se_seeds == pytest.approx(1e-3 / math.sqrt(3), rel=1e-5)
+    assert found.difference == pytest.approx(2e-3, rel=1e-5) and found.se_seeds == pytest.approx(
+        1e-3 / math.sqrt(3), rel=1e-5
+    )
 
 
 def test_one_seed_has_no_interval_over_seeds():
@@ -60,7 +68,9 @@ def test_one_seed_has_no_interval_over_seeds():
     # blocks with differences 1, 2, 3: mean 2, s^2 / B = 1/3, t(2 df) = 4.3027
     found = judged(np.array([[2.0, 4.0, 6.0]]), np.array([[1.0, 2.0, 3.0]]))
     half = 4.302652729911275 / math.sqrt(3)
-    assert found.documents_ci95 == pytest.approx((2 - half, 2 + half)) and found.se_documents == pytest.approx(1 / math.sqrt(3))
+    assert found.documents_ci95 == pytest.approx((2 - half, 2 + half)) and found.se_documents == pytest.approx(
+        1 / math.sqrt(3)
+    )
     assert found.ci95 is None and found.se_seeds is None and found.n_blocks == 3 and found.note == "1 seed, no interval"
 
 
@@ -68,7 +78,11 @@ def test_text_that_all_seeds_share_does_not_shrink_with_seeds():
     rng = np.random.default_rng(0)
     text = rng.normal(size=(1, 8))
     few, many = (judged(3 + text + 0.01 * rng.normal(size=(seeds, 8)), np.ones((seeds, 8))) for seeds in (3, 100))
-    assert few.se_documents == pytest.approx(many.se_documents, rel=0.1) == pytest.approx(text.std(ddof=1) / math.sqrt(8), rel=0.1)
+    assert (
+        few.se_documents
+        == pytest.approx(many.se_documents, rel=0.1)
+        == pytest.approx(text.std(ddof=1) / math.sqrt(8), rel=0.1)
+    )
     assert many.se_seeds < 0.2 * few.se_seeds + 1e-3 and many.ci95[1] - many.ci95[0] > 0.9 * (few.ci95[1] - few.ci95[0])
 
 
@@ -112,7 +126,12 @@ def test_unpaired_seeds_and_missing_numbers_are_named():
 def test_without_usable_blocks_the_interval_is_over_seeds(blocks, words):
     a, b = {0: 1.0, 1: 2.0, 2: 4.0}, {0: 0.5, 1: 0.6, 2: 0.7}
     found, alone = paired_difference(a, b, blocks, blocks), paired_difference(a, b)
-    assert found.ci95 == alone.ci95 and found.n_blocks == 0 and found.se_documents is None and found.note == f"text error left out: {words}"
+    assert (
+        found.ci95 == alone.ci95
+        and found.n_blocks == 0
+        and found.se_documents is None
+        and found.note == f"text error left out: {words}"
+    )
 
 
 def test_blocks_that_do_not_match_are_an_error():
@@ -127,8 +146,12 @@ def test_zero_and_negative_baselines():
     assert paired_difference({0: 1.0, 1: 1.0}, {0: 0.0, 1: 0.0}).percent is None
     found = paired_difference({0: -1.0, 1: -1.0}, {0: -2.0, 1: -2.0})
     assert found.percent == 50 and found.ci95 == (1, 1) and found.percent_ci95 == pytest.approx((50, 50))
-    one, mirrored = (paired_difference({0: 3.0 * s, 1: 4.0 * s, 2: 5.0 * s}, {0: 2.9 * s, 1: 3.0 * s, 2: 3.1 * s}) for s in (1, -1))
-    assert mirrored.percent == pytest.approx(-one.percent) and mirrored.percent_ci95 == pytest.approx((-one.percent_ci95[1], -one.percent_ci95[0]))
+    one, mirrored = (
+        paired_difference({0: 3.0 * s, 1: 4.0 * s, 2: 5.0 * s}, {0: 2.9 * s, 1: 3.0 * s, 2: 3.1 * s}) for s in (1, -1)
+    )
+    assert mirrored.percent == pytest.approx(-one.percent) and mirrored.percent_ci95 == pytest.approx(
+        (-one.percent_ci95[1], -one.percent_ci95[0])
+    )
 
 
 def test_a_baseline_not_told_apart_from_0_has_no_percentage():
@@ -144,7 +167,11 @@ def test_the_percentage_and_the_difference_agree_about_0():
         found = paired_difference(by_seed(rng.normal(6, 1, 4)), by_seed(rng.normal(4, 1, 4)))
         if found.percent_ci95 is not None:
             clear += is_clear(found.as_dict())
-            assert is_clear(found.as_dict()) == (not found.percent_ci95[0] <= 0 <= found.percent_ci95[1]) == (found.p < 0.05)
+            assert (
+                is_clear(found.as_dict())
+                == (not found.percent_ci95[0] <= 0 <= found.percent_ci95[1])
+                == (found.p < 0.05)
+            )
     assert 50 < clear < 250
 
 
@@ -224,11 +251,15 @@ def test_over_seeds_alone_text_error_would_be_missed():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-@pytest.mark.parametrize("text, both", [(0.02, 0), (0.1, 0), (0.5, 0), (0.9, 0), (1, 0), (0, 1), (0, 0.5), (0.5, 0.5), (0.3, 0.4)])
+@pytest.mark.parametrize(
+    "text, both", [(0.02, 0), (0.1, 0), (0.5, 0), (0.9, 0), (1, 0), (0, 1), (0, 0.5), (0.5, 0.5), (0.3, 0.4)]
+)
 def test_never_too_sure_whatever_the_shares(seeds, text, both):
     # conservative where text and seeds matter alike: up to 99% with two seeds
     cases = 2000
-    found = [mean_interval(by_seed(x.mean(1)), by_seed(left_out(x))).ci95 for x in effects(cases, seeds, 8, 15, text, both)]
+    found = [
+        mean_interval(by_seed(x.mean(1)), by_seed(left_out(x))).ci95 for x in effects(cases, seeds, 8, 15, text, both)
+    ]
     share = covered(found, 0)
     assert 0.935 <= share <= 0.995, f"covers {share:.1%} of {cases} cases"
 
@@ -241,7 +272,12 @@ def test_coverage_over_documents_alone():
 
 
 def test_p_values_under_the_null():
-    alone = np.array([paired_difference(by_seed(x), dict.fromkeys(range(4), 0.0)).p for x in np.random.default_rng(17).normal(size=(CASES, 4))])
+    alone = np.array(
+        [
+            paired_difference(by_seed(x), dict.fromkeys(range(4), 0.0)).p
+            for x in np.random.default_rng(17).normal(size=(CASES, 4))
+        ]
+    )
     below = [float(np.mean(alone < level)) for level in (0.05, 0.2, 0.5)]
     assert below == pytest.approx([0.05, 0.2, 0.5], abs=0.045), f"below .05, .2, .5: {below}"
     crossed = np.array([judged(x, np.zeros_like(x)).p for x in effects(CASES, 3, 8, 18, text=0.2, both=0.2)])

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from fakes import FakeSplit, random_sae, random_split
 
+from metasae.data.split import head
 from metasae.errors import UserError
 from metasae.measures.firing.firings import fire
-from metasae.measures.firing.head import Head
 from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint, split_fingerprint, write_firings
 from metasae.sae.sae import SAE
 
@@ -57,7 +57,9 @@ def test_the_index_says_what_the_store_is(tmp_path):
     assert index["l0"] == found.l0 and index["provenance"] == {"data": "abc", "arm": "joint"}
     assert index["sae"] == sae_fingerprint(sae) and index["split"] == split_fingerprint(split)
     assert np.fromfile(tmp_path / "f" / "indices.bin", "<i4").tolist() == found.indices.tolist()
-    assert sum((tmp_path / "f" / f"{name}.bin").stat().st_size for name in ARRAYS) == 8 * len(found.values) + 20 * 30 + 8
+    assert (
+        sum((tmp_path / "f" / f"{name}.bin").stat().st_size for name in ARRAYS) == 8 * len(found.values) + 20 * 30 + 8
+    )
 
 
 def test_a_store_is_recognised(tmp_path):
@@ -66,7 +68,7 @@ def test_a_store_is_recognised(tmp_path):
     write_firings(sae, split, tmp_path / "f")
     sae.save(tmp_path / "sae")
     assert is_store_of(tmp_path / "f", SAE.load(tmp_path / "sae"), FakeSplit(split.x))
-    assert is_store_of(tmp_path / "f", sae, Head(split, 90))
+    assert is_store_of(tmp_path / "f", sae, head(split, 90))
     for change in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"):
         other = SAE.load(tmp_path / "sae")
         tensor = getattr(other, change)
@@ -75,7 +77,12 @@ def test_a_store_is_recognised(tmp_path):
     other = SAE.load(tmp_path / "sae")
     other.config.normalize = "token"
     assert not is_store_of(tmp_path / "f", other, split)
-    for other in (Head(split, 89), FakeSplit(split.x, document_length=8), FakeSplit(split.x, tokens=np.zeros(90)), FakeSplit(split.x + 1)):
+    for other in (
+        head(split, 89),
+        FakeSplit(split.x, document_length=8),
+        FakeSplit(split.x, tokens=np.zeros(90)),
+        FakeSplit(split.x + 1),
+    ):
         assert not is_store_of(tmp_path / "f", sae, other)
 
 

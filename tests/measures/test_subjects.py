@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from metasae.data.planted import Plan, plant
-from metasae.data.planted_split import PlantedSplit
-from metasae.measures.planted.subjects import (
+from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted_split import PlantedSplit
+from metasae.measures.truth.truth import as_firings
+from tools.subjects import (
     FIRES_ABOVE,
     Subject,
     _refitted,
@@ -20,10 +21,19 @@ from metasae.measures.planted.subjects import (
     thinned,
     twinned,
 )
-from metasae.measures.planted.truth import as_firings
 
 PLAN = Plan(
-    d=24, independent=10, parents=2, words=3, sense_shares=(0.6, 0.4), atoms=6, composites=4, max_cosine=0.7, noise=0.05, floor=0.1, spread=0.6
+    d=24,
+    independent=10,
+    parents=2,
+    words=3,
+    sense_shares=(0.6, 0.4),
+    atoms=6,
+    composites=4,
+    max_cosine=0.7,
+    noise=0.05,
+    floor=0.1,
+    spread=0.6,
 )
 
 
@@ -45,7 +55,11 @@ def check(subject):
     """Firings as every measure expects them, and unit rows."""
     firings = subject.firings
     assert firings.indptr.dtype == np.int64 and firings.indices.dtype == np.int32 and firings.values.dtype == np.float32
-    assert firings.n_latents == len(subject.rows) and firings.indptr[-1] == len(firings.indices) == len(firings.values) and (firings.values > 0).all()
+    assert (
+        firings.n_latents == len(subject.rows)
+        and firings.indptr[-1] == len(firings.indices) == len(firings.values)
+        and (firings.values > 0).all()
+    )
     for start, end in zip(firings.indptr[:-1], firings.indptr[1:], strict=True):
         assert (np.diff(firings.indices[start:end]) > 0).all()
     np.testing.assert_allclose(np.linalg.norm(subject.rows, axis=1), 1, atol=1e-6)

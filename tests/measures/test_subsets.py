@@ -32,7 +32,14 @@ def test_fit_with_copies_and_with_nothing_to_gain():
     copies = atoms[:, [0, 0]] * torch.sign(atoms[0, 0] @ w[0])
     c = fit(copies @ copies.transpose(1, 2), (copies @ w[..., None])[..., 0], torch.ones(1, 2, dtype=torch.bool))
     assert float(c.sum()) == pytest.approx(abs(float(atoms[0, 0] @ w[0]))) and (c >= 0).all()
-    assert (fit(torch.eye(3, dtype=torch.float64)[None], -torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.bool)) == 0).all()
+    assert (
+        fit(
+            torch.eye(3, dtype=torch.float64)[None],
+            -torch.ones(1, 3, dtype=torch.float64),
+            torch.ones(1, 3, dtype=torch.bool),
+        )
+        == 0
+    ).all()
 
 
 def test_a_wide_beam_looks_at_every_set():
@@ -52,7 +59,10 @@ def test_a_narrow_beam_says_so():
     usable = torch.ones(6, 10, dtype=torch.bool)
     # only pairs that are better than one candidate are sets
     pairs = [
-        sum(bool((fit(gram[i, list(p)][:, list(p)][None], dots[i, list(p)][None], usable[:1, :2]) > 0).all()) for p in combinations(range(10), 2))
+        sum(
+            bool((fit(gram[i, list(p)][:, list(p)][None], dots[i, list(p)][None], usable[:1, :2]) > 0).all())
+            for p in combinations(range(10), 2)
+        )
         for i in range(6)
     ]
     beam = sorted(pairs)[2]

@@ -4,12 +4,12 @@ import pytest
 import torch
 from fakes import FakeCache, random_sae, random_split
 
+from metasae.data.split import Part
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.measures.firing.calibrate import Calibration
-from metasae.measures.firing.head import Head
 from metasae.measures.suite import measure_sae
-from metasae.recipe import Measure
+from metasae.recipe.recipe import Measure
 
 SPEC = Measure(tokens=300, calibration_tokens=200, meta_steps=10, meta_n=0.2, meta_k=2)
 
@@ -24,7 +24,9 @@ def test_measures_json():
     json.dumps(found, allow_nan=False)
     assert set(found) == {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability", "settings"}
     conditions = found["conditions"]
-    assert conditions["n_tokens"] == found["cooccurrence"]["n_tokens"] == 300 and conditions["calibration_tokens"] == 200
+    assert (
+        conditions["n_tokens"] == found["cooccurrence"]["n_tokens"] == 300 and conditions["calibration_tokens"] == 200
+    )
     assert conditions["threshold"] == float(sae.threshold[0]) and torch.all(sae.threshold == sae.threshold[0])
     assert found["calibration"]["l0"] == 4 and conditions["rule"] == "rate" and conditions["seed"] == 3
     assert conditions["l0_realised"] == found["fidelity"]["l0"] == found["cooccurrence"]["l0_realised"]
@@ -61,11 +63,11 @@ def test_empty_evaluation_is_a_user_error():
 
 def test_head():
     split = random_split(50)
-    head = Head(split, 23)
+    head = Part(split, 0, 23)
     assert head.n_tokens == 23 and len(head.tokens) == len(head.documents) == len(head.positions) == 23
     assert [len(block) for block in head.blocks(10)] == [10, 10, 3]
     assert torch.equal(torch.cat(list(head.blocks(23))), split.x[:23])
-    assert Head(split, 999).n_tokens == 50
+    assert Part(split, 0, 999).n_tokens == 50
 
 
 def test_json_safe():

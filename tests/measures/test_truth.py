@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from metasae.data.planted import Plan, plant
-from metasae.data.planted_split import PlantedSplit
+from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted_split import PlantedSplit
 from metasae.measures.firing.firings import Firings
-from metasae.measures.planted import truth
-from metasae.measures.planted.truth import (
+from metasae.measures.truth import truth
+from metasae.measures.truth.truth import (
     Absorption,
     absorption,
     effective_numbers,
@@ -52,14 +52,34 @@ def test_a_perfect_dictionary_in_any_order_and_of_any_lengths():
     order = np.random.default_rng(0).permutation(world.n_features)
     lengths = np.random.default_rng(1).uniform(0.5, 2, (len(order), 1))
     on = split.activations.toarray() > 0
-    found = measure_truth(lengths * world.directions[order], firings_of(on[:, order]), 3 * world.directions, true_firings(split), world.parent)
+    found = measure_truth(
+        lengths * world.directions[order],
+        firings_of(on[:, order]),
+        3 * world.directions,
+        true_firings(split),
+        world.parent,
+    )
     for value in (found.mcc, found.mcc_of_features, found.latent_max_cosine, found.feature_max_cosine):
         assert value == pytest.approx(1, abs=1e-6)
-    assert found.uniqueness == found.f1 == found.best_f1 == 1 and found.blend_rate == 0 and found.effective_number == pytest.approx(1, abs=1e-5)
+    assert (
+        found.uniqueness == found.f1 == found.best_f1 == 1
+        and found.blend_rate == 0
+        and found.effective_number == pytest.approx(1, abs=1e-5)
+    )
     assert found.absorption == 0 and len(found.parents) == 3
-    assert found.phi.error == pytest.approx(0, abs=1e-15) and found.phi.related_error == pytest.approx(0, abs=1e-15) and found.phi.n_related > 0
+    assert (
+        found.phi.error == pytest.approx(0, abs=1e-15)
+        and found.phi.related_error == pytest.approx(0, abs=1e-15)
+        and found.phi.n_related > 0
+    )
     assert found.phi.n_pairs == world.n_features * (world.n_features - 1) // 2
-    assert (found.n_live, found.n_dead, found.silent, found.unmatched, found.unexplained) == (world.n_features, 0, 0, 0, 0)
+    assert (found.n_live, found.n_dead, found.silent, found.unmatched, found.unexplained) == (
+        world.n_features,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_geometry_by_hand():
@@ -68,11 +88,17 @@ def test_geometry_by_hand():
     found = measure_truth(rows, columns("110", "011", "001", "000"), np.eye(2), columns("110", "001"))
     # 0 with the first feature and 2, whose |cos| is 1, with the second
     assert found.mcc == pytest.approx(1) and found.mcc_of_features == pytest.approx(1)
-    assert found.latent_max_cosine == pytest.approx((1 + 0.8 + 0) / 3) and found.feature_max_cosine == pytest.approx((1 + 0.6) / 2)
+    assert found.latent_max_cosine == pytest.approx((1 + 0.8 + 0) / 3) and found.feature_max_cosine == pytest.approx(
+        (1 + 0.6) / 2
+    )
     assert found.uniqueness == pytest.approx(2 / 3) and (found.n_live, found.n_dead, found.n_features) == (3, 1, 2)
     assert found.f1 == 1 and found.best_f1 == 1
     # (.64 + .36)^2 / (.64^2 + .36^2) = 1.855 is a blend; the third row is no sum of features
-    assert found.blend_rate == 1 / 2 and found.effective_number == pytest.approx((1 + 1 / (0.64**2 + 0.36**2)) / 2) and found.unexplained == 1
+    assert (
+        found.blend_rate == 1 / 2
+        and found.effective_number == pytest.approx((1 + 1 / (0.64**2 + 0.36**2)) / 2)
+        and found.unexplained == 1
+    )
     fewer = measure_truth(rows[:1], columns("110"), np.eye(2), columns("110", "001"))
     assert fewer.mcc == 1 and fewer.mcc_of_features == 0.5 and fewer.unmatched == 1 and fewer.f1 == 0.5
 
@@ -82,18 +108,22 @@ def test_matching_is_the_best_of_all():
         cosines = np.random.default_rng(seed).uniform(-1, 1, (4, 5))
         match = match_features(cosines)
         total = sum(abs(cosines[i, j]) for j, i in enumerate(match) if i >= 0)
-        best = max(sum(abs(cosines[i, j]) for i, j in enumerate(chosen)) for chosen in itertools.permutations(range(5), 4))
+        best = max(
+            sum(abs(cosines[i, j]) for i, j in enumerate(chosen)) for chosen in itertools.permutations(range(5), 4)
+        )
         assert total == pytest.approx(best) and sorted(match) == [-1, 0, 1, 2, 3]
 
 
 def test_effective_numbers_by_hand():
     g = np.eye(6)
-    even = lambda n: np.r_[np.ones(n), np.zeros(6 - n)]  # noqa: E731
+    even = lambda n: np.r_[np.ones(n), np.zeros(6 - n)]
     rows = unit([g[0], even(2), even(3), even(4), [1, 0.5, 0, 0, 0, 0], [1, 0.55, 0, 0, 0, 0], [3, -4, 0, 0, 0, 0]])
     expected = [1, 2, 3, 4, 1.25**2 / (1 + 0.5**4), (1 + 0.55**2) ** 2 / (1 + 0.55**4), 1]
     np.testing.assert_allclose(effective_numbers(rows, g), expected)
     assert expected[4] < truth.BLEND < expected[5]
-    assert effective_numbers(unit([even(6)]), g)[0] == pytest.approx(4) and effective_numbers(unit([even(6)]), g, parts=6)[0] == pytest.approx(6)
+    assert effective_numbers(unit([even(6)]), g)[0] == pytest.approx(4) and effective_numbers(
+        unit([even(6)]), g, parts=6
+    )[0] == pytest.approx(6)
     assert np.isnan(effective_numbers(-g[:1], g)).all() and np.isnan(effective_numbers(np.zeros((1, 6)), g)).all()
     assert len(effective_numbers(np.zeros((0, 6)), g)) == 0
     # a feature that is there twice is one feature
@@ -141,7 +171,9 @@ def test_absorption_by_hand():
     # silent on tokens 0, 1, 2; the latent of child 1 carries it on two of them, that of child 2 does not carry it
     assert absorption(rows, fires, directions, on, np.arange(3), parent) == (Absorption(0, 2, 6),)
     assert absorption(unit(np.eye(3)), fires, directions, on, np.arange(3), parent) == (Absorption(0, 0, 6),)
-    assert absorption(rows, columns("111111", "110000", "001000"), directions, on, np.arange(3), parent) == (Absorption(0, 0, 6),)
+    assert absorption(rows, columns("111111", "110000", "001000"), directions, on, np.arange(3), parent) == (
+        Absorption(0, 0, 6),
+    )
     # not counted: no latent for the parent; a parent that is never on. A child without a latent carries nothing
     assert absorption(rows, fires, directions, on, np.array([-1, 1, 2]), parent) == ()
     assert absorption(rows, fires, directions, columns("000000", "110000", "001000"), np.arange(3), parent) == ()
@@ -166,7 +198,9 @@ def test_absorption_against_loops(seed):
             for c in range(8):
                 if parent[c] == p and latent_of[c] >= 0:
                     gram = np.array([[1, directions[c] @ directions[p]], [directions[c] @ directions[p], 1]])
-                    share = np.linalg.solve(gram, [directions[c] @ rows[latent_of[c]], directions[p] @ rows[latent_of[c]]])[1]
+                    share = np.linalg.solve(
+                        gram, [directions[c] @ rows[latent_of[c]], directions[p] @ rows[latent_of[c]]]
+                    )[1]
                     if share > 0.1 and on[t, p] and not fires[t, latent_of[p]] and fires[t, latent_of[c]]:
                         absorbed += 1
                         break
@@ -185,13 +219,19 @@ def test_phi_errors_against_loops(tile, monkeypatch):
     monkeypatch.setattr(truth, "TILE", tile)
     on, fires = noisy_firings(70, 9, 0), noisy_firings(70, 10, 7)
     latent_of = np.array([4, 2, 1, 0, 3, 8, 5, -1, 9])
-    usable = [j for j in range(9) if latent_of[j] >= 0 and 0 < on[:, j].sum() < 70 and 0 < fires[:, latent_of[j]].sum() < 70]
+    usable = [
+        j for j in range(9) if latent_of[j] >= 0 and 0 < on[:, j].sum() < 70 and 0 < fires[:, latent_of[j]].sum() < 70
+    ]
     true = np.array([phi_of(on[:, i], on[:, j]) for i, j in itertools.combinations(usable, 2)])
-    mine = np.array([phi_of(fires[:, latent_of[i]], fires[:, latent_of[j]]) for i, j in itertools.combinations(usable, 2)])
+    mine = np.array(
+        [phi_of(fires[:, latent_of[i]], fires[:, latent_of[j]]) for i, j in itertools.combinations(usable, 2)]
+    )
     related = np.abs(true) > 0.05
     found = phi_errors(firings_of(fires), firings_of(on), latent_of)
     assert (found.n_pairs, found.n_related) == (len(true), related.sum())
-    assert found.error == pytest.approx(np.abs(mine - true).mean(), abs=1e-12) and found.bias == pytest.approx((mine - true).mean(), abs=1e-12)
+    assert found.error == pytest.approx(np.abs(mine - true).mean(), abs=1e-12) and found.bias == pytest.approx(
+        (mine - true).mean(), abs=1e-12
+    )
     assert found.related_error == pytest.approx(np.abs(mine - true)[related].mean(), abs=1e-12)
     assert found.related_bias == pytest.approx((mine - true)[related].mean(), abs=1e-12)
 
@@ -199,16 +239,25 @@ def test_phi_errors_against_loops(tile, monkeypatch):
 def test_numbers_that_do_not_exist_are_none():
     on = columns("110", "001")
     dead = measure_truth(np.eye(2), columns("000", "000"), np.eye(2), on, np.array([-1, 0]))
-    assert dead.mcc is dead.mcc_of_features is dead.latent_max_cosine is dead.feature_max_cosine is dead.uniqueness is None
+    assert (
+        dead.mcc is dead.mcc_of_features is dead.latent_max_cosine is dead.feature_max_cosine is dead.uniqueness is None
+    )
     assert dead.blend_rate is dead.absorption is dead.phi.error is dead.phi.related_bias is None
     # features that are on and that nothing finds are found with 0
     assert dead.f1 == dead.best_f1 == 0 and (dead.n_dead, dead.unmatched) == (2, 2)
     silent = measure_truth(np.eye(2), on, np.eye(2), columns("000", "000"))
     assert silent.f1 is silent.best_f1 is silent.phi.error is None and silent.silent == 2 and silent.mcc == 1
-    none = measure_truth(np.eye(2), firings_of(np.zeros((0, 2))), np.eye(2), firings_of(np.zeros((0, 2))), np.array([-1, 0]))
+    none = measure_truth(
+        np.eye(2), firings_of(np.zeros((0, 2))), np.eye(2), firings_of(np.zeros((0, 2))), np.array([-1, 0])
+    )
     assert none.mcc is none.f1 is none.absorption is None and none.n_live == 0
     one = measure_truth(np.eye(2), firings_of([[1, 0]]), np.eye(2), firings_of([[1, 0]]), np.array([-1, 0]))
-    assert one.mcc == one.f1 == 1 and one.phi.error is None and one.absorption == 0 and one.n_dead == one.silent == one.unmatched == 1
+    assert (
+        one.mcc == one.f1 == 1
+        and one.phi.error is None
+        and one.absorption == 0
+        and one.n_dead == one.silent == one.unmatched == 1
+    )
     for found in (dead, silent, none, one):
         assert json.loads(json.dumps(found.as_dict()))["excluded"]["dead"] == found.n_dead
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from metasae.data import readout
-from metasae.data.readout import LinearReadOut, WholeLogits
+from metasae.data.model import readout
+from metasae.data.model.readout import LinearReadOut, WholeLogits
 from metasae.measures.effect import vocabulary
 from metasae.measures.effect.vocabulary import predictions
 
@@ -19,7 +19,9 @@ def hidden_states(scale=1.0):
 
 def weights(cap=None, bias=True):
     generator = torch.Generator().manual_seed(1)
-    return LinearReadOut(torch.randn(V, D, generator=generator), torch.randn(V, generator=generator) if bias else None, cap)
+    return LinearReadOut(
+        torch.randn(V, D, generator=generator), torch.randn(V, generator=generator) if bias else None, cap
+    )
 
 
 def plain(made, hidden, targets):
@@ -29,7 +31,11 @@ def plain(made, hidden, targets):
         y = h.double() @ made.weight.double().t() + (0 if made.bias is None else made.bias.double())
         logits[name] = (y if made.cap is None else made.cap * torch.tanh(y / made.cap)).log_softmax(-1)
     ce = {name: -log[torch.arange(len(targets)), targets] for name, log in logits.items()}
-    kl = {name: (logits["clean"].exp() * (logits["clean"] - log)).sum(-1) for name, log in logits.items() if name != "clean"}
+    kl = {
+        name: (logits["clean"].exp() * (logits["clean"] - log)).sum(-1)
+        for name, log in logits.items()
+        if name != "clean"
+    }
     return ce, kl
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metasae.parallel import checkpoint
-from metasae.parallel.trainer import gathered, trainer_of
-from metasae.progress import Task
-from metasae.recipe import Recipe
-from metasae.stop import StopRequest
+from metasae.progress.progress import Task
+from metasae.progress.stop import StopRequest
+from metasae.recipe.recipe import Recipe
 from metasae.train.loop import train
+from metasae.train.sharded import checkpoint
+from metasae.train.sharded.trainer import gathered, trainer_of
 from sources import Batches
 
 BATCH, D, N = 64, 16, 64
@@ -19,7 +19,15 @@ BATCH, D, N = 64, 16, 64
 
 def values(steps=40, **tables) -> dict:
     """A recipe of N latents over D dimensions whose dead latents come and go."""
-    table = {"tokens": BATCH * steps, "batch": BATCH, "n_primary_steps": 4, "n_meta_steps": 3, "dead_after": 300, "k_aux": 4, "dtype": "fp32"}
+    table = {
+        "tokens": BATCH * steps,
+        "batch": BATCH,
+        "n_primary_steps": 4,
+        "n_meta_steps": 3,
+        "dead_after": 300,
+        "k_aux": 4,
+        "dtype": "fp32",
+    }
     return {
         "sae": {"n": N, "k": 3, **tables.pop("sae", {})},
         "meta": {"n": 8, "k": 2, **tables.pop("meta", {})},
@@ -27,7 +35,15 @@ def values(steps=40, **tables) -> dict:
     }
 
 
-def arm_trained(ranks, recipe: dict, arm: str, folder: str | None = None, until: int | None = None, after=None, stop_at: int | None = None) -> dict:
+def arm_trained(
+    ranks,
+    recipe: dict,
+    arm: str,
+    folder: str | None = None,
+    until: int | None = None,
+    after=None,
+    stop_at: int | None = None,
+) -> dict:
     """Trains an arm; what each step chose and lost, what is sent, and the state at its end.
 
     until: actions after which it breaks off. stop_at: actions after which the last rank is asked to stop.
@@ -42,7 +58,16 @@ def arm_trained(ranks, recipe: dict, arm: str, folder: str | None = None, until:
             losses, numbers = trainer.primary_step(source.next()) if action == "primary" else (trainer.meta_step(), {})
             trace["losses"].append([float(loss) for loss in vars(losses).values()])
             trace["numbers"].append({name: float(number) for name, number in numbers.items()})
-            trace["sent"].append((action, {key: value - before.get(key, 0) for key, value in ranks.sent.items() if value != before.get(key, 0)}))
+            trace["sent"].append(
+                (
+                    action,
+                    {
+                        key: value - before.get(key, 0)
+                        for key, value in ranks.sent.items()
+                        if value != before.get(key, 0)
+                    },
+                )
+            )
     else:
         done, stop = [], StopRequest()
 
@@ -55,13 +80,23 @@ def arm_trained(ranks, recipe: dict, arm: str, folder: str | None = None, until:
                 raise StopIteration
 
         with suppress(StopIteration):
-            train(trainer, Batches(BATCH, D), Path(folder), Task(None, None), stop, after_step=count, checkpoints=checkpoint)
+            train(
+                trainer,
+                Batches(BATCH, D),
+                Path(folder),
+                Task(None, None),
+                stop,
+                after_step=count,
+                checkpoints=checkpoint,
+            )
     return trace | {"state": whole_state(trainer, ranks)}
 
 
 def whole_state(trainer, ranks) -> dict[str, np.ndarray]:
     """Weights, moments and counters of the whole SAE, on the first rank; the meta SAE's as each rank has them."""
-    tensors = {name: tensor for name, tensor in checkpoint.checkpoint.tensors_of(trainer).items() if not name.endswith(".step")}
+    tensors = {
+        name: tensor for name, tensor in checkpoint.checkpoint.tensors_of(trainer).items() if not name.endswith(".step")
+    }
     out = {}
     for name, tensor in tensors.items():
         if ranks.size > 1 and checkpoint._spread(name):

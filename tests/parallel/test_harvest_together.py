@@ -6,12 +6,12 @@ import signal
 
 import pytest
 
-from metasae import recipe
-from metasae.data import activations, cache_writer
-from metasae.data.activations import harvest_points
-from metasae.data.host import Host
-from metasae.parallel.ranks import ALONE
-from metasae.progress import Progress
+from metasae.data.cache import activations, cache_writer
+from metasae.data.cache.activations import harvest_points
+from metasae.data.model.host import Host
+from metasae.progress.progress import Progress
+from metasae.ranks.ranks import ALONE
+from metasae.recipe import recipe
 from spawned import on_ranks, results, start
 
 POINTS = ("blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre")
@@ -58,7 +58,11 @@ def harvested(ranks, model, folder, stories, rank_batches=4, kill_at=None):
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock"
+    }
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from metasae.parallel.lanes import is_small, on_one_core, side_by_side
+from metasae.ranks.lanes import is_small, on_one_core, side_by_side
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_results_come_in_the_order_of_the_pieces(two_threads):
 
 
 def test_every_lane_has_one_core_and_the_caller_gets_its_own_back(two_threads):
-    blas = lambda: [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]  # noqa: E731
+    blas = lambda: [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     np.ones((2, 2)) @ np.ones((2, 2))
     before = blas()
     inside = side_by_side(lambda _: (torch.get_num_threads(), set(blas())), range(4))
@@ -77,7 +77,7 @@ def test_the_model_reads_the_same_in_lanes_as_alone(load, two_threads):
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 300, (7, 20), generator=generator)
     mask = (torch.arange(20) < torch.tensor([20, 1, 5, 20, 13, 2, 20])[:, None]).long()
-    from metasae.data.host import activations_at
+    from metasae.data.model.host import activations_at
 
     read = activations_at(hosts, ids, mask)
     torch.set_num_threads(1)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from metasae import recipe
-from metasae.data.activations import harvest
-from metasae.data.cache import open_cache
-from metasae.data.host import Host
-from metasae.data.planted_cache import PlantedCache
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.cache import open_cache
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
 from metasae.measures.firing import screen
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.suite import PARTS, measure_sae
-from metasae.parallel.ranks import ALONE, Ranks
-from metasae.parallel.sharing import deals
+from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.sharing import deals
+from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
 from spawned import on_ranks
 
@@ -33,7 +33,16 @@ def an_sae(d: int, n: int, seed: int = 2) -> SAE:
 
 def spec_of(senses: str) -> recipe.Measure:
     return recipe.Measure(
-        tokens=1500, calibration_tokens=800, output_tokens=200, senses=senses, meta_steps=5, meta_n=0.2, meta_k=2, pursuit_k=2, shifts=1, lift=True
+        tokens=1500,
+        calibration_tokens=800,
+        output_tokens=200,
+        senses=senses,
+        meta_steps=5,
+        meta_n=0.2,
+        meta_k=2,
+        pursuit_k=2,
+        shifts=1,
+        lift=True,
     )
 
 
@@ -46,7 +55,10 @@ def measured(ranks, model, cache, senses, folder):
     world = PlantedCache({"d": 16, "independent": 12, "groups": 3, "parents": 2}, TOKENS)
     other = an_sae(16, 24)
     other.threshold = torch.full([24], 0.4)
-    return [json.dumps(each) for each in (found, measure_sae(other, an_sae(16, 6), world, spec_of(""), folder=None, ranks=ranks))]
+    return [
+        json.dumps(each)
+        for each in (found, measure_sae(other, an_sae(16, 6), world, spec_of(""), folder=None, ranks=ranks))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +70,15 @@ def senses(tmp_path_factory):
     for number in range(120):
         sense = ("river", "money")[number % 2]
         drawn = rng.choice(words[sense], 4)
-        rows.append({"word": "bank", "sense": sense, "before": f"{number} {' '.join(drawn[:2])} the", "target": "bank", "after": " ".join(drawn[2:])})
+        rows.append(
+            {
+                "word": "bank",
+                "sense": sense,
+                "before": f"{number} {' '.join(drawn[:2])} the",
+                "target": "bank",
+                "after": " ".join(drawn[2:]),
+            }
+        )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -70,7 +90,9 @@ def test_any_number_of_ranks_measures_the_same(build, load, stories, senses, tmp
     first, second = map(json.loads, alone)
     groups = {"senses", "conditions", "fidelity", "cooccurrence", "decomposability", "calibration", "settings"}
     assert set(first) == groups and "truth" in second
-    assert {"fixed_marginals", "lift", "document_shift"} <= set(first["cooccurrence"]) and "output_tokens" in first["fidelity"]
+    assert {"fixed_marginals", "lift", "document_shift"} <= set(first["cooccurrence"]) and "output_tokens" in first[
+        "fidelity"
+    ]
     for size in (2, 3):
         for found in on_ranks(size, measured, model, cache, senses, tmp_path / str(size) / "firings"):
             assert found == alone
@@ -84,7 +106,12 @@ class Rows:
 
     def __init__(self, kind: str, T: int):
         x = torch.randn(T, 16, generator=torch.Generator().manual_seed(3))
-        x = {"random": x, "tied": (2 * x).round() / 2, "silent": 0 * x, "rising": x * torch.linspace(0.1, 10, T)[:, None]}[kind]
+        x = {
+            "random": x,
+            "tied": (2 * x).round() / 2,
+            "silent": 0 * x,
+            "rising": x * torch.linspace(0.1, 10, T)[:, None],
+        }[kind]
         self.x, self.n_tokens = x, T
         self.documents = self.tokens = self.positions = np.arange(T, dtype=np.int32)
 

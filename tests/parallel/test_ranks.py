@@ -11,11 +11,11 @@ import torch
 from arms import values
 
 from metasae.errors import UserError
-from metasae.parallel import ranks as module
-from metasae.parallel import watchdog
-from metasae.parallel.ranks import ALONE, joined
-from metasae.parallel.trainer import trainer_of
-from metasae.recipe import Recipe
+from metasae.ranks import ranks as module
+from metasae.ranks.ranks import ALONE, joined
+from metasae.recipe.recipe import Recipe
+from metasae.train.sharded import watchdog
+from metasae.train.sharded.trainer import trainer_of
 from metasae.train.trainer import Trainer
 from spawned import environment, free_port, on_ranks
 
@@ -71,7 +71,10 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others_where_nccl_would(p
 
 
 def test_ranks_without_a_gpu_each_are_refused(pretended, monkeypatch):
-    with pytest.raises(UserError, match="--device cuda:0 would put all ranks on one GPU; give --device cuda"), joined("cuda:0"):
+    with (
+        pytest.raises(UserError, match="--device cuda:0 would put all ranks on one GPU; give --device cuda"),
+        joined("cuda:0"),
+    ):
         pass
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="rank 1 is process 2 of this machine, which has 1 GPUs"), joined("cuda"):
@@ -121,7 +124,7 @@ def test_what_is_said_arrives_and_is_counted_and_what_is_not_supported_is_refuse
 
 LEFT = """
 import os, torch
-from metasae.parallel.ranks import joined
+from metasae.ranks.ranks import joined
 with joined() as ranks:
     ranks.wait()
     import torch._dynamo  # as torch does by itself for much that it is asked for
@@ -135,7 +138,9 @@ def test_no_thread_of_the_group_outlives_the_job():
     """One that did would meet the end of the interpreter, and abort the process after its work was done."""
     port = free_port()
     started = [
-        subprocess.Popen([sys.executable, "-c", LEFT], env=os.environ | environment(rank, 2, port), stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", LEFT], env=os.environ | environment(rank, 2, port), stdout=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     assert [process.communicate()[0].strip() for process in started] == ["[]", "[]"]

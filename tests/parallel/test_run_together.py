@@ -52,7 +52,10 @@ def test_two_processes_make_the_run_of_one(tmp_path):
     done = run_joint_under_torchrun(tmp_path / "two")
     # one of them talks
     assert done.stdout.count("Report:") == 1
-    lines = [[json.loads(line) for line in (tmp_path / name / "arms" / "joint-s0" / "metrics.jsonl").open()] for name in ("one", "two")]
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "arms" / "joint-s0" / "metrics.jsonl").open()]
+        for name in ("one", "two")
+    ]
     assert len(lines[0]) == len(lines[1]) > 0
     for one, two in zip(*lines, strict=True):
         assert one["step"] == two["step"] and abs(one["loss"] / two["loss"] - 1) < 1e-5
@@ -74,4 +77,7 @@ def test_two_processes_make_the_run_of_one(tmp_path):
         assert measures == (tmp_path / "one" / "arms" / arm.name / "measures.json").read_bytes()
         weights = (arm / "primary" / "sae_weights.safetensors").read_bytes()
         assert weights == (tmp_path / "one" / "arms" / arm.name / "primary" / "sae_weights.safetensors").read_bytes()
-    assert json.loads((again / "arms" / "control-s0" / "measures.json").read_text())["conditions"]["same_weights_as"] == "solo-s0"
+    assert (
+        json.loads((again / "arms" / "control-s0" / "measures.json").read_text())["conditions"]["same_weights_as"]
+        == "solo-s0"
+    )

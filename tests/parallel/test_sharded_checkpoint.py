@@ -11,10 +11,10 @@ import torch
 from arms import D, arm_trained, values
 
 from metasae.errors import UserError
-from metasae.parallel import checkpoint as sharded
-from metasae.parallel.ranks import ALONE
-from metasae.parallel.trainer import trainer_of
-from metasae.recipe import Recipe
+from metasae.ranks.ranks import ALONE
+from metasae.recipe.recipe import Recipe
+from metasae.train.sharded import checkpoint as sharded
+from metasae.train.sharded.trainer import trainer_of
 from spawned import on_ranks, results, start
 
 # (4 primary, 3 meta) x 4; checkpoints after primary steps 7 and 14
@@ -103,7 +103,11 @@ def test_prefixes_and_further_penalties_go_on_on_other_numbers_of_ranks(tmp_path
     on_ranks(2, arm_trained, recipe, "joint", str(tmp_path / "cut"), 20)
     for size in (1, 3):
         place = str(shutil.copytree(tmp_path / "cut", tmp_path / str(size)))
-        found = on_ranks(size, arm_trained, recipe, "joint", place) if size > 1 else [arm_trained(ALONE, recipe, "joint", place)]
+        found = (
+            on_ranks(size, arm_trained, recipe, "joint", place)
+            if size > 1
+            else [arm_trained(ALONE, recipe, "joint", place)]
+        )
         for ours, theirs in zip(kept_and_losses(found), kept_and_losses(whole)[7:], strict=True):
             assert np.array_equal(ours, theirs)
         for name, tensor in found[0]["state"].items():

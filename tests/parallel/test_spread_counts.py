@@ -9,10 +9,10 @@ import torch
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.firings import fire as fire_alone
+from metasae.measures.firing.over_ranks import fire, write_firings
 from metasae.measures.firing.store import open_firings
-from metasae.parallel.counts import fire, write_firings
-from metasae.parallel.ranks import ALONE, Ranks
-from metasae.parallel.sharing import RankPool, deal, deals, stretch_of
+from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.sharing import RankPool, deal, deals, stretch_of
 from metasae.sae.sae import SAE, SAEConfig
 from spawned import on_ranks
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from threads import on_threads
 
-from metasae.parallel.architectures import over_latents
-from metasae.parallel.shards import shard
-from metasae.parallel.step import LatentsSpread
+from metasae.ranks.shards import shard
+from metasae.recipe.registry import PENALTIES, named
 from metasae.sae.architectures import Options, architecture
 from metasae.sae.kernels import reference
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.spread import WHOLE
-from metasae.train.penalties import PENALTIES, Scene, charge, cofiring, ortsae
+from metasae.train.penalties import cofiring, ortsae
+from metasae.train.penalties.scene import Scene, charge
+from metasae.train.sharded.step import LatentsSpread
 
 SEED, STEP = 1, 3
 
@@ -24,7 +25,11 @@ def drawn(n=23, d=6, tokens=40, seed=0):
     """(rows, pre-activations of which some fire, rates)."""
     generator = torch.Generator().manual_seed(seed)
     W = torch.randn(n, d, generator=generator)
-    return W / W.norm(dim=1, keepdim=True), torch.randn(tokens, n, generator=generator) - 1, torch.rand(n, generator=generator) ** 3
+    return (
+        W / W.norm(dim=1, keepdim=True),
+        torch.randn(tokens, n, generator=generator) - 1,
+        torch.rand(n, generator=generator) ** 3,
+    )
 
 
 def on_a_grid():
@@ -91,7 +96,14 @@ def scene_of(W, pre, f, ranks):
     """What a rank sees."""
     own = shard(len(W), ranks.size, ranks.rank)
     mine = slice(own.start, own.stop)
-    return Scene(W[mine].clone(), Kept.where(pre[:, mine], pre[:, mine] > 0), f[mine].clone(), STEP, SEED, LatentsSpread(ranks, len(W)))
+    return Scene(
+        W[mine].clone(),
+        Kept.where(pre[:, mine], pre[:, mine] > 0),
+        f[mine].clone(),
+        STEP,
+        SEED,
+        LatentsSpread(ranks, len(W)),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -106,11 +118,13 @@ def small(monkeypatch):
 @pytest.mark.parametrize("name", list(PENALTIES))
 def test_a_penalty_over_ranks_is_that_of_one_process(name, case, size):
     W, pre, f = CASES[case]
-    alone, slope = charge(PENALTIES[name], Scene(W, Kept.where(pre, pre > 0), f, STEP, SEED))
+    alone, slope = charge(named(PENALTIES, name), Scene(W, Kept.where(pre, pre > 0), f, STEP, SEED))
     wanted, gradient = plain(name, W, (pre > 0).numpy(), f)
     np.testing.assert_allclose(alone, wanted, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(slope, gradient, rtol=1e-5, atol=1e-6)
-    values, slopes = zip(*on_threads(size, lambda ranks: charge(PENALTIES[name], scene_of(W, pre, f, ranks))), strict=True)
+    values, slopes = zip(
+        *on_threads(size, lambda ranks: charge(named(PENALTIES, name), scene_of(W, pre, f, ranks))), strict=True
+    )
     assert all(torch.equal(value, values[0]) for value in values)
     assert [len(each) for each in slopes] == [len(shard(len(W), size, rank)) for rank in range(size)]
     np.testing.assert_allclose(values[0], alone, rtol=1e-6, atol=1e-9)
@@ -123,7 +137,9 @@ def test_entries_that_are_carried_with_zero_do_not_fire():
     kept = Kept.where(pre, pre > 0)
     carried = Kept.where(pre, pre > -0.5)
     carried = carried.with_values(carried.values.clamp(min=0))
-    for one, other in zip(*(charge(PENALTIES["cofiring"], Scene(W, each, f, STEP, SEED)) for each in (kept, carried)), strict=True):
+    for one, other in zip(
+        *(charge(named(PENALTIES, "cofiring"), Scene(W, each, f, STEP, SEED)) for each in (kept, carried)), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -141,7 +157,9 @@ def test_a_penalty_that_knows_nothing_of_ranks_sees_all_latents(case):
     assert all(torch.equal(value, f.sum()) for value, _ in found)
     kept = Kept.where(pre, pre > 0)
     for scene in seen:
-        assert torch.equal(scene.W_dec_ND, W) and torch.equal(scene.rate_N, f) and (scene.step, scene.seed) == (STEP, SEED)
+        assert (
+            torch.equal(scene.W_dec_ND, W) and torch.equal(scene.rate_N, f) and (scene.step, scene.seed) == (STEP, SEED)
+        )
         assert scene.own == range(len(W)) and scene.kept.n_latents == len(W)
         for name in ("rows", "latents", "values", "offsets"):
             assert torch.equal(getattr(scene.kept, name), getattr(kept, name)), name
@@ -152,10 +170,14 @@ def test_the_examples_of_the_page_on_extending_are_one_penalty():
     W, pre, f = CASES["random"]
     mean = W.mean(0)
     for name in ("centred.py", "centred_over_ranks.py"):
-        block = next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if f"/{name}" in block.splitlines()[0])
+        block = next(
+            block for block in re.findall(r"```python\n(.*?)```", page, re.S) if f"/{name}" in block.splitlines()[0]
+        )
         space = {}
         exec(block, space)
-        values, slopes = zip(*on_threads(3, lambda ranks, space=space: charge(space["centred"], scene_of(W, pre, f, ranks))), strict=True)
+        values, slopes = zip(
+            *on_threads(3, lambda ranks, space=space: charge(space["centred"], scene_of(W, pre, f, ranks))), strict=True
+        )
         assert all(torch.equal(value, values[0]) for value in values)
         torch.testing.assert_close(values[0], mean.square().sum())
         torch.testing.assert_close(torch.cat(slopes), (2 / 23 * mean).expand_as(W))
@@ -169,7 +191,7 @@ def test_rows_are_sent_once_for_all_penalties():
         gather_rows = ranks.gather_rows
         ranks.gather_rows = lambda part, *rest: gathered.append(tuple(part.shape[1:])) or gather_rows(part, *rest)
         for name in PENALTIES:
-            charge(PENALTIES[name], scene)
+            charge(named(PENALTIES, name), scene)
         return gathered
 
     assert all(each.count((6,)) == 1 for each in on_threads(2, sent))
@@ -178,28 +200,41 @@ def test_rows_are_sent_once_for_all_penalties():
 def test_prefixes_of_a_stretch_by_hand():
     """Prefixes of 2, 5 and 10 latents, in stretches of 4, 4 and 2."""
     whole = architecture("matryoshka", Options(2, prefixes=(0.2, 0.5)))
-    ends = on_threads(3, lambda ranks: over_latents(whole, LatentsSpread(ranks, 10)).ends(len(shard(10, 3, ranks.rank))))
+    ends = on_threads(
+        3,
+        lambda ranks: architecture("matryoshka", Options(2, prefixes=(0.2, 0.5)), LatentsSpread(ranks, 10)).ends(
+            len(shard(10, 3, ranks.rank))
+        ),
+    )
     assert whole.ends(10) == (2, 5, 10) and ends == [(2, 4, 4), (0, 1, 4), (0, 0, 2)]
 
 
 def test_a_prefix_without_latents_here_is_rebuilt_from_the_others():
     """Stretches of one latent: every group but one is empty on a rank."""
-    from metasae.parallel.step import LatentKernels
     from metasae.sae.gradients import Arithmetic, forward, sae_gradients
     from metasae.sae.kernels import fast
     from metasae.sae.weights import Weights
+    from metasae.train.sharded.step import LatentKernels
 
     W, pre, _ = drawn(n=3, tokens=8)
     x, whole = pre @ W, architecture("matryoshka", Options(1, prefixes=(0.3, 0.6)))
 
     def step(module, spread, kind, rows):
-        weights, how = Weights(rows.clone(), rows.clone(), torch.full((6,), 0.1)), Arithmetic(module, torch.float32, spread)
+        weights, how = (
+            Weights(rows.clone(), rows.clone(), torch.full((6,), 0.1)),
+            Arithmetic(module, torch.float32, spread),
+        )
         made = forward(x, weights, kind, 1, 0.0, how)
         return made.residuals, sae_gradients(made, weights, kind, None, how)
 
     def of_rank(ranks):
         spread = LatentsSpread(ranks, 3)
-        return step(LatentKernels(fast, ranks, 3), spread, over_latents(whole, spread), W[ranks.rank : ranks.rank + 1])
+        return step(
+            LatentKernels(fast, ranks, 3),
+            spread,
+            architecture("matryoshka", Options(1, prefixes=(0.3, 0.6)), spread),
+            W[ranks.rank : ranks.rank + 1],
+        )
 
     residuals, wanted = step(reference, WHOLE, whole, W)
     for rank, (parts, found) in enumerate(on_threads(3, of_rank)):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from threads import on_threads
 
-from metasae.parallel.shards import shard
-from metasae.parallel.step import LatentKernels
-from metasae.parallel.threshold import select
+from metasae.ranks.shards import shard
 from metasae.sae.kernels import fast, reference
+from metasae.train.sharded.step import LatentKernels
+from metasae.train.sharded.threshold import select
 
 B, N = 12, 23
 
@@ -29,11 +29,25 @@ def matrix(case: str) -> torch.Tensor:
     }[case]
 
 
-CASES = ["random", "ties", "all equal", "none positive", "zeros", "few positive", "wide", "tiny", "one rank has all", "infinite"]
+CASES = [
+    "random",
+    "ties",
+    "all equal",
+    "none positive",
+    "zeros",
+    "few positive",
+    "wide",
+    "tiny",
+    "one rank has all",
+    "infinite",
+]
 
 
 def entries(kept, row_start=0, latent_start=0):
-    return [(r + row_start, j + latent_start, v) for r, j, v in zip(kept.rows.tolist(), kept.latents.tolist(), kept.values.tolist(), strict=True)]
+    return [
+        (r + row_start, j + latent_start, v)
+        for r, j, v in zip(kept.rows.tolist(), kept.latents.tolist(), kept.values.tolist(), strict=True)
+    ]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -42,8 +56,16 @@ def test_the_same_entries_as_one_process(case, dtype):
     pre = matrix(case).to(dtype)
     positive = pre[pre > 0].float()
     middle = float(positive.median()) if len(positive) else 1e-4
-    tried = [(rows_spread, *each) for rows_spread in (False, True) for each in ((1, 0.0), (2 * B, middle), (3 * B, 1e30), (B * N, middle))]
-    for each, found in zip(tried, zip(*on_threads(3, lambda ranks: [selected(pre, *one, ranks) for one in tried]), strict=True), strict=True):
+    tried = [
+        (rows_spread, *each)
+        for rows_spread in (False, True)
+        for each in ((1, 0.0), (2 * B, middle), (3 * B, 1e30), (B * N, middle))
+    ]
+    for each, found in zip(
+        tried,
+        zip(*on_threads(3, lambda ranks: [selected(pre, *one, ranks) for one in tried]), strict=True),
+        strict=True,
+    ):
         assert sorted(entry for part, _ in found for entry in part) == entries(reference.select(pre, each[1])[0]), each
         assert len({after for _, after in found}) == 1, "the next cut must be the same on all ranks"
 
@@ -62,7 +84,9 @@ def test_largest_of_every_row(case, module):
     # the last rank has no column at all, as with dead latents that all lie elsewhere
     parts = [pre[:, :5].contiguous(), pre[:, 5:].contiguous(), pre[:, :0].contiguous()]
     keeps = (1, 4, N - 1, N, N + 5)
-    found = on_threads(3, lambda ranks: [LatentKernels(module, ranks, N).keep_rows(parts[ranks.rank], keep) for keep in keeps])
+    found = on_threads(
+        3, lambda ranks: [LatentKernels(module, ranks, N).keep_rows(parts[ranks.rank], keep) for keep in keeps]
+    )
     for keep, pieces in zip(keeps, zip(*found, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces, dim=1), reference.keep_rows(pre, keep)), keep
 

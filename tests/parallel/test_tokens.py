@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from metasae.data.stream import Stream
+from metasae.data.cache.over_ranks import OwnRows, batches_of
+from metasae.data.cache.stream import Stream
 from metasae.errors import UserError
-from metasae.parallel.ranks import ALONE
-from metasae.parallel.tokens import OwnRows, batches_of
+from metasae.ranks.ranks import ALONE
 from spawned import on_ranks
 
 T, D = 50, 6
@@ -65,7 +65,7 @@ def test_one_rank_has_the_ordinary_stream():
 
 
 def test_a_bad_row_is_named_as_with_one_process():
-    from metasae.parallel.ranks import Ranks
+    from metasae.ranks.ranks import Ranks
 
     split = Split(torch.float32)
     split.x[:] = torch.where(torch.arange(T)[:, None] == 9, torch.nan, split.x)

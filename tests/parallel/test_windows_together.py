@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from spawned import on_ranks
 
 
 def run_windows(ranks, values: dict, out: str) -> None:
-    from metasae import job
+    from metasae.jobs import run as job
 
     job._run(Recipe.load(values), Path(out), "cpu", ranks, show=False)
 
@@ -34,7 +34,9 @@ def test_two_ranks_train_on_the_windows_of_one(build, stories, tmp_path):
     for size in (1, 2):
         on_ranks(size, run_windows, values, str(tmp_path / str(size)))
     for arm in ("solo-s0", "joint-s0"):
-        one, two = ([json.loads(line) for line in (tmp_path / size / "arms" / arm / "metrics.jsonl").open()] for size in "12")
+        one, two = (
+            [json.loads(line) for line in (tmp_path / size / "arms" / arm / "metrics.jsonl").open()] for size in "12"
+        )
         assert [line["step"] for line in one] == [line["step"] for line in two]
         assert all(abs(a["loss"] / b["loss"] - 1) < 1e-5 for a, b in zip(one, two, strict=True))
     assert not list((tmp_path / "2" / "windows").rglob("*.safetensors"))

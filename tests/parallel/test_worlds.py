@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from arms import D, arm_trained, values
 
-from metasae.parallel.ranks import ALONE
-from metasae.parallel.traffic import bytes_per_step, penalty_bytes
-from metasae.recipe import Recipe
+from metasae.ranks.ranks import ALONE
+from metasae.recipe.recipe import Recipe
+from metasae.train.sharded.traffic import bytes_per_step, penalty_bytes
 from spawned import on_ranks
 
 # Of 64 latents: within a stretch, where one of three ends, where one of two ends; two ranks of three have none of the first 3.
@@ -20,10 +20,16 @@ CASES = {
     "relu": ({"sae": {"architecture": "relu", "l1": 0.05}}, "solo"),
     "balanced, adaptive, clipped": ({"train": {"balanced": True, "adaptive_sigma": True, "clip": 0.05}}, "joint"),
     "token, untied, attached": (
-        {"sae": {"normalize": "token", "tied_init": False, "k_start": 6, "k_anneal": 0.5}, "train": {"aux_residual": "attached", "k_aux": 40}},
+        {
+            "sae": {"normalize": "token", "tied_init": False, "k_start": 6, "k_anneal": 0.5},
+            "train": {"aux_residual": "attached", "k_aux": 40},
+        },
         "joint",
     ),
-    "raw, full, before": ({"meta": {"input": "raw"}, "train": {"meta_gradient": "full", "renormalise": "before"}}, "joint"),
+    "raw, full, before": (
+        {"meta": {"input": "raw"}, "train": {"meta_gradient": "full", "renormalise": "before"}},
+        "joint",
+    ),
     "control": ({"train": {"kernels": "reference", "meta_dead_after": 200}}, "control"),
     "sequential": ({}, "sequential"),
 }
@@ -32,7 +38,10 @@ CASES = {
 FURTHER = {
     "matryoshka": ({"sae": {"architecture": "matryoshka", "prefixes": PREFIXES, "b_enc": True}}, "joint"),
     "matryoshka, reference, attached": (
-        {"sae": {"architecture": "matryoshka", "prefixes": [0.1]}, "train": {"kernels": "reference", "aux_residual": "attached", "k_aux": 40}},
+        {
+            "sae": {"architecture": "matryoshka", "prefixes": [0.1]},
+            "train": {"kernels": "reference", "aux_residual": "attached", "k_aux": 40},
+        },
         "joint",
     ),
     "ortsae": ({"train": {"penalties": {"ortsae": 0.5}, "lambda2": 0.0}}, "joint"),
@@ -41,7 +50,11 @@ FURTHER = {
     "all, now and then": (
         {
             "sae": {"architecture": "matryoshka", "prefixes": PREFIXES},
-            "train": {"penalties": {"ortsae": 0.3, "c2r": 2.0, "cofiring": 0.3}, "penalty_every": 2, "penalty_start": 0.3},
+            "train": {
+                "penalties": {"ortsae": 0.3, "c2r": 2.0, "cofiring": 0.3},
+                "penalty_every": 2,
+                "penalty_start": 0.3,
+            },
         },
         "joint",
     ),
@@ -56,7 +69,9 @@ def assert_same(alone, found):
     for step, (loss, *losses) in enumerate(zip(alone["losses"], *(each["losses"] for each in found), strict=True)):
         for other in losses:
             np.testing.assert_allclose(other, loss, rtol=1e-6, atol=1e-12, err_msg=f"step {step}")
-    for step, (one, first, *others) in enumerate(zip(alone["numbers"], *(each["numbers"] for each in found), strict=True)):
+    for step, (one, first, *others) in enumerate(
+        zip(alone["numbers"], *(each["numbers"] for each in found), strict=True)
+    ):
         assert first.keys() == one.keys() and all(first == other for other in others), f"step {step}"
         for name, number in one.items():
             np.testing.assert_allclose(first[name], number, rtol=1e-5, atol=1e-9, err_msg=f"{name} at step {step}")
@@ -73,7 +88,9 @@ def assert_same(alone, found):
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_kind_of_step_is_that_of_one_process(size):
     # every other case on two ranks and the rest on three; all on both would take a minute
-    cases = {name: case for number, (name, case) in enumerate(CASES.items()) if name == "batchtopk" or number % 2 == size % 2}
+    cases = {
+        name: case for number, (name, case) in enumerate(CASES.items()) if name == "batchtopk" or number % 2 == size % 2
+    }
     alone, found = all_trained(ALONE, cases, 10), on_ranks(size, all_trained, cases, 10)
     for name, one in alone.items():
         assert_same(one, [each[name] for each in found])
@@ -87,7 +104,11 @@ def test_prefixes_and_further_penalties_are_those_of_one_process(size):
     for name, one in alone.items():
         assert_same(one, [each[name] for each in found])
         charged = {"ortsae", "c2r", "cofiring"} & (FURTHER[name][0].get("train", {}).get("penalties", {})).keys()
-        steps = [number for number, numbers in enumerate(each for each in one["numbers"] if each) if charged and charged <= numbers.keys()]
+        steps = [
+            number
+            for number, numbers in enumerate(each for each in one["numbers"] if each)
+            if charged and charged <= numbers.keys()
+        ]
         assert steps == ([] if not charged else [4, 6, 8] if name == "all, now and then" else list(range(10))), name
         assert all(any(numbers.get(penalty, 0) > 0 for numbers in one["numbers"]) for penalty in charged)
 
@@ -104,7 +125,9 @@ def test_200_steps_choose_the_same_latents(size):
         assert_same(one[name], [each[name] for each in found])
 
 
-@pytest.mark.parametrize("penalties", [{}, {"ortsae": 0.1}, {"c2r": 1.0}, {"cofiring": 0.1}, {"ortsae": 0.1, "c2r": 1.0, "cofiring": 0.1}])
+@pytest.mark.parametrize(
+    "penalties", [{}, {"ortsae": 0.1}, {"c2r": 1.0}, {"cofiring": 0.1}, {"ortsae": 0.1, "c2r": 1.0, "cofiring": 0.1}]
+)
 def test_bytes_per_step_are_those_of_the_formula(penalties):
     # an odd number of latents: one stretch is filled up
     sae = {"n": 63, "architecture": "matryoshka", "prefixes": PREFIXES} if len(penalties) == 3 else {}
@@ -136,7 +159,11 @@ def test_bytes_per_step_are_those_of_the_formula(penalties):
 
 def test_prefixes_and_penalties_by_hand():
     """On 4 ranks: R = 1.5 of B = 8 rows of d = 5 in fp32, with 10 latents in stretches of 3."""
-    values = {"sae": {"n": 10, "k": 2, "architecture": "matryoshka", "prefixes": [0.2, 0.5]}, "meta": {"n": 4}, "train": {"batch": 8}}
+    values = {
+        "sae": {"n": 10, "k": 2, "architecture": "matryoshka", "prefixes": [0.2, 0.5]},
+        "meta": {"n": 4},
+        "train": {"batch": 8},
+    }
     found = bytes_per_step(Recipe.load(values), 5, 4, bf16=True)
     assert found.primary["reconstruction"] == 1.5 * 4 * 8 * 5 * 3 and found.further == {}
     further = {"train.penalties": {"ortsae": 1.0, "c2r": 1.0, "cofiring": 1.0}, "train.penalty_every": 5}
@@ -149,7 +176,10 @@ def test_prefixes_and_penalties_by_hand():
 
 
 def test_traffic_does_not_grow_with_the_latents():
-    small, large = (bytes_per_step(Recipe.load({"sae": {"n": n, "k": 64}, "train": {"batch": 4096}}), 1280, 8, bf16=True) for n in (20_480, 65_536))
+    small, large = (
+        bytes_per_step(Recipe.load({"sae": {"n": n, "k": 64}, "train": {"batch": 4096}}), 1280, 8, bf16=True)
+        for n in (20_480, 65_536)
+    )
     assert small.per_primary_step == large.per_primary_step
     # by hand: x_hat in fp32 around a ring of 8, and the tokens of the 7 others in bf16
     assert small.primary["reconstruction"] == 1.75 * 4 * 4096 * 1280 and small.primary["tokens"] == 7 * 512 * 1280 * 2

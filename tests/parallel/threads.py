@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from metasae.parallel.ranks import Ranks
+from metasae.ranks.ranks import Ranks
 
 
 class Room:

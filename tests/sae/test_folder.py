@@ -170,7 +170,9 @@ def test_a_scaled_sae_takes_unscaled_inputs(scale):
     pre = trained.pre_activations(scale * x)
     assert ((pre > 0) & (pre <= trained.threshold)).any() and (acts > 0).any()
     assert torch.equal(scaled.W_dec, trained.W_dec) and torch.equal(scaled.W_enc, trained.W_enc)
-    assert torch.allclose(scaled.threshold * scale, trained.threshold) and torch.allclose(scaled.b_enc * scale, trained.b_enc)
+    assert torch.allclose(scaled.threshold * scale, trained.threshold) and torch.allclose(
+        scaled.b_enc * scale, trained.b_enc
+    )
     assert all(torch.equal(getattr(trained, name), value) for name, value in before.items())
     scaled.config.metadata["more"] = 1
     assert "more" not in trained.config.metadata
@@ -241,7 +243,10 @@ def folder_in_place_of_file(folder):
         (edited(d_sae=0), "d_in and d_sae must be positive whole numbers"),
         (edited(apply_b_dec_to_input=False), "apply_b_dec_to_input = false is not supported"),
         (edited(apply_b_dec_to_input="yes"), 'apply_b_dec_to_input = "yes" is not supported'),
-        (edited(normalize_activations="expected_average_only_in"), "'expected_average_only_in' is not supported; known: none, layer_norm"),
+        (
+            edited(normalize_activations="expected_average_only_in"),
+            "'expected_average_only_in' is not supported; known: none, layer_norm",
+        ),
         (edited(normalize_activations=["none"]), "normalize_activations .* is not supported"),
         (edited(metadata="mine"), "metadata must be a JSON object, not str"),
         (edited(metadata={"k": "five"}), "metadata.k must be a positive whole number"),
@@ -255,7 +260,10 @@ def folder_in_place_of_file(folder):
         (retensored(lambda tensors: tensors["b_dec"].fill_(float("nan"))), "b_dec holds NaN"),
         (retensored(lambda tensors: tensors["W_enc"][3, 4].fill_(float("inf"))), "W_enc holds NaN or inf"),
         (retensored(lambda tensors: tensors["threshold"][7].fill_(float("nan"))), "threshold holds NaN"),
-        (retensored(lambda tensors: tensors.update(b_enc=torch.zeros(N, dtype=torch.int64))), "b_enc has dtype torch.int64"),
+        (
+            retensored(lambda tensors: tensors.update(b_enc=torch.zeros(N, dtype=torch.int64))),
+            "b_enc has dtype torch.int64",
+        ),
         (retensored(lambda tensors: tensors.update(scaling_factor=torch.ones(N))), "holds the tensor 'scaling_factor'"),
         (truncated, "sae_weights.safetensors is damaged"),
         (lambda folder: (folder / "sae_weights.safetensors").write_bytes(b""), "sae_weights.safetensors is damaged"),

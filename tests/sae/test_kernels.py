@@ -31,7 +31,17 @@ def pre_activations(case, B=33, N=48, dtype=torch.float32):
     return pre.to(dtype)
 
 
-CASES = ["random", "ties", "all zero", "all negative", "few positive", "one hot latent", "constant", "minus zero", "one row"]
+CASES = [
+    "random",
+    "ties",
+    "all zero",
+    "all negative",
+    "few positive",
+    "one hot latent",
+    "constant",
+    "minus zero",
+    "one row",
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -94,7 +104,11 @@ def test_products_equal_the_dense_ones(case):
 @pytest.mark.parametrize("bias", [True, False])
 def test_encode(bias):
     generator = torch.Generator().manual_seed(1)
-    x, W, b = torch.randn(9, 8, generator=generator), torch.randn(12, 8, generator=generator), torch.randn(12, generator=generator)
+    x, W, b = (
+        torch.randn(9, 8, generator=generator),
+        torch.randn(12, 8, generator=generator),
+        torch.randn(12, generator=generator),
+    )
     b = b if bias else None
     expected = reference.encode(x.double(), W.double(), None if b is None else b.double(), torch.float64)
     torch.testing.assert_close(fast.encode(x, W, b, torch.float32), expected.float(), rtol=1e-5, atol=1e-5)

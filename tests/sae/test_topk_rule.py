@@ -49,7 +49,10 @@ def test_the_k_largest_of_each_token_fire(k, normalize):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_ties_go_to_the_lower_latent_and_tokens_without_positives_stay_silent(dtype):
-    acts = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0, 0.0], [5.0, 5.0, 5.0, 5.0, 5.0]], dtype=dtype)
+    acts = torch.tensor(
+        [[1.0, 2.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0, 0.0], [5.0, 5.0, 5.0, 5.0, 5.0]],
+        dtype=dtype,
+    )
     expected = torch.tensor([[0, 2, 2, 0, 0], [0, 0, 0, 0, 0], [0, 0, 3, 0, 0], [5, 5, 0, 0, 0]], dtype=dtype)
     assert torch.equal(largest_of_rows(acts, 2), expected)
 
@@ -76,7 +79,9 @@ def test_the_folder_keeps_the_rule(tmp_path):
     assert (cfg["architecture"], cfg["k"], cfg["rescale_acts_by_decoder_norm"]) == ("topk", K, False)
     read = SAE.load(tmp_path)
     assert read.config == sae.config
-    assert torch.equal(read.encode(inputs()).acts, sae.encode(inputs()).acts) and torch.equal(read(inputs()), sae(inputs()))
+    assert torch.equal(read.encode(inputs()).acts, sae.encode(inputs()).acts) and torch.equal(
+        read(inputs()), sae(inputs())
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,9 @@ def test_token_eps_undoes_with_the_eps_that_it_divides_by(tmp_path):
     sae.b_dec.data.copy_(torch.tensor([5.0, 0.0]))
     std = 2**0.5
     out = sae(torch.tensor([[1.0, 3.0]]))
-    assert out[0, 0].item() == pytest.approx(2 + 5 * (std + 1e-5), rel=1e-6) and out[0, 0].item() != pytest.approx(2 + 5 * std, rel=2e-6)
+    assert out[0, 0].item() == pytest.approx(2 + 5 * (std + 1e-5), rel=1e-6) and out[0, 0].item() != pytest.approx(
+        2 + 5 * std, rel=2e-6
+    )
     sae.save(tmp_path)
     assert SAE.load(tmp_path).config.normalize == "token_eps"
     assert json.loads((tmp_path / "cfg.json").read_text())["normalize_activations"] == "layer_norm"

@@ -7,8 +7,9 @@ import pytest
 import torch
 from test_kernels import CASES, pre_activations
 
-from metasae.recipe import Recipe
-from metasae.sae.architectures import BatchTopK, Options
+from metasae.recipe.recipe import Recipe
+from metasae.sae.architectures import Options
+from metasae.sae.architectures.batchtopk import BatchTopK
 from metasae.sae.gradients import Arithmetic
 from metasae.sae.kernels import kernels, reference
 from metasae.sae.kernels.kept import Kept
@@ -41,7 +42,9 @@ def pre_of(case, B, dtype=torch.float32):
 
 
 def same(one: Kept, other: Kept):
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("rows", "latents", "values", "offsets"))
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in ("rows", "latents", "values", "offsets")
+    )
 
 
 def close(ours, wanted, tolerance=1e-5):
@@ -180,14 +183,21 @@ def test_select_rows_and_columns():
 @pytest.mark.parametrize("renormalise", ["after", "before"])
 def test_row_adam_steps_like_torchs(renormalise):
     def fresh():
-        return Weights(normal(5, 20), torch.nn.functional.normalize(normal(5, 20, seed=1), dim=1), normal(20, seed=2), normal(5, seed=3))
+        return Weights(
+            normal(5, 20),
+            torch.nn.functional.normalize(normal(5, 20, seed=1), dim=1),
+            normal(20, seed=2),
+            normal(5, seed=3),
+        )
 
     settings = ((0.9, 0.999), 1e-8, 1.0, renormalise)
     plain, ours = fresh(), fresh()
     one, other = UnitRowAdam(plain, *settings), TRITON.RowAdam(ours, *settings)
     for step in range(4):
         # clipped and unclipped in turn
-        gradients = [normal(*tensor.shape, seed=step) * (3.0 if step % 2 else 0.01) for tensor in plain.tensors().values()]
+        gradients = [
+            normal(*tensor.shape, seed=step) * (3.0 if step % 2 else 0.01) for tensor in plain.tensors().values()
+        ]
         if step == 2:
             # a state that was saved and loaded goes on
             other = TRITON.RowAdam(ours, *settings)
@@ -220,7 +230,9 @@ def test_penalty_and_its_gradient(mode, shared):
     into = normal(9, 20, seed=5)
     wanted = into + 0.7 * factor[:, None] * seen.difference_ND
     token = mode == "token"
-    e, p = TRITON.penalise(W, seen.kept, V, meta.b_dec_D, mean if token else None, std if token else None, 1.3, 0.7, share, into)
+    e, p = TRITON.penalise(
+        W, seen.kept, V, meta.b_dec_D, mean if token else None, std if token else None, 1.3, 0.7, share, into
+    )
     close(e, seen.e_N)
     close(p.mean(), value)
     close(into, wanted)
@@ -244,8 +256,18 @@ JOINT = {
 def test_joint_steps_equal_the_plain_ones(case):
     def losses(name):
         sae, train = JOINT[case]
-        train = {"tokens": 64, "batch": 8, "dtype": "fp32", "n_primary_steps": 1, "n_meta_steps": 1, "dead_after": 8, "k_aux": 3} | train
-        recipe = Recipe.load({"sae": {"n": 24, "k": 3} | sae, "meta": {"n": 5, "k": 2}, "train": train | {"kernels": name}})
+        train = {
+            "tokens": 64,
+            "batch": 8,
+            "dtype": "fp32",
+            "n_primary_steps": 1,
+            "n_meta_steps": 1,
+            "dead_after": 8,
+            "k_aux": 3,
+        } | train
+        recipe = Recipe.load(
+            {"sae": {"n": 24, "k": 3} | sae, "meta": {"n": 5, "k": 2}, "train": train | {"kernels": name}}
+        )
         trainer, out = Trainer(recipe, "joint", 0, torch.zeros(12), str(DEVICE)), []
         for step in range(2):
             losses, _ = trainer.primary_step(normal(8, 12, seed=step))

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from metasae.progress import SILENT
-from metasae.recipe import Recipe
+from metasae.progress.progress import SILENT
+from metasae.recipe.recipe import Recipe
 from metasae.sweep.cells import Setting, canonical, cell_hash, members, sae_hash, trained_as
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
@@ -16,7 +16,15 @@ BASE = Recipe.load(
     {
         "sae": {"n": 24, "k": 3},
         "meta": {"n": 8, "k": 2},
-        "train": {"tokens": 64 * 12, "batch": 64, "lambda2": 3.0, "n_primary_steps": 3, "n_meta_steps": 2, "dead_after": 200, "k_aux": 4},
+        "train": {
+            "tokens": 64 * 12,
+            "batch": 64,
+            "lambda2": 3.0,
+            "n_primary_steps": 3,
+            "n_meta_steps": 2,
+            "dead_after": 200,
+            "k_aux": 4,
+        },
         "arms": ["solo", "control", "joint", "sequential"],
     }
 )
@@ -43,7 +51,11 @@ def weights(recipe, arm, seed, folder):
     trainer = Trainer(recipe, arm, seed, torch.full((16,), 0.3))
     with SILENT.task("t", 1) as task:
         train(trainer, Batches(batch=recipe.train.batch, seed=seed), folder, task)
-    return {f"{which}.{name}": tensor for which, sae in trainer.export(1.0, {}).items() for name, tensor in sae.state_dict().items()}
+    return {
+        f"{which}.{name}": tensor
+        for which, sae in trainer.export(1.0, {}).items()
+        for name, tensor in sae.state_dict().items()
+    }
 
 
 def same(one, other):
@@ -51,7 +63,15 @@ def same(one, other):
 
 
 def test_no_key_is_forgotten():
-    never = {"sae.l1", "sae.l0_coef", "sae.bandwidth", "sae.threshold", "sae.prefixes", "sae.b_dec_init", "sae.k_anneal"}
+    never = {
+        "sae.l1",
+        "sae.l0_coef",
+        "sae.bandwidth",
+        "sae.threshold",
+        "sae.prefixes",
+        "sae.b_dec_init",
+        "sae.k_anneal",
+    }
     never |= {f"meta.{key}" for key in ("l1", "l0_coef", "bandwidth", "threshold", "prefixes")}
     every = {f"{table}.{key}" for table in ("sae", "meta", "train") for key in type(getattr(BASE, table)).model_fields}
     assert set(CHANGED) == every - never
@@ -65,13 +85,19 @@ def test_no_key_is_forgotten():
 ])  # fmt: skip
 def test_what_decides_an_arm(arm, deciding):
     own = sae_hash(BASE, arm, 0)
-    assert {key for key, value in CHANGED.items() if sae_hash(Setting({key: value}).recipe(BASE), arm, 0) != own} == deciding
+    assert {
+        key for key, value in CHANGED.items() if sae_hash(Setting({key: value}).recipe(BASE), arm, 0) != own
+    } == deciding
 
 
 @pytest.mark.parametrize("arm", ["solo", "control", "sequential", "joint"])
 def test_what_does_not_decide_an_arm_does_not_move_a_bit(arm, tmp_path):
     own = weights(BASE, arm, 0, tmp_path / "base")
-    idle = {key: value for key, value in CHANGED.items() if sae_hash(Setting({key: value}).recipe(BASE), arm, 0) == sae_hash(BASE, arm, 0)}
+    idle = {
+        key: value
+        for key, value in CHANGED.items()
+        if sae_hash(Setting({key: value}).recipe(BASE), arm, 0) == sae_hash(BASE, arm, 0)
+    }
     assert idle
     for key, value in idle.items():
         assert same(own, weights(Setting({key: value}).recipe(BASE), arm, 0, tmp_path / key)), key
@@ -79,9 +105,14 @@ def test_what_does_not_decide_an_arm_does_not_move_a_bit(arm, tmp_path):
     assert same(own, weights(Setting(idle).recipe(BASE), arm, 0, tmp_path / "all"))
 
 
-@pytest.mark.parametrize("key", ["train.lambda2", "train.sigma_sq", "train.n_meta_steps", "meta.k", "train.penalties", "sae.k", "train.lr"])
+@pytest.mark.parametrize(
+    "key", ["train.lambda2", "train.sigma_sq", "train.n_meta_steps", "meta.k", "train.penalties", "sae.k", "train.lr"]
+)
 def test_what_decides_joint_does_move_it(key, tmp_path):
-    assert not same(weights(BASE, "joint", 0, tmp_path / "a"), weights(Setting({key: CHANGED[key]}).recipe(BASE), "joint", 0, tmp_path / "b"))
+    assert not same(
+        weights(BASE, "joint", 0, tmp_path / "a"),
+        weights(Setting({key: CHANGED[key]}).recipe(BASE), "joint", 0, tmp_path / "b"),
+    )
 
 
 def test_joint_without_a_penalty_is_solo(tmp_path):
@@ -92,7 +123,10 @@ def test_joint_without_a_penalty_is_solo(tmp_path):
 
 def test_further_penalties_alone_need_no_meta_sae(tmp_path):
     values = {"train.lambda2": 0.0, "train.penalties": {"ortsae": 0.5}}
-    one, other = (Setting({**values, **more}).recipe(BASE) for more in ({}, {"meta.k": 3, "train.sigma_sq": 0.5, "train.n_meta_steps": 1}))
+    one, other = (
+        Setting({**values, **more}).recipe(BASE)
+        for more in ({}, {"meta.k": 3, "train.sigma_sq": 0.5, "train.n_meta_steps": 1})
+    )
     assert sae_hash(one, "joint", 0) == sae_hash(other, "joint", 0) != sae_hash(BASE, "solo", 0)
     assert same(weights(one, "joint", 0, tmp_path / "a"), weights(other, "joint", 0, tmp_path / "b"))
     more = Setting({**values, "train.penalty_every": 2}).recipe(BASE)
@@ -112,22 +146,43 @@ def test_cells_that_share_an_sae_ask_for_the_very_same_training():
 def test_names_tell_seeds_arms_and_data_apart():
     names = [member.name for member in members(Setting({}), BASE.model_copy(update={"seeds": (0, 1)}))]
     assert len(set(names)) == 8
-    for key, value in {"text.context": 64, "measure.tokens": 9, "hook.point": "blocks.1.hook_resid_pre", "planted": {"d": 8}}.items():
-        assert sae_hash(Recipe.load(BASE.model_dump(mode="json"), {key: value}), "solo", 0) != sae_hash(BASE, "solo", 0), key
-    for key, value in {"description": "x", "seeds": [5], "arms": ["solo"], "harvest.cache": "x", "harvest.batch_tokens": 9}.items():
+    for key, value in {
+        "text.context": 64,
+        "measure.tokens": 9,
+        "hook.point": "blocks.1.hook_resid_pre",
+        "planted": {"d": 8},
+    }.items():
+        assert sae_hash(Recipe.load(BASE.model_dump(mode="json"), {key: value}), "solo", 0) != sae_hash(
+            BASE, "solo", 0
+        ), key
+    for key, value in {
+        "description": "x",
+        "seeds": [5],
+        "arms": ["solo"],
+        "harvest.cache": "x",
+        "harvest.batch_tokens": 9,
+    }.items():
         other = Recipe.load(BASE.model_dump(mode="json"), {key: value})
         assert sae_hash(other, "solo", 0) == sae_hash(BASE, "solo", 0) and cell_hash(other) == cell_hash(BASE), key
 
 
 def test_a_number_written_otherwise_is_the_same_cell():
-    assert cell_hash(Setting({"train.lambda2": 1}).recipe(BASE)) == cell_hash(Setting({"train.lambda2": 1.0}).recipe(BASE))
-    assert cell_hash(Setting({"train.lambda2": 0.1}).recipe(BASE)) != cell_hash(Setting({"train.lambda2": 0.3}).recipe(BASE))
+    assert cell_hash(Setting({"train.lambda2": 1}).recipe(BASE)) == cell_hash(
+        Setting({"train.lambda2": 1.0}).recipe(BASE)
+    )
+    assert cell_hash(Setting({"train.lambda2": 0.1}).recipe(BASE)) != cell_hash(
+        Setting({"train.lambda2": 0.3}).recipe(BASE)
+    )
 
 
 def test_a_shared_baseline_is_the_sweeps_own():
     found = {member.arm: member for member in members(Setting({"sae.k": 5}), BASE, shared_baseline=True)}
     own = {member.arm: member for member in members(Setting({}), BASE)}
-    assert found["solo"].name == own["solo"].name and found["joint"].name != own["joint"].name and found["joint"].recipe.sae.k == 5
+    assert (
+        found["solo"].name == own["solo"].name
+        and found["joint"].name != own["joint"].name
+        and found["joint"].recipe.sae.k == 5
+    )
 
 
 @pytest.mark.parametrize("penalties", [{}, {"ortsae": 0.5}])
@@ -147,4 +202,8 @@ def test_an_sae_is_trained_by_a_recipe_that_decides_it_as_the_cells_own_does(pen
 def test_a_penalty_that_a_cell_turns_off_stays_off():
     cell = Setting({"train.lambda2": 0.0, "train.penalties": {"ortsae": 0.25}})
     joint = next(member for member in members(cell, BASE) if member.arm == "joint")
-    assert joint.trained_as == "joint" and joint.recipe.train.lambda2 == 0 and joint.recipe.train.penalties == {"ortsae": 0.25}
+    assert (
+        joint.trained_as == "joint"
+        and joint.recipe.train.lambda2 == 0
+        and joint.recipe.train.penalties == {"ortsae": 0.25}
+    )

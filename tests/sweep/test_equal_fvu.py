@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from metasae.measures.catalogue import CATALOGUE
-from metasae.measures.intervals.statistics import paired_difference
+from metasae.compare.catalogue import CATALOGUE
+from metasae.intervals.statistics import paired_difference
 from metasae.sweep.equal_fvu import at_equal_fvu, at_equal_k, interpolate
 
 PHI = next(quantity for quantity in CATALOGUE if quantity.key == "cooccurrence.mean_abs_phi")
@@ -45,14 +45,20 @@ def test_the_difference_is_that_of_the_curve_against_the_target():
     assert read[0] == pytest.approx(2.0)
     assert found.difference == paired_difference(read, {0: 1.5, 1: 2.0})
     turned = at_equal_fvu(curve, target, PHI, curve_is_baseline=True)
-    assert turned.difference.difference == pytest.approx(-found.difference.difference) and turned.difference.b == pytest.approx(found.difference.a)
+    assert turned.difference.difference == pytest.approx(
+        -found.difference.difference
+    ) and turned.difference.b == pytest.approx(found.difference.a)
     assert found.brackets == {0: (4, 8), 1: (4, 8)} and found.interpolation_error is None
 
 
 def test_a_seed_whose_fvu_is_not_reached_is_counted_out():
     curve = {4: {0: measures(0.4, 1.0), 1: measures(0.4, 1.0)}, 8: {0: measures(0.1, 3.0), 1: measures(0.3, 3.0)}}
     found = at_equal_fvu(curve, {0: measures(0.2, 1.5), 1: measures(0.2, 1.5)}, PHI)
-    assert found.difference.n_seeds == 1 and found.brackets == {0: (4, 8), 1: None} and "no pair for seed 1" in found.difference.note
+    assert (
+        found.difference.n_seeds == 1
+        and found.brackets == {0: (4, 8), 1: None}
+        and "no pair for seed 1" in found.difference.note
+    )
     none = at_equal_fvu({4: curve[4]}, {0: measures(0.2, 1.5)}, PHI)
     assert none.difference.difference is None and none.as_dict()["brackets"] == {"0": None, "1": None}
 
@@ -68,7 +74,9 @@ def test_intervals_hold_the_text_when_there_are_blocks():
     rng = np.random.default_rng(0)
 
     def drawn(fvu, phi):
-        return measures(fvu, phi, [(fvu * (1 + 0.01 * rng.normal()), phi * (1 + 0.01 * rng.normal())) for _ in range(5)])
+        return measures(
+            fvu, phi, [(fvu * (1 + 0.01 * rng.normal()), phi * (1 + 0.01 * rng.normal())) for _ in range(5)]
+        )
 
     curve = {k: {s: drawn(fvu, phi) for s in (0, 1)} for k, fvu, phi in ((4, 0.4, 1.0), (8, 0.1, 3.0))}
     target = {s: drawn(0.2, 1.4 + 0.1 * s) for s in (0, 1)}
@@ -92,10 +100,16 @@ def test_the_models_output_has_blocks_of_its_own_and_is_read_at_the_fvu_of_the_w
     def with_output(fvu, delta, without):
         # FVU's two blocks are other documents than the output's two
         out = measures(fvu, 1.0, [(fvu / 2, 1.0), (fvu * 2, 1.0)])
-        out["fidelity"] |= {"ce_delta": delta, "leave_one_out": {**out["fidelity"]["leave_one_out"], "ce_delta": without}}
+        out["fidelity"] |= {
+            "ce_delta": delta,
+            "leave_one_out": {**out["fidelity"]["leave_one_out"], "ce_delta": without},
+        }
         return out
 
-    curve = {4: {s: with_output(0.4, 1.0, [0.9, 1.1]) for s in (0, 1)}, 8: {s: with_output(0.1, 3.0, [3.2, 2.9]) for s in (0, 1)}}
+    curve = {
+        4: {s: with_output(0.4, 1.0, [0.9, 1.1]) for s in (0, 1)},
+        8: {s: with_output(0.1, 3.0, [3.2, 2.9]) for s in (0, 1)},
+    }
     target = {s: with_output(0.2, 1.5 + s, [1.5 + s, 1.6 + s]) for s in (0, 1)}
     # half way in ln FVU: 2.0 on the whole text, 2.05 and 2.0 without each block
     read, own = {0: 2.0, 1: 2.0}, {0: 1.5, 1: 2.5}

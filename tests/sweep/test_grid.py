@@ -3,12 +3,19 @@ import json
 import pytest
 
 from metasae.errors import UserError
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sweep.grid import Range, check, expand, parse_grid
 
 
 def test_values_are_read_as_toml_and_lists_as_json():
-    axes = parse_grid(["train.lambda2=0.1, 1", 'meta.input=raw,"token"', 'train.penalties=[{}, {"ortsae": 0.25}]', "sae.b_enc=true,false"])
+    axes = parse_grid(
+        [
+            "train.lambda2=0.1, 1",
+            'meta.input=raw,"token"',
+            'train.penalties=[{}, {"ortsae": 0.25}]',
+            "sae.b_enc=true,false",
+        ]
+    )
     assert axes == {
         "train.lambda2": (0.1, 1),
         "meta.input": ("raw", "token"),
@@ -18,7 +25,10 @@ def test_values_are_read_as_toml_and_lists_as_json():
 
 
 def test_commas_within_brackets_do_not_split():
-    assert parse_grid(["train.penalties={ortsae = 0.2, c2r = 1.0},{}"])["train.penalties"] == ({"ortsae": 0.2, "c2r": 1.0}, {})
+    assert parse_grid(["train.penalties={ortsae = 0.2, c2r = 1.0},{}"])["train.penalties"] == (
+        {"ortsae": 0.2, "c2r": 1.0},
+        {},
+    )
     assert parse_grid(["sae.prefixes=[[0.5, 1.0], [1.0]]"])["sae.prefixes"] == ([0.5, 1.0], [1.0])
 
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny_sweeps import TINY
 
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sweep import sweep
 from metasae.sweep.named import ABLATIONS, named
 from metasae.sweep.plan import Plan
@@ -22,7 +22,9 @@ def test_every_recipe_takes_every_named_sweep(name, recipe):
 
 def test_the_papers_grid():
     found = named("lambda2-sigma", Recipe.load("demo"))
-    assert [tuple(setting.values.values()) for setting in found.settings] == [(a, b) for a in (0.1, 0.3, 1.0) for b in (0.3, 1.0, 3.0)]
+    assert [tuple(setting.values.values()) for setting in found.settings] == [
+        (a, b) for a in (0.1, 0.3, 1.0) for b in (0.3, 1.0, 3.0)
+    ]
 
 
 def test_kinds_share_one_solo_and_are_read_at_its_fvu(tmp_path):
@@ -42,7 +44,10 @@ def test_kinds_share_one_solo_and_are_read_at_its_fvu(tmp_path):
         assert "fidelity.fvu" not in rows
     by_k = found["equal_fvu"]["equal_k"]
     assert "solo" not in by_k and list(by_k["ortsae"]) == ["3", "4", "5"]
-    ortsae, solo = (next(cell for cell in found["cells"] if cell["kind"] == kind and cell["setting"]["sae.k"] == 4) for kind in ("ortsae", "solo"))
+    ortsae, solo = (
+        next(cell for cell in found["cells"] if cell["kind"] == kind and cell["setting"]["sae.k"] == 4)
+        for kind in ("ortsae", "solo")
+    )
     key = "cooccurrence.mean_abs_phi"
     assert by_k["ortsae"]["4"][key]["difference"] == pytest.approx(ortsae["means"][key] - solo["means"][key])
     table = (tmp_path / "a/sweep.md").read_text()

@@ -9,7 +9,10 @@ def slow_front(costs):
     """By the words of the definition."""
     on = []
     for own in costs:
-        beaten = any(all(a <= b for a, b in zip(other, own, strict=True)) and any(a < b for a, b in zip(other, own, strict=True)) for other in costs)
+        beaten = any(
+            all(a <= b for a, b in zip(other, own, strict=True)) and any(a < b for a, b in zip(other, own, strict=True))
+            for other in costs
+        )
         on.append(not beaten and all(np.isfinite(own)))
     return on
 

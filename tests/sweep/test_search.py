@@ -19,7 +19,16 @@ SPACE = ["train.lambda2=0.03..3:log", "sae.k=2..4", "meta.input=raw,token"]
 
 
 def tiny(out, n, space=SPACE, **options):
-    return sweep("planted", space, search=n, out=out, seeds=1, overrides=TINY | {"arms": ["solo", "joint"]}, show=False, **options)
+    return sweep(
+        "planted",
+        space,
+        search=n,
+        out=out,
+        seeds=1,
+        overrides=TINY | {"arms": ["solo", "joint"]},
+        show=False,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
@@ -48,7 +57,9 @@ def test_another_seed_draws_other_cells_and_more_trials_may_be_asked_for(tmp_pat
     other = tiny(tmp_path / "b", 2, sampler_seed=1)
     assert [cell["setting"] for cell in first["cells"]] != [cell["setting"] for cell in other["cells"]]
     more = tiny(tmp_path / "a", 3)
-    assert [cell["setting"] for cell in more["cells"]][:2] == [cell["setting"] for cell in first["cells"]] and len(more["cells"]) == 3
+    assert [cell["setting"] for cell in more["cells"]][:2] == [cell["setting"] for cell in first["cells"]] and len(
+        more["cells"]
+    ) == 3
 
 
 def test_a_cell_drawn_twice_is_trained_once_and_told_twice(tmp_path):
@@ -78,22 +89,40 @@ def test_a_trial_whose_worker_died_before_its_cell_was_written_is_not_lost(tmp_p
     trials = Trials(folder, replace(plan, search=replace(plan.search, trials=2)))
     number, setting = trials.next({0})
     assert number == 1 and trials.next({0}) == (1, setting)
-    assert [cell["setting"] for cell in tiny(tmp_path / "a", 2)["cells"]] == [cell["setting"] for cell in whole["cells"]]
+    assert [cell["setting"] for cell in tiny(tmp_path / "a", 2)["cells"]] == [
+        cell["setting"] for cell in whole["cells"]
+    ]
 
 
 def test_the_study_may_lie_in_a_storage(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
-    found = sweep("planted", {"train.lambda2": [0.3, 3.0]}, out=tmp_path / "a", seeds=1, overrides=TINY, storage=url, show=False)
-    assert len(found["cells"]) == 2 and not (tmp_path / "a/journal.log").exists() and url not in (tmp_path / "a/plan.json").read_text()
+    found = sweep(
+        "planted", {"train.lambda2": [0.3, 3.0]}, out=tmp_path / "a", seeds=1, overrides=TINY, storage=url, show=False
+    )
+    assert (
+        len(found["cells"]) == 2
+        and not (tmp_path / "a/journal.log").exists()
+        and url not in (tmp_path / "a/plan.json").read_text()
+    )
     folder = SweepFolder(tmp_path / "a")
     study = Trials(folder, read_plan(folder), url).study
     assert [trial.params for trial in study.get_trials()] == [{"train.lambda2": 0.3}, {"train.lambda2": 3.0}]
     assert study.get_trials()[0].values == [found["cells"][0]["means"][key] for key in found["objectives"]]
     with pytest.raises(UserError, match="the storage cannot be used"):
-        sweep("planted", {"train.lambda2": [0.3]}, out=tmp_path / "b", seeds=1, overrides=TINY, storage="nonsense://x", show=False)
+        sweep(
+            "planted",
+            {"train.lambda2": [0.3]},
+            out=tmp_path / "b",
+            seeds=1,
+            overrides=TINY,
+            storage="nonsense://x",
+            show=False,
+        )
 
 
 def test_tables_are_categories(tmp_path):
-    found = sweep("planted", {"train.penalties": [{}, {"ortsae": 0.5}]}, out=tmp_path / "a", seeds=1, overrides=TINY, show=False)
+    found = sweep(
+        "planted", {"train.penalties": [{}, {"ortsae": 0.5}]}, out=tmp_path / "a", seeds=1, overrides=TINY, show=False
+    )
     assert [cell["setting"] for cell in found["cells"]] == [{"train.penalties": each} for each in ({}, {"ortsae": 0.5})]
     assert all(cell["state"] == "done" for cell in found["cells"])

@@ -11,8 +11,8 @@ from tiny_sweeps import TINY, contents, without_machine, workers_of
 
 import metasae
 from metasae.errors import Interrupted, UserError
-from metasae.recipe import Recipe
-from metasae.report import write_report
+from metasae.recipe.recipe import Recipe
+from metasae.report.report import write_report
 from metasae.sweep import launch, run_sweep, sweep
 from metasae.sweep import worker as worker_module
 from metasae.sweep.folder import SweepFolder
@@ -25,7 +25,9 @@ GRID = {"train.lambda2": [0.3, 3.0], "train.sigma_sq": [0.3, 1.0]}
 
 
 def tiny(out, grid=GRID, **options):
-    return sweep("planted", options.pop("grid_", grid), out=out, show=False, **{"seeds": 2, "overrides": TINY, **options})
+    return sweep(
+        "planted", options.pop("grid_", grid), out=out, show=False, **{"seeds": 2, "overrides": TINY, **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def done(tmp_path_factory):
 
 
 def stamps(folder):
-    return {path: path.stat().st_mtime_ns for path in (folder / "saes").rglob("*") if path.is_file() and path.name != "lock"}
+    return {
+        path: path.stat().st_mtime_ns for path in (folder / "saes").rglob("*") if path.is_file() and path.name != "lock"
+    }
 
 
 def test_solo_and_control_are_trained_once_per_seed(done):
@@ -47,7 +51,10 @@ def test_solo_and_control_are_trained_once_per_seed(done):
     arms = [path.name.split("-")[0] for path in (out / "saes").iterdir()]
     assert {arm: arms.count(arm) for arm in set(arms)} == {"solo": 2, "control": 2, "joint": 8}
     assert all(len(workers) == 1 for workers in workers_of(out).values())
-    assert len({cell["saes"]["solo-s0"] for cell in result["cells"]}) == 1 and len({cell["saes"]["joint-s0"] for cell in result["cells"]}) == 4
+    assert (
+        len({cell["saes"]["solo-s0"] for cell in result["cells"]}) == 1
+        and len({cell["saes"]["joint-s0"] for cell in result["cells"]}) == 4
+    )
 
 
 def test_a_cell_is_what_a_run_of_its_recipe_gives(done, tmp_path):
@@ -89,9 +96,20 @@ def test_what_is_told(done):
     assert kappa["e_of"] == "control" and kappa["value"] == pytest.approx(0.3 * 2.718281828 ** -kappa["e"])
     assert held["cells"][1]["kappa"]["e"] == held["cells"][3]["kappa"]["e"]
     table = (out / "sweep.md").read_text()
-    assert table.count("\n| 0.3 |") == 2 and table.count("\n| 3.0 |") == 2 and "lift variance" in table and "mean \\|phi\\|" in table
-    assert (out / "figures/pareto.png").stat().st_size > 5000 and (out / "figures/dose-response.png").stat().st_size > 5000
-    assert [each["key"] for each in held["parallel"]["dimensions"]] == ["train.lambda2", "train.sigma_sq", *held["objectives"]]
+    assert (
+        table.count("\n| 0.3 |") == 2
+        and table.count("\n| 3.0 |") == 2
+        and "lift variance" in table
+        and "mean \\|phi\\|" in table
+    )
+    assert (out / "figures/pareto.png").stat().st_size > 5000 and (
+        out / "figures/dose-response.png"
+    ).stat().st_size > 5000
+    assert [each["key"] for each in held["parallel"]["dimensions"]] == [
+        "train.lambda2",
+        "train.sigma_sq",
+        *held["objectives"],
+    ]
     assert held["time"]["saes"] == 12 and held["time"]["whole"] > held["time"]["steps"] > 0
     assert not list(out.rglob("firings"))
 
@@ -160,7 +178,10 @@ def test_a_sweep_that_was_moved_goes_on(tmp_path, monkeypatch):
     (tmp_path / "before").rename(tmp_path / "elsewhere/after")
     assert without_machine(tiny(tmp_path / "elsewhere/after", grid, seeds=1)) == without_machine(whole)
     assert contents(tmp_path / "elsewhere/after") == contents(tmp_path / "whole")
-    assert all(path.resolve().is_relative_to(tmp_path / "elsewhere") for path in (tmp_path / "elsewhere/after/cells").glob("*/arms/*"))
+    assert all(
+        path.resolve().is_relative_to(tmp_path / "elsewhere")
+        for path in (tmp_path / "elsewhere/after/cells").glob("*/arms/*")
+    )
 
 
 def test_ctrl_c_stops_measuring_at_once_and_keeps_what_is_measured(tmp_path, monkeypatch, capsys):
@@ -174,7 +195,9 @@ def test_ctrl_c_stops_measuring_at_once_and_keeps_what_is_measured(tmp_path, mon
 
     monkeypatch.setattr(worker_module, "measure_arm", press)
     grid = {"train.lambda2": [0.3]}
-    with pytest.raises(Interrupted, match=r"stopped at once \(measuring .*\); what is done is kept\. Go on with the same command"):
+    with pytest.raises(
+        Interrupted, match=r"stopped at once \(measuring .*\); what is done is kept\. Go on with the same command"
+    ):
         tiny(tmp_path / "a", grid, seeds=1)
     assert capsys.readouterr().err.startswith("stopping (measuring ") and len(measured) == 2
     assert tiny(tmp_path / "a", grid, seeds=1)["cells"][0]["state"] == "done"
@@ -186,7 +209,9 @@ def test_a_cell_whose_loss_is_no_number_says_so_and_the_sweep_goes_on(done, tmp_
     found = tiny(tmp_path / "a", {"train.lambda2": [0.3, 3e38], "train.sigma_sq": [1.0]})
     good, bad = found["cells"]
     assert good["state"] == "done" and good["means"] == result["cells"][1]["means"] and good["on_front"]
-    assert bad["state"] == "failed" and "joint-s0: the loss is no longer finite" in bad["why"] and not bad["differences"]
+    assert (
+        bad["state"] == "failed" and "joint-s0: the loss is no longer finite" in bad["why"] and not bad["differences"]
+    )
     assert found["failed"] == {bad["name"]: bad["why"]}
     assert "no longer finite" in json.loads(next((tmp_path / "a/saes").glob("*/failed.json")).read_text())["why"]
     assert "failed: joint-s0" in (tmp_path / "a/sweep.md").read_text()
@@ -216,7 +241,9 @@ def test_a_disk_that_takes_nothing_at_all_is_one_clear_error(tmp_path, monkeypat
 
     monkeypatch.setattr("safetensors.torch.save_file", refuse)
     found = tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1)
-    assert found["cells"][0]["state"] == "failed" and "No space left" in found["cells"][0]["why"] and found["best"] is None
+    assert (
+        found["cells"][0]["state"] == "failed" and "No space left" in found["cells"][0]["why"] and found["best"] is None
+    )
 
 
 def test_an_unforeseen_error_keeps_its_traceback(tmp_path, monkeypatch):
@@ -228,7 +255,9 @@ def test_an_unforeseen_error_keeps_its_traceback(tmp_path, monkeypatch):
 
 def test_cells_of_fewer_tokens_see_what_a_run_of_their_own_would(tmp_path):
     found = tiny(tmp_path / "a", {"train.tokens": [1_200, 2_400]}, seeds=1)
-    alone = metasae.run(tmp_path / "a" / found["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "alone", show=False)
+    alone = metasae.run(
+        tmp_path / "a" / found["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "alone", show=False
+    )
     assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == found["cells"][0]["means"]["fidelity.fvu"]
 
 
@@ -244,7 +273,9 @@ def test_early_stopping_keeps_the_front_of_the_first_seed(done, tmp_path):
     by_fvu = sorted(result["cells"], key=lambda cell: cell["differences"]["fidelity.fvu"]["values"][0]["a"])
     assert [states[cell["name"]] for cell in by_fvu] == ["done", "done", "stopped", "stopped"]
     stopped = next(cell for cell in found["cells"] if cell["state"] == "stopped")
-    assert stopped["seeds"] == [0] and stopped["differences"]["fidelity.fvu"]["ci95"] is None and not stopped["on_front"]
+    assert (
+        stopped["seeds"] == [0] and stopped["differences"]["fidelity.fvu"]["ci95"] is None and not stopped["on_front"]
+    )
     assert "stopped: stopped early" in (tmp_path / "a/sweep.md").read_text()
     # and a second call leaves them stopped
     assert without_machine(tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])) == without_machine(found)
@@ -263,7 +294,7 @@ def test_a_cell_that_failed_before_early_stopping_was_decided_is_judged_like_the
     monkeypatch.setattr(worker_module, "train_arm", real)
     found = tiny(tmp_path / "a", lambdas, early_stop=True, objectives=["fidelity.fvu"])
     alone = tiny(tmp_path / "b", lambdas, early_stop=True, objectives=["fidelity.fvu"])
-    states = lambda result: {cell["setting"]["train.lambda2"]: cell["state"] for cell in result["cells"]}  # noqa: E731
+    states = lambda result: {cell["setting"]["train.lambda2"]: cell["state"] for cell in result["cells"]}
     # with cells that were settled before, more may go on; none goes no further that would have
     assert all(states(found)[value] == "done" for value, state in states(alone).items() if state == "done")
 
@@ -294,7 +325,9 @@ def test_an_sae_that_was_trained_otherwise_is_not_taken_for_the_cells(done, tmp_
 def test_the_command_lines_arguments(tmp_path):
     table = "{" + ", ".join(f"{key} = {value}" for key, value in TINY["planted"].items()) + "}"
     sets = [f"{key}={table if key == 'planted' else value}" for key, value in TINY.items()]
-    found = run_sweep("planted", ["train.lambda2=0.3"], seeds=1, set_=sets, out=tmp_path / "a", objective=["fidelity.fvu"], show=False)
+    found = run_sweep(
+        "planted", ["train.lambda2=0.3"], seeds=1, set_=sets, out=tmp_path / "a", objective=["fidelity.fvu"], show=False
+    )
     assert found["objectives"] == ["fidelity.fvu"] and found["cells"][0]["state"] == "done"
 
 

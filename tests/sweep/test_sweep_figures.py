@@ -8,7 +8,12 @@ FVU, LIFT = "fidelity.fvu", "cooccurrence.fixed_marginals.lift_variance"
 
 
 def cell(number, fvu, lift, kappa=None, state="done", front=False, **more):
-    entry = {"percent": 100 * (fvu - 1), "percent_ci95": [-1, 1] if number % 2 else None, "difference": fvu - 1, "ci95": None}
+    entry = {
+        "percent": 100 * (fvu - 1),
+        "percent_ci95": [-1, 1] if number % 2 else None,
+        "difference": fvu - 1,
+        "ci95": None,
+    }
     return {
         "name": str(number), "setting": {"train.lambda2": number}, "kind": "", "state": state, "means": {FVU: fvu, LIFT: lift}, "on_front": front,
         "best": False, "differences": {FVU: entry}, "kappa": {"value": kappa, "e": 0.7, "e_of": "control"} if kappa is not None else None, **more,
@@ -30,11 +35,18 @@ def test_steps_where_higher_is_better():
 
 
 def test_the_dose_is_kappa_and_the_response_has_its_interval():
-    cells = [cell(1, 1.1, 1.0, kappa=0.1), cell(2, 1.2, 1.0, kappa=0.4), cell(3, 1.0, 1.0, kappa=0.0), cell(4, 9.0, 1.0, kappa=0.2, state="stopped")]
+    cells = [
+        cell(1, 1.1, 1.0, kappa=0.1),
+        cell(2, 1.2, 1.0, kappa=0.4),
+        cell(3, 1.0, 1.0, kappa=0.0),
+        cell(4, 9.0, 1.0, kappa=0.2, state="stopped"),
+    ]
     (axes,) = dose_response({"cells": cells}).axes
     points = [tuple(line.get_xydata()[0].tolist()) for line in axes.lines if line.get_marker() == "o"]
     assert points == [(0.1, pytest.approx(10)), (0.4, pytest.approx(20))]
-    assert [line.get_ydata() for line in axes.lines if line.get_marker() == "None" and list(line.get_ydata()) == [-1, 1]]
+    assert [
+        line.get_ydata() for line in axes.lines if line.get_marker() == "None" and list(line.get_ydata()) == [-1, 1]
+    ]
 
 
 def test_nothing_to_draw_is_none():

@@ -10,7 +10,7 @@ import pytest
 from tiny_sweeps import TINY, contents, without_machine, workers_of
 
 from metasae.errors import Interrupted, UserError
-from metasae.stop import StopRequest
+from metasae.progress.stop import StopRequest
 from metasae.sweep import launch, sweep
 from metasae.sweep.folder import SweepFolder, locked
 from metasae.sweep.plan import claim, read_plan
@@ -26,7 +26,14 @@ GRID = {"train.lambda2": [0.3, 3.0]}
 def planned(out, overrides=LONG, grid=GRID, **options):
     """A sweep that is planned and not begun."""
     base, full, folder = launch._resolve("planted", out, overrides, 1, "cpu")
-    options = {"search": None, "name": None, "objectives": launch.OBJECTIVES, "early_stop": False, "sampler": "tpe", "sampler_seed": 0} | options
+    options = {
+        "search": None,
+        "name": None,
+        "objectives": launch.OBJECTIVES,
+        "early_stop": False,
+        "sampler": "tpe",
+        "sampler_seed": 0,
+    } | options
     plan = claim(folder, launch._plan(base, full, grid, storage=False, **options))
     launch._open_again(folder, plan, None)
     return folder
@@ -67,7 +74,7 @@ def test_two_workers_one_killed_twice_give_what_one_gives(tmp_path):
     # it keeps its lock while it is stopped, so that the others meet a slow worker too
     os.kill(steady.pid, signal.SIGSTOP)
     for _ in range(2):
-        held.append(wait_for(lambda: holds(folder, doomed)))  # noqa: B023  (called at once)
+        held.append(wait_for(lambda: holds(folder, doomed)))
         os.kill(doomed.pid, signal.SIGKILL)
         doomed.join()
         doomed = start(folder) if len(held) < 2 else doomed
@@ -79,7 +86,10 @@ def test_two_workers_one_killed_twice_give_what_one_gives(tmp_path):
     assert contents(folder.path) == contents(tmp_path / "whole")
     taken = workers_of(folder.path)
     # what the killed ones held was gone on with by others; nothing else was begun twice
-    assert all(len(taken[name]) > 1 for name in held) and sum(len(workers) > 1 for name, workers in taken.items() if name not in held) == 0
+    assert (
+        all(len(taken[name]) > 1 for name in held)
+        and sum(len(workers) > 1 for name, workers in taken.items() if name not in held) == 0
+    )
     assert len(result["cells"]) == 2 and [cell["trials"] for cell in result["cells"]] == [[0], [1]]
 
 
@@ -93,7 +103,10 @@ def test_a_worker_without_work_waits_for_the_others(tmp_path):
     time.sleep(0.5)
     # nothing is left but the SAE that is held, solo, and control, whose measures are solo's
     assert first.startswith("solo") and other.is_alive()
-    assert sorted(path.parent.name.split("-")[0] for path in folder.path.glob("saes/*/measures.json")) == ["joint", "joint"]
+    assert sorted(path.parent.name.split("-")[0] for path in folder.path.glob("saes/*/measures.json")) == [
+        "joint",
+        "joint",
+    ]
     os.kill(slow.pid, signal.SIGCONT)
     for process in (slow, other):
         process.join(60)
@@ -171,5 +184,8 @@ def test_workers_are_started_and_their_last_words_told(tmp_path):
     assert without_machine(found) == without_machine(one) and found["time"]["workers"] == 2
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     folder = planned(tmp_path / "c", TINY)
-    with pytest.raises(UserError, match=r"a worker ended with code 2: .* keeps its trials in its journal; name no storage; its output is in"):
+    with pytest.raises(
+        UserError,
+        match=r"a worker ended with code 2: .* keeps its trials in its journal; name no storage; its output is in",
+    ):
         launch._supervise(folder, read_plan(folder), "sqlite:///x.db", ["cpu"], launch.Progress(False), StopRequest())

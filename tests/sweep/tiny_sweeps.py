@@ -15,13 +15,19 @@ TINY = {
 def without_machine(result: dict) -> dict:
     """sweep.json without what depends on the machine and the place."""
     result = {key: value for key, value in result.items() if key not in ("time", "confirm", "folder")}
-    return result | {"cells": [{key: value for key, value in cell.items() if key != "seconds"} for cell in result["cells"]]}
+    return result | {
+        "cells": [{key: value for key, value in cell.items() if key != "seconds"} for cell in result["cells"]]
+    }
 
 
 def contents(folder: Path) -> dict:
     """Every SAE's weights, metrics and measures, byte by byte."""
     wanted = ("*/primary/*", "*/meta/*", "*/metrics.jsonl", "*/measures.json")
-    return {str(path.relative_to(folder / "saes")): path.read_bytes() for pattern in wanted for path in (folder / "saes").glob(pattern)}
+    return {
+        str(path.relative_to(folder / "saes")): path.read_bytes()
+        for pattern in wanted
+        for path in (folder / "saes").glob(pattern)
+    }
 
 
 def workers_of(folder: Path) -> dict[str, list[str]]:

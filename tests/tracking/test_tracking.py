@@ -38,7 +38,9 @@ def write_steps(run, name, steps, more=""):
 
 
 def write_measures(run, name, fvu):
-    (run / "arms" / name / "measures.json").write_text(json.dumps({"conditions": {}, "fidelity": {"fvu": fvu, "l0": None}}))
+    (run / "arms" / name / "measures.json").write_text(
+        json.dumps({"conditions": {}, "fidelity": {"fvu": fvu, "l0": None}})
+    )
 
 
 def test_new_lines_are_sent_once_whatever_a_resumed_run_writes_again(tmp_path):
@@ -47,7 +49,10 @@ def test_new_lines_are_sent_once_whatever_a_resumed_run_writes_again(tmp_path):
     assert follower.look() == 0
     write_steps(tmp_path, "solo-s0", (10, 20), more='{"step": 30, "fv')  # a line that is being written
     assert follower.look() == 2 and follower.look() == 0
-    assert sink.lines == [("solo-s0", 10, {"train/tokens": 640, "train/fvu": 0.1}), ("solo-s0", 20, {"train/tokens": 1280, "train/fvu": 0.05})]
+    assert sink.lines == [
+        ("solo-s0", 10, {"train/tokens": 640, "train/fvu": 0.1}),
+        ("solo-s0", 20, {"train/tokens": 1280, "train/fvu": 0.05}),
+    ]
     write_steps(tmp_path, "solo-s0", (10,))  # cut back to its checkpoint
     assert follower.look() == 0
     write_steps(tmp_path, "solo-s0", (10, 20, 30))
@@ -55,7 +60,10 @@ def test_new_lines_are_sent_once_whatever_a_resumed_run_writes_again(tmp_path):
     assert follower.look() == 2 and [line[:2] for line in sink.lines[2:]] == [("joint-s0", 10), ("solo-s0", 30)]
     # what is there already is asked of the sink
     other = Kept(**{"solo-s0": 20})
-    assert Follower(tmp_path, other).look() == 2 and [line[:2] for line in other.lines] == [("joint-s0", 10), ("solo-s0", 30)]
+    assert Follower(tmp_path, other).look() == 2 and [line[:2] for line in other.lines] == [
+        ("joint-s0", 10),
+        ("solo-s0", 30),
+    ]
 
 
 def test_measures_are_sent_when_they_are_there_and_again_when_they_change(tmp_path):
@@ -127,7 +135,10 @@ def test_tensorboard_shows_the_numbers_of_the_record_once(tmp_path):
         assert track(tmp_path, "tensorboard") == 3
     (events,) = (tmp_path / "tensorboard").iterdir()
     found = EventAccumulator(str(events)).Reload()
-    assert [(each.step, each.value) for each in found.Scalars("train/fvu")] == [(10, pytest.approx(0.1)), (20, pytest.approx(0.05))]
+    assert [(each.step, each.value) for each in found.Scalars("train/fvu")] == [
+        (10, pytest.approx(0.1)),
+        (20, pytest.approx(0.05)),
+    ]
     assert [(each.step, each.value) for each in found.Scalars("measures/fidelity.fvu")] == [(20, 0.25)]
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from metasae.recipe import Recipe
-from metasae.sae.architectures import ARCHITECTURES, Options, architecture
+from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARCHITECTURES
+from metasae.sae.architectures import Options, architecture
 from metasae.sae.gradients import Arithmetic, forward, sae_gradients
 from metasae.sae.kernels import kernels, reference
 from metasae.sae.sae import SAE
@@ -107,7 +108,9 @@ def test_gradients_equal_autograd(name, case, kernel):
         wanted = getattr(leaves, key).grad
         wanted = torch.zeros_like(gradient) if wanted is None else wanted
         scale = float(wanted.abs().max()) + 1e-6
-        torch.testing.assert_close(gradient / scale, wanted / scale, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            gradient / scale, wanted / scale, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_matryoshka_prefixes_by_hand():
@@ -117,13 +120,21 @@ def test_matryoshka_prefixes_by_hand():
 
 
 def recipe(**tables):
-    train_ = {"tokens": 64 * 24, "batch": 64, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 500, "k_aux": 4, **tables.pop("train", {})}
+    train_ = {
+        "tokens": 64 * 24,
+        "batch": 64,
+        "n_primary_steps": 4,
+        "n_meta_steps": 2,
+        "dead_after": 500,
+        "k_aux": 4,
+        **tables.pop("train", {}),
+    }
     meta = {"n": 8, "k": 2, **tables.pop("meta", {})}
     return Recipe.load({"sae": {"n": 48, "k": 3, **tables.pop("sae", {})}, "meta": meta, "train": train_})
 
 
 def run(values, arm, folder, batches):
-    from metasae.progress import Task
+    from metasae.progress.progress import Task
 
     trainer = Trainer(values, arm, 0, torch.full((16,), 0.3))
     train(trainer, batches(), folder, Task(None, None))
@@ -139,10 +150,14 @@ def test_control_equals_solo_bit_for_bit(name, batches, tmp_path):
     assert not torch.equal(solo.primary.weights.W_dec_ND, joint.primary.weights.W_dec_ND)
 
 
-@pytest.mark.parametrize("penalty", [{}, {"ortsae": 0.2}, {"c2r": 5.0}, {"cofiring": 0.2}, {"ortsae": 0.1, "cofiring": 0.1}])
+@pytest.mark.parametrize(
+    "penalty", [{}, {"ortsae": 0.2}, {"c2r": 5.0}, {"cofiring": 0.2}, {"ortsae": 0.1, "cofiring": 0.1}]
+)
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_every_architecture_with_every_penalty_trains_and_saves(name, penalty, batches, tmp_path):
-    values = recipe(sae={"architecture": name, "b_enc": True}, train={"penalties": penalty, "penalty_every": 2, "tokens": 64 * 60})
+    values = recipe(
+        sae={"architecture": name, "b_enc": True}, train={"penalties": penalty, "penalty_every": 2, "tokens": 64 * 60}
+    )
     trainer = run(values, "joint", tmp_path / "joint", batches)
     saes = trainer.export(1.5, {})
     for role, sae in saes.items():
@@ -162,7 +177,15 @@ def test_every_architecture_with_every_penalty_trains_and_saves(name, penalty, b
 
 
 # A large step and a strong auxiliary loss: half a million tokens of a toy world are few.
-PLANTED = {"tokens": 256 * 2000, "batch": 256, "lr": 2e-2, "decay": 0.6, "warmup": 50, "dead_after": 5000, "aux_coef": 0.25}
+PLANTED = {
+    "tokens": 256 * 2000,
+    "batch": 256,
+    "lr": 2e-2,
+    "decay": 0.6,
+    "warmup": 50,
+    "dead_after": 5000,
+    "aux_coef": 0.25,
+}
 
 
 class Planted:
@@ -184,7 +207,7 @@ class Planted:
 
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
 def test_planted_features_are_recovered(name, tmp_path):
-    from metasae.progress import Task
+    from metasae.progress.progress import Task
 
     values = Recipe.load(
         {

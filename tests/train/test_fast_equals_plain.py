@@ -7,8 +7,8 @@ The auxiliary loss is off here; `test_goldens.py` follows it with both kernel se
 import pytest
 import torch
 
-from metasae.recipe import Recipe
-from metasae.sae.architectures import ARCHITECTURES
+from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARCHITECTURES
 from metasae.train.trainer import Trainer
 
 BATCH = 256
@@ -34,7 +34,14 @@ def losses(kernels, dtype, architecture="batchtopk", steps=200):
         {
             "sae": {"n": 256, "k": 6, "architecture": architecture},
             "meta": {"n": 24, "k": 3},
-            "train": {"tokens": BATCH * steps, "batch": BATCH, "lr": 3e-4, "kernels": kernels, "dtype": dtype, "decay": 0.2},
+            "train": {
+                "tokens": BATCH * steps,
+                "batch": BATCH,
+                "lr": 3e-4,
+                "kernels": kernels,
+                "dtype": dtype,
+                "decay": 0.2,
+            },
         }
     )
     trainer, out = Trainer(recipe, "joint", 0, torch.full((48,), 0.2)), []

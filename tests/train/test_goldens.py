@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.train.trainer import Trainer
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens"
@@ -18,7 +18,7 @@ def read(name):
     if not path.exists():
         pytest.skip("the golden traces are not beside this checkout")
     with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])  # noqa: SIM118
+        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])
 
 
 def trainer_for(tensors, config, kernels):
@@ -75,7 +75,9 @@ def first_gradients(trainer, x):
 def test_trace(name, kernels):
     tensors, config = read(name)
     trainer = trainer_for(tensors, config, kernels)
-    trace = {key: [] for key in ("primary.l2", "primary.aux", "primary.penalty", "primary.loss", "meta.l2", "meta.loss")}
+    trace = {
+        key: [] for key in ("primary.l2", "primary.aux", "primary.penalty", "primary.loss", "meta.l2", "meta.loss")
+    }
     batches = iter(tensors["batches"])
     gradients = first_gradients(trainer_for(tensors, config, kernels), tensors["batches"][0])
     while action := trainer.next_action():
@@ -97,7 +99,11 @@ def test_trace(name, kernels):
         weights = learner.weights
         for key, ours in (("W_enc", weights.W_enc_ND.t()), ("W_dec", weights.W_dec_ND), ("b_dec", weights.b_dec_D)):
             assert (ours - tensors[f"final.{sae}.{key}"]).abs().max() < 1e-4, (sae, key)
-    for key, ours in (("W_enc", gradients["W_enc_ND"].t()), ("W_dec", gradients["W_dec_ND"]), ("b_dec", gradients["b_dec_D"])):
+    for key, ours in (
+        ("W_enc", gradients["W_enc_ND"].t()),
+        ("W_dec", gradients["W_dec_ND"]),
+        ("b_dec", gradients["b_dec_D"]),
+    ):
         assert (ours - tensors[f"step0.primary.{key}.grad"]).abs().max() < 1e-6, key
     if name == "joint_aux":
         assert max(trace["primary.aux"]) > 0

@@ -90,7 +90,9 @@ def test_penalty_gradient_equals_autograd(name, mode, weighted):
     wh = objective.meta_reconstruction(leaf, meta, k_m * n, mode)
     p = torch.exp(-(leaf - wh).pow(2).sum(1) / sigma_sq)
     (p if share is None else share * p).mean().backward()
-    torch.testing.assert_close(full_gradient(weights.W_dec_ND, meta, seen, mode, sigma_sq, share), leaf.grad, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        full_gradient(weights.W_dec_ND, meta, seen, mode, sigma_sq, share), leaf.grad, rtol=1e-4, atol=1e-7
+    )
 
 
 def test_penalty_by_hand():

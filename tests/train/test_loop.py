@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from metasae.errors import Interrupted, UserError
-from metasae.progress import Task
+from metasae.progress.progress import Task
+from metasae.progress.stop import StopRequest
 from metasae.sae.optimiser import learning_rate
-from metasae.stop import StopRequest
 from metasae.train import checkpoint
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
@@ -96,7 +96,9 @@ def test_training_lowers_the_loss_and_dead_latents_are_counted_in_tokens(small_r
 
 def test_same_seed_same_start_other_seed_other_start(small_recipe):
     recipe = small_recipe()
-    joint, solo, other = (Trainer(recipe, arm, seed, torch.zeros(16)) for arm, seed in (("joint", 0), ("solo", 0), ("solo", 1)))
+    joint, solo, other = (
+        Trainer(recipe, arm, seed, torch.zeros(16)) for arm, seed in (("joint", 0), ("solo", 0), ("solo", 1))
+    )
     assert same_weights(joint.primary.weights, solo.primary.weights)
     assert not same_weights(other.primary.weights, solo.primary.weights)
     assert not torch.equal(joint.meta.weights.W_dec_ND, joint.primary.weights.W_dec_ND[:8])
@@ -137,7 +139,9 @@ def test_killed_and_resumed_is_bit_identical(small_recipe, batches, tmp_path, ki
     recipe = small_recipe()
     whole = run(recipe, "joint", tmp_path / "whole", batches)
     # forked, as a fresh process takes seconds to load torch
-    child = multiprocessing.get_context("fork").Process(target=train_until_killed, args=(recipe, batches, tmp_path / "cut", kill_at))
+    child = multiprocessing.get_context("fork").Process(
+        target=train_until_killed, args=(recipe, batches, tmp_path / "cut", kill_at)
+    )
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

@@ -7,14 +7,22 @@ from typing import Annotated
 
 import typer
 
-from metasae.cli import app
+from metasae.cli.app import app
 from metasae.cli.options import AsJson, Device
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="an SAE: a folder or file in any format that is read, or hf:OWNER/NAME/FOLDER@REVISION")],
-    to: Annotated[str, typer.Option(help="saelens, dictionary_learning, sparsify, paper, metasae; its firings: delphi, neuronpedia, paper_cache")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="an SAE: a folder or file in any format that is read, or hf:OWNER/NAME/FOLDER@REVISION"),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="saelens, dictionary_learning, sparsify, paper, metasae; its firings: delphi, neuronpedia, paper_cache"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="where it is written; must not exist yet")],
     context: Annotated[int | None, typer.Option(help="firings: tokens of a row of text")] = None,
     other: Annotated[Path | None, typer.Option(help="paper_cache: the arm that it is paired with")] = None,
@@ -26,7 +34,7 @@ def export(
     check_export(str(folder), to, out, options)
     if to in FIRINGS:
         from metasae.interop.activations import export_activations
-        from metasae.progress import Progress
+        from metasae.progress.progress import Progress
 
         export_activations(folder, to, out, progress=Progress(), **options)
         print(out)
@@ -38,7 +46,9 @@ def export(
 
 @app.command(name="import")
 def import_(
-    path: Annotated[str, typer.Argument(help="an SAE of another library: a folder or file, or hf:OWNER/NAME/FOLDER@REVISION")],
+    path: Annotated[
+        str, typer.Argument(help="an SAE of another library: a folder or file, or hf:OWNER/NAME/FOLDER@REVISION")
+    ],
     out: Annotated[Path, typer.Option(help="the SAE folder to write; must not exist yet")],
     thresholds: Annotated[Path | None, typer.Option(help="the paper's thresholds (.npy) beside its .pt")] = None,
 ) -> None:
@@ -55,15 +65,23 @@ def import_(
 @app.command()
 def track(
     run_folder: Annotated[Path, typer.Argument(help="the folder of a run or a sweep, finished or not")],
-    to: Annotated[str, typer.Option(help="tensorboard or wandb (WANDB_MODE=offline: on this machine alone)")] = "tensorboard",
-    project: Annotated[str | None, typer.Option(help="of Weights & Biases; WANDB_PROJECT or metasae when not given")] = None,
+    to: Annotated[
+        str, typer.Option(help="tensorboard or wandb (WANDB_MODE=offline: on this machine alone)")
+    ] = "tensorboard",
+    project: Annotated[
+        str | None, typer.Option(help="of Weights & Biases; WANDB_PROJECT or metasae when not given")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="go on looking until Ctrl-C")] = False,
 ) -> None:
     """Sends a run's or sweep's training curves and measures to TensorBoard or Weights & Biases; what is there already is not sent again."""
     from metasae.tracking.follow import track as send
 
     lines = send(run_folder, to, project, follow)
-    where = f"; look at them with: tensorboard --logdir {shlex.quote(str(run_folder / 'tensorboard'))}" if to == "tensorboard" else ""
+    where = (
+        f"; look at them with: tensorboard --logdir {shlex.quote(str(run_folder / 'tensorboard'))}"
+        if to == "tensorboard"
+        else ""
+    )
     print(f"{lines} new lines of curves and sets of measures{where}")
 
 
@@ -94,14 +112,16 @@ def push(
 def bench(
     folder: Annotated[Path, typer.Argument(help="an SAE: a folder or file in any format that is read")],
     out: Annotated[Path, typer.Option(help="a folder for the results")],
-    evals: Annotated[str, typer.Option(help="SAEBench's evaluations; meta_structure needs neither model nor hub")] = "meta_structure",
+    evals: Annotated[
+        str, typer.Option(help="SAEBench's evaluations; meta_structure needs neither model nor hub")
+    ] = "meta_structure",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Runs SAEBench's evaluations on an SAE (extra `saebench`)."""
+    from metasae.device import check_device
     from metasae.interop.places import sae_at
     from metasae.interop.saebench_names import check_evals
-    from metasae.start import check_device
 
     names = [name.strip() for name in evals.split(",") if name.strip()]
     check_evals(names)

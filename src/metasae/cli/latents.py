@@ -6,23 +6,33 @@ from typing import Annotated
 
 import typer
 
-from metasae.cli import app
+from metasae.cli.app import app
 from metasae.cli.options import AsJson, Device, Seeds, seed_list
 
 
 @app.command()
 def interp(
     run_folder: Annotated[Path, typer.Argument(help="a run folder whose arms keep their firings")],
-    judge: Annotated[str | None, typer.Option(help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1, or local:FOLDER")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1, or local:FOLDER")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="the judge's name on its server")] = None,
-    scores: Annotated[str, typer.Option(help="of embedding, detection, fuzz_marks, fuzz_2afc, sim_spearman, sense_intruder")] = "embedding",
+    scores: Annotated[
+        str, typer.Option(help="of embedding, detection, fuzz_marks, fuzz_2afc, sim_spearman, sense_intruder")
+    ] = "embedding",
     latents: Annotated[int, typer.Option(help="latents drawn per arm and seed")] = 1000,
     arms: Annotated[str | None, typer.Option(help="only these, e.g. solo,joint")] = None,
     seeds: Seeds = None,
-    matched: Annotated[bool, typer.Option("--matched/--unmatched", help="score the matches of solo's latents too")] = True,
-    encoder: Annotated[str | None, typer.Option(help="a sentence encoder for embedding; the run's own model when not given")] = None,
+    matched: Annotated[
+        bool, typer.Option("--matched/--unmatched", help="score the matches of solo's latents too")
+    ] = True,
+    encoder: Annotated[
+        str | None, typer.Option(help="a sentence encoder for embedding; the run's own model when not given")
+    ] = None,
     length: Annotated[int | None, typer.Option(help="tokens of a window")] = None,
-    replay: Annotated[bool, typer.Option("--replay", help="answers from RUN/replies.sqlite alone, as given by --model")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="answers from RUN/replies.sqlite alone, as given by --model")
+    ] = False,
     per_minute: Annotated[float | None, typer.Option(help="questions per minute, at most")] = None,
     concurrency: Annotated[int, typer.Option(help="questions on their way at once")] = 8,
     price: Annotated[str | None, typer.Option(help="of a million prompt and completion tokens, e.g. 0.15,0.60")] = None,
@@ -38,7 +48,15 @@ def interp(
         # a count stands for the seeds that `run` takes for it
         named = seed_list(seeds)
         seeds = ",".join(map(str, range(named) if isinstance(named, int) else named))
-    choices = {"latents": latents, "arms": arms, "seeds": seeds, "matched": matched, "replay": replay, "encoder": encoder, "length": length}
+    choices = {
+        "latents": latents,
+        "arms": arms,
+        "seeds": seeds,
+        "matched": matched,
+        "replay": replay,
+        "encoder": encoder,
+        "length": length,
+    }
     asking = {"per_minute": per_minute, "concurrency": concurrency, "price": price, "yes": yes}
     result = verb(run_folder, judge, model, scores, **choices, **asking, seed=seed, device=device, show=not as_json)
     if as_json:
@@ -48,25 +66,29 @@ def interp(
 @app.command()
 def explore(
     run_folder: Annotated[Path, typer.Argument(help="a run folder or a sweep's")],
-    static: Annotated[Path | None, typer.Option(help="write the pages into this folder instead, for any file host")] = None,
-    host: Annotated[str, typer.Option(help="the address to serve on; others than this machine's let others read along")] = "127.0.0.1",
+    static: Annotated[
+        Path | None, typer.Option(help="write the pages into this folder instead, for any file host")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="the address to serve on; others than this machine's let others read along")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="open it")] = True,
 ) -> None:
     """The explorer: latents, how they split, two latents side by side, on 127.0.0.1 or as files."""
-    from metasae.explore.sweep_pages import is_sweep
-    from metasae.progress import Progress
+    from metasae.explore.pages.sweep_pages import is_sweep
+    from metasae.progress.progress import Progress
 
     # raises for a folder that is neither a run's nor a sweep's, before the web server is imported
     is_sweep(run_folder)
     if static is not None:
         import os
 
-        from metasae.explore.static_export import static_export
+        from metasae.explore.web.static_export import static_export
 
         print(static_export(run_folder, static, Progress(), processes=os.cpu_count() or 1))
         return
-    from metasae.explore.server import serve
+    from metasae.explore.web.server import serve
 
     serve(run_folder, host=host, port=port, open_browser=browser, progress=Progress())
 
@@ -74,25 +96,33 @@ def explore(
 @app.command()
 def steer(
     folder: Annotated[Path, typer.Argument(help="an SAE folder, or an arm's folder")],
-    latent: Annotated[list[str], typer.Option(help="an edit: 17=5 sets, 17+=2 adds, 17*=0.5 scales, 17=off ablates; may be repeated")],
+    latent: Annotated[
+        list[str], typer.Option(help="an edit: 17=5 sets, 17+=2 adds, 17*=0.5 scales, 17=off ablates; may be repeated")
+    ],
     prompt: Annotated[list[str], typer.Option(help="text to go on from; may be repeated")],
     tokens: Annotated[int, typer.Option(help="new tokens per prompt")] = 40,
     point: Annotated[str | None, typer.Option(help="hook point; the SAE's own when not given")] = None,
-    model: Annotated[str | None, typer.Option(help="a folder or a name on the hub; the SAE's own when not given")] = None,
-    seed: Annotated[int | None, typer.Option(help="samples with this seed; without it the likeliest token is taken")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="a folder or a name on the hub; the SAE's own when not given")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="samples with this seed; without it the likeliest token is taken")
+    ] = None,
     error: Annotated[bool, typer.Option("--error/--no-error", help="keep what the SAE does not rebuild")] = True,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Writes on from prompts with the model as it is, and with latents set, added to, scaled or ablated."""
-    from metasae.edits import check_request
-    from metasae.start import check_device
+    from metasae.device import check_device
+    from metasae.steering.edits import check_request
 
     check_request(folder, latent, prompt, tokens)
     check_device(device)
-    from metasae.steering import run_steer
+    from metasae.steering.steering import run_steer
 
-    result = run_steer(folder, latent, prompt, tokens=tokens, point=point, model=model, error=error, seed=seed, device=device)
+    result = run_steer(
+        folder, latent, prompt, tokens=tokens, point=point, model=model, error=error, seed=seed, device=device
+    )
     if as_json:
         print(json.dumps(result, indent=2))
         return

@@ -8,7 +8,9 @@ import typer
 
 from metasae.errors import UserError
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")
+]
 Seeds = Annotated[str | None, typer.Option(help="how many seeds (3: 0, 1 and 2), or which (0,7; one alone: 7,)")]
 Arms = Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")]
@@ -19,7 +21,7 @@ RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (metasa
 
 def overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> dict[str, Any]:
     """Dotted keys and their values. Raises UserError for what is none."""
-    from metasae.recipe import parse_override
+    from metasae.recipe.recipe import parse_override
 
     out = dict(parse_override(text) for text in set_ or [])
     if seeds is not None:

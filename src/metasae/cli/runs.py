@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metasae.cli import app
+from metasae.cli.app import app
 from metasae.cli.options import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, overrides, seed_list
 from metasae.errors import UserError
 
@@ -17,33 +17,44 @@ def run(
     set_: Set = None,
     seeds: Seeds = None,
     arms: Arms = None,
-    points: Annotated[str | None, typer.Option(help="several hook points, from one harvest: a run folder each, OUT/POINT")] = None,
+    points: Annotated[
+        str | None, typer.Option(help="several hook points, from one harvest: a run folder each, OUT/POINT")
+    ] = None,
     out: Out = None,
     device: Device = "cpu",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the recipe and what the run needs; write nothing; exit 1 where it cannot run")
+        bool,
+        typer.Option(
+            "--dry-run", help="print the recipe and what the run needs; write nothing; exit 1 where it cannot run"
+        ),
     ] = False,
-    track: Annotated[str | None, typer.Option(help="send curves and measures on as they are written: tensorboard or wandb")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="send curves and measures on as they are written: tensorboard or wandb")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
-    from metasae import start
-    from metasae.run_lock import first_alone_on
+    from metasae.jobs import start
+    from metasae.jobs.run_lock import first_alone_on
+    from metasae.recipe.resolve import one_per_point, resolve
 
     # whatever can be refused without torch is refused before it is imported, which takes seconds
     if track is not None:
         from metasae.tracking.follow import check_sink
 
         check_sink(track)
-    resolved, folder = start.resolve(recipe, out, overrides(set_, seeds, arms), device)
-    runs = start.one_per_point(resolved, folder, [point.strip() for point in points.split(",")] if points else [])
+    resolved, folder = resolve(recipe, out, overrides(set_, seeds, arms), device)
+    runs = one_per_point(resolved, folder, [point.strip() for point in points.split(",")] if points else [])
     if dry_run:
-        results = [start.plan(*each, show=not as_json) | {"doctor": _examined(*each, device, True, not as_json, stderr=True)} for each in runs]
+        results = [
+            start.plan(*each, show=not as_json) | {"doctor": _examined(*each, device, True, not as_json, stderr=True)}
+            for each in runs
+        ]
     else:
         for each, place in runs:
             with first_alone_on(place):
                 start.claim(each, place)
-        from metasae import job
+        from metasae.jobs import run as job
 
         results = [job.run(each, out=place, device=device, show=not as_json, track=track) for each, place in runs]
     result = results[0] if len(results) == 1 else results
@@ -62,19 +73,23 @@ def doctor(
     out: Out = None,
     device: Device = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="arithmetic alone: load no model and time nothing")] = False,
-    gpu: Annotated[str | None, typer.Option(help="a plan for GPUs of this name in place of this machine, e.g. h200")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="a plan for GPUs of this name in place of this machine, e.g. h200")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(help="how many of them; 1 when not given")] = None,
-    efficiency: Annotated[float | None, typer.Option(help="the share of the datasheet's rates that a plan's slow end counts with; 0.5")] = None,
+    efficiency: Annotated[
+        float | None, typer.Option(help="the share of the datasheet's rates that a plan's slow end counts with; 0.5")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the report as JSON on stdout")] = False,
 ) -> None:
     """Says before a run what it needs, how long it takes and whether it fits this machine, or GPUs one does not have (exit 0), or not (exit 1)."""
-    from metasae import start
+    from metasae.recipe.resolve import resolve
 
     if gpu or gpus is not None or efficiency is not None:
         if device != "cpu":
             raise UserError("--device is a device of this machine; a plan takes --gpu and --gpus alone")
         raise typer.Exit(_planned(recipe, overrides(set_, seeds, arms), gpu, gpus, efficiency, as_json))
-    report = _examined(*start.resolve(recipe, out, overrides(set_, seeds, arms), device), device, quick, not as_json)
+    report = _examined(*resolve(recipe, out, overrides(set_, seeds, arms), device), device, quick, not as_json)
     if as_json:
         print(json.dumps(report, indent=2))
     raise typer.Exit(0 if report["fits"] else 1)
@@ -83,7 +98,7 @@ def doctor(
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")] = None) -> None:
     """Lists the shipped recipes, or prints one as TOML."""
-    from metasae import recipe
+    from metasae.recipe import recipe
 
     if name:
         print(recipe.text_of(name), end="")
@@ -95,21 +110,28 @@ def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")
 @app.command()
 def measure(
     folders: Annotated[list[str], typer.Argument(help="run folders or SAE folders, each as PATH or NAME=PATH")],
-    recipe: Annotated[str | None, typer.Option(help="model, hook, text and measures; the first SAE's own recipe when not given")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. measure.tokens=50000")] = None,
-    out: Annotated[Path, typer.Option(help="a run folder for what is found; the SAEs' own folders stay as they are")] = Path("runs/measured"),
+    recipe: Annotated[
+        str | None, typer.Option(help="model, hook, text and measures; the first SAE's own recipe when not given")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. measure.tokens=50000"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="a run folder for what is found; the SAEs' own folders stay as they are")
+    ] = Path("runs/measured"),
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measures SAEs that are there already, on the same held-out text, and compares them."""
-    from metasae import targets
-    from metasae.run_lock import alone_on
+    from metasae.jobs import targets
+    from metasae.jobs.run_lock import alone_on
 
     changed = overrides(set_, None, None)
     _, resolved = targets.chosen(folders, recipe, changed, device)
     with alone_on(out):
         targets.claim(resolved, out)
-    from metasae import measuring
+    from metasae.jobs import measure as measuring
 
     result = measuring.measure(folders, out, recipe, changed, device, show=not as_json)
     if as_json:
@@ -119,11 +141,13 @@ def measure(
 @app.command()
 def compare(
     run_folder: Annotated[Path, typer.Argument(help="a run folder")],
-    baseline: Annotated[str | None, typer.Option(help="the arm that the others are compared with; solo when not given")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="the arm that the others are compared with; solo when not given")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the comparison as JSON on stdout")] = False,
 ) -> None:
     """Compares the measured arms of a run again and writes compare.json, compare.md and the report."""
-    from metasae.conclusion import conclude
+    from metasae.jobs.conclude import conclude
 
     result = conclude(run_folder, show=not as_json, baseline=baseline)
     if as_json:
@@ -133,15 +157,26 @@ def compare(
 @app.command()
 def sweep(
     recipe: RecipeName,
-    grid: Annotated[list[str] | None, typer.Option(metavar="KEY=V,V", help="values of one key, e.g. train.lambda2=0.1,0.3; may be repeated")] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V,V", help="values of one key, e.g. train.lambda2=0.1,0.3; may be repeated"),
+    ] = None,
     named: Annotated[str | None, typer.Option(help="an ablation that ships, e.g. lambda2-sigma")] = None,
-    search: Annotated[int | None, typer.Option(help="so many trials of a search within the grid's values instead of all its cells")] = None,
-    objective: Annotated[list[str] | None, typer.Option(help="what is weighed against fidelity, e.g. cooccurrence.mean_abs_phi")] = None,
-    early_stop: Annotated[bool, typer.Option("--early-stop", help="give up cells that fall behind, by successive halving")] = False,
+    search: Annotated[
+        int | None, typer.Option(help="so many trials of a search within the grid's values instead of all its cells")
+    ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="what is weighed against fidelity, e.g. cooccurrence.mean_abs_phi")
+    ] = None,
+    early_stop: Annotated[
+        bool, typer.Option("--early-stop", help="give up cells that fall behind, by successive halving")
+    ] = False,
     set_: Set = None,
     seeds: Seeds = None,
     workers: Annotated[int, typer.Option(help="processes on this machine; the same command elsewhere adds more")] = 1,
-    storage: Annotated[str | None, typer.Option(help="an Optuna storage URL; a journal in the folder when not given")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="an Optuna storage URL; a journal in the folder when not given")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="the sweep's folder; runs/RECIPE-sweep when not given")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -168,14 +203,16 @@ def sweep(
         print(json.dumps(result, indent=2))
 
 
-def _planned(recipe: str, changed: dict, gpu: str | None, gpus: int | None, efficiency: float | None, as_json: bool) -> int:
+def _planned(
+    recipe: str, changed: dict, gpu: str | None, gpus: int | None, efficiency: float | None, as_json: bool
+) -> int:
     """Prints the plan for GPUs that are not here; the exit code."""
-    from metasae import start
     from metasae.doctor.cards import EFFICIENCY, asked_card
+    from metasae.recipe.resolve import resolve
 
     gpus, efficiency = 1 if gpus is None else gpus, EFFICIENCY if efficiency is None else efficiency
     name = asked_card(gpu, gpus, efficiency).name
-    start.resolve(recipe, None, changed, "cpu")
+    resolve(recipe, None, changed, "cpu")
     from metasae.doctor.plan import plan
     from metasae.doctor.plan_table import print_plan
 
@@ -191,7 +228,7 @@ def _examined(resolved, folder: Path, device: str, quick: bool, show: bool, stde
     """What the doctor says; with `show` as a table too, which a dry run keeps off stdout so that stdout is a recipe."""
     from metasae.doctor.report import examine
     from metasae.doctor.table import print_report
-    from metasae.progress import Progress
+    from metasae.progress.progress import Progress
 
     report = examine(resolved, folder, device=device, quick=quick, progress=Progress())
     if show:

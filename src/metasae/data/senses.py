@@ -16,16 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metasae.data.host import Host
-from metasae.data.windows import Window, pad
+from metasae.data.model.host import Host
+from metasae.data.text.windows import Window, pad
 from metasae.errors import UserError, nearest
-from metasae.progress import SILENT, Progress, Task
+from metasae.progress.progress import SILENT, Progress, Task
 
 KEYS = ("word", "sense", "before", "target", "after")
 SUFFIXES = (".jsonl", ".jsonl.gz")
 MINIMUM = 20
 BATCH = 64
-NO_TOKEN, TOO_LONG, REPEATED = "the target has no token", "the target is longer than the window", "the same sentence again"
+NO_TOKEN, TOO_LONG, REPEATED = (
+    "the target has no token",
+    "the target is longer than the window",
+    "the same sentence again",
+)
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,14 @@ def sense_files(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(f"'{path}' is no file or folder of word senses{hint if 'did you mean' in hint else '; check the path'}")
+        raise UserError(
+            f"'{path}' is no file or folder of word senses{hint if 'did you mean' in hint else '; check the path'}"
+        )
     found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith("."))
     if not found:
-        raise UserError(f"the folder '{path}' holds no word senses; put files there that end with {' or '.join(SUFFIXES)}")
+        raise UserError(
+            f"the folder '{path}' holds no word senses; put files there that end with {' or '.join(SUFFIXES)}"
+        )
     return found
 
 
@@ -96,7 +104,9 @@ def read_senses(file: str | Path) -> Iterator[Occurrence]:
                 if line.strip():
                     yield _occurrence(json.loads(line), f"{file}, line {number}")
     except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {number} is no JSON ({error.msg}); write one object a line with the keys {', '.join(KEYS)}") from None
+        raise UserError(
+            f"{file}, line {number} is no JSON ({error.msg}); write one object a line with the keys {', '.join(KEYS)}"
+        ) from None
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{file} is damaged after line {number} ({error}); repair it or leave it out") from None
     except OSError as error:
@@ -135,7 +145,9 @@ def sense_activations(
     not tell where its tokens stand, and when no word remains; ValueError for a minimum below 2.
     """
     if minimum < 2:
-        raise ValueError(f"minimum must be 2 or more, so that both halves of the sentences can hold a sense, not {minimum}")
+        raise ValueError(
+            f"minimum must be 2 or more, so that both halves of the sentences can hold a sense, not {minimum}"
+        )
     files = list(files)
     occurrences: dict[str, list[Occurrence]] = {}
     for file in files:
@@ -150,11 +162,15 @@ def sense_activations(
             else:
                 words.append(found)
     if not words:
-        raise UserError(f"no word in {', '.join(map(str, files)) or 'no files'} has two senses with {minimum} examples each; tag more sentences")
+        raise UserError(
+            f"no word in {', '.join(map(str, files)) or 'no files'} has two senses with {minimum} examples each; tag more sentences"
+        )
     return words
 
 
-def _of_word(host: Host, word: str, occurrences: list[Occurrence], context: int, minimum: int, task: Task) -> SenseActivations | None:
+def _of_word(
+    host: Host, word: str, occurrences: list[Occurrence], context: int, minimum: int, task: Task
+) -> SenseActivations | None:
     unique = list(dict.fromkeys(occurrences))
     skipped = Counter({REPEATED: len(occurrences) - len(unique)})
     placed = []
@@ -176,7 +192,9 @@ def _of_word(host: Host, word: str, occurrences: list[Occurrence], context: int,
         senses=senses,
         x=_run(host, [window for _, window, _ in kept], np.array([position for _, _, position in kept]), task),
         sense=np.array([senses.index(occurrence.sense) for occurrence, _, _ in kept], dtype=np.int64),
-        sentence=np.array([sentences.setdefault(occurrence.sentence, len(sentences)) for occurrence, _, _ in kept], dtype=np.int64),
+        sentence=np.array(
+            [sentences.setdefault(occurrence.sentence, len(sentences)) for occurrence, _, _ in kept], dtype=np.int64
+        ),
         skipped={reason: count for reason, count in skipped.items() if count},
         rare={sense: count for sense, count in sorted(sizes.items()) if count < minimum},
         point=host.point,
@@ -189,7 +207,9 @@ def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) 
     A token belongs to the target when it holds one of its characters.
     """
     if not host.tokenizer.is_fast:
-        raise UserError(f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; word senses need a fast one")
+        raise UserError(
+            f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; word senses need a fast one"
+        )
     room = host.frame.room(min(context, host.max_context or context))
     encoded = host.tokenizer(
         [occurrence.sentence for occurrence in occurrences],
@@ -199,8 +219,14 @@ def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) 
         return_offsets_mapping=True,
         verbose=False,
     )
-    for number, (occurrence, ids, offsets) in enumerate(zip(occurrences, encoded["input_ids"], encoded["offset_mapping"], strict=True)):
-        own = [place for place, (start, stop) in enumerate(offsets) if max(start, occurrence.start) < min(stop, occurrence.stop)]
+    for number, (occurrence, ids, offsets) in enumerate(
+        zip(occurrences, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    ):
+        own = [
+            place
+            for place, (start, stop) in enumerate(offsets)
+            if max(start, occurrence.start) < min(stop, occurrence.stop)
+        ]
         if not own:
             yield NO_TOKEN
         elif own[-1] + 1 - own[0] > room:
@@ -229,7 +255,9 @@ def _run(host: Host, windows: list[Window], positions: np.ndarray, task: Task) -
         x_BTD = host.activations(ids, mask)
         found = x_BTD[torch.arange(len(batch), device=host.device), places].to("cpu", torch.float32)
         if not torch.isfinite(found).all():
-            raise UserError(f"the model gives NaN or inf activations at '{host.point}'; set model.dtype=fp32 or choose another hook.point")
+            raise UserError(
+                f"the model gives NaN or inf activations at '{host.point}'; set model.dtype=fp32 or choose another hook.point"
+            )
         rows[torch.from_numpy(batch)] = found
         task.advance(len(batch))
     return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from metasae.doctor.machine import resident
-from metasae.progress import Progress
+from metasae.progress.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Clock(Progress):
 
 
 class Ticks:
-    """Stands in for a `metasae.progress.Task`."""
+    """Stands in for a `metasae.progress.progress.Task`."""
 
     def __init__(self):
         self.given: list[tuple[float, int]] = []

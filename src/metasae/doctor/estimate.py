@@ -15,7 +15,7 @@ On W ranks a rank has ceil(n / W) latents of the primary for n, and all m of the
 
 from dataclasses import asdict, dataclass, replace
 
-from metasae.recipe import Dictionary, Recipe
+from metasae.recipe.recipe import Dictionary, Recipe
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Python, torch, transformers, scipy and matplotlib with what they allocate for themselves.
@@ -68,7 +68,11 @@ class Needs:
     @property
     def gpu(self) -> int:
         """Peak of the GPU's memory; 0 without one."""
-        return self.model + (self.forward + self.train if self.windows else max(self.forward, self.train)) if self.on_gpu else 0
+        return (
+            self.model + (self.forward + self.train if self.windows else max(self.forward, self.train))
+            if self.on_gpu
+            else 0
+        )
 
     @property
     def stages(self) -> dict[str, int]:
@@ -79,7 +83,16 @@ class Needs:
         return asdict(self) | {"memory": self.memory, "gpu": self.gpu}
 
 
-def needs(recipe: Recipe, d: int, model: int, vocabulary: int = 0, width: int = 2, threads: int = 1, on_gpu: bool = False, ranks: int = 1) -> Needs:
+def needs(
+    recipe: Recipe,
+    d: int,
+    model: int,
+    vocabulary: int = 0,
+    width: int = 2,
+    threads: int = 1,
+    on_gpu: bool = False,
+    ranks: int = 1,
+) -> Needs:
     """d: width of the hooked tensor. model: bytes of the language model's weights. vocabulary: its size, 0 where it predicts no token.
 
     width: bytes per number of the dense products. ranks: over which training spreads the primary; memory is that of the first.
@@ -125,7 +138,9 @@ def cache_bytes(recipe: Recipe, d: int) -> int:
     """
     if is_planted(recipe):
         return 0
-    kept = sum(count for split, count in recipe.split_tokens.items() if split != "train" or not recipe.harvest.window_tokens)
+    kept = sum(
+        count for split, count in recipe.split_tokens.items() if split != "train" or not recipe.harvest.window_tokens
+    )
     return kept * _token_bytes(recipe, d) * (1 + len(recipe.hook.also))
 
 
@@ -134,7 +149,7 @@ def window_bytes(recipe: Recipe, d: int, on_gpu: bool) -> int:
     window = recipe.harvest.window_tokens
     if not window:
         return 0
-    from metasae.data.activations import POOL_BATCHES
+    from metasae.data.cache.activations import POOL_BATCHES
 
     tokens = window + POOL_BATCHES * recipe.harvest.batch_tokens
     return tokens * _token_bytes(recipe, d) * (2 if on_gpu and recipe.train.tokens > window else 1)
@@ -157,7 +172,7 @@ def run_folder_bytes(recipe: Recipe, d: int) -> int:
     """
     firings = recipe.measure.tokens * (8 * recipe.sae.k + 20) if recipe.measure.keep_firings else 0
     arm = sae_bytes(recipe.sae.n, d) + firings + SMALL_FILES
-    metas = sum(has_meta(recipe, arm) for arm in recipe.arms) * sae_bytes(recipe.meta.n, d)
+    metas = sum(recipe.has_meta(arm) for arm in recipe.arms) * sae_bytes(recipe.meta.n, d)
     checkpoints = 1 + (len(recipe.seeds) * len(recipe.arms) if recipe.harvest.window_tokens else 1)
     return len(recipe.seeds) * (len(recipe.arms) * arm + metas) + checkpoints * checkpoint_bytes(recipe, d)
 
@@ -184,18 +199,24 @@ def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int
 
     ranks: over which the primary's latents are spread; the bytes are those of the rank with most.
     """
-    from metasae.parallel.traffic import charged_penalties, n_prefixes
+    from metasae.train.sharded.traffic import charged_penalties, n_prefixes
 
     sae, meta, B = recipe.sae, recipe.meta, recipe.train.batch
     own = -(-sae.n // ranks)
     here = sae if ranks == 1 else sae.model_copy(update={"n": own})
     primary, second = weight_bytes(recipe, d, ranks)
-    passing = _step(here, d, B, width, sae.b_enc, entries(sae, B, own)) + PER_INPUT * B * d + 20 * B * own * (recipe.train.kernels == "reference")
+    passing = (
+        _step(here, d, B, width, sae.b_enc, entries(sae, B, own))
+        + PER_INPUT * B * d
+        + 20 * B * own * (recipe.train.kernels == "reference")
+    )
     if ranks > 1:
         # a threshold over all ranks marks what is above it in one byte for each pre-activation, where a selection here takes two
         passing -= B * own
     # a residual and a slope for each further prefix; a further penalty's gradient
-    passing += 8 * (n_prefixes(sae) - 1) * B * d + 4 * own * d * ("joint" in recipe.arms and bool(charged_penalties(recipe)))
+    passing += 8 * (n_prefixes(sae) - 1) * B * d + 4 * own * d * (
+        "joint" in recipe.arms and bool(charged_penalties(recipe))
+    )
     if ranks > 1 and sae.architecture == "topk":
         # every rank's largest entries of each token, sorted
         passing += ranks * B * min(sae.k, own) * (3 * width + 9)
@@ -209,7 +230,7 @@ def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int
 def weight_bytes(recipe: Recipe, d: int, ranks: int = 1) -> tuple[int, int]:
     """Weights, moments and gradients of (a rank's latents of the primary, the meta SAE: 0 where no arm has one)."""
     own = recipe.sae.model_copy(update={"n": -(-recipe.sae.n // ranks)})
-    metas = any(has_meta(recipe, arm) for arm in recipe.arms)
+    metas = any(recipe.has_meta(arm) for arm in recipe.arms)
     return 4 * 4 * _numbers(own, d, recipe.sae.b_enc), 4 * 4 * _numbers(recipe.meta, d, False) * metas
 
 
@@ -256,14 +277,10 @@ def _batch_tokens(recipe: Recipe) -> int:
 
 def _tables(recipe: Recipe) -> list[tuple[Dictionary, bool]]:
     """(table, whether it has encoder biases) of the SAEs of the largest arm."""
-    with_meta = any(has_meta(recipe, arm) for arm in recipe.arms)
+    with_meta = any(recipe.has_meta(arm) for arm in recipe.arms)
     return [(recipe.sae, recipe.sae.b_enc), *([(recipe.meta, False)] if with_meta else [])]
 
 
 def _numbers(table: Dictionary, d: int, b_enc: bool) -> int:
     """Trained numbers of an SAE."""
     return 2 * table.n * d + d + table.n * b_enc + table.n * (table.architecture == "jumprelu")
-
-
-def has_meta(recipe: Recipe, arm: str) -> bool:
-    return arm in ("control", "sequential") or (arm == "joint" and recipe.train.lambda2 > 0)

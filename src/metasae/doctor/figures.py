@@ -39,20 +39,35 @@ def _memory(setup: Setup) -> dict[str, Figure]:
     n, memory, needs = setup.recipe.sae.n, setup.memory, setup.needs
     own = -(-n // setup.gpus)
     largest = "training, gathering" if setup.gpus > 1 else "training"
-    first = f"model, batch and the largest of {largest}" if memory.at_once else f"model and the largest of batch, {largest}"
+    first = (
+        f"model, batch and the largest of {largest}" if memory.at_once else f"model and the largest of batch, {largest}"
+    )
     windows = f", with {size(needs.windows)} of windows of activations" if needs.windows else ""
     out = {
-        "weights": Figure(memory.weights, "bytes", "arithmetic", f"weights, Adam's moments and gradients of {own:,} of {n:,} latents"),
+        "weights": Figure(
+            memory.weights, "bytes", "arithmetic", f"weights, Adam's moments and gradients of {own:,} of {n:,} latents"
+        ),
         "meta weights": Figure(memory.meta, "bytes", "arithmetic", "the same of the meta SAE, whole on every rank"),
         "passing": Figure(memory.passing, "bytes", "fitted", "a step in passing"),
-        "gather": Figure(memory.gather, "bytes", "arithmetic", "the whole SAE brought together at an arm's end, first rank"),
-        "model": Figure(memory.model, "bytes", "arithmetic", f"language model on every rank; shapes from {setup.shape.source}"),
+        "gather": Figure(
+            memory.gather, "bytes", "arithmetic", "the whole SAE brought together at an arm's end, first rank"
+        ),
+        "model": Figure(
+            memory.model, "bytes", "arithmetic", f"language model on every rank; shapes from {setup.shape.source}"
+        ),
         "model's batch": Figure(memory.forward, "bytes", "fitted", "through it in the harvest"),
         "first rank": Figure(memory.first, "bytes", "fitted", f"at its peak: {first}"),
-        "other ranks": Figure(memory.other * (setup.gpus > 1), "bytes", "fitted", "each at its peak: model and the larger of batch and training"),
+        "other ranks": Figure(
+            memory.other * (setup.gpus > 1),
+            "bytes",
+            "fitted",
+            "each at its peak: model and the larger of batch and training",
+        ),
         "reserve": Figure(RESERVE, "bytes", "assumed", "context, workspaces and buffers of every GPU"),
         "card": Figure(setup.card.memory, "bytes", "stated", f"memory of one {setup.card.name}"),
-        "host memory": Figure(setup.host_memory, "bytes", "fitted", "of the processor, all ranks in one machine; the mapped cache on top"),
+        "host memory": Figure(
+            setup.host_memory, "bytes", "fitted", "of the processor, all ranks in one machine; the mapped cache on top"
+        ),
         "cache": Figure(needs.cache, "bytes", "arithmetic", f"activations on disk{' that stay' * memory.at_once}"),
         "run folder": Figure(needs.run_folder, "bytes", "arithmetic", f"on disk{windows}"),
     }
@@ -68,7 +83,12 @@ def _step(setup: Setup) -> dict[str, Figure]:
         out = {
             "sent": Figure(setup.sent(arm), "bytes", "arithmetic", f"by a rank per {arm} step; {copies}"),
             "sending": Figure(step.sending, "s", "stated", f"for that at {link / 1e9:,.0f} GB/s in one direction"),
-            "messages": Figure(messages * MESSAGE, "s", "assumed", f"{messages:.3g} a step, {MESSAGE * 1e6:.0f} us each; in the slow end only"),
+            "messages": Figure(
+                messages * MESSAGE,
+                "s",
+                "assumed",
+                f"{messages:.3g} a step, {MESSAGE * 1e6:.0f} us each; in the slow end only",
+            ),
         }
     out |= {
         "computing": Figure(step.computing, "s", "stated", "a step's parts at least"),
@@ -77,7 +97,9 @@ def _step(setup: Setup) -> dict[str, Figure]:
     }
     if not is_planted(recipe):
         reading = tuple(rate * read for rate in rates_of(setup, arm))
-        out["cache read"] = Figure(reading, "bytes/s", "stated", "what all ranks together take from the activation cache")
+        out["cache read"] = Figure(
+            reading, "bytes/s", "stated", "what all ranks together take from the activation cache"
+        )
     return out
 
 
@@ -85,7 +107,14 @@ def _run(setup: Setup) -> dict[str, Figure]:
     recipe, steps = setup.recipe, -(-setup.recipe.train.tokens // setup.recipe.train.batch)
     spans = [setup.step(arm).span for arm in recipe.arms]
     least, most = (len(recipe.seeds) * steps * sum(span[end] for span in spans) for end in (0, 1))
-    out = {"train": Figure((least, most), "s", "stated", f"{_counted(recipe.arms, 'arm')} x {_counted(recipe.seeds, 'seed')} x {steps:,} steps")}
+    out = {
+        "train": Figure(
+            (least, most),
+            "s",
+            "stated",
+            f"{_counted(recipe.arms, 'arm')} x {_counted(recipe.seeds, 'seed')} x {steps:,} steps",
+        )
+    }
     if is_planted(recipe):
         return out
     harvest, flops = setup.harvest, setup.shape.flops

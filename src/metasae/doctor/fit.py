@@ -6,11 +6,11 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
-from metasae.data.cache import SHARDS
+from metasae.data.cache.cache import SHARDS
 from metasae.doctor.estimate import Needs, is_planted, needs
 from metasae.doctor.machine import free_disk, memory_of, same_disk
 from metasae.errors import UserError
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 
 # Values tried one after the other when a number of the recipe is lowered.
 _SHRINK = 0.95
@@ -65,7 +65,10 @@ def shortages(wanted: Needs, room: Room) -> list[Shortage]:
     if room.shared:
         disks = [("disk", wanted.cache + wanted.run_folder, room.cache)]
     else:
-        disks = [("disk of the cache", wanted.cache, room.cache), ("disk of the run folder", wanted.run_folder, room.run)]
+        disks = [
+            ("disk of the cache", wanted.cache, room.cache),
+            ("disk of the run folder", wanted.run_folder, room.run),
+        ]
     rest = [("memory", wanted.memory, room.memory), ("GPU memory", wanted.gpu, room.gpu)]
     return [Shortage(*entry) for entry in disks + rest if entry[2] is not None and entry[1] > entry[2]]
 
@@ -106,7 +109,9 @@ def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, cache: Path | None
         return
     found = changes(recipe, certain, room)
     what = f"this run cannot fit; {'; '.join(map(str, short))}"
-    cure = f"set {' '.join(f'{key}={shown(value)}' for key, value in found)}" if found else "use a larger machine or disk"
+    cure = (
+        f"set {' '.join(f'{key}={shown(value)}' for key, value in found)}" if found else "use a larger machine or disk"
+    )
     raise UserError(f"{what}; {cure} ('metasae doctor' says more)")
 
 
@@ -156,17 +161,30 @@ def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, li
         on_cache = [
             ("harvest.dtype", ["bf16"] if harvest.dtype == "fp32" else []),
             ("harvest.window_tokens", list(_windows(recipe))),
-            ("harvest.tokens" if harvest.tokens else "train.tokens", list(_down(cached, _LEAST_STEPS * batch, significant=True))),
+            (
+                "harvest.tokens" if harvest.tokens else "train.tokens",
+                list(_down(cached, _LEAST_STEPS * batch, significant=True)),
+            ),
             ("measure.tokens", list(_down(recipe.measure.tokens, 10_000, significant=True))),
         ]
         on_run = [("measure.keep_firings", [False] if recipe.measure.keep_firings else [])]
         return on_run + on_cache if wanted.run_folder > wanted.cache else on_cache + on_run
     smaller_model = ("model.dtype", ["bf16"] if recipe.model.dtype == "fp32" else [])
     smaller_batch = ("train.batch", [batch >> i for i in range(1, 32) if batch >> i >= _LEAST_BATCH])
-    fewer_latents = ("sae.n", list(_down(n, max(recipe.sae.k, recipe.sae.k_start, round(_LEAST_LATENTS * n)), grain=64)))
-    fewer_at_once = ("harvest.batch_tokens", [harvest.batch_tokens >> i for i in range(1, 32) if harvest.batch_tokens >> i >= recipe.text.context])
+    fewer_latents = (
+        "sae.n",
+        list(_down(n, max(recipe.sae.k, recipe.sae.k_start, round(_LEAST_LATENTS * n)), grain=64)),
+    )
+    fewer_at_once = (
+        "harvest.batch_tokens",
+        [harvest.batch_tokens >> i for i in range(1, 32) if harvest.batch_tokens >> i >= recipe.text.context],
+    )
     fewer_measured = ("measure.tokens", list(_down(recipe.measure.tokens, 10_000, significant=True)))
-    by_stage = {"harvest": [fewer_at_once], "train": [smaller_batch, fewer_latents], "measure": [fewer_latents, fewer_measured]}
+    by_stage = {
+        "harvest": [fewer_at_once],
+        "train": [smaller_batch, fewer_latents],
+        "measure": [fewer_latents, fewer_measured],
+    }
     stages = sorted(wanted.stages, key=wanted.stages.get, reverse=True)
     return list(dict([option for stage in stages for option in by_stage[stage]] + [smaller_model]).items())
 

@@ -24,9 +24,8 @@ out, and so is what cofiring counts on the processor.
 from dataclasses import asdict, dataclass
 
 from metasae.doctor.cards import Card
-from metasae.doctor.estimate import has_meta
-from metasae.parallel.traffic import charged_penalties, n_prefixes
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
+from metasae.train.sharded.traffic import charged_penalties, n_prefixes
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[Part]:
     ]
     if arm == "joint":
         parts += further_parts(recipe, d, own)
-    if not has_meta(recipe, arm):
+    if not recipe.has_meta(arm):
         return parts
     share, rows = train.n_meta_steps / train.n_primary_steps, 4 * d * own * meta.k
     if arm == "joint":
@@ -87,7 +86,13 @@ def further_parts(recipe: Recipe, d: int, own: int) -> list[Part]:
     n, k, share = recipe.sae.n, recipe.sae.k, 1 / recipe.train.penalty_every
     pairs = min(TOKENS, recipe.train.batch) * k * (k - 1) * own / n
     known = {
-        "ortsae": Part("ortsae", share * 2 * own * min(n, CHUNK) * d, share * (4 * n * d + 8 * own * d), share * 8 * own * d, fp32=True),
+        "ortsae": Part(
+            "ortsae",
+            share * 2 * own * min(n, CHUNK) * d,
+            share * (4 * n * d + 8 * own * d),
+            share * 8 * own * d,
+            fp32=True,
+        ),
         "c2r": Part("c2r", share * 4 * own * d * d, share * (12 * own * d + 8 * d * d), fp32=True),
         "cofiring": Part("cofiring", 0, share * (4 * n * d + 8 * own * d), share * 8 * d * pairs),
     }

@@ -4,17 +4,17 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from metasae import recipe
-from metasae.data import text as texts
-from metasae.data.activations import harvest
-from metasae.data.cache import ActivationCache
-from metasae.data.host import Host
-from metasae.data.planted_cache import PlantedCache
-from metasae.data.windows import cut, pad, tokenise
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.cache import ActivationCache
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
+from metasae.data.text import text as texts
+from metasae.data.text.windows import cut, pad, tokenise
 from metasae.doctor.clock import Clock, grown, in_use, now
 from metasae.doctor.estimate import BYTES
 from metasae.errors import UserError
-from metasae.recipe import Recipe
+from metasae.recipe import recipe
+from metasae.recipe.recipe import Recipe
 
 # Text to look at. Documents are needed in some number, since each belongs to one split.
 CHARACTERS, DOCUMENTS = 400_000, 40
@@ -43,7 +43,11 @@ class HarvestTrial:
     def seconds(self, wanted: Recipe) -> float:
         """Of the whole harvest. The source is read until the split that fills last is full, past documents of full splits."""
         tokens, held_out = wanted.split_tokens, wanted.text.calibration_share + wanted.text.evaluation_share
-        shares = {"train": 1 - held_out, "calibration": wanted.text.calibration_share, "evaluation": wanted.text.evaluation_share}
+        shares = {
+            "train": 1 - held_out,
+            "calibration": wanted.text.calibration_share,
+            "evaluation": wanted.text.evaluation_share,
+        }
         read = max(count / shares[split] for split, count in tokens.items())
         return self.first + read * self.text + sum(tokens.values()) * (self.tokenise + self.forward)
 
@@ -54,7 +58,9 @@ class HarvestTrial:
 def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[HarvestTrial, ActivationCache]:
     """Harvests some of the recipe's text into `folder`; (its times, the cache). Raises UserError where the run's own harvest would."""
     if host.max_context and wanted.text.context > host.max_context:
-        raise UserError(f"text.context = {wanted.text.context} is more than the model holds; set text.context={host.max_context} or less")
+        raise UserError(
+            f"text.context = {wanted.text.context} is more than the model holds; set text.context={host.max_context} or less"
+        )
     documents, first, reading = _some_text(wanted.text)
     start = time.perf_counter()
     tokens = [ids for _, _, ids in tokenise(host.tokenizer, enumerate(documents))]
@@ -69,7 +75,9 @@ def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[HarvestTrial,
     # the first batch warms up, so it counts only where it is the only one; what comes after the last one is shared by all
     forward = (last_tick - first_tick) / (n_tokens - n_first) if len(ticks) > 1 else (first_tick - start) / n_tokens
     memory = grown(host.device, before) * max(wanted.harvest.batch_tokens // spec.batch_tokens, 1)
-    return HarvestTrial(first, reading / n_read, tokenising / n_read, forward + (end - last_tick) / n_tokens, n_tokens, memory), cache
+    return HarvestTrial(
+        first, reading / n_read, tokenising / n_read, forward + (end - last_tick) / n_tokens, n_tokens, memory
+    ), cache
 
 
 def try_planting(wanted: Recipe) -> tuple[HarvestTrial, PlantedCache]:
@@ -99,7 +107,9 @@ def _some_text(text: recipe.Text) -> tuple[list[str], float, float]:
     return documents, first - start, time.perf_counter() - first
 
 
-def _sample(host: Host, wanted: Recipe, documents: list[str], tokens: list) -> tuple[recipe.Harvest, recipe.Text, dict[str, int]]:
+def _sample(
+    host: Host, wanted: Recipe, documents: list[str], tokens: list
+) -> tuple[recipe.Harvest, recipe.Text, dict[str, int]]:
     """What can be harvested in about SECONDS: (settings, the text with larger held-out shares, tokens of each split)."""
     text = wanted.text.model_copy(update={"calibration_share": 0.25, "evaluation_share": 0.25})
     held = dict.fromkeys(texts.SPLITS, 0)
@@ -110,9 +120,15 @@ def _sample(host: Host, wanted: Recipe, documents: list[str], tokens: list) -> t
     total = max(min(BATCHES * batch, int(_rate(host, wanted, tokens) * SECONDS), room), context)
     evaluation = min(HELD_OUT, wanted.measure.tokens, held["evaluation"], total // 3)
     calibration = min(HELD_OUT, wanted.measure.calibration_tokens, held["calibration"], total // 3)
-    counts = {"train": min(held["train"], total - evaluation - calibration), "calibration": calibration, "evaluation": evaluation}
+    counts = {
+        "train": min(held["train"], total - evaluation - calibration),
+        "calibration": calibration,
+        "evaluation": evaluation,
+    }
     if missing := [split for split, count in counts.items() if not count]:
-        raise UserError(f"text.source '{wanted.text.source}' gives no {missing[0]} tokens in {len(documents)} documents; use a longer text")
+        raise UserError(
+            f"text.source '{wanted.text.source}' gives no {missing[0]} tokens in {len(documents)} documents; use a longer text"
+        )
     return wanted.harvest.model_copy(update={"batch_tokens": min(batch, max(total // 4, context))}), text, counts
 
 

@@ -12,9 +12,21 @@ KNOWN = {
     "openai-community/gpt2-large": _GPT2 | {"n_embd": 1280, "n_layer": 36, "n_head": 20},
     "openai-community/gpt2-xl": _GPT2 | {"n_embd": 1600, "n_layer": 48, "n_head": 25},
     "google/gemma-2-2b": _GEMMA2
-    | {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4},
+    | {
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+    },
     "google/gemma-2-9b": _GEMMA2
-    | {"hidden_size": 3584, "intermediate_size": 14_336, "num_hidden_layers": 42, "num_attention_heads": 16, "num_key_value_heads": 8},
+    | {
+        "hidden_size": 3584,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+    },
 }
 # Names without their owner, as the hub takes them too.
 SHORT = {name.partition("/")[2]: name for name in KNOWN if name.startswith("openai-community/")}

@@ -3,13 +3,13 @@
 import time
 from dataclasses import asdict, dataclass, replace
 
-from metasae.data.cache import ActivationCache
-from metasae.data.host import Host
-from metasae.data.planted_cache import PlantedCache
+from metasae.data.cache.cache import ActivationCache
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
 from metasae.doctor.clock import Clock
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.suite import measure_sae, reference_of
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
 
 # Measuring is tried on so many latents at most: much of it grows with their square.

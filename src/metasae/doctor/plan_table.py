@@ -20,7 +20,11 @@ def print_plan(plan: Plan) -> None:
 
 def shown(figure: Figure) -> str:
     """A figure's value in words; a pair as `least to most`."""
-    return "not known" if figure.value is None else span(figure.value if isinstance(figure.value, tuple) else (figure.value,), figure.unit)
+    return (
+        "not known"
+        if figure.value is None
+        else span(figure.value if isinstance(figure.value, tuple) else (figure.value,), figure.unit)
+    )
 
 
 def span(values: Span | tuple[float], unit: str) -> str:
@@ -33,13 +37,20 @@ def _in_words(value: float, unit: str) -> str:
     if unit == "s":
         return duration(value) if value >= 10 else f"{value:.2g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
     if unit == "tokens/s":
-        return f"{value / 1e6:.3g}M/s" if value >= 1e6 else f"{value / 1e3:,.0f}k/s" if value >= 1e4 else f"{value:,.0f}/s"
+        return (
+            f"{value / 1e6:.3g}M/s" if value >= 1e6 else f"{value / 1e3:,.0f}k/s" if value >= 1e4 else f"{value:,.0f}/s"
+        )
     return size(value) + "/s" * (unit == "bytes/s")
 
 
 def _figures(plan: Plan):
     table = _table(f"{plan.setup.gpus} x {plan.setup.card.name}")
-    for heading, options in (("", {"no_wrap": True}), ("", {"justify": "right", "no_wrap": True}), ("from", {"no_wrap": True}), ("", {})):
+    for heading, options in (
+        ("", {"no_wrap": True}),
+        ("", {"justify": "right", "no_wrap": True}),
+        ("from", {"no_wrap": True}),
+        ("", {}),
+    ):
         table.add_column(heading, **options)
     for name, figure in plan.figures.items():
         table.add_row(name, shown(figure), figure.origin, figure.says)

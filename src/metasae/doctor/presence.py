@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from metasae import recipe
-from metasae.data import hooks, hub, loading
-from metasae.data.model_folder import local_folder
-from metasae.data.refusal import refusal
+from metasae.data.model import hooks, loading
+from metasae.data.model.model_folder import local_folder
+from metasae.data.model.refusal import refusal
+from metasae.data.text import hub
 from metasae.doctor.known import config_of
 from metasae.errors import UserError
+from metasae.recipe import recipe
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -39,7 +40,7 @@ class Presence:
 
 def planted_presence(values: dict) -> Presence:
     """Of a planted world, which needs no model. values: the recipe's table `planted`."""
-    from metasae.data.planted_cache import PlantedCache
+    from metasae.data.planted.planted_cache import PlantedCache
 
     try:
         return Presence("planted", "none needed", None, PlantedCache(values, {}).d, 0, 0)
@@ -55,7 +56,11 @@ def presence_of(model: recipe.Model, point: str, device: str = "cpu") -> Presenc
         place = str(folder) if folder is not None else "hub cache" if _in_hub_cache(model) else None
         unreachable = hub.unreachable() if place is None else ""
         shape = _shape(model, folder, place is not None or bool(unreachable), point, torch.device(device))
-        problem = f"the model '{model.source}' is not here and {unreachable}; set model.path to a folder" if unreachable else None
+        problem = (
+            f"the model '{model.source}' is not here and {unreachable}; set model.path to a folder"
+            if unreachable
+            else None
+        )
     except UserError as error:
         problem = str(error)
     except Exception as error:
@@ -100,7 +105,9 @@ def shape_of(wanted: recipe.Recipe) -> Shape:
             # transformers and a model's own code raise errors of every kind
             if not why:
                 raise refusal(error, model, why) from error
-            raise UserError(f"the shape of '{model.source}' is not known, and {why}; set model.path to a folder with its config.json") from None
+            raise UserError(
+                f"the shape of '{model.source}' is not known, and {why}; set model.path to a folder with its config.json"
+            ) from None
     skeleton, causal, text_config = _skeleton(config, model)
     places = [_place(skeleton, config, text_config, model, point) for point in points]
     flops = [_flops(skeleton, place, wanted.text.context) for place in places]
@@ -109,7 +116,9 @@ def shape_of(wanted: recipe.Recipe) -> Shape:
     return Shape(width, numbers, text_config.vocab_size if causal else 0, None if None in flops else max(flops), source)
 
 
-def _shape(model: recipe.Model, folder: Path | None, offline: bool, point: str, device: torch.device) -> tuple[int, int, int]:
+def _shape(
+    model: recipe.Model, folder: Path | None, offline: bool, point: str, device: torch.device
+) -> tuple[int, int, int]:
     """(width at the hook point, bytes of the weights, vocabulary) of the model built without weights. Raises UserError for an unknown hook point."""
     config = _config(model, folder, offline)
     skeleton, causal, text_config = _skeleton(config, model)
@@ -153,7 +162,9 @@ def _place(skeleton: nn.Module, config, text_config, model: recipe.Model, point:
 def _width_at(skeleton: nn.Module, place: hooks.Place, text_config, point: str) -> int:
     width = _width(skeleton, place) or (text_config.hidden_size if point.startswith("blocks.") else None)
     if width is None:
-        raise UserError(f"the width at '{point}' shows only when the model runs; look at a point like blocks.1.hook_resid_pre in its place")
+        raise UserError(
+            f"the width at '{point}' shows only when the model runs; look at a point like blocks.1.hook_resid_pre in its place"
+        )
     return width
 
 

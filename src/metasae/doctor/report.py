@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from metasae import start
-from metasae.arm import trains_on_one_core
+from metasae.arms.train_measure import trains_on_one_core
+from metasae.device import keep_freed_memory
 from metasae.doctor import estimate, fit
 from metasae.doctor.machine import Machine, machine, resident
 from metasae.doctor.presence import Presence, planted_presence, presence_of
 from metasae.doctor.trials import Trials, try_stages
-from metasae.memory import keep_freed_memory
-from metasae.progress import SILENT, Progress
-from metasae.recipe import Recipe
+from metasae.progress.progress import SILENT, Progress
+from metasae.recipe.recipe import Recipe
+from metasae.recipe.resolve import resolve
 from metasae.sae.gradients import matmul_dtype
 
 # A fit with less room than this share to spare is called tight.
@@ -100,7 +100,7 @@ def examine(
     quick: arithmetic alone; no model is loaded and nothing timed. A run that cannot be is a report that does not fit.
     Raises UserError for what a run refuses before it looks at the model: an unknown recipe, key, value or device.
     """
-    wanted, folder = start.resolve(recipe, out, overrides, device)
+    wanted, folder = resolve(recipe, out, overrides, device)
     keep_freed_memory()
     here, own, begin = machine(), resident(), time.perf_counter()
     planted = estimate.is_planted(wanted)
@@ -112,7 +112,9 @@ def examine(
     room = fit.disk_room(folder, trials.cache, here.available + own, _gpu_room(here, device))
 
     def needs_of(some: Recipe) -> estimate.Needs:
-        found = estimate.needs(some, model.d, model.bytes, model.vocabulary, _width(some, device), here.threads, device != "cpu")
+        found = estimate.needs(
+            some, model.d, model.bytes, model.vocabulary, _width(some, device), here.threads, device != "cpu"
+        )
         return estimate.with_measured(found, trials.process, None, None)
 
     needed, short, changes = None, [], None
@@ -146,10 +148,14 @@ def _stages(wanted: Recipe, trials: Trials, needed: estimate.Needs | None, looki
     if trials.harvest and not trials.cached:
         seconds = trials.harvest.seconds(wanted)
         stages = [Stage("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
-    lanes = min(torch.get_num_threads(), len(wanted.arms) * len(wanted.seeds)) if trains_on_one_core(wanted, device) else 1
+    lanes = (
+        min(torch.get_num_threads(), len(wanted.arms) * len(wanted.seeds)) if trains_on_one_core(wanted, device) else 1
+    )
     for arm, trial in trials.arms.items():
         written = trial.n_primary // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
-        seconds = trial.seconds + written * trials.seconds_per_byte + (trials.measure.calibrate if trials.measure else 0.0)
+        seconds = (
+            trial.seconds + written * trials.seconds_per_byte + (trials.measure.calibrate if trials.measure else 0.0)
+        )
         stages.append(Stage(f"train {arm}", seconds * len(wanted.seeds) / lanes, wanted.train.tokens / trial.seconds))
     return [*stages, Stage("measure", trials.measure.seconds(wanted) if trials.measure else None)]
 
@@ -158,16 +164,26 @@ def _notes(wanted: Recipe, needed: estimate.Needs | None, room: fit.Room, model:
     notes = []
     if needed is not None:
         pairs = [("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu)]
-        notes += [f"{name} is tight: the estimate is within a fifth" for name, need, there in pairs if there and (1 - TIGHT) * there < need <= there]
+        notes += [
+            f"{name} is tight: the estimate is within a fifth"
+            for name, need, there in pairs
+            if there and (1 - TIGHT) * there < need <= there
+        ]
         if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
-            notes.append("memory will not hold all activations, so training waits for the disk, and longer than any trial shows")
+            notes.append(
+                "memory will not hold all activations, so training waits for the disk, and longer than any trial shows"
+            )
     if model.place is None and not model.problem:
         notes.append(f"the model is not here: {fit.size(model.bytes)} will be downloaded; the harvest was not tried")
     tokens, cached = wanted.train.tokens, wanted.split_tokens["train"]
     if cached < tokens:
-        notes.append(f"training reads each of the {cached:,} cached tokens {tokens / cached:.3g} times, in a fresh order each time (harvest.tokens)")
+        notes.append(
+            f"training reads each of the {cached:,} cached tokens {tokens / cached:.3g} times, in a fresh order each time (harvest.tokens)"
+        )
     if trials.arms and wanted.sae.architecture in ("relu", "jumprelu"):
-        notes.append(f"a {wanted.sae.architecture} SAE begins with half of its latents on; later it trains faster than in this trial")
+        notes.append(
+            f"a {wanted.sae.architecture} SAE begins with half of its latents on; later it trains faster than in this trial"
+        )
     if trials.measure and (wanted.measure.senses or wanted.measure.across):
         notes.append("the time for senses and for what is measured across SAEs comes on top")
     if not trials.arms and needed is not None:

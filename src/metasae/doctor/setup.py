@@ -9,12 +9,12 @@ Nothing overlaps in either, as in the code.
 from dataclasses import dataclass, replace
 
 from metasae.doctor.cards import Card, check_count
-from metasae.doctor.estimate import BYTES, Needs, has_meta, needs, weight_bytes
+from metasae.doctor.estimate import BYTES, Needs, needs, weight_bytes
 from metasae.doctor.floors import Part, above_of, floor_of, parts_of
 from metasae.doctor.presence import Shape
-from metasae.parallel.shards import own_latents
-from metasae.parallel.traffic import Traffic, bytes_per_step, charged_penalties, n_prefixes
-from metasae.recipe import Recipe
+from metasae.ranks.shards import own_latents
+from metasae.recipe.recipe import Recipe
+from metasae.train.sharded.traffic import Traffic, bytes_per_step, charged_penalties, n_prefixes
 
 Span = tuple[float, float]
 # Seconds that a message between ranks takes however short it is: the order of what collectives take within one machine.
@@ -80,17 +80,11 @@ def refuse_unusable(recipe: Recipe, gpus: int) -> None:
     check_count(gpus)
     if gpus == 1:
         return
-    from metasae.parallel.architectures import over_latents, over_rows
-    from metasae.sae.architectures import Options, architecture
-    from metasae.sae.spread import WHOLE
-
-    def kind(table):
-        return architecture(table.architecture, Options(table.k, table.l1, table.l0_coef, table.bandwidth, table.threshold, table.prefixes))
+    from metasae.train.sharded.trainer import refuse_meta
 
     own_latents(recipe.sae.n, gpus, 0)
-    over_latents(kind(recipe.sae), WHOLE)
-    if any(has_meta(recipe, arm) for arm in recipe.arms):
-        over_rows(kind(recipe.meta))
+    if any(recipe.has_meta(arm) for arm in recipe.arms):
+        refuse_meta(recipe.meta.architecture)
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ class Setup:
     @property
     def arm(self) -> str:
         """The recipe's costliest arm."""
-        return max(self.recipe.arms, key=lambda each: (has_meta(self.recipe, each), each == "joint"))
+        return max(self.recipe.arms, key=lambda each: (self.recipe.has_meta(each), each == "joint"))
 
     @property
     def width(self) -> int:
@@ -170,7 +164,7 @@ class Setup:
     def sent(self, arm: str) -> float:
         """Bytes that a rank sends per primary step of an arm with its share of meta steps."""
         traffic = self.traffic
-        penalty = traffic.primary["meta threshold"] * (arm != "joint" or not has_meta(self.recipe, arm))
+        penalty = traffic.primary["meta threshold"] * (arm != "joint" or not self.recipe.has_meta(arm))
         further = sum(traffic.further.values()) / self.recipe.train.penalty_every * (arm == "joint")
         return sum(traffic.primary.values()) - penalty + further + self._share(arm) * sum(traffic.meta.values())
 
@@ -179,11 +173,15 @@ class Setup:
         if self.gpus == 1:
             return 0.0
         # two histograms in fp32, one and the ties of few digits in bf16; the widths and the candidates of TopK; a sum of the sparsity term
-        primary = {"batchtopk": 2, "topk": 2, "matryoshka": 2}.get(self.recipe.sae.architecture, 1) + n_prefixes(self.recipe.sae) - 1
+        primary = (
+            {"batchtopk": 2, "topk": 2, "matryoshka": 2}.get(self.recipe.sae.architecture, 1)
+            + n_prefixes(self.recipe.sae)
+            - 1
+        )
         meta = {"batchtopk": 2}.get(self.recipe.meta.architecture, 0)
         # tokens, reconstruction, b_dec's gradient, the norm, L0, the dead twice, whether to stop
         count = 8 + primary
-        if arm == "joint" and has_meta(self.recipe, arm):
+        if arm == "joint" and self.recipe.has_meta(arm):
             count += 1 + meta
         if arm == "joint":
             count += self._further_messages / self.recipe.train.penalty_every
@@ -212,4 +210,4 @@ class Setup:
 
     def _share(self, arm: str) -> float:
         """Meta steps per primary step."""
-        return self.recipe.train.n_meta_steps / self.recipe.train.n_primary_steps if has_meta(self.recipe, arm) else 0.0
+        return self.recipe.train.n_meta_steps / self.recipe.train.n_primary_steps if self.recipe.has_meta(arm) else 0.0

@@ -46,7 +46,11 @@ def _machine(report: Report) -> list[tuple[str, str, str]]:
         *[("GPU", size(gpu.free), f"free of {size(gpu.memory)}; {gpu.name}") for gpu in here.gpus],
         ("disk", size(report.room.cache), "for the activations" + (" and the run" if report.room.shared else "")),
         *([] if report.room.shared else [("", size(report.room.run), "for the run")]),
-        ("model", size(model.bytes) if model.bytes else "-", f"{model.place or 'not here'}" + (f"; d = {model.d}" if model.d else "")),
+        (
+            "model",
+            size(model.bytes) if model.bytes else "-",
+            f"{model.place or 'not here'}" + (f"; d = {model.d}" if model.d else ""),
+        ),
     ]
 
 
@@ -62,8 +66,16 @@ def _needs(report: Report) -> list[tuple[str, str, str]]:
         made_of = f"program {size(needs.process)}, model {size(needs.model)}, harvest {size(needs.harvest + needs.forward)}, {larger}"
     there = " (there already)" if report.trials.cached else ""
     return [
-        *([("activations", size(needs.cache), f"on disk{there}; mapped into memory where there is room")] if needs.cache else []),
-        ("run folder", size(needs.run_folder), f"on disk; an SAE {size(needs.sae)}, a checkpoint {size(needs.checkpoint)}"),
+        *(
+            [("activations", size(needs.cache), f"on disk{there}; mapped into memory where there is room")]
+            if needs.cache
+            else []
+        ),
+        (
+            "run folder",
+            size(needs.run_folder),
+            f"on disk; an SAE {size(needs.sae)}, a checkpoint {size(needs.checkpoint)}",
+        ),
         ("peak memory", size(needs.memory), made_of),
         *([("peak GPU memory", size(needs.gpu), on_gpu)] if needs.on_gpu else []),
     ]
@@ -72,7 +84,9 @@ def _needs(report: Report) -> list[tuple[str, str, str]]:
 def _times(report: Report) -> list[tuple[str, str, str]]:
     rows = [(stage.name, _time(stage), f"{stage.rate:,.0f} tokens/s" if stage.rate else "") for stage in report.stages]
     if report.stages:
-        rows = [(name, took, f"{rate}{'; rough' if name == 'measure' else ''}".lstrip("; ")) for name, took, rate in rows]
+        rows = [
+            (name, took, f"{rate}{'; rough' if name == 'measure' else ''}".lstrip("; ")) for name, took, rate in rows
+        ]
         rows.append(("in all", "not known" if report.seconds is None else duration(report.seconds), _runs(report)))
     return rows
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from metasae import files
-from metasae.arm import cores_for
-from metasae.data.cache import Split
-from metasae.data.stream import Stream
+from metasae.arms.train_measure import cores_for
+from metasae.data.cache.cache import Split
+from metasae.data.cache.stream import Stream
 from metasae.doctor.clock import grown, in_use, now
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.train.loop import LOG_EVERY
 from metasae.train.trainer import Trainer
 
@@ -51,7 +51,9 @@ class ArmTrial:
         return asdict(self) | {"seconds": self.seconds}
 
 
-def try_arm(wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str = "cpu") -> tuple[ArmTrial, Trainer]:
+def try_arm(
+    wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str = "cpu"
+) -> tuple[ArmTrial, Trainer]:
     """Times steps from the middle of the arm's run: after k has come down, with its penalties. Medians, the first steps left out."""
     with cores_for(wanted, device):
         return _try_arm(wanted, arm, next_batch, b_dec_D, device)
@@ -65,7 +67,10 @@ def _try_arm(
     before, start = in_use(on), now(on)
     trainer = Trainer(wanted, arm, 0, b_dec_D, device)
     made = now(on) - start
-    settled = round(max(wanted.train.penalty_start, wanted.sae.k_anneal if wanted.sae.k_start else 0.0) * (trainer.total_primary - 1))
+    settled = round(
+        max(wanted.train.penalty_start, wanted.sae.k_anneal if wanted.sae.k_start else 0.0)
+        * (trainer.total_primary - 1)
+    )
     trainer.done.primary = settled
     phase = min(wanted.train.n_meta_steps, BLOCK)
     for _ in range(WARM_UP):
@@ -88,7 +93,9 @@ def _try_arm(
             meta.append(_meta_phase(trainer, phase, on))
     memory = grown(on, before)
     step = _mean_step(primary, wanted.train.penalty_every)
-    return ArmTrial(made, step, median(meta) if meta else None, trainer.total_primary, trainer.total_meta, count, memory), trainer
+    return ArmTrial(
+        made, step, median(meta) if meta else None, trainer.total_primary, trainer.total_meta, count, memory
+    ), trainer
 
 
 def batches_of(split: Split, batch: int, scale: float) -> Callable[[], Tensor]:
@@ -120,7 +127,8 @@ def _meta_phase(trainer: Trainer, steps: int, device: torch.device) -> float:
 def _mean_step(primary: dict[tuple[bool, bool], list[float]], penalty_every: int) -> float:
     """The medians of each kind of step (logged, charged with further penalties), weighed by how often a run takes such steps."""
     shares = {
-        (logged, charged): (1 / LOG_EVERY if logged else 1 - 1 / LOG_EVERY) * (1 / penalty_every if charged else 1 - 1 / penalty_every)
+        (logged, charged): (1 / LOG_EVERY if logged else 1 - 1 / LOG_EVERY)
+        * (1 / penalty_every if charged else 1 - 1 / penalty_every)
         for logged, charged in product((False, True), repeat=2)
     }
     total = sum(shares[kind] for kind in primary)

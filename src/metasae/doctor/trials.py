@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from metasae.arm import initial_b_dec, input_scale
-from metasae.data.activations import fingerprint_of, identity
-from metasae.data.cache import ActivationCache, is_held
-from metasae.data.host import Host
-from metasae.data.planted_cache import PlantedCache
+from metasae.arms.train_measure import initial_b_dec, input_scale
+from metasae.data.cache.activations import fingerprint_of, identity
+from metasae.data.cache.cache import ActivationCache, is_held
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
 from metasae.doctor.estimate import is_planted
 from metasae.doctor.harvesting import HarvestTrial, try_harvest, try_planting
 from metasae.doctor.machine import peak_resident, resident
@@ -19,8 +19,8 @@ from metasae.doctor.measuring import MeasureTrial, try_measuring
 from metasae.doctor.presence import Presence
 from metasae.doctor.training import ArmTrial, batches_of, made_up_batches, seconds_per_byte, try_arm
 from metasae.errors import UserError
-from metasae.progress import Progress
-from metasae.recipe import Recipe
+from metasae.progress.progress import Progress
+from metasae.recipe.recipe import Recipe
 from metasae.train.trainer import Trainer
 
 # Libraries that a run loads later than the trials do (figures), and what a heap in pieces leaves unused.
@@ -96,10 +96,14 @@ def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trial
     return host
 
 
-def _try_arm(wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str) -> tuple[ArmTrial, Trainer, float]:
+def _try_arm(
+    wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
+) -> tuple[ArmTrial, Trainer, float]:
     """(the trial, the trainer after it, what its inputs were multiplied by)."""
     if sample is None:
         return *try_arm(wanted, arm, made_up_batches(wanted.train.batch, d), torch.zeros(d), device), 1.0
     split = sample.split("train")
     scale = input_scale(split, wanted.sae.normalize)
-    return *try_arm(wanted, arm, batches_of(split, wanted.train.batch, scale), initial_b_dec(split, scale, wanted), device), scale
+    return *try_arm(
+        wanted, arm, batches_of(split, wanted.train.batch, scale), initial_b_dec(split, scale, wanted), device
+    ), scale

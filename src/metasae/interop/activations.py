@@ -9,7 +9,11 @@ from metasae.interop.delphi import export_delphi
 from metasae.interop.neuronpedia import export_neuronpedia
 from metasae.interop.paper_cache import export_paper_cache
 
-FORMATS: dict[str, Callable[..., dict]] = {"delphi": export_delphi, "neuronpedia": export_neuronpedia, "paper_cache": export_paper_cache}
+FORMATS: dict[str, Callable[..., dict]] = {
+    "delphi": export_delphi,
+    "neuronpedia": export_neuronpedia,
+    "paper_cache": export_paper_cache,
+}
 NAMES = tuple(FORMATS)
 
 

@@ -15,8 +15,8 @@ from metasae.interop.places import arm_with_firings, refuse_taken
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import open_firings
-from metasae.progress import SILENT, Progress
-from metasae.recipe import Recipe
+from metasae.progress.progress import SILENT, Progress
+from metasae.recipe.recipe import Recipe
 
 # Entries that are checked at a time.
 _CHUNK = 1 << 22
@@ -58,7 +58,9 @@ class Arm:
             return Recipe.load(beside if self.given is None else self.given)
         held = checked.table(self.own, "recipe", str(self.folder))
         if not held:
-            raise UserError(f"{self.folder} does not say which model its tokens belong to; give a recipe with model and text")
+            raise UserError(
+                f"{self.folder} does not say which model its tokens belong to; give a recipe with model and text"
+            )
         # an SAE may come from anybody, and its notes shall not make a model's code run here
         return Recipe.load(held, {"model.trust_remote_code": False})
 
@@ -67,9 +69,11 @@ class Arm:
         from metasae.interp.windows import planted_strings, token_strings
 
         if tokenizer is None and self.recipe.text.source == "planted":
-            from metasae.data.planted_cache import PlantedCache
+            from metasae.data.planted.planted_cache import PlantedCache
 
-            return planted_strings(PlantedCache(self.recipe.planted, {"evaluation": self.firings.n_tokens}).split("evaluation"))
+            return planted_strings(
+                PlantedCache(self.recipe.planted, {"evaluation": self.firings.n_tokens}).split("evaluation")
+            )
         return token_strings(tokenizer or tokenizer_of(self.recipe), self.firings.tokens)
 
 
@@ -84,7 +88,9 @@ def open_arm(folder: str | Path, recipe: str | Path | dict | Recipe | None = Non
     cfg = checked.read_json(config) if config.exists() else {}
     firings = open_firings(folder / "firings")
     if cfg and firings.n_latents != cfg.get("d_sae"):
-        raise _damaged(folder, f"they are of {firings.n_latents} latents, the SAE has {checked.shown(cfg.get('d_sae'))}")
+        raise _damaged(
+            folder, f"they are of {firings.n_latents} latents, the SAE has {checked.shown(cfg.get('d_sae'))}"
+        )
     try:
         view = open_by_latent(folder / "firings")
     except UserError:
@@ -126,7 +132,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield part
         part.replace(out)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; free some space or choose another folder, then export again") from None
+        raise UserError(
+            f"cannot write {out}: {error.strerror or error}; free some space or choose another folder, then export again"
+        ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -135,9 +143,9 @@ def tokenizer_of(recipe: Recipe):
     """The tokenizer of a recipe's model. Raises UserError with one line where it cannot be had."""
     from transformers import AutoTokenizer
 
-    from metasae.data import hub
-    from metasae.data.loading import quiet
-    from metasae.data.model_folder import local_folder
+    from metasae.data.model.loading import quiet
+    from metasae.data.model.model_folder import local_folder
+    from metasae.data.text import hub
 
     folder = local_folder(recipe.model)
     unreachable = "" if folder is not None else hub.unreachable()
@@ -148,4 +156,6 @@ def tokenizer_of(recipe: Recipe):
         with quiet():
             return AutoTokenizer.from_pretrained(str(folder or recipe.model.source), **options)
     except Exception as error:  # transformers and the hub's client raise errors of every kind
-        raise UserError(f"the tokenizer of '{recipe.model.source}' cannot be had: {unreachable or hub.reason(error)}") from None
+        raise UserError(
+            f"the tokenizer of '{recipe.model.source}' cannot be had: {unreachable or hub.reason(error)}"
+        ) from None

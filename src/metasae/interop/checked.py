@@ -44,7 +44,12 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
         raise UserError(f"{where} must hold a JSON object, not {type(value).__name__}")
     level: list[Any] = [value]
     for _ in range(JSON_DEPTH):
-        level = [inner for each in level if isinstance(each, (dict, list)) for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
     if level:
         raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels")
     return value
@@ -92,7 +97,7 @@ def tensor_shapes(path: Path) -> Shapes:
     found: Shapes = {}
     for part in _parts(path):
         with _opened(part) as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     return found
 
 
@@ -102,7 +107,7 @@ def read_tensors(path: Path, shapes: Shapes, infinite: Iterable[str] = ()) -> di
     found: dict[str, Tensor] = {}
     for part in _parts(path):
         with _opened(part) as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}
     return {name: numbers(found[name], name, str(path), name in infinite) for name in shapes}
 
 
@@ -138,7 +143,9 @@ def read_pt(path: Path) -> dict:
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can make the reader fail in any way
-        raise UserError(f"{path} is refused: it is damaged, or holds more than tensors and plain values ({_first_line(error)})") from None
+        raise UserError(
+            f"{path} is refused: it is damaged, or holds more than tensors and plain values ({_first_line(error)})"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a dict, not {type(value).__name__}")
     return value
@@ -227,12 +234,16 @@ def _check_zip(path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint of torch 1.6 or later: it is no whole zip archive") from None
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{path} is refused: its record {shown(entry.filename)} is compressed, which torch never writes")
+            raise UserError(
+                f"{path} is refused: its record {shown(entry.filename)} is compressed, which torch never writes"
+            )
         if entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/"):
             raise UserError(f"{path} is refused: its record {shown(entry.filename)} points out of the archive")
     declared = sum(entry.file_size for entry in entries)
     if declared > path.stat().st_size:
-        raise UserError(f"{path} is refused: it declares {declared:,} bytes of content in a file of {path.stat().st_size:,}")
+        raise UserError(
+            f"{path} is refused: it declares {declared:,} bytes of content in a file of {path.stat().st_size:,}"
+        )
 
 
 def _first_line(error: Exception) -> str:

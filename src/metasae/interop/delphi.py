@@ -27,7 +27,7 @@ from metasae.interop.stream import write_safetensors
 from metasae.measures.firing.arrays import read_index
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.store import STORE
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 # Files that delphi itself writes per hook point, if it is told nothing else.
 FILES = 5
@@ -74,7 +74,9 @@ def export_delphi(
 
 def _folder_name(hookpoint: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", hookpoint):
-        raise UserError(f"{checked.shown(hookpoint)} cannot name a folder; give hookpoint=, letters, digits, dots and dashes, as layers.5")
+        raise UserError(
+            f"{checked.shown(hookpoint)} cannot name a folder; give hookpoint=, letters, digits, dots and dashes, as layers.5"
+        )
     return hookpoint
 
 
@@ -87,7 +89,11 @@ def _write(path: Path, arm: Arm, rows: Rows, start: int, end: int, pad_id: int, 
         {
             "tokens": ((rows.n_rows, rows.length), np.dtype("<i8"), rows.blocks(arm.firings.tokens, pad_id)),
             "locations": ((last - first, 3), places, _locations(arm.view, rows, start, first, last, places)),
-            "activations": ((last - first,), dtype, (arm.view.values[a:b].astype(dtype) for a, b in _chunks(first, last))),
+            "activations": (
+                (last - first,),
+                dtype,
+                (arm.view.values[a:b].astype(dtype) for a, b in _chunks(first, last)),
+            ),
         },
     )
 
@@ -118,7 +124,9 @@ def _activation_dtype(values: np.ndarray) -> np.dtype:
 def _config(arm: Arm, rows: Rows, per_file: int, pad_id: int, pack: bool, dtype: np.dtype) -> dict:
     """What delphi's own config.json says, as far as it is known, and what it has no place for."""
     index = read_index(arm.folder / "firings", STORE)
-    held = checked.table(arm.own, "recipe", str(arm.folder)) if arm.given is None else arm.recipe.model_dump(mode="json")
+    held = (
+        checked.table(arm.own, "recipe", str(arm.folder)) if arm.given is None else arm.recipe.model_dump(mode="json")
+    )
     model, text = (checked.table(held, name, str(arm.folder)) for name in ("model", "text"))
     return {
         "model_name": model.get("name") or model.get("path") or arm.metadata.get("model_name") or "",

@@ -21,7 +21,16 @@ from torch import Tensor
 from metasae.errors import UserError
 from metasae.files import write, write_json
 from metasae.interop import checked
-from metasae.interop.parts import Parts, assemble, centred, gated, has_unit_rows, norms_into_encoder, parts_of, uncentred
+from metasae.interop.parts import (
+    Parts,
+    assemble,
+    centred,
+    gated,
+    has_unit_rows,
+    norms_into_encoder,
+    parts_of,
+    uncentred,
+)
 from metasae.interop.places import DICTIONARY_WEIGHTS as WEIGHTS
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -43,7 +52,9 @@ def load(path: Path) -> SAE:
     k = _k(trainer, state, n, where) if kind in ("AutoEncoderTopK", *_BATCH) else 1
     parts = _CLASSES[kind]({name: tensor for name, tensor in state.items() if name != "k"}, d, n, str(weights))
     rule = "topk" if kind == "AutoEncoderTopK" else "threshold"
-    return assemble(parts, SAEConfig(d, n, _NAMES[kind], k, "none", _metadata(config, trainer, where), rule), str(weights))
+    return assemble(
+        parts, SAEConfig(d, n, _NAMES[kind], k, "none", _metadata(config, trainer, where), rule), str(weights)
+    )
 
 
 def why_not(sae: SAE) -> str | None:
@@ -67,13 +78,19 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
         "seed": metadata["metasae"].get("seed") if isinstance(metadata.get("metasae"), dict) else None,
     }
     write(out / WEIGHTS, lambda part: torch.save({name: tensor.clone() for name, tensor in state.items()}, part))
-    write_json(out / CONFIG, {"trainer": trainer, "buffer": {"ctx_len": metadata.get("context_size")}, "metadata": metadata})
+    write_json(
+        out / CONFIG, {"trainer": trainer, "buffer": {"ctx_len": metadata.get("context_size")}, "metadata": metadata}
+    )
 
 
 def _state(sae: SAE) -> tuple[str, State]:
     """The class that holds this SAE, and its state dict."""
     parts = parts_of(sae)
-    linear = {"encoder.weight": parts.W_enc.t().contiguous(), "encoder.bias": parts.b_enc, "decoder.weight": parts.W_dec.t().contiguous()}
+    linear = {
+        "encoder.weight": parts.W_enc.t().contiguous(),
+        "encoder.bias": parts.b_enc,
+        "decoder.weight": parts.W_dec.t().contiguous(),
+    }
     k = torch.tensor(sae.config.k, dtype=torch.int)
     if sae.config.rule == "topk":
         return "AutoEncoderTopK", {**linear, "b_dec": parts.b_dec, "k": k, "threshold": torch.tensor(-1.0)}
@@ -126,7 +143,14 @@ def _autoencoder_new(state: State, d: int, n: int, where: str) -> Parts:
 
 
 def _gated(state: State, d: int, n: int, where: str) -> Parts:
-    shapes = {"encoder.weight": (n, d), "decoder.weight": (d, n), "decoder_bias": (d,), "r_mag": (n,), "gate_bias": (n,), "mag_bias": (n,)}
+    shapes = {
+        "encoder.weight": (n, d),
+        "decoder.weight": (d, n),
+        "decoder_bias": (d,),
+        "r_mag": (n,),
+        "gate_bias": (n,),
+        "mag_bias": (n,),
+    }
     found = checked.take(state, shapes, where)
     plain = _from_linear({**found, "encoder.bias": found["mag_bias"]}, found["decoder_bias"], torch.zeros(n))
     return gated(plain, found["r_mag"], found["gate_bias"], found["mag_bias"])

@@ -9,7 +9,7 @@ from typing import Any
 from metasae.errors import UserError
 from metasae.interop import checked, dictionary_learning, hub, paper, saelens, sparsify
 from metasae.interop.parts import parts_of
-from metasae.interop.places import known, primary_of, refuse_taken, sae_at
+from metasae.interop.places import in_run, known, primary_of, refuse_taken, sae_at
 from metasae.sae import folder as own
 from metasae.sae.sae import SAE
 
@@ -22,20 +22,32 @@ FORMATS: dict[str, ModuleType] = {
 }
 
 
-def load(path: str | Path, format: str | None = None, thresholds: str | Path | None = None) -> SAE:
+def load(
+    path: str | Path,
+    format: str | None = None,
+    thresholds: str | Path | None = None,
+    *,
+    arm: str | None = None,
+    seed: int | None = None,
+) -> SAE:
     """The SAE at `path` with the rule of inference it has there.
 
-    path: a folder (or a trained arm's), a `.pt` file, or `hf:OWNER/NAME/folder@revision`. format: one of `NAMES`; None finds it out. thresholds: the
-    paper's `.npy` file where it is not found beside the `.pt`. Where it came from is noted in `config.metadata["imported"]`.
-    Raises UserError for a path without an SAE, damaged and hostile files, and what an SAE here cannot represent, with the reason.
+    path: a run folder, an arm's folder, an SAE's folder, a `.pt` file, or `hf:OWNER/NAME/folder@revision`. arm, seed: of a run folder's SAEs
+    the one to load; they may be left out where only one fits. format: one of `NAMES`; None finds it out. thresholds: the paper's `.npy` file
+    where it is not beside the `.pt`. Where the SAE came from is noted in `config.metadata["imported"]`.
+    Raises UserError for a path without an SAE, an arm or seed that the run does not have, damaged and hostile files, and what an SAE here
+    cannot represent, with the reason.
     """
+    path = in_run(path, arm, seed)
     found, place = sae_at(path, format, thresholds)
     if found == "metasae":
         checked.read_json(place / own.CONFIG)
         return own.load(place)
     sae = paper.load(place, Path(thresholds)) if thresholds is not None else FORMATS[found].load(place)
     _read_notes(sae, str(place))
-    sae.config.metadata.setdefault("imported", {"format": found, "architecture": sae.config.architecture, "from": _source(path, place)})
+    sae.config.metadata.setdefault(
+        "imported", {"format": found, "architecture": sae.config.architecture, "from": _source(path, place)}
+    )
     return sae
 
 

@@ -28,8 +28,14 @@ def fetch(address: str) -> Path:
     """
     match = _ADDRESS.fullmatch(address)
     parts = (match["folder"] or "").rstrip("/").split("/") if match else []
-    if not match or any(part in (".", "..") or "\\" in part for part in (*parts, *match["repo"].split("/"))) or ("" in parts and parts != [""]):
-        raise UserError(f"'{address}' is no address of an SAE on the hub; write hf:OWNER/NAME/folder or hf:OWNER/NAME/folder@revision")
+    if (
+        not match
+        or any(part in (".", "..") or "\\" in part for part in (*parts, *match["repo"].split("/")))
+        or ("" in parts and parts != [""])
+    ):
+        raise UserError(
+            f"'{address}' is no address of an SAE on the hub; write hf:OWNER/NAME/folder or hf:OWNER/NAME/folder@revision"
+        )
     folder = "/".join(parts)
     root = _download(match["repo"], match["revision"], _patterns(folder), address)
     found = (root / folder).resolve() if folder and not folder.endswith(".pt") else root / folder
@@ -57,7 +63,7 @@ def _inside(folder: str) -> str:
 def _download(repo: str, revision: str | None, patterns: list[str], address: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    from metasae.data import hub
+    from metasae.data.text import hub
 
     why = hub.unreachable()
     try:

@@ -8,16 +8,18 @@ import json
 import re
 from typing import Any
 
-from metasae.comparison import conditions_line, number, reading
-from metasae.measures.catalogue import CATALOGUE, Quantity, value_of
-from metasae.verdict import change
+from metasae.compare.catalogue import CATALOGUE, Quantity, value_of
+from metasae.compare.compare import conditions_line, number, reading
+from metasae.compare.verdict import change
 
 TAGS = ("sparse-autoencoder", "saelens", "metasae", "interpretability")
 # SAEs that are listed with their numbers, and with how they are loaded.
 _PER_SAE = ("fidelity.fvu", "fidelity.l0", "fidelity.dead", "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi")
 
 
-def card_of_run(name: str, comparison: dict, saes: dict[str, dict], recipe: str, repo: str, revision: str, license: str) -> str:
+def card_of_run(
+    name: str, comparison: dict, saes: dict[str, dict], recipe: str, repo: str, revision: str, license: str
+) -> str:
     """comparison: compare.json. saes: arm folder -> its cfg.json, with "measures" beside it. recipe: the text of recipe.toml."""
     first = next(iter(saes.values()))
     many = "This is one sparse autoencoder" if len(saes) == 1 else f"These are {len(saes)} sparse autoencoders"
@@ -40,8 +42,19 @@ def card_of_sae(name: str, cfg: dict, measures: dict | None, repo: str, revision
         lines += ["It comes without measures: `metasae measure` makes them.", ""]
     else:
         conditions = measures["conditions"]
-        told = ", ".join(f"{key} {_plain(str(conditions[key]))}" for key in ("n_tokens", "rule", "l0_realised", "seed") if key in conditions)
-        lines += ["## What was measured", "", f"One SAE, so no intervals over seeds. {told}.", "", *_measured(measures), ""]
+        told = ", ".join(
+            f"{key} {_plain(str(conditions[key]))}"
+            for key in ("n_tokens", "rule", "l0_realised", "seed")
+            if key in conditions
+        )
+        lines += [
+            "## What was measured",
+            "",
+            f"One SAE, so no intervals over seeds. {told}.",
+            "",
+            *_measured(measures),
+            "",
+        ]
     lines += _loading(repo, "", revision)
     recipe = _notes(cfg).get("recipe")
     if isinstance(recipe, dict):
@@ -54,7 +67,11 @@ def _head(license: str, cfg: dict) -> list[str]:
     made = ["---", f"license: {json.dumps(license)}", "library_name: saelens", "tags:", *[f"- {tag}" for tag in TAGS]]
     model = _table(_table(_notes(cfg), "recipe"), "model")
     # a name that was loaded from a folder is none on the hub
-    if isinstance(model.get("name"), str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model["name"]) and not model.get("path"):
+    if (
+        isinstance(model.get("name"), str)
+        and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model["name"])
+        and not model.get("path")
+    ):
         made.append(f"base_model: {json.dumps(model['name'])}")
     return [*made, "---", ""]
 
@@ -62,7 +79,9 @@ def _head(license: str, cfg: dict) -> list[str]:
 def _what(cfg: dict, what: str) -> str:
     """One sentence from a cfg.json."""
     about = _table(cfg, "metadata")
-    told = {key: _plain(str(about.get(key))) for key in ("model_name", "hook_name", "dataset_path", "context_size", "k")}
+    told = {
+        key: _plain(str(about.get(key))) for key in ("model_name", "hook_name", "dataset_path", "context_size", "k")
+    }
     kind = _plain(str(about.get("trained_architecture") or cfg.get("architecture")))
     size = f"{_plain(str(cfg.get('d_sae')))} latents on vectors of width {_plain(str(cfg.get('d_in')))}"
     where = f"`{told['hook_name']}` of `{told['model_name']}`"
@@ -80,10 +99,24 @@ def _pair(name: str, comparison: dict) -> list[str]:
     words = [row[2] for row in rows if row[0].speaks_of == "atomicity"]
     more, less = words.count("more atomic"), words.count("less atomic")
     told = f"Of {len(words)} main measures of atomicity {more} clearly say more atomic, {less} less atomic, {len(words) - more - less} neither."
-    lines = [f"### {_plain(name)}", "", told, "", f"| measure | better | {_plain(b)} | {_plain(a)} | change, 95% interval | seeds | |"]
+    lines = [
+        f"### {_plain(name)}",
+        "",
+        told,
+        "",
+        f"| measure | better | {_plain(b)} | {_plain(a)} | change, 95% interval | seeds | |",
+    ]
     lines.append("|---|---|---:|---:|---:|---:|---|")
     for q, entry, word in rows:
-        cells = (q.label, q.better or "", number(entry["b"]), number(entry["a"]), change(q, entry), str(entry["n_seeds"]), word)
+        cells = (
+            q.label,
+            q.better or "",
+            number(entry["b"]),
+            number(entry["a"]),
+            change(q, entry),
+            str(entry["n_seeds"]),
+            word,
+        )
         lines.append(f"| {' | '.join(_cell(cell) for cell in cells)} |")
     return [*lines, ""]
 
@@ -97,7 +130,9 @@ def _means(comparison: dict) -> list[str]:
             if q.main and q.key in entry["intervals"]:
                 found = entry["intervals"][q.key]
                 interval = "" if found["ci95"] is None else f" [{number(found['ci95'][0])}, {number(found['ci95'][1])}]"
-                lines.append(f"| {_label(q)} | {q.better or ''} | {number(found['mean'])}{interval} | {found['n_seeds']} |")
+                lines.append(
+                    f"| {_label(q)} | {q.better or ''} | {number(found['mean'])}{interval} | {found['n_seeds']} |"
+                )
         lines.append("")
     return lines
 
@@ -129,8 +164,12 @@ sae = SAE.load_from_disk(snapshot_download("{repo}", revision="{revision}"{only}
     ours = f"""\
 import metasae
 
-sae = metasae.SAE.load("hf:{repo}{inside}@{revision}")"""
-    meta = "The meta SAE of an arm, where it has one, lies in `meta/` beside `primary/` and loads the same way. " if place else ""
+sae = metasae.load("hf:{repo}{inside}@{revision}")"""
+    meta = (
+        "The meta SAE of an arm, where it has one, lies in `meta/` beside `primary/` and loads the same way. "
+        if place
+        else ""
+    )
     note = f"{meta}Name a commit in place of `{revision}` to get the same numbers again."
     return ["## How to load it", "", *_fenced(saelens, "python"), "", *_fenced(ours, "python"), "", note, ""]
 

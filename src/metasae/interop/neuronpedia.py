@@ -26,7 +26,7 @@ from metasae.interop import checked
 from metasae.interop.arms import Arm, new_folder, open_arm
 from metasae.interop.neuronpedia_lines import Logits, activations_of, explanation_of, feature_of
 from metasae.interop.rows import Rows, context_of, rows_of
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 # Latents per file, as Neuronpedia's own exports have them.
 BATCH = 1024
@@ -99,22 +99,50 @@ def export_neuronpedia(
 def _names(arm: Arm, model_id: str | None, source_set: str | None) -> dict[str, str]:
     """model, set, source and hook. Raises UserError for what cannot name a folder and a page."""
     site = re.search(r"(?:blocks|layers|h)\.(\d+)(?:\.|$)", arm.hook or "")
-    model = model_id or re.sub(r"[^\w.-]+", "-", str(arm.metadata.get("model_name") or "").rpartition("/")[2]).strip("-.").lower()
+    model = (
+        model_id
+        or re.sub(r"[^\w.-]+", "-", str(arm.metadata.get("model_name") or "").rpartition("/")[2]).strip("-.").lower()
+    )
     wanted = source_set or re.sub(r"[^a-z0-9-]+", "-", f"metasae-{arm.name}-s{arm.own.get('seed', 0)}".lower())
     for what, name, pattern in (("model_id", model, r"\w[\w.-]*"), ("source_set", wanted, r"[a-z0-9][a-z0-9_-]*")):
         if not re.fullmatch(pattern, name):
-            raise UserError(f"{checked.shown(name)} cannot be a {what} on Neuronpedia; give {what}= in lower-case letters, digits and dashes")
+            raise UserError(
+                f"{checked.shown(name)} cannot be a {what} on Neuronpedia; give {what}= in lower-case letters, digits and dashes"
+            )
     return {"model": model, "set": wanted, "source": f"{site[1] if site else 0}-{wanted}", "hook": arm.hook or ""}
 
 
-def _tables(arm: Arm, rows: Rows, names: dict, release: str, creator: str, creator_id: str, now: str, hub: tuple[str, str] | None) -> dict[str, dict]:
+def _tables(
+    arm: Arm,
+    rows: Rows,
+    names: dict,
+    release: str,
+    creator: str,
+    creator_id: str,
+    now: str,
+    hub: tuple[str, str] | None,
+) -> dict[str, dict]:
     """The four tables of one line."""
     made, model = {"creatorId": creator_id, "createdAt": now}, names["model"]
     what = f"{names['hook']}, {arm.view.n_latents} latents"
     repo, place = hub or (None, None)
     return {
-        "release": {"name": release, "description": release, "descriptionShort": release, "creatorName": creator, "urls": [], **made},
-        "model": {"id": model, "displayName": model, "displayNameShort": model, "instruct": False, "updatedAt": now, **made},
+        "release": {
+            "name": release,
+            "description": release,
+            "descriptionShort": release,
+            "creatorName": creator,
+            "urls": [],
+            **made,
+        },
+        "model": {
+            "id": model,
+            "displayName": model,
+            "displayNameShort": model,
+            "instruct": False,
+            "updatedAt": now,
+            **made,
+        },
         "sourceset": {
             "name": names["set"],
             "modelId": model,
@@ -145,7 +173,11 @@ def _explanations(arm: Arm) -> dict[int, str]:
     """latent -> explanation, from interp.json."""
     path = arm.folder / "interp.json"
     latents = checked.table(checked.read_json(path), "latents", str(path)) if path.exists() else {}
-    found = {int(name): entry.get("explanation") for name, entry in latents.items() if name.isdigit() and isinstance(entry, dict)}
+    found = {
+        int(name): entry.get("explanation")
+        for name, entry in latents.items()
+        if name.isdigit() and isinstance(entry, dict)
+    }
     return {latent: text for latent, text in found.items() if isinstance(text, str) and text}
 
 

@@ -20,7 +20,9 @@ BINS = 50
 SHOWN = 10
 
 
-def activations_of(arm: Arm, rows: Rows, strings: Callable[[np.ndarray], list[str]], latent: int, top: int, common: dict) -> Iterator[dict]:
+def activations_of(
+    arm: Arm, rows: Rows, strings: Callable[[np.ndarray], list[str]], latent: int, top: int, common: dict
+) -> Iterator[dict]:
     """Up to `top` rows in which the latent is strongest, strongest first, ties to the earlier row."""
     tokens, values = (np.asarray(array) for array in arm.view.latent(latent))
     if not len(tokens):
@@ -61,7 +63,14 @@ def activations_of(arm: Arm, rows: Rows, strings: Callable[[np.ndarray], list[st
         }
 
 
-_LOGITS = ("pos_str", "pos_values", "neg_str", "neg_values", "logits_hist_data_bar_heights", "logits_hist_data_bar_values")
+_LOGITS = (
+    "pos_str",
+    "pos_values",
+    "neg_str",
+    "neg_values",
+    "logits_hist_data_bar_heights",
+    "logits_hist_data_bar_values",
+)
 _EMPTY = (
     "neuron_alignment_indices",
     "neuron_alignment_values",
@@ -119,7 +128,9 @@ class Logits:
         """Raises UserError for an unembedding of another width than the SAE's input."""
         W_dec = load(arm.folder / "primary").W_dec.detach()
         if unembedding.dim() != 2 or unembedding.shape[1] != W_dec.shape[1]:
-            raise UserError(f"unembedding must have the shape [V, {W_dec.shape[1]}] for this SAE, not {tuple(unembedding.shape)}")
+            raise UserError(
+                f"unembedding must have the shape [V, {W_dec.shape[1]}] for this SAE, not {tuple(unembedding.shape)}"
+            )
         return cls(W_dec, unembedding.detach().float(), tokenizer or tokenizer_of(arm.recipe))
 
     @torch.no_grad()

@@ -61,7 +61,13 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
     if selects:
         found["b_enc"] = torch.zeros(n)
     parts = Parts(**found)
-    normalize = "none" if not checked.flag(cfg, "input_unit_norm", where, False) else "token" if thresholds is None else "token_eps"
+    normalize = (
+        "none"
+        if not checked.flag(cfg, "input_unit_norm", where, False)
+        else "token"
+        if thresholds is None
+        else "token_eps"
+    )
     rule = "topk" if selects and thresholds is None else "threshold"
     metadata = _metadata(checkpoint, cfg, where) | ({"thresholds": thresholds.name} if thresholds else {})
     config = SAEConfig(d, n, kind, k, normalize, metadata, rule)
@@ -74,7 +80,11 @@ def why_not(sae: SAE) -> str | None:
         return None
     if sae.config.rule == "topk":
         return "the paper's topk and batchtopk have no encoder bias"
-    return "the paper's code undoes with its eps only SAEs without encoder bias" if sae.config.normalize == "token_eps" else None
+    return (
+        "the paper's code undoes with its eps only SAEs without encoder bias"
+        if sae.config.normalize == "token_eps"
+        else None
+    )
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
@@ -127,7 +137,9 @@ def _save_npy(part: Path, numbers: np.ndarray) -> None:
 def _only_checkpoint(folder: Path) -> Path:
     found = sorted(folder.glob("*.pt"))
     if len(found) != 1:
-        raise UserError(f"{folder} holds {len(found)} checkpoints ({', '.join(path.name for path in found[:4])}); name one of them")
+        raise UserError(
+            f"{folder} holds {len(found)} checkpoints ({', '.join(path.name for path in found[:4])}); name one of them"
+        )
     return found[0]
 
 

@@ -31,7 +31,7 @@ from metasae.interop.arms import Arm, new_folder, open_arm
 from metasae.interop.stream import write_safetensors
 from metasae.interp.windows import END, Text
 from metasae.measures.rows.seeds import match
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 from metasae.sae.folder import load
 
 FIFTHS = 5
@@ -94,15 +94,22 @@ def export_paper_cache(
     cuts = [_cut(arm, text, rows, context, pools, seed, progress) for arm, rows in zip(arms, wanted, strict=True)]
     full = np.logical_and.reduce([(cut.ends >= 0).all(1) for cut in cuts])
     if not full.any():
-        raise UserError(f"no latent has the {pools.total} windows of {context} tokens that are asked for; take fewer, or more text")
+        raise UserError(
+            f"no latent has the {pools.total} windows of {context} tokens that are asked for; take fewer, or more text"
+        )
     with new_folder(Path(out)) as part:
         for label, cut in zip(labels, cuts, strict=True):
             _write(part, label, text, Cut(cut.latents[full], cut.ends[full], cut.values[full]), context, pools)
         ends = _random_ends(text, context, random, seed)
         write_safetensors(part / "random_contexts.safetensors", {"tokens": _windows(text, ends, context)})
         if other is not None:
-            pairs = {f"{label}_indices": cut.latents[full].astype(np.int32) for label, cut in zip(labels, cuts, strict=True)}
-            write(part / "feature_pairs.npz", lambda path: _save_npz(path, {**pairs, "cosines": cosines[full].astype(np.float32)}))
+            pairs = {
+                f"{label}_indices": cut.latents[full].astype(np.int32) for label, cut in zip(labels, cuts, strict=True)
+            }
+            write(
+                part / "feature_pairs.npz",
+                lambda path: _save_npz(path, {**pairs, "cosines": cosines[full].astype(np.float32)}),
+            )
     return {label: {"written": int(full.sum()), "left_out": int((~full).sum())} for label in labels}
 
 
@@ -116,7 +123,11 @@ def _pools(wanted: Pools | dict | None) -> Pools:
 
 
 def _check(context: int, random: int, pools: Pools) -> None:
-    for name, value, least in (("context", context, 1), ("random", random, 0), *((key, value, 0) for key, value in asdict(pools).items())):
+    for name, value, least in (
+        ("context", context, 1),
+        ("random", random, 0),
+        *((key, value, 0) for key, value in asdict(pools).items()),
+    ):
         if value < least:
             raise UserError(f"{name} must be at least {least}, not {value}")
     if not pools.total:
@@ -136,7 +147,9 @@ def _labels(arms: Sequence[Arm]) -> list[str]:
 def _text(arms: Sequence[Arm], seed: int) -> Text:
     first = arms[0].firings
     if any(not np.array_equal(first.tokens, arm.firings.tokens) for arm in arms[1:]):
-        raise UserError(f"the firings of {arms[1].folder} belong to other text than the first arm's; measure the arms again alike")
+        raise UserError(
+            f"the firings of {arms[1].folder} belong to other text than the first arm's; measure the arms again alike"
+        )
     return Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
 
 
@@ -162,7 +175,9 @@ def _cut(arm: Arm, text: Text, latents: np.ndarray, length: int, pools: Pools, s
         for row, latent in enumerate(latents):
             tokens, strengths = (np.asarray(array) for array in arm.view.latent(int(latent)))
             whole = np.flatnonzero(text.windows(tokens, length, END)[1])
-            drawn = draw(strengths[whole], text.scoring[tokens[whole]], pools, np.random.default_rng([seed, int(latent)]))
+            drawn = draw(
+                strengths[whole], text.scoring[tokens[whole]], pools, np.random.default_rng([seed, int(latent)])
+            )
             if drawn is not None:
                 ends[row], values[row] = tokens[whole[drawn]], strengths[whole[drawn]]
             task.advance(1)
@@ -177,13 +192,18 @@ def draw(strengths: np.ndarray, scoring: np.ndarray, pools: Pools, rng: np.rando
     train = _fifths(strengths, np.flatnonzero(~scoring))
     rest = [rng.permutation(part) for part in _fifths(strengths, np.flatnonzero(scoring))]
     counts = [pools.train_top, *[pools.train_each] * (FIFTHS - 1)]
-    used = [pools.fuzz_each + (pools.detect if part == 0 else pools.boundary if part == FIFTHS - 1 else 0) for part in range(FIFTHS)]
+    used = [
+        pools.fuzz_each + (pools.detect if part == 0 else pools.boundary if part == FIFTHS - 1 else 0)
+        for part in range(FIFTHS)
+    ]
     if any(len(part) < count for part, count in zip([*train, *rest], [*counts, *used], strict=True)):
         return None
     chosen = [rng.choice(part, count, replace=False) for part, count in zip(train, counts, strict=True)]
     fuzz = rng.permutation(np.concatenate([part[: pools.fuzz_each] for part in rest]))
     after = slice(pools.fuzz_each, None)
-    return np.concatenate([*chosen, fuzz, rest[0][after][: pools.detect], rest[-1][after][: pools.boundary]]).astype(np.int64)
+    return np.concatenate([*chosen, fuzz, rest[0][after][: pools.detect], rest[-1][after][: pools.boundary]]).astype(
+        np.int64
+    )
 
 
 def _fifths(strengths: np.ndarray, firings: np.ndarray) -> list[np.ndarray]:

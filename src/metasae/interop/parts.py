@@ -32,7 +32,9 @@ class Parts:
 def parts_of(sae: SAE) -> Parts:
     """The tensors of an SAE, in fp32 on the CPU. Raises UserError when it has no threshold yet."""
     if sae.threshold is None:
-        raise UserError("this SAE has no threshold yet, so no fixed rule of inference; calibrate it first (metasae measure)")
+        raise UserError(
+            "this SAE has no threshold yet, so no fixed rule of inference; calibrate it first (metasae measure)"
+        )
     tensors = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold)
     return Parts(*(tensor.detach().float().cpu() for tensor in tensors))
 
@@ -90,7 +92,13 @@ def has_unit_rows(parts: Parts) -> bool:
 
 def _times(W_enc: Tensor, scale_N: Tensor) -> Tensor:
     """Columns of W_enc [d, n] times scale float64 [n]."""
-    return torch.cat([(some.double() * scale).float() for some, scale in zip(W_enc.split(_COLUMNS, 1), scale_N.split(_COLUMNS), strict=True)], 1)
+    return torch.cat(
+        [
+            (some.double() * scale).float()
+            for some, scale in zip(W_enc.split(_COLUMNS, 1), scale_N.split(_COLUMNS), strict=True)
+        ],
+        1,
+    )
 
 
 def _shifted(parts: Parts, sign: float) -> Tensor:

@@ -6,6 +6,7 @@ Nothing here imports torch, so a wrong path or name is answered at once. Weights
 import re
 from pathlib import Path
 
+from metasae.arms.folder import RunFolder
 from metasae.errors import UserError, nearest
 from metasae.interop import checked, hub
 from metasae.sae.layout import CONFIG, WEIGHTS
@@ -48,7 +49,9 @@ def sae_at(path: str | Path, format: str | None = None, thresholds: str | Path |
 
 def latents_at(format: str, place: Path) -> int | None:
     """How many latents an SAE of ours has, by its config; None where only its weights tell."""
-    return checked.count(checked.read_json(place / CONFIG), "d_sae", str(place / CONFIG)) if format == "metasae" else None
+    return (
+        checked.count(checked.read_json(place / CONFIG), "d_sae", str(place / CONFIG)) if format == "metasae" else None
+    )
 
 
 def notes_at(format: str, place: Path) -> dict | None:
@@ -65,6 +68,32 @@ def primary_of(path: Path) -> Path:
     return inner if inner.is_dir() and _detected(path) is None and _detected(inner) else path
 
 
+def in_run(path: str | Path, arm: str | None, seed: int | None) -> str | Path:
+    """Of a run folder the trained arm that `arm` and `seed` name, where they leave one; any other path as it is.
+
+    Raises UserError where they leave none or several, and where they are given for something that is no run folder.
+    """
+    folder = Path(path)
+    if not (folder / "arms").is_dir():
+        if arm is not None or seed is not None:
+            raise UserError(f"arm and seed choose an SAE of a run folder, and '{path}' is none")
+        return path
+    trained = [member for member in RunFolder(folder).arms() if member.is_trained]
+    fitting = [member for member in trained if arm in (None, member.name) and seed in (None, member.seed)]
+    if len(fitting) != 1:
+        names = ", ".join(member.label for member in fitting or trained) or "none is trained yet"
+        asked = " and ".join(f"{key}={value!r}" for key, value in (("arm", arm), ("seed", seed)) if value is not None)
+        raise UserError(
+            f"{path} is a run folder; "
+            + (
+                f"no SAE of it fits {asked}; it has {names}"
+                if trained and not fitting
+                else f"choose one by arm= and seed=: {names}"
+            )
+        )
+    return fitting[0].folder
+
+
 def refuse_run_folder(path: Path) -> None:
     """Raises UserError where `path` is a run folder, with the arms that it has."""
     if not (path / "arms").is_dir():
@@ -72,7 +101,9 @@ def refuse_run_folder(path: Path) -> None:
     trained = [str(each.parent) for each in sorted(path.glob("arms/*/primary"))]
     if not trained:
         raise UserError(f"{path} is a run folder in which no arm is trained yet; run `metasae run` on it first")
-    raise UserError(f"{path} is a run folder; give one of {', '.join(trained[:12])}{' ...' if len(trained) > 12 else ''}")
+    raise UserError(
+        f"{path} is a run folder; give one of {', '.join(trained[:12])}{' ...' if len(trained) > 12 else ''}"
+    )
 
 
 def known(format: str) -> str:
@@ -106,7 +137,9 @@ def check_export(folder: str | Path, to: str, out: Path, options: dict) -> None:
         raise UserError(f"unknown format '{to}'{nearest(to, (*NAMES, *FIRINGS))}")
     for name in options:
         if name not in FIRINGS.get(to, ()):
-            raise UserError(f"--{name} goes with {', '.join(each for each in FIRINGS if name in FIRINGS[each])}, not with {to}")
+            raise UserError(
+                f"--{name} goes with {', '.join(each for each in FIRINGS if name in FIRINGS[each])}, not with {to}"
+            )
     if to in FIRINGS:
         arm_with_firings(folder)
         if "other" in options:
@@ -121,7 +154,9 @@ def _saelens(path: Path) -> bool:
 
 
 def _sparsify(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in (SPARSIFY_WEIGHTS, f"{SPARSIFY_WEIGHTS}.index.json"))
+    return path.is_dir() and any(
+        (path / name).exists() for name in (SPARSIFY_WEIGHTS, f"{SPARSIFY_WEIGHTS}.index.json")
+    )
 
 
 def _dictionary_learning(path: Path) -> bool:
@@ -154,4 +189,6 @@ def _hint(path: Path) -> str:
 def _is_own(folder: Path) -> bool:
     """Whether `SAE.save` wrote the folder: only it notes the architecture that was trained."""
     cfg = checked.read_json(folder / CONFIG)
-    return "trained_architecture" in checked.table(cfg, "metadata", str(folder / CONFIG)) and cfg.get("architecture") in ("jumprelu", "topk")
+    return "trained_architecture" in checked.table(cfg, "metadata", str(folder / CONFIG)) and cfg.get(
+        "architecture"
+    ) in ("jumprelu", "topk")

@@ -18,7 +18,7 @@ from typing import Any
 
 import tomli
 
-from metasae.comparison import ARM_FOLDER
+from metasae.compare.compare import ARM_FOLDER
 from metasae.errors import UserError
 from metasae.interop import checked
 from metasae.interop.model_card import card_of_run, card_of_sae
@@ -77,9 +77,13 @@ def push(
     if not re.fullmatch(r"\w[\w./-]*", branch) or ".." in branch:
         raise UserError(f"{checked.shown(branch)} cannot be a branch; write letters, digits, dots and dashes")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise UserError("the licence of the weights must be given, as license=mit or license=other; see those of the language model and the text")
+        raise UserError(
+            "the licence of the weights must be given, as license=mit or license=other; see those of the language model and the text"
+        )
     parcel = pack(Path(folder), repo, branch, license)
-    sent = {"commit": None, "url": None} if dry_run else _send(parcel, repo, branch, private, token_from_env, message, api)
+    sent = (
+        {"commit": None, "url": None} if dry_run else _send(parcel, repo, branch, private, token_from_env, message, api)
+    )
     return {
         "repo": repo,
         "revision": branch,
@@ -116,16 +120,26 @@ def pack(folder: Path, repo: str, branch: str, license: str) -> Parcel:
     others = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
     left_out = [str(path.relative_to(folder)) for path in others if path.relative_to(folder).as_posix() not in files]
     try:
-        card, noted = _card_of_run(folder, files, repo, branch, license) if _is_run(folder) else _card_of_sae(folder, repo, branch, license)
+        card, noted = (
+            _card_of_run(folder, files, repo, branch, license)
+            if _is_run(folder)
+            else _card_of_sae(folder, repo, branch, license)
+        )
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(f"the numbers in {folder} are of another version of metasae; run `metasae compare {folder}` first") from None
+        raise UserError(
+            f"the numbers in {folder} are of another version of metasae; run `metasae compare {folder}` first"
+        ) from None
     return Parcel(files, card, left_out, _local_paths(noted))
 
 
 def _card_of_run(folder: Path, files: dict[str, Path], repo: str, branch: str, license: str) -> tuple[str, dict]:
     """The card, and the recipe that becomes public with it."""
     arms = [path.parent.parent for name, path in sorted(files.items()) if name.endswith("primary/cfg.json")]
-    saes = {arm.name: checked.read_json(arm / "primary" / "cfg.json") | {"measures": checked.read_json(arm / "measures.json")} for arm in arms}
+    saes = {
+        arm.name: checked.read_json(arm / "primary" / "cfg.json")
+        | {"measures": checked.read_json(arm / "measures.json")}
+        for arm in arms
+    }
     recipe, comparison = _text(folder / "recipe.toml"), checked.read_json(folder / "compare.json")
     return card_of_run(folder.resolve().name, comparison, saes, recipe, repo, branch, license), tomli.loads(recipe)
 
@@ -149,7 +163,9 @@ def _files_of(folder: Path) -> dict[str, Path]:
         return _files_of_run(folder)
     if (folder / "cfg.json").is_file():
         return _files_of_sae(folder, "")
-    raise UserError(f"'{folder}' is neither a run folder nor an SAE folder; give the --out folder of `metasae run`, or a `primary` folder")
+    raise UserError(
+        f"'{folder}' is neither a run folder nor an SAE folder; give the --out folder of `metasae run`, or a `primary` folder"
+    )
 
 
 def _files_of_sae(folder: Path, within: str) -> dict[str, Path]:
@@ -193,7 +209,9 @@ def _finished(folder: Path) -> None:
                 raise UserError(f"{folder} is not finished: {name} is not {what}; {again}")
     missing = checked.read_json(folder / "compare.json").get("missing")
     if missing:
-        raise UserError(f"{folder} was compared before {checked.shown(missing[0])} was measured; run `metasae compare {folder}` first")
+        raise UserError(
+            f"{folder} was compared before {checked.shown(missing[0])} was measured; run `metasae compare {folder}` first"
+        )
 
 
 def _check(name: str, path: Path, folder: Path) -> None:
@@ -239,10 +257,12 @@ def _local_paths(value: Any) -> list[str]:
     return [value] if isinstance(value, str) and (os.path.isabs(value) or value.startswith("~")) else []
 
 
-def _send(parcel: Parcel, repo: str, branch: str, private: bool, token_from_env: str, message: str | None, api: Any) -> dict:
+def _send(
+    parcel: Parcel, repo: str, branch: str, private: bool, token_from_env: str, message: str | None, api: Any
+) -> dict:
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    from metasae.data import hub
+    from metasae.data.text import hub
 
     token = os.environ.get(token_from_env) or None
     api = HfApi(token=token) if api is None else api
@@ -252,8 +272,12 @@ def _send(parcel: Parcel, repo: str, branch: str, private: bool, token_from_env:
         if branch != "main":
             api.create_branch(repo, branch=branch, exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
-        done = api.create_commit(repo, operations, commit_message=message or f"metasae: {len(parcel.files)} files", revision=branch)
+        done = api.create_commit(
+            repo, operations, commit_message=message or f"metasae: {len(parcel.files)} files", revision=branch
+        )
     except Exception as error:  # the client raises its own, requests' and httpx's errors
         why = hub.reason(error).replace(token, "***") if token else hub.reason(error)
-        raise UserError(f"{repo} cannot be written: {why}; check the name, the token in {token_from_env} and its rights") from None
+        raise UserError(
+            f"{repo} cannot be written: {why}; check the name, the token in {token_from_env} and its rights"
+        ) from None
     return {"commit": getattr(done, "oid", None), "url": str(getattr(done, "commit_url", "") or "") or None}

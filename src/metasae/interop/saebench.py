@@ -109,7 +109,11 @@ class BenchSAE(nn.Module):
 
 
 def adapt(
-    sae: SAE | str | Path, model_name: str | None = None, hook_name: str | None = None, hook_layer: int | None = None, context_size: int | None = None
+    sae: SAE | str | Path,
+    model_name: str | None = None,
+    hook_name: str | None = None,
+    hook_layer: int | None = None,
+    context_size: int | None = None,
 ) -> BenchSAE:
     """An SAE, or the one at a path in any format that `metasae.interop` reads, for SAEBench. The SAE itself stays as it is.
 
@@ -175,19 +179,33 @@ def _meta_structure(bench: BenchSAE, name: str, values: dict, device: str) -> di
 def _core(bench: BenchSAE, name: str, values: dict, path: Path, model: Any, tokens: Tensor | None) -> dict:
     """Reconstruction, sparsity and what the model loses, over all whole batches of `tokens`."""
     if model is None or tokens is None:
-        raise UserError("SAEBench's core evaluation needs a model and tokens: evaluate(..., model=HookedTransformer, tokens=int64 [P, context])")
+        raise UserError(
+            "SAEBench's core evaluation needs a model and tokens: evaluate(..., model=HookedTransformer, tokens=int64 [P, context])"
+        )
     core = importlib.import_module("sae_bench.evals.core.main")
     batch = values.get("batch_size_prompts", 16)
     n_batches = len(tokens) // batch
     if n_batches < 1:
-        raise UserError(f"{len(tokens)} prompts are fewer than a batch of {batch}; give more tokens or set batch_size_prompts")
+        raise UserError(
+            f"{len(tokens)} prompts are fewer than a batch of {batch}; give more tokens or set batch_size_prompts"
+        )
     config = {f"compute_{part}": True for part in _CORE_PARTS + _CORE_FEATURES}
-    config |= {"n_eval_reconstruction_batches": n_batches, "n_eval_sparsity_variance_batches": n_batches, "batch_size_prompts": batch}
+    config |= {
+        "n_eval_reconstruction_batches": n_batches,
+        "n_eval_sparsity_variance_batches": n_batches,
+        "batch_size_prompts": batch,
+    }
     config |= {"model_name": bench.cfg.model_name, "dataset": "tokens as given", "context_size": tokens.shape[1]}
-    values = {"exclude_special_tokens_from_reconstruction": True} | {key: value for key, value in values.items() if key != "random_seed"}
+    values = {"exclude_special_tokens_from_reconstruction": True} | {
+        key: value for key, value in values.items() if key != "random_seed"
+    }
     config = _settings(core.CoreEvalConfig, config | values)
     _, formatted, _ = core.general_utils.load_and_format_sae(name, bench, str(bench.device))
-    special = {getattr(model.tokenizer, f"{each}_token_id") for each in ("pad", "eos", "bos")} - {None} if model.tokenizer else set()
+    special = (
+        {getattr(model.tokenizer, f"{each}_token_id") for each in ("pad", "eos", "bos")} - {None}
+        if model.tokenizer
+        else set()
+    )
     metrics, by_feature = core.run_evals(formatted, _Prompts(tokens, batch), model, config, ignore_tokens=special)
     metrics["misc_metrics"] = core.calculate_misc_metrics(by_feature)
     result = {"eval_cfg": config, "metrics": metrics, "feature_metrics": by_feature, "sae_set": name, "sae_id": CUSTOM}
@@ -245,10 +263,14 @@ def _rows_of(sae: SAE | str | Path) -> BenchSAE:
     sae = load(sae) if not isinstance(sae, SAE) else sae
     hook = sae.config.metadata.get("hook_name") or "unknown"
     layer = None if re.search(r"\d", hook) else -1
-    return BenchSAE(_with_unit_rows(sae), _config_of(sae, sae.config.metadata.get("model_name") or "unknown", hook, layer, None))
+    return BenchSAE(
+        _with_unit_rows(sae), _config_of(sae, sae.config.metadata.get("model_name") or "unknown", hook, layer, None)
+    )
 
 
-def _config_of(sae: SAE, model_name: str | None, hook_name: str | None, hook_layer: int | None, context_size: int | None) -> BenchConfig:
+def _config_of(
+    sae: SAE, model_name: str | None, hook_name: str | None, hook_layer: int | None, context_size: int | None
+) -> BenchConfig:
     held, config = sae.config.metadata, sae.config
     ours = held.get("metasae", {})
     place = {"model_name": model_name, "hook_name": hook_name, "context_size": context_size}
@@ -291,5 +313,7 @@ def _with_unit_rows(sae: SAE) -> SAE:
     if has_unit_rows(parts):
         return deepcopy(sae)
     if sae.config.rule == "topk":
-        raise UserError("SAEBench takes rows of unit length; scaling them would change which activations of a TopK SAE are its k largest")
+        raise UserError(
+            "SAEBench takes rows of unit length; scaling them would change which activations of a TopK SAE are its k largest"
+        )
     return assemble(norms_into_encoder(parts, threshold=True), replace(sae.config), "the SAE with unit rows")

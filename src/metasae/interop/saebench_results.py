@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from metasae import files
+from metasae.compare.catalogue import CATALOGUE, Quantity
 from metasae.errors import UserError
 from metasae.interop.checked import table
-from metasae.measures.catalogue import CATALOGUE, Quantity
 
 EVAL_TYPE = "metasae"
 
@@ -36,7 +36,11 @@ def write_results(run: str | Path, out: str | Path) -> list[Path]:
     for arm in arms:
         result = envelope(arm, run.resolve().name)
         check(result)
-        path = Path(out) / EVAL_TYPE / f"{result['sae_lens_release_id']}_{result['sae_lens_id']}_eval_results.json".replace("/", "_")
+        path = (
+            Path(out)
+            / EVAL_TYPE
+            / f"{result['sae_lens_release_id']}_{result['sae_lens_id']}_eval_results.json".replace("/", "_")
+        )
         files.write_json(path, result)
         written.append(path)
     return written
@@ -86,8 +90,14 @@ def check(result: dict[str, Any]) -> bool:
         return strict(make_dataclass(name, [(key, int | float) for key in values], bases=(base.BaseMetrics,)))
 
     found = result["eval_result_metrics"]
-    categories = strict(make_dataclass("Categories", [(name, category(name, found[name])) for name in found], bases=(base.BaseMetricCategories,)))
-    config = strict(make_dataclass("Config", [(key, Any) for key in result["eval_config"]], bases=(base.BaseEvalConfig,)))
+    categories = strict(
+        make_dataclass(
+            "Categories", [(name, category(name, found[name])) for name in found], bases=(base.BaseMetricCategories,)
+        )
+    )
+    config = strict(
+        make_dataclass("Config", [(key, Any) for key in result["eval_config"]], bases=(base.BaseEvalConfig,))
+    )
 
     @strict
     class Output(base.BaseEvalOutput[config, categories, base.BaseResultDetail]):
@@ -113,7 +123,11 @@ def _metrics(measures: dict) -> tuple[dict[str, dict[str, float]], list[str], di
             missing.append(quantity.key)
             continue
         metrics.setdefault(quantity.group, {})[_name(quantity)] = value
-        meanings[f"{quantity.group}.{_name(quantity)}"] = {"label": quantity.label, "better": quantity.better, "meaning": quantity.meaning}
+        meanings[f"{quantity.group}.{_name(quantity)}"] = {
+            "label": quantity.label,
+            "better": quantity.better,
+            "meaning": quantity.meaning,
+        }
     return metrics, missing, meanings
 
 
@@ -136,4 +150,6 @@ def _flat(place: dict) -> dict[str, Any]:
     provenance = {key: ours[key] for key in ("version", "arm", "seed", "data_fingerprint") if key in ours}
     names = ("model_name", "hook_name", "dataset_path", "context_size", "prepend_bos", "k", "trained_architecture")
     train = ours.get("recipe", {}).get("train", {})
-    return {key: place[key] for key in names if key in place} | {"metasae": provenance | ({"train": train} if train else {})}
+    return {key: place[key] for key in names if key in place} | {
+        "metasae": provenance | ({"train": train} if train else {})
+    }

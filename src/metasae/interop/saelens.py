@@ -35,14 +35,25 @@ _REFUSED = {
     "abstopk": "its activations may be negative",
     "temporal": "its activations depend on other tokens",
     "matching_pursuit": "it has no encoder but a pursuit",
-    **dict.fromkeys(("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"), "a transcoder rebuilds another activation"),
+    **dict.fromkeys(
+        ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
+        "a transcoder rebuilds another activation",
+    ),
 }
 _REFUSED_NORMALIZE = {
     "constant_norm_rescale": "each token is divided by its norm without its mean, which metasae does not do",
     "covariance_whitening": "the whitening is not folded into the weights; save the finished SAE rather than a checkpoint",
 }
 # What version 5 and earlier keep at the top of cfg.json and version 6 in `metadata`.
-_OLD_METADATA = ("model_name", "hook_name", "dataset_path", "context_size", "prepend_bos", "neuronpedia_id", "hook_head_index")
+_OLD_METADATA = (
+    "model_name",
+    "hook_name",
+    "dataset_path",
+    "context_size",
+    "prepend_bos",
+    "neuronpedia_id",
+    "hook_head_index",
+)
 
 
 def load(path: Path) -> SAE:
@@ -53,7 +64,9 @@ def load(path: Path) -> SAE:
     d, n = checked.count(cfg, "d_in", where), checked.count(cfg, "d_sae", where)
     normalize = _normalize(cfg, where)
     if (reshape := cfg.get("reshape_activations", "none")) != "none":
-        raise UserError(f"{where}: reshape_activations {checked.shown(reshape)} joins the heads of hook_z, which metasae does not hook")
+        raise UserError(
+            f"{where}: reshape_activations {checked.shown(reshape)} joins the heads of hook_z, which metasae does not hook"
+        )
     rescale = architecture in _TOPK and checked.flag(cfg, "rescale_acts_by_decoder_norm", where, False)
     notes = _notes(checked.table(cfg, "metadata", where), where)
     k = _k(cfg, n, where) if architecture in _TOPK else notes.k
@@ -61,7 +74,9 @@ def load(path: Path) -> SAE:
     tensors = _tensors(path / own.WEIGHTS, architecture, d, n)
     parts = _parts(tensors, architecture, n)
     if "scaling_factor" in tensors:
-        parts = _finetuned(parts, tensors["scaling_factor"], checked.flag(cfg, "finetuning_scaling_factor", where, False), where)
+        parts = _finetuned(
+            parts, tensors["scaling_factor"], checked.flag(cfg, "finetuning_scaling_factor", where, False), where
+        )
     if not checked.flag(cfg, "apply_b_dec_to_input", where, True):
         parts = centred(parts)
     if rescale:
@@ -70,7 +85,13 @@ def load(path: Path) -> SAE:
     if scale != 1.0 and not rescale:
         parts = unscaled(parts, scale)
 
-    normalize = "none" if normalize == "scaled" else "token_eps" if normalize == "token" and notes.undone_with_eps else normalize
+    normalize = (
+        "none"
+        if normalize == "scaled"
+        else "token_eps"
+        if normalize == "token" and notes.undone_with_eps
+        else normalize
+    )
     rule = "topk" if architecture == "topk" else "threshold"
     config = SAEConfig(d, n, notes.architecture or architecture, k, normalize, notes.metadata, rule)
     sae = assemble(parts, config, str(path))
@@ -122,7 +143,9 @@ def _architecture(cfg: dict, where: str) -> str:
     if why := _REFUSED.get(architecture):
         raise UserError(f"{where}: architecture '{architecture}' cannot be represented: {why}")
     if architecture not in _KNOWN:
-        raise UserError(f"{where}: architecture {checked.shown(architecture)} is not known here; known: {', '.join(_KNOWN)}")
+        raise UserError(
+            f"{where}: architecture {checked.shown(architecture)} is not known here; known: {', '.join(_KNOWN)}"
+        )
     return architecture
 
 
@@ -131,7 +154,9 @@ def _normalize(cfg: dict, where: str) -> str:
     if why := _REFUSED_NORMALIZE.get(theirs):
         raise UserError(f"{where}: normalize_activations '{theirs}' cannot be represented: {why}")
     if theirs not in _NORMALIZE:
-        raise UserError(f"{where}: normalize_activations {checked.shown(theirs)} is not known here; known: {', '.join(_NORMALIZE)}")
+        raise UserError(
+            f"{where}: normalize_activations {checked.shown(theirs)} is not known here; known: {', '.join(_NORMALIZE)}"
+        )
     return _NORMALIZE[theirs]
 
 
@@ -177,7 +202,9 @@ def _finetuned(parts: Parts, factor: Tensor, on: bool, where: str) -> Parts:
     if torch.allclose(factor, torch.ones_like(factor)):
         return parts
     if not on:
-        raise UserError(f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, so its meaning is not clear")
+        raise UserError(
+            f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, so its meaning is not clear"
+        )
     return Parts(parts.W_enc, parts.b_enc, parts.W_dec * factor[:, None], parts.b_dec, parts.threshold)
 
 

@@ -9,23 +9,24 @@ leaves decoder rows at any length.
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import metasae
-from metasae.arm import DecoderRows, cores_for, initial_b_dec, input_scale
-from metasae.data.cache import Split
+from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale
+from metasae.data.cache.cache import Split
+from metasae.data.split import Rows
 from metasae.errors import UserError, nearest
 from metasae.measures.firing.calibrate import calibrate
-from metasae.progress import Progress
-from metasae.recipe import Arm, Recipe
+from metasae.progress.progress import Progress
+from metasae.progress.stop import StopRequest
+from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARMS
 from metasae.sae.sae import SAE
-from metasae.stop import StopRequest
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
 
@@ -60,8 +61,8 @@ def train_on(
     Interrupted after a signal, once the state is saved.
     """
     recipe, folder = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe), Path(folder)
-    if arm not in get_args(Arm):
-        raise UserError(f"unknown arm '{arm}'{nearest(arm, get_args(Arm))}")
+    if arm not in ARMS:
+        raise UserError(f"unknown arm '{arm}'{nearest(arm, ARMS)}")
     if (folder / "primary" / "cfg.json").exists():
         _refuse_another(folder, recipe, arm, seed)
         return {name: SAE.load(folder / name) for name in ("primary", "meta") if (folder / name).is_dir()}
@@ -79,7 +80,7 @@ def train_on(
         train(trainer, batches, folder, task, stop)
     saes = trainer.export(scale, _metadata(provider, recipe, arm, seed) | (metadata or {}))
     if "meta" in saes:
-        calibrate(saes["meta"], DecoderRows(saes["primary"].W_dec))
+        calibrate(saes["meta"], Rows(saes["primary"].W_dec))
         saes["meta"].save(folder / "meta")
     unseen = batches.take(recipe.measure.calibration_tokens) if calibration is None else _rows(calibration)
     found = calibrate(saes["primary"], unseen, size, progress, rule=recipe.measure.threshold)
@@ -97,7 +98,9 @@ def _refuse_another(folder: Path, recipe: Recipe, arm: str, seed: int) -> None:
     theirs = {"arm": held.get("arm"), "seed": held.get("seed"), **_flat(held.get("settings", {}))}
     key = next((key for key in ours if ours[key] != theirs.get(key)), None)
     if key is not None:
-        raise UserError(f"{folder} holds an SAE with {key} = {theirs.get(key)!r}, not {ours[key]!r}; choose another folder or delete it")
+        raise UserError(
+            f"{folder} holds an SAE with {key} = {theirs.get(key)!r}, not {ours[key]!r}; choose another folder or delete it"
+        )
 
 
 def _settings(recipe: Recipe) -> dict[str, dict]:
@@ -144,9 +147,13 @@ class Provided:
             more = "give a longer one, or lower train.tokens or measure.calibration_tokens"
             raise UserError(f"the provider ended after {self.position} batches; {more}") from None
         if x_BD.ndim != 2 or x_BD.shape[0] != self.batch:
-            raise UserError(f"the provider gives batches of shape {list(x_BD.shape)}, the recipe has train.batch = {self.batch}; make them equal")
+            raise UserError(
+                f"the provider gives batches of shape {list(x_BD.shape)}, the recipe has train.batch = {self.batch}; make them equal"
+            )
         if x_BD.shape[1] != (self._d or x_BD.shape[1]):
-            raise UserError(f"batch {self.position} of the provider has width {x_BD.shape[1]}, those before it {self._d}")
+            raise UserError(
+                f"batch {self.position} of the provider has width {x_BD.shape[1]}, those before it {self._d}"
+            )
         self._d = x_BD.shape[1]
         x_BD = x_BD.detach().float()
         if not torch.isfinite(x_BD.sum()):
@@ -155,36 +162,14 @@ class Provided:
         return x_BD
 
 
-class Rows:
-    """Activations [R, d] in the guise of a split, with the moments that training starts from."""
-
-    def __init__(self, x_RD: Tensor):
-        self.x = x_RD.detach().float().cpu()
-        self.n_tokens, self.d = self.x.shape
-
-    def rows(self, indices: Tensor) -> Tensor:
-        return self.x[indices]
-
-    def blocks(self, size: int) -> Iterator[Tensor]:
-        return iter(self.x.split(size))
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """float64 [d]."""
-        return self.x.double().mean(0)
-
-    @cached_property
-    def mean_square(self) -> float:
-        """Mean of ||x||^2."""
-        return float(self.x.double().square().sum(1).mean())
-
-
 def _rows(given: Tensor | Split) -> Any:
     if not isinstance(given, Tensor):
         return given
     if given.ndim != 2 or not len(given) or not torch.isfinite(given.sum()):
-        raise UserError(f"sample and calibration are activations [rows, d], finite, at least one; not of shape {list(given.shape)} or not finite")
-    return Rows(given)
+        raise UserError(
+            f"sample and calibration are activations [rows, d], finite, at least one; not of shape {list(given.shape)} or not finite"
+        )
+    return Rows(given.detach().float().cpu())
 
 
 def _metadata(provider: Any, recipe: Recipe, arm: str, seed: int) -> dict[str, Any]:

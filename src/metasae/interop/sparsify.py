@@ -26,7 +26,11 @@ def load(path: Path) -> SAE:
     where = str(path / CONFIG)
     cfg = checked.read_json(path / CONFIG)
     d, k = checked.count(cfg, "d_in", where), checked.count(cfg, "k", where)
-    n = checked.count(cfg, "num_latents", where) if cfg.get("num_latents") else d * checked.count(cfg, "expansion_factor", where)
+    n = (
+        checked.count(cfg, "num_latents", where)
+        if cfg.get("num_latents")
+        else d * checked.count(cfg, "expansion_factor", where)
+    )
     for key, why in {
         "transcode": "a transcoder rebuilds another activation",
         "skip_connection": "metasae has no linear skip connection",
@@ -53,7 +57,12 @@ def why_not(sae: SAE) -> str | None:
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
     parts = parts_of(sae)
-    tensors = {"encoder.weight": parts.W_enc.t(), "encoder.bias": parts.b_enc, "W_dec": parts.W_dec, "b_dec": parts.b_dec}
+    tensors = {
+        "encoder.weight": parts.W_enc.t(),
+        "encoder.bias": parts.b_enc,
+        "W_dec": parts.W_dec,
+        "b_dec": parts.b_dec,
+    }
     cfg = {
         "activation": "topk",
         "d_in": sae.config.d_in,
@@ -81,4 +90,7 @@ def _metadata(path: Path, cfg: dict) -> dict:
         "context_size": run.get("ctx_len"),
         "hook_name": f"blocks.{place[1]}.hook_{_PLACES[place[2] or '']}" if place else None,
     }
-    return {**{key: value for key, value in known.items() if value is not None}, **checked.table(cfg, "metadata", str(path / CONFIG))}
+    return {
+        **{key: value for key, value in known.items() if value is not None},
+        **checked.table(cfg, "metadata", str(path / CONFIG)),
+    }

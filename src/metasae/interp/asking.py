@@ -12,7 +12,7 @@ from typing import Protocol
 
 from metasae.errors import UserError
 from metasae.interp.replies import Ask, Reply, ReplyStore
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 # A server that answered none of so many questions in a row, each with its retries, is taken to be gone.
 GIVE_UP = 20
@@ -75,14 +75,26 @@ class Limits:
     first_wait: float = 1.0
 
     def __post_init__(self):
-        if self.concurrency < 1 or self.retries < 0 or self.first_wait < 0 or (self.per_minute is not None and not self.per_minute > 0):
+        if (
+            self.concurrency < 1
+            or self.retries < 0
+            or self.first_wait < 0
+            or (self.per_minute is not None and not self.per_minute > 0)
+        ):
             raise UserError("a judge needs a concurrency of at least 1, and neither retries, waits nor a rate below 0")
 
 
 class Asker:
     """judge: None to answer from the store alone (replay)."""
 
-    def __init__(self, judge: Judge | None, store: ReplyStore, name: str | None = None, limits: Limits | None = None, progress: Progress = SILENT):
+    def __init__(
+        self,
+        judge: Judge | None,
+        store: ReplyStore,
+        name: str | None = None,
+        limits: Limits | None = None,
+        progress: Progress = SILENT,
+    ):
         """name: of the model whose replies are replayed; a judge has its own."""
         self.judge, self.store, self.limits, self.progress = judge, store, limits or Limits(), progress
         self.name = judge.name if judge is not None else name
@@ -93,13 +105,19 @@ class Asker:
 
     def missing(self, asks: Sequence[Ask]) -> dict[str, Ask]:
         """Key -> question, of those not in the store; the same question once."""
-        return {key: ask for key, ask in {ask.key(self.name): ask for ask in asks}.items() if self.store.get(key) is None}
+        return {
+            key: ask for key, ask in {ask.key(self.name): ask for ask in asks}.items() if self.store.get(key) is None
+        }
 
     def estimate(self, asks: Sequence[Ask]) -> dict[str, int]:
         """Questions still to be asked and their tokens, at most: four characters to a prompt token, replies at their longest."""
         left = self.missing(asks).values()
         prompt = sum(math.ceil((len(ask.system) + len(ask.user)) / CHARACTERS_PER_TOKEN) for ask in left)
-        return {"questions": len(left), "prompt_tokens": prompt, "completion_tokens": sum(ask.max_tokens for ask in left)}
+        return {
+            "questions": len(left),
+            "prompt_tokens": prompt,
+            "completion_tokens": sum(ask.max_tokens for ask in left),
+        }
 
     def planner(self) -> "Planner":
         """Takes the same questions and asks none: for the estimate before a run."""
@@ -114,7 +132,9 @@ class Asker:
         left = self.missing(asks)
         self.tally.stored += len({ask.key(self.name) for ask in asks}) - len(left)
         if left and self.judge is None:
-            raise UserError(f"{self.store.path} lacks {len(left)} of {len(asks)} replies of '{self.name}'; run without --replay to ask for them")
+            raise UserError(
+                f"{self.store.path} lacks {len(left)} of {len(asks)} replies of '{self.name}'; run without --replay to ask for them"
+            )
         if left:
             (self._ask_batches if hasattr(self.judge, "answer_many") else self._ask_all)(list(left.values()))
         return [self.store.get(ask.key(self.name)) for ask in asks]
@@ -122,7 +142,10 @@ class Asker:
     def _ask_all(self, asks: list[Ask]) -> None:
         self._stop.clear()
         silence, waiting = 0, iter(asks)
-        with self.progress.task("ask", len(asks), "questions") as task, ThreadPoolExecutor(self.limits.concurrency) as workers:
+        with (
+            self.progress.task("ask", len(asks), "questions") as task,
+            ThreadPoolExecutor(self.limits.concurrency) as workers,
+        ):
             running: set[Future] = set()
             try:
                 while True:
@@ -207,4 +230,7 @@ class Planner:
         for name, number in self._asker.estimate(list(new.values())).items():
             self.questions[name] += number
         self._seen |= new.keys()
-        return [self._asker.store.get(key) or Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")})) for key in keys]
+        return [
+            self._asker.store.get(key) or Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")}))
+            for key in keys
+        ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metasae import files
-from metasae.comparison import ARM_FOLDER
+from metasae.compare.compare import ARM_FOLDER
 from metasae.errors import UserError, nearest
 from metasae.interp.held import INTRUDER
 
@@ -24,7 +24,9 @@ def check_scores(scores: Sequence[str], judge: bool, replay: bool, model: str | 
         raise UserError(f"no score is asked for; known: {', '.join(KNOWN)}")
     needs = [key for key in scores if key != EMBEDDING]
     if needs and not judge and not (replay and model):
-        raise UserError(f"{needs[0]} needs a judge: give --judge URL and --model NAME, or --replay with the --model that answered")
+        raise UserError(
+            f"{needs[0]} needs a judge: give --judge URL and --model NAME, or --replay with the --model that answered"
+        )
 
 
 def check_run(run_folder: Path, scores: Sequence[str], replay: bool) -> None:
@@ -32,31 +34,45 @@ def check_run(run_folder: Path, scores: Sequence[str], replay: bool) -> None:
     if not run_folder.is_dir():
         raise UserError(f"no folder {run_folder}; give the --out folder of `metasae run`")
     if not (run_folder / "recipe.toml").is_file():
-        raise UserError(f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`")
+        raise UserError(
+            f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`"
+        )
     if replay and any(key != EMBEDDING for key in scores) and not (run_folder / STORE).is_file():
         raise UserError(f"{run_folder} holds no replies to replay; run with --judge URL and --model NAME first")
 
 
-def arms_to_score(run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, baseline: str) -> list[tuple[str, int, Path]]:
+def arms_to_score(
+    run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, baseline: str
+) -> list[tuple[str, int, Path]]:
     """`find_arms`, without those that have another's weights where none is named. Raises UserError where the first keeps no firings."""
     found = find_arms(run_folder, arms, seeds, baseline)
     if not arms:
         # control has solo's very weights and keeps no firings of its own; whoever wants an arm without firings is told so
         found = [each for each in found if (each[2] / "firings").is_dir() or not is_twin(each[2])]
     if not found or not (found[0][2] / "firings").is_dir():
-        raise UserError(f"{found[0][2] if found else run_folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
+        raise UserError(
+            f"{found[0][2] if found else run_folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true"
+        )
     return found
 
 
-def find_arms(run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, baseline: str) -> list[tuple[str, int, Path]]:
+def find_arms(
+    run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, baseline: str
+) -> list[tuple[str, int, Path]]:
     """(arm, seed, folder) of a run's trained arms, the baseline of each seed first. Raises UserError where one asked for is missing."""
     if not (run_folder / "arms").is_dir():
         raise UserError(f"{run_folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`")
     names = [(ARM_FOLDER.fullmatch(folder.name), folder) for folder in sorted((run_folder / "arms").iterdir())]
-    found = [(name["arm"], int(name["seed"]), folder) for name, folder in names if name and (folder / "primary" / "cfg.json").is_file()]
+    found = [
+        (name["arm"], int(name["seed"]), folder)
+        for name, folder in names
+        if name and (folder / "primary" / "cfg.json").is_file()
+    ]
     for wanted in arms or ():
         if wanted not in {arm for arm, _, _ in found}:
-            raise UserError(f"no arm '{wanted}' is trained in {run_folder}{nearest(wanted, {arm for arm, _, _ in found})}")
+            raise UserError(
+                f"no arm '{wanted}' is trained in {run_folder}{nearest(wanted, {arm for arm, _, _ in found})}"
+            )
     kept = [each for each in found if (not arms or each[0] in arms) and (seeds is None or each[1] in seeds)]
     if not kept:
         raise UserError(

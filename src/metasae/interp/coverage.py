@@ -11,7 +11,7 @@ import numpy as np
 from metasae.interp.draws import KINDS, Windows, contents_of, draw_activating, draw_silent, peaks_of
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 DECILES = 10
 
@@ -70,10 +70,14 @@ def activating_windows(
             task.advance(1)
     covered = np.zeros(view.n_latents, bool)
     covered[list(found)] = True
-    return found, Coverage(view.n_latents, len(live), covered, short[False], short[True], _deciles(counts, live, covered, view.n_tokens))
+    return found, Coverage(
+        view.n_latents, len(live), covered, short[False], short[True], _deciles(counts, live, covered, view.n_tokens)
+    )
 
 
-def with_silent(text: Text, view: ByLatent, windows: LatentWindows, neighbours: np.ndarray, spec: WindowSpec, seed: int) -> LatentWindows:
+def with_silent(
+    text: Text, view: ByLatent, windows: LatentWindows, neighbours: np.ndarray, spec: WindowSpec, seed: int
+) -> LatentWindows:
     """The same with silent windows of every kind; a kind of which there are fewer than spec.silent holds as many as were found.
 
     neighbours: int [p], the latents with the largest phi with this one, -1 for none.
@@ -83,7 +87,9 @@ def with_silent(text: Text, view: ByLatent, windows: LatentWindows, neighbours: 
     silent = {}
     for number, kind in enumerate(KINDS):
         rng = np.random.default_rng([seed, latent, number])
-        silent[kind] = draw_silent(text, kind, latent, view, windows.score, neighbours[neighbours >= 0], spec, rng, seen)
+        silent[kind] = draw_silent(
+            text, kind, latent, view, windows.score, neighbours[neighbours >= 0], spec, rng, seen
+        )
     return LatentWindows(latent, windows.train, windows.score, silent)
 
 

@@ -55,7 +55,9 @@ def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpe
     low, high = np.searchsorted(tokens, starts), np.searchsorted(tokens, starts + spec.length)
     place = np.arange(len(tokens))
     kept = whole & (values > _largest(values, low, place)) & (values >= _largest(values, place, high))
-    return Peaks(starts[kept], np.asarray(tokens)[kept].astype(np.int64), np.asarray(values)[kept], text.scoring[starts[kept]])
+    return Peaks(
+        starts[kept], np.asarray(tokens)[kept].astype(np.int64), np.asarray(values)[kept], text.scoring[starts[kept]]
+    )
 
 
 def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -68,7 +70,9 @@ def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     return np.where(low < high, found, -np.inf)
 
 
-def draw_activating(text: Text, peaks: Peaks, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, seen: set[bytes]) -> Windows:
+def draw_activating(
+    text: Text, peaks: Peaks, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, seen: set[bytes]
+) -> Windows:
     """Up to `count` windows of one side, from all parts of its peaks alike; where a part runs out the others give more.
 
     seen: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
@@ -130,7 +134,9 @@ def draw_silent(
         if len(starts) == spec.silent:
             break
     none = np.zeros(len(starts), np.float32)
-    return Windows(np.array(starts, np.int64), np.array(focus, np.int64), none, np.full(len(starts), -1, np.int8), spec.length)
+    return Windows(
+        np.array(starts, np.int64), np.array(focus, np.int64), none, np.full(len(starts), -1, np.int8), spec.length
+    )
 
 
 def _pools(text: Text, kind: str, view: ByLatent, scored: Windows, neighbours: np.ndarray) -> list[np.ndarray]:
@@ -152,7 +158,9 @@ def _from_pools(pools: list[np.ndarray], count: int, rng: np.random.Generator) -
     """int64 [count]."""
     which = rng.integers(len(pools), size=count)
     share = rng.random(count)
-    return np.array([pools[pool][int(part * len(pools[pool]))] for pool, part in zip(which, share, strict=True)], np.int64)
+    return np.array(
+        [pools[pool][int(part * len(pools[pool]))] for pool, part in zip(which, share, strict=True)], np.int64
+    )
 
 
 def _is_new(text: Text, start: int, length: int, seen: set[bytes]) -> bool:

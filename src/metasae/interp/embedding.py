@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
-from metasae.data.windows import Frame, Window, pad
+from metasae.data.text.windows import Frame, Window, pad
 from metasae.errors import UserError
 from metasae.interp.coverage import LatentWindows
 from metasae.interp.draws import KINDS, Windows
 from metasae.interp.result import Score, as_array, auc
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 Encoder = Callable[[Sequence[str]], np.ndarray]
 
@@ -39,7 +39,9 @@ def sentence_encoder(model, tokenizer, pad_id: int = 0) -> Encoder:
         rows = [Window(np.asarray(each[: frame.room(limit)], np.int32), 0, 0) for each in ids]
         ids_BT, mask_BT, _ = pad(rows, frame, pad_id)
         device = next(model.parameters()).device
-        hidden = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), return_dict=True).last_hidden_state.float()
+        hidden = model(
+            input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), return_dict=True
+        ).last_hidden_state.float()
         weight = mask_BT.to(hidden)[..., None]
         return torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1), dim=1).cpu().numpy()
 
@@ -57,7 +59,10 @@ class Embeddings:
 
     def prepare(self, starts: Iterable[int], progress: Progress = SILENT) -> None:
         """Embeds the windows that begin there and are not embedded yet; windows with the same text once, those of like length together."""
-        texts = {start: "".join(self.text.strings(start, self.length)) for start in sorted({int(start) for start in starts} - self._row.keys())}
+        texts = {
+            start: "".join(self.text.strings(start, self.length))
+            for start in sorted({int(start) for start in starts} - self._row.keys())
+        }
         new = sorted(set(texts.values()) - self._known.keys(), key=lambda text: (len(text), text))
         found = [self._rows] if len(self._rows) else []
         with progress.task("embed", len(new), "windows") as task:
@@ -65,7 +70,9 @@ class Embeddings:
                 some = new[first : first + self.batch]
                 rows = np.asarray(self.encoder(some), np.float32)
                 if rows.shape[0] != len(some) or not np.isfinite(rows).all():
-                    raise UserError("the sentence encoder gave something other than one finite vector per text; choose another encoder")
+                    raise UserError(
+                        "the sentence encoder gave something other than one finite vector per text; choose another encoder"
+                    )
                 found.append(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
                 task.advance(len(some))
         self._known |= {text: len(self._known) + place for place, text in enumerate(new)}
@@ -77,7 +84,9 @@ class Embeddings:
         return self._rows[[self._row[int(start)] for start in windows.starts]]
 
 
-def embedding_scores(embeddings: Embeddings, latents: Sequence[LatentWindows], silent: int, explained_by: Sequence[int] | None = None) -> list[dict]:
+def embedding_scores(
+    embeddings: Embeddings, latents: Sequence[LatentWindows], silent: int, explained_by: Sequence[int] | None = None
+) -> list[dict]:
     """Per latent: kind -> AUC, None for a kind with fewer than `silent` windows. All windows must have been prepared.
 
     explained_by: int [latents], whose training windows stand in for each latent's own (the shuffled floor); None for its own.
@@ -88,20 +97,29 @@ def embedding_scores(embeddings: Embeddings, latents: Sequence[LatentWindows], s
     for each, by in zip(latents, explained_by, strict=True):
         fires = embeddings.of(each.score) @ centres[by]
         enough = {kind: windows for kind, windows in each.silent.items() if len(windows) >= silent}
-        scores.append({kind: auc(fires, embeddings.of(enough[kind]) @ centres[by]) if kind in enough else None for kind in KINDS})
+        scores.append(
+            {kind: auc(fires, embeddings.of(enough[kind]) @ centres[by]) if kind in enough else None for kind in KINDS}
+        )
     return scores
 
 
 def starts_of(latents: Iterable[LatentWindows]) -> set[int]:
     """Where the windows of these latents begin."""
-    return {int(start) for each in latents for part in (each.train, each.score, *each.silent.values()) for start in part.starts}
+    return {
+        int(start)
+        for each in latents
+        for part in (each.train, each.score, *each.silent.values())
+        for start in part.starts
+    }
 
 
 def embedding_scorer(text: Text, encoder: Encoder, spec: WindowSpec):
     """A scorer for `metasae.interp.run`; it keeps the embeddings of windows from one SAE to the next."""
     embeddings = Embeddings(text, encoder, spec.length)
 
-    def score(view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT) -> Score:
+    def score(
+        view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT
+    ) -> Score:
         embeddings.prepare(starts_of(latents), progress)
 
         def parts(explained_by: np.ndarray | None) -> dict[str, np.ndarray]:

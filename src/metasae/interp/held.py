@@ -73,7 +73,11 @@ def read_held(folder: Path, arm: str, seed: int) -> Held | None:
     if not path.is_file():
         return None
     found = files.read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("conditions"), dict) or not isinstance(found.get("scores"), dict):
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("conditions"), dict)
+        or not isinstance(found.get("scores"), dict)
+    ):
         raise UserError(f"{path} holds no scores; delete it and run `metasae interp` again")
     return Held(arm, seed, found) if "of" in found["conditions"] else None
 
@@ -87,8 +91,13 @@ def with_earlier(new: dict, earlier: Held | None) -> tuple[dict, list[str]]:
         return new, kept
     return {
         **new,
-        "scores": {key: new["scores"].get(key) or earlier.file["scores"][key] for key in (*earlier.file["scores"], *new["scores"])},
-        "latents": {latent: _both(entry, earlier.file["latents"][latent], kept) for latent, entry in new["latents"].items()},
+        "scores": {
+            key: new["scores"].get(key) or earlier.file["scores"][key]
+            for key in (*earlier.file["scores"], *new["scores"])
+        },
+        "latents": {
+            latent: _both(entry, earlier.file["latents"][latent], kept) for latent, entry in new["latents"].items()
+        },
         **({"siblings": earlier.file["siblings"]} if INTRUDER in kept and "siblings" in earlier.file else {}),
     }, []
 

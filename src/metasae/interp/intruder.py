@@ -44,7 +44,10 @@ class Siblings:
     def per_pair(self) -> list[dict]:
         values = [value if np.isfinite(value) else None for value in self.score.values["all"].tolist()]
         rows = zip(self.pairs, self.questions.tolist(), values, strict=True)
-        return [{"parent": parent, "children": children, "questions": count, INTRUDER: value} for (parent, *children), count, value in rows]
+        return [
+            {"parent": parent, "children": children, "questions": count, INTRUDER: value}
+            for (parent, *children), count, value in rows
+        ]
 
 
 def intruder_score(reader: Reader, view: ByLatent, documents: np.ndarray, splits: Splits) -> Siblings:
@@ -58,13 +61,25 @@ def intruder_score(reader: Reader, view: ByLatent, documents: np.ndarray, splits
         both = [draw_fives(text, documents, most, odd, length, EACH_WAY, rng) for most, odd in (sides, sides[::-1])]
         asked.append(both[0] + both[1] if len(both[0]) + len(both[1]) >= AT_LEAST else [])
         floored = asked[-1] and number < FLOOR
-        same.append([five for side in sides for five in draw_fives(text, documents, side, side, length, 1, rng)] if floored else [])
-    counts = {"candidates": len(splits.ranked), "pairs": len(pairs), "too_few_windows": sum(not each for each in asked), **NOTHING_COUNTED}
+        same.append(
+            [five for side in sides for five in draw_fives(text, documents, side, side, length, 1, rng)]
+            if floored
+            else []
+        )
+    counts = {
+        "candidates": len(splits.ranked),
+        "pairs": len(pairs),
+        "too_few_windows": sum(not each for each in asked),
+        **NOTHING_COUNTED,
+    }
     own = _accuracy(reader, asked, counts)
     # what cannot be read of the floor is not counted as the score's
     floor = _accuracy(reader, same, dict(counts))
     return Siblings(
-        splits, tuple(pairs), np.array([len(each) for each in asked], np.int64), Score(INTRUDER, {"all": own}, {"all": floor[:FLOOR]}, counts)
+        splits,
+        tuple(pairs),
+        np.array([len(each) for each in asked], np.int64),
+        Score(INTRUDER, {"all": own}, {"all": floor[:FLOOR]}, counts),
     )
 
 

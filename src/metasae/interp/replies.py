@@ -70,7 +70,9 @@ class ReplyStore:
             self._connection.execute(_TABLE)
             self._connection.execute("SELECT key, text, logprobs FROM replies LIMIT 1")
         except (sqlite3.Error, OSError) as error:
-            raise UserError(f"{self.path} cannot be used as a store of replies ({error}); choose another file or delete it") from None
+            raise UserError(
+                f"{self.path} cannot be used as a store of replies ({error}); choose another file or delete it"
+            ) from None
 
     def get(self, key: str) -> Reply | None:
         with self._lock:
@@ -78,7 +80,9 @@ class ReplyStore:
             row = self._connection.execute(query, (key,)).fetchone()
         if row is None:
             return None
-        logprobs = None if row[3] is None else tuple((token, alternatives) for token, alternatives in json.loads(row[3]))
+        logprobs = (
+            None if row[3] is None else tuple((token, alternatives) for token, alternatives in json.loads(row[3]))
+        )
         return Reply(row[0], row[1], row[2], logprobs)
 
     def put(self, model: str, ask: Ask, reply: Reply) -> None:
@@ -86,10 +90,17 @@ class ReplyStore:
         asked = (model, *(json.dumps(part, sort_keys=True) for part in (ask.messages, ask.sampling, ask.schema)))
         # a lone surrogate, which SQLite cannot hold, is kept as a question mark
         text = reply.text.encode("utf-8", "replace").decode("utf-8")
-        said = (text, reply.prompt_tokens, reply.completion_tokens, None if reply.logprobs is None else json.dumps(reply.logprobs))
+        said = (
+            text,
+            reply.prompt_tokens,
+            reply.completion_tokens,
+            None if reply.logprobs is None else json.dumps(reply.logprobs),
+        )
         try:
             with self._lock:
-                self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (ask.key(model), *asked, *said))
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (ask.key(model), *asked, *said)
+                )
         except sqlite3.Error as error:
             raise UserError(
                 f"cannot write {self.path}: {error}; free some space, then run again: no reply that is in it is asked for again"

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metasae.measures.intervals.resampling import bootstrap_interval
-from metasae.measures.intervals.statistics import Between, paired_difference
+from metasae.intervals.resampling import bootstrap_interval
+from metasae.intervals.statistics import Between, paired_difference
 
 if TYPE_CHECKING:
     from metasae.measures.firing.by_latent import ByLatent
 
 # What each score is worth to a judge that knows nothing.
-CHANCE = {"detection": 0.5, "fuzz_marks": 0.5, "fuzz_2afc": 0.0, "sim_spearman": 0.0, "embedding": 0.5, "sense_intruder": 0.2}
+CHANCE = {
+    "detection": 0.5,
+    "fuzz_marks": 0.5,
+    "fuzz_2afc": 0.0,
+    "sim_spearman": 0.0,
+    "embedding": 0.5,
+    "sense_intruder": 0.2,
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,14 @@ class Score:
             parts[part] = bootstrap_interval(values[rows], seed=seed, clusters=clusters[rows]).as_dict()
             if part in self.shuffled:
                 asked = rows[rows < len(self.shuffled[part])]
-                parts[part]["shuffled"] = bootstrap_interval(self.shuffled[part][asked], seed=seed, clusters=clusters[asked]).as_dict()
+                parts[part]["shuffled"] = bootstrap_interval(
+                    self.shuffled[part][asked], seed=seed, clusters=clusters[asked]
+                ).as_dict()
         agreement = {}
         if "repeated" in self.counts:
-            agreement["self_agreement"] = self.counts["repeated_alike"] / self.counts["repeated"] if self.counts["repeated"] else None
+            agreement["self_agreement"] = (
+                self.counts["repeated_alike"] / self.counts["repeated"] if self.counts["repeated"] else None
+            )
         return {"chance": self.chance, "parts": parts, **self.counts, **agreement}
 
 

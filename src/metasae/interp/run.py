@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from metasae import files
-from metasae.comparison import BASELINE
+from metasae.compare.compare import BASELINE
 from metasae.interp.choice import arms_to_score, find_arms, is_twin
 from metasae.interp.coverage import LatentWindows
 from metasae.interp.held import FILE, INTRUDER, Held, read_held, with_earlier
@@ -26,10 +26,10 @@ from metasae.interp.result import CHANCE, Score, other_latents
 from metasae.interp.siblings import Splits, splits_of
 from metasae.interp.subject import Subject, matched_latents, open_subject, view_of
 from metasae.interp.windows import Text, WindowSpec
+from metasae.intervals.resampling import bootstrap_interval
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.store import of_firings, open_firings
-from metasae.measures.intervals.resampling import bootstrap_interval
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 # (the SAE's firings, windows of m latents, for each the one whose explanation is borrowed or None) -> one score of them
 Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None, Progress], Score]
@@ -101,7 +101,11 @@ def score_arms(
     left_out: list[str] = []
     for arm, number, folder in found:
         subject = open_subject(arm, number, folder, text, spec, seed, progress)
-        base = _base(results, trained.get((baseline, number)), number, about, text, progress) if matched and arm != baseline else None
+        base = (
+            _base(results, trained.get((baseline, number)), number, about, text, progress)
+            if matched and arm != baseline
+            else None
+        )
         result = _score(subject, base, latents, text, known, spec, seed, progress)
         if reader is not None:
             if subject.name not in splits:
@@ -109,14 +113,26 @@ def score_arms(
             result = replace(result, siblings=_siblings(subject, splits[subject.name], reader, progress))
         results[subject.name] = result
         if keep:
-            own = {**about, "latents": result.n_own, "of": of_firings(folder), "matched_with": base and of_firings(base.folder)}
-            held, dropped = with_earlier(_file(result, own, judges or {}, reader is not None), read_held(folder, arm, number))
+            own = {
+                **about,
+                "latents": result.n_own,
+                "of": of_firings(folder),
+                "matched_with": base and of_firings(base.folder),
+            }
+            held, dropped = with_earlier(
+                _file(result, own, judges or {}, reader is not None), read_held(folder, arm, number)
+            )
             files.write_json(folder / FILE, held)
-            left_out += [f"{subject.name}: the earlier {key} was of other windows or another SAE and is replaced" for key in dropped]
+            left_out += [
+                f"{subject.name}: the earlier {key} was of other windows or another SAE and is replaced"
+                for key in dropped
+            ]
     return _keep(run_folder, list(trained.items()), about, baseline, left_out) if keep else {}
 
 
-def _keep(run_folder: Path, trained: Sequence[tuple[tuple[str, int], Path]], about: dict, baseline: str, left_out: list[str]) -> dict:
+def _keep(
+    run_folder: Path, trained: Sequence[tuple[tuple[str, int], Path]], about: dict, baseline: str, left_out: list[str]
+) -> dict:
     """Writes and returns what all arms together say."""
     every = []
     for (arm, number), folder in trained:
@@ -126,13 +142,17 @@ def _keep(run_folder: Path, trained: Sequence[tuple[tuple[str, int], Path]], abo
         if _is_current(held, folder, about):
             every.append(held)
         else:
-            left_out.append(f"{held.name}: its scores are of other windows or an earlier SAE and are left out; score it again alike")
+            left_out.append(
+                f"{held.name}: its scores are of other windows or an earlier SAE and are left out; score it again alike"
+            )
     found = {**merged(every, baseline), "left_out": left_out}
     files.write_json(run_folder / FILE, found)
     return found
 
 
-def _base(results: Mapping[str, Scored], folder: Path | None, number: int, about: dict, text: Text, progress: Progress) -> Base | None:
+def _base(
+    results: Mapping[str, Scored], folder: Path | None, number: int, about: dict, text: Text, progress: Progress
+) -> Base | None:
     """The baseline's SAE of a seed, as scored in this call or before it alike; None where it was not. folder: of that SAE."""
     found = next((each for each in results.values() if each.subject.folder == folder), None)
     if found is not None:
@@ -140,16 +160,31 @@ def _base(results: Mapping[str, Scored], folder: Path | None, number: int, about
     held = read_held(folder, BASELINE, number) if folder is not None else None
     if held is None or not _is_current(held, folder, about):
         return None
-    return Base(folder, view_of(folder, text, progress)[1], [latent for latent, own in zip(held.latents, held.own, strict=True) if own])
+    return Base(
+        folder,
+        view_of(folder, text, progress)[1],
+        [latent for latent, own in zip(held.latents, held.own, strict=True) if own],
+    )
 
 
 def _is_current(held: Held, folder: Path, about: dict) -> bool:
     """Whether scores are of windows as these and of the weights that are there now."""
-    return alike(held.file["conditions"], about) and (folder / "firings").is_dir() and held.file["conditions"]["of"] == of_firings(folder)
+    return (
+        alike(held.file["conditions"], about)
+        and (folder / "firings").is_dir()
+        and held.file["conditions"]["of"] == of_firings(folder)
+    )
 
 
 def _score(
-    subject: Subject, base: Base | None, count: int, text: Text, known: Mapping[str, Scorer], spec: WindowSpec, seed: int, progress: Progress
+    subject: Subject,
+    base: Base | None,
+    count: int,
+    text: Text,
+    known: Mapping[str, Scorer],
+    spec: WindowSpec,
+    seed: int,
+    progress: Progress,
 ) -> Scored:
     own = subject.sample(count, seed)
     latents, pairs, facts = list(own), [], {}
@@ -158,7 +193,11 @@ def _score(
         pairs = [(latent, partner[latent]) for latent in base.own if partner.get(latent) in subject.activating]
         sampled = set(own)
         latents += [other for _, other in pairs if other not in sampled]  # one to one, so none comes twice
-        facts["matched"] = {"wanted": len(base.own), "without_partner": sum(latent not in partner for latent in base.own), "pairs": len(pairs)}
+        facts["matched"] = {
+            "wanted": len(base.own),
+            "without_partner": sum(latent not in partner for latent in base.own),
+            "pairs": len(pairs),
+        }
     windows = subject.windows(latents, text, spec, seed, progress) if known else []
     floor = other_latents(len(latents), seed)
     scores = {key: scorer(subject.view, windows, floor, progress) for key, scorer in known.items()}
@@ -179,7 +218,9 @@ def _file(result: Scored, conditions: dict, judges: Mapping[str, str], with_sibl
     if result.siblings is not None:
         scores[INTRUDER] = result.siblings.as_dict(seed)
     elif with_siblings:
-        none = bootstrap_interval(np.zeros(0), seed=seed).as_dict() | {"note": "no second SAE between which latents are split"}
+        none = bootstrap_interval(np.zeros(0), seed=seed).as_dict() | {
+            "note": "no second SAE between which latents are split"
+        }
         scores[INTRUDER] = {"chance": CHANCE[INTRUDER], "parts": {"all": none}}
     return {
         "conditions": conditions,
@@ -194,10 +235,15 @@ def _file(result: Scored, conditions: dict, judges: Mapping[str, str], with_sibl
 
 def _per_latent(result: Scored, judges: Mapping[str, str]) -> dict:
     """latent -> own, token, explanation and its judge, and score -> part -> number, with None where a latent lacks windows of that part."""
-    numbers: dict[int, dict] = {latent: {"own": row < result.n_own, "token": int(result.clusters[row])} for row, latent in enumerate(result.latents)}
+    numbers: dict[int, dict] = {
+        latent: {"own": row < result.n_own, "token": int(result.clusters[row])}
+        for row, latent in enumerate(result.latents)
+    }
     for key, score in result.scores.items():
         for row, latent in enumerate(result.latents):
-            numbers[latent][key] = {part: float(values[row]) if np.isfinite(values[row]) else None for part, values in score.values.items()}
+            numbers[latent][key] = {
+                part: float(values[row]) if np.isfinite(values[row]) else None for part, values in score.values.items()
+            }
             if score.explanations:
                 numbers[latent] |= {"explanation": score.explanations[row], "judge": judges.get(key)}
     return {str(latent): entry for latent, entry in numbers.items()}

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from metasae import files
-from metasae.comparison import BASELINE
+from metasae.compare.across import RANKED
+from metasae.compare.compare import BASELINE
 from metasae.interp.draws import in_turns
 from metasae.interp.windows import CENTRE, Text
-from metasae.measures.across import RANKED
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.store import open_firings
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 ALIKE = 4
 
@@ -56,7 +56,12 @@ class Five:
 
 
 def splits_of(
-    run_folder: Path, arm: str, seed: int, trained: Mapping[tuple[str, int], Path], baseline: str = BASELINE, progress: Progress = SILENT
+    run_folder: Path,
+    arm: str,
+    seed: int,
+    trained: Mapping[tuple[str, int], Path],
+    baseline: str = BASELINE,
+    progress: Progress = SILENT,
 ) -> Splits | None:
     """The first 50 splits whose children are this arm's, or of the baseline the base rate; None where there is no second SAE.
 
@@ -66,10 +71,16 @@ def splits_of(
     # an arm with the baseline's very weights (control) has the baseline's base rate
     parents = (baseline, seed)
     twin = arm == baseline or (weights[arm, seed] is not None and weights[arm, seed] == weights.get(parents))
-    children = (baseline, _next_seed(seed, [number for name, number in trained if name == baseline])) if twin else (arm, seed)
+    children = (
+        (baseline, _next_seed(seed, [number for name, number in trained if name == baseline])) if twin else (arm, seed)
+    )
     if parents not in trained or children not in trained:
         return None
-    held = _held(run_folder, baseline if twin else arm, seed, [weights[parents], weights[children]]) if baseline == BASELINE else None
+    held = (
+        _held(run_folder, baseline if twin else arm, seed, [weights[parents], weights[children]])
+        if baseline == BASELINE
+        else None
+    )
     ranked = held if held is not None else _looked_for(trained[parents], trained[children], progress)
     names = ["{}-s{}".format(*each) for each in (parents, children)]
     return Splits(*names, trained[children], ranked, "across.json" if held is not None else "firings")
@@ -110,14 +121,22 @@ def alone(text: Text, view: ByLatent, child: int, sibling: int, length: int) -> 
 
 
 def draw_fives(
-    text: Text, documents: np.ndarray, most: np.ndarray, other: np.ndarray, length: int, count: int, rng: np.random.Generator
+    text: Text,
+    documents: np.ndarray,
+    most: np.ndarray,
+    other: np.ndarray,
+    length: int,
+    count: int,
+    rng: np.random.Generator,
 ) -> list[Five]:
     """Up to `count` questions with four windows round tokens of `most` and one of `other`, each intruder once; token ids take turns.
 
     documents: int [T]. most, other: from `alone`; the same twice for windows of one child only.
     """
     by_id, others = _by_id(text, most), _by_id(text, other)
-    able = [number for number in sorted(by_id.keys() & others.keys()) if len(np.unique(documents[by_id[number]])) >= ALIKE]
+    able = [
+        number for number in sorted(by_id.keys() & others.keys()) if len(np.unique(documents[by_id[number]])) >= ALIKE
+    ]
     found: list[Five] = []
     for intruder, which in in_turns([others[number] for number in able], rng):
         if len(found) == count:
@@ -130,7 +149,9 @@ def draw_fives(
     return found
 
 
-def _four(text: Text, documents: np.ndarray, places: np.ndarray, intruder: int, length: int, rng: np.random.Generator) -> np.ndarray | None:
+def _four(
+    text: Text, documents: np.ndarray, places: np.ndarray, intruder: int, length: int, rng: np.random.Generator
+) -> np.ndarray | None:
     """int64 [4] of these places, no two of the five of one document or with the same tokens; None where no four are found."""
 
     seen, contents = {int(documents[intruder])}, {_content(text, intruder, length)}
@@ -156,4 +177,8 @@ def _by_id(text: Text, places: np.ndarray) -> dict[int, np.ndarray]:
     ids = text.tokens[places]
     order = np.argsort(ids, kind="stable")
     numbers, starts = np.unique(ids[order], return_index=True)
-    return {int(number): part for number, part in zip(numbers, np.split(places[order], starts[1:]), strict=True)} if len(places) else {}
+    return (
+        {int(number): part for number, part in zip(numbers, np.split(places[order], starts[1:]), strict=True)}
+        if len(places)
+        else {}
+    )

@@ -15,7 +15,7 @@ from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import open_firings
 from metasae.measures.rows.seeds import match
-from metasae.progress import Progress
+from metasae.progress.progress import Progress
 from metasae.sae.sae import SAE
 
 NEIGHBOURS = 5
@@ -43,7 +43,9 @@ class Subject:
         """Up to `count` covered latents, each alike likely, in random order."""
         return np.random.default_rng([seed, self.seed]).permutation(sorted(self.activating))[:count].tolist()
 
-    def windows(self, latents: list[int], text: Text, spec: WindowSpec, seed: int, progress: Progress) -> list[LatentWindows]:
+    def windows(
+        self, latents: list[int], text: Text, spec: WindowSpec, seed: int, progress: Progress
+    ) -> list[LatentWindows]:
         """The windows of these latents, silent ones included."""
         found = []
         with progress.task("silent windows", len(latents), "latents") as task:
@@ -90,7 +92,9 @@ def _entries(firings: Firings, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(firings.indices)[shift + np.arange(len(shift))]
 
 
-def open_subject(arm: str, seed: int, folder: Path, text: Text, spec: WindowSpec, draw_seed: int, progress: Progress) -> Subject:
+def open_subject(
+    arm: str, seed: int, folder: Path, text: Text, spec: WindowSpec, draw_seed: int, progress: Progress
+) -> Subject:
     """Raises UserError for an arm without firings, or with those of other text."""
     firings, view = view_of(folder, text, progress)
     return Subject(arm, seed, folder, firings, view, *activating_windows(text, view, spec, draw_seed, progress))
@@ -102,7 +106,9 @@ def view_of(folder: Path, text: Text, progress: Progress) -> tuple[Firings, ByLa
         raise UserError(f"{folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
     firings = open_firings(folder / "firings")
     if not np.array_equal(firings.tokens, text.tokens):
-        raise UserError(f"the firings of {folder} belong to other text than the first arm's; measure the arms again alike")
+        raise UserError(
+            f"the firings of {folder} belong to other text than the first arm's; measure the arms again alike"
+        )
     try:
         view = open_by_latent(folder / "firings")
     except UserError:

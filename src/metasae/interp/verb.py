@@ -42,11 +42,11 @@ def verb(
     commas. price: of a million prompt and completion tokens, `0.15,0.6`. yes: go on above the limit without asking. length: tokens of
     a window. Raises UserError of one line for what cannot be read, and where a cost above the limit is not confirmed.
     """
-    from metasae.comparison import BASELINE
+    from metasae.compare.compare import BASELINE
+    from metasae.device import check_device
     from metasae.interp.asking import Limits
     from metasae.interp.choice import arms_to_score, check_run, check_scores
     from metasae.interp.windows import WindowSpec
-    from metasae.start import check_device
 
     if latents < 1:
         raise UserError(f"--latents needs a number of at least 1, not {latents}")
@@ -115,12 +115,16 @@ def tables(result: dict) -> list["Table"]:
     baseline, found = result["baseline"], []
     for name, pair in result["pairs"].items() or [("", {})]:
         arms = name.split(" vs ")[::-1] if name else _arms(result)
-        table = Table(title=escape(name or ", ".join(arms)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table(
+            title=escape(name or ", ".join(arms)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         table.add_column("score", overflow="fold")
         for column in ("chance", *arms, *(["difference, 95%"] if name else []), "floor"):
             table.add_column(escape(column), justify="right", no_wrap=True)
         for key, part, chance in _rows(result):
-            means, floors = ([_number(_mean(result, arm, key, part, which)) for arm in arms] for which in ("own", "shuffled"))
+            means, floors = (
+                [_number(_mean(result, arm, key, part, which)) for arm in arms] for which in ("own", "shuffled")
+            )
             differences = [_differences(pair.get(key, {}).get(part, {}))] if name else []
             table.add_row(f"{key}\n  {part}", f"{chance:g}", *means, *differences, ", ".join(floors))
         if name:
@@ -141,7 +145,9 @@ def notes(result: dict) -> list[str]:
         for key, score in entry["interp"]["scores"].items():
             told = [f"{score[count]} {words}" for count, words in _COUNTS.items() if score.get(count)]
             if score.get("self_agreement") is not None:
-                told.append(f"asked twice, the judge agrees with itself on {100 * score['self_agreement']:.1f}% of {score['repeated']} answers")
+                told.append(
+                    f"asked twice, the judge agrees with itself on {100 * score['self_agreement']:.1f}% of {score['repeated']} answers"
+                )
             if told:
                 lines.append(f"  {key}: {', '.join(told)}")
     lines += result["left_out"]

@@ -55,7 +55,14 @@ class Text:
     which joined give readable text.
     """
 
-    def __init__(self, documents: np.ndarray, tokens: np.ndarray, positions: np.ndarray, string_of: Callable[[np.ndarray], list[str]], seed: int):
+    def __init__(
+        self,
+        documents: np.ndarray,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        string_of: Callable[[np.ndarray], list[str]],
+        seed: int,
+    ):
         """Documents are put on sides by `seed`: in random order, the first half of the text is for explaining, the rest for scoring."""
         # a memory-map as a plain array: many small slices are cut from it
         self.tokens, self._string_of = np.asarray(tokens), string_of
@@ -136,7 +143,9 @@ def planted_strings(split) -> Callable[[np.ndarray], list[str]]:
 
     def string_of(place: int) -> str:
         entries = slice(activations.indptr[place], activations.indptr[place + 1])
-        features = (f"/f{f}:{a:.2f}" for f, a in zip(activations.indices[entries], activations.data[entries], strict=True))
+        features = (
+            f"/f{f}:{a:.2f}" for f, a in zip(activations.indices[entries], activations.data[entries], strict=True)
+        )
         token = int(split.tokens[place])
         return f" {'w' if token < n_words else 't'}{token}{''.join(features)}"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metasae import recipe
-from metasae.data import files_of_text
+from metasae.data.split import Part, head
+from metasae.data.text import files_of_text
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.measures.cofiring.cooccurrence import pair_statistics
@@ -26,16 +26,16 @@ from metasae.measures.effect.output import OutputReference, output_effect, outpu
 from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.measures.firing.firings import Firings
-from metasae.measures.firing.head import Head
+from metasae.measures.firing.over_ranks import fire, write_firings
 from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint
-from metasae.measures.planted.truth import as_firings, measure_truth
 from metasae.measures.rows.decomposability import measure_decomposability
+from metasae.measures.truth.truth import as_firings, measure_truth
 from metasae.measures.words.sense_reference import SenseReference, sense_reference
 from metasae.measures.words.senses import measure_senses
-from metasae.parallel.counts import fire, write_firings
-from metasae.parallel.ranks import ALONE, Ranks
-from metasae.parallel.sharing import RankPool, deal, deals
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.sharing import RankPool, deal, deals
+from metasae.recipe import recipe
 
 # Of the critics, the rotations of the text and the sense halves: the same for every SAE.
 SEED = 0
@@ -57,7 +57,13 @@ class Reference:
 
 
 def reference_of(
-    cache, spec: recipe.Measure, host=None, progress: Progress = SILENT, *, context: int | None = None, ranks: Ranks = ALONE
+    cache,
+    spec: recipe.Measure,
+    host=None,
+    progress: Progress = SILENT,
+    *,
+    context: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Reference:
     """The reference of the evaluation split; arguments as in `measure_sae`. Raises UserError when the split is empty."""
     evaluation = evaluation_of(cache, spec)
@@ -66,7 +72,11 @@ def reference_of(
     if not asked:
         return Reference(moments, None, None)
     context = cache.index["identity"]["text"]["context"] if context is None else context
-    output = output_reference(host, evaluation, spec.output_tokens, context, moments.mean.float(), progress=progress) if "output" in asked else None
+    output = (
+        output_reference(host, evaluation, spec.output_tokens, context, moments.mean.float(), progress=progress)
+        if "output" in asked
+        else None
+    )
     return Reference(moments, output, _sense_reference(host, spec, context, progress) if "senses" in asked else None)
 
 
@@ -79,7 +89,9 @@ def parts_of_model(spec: recipe.Measure, ranks: Ranks = ALONE) -> list[str]:
 def _sense_reference(host, spec: recipe.Measure, context: int, progress: Progress) -> SenseReference:
     from metasae.data.senses import sense_activations, sense_files
 
-    return sense_reference(sense_activations(host, sense_files(spec.senses), context, progress=progress), SEED, progress=progress)
+    return sense_reference(
+        sense_activations(host, sense_files(spec.senses), context, progress=progress), SEED, progress=progress
+    )
 
 
 def measure_sae(
@@ -111,8 +123,12 @@ def measure_sae(
     """
     evaluation = evaluation_of(cache, spec)
     if calibration is None:
-        calibration = calibrate(sae, Head(cache.split("calibration"), spec.calibration_tokens), BATCH, progress, spec.threshold, ranks)
-    reference = reference_of(cache, spec, host, progress, context=context, ranks=ranks) if reference is None else reference
+        calibration = calibrate(
+            sae, head(cache.split("calibration"), spec.calibration_tokens), BATCH, progress, spec.threshold, ranks
+        )
+    reference = (
+        reference_of(cache, spec, host, progress, context=context, ranks=ranks) if reference is None else reference
+    )
     firings = firings_of(sae, evaluation, folder, progress, ranks)
     phi, pair_parts = _pair_parts(firings, spec, progress, ranks)
     meta = (spec.meta_n, spec.meta_k, spec.meta_steps, SEED)
@@ -122,7 +138,11 @@ def measure_sae(
         "decomposability": lambda: measure_decomposability(
             sae, meta_sae, firings.counts() > 0, *meta, progress, grid=spec.critic_grid, parts=spec.pursuit_k
         ),
-        "output": lambda: output_effect(host, sae, reference.output, progress, spec.batch_topk) if reference.output is not None else {},
+        "output": lambda: (
+            output_effect(host, sae, reference.output, progress, spec.batch_topk)
+            if reference.output is not None
+            else {}
+        ),
         "senses": lambda: measure_senses(sae, reference.senses, progress) if reference.senses is not None else None,
         "truth": lambda: _truth(sae, cache, evaluation, firings) if hasattr(cache, "world") else None,
     }
@@ -154,14 +174,16 @@ def measure_sae(
     return json_safe(measures)
 
 
-def _truth(sae, cache, evaluation: Head, firings: Firings) -> dict:
+def _truth(sae, cache, evaluation: Part, firings: Firings) -> dict:
     """Of a planted world: the dictionary held against the true features."""
     activations = cache.split("evaluation").activations[: evaluation.n_tokens]
     world, rows = cache.world, sae.W_dec.detach().float().cpu().numpy()
     return measure_truth(rows, firings, world.directions, as_firings(activations, evaluation), world.parent).as_dict()
 
 
-def _pair_parts(firings: Firings, spec: recipe.Measure, progress: Progress, ranks: Ranks) -> tuple[dict, dict[str, Callable[[], dict | None]]]:
+def _pair_parts(
+    firings: Firings, spec: recipe.Measure, progress: Progress, ranks: Ranks
+) -> tuple[dict, dict[str, Callable[[], dict | None]]]:
     """phi over all pairs, and the rest of the `cooccurrence` part, still to be worked out; None for what the recipe leaves out:
     the excess over two nulls (fixed_marginals, document_shift) and the rate-free view (lift)."""
     blocks = document_blocks(firings.documents)
@@ -172,7 +194,11 @@ def _pair_parts(firings: Firings, spec: recipe.Measure, progress: Progress, rank
     return phi.as_dict(), {
         "fixed_marginals": lambda: excess_phi(firings, in_blocks, progress=progress).as_dict() if spec.lift else None,
         "lift": lambda: lift_statistics(firings, progress=progress).as_dict() if spec.lift else None,
-        "document_shift": lambda: shift_null(firings, phi.mean_abs_phi, SEED, spec.shifts, progress=progress).as_dict() if spec.shifts else None,
+        "document_shift": lambda: (
+            shift_null(firings, phi.mean_abs_phi, SEED, spec.shifts, progress=progress).as_dict()
+            if spec.shifts
+            else None
+        ),
     }
 
 
@@ -187,7 +213,7 @@ def firings_of(sae, split, folder: Path | None, progress: Progress = SILENT, ran
 
 def evaluation_of(cache, spec: recipe.Measure) -> Head:
     """The evaluation tokens, the same for every SAE. Raises UserError when there are none."""
-    evaluation = Head(cache.split("evaluation"), spec.tokens)
+    evaluation = head(cache.split("evaluation"), spec.tokens)
     if evaluation.n_tokens < 1:
         raise UserError("no evaluation tokens; raise text.evaluation_share or give more text")
     return evaluation

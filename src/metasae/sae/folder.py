@@ -20,7 +20,13 @@ from metasae.sae.sae import SAE, SAEConfig
 # SAELens drops all metadata of files that do not name a version of at least 6.0.0.
 SAELENS_VERSION = "6.0.0"
 _NORMALIZE = {"none": "none", "token": "layer_norm", "token_eps": "layer_norm"}
-_SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_enc": ("d_sae",), "b_dec": ("d_in",), "threshold": ("d_sae",)}
+_SHAPES = {
+    "W_enc": ("d_in", "d_sae"),
+    "W_dec": ("d_sae", "d_in"),
+    "b_enc": ("d_sae",),
+    "b_dec": ("d_in",),
+    "threshold": ("d_sae",),
+}
 _RULES = {"jumprelu": "threshold", "topk": "topk"}
 
 
@@ -96,11 +102,15 @@ def _config(cfg: Any, folder: Path) -> SAEConfig:
         raise UserError(f"{folder / CONFIG} lacks '{missing[0]}'")
     rule = next((rule for name, rule in _RULES.items() if name == cfg["architecture"]), None)
     if rule is None:
-        raise UserError(f"{folder / CONFIG}: architecture '{cfg['architecture']}' is not read here, only 'jumprelu' and 'topk'")
+        raise UserError(
+            f"{folder / CONFIG}: architecture '{cfg['architecture']}' is not read here, only 'jumprelu' and 'topk'"
+        )
     if not all(_is_count(cfg[key]) for key in ("d_in", "d_sae")):
         raise UserError(f"{folder / CONFIG}: d_in and d_sae must be positive whole numbers")
     if cfg.get("apply_b_dec_to_input", True) is not True:
-        raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input = {json.dumps(cfg['apply_b_dec_to_input'])} is not supported, only true")
+        raise UserError(
+            f"{folder / CONFIG}: apply_b_dec_to_input = {json.dumps(cfg['apply_b_dec_to_input'])} is not supported, only true"
+        )
     if cfg.get("rescale_acts_by_decoder_norm", False) is not False:
         raise UserError(f"{folder / CONFIG}: rescale_acts_by_decoder_norm is not supported, only false")
     theirs = cfg.get("normalize_activations", "none")
@@ -118,7 +128,9 @@ def _config(cfg: Any, folder: Path) -> SAEConfig:
         if not _is_count(k) or k > cfg["d_sae"]:
             raise UserError(f"{folder / CONFIG}: k must be a whole number from 1 to d_sae")
     normalize = "token_eps" if notes.undone_with_eps and normalize == "token" else normalize
-    return SAEConfig(cfg["d_in"], cfg["d_sae"], notes.architecture or cfg["architecture"], k, normalize, notes.metadata, rule)
+    return SAEConfig(
+        cfg["d_in"], cfg["d_sae"], notes.architecture or cfg["architecture"], k, normalize, notes.metadata, rule
+    )
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,9 @@ def _check(tensors: dict[str, torch.Tensor], config: SAEConfig, folder: Path) ->
         if name not in tensors:
             raise UserError(f"{folder / WEIGHTS} lacks the tensor '{name}'")
         if tuple(tensors[name].shape) != shape:
-            raise UserError(f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, the config says {shape}")
+            raise UserError(
+                f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, the config says {shape}"
+            )
         if not tensors[name].is_floating_point():
             raise UserError(f"{folder / WEIGHTS}: {name} has dtype {tensors[name].dtype}, not a floating-point one")
         # a threshold of infinity is a latent that never fires

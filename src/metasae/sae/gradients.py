@@ -102,7 +102,9 @@ def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if multiplies_bf16(device) else torch.float32
 
 
-def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, cut: float, how: Arithmetic) -> Reconstruction:
+def forward(
+    x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, cut: float, how: Arithmetic
+) -> Reconstruction:
     """Encode, select, decode. `cut` is the warm start of the selection and never changes its result."""
     xc = x_BD - weights.b_dec_D
     if how.fused and architecture.over_batch:
@@ -117,14 +119,20 @@ def forward(x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, 
         return Reconstruction(pre, kept, groups, xc, (residual,), cut, dots)
     residuals, below = [], xc
     for number, group in enumerate(groups):
-        part = torch.zeros_like(xc) if group.empty else how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end])
+        part = (
+            torch.zeros_like(xc)
+            if group.empty
+            else how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end])
+        )
         part = how.spread.over_latents(part)
         below = part.sub_(xc) if number == 0 else part.add_(below)
         residuals.append(below)
     return Reconstruction(pre, kept, groups, xc, tuple(residuals), cut)
 
 
-def sae_gradients(made: Reconstruction, weights: Weights, architecture: Architecture, aux: Auxiliary | None, how: Arithmetic) -> Gradients:
+def sae_gradients(
+    made: Reconstruction, weights: Weights, architecture: Architecture, aux: Auxiliary | None, how: Arithmetic
+) -> Gradients:
     """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term."""
     n_prefixes = len(made.residuals)
     numel = how.spread.rows(made.kept.n_rows) * made.xc_BD.shape[1]
@@ -142,7 +150,11 @@ def sae_gradients(made: Reconstruction, weights: Weights, architecture: Architec
     # the slopes that came with the residual are those of the residual alone
     as_they_came = made.dots_K is not None and (extra is None or aux.detach)
     dz = made.dots_K * (2 / numel) if as_they_came else _entry_slopes(made, weights, slopes, how)
-    pre_K = made.pre_BN[made.kept.rows.long(), made.kept.latents.long()].float() if architecture.own_threshold else made.kept.values
+    pre_K = (
+        made.pre_BN[made.kept.rows.long(), made.kept.latents.long()].float()
+        if architecture.own_threshold
+        else made.kept.values
+    )
     sparsity, dpre_K, dlog_threshold = architecture.sparsity(pre_K, made.kept, dz, weights)
     dW_dec, dW_enc = _row_slopes(made, slopes, dpre_K, how)
     dpre_N = made.kept.latent_sums(dpre_K)
@@ -207,4 +219,11 @@ def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, n_dead: i
     G = ra * (2 * aux.coef / numel)
     Gh = G.to(how.dtype)
     da = (Gh @ W_dec.t()).mul_(a > 0)
-    return loss, G, (a.t() @ Gh).float(), (da.t() @ made.xc_BD.to(how.dtype)).float(), da.sum(0, dtype=torch.float32), dead
+    return (
+        loss,
+        G,
+        (a.t() @ Gh).float(),
+        (da.t() @ made.xc_BD.to(how.dtype)).float(),
+        da.sum(0, dtype=torch.float32),
+        dead,
+    )

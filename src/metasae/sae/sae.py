@@ -54,7 +54,9 @@ class SAE(nn.Module):
     def __init__(self, config: SAEConfig):
         super().__init__()
         if config.normalize not in ("none", "token", "token_eps"):
-            raise ValueError(f"normalize must be 'none', 'token' or 'token_eps', not '{config.normalize}'; fold a global scale with `scaled`")
+            raise ValueError(
+                f"normalize must be 'none', 'token' or 'token_eps', not '{config.normalize}'; fold a global scale with `scaled`"
+            )
         if config.rule not in ("threshold", "topk"):
             raise ValueError(f"rule must be 'threshold' or 'topk', not '{config.rule}'")
         d, n = config.d_in, config.d_sae
@@ -69,11 +71,7 @@ class SAE(nn.Module):
 
     @classmethod
     def load(cls, folder) -> "SAE":
-        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`. Also `hf:OWNER/NAME/folder@revision`."""
-        if str(folder).startswith("hf:"):
-            from metasae import interop
-
-            return interop.load(folder)
+        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`. `metasae.load` reads runs, arms and addresses too."""
         from metasae.sae.folder import load
 
         return load(folder)
@@ -108,7 +106,9 @@ class SAE(nn.Module):
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """x [..., d], already normalised -> pre [..., n]."""
-        return torch.addmm(self.b_enc, (x - self.b_dec).reshape(-1, x.shape[-1]), self.W_enc).view(*x.shape[:-1], self.W_enc.shape[1])
+        return torch.addmm(self.b_enc, (x - self.b_dec).reshape(-1, x.shape[-1]), self.W_enc).view(
+            *x.shape[:-1], self.W_enc.shape[1]
+        )
 
     def encode(self, x: Tensor) -> Codes:
         """x [..., d] in the model's units -> codes at the calibrated threshold, by the SAE's rule.

@@ -8,7 +8,7 @@ from metasae.sweep.folder import SweepFolder
 
 
 def main(folder: str, device: str) -> int:
-    from metasae.stop import StopRequest
+    from metasae.progress.stop import StopRequest
     from metasae.sweep.study import STORAGE
     from metasae.sweep.worker import Worker
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from metasae import files
-from metasae.comparison import compare
+from metasae.compare.compare import compare
 from metasae.errors import UserError
 from metasae.sweep.cells import NO_MATTER, Member
 from metasae.sweep.folder import Cell, SweepFolder, link
@@ -22,7 +22,10 @@ def assemble(folder: SweepFolder, plan: Plan, cell: Cell, members: list[Member])
     seeds = tuple(dict.fromkeys(member.seed for member in members))
     recipe = cell.setting.recipe(plan.base).model_copy(update={"seeds": seeds})
     files.write_text(place / "recipe.toml", recipe.dump())
-    facts = {"sweep": plan.title, "baseline": "the sweep's own recipe" if plan.shared_baseline else "the cell's own recipe"}
+    facts = {
+        "sweep": plan.title,
+        "baseline": "the sweep's own recipe" if plan.shared_baseline else "the cell's own recipe",
+    }
     files.write_json(place / "run.json", {**facts, "seeds": list(seeds), "stages": stages(folder, members)})
     return compare(place)
 
@@ -34,7 +37,9 @@ def _refuse_other(sae: Path, member: Member) -> None:
     for table in ("sae", "meta", "train"):
         for key, value in asked[table].items():
             if key not in NO_MATTER and held[table].get(key) != value:
-                raise UserError(f"{sae} was trained with {table}.{key}={held[table].get(key)} where {value} is asked for; delete it and run again")
+                raise UserError(
+                    f"{sae} was trained with {table}.{key}={held[table].get(key)} where {value} is asked for; delete it and run again"
+                )
 
 
 def stages(folder: SweepFolder, members: list[Member]) -> dict:

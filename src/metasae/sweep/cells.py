@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 
 # Of the table `train`: what only the decomposability penalty looks at, what only further penalties do, what any of the two does.
 DECOMPOSABILITY = ("lambda2", "sigma_sq", "adaptive_sigma", "balanced", "meta_gradient")
@@ -118,7 +118,9 @@ def members(setting: Setting, base: Recipe, shared_baseline: bool = False) -> li
         for arm in base.arms:
             recipe = base if shared_baseline and arm != "joint" else own
             made = trained_as(recipe, arm)
-            out.append(Member(arm, seed, made, canonical(recipe, arm, base), f"{made}-s{seed}-{sae_hash(recipe, arm, seed)}"))
+            out.append(
+                Member(arm, seed, made, canonical(recipe, arm, base), f"{made}-s{seed}-{sae_hash(recipe, arm, seed)}")
+            )
     return out
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from metasae import files
 from metasae.errors import UserError
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sweep.folder import SweepFolder
 from metasae.sweep.plan import Plan
 
@@ -34,7 +34,9 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict, cell: str | None =
     if recipe.measure.senses:
         note += " The words with known senses are the same sentences."
     if plan.shared_baseline:
-        note += " The sweep held every cell against solo of its own recipe; here solo is trained with the cell's values."
+        note += (
+            " The sweep held every cell against solo of its own recipe; here solo is trained with the cell's values."
+        )
     told = f"Chosen in the sweep '{plan.title}' (seeds {', '.join(map(str, plan.base.seeds))}); confirms it on new seeds. {note}"
     recipe = Recipe.load(recipe.model_dump(mode="json"), {**shares, "seeds": seeds, "description": told})
     path = folder.path / "best.toml"
@@ -54,8 +56,13 @@ def other_documents(recipe: Recipe) -> tuple[dict, str]:
     if text.source == "planted":
         return {}, "The planted world and its evaluation tokens are the same."
     if moved >= 0.5 or 1 - moved - text.evaluation_share < LEAST_TRAINING_SHARE:
-        return {}, "The evaluation documents are the same, as the shares of the text leave no others; lower text.evaluation_share."
-    return {"text.calibration_share": round(moved, 6)}, "Judged on documents that the sweep never judged on; they are left out of training here."
+        return (
+            {},
+            "The evaluation documents are the same, as the shares of the text leave no others; lower text.evaluation_share.",
+        )
+    return {
+        "text.calibration_share": round(moved, 6)
+    }, "Judged on documents that the sweep never judged on; they are left out of training here."
 
 
 def command(path: Path, folder: SweepFolder) -> str:

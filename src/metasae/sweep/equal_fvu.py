@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from metasae.measures.catalogue import CATALOGUE, Quantity, left_out_of, value_of
-from metasae.measures.intervals.statistics import Difference, paired_difference
+from metasae.compare.catalogue import CATALOGUE, Quantity, left_out_of, value_of
+from metasae.intervals.statistics import Difference, paired_difference
 
 FVU = next(quantity for quantity in CATALOGUE if quantity.key == "fidelity.fvu")
 
@@ -40,7 +40,9 @@ class AtEqualFvu:
         return {**self.difference.as_dict(), "interpolation_error": self.interpolation_error, "brackets": brackets}
 
 
-def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False) -> AtEqualFvu:
+def at_equal_fvu(
+    curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False
+) -> AtEqualFvu:
     """A kind's curve held against the target SAE of each seed. target: seed -> measures.json.
 
     The difference is curve - target, or target - curve where the curve is the baseline.
@@ -48,7 +50,10 @@ def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, c
     # a seed that is missing somewhere has no number, and the difference says so
     seeds = sorted({*target, *(seed for by_seed in curve.values() for seed in by_seed)})
     whole = [seed for seed in seeds if seed in target and all(seed in by_seed for by_seed in curve.values())]
-    read = {seed: _read({k: curve[k][seed] for k in curve}, target[seed], quantity) if seed in whole else NOTHING for seed in seeds}
+    read = {
+        seed: _read({k: curve[k][seed] for k in curve}, target[seed], quantity) if seed in whole else NOTHING
+        for seed in seeds
+    }
     values = {seed: found.value for seed, found in read.items()}
     own = {seed: value_of(target[seed], quantity) if seed in target else None for seed in seeds}
     without = {seed: found.without for seed, found in read.items()}
@@ -107,7 +112,9 @@ def _has_own_blocks(quantity: Quantity) -> bool:
     return quantity.key.startswith(("fidelity.output_", "fidelity.ce_", "fidelity.kl"))
 
 
-def interpolate(fvus: Sequence[float | None], values: Sequence[float | None], at: float | None) -> tuple[float | None, int | None]:
+def interpolate(
+    fvus: Sequence[float | None], values: Sequence[float | None], at: float | None
+) -> tuple[float | None, int | None]:
     """(the value where FVU is `at`, the place i of the points i and i + 1 that enclose it); (None, None) where none do.
 
     Points in the order of k. Linear in ln FVU; where several neighbours enclose it, the first.
@@ -135,7 +142,10 @@ def _left_out_errors(points: Mapping[int, dict], quantity: Quantity) -> list[flo
     ks = sorted(points)
     errors = []
     for before, own, after in zip(ks, ks[1:], ks[2:], strict=False):
-        fvus, values = [value_of(points[k], FVU) for k in (before, after)], [value_of(points[k], quantity) for k in (before, after)]
+        fvus, values = (
+            [value_of(points[k], FVU) for k in (before, after)],
+            [value_of(points[k], quantity) for k in (before, after)],
+        )
         fvu, value = value_of(points[own], FVU), value_of(points[own], quantity)
         read = None if fvu is None else _between(fvus, values, 0, fvu)
         if read is not None and value is not None:

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metasae.measures.catalogue import CATALOGUE, ROBUST
+from metasae.compare.catalogue import CATALOGUE, ROBUST
 from metasae.sweep.folder import DONE
 
 if TYPE_CHECKING:
@@ -42,14 +42,22 @@ def pareto(result: dict) -> "Figure | None":
     varied = sorted({key for cell in cells for key in cell["setting"]})
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells if cell["kind"]))
     beside = "k" if kinds else " / ".join(varied)
-    figure.suptitle(f"{beside} beside each point; filled: no other cell beats it in all objectives; ringed: nearest to the ideal", fontsize=8)
+    figure.suptitle(
+        f"{beside} beside each point; filled: no other cell beats it in all objectives; ringed: nearest to the ideal",
+        fontsize=8,
+    )
     for axes, y in zip(panels, others, strict=True):
         points = [(cell["means"][x], cell["means"][y], cell) for cell in cells if cell["means"].get(y) is not None]
         if kinds:
             _curves(axes, points, kinds)
         else:
             _scatter(axes, points, varied)
-            axes.plot(*_staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better), color=BLUE, linewidth=1.2, alpha=0.7)
+            axes.plot(
+                *_staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better),
+                color=BLUE,
+                linewidth=1.2,
+                alpha=0.7,
+            )
         for a, b, cell in points:
             if cell["best"]:
                 axes.plot(a, b, "o", color=RED, markerfacecolor="none", markersize=12)
@@ -57,14 +65,27 @@ def pareto(result: dict) -> "Figure | None":
         axes.set_ylabel(_worded(y), fontsize=9)
         axes.locator_params(axis="x", nbins=6)
     if kinds:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(kinds),
+            fontsize=8,
+            frameon=False,
+        )
     return figure
 
 
 def _scatter(axes: "Axes", points: list[tuple[float, float, dict]], varied: list[str]) -> None:
     """Every cell with its setting beside it."""
     for a, b, cell in points:
-        axes.plot(a, b, "o", color=BLUE if cell["on_front"] else GREY, markerfacecolor=BLUE if cell["on_front"] else "white", markersize=6)
+        axes.plot(
+            a,
+            b,
+            "o",
+            color=BLUE if cell["on_front"] else GREY,
+            markerfacecolor=BLUE if cell["on_front"] else "white",
+            markersize=6,
+        )
         values = (cell["setting"].get(key) for key in varied)
         words = " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
         axes.annotate(words, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
@@ -73,7 +94,9 @@ def _scatter(axes: "Axes", points: list[tuple[float, float, dict]], varied: list
 def _curves(axes: "Axes", points: list[tuple[float, float, dict]], kinds: list[str]) -> None:
     """A line over k for each kind. Kinds lie close together, so k stands beside the outermost two lines only."""
     for kind, color in zip(kinds, itertools.cycle(KINDS), strict=False):
-        own = sorted((cell["setting"]["sae.k"], a, b, cell["on_front"]) for a, b, cell in points if cell["kind"] == kind)
+        own = sorted(
+            (cell["setting"]["sae.k"], a, b, cell["on_front"]) for a, b, cell in points if cell["kind"] == kind
+        )
         axes.plot([a for _, a, _, _ in own], [b for _, _, b, _ in own], color=color, linewidth=1.3, label=kind)
         for _, a, b, front in own:
             axes.plot(a, b, "o", color=color, markerfacecolor=color if front else "white", markersize=5)
@@ -81,12 +104,25 @@ def _curves(axes: "Axes", points: list[tuple[float, float, dict]], kinds: list[s
         same = sorted((a, b) for a, b, cell in points if cell["setting"]["sae.k"] == k)
         for (a, b), side in ((same[0], "right"), (same[-1], "left"))[: len(same)]:
             offset = -6 if side == "right" else 6
-            axes.annotate(str(k), (a, b), xytext=(offset, 0), textcoords="offset points", fontsize=7, ha=side, va="center", color="#555555")
+            axes.annotate(
+                str(k),
+                (a, b),
+                xytext=(offset, 0),
+                textcoords="offset points",
+                fontsize=7,
+                ha=side,
+                va="center",
+                color="#555555",
+            )
 
 
 def dose_response(result: dict) -> "Figure | None":
     """The change against solo with its interval over kappa; cells without a penalty, or without numbers, are left out."""
-    cells = [cell for cell in result["cells"] if cell["state"] == DONE and cell["kappa"] and cell["kappa"]["value"] and cell["differences"]]
+    cells = [
+        cell
+        for cell in result["cells"]
+        if cell["state"] == DONE and cell["kappa"] and cell["kappa"]["value"] and cell["differences"]
+    ]
     shown = [key for key in RESPONSES if any(key in cell["differences"] for cell in cells)]
     if len({cell["kappa"]["value"] for cell in cells}) < 2 or not shown:
         return None

@@ -38,7 +38,13 @@ class Cell:
     seeds: tuple[int, ...] = ()
 
     def as_dict(self) -> dict:
-        return {**self.setting.as_dict(), "trials": list(self.trials), "state": self.state, "why": self.why, "seeds": list(self.seeds)}
+        return {
+            **self.setting.as_dict(),
+            "trials": list(self.trials),
+            "state": self.state,
+            "why": self.why,
+            "seeds": list(self.seeds),
+        }
 
 
 class SweepFolder:
@@ -68,7 +74,9 @@ class SweepFolder:
 
     def read_cell(self, name: str) -> Cell:
         held = files.read_json(self.cell(name) / "cell.json")
-        return Cell(name, Setting.from_dict(held), tuple(held["trials"]), held["state"], held["why"], tuple(held["seeds"]))
+        return Cell(
+            name, Setting.from_dict(held), tuple(held["trials"]), held["state"], held["why"], tuple(held["seeds"])
+        )
 
     def write_cell(self, cell: Cell) -> None:
         files.write_json(self.cell(cell.name) / "cell.json", cell.as_dict())
@@ -91,9 +99,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a")  # noqa: SIM115  (closed below)
+        file = open(path, "a")
     except OSError as error:
-        raise UserError(f"cannot write {path.parent}: {error.strerror}; free some space or choose another --out") from None
+        raise UserError(
+            f"cannot write {path.parent}: {error.strerror}; free some space or choose another --out"
+        ) from None
     with file:
         yield fcntl is None or _acquired(file, path, wait)
 
@@ -104,7 +114,9 @@ def _acquired(file, path: Path, wait: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        raise UserError(f"{path} cannot be locked ({error.strerror}); put the sweep on a file system that keeps locks") from None
+        raise UserError(
+            f"{path} cannot be locked ({error.strerror}); put the sweep on a file system that keeps locks"
+        ) from None
     return True
 
 
@@ -118,4 +130,6 @@ def link(target: Path, place: Path) -> None:
         place.unlink(missing_ok=True)
         place.symlink_to(wanted, target_is_directory=True)
     except OSError as error:
-        raise UserError(f"cannot link {place}: {error.strerror}; put the sweep on a file system with symbolic links") from None
+        raise UserError(
+            f"cannot link {place}: {error.strerror}; put the sweep on a file system with symbolic links"
+        ) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metasae.errors import UserError, nearest
-from metasae.recipe import Recipe, parse_override
+from metasae.recipe.recipe import Recipe, parse_override
 
 # What may differ between the cells of a sweep. Everything else is the same for all, so that one harvest serves and all are judged alike.
 TABLES = ("sae", "meta", "train")
@@ -49,7 +49,9 @@ def expand(axes: Mapping[str, Axis]) -> list[dict[str, Any]]:
     """Every combination of the values, the last key fastest; one that comes twice is left out. Raises UserError for a range."""
     for key, axis in axes.items():
         if isinstance(axis, Range):
-            raise UserError(f"{key}={axis.low}..{axis.high} is a range, which a grid cannot go through; add --search N, or list values")
+            raise UserError(
+                f"{key}={axis.low}..{axis.high} is a range, which a grid cannot go through; add --search N, or list values"
+            )
     found: dict[str, dict] = {}
     for values in itertools.product(*axes.values()):
         setting = dict(zip(axes, values, strict=True))
@@ -76,9 +78,13 @@ def _halves(entry: str) -> tuple[str, str]:
 def _check_key(key: str) -> None:
     table = key.partition(".")[0]
     if table == "hook":
-        raise UserError(f"a sweep cannot vary {key}: cells share one harvest; `metasae run --points` takes several hook points")
+        raise UserError(
+            f"a sweep cannot vary {key}: cells share one harvest; `metasae run --points` takes several hook points"
+        )
     if table not in TABLES or "." not in key:
-        raise UserError(f"a sweep cannot vary {key}, only keys of {', '.join(TABLES)}; give what is the same for all cells with --set")
+        raise UserError(
+            f"a sweep cannot vary {key}, only keys of {', '.join(TABLES)}; give what is the same for all cells with --set"
+        )
 
 
 def _axis(key: str, values: Any) -> Axis:

@@ -37,7 +37,9 @@ def read(folder: SweepFolder) -> list[str] | None:
 def why_stopped(folder: SweepFolder, cell: str) -> str:
     """In words, why a cell that is not kept goes no further."""
     costs = (_held(folder) or {"costs": {}})["costs"]
-    return "stopped early: " + ("beaten after its first seed" if costs.get(cell) else "an objective has no number after its first seed")
+    return "stopped early: " + (
+        "beaten after its first seed" if costs.get(cell) else "an objective has no number after its first seed"
+    )
 
 
 def _held(folder: SweepFolder) -> dict | None:

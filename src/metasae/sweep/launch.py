@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metasae import files, start
+from metasae import files
+from metasae.doctor.sources import check_sources
 from metasae.errors import Interrupted, UserError
-from metasae.progress import Progress
-from metasae.recipe import Recipe, parse_override
+from metasae.progress.progress import Progress
+from metasae.recipe.recipe import Recipe, parse_override
+from metasae.recipe.resolve import resolve
 from metasae.sweep import halving
 from metasae.sweep.cells import Setting
 from metasae.sweep.folder import FAILED, OPEN, STOPPED, SweepFolder, locked
@@ -67,7 +69,7 @@ def sweep(
     if workers > 1 and os.name == "nt":
         raise UserError("--workers: one on Windows, which has no lock that ends with its process")
     if not folder.plan.exists():
-        start.check_sources(plan.base)
+        check_sources(plan.base)
     progress = Progress(show)
     plan = claim(folder, plan)
     try:
@@ -76,7 +78,9 @@ def sweep(
     except Interrupted as error:
         raise Interrupted(f"{error}. Go on with the same command; the sweep lies in {folder.path}") from None
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped at once; what is done is kept. Go on with the same command; the sweep lies in {folder.path}") from None
+        raise Interrupted(
+            f"stopped at once; what is done is kept. Go on with the same command; the sweep lies in {folder.path}"
+        ) from None
     return conclude(folder, plan, show)
 
 
@@ -161,11 +165,13 @@ def _resolve(recipe, out, overrides, seeds, device) -> tuple[Recipe, dict, Sweep
     asked = dict(overrides or {})
     if seeds is not None:
         asked["seeds"] = seeds
-    whole, place = start.resolve(recipe, out, asked, device)
+    whole, place = resolve(recipe, out, asked, device)
     if asked.get("measure.across"):
         raise UserError("a sweep measures nothing across SAEs; confirm its best recipe with `metasae run`, which does")
     if whole.harvest.window_tokens:
-        raise UserError("a sweep trains its SAEs at different times on one harvest, which must stay: set harvest.window_tokens=0")
+        raise UserError(
+            "a sweep trains its SAEs at different times on one harvest, which must stay: set harvest.window_tokens=0"
+        )
     mine = {key: value for key, value in light(whole).items() if key not in asked}
     base = Recipe.load(whole.model_dump(mode="json"), mine)
     full = {key.partition(".")[2]: getattr(whole.measure, key.partition(".")[2]) for key in mine}
@@ -180,10 +186,15 @@ def _plan(base: Recipe, full: dict, grid, search, name, objectives, early_stop, 
     if sampler not in SAMPLERS:
         raise UserError(f"no sampler '{sampler}'; known: {', '.join(SAMPLERS)}")
     if early_stop and (search or name in ("kinds", "k")):
-        raise UserError("--early-stop goes with a grid: a search chooses by itself, and curves at equal FVU need all their points")
+        raise UserError(
+            "--early-stop goes with a grid: a search chooses by itself, and curves at equal FVU need all their points"
+        )
     axes = parse_grid(grid)
     check(base, axes)
-    study, held = f"metasae-{uuid.uuid4().hex[:12]}", {"base": base, "objectives": check_objectives(objectives), "storage": storage}
+    study, held = (
+        f"metasae-{uuid.uuid4().hex[:12]}",
+        {"base": base, "objectives": check_objectives(objectives), "storage": storage},
+    )
     held |= {"early_stop": early_stop, "full_measure": full}
     if search:
         space = axes or SPACE
@@ -193,8 +204,17 @@ def _plan(base: Recipe, full: dict, grid, search, name, objectives, early_stop, 
         ablation: Ablation = named_sweep(name, base)
         if ablation.arms:
             held["base"] = base.model_copy(update={"arms": ablation.arms})
-        return Plan(study, name, settings=ablation.settings, shared_baseline=ablation.shared_baseline, equal_fvu=ablation.equal_fvu, **held)
-    return Plan(study, f"grid over {', '.join(axes)}", settings=tuple(Setting(values) for values in expand(axes)), **held)
+        return Plan(
+            study,
+            name,
+            settings=ablation.settings,
+            shared_baseline=ablation.shared_baseline,
+            equal_fvu=ablation.equal_fvu,
+            **held,
+        )
+    return Plan(
+        study, f"grid over {', '.join(axes)}", settings=tuple(Setting(values) for values in expand(axes)), **held
+    )
 
 
 def _open_again(folder: SweepFolder, plan: Plan, storage: str | None) -> None:
@@ -211,7 +231,11 @@ def _open_again(folder: SweepFolder, plan: Plan, storage: str | None) -> None:
         decided = halving.read(folder) is not None
         for cell in cells:
             lacks = set(plan.base.seeds) - set(cell.seeds)
-            again = cell.state == FAILED or (cell.state == STOPPED and not decided) or (cell.state not in (OPEN, STOPPED) and lacks)
+            again = (
+                cell.state == FAILED
+                or (cell.state == STOPPED and not decided)
+                or (cell.state not in (OPEN, STOPPED) and lacks)
+            )
             if not again or cell.name.startswith("refused-"):
                 continue
             for member in plan.members(cell.setting):
@@ -220,7 +244,7 @@ def _open_again(folder: SweepFolder, plan: Plan, storage: str | None) -> None:
 
 
 def _work(folder: SweepFolder, plan: Plan, storage: str | None, workers: int, device: str, progress: Progress) -> None:
-    from metasae.stop import StopRequest
+    from metasae.progress.stop import StopRequest
     from metasae.sweep.worker import Worker
 
     worker = Worker(folder, device, progress, storage)
@@ -236,7 +260,9 @@ def _work(folder: SweepFolder, plan: Plan, storage: str | None, workers: int, de
         _supervise(folder, plan, storage, devices(device, workers), progress, stop)
 
 
-def _supervise(folder: SweepFolder, plan: Plan, storage: str | None, places: list[str], progress: Progress, stop) -> None:
+def _supervise(
+    folder: SweepFolder, plan: Plan, storage: str | None, places: list[str], progress: Progress, stop
+) -> None:
     """Starts a process per place and waits for them. One that is killed is not started again: the others take up its work."""
     started = [_start(folder, storage, place, number, len(places)) for number, place in enumerate(places)]
     total = len(plan.settings) or plan.search.trials
@@ -269,11 +295,17 @@ def _all_settled(folder: SweepFolder, plan: Plan) -> bool:
     """Whether every cell that the plan asks for has come to its end."""
     cells = folder.cells()
     taken = sum(len(cell.trials) for cell in cells)
-    missing = taken < plan.search.trials if plan.search else {plan.name_of(setting) for setting in plan.settings} - {cell.name for cell in cells}
+    missing = (
+        taken < plan.search.trials
+        if plan.search
+        else {plan.name_of(setting) for setting in plan.settings} - {cell.name for cell in cells}
+    )
     return not missing and all(cell.state != OPEN for cell in cells)
 
 
-def _start(folder: SweepFolder, storage: str | None, device: str, number: int, of: int) -> tuple[subprocess.Popen, Path]:
+def _start(
+    folder: SweepFolder, storage: str | None, device: str, number: int, of: int
+) -> tuple[subprocess.Popen, Path]:
     """A worker in a session of its own, so that a Ctrl-C reaches it through this process only, once."""
     log = folder.path / "workers" / f"{platform.node()}-{os.getpid()}-{number}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from metasae.errors import UserError, nearest
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sweep.cells import Setting
 
 # A penalty or an architecture moves the FVU at equal k by some -2 to +12%; ln FVU falls by about .3 ln k, so these k enclose solo's FVU.
@@ -42,7 +42,9 @@ def _each(key: str, values) -> Ablation:
 
 
 def _lambda2_sigma(base: Recipe) -> Ablation:
-    return Ablation(tuple(Setting({"train.lambda2": a, "train.sigma_sq": b}) for a in (0.1, 0.3, 1.0) for b in (0.3, 1.0, 3.0)))
+    return Ablation(
+        tuple(Setting({"train.lambda2": a, "train.sigma_sq": b}) for a in (0.1, 0.3, 1.0) for b in (0.3, 1.0, 3.0))
+    )
 
 
 def _meta_width(base: Recipe) -> Ablation:
@@ -74,7 +76,10 @@ def _kinds(base: Recipe) -> Ablation:
     kinds = {
         SOLO: NO_PENALTY,
         "decomposability": {"train.lambda2": base.train.lambda2 or 0.3, "train.penalties": {}},
-        **{name: {"train.lambda2": 0.0, "train.penalties": {name: base.train.penalties.get(name) or coef}} for name, coef in STRENGTHS.items()},
+        **{
+            name: {"train.lambda2": 0.0, "train.penalties": {name: base.train.penalties.get(name) or coef}}
+            for name, coef in STRENGTHS.items()
+        },
         "matryoshka": {**NO_PENALTY, "sae.architecture": "matryoshka"},
     }
     # solo's own curve says what k alone does, and how far off reading from a curve is
@@ -95,7 +100,10 @@ def _ks(base: Recipe, factors: tuple[float, ...]) -> list[int]:
 
 
 ABLATIONS: dict[str, tuple[str, Callable[[Recipe], Ablation]]] = {
-    "lambda2-sigma": ("the paper's grid: lambda2 in .1, .3, 1 and sigma^2 in .3, 1, 3 (arXiv 2604.03436, Table 1)", _lambda2_sigma),
+    "lambda2-sigma": (
+        "the paper's grid: lambda2 in .1, .3, 1 and sigma^2 in .3, 1, 3 (arXiv 2604.03436, Table 1)",
+        _lambda2_sigma,
+    ),
     "meta-width": ("m / n: 4.5%, 9%, 18%, 25%", _meta_width),
     "meta-k": ("k_m: 1, 2, 4, 8", _meta_k),
     "steps": ("n_p : n_m: 10:5 (paper), 100:10 (released), 10:1, 10:10", _steps),

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from metasae import files
+from metasae.compare.catalogue import CATALOGUE, ROBUST
 from metasae.errors import UserError, nearest
-from metasae.measures.catalogue import CATALOGUE, ROBUST
-from metasae.recipe import Recipe
+from metasae.recipe.recipe import Recipe
 from metasae.sweep.cells import Member, Setting, cell_hash, members
 from metasae.sweep.folder import SweepFolder, locked
 from metasae.sweep.grid import Axis, Range
@@ -73,10 +73,16 @@ class Plan:
     def as_dict(self) -> dict:
         search = None
         if self.search:
-            space = {key: axis.as_dict() if isinstance(axis, Range) else list(axis) for key, axis in self.search.space.items()}
+            space = {
+                key: axis.as_dict() if isinstance(axis, Range) else list(axis)
+                for key, axis in self.search.space.items()
+            }
             search = asdict(self.search) | {"space": space}
         return {
-            **{name: getattr(self, name) for name in ("study", "title", "shared_baseline", "equal_fvu", "early_stop", "storage", "full_measure")},
+            **{
+                name: getattr(self, name)
+                for name in ("study", "title", "shared_baseline", "equal_fvu", "early_stop", "storage", "full_measure")
+            },
             "objectives": list(self.objectives),
             "base": self.base.model_dump(mode="json"),
             "settings": [setting.as_dict() for setting in self.settings],
@@ -87,10 +93,17 @@ class Plan:
     def from_dict(cls, held: dict) -> "Plan":
         search = held["search"]
         if search:
-            space: dict[str, Axis] = {key: Range(**axis) if isinstance(axis, dict) else tuple(axis) for key, axis in search["space"].items()}
+            space: dict[str, Axis] = {
+                key: Range(**axis) if isinstance(axis, dict) else tuple(axis) for key, axis in search["space"].items()
+            }
             search = Search(**{**search, "space": space})
         settings = tuple(Setting.from_dict(each) for each in held["settings"])
-        changed = {"base": Recipe.load(held["base"]), "settings": settings, "search": search, "objectives": tuple(held["objectives"])}
+        changed = {
+            "base": Recipe.load(held["base"]),
+            "settings": settings,
+            "search": search,
+            "objectives": tuple(held["objectives"]),
+        }
         return cls(**{**held, **changed})
 
 
@@ -101,7 +114,9 @@ def is_number(value: Any) -> bool:
 def read_plan(folder: SweepFolder) -> Plan:
     """Raises UserError where there is none."""
     if not folder.plan.is_file():
-        raise UserError(f"{folder.path} is not a sweep folder: it has no plan.json; give the --out folder of `metasae sweep`")
+        raise UserError(
+            f"{folder.path} is not a sweep folder: it has no plan.json; give the --out folder of `metasae sweep`"
+        )
     return Plan.from_dict(files.read_json(folder.plan))
 
 
@@ -112,7 +127,9 @@ def check_objectives(keys) -> tuple[str, ...]:
         if key not in known:
             raise UserError(f"no measure '{key}'{nearest(key, known)}")
         if known[key].better is None:
-            raise UserError(f"'{key}' ({known[key].label}) is a plain description and has no better direction; choose another objective")
+            raise UserError(
+                f"'{key}' ({known[key].label}) is a plain description and has no better direction; choose another objective"
+            )
     if len(set(keys)) != len(tuple(keys)) or not keys:
         raise UserError("name each objective once, and at least one")
     return tuple(keys)
@@ -140,7 +157,9 @@ def _extended(held: Plan, asked: Plan, folder: SweepFolder) -> Plan:
     settings = {json.dumps(setting.as_dict(), sort_keys=True): setting for setting in (*held.settings, *asked.settings)}
     seeds = tuple(dict.fromkeys((*held.base.seeds, *asked.base.seeds)))
     search = replace(asked.search, trials=max(held.search.trials, asked.search.trials)) if asked.search else None
-    return replace(held, settings=tuple(settings.values()), base=held.base.model_copy(update={"seeds": seeds}), search=search)
+    return replace(
+        held, settings=tuple(settings.values()), base=held.base.model_copy(update={"seeds": seeds}), search=search
+    )
 
 
 def _difference(held: Plan, asked: Plan) -> str | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from metasae import files
-from metasae.comparison import read_measured
-from metasae.measures.catalogue import CATALOGUE, Quantity, value_of
-from metasae.measures.intervals.statistics import Difference
+from metasae.compare.catalogue import CATALOGUE, Quantity, value_of
+from metasae.compare.compare import read_measured
+from metasae.intervals.statistics import Difference
 from metasae.sweep.assemble import times
 from metasae.sweep.equal_fvu import FVU, at_equal_fvu, at_equal_k
 from metasae.sweep.folder import DONE, FAILED, STOPPED, Cell, SweepFolder
@@ -59,8 +59,13 @@ def parallel(cells: list[dict], plan: Plan) -> dict:
     """Parallel coordinates: one column per setting and objective, one line per cell that is done."""
     done = [cell for cell in cells if cell["state"] == DONE]
     labels = {quantity.key: quantity.label for quantity in CATALOGUE}
-    settings = [{"key": key, "label": key, "values": [cell["setting"].get(key) for cell in done]} for key in _varied(done)]
-    objectives = [{"key": key, "label": labels[key], "values": [cell["means"].get(key) for cell in done]} for key in plan.objectives]
+    settings = [
+        {"key": key, "label": key, "values": [cell["setting"].get(key) for cell in done]} for key in _varied(done)
+    ]
+    objectives = [
+        {"key": key, "label": labels[key], "values": [cell["means"].get(key) for cell in done]}
+        for key in plan.objectives
+    ]
     return {"cells": [cell["name"] for cell in done], "dimensions": settings + objectives}
 
 
@@ -112,11 +117,18 @@ def _kappa_of(cell: Cell, plan: Plan, comparison: dict) -> dict | None:
 
 
 def _mark_front(cells: list[dict], plan: Plan) -> None:
-    done = [cell for cell in cells if cell["state"] == DONE and all(cell["means"].get(key) is not None for key in plan.objectives)]
+    done = [
+        cell
+        for cell in cells
+        if cell["state"] == DONE and all(cell["means"].get(key) is not None for key in plan.objectives)
+    ]
     if not done:
         return
     better = {quantity.key: quantity.better for quantity in CATALOGUE}
-    costs = as_costs(np.array([[cell["means"][key] for key in plan.objectives] for cell in done]), [better[key] for key in plan.objectives])
+    costs = as_costs(
+        np.array([[cell["means"][key] for key in plan.objectives] for cell in done]),
+        [better[key] for key in plan.objectives],
+    )
     for cell, on in zip(done, front(costs), strict=True):
         cell["on_front"] = bool(on)
     done[nearest_to_ideal(costs)]["best"] = True
@@ -141,7 +153,14 @@ def _at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
         if name != kind:
             equal_k[name] = _by_k({quantity.key: at_equal_k(curve, own, quantity) for quantity in (FVU, *wanted)})
     ks = {name: sorted(curve) for name, curve in curves.items()}
-    return {"target": spec["target"], "baseline": spec["baseline"], "kinds": found, "equal_k": equal_k, "k": ks, "not_done": missing}
+    return {
+        "target": spec["target"],
+        "baseline": spec["baseline"],
+        "kinds": found,
+        "equal_k": equal_k,
+        "k": ks,
+        "not_done": missing,
+    }
 
 
 def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[int, dict]]], dict[str, str]]:
@@ -160,8 +179,14 @@ def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[i
 def _read_quantities(target: dict[int, dict], plan: Plan) -> list[Quantity]:
     """The measures read off curves, where the target SAE has them; not FVU, which is equal."""
     kept = [quantity for quantity in CATALOGUE if quantity.key != FVU.key]
-    kept = [quantity for quantity in kept if quantity.main or quantity.robust or quantity.key in (*PAPER, *OUTPUT, *plan.objectives)]
-    return [quantity for quantity in kept if any(value_of(measures, quantity) is not None for measures in target.values())]
+    kept = [
+        quantity
+        for quantity in kept
+        if quantity.main or quantity.robust or quantity.key in (*PAPER, *OUTPUT, *plan.objectives)
+    ]
+    return [
+        quantity for quantity in kept if any(value_of(measures, quantity) is not None for measures in target.values())
+    ]
 
 
 def _by_k(found: dict[str, dict[int, Difference]]) -> dict[str, dict[str, dict]]:

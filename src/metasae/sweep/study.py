@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from metasae.compare.catalogue import CATALOGUE
 from metasae.errors import UserError
-from metasae.measures.catalogue import CATALOGUE
 from metasae.sweep.cells import Setting
 from metasae.sweep.folder import Cell, SweepFolder, locked
 from metasae.sweep.grid import Range
@@ -30,7 +30,9 @@ class Trials:
     def __init__(self, folder: SweepFolder, plan: Plan, storage: str | None = None):
         """storage: an Optuna storage URL; None for the journal in the folder."""
         if plan.storage != bool(storage):
-            raise UserError(f"{folder.path} keeps its trials {'in a storage; name it again' if plan.storage else 'in its journal; name no storage'}")
+            raise UserError(
+                f"{folder.path} keeps its trials {'in a storage; name it again' if plan.storage else 'in its journal; name no storage'}"
+            )
         self.plan, self.folder = plan, folder
         self.own_journal = storage is None
         self.optuna = _optuna()
@@ -38,7 +40,9 @@ class Trials:
         directions = ["minimize" if better[key] == "lower" else "maximize" for key in plan.objectives]
         with locked(folder.path / "study.lock"), self._reported():
             held = storage or _journal(self.optuna, folder)
-            self.study = self.optuna.create_study(storage=held, study_name=plan.study, directions=directions, load_if_exists=True)
+            self.study = self.optuna.create_study(
+                storage=held, study_name=plan.study, directions=directions, load_if_exists=True
+            )
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -48,7 +52,11 @@ class Trials:
         try:
             yield
         except (OSError, ImportError, json.JSONDecodeError, *_storage_errors()) as error:
-            what = f"{self.folder.journal} cannot be used: {error}; free some space" if self.own_journal else f"the storage cannot be used: {error}"
+            what = (
+                f"{self.folder.journal} cannot be used: {error}; free some space"
+                if self.own_journal
+                else f"the storage cannot be used: {error}"
+            )
             raise UserError(f"{what.splitlines()[0]}, then run the same command again") from None
 
     def enqueue(self) -> None:
@@ -57,7 +65,9 @@ class Trials:
             self._enqueue()
 
     def _enqueue(self) -> None:
-        held = {trial.user_attrs["cell"] for trial in self.study.get_trials(deepcopy=False) if "cell" in trial.user_attrs}
+        held = {
+            trial.user_attrs["cell"] for trial in self.study.get_trials(deepcopy=False) if "cell" in trial.user_attrs
+        }
         for setting in self.plan.settings:
             name = self.plan.name_of(setting)
             if name not in held:
@@ -116,13 +126,18 @@ class Trials:
         if last is not None and values is not None and last.values != values:
             self.study.add_trial(
                 self.optuna.trial.create_trial(
-                    params=last.params, distributions=last.distributions, values=values, user_attrs={**last.user_attrs, "again": True}
+                    params=last.params,
+                    distributions=last.distributions,
+                    values=values,
+                    user_attrs={**last.user_attrs, "again": True},
                 )
             )
 
     def _is_whole(self, trial) -> bool:
         """Whether a trial has its setting: one whose worker ended while it was drawn may lack some values."""
-        return "setting" in trial.user_attrs or (bool(self.plan.search) and trial.params.keys() == self.plan.search.space.keys())
+        return "setting" in trial.user_attrs or (
+            bool(self.plan.search) and trial.params.keys() == self.plan.search.space.keys()
+        )
 
     def _setting_of(self, trial) -> Setting:
         if "setting" in trial.user_attrs:
@@ -144,7 +159,9 @@ class Trials:
         seed = self.plan.search.seed * 1_000_003 + number
         if self.plan.search.sampler == "tpe":
             return self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        return self.optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, self.plan.search.trials // 4)))
+        return self.optuna.samplers.NSGAIISampler(
+            seed=seed, population_size=min(50, max(4, self.plan.search.trials // 4))
+        )
 
 
 def objective_values(means: dict[str, float | None], plan: Plan) -> list[float] | None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from metasae.measures.catalogue import CATALOGUE, ROBUST
-from metasae.measures.intervals.statistics import is_clear
+from metasae.compare.catalogue import CATALOGUE, ROBUST
+from metasae.compare.verdict import change
+from metasae.intervals.statistics import is_clear
 from metasae.sweep.folder import DONE, FAILED, STOPPED
 from metasae.sweep.results import OUTPUT, PAPER
-from metasae.verdict import change
 
 FIGURES = {"pareto": "Objectives and their front", "dose-response": "Change over the penalty's strength"}
 QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
@@ -29,11 +29,27 @@ def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:
     lines += [f"Change of {result['subject']} against {result['baseline']}, {over}.", ""]
     lines += [_row(head), _row(["---:"] * (len(head) - 1) + ["---"])]
     for cell in result["cells"]:
-        lines.append(_row([*(_value(cell["setting"].get(key)) for key in settings), *_changes(cell, shown), str(len(cell["seeds"])), _remark(cell)]))
+        lines.append(
+            _row(
+                [
+                    *(_value(cell["setting"].get(key)) for key in settings),
+                    *_changes(cell, shown),
+                    str(len(cell["seeds"])),
+                    _remark(cell),
+                ]
+            )
+        )
     lines += ["", *_footnotes(result), ""]
     if result["equal_fvu"]:
         lines += [*_equal_fvu(result["equal_fvu"], shown), ""]
-    return "\n".join([*lines, *_time(result["time"]), "", *(f"![{title}](figures/{name}.png)\n" for name, title in FIGURES.items() if name in drawn)])
+    return "\n".join(
+        [
+            *lines,
+            *_time(result["time"]),
+            "",
+            *(f"![{title}](figures/{name}.png)\n" for name, title in FIGURES.items() if name in drawn),
+        ]
+    )
 
 
 def _summary(result: dict) -> list[str]:
@@ -49,7 +65,9 @@ def _changes(cell: dict, shown: list[str]) -> list[str]:
     for key in shown:
         entry = cell["differences"].get(key)
         text = "-" if entry is None else change(QUANTITIES[key], entry)
-        cells.append(f"**{text}**" if entry is not None and entry.get("p_holm") is not None and is_clear(entry) else text)
+        cells.append(
+            f"**{text}**" if entry is not None and entry.get("p_holm") is not None and is_clear(entry) else text
+        )
     return cells
 
 
@@ -82,7 +100,10 @@ def _equal_fvu(found: dict, shown: list[str]) -> list[str]:
     ]
     lines += [f"Differences are {sign}.", ""]
     keys = [key for key in dict.fromkeys([*shown, "fidelity.l0"]) if key != "fidelity.fvu"]
-    lines += [_row(["kind", "k trained", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]), _row(["---", "---", *["---:"] * len(keys)])]
+    lines += [
+        _row(["kind", "k trained", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]),
+        _row(["---", "---", *["---:"] * len(keys)]),
+    ]
     for kind, rows in found["kinds"].items():
         ks = [k for k in found["k"][kind] if (kind, k) != (target["kind"], target["k"])]
         name = f"{kind}'s own curve: the error of reading" if kind == target["kind"] else kind
@@ -95,8 +116,16 @@ def _equal_fvu(found: dict, shown: list[str]) -> list[str]:
 
 def _equal_k(found: dict, shown: list[str]) -> list[str]:
     keys = list(dict.fromkeys([*shown, "fidelity.l0"]))
-    lines = [f"## Against {found['target']['kind']} with the same k", "", "What is left when k, which moves every measure, is the same.", ""]
-    lines += [_row(["kind", "k", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]), _row(["---", "---:", *["---:"] * len(keys)])]
+    lines = [
+        f"## Against {found['target']['kind']} with the same k",
+        "",
+        "What is left when k, which moves every measure, is the same.",
+        "",
+    ]
+    lines += [
+        _row(["kind", "k", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]),
+        _row(["---", "---:", *["---:"] * len(keys)]),
+    ]
     for kind, by_k in found["equal_k"].items():
         for k, rows in by_k.items():
             lines.append(_row([kind, k, *(change(QUANTITIES[key], rows[key]) if key in rows else "-" for key in keys)]))

@@ -12,15 +12,15 @@ import traceback
 import torch
 
 from metasae import files
-from metasae.arm import is_trained, measure_arm, train_arm
-from metasae.data.cache import ActivationCache, is_held, open_cache
-from metasae.data.planted_cache import PlantedCache
+from metasae.arms.source import Source
+from metasae.arms.train_measure import is_trained, measure_arm, train_arm
+from metasae.compare.catalogue import CATALOGUE, value_of
+from metasae.data.cache.cache import ActivationCache, is_held, open_cache
+from metasae.data.planted.planted_cache import PlantedCache
+from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
-from metasae.measures.catalogue import CATALOGUE, value_of
-from metasae.memory import keep_freed_memory
-from metasae.progress import SILENT, Progress
-from metasae.source import Source
-from metasae.stop import StopRequest
+from metasae.progress.progress import SILENT, Progress
+from metasae.progress.stop import StopRequest
 from metasae.sweep import halving
 from metasae.sweep.assemble import assemble, times
 from metasae.sweep.cells import Member
@@ -117,7 +117,9 @@ class Worker:
                 start = time.perf_counter()
                 arm, title = member.trained_as, f"train {member.name}"
                 stop.doing = f"training {member.name}"
-                facts["steps"] = train_arm(member.recipe, self.source, cache, arm, member.seed, place, self.device, self.progress, title, stop)
+                facts["steps"] = train_arm(
+                    member.recipe, self.source, cache, arm, member.seed, place, self.device, self.progress, title, stop
+                )
                 facts["train"] = time.perf_counter() - start
                 files.write_json(place / "sae.json", facts)
             if self._due(member, members) and not stop.asked:
@@ -125,7 +127,9 @@ class Worker:
                 twins = {f"solo-s{member.seed}": self.folder.sae(twin.name)} if twin else {}
                 stop.doing = f"measuring {member.name}"
                 with stop.at_once():
-                    self._reference = measure_arm(member.recipe, self.source, cache, member.seed, place, twins, self._reference, self.progress)
+                    self._reference = measure_arm(
+                        member.recipe, self.source, cache, member.seed, place, twins, self._reference, self.progress
+                    )
                 facts["measure"] = time.perf_counter() - start
                 files.write_json(place / "sae.json", facts)
         except Interrupted:
@@ -141,7 +145,9 @@ class Worker:
         self.progress.say(f"{member.name} failed: {why}")
         trace = None if isinstance(error, UserError) else traceback.format_exc()
         try:
-            files.write_json(self.folder.sae(member.name) / "failed.json", {"why": why, "worker": self.name, "traceback": trace})
+            files.write_json(
+                self.folder.sae(member.name) / "failed.json", {"why": why, "worker": self.name, "traceback": trace}
+            )
         except UserError as refused:
             self.failed[member.name] = why
             self.progress.say(str(refused))
@@ -226,7 +232,11 @@ class Worker:
             return False
         with locked(self.folder.path / "study.lock"):
             cells = self._open_cells()
-            if not cells or halving.read(self.folder) is not None or not all(self._first_seed_done(cell) for cell in cells):
+            if (
+                not cells
+                or halving.read(self.folder) is not None
+                or not all(self._first_seed_done(cell) for cell in cells)
+            ):
                 return False
             halving.write(self.folder, {cell.name: self._first_costs(cell) for cell in cells})
         return True
@@ -242,7 +252,10 @@ class Worker:
         measures = files.read_json(self.folder.sae(subject.name) / "measures.json")
         quantities = {quantity.key: quantity for quantity in CATALOGUE}
         values = objective_values({key: value_of(measures, quantities[key]) for key in self.plan.objectives}, self.plan)
-        return values and [value if quantities[key].better == "lower" else -value for key, value in zip(self.plan.objectives, values, strict=True)]
+        return values and [
+            value if quantities[key].better == "lower" else -value
+            for key, value in zip(self.plan.objectives, values, strict=True)
+        ]
 
     def _wanted(self, cell: Cell) -> list[Member]:
         """The SAEs that a cell asks for now."""
@@ -272,7 +285,9 @@ class Worker:
             most = max(tokens["train"], self.plan.most_tokens)
             cache = self.source.open(tokens | {"train": most})
             facts = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint}
-            files.write_json(note, {**facts, "seconds": time.perf_counter() - start + (held["seconds"] if held else 0.0)})
+            files.write_json(
+                note, {**facts, "seconds": time.perf_counter() - start + (held["seconds"] if held else 0.0)}
+            )
         return open_cache(cache.folder, fingerprint=cache.fingerprint, tokens=tokens)
 
     def _note(self, seconds: float) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from metasae import files
-from metasae.comparison import value_of
+from metasae.arms.folder import read_metrics
+from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.compare import value_of
 from metasae.errors import UserError, install_hint
-from metasae.figures import read_metrics
-from metasae.measures.catalogue import CATALOGUE
 
 # The name of each, which is that of its package, and what it is called.
 SINKS = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
@@ -51,7 +51,9 @@ class Follower:
         for row in read_metrics(folder / "metrics.jsonl"):
             # a run that was killed writes the lines after its checkpoint again, the same to the bit
             if row["step"] > done:
-                numbers = {f"train/{key}": value for key, value in row.items() if key not in PLACE and value is not None}
+                numbers = {
+                    f"train/{key}": value for key, value in row.items() if key not in PLACE and value is not None
+                }
                 self.sink.curves(name, row["step"], numbers)
                 done, sent = row["step"], sent + 1
         self._steps[name] = done
@@ -100,7 +102,9 @@ def track(folder: str | Path, to: str, project: str | None = None, follow: bool 
     follow: goes on looking until it is interrupted. Raises UserError for a folder without SAEs, and as `open_sink`.
     """
     if not Path(folder).is_dir() or not (follow or sae_folders(Path(folder))):
-        raise UserError(f"{folder} has no SAE in training or trained; give the --out folder of `metasae run` or `metasae sweep`")
+        raise UserError(
+            f"{folder} has no SAE in training or trained; give the --out folder of `metasae run` or `metasae sweep`"
+        )
     sink = open_sink(to, folder, project)
     follower, sent = Follower(folder, sink), 0
     try:
@@ -117,7 +121,9 @@ def track(folder: str | Path, to: str, project: str | None = None, follow: bool 
 
 
 @contextmanager
-def following(folder: str | Path, to: str | None, say: Callable[[str], None], project: str | None = None, every: float = EVERY) -> Iterator[None]:
+def following(
+    folder: str | Path, to: str | None, say: Callable[[str], None], project: str | None = None, every: float = EVERY
+) -> Iterator[None]:
     """Sends on what a run writes for as long as the block lasts, from a thread; nothing where `to` is None.
 
     A sink that cannot be opened is refused before the block begins. One that fails later is told once, through `say`, and left alone.
@@ -135,7 +141,9 @@ def following(folder: str | Path, to: str | None, say: Callable[[str], None], pr
             follower.look()
             sink.close()
         except Exception as error:  # whatever it is, it is not the run's concern
-            say(f"tracking stopped ({' '.join(str(error).split())[:200]}); the run goes on. `metasae track {folder} --to {to}` sends what is missing")
+            say(
+                f"tracking stopped ({' '.join(str(error).split())[:200]}); the run goes on. `metasae track {folder} --to {to}` sends what is missing"
+            )
 
     thread = threading.Thread(target=go, name="tracking", daemon=True)
     thread.start()

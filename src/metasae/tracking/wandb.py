@@ -24,7 +24,9 @@ class WandB:
             raise UserError(f"tracking with Weights & Biases needs its package: {install_hint('tracking')}") from None
         self._wandb, self._folder, self._project = wandb, folder, project or os.environ.get("WANDB_PROJECT") or PROJECT
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
-            raise UserError("Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, or keep it on this machine with WANDB_MODE=offline")
+            raise UserError(
+                "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, or keep it on this machine with WANDB_MODE=offline"
+            )
         self._ids = files.read_json(folder / IDS) if (folder / IDS).is_file() else {}
         self._name, self._run = None, None
 
@@ -77,13 +79,24 @@ def _has_key(wandb) -> bool:
 
 def _config(folder: Path, name: str) -> dict:
     """The recipe with dotted keys, and which SAE of it this is. An SAE of a sweep has its own recipe once it is trained."""
-    own, plan = next((path for place in ("arms", "saes") if (path := folder / place / name / "primary" / "cfg.json").is_file()), None), {}
+    own, plan = (
+        next(
+            (path for place in ("arms", "saes") if (path := folder / place / name / "primary" / "cfg.json").is_file()),
+            None,
+        ),
+        {},
+    )
     if own is not None:
         recipe = files.read_json(own).get("metadata", {}).get("metasae", {}).get("recipe", plan)
     elif (folder / "recipe.toml").is_file():
         recipe = tomli.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
     else:
         recipe = files.read_json(folder / "plan.json").get("base", plan)
-    flat = {f"{table}.{key}": value for table, values in recipe.items() if isinstance(values, dict) for key, value in values.items()}
+    flat = {
+        f"{table}.{key}": value
+        for table, values in recipe.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
     arm, _, seed = name.partition("-s")
     return {**flat, "arm": arm, "seed": int(seed.partition("-")[0])}

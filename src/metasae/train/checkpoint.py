@@ -35,7 +35,7 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
     try:
         with safe_open(path, "pt", device=str(trainer.device)) as file:
             header = json.loads(file.metadata()["state"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise damaged(path, error) from None
     check(header, trainer, path)
@@ -62,7 +62,9 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
     """All of the state that is not a tensor, JSON-able."""
     return {
         "done": vars(trainer.done),
-        "numbers": {name: {"cut": learner.cut, "probe_cut": learner.probe_cut} for name, learner in _learners(trainer).items()},
+        "numbers": {
+            name: {"cut": learner.cut, "probe_cut": learner.probe_cut} for name, learner in _learners(trainer).items()
+        },
         "sigma": vars(trainer.sigma) if trainer.sigma else None,
         "arm": trainer.arm,
         "seed": trainer.seed,
@@ -74,7 +76,9 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
 
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Every tensor of the state, by `primary.` or `meta.` and its name."""
-    return {f"{name}.{key}": value for name, learner in _learners(trainer).items() for key, value in _state(learner).items()}
+    return {
+        f"{name}.{key}": value for name, learner in _learners(trainer).items() for key, value in _state(learner).items()
+    }
 
 
 def check(header: dict, trainer: Trainer, path: Path) -> None:
@@ -114,4 +118,6 @@ def _restore(learner: Learner, state: dict[str, torch.Tensor]) -> None:
         tensor.copy_(state[name])
     learner.silent_N.copy_(state["silent_N"])
     learner.rate_N.copy_(state["rate_N"])
-    learner.optimiser.load_state({key.removeprefix("adam."): value for key, value in state.items() if key.startswith("adam.")})
+    learner.optimiser.load_state(
+        {key.removeprefix("adam."): value for key, value in state.items() if key.startswith("adam.")}
+    )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metasae.recipe import Dictionary
+from metasae.recipe.recipe import Dictionary
 from metasae.sae.architectures import Architecture, Options, architecture
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.optimiser import UnitRowAdam, unit_rows_

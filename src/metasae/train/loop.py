@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from metasae.errors import Interrupted, UserError
-from metasae.progress import Task
-from metasae.stop import StopRequest
+from metasae.progress.progress import Task
+from metasae.progress.stop import StopRequest
 from metasae.train import checkpoint
 from metasae.train.trainer import Trainer
 
@@ -21,7 +21,7 @@ LOG_EVERY = 10
 
 
 class Batches(Protocol):
-    """A source of activations with a cursor: what `metasae.data.stream.Stream` is."""
+    """A source of activations with a cursor: what `metasae.data.cache.stream.Stream` is."""
 
     def next(self) -> Tensor: ...
     def seek(self, position: int) -> None: ...
@@ -104,17 +104,21 @@ class MetricsLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
             if self.path.stat().st_size < n_bytes:
-                raise UserError(f"{self.path} is shorter than its checkpoint says; delete the arm's folder to train it again")
+                raise UserError(
+                    f"{self.path} is shorter than its checkpoint says; delete the arm's folder to train it again"
+                )
             os.truncate(self.path, n_bytes)
         *window, late = pending or [{}]
         # with those of the steps to come, which lie where the trainer works
-        as_tensors = lambda numbers: {key: torch.tensor(value, device=self.trainer.device) for key, value in numbers.items()}  # noqa: E731
+        as_tensors = lambda numbers: {
+            key: torch.tensor(value, device=self.trainer.device) for key, value in numbers.items()
+        }
         self.window, self.pending = [as_tensors(numbers) for numbers in window], as_tensors(late)
 
     def primary(self, numbers: dict[str, Tensor], penalty: Tensor) -> None:
         """The penalty is that of the window's last step: where lambda2 = 0 it is only worked out then."""
         self.window.append(numbers)
-        if self.trainer.meta and self.trainer.arm != "sequential":
+        if self.trainer.meta and not self.trainer.rules.after:
             self.pending["penalty"] = penalty
         if len(self.window) == LOG_EVERY:
             self._write()
@@ -137,12 +141,22 @@ class MetricsLog:
     def _write(self) -> None:
         # a penalty that is worked out on every c-th step has numbers on those only
         keys = dict.fromkeys(key for numbers in self.window for key in numbers)
-        means = {key: float(torch.stack([numbers[key] for numbers in self.window if key in numbers]).mean()) for key in keys}
+        means = {
+            key: float(torch.stack([numbers[key] for numbers in self.window if key in numbers]).mean()) for key in keys
+        }
         latest = {key: float(value) for key, value in self.pending.items()}
         if not all(math.isfinite(value) for value in (*means.values(), *latest.values())):
-            raise UserError(f"the loss is no longer finite at step {self.trainer.done.primary}; try a smaller train.lr or train.clip")
+            raise UserError(
+                f"the loss is no longer finite at step {self.trainer.done.primary}; try a smaller train.lr or train.clip"
+            )
         done = self.trainer.done
-        line = {"step": done.primary, "meta_step": done.meta, "tokens": done.primary * self.trainer.recipe.train.batch, **means, **latest}
+        line = {
+            "step": done.primary,
+            "meta_step": done.meta,
+            "tokens": done.primary * self.trainer.recipe.train.batch,
+            **means,
+            **latest,
+        }
         if self.trainer.leads:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from metasae.device import work_on
-from metasae.recipe import Recipe
-from metasae.sae.architectures import BatchTopK
+from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARMS, PENALTIES, named
+from metasae.sae.architectures.batchtopk import BatchTopK
 from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
 from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
@@ -16,9 +17,9 @@ from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
 from metasae.train.learner import new_learner
 from metasae.train.objective import Losses, meta_input
-from metasae.train.penalties import PENALTIES, Scene, charge
 from metasae.train.penalties.adaptive import AdaptiveSigma
 from metasae.train.penalties.decomposability import decomposability, full_gradient, probe
+from metasae.train.penalties.scene import Scene, charge
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Trainer:
     b_dec_D: what b_dec starts from, in the units the SAE is trained in; its length is d.
     solo: no penalty, no meta SAE. joint: all the recipe's penalties. control: joint with every coefficient 0.
     sequential: solo, then a meta SAE on its frozen decoder.
-    `metasae.parallel.trainer.ShardedTrainer` is the same over several processes: it overrides the members below.
+    `metasae.train.sharded.trainer.ShardedTrainer` is the same over several processes: it overrides the members below.
     """
 
     # the primary's latents that this process holds (None: all), and their share of all
@@ -57,12 +58,27 @@ class Trainer:
         adam = {"betas": train.betas, "eps": train.eps, "clip": train.clip, "renormalise": train.renormalise}
         primary, meta = (torch.Generator().manual_seed(seed * 2 + stream) for stream in (0, 1))
         own_adam = adam | {"norm": self._norm}
-        self.primary = new_learner(recipe.sae, b_dec_D, primary, recipe.sae.b_enc, recipe.sae.tied_init, own_adam, self.device, self.own, optimiser)
-        with_meta = arm in ("control", "sequential") or (arm == "joint" and train.lambda2 > 0)
+        self.primary = new_learner(
+            recipe.sae,
+            b_dec_D,
+            primary,
+            recipe.sae.b_enc,
+            recipe.sae.tied_init,
+            own_adam,
+            self.device,
+            self.own,
+            optimiser,
+        )
+        self.rules = ARMS[arm]
+        with_meta = recipe.has_meta(arm)
         meta_dec = torch.zeros(self.d)
-        self.meta = new_learner(recipe.meta, meta_dec, meta, False, True, adam, self.device, optimiser=optimiser) if with_meta else None
-        self.lambda2 = train.lambda2 if arm == "joint" else 0.0
-        self.penalties = {name: coef for name, coef in train.penalties.items() if coef > 0} if arm == "joint" else {}
+        self.meta = (
+            new_learner(recipe.meta, meta_dec, meta, False, True, adam, self.device, optimiser=optimiser)
+            if with_meta
+            else None
+        )
+        self.lambda2 = train.lambda2 if self.rules.penalty else 0.0
+        self.penalties = recipe.charged(arm)
         self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
         self.done = Done()
         self._rows: tuple[int, Tensor] | None = None
@@ -71,7 +87,9 @@ class Trainer:
 
     def next_action(self) -> str | None:
         """'primary', 'meta' or None at the end. A pure function of the step counts, so a resumed run takes the same turns."""
-        due = self.done.primary if self.arm != "sequential" else self.done.primary * (self.done.primary == self.total_primary)
+        due = (
+            self.done.primary if not self.rules.after else self.done.primary * (self.done.primary == self.total_primary)
+        )
         if self.meta and self.done.meta < (due // self.recipe.train.n_primary_steps) * self.recipe.train.n_meta_steps:
             return "meta"
         return "primary" if self.done.primary < self.total_primary else None
@@ -104,7 +122,7 @@ class Trainer:
         total = found.l2 + found.aux + found.sparsity
         charged = self.done.primary >= train.penalty_start * self.total_primary
         penalty = torch.zeros_like(total)
-        if self.meta and self.arm != "sequential" and (with_penalty or (self.lambda2 > 0 and charged)):
+        if self.meta and not self.rules.after and (with_penalty or (self.lambda2 > 0 and charged)):
             penalty, cost = self._decomposability(found.weights.W_dec_ND if charged else None)
             total = total + cost if charged else total
         numbers = self._numbers(x, made, dead)
@@ -136,7 +154,9 @@ class Trainer:
         out = {"primary": primary.scaled(scale)}
         if self.meta:
             normalize = "token" if meta.input == "token" else "none"
-            out["meta"] = self.meta.as_sae(SAEConfig(self.d, meta.n, meta.architecture, meta.k, normalize, dict(metadata)))
+            out["meta"] = self.meta.as_sae(
+                SAEConfig(self.d, meta.n, meta.architecture, meta.k, normalize, dict(metadata))
+            )
         return out
 
     def agree(self, asked: bool) -> bool:
@@ -175,7 +195,11 @@ class Trainer:
 
     def _numbers(self, x_BD: Tensor, made: Reconstruction, dead_N: Tensor) -> dict[str, Tensor]:
         variance, total = (x_BD - x_BD.mean(0)).square().mean(), self.how.spread.over_latents
-        return {"fvu": made.residuals[-1].square().mean() / variance, "l0": total(made.kept.l0()), "dead": total(dead_N.sum()).float()}
+        return {
+            "fvu": made.residuals[-1].square().mean() / variance,
+            "l0": total(made.kept.l0()),
+            "dead": total(dead_N.sum()).float(),
+        }
 
     def _decomposability(self, into_ND: Tensor | None) -> tuple[Tensor, Tensor]:
         """(P, its cost) against the frozen meta SAE; adds the cost's gradient to `into_ND` when given.
@@ -187,10 +211,17 @@ class Trainer:
         rate_N = self.primary.rate_N
         share = rate_N / self._over_all(rate_N.mean()).clamp(min=1e-12) if train.balanced else None
         # sigma that follows the rows has to see them first, and a gradient through the meta SAE needs its parts
-        if self.meta_how.fused and type(meta.architecture) is BatchTopK and not self.sigma and train.meta_gradient == "stop":
+        if (
+            self.meta_how.fused
+            and type(meta.architecture) is BatchTopK
+            and not self.sigma
+            and train.meta_gradient == "stop"
+        ):
             how, into = self.meta_how, into_ND if self.lambda2 > 0 else None
             settings = (mode == "token", how.dtype, train.sigma_sq, self.lambda2)
-            value, meta.probe_cut = how.kernels.add_penalty(W, meta.weights, meta.k, meta.probe_cut, *settings, share, into)
+            value, meta.probe_cut = how.kernels.add_penalty(
+                W, meta.weights, meta.k, meta.probe_cut, *settings, share, into
+            )
             return value, self.lambda2 * value
         seen = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
         meta.probe_cut = seen.cut
@@ -208,10 +239,12 @@ class Trainer:
         return value, lambda2 * value
 
     def _further_penalties(self, made: Reconstruction, into_ND: Tensor, numbers: dict[str, Tensor]) -> Tensor:
-        scene = Scene(self.primary.weights.W_dec_ND, made.kept, self.primary.rate_N, self.done.primary, self.seed, self.how.spread)
+        scene = Scene(
+            self.primary.weights.W_dec_ND, made.kept, self.primary.rate_N, self.done.primary, self.seed, self.how.spread
+        )
         cost = into_ND.new_zeros(())
         for name, coef in self.penalties.items():
-            value, gradient = charge(PENALTIES[name], scene)
+            value, gradient = charge(named(PENALTIES, name), scene)
             numbers[name] = value
             into_ND.add_(gradient, alpha=coef * self.recipe.train.penalty_every)
             cost = cost + coef * value

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metasae.data.calls import caches_in
-from metasae.data.files_of_text import state_of_file
-from metasae.data.loading import load_model
-from metasae.data.model_folder import local_folder
+from metasae.data.model.calls import caches_in
+from metasae.data.model.loading import load_model
+from metasae.data.model.model_folder import local_folder
+from metasae.data.text.files_of_text import state_of_file
 from metasae.errors import UserError
 from metasae.interp.replies import Ask, Reply
-from metasae.recipe import Model
+from metasae.recipe.recipe import Model
 
 TOP = 5
 # A reply ends at its first whole JSON object, which is looked for every so many tokens.
@@ -38,7 +38,9 @@ class LocalJudge:
         where = model_at(place, dtype)
         loaded, tokenizer, causal = load_model(where, torch.device(device))
         if not causal:
-            raise UserError(f"'{place}' does not predict tokens, so it cannot answer; name a causal model with a chat template")
+            raise UserError(
+                f"'{place}' does not predict tokens, so it cannot answer; name a causal model with a chat template"
+            )
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"'{place}' has no chat template; name an instruction-tuned model, whose tokenizer has one")
         self.model, self.tokenizer, self.batch = loaded.eval(), tokenizer, batch
@@ -46,7 +48,9 @@ class LocalJudge:
         self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
         self._stops = _stops(loaded, tokenizer)
         self._placed = "position_ids" in inspect.signature(loaded.forward).parameters
-        self._pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, *self._stops) if i is not None), 0)
+        self._pad = next(
+            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, *self._stops) if i is not None), 0
+        )
 
     def answer(self, ask: Ask) -> Reply:
         return self.answer_many([ask])[0]
@@ -66,8 +70,13 @@ class LocalJudge:
             # torch's errors of this kind are RuntimeErrors, on a CPU without a class of their own
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
                 raise
-            raise UserError(f"{len(asks)} questions at once do not fit into memory; take a smaller model, or a server as the judge") from None
-        return [self._reply(prompt, steps[: ask.max_tokens]) for prompt, steps, ask in zip(prompts, written, asks, strict=True)]
+            raise UserError(
+                f"{len(asks)} questions at once do not fit into memory; take a smaller model, or a server as the judge"
+            ) from None
+        return [
+            self._reply(prompt, steps[: ask.max_tokens])
+            for prompt, steps, ask in zip(prompts, written, asks, strict=True)
+        ]
 
     def rendered(self, ask: Ask) -> str:
         """The question as the chat template writes it. Templates that know no system message get both as the user's."""
@@ -80,7 +89,9 @@ class LocalJudge:
         try:
             return self.tokenizer.apply_chat_template(both, **options)
         except Exception as error:
-            raise UserError(f"the chat template of {self.name.split()[0]} fails ({' '.join(str(error).split())}); name another model") from None
+            raise UserError(
+                f"the chat template of {self.name.split()[0]} fails ({' '.join(str(error).split())}); name another model"
+            ) from None
 
     @torch.no_grad()
     def _write(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[tuple[int, Tensor, Tensor]]]:
@@ -103,18 +114,26 @@ class LocalJudge:
             tokens, others, logprobs = likeliest.indices[:, 0], likeliest.indices.cpu(), likeliest.values.cpu()
             for row in sorted(running):
                 steps[row].append((int(others[row, 0]), others[row], logprobs[row]))
-                if int(others[row, 0]) in self._stops or (step % LOOK_EVERY == LOOK_EVERY - 1 and self._is_whole(steps[row])):
+                if int(others[row, 0]) in self._stops or (
+                    step % LOOK_EVERY == LOOK_EVERY - 1 and self._is_whole(steps[row])
+                ):
                     running.discard(row)
             if not running:
                 break
-            ids, mask, places = tokens[:, None], torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1), places[:, -1:] + 1
+            ids, mask, places = (
+                tokens[:, None],
+                torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1),
+                places[:, -1:] + 1,
+            )
         return steps
 
     def _caches(self, out: Mapping) -> dict:
         """What a step leaves for the next, under the name that the model takes it by, which is that of its output."""
         caches = caches_in(out)
         if not caches:
-            raise UserError(f"{self.name.split()[0]} keeps no cache of the tokens that it has read, so it cannot answer here; name another model")
+            raise UserError(
+                f"{self.name.split()[0]} keeps no cache of the tokens that it has read, so it cannot answer here; name another model"
+            )
         return caches
 
     def _is_whole(self, steps) -> bool:
@@ -147,7 +166,12 @@ def model_at(place: str, dtype: str = "auto") -> Model:
 def _stops(model, tokenizer) -> set[int]:
     """Every token that ends a reply."""
     listed = [getattr(getattr(model, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
-    return {number for each in listed if each is not None for number in (each if isinstance(each, (list, tuple)) else [each])}
+    return {
+        number
+        for each in listed
+        if each is not None
+        for number in (each if isinstance(each, (list, tuple)) else [each])
+    }
 
 
 def _digest(folder: Path | None, model) -> str:

@@ -27,9 +27,15 @@ class OracleJudge:
         concept = ask.user.splitlines()[0].removeprefix("Explanation: ")
         found = {
             prompts.EXPLAIN: lambda: {"explanation": self._best(windows)},
-            prompts.DETECT: lambda: {"answers": [any(self._on(token, concept) for token, _ in window) for window in windows]},
-            prompts.MARKS: lambda: {"answers": [all(self._on(token, concept) for token, marked in window if marked) for window in windows]},
-            prompts.SIMULATE: lambda: {"answers": [min(10, round(4 * _strength(window[-1][0], concept))) for window in windows]},
+            prompts.DETECT: lambda: {
+                "answers": [any(self._on(token, concept) for token, _ in window) for window in windows]
+            },
+            prompts.MARKS: lambda: {
+                "answers": [all(self._on(token, concept) for token, marked in window if marked) for window in windows]
+            },
+            prompts.SIMULATE: lambda: {
+                "answers": [min(10, round(4 * _strength(window[-1][0], concept))) for window in windows]
+            },
             prompts.CHOOSE: lambda: {"answer": "AB"[self._stronger(windows, concept)]},
             prompts.INTRUDE: lambda: {"intruder": self._odd(windows)},
         }[ask.system]()
@@ -47,12 +53,17 @@ class OracleJudge:
             on = [mark for token, mark in tokens if self._on(token, concept)]
             return 2 * sum(on) / (len(on) + marked) if marked else 0.0
 
-        concepts = sorted({name for token, _ in tokens for name in _names(token)}, key=lambda name: (name[0] != "f", int(name[1:])))
+        concepts = sorted(
+            {name for token, _ in tokens for name in _names(token)}, key=lambda name: (name[0] != "f", int(name[1:]))
+        )
         return max(concepts, key=fit, default="nothing")
 
     def _odd(self, windows) -> int:
         """The number of the window whose marked token lacks most of what all others have, then has most to itself; the first of equals."""
-        marked = [{name for token, mark in window if mark for name in _names(token) if self._on(token, name)} for window in windows]
+        marked = [
+            {name for token, mark in window if mark for name in _names(token) if self._on(token, name)}
+            for window in windows
+        ]
 
         def oddness(number: int) -> tuple[int, int]:
             others = marked[:number] + marked[number + 1 :]

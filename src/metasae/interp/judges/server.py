@@ -54,7 +54,9 @@ class ServerJudge:
             self._client.with_options(timeout=LOOK).models.with_raw_response.list()
         except self._openai.APIConnectionError as error:
             why = " ".join(self._clean(str(error.__cause__ or error)).split()) or type(error).__name__
-            raise UserError(f"nothing answers at {self._client.base_url} ({why}); start the judge's server or correct --judge") from None
+            raise UserError(
+                f"nothing answers at {self._client.base_url} ({why}); start the judge's server or correct --judge"
+            ) from None
         except self._openai.APIStatusError:
             # a refusal is an answer
             return
@@ -66,7 +68,10 @@ class ServerJudge:
             model=self._model,
             messages=ask.messages,
             temperature=ask.temperature,
-            response_format={"type": "json_schema", "json_schema": {"name": "reply", "schema": ask.schema, "strict": True}},
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "reply", "schema": ask.schema, "strict": True},
+            },
             **{self._limit: ask.max_tokens},
             **options,
         )
@@ -88,11 +93,15 @@ class ServerJudge:
         status, text = error.status_code, self._clean(" ".join(str(error).split()))[:300]
         if status in (408, 409, 425, 429) or status >= 500:
             if getattr(error, "code", None) == "insufficient_quota":
-                return UserError(f"the judge's account has nothing left: {text}; top it up, then run again: replies are kept")
+                return UserError(
+                    f"the judge's account has nothing left: {text}; top it up, then run again: replies are kept"
+                )
             return Temporary(text, _seconds(error.response.headers.get("retry-after")))
         if status in (401, 403):
             return UserError(f"the judge refuses the key ({status}); set the environment variable {KEY}")
-        return UserError(f"the judge refuses the question ({status}): {text}; see that --judge, --model and JSON-schema output fit the server")
+        return UserError(
+            f"the judge refuses the question ({status}): {text}; see that --judge, --model and JSON-schema output fit the server"
+        )
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
@@ -100,7 +109,10 @@ class ServerJudge:
 
 def _alternatives(entry) -> tuple[str, dict[str, float]]:
     """(token, {alternative: log p}), the token itself among them."""
-    return entry.token, {entry.token: entry.logprob, **{other.token: other.logprob for other in entry.top_logprobs or ()}}
+    return entry.token, {
+        entry.token: entry.logprob,
+        **{other.token: other.logprob for other in entry.top_logprobs or ()},
+    }
 
 
 def _checked(url: str) -> str:

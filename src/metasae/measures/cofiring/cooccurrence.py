@@ -16,7 +16,7 @@ from metasae.measures.cofiring.counts import CoFirings, Span, block_spans, firin
 from metasae.measures.cofiring.phi_sums import CellSums, Histogram, OverMax, PhiSums, phi_edges, upper
 from metasae.measures.cofiring.rate_cells import RateCells, bands_of
 from metasae.measures.firing.firings import Firings
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 SHARES_ABOVE = (0.05, 0.1, 0.3)
 BLOCK_SHARES_ABOVE = (0.1,)
@@ -114,7 +114,7 @@ def pair_statistics(
     blocks: int [T], each token's block of documents, rising (`blocks.document_blocks`) -> `leave_one_out` is filled, which takes
     less than half as long again. tile: rows of latents counted at a time; None fits them to memory. cofirings: what counts;
     partial(DenseCoFirings, device="cuda") gives the same result on a GPU. memory: bytes for the tiles under way; with less of it
-    fewer threads run, but always one. pool: so many threads -> where tiles are worked out; `metasae.parallel.sharing.RankPool` shares
+    fewer threads run, but always one. pool: so many threads -> where tiles are worked out; `metasae.ranks.sharing.RankPool` shares
     them among ranks, with the same bits. Raises ValueError when blocks do not rise or are not one per token.
     """
     total = firings.n_tokens
@@ -127,13 +127,22 @@ def pair_statistics(
     # frequent latents first: their long lists are counted against all columns, the rest then against few
     latents = latents[np.argsort(-counts[latents], kind="stable")]
     fired, fired_in = counts[latents], by_span[:, latents]
-    without = [] if blocks is None else [_Tokens(fired - here, total - (last - first)) for here, (first, last) in zip(fired_in, spans, strict=True)]
+    without = (
+        []
+        if blocks is None
+        else [
+            _Tokens(fired - here, total - (last - first)) for here, (first, last) in zip(fired_in, spans, strict=True)
+        ]
+    )
     tiles = _Tiles(cofirings(firings, latents), spans, _Tokens(fired, total), without)
     rows = max(1, min(TILE_ROWS, TILE_PAIRS // max(len(latents), 1), len(latents) // 8)) if tile is None else tile
     starts = range(0, len(latents), rows)
     sums = tiles.sums()
     # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
-    with progress.task("co-firing of all pairs", len(latents), "latents") as task, pool(tiles.threads(rows, memory)) as threads:
+    with (
+        progress.task("co-firing of all pairs", len(latents), "latents") as task,
+        pool(tiles.threads(rows, memory)) as threads,
+    ):
         for start, part in zip(starts, threads.map(lambda start: tiles.sums_of(start, rows), starts), strict=True):
             sums.merge(part)
             task.advance(min(rows, len(latents) - start))
@@ -243,7 +252,10 @@ def _leave_one_out(without: list[_Tokens], sums: list[PhiSums]) -> dict[str, tup
     means = [found.means(_pairs(int(tokens.live.sum()))) for tokens, found in zip(without, sums, strict=True)]
     return {
         **{name: tuple(found[name] for found in means) for name in ("mean_abs_phi", "mean_pos_phi", "nearest_phi")},
-        **{f"share_above_{limit:g}": tuple(found["shares_above"][limit] for found in means) for limit in BLOCK_SHARES_ABOVE},
+        **{
+            f"share_above_{limit:g}": tuple(found["shares_above"][limit] for found in means)
+            for limit in BLOCK_SHARES_ABOVE
+        },
     }
 
 

@@ -70,7 +70,11 @@ class CoFirings:
 def check_pair(firings: Firings, latents: np.ndarray, other: Firings | None, other_latents: np.ndarray | None) -> None:
     """Raises ValueError unless the arguments of `CoFirings` fit together."""
     for chosen, of in ((latents, firings), (other_latents, other)):
-        if of is not None and len(chosen) and not (np.min(chosen) >= 0 and np.max(chosen) < of.n_latents and len(np.unique(chosen)) == len(chosen)):
+        if (
+            of is not None
+            and len(chosen)
+            and not (np.min(chosen) >= 0 and np.max(chosen) < of.n_latents and len(np.unique(chosen)) == len(chosen))
+        ):
             raise ValueError(f"latents must be distinct numbers from 0 to {of.n_latents - 1}")
     if other is not None and other.n_tokens != firings.n_tokens:
         raise ValueError(f"two SAEs over the same tokens are needed, not over {firings.n_tokens} and {other.n_tokens}")
@@ -82,7 +86,9 @@ def firing_counts(firings: Firings, spans: Sequence[Span] | None = None, chunk: 
     counts = np.zeros((len(wanted), firings.n_latents), np.int64)
     for row, span in zip(counts, wanted, strict=True):
         for first, last in chunks(firings, span, chunk):
-            row += np.bincount(firings.indices[firings.indptr[first] : firings.indptr[last]], minlength=firings.n_latents)
+            row += np.bincount(
+                firings.indices[firings.indptr[first] : firings.indptr[last]], minlength=firings.n_latents
+            )
     return counts[0] if spans is None else counts
 
 

@@ -34,7 +34,10 @@ class DenseCoFirings:
         self._firings, self._other, self._chunk, self._device = firings, other, chunk, torch.device(device)
         self._ranks, self._n = self._to_device(ranks_of(latents, firings.n_latents)), len(latents)
         if other is not None:
-            self._other_ranks, self._n_other = self._to_device(ranks_of(other_latents, other.n_latents)), len(other_latents)
+            self._other_ranks, self._n_other = (
+                self._to_device(ranks_of(other_latents, other.n_latents)),
+                len(other_latents),
+            )
 
     def tile(self, start: int, rows: int, span: Span | None = None) -> np.ndarray:
         """N11 int64 [rows, l - start], as `CoFirings.tile`."""
@@ -62,7 +65,9 @@ class DenseCoFirings:
         """The 0/1 matrices [t <= 2048, high - low] of tokens first to last - 1, for the latents of rank low to high - 1."""
         offsets = firings.indptr[first : last + 1]
         columns = ranks[self._to_device(firings.indices[offsets[0] : offsets[-1]]).long()]
-        tokens = torch.repeat_interleave(torch.arange(last - first, device=self._device), self._to_device(np.diff(offsets)))
+        tokens = torch.repeat_interleave(
+            torch.arange(last - first, device=self._device), self._to_device(np.diff(offsets))
+        )
         kept = (columns >= low) & (columns < high)
         tokens, columns = tokens[kept], columns[kept].long() - low
         edges = torch.arange(0, last - first + BLOCK, BLOCK, device=self._device)

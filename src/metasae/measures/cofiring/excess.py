@@ -16,8 +16,8 @@ from metasae.measures.cofiring.counts import CoFirings, block_spans, firing_coun
 from metasae.measures.cofiring.lift import lift_squares
 from metasae.measures.cofiring.marginals import Marginals, fit
 from metasae.measures.firing.firings import Firings
-from metasae.parallel.lanes import side_by_side
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.lanes import side_by_side
 
 TILE = 256
 CHUNK = 2048
@@ -91,7 +91,9 @@ def mean_abs_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return 2 * np.where(poisson, mean, variance) * np.exp(log_b - factorials[whole.astype(np.int64)])
 
 
-def excess_phi(firings: Firings, blocks: np.ndarray | None = None, tile: int = TILE, progress: Progress = SILENT) -> Excess:
+def excess_phi(
+    firings: Firings, blocks: np.ndarray | None = None, tile: int = TILE, progress: Progress = SILENT
+) -> Excess:
     """The excess over the fixed-marginals null, streamed over tiles; see `Excess`.
 
     blocks: int [T], each token's block of documents, rising (`blocks.document_blocks`) -> `leave_one_out` is filled, which costs
@@ -119,7 +121,9 @@ def excess_phi(firings: Firings, blocks: np.ndarray | None = None, tile: int = T
     # the parts come back in order, so the sums are always the same
     with progress.task("co-firing by chance, rates fixed", len(latents), "latents") as task:
         found = list(chain.from_iterable(side_by_side(sums_of, range(0, len(latents), tile))))
-    whole, *left_out = (_means(_total([sums[place] for sums in found]), null.marginals.converged) for place, null in enumerate(nulls))
+    whole, *left_out = (
+        _means(_total([sums[place] for sums in found]), null.marginals.converged) for place, null in enumerate(nulls)
+    )
     return Excess(
         **whole,
         leave_one_out={name: tuple(means[name] for means in left_out) for name in LEAVE_ONE_OUT},

@@ -24,8 +24,8 @@ import numpy as np
 from metasae.measures.cofiring.counts import CoFirings
 from metasae.measures.cofiring.marginals import Marginals
 from metasae.measures.firing.firings import Firings
-from metasae.parallel.lanes import side_by_side
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.lanes import side_by_side
 
 TILE = 256
 CHUNK = 2048
@@ -103,7 +103,13 @@ class Lift:
             "n_pairs": self.n_pairs,
             "n_tokens": self.n_tokens,
             "excluded": {"never": self.never, "rare": self.n_rare, "always": self.always},
-            "conditions": {"fdr": FDR, "lift": LIFT, "shrinkage": SHRINKAGE, "min_firings": MIN_FIRINGS, "contained": CONTAINED},
+            "conditions": {
+                "fdr": FDR,
+                "lift": LIFT,
+                "shrinkage": SHRINKAGE,
+                "min_firings": MIN_FIRINGS,
+                "contained": CONTAINED,
+            },
         }
 
 
@@ -132,7 +138,9 @@ def two_sided_p(n11: np.ndarray, expected: np.ndarray, draws: np.ndarray) -> np.
     return np.minimum(2 * tail, 1.0)
 
 
-def lift_statistics(firings: Firings, null: Marginals | None = None, tile: int = TILE, progress: Progress = SILENT) -> Lift:
+def lift_statistics(
+    firings: Firings, null: Marginals | None = None, tile: int = TILE, progress: Progress = SILENT
+) -> Lift:
     """Lift over all pairs, streamed over tiles; see `Lift`. null: takes E from this fit of the same firings; None: from independence."""
     total, counts = firings.n_tokens, firings.counts()
     latents = np.flatnonzero((counts >= MIN_FIRINGS) & (counts < total))
@@ -226,9 +234,13 @@ class _Tally:
         bins, lift, ratio = bins[possible], lift[possible], np.where(lift > 0, ratio, 0.0)[possible]
         rows, columns = rows[possible], columns[possible]
         places = np.clip(np.searchsorted(_LIFT_EDGES, lift, side="right") - 1, 0, self.calls.shape[1] - 1)
-        self.calls += np.bincount(bins * self.calls.shape[1] + places, minlength=self.calls.size).reshape(self.calls.shape)
+        self.calls += np.bincount(bins * self.calls.shape[1] + places, minlength=self.calls.size).reshape(
+            self.calls.shape
+        )
         self.ratios += np.bincount(bins, weights=ratio, minlength=_P_BINS)
-        for best, chosen in zip(self.best, (places >= _ZERO + _WIDE, places < _ZERO - _WIDE, ratio > CONTAINED), strict=True):
+        for best, chosen in zip(
+            self.best, (places >= _ZERO + _WIDE, places < _ZERO - _WIDE, ratio > CONTAINED), strict=True
+        ):
             np.minimum.at(best, rows[chosen], bins[chosen])
             np.minimum.at(best, columns[chosen], bins[chosen])
 

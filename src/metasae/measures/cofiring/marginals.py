@@ -60,7 +60,9 @@ class Marginals:
         return mean, np.maximum(mean - of_squares - explained, 0)
 
 
-def fit(counts: np.ndarray, token_counts: np.ndarray, tolerance: float = TOLERANCE, max_steps: int = MAX_STEPS) -> Marginals:
+def fit(
+    counts: np.ndarray, token_counts: np.ndarray, tolerance: float = TOLERANCE, max_steps: int = MAX_STEPS
+) -> Marginals:
     """counts: int [n], firings of each latent. token_counts: int [T], active latents of each token. Both sum to the same.
 
     Latents that never or always fire, and tokens on which no or every latent fires, have pi 0 or 1; so have latents and tokens for
@@ -69,7 +71,11 @@ def fit(counts: np.ndarray, token_counts: np.ndarray, tolerance: float = TOLERAN
     """
     counts, token_counts = np.asarray(counts, np.int64), np.asarray(token_counts, np.int64)
     n, n_tokens = len(counts), len(token_counts)
-    if counts.sum() != token_counts.sum() or np.any((counts < 0) | (counts > n_tokens)) or np.any((token_counts < 0) | (token_counts > n)):
+    if (
+        counts.sum() != token_counts.sum()
+        or np.any((counts < 0) | (counts > n_tokens))
+        or np.any((token_counts < 0) | (token_counts > n))
+    ):
         raise ValueError("the firings per latent and per token do not belong to the same tokens")
     levels, sizes = np.unique(token_counts, return_counts=True)
     pi = np.zeros((n, len(levels)))
@@ -121,7 +127,9 @@ def _set_aside(counts: np.ndarray, levels: np.ndarray, sizes: np.ndarray, pi: np
             return latents, groups, latent_sums, group_sums
 
 
-def _newton(n_: np.ndarray, l_: np.ndarray, m: np.ndarray, tolerance: float, max_steps: int) -> tuple[np.ndarray, float, int]:
+def _newton(
+    n_: np.ndarray, l_: np.ndarray, m: np.ndarray, tolerance: float, max_steps: int
+) -> tuple[np.ndarray, float, int]:
     """pi [l, G] with sum_g m_g pi_ig = n_i and sum_i pi_ig = l_g, its error and the steps taken.
 
     Newton's method on the convex sum_ig m_g ln(1 + e^(a_i + b_g)) - a n - b m l, whose gradient is minus what the sums lack.

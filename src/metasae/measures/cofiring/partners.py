@@ -15,8 +15,8 @@ import torch
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.counts import CoFirings, Span, check_pair, chunks, firing_counts
 from metasae.measures.firing.firings import Firings
-from metasae.parallel.lanes import side_by_side
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.lanes import side_by_side
 
 # Pairs of a tile: sparse, of which most are never on together, and filled in.
 TILE_PAIRS, DENSE_PAIRS = 2**25, 2**24
@@ -65,7 +65,9 @@ def top_partners(
     return _closest(pairs, count, tile, progress)
 
 
-def mutual_partners(one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT) -> tuple[Partners, Partners]:
+def mutual_partners(
+    one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT
+) -> tuple[Partners, Partners]:
     """`top_partners` of each SAE in the other. Where all pairs fit into memory, their co-firings are counted once for both."""
     text, counted = [(0, one.n_tokens)], None
     forward = _Pairs(one, other, text, 1.0, CHUNK)
@@ -104,14 +106,20 @@ def _tile_rows(n_latents: int, n_columns: int) -> int:
 class _Pairs:
     """Pairs of latents of an SAE and its own others, or those of a second SAE. rows, columns: the latents that take part, rising int64."""
 
-    def __init__(self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float, chunk: int, counted=None):
+    def __init__(
+        self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float, chunk: int, counted=None
+    ):
         self.firings, self.other, self.spans = firings, other, spans
         self.total = sum(last - first for first, last in spans)
         self.counts, self.rows = _live(firings, spans, self.total, max_rate)
-        self.column_counts, self.columns = (self.counts, self.rows) if other is None else _live(other, spans, self.total, max_rate)
+        self.column_counts, self.columns = (
+            (self.counts, self.rows) if other is None else _live(other, spans, self.total, max_rate)
+        )
         self.n_columns = len(self.column_counts)
         # with more firings than there are tokens no pair of a latent that takes no part comes to phi >= 0
-        self.barred, self.column_barred = (np.where(n > 0, n, self.total + 1) for n in (self.counts, self.column_counts))
+        self.barred, self.column_barred = (
+            np.where(n > 0, n, self.total + 1) for n in (self.counts, self.column_counts)
+        )
         # chunks of the denser SAE keep the sparser one's below the same size
         wider = max(firings, other or firings, key=lambda each: len(each.indices))
         self.groups = list(_chunks(wider, spans, chunk))
@@ -119,7 +127,9 @@ class _Pairs:
         self.sides = [self._both(self.groups[0])] if len(self.groups) == 1 and counted is None else None
         # the co-firings of all pairs, sparse [rows, columns], where they are counted before they are asked for
         self.counted = counted
-        self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in (self.counts, self.column_counts))
+        self.root, self.column_root = (
+            np.sqrt((n * (self.total - n)).astype(np.float64)) for n in (self.counts, self.column_counts)
+        )
 
     def met(self, start: int, rows: int, count: int) -> "_Best":
         """The best of each latent from `start` on, among its pairs with phi >= 0."""
@@ -169,7 +179,9 @@ class _Pairs:
         from scipy.sparse import vstack
 
         rows = _tile_rows(self.firings.n_latents, self.n_columns)
-        self.counted = vstack(side_by_side(lambda start: self._n11(start, rows), range(0, self.firings.n_latents, rows)), format="csr")
+        self.counted = vstack(
+            side_by_side(lambda start: self._n11(start, rows), range(0, self.firings.n_latents, rows)), format="csr"
+        )
 
     def _both(self, spans: list[Span]) -> tuple:
         """Both SAEs' 0/1 matrices on these tokens: the first by latents, the second by tokens."""
@@ -206,7 +218,10 @@ def _matrix(firings: Firings, spans: Sequence[Span]):
     begins = [int(firings.indptr[first]) for first, _ in spans]
     fired = [int(firings.indptr[last]) - begin for begin, (_, last) in zip(begins, spans, strict=True)]
     before = accumulate(fired, initial=0)
-    offsets = [firings.indptr[first + 1 : last + 1] - begin + here for (first, last), begin, here in zip(spans, begins, before, strict=False)]
+    offsets = [
+        firings.indptr[first + 1 : last + 1] - begin + here
+        for (first, last), begin, here in zip(spans, begins, before, strict=False)
+    ]
     indices = np.concatenate([firings.indices[begin : begin + many] for begin, many in zip(begins, fired, strict=True)])
     indptr = np.concatenate([[0], *offsets]).astype(np.int32)
     return csr_array((np.ones(len(indices), np.int32), indices, indptr), shape=(len(indptr) - 1, firings.n_latents))
@@ -239,7 +254,9 @@ class _Best:
         return found
 
     @classmethod
-    def of_entries(cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, n11: np.ndarray, count: int) -> "_Best":
+    def of_entries(
+        cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, n11: np.ndarray, count: int
+    ) -> "_Best":
         """row: int [e], rising, which of the m latents each entry is of."""
         found = cls.none(m, count)
         kept = np.flatnonzero(phi >= _least(np.bincount(row, minlength=m), phi, count)[row])

@@ -14,8 +14,8 @@ import numpy as np
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.counts import CoFirings
 from metasae.measures.firing.firings import Firings
-from metasae.parallel.lanes import side_by_side
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.lanes import side_by_side
 
 TILE = 256
 CHUNK = 2048
@@ -66,10 +66,21 @@ def document_shifts(documents: np.ndarray) -> np.ndarray:
 
 
 def _starts(documents: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(np.concatenate([[True], documents[1:] != documents[:-1]])) if len(documents) else np.zeros(0, np.int64)
+    return (
+        np.flatnonzero(np.concatenate([[True], documents[1:] != documents[:-1]]))
+        if len(documents)
+        else np.zeros(0, np.int64)
+    )
 
 
-def shift_null(firings: Firings, mean_abs_phi: float | None, seed: int, shifts: int = SHIFTS, tile: int = TILE, progress: Progress = SILENT) -> Shift:
+def shift_null(
+    firings: Firings,
+    mean_abs_phi: float | None,
+    seed: int,
+    shifts: int = SHIFTS,
+    tile: int = TILE,
+    progress: Progress = SILENT,
+) -> Shift:
     """The document-shift null of `firings`; see `Shift`.
 
     mean_abs_phi: of the pairs as they are (`cooccurrence.pair_statistics`). Shifts are drawn by `seed` without repetition, as many

@@ -20,7 +20,7 @@ from metasae.measures.cofiring.counts import block_spans
 from metasae.measures.cofiring.partners import Partners, top_partners
 from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.firings import Firings
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 CANDIDATES = 10
 MAX_CHILDREN = 5
@@ -90,7 +90,9 @@ class Splits:
         }
 
 
-def find_splits(parents: Firings, children: Firings, blocks: np.ndarray | None = None, progress: Progress = SILENT) -> Splits:
+def find_splits(
+    parents: Firings, children: Firings, blocks: np.ndarray | None = None, progress: Progress = SILENT
+) -> Splits:
     """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for merges.
 
     Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2 each, ties to
@@ -136,7 +138,12 @@ class PaperSplit:
 
 
 def paper_ranking(
-    parents: Firings, children: Firings, counted: np.ndarray | None = None, max_rate: float = 0.05, count: int = TOP, progress: Progress = SILENT
+    parents: Firings,
+    children: Firings,
+    counted: np.ndarray | None = None,
+    max_rate: float = 0.05,
+    count: int = TOP,
+    progress: Progress = SILENT,
 ) -> tuple[PaperSplit, ...]:
     """The first `count` candidates by second-largest phi, ties to the lower parent; arXiv 2604.03436.
 
@@ -169,7 +176,9 @@ class _Patterns:
     def __init__(self, parents: Firings, children: Firings, held_out: np.ndarray):
         self.parents, self.children, self.held_out = _by_latent(parents), _by_latent(children), held_out
 
-    def histograms(self, latents: np.ndarray, candidates: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def histograms(
+        self, latents: np.ndarray, candidates: np.ndarray, usable: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of each parent by pattern, int64 [p, 2**CANDIDATES], on the tokens to choose on and on those held out."""
         chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
         on = np.zeros(len(self.held_out), np.uint16)
@@ -231,7 +240,9 @@ def _sets() -> _Sets:
     return _Sets(members, (on >= 1).astype(np.float64), (on >= 2).astype(np.float64), alone.astype(np.float64), first)
 
 
-def _best_sets(parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray, partners: Partners, sets: _Sets) -> list[Split]:
+def _best_sets(
+    parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray, partners: Partners, sets: _Sets
+) -> list[Split]:
     """The best set of each parent by its first histogram, scored by the second; without those that score 0 there."""
     found = []
     for parent, best, counts in zip(parents, sets.scores(chosen_on).argmax(1), scored_on, strict=True):

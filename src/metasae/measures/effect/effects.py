@@ -37,7 +37,10 @@ class Columns:
         left = sizes.sum() - sizes
         if len(sizes) < 2:
             return everything, []
-        return everything, [{name: float((total.sum() - total[block]) / left[block]) for name, total in sums.items()} for block in range(len(sizes))]
+        return everything, [
+            {name: float((total.sum() - total[block]) / left[block]) for name, total in sums.items()}
+            for block in range(len(sizes))
+        ]
 
 
 class _Effect:
@@ -66,8 +69,14 @@ def _with_blocks(number, *columns: Columns) -> dict:
     found = [each.means() for each in columns]
     everything = number({name: value for means, _ in found for name, value in means.items()})
     n_blocks = min(len(blocks) for _, blocks in found)
-    left_out = [number({name: value for _, blocks in found for name, value in blocks[block].items()}) for block in range(n_blocks)]
-    return {**everything, "leave_one_out": {key: [each[key] for each in left_out] for key in everything} if n_blocks else {}}
+    left_out = [
+        number({name: value for _, blocks in found for name, value in blocks[block].items()})
+        for block in range(n_blocks)
+    ]
+    return {
+        **everything,
+        "leave_one_out": {key: [each[key] for each in left_out] for key in everything} if n_blocks else {},
+    }
 
 
 class EncoderEffect(_Effect):
@@ -82,7 +91,9 @@ class EncoderEffect(_Effect):
         out.windows = _copied(self.windows)
         return out
 
-    def reference(self, clean: Tensor, changed: dict[str, Tensor], ids: Tensor, mask: Tensor, own: Tensor, documents: np.ndarray) -> None:
+    def reference(
+        self, clean: Tensor, changed: dict[str, Tensor], ids: Tensor, mask: Tensor, own: Tensor, documents: np.ndarray
+    ) -> None:
         """clean, changed: [b, t, D]; ids, mask, own: [b, t]; documents [b]."""
         self.columns.documents.append(np.repeat(documents, own.sum(1).numpy()))
         self.windows.documents.append(documents)
@@ -93,7 +104,9 @@ class EncoderEffect(_Effect):
         for name, state in changed.items():
             state = state.double()
             self.columns.add({name: 1 - nn.functional.cosine_similarity(clean, state, dim=-1)[own]})
-            self.windows.add({name: 1 - nn.functional.cosine_similarity(_pooled(clean, mask), _pooled(state, mask), dim=-1)})
+            self.windows.add(
+                {name: 1 - nn.functional.cosine_similarity(_pooled(clean, mask), _pooled(state, mask), dim=-1)}
+            )
 
     def check(self) -> None:
         """Hidden states have no number that says whether they are plausible."""
@@ -114,7 +127,10 @@ def _renamed(columns: Columns, prefix: str) -> Columns:
 def _distances(means: dict[str, float]) -> dict:
     endings = {"sae": "", "mean": "_mean_ablated", "zero": "_zero_ablated", "batch_topk": "_batch_topk"}
     kinds = {"token": "output_cosine_distance", "window": "output_cosine_distance_pooled"}
-    return {kinds[kind] + endings[name]: value for (kind, name), value in ((key.split("/"), value) for key, value in means.items())}
+    return {
+        kinds[kind] + endings[name]: value
+        for (kind, name), value in ((key.split("/"), value) for key, value in means.items())
+    }
 
 
 def _pooled(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -123,13 +139,15 @@ def _pooled(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 class CausalEffect(_Effect):
-    """Cross-entropy of the next token and its divergence from the clean prediction. readout: see `metasae.data.readout`."""
+    """Cross-entropy of the next token and its divergence from the clean prediction. readout: see `metasae.data.model.readout`."""
 
     def __init__(self, readout):
         super().__init__()
         self.readout = readout
 
-    def reference(self, clean: Tensor, changed: dict[str, Tensor], ids: Tensor, mask: Tensor, own: Tensor, documents: np.ndarray) -> None:
+    def reference(
+        self, clean: Tensor, changed: dict[str, Tensor], ids: Tensor, mask: Tensor, own: Tensor, documents: np.ndarray
+    ) -> None:
         """clean, changed: [b, t, D]; ids, mask, own: [b, t]; documents [b]."""
         self.columns.documents.append(np.repeat(documents, _scored(own).sum(1).numpy()))
         self._add(clean, changed, ids, own, ("ce_clean",))
@@ -166,7 +184,13 @@ def _scored(own: Tensor) -> Tensor:
 
 def _cross_entropies(mean: dict[str, float]) -> dict:
     clean, zero = mean["ce_clean"], mean["ce_zero"]
-    out = {"ce_clean": clean, "ce_mean": mean["ce_mean"], "ce_zero": zero, "kl_mean": mean["kl_mean"], "kl_zero": mean["kl_zero"]}
+    out = {
+        "ce_clean": clean,
+        "ce_mean": mean["ce_mean"],
+        "ce_zero": zero,
+        "kl_mean": mean["kl_mean"],
+        "kl_zero": mean["kl_zero"],
+    }
     for name, ending in (("sae", ""), ("batch_topk", "_batch_topk")):
         if f"ce_{name}" not in mean:
             continue

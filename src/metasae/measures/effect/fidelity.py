@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.firings import Firings
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 DENSE_RATE = 0.1
 RATE_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -45,7 +45,9 @@ class Fidelity:
             "dead": self.dead,
             "dense": self.dense,
             "rates": {
-                "quantiles_of_live": {f"{q:g}": float(np.quantile(live, q)) if len(live) else None for q in RATE_QUANTILES},
+                "quantiles_of_live": {
+                    f"{q:g}": float(np.quantile(live, q)) if len(live) else None for q in RATE_QUANTILES
+                },
                 "log10_spread": float(np.log10(live).std()) if len(live) else None,
                 "histogram": {"log10_edges": edges, "counts": np.histogram(np.log10(live), edges)[0]},
             },
@@ -72,10 +74,14 @@ def moments_of(split, batch: int = 4096) -> Moments:
     for block in split.blocks(batch):
         mean, n_tokens = mean + block.double().sum(0), n_tokens + len(block)
     mean = mean / n_tokens
-    return Moments(mean, np.concatenate([(block.double() - mean).square().sum(1).numpy() for block in split.blocks(batch)]))
+    return Moments(
+        mean, np.concatenate([(block.double() - mean).square().sum(1).numpy() for block in split.blocks(batch)])
+    )
 
 
-def measure_fidelity(sae, split, firings: Firings, batch: int = 4096, progress: Progress = SILENT, moments: Moments | None = None) -> Fidelity:
+def measure_fidelity(
+    sae, split, firings: Firings, batch: int = 4096, progress: Progress = SILENT, moments: Moments | None = None
+) -> Fidelity:
     """Reconstructs `split` from its firings; one pass over the activations, none through the encoder.
 
     firings: of this SAE on this split, at least one token. moments: of this split, when they are known.
@@ -127,7 +133,9 @@ def decode_firings(sae, firings: Firings, start: int, x: Tensor) -> Tensor:
     return x_hat if mean is None else x_hat * std + mean
 
 
-def _without_each_block(firings: Firings, error: np.ndarray, variance: np.ndarray, d: int) -> dict[str, list[float | None]]:
+def _without_each_block(
+    firings: Firings, error: np.ndarray, variance: np.ndarray, d: int
+) -> dict[str, list[float | None]]:
     """Per-token numbers, float64 [T] -> fvu, l2 and l0 of the tokens outside each block."""
     block = document_blocks(firings.documents)
     sums = {"error": error, "variance": variance, "l0": np.diff(firings.indptr), "tokens": np.ones(len(error))}
@@ -135,4 +143,8 @@ def _without_each_block(firings: Firings, error: np.ndarray, variance: np.ndarra
     if len(left["tokens"]) < 2:
         return {"fvu": [], "l2": [], "l0": []}
     fvu = [float(e / v) if v > 0 else None for e, v in zip(left["error"], left["variance"], strict=True)]
-    return {"fvu": fvu, "l2": (left["error"] / (left["tokens"] * d)).tolist(), "l0": (left["l0"] / left["tokens"]).tolist()}
+    return {
+        "fvu": fvu,
+        "l2": (left["error"] / (left["tokens"] * d)).tolist(),
+        "l0": (left["l0"] / left["tokens"]).tolist(),
+    }

@@ -7,7 +7,7 @@ import numpy as np
 from metasae.measures.effect.side_effects import PairedSideEffects, compare_side_effects, side_effects
 from metasae.measures.firing.firings import Firings
 from metasae.measures.rows.seeds import match
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 from metasae.sae.sae import SAE
 
 
@@ -51,7 +51,9 @@ def matched_side_effects(a: Side, b: Side, how: Steering, progress: Progress = S
     """Side effects of `how.latents` matched pairs. Raises what `side_effects` raises."""
     pairs = draw_matched(a, b, how.latents, how.seed)
     found = [
-        side_effects(how.host, side.sae, side.firings, pairs[:, column], how.context, how.pairs, how.seed, progress=progress)
+        side_effects(
+            how.host, side.sae, side.firings, pairs[:, column], how.context, how.pairs, how.seed, progress=progress
+        )
         for column, side in enumerate((a, b))
     ]
     return compare_side_effects(*found, pairs, a.firings, b.firings)

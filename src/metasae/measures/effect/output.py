@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metasae.data.readout import LOGITS_AT_ONCE, WholeLogits
-from metasae.data.windows import Window, pad
+from metasae.data.model.readout import LOGITS_AT_ONCE, WholeLogits
+from metasae.data.text.windows import Window, pad
 from metasae.measures.effect.effects import CausalEffect, EncoderEffect
 from metasae.measures.firing.screen import Screen
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 from metasae.sae.kernels import fast
 
 NOTE = "special positions keep their own activation; windows are those of the harvest"
@@ -29,7 +29,9 @@ def windows_of(split, n_tokens: int, room: int) -> list[Window]:
     A window ends where the document changes, where positions do not go on by one, and at every multiple of `room`, the
     number of a document's own tokens in a window.
     """
-    tokens, documents, positions = (np.asarray(column)[:n_tokens] for column in (split.tokens, split.documents, split.positions))
+    tokens, documents, positions = (
+        np.asarray(column)[:n_tokens] for column in (split.tokens, split.documents, split.positions)
+    )
     if not len(tokens):
         return []
     goes_on = (np.diff(documents) == 0) & (np.diff(positions) == 1) & (positions[1:] % room != 0)
@@ -97,16 +99,26 @@ def output_effect(host, sae, reference: OutputReference, progress: Progress = SI
     end with `_batch_topk`. leave_one_out: key -> the number without each block of documents in turn (`metasae.measures.firing.blocks`).
     """
     screen = Screen(sae, sae.threshold)
-    rules = {"sae": screen.reconstruct, **({"batch_topk": lambda x: batch_topk_reconstruction(sae, x)} if batch_topk else {})}
+    rules = {
+        "sae": screen.reconstruct,
+        **({"batch_topk": lambda x: batch_topk_reconstruction(sae, x)} if batch_topk else {}),
+    }
     effect = reference.effect.copy()
-    with progress.task("the model with the SAE in place", sum(int(batch.own.sum()) for batch in reference.batches)) as task:
+    with progress.task(
+        "the model with the SAE in place", sum(int(batch.own.sum()) for batch in reference.batches)
+    ) as task:
         for batch in reference.batches:
             ids, mask, own = batch.ids, batch.mask, batch.own
             clean = _state(host, ids, mask) if batch.clean is None else batch.clean
             changed = {name: _state(host, ids, mask, _only_at(own, rule)) for name, rule in rules.items()}
             effect.add(clean, changed, ids, mask, own)
             task.advance(int(own.sum()))
-    return {**effect.result(), "output_tokens": effect.n_tokens, "output_windows": reference.n_windows, "output_note": NOTE}
+    return {
+        **effect.result(),
+        "output_tokens": effect.n_tokens,
+        "output_windows": reference.n_windows,
+        "output_note": NOTE,
+    }
 
 
 def batch_topk_reconstruction(sae, x_BD: Tensor) -> Tensor:
@@ -145,4 +157,3 @@ def _batches(windows: list[Window], at_once: int) -> Iterator[list[Window]]:
     ordered = sorted(windows, key=len)
     for start in range(0, len(ordered), at_once):
         yield ordered[start : start + at_once]
-

@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metasae.data.windows import Window, pad
+from metasae.data.text.windows import Window, pad
 from metasae.measures.effect.output import LOGITS_AT_ONCE, windows_of
 from metasae.measures.firing.firings import Firings
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 from metasae.sae.sae import SAE
 
 if TYPE_CHECKING:
@@ -84,8 +84,18 @@ class SideEffects:
             "n_latents": n_latents,
             "n_firings": int(self.firings.sum()),
             "n_pairs": int(self.pairs.sum()),
-            "excluded": {"never": self.never, "unpaired": self.unpaired, "no_effect": int(np.isfinite(self.own).sum()) - n_latents},
-            "per_latent": {"latent": self.latents, "own": self.own, "silent": self.silent, "bluntness": bluntness, "firings": self.firings},
+            "excluded": {
+                "never": self.never,
+                "unpaired": self.unpaired,
+                "no_effect": int(np.isfinite(self.own).sum()) - n_latents,
+            },
+            "per_latent": {
+                "latent": self.latents,
+                "own": self.own,
+                "silent": self.silent,
+                "bluntness": bluntness,
+                "firings": self.firings,
+            },
         }
 
 
@@ -112,7 +122,10 @@ class PairedSideEffects:
 
     def as_dict(self) -> dict:
         """With spill_per_firing_a and spill_per_firing_b: the mean spill over the mean of apart, None where nothing is apart."""
-        spill = {"a": self.spill_a / self.apart_a if self.apart_a else None, "b": self.spill_b / self.apart_b if self.apart_b else None}
+        spill = {
+            "a": self.spill_a / self.apart_a if self.apart_a else None,
+            "b": self.spill_b / self.apart_b if self.apart_b else None,
+        }
         return {**vars(self), **{f"spill_per_firing_{side}": value for side, value in spill.items()}}
 
 
@@ -162,12 +175,18 @@ def side_effects(
             moved += _moved(host, sae, trials[start : start + at_once], windows)
             task.advance(len(moved) - start)
 
-    sums, n_firings, n_pairs = np.zeros((2, 2, len(latents))), np.zeros(len(latents), np.int64), np.zeros(len(latents), np.int64)
+    sums, n_firings, n_pairs = (
+        np.zeros((2, 2, len(latents))),
+        np.zeros(len(latents), np.int64),
+        np.zeros(len(latents), np.int64),
+    )
     for trial, by_token in zip(trials, moved, strict=True):
         sums[:, :, trial.latent] += by_token.sum(axis=-1)
         n_firings[trial.latent] += len(trial.places)
         n_pairs[trial.latent] += 1
-    (own, silent), (own_random, silent_random) = np.divide(sums, n_firings, out=np.full_like(sums, np.nan), where=n_firings > 0)
+    (own, silent), (own_random, silent_random) = np.divide(
+        sums, n_firings, out=np.full_like(sums, np.nan), where=n_firings > 0
+    )
     return SideEffects(
         latents=latents,
         own=own,
@@ -183,7 +202,9 @@ def side_effects(
     )
 
 
-def compare_side_effects(a: SideEffects, b: SideEffects, matched: np.ndarray, firings_a: Firings, firings_b: Firings) -> PairedSideEffects:
+def compare_side_effects(
+    a: SideEffects, b: SideEffects, matched: np.ndarray, firings_a: Firings, firings_b: Firings
+) -> PairedSideEffects:
     """a, b: of two SAEs on the same text, with their firings. matched: int [m, 2], latents of a's SAE with their partners in b's.
 
     Raises ValueError for a latent that was not measured.
@@ -210,7 +231,9 @@ def compare_side_effects(a: SideEffects, b: SideEffects, matched: np.ndarray, fi
     )
 
 
-def _draw(sae: SAE, firings: Firings, windows: list[Window], latents: np.ndarray, pairs: int, seed: int) -> tuple[list[_Trial], np.ndarray]:
+def _draw(
+    sae: SAE, firings: Firings, windows: list[Window], latents: np.ndarray, pairs: int, seed: int
+) -> tuple[list[_Trial], np.ndarray]:
     """(the trials of all latents, bool [m] whether a latent fires at all). A latent's trials depend on the seed and on it alone."""
     lengths = np.array([len(window) for window in windows], dtype=np.int64)
     ends = np.cumsum(lengths)
@@ -269,7 +292,9 @@ def _moved(host, sae: SAE, trials: list[_Trial], windows: list[Window]) -> list[
     clean, distance = host.output(ids, mask), _divergence if host.causal else _cosine_distance
     out = [np.zeros((2, 2, trial.length)) for trial in trials]
     for which in range(2):
-        changed = host.output(ids, mask, replace=_stepped(sae, rows, columns, amounts * directions[trial_of, which].repeat(2, 1)))
+        changed = host.output(
+            ids, mask, replace=_stepped(sae, rows, columns, amounts * directions[trial_of, which].repeat(2, 1))
+        )
         for row in range(len(batch)):
             side, number = divmod(row, len(trials))
             where = slice(before, before + trials[number].length)
@@ -302,7 +327,9 @@ def _cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
     return 1 - nn.functional.cosine_similarity(clean.double(), changed.double(), dim=-1)
 
 
-def _at_firings(trials: list[_Trial], moved: list[np.ndarray], windows: list[Window], shape: tuple[int, int]) -> "csr_array":
+def _at_firings(
+    trials: list[_Trial], moved: list[np.ndarray], windows: list[Window], shape: tuple[int, int]
+) -> "csr_array":
     """D at the firings that were taken out, sparse [m, T]."""
     from scipy.sparse import csr_array
 
@@ -311,7 +338,10 @@ def _at_firings(trials: list[_Trial], moved: list[np.ndarray], windows: list[Win
     columns = [starts[trial.home] + trial.places for trial in trials]
     values = [by_token[0, 0, trial.places] for trial, by_token in zip(trials, moved, strict=True)]
     empty = np.zeros(0)
-    return csr_array((np.concatenate([*values, empty]), (rows.astype(np.int64), np.concatenate([*columns, empty]).astype(np.int64))), shape=shape)
+    return csr_array(
+        (np.concatenate([*values, empty]), (rows.astype(np.int64), np.concatenate([*columns, empty]).astype(np.int64))),
+        shape=shape,
+    )
 
 
 def _rows_of(effects: SideEffects, latents: np.ndarray) -> np.ndarray:

@@ -30,12 +30,21 @@ def predictions(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> Predic
     widest = max(end - start for start, end in readout.slices())
     rows = max(1, NUMBERS_AT_ONCE // widest)
     parts = [
-        _of_rows(readout, {name: h[start : start + rows] for name, h in hidden.items()}, targets_N[start : start + rows])
+        _of_rows(
+            readout, {name: h[start : start + rows] for name, h in hidden.items()}, targets_N[start : start + rows]
+        )
         for start in range(0, len(targets_N), rows)
     ]
     if not parts:
-        return Predictions(*({name: torch.zeros(0, dtype=torch.float64) for name in names} for names in (hidden, set(hidden) - {"clean"})))
-    joined = lambda key: {name: torch.cat([getattr(part, key)[name] for part in parts]) for name in getattr(parts[0], key)}  # noqa: E731
+        return Predictions(
+            *(
+                {name: torch.zeros(0, dtype=torch.float64) for name in names}
+                for names in (hidden, set(hidden) - {"clean"})
+            )
+        )
+    joined = lambda key: {
+        name: torch.cat([getattr(part, key)[name] for part in parts]) for name in getattr(parts[0], key)
+    }
     return Predictions(joined("ce"), joined("kl"))
 
 
@@ -68,10 +77,14 @@ def _of_rows(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> Predictio
         inside = ((targets_N >= start) & (targets_N < end)).nonzero().squeeze(1)
         for name, sums in running.items():
             sums.target[inside] = logits[name][inside, targets_N[inside] - start].double()
-            sums.add(logits[name], {other: logits[other] for other in logits if other != "clean"} if name == "clean" else {})
+            sums.add(
+                logits[name], {other: logits[other] for other in logits if other != "clean"} if name == "clean" else {}
+            )
     ce = {name: sums.logsumexp() - sums.target for name, sums in running.items()}
     clean = running["clean"]
     kl = {
-        name: clean.moved[name] / clean.total - clean.logsumexp() + running[name].logsumexp() for name in hidden if name != "clean"
+        name: clean.moved[name] / clean.total - clean.logsumexp() + running[name].logsumexp()
+        for name in hidden
+        if name != "clean"
     }
     return Predictions(ce, kl)

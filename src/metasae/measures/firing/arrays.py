@@ -39,7 +39,7 @@ class ArrayFile:
         self.dtype = np.dtype(dtype)
         self.length = 0
         self._digest = _blake2b()
-        self._file = open(_file(folder, name), "wb")  # noqa: SIM115
+        self._file = open(_file(folder, name), "wb")
 
     def append(self, values: np.ndarray) -> None:
         """values: [m], of the file's dtype or one that converts to it."""
@@ -99,7 +99,9 @@ def whole_folder(folder: Path, kind: Kind) -> Iterator[Path]:
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         if isinstance(error, OSError):
-            raise UserError(f"cannot write {folder}: {error}; free some space or choose another folder, then run again") from None
+            raise UserError(
+                f"cannot write {folder}: {error}; free some space or choose another folder, then run again"
+            ) from None
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -117,7 +119,9 @@ def read_index(folder: Path, kind: Kind) -> dict:
     if not isinstance(index, dict) or index.get("kind") != kind.name:
         raise UserError(f"{folder} holds no {kind.name}; choose another folder")
     if index.get("version") != kind.version:
-        raise UserError(f"the {kind.name} {folder} is of version {index.get('version')}, not {kind.version}; delete it and write it again")
+        raise UserError(
+            f"the {kind.name} {folder} is of version {index.get('version')}, not {kind.version}; delete it and write it again"
+        )
     return index
 
 

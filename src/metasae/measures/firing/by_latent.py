@@ -9,10 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from metasae.measures.firing.arrays import Kind, damaged, empty_array, entry_of, open_arrays, read_index, whole_folder, write_index
+from metasae.measures.firing.arrays import (
+    Kind,
+    damaged,
+    empty_array,
+    entry_of,
+    open_arrays,
+    read_index,
+    whole_folder,
+    write_index,
+)
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import STORE, open_firings
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 VIEW = Kind("firing store by latent", 1, {"indptr": "<i8", "tokens": "<i4", "values": "<f4"})
 FOLDER = "by_latent"
@@ -52,7 +61,10 @@ class ByLatent:
 def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
     """The firings in the order of latents, in memory: 8 bytes per firing."""
     view = ByLatent(
-        _starts(firings), np.empty(len(firings.indices), np.int32), np.empty(len(firings.indices), np.float32), firings.n_tokens
+        _starts(firings),
+        np.empty(len(firings.indices), np.int32),
+        np.empty(len(firings.indices), np.float32),
+        firings.n_tokens,
     )
     _scatter(firings, view, chunk, progress)
     return view
@@ -78,7 +90,9 @@ def write_by_latent(folder: str | Path, chunk: int = CHUNK, progress: Progress =
         for array in (view.indptr, view.tokens, view.values):
             if isinstance(array, np.memmap):
                 array.flush()
-        write_index(part, VIEW, {"firings": source}, {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()})
+        write_index(
+            part, VIEW, {"firings": source}, {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()}
+        )
     return open_by_latent(folder)
 
 

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from metasae.data.split import own_part
 from metasae.errors import UserError, nearest
 from metasae.measures.firing.rules import Thresholds, eer, per_latent
 from metasae.measures.firing.screen import Screen
 from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, firing_counts
-from metasae.parallel.ranks import ALONE, Ranks
-from metasae.parallel.sharing import own_stretch
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.ranks import ALONE, Ranks
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -130,7 +130,9 @@ class Largest:
 
 
 @torch.no_grad()
-def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: str = "rate", ranks: Ranks = ALONE) -> Calibration:
+def calibrate(
+    sae, split, batch: int = 2048, progress: Progress = SILENT, rule: str = "rate", ranks: Ranks = ALONE
+) -> Calibration:
     """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings are counted.
 
     split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training. rule:
@@ -145,7 +147,9 @@ def calibrate(sae, split, batch: int = 2048, progress: Progress = SILENT, rule: 
     k = sae.config.k
     if sae.threshold is not None:
         fired = _fired(sae, sae.threshold, split, batch, progress, ranks)
-        return Calibration(_mean(sae.threshold.cpu().numpy()), int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
+        return Calibration(
+            _mean(sae.threshold.cpu().numpy()), int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own"
+        )
     if rule == "rate":
         found = rate(sae, split, k, batch, progress, ranks)
     else:
@@ -163,7 +167,11 @@ def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress =
     """
     _check(sae, split)
     found = rate(sae, split, k, batch, progress)
-    fired = firing_counts(sae, torch.from_numpy(found.values), split, batch, progress) if found.fired is None else found.fired
+    fired = (
+        firing_counts(sae, torch.from_numpy(found.values), split, batch, progress)
+        if found.fired is None
+        else found.fired
+    )
     return _calibration(found, fired, split.n_tokens, k, "rate")
 
 
@@ -177,7 +185,7 @@ def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, r
     is in use, a pre-activation may differ in its last bit with the cut that it was found by, and so may the threshold with the ranks.
     `fired` is left open where the threshold lies below ties that were only counted.
     """
-    own, count = own_stretch(split, batch, ranks), round(k * split.n_tokens)
+    own, count = own_part(split, batch, ranks), round(k * split.n_tokens)
     selection, largest = BatchSelection(sae, k), None
     with progress.task("setting thresholds", own.n_tokens) as task:
         for block in own.blocks(batch):
@@ -204,7 +212,7 @@ def _threshold(largest: Largest, ranks: Ranks) -> float | None:
     """`Largest.threshold` of the numbers of all ranks; None where a guess has left out some that matter."""
     if ranks.size == 1:
         return largest.threshold()[0] if largest.reached else None
-    from metasae.parallel.threshold import bits_of, global_threshold
+    from metasae.train.sharded.threshold import bits_of, global_threshold
 
     known_above, values = largest.all_above()
     # whoever has raised its cut has left out nothing that matters; the others know no numbers up to their guesses
@@ -216,12 +224,14 @@ def _threshold(largest: Largest, ranks: Ranks) -> float | None:
     limit = np.int32(found.bits).view(np.float32)
     # as near to `count` as ties allow
     fewer, equal = largest.count + 1 - found.spare, found.ties
-    return float(limit if largest.count - fewer <= fewer + equal - largest.count else np.nextafter(limit, np.float32(0)))
+    return float(
+        limit if largest.count - fewer <= fewer + equal - largest.count else np.nextafter(limit, np.float32(0))
+    )
 
 
 def _fired(sae, threshold: torch.Tensor, split, batch: int, progress: Progress, ranks: Ranks) -> np.ndarray:
     """`firing_counts` over all ranks."""
-    own = firing_counts(sae, threshold, own_stretch(split, batch, ranks), batch, progress)
+    own = firing_counts(sae, threshold, own_part(split, batch, ranks), batch, progress)
     return ranks.sum_(torch.from_numpy(own), "calibration").numpy()
 
 

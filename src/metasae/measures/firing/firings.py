@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from metasae.measures.firing.screen import Screen
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 # Entries looked at in one go, so that nothing is held in memory twice where the arrays are memory-maps.
 _CHUNK = 1 << 22
@@ -84,7 +84,9 @@ def fire(sae, split, batch: int = 2048, progress: Progress = SILENT) -> Firings:
 
 
 @torch.no_grad()
-def fired_blocks(sae, split, batch: int = 2048, progress: Progress = SILENT) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def fired_blocks(
+    sae, split, batch: int = 2048, progress: Progress = SILENT
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Block by block of the split: firings per token int64 [b], their latents int32 [m], their activations float32 [m].
 
     Entries are in the order of tokens and, within a token, of latents. Raises ValueError when the SAE has no threshold.
@@ -95,5 +97,9 @@ def fired_blocks(sae, split, batch: int = 2048, progress: Progress = SILENT) -> 
     with progress.task("finding what fires where", split.n_tokens) as task:
         for block in split.blocks(batch):
             kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
-            yield np.diff(kept.offsets.cpu().numpy()).astype(np.int64), kept.latents.cpu().numpy(), kept.values.cpu().numpy()
+            yield (
+                np.diff(kept.offsets.cpu().numpy()).astype(np.int64),
+                kept.latents.cpu().numpy(),
+                kept.values.cpu().numpy(),
+            )
             task.advance(len(block))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metasae.measures.firing.screen import Screen
 from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, model_inputs
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 from metasae.sae.kernels import fast
 
 # The histogram of `eer`.

@@ -50,7 +50,9 @@ class Screen:
 
     def set_limit(self, limit: float | Tensor) -> None:
         n = len(self.W_enc_ND)
-        self.limit_N = torch.as_tensor(limit, dtype=torch.float32, device=self.W_enc_ND.device).expand(n).clamp(0, _ENDLESS)
+        self.limit_N = (
+            torch.as_tensor(limit, dtype=torch.float32, device=self.W_enc_ND.device).expand(n).clamp(0, _ENDLESS)
+        )
         if self.screened:
             b = self.sae.b_enc.detach().float()
             rest = b - self.limit_N + self.e * (b.abs() + self.limit_N)
@@ -72,7 +74,9 @@ class Screen:
     def above(self, x_BD: Tensor) -> Kept:
         """The entries with pre > limit: those that fire, where the limit is the SAE's threshold; by rule "topk" only the k largest of a row."""
         topk = self.sae.config.rule == "topk"
-        found = select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k) if topk else self.candidates(x_BD)
+        found = (
+            select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k) if topk else self.candidates(x_BD)
+        )
         return found.subset(found.values > self.limit_N[found.latents])
 
     @torch.no_grad()

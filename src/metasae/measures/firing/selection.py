@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metasae.errors import UserError
 from metasae.measures.firing.screen import Screen
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 # The next block's first cut, relative to this block's smallest selected pre-activation.
 CUT_MARGIN = 0.9
@@ -96,4 +96,3 @@ def largest(values: np.ndarray, keep: int) -> np.ndarray:
     chosen = values > limit
     chosen[np.flatnonzero(values == limit)[: keep - np.count_nonzero(chosen)]] = True
     return chosen & (values > 0)
-

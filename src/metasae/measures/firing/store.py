@@ -20,7 +20,7 @@ import torch
 from metasae.errors import UserError
 from metasae.measures.firing.arrays import ArrayFile, Kind, damaged, open_arrays, read_index, whole_folder, write_index
 from metasae.measures.firing.firings import Firings, fired_blocks
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 STORE = Kind(
     "firing store",
@@ -31,7 +31,9 @@ STORE = Kind(
 _PROBE_ROWS = 64
 
 
-def write_firings(sae, split, folder: str | Path, batch: int = 2048, progress: Progress = SILENT, provenance: dict | None = None) -> Firings:
+def write_firings(
+    sae, split, folder: str | Path, batch: int = 2048, progress: Progress = SILENT, provenance: dict | None = None
+) -> Firings:
     """Writes what `fire` would return to `folder`, block by block, and opens it.
 
     provenance: JSON-able, kept in the index as it is. Memory: one dense [batch, n] block, whatever the number of tokens.
@@ -40,7 +42,9 @@ def write_firings(sae, split, folder: str | Path, batch: int = 2048, progress: P
     """
     folder = Path(folder)
     with whole_folder(folder, STORE) as part, ExitStack() as stack:
-        files = {name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()}
+        files = {
+            name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()
+        }
         files["indptr"].append(np.zeros(1, np.int64))
         for counts, latents, activations in fired_blocks(sae, split, batch, progress):
             files["indptr"].append(np.cumsum(counts) + files["indices"].length)

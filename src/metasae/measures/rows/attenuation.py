@@ -95,7 +95,10 @@ def corrected_pursuit(rows: Tensor, found: Pursuit, r: np.ndarray) -> CorrectedP
     rows: [n, d], those the pursuit was run on. r: float [n], each row's cosine with its match, NaN without one. A latent has a number
     where r is at least 0.5 for it and for all its parts, and the parts' corrected cosines leave no eigenvalue below 0.1.
     """
-    rows, r = nn.functional.normalize(rows.detach().cpu().double(), dim=1), torch.from_numpy(np.nan_to_num(np.asarray(r, np.float64)))
+    rows, r = (
+        nn.functional.normalize(rows.detach().cpu().double(), dim=1),
+        torch.from_numpy(np.nan_to_num(np.asarray(r, np.float64))),
+    )
     errors = torch.full(found.errors.shape, torch.nan, dtype=torch.float64)
     for start in range(0, len(found.targets), TILE):
         own = torch.from_numpy(found.targets[start : start + TILE])
@@ -117,5 +120,9 @@ def _corrected(rows: Tensor, r: Tensor, own: Tensor, parts: Tensor) -> Tensor:
     dots = (atoms @ rows[own][..., None])[..., 0] / (scale * own_scale[:, None])
     c = fit(gram, dots, present)
     errors = 1 - (c * dots).sum(1)
-    known = (r[own] >= LEAST_R) & ((r[parts] >= LEAST_R) | ~present).all(1) & (torch.linalg.eigvalsh(gram)[:, 0] >= LEAST_EIGENVALUE)
+    known = (
+        (r[own] >= LEAST_R)
+        & ((r[parts] >= LEAST_R) | ~present).all(1)
+        & (torch.linalg.eigvalsh(gram)[:, 0] >= LEAST_EIGENVALUE)
+    )
     return torch.where(known, errors, torch.nan)

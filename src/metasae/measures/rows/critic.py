@@ -14,9 +14,10 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor, nn
 
-from metasae.parallel.lanes import is_small, side_by_side
-from metasae.progress import SILENT, Progress
-from metasae.sae.architectures import BatchTopK, Options
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.lanes import is_small, side_by_side
+from metasae.sae.architectures import Options
+from metasae.sae.architectures.batchtopk import BatchTopK
 from metasae.sae.gradients import Arithmetic, Auxiliary, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import fast
 from metasae.sae.optimiser import UnitRowAdam, learning_rate
@@ -135,7 +136,11 @@ class Judged:
         out = {}
         for name in ("ve", "ve_heldout"):
             value, random, gaussian = (getattr(critic, name) for critic in (self.rows, self.random, self.gaussian))
-            out |= {name: value, f"{name}_excess": _difference(value, random), f"{name}_excess_over_gaussian": _difference(value, gaussian)}
+            out |= {
+                name: value,
+                f"{name}_excess": _difference(value, random),
+                f"{name}_excess_over_gaussian": _difference(value, gaussian),
+            }
         return out | {
             "ve_random": self.random.ve,
             "ve_random_heldout": self.random.ve_heldout,
@@ -158,7 +163,9 @@ def judge_beside_floors(rows: Tensor, m: int, k: int, steps: int, seed: int, gau
     return Judged(*(critic() for critic in critics))
 
 
-def critic_grid(rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int], steps: int, seed: int, progress: Progress = SILENT) -> list[dict]:
+def critic_grid(
+    rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int], steps: int, seed: int, progress: Progress = SILENT
+) -> list[dict]:
     """`judge_beside_floors` of rows [R, d] for every width and k: {"width", "m", "k", ...scores of `Judged`}.
 
     widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
@@ -168,7 +175,9 @@ def critic_grid(rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int]
         for width in widths:
             for k in ks:
                 m = max(1, round(width * n))
-                table.append({"width": width, "m": m, "k": k, **judge_beside_floors(rows, m, k, steps, seed, gaussian).as_dict()})
+                table.append(
+                    {"width": width, "m": m, "k": k, **judge_beside_floors(rows, m, k, steps, seed, gaussian).as_dict()}
+                )
                 task.advance(1)
     return table
 

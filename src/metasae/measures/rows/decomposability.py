@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from metasae.errors import UserError
-from metasae.measures.rows.critic import critic_grid, critic_spread, gaussian_rows, judge_beside_floors, random_rows, variance_explained
+from metasae.measures.rows.critic import (
+    critic_grid,
+    critic_spread,
+    gaussian_rows,
+    judge_beside_floors,
+    random_rows,
+    variance_explained,
+)
 from metasae.measures.rows.pursuit import Pursuit, pursue
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 from metasae.sae.kernels import fast
 
 TILE = 1024
@@ -23,7 +30,9 @@ GRID_KS = (1, 2, 4, 8)
 # e of rows without parts hardly varies, so this many tell its mean
 FLOOR_TARGETS = 512
 MOST_DECOMPOSABLE = 20
-OWN_META_NOTE = "the run's own meta SAE; in the joint arm the rows were trained against it, so it is no independent critic"
+OWN_META_NOTE = (
+    "the run's own meta SAE; in the joint arm the rows were trained against it, so it is no independent critic"
+)
 
 
 @torch.no_grad()
@@ -52,11 +61,15 @@ def measure_decomposability(
     latents = np.flatnonzero(live)
     rows = sae.W_dec.detach().float().cpu()[torch.from_numpy(latents)]
     if len(rows) < 2:
-        raise UserError(f"{len(rows)} of {sae.n_latents} latents fire on the evaluation tokens; the SAE is not trained enough to be judged")
+        raise UserError(
+            f"{len(rows)} of {sae.n_latents} latents fire on the evaluation tokens; the SAE is not trained enough to be judged"
+        )
     lengths = rows.norm(dim=1)
     bad = latents[~(torch.isfinite(lengths) & (lengths > 0)).numpy()]
     if len(bad):
-        raise UserError(f"the decoder row of latent {bad[0]} is zero or not finite though it fires; prune such latents first")
+        raise UserError(
+            f"the decoder row of latent {bad[0]} is zero or not finite though it fires; prune such latents first"
+        )
     rows = nn.functional.normalize(rows, dim=1)
     nearest = nearest_cosines(rows)
     m = max(1, round(meta_n * sae.n_latents))
@@ -74,8 +87,16 @@ def measure_decomposability(
         **{f"meta_{name}": value for name, value in judged.as_dict().items()},
         "critic": {"m": m, "k": meta_k, "steps": meta_steps, "n_rows": critic.n_rows, "n_heldout": critic.n_heldout},
         **(own_meta(sae, meta_sae) if meta_sae is not None else {}),
-        **({"critic_spread": critic_spread(rows, m, meta_k, meta_steps, range(seed, seed + critic_seeds), progress)} if critic_seeds > 1 else {}),
-        **({"critic_grid": critic_grid(rows, sae.n_latents, GRID_WIDTHS, GRID_KS, meta_steps, seed, progress)} if grid else {}),
+        **(
+            {"critic_spread": critic_spread(rows, m, meta_k, meta_steps, range(seed, seed + critic_seeds), progress)}
+            if critic_seeds > 1
+            else {}
+        ),
+        **(
+            {"critic_grid": critic_grid(rows, sae.n_latents, GRID_WIDTHS, GRID_KS, meta_steps, seed, progress)}
+            if grid
+            else {}
+        ),
         **({"pursuit": pursuit_beside_floors(rows, latents, parts, seed, progress)} if parts else {}),
     }
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from metasae.measures.rows.subsets import best_sets, fit
-from metasae.parallel.lanes import side_by_side
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.lanes import side_by_side
 
 TILE = 128
 # targets searched at once: their inner products of candidates should stay in cache
@@ -68,7 +68,11 @@ class Pursuit:
         out = {"n_rows": self.n_rows, "n_targets": len(self.targets)}
         for k in range(self.errors.shape[1] if len(self.targets) else 0):
             e = self.errors[:, k]
-            out |= {f"e_{k + 1}": float(e.mean()), f"e_{k + 1}_median": float(np.median(e)), f"e_{k + 1}_omp": float(self.omp_errors[:, k].mean())}
+            out |= {
+                f"e_{k + 1}": float(e.mean()),
+                f"e_{k + 1}_median": float(np.median(e)),
+                f"e_{k + 1}_omp": float(self.omp_errors[:, k].mean()),
+            }
             out |= {f"share_e_{k + 1}_below_{limit:g}": float((e < limit).mean()) for limit in SHARES_BELOW}
             out[f"e_{k + 1}_proved"] = float(self.proved[:, k].mean())
         return out
@@ -76,7 +80,12 @@ class Pursuit:
 
 @torch.no_grad()
 def pursue(
-    rows: Tensor, most: int = 4, targets: np.ndarray | None = None, pool: int = POOL, beam: int = BEAM, progress: Progress = SILENT
+    rows: Tensor,
+    most: int = 4,
+    targets: np.ndarray | None = None,
+    pool: int = POOL,
+    beam: int = BEAM,
+    progress: Progress = SILENT,
 ) -> Pursuit:
     """Rows [n, d], not zero, n >= 2 -> e(1) ... e(most) of the target rows (all by default) and their parts.
 
@@ -105,7 +114,13 @@ def pursue(
             return columns
 
         found = side_by_side(search, torch.from_numpy(targets).split(TILE) if len(targets) else ())
-    empty = (np.zeros((0, most)), np.zeros((0, most, most), np.int64), np.zeros((0, most, most)), np.zeros((0, most), bool), np.zeros((0, most)))
+    empty = (
+        np.zeros((0, most)),
+        np.zeros((0, most, most), np.int64),
+        np.zeros((0, most, most)),
+        np.zeros((0, most), bool),
+        np.zeros((0, most)),
+    )
     columns = [np.concatenate(column) for column in zip(*found, strict=True)] if found else empty
     return Pursuit(targets, *columns, n_rows=len(rows))
 
@@ -176,8 +191,10 @@ class _Fit:
 
     def or_better(self, other: "_Fit") -> "_Fit":
         better = other.errors < self.errors
-        pick = lambda a, b: torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b)  # noqa: E731
-        return _Fit(pick(other.errors, self.errors), pick(other.parts, self.parts), pick(other.coefficients, self.coefficients))
+        pick = lambda a, b: torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b)
+        return _Fit(
+            pick(other.errors, self.errors), pick(other.parts, self.parts), pick(other.coefficients, self.coefficients)
+        )
 
 
 def _fit(among: _Rows, own: Tensor, chosen: Tensor) -> _Fit:
@@ -242,7 +259,10 @@ def _open_pairs(among: _Rows, own: Tensor, cosines: Tensor, outside: Tensor, kno
 def _search(among: _Rows, own: Tensor, candidates: Tensor, most: int, beam: int) -> tuple[Tensor, Tensor]:
     """The best sets among the candidates [t, p] of each target, as rows [t, most, most] with -1 for none; and which are certain."""
     if len(own) > SEARCH_TILE:
-        parts = [_search(among, *part, most, beam) for part in zip(own.split(SEARCH_TILE), candidates.split(SEARCH_TILE), strict=True)]
+        parts = [
+            _search(among, *part, most, beam)
+            for part in zip(own.split(SEARCH_TILE), candidates.split(SEARCH_TILE), strict=True)
+        ]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
     places = torch.arange(candidates.shape[1])
     again = ((candidates[:, :, None] == candidates[:, None, :]) & (places[:, None] > places)).any(2)

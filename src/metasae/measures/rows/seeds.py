@@ -58,7 +58,9 @@ class Matching:
             "mean_r": self.mean_r,
             **{f"found_again_{limit:g}": self.found_again(limit) for limit in FOUND_AGAIN},
             "nearest_mean": float(near.mean()) if len(near) else None,
-            **{f"nearest_above_{limit:g}": float((near > limit).mean()) if len(near) else None for limit in FOUND_AGAIN},
+            **{
+                f"nearest_above_{limit:g}": float((near > limit).mean()) if len(near) else None for limit in FOUND_AGAIN
+            },
         }
 
 
@@ -74,7 +76,9 @@ def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
 
     a, b = _unit(rows_a, "first"), _unit(rows_b, "second")
     if a.shape[1] != b.shape[1]:
-        raise UserError(f"rows of width {a.shape[1]} cannot be matched with rows of width {b.shape[1]}; compare SAEs of the same hook point")
+        raise UserError(
+            f"rows of width {a.shape[1]} cannot be matched with rows of width {b.shape[1]}; compare SAEs of the same hook point"
+        )
     if not len(a) or not len(b):
         raise ValueError("a matching needs rows on both sides")
     # filled with the negative cosines, as the solver minimises
@@ -86,7 +90,9 @@ def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
         tile.neg_()
     partner, _ = lapjvs(costs.numpy(), return_cost=False, jvx_like=False)
     partner = torch.from_numpy(partner.astype(np.int64))
-    return Matching(partner.numpy(), _cosines(a, b, partner), nearest.numpy(), nearest_cosine.double().clamp(-1, 1).numpy(), len(b))
+    return Matching(
+        partner.numpy(), _cosines(a, b, partner), nearest.numpy(), nearest_cosine.double().clamp(-1, 1).numpy(), len(b)
+    )
 
 
 def chance_matching(rows_a: Tensor, rows_b: Tensor, seed: int) -> Matching:
@@ -99,7 +105,9 @@ def _unit(rows: Tensor, side: str) -> Tensor:
     lengths = rows.norm(dim=1)
     bad = ~(torch.isfinite(lengths) & (lengths > 0))
     if bad.any():
-        raise UserError(f"row {int(bad.nonzero()[0])} of the {side} SAE's decoder is zero or not finite; leave such latents out")
+        raise UserError(
+            f"row {int(bad.nonzero()[0])} of the {side} SAE's decoder is zero or not finite; leave such latents out"
+        )
     return nn.functional.normalize(rows, dim=1)
 
 

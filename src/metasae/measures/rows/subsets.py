@@ -90,7 +90,9 @@ def _pairs(gram: Tensor, dots: Tensor, usable: Tensor) -> Tensor:
     return torch.where(positive, (x * (x - y * gram) + y * (y - x * gram)) / left, 0.0).triu_(1)
 
 
-def _grow(gram: Tensor, dots: Tensor, usable: Tensor, explained: Tensor, sets: Tensor, beam: int) -> tuple[Tensor, Tensor, Tensor]:
+def _grow(
+    gram: Tensor, dots: Tensor, usable: Tensor, explained: Tensor, sets: Tensor, beam: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sets [t, f, s] that explain [t, f] (0: no set) -> the best sets of s + 1.
 
     Returns explained [t, f'], sets [t, f', s + 1], and whether these are all that can be grown [t].
@@ -112,7 +114,9 @@ def _grow(gram: Tensor, dots: Tensor, usable: Tensor, explained: Tensor, sets: T
     values = torch.where(positive, explained[..., None] + residual * new, 0.0)
     # a set of s + 1 is grown from at most s + 1 others, so this many hold `beam` different ones
     values, place = _largest(values.flatten(1), beam * (s + 1) + 1)
-    grown = torch.cat([sets.gather(1, (place // p)[..., None].expand(-1, -1, s)), (place % p)[..., None]], 2).sort(2).values
+    grown = (
+        torch.cat([sets.gather(1, (place // p)[..., None].expand(-1, -1, s)), (place % p)[..., None]], 2).sort(2).values
+    )
     values = torch.where(_seen_before(grown, p), 0.0, values)
     all_there = (values > 0).sum(1) <= beam
     values, place = _largest(values, beam)

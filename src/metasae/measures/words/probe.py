@@ -60,7 +60,9 @@ def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float
 
     options = {"maxiter": MAX_ITERATIONS, "ftol": 1e-10, "gtol": 1e-6}
     found = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
-    return Probe(found.x[: d * n_classes].reshape(d, n_classes), found.x[d * n_classes :], mean, scale, bool(found.success))
+    return Probe(
+        found.x[: d * n_classes].reshape(d, n_classes), found.x[d * n_classes :], mean, scale, bool(found.success)
+    )
 
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> float:

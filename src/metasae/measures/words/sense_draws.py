@@ -44,7 +44,9 @@ def draw_for(sizes: np.ndarray, rng: np.random.Generator) -> Draw:
         size = int(np.ceil(size * STEP))
 
 
-def matched(counts: np.ndarray, sizes: np.ndarray, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def matched(
+    counts: np.ndarray, sizes: np.ndarray, draw: Draw, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """(matched atomicity, chance that a draw looks blended), float64 [l] each, from c int [l, S] and n [S]; NaN below draw.size firings."""
     enough = counts.sum(1) >= draw.size
     found = np.full((len(counts), 2), np.nan)

@@ -87,8 +87,16 @@ def _match(a: list[dict], b: list[dict]) -> tuple[float | None, float | None, fl
     if [(bin_["from"], bin_["to"]) for bin_ in a] != [(bin_["from"], bin_["to"]) for bin_ in b]:
         raise ValueError("the two have other bins of recall; measure them again alike")
     key = "atomicity_matched"
-    both = [(x, y, (x["energy"] + y["energy"]) / 2) for x, y in zip(a, b, strict=True) if x[key] is not None and y[key] is not None]
+    both = [
+        (x, y, (x["energy"] + y["energy"]) / 2)
+        for x, y in zip(a, b, strict=True)
+        if x[key] is not None and y[key] is not None
+    ]
     shared = sum(weight for _, _, weight in both)
     if not both:
         return None, None, 0.0
-    return sum(x[key] * weight for x, _, weight in both) / shared, sum(y[key] * weight for _, y, weight in both) / shared, shared
+    return (
+        sum(x[key] * weight for x, _, weight in both) / shared,
+        sum(y[key] * weight for _, y, weight in both) / shared,
+        shared,
+    )

@@ -10,7 +10,7 @@ from metasae.data.senses import SenseActivations
 from metasae.measures.firing.blocks import BLOCKS
 from metasae.measures.words.probe import fit_probe, macro_f1
 from metasae.measures.words.sense_draws import Draw, draw_for
-from metasae.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress
 
 SPLITS = 5
 
@@ -54,7 +54,9 @@ class SenseReference:
     seed: int
 
 
-def sense_reference(words: Sequence[SenseActivations], seed: int = 0, splits: int = SPLITS, progress: Progress = SILENT) -> SenseReference:
+def sense_reference(
+    words: Sequence[SenseActivations], seed: int = 0, splits: int = SPLITS, progress: Progress = SILENT
+) -> SenseReference:
     """Halves, blocks, chance levels and probes: once for all SAEs, so that they are compared on the same draws.
 
     words: from `metasae.data.senses.sense_activations`. Raises ValueError when there is none.
@@ -69,7 +71,9 @@ def sense_reference(words: Sequence[SenseActivations], seed: int = 0, splits: in
             shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])
             blocks = even_parts(word.sense, word.sentence, BLOCKS, rng)
             draw = draw_for(word.sizes, rng)
-            found.append(WordReference(word, halves, shuffled, blocks, draw, probe_ceiling(word, halves, shuffled, blocks), seed))
+            found.append(
+                WordReference(word, halves, shuffled, blocks, draw, probe_ceiling(word, halves, shuffled, blocks), seed)
+            )
             task.advance(1)
     return SenseReference(tuple(found), seed)
 
@@ -102,7 +106,9 @@ def probe_ceiling(word: SenseActivations, halves: np.ndarray, shuffled: np.ndarr
         return found
 
     def score(found: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) -> float:
-        return fmean(macro_f1(word.sense[test[kept[test]]], predicted[kept[test]], n_senses) for test, predicted in found)
+        return fmean(
+            macro_f1(word.sense[test[kept[test]]], predicted[kept[test]], n_senses) for test, predicted in found
+        )
 
     real = [each for half in halves for each in predictions(word.sense, half)]
     random = predictions(shuffled[0], halves[0])

@@ -14,14 +14,22 @@ import numpy as np
 import torch
 
 from metasae.data.senses import SenseActivations
+from metasae.intervals.crossed import jackknife, t_half_width
 from metasae.measures.firing.blocks import BLOCKS
-from metasae.measures.intervals.crossed import jackknife, t_half_width
 from metasae.measures.words.mutual_information import adjusted_mutual_information
 from metasae.measures.words.sense_draws import matched
 from metasae.measures.words.sense_matching import recall_profile
 from metasae.measures.words.sense_reference import SenseReference, WordReference
-from metasae.measures.words.sense_scores import atomicity, blended, coverage_f1, detection_f1, firings_per_sense, standing_out, weighted_mean
-from metasae.progress import SILENT, Progress
+from metasae.measures.words.sense_scores import (
+    atomicity,
+    blended,
+    coverage_f1,
+    detection_f1,
+    firings_per_sense,
+    standing_out,
+    weighted_mean,
+)
+from metasae.progress.progress import SILENT, Progress
 
 BATCH = 512
 FEW_WORDS = 5
@@ -58,7 +66,12 @@ def measure_senses(sae, reference: SenseReference, progress: Progress = SILENT) 
         for word in reference.words:
             words[word.activations.word] = measure_word(sae, word)
             task.advance(1)
-    return {**overall(list(words.values())), "seed": reference.seed, "point": reference.words[0].activations.point, "words": words}
+    return {
+        **overall(list(words.values())),
+        "seed": reference.seed,
+        "point": reference.words[0].activations.point,
+        "words": words,
+    }
 
 
 def measure_word(sae, reference: WordReference) -> dict:
@@ -70,7 +83,9 @@ def measure_word(sae, reference: WordReference) -> dict:
     without = [asdict(score(acts, reference, all_rows[reference.blocks != block])) for block in range(BLOCKS)]
     leave_one_out = {key: [each[key] for each in without] for key in scores}
     leave_one_out["probe_f1"] = list(ceiling.leave_one_out)
-    leave_one_out["headroom"] = [a - b for a, b in zip(ceiling.leave_one_out, leave_one_out["coverage_f1"], strict=True)]
+    leave_one_out["headroom"] = [
+        a - b for a, b in zip(ceiling.leave_one_out, leave_one_out["coverage_f1"], strict=True)
+    ]
     scores |= {"probe_f1": ceiling.f1, "headroom": ceiling.f1 - scores["coverage_f1"]}
     return {
         **scores,
@@ -105,7 +120,10 @@ def score(acts, reference: WordReference, rows: np.ndarray) -> Scores:
 def coverage_floor(acts, reference: WordReference) -> float:
     """coverage_f1 where the senses are shuffled, once per split: what latents reach that know nothing of them."""
     n_senses = len(reference.activations.senses)
-    return fmean(coverage_f1(acts, sense, n_senses, half[None]) for sense, half in zip(reference.shuffled, reference.halves, strict=True))
+    return fmean(
+        coverage_f1(acts, sense, n_senses, half[None])
+        for sense, half in zip(reference.shuffled, reference.halves, strict=True)
+    )
 
 
 def describe_latents(acts, latents: np.ndarray, reference: WordReference) -> dict:
@@ -151,7 +169,9 @@ def activations_on(sae, x: torch.Tensor):
 
     if x.shape[1] != sae.config.d_in:
         raise ValueError(f"the SAE reads vectors of {sae.config.d_in} numbers, these have {x.shape[1]}")
-    parts = [csr_array(sae.encode(block.to(sae.W_dec.device, torch.float32)).acts.cpu().numpy()) for block in x.split(BATCH)]
+    parts = [
+        csr_array(sae.encode(block.to(sae.W_dec.device, torch.float32)).acts.cpu().numpy()) for block in x.split(BATCH)
+    ]
     acts = vstack(parts, format="csr")
     latents = np.unique(acts.indices).astype(np.int64)
     acts = acts[:, latents]
@@ -175,7 +195,9 @@ def overall(words: Sequence[dict]) -> dict:
     keys = (*words[0]["leave_one_out"], "coverage_floor", "probe_floor")
     found = {key: [word for word in words if word[key] is not None] for key in keys}
     means = {key: fmean(word[key] for word in having) if having else None for key, having in found.items()}
-    without = {key: _mean_without([word["leave_one_out"][key] for word in found[key]]) for key in words[0]["leave_one_out"]}
+    without = {
+        key: _mean_without([word["leave_one_out"][key] for word in found[key]]) for key in words[0]["leave_one_out"]
+    }
     few = f"{len(words)} word{'s' if len(words) > 1 else ''}: read each by itself; their mean speaks for no others"
     return {
         **means,

@@ -6,6 +6,7 @@ from types import ModuleType
 from torch import Tensor
 
 from metasae.sae.kernels.kept import Kept
+from metasae.sae.spread import WHOLE, Whole
 from metasae.sae.weights import Weights
 
 
@@ -26,15 +27,21 @@ class Options:
 
 
 class Architecture:
-    """The seam. Subclasses override what differs."""
+    """The seam. Subclasses override what differs.
+
+    spread: how the latents lie over processes (`metasae.sae.spread`). A sum over all latents is taken through it, which is all that an
+    architecture needs to do to be right on several ranks; the kernels' selections see to that themselves.
+    """
 
     # whether the learned rule is the inference rule; if not, a threshold is calibrated after training
     own_threshold = False
     # whether `select` keeps the k * B largest of the batch and needs nothing else of pre
     over_batch = False
+    # whether a meta SAE of this kind may be trained on rows that lie on several ranks: where its sparsity is the kernels' selection alone
+    rows_over_ranks = False
 
-    def __init__(self, options: Options):
-        self.options = options
+    def __init__(self, options: Options, spread: Whole = WHOLE):
+        self.options, self.spread = options, spread
 
     def threshold_init(self) -> float | None:
         """Start of a learned threshold per latent, or None for architectures without."""
@@ -48,7 +55,9 @@ class Architecture:
         """The entries that fire, and the warm cut for the next call. k: this step's latents per token."""
         raise NotImplementedError
 
-    def sparsity(self, pre_K: Tensor, kept: Kept, dz_K: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def sparsity(
+        self, pre_K: Tensor, kept: Kept, dz_K: Tensor, weights: Weights
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """(sparsity loss or None, dL/dpre [K], dL/dlog_threshold [n] or None), given dz = d(reconstruction)/dz [K]."""
         return None, dz_K, None
 

@@ -4,6 +4,7 @@ from metasae.sae.architectures.base import Architecture
 
 
 class BatchTopK(Architecture):
+    rows_over_ranks = True
     over_batch = True
 
     def select(self, pre_BN, weights, k, cut, kernels):

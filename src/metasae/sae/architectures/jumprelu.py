@@ -31,14 +31,11 @@ class JumpReLU(Architecture):
         theta_K = weights.log_threshold_N.exp()[kept.latents.long()]
         fires = pre_K > theta_K
         inside = ((pre_K - theta_K).abs() < eps / 2).to(dz_K.dtype) / eps
-        miss = self.n_firings(fires) / (kept.n_rows * self.options.k) - 1
+        n_firings = self.spread.over_latents(fires.sum().reshape(1))[0]
+        miss = n_firings / (kept.n_rows * self.options.k) - 1
         dl0 = 2 * self.options.l0_coef * miss / (kept.n_rows * self.options.k)
         dtheta_K = -inside * (theta_K * dz_K + dl0)
         return self.options.l0_coef * miss.square(), dz_K * fires, kept.latent_sums(dtheta_K * theta_K)
-
-    def n_firings(self, fires_K):
-        """Firings of all latents, given which entries of the latents here fire."""
-        return fires_K.sum()
 
     def inference_threshold(self, weights):
         return weights.log_threshold_N.exp()

@@ -9,6 +9,12 @@ from metasae.sae.architectures.batchtopk import BatchTopK
 
 
 class Matryoshka(BatchTopK):
+    # a rank holds a stretch of each prefix
+    rows_over_ranks = False
+
     def ends(self, n):
-        ends = sorted({max(1, round(share * n)) for share in self.options.prefixes if share < 1} | {n})
-        return tuple(ends)
+        whole = self.spread.n_latents(n)
+        ends = sorted({max(1, round(share * whole)) for share in self.options.prefixes if share < 1} | {whole})
+        # cut to the latents here. A prefix stays where none of its own latents are here: all ranks take part in its sum
+        start = self.spread.latents(n).start
+        return tuple(min(max(end - start, 0), n) for end in ends)

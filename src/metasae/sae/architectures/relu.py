@@ -15,7 +15,8 @@ class ReLU(Architecture):
 
     def sparsity(self, pre_K, kept, dz_K, weights):
         scale = self.options.l1 / kept.n_rows
-        return kept.values.sum() * scale, dz_K + scale, None
+        loss = kept.values.sum() * scale
+        return self.spread.over_latents(loss.reshape(1))[0], dz_K + scale, None
 
     def inference_threshold(self, weights):
         return weights.b_dec_D.new_zeros(weights.W_dec_ND.shape[0])

@@ -4,5 +4,7 @@ from metasae.sae.architectures.base import Architecture
 
 
 class TopK(Architecture):
+    rows_over_ranks = True
+
     def select(self, pre_BN, weights, k, cut, kernels):
         return kernels.select_rows(pre_BN, k), cut

@@ -21,7 +21,9 @@ def kernels(name: str, device: torch.device | None = None) -> ModuleType:
     Raises UserError for 'triton' where it cannot run.
     """
     if name == "auto":
-        name = "triton" if device is not None and device.type == "cuda" and presence.why_not_triton() is None else "fast"
+        name = (
+            "triton" if device is not None and device.type == "cuda" and presence.why_not_triton() is None else "fast"
+        )
     if name == "triton":
         if why := presence.why_not_triton():
             raise UserError(why)

@@ -92,7 +92,9 @@ def take_columns(pre_BN: Tensor, columns: Tensor) -> Tensor:
 
 def decode(kept: Kept, W_dec_ND: Tensor) -> Tensor:
     """See reference.decode."""
-    return embedding_bag(kept.latents, W_dec_ND, kept.offsets, mode="sum", per_sample_weights=kept.values, include_last_offset=True)
+    return embedding_bag(
+        kept.latents, W_dec_ND, kept.offsets, mode="sum", per_sample_weights=kept.values, include_last_offset=True
+    )
 
 
 def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:

@@ -61,7 +61,9 @@ class Kept:
     def counts(self) -> Tensor:
         """Rows in which each latent is above zero, fp32 [n]."""
         # sums of ones are exact in any order
-        return torch.zeros(self.n_latents, device=self.values.device).index_add_(0, self.latents, (self.values > 0).float())
+        return torch.zeros(self.n_latents, device=self.values.device).index_add_(
+            0, self.latents, (self.values > 0).float()
+        )
 
     def fired(self) -> Tensor:
         """Bool [n]: latents with at least one entry above zero."""

@@ -61,4 +61,6 @@ def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, 
 
     With (z, dL/dx_hat) this is dL/dW_dec; with (dL/dz, x) it is dL/dW_enc, transposed.
     """
-    return tuple(kept.with_values(weight).dense().t().mm(source) for weight, source in zip(weights, sources, strict=True))
+    return tuple(
+        kept.with_values(weight).dense().t().mm(source) for weight, source in zip(weights, sources, strict=True)
+    )

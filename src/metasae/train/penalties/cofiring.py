@@ -46,4 +46,6 @@ def _cofirings(scene: Scene, tokens: int) -> Kept:
     order = np.lexsort((C.col[off], C.row[off]))
     flat = C.row[off].astype(np.int64)[order] * n + C.col[off][order]
     device = kept.values.device
-    return Kept.from_flat(torch.from_numpy(flat).to(device), torch.from_numpy(C.data[off][order]).to(device), len(own), n)
+    return Kept.from_flat(
+        torch.from_numpy(flat).to(device), torch.from_numpy(C.data[off][order]).to(device), len(own), n
+    )

@@ -29,7 +29,9 @@ class Probe:
     cut: float
 
 
-def probe(W_dec_ND: Tensor, meta: Weights, architecture: Architecture, k: int, cut: float, mode: str, how: Arithmetic) -> Probe:
+def probe(
+    W_dec_ND: Tensor, meta: Weights, architecture: Architecture, k: int, cut: float, mode: str, how: Arithmetic
+) -> Probe:
     """Runs the meta SAE on the rows, in the rows' own space. Changes nothing in it."""
     rows, _, std = meta_input(W_dec_ND, mode)
     made = forward(rows, meta, architecture, k, cut, how)
@@ -50,7 +52,9 @@ def decomposability(seen: Probe, sigma_sq: float, share_N: Tensor | None = None)
     return p_N.mean(), p_N * (-2 / (p_N.numel() * sigma_sq))
 
 
-def full_gradient(W_dec_ND: Tensor, meta: Weights, seen: Probe, mode: str, sigma_sq: float, share_N: Tensor | None = None) -> Tensor:
+def full_gradient(
+    W_dec_ND: Tensor, meta: Weights, seen: Probe, mode: str, sigma_sq: float, share_N: Tensor | None = None
+) -> Tensor:
     """dP/dW_dec [n, d] without the stop-gradient: also through the meta SAE's encoder, its selection held fixed. By autograd."""
     on = seen.kept.with_values((seen.kept.values > 0).float()).dense()
     with torch.enable_grad():

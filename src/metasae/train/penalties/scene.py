@@ -59,7 +59,13 @@ class Scene:
         kept, n = self.kept, self.n_latents
         flat = self.all_latents(kept.rows.long() * n + kept.latents + self.own.start)
         values, order = self.all_latents(kept.values), flat.argsort()
-        return Scene(self.rows_ND, Kept.from_flat(flat[order], values[order], kept.n_rows, n), self.all_latents(self.rate_N), self.step, self.seed)
+        return Scene(
+            self.rows_ND,
+            Kept.from_flat(flat[order], values[order], kept.n_rows, n),
+            self.all_latents(self.rate_N),
+            self.step,
+            self.seed,
+        )
 
 
 Penalty = Callable[[Scene], tuple[Tensor, Tensor]]

@@ -48,7 +48,11 @@ class RowAdam(UnitRowAdam):
         W = getattr(self.weights, name)
         state = self.adam.state[W]
         if "step" not in state:
-            state |= {"step": torch.zeros((), device=W.device), "exp_avg": torch.zeros_like(W), "exp_avg_sq": torch.zeros_like(W)}
+            state |= {
+                "step": torch.zeros((), device=W.device),
+                "exp_avg": torch.zeros_like(W),
+                "exp_avg_sq": torch.zeros_like(W),
+            }
         return state
 
 

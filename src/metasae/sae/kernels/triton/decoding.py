@@ -30,7 +30,9 @@ def decode(kept: Kept, W_dec_ND: Tensor) -> Tensor:
 def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:
     """See reference.entry_dots. Inputs in fp32 or bf16; sums in fp32."""
     out = torch.empty_like(kept.values)
-    segment_dots(chunks(kept.offsets, kept.values.numel()), kept.latents, left_BD.contiguous(), right_ND.contiguous(), out)
+    segment_dots(
+        chunks(kept.offsets, kept.values.numel()), kept.latents, left_BD.contiguous(), right_ND.contiguous(), out
+    )
     return out
 
 
@@ -41,7 +43,11 @@ def residual(kept: Kept, W_dec_ND: Tensor, xc_BD: Tensor) -> tuple[Tensor, Tenso
     """
     W, xc = W_dec_ND.contiguous(), xc_BD.contiguous()
     B, D = xc.shape
-    r, squares, dots = torch.empty(B, D, device=W.device), torch.empty(B, device=W.device), torch.empty_like(kept.values)
+    r, squares, dots = (
+        torch.empty(B, D, device=W.device),
+        torch.empty(B, device=W.device),
+        torch.empty_like(kept.values),
+    )
     block = triton.next_power_of_2(D)
     _residual[(B,)](
         r, squares, dots, W, xc, kept.values, kept.latents, kept.offsets,

@@ -40,7 +40,9 @@ class Tiles:
 TILES = {torch.bfloat16: Tiles(128, 256, 64, 8, 3), torch.float32: Tiles(64, 64, 32, 4, 3)}
 
 
-def encode_select(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, keep: int, cut: float, dtype: torch.dtype) -> tuple[Kept, float]:
+def encode_select(
+    x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, keep: int, cut: float, dtype: torch.dtype
+) -> tuple[Kept, float]:
     """BatchTopK of encode(x, W_enc, b_enc, dtype): (the kept entries, the warm cut of the next call).
 
     Waits for the device once, to learn that the search was enough; twice without a warm cut.
@@ -53,14 +55,22 @@ def encode_select(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, keep: 
     return settle(lambda keys, count, above: _launch(x, W, b, None, keys, count, above), shape, keep, cut, x.device)
 
 
-def encode_propose(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, keep: int, cut: Tensor, dtype: torch.dtype) -> Proposal:
+def encode_propose(
+    x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, keep: int, cut: Tensor, dtype: torch.dtype
+) -> Proposal:
     """One search, of which nothing is waited for: the host looks at `found` when it likes, at the latest before the weights change.
 
     cut: fp32 [1] on the device, the last proposal's.
     """
     x, W, b = _inputs(x_BD, W_enc_ND, b_enc_N, dtype)
     capacity = keep + math.ceil(keep * SPARE)
-    return propose(lambda keys, count, above: _launch(x, W, b, None, keys, count, above), (x.shape[0], W.shape[0]), keep, cut, capacity)
+    return propose(
+        lambda keys, count, above: _launch(x, W, b, None, keys, count, above),
+        (x.shape[0], W.shape[0]),
+        keep,
+        cut,
+        capacity,
+    )
 
 
 def encode_tiles(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -71,12 +81,22 @@ def encode_tiles(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: 
     return pre
 
 
-def _inputs(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def _inputs(
+    x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
     # the bias is rounded as in reference.encode
     return x_BD.to(dtype).contiguous(), W_enc_ND.to(dtype).contiguous(), None if b_enc_N is None else b_enc_N.to(dtype)
 
 
-def _launch(x: Tensor, W: Tensor, b: Tensor | None, pre: Tensor | None, keys: Tensor | None, count: Tensor | None, cut: Tensor | None) -> None:
+def _launch(
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    pre: Tensor | None,
+    keys: Tensor | None,
+    count: Tensor | None,
+    cut: Tensor | None,
+) -> None:
     (B, D), n, tiles = x.shape, W.shape[0], TILES[x.dtype]
     grid = (triton.cdiv(B, tiles.rows) * triton.cdiv(n, tiles.columns),)
     select = pre is None

@@ -51,7 +51,12 @@ def chunks(offsets: Tensor, n_entries: int, size: int = CHUNK, least: int = -1) 
 
 
 def segment_sums(
-    cut: Chunks, index: Tensor, order: Tensor | None, weights: tuple[Tensor, ...], tables: tuple[Tensor, ...], outs: tuple[Tensor, ...]
+    cut: Chunks,
+    index: Tensor,
+    order: Tensor | None,
+    weights: tuple[Tensor, ...],
+    tables: tuple[Tensor, ...],
+    outs: tuple[Tensor, ...],
 ) -> None:
     """Writes each sum into its `out` fp32 [S, d]; segments without a chunk are left as they are.
 
@@ -72,7 +77,15 @@ def segment_sums(
     )  # fmt: skip
     if n_slots:
         _add_partials[(n_slots, blocks)](
-            outs[0], outs[last], partial[0], partial[last], cut.slot_owner, cut.count, cut.slot_end, cut.count.numel(), **shared
+            outs[0],
+            outs[last],
+            partial[0],
+            partial[last],
+            cut.slot_owner,
+            cut.count,
+            cut.slot_end,
+            cut.count.numel(),
+            **shared,
         )
 
 
@@ -93,7 +106,9 @@ def block_of(width: int) -> int:
 
 def _owners(ends: Tensor, capacity: int) -> Tensor:
     """For each of `capacity` places the first segment that ends after it, int32."""
-    return torch.searchsorted(ends, torch.arange(capacity, dtype=torch.int32, device=ends.device), right=True, out_int32=True)
+    return torch.searchsorted(
+        ends, torch.arange(capacity, dtype=torch.int32, device=ends.device), right=True, out_int32=True
+    )
 
 
 @triton.jit
@@ -140,7 +155,19 @@ def _sum_chunks(
 
 
 @triton.jit
-def _add_partials(out0, out1, partial0, partial1, slot_owner, count, slot_end, S, D: tl.constexpr, TWO: tl.constexpr, BLOCK: tl.constexpr):
+def _add_partials(
+    out0,
+    out1,
+    partial0,
+    partial1,
+    slot_owner,
+    count,
+    slot_end,
+    S,
+    D: tl.constexpr,
+    TWO: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The program of a segment's first slot adds its partial sums in order; the programs of other slots have nothing to do."""
     slot = tl.program_id(0)
     segment = tl.load(slot_owner + slot)
@@ -186,6 +213,8 @@ def _dot_chunks(
             columns = column + tl.arange(0, BLOCK)
             inside = columns < D
             here = tl.load(left + segment.to(tl.int64) * D + columns, mask=inside, other=0.0).to(tl.float32)
-            there_too = tl.load(right + row[:, None] * D + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0)
+            there_too = tl.load(
+                right + row[:, None] * D + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0
+            )
             total += here[None, :] * there_too.to(tl.float32)
         tl.store(dots + entry, tl.sum(total, 1), mask=there)

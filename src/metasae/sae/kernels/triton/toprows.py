@@ -21,7 +21,9 @@ def keep_rows(pre_BN: Tensor, keep: int) -> Tensor:
     out = torch.empty_like(pre)
     if B and n:
         bits = 15 if pre.dtype == torch.bfloat16 else 31
-        _keep_rows[(B,)](pre, out, n, min(keep, n), BITS=bits, BLOCK=min(_BLOCK, triton.next_power_of_2(n)), num_warps=8)
+        _keep_rows[(B,)](
+            pre, out, n, min(keep, n), BITS=bits, BLOCK=min(_BLOCK, triton.next_power_of_2(n)), num_warps=8
+        )
     return out
 
 

@@ -1,0 +1,142 @@
+"""A run on disk and its arms: THE classes for them. They import no torch; weights and firings are loaded when they are asked for."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metasae import files
+from metasae.errors import UserError
+from metasae.recipe.registry import BASELINE, place_of
+from metasae.sae.layout import CONFIG
+
+if TYPE_CHECKING:
+    from metasae.measures.firing.firings import Firings
+    from metasae.sae.sae import SAE
+
+_NAME = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm with one seed. folder: holds primary/ and perhaps meta/, firings/, measures.json, interp.json, metrics.jsonl."""
+
+    name: str
+    seed: int
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        """As its folder in a run is called: joint-s0."""
+        return f"{self.name}-s{self.seed}"
+
+    @property
+    def is_trained(self) -> bool:
+        """primary/cfg.json is written last of an arm's weights."""
+        return (self.folder / "primary" / CONFIG).is_file()
+
+    @property
+    def is_measured(self) -> bool:
+        return (self.folder / "measures.json").is_file()
+
+    @property
+    def has_meta(self) -> bool:
+        return (self.folder / "meta" / CONFIG).is_file()
+
+    @property
+    def has_firings(self) -> bool:
+        return (self.folder / "firings" / "index.json").is_file()
+
+    def sae(self) -> "SAE":
+        """Raises UserError where the weights are missing or damaged."""
+        from metasae.sae.sae import SAE
+
+        return SAE.load(self.folder / "primary")
+
+    def meta(self) -> "SAE | None":
+        """The meta SAE; None for an arm without."""
+        from metasae.sae.sae import SAE
+
+        return SAE.load(self.folder / "meta") if self.has_meta else None
+
+    def firings(self) -> "Firings":
+        """The firings on the evaluation split, mapped from disk. Raises UserError where they are missing or damaged."""
+        from metasae.measures.firing.store import open_firings
+
+        return open_firings(self.folder / "firings")
+
+    def measures(self) -> dict:
+        """measures.json; {} where the SAE is not measured. Raises UserError for a file that is no JSON object."""
+        return read_object(self.folder / "measures.json")
+
+    def interp(self) -> dict:
+        """interp.json; {} where there are no scores."""
+        return read_object(self.folder / "interp.json")
+
+    def metrics(self) -> list[dict]:
+        """The whole rows of metrics.jsonl; a last row that is still being written is left out."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+
+class RunFolder:
+    """A run's folder: recipe.toml, run.json, arms/, and what is worked out from all arms together."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def arm(self, name: str, seed: int) -> Arm:
+        """Where an arm is, or will be."""
+        return Arm(name, seed, self.folder / "arms" / f"{name}-s{seed}")
+
+    def arms(self) -> list[Arm]:
+        """Every arm that has a folder, trained or not, in the order of arms and seeds. Raises UserError where there is no arms/."""
+        if not (self.folder / "arms").is_dir():
+            raise UserError(
+                f"{self.folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`"
+            )
+        places = [(_NAME.fullmatch(path.name), path) for path in (self.folder / "arms").iterdir() if path.is_dir()]
+        arms = [Arm(name["arm"], int(name["seed"]), path) for name, path in places if name]
+        return sorted(arms, key=lambda arm: (place_of(arm.name), arm.seed))
+
+    def trained(self) -> list[Arm]:
+        """The trained arms. Raises UserError where there is none."""
+        arms = [arm for arm in self.arms() if arm.is_trained]
+        if not arms:
+            raise UserError(f"no arm of {self.folder} is trained yet; run `metasae run` on it first")
+        return arms
+
+    def baseline(self, arms: Sequence[Arm]) -> str:
+        """The arm that the others are compared with: as compare.json says, else solo, else the first."""
+        names = [arm.name for arm in arms]
+        wanted = read_object(self.folder / "compare.json").get("baseline")
+        return wanted if wanted in names else BASELINE if BASELINE in names else names[0]
+
+
+def next_seed(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """The same arm with the next seed, the seeds standing in a ring; None with one seed. Two seeds are one pair, seen from the first."""
+    own = sorted((other for other in arms if other.name == arm.name), key=lambda other: other.seed)
+    place = own.index(arm)
+    return own[(place + 1) % len(own)] if len(own) > 2 or place < len(own) - 1 else None
+
+
+def read_object(path: Path) -> dict:
+    """A JSON object from a file; {} where there is none. Raises UserError for anything else."""
+    value = files.read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object; delete it and measure again")
+    return value
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; [] when there is none. A last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]

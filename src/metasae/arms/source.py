@@ -1,0 +1,78 @@
+"""Where a recipe's activations come from: a language model read once into a cache, or a planted world."""
+
+import threading
+from pathlib import Path
+
+from metasae.data.cache.activations import harvest_points
+from metasae.data.cache.cache import ActivationCache
+from metasae.data.cache.rolling import RollingHarvest
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
+from metasae.measures.effect.matched_effects import Steering
+from metasae.progress.progress import Progress
+from metasae.ranks.ranks import ALONE, Ranks
+from metasae.recipe.recipe import Recipe
+
+
+class Source:
+    """The language model and the activations of a recipe; each is loaded when first needed.
+
+    folder: caches lie beside it. ranks: those that harvest together.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, ranks: Ranks = ALONE):
+        self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
+        self.planted = recipe.text.source == "planted"
+        self._host: Host | None = None
+        # arms that are trained side by side may be the first to need the model
+        self._loading = threading.Lock()
+
+    @property
+    def host(self) -> Host:
+        with self._loading:
+            if self._host is None:
+                self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
+            return self._host
+
+    @property
+    def judge(self) -> Host | None:
+        """The model where measuring needs it, for its own output or for senses."""
+        spec = self.recipe.measure
+        return self.host if not self.planted and (spec.output_tokens or spec.senses) else None
+
+    @property
+    def steering(self) -> Steering | None:
+        """What the side effects of steering are measured with, where the recipe asks for them and there is a model."""
+        spec = self.recipe.measure
+        return (
+            None
+            if self.planted or not spec.side_effects
+            else Steering(self.host, spec.side_effects, self.recipe.text.context)
+        )
+
+    def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache:
+        """At least so many tokens of each split, harvested where no cache holds them yet; no training split where it comes in windows."""
+        if self.planted:
+            return PlantedCache(self.recipe.planted, tokens)
+        point, recipe = self.recipe.hook.point, self.recipe
+        if recipe.harvest.window_tokens:
+            tokens = {split: count for split, count in tokens.items() if split != "train"}
+        points = list(dict.fromkeys([point, *recipe.hook.also]))
+        return harvest_points(
+            self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress, ranks=self.ranks
+        )[point]
+
+    def rolling(self) -> RollingHarvest:
+        """The training activations a window at a time, in the run folder."""
+        recipe = self.recipe
+        return RollingHarvest(self.host, recipe.text, recipe.harvest, recipe.train.batch, self.windows, self.progress)
+
+    @property
+    def windows(self) -> Path:
+        return self.folder / "windows"
+
+    def place(self, fingerprint: str) -> Path:
+        """A cache's folder: the recipe's, or one named after what is harvested, beside the run folder."""
+        if self.recipe.harvest.cache:
+            return Path(self.recipe.harvest.cache)
+        return self.folder.parent / "activations" / fingerprint[:16]

@@ -1,0 +1,270 @@
+"""The stages of one arm with one seed: trained, calibrated and written; measured. A run does them for all its arms, a sweep for its cells."""
+
+import shutil
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import metasae
+from metasae import files
+from metasae.arms.source import Source
+from metasae.data.cache.cache import ActivationCache, Split
+from metasae.data.cache.over_ranks import batches_of
+from metasae.data.cache.rolling import CountedOn, Window
+from metasae.data.planted.planted_cache import PlantedCache
+from metasae.data.split import Rows
+from metasae.errors import UserError
+from metasae.measures.firing.calibrate import Calibration, calibrate
+from metasae.progress.progress import Progress
+from metasae.progress.stop import StopRequest
+from metasae.ranks.lanes import on_one_core
+from metasae.ranks.ranks import ALONE, Ranks
+from metasae.recipe.recipe import Measure, Recipe
+from metasae.sae.sae import SAE, token_normalise
+from metasae.train.loop import train
+from metasae.train.sharded import checkpoint
+from metasae.train.sharded.trainer import trainer_of
+
+# Pre-activations of a batch. One core does such a step nearly as fast as two, which wait for each other at every small product.
+SMALL_STEP = 1 << 21
+# Rows for the mean that b_dec starts from where inputs are normalised per token.
+_MEAN_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an arm trains on: all of the training split, or one window of it (`metasae.data.cache.rolling`).
+
+    scaled_by: what the input scale is taken from, the split itself or the first window. window: the number that, with the seed, sets the
+    order. first: number of the first batch. stop: primary steps at which the turn ends, None where it ends with the training.
+    """
+
+    split: Split
+    scaled_by: Split | Window
+    window: int | None = None
+    first: int = 0
+    stop: int | None = None
+
+    def order(self, seed: int) -> int:
+        """The seed of the batches' order."""
+        return seed if self.window is None else seed * 1_000_003 + self.window
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether an arm's folder holds its trained and calibrated SAE, which is written last."""
+    return (folder / "primary" / "cfg.json").exists()
+
+
+def train_arm(
+    recipe: Recipe,
+    source: Source,
+    cache: ActivationCache | PlantedCache,
+    arm: str,
+    seed: int,
+    folder: Path,
+    device: str,
+    progress: Progress,
+    title: str,
+    stop: StopRequest | None = None,
+    ranks: Ranks = ALONE,
+    turn: Turn | None = None,
+) -> float:
+    """Trains one arm with one seed, from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
+
+    ranks: the processes that train it together; all of them call this, and the first writes. turn: what it trains on, the cache's
+    training split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
+    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
+    """
+    with cores_for(recipe, device):
+        return _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn)
+
+
+def trains_on_one_core(recipe: Recipe, device: str) -> bool:
+    """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that arms agree to the bit."""
+    return device == "cpu" and recipe.train.batch * recipe.sae.n <= SMALL_STEP
+
+
+def cores_for(recipe: Recipe, device: str) -> AbstractContextManager:
+    """Inside, torch uses the cores that a training step of the recipe is made on."""
+    return on_one_core() if trains_on_one_core(recipe, device) else nullcontext()
+
+
+def _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn) -> float:
+    """`train_arm`, on as many cores as torch may use now."""
+    turn = turn or Turn(cache.split("train"), cache.split("train"))
+    scale = input_scale(turn.scaled_by, recipe.sae.normalize)
+    trainer = trainer_of(recipe, arm, seed, initial_b_dec(turn.split, scale, recipe), device, ranks)
+    with (
+        batches_of(turn.split, recipe.train.batch, turn.order(seed), scale, ranks, trainer.device) as stream,
+        progress.task(title, recipe.train.tokens) as task,
+    ):
+        start = time.perf_counter()
+        done = train(
+            trainer, CountedOn(stream, turn.first), folder, task, stop, checkpoints=checkpoint, until=turn.stop
+        )
+        seconds = time.perf_counter() - start
+    if not done:
+        return seconds
+    # the state is saved, so that a signal need not wait
+    with stop.at_once() if stop is not None else nullcontext():
+        saes = trainer.export(scale, _metadata(recipe, source, cache, arm, seed))
+        _save(saes, recipe, cache, folder, ranks)
+    if ranks.first:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    ranks.wait()
+    return seconds
+
+
+def measure_arm(
+    recipe: Recipe,
+    source: Source,
+    cache: ActivationCache | PlantedCache,
+    seed: int,
+    folder: Path,
+    twins: dict[str, Path],
+    reference,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+):
+    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for the next arm.
+
+    twins: folders by name of arms that may be measured already and have the same weights, whose measures are taken over.
+    reference: what an earlier call returned, or None. ranks: the processes that measure it together; all of them call this, and the
+    first writes.
+    """
+    from metasae.measures.suite import measure_sae, parts_of_model, reference_of
+
+    spec = recipe.measure
+    meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
+    sae = SAE.load(folder / "primary")
+    result = ranks.from_first(_measured_twin(sae, meta, twins, spec) if ranks.first else None, "stage")
+    if result is None:
+        host = source.judge if parts_of_model(spec, ranks) else None
+        if host is not None:
+            refuse_another_model(host.fingerprint, cache)
+        calibration = Calibration(**sae.config.metadata["calibration"])
+        if reference is None:
+            reference = reference_of(cache, spec, host, progress, ranks=ranks)
+        result = measure_sae(
+            sae,
+            meta,
+            cache,
+            spec,
+            host,
+            progress,
+            seed=seed,
+            calibration=calibration,
+            reference=reference,
+            folder=folder / "firings" if spec.keep_firings else None,
+            ranks=ranks,
+        )
+    if ranks.first:
+        files.write_json(folder / "measures.json", result)
+    ranks.wait()
+    return reference
+
+
+def refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCache) -> None:
+    """Raises UserError where the model that is there now is not the one whose activations are in the cache."""
+    held = cache.index["identity"]["host"] if isinstance(cache, ActivationCache) else fingerprint
+    if held != fingerprint:
+        raise UserError(
+            f"the model is another one than that whose activations are in {cache.folder}: its files have changed; choose another --out"
+        )
+
+
+def _save(
+    saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path, ranks: Ranks
+) -> None:
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained. saes: nothing but on the first rank."""
+    if "meta" in saes:
+        meta, rows = saes["meta"], Rows(saes["primary"].W_dec)
+        calibrate(meta, rows)
+        meta.save(folder / "meta")
+    primary = _on_all(saes.get("primary"), ranks)
+    rule, batch = recipe.measure.threshold, recipe.train.batch
+    calibration = calibrate(primary, cache.split("calibration"), batch, rule=rule, ranks=ranks)
+    if ranks.first:
+        primary.config.metadata["calibration"] = asdict(calibration)
+        primary.save(folder / "primary")
+
+
+def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
+    """The first rank's SAE, which lies on the processor, on every rank."""
+    config, has_threshold = ranks.from_first((sae.config, sae.threshold is not None) if ranks.first else None, "export")
+    if not ranks.first:
+        sae = SAE(config)
+        sae.threshold = torch.zeros(config.d_sae) if has_threshold else None
+    # W_enc as it lies in memory
+    for tensor in (
+        sae.W_enc.data.t(),
+        sae.b_enc.data,
+        sae.W_dec.data,
+        sae.b_dec.data,
+        *([sae.threshold] if has_threshold else []),
+    ):
+        ranks.broadcast_(tensor, "export")
+    return sae
+
+
+def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path], spec: Measure) -> dict | None:
+    """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says.
+
+    Measures that were made by other settings than `spec` count for none.
+    """
+    from metasae.measures.firing.store import sae_fingerprint
+    from metasae.measures.rows.decomposability import own_meta
+
+    fingerprint = sae_fingerprint(sae)
+    for name, folder in twins.items():
+        path = folder / "measures.json"
+        measures = files.read_json(path) if path.exists() else {}
+        if (
+            measures.get("conditions", {}).get("sae") == fingerprint
+            and measures.get("settings", spec.settings) == spec.settings
+        ):
+            rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
+            own = own_meta(sae, meta) if meta is not None else {}
+            conditions = measures["conditions"] | {"same_weights_as": name}
+            return measures | {"conditions": conditions, "decomposability": rows | own}
+    return None
+
+
+def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: str, seed: int) -> dict:
+    return {
+        "hook_name": recipe.hook.point,
+        "model_name": recipe.model.name or recipe.model.path,
+        "dataset_path": recipe.text.source,
+        "context_size": recipe.text.context,
+        "prepend_bos": not source.planted and source.host.bos_id is not None,
+        "metasae": {
+            "version": metasae.__version__,
+            "arm": arm,
+            "seed": seed,
+            "data_fingerprint": cache.fingerprint,
+            "recipe": recipe.model_dump(mode="json"),
+        },
+    }
+
+
+def input_scale(split: Split | Window, normalize: str) -> float:
+    """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
+    if normalize != "global":
+        return 1.0
+    if split.mean_square <= 0:
+        raise UserError("all activations of the training split are zero; check the hook point")
+    return (split.d / split.mean_square) ** 0.5
+
+
+def initial_b_dec(split: Split, scale: float, recipe: Recipe) -> Tensor:
+    """fp32 [d], in the units the SAE is trained in: zero, or the mean input."""
+    if recipe.sae.b_dec_init == "zero":
+        return torch.zeros(split.d)
+    if recipe.sae.normalize == "token":
+        rows = torch.linspace(0, split.n_tokens - 1, min(_MEAN_ROWS, split.n_tokens)).long()
+        return token_normalise(split.rows(rows).float())[0].mean(0)
+    return (split.mean * scale).float()

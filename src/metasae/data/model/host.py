@@ -1,0 +1,243 @@
+"""The language model whose activations are read: a plain Hugging Face model with a forward hook."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metasae.data.model import hooks
+from metasae.data.model.loading import load_model
+from metasae.data.model.model_folder import local_folder
+from metasae.data.model.readout import LinearReadOut, WholeLogits, agrees, readout_of
+from metasae.data.text.files_of_text import state_of_file
+from metasae.data.text.windows import Frame
+from metasae.errors import UserError
+from metasae.ranks.lanes import side_by_side
+from metasae.recipe import recipe
+
+_NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+# These models count positions from behind the padding id, which costs them the first two.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+
+
+class Host:
+    """A model, its tokenizer and one hook point.
+
+    `d`: width of the hooked tensor. `causal`: whether the model predicts the next token. `bos_id`: the id every window
+    starts with, or None. `layer_modules`: the model's blocks (empty where they are not found).
+    Windows given to `activations` and `output` are padded on the right.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer, point: str, causal: bool, name: str = "", folder: Path | None = None
+    ):
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.point, self.causal = tokenizer, point, causal
+        self._folder = folder
+        text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        n_layers = getattr(text_config, "num_hidden_layers", None)
+        if not n_layers:
+            raise UserError(
+                f"'{name or type(model).__name__}' is a {model.config.model_type} model, not one stack of transformer layers"
+            )
+        self._place = hooks.resolve(model, point, model.config.model_type, n_layers)
+        try:
+            self.layer_modules = list(hooks.layers_of(model, n_layers)[1])
+        except UserError:
+            self.layer_modules = []
+        self.frame = Frame.of(tokenizer, causal)
+        self.bos_id = self.frame.prefix[0] if self.frame.prefix else None
+        self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self.max_context = _max_context(text_config)
+        self.name = name or type(model).__name__
+
+    @classmethod
+    def load(cls, model: recipe.Model, point: str, device: str | torch.device = "cpu") -> "Host":
+        """Loads a model from a folder, an installed package or the hub.
+
+        Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer, and an
+        unknown hook point.
+        """
+        loaded, tokenizer, causal = load_model(model, torch.device(device))
+        return cls(loaded, tokenizer, point, causal, model.source, local_folder(model))
+
+    def at(self, point: str) -> "Host":
+        """The same loaded model at another hook point. Raises UserError for an unknown one."""
+        return Host(self.model, self.tokenizer, point, self.causal, self.name, self._folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. Parameters that a device map keeps elsewhere between calls are on `meta` and do not count."""
+        return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def d(self) -> int:
+        """Width of the hooked tensor, measured on one window of two tokens."""
+        first = self.bos_id if self.bos_id is not None else self.pad_id
+        return self.activations(torch.full((1, 2), first), torch.ones(1, 2, dtype=torch.long)).shape[-1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over configuration, weights, tokenizer, hook point and dtype: equal hosts give equal activations."""
+        state = hashlib.blake2b(digest_size=16)
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in _NOT_IDENTITY}
+        identity = [config, self.point, str(self.dtype), self.frame.prefix, self.frame.suffix]
+        state.update(json.dumps(identity, sort_keys=True, default=str).encode())
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = (
+            _without_padding(backend.to_str())
+            if backend is not None
+            else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        )
+        state.update(vocabulary.encode())
+        commit = getattr(self.model.config, "_commit_hash", None)
+        if self._folder is not None:
+            for file in sorted(self._folder.iterdir()):
+                if file.suffix in (".safetensors", ".bin"):
+                    state.update(file.name.encode())
+                    state_of_file(state, file)
+        elif commit:
+            state.update(commit.encode())
+        else:
+            _hash_weights(state, self.model)
+        return state.hexdigest()
+
+    def activations(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask int64 [b, t] -> the hooked tensor [b, t, d]. The model stops after the hooked layer."""
+        return activations_at([self], ids, mask)[0]
+
+    @torch.no_grad()
+    def output(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """ids, mask int64 [b, t] -> logits [b, t, V] (causal) or the last hidden state [b, t, D] (encoders).
+
+        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for another shape.
+        """
+        with self._replaced(replace):
+            return self._final(self._run(ids, mask))
+
+    @torch.no_grad()
+    def before_readout(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """As `output` of a causal model, but what `readout` makes logits of: the last hidden state [b, t, D]."""
+        if isinstance(self.readout, WholeLogits):
+            return self.output(ids, mask, replace)
+        with self._replaced(replace):
+            return self._last_hidden(ids, mask)
+
+    @cached_property
+    def readout(self) -> LinearReadOut | WholeLogits:
+        """How a causal model's logits come from `before_readout`; checked against the model's own on a short window."""
+        first = self.bos_id if self.bos_id is not None else self.pad_id
+        ids, mask = torch.tensor([[first, self.pad_id, first]]), torch.ones(1, 3, dtype=torch.long)
+        logits = self.output(ids, mask)[0]
+        found = readout_of(self.model)
+        # weights that a device map keeps elsewhere between calls (on `meta`) cannot be multiplied with here
+        usable = found is not None and not found.weight.is_meta
+        if usable and agrees(found, self._last_hidden(ids, mask)[0], logits.to(found.weight.device)):
+            return found
+        return WholeLogits(logits.shape[-1])
+
+    def _last_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[b, t, D]: what enters the model's output embedding; the model stops there."""
+
+        def stop(module, args) -> None:
+            raise hooks.Reached(args[0].to(module.weight.device))
+
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(stop)
+        try:
+            self._run(ids, mask)
+        except hooks.Reached as reached:
+            return reached.tensor
+        finally:
+            handle.remove()
+        raise UserError(
+            f"{type(self.model).__name__} never runs its output embedding, so its cross-entropy cannot be measured"
+        )
+
+    def _replaced(self, replace: Callable[[Tensor], Tensor] | None):
+        """A context in which the hooked tensor is replaced, where there is a replacement."""
+        if replace is None:
+            return nullcontext()
+
+        def swap(x_BTD: Tensor) -> Tensor:
+            given = replace(x_BTD)
+            if given.shape != x_BTD.shape:
+                raise ValueError(f"replace must keep the shape {tuple(x_BTD.shape)}, not give {tuple(given.shape)}")
+            return given.to(x_BTD)
+
+        return hooks.hooked(self._place, swap)
+
+    def _run(self, ids: Tensor, mask: Tensor):
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        options = {"use_cache": False} if self.causal else {}
+        return self.model(input_ids=ids, attention_mask=mask, return_dict=True, **options)
+
+    def _final(self, output) -> Tensor:
+        return output.logits if self.causal else output.last_hidden_state
+
+
+@torch.no_grad()
+def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """ids, mask int64 [b, t] -> the hooked tensor [b, t, d] of each host, from one pass that stops after the last of them.
+
+    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts. On a processor every core
+    runs some of the rows.
+    Raises UserError for a point that the model never runs.
+    """
+    # hooks are the module's, so all lanes run through the same ones, each with what it has read so far
+    lane = threading.local()
+
+    def reader(number: int) -> Callable[[Tensor], Tensor]:
+        def read(x_BTD: Tensor) -> Tensor:
+            if number in lane.read:
+                return x_BTD
+            if len(lane.read) + 1 == len(hosts):
+                raise hooks.Reached(x_BTD)
+            lane.read[number] = x_BTD.clone()  # the model goes on and may write into its own
+            return x_BTD
+
+        return read
+
+    def run(rows: tuple[Tensor, Tensor]) -> list[Tensor]:
+        lane.read = {}
+        try:
+            hosts[0]._run(*rows)
+        except hooks.Reached as reached:
+            return [lane.read.get(number, reached.tensor) for number in range(len(hosts))]
+        missed = next(host for number, host in enumerate(hosts) if number not in lane.read)
+        raise UserError(f"the model never runs '{missed._place.path}'; choose another hook.point")
+
+    with ExitStack() as stack:
+        for number, host in enumerate(hosts):
+            stack.enter_context(hooks.hooked(host._place, reader(number)))
+        if hosts[0].device.type != "cpu" or getattr(hosts[0].model, "hf_device_map", None):
+            # weights that a device map moves in and out during a call are one call's at a time
+            return run((ids, mask))
+        lanes = min(torch.get_num_threads(), len(ids))
+        parts = side_by_side(run, zip(ids.tensor_split(lanes), mask.tensor_split(lanes), strict=True))
+    return [torch.cat(of_host) for of_host in zip(*parts, strict=True)] if lanes > 1 else parts[0]
+
+
+def _max_context(config) -> int | None:
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return limit - 2 if limit and config.model_type in _OFFSET_POSITIONS else limit
+
+
+def _without_padding(tokenizer_json: str) -> str:
+    """Truncation and padding are settings of the last call, not of the tokenizer."""
+    return json.dumps({**json.loads(tokenizer_json), "truncation": None, "padding": None}, sort_keys=True)
+
+
+def _hash_weights(state, model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        state.update(f"{name}{tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

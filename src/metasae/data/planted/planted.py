@@ -1,0 +1,269 @@
+"""Planted worlds: activations made of known features, so that a dictionary can be held against the truth.
+
+x = sum_j a_j g_j + noise,   with unit directions g_j [d] and a_j = 0 where feature j is off.
+
+What is drawn are events; a feature is on when its own event happens, or a composite that holds it. m features, c composites,
+E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_split.py` draws tokens from a world.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+TRIES = 2000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many features of each kind, and how they fire. A unit is an independent, grouped or parent feature, an atom, a word or a composite.
+
+    independent: features that fire on their own.
+    groups: sets of `group_size` features whose events correlate. A Gaussian copula with one factor per group: feature i is on
+        where z_i = l_i u + sqrt(1 - l_i^2) e_i lies below the normal quantile of its rate, so rates are exact, and z_i, z_j
+        correlate with `rho`. A negative rho needs groups of 2.
+    parents: each has `children`; a child is on only where its parent is, there with probability `child_share`.
+    words: a token holds at most one word, in one sense; the features are the senses, drawn with `sense_shares`. Senses of a word
+        share a direction: the cosine of any two is `sense_cosine`.
+    atoms, composites: a composite holds 2 or more of the atoms (sizes in turn from `composite_sizes`), which it turns on together
+        and with the same strength. Atoms fire on their own too.
+    Rates of units are top_rate / rank^zipf, ranks in random order. max_cosine: limit of |cos| between directions, senses of
+    one word aside.
+    Strengths are floor + (1 - floor) exp(spread N - spread^2 / 2), so 1 on average; noise is the standard deviation per dimension.
+    topics: every document has one of so many, each alike likely. Every unit is at home in one topic; there its rate is `boost` times the
+    overall rate, and elsewhere lower, so that the overall rate stays. With one topic tokens are independent of each other.
+    """
+
+    d: int
+    independent: int = 0
+    groups: int = 0
+    group_size: int = 2
+    rho: float = 0.5
+    parents: int = 0
+    children: int = 2
+    child_share: float = 0.3
+    words: int = 0
+    sense_shares: tuple[float, ...] = (0.5, 0.5)
+    sense_cosine: float = 0.3
+    atoms: int = 0
+    composites: int = 0
+    composite_sizes: tuple[int, ...] = (2, 3, 4)
+    top_rate: float = 0.15
+    zipf: float = 0.5
+    max_cosine: float = 1.0
+    floor: float = 0.2
+    spread: float = 0.4
+    noise: float = 0.02
+    topics: int = 1
+    boost: float = 1.0
+    document_length: int = 64
+
+
+@dataclass(frozen=True)
+class World:
+    """m features with their truth; E = m + c events, composites last.
+
+    directions: float32 [m, d], unit rows. rates: float64 [E], of each event; a child's is given that its parent is on, a sense's
+    is that of word and sense together. home: int32 [E], topic. parent, group, word, sense: int32 [m], -1 for none; a parent has a
+    lower number than its children. loading: float64 [m], of the group's factor. members: the features of each composite.
+    """
+
+    plan: Plan
+    directions: np.ndarray
+    rates: np.ndarray
+    home: np.ndarray
+    parent: np.ndarray
+    group: np.ndarray
+    loading: np.ndarray
+    word: np.ndarray
+    sense: np.ndarray
+    members: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self):
+        rates = self.topic_rates()
+        if (
+            rates.min() < 0
+            or rates.max() > 1
+            or rates[:, : self.n_features][:, self.word >= 0].sum(1).max(initial=0) > 1
+        ):
+            raise ValueError(
+                "a rate, or the rates of all words together, leave [0, 1] in some topic: lower top_rate or boost"
+            )
+
+    @property
+    def n_features(self) -> int:
+        return len(self.directions)
+
+    def topic_rates(self) -> np.ndarray:
+        """Rate of each event in each topic: float64 [topics, E]; the mean over topics is `rates`. A child's stays the same."""
+        topics, boost = self.plan.topics, self.plan.boost
+        if topics == 1:
+            return self.rates[None, :].copy()
+        elsewhere = (topics - boost) / (topics - 1)
+        factor = np.where(np.arange(topics)[:, None] == self.home[None, :], boost, elsewhere)
+        factor[:, : self.n_features][:, self.parent >= 0] = 1
+        return factor * self.rates
+
+    def mixing(self) -> np.ndarray:
+        """float32 [E, m]: 1 where an event turns a feature on. True activations are event strengths times this matrix."""
+        out = np.zeros((len(self.rates), self.n_features), np.float32)
+        out[: self.n_features] = np.eye(self.n_features)
+        for number, members in enumerate(self.members):
+            out[self.n_features + number, list(members)] = 1
+        return out
+
+
+def plant(plan: Plan, seed: int) -> World:
+    """The world of a plan: directions, ranks, homes and members are drawn from `seed`.
+
+    Raises ValueError for a plan that no world fits.
+    """
+    _check(plan)
+    rng = np.random.default_rng(seed)
+    senses = len(plan.sense_shares)
+    counts = [
+        plan.independent,
+        plan.groups * plan.group_size,
+        plan.parents,
+        plan.parents * plan.children,
+        plan.words * senses,
+        plan.atoms,
+    ]
+    kind = np.repeat(np.arange(6), counts)
+    m = len(kind)
+    parent, group, word, sense = (np.full(m, -1, np.int32) for _ in range(4))
+    loading = np.zeros(m)
+    grouped, parents, children, words, atoms = (np.flatnonzero(kind == number) for number in range(1, 6))
+    group[grouped] = np.arange(len(grouped)) // plan.group_size
+    loading[grouped] = np.sqrt(abs(plan.rho)) * np.where((np.arange(len(grouped)) % 2 == 1) & (plan.rho < 0), -1, 1)
+    parent[children] = np.repeat(parents, plan.children)
+    word[words], sense[words] = np.arange(len(words)) // senses, np.arange(len(words)) % senses
+    members = tuple(
+        tuple(
+            sorted(rng.choice(atoms, plan.composite_sizes[number % len(plan.composite_sizes)], replace=False).tolist())
+        )
+        for number in range(plan.composites)
+    )
+    rates, home = _rates_and_homes(plan, parent, word, sense, rng)
+    directions = _directions(plan, word, rng)
+    return World(plan, directions, rates, home, parent, group, loading, word, sense, members)
+
+
+def firing_probabilities(world: World, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """pairs int [P, 2] of different features -> P(i on), P(j on), P(both on), float64 [P] each, exact but for the normal integral."""
+    table, cache = world.topic_rates(), {}
+    composites = table[:, world.n_features :]
+    out = np.empty((3, len(pairs)))
+    for place, (i, j) in enumerate(np.asarray(pairs).tolist()):
+        with_i = np.array([i in held for held in world.members], bool)
+        with_j = np.array([j in held for held in world.members], bool)
+        own_i, own_j, own_both = (_own(world, table, *pair, cache) for pair in ((i, i), (j, j), (i, j)))
+        # a composite is independent of own events, so P(off) is a product
+        off_i = (1 - own_i) * np.prod(1 - composites[:, with_i], axis=1)
+        off_j = (1 - own_j) * np.prod(1 - composites[:, with_j], axis=1)
+        off_both = (1 - own_i - own_j + own_both) * np.prod(1 - composites[:, with_i | with_j], axis=1)
+        out[:, place] = [np.mean(1 - off_i), np.mean(1 - off_j), np.mean(1 - off_i - off_j + off_both)]
+    return out[0], out[1], out[2]
+
+
+def true_phi(world: World, pairs: np.ndarray) -> np.ndarray:
+    """phi of pairs of features int [P, 2] in an endless sample, float64 [P]; NaN where a feature is never or always on."""
+    p_i, p_j, p_both = firing_probabilities(world, pairs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (p_both - p_i * p_j) / np.sqrt(p_i * (1 - p_i) * p_j * (1 - p_j))
+
+
+def _own(world: World, table: np.ndarray, i: int, j: int, cache: dict) -> np.ndarray:
+    """P(own events of features i and j both happen) in each topic, float64 [topics]. A child's event: its coin and its parent's event."""
+    key = (min(i, j), max(i, j))
+    if key not in cache:
+        # one coin at a time is undone, the later one's first, so that two relatives meet at their common ancestor
+        late, early = max(i, j), min(i, j)
+        child, other = (late, early) if world.parent[late] >= 0 else (early, late)
+        up = int(world.parent[child])
+        if up >= 0:
+            cache[key] = table[:, child] * _own(world, table, up, up if i == j else other, cache)
+        elif i == j:
+            cache[key] = table[:, i]
+        elif world.word[i] >= 0 and world.word[j] >= 0:
+            cache[key] = np.zeros(len(table))
+        elif world.group[i] >= 0 and world.group[i] == world.group[j]:
+            rho = world.loading[i] * world.loading[j]
+            cache[key] = np.array([_both_below(p, q, rho) for p, q in zip(table[:, i], table[:, j], strict=True)])
+        else:
+            cache[key] = table[:, i] * table[:, j]
+    return cache[key]
+
+
+def _both_below(p: float, q: float, rho: float) -> float:
+    """P(z_1 below its p-quantile and z_2 below its q-quantile) for two standard normals with correlation rho."""
+    from scipy.special import ndtri
+    from scipy.stats import multivariate_normal
+
+    if min(p, q) == 0 or max(p, q) == 1:
+        return p * q
+    return float(multivariate_normal([0, 0], [[1, rho], [rho, 1]], allow_singular=True).cdf(ndtri([p, q])))
+
+
+def _rates_and_homes(
+    plan: Plan, parent: np.ndarray, word: np.ndarray, sense: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every event, float64 and int32 [E]. Each unit has one rank and one home: the senses of a word share them, children have neither."""
+    m, c = len(word), plan.composites
+    unit = np.append(np.where(word >= 0, m + c + word, np.arange(m)), m + np.arange(c))
+    drawn = np.append(parent < 0, np.ones(c, bool))
+    units, number = np.unique(unit[drawn], return_inverse=True)
+    rates, home = np.full(m + c, plan.child_share), np.zeros(m + c, np.int32)
+    rates[drawn] = (plan.top_rate / (1 + rng.permutation(len(units))) ** plan.zipf)[number]
+    home[drawn] = rng.integers(plan.topics, size=len(units))[number]
+    senses = np.flatnonzero(word >= 0)
+    rates[senses] *= np.asarray(plan.sense_shares)[sense[senses]]
+    return rates, home
+
+
+def _directions(plan: Plan, word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Unit rows float32 [m, d], drawn one after the other until each keeps its distance; the senses of a word are drawn together."""
+    out = np.zeros((len(word), plan.d))
+    start = 0
+    while start < len(word):
+        size = 1 if word[start] < 0 else len(plan.sense_shares)
+        for _ in range(TRIES):
+            rows = _random_unit(rng, plan.d) if word[start] < 0 else _senses(rng, plan)
+            if np.abs(out[:start] @ rows.T).max(initial=0) <= plan.max_cosine:
+                break
+        else:
+            raise ValueError(
+                f"no room for {len(word)} directions with |cos| <= {plan.max_cosine} in {plan.d} dimensions"
+            )
+        out[start : start + size] = rows
+        start += size
+    return out.astype(np.float32)
+
+
+def _random_unit(rng: np.random.Generator, d: int) -> np.ndarray:
+    row = rng.standard_normal((1, d))
+    return row / np.linalg.norm(row)
+
+
+def _senses(rng: np.random.Generator, plan: Plan) -> np.ndarray:
+    """g_s = sqrt(c) e + sqrt(1 - c) u_s with e and all u_s orthonormal, so cos(g_s, g_t) = c. [senses, d]."""
+    frame = np.linalg.qr(rng.standard_normal((plan.d, len(plan.sense_shares) + 1)))[0].T
+    return np.sqrt(plan.sense_cosine) * frame[:1] + np.sqrt(1 - plan.sense_cosine) * frame[1:]
+
+
+def _check(plan: Plan) -> None:
+    problems = {
+        "a world needs features": not any((plan.independent, plan.groups, plan.parents, plan.words, plan.atoms)),
+        "rho must lie in (-1, 1), and groups have 2 features where it is negative": not -1 < plan.rho < 1
+        or (plan.rho < 0 and plan.group_size != 2),
+        "sense_shares must be positive and sum to 1": min(plan.sense_shares) <= 0
+        or abs(sum(plan.sense_shares) - 1) > 1e-9,
+        "d must exceed the number of senses": plan.words > 0 and plan.d <= len(plan.sense_shares),
+        "sense_cosine must lie in [0, 1]": not 0 <= plan.sense_cosine <= 1,
+        "composites need at least as many atoms as the largest holds": plan.composites > 0
+        and max(plan.composite_sizes) > plan.atoms,
+        "boost must lie in [1, topics]": not 1 <= plan.boost <= plan.topics,
+        "floor must lie in [0, 1)": not 0 <= plan.floor < 1,
+    }
+    for message, found in problems.items():
+        if found:
+            raise ValueError(message)

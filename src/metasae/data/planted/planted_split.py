@@ -1,0 +1,114 @@
+"""Tokens drawn from a planted world: a split like those of the activation cache, with the truth beside it."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metasae.data.planted.planted import World
+
+# Documents are drawn in chunks of at least so many tokens, each from a generator of its own: a longer sample begins with the shorter one.
+CHUNK = 4096
+# Token ids from the number of words on: tokens that hold no word.
+OTHER_TOKENS = 100
+
+
+class PlantedSplit:
+    """T tokens of a world, in documents of `plan.document_length` tokens (the last one may be cut).
+
+    x: float32 [T, d]. tokens, documents, positions: int32 [T]; a token that holds word w has the id w, others have ids from the
+    number of words on. events: csr float32 [T, E], strength of each event that happened. topics: int32 [T].
+    """
+
+    def __init__(self, world: World, n_tokens: int, seed: int, name: str = "train"):
+        """Everything random comes from `seed`; a world's splits need different ones."""
+        from scipy.sparse import vstack
+
+        self.world, self.name, self.folder, self.n_tokens = world, name, "a planted world", n_tokens
+        place = np.arange(n_tokens, dtype=np.int32)
+        self.documents, self.positions = place // world.plan.document_length, place % world.plan.document_length
+        documents = -(-CHUNK // world.plan.document_length)
+        # at least one, so that a split without tokens has the shapes of any other
+        chunks = max(1, -(-n_tokens // (documents * world.plan.document_length)))
+        drawn = [_chunk(world, documents, np.random.default_rng([seed, chunk])) for chunk in range(chunks)]
+        events, topics, others, noise = zip(*drawn, strict=True)
+        self.events = vstack(events, format="csr")[:n_tokens]
+        self.topics = np.concatenate(topics)[:n_tokens]
+        clean = self.activations @ world.directions
+        self.x = torch.from_numpy(clean + np.concatenate(noise)[:n_tokens])
+        word, _ = self._word_and_sense
+        self.tokens = np.where(word >= 0, word, np.concatenate(others)[:n_tokens]).astype(np.int32)
+
+    @cached_property
+    def activations(self):
+        """The truth: csr float32 [T, m], strength of every feature that is on, features rising within a token."""
+        from scipy.sparse import csr_array
+
+        found = (self.events @ csr_array(self.world.mixing())).tocsr()
+        found.sort_indices()
+        return found
+
+    @property
+    def senses(self) -> np.ndarray:
+        """The sense of the word that each token holds, int32 [T]; -1 where it holds none."""
+        return self._word_and_sense[1]
+
+    def rows(self, indices: Tensor | np.ndarray) -> Tensor:
+        """indices int [B] -> float32 [B, d]."""
+        return self.x[torch.as_tensor(indices, dtype=torch.int64)]
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        """Consecutive blocks float32 [<=size, d], in order."""
+        yield from self.x.split(size) if self.n_tokens else ()
+
+    @cached_property
+    def _word_and_sense(self) -> tuple[np.ndarray, np.ndarray]:
+        word, sense = (np.full(self.n_tokens, -1, np.int32) for _ in range(2))
+        where, event = self.events.nonzero()
+        own = event < self.world.n_features
+        where, event = where[own], event[own]
+        held = self.world.word[event] >= 0
+        word[where[held]], sense[where[held]] = self.world.word[event[held]], self.world.sense[event[held]]
+        return word, sense
+
+
+def _chunk(world: World, documents: int, rng: np.random.Generator):
+    """(events csr [B, E], topics int32 [B], ids of tokens without a word int32 [B], noise float32 [B, d]) for whole documents."""
+    from scipy.sparse import csr_array
+
+    plan = world.plan
+    topics = np.repeat(rng.integers(plan.topics, size=documents), plan.document_length).astype(np.int32)
+    on = _happened(world, topics, rng)
+    where, event = np.nonzero(on)
+    strength = plan.floor + (1 - plan.floor) * np.exp(
+        plan.spread * rng.standard_normal(len(event)) - plan.spread**2 / 2
+    )
+    events = csr_array((strength.astype(np.float32), (where, event)), shape=on.shape)
+    others = world.word.max(initial=-1) + 1 + rng.integers(OTHER_TOKENS, size=len(topics))
+    noise = plan.noise * rng.standard_normal((len(topics), plan.d), dtype=np.float32)
+    return events, topics, others.astype(np.int32), noise.astype(np.float32)
+
+
+def _happened(world: World, topics: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which events happen on tokens with these topics: bool [B, E]."""
+    from scipy.special import ndtri
+
+    table = world.topic_rates()
+    on = rng.random((len(topics), len(world.rates))) < table[topics]
+    grouped = np.flatnonzero(world.group >= 0)
+    if len(grouped):
+        factors = rng.standard_normal((len(topics), world.group.max() + 1))[:, world.group[grouped]]
+        loading = world.loading[grouped]
+        z = loading * factors + np.sqrt(1 - loading**2) * rng.standard_normal(factors.shape)
+        on[:, grouped] = z < ndtri(table[:, grouped])[topics]
+    words = np.flatnonzero(world.word >= 0)
+    if len(words):
+        # one draw settles which word in which sense, or none
+        ends = np.cumsum(table[:, words], axis=1)[topics]
+        chosen = (rng.random(len(topics))[:, None] >= ends).sum(axis=1)
+        on[:, words] = chosen[:, None] == np.arange(len(words))
+    for child in np.flatnonzero(world.parent >= 0):
+        on[:, child] &= on[:, world.parent[child]]
+    return on

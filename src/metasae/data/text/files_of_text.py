@@ -1,0 +1,183 @@
+"""Documents in local files: plain text, JSON, Parquet, and datasets saved to disk."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from metasae.data.text.columns import column_of
+from metasae.data.text.hub import reason
+from metasae.errors import UserError, install_hint, nearest
+from metasae.recipe.recipe import Text
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+LONG_TEXT = 8_000
+_SAMPLE, _WHOLE = 1 << 20, 128 << 20
+_PIECES, _PIECE = 1024, 1 << 14
+
+
+def read(path: Path, text: Text) -> Iterator[str]:
+    """Documents of a file or of every file in a folder, sorted by name.
+
+    Raises UserError for a missing or unknown file, a missing column and a damaged file.
+    """
+    if is_saved_dataset(path):
+        yield from _read_saved(path, text)
+        return
+    for file in files_in(path):
+        try:
+            yield from _read_file(file, text)
+        except (json.JSONDecodeError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            raise UserError(
+                f"{file} cannot be read as {file.suffix} text ({error}); repair it or leave it out"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot read {file}: {error.strerror or error}; check the file and its permissions"
+            ) from None
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files of text that a path names. Raises UserError when there is none."""
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(
+                f"text.source '{path}' is not a kind of file that can be read; known: {', '.join(SUFFIXES)}"
+            )
+        return [path]
+    if not path.is_dir():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = nearest(path.name, siblings) if siblings else ""
+        raise UserError(
+            f"text.source '{path}' is no file or folder{hint if 'did you mean' in hint else '; check the path'}"
+        )
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and file.name.endswith(SUFFIXES) and not file.name.startswith(".")
+    )
+    if not found:
+        raise UserError(f"the folder '{path}' holds no text; put files there that end with {', '.join(SUFFIXES)}")
+    return found
+
+
+def digest(path: Path) -> str:
+    """A hash over names and contents of the files; of large ones over samples (`state_of_file`), which costs little however large they are."""
+    state = hashlib.blake2b(digest_size=16)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if is_saved_dataset(path) else files_in(path)
+    for file in files:
+        state.update(f"{file.relative_to(path) if file != path else file.name}\0".encode())
+        state_of_file(state, file)
+    return state.hexdigest()
+
+
+def state_of_file(state, file: Path) -> None:
+    """Adds a file's size and bytes to a hash: all of them up to 128 MiB, else the first and last MiB and 1,024 evenly spaced pieces.
+
+    A matrix of a language model is wider than the space between two pieces, so a model with one matrix edited has another hash.
+    """
+    size = file.stat().st_size
+    state.update(f"{size}\0".encode())
+    with open(file, "rb") as handle:
+        if size <= _WHOLE:
+            while block := handle.read(_SAMPLE):
+                state.update(block)
+            return
+        places = [
+            (0, _SAMPLE),
+            *((number * (size - _PIECE) // (_PIECES - 1), _PIECE) for number in range(_PIECES)),
+            (size - _SAMPLE, _SAMPLE),
+        ]
+        for start, length in places:
+            handle.seek(start)
+            state.update(handle.read(length))
+
+
+def is_saved_dataset(path: Path) -> bool:
+    return path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file())
+
+
+def _read_file(file: Path, text: Text) -> Iterator[str]:
+    if file.name.endswith(".txt"):
+        with open(file, encoding="utf-8", newline="") as lines:
+            yield from cut_long_text(lines)
+    elif file.name.endswith(".parquet"):
+        yield from _read_parquet(file, text.column)
+    else:
+        opener = gzip.open if file.name.endswith(".gz") else open
+        with opener(file, "rt", encoding="utf-8") as lines:
+            records = _json_records(lines) if ".jsonl" in file.name else _json_list(json.load(lines), file)
+            for record in records:
+                yield column_of(record, text.column, file)
+
+
+def cut_long_text(lines: Iterable[str]) -> Iterator[str]:
+    """A short text is one document. A long one is cut at blank lines (or at line ends where there are none), losing nothing.
+
+    A book or a corpus in one file would otherwise be a single document, and a single document cannot be split.
+    """
+    held, length = [], 0
+    for line in lines:
+        held.append(line)
+        length += len(line)
+        if length >= LONG_TEXT and (not line.strip() or length >= 2 * LONG_TEXT):
+            yield "".join(held)
+            held, length = [], 0
+    if held:
+        yield "".join(held)
+
+
+def _json_records(lines: Iterable[str]) -> Iterator:
+    for line in lines:
+        if line.strip():
+            yield json.loads(line)
+
+
+def _json_list(value, file: Path) -> list:
+    if not isinstance(value, list):
+        raise UserError(
+            f"{file} must hold a list of strings or of records; write one record a line and name it .jsonl otherwise"
+        )
+    return value
+
+
+def _read_parquet(file: Path, column: str) -> Iterator[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"reading .parquet needs pyarrow: {install_hint('datasets')}") from None
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if column not in names:
+                raise UserError(f"{file} has no column '{column}'{nearest(column, names)}; set text.column")
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+                for value in batch.column(0).to_pylist():
+                    yield column_of({column: value}, column, file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file} is damaged ({reason(error)}); repair it or leave it out") from None
+
+
+def _read_saved(path: Path, text: Text) -> Iterator[str]:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"reading a saved dataset needs the datasets library: {install_hint('datasets')}") from None
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"the dataset saved in '{path}' cannot be read: {reason(error)}; save it again") from None
+    if isinstance(loaded, datasets.DatasetDict):
+        if text.split not in loaded:
+            raise UserError(
+                f"the dataset in '{path}' has no split '{text.split}'{nearest(text.split, loaded)}; set text.split"
+            )
+        loaded = loaded[text.split]
+    if text.column not in loaded.column_names:
+        raise UserError(
+            f"the dataset in '{path}' has no column '{text.column}'{nearest(text.column, loaded.column_names)}; set text.column"
+        )
+    for record in loaded.select_columns([text.column]):
+        yield column_of(record, text.column, path)

@@ -1,0 +1,90 @@
+"""Try a text: which latents of every SAE in a run fire at each of its tokens. The one part of the explorer that needs the model."""
+
+import threading
+from pathlib import Path
+
+from metasae.errors import UserError
+
+MOST_TOKENS = 1_000
+
+
+class Trying:
+    """text -> what fires; the model and the SAEs are loaded at the first text and kept.
+
+    The text is cut into windows as the run's documents were, each with the model's special tokens round it.
+    """
+
+    def __init__(self, run_folder: str | Path):
+        self._folder = Path(run_folder)
+        self._lock = threading.Lock()
+        self._loaded: tuple | None = None
+
+    def __call__(self, text: str) -> dict:
+        """{"tokens": [text of each], "left_out": tokens beyond MOST_TOKENS, "saes": {name: {"fired": [[[latent, value], ...]]}}}.
+
+        `fired` has a list for every token, the strongest latent first; values are activations in the model's units.
+        Raises UserError when the run has no model, or it cannot be loaded here.
+        """
+        with self._lock:
+            self._loaded = self._loaded or self._load()
+        host, saes, context = self._loaded
+        tokens, x_TD, left_out = _activations(host, text, context)
+        return {
+            "tokens": tokens,
+            "left_out": left_out,
+            "saes": {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()},
+        }
+
+    def _load(self) -> tuple:
+        from metasae.data.model.host import Host
+        from metasae.recipe.recipe import Recipe
+        from metasae.sae.sae import SAE
+
+        recipe = self._folder / "recipe.toml"
+        if not recipe.is_file():
+            raise UserError(f"no model to try a text on: {self._folder.name} has no recipe.toml")
+        recipe = Recipe.load(recipe)
+        if recipe.text.source == "planted":
+            raise UserError("no model to try a text on: this run's activations are planted")
+        folders = sorted(self._folder.glob("arms/*/primary"))
+        if not folders:
+            raise UserError(f"no SAE to try a text on: no arms/*/primary in {self._folder.name}")
+        host = Host.load(recipe.model, recipe.hook.point)
+        return host, {folder.parent.name: SAE.load(folder) for folder in folders}, recipe.text.context
+
+
+def _activations(host, text: str, context: int) -> tuple[list[str], "object", int]:
+    """(texts of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
+    import torch
+
+    from metasae.data.text.windows import cut, pad, tokenise
+    from metasae.explore.store.stored_text import readable
+    from metasae.explore.store.token_texts import token_texts
+
+    ((_, _, ids),) = tokenise(host.tokenizer, [(0, readable(text))])
+    if not len(ids):
+        raise UserError("the tokenizer makes no token of this text; try another")
+    kept = ids[:MOST_TOKENS]
+    room = host.frame.room(min(context, host.max_context or context))
+    windows = list(cut(kept, 0, room))
+    rows = []
+    for first in range(0, len(windows), 8):
+        ids_BT, mask_BT, own_BT = pad(windows[first : first + 8], host.frame, host.pad_id)
+        rows.append(host.activations(ids_BT, mask_BT)[own_BT].float())
+    return token_texts(host.tokenizer, kept), torch.cat(rows), len(ids) - len(kept)
+
+
+def _fired(sae, x_TD) -> list[list]:
+    acts_TN = sae.encode(x_TD).acts
+    fired = []
+    for acts_N in acts_TN:
+        latents = acts_N.nonzero().flatten()
+        values = acts_N[latents]
+        order = values.argsort(descending=True, stable=True)
+        fired.append(
+            [
+                [latent, round(value, 5)]
+                for latent, value in zip(latents[order].tolist(), values[order].tolist(), strict=True)
+            ]
+        )
+    return fired

@@ -1,0 +1,122 @@
+"""The evaluation text, written into the store: its tokens' strings, and where documents begin."""
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from metasae.arms.source import Source
+from metasae.data.model.loading import quiet
+from metasae.data.model.model_folder import local_folder
+from metasae.data.model.refusal import refusal
+from metasae.data.text import hub
+from metasae.errors import UserError
+from metasae.explore.store.stored_text import CHUNK, folded, readable, stretches_of
+from metasae.explore.store.token_texts import token_texts
+from metasae.explore.store.window_blobs import Cells
+from metasae.interp.windows import planted_strings, token_strings
+from metasae.measures.firing.firings import Firings
+from metasae.progress.progress import SILENT
+from metasae.recipe.recipe import Recipe
+
+# tokens int64 [m] of the split -> the text of each
+StringsOf = Callable[[np.ndarray], list[str]]
+
+
+@dataclass(frozen=True)
+class Strings:
+    """The text of a split's tokens. shown: on the pages. asked: as auto-interp shows it to judges. per_token: tokens of one id read differently."""
+
+    shown: StringsOf
+    asked: StringsOf
+    per_token: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry. stretches: as `stretches_of`.
+
+    strings: of the vocabulary's entries [V]. own: whether tokens of one id read differently, so that every token has its string.
+    """
+
+    entries: np.ndarray
+    ids: np.ndarray
+    counts: np.ndarray
+    stretches: np.ndarray
+    strings: list[str]
+    own: list[str] | None
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def cells(self) -> Cells:
+        return Cells.of(self.entries, self.stretches[0])
+
+
+def text_of(firings: Firings, strings: Strings) -> Text:
+    """Where strings differ between tokens of one id, as in a planted world, the vocabulary has what stands before the first `/`."""
+    ids, first, entries, counts = np.unique(
+        np.asarray(firings.tokens), return_index=True, return_inverse=True, return_counts=True
+    )
+    named, own = [readable(string) for string in strings.shown(first)], None
+    if strings.per_token:
+        named = [string.split("/")[0] for string in named]
+        own = [readable(string) for string in strings.shown(np.arange(firings.n_tokens))]
+    stretches = stretches_of(np.asarray(firings.documents), np.asarray(firings.positions))
+    return Text(
+        entries.reshape(-1).astype(np.int64), ids.astype(np.int64), counts.astype(np.int64), stretches, named, own
+    )
+
+
+def write_text(store: sqlite3.Connection, number: int, digest: str, text: Text) -> None:
+    packed = zlib.compress(np.ascontiguousarray(text.stretches, "<i8").tobytes(), 6)
+    store.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (number, digest, text.n_tokens, packed))
+    columns = (text.ids.tolist(), text.counts.tolist(), text.strings)
+    rows = (
+        (number, entry, token, count, string, folded(string))
+        for entry, (token, count, string) in enumerate(zip(*columns, strict=True))
+    )
+    store.executemany("INSERT INTO vocabulary VALUES (?, ?, ?, ?, ?, ?)", rows)
+    for chunk, start in enumerate(range(0, text.n_tokens, CHUNK)):
+        entries = zlib.compress(text.entries[start : start + CHUNK].astype("<u4").tobytes(), 1)
+        own = None if text.own is None else zlib.compress(json.dumps(text.own[start : start + CHUNK]).encode(), 1)
+        store.execute("INSERT INTO text_chunks VALUES (?, ?, ?, ?)", (number, chunk, entries, own))
+
+
+def strings_of_run(run_folder: Path, firings: Firings) -> Strings:
+    """Of the run's evaluation split. Raises UserError without a recipe, and where the tokenizer cannot be had."""
+    if not (run_folder / "recipe.toml").is_file():
+        raise UserError(
+            f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`"
+        )
+    recipe = Recipe.load(run_folder / "recipe.toml")
+    if recipe.text.source == "planted":
+        source = Source(recipe, run_folder, "cpu", SILENT)
+        planted = planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))
+        return Strings(planted, planted, per_token=True)
+    tokenizer, tokens = _tokenizer(recipe.model), np.asarray(firings.tokens)
+    return Strings(lambda places: token_texts(tokenizer, tokens[places]), token_strings(tokenizer, tokens))
+
+
+def _tokenizer(model):
+    """The tokenizer alone: reading the weights would take longer than all the rest."""
+    import transformers
+
+    folder = local_folder(model)
+    unreachable = "" if folder is not None else hub.unreachable()
+    options = {"trust_remote_code": model.trust_remote_code, "local_files_only": bool(folder or unreachable)}
+    if folder is None and model.revision:
+        options["revision"] = model.revision
+    with quiet():
+        try:
+            return transformers.AutoTokenizer.from_pretrained(str(folder or model.source), **options)
+        except Exception as error:
+            # transformers, the hub's client and a tokenizer's own code raise errors of every kind
+            raise refusal(error, model, unreachable) from error

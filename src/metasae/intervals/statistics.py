@@ -1,0 +1,295 @@
+"""Differences between arms, with their intervals. The unit is a trained SAE (a seed), never a pair of latents or a token.
+
+Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the same text,
+so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values with one block of documents left
+out (`metasae.measures.firing.blocks`); a measure of the weights alone has none, and its interval is Student's t over seeds.
+A number that takes two seeds' SAEs is given with both, `between`, as numbers that share a seed are not independent.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from metasae.intervals.crossed import (
+    ALPHA,
+    Covariance,
+    covariance,
+    jackknife,
+    over_shared_seeds,
+    ratio_interval,
+    t_half_width,
+)
+
+ONE_SEED = "1 seed, no interval"
+ONE_PAIR = "1 pair of seeds, no interval"
+NOT_KNOWN = "no interval, as it is not kept between which seeds this was found"
+NO_SPREAD = "the same difference in every seed, so the interval has no width"
+NO_PERCENT = "no percentage, as the baseline is not told apart from 0"
+
+Values = Mapping[int, float | None]
+Blocks = Mapping[int, Sequence[float | None] | None]
+# seed -> the seeds whose SAEs its number takes; None where that is not known
+Between = Mapping[int, Collection[int] | None]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a - b over paired seeds.
+
+    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference; None
+    when b is 0 or its own interval holds 0. ci95: interval over seeds x document blocks, over seeds alone where
+    n_blocks is 0; None with one seed, or one pair of seeds. percent_ci95: Fieller's interval of the percentage, with b's own error in it,
+    so it may be lopsided. n_seeds: numbers, one for each seed.
+    documents_ci95: over the text alone, for these very SAEs; no evidence about other seeds. se_seeds, se_documents: standard errors of the
+    two parts of ci95 (with one seed se_documents is that of documents_ci95); se_documents is None without blocks.
+    p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a family (`metasae.intervals.families`).
+    values: per seed (seed, a, b). note: why something is missing, or "".
+    """
+
+    a: float | None
+    b: float | None
+    difference: float | None
+    percent: float | None
+    ci95: Interval | None
+    percent_ci95: Interval | None
+    n_seeds: int
+    values: tuple[tuple[int, float, float], ...]
+    note: str = ""
+    documents_ci95: Interval | None = None
+    se_seeds: float | None = None
+    se_documents: float | None = None
+    n_blocks: int = 0
+    p: float | None = None
+    p_holm: float | None = None
+
+    def as_dict(self) -> dict:
+        return {
+            "a": self.a,
+            "b": self.b,
+            "difference": self.difference,
+            "percent": self.percent,
+            "ci95": _ends(self.ci95),
+            "percent_ci95": _ends(self.percent_ci95),
+            "documents_ci95": _ends(self.documents_ci95),
+            "se_seeds": self.se_seeds,
+            "se_documents": self.se_documents,
+            "p": self.p,
+            "p_holm": self.p_holm,
+            "n_seeds": self.n_seeds,
+            "n_blocks": self.n_blocks,
+            "values": [{"seed": seed, "a": a, "b": b} for seed, a, b in self.values],
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One arm's own value: mean over seeds, and the intervals and standard errors as in `Difference`."""
+
+    mean: float | None
+    ci95: Interval | None
+    n_seeds: int
+    note: str = ""
+    documents_ci95: Interval | None = None
+    se_seeds: float | None = None
+    se_documents: float | None = None
+    n_blocks: int = 0
+
+    def as_dict(self) -> dict:
+        return {
+            "mean": self.mean,
+            "ci95": _ends(self.ci95),
+            "documents_ci95": _ends(self.documents_ci95),
+            "se_seeds": self.se_seeds,
+            "se_documents": self.se_documents,
+            "n_seeds": self.n_seeds,
+            "n_blocks": self.n_blocks,
+            "note": self.note,
+        }
+
+
+def paired_difference(
+    a: Values, b: Values, a_blocks: Blocks | None = None, b_blocks: Blocks | None = None, between: Between | None = None
+) -> Difference:
+    """a, b: seed -> value on the whole text. a_blocks, b_blocks: seed -> the B values with one document block left out each.
+
+    Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for a seed, or hold
+    something that is no number, the interval is over seeds alone and the note says so. between: for numbers that take several seeds,
+    all those that either side's takes; None: each is of its own seed. Where leaving out one seed leaves no number there is no interval.
+    Raises ValueError when only one arm has blocks, their number differs between arms or seeds, or there are blocks and `between`.
+    """
+    if (a_blocks is None) != (b_blocks is None):
+        raise ValueError("blocks must be given for both arms or for neither")
+    seeds, notes = _usable(a, b, between=between)
+    if not seeds:
+        return Difference(None, None, None, None, None, None, 0, (), "; ".join(notes))
+    full_a, full_b = (np.array([arm[seed] for seed in seeds], dtype=np.float64) for arm in (a, b))
+    without, trouble = _left_out(seeds, a_blocks, b_blocks)
+    members, unknown = _members(seeds, between, without)
+    trouble += unknown
+    # differences are formed within a seed before anything is summed: arms may agree in all but the last digits
+    full = np.stack([full_a - full_b, full_b])
+    if without is not None:
+        without = np.stack([without[0] - without[1], without[1]])
+    difference, mean_b = (float(mean) for mean in full.mean(axis=1))
+    found = _covariance(full, without, members)
+    if found is not None and difference and found.variance(0).half_width() <= 1e-12 * np.abs(full).max():
+        trouble.append(NO_SPREAD)
+    percent, percent_ci95 = _percent(full, found)
+    if percent is None and mean_b:
+        trouble.append(NO_PERCENT)
+    return Difference(
+        a=float(full_a.mean()),
+        b=mean_b,
+        difference=difference,
+        percent=percent,
+        percent_ci95=percent_ci95,
+        n_seeds=len(seeds),
+        values=tuple(zip(seeds, full_a.tolist(), full_b.tolist(), strict=True)),
+        note="; ".join(notes + trouble),
+        p=None if found is None else found.variance(0).p_value(difference),
+        **_intervals(difference, found, without),
+    )
+
+
+def mean_interval(values: Values, blocks: Blocks | None = None, between: Between | None = None) -> Mean:
+    """Mean of one arm over its seeds. values, blocks, between: as one arm's in `paired_difference`, which see for errors and notes."""
+    seeds, notes = _usable(values, between=between)
+    if not seeds:
+        return Mean(None, None, 0, "; ".join(notes))
+    full = np.array([[values[seed] for seed in seeds]], dtype=np.float64)
+    without, trouble = _left_out(seeds, blocks)
+    members, unknown = _members(seeds, between, without)
+    mean = float(full.mean())
+    found = _covariance(full, without, members)
+    return Mean(
+        mean=mean, n_seeds=len(seeds), note="; ".join(notes + trouble + unknown), **_intervals(mean, found, without)
+    )
+
+
+def is_clear(entry: Mapping) -> bool:
+    """Whether a difference is established: its interval leaves out 0, and where its family was adjusted by Holm it survives that.
+
+    entry: `Difference.as_dict()`, or the same read from compare.json.
+    """
+    adjusted = entry.get("p_holm")
+    return leaves_out_zero(entry) and (adjusted is None or adjusted <= ALPHA)
+
+
+def leaves_out_zero(entry: Mapping) -> bool:
+    """Whether a difference has an interval and it leaves out 0, whatever else was tested beside it."""
+    interval = entry["ci95"]
+    return interval is not None and not interval[0] <= 0 <= interval[1]
+
+
+def _usable(*arms: Values, between: Between | None = None) -> tuple[list[int], list[str]]:
+    """(seeds with a finite number in every arm, rising; notes on the rest)."""
+    every = sorted(set().union(*arms))
+    present = [seed for seed in every if all(arm.get(seed) is not None for arm in arms)]
+    usable = [seed for seed in present if all(math.isfinite(arm[seed]) for arm in arms)]
+    both = (between or {}).get(usable[0]) or () if len(usable) == 1 else ()
+    notes = [] if len(usable) != 1 else [ONE_PAIR if len(both) > 1 else ONE_SEED]
+    missing, broken = sorted(set(every) - set(present)), sorted(set(present) - set(usable))
+    if set(missing) <= set(both):
+        # of two seeds the second has no number of its own
+        missing = []
+    if missing:
+        notes.append(f"no {'pair' if len(arms) > 1 else 'value'} for seed {_listed(missing)}")
+    if broken:
+        notes.append(f"not a finite number for seed {_listed(broken)}")
+    return usable, notes or ([] if usable else ["no seeds"])
+
+
+def _left_out(seeds: list[int], *arms: Blocks | None) -> tuple[np.ndarray | None, list[str]]:
+    """(leave-one-block-out values float64 [arms, S, B] or None, notes on why there are none)."""
+    if arms[0] is None:
+        return None, []
+    missing = [seed for seed in seeds if any(arm.get(seed) is None or not len(arm[seed]) for arm in arms)]
+    lengths = {len(arm[seed]) for arm in arms for seed in seeds if seed not in missing}
+    if len(lengths) > 1:
+        raise ValueError(f"arms and seeds must have the same document blocks, not {_listed(sorted(lengths))} of them")
+    if missing:
+        return None, [f"text error left out: no document blocks for seed {_listed(missing)}"]
+    without = np.array([[arm[seed] for seed in seeds] for arm in arms], dtype=np.float64)
+    if without.shape[2] < 2:
+        return None, ["text error left out: 1 document block"]
+    broken = [seed for seed, finite in zip(seeds, np.isfinite(without).all(axis=(0, 2)), strict=True) if not finite]
+    if broken:
+        return None, [f"text error left out: a document block without a number for seed {_listed(broken)}"]
+    return without, []
+
+
+def _members(
+    seeds: list[int], between: Between | None, without: np.ndarray | None
+) -> tuple[np.ndarray | None, list[str]]:
+    """(of which seeds each number is, bool [S, U], None where each is of its own; notes on why there is no interval)."""
+    of = {seed: {seed} for seed in seeds} if between is None else {seed: between.get(seed) for seed in seeds}
+    if any(each is None for each in of.values()):
+        return np.ones((len(seeds), 1), bool), [NOT_KNOWN] if len(seeds) > 1 else []
+    if all(set(each) == {seed} for seed, each in of.items()):
+        return None, []
+    if without is not None:
+        raise ValueError("numbers that share seeds have no document blocks")
+    units = sorted(set().union(*of.values()))
+    members = np.array([[unit in of[seed] for unit in units] for seed in seeds])
+    everywhere = [unit for unit, all_of in zip(units, members.all(axis=0), strict=True) if all_of]
+    return members, [f"no interval, as every number takes seed {_listed(everywhere)}"] if everywhere and len(
+        seeds
+    ) > 1 else []
+
+
+def _covariance(full: np.ndarray, without: np.ndarray | None, members: np.ndarray | None) -> Covariance | None:
+    """Over seeds; None with one seed, and where one seed is in every number."""
+    if full.shape[1] < 2 or (members is not None and members.all(axis=0).any()):
+        return None
+    return covariance(full, without) if members is None else over_shared_seeds(full, members)
+
+
+def _intervals(mean: float, found: Covariance | None, without: np.ndarray | None) -> dict:
+    """The fields that `Difference` and `Mean` share, for the first quantity. found: None with one seed."""
+    n_blocks = 0 if without is None else without.shape[2]
+    text = float(jackknife(without)[0, 0]) if n_blocks else None
+    fields = {
+        "ci95": None,
+        "documents_ci95": None if text is None else _around(mean, t_half_width(text, n_blocks)),
+        "se_seeds": None,
+        "se_documents": None if text is None else math.sqrt(text),
+        "n_blocks": n_blocks,
+    }
+    if found is not None:
+        variance = found.variance(0)
+        fields |= {"ci95": _around(mean, variance.half_width()), "se_seeds": math.sqrt(variance.seeds)}
+        fields["se_documents"] = math.sqrt(variance.documents) if n_blocks else None
+    return fields
+
+
+def _percent(full: np.ndarray, found: Covariance | None) -> tuple[float | None, Interval | None]:
+    """(100 d / |b|, its interval) from full = (d, b) per seed [2, S]."""
+    difference, baseline = (float(mean) for mean in full.mean(axis=1))
+    if baseline == 0:
+        return None, None
+    percent = 100 * difference / abs(baseline)
+    if found is None:
+        return percent, None
+    if not full[0].any():
+        return 0.0, (0.0, 0.0)
+    ratio = ratio_interval(difference, baseline, found)
+    if ratio is None:
+        return None, None
+    ends = sorted(math.copysign(100, baseline) * end for end in ratio)
+    return percent, (ends[0], ends[1])
+
+
+def _around(mean: float, half: float) -> Interval:
+    return mean - half, mean + half
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,89 @@
+"""The end of a run: the measured arms compared, the figures and the report written. Needs no torch."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metasae.compare.compare import compare, summary_table
+from metasae.compare.verdict import verdict_lines
+from metasae.errors import UserError
+from metasae.report.report import write_report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from metasae.explore.pages.queries import Explorer
+
+# The narrowest that the names of the measures are folded to.
+_NAMES = 16
+
+
+def conclude(folder: str | Path, show: bool = True, baseline: str | None = None) -> dict:
+    """Compares the measured arms of a run folder and writes compare.json, compare.md, figures and report.html.
+
+    Returns what compare.json holds, with the run folder's path as `run` and the report's as `report`. Raises UserError when nothing
+    is measured.
+    """
+    folder = Path(folder)
+    comparison = compare(folder, baseline)
+    result = {
+        **comparison,
+        "run": str(folder),
+        "report": str(write_report(folder, comparison, current_explorer(folder))),
+    }
+    if show:
+        print_conclusion(result)
+    return result
+
+
+def current_explorer(folder: Path) -> "Explorer | None":
+    """The run's explorer; None where it has no store, or one of SAEs that are no longer there (`metasae explore` builds it anew)."""
+    from metasae.explore.pages.queries import Explorer
+
+    try:
+        explorer = Explorer(folder)
+    except UserError:
+        return None
+    return explorer if explorer.is_current() else None
+
+
+def print_conclusion(result: dict) -> None:
+    """The summary table, the verdict and the report's place on stdout. result: as `conclude` returns it."""
+    from rich.console import Console
+
+    console = Console()
+    # its title is the folder's name, as in compare.json
+    print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
+    console.print("\n".join(verdict_lines(result)), highlight=False, markup=False)
+    print_line(f"Report: {result['report']}")
+
+
+def print_next_steps(folder: Path) -> None:
+    """Where a run's results are, and what can be done with them, on stdout."""
+    print_line(f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.")
+    print_line(f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}")
+    print_line("Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,")
+    print_line("then metasae run mine.toml")
+
+
+def print_line(line: str) -> None:
+    """As it is, so that paths and commands can be copied: neither cut nor wrapped nor coloured."""
+    from rich.console import Console
+
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_whole(table: "Table", console: "Console") -> None:
+    """Prints a table so that no number is cut: in a file or a pipe as wide as it is; on a terminal the first column folds."""
+    from rich.measure import Measurement
+
+    first = table.columns[0]
+    whole = Measurement.get(console, console.options.update(max_width=100_000), table).maximum
+    names = max((len(str(cell)) for cell in [first.header, *first.cells]), default=0)
+    first.no_wrap, first.overflow = False, "fold"
+    least = whole - max(names - _NAMES, 0)
+    before = console.width
+    console.width = max(before, least) if console.is_terminal else whole
+    console.print(table)
+    console.width = before

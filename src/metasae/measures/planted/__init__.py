@@ -1,1 +1,0 @@
-"""Worlds whose features are known, and dictionaries with a known answer."""

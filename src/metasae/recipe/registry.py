@@ -1,0 +1,71 @@
+"""The names a recipe may use, and where each is made. Imports no torch, so that a wrong name is answered at once.
+
+A new penalty or architecture is one file and one line here. Everything else asks this page: the recipe which names there are, training what
+is behind a name, doctor and several ranks what the class or function says of itself.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from metasae.errors import nearest
+
+# name -> the module and the class in it
+ARCHITECTURES = {
+    "batchtopk": "metasae.sae.architectures.batchtopk:BatchTopK",
+    "topk": "metasae.sae.architectures.topk:TopK",
+    "jumprelu": "metasae.sae.architectures.jumprelu:JumpReLU",
+    "relu": "metasae.sae.architectures.relu:ReLU",
+    "matryoshka": "metasae.sae.architectures.matryoshka:Matryoshka",
+}
+# name -> the module and the function in it
+PENALTIES = {
+    "ortsae": "metasae.train.penalties.ortsae:largest_cosines",
+    "c2r": "metasae.train.penalties.c2r:firing_weighted_cosine",
+    "cofiring": "metasae.train.penalties.cofiring:cofiring_weighted_cosine",
+}
+
+
+@dataclass(frozen=True)
+class ArmRules:
+    """What an arm is. meta: it trains a meta SAE, after the primary where `after`; penalty: the primary is charged for its rows."""
+
+    meta: bool = False
+    penalty: bool = False
+    after: bool = False
+
+
+# In the order in which arms are listed.
+ARMS = {
+    "solo": ArmRules(),
+    "control": ArmRules(meta=True),
+    "joint": ArmRules(meta=True, penalty=True),
+    "sequential": ArmRules(meta=True, after=True),
+}
+# The arm that others are compared with, where a run has it, and the one that the comparison is about.
+BASELINE, SUBJECT = "solo", "joint"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A validator for recipes: the name must be one of `table` when the recipe is read. what: what the names are of, for the message."""
+
+    what: str
+    table: dict[str, Any]
+
+    def __call__(self, name: str) -> str:
+        if name not in self.table:
+            raise ValueError(f"no {self.what} '{name}'{nearest(name, self.table)}")
+        return name
+
+
+def named(table: dict[str, str], name: str) -> Any:
+    """The class or function behind a name of ARCHITECTURES or PENALTIES. Raises KeyError for a name that is not there."""
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def place_of(arm: str) -> tuple[int, str]:
+    """What arms are sorted by: those of the table first, then others by name."""
+    names = list(ARMS)
+    return (names.index(arm) if arm in ARMS else len(names), arm)

@@ -1,0 +1,56 @@
+"""A recipe as a run takes it: every value, checked as far as it can be without torch or a model, and the folder it writes into."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from metasae.device import check_device
+from metasae.errors import UserError
+from metasae.recipe.recipe import Recipe
+
+
+def resolve(
+    recipe: str | Path | dict | Recipe, out: str | Path | None, overrides: dict[str, Any] | None, device: str
+) -> tuple[Recipe, Path]:
+    """(the recipe with every value, the run folder). Writes nothing.
+
+    Raises UserError for an unknown recipe, key or value, a recipe without a model, sense-tagged sentences and a device that are not there.
+    """
+    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
+    source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    resolved = Recipe.load(source, overrides)
+    if not resolved.model.source and resolved.text.source != "planted":
+        raise UserError(
+            "the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set model.name=NAME (on the hub)"
+        )
+    check_senses(resolved)
+    check_device(device)
+    return resolved, Path(out) if out is not None else Path("runs") / name
+
+
+def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple[Recipe, Path]]:
+    """A run for each hook point, in a folder of its own under `folder`; the first one's harvest serves all. No points: the run itself."""
+    if not points:
+        return [(recipe, folder)]
+    if len(set(points)) < len(points) or recipe.harvest.cache:
+        raise UserError("--points takes each point once, and no harvest.cache, as every point has a cache of its own")
+
+    def at(point: str, also: tuple[str, ...]) -> Recipe:
+        return recipe.model_copy(update={"hook": recipe.hook.model_copy(update={"point": point, "also": also})})
+
+    also = tuple(points[1:])
+    return [
+        (at(point, also if point == points[0] else ()), folder / re.sub(r"[^\w.-]+", "_", point)) for point in points
+    ]
+
+
+def check_senses(recipe: Recipe) -> None:
+    """Sense-tagged sentences are read after all arms are trained, so that they are there is checked before. Raises UserError."""
+    path = Path(recipe.measure.senses)
+    if recipe.measure.senses and not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"measure.senses: no file or folder '{path}'; give JSONL with word, sense, before, target and after"
+        )
+    if recipe.measure.senses and not os.access(path, os.R_OK):
+        raise UserError(f"measure.senses: '{path}' cannot be read; check its permissions")
