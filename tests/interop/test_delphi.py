@@ -118,7 +118,7 @@ def test_chunks_and_blocks_change_nothing(tmp_path, monkeypatch):
     write_arm(tmp_path / "arm", random_firings())
     export_delphi(tmp_path / "arm", tmp_path / "whole", context=8)
     monkeypatch.setattr(delphi, "CHUNK", 7)
-    monkeypatch.setattr("metasae.interop.rows.BLOCK", 20)
+    monkeypatch.setattr("metasae.interop.token_grid.BLOCK", 20)
     export_delphi(tmp_path / "arm", tmp_path / "pieces", context=8)
     for path in (tmp_path / "whole" / HOOK).iterdir():
         assert path.read_bytes() == (tmp_path / "pieces" / HOOK / path.name).read_bytes()
@@ -213,13 +213,13 @@ def test_a_strangers_notes_cannot_break_the_config(tmp_path):
 
 
 def test_a_recipe_in_an_saes_notes_runs_no_model_code(tmp_path):
-    from metasae.interop.arms import open_arm
+    from metasae.interop.stored_firings import stored_firings
 
     recipe = {"model": {"name": "evil/model", "trust_remote_code": True}}
     write_arm(tmp_path / "arm", arm_folders.ONE_TOKEN, metasae={"recipe": recipe})
-    assert open_arm(tmp_path / "arm").recipe.model.trust_remote_code is False
+    assert stored_firings(tmp_path / "arm").recipe.model.trust_remote_code is False
     # what the user says counts
-    assert open_arm(tmp_path / "arm", recipe).recipe.model.trust_remote_code is True
+    assert stored_firings(tmp_path / "arm", recipe).recipe.model.trust_remote_code is True
 
 
 @pytest.mark.parametrize("pack", [False, True])

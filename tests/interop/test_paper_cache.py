@@ -167,8 +167,7 @@ def test_what_cannot_be_asked_for(tmp_path, arms):
     for options, words in [
         ({"context": 0}, "context must be at least 1"),
         ({"random": -1}, "random must be at least 0"),
-        ({"pools": {"detect": -2}}, "detect must be at least 0"),
-        ({"pools": {"detct": 2}}, "no pool 'detct'; did you mean 'detect'"),
+        ({"pools": Pools(detect=-2)}, "detect must be at least 0"),
         ({"pools": Pools(0, 0, 0, 0)}, "no window is asked for"),
         ({"latents": [3, 99]}, "latents go from 0 to 8, not 99"),
         ({"latents": [-1]}, "latents go from 0 to 8, not -1"),

@@ -15,7 +15,7 @@ from hub_server import HubServer
 from metasae.compare.compare import compare
 from metasae.errors import UserError
 from metasae.interop import load
-from metasae.interop.push import push, verify
+from metasae.interop.push import push
 from metasae.sae.sae import SAE, SAEConfig
 from runs import write_arm
 
@@ -105,18 +105,13 @@ def test_a_run_goes_up_in_one_commit_and_comes_back_as_it_was(tmp_path, run):
         str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file()
     )
     assert found == sorted(SENT)
-    assert verify(run, tmp_path / "remote") == len(SENT) - 1
+    for name in set(SENT) - {"README.md"}:
+        assert (tmp_path / "remote" / name).read_bytes() == (run / name).read_bytes()
     x = torch.randn(5, 6)
     for part in ("primary", "meta"):
         assert torch.equal(load(tmp_path / "remote/arms/joint-s1" / part)(x), SAE.load(run / "arms/joint-s1" / part)(x))
     assert "arms/joint-s0/firings/values.bin" in result["left_out"] and "run.json" in result["left_out"]
     assert result["local_paths"] == ["/home/me/stories.txt"], "it becomes public with the recipe, so it is said"
-    (tmp_path / "remote" / "compare.json").write_text("{}")
-    with pytest.raises(UserError, match=r"compare.json differs from .*; push again"):
-        verify(run, tmp_path / "remote")
-    (tmp_path / "remote" / "arms/joint-s0/primary/cfg.json").unlink()
-    with pytest.raises(UserError, match=r"lacks arms/joint-s0/primary/cfg.json"):
-        verify(run, tmp_path / "remote")
 
 
 READ = """
@@ -320,8 +315,3 @@ def test_links_out_of_the_folder_are_refused_and_those_within_are_followed(tmp_p
 def test_what_is_neither_run_nor_sae(tmp_path):
     refused(tmp_path, "is neither a run folder nor an SAE folder")
     refused(tmp_path / "absent", "is neither a run folder nor an SAE folder")
-
-
-def test_the_address_on_the_card_is_one_for_sae_load():
-    with pytest.raises(UserError, match="is no address of an SAE on the hub"):
-        SAE.load("hf:nobody")

@@ -418,7 +418,7 @@ def test_what_core_lacks_is_said(bench_module, model, tokens, tmp_path):
 @pytest.mark.parametrize("name", saebench_names.FROM_HUB)
 def test_the_evaluations_from_the_hub_are_called_as_they_are_written(bench_module, tmp_path, monkeypatch, name):
     """Their models and data are not here, so the call is checked against their own signature and config class."""
-    package, config_name, fixed, _ = saebench._FROM_HUB[name]
+    package, config_name, fixed, _ = saebench_names.FROM_HUB[name]
     try:
         main = bench_module(f"evals.{package}.main")
     except ModuleNotFoundError as missing:
@@ -448,7 +448,3 @@ def test_the_evaluations_from_the_hub_are_called_as_they_are_written(bench_modul
     monkeypatch.setattr(main, "run_eval", lambda *args, **kwargs: None)
     with pytest.raises(UserError, match="has left no result"):
         saebench.evaluate(trained(), tmp_path / "second", [name], name="a")
-
-
-def test_the_names_that_are_known_without_torch_are_those_that_can_be_run():
-    assert tuple(saebench._FROM_HUB) == saebench_names.FROM_HUB

@@ -53,7 +53,8 @@ def import_(
     thresholds: Annotated[Path | None, typer.Option(help="the paper's thresholds (.npy) beside its .pt")] = None,
 ) -> None:
     """Reads another library's SAE, checks it, and writes it as an SAE folder of ours."""
-    from metasae.interop.places import refuse_taken, sae_at
+    from metasae.interop.outputs import refuse_taken
+    from metasae.interop.places import sae_at
 
     sae_at(path, thresholds=thresholds)
     refuse_taken(out)

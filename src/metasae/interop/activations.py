@@ -14,17 +14,16 @@ FORMATS: dict[str, Callable[..., dict]] = {
     "neuronpedia": export_neuronpedia,
     "paper_cache": export_paper_cache,
 }
-NAMES = tuple(FORMATS)
 
 
 def export_activations(arm_folder: str | Path, format: str, out: str | Path, **options) -> dict:
-    """Writes the firings that an arm keeps in a format of `NAMES` to the folder `out`, whole or not at all; gives its facts.
+    """Writes the firings that an arm keeps in one of `FORMATS` to the folder `out`, whole or not at all; gives its facts.
 
     arm_folder: `RUN/arms/<arm>-s<seed>`, or its `primary`. options: those of the format's own function.
     Raises UserError for an unknown format or option, an arm without firings and an `out` that is not empty.
     """
     if format not in FORMATS:
-        raise UserError(f"no format '{format}'{nearest(format, NAMES)}")
+        raise UserError(f"no format '{format}'{nearest(format, FORMATS)}")
     export = FORMATS[format]
     known = list(inspect.signature(export).parameters)[2:]
     for name in options:

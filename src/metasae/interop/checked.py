@@ -1,8 +1,9 @@
 """Files of strangers: read with their size, names, shapes and numbers checked, and nothing in them run.
 
-JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive whose pickle
-may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled. What is wrong with a
-file is one UserError that names it. torch is imported where tensors are read, not before: configs are read without it.
+JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive whose
+pickle may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled. What is
+wrong with a file is one UserError that names it. torch is imported where tensors are read, not before: configs are read
+without it.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from metasae.errors import UserError
@@ -26,7 +29,7 @@ JSON_BYTES, JSON_DEPTH = 1 << 25, 100
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; NaN and infinity become None."""
-    _file(path)
+    refuse_missing(path)
     if path.stat().st_size > JSON_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a config")
     try:
@@ -44,22 +47,21 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
         raise UserError(f"{where} must hold a JSON object, not {type(value).__name__}")
     level: list[Any] = [value]
     for _ in range(JSON_DEPTH):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, (dict, list))
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
+        tables = [entry.values() for entry in level if isinstance(entry, dict)]
+        lists = [entry for entry in level if isinstance(entry, list)]
+        level = [*chain(*tables, *lists)]
     if level:
         raise UserError(f"{where} is nested deeper than {JSON_DEPTH} levels")
     return value
 
 
-def count(cfg: Mapping, key: str, where: str) -> int:
-    """A whole number above 0."""
+def count(cfg: Mapping, key: str, where: str, latents: int | None = None) -> int:
+    """A whole number above 0. latents: at most so many, where it counts some of them."""
     value = _present(cfg, key, where)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{where}: {key} must be a positive whole number, not {shown(value)}")
+    if latents is not None and value > latents:
+        raise UserError(f"{where}: {key} is {value}, more than the {latents} latents")
     return value
 
 
@@ -77,13 +79,33 @@ def text(cfg: Mapping, key: str, where: str, default: str | None = None) -> str:
     return value
 
 
+def choice(
+    cfg: Mapping,
+    key: str,
+    where: str,
+    known: Iterable[str],
+    default: str | None = None,
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """A text that is one of `known`. refused: other values -> why an SAE here cannot represent them."""
+    value = text(cfg, key, where, default)
+    if value in refused:
+        raise UserError(f"{where}: {key} '{value}' cannot be represented: {refused[value]}")
+    if value not in known:
+        raise UserError(f"{where}: {key} {shown(value)} is not known here; known: {', '.join(known)}")
+    return value
+
+
 def table(cfg: Mapping, key: str, where: str) -> dict:
     """A JSON object; absent and null count as an empty one."""
-    value = cfg.get(key)
-    value = {} if value is None else value
+    value = {} if cfg.get(key) is None else cfg[key]
     if not isinstance(value, dict):
         raise UserError(f"{where}: {key} must be a JSON object, not {type(value).__name__}")
     return value
+
+
+def without_none(values: Mapping) -> dict:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def shown(value: Any) -> str:
@@ -94,30 +116,24 @@ def shown(value: Any) -> str:
 
 def tensor_shapes(path: Path) -> Shapes:
     """Name -> shape of all tensors in a safetensors file, or in the shards of its `.index.json`; their numbers stay unread."""
-    found: Shapes = {}
-    for part in _parts(path):
-        with _opened(part) as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    return found
+    return {name: tuple(file.get_slice(name).get_shape()) for file, name in _entries(path)}
 
 
 def read_tensors(path: Path, shapes: Shapes, infinite: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in fp32, which must be exactly those of `shapes`. infinite: names that may hold infinity."""
+    """The tensors of a safetensors file in fp32, which must be exactly those of `shapes`. infinite: may hold infinity."""
     check_shapes(tensor_shapes(path), shapes, str(path))
-    found: dict[str, Tensor] = {}
-    for part in _parts(path):
-        with _opened(part) as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys()}
-    return {name: numbers(found[name], name, str(path), name in infinite) for name in shapes}
+    tensors = {name: file.get_tensor(name) for file, name in _entries(path)}
+    return {name: numbers(tensors[name], name, str(path), name in infinite) for name in shapes}
 
 
-def check_shapes(found: Shapes, wanted: Shapes, where: str) -> None:
+def check_shapes(present: Shapes, wanted: Shapes, where: str) -> None:
+    """Raises UserError where the tensors of a file are not those that its config says."""
     for name, shape in wanted.items():
-        if name not in found:
+        if name not in present:
             raise UserError(f"{where} lacks the tensor '{name}'")
-        if found[name] != shape:
-            raise UserError(f"{where}: {name} has shape {found[name]}, not {shape} as its config says")
-    if unknown := sorted(set(found) - set(wanted)):
+        if present[name] != shape:
+            raise UserError(f"{where}: {name} has shape {present[name]}, not {shape} as its config says")
+    if unknown := sorted(set(present) - set(wanted)):
         raise UserError(f"{where} holds the tensor {shown(unknown[0])}, which is not understood here")
 
 
@@ -180,7 +196,7 @@ def read_npy(path: Path, n: int) -> Tensor:
     import numpy as np
     import torch
 
-    _file(path)
+    refuse_missing(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's reader raises many kinds
@@ -197,48 +213,51 @@ def _present(cfg: Mapping, key: str, where: str) -> Any:
     return cfg[key]
 
 
-def _file(path: Path) -> None:
+def refuse_missing(path: Path) -> None:
+    """Raises UserError where `path` is no plain file."""
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"no file {path}")
 
 
-def _parts(path: Path) -> list[Path]:
+def _entries(path: Path) -> Iterator[tuple[Any, str]]:
+    """(open file, name of a tensor in it) for every tensor of a safetensors file or of its shards."""
+    from safetensors import SafetensorError, safe_open
+
+    for shard in _shards(path):
+        refuse_missing(shard)
+        try:
+            with safe_open(shard, framework="pt") as file:
+                yield from ((file, name) for name in file.keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{shard} is damaged, or no safetensors file ({_first_line(error)})") from None
+
+
+def _shards(path: Path) -> list[Path]:
     """The file itself or, where it is in shards, those that `<path>.index.json` names, which must lie beside it."""
     index = path.with_name(f"{path.name}.index.json")
     if path.exists() or not index.exists():
         return [path]
-    named = table(read_json(index), "weight_map", str(index)).values()
-    for name in named:
+    names = table(read_json(index), "weight_map", str(index)).values()
+    for name in names:
         if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name or "\\" in name:
             raise UserError(f"{index} names the shard {shown(name)}; a shard is a .safetensors file in the same folder")
-    return [path.with_name(name) for name in dict.fromkeys(named)]
-
-
-def _opened(path: Path):
-    from safetensors import SafetensorError, safe_open
-
-    _file(path)
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, or no safetensors file ({_first_line(error)})") from None
+    return [path.with_name(name) for name in dict.fromkeys(names)]
 
 
 def _check_zip(path: Path) -> None:
     """torch stores its records as they are, so what the archive declares cannot exceed the file: no zip bomb, no path out of it."""
-    _file(path)
+    refuse_missing(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception:  # a broken directory can make the reader fail in many ways
         raise UserError(f"{path} is not a checkpoint of torch 1.6 or later: it is no whole zip archive") from None
     for entry in entries:
+        record = f"{path} is refused: its record {shown(entry.filename)}"
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise UserError(
-                f"{path} is refused: its record {shown(entry.filename)} is compressed, which torch never writes"
-            )
+            raise UserError(f"{record} is compressed, which torch never writes")
         if entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/"):
-            raise UserError(f"{path} is refused: its record {shown(entry.filename)} points out of the archive")
+            raise UserError(f"{record} points out of the archive")
     declared = sum(entry.file_size for entry in entries)
     if declared > path.stat().st_size:
         raise UserError(

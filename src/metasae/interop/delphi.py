@@ -6,9 +6,9 @@
         tokens        int64 [R, L]
     OUT/HOOKPOINT/config.json              model_name, the text, and under `metasae` where the firings come from
 
-delphi has no padding: it packs documents one after another (`pack`). Within documents, the last row of each is padded with `pad_id`.
-fp16 rounds by up to 2^-11 of a value, and below 6.1e-5 by up to 3e-8. Where some activation of the store would become infinite or 0
-in it, all are written in fp32, which delphi's loader takes as well; config.json says which.
+delphi has no padding: it packs documents one after another (`pack`). Within documents, the last row of each is padded with
+`pad_id`. fp16 rounds by up to 2^-11 of a value, and below 6.1e-5 by up to 3e-8. Where some activation of the store would
+become infinite or 0 in it, all are written in fp32, which delphi's loader takes as well; config.json says which.
 Entries are in the order of latents, then tokens. Nothing of the size of the firings is in memory.
 """
 
@@ -21,12 +21,11 @@ import numpy as np
 from metasae.errors import UserError
 from metasae.files import write_json
 from metasae.interop import checked
-from metasae.interop.arms import Arm, new_folder, open_arm
-from metasae.interop.rows import Rows, context_of, rows_of
-from metasae.interop.stream import write_safetensors
-from metasae.measures.firing.arrays import read_index
+from metasae.interop.outputs import new_folder, write_safetensors
+from metasae.interop.stored_firings import StoredFirings, stored_firings
+from metasae.interop.token_grid import TokenGrid, grid_of, row_length
 from metasae.measures.firing.by_latent import ByLatent
-from metasae.measures.firing.store import STORE
+from metasae.measures.firing.store import of_firings
 from metasae.progress.progress import SILENT, Progress
 
 # Files that delphi itself writes per hook point, if it is told nothing else.
@@ -49,60 +48,60 @@ def export_delphi(
 ) -> dict:
     """Writes the firings of an arm as a cache that delphi's `LatentDataset(out)` opens; gives what config.json holds.
 
-    hookpoint: the folder's name, None for the SAE's own hook. context: L, None for the context the SAE was trained with; delphi wants
-    R L to be a multiple of its `example_ctx_len` (32). latents_per_file: None for five files. recipe: names the text and the model.
+    hookpoint: the folder's name, None for the SAE's own hook. context: L, None for the context the SAE was trained with; delphi
+    wants R L to be a multiple of its `example_ctx_len` (32). latents_per_file: None for five files. recipe: names the text and
+    the model.
     Raises UserError where the arm keeps no firings, `out` is not empty, or a name or size is impossible.
     """
-    arm = open_arm(arm_folder, recipe, progress)
-    hookpoint = _folder_name(hookpoint or arm.hook or "")
-    context = context_of(arm.metadata, context)
-    per_file = -(-arm.view.n_latents // FILES) if latents_per_file is None else latents_per_file
+    stored = stored_firings(arm_folder, recipe, progress)
+    view, hookpoint = stored.by_latent, hookpoint or stored.hook
+    if not re.fullmatch(r"\w[\w.-]*", hookpoint):
+        raise UserError(
+            f"{checked.shown(hookpoint)} cannot name a folder; "
+            "give hookpoint=, letters, digits, dots and dashes, as layers.5"
+        )
+    length = row_length(stored.metadata, context)
+    per_file = -(-view.n_latents // FILES) if latents_per_file is None else latents_per_file
     if per_file < 1:
         raise UserError(f"latents_per_file must be at least 1, not {per_file}")
-    rows = rows_of(arm.firings.documents, arm.firings.positions, context, pack)
-    dtype = _activation_dtype(arm.view.values)
-    config = _config(arm, rows, per_file, pad_id, pack, dtype)
-    with new_folder(Path(out)) as part, progress.task("delphi cache", len(arm.view.values), "firings") as task:
+    grid = grid_of(stored.firings.documents, stored.firings.positions, length, pack)
+    dtype = _activation_dtype(view.values)
+    config = _config(stored, grid, per_file, pad_id, pack, dtype)
+    with new_folder(Path(out)) as part, progress.task("delphi cache", len(view.values), "firings") as task:
         (part / hookpoint).mkdir()
-        for start in range(0, arm.view.n_latents, per_file):
-            end = min(start + per_file, arm.view.n_latents)
-            _write(part / hookpoint / f"{start}_{end - 1}.safetensors", arm, rows, start, end, pad_id, dtype)
-            task.advance(int(arm.view.indptr[end] - arm.view.indptr[start]))
+        for start in range(0, view.n_latents, per_file):
+            end = min(start + per_file, view.n_latents)
+            _write(part / hookpoint / f"{start}_{end - 1}.safetensors", stored, grid, start, end, pad_id, dtype)
+            task.advance(int(view.indptr[end] - view.indptr[start]))
         write_json(part / hookpoint / "config.json", config)
     return config
 
 
-def _folder_name(hookpoint: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", hookpoint):
-        raise UserError(
-            f"{checked.shown(hookpoint)} cannot name a folder; give hookpoint=, letters, digits, dots and dashes, as layers.5"
-        )
-    return hookpoint
-
-
-def _write(path: Path, arm: Arm, rows: Rows, start: int, end: int, pad_id: int, dtype: np.dtype) -> None:
-    first, last = int(arm.view.indptr[start]), int(arm.view.indptr[end])
-    small = rows.n_rows <= 1 << 16 and end - start <= 1 << 16
+def _write(
+    path: Path, stored: StoredFirings, grid: TokenGrid, start: int, end: int, pad_id: int, dtype: np.dtype
+) -> None:
+    """The file of the latents [start, end)."""
+    view = stored.by_latent
+    first, last = int(view.indptr[start]), int(view.indptr[end])
+    small = grid.n_rows <= 1 << 16 and end - start <= 1 << 16
     places = np.dtype("<u2" if small else "<u4")
-    write_safetensors(
-        path,
-        {
-            "tokens": ((rows.n_rows, rows.length), np.dtype("<i8"), rows.blocks(arm.firings.tokens, pad_id)),
-            "locations": ((last - first, 3), places, _locations(arm.view, rows, start, first, last, places)),
-            "activations": (
-                (last - first,),
-                dtype,
-                (arm.view.values[a:b].astype(dtype) for a, b in _chunks(first, last)),
-            ),
-        },
-    )
+    activations = (view.values[a:b].astype(dtype) for a, b in _chunks(first, last))
+    tensors = {
+        "tokens": ((grid.n_rows, grid.length), np.dtype("<i8"), grid.blocks(stored.firings.tokens, pad_id)),
+        "locations": ((last - first, 3), places, _locations(view, grid, start, first, last, places)),
+        "activations": ((last - first,), dtype, activations),
+    }
+    write_safetensors(path, tensors)
 
 
-def _locations(view: ByLatent, rows: Rows, start: int, first: int, last: int, dtype: np.dtype) -> Iterator[np.ndarray]:
+def _locations(
+    view: ByLatent, grid: TokenGrid, start: int, first: int, last: int, dtype: np.dtype
+) -> Iterator[np.ndarray]:
+    """[<= CHUNK, 3] at a time: row, column and latent - start of the entries [first, last)."""
     for a, b in _chunks(first, last):
         tokens = view.tokens[a:b]
         latents = np.searchsorted(view.indptr, np.arange(a, b), side="right") - 1
-        yield np.stack([rows.row[tokens], rows.column[tokens], latents - start], axis=1).astype(dtype)
+        yield np.stack([grid.row[tokens], grid.column[tokens], latents - start], axis=1).astype(dtype)
 
 
 def _chunks(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -121,34 +120,34 @@ def _activation_dtype(values: np.ndarray) -> np.dtype:
     return np.dtype("<f2")
 
 
-def _config(arm: Arm, rows: Rows, per_file: int, pad_id: int, pack: bool, dtype: np.dtype) -> dict:
+def _config(stored: StoredFirings, grid: TokenGrid, per_file: int, pad_id: int, pack: bool, dtype: np.dtype) -> dict:
     """What delphi's own config.json says, as far as it is known, and what it has no place for."""
-    index = read_index(arm.folder / "firings", STORE)
-    held = (
-        checked.table(arm.own, "recipe", str(arm.folder)) if arm.given is None else arm.recipe.model_dump(mode="json")
+    where, origin = str(stored.arm.folder), of_firings(stored.arm.folder)
+    noted = (
+        checked.table(stored.notes, "recipe", where) if stored.given is None else stored.recipe.model_dump(mode="json")
     )
-    model, text = (checked.table(held, name, str(arm.folder)) for name in ("model", "text"))
+    model, text = (checked.table(noted, name, where) for name in ("model", "text"))
     return {
-        "model_name": model.get("name") or model.get("path") or arm.metadata.get("model_name") or "",
-        "dataset_repo": text.get("source") or arm.metadata.get("dataset_path") or "",
+        "model_name": model.get("name") or model.get("path") or stored.metadata.get("model_name") or "",
+        "dataset_repo": text.get("source") or stored.metadata.get("dataset_path") or "",
         "dataset_split": text.get("split", ""),
         "dataset_name": text.get("name", ""),
         "dataset_column": text.get("column", ""),
         "batch_size": 1,
-        "cache_ctx_len": rows.length,
-        "ctx_len": rows.length,
-        "n_tokens": arm.firings.n_tokens,
-        "n_splits": -(-arm.view.n_latents // per_file),
+        "cache_ctx_len": grid.length,
+        "ctx_len": grid.length,
+        "n_tokens": stored.firings.n_tokens,
+        "n_splits": -(-stored.by_latent.n_latents // per_file),
         "metasae": {
-            "arm": arm.name,
-            "seed": arm.own.get("seed"),
-            "n_latents": arm.view.n_latents,
-            "n_firings": len(arm.view.values),
-            "l0": arm.firings.l0,
+            "arm": stored.arm.name,
+            "seed": stored.notes.get("seed"),
+            "n_latents": stored.by_latent.n_latents,
+            "n_firings": len(stored.by_latent.values),
+            "l0": stored.firings.l0,
             "activations": "fp16" if dtype.itemsize == 2 else "fp32",
             "packed": pack,
-            "padding": {"id": pad_id, "places": rows.padding},
-            "sae": index.get("sae"),
-            "split": index.get("split"),
+            "padding": {"id": pad_id, "places": grid.padding},
+            "sae": origin["sae"],
+            "split": origin["text"],
         },
     }

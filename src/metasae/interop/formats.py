@@ -1,15 +1,18 @@
-"""Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it. `places.py` tells which one a path holds."""
+"""Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it.
 
-import shutil
+`places.py` tells which one a path holds.
+"""
+
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from metasae.errors import UserError
-from metasae.interop import checked, dictionary_learning, hub, paper, saelens, sparsify
-from metasae.interop.parts import parts_of
-from metasae.interop.places import in_run, known, primary_of, refuse_taken, sae_at
+from metasae.interop import address, checked, dictionary_learning, paper, saelens, sparsify
+from metasae.interop.identities import tensors_of
+from metasae.interop.outputs import new_folder
+from metasae.interop.places import arm_of_run, known, primary_of, sae_at
 from metasae.sae import folder as own
 from metasae.sae.sae import SAE
 
@@ -19,6 +22,15 @@ FORMATS: dict[str, ModuleType] = {
     "sparsify": sparsify,
     "dictionary_learning": dictionary_learning,
     "paper": paper,
+}
+# Of a trained arm's measures what goes along: our name -> table and key in measures.json.
+_MEASURED = {
+    "fvu": ("fidelity", "fvu"),
+    "l0": ("fidelity", "l0"),
+    "mean_abs_phi": ("cooccurrence", "mean_abs_phi"),
+    "n_tokens": ("conditions", "n_tokens"),
+    "rule": ("conditions", "rule"),
+    "data": ("conditions", "data"),
 }
 
 
@@ -32,50 +44,45 @@ def load(
 ) -> SAE:
     """The SAE at `path` with the rule of inference it has there.
 
-    path: a run folder, an arm's folder, an SAE's folder, a `.pt` file, or `hf:OWNER/NAME/folder@revision`. arm, seed: of a run folder's SAEs
-    the one to load; they may be left out where only one fits. format: one of `NAMES`; None finds it out. thresholds: the paper's `.npy` file
-    where it is not beside the `.pt`. Where the SAE came from is noted in `config.metadata["imported"]`.
-    Raises UserError for a path without an SAE, an arm or seed that the run does not have, damaged and hostile files, and what an SAE here
-    cannot represent, with the reason.
+    path: a run folder, an arm's folder, an SAE's folder, a `.pt` file, or `hf:OWNER/NAME/folder@revision`. arm, seed: which
+    SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None finds it out. thresholds: the
+    paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes where another library's SAE
+    came from.
+    Raises UserError for a path without an SAE, an arm or seed that the run does not have, damaged and hostile files, and what
+    an SAE here cannot represent, with the reason.
     """
-    path = in_run(path, arm, seed)
-    found, place = sae_at(path, format, thresholds)
-    if found == "metasae":
+    path = arm_of_run(path, arm, seed)
+    name, place = sae_at(path, format, thresholds)
+    if name == "metasae":
         checked.read_json(place / own.CONFIG)
         return own.load(place)
-    sae = paper.load(place, Path(thresholds)) if thresholds is not None else FORMATS[found].load(place)
+    sae = paper.load(place, Path(thresholds)) if thresholds is not None else FORMATS[name].load(place)
     _read_notes(sae, str(place))
-    sae.config.metadata.setdefault(
-        "imported", {"format": found, "architecture": sae.config.architecture, "from": _source(path, place)}
-    )
+    source = {"format": name, "architecture": sae.config.architecture, "from": _source(path, place)}
+    sae.config.metadata.setdefault("imported", source)
     return sae
 
 
 def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
     """Writes an SAE, or the one at a path, to the folder `out` in a format of `NAMES`; gives the folder.
 
-    Metadata goes along: what the SAE has, and of a trained arm's `primary` folder the measured FVU, L0 and phi. Raises UserError,
-    with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that is not empty.
+    Metadata goes along: what the SAE has, and of a trained arm's `primary` folder the measured FVU, L0 and phi. Raises
+    UserError, with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that is
+    not empty.
     """
     name, out = known(format), Path(out)
     measured = {} if isinstance(sae, SAE) else _measured(primary_of(Path(sae)))
     sae = sae if isinstance(sae, SAE) else load(sae)
-    parts_of(sae)
+    tensors_of(sae)
     if name != "metasae" and (why := FORMATS[name].why_not(sae)):
         raise UserError(f"this SAE cannot be written as {name}: {why}")
-    refuse_taken(out)
-    notes = {"trained_architecture": sae.config.architecture, "k": sae.config.k}
-    metadata = {**deepcopy(sae.config.metadata), **({"measured": measured} if measured else {}), **notes}
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    metadata = {**deepcopy(sae.config.metadata), **({"measured": measured} if measured else {})}
+    metadata |= {"trained_architecture": sae.config.architecture, "k": sae.config.k}
+    with new_folder(out) as part:
         if name == "metasae":
             own.save(sae, part, metadata=metadata)
         else:
             FORMATS[name].save(sae, part, metadata)
-        part.replace(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return out
 
 
@@ -89,7 +96,7 @@ def _read_notes(sae: SAE, where: str) -> None:
 
 def _source(path: str | Path, place: Path) -> str:
     """The address with the revision that it led to, or the name of the file or folder."""
-    if not str(path).startswith(hub.PREFIX):
+    if not str(path).startswith(address.PREFIX):
         return place.name
     commit = next((above.name for above in (place, *place.parents) if above.parent.name == "snapshots"), None)
     return str(path) if commit is None else f"{str(path).partition('@')[0]}@{commit}"
@@ -101,12 +108,4 @@ def _measured(path: Path) -> dict[str, Any]:
     if path.resolve().name != "primary" or not file.is_file():
         return {}
     measures = checked.read_json(file)
-    wanted = {
-        "fvu": ("fidelity", "fvu"),
-        "l0": ("fidelity", "l0"),
-        "mean_abs_phi": ("cooccurrence", "mean_abs_phi"),
-        "n_tokens": ("conditions", "n_tokens"),
-        "rule": ("conditions", "rule"),
-        "data": ("conditions", "data"),
-    }
-    return {name: checked.table(measures, table, str(file)).get(key) for name, (table, key) in wanted.items()}
+    return {name: checked.table(measures, table, str(file)).get(key) for name, (table, key) in _MEASURED.items()}

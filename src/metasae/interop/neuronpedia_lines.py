@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from metasae.errors import UserError
-from metasae.interop.arms import Arm, tokenizer_of
-from metasae.interop.rows import Rows
-from metasae.sae.folder import load
+from metasae.interop.stored_firings import StoredFirings, tokenizer_of
+from metasae.interop.token_grid import TokenGrid
 
 BINS = 50
 # Tokens whose logits a latent raises and lowers most.
@@ -21,19 +20,25 @@ SHOWN = 10
 
 
 def activations_of(
-    arm: Arm, rows: Rows, strings: Callable[[np.ndarray], list[str]], latent: int, top: int, common: dict
+    stored: StoredFirings,
+    grid: TokenGrid,
+    strings: Callable[[np.ndarray], list[str]],
+    latent: int,
+    top: int,
+    common: dict,
 ) -> Iterator[dict]:
     """Up to `top` rows in which the latent is strongest, strongest first, ties to the earlier row."""
-    tokens, values = (np.asarray(array) for array in arm.view.latent(latent))
+    tokens, values = (np.asarray(array) for array in stored.by_latent.latent(latent))
     if not len(tokens):
         return
-    row = rows.row[tokens]
+    row = grid.row[tokens]
     starts = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1])
     strongest = np.maximum.reduceat(values, starts)
     best = np.argsort(-strongest, kind="stable")[:top]
     peak = float(values.max())
     for rank, which in enumerate(best):
-        start, end = rows.tokens_of(int(row[starts[which]]))
+        number = int(row[starts[which]])
+        start, end = grid.tokens_of(number, number + 1)
         here = slice(*np.searchsorted(tokens, np.array([start, end], tokens.dtype)))
         dense = [0.0] * (end - start)
         for token, value in zip(tokens[here], values[here], strict=True):
@@ -52,8 +57,8 @@ def activations_of(
             "binMin": -1,
             "binMax": _short(peak),
             "binContains": -1,
-            "dataIndex": str(int(arm.firings.documents[start])),
-            "dataSource": str(arm.metadata.get("dataset_path") or ""),
+            "dataIndex": str(int(stored.firings.documents[start])),
+            "dataSource": str(stored.metadata.get("dataset_path") or ""),
             "dfaValues": [],
             "dfaTargetIndex": None,
             "dfaMaxValue": None,
@@ -88,14 +93,16 @@ _EMPTY = (
 )
 
 
-def feature_of(arm: Arm, latent: int, names: dict[str, str], logits: "Logits | None", common: dict) -> dict:
-    _, values = arm.view.latent(latent)
+def feature_of(
+    stored: StoredFirings, latent: int, names: dict[str, str], logits: "Logits | None", common: dict
+) -> dict:
+    _, values = stored.by_latent.latent(latent)
     heights, centres = histogram(values)
     return {
         "index": str(latent),
         "sourceSetName": names["set"],
         "maxActApprox": _short(values.max()) if len(values) else 0.0,
-        "frac_nonzero": len(values) / max(arm.view.n_tokens, 1),
+        "frac_nonzero": len(values) / max(stored.by_latent.n_tokens, 1),
         "freq_hist_data_bar_heights": heights,
         "freq_hist_data_bar_values": centres,
         "hasVector": False,
@@ -124,14 +131,14 @@ class Logits:
     tokenizer: Any
 
     @classmethod
-    def of_arm(cls, arm: Arm, unembedding: Tensor, tokenizer=None) -> "Logits":
+    def of_arm(cls, stored: StoredFirings, unembedding: Tensor, tokenizer=None) -> "Logits":
         """Raises UserError for an unembedding of another width than the SAE's input."""
-        W_dec = load(arm.folder / "primary").W_dec.detach()
+        W_dec = stored.arm.sae().W_dec.detach()
         if unembedding.dim() != 2 or unembedding.shape[1] != W_dec.shape[1]:
             raise UserError(
                 f"unembedding must have the shape [V, {W_dec.shape[1]}] for this SAE, not {tuple(unembedding.shape)}"
             )
-        return cls(W_dec, unembedding.detach().float(), tokenizer or tokenizer_of(arm.recipe))
+        return cls(W_dec, unembedding.detach().float(), tokenizer or tokenizer_of(stored.recipe))
 
     @torch.no_grad()
     def of(self, latent: int) -> dict:
@@ -150,16 +157,14 @@ class Logits:
 
 
 def explanation_of(latent: int, text: str, common: dict) -> dict:
-    who = common["creatorId"]
-    rest = {key: value for key, value in common.items() if key != "creatorId"}
     return {
         "id": _id(common, latent, "explanation"),
         "index": str(latent),
         "description": text,
-        "authorId": who,
+        "authorId": common["creatorId"],
         "typeName": None,
         "explanationModelName": None,
-        **rest,
+        **{key: common[key] for key in ("modelId", "layer", "createdAt")},
     }
 
 

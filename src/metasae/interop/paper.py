@@ -19,9 +19,8 @@ import numpy as np
 import torch
 
 from metasae.errors import UserError
-from metasae.files import write
 from metasae.interop import checked
-from metasae.interop.parts import Parts, assemble, centred, parts_of, uncentred
+from metasae.interop.identities import SAETensors, assemble, centred, tensors_of, uncentred
 from metasae.sae.sae import SAE, SAEConfig
 
 _KINDS = ("batchtopk", "topk", "vanilla", "jumprelu")
@@ -29,7 +28,7 @@ _SITE = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
 def load(path: Path, thresholds: Path | None = None) -> SAE:
-    """path: the `.pt` file, or a folder with one. thresholds: the `.npy` file; without it the one of the checkpoint's label is taken.
+    """path: the `.pt` file, or a folder with one. thresholds: the `.npy` file; None for the one of the checkpoint's label.
 
     Raises UserError for a damaged or hostile file, and where it is not clear which checkpoint is meant.
     """
@@ -41,13 +40,10 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
             raise UserError(f"{where} lacks '{part}': it is no checkpoint of the paper's code")
     cfg = checked.table(checkpoint, "cfg", where)
     kind = checked.text(cfg, "sae_type", where, "batchtopk").lower()
-    if kind not in _KINDS:
-        raise UserError(f"{where}: sae_type {checked.shown(kind)} is not known here; known: {', '.join(_KINDS)}")
+    checked.choice({"sae_type": kind}, "sae_type", where, _KINDS)
     d, n = checked.count(cfg, "act_size", where), checked.count(cfg, "dict_size", where)
     selects = kind in ("batchtopk", "topk")
-    k = checked.count(cfg, "top_k", where) if selects else 1
-    if k > n:
-        raise UserError(f"{where}: top_k is {k}, more than the {n} latents")
+    k = checked.count(cfg, "top_k", where, n) if selects else 1
     if thresholds is None and kind == "batchtopk":
         thresholds = _thresholds_of(weights)
     if thresholds is not None and not selects:
@@ -55,52 +51,45 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
 
     shapes: checked.Shapes = {"W_enc": (d, n), "b_enc": (n,), "W_dec": (n, d), "b_dec": (d,)}
     shapes |= {"threshold": (n,)} if kind == "jumprelu" else {}
-    found = checked.take(checked.state_of(checkpoint["state_dict"], weights), shapes, where, ("threshold",))
+    state = checked.take(checked.state_of(checkpoint["state_dict"], weights), shapes, where, ("threshold",))
     if kind != "jumprelu":
-        found["threshold"] = torch.zeros(n) if thresholds is None else checked.read_npy(thresholds, n)
+        state["threshold"] = torch.zeros(n) if thresholds is None else checked.read_npy(thresholds, n)
     if selects:
-        found["b_enc"] = torch.zeros(n)
-    parts = Parts(**found)
-    normalize = (
-        "none"
-        if not checked.flag(cfg, "input_unit_norm", where, False)
-        else "token"
-        if thresholds is None
-        else "token_eps"
-    )
+        state["b_enc"] = torch.zeros(n)
+    tensors = SAETensors(**state)
+    normalize = "token" if thresholds is None else "token_eps"
+    if not checked.flag(cfg, "input_unit_norm", where, False):
+        normalize = "none"
     rule = "topk" if selects and thresholds is None else "threshold"
     metadata = _metadata(checkpoint, cfg, where) | ({"thresholds": thresholds.name} if thresholds else {})
     config = SAEConfig(d, n, kind, k, normalize, metadata, rule)
-    return assemble(centred(parts) if kind == "jumprelu" else parts, config, where)
+    return assemble(centred(tensors) if kind == "jumprelu" else tensors, config, where)
 
 
 def why_not(sae: SAE) -> str | None:
     """Why an SAE cannot be written in this format; None where it can."""
-    if not sae.b_enc.any():
-        return None
-    if sae.config.rule == "topk":
+    if sae.b_enc.any() and sae.config.rule == "topk":
         return "the paper's topk and batchtopk have no encoder bias"
-    return (
-        "the paper's code undoes with its eps only SAEs without encoder bias"
-        if sae.config.normalize == "token_eps"
-        else None
-    )
+    if sae.b_enc.any() and sae.config.normalize == "token_eps":
+        return "the paper's code undoes with its eps only SAEs without encoder bias"
+    return None
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
     """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`."""
-    parts, config = parts_of(sae), sae.config
-    label = metadata["metasae"].get("arm") if isinstance(metadata.get("metasae"), dict) else None
+    tensors, ours = tensors_of(sae), metadata.get("metasae")
+    label = ours.get("arm") if isinstance(ours, dict) else None
     label = label if isinstance(label, str) and re.fullmatch(r"\w+", label) else "sae"
-    kind = "topk" if config.rule == "topk" else "jumprelu" if sae.b_enc.any() else "batchtopk"
-    parts = uncentred(parts) if kind == "jumprelu" else parts
-    names = ("W_enc", "b_enc", "W_dec", "b_dec", *(["threshold"] if kind == "jumprelu" else []))
-    state = {name: getattr(parts, name).contiguous().clone() for name in names}
+    kind = "topk" if sae.config.rule == "topk" else "jumprelu" if sae.b_enc.any() else "batchtopk"
+    state = vars(uncentred(tensors) if kind == "jumprelu" else tensors)
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    if kind != "jumprelu":
+        del state["threshold"]
+    if kind == "batchtopk":
+        np.save(out / f"thresholds_{label}.npy", tensors.threshold.numpy(), allow_pickle=False)
     # JSON, so that nothing but plain values is read back
     payload = {"cfg": _cfg(sae, kind, metadata), "state_dict": state, "metadata": json.dumps(metadata, allow_nan=False)}
-    if kind == "batchtopk":
-        write(out / f"thresholds_{label}.npy", lambda part: _save_npy(part, parts.threshold.numpy()))
-    write(out / f"{label}_primary_sae.pt", lambda part: torch.save(payload, part))
+    torch.save(payload, out / f"{label}_primary_sae.pt")
 
 
 def _cfg(sae: SAE, kind: str, metadata: dict) -> dict:
@@ -129,18 +118,12 @@ def _cfg(sae: SAE, kind: str, metadata: dict) -> dict:
     }
 
 
-def _save_npy(part: Path, numbers: np.ndarray) -> None:
-    with part.open("wb") as file:
-        np.save(file, numbers.astype(np.float32), allow_pickle=False)
-
-
 def _only_checkpoint(folder: Path) -> Path:
-    found = sorted(folder.glob("*.pt"))
-    if len(found) != 1:
-        raise UserError(
-            f"{folder} holds {len(found)} checkpoints ({', '.join(path.name for path in found[:4])}); name one of them"
-        )
-    return found[0]
+    checkpoints = sorted(folder.glob("*.pt"))
+    if len(checkpoints) != 1:
+        names = ", ".join(path.name for path in checkpoints[:4])
+        raise UserError(f"{folder} holds {len(checkpoints)} checkpoints ({names}); name one of them")
+    return checkpoints[0]
 
 
 def _thresholds_of(weights: Path) -> Path | None:

@@ -24,22 +24,21 @@ from pathlib import Path
 
 import numpy as np
 
-from metasae.errors import UserError, nearest
-from metasae.files import write, write_json
+from metasae.errors import UserError
+from metasae.files import write_json
 from metasae.interop import checked
-from metasae.interop.arms import Arm, new_folder, open_arm
-from metasae.interop.stream import write_safetensors
+from metasae.interop.outputs import new_folder, write_safetensors
+from metasae.interop.stored_firings import StoredFirings, stored_firings
 from metasae.interp.windows import END, Text
 from metasae.measures.rows.seeds import match
 from metasae.progress.progress import SILENT, Progress
-from metasae.sae.folder import load
 
 FIFTHS = 5
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Windows per latent; the defaults are the paper's. train_top, train_each: of the strongest fifth, of each other one."""
+    """Windows per latent; the defaults are the paper's. train_top, train_each: of the strongest fifth, of each other."""
 
     train_top: int = 30
     train_each: int = 5
@@ -74,22 +73,22 @@ def export_paper_cache(
     latents: Sequence[int] | None = None,
     context: int = 64,
     random: int = 200,
-    pools: Pools | dict | None = None,
+    pools: Pools | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> dict:
-    """Writes windows of an arm's latents; with `other`, another arm's folder, those of pairs matched one to one by decoder cosine.
+    """Writes windows of an arm's latents; with `other`, another arm's folder, of pairs matched one to one by decoder cosine.
 
-    The paper's scorer wants the labels joint and solo, so both arms. latents: of the arm, None for all. context: L. random: windows.
-    pools: windows per latent. seed: of every draw.
+    The paper's scorer wants the labels joint and solo, so both arms. latents: of the arm, None for all. context: L. random:
+    windows. pools: windows per latent; None for the paper's. seed: of every draw.
     Gives {label: {"written", "left_out"}}, `left_out` being latents (or pairs) without enough firings.
-    Raises UserError where an arm keeps no firings, `out` is not empty, the arms were judged on different text, or no latent has enough.
+    Raises UserError where an arm keeps no firings, `out` is not empty, the arms were judged on different text, or no latent
+    has enough.
     """
-    pools = _pools(pools)
+    pools = pools or Pools()
     _check(context, random, pools)
-    arms = [open_arm(folder, progress=progress) for folder in (arm_folder, other) if folder is not None]
-    labels = _labels(arms)
-    text = _text(arms, seed)
+    arms = [stored_firings(folder, progress=progress) for folder in (arm_folder, other) if folder is not None]
+    labels, text = _labels(arms), _text(arms, seed)
     wanted, cosines = _wanted(arms, latents)
     cuts = [_cut(arm, text, rows, context, pools, seed, progress) for arm, rows in zip(arms, wanted, strict=True)]
     full = np.logical_and.reduce([(cut.ends >= 0).all(1) for cut in cuts])
@@ -97,45 +96,30 @@ def export_paper_cache(
         raise UserError(
             f"no latent has the {pools.total} windows of {context} tokens that are asked for; take fewer, or more text"
         )
+    cuts = [Cut(cut.latents[full].astype("<i4"), cut.ends[full], cut.values[full]) for cut in cuts]
     with new_folder(Path(out)) as part:
         for label, cut in zip(labels, cuts, strict=True):
-            _write(part, label, text, Cut(cut.latents[full], cut.ends[full], cut.values[full]), context, pools)
+            _write(part, label, text, cut, context, pools)
         ends = _random_ends(text, context, random, seed)
         write_safetensors(part / "random_contexts.safetensors", {"tokens": _windows(text, ends, context)})
         if other is not None:
-            pairs = {
-                f"{label}_indices": cut.latents[full].astype(np.int32) for label, cut in zip(labels, cuts, strict=True)
-            }
-            write(
-                part / "feature_pairs.npz",
-                lambda path: _save_npz(path, {**pairs, "cosines": cosines[full].astype(np.float32)}),
-            )
+            pairs = {f"{label}_indices": cut.latents for label, cut in zip(labels, cuts, strict=True)}
+            np.savez(part / "feature_pairs.npz", **pairs, cosines=cosines[full].astype(np.float32))
     return {label: {"written": int(full.sum()), "left_out": int((~full).sum())} for label in labels}
 
 
-def _pools(wanted: Pools | dict | None) -> Pools:
-    if isinstance(wanted, Pools):
-        return wanted
-    for name in wanted or {}:
-        if name not in Pools.__dataclass_fields__:
-            raise UserError(f"no pool '{name}'{nearest(name, Pools.__dataclass_fields__)}")
-    return Pools(**(wanted or {}))
-
-
 def _check(context: int, random: int, pools: Pools) -> None:
-    for name, value, least in (
-        ("context", context, 1),
-        ("random", random, 0),
-        *((key, value, 0) for key, value in asdict(pools).items()),
-    ):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, not {value}")
+    least = {"context": 1, "random": 0} | dict.fromkeys(asdict(pools), 0)
+    for name, value in {"context": context, "random": random, **asdict(pools)}.items():
+        if value < least[name]:
+            raise UserError(f"{name} must be at least {least[name]}, not {value}")
     if not pools.total:
         raise UserError("no window is asked for; take pools as they are")
 
 
-def _labels(arms: Sequence[Arm]) -> list[str]:
-    labels = [arm.name for arm in arms]
+def _labels(arms: Sequence[StoredFirings]) -> list[str]:
+    """The arms' names, which name files and so must be different words."""
+    labels = [stored.arm.name for stored in arms]
     for label in labels:
         if not label.isidentifier():
             raise UserError(f"{checked.shown(label)} cannot name a file; the arm's name must be letters, digits and _")
@@ -144,40 +128,44 @@ def _labels(arms: Sequence[Arm]) -> list[str]:
     return labels
 
 
-def _text(arms: Sequence[Arm], seed: int) -> Text:
+def _text(arms: Sequence[StoredFirings], seed: int) -> Text:
+    """The text that the arms fire on, which must be one."""
     first = arms[0].firings
-    if any(not np.array_equal(first.tokens, arm.firings.tokens) for arm in arms[1:]):
-        raise UserError(
-            f"the firings of {arms[1].folder} belong to other text than the first arm's; measure the arms again alike"
-        )
+    for stored in arms[1:]:
+        if not np.array_equal(first.tokens, stored.firings.tokens):
+            raise UserError(
+                f"the firings of {stored.arm.folder} belong to other text than the first arm's; "
+                "measure the arms again alike"
+            )
     return Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
 
 
-def _wanted(arms: Sequence[Arm], latents: Sequence[int] | None) -> tuple[list[np.ndarray], np.ndarray]:
-    """Latents of each arm, int64 [m] each, and the cosines of the pairs; pairs of which one never fires are not among them."""
-    n = arms[0].view.n_latents
+def _wanted(arms: Sequence[StoredFirings], latents: Sequence[int] | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """Latents of each arm, int64 [m], and the cosines of the pairs; pairs of which one never fires are left out."""
+    n = arms[0].by_latent.n_latents
     rows = np.arange(n) if latents is None else np.unique(np.asarray(latents, np.int64))
     if len(rows) and not (rows[0] >= 0 and rows[-1] < n):
         raise UserError(f"latents go from 0 to {n - 1}, not {rows[0] if rows[0] < 0 else rows[-1]}")
-    rows = rows[arms[0].view.counts()[rows] > 0]
+    rows = rows[arms[0].by_latent.counts()[rows] > 0]
     if len(arms) == 1:
         return [rows], np.ones(len(rows))
-    found = match(*(load(arm.folder / "primary").W_dec.detach() for arm in arms))
-    rows = rows[found.partner[rows] >= 0]
-    rows = rows[arms[1].view.counts()[found.partner[rows]] > 0]
-    return [rows, found.partner[rows]], found.cosine[rows]
+    pairs = match(*(stored.arm.sae().W_dec.detach() for stored in arms))
+    rows = rows[pairs.partner[rows] >= 0]
+    rows = rows[arms[1].by_latent.counts()[pairs.partner[rows]] > 0]
+    return [rows, pairs.partner[rows]], pairs.cosine[rows]
 
 
-def _cut(arm: Arm, text: Text, latents: np.ndarray, length: int, pools: Pools, seed: int, progress: Progress) -> Cut:
+def _cut(
+    stored: StoredFirings, text: Text, latents: np.ndarray, length: int, pools: Pools, seed: int, progress: Progress
+) -> Cut:
     """ends of -1 where a latent has too few firings."""
     ends, values = np.full((len(latents), pools.total), -1, np.int64), np.zeros((len(latents), pools.total), np.float32)
-    with progress.task(f"windows of {arm.name}", len(latents), "latents") as task:
+    with progress.task(f"windows of {stored.arm.name}", len(latents), "latents") as task:
         for row, latent in enumerate(latents):
-            tokens, strengths = (np.asarray(array) for array in arm.view.latent(int(latent)))
+            tokens, strengths = (np.asarray(array) for array in stored.by_latent.latent(int(latent)))
             whole = np.flatnonzero(text.windows(tokens, length, END)[1])
-            drawn = draw(
-                strengths[whole], text.scoring[tokens[whole]], pools, np.random.default_rng([seed, int(latent)])
-            )
+            rng = np.random.default_rng([seed, int(latent)])
+            drawn = draw(strengths[whole], text.scoring[tokens[whole]], pools, rng)
             if drawn is not None:
                 ends[row], values[row] = tokens[whole[drawn]], strengths[whole[drawn]]
             task.advance(1)
@@ -190,26 +178,22 @@ def draw(strengths: np.ndarray, scoring: np.ndarray, pools: Pools, rng: np.rando
     No firing is drawn twice. Fifths: c // 5 each of the firings in falling order, the last with what is left; ties to the earlier.
     """
     train = _fifths(strengths, np.flatnonzero(~scoring))
-    rest = [rng.permutation(part) for part in _fifths(strengths, np.flatnonzero(scoring))]
+    rest = [rng.permutation(fifth) for fifth in _fifths(strengths, np.flatnonzero(scoring))]
     counts = [pools.train_top, *[pools.train_each] * (FIFTHS - 1)]
-    used = [
-        pools.fuzz_each + (pools.detect if part == 0 else pools.boundary if part == FIFTHS - 1 else 0)
-        for part in range(FIFTHS)
-    ]
-    if any(len(part) < count for part, count in zip([*train, *rest], [*counts, *used], strict=True)):
+    extra = [pools.detect, *[0] * (FIFTHS - 2), pools.boundary]
+    wanted = [*counts, *(pools.fuzz_each + more for more in extra)]
+    if any(len(fifth) < count for fifth, count in zip([*train, *rest], wanted, strict=True)):
         return None
-    chosen = [rng.choice(part, count, replace=False) for part, count in zip(train, counts, strict=True)]
-    fuzz = rng.permutation(np.concatenate([part[: pools.fuzz_each] for part in rest]))
-    after = slice(pools.fuzz_each, None)
-    return np.concatenate([*chosen, fuzz, rest[0][after][: pools.detect], rest[-1][after][: pools.boundary]]).astype(
-        np.int64
-    )
+    chosen = [rng.choice(fifth, count, replace=False) for fifth, count in zip(train, counts, strict=True)]
+    fuzz = rng.permutation(np.concatenate([fifth[: pools.fuzz_each] for fifth in rest]))
+    after = [fifth[pools.fuzz_each :][:more] for fifth, more in zip(rest, extra, strict=True)]
+    return np.concatenate([*chosen, fuzz, *after]).astype(np.int64)
 
 
 def _fifths(strengths: np.ndarray, firings: np.ndarray) -> list[np.ndarray]:
     ordered = firings[np.argsort(-strengths[firings], kind="stable")]
     size = max(1, len(ordered) // FIFTHS)
-    return [ordered[size * part : size * (part + 1) if part < FIFTHS - 1 else None] for part in range(FIFTHS)]
+    return [ordered[size * fifth : size * (fifth + 1) if fifth < FIFTHS - 1 else None] for fifth in range(FIFTHS)]
 
 
 def _random_ends(text: Text, length: int, count: int, seed: int) -> np.ndarray:
@@ -226,17 +210,11 @@ def _windows(text: Text, ends: np.ndarray, length: int) -> tuple[tuple[int, ...]
 
 
 def _write(folder: Path, label: str, text: Text, cut: Cut, context: int, pools: Pools) -> None:
-    latents = cut.latents.astype("<i4")
     tensors = {
         "tokens": _windows(text, cut.ends, context),
-        "peak_vals": (cut.values.shape, np.dtype("<f4"), [cut.values.astype("<f4")]),
-        "feature_indices": (latents.shape, np.dtype("<i4"), [latents]),
+        "peak_vals": (cut.values.shape, np.dtype("<f4"), [cut.values]),
+        "feature_indices": (cut.latents.shape, np.dtype("<i4"), [cut.latents]),
     }
     write_safetensors(folder / f"{label}.safetensors", tensors)
-    sizes = {"n_features": len(latents), "K_total": pools.total, **pools.sizes, "ctx_len": context}
-    write_json(folder / f"{label}_meta.json", {"label": label, **sizes, "feature_indices": latents.tolist()})
-
-
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
+    sizes = {"n_features": len(cut.latents), "K_total": pools.total, **pools.sizes, "ctx_len": context}
+    write_json(folder / f"{label}_meta.json", {"label": label, **sizes, "feature_indices": cut.latents.tolist()})

@@ -24,23 +24,22 @@ from torch import Tensor, nn
 from metasae import files
 from metasae.errors import UserError, nearest
 from metasae.interop.formats import load
-from metasae.interop.parts import assemble, has_unit_rows, norms_into_encoder, parts_of
-from metasae.interop.saebench_names import WEIGHTS_ONLY, check_evals
+from metasae.interop.identities import assemble, has_unit_rows, norms_into_encoder, tensors_of
+from metasae.interop.saebench_names import FROM_HUB, WEIGHTS_ONLY, check_evals
 from metasae.sae.sae import SAE, Codes
 
 # What SAEBench calls an SAE that is not one of SAELens's list, and its own default seed.
 CUSTOM, SEED = "custom_sae", 42
-# name -> its module, its config class, settings that make it this one, whether it keeps activations on the disk
-_FROM_HUB: dict[str, tuple[str, str, dict, bool]] = {
-    "absorption": ("absorption", "AbsorptionEvalConfig", {}, False),
-    "ravel": ("ravel", "RAVELEvalConfig", {}, True),
-    "scr": ("scr_and_tpp", "ScrAndTppEvalConfig", {"perform_scr": True}, True),
-    "tpp": ("scr_and_tpp", "ScrAndTppEvalConfig", {"perform_scr": False}, True),
-    "sparse_probing": ("sparse_probing", "SparseProbingEvalConfig", {}, True),
-    "sparse_probing_sae_probes": ("sparse_probing_sae_probes", "SparseProbingSaeProbesEvalConfig", {}, False),
-}
-_CORE_PARTS = ("kl", "ce_loss", "l2_norms", "sparsity_metrics", "variance_metrics")
-_CORE_FEATURES = ("featurewise_density_statistics", "featurewise_weight_based_metrics")
+# What `core` works out.
+_CORE = (
+    "kl",
+    "ce_loss",
+    "l2_norms",
+    "sparsity_metrics",
+    "variance_metrics",
+    "featurewise_density_statistics",
+    "featurewise_weight_based_metrics",
+)
 
 
 @dataclass
@@ -69,7 +68,7 @@ class BenchConfig:
     metasae: dict = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """The fields alone: SAEBench hangs more attributes on it, which are not JSON."""
+        """The fields alone: SAEBench sets further attributes, which are not JSON."""
         return asdict(self)
 
 
@@ -115,15 +114,18 @@ def adapt(
     hook_layer: int | None = None,
     context_size: int | None = None,
 ) -> BenchSAE:
-    """An SAE, or the one at a path in any format that `metasae.interop` reads, for SAEBench. The SAE itself stays as it is.
+    """An SAE, or the one at a path in any format that `metasae.load` reads, for SAEBench. The SAE itself stays as it is.
 
-    What is not given is taken from its metadata; hook_layer from the number in hook_name. Rows of other length than 1 are scaled to it
-    and their norms go to the activations, which changes no output. Raises UserError for what SAEBench cannot run, with the reason,
-    and for an SAE that does not say where it belongs.
+    What is not given is taken from its metadata; hook_layer from the number in hook_name. Rows of other length than 1 are
+    scaled to it and their norms go to the activations, which changes no output. Raises UserError for what SAEBench cannot
+    run, with the reason, and for an SAE that does not say where it belongs.
     """
-    sae = load(sae) if not isinstance(sae, SAE) else sae
+    sae = sae if isinstance(sae, SAE) else load(sae)
     _refuse_normalised(sae)
-    return BenchSAE(_with_unit_rows(sae), _config_of(sae, model_name, hook_name, hook_layer, context_size))
+    config = _config_of(
+        sae, {"model_name": model_name, "hook_name": hook_name, "context_size": context_size}, hook_layer
+    )
+    return BenchSAE(_with_unit_rows(sae), config)
 
 
 def evaluate(
@@ -140,33 +142,35 @@ def evaluate(
 ) -> dict[str, dict]:
     """Runs SAEBench's evaluations of an SAE; {evaluation: its result envelope}, as written under `out`.
 
-    sae: an SAE, a path, or what `adapt` made. evals: names of `EVALS`. name: what the SAE is called in the results. model, tokens: a
-    TransformerLens model and int64 [P, context], for `core`; the model's own special tokens are left out of its means. settings:
-    evaluation -> fields of its config, e.g. {"meta_structure": {"width_ratio": 0.09}}. seed: global random numbers are drawn from it
-    and put back afterwards; SAEBench seeds them only from its own command line.
+    sae: an SAE, a path, or what `adapt` made. evals: names of `EVALS`. name: what the SAE is called in the results. model,
+    tokens: a TransformerLens model and int64 [P, context], for `core`; the model's own special tokens are left out of its
+    means. settings: evaluation -> fields of its config, e.g. {"meta_structure": {"width_ratio": 0.09}}. seed: global random
+    numbers are drawn from it and put back afterwards; SAEBench seeds them only from its own command line.
 
     `meta_structure` reads decoder rows alone, so it is run on SAEs that normalise tokens too.
-    Raises UserError where SAEBench is not installed, for an unknown evaluation or setting, and where something it needs is missing.
+    Raises UserError where SAEBench is not installed, for an unknown evaluation or setting, and where something it needs is
+    missing.
     """
     check_evals((*evals, *(settings or {})))
-    bench = sae if isinstance(sae, BenchSAE) else _rows_of(sae) if set(evals) <= set(WEIGHTS_ONLY) else adapt(sae)
+    if not isinstance(sae, BenchSAE):
+        sae = _rows_of(sae) if set(evals) <= set(WEIGHTS_ONLY) else adapt(sae)
     # a copy for each, as SAEBench casts the SAE it is given
-    bench, out, found = deepcopy(bench).to(device), Path(out), {}
-    for each in evals:
-        values = {"random_seed": seed, **(settings or {}).get(each, {})}
-        path = out / each / f"{name}_{CUSTOM}_eval_results.json".replace("/", "_")
+    bench, results = deepcopy(sae).to(device), {}
+    for evaluation in evals:
+        values = {"random_seed": seed, **(settings or {}).get(evaluation, {})}
+        path = Path(out) / evaluation / f"{name}_{CUSTOM}_eval_results.json".replace("/", "_")
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.enable_grad():
             torch.manual_seed(seed)
-            if each == "meta_structure":
+            if evaluation == "meta_structure":
                 result = _meta_structure(deepcopy(bench), name, values, device)
-            elif each == "core":
+            elif evaluation == "core":
                 result = _core(deepcopy(bench), name, values, path, model, tokens)
             else:
-                result = _from_hub(each, deepcopy(bench), name, values, path, device)
+                result = _from_hub(evaluation, deepcopy(bench), name, values, path, device)
         # SAEBench writes the commit of whatever repository it is called in
-        found[each] = {**result, "sae_bench_commit_hash": f"sae-bench {metadata.version('sae-bench')}"}
-        files.write_json(path, found[each])
-    return found
+        results[evaluation] = {**result, "sae_bench_commit_hash": f"sae-bench {metadata.version('sae-bench')}"}
+        files.write_json(path, results[evaluation])
+    return results
 
 
 def _meta_structure(bench: BenchSAE, name: str, values: dict, device: str) -> dict:
@@ -180,32 +184,28 @@ def _core(bench: BenchSAE, name: str, values: dict, path: Path, model: Any, toke
     """Reconstruction, sparsity and what the model loses, over all whole batches of `tokens`."""
     if model is None or tokens is None:
         raise UserError(
-            "SAEBench's core evaluation needs a model and tokens: evaluate(..., model=HookedTransformer, tokens=int64 [P, context])"
+            "SAEBench's core evaluation needs a model and tokens: "
+            "evaluate(..., model=HookedTransformer, tokens=int64 [P, context])"
         )
     core = importlib.import_module("sae_bench.evals.core.main")
     batch = values.get("batch_size_prompts", 16)
-    n_batches = len(tokens) // batch
-    if n_batches < 1:
+    if len(tokens) < batch:
         raise UserError(
             f"{len(tokens)} prompts are fewer than a batch of {batch}; give more tokens or set batch_size_prompts"
         )
-    config = {f"compute_{part}": True for part in _CORE_PARTS + _CORE_FEATURES}
-    config |= {
-        "n_eval_reconstruction_batches": n_batches,
-        "n_eval_sparsity_variance_batches": n_batches,
+    config = dict.fromkeys((f"compute_{part}" for part in _CORE), True) | {
+        "n_eval_reconstruction_batches": len(tokens) // batch,
+        "n_eval_sparsity_variance_batches": len(tokens) // batch,
         "batch_size_prompts": batch,
+        "model_name": bench.cfg.model_name,
+        "dataset": "tokens as given",
+        "context_size": tokens.shape[1],
+        "exclude_special_tokens_from_reconstruction": True,
     }
-    config |= {"model_name": bench.cfg.model_name, "dataset": "tokens as given", "context_size": tokens.shape[1]}
-    values = {"exclude_special_tokens_from_reconstruction": True} | {
-        key: value for key, value in values.items() if key != "random_seed"
-    }
-    config = _settings(core.CoreEvalConfig, config | values)
+    config |= {key: value for key, value in values.items() if key != "random_seed"}
+    config = _settings(core.CoreEvalConfig, config)
     _, formatted, _ = core.general_utils.load_and_format_sae(name, bench, str(bench.device))
-    special = (
-        {getattr(model.tokenizer, f"{each}_token_id") for each in ("pad", "eos", "bos")} - {None}
-        if model.tokenizer
-        else set()
-    )
+    special = {getattr(model.tokenizer, f"{kind}_token_id", None) for kind in ("pad", "eos", "bos")} - {None}
     metrics, by_feature = core.run_evals(formatted, _Prompts(tokens, batch), model, config, ignore_tokens=special)
     metrics["misc_metrics"] = core.calculate_misc_metrics(by_feature)
     result = {"eval_cfg": config, "metrics": metrics, "feature_metrics": by_feature, "sae_set": name, "sae_id": CUSTOM}
@@ -229,21 +229,21 @@ class _Prompts:
         self._next = 0
 
 
-def _from_hub(each: str, bench: BenchSAE, name: str, values: dict, path: Path, device: str) -> dict:
+def _from_hub(evaluation: str, bench: BenchSAE, name: str, values: dict, path: Path, device: str) -> dict:
     """An evaluation that loads its model and data sets itself."""
-    (package, config_name, fixed, keeps), folder = _FROM_HUB[each], path.parent
+    (package, config_name, fixed, keeps), folder = FROM_HUB[evaluation], path.parent
     try:
         module = importlib.import_module(f"sae_bench.evals.{package}.main")
         config_class = getattr(importlib.import_module(f"sae_bench.evals.{package}.eval_config"), config_name)
     except ModuleNotFoundError as error:
-        raise UserError(f"SAEBench's {each} needs the package {error.name}: pip install {error.name}") from None
+        raise UserError(f"SAEBench's {evaluation} needs the package {error.name}: pip install {error.name}") from None
     config = _settings(config_class, {"model_name": bench.cfg.model_name, **values, **fixed})
-    more = {"artifacts_path": str(folder / "artifacts")} if keeps else {}
+    artifacts = {"artifacts_path": str(folder / "artifacts")} if keeps else {}
     folder.mkdir(parents=True, exist_ok=True)
-    module.run_eval(config, [(name, bench)], device, str(folder), force_rerun=True, **more)
+    module.run_eval(config, [(name, bench)], device, str(folder), force_rerun=True, **artifacts)
     written = next(folder.rglob(path.name), None)
     if written is None:
-        raise UserError(f"SAEBench's {each} has left no result in {folder}; its own messages say why")
+        raise UserError(f"SAEBench's {evaluation} has left no result in {folder}; its own messages say why")
     return files.read_json(written)
 
 
@@ -260,40 +260,35 @@ def _settings(config_class: type, values: dict) -> Any:
 
 def _rows_of(sae: SAE | str | Path) -> BenchSAE:
     """For evaluations of the decoder rows alone: any SAE, whether or not it says where it belongs."""
-    sae = load(sae) if not isinstance(sae, SAE) else sae
-    hook = sae.config.metadata.get("hook_name") or "unknown"
-    layer = None if re.search(r"\d", hook) else -1
-    return BenchSAE(
-        _with_unit_rows(sae), _config_of(sae, sae.config.metadata.get("model_name") or "unknown", hook, layer, None)
-    )
+    sae = sae if isinstance(sae, SAE) else load(sae)
+    noted = sae.config.metadata
+    place = {"model_name": noted.get("model_name") or "unknown", "hook_name": noted.get("hook_name") or "unknown"}
+    layer = None if re.search(r"\d", place["hook_name"]) else -1
+    return BenchSAE(_with_unit_rows(sae), _config_of(sae, {**place, "context_size": None}, layer))
 
 
-def _config_of(
-    sae: SAE, model_name: str | None, hook_name: str | None, hook_layer: int | None, context_size: int | None
-) -> BenchConfig:
-    held, config = sae.config.metadata, sae.config
-    ours = held.get("metasae", {})
-    place = {"model_name": model_name, "hook_name": hook_name, "context_size": context_size}
-    place = {key: held.get(key) if value is None else value for key, value in place.items()}
+def _config_of(sae: SAE, place: dict[str, Any], hook_layer: int | None) -> BenchConfig:
+    """place: model_name, hook_name and context_size, None for what the SAE's metadata say."""
+    noted, config = sae.config.metadata, sae.config
+    ours = noted.get("metasae", {})
+    place = {key: noted.get(key) if value is None else value for key, value in place.items()}
     for key in ("model_name", "hook_name"):
         if place[key] is None:
             raise UserError(f"the SAE does not say its {key}; give adapt(..., {key}=...)")
-    if hook_layer is None:
-        number = re.search(r"\d+", place["hook_name"])
-        if number is None:
-            raise UserError(f"the hook '{place['hook_name']}' names no layer; give adapt(..., hook_layer=...)")
-        hook_layer = int(number[0])
+    number = re.search(r"\d+", place["hook_name"])
+    if hook_layer is None and number is None:
+        raise UserError(f"the hook '{place['hook_name']}' names no layer; give adapt(..., hook_layer=...)")
     topk = config.rule == "topk"
     return BenchConfig(
         **place,
         d_in=config.d_in,
         d_sae=config.d_sae,
-        hook_layer=hook_layer,
+        hook_layer=int(number[0]) if hook_layer is None else hook_layer,
         architecture="topk" if topk else "jumprelu",
         activation_fn_str="topk" if topk else "relu",
         activation_fn_kwargs={"k": config.k} if topk else {},
-        prepend_bos=bool(held.get("prepend_bos", True)),
-        dataset_path=held.get("dataset_path") or "",
+        prepend_bos=bool(noted.get("prepend_bos", True)),
+        dataset_path=noted.get("dataset_path") or "",
         training_tokens=ours.get("recipe", {}).get("train", {}).get("tokens", -1),
         metasae={key: ours[key] for key in ("version", "arm", "seed", "data_fingerprint") if key in ours},
     )
@@ -302,18 +297,19 @@ def _config_of(
 def _refuse_normalised(sae: SAE) -> None:
     if sae.config.normalize != "none":
         raise UserError(
-            "SAEBench cannot run an SAE that normalises each token: it decodes activations alone, and to undo the normalisation decode "
-            'would need the mean and spread of the token; train with sae.normalize = "global"'
+            "SAEBench cannot run an SAE that normalises each token: it decodes activations alone, and to undo the "
+            "normalisation decode would need the mean and spread of the token; "
+            'train with sae.normalize = "global"'
         )
 
 
 def _with_unit_rows(sae: SAE) -> SAE:
     """A copy with thresholds and rows of unit length. Raises UserError where that would change what fires."""
-    parts = parts_of(sae)
-    if has_unit_rows(parts):
+    tensors = tensors_of(sae)
+    if has_unit_rows(tensors):
         return deepcopy(sae)
     if sae.config.rule == "topk":
         raise UserError(
             "SAEBench takes rows of unit length; scaling them would change which activations of a TopK SAE are its k largest"
         )
-    return assemble(norms_into_encoder(parts, threshold=True), replace(sae.config), "the SAE with unit rows")
+    return assemble(norms_into_encoder(tensors, threshold=True), replace(sae.config), "the SAE with unit rows")

@@ -6,7 +6,16 @@ from importlib import util
 from metasae.errors import UserError, install_hint, nearest
 
 WEIGHTS_ONLY = ("meta_structure",)
-FROM_HUB = ("absorption", "ravel", "scr", "tpp", "sparse_probing", "sparse_probing_sae_probes")
+# Those that load their model and data from the hub.
+# name -> its module, its config class, settings that make it this one, whether it keeps activations on the disk
+FROM_HUB: dict[str, tuple[str, str, dict, bool]] = {
+    "absorption": ("absorption", "AbsorptionEvalConfig", {}, False),
+    "ravel": ("ravel", "RAVELEvalConfig", {}, True),
+    "scr": ("scr_and_tpp", "ScrAndTppEvalConfig", {"perform_scr": True}, True),
+    "tpp": ("scr_and_tpp", "ScrAndTppEvalConfig", {"perform_scr": False}, True),
+    "sparse_probing": ("sparse_probing", "SparseProbingEvalConfig", {}, True),
+    "sparse_probing_sae_probes": ("sparse_probing_sae_probes", "SparseProbingSaeProbesEvalConfig", {}, False),
+}
 EVALS = (*WEIGHTS_ONLY, "core", *FROM_HUB)
 
 

@@ -14,6 +14,7 @@ Weights in half precision are read as they are and used in fp32; SAELens rounds 
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,21 @@ from torch import Tensor
 
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.parts import Parts, assemble, centred, gated, norms_into_encoder, parts_of, unscaled
+from metasae.interop.identities import (
+    SAETensors,
+    assemble,
+    centred,
+    gated,
+    norms_into_encoder,
+    tensors_of,
+    unscaled,
+)
 from metasae.sae import folder as own
 from metasae.sae.sae import SAE, SAEConfig
 
 SCALER = "activation_scaler.json"
-_NORMALIZE = {"none": "none", "layer_norm": "token", "expected_average_only_in": "scaled"}
+_NORMALIZE = {"none": "none", "layer_norm": "token", "expected_average_only_in": "none"}
+_REFUSED_RESHAPE = {"hook_z": "it joins the heads of hook_z, which metasae does not hook"}
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
 _TOPK = ("topk", *_BATCH)
 _KNOWN = ("standard", "jumprelu", "gated", *_TOPK)
@@ -42,7 +52,8 @@ _REFUSED = {
 }
 _REFUSED_NORMALIZE = {
     "constant_norm_rescale": "each token is divided by its norm without its mean, which metasae does not do",
-    "covariance_whitening": "the whitening is not folded into the weights; save the finished SAE rather than a checkpoint",
+    "covariance_whitening": "the whitening is not folded into the weights; "
+    "save the finished SAE rather than a checkpoint",
 }
 # What version 5 and earlier keep at the top of cfg.json and version 6 in `metadata`.
 _OLD_METADATA = (
@@ -60,43 +71,30 @@ def load(path: Path) -> SAE:
     """Raises UserError for a folder that is damaged, and for one whose rule metasae does not have."""
     where = str(path / own.CONFIG)
     cfg = _modern(checked.read_json(path / own.CONFIG), where)
-    architecture = _architecture(cfg, where)
+    architecture = checked.choice(cfg, "architecture", where, _KNOWN, refused=_REFUSED)
     d, n = checked.count(cfg, "d_in", where), checked.count(cfg, "d_sae", where)
-    normalize = _normalize(cfg, where)
-    if (reshape := cfg.get("reshape_activations", "none")) != "none":
-        raise UserError(
-            f"{where}: reshape_activations {checked.shown(reshape)} joins the heads of hook_z, which metasae does not hook"
-        )
+    theirs = checked.choice(cfg, "normalize_activations", where, _NORMALIZE, "none", _REFUSED_NORMALIZE)
+    checked.choice(cfg, "reshape_activations", where, ("none",), "none", _REFUSED_RESHAPE)
     rescale = architecture in _TOPK and checked.flag(cfg, "rescale_acts_by_decoder_norm", where, False)
     notes = _notes(checked.table(cfg, "metadata", where), where)
     k = _k(cfg, n, where) if architecture in _TOPK else notes.k
 
-    tensors = _tensors(path / own.WEIGHTS, architecture, d, n)
-    parts = _parts(tensors, architecture, n)
-    if "scaling_factor" in tensors:
-        parts = _finetuned(
-            parts, tensors["scaling_factor"], checked.flag(cfg, "finetuning_scaling_factor", where, False), where
-        )
+    state = _state(path / own.WEIGHTS, architecture, d, n)
+    tensors = _tensors(state, architecture, n)
+    if "scaling_factor" in state:
+        on = checked.flag(cfg, "finetuning_scaling_factor", where, False)
+        tensors = _finetuned(tensors, state["scaling_factor"], on, where)
     if not checked.flag(cfg, "apply_b_dec_to_input", where, True):
-        parts = centred(parts)
-    if rescale:
-        parts = norms_into_encoder(parts, threshold=False)
-    scale = _scale(path / SCALER, where) if normalize == "scaled" else 1.0
-    if scale != 1.0 and not rescale:
-        parts = unscaled(parts, scale)
+        tensors = centred(tensors)
+    scale = _scale(path / SCALER, where) if theirs == "expected_average_only_in" else 1.0
+    tensors = norms_into_encoder(tensors, threshold=False) if rescale else unscaled(tensors, scale)
 
-    normalize = (
-        "none"
-        if normalize == "scaled"
-        else "token_eps"
-        if normalize == "token" and notes.undone_with_eps
-        else normalize
-    )
+    normalize = "token_eps" if theirs == "layer_norm" and notes.undone_with_eps else _NORMALIZE[theirs]
     rule = "topk" if architecture == "topk" else "threshold"
     config = SAEConfig(d, n, notes.architecture or architecture, k, normalize, notes.metadata, rule)
-    sae = assemble(parts, config, str(path))
+    sae = assemble(tensors, config, str(path))
     # SAELens folds the norms after the scale, which leaves rows of unit length
-    return sae.scaled(scale) if scale != 1.0 and rescale else sae
+    return sae.scaled(scale) if rescale else sae
 
 
 def why_not(sae: SAE) -> str | None:
@@ -106,7 +104,7 @@ def why_not(sae: SAE) -> str | None:
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
     """As `standard` where no latent has a threshold above 0, as `topk` by that rule, else as `jumprelu`."""
-    standard = sae.config.rule == "threshold" and bool((parts_of(sae).threshold <= 0).all())
+    standard = sae.config.rule == "threshold" and bool((tensors_of(sae).threshold <= 0).all())
     own.save(sae, out, standard, metadata)
 
 
@@ -138,74 +136,48 @@ def _notes(metadata: dict, where: str) -> own.Notes:
     return own.Notes(None, 1, False, {key: value for key, value in metadata.items() if key != "sae_lens_version"})
 
 
-def _architecture(cfg: dict, where: str) -> str:
-    architecture = checked.text(cfg, "architecture", where)
-    if why := _REFUSED.get(architecture):
-        raise UserError(f"{where}: architecture '{architecture}' cannot be represented: {why}")
-    if architecture not in _KNOWN:
-        raise UserError(
-            f"{where}: architecture {checked.shown(architecture)} is not known here; known: {', '.join(_KNOWN)}"
-        )
-    return architecture
-
-
-def _normalize(cfg: dict, where: str) -> str:
-    theirs = checked.text(cfg, "normalize_activations", where, "none")
-    if why := _REFUSED_NORMALIZE.get(theirs):
-        raise UserError(f"{where}: normalize_activations '{theirs}' cannot be represented: {why}")
-    if theirs not in _NORMALIZE:
-        raise UserError(
-            f"{where}: normalize_activations {checked.shown(theirs)} is not known here; known: {', '.join(_NORMALIZE)}"
-        )
-    return _NORMALIZE[theirs]
-
-
 def _k(cfg: dict, n: int, where: str) -> int:
     """BatchTopK's k is a mean and may be a fraction; the nearest whole number is kept, as its rule is the threshold."""
     k = cfg.get("k")
     if isinstance(k, float) and cfg["architecture"] in _BATCH and math.isfinite(k):
         k = max(1, round(k))
-    if checked.count({"k": k}, "k", where) > n:
-        raise UserError(f"{where}: k is {k}, more than the {n} latents")
-    return k
+    return checked.count({"k": k}, "k", where, n)
 
 
-def _tensors(path: Path, architecture: str, d: int, n: int) -> dict[str, Tensor]:
-    found = checked.tensor_shapes(path)
+def _state(path: Path, architecture: str, d: int, n: int) -> dict[str, Tensor]:
+    """The tensors of the weight file, which must be those of the architecture."""
+    present = checked.tensor_shapes(path)
     shapes: checked.Shapes = {"W_enc": (d, n), "W_dec": (n, d), "b_dec": (d,)}
     shapes |= dict.fromkeys(("b_gate", "b_mag", "r_mag") if architecture == "gated" else ("b_enc",), (n,))
     if architecture == "jumprelu":
-        shapes["log_threshold" if "log_threshold" in found else "threshold"] = (n,)
+        shapes["log_threshold" if "log_threshold" in present else "threshold"] = (n,)
     if architecture in _BATCH:
         # a BatchTopK SAE that was saved for use has a threshold per latent
-        shapes |= {"threshold": (n,)} if "threshold" in found else {"topk_threshold": ()}
-    if "scaling_factor" in found:
+        shapes |= {"threshold": (n,)} if "threshold" in present else {"topk_threshold": ()}
+    if "scaling_factor" in present:
         shapes["scaling_factor"] = (n,)
     return checked.read_tensors(path, shapes, infinite=("threshold", "log_threshold"))
 
 
-def _parts(tensors: dict[str, Tensor], architecture: str, n: int) -> Parts:
-    threshold = torch.zeros(n)
-    if "topk_threshold" in tensors:
-        threshold = tensors["topk_threshold"].expand(n).clone()
-    elif "log_threshold" in tensors:
-        threshold = tensors["log_threshold"].exp()
-    elif "threshold" in tensors:
-        threshold = tensors["threshold"]
-    b_enc = tensors["b_mag" if architecture == "gated" else "b_enc"]
-    parts = Parts(tensors["W_enc"], b_enc, tensors["W_dec"], tensors["b_dec"], threshold)
-    return gated(parts, tensors["r_mag"], tensors["b_gate"], tensors["b_mag"]) if architecture == "gated" else parts
+def _tensors(state: dict[str, Tensor], architecture: str, n: int) -> SAETensors:
+    threshold = state.get("threshold", state.get("topk_threshold", torch.zeros(())))
+    if "log_threshold" in state:
+        threshold = state["log_threshold"].exp()
+    b_enc = state["b_mag" if architecture == "gated" else "b_enc"]
+    tensors = SAETensors(state["W_enc"], b_enc, state["W_dec"], state["b_dec"], threshold.expand(n))
+    return gated(tensors, state["r_mag"], state["b_gate"]) if architecture == "gated" else tensors
 
 
-def _finetuned(parts: Parts, factor: Tensor, on: bool, where: str) -> Parts:
+def _finetuned(tensors: SAETensors, factor: Tensor, on: bool, where: str) -> SAETensors:
     """A factor on each activation before W_dec, learnt after training; it goes into the rows."""
     if torch.allclose(factor, torch.ones_like(factor)):
-        return parts
+        return tensors
     if not on:
         raise UserError(
-            f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, so its meaning is not clear"
+            f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, "
+            "so its meaning is not clear"
         )
-    return Parts(parts.W_enc, parts.b_enc, parts.W_dec * factor[:, None], parts.b_dec, parts.threshold)
+    return replace(tensors, W_dec=tensors.W_dec * factor[:, None])
 
 
 def _scale(path: Path, where: str) -> float:

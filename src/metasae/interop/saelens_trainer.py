@@ -1,9 +1,9 @@
 """Our objective on a SAELens user's own activations: `train_on(provider, recipe, ...)`.
 
-A SAELens DataProvider is any iterator of activations [B, d]; its ActivationsStore is one. It takes the place of our stream, and all else is
-ours: the same steps in the same order, so equal batches give equal weights and metrics, to the bit. The other direction, a training class
-registered with SAELens, could not: its trainer has one Adam and one clip over all parameters, no turns between a primary and a meta SAE, and
-leaves decoder rows at any length.
+A SAELens DataProvider is any iterator of activations [B, d]; its ActivationsStore is one. It takes the place of our stream,
+and all else is ours: the same steps in the same order, so equal batches give equal weights and metrics, to the bit. The other
+direction, a training class registered with SAELens, could not: its trainer has one Adam and one clip over all parameters, no
+turns between a primary and a meta SAE, and leaves decoder rows at any length.
 """
 
 import shutil
@@ -18,14 +18,14 @@ from torch import Tensor
 
 import metasae
 from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale
-from metasae.data.cache.cache import Split
-from metasae.data.split import Rows
+from metasae.data.split import Rows, Split
 from metasae.errors import UserError, nearest
 from metasae.measures.firing.calibrate import calibrate
 from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARMS
+from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
@@ -49,21 +49,23 @@ def train_on(
 ) -> dict[str, SAE]:
     """Trains one arm on a provider's batches; {"primary": SAE, "meta": SAE} (solo has no meta), as saved under `folder`.
 
-    provider: gives [train.batch, d] in the model's units. Of the recipe the tables sae, meta, train and of measure the threshold count.
-    sample: activations [R, d] that the input scale and the first b_dec come from; None takes the first 16,384 rows, which are trained
-    on all the same. calibration: activations [C, d] that the threshold comes from; None takes the measure.calibration_tokens rows
-    that the provider gives after training. Both may be a split of one of our caches. metadata: what is known of model_name,
-    hook_name, dataset_path, ...; the hook, the context and the model of a SAELens store are taken from it.
+    provider: gives [train.batch, d] in the model's units. Of the recipe the tables sae, meta, train and of measure the
+    threshold count. sample: activations [R, d] that the input scale and the first b_dec come from; None takes the first
+    16,384 rows, which are trained on all the same. calibration: activations [C, d] that the threshold comes from; None takes
+    the measure.calibration_tokens rows that the provider gives after training. Both may be a split of one of our caches.
+    metadata: what is known of model_name, hook_name, dataset_path, ...; the hook, the context and the model of a SAELens
+    store are taken from it.
 
-    Every arm wants a provider of its own that begins with the same batches. So does a call after an interruption, which goes on from the
-    last checkpoint: what was trained on is drawn and dropped. SAELens opens `folder/primary` with SAE.load_from_disk.
+    Every arm wants a provider of its own that begins with the same batches. So does a call after an interruption, which goes
+    on from the last checkpoint: what was trained on is drawn and dropped. SAELens opens `folder/primary` with
+    SAE.load_from_disk.
     Raises UserError for an unknown arm, batches of another shape than the recipe's, a NaN, and a provider that ends too early;
     Interrupted after a signal, once the state is saved.
     """
     recipe, folder = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe), Path(folder)
     if arm not in ARMS:
         raise UserError(f"unknown arm '{arm}'{nearest(arm, ARMS)}")
-    if (folder / "primary" / "cfg.json").exists():
+    if (folder / "primary" / CONFIG).exists():
         _refuse_another(folder, recipe, arm, seed)
         return {name: SAE.load(folder / name) for name in ("primary", "meta") if (folder / name).is_dir()}
     size, progress = recipe.train.batch, Progress(show)
@@ -83,8 +85,8 @@ def train_on(
         calibrate(saes["meta"], Rows(saes["primary"].W_dec))
         saes["meta"].save(folder / "meta")
     unseen = batches.take(recipe.measure.calibration_tokens) if calibration is None else _rows(calibration)
-    found = calibrate(saes["primary"], unseen, size, progress, rule=recipe.measure.threshold)
-    saes["primary"].config.metadata["calibration"] = asdict(found)
+    calibrated = calibrate(saes["primary"], unseen, size, progress, rule=recipe.measure.threshold)
+    saes["primary"].config.metadata["calibration"] = asdict(calibrated)
     # last, as its folder says that the arm is trained
     saes["primary"].save(folder / "primary")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -93,22 +95,24 @@ def train_on(
 
 def _refuse_another(folder: Path, recipe: Recipe, arm: str, seed: int) -> None:
     """Raises UserError where the SAE in a folder is not the one asked for."""
-    held = SAE.load(folder / "primary").config.metadata.get("metasae", {})
-    ours = {"arm": arm, "seed": seed, **_flat(_settings(recipe))}
-    theirs = {"arm": held.get("arm"), "seed": held.get("seed"), **_flat(held.get("settings", {}))}
-    key = next((key for key in ours if ours[key] != theirs.get(key)), None)
-    if key is not None:
-        raise UserError(
-            f"{folder} holds an SAE with {key} = {theirs.get(key)!r}, not {ours[key]!r}; choose another folder or delete it"
-        )
+    theirs = _flat(SAE.load(folder / "primary").config.metadata.get("metasae", {}))
+    for key, value in _flat({"arm": arm, "seed": seed, "settings": _settings(recipe)}).items():
+        if value != theirs.get(key):
+            raise UserError(
+                f"{folder} holds an SAE with {key} = {theirs.get(key)!r}, not {value!r}; "
+                "choose another folder or delete it"
+            )
 
 
 def _settings(recipe: Recipe) -> dict[str, dict]:
     return recipe.model_dump(mode="json", include={"sae", "meta", "train"})
 
 
-def _flat(tables: dict[str, dict]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+def _flat(notes: dict) -> dict[str, Any]:
+    """What an SAE's notes say of its making, by the recipe's keys."""
+    tables = notes.get("settings", {})
+    settings = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    return {"arm": notes.get("arm"), "seed": notes.get("seed"), **settings}
 
 
 class Provided:
@@ -129,14 +133,14 @@ class Provided:
         while self.position < position:
             self._draw()
 
-    def peek(self, count: int) -> "Rows":
+    def peek(self, count: int) -> Rows:
         """The rows of the next `count` batches, in the model's units, which `next` will give all the same."""
         first = [self._draw() for _ in range(count)]
         self.position -= count
         self._provider = chain(first, self._provider)
         return Rows(torch.cat(first))
 
-    def take(self, n_rows: int) -> "Rows":
+    def take(self, n_rows: int) -> Rows:
         """The next `n_rows` rows, in the model's units."""
         return Rows(torch.cat([self._draw() for _ in range(-(-n_rows // self.batch))])[:n_rows])
 
@@ -148,7 +152,8 @@ class Provided:
             raise UserError(f"the provider ended after {self.position} batches; {more}") from None
         if x_BD.ndim != 2 or x_BD.shape[0] != self.batch:
             raise UserError(
-                f"the provider gives batches of shape {list(x_BD.shape)}, the recipe has train.batch = {self.batch}; make them equal"
+                f"the provider gives batches of shape {list(x_BD.shape)}, "
+                f"the recipe has train.batch = {self.batch}; make them equal"
             )
         if x_BD.shape[1] != (self._d or x_BD.shape[1]):
             raise UserError(
@@ -167,13 +172,14 @@ def _rows(given: Tensor | Split) -> Any:
         return given
     if given.ndim != 2 or not len(given) or not torch.isfinite(given.sum()):
         raise UserError(
-            f"sample and calibration are activations [rows, d], finite, at least one; not of shape {list(given.shape)} or not finite"
+            "sample and calibration are activations [rows, d], finite, at least one; "
+            f"not of shape {list(given.shape)} or not finite"
         )
     return Rows(given.detach().float().cpu())
 
 
 def _metadata(provider: Any, recipe: Recipe, arm: str, seed: int) -> dict[str, Any]:
-    """What is known of the SAE. No recipe of a run: model and text are the provider's, which the recipe says nothing of."""
+    """What is known of the SAE. No recipe of a run: model and text are the provider's, and the recipe does not name them."""
     place = {key: getattr(provider, key, None) for key in ("hook_name", "context_size", "prepend_bos")}
     place["model_name"] = getattr(getattr(getattr(provider, "model", None), "cfg", None), "model_name", None)
     ours = {"version": metasae.__version__, "arm": arm, "seed": seed, "settings": _settings(recipe)}

@@ -13,39 +13,42 @@ import torch
 from metasae.errors import UserError
 from metasae.files import write_json, write_tensors
 from metasae.interop import checked
-from metasae.interop.parts import Parts, assemble, parts_of
+from metasae.interop.identities import SAETensors, assemble, tensors_of
 from metasae.interop.places import SPARSIFY_WEIGHTS as WEIGHTS
+from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE, SAEConfig
 
-CONFIG = "cfg.json"
 _PLACES = {"": "resid_post", ".mlp": "mlp_out"}
+# What a coder may be that an SAE here cannot, and why not.
+_REFUSED = {
+    "transcode": "a transcoder rebuilds another activation",
+    "skip_connection": "metasae has no linear skip connection",
+    "signed": "its activations may be negative",
+}
 
 
 def load(path: Path) -> SAE:
     """Raises UserError for a folder that is damaged, and for transcoders and other rules than TopK."""
     where = str(path / CONFIG)
     cfg = checked.read_json(path / CONFIG)
-    d, k = checked.count(cfg, "d_in", where), checked.count(cfg, "k", where)
+    d = checked.count(cfg, "d_in", where)
     n = (
         checked.count(cfg, "num_latents", where)
         if cfg.get("num_latents")
         else d * checked.count(cfg, "expansion_factor", where)
     )
-    for key, why in {
-        "transcode": "a transcoder rebuilds another activation",
-        "skip_connection": "metasae has no linear skip connection",
-        "signed": "its activations may be negative",
-    }.items():
+    for key, why in _REFUSED.items():
         if checked.flag(cfg, key, where, False):
             raise UserError(f"{where}: {key} = true cannot be represented: {why}")
-    if (activation := checked.text(cfg, "activation", where, "topk")) != "topk":
-        raise UserError(f"{where}: activation {checked.shown(activation)} cannot be represented, only topk")
-    if k > n:
-        raise UserError(f"{where}: k is {k}, more than the {n} latents")
+    checked.choice(
+        cfg, "activation", where, ("topk",), "topk", {"groupmax": "it takes the largest latent of each group"}
+    )
+    k = checked.count(cfg, "k", where, n)
     shapes = {"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, d), "b_dec": (d,)}
-    found = checked.read_tensors(path / WEIGHTS, shapes)
-    parts = Parts(found["encoder.weight"].t(), found["encoder.bias"], found["W_dec"], found["b_dec"], torch.zeros(n))
-    return assemble(parts, SAEConfig(d, n, "topk", k, "none", _metadata(path, cfg), "topk"), str(path))
+    state = checked.read_tensors(path / WEIGHTS, shapes)
+    W_enc = state["encoder.weight"].t()
+    tensors = SAETensors(W_enc, state["encoder.bias"], state["W_dec"], state["b_dec"], torch.zeros(n))
+    return assemble(tensors, SAEConfig(d, n, "topk", k, "none", _metadata(path, cfg), "topk"), str(path))
 
 
 def why_not(sae: SAE) -> str | None:
@@ -56,12 +59,12 @@ def why_not(sae: SAE) -> str | None:
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    parts = parts_of(sae)
-    tensors = {
-        "encoder.weight": parts.W_enc.t(),
-        "encoder.bias": parts.b_enc,
-        "W_dec": parts.W_dec,
-        "b_dec": parts.b_dec,
+    tensors = tensors_of(sae)
+    state = {
+        "encoder.weight": tensors.W_enc.t(),
+        "encoder.bias": tensors.b_enc,
+        "W_dec": tensors.W_dec,
+        "b_dec": tensors.b_dec,
     }
     cfg = {
         "activation": "topk",
@@ -75,12 +78,12 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
         "transcode": False,
         "metadata": metadata,
     }
-    write_tensors(out / WEIGHTS, tensors)
+    write_tensors(out / WEIGHTS, state)
     write_json(out / CONFIG, cfg)
 
 
 def _metadata(path: Path, cfg: dict) -> dict:
-    """Model and text from the `config.json` of the run above the folder, the hook from the folder's name, as sparsify lays them out."""
+    """As sparsify lays it out: model and text in the `config.json` above the folder, the hook in the folder's name."""
     above = path.parent / "config.json"
     run = checked.read_json(above) if above.exists() else {}
     place = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", path.name)
@@ -90,7 +93,4 @@ def _metadata(path: Path, cfg: dict) -> dict:
         "context_size": run.get("ctx_len"),
         "hook_name": f"blocks.{place[1]}.hook_{_PLACES[place[2] or '']}" if place else None,
     }
-    return {
-        **{key: value for key, value in known.items() if value is not None},
-        **checked.table(cfg, "metadata", str(path / CONFIG)),
-    }
+    return checked.without_none(known) | checked.table(cfg, "metadata", str(path / CONFIG))

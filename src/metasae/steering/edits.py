@@ -1,4 +1,7 @@
-"""What is done to latents while a model is steered, and what a request to steer may ask. Known without torch; `steering.py` does it."""
+"""What is done to latents while a model is steered, and what a request to steer may ask.
+
+Known without torch; `steering.py` does it.
+"""
 
 import math
 import re
@@ -35,7 +38,10 @@ class Add:
 
 @dataclass(frozen=True)
 class Scale:
-    """z' = value * z: acts where the latent fires. Scale(1.0) edits nothing, so that error=False gives the plain reconstruction."""
+    """z' = value * z: acts where the latent fires.
+
+    Scale(1.0) edits nothing, so that error=False gives the plain reconstruction.
+    """
 
     value: float
 
@@ -63,47 +69,46 @@ def parse_edits(texts: Iterable[str]) -> dict[int, Edit]:
     """
     edits: dict[int, Edit] = {}
     for text in texts:
-        latent, edit = _parse(text)
+        match = _GRAMMAR.fullmatch(text)
+        edit = _edit(match[2], match[3]) if match else None
+        if edit is None:
+            raise UserError(f"an edit is LATENT=VALUE, LATENT+=VALUE, LATENT*=VALUE or LATENT=off, not '{text}'")
+        latent = int(match[1])
         if latent in edits:
             raise UserError(f"latent {latent} is edited twice; give it one edit")
-        check_finite(latent, edit)
+        check_edit(latent, edit, None)
         edits[latent] = edit
     return edits
 
 
-def check_finite(latent: int, edit: Edit) -> None:
-    """Raises UserError for an edit with infinity or NaN."""
+def _edit(sign: str, value: str) -> Edit | None:
+    if value == "off" and not sign:
+        return Ablate()
+    try:
+        return _KINDS[sign](float(value))
+    except ValueError:
+        return None
+
+
+def check_edit(latent: int, edit: Edit, n: int | None) -> None:
+    """Raises UserError for infinity or NaN, and for a latent that an SAE of n latents does not have. n: None if unknown."""
     if not math.isfinite(getattr(edit, "value", 0.0)):
         raise UserError(f"the edit of latent {latent} must be a finite number, not {edit.value}")
-
-
-def check_latent(latent: int, n: int) -> None:
-    """Raises UserError for a latent that an SAE of n latents does not have."""
-    if not 0 <= latent < n:
+    if n is not None and not 0 <= latent < n:
         raise UserError(f"no latent {latent}: this SAE has the latents 0 to {n - 1}")
 
 
-def check_request(folder: str | Path, edits: Sequence[str], prompts: Sequence[str], tokens: int) -> dict[int, Edit]:
-    """The edits of a request to steer. Raises UserError for a wrong edit, no prompt, and a folder without an SAE; no weights are read."""
+def check_request(folder: str | Path, texts: Sequence[str], prompts: Sequence[str], tokens: int) -> dict[int, Edit]:
+    """The edits of a request to steer; no weights are read.
+
+    Raises UserError for a wrong edit, no prompt, and a folder without an SAE.
+    """
     from metasae.interop.places import latents_at, sae_at
 
-    parsed = parse_edits(edits)
+    edits = parse_edits(texts)
     if not prompts or tokens < 1:
         raise UserError("give at least one prompt and one token to write")
     n = latents_at(*sae_at(folder))
-    for latent in parsed:
-        if n is not None:
-            check_latent(latent, n)
-    return parsed
-
-
-def _parse(text: str) -> tuple[int, Edit]:
-    if match := _GRAMMAR.fullmatch(text):
-        latent, sign, value = int(match[1]), match[2], match[3]
-        if value == "off" and not sign:
-            return latent, Ablate()
-        try:
-            return latent, _KINDS[sign](float(value))
-        except ValueError:
-            pass
-    raise UserError(f"an edit is LATENT=VALUE, LATENT+=VALUE, LATENT*=VALUE or LATENT=off, not '{text}'")
+    for latent, edit in edits.items():
+        check_edit(latent, edit, n)
+    return edits

@@ -25,7 +25,7 @@ from metasae.errors import UserError
 from metasae.interop import load
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
-from metasae.steering.edits import Ablate, Add, Edit, Scale, Set, check_finite, check_latent, check_request, parse_edits
+from metasae.steering.edits import Ablate, Add, Edit, Scale, Set, check_edit, check_request, parse_edits
 
 __all__ = ["Ablate", "Add", "Scale", "Set", "parse_edits", "run_steer", "steer"]
 
@@ -63,7 +63,8 @@ def steer(
         def change(x: Tensor) -> Tensor:
             if x.shape[-1] != sae.config.d_in:
                 raise UserError(
-                    f"the SAE reads vectors of width {sae.config.d_in}, '{place.path}' has {x.shape[-1]}; check the hook point"
+                    f"the SAE reads vectors of width {sae.config.d_in}, '{place.path}' has {x.shape[-1]}; "
+                    "check the hook point"
                 )
             return _steered(x, rows(x), edited, list(edits.values()), whole)
 
@@ -77,13 +78,11 @@ def _place(model: nn.Module | Host, module: nn.Module, point: str | None) -> hoo
         raise UserError(f"steer takes a transformers model or a Host, not a {type(module).__name__}")
     if not point:
         raise UserError(
-            "the SAE does not say where it was trained (hook_name in its metadata); pass point='blocks.4.hook_resid_pre' or the like"
+            "the SAE does not say where it was trained (hook_name in its metadata); "
+            "pass point='blocks.4.hook_resid_pre' or the like"
         )
-    return hooks.resolve(module, point, module.config.model_type, _text_config(module).num_hidden_layers)
-
-
-def _text_config(module: nn.Module):
-    return module.config.get_text_config() if hasattr(module.config, "get_text_config") else module.config
+    n_layers = module.config.get_text_config().num_hidden_layers
+    return hooks.resolve(module, point, module.config.model_type, n_layers)
 
 
 def _kept_ids(model: nn.Module | Host, module: nn.Module, keep: Sequence[int] | None) -> list[int]:
@@ -91,26 +90,25 @@ def _kept_ids(model: nn.Module | Host, module: nn.Module, keep: Sequence[int] | 
         return list(keep)
     if isinstance(model, Host):
         return [*model.frame.prefix, *model.frame.suffix]
-    bos = getattr(_text_config(module), "bos_token_id", None)
+    bos = getattr(module.config.get_text_config(), "bos_token_id", None)
     return [] if bos is None else [bos]
 
 
 def _checked(edits: Mapping[int, Edit | float], sae: SAE) -> dict[int, Edit]:
+    """Every edit as an object. Raises UserError for edits that this SAE cannot take."""
     if sae.threshold is None:
         raise UserError("this SAE has no threshold yet; calibrate it first (metasae.measures.firing.calibrate)")
     if sae.config.rule == "topk":
         raise UserError(
-            "this SAE keeps the k largest latents of each token, which the edited latents alone do not tell; steer one with thresholds"
+            "this SAE keeps the k largest latents of each token, which the edited latents alone do not tell; "
+            "steer one with thresholds"
         )
     if not edits:
         raise UserError("nothing to steer: give at least one edit, e.g. {17: 5.0}")
-    out: dict[int, Edit] = {}
-    for latent, edit in edits.items():
-        check_latent(latent, sae.n_latents)
-        edit = edit if isinstance(edit, Edit) else Set(float(edit))
-        check_finite(latent, edit)
-        out[int(latent)] = edit
-    return out
+    objects = {int(latent): edit if isinstance(edit, Edit) else Set(float(edit)) for latent, edit in edits.items()}
+    for latent, edit in objects.items():
+        check_edit(latent, edit, sae.n_latents)
+    return objects
 
 
 @torch.no_grad()
@@ -145,27 +143,23 @@ def _rows_of_call(model: nn.Module, place: hooks.Place, keep: list[int]) -> Iter
     """Gives rows(x [b, t, d]) -> bool [b, t]: the tokens of the call under way that are neither padding nor kept."""
     reader = _reader(model, place)
     signature = inspect.signature(reader.forward)
-    of_call: Tensor | None = None
+    under_way: list[Tensor] = []
 
     def before(_module, args, kwargs):
-        nonlocal of_call
-        of_call = calls.steerable(calls.arguments_of(signature, args, kwargs), keep)
+        under_way[:] = [calls.steerable(calls.arguments_of(signature, args, kwargs), keep)]
 
     def after(*_):
-        nonlocal of_call
-        of_call = None
+        under_way.clear()
 
     def rows(x: Tensor) -> Tensor:
-        if of_call is None or of_call.shape != x.shape[:-1]:
-            why = (
-                "ran by itself"
-                if of_call is None
-                else f"holds {tuple(x.shape[:-1])} rows for {tuple(of_call.shape)} tokens"
-            )
+        here, tokens = tuple(x.shape[:-1]), tuple(under_way[0].shape) if under_way else None
+        if tokens != here:
+            why = "ran by itself" if tokens is None else f"holds {here} rows for {tokens} tokens"
             raise UserError(
-                f"'{place.path}' {why}, so its tokens cannot be told; steer calls of the whole model, at another hook point if need be"
+                f"'{place.path}' {why}, so its tokens cannot be told; "
+                "steer calls of the whole model, at another hook point if need be"
             )
-        return of_call
+        return under_way[0]
 
     with (
         reader.register_forward_pre_hook(before, with_kwargs=True),
@@ -203,24 +197,28 @@ def run_steer(
     times with this seed. Keys: model, point, edits, error, seed, texts: per prompt {prompt, without, with}.
     Raises UserError for a wrong edit, an encoder, prompts that do not fit, and whatever loading and `steer` refuse.
     """
-    parsed = check_request(folder, edits, prompts, tokens)
+    requested = check_request(folder, edits, prompts, tokens)
     sae = load(folder)
-    parsed = _checked(parsed, sae)
+    requested = _checked(requested, sae)
     point = point or sae.config.metadata.get("hook_name")
     if not point:
         raise UserError(f"{folder} does not say where it was trained (metadata.hook_name); give the hook point")
     host = Host.load(_model_of(sae, model), point, device)
     without = _continued(host, prompts, tokens, seed)
-    with steer(host, sae, parsed, point, error):
+    with steer(host, sae, requested, point, error):
         steered = _continued(host, prompts, tokens, seed)
     texts = [
-        {"prompt": prompt, "without": a, "with": b} for prompt, a, b in zip(prompts, without, steered, strict=True)
+        {"prompt": prompt, "without": plain, "with": edited}
+        for prompt, plain, edited in zip(prompts, without, steered, strict=True)
     ]
     return {"model": host.name, "point": point, "edits": list(edits), "error": error, "seed": seed, "texts": texts}
 
 
 def _model_of(sae: SAE, model: str | None) -> recipe.Model:
-    """The model given, or the one the SAE's metadata name: our own recipe, or another library's model_name. Never with code of the model's."""
+    """The model given, or the one that the SAE's metadata name: our own recipe, or another library's model_name.
+
+    Never one that brings code of its own.
+    """
     metadata = sae.config.metadata
     if model is None and (ours := metadata.get("metasae", {}).get("recipe")):
         # whoever wrote the SAE does not decide whether a model's code is run here
@@ -246,7 +244,8 @@ def _continued(host: Host, prompts: Sequence[str], tokens: int, seed: int | None
         raise UserError("a prompt is empty and this model has no BOS token to start from; give some text")
     if host.max_context and longest + tokens > host.max_context:
         raise UserError(
-            f"a prompt of {longest} tokens and {tokens} new ones do not fit into the model's {host.max_context}; shorten one of them"
+            f"a prompt of {longest} tokens and {tokens} new ones do not fit into the model's {host.max_context}; "
+            "shorten one of them"
         )
     ids = torch.tensor([[host.pad_id] * (longest - len(row)) + row for row in encoded], device=host.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded], device=host.device)

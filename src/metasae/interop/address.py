@@ -6,7 +6,10 @@ from pathlib import Path
 from metasae.errors import UserError
 
 PREFIX = "hf:"
-_ADDRESS = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<folder>[^@]+))?(?:@(?P<revision>[^@]+))?")
+# a name in a path, neither . nor ..
+_NAME = r"(?!\.{1,2}(?:[/@]|$))"
+_REPO, _FOLDER = rf"{_NAME}[\w.-]+/{_NAME}[\w.-]+", rf"{_NAME}[^/@\\]+(?:/{_NAME}[^/@\\]+)*"
+_ADDRESS = re.compile(rf"hf:(?P<repo>{_REPO})(?:/(?P<folder>{_FOLDER})/*)?(?:@(?P<revision>[^@]+))?")
 _FILES = (
     "cfg.json",
     "config.json",
@@ -26,22 +29,27 @@ def fetch(address: str) -> Path:
 
     Raises UserError for an address that is none, a hub that cannot be reached and a repository or folder that cannot be had.
     """
+    from huggingface_hub import snapshot_download
+
+    from metasae.data.text import hub
+
     match = _ADDRESS.fullmatch(address)
-    parts = (match["folder"] or "").rstrip("/").split("/") if match else []
-    if (
-        not match
-        or any(part in (".", "..") or "\\" in part for part in (*parts, *match["repo"].split("/")))
-        or ("" in parts and parts != [""])
-    ):
+    if not match:
         raise UserError(
-            f"'{address}' is no address of an SAE on the hub; write hf:OWNER/NAME/folder or hf:OWNER/NAME/folder@revision"
+            f"'{address}' is no address of an SAE on the hub; "
+            "write hf:OWNER/NAME/folder or hf:OWNER/NAME/folder@revision"
         )
-    folder = "/".join(parts)
-    root = _download(match["repo"], match["revision"], _patterns(folder), address)
-    found = (root / folder).resolve() if folder and not folder.endswith(".pt") else root / folder
-    if not found.exists() or (found.is_dir() and not any(found.iterdir())):
+    folder, patterns, why = match["folder"] or "", _patterns(match["folder"] or ""), hub.unreachable()
+    try:
+        root = snapshot_download(
+            match["repo"], revision=match["revision"], allow_patterns=patterns, local_files_only=bool(why)
+        )
+    except Exception as error:  # the client raises its own, requests' and httpx's errors
+        raise UserError(f"{address} cannot be had: {why or hub.reason(error)}") from None
+    place = Path(root, folder) if folder.endswith(".pt") or not folder else Path(root, folder).resolve()
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"{address}: no SAE there; check the revision and the folder, or name its .pt file")
-    return found
+    return place
 
 
 def _patterns(folder: str) -> list[str]:
@@ -58,15 +66,3 @@ def _patterns(folder: str) -> list[str]:
 
 def _inside(folder: str) -> str:
     return f"{folder}/" if folder else ""
-
-
-def _download(repo: str, revision: str | None, patterns: list[str], address: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    from metasae.data.text import hub
-
-    why = hub.unreachable()
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=bool(why)))
-    except Exception as error:  # the client raises its own, requests' and httpx's errors
-        raise UserError(f"{address} cannot be had: {why or hub.reason(error)}") from None
