@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.neuronpedia_lines import Logits, activations_of, explanation_of, feature_of
+from metasae.interop.neuronpedia_lines import activations_of, explanation_of, feature_of, logits_of
 from metasae.interop.outputs import new_folder
 from metasae.interop.stored_firings import StoredFirings, stored_firings
 from metasae.interop.token_grid import TokenGrid, grid_of, row_length
@@ -67,7 +67,7 @@ def export_neuronpedia(
     if top < 1:
         raise UserError(f"top must be at least 1 row per latent, not {top}")
     strings = stored.strings(tokenizer)
-    logits = None if unembedding is None else Logits.of_arm(stored, unembedding, tokenizer)
+    logits = None if unembedding is None else logits_of(stored, unembedding, tokenizer)
     explained = _explanations(stored)
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     common = {"modelId": names["model"], "layer": names["source"], "creatorId": creator_id, "createdAt": now}

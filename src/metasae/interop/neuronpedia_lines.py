@@ -3,11 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metasae.errors import UserError
@@ -94,7 +91,7 @@ _EMPTY = (
 
 
 def feature_of(
-    stored: StoredFirings, latent: int, names: dict[str, str], logits: "Logits | None", common: dict
+    stored: StoredFirings, latent: int, names: dict[str, str], logits: Callable[[int], dict] | None, common: dict
 ) -> dict:
     _, values = stored.by_latent.latent(latent)
     heights, centres = histogram(values)
@@ -109,7 +106,7 @@ def feature_of(
         "vectorLabel": None,
         "hookName": names["hook"],
         **{key: [] for key in _EMPTY},
-        **(logits.of(latent) if logits else {key: [] for key in _LOGITS}),
+        **(logits(latent) if logits else {key: [] for key in _LOGITS}),
         **common,
     }
 
@@ -122,38 +119,33 @@ def histogram(values: np.ndarray) -> tuple[list[int], list[float]]:
     return heights.tolist(), ((edges[:-1] + edges[1:]) / 2).tolist()
 
 
-@dataclass(frozen=True)
-class Logits:
-    """What each decoder row adds to the logits: U w_i, for rows w_i of W_dec [n, d] and the unembedding U [V, d]."""
+def logits_of(stored: StoredFirings, unembedding: Tensor, tokenizer=None) -> Callable[[int], dict]:
+    """latent -> what its decoder row w adds to the logits: U w, for the unembedding U [V, d].
 
-    W_dec: Tensor
-    unembedding: Tensor
-    tokenizer: Any
+    Raises UserError for an unembedding of another width than the SAE's input.
+    """
+    W_dec, unembedding = stored.arm.sae().W_dec.detach(), unembedding.detach().float()
+    if unembedding.dim() != 2 or unembedding.shape[1] != W_dec.shape[1]:
+        raise UserError(
+            f"unembedding must have the shape [V, {W_dec.shape[1]}] for this SAE, not {tuple(unembedding.shape)}"
+        )
+    tokenizer = tokenizer or tokenizer_of(stored.recipe)
 
-    @classmethod
-    def of_arm(cls, stored: StoredFirings, unembedding: Tensor, tokenizer=None) -> "Logits":
-        """Raises UserError for an unembedding of another width than the SAE's input."""
-        W_dec = stored.arm.sae().W_dec.detach()
-        if unembedding.dim() != 2 or unembedding.shape[1] != W_dec.shape[1]:
-            raise UserError(
-                f"unembedding must have the shape [V, {W_dec.shape[1]}] for this SAE, not {tuple(unembedding.shape)}"
-            )
-        return cls(W_dec, unembedding.detach().float(), tokenizer or tokenizer_of(stored.recipe))
-
-    @torch.no_grad()
-    def of(self, latent: int) -> dict:
-        logits = (self.unembedding @ self.W_dec[latent]).numpy()
+    def of_latent(latent: int) -> dict:
+        logits = (unembedding @ W_dec[latent]).numpy()
         order = np.argsort(logits, kind="stable")
         most, least = order[::-1][:SHOWN], order[:SHOWN]
         heights, centres = histogram(logits)
         return {
-            "pos_str": [self.tokenizer.decode([int(i)]) for i in most],
-            "pos_values": [_short(logits[i]) for i in most],
-            "neg_str": [self.tokenizer.decode([int(i)]) for i in least],
-            "neg_values": [_short(logits[i]) for i in least],
+            "pos_str": [tokenizer.decode([int(token)]) for token in most],
+            "pos_values": [_short(logits[token]) for token in most],
+            "neg_str": [tokenizer.decode([int(token)]) for token in least],
+            "neg_values": [_short(logits[token]) for token in least],
             "logits_hist_data_bar_heights": heights,
             "logits_hist_data_bar_values": centres,
         }
+
+    return of_latent
 
 
 def explanation_of(latent: int, text: str, common: dict) -> dict:

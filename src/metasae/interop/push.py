@@ -29,7 +29,6 @@ _OF_RUN = ("compare.json", "compare.md", "across.json", "interp.json", "recipe.t
 # What may run code when it is opened.
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def push(
@@ -183,14 +182,15 @@ def _check(name: str, path: Path, folder: Path) -> None:
         from metasae.interop.formats import load
 
         load(path.parent)
-    elif name.endswith(".json"):
-        checked.read_json(path)
-    elif name.endswith(".toml"):
-        _toml(path)
-    elif name.endswith(".png") and path.read_bytes()[:8] != _PNG:
-        raise UserError(f"{path} is refused: it is no PNG image; run `metasae compare {folder}` again")
-    elif name.endswith(".md"):
-        _text(path)
+    elif path.suffix in _READERS:
+        _READERS[path.suffix](path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is refused: it is no text") from None
 
 
 def _toml(path: Path) -> dict:
@@ -200,11 +200,12 @@ def _toml(path: Path) -> dict:
         raise UserError(f"{path} is not valid TOML ({error})") from None
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is refused: it is no text") from None
+def _png(path: Path) -> None:
+    if not path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n"):
+        raise UserError(f"{path} is refused: it is no PNG image; run `metasae compare` again")
+
+
+_READERS = {".json": checked.read_json, ".toml": _toml, ".md": _text, ".png": _png}
 
 
 def _local_paths(value: Any) -> list[str]:

@@ -35,7 +35,7 @@ class StoredFirings:
     notes: dict
     firings: Firings
     by_latent: ByLatent
-    given: str | Path | dict | Recipe | None = None
+    given: Recipe | None
 
     @property
     def hook(self) -> str:
@@ -47,10 +47,8 @@ class StoredFirings:
     def recipe(self) -> Recipe:
         """The recipe given, or of the run folder above, or of the SAE's notes. Raises UserError where there is none."""
         beside = self.arm.folder.resolve().parent.parent / "recipe.toml"
-        if isinstance(self.given, Recipe):
-            return self.given
         if self.given is not None or beside.is_file():
-            return Recipe.load(beside if self.given is None else self.given)
+            return self.given or Recipe.load(beside)
         noted = checked.table(self.notes, "recipe", str(self.arm.folder))
         if not noted:
             raise UserError(
@@ -60,7 +58,7 @@ class StoredFirings:
         return Recipe.load(noted, {"model.trust_remote_code": False})
 
     def strings(self, tokenizer=None) -> Callable[[np.ndarray], list[str]]:
-        """int64 [m], tokens of the split -> their text, leading spaces included. tokenizer: None for the recipe's model's."""
+        """int64 [m], tokens of the split -> their text, leading spaces included. tokenizer: None for that of the model."""
         from metasae.interp.windows import planted_strings, token_strings
 
         if tokenizer is None and self.recipe.text.source == "planted":
@@ -101,7 +99,8 @@ def stored_firings(
         values = np.asarray(by_latent.values[start : start + _CHUNK])
         if not (np.isfinite(values) & (values > 0)).all():
             raise _damaged(folder, "an activation is no positive number")
-    return StoredFirings(arm, metadata, notes, firings, by_latent, recipe)
+    given = recipe if recipe is None or isinstance(recipe, Recipe) else Recipe.load(recipe)
+    return StoredFirings(arm, metadata, notes, firings, by_latent, given)
 
 
 def _check(folder: Path, indptr: np.ndarray, entries: np.ndarray, limit: int) -> None:
