@@ -1,4 +1,4 @@
-"""SAEBench's contract for an SAE, its result envelope, and, where it is installed, its evaluations held against our own numbers."""
+"""SAEBench's contract for an SAE and, where it is installed, its evaluations held against our own numbers."""
 
 import importlib
 import inspect
@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import runs
 from metasae.errors import UserError
-from metasae.interop import load, saebench, saebench_names, saebench_results
+from metasae.interop import load, saebench, saebench_names
 from metasae.measures.rows.decomposability import nearest_cosines, own_meta
 from metasae.sae.sae import SAE, SAEConfig
 from tools.matrix import random_sae
@@ -173,72 +172,6 @@ def test_a_wrong_evaluation_and_a_missing_library_are_one_line(tmp_path, monkeyp
     assert not any(tmp_path.iterdir())
 
 
-# --- our measures in its envelope
-
-
-def measured_run(tmp_path, **changed):
-    arm = runs.write_arm(tmp_path / "demo", "joint", 3, **changed)
-    trained().save(arm / "primary")
-    return arm
-
-
-def test_the_envelope_of_our_measures(tmp_path):
-    """Against an envelope written by hand from `BaseEvalOutput`."""
-    arm = measured_run(tmp_path, decomposability__meta_ve_excess=None)
-    measures = json.loads((arm / "measures.json").read_text())
-    measures["decomposability"]["meta_ve_excess"] = None
-    measures["cooccurrence"]["fixed_marginals"] = {"excess_abs_phi": 0.002}
-    (arm / "measures.json").write_text(json.dumps(measures))
-    [path] = saebench_results.write_results(tmp_path / "demo", tmp_path / "out")
-    assert path == tmp_path / "out" / "metasae" / "demo_joint-s3_eval_results.json"
-    result = json.loads(path.read_text())
-    assert list(result) == [
-        "eval_type_id", "eval_config", "eval_id", "datetime_epoch_millis", "eval_result_metrics", "eval_result_details",
-        "sae_bench_commit_hash", "sae_lens_id", "sae_lens_release_id", "sae_lens_version", "sae_cfg_dict", "eval_result_unstructured",
-    ]  # fmt: skip
-    assert (result["eval_type_id"], result["sae_lens_id"], result["sae_lens_release_id"]) == (
-        "metasae",
-        "joint-s3",
-        "demo",
-    )
-    assert {
-        "n_tokens": 5000,
-        "rule": "rate",
-        "data": "abc",
-        "hook_name": POINT,
-        "measure": {"shifts": 2},
-    }.items() <= result["eval_config"].items()
-    assert result["datetime_epoch_millis"] == int((arm / "measures.json").stat().st_mtime * 1000)
-    metrics = result["eval_result_metrics"]
-    assert metrics["fidelity"] == {
-        "fvu": 0.2, "l0": 8.0, "dead": 0.05, "dense": 0.0, "l2": 0.01, "rates_log10_spread": 0.4, "output_cosine_distance": 0.02,
-    }  # fmt: skip
-    assert metrics["cooccurrence"] == {
-        "mean_abs_phi": 0.003, "nearest_phi": 0.2, "share_above_0_1": 0.01, "fixed_marginals_excess_abs_phi": 0.002, "mean_neg_phi": -0.001,
-    }  # fmt: skip
-    assert metrics["decomposability"] == {"nearest_cosine": 0.5, "meta_ve": 0.3}
-    assert result["eval_result_unstructured"]["missing"] == ["decomposability.meta_ve_excess"]
-    assert result["eval_result_unstructured"]["meanings"]["cooccurrence.mean_abs_phi"]["better"] == "lower"
-    cfg = result["sae_cfg_dict"]
-    assert (cfg["architecture"], cfg["d_sae"], cfg["hook_name"], cfg["metasae"]["arm"], cfg["metasae"]["train"]) == (
-        "jumprelu", N, POINT, "joint", {"tokens": 5000},
-    )  # fmt: skip
-
-
-def test_the_same_measures_have_the_same_id(tmp_path):
-    arm = measured_run(tmp_path)
-    first, second = (saebench_results.envelope(arm, "demo") for _ in range(2))
-    assert first == second
-    (arm / "measures.json").write_text(json.dumps(runs.measures_of(fidelity__fvu=0.3)))
-    assert saebench_results.envelope(arm, "demo")["eval_id"] != first["eval_id"]
-
-
-def test_a_run_without_measures_has_no_results(tmp_path):
-    with pytest.raises(UserError, match=r"no arm of .* is measured yet"):
-        saebench_results.write_results(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 # --- where SAEBench is installed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -273,24 +206,6 @@ def model(bench_module):
 @pytest.fixture(scope="module")
 def tokens():
     return torch.randint(80, (48, 16), generator=torch.Generator().manual_seed(0))
-
-
-def test_the_classes_of_saebench_take_the_envelope(bench_module, tmp_path):
-    result = saebench_results.envelope(measured_run(tmp_path), "demo")
-    assert saebench_results.check(result)
-    for change in (
-        {"eval_id": 3},
-        {"datetime_epoch_millis": -1},
-        {"extra": 1},
-        {"sae_cfg_dict": "x"},
-        {"eval_result_details": 3},
-    ):
-        with pytest.raises(ValueError):
-            saebench_results.check(result | change)
-    nested = json.loads(json.dumps(result))
-    nested["eval_result_metrics"]["fidelity"]["fvu"] = {"mean": 0.1}
-    with pytest.raises(ValueError):
-        saebench_results.check(nested)
 
 
 @torch.no_grad()
