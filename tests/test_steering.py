@@ -56,13 +56,13 @@ def sae_for(host, normalize="none", n=12):
     return sae
 
 
-def seen(host, ids, mask, point=None):
+def stream_at(host, ids, mask, point=None):
     """What the model goes on with at the hook point."""
     place = hooks.resolve(host.model, point or host.point, host.model.config.model_type, 3)
-    found = []
-    with hooks.hooked(place, lambda x: found.append(x.clone()) or x), torch.no_grad():
+    streams = []
+    with hooks.hooked(place, lambda x: streams.append(x.clone()) or x), torch.no_grad():
         host.model(input_ids=ids, attention_mask=mask)
-    return found[0]
+    return streams[0]
 
 
 def by_hand(sae, x, edits, error=True):
@@ -107,11 +107,11 @@ def test_the_grammar_of_edits():
 def test_ablation_changes_exactly_the_tokens_where_the_latent_fired(at, family, point, normalize):
     host = at(family, point)
     sae, (ids, mask) = sae_for(host, normalize), batch()
-    x = seen(host, ids, mask)
+    x = stream_at(host, ids, mask)
     fired = sae.encode(x).acts[..., 4] > 0
     assert 3 < fired.sum() < fired.numel() - 3
     with steer(host.model, sae, {4: Ablate()}, keep=()):
-        steered = seen(host, ids, mask)
+        steered = stream_at(host, ids, mask)
         after = host.output(ids, mask)
     assert torch.equal((steered != x).any(-1), fired)
     assert torch.equal(steered[~fired].view(torch.int32), x[~fired].view(torch.int32))
@@ -124,11 +124,11 @@ def test_ablation_changes_exactly_the_tokens_where_the_latent_fired(at, family, 
 def test_every_edit_against_the_definition(at, normalize, error):
     host = at("gpt2", RESID)
     sae, (ids, mask) = sae_for(host, normalize), batch()
-    x = seen(host, ids, mask)
+    x = stream_at(host, ids, mask)
     edits = {7: Set(0.3), 2: Add(-0.2), 11: Scale(-1.5), 4: Ablate(), 0: Set(-0.1)}
     with steer(host, sae, {**edits, 7: 0.3}, error=error, keep=()):
-        assert torch.allclose(seen(host, ids, mask), by_hand(sae, x, edits, error), atol=1e-5)
-    assert torch.equal(seen(host, ids, mask), x)
+        assert torch.allclose(stream_at(host, ids, mask), by_hand(sae, x, edits, error), atol=1e-5)
+    assert torch.equal(stream_at(host, ids, mask), x)
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
@@ -136,8 +136,8 @@ def test_without_error_an_idle_edit_is_the_plain_reconstruction(at, family):
     host = at(family, RESID)
     sae, (ids, mask) = sae_for(host, "token"), batch()
     with steer(host, sae, {3: Scale(1.0)}, error=False, keep=()):
-        found = host.output(ids, mask)
-    assert torch.allclose(found, host.output(ids, mask, replace=sae), atol=1e-6)
+        output = host.output(ids, mask)
+    assert torch.allclose(output, host.output(ids, mask, replace=sae), atol=1e-6)
     with steer(host, sae, {3: Scale(1.0)}):
         assert torch.equal(host.output(ids, mask), host.output(ids, mask))
 
@@ -190,16 +190,16 @@ def test_padding_and_special_tokens_keep_their_activation(at, family, monkeypatc
     sae, (ids, mask) = sae_for(host), batch()
     special = host.frame.prefix[0]
     ids[:, 0], mask[1, 8:], mask[2, :2] = special, 0, 0
-    x = seen(host, ids, mask)
+    x = stream_at(host, ids, mask)
     kept = (ids == special) | (mask == 0)
     for error in (True, False):
         with steer(host, sae, {4: Set(9.0)}, error=error):
-            assert torch.equal((seen(host, ids, mask) == x).all(-1), kept)
+            assert torch.equal((stream_at(host, ids, mask) == x).all(-1), kept)
         with steer(host, sae, {4: Set(9.0)}, error=error, keep=()):
-            assert torch.equal((seen(host, ids, mask) == x).all(-1), mask == 0)
+            assert torch.equal((stream_at(host, ids, mask) == x).all(-1), mask == 0)
     monkeypatch.setattr(host.model.config, "bos_token_id", special)
     with steer(host.model, sae, {4: Set(9.0)}):
-        assert torch.equal((seen(host, ids, mask) == x).all(-1), kept)
+        assert torch.equal((stream_at(host, ids, mask) == x).all(-1), kept)
 
 
 def test_caches_shorter_than_the_text(at):
@@ -219,7 +219,9 @@ def test_caches_shorter_than_the_text(at):
 
 
 def test_a_cache_by_any_name(at):
-    """As in a loop of one's own: a fixed cache, a square mask for the newest token, the cache under the name of this version or of the one before."""
+    """As in a loop of one's own: a fixed cache, a square mask for the newest token, the cache under the name of this
+    version or of the one before.
+    """
     from transformers import StaticCache
 
     host = at("llama", RESID)
@@ -246,7 +248,7 @@ def test_no_hook_survives_an_exception(at):
         n_hooks(host.model),
         [w.clone() for w in (*host.model.parameters(), *sae.parameters(), sae.threshold)],
     )
-    x = seen(host, ids, mask)
+    x = stream_at(host, ids, mask)
 
     def fail(*_):
         raise RuntimeError("in a layer")
@@ -267,7 +269,7 @@ def test_no_hook_survives_an_exception(at):
     wide.threshold = torch.zeros(5)
     with pytest.raises(UserError, match=r"width 33, 'transformer\.h\.1' has 32"), steer(host, wide, {4: 1.0}, RESID):
         host.output(ids, mask)
-    assert n_hooks(host.model) == before and torch.equal(seen(host, ids, mask), x)
+    assert n_hooks(host.model) == before and torch.equal(stream_at(host, ids, mask), x)
     assert all(map(torch.equal, weights, (*host.model.parameters(), *sae.parameters(), sae.threshold)))
 
 
@@ -289,23 +291,23 @@ def test_no_hook_is_left_when_opening_fails(at, monkeypatch):
 def test_nested_blocks_compose(at):
     host = at("llama", RESID)
     sae, (ids, mask) = sae_for(host), batch()
-    x = seen(host, ids, mask)
+    x = stream_at(host, ids, mask)
     outer, inner = {4: Set(0.5)}, {4: Scale(2.0), 5: Add(0.1)}
     with steer(host, sae, outer, keep=()):
         with steer(host, sae, inner, keep=()):
-            both = seen(host, ids, mask)
-        assert torch.allclose(seen(host, ids, mask), by_hand(sae, x, outer), atol=1e-5)
+            both = stream_at(host, ids, mask)
+        assert torch.allclose(stream_at(host, ids, mask), by_hand(sae, x, outer), atol=1e-5)
     assert torch.allclose(both, by_hand(sae, by_hand(sae, x, outer), inner), atol=1e-5)
     later = "blocks.2.hook_resid_pre"
     with steer(host, sae, outer, keep=()), steer(host, sae, {5: Ablate()}, later, keep=()):
-        assert torch.allclose(seen(host, ids, mask), by_hand(sae, x, outer), atol=1e-5)
+        assert torch.allclose(stream_at(host, ids, mask), by_hand(sae, x, outer), atol=1e-5)
         two = host.output(ids, mask)
     with steer(host, sae, outer, keep=()):
-        y = seen(host, ids, mask, later)
+        y = stream_at(host, ids, mask, later)
         assert not torch.equal(host.output(ids, mask), two)
         # the second point sees what the first one made of the stream
         with steer(host, sae, {5: Ablate()}, later, keep=()):
-            assert torch.allclose(seen(host, ids, mask, later), by_hand(sae, y, {5: Ablate()}), atol=1e-5)
+            assert torch.allclose(stream_at(host, ids, mask, later), by_hand(sae, y, {5: Ablate()}), atol=1e-5)
 
 
 @pytest.mark.parametrize("error", [True, False])
@@ -313,15 +315,15 @@ def test_the_sae_computes_in_fp32_whatever_the_model_does(build, error):
     host = Host.load(recipe.Model(path=str(build("llama")), dtype="bf16"), RESID)
     sae, (ids, mask) = sae_for(host, "token"), batch()
     with torch.autocast("cpu", torch.bfloat16):
-        x = seen(host, ids, mask)
+        x = stream_at(host, ids, mask)
     edits = {4: Ablate(), 7: Scale(2.0)}
     fired = (sae.encode(x.float()).acts[..., [4, 7]] > 0).any(-1)
     with steer(host, sae, edits, error=error, keep=()), torch.autocast("cpu", torch.bfloat16):
-        found = seen(host, ids, mask)
-    assert found.dtype == torch.bfloat16
+        steered = stream_at(host, ids, mask)
+    assert steered.dtype == torch.bfloat16
     wanted = by_hand(sae, x, edits, error)
-    assert torch.allclose(found.float(), wanted, rtol=2**-8, atol=1e-6)
-    assert not error or torch.equal((found != x).any(-1), fired)
+    assert torch.allclose(steered.float(), wanted, rtol=2**-8, atol=1e-6)
+    assert not error or torch.equal((steered != x).any(-1), fired)
 
 
 def test_an_untouched_token_keeps_even_the_sign_of_zero(at):
@@ -336,7 +338,7 @@ def test_an_untouched_token_keeps_even_the_sign_of_zero(at):
         hooks.hooked(hooks.resolve(host.model, RESID, "gpt2", 3), negative_zero),
         steer(host, sae, {4: Ablate()}, keep=()),
     ):
-        assert torch.signbit(seen(host, ids, mask)).all()
+        assert torch.signbit(stream_at(host, ids, mask)).all()
 
 
 def test_token_statistics_belong_to_one_call(at):
@@ -344,10 +346,10 @@ def test_token_statistics_belong_to_one_call(at):
     host = at("gpt2", RESID)
     sae = sae_for(host, "token")
     calls = [batch(length) for length in (11, 4, 9)]
-    x = [seen(host, *call) for call in calls]
+    x = [stream_at(host, *call) for call in calls]
     with steer(host, sae, {4: Set(2.0)}, keep=()):
-        found = [seen(host, *call) for call in calls]
-    for before, after in zip(x, found, strict=True):
+        steered = [stream_at(host, *call) for call in calls]
+    for before, after in zip(x, steered, strict=True):
         assert torch.allclose(after, by_hand(sae, before, {4: Set(2.0)}), atol=1e-5)
 
 
@@ -423,9 +425,9 @@ def test_texts_with_and_without(at, tmp_path):
     sae.save(tmp_path / "sae")
     prompts = ["The river ran past", "Snow"]
     state = torch.random.get_rng_state()
-    found = run_steer(tmp_path / "sae", ["4=50", "5=off"], prompts, tokens=6)
-    assert (found["point"], found["edits"], found["error"], found["seed"]) == (RESID, ["4=50", "5=off"], True, None)
-    for prompt, text in zip(prompts, found["texts"], strict=True):
+    result = run_steer(tmp_path / "sae", ["4=50", "5=off"], prompts, tokens=6)
+    assert (result["point"], result["edits"], result["error"], result["seed"]) == (RESID, ["4=50", "5=off"], True, None)
+    for prompt, text in zip(prompts, result["texts"], strict=True):
         ids = torch.tensor([[BOS, *host.tokenizer(prompt, add_special_tokens=False)["input_ids"]]])
         with torch.no_grad():
             options = {
@@ -440,7 +442,7 @@ def test_texts_with_and_without(at, tmp_path):
         for key, out in (("without", plain), ("with", steered)):
             assert text[key] == host.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         assert text["prompt"] == prompt
-    assert any(text["with"] != text["without"] for text in found["texts"])
+    assert any(text["with"] != text["without"] for text in result["texts"])
     options = {"tokens": 6, "model": model, "point": RESID}
     drawn = [run_steer(tmp_path / "sae", ["4*=1"], prompts, seed=seed, **options)["texts"] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]

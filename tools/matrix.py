@@ -1,7 +1,7 @@
 """`python -m tools.matrix`: every format, architecture and normalisation, read, written and read again, as Markdown.
 
-A number is the largest |a - b| / (1 + |b|) over activations and outputs of a randomised SAE on random inputs, ours a against
-theirs b. Theirs is the library itself where it is installed, else its equations in float64 (`peers.py`).
+A number is the largest |a - b| / (1 + |b|) over activations and outputs of a randomised SAE on random inputs, ours a
+against theirs b. Theirs is the library itself where it is installed, else its equations in float64 (`peers.py`).
 """
 
 import contextlib
@@ -23,7 +23,10 @@ NORMALISATIONS = ("none", "global", "token", "token_eps")
 
 
 def difference(ours: peers.Outputs, theirs: peers.Outputs) -> float:
-    """The largest |a - b| / (1 + |b|) over activations and outputs; below 1e-5 they pass `allclose(rtol=1e-5, atol=1e-5)`."""
+    """The largest |a - b| / (1 + |b|) over activations and outputs.
+
+    Below 1e-5 they pass `allclose(rtol=1e-5, atol=1e-5)`.
+    """
     return max(
         float(((a.double() - b.double()).abs() / (1 + b.double().abs())).max())
         for a, b in zip(ours, theirs, strict=True)
@@ -38,7 +41,7 @@ def outputs(sae: SAE, x: Tensor) -> peers.Outputs:
 
 
 def read_rows(format: str, folder: Path, refusals: dict[str, int]) -> list[list[str]]:
-    """Architecture, normalisation, difference after loading in each dtype, after writing it back, and after loading that again."""
+    """Architecture, normalisation, and the differences after loading in each dtype, writing back and loading again."""
     rows = []
     for architecture in peers.ARCHITECTURES[format]:
         for normalisation in peers.NORMALISATIONS[format]:

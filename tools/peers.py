@@ -1,8 +1,8 @@
-"""The other libraries' side, for tests and the matrix: randomised checkpoints as they write them, and what they make of inputs.
+"""The other libraries' side, for tests and the matrix: randomised checkpoints as they write them, and their outputs.
 
-`make` writes a checkpoint of a format, an architecture and a normalisation with random weights, biases and thresholds, rows of any
-length and a dead latent. `run` computes activations and outputs from the files by that library's equations, in float64 and
-without any code of the loaders here; `theirs` asks the library itself where it is installed.
+`make` writes a checkpoint of a format, an architecture and a normalisation with random weights, biases and thresholds,
+rows of any length and a dead latent. `run` computes activations and outputs from the files by that library's equations,
+in float64 and without any code of the loaders here; `theirs` asks the library itself where it is installed.
 """
 
 import importlib.metadata

@@ -60,7 +60,9 @@ def firings_of(on, values, lengths, positions=None, tokens=None) -> Firings:
 
 
 def random_firings(seed=0, lengths=(40, 3, 57, 1, 64, 33, 128, 41), n=13) -> Firings:
-    """Latent 0 is dead, 1 always on, 2 fires once; the last document's positions jump in its middle; ties in every latent but 4."""
+    """Latent 0 is dead, 1 always on, 2 fires once; the last document's positions jump in its middle; ties in every
+    latent but 4.
+    """
     rng = np.random.default_rng(seed)
     t = sum(lengths)
     on = rng.random((t, n)) < rng.uniform(0.02, 0.6, n)
@@ -116,11 +118,11 @@ def write_arm(folder, firings: Firings, arm="joint", seed=0, d=8, **metadata):
 
 def entries_of(firings: Firings) -> dict[tuple[int, int], np.float32]:
     """(token, latent) -> activation, one by one."""
-    found = {}
+    entries = {}
     for token in range(firings.n_tokens):
         for place in range(firings.indptr[token], firings.indptr[token + 1]):
-            found[token, int(firings.indices[place])] = firings.values[place]
-    return found
+            entries[token, int(firings.indices[place])] = firings.values[place]
+    return entries
 
 
 EMPTY = firings_of(np.zeros((0, 3), bool), np.zeros((0, 3)), ())

@@ -1,4 +1,6 @@
-"""As much of the hub's HTTP interface on loopback as its real client needs to make a repository, commit small files and read them back."""
+"""As much of the hub's HTTP interface on loopback as its real client needs to make a repository, commit small files and
+read them back.
+"""
 
 import base64
 import hashlib
@@ -9,12 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class HubServer:
-    """revisions: branch or commit -> {path: bytes}. seen: (method, path) of every request; tokens: what stood in their Authorization."""
+    """revisions: branch or commit -> {path: bytes}.
+
+    requests: (method, path) of every request; tokens: what stood in their Authorization.
+    """
 
     def __init__(self):
         self.revisions: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, str] = {}
-        self.private, self.seen, self.tokens, self.refuse = None, [], set(), ""
+        self.private, self.requests, self.tokens, self.refuse = None, [], set(), ""
 
     def __enter__(self):
         outer = self
@@ -29,7 +34,7 @@ class HubServer:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if self.headers.get("Transfer-Encoding") == "chunked":
                     body = b"".join(iter(self.chunk, b""))
-                outer.seen.append((self.command, self.path))
+                outer.requests.append((self.command, self.path))
                 outer.tokens.add(self.headers.get("Authorization"))
                 status, headers, content = outer.reply(self.command, self.path.partition("?")[0], body)
                 self.send_response(status)

@@ -1,4 +1,6 @@
-"""delphi's cache, read back by a loader written from the format's description, and by delphi itself where it is installed."""
+"""delphi's cache, read back by a loader written from the format's description, and by delphi itself where it is
+installed.
+"""
 
 import json
 import struct
@@ -38,14 +40,14 @@ def read_cache(folder):
     for path in folder.glob("*.safetensors"):
         start, end = map(int, path.stem.split("_"))
         covered += range(start, end + 1)
-        found = read_safetensors(path)
-        assert set(found) == {"locations", "activations", "tokens"}
-        assert found["locations"].shape == (len(found["activations"]), 3)
-        for (row, column, latent), value in zip(found["locations"].tolist(), found["activations"], strict=True):
+        tensors = read_safetensors(path)
+        assert set(tensors) == {"locations", "activations", "tokens"}
+        assert tensors["locations"].shape == (len(tensors["activations"]), 3)
+        for (row, column, latent), value in zip(tensors["locations"].tolist(), tensors["activations"], strict=True):
             assert start + latent <= end and (row, column, start + latent) not in entries
             entries[row, column, start + latent] = value
-        assert tokens is None or np.array_equal(tokens, found["tokens"])
-        tokens = found["tokens"]
+        assert tokens is None or np.array_equal(tokens, tensors["tokens"])
+        tokens = tensors["tokens"]
     return entries, tokens, json.loads((folder / "config.json").read_text()), sorted(covered)
 
 
@@ -231,14 +233,14 @@ def test_delphi_opens_it(tmp_path, name, pack):
     write_arm(tmp_path / "arm", firings)
     export_delphi(tmp_path / "arm", tmp_path / "out", context=16, pack=pack, latents_per_file=4)
     data = latents.LatentDataset(tmp_path / "out", SamplerConfig(), ConstructorConfig(), tokenizer=object())
-    found = {}
+    entries = {}
     for buffer in data.buffers:
         for latent in buffer:
             places, values = latent.activation_data
             assert set(places[:, 2].tolist()) == {latent.latent.latent_index}
-            found |= {tuple(place): value for place, value in zip(places.tolist(), values.numpy(), strict=True)}
+            entries |= {tuple(place): value for place, value in zip(places.tolist(), values.numpy(), strict=True)}
     places = places_of(firings, 16, pack)
-    assert found == {
+    assert entries == {
         (*places[token], latent): np.float16(value) for (token, latent), value in entries_of(firings).items()
     }
     assert all(data.tokens[place] == firings.tokens[token] for token, place in enumerate(places))

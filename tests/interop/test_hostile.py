@@ -1,4 +1,6 @@
-"""Damaged, mis-shaped and hostile files: one clear line each, nothing in them run, nothing written, no memory beyond the file's size."""
+"""Damaged, mis-shaped and hostile files: one clear line each, nothing in them run, nothing written, no memory beyond
+the file's size.
+"""
 
 import io
 import json
@@ -44,13 +46,13 @@ def little_memory():
 def refused(path, words, **options):
     """Loading and exporting fail with one line that holds the words, and leave the disk as it was."""
     root = path if path.is_dir() else path.parent
-    before = sorted((each, each.stat().st_size) for each in root.parent.rglob("*"))
+    before = sorted((entry, entry.stat().st_size) for entry in root.parent.rglob("*"))
     with pytest.raises(UserError, match=words) as caught:
         load(path, **options)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     with pytest.raises(UserError):
         export(path, "saelens", root.parent / "out")
-    assert sorted((each, each.stat().st_size) for each in root.parent.rglob("*")) == before
+    assert sorted((entry, entry.stat().st_size) for entry in root.parent.rglob("*")) == before
 
 
 def checkpoint(format, tmp_path):
@@ -244,7 +246,7 @@ def test_a_paper_checkpoint_with_wrong_values(tmp_path, changes, words):
 def test_other_things_in_a_pt_file(tmp_path):
     path = checkpoint("paper", tmp_path)
     value = torch.load(path, weights_only=True)
-    for made, words in [
+    for content, words in [
         ([1, 2], "must hold a dict, not list"),
         ({"cfg": {}}, "lacks 'state_dict'"),
         ({"cfg": 3, "state_dict": {}}, "cfg must be a JSON object"),
@@ -255,7 +257,7 @@ def test_other_things_in_a_pt_file(tmp_path):
         ({**value, "state_dict": {"W_enc": torch.zeros(3, device="meta")}}, "W_enc is not a dense tensor"),
         ({**value, "metadata": "{"}, "metadata is not valid JSON"),
     ]:
-        torch.save(made, path)
+        torch.save(content, path)
         refused(path, words)
 
 
@@ -279,24 +281,24 @@ def test_a_pickle_in_place_of_safetensors_is_refused_and_not_run(tmp_path, forma
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("made", ["pickled", "objects", "archive", "misshaped", "integers", "nan", "huge", "empty"])
-def test_hostile_thresholds(tmp_path, made):
+@pytest.mark.parametrize("harm", ["pickled", "objects", "archive", "misshaped", "integers", "nan", "huge", "empty"])
+def test_hostile_thresholds(tmp_path, harm):
     path, mark = checkpoint("paper", tmp_path), tmp_path / "harmed"
     npy = tmp_path / "in" / "thresholds_joint.npy"
     with npy.open("wb") as file:
-        if made == "pickled":
+        if harm == "pickled":
             pickle.dump(Harm(mark), file)
-        elif made == "objects":
+        elif harm == "objects":
             np.save(file, np.array([Harm(mark)] * peers.N, dtype=object), allow_pickle=True)
-        elif made == "archive":
+        elif harm == "archive":
             np.savez(file, a=np.zeros(peers.N, np.float32))
-        elif made == "huge":
+        elif harm == "huge":
             header = io.BytesIO()
             np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
             file.write(header.getvalue() + bytes(64))
-        elif made != "empty":
-            shape, dtype = (peers.N + (made == "misshaped"),), np.int64 if made == "integers" else np.float32
-            np.save(file, np.full(shape, np.nan if made == "nan" else 1, dtype))
+        elif harm != "empty":
+            shape, dtype = (peers.N + (harm == "misshaped"),), np.int64 if harm == "integers" else np.float32
+            np.save(file, np.full(shape, np.nan if harm == "nan" else 1, dtype))
     refused(path, "thresholds_joint.npy (is refused: no plain array|holds)|the array holds NaN")
     assert not mark.exists()
 
@@ -358,13 +360,13 @@ def sharded(folder, file="sae_weights.safetensors"):
     """The weights in two shards with their index."""
     tensors = load_file(folder / file)
     stem, names = file.removesuffix(".safetensors"), sorted(tensors)
-    parts = {f"{stem}-00001-of-00002.safetensors": names[:2], f"{stem}-00002-of-00002.safetensors": names[2:]}
-    for part, held in parts.items():
-        save_file({name: tensors[name] for name in held}, folder / part)
+    shards = {f"{stem}-00001-of-00002.safetensors": names[:2], f"{stem}-00002-of-00002.safetensors": names[2:]}
+    for shard, own in shards.items():
+        save_file({name: tensors[name] for name in own}, folder / shard)
     (folder / file).unlink()
     index = folder / f"{file}.index.json"
     index.write_text(
-        json.dumps({"metadata": {}, "weight_map": {name: part for part, held in parts.items() for name in held}})
+        json.dumps({"metadata": {}, "weight_map": {name: shard for shard, own in shards.items() for name in own}})
     )
     return index
 

@@ -1,4 +1,6 @@
-"""Hostile input beside the SAE formats: headers of safetensors that lie, firing stores with any numbers, notes that name code to run."""
+"""Hostile input beside the SAE formats: headers of safetensors that lie, firing stores with any numbers, notes that
+name code to run.
+"""
 
 import json
 import struct
@@ -124,7 +126,9 @@ class Evil(GPT2Config):
 
 @pytest.fixture
 def evil_sae(tmp_path):
-    """(an SAE folder whose notes name a model that brings its own code and say that it may run, the file this code makes)."""
+    """(an SAE folder whose notes name a model that brings its own code and say that it may run, the file this code
+    makes).
+    """
     model, mark = tmp_path / "model", tmp_path / "harmed"
     model.mkdir()
     (model / "evil.py").write_text(CODE.format(mark=str(mark)))

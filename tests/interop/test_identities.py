@@ -24,7 +24,9 @@ D, N = 7, 5000
 
 
 def drawn(seed=0, n=N):
-    """Wider than the block of columns that is doubled at once; with a zero row, an infinite, a zero and a negative threshold."""
+    """Wider than the block of columns that is doubled at once; with a zero row, an infinite, a zero and a negative
+    threshold.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):

@@ -1,4 +1,7 @@
-"""SAEs written by the libraries themselves, and ours opened by them. Each part is skipped where its library is not installed."""
+"""SAEs written by the libraries themselves, and ours opened by them.
+
+Each part is skipped where its library is not installed.
+"""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every format, architecture and normalisation against its equations in float64, on several random SAEs in both dtypes."""
+"""Every format, architecture and normalisation against its equations in float64, on random SAEs in both dtypes."""
 
 from pathlib import Path
 
@@ -73,10 +73,10 @@ def test_our_saes_give_the_same_in_every_format_that_takes_them(tmp_path, rule, 
                 assert "cannot be written" in str(error) and not out.exists()
                 continue
             taken[format] = True
-            found = peers.run(format, out, x)
-            assert torch.equal(found[0] > 0, ours[0] > 0)
-            assert difference((ours[0], ours[0]), (found[0], found[0])) < EXACT
-            assert difference(ours, found) < EXACT + _eps_of_the_normalisation(sae, x, format, ours)
+            theirs = peers.run(format, out, x)
+            assert torch.equal(theirs[0] > 0, ours[0] > 0)
+            assert difference((ours[0], ours[0]), (theirs[0], theirs[0])) < EXACT
+            assert difference(ours, theirs) < EXACT + _eps_of_the_normalisation(sae, x, format, ours)
     token = normalisation.startswith("token")
     assert (
         taken["saelens"]
@@ -87,7 +87,7 @@ def test_our_saes_give_the_same_in_every_format_that_takes_them(tmp_path, rule, 
 
 
 def _eps_of_the_normalisation(sae, x, format, ours):
-    """What a format adds that undoes the token normalisation with, or without, its eps: 1e-5 of the normalised output."""
+    """What a format adds that undoes the token normalisation with, or without, its eps: 1e-5 of the normalised one."""
     with_eps = format == "paper" and "batchtopk" in _paper_kind(sae)
     if sae.config.normalize == "none" or (sae.config.normalize == "token_eps") == with_eps:
         return 0.0

@@ -1,4 +1,6 @@
-"""The README of a push: every main number with its interval, whichever way it points, and nothing in a name that Markdown acts on."""
+"""The README of a push: every main number with its interval, whichever way it points, and nothing in a name that
+Markdown acts on.
+"""
 
 import json
 import re
@@ -113,18 +115,16 @@ def test_one_arm_alone_is_no_comparison(tmp_path):
     write_arm(tmp_path, "joint", 1, fidelity__fvu=0.5)
     comparison = compare(tmp_path)
     text = card_of_run("tiny", comparison, saes_of(tmp_path), RECIPE, "owner/name", "main", "mit")
-    found = comparison["arms"]["joint"]["intervals"]["fidelity.fvu"]
+    interval = comparison["arms"]["joint"]["intervals"]["fidelity.fvu"]
     shown = {row[0]: row[2:] for row in rows_of(text)}
-    assert shown["FVU"] == [f"{found['mean']:.4g} [{found['ci95'][0]:.4g}, {found['ci95'][1]:.4g}]", "2"]
+    assert shown["FVU"] == [f"{interval['mean']:.4g} [{interval['ci95'][0]:.4g}, {interval['ci95'][1]:.4g}]", "2"]
 
 
 def test_both_ways_of_loading_name_repository_folder_and_revision(tmp_path):
     text, _ = card(tmp_path)
     assert 'metasae.load("hf:owner/name/arms/joint-s0/primary@v1")' in text
-    assert (
-        'snapshot_download("owner/name", revision="v1", allow_patterns="arms/joint-s0/primary/*") + "/arms/joint-s0/primary"'
-        in text
-    )
+    place = "arms/joint-s0/primary"
+    assert f'snapshot_download("owner/name", revision="v1", allow_patterns="{place}/*") + "/{place}"' in text
     for code in re.findall(r"```python\n(.*?)\n```", text, re.S):
         compile(code, "card", "exec")
     alone = card_of_sae("sae", cfg_of(), None, "owner/name", "main", "mit")

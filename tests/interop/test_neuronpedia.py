@@ -15,22 +15,28 @@ from metasae.interop.neuronpedia_lines import histogram
 from metasae.sae.sae import SAE
 
 # the columns that Neuronpedia's import knows, by table
-FEATURE = """modelId layer index creatorId createdAt maxActApprox hasVector vector vectorLabel hookName topkCosSimIndices topkCosSimValues
- neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices correlated_neurons_pearson correlated_neurons_l1
- correlated_features_indices correlated_features_pearson correlated_features_l1 neg_str neg_values pos_str pos_values frac_nonzero
- freq_hist_data_bar_heights freq_hist_data_bar_values logits_hist_data_bar_heights logits_hist_data_bar_values decoder_weights_dist
- sourceSetName"""
-ACTIVATION = """id tokens index layer modelId maxValue maxValueTokenIndex minValue values creatorId dataSource dataIndex dfaValues dfaTargetIndex
- dfaMaxValue createdAt lossValues logitContributions binMin binMax binContains qualifyingTokenIndex"""
-EXPLANATION = """id modelId layer index description authorId typeName explanationModelName createdAt"""
+FEATURE = """
+modelId layer index creatorId createdAt maxActApprox hasVector vector vectorLabel hookName topkCosSimIndices
+topkCosSimValues neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices
+correlated_neurons_pearson correlated_neurons_l1 correlated_features_indices correlated_features_pearson
+correlated_features_l1 neg_str neg_values pos_str pos_values frac_nonzero freq_hist_data_bar_heights
+freq_hist_data_bar_values logits_hist_data_bar_heights logits_hist_data_bar_values decoder_weights_dist sourceSetName
+"""
+ACTIVATION = """
+id tokens index layer modelId maxValue maxValueTokenIndex minValue values creatorId dataSource dataIndex dfaValues
+dfaTargetIndex dfaMaxValue createdAt lossValues logitContributions binMin binMax binContains qualifyingTokenIndex
+"""
+EXPLANATION = """
+id modelId layer index description authorId typeName explanationModelName createdAt
+"""
 
 
 def lines(folder, table):
-    found = []
+    rows = []
     for number in range(len(list((folder / table).glob("*"))) if (folder / table).is_dir() else 0):
         with gzip.open(folder / table / f"batch-{number}.jsonl.gz", "rt", encoding="ascii") as file:
-            found += [json.loads(line) for line in file.read().split("\n") if line]
-    return found
+            rows += [json.loads(line) for line in file.read().split("\n") if line]
+    return rows
 
 
 def export(tmp_path, firings, tokenizer=None, **options):
@@ -61,7 +67,7 @@ def test_the_strongest_rows_of_every_latent(tmp_path, name):
     shown = lines(folder, "activations")
     for latent in range(firings.n_latents):
         values = [[entries.get((token, latent), np.float32(0)) for token in row] for row in rows]
-        ranked = sorted((-max(each), place) for place, each in enumerate(values) if any(each))[:4]
+        ranked = sorted((-max(row), place) for place, row in enumerate(values) if any(row))[:4]
         mine = [line for line in shown if line["index"] == str(latent)]
         assert len(mine) == len(ranked)
         for line, (strongest, place) in zip(mine, ranked, strict=True):
@@ -143,8 +149,8 @@ def test_hostile_tokens_come_back_as_they_are(tmp_path):
     folder, _ = export(tmp_path, firings, Tokenizer(HOSTILE), context=128, top=50)
     raw = gzip.decompress((folder / "activations" / "batch-0.jsonl.gz").read_bytes())
     assert raw.isascii() and raw.count(b"\n") == len(lines(folder, "activations"))
-    seen = {token for line in lines(folder, "activations") for token in line["tokens"]}
-    assert seen == set(HOSTILE)
+    tokens = {token for line in lines(folder, "activations") for token in line["tokens"]}
+    assert tokens == set(HOSTILE)
 
 
 def test_logits_of_the_rows(tmp_path):
@@ -172,11 +178,12 @@ def test_explanations_come_from_interp_json(tmp_path):
     }
     (tmp_path / "arm" / "interp.json").write_text(json.dumps({"latents": latents}))
     facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer())
-    found = lines(tmp_path / "out" / facts["model"] / facts["source"], "explanations")
-    assert {line["index"]: line["description"] for line in found} == {"1": "after a comma", "12": "\n"} and facts[
-        "explanations"
-    ] == 2
-    assert all(set(line) == set(EXPLANATION.split()) for line in found)
+    explanations = lines(tmp_path / "out" / facts["model"] / facts["source"], "explanations")
+    assert {line["index"]: line["description"] for line in explanations} == {
+        "1": "after a comma",
+        "12": "\n",
+    } and facts["explanations"] == 2
+    assert all(set(line) == set(EXPLANATION.split()) for line in explanations)
     (tmp_path / "arm" / "interp.json").write_text("[" * 10)
     with pytest.raises(UserError, match=r"interp.json is not valid JSON"):
         export_neuronpedia(tmp_path / "arm", tmp_path / "other", tokenizer=Tokenizer())

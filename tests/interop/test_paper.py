@@ -114,8 +114,8 @@ def test_what_is_exported_has_what_the_papers_scripts_read(tmp_path):
         "top_k": peers.K,
     }
     assert expected.items() <= cfg.items() and cfg["dtype"] is torch.float32
-    found = np.load(out / "thresholds_solo.npy")
-    assert found.dtype == np.float32 and np.array_equal(found, sae.threshold.numpy())
+    saved = np.load(out / "thresholds_solo.npy")
+    assert saved.dtype == np.float32 and np.array_equal(saved, sae.threshold.numpy())
 
 
 @pytest.mark.parametrize("arm", ["../../evil", "a/b", 7, "", None])

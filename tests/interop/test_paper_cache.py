@@ -18,28 +18,29 @@ LENGTHS = tuple([30, 45, 60] * 8)
 
 @pytest.fixture
 def arms(tmp_path):
-    """Two arms over the same text with different firings; latents 0 (dead), 1 (always on), 2 (fires once) among them."""
+    """Two arms over the same text with different firings; latent 0 is dead, 1 always on, 2 fires once."""
     firings = random_firings(1, LENGTHS, n=9), random_firings(2, LENGTHS, n=9)
     for array in ("documents", "tokens", "positions"):
         object.__setattr__(firings[1], array, getattr(firings[0], array))
     return [
-        (write_arm(tmp_path / name, each, arm=name), each)
-        for name, each in zip(("joint", "solo"), firings, strict=True)
+        (write_arm(tmp_path / name, own, arm=name), own) for name, own in zip(("joint", "solo"), firings, strict=True)
     ]
 
 
 def read(folder, label):
-    found = load_file(folder / f"{label}.safetensors")
-    assert {name: array.dtype.str for name, array in found.items()} == {
+    tensors = load_file(folder / f"{label}.safetensors")
+    assert {name: array.dtype.str for name, array in tensors.items()} == {
         "tokens": "<i4",
         "peak_vals": "<f4",
         "feature_indices": "<i4",
     }
-    return found, json.loads((folder / f"{label}_meta.json").read_text())
+    return tensors, json.loads((folder / f"{label}_meta.json").read_text())
 
 
 def windows_in(firings, length):
-    """text of `length` tokens -> the tokens of the split it may end at, by going through all documents; a gap ends a document."""
+    """text of `length` tokens -> the tokens of the split it may end at, by going through all documents; a gap ends a
+    document.
+    """
     where = {}
     for token in range(length - 1, firings.n_tokens):
         span = range(token - length + 1, token + 1)
@@ -55,10 +56,10 @@ def windows_in(firings, length):
 def test_every_window_ends_at_a_firing_of_its_strength(tmp_path, arms):
     folder, firings = arms[0]
     counts = export_paper_cache(folder, tmp_path / "out", context=12, random=20, pools=SMALL)
-    found, meta = read(tmp_path / "out", "joint")
+    tensors, meta = read(tmp_path / "out", "joint")
     where, entries = windows_in(firings, 12), entries_of(firings)
     sides = {"train": set(), "rest": set()}
-    for latent, windows, peaks in zip(found["feature_indices"], found["tokens"], found["peak_vals"], strict=True):
+    for latent, windows, peaks in zip(tensors["feature_indices"], tensors["tokens"], tensors["peak_vals"], strict=True):
         for place, (window, peak) in enumerate(zip(windows, peaks, strict=True)):
             ends = [token for token in where[tuple(window.tolist())] if entries.get((token, int(latent))) == peak]
             assert len(ends) == 1, "12 tokens of this text stand in one place"
@@ -68,17 +69,19 @@ def test_every_window_ends_at_a_firing_of_its_strength(tmp_path, arms):
     assert random.shape == (20, 12) and random.dtype == np.int32 and len(np.unique(random, axis=0)) == 20
     assert {int(firings.documents[where[tuple(window.tolist())][0]]) for window in random} <= sides["rest"]
     assert counts["joint"]["written"] + counts["joint"]["left_out"] == 8, "the dead latent is not among them"
-    assert {0, 2}.isdisjoint(found["feature_indices"].tolist()) and 1 in found["feature_indices"]
+    assert {0, 2}.isdisjoint(tensors["feature_indices"].tolist()) and 1 in tensors["feature_indices"]
 
 
 def test_the_pools_stand_where_the_meta_says(tmp_path, arms):
     export_paper_cache(arms[0][0], tmp_path / "out", context=12, pools=SMALL)
-    found, meta = read(tmp_path / "out", "joint")
+    tensors, meta = read(tmp_path / "out", "joint")
     sizes = {"n_train": 11, "n_fuzz": 5, "n_detect": 2, "n_boundary": 1, "K_total": 19, "ctx_len": 12}
     assert {key: meta[key] for key in sizes} == sizes and meta["label"] == "joint"
-    assert meta["feature_indices"] == found["feature_indices"].tolist() and meta["n_features"] == len(found["tokens"])
-    assert found["tokens"].shape == (meta["n_features"], 19, 12) and (found["peak_vals"] > 0).all()
-    peaks = found["peak_vals"]
+    assert meta["feature_indices"] == tensors["feature_indices"].tolist() and meta["n_features"] == len(
+        tensors["tokens"]
+    )
+    assert tensors["tokens"].shape == (meta["n_features"], 19, 12) and (tensors["peak_vals"] > 0).all()
+    peaks = tensors["peak_vals"]
     assert (peaks[:, :3].min(1) >= peaks[:, 3:11].max(1)).all(), (
         "the first three to explain from are of the strongest fifth"
     )
@@ -123,7 +126,7 @@ def test_draw_by_hand():
     drawn = draw(strengths, scoring, pools, np.random.default_rng(0))
     assert set(drawn[:2]) == {0, 1} and all(drawn[2 + part] in (2 + 2 * part, 3 + 2 * part) for part in range(4))
     assert (
-        {int(each - 10) // 2 for each in drawn[6:11]} == {0, 1, 2, 3, 4}
+        {int(place - 10) // 2 for place in drawn[6:11]} == {0, 1, 2, 3, 4}
         and not scoring[drawn[:6]].any()
         and scoring[drawn[6:]].all()
     )

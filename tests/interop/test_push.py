@@ -1,4 +1,4 @@
-"""A run pushed with the hub's real client to a stand-in of the hub, and read back from there; and what is never sent."""
+"""A run pushed with the hub's real client to a stand-in of the hub, read back from there; and what is never sent."""
 
 import json
 import os
@@ -83,11 +83,12 @@ class Recorder:
         return SimpleNamespace(oid="c" * 40, commit_url="https://huggingface.co/owner/name/commit/" + "c" * 40)
 
 
+ARMS, FILES = ("joint-s0", "joint-s1", "solo-s0", "solo-s1"), ("cfg.json", "sae_weights.safetensors")
 SENT = [
     "README.md",
-    *[f"arms/{arm}/primary/{name}" for arm in ("joint-s0", "joint-s1", "solo-s0", "solo-s1") for name in ("cfg.json", "sae_weights.safetensors")],
-    *[f"arms/{arm}/meta/{name}" for arm in ("joint-s0", "joint-s1") for name in ("cfg.json", "sae_weights.safetensors")],
-    *[f"arms/{arm}/measures.json" for arm in ("joint-s0", "joint-s1", "solo-s0", "solo-s1")],
+    *[f"arms/{arm}/primary/{name}" for arm in ARMS for name in FILES],
+    *[f"arms/{arm}/meta/{name}" for arm in ARMS[:2] for name in FILES],
+    *[f"arms/{arm}/measures.json" for arm in ARMS],
     *["compare.json", "compare.md", "figures/phi.png", "recipe.toml"],
 ]  # fmt: skip
 
@@ -101,10 +102,10 @@ def test_a_run_goes_up_in_one_commit_and_comes_back_as_it_was(tmp_path, run):
         "revision": "main",
     }
     assert result["files"] == sorted(SENT) and result["commit"] == "c" * 40 and not result["dry_run"]
-    found = sorted(
+    sent = sorted(
         str(path.relative_to(tmp_path / "remote")) for path in (tmp_path / "remote").rglob("*") if path.is_file()
     )
-    assert found == sorted(SENT)
+    assert sent == sorted(SENT)
     for name in set(SENT) - {"README.md"}:
         assert (tmp_path / "remote" / name).read_bytes() == (run / name).read_bytes()
     x = torch.randn(5, 6)
@@ -151,7 +152,7 @@ def test_the_real_client_writes_and_reads_a_stand_in_of_the_hub(tmp_path, run, m
             assert arm == "joint-s1" and torch.equal(
                 outputs, SAE.load(run / "arms/joint-s1/primary")(torch.linspace(-2, 2, 18).view(3, 6))
             )
-        fetched = {path for method, path in server.seen if "/resolve/" in path}
+        fetched = {path for method, path in server.requests if "/resolve/" in path}
         assert all("joint-s1/primary" in path or path.endswith("joint-s1/config.json") for path in fetched), (
             "that folder only"
         )

@@ -26,7 +26,9 @@ OURS = {
 
 
 def trained(rule="threshold", normalize="none", seed=0):
-    """What training leaves: unit rows, an encoder near them, biases, a threshold for each latent, one of which never fires."""
+    """What training leaves: unit rows, an encoder near them, biases, a threshold for each latent, one of which never
+    fires.
+    """
     generator = torch.Generator().manual_seed(seed)
     sae = SAE(SAEConfig(WIDTH, N, k=6, normalize=normalize, rule=rule, metadata={**PLACE, "metasae": OURS}))
     sae.init_weights(generator)
@@ -212,10 +214,11 @@ def tokens():
 def test_our_sae_in_saelens_in_transformer_lens_and_under_meta_structure_gives_our_numbers(
     bench_module, model, tokens, tmp_path, monkeypatch
 ):
-    """Saved here, opened by SAELens, run in a model, judged by SAEBench's meta-structure evaluation; each number again by our own code.
+    """Saved here, opened by SAELens, run in a model, judged by SAEBench's meta-structure evaluation; each number again
+    by our own code.
 
-    Ours of the last: the meta SAE that the evaluation trained, read by `metasae.interop`, selects the k n largest over all rows and the
-    variance that it explains is worked out as for a run's own meta SAE.
+    Ours of the last: the meta SAE that the evaluation trained, read by `metasae.interop`, selects the k n largest over
+    all rows and the variance that it explains is worked out as for a run's own meta SAE.
     """
     from sae_lens import SAE as Theirs
 
@@ -238,21 +241,21 @@ def test_our_sae_in_saelens_in_transformer_lens_and_under_meta_structure_gives_o
     result = saebench.evaluate(tmp_path / "primary", tmp_path / "out", settings={"meta_structure": settings})[
         "meta_structure"
     ]
-    found = result["eval_result_metrics"]["meta_structure"]
+    metrics = result["eval_result_metrics"]["meta_structure"]
     metas[0].save_model(tmp_path / "meta")
     ours = own_meta(sae, load(tmp_path / "meta"))
     assert (
-        found["decoder_fraction_variance_explained"] == pytest.approx(ours["own_meta_ve"], abs=1e-5)
+        metrics["decoder_fraction_variance_explained"] == pytest.approx(ours["own_meta_ve"], abs=1e-5)
         and ours["own_meta_ve"] > 0.2
     )
-    assert found["final_reconstruction_mse"] == pytest.approx(ours["own_meta_e"] / WIDTH, rel=1e-5)
+    assert metrics["final_reconstruction_mse"] == pytest.approx(ours["own_meta_e"] / WIDTH, rel=1e-5)
 
     torch.manual_seed(saebench.SEED)
     with torch.enable_grad():
         direct = main.run_eval_single_sae(
             "x", "y", theirs, main.MetaStructureEvalConfig(**settings), "cpu"
         ).eval_result_metrics.meta_structure
-    assert direct.decoder_fraction_variance_explained == found["decoder_fraction_variance_explained"]
+    assert direct.decoder_fraction_variance_explained == metrics["decoder_fraction_variance_explained"]
     assert (
         json.loads((tmp_path / "out" / "meta_structure" / "metasae_custom_sae_eval_results.json").read_text()) == result
     )
@@ -272,7 +275,7 @@ def test_the_evaluation_leaves_random_numbers_and_gradients_as_they_were_and_rep
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), state)
     first, second = (
-        each["eval_result_metrics"]["meta_structure"]["decoder_fraction_variance_explained"] for each in results
+        result["eval_result_metrics"]["meta_structure"]["decoder_fraction_variance_explained"] for result in results
     )
     assert first == second and (tmp_path / "x" / "meta_structure" / "a_b_custom_sae_eval_results.json").is_file()
     assert results[0]["eval_config"]["random_seed"] == 1
@@ -282,10 +285,10 @@ def test_the_evaluation_leaves_random_numbers_and_gradients_as_they_were_and_rep
 def test_the_core_evaluation_gives_our_numbers(bench_module, model, tokens, tmp_path):
     """By the plain formulas, in float64, from our own forward; the nearest rows by our own measure."""
     sae = trained()
-    found = saebench.evaluate(
+    result = saebench.evaluate(
         sae, tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 16}}
     )["core"]
-    metrics = found["eval_result_metrics"]
+    metrics = result["eval_result_metrics"]
     x = model.run_with_cache(tokens)[1][POINT].reshape(-1, WIDTH)
     acts, rebuilt = sae.encode(x).acts, sae(x).double()
     x = x.double()
@@ -312,7 +315,7 @@ def test_the_core_evaluation_gives_our_numbers(bench_module, model, tokens, tmp_
     assert metrics["misc_metrics"]["average_max_decoder_cosine_sim"] == pytest.approx(
         float(nearest_cosines(sae.W_dec.detach()).mean()), rel=1e-5
     )
-    density = torch.tensor([each["feature_density"] for each in found["eval_result_details"]])
+    density = torch.tensor([latent["feature_density"] for latent in result["eval_result_details"]])
     assert torch.allclose(density, (acts > 0).float().mean(0), atol=1e-6) and density[5] == 0
     assert metrics["token_stats"]["total_tokens_eval_reconstruction"] == 48 * 16
 

@@ -1,4 +1,4 @@
-"""Our training on batches that another library provides: the same weights and metrics as on our own stream, to the bit."""
+"""Our training on batches that another library provides: weights and metrics as on our own stream, to the bit."""
 
 import itertools
 
@@ -65,27 +65,34 @@ def test_a_provider_with_the_batches_of_our_stream_gives_our_run_to_the_bit(tmp_
     job.harvest()
     job._train(job._cache, arm, 0, job.progress)
     ours = tmp_path / "run" / "arms" / f"{arm}-s0"
-    train, held = job._cache.split("train"), job._cache.split("calibration")
-    found = train_on(
-        endless(Stream(train, 128, 0)), recipe, arm, 0, tmp_path / "theirs", sample=train, calibration=held, show=False
+    train, unseen = job._cache.split("train"), job._cache.split("calibration")
+    saes = train_on(
+        endless(Stream(train, 128, 0)),
+        recipe,
+        arm,
+        0,
+        tmp_path / "theirs",
+        sample=train,
+        calibration=unseen,
+        show=False,
     )
     assert (tmp_path / "theirs" / "metrics.jsonl").read_bytes() == (ours / "metrics.jsonl").read_bytes()
-    assert sorted(found) == (["primary"] if arm == "solo" else ["meta", "primary"])
-    for name, sae in found.items():
+    assert sorted(saes) == (["primary"] if arm == "solo" else ["meta", "primary"])
+    for name, sae in saes.items():
         assert_equal(sae, SAE.load(ours / name))
         assert_equal(sae, SAE.load(tmp_path / "theirs" / name))
-    assert found["primary"].config.metadata["calibration"] == SAE.load(ours / "primary").config.metadata["calibration"]
+    assert saes["primary"].config.metadata["calibration"] == SAE.load(ours / "primary").config.metadata["calibration"]
 
 
 def test_the_first_batches_give_the_scale_and_are_trained_on_and_the_next_ones_calibrate(tmp_path):
     recipe, x = planted(), batches_of(38)
-    found = train_on(iter(x), recipe, "joint", 0, tmp_path / "a", show=False)
+    saes = train_on(iter(x), recipe, "joint", 0, tmp_path / "a", show=False)
     # 30 batches to train on, all of them the sample, then 8 of which 1000 rows calibrate
-    sample, held = torch.cat(x[:30]), torch.cat(x[30:])[:1000]
-    again = train_on(iter(x[:30]), recipe, "joint", 0, tmp_path / "b", sample=sample, calibration=held, show=False)
-    assert_equal(found["primary"], again["primary"])
-    fired = (found["primary"].encode(held).acts > 0).sum(1).double().mean()
-    assert float(fired) == found["primary"].config.metadata["calibration"]["l0"] == pytest.approx(3, rel=0.005)
+    sample, unseen = torch.cat(x[:30]), torch.cat(x[30:])[:1000]
+    again = train_on(iter(x[:30]), recipe, "joint", 0, tmp_path / "b", sample=sample, calibration=unseen, show=False)
+    assert_equal(saes["primary"], again["primary"])
+    fired = (saes["primary"].encode(unseen).acts > 0).sum(1).double().mean()
+    assert float(fired) == saes["primary"].config.metadata["calibration"]["l0"] == pytest.approx(3, rel=0.005)
     assert SAMPLE_ROWS > 30 * 128
 
 
@@ -113,9 +120,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypat
 
 
 def test_half_precision_batches_are_taken_as_their_numbers(tmp_path):
-    x = [each.bfloat16() for each in batches_of(38)]
+    x = [batch.bfloat16() for batch in batches_of(38)]
     a = train_on(iter(x), planted(), "solo", 0, tmp_path / "a", show=False)
-    b = train_on(iter([each.float() for each in x]), planted(), "solo", 0, tmp_path / "b", show=False)
+    b = train_on(iter([batch.float() for batch in x]), planted(), "solo", 0, tmp_path / "b", show=False)
     assert_equal(a["primary"], b["primary"])
 
 
@@ -178,10 +185,22 @@ def store_of(prompts):
         model_name="tiny",
     )
     store = sae_lens.ActivationsStore(
-        HookedTransformer(config), Dataset.from_dict({"tokens": prompts}), streaming=False, hook_name="blocks.1.hook_resid_pre",
-        hook_head_index=None, context_size=16, d_in=24, n_batches_in_buffer=8, total_training_tokens=40 * 128, store_batch_size_prompts=8,
-        train_batch_size_tokens=128, prepend_bos=False, normalize_activations="none", device=torch.device("cpu"), dtype="float32",
-    )  # fmt: skip
+        HookedTransformer(config),
+        Dataset.from_dict({"tokens": prompts}),
+        streaming=False,
+        hook_name="blocks.1.hook_resid_pre",
+        hook_head_index=None,
+        context_size=16,
+        d_in=24,
+        n_batches_in_buffer=8,
+        total_training_tokens=40 * 128,
+        store_batch_size_prompts=8,
+        train_batch_size_tokens=128,
+        prepend_bos=False,
+        normalize_activations="none",
+        device=torch.device("cpu"),
+        dtype="float32",
+    )
     torch.manual_seed(1)
     return store
 
@@ -191,16 +210,16 @@ def test_the_store_of_saelens_is_a_provider(tmp_path):
     prompts = torch.randint(50, (400, 16), generator=torch.Generator().manual_seed(2)).tolist()
     x = list(itertools.islice(store_of(prompts), 38))
     store = store_of(prompts)
-    found = train_on(store, planted(), "joint", 0, tmp_path / "store", metadata={"dataset_path": "tokens"}, show=False)
-    assert_equal(found["primary"], train_on(iter(x), planted(), "joint", 0, tmp_path / "list", show=False)["primary"])
-    assert {"hook_name": "blocks.1.hook_resid_pre", "context_size": 16, "dataset_path": "tokens"}.items() <= found[
+    saes = train_on(store, planted(), "joint", 0, tmp_path / "store", metadata={"dataset_path": "tokens"}, show=False)
+    assert_equal(saes["primary"], train_on(iter(x), planted(), "joint", 0, tmp_path / "list", show=False)["primary"])
+    assert {"hook_name": "blocks.1.hook_resid_pre", "context_size": 16, "dataset_path": "tokens"}.items() <= saes[
         "primary"
     ].config.metadata.items()
     import sae_lens
 
     theirs = sae_lens.SAE.load_from_disk(tmp_path / "store" / "primary")
     with torch.no_grad():
-        assert torch.allclose(theirs(x[0]), found["primary"](x[0]), atol=1e-5)
+        assert torch.allclose(theirs(x[0]), saes["primary"](x[0]), atol=1e-5)
 
 
 def test_a_folder_with_another_sae_is_refused(tmp_path):

@@ -36,5 +36,7 @@ def test_reconstructions_are_those_of_forward(tmp_path):
 
 def test_calibration_keeps_the_rule_and_counts_its_firings(tmp_path):
     sae, x = load(peers.make("sparsify", "topk", "none", tmp_path)), peers.inputs()
-    found = calibrate(sae, Split(x), batch=64)
-    assert found.rule == "own" and found.l0 == pytest.approx(float((sae.encode(x).acts > 0).sum(1).float().mean()))
+    calibrated = calibrate(sae, Split(x), batch=64)
+    assert calibrated.rule == "own" and calibrated.l0 == pytest.approx(
+        float((sae.encode(x).acts > 0).sum(1).float().mean())
+    )

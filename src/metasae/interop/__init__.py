@@ -1,7 +1,7 @@
-"""SAEs of other libraries: read into one `metasae.SAE` with its exact rule of inference, and written with the same outputs.
+"""SAEs of other libraries, read into `metasae.SAE` with their exact rule of inference, written with the same outputs.
 
-`load(path)`, `export(sae, format, out)` and `detect(path)`; one file for each format, docs/interop.md for what each can hold.
-They are loaded when first used, so that what needs no weights needs no torch.
+`load(path)`, `export(sae, format, out)` and `detect(path)`; one file for each format, docs/interop.md for what each can
+hold. They are loaded when first used, so that what needs no weights needs no torch.
 """
 
 import importlib

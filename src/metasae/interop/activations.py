@@ -16,7 +16,7 @@ FORMATS: dict[str, Callable[..., dict]] = {
 
 
 def export_activations(arm_folder: str | Path, format: str, out: str | Path, **options) -> dict:
-    """Writes the firings that an arm keeps in one of `FORMATS` to the folder `out`, whole or not at all; gives its facts.
+    """Writes an arm's firings in one of `FORMATS` to the folder `out`, whole or not at all; gives what the format says.
 
     arm_folder: `RUN/arms/<arm>-s<seed>`, or its `primary`. options: those of the format's own function.
     Raises UserError for an unknown format, an arm without firings and an `out` that is not empty.

@@ -1,4 +1,7 @@
-"""SAEs on the Hugging Face hub: `hf:OWNER/NAME/folder/in/it@revision`. Only the files of that folder that a format reads are fetched."""
+"""SAEs on the Hugging Face hub: `hf:OWNER/NAME/folder/in/it@revision`.
+
+Only the files of that folder that a format reads are fetched.
+"""
 
 import re
 from pathlib import Path
@@ -27,7 +30,8 @@ _FILES = (
 def fetch(address: str) -> Path:
     """The local folder (or `.pt` file) of an address, downloaded where it is not in the hub's cache.
 
-    Raises UserError for an address that is none, a hub that cannot be reached and a repository or folder that cannot be had.
+    Raises UserError for an address that is none, a hub that cannot be reached and a repository or folder that cannot be
+    had.
     """
     from huggingface_hub import snapshot_download
 

@@ -1,9 +1,9 @@
 """Files of strangers: read with their size, names, shapes and numbers checked, and nothing in them run.
 
-JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive whose
-pickle may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled. What is
-wrong with a file is one UserError that names it. torch is imported where tensors are read, not before: configs are read
-without it.
+JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive
+whose pickle may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled.
+What is wrong with a file is one UserError that names it. torch is imported where tensors are read, not before: configs
+are read without it.
 """
 
 from __future__ import annotations
@@ -115,12 +115,15 @@ def shown(value: Any) -> str:
 
 
 def tensor_shapes(path: Path) -> Shapes:
-    """Name -> shape of all tensors in a safetensors file, or in the shards of its `.index.json`; their numbers stay unread."""
+    """Name -> shape of all tensors in a safetensors file, or in the shards of its `.index.json`; reads no numbers."""
     return {name: tuple(file.get_slice(name).get_shape()) for file, name in _entries(path)}
 
 
 def read_tensors(path: Path, shapes: Shapes, infinite: Iterable[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a safetensors file in fp32, which must be exactly those of `shapes`. infinite: may hold infinity."""
+    """The tensors of a safetensors file in fp32, which must be exactly those of `shapes`.
+
+    infinite: names of tensors that may hold infinity.
+    """
     check_shapes(tensor_shapes(path), shapes, str(path))
     tensors = {name: file.get_tensor(name) for file, name in _entries(path)}
     return {name: numbers(tensors[name], name, str(path), name in infinite) for name in shapes}
@@ -150,7 +153,10 @@ def numbers(tensor: Tensor, name: str, where: str, infinite: bool = False) -> Te
 
 
 def read_pt(path: Path) -> dict:
-    """The dict in a `.pt` file: tensors and plain values. Every tensor in it is as large as its file says, and no larger."""
+    """The dict in a `.pt` file: tensors and plain values.
+
+    Every tensor in it is as large as its file says, and no larger.
+    """
     import torch
 
     _check_zip(path)
@@ -168,7 +174,10 @@ def read_pt(path: Path) -> dict:
 
 
 def state_of(value: Any, path: Path) -> dict[str, Tensor]:
-    """A state dict from the file: names -> dense tensors on the CPU, each backed by as many numbers as its shape says."""
+    """A state dict: names -> dense tensors on the CPU, each backed by as many numbers as its shape says.
+
+    value: what the file held. path: the file, for its size.
+    """
     import torch
 
     where, size = str(path), path.stat().st_size
@@ -227,7 +236,7 @@ def _entries(path: Path) -> Iterator[tuple[Any, str]]:
         refuse_missing(shard)
         try:
             with safe_open(shard, framework="pt") as file:
-                yield from ((file, name) for name in file.keys())
+                yield from ((file, name) for name in sorted(file.keys()))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{shard} is damaged, or no safetensors file ({_first_line(error)})") from None
 
@@ -245,7 +254,10 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _check_zip(path: Path) -> None:
-    """torch stores its records as they are, so what the archive declares cannot exceed the file: no zip bomb, no path out of it."""
+    """Raises UserError for a zip bomb and for a record that points out of the archive.
+
+    torch stores its records as they are, so what the archive declares cannot exceed the file.
+    """
     refuse_missing(path)
     try:
         with zipfile.ZipFile(path) as archive:

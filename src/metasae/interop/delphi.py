@@ -6,9 +6,9 @@
         tokens        int64 [R, L]
     OUT/HOOKPOINT/config.json              model_name, the text, and under `metasae` where the firings come from
 
-delphi has no padding: it packs documents one after another (`pack`). Within documents, the last row of each is padded with
-`pad_id`. fp16 rounds by up to 2^-11 of a value, and below 6.1e-5 by up to 3e-8. Where some activation of the store would
-become infinite or 0 in it, all are written in fp32, which delphi's loader takes as well; config.json says which.
+delphi has no padding: it packs documents one after another (`pack`). Within documents, the last row of each is padded
+with `pad_id`. fp16 rounds by up to 2^-11 of a value, and below 6.1e-5 by up to 3e-8. Where some activation of the store
+would become infinite or 0 in it, all are written in fp32, which delphi's loader takes as well; config.json says which.
 Entries are in the order of latents, then tokens. Nothing of the size of the firings is in memory.
 """
 
@@ -48,10 +48,10 @@ def export_delphi(
 ) -> dict:
     """Writes the firings of an arm as a cache that delphi's `LatentDataset(out)` opens; gives what config.json holds.
 
-    hookpoint: the folder's name, None for the SAE's own hook. context: L, None for the context the SAE was trained with; delphi
-    wants R L to be a multiple of its `example_ctx_len` (32). latents_per_file: None for five files. recipe: names the text and
-    the model.
-    Raises UserError where the arm keeps no firings, `out` is not empty, or a name or size is impossible.
+    hookpoint: the folder's name, None for the SAE's own hook. context: L, None for the context the SAE was trained
+    with; delphi wants R L to be a multiple of its `example_ctx_len` (32). latents_per_file: None for five files.
+    recipe: names the text and the model. Raises UserError where the arm keeps no firings, `out` is not empty, or a name
+    or size is impossible.
     """
     stored = stored_firings(arm_folder, recipe, progress)
     view, hookpoint = stored.by_latent, hookpoint or stored.hook

@@ -1,6 +1,6 @@
 """dictionary_learning: `ae.pt` (a state dict) + `config.json`, whose `trainer.dict_class` names the class.
 
-    AutoEncoder             relu((x - bias) E + e),  D f + bias; its loader brings the rows to unit length, and so does this one
+    AutoEncoder             relu((x - bias) E + e),  D f + bias; rows come to unit length, as in its own loader
     AutoEncoderNew          relu(x E + e),  D f + decoder.bias
     GatedAutoEncoder        (u + gate_bias > 0) * relu(e^r_mag u + mag_bias),  u = (x - decoder_bias) E
     AutoEncoderTopK         the k largest of relu((x - b_dec) E + e) of each token
@@ -8,7 +8,8 @@
     MatryoshkaBatchTopKSAE  alike, W_enc [d, n] and W_dec [n, d] under these names
     JumpReluAutoEncoder     relu(x W_enc + b_enc), where above a threshold per latent; b_dec is not subtracted from x
 
-encoder.weight is [n, d] and decoder.weight [d, n]. A scale of the inputs (`norm_factor`) lies in the saved biases already.
+encoder.weight is [n, d] and decoder.weight [d, n]. A scale of the inputs (`norm_factor`) lies in the saved biases
+already.
 """
 
 import re
@@ -41,7 +42,8 @@ CONFIG = "config.json"
 class Layout:
     """How a class names its tensors. linear: the matrices are encoder.weight and decoder.weight, else W_enc and W_dec.
 
-    threshold: none, one or n of them. more: tensors [n] beside these. ignored: tensors that its `encode` does not go by.
+    threshold: none, one or n of them. more: tensors [n] beside these. ignored: tensors that its `encode` does not go
+    by.
     """
 
     architecture: str
@@ -92,7 +94,11 @@ def why_not(sae: SAE) -> str | None:
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """By its rule: `AutoEncoderTopK`; `AutoEncoder` without thresholds; `BatchTopKSAE` with one; else `JumpReluAutoEncoder`."""
+    """Writes the class that has the SAE's rule.
+
+    `AutoEncoderTopK` keeps the k largest, `AutoEncoder` has no thresholds, `BatchTopKSAE` one for all latents, and
+    `JumpReluAutoEncoder` one for each.
+    """
     kind, state = _state(sae)
     layer = re.match(r"blocks\.(\d+)\.", str(metadata.get("hook_name")))
     trainer = {

@@ -44,12 +44,11 @@ def load(
 ) -> SAE:
     """The SAE at `path` with the rule of inference it has there.
 
-    path: a run folder, an arm's folder, an SAE's folder, a `.pt` file, or `hf:OWNER/NAME/folder@revision`. arm, seed: which
-    SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None finds it out. thresholds: the
-    paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes where another library's SAE
-    came from.
-    Raises UserError for a path without an SAE, an arm or seed that the run does not have, damaged and hostile files, and what
-    an SAE here cannot represent, with the reason.
+    path: a run folder, an arm's folder, an SAE's folder, a `.pt` file, or `hf:OWNER/NAME/folder@revision`. arm, seed:
+    which SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None finds it out.
+    thresholds: the paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes where
+    another library's SAE came from. Raises UserError for a path without an SAE, an arm or seed that the run does not
+    have, damaged and hostile files, and what an SAE here cannot represent, with the reason.
     """
     path = arm_of_run(path, arm, seed)
     name, place = sae_at(path, format, thresholds)
@@ -67,8 +66,8 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
     """Writes an SAE, or the one at a path, to the folder `out` in a format of `NAMES`; gives the folder.
 
     Metadata goes along: what the SAE has, and of a trained arm's `primary` folder the measured FVU, L0 and phi. Raises
-    UserError, with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that is
-    not empty.
+    UserError, with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that
+    is not empty.
     """
     name, out = known(format), Path(out)
     measured = {} if isinstance(sae, SAE) else _measured(primary_of(Path(sae)))

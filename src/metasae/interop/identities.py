@@ -2,8 +2,9 @@
 
     z = relu(pre) * (pre > threshold),   pre = (x - b_dec) W_enc + b_enc,   x_hat = z W_dec + b_dec
 
-Every function below changes the tensors and not the outputs, but for rounding: products are formed in float64 and rounded to
-fp32 once. An entry nearer to its threshold than that rounding may fall on either side of it, as it may between two machines.
+Every function below changes the tensors and not the outputs, but for rounding: products are formed in float64 and
+rounded to fp32 once. An entry nearer to its threshold than that rounding may fall on either side of it, as it may
+between two machines.
 """
 
 from dataclasses import dataclass, replace
@@ -72,7 +73,10 @@ def gated(tensors: SAETensors, r_mag: Tensor, b_gate: Tensor) -> SAETensors:
 
 
 def norms_into_encoder(tensors: SAETensors, threshold: bool) -> SAETensors:
-    """Decoder rows to unit length, activations times their norms. threshold: whether thresholds are scaled along with pre."""
+    """Decoder rows to unit length, activations times their norms.
+
+    threshold: whether thresholds are scaled along with pre.
+    """
     norm = torch.linalg.vector_norm(tensors.W_dec, dim=1, dtype=torch.float64)
     rows = tensors.W_dec / norm.where(norm > 0, 1.0).float()[:, None]
     thresholds = (tensors.threshold * norm).float().where(norm > 0, 0.0) if threshold else tensors.threshold

@@ -1,7 +1,8 @@
-"""The README of a pushed run or SAE: what it is, what was found with intervals and conditions, how to load it, and its recipe.
+"""The README of a pushed run or SAE: what it is, what was found under which conditions, how to load it, its recipe.
 
-Every main measure of the comparison is in one table in the catalogue's order, whichever way it points; the sentence above it
-counts both ways. Text that comes out of files is put into code spans and fences, so that it is shown and not interpreted.
+Every main measure of the comparison is in one table in the catalogue's order, whichever way it points; the sentence
+above it counts both ways. Text that comes out of files is put into code spans and fences, so that it is shown and not
+interpreted.
 """
 
 import json
@@ -18,7 +19,7 @@ TAGS = ("sparse-autoencoder", "saelens", "metasae", "interpretability")
 # The measures that SAEs are listed with.
 _PER_SAE = ("fidelity.fvu", "fidelity.l0", "fidelity.dead", "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi")
 _MAIN = [quantity for quantity in CATALOGUE if quantity.main]
-# JSON texts are YAML texts, so nothing in a name can end the front matter. A backslash at the end of a line joins it to the next.
+# JSON texts are YAML texts, so nothing in a name can end the front matter. A backslash joins a line to the next.
 _CARD = """\
 ---
 license: {{ license | json }}
@@ -130,7 +131,8 @@ Name a commit in place of `{{ revision }}` to get the same numbers again.
 ## What these numbers cannot say
 
 They hold for this model, hook point, text, width and sparsity. \
-The unit is a trained SAE: intervals are over paired seeds, and where the measure looks at text over blocks of documents. \
+The unit is a trained SAE: intervals are over paired seeds, \
+and where the measure looks at text over blocks of documents. \
 No single measure here is atomicity.
 """
 
@@ -138,7 +140,10 @@ No single measure here is atomicity.
 def card_of_run(
     name: str, comparison: dict, saes: dict[str, dict], recipe: str, repo: str, revision: str, license: str
 ) -> str:
-    """comparison: compare.json. saes: arm folder -> its cfg.json, with "measures" beside it. recipe: the text of recipe.toml."""
+    """comparison: compare.json.
+
+    saes: arm folder -> its cfg.json, with "measures" beside it. recipe: the text of recipe.toml.
+    """
     many = "This is one sparse autoencoder" if len(saes) == 1 else f"These are {len(saes)} sparse autoencoders"
     shown = next((label for label in saes if label.startswith("joint")), next(iter(saes)))
     return _rendered(

@@ -5,9 +5,9 @@
                      activations/batch-N.jsonl.gz    a line per row of text: its tokens and the latent's value on each
                      explanations/batch-N.jsonl.gz   a line per explained latent
 
-SOURCE is `LAYER-SET`, as `4-metasae-joint-s0`. Of each latent the rows with the largest activations are shown, each once. Values are
-the store's fp32 numbers in the shortest decimals that read back as the same fp32. Columns that Neuronpedia fills from elsewhere
-(neuron alignment, correlated neurons) are empty lists.
+SOURCE is `LAYER-SET`, as `4-metasae-joint-s0`. Of each latent the rows with the largest activations are shown, each
+once. Values are the store's fp32 numbers in the shortest decimals that read back as the same fp32. Columns that
+Neuronpedia fills from elsewhere (neuron alignment, correlated neurons) are empty lists.
 """
 
 import gzip
@@ -53,12 +53,12 @@ def export_neuronpedia(
 ) -> dict:
     """Writes an arm's latents for Neuronpedia's import; gives the path of the source's folder and what was counted.
 
-    model_id, source_set: names on Neuronpedia; None for the model's and `metasae-<arm>-s<seed>`. release, creator: shown with
-    them. context: tokens of a row, None for the SAE's own context. top: rows per latent. unembedding: [V, d], the map from the
-    SAE's space to logits; with it the tokens that each decoder row raises and lowers most, else none. hub: repository and
-    folder of the weights. tokenizer: a Hugging Face one; None for that of the recipe's model.
-    Explanations are read from the arm's interp.json where its latents have them.
-    Raises UserError where the arm keeps no firings, `out` is not empty, or a name or size is impossible.
+    model_id, source_set: names on Neuronpedia; None for the model's and `metasae-<arm>-s<seed>`. release, creator:
+    shown with them. context: tokens of a row, None for the SAE's own context. top: rows per latent. unembedding: [V,
+    d], the map from the SAE's space to logits; with it the tokens that each decoder row raises and lowers most, else
+    none. hub: repository and folder of the weights. tokenizer: a Hugging Face one; None for that of the recipe's model.
+    Explanations are read from the arm's interp.json where its latents have them. Raises UserError where the arm keeps
+    no firings, `out` is not empty, or a name or size is impossible.
     """
     stored = stored_firings(arm_folder, recipe, progress)
     view, names = stored.by_latent, _names(stored, model_id, source_set)
@@ -179,11 +179,12 @@ def _explanations(stored: StoredFirings) -> dict[int, str]:
 
 def _write_lines(path: Path, lines: Iterator[dict]) -> int:
     """Writes objects as lines of JSON, and gives how many. No line, no file. The same lines give the same bytes."""
-    first = next(lines, None)
+    first, count = next(lines, None), 0
     if first is None:
-        return 0
+        return count
     path.parent.mkdir(exist_ok=True)
     with gzip.GzipFile(path, "wb", 5, mtime=0) as file:
-        for count, line in enumerate(chain([first], lines), 1):
+        for line in chain([first], lines):
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            count += 1
     return count

@@ -1,4 +1,7 @@
-"""The lines of Neuronpedia's tables: what is shown of one latent. common: the columns that all lines of an export share."""
+"""The lines of Neuronpedia's tables: what is shown of one latent.
+
+common: the columns that all lines of an export share.
+"""
 
 import hashlib
 import json
@@ -112,7 +115,7 @@ def feature_of(
 
 
 def histogram(values: np.ndarray) -> tuple[list[int], list[float]]:
-    """Counts in 50 equal bins from the smallest to the largest of the values, and the middle of each bin; empty for no values."""
+    """(counts in 50 equal bins from the smallest to the largest value, the middle of each bin); empty for no values."""
     if not len(values):
         return [], []
     heights, edges = np.histogram(np.asarray(values, np.float64), BINS)

@@ -1,4 +1,4 @@
-"""What exports write: a folder that is whole or absent, and safetensors files of tensors that need not fit in memory."""
+"""What exports write: folders that are whole or absent, and safetensors files of tensors that may exceed the memory."""
 
 import json
 import shutil
@@ -47,8 +47,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 def write_safetensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], np.dtype, Iterable[np.ndarray]]]) -> None:
     """Writes 8 bytes of header length, the header as JSON, and the numbers of one tensor after another.
 
-    tensors: name -> (shape, dtype, its numbers in order, in pieces of any shape and of that dtype). safetensors' own writer
-    takes whole tensors; those of an export may be larger than memory.
+    tensors: name -> (shape, dtype, its numbers in order, in pieces of any shape and of that dtype). safetensors' own
+    writer takes whole tensors; those of an export may be larger than memory.
     """
     # wider numbers first, so that all are aligned
     tensors = dict(sorted(tensors.items(), key=lambda entry: -entry[1][1].itemsize))

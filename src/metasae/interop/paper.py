@@ -1,4 +1,6 @@
-"""The MetaSAE paper's checkpoints: `<label>_primary_sae.pt` {cfg, state_dict} and `thresholds_<label>.npy` (arXiv 2604.03436).
+"""The MetaSAE paper's checkpoints (arXiv 2604.03436): `<label>_primary_sae.pt` and `thresholds_<label>.npy`.
+
+The `.pt` file holds {cfg, state_dict}.
 
     u = (x - mean) / (std + 1e-5) where cfg.input_unit_norm, else x;    pre = relu((u - b_dec) W_enc)
     with thresholds        acts = pre where pre > threshold;  x_hat = (acts W_dec + b_dec) (std + 1e-5) + mean
@@ -7,8 +9,8 @@
     jumprelu               acts = relu(u W_enc + b_enc), where above its own threshold; b_dec is not subtracted
 
 b_enc is saved with every checkpoint and used by the last two only. A dead latent's threshold is 10.0, which a larger
-pre-activation still passes; it stays as it is. In training batchtopk selects over the batch; alone, and that is what it was
-written to do outside of training, it selects per token.
+pre-activation still passes; it stays as it is. In training batchtopk selects over the batch; alone, and that is what it
+was written to do outside of training, it selects per token.
 """
 
 import json
@@ -28,7 +30,9 @@ _SITE = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
 def load(path: Path, thresholds: Path | None = None) -> SAE:
-    """path: the `.pt` file, or a folder with one. thresholds: the `.npy` file; None for the one of the checkpoint's label.
+    """path: the `.pt` file, or a folder with one.
+
+    thresholds: the `.npy` file; None for the one of the checkpoint's label.
 
     Raises UserError for a damaged or hostile file, and where it is not clear which checkpoint is meant.
     """
@@ -127,7 +131,10 @@ def _only_checkpoint(folder: Path) -> Path:
 
 
 def _thresholds_of(weights: Path) -> Path | None:
-    """thresholds_<label>.npy where the checkpoint's name begins with <label>, else its default label's beside a lone checkpoint."""
+    """thresholds_<label>.npy of the longest label that the checkpoint's name begins with.
+
+    Without one, thresholds_sae.npy belongs to a checkpoint that lies alone; None where there is none either.
+    """
     labels = {path: path.stem.removeprefix("thresholds_") for path in weights.parent.glob("thresholds_*.npy")}
     own = [path for path, label in labels.items() if f"{weights.stem}_".startswith(f"{label}_")]
     if not own and len(list(weights.parent.glob("*.pt"))) == 1:

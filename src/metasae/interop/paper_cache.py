@@ -3,19 +3,19 @@
     OUT/LABEL.safetensors             tokens int32 [m, K, L], peak_vals fp32 [m, K], feature_indices int32 [m]
     OUT/LABEL_meta.json               the sizes of the pools, and feature_indices
     OUT/random_contexts.safetensors   tokens int32 [r, L]
-    OUT/feature_pairs.npz             of two arms: row p of both is a matched pair; LABEL_indices int32 [m], cosines fp32 [m]
+    OUT/feature_pairs.npz             where rows p of two arms are a pair: LABEL_indices int32 [m], cosines fp32 [m]
 
-A window is the L tokens that end at a firing, and peak_vals the activation there. K = train + fuzz + detect + boundary windows, in this
-order. The firings of a latent are cut by strength into fifths, the strongest first:
+A window is the L tokens that end at a firing, and peak_vals the activation there. K = train + fuzz + detect + boundary
+windows, in this order. The firings of a latent are cut by strength into fifths, the strongest first:
     train      30 of the first fifth, 5 of each other one      to explain from
     fuzz       5 of each fifth, shuffled                       to predict the strength of: `sim_spearman`
     detect     25 of the first fifth                           to be told from random windows
     boundary   of the last fifth                               none, unless asked for
 
-Three things differ from what the paper's code draws, none from the layout. The windows of train come from one half of the documents
-and all others from the other half, fifths being made in each half; a window lies within one document; and a latent that cannot fill
-every pool is left out and counted, where its pools would have been filled up with zeros. Random windows are of the second half; the
-format has one set of them for all latents, so a latent may fire in some.
+Three things differ from what the paper's code draws, none from the layout. The windows of train come from one half of
+the documents and all others from the other half, fifths being made in each half; a window lies within one document; and
+a latent that cannot fill every pool is left out and counted, where its pools would have been filled up with zeros.
+Random windows are of the second half; the format has one set of them for all latents, so a latent may fire in some.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,10 @@ FIFTHS = 5
 
 @dataclass(frozen=True)
 class Pools:
-    """Windows per latent; the defaults are the paper's. train_top, train_each: of the strongest fifth, of each other."""
+    """Windows per latent; the defaults are the paper's.
+
+    train_top, train_each: of the strongest fifth, of each other.
+    """
 
     train_top: int = 30
     train_each: int = 5
@@ -77,13 +80,14 @@ def export_paper_cache(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> dict:
-    """Writes windows of an arm's latents; with `other`, another arm's folder, of pairs matched one to one by decoder cosine.
+    """Writes windows of an arm's latents, or of pairs of latents where `other` is another arm's folder.
 
-    The paper's scorer wants the labels joint and solo, so both arms. latents: of the arm, None for all. context: L. random:
-    windows. pools: windows per latent; None for the paper's. seed: of every draw.
-    Gives {label: {"written", "left_out"}}, `left_out` being latents (or pairs) without enough firings.
-    Raises UserError where an arm keeps no firings, `out` is not empty, the arms were judged on different text, or no latent
-    has enough.
+    Pairs are matched one to one by decoder cosine.
+
+    The paper's scorer wants the labels joint and solo, so both arms. latents: of the arm, None for all. context: L.
+    random: windows. pools: windows per latent; None for the paper's. seed: of every draw. Gives {label: {"written",
+    "left_out"}}, `left_out` being latents (or pairs) without enough firings. Raises UserError where an arm keeps no
+    firings, `out` is not empty, the arms were judged on different text, or no latent has enough.
     """
     pools = pools or Pools()
     _check(context, random, pools)
@@ -173,9 +177,12 @@ def _cut(
 
 
 def draw(strengths: np.ndarray, scoring: np.ndarray, pools: Pools, rng: np.random.Generator) -> np.ndarray | None:
-    """strengths float [c], scoring bool [c]: the firings of one latent -> int64 [K], which of them are drawn; None where too few.
+    """The firings of one latent, strengths float [c], scoring bool [c] -> int64 [K], those that are drawn.
 
-    No firing is drawn twice. Fifths: c // 5 each of the firings in falling order, the last with what is left; ties to the earlier.
+    None where there are too few.
+
+    No firing is drawn twice. Fifths: c // 5 each of the firings in falling order, the last with what is left; ties to
+    the earlier.
     """
     train = _fifths(strengths, np.flatnonzero(~scoring))
     rest = [rng.permutation(fifth) for fifth in _fifths(strengths, np.flatnonzero(scoring))]

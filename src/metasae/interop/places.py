@@ -1,4 +1,4 @@
-"""What lies at a path, told from names and configs alone: the format of an SAE, a run folder's arms, an arm with firings.
+"""What lies at a path, told from names and configs alone: an SAE of some format, a run folder, an arm with firings.
 
 Nothing here imports torch, so a wrong path or name is answered at once. Weights are read by `formats.py`.
 """
@@ -63,7 +63,10 @@ def latents_at(format: str, place: Path) -> int | None:
 
 
 def notes_at(format: str, place: Path) -> dict | None:
-    """What metasae noted of an SAE's making (`metadata.metasae`: arm, seed, recipe); None where only its weights tell."""
+    """What metasae noted of an SAE's making (`metadata.metasae`: arm, seed, recipe).
+
+    None where only its weights tell.
+    """
     where = str(place / CONFIG)
     if format != "metasae":
         return None

@@ -1,11 +1,11 @@
-"""A finished run, or one SAE, on the Hugging Face hub: safetensors, JSON and text, with a model card made from the numbers.
+"""A finished run, or one SAE, on the Hugging Face hub: safetensors, JSON, text, and a model card made from the numbers.
 
     REPO/arms/<arm>-s<seed>/primary/, meta/    cfg.json, sae_weights.safetensors
     REPO/arms/<arm>-s<seed>/measures.json, interp.json
     REPO/compare.json, compare.md, across.json, interp.json, recipe.toml, figures/*.png, README.md
 
-A single SAE's two files lie at the top. `hf:OWNER/NAME/arms/joint-s0/primary@REVISION` is read by `metasae.load`, and the
-folder by SAELens. All goes up in one commit, so a repository never holds half a run.
+A single SAE's two files lie at the top. `hf:OWNER/NAME/arms/joint-s0/primary@REVISION` is read by `metasae.load`, and
+the folder by SAELens. All goes up in one commit, so a repository never holds half a run.
 """
 
 import os
@@ -45,16 +45,16 @@ def push(
 ) -> dict:
     """Sends a run folder whose arms are all measured and compared, or one SAE folder, to `repo` (OWNER/NAME).
 
-    The repository is made if need be. license: of the weights, as the hub names it (mit, apache-2.0, other ...); it follows
-    from the language model's licence and the text's, which metasae does not know, so it must be given. revision: a branch,
-    made if need be; None for main. token_from_env: the variable that holds the token; where it is empty the hub's client
-    takes the one it was logged in with. dry_run: checks all and sends nothing. api: a `huggingface_hub.HfApi`, or what
-    stands in for it.
+    The repository is made if need be. license: of the weights, as the hub names it (mit, apache-2.0, other ...); it
+    follows from the language model's licence and the text's, which metasae does not know, so it must be given.
+    revision: a branch, made if need be; None for main. token_from_env: the variable that holds the token; where it is
+    empty the hub's client takes the one it was logged in with. dry_run: checks all and sends nothing. api: a
+    `huggingface_hub.HfApi`, or what stands in for it.
 
-    Gives {"repo", "revision", "commit", "url", "files", "bytes", "left_out", "local_paths", "card", "dry_run"}. left_out:
-    files of the folder that stay here. local_paths: places on this machine that stand in the recipe and so become public.
-    Raises UserError, with nothing sent, for an unfinished run, a file that is not what its name says, a link out of the
-    folder, pickles beside the weights, no licence, and for what the hub refuses.
+    Gives {"repo", "revision", "commit", "url", "files", "bytes", "left_out", "local_paths", "card", "dry_run"}.
+    left_out: files of the folder that stay here. local_paths: places on this machine that stand in the recipe and so
+    become public. Raises UserError, with nothing sent, for an unfinished run, a file that is not what its name says, a
+    link out of the folder, pickles beside the weights, no licence, and for what the hub refuses.
     """
     branch, folder = revision or "main", Path(folder)
     if not _REPO.fullmatch(repo) or ".." in repo:

@@ -1,11 +1,12 @@
 """SAEBench 0.6: our SAEs under its evaluations.
 
-Its contract for an SAE of one's own: W_enc, W_dec with unit rows, b_enc, b_dec, encode(x), decode(acts), a `cfg` with the fields
-of `BenchConfig`, and a rule that does not depend on the batch. It calls encode and decode apart from each other, so decode may know
-nothing of x but its activations.
+Its contract for an SAE of one's own: W_enc, W_dec with unit rows, b_enc, b_dec, encode(x), decode(acts), a `cfg` with
+the fields of `BenchConfig`, and a rule that does not depend on the batch. It calls encode and decode apart from each
+other, so decode may know nothing of x but its activations.
 
-Which evaluation needs what: `meta_structure` the decoder rows alone; `core` a TransformerLens model and tokens, both given; the others
-load their model and data sets from the hub by name. Results lie where SAEBench looks for them, `OUT/EVAL/NAME_custom_sae_eval_results.json`.
+Which evaluation needs what: `meta_structure` the decoder rows alone; `core` a TransformerLens model and tokens, both
+given; the others load their model and data sets from the hub by name. Results lie where SAEBench looks for them,
+`OUT/EVAL/NAME_custom_sae_eval_results.json`.
 """
 
 import importlib
@@ -44,7 +45,10 @@ _CORE = (
 
 @dataclass
 class BenchConfig:
-    """What SAEBench reads of an SAE's `cfg`, itself or through SAELens. metasae: arm, seed and data of an SAE that we trained."""
+    """What SAEBench reads of an SAE's `cfg`, itself or through SAELens.
+
+    metasae: arm, seed and data of an SAE that we trained.
+    """
 
     model_name: str
     d_in: int
@@ -114,11 +118,13 @@ def adapt(
     hook_layer: int | None = None,
     context_size: int | None = None,
 ) -> BenchSAE:
-    """An SAE, or the one at a path in any format that `metasae.load` reads, for SAEBench. The SAE itself stays as it is.
+    """An SAE, or the one at a path in any format that `metasae.load` reads, for SAEBench.
 
-    What is not given is taken from its metadata; hook_layer from the number in hook_name. Rows of other length than 1 are
-    scaled to it and their norms go to the activations, which changes no output. Raises UserError for what SAEBench cannot
-    run, with the reason, and for an SAE that does not say where it belongs.
+    The SAE itself stays as it is.
+
+    What is not given is taken from its metadata; hook_layer from the number in hook_name. Rows of other length than 1
+    are scaled to it and their norms go to the activations, which changes no output. Raises UserError for what SAEBench
+    cannot run, with the reason, and for an SAE that does not say where it belongs.
     """
     sae = sae if isinstance(sae, SAE) else load(sae)
     _refuse_normalised(sae)
@@ -142,14 +148,14 @@ def evaluate(
 ) -> dict[str, dict]:
     """Runs SAEBench's evaluations of an SAE; {evaluation: its result envelope}, as written under `out`.
 
-    sae: an SAE, a path, or what `adapt` made. evals: names of `EVALS`. name: what the SAE is called in the results. model,
-    tokens: a TransformerLens model and int64 [P, context], for `core`; the model's own special tokens are left out of its
-    means. settings: evaluation -> fields of its config, e.g. {"meta_structure": {"width_ratio": 0.09}}. seed: global random
-    numbers are drawn from it and put back afterwards; SAEBench seeds them only from its own command line.
+    sae: an SAE, a path, or what `adapt` made. evals: names of `EVALS`. name: what the SAE is called in the results.
+    model, tokens: a TransformerLens model and int64 [P, context], for `core`; the model's own special tokens are left
+    out of its means. settings: evaluation -> fields of its config, e.g. {"meta_structure": {"width_ratio": 0.09}}.
+    seed: global random numbers are drawn from it and put back afterwards; SAEBench seeds them only from its own command
+    line.
 
-    `meta_structure` reads decoder rows alone, so it is run on SAEs that normalise tokens too.
-    Raises UserError where SAEBench is not installed, for an unknown evaluation or setting, and where something it needs is
-    missing.
+    `meta_structure` reads decoder rows alone, so it is run on SAEs that normalise tokens too. Raises UserError where
+    SAEBench is not installed, for an unknown evaluation or setting, and where something it needs is missing.
     """
     check_evals((*evals, *(settings or {})))
     if not isinstance(sae, BenchSAE):
@@ -174,7 +180,10 @@ def evaluate(
 
 
 def _meta_structure(bench: BenchSAE, name: str, values: dict, device: str) -> dict:
-    """How much of the decoder rows' variance a fresh BatchTopK SAE explains, trained on them by SAELens, batch top-k over all rows."""
+    """How much of the decoder rows' variance a fresh BatchTopK SAE explains.
+
+    SAELens trains it on them, and its batch top-k is over all rows.
+    """
     module = importlib.import_module("sae_bench.evals.meta_structure.main")
     config = _settings(module.MetaStructureEvalConfig, values)
     return json.loads(module.run_eval_single_sae(name, CUSTOM, bench, config, device).to_json())
@@ -216,7 +225,7 @@ def _core(bench: BenchSAE, name: str, values: dict, path: Path, model: Any, toke
 
 
 class _Prompts:
-    """What `core` asks of SAELens's store of activations: the same prompts in order, from the first again after a reset."""
+    """What `core` asks of SAELens's store of activations: the prompts in order, from the first again after a reset."""
 
     def __init__(self, tokens: Tensor, batch: int):
         self.tokens, self.store_batch_size_prompts, self.context_size, self._next = tokens, batch, tokens.shape[1], 0
@@ -310,6 +319,7 @@ def _with_unit_rows(sae: SAE) -> SAE:
         return deepcopy(sae)
     if sae.config.rule == "topk":
         raise UserError(
-            "SAEBench takes rows of unit length; scaling them would change which activations of a TopK SAE are its k largest"
+            "SAEBench takes rows of unit length; "
+            "scaling them would change which activations of a TopK SAE are its k largest"
         )
     return assemble(norms_into_encoder(tensors, threshold=True), replace(sae.config), "the SAE with unit rows")

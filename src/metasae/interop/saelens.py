@@ -1,16 +1,17 @@
-"""SAELens: `cfg.json` + `sae_weights.safetensors`, as its versions 3 to 6 write them, inference folders and training checkpoints.
+"""SAELens: `cfg.json` + `sae_weights.safetensors`, of versions 3 to 6, inference folders and training checkpoints.
 
     z = norm(x);  pre = (z - b_dec [apply_b_dec_to_input]) W_enc + b_enc;  x_hat = unnorm(acts W_dec + b_dec)
     standard     acts = relu(pre)
     jumprelu     acts = relu(pre) * (pre > threshold)
     gated        acts = (z W_enc + b_gate > 0) * relu(z W_enc e^r_mag + b_mag)
     topk         acts = relu of the k largest pre of each token
-    batchtopk    in training, the k B largest of a batch; SAELens saves it for use as jumprelu at its `topk_threshold`, and so it
-                 is read. matryoshka_batchtopk alike
-    rescale_acts_by_decoder_norm: pre is multiplied by the norms of the decoder rows, and acts divided by them before W_dec
+    batchtopk    in training, the k B largest of a batch; SAELens saves it for use as jumprelu at its `topk_threshold`,
+                 and so it is read. matryoshka_batchtopk alike
+    rescale_acts_by_decoder_norm: pre is multiplied by the norms of the decoder rows, and acts divided by them before
+    W_dec
 
-Weights in half precision are read as they are and used in fp32; SAELens rounds inputs and activations too unless it is told
-`dtype="float32"`.
+Weights in half precision are read as they are and used in fp32; SAELens rounds inputs and activations too unless it is
+told `dtype="float32"`.
 """
 
 import math
@@ -109,7 +110,10 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
 
 
 def _modern(cfg: dict[str, Any], where: str) -> dict[str, Any]:
-    """A config of any version with the keys of version 6. Older ones keep metadata and the activation function at the top."""
+    """A config of any version with the keys of version 6.
+
+    Older ones keep metadata and the activation function at the top.
+    """
     metadata = checked.table(cfg, "metadata", where)
     version = metadata.get("sae_lens_version") or cfg.get("sae_lens_version")
     if isinstance(version, str) and version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 6:
@@ -185,7 +189,7 @@ def _scale(path: Path, where: str) -> float:
     scale = checked.read_json(path).get("scaling_factor") if path.exists() else None
     if not isinstance(scale, (int, float)) or isinstance(scale, bool) or not (math.isfinite(scale) and scale > 0):
         raise UserError(
-            f"{where}: normalize_activations 'expected_average_only_in' needs a scale that is not in the folder ({SCALER}); "
-            "let SAELens load and fold it, then save it again"
+            f"{where}: normalize_activations 'expected_average_only_in' needs a scale that is not in the folder "
+            f"({SCALER}); let SAELens load and fold it, then save it again"
         )
     return float(scale)

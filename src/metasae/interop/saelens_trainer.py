@@ -1,9 +1,9 @@
 """Our objective on a SAELens user's own activations: `train_on(provider, recipe, ...)`.
 
-A SAELens DataProvider is any iterator of activations [B, d]; its ActivationsStore is one. It takes the place of our stream,
-and all else is ours: the same steps in the same order, so equal batches give equal weights and metrics, to the bit. The other
-direction, a training class registered with SAELens, could not: its trainer has one Adam and one clip over all parameters, no
-turns between a primary and a meta SAE, and leaves decoder rows at any length.
+A SAELens DataProvider is any iterator of activations [B, d]; its ActivationsStore is one. It takes the place of our
+stream, and all else is ours: the same steps in the same order, so equal batches give equal weights and metrics, to the
+bit. The other direction, a training class registered with SAELens, could not: its trainer has one Adam and one clip
+over all parameters, no turns between a primary and a meta SAE, and leaves decoder rows at any length.
 """
 
 import shutil
@@ -47,20 +47,21 @@ def train_on(
     device: str = "cpu",
     show: bool = True,
 ) -> dict[str, SAE]:
-    """Trains one arm on a provider's batches; {"primary": SAE, "meta": SAE} (solo has no meta), as saved under `folder`.
+    """Trains one arm on a provider's batches; gives {"primary": SAE, "meta": SAE}, as saved under `folder`.
+
+    An arm without a meta SAE has no "meta".
 
     provider: gives [train.batch, d] in the model's units. Of the recipe the tables sae, meta, train and of measure the
     threshold count. sample: activations [R, d] that the input scale and the first b_dec come from; None takes the first
-    16,384 rows, which are trained on all the same. calibration: activations [C, d] that the threshold comes from; None takes
-    the measure.calibration_tokens rows that the provider gives after training. Both may be a split of one of our caches.
-    metadata: what is known of model_name, hook_name, dataset_path, ...; the hook, the context and the model of a SAELens
-    store are taken from it.
+    16,384 rows, which are trained on all the same. calibration: activations [C, d] that the threshold comes from; None
+    takes the measure.calibration_tokens rows that the provider gives after training. Both may be a split of one of our
+    caches. metadata: what is known of model_name, hook_name, dataset_path, ...; the hook, the context and the model of
+    a SAELens store are taken from it.
 
-    Every arm wants a provider of its own that begins with the same batches. So does a call after an interruption, which goes
-    on from the last checkpoint: what was trained on is drawn and dropped. SAELens opens `folder/primary` with
-    SAE.load_from_disk.
-    Raises UserError for an unknown arm, batches of another shape than the recipe's, a NaN, and a provider that ends too early;
-    Interrupted after a signal, once the state is saved.
+    Every arm wants a provider of its own that begins with the same batches. So does a call after an interruption, which
+    goes on from the last checkpoint: what was trained on is drawn and dropped. SAELens opens `folder/primary` with
+    SAE.load_from_disk. Raises UserError for an unknown arm, batches of another shape than the recipe's, a NaN, and a
+    provider that ends too early; Interrupted after a signal, once the state is saved.
     """
     recipe, folder = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe), Path(folder)
     if arm not in ARMS:
@@ -179,7 +180,10 @@ def _rows(given: Tensor | Split) -> Any:
 
 
 def _metadata(provider: Any, recipe: Recipe, arm: str, seed: int) -> dict[str, Any]:
-    """What is known of the SAE. No recipe of a run: model and text are the provider's, and the recipe does not name them."""
+    """What is known of the SAE.
+
+    No recipe of a run: model and text are the provider's, and the recipe does not name them.
+    """
     place = {key: getattr(provider, key, None) for key in ("hook_name", "context_size", "prepend_bos")}
     place["model_name"] = getattr(getattr(getattr(provider, "model", None), "cfg", None), "model_name", None)
     ours = {"version": metasae.__version__, "arm": arm, "seed": seed, "settings": _settings(recipe)}

@@ -1,4 +1,4 @@
-"""The firings that an arm keeps, with their provenance and the text of their tokens, as exports to other tools need them."""
+"""The firings that an arm keeps, with their provenance and the text of their tokens, as other tools need them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ _CHUNK = 1 << 22
 class StoredFirings:
     """Checked firings of one arm, over T tokens.
 
-    arm: its folder may be any with `firings/` and `primary/`. metadata: of the SAE's cfg.json; {} without one. notes: what
-    metasae noted in it about the SAE's making; {} for SAEs of other making. firings, by_latent: the same entries in the order
-    of tokens and of latents. given: the recipe that the caller gave.
+    arm: its folder may be any with `firings/` and `primary/`. metadata: of the SAE's cfg.json; {} without one. notes:
+    what metasae noted in it about the SAE's making; {} for SAEs of other making. firings, by_latent: the same entries
+    in the order of tokens and of latents. given: the recipe that the caller gave.
     """
 
     arm: Arm
@@ -58,7 +58,10 @@ class StoredFirings:
         return Recipe.load(noted, {"model.trust_remote_code": False})
 
     def strings(self, tokenizer=None) -> Callable[[np.ndarray], list[str]]:
-        """int64 [m], tokens of the split -> their text, leading spaces included. tokenizer: None for that of the model."""
+        """int64 [m], tokens of the split -> their text, leading spaces included.
+
+        tokenizer: None for that of the model.
+        """
         from metasae.interp.windows import planted_strings, token_strings
 
         if tokenizer is None and self.recipe.text.source == "planted":

@@ -3,8 +3,8 @@
     within documents   each document is cut into rows of L from its first token on; its last row is padded on the right
     packed             one document after another without a gap, t = row L + column; only the last row is padded
 
-Special tokens that stood round the model's windows are not in a firing store, so they are not in the rows either, and a row
-may hold tokens of two of the model's windows.
+Special tokens that stood round the model's windows are not in a firing store, so they are not in the rows either, and a
+row may hold tokens of two of the model's windows.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,10 @@ class TokenGrid:
 
 
 def grid_of(documents: np.ndarray, positions: np.ndarray, length: int, pack: bool = False) -> TokenGrid:
-    """documents, positions: int32 [T], as in `Firings`. A gap in the positions ends a row as the end of a document does."""
+    """documents, positions: int32 [T], as in `Firings`.
+
+    A gap in the positions ends a row as the end of a document does.
+    """
     n_tokens = len(documents)
     number = np.arange(n_tokens, dtype=np.int32)
     if pack or not n_tokens:

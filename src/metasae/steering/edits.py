@@ -91,7 +91,10 @@ def _edit(sign: str, value: str) -> Edit | None:
 
 
 def check_edit(latent: int, edit: Edit, n: int | None) -> None:
-    """Raises UserError for infinity or NaN, and for a latent that an SAE of n latents does not have. n: None if unknown."""
+    """Raises UserError for infinity or NaN, and for a latent that an SAE of n latents does not have.
+
+    n: None where it is not known.
+    """
     if not math.isfinite(getattr(edit, "value", 0.0)):
         raise UserError(f"the edit of latent {latent} must be a finite number, not {edit.value}")
     if n is not None and not 0 <= latent < n:

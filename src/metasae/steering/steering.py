@@ -1,13 +1,14 @@
 """Steering: latents are set, added to, scaled or ablated while the model runs.
 
-With z = encode(x) at the hook point, z' the edited activations, and std that of the token where the SAE normalises per token
-(else 1), a steered token goes on as
+With z = encode(x) at the hook point, z' the edited activations, and std that of the token where the SAE normalises per
+token (else 1), a steered token goes on as
 
     x' = x + std (z' - z) W_dec                 the SAE's reconstruction error x - decode(z) is kept, or
     x' = decode(z) + std (z' - z) W_dec         without it: decode(z')
 
-In the first form only the edited latents are encoded, and a token whose activations stay as they were keeps x to the bit.
-All of it is computed in fp32 and cast back to the model's dtype; which latents fire is exact up to the rounding of that product.
+In the first form only the edited latents are encoded, and a token whose activations stay as they were keeps x to the
+bit. All of it is computed in fp32 and cast back to the model's dtype; which latents fire is exact up to the rounding of
+that product.
 """
 
 import inspect
@@ -41,15 +42,17 @@ def steer(
 ) -> Iterator[None]:
     """While open, every forward pass and every `generate` of the model runs with the edited latents.
 
-    model: a transformers model, or a Host. edits: {latent: Set(3.0) | Add(2.0) | Scale(0.5) | Ablate()}; a plain number sets.
-    point: the hook point; None takes the SAE's own (`hook_name` in its metadata), then the Host's. error: whether the SAE's
-    reconstruction error is added back. keep: ids of tokens that keep their own activation, as SAEs are not trained on special
-    tokens; None: the Host's special tokens, or the BOS of the model's config; () for none. Padding keeps its own as well: it
-    is read from the attention mask of each call, on whichever side it lies, with a cache or without.
+    model: a transformers model, or a Host. edits: {latent: Set(3.0) | Add(2.0) | Scale(0.5) | Ablate()}; a plain number
+    sets. point: the hook point; None takes the SAE's own (`hook_name` in its metadata), then the Host's. error: whether
+    the SAE's reconstruction error is added back. keep: ids of tokens that keep their own activation, as SAEs are not
+    trained on special tokens; None: the Host's special tokens, or the BOS of the model's config; () for none. Padding
+    keeps its own as well: it is read from the attention mask of each call, on whichever side it lies, with a cache or
+    without.
 
-    Blocks may be nested; at one point the outer one comes first. Neither the model nor the SAE is changed, and the hooks go
-    whatever happens inside. Raises UserError for no or unknown latents, values that are not finite, an SAE without threshold
-    or of another width, an unknown hook point, and a call in which padding or special tokens cannot be told.
+    Blocks may be nested; at one point the outer one comes first. Neither the model nor the SAE is changed, and the
+    hooks go whatever happens inside. Raises UserError for no or unknown latents, values that are not finite, an SAE
+    without threshold or of another width, an unknown hook point, and a call in which padding or special tokens cannot
+    be told.
     """
     module = model.model if isinstance(model, Host) else model
     place = _place(model, module, point or sae.config.metadata.get("hook_name"))
@@ -125,7 +128,10 @@ def _subset(sae: SAE, latents: Sequence[int], device: torch.device) -> SAE:
 
 
 def _steered(x: Tensor, rows: Tensor, edited: SAE, edits: list[Edit], whole: SAE | None) -> Tensor:
-    """x [b, t, d] with the rows bool [b, t] steered. edited: the edited latents; whole: all of them, where the error goes."""
+    """x [b, t, d] with the rows bool [b, t] steered.
+
+    edited: the edited latents; whole: all of them, where the error goes.
+    """
     with torch.autocast(edited.W_dec.device.type, enabled=False):
         x32 = x.to(edited.W_dec.device, torch.float32)
         codes = edited.encode(x32)
@@ -169,7 +175,10 @@ def _rows_of_call(model: nn.Module, place: hooks.Place, keep: list[int]) -> Iter
 
 
 def _reader(model: nn.Module, place: hooks.Place) -> nn.Module:
-    """The innermost module round the place that is called with token ids: wrappers may call the ones outside it past their hooks."""
+    """The innermost module round the place that is called with token ids.
+
+    Wrappers may call the ones outside it in a way that leaves their hooks out.
+    """
     parts = place.path.split(".")
     for depth in range(len(parts) - 1, -1, -1):
         module = model.get_submodule(".".join(parts[:depth]))
@@ -192,10 +201,11 @@ def run_steer(
 ) -> dict:
     """Continues prompts with the model as it is and with edited latents; the result is JSON as it is.
 
-    folder: an SAE's. edits: as for `parse_edits`. tokens: new tokens per prompt. point, model: None takes what the SAE was
-    trained on; model is a folder or a name on the hub. seed: None takes the likeliest token each time, a number samples, both
-    times with this seed. Keys: model, point, edits, error, seed, texts: per prompt {prompt, without, with}.
-    Raises UserError for a wrong edit, an encoder, prompts that do not fit, and whatever loading and `steer` refuse.
+    folder: an SAE's. edits: as for `parse_edits`. tokens: new tokens per prompt. point, model: None takes what the SAE
+    was trained on; model is a folder or a name on the hub. seed: None takes the likeliest token each time, a number
+    samples, both times with this seed. Keys: model, point, edits, error, seed, texts: per prompt {prompt, without,
+    with}. Raises UserError for a wrong edit, an encoder, prompts that do not fit, and whatever loading and `steer`
+    refuse.
     """
     requested = check_request(folder, edits, prompts, tokens)
     sae = load(folder)
