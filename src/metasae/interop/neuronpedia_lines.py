@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from metasae.errors import UserError
-from metasae.interop.stored_firings import StoredFirings, tokenizer_of
+from metasae.interop.stored_firings import StoredFirings
 from metasae.interop.token_grid import TokenGrid
 
 BINS = 50
@@ -132,7 +132,7 @@ def logits_of(stored: StoredFirings, unembedding: Tensor, tokenizer=None) -> Cal
         raise UserError(
             f"unembedding must have the shape [V, {W_dec.shape[1]}] for this SAE, not {tuple(unembedding.shape)}"
         )
-    tokenizer = tokenizer or tokenizer_of(stored.recipe)
+    tokenizer = tokenizer or stored.tokenizer()
 
     def of_latent(latent: int) -> dict:
         logits = (unembedding @ W_dec[latent]).numpy()

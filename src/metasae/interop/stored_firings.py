@@ -26,22 +26,18 @@ class StoredFirings:
     """Checked firings of one arm, over T tokens.
 
     arm: its folder may be any with `firings/` and `primary/`. metadata: of the SAE's cfg.json; {} without one. notes:
-    what metasae noted in it about the SAE's making; {} for SAEs of other making. firings, by_latent: the same entries
-    in the order of tokens and of latents. given: the recipe that the caller gave.
+    what metasae noted in it about the SAE's making; {} for SAEs of other making. hook: the hook point's name; empty
+    where the metadata have none. firings, by_latent: the same entries in the order of tokens and of latents. given:
+    the recipe that the caller gave.
     """
 
     arm: Arm
     metadata: dict
     notes: dict
+    hook: str
     firings: Firings
     by_latent: ByLatent
     given: Recipe | None
-
-    @property
-    def hook(self) -> str:
-        """The name of the hook point; empty where the metadata has none."""
-        hook = self.metadata.get("hook_name")
-        return hook if isinstance(hook, str) else ""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -69,7 +65,13 @@ class StoredFirings:
 
             planted = PlantedCache(self.recipe.planted, {"evaluation": self.firings.n_tokens})
             return planted_strings(planted.split("evaluation"))
-        return token_strings(tokenizer or tokenizer_of(self.recipe), self.firings.tokens)
+        return token_strings(tokenizer or self.tokenizer(), self.firings.tokens)
+
+    def tokenizer(self):
+        """The tokenizer of the recipe's model. Raises UserError with one line where it cannot be had."""
+        from metasae.data.model.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.recipe.model)
 
 
 def stored_firings(
@@ -85,7 +87,7 @@ def stored_firings(
     cfg = checked.read_json(config) if config.exists() else {}
     metadata = checked.table(cfg, "metadata", str(config))
     notes = checked.table(metadata, "metasae", str(folder))
-    name, seed = notes.get("arm"), notes.get("seed")
+    name, seed, hook = notes.get("arm"), notes.get("seed"), metadata.get("hook_name")
     name = name if isinstance(name, str) else folder.resolve().name
     arm = Arm(name, seed if isinstance(seed, int) else 0, folder)
     firings = arm.firings()
@@ -103,7 +105,7 @@ def stored_firings(
         if not (np.isfinite(values) & (values > 0)).all():
             raise _damaged(folder, "an activation is no positive number")
     given = recipe if recipe is None or isinstance(recipe, Recipe) else Recipe.load(recipe)
-    return StoredFirings(arm, metadata, notes, firings, by_latent, given)
+    return StoredFirings(arm, metadata, notes, hook if isinstance(hook, str) else "", firings, by_latent, given)
 
 
 def _check(folder: Path, indptr: np.ndarray, entries: np.ndarray, limit: int) -> None:
@@ -118,24 +120,3 @@ def _check(folder: Path, indptr: np.ndarray, entries: np.ndarray, limit: int) ->
 
 def _damaged(folder: Path, why: str) -> UserError:
     return UserError(f"the firings of {folder} are damaged: {why}; delete {folder / 'firings'} and measure it again")
-
-
-def tokenizer_of(recipe: Recipe):
-    """The tokenizer of a recipe's model, without its weights. Raises UserError with one line where it cannot be had."""
-    from transformers import AutoTokenizer
-
-    from metasae.data.model.loading import quiet
-    from metasae.data.model.model_folder import local_folder
-    from metasae.data.text import hub
-
-    folder = local_folder(recipe.model)
-    unreachable = "" if folder is not None else hub.unreachable()
-    options = {"trust_remote_code": recipe.model.trust_remote_code, "local_files_only": bool(folder or unreachable)}
-    if folder is None and recipe.model.revision:
-        options["revision"] = recipe.model.revision
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(str(folder or recipe.model.source), **options)
-    except Exception as error:  # transformers and the hub's client raise errors of every kind
-        why = unreachable or hub.reason(error)
-        raise UserError(f"the tokenizer of '{recipe.model.source}' cannot be had: {why}") from None

@@ -27,11 +27,6 @@ class TokenGrid:
     n_rows: int
     length: int
 
-    @property
-    def padding(self) -> int:
-        """How many places hold no token."""
-        return self.n_rows * self.length - len(self.row)
-
     def blocks(self, values: np.ndarray, fill: int) -> Iterator[np.ndarray]:
         """values int [T] in rows, int64 [<= b, L] at a time, `fill` where there is no token."""
         size = max(1, BLOCK // self.length)
