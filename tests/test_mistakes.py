@@ -14,8 +14,8 @@ import pytest
 import metasae
 from metasae.cli import app
 from metasae.interop.activations import FORMATS as FIRINGS_WRITTEN
+from metasae.interop.detection import FIRINGS, NAMES
 from metasae.interop.formats import FORMATS
-from metasae.interop.places import FIRINGS, NAMES
 from metasae.recipe.recipe import Recipe
 from runs import write_arm
 

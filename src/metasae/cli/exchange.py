@@ -28,7 +28,7 @@ def export(
     other: Annotated[Path | None, typer.Option(help="paper_cache: the arm that it is paired with")] = None,
 ) -> None:
     """Writes an SAE in another library's format, with the same outputs there, or an arm's firings for another tool."""
-    from metasae.interop.places import FIRINGS, check_export
+    from metasae.interop.detection import FIRINGS, check_export
 
     options = {name: value for name, value in (("context", context), ("other", other)) if value is not None}
     check_export(str(folder), to, out, options)
@@ -53,8 +53,8 @@ def import_(
     thresholds: Annotated[Path | None, typer.Option(help="the paper's thresholds (.npy) beside its .pt")] = None,
 ) -> None:
     """Reads another library's SAE, checks it, and writes it as an SAE folder of ours."""
+    from metasae.interop.detection import sae_at
     from metasae.interop.outputs import refuse_taken
-    from metasae.interop.places import sae_at
 
     sae_at(path, thresholds=thresholds)
     refuse_taken(out)
@@ -121,7 +121,7 @@ def bench(
 ) -> None:
     """Runs SAEBench's evaluations on an SAE (extra `saebench`)."""
     from metasae.device import check_device
-    from metasae.interop.places import sae_at
+    from metasae.interop.detection import sae_at
     from metasae.interop.saebench_names import check_evals
 
     names = [name.strip() for name in evals.split(",") if name.strip()]

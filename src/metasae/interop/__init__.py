@@ -6,7 +6,7 @@ hold. They are loaded when first used, so that what needs no weights needs no to
 
 import importlib
 
-_HOME = {"NAMES": "places", "detect": "places", "export": "formats", "load": "formats"}
+_HOME = {"NAMES": "detection", "detect": "detection", "export": "formats", "load": "formats"}
 __all__ = sorted(_HOME)
 
 

@@ -1,4 +1,4 @@
-"""Files of strangers: read with their size, names, shapes and numbers checked, and nothing in them run.
+"""Untrusted files: read with their size, names, shapes and numbers checked, and nothing in them run.
 
 JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive
 whose pickle may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled.

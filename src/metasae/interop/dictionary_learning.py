@@ -22,6 +22,7 @@ from torch import Tensor
 from metasae.errors import UserError
 from metasae.files import write_json
 from metasae.interop import checked
+from metasae.interop.detection import DICTIONARY_WEIGHTS as WEIGHTS
 from metasae.interop.identities import (
     SAETensors,
     assemble,
@@ -32,14 +33,13 @@ from metasae.interop.identities import (
     tensors_of,
     uncentred,
 )
-from metasae.interop.places import DICTIONARY_WEIGHTS as WEIGHTS
 from metasae.sae.sae import SAE, SAEConfig
 
 CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorNames:
     """How a class names its tensors. linear: the matrices are encoder.weight and decoder.weight, else W_enc and W_dec.
 
     threshold: none, one or n of them. more: tensors [n] beside these. ignored: tensors that its `encode` does not go
@@ -55,16 +55,16 @@ class Layout:
     ignored: tuple[str, ...] = ("k",)
 
 
-_LAYOUTS = {
-    "AutoEncoder": Layout("standard", b_dec="bias"),
-    "AutoEncoderNew": Layout("standard", b_dec="decoder.bias"),
-    "GatedAutoEncoder": Layout("gated", b_enc="mag_bias", b_dec="decoder_bias", more=("r_mag", "gate_bias")),
+_CLASSES = {
+    "AutoEncoder": TensorNames("standard", b_dec="bias"),
+    "AutoEncoderNew": TensorNames("standard", b_dec="decoder.bias"),
+    "GatedAutoEncoder": TensorNames("gated", b_enc="mag_bias", b_dec="decoder_bias", more=("r_mag", "gate_bias")),
     # the threshold that is saved along is not what `encode` goes by
-    "AutoEncoderTopK": Layout("topk", ignored=("k", "threshold")),
-    "BatchTopKSAE": Layout("batchtopk", threshold="one"),
+    "AutoEncoderTopK": TensorNames("topk", ignored=("k", "threshold")),
+    "BatchTopKSAE": TensorNames("batchtopk", threshold="one"),
     # groups only matter in training
-    "MatryoshkaBatchTopKSAE": Layout("matryoshka", False, "b_enc", threshold="one", ignored=("k", "group_sizes")),
-    "JumpReluAutoEncoder": Layout("jumprelu", False, "b_enc", threshold="n"),
+    "MatryoshkaBatchTopKSAE": TensorNames("matryoshka", False, "b_enc", threshold="one", ignored=("k", "group_sizes")),
+    "JumpReluAutoEncoder": TensorNames("jumprelu", False, "b_enc", threshold="n"),
 }
 _WITH_K = ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
@@ -78,14 +78,14 @@ def load(path: Path) -> SAE:
     where = str(_config_of(weights))
     config = checked.read_json(_config_of(weights))
     trainer = checked.table(config, "trainer", where)
-    kind = checked.choice(trainer, "dict_class", f"{where}: trainer", _LAYOUTS)
+    kind = checked.choice(trainer, "dict_class", f"{where}: trainer", _CLASSES)
     state = checked.state_of(checked.read_pt(weights), weights)
     d, n = _size(state, str(weights))
     k = _k(trainer, state, n, where) if kind in _WITH_K else 1
     tensors = _tensors(state, kind, d, n, str(weights))
     rule = "topk" if kind == "AutoEncoderTopK" else "threshold"
     metadata = _metadata(config, trainer, where)
-    return assemble(tensors, SAEConfig(d, n, _LAYOUTS[kind].architecture, k, "none", metadata, rule), str(weights))
+    return assemble(tensors, SAEConfig(d, n, _CLASSES[kind].architecture, k, "none", metadata, rule), str(weights))
 
 
 def why_not(sae: SAE) -> str | None:
@@ -160,17 +160,18 @@ def _k(trainer: dict, state: dict[str, Tensor], n: int, where: str) -> int:
 
 def _tensors(state: dict[str, Tensor], kind: str, d: int, n: int, where: str) -> SAETensors:
     """The state dict of a class in our form. Raises UserError where its tensors are not those of the class."""
-    layout = _LAYOUTS[kind]
-    names = ("encoder.weight", "decoder.weight") if layout.linear else ("W_enc", "W_dec")
-    shapes: checked.Shapes = dict(zip(names, [(n, d), (d, n)] if layout.linear else [(d, n), (n, d)], strict=True))
-    shapes |= {layout.b_dec: (d,), layout.b_enc: (n,)} | dict.fromkeys(layout.more, (n,))
-    if layout.threshold != "none":
-        shapes["threshold"] = () if layout.threshold == "one" else (n,)
-    state = {name: tensor for name, tensor in state.items() if name not in layout.ignored}
+    own = _CLASSES[kind]
+    matrices = ("encoder.weight", "decoder.weight") if own.linear else ("W_enc", "W_dec")
+    sizes = [(n, d), (d, n)] if own.linear else [(d, n), (n, d)]
+    shapes: checked.Shapes = dict(zip(matrices, sizes, strict=True))
+    shapes |= {own.b_dec: (d,), own.b_enc: (n,)} | dict.fromkeys(own.more, (n,))
+    if own.threshold != "none":
+        shapes["threshold"] = () if own.threshold == "one" else (n,)
+    state = {name: tensor for name, tensor in state.items() if name not in own.ignored}
     state = checked.take(state, shapes, where, infinite=("threshold",))
-    W_enc, W_dec = (state[name].t() if layout.linear else state[name] for name in names)
+    W_enc, W_dec = (state[name].t() if own.linear else state[name] for name in matrices)
     threshold = state.get("threshold", torch.zeros(())).expand(n).clone()
-    tensors = SAETensors(W_enc, state[layout.b_enc], W_dec, state[layout.b_dec], threshold)
+    tensors = SAETensors(W_enc, state[own.b_enc], W_dec, state[own.b_dec], threshold)
     if kind in ("AutoEncoderNew", "JumpReluAutoEncoder"):
         return centred(tensors)
     if kind == "GatedAutoEncoder":

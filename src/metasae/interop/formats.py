@@ -1,6 +1,6 @@
 """Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it.
 
-`places.py` tells which one a path holds.
+`detection.py` tells which one a path holds.
 """
 
 from copy import deepcopy
@@ -10,9 +10,9 @@ from typing import Any
 
 from metasae.errors import UserError
 from metasae.interop import address, checked, dictionary_learning, paper, saelens, sparsify
+from metasae.interop.detection import arm_of_run, known_format, primary_of, sae_at
 from metasae.interop.identities import tensors_of
 from metasae.interop.outputs import new_folder
-from metasae.interop.places import arm_of_run, known, primary_of, sae_at
 from metasae.sae import folder as own
 from metasae.sae.sae import SAE
 
@@ -69,7 +69,7 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
     UserError, with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that
     is not empty.
     """
-    name, out = known(format), Path(out)
+    name, out = known_format(format), Path(out)
     measured = {} if isinstance(sae, SAE) else _measured(primary_of(Path(sae)))
     sae = sae if isinstance(sae, SAE) else load(sae)
     tensors_of(sae)

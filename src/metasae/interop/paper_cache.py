@@ -105,7 +105,7 @@ def export_paper_cache(
         for label, cut in zip(labels, cuts, strict=True):
             _write(part, label, text, cut, context, pools)
         ends = _random_ends(text, context, random, seed)
-        write_safetensors(part / "random_contexts.safetensors", {"tokens": _windows(text, ends, context)})
+        write_safetensors(part / "random_contexts.safetensors", {"tokens": _window_tokens(text, ends, context)})
         if other is not None:
             pairs = {f"{label}_indices": cut.latents for label, cut in zip(labels, cuts, strict=True)}
             np.savez(part / "feature_pairs.npz", **pairs, cosines=cosines[full].astype(np.float32))
@@ -210,7 +210,7 @@ def _random_ends(text: Text, length: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).permutation(whole)[:count]
 
 
-def _windows(text: Text, ends: np.ndarray, length: int) -> tuple[tuple[int, ...], np.dtype, list[np.ndarray]]:
+def _window_tokens(text: Text, ends: np.ndarray, length: int) -> tuple[tuple[int, ...], np.dtype, list[np.ndarray]]:
     """The tokens of windows, as `write_safetensors` takes them: int32 [*ends.shape, L], a latent's at a time."""
     before = np.arange(length) - (length - 1)
     return (*ends.shape, length), np.dtype("<i4"), (text.tokens[row[..., None] + before].astype("<i4") for row in ends)
@@ -218,7 +218,7 @@ def _windows(text: Text, ends: np.ndarray, length: int) -> tuple[tuple[int, ...]
 
 def _write(folder: Path, label: str, text: Text, cut: Cut, context: int, pools: Pools) -> None:
     tensors = {
-        "tokens": _windows(text, cut.ends, context),
+        "tokens": _window_tokens(text, cut.ends, context),
         "peak_vals": (cut.values.shape, np.dtype("<f4"), [cut.values]),
         "feature_indices": (cut.latents.shape, np.dtype("<i4"), [cut.latents]),
     }

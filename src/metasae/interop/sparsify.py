@@ -13,8 +13,8 @@ import torch
 from metasae.errors import UserError
 from metasae.files import write_json, write_tensors
 from metasae.interop import checked
+from metasae.interop.detection import SPARSIFY_WEIGHTS as WEIGHTS
 from metasae.interop.identities import SAETensors, assemble, tensors_of
-from metasae.interop.places import SPARSIFY_WEIGHTS as WEIGHTS
 from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE, SAEConfig
 

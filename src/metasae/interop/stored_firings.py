@@ -10,7 +10,7 @@ import numpy as np
 from metasae.arms.folder import Arm
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.places import arm_with_firings
+from metasae.interop.detection import arm_with_firings
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress

@@ -10,7 +10,7 @@ from typing import Any
 
 from metasae.device import check_device
 from metasae.errors import UserError
-from metasae.interop.places import notes_at, sae_at
+from metasae.interop.detection import notes_at, sae_at
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.resolve import check_senses
 

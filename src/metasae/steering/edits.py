@@ -106,7 +106,7 @@ def check_request(folder: str | Path, texts: Sequence[str], prompts: Sequence[st
 
     Raises UserError for a wrong edit, no prompt, and a folder without an SAE.
     """
-    from metasae.interop.places import latents_at, sae_at
+    from metasae.interop.detection import latents_at, sae_at
 
     edits = parse_edits(texts)
     if not prompts or tokens < 1:

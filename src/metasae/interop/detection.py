@@ -45,7 +45,7 @@ def sae_at(path: str | Path, format: str | None = None, thresholds: str | Path |
     Raises UserError where there is none, for an unknown format, and for thresholds that do not belong to it.
     """
     place = primary_of(address.fetch(str(path)) if str(path).startswith(address.PREFIX) else Path(path))
-    name = detect(place) if format is None else known(format)
+    name = detect(place) if format is None else known_format(format)
     if thresholds is not None and name != "paper":
         raise UserError(f"thresholds belong to the paper's checkpoints, '{path}' is of the format {name}")
     if thresholds is not None:
@@ -107,7 +107,7 @@ def refuse_run_folder(path: Path) -> None:
     raise UserError(f"{path} is a run folder; give one of {', '.join(trained[:12])}{more}")
 
 
-def known(format: str) -> str:
+def known_format(format: str) -> str:
     """The name of a format as it is. Raises UserError for another."""
     if format not in NAMES:
         raise UserError(f"unknown format '{format}'{nearest(format, NAMES)}")
