@@ -295,8 +295,8 @@ def _normalised(x: Tensor, on: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _top(acts: Tensor, k: int) -> Tensor:
-    found = acts.topk(k, dim=1)
-    return torch.zeros_like(acts).scatter(1, found.indices, found.values)
+    largest = acts.topk(k, dim=1)
+    return torch.zeros_like(acts).scatter(1, largest.indices, largest.values)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[int, ...]]
 # Far beyond any config, parsed in a second, and copied without running out of stack.
 JSON_BYTES, JSON_DEPTH = 1 << 25, 100
+_WORDS = {int: "a positive whole number", bool: "true or false", str: "a text"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,25 +58,28 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
 
 def count(cfg: Mapping, key: str, where: str, latents: int | None = None) -> int:
     """A whole number above 0. latents: at most so many, where it counts some of them."""
-    value = _present(cfg, key, where)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{where}: {key} must be a positive whole number, not {shown(value)}")
+    value = _typed(cfg, key, where, int)
     if latents is not None and value > latents:
         raise UserError(f"{where}: {key} is {value}, more than the {latents} latents")
     return value
 
 
 def flag(cfg: Mapping, key: str, where: str, default: bool) -> bool:
-    value = cfg.get(key, default)
-    if not isinstance(value, bool):
-        raise UserError(f"{where}: {key} must be true or false, not {shown(value)}")
-    return value
+    return _typed(cfg, key, where, bool, default)
 
 
 def text(cfg: Mapping, key: str, where: str, default: str | None = None) -> str:
-    value = cfg.get(key, default) if default is not None else _present(cfg, key, where)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {key} must be a text, not {shown(value)}")
+    """default: what an absent key stands for; None where it must be there."""
+    return _typed(cfg, key, where, str, ... if default is None else default)
+
+
+def _typed(cfg: Mapping, key: str, where: str, kind: type, default: Any = ...) -> Any:
+    """The value of a key, which must be of one of the kinds in `_WORDS`; numbers above 0."""
+    value = cfg.get(key, default)
+    if value is ...:
+        raise UserError(f"{where} lacks '{key}'")
+    if type(value) is not kind or (kind is int and value < 1):
+        raise UserError(f"{where}: {key} must be {_WORDS[kind]}, not {shown(value)}")
     return value
 
 
@@ -214,12 +218,6 @@ def read_npy(path: Path, n: int) -> Tensor:
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
         raise UserError(f"{path} holds {what}, not {n} floating-point numbers")
     return numbers(torch.from_numpy(np.array(array, np.float32)), "the array", str(path), infinite=True)
-
-
-def _present(cfg: Mapping, key: str, where: str) -> Any:
-    if key not in cfg:
-        raise UserError(f"{where} lacks '{key}'")
-    return cfg[key]
 
 
 def refuse_missing(path: Path) -> None:

@@ -138,8 +138,9 @@ def check_export(folder: str | Path, to: str, out: Path, options: dict) -> None:
     if to in NAMES:
         sae_at(folder)
     else:
-        for arm_folder in (folder, options.get("other", folder)):
-            arm_with_firings(arm_folder)
+        arm_with_firings(folder)
+        if "other" in options:
+            arm_with_firings(options["other"])
     refuse_taken(out)
 
 

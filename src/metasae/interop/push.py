@@ -17,7 +17,7 @@ from typing import Any
 import tomli
 from jinja2 import UndefinedError
 
-from metasae.arms.folder import Arm, RunFolder
+from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
 from metasae.interop import checked
 from metasae.interop.model_card import card_of_run, card_of_sae
@@ -91,12 +91,12 @@ def push(
 def _card(folder: Path, repo: str, branch: str, license: str) -> tuple[str, dict]:
     """The card, and the recipe or the metadata that becomes public. Raises UserError for numbers of another version."""
     try:
-        if not _is_run(folder):
+        if not (folder / "arms").is_dir():
             return _card_of_sae(folder, repo, branch, license)
         saes = {
             arm.label: checked.read_json(arm.folder / "primary" / CONFIG)
             | {"measures": checked.read_json(arm.folder / "measures.json")}
-            for arm in _arms(folder)
+            for arm in sorted(RunFolder(folder).arms(), key=lambda arm: arm.label)
         }
         recipe, comparison = _text(folder / "recipe.toml"), checked.read_json(folder / "compare.json")
         card = card_of_run(folder.resolve().name, comparison, saes, recipe, repo, branch, license)
@@ -116,17 +116,9 @@ def _card_of_sae(folder: Path, repo: str, branch: str, license: str) -> tuple[st
     return card_of_sae(name, cfg, beside, repo, branch, license), checked.table(cfg, "metadata", str(folder))
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "arms").is_dir()
-
-
-def _arms(folder: Path) -> list[Arm]:
-    return sorted(RunFolder(folder).arms(), key=lambda arm: arm.label)
-
-
 def _files_of(folder: Path) -> dict[str, Path]:
     """path in the repository -> file. Raises UserError for a folder that is neither a finished run nor an SAE."""
-    if not _is_run(folder):
+    if not (folder / "arms").is_dir():
         if not (folder / CONFIG).is_file():
             raise UserError(
                 f"'{folder}' is neither a run folder nor an SAE folder; "
@@ -135,7 +127,7 @@ def _files_of(folder: Path) -> dict[str, Path]:
         return _files_of_sae(folder, "")
     _refuse_unfinished(folder)
     files: dict[str, Path] = {}
-    for arm in _arms(folder):
+    for arm in RunFolder(folder).arms():
         for part in ("primary", "meta"):
             if (arm.folder / part).is_dir():
                 files |= _files_of_sae(arm.folder / part, f"arms/{arm.label}/{part}/")
