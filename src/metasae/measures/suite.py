@@ -211,7 +211,7 @@ def firings_of(sae, split, folder: Path | None, progress: Progress = SILENT, ran
     return write_firings(sae, split, folder, ranks, BATCH, progress)
 
 
-def evaluation_of(cache, spec: recipe.Measure) -> Head:
+def evaluation_of(cache, spec: recipe.Measure) -> Part:
     """The evaluation tokens, the same for every SAE. Raises UserError when there are none."""
     evaluation = head(cache.split("evaluation"), spec.tokens)
     if evaluation.n_tokens < 1:
