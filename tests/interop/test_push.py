@@ -322,6 +322,6 @@ def test_what_is_neither_run_nor_sae(tmp_path):
     refused(tmp_path / "absent", "is neither a run folder nor an SAE folder")
 
 
-def test_the_address_on_the_card_is_one_for_sae_load():
+def test_the_address_on_the_card_is_one_for_load():
     with pytest.raises(UserError, match="is no address of an SAE on the hub"):
-        SAE.load("hf:nobody")
+        load("hf:nobody")
