@@ -37,7 +37,8 @@ def free_port() -> int:
 def start(size: int, function, *args, errors=os.devnull, joins=False):
     """[(process, pipe)] of each rank; function(ranks, *args) runs on each, its result or error comes through the pipe.
 
-    errors: the file that takes what the ranks say on stderr. joins: the function joins the others by itself, and is called without ranks.
+    errors: the file that takes what the ranks say on stderr. joins: the function joins the others by itself, and is
+    called without ranks.
     """
     context, port, started = _context(), free_port(), []
     for rank in range(size):
@@ -52,7 +53,9 @@ def start(size: int, function, *args, errors=os.devnull, joins=False):
 
 
 def results(started, timeout: float = 300.0) -> list:
-    """What each rank returned: ("done", value), ("failed", error's type and text), or None for one that said nothing."""
+    """What each rank returned: ("done", value), ("failed", error's type and text), or None for one that said
+    nothing.
+    """
     out = []
     for process, pipe in started:
         try:

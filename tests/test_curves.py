@@ -1,4 +1,6 @@
-"""Cost curves: the fitted power laws, the turns that points take, what is left out, and the whole command on tiny shapes."""
+"""Cost curves: the fitted power laws, the turns that points take, what is left out, and the whole command on tiny
+shapes.
+"""
 
 import json
 import math
@@ -162,7 +164,8 @@ def test_the_whole_command_on_tiny_shapes(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "out" / "curves.json").read_text())
     series = {(each["varied"], each["name"]): each for each in found["series"]}
     assert list(series) == [
-        ("n", "joint step"), ("n", "solo step"), ("n", "penalty and meta"), ("k", "joint step"), ("arms", "joint steps"),
+        ("n", "joint step"), ("n", "solo step"), ("n", "penalty and meta"), ("k", "joint step"),
+        ("arms", "joint steps"),
         ("L0", "phi"), ("L0", "counting, core time"), ("L0", "statistics, core time"),
     ]  # fmt: skip
     assert {"cores", "threads", "torch", "dtype", "rates", "peak_bytes"} <= set(found["machine"])

@@ -11,9 +11,11 @@ from metasae.errors import UserError
 
 
 def write(path: Path, writer: Callable[[Path], None]) -> None:
-    """Calls `writer` with a place beside `path`, then renames the result into `path`. A failure leaves `path` as it was.
+    """Calls `writer` with a place beside `path`, then renames the result into `path`. A failure leaves `path` as it
+    was.
 
-    The place has one name, so that what a killed process left is written over; two that may write one path at once take a lock.
+    The place has one name, so that what a killed process left is written over; two that may write one path at once take
+    a lock.
 
     Raises UserError when the disk is full or the folder cannot be written.
     """

@@ -22,7 +22,9 @@ TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
 def sae_of(normalize="none", seed=0, n=N, metadata=PROVENANCE):
-    """An SAE in which no two numbers that could be mixed up are equal: untied, biased, a threshold of its own per latent."""
+    """An SAE in which no two numbers that could be mixed up are equal: untied, biased, a threshold of its own per
+    latent.
+    """
     draw = torch.Generator().manual_seed(seed)
     sae = SAE(SAEConfig(D, n, "batchtopk", K, normalize, dict(metadata)))
     sae.init_weights(draw)

@@ -1,4 +1,5 @@
-"""Every Triton kernel compiles for an H100, which needs no GPU: what the interpreter takes is not always what the compiler takes.
+"""Every Triton kernel compiles for an H100, which needs no GPU: what the interpreter takes is not always what the
+compiler takes.
 
 Registers are looked at as well, since a kernel that spills is correct and slow.
 """

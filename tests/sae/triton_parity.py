@@ -1,6 +1,8 @@
-"""The Triton kernels against the plain ones. Run by test_triton_kernels.py: on a GPU where there is one, else in Triton's interpreter.
+"""The Triton kernels against the plain ones. Run by test_triton_kernels.py: on a GPU where there is one, else in
+Triton's interpreter.
 
-The interpreter takes about a millisecond per operation of a program, so shapes are small, and odd: no multiple of any block.
+The interpreter takes about a millisecond per operation of a program, so shapes are small, and odd: no multiple of any
+block.
 """
 
 import pytest
@@ -81,8 +83,8 @@ def test_a_proposal_says_whether_it_was_enough():
     expected, _ = reference.select(pre, 40)
     for cut, enough in ((float(expected.values.min()) * 0.95, True), (1e9, False), (0.0, False)):
         seen = TRITON.encode_propose(x, W, None, 40, torch.full((1,), cut, device=DEVICE), torch.float32)
-        assert int(seen.found) == int((pre > cut).sum())
-        assert (40 <= int(seen.found) <= seen.capacity) == enough
+        assert int(seen.n_above) == int((pre > cut).sum())
+        assert (40 <= int(seen.n_above) <= seen.capacity) == enough
         if enough:
             assert same(seen.kept, expected)
         # whatever was found, what is built on it stays within the matrices
@@ -156,7 +158,7 @@ def test_residual(case, long, monkeypatch):
     kept, _ = reference.select(pre, 31)
     W, xc = normal(48, 20), normal(pre.shape[0], 20, seed=1)
     r, squares, dots = TRITON.residual(kept, W, xc)
-    wanted = reference.decode(kept, W) - xc
+    wanted = xc - reference.decode(kept, W)
     close(r, wanted)
     close(squares, wanted.square().sum(1), 1e-4)
     close(dots, reference.entry_dots(kept, wanted, W), 1e-4)

@@ -1,4 +1,6 @@
-"""Every architecture's closed-form step against autograd on its own equations; control = solo; export; planted recovery."""
+"""Every architecture's closed-form step against autograd on its own equations; control = solo; export; planted
+recovery.
+"""
 
 import importlib
 import importlib.util
