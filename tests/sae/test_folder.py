@@ -317,11 +317,11 @@ def in_saelens(saelens, folder, dtype=None):
 
 
 def assert_same(ours, codes, decoded, output):
-    made = ours.encode(inputs())
-    assert (made.acts > 0).any() and (made.acts == 0).any()
-    assert torch.equal(codes > 0, made.acts > 0)
-    assert torch.allclose(codes, made.acts, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(decoded, ours.decode(made), rtol=1e-5, atol=1e-5)
+    codes = ours.encode(inputs())
+    assert (codes.acts > 0).any() and (codes.acts == 0).any()
+    assert torch.equal(codes > 0, codes.acts > 0)
+    assert torch.allclose(codes, codes.acts, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(decoded, ours.decode(codes), rtol=1e-5, atol=1e-5)
     assert torch.allclose(output, ours(inputs()), rtol=1e-5, atol=1e-5)
 
 
