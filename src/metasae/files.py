@@ -3,11 +3,19 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from metasae.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib as toml
+else:
+    import tomli as toml
+
+__all__ = ["json_safe", "read_json", "read_tensors", "toml", "write", "write_json", "write_tensors", "write_text"]
 
 
 def write(path: Path, writer: Callable[[Path], None]) -> None:

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import tomli
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from metasae.errors import UserError, nearest
+from metasae.files import toml
 from metasae.recipe.registry import ARMS, Known
 from metasae.recipe.tables import Dictionary, Harvest, Hook, Measure, Meta, Model, Sae, Table, Text, Train
 
@@ -147,8 +147,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not sign or not key.strip():
         raise UserError(f"--set takes KEY=VALUE, not '{text}'")
     try:
-        parsed = tomli.loads(f"v = {value.strip()}")["v"]
-    except tomli.TOMLDecodeError:
+        parsed = toml.loads(f"v = {value.strip()}")["v"]
+    except toml.TOMLDecodeError:
         parsed = value.strip()
     return key.strip(), parsed
 
@@ -163,8 +163,8 @@ def _read(source: str | Path) -> dict:
     except (OSError, ValueError):
         raise UserError(f"{source} is no recipe; give a TOML file or a shipped recipe's name") from None
     try:
-        return tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
+        return toml.loads(text)
+    except toml.TOMLDecodeError as error:
         raise UserError(f"{source} is not valid TOML: {error}") from None
 
 
