@@ -34,7 +34,7 @@ class CapturedStep:
 
     def enough(self) -> bool:
         """Whether the last step's searches found what they should, waited for."""
-        return all(seen.kept.values.numel() <= int(seen.found) <= seen.capacity for seen in self.found)
+        return all(seen.kept.values.numel() <= int(seen.n_above) <= seen.capacity for seen in self.found)
 
     def _prepare(self) -> None:
         """First cuts, a few steps on the side so that every kernel is compiled, then the capture."""
@@ -71,7 +71,7 @@ class CapturedStep:
             xc, weights.W_enc_ND, weights.b_enc_N, trainer.recipe.sae.k * B, self.cut, self.dtype
         )
         residual, _, dots = triton.residual(seen.kept, weights.W_dec_ND, xc)
-        G, dz = residual * (2 / (B * d)), dots * (2 / (B * d))
+        G, dz = residual * (-2 / (B * d)), dots * (-2 / (B * d))
         dW_dec, dW_enc = triton.latent_rows(seen.kept, (seen.kept.values, dz), (G, xc))
         db_dec = G.sum(0) - seen.kept.latent_sums(dz) @ weights.W_enc_ND
         rows, mean, std = triton.normalised(weights.W_dec_ND, meta.weights.b_dec_D, 1e-5, self.dtype)

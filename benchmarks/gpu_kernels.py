@@ -77,7 +77,7 @@ class _Work:
             ("  instead of: encode, dense", lambda: fast.encode(x, W_enc, None, dtype), self.encode_floor),
             ("  and: select", lambda: triton.select(self.pre, self.keep, self.cut), chosen),
             ("  or: select in torch", lambda: fast.select(self.pre, self.keep, self.cut), chosen),
-            ("residual and slopes", lambda: triton.residual(kept, W_dec, x), self.floor(moved=4 * nd + 8 * Bd)),
+            ("residual and dots", lambda: triton.residual(kept, W_dec, x), self.floor(moved=4 * nd + 8 * Bd)),
             ("  instead of: decode", lambda: triton.decode(kept, W_dec), decoded),
             ("  and: entry_dots", lambda: triton.entry_dots(kept, self.r, W_dec), decoded),
         ]

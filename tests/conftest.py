@@ -146,7 +146,9 @@ def small_recipe():
 
 @pytest.fixture
 def no_drawing(request):
-    """Runs and sweeps of this test draw no figures, unless it is marked `drawn`. What a fixture of a wider scope runs is drawn."""
+    """Runs and sweeps of this test draw no figures, unless it is marked `drawn`. What a fixture of a wider scope runs
+    is drawn.
+    """
     if request.node.get_closest_marker("drawn"):
         yield
         return

@@ -37,7 +37,8 @@ def free_port() -> int:
 def start(size: int, function, *args, errors=os.devnull, joins=False):
     """[(process, pipe)] of each rank; function(ranks, *args) runs on each, its result or error comes through the pipe.
 
-    errors: the file that takes what the ranks say on stderr. joins: the function joins the others by itself, and is called without ranks.
+    errors: the file that takes what the ranks say on stderr. joins: the function joins the others by itself, and is
+    called without ranks.
     """
     context, port, started = _context(), free_port(), []
     for rank in range(size):
@@ -52,7 +53,9 @@ def start(size: int, function, *args, errors=os.devnull, joins=False):
 
 
 def results(started, timeout: float = 300.0) -> list:
-    """What each rank returned: ("done", value), ("failed", error's type and text), or None for one that said nothing."""
+    """What each rank returned: ("done", value), ("failed", error's type and text), or None for one that said
+    nothing.
+    """
     out = []
     for process, pipe in started:
         try:
@@ -67,15 +70,17 @@ def results(started, timeout: float = 300.0) -> list:
 
 def on_ranks(size: int, function, *args, joins=False) -> list:
     """function(ranks, *args) on `size` ranks -> what each returned. joins: as `start` takes it."""
-    found = results(start(size, function, *args, joins=joins))
-    for rank, each in enumerate(found):
-        assert each is not None and each[0] == "done", f"rank {rank} of {size}: {each[1] if each else 'no answer'}"
-    return [each[1] for each in found]
+    outcomes = results(start(size, function, *args, joins=joins))
+    for rank, outcome in enumerate(outcomes):
+        assert outcome is not None and outcome[0] == "done", (
+            f"rank {rank} of {size}: {outcome[1] if outcome else 'no answer'}"
+        )
+    return [outcome[1] for outcome in outcomes]
 
 
 def _run(pipe, environment_, errors, function, args, joins) -> None:
     os.environ.update(environment_)
-    sys.stderr = open(errors, "a", buffering=1)
+    sys.stderr = open(errors, "a", buffering=1)  # noqa: SIM115  (the process ends with it)
     import torch
 
     torch.set_num_threads(1)

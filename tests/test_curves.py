@@ -1,4 +1,6 @@
-"""Cost curves: the fitted power laws, the turns that points take, what is left out, and the whole command on tiny shapes."""
+"""Cost curves: the fitted power laws, the turns that points take, what is left out, and the whole command on tiny
+shapes.
+"""
 
 import json
 import math
@@ -20,32 +22,32 @@ from curves_fit import Point, Series, fit, fit_upper, round_robin
 @pytest.mark.parametrize("exponent, factor", [(1.0, 3e-4), (2.0, 1e-9), (0.0, 0.7), (-0.5, 2.0), (1.37, 5.0)])
 def test_an_exact_power_law_gives_its_exponent_and_no_error(exponent, factor):
     x = [2048, 4096, 8192, 16384, 40960]
-    found = fit(x, [factor * value**exponent for value in x])
-    assert found.exponent == pytest.approx(exponent, abs=1e-12) and found.factor == pytest.approx(factor)
-    assert found.error == pytest.approx(0, abs=1e-12) and found.points == 5
+    fitted = fit(x, [factor * value**exponent for value in x])
+    assert fitted.exponent == pytest.approx(exponent, abs=1e-12) and fitted.factor == pytest.approx(factor)
+    assert fitted.error == pytest.approx(0, abs=1e-12) and fitted.points == 5
 
 
 def test_the_error_is_that_of_a_straight_line_fit():
     rng = np.random.default_rng(0)
     x = np.geomspace(10, 1e5, 9)
     y = 2 * x**1.2 * np.exp(0.3 * rng.standard_normal(9))
-    found, ((slope, intercept), covariance) = fit(list(x), list(y)), np.polyfit(np.log(x), np.log(y), 1, cov=True)
-    assert found.exponent == pytest.approx(slope) and found.error == pytest.approx(math.sqrt(covariance[0, 0]))
-    assert math.log(found.factor) == pytest.approx(intercept)
+    fitted, ((slope, intercept), covariance) = fit(list(x), list(y)), np.polyfit(np.log(x), np.log(y), 1, cov=True)
+    assert fitted.exponent == pytest.approx(slope) and fitted.error == pytest.approx(math.sqrt(covariance[0, 0]))
+    assert math.log(fitted.factor) == pytest.approx(intercept)
 
 
 def test_known_noise_moves_the_exponent_as_much_as_the_error_says():
     rng = np.random.default_rng(1)
     x = list(np.geomspace(1, 1000, 12))
-    found = [
+    fitted = [
         fit(x, [value**1.5 * math.exp(0.1 * noise) for value, noise in zip(x, rng.standard_normal(12), strict=True)])
         for _ in range(500)
     ]
-    exponents = np.array([each.exponent for each in found])
+    exponents = np.array([line.exponent for line in fitted])
     true = 0.1 / np.sqrt(np.square(np.log(x) - np.log(x).mean()).sum())
     assert abs(exponents.mean() - 1.5) < 4 * true / math.sqrt(500)
     assert exponents.std() == pytest.approx(true, rel=0.15)
-    assert math.sqrt(np.mean([each.error**2 for each in found])) == pytest.approx(true, rel=0.1)
+    assert math.sqrt(np.mean([line.error**2 for line in fitted])) == pytest.approx(true, rel=0.1)
 
 
 def test_there_is_no_exponent_without_two_different_x_or_with_times_that_are_no_times():
@@ -82,7 +84,7 @@ def test_a_series_fits_medians():
     points = tuple(Point(x, (x * 0.9, x, x, x * 50), model=x**2, flops=3 * x) for x in (1.0, 2.0, 4.0))
     series = Series("n", "step", points, skipped={8.0: "too large"})
     assert points[0].quartiles == pytest.approx((0.975, 1.0, 13.25))
-    assert [found.exponent for found in (series.measured, series.upper, series.model, series.flops)] == pytest.approx(
+    assert [fitted.exponent for fitted in (series.measured, series.upper, series.model, series.flops)] == pytest.approx(
         [1, 1, 2, 1]
     )
     json.dumps(series.as_dict(), allow_nan=False)
@@ -103,13 +105,13 @@ def test_the_model_of_the_step_by_hand():
 
 def test_the_model_of_the_step_is_the_sum_of_the_floors_of_its_parts():
     plan, rate = replace(curves.QUICK, shapes={"n": (64, 128)}), {"bf16": 2e9, "bytes": 3e9}
-    found = curves.ends(plan, rate)
-    assert list(found) == ["base", "n = 64", "n = 128"]
+    fitted = curves.ends(plan, rate)
+    assert list(fitted) == ["base", "n = 64", "n = 128"]
     shapes = (plan.shape, curves.shape_with(plan.shape, "n", 64), curves.shape_with(plan.shape, "n", 128))
-    for shape, parts in zip(shapes, found.values(), strict=True):
+    for shape, parts in zip(shapes, fitted.values(), strict=True):
         assert sum(floor for _, _, floor in parts) == pytest.approx(1e3 * curves.model_seconds(shape, rate))
         assert all(ms > 0 for _, ms, _ in parts)
-    assert "| n = 128 | " in curves_show.tables([], found, []) and curves.ends(plan, rate, limit=10) == {}
+    assert "| n = 128 | " in curves_show.tables([], fitted, []) and curves.ends(plan, rate, limit=10) == {}
 
 
 def test_full_plan_fits_the_limit_and_has_its_base_in_every_series():
@@ -138,12 +140,12 @@ def test_what_does_not_fit_is_left_out_and_said():
 
 
 def test_a_drawn_store_knows_its_pairs():
-    made = curves_phi.drawn(curves_phi.Store(300, 4, 30))
-    indptr, indices = made.entries
+    store = curves_phi.drawn(curves_phi.Store(300, 4, 30))
+    indptr, indices = store.entries
     on = [len(set(indices[a:b])) for a, b in pairwise(indptr)]
-    assert made.pairs == sum(length * (length + 1) // 2 for length in on) and made.l0 == pytest.approx(sum(on) / 300)
+    assert store.pairs == sum(length * (length + 1) // 2 for length in on) and store.l0 == pytest.approx(sum(on) / 300)
     live = len(set(indices.tolist()))
-    assert made.latent_pairs == live * (live - 1) // 2
+    assert store.latent_pairs == live * (live - 1) // 2
 
 
 def test_the_whole_command_on_tiny_shapes(tmp_path, monkeypatch):
@@ -159,20 +161,21 @@ def test_the_whole_command_on_tiny_shapes(tmp_path, monkeypatch):
     # the machine's rates take longer than all of this
     monkeypatch.setattr(curves, "rates", lambda: {"bf16": 1e11, "fp32": 5e10, "bytes": 1e10})
     curves.main(["--out", str(tmp_path / "out"), "--quick"])
-    found = json.loads((tmp_path / "out" / "curves.json").read_text())
-    series = {(each["varied"], each["name"]): each for each in found["series"]}
+    fitted = json.loads((tmp_path / "out" / "curves.json").read_text())
+    series = {(line["varied"], line["name"]): line for line in fitted["series"]}
     assert list(series) == [
-        ("n", "joint step"), ("n", "solo step"), ("n", "penalty and meta"), ("k", "joint step"), ("arms", "joint steps"),
+        ("n", "joint step"), ("n", "solo step"), ("n", "penalty and meta"), ("k", "joint step"),
+        ("arms", "joint steps"),
         ("L0", "phi"), ("L0", "counting, core time"), ("L0", "statistics, core time"),
     ]  # fmt: skip
-    assert {"cores", "threads", "torch", "dtype", "rates", "peak_bytes"} <= set(found["machine"])
+    assert {"cores", "threads", "torch", "dtype", "rates", "peak_bytes"} <= set(fitted["machine"])
     assert series["k", "joint step"]["measured"] is None and len(series["k", "joint step"]["points"]) == 1
     for point in series["n", "joint step"]["points"] + series["L0", "phi"]["points"]:
         low, high = point["quartiles"]
         assert 0 < low <= point["median"] <= high and len(point["seconds"]) == 2
     assert series["arms", "joint steps"]["model"]["exponent"] == pytest.approx(1)
     assert series["L0", "phi"]["points"][1]["x"] == curves_phi.drawn(tiny.store).l0
-    assert list(found["parts"]) == ["base", "n = 32", "n = 64", "k = 4"] and set(found["parts"]["base"][0]) == {
+    assert list(fitted["parts"]) == ["base", "n = 32", "n = 64", "k = 4"] and set(fitted["parts"]["base"][0]) == {
         "part",
         "ms",
         "floor_ms",

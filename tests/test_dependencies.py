@@ -6,11 +6,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import tomli
 from packaging.requirements import Requirement
 
+from metasae.files import toml
+
 ROOT = Path(__file__).parents[1]
-PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # import name -> package, where they differ by more than `_` for `-`
 PACKAGES = {"lap": "lapx"}
 # installed for a file that it carries

@@ -3,12 +3,11 @@
 import re
 from pathlib import Path
 
-import tomli
-
 from metasae.errors import install_hint
+from metasae.files import toml
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+EXTRAS = toml.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
 

@@ -75,12 +75,12 @@ def test_the_harvest_beside_its_floor(card):
 
 
 def test_the_table_has_a_line_for_each_row_and_no_memory_where_none_was_measured():
-    head, timed, held = gpu_table.lines(
+    head, timed, refused = gpu_table.lines(
         [Row("a kernel", 2.0, 0.5), Row("a step", 30.0, 20.0, 1e6, 3 * 2**30, 2 * 2**30)]
     )
     assert timed.split() == ["a", "kernel", "2.000", "0.500", "4.0"]
-    assert held.split() == ["a", "step", "30.000", "20.000", "1.5", "1,000,000", "3.00", "2.00"]
-    assert len(head) == len(timed.rstrip()) + 30 == len(held)
+    assert refused.split() == ["a", "step", "30.000", "20.000", "1.5", "1,000,000", "3.00", "2.00"]
+    assert len(head) == len(timed.rstrip()) + 30 == len(refused)
 
 
 def test_what_has_not_begun_in_time_is_left_out():

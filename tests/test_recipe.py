@@ -71,11 +71,13 @@ def test_the_page_of_keys_is_what_its_command_makes():
 def test_every_key_says_what_it_means():
     for name, field in Recipe.model_fields.items():
         inner = getattr(field.annotation, "model_fields", {name: field})
-        assert all(each.description for each in inner.values()), name
+        assert all(field.description for field in inner.values()), name
 
 
 def test_fewer_cached_tokens_are_read_again_but_never_more_cached_than_trained_on():
-    tokens = lambda **harvest: Recipe.load({"train": {"tokens": 3000}, "harvest": harvest}).split_tokens["train"]
+    def tokens(**harvest):
+        return Recipe.load({"train": {"tokens": 3000}, "harvest": harvest}).split_tokens["train"]
+
     assert (tokens(), tokens(tokens=1000), tokens(tokens=9000)) == (3000, 1000, 3000)
     with pytest.raises(UserError, match=r"harvest\.tokens cannot be read again"):
         tokens(tokens=1000, window_tokens=500)

@@ -12,8 +12,9 @@ from metasae.recipe.registry import Known
 
 HEAD = """# Every key of a recipe
 
-A recipe is a TOML file; what it leaves out has the default below, which is seldom what a shipped recipe says (`metasae recipes NAME` prints
-one). `--set TABLE.KEY=VALUE` overrides a value, and `metasae run RECIPE --dry-run` prints all of them as a run would take them.
+A recipe is a TOML file; what it leaves out has the default below, which is seldom what a shipped recipe says
+(`metasae recipes NAME` prints one). `--set TABLE.KEY=VALUE` overrides a value, and `metasae run RECIPE --dry-run`
+prints all of them as a run would take them.
 This page is made by `python -m tools.recipe_page docs/recipe.md`.
 """
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -26,7 +27,7 @@ def page() -> str:
     parts = [HEAD, "## Outside tables\n", _rows(plain)]
     for name, field in Recipe.model_fields.items():
         if _is_table(field):
-            summary = (field.annotation.__doc__ or "").partition("\n")[0]
+            summary = " ".join((field.annotation.__doc__ or "").partition("\n\n")[0].split())
             parts += [f"## `[{name}]`\n", f"{summary}\n", _rows(field.annotation.model_fields)]
     return "\n".join(parts)
 

@@ -1,8 +1,9 @@
 """Whether this checkout does what another one did: `python tools/same_run.py OTHER_CHECKOUT [FOLDER]`.
 
-One tiny run (solo, control and joint, two seeds, with auto-interp, explorer and report) and one planted run are made by each checkout's
-own `src`, with the same interpreter. Every file of the two run folders is compared; times, versions and paths aside. Each difference is a
-line, and the exit status is 1 where there is any. FOLDER keeps the runs, and a run of OTHER_CHECKOUT that is there is taken again.
+One tiny run (solo, control and joint, two seeds, with auto-interp, explorer and report) and one planted run are made by
+each checkout's own `src`, with the same interpreter. Every file of the two run folders is compared; times, versions and
+paths aside. Each difference is a line, and the exit status is 1 where there is any. FOLDER keeps the runs, and a run of
+OTHER_CHECKOUT that is there is taken again.
 """
 
 import json
@@ -17,9 +18,10 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parents[1]
-DEMO = """run demo --arms solo,control,joint --seeds 2 --out runs/demo --set harvest.tokens=8000 --set train.tokens=16000 --set sae.n=256
---set sae.k=8 --set meta.n=32 --set train.batch=256 --set measure.tokens=6000 --set measure.calibration_tokens=3000
---set measure.output_tokens=1000 --set train.dead_after=3000 --set train.meta_dead_after=3000"""
+DEMO = """run demo --arms solo,control,joint --seeds 2 --out runs/demo
+--set harvest.tokens=8000 --set train.tokens=16000 --set train.batch=256 --set sae.n=256 --set sae.k=8 --set meta.n=32
+--set train.dead_after=3000 --set train.meta_dead_after=3000
+--set measure.tokens=6000 --set measure.calibration_tokens=3000 --set measure.output_tokens=1000"""
 PLANTED = "run planted --arms solo,joint --seeds 2 --out runs/planted --set train.tokens=40000"
 INTERP = "interp runs/demo --scores embedding --latents 5"
 COMMANDS = [DEMO.split(), PLANTED.split(), INTERP.split()]
@@ -131,8 +133,8 @@ def _tables(path: Path) -> dict[str, list]:
             row[0] for row in connection.execute("select name from sqlite_master where type = 'table' order by name")
         ]
         rows = {name: connection.execute(f'select * from "{name}"').fetchall() for name in names}
-    # the last column of `parts` is how long a part took
-    return rows | {"parts": [row[:-1] for row in rows.get("parts", [])]}
+    # what a part was made from holds files with times in them, and beside it stands how long it took
+    return rows | {"parts": sorted(row[0] for row in rows.get("parts", []))}
 
 
 def _of_tables(there: dict[str, list], here: dict[str, list]) -> list[str]:
@@ -145,7 +147,8 @@ def _of_tables(there: dict[str, list], here: dict[str, list]) -> list[str]:
         ]
         if apart or len(there[name]) != len(here[name]):
             lines.append(
-                f"table {name}: {len(there[name])} against {len(here[name])} rows, {len(apart)} differ, e.g. {str(apart[:1])[:300]}"
+                f"table {name}: {len(there[name])} against {len(here[name])} rows, {len(apart)} differ, e.g. "
+                f"{str(apart[:1])[:300]}"
             )
     return lines
 

@@ -4,6 +4,8 @@ The public names load what they need when they are first used, so `import metasa
 """
 
 import importlib
+import sys
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,20 @@ _HOME = {
     "UserError": "metasae.errors",
 }
 __all__ = sorted(_HOME)
+
+
+class _Package(ModuleType):
+    """A public function keeps its name where a room has the same: `metasae.compare` is the function.
+
+    Importing a room sets it as an attribute of the package, which would hide the function.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str):

@@ -1,4 +1,6 @@
-"""What a processor or GPU can do, whether a device is here, and how this process works on it. Loads torch when it is needed."""
+"""What a processor or GPU can do, whether a device is here, and how this process works on it. Loads torch when it is
+needed.
+"""
 
 import ctypes
 import importlib.util
@@ -33,7 +35,9 @@ def check_device(device: str) -> None:
 
 
 def multiplies_bf16(device: "torch.device") -> bool:
-    """Whether the device multiplies bf16 matrices itself. Older GPUs hold bf16 numbers and only emulate their products."""
+    """Whether the device multiplies bf16 matrices itself. Older GPUs hold bf16 numbers and only emulate their
+    products.
+    """
     import torch
 
     if device.type == "cuda":
@@ -44,7 +48,8 @@ def multiplies_bf16(device: "torch.device") -> bool:
 
 
 def work_on(device: "torch.device") -> None:
-    """Makes a GPU the current one, on which Triton launches whatever its tensors' GPU is; and sums of bf16 products are in fp32 there.
+    """Makes a GPU the current one, on which Triton launches whatever its tensors' GPU is; and sums of bf16 products are
+    in fp32 there.
 
     Nothing for a processor.
     """
@@ -60,8 +65,8 @@ def keep_freed_memory() -> bool:
     """Asks glibc to serve large blocks from the heap and never to give the heap back; says whether it did.
 
     By default every block beyond 32 MB is mapped and unmapped each time, and each of its pages is faulted in and zeroed
-    again: measured, 10% of a step at d = 384, n = 3072 and 40% at d = 1280, n = 20480. The process keeps its peak memory.
-    Does nothing where the C library is not glibc.
+    again: measured, 10% of a step at d = 384, n = 3072 and 40% at d = 1280, n = 20480. The process keeps its peak
+    memory. Does nothing where the C library is not glibc.
     """
     if sys.platform != "linux":
         return False
@@ -74,7 +79,9 @@ def keep_freed_memory() -> bool:
 
 
 def _torch_with_gpus():
-    """torch, where it may have a GPU. None, without the seconds that importing it takes, where it was built for processors or has no driver."""
+    """torch, where it may have a GPU. None, without the seconds that importing it takes, where it was built for
+    processors or has no driver.
+    """
     place = importlib.util.find_spec("torch")
     if "torch" not in sys.modules and place is not None and place.origin is not None:
         version = runpy.run_path(str(Path(place.origin).with_name("version.py")))

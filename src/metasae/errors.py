@@ -1,4 +1,6 @@
-"""The one exception that reaches a user, the nearest right name for a wrong one, and how what is missing is installed."""
+"""The one exception that reaches a user, the nearest right name for a wrong one, and how what is missing is
+installed.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -28,7 +30,7 @@ def install_hint(extra: str) -> str:
 def nearest(name: str, options: Iterable[str]) -> str:
     """A hint ending for an error line: `; did you mean 'x'?`, or the options when nothing is near."""
     options = [str(option) for option in options]
-    found = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    if found:
-        return f"; did you mean '{found[0]}'?"
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(options)}" if options else ""

@@ -3,17 +3,27 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from metasae.errors import UserError
 
+if sys.version_info >= (3, 11):
+    import tomllib as toml
+else:
+    import tomli as toml
+
+__all__ = ["json_safe", "read_json", "read_tensors", "toml", "write", "write_json", "write_tensors", "write_text"]
+
 
 def write(path: Path, writer: Callable[[Path], None]) -> None:
-    """Calls `writer` with a place beside `path`, then renames the result into `path`. A failure leaves `path` as it was.
+    """Calls `writer` with a place beside `path`, then renames the result into `path`. A failure leaves `path` as it
+    was.
 
-    The place has one name, so that what a killed process left is written over; two that may write one path at once take a lock.
+    The place has one name, so that what a killed process left is written over; two that may write one path at once take
+    a lock.
 
     Raises UserError when the disk is full or the folder cannot be written.
     """

@@ -316,3 +316,8 @@ def test_links_out_of_the_folder_are_refused_and_those_within_are_followed(tmp_p
 def test_what_is_neither_run_nor_sae(tmp_path):
     refused(tmp_path, "is neither a run folder nor an SAE folder")
     refused(tmp_path / "absent", "is neither a run folder nor an SAE folder")
+
+
+def test_the_address_on_the_card_is_one_for_load():
+    with pytest.raises(UserError, match="is no address of an SAE on the hub"):
+        load("hf:nobody")

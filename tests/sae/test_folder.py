@@ -22,7 +22,9 @@ TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
 def sae_of(normalize="none", seed=0, n=N, metadata=PROVENANCE):
-    """An SAE in which no two numbers that could be mixed up are equal: untied, biased, a threshold of its own per latent."""
+    """An SAE in which no two numbers that could be mixed up are equal: untied, biased, a threshold of its own per
+    latent.
+    """
     draw = torch.Generator().manual_seed(seed)
     sae = SAE(SAEConfig(D, n, "batchtopk", K, normalize, dict(metadata)))
     sae.init_weights(draw)
@@ -315,11 +317,11 @@ def in_saelens(saelens, folder, dtype=None):
 
 
 def assert_same(ours, codes, decoded, output):
-    made = ours.encode(inputs())
-    assert (made.acts > 0).any() and (made.acts == 0).any()
-    assert torch.equal(codes > 0, made.acts > 0)
-    assert torch.allclose(codes, made.acts, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(decoded, ours.decode(made), rtol=1e-5, atol=1e-5)
+    codes = ours.encode(inputs())
+    assert (codes.acts > 0).any() and (codes.acts == 0).any()
+    assert torch.equal(codes > 0, codes.acts > 0)
+    assert torch.allclose(codes, codes.acts, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(decoded, ours.decode(codes), rtol=1e-5, atol=1e-5)
     assert torch.allclose(output, ours(inputs()), rtol=1e-5, atol=1e-5)
 
 

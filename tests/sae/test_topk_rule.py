@@ -1,4 +1,6 @@
-"""Rule "topk": the k largest positive pre-activations of each token, ties to the lower latent, saved as SAELens's topk."""
+"""Rule "topk": the k largest positive pre-activations of each token, ties to the lower latent, saved as SAELens's
+topk.
+"""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Every Triton kernel compiles for an H100, which needs no GPU: what the interpreter takes is not always what the compiler takes.
+"""Every Triton kernel compiles for an H100, which needs no GPU: what the interpreter takes is not always what the
+compiler takes.
 
 Registers are looked at as well, since a kernel that spills is correct and slow.
 """
@@ -156,12 +157,14 @@ def test_compiles_for_an_h100_within_its_registers(case, tmp_path):
         constexprs={(names.index(arg),): value for arg, value in constants.items()},
         attrs=attrs,
     )
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
-    assert made.metadata.shared <= 227 * 1024
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages}
+    )
+    assert compiled.metadata.shared <= 227 * 1024
     if name.startswith("encode *bf16"):
-        assert "wgmma.mma_async" in made.asm["ptx"], "bf16 products do not run on the tensor cores"
+        assert "wgmma.mma_async" in compiled.asm["ptx"], "bf16 products do not run on the tensor cores"
     program = tmp_path / "kernel.cubin"
-    program.write_bytes(made.asm["cubin"])
+    program.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if tool.exists():
         usage = subprocess.run([tool, "-res-usage", program], capture_output=True, text=True).stdout

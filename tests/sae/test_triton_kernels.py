@@ -1,6 +1,7 @@
 """The Triton kernels: parity with the plain ones, in a process of its own, and what happens where they cannot run.
 
-Whether kernels are compiled or interpreted is settled when triton is first imported, and that may have happened here already.
+Whether kernels are compiled or interpreted is settled when triton is first imported, and that may have happened here
+already.
 """
 
 import importlib.util

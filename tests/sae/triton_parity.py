@@ -1,6 +1,8 @@
-"""The Triton kernels against the plain ones. Run by test_triton_kernels.py: on a GPU where there is one, else in Triton's interpreter.
+"""The Triton kernels against the plain ones. Run by test_triton_kernels.py: on a GPU where there is one, else in
+Triton's interpreter.
 
-The interpreter takes about a millisecond per operation of a program, so shapes are small, and odd: no multiple of any block.
+The interpreter takes about a millisecond per operation of a program, so shapes are small, and odd: no multiple of any
+block.
 """
 
 import pytest
@@ -80,13 +82,17 @@ def test_a_proposal_says_whether_it_was_enough():
     pre = encoding.encode_tiles(x, W, None, torch.float32)
     expected, _ = reference.select(pre, 40)
     for cut, enough in ((float(expected.values.min()) * 0.95, True), (1e9, False), (0.0, False)):
-        seen = TRITON.encode_propose(x, W, None, 40, torch.full((1,), cut, device=DEVICE), torch.float32)
-        assert int(seen.found) == int((pre > cut).sum())
-        assert (40 <= int(seen.found) <= seen.capacity) == enough
+        proposal = TRITON.encode_propose(x, W, None, 40, torch.full((1,), cut, device=DEVICE), torch.float32)
+        assert int(proposal.n_above) == int((pre > cut).sum())
+        assert (40 <= int(proposal.n_above) <= proposal.capacity) == enough
         if enough:
-            assert same(seen.kept, expected)
+            assert same(proposal.kept, expected)
         # whatever was found, what is built on it stays within the matrices
-        assert int(seen.kept.rows.max()) < 9 and int(seen.kept.latents.max()) < 70 and int(seen.kept.rows.min()) >= 0
+        assert (
+            int(proposal.kept.rows.max()) < 9
+            and int(proposal.kept.latents.max()) < 70
+            and int(proposal.kept.rows.min()) >= 0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -156,7 +162,7 @@ def test_residual(case, long, monkeypatch):
     kept, _ = reference.select(pre, 31)
     W, xc = normal(48, 20), normal(pre.shape[0], 20, seed=1)
     r, squares, dots = TRITON.residual(kept, W, xc)
-    wanted = reference.decode(kept, W) - xc
+    wanted = xc - reference.decode(kept, W)
     close(r, wanted)
     close(squares, wanted.square().sum(1), 1e-4)
     close(dots, reference.entry_dots(kept, wanted, W), 1e-4)
@@ -219,21 +225,21 @@ def test_penalty_and_its_gradient(mode, shared):
     # a row that the meta SAE holds as it is
     W[2] = V[1]
     meta = Weights(V.clone(), V, normal(20, seed=2) * 0.1)
-    seen = probe(W, meta, BatchTopK(Options(2)), 2, 0.0, mode, Arithmetic(reference, torch.float32))
+    view = probe(W, meta, BatchTopK(Options(2)), 2, 0.0, mode, Arithmetic(reference, torch.float32))
     share = normal(9, seed=4).abs() if shared else None
-    value, factor = decomposability(seen, 1.3, share)
+    value, factor = decomposability(view, 1.3, share)
     rows, mean, std = TRITON.normalised(W, meta.b_dec_D, TOKEN_EPS, torch.float32)
     plain = token_normalise(W)
     close(rows, plain[0] - meta.b_dec_D)
     close(mean, plain[1][:, 0])
     close(std, plain[2][:, 0])
     into = normal(9, 20, seed=5)
-    wanted = into + 0.7 * factor[:, None] * seen.difference_ND
+    wanted = into + 0.7 * factor[:, None] * view.difference_ND
     token = mode == "token"
     e, p = TRITON.penalise(
-        W, seen.kept, V, meta.b_dec_D, mean if token else None, std if token else None, 1.3, 0.7, share, into
+        W, view.kept, V, meta.b_dec_D, mean if token else None, std if token else None, 1.3, 0.7, share, into
     )
-    close(e, seen.e_N)
+    close(e, view.e_N)
     close(p.mean(), value)
     close(into, wanted)
     # all of it at once, the meta SAE's own selection too

@@ -1,4 +1,6 @@
-"""Every architecture's closed-form step against autograd on its own equations; control = solo; export; planted recovery."""
+"""Every architecture's closed-form step against autograd on its own equations; control = solo; export; planted
+recovery.
+"""
 
 import importlib
 import importlib.util
@@ -100,11 +102,11 @@ def test_gradients_equal_autograd(name, case, kernel):
     total.backward()
 
     kind, how = architecture(name, OPTIONS), Arithmetic(kernels(kernel), torch.float32)
-    made = forward(x, weights, kind, K, 0.0, how)
-    found = sae_gradients(made, weights, kind, None, how)
-    torch.testing.assert_close(found.l2, l2.detach(), rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(found.sparsity, torch.as_tensor(extra).detach().float(), rtol=1e-5, atol=1e-8)
-    for key, gradient in found.weights.tensors().items():
+    passed = forward(x, weights, kind, K, 0.0, how)
+    gradients = sae_gradients(passed, weights, kind, None, how)
+    torch.testing.assert_close(gradients.l2, l2.detach(), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(gradients.sparsity, torch.as_tensor(extra).detach().float(), rtol=1e-5, atol=1e-8)
+    for key, gradient in gradients.weights.tensors().items():
         wanted = getattr(leaves, key).grad
         wanted = torch.zeros_like(gradient) if wanted is None else wanted
         scale = float(wanted.abs().max()) + 1e-6
@@ -221,5 +223,5 @@ def test_planted_features_are_recovered(name, tmp_path):
     train(trainer, source, tmp_path, Task(None, None))
     cosines = (source.directions @ trainer.primary.weights.W_dec_ND.t()).abs()
     rows, columns = linear_sum_assignment(-cosines.numpy())
-    found = (cosines[rows, columns] > 0.95).float().mean()
-    assert found >= 0.95, f"{found:.2f} of the features recovered"
+    recovered = (cosines[rows, columns] > 0.95).float().mean()
+    assert recovered >= 0.95, f"{recovered:.2f} of the features recovered"

@@ -1,7 +1,7 @@
 """200 steps with the fast kernels beside 200 with the plain ones, and bf16 products beside fp32 ones.
 
-The learning rate is the paper's: at a larger one a single near-tie, settled by rounding, grows past the tolerance in 200 steps.
-The auxiliary loss is off here; `test_goldens.py` follows it with both kernel sets.
+The learning rate is the paper's: at a larger one a single near-tie, settled by rounding, grows past the tolerance in
+200 steps. The auxiliary loss is off here; `test_goldens.py` follows it with both kernel sets.
 """
 
 import pytest

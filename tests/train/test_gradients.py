@@ -55,12 +55,12 @@ def test_sae_gradients_equal_autograd(name, case, detach, dead_share, b_enc):
 
     how = Arithmetic(kernels(name), torch.float32)
     kind = architecture("batchtopk", Options(k))
-    made = forward(x, weights, kind, k, 0.0, how)
-    found = sae_gradients(made, weights, kind, Auxiliary(dead, k_aux, coef, detach), how)
+    passed = forward(x, weights, kind, k, 0.0, how)
+    gradients = sae_gradients(passed, weights, kind, Auxiliary(dead, k_aux, coef, detach), how)
 
-    torch.testing.assert_close(found.l2, expected.l2.detach(), rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(found.aux, expected.aux.detach(), rtol=1e-5, atol=1e-9)
-    for key, gradient in found.weights.tensors().items():
+    torch.testing.assert_close(gradients.l2, expected.l2.detach(), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(gradients.aux, expected.aux.detach(), rtol=1e-5, atol=1e-9)
+    for key, gradient in gradients.weights.tensors().items():
         grad = wanted[key] if wanted[key] is not None else torch.zeros_like(gradient)
         torch.testing.assert_close(gradient, grad, rtol=1e-5, atol=1e-7, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -81,23 +81,23 @@ def test_penalty_gradient_equals_autograd(name, mode, weighted):
         torch.testing.assert_close(p, objective.decomposability_penalty(leaf, wh, sigma_sq))
 
     kind = architecture("batchtopk", Options(k_m))
-    seen = probe(weights.W_dec_ND, meta, kind, k_m, 0.0, mode, Arithmetic(kernels(name), torch.float32))
-    value, factor = decomposability(seen, sigma_sq, share)
+    view = probe(weights.W_dec_ND, meta, kind, k_m, 0.0, mode, Arithmetic(kernels(name), torch.float32))
+    value, factor = decomposability(view, sigma_sq, share)
     torch.testing.assert_close(value, p.detach(), rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(factor[:, None] * seen.difference_ND, leaf.grad, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(factor[:, None] * view.difference_ND, leaf.grad, rtol=1e-4, atol=1e-7)
 
     leaf = weights.W_dec_ND.clone().requires_grad_()
     wh = objective.meta_reconstruction(leaf, meta, k_m * n, mode)
     p = torch.exp(-(leaf - wh).pow(2).sum(1) / sigma_sq)
     (p if share is None else share * p).mean().backward()
     torch.testing.assert_close(
-        full_gradient(weights.W_dec_ND, meta, seen, mode, sigma_sq, share), leaf.grad, rtol=1e-4, atol=1e-7
+        full_gradient(weights.W_dec_ND, meta, view, mode, sigma_sq, share), leaf.grad, rtol=1e-4, atol=1e-7
     )
 
 
 def test_penalty_by_hand():
     # one row, w = (1, 0), wh = (0, 1): e = 2, p = exp(-2 / 4); dP/dw = -(2 / (1 * 4)) p (1, -1)
-    seen = Probe(torch.tensor([2.0]), torch.tensor([[1.0, -1.0]]), None, 0.0)
-    p, factor = decomposability(seen, 4.0)
+    view = Probe(torch.tensor([2.0]), torch.tensor([[1.0, -1.0]]), None, 0.0)
+    p, factor = decomposability(view, 4.0)
     assert p.item() == pytest.approx(0.6065306597)
     assert factor.item() == pytest.approx(-0.5 * 0.6065306597)

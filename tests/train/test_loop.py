@@ -45,7 +45,8 @@ def test_control_equals_solo_bit_for_bit(small_recipe, batches, tmp_path, dtype,
 
 
 def test_every_line_of_control_has_the_penalty_it_reports(small_recipe, batches, tmp_path):
-    # 43 steps: the last line covers 3, and the penalty, which control works out for its lines only, is above zero in it too
+    # 43 steps: the last line covers 3, and the penalty, which control works out for its lines only, is above zero in it
+    # too
     run(small_recipe(tokens=64 * 43), "control", tmp_path, batches)
     assert len(lines(tmp_path)) == 5 and all(line["penalty"] > 0 for line in lines(tmp_path))
 

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tomli
 from jinja2 import UndefinedError
 
 from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
+from metasae.files import toml
 from metasae.interop import checked
 from metasae.interop.model_card import card_of_run, card_of_sae
 from metasae.sae.layout import CONFIG, WEIGHTS
@@ -100,7 +100,7 @@ def _card(folder: Path, repo: str, branch: str, license: str) -> tuple[str, dict
         }
         recipe, comparison = _text(folder / "recipe.toml"), checked.read_json(folder / "compare.json")
         card = card_of_run(folder.resolve().name, comparison, saes, recipe, repo, branch, license)
-        return card, tomli.loads(recipe)
+        return card, toml.loads(recipe)
     except (KeyError, TypeError, AttributeError, ValueError, UndefinedError):
         raise UserError(
             f"the numbers in {folder} are of another version of metasae; run `metasae compare {folder}` first"
@@ -187,8 +187,8 @@ def _text(path: Path) -> str:
 
 def _toml(path: Path) -> dict:
     try:
-        return tomli.loads(_text(path))
-    except tomli.TOMLDecodeError as error:
+        return toml.loads(_text(path))
+    except toml.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML ({error})") from None
 
 

@@ -1,7 +1,7 @@
 """The names a recipe may use, and where each is made. Imports no torch, so that a wrong name is answered at once.
 
-A new penalty or architecture is one file and one line here. Everything else asks this page: the recipe which names there are, training what
-is behind a name, doctor and several ranks what the class or function says of itself.
+A new penalty or architecture is one file and one line here. Everything else asks this page: the recipe which names
+there are, training what is behind a name, doctor and several ranks what the class or function says of itself.
 """
 
 import importlib
@@ -28,7 +28,9 @@ PENALTIES = {
 
 @dataclass(frozen=True)
 class ArmRules:
-    """What an arm is. meta: it trains a meta SAE, after the primary where `after`; penalty: the primary is charged for its rows."""
+    """What an arm is. meta: it trains a meta SAE, after the primary where `after`; penalty: the primary is charged for
+    its rows.
+    """
 
     meta: bool = False
     penalty: bool = False
@@ -48,7 +50,9 @@ BASELINE, SUBJECT = "solo", "joint"
 
 @dataclass(frozen=True)
 class Known:
-    """A validator for recipes: the name must be one of `table` when the recipe is read. what: what the names are of, for the message."""
+    """A validator for recipes: the name must be one of `table` when the recipe is read. what: what the names are of,
+    for the message.
+    """
 
     what: str
     table: dict[str, Any]
@@ -60,7 +64,9 @@ class Known:
 
 
 def named(table: dict[str, str], name: str) -> Any:
-    """The class or function behind a name of ARCHITECTURES or PENALTIES. Raises KeyError for a name that is not there."""
+    """The class or function behind a name of ARCHITECTURES or PENALTIES. Raises KeyError for a name that is not
+    there.
+    """
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -1,4 +1,6 @@
-"""A recipe as a run takes it: every value, checked as far as it can be without torch or a model, and the folder it writes into."""
+"""A recipe as a run takes it: every value, checked as far as it can be without torch or a model, and the folder it
+writes into.
+"""
 
 import os
 import re
@@ -15,14 +17,16 @@ def resolve(
 ) -> tuple[Recipe, Path]:
     """(the recipe with every value, the run folder). Writes nothing.
 
-    Raises UserError for an unknown recipe, key or value, a recipe without a model, sense-tagged sentences and a device that are not there.
+    Raises UserError for an unknown recipe, key or value, a recipe without a model, sense-tagged sentences and a device
+    that are not there.
     """
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     resolved = Recipe.load(source, overrides)
     if not resolved.model.source and resolved.text.source != "planted":
         raise UserError(
-            "the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set model.name=NAME (on the hub)"
+            "the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set "
+            "model.name=NAME (on the hub)"
         )
     check_senses(resolved)
     check_device(device)
@@ -30,7 +34,9 @@ def resolve(
 
 
 def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple[Recipe, Path]]:
-    """A run for each hook point, in a folder of its own under `folder`; the first one's harvest serves all. No points: the run itself."""
+    """A run for each hook point, in a folder of its own under `folder`; the first one's harvest serves all. No points:
+    the run itself.
+    """
     if not points:
         return [(recipe, folder)]
     if len(set(points)) < len(points) or recipe.harvest.cache:
@@ -46,7 +52,9 @@ def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple
 
 
 def check_senses(recipe: Recipe) -> None:
-    """Sense-tagged sentences are read after all arms are trained, so that they are there is checked before. Raises UserError."""
+    """Sense-tagged sentences are read after all arms are trained, so that they are there is checked before. Raises
+    UserError.
+    """
     path = Path(recipe.measure.senses)
     if recipe.measure.senses and not (path.is_file() or path.is_dir()):
         raise UserError(

@@ -1,8 +1,8 @@
 """An SAE's folder: `cfg.json` + `sae_weights.safetensors`, in the layout that SAELens 6 reads as it is.
 
-A BatchTopK SAE with its calibrated threshold is, for inference, a JumpReLU SAE, and is written as one; rule "topk" is SAELens's
-"topk". Our token normalisation is SAELens's "layer_norm". What SAELens does not know (k, recipe, seed, ...) lies in `metadata`.
-Folders of other making, SAELens's further architectures among them, are read by `metasae.interop`.
+A BatchTopK SAE with its calibrated threshold is, for inference, a JumpReLU SAE, and is written as one; rule "topk" is
+SAELens's "topk". Our token normalisation is SAELens's "layer_norm". What SAELens does not know (k, recipe, seed, ...)
+lies in `metadata`. Folders of other making, SAELens's further architectures among them, are read by `metasae.interop`.
 """
 
 import json
@@ -31,10 +31,11 @@ _RULES = {"jumprelu": "threshold", "topk": "topk"}
 
 
 def save(sae: SAE, folder: str | Path, standard: bool = False, metadata: dict | None = None) -> None:
-    """Writes the folder. standard: as SAELens's plain ReLU SAE, without thresholds. metadata: in place of the SAE's own.
+    """Writes the folder. standard: as SAELens's plain ReLU SAE, without thresholds. metadata: in place of the SAE's
+    own.
 
-    Raises ValueError when the SAE has no threshold yet, or has some above 0 that its layout cannot hold; UserError when the disk
-    refuses.
+    Raises ValueError when the SAE has no threshold yet, or has some above 0 that its layout cannot hold; UserError when
+    the disk refuses.
     """
     if sae.threshold is None:
         raise ValueError("an SAE is saved with its threshold: calibrate it first")
@@ -75,7 +76,8 @@ def save(sae: SAE, folder: str | Path, standard: bool = False, metadata: dict | 
 
 
 def load(folder: str | Path) -> SAE:
-    """Reads a folder written by `save`, or by SAELens for a plain JumpReLU or TopK SAE; `metasae.interop.load` reads any other.
+    """Reads a folder written by `save`, or by SAELens for a plain JumpReLU or TopK SAE; `metasae.interop.load` reads
+    any other.
 
     Raises UserError for a missing, damaged, mis-shaped or NaN-carrying folder.
     """
@@ -109,7 +111,8 @@ def _config(cfg: Any, folder: Path) -> SAEConfig:
         raise UserError(f"{folder / CONFIG}: d_in and d_sae must be positive whole numbers")
     if cfg.get("apply_b_dec_to_input", True) is not True:
         raise UserError(
-            f"{folder / CONFIG}: apply_b_dec_to_input = {json.dumps(cfg['apply_b_dec_to_input'])} is not supported, only true"
+            f"{folder / CONFIG}: apply_b_dec_to_input = {json.dumps(cfg['apply_b_dec_to_input'])} is not "
+            "supported, only true"
         )
     if cfg.get("rescale_acts_by_decoder_norm", False) is not False:
         raise UserError(f"{folder / CONFIG}: rescale_acts_by_decoder_norm is not supported, only false")

@@ -1,4 +1,5 @@
-"""An SAE's losses and gradients in closed form, on kept entries only. `metasae.train.objective` is what they must equal.
+"""An SAE's losses and gradients in closed form, on kept entries only. `metasae.train.objective` is what they must
+equal.
 
 With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
 
@@ -26,10 +27,11 @@ from metasae.sae.weights import Weights
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How products are made: which kernels, and the dtype of the dense matrix products (sums over kept entries stay in fp32).
+    """How products are made: which kernels, and the dtype of the dense matrix products (sums over kept entries stay in
+    fp32).
 
-    spread: how rows and latents lie over processes. Where they are spread, `kernels` is an object with the functions of a kernel
-    module, of which the selections are made over all processes.
+    spread: how rows and latents lie over processes. Where they are spread, `kernels` is an object with the functions of
+    a kernel module, of which the selections are made over all processes.
     """
 
     kernels: ModuleType
@@ -38,13 +40,17 @@ class Arithmetic:
 
     @property
     def fused(self) -> bool:
-        """Whether several parts of the step are made in one pass: kernels that have such passes, all rows and latents here."""
+        """Whether several parts of the step are made in one pass: kernels that have such passes, all rows and latents
+        here.
+        """
         return self.spread is WHOLE and hasattr(self.kernels, "encode_select")
 
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """The AuxK term (arXiv 2406.04093). dead_N: bool [n]; detach False: the paper's code, where it also pulls on the live reconstruction."""
+    """The AuxK term (arXiv 2406.04093). dead_N: bool [n]; detach False: the paper's code, where it also pulls on the
+    live reconstruction.
+    """
 
     dead_N: Tensor
     k: int
@@ -71,9 +77,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One forward pass. xc: x - b_dec; residuals: xh - x for each nested prefix, the last one being the whole SAE's.
+    """One forward pass. xc: x - b_dec; residuals: x - xh for each nested prefix, the last one being the whole SAE's.
 
-    pre: None where it never was as a whole. dots: <residual, w_j> [K] of each kept entry, where they came with the residual.
+    pre: None where it never was as a whole. dots: <residual, w_j> [K] of each kept entry, where they came with the
+    residual.
     """
 
     pre_BN: Tensor | None
@@ -87,7 +94,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Gradients:
-    """l2: mean over prefixes of mean (xh - x)^2; aux, sparsity: 0-dim; weights: dL/dweights of their sum."""
+    """l2: mean over prefixes of mean (x - xh)^2; aux, sparsity: 0-dim; weights: dL/dweights of their sum."""
 
     l2: Tensor
     aux: Tensor
@@ -117,56 +124,56 @@ def forward(
     if how.fused and len(groups) == 1:
         residual, _, dots = how.kernels.residual(kept, weights.W_dec_ND, xc)
         return Reconstruction(pre, kept, groups, xc, (residual,), cut, dots)
-    residuals, below = [], xc
-    for number, group in enumerate(groups):
+    residuals, remaining = [], xc
+    for group in groups:
         part = (
             torch.zeros_like(xc)
             if group.empty
             else how.kernels.decode(group.kept, weights.W_dec_ND[group.start : group.end])
         )
         part = how.spread.over_latents(part)
-        below = part.sub_(xc) if number == 0 else part.add_(below)
-        residuals.append(below)
+        remaining = torch.sub(remaining, part, out=part)
+        residuals.append(remaining)
     return Reconstruction(pre, kept, groups, xc, tuple(residuals), cut)
 
 
 def sae_gradients(
-    made: Reconstruction, weights: Weights, architecture: Architecture, aux: Auxiliary | None, how: Arithmetic
+    passed: Reconstruction, weights: Weights, architecture: Architecture, aux: Auxiliary | None, how: Arithmetic
 ) -> Gradients:
     """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term."""
-    n_prefixes = len(made.residuals)
-    numel = how.spread.rows(made.kept.n_rows) * made.xc_BD.shape[1]
-    l2 = sum(how.spread.row_mean(residual.square()) for residual in made.residuals) / n_prefixes
-    slopes = [residual * (2 / (numel * n_prefixes)) for residual in made.residuals]
+    n_prefixes = len(passed.residuals)
+    numel = how.spread.rows(passed.kept.n_rows) * passed.xc_BD.shape[1]
+    l2 = sum(how.spread.row_mean(residual.square()) for residual in passed.residuals) / n_prefixes
+    G_groups = [residual * (-2 / (numel * n_prefixes)) for residual in passed.residuals]
     aux_loss, extra = torch.zeros_like(l2), None
     n_dead = 0 if aux is None else int(how.spread.over_latents(aux.dead_N.sum()))
     if n_dead:
-        aux_loss, G_aux, *extra = _auxiliary(made, weights, aux, n_dead, numel, how)
+        aux_loss, G_aux, *extra = _auxiliary(passed, weights, aux, n_dead, numel, how)
         if not aux.detach:
-            slopes[-1] += G_aux
+            G_groups[-1] += G_aux
     for number in reversed(range(n_prefixes - 1)):
-        slopes[number] += slopes[number + 1]
+        G_groups[number] += G_groups[number + 1]
 
-    # the slopes that came with the residual are those of the residual alone
-    as_they_came = made.dots_K is not None and (extra is None or aux.detach)
-    dz = made.dots_K * (2 / numel) if as_they_came else _entry_slopes(made, weights, slopes, how)
+    # the dots that came with the residual are of the residual alone
+    as_they_came = passed.dots_K is not None and (extra is None or aux.detach)
+    dz = passed.dots_K * (-2 / numel) if as_they_came else _entry_gradients(passed, weights, G_groups, how)
     pre_K = (
-        made.pre_BN[made.kept.rows.long(), made.kept.latents.long()].float()
+        passed.pre_BN[passed.kept.rows.long(), passed.kept.latents.long()].float()
         if architecture.own_threshold
-        else made.kept.values
+        else passed.kept.values
     )
-    sparsity, dpre_K, dlog_threshold = architecture.sparsity(pre_K, made.kept, dz, weights)
-    dW_dec, dW_enc = _row_slopes(made, slopes, dpre_K, how)
-    dpre_N = made.kept.latent_sums(dpre_K)
+    sparsity, dpre_K, dlog_threshold = architecture.sparsity(pre_K, passed.kept, dz, weights)
+    dW_dec, dW_enc = _row_gradients(passed, G_groups, dpre_K, how)
+    dpre_N = passed.kept.latent_sums(dpre_K)
     if extra is not None:
         aux_dec, aux_enc, aux_pre, dead = extra
         dW_dec.index_add_(0, dead, aux_dec)
         dW_enc.index_add_(0, dead, aux_enc)
         dpre_N.index_add_(0, dead, aux_pre)
-    db_dec = slopes[0].sum(0) - how.spread.over_latents(dpre_N @ weights.W_enc_ND)
+    db_dec = G_groups[0].sum(0) - how.spread.over_latents(dpre_N @ weights.W_enc_ND)
     db_enc = None if weights.b_enc_N is None else dpre_N
-    found = how.spread.gradients(Weights(dW_enc, dW_dec, db_dec, db_enc, dlog_threshold))
-    return Gradients(l2, aux_loss, torch.zeros_like(l2) if sparsity is None else sparsity, found)
+    gradients = how.spread.gradients(Weights(dW_enc, dW_dec, db_dec, db_enc, dlog_threshold))
+    return Gradients(l2, aux_loss, torch.zeros_like(l2) if sparsity is None else sparsity, gradients)
 
 
 def _groups(kept: Kept, ends: tuple[int, ...]) -> tuple[Group, ...]:
@@ -175,15 +182,15 @@ def _groups(kept: Kept, ends: tuple[int, ...]) -> tuple[Group, ...]:
     return tuple(Group(start, end, *kept.between(start, end)) for start, end in zip((0, *ends), ends, strict=False))
 
 
-def _held(made: Reconstruction, slopes: list[Tensor]) -> Iterator[tuple[Group, Tensor]]:
-    """The groups with latents, each with its slope."""
-    return ((group, G) for group, G in zip(made.groups, slopes, strict=True) if not group.empty)
+def _with_latents(passed: Reconstruction, G_groups: list[Tensor]) -> Iterator[tuple[Group, Tensor]]:
+    """The groups with latents, each with its dL/dxh."""
+    return ((group, G) for group, G in zip(passed.groups, G_groups, strict=True) if not group.empty)
 
 
-def _entry_slopes(made: Reconstruction, weights: Weights, slopes: list[Tensor], how: Arithmetic) -> Tensor:
-    """dL/dz [K] from each group's slope."""
-    out = torch.empty_like(made.kept.values)
-    for group, G in _held(made, slopes):
+def _entry_gradients(passed: Reconstruction, weights: Weights, G_groups: list[Tensor], how: Arithmetic) -> Tensor:
+    """dL/dz [K] from each group's dL/dxh."""
+    out = torch.empty_like(passed.kept.values)
+    for group, G in _with_latents(passed, G_groups):
         part = how.kernels.entry_dots(group.kept, G, weights.W_dec_ND[group.start : group.end])
         if group.places is None:
             return part
@@ -191,30 +198,33 @@ def _entry_slopes(made: Reconstruction, weights: Weights, slopes: list[Tensor], 
     return out
 
 
-def _row_slopes(made: Reconstruction, slopes: list[Tensor], dpre_K: Tensor, how: Arithmetic) -> tuple[Tensor, Tensor]:
+def _row_gradients(
+    passed: Reconstruction, G_groups: list[Tensor], dpre_K: Tensor, how: Arithmetic
+) -> tuple[Tensor, Tensor]:
     """(dL/dW_dec, dL/dW_enc), both [n, d]; groups hold disjoint latents, so theirs are stacked."""
     pieces = []
-    for group, G in _held(made, slopes):
+    for group, G in _with_latents(passed, G_groups):
         dpre = dpre_K if group.places is None else dpre_K[group.places]
-        pieces.append(how.kernels.latent_rows(group.kept, (group.kept.values, dpre), (G, made.xc_BD)))
+        pieces.append(how.kernels.latent_rows(group.kept, (group.kept.values, dpre), (G, passed.xc_BD)))
     return pieces[0] if len(pieces) == 1 else tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
-def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, n_dead: int, numel: int, how: Arithmetic):
-    """AuxK loss, dL/d(aux reconstruction) [B, d], the dead latents' (dL/dW_dec rows, dL/dW_enc rows, dL/dpre summed) and their indices.
+def _auxiliary(passed: Reconstruction, weights: Weights, aux: Auxiliary, n_dead: int, numel: int, how: Arithmetic):
+    """AuxK loss, dL/d(aux reconstruction) [B, d], the dead latents' (dL/dW_dec rows, dL/dW_enc rows, dL/dpre summed)
+    and their indices.
 
     Dense on the dead columns: with k near d / 2 a sparse product would move more bytes than the dense one.
     """
     dead = aux.dead_N.nonzero().squeeze(1)
-    if made.pre_BN is None:
+    if passed.pre_BN is None:
         b_enc = None if weights.b_enc_N is None else weights.b_enc_N[dead]
-        columns = how.kernels.encode(made.xc_BD, weights.W_enc_ND[dead], b_enc, how.dtype)
+        columns = how.kernels.encode(passed.xc_BD, weights.W_enc_ND[dead], b_enc, how.dtype)
     else:
-        columns = how.kernels.take_columns(made.pre_BN, dead)
+        columns = how.kernels.take_columns(passed.pre_BN, dead)
     a = how.kernels.keep_rows(columns, min(aux.k, n_dead))
     W_dec = weights.W_dec_ND[dead].to(how.dtype)
-    # ra = xa - (x - xh) = xa + residual
-    ra = how.spread.over_latents((a @ W_dec).float()).add_(made.residuals[-1])
+    # what the dead latents leave of the residual, with the other sign
+    ra = how.spread.over_latents((a @ W_dec).float()).sub_(passed.residuals[-1])
     loss = aux.coef * how.spread.row_mean(ra.square())
     G = ra * (2 * aux.coef / numel)
     Gh = G.to(how.dtype)
@@ -223,7 +233,7 @@ def _auxiliary(made: Reconstruction, weights: Weights, aux: Auxiliary, n_dead: i
         loss,
         G,
         (a.t() @ Gh).float(),
-        (da.t() @ made.xc_BD.to(how.dtype)).float(),
+        (da.t() @ passed.xc_BD.to(how.dtype)).float(),
         da.sum(0, dtype=torch.float32),
         dead,
     )

@@ -17,7 +17,8 @@ class UnitRowAdam:
     """torch's fused Adam, with the decoder rows' radial gradient removed before the step and their length restored.
 
     `renormalise = "after"`: rows are exactly unit after every step. `"before"`: the order of the paper's code, which
-    renormalises before the step, so that rows drift by up to 7e-4 between steps. norm: what the gradients are clipped by.
+    renormalises before the step, so that rows drift by up to 7e-4 between steps. norm: what the gradients are clipped
+    by.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class UnitRowAdam:
 
 def _clip_(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
     """Scales all gradients so that their joint norm is at most `limit`."""
-    # on a CPU the number is at hand, and a pass over all gradients is saved; elsewhere reading it would stall the device
+    # on a CPU the number is at hand, and a pass over all gradients is saved; elsewhere reading it would stall the
+    # device
     if norm.device.type != "cpu" or norm > limit:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
@@ -75,7 +77,9 @@ def unit_rows_(W_ND: Tensor) -> None:
 
 
 def learning_rate(step: int, total: int, lr: float, warmup: int, decay: float) -> float:
-    """Linear warm-up over `warmup` steps, then constant, then linear to zero over the last `decay` share of all steps."""
+    """Linear warm-up over `warmup` steps, then constant, then linear to zero over the last `decay` share of all
+    steps.
+    """
     rise = min(1.0, (step + 1) / (warmup + 1))
     tail = decay * total
     fall = min(1.0, (total - step) / tail) if tail > 0 else 1.0

@@ -45,17 +45,18 @@ class SAEConfig:
 class SAE(nn.Module):
     """z = relu(pre) * (pre > threshold),  pre = (norm(x) - b_dec) W_enc + b_enc;   x_hat = unnorm(z W_dec + b_dec).
 
-    W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], threshold [n] (None until calibrated). Rows of W_dec have unit length where
-    we trained them; those of other libraries are kept as they are. Rule "topk" keeps the k largest z of each token, ties to the
-    lower latent; it needs no calibration, its thresholds are 0.
-    W_enc lies in memory as its transpose, so that a latent's encoder column is contiguous like its decoder row.
+    W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d], threshold [n] (None until calibrated). Rows of W_dec have unit
+    length where we trained them; those of other libraries are kept as they are. Rule "topk" keeps the k largest z of
+    each token, ties to the lower latent; it needs no calibration, its thresholds are 0. W_enc lies in memory as its
+    transpose, so that a latent's encoder column is contiguous like its decoder row.
     """
 
     def __init__(self, config: SAEConfig):
         super().__init__()
         if config.normalize not in ("none", "token", "token_eps"):
             raise ValueError(
-                f"normalize must be 'none', 'token' or 'token_eps', not '{config.normalize}'; fold a global scale with `scaled`"
+                f"normalize must be 'none', 'token' or 'token_eps', not '{config.normalize}'; fold a global scale "
+                "with `scaled`"
             )
         if config.rule not in ("threshold", "topk"):
             raise ValueError(f"rule must be 'threshold' or 'topk', not '{config.rule}'")
@@ -71,7 +72,9 @@ class SAE(nn.Module):
 
     @classmethod
     def load(cls, folder) -> "SAE":
-        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`. `metasae.load` reads runs, arms and addresses too."""
+        """Reads a folder with cfg.json and sae_weights.safetensors; see `metasae.sae.folder.load`. `metasae.load` reads
+        runs, arms and addresses too.
+        """
         from metasae.sae.folder import load
 
         return load(folder)
@@ -98,7 +101,9 @@ class SAE(nn.Module):
         self.b_dec.zero_()
 
     def normalise(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x [..., d] in the model's units -> (x [..., d] as the weights see it, mean [..., 1], std [..., 1] to undo it with)."""
+        """x [..., d] in the model's units -> (x [..., d] as the weights see it, mean [..., 1], std [..., 1] to undo it
+        with).
+        """
         if self.config.normalize == "none":
             return x, None, None
         x, mean, std = token_normalise(x)
@@ -160,11 +165,13 @@ def largest_of_rows(acts: Tensor, k: int) -> Tensor:
 
 
 def token_normalise(x: Tensor, eps: float = TOKEN_EPS) -> tuple[Tensor, Tensor, Tensor]:
-    """(x - mean) / (std + eps) per row, std with n - 1. Undone by y * std + mean, without eps, as SAELens does. [..., d]."""
+    """(x - mean) / (std + eps) per row, std with n - 1. Undone by y * std + mean, without eps, as SAELens does. [...,
+    d].
+    """
     mean = x.mean(dim=-1, keepdim=True)
     centred = x - mean
-    # Five times faster than Tensor.std along rows, and the same number. Centred once more, as std does: in a constant row
-    # what the first mean leaves of rounding would otherwise count as spread.
+    # Five times faster than Tensor.std along rows, and the same number. Centred once more, as std does: in a constant
+    # row what the first mean leaves of rounding would otherwise count as spread.
     spread = centred - centred.mean(dim=-1, keepdim=True)
     std = torch.linalg.vector_norm(spread, dim=-1, keepdim=True) / (x.shape[-1] - 1) ** 0.5
     return centred / (std + eps), mean, std

@@ -1,7 +1,8 @@
 """How pre [B, n] lies over the processes of a job, as far as a step has to know.
 
-With one process it is whole, and every sum over a part is the sum. `metasae.parallel` has the two other ways: each process holds
-some of the latents for all rows (the primary SAE), or some of the rows for all latents (a meta SAE on the primary's rows).
+With one process it is whole, and every sum over a part is the sum. `metasae.parallel` has the two other ways: each
+process holds some of the latents for all rows (the primary SAE), or some of the rows for all latents (a meta SAE on the
+primary's rows).
 
 purpose: under which name the bytes that are sent are counted; None is the step's own.
 """

@@ -1,7 +1,7 @@
 """The whole state of a training run in one safetensors file, written whole or not at all.
 
-Weights, Adam's moments, firing counters, warm cuts, step counts and pending metrics. The stream's cursor is the count of
-primary steps, and no random number is drawn after initialisation, so this is all that a bit-for-bit resume needs.
+Weights, Adam's moments, firing counters, warm cuts, step counts and pending metrics. The stream's cursor is the count
+of primary steps, and no random number is drawn after initialisation, so this is all that a bit-for-bit resume needs.
 """
 
 import json
@@ -19,13 +19,16 @@ FILE = "checkpoints/latest.safetensors"
 
 
 def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None:
-    """`pending`: metrics of steps not yet written as a line; `metrics_bytes`: length of metrics.jsonl at this moment."""
+    """`pending`: metrics of steps not yet written as a line; `metrics_bytes`: length of metrics.jsonl at this
+    moment.
+    """
     header = header_of(trainer, pending, metrics_bytes)
     write_tensors(folder / FILE, tensors_of(trainer), {"state": json.dumps(header)})
 
 
 def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None:
-    """Puts the saved state into a fresh trainer; returns (pending metrics, length of metrics.jsonl), or None without a checkpoint.
+    """Puts the saved state into a fresh trainer; returns (pending metrics, length of metrics.jsonl), or None without a
+    checkpoint.
 
     Raises UserError when the file is damaged, or was made by another recipe, arm or seed.
     """
@@ -35,7 +38,7 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
     try:
         with safe_open(path, "pt", device=str(trainer.device)) as file:
             header = json.loads(file.metadata()["state"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no dict)
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise damaged(path, error) from None
     check(header, trainer, path)

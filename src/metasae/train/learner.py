@@ -18,7 +18,8 @@ RATE_MEMORY = 0.99
 
 @dataclass
 class Learner:
-    """silent_N: int64 tokens (rows, for the meta SAE) since each latent last fired. rate_N: running firing rate per token.
+    """silent_N: int64 tokens (rows, for the meta SAE) since each latent last fired. rate_N: running firing rate per
+    token.
 
     cut, probe_cut: warm starts of the selection, in training and in the penalty's look at a meta SAE.
     """
@@ -65,9 +66,11 @@ def new_learner(
     own: range | None = None,
     optimiser: type[UnitRowAdam] = UnitRowAdam,
 ) -> Learner:
-    """Random unit rows from `generator`; W_enc = W_dec^T when tied, else random rows of its own. adam: UnitRowAdam's settings.
+    """Random unit rows from `generator`; W_enc = W_dec^T when tied, else random rows of its own. adam: UnitRowAdam's
+    settings.
 
-    own: only these latents, as they would be among all: drawn with all of them, so that the start does not depend on who holds what.
+    own: only these latents, as they would be among all: drawn with all of them, so that the start does not depend on
+    who holds what.
     """
     options = Options(table.k, table.l1, table.l0_coef, table.bandwidth, table.threshold, table.prefixes)
     kind = architecture(table.architecture, options)

@@ -28,7 +28,9 @@ class Batches(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Saves and loads a trainer's whole state: the module `metasae.train.checkpoint`, or what spreads it over processes."""
+    """Saves and loads a trainer's whole state: the module `metasae.train.checkpoint`, or what spreads it over
+    processes.
+    """
 
     def save(self, trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None: ...
     def load(self, trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None: ...
@@ -44,11 +46,12 @@ def train(
     checkpoints: Checkpoints = checkpoint,
     until: int | None = None,
 ) -> bool:
-    """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints there, one at the end too.
+    """Trains to the end, from the checkpoint in `folder` where there is one. Writes metrics.jsonl and checkpoints
+    there, one at the end too.
 
-    after_step: called after every step with 'primary' or 'meta'. until: stops, with all saved, where the next primary step would be
-    one more than these. Returns whether the end was reached.
-    Raises Interrupted after saving when `stop` was asked for; UserError when a loss is no longer finite.
+    after_step: called after every step with 'primary' or 'meta'. until: stops, with all saved, where the next primary
+    step would be one more than these. Returns whether the end was reached. Raises Interrupted after saving when `stop`
+    was asked for; UserError when a loss is no longer finite.
     """
     log = MetricsLog(folder / "metrics.jsonl", trainer, checkpoints)
     resumed = checkpoints.load(trainer, folder)
@@ -99,7 +102,9 @@ class MetricsLog:
         self.last: dict[str, float] = {}
 
     def resume(self, pending: list[dict[str, float]], n_bytes: int) -> None:
-        """Goes on after `n_bytes` of the file: what a killed run wrote beyond its checkpoint is cut off and written again."""
+        """Goes on after `n_bytes` of the file: what a killed run wrote beyond its checkpoint is cut off and written
+        again.
+        """
         if self.trainer.leads:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
@@ -110,10 +115,10 @@ class MetricsLog:
             os.truncate(self.path, n_bytes)
         *window, late = pending or [{}]
         # with those of the steps to come, which lie where the trainer works
-        as_tensors = lambda numbers: {
-            key: torch.tensor(value, device=self.trainer.device) for key, value in numbers.items()
-        }
-        self.window, self.pending = [as_tensors(numbers) for numbers in window], as_tensors(late)
+        self.window, self.pending = [self._as_tensors(numbers) for numbers in window], self._as_tensors(late)
+
+    def _as_tensors(self, numbers: dict[str, float]) -> dict[str, Tensor]:
+        return {key: torch.tensor(value, device=self.trainer.device) for key, value in numbers.items()}
 
     def primary(self, numbers: dict[str, Tensor], penalty: Tensor) -> None:
         """The penalty is that of the window's last step: where lambda2 = 0 it is only worked out then."""
@@ -147,7 +152,8 @@ class MetricsLog:
         latest = {key: float(value) for key, value in self.pending.items()}
         if not all(math.isfinite(value) for value in (*means.values(), *latest.values())):
             raise UserError(
-                f"the loss is no longer finite at step {self.trainer.done.primary}; try a smaller train.lr or train.clip"
+                f"the loss is no longer finite at step {self.trainer.done.primary}; try a smaller train.lr or "
+                "train.clip"
             )
         done = self.trainer.done
         line = {

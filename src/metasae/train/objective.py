@@ -53,7 +53,9 @@ def reconstruction_loss(xh_BD: Tensor, x_BD: Tensor) -> Tensor:
 def auxiliary_loss(
     x_BD: Tensor, xh_BD: Tensor, a_BN: Tensor, W_dec_ND: Tensor, dead_N: Tensor, k_aux: int, coef: float, detach: bool
 ) -> Tensor:
-    """The dead latents' try at the residual: per token the top min(k_aux, |D|) of a[:, D]. `detach` False: the paper's code."""
+    """The dead latents' try at the residual: per token the top min(k_aux, |D|) of a[:, D]. `detach` False: the paper's
+    code.
+    """
     residual = x_BD - xh_BD
     if detach:
         residual = residual.detach()

@@ -86,7 +86,9 @@ class Trainer:
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
     def next_action(self) -> str | None:
-        """'primary', 'meta' or None at the end. A pure function of the step counts, so a resumed run takes the same turns."""
+        """'primary', 'meta' or None at the end. A pure function of the step counts, so a resumed run takes the same
+        turns.
+        """
         due = (
             self.done.primary if not self.rules.after else self.done.primary * (self.done.primary == self.total_primary)
         )
@@ -108,43 +110,51 @@ class Trainer:
     def primary_gradients(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor], Weights]:
         """The losses on activations x [B, d] (fp32, globally scaled where the recipe says so) and their gradients.
 
-        Between them, further numbers as 0-dim tensors: fvu, l0, dead and each further penalty. Counts firings, changes no weight.
-        `with_penalty` False leaves the decomposability penalty's value out where it is not charged.
+        Between them, further numbers as 0-dim tensors: fvu, l0, dead and each further penalty. Counts firings, changes
+        no weight. `with_penalty` False leaves the decomposability penalty's value out where it is not charged.
         """
         train, learner = self.recipe.train, self.primary
         x = x_BD.to(self.device)
         if self.recipe.sae.normalize == "token":
             x = token_normalise(x)[0]
-        made = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how)
-        learner.cut = made.cut
-        dead = learner.count(made.kept, train.dead_after, self.how.spread)
-        found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.how)
-        total = found.l2 + found.aux + found.sparsity
+        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how)
+        learner.cut = passed.cut
+        dead = learner.count(passed.kept, train.dead_after, self.how.spread)
+        gradients = sae_gradients(passed, learner.weights, learner.architecture, self._aux(dead), self.how)
+        total = gradients.l2 + gradients.aux + gradients.sparsity
         charged = self.done.primary >= train.penalty_start * self.total_primary
         penalty = torch.zeros_like(total)
         if self.meta and not self.rules.after and (with_penalty or (self.lambda2 > 0 and charged)):
-            penalty, cost = self._decomposability(found.weights.W_dec_ND if charged else None)
+            penalty, cost = self._decomposability(gradients.weights.W_dec_ND if charged else None)
             total = total + cost if charged else total
-        numbers = self._numbers(x, made, dead)
+        numbers = self._numbers(x, passed, dead)
         if charged and self.penalties and self.done.primary % train.penalty_every == 0:
-            total = total + self._further_penalties(made, found.weights.W_dec_ND, numbers)
-        return Losses(found.l2, found.aux, penalty, total), numbers, found.weights
+            total = total + self._further_penalties(passed, gradients.weights.W_dec_ND, numbers)
+        return Losses(gradients.l2, gradients.aux, penalty, total), numbers, gradients.weights
 
     @torch.no_grad()
     def meta_step(self) -> Losses:
         """One step of the meta SAE on all rows of the primary's decoder, as they are now."""
         train, learner = self.recipe.train, self.meta
-        made = forward(self._meta_rows(), learner.weights, learner.architecture, learner.k, learner.cut, self.meta_how)
-        learner.cut = made.cut
-        dead = learner.count(made.kept, train.meta_dead_after, self.meta_how.spread)
-        found = sae_gradients(made, learner.weights, learner.architecture, self._aux(dead), self.meta_how)
+        passed = forward(
+            self._meta_rows(), learner.weights, learner.architecture, learner.k, learner.cut, self.meta_how
+        )
+        learner.cut = passed.cut
+        dead = learner.count(passed.kept, train.meta_dead_after, self.meta_how.spread)
+        gradients = sae_gradients(passed, learner.weights, learner.architecture, self._aux(dead), self.meta_how)
         rate = learning_rate(self.done.meta, self.total_meta, train.meta_lr or train.lr, train.warmup, train.decay)
-        learner.optimiser.step(found.weights, rate)
+        learner.optimiser.step(gradients.weights, rate)
         self.done.meta += 1
-        return Losses(found.l2, found.aux, torch.zeros_like(found.l2), found.l2 + found.aux + found.sparsity)
+        return Losses(
+            gradients.l2,
+            gradients.aux,
+            torch.zeros_like(gradients.l2),
+            gradients.l2 + gradients.aux + gradients.sparsity,
+        )
 
     def export(self, scale: float, metadata: dict) -> dict[str, SAE]:
-        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}; thresholds only where the architecture learns them.
+        """{'primary': SAE in the model's own units, 'meta': SAE over decoder rows}; thresholds only where the
+        architecture learns them.
 
         scale: what the inputs were multiplied by.
         """
@@ -164,7 +174,7 @@ class Trainer:
         return asked
 
     def _arithmetic(self, module: ModuleType, dtype: torch.dtype) -> tuple[Arithmetic, Arithmetic]:
-        """How the primary's products are made, and a meta SAE's on the primary's rows."""
+        """How the primary's products are passed, and a meta SAE's on the primary's rows."""
         return Arithmetic(module, dtype), Arithmetic(module, dtype)
 
     def _norm(self, gradients: Weights) -> Tensor:
@@ -193,11 +203,11 @@ class Trainer:
         train = self.recipe.train
         return Auxiliary(dead_N, self.k_aux, train.aux_coef, train.aux_residual == "detached")
 
-    def _numbers(self, x_BD: Tensor, made: Reconstruction, dead_N: Tensor) -> dict[str, Tensor]:
+    def _numbers(self, x_BD: Tensor, passed: Reconstruction, dead_N: Tensor) -> dict[str, Tensor]:
         variance, total = (x_BD - x_BD.mean(0)).square().mean(), self.how.spread.over_latents
         return {
-            "fvu": made.residuals[-1].square().mean() / variance,
-            "l0": total(made.kept.l0()),
+            "fvu": passed.residuals[-1].square().mean() / variance,
+            "l0": total(passed.kept.l0()),
             "dead": total(dead_N.sum()).float(),
         }
 
@@ -223,24 +233,29 @@ class Trainer:
                 W, meta.weights, meta.k, meta.probe_cut, *settings, share, into
             )
             return value, self.lambda2 * value
-        seen = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
-        meta.probe_cut = seen.cut
+        view = probe(W, meta.weights, meta.architecture, meta.k, meta.probe_cut, mode, self.meta_how)
+        meta.probe_cut = view.cut
         lambda2, sigma_sq = self.lambda2, train.sigma_sq
         # only where it is charged: before that, rows are looked at for the log alone, which must decide nothing
         if self.sigma and lambda2 > 0 and into_ND is not None:
-            lambda2, sigma_sq = self.sigma.update(self._over_all(seen.e_N.mean())[None])
-        value, factor_N = decomposability(seen, sigma_sq, share)
+            lambda2, sigma_sq = self.sigma.update(self._over_all(view.e_N.mean())[None])
+        value, factor_N = decomposability(view, sigma_sq, share)
         value, pull = self._over_all(value), lambda2 * self.own_share
         if into_ND is not None and lambda2 > 0:
             if train.meta_gradient == "full":
-                into_ND.add_(full_gradient(W, meta.weights, seen, mode, sigma_sq, share), alpha=pull)
+                into_ND.add_(full_gradient(W, meta.weights, view, mode, sigma_sq, share), alpha=pull)
             else:
-                into_ND.addcmul_(seen.difference_ND, factor_N[:, None], value=pull)
+                into_ND.addcmul_(view.difference_ND, factor_N[:, None], value=pull)
         return value, lambda2 * value
 
-    def _further_penalties(self, made: Reconstruction, into_ND: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    def _further_penalties(self, passed: Reconstruction, into_ND: Tensor, numbers: dict[str, Tensor]) -> Tensor:
         scene = Scene(
-            self.primary.weights.W_dec_ND, made.kept, self.primary.rate_N, self.done.primary, self.seed, self.how.spread
+            self.primary.weights.W_dec_ND,
+            passed.kept,
+            self.primary.rate_N,
+            self.done.primary,
+            self.seed,
+            self.how.spread,
         )
         cost = into_ND.new_zeros(())
         for name, coef in self.penalties.items():

@@ -232,4 +232,4 @@ def _score(weights: Weights, rows: Tensor, k: int) -> float | None:
     if not len(rows):
         return None
     made = forward(rows, weights, BatchTopK(Options(k)), k, 0.0, Arithmetic(fast, torch.float32))
-    return variance_explained(rows, rows + made.residuals[-1])
+    return variance_explained(rows, rows - made.residuals[-1])

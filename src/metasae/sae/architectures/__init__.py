@@ -1,4 +1,6 @@
-"""Architectures: which entries of pre [B, n] fire, and what sparsity costs. One file each; `metasae.recipe.registry` names them."""
+"""Architectures: which entries of pre [B, n] fire, and what sparsity costs. One file each; `metasae.recipe.registry`
+names them.
+"""
 
 from metasae.recipe.registry import ARCHITECTURES, named
 from metasae.sae.architectures.base import Architecture, Options

@@ -14,8 +14,8 @@ from metasae.sae.weights import Weights
 class Options:
     """Numbers an architecture may need. k: latents per token asked for.
 
-    l1: weight of ReLU's sum of activations. l0_coef, bandwidth, threshold: JumpReLU's L0 term, its pseudo-derivative's width
-    and its first threshold. prefixes: Matryoshka's nested prefixes, as shares of n.
+    l1: weight of ReLU's sum of activations. l0_coef, bandwidth, threshold: JumpReLU's L0 term, its pseudo-derivative's
+    width and its first threshold. prefixes: Matryoshka's nested prefixes, as shares of n.
     """
 
     k: int
@@ -29,15 +29,17 @@ class Options:
 class Architecture:
     """The seam. Subclasses override what differs.
 
-    spread: how the latents lie over processes (`metasae.sae.spread`). A sum over all latents is taken through it, which is all that an
-    architecture needs to do to be right on several ranks; the kernels' selections see to that themselves.
+    spread: how the latents lie over processes (`metasae.sae.spread`). A sum over all latents is taken through it, which
+    is all that an architecture needs to do to be right on several ranks; the kernels' selections see to that
+    themselves.
     """
 
     # whether the learned rule is the inference rule; if not, a threshold is calibrated after training
     own_threshold = False
     # whether `select` keeps the k * B largest of the batch and needs nothing else of pre
     over_batch = False
-    # whether a meta SAE of this kind may be trained on rows that lie on several ranks: where its sparsity is the kernels' selection alone
+    # whether a meta SAE of this kind may be trained on rows that lie on several ranks: where its sparsity is the
+    # kernels' selection alone
     rows_over_ranks = False
 
     def __init__(self, options: Options, spread: Whole = WHOLE):

@@ -1,7 +1,7 @@
 """Exact BatchTopK and the sparse products of a training step.
 
-`reference.py` is the specification, in plain dense torch; `fast.py` has the same functions with the same signatures, and so
-has `triton`, for CUDA devices, which is imported only when it is asked for.
+`reference.py` is the specification, in plain dense torch; `fast.py` has the same functions with the same signatures,
+and so has `triton`, for CUDA devices, which is imported only when it is asked for.
 """
 
 import importlib
@@ -16,7 +16,8 @@ NAMES = ("auto", "fast", "triton", "reference")
 
 
 def kernels(name: str, device: torch.device | None = None) -> ModuleType:
-    """The kernel module of that name. 'auto': 'triton' where `device` is a CUDA device and Triton is installed, else 'fast'.
+    """The kernel module of that name. 'auto': 'triton' where `device` is a CUDA device and Triton is installed, else
+    'fast'.
 
     Raises UserError for 'triton' where it cannot run.
     """

@@ -38,12 +38,12 @@ def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
     cut = cut if 0 < cut < math.inf else sampled_cut(flat, keep)
     choose = _choose_on_cpu if flat.device.type == "cpu" else _choose
     while True:
-        found, values, enough = choose(flat, keep, cut)
+        places, values, enough = choose(flat, keep, cut)
         if enough or cut == 0:
             break
         cut = cut * 0.5 if cut > 1e-6 else 0.0
     low = float(values.min()) if values.numel() else 0.0
-    return Kept.from_flat(found, values, *pre_BN.shape), low * CUT_MARGIN
+    return Kept.from_flat(places, values, *pre_BN.shape), low * CUT_MARGIN
 
 
 def select_rows(pre_BN: Tensor, keep: int) -> Kept:
@@ -67,7 +67,9 @@ def keep_rows(pre_BN: Tensor, keep: int) -> Tensor:
 
 
 def _largest_of_rows(bits: np.ndarray, keep: int) -> np.ndarray:
-    """bits [b, n] >= 0 -> bool [b, n]: the `keep` largest of each row, ties to the lower column; any number of zeros more."""
+    """bits [b, n] >= 0 -> bool [b, n]: the `keep` largest of each row, ties to the lower column; any number of zeros
+    more.
+    """
     n = bits.shape[1]
     if bits.dtype == np.int16:
         # numbers in bf16 are often equal: with their column beside them no two are
@@ -115,37 +117,41 @@ def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, 
 
 
 def _choose(flat: Tensor, keep: int, cut: float) -> tuple[Tensor, Tensor, bool]:
-    """Of the entries above `cut` >= 0 the `keep` largest, ties to the lower index: (ascending indices, values, were there enough)."""
-    found = (flat > cut).nonzero().squeeze(1)
-    values = flat[found]
-    if found.numel() <= keep:
-        return found, values, found.numel() == keep
+    """Of the entries above `cut` >= 0 the `keep` largest, ties to the lower index: (ascending indices, values, were
+    there enough).
+    """
+    places = (flat > cut).nonzero().squeeze(1)
+    values = flat[places]
+    if places.numel() <= keep:
+        return places, values, places.numel() == keep
     limit = torch.kthvalue(values.float(), values.numel() - keep + 1).values.to(values.dtype)
     chosen = values > limit
     ties = (values == limit).nonzero().squeeze(1)
     chosen[ties[: keep - int(chosen.sum())]] = True
-    return found[chosen], values[chosen], True
+    return places[chosen], values[chosen], True
 
 
 def _choose_on_cpu(flat: Tensor, keep: int, cut: float) -> tuple[Tensor, Tensor, bool]:
     """`_choose` in numpy, whose comparison, flatnonzero and partition take a third of the time of torch's on a CPU."""
-    found, values = _above_on_cpu(flat, cut)
-    enough = found.size >= keep
-    if found.size > keep:
-        limit = np.partition(values, found.size - keep)[found.size - keep]
+    places, values = _above_on_cpu(flat, cut)
+    enough = places.size >= keep
+    if places.size > keep:
+        limit = np.partition(values, places.size - keep)[places.size - keep]
         chosen = values > limit
         chosen[np.flatnonzero(values == limit)[: keep - np.count_nonzero(chosen)]] = True
-        found, values = found[chosen], values[chosen]
-    return torch.from_numpy(found), torch.from_numpy(values).view(flat.dtype), enough
+        places, values = places[chosen], values[chosen]
+    return torch.from_numpy(places), torch.from_numpy(values).view(flat.dtype), enough
 
 
 def above(flat: Tensor, cut: float) -> tuple[Tensor, Tensor]:
-    """Ascending indices int64 [K] and values [K] of the entries above `cut` >= 0, in bf16 above the cut rounded towards zero."""
+    """Ascending indices int64 [K] and values [K] of the entries above `cut` >= 0, in bf16 above the cut rounded towards
+    zero.
+    """
     if flat.device.type != "cpu":
-        found = (flat > cut).nonzero().squeeze(1)
-        return found, flat[found]
-    found, values = _above_on_cpu(flat, cut)
-    return torch.from_numpy(found), torch.from_numpy(values).view(flat.dtype)
+        places = (flat > cut).nonzero().squeeze(1)
+        return places, flat[places]
+    places, values = _above_on_cpu(flat, cut)
+    return torch.from_numpy(places), torch.from_numpy(values).view(flat.dtype)
 
 
 def _above_on_cpu(flat: Tensor, cut: float) -> tuple[np.ndarray, np.ndarray]:
@@ -156,8 +162,8 @@ def _above_on_cpu(flat: Tensor, cut: float) -> tuple[np.ndarray, np.ndarray]:
         numbers, least = flat.view(torch.int16).numpy(), int(np.float32(cut).view(np.uint32)) >> 16
     else:
         numbers, least = flat.numpy(), cut
-    found = np.flatnonzero(np.greater(numbers, numbers.dtype.type(least)))
-    return found, numbers[found]
+    places = np.flatnonzero(np.greater(numbers, numbers.dtype.type(least)))
+    return places, numbers[places]
 
 
 def sampled_cut(flat: Tensor, keep: int, size: int = 1 << 16) -> float:
@@ -169,7 +175,9 @@ def sampled_cut(flat: Tensor, keep: int, size: int = 1 << 16) -> float:
 
 
 def _bits(numbers: Tensor) -> np.ndarray:
-    """fp32 or bf16 numbers as integers of the same bits; at and above zero these are ordered alike. numpy knows no bf16."""
+    """fp32 or bf16 numbers as integers of the same bits; at and above zero these are ordered alike. numpy knows no
+    bf16.
+    """
     return numbers.view(torch.int16 if numbers.dtype == torch.bfloat16 else torch.int32).numpy()
 
 

@@ -57,7 +57,8 @@ def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:
 
 
 def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """For each pair (weight [K], source [B, d]): out[j] = sum over entries of latent j of weight * source[row], fp32 [n, d].
+    """For each pair (weight [K], source [B, d]): out[j] = sum over entries of latent j of weight * source[row], fp32
+    [n, d].
 
     With (z, dL/dx_hat) this is dL/dW_dec; with (dL/dz, x) it is dL/dW_enc, transposed.
     """

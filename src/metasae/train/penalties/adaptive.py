@@ -1,7 +1,7 @@
 """sigma^2 that follows the rows: sigma^2 = running mean of e, with kappa = (lambda2 / sigma^2) exp(-e / sigma^2) held.
 
-The pull on a row is proportional to kappa, so holding it keeps the penalty's strength while sigma^2 stays where the gradient
-is largest, at sigma^2 = e. With sigma^2 = e the coefficient that holds kappa is lambda2 = kappa * e * exp(1).
+The pull on a row is proportional to kappa, so holding it keeps the penalty's strength while sigma^2 stays where the
+gradient is largest, at sigma^2 = e. With sigma^2 = e the coefficient that holds kappa is lambda2 = kappa * e * exp(1).
 """
 
 import math

@@ -1,4 +1,5 @@
-"""Firing-weighted cosine, in the manner of C2R (arXiv 2606.30609): rows of latents that fire often should be orthogonal.
+"""Firing-weighted cosine, in the manner of C2R (arXiv 2606.30609): rows of latents that fire often should be
+orthogonal.
 
     P = sum_{i != j} f_i f_j (w_i . w_j)^2 / (sum_i f_i)^2,      f: running firing rates
 

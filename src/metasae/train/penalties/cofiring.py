@@ -6,8 +6,8 @@ over the first T tokens of the batch. With C_ij the number of those tokens on wh
 
     dP/dw_i = (4/(T L)) sum_j C_ij (w_i . w_j) w_j.
 
-Only pairs that co-fire are touched: C is sparse, and the cosines are taken where it is not zero. Over ranks: each has the pairs of its
-own i with every j, so it sees all rows and all firings on those tokens; the two sums are added up.
+Only pairs that co-fire are touched: C is sparse, and the cosines are taken where it is not zero. Over ranks: each has
+the pairs of its own i with every j, so it sees all rows and all firings on those tokens; the two sums are added up.
 """
 
 import numpy as np

@@ -3,8 +3,8 @@
     P = (1/n) sum_i s_i p_i,   p_i = exp(-e_i / sigma^2),   e_i = ||w_i - sg(wh_i)||^2,   s_i = 1
     dP/dw_i = -(2 / (n sigma^2)) s_i p_i (w_i - wh_i)
 
-Options: `balanced` weighs each row with its firing rate, s_i = f_i / mean f, since the reconstruction gradient scales with
-it too; `full` lets the gradient run through the meta SAE as well (no stop-gradient).
+Options: `balanced` weighs each row with its firing rate, s_i = f_i / mean f, since the reconstruction gradient scales
+with it too; `full` lets the gradient run through the meta SAE as well (no stop-gradient).
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ from metasae.train.objective import encode, meta_input
 
 @dataclass(frozen=True)
 class Probe:
-    """The frozen meta SAE as the penalty sees it. e_N: squared distances; difference_ND: w - wh; cut: the next call's warm start."""
+    """The frozen meta SAE as the penalty sees it. e_N: squared distances; difference_ND: w - wh; cut: the next call's
+    warm start.
+    """
 
     e_N: Tensor
     difference_ND: Tensor
@@ -34,29 +36,29 @@ def probe(
 ) -> Probe:
     """Runs the meta SAE on the rows, in the rows' own space. Changes nothing in it."""
     rows, _, std = meta_input(W_dec_ND, mode)
-    made = forward(rows, meta, architecture, k, cut, how)
-    difference = made.residuals[-1]
-    if std is None:
-        difference.neg_()
-    else:
-        # w - wh with wh = (rows + residual) std + mean and w = rows (std + eps) + mean
-        difference.mul_(-std).add_(rows, alpha=TOKEN_EPS)
-    return Probe(difference.square().sum(dim=1), difference, made.kept, made.cut)
+    passed = forward(rows, meta, architecture, k, cut, how)
+    difference = passed.residuals[-1]
+    if std is not None:
+        # w - wh with wh = (rows - residual) std + mean and w = rows (std + eps) + mean
+        difference.mul_(std).add_(rows, alpha=TOKEN_EPS)
+    return Probe(difference.square().sum(dim=1), difference, passed.kept, passed.cut)
 
 
-def decomposability(seen: Probe, sigma_sq: float, share_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def decomposability(view: Probe, sigma_sq: float, share_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(P, per-row factor [n]) such that dP/dw_i = factor_i * (w_i - wh_i). share_N: s_i, None for all ones."""
-    p_N = torch.exp(seen.e_N / -sigma_sq)
+    p_N = torch.exp(view.e_N / -sigma_sq)
     if share_N is not None:
         p_N = p_N * share_N
     return p_N.mean(), p_N * (-2 / (p_N.numel() * sigma_sq))
 
 
 def full_gradient(
-    W_dec_ND: Tensor, meta: Weights, seen: Probe, mode: str, sigma_sq: float, share_N: Tensor | None = None
+    W_dec_ND: Tensor, meta: Weights, view: Probe, mode: str, sigma_sq: float, share_N: Tensor | None = None
 ) -> Tensor:
-    """dP/dW_dec [n, d] without the stop-gradient: also through the meta SAE's encoder, its selection held fixed. By autograd."""
-    on = seen.kept.with_values((seen.kept.values > 0).float()).dense()
+    """dP/dW_dec [n, d] without the stop-gradient: also through the meta SAE's encoder, its selection held fixed. By
+    autograd.
+    """
+    on = view.kept.with_values((view.kept.values > 0).float()).dense()
     with torch.enable_grad():
         W = W_dec_ND.detach().requires_grad_()
         rows, mean, std = meta_input(W, mode)

@@ -2,14 +2,15 @@
 
     P = (1/n) sum_i max over j != i in i's chunk of max(0, w_i . w_j)^2
 
-Rows are dealt into random chunks, anew each time, so the cost is n * chunk instead of n^2. Rows have unit length, so the
-product is the cosine. With j(i) the nearest row and c_i the cosine, row i and row j(i) each receive
+Rows are dealt into random chunks, anew each time, so the cost is n * chunk instead of n^2. Rows have unit length, so
+the product is the cosine. With j(i) the nearest row and c_i the cosine, row i and row j(i) each receive
 
     dP/dw_i += (2/n) c_i w_j(i),      dP/dw_j(i) += (2/n) c_i w_i.
 
 Only positive cosines count: a row opposite to another shares no meaning that would fire with it.
 
-Over ranks: each has all rows, finds j(i) for its own i, and is told the others' c_i and j(i), of which those that name an own row pull on it.
+Over ranks: each has all rows, finds j(i) for its own i, and is told the others' c_i and j(i), of which those that name
+an own row pull on it.
 """
 
 import torch
@@ -39,7 +40,7 @@ def largest_cosines(scene: Scene) -> tuple[Tensor, Tensor]:
 def _nearest(scene: Scene, chunks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """(c_i, or 0 where it is negative; j(i)) of all latents: fp32 and int64 [n]."""
     rows_ND, own = scene.rows_ND, scene.own
-    found = torch.empty(len(own), 2, dtype=torch.float64, device=rows_ND.device)
+    cosine_and_nearest = torch.empty(len(own), 2, dtype=torch.float64, device=rows_ND.device)
     for chunk in chunks:
         rows = rows_ND[chunk]
         here = _among(chunk, own).nonzero().squeeze(1)
@@ -47,9 +48,11 @@ def _nearest(scene: Scene, chunks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         cosines = (rows if len(here) == len(rows) else rows[here]) @ rows.t()
         cosines[torch.arange(len(here), device=here.device), here] = -1.0
         c, nearest = cosines.max(dim=1)
-        found[chunk[here] - own.start] = torch.stack([c.clamp_(min=0).double(), chunk[nearest].double()], dim=1)
+        cosine_and_nearest[chunk[here] - own.start] = torch.stack(
+            [c.clamp_(min=0).double(), chunk[nearest].double()], dim=1
+        )
     # both in one message: in float64 either is exact
-    c_N, nearest_N = scene.all_latents(found).unbind(1)
+    c_N, nearest_N = scene.all_latents(cosine_and_nearest).unbind(1)
     return c_N.float(), nearest_N.long()
 
 

@@ -1,7 +1,8 @@
 """What a penalty may look at, on one process or on several that have some of the latents each.
 
-A penalty's value is that of all latents and its gradient [n_r, d] is that of the rows here. One that is marked with `over_ranks` sees to
-that itself, with the sums and rows that a scene offers. Any other is given the scene of all latents, on every process (`charge`).
+A penalty's value is that of all latents and its gradient [n_r, d] is that of the rows here. One that is marked with
+`over_ranks` sees to that itself, with the sums and rows that a scene offers. Any other is given the scene of all
+latents, on every process (`charge`).
 """
 
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from metasae.sae.spread import WHOLE, Whole
 
 @dataclass(frozen=True)
 class Scene:
-    """W_dec_ND: decoder rows of unit length. kept: this batch's firings. rate_N: running firing rate per token, fp32 [n].
+    """W_dec_ND: decoder rows of unit length. kept: this batch's firings. rate_N: running firing rate per token, fp32
+    [n].
 
-    step: primary steps done; seed: the arm's seed. With both, a penalty that draws at random stays repeatable and resumable.
-    spread: how latents lie over processes. W_dec_ND, kept and rate_N are of the latents here, and latents count from 0 in `kept`.
+    step: primary steps done; seed: the arm's seed. With both, a penalty that draws at random stays repeatable and
+    resumable. spread: how latents lie over processes. W_dec_ND, kept and rate_N are of the latents here, and latents
+    count from 0 in `kept`.
     """
 
     W_dec_ND: Tensor
@@ -47,7 +50,9 @@ class Scene:
         return self._rows[0]
 
     def over_latents(self, part: Tensor) -> Tensor:
-        """The sum over all latents, given the sum over the latents here: [c] (added in float64) or [a, b]; `part` may be overwritten."""
+        """The sum over all latents, given the sum over the latents here: [c] (added in float64) or [a, b]; `part` may
+        be overwritten.
+        """
         return self.spread.over_latents(part, "penalty sums")
 
     def all_latents(self, part: Tensor) -> Tensor:
@@ -72,7 +77,9 @@ Penalty = Callable[[Scene], tuple[Tensor, Tensor]]
 
 
 def over_ranks(penalty: Penalty) -> Penalty:
-    """Marks a penalty that gives the value of all latents, and the gradient of the rows here, when a scene has only some of them."""
+    """Marks a penalty that gives the value of all latents, and the gradient of the rows here, when a scene has only
+    some of them.
+    """
     penalty.over_ranks = True
     return penalty
 

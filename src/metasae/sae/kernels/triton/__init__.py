@@ -1,10 +1,12 @@
-"""The kernels on a CUDA device, in Triton: the functions of `reference.py` with the same signatures, and fused ones beside them.
+"""The kernels on a CUDA device, in Triton: the functions of `reference.py` with the same signatures, and fused ones
+beside them.
 
 Sums are in fp32 whatever goes in; fp32 products are true fp32, never TF32; bf16 products are summed in fp32.
 No float is added by an atomic, so a step gives the same bits from run to run. Who waits for the device:
 
-    encode, decode, entry_dots, latent_rows, keep_rows, take_columns, residual, normalised, penalise, RowAdam.step    never
-    encode_propose                        never; its caller looks at `found` before the weights change
+    encode, decode, entry_dots, latent_rows, keep_rows, take_columns      never
+    residual, normalised, penalise, RowAdam.step                          never
+    encode_propose                        never; its caller looks at `n_above` before the weights change
     select, encode_select, add_penalty    once, to learn that the search was enough; twice without a warm cut
     select_rows                           once, to learn how many entries are above zero
 

@@ -1,10 +1,11 @@
 """Adam on the rows of both weight matrices, one program per row: what torch does in eight passes over them, in one.
 
-    g <- min(1, clip / (norm + 1e-6)) g         W_dec only: g <- g - <g, w> w        (norm: of all gradients, on the device)
+    g <- min(1, clip / (norm + 1e-6)) g         W_dec only: g <- g - <g, w> w        (norm: of all gradients)
     m <- b1 m + (1 - b1) g                      v <- b2 v + (1 - b2) g^2
     w <- w - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)                  W_dec only: w <- w / ||w||
 
-The radial part is taken off against the row as it stands before the step. All in fp32. Nothing here waits for the device.
+The radial part is taken off against the row as it stands before the step. All in fp32. Nothing here waits for the
+device.
 """
 
 import torch
@@ -19,7 +20,9 @@ _ROWS = ("W_enc_ND", "W_dec_ND")
 
 
 class RowAdam(UnitRowAdam):
-    """UnitRowAdam with its two matrices stepped row by row; the vectors stay with torch. The same state under the same names."""
+    """UnitRowAdam with its two matrices stepped row by row; the vectors stay with torch. The same state under the same
+    names.
+    """
 
     @torch.no_grad()
     def step(self, gradients: Weights, lr: float) -> None:
@@ -44,7 +47,9 @@ class RowAdam(UnitRowAdam):
         self.adam.step()
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
-        """Moments and step count where torch's Adam keeps them, so that state() and load_state() know of no difference."""
+        """Moments and step count where torch's Adam keeps them, so that state() and load_state() know of no
+        difference.
+        """
         W = getattr(self.weights, name)
         state = self.adam.state[W]
         if "step" not in state:

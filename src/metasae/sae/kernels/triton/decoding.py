@@ -1,9 +1,9 @@
-"""Sparse decoding, and the slopes of kept entries.
+"""Sparse decoding, the residual, and its products with the rows of kept entries.
 
-    part_b = sum over kept (b, j, z) of z w_j          r_b = part_b - xc_b          slope_e = <r_b, w_j>
+    part_b = sum over kept (b, j, z) of z w_j          r_b = xc_b - part_b          dot_e = <r_b, w_j>
 
-`residual` does all three with one program per token that keeps its row in registers; dL/dz is the slope times 2 / (B d).
-No function here waits for the device.
+`residual` does all three with one program per token that keeps its row in registers; dL/dz is the dot times
+-2 / (B d). No function here waits for the device.
 """
 
 import torch
@@ -37,7 +37,7 @@ def entry_dots(kept: Kept, left_BD: Tensor, right_ND: Tensor) -> Tensor:
 
 
 def residual(kept: Kept, W_dec_ND: Tensor, xc_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(r fp32 [B, d], sum of squares of each row of r fp32 [B], slopes <r_b, w_j> fp32 [K]) for xc = x - b_dec.
+    """(r fp32 [B, d], sum of squares of each row of r fp32 [B], dots <r_b, w_j> fp32 [K]) for xc = x - b_dec.
 
     A token of more than LONG entries would hold up the others: those go through `decode`'s and `entry_dots`'s kernels.
     """
@@ -81,7 +81,7 @@ def _residual(
         w = tl.load(table + latent[:, None] * D + columns[None, :], mask=there[:, None] & inside[None, :], other=0.0)
         total += z[:, None] * w.to(tl.float32)
     here = row.to(tl.int64) * D + columns
-    left = tl.sum(total, 0) - tl.load(xc + here, mask=inside, other=0.0).to(tl.float32)
+    left = tl.load(xc + here, mask=inside, other=0.0).to(tl.float32) - tl.sum(total, 0)
     tl.store(r + here, left, mask=inside)
     tl.store(squares + row, tl.sum(left * left, 0))
     # the rows of the table were read a moment ago: this time they come from the cache
@@ -95,13 +95,13 @@ def _residual(
 
 @triton.jit
 def _less(r, squares, xc, offsets, D: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    """Long tokens: r holds what was decoded; takes xc off it."""
+    """Long tokens: r holds what was decoded; takes it off xc."""
     row = tl.program_id(0)
     if tl.load(offsets + row + 1) - tl.load(offsets + row) <= LONG:
         return
     columns = tl.arange(0, BLOCK)
     inside = columns < D
     here = row.to(tl.int64) * D + columns
-    left = tl.load(r + here, mask=inside, other=0.0) - tl.load(xc + here, mask=inside, other=0.0).to(tl.float32)
+    left = tl.load(xc + here, mask=inside, other=0.0).to(tl.float32) - tl.load(r + here, mask=inside, other=0.0)
     tl.store(r + here, left, mask=inside)
     tl.store(squares + row, tl.sum(left * left, 0))

@@ -26,7 +26,9 @@ _SAMPLE = 64
 
 @dataclass(frozen=True)
 class Tiles:
-    """rows x columns: one program's part of pre. depth: numbers of d per product; group: rows of tiles that share columns in the cache."""
+    """rows x columns: one program's part of pre. depth: numbers of d per product; group: rows of tiles that share
+    columns in the cache.
+    """
 
     rows: int
     columns: int
@@ -58,7 +60,8 @@ def encode_select(
 def encode_propose(
     x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, keep: int, cut: Tensor, dtype: torch.dtype
 ) -> Proposal:
-    """One search, of which nothing is waited for: the host looks at `found` when it likes, at the latest before the weights change.
+    """One search, of which nothing is waited for: the host looks at `n_above` when it likes, at the latest before the
+    weights change.
 
     cut: fp32 [1] on the device, the last proposal's.
     """
@@ -74,7 +77,9 @@ def encode_propose(
 
 
 def encode_tiles(x_BD: Tensor, W_enc_ND: Tensor, b_enc_N: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """pre [B, n] in `dtype` as the kernel has it: reference.encode up to the order of its sums. Does not wait for the device."""
+    """pre [B, n] in `dtype` as the kernel has it: reference.encode up to the order of its sums. Does not wait for the
+    device.
+    """
     x, W, b = _inputs(x_BD, W_enc_ND, b_enc_N, dtype)
     pre = torch.empty(x.shape[0], W.shape[0], dtype=dtype, device=x.device)
     _launch(x, W, b, pre, None, None, None)
@@ -101,18 +106,19 @@ def _launch(
     grid = (triton.cdiv(B, tiles.rows) * triton.cdiv(n, tiles.columns),)
     select = pre is None
     _encode[grid](
-        x, W, x if b is None else b, x if select else pre, keys if select else x, count if select else x, cut if select else x,
-        B, n, keys.numel() if select else 0, D=D,
-        BIAS=b is not None, SELECT=select, BF16=x.dtype == torch.bfloat16, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
-        GROUP=tiles.group, WIDEN=INTERPRETED, num_warps=tiles.warps, num_stages=tiles.stages,
+        x, W, x if b is None else b, x if select else pre,
+        keys if select else x, count if select else x, cut if select else x, B, n, keys.numel() if select else 0, D=D,
+        BIAS=b is not None, SELECT=select, BF16=x.dtype == torch.bfloat16,
+        ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group, WIDEN=INTERPRETED,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
 @triton.jit
 def _encode(
     x, W, b, pre, keys, count, cut, B, N, capacity, D: tl.constexpr,
-    BIAS: tl.constexpr, SELECT: tl.constexpr, BF16: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GROUP: tl.constexpr, WIDEN: tl.constexpr,
+    BIAS: tl.constexpr, SELECT: tl.constexpr, BF16: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     # tiles are taken down a group of rows before the next columns, so that both factors stay in the cache
     across = tl.cdiv(N, COLUMNS)

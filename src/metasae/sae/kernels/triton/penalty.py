@@ -1,10 +1,11 @@
-"""The decomposability penalty on decoder rows, one program per row (arXiv 2604.03436; `train.penalties.decomposability`).
+"""The decomposability penalty on decoder rows, one program per row (arXiv 2604.03436;
+`train.penalties.decomposability`).
 
     wh_i = (sum over kept (i, j, z) of z v_j + b_meta) * std_i + mean_i         the frozen meta SAE's reconstruction
     e_i  = ||w_i - wh_i||^2,     p_i = s_i exp(-e_i / sigma^2),     dP/dw_i = -(2 / (n sigma^2)) p_i (w_i - wh_i)
 
-`normalised` makes the meta SAE's input; `penalise` does everything after its selection: neither wh nor w - wh is ever written.
-Neither waits for the device. `add_penalty` is all of it with the encoder between, whose search is waited for.
+`normalised` makes the meta SAE's input; `penalise` does everything after its selection: neither wh nor w - wh is ever
+written. Neither waits for the device. `add_penalty` is all of it with the encoder between, whose search is waited for.
 """
 
 import torch
@@ -34,7 +35,8 @@ def add_penalty(
 ) -> tuple[Tensor, float]:
     """(P 0-dim, the warm cut of the next call); adds pull * dP/dW to `into` where it is given.
 
-    meta: a BatchTopK SAE that keeps k per row, taken as constant. token: whether it takes normalised rows. share: s_i, None for all ones.
+    meta: a BatchTopK SAE that keeps k per row, taken as constant. token: whether it takes normalised rows. share: s_i,
+    None for all ones.
     """
     if token:
         rows, mean, std = normalised(W_ND, meta.b_dec_D, TOKEN_EPS, dtype)
@@ -46,7 +48,8 @@ def add_penalty(
 
 
 def normalised(W_ND: Tensor, b_D: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """((w - mean) / (std + eps) - b [n, d] in `dtype`, mean fp32 [n], std fp32 [n]); std with d - 1, as `sae.token_normalise`.
+    """((w - mean) / (std + eps) - b [n, d] in `dtype`, mean fp32 [n], std fp32 [n]); std with d - 1, as
+    `sae.token_normalise`.
 
     b: the meta SAE's b_dec, so that the result goes into its encoder as it is.
     """
@@ -79,11 +82,12 @@ def penalise(
     e, p = torch.empty(n, device=W_ND.device), torch.empty(n, device=W_ND.device)
     block = triton.next_power_of_2(D)
     _penalise[(n,)](
-        W_ND, kept.values, kept.latents, kept.offsets, V_MD.contiguous(), b_D, e if mean_N is None else mean_N, e if std_N is None else std_N,
+        W_ND, kept.values, kept.latents, kept.offsets, V_MD.contiguous(), b_D,
+        e if mean_N is None else mean_N, e if std_N is None else std_N,
         e if share_N is None else share_N, e, p, W_ND if into_ND is None else into_ND,
         1 / sigma_sq, -2 * pull / (n * sigma_sq),
-        D=D, TOKEN=std_N is not None, SHARE=share_N is not None, INTO=into_ND is not None, AT_ONCE=_AT_ONCE, BLOCK=block,
-        num_warps=_warps(block),
+        D=D, TOKEN=std_N is not None, SHARE=share_N is not None, INTO=into_ND is not None,
+        AT_ONCE=_AT_ONCE, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return e, p
 
@@ -113,7 +117,8 @@ def _normalise(W, b, out, mean, std, eps, D: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def _penalise(
     W, values, latents, offsets, table, b, mean, std, share, e, p, into, inverse, factor,
-    D: tl.constexpr, TOKEN: tl.constexpr, SHARE: tl.constexpr, INTO: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, TOKEN: tl.constexpr, SHARE: tl.constexpr, INTO: tl.constexpr,
+    AT_ONCE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     start, stop = tl.load(offsets + row), tl.load(offsets + row + 1)

@@ -1,8 +1,10 @@
-"""Sums over the entries of each latent: both weight gradients of a latent's rows from one pass over its (token, value) list.
+"""Sums over the entries of each latent: both weight gradients of a latent's rows from one pass over its (token, value)
+list.
 
     dL/dW_dec_j = sum_b z_bj G_b          dL/dW_enc_j = sum_b dL/dz_bj (x_b - b_dec)
 
-The entries are sorted by latent once (a stable radix sort), so every sum has one order, that of the tokens. Nothing waits for the device.
+The entries are sorted by latent once (a stable radix sort), so every sum has one order, that of the tokens. Nothing
+waits for the device.
 """
 
 import torch
@@ -13,7 +15,9 @@ from metasae.sae.kernels.triton.segments import chunks, segment_sums
 
 
 def latent_rows(kept: Kept, weights: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """See reference.latent_rows. Sources in fp32 or bf16; sums in fp32. Pairs of sources share one pass over the entries."""
+    """See reference.latent_rows. Sources in fp32 or bf16; sums in fp32. Pairs of sources share one pass over the
+    entries.
+    """
     order, offsets = by_latent(kept)
     cut = chunks(offsets, kept.values.numel())
     sources = tuple(source.contiguous() for source in sources)

@@ -1,13 +1,16 @@
-"""Weighted sums of table rows over segments of entries, and dot products of entries: the two shapes every sparse product has.
+"""Weighted sums of table rows over segments of entries, and dot products of entries: the two shapes every sparse
+product has.
 
-    out[s] = sum over entries e of segment s of weight[e] * table[index[e]]           decoding: a segment is a token;
-                                                                                      weight gradients: a segment is a latent
+    out[s]  = sum over entries e of segment s of weight[e] * table[index[e]]
     dots[e] = <left[s(e)], right[index[e]]>
 
-Segments are cut into chunks of at most `CHUNK` entries, so that a latent that fires on every token, or a token that fires
-every latent, is worked on by many programs. A segment of several chunks leaves one partial sum per chunk, added in order by a
-second kernel. Which program adds what is fixed by the entries alone and no float is added by an atomic, so results are equal
-from run to run. Sums are in fp32 whatever the tables' type. Nothing here waits for the device: sizes are bounds known to the host.
+A segment is a token when decoding, and a latent in the weight gradients.
+
+Segments are cut into chunks of at most `CHUNK` entries, so that a latent that fires on every token, or a token that
+fires every latent, is worked on by many programs. A segment of several chunks leaves one partial sum per chunk, added
+in order by a second kernel. Which program adds what is fixed by the entries alone and no float is added by an atomic,
+so results are equal from run to run. Sums are in fp32 whatever the tables' type. Nothing here waits for the device:
+sizes are bounds known to the host.
 """
 
 from dataclasses import dataclass
@@ -26,8 +29,9 @@ _AT_ONCE = 8
 class Chunks:
     """How S segments of together K entries are cut. All int32, on the device.
 
-    owner: [S + K // size], the segment of each chunk, S where there is no such chunk. count, end: [S], chunks of each segment and
-    where they end. slot_end: [S], likewise among the chunks of segments that have several; slot_owner: the segment of each of those.
+    owner: [S + K // size], the segment of each chunk, S where there is no such chunk. count, end: [S], chunks of each
+    segment and where they end. slot_end: [S], likewise among the chunks of segments that have several; slot_owner: the
+    segment of each of those.
     """
 
     size: int
@@ -40,7 +44,9 @@ class Chunks:
 
 
 def chunks(offsets: Tensor, n_entries: int, size: int = CHUNK, least: int = -1) -> Chunks:
-    """offsets int32 [S + 1] of `n_entries` entries in all. Segments of at most `least` entries get no chunk; others at least one."""
+    """offsets int32 [S + 1] of `n_entries` entries in all. Segments of at most `least` entries get no chunk; others at
+    least one.
+    """
     lengths = offsets.diff()
     count = ((lengths + (size - 1)) // size).clamp_(min=1).mul_(lengths > least)
     several = count * (count > 1)
@@ -60,8 +66,8 @@ def segment_sums(
 ) -> None:
     """Writes each sum into its `out` fp32 [S, d]; segments without a chunk are left as they are.
 
-    index int32 [K]: the tables' row of each entry. order: where entry e of the segments is in `index` and `weights`; None: at e.
-    weights: one or two, fp32 [K]; tables: as many, [.., d], row-major.
+    index int32 [K]: the tables' row of each entry. order: where entry e of the segments is in `index` and `weights`;
+    None: at e. weights: one or two, fp32 [K]; tables: as many, [.., d], row-major.
     """
     D, two = tables[0].shape[1], len(tables) == 2
     block = block_of(D)
@@ -71,7 +77,8 @@ def segment_sums(
     last = -1 if two else 0
     shared = {"D": D, "TWO": two, "BLOCK": block, "num_warps": max(1, min(8, block // 64))}
     _sum_chunks[(cut.owner.numel(), blocks)](
-        outs[0], outs[last], partial[0], partial[last], tables[0], tables[last], weights[0], weights[last], index, index if order is None else order,
+        outs[0], outs[last], partial[0], partial[last], tables[0], tables[last], weights[0], weights[last],
+        index, index if order is None else order,
         cut.offsets, cut.owner, cut.count, cut.end, cut.slot_end, cut.count.numel(),
         ORDERED=order is None, CHUNK=cut.size, AT_ONCE=_AT_ONCE, **shared,
     )  # fmt: skip
@@ -115,7 +122,8 @@ def _owners(ends: Tensor, capacity: int) -> Tensor:
 def _sum_chunks(
     out0, out1, partial0, partial1, table0, table1, weight0, weight1, index, order,
     offsets, owner, count, end, slot_end, S,
-    D: tl.constexpr, TWO: tl.constexpr, ORDERED: tl.constexpr, CHUNK: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, TWO: tl.constexpr, ORDERED: tl.constexpr,
+    CHUNK: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program adds up one chunk, BLOCK columns of it."""
     chunk = tl.program_id(0)
@@ -168,7 +176,9 @@ def _add_partials(
     TWO: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The program of a segment's first slot adds its partial sums in order; the programs of other slots have nothing to do."""
+    """The program of a segment's first slot adds its partial sums in order; the programs of other slots have nothing to
+    do.
+    """
     slot = tl.program_id(0)
     segment = tl.load(slot_owner + slot)
     if segment >= S:

@@ -4,9 +4,9 @@ A candidate is one integer, so that a plain integer top-k settles everything, ti
 
     key = bits of the value, as an integer  *  2^32   +   2^31 - 1 - flat index            values > 0, indices < 2^31
 
-The kernels that find candidates count all of them and write as many as the buffer holds. The result is exact if at least `keep`
-were found and all were written; otherwise the cut is lowered, or the buffer made larger, and the search is repeated. Integers
-alone are added by atomics and the keys are sorted afterwards, so results are equal from run to run.
+The kernels that find candidates count all of them and write as many as the buffer holds. The result is exact if at
+least `keep` were found and all were written; otherwise the cut is lowered, or the buffer made larger, and the search is
+repeated. Integers alone are added by atomics and the keys are sorted afterwards, so results are equal from run to run.
 """
 
 import math
@@ -21,8 +21,8 @@ from torch import Tensor
 from metasae.sae.kernels.fast import sampled_cut
 from metasae.sae.kernels.kept import Kept
 
-# The next cut relative to this batch's smallest kept value: closer than on a CPU, since what is found is sorted. A Gaussian tail
-# at three deviations has 1.3 times as many entries above it.
+# The next cut relative to this batch's smallest kept value: closer than on a CPU, since what is found is sorted. A
+# Gaussian tail at three deviations has 1.3 times as many entries above it.
 CUT_MARGIN = 0.97
 # Room for candidates beyond those that are kept, as a share of them.
 SPARE = 0.6
@@ -35,13 +35,13 @@ _BLOCK = 4096
 class Proposal:
     """What one search found; nothing of it was waited for.
 
-    found: candidates above the cut, int32 [1]; capacity: how many of them there was room for. kept: the `keep` largest; it is
-    BatchTopK's answer where `found` lies between keep and capacity, which the host must look at before anything built on it is
-    kept. cut: the warm cut of the next search, fp32 0-dim.
+    n_above: candidates above the cut, int32 [1]; capacity: how many of them there was room for. kept: the `keep`
+    largest; it is BatchTopK's answer where `n_above` lies between keep and capacity, which the host must look at before anything
+    built on it is kept. cut: the warm cut of the next search, fp32 0-dim.
     """
 
     kept: Kept
-    found: Tensor
+    n_above: Tensor
     capacity: int
     cut: Tensor
 
@@ -51,43 +51,50 @@ Search = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def select(pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
-    """See reference.select. Waits for the device once, to learn that the search was enough (twice without a warm cut)."""
+    """See reference.select. Waits for the device once, to learn that the search was enough (twice without a warm
+    cut).
+    """
     pre = pre_BN.contiguous()
     cut = cut if 0 < cut < math.inf else sampled_cut(pre.view(-1), keep)
     return settle(lambda keys, count, above: _search(pre, keys, count, above), pre.shape, keep, cut, pre.device)
 
 
 def propose(search: Search, shape: tuple[int, int], keep: int, cut: Tensor, capacity: int) -> Proposal:
-    """Searches once for entries above `cut` (fp32 [1], on the device) and keeps the largest, without waiting for the device."""
+    """Searches once for entries above `cut` (fp32 [1], on the device) and keeps the largest, without waiting for the
+    device.
+    """
     B, n = shape
     if B * n >= 1 << 31:
         raise ValueError(f"{B} x {n} entries are more than 2^31 - 1; take a smaller batch")
     keys = torch.zeros(capacity, dtype=torch.int64, device=cut.device)
-    found = torch.zeros(1, dtype=torch.int32, device=cut.device)
-    search(keys, found, cut)
+    n_above = torch.zeros(1, dtype=torch.int32, device=cut.device)
+    search(keys, n_above, cut)
     top = torch.topk(keys, keep, sorted=False).values
-    # the same two numbers with the index in front: sorting puts the entries in row order, and what was never written last
+    # the same two numbers with the index in front: sorting puts the entries in row order, and what was never written
+    # last
     top = torch.sort(((0x7FFFFFFF - (top & 0x7FFFFFFF)) << 31) | (top >> 32)).values
     values = (top & 0x7FFFFFFF).to(torch.int32).view(torch.float32)
     # a place that was never written stands for the last entry, at value 0, so that nothing reads beyond a matrix
     flat = (top >> 31).clamp_(max=B * n - 1)
-    return Proposal(Kept.from_flat(flat, values, B, n), found, capacity, values.min() * CUT_MARGIN)
+    return Proposal(Kept.from_flat(flat, values, B, n), n_above, capacity, values.min() * CUT_MARGIN)
 
 
 def settle(search: Search, shape: tuple[int, int], keep: int, cut: float, device: torch.device) -> tuple[Kept, float]:
-    """Searches until the result is exact: (the kept entries, the warm cut of the next search). Waits for the device once per search."""
+    """Searches until the result is exact: (the kept entries, the warm cut of the next search). Waits for the device
+    once per search.
+    """
     keep = min(keep, shape[0] * shape[1])
     capacity, lower = keep + math.ceil(keep * SPARE), _LOWER
     while True:
-        seen = propose(search, shape, keep, torch.full((1,), cut, dtype=torch.float32, device=device), capacity)
-        found, next_cut = torch.stack([seen.found[0].double(), seen.cut.double()]).tolist()
-        found = int(found)
-        if found > capacity:
-            capacity = found
-        elif found >= keep:
-            return seen.kept, next_cut
+        proposal = propose(search, shape, keep, torch.full((1,), cut, dtype=torch.float32, device=device), capacity)
+        n_above, next_cut = torch.stack([proposal.n_above[0].double(), proposal.cut.double()]).tolist()
+        n_above = int(n_above)
+        if n_above > capacity:
+            capacity = n_above
+        elif n_above >= keep:
+            return proposal.kept, next_cut
         elif cut == 0:
-            return _first(seen.kept, found)
+            return _first(proposal.kept, n_above)
         else:
             cut, lower = cut * max(0.0, 1 - lower), 2 * lower
 

@@ -1,7 +1,8 @@
 """TopK per row: the `keep` largest positive entries of each row of a matrix, ties to the lower column.
 
-One program per row finds the keep-th largest number bit by bit, from the top: the bits of numbers above zero are ordered like
-integers, and what is not above zero counts as 0. After the first pass a row comes from the cache: 15 passes in bf16, 31 in fp32.
+One program per row finds the keep-th largest number bit by bit, from the top: the bits of numbers above zero are
+ordered like integers, and what is not above zero counts as 0. After the first pass a row comes from the cache: 15
+passes in bf16, 31 in fp32.
 """
 
 import torch
