@@ -47,7 +47,7 @@ def spec_of(senses: str) -> recipe.Measure:
 
 
 def measured(ranks, model, cache, senses, folder):
-    """measures.json of an SAE on a model's activations, firings kept, and of one on a planted world, firings in memory."""
+    """measures.json of an SAE on a model's activations with its firings kept, and of one on a planted world without."""
     host = Host.load(recipe.Model(path=str(model), dtype="fp32"), POINT)
     given = an_sae(32, 48)
     given.threshold = torch.full([48], 0.01)
@@ -102,7 +102,9 @@ def test_any_number_of_ranks_measures_the_same(build, load, stories, senses, tmp
 
 
 class Rows:
-    """T rows as a split. kind: random; tied: only a few values, so that thresholds are met exactly; silent: nothing fires."""
+    """T rows as a split. kind: random; tied: only a few values, so that thresholds are met exactly; silent: nothing
+    fires.
+    """
 
     def __init__(self, kind: str, T: int):
         x = torch.randn(T, 16, generator=torch.Generator().manual_seed(3))
@@ -123,7 +125,9 @@ class Rows:
 
 
 def calibrated(ranks, screened: bool):
-    """The calibration and thresholds by every rule on every kind of tokens, the batches so few that a rank may have none."""
+    """The calibration and thresholds by every rule on every kind of tokens, the batches so few that a rank may have
+    none.
+    """
     before, screen.matmul_dtype = screen.matmul_dtype, lambda *_: torch.bfloat16 if screened else torch.float32
     out = {}
     try:

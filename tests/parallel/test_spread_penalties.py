@@ -1,4 +1,6 @@
-"""Further penalties and prefixes over ranks: what one process gives, and what plain loops in float64 give, on inputs that are hard on them."""
+"""Further penalties and prefixes over ranks: what one process gives, and what plain loops in float64 give, on inputs
+that are hard on them.
+"""
 
 import re
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 import torch
 from threads import on_threads
 
-from metasae.ranks.shards import shard
+from metasae.ranks.ranks import span_of
 from metasae.recipe.registry import PENALTIES, named
 from metasae.sae.architectures import Options, architecture
 from metasae.sae.kernels import reference
@@ -94,7 +96,7 @@ def plain(name, W, on, f):
 
 def scene_of(W, pre, f, ranks):
     """What a rank sees."""
-    own = shard(len(W), ranks.size, ranks.rank)
+    own = span_of(len(W), ranks.size, ranks.rank)
     mine = slice(own.start, own.stop)
     return Scene(
         W[mine].clone(),
@@ -126,7 +128,7 @@ def test_a_penalty_over_ranks_is_that_of_one_process(name, case, size):
         *on_threads(size, lambda ranks: charge(named(PENALTIES, name), scene_of(W, pre, f, ranks))), strict=True
     )
     assert all(torch.equal(value, values[0]) for value in values)
-    assert [len(each) for each in slopes] == [len(shard(len(W), size, rank)) for rank in range(size)]
+    assert [len(each) for each in slopes] == [len(span_of(len(W), size, rank)) for rank in range(size)]
     np.testing.assert_allclose(values[0], alone, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(torch.cat(slopes), slope, rtol=1e-5, atol=1e-7)
 
@@ -203,7 +205,7 @@ def test_prefixes_of_a_stretch_by_hand():
     ends = on_threads(
         3,
         lambda ranks: architecture("matryoshka", Options(2, prefixes=(0.2, 0.5)), LatentsSpread(ranks, 10)).ends(
-            len(shard(10, 3, ranks.rank))
+            len(span_of(10, 3, ranks.rank))
         ),
     )
     assert whole.ends(10) == (2, 5, 10) and ends == [(2, 4, 4), (0, 1, 4), (0, 0, 2)]

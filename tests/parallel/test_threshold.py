@@ -1,10 +1,10 @@
-"""The selection over ranks beside the plain one on the whole matrix: ties, zeros, too few, wide ranges, uneven parts."""
+"""The selection over ranks beside the plain one on the whole matrix: ties, zeros, too few, wide ranges, uneven."""
 
 import pytest
 import torch
 from threads import on_threads
 
-from metasae.ranks.shards import shard
+from metasae.ranks.ranks import span_of
 from metasae.sae.kernels import fast, reference
 from metasae.train.sharded.step import LatentKernels
 from metasae.train.sharded.threshold import select
@@ -71,9 +71,9 @@ def test_the_same_entries_as_one_process(case, dtype):
 
 
 def selected(pre, rows_spread, keep, cut, ranks):
-    own = shard(B if rows_spread else N, ranks.size, ranks.rank)
+    own = span_of(B if rows_spread else N, ranks.size, ranks.rank)
     mine = (pre[own.start : own.stop] if rows_spread else pre[:, own.start : own.stop]).contiguous()
-    kept, after = select(mine, keep, cut, ranks, pre.numel(), rows_spread, "test")
+    kept, after = select(mine, keep, cut, ranks, pre.numel(), rows_spread)
     return entries(kept, **{"row_start" if rows_spread else "latent_start": own.start}), after
 
 
@@ -91,9 +91,9 @@ def test_largest_of_every_row(case, module):
         assert torch.equal(torch.cat(pieces, dim=1), reference.keep_rows(pre, keep)), keep
 
 
-def test_shards_hold_everything_once():
+def test_spans_hold_everything_once():
     for n in range(1, 40):
         for size in range(1, 9):
-            parts = [shard(n, size, rank) for rank in range(size)]
+            parts = [span_of(n, size, rank) for rank in range(size)]
             assert [i for part in parts for i in part] == list(range(n))
             assert [len(part) for part in parts if part] == [len(chunk) for chunk in torch.arange(n).chunk(size)]

@@ -1,7 +1,9 @@
 """The doctor's report as a table for people."""
 
-from metasae.doctor.fit import shown, size
-from metasae.doctor.report import Report, Stage
+from metasae.doctor.fit import setting, size
+from metasae.doctor.report import Report
+
+Row = tuple[str, str, str]
 
 
 def print_report(report: Report, stderr: bool = False) -> None:
@@ -20,14 +22,14 @@ def print_report(report: Report, stderr: bool = False) -> None:
         table.add_section()
     console = Console(stderr=stderr, highlight=False)
     console.print(table)
-    for note in report.notes:
-        console.print(f"Note: {note}.", markup=False, soft_wrap=True)
-    for line in _verdict(report):
+    for line in (*(f"Note: {note}." for note in report.notes), *_verdict(report)):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """Seconds in words: 43 s, 12 min, 3.4 h, 2.1 days."""
+    if seconds is None:
+        return "not known"
     if seconds < 90:
         return f"{seconds:.0f} s"
     for limit, length, unit in ((90, 60, "min"), (48, 3600, "h")):
@@ -36,68 +38,55 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.3g} days"
 
 
-def _machine(report: Report) -> list[tuple[str, str, str]]:
-    here, model = report.machine, report.model
+def _machine(report: Report) -> list[Row]:
+    here, model, room = report.machine, report.model, report.room
     bf16 = "bf16 products" if here.bf16 else "no bf16 products, so fp32"
     limit = ", by the container's limit" if here.limited else ""
-    return [
+    rows = [
         ("processor", f"{here.cores} cores", f"{here.cpu}; {here.threads} threads; {bf16}; torch {here.torch}"),
         ("memory", size(here.available), f"available of {size(here.memory)}{limit}"),
         *[("GPU", size(gpu.free), f"free of {size(gpu.memory)}; {gpu.name}") for gpu in here.gpus],
-        ("disk", size(report.room.cache), "for the activations" + (" and the run" if report.room.shared else "")),
-        *([] if report.room.shared else [("", size(report.room.run), "for the run")]),
-        (
-            "model",
-            size(model.bytes) if model.bytes else "-",
-            f"{model.place or 'not here'}" + (f"; d = {model.d}" if model.d else ""),
-        ),
+        ("disk", size(room.cache), "for the activations" + (" and the run" if room.shared else "")),
     ]
+    if not room.shared:
+        rows.append(("", size(room.run), "for the run"))
+    width = f"; d = {model.d}" if model.d else ""
+    return [*rows, ("model", size(model.bytes) if model.bytes else "-", f"{model.place or 'not here'}{width}")]
 
 
-def _needs(report: Report) -> list[tuple[str, str, str]]:
+def _needs(report: Report) -> list[Row]:
     needs = report.needs
     if needs is None:
         return []
-    on_gpu = f"model {size(needs.model)}, the larger of a batch {size(needs.forward)} and training {size(needs.train)}"
-    larger = f"the larger of train {size(needs.train)} and measure {size(needs.measure)}"
-    if needs.on_gpu:
-        made_of = f"program {size(needs.process)}, harvest {size(needs.harvest)}, measure {size(needs.measure)}"
-    else:
-        made_of = f"program {size(needs.process)}, model {size(needs.model)}, harvest {size(needs.harvest + needs.forward)}, {larger}"
     there = " (there already)" if report.trials.cached else ""
-    return [
-        *(
-            [("activations", size(needs.cache), f"on disk{there}; mapped into memory where there is room")]
-            if needs.cache
-            else []
-        ),
-        (
-            "run folder",
-            size(needs.run_folder),
-            f"on disk; an SAE {size(needs.sae)}, a checkpoint {size(needs.checkpoint)}",
-        ),
-        ("peak memory", size(needs.memory), made_of),
-        *([("peak GPU memory", size(needs.gpu), on_gpu)] if needs.on_gpu else []),
+    kept = f"on disk; an SAE {size(needs.sae)}, a checkpoint {size(needs.checkpoint)}"
+    training = f"the larger of train {size(needs.train)} and measure {size(needs.measure)}"
+    program = f"program {size(needs.process)}"
+    if needs.on_gpu:
+        memory = f"{program}, harvest {size(needs.harvest)}, measure {size(needs.measure)}"
+    else:
+        harvest = size(needs.harvest + needs.forward)
+        memory = f"{program}, model {size(needs.model)}, harvest {harvest}, {training}"
+    on_gpu = f"model {size(needs.model)}, the larger of a batch {size(needs.forward)} and training {size(needs.train)}"
+    rows = [
+        ("activations", needs.cache, f"on disk{there}; mapped into memory where there is room"),
+        ("run folder", needs.run_folder, kept),
+        ("peak memory", needs.memory, memory),
+        ("peak GPU memory", needs.gpu, on_gpu),
     ]
+    return [(name, size(count), words) for name, count, words in rows if count]
 
 
-def _times(report: Report) -> list[tuple[str, str, str]]:
-    rows = [(stage.name, _time(stage), f"{stage.rate:,.0f} tokens/s" if stage.rate else "") for stage in report.stages]
-    if report.stages:
-        rows = [
-            (name, took, f"{rate}{'; rough' if name == 'measure' else ''}".lstrip("; ")) for name, took, rate in rows
-        ]
-        rows.append(("in all", "not known" if report.seconds is None else duration(report.seconds), _runs(report)))
-    return rows
-
-
-def _time(stage: Stage) -> str:
-    return "not known" if stage.seconds is None else duration(stage.seconds)
-
-
-def _runs(report: Report) -> str:
+def _times(report: Report) -> list[Row]:
+    if not report.stages:
+        return []
+    rows = [
+        (stage.name, duration(stage.seconds), f"{stage.rate:,.0f} tokens/s" if stage.rate else "")
+        for stage in report.stages
+    ]
     arms, seeds = len(report.recipe.arms), len(report.recipe.seeds)
-    return f"{arms} arms, {seeds} seed{'s' * (seeds > 1)}, besides some seconds to start and to report"
+    runs = f"{arms} arms, {seeds} seed{'s' * (seeds > 1)}, besides some seconds to start and to report"
+    return [*rows[:-1], (*rows[-1][:2], "rough"), ("in all", duration(report.seconds), runs)]
 
 
 def _verdict(report: Report) -> list[str]:
@@ -106,7 +95,7 @@ def _verdict(report: Report) -> list[str]:
     lines = [f"It cannot run: {problem}" for problem in report.problems]
     lines += [f"It does not fit. {str(short)[0].upper()}{str(short)[1:]}." for short in report.shortages]
     if report.shortages and report.changes:
-        lines.append(f"It would fit with: {' '.join(f'--set {key}={shown(value)}' for key, value in report.changes)}")
+        lines.append(f"It would fit with: {' '.join(f'--set {setting(change)}' for change in report.changes)}")
         if any(short.resource in ("disk", "disk of the cache") for short in report.shortages):
             lines.append("Or set harvest.cache to a folder on a larger disk.")
     elif report.shortages:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from metasae.arms.train_measure import initial_b_dec, input_scale
 from metasae.data.cache.activations import fingerprint_of, identity
 from metasae.data.cache.cache import ActivationCache, is_held
+from metasae.data.cache.stream import Stream
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.doctor.estimate import is_planted
@@ -17,7 +18,7 @@ from metasae.doctor.harvesting import HarvestTrial, try_harvest, try_planting
 from metasae.doctor.machine import peak_resident, resident
 from metasae.doctor.measuring import MeasureTrial, try_measuring
 from metasae.doctor.presence import Presence
-from metasae.doctor.training import ArmTrial, batches_of, made_up_batches, seconds_per_byte, try_arm
+from metasae.doctor.training import ArmTrial, seconds_per_byte, try_arm
 from metasae.errors import UserError
 from metasae.progress.progress import Progress
 from metasae.recipe.recipe import Recipe
@@ -29,9 +30,10 @@ LATER = 200 << 20
 
 @dataclass
 class Trials:
-    """What was measured; None or empty for what could not be. load: seconds for the model. process: bytes of the program without it.
+    """What was measured; None or empty for what could not be. load: seconds for the model. process: bytes of the
+    program without it.
 
-    cache: the folder of the run's activations; cached: they are there already. problems: what the run would stumble over.
+    cache: the folder of the run's activations; cached: they are there already. problems: what would stop the run.
     """
 
     cache: Path
@@ -47,16 +49,19 @@ class Trials:
     def as_dict(self) -> dict:
         return {
             "load": self.load,
-            "harvest": self.harvest and self.harvest.as_dict(),
-            "arms": {arm: trial.as_dict() for arm, trial in self.arms.items()},
-            "measure": self.measure and self.measure.as_dict(),
+            "harvest": self.harvest and asdict(self.harvest),
+            "arms": {arm: asdict(trial) | {"seconds": trial.seconds} for arm, trial in self.arms.items()},
+            "measure": self.measure and asdict(self.measure),
             "seconds_per_byte": self.seconds_per_byte,
             "peak_memory": peak_resident(),
         }
 
 
 def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials, progress: Progress) -> None:
-    """Fills `trials`. A model that is not here leaves the harvest and the measuring untried; training is tried on made-up numbers."""
+    """Fills `trials`.
+
+    A model that is not here leaves the harvest and the measuring untried; training is tried on made-up numbers.
+    """
     with tempfile.TemporaryDirectory(prefix="metasae-doctor-") as name:
         folder, host, sample = Path(name), None, None
         trials.seconds_per_byte = seconds_per_byte(folder)
@@ -100,10 +105,11 @@ def _try_arm(
     wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
 ) -> tuple[ArmTrial, Trainer, float]:
     """(the trial, the trainer after it, what its inputs were multiplied by)."""
+    batch = wanted.train.batch
     if sample is None:
-        return *try_arm(wanted, arm, made_up_batches(wanted.train.batch, d), torch.zeros(d), device), 1.0
+        generator = torch.Generator().manual_seed(0)
+        return *try_arm(wanted, arm, lambda: torch.randn(batch, d, generator=generator), torch.zeros(d), device), 1.0
     split = sample.split("train")
     scale = input_scale(split, wanted.sae.normalize)
-    return *try_arm(
-        wanted, arm, batches_of(split, wanted.train.batch, scale), initial_b_dec(split, scale, wanted), device
-    ), scale
+    stream, b_dec_D = Stream(split, batch, 0, scale), initial_b_dec(split, scale, wanted)
+    return *try_arm(wanted, arm, stream.next, b_dec_D, device), scale

@@ -1,11 +1,12 @@
 """A checkpoint that every rank writes its part of, and that any number of ranks goes on from.
 
-torch.distributed.checkpoint plans what is read from where; the files are safetensors, one per rank, and state.json, no pickles:
+torch.distributed.checkpoint plans what is read from where; the files are safetensors, one per rank, and state.json, no
+pickles:
 
     checkpoints/sharded-000000500-000000250/*.safetensors, state.json      after 500 primary and 250 meta steps
 
-A folder is written under another name and renamed when all of it is there; then older ones are deleted. With one rank the
-ordinary single file is written, and either kind is read by any number of ranks.
+A folder is written under another name and renamed when all of it is there; then older ones are deleted. With one rank
+the ordinary single file is written, and either kind is read by any number of ranks.
 """
 
 import hashlib
@@ -60,8 +61,8 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
     """See `metasae.train.checkpoint.load`. Called by all ranks, however many wrote what is read."""
     ranks = _ranks(trainer)
     # the first rank decides, so that all read the same
-    place = Path(ranks.texts(str(_latest(folder) or "") if ranks.first else "")[0])
-    if place == Path(""):
+    place = ranks.from_first(_latest(folder) if ranks.first else None)
+    if place is None:
         return None
     if place.is_dir():
         header = read_json(place / STATE)
@@ -146,12 +147,9 @@ def _share_of_one_file(trainer: Trainer, path: Path) -> tuple[list[dict[str, flo
     try:
         with safe_open(path, "pt", device=str(trainer.device)) as file:
             header = json.loads(file.metadata()["state"])
-            tensors = {
-                name: file.get_slice(name)[trainer.own.start : trainer.own.stop]
-                if _spread(name)
-                else file.get_tensor(name)
-                for name in file.keys()
-            }
+            own = slice(trainer.own.start, trainer.own.stop)
+            names = list(file.keys())
+            tensors = {name: file.get_slice(name)[own] if _spread(name) else file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise checkpoint.damaged(path, error) from None
     checkpoint.check(header, trainer, path)
@@ -169,7 +167,8 @@ def _dcp():
 
     if not hasattr(dcp, "HuggingFaceStorageReader"):
         raise UserError(
-            f"checkpoints of several ranks need a torch that shares out safetensors, newer than {torch.__version__}; update torch"
+            "checkpoints of several ranks need a torch that shares out safetensors, "
+            f"newer than {torch.__version__}; update torch"
         )
     return dcp
 
