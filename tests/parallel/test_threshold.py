@@ -57,17 +57,15 @@ def test_the_same_entries_as_one_process(case, dtype):
     positive = pre[pre > 0].float()
     middle = float(positive.median()) if len(positive) else 1e-4
     tried = [
-        (rows_spread, *each)
+        (rows_spread, *counts)
         for rows_spread in (False, True)
-        for each in ((1, 0.0), (2 * B, middle), (3 * B, 1e30), (B * N, middle))
+        for counts in ((1, 0.0), (2 * B, middle), (3 * B, 1e30), (B * N, middle))
     ]
-    for each, found in zip(
-        tried,
-        zip(*on_threads(3, lambda ranks: [selected(pre, *one, ranks) for one in tried]), strict=True),
-        strict=True,
-    ):
-        assert sorted(entry for part, _ in found for entry in part) == entries(reference.select(pre, each[1])[0]), each
-        assert len({after for _, after in found}) == 1, "the next cut must be the same on all ranks"
+    told = on_threads(3, lambda ranks: [selected(pre, *case, ranks) for case in tried])
+    for asked, parts in zip(tried, zip(*told, strict=True), strict=True):
+        chosen = sorted(entry for part, _ in parts for entry in part)
+        assert chosen == entries(reference.select(pre, asked[1])[0]), asked
+        assert len({after for _, after in parts}) == 1, "the next cut must be the same on all ranks"
 
 
 def selected(pre, rows_spread, keep, cut, ranks):
@@ -84,10 +82,10 @@ def test_largest_of_every_row(case, module):
     # the last rank has no column at all, as with dead latents that all lie elsewhere
     parts = [pre[:, :5].contiguous(), pre[:, 5:].contiguous(), pre[:, :0].contiguous()]
     keeps = (1, 4, N - 1, N, N + 5)
-    found = on_threads(
+    told = on_threads(
         3, lambda ranks: [LatentKernels(module, ranks, N).keep_rows(parts[ranks.rank], keep) for keep in keeps]
     )
-    for keep, pieces in zip(keeps, zip(*found, strict=True), strict=True):
+    for keep, pieces in zip(keeps, zip(*told, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces, dim=1), reference.keep_rows(pre, keep)), keep
 
 

@@ -64,21 +64,21 @@ def all_trained(ranks, cases, steps):
     return {name: arm_trained(ranks, values(steps, **tables), arm) for name, (tables, arm) in cases.items()}
 
 
-def assert_same(alone, found):
-    for step, (loss, *losses) in enumerate(zip(alone["losses"], *(each["losses"] for each in found), strict=True)):
+def assert_same(alone, traces):
+    for step, (loss, *losses) in enumerate(zip(alone["losses"], *(trace["losses"] for trace in traces), strict=True)):
         for other in losses:
             np.testing.assert_allclose(other, loss, rtol=1e-6, atol=1e-12, err_msg=f"step {step}")
     for step, (one, first, *others) in enumerate(
-        zip(alone["numbers"], *(each["numbers"] for each in found), strict=True)
+        zip(alone["numbers"], *(trace["numbers"] for trace in traces), strict=True)
     ):
         assert first.keys() == one.keys() and all(first == other for other in others), f"step {step}"
         for name, number in one.items():
             np.testing.assert_allclose(first[name], number, rtol=1e-5, atol=1e-9, err_msg=f"{name} at step {step}")
     for role in ("primary", "meta"):
-        for step, (chosen, *parts) in enumerate(zip(alone[role], *(each[role] for each in found), strict=True)):
+        for step, (chosen, *parts) in enumerate(zip(alone[role], *(trace[role] for trace in traces), strict=True)):
             assert np.array_equal(np.sort(np.concatenate(parts)), chosen), f"{role} step {step}"
     for name, tensor in alone["state"].items():
-        first, *others = (each["state"][name] for each in found)
+        first, *others = (trace["state"][name] for trace in traces)
         # Adam divides by the gradient's own size, so where that is near zero rounding is a part of a step of 3e-4
         np.testing.assert_allclose(first, tensor, atol=3e-5, err_msg=name)
         assert all(np.array_equal(first, other) for other in others), f"{name} differs between ranks"
@@ -90,22 +90,22 @@ def test_every_kind_of_step_is_that_of_one_process(size):
     cases = {
         name: case for number, (name, case) in enumerate(CASES.items()) if name == "batchtopk" or number % 2 == size % 2
     }
-    alone, found = all_trained(ALONE, cases, 10), on_ranks(size, all_trained, cases, 10)
+    alone, told = all_trained(ALONE, cases, 10), on_ranks(size, all_trained, cases, 10)
     for name, one in alone.items():
-        assert_same(one, [each[name] for each in found])
+        assert_same(one, [rank[name] for rank in told])
     # what the first case is there for did happen
     assert any(aux > 0 for _, aux, _, _ in alone["batchtopk"]["losses"])
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_prefixes_and_further_penalties_are_those_of_one_process(size):
-    alone, found = all_trained(ALONE, FURTHER, 10), on_ranks(size, all_trained, FURTHER, 10)
+    alone, told = all_trained(ALONE, FURTHER, 10), on_ranks(size, all_trained, FURTHER, 10)
     for name, one in alone.items():
-        assert_same(one, [each[name] for each in found])
+        assert_same(one, [rank[name] for rank in told])
         charged = {"ortsae", "c2r", "cofiring"} & (FURTHER[name][0].get("train", {}).get("penalties", {})).keys()
         steps = [
             number
-            for number, numbers in enumerate(each for each in one["numbers"] if each)
+            for number, numbers in enumerate(numbers for numbers in one["numbers"] if numbers)
             if charged and charged <= numbers.keys()
         ]
         assert steps == ([] if not charged else [4, 6, 8] if name == "all, now and then" else list(range(10))), name
@@ -118,7 +118,7 @@ def test_prefixes_and_further_penalties_are_those_of_one_process(size):
 def test_200_steps_choose_the_same_latents(size):
     cases = {name: CASES[name] for name in ("batchtopk", "topk", "jumprelu", "balanced, adaptive, clipped")}
     cases |= {name: FURTHER[name] for name in ("matryoshka", "ortsae", "c2r", "cofiring")}
-    one, found = all_trained(ALONE, cases, 200), on_ranks(size, all_trained, cases, 200)
+    one, told = all_trained(ALONE, cases, 200), on_ranks(size, all_trained, cases, 200)
     for name in cases:
         assert len(one[name]["primary"]) == 200 and len(one[name]["meta"]) in (0, 150)
-        assert_same(one[name], [each[name] for each in found])
+        assert_same(one[name], [rank[name] for rank in told])
