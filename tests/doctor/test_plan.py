@@ -8,7 +8,7 @@ import pytest
 
 from metasae.doctor.cards import CARDS
 from metasae.doctor.plan import plan
-from metasae.doctor.plan_table import shown
+from metasae.doctor.table import shown
 from metasae.errors import UserError
 
 

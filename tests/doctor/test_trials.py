@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from metasae.doctor import training
+from metasae.doctor import trials
 from metasae.doctor.clock import Clock, Timed
 from metasae.doctor.harvesting import HarvestTrial
 from metasae.doctor.measuring import MeasureTrial, _narrow, _scaled
-from metasae.doctor.training import _mean_step, try_arm
+from metasae.doctor.trials import _mean_step, try_arm
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -49,25 +49,25 @@ def test_rare_kinds_of_steps_count_as_often_as_they_come():
     ("arm", "primary", "meta"), [("solo", 40, 0), ("control", 40, 30), ("joint", 40, 30), ("sequential", 40, 30)]
 )
 def test_an_arm_has_the_steps_of_its_run(small_recipe, batches, monkeypatch, arm, primary, meta):
-    monkeypatch.setattr(training, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(trials, "LEAST_SECONDS", 0.0)
     trial, trainer = try_arm(small_recipe(), arm, batches().next, torch.zeros(16))
-    assert (trial.n_primary, trial.n_meta, trial.n_steps) == (primary, meta, training.STEPS)
+    assert (trial.n_primary, trial.n_meta, trial.n_steps) == (primary, meta, trials.STEPS)
     assert (trial.meta is None) == (arm == "solo") and trial.step > 0
     assert trial.seconds == pytest.approx(trial.start + primary * trial.step + meta * (trial.meta or 0))
     assert trainer.arm == arm
 
 
 def test_slow_steps_are_cut_short_and_short_ones_go_on(small_recipe, batches, monkeypatch):
-    monkeypatch.setattr(training, "MOST_SECONDS", 0.0)
-    assert try_arm(small_recipe(), "joint", batches().next, torch.zeros(16))[0].n_steps == training.BLOCK
-    monkeypatch.setattr(training, "MOST_SECONDS", 60.0)
-    monkeypatch.setattr(training, "LEAST_SECONDS", 0.3)
+    monkeypatch.setattr(trials, "MOST_SECONDS", 0.0)
+    assert try_arm(small_recipe(), "joint", batches().next, torch.zeros(16))[0].n_steps == trials.BLOCK
+    monkeypatch.setattr(trials, "MOST_SECONDS", 60.0)
+    monkeypatch.setattr(trials, "LEAST_SECONDS", 0.3)
     # more steps than the run itself has
-    assert try_arm(small_recipe(tokens=64 * 6), "joint", batches().next, torch.zeros(16))[0].n_steps > training.STEPS
+    assert try_arm(small_recipe(tokens=64 * 6), "joint", batches().next, torch.zeros(16))[0].n_steps > trials.STEPS
 
 
 def test_steps_are_those_after_k_has_come_down_and_penalties_have_begun(small_recipe, batches, monkeypatch):
-    monkeypatch.setattr(training, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(trials, "LEAST_SECONDS", 0.0)
     recipe = small_recipe(tokens=64 * 1000, penalty_start=0.3)
     recipe = Recipe.load(recipe.model_dump(mode="json"), {"sae.k_start": 9, "sae.k_anneal": 0.5})
     _, trainer = try_arm(recipe, "joint", batches().next, torch.zeros(16))

@@ -6,6 +6,8 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metasae.data.cache.cache import SHARDS
 from metasae.doctor.estimate import Needs, is_planted, needs
 from metasae.doctor.machine import free_disk, memory_of, same_disk
@@ -103,7 +105,8 @@ def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, cache: Path | None
         needed = needs(some, d, model=0, on_gpu=device != "cpu")
         return replace(needed, process=0, harvest=0, forward=0, measure=0, train=needed.weights)
 
-    room = disk_room(out, cache, memory_of()[1], _free_gpu(device))
+    gpu = None if device == "cpu" else torch.cuda.mem_get_info(torch.device(device))[0]
+    room = disk_room(out, cache, memory_of()[1], gpu)
     short = shortages(certain(recipe), room)
     if not short:
         return
@@ -202,11 +205,3 @@ def _down(high: int, low: int, grain: int = 1, significant: bool = False) -> Ite
 
 def _with(recipe: Recipe, settings: list[Change]) -> Recipe:
     return Recipe.load(recipe.model_dump(mode="json"), dict(settings))
-
-
-def _free_gpu(device: str) -> int | None:
-    if device == "cpu":
-        return None
-    import torch
-
-    return torch.cuda.mem_get_info(torch.device(device))[0]

@@ -239,20 +239,21 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        name, least, run, notes = self.card.name, self.least, self.figures.get("run"), []
-        if least is None:
-            notes.append(f"no number of {name} holds what is not divided; a smaller model, train.batch or meta.n would")
-        elif least != self.gpus:
-            notes.append(f"the fewest {name} that hold it: {least}")
-        if run and run["value"] and 2 * self.harvest[0] > run["value"][0]:
-            notes.append(f"the harvest takes {self.harvest[0] / run['value'][0]:.0%} of the run's floor")
-        if self.balance is not None:
-            notes.append(f"from {self.balance} GPUs on sending takes longer than computing, so more help little")
-        if self.gpus > self.card.together:
-            notes.append(f"beyond {self.card.together} GPUs a slower network joins machines, which is not counted")
-        if self.shape.flops is None:
-            notes.append("the harvest's time is not known, as this model shows its products only when it runs")
-        return notes
+        name, least, balance, together = self.card.name, self.least, self.balance, self.card.together
+        run = self.figures.get("run", {}).get("value")
+        share = self.harvest[0] / run[0] if run else 0.0
+        notes = [
+            (least is None, f"no number of {name} holds what is not divided: the model, a batch, the meta SAE"),
+            (least not in (None, self.gpus), f"the fewest {name} that hold it: {least}"),
+            (share > 0.5, f"the harvest takes {share:.0%} of the run's floor"),
+            (balance, f"from {balance} GPUs on sending takes longer than computing, so more of them help little"),
+            (self.gpus > together, f"beyond {together} GPUs a slower network joins machines, which is not counted"),
+            (
+                self.shape.flops is None,
+                "the harvest's time is not known, as this model shows its products only in a run",
+            ),
+        ]
+        return [note for holds, note in notes if holds]
 
     def as_dict(self) -> dict:
         """Plain JSON."""

@@ -159,33 +159,29 @@ def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float
 
 
 def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence, trials: Trials) -> list[str]:
-    notes = []
-    if needed is not None:
-        pairs = [("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu)]
-        notes += [
-            f"{name} is tight: the estimate is within a fifth"
-            for name, need, there in pairs
-            if there and (1 - TIGHT) * there < need <= there
-        ]
-        if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
-            notes.append(
-                "memory will not hold all activations, so training waits for the disk, and longer than any trial shows"
-            )
-    if model.place is None and not model.problem:
-        notes.append(f"the model is not here: {fit.size(model.bytes)} will be downloaded; the harvest was not tried")
-    tokens, cached = wanted.train.tokens, wanted.split_tokens["train"]
-    if cached < tokens:
+    tokens, there, kind = wanted.train.tokens, wanted.split_tokens["train"], wanted.sae.architecture
+    again = f"training reads each of the {there:,} cached tokens {tokens / there:.3g} times"
+    absent = f"the model is not here: {fit.size(model.bytes or 0)} will be downloaded; the harvest was not tried"
+    across = bool(wanted.measure.senses or wanted.measure.across)
+    notes = [
+        (model.place is None and not model.problem, absent),
+        (there < tokens, f"{again}, in a fresh order each time (harvest.tokens)"),
+        (
+            trials.arms and kind_of(wanted.sae).own_threshold,
+            f"a {kind} SAE begins with half of its latents on; later it trains faster than in this trial",
+        ),
+        (trials.measure and across, "the time for senses and for what is measured across SAEs comes on top"),
+        (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
+    ]
+    return [*(_on_memory(needed, room) if needed else ()), *(note for holds, note in notes if holds)]
+
+
+def _on_memory(needed: Needs, room: fit.Room) -> list[str]:
+    pairs = (("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu))
+    tight = [name for name, need, there in pairs if there and (1 - TIGHT) * there < need <= there]
+    notes = [f"{name} is tight: the estimate is within a fifth" for name in tight]
+    if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
         notes.append(
-            f"training reads each of the {cached:,} cached tokens {tokens / cached:.3g} times, "
-            "in a fresh order each time (harvest.tokens)"
+            "memory will not hold all activations, so training waits for the disk, and longer than any trial shows"
         )
-    if trials.arms and kind_of(wanted.sae).own_threshold:
-        notes.append(
-            f"a {wanted.sae.architecture} SAE begins with half of its latents on; "
-            "later it trains faster than in this trial"
-        )
-    if trials.measure and (wanted.measure.senses or wanted.measure.across):
-        notes.append("the time for senses and for what is measured across SAEs comes on top")
-    if not trials.arms and needed is not None:
-        notes.append("nothing was tried: times are not known, and memory is arithmetic alone")
     return notes
