@@ -151,8 +151,12 @@ def shape_of(wanted: recipe.Recipe) -> Shape:
 
 def _shape(config, model: recipe.Model, points: Sequence[str], context: int, source: str) -> Shape:
     """The shape of a model built without weights, its products at windows of `context` tokens. Raises as `shape_of`."""
-    skeleton, causal, text_config = _skeleton(config, model)
-    places = [_place(skeleton, config, text_config, model, point) for point in points]
+    skeleton, causal = _skeleton(config, model)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    layers = getattr(text_config, "num_hidden_layers", None)
+    if not layers:
+        raise UserError(f"'{model.source}' is a {config.model_type} model, not one stack of transformer layers")
+    places = [hooks.resolve(skeleton, point, config.model_type, layers) for point in points]
     widths, flops = zip(*(_followed(skeleton, place, context) for place in places), strict=True)
     width = widths[0] or (text_config.hidden_size if points[0].startswith("blocks.") else None)
     if width is None:
@@ -176,8 +180,8 @@ def _config(model: recipe.Model, folder: Path | None, offline: bool):
         return transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
 
 
-def _skeleton(config, model: recipe.Model) -> tuple[nn.Module, bool, object]:
-    """(the model without storage, whether it predicts tokens, the configuration of its text part)."""
+def _skeleton(config, model: recipe.Model) -> tuple[nn.Module, bool]:
+    """(the model without storage, whether it predicts tokens)."""
     import transformers
 
     causal = loading._is_causal(config)
@@ -186,14 +190,7 @@ def _skeleton(config, model: recipe.Model) -> tuple[nn.Module, bool, object]:
         skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
     # some releases of transformers leave this out where there is no storage
     skeleton.tie_weights()
-    return skeleton, causal, config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _place(skeleton: nn.Module, config, text_config, model: recipe.Model, point: str) -> hooks.Place:
-    layers = getattr(text_config, "num_hidden_layers", None)
-    if not layers:
-        raise UserError(f"'{model.source}' is a {config.model_type} model, not one stack of transformer layers")
-    return hooks.resolve(skeleton, point, config.model_type, layers)
+    return skeleton, causal
 
 
 @torch.no_grad()

@@ -156,12 +156,17 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
             # nobody leaves while another still needs to be answered
             ranks.wait()
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not by_another_rank(error):
             raise
         raise UserError(
-            "another rank ended before the job was done (killed, out of memory, or by an error that it printed itself); "
-            f"start the same command again to go on from the last checkpoint ({str(error).strip().splitlines()[0]})"
+            "another rank ended before the job was done (killed, out of memory, or by an error that it printed itself);"
+            f" start the same command again to go on from the last checkpoint ({str(error).strip().splitlines()[0]})"
         ) from error
+
+
+def by_another_rank(error: BaseException) -> bool:
+    """Whether a message between ranks raised this, as it does when another rank has ended."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metasae.errors import UserError
 from metasae.files import read_json, write_json
-from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.ranks import ALONE, Ranks, by_another_rank
 from metasae.train import checkpoint
 from metasae.train.sharded.trainer import REPLICATED
 from metasae.train.trainer import Trainer
@@ -43,10 +43,14 @@ def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, 
     tensors, steps = _apart(checkpoint.tensors_of(trainer))
     whole = _digest([tensor for name, tensor in tensors.items() if not _spread(name)])
     ranks.same(whole, "what all of them hold", "they must run on processors of one kind, with the same torch")
-    if ranks.first:
-        _made_anew(part)
-    ranks.wait()
-    _write(part, {name: _placed(name, tensor, trainer) for name, tensor in tensors.items()})
+    parts = {name: _placed(name, tensor, trainer) for name, tensor in tensors.items()}
+    dcp = _dcp()
+    with _disk(part):
+        if ranks.first:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        ranks.wait()
+        dcp.save(parts, storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
     if ranks.first:
         write_json(
             part / STATE, checkpoint.header_of(trainer, pending, metrics_bytes) | {"steps": steps, "ranks": ranks.size}
@@ -99,14 +103,6 @@ def _clear(folder: Path, keep: Path) -> None:
         (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
-def _write(part: Path, tensors: dict[str, Tensor]) -> None:
-    dcp = _dcp()
-    # its notes on single tensors are no news to a user
-    with _disk(part), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
-
-
 def _read(place: Path, header: dict, trainer: Trainer) -> dict[str, Tensor]:
     """This rank's part of every tensor."""
     from torch.distributed.checkpoint.api import CheckpointException
@@ -115,16 +111,19 @@ def _read(place: Path, header: dict, trainer: Trainer) -> dict[str, Tensor]:
     local = {}
     for name, tensor in checkpoint.tensors_of(trainer).items():
         local[name] = torch.empty_like(tensor)
+        learner, _, weight = name.partition(".")
+        adam = f"{learner}.adam.{weight}"
         # Adam has moments of what is trained from its first step on
-        if f"{(adam := _adam(name))}.step" in header["steps"]:
+        if f"{adam}.step" in header["steps"]:
             local |= {f"{adam}.{moment}": torch.empty_like(tensor) for moment in ("exp_avg", "exp_avg_sq")}
     wanted = {name: _placed(name, tensor, trainer) for name, tensor in local.items()}
     _check_files(place, header["ranks"])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quietly():
             dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(place)), no_dist=ranks.size == 1)
     except (Exception, CheckpointException) as error:
+        if by_another_rank(error):
+            raise
         raise checkpoint.damaged(place, str(error).strip().splitlines()[-1]) from None
     return local | {name: torch.tensor(step, device=trainer.device) for name, step in header["steps"].items()}
 
@@ -199,26 +198,23 @@ def _digest(tensors: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _adam(name: str) -> str:
-    """primary.W_dec_ND -> primary.adam.W_dec_ND"""
-    learner, _, weight = name.partition(".")
-    return f"{learner}.adam.{weight}"
-
-
 def _ranks(trainer: Trainer) -> Ranks:
     return getattr(trainer, "ranks", ALONE)
 
 
-def _made_anew(folder: Path) -> None:
-    with _disk(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+@contextmanager
+def _quietly():
+    """Without torch's warnings on single tensors, which are no news to a user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
 def _disk(path: Path):
     try:
-        yield
+        with _quietly():
+            yield
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; free some space or choose another --out, then run again"
