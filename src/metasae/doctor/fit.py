@@ -92,14 +92,14 @@ def changes(recipe: Recipe, needs_of: Callable[[Recipe], Needs], room: Room) -> 
     return None if shortages(needs_of(recipe), room) else settings
 
 
-def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, cache: Path | None = None, device: str = "cpu") -> None:
+def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, device: str = "cpu") -> None:
     """Raises UserError when the activation cache cannot fit on its disk, or weights, moments and gradients not in
     memory.
 
     A look before a run, at no cost: only what is certain is refused, `metasae doctor` estimates the rest. d: width of
-    the hooked tensor. out: the run folder. cache: the cache's folder; what both hold already counts as free.
+    the hooked tensor. out: the run folder; what it and the cache's folder hold already counts as free.
     """
-    cache = cache or Path(recipe.harvest.cache or out.parent / "activations")
+    cache = Path(recipe.harvest.cache or out.parent / "activations")
 
     def certain(some: Recipe) -> Needs:
         needed = needs(some, d, model=0, on_gpu=device != "cpu")

@@ -192,6 +192,7 @@ class Plan:
         train = tuple(len(recipe.seeds) * steps * sum(seconds) for seconds in zip(*spans, strict=True))
         harvest = 0 if is_planted(recipe) else self.harvest
         run = tuple(map(sum, zip(harvest, train, strict=True))) if harvest else harvest
+        where = "on the first rank" if recipe.harvest.window_tokens else "shared by all ranks"
         # a rank is a program that draws the whole SAE before it keeps its part
         host = need.memory + (gpus - 1) * (need.process + max(need.harvest, 8 * recipe.sae.n * d))
         rows = [
@@ -209,7 +210,7 @@ class Plan:
             ("computing", one.computing, "s", "stated", "the step's parts at least"),
             ("step", (one.floor, one.slow), "s", "stated", f"a {arm} step with its share of meta steps"),
             ("tokens", self.rates(arm), "tokens/s", "stated", f"in batches of {recipe.train.batch:,}"),
-            ("harvest", harvest, "s", "stated", f"{sum(recipe.split_tokens.values()):,} tokens, shared by all ranks"),
+            ("harvest", harvest, "s", "stated", f"{sum(recipe.split_tokens.values()):,} tokens, {where}"),
             ("train", train, "s", "stated", f"{', '.join(recipe.arms)}; {len(recipe.seeds)} seeds of {steps:,} steps"),
             ("run", run, "s", "stated", "harvest and training; measuring and the report come on top"),
         ]
