@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metasae.data.cache.activations import harvest
 from metasae.data.model.host import Host
 from metasae.doctor.cards import Card
-from metasae.doctor.known import config_of
+from metasae.doctor.presence import config_of
 from metasae.recipe import recipe
 
 # Words of a made-up text, and of one document.

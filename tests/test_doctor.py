@@ -1,4 +1,4 @@
-"""`metasae doctor`: what it says, what it proposes, that it leaves no trace, and that its estimates are those of a real run."""
+"""`metasae doctor`: what it says, what it proposes, that it leaves no trace, how near its estimates are."""
 
 import json
 import os
@@ -134,8 +134,8 @@ def test_activations_that_are_there_are_seen(values, tmp_path):
     out = tmp_path / "runs" / "a"
     metasae.run(values | {"arms": ["solo"]}, out=out, show=False)
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "runs").rglob("*"))
-    found = examine(values, out)
-    assert found.trials.cached and found.stages[0].seconds == 0
+    report = examine(values, out)
+    assert report.trials.cached and report.stages[0].seconds == 0
     assert not examine(values, out, {"train.tokens": 7000}).trials.cached
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "runs").rglob("*"))
 
@@ -153,9 +153,9 @@ def test_times_in_words():
 
 def test_a_plan_for_gpus_that_are_not_here(doctor):
     code, stdout, stderr = doctor("--gpus", "2", "--gpu", "h200", "--json")
-    made = json.loads(stdout)
-    assert code == 0 and made["fits"] and made["gpus"] == 2 and made["model"]["d"] == 32, stderr
-    assert made["figures"]["cache"]["value"] == 10_000 * (32 * 2 + 12)
+    facts = json.loads(stdout)
+    assert code == 0 and facts["fits"] and facts["gpus"] == 2 and facts["model"]["d"] == 32, stderr
+    assert facts["figures"]["cache"]["value"] == 10_000 * (32 * 2 + 12)
     code, stdout, _ = doctor("--gpu", "RTX4090")
     assert code == 0 and "1 x rtx4090" in stdout and "It fits: " in stdout and "Nothing was measured" in stdout
 
@@ -181,7 +181,8 @@ def test_a_plan_that_does_not_fit_is_exit_1(doctor):
     assert code == 1 and "It does not fit: " in stdout and "the fewest rtx4090 that hold it" in stdout
 
 
-# One thread and its CPU seconds, so that other work on the machine counts less; the doctor and the run read the same clock.
+# One thread and its CPU seconds, so that other work on the machine counts less. The doctor and the run read the same
+# clock.
 CHILD = """
 import json, sys, time
 time.perf_counter = time.process_time
@@ -190,14 +191,15 @@ from metasae.doctor.machine import peak_resident
 from metasae.doctor.report import examine
 values, out = json.loads(sys.argv[2]), sys.argv[3]
 if sys.argv[1] == "doctor":
-    found = examine(values, out)
-    stages = {stage.name: stage.seconds for stage in found.stages}
-    memory = found.needs.memory + found.needs.cache
+    report = examine(values, out)
+    stages = {stage.name: stage.seconds for stage in report.stages}
+    memory = report.needs.memory + report.needs.cache
 else:
     metasae.run(values, out=out, show=False)
     stages = {name: stage["seconds"] for name, stage in json.load(open(out + "/run.json"))["stages"].items()}
     memory = peak_resident()
-print(json.dumps([stages.get("harvest"), sum(took for name, took in stages.items() if name.startswith("train")), memory]))
+train = sum(seconds for name, seconds in stages.items() if name.startswith("train"))
+print(json.dumps([stages.get("harvest"), train, memory]))
 """
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can put right. The message is one line: what is wrong, and what to do.
 
-    The command line prints it without a traceback, unless it was `printed` before, and exits with `exit_code`.
+    The command line prints it without a traceback and exits with `exit_code`.
     """
 
     exit_code = 2
-    printed = False
 
 
 class Interrupted(UserError):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from metasae.doctor.cards import CARDS, card
+from metasae.doctor.cards import CARDS, asked_card
 from metasae.errors import UserError
 
 
 def test_a_card_is_found_in_any_case():
-    assert card("H200") is card(" h200 ") is CARDS["h200"]
+    assert asked_card("H200") is asked_card(" h200 ") is CARDS["h200"]
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,13 @@ def test_a_card_is_found_in_any_case():
 )
 def test_an_unknown_card_is_one_line_with_the_nearest(name, hint):
     with pytest.raises(UserError) as error:
-        card(name)
+        asked_card(name)
     assert hint in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("each", CARDS.values(), ids=CARDS)
-def test_rates_are_in_the_order_that_hardware_has(each):
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_rates_are_in_the_order_that_hardware_has(card):
     """Dense rates: a sparse one among them would break the ratio of bf16 to tf32, which is about two on all of them."""
-    assert each.fp32 <= each.tf32 < each.bf16 and each.bf16 / each.tf32 == pytest.approx(2, rel=0.03)
-    assert each.link < each.bandwidth < each.fp32
-    assert each.flops(2) == each.bf16 and each.flops(4) == each.fp32
+    assert card.fp32 <= card.tf32 < card.bf16 and card.bf16 / card.tf32 == pytest.approx(2, rel=0.03)
+    assert card.link < card.bandwidth < card.fp32
+    assert card.flops(2) == card.bf16 and card.flops(4) == card.fp32

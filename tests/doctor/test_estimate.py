@@ -118,8 +118,8 @@ def test_on_a_gpu_the_model_and_training_are_not_in_the_processors_memory():
 
 def test_what_was_measured_takes_the_place_of_arithmetic():
     wanted = estimate.needs(Recipe.load("demo"), 384, 0)
-    found = estimate.with_measured(wanted, process=1, forward=2, train=3)
-    assert (found.process, found.forward, found.train) == (1, 2, wanted.train)
+    measured = estimate.with_measured(wanted, process=1, forward=2, train=3)
+    assert (measured.process, measured.forward, measured.train) == (1, 2, wanted.train)
     assert estimate.with_measured(wanted, None, None, 10 * wanted.train).train == 10 * wanted.train
 
 

@@ -19,8 +19,8 @@ def needed(recipe: Recipe) -> Needs:
     return needs(recipe, d=1280, model=1.5 * GB, vocabulary=50_000)
 
 
-def applied(recipe, found):
-    return Recipe.load(recipe.model_dump(mode="json"), dict(found))
+def applied(recipe, settings):
+    return Recipe.load(recipe.model_dump(mode="json"), dict(settings))
 
 
 PAPER = Recipe.load("paper-gpt2-large")
@@ -99,10 +99,10 @@ def test_every_proposal_fits(seed):
         cache=float(10 ** rng.uniform(0, 3)),
         run=float(10 ** rng.uniform(-1, 2)),
     )
-    found = fit.changes(recipe, needed, place)
-    if found is not None:
-        assert fit.shortages(needed(applied(recipe, found)), place) == []
-        assert bool(found) == bool(fit.shortages(needed(recipe), place))
+    settings = fit.changes(recipe, needed, place)
+    if settings is not None:
+        assert fit.shortages(needed(applied(recipe, settings)), place) == []
+        assert bool(settings) == bool(fit.shortages(needed(recipe), place))
 
 
 def test_a_run_is_refused_before_its_harvest(tmp_path, monkeypatch):
@@ -168,4 +168,4 @@ def test_sizes_in_words():
         "3 GB",
         "4.25 TB",
     ]
-    assert [fit.shown(value) for value in (True, False, 3, "bf16")] == ["true", "false", "3", "bf16"]
+    assert [fit.setting(("x.y", value)) for value in (True, 3, "bf16")] == ["x.y=true", "x.y=3", "x.y=bf16"]

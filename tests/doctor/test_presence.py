@@ -21,20 +21,21 @@ def test_width_and_size_are_those_of_the_loaded_model(build, family, point):
     inner |= {"gemma2": "model.layers.1.mlp.up_proj", "bert": "encoder.layer.1.intermediate.dense"}
     point = inner[family] + ":out" if point == "inner" else point
     model = Model(path=str(build(family)), dtype="bf16")
-    host, found = Host.load(model, point), presence_of(model, point)
-    if found.problem and BEFORE_5_24 and point.endswith(":out"):
-        # their models do not run without storage: rotary embeddings ask for autocast there, BERT's mask looks at its numbers
-        assert "shows only when the model runs" in found.problem
+    host, presence = Host.load(model, point), presence_of(model, point)
+    if presence.problem and BEFORE_5_24 and point.endswith(":out"):
+        # their models do not run without storage: rotary embeddings ask for autocast there, BERT's mask looks at its
+        # numbers
+        assert "shows only when the model runs" in presence.problem
         return
-    assert found.problem is None and found.place == str(build(family))
-    assert found.d == host.d
-    assert found.bytes == sum(parameter.numel() * 2 for parameter in host.model.parameters())
-    assert found.vocabulary == (400 if host.causal else 0)
+    assert presence.problem is None and presence.place == str(build(family))
+    assert presence.d == host.d
+    assert presence.bytes == sum(parameter.numel() * 2 for parameter in host.model.parameters())
+    assert presence.vocabulary == (400 if host.causal else 0)
 
 
 def test_a_wrong_hook_point_is_a_problem_of_a_model_that_is_here(build):
-    found = presence_of(Model(path=str(build("gpt2"))), "blocks.7.hook_resid_pre")
-    assert found.place and "did you mean 'blocks.2.hook_resid_pre'" in found.problem and found.d is None
+    presence = presence_of(Model(path=str(build("gpt2"))), "blocks.7.hook_resid_pre")
+    assert presence.place and "did you mean 'blocks.2.hook_resid_pre'" in presence.problem and presence.d is None
 
 
 def test_a_missing_folder_and_a_missing_package():
@@ -61,8 +62,8 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_a_hub_model_that_cannot_be_had_is_one_line(hub):
-    found = presence_of(Model(name="some/model"), "blocks.0.hook_resid_pre")
-    assert found.place is None and "HF_HUB_OFFLINE is set" in found.problem and "\n" not in found.problem
+    presence = presence_of(Model(name="some/model"), "blocks.0.hook_resid_pre")
+    assert presence.place is None and "HF_HUB_OFFLINE is set" in presence.problem and "\n" not in presence.problem
 
 
 def test_a_hub_model_is_here_when_all_its_weight_files_are(hub):

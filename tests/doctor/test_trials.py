@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from metasae.doctor import training
+from metasae.doctor import trials
 from metasae.doctor.clock import Clock, Timed
 from metasae.doctor.harvesting import HarvestTrial
 from metasae.doctor.measuring import MeasureTrial, _narrow, _scaled
-from metasae.doctor.training import _mean_step, try_arm
+from metasae.doctor.trials import _mean_step, try_arm
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -19,9 +19,7 @@ def test_the_clock_remembers_outer_tasks_only():
         with clock.task("inner", None, "latents"):
             pass
         task.advance(6, loss=1.0)
-    assert [(task.name, task.unit, [amount for _, amount in task.ticks]) for task in clock.tasks] == [
-        ("outer", "tokens", [4, 6])
-    ]
+    assert [(task.unit, [amount for _, amount in task.ticks]) for task in clock.tasks] == [("tokens", [4, 6])]
     assert clock.tasks[0].seconds >= clock.tasks[0].ticks[1][0] - clock.tasks[0].ticks[0][0] >= 0
 
 
@@ -51,25 +49,25 @@ def test_rare_kinds_of_steps_count_as_often_as_they_come():
     ("arm", "primary", "meta"), [("solo", 40, 0), ("control", 40, 30), ("joint", 40, 30), ("sequential", 40, 30)]
 )
 def test_an_arm_has_the_steps_of_its_run(small_recipe, batches, monkeypatch, arm, primary, meta):
-    monkeypatch.setattr(training, "LEAST_SECONDS", 0.0)
-    found, trainer = try_arm(small_recipe(), arm, batches().next, torch.zeros(16))
-    assert (found.n_primary, found.n_meta, found.n_steps) == (primary, meta, training.STEPS)
-    assert (found.meta is None) == (arm == "solo") and found.step > 0
-    assert found.seconds == pytest.approx(found.start + primary * found.step + meta * (found.meta or 0))
+    monkeypatch.setattr(trials, "LEAST_SECONDS", 0.0)
+    trial, trainer = try_arm(small_recipe(), arm, batches().next, torch.zeros(16))
+    assert (trial.n_primary, trial.n_meta, trial.n_steps) == (primary, meta, trials.STEPS)
+    assert (trial.meta is None) == (arm == "solo") and trial.step > 0
+    assert trial.seconds == pytest.approx(trial.start + primary * trial.step + meta * (trial.meta or 0))
     assert trainer.arm == arm
 
 
 def test_slow_steps_are_cut_short_and_short_ones_go_on(small_recipe, batches, monkeypatch):
-    monkeypatch.setattr(training, "MOST_SECONDS", 0.0)
-    assert try_arm(small_recipe(), "joint", batches().next, torch.zeros(16))[0].n_steps == training.BLOCK
-    monkeypatch.setattr(training, "MOST_SECONDS", 60.0)
-    monkeypatch.setattr(training, "LEAST_SECONDS", 0.3)
+    monkeypatch.setattr(trials, "MOST_SECONDS", 0.0)
+    assert try_arm(small_recipe(), "joint", batches().next, torch.zeros(16))[0].n_steps == trials.BLOCK
+    monkeypatch.setattr(trials, "MOST_SECONDS", 60.0)
+    monkeypatch.setattr(trials, "LEAST_SECONDS", 0.3)
     # more steps than the run itself has
-    assert try_arm(small_recipe(tokens=64 * 6), "joint", batches().next, torch.zeros(16))[0].n_steps > training.STEPS
+    assert try_arm(small_recipe(tokens=64 * 6), "joint", batches().next, torch.zeros(16))[0].n_steps > trials.STEPS
 
 
 def test_steps_are_those_after_k_has_come_down_and_penalties_have_begun(small_recipe, batches, monkeypatch):
-    monkeypatch.setattr(training, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(trials, "LEAST_SECONDS", 0.0)
     recipe = small_recipe(tokens=64 * 1000, penalty_start=0.3)
     recipe = Recipe.load(recipe.model_dump(mode="json"), {"sae.k_start": 9, "sae.k_anneal": 0.5})
     _, trainer = try_arm(recipe, "joint", batches().next, torch.zeros(16))
@@ -79,20 +77,21 @@ def test_steps_are_those_after_k_has_come_down_and_penalties_have_begun(small_re
 def test_measuring_is_scaled_by_what_each_task_grows_with():
     clock = Clock()
     clock.tasks = [
-        Timed("fire", "tokens", 2.0, ()),
-        Timed("critic", "meta SAEs", 3.0, ()),
-        Timed("pairs", "latents", 5.0, ()),
+        Timed("tokens", 2.0),
+        Timed("meta SAEs", 3.0),
+        Timed("latents", 5.0),
     ]
     assert _scaled(clock, 11.0, {"tokens": 100.0, "meta SAEs": 10.0}, rest=4.0) == pytest.approx(
         2 * 100 + 3 * 10 + 5 * 4 + 1 * 4
     )
 
 
-def test_control_is_not_measured_beside_solo():
+def test_arms_with_the_same_primary_are_measured_once():
     trial = MeasureTrial(calibrate=0.0, reference=10.0, sae=1.0)
     assert trial.seconds(Recipe.load({"arms": ["solo", "control", "joint"], "seeds": 3})) == 10 + 6
     assert trial.seconds(Recipe.load({"arms": ["control", "joint"], "seeds": 3})) == 10 + 6
     assert trial.seconds(Recipe.load({"arms": ["joint"]})) == 10 + 1
+    assert trial.seconds(Recipe.load({"arms": ["solo", "control", "sequential"]})) == 10 + 1
 
 
 def test_a_narrowed_sae_fires_as_its_first_latents_did():

@@ -141,7 +141,7 @@ def measure_arm(
     spec = recipe.measure
     meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
     sae = SAE.load(folder / "primary")
-    result = ranks.from_first(_measured_twin(sae, meta, twins, spec) if ranks.first else None, "stage")
+    result = ranks.from_first(_measured_twin(sae, meta, twins, spec) if ranks.first else None)
     if result is None:
         host = source.judge if parts_of_model(spec, ranks) else None
         if host is not None:
@@ -195,7 +195,7 @@ def _save(
 
 def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
     """The first rank's SAE, which lies on the processor, on every rank."""
-    config, has_threshold = ranks.from_first((sae.config, sae.threshold is not None) if ranks.first else None, "export")
+    config, has_threshold = ranks.from_first((sae.config, sae.threshold is not None) if ranks.first else None)
     if not ranks.first:
         sae = SAE(config)
         sae.threshold = torch.zeros(config.d_sae) if has_threshold else None
@@ -207,7 +207,7 @@ def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
         sae.b_dec.data,
         *([sae.threshold] if has_threshold else []),
     ):
-        ranks.broadcast_(tensor, "export")
+        ranks.broadcast_(tensor)
     return sae
 
 

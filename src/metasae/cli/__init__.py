@@ -19,7 +19,5 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # that another rank ended was printed when it became known
-        if not error.printed:
-            print(f"metasae: {error}", file=sys.stderr)
+        print(f"metasae: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -214,7 +214,7 @@ def _planned(
     name = asked_card(gpu, gpus, efficiency).name
     resolve(recipe, None, changed, "cpu")
     from metasae.doctor.plan import plan
-    from metasae.doctor.plan_table import print_plan
+    from metasae.doctor.table import print_plan
 
     result = plan(recipe, gpus, name, changed, efficiency)
     if as_json:

@@ -1,12 +1,13 @@
 """GPUs by their makers' datasheets: what a plan for a machine that is not here is made from.
 
-Sources: NVIDIA's datasheets of A100 (SXM), H100 (SXM), H200 (SXM), HGX B200 and L40S, and the Ada architecture whitepaper for the RTX 4090.
-Products per second are dense ones; the sheets print twice as much for sparse matrices. Memory is read in decimal bytes, a few
-percent less than the cards have. A link rate is what a GPU sends in one direction: half of the NVLink sum that the sheets print, or PCIe
-4.0 x16 where there is no NVLink. None of it was measured here.
+Sources: NVIDIA's datasheets of A100 (SXM), H100 (SXM), H200 (SXM), HGX B200 and L40S, and the Ada architecture
+whitepaper for the RTX 4090. Products per second are dense ones; the sheets print twice as much for sparse matrices.
+Memory is read in decimal bytes, a few percent less than the cards have. A link rate is what a GPU sends in one
+direction: half of the NVLink sum that the sheets print, or PCIe 4.0 x16 where there is no NVLink. None of it was
+measured here.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from metasae.errors import UserError, nearest
 
@@ -28,11 +29,8 @@ class Card:
     together: int = 8
 
     def flops(self, width: int) -> float:
-        """FLOP/s of products of numbers of `width` bytes. metasae's fp32 products are true fp32, so tf32 is only listed."""
+        """FLOP/s of products of `width` bytes a number. Products in fp32 are true fp32, so tf32 is only listed."""
         return self.bf16 if width == 2 else self.fp32
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 # The share of the datasheet's rates that a plan's slow end counts with.
@@ -52,25 +50,17 @@ CARDS = {
 }
 
 
-def card(name: str) -> Card:
-    """The card of a name, in any case. Raises UserError with the nearest name, or all, for one that is not known."""
-    found = CARDS.get(name.strip().lower())
-    if found is None:
-        raise UserError(f"no GPU '{name}'{nearest(name.strip().lower(), CARDS)}")
-    return found
-
-
-def asked_card(name: str | None, gpus: int, efficiency: float) -> Card:
-    """The card of a plan. Raises UserError for no or an unknown GPU, for none of them, and for a share of its rates that is none."""
+def asked_card(name: str | None, gpus: int = 1, efficiency: float = EFFICIENCY) -> Card:
+    """The card of that name, in any case. Raises UserError for no or an unknown name, with the nearest one or all of
+    them, for less than one GPU, and for a share of its rates that is none.
+    """
     if name is None:
         raise UserError(f"a plan needs --gpu NAME, of {', '.join(CARDS)}")
-    check_count(gpus)
-    if not 0 < efficiency <= 1:
-        raise UserError(f"--efficiency {efficiency:g} must be above 0 and at most 1")
-    return card(name)
-
-
-def check_count(gpus: int) -> None:
-    """Raises UserError for none of them."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: there must be at least one")
+    if not 0 < efficiency <= 1:
+        raise UserError(f"--efficiency {efficiency:g} must be above 0 and at most 1")
+    key = name.strip().lower()
+    if key not in CARDS:
+        raise UserError(f"no GPU '{name}'{nearest(key, CARDS)}")
+    return CARDS[key]

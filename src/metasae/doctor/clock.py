@@ -1,9 +1,9 @@
-"""Times and memory of a trial: progress that nobody sees and that remembers, the clock of a device, what it has in use."""
+"""Times and memory of a trial: a progress that notes times, and a device's clock and memory in use."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,14 +11,22 @@ from metasae.doctor.machine import resident
 from metasae.progress.progress import Progress
 
 
-@dataclass(frozen=True)
+@dataclass
 class Timed:
-    """A task that ended. ticks: (time, amount) of each advance."""
+    """A task, in the place of a `metasae.progress.progress.Task`. seconds: its length once it has ended.
 
-    name: str
+    ticks: (time, amount) of each advance.
+    """
+
     unit: str
-    seconds: float
-    ticks: tuple[tuple[float, int], ...]
+    seconds: float = 0.0
+    ticks: list[tuple[float, int]] = field(default_factory=list)
+
+    def skip(self, amount: int) -> None:
+        pass
+
+    def advance(self, amount: int, **live: float) -> None:
+        self.ticks.append((time.perf_counter(), amount))
 
 
 class Clock(Progress):
@@ -30,28 +38,16 @@ class Clock(Progress):
         self._depth = 0
 
     @contextmanager
-    def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator["Ticks"]:
-        start, ticks = time.perf_counter(), Ticks()
+    def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator[Timed]:
+        start, timed = time.perf_counter(), Timed(unit)
         self._depth += 1
         try:
-            yield ticks
+            yield timed
         finally:
             self._depth -= 1
+        timed.seconds = time.perf_counter() - start
         if not self._depth:
-            self.tasks.append(Timed(name, unit, time.perf_counter() - start, tuple(ticks.given)))
-
-
-class Ticks:
-    """Stands in for a `metasae.progress.progress.Task`."""
-
-    def __init__(self):
-        self.given: list[tuple[float, int]] = []
-
-    def skip(self, amount: int) -> None:
-        pass
-
-    def advance(self, amount: int, **live: float) -> None:
-        self.given.append((time.perf_counter(), amount))
+            self.tasks.append(timed)
 
 
 def now(device: torch.device) -> float:
@@ -70,5 +66,8 @@ def in_use(device: torch.device) -> int:
 
 
 def grown(device: torch.device, before: int) -> int:
-    """Bytes by which the device's peak has grown since. On a CPU by what the process holds, as it keeps its peak (`metasae.memory`)."""
-    return max((torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()) - before, 0)
+    """Bytes by which the device's peak has grown since. On a CPU those by which the process has, as it keeps what it
+    freed (`metasae.device.keep_freed_memory`).
+    """
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
+    return max(peak - before, 0)

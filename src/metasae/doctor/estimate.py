@@ -1,21 +1,24 @@
 """What a recipe needs, by arithmetic: bytes on disk and in memory from its shapes alone. Nothing is loaded or run.
 
 Exact: the activation cache, SAEs, checkpoints. Memory is a model of the stages with constants fitted to measured peaks
-(d 64 to 1024, n 512 to 16384, batches of 256 to 16384), within a fifth of them; `doctor` puts what it measures in its place.
-With n latents, width d, batch B, m meta latents and w bytes per number of the dense product, in bytes:
+(d 64 to 1024, n 512 to 16384, batches of 256 to 16384), within a fifth of them; `doctor` puts what it measures in its
+place. With n latents, width d, batch B, m meta latents and w bytes per number of the dense product, in bytes:
 
     weights, Adam's two moments, gradients    4 x 4 x 2nd
     a step in passing                         8nd + 2nd + (w + 2) Bn + 27 Bd + 60 per kept entry
     a meta step in passing                    the same without its 27, with B = n, n = m, and 48 nd (30 nd for raw rows)
 
-No latent is counted as dead: the term that revives dead ones takes a few numbers per token and dead latent more.
+No latent is counted as dead: the term that revives dead ones takes a few numbers per token and dead latent more. A
+further penalty is counted as if it looked at the decoder rows of all latents.
 
-On W ranks a rank has ceil(n / W) latents of the primary for n, and all m of the meta SAE, whose gradients it holds once more, flat, to be summed.
+On W ranks a rank has ceil(n / W) latents of the primary for n, and all m of the meta SAE, whose gradients it has once
+more, flat, to be summed.
 """
 
 from dataclasses import asdict, dataclass, replace
 
 from metasae.recipe.recipe import Dictionary, Recipe
+from metasae.sae.architectures import Architecture, Options, architecture
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Python, torch, transformers, scipy and matplotlib with what they allocate for themselves.
@@ -33,12 +36,13 @@ PLANTED_NUMBER, PLANTED_TOKEN = 16, 100
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes. cache, run_folder: on disk. sae, checkpoint: one primary SAE's folder, one arm's checkpoint, both within run_folder, as are
-    windows: training activations that come a window at a time, on a GPU harvested while training goes on.
+    """Bytes. cache, run_folder: on disk. sae, checkpoint: one primary SAE's folder, one arm's checkpoint, both within
+    run_folder, as are windows: training activations that come a window at a time, on a GPU harvested while training
+    goes on.
 
-    Memory: process (the program itself) and model all the time; harvest, forward, train, measure only in their stage, and
-    forward (the model on one batch) within the harvest. weights: the part of train that is weights, moments and gradients.
-    on_gpu: model, forward and train are the GPU's.
+    Memory: process (the program itself) and model all the time; harvest, forward, train, measure only in their stage,
+    and forward (the model on one batch) within the harvest. weights: the part of train that is weights, moments and
+    gradients. on_gpu: model, forward and train are the GPU's.
     """
 
     cache: int
@@ -57,7 +61,7 @@ class Needs:
 
     @property
     def memory(self) -> int:
-        """Peak of the processor's memory. What the harvest gives back lies in pieces that later stages hardly use again.
+        """Peak of the processor's memory. What the harvest frees lies in pieces that later stages hardly use again.
 
         The mapped cache comes on top where there is room; the system can drop it.
         """
@@ -68,11 +72,10 @@ class Needs:
     @property
     def gpu(self) -> int:
         """Peak of the GPU's memory; 0 without one."""
-        return (
-            self.model + (self.forward + self.train if self.windows else max(self.forward, self.train))
-            if self.on_gpu
-            else 0
-        )
+        if not self.on_gpu:
+            return 0
+        # the next window is harvested while an arm trains
+        return self.model + (self.forward + self.train if self.windows else max(self.forward, self.train))
 
     @property
     def stages(self) -> dict[str, int]:
@@ -93,9 +96,10 @@ def needs(
     on_gpu: bool = False,
     ranks: int = 1,
 ) -> Needs:
-    """d: width of the hooked tensor. model: bytes of the language model's weights. vocabulary: its size, 0 where it predicts no token.
+    """d: width of the hooked tensor. model: bytes of the language model's weights. vocabulary: its size, 0 for an
+    encoder.
 
-    width: bytes per number of the dense products. ranks: over which training spreads the primary; memory is that of the first.
+    width: bytes per number of the dense products. ranks: over which training spreads the primary.
     """
     train, weights = train_bytes(recipe, d, width, ranks)
     windows = window_bytes(recipe, d, on_gpu)
@@ -116,13 +120,16 @@ def needs(
     )
 
 
-def with_measured(found: Needs, process: int | None, forward: int | None, train: int | None) -> Needs:
-    """The needs with what a trial measured in place of the arithmetic; of training the larger of the two, None keeps the arithmetic."""
+def with_measured(needed: Needs, process: int | None, forward: int | None, train: int | None) -> Needs:
+    """The needs with what a trial measured in place of the arithmetic, and of training the larger of the two.
+
+    None keeps the arithmetic.
+    """
     return replace(
-        found,
-        process=found.process if process is None else process,
-        forward=found.forward if forward is None else forward,
-        train=max(found.train, train or 0),
+        needed,
+        process=needed.process if process is None else process,
+        forward=needed.forward if forward is None else forward,
+        train=max(needed.train, train or 0),
     )
 
 
@@ -131,21 +138,29 @@ def is_planted(recipe: Recipe) -> bool:
     return recipe.text.source == "planted"
 
 
+def kind_of(table: Dictionary) -> Architecture:
+    """The architecture of an SAE, which says of itself what matters here."""
+    return architecture(table.architecture, Options(table.k, threshold=table.threshold, prefixes=table.prefixes))
+
+
 def cache_bytes(recipe: Recipe, d: int) -> int:
-    """Activations and columns of every token, at every hook point (as wide as the first); a planted world is never written.
+    """Activations and columns of every token, at every hook point (as wide as the first); a planted world is never
+    written.
 
     Training activations that come in windows are not among them. A shard's header is some 300 bytes more.
     """
     if is_planted(recipe):
         return 0
-    kept = sum(
-        count for split, count in recipe.split_tokens.items() if split != "train" or not recipe.harvest.window_tokens
-    )
+    tokens = recipe.split_tokens
+    kept = sum(tokens.values()) - (tokens["train"] if recipe.harvest.window_tokens else 0)
     return kept * _token_bytes(recipe, d) * (1 + len(recipe.hook.also))
 
 
 def window_bytes(recipe: Recipe, d: int, on_gpu: bool) -> int:
-    """The windows that lie on the disk at once: one, and on a GPU the next; 0 where all activations are kept. One ends with a whole pool of text."""
+    """The windows on the disk at once: one, and on a GPU the next; 0 where all activations are kept.
+
+    A window ends with a whole pool of text.
+    """
     window = recipe.harvest.window_tokens
     if not window:
         return 0
@@ -162,7 +177,8 @@ def sae_bytes(n: int, d: int) -> int:
 
 def checkpoint_bytes(recipe: Recipe, d: int) -> int:
     """Weights and both moments in fp32, counters int64 and fp32, for the primary and the meta SAE."""
-    return sum(3 * 4 * _numbers(table, d, b_enc) + 12 * table.n for table, b_enc in _tables(recipe))
+    size = 3 * 4 * _numbers(recipe.sae, d, recipe.sae.b_enc) + 12 * recipe.sae.n
+    return size + (3 * 4 * _numbers(recipe.meta, d, False) + 12 * recipe.meta.n) * _any_meta(recipe)
 
 
 def run_folder_bytes(recipe: Recipe, d: int) -> int:
@@ -178,7 +194,7 @@ def run_folder_bytes(recipe: Recipe, d: int) -> int:
 
 
 def harvest_bytes(recipe: Recipe, d: int) -> int:
-    """Text and token windows, and the activations of one batch at every hook point, in the cache's dtype and in fp32 as they are summed.
+    """Text and token windows, and the activations of one batch at every hook point, in the cache's dtype and in fp32.
 
     A planted world is drawn whole.
     """
@@ -188,63 +204,61 @@ def harvest_bytes(recipe: Recipe, d: int) -> int:
 
 
 def forward_bytes(recipe: Recipe, d: int, width: int) -> int:
-    """One batch through a transformer layer: 16 numbers per unit of its width, and a head's attention row per 64 units."""
+    """One batch through a transformer layer: 16 numbers per unit of its width, a head's attention row per 64 units."""
     if is_planted(recipe):
         return 0
     return _batch_tokens(recipe) * (16 * d * width + max(d // 64, 1) * recipe.text.context * 4)
 
 
 def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int, int]:
-    """(all that training an arm holds at its peak, the part that is weights, moments and gradients), for the arm that needs most.
+    """(all that training an arm has at its peak, the part that is weights, moments and gradients), for the largest arm.
 
     ranks: over which the primary's latents are spread; the bytes are those of the rank with most.
     """
-    from metasae.train.sharded.traffic import charged_penalties, n_prefixes
-
     sae, meta, B = recipe.sae, recipe.meta, recipe.train.batch
-    own = -(-sae.n // ranks)
-    here = sae if ranks == 1 else sae.model_copy(update={"n": own})
+    own, kind = -(-sae.n // ranks), kind_of(sae)
     primary, second = weight_bytes(recipe, d, ranks)
-    passing = (
-        _step(here, d, B, width, sae.b_enc, entries(sae, B, own))
-        + PER_INPUT * B * d
-        + 20 * B * own * (recipe.train.kernels == "reference")
-    )
+    passing = _step(sae, d, B, own, width, sae.b_enc) + PER_INPUT * B * d
+    # a residual and its gradient for each further prefix
+    passing += 8 * (len(kind.ends(sae.n)) - 1) * B * d
+    if recipe.train.kernels == "reference":
+        passing += 20 * B * own
+    if any(recipe.charged(arm) for arm in recipe.arms):
+        passing += 4 * own * d + all_rows_bytes(sae.n, d, ranks)
     if ranks > 1:
-        # a threshold over all ranks marks what is above it in one byte for each pre-activation, where a selection here takes two
+        # a threshold over all ranks marks what is above it in one byte for each pre-activation, where one here takes
+        # two
         passing -= B * own
-    # a residual and a slope for each further prefix; a further penalty's gradient
-    passing += 8 * (n_prefixes(sae) - 1) * B * d + 4 * own * d * (
-        "joint" in recipe.arms and bool(charged_penalties(recipe))
-    )
-    if ranks > 1 and sae.architecture == "topk":
+    if ranks > 1 and chooses_by_row(kind):
         # every rank's largest entries of each token, sorted
         passing += ranks * B * min(sae.k, own) * (3 * width + 9)
     if second:
         rows = PER_ROW if meta.input == "token" else PER_RAW_ROW
         summed = 4 * _numbers(meta, d, False) * (ranks > 1)
-        passing = max(passing, _step(meta, d, own, width, False, entries(meta, own, meta.n)) + rows * own * d + summed)
+        passing = max(passing, _step(meta, d, own, meta.n, width, False) + rows * own * d + summed)
     return primary + second + passing, primary + second
+
+
+def all_rows_bytes(n: int, d: int, ranks: int) -> int:
+    """The decoder rows of all latents beside a rank's own; twice while parts of unequal length are put together."""
+    return 4 * n * d * (2 if n % ranks else 1) if ranks > 1 else 0
+
+
+def chooses_by_row(kind: Architecture) -> bool:
+    """Whether each token's largest pre-activations fire, which ranks have to compare token by token."""
+    return not (kind.own_threshold or kind.over_batch)
 
 
 def weight_bytes(recipe: Recipe, d: int, ranks: int = 1) -> tuple[int, int]:
     """Weights, moments and gradients of (a rank's latents of the primary, the meta SAE: 0 where no arm has one)."""
     own = recipe.sae.model_copy(update={"n": -(-recipe.sae.n // ranks)})
-    metas = any(recipe.has_meta(arm) for arm in recipe.arms)
-    return 4 * 4 * _numbers(own, d, recipe.sae.b_enc), 4 * 4 * _numbers(recipe.meta, d, False) * metas
-
-
-def entries(table: Dictionary, rows: int, here: int) -> int:
-    """Entries of `rows` inputs that a step holds, of which `here` of the n latents have their share."""
-    if table.architecture in ("relu", "jumprelu"):
-        # without a fixed k about half of all pre-activations are above zero at first
-        return rows * (here // 2)
-    return rows * max(table.k, getattr(table, "k_start", 0)) * here // table.n
+    return 4 * 4 * _numbers(own, d, recipe.sae.b_enc), 4 * 4 * _numbers(recipe.meta, d, False) * _any_meta(recipe)
 
 
 def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
-    """The SAE, its firings where they are not kept on disk, eight sets of logits, and the largest of: a block of tokens, a tile of pairs,
-    the critic."""
+    """The SAE, its firings where they are not kept on disk, eight sets of logits, and the largest of: a block of
+    tokens, a tile of pairs, the critic.
+    """
     from metasae.measures.cofiring.cooccurrence import MEMORY, TILE_PAIRS, TILE_ROWS
     from metasae.measures.effect.vocabulary import NUMBERS_AT_ONCE
     from metasae.measures.suite import BATCH
@@ -259,10 +273,17 @@ def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
     return sae_bytes(n, d) + 2 * n * d + firings + logits + max(8 * BATCH * n, pairs, critic)
 
 
-def _step(table: Dictionary, d: int, rows: int, width: int, b_enc: bool, held: int) -> int:
-    """What a step on `rows` inputs holds in passing, but for the inputs themselves: gradients, bf16 weights, pre-activations, `held` entries."""
-    n = table.n
-    return 4 * _numbers(table, d, b_enc) + (2 * n * d if width == 2 else 0) + (width + 2) * rows * n + PER_ENTRY * held
+def _step(table: Dictionary, d: int, rows: int, own: int, width: int, b_enc: bool) -> int:
+    """What a step on `rows` inputs and `own` of the latents holds in passing, but for the inputs themselves: gradients,
+    bf16 weights, pre-activations, kept entries.
+    """
+    if kind_of(table).own_threshold:
+        # without a fixed k about half of all pre-activations are above zero at first
+        entries = rows * (own // 2)
+    else:
+        entries = rows * max(table.k, getattr(table, "k_start", 0)) * own // table.n
+    numbers = _numbers(table.model_copy(update={"n": own}), d, b_enc)
+    return 4 * numbers + (2 * own * d if width == 2 else 0) + (width + 2) * rows * own + PER_ENTRY * entries
 
 
 def _token_bytes(recipe: Recipe, d: int) -> int:
@@ -275,12 +296,10 @@ def _batch_tokens(recipe: Recipe) -> int:
     return max(recipe.harvest.batch_tokens, recipe.text.context)
 
 
-def _tables(recipe: Recipe) -> list[tuple[Dictionary, bool]]:
-    """(table, whether it has encoder biases) of the SAEs of the largest arm."""
-    with_meta = any(recipe.has_meta(arm) for arm in recipe.arms)
-    return [(recipe.sae, recipe.sae.b_enc), *([(recipe.meta, False)] if with_meta else [])]
+def _any_meta(recipe: Recipe) -> bool:
+    return any(recipe.has_meta(arm) for arm in recipe.arms)
 
 
 def _numbers(table: Dictionary, d: int, b_enc: bool) -> int:
     """Trained numbers of an SAE."""
-    return 2 * table.n * d + d + table.n * b_enc + table.n * (table.architecture == "jumprelu")
+    return 2 * table.n * d + d + table.n * b_enc + table.n * (kind_of(table).threshold_init() is not None)

@@ -1,7 +1,7 @@
 """A small harvest, timed in its parts: reading the text, cutting it into tokens, the model's pass with writing."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from metasae.data.cache.activations import harvest
@@ -28,7 +28,8 @@ PLANTED = 65_536
 
 @dataclass(frozen=True)
 class HarvestTrial:
-    """Seconds: first, until the first document is there; text and tokenise, per token; forward, per token in the model, with writing.
+    """Seconds: first, until the first document is there; text and tokenise, per token; forward, per token in the model,
+    with writing.
 
     n_tokens: on which forward was timed. memory: bytes that one full batch takes on the device.
     """
@@ -41,25 +42,25 @@ class HarvestTrial:
     memory: int
 
     def seconds(self, wanted: Recipe) -> float:
-        """Of the whole harvest. The source is read until the split that fills last is full, past documents of full splits."""
-        tokens, held_out = wanted.split_tokens, wanted.text.calibration_share + wanted.text.evaluation_share
-        shares = {
-            "train": 1 - held_out,
-            "calibration": wanted.text.calibration_share,
-            "evaluation": wanted.text.evaluation_share,
-        }
+        """Of the whole harvest. The source is read until the split that fills last is full, past documents of full
+        splits.
+        """
+        tokens, text = wanted.split_tokens, wanted.text
+        shares = {"calibration": text.calibration_share, "evaluation": text.evaluation_share}
+        shares["train"] = 1 - sum(shares.values())
         read = max(count / shares[split] for split, count in tokens.items())
         return self.first + read * self.text + sum(tokens.values()) * (self.tokenise + self.forward)
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[HarvestTrial, ActivationCache]:
-    """Harvests some of the recipe's text into `folder`; (its times, the cache). Raises UserError where the run's own harvest would."""
+    """Harvests some of the recipe's text into `folder`; (its times, the cache).
+
+    Raises UserError where the run's own harvest would.
+    """
     if host.max_context and wanted.text.context > host.max_context:
         raise UserError(
-            f"text.context = {wanted.text.context} is more than the model holds; set text.context={host.max_context} or less"
+            f"text.context = {wanted.text.context} is more than the model holds; "
+            f"set text.context={host.max_context} or less"
         )
     documents, first, reading = _some_text(wanted.text)
     start = time.perf_counter()
@@ -70,14 +71,14 @@ def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[HarvestTrial,
     start = time.perf_counter()
     cache = harvest(host, text, spec, folder, counts, clock, documents)
     end = time.perf_counter()
-    ticks = clock.tasks[0].ticks
-    n_tokens, (first_tick, n_first), last_tick = sum(amount for _, amount in ticks), ticks[0], ticks[-1][0]
-    # the first batch warms up, so it counts only where it is the only one; what comes after the last one is shared by all
-    forward = (last_tick - first_tick) / (n_tokens - n_first) if len(ticks) > 1 else (first_tick - start) / n_tokens
+    (first_tick, n_first), *rest = clock.tasks[0].ticks
+    last_tick, n_rest = (rest[-1][0], sum(amount for _, amount in rest)) if rest else (first_tick, 0)
+    # the first batch warms up, so it counts only where it is the only one
+    forward = (last_tick - first_tick) / n_rest if rest else (first_tick - start) / n_first
+    # what comes after the last one is shared by all
+    forward += (end - last_tick) / (n_first + n_rest)
     memory = grown(host.device, before) * max(wanted.harvest.batch_tokens // spec.batch_tokens, 1)
-    return HarvestTrial(
-        first, reading / n_read, tokenising / n_read, forward + (end - last_tick) / n_tokens, n_tokens, memory
-    ), cache
+    return HarvestTrial(first, reading / n_read, tokenising / n_read, forward, n_first + n_rest, memory), cache
 
 
 def try_planting(wanted: Recipe) -> tuple[HarvestTrial, PlantedCache]:
@@ -89,7 +90,8 @@ def try_planting(wanted: Recipe) -> tuple[HarvestTrial, PlantedCache]:
         world.split(split)
     first, start = time.perf_counter() - start, time.perf_counter()
     world.split("train")
-    return HarvestTrial(first, 0.0, 0.0, (time.perf_counter() - start) / tokens["train"], tokens["train"], 0), world
+    drawing = (time.perf_counter() - start) / tokens["train"]
+    return HarvestTrial(first, 0.0, 0.0, drawing, tokens["train"], 0), world
 
 
 def _some_text(text: recipe.Text) -> tuple[list[str], float, float]:
@@ -110,24 +112,23 @@ def _some_text(text: recipe.Text) -> tuple[list[str], float, float]:
 def _sample(
     host: Host, wanted: Recipe, documents: list[str], tokens: list
 ) -> tuple[recipe.Harvest, recipe.Text, dict[str, int]]:
-    """What can be harvested in about SECONDS: (settings, the text with larger held-out shares, tokens of each split)."""
+    """What takes about SECONDS to harvest: (settings, the text with larger held-out shares, tokens of each split)."""
     text = wanted.text.model_copy(update={"calibration_share": 0.25, "evaluation_share": 0.25})
-    held = dict.fromkeys(texts.SPLITS, 0)
+    there = dict.fromkeys(texts.SPLITS, 0)
     for document, ids in zip(documents, tokens, strict=True):
-        held[texts.split_of(document, text)] += len(ids)
+        there[texts.split_of(document, text)] += len(ids)
     batch, context = wanted.harvest.batch_tokens, wanted.text.context
     room = CACHE_BYTES // (host.d * BYTES[wanted.harvest.dtype])
     total = max(min(BATCHES * batch, int(_rate(host, wanted, tokens) * SECONDS), room), context)
-    evaluation = min(HELD_OUT, wanted.measure.tokens, held["evaluation"], total // 3)
-    calibration = min(HELD_OUT, wanted.measure.calibration_tokens, held["calibration"], total // 3)
-    counts = {
-        "train": min(held["train"], total - evaluation - calibration),
-        "calibration": calibration,
-        "evaluation": evaluation,
-    }
+    most = min(HELD_OUT, total // 3)
+    evaluation = min(most, wanted.measure.tokens, there["evaluation"])
+    calibration = min(most, wanted.measure.calibration_tokens, there["calibration"])
+    train = min(there["train"], total - evaluation - calibration)
+    counts = {"train": train, "calibration": calibration, "evaluation": evaluation}
     if missing := [split for split, count in counts.items() if not count]:
         raise UserError(
-            f"text.source '{wanted.text.source}' gives no {missing[0]} tokens in {len(documents)} documents; use a longer text"
+            f"text.source '{wanted.text.source}' gives no {missing[0]} tokens in {len(documents)} documents; "
+            "use a longer text"
         )
     return wanted.harvest.model_copy(update={"batch_tokens": min(batch, max(total // 4, context))}), text, counts
 

@@ -1,20 +1,26 @@
-"""What this machine has: processor, memory, disk, GPUs. Limits set on a container (cgroups v1 and v2) are respected."""
+"""What this machine has: processor, memory, disk, GPUs. A container's memory limit (cgroups v1 and v2) counts."""
 
 import os
 import platform
 import re
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 # A limit beyond this is none: cgroups v1 write "no limit" as a number near 2^63.
 _ENDLESS = 1 << 60
+# Of a version of cgroups: its folder, the files with a group's limit and use, and the entry of what the kernel could
+# drop.
+_V1 = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A CUDA device. Bytes; `free` counts what other processes have left."""
+    """A CUDA device. memory, free: bytes, of all and of what other processes have left."""
 
     name: str
     memory: int
@@ -25,7 +31,8 @@ class Gpu:
 class Machine:
     """cores: those this process may use. threads: torch's. bf16: whether the processor multiplies bf16 matrices itself.
 
-    memory, available: bytes, of all and of what a new process could have now. limited: whether a container's limit set them.
+    memory, available: bytes, of all and of what a new process could have now. limited: whether a container's limit set
+    them.
     """
 
     cpu: str
@@ -38,9 +45,6 @@ class Machine:
     gpus: tuple[Gpu, ...]
     torch: str
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 def machine() -> Machine:
     """This machine as it is now. Imports torch."""
@@ -49,31 +53,27 @@ def machine() -> Machine:
     from metasae.sae.gradients import matmul_dtype
 
     memory, available, limited = memory_of()
+    rooms = [torch.cuda.mem_get_info(number) for number in range(torch.cuda.device_count())]
     return Machine(
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1,
         threads=torch.get_num_threads(),
         bf16=matmul_dtype("auto", torch.device("cpu")) == torch.bfloat16,
         memory=memory,
         available=available,
         limited=limited,
-        gpus=_gpus(),
+        gpus=tuple(Gpu(torch.cuda.get_device_name(i), total, free) for i, (free, total) in enumerate(rooms)),
         torch=torch.__version__,
     )
 
 
 def memory_of(root: Path = Path("/")) -> tuple[int, int, bool]:
-    """(bytes of memory, bytes available, whether a container's limit set them). Where the system does not say, available is all.
-
-    root: where `proc` and `sys` are looked for.
-    """
-    table = _table(root / "proc/meminfo")
-    memory = table.get("MemTotal", 0) * 1024 or _installed()
-    available = table["MemAvailable"] * 1024 if "MemAvailable" in table else memory
-    rooms = [(limit, max(limit - used, 0)) for limit, used in _limits(root) if limit < memory]
-    if not rooms:
-        return memory, available, False
-    return min(limit for limit, _ in rooms), min(available, *(left for _, left in rooms)), True
+    """(bytes of memory, bytes available, whether a container's limit set them). root: where cgroups are looked for."""
+    system = psutil.virtual_memory()
+    limits = [(limit, max(limit - used, 0)) for limit, used in _limits(root) if limit < system.total]
+    if not limits:
+        return system.total, system.available, False
+    return min(limit for limit, _ in limits), min(system.available, *(left for _, left in limits)), True
 
 
 def free_disk(folder: Path) -> int:
@@ -87,21 +87,20 @@ def same_disk(one: Path, other: Path) -> bool:
 
 
 def resident() -> int:
-    """Bytes of memory this process holds now; where the system does not say, the most it ever held."""
-    table = _table(Path("/proc/self/status"))
-    return table["VmRSS"] * 1024 if "VmRSS" in table else peak_resident()
+    """Bytes of memory this process has now."""
+    return psutil.Process().memory_info().rss
 
 
 def peak_resident() -> int:
-    """The most bytes of memory this process ever held, files that are mapped in included; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    if status.is_file() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        # getrusage gives a child at least what its parent held when it was started
+    """The most bytes of memory this process ever had, files that are mapped in included."""
+    peak = re.search(r"VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status")))
+    if peak:
+        # getrusage gives a child at least what its parent had when it was started
         return int(peak[1]) * 1024
     try:
         import resource
-    except ImportError:
-        return 0
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -111,66 +110,31 @@ def _existing(folder: Path) -> Path:
 
 
 def _limits(root: Path) -> list[tuple[int, int]]:
-    """(limit, bytes in use) of every memory cgroup this process is in, innermost first; files the kernel could drop are not in use."""
-    found = []
-    for line in _lines(root / "proc/self/cgroup"):
+    """(limit, bytes in use) of every memory cgroup this process is in; files the kernel could drop are not in use."""
+    limits = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base, names = (
-                root / "sys/fs/cgroup/memory",
-                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-            )
-        else:
+        if controllers and "memory" not in controllers.split(","):
             continue
+        base, limit_file, used_file, droppable = _V1 if controllers else _V2
         # inside a container the path may be that of the host, and the container's own group is the root of what it sees
         inner = Path(path.lstrip("/"))
-        for group in (base / inner, *(base / parent for parent in inner.parents)):
-            limit, used = _number(group / names[0]), _number(group / names[1])
-            if limit is not None and used is not None and limit < _ENDLESS:
-                found.append((limit, max(used - _table(group / "memory.stat").get(names[2], 0), 0)))
-    return found
+        for group in (root / base / inner, *(root / base / parent for parent in inner.parents)):
+            limit, used = _text(group / limit_file).strip(), _text(group / used_file).strip()
+            if limit.isdigit() and int(limit) < _ENDLESS and used.isdigit():
+                dropped = re.search(rf"^{droppable} (\d+)", _text(group / "memory.stat"), re.M)
+                limits.append((int(limit), max(int(used) - (int(dropped[1]) if dropped else 0), 0)))
+    return limits
 
 
 def _cpu_name() -> str:
-    names = [line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)", _text(Path("/proc/cpuinfo")), re.M)
+    return name[1].strip() if name else platform.processor() or platform.machine()
 
 
-def _gpus() -> tuple[Gpu, ...]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return ()
-    rooms = [torch.cuda.mem_get_info(number) for number in range(torch.cuda.device_count())]
-    return tuple(Gpu(torch.cuda.get_device_name(number), total, free) for number, (free, total) in enumerate(rooms))
-
-
-def _installed() -> int:
+def _text(path: Path) -> str:
+    """A file's text, empty where it cannot be read."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 0
-
-
-def _table(path: Path) -> dict[str, int]:
-    """Lines of a name and a number, as the kernel writes them; other lines are left out."""
-    out = {}
-    for line in _lines(path):
-        name, *rest = line.replace(":", " ").split()
-        if rest and rest[0].isdigit():
-            out[name] = int(rest[0])
-    return out
-
-
-def _number(path: Path) -> int | None:
-    lines = _lines(path)
-    return int(lines[0]) if lines and lines[0].strip().isdigit() else None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        return path.read_text(errors="replace")
     except OSError:
-        return []
+        return ""

@@ -1,67 +1,278 @@
-"""A plan for GPUs that are not here: whether they hold a recipe, how long it takes at least, and where more of them stop helping.
+"""A plan for GPUs that are not here: whether they hold a recipe, how long it takes, and what they send to each other.
 
-Nothing is run and no weights are loaded. Sizes are arithmetic on shapes, times arithmetic over a datasheet's rates (`cards`, `floors`,
-`setup`). Kernel launches, calibrating, checkpoints and measuring are not counted.
+Nothing is run and no weights are loaded. Sizes are arithmetic on shapes (`estimate`), times are arithmetic over a
+datasheet's rates (`cards`): the floor of a step is the sum of its parts, each the longer of its products and of its
+bytes moved once, and of what it sends. Kernel launches, dead latents, calibrating, checkpoints and measuring are left
+out.
 """
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from metasae.doctor.cards import EFFICIENCY, asked_card
-from metasae.doctor.estimate import is_planted
-from metasae.doctor.figures import Figure, figures_of, rates_of
-from metasae.doctor.presence import Shape, planted_presence, shape_of
-from metasae.doctor.setup import Setup, refuse_unusable
+from metasae.doctor.cards import EFFICIENCY, Card, asked_card
+from metasae.doctor.estimate import BYTES, Needs, chooses_by_row, is_planted, kind_of, needs, weight_bytes
+from metasae.doctor.presence import Shape, planted_shape, shape_of
 from metasae.errors import UserError
+from metasae.ranks.ranks import own_latents
 from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARMS
 from metasae.recipe.resolve import resolve
+from metasae.train.sharded.trainer import refuse_meta
 
-# Bytes per second beyond which few disks give a cache at random.
-DISK = 3e9
+Span = tuple[float, float]
+# Seconds that the short messages of a step between ranks take: about sixteen, each some 20 us.
+MESSAGES = 16 * 20e-6
+# Bytes of a GPU that no tensor of ours can have: CUDA's context, libraries' workspaces, buffers of messages, pieces.
+RESERVE = 1.5e9
 # GPUs that are tried for the fewest that do, and those shown beside the wanted number.
 MOST, SHOWN = 1024, (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """figures: by name. others: GPUs -> the same setup on so many.
+class Part:
+    """A part of a primary step and its share of meta steps, on one rank. products: FLOPs. moved: bytes, each counted
+    once.
 
-    least: the fewest GPUs that hold it, None where none do. balance: the fewest with which sending takes longer than computing, or None.
+    gathered: bytes of rows that entries gather, which come on top unless a cache has them.
     """
 
-    setup: Setup
-    figures: dict[str, Figure]
-    others: dict[int, Setup]
-    least: int | None
-    balance: int | None
-    notes: list[str]
+    name: str
+    products: float
+    moved: float
+    gathered: float = 0.0
+
+    def floor(self, card: Card, width: int) -> float:
+        """Seconds at least. width: bytes per number of the products."""
+        return max(self.products / card.flops(width), self.moved / card.bandwidth)
+
+
+def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[Part]:
+    """The parts of an arm's step on the rank with most latents. d: width of the hooked tensor.
+
+    Further penalties are counted as if each read the decoder rows of all latents, and multiplied nothing.
+    """
+    sae, meta, train, B, m = recipe.sae, recipe.meta, recipe.train, recipe.train.batch, recipe.meta.n
+    own = -(-sae.n // ranks)
+    rows, passes = 4 * d * B * sae.k * own / sae.n, 4 * B * d * (1 + len(kind_of(sae).ends(sae.n)))
+    further = len(recipe.charged(arm)) / train.penalty_every * (4 * sae.n * d + 8 * own * d)
+    share, meta_rows = _meta_share(recipe, arm), 4 * d * own * meta.k
+    charged = bool(share) and ARMS[arm].penalty
+    parts = [
+        Part("encode and select", 2 * B * own * d, 8 * own * d),
+        Part("residual and entry gradients", 0, 4 * own * d + passes, 2 * rows),
+        Part("weight gradients", 0, 8 * own * d + passes, 2 * rows),
+        Part("clip and Adam", 0, 64 * own * d),
+        Part("further penalties", 0, further),
+        Part("penalty", charged * 2 * own * m * d, charged * (20 * own * d + 8 * m * d), charged * meta_rows),
+        Part("meta steps", share * 2 * own * m * d, share * (16 * own * d + 16 * m * d), share * 4 * meta_rows),
+        Part("meta clip and Adam", 0, share * 64 * m * d),
+    ]
+    return [part for part in parts if part.moved]
+
+
+def sent_bytes(recipe: Recipe, d: int, arm: str, ranks: int, width: int = 2) -> float:
+    """Bytes that a rank sends in a primary step and its share of meta steps: partial reconstructions in fp32, the
+    tokens of the batch, where each token's largest entries fire its candidates, for further penalties the decoder rows,
+    and the meta SAE's gradients. Histograms and sums of a few numbers are left out. width: bytes per number of pre.
+    """
+    sae, B, kind = recipe.sae, recipe.train.batch, kind_of(recipe.sae)
+    # a ring sends all but one share of what is gathered, and of what is summed twice
+    own, gathered, summed = -(-sae.n // ranks), ranks - 1, 2 * (ranks - 1) / ranks
+    tokens, candidates = -(-B // ranks) * d * BYTES[recipe.harvest.dtype], B * min(sae.k, own) * width
+    rows = 4 * own * d / recipe.train.penalty_every * bool(recipe.charged(arm))
+    reconstructions = 4 * B * d * len(kind.ends(sae.n))
+    meta = _meta_share(recipe, arm) * 4 * (2 * recipe.meta.n * d + d)
+    return summed * (reconstructions + meta) + gathered * (tokens + candidates * chooses_by_row(kind) + rows)
+
+
+def _meta_share(recipe: Recipe, arm: str) -> float:
+    """Meta steps per primary step."""
+    return recipe.train.n_meta_steps / recipe.train.n_primary_steps if recipe.has_meta(arm) else 0.0
+
+
+def refuse_unusable(recipe: Recipe, gpus: int) -> None:
+    """Raises UserError for what training on so many ranks would refuse: too many, a meta SAE that cannot be spread."""
+    own_latents(recipe.sae.n, gpus, 0)
+    if gpus > 1 and any(recipe.has_meta(arm) for arm in recipe.arms):
+        refuse_meta(recipe.meta.architecture)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of an arm's primary step with its share of meta steps. floor: computing and sending, at least. slow: at
+    most.
+    """
+
+    computing: float
+    sending: float
+    floor: float
+    slow: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a number of GPUs of one kind. shape: of its language model.
+
+    efficiency: the share of the card's rates that the slow end counts with. Nothing overlaps at either end, as in the
+    code.
+    """
+
+    recipe: Recipe
+    gpus: int
+    card: Card
+    efficiency: float
+    shape: Shape
+
+    @property
+    def arm(self) -> str:
+        """The recipe's costliest arm."""
+        return max(self.recipe.arms, key=lambda arm: (self.recipe.has_meta(arm), ARMS[arm].penalty))
+
+    @property
+    def width(self) -> int:
+        """Bytes per number of the dense products. Every card that is listed multiplies bf16."""
+        return 4 if self.recipe.train.dtype == "fp32" else 2
+
+    @property
+    def model_width(self) -> int:
+        """Bytes per number of the language model."""
+        return BYTES.get(self.recipe.model.dtype, 2)
+
+    @cached_property
+    def needs(self) -> Needs:
+        """Of the first rank, and of the disks. At an arm's end it brings the whole SAE together, without gradients."""
+        recipe, d = self.recipe, self.shape.d
+        model = self.shape.numbers * self.model_width
+        need = needs(recipe, d, model, self.shape.vocabulary, self.width, on_gpu=True, ranks=self.gpus)
+        # W_enc, and W_dec twice while its parts are put together
+        gathering = need.weights * 3 // 4 + 3 * 4 * recipe.sae.n * d
+        return replace(need, train=max(need.train, gathering)) if self.gpus > 1 else need
 
     @property
     def fits(self) -> bool:
-        return self.setup.fits
+        return self.needs.gpu + RESERVE <= self.card.memory
+
+    @property
+    def harvest(self) -> Span | None:
+        """Seconds of the harvest, shared by all ranks but for windows, which are the first's; None: not known."""
+        if self.shape.flops is None:
+            return None
+        tokens = self.recipe.split_tokens
+        alone = tokens["train"] if self.recipe.harvest.window_tokens else 0
+        most_tokens = alone + (sum(tokens.values()) - alone) / self.gpus
+        seconds = most_tokens * self.shape.flops / self.card.flops(self.model_width)
+        return seconds, seconds / self.efficiency
+
+    def step(self, arm: str) -> Step:
+        """Of an arm. At the slow end every gathered row comes from memory."""
+        parts = parts_of(self.recipe, self.shape.d, arm, self.gpus)
+        computing = sum(part.floor(self.card, self.width) for part in parts)
+        sending = sent_bytes(self.recipe, self.shape.d, arm, self.gpus, self.width) / self.card.link
+        floor, gathering = computing + sending, sum(part.gathered for part in parts) / self.card.bandwidth
+        slow = (floor + gathering) / self.efficiency + MESSAGES * (self.gpus > 1)
+        return Step(computing, sending, floor, slow)
+
+    def rates(self, arm: str) -> Span:
+        """Tokens per second of an arm's training, at the slow end and at the floor."""
+        step, batch = self.step(arm), self.recipe.train.batch
+        return batch / step.slow, batch / step.floor
+
+    @property
+    def figures(self) -> dict[str, dict]:
+        """All numbers of the plan that are not zero by name: `value` in `unit` (a pair is least and most, None not
+        known), what it `says`, and its `origin`: arithmetic, exact from shapes; fitted, a model of memory fitted to
+        measured peaks, within a fifth; stated, arithmetic over a datasheet's rates; assumed, ours.
+        """
+        recipe, need, gpus, arm, d = self.recipe, self.needs, self.gpus, self.arm, self.shape.d
+        weights, meta = weight_bytes(recipe, d, gpus)
+        steps, one, arms = -(-recipe.train.tokens // recipe.train.batch), self.step(arm), map(self.step, recipe.arms)
+        spans = [(step.floor, step.slow) for step in arms]
+        train = tuple(len(recipe.seeds) * steps * sum(seconds) for seconds in zip(*spans, strict=True))
+        harvest = 0 if is_planted(recipe) else self.harvest
+        run = tuple(map(sum, zip(harvest, train, strict=True))) if harvest else harvest
+        where = "on the first rank" if recipe.harvest.window_tokens else "shared by all ranks"
+        # a rank is a program that draws the whole SAE before it keeps its part
+        host = need.memory + (gpus - 1) * (need.process + max(need.harvest, 8 * recipe.sae.n * d))
+        rows = [
+            ("weights", weights, "bytes", "arithmetic", "weights, Adam's moments and gradients of a rank's latents"),
+            ("meta weights", meta, "bytes", "arithmetic", "the same of the meta SAE, whole on every rank"),
+            ("model", need.model, "bytes", "arithmetic", f"on every rank; shapes from {self.shape.source}"),
+            ("first rank", need.gpu, "bytes", "fitted", "at its peak, of all that is on its GPU"),
+            ("reserve", RESERVE, "bytes", "assumed", "context, workspaces and buffers of every GPU"),
+            ("card", self.card.memory, "bytes", "stated", f"memory of one {self.card.name}"),
+            ("host memory", host, "bytes", "fitted", "of the processor, all ranks in one machine; the cache on top"),
+            ("cache", need.cache, "bytes", "arithmetic", "activations on disk"),
+            ("run folder", need.run_folder, "bytes", "arithmetic", "on disk, windows of activations among it"),
+            ("sent", one.sending * self.card.link, "bytes", "arithmetic", f"by a rank per {arm} step"),
+            ("sending", one.sending, "s", "stated", f"that at {self.card.link / 1e9:,.0f} GB/s in one direction"),
+            ("computing", one.computing, "s", "stated", "the step's parts at least"),
+            ("step", (one.floor, one.slow), "s", "stated", f"a {arm} step with its share of meta steps"),
+            ("tokens", self.rates(arm), "tokens/s", "stated", f"in batches of {recipe.train.batch:,}"),
+            ("harvest", harvest, "s", "stated", f"{sum(recipe.split_tokens.values()):,} tokens, {where}"),
+            ("train", train, "s", "stated", f"{', '.join(recipe.arms)}; {len(recipe.seeds)} seeds of {steps:,} steps"),
+            ("run", run, "s", "stated", "harvest and training; measuring and the report come on top"),
+        ]
+        keys = ("value", "unit", "origin", "says")
+        return {name: dict(zip(keys, facts, strict=True)) for name, *facts in rows if facts[0] != 0}
+
+    @cached_property
+    def others(self) -> dict[int, "Plan"]:
+        """Numbers of GPUs that training would take, up to MOST -> the same plan on so many."""
+        others = {}
+        for count in range(1, max(MOST, self.gpus) + 1):
+            with suppress(UserError):
+                refuse_unusable(self.recipe, count)
+                others[count] = replace(self, gpus=count)
+        return others
+
+    @property
+    def least(self) -> int | None:
+        """The fewest GPUs that hold it, None where none do."""
+        return next((count for count, other in self.others.items() if other.fits), None)
+
+    @property
+    def balance(self) -> int | None:
+        """The fewest GPUs with which sending takes longer than computing, None where none do."""
+        steps = ((count, other.step(self.arm)) for count, other in self.others.items())
+        return next((count for count, step in steps if step.sending > step.computing), None)
+
+    @property
+    def notes(self) -> list[str]:
+        name, least, balance, together = self.card.name, self.least, self.balance, self.card.together
+        run = self.figures.get("run", {}).get("value")
+        share = self.harvest[0] / run[0] if run else 0.0
+        notes = [
+            (least is None, f"no number of {name} holds what is not divided: the model, a batch, the meta SAE"),
+            (least not in (None, self.gpus), f"the fewest {name} that hold it: {least}"),
+            (share > 0.5, f"the harvest takes {share:.0%} of the run's floor"),
+            (balance, f"from {balance} GPUs on sending takes longer than computing, so more of them help little"),
+            (self.gpus > together, f"beyond {together} GPUs a slower network joins machines, which is not counted"),
+            (
+                self.shape.flops is None,
+                "the harvest's time is not known, as this model shows its products only in a run",
+            ),
+        ]
+        return [note for holds, note in notes if holds]
 
     def as_dict(self) -> dict:
         """Plain JSON."""
-        setup, arm = self.setup, self.setup.arm
+        parts = parts_of(self.recipe, self.shape.d, self.arm, self.gpus)
         return {
             "fits": self.fits,
-            "gpus": setup.gpus,
-            "card": setup.card.as_dict(),
-            "efficiency": setup.efficiency,
-            "model": setup.shape.as_dict(),
-            "arm": arm,
-            "figures": {name: figure.as_dict() for name, figure in self.figures.items()},
-            "parts": [part.as_dict() | {"floor": part.floor(setup.card, setup.width)} for part in setup.parts(arm)],
+            "gpus": self.gpus,
+            "card": asdict(self.card),
+            "efficiency": self.efficiency,
+            "model": asdict(self.shape),
+            "arm": self.arm,
+            "figures": self.figures,
+            "parts": [asdict(part) | {"floor": part.floor(self.card, self.width)} for part in parts],
             "scaling": [
-                {
-                    "gpus": gpus,
-                    "first_rank": other.memory.first,
-                    "fits": other.fits,
-                    **asdict(other.step(arm)),
-                    "tokens": rates_of(other, arm),
-                }
-                for gpus, other in self.others.items()
+                {"gpus": count, "first_rank": other.needs.gpu, "fits": other.fits, "tokens": other.rates(self.arm)}
+                | asdict(other.step(self.arm))
+                for count, other in self.others.items()
+                if count in {*SHOWN, self.gpus}
             ],
             "least_gpus": self.least,
             "sending_longer_from": self.balance,
@@ -70,76 +281,14 @@ class Plan:
 
 
 def plan(
-    recipe: str | Path | dict | Recipe,
-    gpus: int,
-    gpu: str,
-    overrides: dict[str, Any] | None = None,
-    efficiency: float = EFFICIENCY,
+    recipe: Any, gpus: int, gpu: str, overrides: dict[str, Any] | None = None, efficiency: float = EFFICIENCY
 ) -> Plan:
-    """The plan of a recipe on `gpus` GPUs named `gpu`. A model that is known by name needs neither its weights nor the hub.
+    """The plan of a recipe on `gpus` GPUs named `gpu`. A model that is known by name needs neither its weights nor the
+    hub.
 
     Raises UserError for an unknown GPU or model, and for a number of GPUs that training would refuse.
     """
-    wanted, on = resolve(recipe, None, overrides, "cpu")[0], asked_card(gpu, gpus, efficiency)
+    wanted, card = resolve(recipe, None, overrides, "cpu")[0], asked_card(gpu, gpus, efficiency)
     refuse_unusable(wanted, gpus)
-    setup = Setup(wanted, gpus, on, efficiency, _planted(wanted) if is_planted(wanted) else shape_of(wanted))
-    usable = {count: setup.with_gpus(count) for count in range(1, MOST + 1) if _usable(wanted, count)}
-    least = next((count for count, each in usable.items() if each.fits), None)
-    steps = ((count, each.step(setup.arm)) for count, each in usable.items())
-    balance = next((count for count, step in steps if step.sending > step.computing), None)
-    others = {count: setup.with_gpus(count) for count in sorted({*SHOWN, gpus}) if count in usable or count == gpus}
-    figures = figures_of(setup)
-    return Plan(setup, figures, others, least, balance, _notes(setup, figures, least, balance))
-
-
-def _notes(setup: Setup, figures: dict[str, Figure], least: int | None, balance: int | None) -> list[str]:
-    recipe, step, card, notes = setup.recipe, setup.step(setup.arm), setup.card, []
-    if least is None:
-        notes.append(
-            f"no number of {card.name} holds what is not divided among them; a smaller model, train.batch or meta.n takes less"
-        )
-    elif least != setup.gpus:
-        notes.append(f"the fewest {card.name} that hold it: {least}")
-    named = [(part.floor(card, setup.width), part.name) for part in setup.parts(setup.arm)] + [
-        (step.sending, "sending")
-    ]
-    longest, name = max(named)
-    notes.append(f"{name} is the largest part of the step's floor: {longest / step.floor:.0%}")
-    whole = figures.get("run")
-    if whole and whole.value and 2 * setup.harvest[0] > whole.value[0]:
-        alone = ", which windows leave to one GPU" if setup.gpus > 1 and recipe.harvest.window_tokens else ""
-        notes.append(f"the harvest{alone} takes {setup.harvest[0] / whole.value[0]:.0%} of the run's floor")
-    if balance is not None:
-        notes.append(f"from {balance} GPUs on sending takes longer than computing, so more of them help little")
-    if setup.gpus > 1 and setup.with_gpus(1).step(setup.arm).floor <= step.floor:
-        notes.append("one GPU is as fast: sending takes longer than what the others save")
-    if setup.gpus > card.together:
-        notes.append(
-            f"beyond {card.together} GPUs a network joins machines, and is slower than the {card.link / 1e9:,.0f} GB/s counted here"
-        )
-    if "cache read" in figures and figures["cache read"].value[1] > DISK:
-        notes.append("few disks give activations that fast; with the cache in memory training need not wait")
-    if recipe.train.kernels in ("fast", "reference"):
-        notes.append(
-            f"the floors are those of train.kernels=auto; with {recipe.train.kernels} all pre-activations are written and read as well"
-        )
-    if setup.shape.flops is None:
-        notes.append(
-            "this model cannot be followed to its hook point unless it runs, so the harvest's time is not known"
-        )
-    return notes
-
-
-def _usable(recipe: Recipe, gpus: int) -> bool:
-    try:
-        refuse_unusable(recipe, gpus)
-    except UserError:
-        return False
-    return True
-
-
-def _planted(recipe: Recipe) -> Shape:
-    found = planted_presence(recipe.planted)
-    if found.problem:
-        raise UserError(found.problem)
-    return Shape(found.d, 0, 0, 0.0, "the planted world")
+    shape = planted_shape(wanted.planted) if is_planted(wanted) else shape_of(wanted)
+    return Plan(wanted, gpus, card, efficiency, shape)

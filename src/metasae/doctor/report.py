@@ -1,4 +1,6 @@
-"""The doctor: looks at the machine, the model and the recipe, tries a small piece of every stage, and says whether the run fits."""
+"""The doctor: looks at the machine, the model and the recipe, tries a small piece of every stage, and says whether the
+run fits.
+"""
 
 import time
 from dataclasses import asdict, dataclass
@@ -9,7 +11,8 @@ import torch
 
 from metasae.arms.train_measure import trains_on_one_core
 from metasae.device import keep_freed_memory
-from metasae.doctor import estimate, fit
+from metasae.doctor import fit
+from metasae.doctor.estimate import Needs, is_planted, kind_of, needs, with_measured
 from metasae.doctor.machine import Machine, machine, resident
 from metasae.doctor.presence import Presence, planted_presence, presence_of
 from metasae.doctor.trials import Trials, try_stages
@@ -24,22 +27,21 @@ TIGHT = 0.2
 
 @dataclass(frozen=True)
 class Stage:
-    """seconds: of a stage of the run over all seeds, None where it could not be estimated. rate: tokens per second, None likewise."""
+    """seconds: of a stage of the run over all seeds, None where it could not be estimated. rate: tokens per second,
+    None likewise.
+    """
 
     name: str
     seconds: float | None
     rate: float | None = None
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Report:
-    """What `examine` found.
+    """What `examine` says.
 
-    needs: None where the model's width is not known. changes: settings with which the run would fit, None where none would.
-    problems: what stops the run besides sizes. stages: empty where nothing was tried.
+    needs: None where the model's width is not known. changes: settings with which the run would fit, None where none
+    would. problems: what stops the run besides sizes. stages: empty where nothing was tried.
     """
 
     recipe: Recipe
@@ -48,13 +50,16 @@ class Report:
     machine: Machine
     model: Presence
     room: fit.Room
-    needs: estimate.Needs | None
+    needs: Needs | None
     shortages: list[fit.Shortage]
     changes: list[fit.Change] | None
-    problems: list[str]
     notes: list[str]
     trials: Trials
     stages: list[Stage]
+
+    @property
+    def problems(self) -> list[str]:
+        return ([self.model.problem] if self.model.problem else []) + self.trials.problems
 
     @property
     def fits(self) -> bool:
@@ -63,25 +68,25 @@ class Report:
     @property
     def seconds(self) -> float | None:
         """Of the whole run; None where a stage could not be estimated."""
-        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
-        return sum(known) if known and len(known) == len(self.stages) else None
+        seconds = [stage.seconds for stage in self.stages]
+        return None if not seconds or None in seconds else sum(seconds)
 
     def as_dict(self) -> dict:
         """Plain JSON."""
         return {
             "fits": self.fits,
             "problems": self.problems,
-            "shortages": [short.as_dict() for short in self.shortages],
+            "shortages": [asdict(short) for short in self.shortages],
             "changes": None if self.changes is None else dict(self.changes),
             "notes": self.notes,
             "out": str(self.out),
             "device": self.device,
-            "machine": self.machine.as_dict(),
-            "model": self.model.as_dict(),
+            "machine": asdict(self.machine),
+            "model": asdict(self.model),
             "room": asdict(self.room),
             "needs": self.needs and self.needs.as_dict(),
             "cached": self.trials.cached,
-            "stages": [stage.as_dict() for stage in self.stages],
+            "stages": [asdict(stage) for stage in self.stages],
             "seconds": self.seconds,
             "trials": self.trials.as_dict(),
         }
@@ -103,98 +108,80 @@ def examine(
     wanted, folder = resolve(recipe, out, overrides, device)
     keep_freed_memory()
     here, own, begin = machine(), resident(), time.perf_counter()
-    planted = estimate.is_planted(wanted)
+    planted = is_planted(wanted)
     model = planted_presence(wanted.planted) if planted else presence_of(wanted.model, wanted.hook.point, device)
     # the libraries that a look at the model brings in are as slow to come in a run
     looking = time.perf_counter() - begin
     trials = Trials(Path(wanted.harvest.cache) if wanted.harvest.cache else folder.parent / "activations")
+    gpu = here.gpus[int(device.partition(":")[2] or 0)].free if device != "cpu" else None
     # this process will have given its memory back when the run begins
-    room = fit.disk_room(folder, trials.cache, here.available + own, _gpu_room(here, device))
+    room = fit.disk_room(folder, trials.cache, here.available + own, gpu)
 
-    def needs_of(some: Recipe) -> estimate.Needs:
-        found = estimate.needs(
-            some, model.d, model.bytes, model.vocabulary, _width(some, device), here.threads, device != "cpu"
-        )
-        return estimate.with_measured(found, trials.process, None, None)
+    def needs_of(some: Recipe) -> Needs:
+        width = matmul_dtype(some.train.dtype, torch.device(device)).itemsize
+        needed = needs(some, model.d, model.bytes, model.vocabulary, width, here.threads, device != "cpu")
+        return with_measured(needed, trials.process, None, None)
 
     needed, short, changes = None, [], None
     if model.d is not None:
-        too_large = [one for one in fit.shortages(needs_of(wanted), room) if one.resource.lower().endswith("memory")]
-        if not quick and not too_large:
+        short = [one for one in fit.shortages(needs_of(wanted), room) if one.resource.lower().endswith("memory")]
+        if not quick and not short:
             try_stages(wanted, folder, model, device, trials, progress)
             room = fit.disk_room(folder, trials.cache, room.memory, room.gpu)
-        needed = _measured(needs_of(wanted), trials)
+        forward = trials.harvest.memory if trials.harvest else None
+        train = max((trial.memory for trial in trials.arms.values()), default=None)
+        needed = with_measured(needs_of(wanted), None, forward, train)
         short = fit.shortages(needed, room)
         changes = fit.changes(wanted, needs_of, room) if short else []
-    problems = ([model.problem] if model.problem else []) + trials.problems
     notes, stages = _notes(wanted, needed, room, model, trials), _stages(wanted, trials, needed, looking, device)
-    return Report(wanted, folder, device, here, model, room, needed, short, changes, problems, notes, trials, stages)
+    return Report(wanted, folder, device, here, model, room, needed, short, changes, notes, trials, stages)
 
 
-def _measured(needed: estimate.Needs, trials: Trials) -> estimate.Needs:
-    forward = trials.harvest.memory if trials.harvest else None
-    train = max((trial.memory for trial in trials.arms.values()), default=None)
-    return estimate.with_measured(needed, None, forward, train)
-
-
-def _stages(wanted: Recipe, trials: Trials, needed: estimate.Needs | None, looking: float, device: str) -> list[Stage]:
+def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float, device: str) -> list[Stage]:
     """Empty where no trial was made. looking: seconds until the model's configuration was known.
 
     Arms that are trained side by side share the time of all of them by the lanes that there are.
     """
     if not trials.arms:
         return []
+    harvest, measure, seeds = trials.harvest, trials.measure, len(wanted.seeds)
     stages = [Stage("harvest", 0.0 if trials.cached else None)]
-    if trials.harvest and not trials.cached:
-        seconds = trials.harvest.seconds(wanted)
+    if harvest and not trials.cached:
+        seconds = harvest.seconds(wanted)
         stages = [Stage("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
-    lanes = (
-        min(torch.get_num_threads(), len(wanted.arms) * len(wanted.seeds)) if trains_on_one_core(wanted, device) else 1
-    )
+    side_by_side = trains_on_one_core(wanted, device)
+    lanes = min(torch.get_num_threads(), len(wanted.arms) * seeds) if side_by_side else 1
     for arm, trial in trials.arms.items():
         written = trial.n_primary // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
-        seconds = (
-            trial.seconds + written * trials.seconds_per_byte + (trials.measure.calibrate if trials.measure else 0.0)
-        )
-        stages.append(Stage(f"train {arm}", seconds * len(wanted.seeds) / lanes, wanted.train.tokens / trial.seconds))
-    return [*stages, Stage("measure", trials.measure.seconds(wanted) if trials.measure else None)]
+        seconds = trial.seconds + written * trials.seconds_per_byte + (measure.calibrate if measure else 0.0)
+        stages.append(Stage(f"train {arm}", seconds * seeds / lanes, wanted.train.tokens / trial.seconds))
+    return [*stages, Stage("measure", measure.seconds(wanted) if measure else None)]
 
 
-def _notes(wanted: Recipe, needed: estimate.Needs | None, room: fit.Room, model: Presence, trials: Trials) -> list[str]:
-    notes = []
-    if needed is not None:
-        pairs = [("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu)]
-        notes += [
-            f"{name} is tight: the estimate is within a fifth"
-            for name, need, there in pairs
-            if there and (1 - TIGHT) * there < need <= there
-        ]
-        if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
-            notes.append(
-                "memory will not hold all activations, so training waits for the disk, and longer than any trial shows"
-            )
-    if model.place is None and not model.problem:
-        notes.append(f"the model is not here: {fit.size(model.bytes)} will be downloaded; the harvest was not tried")
-    tokens, cached = wanted.train.tokens, wanted.split_tokens["train"]
-    if cached < tokens:
+def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence, trials: Trials) -> list[str]:
+    tokens, there, kind = wanted.train.tokens, wanted.split_tokens["train"], wanted.sae.architecture
+    again = f"training reads each of the {there:,} cached tokens {tokens / there:.3g} times"
+    absent = f"the model is not here: {fit.size(model.bytes or 0)} will be downloaded; the harvest was not tried"
+    across = bool(wanted.measure.senses or wanted.measure.across)
+    notes = [
+        (model.place is None and not model.problem, absent),
+        (there < tokens, f"{again}, in a fresh order each time (harvest.tokens)"),
+        (
+            trials.arms and kind_of(wanted.sae).own_threshold,
+            f"a {kind} SAE begins with half of its latents on; later it trains faster than in this trial",
+        ),
+        (trials.measure and across, "the time for senses and for what is measured across SAEs comes on top"),
+        (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
+    ]
+    return [*(_on_memory(needed, room) if needed else ()), *(note for holds, note in notes if holds)]
+
+
+def _on_memory(needed: Needs, room: fit.Room) -> list[str]:
+    pairs = (("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu))
+    tight = [name for name, need, there in pairs if there and (1 - TIGHT) * there < need <= there]
+    notes = [f"{name} is tight: the estimate is within a fifth" for name in tight]
+    if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
         notes.append(
-            f"training reads each of the {cached:,} cached tokens {tokens / cached:.3g} times, in a fresh order each time (harvest.tokens)"
+            "memory will not hold all activations, so training waits for the disk, and longer than any trial shows"
         )
-    if trials.arms and wanted.sae.architecture in ("relu", "jumprelu"):
-        notes.append(
-            f"a {wanted.sae.architecture} SAE begins with half of its latents on; later it trains faster than in this trial"
-        )
-    if trials.measure and (wanted.measure.senses or wanted.measure.across):
-        notes.append("the time for senses and for what is measured across SAEs comes on top")
-    if not trials.arms and needed is not None:
-        notes.append("nothing was tried: times are not known, and memory is arithmetic alone")
     return notes
-
-
-def _width(some: Recipe, device: str) -> int:
-    """Bytes per number of the dense products."""
-    return matmul_dtype(some.train.dtype, torch.device(device)).itemsize
-
-
-def _gpu_room(here: Machine, device: str) -> int | None:
-    return here.gpus[int(device.partition(":")[2] or 0)].free if device != "cpu" else None

@@ -7,7 +7,8 @@ from metasae.recipe.recipe import Recipe
 
 
 def check_sources(recipe: Recipe) -> None:
-    """Of a run that has not begun: that its model's folder and its files of text are there. A name on the hub is looked up later.
+    """Of a run that has not begun: that its model's folder and its files of text are there. A name on the hub is looked
+    up later.
 
     Raises UserError where they are not.
     """

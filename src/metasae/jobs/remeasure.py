@@ -69,7 +69,7 @@ def bring_up_to_date(
 
     All ranks call this. A process that is killed here leaves an arm that the next one brings up to date.
     """
-    held = ranks.from_first(_recipe_within(folder / "primary").get("measure") if ranks.first else None, "stage")
+    held = ranks.from_first(_recipe_within(folder / "primary").get("measure") if ranks.first else None)
     changed = _differing(held, recipe.measure)
     if ranks.first and set(changed_for(folder, recipe.measure)) & set(FIRES):
         shutil.rmtree(folder / "firings", ignore_errors=True)

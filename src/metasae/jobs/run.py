@@ -140,7 +140,7 @@ class _Job:
                 forget_what_rests_on(self.folder)
             for arm, seed in dict.fromkeys([*arms, *otherwise]):
                 self._measure(cache, arm, seed)
-                if self.ranks.any(self.stop.asked, "stop"):
+                if self.ranks.any(self.stop.asked):
                     raise Interrupted("stopped between two stages; what is done is kept")
         if not self.ranks.first:
             return {}
@@ -162,9 +162,7 @@ class _Job:
 
     def _otherwise(self) -> dict[tuple[str, int], list[str]]:
         """The arms in the folder that were measured by other settings, whether this call names them or not: a run's arms are judged alike."""
-        return self.ranks.from_first(
-            measured_otherwise(self.folder, self.recipe.measure) if self.ranks.first else None, "stage"
-        )
+        return self.ranks.from_first(measured_otherwise(self.folder, self.recipe.measure) if self.ranks.first else None)
 
     def _arms(self) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in self.recipe.seeds for arm in self.recipe.arms]

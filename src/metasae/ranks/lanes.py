@@ -1,8 +1,9 @@
 """Lanes: threads of one process that each run torch on a single core.
 
-On a processor, torch deals every product out to all cores and waits for the slowest. Small products are done before that pays, and where
-another program takes a core, every product waits for it. Two pieces of work side by side, each on one core, have nothing to wait for.
-The bits of a piece do not depend on how many lanes there are, as each is worked out on one core.
+On a processor, torch deals every product out to all cores and waits for the slowest. Small products are done before
+that pays, and where another program takes a core, every product waits for it. Two pieces of work side by side, each on
+one core, have nothing to wait for. The bits of a piece do not depend on how many lanes there are, as each is worked out
+on one core.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,8 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-# A product of so many multiplications takes a core some 10 ms; below that, waiting for a second core costs more than it saves.
+# A product of so many multiplications takes a core some 10 ms. Below that, waiting for a second core costs more than it
+# saves.
 SMALL_PRODUCT = 1e9
 
 
@@ -30,8 +32,8 @@ def is_small(multiplications: float) -> bool:
 def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
     """work(piece) of every piece, in their order, worked out in as many lanes as torch may use threads here.
 
-    work: must not change what another piece reads. The first error is raised once the pieces under way are done; no further one is begun.
-    In a lane of another call there is one thread, so the pieces come one after the other.
+    work: must not change what another piece reads. The first error is raised once the pieces under way are done; no
+    further one is begun. In a lane of another call there is one thread, so the pieces come one after the other.
     """
     pieces = list(pieces)
     lanes = min(torch.get_num_threads(), len(pieces))

@@ -1,15 +1,12 @@
-"""The processes of a job and what they say to each other, every byte counted.
+"""The processes of a job and what they send to each other.
 
-torchrun starts the processes and tells each through RANK, WORLD_SIZE and LOCAL_RANK who it is. Without these there is one
-process, `ALONE`, which sends nothing and needs no process group.
+torchrun starts the processes and tells each through RANK, WORLD_SIZE and LOCAL_RANK who it is. Without these there is
+one process, `ALONE`, which sends nothing and needs no process group.
 
-Bytes are those that a rank sends in a ring, the least that W ranks can do: an all-reduce of S bytes takes 2 (W - 1) / W * S,
-an all-gather to S bytes in all (W - 1) / W * S, a broadcast or a gather to one rank at most S.
+Of n things each rank has a stretch of ceil(n / W), as torch.chunk and DTensor cut them (`span_of`).
 """
 
 import os
-import pickle
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,57 +17,48 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metasae.errors import UserError
-from metasae.ranks.shards import shard
 
 # The same function; newer releases of torch have it under another name.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-# A rank may wait for hours while another harvests. One that ended is noticed by the watch, not by a timeout.
-_PATIENCE = timedelta(days=30)
+# How long the ranks wait for each other to start, and in a message: a rank may wait for hours while another harvests.
+_ARRIVAL, _PATIENCE = timedelta(minutes=10), timedelta(hours=24)
 
 
 class Ranks:
-    """rank: which of `size` processes this is. sent: bytes sent by this rank so far, by the purpose that the caller named."""
+    """rank: which of `size` processes this is. local_rank: its number on its machine."""
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self.sent: Counter[str] = Counter()
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes and talks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def device(self, wanted: str) -> str:
         """The device of this rank: 'cuda' is the GPU of its local number, where there are several ranks."""
         return f"cuda:{self.local_rank}" if wanted == "cuda" and self.size > 1 else wanted
 
-    def sum_(self, part: Tensor, purpose: str) -> Tensor:
+    def sum_(self, part: Tensor) -> Tensor:
         """The sum over ranks, in place, equal to the bit on all of them."""
         if self.size > 1:
             assert part.is_contiguous(), "an all-reduce needs a contiguous tensor"
             dist.all_reduce(part)
-            self._count(purpose, 2 * (self.size - 1) * part.nbytes / self.size)
         return part
 
-    def smallest(self, number: float, purpose: str) -> float:
-        """The smallest of a number per rank."""
-        return min(self.numbers(number, purpose))
-
-    def numbers(self, number: float, purpose: str) -> list[float]:
+    def numbers(self, number: float) -> list[float]:
         """A number of every rank."""
-        if self.size == 1:
-            return [number]
-        return self.gather(torch.tensor([number], dtype=torch.float64), purpose)[:, 0].tolist()
+        return self.gather(torch.tensor([number], dtype=torch.float64))[:, 0].tolist()
 
-    def any(self, flag: bool, purpose: str) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
-        return flag if self.size == 1 else bool(self.sum_(torch.tensor([int(flag)], dtype=torch.int32), purpose))
+        return flag if self.size == 1 else bool(self.sum_(torch.tensor([int(flag)], dtype=torch.int32)))
 
     def agreed(self, flag: bool) -> bool:
         """What the first rank says, on all of them."""
-        return flag if self.size == 1 else bool(self.numbers(float(flag), "stage")[0])
+        return flag if self.size == 1 else bool(self.numbers(float(flag))[0])
 
-    def gather(self, part: Tensor, purpose: str) -> Tensor:
+    def gather(self, part: Tensor) -> Tensor:
         """[...] on every rank, of one shape -> [W, ...], in the order of ranks."""
         if self.size == 1:
             return part[None]
@@ -78,79 +66,62 @@ class Ranks:
         raw = part.contiguous().view(-1).view(torch.uint8)
         out = torch.empty(self.size * raw.numel(), dtype=torch.uint8, device=part.device)
         _all_gather(out, raw)
-        self._count(purpose, (self.size - 1) * raw.numel())
         return out.view(part.dtype).view(self.size, *part.shape)
 
-    def gather_rows(self, part: Tensor, spans: Sequence[range], purpose: str) -> Tensor:
-        """Rows [len(spans[rank]), ...] of each rank -> all rows in the order of ranks. Shorter parts are filled up to the longest."""
+    def gather_rows(self, part: Tensor, spans: Sequence[range]) -> Tensor:
+        """Rows [len(spans[rank]), ...] of each rank -> all rows in the order of ranks."""
         if self.size == 1:
             return part
+        # shorter parts are filled up to the longest
         longest = max(len(span) for span in spans)
-        found = self.gather(_filled(part, longest), purpose)
+        parts = self.gather(_filled(part, longest))
         if all(len(span) == longest for span in spans):
-            return found.view(-1, *part.shape[1:])
-        return torch.cat([found[rank, : len(span)] for rank, span in enumerate(spans)])
+            return parts.view(-1, *part.shape[1:])
+        return torch.cat([parts[rank, : len(span)] for rank, span in enumerate(spans)])
 
-    def gather_rows_to_first(self, part: Tensor, spans: Sequence[range], purpose: str) -> Tensor | None:
+    def gather_rows_to_first(self, part: Tensor, spans: Sequence[range]) -> Tensor | None:
         """As `gather_rows`, on the first rank alone; None on the others."""
         if self.size == 1:
             return part
         own = _filled(part, max(len(span) for span in spans)).contiguous()
         parts = [torch.empty_like(own) for _ in spans] if self.first else None
         dist.gather(own, parts, dst=0)
-        self._count(purpose, 0 if self.first else own.nbytes)
-        return torch.cat([found[: len(span)] for found, span in zip(parts, spans, strict=True)]) if self.first else None
+        return torch.cat([rows[: len(span)] for rows, span in zip(parts, spans, strict=True)]) if self.first else None
 
     def same(self, value: str, what: str, advice: str) -> None:
         """Raises UserError unless every rank says the same."""
-        if self.size == 1:
-            return
-        said = self.texts(value)
-        if len(set(said)) > 1:
-            other = next(rank for rank, each in enumerate(said) if each != said[0])
-            raise UserError(f"the ranks differ in {what}: {said[0]} on rank 0, {said[other]} on rank {other}; {advice}")
+        values = self.objects(value)
+        rank = next((rank for rank, other in enumerate(values) if other != values[0]), None)
+        if rank is not None:
+            raise UserError(
+                f"the ranks differ in {what}: {values[0]} on rank 0, {values[rank]} on rank {rank}; {advice}"
+            )
 
-    def texts(self, value: str) -> list[str]:
-        """A text of every rank."""
-        return [raw.decode() for raw in self._raw(value.encode(), "texts")]
-
-    def objects(self, value: Any, purpose: str) -> list[Any]:
+    def objects(self, value: Any) -> list[Any]:
         """An object of every rank. It is pickled on its way between the processes of one job, and nowhere else."""
-        return [value] if self.size == 1 else [pickle.loads(raw) for raw in self._raw(pickle.dumps(value), purpose)]
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
-    def from_first(self, value: Any, purpose: str) -> Any:
-        """The first rank's object, on all of them; what the others give is not looked at. Pickled on its way, as in `objects`."""
-        if self.size == 1:
-            return value
-        raw = bytearray(pickle.dumps(value)) if self.first else bytearray()
-        length = self.broadcast_(torch.tensor([len(raw)]), purpose)
-        data = torch.frombuffer(raw, dtype=torch.uint8) if self.first else torch.empty(int(length), dtype=torch.uint8)
-        self.broadcast_(data, purpose)
-        return value if self.first else pickle.loads(data.numpy())
+    def from_first(self, value: Any) -> Any:
+        """The first rank's object, on all of them; what the others give is ignored. Pickled on its way, as in
+        `objects`.
+        """
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
 
-    def broadcast_(self, tensor: Tensor, purpose: str) -> Tensor:
+    def broadcast_(self, tensor: Tensor) -> Tensor:
         """The first rank's numbers, in place; of one shape and type on all."""
         if self.size > 1:
             dist.broadcast(tensor, src=0)
-            self._count(purpose, tensor.nbytes if self.rank < self.size - 1 else 0)
         return tensor
 
     def wait(self) -> None:
         """Until every rank is here."""
-        self.any(False, "waiting")
-
-    def _raw(self, own: bytes, purpose: str) -> list[bytes]:
-        """Bytes of every rank, of any length."""
-        if self.size == 1:
-            return [own]
-        lengths = [int(length) for length in self.numbers(len(own), purpose)]
-        filled = _filled(torch.frombuffer(bytearray(own or b"\0"), dtype=torch.uint8), max(1, *lengths))
-        return [
-            row[:length].numpy().tobytes() for row, length in zip(self.gather(filled, purpose), lengths, strict=True)
-        ]
-
-    def _count(self, purpose: str, n_bytes: float) -> None:
-        self.sent[purpose] += round(n_bytes)
+        self.any(False)
 
 
 ALONE = Ranks()
@@ -165,57 +136,89 @@ def size() -> int:
 def joined(device: str = "cpu") -> Iterator[Ranks]:
     """Joins the other processes of the job for as long as the block lasts; yields `ALONE` where there are none.
 
-    device: 'cpu' or 'cuda'. While joined, a rank that ends without leaving the block ends all of them within seconds.
-    Raises UserError when the environment is not whole, for one GPU by its number, for fewer GPUs than ranks, and in place of what a
-    collective raises once a rank is lost.
+    device: 'cpu' or 'cuda'. Raises UserError when a variable of the environment is missing or wrong, for one GPU by its
+    number, for fewer GPUs than ranks, and in place of what a message raises because another rank ended.
     """
     world = size()
     if world == 1:
         yield ALONE
         return
-    # Its functions keep whatever is the default group when they are first imported. Imported later, somewhere in torch, they would keep
-    # this one and its threads past the end of the program, which then aborts now and then.
-
-    from metasae.train.sharded.watchdog import watched
+    # Its functions keep the process group that is the default when they are first imported. Imported later, somewhere
+    # in torch, they would keep this one and its threads past the end of the program, which then aborts now and then.
+    import torch.distributed.nn.functional  # noqa: F401
 
     ranks = Ranks(_number("RANK"), world, _number("LOCAL_RANK", 0))
     if device.startswith("cuda"):
         _take_gpu(device, ranks)
-    store, rank, world = next(iter(dist.rendezvous("env://", ranks.rank, world, timeout=timedelta(minutes=10))))
-    with watched(store, rank, world):
-        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("metasae", store), rank=rank, world_size=world, timeout=_PATIENCE
-        )
-        try:
+    try:
+        with _process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", ranks):
             yield ranks
             # nobody leaves while another still needs to be answered
             ranks.wait()
-        except BaseException:
-            # NCCL's own end waits for all ranks: one that failed alone would wait there for ever, and the others for it
-            if backend == "gloo":
-                dist.destroy_process_group()
+    except RuntimeError as error:
+        if not by_another_rank(error):
             raise
-        dist.destroy_process_group()
+        raise UserError(
+            "another rank ended before the job was done (killed, out of memory, or by an error that it printed itself);"
+            f" start the same command again to go on from the last checkpoint ({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def by_another_rank(error: BaseException) -> bool:
+    """Whether a message between ranks raised this, as it does when another rank has ended."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+@contextmanager
+def _process_group(backend: str, ranks: Ranks) -> Iterator[None]:
+    """torch's default process group. It ends with the block, but for NCCL's after an error."""
+    store, rank, world = next(iter(dist.rendezvous("env://", ranks.rank, ranks.size, timeout=_ARRIVAL)))
+    store = dist.PrefixStore("metasae", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    try:
+        yield
+    except BaseException:
+        # NCCL's own end waits for all ranks: one that failed alone would wait there for ever, and the others for it
+        if backend == "gloo":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _take_gpu(device: str, ranks: Ranks) -> None:
     """The GPU of this rank's local number."""
     if device != "cuda":
         raise UserError(
-            f"--device {device} would put all ranks on one GPU; give --device cuda, and each takes the GPU of its local number"
+            f"--device {device} would put all ranks on one GPU; "
+            "give --device cuda, and each takes the GPU of its local number"
         )
     count = torch.cuda.device_count()
     if ranks.local_rank >= count:
         raise UserError(
-            f"rank {ranks.rank} is process {ranks.local_rank + 1} of this machine, which has {count} GPUs; start no more than these here"
+            f"rank {ranks.rank} is process {ranks.local_rank + 1} of this machine, which has {count} GPUs; "
+            "start no more than these here"
         )
     torch.cuda.set_device(ranks.local_rank)
 
 
+def span_of(n: int, size: int, rank: int) -> range:
+    """Which of n things one rank has. The last stretches are shorter, where n does not divide, and may be empty."""
+    step = -(-n // size)
+    return range(min(n, rank * step), min(n, (rank + 1) * step))
+
+
 def spans_of(n: int, ranks: Ranks) -> list[range]:
-    """Which of n things each rank holds."""
-    return [shard(n, ranks.size, rank) for rank in range(ranks.size)]
+    """Which of n things each rank has."""
+    return [span_of(n, ranks.size, rank) for rank in range(ranks.size)]
+
+
+def own_latents(n: int, size: int, rank: int) -> range:
+    """The latents of one rank. Raises UserError where some rank would have none."""
+    if not len(span_of(n, size, size - 1)):
+        raise UserError(
+            f"{n} latents cannot be spread over {size} ranks in stretches of {-(-n // size)}; use fewer ranks"
+        )
+    return span_of(n, size, rank)
 
 
 def _filled(part: Tensor, length: int) -> Tensor:
@@ -231,7 +234,8 @@ def _number(name: str, otherwise: int | None = None) -> int:
     text = os.environ.get(name, otherwise)
     if text is None:
         raise UserError(
-            f"WORLD_SIZE is set but {name} is not; start several processes with torchrun --nproc-per-node W -m metasae ..."
+            f"WORLD_SIZE is set but {name} is not; "
+            "start several processes with torchrun --nproc-per-node W -m metasae ..."
         )
     try:
         return int(text)

@@ -1,9 +1,11 @@
-"""How the work on one SAE or one text is shared by all ranks. With `ranks.py` it lies below every other room: it imports none of them.
+"""How the work on one SAE or one text is shared by all ranks.
 
 Three ways, and every one of them gives the bits of one process:
 
-- tokens: a rank takes a stretch of whole batches, so it meets the very blocks that one process would meet (`stretch_of`);
-- tiles of pairs are dealt out in turn and come back in order, so what is added up over them is added up as by one process (`RankPool`);
+- tokens: a rank takes a stretch of whole batches, so it meets the very blocks that one process would meet
+  (`stretch_of`);
+- tiles of pairs are dealt out in turn and come back in order, so sums over them are taken in the order of one process
+  (`RankPool`);
 - measures that are neither are dealt out whole (`deal`).
 """
 
@@ -18,9 +20,8 @@ Part = TypeVar("Part")
 
 
 class RankPool:
-    """In the place of an executor: `map` works each item out on one rank, in `threads` threads, and gives every rank all results, in order.
-
-    Called by all ranks with the same items. Results travel between the ranks of one job only.
+    """In the place of an executor: `map` works each item out on one rank, in `threads` threads, and gives every rank
+    all results, in order. All ranks call it with the same items.
     """
 
     def __init__(self, ranks: Ranks, threads: int = 1):
@@ -33,7 +34,7 @@ class RankPool:
         for first in range(0, len(items), size):
             here = len(items[first : first + size])
             part = next(own) if rank < here else None
-            yield from self.ranks.objects(part, "tiles")[:here]
+            yield from self.ranks.objects(part)[:here]
 
     def __enter__(self) -> "RankPool":
         return self
@@ -55,6 +56,6 @@ def deals(names: Sequence[str], ranks: Ranks) -> list[str]:
 
 
 def deal(works: Mapping[str, Callable[[], Any]], ranks: Ranks) -> dict[str, Any]:
-    """Each work's result, on all ranks, worked out on one of them (`deals`). Called by all ranks with the same names."""
-    found = ranks.objects({name: works[name]() for name in deals(list(works), ranks)}, "measures")
-    return {name: found[number % ranks.size][name] for number, name in enumerate(works)}
+    """Each work's result, on all ranks, worked out on one of them (`deals`). All ranks call it with the same names."""
+    results = ranks.objects({name: works[name]() for name in deals(list(works), ranks)})
+    return {name: results[number % ranks.size][name] for number, name in enumerate(works)}

@@ -1,10 +1,8 @@
 """How pre [B, n] lies over the processes of a job, as far as a step has to know.
 
-With one process it is whole, and every sum over a part is the sum. `metasae.parallel` has the two other ways: each
+With one process it is whole, and every sum over a part is the sum. `metasae.train.sharded` has the two other ways: each
 process holds some of the latents for all rows (the primary SAE), or some of the rows for all latents (a meta SAE on the
 primary's rows).
-
-purpose: under which name the bytes that are sent are counted; None is the step's own.
 """
 
 from torch import Tensor
@@ -31,11 +29,11 @@ class Whole:
         """How many latents there are in all, of which `here` are here."""
         return here
 
-    def over_latents(self, part: Tensor, purpose: str | None = None) -> Tensor:
+    def over_latents(self, part: Tensor) -> Tensor:
         """The sum over all latents, given the sum over the latents here; `part` may be overwritten."""
         return part
 
-    def all_latents(self, part: Tensor, purpose: str) -> Tensor:
+    def all_latents(self, part: Tensor) -> Tensor:
         """[r, ...] of the latents here, any number of rows -> those of all latents, in the order of latents."""
         return part
 

@@ -174,7 +174,7 @@ def _is_there(target: _Target, wanted: dict[str, int]) -> bool:
 
 def _missing(targets: list[_Target], wanted: dict[str, int], ranks: Ranks) -> list[_Target]:
     """The targets that are not there, as the first rank sees it."""
-    there = ranks.from_first([_is_there(target, wanted) for target in targets] if ranks.first else None, "harvest")
+    there = ranks.from_first([_is_there(target, wanted) for target in targets] if ranks.first else None)
     return [target for target, is_there in zip(targets, there, strict=True) if not is_there]
 
 
@@ -190,7 +190,7 @@ def _fill(
     """One pass over the text for all targets, from where the least advanced of them stopped."""
     host, pool_tokens = targets[0].host, POOL_BATCHES * spec.batch_tokens
     folders = [target.folder for target in targets]
-    places, wanted = ranks.from_first(growth.plan(folders, wanted, progress) if ranks.first else None, "harvest")
+    places, wanted = ranks.from_first(growth.plan(folders, wanted, progress) if ranks.first else None)
     # what decides, apart from the identity, which windows meet in a batch and which row lies where
     settings = {
         "tokens": wanted,
@@ -235,7 +235,7 @@ def _fill(
         except UserError:
             growth.discard(places)
             raise
-    end, n_documents = ranks.from_first((feed.cursor, feed.n_documents), "harvest")
+    end, n_documents = ranks.from_first((feed.cursor, feed.n_documents))
     for writer in writers:
         writer.note(end)
     # an index says that all lies on the disk
@@ -250,7 +250,7 @@ def _fill(
 def _turns(pools: Iterator[tuple[Pool, Cursor]], ranks: Ranks) -> Iterator[list[tuple[Pool, Cursor]]]:
     """Pools as the first rank reads them, with the cursors behind them, so many at a time that every rank has enough to do."""
     count = -(-RANK_BATCHES * ranks.size // POOL_BATCHES)
-    while turn := ranks.from_first(list(islice(pools, count)), "windows"):
+    while turn := ranks.from_first(list(islice(pools, count))):
         yield turn
 
 

@@ -43,7 +43,7 @@ class GatheredBatches:
 
     def next(self) -> Tensor:
         own = self.stream.next().to(self.device, self.dtype)
-        x_BD = self.ranks.gather_rows(own, self.spans, "tokens").float()
+        x_BD = self.ranks.gather_rows(own, self.spans).float()
         return x_BD.mul_(self.scale) if self.scale != 1.0 else x_BD
 
     def seek(self, position: int) -> None:

@@ -153,7 +153,7 @@ def calibrate(
     if rule == "rate":
         found = rate(sae, split, k, batch, progress, ranks)
     else:
-        found = ranks.from_first(RULES[rule](sae, split, k, batch, progress) if ranks.first else None, "calibration")
+        found = ranks.from_first(RULES[rule](sae, split, k, batch, progress) if ranks.first else None)
     threshold = torch.from_numpy(found.values).to(sae.W_dec.device)
     fired = _fired(sae, threshold, split, batch, progress, ranks) if found.fired is None else found.fired
     sae.threshold = threshold
@@ -198,10 +198,10 @@ def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, r
     if threshold is None:
         largest = _without_guess(sae, own, count, batch, progress)
         threshold = _threshold(largest, ranks)
-    selected = ranks.sum_(torch.from_numpy(selection.counts), "calibration").numpy()
+    selected = ranks.sum_(torch.from_numpy(selection.counts)).numpy()
     fired = largest.above(threshold, sae.n_latents)
-    known = not ranks.any(fired is None, "calibration")
-    fired = ranks.sum_(torch.from_numpy(fired), "calibration").numpy() if known else None
+    known = not ranks.any(fired is None)
+    fired = ranks.sum_(torch.from_numpy(fired)).numpy() if known else None
     return Thresholds(np.full(sae.n_latents, threshold, np.float32), selected, fired=fired)
 
 
@@ -216,9 +216,9 @@ def _threshold(largest: Largest, ranks: Ranks) -> float | None:
 
     known_above, values = largest.all_above()
     # whoever has raised its cut has left out nothing that matters; the others know no numbers up to their guesses
-    cut = max(ranks.numbers(known_above, "calibration"))
+    cut = max(ranks.numbers(known_above))
     keys = bits_of(torch.from_numpy(values[values > np.float32(cut)]))
-    found = global_threshold(keys, cut, largest.count + 1, ranks, "calibration", torch.float32)
+    found = global_threshold(keys, cut, largest.count + 1, ranks, torch.float32)
     if found is None:
         return None if cut else 0.0
     limit = np.int32(found.bits).view(np.float32)
@@ -232,7 +232,7 @@ def _threshold(largest: Largest, ranks: Ranks) -> float | None:
 def _fired(sae, threshold: torch.Tensor, split, batch: int, progress: Progress, ranks: Ranks) -> np.ndarray:
     """`firing_counts` over all ranks."""
     own = firing_counts(sae, threshold, own_part(split, batch, ranks), batch, progress)
-    return ranks.sum_(torch.from_numpy(own), "calibration").numpy()
+    return ranks.sum_(torch.from_numpy(own)).numpy()
 
 
 def _without_guess(sae, split, count: int, batch: int, progress: Progress) -> Largest:

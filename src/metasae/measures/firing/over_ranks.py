@@ -21,7 +21,7 @@ def fire(sae, split, ranks: Ranks, batch: int = 2048, progress: Progress = SILEN
     own = fire_alone(sae, own_part(split, batch, ranks), batch, progress)
     if ranks.size == 1:
         return own
-    parts = ranks.objects(own, "firings")
+    parts = ranks.objects(own)
     return Firings(
         n_latents=own.n_latents, **{name: np.concatenate(list(_pieces(parts, name))) for name in STORE.arrays}
     )

@@ -53,11 +53,11 @@ class Scene:
         """The sum over all latents, given the sum over the latents here: [c] (added in float64) or [a, b]; `part` may
         be overwritten.
         """
-        return self.spread.over_latents(part, "penalty sums")
+        return self.spread.over_latents(part)
 
     def all_latents(self, part: Tensor) -> Tensor:
         """[r, ...] of the latents here, any number of rows -> those of all latents, in the order of latents."""
-        return self.spread.all_latents(part, "penalty rows")
+        return self.spread.all_latents(part)
 
     def whole(self) -> "Scene":
         """The scene of all latents, on every process."""

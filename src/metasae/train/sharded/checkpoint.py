@@ -1,11 +1,12 @@
 """A checkpoint that every rank writes its part of, and that any number of ranks goes on from.
 
-torch.distributed.checkpoint plans what is read from where; the files are safetensors, one per rank, and state.json, no pickles:
+torch.distributed.checkpoint plans what is read from where; the files are safetensors, one per rank, and state.json, no
+pickles:
 
     checkpoints/sharded-000000500-000000250/*.safetensors, state.json      after 500 primary and 250 meta steps
 
-A folder is written under another name and renamed when all of it is there; then older ones are deleted. With one rank the
-ordinary single file is written, and either kind is read by any number of ranks.
+A folder is written under another name and renamed when all of it is there; then older ones are deleted. With one rank
+the ordinary single file is written, and either kind is read by any number of ranks.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from metasae.errors import UserError
 from metasae.files import read_json, write_json
-from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.ranks import ALONE, Ranks, by_another_rank
 from metasae.train import checkpoint
 from metasae.train.sharded.trainer import REPLICATED
 from metasae.train.trainer import Trainer
@@ -42,10 +43,14 @@ def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, 
     tensors, steps = _apart(checkpoint.tensors_of(trainer))
     whole = _digest([tensor for name, tensor in tensors.items() if not _spread(name)])
     ranks.same(whole, "what all of them hold", "they must run on processors of one kind, with the same torch")
-    if ranks.first:
-        _made_anew(part)
-    ranks.wait()
-    _write(part, {name: _placed(name, tensor, trainer) for name, tensor in tensors.items()})
+    parts = {name: _placed(name, tensor, trainer) for name, tensor in tensors.items()}
+    dcp = _dcp()
+    with _disk(part):
+        if ranks.first:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        ranks.wait()
+        dcp.save(parts, storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
     if ranks.first:
         write_json(
             part / STATE, checkpoint.header_of(trainer, pending, metrics_bytes) | {"steps": steps, "ranks": ranks.size}
@@ -60,8 +65,8 @@ def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] |
     """See `metasae.train.checkpoint.load`. Called by all ranks, however many wrote what is read."""
     ranks = _ranks(trainer)
     # the first rank decides, so that all read the same
-    place = Path(ranks.texts(str(_latest(folder) or "") if ranks.first else "")[0])
-    if place == Path(""):
+    place = ranks.from_first(_latest(folder) if ranks.first else None)
+    if place is None:
         return None
     if place.is_dir():
         header = read_json(place / STATE)
@@ -98,14 +103,6 @@ def _clear(folder: Path, keep: Path) -> None:
         (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
-def _write(part: Path, tensors: dict[str, Tensor]) -> None:
-    dcp = _dcp()
-    # its notes on single tensors are no news to a user
-    with _disk(part), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(part), save_distributed=True))
-
-
 def _read(place: Path, header: dict, trainer: Trainer) -> dict[str, Tensor]:
     """This rank's part of every tensor."""
     from torch.distributed.checkpoint.api import CheckpointException
@@ -114,16 +111,19 @@ def _read(place: Path, header: dict, trainer: Trainer) -> dict[str, Tensor]:
     local = {}
     for name, tensor in checkpoint.tensors_of(trainer).items():
         local[name] = torch.empty_like(tensor)
+        learner, _, weight = name.partition(".")
+        adam = f"{learner}.adam.{weight}"
         # Adam has moments of what is trained from its first step on
-        if f"{(adam := _adam(name))}.step" in header["steps"]:
+        if f"{adam}.step" in header["steps"]:
             local |= {f"{adam}.{moment}": torch.empty_like(tensor) for moment in ("exp_avg", "exp_avg_sq")}
     wanted = {name: _placed(name, tensor, trainer) for name, tensor in local.items()}
     _check_files(place, header["ranks"])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quietly():
             dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(place)), no_dist=ranks.size == 1)
     except (Exception, CheckpointException) as error:
+        if by_another_rank(error):
+            raise
         raise checkpoint.damaged(place, str(error).strip().splitlines()[-1]) from None
     return local | {name: torch.tensor(step, device=trainer.device) for name, step in header["steps"].items()}
 
@@ -146,12 +146,9 @@ def _share_of_one_file(trainer: Trainer, path: Path) -> tuple[list[dict[str, flo
     try:
         with safe_open(path, "pt", device=str(trainer.device)) as file:
             header = json.loads(file.metadata()["state"])
-            tensors = {
-                name: file.get_slice(name)[trainer.own.start : trainer.own.stop]
-                if _spread(name)
-                else file.get_tensor(name)
-                for name in file.keys()
-            }
+            own = slice(trainer.own.start, trainer.own.stop)
+            names = list(file.keys())
+            tensors = {name: file.get_slice(name)[own] if _spread(name) else file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise checkpoint.damaged(path, error) from None
     checkpoint.check(header, trainer, path)
@@ -169,7 +166,8 @@ def _dcp():
 
     if not hasattr(dcp, "HuggingFaceStorageReader"):
         raise UserError(
-            f"checkpoints of several ranks need a torch that shares out safetensors, newer than {torch.__version__}; update torch"
+            "checkpoints of several ranks need a torch that shares out safetensors, "
+            f"newer than {torch.__version__}; update torch"
         )
     return dcp
 
@@ -200,26 +198,23 @@ def _digest(tensors: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _adam(name: str) -> str:
-    """primary.W_dec_ND -> primary.adam.W_dec_ND"""
-    learner, _, weight = name.partition(".")
-    return f"{learner}.adam.{weight}"
-
-
 def _ranks(trainer: Trainer) -> Ranks:
     return getattr(trainer, "ranks", ALONE)
 
 
-def _made_anew(folder: Path) -> None:
-    with _disk(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+@contextmanager
+def _quietly():
+    """Without torch's warnings on single tensors, which are no news to a user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
 def _disk(path: Path):
     try:
-        yield
+        with _quietly():
+            yield
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error}; free some space or choose another --out, then run again"

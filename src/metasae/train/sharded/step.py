@@ -2,8 +2,8 @@
 
 A rank with some of the latents (the primary SAE) has whole rows of x and its own columns of pre [B, n]:
 
-    xh   = b_dec + sum over ranks of z_r W_dec_r            one all-reduce of B d numbers; then every rank has the residual;
-                                                            nested prefixes: one for each
+    xh   = b_dec + sum over ranks of z_r W_dec_r            one all-reduce of B d numbers for each nested prefix;
+                                                            then every rank has the residual
     dW_r = gradients of its own latents                     need the residual only
     db   = sum_b G_b - sum over ranks of dpre_r W_enc_r     d numbers
 
@@ -11,7 +11,8 @@ A rank with some of the rows (a meta SAE on the decoder rows that the rank holds
 
     gradients = sum over ranks                              one all-reduce of all of them, 2 m d numbers
 
-In both, the entries that fire are the same as with one process: the largest of all ranks' entries, ties to the lower index.
+In both, the entries that fire are the same as with one process: the largest of all ranks' entries, ties to the lower
+index.
 """
 
 from types import ModuleType
@@ -19,8 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from metasae.ranks.ranks import Ranks
-from metasae.ranks.shards import own_latents
+from metasae.ranks.ranks import Ranks, own_latents
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.spread import Whole
 from metasae.sae.weights import Weights
@@ -39,15 +39,15 @@ class LatentsSpread(Whole):
     def n_latents(self, here: int) -> int:
         return self.total
 
-    def over_latents(self, part: Tensor, purpose: str | None = None) -> Tensor:
+    def over_latents(self, part: Tensor) -> Tensor:
         if part.dim() == 2:
-            return self.ranks.sum_(part.contiguous(), purpose or "reconstruction")
+            return self.ranks.sum_(part.contiguous())
         # a few numbers: in float64 the order of the ranks does not show
-        return self.ranks.sum_(part.double().contiguous(), purpose or "sums").to(part.dtype)
+        return self.ranks.sum_(part.double().contiguous()).to(part.dtype)
 
-    def all_latents(self, part: Tensor, purpose: str) -> Tensor:
-        lengths = [int(length) for length in self.ranks.numbers(len(part), purpose)]
-        return self.ranks.gather_rows(part, [range(length) for length in lengths], purpose) if any(lengths) else part
+    def all_latents(self, part: Tensor) -> Tensor:
+        lengths = [int(length) for length in self.ranks.numbers(len(part))]
+        return self.ranks.gather_rows(part, [range(length) for length in lengths]) if any(lengths) else part
 
 
 class RowsSpread(Whole):
@@ -60,16 +60,16 @@ class RowsSpread(Whole):
         return self.total
 
     def row_mean(self, part_BD: Tensor) -> Tensor:
-        summed = self.ranks.sum_(part_BD.sum(dtype=torch.float64).reshape(1), "meta sums")[0]
+        summed = self.ranks.sum_(part_BD.sum(dtype=torch.float64).reshape(1))[0]
         return (summed / (self.total * part_BD.shape[1])).to(part_BD.dtype)
 
     def over_rows(self, part: Tensor) -> Tensor:
-        return self.ranks.sum_(part.contiguous(), "meta sums")
+        return self.ranks.sum_(part.contiguous())
 
     def gradients(self, part: Weights) -> Weights:
         tensors = part.tensors()
         # one message for all of them
-        flat = self.ranks.sum_(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]), "meta gradients")
+        flat = self.ranks.sum_(torch.cat([tensor.reshape(-1) for tensor in tensors.values()]))
         pieces = flat.split([tensor.numel() for tensor in tensors.values()])
         return Weights(
             **{name: piece.view_as(tensor) for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)}
@@ -77,10 +77,13 @@ class RowsSpread(Whole):
 
 
 class _Kernels:
-    """A kernel module whose selections are made over all ranks; the rest is the module's."""
+    """A kernel module whose selections are made over all ranks; the rest is the module's.
 
-    def __init__(self, module: ModuleType, ranks: Ranks):
-        self.module, self.ranks = module, ranks
+    total: latents, or rows, of all ranks.
+    """
+
+    def __init__(self, module: ModuleType, ranks: Ranks, total: int):
+        self.module, self.ranks, self.total = module, ranks, total
         self.encode, self.decode, self.take_columns = module.encode, module.decode, module.take_columns
         self.entry_dots, self.latent_rows = module.entry_dots, module.latent_rows
 
@@ -88,13 +91,9 @@ class _Kernels:
 class LatentKernels(_Kernels):
     """For pre [B, n_r] of the latents of this rank, of which there are `total` in all."""
 
-    def __init__(self, module: ModuleType, ranks: Ranks, total: int):
-        super().__init__(module, ranks)
-        self.total = total
-
     def select(self, pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
         entries = pre_BN.shape[0] * self.total
-        return threshold.select(pre_BN, keep, cut, self.ranks, entries, rows_spread=False, purpose="threshold")
+        return threshold.select(pre_BN, keep, cut, self.ranks, entries, rows_spread=False)
 
     def select_rows(self, pre_BN: Tensor, keep: int) -> Kept:
         kept = self.keep_rows(pre_BN, keep)
@@ -106,7 +105,7 @@ class LatentKernels(_Kernels):
         Each rank names its own largest; all see everybody's, in the order of ranks, which is that of latents.
         """
         B, n = pre_BN.shape
-        widths = [int(width) for width in self.ranks.numbers(n, "sums")]
+        widths = [int(width) for width in self.ranks.numbers(n)]
         if keep >= sum(widths):
             return torch.where(pre_BN > 0, pre_BN, 0)
         width = min(keep, max(widths))
@@ -115,7 +114,7 @@ class LatentKernels(_Kernels):
         place = torch.arange(len(rows), device=rows.device) - own.offsets.long()[rows]
         named = pre_BN.new_zeros(B, width)
         named[rows, place] = values
-        every = self.ranks.gather(named, "candidates").transpose(0, 1).reshape(B, -1)
+        every = self.ranks.gather(named).transpose(0, 1).reshape(B, -1)
         largest = torch.sort(every, dim=1, descending=True, stable=True).indices[:, :keep]
         chosen = torch.zeros_like(every, dtype=torch.bool).scatter_(1, largest, True)[
             rows, self.ranks.rank * width + place
@@ -129,12 +128,11 @@ class RowKernels(_Kernels):
     """For pre [n_r, m] of the rows of this rank, of which there are `total` in all."""
 
     def __init__(self, module: ModuleType, ranks: Ranks, total: int):
-        super().__init__(module, ranks)
-        self.total = total
+        super().__init__(module, ranks, total)
         self.select_rows, self.keep_rows = module.select_rows, module.keep_rows
 
     def select(self, pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
         # `keep` is k times the rows that are here
         keep = keep // pre_BN.shape[0] * self.total
         entries = self.total * pre_BN.shape[1]
-        return threshold.select(pre_BN, keep, cut, self.ranks, entries, rows_spread=True, purpose="meta threshold")
+        return threshold.select(pre_BN, keep, cut, self.ranks, entries, rows_spread=True)

@@ -1,11 +1,13 @@
 """BatchTopK over ranks: the k*B largest entries of a matrix of which each rank holds a part, exactly.
 
-Positive numbers are ordered like their bits read as integers, so a threshold is found digit by digit: the ranks add up a
-histogram of their entries' bits, all see in which bin the wanted one lies, and look again at that bin alone, until a bin holds
-one number. From the last batch's threshold two histograms of 4096 bins settle an fp32 number, one a bf16 number.
+Positive numbers are ordered like their bits read as integers, so a threshold is found digit by digit: the ranks add up
+a histogram of their entries' bits, all see in which bin the wanted one lies, and look again at that bin alone, until a
+bin holds one number. From the last batch's threshold two histograms of 4096 bins settle an fp32 number, one a bf16
+number.
 
-Ties go to the lower (row, latent), as with one process. Only where more entries equal the threshold than are wanted do the ranks
-tell each other how many they have, row by row where each holds some of the latents, in all where each holds some of the rows.
+Ties go to the lower (row, latent), as with one process. Only where more entries equal the threshold than are wanted do
+the ranks tell each other how many they have, row by row where each holds some of the latents, in all where each holds
+some of the rows.
 """
 
 import math
@@ -33,37 +35,35 @@ class Threshold:
     ties: int
 
 
-def select(
-    pre_BN: Tensor, keep: int, cut: float, ranks: Ranks, total: int, rows_spread: bool, purpose: str
-) -> tuple[Kept, float]:
+def select(pre_BN: Tensor, keep: int, cut: float, ranks: Ranks, total: int, rows_spread: bool) -> tuple[Kept, float]:
     """See reference.select; `keep` counts entries of all ranks, the result is this rank's. cut: the same on all ranks.
 
-    total: entries of the whole matrix. rows_spread: each rank holds some of the rows, in the order of ranks; otherwise some of the latents.
+    total: entries of the whole matrix. rows_spread: each rank holds some of the rows, in the order of ranks; otherwise
+    some of the latents.
     """
     flat = pre_BN.reshape(-1)
     if not 0 < cut < math.inf:
         # the share that a rank would have of evenly spread entries; a hint, so it need not be right
         here = max(1, min(flat.numel(), round(keep / ranks.size)))
-        cut = ranks.smallest(fast.sampled_cut(flat, here) if flat.numel() else 0.0, purpose)
+        cut = min(ranks.numbers(fast.sampled_cut(flat, here) if flat.numel() else 0.0))
     count_type = torch.int32 if total < 2**31 else torch.int64
     while True:
-        found, values = fast.above(flat, cut)
+        places, values = fast.above(flat, cut)
         keys = bits_of(values)
-        threshold = global_threshold(keys, cut, keep, ranks, purpose, flat.dtype, count_type)
+        threshold = global_threshold(keys, cut, keep, ranks, flat.dtype, count_type)
         if threshold is not None or cut == 0:
             break
         cut = cut * 0.5 if cut > _LEAST_CUT else 0.0
     if threshold is None:
-        return Kept.from_flat(found, values, *pre_BN.shape), 0.0
+        return Kept.from_flat(places, values, *pre_BN.shape), 0.0
     chosen = keys > threshold.bits
     ties = (keys == threshold.bits).nonzero().squeeze(1)
     if threshold.spare < threshold.ties:
-        row = found[ties] * 0 if rows_spread else torch.div(found[ties], pre_BN.shape[1], rounding_mode="floor")
-        ties = ties[_allowed(row, 1 if rows_spread else pre_BN.shape[0], threshold.spare, ranks, purpose)]
+        row = places[ties] * 0 if rows_spread else torch.div(places[ties], pre_BN.shape[1], rounding_mode="floor")
+        ties = ties[_allowed(row, 1 if rows_spread else pre_BN.shape[0], threshold.spare, ranks)]
     chosen[ties] = True
-    return Kept.from_flat(found[chosen], values[chosen], *pre_BN.shape), fast.CUT_MARGIN * _number_of(
-        threshold.bits, flat.dtype
-    )
+    kept = Kept.from_flat(places[chosen], values[chosen], *pre_BN.shape)
+    return kept, fast.CUT_MARGIN * _number_of(threshold.bits, flat.dtype)
 
 
 def global_threshold(
@@ -71,7 +71,6 @@ def global_threshold(
     cut: float,
     keep: int,
     ranks: Ranks,
-    purpose: str,
     dtype: torch.dtype,
     count_type: torch.dtype = torch.int64,
 ) -> Threshold | None:
@@ -87,7 +86,7 @@ def global_threshold(
     while True:
         # one bin more for all that lies beyond the last
         bins = torch.bitwise_right_shift(keys - low, shift).clamp_(max=n_bins)
-        counts = ranks.sum_(torch.bincount(bins, minlength=n_bins + 1).to(count_type), purpose)
+        counts = ranks.sum_(torch.bincount(bins, minlength=n_bins + 1).to(count_type))
         # at_least[j]: entries in bin j or beyond
         at_least = counts.flip(0).cumsum(0).flip(0) + above
         if int(at_least[0]) < keep:
@@ -114,10 +113,12 @@ def _number_of(bits: int, dtype: torch.dtype) -> float:
     return float(torch.tensor([bits], dtype=torch.int16 if dtype == torch.bfloat16 else torch.int32).view(dtype))
 
 
-def _allowed(group: Tensor, n_groups: int, spare: int, ranks: Ranks, purpose: str) -> Tensor:
-    """Which of this rank's ties are kept: bool [t]. group: ascending int64 [t]; ties are ordered by group, then by rank."""
+def _allowed(group: Tensor, n_groups: int, spare: int, ranks: Ranks) -> Tensor:
+    """Which of this rank's ties are kept: bool [t]. group: ascending int64 [t]; ties are ordered by group, then by
+    rank.
+    """
     own = torch.bincount(group, minlength=n_groups).int()
-    counts = ranks.gather(own, purpose).t().reshape(-1)
+    counts = ranks.gather(own).t().reshape(-1)
     before = (counts.cumsum(0) - counts).view(n_groups, ranks.size)[:, ranks.rank]
     first = torch.cumsum(own, 0) - own
     place = torch.arange(len(group), device=group.device) - first[group]

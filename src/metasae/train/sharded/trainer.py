@@ -1,8 +1,9 @@
 """The trainer of an arm whose primary SAE is spread over ranks, latent by latent.
 
-A rank holds the encoder columns, decoder rows, Adam's moments, thresholds and counters of its own latents. b_dec and the meta SAE
-are the same on every rank. The latents of the primary are the rows of the meta SAE's batch, so a rank takes the meta step on the
-rows it holds, and the penalty needs no row of another. Every number that is reported is that of the whole SAE.
+A rank holds the encoder columns, decoder rows, Adam's moments, thresholds and counters of its own latents. b_dec and
+the meta SAE are the same on every rank. The latents of the primary are the rows of the meta SAE's batch, so a rank
+takes the meta step on the rows it holds, and the penalty needs no row of another. Every number that is reported is that
+of the whole SAE.
 """
 
 from dataclasses import replace
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from metasae.errors import UserError
-from metasae.ranks.ranks import Ranks, spans_of
-from metasae.ranks.shards import own_latents
+from metasae.ranks.ranks import Ranks, own_latents, spans_of
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARCHITECTURES, named
 from metasae.sae.gradients import Arithmetic
@@ -42,7 +42,7 @@ class ShardedTrainer(Trainer):
             refuse_meta(recipe.meta.architecture)
 
     def agree(self, asked: bool) -> bool:
-        return self.ranks.any(asked, "stop")
+        return self.ranks.any(asked)
 
     def export(self, scale: float, metadata: dict) -> dict[str, SAE]:
         """As `Trainer.export`, on the first rank; nothing on the others, which send it their latents."""
@@ -66,7 +66,7 @@ class ShardedTrainer(Trainer):
             name: torch.linalg.vector_norm(gradient).double().square() for name, gradient in gradients.tensors().items()
         }
         shared = sum(squares.pop(name) for name in REPLICATED)
-        return (self.ranks.sum_(sum(squares.values()).reshape(1), "sums")[0] + shared).sqrt().float()
+        return (self.ranks.sum_(sum(squares.values()).reshape(1))[0] + shared).sqrt().float()
 
 
 def refuse_meta(name: str) -> None:
@@ -79,7 +79,7 @@ def gathered(learner: Learner, spans: list[range], ranks: Ranks) -> Weights | No
     """All latents' weights on the first rank, None on the others."""
     whole = {}
     for name, tensor in learner.weights.tensors().items():
-        whole[name] = tensor if name in REPLICATED else ranks.gather_rows_to_first(tensor, spans, "export")
+        whole[name] = tensor if name in REPLICATED else ranks.gather_rows_to_first(tensor, spans)
     return Weights(**whole) if ranks.first else None
 
 

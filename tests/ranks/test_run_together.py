@@ -13,9 +13,10 @@ from drawing import undrawn
 from spawned import on_ranks
 
 SMALL = {
-    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 5_000,
-    "train.dtype": "fp32", "measure.tokens": 4_000, "measure.calibration_tokens": 3_000, "measure.meta_steps": 10, "measure.shifts": 0,
-    "measure.pursuit_k": 0, "measure.lift": False, "measure.explorer": False, "seeds": 1,
+    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2,
+    "train.dead_after": 5_000, "train.dtype": "fp32", "measure.tokens": 4_000, "measure.calibration_tokens": 3_000,
+    "measure.meta_steps": 10, "measure.shifts": 0, "measure.pursuit_k": 0, "measure.lift": False,
+    "measure.explorer": False, "seeds": 1,
 }  # fmt: skip
 
 
@@ -37,12 +38,12 @@ def run_joint_under_torchrun(out):
 def as_if_measured_otherwise(arm):
     """An arm as another measure.threshold would have left it: its thresholds are set again."""
     for path, settings in (
-        (arm / "measures.json", lambda held: held["settings"]),
-        (arm / "primary" / "cfg.json", lambda held: held["metadata"]["metasae"]["recipe"]["measure"]),
+        (arm / "measures.json", lambda values: values["settings"]),
+        (arm / "primary" / "cfg.json", lambda values: values["metadata"]["metasae"]["recipe"]["measure"]),
     ):
-        held = json.loads(path.read_text())
-        settings(held)["threshold"] = "eer"
-        path.write_text(json.dumps(held))
+        values = json.loads(path.read_text())
+        settings(values)["threshold"] = "eer"
+        path.write_text(json.dumps(values))
     weights = load_file(arm / "primary" / "sae_weights.safetensors")
     save_file({**weights, "threshold": weights["threshold"] * 2}, arm / "primary" / "sae_weights.safetensors")
 

@@ -47,9 +47,8 @@ def an_sae():
 
 def measured(ranks, folder):
     firings = write_firings(an_sae(), Rows(), folder, ranks, BATCH, provenance={"by": "a test"})
-    found = pair_statistics(firings, document_blocks(firings.documents), tile=3, pool=partial(RankPool, ranks))
-    held = vars(fire(an_sae(), Rows(), ranks, BATCH))
-    return found.as_dict(), held, ranks.sent["tiles"] > 0
+    pairs = pair_statistics(firings, document_blocks(firings.documents), tile=3, pool=partial(RankPool, ranks))
+    return pairs.as_dict(), vars(fire(an_sae(), Rows(), ranks, BATCH))
 
 
 def assert_equal(one, other, path=""):
@@ -62,9 +61,8 @@ def assert_equal(one, other, path=""):
 
 
 def test_the_store_and_every_number_of_phi_are_those_of_one_process(tmp_path):
-    alone, held, sent = measured(ALONE, tmp_path / "alone" / "firings")
-    assert not sent
-    assert_equal(held, vars(fire_alone(an_sae(), Rows(), BATCH)))
+    alone, in_memory = measured(ALONE, tmp_path / "alone" / "firings")
+    assert_equal(in_memory, vars(fire_alone(an_sae(), Rows(), BATCH)))
     firings = open_firings(tmp_path / "alone" / "firings", verify=True)
     assert_equal(alone, pair_statistics(firings, document_blocks(firings.documents), tile=3).as_dict())
     assert alone["excluded"] == {"never": 1, "always": 1} and alone["n_pairs"] > 600
@@ -72,10 +70,9 @@ def test_the_store_and_every_number_of_phi_are_those_of_one_process(tmp_path):
         place = tmp_path / str(size) / "firings"
         # what a killed job of more ranks left
         (tmp_path / str(size) / ".firings.rank7").mkdir(parents=True)
-        for found, firings, sent in on_ranks(size, measured, place):
-            assert_equal(alone, found)
-            assert_equal(held, firings)
-            assert sent
+        for pairs, firings in on_ranks(size, measured, place):
+            assert_equal(alone, pairs)
+            assert_equal(in_memory, firings)
         for path in (tmp_path / "alone" / "firings").iterdir():
             assert (place / path.name).read_bytes() == path.read_bytes(), path.name
         assert [path.name for path in place.parent.iterdir()] == ["firings"]

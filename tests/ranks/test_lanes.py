@@ -30,7 +30,9 @@ def test_results_come_in_the_order_of_the_pieces(two_threads):
 
 
 def test_every_lane_has_one_core_and_the_caller_gets_its_own_back(two_threads):
-    blas = lambda: [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
     np.ones((2, 2)) @ np.ones((2, 2))
     before = blas()
     inside = side_by_side(lambda _: (torch.get_num_threads(), set(blas())), range(4))

@@ -1,10 +1,10 @@
-"""The selection over ranks beside the plain one on the whole matrix: ties, zeros, too few, wide ranges, uneven parts."""
+"""The selection over ranks beside the plain one on the whole matrix: ties, zeros, too few, wide ranges, uneven."""
 
 import pytest
 import torch
 from threads import on_threads
 
-from metasae.ranks.shards import shard
+from metasae.ranks.ranks import span_of
 from metasae.sae.kernels import fast, reference
 from metasae.train.sharded.step import LatentKernels
 from metasae.train.sharded.threshold import select
@@ -57,23 +57,21 @@ def test_the_same_entries_as_one_process(case, dtype):
     positive = pre[pre > 0].float()
     middle = float(positive.median()) if len(positive) else 1e-4
     tried = [
-        (rows_spread, *each)
+        (rows_spread, *counts)
         for rows_spread in (False, True)
-        for each in ((1, 0.0), (2 * B, middle), (3 * B, 1e30), (B * N, middle))
+        for counts in ((1, 0.0), (2 * B, middle), (3 * B, 1e30), (B * N, middle))
     ]
-    for each, found in zip(
-        tried,
-        zip(*on_threads(3, lambda ranks: [selected(pre, *one, ranks) for one in tried]), strict=True),
-        strict=True,
-    ):
-        assert sorted(entry for part, _ in found for entry in part) == entries(reference.select(pre, each[1])[0]), each
-        assert len({after for _, after in found}) == 1, "the next cut must be the same on all ranks"
+    told = on_threads(3, lambda ranks: [selected(pre, *case, ranks) for case in tried])
+    for asked, parts in zip(tried, zip(*told, strict=True), strict=True):
+        chosen = sorted(entry for part, _ in parts for entry in part)
+        assert chosen == entries(reference.select(pre, asked[1])[0]), asked
+        assert len({after for _, after in parts}) == 1, "the next cut must be the same on all ranks"
 
 
 def selected(pre, rows_spread, keep, cut, ranks):
-    own = shard(B if rows_spread else N, ranks.size, ranks.rank)
+    own = span_of(B if rows_spread else N, ranks.size, ranks.rank)
     mine = (pre[own.start : own.stop] if rows_spread else pre[:, own.start : own.stop]).contiguous()
-    kept, after = select(mine, keep, cut, ranks, pre.numel(), rows_spread, "test")
+    kept, after = select(mine, keep, cut, ranks, pre.numel(), rows_spread)
     return entries(kept, **{"row_start" if rows_spread else "latent_start": own.start}), after
 
 
@@ -84,16 +82,16 @@ def test_largest_of_every_row(case, module):
     # the last rank has no column at all, as with dead latents that all lie elsewhere
     parts = [pre[:, :5].contiguous(), pre[:, 5:].contiguous(), pre[:, :0].contiguous()]
     keeps = (1, 4, N - 1, N, N + 5)
-    found = on_threads(
+    told = on_threads(
         3, lambda ranks: [LatentKernels(module, ranks, N).keep_rows(parts[ranks.rank], keep) for keep in keeps]
     )
-    for keep, pieces in zip(keeps, zip(*found, strict=True), strict=True):
+    for keep, pieces in zip(keeps, zip(*told, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces, dim=1), reference.keep_rows(pre, keep)), keep
 
 
-def test_shards_hold_everything_once():
+def test_spans_hold_everything_once():
     for n in range(1, 40):
         for size in range(1, 9):
-            parts = [shard(n, size, rank) for rank in range(size)]
+            parts = [span_of(n, size, rank) for rank in range(size)]
             assert [i for part in parts for i in part] == list(range(n))
             assert [len(part) for part in parts if part] == [len(chunk) for chunk in torch.arange(n).chunk(size)]

@@ -1,7 +1,7 @@
 """Who is there, as the environment says; one process needs nothing."""
 
-import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +14,9 @@ from metasae.errors import UserError
 from metasae.ranks import ranks as module
 from metasae.ranks.ranks import ALONE, joined
 from metasae.recipe.recipe import Recipe
-from metasae.train.sharded import watchdog
 from metasae.train.sharded.trainer import trainer_of
 from metasae.train.trainer import Trainer
-from spawned import environment, free_port, on_ranks
+from spawned import environment, free_port, on_ranks, results, start
 
 
 def test_without_torchrun_there_is_one_rank_and_no_process_group(monkeypatch):
@@ -25,8 +24,8 @@ def test_without_torchrun_there_is_one_rank_and_no_process_group(monkeypatch):
     with joined() as ranks:
         assert ranks is ALONE and ranks.first and ranks.device("cuda") == "cuda"
         assert not torch.distributed.is_initialized()
-        assert ranks.any(True, "x") and ranks.texts("a") == ["a"] and ranks.objects(3, "x") == [3]
-        assert torch.equal(ranks.sum_(torch.ones(2), "x"), torch.ones(2)) and not ranks.sent
+        assert ranks.any(True) and ranks.objects(3) == [3] and ranks.from_first(3) == 3
+        assert torch.equal(ranks.sum_(torch.ones(2)), torch.ones(2)) and ranks.numbers(2.0) == [2.0]
         assert type(trainer_of(Recipe.load(values()), "solo", 0, torch.zeros(16), "cpu", ranks)) is Trainer
 
 
@@ -42,7 +41,9 @@ def test_half_an_environment_is_one_clear_error(monkeypatch):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Two ranks of which this is the second, with everything that would wait for the other left out; what was called, in order."""
+    """Two ranks of which this is the second, with everything that would wait for the other left out; what was called,
+    in order.
+    """
     called = []
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -50,7 +51,6 @@ def pretended(monkeypatch):
     monkeypatch.setattr(module.dist, "init_process_group", lambda backend, **_: called.append(backend))
     monkeypatch.setattr(module.dist, "destroy_process_group", lambda: called.append("destroyed"))
     monkeypatch.setattr(module.Ranks, "wait", lambda self: called.append("waited"))
-    monkeypatch.setattr(watchdog, "watched", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: called.append(f"GPU {number}"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     return called
@@ -86,40 +86,83 @@ def spoken(ranks):
     rows = torch.arange(7).view(7, 1).float()
     spans = [range(0, 3), range(3, 6), range(6, 7)]
     own = rows[spans[ranks.rank].start : spans[ranks.rank].stop]
-    first = ranks.gather_rows_to_first(own, spans, "rows to first")
-    found = {
-        "sum": ranks.sum_(torch.full((2, 3), float(ranks.rank)), "sum").tolist(),
-        "rows": torch.equal(ranks.gather_rows(own, spans, "rows"), rows),
+    first = ranks.gather_rows_to_first(own, spans)
+    told = {
+        "sum": ranks.sum_(torch.full((2, 3), float(ranks.rank))).tolist(),
+        "rows": torch.equal(ranks.gather_rows(own, spans), rows),
         "first": first is None if ranks.rank else torch.equal(first, rows),
-        "bf16": ranks.gather(torch.tensor([ranks.rank + 0.5]).bfloat16(), "bf16").flatten().tolist(),
-        "texts": ranks.texts("é" * ranks.rank),
-        "any": ranks.any(ranks.rank == 2, "any"),
-        "sent": dict(ranks.sent),
+        "bf16": ranks.gather(torch.tensor([ranks.rank + 0.5]).bfloat16()).flatten().tolist(),
+        "objects": ranks.objects("é" * ranks.rank),
+        "from first": ranks.from_first(ranks.rank),
+        "any": ranks.any(ranks.rank == 2),
     }
     try:
         ranks.same("fp32" if ranks.rank < 2 else "bf16", "the dtype", "set it")
     except UserError as error:
-        found["differ"] = str(error)
+        told["differ"] = str(error)
     errors = []
     for changed in ({"meta": {"architecture": "relu"}}, {"sae": {"n": 4, "k": 2}}):
         try:
             trainer_of(Recipe.load(values(**changed)), "joint", 0, torch.zeros(16), "cpu", ranks)
         except UserError as error:
             errors.append(str(error))
-    return found | {"errors": errors}
+    return told | {"errors": errors}
 
 
-def test_what_is_said_arrives_and_is_counted_and_what_is_not_supported_is_refused():
-    for rank, found in enumerate(on_ranks(3, spoken)):
-        assert found["sum"] == [[3.0] * 3] * 2 and found["rows"] and found["first"] and found["any"]
-        assert found["bf16"] == [0.5, 1.5, 2.5] and found["texts"] == ["", "é", "éé"]
-        sent = found["sent"]
-        # 24 bytes around a ring of 3: 2 * 2/3 of them; 3 rows of 4 bytes, twice; 2 bytes twice; one number of 4 bytes
-        assert sent["sum"] == 32 and sent["rows"] == 24 and sent["bf16"] == 4 and sent["any"] == 5
-        assert sent["rows to first"] == (12 if rank else 0)
-        assert found["differ"].startswith("the ranks differ in the dtype: fp32 on rank 0, bf16 on rank 2")
-        relu, few = found["errors"]
+def test_what_is_said_arrives_and_what_is_not_supported_is_refused():
+    for told in on_ranks(3, spoken):
+        assert told["sum"] == [[3.0] * 3] * 2 and told["rows"] and told["first"] and told["any"]
+        assert told["bf16"] == [0.5, 1.5, 2.5] and told["objects"] == ["", "é", "éé"] and told["from first"] == 0
+        assert told["differ"].startswith("the ranks differ in the dtype: fp32 on rank 0, bf16 on rank 2")
+        relu, few = told["errors"]
         assert "meta.architecture = 'relu'" in relu and "4 latents cannot be spread over 3 ranks" in few
+
+
+def ended(ranks, how):
+    ranks.wait()
+    if ranks.rank == 1 and how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ranks.rank == 1 and how == "failed":
+        raise UserError("the disk is full")
+    if ranks.rank == 1 and how == "wrong":
+        raise RuntimeError("no shape")
+    ranks.wait()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("how", "words"), [("killed", None), ("failed", "UserError: the disk is full"), ("wrong", "RuntimeError: no shape")]
+)
+def test_a_rank_that_ends_ends_the_job(how, words):
+    first, second, third = results(start(3, ended, how), 90)
+    assert second is None if words is None else second[1].startswith(words)
+    for told in (first, third):
+        assert told[1].startswith("UserError: another rank ended before the job was done"), told
+        assert "start the same command again to go on from the last checkpoint" in told[1]
+
+
+UNDER_TORCHRUN = """
+import os, signal, sys
+from metasae.errors import UserError
+from metasae.ranks.ranks import joined
+try:
+    with joined() as ranks:
+        ranks.wait()
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.wait()
+except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_torchrun_ends_a_job_of_which_a_rank_is_killed(tmp_path):
+    (tmp_path / "job.py").write_text(UNDER_TORCHRUN)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(tmp_path / "job.py")], capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0 and "exitcode  : -9" in done.stderr
 
 
 LEFT = """

@@ -1,4 +1,6 @@
-"""What the ranks of a test run: an arm trained on the planted directions of `sources.py`, with everything that is compared."""
+"""What the ranks of a test run: an arm trained on the planted directions of `sources.py`, with everything that is
+compared.
+"""
 
 from contextlib import suppress
 from pathlib import Path
@@ -44,30 +46,19 @@ def arm_trained(
     after=None,
     stop_at: int | None = None,
 ) -> dict:
-    """Trains an arm; what each step chose and lost, what is sent, and the state at its end.
+    """Trains an arm; what each step chose and lost, and the state at its end.
 
     until: actions after which it breaks off. stop_at: actions after which the last rank is asked to stop.
     """
     trainer = trainer_of(Recipe.load(recipe), arm, 0, torch.full((D,), 0.3), "cpu", ranks)
-    trace = {"losses": [], "numbers": [], "primary": [], "meta": [], "sent": []}
+    trace = {"losses": [], "numbers": [], "primary": [], "meta": []}
     _watch(trainer, trace)
     if folder is None:
         source = Batches(BATCH, D)
         while action := trainer.next_action():
-            before = dict(ranks.sent)
             losses, numbers = trainer.primary_step(source.next()) if action == "primary" else (trainer.meta_step(), {})
             trace["losses"].append([float(loss) for loss in vars(losses).values()])
             trace["numbers"].append({name: float(number) for name, number in numbers.items()})
-            trace["sent"].append(
-                (
-                    action,
-                    {
-                        key: value - before.get(key, 0)
-                        for key, value in ranks.sent.items()
-                        if value != before.get(key, 0)
-                    },
-                )
-            )
     else:
         done, stop = [], StopRequest()
 
@@ -100,7 +91,7 @@ def whole_state(trainer, ranks) -> dict[str, np.ndarray]:
     out = {}
     for name, tensor in tensors.items():
         if ranks.size > 1 and checkpoint._spread(name):
-            tensor = ranks.gather_rows(tensor, trainer.spans, "test")
+            tensor = ranks.gather_rows(tensor, trainer.spans)
         out[name] = tensor.numpy().copy()
     if ranks.size > 1:
         weights = gathered(trainer.primary, trainer.spans, ranks)

@@ -47,17 +47,17 @@ def spec_of(senses: str) -> recipe.Measure:
 
 
 def measured(ranks, model, cache, senses, folder):
-    """measures.json of an SAE on a model's activations, firings kept, and of one on a planted world, firings in memory."""
+    """measures.json of an SAE on a model's activations with its firings kept, and of one on a planted world without."""
     host = Host.load(recipe.Model(path=str(model), dtype="fp32"), POINT)
     given = an_sae(32, 48)
     given.threshold = torch.full([48], 0.01)
-    found = measure_sae(given, None, open_cache(cache), spec_of(senses), host, folder=folder, ranks=ranks)
+    on_model = measure_sae(given, None, open_cache(cache), spec_of(senses), host, folder=folder, ranks=ranks)
     world = PlantedCache({"d": 16, "independent": 12, "groups": 3, "parents": 2}, TOKENS)
     other = an_sae(16, 24)
     other.threshold = torch.full([24], 0.4)
     return [
-        json.dumps(each)
-        for each in (found, measure_sae(other, an_sae(16, 6), world, spec_of(""), folder=None, ranks=ranks))
+        json.dumps(measures)
+        for measures in (on_model, measure_sae(other, an_sae(16, 6), world, spec_of(""), folder=None, ranks=ranks))
     ]
 
 
@@ -94,15 +94,17 @@ def test_any_number_of_ranks_measures_the_same(build, load, stories, senses, tmp
         "fidelity"
     ]
     for size in (2, 3):
-        for found in on_ranks(size, measured, model, cache, senses, tmp_path / str(size) / "firings"):
-            assert found == alone
+        for told in on_ranks(size, measured, model, cache, senses, tmp_path / str(size) / "firings"):
+            assert told == alone
         for path in (tmp_path / "1" / "firings").iterdir():
             assert (tmp_path / str(size) / "firings" / path.name).read_bytes() == path.read_bytes()
     assert sorted(part for rank in range(3) for part in deals(PARTS, Ranks(rank, 3))) == sorted(PARTS)
 
 
 class Rows:
-    """T rows as a split. kind: random; tied: only a few values, so that thresholds are met exactly; silent: nothing fires."""
+    """T rows as a split. kind: random; tied: only a few values, so that thresholds are met exactly; silent: nothing
+    fires.
+    """
 
     def __init__(self, kind: str, T: int):
         x = torch.randn(T, 16, generator=torch.Generator().manual_seed(3))
@@ -123,7 +125,9 @@ class Rows:
 
 
 def calibrated(ranks, screened: bool):
-    """The calibration and thresholds by every rule on every kind of tokens, the batches so few that a rank may have none."""
+    """The calibration and thresholds by every rule on every kind of tokens, the batches so few that a rank may have
+    none.
+    """
     before, screen.matmul_dtype = screen.matmul_dtype, lambda *_: torch.bfloat16 if screened else torch.float32
     out = {}
     try:
@@ -135,8 +139,8 @@ def calibrated(ranks, screened: bool):
                     if kind == "tied":
                         sae.W_enc.copy_(torch.eye(16, 24))
                         sae.b_enc.zero_()
-                    found = calibrate(sae, Rows(kind, T), 64, rule=rule, ranks=ranks)
-                    out[kind, T, rule] = (found, sae.threshold.numpy())
+                    calibration = calibrate(sae, Rows(kind, T), 64, rule=rule, ranks=ranks)
+                    out[kind, T, rule] = (calibration, sae.threshold.numpy())
     finally:
         screen.matmul_dtype = before
     return out
@@ -149,11 +153,11 @@ def both_ways(ranks):
 def test_ranks_calibrate_as_one_process():
     alone = both_ways(ALONE)
     for size in (2, 3):
-        for found in on_ranks(size, both_ways):
-            for key, (calibration, threshold) in found[0].items():
+        for plainly, screened in on_ranks(size, both_ways):
+            for key, (calibration, threshold) in plainly.items():
                 assert calibration == alone[0][key][0], key
                 assert np.array_equal(threshold, alone[0][key][1]), key
             # where candidates are found in bf16 their sums may be rounded otherwise
-            for key, (calibration, threshold) in found[1].items():
+            for key, (calibration, threshold) in screened.items():
                 np.testing.assert_allclose(threshold, alone[1][key][1], rtol=1e-5)
                 assert calibration.l0 == pytest.approx(alone[1][key][0].l0, rel=1e-3), key

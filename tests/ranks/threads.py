@@ -17,9 +17,9 @@ class Room:
     def everything(self, rank: int, value):
         self.table[rank] = value
         self.barrier.wait()
-        found = list(self.table)
+        values = list(self.table)
         self.barrier.wait()
-        return found
+        return values
 
 
 class ThreadRanks(Ranks):
@@ -27,11 +27,14 @@ class ThreadRanks(Ranks):
         super().__init__(rank, room.size)
         self.room = room
 
-    def sum_(self, part, purpose):
+    def sum_(self, part):
         return part.copy_(torch.stack(self.room.everything(self.rank, part.clone())).sum(0))
 
-    def gather(self, part, purpose):
+    def gather(self, part):
         return torch.stack(self.room.everything(self.rank, part.clone()))
+
+    def objects(self, value):
+        return self.room.everything(self.rank, value)
 
 
 def on_threads(size: int, function) -> list:

@@ -1,4 +1,6 @@
-"""Further penalties and prefixes over ranks: what one process gives, and what plain loops in float64 give, on inputs that are hard on them."""
+"""Further penalties and prefixes over ranks: what one process gives, and what plain loops in float64 give, on inputs
+that are hard on them.
+"""
 
 import re
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 import torch
 from threads import on_threads
 
-from metasae.ranks.shards import shard
+from metasae.ranks.ranks import span_of
 from metasae.recipe.registry import PENALTIES, named
 from metasae.sae.architectures import Options, architecture
 from metasae.sae.kernels import reference
@@ -94,7 +96,7 @@ def plain(name, W, on, f):
 
 def scene_of(W, pre, f, ranks):
     """What a rank sees."""
-    own = shard(len(W), ranks.size, ranks.rank)
+    own = span_of(len(W), ranks.size, ranks.rank)
     mine = slice(own.start, own.stop)
     return Scene(
         W[mine].clone(),
@@ -118,17 +120,17 @@ def small(monkeypatch):
 @pytest.mark.parametrize("name", list(PENALTIES))
 def test_a_penalty_over_ranks_is_that_of_one_process(name, case, size):
     W, pre, f = CASES[case]
-    alone, slope = charge(named(PENALTIES, name), Scene(W, Kept.where(pre, pre > 0), f, STEP, SEED))
+    alone, whole_gradient = charge(named(PENALTIES, name), Scene(W, Kept.where(pre, pre > 0), f, STEP, SEED))
     wanted, gradient = plain(name, W, (pre > 0).numpy(), f)
     np.testing.assert_allclose(alone, wanted, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(slope, gradient, rtol=1e-5, atol=1e-6)
-    values, slopes = zip(
+    np.testing.assert_allclose(whole_gradient, gradient, rtol=1e-5, atol=1e-6)
+    values, gradients = zip(
         *on_threads(size, lambda ranks: charge(named(PENALTIES, name), scene_of(W, pre, f, ranks))), strict=True
     )
     assert all(torch.equal(value, values[0]) for value in values)
-    assert [len(each) for each in slopes] == [len(shard(len(W), size, rank)) for rank in range(size)]
+    assert [len(part) for part in gradients] == [len(span_of(len(W), size, rank)) for rank in range(size)]
     np.testing.assert_allclose(values[0], alone, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(torch.cat(slopes), slope, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(torch.cat(gradients), whole_gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_entries_that_are_carried_with_zero_do_not_fire():
@@ -138,7 +140,8 @@ def test_entries_that_are_carried_with_zero_do_not_fire():
     carried = Kept.where(pre, pre > -0.5)
     carried = carried.with_values(carried.values.clamp(min=0))
     for one, other in zip(
-        *(charge(named(PENALTIES, "cofiring"), Scene(W, each, f, STEP, SEED)) for each in (kept, carried)), strict=True
+        *(charge(named(PENALTIES, "cofiring"), Scene(W, firings, f, STEP, SEED)) for firings in (kept, carried)),
+        strict=True,
     ):
         assert torch.equal(one, other)
 
@@ -146,17 +149,17 @@ def test_entries_that_are_carried_with_zero_do_not_fire():
 @pytest.mark.parametrize("case", ["random", "a rank that never fires", "nothing fires", "a latent a rank"])
 def test_a_penalty_that_knows_nothing_of_ranks_sees_all_latents(case):
     W, pre, f = CASES[case]
-    seen = []
+    scenes = []
 
     def penalty(scene):
-        seen.append(scene)
+        scenes.append(scene)
         return scene.rate_N.sum(), torch.arange(len(scene.W_dec_ND))[:, None] * scene.W_dec_ND
 
-    found = on_threads(3, lambda ranks: charge(penalty, scene_of(W, pre, f, ranks)))
-    assert torch.equal(torch.cat([slope for _, slope in found]), torch.arange(len(W))[:, None] * W)
-    assert all(torch.equal(value, f.sum()) for value, _ in found)
+    parts = on_threads(3, lambda ranks: charge(penalty, scene_of(W, pre, f, ranks)))
+    assert torch.equal(torch.cat([gradient for _, gradient in parts]), torch.arange(len(W))[:, None] * W)
+    assert all(torch.equal(value, f.sum()) for value, _ in parts)
     kept = Kept.where(pre, pre > 0)
-    for scene in seen:
+    for scene in scenes:
         assert (
             torch.equal(scene.W_dec_ND, W) and torch.equal(scene.rate_N, f) and (scene.step, scene.seed) == (STEP, SEED)
         )
@@ -175,12 +178,12 @@ def test_the_examples_of_the_page_on_extending_are_one_penalty():
         )
         space = {}
         exec(block, space)
-        values, slopes = zip(
+        values, gradients = zip(
             *on_threads(3, lambda ranks, space=space: charge(space["centred"], scene_of(W, pre, f, ranks))), strict=True
         )
         assert all(torch.equal(value, values[0]) for value in values)
         torch.testing.assert_close(values[0], mean.square().sum())
-        torch.testing.assert_close(torch.cat(slopes), (2 / 23 * mean).expand_as(W))
+        torch.testing.assert_close(torch.cat(gradients), (2 / 23 * mean).expand_as(W))
 
 
 def test_rows_are_sent_once_for_all_penalties():
@@ -194,7 +197,7 @@ def test_rows_are_sent_once_for_all_penalties():
             charge(named(PENALTIES, name), scene)
         return gathered
 
-    assert all(each.count((6,)) == 1 for each in on_threads(2, sent))
+    assert all(shapes.count((6,)) == 1 for shapes in on_threads(2, sent))
 
 
 def test_prefixes_of_a_stretch_by_hand():
@@ -203,7 +206,7 @@ def test_prefixes_of_a_stretch_by_hand():
     ends = on_threads(
         3,
         lambda ranks: architecture("matryoshka", Options(2, prefixes=(0.2, 0.5)), LatentsSpread(ranks, 10)).ends(
-            len(shard(10, 3, ranks.rank))
+            len(span_of(10, 3, ranks.rank))
         ),
     )
     assert whole.ends(10) == (2, 5, 10) and ends == [(2, 4, 4), (0, 1, 4), (0, 0, 2)]
@@ -224,8 +227,8 @@ def test_a_prefix_without_latents_here_is_rebuilt_from_the_others():
             Weights(rows.clone(), rows.clone(), torch.full((6,), 0.1)),
             Arithmetic(module, torch.float32, spread),
         )
-        made = forward(x, weights, kind, 1, 0.0, how)
-        return made.residuals, sae_gradients(made, weights, kind, None, how)
+        reconstruction = forward(x, weights, kind, 1, 0.0, how)
+        return reconstruction.residuals, sae_gradients(reconstruction, weights, kind, None, how)
 
     def of_rank(ranks):
         spread = LatentsSpread(ranks, 3)
@@ -237,11 +240,11 @@ def test_a_prefix_without_latents_here_is_rebuilt_from_the_others():
         )
 
     residuals, wanted = step(reference, WHOLE, whole, W)
-    for rank, (parts, found) in enumerate(on_threads(3, of_rank)):
+    for rank, (parts, gradients) in enumerate(on_threads(3, of_rank)):
         assert len(parts) == 3
         for part, residual in zip(parts, residuals, strict=True):
             torch.testing.assert_close(part, residual)
-        torch.testing.assert_close(found.l2, wanted.l2)
-        torch.testing.assert_close(found.weights.b_dec_D, wanted.weights.b_dec_D)
+        torch.testing.assert_close(gradients.l2, wanted.l2)
+        torch.testing.assert_close(gradients.weights.b_dec_D, wanted.weights.b_dec_D)
         for name in ("W_dec_ND", "W_enc_ND"):
-            torch.testing.assert_close(getattr(found.weights, name), getattr(wanted.weights, name)[rank : rank + 1])
+            torch.testing.assert_close(getattr(gradients.weights, name), getattr(wanted.weights, name)[rank : rank + 1])
