@@ -74,5 +74,5 @@ class Forced(torch.nn.Module):
 
     def _script(self, ids):
         _, system, user, _ = self.tokenizer.decode(ids).split("<s>")
-        ask = Ask(*(each.split("\n", 1)[1].removesuffix("</s>") for each in (system, user)), {})
+        ask = Ask(*(part.split("\n", 1)[1].removesuffix("</s>") for part in (system, user)), {})
         return [*self.tokenizer(self.answer(ask), add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]

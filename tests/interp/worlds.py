@@ -77,8 +77,8 @@ def planted(n_tokens=24_000, seed=0):
     atoms, blends: latents; the atoms listed are senses, so that they meet their word in other senses.
     """
     split = PlantedSplit(plant(PLAN, seed), n_tokens, seed)
-    found = dictionary(split).firings
-    dense, world = found.csr.toarray(), split.world
+    separate = dictionary(split).firings
+    dense, world = separate.csr.toarray(), split.world
     keep = np.ones(dense.shape[1], bool)
     blends = []
     for word in range(0, PLAN.words, 2):

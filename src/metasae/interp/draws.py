@@ -1,7 +1,7 @@
 """Windows of one latent: activating ones by strength, and silent ones of three kinds, verified against all of the latent's firings.
 
 An activating window's focus is its peak: the strongest firing in it, the first of equals. Peaks of a side, ordered by strength, are cut
-into equal parts (deciles), and windows are drawn from all parts alike. Kinds of silent windows, all of the scoring side:
+into equal strata (deciles), and windows are drawn from all strata alike. Kinds of silent windows, all of the scoring side:
     random        any token
     same_token    a token with the id of the focus of one of the latent's scoring windows
     neighbour     a token on which one of the latents with the largest phi with this one fires
@@ -16,8 +16,7 @@ import numpy as np
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 
-RANDOM, SAME_TOKEN, NEIGHBOUR = "random", "same_token", "neighbour"
-KINDS = (RANDOM, SAME_TOKEN, NEIGHBOUR)
+KINDS = RANDOM, SAME_TOKEN, NEIGHBOUR = "random", "same_token", "neighbour"
 # Silent windows are looked for in so many rounds, each of so many draws per window still missing.
 ROUNDS, DRAWS = 8, 4
 
@@ -26,7 +25,7 @@ ROUNDS, DRAWS = 8, 4
 class Windows:
     """w windows of `length` tokens. starts, focus: int64 [w], tokens of the split. peaks: float32 [w], 0 where silent.
 
-    strata: int8 [w], 0 for the weakest part of the latent's peaks; -1 where silent.
+    strata: int8 [w], 0 for the weakest stratum of the latent's peaks; -1 where silent.
     """
 
     starts: np.ndarray
@@ -51,13 +50,12 @@ class Peaks:
 
 def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Peaks:
     """tokens int [c], rising, values float32 [c]: one latent's firings -> those that are the peak of their own window."""
+    tokens, values = np.asarray(tokens), np.asarray(values)
     starts, whole = text.windows(tokens, spec.length, spec.position)
     low, high = np.searchsorted(tokens, starts), np.searchsorted(tokens, starts + spec.length)
     place = np.arange(len(tokens))
-    kept = whole & (values > _largest(values, low, place)) & (values >= _largest(values, place, high))
-    return Peaks(
-        starts[kept], np.asarray(tokens)[kept].astype(np.int64), np.asarray(values)[kept], text.scoring[starts[kept]]
-    )
+    is_peak = whole & (values > _largest(values, low, place)) & (values >= _largest(values, place, high))
+    return Peaks(starts[is_peak], tokens[is_peak].astype(np.int64), values[is_peak], text.scoring[starts[is_peak]])
 
 
 def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -66,16 +64,16 @@ def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
         return np.zeros(0, np.float32)
     ends = np.stack([low, high], axis=1).ravel()
     # reduceat gives values[low] for an empty range, and wants every end inside the array
-    found = np.maximum.reduceat(np.append(values, -np.inf), ends)[::2]
-    return np.where(low < high, found, -np.inf)
+    largest = np.maximum.reduceat(np.append(values, -np.inf), ends)[::2]
+    return np.where(low < high, largest, -np.inf)
 
 
 def draw_activating(
-    text: Text, peaks: Peaks, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, seen: set[bytes]
+    text: Text, peaks: Peaks, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, drawn: set[bytes]
 ) -> Windows:
-    """Up to `count` windows of one side, from all parts of its peaks alike; where a part runs out the others give more.
+    """Up to `count` windows of one side, from all strata of its peaks alike; where a stratum runs out the others give more.
 
-    seen: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
+    drawn: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
     """
     here = np.flatnonzero(peaks.scoring == scoring)
     ordered = here[np.argsort(peaks.values[here], kind="stable")]
@@ -83,94 +81,77 @@ def draw_activating(
     for row, stratum in in_turns(np.array_split(ordered, spec.strata), rng):
         if len(chosen) == count:
             break
-        if _is_new(text, peaks.starts[row], spec.length, seen):
+        if _is_new(text.content(peaks.starts[row], spec.length), drawn):
             chosen.append((row, stratum))
     rows, strata = np.array(chosen, np.int64).reshape(-1, 2).T
     return Windows(peaks.starts[rows], peaks.focus[rows], peaks.values[rows], strata.astype(np.int8), spec.length)
 
 
 def contents_of(text: Text, windows: Windows) -> set[bytes]:
-    """The tokens of each window, as `seen` has them."""
-    return {_content(text, start, windows.length) for start in windows.starts}
+    """The tokens of each window, as `drawn` has them."""
+    return {text.content(start, windows.length) for start in windows.starts}
 
 
-def in_turns(parts: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """(entry, number of its part): one entry of every part, then another of every part ...; parts and entries in random order."""
-    shuffled = [rng.permutation(part).tolist() for part in parts]
+def in_turns(groups: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """(entry, number of its group): one entry of every group, then another of every group ...; groups and entries in random order."""
+    shuffled = [rng.permutation(group).tolist() for group in groups]
     for turn in range(max(map(len, shuffled), default=0)):
-        # a new order each turn, so that a count that stops amid one favours no part
+        # a new order each turn, so that a count that stops amid one favours no group
         for number in rng.permutation(len(shuffled)).tolist():
             if turn < len(shuffled[number]):
                 yield shuffled[number][turn], number
 
 
+def silent_pools(text: Text, view: ByLatent, scored: Windows, neighbours: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Kind -> pools of tokens that silent windows of it are drawn round. scored: a latent's activating scoring windows.
+
+    neighbours: int [p], the latents closest to it. A token that peaks in several windows has as many pools of `same_token`.
+    """
+    fired = [view.latent(int(other))[0] for other in neighbours]
+    return {
+        RANDOM: [text.scoring_tokens],
+        SAME_TOKEN: [text.scoring_with_id(int(number)) for number in text.tokens[scored.focus]],
+        NEIGHBOUR: [tokens[text.scoring[tokens]] for tokens in fired],
+    }
+
+
 def draw_silent(
     text: Text,
-    kind: str,
-    latent: int,
-    view: ByLatent,
-    scored: Windows,
-    neighbours: np.ndarray,
+    pools: Sequence[np.ndarray],
+    fires: np.ndarray,
     spec: WindowSpec,
     rng: np.random.Generator,
-    seen: set[bytes],
+    drawn: set[bytes],
 ) -> Windows:
-    """Up to spec.silent windows of a kind in which the latent fires on no token. scored: its activating scoring windows.
+    """Up to spec.silent windows in which a latent fires on no token. A pool is drawn, each alike likely, then one of its tokens.
 
-    neighbours: the latents closest to it. seen: as in `draw_activating`.
+    fires: int [c], rising: the tokens on which it fires. drawn: as in `draw_activating`.
     """
-    fires = view.latent(latent)[0]
-    pools = _pools(text, kind, view, scored, neighbours)
+    pools = [pool for pool in pools if len(pool)]
     starts, focus = [], []
     for _ in range(ROUNDS if pools else 0):
-        missing = spec.silent - len(starts)
-        drawn = _from_pools(pools, DRAWS * missing, rng)
-        begins, whole = text.windows(drawn, spec.length, spec.position)
+        tokens = _from_pools(pools, DRAWS * (spec.silent - len(starts)), rng)
+        begins, whole = text.windows(tokens, spec.length, spec.position)
         silent = np.searchsorted(fires, begins) == np.searchsorted(fires, begins + spec.length)
         for place in np.flatnonzero(whole & silent):
-            if len(starts) < spec.silent and _is_new(text, begins[place], spec.length, seen):
+            if len(starts) < spec.silent and _is_new(text.content(begins[place], spec.length), drawn):
                 starts.append(begins[place])
-                focus.append(drawn[place])
+                focus.append(tokens[place])
         if len(starts) == spec.silent:
             break
-    none = np.zeros(len(starts), np.float32)
-    return Windows(
-        np.array(starts, np.int64), np.array(focus, np.int64), none, np.full(len(starts), -1, np.int8), spec.length
-    )
+    peaks, strata = np.zeros(len(starts), np.float32), np.full(len(starts), -1, np.int8)
+    return Windows(np.array(starts, np.int64), np.array(focus, np.int64), peaks, strata, spec.length)
 
 
-def _pools(text: Text, kind: str, view: ByLatent, scored: Windows, neighbours: np.ndarray) -> list[np.ndarray]:
-    """Tokens from which silent windows are drawn: a pool is drawn, each alike likely, then one of its tokens."""
-    if kind == RANDOM:
-        pools = [text.scoring_tokens]
-    elif kind == SAME_TOKEN:
-        # a token that peaks in several windows is drawn as often
-        pools = [text.scoring_with_id(int(number)) for number in text.tokens[scored.focus]]
-    elif kind == NEIGHBOUR:
-        fired = (view.latent(int(other))[0] for other in neighbours)
-        pools = [tokens[text.scoring[tokens]] for tokens in fired]
-    else:
-        raise ValueError(f"no kind of silent windows '{kind}'")
-    return [pool for pool in pools if len(pool)]
-
-
-def _from_pools(pools: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+def _from_pools(pools: Sequence[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
     """int64 [count]."""
-    which = rng.integers(len(pools), size=count)
-    share = rng.random(count)
-    return np.array(
-        [pools[pool][int(part * len(pools[pool]))] for pool, part in zip(which, share, strict=True)], np.int64
-    )
+    numbers, shares = rng.integers(len(pools), size=count), rng.random(count)
+    drawn = [pools[number][int(share * len(pools[number]))] for number, share in zip(numbers, shares, strict=True)]
+    return np.array(drawn, np.int64)
 
 
-def _is_new(text: Text, start: int, length: int, seen: set[bytes]) -> bool:
-    """Whether no window with these tokens was seen; it is from now on."""
-    content = _content(text, start, length)
-    if content in seen:
-        return False
-    seen.add(content)
-    return True
-
-
-def _content(text: Text, start: int, length: int) -> bytes:
-    return np.asarray(text.tokens[start : start + length]).tobytes()
+def _is_new(content: bytes, drawn: set[bytes]) -> bool:
+    """Whether no window with these tokens was drawn; one is from now on."""
+    before = len(drawn)
+    drawn.add(content)
+    return len(drawn) > before

@@ -17,6 +17,7 @@ P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which n
 with a readable reply without log probabilities; those replies are counted.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,14 +27,12 @@ import numpy as np
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
 from metasae.interp.coverage import LatentWindows
-from metasae.interp.draws import contents_of, draw_activating, peaks_of
-from metasae.interp.probabilities import yes_probabilities
-from metasae.interp.prompts import Shown, shown
+from metasae.interp.draws import RANDOM, contents_of, draw_activating, peaks_of
+from metasae.interp.prompts import Shown, shown, yes_probabilities
 from metasae.interp.replies import Ask, Reply
 from metasae.interp.result import Score, auc
 from metasae.interp.windows import END, Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
-from metasae.progress.progress import SILENT, Progress
 
 WINDOWS_PER_ASK = 10
 SIMULATED, FIFTHS = 25, 5
@@ -47,6 +46,13 @@ FIRES = "fires"
 # repeated: answers that were asked for twice and read both times; repeated_alike: those that said the same.
 NOTHING_COUNTED = {"asked": 0, "unreadable": 0, "failed": 0, "repeated": 0, "repeated_alike": 0}
 
+# Latents, each with the explanation by which it is judged, its own or another one's.
+Explained = Sequence[tuple[LatentWindows, str | None]]
+# What a reply says; None where it was not answered or cannot be read.
+Parser = Callable[[Reply | None], object | None]
+# (the SAE's firings, a latent, rng) -> part -> windows to be judged.
+WindowsOf = Callable[[ByLatent, LatentWindows, np.random.Generator], dict[str, list[Shown]]]
+
 
 class Reader:
     """Asks about the latents of one text. spec: of the windows it is given; seed: of everything random here."""
@@ -56,174 +62,134 @@ class Reader:
 
     def explanations(self, view: ByLatent, latents: Sequence[LatentWindows]) -> list[str | None]:
         """One sentence per latent from its training windows; None where the reply cannot be read."""
-        asks = [prompts.explain(shown(self.text, each.train, view, each.latent)) for each in latents]
-        found = [prompts.field_of(reply, "explanation") for reply in self.asker.ask(asks)]
-        return [" ".join(each.split()) if isinstance(each, str) and each.strip() else None for each in found]
+        asks = [prompts.explain(shown(self.text, latent.train, view, latent.latent)) for latent in latents]
+        sentences = [prompts.field_of(reply, "explanation") for reply in self.asker.ask(asks)]
+        return [" ".join(words.split()) or None if isinstance(words, str) else None for words in sentences]
 
     def scorer(self, key: str):
         """A scorer for `metasae.interp.run`. key: one of the four above."""
         values = {
-            "detection": self._detection,
-            "fuzz_marks": self._marks,
+            "detection": partial(self._yes_or_no, prompts.DETECT, self._plain),
+            "fuzz_marks": partial(self._yes_or_no, prompts.MARKS, self._marked),
             "fuzz_2afc": self._pairs,
             "sim_spearman": self._simulation,
         }[key]
 
-        def score(
-            view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT
-        ) -> Score:
+        def score(view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None) -> Score:
             explanations = self.explanations(view, latents)
             counts = {"unexplained": explanations.count(None), **NOTHING_COUNTED}
-            own = values(view, latents, explanations, counts)
+            own = values(view, list(zip(latents, explanations, strict=True)), counts)
             shuffled = {}
             if floor is not None:
-                some = min(FLOOR, len(latents))
+                borrowed = [(latents[row], explanations[by]) for row, by in enumerate(floor[:FLOOR])]
                 # what cannot be read of the floor is not counted as the score's
-                shuffled = values(view, latents[:some], [explanations[by] for by in floor[:some]], dict(counts))
+                shuffled = values(view, borrowed, dict(counts))
             return Score(key, own, shuffled, counts, tuple(explanations))
 
         return score
 
-    def _detection(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
-        def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
-            return {FIRES: shown(self.text, each.score)} | {
-                kind: shown(self.text, windows) for kind, windows in each.silent.items()
-            }
+    def _plain(self, view: ByLatent, latent: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
+        """Part -> windows without marks; FIRES are those in which the latent fires."""
+        return {part: shown(self.text, windows) for part, windows in {FIRES: latent.score, **latent.silent}.items()}
 
-        return self._yes_or_no(prompts.DETECT, items, latents, explanations, counts)
-
-    def _marks(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
-        def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
-            right = shown(self.text, each.score, view, each.latent)
-            sizes = [int(window.marked.sum()) for window in right]
-            wrong = {}
-            for kind, windows in each.silent.items():
-                focus = windows.focus - windows.starts if kind != "random" else np.full(len(windows), -1)
-                wrong[kind] = [
-                    replace(
-                        window, marked=_random_marks(windows.length, sizes[place % len(sizes)], int(focus[place]), rng)
-                    )
-                    for place, window in enumerate(shown(self.text, windows))
-                ]
-            return {FIRES: right, **wrong}
-
-        return self._yes_or_no(prompts.MARKS, items, latents, explanations, counts)
+    def _marked(self, view: ByLatent, latent: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
+        """The same with marks, in FIRES on the tokens on which the latent fires."""
+        windows_by_part = {FIRES: shown(self.text, latent.score, view, latent.latent)}
+        sizes = [int(window.marked.sum()) for window in windows_by_part[FIRES]]
+        for kind, windows in latent.silent.items():
+            focus = np.full(len(windows), -1) if kind == RANDOM else windows.focus - windows.starts
+            windows_by_part[kind] = [
+                replace(window, marked=_random_marks(windows.length, sizes[place % len(sizes)], int(focus[place]), rng))
+                for place, window in enumerate(shown(self.text, windows))
+            ]
+        return windows_by_part
 
     def _yes_or_no(
-        self, question: str, items, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict:
-        """Balanced accuracy per kind of silent windows. items: (latent, rng) -> part -> windows, the part FIRES being the yes."""
-        asks, wanted = [], []
-        for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
-            rng = np.random.default_rng([self.seed, each.latent, 11])
-            short = [kind for kind, windows in each.silent.items() if len(windows) < self.spec.silent]
-            every = [
+        self, question: str, windows_of: WindowsOf, view: ByLatent, explained: Explained, counts: dict
+    ) -> dict[str, np.ndarray]:
+        """Balanced accuracy per kind of silent windows, and the AUC where the judge gives log probabilities."""
+        asks, asked = [], []
+        for row, (latent, explanation) in enumerate(explained):
+            rng = np.random.default_rng([self.seed, latent.latent, 11])
+            listed = [
                 (row, part, window)
-                for part, windows in items(each, rng).items()
-                if part not in short
+                for part, windows in windows_of(view, latent, rng).items()
+                if part == FIRES or len(windows) >= self.spec.silent
                 for window in windows
             ]
-            every = [every[place] for place in rng.permutation(len(every))]
-            for start in range(0, len(every), WINDOWS_PER_ASK):
-                some = every[start : start + WINDOWS_PER_ASK]
-                wanted.append([(row, part) for row, part, _ in some])
-                asks.append(
-                    None
-                    if explanation is None
-                    else prompts.per_window(question, explanation, [item[2] for item in some], {"type": "boolean"})
+            order = rng.permutation(len(listed))
+            for start in range(0, len(order), WINDOWS_PER_ASK):
+                rows, parts, windows = zip(
+                    *(listed[place] for place in order[start : start + WINDOWS_PER_ASK]), strict=True
                 )
-        found, replies = self.replies(
-            asks, [partial(prompts.answers_of, count=len(some), kind=bool) for some in wanted], counts
-        )
-        credit: dict[tuple[int, str], list[float]] = {}
-        chances: dict[tuple[int, str], list[float]] = {}
+                asked.append(list(zip(rows, parts, strict=True)))
+                asks.append(explanation and prompts.per_window(question, explanation, windows, {"type": "boolean"}))
+        parsers = [partial(prompts.answers_of, count=len(batch), kind=bool) for batch in asked]
+        answers, replies = self.replies(asks, parsers, counts)
+        credit, chances = defaultdict(list), defaultdict(list)
         untold: set[int] = set()
         counts["without_logprobs"] = 0
-        for some, answers, reply in zip(wanted, found, replies, strict=True):
-            told = None if answers is None else yes_probabilities(reply, len(some))
-            if answers is not None and told is None:
-                untold.add(some[0][0])
+        for batch, yes, reply in zip(asked, answers, replies, strict=True):
+            shares = None if yes is None else yes_probabilities(reply, len(batch))
+            if yes is not None and shares is None:
+                untold.add(batch[0][0])
                 counts["without_logprobs"] += 1
-            for place, (row, part) in enumerate(some):
-                credit.setdefault((row, part), []).append(
-                    0.5 if answers is None else float(answers[place] == (part == FIRES))
-                )
-                chances.setdefault((row, part), []).append(np.nan if told is None else told[place])
-        kinds = latents[0].silent if latents else ()
+            for place, (row, part) in enumerate(batch):
+                credit[row, part].append(0.5 if yes is None else float(yes[place] == (part == FIRES)))
+                chances[row, part].append(np.nan if shares is None else shares[place])
+        kinds = explained[0][0].silent if explained else ()
+        scores = {kind: np.full(len(explained), np.nan) for kind in kinds}
+        aucs = {f"{kind}_auc": np.full(len(explained), np.nan) for kind in kinds}
+        for row, kind in credit:
+            if kind == FIRES:
+                continue
+            scores[kind][row] = (np.mean(credit[row, FIRES]) + np.mean(credit[row, kind])) / 2
+            if row not in untold:
+                aucs[f"{kind}_auc"][row] = auc(np.array(chances[row, FIRES]), np.array(chances[row, kind]))
+        return scores | aucs if any(np.isfinite(shares).any() for shares in chances.values()) else scores
 
-        def balanced(row: int, kind: str) -> float:
-            return (np.mean(credit[row, FIRES]) + np.mean(credit[row, kind])) / 2 if (row, kind) in credit else np.nan
-
-        def ranked(row: int, kind: str) -> float:
-            told = (row, kind) in chances and row not in untold
-            return auc(np.array(chances[row, FIRES]), np.array(chances[row, kind])) if told else np.nan
-
-        rows = range(len(latents))
-        parts = {kind: np.array([balanced(row, kind) for row in rows]) for kind in kinds}
-        if any(np.isfinite(each).any() for each in chances.values()):
-            parts |= {f"{kind}_auc": np.array([ranked(row, kind) for row in rows]) for kind in kinds}
-        return parts
-
-    def _simulation(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
+    def _simulation(self, view: ByLatent, explained: Explained, counts: dict) -> dict[str, np.ndarray]:
         spec = replace(self.spec, position=END, strata=FIFTHS)
-        drawn, asks = [], []
-        for each, explanation in zip(latents, explanations, strict=True):
-            rng = np.random.default_rng([self.seed, each.latent, 12])
+        peaks, asks = [], []
+        for latent, explanation in explained:
+            rng = np.random.default_rng([self.seed, latent.latent, 12])
             # a document that comes twice must not be scored on what the explanation was made from
-            seen = contents_of(self.text, each.train)
-            windows = draw_activating(
-                self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, seen
-            )
+            drawn = contents_of(self.text, latent.train)
+            every = peaks_of(self.text, *view.latent(latent.latent), spec)
+            windows = draw_activating(self.text, every, True, SIMULATED, spec, rng, drawn)
             order = rng.permutation(len(windows))
-            drawn.append(windows.peaks[order])
+            peaks.append(windows.peaks[order])
             texts = shown(self.text, windows)
-            usable = explanation is not None and len(windows) == SIMULATED
             item = {"type": "integer", "minimum": 0, "maximum": 10}
-            asks.append(
-                prompts.per_window(prompts.SIMULATE, explanation, [texts[place] for place in order], item)
-                if usable
-                else None
-            )
-        replies, _ = self.replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
-        found = [
-            np.nan if len(peaks) < SIMULATED else _spearman(answers, peaks)
-            for answers, peaks in zip(replies, drawn, strict=True)
+            usable = explanation is not None and len(windows) == SIMULATED
+            ordered = [texts[place] for place in order]
+            asks.append(prompts.per_window(prompts.SIMULATE, explanation, ordered, item) if usable else None)
+        strengths, _ = self.replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
+        rhos = [
+            np.nan if len(true) < SIMULATED else _spearman(guessed, true)
+            for guessed, true in zip(strengths, peaks, strict=True)
         ]
-        return {"all": np.array(found, np.float64)}
+        return {"all": np.array(rhos, np.float64)}
 
-    def _pairs(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
+    def _pairs(self, view: ByLatent, explained: Explained, counts: dict) -> dict[str, np.ndarray]:
         asks, truth = [], []
         counts["irreplaceable"] = 0
-        for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
-            rng = np.random.default_rng([self.seed, each.latent, 13])
-            real = shown(self.text, each.score, view, each.latent)[:PAIRS]
-            for window in real:
-                plain, other = (
-                    replace(window, marked=np.zeros_like(window.marked)),
-                    self._replaced(window, view.latent(each.latent)[0], rng),
-                )
+        for row, (latent, explanation) in enumerate(explained):
+            rng = np.random.default_rng([self.seed, latent.latent, 13])
+            for window in shown(self.text, latent.score, view, latent.latent)[:PAIRS]:
+                real = replace(window, marked=np.zeros_like(window.marked))
+                other = self._replaced(window, view.latent(latent.latent)[0], rng)
                 if other is None:
                     counts["irreplaceable"] += 1
                     continue
-                asks += (
-                    [None, None]
-                    if explanation is None
-                    else [prompts.choose(explanation, plain, other), prompts.choose(explanation, other, plain)]
-                )
+                asks.append(explanation and prompts.choose(explanation, real, other))
+                asks.append(explanation and prompts.choose(explanation, other, real))
                 truth += [(row, "A"), (row, "B")]
-        replies, _ = self.replies(asks, [lambda reply: _letter(prompts.field_of(reply, "answer"))] * len(asks), counts)
-        credit: list[list[float]] = [[] for _ in latents]
-        for (row, right), answer in zip(truth, replies, strict=True):
-            credit[row].append(0.5 if answer is None else float(answer == right))
-        return {"all": np.array([2 * np.mean(each) - 1 if each else np.nan for each in credit])}
+        letters, _ = self.replies(asks, [_letter] * len(asks), counts)
+        credit: list[list[float]] = [[] for _ in explained]
+        for (row, right), letter in zip(truth, letters, strict=True):
+            credit[row].append(0.5 if letter is None else float(letter == right))
+        return {"all": np.array([2 * np.mean(credits) - 1 if credits else np.nan for credits in credit])}
 
     def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
         """The marked tokens replaced, without marks; None where nothing can replace one of them."""
@@ -240,44 +206,37 @@ class Reader:
         pool = self.text.scoring_tokens
         for _ in range(TRIES):
             token = int(rng.choice(pool))
-            if (
-                fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token
-                and (other := self.text.string_at(token)) != string
-            ):
-                return other
+            is_silent = fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token
+            if is_silent and self.text.string_at(token) != string:
+                return self.text.string_at(token)
         # a latent that fires nearly everywhere, or text of hardly any other token: all that is left, in random order
         left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
         return next((other for other in map(self.text.string_at, left.tolist()) if other != string), None)
 
-    def replies(
-        self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict
-    ) -> tuple[list, list]:
+    def replies(self, asks: Sequence[Ask | None], parsers: Sequence[Parser], counts: dict) -> tuple[list, list]:
         """(what each reply says, the reply), None where it was not asked, answered or readable. A twentieth is asked a second time.
 
         counts: as NOTHING_COUNTED, added to.
         """
-        real = [place for place, ask in enumerate(asks) if ask is not None]
+        places = [place for place, ask in enumerate(asks) if ask is not None]
         rng = np.random.default_rng([self.seed, len(asks), 14])
-        again = [place for place in real if rng.random() < REPEATED]
-        replies = self.asker.ask([asks[place] for place in real] + [replace(asks[place], repeat=1) for place in again])
-        found, raw = [None] * len(asks), [None] * len(asks)
-        counts["asked"] += len(real)
-        for place, reply in zip(real, replies[: len(real)], strict=True):
-            raw[place] = reply
-            found[place] = None if reply is None else parsers[place](reply)
+        again = [place for place in places if rng.random() < REPEATED]
+        repeats = [replace(asks[place], repeat=1) for place in again]
+        replies = self.asker.ask([asks[place] for place in places] + repeats)
+        answers, raw = [None] * len(asks), [None] * len(asks)
+        counts["asked"] += len(places)
+        for place, reply in zip(places, replies, strict=False):
+            raw[place], answers[place] = reply, parsers[place](reply)
             counts["failed"] += reply is None
-            counts["unreadable"] += reply is not None and found[place] is None
-        for place, reply in zip(again, replies[len(real) :], strict=True):
-            second = None if reply is None else parsers[place](reply)
-            if second is not None and found[place] is not None:
-                twice = (
-                    list(zip(second, found[place], strict=True))
-                    if isinstance(second, list)
-                    else [(second, found[place])]
-                )
+            counts["unreadable"] += reply is not None and answers[place] is None
+        for place, reply in zip(again, replies[len(places) :], strict=True):
+            first, second = answers[place], parsers[place](reply)
+            if first is not None and second is not None:
+                # a list's answers are compared one by one
+                twice = list(zip(first, second, strict=True)) if isinstance(first, list) else [(first, second)]
                 counts["repeated"] += len(twice)
                 counts["repeated_alike"] += sum(one == other for one, other in twice)
-        return found, raw
+        return answers, raw
 
 
 def _random_marks(length: int, count: int, focus: int, rng: np.random.Generator) -> np.ndarray:
@@ -298,5 +257,6 @@ def _spearman(answers: list[int] | None, peaks: np.ndarray) -> float:
     return float(spearmanr(answers, peaks).statistic)
 
 
-def _letter(answer) -> str | None:
+def _letter(reply: Reply | None) -> str | None:
+    answer = prompts.field_of(reply, "answer")
     return answer if answer in ("A", "B") else None

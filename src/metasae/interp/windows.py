@@ -16,9 +16,7 @@ import numpy as np
 
 from metasae.errors import UserError, nearest
 
-GRID, CENTRE, END = "grid", "centre", "end"
-POSITIONS = (GRID, CENTRE, END)
-TRAIN, SCORE = "train", "score"
+POSITIONS = GRID, CENTRE, END = "grid", "centre", "end"
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,13 @@ class Text:
     ):
         """Documents are put on sides by `seed`: in random order, the first half of the text is for explaining, the rest for scoring."""
         # a memory-map as a plain array: many small slices are cut from it
-        self.tokens, self._string_of = np.asarray(tokens), string_of
+        self.tokens, self.documents, self._string_of = np.asarray(tokens), np.asarray(documents), string_of
         breaks = (np.diff(documents) != 0) | (np.diff(positions) != 1)
         edges = np.flatnonzero(breaks) + 1
         starts, ends = np.concatenate([[0], edges]), np.append(edges, len(tokens))
         # of every token, where its stretch begins and ends: windows are asked for far more often than there are tokens
-        self._first, self._last = (np.repeat(each, ends - starts) for each in (starts, ends))
-        self.scoring = _scoring(np.asarray(documents), seed)
+        self._first, self._last = np.repeat(starts, ends - starts), np.repeat(ends, ends - starts)
+        self.scoring = _scoring(self.documents, seed)
 
     @property
     def n_tokens(self) -> int:
@@ -88,6 +86,10 @@ class Text:
     def strings(self, start: int, length: int) -> list[str]:
         """The text of each token of a window."""
         return self._string_of(np.arange(start, start + length))
+
+    def content(self, start: int, length: int) -> bytes:
+        """The tokens of a window, alike for windows of the same text."""
+        return self.tokens[start : start + length].tobytes()
 
     def string_at(self, token: int) -> str:
         return self._string_of(np.array([token]))[0]
