@@ -14,7 +14,7 @@ from metasae.interp.coverage import activating_windows, with_silent
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Ask, Reply, ReplyStore
-from metasae.interp.result import other_latents
+from metasae.interp.scores import other_latents
 from metasae.interp.windows import WindowSpec
 
 SPEC = WindowSpec(length=8, train=20, score=20, silent=20)

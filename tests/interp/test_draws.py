@@ -27,7 +27,7 @@ def test_peaks_against_every_window(position, length):
             if whole and start + int(np.argmax(values[start : start + length, latent])) == focus:
                 expected.append((start, focus, values[focus, latent], text.scoring[focus]))
         peaks = peaks_of(text, *view.latent(latent), WindowSpec(length=length, position=position))
-        assert list(zip(peaks.starts, peaks.focus, peaks.values, peaks.scoring, strict=True)) == expected
+        assert list(zip(peaks.starts, peaks.focus, peaks.peaks, text.scoring[peaks.starts], strict=True)) == expected
 
 
 def test_grid_peaks_are_one_per_window_that_fires():
@@ -112,7 +112,7 @@ def test_all_strengths_are_drawn_alike():
     for scoring in (False, True):
         windows = draw_activating(text, peaks, scoring, 20, spec, np.random.default_rng(1), set())
         assert np.bincount(windows.strata, minlength=10).tolist() == [2] * 10
-        side = np.sort(peaks.values[peaks.scoring == scoring])
+        side = np.sort(peaks.peaks[text.scoring[peaks.starts] == scoring])
         for peak, stratum in zip(windows.peaks, windows.strata, strict=True):
             assert peak in np.array_split(side, 10)[stratum]
 
@@ -122,7 +122,7 @@ def test_an_exhausted_stratum_is_made_up_for_by_the_others_and_too_few_peaks_giv
     text, spec = text_of(firings), WindowSpec(length=4, strata=10)
     peaks = peaks_of(text, *view_of(firings).latent(0), spec)
     windows = draw_activating(text, peaks, True, 100, spec, np.random.default_rng(0), set())
-    assert sorted(windows.starts) == sorted(peaks.starts[peaks.scoring])
+    assert sorted(windows.starts) == sorted(peaks.starts[text.scoring[peaks.starts]])
     assert len(draw_activating(text, peaks, True, 12, spec, np.random.default_rng(0), set())) == 12
 
 

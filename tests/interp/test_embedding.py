@@ -12,7 +12,7 @@ from metasae.errors import UserError
 from metasae.interp.coverage import activating_windows, with_silent
 from metasae.interp.draws import KINDS, Windows
 from metasae.interp.embedding import Embeddings, embedding_scorer, embedding_scores, sentence_encoder, starts_of
-from metasae.interp.result import auc, other_latents
+from metasae.interp.scores import auc, other_latents
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 
 

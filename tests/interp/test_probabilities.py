@@ -8,7 +8,7 @@ import pytest
 
 from metasae.interp.prompts import yes_probabilities
 from metasae.interp.replies import Reply
-from metasae.interp.result import auc
+from metasae.interp.scores import auc
 
 
 def reply(*tokens):

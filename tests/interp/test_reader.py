@@ -17,7 +17,7 @@ from metasae.interp.coverage import LatentWindows, activating_windows, with_sile
 from metasae.interp.draws import KINDS, Windows, contents_of
 from metasae.interp.reader import Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
-from metasae.interp.result import other_latents
+from metasae.interp.scores import other_latents
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.by_latent import ByLatent
 
@@ -359,7 +359,7 @@ def test_a_replaced_token_reads_otherwise():
 
 def test_windows_that_nothing_can_replace_are_counted_and_have_no_number(world, tmp_path, monkeypatch):
     always, replaced = world.latents[1].latent, Reader._replaced
-    everywhere = np.arange(world.text.n_tokens)
+    everywhere = np.arange(len(world.text.tokens))
     fires = len(world.view.latent(always)[0])
     monkeypatch.setattr(
         Reader,

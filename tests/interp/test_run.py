@@ -20,9 +20,8 @@ from metasae.interp.embedding import embedding_scorer
 from metasae.interp.pairs import _of_siblings, matched_difference
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
-from metasae.interp.result import Score, other_latents
 from metasae.interp.run import Scoring
-from metasae.interp.score_file import ScoreFile
+from metasae.interp.scores import Score, ScoreFile, other_latents
 from metasae.interp.subject import main_tokens
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings

@@ -129,7 +129,7 @@ def trained_arms(run: RunFolder, baseline: str) -> list[Arm]:
 
 
 def arms_to_score(run: RunFolder, spec: InterpSpec) -> list[Arm]:
-    """Those that the spec asks for. Raises UserError where one is missing, and where the first keeps no firings.
+    """Those that the spec asks for. Raises UserError where one is missing or keeps no firings.
 
     Where it names no arms, those that have another's weights and keep no firings are left out.
     """
@@ -144,9 +144,9 @@ def arms_to_score(run: RunFolder, spec: InterpSpec) -> list[Arm]:
         raise UserError(f"no trained arm in {run.folder} has the seeds asked for; it has {has}")
     if not spec.arms:
         arms = [arm for arm in arms if arm.has_firings or not is_twin(arm)]
-    if not arms or not arms[0].has_firings:
-        where = arms[0].folder if arms else run.folder
-        raise UserError(f"{where} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
+    without = [arm.folder for arm in arms if not arm.has_firings] if arms else [run.folder]
+    if without:
+        raise UserError(f"{without[0]} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
     return arms
 
 

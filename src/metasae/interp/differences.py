@@ -18,7 +18,7 @@ import numpy as np
 from metasae import files
 from metasae.arms.folder import RunFolder
 from metasae.interp.pairs import matched_values
-from metasae.interp.score_file import ScoreFile, read_scores
+from metasae.interp.scores import ScoreFile, read_scores
 
 BINS = 20
 # Of the kinds of silent windows the one that sees blends, where a score has it.

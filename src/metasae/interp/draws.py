@@ -38,30 +38,22 @@ class Windows:
         return len(self.starts)
 
 
-@dataclass(frozen=True)
-class Peaks:
-    """The activating windows that one latent has on each side: starts, focus int64 [c], values float32 [c], scoring bool [c]."""
+def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Windows:
+    """tokens int [c], rising, values float32 [c]: one latent's firings -> the windows of those that are the peak of their own.
 
-    starts: np.ndarray
-    focus: np.ndarray
-    values: np.ndarray
-    scoring: np.ndarray
-
-
-def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Peaks:
-    """tokens int [c], rising, values float32 [c]: one latent's firings -> those that are the peak of their own window."""
+    Their strata are those of a side, so they have none yet (-1).
+    """
     tokens, values = np.asarray(tokens), np.asarray(values)
     starts, whole = text.windows(tokens, spec.length, spec.position)
     low, high = np.searchsorted(tokens, starts), np.searchsorted(tokens, starts + spec.length)
     place = np.arange(len(tokens))
     is_peak = whole & (values > _largest(values, low, place)) & (values >= _largest(values, place, high))
-    return Peaks(starts[is_peak], tokens[is_peak].astype(np.int64), values[is_peak], text.scoring[starts[is_peak]])
+    strata = np.full(is_peak.sum(), -1, np.int8)
+    return Windows(starts[is_peak], tokens[is_peak].astype(np.int64), values[is_peak], strata, spec.length)
 
 
 def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """max of values[low : high] for every pair of ends, -inf for an empty range."""
-    if not len(values):
-        return np.zeros(0, np.float32)
     ends = np.stack([low, high], axis=1).ravel()
     # reduceat gives values[low] for an empty range, and wants every end inside the array
     largest = np.maximum.reduceat(np.append(values, -np.inf), ends)[::2]
@@ -69,14 +61,14 @@ def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
 
 
 def draw_activating(
-    text: Text, peaks: Peaks, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, drawn: set[bytes]
+    text: Text, peaks: Windows, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, drawn: set[bytes]
 ) -> Windows:
     """Up to `count` windows of one side, from all strata of its peaks alike; where a stratum runs out the others give more.
 
     drawn: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
     """
-    here = np.flatnonzero(peaks.scoring == scoring)
-    ordered = here[np.argsort(peaks.values[here], kind="stable")]
+    here = np.flatnonzero(text.scoring[peaks.starts] == scoring)
+    ordered = here[np.argsort(peaks.peaks[here], kind="stable")]
     chosen: list[tuple[int, int]] = []
     for row, stratum in in_turns(np.array_split(ordered, spec.strata), rng):
         if len(chosen) == count:
@@ -84,7 +76,7 @@ def draw_activating(
         if _is_new(text.content(peaks.starts[row], spec.length), drawn):
             chosen.append((row, stratum))
     rows, strata = np.array(chosen, np.int64).reshape(-1, 2).T
-    return Windows(peaks.starts[rows], peaks.focus[rows], peaks.values[rows], strata.astype(np.int8), spec.length)
+    return Windows(peaks.starts[rows], peaks.focus[rows], peaks.peaks[rows], strata.astype(np.int8), spec.length)
 
 
 def contents_of(text: Text, windows: Windows) -> set[bytes]:

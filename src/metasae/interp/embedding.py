@@ -20,7 +20,7 @@ from metasae.interp.choice import EMBEDDING
 from metasae.interp.coverage import LatentWindows
 from metasae.interp.draws import KINDS, Windows
 from metasae.interp.judges.local import model_at
-from metasae.interp.result import Score, auc
+from metasae.interp.scores import Score, auc
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress.progress import SILENT, Progress

@@ -25,9 +25,9 @@ from metasae.interp import prompts
 from metasae.interp.choice import INTRUDER
 from metasae.interp.draws import in_turns
 from metasae.interp.prompts import Shown
-from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Reader
+from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Question, Reader, credit_of, means
 from metasae.interp.replies import Ask, Reply
-from metasae.interp.result import Score
+from metasae.interp.scores import Score
 from metasae.interp.windows import CENTRE, Text
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent
@@ -211,14 +211,14 @@ def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> Siblings:
 
 
 def _accuracy(reader: Reader, asked: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:
-    """float64 [p]: share of each pair's questions answered right, NaN without any; what was not read has the credit of chance."""
-    questions = [(row, five) for row, fives in enumerate(asked) for five in fives]
-    asks = [_ask(reader.text, five, reader.spec.length) for _, five in questions]
-    answers, _ = reader.replies(asks, [_number] * len(asks), counts)
-    right: list[list[float]] = [[] for _ in asked]
-    for (row, five), answer in zip(questions, answers, strict=True):
-        right[row].append(1 / (ALIKE + 1) if answer is None else float(answer == five.intruder + 1))
-    return np.array([np.mean(credits) if credits else np.nan for credits in right], np.float64)
+    """float64 [p]: share of each pair's questions answered right, NaN without any."""
+    questions = [
+        Question(_ask(reader.text, five, reader.spec.length), row, ["all"], [five.intruder + 1])
+        for row, fives in enumerate(asked)
+        for five in fives
+    ]
+    reader.put(questions, _number, counts)
+    return means(credit_of(questions, 1 / (ALIKE + 1)), len(asked))
 
 
 def _ask(text: Text, five: Five, length: int) -> Ask:
@@ -229,6 +229,6 @@ def _ask(text: Text, five: Five, length: int) -> Ask:
     )
 
 
-def _number(reply: Reply | None) -> int | None:
+def _number(reply: Reply | None, count: int) -> list[int] | None:
     answer = prompts.field_of(reply, "intruder")
-    return answer if type(answer) is int and 1 <= answer <= ALIKE + 1 else None
+    return [answer] if type(answer) is int and 1 <= answer <= ALIKE + 1 else None

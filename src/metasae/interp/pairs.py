@@ -11,7 +11,7 @@ import numpy as np
 
 from metasae.compare.shared_seeds import of_both, of_names
 from metasae.interp.choice import CHANCE, INTRUDER
-from metasae.interp.score_file import ScoreFile
+from metasae.interp.scores import ScoreFile
 from metasae.intervals.resampling import bootstrap_interval
 from metasae.intervals.statistics import paired_difference
 

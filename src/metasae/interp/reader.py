@@ -18,9 +18,10 @@ with a readable reply without log probabilities; those replies are counted.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import eq
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from metasae.interp.coverage import LatentWindows
 from metasae.interp.draws import RANDOM, contents_of, draw_activating, peaks_of
 from metasae.interp.prompts import Shown, shown, yes_probabilities
 from metasae.interp.replies import Ask, Reply
-from metasae.interp.result import Score, auc
+from metasae.interp.scores import Score, auc
 from metasae.interp.windows import END, Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 
@@ -48,10 +49,43 @@ NOTHING_COUNTED = {"asked": 0, "unreadable": 0, "failed": 0, "repeated": 0, "rep
 
 # Latents, each with the explanation by which it is judged, its own or another one's.
 Explained = Sequence[tuple[LatentWindows, str | None]]
-# What a reply says; None where it was not answered or cannot be read.
-Parser = Callable[[Reply | None], object | None]
+# (a reply, how many answers it is to have) -> the answers; None where it was not answered or cannot be read.
+Read = Callable[[Reply | None, int], list | None]
 # (the SAE's firings, a latent, rng) -> part -> windows to be judged.
 WindowsOf = Callable[[ByLatent, LatentWindows, np.random.Generator], dict[str, list[Shown]]]
+
+
+@dataclass
+class Question:
+    """What is asked of one latent, or pair of siblings, and answered by a list. ask: None where there is no explanation to ask with.
+
+    row: of the latent or pair. parts: of the score, one for each answer. right: the answers that are true.
+    reply: None where there is none. answers: None where it was not asked, answered or cannot be read.
+    """
+
+    ask: Ask | None
+    row: int
+    parts: Sequence[str]
+    right: Sequence
+    reply: Reply | None = None
+    answers: list | None = None
+
+
+def credit_of(questions: Sequence[Question], chance: float) -> dict[tuple[int, str], list[float]]:
+    """(row, part) -> 1 for every right answer and 0 for every wrong one; what was not read has the credit of chance."""
+    credit = defaultdict(list)
+    for question in questions:
+        for place, part in enumerate(question.parts):
+            said = question.answers
+            credit[question.row, part].append(chance if said is None else float(said[place] == question.right[place]))
+    return credit
+
+
+def means(credit: Mapping[tuple[int, str], list[float]], count: int, part: str = "all") -> np.ndarray:
+    """float64 [count]: the mean credit of each row, NaN without any."""
+    return np.array(
+        [np.mean(credit[row, part]) if (row, part) in credit else np.nan for row in range(count)], np.float64
+    )
 
 
 class Reader:
@@ -108,71 +142,64 @@ class Reader:
         self, question: str, windows_of: WindowsOf, view: ByLatent, explained: Explained, counts: dict
     ) -> dict[str, np.ndarray]:
         """Balanced accuracy per kind of silent windows, and the AUC where the judge gives log probabilities."""
-        asks, asked = [], []
+        questions = []
         for row, (latent, explanation) in enumerate(explained):
             rng = np.random.default_rng([self.seed, latent.latent, 11])
             listed = [
-                (row, part, window)
+                (part, window)
                 for part, windows in windows_of(view, latent, rng).items()
                 if part == FIRES or len(windows) >= self.spec.silent
                 for window in windows
             ]
             order = rng.permutation(len(listed))
             for start in range(0, len(order), WINDOWS_PER_ASK):
-                rows, parts, windows = zip(
-                    *(listed[place] for place in order[start : start + WINDOWS_PER_ASK]), strict=True
-                )
-                asked.append(list(zip(rows, parts, strict=True)))
-                asks.append(explanation and prompts.per_window(question, explanation, windows, {"type": "boolean"}))
-        parsers = [partial(prompts.answers_of, count=len(batch), kind=bool) for batch in asked]
-        answers, replies = self.replies(asks, parsers, counts)
-        credit, chances = defaultdict(list), defaultdict(list)
-        untold: set[int] = set()
-        counts["without_logprobs"] = 0
-        for batch, yes, reply in zip(asked, answers, replies, strict=True):
-            shares = None if yes is None else yes_probabilities(reply, len(batch))
-            if yes is not None and shares is None:
-                untold.add(batch[0][0])
-                counts["without_logprobs"] += 1
-            for place, (row, part) in enumerate(batch):
-                credit[row, part].append(0.5 if yes is None else float(yes[place] == (part == FIRES)))
-                chances[row, part].append(np.nan if shares is None else shares[place])
-        kinds = explained[0][0].silent if explained else ()
-        scores = {kind: np.full(len(explained), np.nan) for kind in kinds}
-        aucs = {f"{kind}_auc": np.full(len(explained), np.nan) for kind in kinds}
-        for row, kind in credit:
-            if kind == FIRES:
-                continue
-            scores[kind][row] = (np.mean(credit[row, FIRES]) + np.mean(credit[row, kind])) / 2
-            if row not in untold:
-                aucs[f"{kind}_auc"][row] = auc(np.array(chances[row, FIRES]), np.array(chances[row, kind]))
-        return scores | aucs if any(np.isfinite(shares).any() for shares in chances.values()) else scores
+                batch = [listed[place] for place in order[start : start + WINDOWS_PER_ASK]]
+                parts, windows = zip(*batch, strict=True)
+                ask = explanation and prompts.per_window(question, explanation, windows, {"type": "boolean"})
+                questions.append(Question(ask, row, parts, [part == FIRES for part in parts]))
+        self.put(questions, partial(prompts.answers_of, kind=bool), counts)
+        shares = [asked.answers and yes_probabilities(asked.reply, len(asked.parts)) for asked in questions]
+        without = [asked.row for asked, known in zip(questions, shares, strict=True) if asked.answers and not known]
+        counts["without_logprobs"] = len(without)
+        credit, rows = credit_of(questions, 0.5), range(len(explained))
+        fires, kinds = means(credit, len(rows), FIRES), explained[0][0].silent if explained else ()
+        scores = {kind: (fires + means(credit, len(rows), kind)) / 2 for kind in kinds}
+        if not any(shares):
+            return scores
+        chances = defaultdict(list)
+        for asked, known in zip(questions, shares, strict=True):
+            for part, share in zip(asked.parts, known or [np.nan] * len(asked.parts), strict=True):
+                chances[asked.row, part].append(share)
+        for kind in kinds:
+            aucs = [auc(np.array(chances[row, FIRES]), np.array(chances[row, kind])) for row in rows]
+            scores[f"{kind}_auc"] = np.where(np.isin(rows, without), np.nan, aucs)
+        return scores
 
     def _simulation(self, view: ByLatent, explained: Explained, counts: dict) -> dict[str, np.ndarray]:
         spec = replace(self.spec, position=END, strata=FIFTHS)
-        peaks, asks = [], []
-        for latent, explanation in explained:
+        questions = []
+        for row, (latent, explanation) in enumerate(explained):
             rng = np.random.default_rng([self.seed, latent.latent, 12])
             # a document that comes twice must not be scored on what the explanation was made from
             drawn = contents_of(self.text, latent.train)
-            every = peaks_of(self.text, *view.latent(latent.latent), spec)
-            windows = draw_activating(self.text, every, True, SIMULATED, spec, rng, drawn)
-            order = rng.permutation(len(windows))
-            peaks.append(windows.peaks[order])
-            texts = shown(self.text, windows)
+            peaks = peaks_of(self.text, *view.latent(latent.latent), spec)
+            windows = draw_activating(self.text, peaks, True, SIMULATED, spec, rng, drawn)
+            order, texts = rng.permutation(len(windows)), shown(self.text, windows)
             item = {"type": "integer", "minimum": 0, "maximum": 10}
-            usable = explanation is not None and len(windows) == SIMULATED
-            ordered = [texts[place] for place in order]
-            asks.append(prompts.per_window(prompts.SIMULATE, explanation, ordered, item) if usable else None)
-        strengths, _ = self.replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
+            ask = explanation and prompts.per_window(
+                prompts.SIMULATE, explanation, [texts[place] for place in order], item
+            )
+            ask = ask if len(windows) == SIMULATED else None
+            questions.append(Question(ask, row, ["all"] * SIMULATED, windows.peaks[order]))
+        self.put(questions, partial(prompts.answers_of, kind=int), counts)
         rhos = [
-            np.nan if len(true) < SIMULATED else _spearman(guessed, true)
-            for guessed, true in zip(strengths, peaks, strict=True)
+            _spearman(question.answers, question.right) if len(question.right) == SIMULATED else np.nan
+            for question in questions
         ]
         return {"all": np.array(rhos, np.float64)}
 
     def _pairs(self, view: ByLatent, explained: Explained, counts: dict) -> dict[str, np.ndarray]:
-        asks, truth = [], []
+        questions = []
         counts["irreplaceable"] = 0
         for row, (latent, explanation) in enumerate(explained):
             rng = np.random.default_rng([self.seed, latent.latent, 13])
@@ -182,14 +209,11 @@ class Reader:
                 if other is None:
                     counts["irreplaceable"] += 1
                     continue
-                asks.append(explanation and prompts.choose(explanation, real, other))
-                asks.append(explanation and prompts.choose(explanation, other, real))
-                truth += [(row, "A"), (row, "B")]
-        letters, _ = self.replies(asks, [_letter] * len(asks), counts)
-        credit: list[list[float]] = [[] for _ in explained]
-        for (row, right), letter in zip(truth, letters, strict=True):
-            credit[row].append(0.5 if letter is None else float(letter == right))
-        return {"all": np.array([2 * np.mean(credits) - 1 if credits else np.nan for credits in credit])}
+                for right, a, b in (("A", real, other), ("B", other, real)):
+                    ask = explanation and prompts.choose(explanation, a, b)
+                    questions.append(Question(ask, row, ["all"], [right]))
+        self.put(questions, _letter, counts)
+        return {"all": 2 * means(credit_of(questions, 0.5), len(explained)) - 1}
 
     def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
         """The marked tokens replaced, without marks; None where nothing can replace one of them."""
@@ -213,30 +237,23 @@ class Reader:
         left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
         return next((other for other in map(self.text.string_at, left.tolist()) if other != string), None)
 
-    def replies(self, asks: Sequence[Ask | None], parsers: Sequence[Parser], counts: dict) -> tuple[list, list]:
-        """(what each reply says, the reply), None where it was not asked, answered or readable. A twentieth is asked a second time.
-
-        counts: as NOTHING_COUNTED, added to.
-        """
-        places = [place for place, ask in enumerate(asks) if ask is not None]
-        rng = np.random.default_rng([self.seed, len(asks), 14])
-        again = [place for place in places if rng.random() < REPEATED]
-        repeats = [replace(asks[place], repeat=1) for place in again]
-        replies = self.asker.ask([asks[place] for place in places] + repeats)
-        answers, raw = [None] * len(asks), [None] * len(asks)
-        counts["asked"] += len(places)
-        for place, reply in zip(places, replies, strict=False):
-            raw[place], answers[place] = reply, parsers[place](reply)
+    def put(self, questions: Sequence[Question], read: Read, counts: dict) -> None:
+        """Asks them, a twentieth a second time, and fills in their replies and answers. counts: as NOTHING_COUNTED, added to."""
+        asked = [question for question in questions if question.ask is not None]
+        rng = np.random.default_rng([self.seed, len(questions), 14])
+        again = [question for question in asked if rng.random() < REPEATED]
+        repeats = [replace(question.ask, repeat=1) for question in again]
+        replies = self.asker.ask([question.ask for question in asked] + repeats)
+        counts["asked"] += len(asked)
+        for question, reply in zip(asked, replies, strict=False):
+            question.reply, question.answers = reply, read(reply, len(question.parts))
             counts["failed"] += reply is None
-            counts["unreadable"] += reply is not None and answers[place] is None
-        for place, reply in zip(again, replies[len(places) :], strict=True):
-            first, second = answers[place], parsers[place](reply)
-            if first is not None and second is not None:
-                # a list's answers are compared one by one
-                twice = list(zip(first, second, strict=True)) if isinstance(first, list) else [(first, second)]
-                counts["repeated"] += len(twice)
-                counts["repeated_alike"] += sum(one == other for one, other in twice)
-        return answers, raw
+            counts["unreadable"] += reply is not None and question.answers is None
+        for question, reply in zip(again, replies[len(asked) :], strict=True):
+            second = read(reply, len(question.parts))
+            if question.answers is not None and second is not None:
+                counts["repeated"] += len(second)
+                counts["repeated_alike"] += sum(map(eq, question.answers, second))
 
 
 def _random_marks(length: int, count: int, focus: int, rng: np.random.Generator) -> np.ndarray:
@@ -257,6 +274,6 @@ def _spearman(answers: list[int] | None, peaks: np.ndarray) -> float:
     return float(spearmanr(answers, peaks).statistic)
 
 
-def _letter(reply: Reply | None) -> str | None:
+def _letter(reply: Reply | None, count: int) -> list[str] | None:
     answer = prompts.field_of(reply, "answer")
-    return answer if answer in ("A", "B") else None
+    return [answer] if answer in ("A", "B") else None

@@ -1,6 +1,6 @@
 """`metasae interp`: every arm's latents scored on windows of the evaluation text, arm against arm.
 
-RUN/arms/<arm>-s<seed>/interp.json    coverage, scores and every latent's own numbers (`metasae.interp.score_file`)
+RUN/arms/<arm>-s<seed>/interp.json    coverage, scores and every latent's own numbers (`metasae.interp.scores`)
 RUN/interp.json                       what comparison reads: per arm folder the part `interp`, and per pair of arms the differences
 
 With `matched`, an arm also scores the partners of the baseline's latents. Scores of an earlier call that looked at the same windows of the
@@ -35,8 +35,7 @@ from metasae.interp.intruder import Siblings, Splits, intruder_score, splits_of
 from metasae.interp.pairs import merged
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
-from metasae.interp.result import Score, Scorer, other_latents
-from metasae.interp.score_file import FILE, ScoreFile, read_scores, with_earlier
+from metasae.interp.scores import FILE, Score, ScoreFile, Scorer, other_latents, read_scores, with_earlier
 from metasae.interp.subject import Base, Subject, open_subject, open_view
 from metasae.interp.windows import Text, planted_strings, token_strings
 from metasae.intervals.resampling import bootstrap_interval
@@ -65,12 +64,11 @@ def run_interp(
     run, progress = RunFolder(run_folder), Progress(show)
     check(run.folder, spec, judge is not None)
     source = Source(Recipe.load(run.folder / "recipe.toml"), run.folder, spec.device, progress)
-    encode = encoder_of(spec.encoder, source) if EMBEDDING in spec.scores else None
     scoring = Scoring(run, spec, lambda firings: _text(source, firings, spec.seed), progress)
-    embedding: dict[str, Scorer] = {}
-    judges = {}
-    if encode is not None:
-        embedding[EMBEDDING] = embedding_scorer(scoring.text, encode, spec.window, progress)
+    embedding, judges = {}, {}
+    if EMBEDDING in spec.scores:
+        encoder = encoder_of(spec.encoder, source)
+        embedding[EMBEDDING] = embedding_scorer(scoring.text, encoder, spec.window, progress)
         judges[EMBEDDING] = encoder_name(spec.encoder, source)
     if not spec.of_a_judge:
         return scoring.write(embedding, judges)
@@ -178,15 +176,13 @@ class Scoring:
                 f"{arm.label}: the earlier {key} was of other windows or another SAE and is replaced" for key in dropped
             ]
         current = []
-        for arm in self.trained:
-            scores = read_scores(arm)
-            if scores is None or is_twin(arm):
-                continue
+        for scores in filter(None, (read_scores(arm) for arm in self.trained if not is_twin(arm))):
             if self._is_current(scores):
                 current.append(scores)
             else:
                 left_out.append(
-                    f"{arm.label}: its scores are of other windows or an earlier SAE and are left out; score it again alike"
+                    f"{scores.arm.label}: its scores are of other windows or an earlier SAE and are left out; "
+                    "score it again alike"
                 )
         together = {**merged(current, self.spec.baseline), "left_out": left_out}
         files.write_json(self.run.folder / FILE, together)

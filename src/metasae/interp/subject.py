@@ -115,8 +115,6 @@ def main_tokens(view: ByLatent, tokens: np.ndarray, latents: Sequence[int]) -> n
 
 def open_view(arm: Arm, text: Text, progress: Progress) -> tuple[Firings, ByLatent]:
     """An arm's firings, and the same in the order of latents, which is sorted once and kept beside them. Raises as `open_subject`."""
-    if not arm.has_firings:
-        raise UserError(f"{arm.folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
     firings = arm.firings()
     if not np.array_equal(firings.tokens, text.tokens):
         raise UserError(

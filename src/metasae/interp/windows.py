@@ -10,7 +10,7 @@ SAEs share the same windows. Explanations are made from the documents of one sid
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -71,10 +71,6 @@ class Text:
         self._first, self._last = np.repeat(starts, ends - starts), np.repeat(ends, ends - starts)
         self.scoring = _scoring(self.documents, seed)
 
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
-
     def windows(self, focus: np.ndarray, length: int, position: str) -> tuple[np.ndarray, np.ndarray]:
         """focus int [m] -> (start int64 [m], whole bool [m]: the window lies within the document)."""
         focus = np.asarray(focus, np.int64)
@@ -114,8 +110,6 @@ class Text:
 
 def _scoring(documents: np.ndarray, seed: int) -> np.ndarray:
     """bool [T]: which tokens are to score on."""
-    if not len(documents):
-        return np.zeros(0, bool)
     names, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
     before = np.zeros(len(names), np.int64)
@@ -127,13 +121,11 @@ def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[
     """The text of tokens of a split as a tokenizer writes it after another word, leading space included. tokens: ids int [T]."""
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     before = tokenizer.decode(anchor)
-    known: dict[int, str] = {}
 
+    @cache
     def string_of(number: int) -> str:
-        if number not in known:
-            both = tokenizer.decode([*anchor, number])
-            known[number] = both[len(before) :] if both.startswith(before) else tokenizer.decode([number])
-        return known[number]
+        both = tokenizer.decode([*anchor, number])
+        return both[len(before) :] if both.startswith(before) else tokenizer.decode([number])
 
     return lambda places: [string_of(int(number)) for number in tokens[places]]
 
@@ -145,10 +137,9 @@ def planted_strings(split) -> Callable[[np.ndarray], list[str]]:
 
     def string_of(place: int) -> str:
         entries = slice(activations.indptr[place], activations.indptr[place + 1])
-        features = (
-            f"/f{f}:{a:.2f}" for f, a in zip(activations.indices[entries], activations.data[entries], strict=True)
-        )
+        features = zip(activations.indices[entries], activations.data[entries], strict=True)
         token = int(split.tokens[place])
-        return f" {'w' if token < n_words else 't'}{token}{''.join(features)}"
+        kind = "w" if token < n_words else "t"
+        return f" {kind}{token}" + "".join(f"/f{feature}:{strength:.2f}" for feature, strength in features)
 
     return lambda places: [string_of(int(place)) for place in places]
