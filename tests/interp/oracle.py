@@ -1,8 +1,10 @@
-"""A scripted reader of planted worlds: it answers the same prompts as a language model, knows every concept, and names one per explanation.
+"""A scripted reader of planted worlds: it answers the same prompts as a language model, knows every concept, and names
+one per explanation.
 
-A concept is a feature (`f12`) or a word in any sense (`w3`), as `planted_strings` writes tokens. It explains by the one concept that fits
-the marked tokens best, by F1 over the tokens shown, features before words among equals. So what is atomic is explained exactly, and a
-blend by the nearest thing that has a name. It shows what scores do with a judge that makes no mistakes; real ones make others.
+A concept is a feature (`f12`) or a word in any sense (`w3`), as `planted_strings` writes tokens. It explains by the one
+concept that fits the marked tokens best, by F1 over the tokens shown, features before words among equals. So what is
+atomic is explained exactly, and a blend by the nearest thing that has a name. It shows what scores do with a judge that
+makes no mistakes; real ones make others.
 """
 
 import json
@@ -59,7 +61,9 @@ class OracleJudge:
         return max(concepts, key=fit, default="nothing")
 
     def _odd(self, windows) -> int:
-        """The number of the window whose marked token lacks most of what all others have, then has most to itself; the first of equals."""
+        """The number of the window whose marked token lacks most of what all others have, then has most to itself; the
+        first of equals.
+        """
         marked = [
             {name for token, mark in window if mark for name in _names(token) if self._on(token, name)}
             for window in windows

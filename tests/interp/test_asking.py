@@ -50,9 +50,11 @@ def store(tmp_path):
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_every_question_is_answered_once_whatever_the_server_does(store, count):
     faults = {"error": 0.05, "busy": 0.04, "silence": 0.02, "garbage": 0.04}
-    unreadable = lambda messages: (
-        "{not json" if messages[-1]["content"].endswith("7") else json.dumps({"is": messages[-1]["content"]})
-    )
+
+    def unreadable(messages):
+        question = messages[-1]["content"]
+        return "{not json" if question.endswith("7") else json.dumps({"is": question})
+
     # a reply that is only slow, on a busy machine, must not be taken for silence
     with serving(answer=unreadable, faults=faults, silence=2.0) as server:
         asker = Asker(ServerJudge(server.url, "m", timeout=1.5), store, limits=QUICK)

@@ -17,7 +17,9 @@ from metasae.interp.windows import Text, WindowSpec, planted_strings
 
 
 def words_encoder(texts):
-    """A sentence encoder that counts names, strengths left aside; words it has not met before hash to one of 512 places."""
+    """A sentence encoder that counts names, strengths left aside; words it has not met before hash to one of 512
+    places.
+    """
     rows = np.zeros((len(texts), 512), np.float32)
     for row, text in enumerate(texts):
         for name in text.replace("/", " ").split():

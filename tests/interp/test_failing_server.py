@@ -1,4 +1,6 @@
-"""Whole scores through a server that fails in every way, from a process that is killed in the middle: the same as without any of it."""
+"""Whole scores through a server that fails in every way, from a process that is killed in the middle: the same as
+without any of it.
+"""
 
 import json
 import os

@@ -116,7 +116,8 @@ def test_siblings_are_asked_about_beside_the_latents(folder):
     first = run_interp(folder, scores=["sense_intruder"], judge=judge, **CHOICES)
     assert first["judge"]["estimate"]["questions"] == len(judge.asked) == len(set(judge.asked)) > 10
     joint, solo = (first["arms"][name]["interp"]["scores"]["sense_intruder"] for name in ("joint-s0", "solo-s0"))
-    # solo blends three words into one latent each; joint has their senses, read by an encoder that takes some for others
+    # solo blends three words into one latent each; joint has their senses, read by an encoder that takes some for
+    # others
     assert (
         joint["parts"]["all"]["estimate"] > 0.4
         and joint["parents"] == "solo-s0"

@@ -1,4 +1,6 @@
-"""The intruder among five windows, with a judge that knows every concept: senses are told apart, random halves of a latent are not."""
+"""The intruder among five windows, with a judge that knows every concept: senses are told apart, random halves of a
+latent are not.
+"""
 
 import json
 from dataclasses import replace
@@ -25,7 +27,10 @@ SPEC = WindowSpec(length=8, train=6, score=6, silent=6)
 
 
 class Siblings:
-    """senses: every two senses of a word, children of the word. halves: every latent's firings shared out at random between two."""
+    """senses: every two senses of a word, children of the word.
+
+    halves: every latent's firings shared out at random between two.
+    """
 
     def __init__(self):
         self.split = PlantedSplit(plant(PLAN, 0), 24_000, 0)

@@ -67,7 +67,9 @@ class Says:
 
 
 def test_hard_negatives_tell_blends_from_atoms_and_simulation_does_not(world, tmp_path):
-    """Atoms are senses of a word; a blend fires on a word in two of its three senses, and `the word` is what describes it best."""
+    """Atoms are senses of a word; a blend fires on a word in two of its three senses, and `the word` is what describes
+    it best.
+    """
     scores = {key: read(world, key, OracleJudge(), tmp_path, floor=True) for key in READ}
 
     def mean(key, part, which):
@@ -171,8 +173,13 @@ def test_a_judge_with_one_answer_to_all_is_at_chance(world, tmp_path, answer):
 
 def test_balanced_accuracy_against_a_count_of_the_prompts(world, tmp_path):
     """A judge that says yes to texts with an even number of letters; the score is counted again from the windows."""
-    even = lambda line: len(line) % 2 == 0
-    lines = lambda ask: [line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]
+
+    def even(line):
+        return len(line) % 2 == 0
+
+    def lines(ask):
+        return [line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]
+
     latent = world.latents[0]
     score = read(
         world,
@@ -195,16 +202,18 @@ def test_a_judge_against_itself_is_found_out(world, tmp_path):
 
     counts = read(world, "detection", Says(flips), tmp_path).counts
     assert counts["repeated"] > 0 and counts["repeated_alike"] == 0
+
     # answers are counted one by one, not whole replies
-    halves = lambda ask: json.dumps(
-        {"answers": [bool(ask.repeat and n % 2) for n in range(ask.schema["properties"]["answers"]["minItems"])]}
-    )
+    def halves(ask):
+        count = ask.schema["properties"]["answers"]["minItems"]
+        return json.dumps({"answers": [bool(ask.repeat and number % 2) for number in range(count)]})
+
     counts = read(world, "detection", Says(halves), tmp_path / "halves").counts
     assert counts["repeated_alike"] == counts["repeated"] / 2 > 0
 
 
 class Told(Says):
-    """Says yes or no by `share`, a probability per window, which it also gives beside its reply where `tells` says so."""
+    """Says yes or no by `share`, a probability per window, and gives it beside its reply where `tells` says so."""
 
     def __init__(self, share, tells=lambda ask: True):
         super().__init__(None)

@@ -32,7 +32,9 @@ SPEC = WindowSpec(length=8, train=6, score=6, silent=6)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """solo and joint with 2 seeds: solo's dictionary has its rows disturbed, joint's is the truth with two words blended."""
+    """solo and joint with 2 seeds: solo's dictionary has its rows disturbed, joint's is the truth with two words
+    blended.
+    """
     folder = tmp_path_factory.mktemp("run")
     split = PlantedSplit(plant(PLAN, 0), 8_000, 0)
     for seed in range(2):
@@ -166,7 +168,9 @@ def test_scores_of_other_windows_or_weights_are_replaced_or_left_out_in_words(ru
 
 
 def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
-    """solo's latents are split in joint where it has their senses; between solo's two seeds, alike but for their rows, hardly any are."""
+    """solo's latents are split in joint where it has their senses; between solo's two seeds, alike but for their rows,
+    hardly any are.
+    """
     folder, split = run
     place = shutil.copytree(folder, tmp_path / "run")
     for seed in range(2):

@@ -58,7 +58,8 @@ def test_five_windows_of_one_token_from_five_documents(seed, lengths, length, co
             assert on[focus, 3] == (place != five.intruder) and on[focus, 4] == (place == five.intruder)
     assert len(fives) <= count and len({five.focus[five.intruder] for five in fives}) == len(fives)
     if not fives:
-        # with four documents beside the intruder's there may still be repeated text, but not with windows that all differ
+        # with four documents beside the intruder's there may still be repeated text, but not with windows that all
+        # differ
         contents = {
             int(t): firings.tokens[t - length // 2 : t - length // 2 + length].tobytes() for t in (*most, *other)
         }
@@ -86,7 +87,9 @@ def test_places_of_the_intruder_and_tokens_take_turns():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """solo blends two words, joint has a latent per sense; three seeds of solo, one of joint, and a control with solo's weights."""
+    """solo blends two words, joint has a latent per sense; three seeds of solo, one of joint, and a control with solo's
+    weights.
+    """
     folder = tmp_path_factory.mktemp("run")
     split = PlantedSplit(plant(PLAN, 0), 16_000, 0)
     arms = [("solo", number, (0, 1), f"solo{number}") for number in range(3)] + [

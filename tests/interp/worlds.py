@@ -29,7 +29,10 @@ def firings_from(on, values, documents, tokens, positions) -> Firings:
 
 
 def random_firings(seed=0, lengths=(40, 3, 57, 25, 64, 33, 80, 41), n=9, vocabulary=11, gap=True) -> Firings:
-    """Documents of uneven length, few token ids, tied strengths; latent 0 is dead, 1 always on, 2 fires once. gap: positions jump in a document."""
+    """Documents of uneven length, few token ids, tied strengths; latent 0 is dead, 1 always on, 2 fires once.
+
+    gap: positions jump in a document.
+    """
     rng = np.random.default_rng(seed)
     documents = np.repeat(np.arange(len(lengths)) * 3, lengths).astype(np.int32)
     positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)

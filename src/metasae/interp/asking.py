@@ -1,4 +1,6 @@
-"""Asks a judge many questions at once: from the store where it has the reply, else with bounded concurrency, a rate limit and retries."""
+"""Asks a judge many questions at once: from the store where it has the reply, else with bounded concurrency, a rate
+limit and retries.
+"""
 
 import json
 import math
@@ -44,9 +46,10 @@ class Judge(Protocol):
 
 @dataclass
 class Tally:
-    """asked: questions that were answered now; stored: from the store; failed: not answered after every retry; retried: attempts too many.
+    """What asking came to.
 
-    prompt_tokens, completion_tokens: of the answers that came now, as the judge counted them.
+    asked: questions that were answered now. stored: from the store. failed: not answered after every retry. retried:
+    attempts too many. prompt_tokens, completion_tokens: of the answers that came now, as the judge counted them.
     """
 
     asked: int = 0
@@ -67,9 +70,11 @@ def cost_of(prompt_tokens: int, completion_tokens: int, price: tuple[float, floa
 
 @dataclass(frozen=True)
 class Limits:
-    """concurrency: questions on their way at once. per_minute: attempts, None for no limit. retries: after the first attempt.
+    """How a judge may be asked.
 
-    first_wait: seconds before the first retry; each further one waits twice as long, or as long as the server says.
+    concurrency: questions on their way at once. per_minute: attempts, None for no limit. retries: after the first
+    attempt. first_wait: seconds before the first retry; each further one waits twice as long, or as long as the
+    server says.
     """
 
     concurrency: int = 8
@@ -94,7 +99,7 @@ class Asker:
         limits: Limits | None = None,
         progress: Progress = SILENT,
     ):
-        """judge: None to answer from the store alone (replay). name: of the model whose replies are replayed; a judge has its own."""
+        """judge: None to answer from the store alone, as `name`, the model whose replies are replayed, gave them."""
         self.judge, self.store, self.limits, self.progress = judge, store, limits or Limits(), progress
         self.name = judge.name if judge is not None else name
         self.tally = Tally()
@@ -112,8 +117,8 @@ class Asker:
     def ask(self, asks: Sequence[Ask]) -> list[Reply | None]:
         """A reply to each question, None for one that was not answered after every retry.
 
-        Raises UserError in replay when the store lacks a reply, for a refusal that will not pass, and when nothing answers. An interrupt
-        waits for what is on its way, which is kept.
+        Raises UserError in replay when the store lacks a reply, for a refusal that will not pass, and when nothing
+        answers. An interrupt waits for what is on its way, which is kept.
         """
         keys, left = [ask.key(self.name) for ask in asks], list(self.missing(asks).values())
         self.tally.stored += len(set(keys)) - len(left)
@@ -165,7 +170,10 @@ class Asker:
             raise
 
     def _answer(self, ask: Ask) -> None:
-        """Asks until there is a reply, which is kept, or no attempt is left. Raises UserError where nothing answers any more."""
+        """Asks until there is a reply, which is kept, or no attempt is left.
+
+        Raises UserError where nothing answers any more.
+        """
         for attempt in range(self.limits.retries + 1):
             if not self._turn():
                 return
@@ -183,7 +191,8 @@ class Asker:
             silence = self._unanswered
         if silence >= GIVE_UP:
             raise UserError(
-                f"the judge answered none of the last {silence} questions; see that it runs, then run again: replies are kept"
+                f"the judge answered none of the last {silence} questions; "
+                "see that it runs, then run again: replies are kept"
             )
 
     def _turn(self) -> bool:
@@ -204,8 +213,8 @@ class Asker:
 class Estimator:
     """In the place of an asker: counts what would still be asked, at most, and asks nothing.
 
-    A prompt has a token to four characters, a reply is at its longest. A reply that the store lacks is stood in for by an explanation, another
-    for each question.
+    A prompt has a token to four characters, a reply is at its longest. A reply that the store lacks is stood in for by
+    an explanation, another for each question.
     """
 
     def __init__(self, asker: Asker):

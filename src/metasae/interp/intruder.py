@@ -1,16 +1,20 @@
-"""sense_intruder: of five windows round one token, which is the one on which the other of two siblings fires? Chance 1/5.
+"""sense_intruder: of five windows round one token, which is the one on which the other of two siblings fires? Chance
+1/5.
 
-Siblings are two latents of one SAE into which a latent of another SAE is split. An arm's siblings are children of the baseline's latents
-(same seed) in the arm; the baseline's own are children of its latents in its next seed: the base rate, as latents are split between seeds,
-too. Candidates are those of across.json where it was made of these very SAEs, else they are looked for in the firings.
+Siblings are two latents of one SAE into which a latent of another SAE is split. An arm's siblings are children of the
+baseline's latents (same seed) in the arm; the baseline's own are children of its latents in its next seed: the base
+rate, as latents are split between seeds, too. Candidates are those of across.json where it was made of these very SAEs,
+else they are looked for in the firings.
 
-A question is five windows round the same token of the vocabulary, from five documents and no two alike, the token in the middle. On it
-one child fires and its sibling does not in four of them, and the other way round in the fifth, the intruder.
+A question is five windows round the same token of the vocabulary, from five documents and no two alike, the token in
+the middle. On it one child fires and its sibling does not in four of them, and the other way round in the fifth, the
+intruder.
 
-It needs no explanation: the judge sees that two latents into which another was split part the uses of a token in a way that a reader can
-see, or it does not. It cannot see why: a sense, a grammatical role and a kind of text are all the same to it. Accuracy is per pair of
-siblings, both taking turns as the intruder; pairs of one parent are one cluster of the bootstrap. The floor (`shuffled`) has five windows
-of one child, one of them called the intruder: chance whatever the judge, so a floor off chance is an error of the asking.
+It needs no explanation: the judge sees that two latents into which another was split part the uses of a token in a way
+that a reader can see, or it does not. It cannot see why: a sense, a grammatical role and a kind of text are all the
+same to it. Accuracy is per pair of siblings, both taking turns as the intruder; pairs of one parent are one cluster of
+the bootstrap. The floor (`shuffled`) has five windows of one child, one of them called the intruder: chance whatever
+the judge, so a floor off chance is an error of the asking.
 """
 
 from collections.abc import Sequence
@@ -68,7 +72,8 @@ class Five:
 def splits_of(
     run: RunFolder, arm: Arm, trained: Sequence[Arm], baseline: str = BASELINE, progress: Progress = SILENT
 ) -> Splits | None:
-    """The first 50 splits whose children are this arm's, or of the baseline the base rate; None where there is no second SAE.
+    """The first 50 splits whose children are this arm's, or of the baseline the base rate; None where there is no
+    second SAE.
 
     trained: every trained arm of the run; all must keep their firings.
     """
@@ -115,7 +120,8 @@ def alone(text: Text, view: ByLatent, child: int, sibling: int, length: int) -> 
 def draw_fives(
     text: Text, most: np.ndarray, other: np.ndarray, length: int, count: int, rng: np.random.Generator
 ) -> list[Five]:
-    """Up to `count` questions with four windows round tokens of `most` and one of `other`, each intruder once; token ids take turns.
+    """Up to `count` questions with four windows round tokens of `most` and one of `other`, each intruder once; token
+    ids take turns.
 
     most, other: from `alone`; the same twice for windows of one child only.
     """
@@ -135,7 +141,9 @@ def draw_fives(
 
 
 def _four(text: Text, places: np.ndarray, intruder: int, length: int, rng: np.random.Generator) -> np.ndarray | None:
-    """int64 [4] of these places, no two of the five of one document or with the same tokens; None where there are no four."""
+    """int64 [4] of these places, no two of the five of one document or with the same tokens; None where there are no
+    four.
+    """
     five, documents, contents = [], set(), set()
     for place in [intruder, *rng.permutation(places).tolist()]:
         document, content = int(text.documents[place]), text.content(place - length // 2, length)
@@ -159,7 +167,10 @@ def _by_id(text: Text, places: np.ndarray) -> dict[int, np.ndarray]:
 
 @dataclass(frozen=True)
 class Siblings:
-    """The score of every pair of siblings of one SAE. pairs: (parent, child, child). questions: int64 [p], asked of each pair."""
+    """The score of every pair of siblings of one SAE.
+
+    pairs: (parent, child, child). questions: int64 [p], asked of each pair.
+    """
 
     splits: Splits
     pairs: tuple[tuple[int, int, int], ...]

@@ -1,8 +1,8 @@
 """Arm against arm: RUN/interp.json, from what every arm's interp.json holds.
 
-An arm's mean is over its own random covered latents. Where partners of the baseline's latents were scored as well (Hungarian on decoder
-cosine), the difference within pairs is reported beside that of the means. sense_intruder is of siblings (`metasae.interp.intruder`), not
-of these latents, so it has no matched difference.
+An arm's mean is over its own random covered latents. Where partners of the baseline's latents were scored as well
+(Hungarian on decoder cosine), the difference within pairs is reported beside that of the means. sense_intruder is of
+siblings (`metasae.interp.intruder`), not of these latents, so it has no matched difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,8 @@ from metasae.intervals.statistics import paired_difference
 
 
 def merged(scores: Sequence[ScoreFile], baseline: str) -> dict:
-    """{"baseline", "arms": name -> {"interp": summary}, "pairs": `arm vs baseline` -> score -> part -> {unpaired, matched, matched_by_seed}}.
+    """{"baseline", "arms": name -> {"interp": summary}, "pairs": `arm vs baseline` -> score -> part -> {unpaired,
+    matched, matched_by_seed}}.
 
     scores: of arms whose conditions are alike.
     """
@@ -33,7 +34,8 @@ def merged(scores: Sequence[ScoreFile], baseline: str) -> dict:
 
 
 def matched_values(arm: ScoreFile, base: ScoreFile, key: str, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the arm's numbers, the baseline's, clusters), each [p], of the pairs of matched latents; NaN where one lacks windows.
+    """(the arm's numbers, the baseline's, clusters), each [p], of the pairs of matched latents; NaN where one lacks
+    windows.
 
     Without pairs where the arm was matched with other weights of the baseline than these.
     """
@@ -45,7 +47,9 @@ def matched_values(arm: ScoreFile, base: ScoreFile, key: str, part: str) -> tupl
 
 
 def matched_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, seed: int) -> dict:
-    """a - b over pairs of matched latents, float64 [p] each: means, the mean difference and its interval; pairs without both are counted."""
+    """a - b over pairs of matched latents, float64 [p] each: means, the mean difference and its interval; pairs without
+    both are counted.
+    """
     both = np.isfinite(a) & np.isfinite(b)
     interval = bootstrap_interval(np.where(both, a - b, np.nan), seed=seed, clusters=clusters).as_dict()
     means = {name: float(values[both].mean()) if both.any() else None for name, values in (("a", a), ("b", b))}

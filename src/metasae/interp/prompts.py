@@ -1,10 +1,11 @@
 """Windows as a judge reads them, the questions, and what is read of a reply. Marked tokens stand between << and >>.
 
-Every question says in words what its reply looks like, as not every server and no model in this process is held to the schema.
+Every question says in words what its reply looks like, as not every server and no model in this process is held to the
+schema.
 
-The probability of a yes in a list of yes and no comes from the log probabilities beside the reply. Where the reply's text has `true` or
-`false`, the token that begins it has alternatives. Those that would begin `true` are a yes, those that would begin `false` a no (spaces,
-commas and brackets before them left aside), and the rest does not count:
+The probability of a yes in a list of yes and no comes from the log probabilities beside the reply. Where the reply's
+text has `true` or `false`, the token that begins it has alternatives. Those that would begin `true` are a yes, those
+that would begin `false` a no (spaces, commas and brackets before them left aside), and the rest does not count:
 
     P(yes) = sum of p over the yes / sum of p over yes and no
 
@@ -34,38 +35,34 @@ _LIST = re.compile(r'"answers"\s*:\s*\[(?P<answers>[^\]]*)')
 _ANSWER = re.compile(r"true|false")
 _BEFORE = " \t\r\n,[:"
 
-_NEURON = "A feature of a language model is active on some tokens of a text and silent on the others. "
+_FEATURE = "A feature of a language model is active on some tokens of a text and silent on the others. "
+_JUDGED = _FEATURE + "You see an explanation of one feature, and numbered texts"
+_YES_OR_NO = 'Reply with JSON, one true or false for each text, in their order: {"answers": [...]}.'
 EXPLAIN = (
-    _NEURON
-    + f"You see short texts in which tokens on which one feature is active stand between {OPEN} and {CLOSE}. Say in one short sentence "
-    "what these tokens have in common and the rest has not: their meaning, their form or what stands round them. Be as specific as the texts allow. "
+    f"{_FEATURE}You see short texts in which tokens on which one feature is active stand between {OPEN} and {CLOSE}. "
+    "Say in one short sentence what these tokens have in common and the rest has not: their meaning, their form or "
+    "what stands round them. Be as specific as the texts allow. "
     'Reply with JSON: {"explanation": "the sentence"}.'
 )
-_YES_OR_NO = 'Reply with JSON, one true or false for each text, in their order: {"answers": [...]}.'
-DETECT = (
-    _NEURON
-    + "You see an explanation of one feature, and numbered texts. Say for each text whether the feature is active on any token of it. "
-    + _YES_OR_NO
-)
+DETECT = f"{_JUDGED}. Say for each text whether the feature is active on any token of it. {_YES_OR_NO}"
 MARKS = (
-    _NEURON
-    + f"You see an explanation of one feature, and numbered texts with tokens marked by {OPEN} and {CLOSE}. Say for each text whether "
-    "the marked tokens are those on which the feature is active. " + _YES_OR_NO
+    f"{_JUDGED} with tokens marked by {OPEN} and {CLOSE}. Say for each text whether "
+    f"the marked tokens are those on which the feature is active. {_YES_OR_NO}"
 )
 SIMULATE = (
-    _NEURON
-    + "You see an explanation of one feature, and numbered texts. Say for each text how strongly the feature is active on its last "
+    f"{_JUDGED}. Say for each text how strongly the feature is active on its last "
     "token: a whole number from 0, not at all, to 10, as strongly as ever. "
     'Reply with JSON, one number for each text, in their order: {"answers": [...]}.'
 )
 CHOOSE = (
-    _NEURON
-    + "You see an explanation of one feature and two texts, A and B. The feature is active in one; the other is the same with the "
-    'tokens it is active on replaced. Say in which text it is active. Reply with JSON: {"answer": "the letter"}.'
+    f"{_FEATURE}You see an explanation of one feature and two texts, A and B. The feature is active in one; the other "
+    "is the same with the tokens it is active on replaced. Say in which text it is active. "
+    'Reply with JSON: {"answer": "the letter"}.'
 )
 INTRUDE = (
-    f"You see five numbered texts with the same token, marked by {OPEN} and {CLOSE}. In four of them it is used alike: in one meaning, one "
-    'role or one kind of surroundings. One text is the intruder. Say which. Reply with JSON: {"intruder": its number}.'
+    f"You see five numbered texts with the same token, marked by {OPEN} and {CLOSE}. In four of them it is used alike: "
+    "in one meaning, one role or one kind of surroundings. One text is the intruder. Say which. "
+    'Reply with JSON: {"intruder": its number}.'
 )
 
 

@@ -1,20 +1,23 @@
-"""Scores for which a judge reads: it explains a latent from training windows, then is asked about scoring windows it has not seen.
+"""Scores for which a judge reads: it explains a latent from training windows, then is asked about scoring windows it
+has not seen.
 
-    detection     does the latent fire in this window?     mean of (share of activating windows found, share of silent ones left)
-    fuzz_marks    are the marked tokens the right ones?    the same; a silent window carries as many marks as an activating one, at
-                  random places, and where it has a focus (the same token, a neighbour's) one of them is there
-    fuzz_2afc     which of two windows is the real one?    2 x accuracy - 1, each pair asked in both orders; in the other the tokens on
-                  which the latent fires are replaced by others drawn from the text. A window with a token that nothing can replace, as
-                  of a latent that always fires, is not asked about and is counted
-    sim_spearman  how strongly, 0 to 10, at the last token?  Spearman's rho with the true peaks of 25 windows that end at their peak, 5 from
-                  each fifth; 0 where either side is constant. It has no negatives, so it cannot see that an explanation is too wide.
+    detection     Does the latent fire in this window? The mean of two shares: of activating windows that the judge
+                  finds, and of silent ones that it leaves.
+    fuzz_marks    Are the marked tokens the right ones? The same mean. A silent window has as many marks as an
+                  activating one, at random places, one of them at its focus (the same token, a neighbour's).
+    fuzz_2afc     Which of two windows is the real one? 2 x accuracy - 1, each pair asked in both orders. In the other
+                  window the tokens on which the latent fires are replaced by others drawn from the text. A window with
+                  a token that nothing can replace, as of a latent that always fires, is not asked about and is counted.
+    sim_spearman  How strongly, 0 to 10, at the last token? Spearman's rho with the true peaks of 25 windows that end
+                  at their peak, 5 from each fifth; 0 where either side is constant. It has no negatives, so it cannot
+                  see that an explanation is too wide.
 
-Sources: arXiv 2410.13928 (detection, fuzz_marks), 2604.03436 (fuzz_2afc in its text, sim_spearman in its code). A reply that cannot be
-read, and a question that stays unanswered, has the credit of chance and is counted.
+Sources: arXiv 2410.13928 (detection, fuzz_marks), 2604.03436 (fuzz_2afc in its text, sim_spearman in its code). A reply
+that cannot be read, and a question that stays unanswered, has the credit of chance and is counted.
 
-Where the judge gives log probabilities, detection and fuzz_marks have parts `<kind>_auc` beside their balanced accuracy:
-P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which no threshold of the judge's moves. It is NaN for a latent
-with a readable reply without log probabilities; those replies are counted.
+Where the judge gives log probabilities, detection and fuzz_marks have parts `<kind>_auc` beside their balanced
+accuracy: P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which no threshold of the judge's
+moves. It is NaN for a latent with a readable reply without log probabilities; those replies are counted.
 """
 
 from collections import defaultdict
@@ -57,7 +60,9 @@ WindowsOf = Callable[[ByLatent, LatentWindows, np.random.Generator], dict[str, l
 
 @dataclass
 class Question:
-    """What is asked of one latent, or pair of siblings, and answered by a list. ask: None where there is no explanation to ask with.
+    """What is asked of one latent, or pair of siblings, and answered by a list.
+
+    ask: None where there is no explanation to ask with.
 
     row: of the latent or pair. parts: of the score, one for each answer. right: the answers that are true.
     reply: None where there is none. answers: None where it was not asked, answered or cannot be read.
@@ -226,7 +231,9 @@ class Reader:
         return Shown(tuple(strings), np.zeros_like(window.marked))
 
     def _other_string(self, string: str, fires: np.ndarray, rng: np.random.Generator) -> str | None:
-        """Of a random token of the scoring text on which the latent does not fire and which reads otherwise; None where there is none."""
+        """Of a random token of the scoring text on which the latent does not fire and which reads otherwise; None where
+        there is none.
+        """
         pool = self.text.scoring_tokens
         for _ in range(TRIES):
             token = int(rng.choice(pool))
@@ -238,7 +245,10 @@ class Reader:
         return next((other for other in map(self.text.string_at, left.tolist()) if other != string), None)
 
     def put(self, questions: Sequence[Question], read: Read, counts: dict) -> None:
-        """Asks them, a twentieth a second time, and fills in their replies and answers. counts: as NOTHING_COUNTED, added to."""
+        """Asks them, a twentieth a second time, and fills in their replies and answers.
+
+        counts: as NOTHING_COUNTED, added to.
+        """
         asked = [question for question in questions if question.ask is not None]
         rng = np.random.default_rng([self.seed, len(questions), 14])
         again = [question for question in asked if rng.random() < REPEATED]

@@ -1,7 +1,8 @@
 """What judges are asked and what they said: an SQLite file, so that nothing is paid for twice.
 
-A reply is found again by a digest of model, messages, sampling and schema. Every reply is committed when it arrives, readable or not;
-a killed process loses those that were on their way. What a server refused or did not answer is not kept, and is asked again.
+A reply is found again by a digest of model, messages, sampling and schema. Every reply is committed when it arrives,
+readable or not; a killed process loses those that were on their way. What a server refused or did not answer is not
+kept, and is asked again.
 """
 
 import hashlib
@@ -21,9 +22,10 @@ _TABLE = """CREATE TABLE IF NOT EXISTS replies (
 
 @dataclass(frozen=True)
 class Ask:
-    """One question. system, user: the two messages. schema: JSON schema of the reply, an object. max_tokens: of the reply.
+    """One question.
 
-    repeat: 0, or the number of a repeat, which is asked again although the rest is the same.
+    system, user: the two messages. schema: JSON schema of the reply, an object. max_tokens: of the reply. repeat: 0, or
+    the number of a repeat, which is asked again although the rest is the same.
     """
 
     system: str
@@ -48,7 +50,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """text: as it came. Token counts as the judge gave them, None where it gave none. logprobs: (token, {alternative: log p}) per token."""
+    """text: as it came. Token counts as the judge gave them, None where it gave none.
+
+    logprobs: (token, {alternative: log p}) per token.
+    """
 
     text: str
     prompt_tokens: int | None = None
@@ -96,7 +101,8 @@ class ReplyStore(AbstractContextManager):
                 self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise UserError(
-                f"cannot write {self.path}: {error}; free some space, then run again: no reply that is in it is asked for again"
+                f"cannot write {self.path}: {error}; free some space, then run again: "
+                "no reply that is in it is asked for again"
             ) from None
 
     def models(self) -> list[str]:
@@ -105,7 +111,10 @@ class ReplyStore(AbstractContextManager):
             return [row[0] for row in self._connection.execute("SELECT DISTINCT model FROM replies ORDER BY model")]
 
     def name_of(self, model: str) -> str:
-        """The name under which a model's replies are kept. Raises UserError where there are none, or those of several judges."""
+        """The name under which a model's replies are kept.
+
+        Raises UserError where there are none, or those of several judges.
+        """
         names = self.models()
         matching = [model] if model in names else [name for name in names if name.startswith(f"{model} ")]
         if not matching:

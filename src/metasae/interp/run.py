@@ -1,10 +1,11 @@
 """`metasae interp`: every arm's latents scored on windows of the evaluation text, arm against arm.
 
 RUN/arms/<arm>-s<seed>/interp.json    coverage, scores and every latent's own numbers (`metasae.interp.scores`)
-RUN/interp.json                       what comparison reads: per arm folder the part `interp`, and per pair of arms the differences
+RUN/interp.json                       per arm folder the part `interp`, and per pair of arms the differences
 
-With `matched`, an arm also scores the partners of the baseline's latents. Scores of an earlier call that looked at the same windows of the
-same SAE stay; others are replaced. RUN/interp.json is of all arms whose scores are alike those of the last call.
+With `matched`, an arm also scores the partners of the baseline's latents. Scores of an earlier call that looked at the
+same windows of the same SAE stay; others are replaced. RUN/interp.json is of all arms whose scores are alike those of
+the last call.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,9 +58,9 @@ def run_interp(
 ) -> dict:
     """Scores the latents of a run whose arms keep their firings; see `Scoring.write` for what it writes and returns.
 
-    confirm: is shown the estimate above `spec.ask_above` and says whether to go on. RUN/interp.json and the returned dictionary hold under
-    `judge` its name, the estimate and what was asked. Raises UserError for a score that lacks its judge or encoder, where nothing answers at
-    a judge's address, and where the estimate is not confirmed.
+    confirm: is shown the estimate above `spec.ask_above` and says whether to go on. RUN/interp.json and the returned
+    dictionary hold under `judge` its name, the estimate and what was asked. Raises UserError for a score that lacks its
+    judge or encoder, where nothing answers at a judge's address, and where the estimate is not confirmed.
     """
     run, progress = RunFolder(run_folder), Progress(show)
     check(run.folder, spec, judge is not None)
@@ -92,7 +93,10 @@ def _scorers(scoring: "Scoring", asker: Asker | Estimator) -> tuple[Mapping[str,
 
 
 def _confirmed(scoring: "Scoring", asker: Asker, confirm: Confirm | None) -> dict:
-    """The estimate with its cost. Raises UserError where nothing answers, and where it is above the limit and nobody says yes."""
+    """The estimate with its cost.
+
+    Raises UserError where nothing answers, and where it is above the limit and nobody says yes.
+    """
     spec = scoring.spec
     # a judge whose replies may all be kept need not run
     if hasattr(asker.judge, "look") and asker.name not in asker.store.models():
@@ -124,8 +128,8 @@ def _text(source: Source, firings: Firings, seed: int) -> Text:
 class Scoring:
     """The arms of one call, the text that they fire on and the latents of each that are scored: the same whoever reads.
 
-    text_of: an arm's firings -> the text they lie in. Raises UserError for a folder that is no run, an arm that is not there or keeps no
-    firings, and, where latents are drawn, for arms judged on different text.
+    text_of: an arm's firings -> the text they lie in. Raises UserError for a folder that is no run, an arm that is not
+    there or keeps no firings, and, where latents are drawn, for arms judged on different text.
     """
 
     def __init__(
@@ -189,7 +193,7 @@ class Scoring:
         return together
 
     def _base(self, arm: Arm, subjects: Sequence[Subject]) -> Base | None:
-        """The baseline's SAE of the arm's seed, as drawn in this call or scored alike before it; None where it was not."""
+        """The baseline's SAE of the arm's seed, as drawn in this call or scored alike before it; None without."""
         base = self.run.arm(self.spec.baseline, arm.seed)
         for subject in subjects:
             if subject.arm == base:
@@ -240,7 +244,9 @@ class Scoring:
 
 
 def _per_latent(subject: Subject, scores: Mapping[str, Score], judges: Mapping[str, str]) -> dict:
-    """latent -> own, token, explanation and its judge, and score -> part -> number, with None where a latent lacks windows of that part."""
+    """latent -> own, token, explanation and its judge, and score -> part -> number, with None where a latent lacks
+    windows of that part.
+    """
     entries = {}
     for row, latent in enumerate(subject.latents):
         entry: dict = {"own": row < subject.n_own, "token": int(subject.clusters[row])}

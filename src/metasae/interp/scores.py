@@ -1,11 +1,12 @@
 """Scores of one SAE's latents, their means with intervals, and the file that an arm keeps them in.
 
-An interval within one SAE is a bootstrap of latents in clusters: latents that fire most often on the same token share what a reader can
-say about them. It is an interval over these SAEs' other latents; only the difference over paired seeds is one over other seeds.
+An interval within one SAE is a bootstrap of latents in clusters: latents that fire most often on the same token share
+what a reader can say about them. It is an interval over these SAEs' other latents; only the difference over paired
+seeds is one over other seeds.
 
-An arm's interp.json holds {conditions, coverage, matched, scores, latents, pairs, siblings}. `conditions` say which windows of which SAE
-were looked at. Scores that were given under the same conditions are of the same latents, so a later call adds to them. Everything that
-compares arms is worked out from these files (`metasae.interp.pairs`).
+An arm's interp.json holds {conditions, coverage, matched, scores, latents, pairs, siblings}. `conditions` say which
+windows of which SAE were looked at. Scores that were given under the same conditions are of the same latents, so a
+later call adds to them. Everything that compares arms is worked out from these files (`metasae.interp.pairs`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +30,14 @@ Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None], "Score
 
 @dataclass(frozen=True)
 class Score:
-    """One score of m latents (or pairs of them). values: part -> float64 [m], NaN for a latent without that part's windows.
+    """One score of m latents (or pairs of them).
 
-    Parts are the kinds of silent windows, or "all" where a score has none. shuffled: the same with another latent's explanation, of the
-    first latents alone where no more were asked; empty where there is no such floor. counts: what was asked and how much of it could not
-    be read. explanations: of the m latents, None for one that could not be read; empty where the score has none.
+    values: part -> float64 [m], NaN for a latent without that part's windows.
+
+    Parts are the kinds of silent windows, or "all" where a score has none. shuffled: the same with another latent's
+    explanation, of the first latents alone where no more were asked; empty where there is no such floor. counts: what
+    was asked and how much of it could not be read. explanations: of the m latents, None for one that could not be read;
+    empty where the score has none.
     """
 
     key: str
@@ -65,7 +69,8 @@ class Score:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Share of pairs in which the positive is larger; a tie and a pair with a number that is not known (NaN) count one half.
+    """Share of pairs in which the positive is larger; a tie and a pair with a number that is not known (NaN) count one
+    half.
 
     NaN without pairs.
     """
@@ -78,7 +83,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def other_latents(count: int, seed: int) -> np.ndarray | None:
-    """int64 [count]: for every latent another one, each taken once, by one random round; None where there is no other."""
+    """int64 [count]: for every latent another one, each taken once, in one random round; None without another."""
     if count < 2:
         return None
     order = np.random.default_rng(seed).permutation(count)
@@ -89,7 +94,9 @@ def other_latents(count: int, seed: int) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """An arm's interp.json and what stands in it, for m latents: the own sample, then partners of the baseline's latents."""
+    """An arm's interp.json and what stands in it, for m latents: the own sample, then partners of the baseline's
+    latents.
+    """
 
     arm: Arm
     content: Mapping
@@ -140,7 +147,10 @@ def read_scores(arm: Arm) -> ScoreFile | None:
 
 
 def with_earlier(new: dict, earlier: ScoreFile | None) -> tuple[dict, list[str]]:
-    """(the file to write, the earlier scores it has no place for). Scores of the same conditions are kept unless they were given anew."""
+    """(the file to write, the earlier scores it has no place for).
+
+    Scores of the same conditions are kept unless they were given anew.
+    """
     if earlier is None:
         return new, []
     old = earlier.content

@@ -33,10 +33,12 @@ class Base(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """An arm with its firings and the m latents that are scored: its own sample, then partners of the baseline's that are not in it.
+    """An arm with its firings and the m latents that are scored: its own sample, then partners of the baseline's that
+    are not in it.
 
-    view: the firings in the order of latents. n_own: how many are the sample. windows: of the m latents, silent ones included; [] where no
-    score reads them. pairs: (latent of the base, latent of this SAE). base: None where there is none to be matched with.
+    view: the firings in the order of latents. n_own: how many are the sample. windows: of the m latents, silent ones
+    included; [] where no score reads them. pairs: (latent of the base, latent of this SAE). base: None where there is
+    none to be matched with.
     """
 
     arm: Arm
@@ -56,7 +58,10 @@ class Subject:
 
 
 def open_subject(arm: Arm, base: Base | None, text: Text, spec: InterpSpec, progress: Progress) -> Subject:
-    """Draws the latents and windows of an arm. Raises UserError for an arm without firings, or with those of other text."""
+    """Draws the latents and windows of an arm.
+
+    Raises UserError for an arm without firings, or with those of other text.
+    """
     firings, view = open_view(arm, text, progress)
     activating, coverage = activating_windows(text, view, spec.window, spec.seed, progress)
     rng = np.random.default_rng([spec.seed, arm.seed])
@@ -83,10 +88,11 @@ def open_subject(arm: Arm, base: Base | None, text: Text, spec: InterpSpec, prog
 
 
 def nearest(firings: Firings, tokens: np.ndarray, counts: np.ndarray, latent: int) -> np.ndarray:
-    """int64 [up to 5]: the latents with the largest phi with one that fires on these tokens, largest first, ties to the lower latent.
+    """int64 [up to 5]: the latents with the largest phi with one that fires on these tokens, largest first, ties to the
+    lower latent.
 
-    Counts alone: as `top_partners`, which looks at all latents at once, and so quick for some of many. counts: int64 [n], tokens each
-    latent fires on. What fires nowhere or on every token has no phi.
+    Counts alone: as `top_partners`, which looks at all latents at once, and so quick for some of many. counts: int64
+    [n], tokens each latent fires on. What fires nowhere or on every token has no phi.
     """
     total = firings.n_tokens
     able = (counts > 0) & (counts < total)
@@ -109,12 +115,17 @@ def _entries(firings: Firings, tokens: np.ndarray) -> np.ndarray:
 
 
 def main_tokens(view: ByLatent, tokens: np.ndarray, latents: Sequence[int]) -> np.ndarray:
-    """int64 [m]: the vocabulary id on which each latent fires most often, ties to the lower id; the clusters of the bootstrap."""
+    """int64 [m]: the vocabulary id on which each latent fires most often, ties to the lower id; the clusters of the
+    bootstrap.
+    """
     return np.array([np.bincount(tokens[view.latent(int(latent))[0]]).argmax() for latent in latents], np.int64)
 
 
 def open_view(arm: Arm, text: Text, progress: Progress) -> tuple[Firings, ByLatent]:
-    """An arm's firings, and the same in the order of latents, which is sorted once and kept beside them. Raises as `open_subject`."""
+    """An arm's firings, and the same in the order of latents, which is sorted once and kept beside them.
+
+    Raises as `open_subject`.
+    """
     firings = arm.firings()
     if not np.array_equal(firings.tokens, text.tokens):
         raise UserError(

@@ -36,8 +36,9 @@ def verb(
 ) -> dict:
     """`run_interp`, with a table of the results on stdout where `show`; returns what it returns.
 
-    judge: the address of a server, or `local:` and a folder, package or name on the hub of a causal model. yes: go on above the limit
-    without asking. Raises UserError of one line for what cannot be scored, and where a cost above the limit is not confirmed.
+    judge: the address of a server, or `local:` and a folder, package or name on the hub of a causal model. yes: go on
+    above the limit without asking. Raises UserError of one line for what cannot be scored, and where a cost above the
+    limit is not confirmed.
     """
     if spec.replay:
         if judge is not None and judge.startswith(LOCAL) and spec.model is None:
@@ -82,7 +83,10 @@ def _confirm(estimate: dict) -> bool:
 
 
 def print_result(result: dict) -> None:
-    """result: as `run_interp` returns it. One table per pair of arms, or one of the arms where there is no pair; then the notes."""
+    """result: as `run_interp` returns it.
+
+    One table per pair of arms, or one of the arms where there is no pair; then the notes.
+    """
     console = Console()
     for name, pair in result["pairs"].items() or [("", {})]:
         console.print(_table(result, name, pair))
@@ -125,7 +129,10 @@ def _arm_of(label: str) -> str:
 
 
 def _mean(result: dict, arm: str, key: str, part: str, floor: str | None = None) -> str:
-    """The estimate's mean over the seeds of an arm that have it. floor: the key under which a floor stands, None for the score itself."""
+    """The estimate's mean over the seeds of an arm that have it.
+
+    floor: the key under which a floor stands, None for the score itself.
+    """
     estimates = []
     for label, entry in result["arms"].items():
         mean = entry["interp"]["scores"].get(key, {}).get("parts", {}).get(part, {})

@@ -4,8 +4,9 @@ A window is tokens [start, start + L) of the split. A focus token has exactly on
     grid      its document, cut into windows of L from its first token on
     centre    L // 2 tokens before the focus
     end       the focus is the last token
-A focus whose window would cross the end of its document has none. On the grid a window does not tell where its focus is, and all
-SAEs share the same windows. Explanations are made from the documents of one side and scored on those of the other.
+A focus whose window would cross the end of its document has none. On the grid a window does not tell where its focus
+is, and all SAEs share the same windows. Explanations are made from the documents of one side and scored on those of the
+other.
 """
 
 from collections.abc import Callable
@@ -23,9 +24,9 @@ POSITIONS = GRID, CENTRE, END = "grid", "centre", "end"
 class WindowSpec:
     """How windows are cut and how many a latent needs.
 
-    length: tokens of a window. position: where the focus stands, one of POSITIONS. train, score: activating windows per latent to
-    explain from and to score on. silent: windows per latent and kind in which it does not fire. strata: activating windows are drawn
-    from so many equal parts of the latent's peaks, weak to strong.
+    length: tokens of a window. position: where the focus stands, one of POSITIONS. train, score: activating windows per
+    latent to explain from and to score on. silent: windows per latent and kind in which it does not fire. strata:
+    activating windows are drawn from so many equal parts of the latent's peaks, weak to strong.
     """
 
     length: int = 32
@@ -49,8 +50,8 @@ class WindowSpec:
 class Text:
     """The tokens of a split, the side of each, and the window of each.
 
-    documents, tokens, positions: int32 [T], as in `Firings`. string_of: int64 [m] -> the text of these tokens of the split, one string each,
-    which joined give readable text.
+    documents, tokens, positions: int32 [T], as in `Firings`. string_of: int64 [m] -> the text of these tokens of the
+    split, one string each, which joined give readable text.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Text:
         string_of: Callable[[np.ndarray], list[str]],
         seed: int,
     ):
-        """Documents are put on sides by `seed`: in random order, the first half of the text is for explaining, the rest for scoring."""
+        """Documents are put on sides by `seed`: in random order, the first half of the text is for explaining, the rest
+        for scoring.
+        """
         # a memory-map as a plain array: many small slices are cut from it
         self.tokens, self.documents, self._string_of = np.asarray(tokens), np.asarray(documents), string_of
         breaks = (np.diff(documents) != 0) | (np.diff(positions) != 1)
@@ -118,7 +121,10 @@ def _scoring(documents: np.ndarray, seed: int) -> np.ndarray:
 
 
 def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[str]]:
-    """The text of tokens of a split as a tokenizer writes it after another word, leading space included. tokens: ids int [T]."""
+    """The text of tokens of a split as a tokenizer writes it after another word, leading space included.
+
+    tokens: ids int [T].
+    """
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     before = tokenizer.decode(anchor)
 
@@ -131,7 +137,9 @@ def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[
 
 
 def planted_strings(split) -> Callable[[np.ndarray], list[str]]:
-    """The text of tokens of a planted world: ` w3/f12:0.83` is word 3 with feature 12 on at 0.83, ` t104` another token with none."""
+    """The text of tokens of a planted world: ` w3/f12:0.83` is word 3 with feature 12 on at 0.83, ` t104` another token
+    with none.
+    """
     world, activations = split.world, split.activations
     n_words = int(world.word.max(initial=-1)) + 1
 

@@ -1,8 +1,8 @@
 """A causal language model in this process, from a folder or the hub, asked through its chat template.
 
-Greedy: at every step the likeliest token, so the temperature of a question is not used. The model is not held to the JSON schema; a reply
-that is no JSON counts as unreadable. Questions are padded on the left and answered a batch at a time. The log probabilities of
-the likeliest tokens are kept beside every reply.
+Greedy: at every step the likeliest token, so the temperature of a question is not used. The model is not held to the
+JSON schema; a reply that is no JSON counts as unreadable. Questions are padded on the left and answered a batch at a
+time. The log probabilities of the likeliest tokens are kept beside every reply.
 """
 
 import hashlib
@@ -31,9 +31,12 @@ Step = tuple[int, Tensor, Tensor]
 
 
 class LocalJudge:
-    """place: a folder, `package:NAME/FOLDER`, or a name on the hub. batch: questions answered at once. dtype: as recipe.model.dtype.
+    """place: a folder, `package:NAME/FOLDER`, or a name on the hub.
 
-    name: holds a digest of the weights, so that replies of other weights in the same place are not taken for this model's.
+    batch: questions answered at once. dtype: as recipe.model.dtype.
+
+    name: holds a digest of the weights, so that replies of other weights in the same place are not taken for this
+    model's.
     """
 
     def __init__(self, place: str, device: str = "cpu", batch: int = 8, dtype: str = "auto"):
@@ -64,7 +67,8 @@ class LocalJudge:
         longest = max(map(len, prompts))
         if self._room is not None and longest >= self._room:
             raise UserError(
-                f"a question has {longest} tokens and {self.name.split()[0]} reads {self._room}; take a smaller window --length or another model"
+                f"a question has {longest} tokens and {self.name.split()[0]} reads {self._room}; "
+                "take a smaller window --length or another model"
             )
         most = max(ask.max_tokens for ask in asks)
         try:
@@ -126,7 +130,9 @@ class LocalJudge:
         return steps
 
     def _is_done(self, steps: Sequence[Step], looks: bool) -> bool:
-        """Whether the model has stopped or, where it `looks`, a JSON object is complete, after which a model may go on and on."""
+        """Whether the model has stopped or, where it `looks`, a JSON object is complete, after which a model may go on
+        and on.
+        """
         if steps[-1][0] in self._stops or not looks:
             return steps[-1][0] in self._stops
         text = self.tokenizer.decode([token for token, _, _ in steps])
