@@ -10,7 +10,7 @@ from oracle import OracleJudge
 from test_reader import World
 
 from metasae.interp.asking import Asker, Limits
-from metasae.interp.coverage import activating_windows, with_silent
+from metasae.interp.draws import activating_windows, with_silent
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Ask, Reply, ReplyStore

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import random_firings, text_of, view_of
 
-from metasae.interp.coverage import activating_windows, with_silent
-from metasae.interp.draws import KINDS, draw_activating, peaks_of
+from metasae.interp.draws import KINDS, activating_windows, draw_activating, peaks_of, with_silent
 from metasae.interp.windows import POSITIONS, WindowSpec
 
 

@@ -9,8 +9,7 @@ from worlds import planted, view_of
 
 from metasae.data.text.windows import Frame
 from metasae.errors import UserError
-from metasae.interp.coverage import activating_windows, with_silent
-from metasae.interp.draws import KINDS, Windows
+from metasae.interp.draws import KINDS, Windows, activating_windows, with_silent
 from metasae.interp.embedding import Embeddings, embedding_scorer, embedding_scores, sentence_encoder, starts_of
 from metasae.interp.scores import auc, other_latents
 from metasae.interp.windows import Text, WindowSpec, planted_strings
@@ -134,7 +133,7 @@ def test_a_broken_encoder_is_one_line(world):
 
 def test_the_encoder_is_the_mean_of_the_last_hidden_state_whatever_stands_beside(load):
     host = load("bert", "blocks.1.hook_resid_pre")
-    encode = sentence_encoder(host.model, host.tokenizer, host.pad_id)
+    encode = sentence_encoder(host.model, host.tokenizer)
     texts = ["The river ran past the old mill", "Snow", "gulls argued over 3 fish " * 60]
     rows, frame = encode(texts), Frame.of(host.tokenizer, causal=False)
     for text, row in zip(texts, rows, strict=True):

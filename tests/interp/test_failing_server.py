@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from chat_server import serving
 from failing_run import Undisturbed, scored, text_for
+from worlds import count_of
 
 from metasae.interp.choice import READ
 from metasae.interp.judges.server import ServerJudge
@@ -46,7 +47,7 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
             time.sleep(0.01)
         before, delivered = Counter(server.attempts), Counter(server.delivered)
         with ReplyStore(path) as store:
-            kept = len(store)
+            kept = count_of(store)
         # whole answers that were sent and not kept were on their way when the process died
         assert at_least // 4 < kept < quiet.asked and 0 <= sum(delivered.values()) - kept <= 16
 
@@ -62,7 +63,7 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
         twice = [question for question, times in server.delivered.items() if times > 1]
         assert len(twice) == sum(delivered.values()) - kept and all(before[question] for question in twice)
         with ReplyStore(path) as store:
-            assert len(store) == quiet.asked
+            assert count_of(store) == quiet.asked
         everything, no_more = scored(ServerJudge(server.url, "oracle"), path, keys, latents)
         assert no_more.asked == 0 and sum((server.delivered - delivered).values()) == again
     for key in keys:

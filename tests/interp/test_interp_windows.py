@@ -69,7 +69,7 @@ def test_tokens_with_an_id_on_the_scoring_side():
     firings = random_firings()
     text = text_of(firings)
     for number in range(13):
-        assert text.scoring_with_id(number).tolist() == [
+        assert list(text.scoring_by_id.get(number, [])) == [
             t for t in range(firings.n_tokens) if text.scoring[t] and firings.tokens[t] == number
         ]
 

@@ -76,7 +76,7 @@ def test_senses_are_told_apart_and_random_halves_of_a_latent_are_not(world, tmp_
     assert summary["chance"] == 0.2 and summary["parents"] == "solo-s0" and summary["unreadable"] == 0
     part = summary["parts"]["all"]
     assert part["estimate"] == pytest.approx(np.nanmean(own)) and part["n_clusters"] <= PLAN.words
-    for row, (parent, one, other) in zip(senses.per_pair(), senses.pairs, strict=True):
+    for row, (parent, one, other) in zip(senses.per_pair(), senses.splits.pairs(), strict=True):
         assert row["parent"] == parent and row["children"] == [one, other] and 2 <= row["questions"] <= 2 * EACH_WAY
 
 

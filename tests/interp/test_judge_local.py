@@ -7,6 +7,7 @@ import torch
 from oracle import OracleJudge
 from test_reader import World, read
 from tiny_chat import NO_SYSTEM, Forced, save_model
+from worlds import count_of
 
 from metasae.errors import UserError
 from metasae.interp import prompts
@@ -97,7 +98,7 @@ def test_what_a_random_model_says_is_unreadable_counted_and_at_chance(world, jud
         asker = Asker(judge, store)
         replies = asker.ask(ASKS)
         assert [prompts.field_of(reply, "answers") for reply in replies] == [None] * len(ASKS)
-        assert asker.tally.asked == len(ASKS) == len(store) and asker.tally.completion_tokens == sum(
+        assert asker.tally.asked == len(ASKS) == count_of(store) and asker.tally.completion_tokens == sum(
             reply.completion_tokens for reply in replies
         )
         again = Asker(judge, store)

@@ -13,8 +13,7 @@ from metasae.interp import asking, prompts
 from metasae.interp import reader as reader_module
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.choice import READ
-from metasae.interp.coverage import LatentWindows, activating_windows, with_silent
-from metasae.interp.draws import KINDS, Windows, contents_of
+from metasae.interp.draws import KINDS, LatentWindows, Windows, activating_windows, contents_of, with_silent
 from metasae.interp.reader import Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.interp.scores import other_latents

@@ -56,6 +56,11 @@ def text_of(firings: Firings, seed=0) -> Text:
     )
 
 
+def count_of(store) -> int:
+    """How many replies a store holds."""
+    return store._connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
+
+
 def view_of(firings: Firings):
     return by_latent(firings)
 

@@ -205,8 +205,7 @@ class Asker:
         return not self._stop.wait(max(0.0, turn - time.monotonic()))
 
     def _delay(self, attempt: int, asked_for: float | None) -> float:
-        with self._lock:
-            spread = 1 + 0.25 * self._jitter.random()
+        spread = 1 + 0.25 * self._jitter.random()
         return min(LONGEST_WAIT, max(asked_for or 0.0, self.limits.first_wait * 2**attempt)) * spread
 
 

@@ -31,18 +31,9 @@ CHANCE = {
 STORE = "replies.sqlite"
 
 
-def _listed(option: str) -> BeforeValidator:
+def _listed(words: Any) -> Any:
     """Reads a list with commas; anything but text stays as it is."""
-
-    def names(words: Any) -> Any:
-        if not isinstance(words, str):
-            return words
-        listed = [word.strip() for word in words.split(",") if word.strip()]
-        if not listed:
-            raise UserError(f"{option} names nothing; give a list with commas, or leave it out")
-        return listed
-
-    return BeforeValidator(names)
+    return [word.strip() for word in words.split(",") if word.strip()] if isinstance(words, str) else words
 
 
 def _price(words: Any) -> Any:
@@ -72,12 +63,12 @@ class InterpSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scores: Annotated[tuple[str, ...], _listed("--scores")] = (EMBEDDING,)
+    scores: Annotated[tuple[str, ...], BeforeValidator(_listed)] = (EMBEDDING,)
     model: str | None = None
     replay: bool = False
     encoder: str | Callable | None = None
     latents: int = 1000
-    arms: Annotated[tuple[str, ...] | None, _listed("--arms")] = None
+    arms: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
     seeds: tuple[int, ...] | None = None
     baseline: str = BASELINE
     matched: bool = True
@@ -106,7 +97,9 @@ class InterpSpec(BaseModel):
             if key not in KNOWN:
                 raise UserError(f"no score '{key}'{nearest(key, KNOWN)}")
         if not self.scores:
-            raise UserError(f"no score is asked for; known: {', '.join(KNOWN)}")
+            raise UserError(f"--scores names nothing, so no score is asked for; known: {', '.join(KNOWN)}")
+        if self.arms == ():
+            raise UserError("--arms names nothing; give a list with commas, or leave it out")
         return self
 
 

@@ -1,5 +1,4 @@
-"""Windows of one latent: activating ones by strength, and silent ones of three kinds, verified against all of the
-latent's firings.
+"""Windows of latents: activating ones by strength, and silent ones of three kinds, verified against all firings.
 
 An activating window's focus is its peak: the strongest firing in it, the first of equals. Peaks of a side, ordered by
 strength, are cut into equal strata (deciles), and windows are drawn from all strata alike. Kinds of silent windows, all
@@ -9,19 +8,25 @@ of the scoring side:
     neighbour     a token on which one of the latents with the largest phi with this one fires
 No two windows of a latent have the same tokens, so that text repeated in another document is not scored after it was
 explained.
+
+A latent is covered when both sides have as many activating windows as the spec wants. What fires rarely, in few
+documents or on repeated text is not covered. Coverage is reported by firing rate, as scores are of covered latents
+only.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
+from metasae.progress.progress import SILENT, Progress
 
 KINDS = RANDOM, SAME_TOKEN, NEIGHBOUR = "random", "same_token", "neighbour"
 # Silent windows are looked for in so many rounds, each of so many draws per window still missing.
 ROUNDS, DRAWS = 8, 4
+DECILES = 10
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,107 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+
+@dataclass(frozen=True)
+class LatentWindows:
+    """Of one latent. train, score: activating windows of the two sides. silent: kind -> windows of the scoring side."""
+
+    latent: int
+    train: Windows
+    score: Windows
+    silent: dict[str, Windows]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many latents have enough windows.
+
+    live: latents that fire at all. covered: bool [n]. too_few_train, too_few_score: live latents that lack windows on
+    that side. deciles: live latents ordered by firing rate and cut into equal groups, of each the lowest and highest
+    rate, live and covered.
+    """
+
+    n_latents: int
+    live: int
+    covered: np.ndarray
+    too_few_train: int
+    too_few_score: int
+    deciles: tuple[dict, ...]
+
+    def as_dict(self) -> dict:
+        return {
+            "n_latents": self.n_latents,
+            "live": self.live,
+            "covered": int(self.covered.sum()),
+            "share_covered": float(self.covered.sum() / self.live) if self.live else None,
+            "too_few_train": self.too_few_train,
+            "too_few_score": self.too_few_score,
+            "by_firing_rate": list(self.deciles),
+        }
+
+
+def activating_windows(
+    text: Text, view: ByLatent, spec: WindowSpec, seed: int, progress: Progress = SILENT
+) -> tuple[dict[int, LatentWindows], Coverage]:
+    """The activating windows of every covered latent, without silent ones yet, and the coverage."""
+    counts = view.counts()
+    live = np.flatnonzero(counts)
+    drawn = []
+    with progress.task("windows", len(live), "latents") as task:
+        for latent in live.tolist():
+            drawn.append(latent_windows(text, view, latent, spec, seed))
+            task.advance(1)
+    lacks_train = np.array([len(windows.train) < spec.train for windows in drawn], bool)
+    lacks_score = np.array([len(windows.score) < spec.score for windows in drawn], bool)
+    covered = np.zeros(view.n_latents, bool)
+    covered[live] = ~(lacks_train | lacks_score)
+    coverage = Coverage(
+        view.n_latents,
+        len(live),
+        covered,
+        int(lacks_train.sum()),
+        int(lacks_score.sum()),
+        _deciles(counts, live, covered, view.n_tokens),
+    )
+    return {windows.latent: windows for windows in drawn if covered[windows.latent]}, coverage
+
+
+def latent_windows(text: Text, view: ByLatent, latent: int, spec: WindowSpec, seed: int) -> LatentWindows:
+    """The activating windows of a latent, as many of each side as there are and the spec wants; no silent ones."""
+    rng, drawn = np.random.default_rng([seed, latent]), set()
+    peaks = peaks_of(text, *view.latent(latent), spec)
+    train = draw_activating(text, peaks, False, spec.train, spec, rng, drawn)
+    return LatentWindows(latent, train, draw_activating(text, peaks, True, spec.score, spec, rng, drawn), {})
+
+
+def with_silent(
+    text: Text, view: ByLatent, windows: LatentWindows, neighbours: np.ndarray, spec: WindowSpec, seed: int
+) -> LatentWindows:
+    """The same with up to spec.silent windows of every silent kind.
+
+    neighbours: int [p], the latents with the largest phi with this one, -1 for none.
+    """
+    drawn = contents_of(text, windows.train) | contents_of(text, windows.score)
+    pools, silent = silent_pools(text, view, windows.score, neighbours[neighbours >= 0]), {}
+    for number, kind in enumerate(pools):
+        rng = np.random.default_rng([seed, windows.latent, number])
+        silent[kind] = draw_silent(text, pools[kind], view.latent(windows.latent)[0], spec, rng, drawn)
+    return replace(windows, silent=silent)
+
+
+def _deciles(counts: np.ndarray, live: np.ndarray, covered: np.ndarray, n_tokens: int) -> tuple[dict, ...]:
+    ordered = live[np.argsort(counts[live], kind="stable")]
+    return tuple(
+        {
+            "lowest_rate": float(counts[decile[0]] / n_tokens),
+            "highest_rate": float(counts[decile[-1]] / n_tokens),
+            "live": len(decile),
+            "covered": int(covered[decile].sum()),
+        }
+        for decile in np.array_split(ordered, DECILES)
+        if len(decile)
+    )
 
 
 def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Windows:
@@ -110,7 +216,7 @@ def silent_pools(text: Text, view: ByLatent, scored: Windows, neighbours: np.nda
     fired = [view.latent(int(other))[0] for other in neighbours]
     return {
         RANDOM: [text.scoring_tokens],
-        SAME_TOKEN: [text.scoring_with_id(int(number)) for number in text.tokens[scored.focus]],
+        SAME_TOKEN: [text.scoring_by_id[number] for number in text.tokens[scored.focus].tolist()],
         NEIGHBOUR: [tokens[text.scoring[tokens]] for tokens in fired],
     }
 

