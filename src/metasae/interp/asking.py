@@ -68,6 +68,11 @@ def cost_of(prompt_tokens: int, completion_tokens: int, price: tuple[float, floa
     return None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
 
 
+def spent(cost: float | None) -> str:
+    """A cost as the end of a line."""
+    return "" if cost is None else f", {cost:.2f} at the price given"
+
+
 @dataclass(frozen=True)
 class Limits:
     """How a judge may be asked.

@@ -18,7 +18,7 @@ from metasae import files
 from metasae.arms.folder import Arm, RunFolder
 from metasae.arms.source import Source
 from metasae.errors import UserError
-from metasae.interp.asking import Asker, Estimator, Judge, cost_of
+from metasae.interp.asking import Asker, Estimator, Judge, cost_of, spent
 from metasae.interp.choice import (
     CHANCE,
     EMBEDDING,
@@ -109,9 +109,8 @@ def _confirmed(scoring: "Scoring", asker: Asker, confirm: Confirm | None) -> dic
     estimate = {**questions, "cost": cost_of(questions["prompt_tokens"], questions["completion_tokens"], spec.price)}
     tokens = questions["prompt_tokens"] + questions["completion_tokens"]
     if tokens > spec.ask_above and not (confirm is not None and confirm(estimate)):
-        spent = "" if estimate["cost"] is None else f", {estimate['cost']:.2f} at the price given"
         raise UserError(
-            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent}; "
+            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent(estimate['cost'])}; "
             "confirm it with --yes, or ask for less"
         )
     return estimate

@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -12,10 +11,8 @@ from rich.table import Table
 from metasae.arms.folder import RunFolder
 from metasae.device import check_device
 from metasae.errors import UserError
+from metasae.interp.asking import Judge, spent
 from metasae.interp.choice import InterpSpec, arms_to_score, check
-
-if TYPE_CHECKING:
-    from metasae.interp.asking import Judge
 
 LOCAL = "local:"
 # Alternatives per token asked of a server; one that refuses them answers without.
@@ -59,7 +56,7 @@ def verb(
     return result
 
 
-def open_judge(judge: str, spec: InterpSpec) -> "Judge":
+def open_judge(judge: str, spec: InterpSpec) -> Judge:
     """Raises UserError for an address that is none, and for a model that cannot be had."""
     if judge.startswith(LOCAL):
         from metasae.interp.judges.local import LocalJudge
@@ -77,9 +74,9 @@ def open_judge(judge: str, spec: InterpSpec) -> "Judge":
 def _confirm(estimate: dict) -> bool:
     import typer
 
-    cost = "" if estimate["cost"] is None else f", {estimate['cost']:.2f} at the price given"
     tokens = f"{estimate['prompt_tokens']:,} prompt and up to {estimate['completion_tokens']:,} completion tokens"
-    return typer.confirm(f"This asks {estimate['questions']:,} questions: {tokens}{cost}. Go on?", err=True)
+    question = f"This asks {estimate['questions']:,} questions: {tokens}{spent(estimate['cost'])}. Go on?"
+    return typer.confirm(question, err=True)
 
 
 def print_result(result: dict) -> None:
@@ -176,9 +173,8 @@ def _notes(result: dict) -> list[str]:
 
 def _asked(judge: dict) -> str:
     asked = judge["asked"]
-    cost = "" if asked["cost"] is None else f", {asked['cost']:.2f} at the price given"
     return (
         f"{judge['name']}: {asked['asked']:,} questions answered now, {asked['stored']:,} from the store, "
         f"{asked['failed']:,} never, {asked['retried']:,} retries; {asked['prompt_tokens']:,} prompt and "
-        f"{asked['completion_tokens']:,} completion tokens{cost}"
+        f"{asked['completion_tokens']:,} completion tokens{spent(asked['cost'])}"
     )

@@ -54,9 +54,6 @@ class LocalJudge:
         self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
         self._stops = _stops(loaded, tokenizer)
         self._placed = "position_ids" in inspect.signature(loaded.forward).parameters
-        self._pad = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, *self._stops) if i is not None), 0
-        )
 
     def answer(self, ask: Ask) -> Reply:
         return self.answer_many([ask])[0]
@@ -101,7 +98,8 @@ class LocalJudge:
         """Per prompt the steps up to its stop token."""
         width, device = max(map(len, prompts)), next(self.model.parameters()).device
         missing = [width - len(prompt) for prompt in prompts]
-        padded = [[self._pad] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
+        # the mask hides what stands before a question, so any token will do
+        padded = [[0] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
         ids = torch.tensor(padded, device=device)
         mask = torch.tensor([[0] * count + [1] * (width - count) for count in missing], device=device)
         steps: list[list[Step]] = [[] for _ in prompts]
