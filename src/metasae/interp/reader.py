@@ -61,10 +61,9 @@ WindowsOf = Callable[[ByLatent, LatentWindows, np.random.Generator], dict[str, l
 class Question:
     """What is asked of one latent, or pair of siblings, and answered by a list.
 
-    ask: None where there is no explanation to ask with.
-
-    row: of the latent or pair. parts: of the score, one for each answer. right: the answers that are true.
-    reply: None where there is none. answers: None where it was not asked, answered or cannot be read.
+    ask: None where there is no explanation to ask with. row: of the latent or pair. parts: of the score, one for each
+    answer. right: the answers that are true. reply, answers: filled in by `Reader.put`; answers is None where the
+    question was not asked or answered, or the reply cannot be read.
     """
 
     ask: Ask | None
