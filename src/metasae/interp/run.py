@@ -31,20 +31,24 @@ from metasae.interp.choice import (
     is_twin,
     trained_arms,
 )
+from metasae.interp.draws import LatentWindows
 from metasae.interp.embedding import embedding_scorer, encoder_name, encoder_of
 from metasae.interp.intruder import Siblings, Splits, intruder_score, splits_of
 from metasae.interp.pairs import merged
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
-from metasae.interp.scores import FILE, Score, ScoreFile, Scorer, other_latents, read_scores, with_earlier
+from metasae.interp.scores import FILE, Score, ScoreFile, other_latents, read_scores, with_earlier
 from metasae.interp.subject import Base, Subject, open_subject, open_view
 from metasae.interp.windows import Text, planted_strings, token_strings
 from metasae.intervals.resampling import bootstrap_interval
+from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import of_firings
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
 
+# (the SAE's firings, windows of m latents, for each the one whose explanation is borrowed or None) -> one score of them
+Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None], Score]
 # The estimate of a run -> whether to go on.
 Confirm = Callable[[dict], bool]
 

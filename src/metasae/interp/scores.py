@@ -7,9 +7,11 @@ seeds is one over other seeds.
 An arm's interp.json holds {conditions, coverage, matched, scores, latents, pairs, siblings}. `conditions` say which
 windows of which SAE were looked at. Scores that were given under the same conditions are of the same latents, so a
 later call adds to them. Everything that compares arms is worked out from these files (`metasae.interp.pairs`).
+
+Imports no torch, as reports read these files, too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,15 +19,11 @@ import numpy as np
 from metasae.arms.folder import Arm
 from metasae.errors import UserError
 from metasae.interp.choice import CHANCE, INTRUDER
-from metasae.interp.draws import LatentWindows
 from metasae.intervals.resampling import bootstrap_interval
-from metasae.measures.firing.by_latent import ByLatent
 
 FILE = "interp.json"
 # What is said of single latents and pairs, not of the SAE as a whole.
 DETAILS = ("latents", "pairs", "siblings")
-# (the SAE's firings, windows of m latents, for each the one whose explanation is borrowed or None) -> one score of them
-Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None], "Score"]
 
 
 @dataclass(frozen=True)
