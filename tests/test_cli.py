@@ -250,10 +250,10 @@ def test_what_is_no_list_of_seeds_is_refused(seeds):
 
 def test_interp_takes_seeds_as_run_does(metasae, monkeypatch):
     asked = []
-    monkeypatch.setattr("metasae.interp.verb.verb", lambda *arguments, seeds, **options: asked.append(seeds))
+    monkeypatch.setattr("metasae.interp.verb.verb", lambda run, spec, *rest, **options: asked.append(spec.seeds))
     for seeds in ("2", "7,", "0,7"):
         metasae("interp", "run", "--seeds", seeds)
-    assert asked == ["0,1", "7", "0,7"]
+    assert asked == [(0, 1), (7,), (0, 7)]
 
 
 def test_a_run_folder_as_recipe_is_told_how_to_go_on(metasae, tmp_path):

@@ -12,7 +12,7 @@ from metasae.explore.store.build import build
 from metasae.explore.store.token_texts import token_texts
 from metasae.interp import prompts
 from metasae.interp.asking import Asker, Limits
-from metasae.interp.coverage import activating_windows, with_silent
+from metasae.interp.draws import activating_windows, with_silent
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.interp.windows import Text, WindowSpec

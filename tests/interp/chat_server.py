@@ -12,9 +12,12 @@ FAULTS = ("error", "busy", "silence", "garbage")
 
 
 class ChatServer(ThreadingHTTPServer):
-    """answer: messages -> text. faults: name -> share of questions that meet it on their first attempt. delay: seconds per answer.
+    """answer: messages -> text.
 
-    delivered: user message -> how often a whole good answer was sent. bodies, headers: of every request. on_answer: called before an answer.
+    faults: name -> share of questions that meet it on their first attempt. delay: seconds per answer.
+
+    delivered: user message -> how often a whole good answer was sent. bodies, headers: of every request. on_answer:
+    called before an answer.
     """
 
     daemon_threads = True

@@ -11,9 +11,10 @@ from collections import Counter
 
 import pytest
 from chat_server import serving
+from worlds import count_of
 
 from metasae.errors import UserError
-from metasae.interp.asking import GIVE_UP, Asker, Limits, Temporary
+from metasae.interp.asking import GIVE_UP, Asker, Estimator, Limits, Temporary
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.replies import Ask, Reply, ReplyStore
 
@@ -35,9 +36,9 @@ class Scripted:
     def answer(self, ask):
         attempt = self.attempts[ask.user]
         self.attempts[ask.user] += 1
-        found = self.trouble(ask.user, attempt)
-        if found is not None:
-            raise found
+        trouble = self.trouble(ask.user, attempt)
+        if trouble is not None:
+            raise trouble
         return Reply(ask.user.upper(), 10, 2)
 
 
@@ -50,9 +51,11 @@ def store(tmp_path):
 @pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_every_question_is_answered_once_whatever_the_server_does(store, count):
     faults = {"error": 0.05, "busy": 0.04, "silence": 0.02, "garbage": 0.04}
-    unreadable = lambda messages: (
-        "{not json" if messages[-1]["content"].endswith("7") else json.dumps({"is": messages[-1]["content"]})
-    )
+
+    def unreadable(messages):
+        question = messages[-1]["content"]
+        return "{not json" if question.endswith("7") else json.dumps({"is": question})
+
     # a reply that is only slow, on a busy machine, must not be taken for silence
     with serving(answer=unreadable, faults=faults, silence=2.0) as server:
         asker = Asker(ServerJudge(server.url, "m", timeout=1.5), store, limits=QUICK)
@@ -102,14 +105,14 @@ def test_a_killed_run_goes_on_and_asks_for_no_reply_it_has(tmp_path, how):
         before = Counter(server.attempts)
         assert 30 <= len(server.delivered) < count
         with ReplyStore(path) as store:
-            held = {ask.user for ask in questions(count) if store.get(ask.key("m")) is not None}
-            on_their_way = set(before) - held
+            kept = {ask.user for ask in questions(count) if store.get(ask.key("m")) is not None}
+            on_their_way = set(before) - kept
             # a kill loses what was on its way; an interrupt waits for it
             assert len(on_their_way) <= (4 if how == signal.SIGKILL else 0)
             asker = Asker(ServerJudge(server.url, "m"), store, limits=QUICK)
             replies = asker.ask(questions(count))
         assert [json.loads(reply.text)["echo"] for reply in replies] == [ask.user for ask in questions(count)]
-        assert asker.tally.stored == len(held) and asker.tally.asked == count - len(held)
+        assert asker.tally.stored == len(kept) and asker.tally.asked == count - len(kept)
         asked_twice = {question for question, times in server.attempts.items() if times > 1}
         assert asked_twice == on_their_way
 
@@ -139,7 +142,7 @@ def test_a_server_that_is_gone_is_given_up_and_what_was_answered_is_kept(store):
     judge = Scripted(lambda question, attempt: None if int(question.split()[1]) < 10 else Temporary("no connection"))
     with pytest.raises(UserError, match="answered none of the last"):
         Asker(judge, store, limits=Limits(concurrency=1, retries=0, first_wait=0)).ask(questions(400))
-    assert len(store) == 10 and len(judge.attempts) == 10 + GIVE_UP
+    assert count_of(store) == 10 and len(judge.attempts) == 10 + GIVE_UP
 
 
 def test_a_refusal_stops_at_once(store):
@@ -173,9 +176,13 @@ def test_waits_grow_and_follow_the_server(store):
 def test_the_estimate_counts_what_is_left_and_the_tally_what_it_cost(store):
     asker = Asker(Scripted(), store)
     asks = questions(4)
-    assert asker.estimate([*asks, asks[0]]) == {"questions": 4, "prompt_tokens": 4 * 6, "completion_tokens": 4 * 256}
+    estimator = Estimator(asker)
+    estimator.ask([*asks, asks[0]])
+    assert estimator.questions == {"questions": 4, "prompt_tokens": 4 * 6, "completion_tokens": 4 * 256}
     asker.ask(asks[:3])
-    assert asker.estimate(asks)["questions"] == 1
+    later = Estimator(asker)
+    later.ask(asks)
+    assert later.questions["questions"] == 1
     assert (
         asker.tally.as_dict((1.0, 10.0))["cost"] == pytest.approx((30 * 1 + 6 * 10) / 1e6)
         and asker.tally.as_dict()["cost"] is None

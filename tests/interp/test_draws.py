@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import random_firings, text_of, view_of
 
-from metasae.interp.coverage import activating_windows, with_silent
-from metasae.interp.draws import KINDS, draw_activating, draw_silent, peaks_of
+from metasae.interp.draws import KINDS, activating_windows, draw_activating, peaks_of, with_silent
 from metasae.interp.windows import POSITIONS, WindowSpec
 
 
@@ -26,16 +25,16 @@ def test_peaks_against_every_window(position, length):
             start, whole = (part[0] for part in text.windows(np.array([focus]), length, position))
             if whole and start + int(np.argmax(values[start : start + length, latent])) == focus:
                 expected.append((start, focus, values[focus, latent], text.scoring[focus]))
-        found = peaks_of(text, *view.latent(latent), WindowSpec(length=length, position=position))
-        assert list(zip(found.starts, found.focus, found.values, found.scoring, strict=True)) == expected
+        peaks = peaks_of(text, *view.latent(latent), WindowSpec(length=length, position=position))
+        assert list(zip(peaks.starts, peaks.focus, peaks.peaks, text.scoring[peaks.starts], strict=True)) == expected
 
 
 def test_grid_peaks_are_one_per_window_that_fires():
     firings = random_firings(lengths=(64,) * 6, gap=False)
     values = dense(firings).reshape(-1, 8, firings.n_latents)
     for latent in range(firings.n_latents):
-        found = peaks_of(text_of(firings), *view_of(firings).latent(latent), WindowSpec(length=8))
-        assert found.starts.tolist() == (8 * np.flatnonzero(values[:, :, latent].any(1))).tolist()
+        peaks = peaks_of(text_of(firings), *view_of(firings).latent(latent), WindowSpec(length=8))
+        assert peaks.starts.tolist() == (8 * np.flatnonzero(values[:, :, latent].any(1))).tolist()
 
 
 def check_windows(firings, text, latent, windows, spec, scoring):
@@ -68,34 +67,34 @@ def test_train_and_score_documents_never_meet_and_silent_windows_are_silent(
     firings = random_firings(seed, tuple(lengths), gap=sum(lengths) > 60)
     spec = WindowSpec(length, position, count, count, count, strata)
     text, view = text_of(firings, seed), view_of(firings)
-    found, coverage = activating_windows(text, view, spec, seed)
+    enough, coverage = activating_windows(text, view, spec, seed)
     neighbours = np.array([3, 4, -1])
-    for latent, windows in found.items():
+    for latent, windows in enough.items():
         windows = with_silent(text, view, windows, neighbours, spec, seed)
         train = check_windows(firings, text, latent, windows.train, spec, False)
         score = check_windows(firings, text, latent, windows.score, spec, True)
         assert len(train) == len(score) == count and not train & score
         documents = [set(firings.documents[part.focus]) for part in (windows.train, windows.score)]
         assert not documents[0] & documents[1]
-        seen = train | score
+        drawn = train | score
         ids = set(firings.tokens[windows.score.focus].tolist())
         for kind in KINDS:
             silent = check_windows(firings, text, latent, windows.silent[kind], spec, True)
-            assert len(silent) <= count and not silent & seen
-            seen |= silent
+            assert len(silent) <= count and not silent & drawn
+            drawn |= silent
         assert set(firings.tokens[windows.silent["same_token"].focus].tolist()) <= ids
         for focus in windows.silent["neighbour"].focus:
             assert dense(firings)[focus, [3, 4]].any()
     assert coverage.live == len(np.flatnonzero(firings.counts())) and set(np.flatnonzero(coverage.covered)) == set(
-        found
+        enough
     )
     assert sum(part["live"] for part in coverage.deciles) == coverage.live and sum(
         part["covered"] for part in coverage.deciles
-    ) == len(found)
+    ) == len(enough)
 
 
 def one_latent(values, length=4):
-    """Every window of `length` tokens has one firing of the given strength on its first token; documents of one window."""
+    """Documents of one window of `length` tokens each, with a firing of the given strength on its first token."""
     from worlds import firings_from
 
     t = len(values) * length
@@ -110,10 +109,10 @@ def test_all_strengths_are_drawn_alike():
     text, spec = text_of(firings), WindowSpec(length=4, train=20, score=20, strata=10)
     peaks = peaks_of(text, *view_of(firings).latent(0), spec)
     for scoring in (False, True):
-        found = draw_activating(text, peaks, scoring, 20, spec, np.random.default_rng(1), set())
-        assert np.bincount(found.strata, minlength=10).tolist() == [2] * 10
-        side = np.sort(peaks.values[peaks.scoring == scoring])
-        for peak, stratum in zip(found.peaks, found.strata, strict=True):
+        windows = draw_activating(text, peaks, scoring, 20, spec, np.random.default_rng(1), set())
+        assert np.bincount(windows.strata, minlength=10).tolist() == [2] * 10
+        side = np.sort(peaks.peaks[text.scoring[peaks.starts] == scoring])
+        for peak, stratum in zip(windows.peaks, windows.strata, strict=True):
             assert peak in np.array_split(side, 10)[stratum]
 
 
@@ -121,30 +120,30 @@ def test_an_exhausted_stratum_is_made_up_for_by_the_others_and_too_few_peaks_giv
     firings = one_latent(np.arange(30) + 1.0)
     text, spec = text_of(firings), WindowSpec(length=4, strata=10)
     peaks = peaks_of(text, *view_of(firings).latent(0), spec)
-    found = draw_activating(text, peaks, True, 100, spec, np.random.default_rng(0), set())
-    assert sorted(found.starts) == sorted(peaks.starts[peaks.scoring])
+    windows = draw_activating(text, peaks, True, 100, spec, np.random.default_rng(0), set())
+    assert sorted(windows.starts) == sorted(peaks.starts[text.scoring[peaks.starts]])
     assert len(draw_activating(text, peaks, True, 12, spec, np.random.default_rng(0), set())) == 12
 
 
 def test_repeated_text_is_drawn_once():
     firings = one_latent(np.ones(40))
     repeated = type(firings)(**{**vars(firings), "tokens": firings.positions})
-    found, coverage = activating_windows(
+    enough, coverage = activating_windows(
         text_of(repeated), view_of(repeated), WindowSpec(length=4, train=1, score=1), 0
     )
-    assert not found and coverage.too_few_score == 1 and coverage.too_few_train == 0 and coverage.live == 1
+    assert not enough and coverage.too_few_score == 1 and coverage.too_few_train == 0 and coverage.live == 1
 
 
 def test_a_latent_that_is_always_on_has_no_silent_window_and_one_without_neighbours_none_of_that_kind():
     firings = random_firings(lengths=(60,) * 10)
     text, view, spec = text_of(firings), view_of(firings), WindowSpec(length=4, train=3, score=3, silent=3)
-    found, _ = activating_windows(text, view, spec, 0)
-    assert [len(part) for part in with_silent(text, view, found[1], np.array([3, 4]), spec, 0).silent.values()] == [
+    enough, _ = activating_windows(text, view, spec, 0)
+    assert [len(part) for part in with_silent(text, view, enough[1], np.array([3, 4]), spec, 0).silent.values()] == [
         0,
         0,
         0,
     ]
-    assert len(with_silent(text, view, found[3], np.array([-1, -1]), spec, 0).silent["neighbour"]) == 0
+    assert len(with_silent(text, view, enough[3], np.array([-1, -1]), spec, 0).silent["neighbour"]) == 0
 
 
 def test_draws_follow_the_seed_and_not_the_other_latents():
@@ -156,20 +155,3 @@ def test_draws_follow_the_seed_and_not_the_other_latents():
         with_silent(text, view, runs[0], np.array([5]), spec, 0).silent["random"].starts.tolist() for _ in range(2)
     ]
     assert silent[0] == silent[1]
-
-
-def test_an_unknown_kind_is_a_bug():
-    firings = random_firings()
-    windows = activating_windows(text_of(firings), view_of(firings), WindowSpec(length=2, train=1, score=1), 0)[0][3]
-    with pytest.raises(ValueError):
-        draw_silent(
-            text_of(firings),
-            "odd",
-            3,
-            view_of(firings),
-            windows.score,
-            np.array([]),
-            WindowSpec(),
-            np.random.default_rng(0),
-            set(),
-        )

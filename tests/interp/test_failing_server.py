@@ -1,4 +1,6 @@
-"""Whole scores through a server that fails in every way, from a process that is killed in the middle: the same as without any of it."""
+"""Whole scores through a server that fails in every way, from a process that is killed in the middle: the same as
+without any of it.
+"""
 
 import json
 import os
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from chat_server import serving
 from failing_run import Undisturbed, scored, text_for
+from worlds import count_of
 
 from metasae.interp.choice import READ
 from metasae.interp.judges.server import ServerJudge
@@ -32,11 +35,9 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
     assert quiet.asked >= at_least
     with serving(answer=text_for, faults=FAULTS, silence=1.5) as server:
         command = [sys.executable, str(HERE / "failing_run.py"), server.url, str(path), json.dumps(keys), str(latents)]
-        child = subprocess.Popen(
-            command,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
-        )
+        modules = os.pathsep.join([str(HERE), *sys.path])
+        environment = {**os.environ, "PYTHONPATH": modules}
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
         deadline = time.monotonic() + 100
         while len(server.delivered) < quiet.asked // 2 and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -46,11 +47,11 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
             time.sleep(0.01)
         before, delivered = Counter(server.attempts), Counter(server.delivered)
         with ReplyStore(path) as store:
-            kept = len(store)
+            kept = count_of(store)
         # whole answers that were sent and not kept were on their way when the process died
         assert at_least // 4 < kept < quiet.asked and 0 <= sum(delivered.values()) - kept <= 16
 
-        found, tally = scored(ServerJudge(server.url, "oracle", timeout=1.0), path, keys, latents)
+        scores, tally = scored(ServerJudge(server.url, "oracle", timeout=1.0), path, keys, latents)
         assert set(server.met) == set(FAULTS)
         again = sum((server.delivered - delivered).values())
         assert (
@@ -62,15 +63,15 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
         twice = [question for question, times in server.delivered.items() if times > 1]
         assert len(twice) == sum(delivered.values()) - kept and all(before[question] for question in twice)
         with ReplyStore(path) as store:
-            assert len(store) == quiet.asked
+            assert count_of(store) == quiet.asked
         everything, no_more = scored(ServerJudge(server.url, "oracle"), path, keys, latents)
         assert no_more.asked == 0 and sum((server.delivered - delivered).values()) == again
     for key in keys:
         for part, values in expected[key].values.items():
-            np.testing.assert_array_equal(found[key].values[part], values)
+            np.testing.assert_array_equal(scores[key].values[part], values)
             np.testing.assert_array_equal(everything[key].values[part], values)
         assert (
-            found[key].counts == expected[key].counts
-            and found[key].counts["unreadable"] > 0 == found[key].counts["failed"]
+            scores[key].counts == expected[key].counts
+            and scores[key].counts["unreadable"] > 0 == scores[key].counts["failed"]
         )
-        assert found[key].explanations == expected[key].explanations
+        assert scores[key].explanations == expected[key].explanations

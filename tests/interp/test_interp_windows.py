@@ -69,7 +69,7 @@ def test_tokens_with_an_id_on_the_scoring_side():
     firings = random_firings()
     text = text_of(firings)
     for number in range(13):
-        assert text.scoring_with_id(number).tolist() == [
+        assert list(text.scoring_by_id.get(number, [])) == [
             t for t in range(firings.n_tokens) if text.scoring[t] and firings.tokens[t] == number
         ]
 
@@ -93,7 +93,7 @@ def test_strings_of_a_planted_world_name_what_is_on():
     dense = split.activations[:200].toarray()
     for place, string in enumerate(strings):
         name, *features = string.strip().split("/")
-        assert {int(each.split(":")[0][1:]) for each in features} == set(np.flatnonzero(dense[place]).tolist())
+        assert {int(feature.split(":")[0][1:]) for feature in features} == set(np.flatnonzero(dense[place]).tolist())
         assert int(name[1:]) == split.tokens[place] and (name[0] == "w") == (split.senses[place] >= 0)
 
 

@@ -1,22 +1,24 @@
-"""The intruder among five windows, with a judge that knows every concept: senses are told apart, random halves of a latent are not."""
+"""The intruder among five windows, with a judge that knows every concept: senses are told apart, random halves of a
+latent are not.
+"""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from oracle import OracleJudge
 from test_reader import Says
 from worlds import PLAN
 
+from metasae.arms.folder import RunFolder
 from metasae.data.planted.planted import plant
 from metasae.data.planted.planted_split import PlantedSplit
 from metasae.interp import asking, intruder, prompts
 from metasae.interp.asking import Asker, Limits, Temporary
-from metasae.interp.intruder import EACH_WAY, intruder_score
-from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp.intruder import EACH_WAY, Splits, intruder_score
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Reply, ReplyStore
-from metasae.interp.siblings import Splits
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.by_latent import by_latent
 from tools.subjects import dictionary, twinned
@@ -25,7 +27,10 @@ SPEC = WindowSpec(length=8, train=6, score=6, silent=6)
 
 
 class Siblings:
-    """senses: every two senses of a word, children of the word. halves: every latent's firings shared out at random between two."""
+    """senses: every two senses of a word, children of the word.
+
+    halves: every latent's firings shared out at random between two.
+    """
 
     def __init__(self):
         self.split = PlantedSplit(plant(PLAN, 0), 24_000, 0)
@@ -47,12 +52,15 @@ def world():
     return Siblings()
 
 
+def splits(place, ranked):
+    run = RunFolder(place)
+    return Splits(run.arm("solo", 0), run.arm("joint", 0), tuple(ranked), "firings")
+
+
 def score(world, view, ranked, judge, place):
     with ReplyStore(place / "replies.sqlite") as store:
         reader = Reader(Asker(judge, store, limits=Limits(concurrency=1, retries=0, first_wait=0)), world.text, SPEC, 0)
-        return intruder_score(
-            reader, view, world.split.documents, Splits("solo-s0", "joint-s0", place, tuple(ranked), "firings")
-        )
+        return intruder_score(reader, view, splits(place, ranked))
 
 
 def test_senses_are_told_apart_and_random_halves_of_a_latent_are_not(world, tmp_path):
@@ -68,7 +76,7 @@ def test_senses_are_told_apart_and_random_halves_of_a_latent_are_not(world, tmp_
     assert summary["chance"] == 0.2 and summary["parents"] == "solo-s0" and summary["unreadable"] == 0
     part = summary["parts"]["all"]
     assert part["estimate"] == pytest.approx(np.nanmean(own)) and part["n_clusters"] <= PLAN.words
-    for row, (parent, one, other) in zip(senses.per_pair(), senses.pairs, strict=True):
+    for row, (parent, one, other) in zip(senses.per_pair(), senses.splits.pairs(), strict=True):
         assert row["parent"] == parent and row["children"] == [one, other] and 2 <= row["questions"] <= 2 * EACH_WAY
 
 
@@ -76,9 +84,9 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
     """Read off the prompts: which feature is on at the marked token of each text."""
     word, senses = world.senses[0]
     judge = Says(lambda ask: json.dumps({"intruder": 1}))
-    found = score(world, world.whole, [(word, senses[:2])], judge, tmp_path)
+    siblings = score(world, world.whole, [(word, senses[:2])], judge, tmp_path)
     odd = []
-    for ask in judge.asks[: int(found.questions[0])]:
+    for ask in judge.asks[: int(siblings.questions[0])]:
         marked = [line.split(prompts.OPEN)[1].split(prompts.CLOSE)[0] for line in ask.user.splitlines()]
         assert (
             ask.system == prompts.INTRUDE
@@ -90,7 +98,7 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
         assert {one, other} == {4, 1}
         odd.append((on.index("10" if one == 1 else "01"), one == 1))
     assert sum(first for _, first in odd) == EACH_WAY == len(odd) / 2
-    assert found.score.values["all"][0] == pytest.approx(np.mean([place == 0 for place, _ in odd]))
+    assert siblings.score.values["all"][0] == pytest.approx(np.mean([place == 0 for place, _ in odd]))
 
 
 @pytest.mark.parametrize(
@@ -105,24 +113,24 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
 )
 def test_what_cannot_be_read_has_the_credit_of_chance_and_is_counted(world, tmp_path, monkeypatch, says, counted):
     monkeypatch.setattr(asking, "GIVE_UP", 1000)
-    found = score(world, world.whole, world.senses[:2], Says(lambda ask: says), tmp_path)
-    assert found.score.values["all"] == pytest.approx(0.2)
-    assert found.score.counts[counted] == found.score.counts["asked"] == found.questions.sum() > 0
-    assert sum(found.score.counts[each] for each in ("unreadable", "failed")) == found.score.counts["asked"]
+    siblings = score(world, world.whole, world.senses[:2], Says(lambda ask: says), tmp_path)
+    assert siblings.score.values["all"] == pytest.approx(0.2)
+    assert siblings.score.counts[counted] == siblings.score.counts["asked"] == siblings.questions.sum() > 0
+    assert sum(siblings.score.counts[trouble] for trouble in ("unreadable", "failed")) == siblings.score.counts["asked"]
 
 
 def test_pairs_without_windows_are_counted_and_have_no_number(world, tmp_path):
     """Senses of different words never share a token."""
     strangers = (0, (world.senses[0][1][0], world.senses[1][1][0]))
-    found = score(world, world.whole, [strangers, world.senses[2]], OracleJudge(), tmp_path)
-    assert np.isnan(found.score.values["all"][0]) and np.isfinite(found.score.values["all"][1:]).all()
+    siblings = score(world, world.whole, [strangers, world.senses[2]], OracleJudge(), tmp_path)
+    assert np.isnan(siblings.score.values["all"][0]) and np.isfinite(siblings.score.values["all"][1:]).all()
     assert (
-        found.score.counts["too_few_windows"] == 1
-        and found.questions[0] == 0
-        and found.per_pair()[0]["sense_intruder"] is None
+        siblings.score.counts["too_few_windows"] == 1
+        and siblings.questions[0] == 0
+        and siblings.per_pair()[0]["sense_intruder"] is None
     )
-    part = found.as_dict(0)["parts"]["all"]
-    assert part["excluded"] == 1 and part["estimate"] == pytest.approx(np.nanmean(found.score.values["all"]))
+    part = siblings.as_dict(0)["parts"]["all"]
+    assert part["excluded"] == 1 and part["estimate"] == pytest.approx(np.nanmean(siblings.score.values["all"]))
     nothing = score(world, world.whole, [], OracleJudge(), tmp_path)
     assert nothing.as_dict(0)["parts"]["all"]["estimate"] is None and nothing.per_pair() == []
 
@@ -147,8 +155,6 @@ def test_draws_follow_the_seed(world, tmp_path):
     for number, (judge, seed) in enumerate(zip(judges, (0, 0, 1), strict=True)):
         with ReplyStore(tmp_path / f"{number}.sqlite") as store:
             reader = Reader(Asker(judge, store, limits=Limits(concurrency=1)), world.text, replace(SPEC), seed)
-            intruder_score(
-                reader, world.whole, world.split.documents, Splits("a", "b", tmp_path, world.senses[:2], "firings")
-            )
+            intruder_score(reader, world.whole, splits(tmp_path, world.senses[:2]))
     first, again, other = [[ask.user for ask in judge.asks] for judge in judges]
     assert first == again != other

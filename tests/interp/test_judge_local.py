@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
+from oracle import OracleJudge
 from test_reader import World, read
 from tiny_chat import NO_SYSTEM, Forced, save_model
+from worlds import count_of
 
 from metasae.errors import UserError
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
 from metasae.interp.draws import KINDS
 from metasae.interp.judges.local import LocalJudge, model_at
-from metasae.interp.judges.oracle import OracleJudge
-from metasae.interp.probabilities import yes_probabilities
+from metasae.interp.prompts import yes_probabilities
 from metasae.interp.replies import Ask, ReplyStore
 
 ASKS = [
@@ -71,14 +72,14 @@ def test_a_model_that_answers_is_scored_as_the_oracle_it_copies_with_probabiliti
     judge.model = Forced(judge, lambda ask: OracleJudge().answer(ask).text)
     latents = world.latents[:2] + world.latents[-1:]
     expected = read(world, "detection", OracleJudge(), tmp_path / "oracle", latents)
-    found = read(world, "detection", judge, tmp_path / "local", latents)
-    assert judge.model.widest == 8 and found.counts["without_logprobs"] == 0 and expected.counts["without_logprobs"] > 0
-    assert found.counts["unreadable"] == found.counts["failed"] == 0 and found.explanations == expected.explanations
-    assert set(found.values) == {*KINDS, *(f"{kind}_auc" for kind in KINDS)} and set(expected.values) == set(KINDS)
+    score = read(world, "detection", judge, tmp_path / "local", latents)
+    assert judge.model.widest == 8 and score.counts["without_logprobs"] == 0 and expected.counts["without_logprobs"] > 0
+    assert score.counts["unreadable"] == score.counts["failed"] == 0 and score.explanations == expected.explanations
+    assert set(score.values) == {*KINDS, *(f"{kind}_auc" for kind in KINDS)} and set(expected.values) == set(KINDS)
     for kind in KINDS:
-        assert found.values[kind] == pytest.approx(expected.values[kind])
+        assert score.values[kind] == pytest.approx(expected.values[kind])
         # with two probabilities only, the AUC of a list of yes and no is its balanced accuracy
-        assert found.values[f"{kind}_auc"] == pytest.approx(expected.values[kind])
+        assert score.values[f"{kind}_auc"] == pytest.approx(expected.values[kind])
 
 
 def test_the_probability_of_a_yes_is_the_models_own(folder):
@@ -91,13 +92,13 @@ def test_the_probability_of_a_yes_is_the_models_own(folder):
 
 
 def test_what_a_random_model_says_is_unreadable_counted_and_at_chance(world, judge, tmp_path):
-    found = read(world, "detection", judge, tmp_path, world.latents[:2])
-    assert found.counts["unexplained"] == 2 and all((found.values[kind] == 0.5).all() for kind in KINDS)
+    score = read(world, "detection", judge, tmp_path, world.latents[:2])
+    assert score.counts["unexplained"] == 2 and all((score.values[kind] == 0.5).all() for kind in KINDS)
     with ReplyStore(tmp_path / "more.sqlite") as store:
         asker = Asker(judge, store)
         replies = asker.ask(ASKS)
         assert [prompts.field_of(reply, "answers") for reply in replies] == [None] * len(ASKS)
-        assert asker.tally.asked == len(ASKS) == len(store) and asker.tally.completion_tokens == sum(
+        assert asker.tally.asked == len(ASKS) == count_of(store) and asker.tally.completion_tokens == sum(
             reply.completion_tokens for reply in replies
         )
         again = Asker(judge, store)

@@ -70,12 +70,12 @@ def test_a_token_without_alternatives_has_itself_and_the_key_is_in_none(monkeypa
     monkeypatch.setenv("METASAE_JUDGE_KEY", "sk-secret")
 
     def reply(*tokens):
-        found = [{"token": token, "logprob": -0.5, "top_logprobs": None} for token in tokens]
+        offered = [{"token": token, "logprob": -0.5, "top_logprobs": None} for token in tokens]
         choice = {
             "index": 0,
             "finish_reason": "stop",
             "message": {"role": "assistant", "content": "".join(tokens)},
-            "logprobs": {"content": found},
+            "logprobs": {"content": offered},
         }
         return (
             200,
@@ -85,8 +85,8 @@ def test_a_token_without_alternatives_has_itself_and_the_key_is_in_none(monkeypa
     with serving(faults={reply("a", "b"): 1.0}) as server:
         assert ServerJudge(server.url, "m", logprobs=5).answer(ASK).logprobs == (("a", {"a": -0.5}), ("b", {"b": -0.5}))
     with serving(faults={reply("sk-", "secret"): 1.0}) as server:
-        found = ServerJudge(server.url, "m", logprobs=5).answer(ASK)
-    assert found.text == "[key]" and found.logprobs is None
+        answer = ServerJudge(server.url, "m", logprobs=5).answer(ASK)
+    assert answer.text == "[key]" and answer.logprobs is None
 
 
 @pytest.mark.parametrize(

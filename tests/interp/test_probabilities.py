@@ -6,14 +6,14 @@ from math import log
 import numpy as np
 import pytest
 
-from metasae.interp.probabilities import yes_probabilities
+from metasae.interp.prompts import yes_probabilities
 from metasae.interp.replies import Reply
-from metasae.interp.result import auc
+from metasae.interp.scores import auc
 
 
 def reply(*tokens):
     """tokens: a text, or (text, {alternative: probability})."""
-    pairs = [each if isinstance(each, tuple) else (each, {each: 1.0}) for each in tokens]
+    pairs = [token if isinstance(token, tuple) else (token, {token: 1.0}) for token in tokens]
     return Reply(
         "".join(text for text, _ in pairs),
         logprobs=tuple((text, {name: log(p) for name, p in also.items()}) for text, also in pairs),
@@ -21,7 +21,7 @@ def reply(*tokens):
 
 
 def test_the_share_of_yes_among_yes_and_no():
-    found = reply(
+    said = reply(
         '{"',
         "answers",
         '":',
@@ -31,7 +31,7 @@ def test_the_share_of_yes_among_yes_and_no():
         ("false", {"false": 0.9, "true": 0.1}),
         "]}",
     )
-    assert yes_probabilities(found, 2) == pytest.approx([0.75, 0.1])
+    assert yes_probabilities(said, 2) == pytest.approx([0.75, 0.1])
 
 
 def test_spaces_brackets_and_pieces_of_the_words_count():
@@ -41,12 +41,12 @@ def test_spaces_brackets_and_pieces_of_the_words_count():
 
 
 def test_words_before_the_list_and_after_it_do_not_count():
-    found = reply('It is true. {"answers": [', ("false", {"false": 1.0}), "] }", " true")
-    assert yes_probabilities(found, 1) == [0.0]
+    said = reply('It is true. {"answers": [', ("false", {"false": 1.0}), "] }", " true")
+    assert yes_probabilities(said, 1) == [0.0]
 
 
 @pytest.mark.parametrize(
-    "found",
+    "said",
     [
         Reply('{"answers": [true]}'),
         reply('{"answer": [', "true", "]}"),
@@ -56,8 +56,8 @@ def test_words_before_the_list_and_after_it_do_not_count():
         Reply('{"answers": [true]}', logprobs=()),
     ],
 )
-def test_what_does_not_fit_is_none(found):
-    assert yes_probabilities(found, 1) is None
+def test_what_does_not_fit_is_none(said):
+    assert yes_probabilities(said, 1) is None
 
 
 def test_two_answers_in_one_token_cannot_be_told_apart():
@@ -71,5 +71,5 @@ def test_no_threshold_moves_the_auc_and_what_is_not_known_is_a_half():
         auc(np.array([0.9, np.nan]), np.array([0.1])) == 0.75
         and auc(np.array([np.nan]), np.array([np.nan, 1.0])) == 0.5
     )
-    assert auc(np.array([]), no) is None
+    assert np.isnan(auc(np.array([]), no))
     assert json.dumps(auc(yes, no)) == "0.75"

@@ -6,18 +6,17 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from oracle import OracleJudge
 from worlds import planted, view_of
 
 from metasae.interp import asking, prompts
 from metasae.interp import reader as reader_module
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.choice import READ
-from metasae.interp.coverage import LatentWindows, activating_windows, with_silent
-from metasae.interp.draws import KINDS, Windows, contents_of
-from metasae.interp.judges.oracle import OracleJudge
+from metasae.interp.draws import KINDS, LatentWindows, Windows, activating_windows, contents_of, with_silent
 from metasae.interp.reader import Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
-from metasae.interp.result import other_latents
+from metasae.interp.scores import other_latents
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.by_latent import ByLatent
 
@@ -30,10 +29,10 @@ class World:
         self.view = view_of(self.firings)
         self.strings = planted_strings(split)
         self.text = Text(self.firings.documents, self.firings.tokens, self.firings.positions, self.strings, 0)
-        found, _ = activating_windows(self.text, self.view, SPEC, 0)
+        enough, _ = activating_windows(self.text, self.view, SPEC, 0)
         near = np.random.default_rng(0).integers(0, self.view.n_latents, (self.view.n_latents, 3))
         self.ids = [*atoms, *blends]
-        self.latents = [with_silent(self.text, self.view, found[latent], near[latent], SPEC, 0) for latent in self.ids]
+        self.latents = [with_silent(self.text, self.view, enough[latent], near[latent], SPEC, 0) for latent in self.ids]
         self.atoms = np.array([latent in atoms for latent in self.ids])
 
 
@@ -60,32 +59,36 @@ class Says:
 
     def answer(self, ask):
         self.asks.append(ask)
-        found = json.dumps({"explanation": "something"}) if ask.system == prompts.EXPLAIN else self.text(ask)
-        if isinstance(found, Exception):
-            raise found
-        return Reply(found)
+        said = json.dumps({"explanation": "something"}) if ask.system == prompts.EXPLAIN else self.text(ask)
+        if isinstance(said, Exception):
+            raise said
+        return Reply(said)
 
 
 def test_hard_negatives_tell_blends_from_atoms_and_simulation_does_not(world, tmp_path):
-    """Atoms are senses of a word; a blend fires on a word in two of its three senses, and `the word` is what describes it best."""
-    found = {key: read(world, key, OracleJudge(), tmp_path, floor=True) for key in READ}
+    """Atoms are senses of a word; a blend fires on a word in two of its three senses, and `the word` is what describes
+    it best.
+    """
+    scores = {key: read(world, key, OracleJudge(), tmp_path, floor=True) for key in READ}
 
     def mean(key, part, which):
-        return float(np.nanmean(found[key].values[part][which]))
+        return float(np.nanmean(scores[key].values[part][which]))
 
     for key in ("detection", "fuzz_marks"):
         assert min(mean(key, kind, world.atoms) for kind in KINDS) > 0.97
         assert mean(key, "random", ~world.atoms) > 0.9
         assert mean(key, "same_token", ~world.atoms) < 0.7
         # every atom above every blend
-        hard = found[key].values["same_token"]
+        hard = scores[key].values["same_token"]
         assert hard[world.atoms].min() > hard[~world.atoms].max() + 0.2
     # without negatives a blend looks nearly as good as an atom, and far from chance
     assert mean("sim_spearman", "all", world.atoms) > 0.9 and mean("sim_spearman", "all", ~world.atoms) > 0.6
 
     def kept(key, part):
         """How much of what an atom has above chance a blend has."""
-        return (mean(key, part, ~world.atoms) - found[key].chance) / (mean(key, part, world.atoms) - found[key].chance)
+        return (mean(key, part, ~world.atoms) - scores[key].chance) / (
+            mean(key, part, world.atoms) - scores[key].chance
+        )
 
     assert (
         kept("detection", "same_token") < 0.2
@@ -94,10 +97,12 @@ def test_hard_negatives_tell_blends_from_atoms_and_simulation_does_not(world, tm
     )
     assert mean("fuzz_2afc", "all", world.atoms) > 0.97
     for key in READ:
-        for floor in found[key].shuffled.values():
-            assert abs(np.nanmean(floor) - found[key].chance) < 0.1
-        assert found[key].counts["unreadable"] == found[key].counts["failed"] == found[key].counts["unexplained"] == 0
-        assert found[key].counts["repeated_alike"] == found[key].counts["repeated"]
+        for floor in scores[key].shuffled.values():
+            assert abs(np.nanmean(floor) - scores[key].chance) < 0.1
+        assert (
+            scores[key].counts["unreadable"] == scores[key].counts["failed"] == scores[key].counts["unexplained"] == 0
+        )
+        assert scores[key].counts["repeated_alike"] == scores[key].counts["repeated"]
 
 
 def test_the_oracle_names_the_feature_of_an_atom_and_the_word_of_a_blend(world, tmp_path):
@@ -132,12 +137,12 @@ def test_what_explains_and_what_is_scored_come_from_different_documents(world, t
 def test_what_cannot_be_read_or_had_scores_as_chance_and_is_counted(world, tmp_path, monkeypatch, key, trouble):
     monkeypatch.setattr(asking, "GIVE_UP", 1000)
     judge = Says(lambda ask: "I would rather not say" if trouble == "nonsense" else Temporary("busy"))
-    found = read(world, key, judge, tmp_path, world.latents[:3])
-    for values in found.values.values():
-        assert (values == found.chance).all()
+    score = read(world, key, judge, tmp_path, world.latents[:3])
+    for values in score.values.values():
+        assert (values == score.chance).all()
     asked = sum(ask.system != prompts.EXPLAIN and ask.repeat == 0 for ask in judge.asks)
-    assert found.counts["unreadable" if trouble == "nonsense" else "failed"] == asked > 0
-    assert found.counts["failed" if trouble == "nonsense" else "unreadable"] == 0
+    assert score.counts["unreadable" if trouble == "nonsense" else "failed"] == asked > 0
+    assert score.counts["failed" if trouble == "nonsense" else "unreadable"] == 0
 
 
 def test_a_latent_without_an_explanation_scores_as_chance_and_is_counted(world, tmp_path):
@@ -145,8 +150,8 @@ def test_a_latent_without_an_explanation_scores_as_chance_and_is_counted(world, 
         def answer(self, ask):
             return Reply('{"explanation": "  "}') if ask.system == prompts.EXPLAIN else super().answer(ask)
 
-    found = read(world, "detection", Mute(), tmp_path, world.latents[:2])
-    assert found.counts["unexplained"] == 2 and (found.values["random"] == 0.5).all()
+    score = read(world, "detection", Mute(), tmp_path, world.latents[:2])
+    assert score.counts["unexplained"] == 2 and (score.values["random"] == 0.5).all()
 
 
 @pytest.mark.parametrize("answer", [True, False])
@@ -155,8 +160,8 @@ def test_a_judge_with_one_answer_to_all_is_at_chance(world, tmp_path, answer):
         return json.dumps({"answers": [answer] * ask.schema["properties"]["answers"]["minItems"]})
 
     for key in ("detection", "fuzz_marks"):
-        found = read(world, key, Says(same), tmp_path / key, world.latents[:2])
-        assert all((values == 0.5).all() for values in found.values.values())
+        score = read(world, key, Says(same), tmp_path / key, world.latents[:2])
+        assert all((values == 0.5).all() for values in score.values.values())
     one_side = read(world, "fuzz_2afc", Says(lambda ask: '{"answer": "A"}'), tmp_path / "2afc", world.latents[:2])
     assert (one_side.values["all"] == 0).all()
     constant = read(
@@ -167,22 +172,27 @@ def test_a_judge_with_one_answer_to_all_is_at_chance(world, tmp_path, answer):
 
 def test_balanced_accuracy_against_a_count_of_the_prompts(world, tmp_path):
     """A judge that says yes to texts with an even number of letters; the score is counted again from the windows."""
-    even = lambda line: len(line) % 2 == 0
-    lines = lambda ask: [line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]
-    each = world.latents[0]
-    found = read(
+
+    def even(line):
+        return len(line) % 2 == 0
+
+    def lines(ask):
+        return [line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line)]
+
+    latent = world.latents[0]
+    score = read(
         world,
         "detection",
         Says(lambda ask: json.dumps({"answers": [even(line) for line in lines(ask)]})),
         tmp_path,
-        [each],
+        [latent],
     )
 
     def share(windows):
         return np.mean([even(str(window)) for window in prompts.shown(world.text, windows)])
 
     for kind in KINDS:
-        assert found.values[kind][0] == pytest.approx((share(each.score) + 1 - share(each.silent[kind])) / 2)
+        assert score.values[kind][0] == pytest.approx((share(latent.score) + 1 - share(latent.silent[kind])) / 2)
 
 
 def test_a_judge_against_itself_is_found_out(world, tmp_path):
@@ -191,16 +201,18 @@ def test_a_judge_against_itself_is_found_out(world, tmp_path):
 
     counts = read(world, "detection", Says(flips), tmp_path).counts
     assert counts["repeated"] > 0 and counts["repeated_alike"] == 0
+
     # answers are counted one by one, not whole replies
-    halves = lambda ask: json.dumps(
-        {"answers": [bool(ask.repeat and n % 2) for n in range(ask.schema["properties"]["answers"]["minItems"])]}
-    )
+    def halves(ask):
+        count = ask.schema["properties"]["answers"]["minItems"]
+        return json.dumps({"answers": [bool(ask.repeat and number % 2) for number in range(count)]})
+
     counts = read(world, "detection", Says(halves), tmp_path / "halves").counts
     assert counts["repeated_alike"] == counts["repeated"] / 2 > 0
 
 
 class Told(Says):
-    """Says yes or no by `share`, a probability per window, which it also gives beside its reply where `tells` says so."""
+    """Says yes or no by `share`, a probability per window, and gives it beside its reply where `tells` says so."""
 
     def __init__(self, share, tells=lambda ask: True):
         super().__init__(None)
@@ -214,7 +226,7 @@ class Told(Says):
             ("true" if share > 0.5 else "false", {"true": np.log(share), "false": np.log(1 - share)})
             for share in shares
         ]
-        pieces = [('{"answers": [', {}), *[each for word in words for each in (word, (", ", {}))][:-1], ("]}", {})]
+        pieces = [('{"answers": [', {}), *[piece for word in words for piece in (word, (", ", {}))][:-1], ("]}", {})]
         return Reply("".join(text for text, _ in pieces), logprobs=tuple(pieces) if self.tells(ask) else None)
 
 
@@ -224,16 +236,16 @@ def share_of(line):
 
 
 def test_the_auc_is_over_all_pairs_of_windows_and_sees_what_yes_and_no_do_not(world, tmp_path):
-    each = world.latents[0]
-    found = read(world, "detection", Told(share_of), tmp_path, [each])
+    latent = world.latents[0]
+    score = read(world, "detection", Told(share_of), tmp_path, [latent])
     told = {
         part: [share_of(str(window)) for window in prompts.shown(world.text, windows)]
-        for part, windows in [("fires", each.score), *each.silent.items()]
+        for part, windows in [("fires", latent.score), *latent.silent.items()]
     }
     for kind in KINDS:
         pairs = [(yes > no) + 0.5 * (yes == no) for yes in told["fires"] for no in told[kind]]
-        assert found.values[kind][0] == 0.5 and found.values[f"{kind}_auc"][0] == pytest.approx(np.mean(pairs))
-    assert found.counts["without_logprobs"] == 0
+        assert score.values[kind][0] == 0.5 and score.values[f"{kind}_auc"][0] == pytest.approx(np.mean(pairs))
+    assert score.counts["without_logprobs"] == 0
 
 
 def test_without_log_probabilities_there_is_no_auc_and_the_replies_are_counted(world, tmp_path):
@@ -261,12 +273,12 @@ def test_a_pair_with_an_unreadable_window_is_worth_one_half_in_the_auc(world, tm
             lost.update(line.split(". ", 1)[1] for line in ask.user.splitlines() if re.match(r"\d+\. ", line))
             return Reply("no")
 
-    for each in world.latents[:3]:
+    for latent in world.latents[:3]:
         lost.clear()
-        found = read(world, "detection", Broken(share_of), tmp_path / str(each.latent), [each])
-        yes = [str(window) for window in prompts.shown(world.text, each.score)]
+        score = read(world, "detection", Broken(share_of), tmp_path / str(latent.latent), [latent])
+        yes = [str(window) for window in prompts.shown(world.text, latent.score)]
         for kind in KINDS:
-            no = [str(window) for window in prompts.shown(world.text, each.silent[kind])]
+            no = [str(window) for window in prompts.shown(world.text, latent.silent[kind])]
             pairs = [
                 0.5
                 if {one, other} & lost
@@ -274,13 +286,13 @@ def test_a_pair_with_an_unreadable_window_is_worth_one_half_in_the_auc(world, tm
                 for one in yes
                 for other in no
             ]
-            assert found.values[f"{kind}_auc"][0] == pytest.approx(np.mean(pairs))
+            assert score.values[f"{kind}_auc"][0] == pytest.approx(np.mean(pairs))
     assert lost
 
 
 def test_explanations_are_kept_with_the_score(world, tmp_path):
-    found = read(world, "sim_spearman", OracleJudge(), tmp_path, world.latents[:3])
-    assert len(found.explanations) == 3 and all(re.fullmatch(r"[fw]\d+", each) for each in found.explanations)
+    score = read(world, "sim_spearman", OracleJudge(), tmp_path, world.latents[:3])
+    assert len(score.explanations) == 3 and all(re.fullmatch(r"[fw]\d+", words) for words in score.explanations)
 
 
 def test_a_silent_window_carries_as_many_marks_and_one_at_its_focus():
@@ -307,10 +319,10 @@ def test_replaced_tokens_are_never_ones_on_which_the_latent_fires(world, tmp_pat
     names = world.strings
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         reader = Reader(Asker(OracleJudge(), store), world.text, SPEC)
-        each = world.latents[0]
-        fires = world.view.latent(each.latent)[0]
+        latent = world.latents[0]
+        fires = world.view.latent(latent.latent)[0]
         firing_texts = set(names(fires))
-        for window in prompts.shown(world.text, each.score, world.view, each.latent):
+        for window in prompts.shown(world.text, latent.score, world.view, latent.latent):
             other = reader._replaced(window, fires, np.random.default_rng(0))
             for old, new, marked in zip(window.strings, other.strings, window.marked, strict=True):
                 assert new not in firing_texts if marked else new == old
@@ -336,8 +348,8 @@ def test_nothing_replaces_a_token_of_a_latent_that_always_fires():
     assert reader._replaced(window, np.arange(200), np.random.default_rng(0)) is None
     # one token is left, so it stands in both places
     only = int(text.scoring_tokens[7])
-    found = reader._replaced(window, np.delete(np.arange(200), only), np.random.default_rng(0))
-    assert found.strings == (f" t{only}", "b", "c", f" t{only}") and not found.marked.any()
+    other = reader._replaced(window, np.delete(np.arange(200), only), np.random.default_rng(0))
+    assert other.strings == (f" t{only}", "b", "c", f" t{only}") and not other.marked.any()
 
 
 def test_a_replaced_token_reads_otherwise():
@@ -355,22 +367,22 @@ def test_a_replaced_token_reads_otherwise():
 
 def test_windows_that_nothing_can_replace_are_counted_and_have_no_number(world, tmp_path, monkeypatch):
     always, replaced = world.latents[1].latent, Reader._replaced
-    everywhere = np.arange(world.text.n_tokens)
+    everywhere = np.arange(len(world.text.tokens))
     fires = len(world.view.latent(always)[0])
     monkeypatch.setattr(
         Reader,
         "_replaced",
         lambda self, window, on, rng: replaced(self, window, everywhere if len(on) == fires else on, rng),
     )
-    found = read(world, "fuzz_2afc", OracleJudge(), tmp_path, world.latents[:3])
+    score = read(world, "fuzz_2afc", OracleJudge(), tmp_path, world.latents[:3])
     assert (
-        np.isfinite(found.values["all"]).tolist() == [True, False, True] and found.counts["irreplaceable"] == SPEC.score
+        np.isfinite(score.values["all"]).tolist() == [True, False, True] and score.counts["irreplaceable"] == SPEC.score
     )
-    assert found.as_dict(range(3), np.arange(3), 0)["parts"]["all"]["excluded"] == 1
+    assert score.as_dict(range(3), np.arange(3), 0)["parts"]["all"]["excluded"] == 1
 
 
 def test_simulation_is_not_scored_on_the_windows_that_were_explained(tmp_path, monkeypatch):
-    """Forty documents of one window each, all of them twice."""
+    """Forty documents of one window latent, all of them twice."""
     tokens = np.tile(np.random.default_rng(0).integers(0, 50, 40 * 8), 2).astype(np.int32)
     documents, positions = np.repeat(np.arange(80), 8).astype(np.int32), np.tile(np.arange(8), 80).astype(np.int32)
     text = Text(documents, tokens, positions, lambda places: [f" {tokens[place]}" for place in places], 0)
@@ -390,9 +402,9 @@ def test_simulation_is_not_scored_on_the_windows_that_were_explained(tmp_path, m
 
 def test_the_floor_counts_only_latents_that_were_asked(world, tmp_path, monkeypatch):
     monkeypatch.setattr(reader_module, "FLOOR", 3)
-    found = read(world, "fuzz_2afc", OracleJudge(), tmp_path, world.latents[:5], floor=True)
-    floor = found.as_dict(range(5), np.arange(5), 0)["parts"]["all"]["shuffled"]
+    score = read(world, "fuzz_2afc", OracleJudge(), tmp_path, world.latents[:5], floor=True)
+    floor = score.as_dict(range(5), np.arange(5), 0)["parts"]["all"]["shuffled"]
     assert floor["n_values"] == 3 and floor["excluded"] == 0
     # of these latents the first two alone were asked
-    some = found.as_dict([0, 2, 4], np.arange(5), 0)["parts"]["all"]
+    some = score.as_dict([0, 2, 4], np.arange(5), 0)["parts"]["all"]
     assert some["n_values"] == 3 and some["shuffled"]["n_values"] == 2 and some["shuffled"]["excluded"] == 0

@@ -5,6 +5,7 @@ from dataclasses import replace
 from threading import Thread
 
 import pytest
+from worlds import count_of
 
 from metasae.errors import UserError
 from metasae.interp.replies import Ask, Reply, ReplyStore
@@ -16,7 +17,7 @@ def test_a_reply_is_found_again_by_all_that_changes_it(tmp_path):
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         reply = Reply('{"a": 1}', 12, 3, (("{", {"{": -0.1, "[": -2.5}),))
         store.put("m", ASK, reply)
-        assert store.get(ASK.key("m")) == reply and len(store) == 1
+        assert store.get(ASK.key("m")) == reply and count_of(store) == 1
         changed = [
             {"system": "x"},
             {"user": "x"},
@@ -62,7 +63,7 @@ def test_many_threads_write_at_once(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(store) == 60 and all(store.get(ask.key("m")).text == ask.user for ask in asks)
+        assert count_of(store) == 60 and all(store.get(ask.key("m")).text == ask.user for ask in asks)
 
 
 def test_a_file_that_is_no_store_is_one_line_and_untouched(tmp_path):

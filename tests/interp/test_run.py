@@ -2,25 +2,27 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from oracle import OracleJudge
 from test_embedding import words_encoder
 from worlds import PLAN, random_firings, view_of
 
+from metasae.arms.folder import Arm, RunFolder
 from metasae.data.planted.planted import plant
 from metasae.data.planted.planted_split import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.asking import Asker
-from metasae.interp.choice import find_arms
+from metasae.interp.choice import InterpSpec, arms_to_score
 from metasae.interp.embedding import embedding_scorer
-from metasae.interp.held import Held
-from metasae.interp.judges.oracle import OracleJudge
-from metasae.interp.pairs import _of_siblings
+from metasae.interp.pairs import _of_siblings, matched_difference
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
-from metasae.interp.result import Score, main_tokens, matched_difference, other_latents
-from metasae.interp.run import score_arms
+from metasae.interp.run import Scoring
+from metasae.interp.scores import Score, ScoreFile, other_latents
+from metasae.interp.subject import main_tokens
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings
 from tools.subjects import dictionary, noisy
@@ -30,7 +32,9 @@ SPEC = WindowSpec(length=8, train=6, score=6, silent=6)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """solo and joint with 2 seeds: solo's dictionary has its rows disturbed, joint's is the truth with two words blended."""
+    """solo and joint with 2 seeds: solo's dictionary has its rows disturbed, joint's is the truth with two words
+    blended.
+    """
     folder = tmp_path_factory.mktemp("run")
     split = PlantedSplit(plant(PLAN, 0), 8_000, 0)
     for seed in range(2):
@@ -43,16 +47,18 @@ def run(tmp_path_factory):
     return folder, split
 
 
-def go(run, scorers=None, **options):
+def scoring_of(run, **asked):
     folder, split = run
-    return score_arms(
-        folder,
-        lambda firings: Text(firings.documents, firings.tokens, firings.positions, planted_strings(split), 0),
-        lambda text: scorers or {"embedding": embedding_scorer(text, words_encoder, SPEC)},
-        spec=SPEC,
-        latents=20,
-        **options,
-    )
+
+    def text_of(firings):
+        return Text(firings.documents, firings.tokens, firings.positions, planted_strings(split), 0)
+
+    return Scoring(RunFolder(folder), InterpSpec(window=SPEC, **asked), text_of)
+
+
+def go(run, scorers=None, judges=None, **asked):
+    scoring = scoring_of(run, latents=20, **asked)
+    return scoring.write(scorers or {"embedding": embedding_scorer(scoring.text, words_encoder, SPEC)}, judges or {})
 
 
 def test_files_hold_what_is_returned_and_means_are_those_of_the_latents(run):
@@ -61,32 +67,32 @@ def test_files_hold_what_is_returned_and_means_are_those_of_the_latents(run):
     assert json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(merged))
     assert set(merged["arms"]) == {"solo-s0", "solo-s1", "joint-s0", "joint-s1"}
     for name, entry in merged["arms"].items():
-        held = json.loads((folder / "arms" / name / "interp.json").read_text())
-        own = [latent["embedding"]["random"] for latent in held["latents"].values() if latent["own"]]
+        content = json.loads((folder / "arms" / name / "interp.json").read_text())
+        own = [latent["embedding"]["random"] for latent in content["latents"].values() if latent["own"]]
         part = entry["interp"]["scores"]["embedding"]["parts"]["random"]
         assert len(own) == entry["interp"]["conditions"]["latents"] == 20
         assert part["estimate"] == pytest.approx(np.mean([value for value in own if value is not None]))
         assert part["estimate"] > part["shuffled"]["estimate"] + 0.1
-        assert held["coverage"]["covered"] <= held["coverage"]["live"] <= held["coverage"]["n_latents"]
+        assert content["coverage"]["covered"] <= content["coverage"]["live"] <= content["coverage"]["n_latents"]
 
 
 def test_pairs_are_matched_latents_and_unpaired_means(run):
     merged = go(run)
-    found = merged["pairs"]["joint vs solo"]["embedding"]["random"]
+    difference = merged["pairs"]["joint vs solo"]["embedding"]["random"]
     means = {
         name: entry["interp"]["scores"]["embedding"]["parts"]["random"]["estimate"]
         for name, entry in merged["arms"].items()
     }
     expected = np.mean([means["joint-s0"] - means["solo-s0"], means["joint-s1"] - means["solo-s1"]])
-    assert found["unpaired"]["difference"] == pytest.approx(expected) and found["unpaired"]["n_seeds"] == 2
+    assert difference["unpaired"]["difference"] == pytest.approx(expected) and difference["unpaired"]["n_seeds"] == 2
     for seed in "01":
         matched = merged["arms"][f"joint-s{seed}"]["interp"]["matched"]
         assert 10 <= matched["pairs"] <= matched["wanted"] == 20
-        within = found["matched_by_seed"][seed]
+        within = difference["matched_by_seed"][seed]
         assert within["n_values"] + within["excluded"] == matched["pairs"]
         assert within["difference"] == pytest.approx(within["a"] - within["b"])
-    differences = [entry["difference"] for entry in found["matched_by_seed"].values()]
-    assert found["matched"]["difference"] == pytest.approx(np.mean(differences))
+    differences = [entry["difference"] for entry in difference["matched_by_seed"].values()]
+    assert difference["matched"]["difference"] == pytest.approx(np.mean(differences))
 
 
 def test_a_second_call_gives_the_same_numbers_and_one_arm_alone_stays_beside_the_others(run):
@@ -103,7 +109,7 @@ def test_a_second_call_gives_the_same_numbers_and_one_arm_alone_stays_beside_the
     assert go(run) == first
 
 
-def other_score(view, windows, floor, progress):
+def other_score(view, windows, floor):
     numbers = np.array([latent.latent % 7 / 7 for latent in windows])
     return Score("detection", {"random": numbers}, explanations=tuple(f"latent {latent.latent}" for latent in windows))
 
@@ -117,8 +123,8 @@ def test_scores_of_a_later_call_stand_beside_the_earlier_ones(run):
             list(scores) == ["embedding", "detection"]
             and scores["embedding"] == first["arms"][name]["interp"]["scores"]["embedding"]
         )
-        held = json.loads((run[0] / "arms" / name / "interp.json").read_text())["latents"]
-        for latent, numbers in held.items():
+        content = json.loads((run[0] / "arms" / name / "interp.json").read_text())["latents"]
+        for latent, numbers in content.items():
             assert (
                 numbers["detection"]["random"] == pytest.approx(int(latent) % 7 / 7)
                 and numbers["explanation"] == f"latent {latent}"
@@ -141,12 +147,12 @@ def test_scores_of_other_windows_or_weights_are_replaced_or_left_out_in_words(ru
         file.unlink()
     here = (place, run[1])
     go(here)
-    found = go(here, scorers={"detection": other_score}, seed=5, arms=["solo"])
-    assert set(found["arms"]) == {"solo-s0", "solo-s1"} and found["pairs"] == {}
-    assert [words.split(":")[0] for words in found["left_out"]] == ["solo-s0", "solo-s1", "joint-s0", "joint-s1"]
+    merged = go(here, scorers={"detection": other_score}, seed=5, arms=["solo"])
+    assert set(merged["arms"]) == {"solo-s0", "solo-s1"} and merged["pairs"] == {}
+    assert [words.split(":")[0] for words in merged["left_out"]] == ["solo-s0", "solo-s1", "joint-s0", "joint-s1"]
     assert (
-        "the earlier embedding was of other windows" in found["left_out"][0]
-        and "score it again alike" in found["left_out"][-1]
+        "the earlier embedding was of other windows" in merged["left_out"][0]
+        and "score it again alike" in merged["left_out"][-1]
     )
     # weights trained anew: what was said of the old ones is not said of them
     for kept in ("primary", "firings"):
@@ -155,14 +161,16 @@ def test_scores_of_other_windows_or_weights_are_replaced_or_left_out_in_words(ru
     anew.sae.save(place / "arms" / "joint-s0" / "primary")
     go(here, arms=["solo", "joint"], seeds=[1])
     write_firings(anew.sae, run[1], place / "arms" / "joint-s0" / "firings")
-    found = go(here, seeds=[1])
-    assert "joint-s0" not in found["arms"] and any(words.startswith("joint-s0") for words in found["left_out"])
-    found = go(here)
-    assert set(found["arms"]) == {"solo-s0", "solo-s1", "joint-s0", "joint-s1"}
+    merged = go(here, seeds=[1])
+    assert "joint-s0" not in merged["arms"] and any(words.startswith("joint-s0") for words in merged["left_out"])
+    merged = go(here)
+    assert set(merged["arms"]) == {"solo-s0", "solo-s1", "joint-s0", "joint-s1"}
 
 
 def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
-    """solo's latents are split in joint where it has their senses; between solo's two seeds, alike but for their rows, hardly any are."""
+    """solo's latents are split in joint where it has their senses; between solo's two seeds, alike but for their rows,
+    hardly any are.
+    """
     folder, split = run
     place = shutil.copytree(folder, tmp_path / "run")
     for seed in range(2):
@@ -173,14 +181,8 @@ def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
             write_firings(subject.sae, split, place / "arms" / f"{arm}-s{seed}" / "firings")
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         asker = Asker(OracleJudge(), store)
-        merged = score_arms(
-            place,
-            lambda firings: Text(firings.documents, firings.tokens, firings.positions, planted_strings(split), 0),
-            lambda text: {},
-            intruder=lambda text: Reader(asker, text, SPEC, 0),
-            spec=SPEC,
-            latents=5,
-        )
+        scoring = scoring_of((place, split), scores=["sense_intruder"], latents=5)
+        merged = scoring.write({}, {}, Reader(asker, scoring.text, SPEC, 0))
     scores = {name: entry["interp"]["scores"]["sense_intruder"] for name, entry in merged["arms"].items()}
     assert [(scores[name]["parents"], scores[name]["children"]) for name in ("joint-s0", "joint-s1", "solo-s0")] == [
         ("solo-s0", "joint-s0"),
@@ -192,8 +194,8 @@ def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
     estimates = [scores[name]["parts"]["all"]["estimate"] for name in ("joint-s0", "joint-s1", "solo-s0")]
     # an encoder that takes some senses for others is far from 1, and from chance
     assert min(estimates[:2]) > 0.4
-    found = merged["pairs"]["joint vs solo"]["sense_intruder"]["all"]
-    assert found["matched"] is None and found["unpaired"]["n_seeds"] == (0 if estimates[2] is None else 1)
+    difference = merged["pairs"]["joint vs solo"]["sense_intruder"]["all"]
+    assert difference["matched"] is None and difference["unpaired"]["n_seeds"] == (0 if estimates[2] is None else 1)
 
 
 def test_the_base_rates_of_three_seeds_share_seeds():
@@ -205,24 +207,26 @@ def test_the_base_rates_of_three_seeds_share_seeds():
             for seed in range(3)
         ]
         return {
-            seed: Held("joint" if of_joint else "solo", seed, {"scores": {"sense_intruder": scores[seed]}})
+            seed: ScoreFile(
+                Arm("joint" if of_joint else "solo", seed, Path()), {"scores": {"sense_intruder": scores[seed]}}
+            )
             for seed in range(3)
         }
 
-    found = _of_siblings(sides(True), sides(False))["sense_intruder"]["all"]["unpaired"]
+    difference = _of_siblings(sides(True), sides(False))["sense_intruder"]["all"]["unpaired"]
     alone = _of_siblings(sides(True), sides(True))["sense_intruder"]["all"]["unpaired"]
-    assert found["difference"] == pytest.approx(1 / 3) and found["n_seeds"] == 3 and found["note"] == ""
-    assert found["se_seeds"] == pytest.approx(2 * np.std([0.5, 0.6, 0.8], ddof=1) / np.sqrt(3))
+    assert difference["difference"] == pytest.approx(1 / 3) and difference["n_seeds"] == 3 and difference["note"] == ""
+    assert difference["se_seeds"] == pytest.approx(2 * np.std([0.5, 0.6, 0.8], ddof=1) / np.sqrt(3))
     assert alone["difference"] == 0
 
 
 def test_what_cannot_be_scored_is_one_line(run, tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
-        find_arms(tmp_path, None, None, "solo")
+        arms_to_score(RunFolder(tmp_path), InterpSpec())
     with pytest.raises(UserError, match="did you mean 'joint'"):
-        find_arms(run[0], ["joynt"], None, "solo")
+        arms_to_score(RunFolder(run[0]), InterpSpec(arms=["joynt"]))
     with pytest.raises(UserError, match="has the seeds"):
-        find_arms(run[0], None, [7], "solo")
+        arms_to_score(RunFolder(run[0]), InterpSpec(seeds=[7]))
     dictionary(run[1]).sae.save(tmp_path / "arms" / "solo-s0" / "primary")
     with pytest.raises(UserError, match="keep_firings"):
         go((tmp_path, run[1]))
@@ -245,19 +249,23 @@ def test_the_floor_gives_every_latent_another_ones_explanation():
 def test_clusters_are_the_token_fired_on_most():
     firings = random_firings()
     view, latents = view_of(firings), [1, 2, 5]
-    for latent, found in zip(latents, main_tokens(view, firings.tokens, latents), strict=True):
+    for latent, cluster in zip(latents, main_tokens(view, firings.tokens, latents), strict=True):
         ids = [
             int(token)
             for token, on in zip(firings.tokens, firings.csr[:, [latent]].toarray().ravel(), strict=True)
             if on
         ]
-        assert found == min(set(ids), key=lambda number: (-ids.count(number), number))
+        assert cluster == min(set(ids), key=lambda number: (-ids.count(number), number))
 
 
 def test_a_matched_difference_leaves_out_and_counts_pairs_without_both():
     a, b = np.array([0.9, np.nan, 0.7]), np.array([0.6, 0.5, 0.6])
-    found = matched_difference(a, b, np.arange(3), 0)
-    assert found["difference"] == pytest.approx(0.2) and found["excluded"] == 1 and found["a"] == pytest.approx(0.8)
+    difference = matched_difference(a, b, np.arange(3), 0)
+    assert (
+        difference["difference"] == pytest.approx(0.2)
+        and difference["excluded"] == 1
+        and difference["a"] == pytest.approx(0.8)
+    )
     empty = matched_difference(np.full(2, np.nan), b[:2], np.arange(2), 0)
     assert empty["difference"] is None and empty["a"] is None
 

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import PLAN, random_firings, text_of, view_of
 
+from metasae.arms.folder import RunFolder
 from metasae.data.planted.planted import plant
 from metasae.data.planted.planted_split import PlantedSplit
 from metasae.errors import UserError
-from metasae.interp.siblings import alone, draw_fives, splits_of
+from metasae.interp.intruder import alone, draw_fives, splits_of
 from metasae.interp.windows import CENTRE
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.store import write_firings
@@ -42,8 +43,8 @@ def test_five_windows_of_one_token_from_five_documents(seed, lengths, length, co
     firings = random_firings(seed, tuple(lengths), vocabulary=vocabulary, gap=False)
     text, view, on = text_of(firings), view_of(firings), firings.csr.toarray() > 0
     most, other = alone(text, view, 3, 4, length), alone(text, view, 4, 3, length)
-    found = draw_fives(text, firings.documents, most, other, length, count, np.random.default_rng(seed))
-    for five in found:
+    fives = draw_fives(text, most, other, length, count, np.random.default_rng(seed))
+    for five in fives:
         assert len(five.focus) == len(five.starts) == 5 and 0 <= five.intruder < 5
         assert len(set(firings.documents[five.focus])) == 5 and len(set(firings.tokens[five.focus])) == 1
         windows = [firings.tokens[start : start + length] for start in five.starts]
@@ -55,9 +56,10 @@ def test_five_windows_of_one_token_from_five_documents(seed, lengths, length, co
                 and len(set(firings.documents[start : start + length])) == 1
             )
             assert on[focus, 3] == (place != five.intruder) and on[focus, 4] == (place == five.intruder)
-    assert len(found) <= count and len({five.focus[five.intruder] for five in found}) == len(found)
-    if not found:
-        # with four documents beside the intruder's there may still be repeated text, but not with windows that all differ
+    assert len(fives) <= count and len({five.focus[five.intruder] for five in fives}) == len(fives)
+    if not fives:
+        # with four documents beside the intruder's there may still be repeated text, but not with windows that all
+        # differ
         contents = {
             int(t): firings.tokens[t - length // 2 : t - length // 2 + length].tobytes() for t in (*most, *other)
         }
@@ -76,16 +78,18 @@ def test_places_of_the_intruder_and_tokens_take_turns():
     firings = random_firings(lengths=(40,) * 60, vocabulary=2, gap=False)
     text, view = text_of(firings), view_of(firings)
     sides = alone(text, view, 3, 5, 6), alone(text, view, 5, 3, 6)
-    found = draw_fives(text, firings.documents, *sides, 6, 200, np.random.default_rng(0))
-    places = np.bincount([five.intruder for five in found], minlength=5)
-    assert len(found) == len(sides[1]) or (len(found) == 200 and places.min() > 20)
-    first = [int(firings.tokens[five.focus[0]]) for five in found[:10]]
+    fives = draw_fives(text, *sides, 6, 200, np.random.default_rng(0))
+    places = np.bincount([five.intruder for five in fives], minlength=5)
+    assert len(fives) == len(sides[1]) or (len(fives) == 200 and places.min() > 20)
+    first = [int(firings.tokens[five.focus[0]]) for five in fives[:10]]
     assert sorted(first) == [0] * 5 + [1] * 5
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """solo blends two words, joint has a latent per sense; three seeds of solo, one of joint, and a control with solo's weights."""
+    """solo blends two words, joint has a latent per sense; three seeds of solo, one of joint, and a control with solo's
+    weights.
+    """
     folder = tmp_path_factory.mktemp("run")
     split = PlantedSplit(plant(PLAN, 0), 16_000, 0)
     arms = [("solo", number, (0, 1), f"solo{number}") for number in range(3)] + [
@@ -98,49 +102,50 @@ def run(tmp_path_factory):
         subject.sae.save(place / "primary")
         write_firings(subject.sae, split, place / "firings")
         (place / "measures.json").write_text(json.dumps({"conditions": {"sae": weights}}))
-    return folder, {(arm, seed): folder / "arms" / f"{arm}-s{seed}" for arm, seed, _, _ in arms}
+    return RunFolder(folder), [RunFolder(folder).arm(arm, seed) for arm, seed, _, _ in arms]
 
 
 def test_an_arms_siblings_are_children_of_solos_latents_and_solos_own_those_of_its_next_seed(run):
     folder, trained = run
-    whose = {
-        name: splits_of(folder, *name, {key: place for key, place in trained.items()})
-        for name in (("joint", 0), ("solo", 0), ("solo", 2), ("control", 0))
+    labels = ("joint-s0", "solo-s0", "solo-s2", "control-s0")
+    whose = {arm.label: splits_of(folder, arm, trained) for arm in trained if arm.label in labels}
+    assert {label: (splits.parents.label, splits.children.label) for label, splits in whose.items()} == {
+        "joint-s0": ("solo-s0", "joint-s0"),
+        "solo-s0": ("solo-s0", "solo-s1"),
+        "solo-s2": ("solo-s2", "solo-s0"),
+        "control-s0": ("solo-s0", "solo-s1"),
     }
-    assert [(each.parents, each.children) for each in whose.values()] == [
-        ("solo-s0", "joint-s0"),
-        ("solo-s0", "solo-s1"),
-        ("solo-s2", "solo-s0"),
-        ("solo-s0", "solo-s1"),
-    ]
-    assert whose["joint", 0].folder == trained["joint", 0] and whose["control", 0].folder == trained["solo", 1]
-    from metasae.measures.firing.store import open_firings
-
-    found = find_splits(open_firings(trained["solo", 0] / "firings"), open_firings(trained["joint", 0] / "firings"))
-    assert whose["joint", 0].found_in == "firings"
-    assert [parent for parent, _ in whose["joint", 0].ranked] == [split.parent for split in found.ranked[:50]] != []
+    assert whose["joint-s0"].children == folder.arm("joint", 0) and whose["control-s0"].children == folder.arm(
+        "solo", 1
+    )
+    splits = find_splits(folder.arm("solo", 0).firings(), folder.arm("joint", 0).firings())
+    assert whose["joint-s0"].found_in == "firings"
+    assert [parent for parent, _ in whose["joint-s0"].ranked] == [split.parent for split in splits.ranked[:50]] != []
 
 
 def test_two_seeds_of_solo_make_one_base_rate_and_one_none(run):
     folder, trained = run
-    two = {key: place for key, place in trained.items() if key[1] < 2}
-    assert splits_of(folder, "solo", 0, two).children == "solo-s1" and splits_of(folder, "solo", 1, two) is None
-    assert splits_of(folder, "solo", 0, {("solo", 0): trained["solo", 0]}) is None
-    assert splits_of(folder, "joint", 0, {("joint", 0): trained["joint", 0]}) is None
+    first, second, joint = folder.arm("solo", 0), folder.arm("solo", 1), folder.arm("joint", 0)
+    two = [arm for arm in trained if arm.seed < 2]
+    assert splits_of(folder, first, two).children == second and splits_of(folder, second, two) is None
+    assert splits_of(folder, first, [first]) is None
+    assert splits_of(folder, joint, [joint]) is None
 
 
 def test_across_json_is_used_where_it_speaks_of_these_saes(run, tmp_path):
-    _, trained = run
+    folder, trained = run
+    joint, other = folder.arm("joint", 0), RunFolder(tmp_path)
     ranked = [{"parent": 3, "children": [1, 2, 5]}, {"parent": 4, "children": [6, 7]}]
     entry = {"with": "solo-s0", "of": ["solo0", "joint0"], "ranked": ranked}
     (tmp_path / "across.json").write_text(json.dumps({"joint-s0": {"splits": entry}}))
-    found = splits_of(tmp_path, "joint", 0, trained)
-    assert found.found_in == "across.json" and found.ranked == ((3, (1, 2, 5)), (4, (6, 7)))
-    assert found.pairs() == [(3, 1, 2), (3, 1, 5), (3, 2, 5), (4, 6, 7)]
+    splits = splits_of(other, joint, trained)
+    assert splits.found_in == "across.json" and splits.ranked == ((3, (1, 2, 5)), (4, (6, 7)))
+    assert splits.pairs() == [(3, 1, 2), (3, 1, 5), (3, 2, 5), (4, 6, 7)]
     (tmp_path / "across.json").write_text(json.dumps({"joint-s0": {"splits": {**entry, "of": ["solo0", "another"]}}}))
-    assert splits_of(tmp_path, "joint", 0, trained).found_in == "firings"
+    assert splits_of(other, joint, trained).found_in == "firings"
 
 
 def test_arms_without_firings_are_one_line(tmp_path):
+    run = RunFolder(tmp_path)
     with pytest.raises(UserError):
-        splits_of(tmp_path, "joint", 0, {("solo", 0): tmp_path / "solo-s0", ("joint", 0): tmp_path / "joint-s0"})
+        splits_of(run, run.arm("joint", 0), [run.arm("solo", 0), run.arm("joint", 0)])

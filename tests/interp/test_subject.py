@@ -21,5 +21,5 @@ def test_the_nearest_are_those_of_all_pairs(monkeypatch, seed, n, chunk):
     firings = firings_from(on, np.ones(on.shape), firings.documents, firings.tokens, firings.positions)
     view, expected = view_of(firings), top_partners(firings, NEIGHBOURS).latents
     for latent in range(firings.n_latents):
-        found = nearest(firings, view.latent(latent)[0], view.counts(), latent)
-        assert found.tolist() == [other for other in expected[latent].tolist() if other >= 0]
+        closest = nearest(firings, view.latent(latent)[0], view.counts(), latent)
+        assert closest.tolist() == [other for other in expected[latent].tolist() if other >= 0]

@@ -1,11 +1,17 @@
-"""Tiny causal models with a chat template, and one whose every token is forced. Its cache has any name, or none where that is empty."""
+"""Tiny causal models with a chat template, and one whose every token is forced.
+
+Its cache has any name, or none where that is empty.
+"""
 
 import torch
 
 from metasae.interp.replies import Ask
 from sources import tokenizer_for
 
-TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
 )
@@ -18,8 +24,9 @@ def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES)
     torch.manual_seed(seed)
     if family == "llama":
         config = hf.LlamaConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, vocab_size=400,
-            max_position_embeddings=places, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.4,
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24,
+            vocab_size=400, max_position_embeddings=places, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+            initializer_range=0.4,
         )  # fmt: skip
         model = hf.LlamaForCausalLM(config)
     else:
@@ -45,7 +52,10 @@ class Written:
 
 
 class Forced(torch.nn.Module):
-    """Writes what `answer` gives for the question in its prompt, then stops. `t` and `f` are each the other's alternative, e^2 less likely."""
+    """Writes what `answer` gives for the question in its prompt, then stops.
+
+    `t` and `f` are each the other's alternative, e^2 less likely.
+    """
 
     def __init__(self, judge, answer, cache_name="cache"):
         super().__init__()
@@ -74,5 +84,5 @@ class Forced(torch.nn.Module):
 
     def _script(self, ids):
         _, system, user, _ = self.tokenizer.decode(ids).split("<s>")
-        ask = Ask(*(each.split("\n", 1)[1].removesuffix("</s>") for each in (system, user)), {})
+        ask = Ask(*(part.split("\n", 1)[1].removesuffix("</s>") for part in (system, user)), {})
         return [*self.tokenizer(self.answer(ask), add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]

@@ -29,7 +29,10 @@ def firings_from(on, values, documents, tokens, positions) -> Firings:
 
 
 def random_firings(seed=0, lengths=(40, 3, 57, 25, 64, 33, 80, 41), n=9, vocabulary=11, gap=True) -> Firings:
-    """Documents of uneven length, few token ids, tied strengths; latent 0 is dead, 1 always on, 2 fires once. gap: positions jump in a document."""
+    """Documents of uneven length, few token ids, tied strengths; latent 0 is dead, 1 always on, 2 fires once.
+
+    gap: positions jump in a document.
+    """
     rng = np.random.default_rng(seed)
     documents = np.repeat(np.arange(len(lengths)) * 3, lengths).astype(np.int32)
     positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
@@ -51,6 +54,11 @@ def text_of(firings: Firings, seed=0) -> Text:
         lambda places: [f" {int(firings.tokens[place])}" for place in places],
         seed,
     )
+
+
+def count_of(store) -> int:
+    """How many replies a store holds."""
+    return store._connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
 
 
 def view_of(firings: Firings):
@@ -77,8 +85,8 @@ def planted(n_tokens=24_000, seed=0):
     atoms, blends: latents; the atoms listed are senses, so that they meet their word in other senses.
     """
     split = PlantedSplit(plant(PLAN, seed), n_tokens, seed)
-    found = dictionary(split).firings
-    dense, world = found.csr.toarray(), split.world
+    separate = dictionary(split).firings
+    dense, world = separate.csr.toarray(), split.world
     keep = np.ones(dense.shape[1], bool)
     blends = []
     for word in range(0, PLAN.words, 2):

@@ -42,23 +42,29 @@ def interp(
     as_json: AsJson = False,
 ) -> None:
     """Auto-interp: how well do explanations of the latents hold up, against floors and hard negatives?"""
+    from metasae.interp.asking import Limits
+    from metasae.interp.choice import InterpSpec
     from metasae.interp.verb import verb
+    from metasae.interp.windows import WindowSpec
 
-    if seeds is not None:
+    named = None if seeds is None else seed_list(seeds)
+    spec = InterpSpec(
+        scores=scores,
+        model=model,
+        replay=replay,
+        encoder=encoder,
+        latents=latents,
+        arms=arms,
         # a count stands for the seeds that `run` takes for it
-        named = seed_list(seeds)
-        seeds = ",".join(map(str, range(named) if isinstance(named, int) else named))
-    choices = {
-        "latents": latents,
-        "arms": arms,
-        "seeds": seeds,
-        "matched": matched,
-        "replay": replay,
-        "encoder": encoder,
-        "length": length,
-    }
-    asking = {"per_minute": per_minute, "concurrency": concurrency, "price": price, "yes": yes}
-    result = verb(run_folder, judge, model, scores, **choices, **asking, seed=seed, device=device, show=not as_json)
+        seeds=range(named) if isinstance(named, int) else named,
+        matched=matched,
+        window=WindowSpec() if length is None else WindowSpec(length=length),
+        seed=seed,
+        limits=Limits(concurrency=concurrency, per_minute=per_minute),
+        price=price,
+        device=device,
+    )
+    result = verb(run_folder, spec, judge, yes, show=not as_json)
     if as_json:
         print(json.dumps(result, indent=2))
 

@@ -1,4 +1,6 @@
-"""Asks a judge many questions at once: from the store where it has the reply, else with bounded concurrency, a rate limit and retries."""
+"""Asks a judge many questions at once: from the store where it has the reply, else with bounded concurrency, a rate
+limit and retries.
+"""
 
 import json
 import math
@@ -6,13 +8,13 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Protocol
 
 from metasae.errors import UserError
 from metasae.interp.replies import Ask, Reply, ReplyStore
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress, Task
 
 # A server that answered none of so many questions in a row, each with its retries, is taken to be gone.
 GIVE_UP = 20
@@ -44,9 +46,10 @@ class Judge(Protocol):
 
 @dataclass
 class Tally:
-    """asked: questions that were answered now; stored: from the store; failed: not answered after every retry; retried: attempts too many.
+    """What asking came to.
 
-    prompt_tokens, completion_tokens: of the answers that came now, as the judge counted them.
+    asked: questions that were answered now. stored: from the store. failed: not answered after every retry. retried:
+    attempts too many. prompt_tokens, completion_tokens: of the answers that came now, as the judge counted them.
     """
 
     asked: int = 0
@@ -57,16 +60,26 @@ class Tally:
     completion_tokens: int = 0
 
     def as_dict(self, price: tuple[float, float] | None = None) -> dict:
-        """price: of a million prompt and completion tokens."""
-        cost = None if price is None else (self.prompt_tokens * price[0] + self.completion_tokens * price[1]) / 1e6
-        return {**vars(self), "cost": cost}
+        return {**vars(self), "cost": cost_of(self.prompt_tokens, self.completion_tokens, price)}
+
+
+def cost_of(prompt_tokens: int, completion_tokens: int, price: tuple[float, float] | None) -> float | None:
+    """price: of a million prompt and completion tokens; None where it is not known."""
+    return None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
+
+
+def spent(cost: float | None) -> str:
+    """A cost as the end of a line."""
+    return "" if cost is None else f", {cost:.2f} at the price given"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """concurrency: questions on their way at once. per_minute: attempts, None for no limit. retries: after the first attempt.
+    """How a judge may be asked.
 
-    first_wait: seconds before the first retry; each further one waits twice as long, or as long as the server says.
+    concurrency: questions on their way at once. per_minute: attempts, None for no limit. retries: after the first
+    attempt. first_wait: seconds before the first retry; each further one waits twice as long, or as long as the
+    server says.
     """
 
     concurrency: int = 8
@@ -75,17 +88,13 @@ class Limits:
     first_wait: float = 1.0
 
     def __post_init__(self):
-        if (
-            self.concurrency < 1
-            or self.retries < 0
-            or self.first_wait < 0
-            or (self.per_minute is not None and not self.per_minute > 0)
-        ):
+        rate = 1.0 if self.per_minute is None else self.per_minute
+        if self.concurrency < 1 or self.retries < 0 or self.first_wait < 0 or not rate > 0:
             raise UserError("a judge needs a concurrency of at least 1, and neither retries, waits nor a rate below 0")
 
 
 class Asker:
-    """judge: None to answer from the store alone (replay)."""
+    """Asks a judge what the store has no reply to. name: of the model whose replies are kept."""
 
     def __init__(
         self,
@@ -95,111 +104,101 @@ class Asker:
         limits: Limits | None = None,
         progress: Progress = SILENT,
     ):
-        """name: of the model whose replies are replayed; a judge has its own."""
+        """judge: None to answer from the store alone, as `name`, the model whose replies are replayed, gave them."""
         self.judge, self.store, self.limits, self.progress = judge, store, limits or Limits(), progress
         self.name = judge.name if judge is not None else name
         self.tally = Tally()
-        self._stop, self._lock, self._next = threading.Event(), threading.Lock(), 0.0
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        # when the next attempt may be made, and how many questions in a row were not answered
+        self._next, self._unanswered = 0.0, 0
         # only spreads retries of several workers; no result depends on it
         self._jitter = random.Random(0)
 
     def missing(self, asks: Sequence[Ask]) -> dict[str, Ask]:
         """Key -> question, of those not in the store; the same question once."""
-        return {
-            key: ask for key, ask in {ask.key(self.name): ask for ask in asks}.items() if self.store.get(key) is None
-        }
-
-    def estimate(self, asks: Sequence[Ask]) -> dict[str, int]:
-        """Questions still to be asked and their tokens, at most: four characters to a prompt token, replies at their longest."""
-        left = self.missing(asks).values()
-        prompt = sum(math.ceil((len(ask.system) + len(ask.user)) / CHARACTERS_PER_TOKEN) for ask in left)
-        return {
-            "questions": len(left),
-            "prompt_tokens": prompt,
-            "completion_tokens": sum(ask.max_tokens for ask in left),
-        }
-
-    def planner(self) -> "Planner":
-        """Takes the same questions and asks none: for the estimate before a run."""
-        return Planner(self)
+        distinct = {ask.key(self.name): ask for ask in asks}
+        return {key: ask for key, ask in distinct.items() if self.store.get(key) is None}
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply | None]:
         """A reply to each question, None for one that was not answered after every retry.
 
-        Raises UserError in replay when the store lacks a reply, for a refusal that will not pass, and when nothing answers. An interrupt
-        waits for what is on its way, which is kept.
+        Raises UserError in replay when the store lacks a reply, for a refusal that will not pass, and when nothing
+        answers. An interrupt waits for what is on its way, which is kept.
         """
-        left = self.missing(asks)
-        self.tally.stored += len({ask.key(self.name) for ask in asks}) - len(left)
+        keys, left = [ask.key(self.name) for ask in asks], list(self.missing(asks).values())
+        self.tally.stored += len(set(keys)) - len(left)
         if left and self.judge is None:
             raise UserError(
-                f"{self.store.path} lacks {len(left)} of {len(asks)} replies of '{self.name}'; run without --replay to ask for them"
+                f"{self.store.path} lacks {len(left)} of {len(asks)} replies of '{self.name}'; "
+                "run without --replay to ask for them"
             )
         if left:
-            (self._ask_batches if hasattr(self.judge, "answer_many") else self._ask_all)(list(left.values()))
-        return [self.store.get(ask.key(self.name)) for ask in asks]
+            with self.progress.task("ask", len(left), "questions") as task:
+                (self._ask_batches if hasattr(self.judge, "answer_many") else self._ask_one_by_one)(left, task)
+        return [self.store.get(key) for key in keys]
 
-    def _ask_all(self, asks: list[Ask]) -> None:
+    def _ask_one_by_one(self, asks: list[Ask], task: Task) -> None:
         self._stop.clear()
-        silence, waiting = 0, iter(asks)
-        with (
-            self.progress.task("ask", len(asks), "questions") as task,
-            ThreadPoolExecutor(self.limits.concurrency) as workers,
-        ):
-            running: set[Future] = set()
+        self._unanswered = 0
+        with ThreadPoolExecutor(self.limits.concurrency) as workers:
             try:
-                while True:
-                    # never more at hand than can run, so that an interrupt finds nothing queued
-                    while len(running) < self.limits.concurrency and (following := next(waiting, None)) is not None:
-                        running.add(workers.submit(self._answer, following))
-                    if not running:
-                        return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for each in done:
-                        silence = 0 if each.result() else silence + 1
-                        task.advance(1, failed=self.tally.failed)
-                    if silence >= GIVE_UP:
-                        raise UserError(
-                            f"the judge answered none of the last {silence} questions; see that it runs, then run again: replies are kept"
-                        )
+                for answer in as_completed([workers.submit(self._work, ask) for ask in asks]):
+                    answer.result()
+                    task.advance(1, failed=self.tally.failed)
             finally:
+                # what is still in the queue is not asked
                 self._stop.set()
 
-    def _ask_batches(self, asks: list[Ask]) -> None:
+    def _ask_batches(self, asks: list[Ask], task: Task) -> None:
         """Questions of like length together, the longest first, so that too little memory shows at once."""
         asks = sorted(asks, key=lambda ask: len(ask.system) + len(ask.user), reverse=True)
-        with self.progress.task("ask", len(asks), "questions") as task:
-            for start in range(0, len(asks), self.judge.batch):
-                some = asks[start : start + self.judge.batch]
-                for ask, reply in zip(some, self.judge.answer_many(some), strict=True):
-                    self._keep(ask, reply)
-                task.advance(len(some))
+        for start in range(0, len(asks), self.judge.batch):
+            batch = asks[start : start + self.judge.batch]
+            for ask, reply in zip(batch, self.judge.answer_many(batch), strict=True):
+                self._keep(ask, reply)
+            task.advance(len(batch))
 
     def _keep(self, ask: Ask, reply: Reply) -> None:
         self.store.put(self.name, ask, reply)
         with self._lock:
+            self._unanswered = 0
             self.tally.asked += 1
             self.tally.prompt_tokens += reply.prompt_tokens or 0
             self.tally.completion_tokens += reply.completion_tokens or 0
 
-    def _answer(self, ask: Ask) -> bool:
-        """Whether the question was answered; the reply is in the store then."""
+    def _work(self, ask: Ask) -> None:
+        """Asks one question; an error stops the other workers before they ask another one."""
+        try:
+            self._answer(ask)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _answer(self, ask: Ask) -> None:
+        """Asks until there is a reply, which is kept, or no attempt is left.
+
+        Raises UserError where nothing answers any more.
+        """
         for attempt in range(self.limits.retries + 1):
             if not self._turn():
-                return False
+                return
             try:
-                reply = self.judge.answer(ask)
+                self._keep(ask, self.judge.answer(ask))
+                return
             except Temporary as trouble:
-                with self._lock:
-                    self.tally.retried += attempt < self.limits.retries
                 if attempt < self.limits.retries:
+                    with self._lock:
+                        self.tally.retried += 1
                     self._stop.wait(self._delay(attempt, trouble.wait))
-                continue
-            self._keep(ask, reply)
-            return True
         with self._lock:
             self.tally.failed += 1
-        return False
+            self._unanswered += 1
+            silence = self._unanswered
+        if silence >= GIVE_UP:
+            raise UserError(
+                f"the judge answered none of the last {silence} questions; "
+                "see that it runs, then run again: replies are kept"
+            )
 
     def _turn(self) -> bool:
         """Waits for this attempt's turn under the rate limit; False when asking has stopped."""
@@ -211,26 +210,32 @@ class Asker:
         return not self._stop.wait(max(0.0, turn - time.monotonic()))
 
     def _delay(self, attempt: int, asked_for: float | None) -> float:
-        with self._lock:
-            spread = 1 + 0.25 * self._jitter.random()
+        spread = 1 + 0.25 * self._jitter.random()
         return min(LONGEST_WAIT, max(asked_for or 0.0, self.limits.first_wait * 2**attempt)) * spread
 
 
-class Planner:
-    """Counts what would be asked, at most. A reply that the store lacks is stood in for by an explanation, another for each question."""
+class Estimator:
+    """In the place of an asker: counts what would still be asked, at most, and asks nothing.
+
+    A prompt has a token to four characters, a reply is at its longest. A reply that the store lacks is stood in for by
+    an explanation, another for each question.
+    """
 
     def __init__(self, asker: Asker):
-        self._asker = asker
-        self.questions: dict[str, int] = {"questions": 0, "prompt_tokens": 0, "completion_tokens": 0}
-        self._seen: set[str] = set()
+        self._asker, self._counted = asker, set()
+        self.questions = {"questions": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply]:
+        missing = self._asker.missing(asks)
+        for key in missing.keys() - self._counted:
+            ask = missing[key]
+            self.questions["questions"] += 1
+            self.questions["prompt_tokens"] += math.ceil((len(ask.system) + len(ask.user)) / CHARACTERS_PER_TOKEN)
+            self.questions["completion_tokens"] += ask.max_tokens
+        self._counted |= missing.keys()
         keys = [ask.key(self._asker.name) for ask in asks]
-        new = {key: ask for key, ask in zip(keys, asks, strict=True) if key not in self._seen}
-        for name, number in self._asker.estimate(list(new.values())).items():
-            self.questions[name] += number
-        self._seen |= new.keys()
-        return [
-            self._asker.store.get(key) or Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")}))
-            for key in keys
-        ]
+        return [self._asker.store.get(key) or _stand_in(key) for key in keys]
+
+
+def _stand_in(key: str) -> Reply:
+    return Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")}))

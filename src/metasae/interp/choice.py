@@ -1,87 +1,152 @@
-"""What of a run is scored: the scores by name, the arms and seeds that have firings. Told without torch, so a wrong name is answered at once."""
+"""What auto-interp is asked of a run, read once, and which arms that is about.
 
-from collections.abc import Sequence
+Imports no torch, so a wrong name is answered at once.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
-from metasae import files
-from metasae.compare.compare import ARM_FOLDER
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from metasae.arms.folder import Arm, RunFolder
 from metasae.errors import UserError, nearest
-from metasae.interp.held import INTRUDER
+from metasae.interp.asking import Limits
+from metasae.interp.windows import WindowSpec
+from metasae.recipe.registry import BASELINE
 
-EMBEDDING = "embedding"
+EMBEDDING, INTRUDER = "embedding", "sense_intruder"
 # What a judge says of windows one by one.
 READ = ("detection", "fuzz_marks", "fuzz_2afc", "sim_spearman")
 KNOWN = (EMBEDDING, *READ, INTRUDER)
+# What each score is worth to a judge that knows nothing.
+CHANCE = {
+    "detection": 0.5,
+    "fuzz_marks": 0.5,
+    "fuzz_2afc": 0.0,
+    "sim_spearman": 0.0,
+    "embedding": 0.5,
+    "sense_intruder": 0.2,
+}
 STORE = "replies.sqlite"
 
 
-def check_scores(scores: Sequence[str], judge: bool, replay: bool, model: str | None) -> None:
-    """Raises UserError for a score that is not known or lacks its judge."""
-    for key in scores:
-        if key not in KNOWN:
-            raise UserError(f"no score '{key}'{nearest(key, KNOWN)}")
-    if not scores:
-        raise UserError(f"no score is asked for; known: {', '.join(KNOWN)}")
-    needs = [key for key in scores if key != EMBEDDING]
-    if needs and not judge and not (replay and model):
+def _listed(words: Any) -> Any:
+    """Reads a list with commas; anything but text stays as it is."""
+    return [word.strip() for word in words.split(",") if word.strip()] if isinstance(words, str) else words
+
+
+def _price(words: Any) -> Any:
+    """Reads two numbers with a comma; anything but text stays as it is."""
+    if not isinstance(words, str):
+        return words
+    try:
+        prompt, completion = map(float, words.split(","))
+    except ValueError:
+        prompt = completion = float("nan")
+    if not (prompt >= 0 and completion >= 0 and prompt + completion < float("inf")):
+        raise UserError(f"--price takes the price of a million prompt and completion tokens (0.15,0.6), not '{words}'")
+    return prompt, completion
+
+
+class InterpSpec(BaseModel):
+    """What auto-interp is asked of a run. Immutable; an unknown key is an error. Lists may be text with commas.
+
+    scores: of KNOWN; all but `embedding` need a judge. model: the judge's name on its server, or in replay the one that
+    answered, which may leave out what a judge adds to its model's name. replay: answers come from RUN/replies.sqlite
+    alone. encoder: a sentence encoder, or the folder, package or name of one; None for the run's own model. latents:
+    how many are drawn per arm and seed. arms, seeds: only these; None for all. baseline: the arm that others are
+    compared with. matched: score the partners of the baseline's latents, too. seed: of everything random here. price:
+    of a million prompt and completion tokens. ask_above: tokens above which a run has to be confirmed. Raises UserError
+    of one line for a score that is not known, a list that names nothing and a price that is none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scores: Annotated[tuple[str, ...], BeforeValidator(_listed)] = (EMBEDDING,)
+    model: str | None = None
+    replay: bool = False
+    encoder: str | Callable | None = None
+    latents: int = 1000
+    arms: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
+    seeds: tuple[int, ...] | None = None
+    baseline: str = BASELINE
+    matched: bool = True
+    window: WindowSpec = WindowSpec()
+    seed: int = 0
+    limits: Limits = Limits()
+    price: Annotated[tuple[float, float] | None, BeforeValidator(_price)] = None
+    ask_above: int = 2_000_000
+    device: str = "cpu"
+
+    @property
+    def of_a_judge(self) -> list[str]:
+        """The scores for which a judge is asked."""
+        return [key for key in self.scores if key != EMBEDDING]
+
+    @property
+    def conditions(self) -> dict:
+        """What must be alike before the scores of two arms are compared, as interp.json keeps it."""
+        return {"windows": self.window.as_dict(), "seed": self.seed, "asked": self.latents}
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> "InterpSpec":
+        if self.latents < 1:
+            raise UserError(f"--latents needs a number of at least 1, not {self.latents}")
+        for key in self.scores:
+            if key not in KNOWN:
+                raise UserError(f"no score '{key}'{nearest(key, KNOWN)}")
+        if not self.scores:
+            raise UserError(f"--scores names nothing, so no score is asked for; known: {', '.join(KNOWN)}")
+        if self.arms == ():
+            raise UserError("--arms names nothing; give a list with commas, or leave it out")
+        return self
+
+
+def check(run_folder: Path, spec: InterpSpec, judge: bool) -> None:
+    """Raises UserError for scores that lack their judge, a folder that is no run's, and nothing to replay."""
+    asked = spec.of_a_judge
+    if asked and not judge and not (spec.replay and spec.model):
         raise UserError(
-            f"{needs[0]} needs a judge: give --judge URL and --model NAME, or --replay with the --model that answered"
+            f"{asked[0]} needs a judge: give --judge URL and --model NAME, or --replay with the --model that answered"
         )
-
-
-def check_run(run_folder: Path, scores: Sequence[str], replay: bool) -> None:
-    """Raises UserError for a folder that is no run's, and where there is nothing to replay."""
     if not run_folder.is_dir():
         raise UserError(f"no folder {run_folder}; give the --out folder of `metasae run`")
     if not (run_folder / "recipe.toml").is_file():
         raise UserError(
             f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`"
         )
-    if replay and any(key != EMBEDDING for key in scores) and not (run_folder / STORE).is_file():
+    if spec.replay and asked and not (run_folder / STORE).is_file():
         raise UserError(f"{run_folder} holds no replies to replay; run with --judge URL and --model NAME first")
 
 
-def arms_to_score(
-    run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, baseline: str
-) -> list[tuple[str, int, Path]]:
-    """`find_arms`, without those that have another's weights where none is named. Raises UserError where the first keeps no firings."""
-    found = find_arms(run_folder, arms, seeds, baseline)
+def trained_arms(run: RunFolder, baseline: str) -> list[Arm]:
+    """A run's trained arms, seed by seed, the baseline of each seed first. Raises UserError where there is none."""
+    return sorted(run.trained(), key=lambda arm: (arm.seed, arm.name != baseline, arm.name))
+
+
+def arms_to_score(run: RunFolder, spec: InterpSpec) -> list[Arm]:
+    """Those that the spec asks for. Raises UserError where one is missing or keeps no firings.
+
+    Where it names no arms, those that have another's weights and keep no firings are left out.
+    """
+    trained = trained_arms(run, spec.baseline)
+    names = sorted({arm.name for arm in trained})
+    for name in spec.arms or ():
+        if name not in names:
+            raise UserError(f"no arm '{name}' is trained in {run.folder}{nearest(name, names)}")
+    arms = [arm for arm in trained if arm.name in (spec.arms or names) and arm.seed in (spec.seeds or [arm.seed])]
     if not arms:
-        # control has solo's very weights and keeps no firings of its own; whoever wants an arm without firings is told so
-        found = [each for each in found if (each[2] / "firings").is_dir() or not is_twin(each[2])]
-    if not found or not (found[0][2] / "firings").is_dir():
-        raise UserError(
-            f"{found[0][2] if found else run_folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true"
-        )
-    return found
+        has = ", ".join(arm.label for arm in trained)
+        raise UserError(f"no trained arm in {run.folder} has the seeds asked for; it has {has}")
+    if not spec.arms:
+        arms = [arm for arm in arms if arm.has_firings or not is_twin(arm)]
+    without = [arm.folder for arm in arms if not arm.has_firings] if arms else [run.folder]
+    if without:
+        raise UserError(f"{without[0]} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
+    return arms
 
 
-def find_arms(
-    run_folder: Path, arms: Sequence[str] | None, seeds: Sequence[int] | None, baseline: str
-) -> list[tuple[str, int, Path]]:
-    """(arm, seed, folder) of a run's trained arms, the baseline of each seed first. Raises UserError where one asked for is missing."""
-    if not (run_folder / "arms").is_dir():
-        raise UserError(f"{run_folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`")
-    names = [(ARM_FOLDER.fullmatch(folder.name), folder) for folder in sorted((run_folder / "arms").iterdir())]
-    found = [
-        (name["arm"], int(name["seed"]), folder)
-        for name, folder in names
-        if name and (folder / "primary" / "cfg.json").is_file()
-    ]
-    for wanted in arms or ():
-        if wanted not in {arm for arm, _, _ in found}:
-            raise UserError(
-                f"no arm '{wanted}' is trained in {run_folder}{nearest(wanted, {arm for arm, _, _ in found})}"
-            )
-    kept = [each for each in found if (not arms or each[0] in arms) and (seeds is None or each[1] in seeds)]
-    if not kept:
-        raise UserError(
-            f"no trained arm in {run_folder} has the seeds asked for; it has {', '.join(folder.name for _, _, folder in found) or 'none'}"
-        )
-    return sorted(kept, key=lambda each: (each[1], each[0] != baseline, each[0]))
-
-
-def is_twin(folder: Path) -> bool:
-    """Whether the arm's measures were taken over from another arm with the same weights."""
-    path = folder / "measures.json"
-    return path.is_file() and "same_weights_as" in files.read_json(path).get("conditions", {})
+def is_twin(arm: Arm) -> bool:
+    """Whether the arm's measures are those of another arm with the same weights, as control has solo's."""
+    return "same_weights_as" in arm.measures().get("conditions", {})

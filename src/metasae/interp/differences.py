@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from metasae import files
-from metasae.interp.held import Held, read_held
+from metasae.arms.folder import RunFolder
 from metasae.interp.pairs import matched_values
+from metasae.interp.scores import ScoreFile, read_scores
 
 BINS = 20
 # Of the kinds of silent windows the one that sees blends, where a score has it.
@@ -40,7 +41,7 @@ def score_differences(run_folder: str | Path) -> list[dict]:
     baseline = merged.get("baseline", "solo")
     told = {name: entry["interp"] for name, entry in merged.get("arms", {}).items()}
     latents = {name: _latents(run_folder / "arms" / name / "interp.json") for name in told}
-    held = {name: each for name in told if (each := read_held(run_folder / "arms" / name, *_split(name))) is not None}
+    held = {name: each for name in told if (each := read_scores(RunFolder(run_folder).arm(*_split(name)))) is not None}
     found = []
     for score, part, chance in _scores(told):
         values = {name: _values(of, score, part) for name, of in latents.items()}
@@ -113,12 +114,12 @@ def _changes(shares: Mapping[str, np.ndarray], baseline: str) -> dict[str, list[
     return {arm: np.mean(each, axis=0).tolist() for arm, each in changes.items()}
 
 
-def _paired(held: Mapping[str, Held], baseline: str, score: str, part: str) -> dict[str, dict]:
+def _paired(held: Mapping[str, ScoreFile], baseline: str, score: str, part: str) -> dict[str, dict]:
     found: dict[str, list[np.ndarray]] = {}
     for name, each in held.items():
         arm, seed = _split(name)
         base = held.get(f"{baseline}-s{seed}")
-        if arm == baseline or base is None or any(score not in side.file["scores"] for side in (each, base)):
+        if arm == baseline or base is None or any(score not in side.content["scores"] for side in (each, base)):
             continue
         a, b, _ = matched_values(each, base, score, part)
         found.setdefault(arm, []).append((a - b)[np.isfinite(a - b)])

@@ -1,32 +1,39 @@
-"""Windows of one latent: activating ones by strength, and silent ones of three kinds, verified against all of the latent's firings.
+"""Windows of latents: activating ones by strength, and silent ones of three kinds, verified against all firings.
 
-An activating window's focus is its peak: the strongest firing in it, the first of equals. Peaks of a side, ordered by strength, are cut
-into equal parts (deciles), and windows are drawn from all parts alike. Kinds of silent windows, all of the scoring side:
+An activating window's focus is its peak: the strongest firing in it, the first of equals. Peaks of a side, ordered by
+strength, are cut into equal strata (deciles), and windows are drawn from all strata alike. Kinds of silent windows, all
+of the scoring side:
     random        any token
     same_token    a token with the id of the focus of one of the latent's scoring windows
     neighbour     a token on which one of the latents with the largest phi with this one fires
-No two windows of a latent have the same tokens, so that text repeated in another document is not scored after it was explained.
+No two windows of a latent have the same tokens, so that text repeated in another document is not scored after it was
+explained.
+
+A latent is covered when both sides have as many activating windows as the spec wants. What fires rarely, in few
+documents or on repeated text is not covered. Coverage is reported by firing rate, as scores are of covered latents
+only.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
+from metasae.progress.progress import SILENT, Progress
 
-RANDOM, SAME_TOKEN, NEIGHBOUR = "random", "same_token", "neighbour"
-KINDS = (RANDOM, SAME_TOKEN, NEIGHBOUR)
+KINDS = RANDOM, SAME_TOKEN, NEIGHBOUR = "random", "same_token", "neighbour"
 # Silent windows are looked for in so many rounds, each of so many draws per window still missing.
 ROUNDS, DRAWS = 8, 4
+DECILES = 10
 
 
 @dataclass(frozen=True)
 class Windows:
     """w windows of `length` tokens. starts, focus: int64 [w], tokens of the split. peaks: float32 [w], 0 where silent.
 
-    strata: int8 [w], 0 for the weakest part of the latent's peaks; -1 where silent.
+    strata: int8 [w], 0 for the weakest stratum of the latent's peaks; -1 where silent.
     """
 
     starts: np.ndarray
@@ -40,137 +47,219 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Peaks:
-    """The activating windows that one latent has on each side: starts, focus int64 [c], values float32 [c], scoring bool [c]."""
+class LatentWindows:
+    """Of one latent. train, score: activating windows of the two sides. silent: kind -> windows of the scoring side."""
 
-    starts: np.ndarray
-    focus: np.ndarray
-    values: np.ndarray
-    scoring: np.ndarray
+    latent: int
+    train: Windows
+    score: Windows
+    silent: dict[str, Windows]
 
 
-def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Peaks:
-    """tokens int [c], rising, values float32 [c]: one latent's firings -> those that are the peak of their own window."""
+@dataclass(frozen=True)
+class Coverage:
+    """How many latents have enough windows.
+
+    live: latents that fire at all. covered: bool [n]. too_few_train, too_few_score: live latents that lack windows on
+    that side. deciles: live latents ordered by firing rate and cut into equal groups, of each the lowest and highest
+    rate, live and covered.
+    """
+
+    n_latents: int
+    live: int
+    covered: np.ndarray
+    too_few_train: int
+    too_few_score: int
+    deciles: tuple[dict, ...]
+
+    def as_dict(self) -> dict:
+        return {
+            "n_latents": self.n_latents,
+            "live": self.live,
+            "covered": int(self.covered.sum()),
+            "share_covered": float(self.covered.sum() / self.live) if self.live else None,
+            "too_few_train": self.too_few_train,
+            "too_few_score": self.too_few_score,
+            "by_firing_rate": list(self.deciles),
+        }
+
+
+def activating_windows(
+    text: Text, view: ByLatent, spec: WindowSpec, seed: int, progress: Progress = SILENT
+) -> tuple[dict[int, LatentWindows], Coverage]:
+    """The activating windows of every covered latent, without silent ones yet, and the coverage."""
+    counts = view.counts()
+    live = np.flatnonzero(counts)
+    drawn = []
+    with progress.task("windows", len(live), "latents") as task:
+        for latent in live.tolist():
+            drawn.append(latent_windows(text, view, latent, spec, seed))
+            task.advance(1)
+    lacks_train = np.array([len(windows.train) < spec.train for windows in drawn], bool)
+    lacks_score = np.array([len(windows.score) < spec.score for windows in drawn], bool)
+    covered = np.zeros(view.n_latents, bool)
+    covered[live] = ~(lacks_train | lacks_score)
+    coverage = Coverage(
+        view.n_latents,
+        len(live),
+        covered,
+        int(lacks_train.sum()),
+        int(lacks_score.sum()),
+        _deciles(counts, live, covered, view.n_tokens),
+    )
+    return {windows.latent: windows for windows in drawn if covered[windows.latent]}, coverage
+
+
+def latent_windows(text: Text, view: ByLatent, latent: int, spec: WindowSpec, seed: int) -> LatentWindows:
+    """The activating windows of a latent, as many of each side as there are and the spec wants; no silent ones."""
+    rng, drawn = np.random.default_rng([seed, latent]), set()
+    peaks = peaks_of(text, *view.latent(latent), spec)
+    train = draw_activating(text, peaks, False, spec.train, spec, rng, drawn)
+    return LatentWindows(latent, train, draw_activating(text, peaks, True, spec.score, spec, rng, drawn), {})
+
+
+def with_silent(
+    text: Text, view: ByLatent, windows: LatentWindows, neighbours: np.ndarray, spec: WindowSpec, seed: int
+) -> LatentWindows:
+    """The same with up to spec.silent windows of every silent kind.
+
+    neighbours: int [p], the latents with the largest phi with this one, -1 for none.
+    """
+    drawn = contents_of(text, windows.train) | contents_of(text, windows.score)
+    pools, silent = silent_pools(text, view, windows.score, neighbours[neighbours >= 0]), {}
+    for number, kind in enumerate(pools):
+        rng = np.random.default_rng([seed, windows.latent, number])
+        silent[kind] = draw_silent(text, pools[kind], view.latent(windows.latent)[0], spec, rng, drawn)
+    return replace(windows, silent=silent)
+
+
+def _deciles(counts: np.ndarray, live: np.ndarray, covered: np.ndarray, n_tokens: int) -> tuple[dict, ...]:
+    ordered = live[np.argsort(counts[live], kind="stable")]
+    return tuple(
+        {
+            "lowest_rate": float(counts[decile[0]] / n_tokens),
+            "highest_rate": float(counts[decile[-1]] / n_tokens),
+            "live": len(decile),
+            "covered": int(covered[decile].sum()),
+        }
+        for decile in np.array_split(ordered, DECILES)
+        if len(decile)
+    )
+
+
+def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Windows:
+    """tokens int [c], rising, values float32 [c]: one latent's firings -> the windows of those that are the peak of
+    their own.
+
+    Their strata are those of a side, so they have none yet (-1).
+    """
+    tokens, values = np.asarray(tokens), np.asarray(values)
     starts, whole = text.windows(tokens, spec.length, spec.position)
     low, high = np.searchsorted(tokens, starts), np.searchsorted(tokens, starts + spec.length)
     place = np.arange(len(tokens))
-    kept = whole & (values > _largest(values, low, place)) & (values >= _largest(values, place, high))
-    return Peaks(
-        starts[kept], np.asarray(tokens)[kept].astype(np.int64), np.asarray(values)[kept], text.scoring[starts[kept]]
-    )
+    is_peak = whole & (values > _largest(values, low, place)) & (values >= _largest(values, place, high))
+    strata = np.full(is_peak.sum(), -1, np.int8)
+    return Windows(starts[is_peak], tokens[is_peak].astype(np.int64), values[is_peak], strata, spec.length)
 
 
 def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """max of values[low : high] for every pair of ends, -inf for an empty range."""
-    if not len(values):
-        return np.zeros(0, np.float32)
     ends = np.stack([low, high], axis=1).ravel()
     # reduceat gives values[low] for an empty range, and wants every end inside the array
-    found = np.maximum.reduceat(np.append(values, -np.inf), ends)[::2]
-    return np.where(low < high, found, -np.inf)
+    largest = np.maximum.reduceat(np.append(values, -np.inf), ends)[::2]
+    return np.where(low < high, largest, -np.inf)
 
 
 def draw_activating(
-    text: Text, peaks: Peaks, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, seen: set[bytes]
+    text: Text, peaks: Windows, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, drawn: set[bytes]
 ) -> Windows:
-    """Up to `count` windows of one side, from all parts of its peaks alike; where a part runs out the others give more.
+    """Up to `count` windows of one side, from all strata of its peaks alike; where a stratum runs out the others give
+    more.
 
-    seen: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
+    drawn: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
     """
-    here = np.flatnonzero(peaks.scoring == scoring)
-    ordered = here[np.argsort(peaks.values[here], kind="stable")]
+    here = np.flatnonzero(text.scoring[peaks.starts] == scoring)
+    ordered = here[np.argsort(peaks.peaks[here], kind="stable")]
     chosen: list[tuple[int, int]] = []
     for row, stratum in in_turns(np.array_split(ordered, spec.strata), rng):
         if len(chosen) == count:
             break
-        if _is_new(text, peaks.starts[row], spec.length, seen):
+        if _is_new(text.content(peaks.starts[row], spec.length), drawn):
             chosen.append((row, stratum))
     rows, strata = np.array(chosen, np.int64).reshape(-1, 2).T
-    return Windows(peaks.starts[rows], peaks.focus[rows], peaks.values[rows], strata.astype(np.int8), spec.length)
+    return Windows(peaks.starts[rows], peaks.focus[rows], peaks.peaks[rows], strata.astype(np.int8), spec.length)
 
 
 def contents_of(text: Text, windows: Windows) -> set[bytes]:
-    """The tokens of each window, as `seen` has them."""
-    return {_content(text, start, windows.length) for start in windows.starts}
+    """The tokens of each window, as `drawn` has them."""
+    return {text.content(start, windows.length) for start in windows.starts}
 
 
-def in_turns(parts: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """(entry, number of its part): one entry of every part, then another of every part ...; parts and entries in random order."""
-    shuffled = [rng.permutation(part).tolist() for part in parts]
+def in_turns(groups: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """(entry, number of its group): one entry of every group, then another of every group ...; groups and entries in
+    random order.
+    """
+    shuffled = [rng.permutation(group).tolist() for group in groups]
     for turn in range(max(map(len, shuffled), default=0)):
-        # a new order each turn, so that a count that stops amid one favours no part
+        # a new order each turn, so that a count that stops amid one favours no group
         for number in rng.permutation(len(shuffled)).tolist():
             if turn < len(shuffled[number]):
                 yield shuffled[number][turn], number
 
 
+def silent_pools(text: Text, view: ByLatent, scored: Windows, neighbours: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Kind -> pools of tokens that silent windows of it are drawn round. scored: a latent's activating scoring windows.
+
+    neighbours: int [p], the latents closest to it. A token that peaks in several windows has as many pools of
+    `same_token`.
+    """
+    fired = [view.latent(int(other))[0] for other in neighbours]
+    return {
+        RANDOM: [text.scoring_tokens],
+        SAME_TOKEN: [text.scoring_by_id[number] for number in text.tokens[scored.focus].tolist()],
+        NEIGHBOUR: [tokens[text.scoring[tokens]] for tokens in fired],
+    }
+
+
 def draw_silent(
     text: Text,
-    kind: str,
-    latent: int,
-    view: ByLatent,
-    scored: Windows,
-    neighbours: np.ndarray,
+    pools: Sequence[np.ndarray],
+    fires: np.ndarray,
     spec: WindowSpec,
     rng: np.random.Generator,
-    seen: set[bytes],
+    drawn: set[bytes],
 ) -> Windows:
-    """Up to spec.silent windows of a kind in which the latent fires on no token. scored: its activating scoring windows.
+    """Up to spec.silent windows in which a latent fires on no token.
 
-    neighbours: the latents closest to it. seen: as in `draw_activating`.
+    A pool is drawn, each alike likely, then one of its tokens.
+
+    fires: int [c], rising: the tokens on which it fires. drawn: as in `draw_activating`.
     """
-    fires = view.latent(latent)[0]
-    pools = _pools(text, kind, view, scored, neighbours)
+    pools = [pool for pool in pools if len(pool)]
     starts, focus = [], []
     for _ in range(ROUNDS if pools else 0):
-        missing = spec.silent - len(starts)
-        drawn = _from_pools(pools, DRAWS * missing, rng)
-        begins, whole = text.windows(drawn, spec.length, spec.position)
+        tokens = _from_pools(pools, DRAWS * (spec.silent - len(starts)), rng)
+        begins, whole = text.windows(tokens, spec.length, spec.position)
         silent = np.searchsorted(fires, begins) == np.searchsorted(fires, begins + spec.length)
         for place in np.flatnonzero(whole & silent):
-            if len(starts) < spec.silent and _is_new(text, begins[place], spec.length, seen):
+            if len(starts) < spec.silent and _is_new(text.content(begins[place], spec.length), drawn):
                 starts.append(begins[place])
-                focus.append(drawn[place])
+                focus.append(tokens[place])
         if len(starts) == spec.silent:
             break
-    none = np.zeros(len(starts), np.float32)
-    return Windows(
-        np.array(starts, np.int64), np.array(focus, np.int64), none, np.full(len(starts), -1, np.int8), spec.length
-    )
+    peaks, strata = np.zeros(len(starts), np.float32), np.full(len(starts), -1, np.int8)
+    return Windows(np.array(starts, np.int64), np.array(focus, np.int64), peaks, strata, spec.length)
 
 
-def _pools(text: Text, kind: str, view: ByLatent, scored: Windows, neighbours: np.ndarray) -> list[np.ndarray]:
-    """Tokens from which silent windows are drawn: a pool is drawn, each alike likely, then one of its tokens."""
-    if kind == RANDOM:
-        pools = [text.scoring_tokens]
-    elif kind == SAME_TOKEN:
-        # a token that peaks in several windows is drawn as often
-        pools = [text.scoring_with_id(int(number)) for number in text.tokens[scored.focus]]
-    elif kind == NEIGHBOUR:
-        fired = (view.latent(int(other))[0] for other in neighbours)
-        pools = [tokens[text.scoring[tokens]] for tokens in fired]
-    else:
-        raise ValueError(f"no kind of silent windows '{kind}'")
-    return [pool for pool in pools if len(pool)]
-
-
-def _from_pools(pools: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
+def _from_pools(pools: Sequence[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
     """int64 [count]."""
-    which = rng.integers(len(pools), size=count)
-    share = rng.random(count)
-    return np.array(
-        [pools[pool][int(part * len(pools[pool]))] for pool, part in zip(which, share, strict=True)], np.int64
-    )
+    numbers, shares = rng.integers(len(pools), size=count), rng.random(count)
+    drawn = [pools[number][int(share * len(pools[number]))] for number, share in zip(numbers, shares, strict=True)]
+    return np.array(drawn, np.int64)
 
 
-def _is_new(text: Text, start: int, length: int, seen: set[bytes]) -> bool:
-    """Whether no window with these tokens was seen; it is from now on."""
-    content = _content(text, start, length)
-    if content in seen:
-        return False
-    seen.add(content)
-    return True
-
-
-def _content(text: Text, start: int, length: int) -> bytes:
-    return np.asarray(text.tokens[start : start + length]).tobytes()
+def _is_new(content: bytes, drawn: set[bytes]) -> bool:
+    """Whether no window with these tokens was drawn; one is from now on."""
+    before = len(drawn)
+    drawn.add(content)
+    return len(drawn) > before

@@ -1,108 +1,229 @@
-"""sense_intruder: of five windows round one token, which is the one on which the other of two siblings fires? Chance 1/5.
+"""sense_intruder: of five windows round one token, which is the one on which the other of two siblings fires? Chance
+1/5.
 
-It needs no explanation: the judge sees that two latents into which another was split part the uses of a token in a way that a reader can
-see, or it does not. It cannot see why: a sense, a grammatical role and a kind of text are all the same to it. Accuracy is per pair of
-siblings, both taking turns as the intruder; pairs of one parent are one cluster of the bootstrap. The floor (`shuffled`) has five windows
-of one child, one of them called the intruder: chance whatever the judge, so what lies off it is an error of the asking. What siblings
-are worth is told by the baseline's: its latents split between seeds (see `siblings`).
+Siblings are two latents of one SAE into which a latent of another SAE is split. An arm's siblings are children of the
+baseline's latents (same seed) in the arm; the baseline's own are children of its latents in its next seed: the base
+rate, as latents are split between seeds, too. Candidates are those of across.json where it was made of these very SAEs,
+else they are looked for in the firings.
+
+A question is five windows round the same token of the vocabulary, from five documents and no two alike, the token in
+the middle. On it one child fires and its sibling does not in four of them, and the other way round in the fifth, the
+intruder.
+
+It needs no explanation: the judge sees that two latents into which another was split part the uses of a token in a way
+that a reader can see, or it does not. It cannot see why: a sense, a grammatical role and a kind of text are all the
+same to it. Accuracy is per pair of siblings, both taking turns as the intruder; pairs of one parent are one cluster of
+the bootstrap. The floor (`shuffled`) has five windows of one child, one of them called the intruder: chance whatever
+the judge, so a floor off chance is an error of the asking.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
+from metasae.arms.folder import Arm, RunFolder, next_seed, read_object
+from metasae.compare.across import RANKED
 from metasae.interp import prompts
-from metasae.interp.held import INTRUDER
+from metasae.interp.choice import INTRUDER
+from metasae.interp.draws import in_turns
 from metasae.interp.prompts import Shown
-from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Reader
+from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Question, Reader, credit_of, means
 from metasae.interp.replies import Ask, Reply
-from metasae.interp.result import Score
-from metasae.interp.siblings import ALIKE, Five, Splits, alone, draw_fives
-from metasae.interp.windows import Text
+from metasae.interp.scores import Score
+from metasae.interp.windows import CENTRE, Text
+from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent
+from metasae.progress.progress import SILENT, Progress
+from metasae.recipe.registry import BASELINE
 
+# Windows of a question beside the intruder.
+ALIKE = 4
 # Questions of a pair with each of the two as the intruder, and how many a pair needs in all.
 EACH_WAY, AT_LEAST = 4, 2
+# (parent, its children), best first.
+Ranked = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The best splits of the latents of `parents` in `children`. found_in: `across.json` or `firings`."""
+
+    parents: Arm
+    children: Arm
+    ranked: Ranked
+    found_in: str
+
+    def pairs(self) -> list[tuple[int, int, int]]:
+        """(parent, child, child) of every two children of a parent."""
+        return [(parent, *two) for parent, children in self.ranked for two in combinations(children, 2)]
+
+
+@dataclass(frozen=True)
+class Five:
+    """Five windows in the order shown. starts, focus: int64 [5]. intruder: its place, 0 to 4."""
+
+    starts: np.ndarray
+    focus: np.ndarray
+    intruder: int
+
+
+def splits_of(
+    run: RunFolder, arm: Arm, trained: Sequence[Arm], baseline: str = BASELINE, progress: Progress = SILENT
+) -> Splits | None:
+    """The first 50 splits whose children are this arm's, or of the baseline the base rate; None where there is no
+    second SAE.
+
+    trained: every trained arm of the run; all must keep their firings.
+    """
+    parents = next((other for other in trained if (other.name, other.seed) == (baseline, arm.seed)), None)
+    if parents is None:
+        return None
+    key, children = arm, arm
+    weights = _weights(parents)
+    if arm == parents or (weights is not None and weights == _weights(arm)):
+        # an arm with the baseline's very weights (control) has the baseline's base rate
+        key, children = parents, next_seed(parents, trained)
+    if children is None:
+        return None
+    ranked = _kept(run, key, parents, children) if baseline == BASELINE else None
+    if ranked is not None:
+        return Splits(parents, children, ranked, "across.json")
+    splits = find_splits(parents.firings(), children.firings(), progress=progress).ranked[:RANKED]
+    return Splits(parents, children, tuple((split.parent, split.children) for split in splits), "firings")
+
+
+def _weights(arm: Arm) -> str | None:
+    """The fingerprint of a measured SAE."""
+    return arm.measures().get("conditions", {}).get("sae")
+
+
+def _kept(run: RunFolder, key: Arm, parents: Arm, children: Arm) -> Ranked | None:
+    """The splits that across.json has under `key`, where they are of these two SAEs."""
+    splits = read_object(run.folder / "across.json").get(key.label, {}).get("splits")
+    weights = [_weights(parents), _weights(children)]
+    if splits is None or None in weights or splits.get("of") != weights:
+        return None
+    return tuple((split["parent"], tuple(split["children"])) for split in splits["ranked"])
+
+
+def alone(text: Text, view: ByLatent, child: int, sibling: int, length: int) -> np.ndarray:
+    """int64 [c], rising: tokens on which one child fires and its sibling does not, with a whole window round them."""
+    places = np.setdiff1d(view.latent(child)[0], view.latent(sibling)[0], assume_unique=True).astype(np.int64)
+    return places[text.windows(places, length, CENTRE)[1]]
+
+
+def draw_fives(
+    text: Text, most: np.ndarray, other: np.ndarray, length: int, count: int, rng: np.random.Generator
+) -> list[Five]:
+    """Up to `count` questions with four windows round tokens of `most` and one of `other`, each intruder once; token
+    ids take turns.
+
+    most, other: from `alone`; the same twice for windows of one child only.
+    """
+    by_id, others = text.by_id(most), text.by_id(other)
+    shared = sorted(by_id.keys() & others.keys())
+    able = [number for number in shared if len(np.unique(text.documents[by_id[number]])) >= ALIKE]
+    fives: list[Five] = []
+    for intruder, which in in_turns([others[number] for number in able], rng):
+        if len(fives) == count:
+            break
+        four = _four(text, by_id[able[which]], int(intruder), length, rng)
+        if four is not None:
+            place = int(rng.integers(ALIKE + 1))
+            focus = np.insert(four, place, intruder)
+            fives.append(Five(focus - length // 2, focus, place))
+    return fives
+
+
+def _four(text: Text, places: np.ndarray, intruder: int, length: int, rng: np.random.Generator) -> np.ndarray | None:
+    """int64 [4] of these places, no two of the five of one document or with the same tokens; None where there are no
+    four.
+    """
+    five, documents, contents = [], set(), set()
+    for place in [intruder, *rng.permutation(places).tolist()]:
+        document, content = int(text.documents[place]), text.content(place - length // 2, length)
+        if document not in documents and content not in contents:
+            five.append(place)
+            documents.add(document)
+            contents.add(content)
+        if len(five) == ALIKE + 1:
+            return np.array(five[1:], np.int64)
+    return None
 
 
 @dataclass(frozen=True)
 class Siblings:
-    """The score of every pair of siblings of one SAE. pairs: (parent, child, child). questions: int64 [p], asked of each pair."""
+    """The score of every pair of siblings of one SAE. questions: int64 [p], how many were asked of each pair."""
 
     splits: Splits
-    pairs: tuple[tuple[int, int, int], ...]
     questions: np.ndarray
     score: Score
 
     def as_dict(self, seed: int) -> dict:
         """What the other scores have, over pairs, and what they are pairs of."""
-        clusters = np.array([parent for parent, _, _ in self.pairs], np.int64)
-        facts = {"parents": self.splits.parents, "children": self.splits.children, "found_in": self.splits.found_in}
-        return {**self.score.as_dict(range(len(self.pairs)), clusters, seed), **facts}
+        clusters = np.array([parent for parent, _, _ in self.splits.pairs()], np.int64)
+        names = {"parents": self.splits.parents.label, "children": self.splits.children.label}
+        score = self.score.as_dict(range(len(clusters)), clusters, seed)
+        return {**score, **names, "found_in": self.splits.found_in}
 
     def per_pair(self) -> list[dict]:
         values = [value if np.isfinite(value) else None for value in self.score.values["all"].tolist()]
-        rows = zip(self.pairs, self.questions.tolist(), values, strict=True)
+        rows = zip(self.splits.pairs(), self.questions.tolist(), values, strict=True)
         return [
             {"parent": parent, "children": children, "questions": count, INTRUDER: value}
             for (parent, *children), count, value in rows
         ]
 
 
-def intruder_score(reader: Reader, view: ByLatent, documents: np.ndarray, splits: Splits) -> Siblings:
-    """view: of the children's SAE. documents: int [T]. A pair with fewer than two questions has no score and is counted."""
+def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> Siblings:
+    """view: of the children's SAE. A pair with fewer than two questions has no score and is counted."""
     text, length, pairs = reader.text, reader.spec.length, splits.pairs()
     asked: list[list[Five]] = []
-    same: list[list[Five]] = []
-    for number, (_, one, other) in enumerate(pairs):
+    floor: list[list[Five]] = []
+    for _, one, other in pairs:
         rng = np.random.default_rng([reader.seed, one, other, 15])
         sides = alone(text, view, one, other, length), alone(text, view, other, one, length)
-        both = [draw_fives(text, documents, most, odd, length, EACH_WAY, rng) for most, odd in (sides, sides[::-1])]
-        asked.append(both[0] + both[1] if len(both[0]) + len(both[1]) >= AT_LEAST else [])
-        floored = asked[-1] and number < FLOOR
-        same.append(
-            [five for side in sides for five in draw_fives(text, documents, side, side, length, 1, rng)]
-            if floored
-            else []
-        )
+        fives = [
+            five for most, odd in (sides, sides[::-1]) for five in draw_fives(text, most, odd, length, EACH_WAY, rng)
+        ]
+        asked.append(fives if len(fives) >= AT_LEAST else [])
+        if len(floor) < FLOOR:
+            same = [five for side in sides for five in draw_fives(text, side, side, length, 1, rng)]
+            floor.append(same if asked[-1] else [])
     counts = {
         "candidates": len(splits.ranked),
         "pairs": len(pairs),
-        "too_few_windows": sum(not each for each in asked),
+        "too_few_windows": sum(not fives for fives in asked),
         **NOTHING_COUNTED,
     }
     own = _accuracy(reader, asked, counts)
     # what cannot be read of the floor is not counted as the score's
-    floor = _accuracy(reader, same, dict(counts))
-    return Siblings(
-        splits,
-        tuple(pairs),
-        np.array([len(each) for each in asked], np.int64),
-        Score(INTRUDER, {"all": own}, {"all": floor[:FLOOR]}, counts),
-    )
+    shuffled = _accuracy(reader, floor, dict(counts))
+    questions = np.array([len(fives) for fives in asked], np.int64)
+    return Siblings(splits, questions, Score(INTRUDER, {"all": own}, {"all": shuffled}, counts))
 
 
-def _accuracy(reader: Reader, fives: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:
-    """float64 [p]: share of each pair's questions answered right, NaN without any; what was not read has the credit of chance."""
-    flat = [(row, five) for row, each in enumerate(fives) for five in each]
-    asks = [_ask(reader.text, five, reader.spec.length) for _, five in flat]
-    found, _ = reader.replies(asks, [_number] * len(asks), counts)
-    right: list[list[float]] = [[] for _ in fives]
-    for (row, five), answer in zip(flat, found, strict=True):
-        right[row].append(1 / (ALIKE + 1) if answer is None else float(answer == five.intruder + 1))
-    return np.array([np.mean(each) if each else np.nan for each in right], np.float64)
+def _accuracy(reader: Reader, asked: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:
+    """float64 [p]: share of each pair's questions answered right, NaN without any."""
+    questions = [
+        Question(_ask(reader.text, five, reader.spec.length), row, ["all"], [five.intruder + 1])
+        for row, fives in enumerate(asked)
+        for five in fives
+    ]
+    reader.put(questions, _number, counts)
+    return means(credit_of(questions, 1 / (ALIKE + 1)), len(asked))
 
 
 def _ask(text: Text, five: Five, length: int) -> Ask:
-    windows = []
-    for start, focus in zip(five.starts.tolist(), five.focus.tolist(), strict=True):
-        marked = np.zeros(length, bool)
-        marked[focus - start] = True
-        windows.append(Shown(tuple(text.strings(start, length)), marked))
-    return prompts.intrude(windows)
+    starts = five.starts.tolist()
+    marks = np.arange(length) == (five.focus - five.starts)[:, None]
+    return prompts.intrude(
+        [Shown(tuple(text.strings(start, length)), row) for start, row in zip(starts, marks, strict=True)]
+    )
 
 
-def _number(reply: Reply) -> int | None:
+def _number(reply: Reply | None, count: int) -> list[int] | None:
     answer = prompts.field_of(reply, "intruder")
-    return answer if type(answer) is int and 1 <= answer <= ALIKE + 1 else None
+    return [answer] if type(answer) is int and 1 <= answer <= ALIKE + 1 else None

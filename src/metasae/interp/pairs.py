@@ -1,8 +1,8 @@
 """Arm against arm: RUN/interp.json, from what every arm's interp.json holds.
 
-An arm's mean is over its own random covered latents. Where partners of the baseline's latents were scored as well (Hungarian on decoder
-cosine), the difference within pairs is reported beside that of the means. sense_intruder is of siblings (`metasae.interp.siblings`), not
-of these latents, so it has no matched difference.
+An arm's mean is over its own random covered latents. Where partners of the baseline's latents were scored as well
+(Hungarian on decoder cosine), the difference within pairs is reported beside that of the means. sense_intruder is of
+siblings (`metasae.interp.intruder`), not of these latents, so it has no matched difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,99 +10,103 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from metasae.compare.shared_seeds import of_both, of_names
-from metasae.interp.held import INTRUDER, Held
-from metasae.interp.result import CHANCE, matched_difference, over_seeds
+from metasae.interp.choice import CHANCE, INTRUDER
+from metasae.interp.scores import ScoreFile
+from metasae.intervals.resampling import bootstrap_interval
+from metasae.intervals.statistics import paired_difference
 
-# What must be alike before two arms are held against each other.
-ALIKE = ("windows", "seed", "asked")
 
+def merged(scores: Sequence[ScoreFile], baseline: str) -> dict:
+    """{"baseline", "arms": name -> {"interp": summary}, "pairs": `arm vs baseline` -> score -> part -> {unpaired,
+    matched, matched_by_seed}}.
 
-def merged(held: Sequence[Held], baseline: str) -> dict:
-    """{"baseline", "arms": name -> {"interp": summary}, "pairs": `arm vs baseline` -> score -> part -> {unpaired, matched, matched_by_seed}}.
-
-    held: of arms whose conditions are alike.
+    scores: of arms whose conditions are alike.
     """
+    by_arm: dict[str, dict[int, ScoreFile]] = {}
+    for file in scores:
+        by_arm.setdefault(file.arm.name, {})[file.arm.seed] = file
+    base = by_arm.pop(baseline, {})
     return {
         "baseline": baseline,
-        "arms": {each.name: {"interp": each.summary()} for each in held},
-        "pairs": _pairs(held, baseline),
+        "arms": {file.arm.label: {"interp": file.summary()} for file in scores},
+        "pairs": {f"{arm} vs {baseline}": _compared(of_arm, base) for arm, of_arm in by_arm.items() if base},
     }
 
 
-def alike(one: Mapping, other: Mapping) -> bool:
-    """Whether the conditions of two arms let them be compared."""
-    return all(one.get(name) == other.get(name) for name in ALIKE)
-
-
-def matched_values(arm: Held, base: Held, key: str, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the arm's numbers, the baseline's, clusters), each [p], of the pairs of matched latents; NaN where one lacks windows.
+def matched_values(arm: ScoreFile, base: ScoreFile, key: str, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the arm's numbers, the baseline's, clusters), each [p], of the pairs of matched latents; NaN where one lacks
+    windows.
 
     Without pairs where the arm was matched with other weights of the baseline than these.
     """
-    rows = [{latent: row for row, latent in enumerate(each.latents)} for each in (base, arm)]
-    known = arm.file["pairs"] if arm.file["conditions"]["matched_with"] == base.file["conditions"]["of"] else ()
-    pairs = [[rows[0][one], rows[1][other]] for one, other in known]
-    b, a = np.array(pairs, np.int64).reshape(-1, 2).T
+    row_of_arm, row_of_base = ({latent: row for row, latent in enumerate(side.latents)} for side in (arm, base))
+    pairs = arm.content["pairs"] if _are_matched(arm, base) else ()
+    a = np.array([row_of_arm[latent] for _, latent in pairs], np.int64)
+    b = np.array([row_of_base[latent] for latent, _ in pairs], np.int64)
     return arm.values(key, part)[a], base.values(key, part)[b], base.clusters()[b]
 
 
-def _pairs(held: Sequence[Held], baseline: str) -> dict:
-    by_arm: dict[str, dict[int, Held]] = {}
-    for each in held:
-        by_arm.setdefault(each.arm, {})[each.seed] = each
-    base = by_arm.pop(baseline, {})
-    pairs: dict[str, dict] = {}
-    for arm, of_arm in by_arm.items() if base else ():
-        found = pairs.setdefault(f"{arm} vs {baseline}", {})
-        for key in CHANCE:
-            sides = [
-                {seed: each for seed, each in side.items() if key in each.file["scores"]} for side in (of_arm, base)
-            ]
-            both = [each for side in sides for each in side.values()]
-            # scores by two judges are not of one kind
-            if not all(sides) or len({each.judge(key) for each in both}) > 1:
-                continue
-            if key == INTRUDER:
-                found |= _of_siblings(*sides)
-            else:
-                parts = [part for part in both[0].parts(key) if all(part in each.parts(key) for each in both)]
-                found[key] = {part: _differences(*sides, key, part) for part in parts}
-    return pairs
+def matched_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, seed: int) -> dict:
+    """a - b over pairs of matched latents, float64 [p] each: means, the mean difference and its interval; pairs without
+    both are counted.
+    """
+    both = np.isfinite(a) & np.isfinite(b)
+    interval = bootstrap_interval(np.where(both, a - b, np.nan), seed=seed, clusters=clusters).as_dict()
+    means = {name: float(values[both].mean()) if both.any() else None for name, values in (("a", a), ("b", b))}
+    return {**means, "difference": interval.pop("estimate"), **interval}
 
 
-def _of_siblings(arm: Mapping[int, Held], base: Mapping[int, Held]) -> dict:
+def _are_matched(arm: ScoreFile, base: ScoreFile) -> bool:
+    """Whether these are the very weights of the baseline that the arm's latents were matched with."""
+    return arm.content["conditions"]["matched_with"] == base.content["conditions"]["of"]
+
+
+def _compared(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile]) -> dict:
+    """score -> part -> differences. arm, base: seed -> scores."""
+    differences = {}
+    for key in CHANCE:
+        sides = [{seed: file for seed, file in side.items() if key in file.content["scores"]} for side in (arm, base)]
+        both = [file for side in sides for file in side.values()]
+        # scores by two judges are not of one kind
+        if not all(sides) or len({file.judge(key) for file in both}) > 1:
+            continue
+        if key == INTRUDER:
+            differences |= _of_siblings(*sides)
+        else:
+            parts = [part for part in both[0].parts(key) if all(part in file.parts(key) for file in both)]
+            differences[key] = {part: _differences(*sides, key, part) for part in parts}
+    return differences
+
+
+def _of_siblings(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile]) -> dict:
     """{} where a side has no siblings: one seed of the baseline may have no sibling seed to be split in."""
-    sides = [
-        {seed: score for seed, each in side.items() if (score := each.file["scores"][INTRUDER]).get("parents")}
-        for side in (arm, base)
-    ]
-    if not all(sides):
+    means, behind = [], []
+    for side in (arm, base):
+        scores = {seed: file.content["scores"][INTRUDER] for seed, file in side.items()}
+        scores = {seed: score for seed, score in scores.items() if score.get("parents")}
+        means.append({seed: score["parts"]["all"]["estimate"] for seed, score in scores.items()})
+        # solo's own are split in its next seed, so its numbers share seeds
+        behind.append({seed: of_names(seed, [score["parents"], score["children"]]) for seed, score in scores.items()})
+    if not all(means):
         return {}
-    means = [{seed: score["parts"]["all"]["estimate"] for seed, score in side.items()} for side in sides]
-    # solo's own are split in its next seed, so its numbers share seeds
-    behind = [
-        {seed: of_names(seed, [score["parents"], score["children"]]) for seed, score in side.items()} for side in sides
-    ]
-    return {
-        INTRUDER: {"all": {"unpaired": over_seeds(*means, of_both(*behind)), "matched": None, "matched_by_seed": {}}}
-    }
+    unpaired = paired_difference(*means, between=of_both(*behind)).as_dict()
+    return {INTRUDER: {"all": {"unpaired": unpaired, "matched": None, "matched_by_seed": {}}}}
 
 
-def _differences(arm: Mapping[int, Held], base: Mapping[int, Held], key: str, part: str) -> dict:
-    means = [{seed: _mean(each.values(key, part)[each.own]) for seed, each in side.items()} for side in (arm, base)]
-    within = {
-        seed: matched_difference(*matched_values(each, base[seed], key, part), each.file["conditions"]["seed"])
-        for seed, each in arm.items()
-        if seed in base and each.file["conditions"]["matched_with"] == base[seed].file["conditions"]["of"]
-    }
-    within = {seed: entry for seed, entry in within.items() if entry["n_values"] + entry["excluded"]}
-    matched = (
-        over_seeds(*({seed: entry[name] for seed, entry in within.items()} for name in ("a", "b"))) if within else None
-    )
+def _differences(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile], key: str, part: str) -> dict:
+    means = [{seed: _mean(file.values(key, part)[file.own]) for seed, file in side.items()} for side in (arm, base)]
+    within = {}
+    for seed, file in arm.items():
+        if seed in base and _are_matched(file, base[seed]):
+            values = matched_values(file, base[seed], key, part)
+            difference = matched_difference(*values, file.content["conditions"]["seed"])
+            if difference["n_values"] + difference["excluded"]:
+                within[seed] = difference
+    sides = [{seed: difference[side] for seed, difference in within.items()} for side in ("a", "b")]
     return {
-        "unpaired": over_seeds(*means),
-        "matched": matched,
-        "matched_by_seed": {str(seed): entry for seed, entry in within.items()},
+        "unpaired": paired_difference(*means).as_dict(),
+        "matched": paired_difference(*sides).as_dict() if within else None,
+        "matched_by_seed": {str(seed): difference for seed, difference in within.items()},
     }
 
 

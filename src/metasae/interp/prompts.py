@@ -1,11 +1,24 @@
-"""Windows as a judge reads them, and the questions. Marked tokens stand between << and >>.
+"""Windows as a judge reads them, the questions, and what is read of a reply. Marked tokens stand between << and >>.
 
-Every question says in words what its reply looks like, as not every server and no model in this process is held to the schema.
+Every question says in words what its reply looks like, as not every server and no model in this process is held to the
+schema.
+
+The probability of a yes in a list of yes and no comes from the log probabilities beside the reply. Where the reply's
+text has `true` or `false`, the token that begins it has alternatives. Those that would begin `true` are a yes, those
+that would begin `false` a no (spaces, commas and brackets before them left aside), and the rest does not count:
+
+    P(yes) = sum of p over the yes / sum of p over yes and no
+
+The model has written its earlier answers of the list by then, so the numbers are of one list, in its order.
 """
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -17,39 +30,39 @@ from metasae.measures.firing.by_latent import ByLatent
 OPEN, CLOSE = "<<", ">>"
 # Tokens of a reply: per item of a list, and what stands round them.
 PER_ITEM, ROUND, EXPLANATION = 8, 32, 160
+# A list of answers, which a reply that was cut off does not close.
+_LIST = re.compile(r'"answers"\s*:\s*\[(?P<answers>[^\]]*)')
+_ANSWER = re.compile(r"true|false")
+_BEFORE = " \t\r\n,[:"
 
-_NEURON = "A feature of a language model is active on some tokens of a text and silent on the others. "
+_FEATURE = "A feature of a language model is active on some tokens of a text and silent on the others. "
+_JUDGED = _FEATURE + "You see an explanation of one feature, and numbered texts"
+_YES_OR_NO = 'Reply with JSON, one true or false for each text, in their order: {"answers": [...]}.'
 EXPLAIN = (
-    _NEURON
-    + f"You see short texts in which tokens on which one feature is active stand between {OPEN} and {CLOSE}. Say in one short sentence "
-    "what these tokens have in common and the rest has not: their meaning, their form or what stands round them. Be as specific as the texts allow. "
+    f"{_FEATURE}You see short texts in which tokens on which one feature is active stand between {OPEN} and {CLOSE}. "
+    "Say in one short sentence what these tokens have in common and the rest has not: their meaning, their form or "
+    "what stands round them. Be as specific as the texts allow. "
     'Reply with JSON: {"explanation": "the sentence"}.'
 )
-_YES_OR_NO = 'Reply with JSON, one true or false for each text, in their order: {"answers": [...]}.'
-DETECT = (
-    _NEURON
-    + "You see an explanation of one feature, and numbered texts. Say for each text whether the feature is active on any token of it. "
-    + _YES_OR_NO
-)
+DETECT = f"{_JUDGED}. Say for each text whether the feature is active on any token of it. {_YES_OR_NO}"
 MARKS = (
-    _NEURON
-    + f"You see an explanation of one feature, and numbered texts with tokens marked by {OPEN} and {CLOSE}. Say for each text whether "
-    "the marked tokens are those on which the feature is active. " + _YES_OR_NO
+    f"{_JUDGED} with tokens marked by {OPEN} and {CLOSE}. Say for each text whether "
+    f"the marked tokens are those on which the feature is active. {_YES_OR_NO}"
 )
 SIMULATE = (
-    _NEURON
-    + "You see an explanation of one feature, and numbered texts. Say for each text how strongly the feature is active on its last "
+    f"{_JUDGED}. Say for each text how strongly the feature is active on its last "
     "token: a whole number from 0, not at all, to 10, as strongly as ever. "
     'Reply with JSON, one number for each text, in their order: {"answers": [...]}.'
 )
 CHOOSE = (
-    _NEURON
-    + "You see an explanation of one feature and two texts, A and B. The feature is active in one; the other is the same with the "
-    'tokens it is active on replaced. Say in which text it is active. Reply with JSON: {"answer": "the letter"}.'
+    f"{_FEATURE}You see an explanation of one feature and two texts, A and B. The feature is active in one; the other "
+    "is the same with the tokens it is active on replaced. Say in which text it is active. "
+    'Reply with JSON: {"answer": "the letter"}.'
 )
 INTRUDE = (
-    f"You see five numbered texts with the same token, marked by {OPEN} and {CLOSE}. In four of them it is used alike: in one meaning, one "
-    'role or one kind of surroundings. One text is the intruder. Say which. Reply with JSON: {"intruder": its number}.'
+    f"You see five numbered texts with the same token, marked by {OPEN} and {CLOSE}. In four of them it is used alike: "
+    "in one meaning, one role or one kind of surroundings. One text is the intruder. Say which. "
+    'Reply with JSON: {"intruder": its number}.'
 )
 
 
@@ -61,56 +74,50 @@ class Shown:
     marked: np.ndarray
 
     def __str__(self) -> str:
-        out, inside = [], False
+        pieces, inside = [], False
         for string, mark in zip(self.strings, self.marked, strict=True):
-            if mark != inside:
-                # spaces before a token stay outside its mark
-                space = len(string) - len(string.lstrip(" ")) if mark else 0
-                out.append(string[:space] + OPEN + string[space:] if mark else CLOSE + string)
+            # spaces before a token stay outside its mark
+            word = string.lstrip(" ")
+            if mark and not inside:
+                pieces += [string.removesuffix(word), OPEN, word]
             else:
-                out.append(string)
+                pieces += [CLOSE, string] if inside and not mark else [string]
             inside = bool(mark)
-        return " ".join("".join([*out, CLOSE if inside else ""]).split())
+        return " ".join("".join([*pieces, CLOSE if inside else ""]).split())
 
 
 def shown(text: Text, windows: Windows, view: ByLatent | None = None, latent: int = -1) -> list[Shown]:
     """The windows, with the tokens marked on which the latent fires; no marks without a view."""
-    out = []
+    fires = np.zeros(0, np.int32) if view is None else view.latent(latent)[0]
+    windows_shown = []
     for start in windows.starts.tolist():
         marked = np.zeros(windows.length, bool)
-        if view is not None:
-            fires = view.latent(latent)[0]
-            low, high = np.searchsorted(fires, [start, start + windows.length])
-            marked[fires[low:high] - start] = True
-        out.append(Shown(tuple(text.strings(start, windows.length)), marked))
-    return out
+        low, high = np.searchsorted(fires, [start, start + windows.length])
+        marked[fires[low:high] - start] = True
+        windows_shown.append(Shown(tuple(text.strings(start, windows.length)), marked))
+    return windows_shown
 
 
 def explain(windows: Sequence[Shown]) -> Ask:
     return Ask(EXPLAIN, _numbered(windows), _object({"explanation": {"type": "string"}}), EXPLANATION)
 
 
-def per_window(question: str, explanation: str, windows: Sequence[Shown], item: dict, repeat: int = 0) -> Ask:
+def per_window(question: str, explanation: str, windows: Sequence[Shown], item: dict) -> Ask:
     """One answer per window, each of the JSON type `item`, in a list under `answers`."""
     count = len(windows)
     answers = {"type": "array", "items": item, "minItems": count, "maxItems": count}
-    return Ask(
-        question,
-        f"Explanation: {explanation}\n\n{_numbered(windows)}",
-        _object({"answers": answers}),
-        ROUND + PER_ITEM * count,
-        repeat=repeat,
-    )
+    user = f"Explanation: {explanation}\n\n{_numbered(windows)}"
+    return Ask(question, user, _object({"answers": answers}), ROUND + PER_ITEM * count)
 
 
-def choose(explanation: str, a: Shown, b: Shown, repeat: int = 0) -> Ask:
+def choose(explanation: str, a: Shown, b: Shown) -> Ask:
     user = f"Explanation: {explanation}\n\nA: {a}\nB: {b}"
-    return Ask(CHOOSE, user, _object({"answer": {"type": "string", "enum": ["A", "B"]}}), ROUND, repeat=repeat)
+    return Ask(CHOOSE, user, _object({"answer": {"type": "string", "enum": ["A", "B"]}}), ROUND)
 
 
-def intrude(windows: Sequence[Shown], repeat: int = 0) -> Ask:
+def intrude(windows: Sequence[Shown]) -> Ask:
     number = {"type": "integer", "minimum": 1, "maximum": len(windows)}
-    return Ask(INTRUDE, _numbered(windows), _object({"intruder": number}), ROUND, repeat=repeat)
+    return Ask(INTRUDE, _numbered(windows), _object({"intruder": number}), ROUND)
 
 
 def field_of(reply: Reply | None, name: str):
@@ -119,17 +126,45 @@ def field_of(reply: Reply | None, name: str):
         return None
     start, end = reply.text.find("{"), reply.text.rfind("}")
     try:
-        found = json.loads(reply.text[start : end + 1]) if start >= 0 else None
+        fields = json.loads(reply.text[start : end + 1]) if start >= 0 else None
     except (ValueError, RecursionError):
         return None
-    return found.get(name) if isinstance(found, dict) else None
+    return fields.get(name) if isinstance(fields, dict) else None
 
 
 def answers_of(reply: Reply | None, count: int, kind: type) -> list | None:
     """`answers`, where it is a list of so many of this very type; else None."""
-    found = field_of(reply, "answers")
-    right = isinstance(found, list) and len(found) == count and all(type(each) is kind for each in found)
-    return found if right else None
+    answers = field_of(reply, "answers")
+    readable = isinstance(answers, list) and len(answers) == count and all(type(answer) is kind for answer in answers)
+    return answers if readable else None
+
+
+def yes_probabilities(reply: Reply, count: int) -> list[float] | None:
+    """P(yes) of each of `count` answers; None where the reply has no log probabilities or they do not fit its list."""
+    tokens = [token for token, _ in reply.logprobs or ()]
+    text, ends = "".join(tokens), list(accumulate(map(len, tokens)))
+    answers = _LIST.search(text)
+    if answers is None:
+        return None
+    offsets = [match.start() for match in _ANSWER.finditer(text, *answers.span("answers"))]
+    # a token may hold the end of one answer and the beginning of the next, whose alternatives cannot be told apart then
+    places = [bisect_right(ends, offset) for offset in offsets]
+    if len(offsets) != count or len(set(places)) != count:
+        return None
+    shares = [_yes(reply.logprobs[place][1]) for place in places]
+    return None if None in shares else shares
+
+
+def _yes(alternatives: Mapping[str, float]) -> float | None:
+    """The share of yes among the alternatives that are a yes or a no; None without any."""
+    weights = {"true": 0.0, "false": 0.0}
+    for token, logprob in alternatives.items():
+        begun = token.lstrip(_BEFORE)
+        for word in weights:
+            if begun and (word.startswith(begun) or begun.startswith(word)):
+                weights[word] += math.exp(logprob)
+    total = sum(weights.values())
+    return weights["true"] / total if total > 0 else None
 
 
 def _numbered(windows: Sequence[Shown]) -> str:

@@ -1,39 +1,41 @@
-"""Scores for which a judge reads: it explains a latent from training windows, then is asked about scoring windows it has not seen.
+"""Scores for which a judge reads: it explains a latent from training windows, then is asked about scoring windows it
+has not seen.
 
-    detection     does the latent fire in this window?     mean of (share of activating windows found, share of silent ones left)
-    fuzz_marks    are the marked tokens the right ones?    the same; a silent window carries as many marks as an activating one, at
-                  random places, and where it has a focus (the same token, a neighbour's) one of them is there
-    fuzz_2afc     which of two windows is the real one?    2 x accuracy - 1, each pair asked in both orders; in the other the tokens on
-                  which the latent fires are replaced by others drawn from the text. A window with a token that nothing can replace, as
-                  of a latent that always fires, is not asked about and is counted
-    sim_spearman  how strongly, 0 to 10, at the last token?  Spearman's rho with the true peaks of 25 windows that end at their peak, 5 from
-                  each fifth; 0 where either side is constant. It has no negatives, so it cannot see that an explanation is too wide.
+    detection     Does the latent fire in this window? The mean of two shares: of activating windows that the judge
+                  finds, and of silent ones that it leaves.
+    fuzz_marks    Are the marked tokens the right ones? The same mean. A silent window has as many marks as an
+                  activating one, at random places, one of them at its focus (the same token, a neighbour's).
+    fuzz_2afc     Which of two windows is the real one? 2 x accuracy - 1, each pair asked in both orders. In the other
+                  window the tokens on which the latent fires are replaced by others drawn from the text. A window with
+                  a token that nothing can replace, as of a latent that always fires, is not asked about and is counted.
+    sim_spearman  How strongly, 0 to 10, at the last token? Spearman's rho with the true peaks of 25 windows that end
+                  at their peak, 5 from each fifth; 0 where either side is constant. It has no negatives, so it cannot
+                  see that an explanation is too wide.
 
-Sources: arXiv 2410.13928 (detection, fuzz_marks), 2604.03436 (fuzz_2afc in its text, sim_spearman in its code). A reply that cannot be
-read, and a question that stays unanswered, has the credit of chance and is counted.
+Sources: arXiv 2410.13928 (detection, fuzz_marks), 2604.03436 (fuzz_2afc in its text, sim_spearman in its code). A reply
+that cannot be read, and a question that stays unanswered, has the credit of chance and is counted.
 
-Where the judge gives log probabilities, detection and fuzz_marks have parts `<kind>_auc` beside their balanced accuracy:
-P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which no threshold of the judge's moves. It is NaN for a latent
-with a readable reply without log probabilities; those replies are counted.
+Where the judge gives log probabilities, detection and fuzz_marks have parts `<kind>_auc` beside their balanced
+accuracy: P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which no threshold of the judge's
+moves. It is NaN for a latent with a readable reply without log probabilities; those replies are counted.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import eq
 
 import numpy as np
 
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
-from metasae.interp.coverage import LatentWindows
-from metasae.interp.draws import contents_of, draw_activating, peaks_of
-from metasae.interp.probabilities import yes_probabilities
-from metasae.interp.prompts import Shown, shown
+from metasae.interp.draws import RANDOM, LatentWindows, contents_of, draw_activating, peaks_of
+from metasae.interp.prompts import Shown, shown, yes_probabilities
 from metasae.interp.replies import Ask, Reply
-from metasae.interp.result import Score, auc
+from metasae.interp.scores import Score, auc
 from metasae.interp.windows import END, Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
-from metasae.progress.progress import SILENT, Progress
 
 WINDOWS_PER_ASK = 10
 SIMULATED, FIFTHS = 25, 5
@@ -47,6 +49,47 @@ FIRES = "fires"
 # repeated: answers that were asked for twice and read both times; repeated_alike: those that said the same.
 NOTHING_COUNTED = {"asked": 0, "unreadable": 0, "failed": 0, "repeated": 0, "repeated_alike": 0}
 
+# Latents, each with the explanation by which it is judged, its own or another one's.
+Explained = Sequence[tuple[LatentWindows, str | None]]
+# (a reply, how many answers it is to have) -> the answers; None where it was not answered or cannot be read.
+Read = Callable[[Reply | None, int], list | None]
+# (the SAE's firings, a latent, rng) -> part -> windows to be judged.
+WindowsOf = Callable[[ByLatent, LatentWindows, np.random.Generator], dict[str, list[Shown]]]
+
+
+@dataclass
+class Question:
+    """What is asked of one latent, or pair of siblings, and answered by a list.
+
+    ask: None where there is no explanation to ask with. row: of the latent or pair. parts: of the score, one for each
+    answer. right: the answers that are true. reply, answers: filled in by `Reader.put`; answers is None where the
+    question was not asked or answered, or the reply cannot be read.
+    """
+
+    ask: Ask | None
+    row: int
+    parts: Sequence[str]
+    right: Sequence
+    reply: Reply | None = None
+    answers: list | None = None
+
+
+def credit_of(questions: Sequence[Question], chance: float) -> dict[tuple[int, str], list[float]]:
+    """(row, part) -> 1 for every right answer and 0 for every wrong one; what was not read has the credit of chance."""
+    credit = defaultdict(list)
+    for question in questions:
+        for place, part in enumerate(question.parts):
+            said = question.answers
+            credit[question.row, part].append(chance if said is None else float(said[place] == question.right[place]))
+    return credit
+
+
+def means(credit: Mapping[tuple[int, str], list[float]], count: int, part: str = "all") -> np.ndarray:
+    """float64 [count]: the mean credit of each row, NaN without any."""
+    return np.array(
+        [np.mean(credit[row, part]) if (row, part) in credit else np.nan for row in range(count)], np.float64
+    )
+
 
 class Reader:
     """Asks about the latents of one text. spec: of the windows it is given; seed: of everything random here."""
@@ -56,174 +99,124 @@ class Reader:
 
     def explanations(self, view: ByLatent, latents: Sequence[LatentWindows]) -> list[str | None]:
         """One sentence per latent from its training windows; None where the reply cannot be read."""
-        asks = [prompts.explain(shown(self.text, each.train, view, each.latent)) for each in latents]
-        found = [prompts.field_of(reply, "explanation") for reply in self.asker.ask(asks)]
-        return [" ".join(each.split()) if isinstance(each, str) and each.strip() else None for each in found]
+        asks = [prompts.explain(shown(self.text, latent.train, view, latent.latent)) for latent in latents]
+        sentences = [prompts.field_of(reply, "explanation") for reply in self.asker.ask(asks)]
+        return [" ".join(words.split()) or None if isinstance(words, str) else None for words in sentences]
 
     def scorer(self, key: str):
         """A scorer for `metasae.interp.run`. key: one of the four above."""
         values = {
-            "detection": self._detection,
-            "fuzz_marks": self._marks,
+            "detection": partial(self._yes_or_no, prompts.DETECT, self._plain),
+            "fuzz_marks": partial(self._yes_or_no, prompts.MARKS, self._marked),
             "fuzz_2afc": self._pairs,
             "sim_spearman": self._simulation,
         }[key]
 
-        def score(
-            view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None, progress: Progress = SILENT
-        ) -> Score:
+        def score(view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None) -> Score:
             explanations = self.explanations(view, latents)
             counts = {"unexplained": explanations.count(None), **NOTHING_COUNTED}
-            own = values(view, latents, explanations, counts)
+            own = values(view, list(zip(latents, explanations, strict=True)), counts)
             shuffled = {}
             if floor is not None:
-                some = min(FLOOR, len(latents))
+                borrowed = [(latents[row], explanations[by]) for row, by in enumerate(floor[:FLOOR])]
                 # what cannot be read of the floor is not counted as the score's
-                shuffled = values(view, latents[:some], [explanations[by] for by in floor[:some]], dict(counts))
+                shuffled = values(view, borrowed, dict(counts))
             return Score(key, own, shuffled, counts, tuple(explanations))
 
         return score
 
-    def _detection(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
-        def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
-            return {FIRES: shown(self.text, each.score)} | {
-                kind: shown(self.text, windows) for kind, windows in each.silent.items()
-            }
+    def _plain(self, view: ByLatent, latent: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
+        """Part -> windows without marks; FIRES are those in which the latent fires."""
+        return {part: shown(self.text, windows) for part, windows in {FIRES: latent.score, **latent.silent}.items()}
 
-        return self._yes_or_no(prompts.DETECT, items, latents, explanations, counts)
-
-    def _marks(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
-        def items(each: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
-            right = shown(self.text, each.score, view, each.latent)
-            sizes = [int(window.marked.sum()) for window in right]
-            wrong = {}
-            for kind, windows in each.silent.items():
-                focus = windows.focus - windows.starts if kind != "random" else np.full(len(windows), -1)
-                wrong[kind] = [
-                    replace(
-                        window, marked=_random_marks(windows.length, sizes[place % len(sizes)], int(focus[place]), rng)
-                    )
-                    for place, window in enumerate(shown(self.text, windows))
-                ]
-            return {FIRES: right, **wrong}
-
-        return self._yes_or_no(prompts.MARKS, items, latents, explanations, counts)
+    def _marked(self, view: ByLatent, latent: LatentWindows, rng: np.random.Generator) -> dict[str, list[Shown]]:
+        """The same with marks, in FIRES on the tokens on which the latent fires."""
+        windows_by_part = {FIRES: shown(self.text, latent.score, view, latent.latent)}
+        sizes = [int(window.marked.sum()) for window in windows_by_part[FIRES]]
+        for kind, windows in latent.silent.items():
+            focus = np.full(len(windows), -1) if kind == RANDOM else windows.focus - windows.starts
+            windows_by_part[kind] = [
+                replace(window, marked=_random_marks(windows.length, sizes[place % len(sizes)], int(focus[place]), rng))
+                for place, window in enumerate(shown(self.text, windows))
+            ]
+        return windows_by_part
 
     def _yes_or_no(
-        self, question: str, items, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict:
-        """Balanced accuracy per kind of silent windows. items: (latent, rng) -> part -> windows, the part FIRES being the yes."""
-        asks, wanted = [], []
-        for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
-            rng = np.random.default_rng([self.seed, each.latent, 11])
-            short = [kind for kind, windows in each.silent.items() if len(windows) < self.spec.silent]
-            every = [
-                (row, part, window)
-                for part, windows in items(each, rng).items()
-                if part not in short
+        self, question: str, windows_of: WindowsOf, view: ByLatent, explained: Explained, counts: dict
+    ) -> dict[str, np.ndarray]:
+        """Balanced accuracy per kind of silent windows, and the AUC where the judge gives log probabilities."""
+        questions = []
+        for row, (latent, explanation) in enumerate(explained):
+            rng = np.random.default_rng([self.seed, latent.latent, 11])
+            listed = [
+                (part, window)
+                for part, windows in windows_of(view, latent, rng).items()
+                if part == FIRES or len(windows) >= self.spec.silent
                 for window in windows
             ]
-            every = [every[place] for place in rng.permutation(len(every))]
-            for start in range(0, len(every), WINDOWS_PER_ASK):
-                some = every[start : start + WINDOWS_PER_ASK]
-                wanted.append([(row, part) for row, part, _ in some])
-                asks.append(
-                    None
-                    if explanation is None
-                    else prompts.per_window(question, explanation, [item[2] for item in some], {"type": "boolean"})
-                )
-        found, replies = self.replies(
-            asks, [partial(prompts.answers_of, count=len(some), kind=bool) for some in wanted], counts
-        )
-        credit: dict[tuple[int, str], list[float]] = {}
-        chances: dict[tuple[int, str], list[float]] = {}
-        untold: set[int] = set()
-        counts["without_logprobs"] = 0
-        for some, answers, reply in zip(wanted, found, replies, strict=True):
-            told = None if answers is None else yes_probabilities(reply, len(some))
-            if answers is not None and told is None:
-                untold.add(some[0][0])
-                counts["without_logprobs"] += 1
-            for place, (row, part) in enumerate(some):
-                credit.setdefault((row, part), []).append(
-                    0.5 if answers is None else float(answers[place] == (part == FIRES))
-                )
-                chances.setdefault((row, part), []).append(np.nan if told is None else told[place])
-        kinds = latents[0].silent if latents else ()
+            order = rng.permutation(len(listed))
+            for start in range(0, len(order), WINDOWS_PER_ASK):
+                batch = [listed[place] for place in order[start : start + WINDOWS_PER_ASK]]
+                parts, windows = zip(*batch, strict=True)
+                ask = explanation and prompts.per_window(question, explanation, windows, {"type": "boolean"})
+                questions.append(Question(ask, row, parts, [part == FIRES for part in parts]))
+        self.put(questions, partial(prompts.answers_of, kind=bool), counts)
+        shares = [asked.answers and yes_probabilities(asked.reply, len(asked.parts)) for asked in questions]
+        without = [asked.row for asked, known in zip(questions, shares, strict=True) if asked.answers and not known]
+        counts["without_logprobs"] = len(without)
+        credit, rows = credit_of(questions, 0.5), range(len(explained))
+        fires, kinds = means(credit, len(rows), FIRES), explained[0][0].silent if explained else ()
+        scores = {kind: (fires + means(credit, len(rows), kind)) / 2 for kind in kinds}
+        if not any(shares):
+            return scores
+        chances = defaultdict(list)
+        for asked, known in zip(questions, shares, strict=True):
+            for part, share in zip(asked.parts, known or [np.nan] * len(asked.parts), strict=True):
+                chances[asked.row, part].append(share)
+        for kind in kinds:
+            aucs = [auc(np.array(chances[row, FIRES]), np.array(chances[row, kind])) for row in rows]
+            scores[f"{kind}_auc"] = np.where(np.isin(rows, without), np.nan, aucs)
+        return scores
 
-        def balanced(row: int, kind: str) -> float:
-            return (np.mean(credit[row, FIRES]) + np.mean(credit[row, kind])) / 2 if (row, kind) in credit else np.nan
-
-        def ranked(row: int, kind: str) -> float:
-            told = (row, kind) in chances and row not in untold
-            return auc(np.array(chances[row, FIRES]), np.array(chances[row, kind])) if told else np.nan
-
-        rows = range(len(latents))
-        parts = {kind: np.array([balanced(row, kind) for row in rows]) for kind in kinds}
-        if any(np.isfinite(each).any() for each in chances.values()):
-            parts |= {f"{kind}_auc": np.array([ranked(row, kind) for row in rows]) for kind in kinds}
-        return parts
-
-    def _simulation(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
+    def _simulation(self, view: ByLatent, explained: Explained, counts: dict) -> dict[str, np.ndarray]:
         spec = replace(self.spec, position=END, strata=FIFTHS)
-        drawn, asks = [], []
-        for each, explanation in zip(latents, explanations, strict=True):
-            rng = np.random.default_rng([self.seed, each.latent, 12])
+        questions = []
+        for row, (latent, explanation) in enumerate(explained):
+            rng = np.random.default_rng([self.seed, latent.latent, 12])
             # a document that comes twice must not be scored on what the explanation was made from
-            seen = contents_of(self.text, each.train)
-            windows = draw_activating(
-                self.text, peaks_of(self.text, *view.latent(each.latent), spec), True, SIMULATED, spec, rng, seen
-            )
-            order = rng.permutation(len(windows))
-            drawn.append(windows.peaks[order])
-            texts = shown(self.text, windows)
-            usable = explanation is not None and len(windows) == SIMULATED
+            drawn = contents_of(self.text, latent.train)
+            peaks = peaks_of(self.text, *view.latent(latent.latent), spec)
+            windows = draw_activating(self.text, peaks, True, SIMULATED, spec, rng, drawn)
+            order, texts = rng.permutation(len(windows)), shown(self.text, windows)
             item = {"type": "integer", "minimum": 0, "maximum": 10}
-            asks.append(
-                prompts.per_window(prompts.SIMULATE, explanation, [texts[place] for place in order], item)
-                if usable
-                else None
+            ask = explanation and prompts.per_window(
+                prompts.SIMULATE, explanation, [texts[place] for place in order], item
             )
-        replies, _ = self.replies(asks, [partial(prompts.answers_of, count=SIMULATED, kind=int)] * len(asks), counts)
-        found = [
-            np.nan if len(peaks) < SIMULATED else _spearman(answers, peaks)
-            for answers, peaks in zip(replies, drawn, strict=True)
+            ask = ask if len(windows) == SIMULATED else None
+            questions.append(Question(ask, row, ["all"] * SIMULATED, windows.peaks[order]))
+        self.put(questions, partial(prompts.answers_of, kind=int), counts)
+        rhos = [
+            _spearman(question.answers, question.right) if len(question.right) == SIMULATED else np.nan
+            for question in questions
         ]
-        return {"all": np.array(found, np.float64)}
+        return {"all": np.array(rhos, np.float64)}
 
-    def _pairs(
-        self, view: ByLatent, latents: Sequence[LatentWindows], explanations: Sequence[str | None], counts: dict
-    ) -> dict[str, np.ndarray]:
-        asks, truth = [], []
+    def _pairs(self, view: ByLatent, explained: Explained, counts: dict) -> dict[str, np.ndarray]:
+        questions = []
         counts["irreplaceable"] = 0
-        for row, (each, explanation) in enumerate(zip(latents, explanations, strict=True)):
-            rng = np.random.default_rng([self.seed, each.latent, 13])
-            real = shown(self.text, each.score, view, each.latent)[:PAIRS]
-            for window in real:
-                plain, other = (
-                    replace(window, marked=np.zeros_like(window.marked)),
-                    self._replaced(window, view.latent(each.latent)[0], rng),
-                )
+        for row, (latent, explanation) in enumerate(explained):
+            rng = np.random.default_rng([self.seed, latent.latent, 13])
+            for window in shown(self.text, latent.score, view, latent.latent)[:PAIRS]:
+                real = replace(window, marked=np.zeros_like(window.marked))
+                other = self._replaced(window, view.latent(latent.latent)[0], rng)
                 if other is None:
                     counts["irreplaceable"] += 1
                     continue
-                asks += (
-                    [None, None]
-                    if explanation is None
-                    else [prompts.choose(explanation, plain, other), prompts.choose(explanation, other, plain)]
-                )
-                truth += [(row, "A"), (row, "B")]
-        replies, _ = self.replies(asks, [lambda reply: _letter(prompts.field_of(reply, "answer"))] * len(asks), counts)
-        credit: list[list[float]] = [[] for _ in latents]
-        for (row, right), answer in zip(truth, replies, strict=True):
-            credit[row].append(0.5 if answer is None else float(answer == right))
-        return {"all": np.array([2 * np.mean(each) - 1 if each else np.nan for each in credit])}
+                for right, a, b in (("A", real, other), ("B", other, real)):
+                    ask = explanation and prompts.choose(explanation, a, b)
+                    questions.append(Question(ask, row, ["all"], [right]))
+        self.put(questions, _letter, counts)
+        return {"all": 2 * means(credit_of(questions, 0.5), len(explained)) - 1}
 
     def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
         """The marked tokens replaced, without marks; None where nothing can replace one of them."""
@@ -236,48 +229,39 @@ class Reader:
         return Shown(tuple(strings), np.zeros_like(window.marked))
 
     def _other_string(self, string: str, fires: np.ndarray, rng: np.random.Generator) -> str | None:
-        """Of a random token of the scoring text on which the latent does not fire and which reads otherwise; None where there is none."""
+        """Of a random token of the scoring text on which the latent does not fire and which reads otherwise; None where
+        there is none.
+        """
         pool = self.text.scoring_tokens
         for _ in range(TRIES):
             token = int(rng.choice(pool))
-            if (
-                fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token
-                and (other := self.text.string_at(token)) != string
-            ):
-                return other
+            is_silent = fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token
+            if is_silent and self.text.string_at(token) != string:
+                return self.text.string_at(token)
         # a latent that fires nearly everywhere, or text of hardly any other token: all that is left, in random order
         left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
         return next((other for other in map(self.text.string_at, left.tolist()) if other != string), None)
 
-    def replies(
-        self, asks: Sequence[Ask | None], parsers: Sequence[Callable[[Reply], object | None]], counts: dict
-    ) -> tuple[list, list]:
-        """(what each reply says, the reply), None where it was not asked, answered or readable. A twentieth is asked a second time.
+    def put(self, questions: Sequence[Question], read: Read, counts: dict) -> None:
+        """Asks them, a twentieth a second time, and fills in their replies and answers.
 
         counts: as NOTHING_COUNTED, added to.
         """
-        real = [place for place, ask in enumerate(asks) if ask is not None]
-        rng = np.random.default_rng([self.seed, len(asks), 14])
-        again = [place for place in real if rng.random() < REPEATED]
-        replies = self.asker.ask([asks[place] for place in real] + [replace(asks[place], repeat=1) for place in again])
-        found, raw = [None] * len(asks), [None] * len(asks)
-        counts["asked"] += len(real)
-        for place, reply in zip(real, replies[: len(real)], strict=True):
-            raw[place] = reply
-            found[place] = None if reply is None else parsers[place](reply)
+        asked = [question for question in questions if question.ask is not None]
+        rng = np.random.default_rng([self.seed, len(questions), 14])
+        again = [question for question in asked if rng.random() < REPEATED]
+        repeats = [replace(question.ask, repeat=1) for question in again]
+        replies = self.asker.ask([question.ask for question in asked] + repeats)
+        counts["asked"] += len(asked)
+        for question, reply in zip(asked, replies, strict=False):
+            question.reply, question.answers = reply, read(reply, len(question.parts))
             counts["failed"] += reply is None
-            counts["unreadable"] += reply is not None and found[place] is None
-        for place, reply in zip(again, replies[len(real) :], strict=True):
-            second = None if reply is None else parsers[place](reply)
-            if second is not None and found[place] is not None:
-                twice = (
-                    list(zip(second, found[place], strict=True))
-                    if isinstance(second, list)
-                    else [(second, found[place])]
-                )
-                counts["repeated"] += len(twice)
-                counts["repeated_alike"] += sum(one == other for one, other in twice)
-        return found, raw
+            counts["unreadable"] += reply is not None and question.answers is None
+        for question, reply in zip(again, replies[len(asked) :], strict=True):
+            second = read(reply, len(question.parts))
+            if question.answers is not None and second is not None:
+                counts["repeated"] += len(second)
+                counts["repeated_alike"] += sum(map(eq, question.answers, second))
 
 
 def _random_marks(length: int, count: int, focus: int, rng: np.random.Generator) -> np.ndarray:
@@ -298,5 +282,6 @@ def _spearman(answers: list[int] | None, peaks: np.ndarray) -> float:
     return float(spearmanr(answers, peaks).statistic)
 
 
-def _letter(answer) -> str | None:
-    return answer if answer in ("A", "B") else None
+def _letter(reply: Reply | None, count: int) -> list[str] | None:
+    answer = prompts.field_of(reply, "answer")
+    return [answer] if answer in ("A", "B") else None

@@ -1,17 +1,19 @@
 """What judges are asked and what they said: an SQLite file, so that nothing is paid for twice.
 
-A reply is found again by a digest of model, messages, sampling and schema. Every reply is committed when it arrives, readable or not;
-a killed process loses those that were on their way. What a server refused or did not answer is not kept, and is asked again.
+A reply is found again by a digest of model, messages, sampling and schema. Every reply is committed when it arrives,
+readable or not; a killed process loses those that were on their way. What a server refused or did not answer is not
+kept, and is asked again.
 """
 
 import hashlib
 import json
 import sqlite3
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from metasae.errors import UserError
+from metasae.errors import UserError, nearest
 
 _TABLE = """CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, messages TEXT NOT NULL, sampling TEXT NOT NULL, schema TEXT NOT NULL,
@@ -20,9 +22,10 @@ _TABLE = """CREATE TABLE IF NOT EXISTS replies (
 
 @dataclass(frozen=True)
 class Ask:
-    """One question. system, user: the two messages. schema: JSON schema of the reply, an object. max_tokens: of the reply.
+    """One question.
 
-    repeat: 0, or the number of a repeat, which is asked again although the rest is the same.
+    system, user: the two messages. schema: JSON schema of the reply, an object. max_tokens: of the reply. repeat: 0, or
+    the number of a repeat, which is asked again although the rest is the same.
     """
 
     system: str
@@ -47,7 +50,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Reply:
-    """text: as it came. Token counts as the judge gave them, None where it gave none. logprobs: (token, {alternative: log p}) per token."""
+    """text: as it came. Token counts as the judge gave them, None where it gave none.
+
+    logprobs: (token, {alternative: log p}) per token.
+    """
 
     text: str
     prompt_tokens: int | None = None
@@ -55,7 +61,7 @@ class Reply:
     logprobs: tuple[tuple[str, dict[str, float]], ...] | None = None
 
 
-class ReplyStore:
+class ReplyStore(AbstractContextManager):
     """Replies by key. Safe to use from several threads; close it, or use it as a context."""
 
     def __init__(self, path: str | Path):
@@ -75,35 +81,28 @@ class ReplyStore:
             ) from None
 
     def get(self, key: str) -> Reply | None:
+        query = "SELECT text, prompt_tokens, completion_tokens, logprobs FROM replies WHERE key = ?"
         with self._lock:
-            query = "SELECT text, prompt_tokens, completion_tokens, logprobs FROM replies WHERE key = ?"
             row = self._connection.execute(query, (key,)).fetchone()
         if row is None:
             return None
-        logprobs = (
-            None if row[3] is None else tuple((token, alternatives) for token, alternatives in json.loads(row[3]))
-        )
-        return Reply(row[0], row[1], row[2], logprobs)
+        *said, logprobs = row
+        return Reply(*said, None if logprobs is None else tuple(map(tuple, json.loads(logprobs))))
 
     def put(self, model: str, ask: Ask, reply: Reply) -> None:
         """Commits a reply; one that is there already stays. Raises UserError when the disk is full."""
         asked = (model, *(json.dumps(part, sort_keys=True) for part in (ask.messages, ask.sampling, ask.schema)))
         # a lone surrogate, which SQLite cannot hold, is kept as a question mark
         text = reply.text.encode("utf-8", "replace").decode("utf-8")
-        said = (
-            text,
-            reply.prompt_tokens,
-            reply.completion_tokens,
-            None if reply.logprobs is None else json.dumps(reply.logprobs),
-        )
+        logprobs = None if reply.logprobs is None else json.dumps(reply.logprobs)
+        row = (ask.key(model), *asked, text, reply.prompt_tokens, reply.completion_tokens, logprobs)
         try:
             with self._lock:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (ask.key(model), *asked, *said)
-                )
+                self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise UserError(
-                f"cannot write {self.path}: {error}; free some space, then run again: no reply that is in it is asked for again"
+                f"cannot write {self.path}: {error}; free some space, then run again: "
+                "no reply that is in it is asked for again"
             ) from None
 
     def models(self) -> list[str]:
@@ -111,15 +110,18 @@ class ReplyStore:
         with self._lock:
             return [row[0] for row in self._connection.execute("SELECT DISTINCT model FROM replies ORDER BY model")]
 
-    def __len__(self) -> int:
-        with self._lock:
-            return self._connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
+    def name_of(self, model: str) -> str:
+        """The name under which a model's replies are kept.
 
-    def __enter__(self) -> "ReplyStore":
-        return self
+        Raises UserError where there are none, or those of several judges.
+        """
+        names = self.models()
+        matching = [model] if model in names else [name for name in names if name.startswith(f"{model} ")]
+        if not matching:
+            raise UserError(f"{self.path} has no replies of '{model}'{nearest(model, names)}")
+        if len(matching) > 1:
+            raise UserError(f"{self.path} has replies of {', '.join(matching)}; give one of them as --model")
+        return matching[0]
 
     def __exit__(self, *_) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._connection.close()

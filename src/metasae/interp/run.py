@@ -1,249 +1,262 @@
-"""Auto-interp of a run: every arm's latents scored on windows of the evaluation text, arm against arm.
+"""`metasae interp`: every arm's latents scored on windows of the evaluation text, arm against arm.
 
-RUN/arms/<arm>-s<seed>/interp.json    coverage, scores and every latent's own numbers (`metasae.interp.held`)
-RUN/interp.json                       what comparison reads (`metasae.interp.pairs`): per arm folder the part `interp`, and per pair of
-                                      arms the differences
+RUN/arms/<arm>-s<seed>/interp.json    coverage, scores and every latent's own numbers (`metasae.interp.scores`)
+RUN/interp.json                       per arm folder the part `interp`, and per pair of arms the differences
 
-With `matched`, an arm also scores the partners of the baseline's latents. Scores of an earlier call that looked at the same windows of the
-same SAE stay; others are replaced. RUN/interp.json is of all arms whose scores are alike those of the last call.
+With `matched`, an arm also scores the partners of the baseline's latents. Scores of an earlier call that looked at the
+same windows of the same SAE stay; others are replaced. RUN/interp.json is of all arms whose scores are alike those of
+the last call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from metasae import files
-from metasae.compare.compare import BASELINE
-from metasae.interp.choice import arms_to_score, find_arms, is_twin
-from metasae.interp.coverage import LatentWindows
-from metasae.interp.held import FILE, INTRUDER, Held, read_held, with_earlier
-from metasae.interp.intruder import Siblings, intruder_score
-from metasae.interp.pairs import alike, merged
+from metasae.arms.folder import Arm, RunFolder
+from metasae.arms.source import Source
+from metasae.errors import UserError
+from metasae.interp.asking import Asker, Estimator, Judge, cost_of, spent
+from metasae.interp.choice import (
+    CHANCE,
+    EMBEDDING,
+    INTRUDER,
+    READ,
+    STORE,
+    InterpSpec,
+    arms_to_score,
+    check,
+    is_twin,
+    trained_arms,
+)
+from metasae.interp.draws import LatentWindows
+from metasae.interp.embedding import embedding_scorer, encoder_name, encoder_of
+from metasae.interp.intruder import Siblings, Splits, intruder_score, splits_of
+from metasae.interp.pairs import merged
 from metasae.interp.reader import Reader
-from metasae.interp.result import CHANCE, Score, other_latents
-from metasae.interp.siblings import Splits, splits_of
-from metasae.interp.subject import Subject, matched_latents, open_subject, view_of
-from metasae.interp.windows import Text, WindowSpec
+from metasae.interp.replies import ReplyStore
+from metasae.interp.scores import FILE, Score, ScoreFile, other_latents, read_scores, with_earlier
+from metasae.interp.subject import Base, Subject, open_subject, open_view
+from metasae.interp.windows import Text, planted_strings, token_strings
 from metasae.intervals.resampling import bootstrap_interval
 from metasae.measures.firing.by_latent import ByLatent
-from metasae.measures.firing.store import of_firings, open_firings
+from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.store import of_firings
 from metasae.progress.progress import SILENT, Progress
+from metasae.recipe.recipe import Recipe
 
 # (the SAE's firings, windows of m latents, for each the one whose explanation is borrowed or None) -> one score of them
-Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None, Progress], Score]
+Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None], Score]
+# The estimate of a run -> whether to go on.
+Confirm = Callable[[dict], bool]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """What was found for one arm and seed. latents: the arm's own sample, then partners of the baseline's that are not in it.
-
-    n_own: how many are the sample. pairs: (latent of the baseline, latent of this SAE). clusters: int [m]. siblings: where they were asked
-    about, None where there is no second SAE.
-    """
-
-    subject: Subject
-    latents: list[int]
-    n_own: int
-    clusters: np.ndarray
-    scores: dict[str, Score]
-    pairs: tuple[tuple[int, int], ...]
-    facts: dict
-    siblings: Siblings | None = None
-
-
-@dataclass(frozen=True)
-class Base:
-    """The SAE with whose latents an arm's are matched. own: its sample."""
-
-    folder: Path
-    view: ByLatent
-    own: list[int]
-
-
-def score_arms(
+def run_interp(
     run_folder: str | Path,
-    text_of: Callable[[object], Text],
-    scorers: Callable[[Text], Mapping[str, Scorer]],
-    *,
-    intruder: Callable[[Text], Reader] | None = None,
-    splits: dict[str, Splits | None] | None = None,
-    judges: Mapping[str, str] | None = None,
-    latents: int = 1000,
-    arms: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
-    baseline: str = BASELINE,
-    matched: bool = True,
-    spec: WindowSpec | None = None,
-    seed: int = 0,
-    keep: bool = True,
-    progress: Progress = SILENT,
+    spec: InterpSpec,
+    judge: Judge | None = None,
+    confirm: Confirm | None = None,
+    show: bool = True,
 ) -> dict:
-    """Scores the arms of a measured run and writes the files named above; returns what RUN/interp.json holds, and under `left_out` what
-    earlier scores were replaced or are of other windows, in words.
+    """Scores the latents of a run whose arms keep their firings; see `Scoring.write` for what it writes and returns.
 
-    text_of: an arm's firings -> the text they lie in. scorers: key -> scorer, for that text. intruder: who reads for sense_intruder, None
-    without that score. splits: of the arms by name, where they were found before; what is missing is added. judges: score -> who reads for
-    it. latents: how many per arm and seed. arms, seeds: only these. spec: of the windows; None
-    for the default. seed: of everything random here. keep: write the files; without it nothing is returned.
-    Raises UserError for a folder that is no run, an arm that is not there or keeps no firings, and arms judged on different text.
+    confirm: is shown the estimate above `spec.ask_above` and says whether to go on. RUN/interp.json and the returned
+    dictionary hold under `judge` its name, the estimate and what was asked. Raises UserError for a score that lacks its
+    judge or encoder, where nothing answers at a judge's address, and where the estimate is not confirmed.
     """
-    run_folder, spec = Path(run_folder), spec or WindowSpec()
-    found = arms_to_score(run_folder, arms, seeds, baseline)
-    text = text_of(open_firings(found[0][2] / "firings"))
-    known = scorers(text)
-    reader = intruder(text) if intruder else None
-    trained = {(arm, number): folder for arm, number, folder in find_arms(run_folder, None, None, baseline)}
-    about = {"windows": spec.as_dict(), "seed": seed, "asked": latents}
-    splits = {} if splits is None else splits
-    results: dict[str, Scored] = {}
-    left_out: list[str] = []
-    for arm, number, folder in found:
-        subject = open_subject(arm, number, folder, text, spec, seed, progress)
-        base = (
-            _base(results, trained.get((baseline, number)), number, about, text, progress)
-            if matched and arm != baseline
-            else None
+    run, progress = RunFolder(run_folder), Progress(show)
+    check(run.folder, spec, judge is not None)
+    source = Source(Recipe.load(run.folder / "recipe.toml"), run.folder, spec.device, progress)
+    scoring = Scoring(run, spec, lambda firings: _text(source, firings, spec.seed), progress)
+    embedding, judges = {}, {}
+    if EMBEDDING in spec.scores:
+        encoder = encoder_of(spec.encoder, source)
+        embedding[EMBEDDING] = embedding_scorer(scoring.text, encoder, spec.window, progress)
+        judges[EMBEDDING] = encoder_name(spec.encoder, source)
+    if not spec.of_a_judge:
+        return scoring.write(embedding, judges)
+    with ReplyStore(run.folder / STORE) as store:
+        replayed = store.name_of(spec.model if judge is None else judge.name) if spec.replay else None
+        asker = Asker(None if spec.replay else judge, store, replayed, spec.limits, progress)
+        estimate = None if spec.replay else _confirmed(scoring, asker, confirm)
+        scorers, reader = _scorers(scoring, asker)
+        judges |= dict.fromkeys([*READ, INTRUDER], asker.name)
+        together = scoring.write(embedding | scorers, judges, reader)
+        together["judge"] = {"name": asker.name, "estimate": estimate, "asked": asker.tally.as_dict(spec.price)}
+    files.write_json(run.folder / FILE, together)
+    return together
+
+
+def _scorers(scoring: "Scoring", asker: Asker | Estimator) -> tuple[Mapping[str, Scorer], Reader]:
+    """What a judge is asked, by score; and who asks about siblings."""
+    spec = scoring.spec
+    reader = Reader(asker, scoring.text, spec.window, spec.seed)
+    return {key: reader.scorer(key) for key in spec.scores if key in READ}, reader
+
+
+def _confirmed(scoring: "Scoring", asker: Asker, confirm: Confirm | None) -> dict:
+    """The estimate with its cost.
+
+    Raises UserError where nothing answers, and where it is above the limit and nobody says yes.
+    """
+    spec = scoring.spec
+    # a judge whose replies may all be kept need not run
+    if hasattr(asker.judge, "look") and asker.name not in asker.store.models():
+        asker.judge.look()
+    estimator = Estimator(asker)
+    for _ in scoring.scored(*_scorers(scoring, estimator)):
+        # what would be asked is counted while arms are scored with made-up replies
+        pass
+    questions = estimator.questions
+    estimate = {**questions, "cost": cost_of(questions["prompt_tokens"], questions["completion_tokens"], spec.price)}
+    tokens = questions["prompt_tokens"] + questions["completion_tokens"]
+    if tokens > spec.ask_above and not (confirm is not None and confirm(estimate)):
+        raise UserError(
+            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent(estimate['cost'])}; "
+            "confirm it with --yes, or ask for less"
         )
-        result = _score(subject, base, latents, text, known, spec, seed, progress)
-        if reader is not None:
-            if subject.name not in splits:
-                splits[subject.name] = splits_of(run_folder, arm, number, trained, baseline, progress)
-            result = replace(result, siblings=_siblings(subject, splits[subject.name], reader, progress))
-        results[subject.name] = result
-        if keep:
-            own = {
-                **about,
-                "latents": result.n_own,
-                "of": of_firings(folder),
-                "matched_with": base and of_firings(base.folder),
-            }
-            held, dropped = with_earlier(
-                _file(result, own, judges or {}, reader is not None), read_held(folder, arm, number)
-            )
-            files.write_json(folder / FILE, held)
+    return estimate
+
+
+def _text(source: Source, firings: Firings, seed: int) -> Text:
+    if source.planted:
+        string_of = planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))
+    else:
+        string_of = token_strings(source.host.tokenizer, firings.tokens)
+    return Text(firings.documents, firings.tokens, firings.positions, string_of, seed)
+
+
+class Scoring:
+    """The arms of one call, the text that they fire on and the latents of each that are scored: the same whoever reads.
+
+    text_of: an arm's firings -> the text they lie in. Raises UserError for a folder that is no run, an arm that is not
+    there or keeps no firings, and, where latents are drawn, for arms judged on different text.
+    """
+
+    def __init__(
+        self, run: RunFolder, spec: InterpSpec, text_of: Callable[[Firings], Text], progress: Progress = SILENT
+    ):
+        self.run, self.spec, self.progress = run, spec, progress
+        self.trained = trained_arms(run, spec.baseline)
+        self.arms = arms_to_score(run, spec)
+        self.text = text_of(self.arms[0].firings())
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        """The arms with what was drawn of them, the baseline of each seed before those that are matched with it."""
+        subjects: list[Subject] = []
+        for arm in self.arms:
+            base = self._base(arm, subjects) if self.spec.matched and arm.name != self.spec.baseline else None
+            subjects.append(open_subject(arm, base, self.text, self.spec, self.progress))
+        return subjects
+
+    @cached_property
+    def splits(self) -> dict[str, Splits | None]:
+        """By the arm's label: what its siblings are children of, None where there is no second SAE."""
+        return {
+            arm.label: splits_of(self.run, arm, self.trained, self.spec.baseline, self.progress) for arm in self.arms
+        }
+
+    def scored(
+        self, scorers: Mapping[str, Scorer], reader: Reader | None
+    ) -> Iterator[tuple[Subject, dict[str, Score], Siblings | None]]:
+        """Each subject with its scores by key. reader: of siblings, for sense_intruder."""
+        for subject in self.subjects:
+            floor = other_latents(len(subject.latents), self.spec.seed)
+            scores = {key: scorer(subject.view, subject.windows, floor) for key, scorer in scorers.items()}
+            splits = self.splits[subject.arm.label] if INTRUDER in self.spec.scores else None
+            yield subject, scores, None if splits is None else self._siblings(subject, splits, reader)
+
+    def write(self, scorers: Mapping[str, Scorer], judges: Mapping[str, str], reader: Reader | None = None) -> dict:
+        """Scores the arms and writes the files named above. judges: score -> who reads for it. reader: as for `scored`.
+
+        Returns what RUN/interp.json holds; `left_out` says which earlier scores were replaced or are of other windows.
+        """
+        left_out = []
+        for subject, scores, siblings in self.scored(scorers, reader):
+            arm, content = subject.arm, self._content(subject, scores, siblings, judges)
+            content, dropped = with_earlier(content, read_scores(arm))
+            files.write_json(arm.folder / FILE, content)
             left_out += [
-                f"{subject.name}: the earlier {key} was of other windows or another SAE and is replaced"
-                for key in dropped
+                f"{arm.label}: the earlier {key} was of other windows or another SAE and is replaced" for key in dropped
             ]
-    return _keep(run_folder, list(trained.items()), about, baseline, left_out) if keep else {}
+        current = []
+        for scores in filter(None, (read_scores(arm) for arm in self.trained if not is_twin(arm))):
+            if self._is_current(scores):
+                current.append(scores)
+            else:
+                left_out.append(
+                    f"{scores.arm.label}: its scores are of other windows or an earlier SAE and are left out; "
+                    "score it again alike"
+                )
+        together = {**merged(current, self.spec.baseline), "left_out": left_out}
+        files.write_json(self.run.folder / FILE, together)
+        return together
 
+    def _base(self, arm: Arm, subjects: Sequence[Subject]) -> Base | None:
+        """The baseline's SAE of the arm's seed, as drawn in this call or scored alike before it; None without."""
+        base = self.run.arm(self.spec.baseline, arm.seed)
+        for subject in subjects:
+            if subject.arm == base:
+                return Base(base, subject.view, subject.own)
+        scores = read_scores(base)
+        if scores is None or not self._is_current(scores):
+            return None
+        own = [latent for latent, is_own in zip(scores.latents, scores.own, strict=True) if is_own]
+        return Base(base, open_view(base, self.text, self.progress)[1], own)
 
-def _keep(
-    run_folder: Path, trained: Sequence[tuple[tuple[str, int], Path]], about: dict, baseline: str, left_out: list[str]
-) -> dict:
-    """Writes and returns what all arms together say."""
-    every = []
-    for (arm, number), folder in trained:
-        held = read_held(folder, arm, number)
-        if held is None or is_twin(folder):
-            continue
-        if _is_current(held, folder, about):
-            every.append(held)
-        else:
-            left_out.append(
-                f"{held.name}: its scores are of other windows or an earlier SAE and are left out; score it again alike"
-            )
-    found = {**merged(every, baseline), "left_out": left_out}
-    files.write_json(run_folder / FILE, found)
-    return found
+    def _is_current(self, scores: ScoreFile) -> bool:
+        """Whether scores are of windows as these and of the weights that are there now."""
+        conditions, arm = scores.content["conditions"], scores.arm
+        of_these_windows = all(conditions.get(name) == value for name, value in self.spec.conditions.items())
+        return of_these_windows and arm.has_firings and conditions["of"] == of_firings(arm.folder)
 
+    def _siblings(self, subject: Subject, splits: Splits, reader: Reader) -> Siblings:
+        of_children = splits.children == subject.arm
+        view = subject.view if of_children else open_view(splits.children, self.text, self.progress)[1]
+        return intruder_score(reader, view, splits)
 
-def _base(
-    results: Mapping[str, Scored], folder: Path | None, number: int, about: dict, text: Text, progress: Progress
-) -> Base | None:
-    """The baseline's SAE of a seed, as scored in this call or before it alike; None where it was not. folder: of that SAE."""
-    found = next((each for each in results.values() if each.subject.folder == folder), None)
-    if found is not None:
-        return Base(folder, found.subject.view, found.latents[: found.n_own])
-    held = read_held(folder, BASELINE, number) if folder is not None else None
-    if held is None or not _is_current(held, folder, about):
-        return None
-    return Base(
-        folder,
-        view_of(folder, text, progress)[1],
-        [latent for latent, own in zip(held.latents, held.own, strict=True) if own],
-    )
-
-
-def _is_current(held: Held, folder: Path, about: dict) -> bool:
-    """Whether scores are of windows as these and of the weights that are there now."""
-    return (
-        alike(held.file["conditions"], about)
-        and (folder / "firings").is_dir()
-        and held.file["conditions"]["of"] == of_firings(folder)
-    )
-
-
-def _score(
-    subject: Subject,
-    base: Base | None,
-    count: int,
-    text: Text,
-    known: Mapping[str, Scorer],
-    spec: WindowSpec,
-    seed: int,
-    progress: Progress,
-) -> Scored:
-    own = subject.sample(count, seed)
-    latents, pairs, facts = list(own), [], {}
-    if base is not None:
-        partner = matched_latents((base.folder, base.view), (subject.folder, subject.view))
-        pairs = [(latent, partner[latent]) for latent in base.own if partner.get(latent) in subject.activating]
-        sampled = set(own)
-        latents += [other for _, other in pairs if other not in sampled]  # one to one, so none comes twice
-        facts["matched"] = {
-            "wanted": len(base.own),
-            "without_partner": sum(latent not in partner for latent in base.own),
-            "pairs": len(pairs),
+    def _content(
+        self, subject: Subject, scores: Mapping[str, Score], siblings: Siblings | None, judges: Mapping[str, str]
+    ) -> dict:
+        """What the arm's interp.json holds of this call."""
+        seed, base = self.spec.seed, subject.base
+        summaries = {key: score.as_dict(range(subject.n_own), subject.clusters, seed) for key, score in scores.items()}
+        if siblings is not None:
+            summaries[INTRUDER] = siblings.as_dict(seed)
+        elif INTRUDER in self.spec.scores:
+            nothing = bootstrap_interval(np.zeros(0), seed=seed).as_dict()
+            nothing["note"] = "no second SAE between which latents are split"
+            summaries[INTRUDER] = {"chance": CHANCE[INTRUDER], "parts": {"all": nothing}}
+        return {
+            "conditions": {
+                **self.spec.conditions,
+                "latents": subject.n_own,
+                "of": of_firings(subject.arm.folder),
+                "matched_with": base and of_firings(base.arm.folder),
+            },
+            "coverage": subject.coverage.as_dict(),
+            "scores": {key: {**summary, "judge": judges.get(key)} for key, summary in summaries.items()},
+            **({"matched": subject.matched} if subject.matched else {}),
+            "latents": _per_latent(subject, scores, judges),
+            "pairs": [list(pair) for pair in subject.pairs],
+            **({} if siblings is None else {"siblings": siblings.per_pair()}),
         }
-    windows = subject.windows(latents, text, spec, seed, progress) if known else []
-    floor = other_latents(len(latents), seed)
-    scores = {key: scorer(subject.view, windows, floor, progress) for key, scorer in known.items()}
-    return Scored(subject, latents, len(own), subject.clusters(latents), scores, tuple(pairs), facts)
 
 
-def _siblings(subject: Subject, splits: Splits | None, reader: Reader, progress: Progress) -> Siblings | None:
-    if splits is None:
-        return None
-    view = subject.view if splits.folder == subject.folder else view_of(splits.folder, reader.text, progress)[1]
-    return intruder_score(reader, view, np.asarray(subject.firings.documents), splits)
-
-
-def _file(result: Scored, conditions: dict, judges: Mapping[str, str], with_siblings: bool) -> dict:
-    """What the arm's interp.json holds of this call."""
-    own, seed = range(result.n_own), conditions["seed"]
-    scores = {key: score.as_dict(own, result.clusters, seed) for key, score in result.scores.items()}
-    if result.siblings is not None:
-        scores[INTRUDER] = result.siblings.as_dict(seed)
-    elif with_siblings:
-        none = bootstrap_interval(np.zeros(0), seed=seed).as_dict() | {
-            "note": "no second SAE between which latents are split"
-        }
-        scores[INTRUDER] = {"chance": CHANCE[INTRUDER], "parts": {"all": none}}
-    return {
-        "conditions": conditions,
-        "coverage": result.subject.coverage.as_dict(),
-        "scores": {key: {**score, "judge": judges.get(key)} for key, score in scores.items()},
-        **result.facts,
-        "latents": _per_latent(result, judges),
-        "pairs": [list(pair) for pair in result.pairs],
-        **({} if result.siblings is None else {"siblings": result.siblings.per_pair()}),
-    }
-
-
-def _per_latent(result: Scored, judges: Mapping[str, str]) -> dict:
-    """latent -> own, token, explanation and its judge, and score -> part -> number, with None where a latent lacks windows of that part."""
-    numbers: dict[int, dict] = {
-        latent: {"own": row < result.n_own, "token": int(result.clusters[row])}
-        for row, latent in enumerate(result.latents)
-    }
-    for key, score in result.scores.items():
-        for row, latent in enumerate(result.latents):
-            numbers[latent][key] = {
-                part: float(values[row]) if np.isfinite(values[row]) else None for part, values in score.values.items()
-            }
+def _per_latent(subject: Subject, scores: Mapping[str, Score], judges: Mapping[str, str]) -> dict:
+    """latent -> own, token, explanation and its judge, and score -> part -> number, with None where a latent lacks
+    windows of that part.
+    """
+    entries = {}
+    for row, latent in enumerate(subject.latents):
+        entry: dict = {"own": row < subject.n_own, "token": int(subject.clusters[row])}
+        for key, score in scores.items():
+            values = {part: float(numbers[row]) for part, numbers in score.values.items()}
+            entry[key] = {part: value if np.isfinite(value) else None for part, value in values.items()}
             if score.explanations:
-                numbers[latent] |= {"explanation": score.explanations[row], "judge": judges.get(key)}
-    return {str(latent): entry for latent, entry in numbers.items()}
+                entry |= {"explanation": score.explanations[row], "judge": judges.get(key)}
+        entries[str(latent)] = entry
+    return entries

@@ -1,76 +1,98 @@
 """One trained SAE as auto-interp sees it: its windows, which latents are looked at, and whom they are matched with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from metasae.arms.folder import Arm
 from metasae.errors import UserError
-from metasae.interp.coverage import Coverage, LatentWindows, activating_windows, with_silent
-from metasae.interp.result import main_tokens
-from metasae.interp.windows import Text, WindowSpec
+from metasae.interp.choice import INTRUDER, InterpSpec
+from metasae.interp.draws import Coverage, LatentWindows, activating_windows, with_silent
+from metasae.interp.windows import Text
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
 from metasae.measures.firing.firings import Firings
-from metasae.measures.firing.store import open_firings
 from metasae.measures.rows.seeds import match
 from metasae.progress.progress import Progress
-from metasae.sae.sae import SAE
 
 NEIGHBOURS = 5
 # Tokens of a latent looked at in one go.
 CHUNK = 1 << 16
 
 
+class Base(NamedTuple):
+    """The SAE with whose latents an arm's are matched. own: its sample."""
+
+    arm: Arm
+    view: ByLatent
+    own: list[int]
+
+
 @dataclass(frozen=True)
 class Subject:
-    """arm, seed, folder: an arm folder of a run. activating: windows of every covered latent, without silent ones."""
+    """An arm with its firings and the m latents that are scored: its own sample, then partners of the baseline's that
+    are not in it.
 
-    arm: str
-    seed: int
-    folder: Path
-    firings: Firings
+    view: the firings in the order of latents. n_own: how many are the sample. windows: of the m latents, silent ones
+    included; [] where no score reads them. pairs: (latent of the base, latent of this SAE). base: None where there is
+    none to be matched with.
+    """
+
+    arm: Arm
     view: ByLatent
-    activating: dict[int, LatentWindows]
     coverage: Coverage
+    latents: list[int]
+    n_own: int
+    clusters: np.ndarray
+    windows: list[LatentWindows]
+    pairs: list[tuple[int, int]]
+    base: Base | None
+    matched: dict
 
     @property
-    def name(self) -> str:
-        return f"{self.arm}-s{self.seed}"
+    def own(self) -> list[int]:
+        return self.latents[: self.n_own]
 
-    def sample(self, count: int, seed: int) -> list[int]:
-        """Up to `count` covered latents, each alike likely, in random order."""
-        return np.random.default_rng([seed, self.seed]).permutation(sorted(self.activating))[:count].tolist()
 
-    def windows(
-        self, latents: list[int], text: Text, spec: WindowSpec, seed: int, progress: Progress
-    ) -> list[LatentWindows]:
-        """The windows of these latents, silent ones included."""
-        found = []
+def open_subject(arm: Arm, base: Base | None, text: Text, spec: InterpSpec, progress: Progress) -> Subject:
+    """Draws the latents and windows of an arm.
+
+    Raises UserError for an arm without firings, or with those of other text.
+    """
+    firings, view = open_view(arm, text, progress)
+    activating, coverage = activating_windows(text, view, spec.window, spec.seed, progress)
+    rng = np.random.default_rng([spec.seed, arm.seed])
+    latents = rng.permutation(sorted(activating))[: spec.latents].tolist()
+    n_own, pairs, matched = len(latents), [], {}
+    if base is not None:
+        partner = matched_latents(base, arm, view)
+        pairs = [(latent, partner[latent]) for latent in base.own if partner.get(latent) in activating]
+        without = sum(latent not in partner for latent in base.own)
+        matched = {"wanted": len(base.own), "without_partner": without, "pairs": len(pairs)}
+        sampled = set(latents)
+        # one to one, so none comes twice
+        latents += [other for _, other in pairs if other not in sampled]
+    windows = []
+    if set(spec.scores) != {INTRUDER}:
+        counts = view.counts()
         with progress.task("silent windows", len(latents), "latents") as task:
-            for latent, near in zip(latents, self.neighbours(latents), strict=True):
-                found.append(with_silent(text, self.view, self.activating[latent], near, spec, seed))
+            for latent in latents:
+                neighbours = nearest(firings, view.latent(latent)[0], counts, latent)
+                windows.append(with_silent(text, view, activating[latent], neighbours, spec.window, spec.seed))
                 task.advance(1)
-        return found
-
-    def neighbours(self, latents: list[int]) -> np.ndarray:
-        """int64 [m, 5]: the latents with the largest phi with each, -1 for none."""
-        counts, found = self.view.counts(), np.full((len(latents), NEIGHBOURS), -1)
-        for row, latent in enumerate(latents):
-            best = nearest(self.firings, self.view.latent(latent)[0], counts, latent)
-            found[row, : len(best)] = best
-        return found
-
-    def clusters(self, latents: list[int]) -> np.ndarray:
-        return main_tokens(self.view, np.asarray(self.firings.tokens), latents)
+    clusters = main_tokens(view, text.tokens, latents)
+    return Subject(arm, view, coverage, latents, n_own, clusters, windows, pairs, base, matched)
 
 
 def nearest(firings: Firings, tokens: np.ndarray, counts: np.ndarray, latent: int) -> np.ndarray:
-    """int64 [up to 5]: the latents with the largest phi with one that fires on these tokens, largest first, ties to the lower latent.
+    """int64 [up to 5]: the latents with the largest phi with one that fires on these tokens, largest first, ties to the
+    lower latent.
 
-    Counts alone: as `top_partners`, which looks at all latents at once, and so quick for some of many. counts: int64 [n], tokens each
-    latent fires on. What fires nowhere or on every token has no phi.
+    Counts alone: as `top_partners`, which looks at all latents at once, and so quick for some of many. counts: int64
+    [n], tokens each latent fires on. What fires nowhere or on every token has no phi.
     """
     total = firings.n_tokens
     able = (counts > 0) & (counts < total)
@@ -92,38 +114,39 @@ def _entries(firings: Firings, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(firings.indices)[shift + np.arange(len(shift))]
 
 
-def open_subject(
-    arm: str, seed: int, folder: Path, text: Text, spec: WindowSpec, draw_seed: int, progress: Progress
-) -> Subject:
-    """Raises UserError for an arm without firings, or with those of other text."""
-    firings, view = view_of(folder, text, progress)
-    return Subject(arm, seed, folder, firings, view, *activating_windows(text, view, spec, draw_seed, progress))
+def main_tokens(view: ByLatent, tokens: np.ndarray, latents: Sequence[int]) -> np.ndarray:
+    """int64 [m]: the vocabulary id on which each latent fires most often, ties to the lower id; the clusters of the
+    bootstrap.
+    """
+    return np.array([np.bincount(tokens[view.latent(int(latent))[0]]).argmax() for latent in latents], np.int64)
 
 
-def view_of(folder: Path, text: Text, progress: Progress) -> tuple[Firings, ByLatent]:
-    """An arm's firings, and the same in the order of latents, which is sorted once and kept beside them. Raises as `open_subject`."""
-    if not (folder / "firings").is_dir():
-        raise UserError(f"{folder} keeps no firings; run `metasae measure` on it with measure.keep_firings=true")
-    firings = open_firings(folder / "firings")
+def open_view(arm: Arm, text: Text, progress: Progress) -> tuple[Firings, ByLatent]:
+    """An arm's firings, and the same in the order of latents, which is sorted once and kept beside them.
+
+    Raises as `open_subject`.
+    """
+    firings = arm.firings()
     if not np.array_equal(firings.tokens, text.tokens):
         raise UserError(
-            f"the firings of {folder} belong to other text than the first arm's; measure the arms again alike"
+            f"the firings of {arm.folder} belong to other text than the first arm's; measure the arms again alike"
         )
     try:
-        view = open_by_latent(folder / "firings")
+        view = open_by_latent(arm.folder / "firings")
     except UserError:
-        view = write_by_latent(folder / "firings", progress=progress)
+        view = write_by_latent(arm.folder / "firings", progress=progress)
     # memory-maps as plain arrays: many small slices are cut from them
     return firings, ByLatent(*(np.asarray(array) for array in (view.indptr, view.tokens, view.values)), view.n_tokens)
 
 
-def matched_latents(one: tuple[Path, ByLatent], other: tuple[Path, ByLatent]) -> dict[int, int]:
-    """Live latent of `one` -> the live latent of `other` it is matched with, by decoder cosine, one to one. Each: arm folder and firings."""
-    (rows, live), (other_rows, other_live) = (_live_rows(*each) for each in (one, other))
+def matched_latents(base: Base, arm: Arm, view: ByLatent) -> dict[int, int]:
+    """Live latent of the base -> the live latent of the arm it is matched with, by decoder cosine, one to one."""
+    rows, live = _live_rows(base.arm, base.view)
+    other_rows, other_live = _live_rows(arm, view)
     partner = match(rows, other_rows).partner
     return {int(live[i]): int(other_live[partner[i]]) for i in range(len(live)) if partner[i] >= 0}
 
 
-def _live_rows(folder: Path, view: ByLatent) -> tuple[torch.Tensor, np.ndarray]:
+def _live_rows(arm: Arm, view: ByLatent) -> tuple[torch.Tensor, np.ndarray]:
     live = np.flatnonzero(view.counts())
-    return SAE.load(folder / "primary").W_dec.detach()[torch.from_numpy(live)], live
+    return arm.sae().W_dec.detach()[torch.from_numpy(live)], live

@@ -4,30 +4,29 @@ A window is tokens [start, start + L) of the split. A focus token has exactly on
     grid      its document, cut into windows of L from its first token on
     centre    L // 2 tokens before the focus
     end       the focus is the last token
-A focus whose window would cross the end of its document has none. On the grid a window does not tell where its focus is, and all
-SAEs share the same windows. Explanations are made from the documents of one side and scored on those of the other.
+A focus whose window would cross the end of its document has none. On the grid a window does not tell where its focus
+is, and all SAEs share the same windows. Explanations are made from the documents of one side and scored on those of the
+other.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
 from metasae.errors import UserError, nearest
 
-GRID, CENTRE, END = "grid", "centre", "end"
-POSITIONS = (GRID, CENTRE, END)
-TRAIN, SCORE = "train", "score"
+POSITIONS = GRID, CENTRE, END = "grid", "centre", "end"
 
 
 @dataclass(frozen=True)
 class WindowSpec:
     """How windows are cut and how many a latent needs.
 
-    length: tokens of a window. position: where the focus stands, one of POSITIONS. train, score: activating windows per latent to
-    explain from and to score on. silent: windows per latent and kind in which it does not fire. strata: activating windows are drawn
-    from so many equal parts of the latent's peaks, weak to strong.
+    length: tokens of a window. position: where the focus stands, one of POSITIONS. train, score: activating windows per
+    latent to explain from and to score on. silent: windows per latent and kind in which it does not fire. strata:
+    activating windows are drawn from so many equal parts of the latent's peaks, weak to strong.
     """
 
     length: int = 32
@@ -51,8 +50,8 @@ class WindowSpec:
 class Text:
     """The tokens of a split, the side of each, and the window of each.
 
-    documents, tokens, positions: int32 [T], as in `Firings`. string_of: int64 [m] -> the text of these tokens of the split, one string each,
-    which joined give readable text.
+    documents, tokens, positions: int32 [T], as in `Firings`. string_of: int64 [m] -> the text of these tokens of the
+    split, one string each, which joined give readable text.
     """
 
     def __init__(
@@ -63,19 +62,17 @@ class Text:
         string_of: Callable[[np.ndarray], list[str]],
         seed: int,
     ):
-        """Documents are put on sides by `seed`: in random order, the first half of the text is for explaining, the rest for scoring."""
+        """Documents are put on sides by `seed`: in random order, the first half of the text is for explaining, the rest
+        for scoring.
+        """
         # a memory-map as a plain array: many small slices are cut from it
-        self.tokens, self._string_of = np.asarray(tokens), string_of
+        self.tokens, self.documents, self._string_of = np.asarray(tokens), np.asarray(documents), string_of
         breaks = (np.diff(documents) != 0) | (np.diff(positions) != 1)
         edges = np.flatnonzero(breaks) + 1
         starts, ends = np.concatenate([[0], edges]), np.append(edges, len(tokens))
         # of every token, where its stretch begins and ends: windows are asked for far more often than there are tokens
-        self._first, self._last = (np.repeat(each, ends - starts) for each in (starts, ends))
-        self.scoring = _scoring(np.asarray(documents), seed)
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
+        self._first, self._last = np.repeat(starts, ends - starts), np.repeat(ends, ends - starts)
+        self.scoring = _scoring(self.documents, seed)
 
     def windows(self, focus: np.ndarray, length: int, position: str) -> tuple[np.ndarray, np.ndarray]:
         """focus int [m] -> (start int64 [m], whole bool [m]: the window lies within the document)."""
@@ -89,6 +86,10 @@ class Text:
         """The text of each token of a window."""
         return self._string_of(np.arange(start, start + length))
 
+    def content(self, start: int, length: int) -> bytes:
+        """The tokens of a window, alike for windows of the same text."""
+        return self.tokens[start : start + length].tobytes()
+
     def string_at(self, token: int) -> str:
         return self._string_of(np.array([token]))[0]
 
@@ -97,23 +98,22 @@ class Text:
         """int64 [s], rising: the tokens of documents to score on."""
         return np.flatnonzero(self.scoring)
 
-    def scoring_with_id(self, wanted: int) -> np.ndarray:
-        """int64 [c], rising: the tokens to score on with this id in the vocabulary."""
-        ordered, places = self._scoring_by_id
-        wanted = ordered.dtype.type(wanted)  # another type would have the whole array converted
-        return places[np.searchsorted(ordered, wanted) : np.searchsorted(ordered, wanted, side="right")]
-
     @cached_property
-    def _scoring_by_id(self) -> tuple[np.ndarray, np.ndarray]:
-        ids = np.asarray(self.tokens)[self.scoring_tokens]
+    def scoring_by_id(self) -> dict[int, np.ndarray]:
+        """Id in the vocabulary -> the tokens to score on with this id, int64 [c], rising."""
+        return self.by_id(self.scoring_tokens)
+
+    def by_id(self, places: np.ndarray) -> dict[int, np.ndarray]:
+        """Id in the vocabulary -> those of these tokens that have it, in their order."""
+        ids = self.tokens[places]
         order = np.argsort(ids, kind="stable")
-        return ids[order], self.scoring_tokens[order]
+        numbers, starts = np.unique(ids[order], return_index=True)
+        # without places there is one empty group and no number
+        return dict(zip(numbers.tolist(), np.split(places[order], starts[1:]), strict=False))
 
 
 def _scoring(documents: np.ndarray, seed: int) -> np.ndarray:
     """bool [T]: which tokens are to score on."""
-    if not len(documents):
-        return np.zeros(0, bool)
     names, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
     before = np.zeros(len(names), np.int64)
@@ -122,31 +122,33 @@ def _scoring(documents: np.ndarray, seed: int) -> np.ndarray:
 
 
 def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[str]]:
-    """The text of tokens of a split as a tokenizer writes it after another word, leading space included. tokens: ids int [T]."""
+    """The text of tokens of a split as a tokenizer writes it after another word, leading space included.
+
+    tokens: ids int [T].
+    """
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
     before = tokenizer.decode(anchor)
-    known: dict[int, str] = {}
 
+    @cache
     def string_of(number: int) -> str:
-        if number not in known:
-            both = tokenizer.decode([*anchor, number])
-            known[number] = both[len(before) :] if both.startswith(before) else tokenizer.decode([number])
-        return known[number]
+        both = tokenizer.decode([*anchor, number])
+        return both[len(before) :] if both.startswith(before) else tokenizer.decode([number])
 
     return lambda places: [string_of(int(number)) for number in tokens[places]]
 
 
 def planted_strings(split) -> Callable[[np.ndarray], list[str]]:
-    """The text of tokens of a planted world: ` w3/f12:0.83` is word 3 with feature 12 on at 0.83, ` t104` another token with none."""
+    """The text of tokens of a planted world: ` w3/f12:0.83` is word 3 with feature 12 on at 0.83, ` t104` another token
+    with none.
+    """
     world, activations = split.world, split.activations
     n_words = int(world.word.max(initial=-1)) + 1
 
     def string_of(place: int) -> str:
         entries = slice(activations.indptr[place], activations.indptr[place + 1])
-        features = (
-            f"/f{f}:{a:.2f}" for f, a in zip(activations.indices[entries], activations.data[entries], strict=True)
-        )
+        features = zip(activations.indices[entries], activations.data[entries], strict=True)
         token = int(split.tokens[place])
-        return f" {'w' if token < n_words else 't'}{token}{''.join(features)}"
+        kind = "w" if token < n_words else "t"
+        return f" {kind}{token}" + "".join(f"/f{feature}:{strength:.2f}" for feature, strength in features)
 
     return lambda places: [string_of(int(place)) for place in places]

@@ -13,8 +13,7 @@ import numpy as np
 from metasae.errors import UserError
 from metasae.explore.store.stored_text import readable
 from metasae.interp import prompts
-from metasae.interp.coverage import LatentWindows, with_silent
-from metasae.interp.draws import draw_activating, peaks_of
+from metasae.interp.draws import LatentWindows, draw_activating, peaks_of, with_silent
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Ask, Reply
 from metasae.interp.windows import Text, WindowSpec

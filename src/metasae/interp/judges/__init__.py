@@ -1,1 +1,1 @@
-"""Who answers: any OpenAI-compatible server, a model in this process, or a scripted reader of planted worlds."""
+"""Who answers: any OpenAI-compatible server or a model in this process."""

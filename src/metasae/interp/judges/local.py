@@ -1,14 +1,15 @@
 """A causal language model in this process, from a folder or the hub, asked through its chat template.
 
-Greedy: at every step the likeliest token, so the temperature of a question is not used. The model is not held to the JSON schema; a reply
-that is no JSON counts as unreadable. Questions are padded on the left and answered a batch at a time. The log probabilities of
-the likeliest tokens are kept beside every reply.
+Greedy: at every step the likeliest token, so the temperature of a question is not used. The model is not held to the
+JSON schema; a reply that is no JSON counts as unreadable. Questions are padded on the left and answered a batch at a
+time. The log probabilities of the likeliest tokens are kept beside every reply.
 """
 
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,12 +26,17 @@ from metasae.recipe.recipe import Model
 TOP = 5
 # A reply ends at its first whole JSON object, which is looked for every so many tokens.
 LOOK_EVERY = 8
+# Of one row: the likeliest token, the ids of the likeliest [5] and their log p [5].
+Step = tuple[int, Tensor, Tensor]
 
 
 class LocalJudge:
-    """place: a folder, `package:NAME/FOLDER`, or a name on the hub. batch: questions answered at once. dtype: as recipe.model.dtype.
+    """place: a folder, `package:NAME/FOLDER`, or a name on the hub.
 
-    name: holds a digest of the weights, so that replies of other weights in the same place are not taken for this model's.
+    batch: questions answered at once. dtype: as recipe.model.dtype.
+
+    name: holds a digest of the weights, so that replies of other weights in the same place are not taken for this
+    model's.
     """
 
     def __init__(self, place: str, device: str = "cpu", batch: int = 8, dtype: str = "auto"):
@@ -48,9 +54,6 @@ class LocalJudge:
         self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
         self._stops = _stops(loaded, tokenizer)
         self._placed = "position_ids" in inspect.signature(loaded.forward).parameters
-        self._pad = next(
-            (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, *self._stops) if i is not None), 0
-        )
 
     def answer(self, ask: Ask) -> Reply:
         return self.answer_many([ask])[0]
@@ -61,11 +64,12 @@ class LocalJudge:
         longest = max(map(len, prompts))
         if self._room is not None and longest >= self._room:
             raise UserError(
-                f"a question has {longest} tokens and {self.name.split()[0]} reads {self._room}; take a smaller window --length or another model"
+                f"a question has {longest} tokens and {self.name.split()[0]} reads {self._room}; "
+                "take a smaller window --length or another model"
             )
-        room = max(ask.max_tokens for ask in asks)
+        most = max(ask.max_tokens for ask in asks)
         try:
-            written = self._write(prompts, min(room, self._room - longest) if self._room is not None else room)
+            written = self._write(prompts, most if self._room is None else min(most, self._room - longest))
         except (RuntimeError, MemoryError) as error:
             # torch's errors of this kind are RuntimeErrors, on a CPU without a class of their own
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
@@ -81,63 +85,54 @@ class LocalJudge:
     def rendered(self, ask: Ask) -> str:
         """The question as the chat template writes it. Templates that know no system message get both as the user's."""
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        try:
-            return self.tokenizer.apply_chat_template(ask.messages, **options)
-        except Exception:
-            # a template raises an error of its own kind where it refuses a role
-            both = [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}]
-        try:
-            return self.tokenizer.apply_chat_template(both, **options)
-        except Exception as error:
-            raise UserError(
-                f"the chat template of {self.name.split()[0]} fails ({' '.join(str(error).split())}); name another model"
-            ) from None
+        for messages in (ask.messages, [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}]):
+            try:
+                return self.tokenizer.apply_chat_template(messages, **options)
+            except Exception as error:
+                # a template raises an error of its own kind where it refuses a role
+                why = " ".join(str(error).split())
+        raise UserError(f"the chat template of {self.name.split()[0]} fails ({why}); name another model")
 
     @torch.no_grad()
-    def _write(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[tuple[int, Tensor, Tensor]]]:
-        """Per prompt the steps up to its stop token: (token, ids of the likeliest tokens [5], their log p [5])."""
+    def _write(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[Step]]:
+        """Per prompt the steps up to its stop token."""
         width, device = max(map(len, prompts)), next(self.model.parameters()).device
-        ids = torch.full((len(prompts), width), self._pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        steps: list[list[tuple[int, Tensor, Tensor]]] = [[] for _ in prompts]
-        running, caches, places = set(range(len(prompts))), {}, (mask.cumsum(1) - 1).clamp_min(0)
+        missing = [width - len(prompt) for prompt in prompts]
+        # the mask hides what stands before a question, so any token will do
+        padded = [[0] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
+        ids = torch.tensor(padded, device=device)
+        mask = torch.tensor([[0] * count + [1] * (width - count) for count in missing], device=device)
+        steps: list[list[Step]] = [[] for _ in prompts]
+        running, caches, places = list(range(len(prompts))), {}, (mask.cumsum(1) - 1).clamp_min(0)
         for step in range(most):
             # models without position ids read them off the mask
             options = {"position_ids": places} if self._placed else {}
             out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **caches, **options)
-            caches = self._caches(out)
+            # what a step leaves for the next goes back under the name that it has in the output
+            caches = caches_in(out)
+            if not caches:
+                raise UserError(
+                    f"{self.name.split()[0]} keeps no cache of the tokens that it has read, so it cannot answer here; "
+                    "name another model"
+                )
             likeliest = torch.log_softmax(out["logits"][:, -1].float(), dim=-1).topk(min(TOP, out["logits"].shape[-1]))
-            tokens, others, logprobs = likeliest.indices[:, 0], likeliest.indices.cpu(), likeliest.values.cpu()
-            for row in sorted(running):
-                steps[row].append((int(others[row, 0]), others[row], logprobs[row]))
-                if int(others[row, 0]) in self._stops or (
-                    step % LOOK_EVERY == LOOK_EVERY - 1 and self._is_whole(steps[row])
-                ):
-                    running.discard(row)
+            tokens, logprobs = likeliest.indices.cpu(), likeliest.values.cpu()
+            for row in running:
+                steps[row].append((int(tokens[row, 0]), tokens[row], logprobs[row]))
+            looks = step % LOOK_EVERY == LOOK_EVERY - 1
+            running = [row for row in running if not self._is_done(steps[row], looks)]
             if not running:
                 break
-            ids, mask, places = (
-                tokens[:, None],
-                torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1),
-                places[:, -1:] + 1,
-            )
+            ids, places = likeliest.indices[:, :1], places[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         return steps
 
-    def _caches(self, out: Mapping) -> dict:
-        """What a step leaves for the next, under the name that the model takes it by, which is that of its output."""
-        caches = caches_in(out)
-        if not caches:
-            raise UserError(
-                f"{self.name.split()[0]} keeps no cache of the tokens that it has read, so it cannot answer here; name another model"
-            )
-        return caches
-
-    def _is_whole(self, steps) -> bool:
-        """Whether a JSON object is complete, after which a model may go on for as long as it is let."""
+    def _is_done(self, steps: Sequence[Step], looks: bool) -> bool:
+        """Whether the model has stopped or, where it `looks`, a JSON object is complete, after which a model may go on
+        and on.
+        """
+        if steps[-1][0] in self._stops or not looks:
+            return steps[-1][0] in self._stops
         text = self.tokenizer.decode([token for token, _, _ in steps])
         start = text.find("{")
         try:
@@ -145,7 +140,7 @@ class LocalJudge:
         except (ValueError, RecursionError):
             return False
 
-    def _reply(self, prompt: Sequence[int], steps) -> Reply:
+    def _reply(self, prompt: Sequence[int], steps: Sequence[Step]) -> Reply:
         said = [step for step in steps if step[0] not in self._stops]
         pieces = self.tokenizer.batch_decode([[token] for token, _, _ in said])
         alternatives = [self.tokenizer.batch_decode(others[:, None]) for _, others, _ in said]
@@ -166,12 +161,8 @@ def model_at(place: str, dtype: str = "auto") -> Model:
 def _stops(model, tokenizer) -> set[int]:
     """Every token that ends a reply."""
     listed = [getattr(getattr(model, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
-    return {
-        number
-        for each in listed
-        if each is not None
-        for number in (each if isinstance(each, (list, tuple)) else [each])
-    }
+    numbers = [stop if isinstance(stop, (list, tuple)) else [stop] for stop in listed]
+    return set(chain(*numbers)) - {None}
 
 
 def _digest(folder: Path | None, model) -> str:

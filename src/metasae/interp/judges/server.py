@@ -1,7 +1,7 @@
 """Any server that speaks OpenAI's chat completions: OpenAI itself, vLLM, llama.cpp, Ollama.
 
-The key comes from the environment only: METASAE_JUDGE_KEY, and for api.openai.com also OPENAI_API_KEY, which is sent nowhere else.
-It is cut out of every message and reply.
+The key comes from the environment only: METASAE_JUDGE_KEY, and for api.openai.com also OPENAI_API_KEY, which is sent
+nowhere else. It is cut out of every message and reply.
 """
 
 import os
@@ -20,8 +20,8 @@ LOOK = 10.0
 class ServerJudge:
     """url: of the API, as http://127.0.0.1:8000/v1. model: as the server calls it. timeout: seconds for one reply.
 
-    logprobs: alternatives per token to ask for, 0 for none. Not every server and model offers them: where they are refused, replies come
-    without, under the same name.
+    logprobs: alternatives per token to ask for, 0 for none. Not every server and model offers them: where they are
+    refused, replies come without, under the same name.
     """
 
     def __init__(self, url: str, model: str, timeout: float = 120.0, logprobs: int = 0):
@@ -37,7 +37,7 @@ class ServerJudge:
     def answer(self, ask: Ask) -> Reply:
         asked_for = self._logprobs
         try:
-            found = self._send(ask, asked_for)
+            completion = self._send(ask, asked_for)
         except self._openai.APIStatusError as error:
             if not (asked_for and error.status_code in (400, 422) and "logprob" in str(error).lower()):
                 raise self._refused(error) from None
@@ -46,10 +46,13 @@ class ServerJudge:
         except (self._openai.OpenAIError, ValueError) as error:
             # no connection, no reply in time, or a body that is not JSON
             raise Temporary(self._clean(str(error))) from None
-        return self._read(found)
+        return self._read(completion)
 
     def look(self) -> None:
-        """Raises UserError where nothing answers at the address: better before the windows are drawn than after. Any answer will do."""
+        """Raises UserError where nothing answers at the address: better before the windows are drawn than after.
+
+        Any answer will do.
+        """
         try:
             self._client.with_options(timeout=LOOK).models.with_raw_response.list()
         except self._openai.APIConnectionError as error:
@@ -76,13 +79,13 @@ class ServerJudge:
             **options,
         )
 
-    def _read(self, found) -> Reply:
+    def _read(self, completion) -> Reply:
         try:
-            choice, usage = found.choices[0], found.usage
+            choice, usage = completion.choices[0], completion.usage
             text = choice.message.content or ""
             counts = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
             offered = choice.logprobs.content if choice.logprobs is not None else None
-            logprobs = None if offered is None else tuple(_alternatives(each) for each in offered)
+            logprobs = None if offered is None else tuple(map(_alternatives, offered))
         except (AttributeError, IndexError, TypeError):
             raise Temporary("the server's reply is not a chat completion") from None
         if logprobs is not None and self._key and self._key in "".join(token for token, _ in logprobs):
@@ -100,7 +103,8 @@ class ServerJudge:
         if status in (401, 403):
             return UserError(f"the judge refuses the key ({status}); set the environment variable {KEY}")
         return UserError(
-            f"the judge refuses the question ({status}): {text}; see that --judge, --model and JSON-schema output fit the server"
+            f"the judge refuses the question ({status}): {text}; "
+            "see that --judge, --model and JSON-schema output fit the server"
         )
 
     def _clean(self, text: str) -> str:

@@ -1,8 +1,10 @@
-"""A scripted reader of planted worlds: it answers the same prompts as a language model, knows every concept, and names one per explanation.
+"""A scripted reader of planted worlds: it answers the same prompts as a language model, knows every concept, and names
+one per explanation.
 
-A concept is a feature (`f12`) or a word in any sense (`w3`), as `planted_strings` writes tokens. It explains by the one concept that fits
-the marked tokens best, by F1 over the tokens shown, features before words among equals. So what is atomic is explained exactly, and a
-blend by the nearest thing that has a name. It shows what scores do with a judge that makes no mistakes; real ones make others.
+A concept is a feature (`f12`) or a word in any sense (`w3`), as `planted_strings` writes tokens. It explains by the one
+concept that fits the marked tokens best, by F1 over the tokens shown, features before words among equals. So what is
+atomic is explained exactly, and a blend by the nearest thing that has a name. It shows what scores do with a judge that
+makes no mistakes; real ones make others.
 """
 
 import json
@@ -25,7 +27,7 @@ class OracleJudge:
     def answer(self, ask: Ask) -> Reply:
         windows = [_tokens(match[3]) for match in map(_LINE.match, ask.user.splitlines()) if match]
         concept = ask.user.splitlines()[0].removeprefix("Explanation: ")
-        found = {
+        answer = {
             prompts.EXPLAIN: lambda: {"explanation": self._best(windows)},
             prompts.DETECT: lambda: {
                 "answers": [any(self._on(token, concept) for token, _ in window) for window in windows]
@@ -39,14 +41,14 @@ class OracleJudge:
             prompts.CHOOSE: lambda: {"answer": "AB"[self._stronger(windows, concept)]},
             prompts.INTRUDE: lambda: {"intruder": self._odd(windows)},
         }[ask.system]()
-        text = json.dumps(found)
+        text = json.dumps(answer)
         return Reply(text, len(ask.user) // 4, len(text) // 4)
 
     def _on(self, token: str, concept: str) -> bool:
         return _strength(token, concept) > self.fires_above
 
     def _best(self, windows) -> str:
-        tokens = [each for window in windows for each in window]
+        tokens = [token for window in windows for token in window]
         marked = sum(mark for _, mark in tokens)
 
         def fit(concept: str) -> float:
@@ -59,7 +61,9 @@ class OracleJudge:
         return max(concepts, key=fit, default="nothing")
 
     def _odd(self, windows) -> int:
-        """The number of the window whose marked token lacks most of what all others have, then has most to itself; the first of equals."""
+        """The number of the window whose marked token lacks most of what all others have, then has most to itself; the
+        first of equals.
+        """
         marked = [
             {name for token, mark in window if mark for name in _names(token) if self._on(token, name)}
             for window in windows
@@ -89,11 +93,11 @@ def _tokens(line: str) -> list[tuple[str, bool]]:
 def _names(token: str) -> list[str]:
     """The concepts of a token: its features, and its word."""
     name, *features = token.split("/")
-    return [each.split(":")[0] for each in features] + ([name] if name.startswith("w") else [])
+    return [feature.split(":")[0] for feature in features] + ([name] if name.startswith("w") else [])
 
 
 def _strength(token: str, concept: str) -> float:
     """How strongly a concept is on: a feature's number, of a word its strongest feature's."""
     name, *features = token.split("/")
-    strengths = {each.split(":")[0]: float(each.split(":")[1]) for each in features}
+    strengths = {feature: float(number) for feature, number in (entry.split(":") for entry in features)}
     return max(strengths.values(), default=0.0) if concept == name else strengths.get(concept, 0.0)
