@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from metasae.compare.catalogue import CATALOGUE
-from metasae.compare.compare import compare, summary_table
-from metasae.compare.verdict import change
+from metasae.compare.compare import compare
+from metasae.compare.tables import summary_table
+from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.intervals.statistics import paired_difference
 from metasae.report.latex import as_latex

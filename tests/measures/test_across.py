@@ -6,8 +6,9 @@ import pytest
 
 import metasae
 from drawing import undrawn
+from metasae.arms.folder import RunFolder
 from metasae.compare import across
-from metasae.compare.across import Member, measure_across
+from metasae.compare.across import measure_across
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
@@ -24,8 +25,8 @@ def folder(tmp_path_factory):
     return out
 
 
-def members(folder, arms=("solo", "control", "joint"), seeds=(0, 1, 2)):
-    return [Member(arm, seed, folder / "arms" / f"{arm}-s{seed}") for seed in seeds for arm in arms]
+def arms_of(folder, arms=("solo", "control", "joint"), seeds=(0, 1, 2)):
+    return [RunFolder(folder).arm(arm, seed) for seed in seeds for arm in arms]
 
 
 def test_seeds_stand_in_a_ring_and_splits_have_a_base_rate(folder):
@@ -51,15 +52,15 @@ def test_what_is_found_reaches_the_comparison(folder):
 
 
 def test_two_seeds_give_one_number_and_one_seed_none(folder):
-    two = measure_across(members(folder, ("solo", "joint"), (0, 1)))
+    two = measure_across(arms_of(folder, ("solo", "joint"), (0, 1)))
     assert "seeds" in two["joint-s0"] and "seeds" not in two["joint-s1"] and "solo-s1" not in two
-    one = measure_across(members(folder, ("solo", "joint"), (0,)))
+    one = measure_across(arms_of(folder, ("solo", "joint"), (0,)))
     assert set(one) == {"joint-s0"} and set(one["joint-s0"]) == {"splits", "merges"}
 
 
 def test_what_was_found_with_the_same_two_is_kept(folder, monkeypatch):
-    found = measure_across(members(folder))
+    found = measure_across(arms_of(folder))
     monkeypatch.setattr(
         across, "PARTS", dict.fromkeys(across.PARTS, lambda one, other: pytest.fail("worked out again"))
     )
-    assert measure_across(members(folder), found) == found
+    assert measure_across(arms_of(folder), found) == found

@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from metasae.compare.catalogue import CATALOGUE, Quantity, value_of
-from metasae.compare.compare import conditions_line, number, reading
-from metasae.compare.verdict import change
+from metasae.compare.tables import conditions_line
+from metasae.compare.words import change, number, reading
 
 TAGS = ("sparse-autoencoder", "saelens", "metasae", "interpretability")
 # SAEs that are listed with their numbers, and with how they are loaded.

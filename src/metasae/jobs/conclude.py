@@ -4,7 +4,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metasae.compare.compare import compare, summary_table
+from metasae.compare.compare import compare
+from metasae.compare.tables import summary_table
 from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError
 from metasae.report.report import write_report
@@ -55,7 +56,7 @@ def print_conclusion(result: dict) -> None:
     console = Console()
     # its title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
-    console.print("\n".join(verdict_lines(result)), highlight=False, markup=False)
+    console.print("\n".join(map(str, verdict_lines(result))), highlight=False, markup=False)
     print_line(f"Report: {result['report']}")
 
 

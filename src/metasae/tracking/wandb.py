@@ -7,7 +7,8 @@ from pathlib import Path
 import tomli
 
 from metasae import files
-from metasae.errors import UserError, install_hint
+from metasae.arms.folder import read_object
+from metasae.errors import UserError
 
 PROJECT = "metasae"
 # SAE -> its run there, so that a later call goes on with the same one
@@ -15,19 +16,18 @@ IDS = "wandb.json"
 
 
 class WandB:
-    """project: WANDB_PROJECT or 'metasae' where None. Raises UserError without the package, and where the service would ask for a key."""
+    """project: WANDB_PROJECT or 'metasae' where None. Raises UserError where the service would ask for a key."""
 
     def __init__(self, folder: Path, project: str | None = None):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(f"tracking with Weights & Biases needs its package: {install_hint('tracking')}") from None
+        import wandb
+
         self._wandb, self._folder, self._project = wandb, folder, project or os.environ.get("WANDB_PROJECT") or PROJECT
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
             raise UserError(
-                "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, or keep it on this machine with WANDB_MODE=offline"
+                "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, "
+                "or keep it on this machine with WANDB_MODE=offline"
             )
-        self._ids = files.read_json(folder / IDS) if (folder / IDS).is_file() else {}
+        self._ids = read_object(folder / IDS)
         self._name, self._run = None, None
 
     def last(self, name: str) -> int:
@@ -78,25 +78,19 @@ def _has_key(wandb) -> bool:
 
 
 def _config(folder: Path, name: str) -> dict:
-    """The recipe with dotted keys, and which SAE of it this is. An SAE of a sweep has its own recipe once it is trained."""
-    own, plan = (
-        next(
-            (path for place in ("arms", "saes") if (path := folder / place / name / "primary" / "cfg.json").is_file()),
-            None,
-        ),
-        {},
-    )
-    if own is not None:
-        recipe = files.read_json(own).get("metadata", {}).get("metasae", {}).get("recipe", plan)
-    elif (folder / "recipe.toml").is_file():
-        recipe = tomli.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-    else:
-        recipe = files.read_json(folder / "plan.json").get("base", plan)
-    flat = {
-        f"{table}.{key}": value
-        for table, values in recipe.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
+    """The recipe with dotted keys, and which SAE of it this is."""
+    tables = {table: values for table, values in _recipe(folder, name).items() if isinstance(values, dict)}
+    flat = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
     arm, _, seed = name.partition("-s")
     return {**flat, "arm": arm, "seed": int(seed.partition("-")[0])}
+
+
+def _recipe(folder: Path, name: str) -> dict:
+    """A trained SAE has its own, which in a sweep differs from others'; until then that of the run or of the sweep's plan counts."""
+    for place in ("arms", "saes"):
+        config = read_object(folder / place / name / "primary" / "cfg.json")
+        if config:
+            return config.get("metadata", {}).get("metasae", {}).get("recipe", {})
+    if (folder / "recipe.toml").is_file():
+        return tomli.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+    return files.read_json(folder / "plan.json").get("base", {})
