@@ -1,8 +1,10 @@
-"""What takes two SAEs of a run: latents found again in another seed, solo's latents that split or merge in another arm, and, where it is
-asked for, how bluntly the matched latents of both steer the model.
+"""What takes two SAEs of a run: seeds, splits and merges, and side effects.
 
-Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers that share seeds, and two
-give one; `with` names the second SAE, which their interval needs (`metasae.compare.shared_seeds`). Splits of
+Seeds: latents found again in another seed. Splits and merges: solo's latents that another arm has in pieces, or as one.
+Side effects, where they are asked for: how bluntly the matched latents of both steer the model.
+
+Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers that share seeds,
+and two give one; `with` names the second SAE, which their interval needs (`metasae.compare.shared_seeds`). Splits of
 solo's latents in an arm are read beside their base rate, splits of solo's latents in solo's own next seed.
 """
 
@@ -38,7 +40,7 @@ def measured_arms(run_folder: Path) -> list[Arm]:
 
 
 def is_wanted(spec: recipe.Measure, progress: Progress) -> bool:
-    """Whether what takes two SAEs is asked for and can be measured; where it cannot, `progress` says what is left out."""
+    """Whether what takes two SAEs is asked for and can be measured. `progress` says what is left out where not."""
     if spec.across and not spec.keep_firings:
         missing = "seeds, splits and merges" + " and side effects" * bool(spec.side_effects)
         progress.say(f"{missing} are not measured, which takes firings that are kept (measure.keep_firings)")
@@ -50,8 +52,8 @@ def measure_across(
 ) -> dict:
     """Label -> {seeds, splits, merges, side_effects}, JSON as it is. A part that has no second SAE is absent.
 
-    An SAE with the weights of another (control has solo's) takes over that one's parts. known: what an earlier call gave; parts
-    that were worked out with the same two SAEs are kept. steering: None leaves the side effects out.
+    An SAE with the weights of another (control has solo's) takes over that one's parts. known: what an earlier call
+    gave; parts that were worked out with the same two SAEs are kept. steering: None leaves the side effects out.
     Raises UserError for a store of firings that is missing or damaged.
     """
     weights = {arm.label: arm.measures()["conditions"]["sae"] for arm in arms}
@@ -78,7 +80,10 @@ def measure_across(
 
 
 def found_again(one: Arm, other: Arm) -> dict:
-    """Decoder rows of the live latents of one SAE matched with those of another seed, and the variance explained less what noise takes."""
+    """Decoder rows of the live latents of one SAE, matched with those of another seed.
+
+    With it comes the variance that a meta SAE explains, less what noise takes.
+    """
     sides = _live_rows(one), _live_rows(other)
     matching, chance = match(*sides), chance_matching(*sides, SEED)
     rows = one.measures()["decomposability"]
@@ -98,7 +103,10 @@ def _live_rows(arm: Arm) -> torch.Tensor:
 
 
 def split_latents(parents: Arm, children: Arm) -> dict:
-    """Latents of one SAE that another has in several pieces, by our score; beside it the first of the paper's ranking, on all tokens."""
+    """Latents of one SAE that another has in several pieces, by our score.
+
+    Beside them stand the first of the paper's ranking, on all tokens.
+    """
     sides = parents.firings(), children.firings()
     ranking = [split.as_dict() for split in paper_ranking(*sides, count=RANKED)]
     return {**find_splits(*sides).as_dict(RANKED), "paper_ranking": ranking}

@@ -1,9 +1,14 @@
 """Every measure that is compared: where it lies in measures.json, its name in words, and which way is better.
 
-The table is catalogue.csv, one row a measure. Comparison, verdict, figures, report and explorer all read it, so a new measure is one row.
-Its columns: `path`, the keys from the top of measures.json; `label`; `better`, the direction that is more atomic, more faithful or easier
-to explain, empty for a plain description; `main`, for a measure that belongs to the summary and the verdict; `change`, in what a change
-is given (%, or pp, hundredths of the measure's own unit); `meaning`.
+The table is catalogue.csv, one row a measure. Comparison, verdict, figures, report and explorer all read it, so a new
+measure is one row. Its columns:
+
+path      the keys from the top of measures.json
+label     the name in words
+better    the direction that is more atomic, more faithful or easier to explain; empty for a plain description
+main      `main` for a measure that belongs to the summary and the verdict
+change    in what a change is given: %, or pp, hundredths of the measure's own unit
+meaning   what it is, in half a sentence
 """
 
 import csv
@@ -34,7 +39,8 @@ ROBUST = ("cooccurrence.fixed_marginals.lift_variance", "decomposability.meta_ve
 class Quantity:
     """One row of the table.
 
-    relative: whether a change is given in percent. A share that is itself a difference may lie near 0, so its change is given in pp.
+    relative: whether a change is given in percent. A share that is itself a difference may lie near 0, so its change is
+    given in pp.
     """
 
     path: tuple[str, ...]
@@ -101,7 +107,7 @@ def value_of(measures: dict, quantity: Quantity) -> float | None:
 
 
 def left_out_of(measures: dict, quantity: Quantity) -> list[float | None] | None:
-    """The number without each block of documents in turn, as it lies under `leave_one_out` beside the number; None where there is none."""
+    """The number without each block of documents in turn, from `leave_one_out` beside it; None where there is none."""
     *above, name = quantity.path
     return _at(measures, (*above, "leave_one_out", name)) or None
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metasae import files
+from metasae.arms.folder import read_object
 from metasae.compare.catalogue import CATALOGUE, Quantity, left_out_of, value_of
 from metasae.compare.matched import MATCHED
-from metasae.compare.measured import read_measured, shared_conditions
+from metasae.compare.measured import Measured, by_arm, read_measured, shared_conditions
 from metasae.compare.pair import Pair
 from metasae.compare.shared_seeds import Behind, of_both, seeds_behind
 from metasae.compare.tables import as_markdown
@@ -27,8 +28,8 @@ ARM_FOLDER = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 class Numbers:
     """One quantity of one arm.
 
-    values: seed -> number, None for a seed without, so that this is told. blocks: seed -> the number without each block of documents;
-    None where no seed has them. behind: the seeds that each number takes.
+    values: seed -> number, None for a seed without, so that this is told. blocks: seed -> the number without each block
+    of documents; None where no seed has them. behind: the seeds that each number takes.
     """
 
     values: dict[int, float | None]
@@ -47,30 +48,28 @@ class Numbers:
 def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     """Reads arms/*/measures.json, writes compare.json and compare.md, returns what compare.json holds.
 
-    Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, pairs {"joint vs solo": {measure: a, b,
-    difference, percent, ci95, n_seeds, values ...}}, missing (arms not measured yet), stale (those whose auto-interp is of an earlier SAE
-    and is left out), verdict.
+    Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, missing (arms not
+    measured yet), stale (those whose auto-interp is of an earlier SAE and is left out), baseline, pairs
+    {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, verdict.
     baseline: the arm that the others are compared with; None takes solo, or the first arm where there is none.
     Raises UserError when nothing is measured or the arms were not judged under the same conditions.
     """
     run_folder = Path(run_folder)
     measured, missing = read_measured(run_folder)
     conditions = shared_conditions(measured)
-    by_arm: dict[str, dict[int, dict]] = {}
-    for entry in measured:
-        by_arm.setdefault(entry.arm.name, {})[entry.arm.seed] = entry.measures
-    numbers = {arm: _numbers(by_seed) for arm, by_seed in by_arm.items()}
-    if baseline is not None and baseline not in by_arm:
-        raise UserError(f"no arm '{baseline}' is measured{nearest(baseline, by_arm)}")
-    baseline = baseline or (BASELINE if BASELINE in by_arm else next(iter(by_arm)))
+    arms = by_arm(measured)
+    numbers = {arm: _numbers(by_seed) for arm, by_seed in arms.items()}
+    if baseline is not None and baseline not in arms:
+        raise UserError(f"no arm '{baseline}' is measured{nearest(baseline, arms)}")
+    baseline = baseline or (BASELINE if BASELINE in arms else next(iter(arms)))
     comparison = {
         "run": run_folder.resolve().name,
         "conditions": conditions | _trained_on(run_folder),
-        "arms": {arm: {"seeds": list(by_arm[arm]), **_arm_as_dict(numbers[arm])} for arm in by_arm},
+        "arms": {arm: {"seeds": list(arms[arm]), **_arm_as_dict(numbers[arm])} for arm in arms},
         "missing": missing,
         "stale": [entry.arm.label for entry in measured if entry.stale],
         "baseline": baseline,
-        "pairs": {str(pair): entries for pair, entries in _pairs(by_arm, numbers, baseline).items()},
+        "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
     comparison["verdict"] = write_verdict(comparison)
     files.write_json(run_folder / "compare.json", comparison)
@@ -79,25 +78,23 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
 
 
 def _trained_on(run_folder: Path) -> dict:
-    """How many tokens the arms were trained on, and how many different ones those were; nothing where the folder does not say."""
-    recipe, state = run_folder / "recipe.toml", run_folder / "run.json"
-    if not (recipe.is_file() and state.is_file()):
-        return {}
-    different = files.read_json(state).get("stages", {}).get("harvest", {}).get("training_tokens")
-    if different is None:
+    """How many tokens the arms were trained on, and how many different ones; {} where the folder does not say."""
+    recipe, stages = run_folder / "recipe.toml", read_object(run_folder / "run.json").get("stages", {})
+    different = stages.get("harvest", {}).get("training_tokens")
+    if different is None or not recipe.is_file():
         return {}
     return {"training_tokens": Recipe.load(recipe).train.tokens, "different_training_tokens": different}
 
 
-def _numbers(by_seed: dict[int, dict]) -> dict[str, Numbers]:
-    """Key -> the numbers of an arm, for every quantity of which it has any. by_seed: seed -> measures."""
+def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:
+    """Key -> the numbers of an arm, for every quantity of which it has any."""
     numbers = {q.key: _of_quantity(by_seed, q) for q in CATALOGUE}
     return {key: of_arm for key, of_arm in numbers.items() if of_arm.behind}
 
 
-def _of_quantity(by_seed: dict[int, dict], quantity: Quantity) -> Numbers:
-    values = {seed: value_of(measures, quantity) for seed, measures in by_seed.items()}
-    known = {seed: measures for seed, measures in by_seed.items() if values[seed] is not None}
+def _of_quantity(by_seed: dict[int, Measured], quantity: Quantity) -> Numbers:
+    values = {seed: value_of(entry.measures, quantity) for seed, entry in by_seed.items()}
+    known = {seed: entry.measures for seed, entry in by_seed.items() if values[seed] is not None}
     blocks = {seed: left_out_of(measures, quantity) for seed, measures in known.items()}
     blocks = {seed: of_seed for seed, of_seed in blocks.items() if of_seed}
     return Numbers(values, blocks or None, {seed: seeds_behind(known[seed], quantity, seed) for seed in known})
@@ -118,27 +115,30 @@ def _arm_as_dict(numbers: dict[str, Numbers]) -> dict:
 
 
 def _pairs(
-    by_arm: dict[str, dict[int, dict]], numbers: dict[str, dict[str, Numbers]], baseline: str
+    arms: dict[str, dict[int, Measured]], numbers: dict[str, dict[str, Numbers]], baseline: str
 ) -> dict[Pair, dict[str, dict]]:
-    """Every other arm against the baseline, joint first, as it is the question. p-values are adjusted within what speaks of the same."""
-    others = sorted((arm for arm in by_arm if arm != baseline), key=lambda arm: (arm != SUBJECT, place_of(arm)))
+    """Every other arm against the baseline, joint first, as it is the question.
+
+    p-values are adjusted within what speaks of the same.
+    """
+    others = sorted((arm for arm in arms if arm != baseline), key=lambda arm: (arm != SUBJECT, place_of(arm)))
     families = {q.key: q.speaks_of if q.main else None for q in CATALOGUE}
     pairs = {}
     for arm in others:
         base = numbers[baseline]
         differences = {key: of_arm.minus(base[key]) for key, of_arm in numbers[arm].items() if key in base}
-        differences |= _matched(by_arm[arm], by_arm[baseline])
+        differences |= _matched(arms[arm], arms[baseline])
         adjusted = adjust(differences, families)
         pairs[Pair(arm, baseline)] = {key: difference.as_dict() for key, difference in adjusted.items()}
     return pairs
 
 
-def _matched(a: dict[int, dict], b: dict[int, dict]) -> dict[str, Difference]:
-    """The measures that exist for two SAEs only; a seed that one arm lacks has none. a, b: seed -> measures."""
+def _matched(a: dict[int, Measured], b: dict[int, Measured]) -> dict[str, Difference]:
+    """The measures that exist for two SAEs only; a seed that one arm lacks has none."""
     differences = {}
     for key, numbers in MATCHED.items():
         values = dict.fromkeys(sorted(a.keys() | b.keys()), (None, None))
-        values |= {seed: numbers(a[seed], b[seed]) for seed in a.keys() & b.keys()}
+        values |= {seed: numbers(a[seed].measures, b[seed].measures) for seed in a.keys() & b.keys()}
         if any(None not in both for both in values.values()):
             sides = ({seed: both[side] for seed, both in values.items()} for side in (0, 1))
             differences[key] = paired_difference(*sides)

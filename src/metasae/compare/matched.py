@@ -1,4 +1,4 @@
-"""Measures that exist for two SAEs only: both are looked at where they are alike in something that would fool the plain number.
+"""Measures that exist for two SAEs only: both are measured where they are alike in what would fool the plain number.
 
 Each function takes two measures.json, a and b, and gives the numbers of both; (None, None) where there are none.
 """
@@ -9,7 +9,7 @@ Numbers = tuple[float | None, float | None]
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
-    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`)."""
+    """Mean |phi|, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`)."""
     from metasae.measures.cofiring.rate_cells import RateCells, matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
@@ -30,7 +30,9 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
 
 
 def side_effect(name: str) -> Callable[[dict, dict], Numbers]:
-    """A number of the side effects over matched latents. across.json has both SAEs' beside each other, in the arm that is not solo.
+    """A number of the side effects over matched latents.
+
+    across.json has both SAEs' beside each other, in the arm that is not solo.
 
     Those of two other SAEs than these, as under another baseline, do not count.
     """

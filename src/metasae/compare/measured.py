@@ -1,5 +1,6 @@
 """The measured arms of a run, with what was worked out beside them, and what they were judged under."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def _with_beside(arm: Arm, across: dict, scores: dict) -> Measured:
     of = scores["interp"].get("conditions", {}).get("of") if scores else None
     stale = of is not None and of["sae"] != measures["conditions"].get("sae")
     return Measured(arm, measures | across | ({} if stale else scores), stale)
+
+
+def by_arm(measured: Sequence[Measured]) -> dict[str, dict[int, Measured]]:
+    """Arm -> seed -> what was measured, in the order of `measured`."""
+    arms: dict[str, dict[int, Measured]] = {}
+    for entry in measured:
+        arms.setdefault(entry.arm.name, {})[entry.arm.seed] = entry
+    return arms
 
 
 def shared_conditions(measured: list[Measured]) -> dict:

@@ -1,7 +1,8 @@
 """Which seeds a number of measures.json is of: its own, or two where it takes a second SAE of another seed.
 
-Latents found again take an SAE and that of the next seed. Solo's own splits are those in its next seed, their base rate, and so are the
-siblings that sense_intruder asks about. Such numbers share seeds, which their interval must know (`metasae.intervals.crossed`).
+Latents found again take an SAE and that of the next seed. Solo's own splits are those in its next seed, their base
+rate, and so are the siblings that sense_intruder asks about. Such numbers share seeds, which their interval must know
+(`metasae.intervals.crossed`).
 """
 
 from collections.abc import Sequence

@@ -1,17 +1,17 @@
 """A comparison as tables: compare.md for reading, and the summary that is printed."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from metasae.compare.catalogue import CATALOGUE, Quantity
 from metasae.compare.pair import Pair, by_pair
 from metasae.compare.templates import fill
 from metasae.compare.words import change, number, towards
 from metasae.intervals.statistics import is_clear
-
-if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
 
 
 def as_markdown(comparison: dict) -> str:
@@ -42,15 +42,11 @@ def _arm(name: str, arm: dict) -> str:
     return f"{name}: seed{'s' if len(arm['seeds']) > 1 else ''} {', '.join(map(str, arm['seeds']))}{realised}"
 
 
-def summary_table(comparison: dict) -> "Table":
+def summary_table(comparison: dict) -> Table:
     """The main measures, each arm's mean over its seeds, and the change of joint (or the first other arm) against solo.
 
     Fits 80 columns with three arms. A change is green where clearly better, red where clearly worse.
     """
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
     arms = comparison["arms"]
     first_pair = dict(list(comparison["pairs"].items())[:1])
     seeds = ", ".join(f"{name} {len(arm['seeds'])}" for name, arm in arms.items())
@@ -68,9 +64,7 @@ def summary_table(comparison: dict) -> "Table":
     return table
 
 
-def _coloured(quantity: Quantity, entry: dict | None) -> "Text":
-    from rich.text import Text
-
+def _coloured(quantity: Quantity, entry: dict | None) -> Text:
     if entry is None:
         return Text("-")
     colours = {"better": "green", "worse": "red"}

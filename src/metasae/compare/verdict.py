@@ -14,7 +14,11 @@ Row = tuple[Quantity, dict]
 
 @dataclass(frozen=True)
 class Line:
-    """kind: what was judged (setting), what follows for a pair of arms (conclusion), what that rests on (evidence), or a caution."""
+    """A sentence and what it is for.
+
+    kind: what was judged (setting), what follows for a pair of arms (conclusion), what that rests on (evidence), or how
+    not to read the numbers (caution).
+    """
 
     kind: Literal["setting", "conclusion", "evidence", "caution"]
     text: str
@@ -80,20 +84,22 @@ def _conclusion(atomicity: list[Row]) -> str:
     more, less = _clear(atomicity, "better"), _clear(atomicity, "worse")
     moves_up = more or _before_holm(atomicity, "better")
     moves_down = less or _before_holm(atomicity, "worse")
-    if moves_up and moves_down:
-        return "the measures of atomicity disagree, so these numbers do not show that the latents are more atomic."
-    if more and len(more) == len(atomicity):
-        return "every measure of atomicity says more atomic."
-    if more:
-        return f"{_count(more, atomicity)} more atomic, none says less."
-    if less:
-        return f"{_count(less, atomicity)} less atomic, none says more."
-    if moves_up or moves_down:
-        return (
+    conclusions = (
+        (
+            moves_up and moves_down,
+            "the measures of atomicity disagree, so these numbers do not show that the latents are more atomic.",
+        ),
+        (more and len(more) == len(atomicity), "every measure of atomicity says more atomic."),
+        (more, f"{_count(more, atomicity)} more atomic, none says less."),
+        (less, f"{_count(less, atomicity)} less atomic, none says more."),
+        (
+            moves_up or moves_down,
             "no measure of atomicity survives Holm's correction for so many, "
-            "though some move by more than their own interval allows for."
-        )
-    return "no measure of atomicity moves by more than its interval allows for."
+            "though some move by more than their own interval allows for.",
+        ),
+    )
+    nothing = "no measure of atomicity moves by more than its interval allows for."
+    return next((text for applies, text in conclusions if applies), nothing)
 
 
 def _count(some: list[Row], of: list[Row]) -> str:

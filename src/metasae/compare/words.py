@@ -15,18 +15,23 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def change(quantity: Quantity, entry: dict) -> str:
-    """`-4.1% [-6.2, -2.0]`; in hundredths (`pp`) for a share that is itself a difference; `0` where every seed is as in solo."""
+    """`-4.1% [-6.2, -2.0]`, or in pp as `scaled` says; `0` where every seed is as in the baseline."""
     if entry["difference"] is None:
         return "-"
     if all(value["a"] == value["b"] for value in entry["values"]):
         return "0"
-    interval = entry["ci95"]
-    if not quantity.relative:
-        hundredths = None if interval is None else [100 * end for end in interval]
-        return _with_interval(100 * entry["difference"], " pp", hundredths)
-    if entry["percent"] is not None:
-        return _with_interval(entry["percent"], "%", entry["percent_ci95"])
-    return f"{entry['difference']:+.2g}" + (f" [{interval[0]:+.2g}, {interval[1]:+.2g}]" if interval else "")
+    value, interval = scaled(quantity, entry)
+    if value is None:
+        return _with_interval(f"{entry['difference']:+.2g}", entry["ci95"] and [f"{end:+.2g}" for end in entry["ci95"]])
+    unit = "%" if quantity.relative else " pp"
+    return _with_interval(_signed(value) + unit, interval and list(map(_signed, interval)))
+
+
+def scaled(quantity: Quantity, entry: dict) -> tuple[float | None, list[float] | None]:
+    """(change, interval) in percent, or in pp (hundredths) for a share that is itself a difference; None for none."""
+    if quantity.relative or entry["difference"] is None:
+        return entry["percent"], entry["percent_ci95"]
+    return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
 
 
 def towards(quantity: Quantity, entry: dict) -> str:
@@ -56,8 +61,8 @@ def is_established(entry: dict) -> bool:
     return is_clear(entry) and entry.get("p_holm") is not None
 
 
-def _with_interval(value: float, unit: str, interval: list[float] | None) -> str:
-    return f"{_signed(value)}{unit}" + (f" [{_signed(interval[0])}, {_signed(interval[1])}]" if interval else "")
+def _with_interval(value: str, ends: list[str] | None) -> str:
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def _signed(value: float) -> str:

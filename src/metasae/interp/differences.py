@@ -1,9 +1,9 @@
-"""How auto-interp scores differ between arms: where latents become more or fewer, what changes within pairs, and the means.
+"""How auto-interp scores differ between arms: which scores become more common, changes within pairs, and the means.
 
 The shares of latents per bin of a score, an arm's less the baseline's of the same seed, show which scores become more
-common; the difference of two seeds of the baseline shows what chance does. An arm's own random latents are not pairs, so
-their difference is one of distributions. Within pairs of matched latents (the paper's figure) each has a difference of
-its own; mirrored about 0, they show what they would look like if neither arm were better.
+common; the difference of two seeds of the baseline shows what chance does. An arm's own random latents are not pairs,
+so their difference is one of distributions. Within pairs of matched latents (the paper's figure) each has a difference
+of its own; mirrored about 0, they show what they would look like if neither arm were better.
 
 The interval of the baseline against itself is made of both means' intervals (Zou and Donner, 2008, MOVER).
 """
@@ -31,11 +31,11 @@ UNITS = {"seeds": "seeds", "pairs": "pairs", "null": "latents"}
 def score_differences(run_folder: str | Path) -> list[dict]:
     """One entry per score: {score, part, chance, judge, baseline, edges, n, changes, null, paired, rows}.
 
-    [] for a run without auto-interp. edges: bins + 1. n: SAE -> own latents with the score. changes: arm -> change of the
-    share per bin, mean over seeds that both have. null: [{of, change}], one seed of the baseline less another.
-    paired: arm -> {edges, share, mirrored, n, higher, lower, tied}, of the differences within all seeds' pairs: shares of
-    pairs per bin, and how many pairs score higher in the arm. rows: [{what, kind, arm, difference, ci95, n, unit}], means;
-    kind: seeds, pairs or null; ci95 is None where there is none. n: seeds, pairs or latents, as unit says.
+    [] for a run without auto-interp. edges: bins + 1. n: SAE -> own latents with the score. changes: arm -> change of
+    the share per bin, mean over seeds that both have. null: [{of, change}], one seed of the baseline less another.
+    paired: arm -> {edges, share, mirrored, n, higher, lower, tied}, of the differences within all seeds' pairs: shares
+    of pairs per bin, and how many pairs score higher in the arm. rows: [{what, kind, arm, difference, ci95, n, unit}],
+    means; kind: seeds, pairs or null; ci95 is None where there is none. n: seeds, pairs or latents, as unit says.
     Raises UserError for a damaged file.
     """
     run = RunFolder(run_folder)

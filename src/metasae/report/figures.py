@@ -1,20 +1,17 @@
-"""The figures of a report, drawn without a display and without global state: each function gives one matplotlib Figure."""
+"""The figures of a report, drawn without a display or global state: each function gives one matplotlib Figure."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from metasae.compare.catalogue import CATALOGUE, Quantity
+from metasae.compare.measured import Measured, by_arm
 from metasae.compare.pair import by_pair
-from metasae.compare.words import is_established
+from metasae.compare.words import is_established, scaled
 from metasae.recipe.registry import BASELINE
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from metasae.compare.measured import Measured
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the line styles say it again
 STYLES = {
@@ -35,21 +32,13 @@ def style_of(arm: str) -> dict[str, str]:
     return STYLES.get(arm) or {"color": OTHER_COLOURS[sum(arm.encode()) % len(OTHER_COLOURS)], "linestyle": ":"}
 
 
-def by_arm(measured: Sequence["Measured"]) -> dict[str, dict[int, "Measured"]]:
-    """Arm -> seed -> what was measured, in the order of `measured`."""
-    arms: dict[str, dict[int, Measured]] = {}
-    for entry in measured:
-        arms.setdefault(entry.arm.name, {})[entry.arm.seed] = entry
-    return arms
-
-
 def empty_figure(
     panels: int, height: float, rows: int = 1, heights: Sequence[float] | None = None, width: float = 8
-) -> tuple["Figure", list["Axes"]]:
-    """A figure with panels side by side in each of its rows. height, width: in inches. heights: of the rows to each other."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side in each of its rows.
 
+    height, width: in inches. heights: of the rows to each other.
+    """
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = list(figure.subplots(rows, panels, squeeze=False, height_ratios=heights).flat)
@@ -60,18 +49,18 @@ def empty_figure(
     return figure, all_axes
 
 
-def draw_legend(axes: "Axes", on: "Axes | Figure | None" = None, **options: object) -> None:
+def draw_legend(axes: Axes, on: Axes | Figure | None = None, **options: object) -> None:
     """Each label of the axes once. on: whose legend it is; None: that of the axes. options: of matplotlib's legend."""
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     (on or axes).legend(list(once.values()), list(once), **{"frameon": False, "fontsize": 9, **options})
 
 
-def draw_grid(axes: "Axes", which: str = "major") -> None:
+def draw_grid(axes: Axes, which: str = "major") -> None:
     axes.grid(color="#eeeeee", linewidth=0.6, which=which)
 
 
-def set_rows(axes: "Axes", labels: Sequence[str], size: float = 9) -> None:
+def set_rows(axes: Axes, labels: Sequence[str], size: float = 9) -> None:
     """One row for each label, from above. size: of the letters."""
     axes.set_yticks(range(len(labels)), labels, fontsize=size)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -79,7 +68,7 @@ def set_rows(axes: "Axes", labels: Sequence[str], size: float = 9) -> None:
 
 
 def draw_interval(
-    axes: "Axes", row: float, value: float, interval: Sequence[float] | None, colour: str, filled: bool, size: float
+    axes: Axes, row: float, value: float, interval: Sequence[float] | None, colour: str, filled: bool, size: float
 ) -> None:
     """A mark at `value` in a row, its interval as a bar. size: of the mark, in points."""
     if interval is not None:
@@ -87,18 +76,22 @@ def draw_interval(
     axes.plot(value, row, "o", color=colour, markersize=size, markerfacecolor=colour if filled else "white")
 
 
-def relative_differences(pairs: dict, baseline: str = BASELINE) -> "Figure | None":
+def relative_differences(pairs: dict, baseline: str = BASELINE) -> Figure | None:
     """The change of every main measure against the baseline with its interval: in percent, and below in pp for shares.
 
-    A mark is filled where the change is clear after Holm's correction. Measures with a change but no percentage are named
-    below. pairs: as in compare.json.
+    A mark is filled where the change is clear after Holm's correction. Measures with a change but no percentage are
+    named below. pairs: as in compare.json.
     """
     changed = [
         q
         for q in CATALOGUE
         if q.main and any(entries.get(q.key, {}).get("difference") is not None for entries in pairs.values())
     ]
-    drawn = [q for q in changed if any(_change(q, entries.get(q.key)) for entries in pairs.values())]
+    drawn = [
+        q
+        for q in changed
+        if any(q.key in entries and scaled(q, entries[q.key])[0] is not None for entries in pairs.values())
+    ]
     panels = {"%": [q for q in drawn if q.relative], "pp": [q for q in drawn if not q.relative]}
     panels = {unit: quantities for unit, quantities in panels.items() if quantities}
     if not panels:
@@ -117,41 +110,32 @@ def relative_differences(pairs: dict, baseline: str = BASELINE) -> "Figure | Non
     return figure
 
 
-def _draw_differences(axes: "Axes", pairs: dict, quantities: list[Quantity]) -> None:
+def _draw_differences(axes: Axes, pairs: dict, quantities: list[Quantity]) -> None:
     """One row per measure, one mark per pair in it."""
     changes = []
     offsets = np.linspace(-0.2, 0.2, len(pairs)) if len(pairs) > 1 else [0.0]
     for offset, (pair, entries) in zip(offsets, by_pair(pairs).items(), strict=True):
         colour = style_of(pair.arm)["color"]
         for row, q in enumerate(quantities):
-            change = _change(q, entries.get(q.key))
-            if change is not None:
-                draw_interval(axes, row + offset, *change, colour, is_established(entries[q.key]), 6)
-                changes.append(change)
+            value, interval = scaled(q, entries[q.key]) if q.key in entries else (None, None)
+            if value is not None:
+                draw_interval(axes, row + offset, value, interval, colour, is_established(entries[q.key]), 6)
+                changes.append((value, interval))
         axes.plot([], [], "o", color=colour, label=str(pair))
     axes.axvline(0, color=GREY, linewidth=1)
     set_rows(axes, [q.label + BETTER[q.better] for q in quantities])
     axes.set_xlim(*_limits(changes))
 
 
-def _change(quantity: Quantity, entry: dict | None) -> tuple[float, list[float] | None] | None:
-    """(change, interval), in percent or for a share in pp; None where there is none in that unit."""
-    if entry is None or entry["difference"] is None:
-        return None
-    if not quantity.relative:
-        return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
-    return None if entry["percent"] is None else (entry["percent"], entry["percent_ci95"])
-
-
 def _limits(changes: Sequence[tuple[float, list[float] | None]]) -> tuple[float, float]:
-    """Wide enough for every point; intervals of very few seeds may run out of the frame rather than flatten everything."""
+    """Wide enough for every point. Intervals of very few seeds may run out of the frame, not flatten the rest."""
     ends = [abs(end) for _, interval in changes for end in (interval or ())]
     points = max(abs(value) for value, _ in changes)
     reach = max(min(max(ends, default=0.0), 4 * points), 1.15 * points, 1.0)
     return -1.05 * reach, 1.05 * reach
 
 
-def phi_difference(measured: Sequence["Measured"], baseline: str = BASELINE) -> "Figure | None":
+def phi_difference(measured: Sequence[Measured], baseline: str = BASELINE) -> Figure | None:
     """How many more pairs of latents have a given phi than in the baseline, mean over the seeds both arms have."""
     histograms = {
         arm: {seed: _coarse_phi(entry) for seed, entry in of_arm.items()} for arm, of_arm in by_arm(measured).items()
@@ -179,7 +163,7 @@ def phi_difference(measured: Sequence["Measured"], baseline: str = BASELINE) -> 
     return figure
 
 
-def _coarse_phi(entry: "Measured") -> tuple[np.ndarray, np.ndarray]:
+def _coarse_phi(entry: Measured) -> tuple[np.ndarray, np.ndarray]:
     """(edges, counts) of the phi histogram, BINS_TOGETHER fine bins in one on either side of the bin around 0."""
     histogram = entry.measures["cooccurrence"]["histogram"]
     edges, counts = np.asarray(histogram["edges"]), np.asarray(histogram["counts"])
@@ -189,7 +173,7 @@ def _coarse_phi(entry: "Measured") -> tuple[np.ndarray, np.ndarray]:
     return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
 
 
-def firing_rates(measured: Sequence["Measured"]) -> "Figure":
+def firing_rates(measured: Sequence[Measured]) -> Figure:
     """How many latents fire at a given rate, mean over seeds."""
     figure, (axes,) = empty_figure(1, height=3.4)
     ends = []
@@ -210,7 +194,7 @@ def firing_rates(measured: Sequence["Measured"]) -> "Figure":
     return figure
 
 
-def loss_curves(measured: Sequence["Measured"]) -> "Figure | None":
+def loss_curves(measured: Sequence[Measured]) -> Figure | None:
     """Training curves from metrics.jsonl, one line per seed. None when no arm has one."""
     metrics = {entry.arm: entry.arm.metrics() for entry in measured}
     shown = [(key, label) for key, label in CURVES if any(row.get(key) for rows in metrics.values() for row in rows)]

@@ -9,12 +9,16 @@ from metasae.compare.templates import fill
 # What LaTeX reads as its own -> how it prints it.
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}",
+    ">": r"\textgreater{}",
 }  # fmt: skip
 
 
 def as_latex(comparison: dict) -> str:
-    """compare.tex: input it where the tables shall stand; needs the package booktabs. comparison: as `compare` makes it."""
+    """compare.tex: input it where the tables shall stand; needs the package booktabs.
+
+    comparison: as `compare` makes it.
+    """
     template, pairs = Path(__file__).with_name("compare.tex"), by_pair(comparison["pairs"])
     return fill(template, comparison=comparison, pairs=pairs, conditions_line=conditions_line, latex=escaped) or "\n"
 

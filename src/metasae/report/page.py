@@ -17,7 +17,10 @@ Mean = tuple[float | None, list[int] | None]
 
 
 def page(comparison: dict, recipe: dict[str, str], images: dict[str, bytes], latents: str = "") -> str:
-    """The whole HTML document. recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents."""
+    """The whole HTML document.
+
+    recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents.
+    """
     lines = groupby(verdict_lines(comparison), lambda line: line.kind == "evidence")
     of_groups = [(title, [q for q in CATALOGUE if q.group == group]) for group, title in GROUPS.items()]
     groups = [(title, table(comparison, quantities), quantities) for title, quantities in of_groups]
@@ -37,7 +40,10 @@ def page(comparison: dict, recipe: dict[str, str], images: dict[str, bytes], lat
 
 
 def table(comparison: dict, quantities: Sequence[Quantity]) -> list[tuple[Quantity, dict[str, Mean]]]:
-    """(quantity, arm -> its mean) for the quantities that any arm has. A row's numbers are of the same seeds (`row_mean`)."""
+    """(quantity, arm -> its mean) for the quantities that any arm has.
+
+    A row's numbers are of the same seeds (`row_mean`).
+    """
     rows = [(q, {arm: row_mean(comparison, arm, q.key) for arm in comparison["arms"]}) for q in quantities]
     return [(q, means) for q, means in rows if any(mean is not None for mean, _ in means.values())]
 
@@ -51,7 +57,7 @@ def row_mean(comparison: dict, arm: str, key: str) -> Mean:
     every = len(own["values"].get(key, ()))
     for pair, entries in by_pair(comparison["pairs"]).items():
         entry = entries.get(key)
-        if arm in pair and entry is not None and 0 < entry["n_seeds"] and (every == 0 or entry["n_seeds"] < every):
+        if arm in pair and entry is not None and entry["n_seeds"] > 0 and (every == 0 or entry["n_seeds"] < every):
             seeds = [value["seed"] for value in entry["values"]]
             return entry["a" if arm == pair.arm else "b"], seeds if len(seeds) < len(own["seeds"]) else None
     return own["means"].get(key), None

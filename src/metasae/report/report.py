@@ -1,10 +1,11 @@
-"""The report of a run: figures as PNG and SVG, tables for LaTeX, and one HTML file that needs nothing else, no script and no network."""
+"""The report of a run: figures as PNG and SVG, tables for LaTeX, and one HTML file without scripts or network."""
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import tomli
+from matplotlib import rc_context
 
 from metasae import files
 from metasae.compare.compare import compare
@@ -49,9 +50,10 @@ def write_report(run_folder: str | Path, comparison: dict | None = None, explore
 
 
 def _save(figure, path: Path) -> bytes:
-    """Writes a figure as PNG or SVG; equal numbers give equal files, so the writer's version, the date and random ids stay out."""
-    from matplotlib import rc_context
+    """Writes a figure as PNG or SVG and returns its bytes.
 
+    Equal numbers give equal files, so the writer's version, the date and random ids stay out.
+    """
     buffer, kind = io.BytesIO(), path.suffix[1:]
     metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     with rc_context({"svg.hashsalt": "metasae"}):

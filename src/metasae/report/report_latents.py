@@ -1,6 +1,7 @@
 """The part of a report that shows latents: how solo's split best, and which latents look least like one concept.
 
-Windows of text stand below each. They are read from the explorer's store, so runs that keep their firings have this part.
+Windows of text stand below each. They are read from the explorer's store, so runs that keep their firings have this
+part.
 """
 
 from pathlib import Path
@@ -24,8 +25,8 @@ WORST_BY = (
 def latents_sections(explorer, baseline: str) -> Markup:
     """HTML sections.
 
-    explorer: the run's `metasae.explore.pages.queries.Explorer`. baseline: the arm whose latents split; the worst latents
-    are those of joint, or of the first other arm.
+    explorer: the run's `metasae.explore.pages.queries.Explorer`. baseline: the arm whose latents split; the worst
+    latents are those of joint, or of the first other arm.
     """
     saes = explorer.overview()["saes"]
     sae = min(saes, key=lambda sae: (sae["arm"] == baseline, sae["arm"] != SUBJECT, sae["name"]))["name"]
@@ -52,7 +53,9 @@ def _one_per_child(split: dict) -> list[dict]:
 
 
 def _worst(explorer, sae: str) -> dict:
-    """{key, words, latents: [(latent, its value of key)]}, by the first of WORST_BY of which the SAE has numbers; {} for none."""
+    """{key, words, latents: [(latent, its value of key)]}, by the first of WORST_BY of which the SAE has numbers; {}
+    for none.
+    """
     columns = {column["key"] for column in explorer.latents(sae, limit=1)["columns"]}
     for key, descending, words in WORST_BY:
         rows = explorer.latents(sae, sort=key, descending=descending, limit=WORST)["rows"] if key in columns else []

@@ -1,14 +1,15 @@
 """The figures of auto-interp scores: the scores of every arm, and what differs between arms."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from metasae.compare.measured import Measured, by_arm
 from metasae.intervals.statistics import leaves_out_zero
 from metasae.report.figures import (
     GREY,
-    by_arm,
     draw_grid,
     draw_interval,
     draw_legend,
@@ -17,14 +18,8 @@ from metasae.report.figures import (
     style_of,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-    from metasae.compare.measured import Measured
-
-
-def interp_scores(measured: Sequence["Measured"]) -> "Figure | None":
+def interp_scores(measured: Sequence[Measured]) -> Figure | None:
     """Every auto-interp score's mean over an arm's latents with its interval, one mark per seed.
 
     Beside it stand chance and the score of shuffled explanations.
@@ -47,7 +42,7 @@ def interp_scores(measured: Sequence["Measured"]) -> "Figure | None":
     return figure
 
 
-def _draw_score(axes: "Axes", row: int, offset: float, mean: dict, arm: str) -> None:
+def _draw_score(axes: Axes, row: int, offset: float, mean: dict, arm: str) -> None:
     """A score's mean with its interval, that of shuffled explanations, and chance."""
     colour, y = style_of(arm)["color"], row + offset
     if mean["ci95"]:
@@ -58,7 +53,7 @@ def _draw_score(axes: "Axes", row: int, offset: float, mean: dict, arm: str) -> 
     axes.plot([mean["chance"]] * 2, [row - 0.4, row + 0.4], color=GREY, linewidth=1)
 
 
-def _score_parts(entry: "Measured") -> dict[tuple[str, str], dict]:
+def _score_parts(entry: Measured) -> dict[tuple[str, str], dict]:
     """(score, part) -> its mean with the interval, and chance, of those that have a mean."""
     scores = entry.measures.get("interp", {}).get("scores", {})
     return {
@@ -69,7 +64,7 @@ def _score_parts(entry: "Measured") -> dict[tuple[str, str], dict]:
     }
 
 
-def score_difference(differences: Sequence[dict]) -> "Figure | None":
+def score_difference(differences: Sequence[dict]) -> Figure | None:
     """Per score: which scores become more common among an arm's latents, and the mean differences.
 
     Between them stand differences within pairs of matched latents, where there are any. differences: as
@@ -90,13 +85,13 @@ def score_difference(differences: Sequence[dict]) -> "Figure | None":
     return figure
 
 
-def _draw_steps(axes: "Axes", shares: Sequence[float], edges: Sequence[float], label: str, arm: str = "") -> None:
+def _draw_steps(axes: Axes, shares: Sequence[float], edges: Sequence[float], label: str, arm: str = "") -> None:
     """A histogram as a line, in percent. arm: "" for what chance does, in grey."""
     style = {**style_of(arm), "linewidth": 1.8} if arm else {"color": "#aaaaaa", "linewidth": 1.1}
     axes.stairs(100 * np.array(shares), edges, **style, label=label, baseline=None)
 
 
-def _draw_pairs(axes: "Axes", difference: dict) -> None:
+def _draw_pairs(axes: Axes, difference: dict) -> None:
     title = "\n".join(
         f"{arm} higher in {100 * pairs['higher'] / pairs['n']:.1f}% of {pairs['n']:,} pairs, "
         f"tied in {100 * pairs['tied'] / pairs['n']:.1f}%"
@@ -115,7 +110,7 @@ def _draw_pairs(axes: "Axes", difference: dict) -> None:
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _draw_shares(axes: "Axes", difference: dict) -> None:
+def _draw_shares(axes: Axes, difference: dict) -> None:
     edges, baseline = difference["edges"], difference["baseline"]
     for null in difference["null"]:
         _draw_steps(axes, null["change"], edges, f"{baseline} − {baseline}, other seed")
@@ -133,7 +128,7 @@ def _draw_shares(axes: "Axes", difference: dict) -> None:
     axes.margins(y=0.18)
 
 
-def _draw_means(axes: "Axes", difference: dict) -> None:
+def _draw_means(axes: Axes, difference: dict) -> None:
     rows = difference["rows"]
     for place, row in enumerate(rows):
         colour = GREY if row["kind"] == "null" else style_of(row["arm"])["color"]

@@ -133,8 +133,8 @@ def following(
 ) -> Iterator[None]:
     """Sends on what a run writes for as long as the block lasts, from a thread; nothing where `to` is None.
 
-    A sink that cannot be opened is refused before the block begins. One that fails later is told once, through `say`, and
-    left alone.
+    A sink that cannot be opened is refused before the block begins. One that fails later is told once, through `say`,
+    and left alone.
     """
     if to is None:
         yield
@@ -150,7 +150,8 @@ def following(
             sink.close()
         except Exception as error:  # whatever it is, it is not the run's concern
             reason = " ".join(str(error).split())[:200]
-            say(f"tracking stopped ({reason}); the run goes on. `metasae track {folder} --to {to}` sends what is missing")
+            command = f"metasae track {folder} --to {to}"
+            say(f"tracking stopped ({reason}); the run goes on. `{command}` sends what is missing")
 
     thread = threading.Thread(target=go, name="tracking", daemon=True)
     thread.start()

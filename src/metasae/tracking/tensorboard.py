@@ -5,7 +5,10 @@ from pathlib import Path
 
 
 class TensorBoard:
-    """One folder of events per SAE. They are written anew from the record, which is small, so no step is there twice."""
+    """One folder of events per SAE.
+
+    They are written anew from the record, which is small, so no step is there twice.
+    """
 
     def __init__(self, folder: Path):
         self._folder, self._writers = folder / "tensorboard", {}

@@ -1,4 +1,7 @@
-"""Weights & Biases: one run per SAE, in a group named after the run folder. WANDB_MODE=offline keeps all on this machine."""
+"""Weights & Biases: one run per SAE, in a group named after the run folder.
+
+WANDB_MODE=offline keeps all on this machine.
+"""
 
 import os
 import uuid
@@ -86,7 +89,7 @@ def _config(folder: Path, name: str) -> dict:
 
 
 def _recipe(folder: Path, name: str) -> dict:
-    """A trained SAE has its own, which in a sweep differs from others'; until then that of the run or of the sweep's plan counts."""
+    """That of the SAE itself once it is trained, which in a sweep is its own; before that, of the run or the plan."""
     for place in ("arms", "saes"):
         config = read_object(folder / place / name / "primary" / "cfg.json")
         if config:
