@@ -1,7 +1,7 @@
 """Arms of a run compared, as numbers, tables and a verdict.
 
-`metasae.compare` is this package and also the public function. Python sets a package as an attribute of its parent, over
-any function of that name, so the package itself can be called.
+`metasae.compare` is this package and also the public function. Python sets a package as an attribute of its parent,
+over any function of that name, so the package itself can be called.
 """
 
 import sys

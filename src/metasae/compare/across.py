@@ -8,7 +8,7 @@ and two give one; `with` names the second SAE, which their interval needs (`meta
 solo's latents in an arm are read beside their base rate, splits of solo's latents in solo's own next seed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -69,11 +69,8 @@ def measure_across(
             earlier = (known or {}).get(arm.label, {}).get(part, {})
             # of side effects a recipe may ask for more latents than before
             is_same = earlier.get("of") == of and (part != "side_effects" or earlier.get("latents") == steering.latents)
-            if is_same:
-                entry = earlier
-            else:
-                second = other if one is arm else one
-                entry = {"with": second.label, "of": of, **functions[part](one, other)}
+            second = other if one is arm else one
+            entry = earlier if is_same else {"with": second.label, "of": of, **functions[part](one, other)}
             across.setdefault(arm.label, {})[part] = files.json_safe(entry)
             task.advance(1)
     return across | {label: across[twin] | {"same_weights_as": twin} for label, twin in twins.items() if twin in across}
@@ -121,18 +118,12 @@ def blunter(arm: Arm, solo: Arm, how: Steering, progress: Progress = SILENT) -> 
 PARTS = {"seeds": found_again, "splits": split_latents, "merges": split_latents}
 
 
-def _pairs(arm: Arm, arms: Sequence[Arm], steering: bool) -> Iterator[tuple[str, Arm, Arm]]:
+def _pairs(arm: Arm, arms: Sequence[Arm], steering: bool) -> list[tuple[str, Arm, Arm]]:
     """(part, first, second SAE) of what is worked out for `arm`."""
     following = next_seed(arm, arms)
-    if following:
-        yield "seeds", arm, following
-    if arm.name == BASELINE:
-        parents, children = arm, following
-    else:
-        parents = next((other for other in arms if (other.name, other.seed) == (BASELINE, arm.seed)), None)
-        children = arm
-    if parents and children:
-        yield "splits", parents, children
-        yield "merges", children, parents
-        if steering and arm.name != BASELINE:
-            yield "side_effects", arm, parents
+    solo = next((other for other in arms if (other.name, other.seed) == (BASELINE, arm.seed)), None)
+    parents, children = (arm, following) if arm.name == BASELINE else (solo, arm)
+    pairs = {"seeds": (arm, following), "splits": (parents, children), "merges": (children, parents)}
+    if steering and arm.name != BASELINE:
+        pairs["side_effects"] = (arm, solo)
+    return [(part, *pair) for part, pair in pairs.items() if None not in pair]

@@ -55,10 +55,13 @@ def print_conclusion(result: dict) -> None:
 
 def print_next_steps(folder: Path) -> None:
     """Where a run's results are, and what can be done with them, on stdout."""
-    print_line(f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.")
-    print_line(f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}")
-    print_line("Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,")
-    print_line("then metasae run mine.toml")
+    for line in (
+        f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.",
+        f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}",
+        "Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,",
+        "then metasae run mine.toml",
+    ):
+        print_line(line)
 
 
 def print_line(line: str) -> None:

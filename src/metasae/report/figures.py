@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from metasae.compare.catalogue import CATALOGUE, Quantity
@@ -40,7 +39,6 @@ def empty_figure(
     height, width: in inches. heights: of the rows to each other.
     """
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     all_axes = list(figure.subplots(rows, panels, squeeze=False, height_ratios=heights).flat)
     for axes in all_axes:
         axes.spines[["top", "right"]].set_visible(False)

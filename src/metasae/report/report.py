@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tomli
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from metasae import files
 from metasae.compare.compare import compare
@@ -37,11 +38,8 @@ def write_report(run_folder: str | Path, comparison: dict | None = None, explore
         "score_difference": score_figures.score_difference(score_differences(run_folder)),
         "training": figures.loss_curves(measured),
     }
-    images = {}
-    for name, figure in drawings.items():
-        if figure is not None:
-            images[name] = _save(figure, run_folder / "figures" / f"{name}.png")
-            _save(figure, run_folder / "figures" / f"{name}.svg")
+    places = {name: run_folder / "figures" / name for name, figure in drawings.items() if figure is not None}
+    images = {name: _save(drawings[name], place) for name, place in places.items()}
     files.write_text(run_folder / "compare.tex", as_latex(comparison))
     path = run_folder / "report.html"
     latents = "" if explorer is None else latents_sections(explorer, baseline)
@@ -49,17 +47,19 @@ def write_report(run_folder: str | Path, comparison: dict | None = None, explore
     return path
 
 
-def _save(figure, path: Path) -> bytes:
-    """Writes a figure as PNG or SVG and returns its bytes.
+def _save(figure: Figure, place: Path) -> bytes:
+    """Writes `place`.png and `place`.svg and returns the PNG.
 
     Equal numbers give equal files, so the writer's version, the date and random ids stay out.
     """
-    buffer, kind = io.BytesIO(), path.suffix[1:]
-    metadata = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
-    with rc_context({"svg.hashsalt": "metasae"}):
-        figure.savefig(buffer, format=kind, metadata=metadata)
-    files.write(path, lambda part: part.write_bytes(buffer.getvalue()))
-    return buffer.getvalue()
+    images = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        with rc_context({"svg.hashsalt": "metasae"}):
+            figure.savefig(buffer, format=kind, metadata=metadata)
+        images.append(buffer.getvalue())
+        files.write(place.with_name(f"{place.name}.{kind}"), lambda part: part.write_bytes(images[-1]))
+    return images[0]
 
 
 def _recipe_values(path: Path) -> dict[str, str]:

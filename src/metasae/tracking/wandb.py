@@ -34,33 +34,34 @@ class WandB:
         self._name, self._run = None, None
 
     def last(self, name: str) -> int:
-        self._open(name)
-        return max(self._run.step - 1, 0) if self._run.resumed else 0
+        run = self._run_of(name)
+        return max(run.step - 1, 0) if run.resumed else 0
 
     def curves(self, name: str, step: int, numbers: dict[str, float]) -> None:
-        self._open(name)
-        self._run.log(numbers, step=step)
+        self._run_of(name).log(numbers, step=step)
 
     def measures(self, name: str, step: int, numbers: dict[str, float]) -> None:
         """As the run's summary: they are of the trained SAE, not of a step."""
-        self._open(name)
-        self._run.summary.update(numbers)
+        self._run_of(name).summary.update(numbers)
 
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
             self._name, self._run = None, None
 
-    def _open(self, name: str) -> None:
+    def _run_of(self, name: str):
         """SAEs are trained one after another, so one run is open at a time."""
-        if name == self._name:
-            return
-        self.close()
+        if name != self._name:
+            self.close()
+            self._run, self._name = self._start(name), name
+        return self._run
+
+    def _start(self, name: str):
         if name not in self._ids:
             self._ids[name] = uuid.uuid4().hex[:16]
             files.write_json(self._folder / IDS, self._ids)
         group = self._folder.resolve().name
-        self._run = self._wandb.init(
+        return self._wandb.init(
             project=self._project,
             group=group,
             name=f"{group}/{name}",
@@ -70,7 +71,6 @@ class WandB:
             dir=str(self._folder),
             settings=self._wandb.Settings(silent=True, console="off"),
         )
-        self._name = name
 
 
 def _has_key(wandb) -> bool:
