@@ -7,6 +7,7 @@ from rich.console import Console
 
 from metasae.compare.catalogue import CATALOGUE
 from metasae.compare.compare import compare
+from metasae.compare.pair import Pair, by_pair
 from metasae.compare.tables import summary_table
 from metasae.compare.words import change
 from metasae.errors import UserError
@@ -36,6 +37,12 @@ def three_arms(
             cooccurrence__nearest_phi=nearest[seed],
             fidelity__fvu=fvu[seed],
         )
+
+
+def test_a_pair_is_written_and_read():
+    pair = Pair("joint", "solo")
+    assert str(pair) == "joint vs solo" and Pair.parse("joint vs solo") == pair
+    assert by_pair({"joint vs solo": {}}) == {pair: {}}
 
 
 def test_pairs_and_files(tmp_path):

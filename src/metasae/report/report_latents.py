@@ -31,17 +31,18 @@ def latents_sections(explorer, baseline: str) -> Markup:
     saes = explorer.overview()["saes"]
     sae = min(saes, key=lambda sae: (sae["arm"] == baseline, sae["arm"] != SUBJECT, sae["name"]))["name"]
     ranking = explorer.splits(limit=SPLITS)
-    html = fill(
-        Path(__file__).with_name("latents.html"),
-        ranking=ranking,
-        splits=[explorer.split(row["id"]) for row in ranking["rows"]],
-        sae=sae,
-        worst=_worst(explorer, sae),
-        WINDOWS=WINDOWS,
-        span=_span,
-        one_per_child=_one_per_child,
+    return Markup(
+        fill(
+            Path(__file__).with_name("latents.html"),
+            ranking=ranking,
+            splits=[explorer.split(row["id"]) for row in ranking["rows"]],
+            sae=sae,
+            worst=_worst(explorer, sae),
+            WINDOWS=WINDOWS,
+            span=_span,
+            one_per_child=_one_per_child,
+        )
     )
-    return Markup(html)
 
 
 def _one_per_child(split: dict) -> list[dict]:
