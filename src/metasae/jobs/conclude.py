@@ -23,11 +23,11 @@ def conclude(folder: str | Path, show: bool = True, baseline: str | None = None)
     Returns what compare.json holds, with the run folder's path as `run` and the report's as `report`. Raises UserError
     when nothing is measured.
     """
+    folder = Path(folder)
+    comparison = compare(folder, baseline)
     # only now, as it brings matplotlib along
     from metasae.report.report import write_report
 
-    folder = Path(folder)
-    comparison = compare(folder, baseline)
     report = write_report(folder, comparison, current_explorer(folder))
     result = {**comparison, "run": str(folder), "report": str(report)}
     if show:
