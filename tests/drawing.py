@@ -6,15 +6,20 @@ from contextlib import contextmanager
 import pytest
 
 FIGURES = [
-    "metasae.report.figures.relative_differences", "metasae.report.figures.phi_difference", "metasae.report.figures.firing_rates", "metasae.report.figures.loss_curves",
-    "metasae.report.score_figures.interp_scores", "metasae.report.score_figures.score_difference",
-    "metasae.sweep.figures.pareto", "metasae.sweep.figures.dose_response",
-]  # fmt: skip
+    "metasae.report.figures.relative_differences",
+    "metasae.report.figures.phi_difference",
+    "metasae.report.figures.firing_rates",
+    "metasae.report.figures.loss_curves",
+    "metasae.report.score_figures.interp_scores",
+    "metasae.report.score_figures.score_difference",
+    "metasae.sweep.figures.pareto",
+    "metasae.sweep.figures.dose_response",
+]
 
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """While it is open, a report has no figures, as if there were nothing to draw. All else of a run or a sweep is written."""
+    """While it is open, a report has no figures, as if there were nothing to draw. All else is written."""
     with pytest.MonkeyPatch.context() as patch:
         for figure in FIGURES:
             patch.setattr(figure, lambda *arguments: None)

@@ -10,11 +10,17 @@ def measures_of(**changed):
     """A small measures.json; changed: `cooccurrence__mean_abs_phi=...` sets one number, None takes it out."""
     edges, rates = phi_edges().tolist(), rate_edges().tolist()
     measures = {
-        "conditions": {"n_tokens": 5000, "calibration_tokens": 2000, "rule": "rate", "data": "abc", "critic_seed": 0, "threshold": 0.7},
+        "conditions": {
+            "n_tokens": 5000, "calibration_tokens": 2000, "rule": "rate", "data": "abc", "critic_seed": 0,
+            "threshold": 0.7,
+        },
         "calibration": {"l0": 8.0},
         "fidelity": {
             "fvu": 0.2, "l2": 0.01, "l0": 8.0, "dead": 0.05, "dense": 0.0, "output_cosine_distance": 0.02,
-            "rates": {"log10_spread": 0.4, "histogram": {"log10_edges": rates, "counts": [i % 3 for i in range(len(rates) - 1)]}},
+            "rates": {
+                "log10_spread": 0.4,
+                "histogram": {"log10_edges": rates, "counts": [i % 3 for i in range(len(rates) - 1)]},
+            },
         },
         "cooccurrence": {
             "mean_abs_phi": 0.003, "nearest_phi": 0.2, "share_above_0.1": 0.01, "mean_neg_phi": -0.001,

@@ -16,8 +16,9 @@ from rich.console import Console
 from metasae.cli import main
 from metasae.cli.options import seed_list
 from metasae.compare.catalogue import CATALOGUE
-from metasae.compare.compare import summary_table
-from metasae.compare.verdict import change, verdict_lines
+from metasae.compare.tables import summary_table
+from metasae.compare.verdict import verdict_lines
+from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.jobs import start
 from metasae.jobs.conclude import conclude, print_whole
@@ -377,7 +378,7 @@ def test_no_number_of_the_table_is_cut(compared, terminal, width):
 
 def test_the_verdict_is_a_line_for_each_pair_and_what_it_rests_on_below(compared):
     comparison = conclude(compared, show=False)
-    lines = verdict_lines(comparison)
+    lines = [str(line) for line in verdict_lines(comparison)]
     assert " ".join(line.removeprefix("- ") for line in lines) == comparison["verdict"]
     assert (
         lines[0].startswith("Judged on") and lines[1].startswith("Joint against solo (") and lines[2].startswith("- ")

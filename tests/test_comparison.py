@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console
 
 from metasae.compare.catalogue import CATALOGUE
-from metasae.compare.compare import compare, summary_table
-from metasae.compare.verdict import change
+from metasae.compare.compare import compare
+from metasae.compare.pair import Pair, by_pair
+from metasae.compare.tables import summary_table
+from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.intervals.statistics import paired_difference
 from metasae.report.latex import as_latex
@@ -37,14 +39,20 @@ def three_arms(
         )
 
 
+def test_a_pair_is_written_and_read():
+    pair = Pair("joint", "solo")
+    assert str(pair) == "joint vs solo" and Pair.parse("joint vs solo") == pair
+    assert by_pair({"joint vs solo": {}}) == {pair: {}}
+
+
 def test_pairs_and_files(tmp_path):
     three_arms(tmp_path)
-    found = compare(tmp_path)
-    assert list(found["arms"]) == ["solo", "control", "joint"] and list(found["pairs"]) == [
+    comparison = compare(tmp_path)
+    assert list(comparison["arms"]) == ["solo", "control", "joint"] and list(comparison["pairs"]) == [
         "joint vs solo",
         "control vs solo",
     ]
-    entry = found["pairs"]["joint vs solo"][PHI]
+    entry = comparison["pairs"]["joint vs solo"][PHI]
     assert {"a", "b", "difference", "percent", "ci95", "n_seeds"} <= set(entry)
     assert (
         entry["a"] == pytest.approx(0.0028)
@@ -53,7 +61,7 @@ def test_pairs_and_files(tmp_path):
     )
     assert entry["ci95"] == pytest.approx([-0.0002, -0.0002]) and entry["n_seeds"] == 3
     assert entry["values"][1] == {"seed": 1, "a": 0.0027, "b": 0.0029}
-    assert json.loads((tmp_path / "compare.json").read_text()) == found
+    assert json.loads((tmp_path / "compare.json").read_text()) == comparison
     markdown = (tmp_path / "compare.md").read_text()
     for words in (
         "## Fidelity: joint vs solo",
@@ -101,12 +109,12 @@ def test_verdict_when_nothing_moves(tmp_path):
 
 def test_one_seed_establishes_nothing(tmp_path):
     three_arms(tmp_path, phi=(0.0028,), nearest=(0.22,), fvu=(0.21,))
-    found = compare(tmp_path)
-    entry = found["pairs"]["joint vs solo"][PHI]
+    comparison = compare(tmp_path)
+    entry = comparison["pairs"]["joint vs solo"][PHI]
     assert entry["ci95"] is None and entry["note"] == "1 seed, no interval"
     assert (
-        "nothing here is established" in found["verdict"]
-        and "Pointing to more atomic: mean |phi| -6.7%" in found["verdict"]
+        "nothing here is established" in comparison["verdict"]
+        and "Pointing to more atomic: mean |phi| -6.7%" in comparison["verdict"]
     )
     assert "1 seed, no interval" in (tmp_path / "compare.md").read_text()
 
@@ -123,18 +131,18 @@ def test_other_arms_unpaired_seeds_and_unmeasured_arms(tmp_path):
     write_arm(tmp_path, "sequential", 1)
     (tmp_path / "arms" / "joint-s7").mkdir()
     (tmp_path / "arms" / "notes").mkdir()
-    found = compare(tmp_path)
-    assert found["missing"] == ["joint-s7"]
-    entry = found["pairs"]["sequential vs solo"][PHI]
+    comparison = compare(tmp_path)
+    assert comparison["missing"] == ["joint-s7"]
+    entry = comparison["pairs"]["sequential vs solo"][PHI]
     assert entry["n_seeds"] == 1 and "no pair for seed 0, 2" in entry["note"]
     assert "Not measured yet: joint-s7." in (tmp_path / "compare.md").read_text()
 
 
 def test_only_solo(tmp_path):
     write_arm(tmp_path, "solo", 0)
-    found = compare(tmp_path)
-    assert found["pairs"] == {} and "nothing to compare yet" in found["verdict"]
-    assert summary_table(found).row_count > 5
+    comparison = compare(tmp_path)
+    assert comparison["pairs"] == {} and "nothing to compare yet" in comparison["verdict"]
+    assert summary_table(comparison).row_count > 5
 
 
 def test_measures_one_side_lacks_are_left_out(tmp_path):
@@ -167,16 +175,16 @@ def test_a_number_that_both_arms_lack_for_a_seed_is_named(tmp_path):
     for seed, phi in enumerate((0.0028, None, 0.0029)):
         write_arm(tmp_path, "solo", seed, cooccurrence__mean_abs_phi=phi and 0.003)
         write_arm(tmp_path, "joint", seed, cooccurrence__mean_abs_phi=phi)
-    found = compare(tmp_path)
-    entry = found["pairs"]["joint vs solo"][PHI]
+    comparison = compare(tmp_path)
+    entry = comparison["pairs"]["joint vs solo"][PHI]
     assert entry["n_seeds"] == 2 and entry["note"] == "no pair for seed 1"
-    assert found["arms"]["joint"]["intervals"][PHI]["note"] == "no value for seed 1" and set(
-        found["arms"]["joint"]["values"][PHI]
+    assert comparison["arms"]["joint"]["intervals"][PHI]["note"] == "no value for seed 1" and set(
+        comparison["arms"]["joint"]["values"][PHI]
     ) == {"0", "2"}
 
 
-def across(run, found):
-    (run / "across.json").write_text(json.dumps(found))
+def across(run, parts):
+    (run / "across.json").write_text(json.dumps(parts))
 
 
 def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
@@ -192,9 +200,9 @@ def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
         for seed in range(3)
     }
     across(tmp_path, stored)
-    found = compare(tmp_path)
+    comparison = compare(tmp_path)
     for key in ("seeds.mean_r", "splits.mean_score"):
-        entry = found["pairs"]["joint vs solo"][key]
+        entry = comparison["pairs"]["joint vs solo"][key]
         alone = paired_difference(*({value["seed"]: value[side] for value in entry["values"]} for side in "ab"))
         assert (
             entry["n_seeds"] == 3
@@ -203,7 +211,7 @@ def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
             and alone.se_seeds > 0
         )
     # joint's own splits share nothing
-    spread = {arm: found["arms"][arm]["intervals"]["splits.mean_score"]["se_seeds"] for arm in ("joint", "solo")}
+    spread = {arm: comparison["arms"][arm]["intervals"]["splits.mean_score"]["se_seeds"] for arm in ("joint", "solo")}
     assert spread["joint"] == pytest.approx(math.sqrt(0.0028 / 9))
     assert spread["solo"] == pytest.approx(2 * 0.01 / math.sqrt(3))
 
@@ -232,7 +240,7 @@ def test_two_seeds_make_one_pair_and_files_that_do_not_name_it_are_said(tmp_path
 
 def test_side_effects_are_of_the_two_saes_compared(tmp_path):
     numbers = {"solo": 0.9, "joint": 0.5, "mine": 0.7}
-    found = {}
+    parts = {}
     for arm in numbers:
         for seed in (0, 1):
             write_arm(tmp_path, arm, seed, conditions__sae=f"{arm}{seed}")
@@ -243,12 +251,14 @@ def test_side_effects_are_of_the_two_saes_compared(tmp_path):
                     "spill_a": numbers[arm],
                     "spill_b": numbers["solo"],
                 }
-                found[f"{arm}-s{seed}"] = {"side_effects": entry}
-    across(tmp_path, found)
+                parts[f"{arm}-s{seed}"] = {"side_effects": entry}
+    across(tmp_path, parts)
     pairs = compare(tmp_path)["pairs"]
-    assert {name: (pair["side_effects.spill"]["a"], pair["side_effects.spill"]["b"]) for name, pair in pairs.items()} == {
-        "joint vs solo": (0.5, 0.9), "mine vs solo": (0.7, 0.9),
-    }  # fmt: skip
+    spills = {name: pair["side_effects.spill"] for name, pair in pairs.items()}
+    assert {name: (spill["a"], spill["b"]) for name, spill in spills.items()} == {
+        "joint vs solo": (0.5, 0.9),
+        "mine vs solo": (0.7, 0.9),
+    }
     # against another baseline nothing was worked out
     assert all("side_effects.spill" not in pair for pair in compare(tmp_path, "joint")["pairs"].values())
     # one arm trained anew since: its number is of another SAE
@@ -259,7 +269,10 @@ def test_side_effects_are_of_the_two_saes_compared(tmp_path):
 
 
 def lift(run, joint):
-    """Measures of atomicity of which lift variance, and one that is not main, move. joint: lift variance over seeds, solo's being 1."""
+    """Measures of atomicity of which lift variance moves, and one that is not main.
+
+    joint: its lift variance over seeds, solo's being 1.
+    """
     for seed, value in enumerate(joint):
         for arm in ("solo", "joint"):
             folder = write_arm(
@@ -294,10 +307,10 @@ def test_verdict_of_a_robust_measure_that_survives_holm(tmp_path):
 
 def test_latex_prints_bold_what_holm_was_applied_to(tmp_path):
     lift(tmp_path, (0.9699, 0.97, 0.9701))
-    found = compare(tmp_path)
-    minor = found["pairs"]["joint vs solo"]["cooccurrence.share_above_0.05"]
+    comparison = compare(tmp_path)
+    minor = comparison["pairs"]["joint vs solo"]["cooccurrence.share_above_0.05"]
     assert minor["p_holm"] is None and minor["p"] < 0.001
-    text = as_latex(found)
+    text = as_latex(comparison)
     bold = [line.split(" & ")[0] for line in text.splitlines() if "textbf" in line]
     assert (
         bold == ["lift variance"]

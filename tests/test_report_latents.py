@@ -6,7 +6,7 @@ import re
 import pytest
 
 from metasae.explore.pages import queries
-from metasae.report import report_latents
+from metasae.jobs.conclude import current_explorer
 from metasae.report.report_latents import latents_sections
 
 HOSTILE = ["<script>", "\n", '"', "&amp;", "é", "‮", "x"]
@@ -20,7 +20,7 @@ class Table:
     columns = [{"key": "interp.detection.same_token"}, {"key": "nearest_phi"}]
     asked = []
 
-    def __init__(self, run_folder):
+    def __init__(self, run_folder=None):
         pass
 
     def is_current(self):
@@ -79,13 +79,14 @@ class Table:
 
 def test_a_store_of_other_weights_is_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(queries, "Explorer", type("Stale", (Table,), {"is_current": lambda self: False}))
-    assert latents_sections(tmp_path, "solo") == []
+    assert current_explorer(tmp_path) is None
+    monkeypatch.setattr(queries, "Explorer", Table)
+    assert isinstance(current_explorer(tmp_path), Table)
 
 
 @pytest.fixture
-def sections(monkeypatch, tmp_path):
-    monkeypatch.setattr(queries, "Explorer", Table)
-    return "".join(latents_sections(tmp_path, "solo"))
+def sections():
+    return latents_sections(Table(), "solo")
 
 
 def test_tokens_and_explanations_are_escaped(sections):
@@ -108,11 +109,10 @@ def test_the_worst_are_those_of_the_arm_by_its_hardest_score(sections):
     assert "Least atomic latents of joint-s0" in sections and sections.count("fires on 9 of 90 tokens") == 1
 
 
-def test_without_a_score_the_closest_pairs_are_the_worst(monkeypatch, tmp_path):
-    monkeypatch.setattr(queries, "Explorer", Table)
+def test_without_a_score_the_closest_pairs_are_the_worst(monkeypatch):
     monkeypatch.setattr(Table, "columns", [{"key": "nearest_phi"}])
-    assert "largest phi with another latent" in "".join(latents_sections(tmp_path, "solo"))
+    assert "largest phi with another latent" in latents_sections(Table(), "solo")
 
 
 def test_a_run_without_a_store_has_no_such_part(tmp_path):
-    assert report_latents.latents_sections(tmp_path, "solo") == []
+    assert current_explorer(tmp_path) is None

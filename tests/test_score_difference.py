@@ -19,7 +19,10 @@ def mean(estimate, half=0.02, n=4):
 
 
 def write(run, values, parts=("random", "same_token"), pairs=False):
-    """values: SAE -> its own latents' scores, None where it lacks windows. Each SAE has a partner, which is no latent of its own sample."""
+    """values: SAE -> its own latents' scores, None where it lacks windows.
+
+    Each SAE has a partner, which is no latent of its own sample.
+    """
     arms = {}
     for name, numbers in values.items():
         known = [number for number in numbers if number is not None]
@@ -87,31 +90,30 @@ def test_the_rows_have_what_is_known_and_the_baselines_own_difference(tmp_path):
     assert kinds == [("seeds", 1, "seeds"), ("seeds", 1, "seeds"), ("pairs", 7, "pairs"), ("null", 7, "latents")]
     null = entry["rows"][-1]
     assert null["what"].startswith("solo-s1 − solo-s0") and null["difference"] == pytest.approx(0.4 - 1.1 / 3)
-    # intervals of -0.02 and +0.04 about each mean: below 0.02 and 0.04 from the other's upper end, above the other way round
+    # intervals of -0.02 and +0.04 about each mean: below 0.02 and 0.04 from the other's upper end, above the reverse
     reach = np.hypot(0.02, 0.04)
     assert null["ci95"] == pytest.approx([null["difference"] - reach, null["difference"] + reach])
 
 
 def test_within_pairs_every_matched_latent_has_a_difference_of_its_own(tmp_path):
     (entry,) = write(tmp_path, SCORED, pairs=True)
-    found = entry["paired"]["joint"]
+    pairs = entry["paired"]["joint"]
     # by hand: .9 - .1, .9 - .9, .99 - .1, .1 - .9; the fifth pair has a side without windows
-    assert (found["n"], found["higher"], found["tied"], found["lower"]) == (4, 2, 1, 1)
-    edges, share = found["edges"], np.array(found["share"])
+    assert (pairs["n"], pairs["higher"], pairs["tied"], pairs["lower"]) == (4, 2, 1, 1)
+    edges, share = pairs["edges"], np.array(pairs["share"])
     assert edges[0] == pytest.approx(-0.89) and edges[-1] == pytest.approx(0.89) and len(edges) == BINS + 2
     assert share[-1] == 0.25 and share[BINS // 2] == 0.25 and share.sum() == pytest.approx(1)
-    np.testing.assert_allclose(found["mirrored"], share[::-1])
+    np.testing.assert_allclose(pairs["mirrored"], share[::-1])
     drawn = score_figures.score_difference([entry])
     assert (
         len(drawn.axes) == 3
         and drawn.axes[1].get_title(loc="left") == "joint higher in 50.0% of 4 pairs, tied in 25.0%"
     )
     # matched with other weights of solo than those scored now: no pairs, and as many panels as there is to show
-    held = tmp_path / "arms" / "joint-s0" / "interp.json"
-    found = json.loads(held.read_text())
-    held.write_text(
-        json.dumps({**found, "conditions": {**found["conditions"], "matched_with": {"sae": "an earlier solo"}}})
-    )
+    path = tmp_path / "arms" / "joint-s0" / "interp.json"
+    scores = json.loads(path.read_text())
+    scores["conditions"]["matched_with"] = {"sae": "an earlier solo"}
+    path.write_text(json.dumps(scores))
     (entry,) = score_differences(tmp_path)
     assert entry["paired"] == {} and len(score_figures.score_difference([entry]).axes) == 2
 
@@ -128,8 +130,8 @@ def test_a_run_without_scores_has_none(tmp_path):
 
 
 def test_the_figure_names_score_judge_and_count(tmp_path):
-    found = write(tmp_path, SCORED)
-    drawn = score_figures.score_difference(found + found)
+    differences = write(tmp_path, SCORED)
+    drawn = score_figures.score_difference(differences + differences)
     words = [axes.get_xlabel() + axes.get_title(loc="left") for axes in drawn.axes]
     assert (
         len(drawn.axes) == 4
@@ -138,4 +140,4 @@ def test_the_figure_names_score_judge_and_count(tmp_path):
         and "an encoder" in words[0]
     )
     assert drawn.axes[0].get_legend() is not None
-    assert score_figures.score_difference([{**found[0], "changes": {}}]) is None
+    assert score_figures.score_difference([{**differences[0], "changes": {}}]) is None

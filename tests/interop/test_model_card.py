@@ -10,7 +10,7 @@ import tomli
 
 from metasae.compare.catalogue import CATALOGUE
 from metasae.compare.compare import compare
-from metasae.compare.verdict import change
+from metasae.compare.words import change
 from metasae.interop.model_card import card_of_run, card_of_sae
 from runs import write_arm
 

@@ -6,13 +6,16 @@ import pytest
 
 import metasae
 from drawing import undrawn
+from metasae.arms.folder import RunFolder
 from metasae.compare import across
-from metasae.compare.across import Member, measure_across
+from metasae.compare.across import measure_across
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
-    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 20_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 10_000,
-    "measure.tokens": 6_000, "measure.calibration_tokens": 3_000, "measure.meta_steps": 20, "measure.shifts": 1, "measure.pursuit_k": 2,
+    "sae.n": 48, "sae.k": 3, "meta.n": 6,
+    "train.tokens": 20_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 10_000,
+    "measure.tokens": 6_000, "measure.calibration_tokens": 3_000, "measure.meta_steps": 20,
+    "measure.shifts": 1, "measure.pursuit_k": 2,
 }  # fmt: skip
 
 
@@ -24,42 +27,46 @@ def folder(tmp_path_factory):
     return out
 
 
-def members(folder, arms=("solo", "control", "joint"), seeds=(0, 1, 2)):
-    return [Member(arm, seed, folder / "arms" / f"{arm}-s{seed}") for seed in seeds for arm in arms]
+def arms_of(folder, arms=("solo", "control", "joint"), seeds=(0, 1, 2)):
+    return [RunFolder(folder).arm(arm, seed) for seed in seeds for arm in arms]
 
 
 def test_seeds_stand_in_a_ring_and_splits_have_a_base_rate(folder):
-    found = json.loads((folder / "across.json").read_text())
-    assert {name: entry["seeds"]["with"] for name, entry in found.items() if name.startswith("joint")} == {
+    numbers = json.loads((folder / "across.json").read_text())
+    assert {name: entry["seeds"]["with"] for name, entry in numbers.items() if name.startswith("joint")} == {
         "joint-s0": "joint-s1", "joint-s1": "joint-s2", "joint-s2": "joint-s0",
     }  # fmt: skip
-    assert found["joint-s1"]["splits"]["with"] == "solo-s1" and found["solo-s2"]["splits"]["with"] == "solo-s0"
-    assert 0 < found["joint-s0"]["seeds"]["mean_r"] <= 1
-    assert found["solo-s0"]["splits"]["n_parents"] == found["joint-s0"]["splits"]["n_parents"] > 0
+    assert numbers["joint-s1"]["splits"]["with"] == "solo-s1" and numbers["solo-s2"]["splits"]["with"] == "solo-s0"
+    assert 0 < numbers["joint-s0"]["seeds"]["mean_r"] <= 1
+    assert numbers["solo-s0"]["splits"]["n_parents"] == numbers["joint-s0"]["splits"]["n_parents"] > 0
     # control has solo's weights to the bit, so what was found for solo is its own too
-    assert found["control-s1"] == found["solo-s1"] | {"same_weights_as": "solo-s1"}
+    assert numbers["control-s1"] == numbers["solo-s1"] | {"same_weights_as": "solo-s1"}
     measures = json.loads((folder / "arms" / "control-s0" / "measures.json").read_text())
     assert measures["conditions"]["same_weights_as"] == "solo-s0" and "own_meta_e" in measures["decomposability"]
 
 
 def test_what_is_found_reaches_the_comparison(folder):
     pair = json.loads((folder / "compare.json").read_text())["pairs"]["joint vs solo"]
-    for key in ("seeds.mean_r", "seeds.ve_over_r", "splits.mean_score", "merges.mean_score", "truth.blend_rate", "truth.mcc",
-                "cooccurrence.phi_at_equal_rates", "cooccurrence.fixed_marginals.lift_variance", "seeds.chance_r"):  # fmt: skip
+    keys = (
+        "seeds.mean_r", "seeds.ve_over_r", "seeds.chance_r", "splits.mean_score", "merges.mean_score",
+        "truth.blend_rate", "truth.mcc",
+        "cooccurrence.phi_at_equal_rates", "cooccurrence.fixed_marginals.lift_variance",
+    )  # fmt: skip
+    for key in keys:
         assert pair[key]["n_seeds"] == 3, key
     assert pair["cooccurrence.mean_abs_phi"]["n_blocks"] == pair["fidelity.fvu"]["n_blocks"] == 8
 
 
 def test_two_seeds_give_one_number_and_one_seed_none(folder):
-    two = measure_across(members(folder, ("solo", "joint"), (0, 1)))
+    two = measure_across(arms_of(folder, ("solo", "joint"), (0, 1)))
     assert "seeds" in two["joint-s0"] and "seeds" not in two["joint-s1"] and "solo-s1" not in two
-    one = measure_across(members(folder, ("solo", "joint"), (0,)))
+    one = measure_across(arms_of(folder, ("solo", "joint"), (0,)))
     assert set(one) == {"joint-s0"} and set(one["joint-s0"]) == {"splits", "merges"}
 
 
 def test_what_was_found_with_the_same_two_is_kept(folder, monkeypatch):
-    found = measure_across(members(folder))
+    numbers = measure_across(arms_of(folder))
     monkeypatch.setattr(
         across, "PARTS", dict.fromkeys(across.PARTS, lambda one, other: pytest.fail("worked out again"))
     )
-    assert measure_across(members(folder), found) == found
+    assert measure_across(arms_of(folder), numbers) == numbers

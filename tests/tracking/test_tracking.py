@@ -12,13 +12,13 @@ from metasae.tracking.follow import Follower, following, open_sink, sae_folders,
 
 
 class Kept:
-    """A sink that keeps what it is given. held: name -> last step that is there already."""
+    """A sink that keeps what it is given. sent: name -> last step that is there already."""
 
-    def __init__(self, **held):
-        self.held, self.lines, self.summaries, self.closed = held, [], {}, 0
+    def __init__(self, **sent):
+        self.sent, self.lines, self.summaries, self.closed = sent, [], {}, 0
 
     def last(self, name):
-        return self.held.get(name, 0)
+        return self.sent.get(name, 0)
 
     def curves(self, name, step, numbers):
         self.lines.append((name, step, numbers))
@@ -133,13 +133,13 @@ def test_tensorboard_shows_the_numbers_of_the_record_once(tmp_path):
     write_measures(tmp_path, "solo-s0", 0.25)
     for _ in range(2):
         assert track(tmp_path, "tensorboard") == 3
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    found = EventAccumulator(str(events)).Reload()
-    assert [(each.step, each.value) for each in found.Scalars("train/fvu")] == [
+    (folder,) = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    assert [(point.step, point.value) for point in events.Scalars("train/fvu")] == [
         (10, pytest.approx(0.1)),
         (20, pytest.approx(0.05)),
     ]
-    assert [(each.step, each.value) for each in found.Scalars("measures/fidelity.fvu")] == [(20, 0.25)]
+    assert [(point.step, point.value) for point in events.Scalars("measures/fidelity.fvu")] == [(20, 0.25)]
 
 
 def test_wandb_offline_keeps_the_same_run_and_without_a_key_nothing_begins(tmp_path, monkeypatch):

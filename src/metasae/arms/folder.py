@@ -140,3 +140,9 @@ def read_metrics(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return [row for row in rows if isinstance(row, dict)]
+
+
+def split_label(label: str) -> tuple[str, int] | None:
+    """(arm, seed) of an arm's label (joint-s0); None for any other text."""
+    name = _NAME.fullmatch(label)
+    return (name["arm"], int(name["seed"])) if name else None

@@ -1,4 +1,7 @@
-"""Measures that exist for two SAEs only: both are looked at where they are alike in something that would fool the plain number."""
+"""Measures that exist for two SAEs only: both are measured where they are alike in what would fool the plain number.
+
+Each function takes two measures.json, a and b, and gives the numbers of both; (None, None) where there are none.
+"""
 
 from collections.abc import Callable
 
@@ -6,14 +9,14 @@ Numbers = tuple[float | None, float | None]
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
-    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`). a, b: measures.json."""
+    """Mean |phi|, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`)."""
     from metasae.measures.cofiring.rate_cells import RateCells, matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
     if None in cells:
         return None, None
-    found = matched_mean(*map(RateCells.from_dict, cells))
-    return found.a, found.b
+    means = matched_mean(*map(RateCells.from_dict, cells))
+    return means.a, means.b
 
 
 def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
@@ -22,21 +25,23 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
 
     if "senses" not in a or "senses" not in b:
         return None, None
-    found = matched_recall(a["senses"], b["senses"])
-    return found.a, found.b
+    means = matched_recall(a["senses"], b["senses"])
+    return means.a, means.b
 
 
 def side_effect(name: str) -> Callable[[dict, dict], Numbers]:
-    """A number of the side effects over matched latents; across.json has both SAEs' beside each other, in the arm that is not solo.
+    """A number of the side effects over matched latents.
 
-    Those of other two SAEs than these, as under another baseline, are none.
+    across.json has both SAEs' beside each other, in the arm that is not solo.
+
+    Those of two other SAEs than these, as under another baseline, do not count.
     """
 
     def numbers(a: dict, b: dict) -> Numbers:
-        found = a.get("side_effects", {})
-        if found.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
+        effects = a.get("side_effects", {})
+        if effects.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
             return None, None
-        return found.get(f"{name}_a"), found.get(f"{name}_b")
+        return effects.get(f"{name}_a"), effects.get(f"{name}_b")
 
     return numbers
 
@@ -45,8 +50,5 @@ def side_effect(name: str) -> Callable[[dict, dict], Numbers]:
 MATCHED: dict[str, Callable[[dict, dict], Numbers]] = {
     "cooccurrence.phi_at_equal_rates": phi_at_equal_rates,
     "senses.atomicity_at_equal_recall": atomicity_at_equal_recall,
-    "side_effects.spill_per_firing": side_effect("spill_per_firing"),
-    "side_effects.spill": side_effect("spill"),
-    "side_effects.apart": side_effect("apart"),
-    "side_effects.bluntness": side_effect("bluntness"),
+    **{f"side_effects.{name}": side_effect(name) for name in ("spill_per_firing", "spill", "apart", "bluntness")},
 }

@@ -1,189 +1,170 @@
-"""A comparison in plain words. It follows the numbers whichever way they point."""
+"""The verdict on a comparison: lines in plain words, whichever way the numbers point."""
 
-import re
+from dataclasses import dataclass
+from typing import Literal
 
 from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Quantity
+from metasae.compare.pair import Pair, by_pair
+from metasae.compare.words import change, reading, towards
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
-EXACT = "equals solo on every measure, exactly: the control holds"
+# A main measure and its difference between the two arms of a pair.
+Row = tuple[Quantity, dict]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence and what it is for.
+
+    kind: what was judged (setting), what follows for a pair of arms (conclusion), what that rests on (evidence), or how
+    not to read the numbers (caution).
+    """
+
+    kind: Literal["setting", "conclusion", "evidence", "caution"]
+    text: str
+
+    def __str__(self) -> str:
+        """As it is printed: evidence is an item of a list below its conclusion."""
+        return f"- {self.text}" if self.kind == "evidence" else self.text
+
+
+def verdict_lines(comparison: dict) -> list[Line]:
+    """comparison: as `metasae.compare.compare.compare` makes it, with or without its verdict."""
+    setting = Line("setting", f"Judged on {comparison['conditions']['n_tokens']:,} held-out tokens.")
+    if not comparison["pairs"]:
+        arms = ", ".join(comparison["arms"])
+        nothing = (
+            f"Only {arms} was measured, and a difference needs solo and another arm: there is nothing to compare yet."
+        )
+        return [setting, Line("conclusion", nothing)]
+    lines = [setting]
+    for pair, entries in by_pair(comparison["pairs"]).items():
+        is_control = pair == Pair("control", "solo")
+        lines += [_of_control(entries)] if is_control else _of_pair(pair, entries, comparison)
+    return [*lines, Line("caution", WHY_NOT_PHI_ALONE)]
 
 
 def write_verdict(comparison: dict) -> str:
-    """One paragraph. comparison: as `metasae.compare.compare.compare` makes it, still without its verdict."""
-    conditions, pairs = comparison["conditions"], comparison["pairs"]
-    where = f"Judged on {conditions['n_tokens']:,} held-out tokens"
-    if not pairs:
-        arms = ", ".join(comparison["arms"])
-        return f"{where}. Only {arms} was measured, and a difference needs solo and another arm: there is nothing to compare yet."
-    sentences = [where + "."]
-    for name, pair in pairs.items():
-        sentences += _words_for_control(name, pair) if name == "control vs solo" else _words_for(name, pair, comparison)
-    return " ".join([*sentences, WHY_NOT_PHI_ALONE])
+    """The lines as one paragraph."""
+    return " ".join(line.text for line in verdict_lines(comparison))
 
 
-def verdict_lines(comparison: dict) -> list[str]:
-    """The verdict as lines: each pair's conclusion, what it rests on in a list below it."""
-    pairs = [name.split(" vs ") for name in comparison["pairs"]]
-    openings = (
-        "Judged on",
-        "Only ",
-        "Control (",
-        WHY_NOT_PHI_ALONE,
-        *(f"{a.capitalize()} against {b}" for a, b in pairs),
-    )
-    return [
-        line if line.startswith(openings) else f"- {line}"
-        for line in re.split(r"(?<=\.) (?=[A-Z])", comparison["verdict"])
-    ]
-
-
-def change(quantity: Quantity, entry: dict) -> str:
-    """`-4.1% [-6.2, -2.0]`; in hundredths (`pp`) for a share that is itself a difference; `0` where every seed is as in solo."""
-    if entry["difference"] is None:
-        return "-"
-    if all(value["a"] == value["b"] for value in entry["values"]):
-        return "0"
-    if not quantity.relative:
-        hundredths = None if entry["ci95"] is None else [100 * end for end in entry["ci95"]]
-        return _with_interval(100 * entry["difference"], " pp", hundredths)
-    if entry["percent"] is not None:
-        return _with_interval(entry["percent"], "%", entry["percent_ci95"])
-    interval = entry["ci95"]
-    return f"{entry['difference']:+.2g}" + (f" [{interval[0]:+.2g}, {interval[1]:+.2g}]" if interval else "")
-
-
-def towards(quantity: Quantity, entry: dict) -> str:
-    """`better`, `worse` or `same` by the sign of the difference, or "" for a quantity without a direction."""
-    if quantity.better is None or entry["difference"] is None:
-        return ""
-    if entry["difference"] == 0:
-        return "same"
-    return "better" if (entry["difference"] < 0) == (quantity.better == "lower") else "worse"
-
-
-def _words_for(name: str, pair: dict, comparison: dict) -> list[str]:
-    a, b = name.split(" vs ")
-    seeds = max((entry["n_seeds"] for entry in pair.values()), default=0)
-    l0 = [comparison["arms"][arm]["means"].get("fidelity.l0") for arm in (a, b)]
-    seen = [
-        (quantity, pair[quantity.key])
-        for quantity in CATALOGUE
-        if quantity.main and quantity.better and quantity.key in pair
-    ]
-    atomicity = [entry for entry in seen if entry[0].speaks_of == "atomicity"]
-    fidelity = [entry for entry in seen if entry[0].speaks_of == "fidelity"]
-    realised = f", realised L0 {l0[0]:.2f} and {l0[1]:.2f}" if None not in l0 else ""
-    opening = f"{a.capitalize()} against {b} ({seeds} seed{'s' if seeds != 1 else ''}{realised}):"
+def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[Line]:
+    rows = [(q, entries[q.key]) for q in CATALOGUE if q.main and q.better and q.key in entries]
+    atomicity = [row for row in rows if row[0].speaks_of == "atomicity"]
+    fidelity = [row for row in rows if row[0].speaks_of == "fidelity"]
+    seeds = max((entry["n_seeds"] for entry in entries.values()), default=0)
+    l0 = [comparison["arms"][arm]["means"].get("fidelity.l0") for arm in (pair.arm, pair.baseline)]
+    realised = "" if None in l0 else f", realised L0 {l0[0]:.2f} and {l0[1]:.2f}"
+    opening = f"{pair.arm.capitalize()} against {pair.baseline} ({seeds} seed{'s' if seeds != 1 else ''}{realised}):"
     if seeds < 2:
-        return [f"{opening} 1 seed, no interval, so nothing here is established.", *_pointing(atomicity, fidelity)]
-    return [f"{opening} {_conclusion(atomicity)}", *_robust(atomicity), *_listed(atomicity, fidelity)]
+        conclusion, evidence = "1 seed, no interval, so nothing here is established.", _pointing(atomicity, fidelity)
+    else:
+        conclusion, evidence = _conclusion(atomicity), [*_robust(atomicity), *_established(atomicity, fidelity)]
+    return [Line("conclusion", f"{opening} {conclusion}"), *(Line("evidence", text) for text in evidence)]
 
 
-def _robust(atomicity: list) -> list[str]:
-    """What the measures say that no known case fools."""
-    words = {"better": "more atomic", "worse": "less atomic"}
-
-    def reads(quantity: Quantity, entry: dict) -> str:
-        if not leaves_out_zero(entry):
-            return "not told apart"
-        return words[towards(quantity, entry)] + ("" if is_clear(entry) else ", not after Holm")
-
-    said = [
-        f"{quantity.label} {change(quantity, entry)} ({reads(quantity, entry)})"
-        for quantity, entry in atomicity
-        if quantity.robust and entry["ci95"] is not None
+def _of_control(entries: dict) -> Line:
+    """Control is trained without the penalty's weight, so every number of it must be solo's."""
+    moved = [
+        q for q in CATALOGUE if any(value["a"] != value["b"] for value in entries.get(q.key, {"values": ()})["values"])
     ]
-    return [f"The measures that no known case fools: {', '.join(said)}."] if said else []
+    if not moved:
+        return Line("conclusion", "Control (lambda2 = 0) equals solo on every measure, exactly: the control holds.")
+    largest = max(moved, key=lambda quantity: abs(entries[quantity.key]["percent"] or 0))
+    text = (
+        "Control (lambda2 = 0) differs from solo, which it must not: "
+        f"{largest.label} {change(largest, entries[largest.key])}; "
+        "the arms did not train alike, so no change of that size counts as an effect of the penalty."
+    )
+    return Line("conclusion", text)
 
 
-def _clearly(entries: list, way: str) -> list:
-    """The entries whose interval leaves out 0 on the side that is `better` or `worse`."""
-    return [entry for entry in entries if is_clear(entry[1]) and towards(*entry) == way]
+def _conclusion(atomicity: list[Row]) -> str:
+    more, less = _clear(atomicity, "better"), _clear(atomicity, "worse")
+    moves_up = more or _before_holm(atomicity, "better")
+    moves_down = less or _before_holm(atomicity, "worse")
+    conclusions = (
+        (
+            moves_up and moves_down,
+            "the measures of atomicity disagree, so these numbers do not show that the latents are more atomic.",
+        ),
+        (more and len(more) == len(atomicity), "every measure of atomicity says more atomic."),
+        (more, f"{_count(more, atomicity)} more atomic, none says less."),
+        (less, f"{_count(less, atomicity)} less atomic, none says more."),
+        (
+            moves_up or moves_down,
+            "no measure of atomicity survives Holm's correction for so many, "
+            "though some move by more than their own interval allows for.",
+        ),
+    )
+    nothing = "no measure of atomicity moves by more than its interval allows for."
+    return next((text for applies, text in conclusions if applies), nothing)
 
 
-def _nearly(entries: list, way: str) -> list:
-    """The entries whose own interval leaves out 0 on that side, but that do not survive Holm's correction."""
-    return [
-        entry for entry in entries if leaves_out_zero(entry[1]) and not is_clear(entry[1]) and towards(*entry) == way
-    ]
-
-
-def _conclusion(atomicity: list) -> str:
-    more = _clearly(atomicity, "better")
-    less = _clearly(atomicity, "worse")
-    either = [bool(some or _nearly(atomicity, way)) for some, way in ((more, "better"), (less, "worse"))]
-    if all(either):
-        return "the measures of atomicity disagree, so these numbers do not show that the latents are more atomic."
-    if more and len(more) == len(atomicity):
-        return "every measure of atomicity says more atomic."
-    if more:
-        return f"{_count(more, atomicity)} more atomic, none says less."
-    if less:
-        return f"{_count(less, atomicity)} less atomic, none says more."
-    if any(either):
-        return "no measure of atomicity survives Holm's correction for so many, though some move by more than their own interval allows for."
-    return "no measure of atomicity moves by more than its interval allows for."
-
-
-def _count(some: list, of: list) -> str:
+def _count(some: list[Row], of: list[Row]) -> str:
     return f"{len(some)} of {len(of)} measures of atomicity {'say' if len(some) > 1 else 'says'}"
 
 
-def _listed(atomicity: list, fidelity: list) -> list[str]:
-    parts = [
-        ("More atomic by", _clearly(atomicity, "better")),
-        ("Less atomic by", _clearly(atomicity, "worse")),
+def _robust(atomicity: list[Row]) -> list[str]:
+    """What the measures say that no known case fools."""
+    readings = [
+        f"{q.label} {change(q, entry)} ({reading(q, entry) if leaves_out_zero(entry) else 'not told apart'})"
+        for q, entry in atomicity
+        if q.robust and entry["ci95"] is not None
+    ]
+    return [f"The measures that no known case fools: {', '.join(readings)}."] if readings else []
+
+
+def _established(atomicity: list[Row], fidelity: list[Row]) -> list[str]:
+    before = "by their own interval, but not after Holm's correction"
+    return _named(
+        ("More atomic by", _clear(atomicity, "better")),
+        ("Less atomic by", _clear(atomicity, "worse")),
+        (f"More atomic {before} for so many measures:", _before_holm(atomicity, "better")),
+        (f"Less atomic {before}:", _before_holm(atomicity, "worse")),
+        ("Not told apart from no change:", _open(atomicity)),
+        ("It costs fidelity in", _clear(fidelity, "worse")),
+        ("It gains fidelity in", _clear(fidelity, "better")),
         (
-            "More atomic by their own interval, but not after Holm's correction for so many measures:",
-            _nearly(atomicity, "better"),
+            "Fidelity changes only before Holm's correction in",
+            _before_holm(fidelity, "worse") + _before_holm(fidelity, "better"),
         ),
-        ("Less atomic by their own interval, but not after Holm's correction:", _nearly(atomicity, "worse")),
-        ("Not told apart from no change:", [entry for entry in atomicity if not leaves_out_zero(entry[1])]),
-        ("It costs fidelity in", _clearly(fidelity, "worse")),
-        ("It gains fidelity in", _clearly(fidelity, "better")),
-        ("Fidelity changes only before Holm's correction in", _nearly(fidelity, "worse") + _nearly(fidelity, "better")),
-        ("No clear change in fidelity by", [entry for entry in fidelity if not leaves_out_zero(entry[1])]),
-    ]
-    return [f"{words} {_names(entries)}." for words, entries in parts if entries]
+        ("No clear change in fidelity by", _open(fidelity)),
+    )
 
 
-def _pointing(atomicity: list, fidelity: list) -> list[str]:
-    parts = [
-        ("Pointing to more atomic:", [entry for entry in atomicity if towards(*entry) == "better"]),
-        ("Pointing to less atomic:", [entry for entry in atomicity if towards(*entry) == "worse"]),
-        ("Pointing to lower fidelity:", [entry for entry in fidelity if towards(*entry) == "worse"]),
-        ("Pointing to higher fidelity:", [entry for entry in fidelity if towards(*entry) == "better"]),
-        ("Unchanged:", [entry for entry in atomicity + fidelity if towards(*entry) == "same"]),
-    ]
-    return [f"{words} {_names(entries)}." for words, entries in parts if entries]
+def _pointing(atomicity: list[Row], fidelity: list[Row]) -> list[str]:
+    """Of one seed, which establishes nothing."""
+    return _named(
+        ("Pointing to more atomic:", _towards(atomicity, "better")),
+        ("Pointing to less atomic:", _towards(atomicity, "worse")),
+        ("Pointing to lower fidelity:", _towards(fidelity, "worse")),
+        ("Pointing to higher fidelity:", _towards(fidelity, "better")),
+        ("Unchanged:", _towards(atomicity + fidelity, "same")),
+    )
 
 
-def _words_for_control(name: str, pair: dict) -> list[str]:
-    moved = [
-        quantity
-        for quantity in CATALOGUE
-        if quantity.key in pair and any(value["a"] != value["b"] for value in pair[quantity.key]["values"])
-    ]
-    if not moved:
-        return [f"Control (lambda2 = 0) {EXACT}."]
-    largest = max(moved, key=lambda quantity: abs(pair[quantity.key]["percent"] or 0))
+def _named(*parts: tuple[str, list[Row]]) -> list[str]:
+    """A sentence for each part that has rows."""
     return [
-        f"Control (lambda2 = 0) differs from solo, which it must not: {largest.label} {change(largest, pair[largest.key])}; "
-        "the arms did not train alike, so no change of that size counts as an effect of the penalty."
+        f"{words} {', '.join(f'{q.label} {change(q, entry)}' for q, entry in rows)}." for words, rows in parts if rows
     ]
 
 
-def _names(entries: list) -> str:
-    return ", ".join(f"{quantity.label} {change(quantity, entry)}" for quantity, entry in entries)
+def _towards(rows: list[Row], way: str) -> list[Row]:
+    return [row for row in rows if towards(*row) == way]
 
 
-def _with_interval(value: float, unit: str, interval: list[float] | None) -> str:
-    return f"{_signed(value)}{unit}" + (f" [{_signed(interval[0])}, {_signed(interval[1])}]" if interval else "")
+def _clear(rows: list[Row], way: str) -> list[Row]:
+    """Those whose interval leaves out 0 on the side that is `better` or `worse`, after Holm's correction."""
+    return [row for row in _towards(rows, way) if is_clear(row[1])]
 
 
-def _signed(value: float) -> str:
-    """About two significant digits; a small change is not written as 0."""
-    for limit, digits in ((100, "+.0f"), (1, "+.1f"), (0.005, "+.2f")):
-        if abs(value) >= limit:
-            return f"{value:{digits}}"
-    return f"{value:+.0e}" if value else "+0"
+def _before_holm(rows: list[Row], way: str) -> list[Row]:
+    """Those whose own interval leaves out 0 on that side, but that do not survive Holm's correction."""
+    return [row for row in _towards(rows, way) if leaves_out_zero(row[1]) and not is_clear(row[1])]
+
+
+def _open(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if not leaves_out_zero(row[1])]

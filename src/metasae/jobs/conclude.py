@@ -2,18 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from metasae.compare.compare import compare, summary_table
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from metasae.compare.compare import compare
+from metasae.compare.tables import summary_table
 from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError
-from metasae.report.report import write_report
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from metasae.explore.pages.queries import Explorer
+from metasae.explore.pages import queries
 
 # The narrowest that the names of the measures are folded to.
 _NAMES = 16
@@ -22,27 +20,25 @@ _NAMES = 16
 def conclude(folder: str | Path, show: bool = True, baseline: str | None = None) -> dict:
     """Compares the measured arms of a run folder and writes compare.json, compare.md, figures and report.html.
 
-    Returns what compare.json holds, with the run folder's path as `run` and the report's as `report`. Raises UserError when nothing
-    is measured.
+    Returns what compare.json holds, with the run folder's path as `run` and the report's as `report`. Raises UserError
+    when nothing is measured.
     """
     folder = Path(folder)
     comparison = compare(folder, baseline)
-    result = {
-        **comparison,
-        "run": str(folder),
-        "report": str(write_report(folder, comparison, current_explorer(folder))),
-    }
+    # only now, as it brings matplotlib along
+    from metasae.report.report import write_report
+
+    report = write_report(folder, comparison, current_explorer(folder))
+    result = {**comparison, "run": str(folder), "report": str(report)}
     if show:
         print_conclusion(result)
     return result
 
 
-def current_explorer(folder: Path) -> "Explorer | None":
-    """The run's explorer; None where it has no store, or one of SAEs that are no longer there (`metasae explore` builds it anew)."""
-    from metasae.explore.pages.queries import Explorer
-
+def current_explorer(folder: Path) -> queries.Explorer | None:
+    """The run's explorer; None where it has no store, or one of other SAEs (`metasae explore` builds it anew)."""
     try:
-        explorer = Explorer(folder)
+        explorer = queries.Explorer(folder)
     except UserError:
         return None
     return explorer if explorer.is_current() else None
@@ -50,40 +46,39 @@ def current_explorer(folder: Path) -> "Explorer | None":
 
 def print_conclusion(result: dict) -> None:
     """The summary table, the verdict and the report's place on stdout. result: as `conclude` returns it."""
-    from rich.console import Console
-
     console = Console()
     # its title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
-    console.print("\n".join(verdict_lines(result)), highlight=False, markup=False)
+    console.print("\n".join(map(str, verdict_lines(result))), highlight=False, markup=False)
     print_line(f"Report: {result['report']}")
 
 
 def print_next_steps(folder: Path) -> None:
     """Where a run's results are, and what can be done with them, on stdout."""
-    print_line(f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.")
-    print_line(f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}")
-    print_line("Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,")
-    print_line("then metasae run mine.toml")
+    for line in (
+        f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.",
+        f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}",
+        "Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,",
+        "then metasae run mine.toml",
+    ):
+        print_line(line)
 
 
 def print_line(line: str) -> None:
     """As it is, so that paths and commands can be copied: neither cut nor wrapped nor coloured."""
-    from rich.console import Console
-
     Console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_whole(table: "Table", console: "Console") -> None:
-    """Prints a table so that no number is cut: in a file or a pipe as wide as it is; on a terminal the first column folds."""
-    from rich.measure import Measurement
+def print_whole(table: Table, console: Console) -> None:
+    """Prints a table so that no number is cut.
 
-    first = table.columns[0]
+    In a file or a pipe it is as wide as it needs; on a terminal the names in its first column are folded, at most to
+    _NAMES.
+    """
+    first, before = table.columns[0], console.width
     whole = Measurement.get(console, console.options.update(max_width=100_000), table).maximum
-    names = max((len(str(cell)) for cell in [first.header, *first.cells]), default=0)
+    names = max(len(str(cell)) for cell in [first.header, *first.cells])
     first.no_wrap, first.overflow = False, "fold"
-    least = whole - max(names - _NAMES, 0)
-    before = console.width
-    console.width = max(before, least) if console.is_terminal else whole
+    console.width = max(before, whole - max(names - _NAMES, 0)) if console.is_terminal else whole
     console.print(table)
     console.width = before

@@ -5,7 +5,7 @@ from typing import Any
 
 from metasae import files
 from metasae.arms.source import Source
-from metasae.compare.across import is_wanted, measure_across, members_of
+from metasae.compare.across import is_wanted, measure_across, measured_arms
 from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
 from metasae.interop import load
@@ -97,7 +97,7 @@ def _measure_all(
         path = out / "across.json"
         with progress.stage(ACROSS):
             known = files.read_json(path) if path.exists() else None
-            files.write_json(path, measure_across(members_of(out), known, progress, source.steering))
+            files.write_json(path, measure_across(measured_arms(out), known, progress, source.steering))
 
 
 def _refuse_width(target: Target, width: int, d: int, recipe: Recipe) -> None:

@@ -303,14 +303,14 @@ class _Job:
 
     def _across(self) -> None:
         """What takes two SAEs; parts that were worked out before with the same SAEs are kept."""
-        from metasae.compare.across import is_wanted, measure_across, members_of
+        from metasae.compare.across import is_wanted, measure_across, measured_arms
 
         if not is_wanted(self.recipe.measure, self.progress):
             return
         start, path = time.perf_counter(), self.folder / "across.json"
         with self._stage(run_stages.ACROSS):
             held = files.read_json(path) if path.exists() else None
-            found = measure_across(members_of(self.folder), held, self.progress, self.source.steering)
+            found = measure_across(measured_arms(self.folder), held, self.progress, self.source.steering)
             if found != held:
                 files.write_json(path, found)
                 self._done("across", time.perf_counter() - start)

@@ -1,173 +1,143 @@
 """The figures of auto-interp scores: the scores of every arm, and what differs between arms."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from metasae.report.figures import arms_of, empty_figure, style_of
+from metasae.compare.measured import Measured, by_arm
+from metasae.intervals.statistics import leaves_out_zero
+from metasae.report.figures import (
+    GREY,
+    draw_grid,
+    draw_interval,
+    draw_legend,
+    empty_figure,
+    set_rows,
+    style_of,
+)
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-    from metasae.compare.compare import Measured
+def interp_scores(measured: Sequence[Measured]) -> Figure | None:
+    """Every auto-interp score's mean over an arm's latents with its interval, one mark per seed.
 
-
-def interp_scores(measured: Sequence["Measured"]) -> "Figure | None":
-    """Every auto-interp score's mean over an arm's latents with its interval, one mark per seed; beside it chance and shuffled explanations."""
+    Beside it stand chance and the score of shuffled explanations.
+    """
     rows = list(dict.fromkeys(row for entry in measured for row in _score_parts(entry)))
     if not rows:
         return None
     figure, (axes,) = empty_figure(1, height=1.2 + 0.42 * len(rows))
-    arms, named = arms_of(measured), set()
-    for entry in measured:
-        colour, _ = style_of(entry.arm)
-        own = [other.seed for other in measured if other.arm == entry.arm]
-        offset = 0.56 * ((arms.index(entry.arm) + (own.index(entry.seed) + 0.5) / len(own)) / len(arms) - 0.5)
-        for (score, part), found in _score_parts(entry).items():
-            row = rows.index((score, part)) + offset
-            if found["ci95"]:
-                axes.plot(found["ci95"], [row, row], color=colour, linewidth=1.4, alpha=0.6, solid_capstyle="butt")
-            axes.plot(
-                found["estimate"],
-                row,
-                "o",
-                color=colour,
-                markersize=4.5,
-                label=entry.arm if entry.arm not in named else None,
-            )
-            named.add(entry.arm)
-            if found.get("shuffled", {}).get("estimate") is not None:
-                axes.plot(found["shuffled"]["estimate"], row, "x", color="#888888", markersize=4.5)
-            chance = entry.measures["interp"]["scores"][score]["chance"]
-            axes.plot(
-                [chance, chance],
-                [rows.index((score, part)) - 0.4, rows.index((score, part)) + 0.4],
-                color="#888888",
-                linewidth=1,
-            )
-    axes.plot([], [], "x", color="#888888", label="shuffled explanations")
-    axes.plot([], [], color="#888888", linewidth=1, label="chance")
-    axes.set_yticks(range(len(rows)), [f"{score}, {part}" if part != "all" else score for score, part in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    arms = by_arm(measured)
+    for place, (arm, of_arm) in enumerate(arms.items()):
+        for turn, entry in enumerate(of_arm.values()):
+            offset = 0.56 * ((place + (turn + 0.5) / len(of_arm)) / len(arms) - 0.5)
+            for part, mean in _score_parts(entry).items():
+                _draw_score(axes, rows.index(part), offset, mean, arm)
+    axes.plot([], [], "x", color=GREY, label="shuffled explanations")
+    axes.plot([], [], color=GREY, linewidth=1, label="chance")
+    set_rows(axes, [f"{score}, {part}" if part != "all" else score for score, part in rows])
     axes.set_xlabel("score (mean over latents, 95% interval over latents)")
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    figure.legend(frameon=False, fontsize=9, loc="outside upper right", ncols=len(arms) + 2)
+    draw_legend(axes, on=figure, loc="outside upper right", ncols=len(arms) + 2)
     return figure
 
 
-def _score_parts(entry: "Measured") -> dict[tuple[str, str], dict]:
-    """(score, part) -> its mean with the interval, of those that have one."""
+def _draw_score(axes: Axes, row: int, offset: float, mean: dict, arm: str) -> None:
+    """A score's mean with its interval, that of shuffled explanations, and chance."""
+    colour, y = style_of(arm)["color"], row + offset
+    if mean["ci95"]:
+        axes.plot(mean["ci95"], [y, y], color=colour, linewidth=1.4, alpha=0.6, solid_capstyle="butt")
+    axes.plot(mean["estimate"], y, "o", color=colour, markersize=4.5, label=arm)
+    if mean.get("shuffled", {}).get("estimate") is not None:
+        axes.plot(mean["shuffled"]["estimate"], y, "x", color=GREY, markersize=4.5)
+    axes.plot([mean["chance"]] * 2, [row - 0.4, row + 0.4], color=GREY, linewidth=1)
+
+
+def _score_parts(entry: Measured) -> dict[tuple[str, str], dict]:
+    """(score, part) -> its mean with the interval, and chance, of those that have a mean."""
     scores = entry.measures.get("interp", {}).get("scores", {})
     return {
-        (score, part): found
-        for score, one in scores.items()
-        for part, found in one["parts"].items()
-        if found["estimate"] is not None
+        (name, part): {**mean, "chance": score["chance"]}
+        for name, score in scores.items()
+        for part, mean in score["parts"].items()
+        if mean["estimate"] is not None
     }
 
 
-def score_difference(found: Sequence[dict]) -> "Figure | None":
-    """Per score: which scores become more common among an arm's latents, differences within pairs of matched latents where there are any, and
-    the mean differences. found: as `score_differences` gives it."""
-    found = [entry for entry in found if entry["changes"]]
-    if not found:
+def score_difference(differences: Sequence[dict]) -> Figure | None:
+    """Per score: which scores become more common among an arm's latents, and the mean differences.
+
+    Between them stand differences within pairs of matched latents, where there are any. differences: as
+    `metasae.interp.differences.score_differences` gives them.
+    """
+    differences = [difference for difference in differences if difference["changes"]]
+    if not differences:
         return None
-    columns = 3 if any(entry["paired"] for entry in found) else 2
-    figure, panels = empty_figure(columns, height=0.6 + 3.6 * len(found), rows=len(found), width=4 * columns)
-    for number, entry in enumerate(found):
-        shares, *between, means = panels[number * columns : (number + 1) * columns]
-        _draw_shares(shares, entry)
+    columns = 3 if any(difference["paired"] for difference in differences) else 2
+    height = 0.6 + 3.6 * len(differences)
+    figure, all_axes = empty_figure(columns, height, rows=len(differences), width=4 * columns)
+    for row, difference in enumerate(differences):
+        shares, *between, means = all_axes[row * columns : (row + 1) * columns]
+        _draw_shares(shares, difference)
         for axes in between:
-            _draw_pairs(axes, entry)
-        _draw_means(means, entry)
+            _draw_pairs(axes, difference)
+        _draw_means(means, difference)
     return figure
 
 
-def _draw_pairs(axes: "Axes", entry: dict) -> None:
-    told = []
-    for arm, pairs in entry["paired"].items():
-        colour, line = style_of(arm)
-        axes.stairs(
-            100 * np.array(pairs["mirrored"]),
-            pairs["edges"],
-            color="#aaaaaa",
-            linewidth=1.1,
-            label="mirrored",
-            baseline=None,
-        )
-        label = f"{arm} − {entry['baseline']}"
-        axes.stairs(
-            100 * np.array(pairs["share"]),
-            pairs["edges"],
-            color=colour,
-            linestyle=line,
-            linewidth=1.8,
-            label=label,
-            baseline=None,
-        )
-        higher, tied = (100 * pairs[which] / pairs["n"] for which in ("higher", "tied"))
-        told.append(f"{arm} higher in {higher:.1f}% of {pairs['n']:,} pairs, tied in {tied:.1f}%")
-    if not told:
+def _draw_steps(axes: Axes, shares: Sequence[float], edges: Sequence[float], label: str, arm: str = "") -> None:
+    """A histogram as a line, in percent. arm: "" for what chance does, in grey."""
+    style = {**style_of(arm), "linewidth": 1.8} if arm else {"color": "#aaaaaa", "linewidth": 1.1}
+    axes.stairs(100 * np.array(shares), edges, **style, label=label, baseline=None)
+
+
+def _draw_pairs(axes: Axes, difference: dict) -> None:
+    title = "\n".join(
+        f"{arm} higher in {100 * pairs['higher'] / pairs['n']:.1f}% of {pairs['n']:,} pairs, "
+        f"tied in {100 * pairs['tied'] / pairs['n']:.1f}%"
+        for arm, pairs in difference["paired"].items()
+    )
+    axes.set_title(title or "no matched pairs were scored", fontsize=8, loc="left")
+    if not title:
         axes.set_axis_off()
-        axes.set_title("no matched pairs were scored", fontsize=8, loc="left")
         return
-    axes.axvline(0, color="#888888", linewidth=1)
-    axes.set_xlabel(f"{entry['score']}, a latent less its match")
-    axes.set_ylabel("share of pairs (%)")
-    axes.set_title("\n".join(told), fontsize=8, loc="left")
-    axes.grid(color="#eeeeee", linewidth=0.6)
+    for arm, pairs in difference["paired"].items():
+        _draw_steps(axes, pairs["mirrored"], pairs["edges"], "mirrored")
+        _draw_steps(axes, pairs["share"], pairs["edges"], f"{arm} − {difference['baseline']}", arm)
+    axes.axvline(0, color=GREY, linewidth=1)
+    axes.set(xlabel=f"{difference['score']}, a latent less its match", ylabel="share of pairs (%)")
+    draw_grid(axes)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _draw_shares(axes: "Axes", entry: dict) -> None:
-    edges, part = entry["edges"], "" if entry["part"] == "all" else f", {entry['part'].replace('_', ' ')} silent"
-    for number, null in enumerate(entry["null"]):
-        label = f"{entry['baseline']} − {entry['baseline']}, other seed" if not number else None
-        axes.stairs(100 * np.array(null["change"]), edges, color="#aaaaaa", linewidth=1.1, label=label, baseline=None)
-    for arm, change in entry["changes"].items():
-        colour, line = style_of(arm)
-        axes.stairs(
-            100 * np.array(change),
-            edges,
-            color=colour,
-            linestyle=line,
-            linewidth=1.8,
-            label=f"{arm} − {entry['baseline']}",
-            baseline=None,
-        )
-    axes.axhline(0, color="#888888", linewidth=1)
-    axes.set_xlabel(f"{entry['score']}{part} (a latent's score)")
-    axes.set_ylabel("change of the share of latents (pp)")
-    judge = f",\nread by {entry['judge']}" if entry["judge"] else ""
-    counts = sorted(set(entry["n"].values()))
-    told = f"{counts[0]:,} to {counts[-1]:,}" if len(counts) > 1 else f"{counts[0]:,}"
-    axes.set_title(f"{told} latents per SAE{judge}", fontsize=8, loc="left")
-    axes.grid(color="#eeeeee", linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+def _draw_shares(axes: Axes, difference: dict) -> None:
+    edges, baseline = difference["edges"], difference["baseline"]
+    for null in difference["null"]:
+        _draw_steps(axes, null["change"], edges, f"{baseline} − {baseline}, other seed")
+    for arm, change in difference["changes"].items():
+        _draw_steps(axes, change, edges, f"{arm} − {baseline}", arm)
+    axes.axhline(0, color=GREY, linewidth=1)
+    part = "" if difference["part"] == "all" else f", {difference['part'].replace('_', ' ')} silent"
+    axes.set(xlabel=f"{difference['score']}{part} (a latent's score)", ylabel="change of the share of latents (pp)")
+    judge = f",\nread by {difference['judge']}" if difference["judge"] else ""
+    counts = difference["n"].values()
+    latents = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+    axes.set_title(f"{latents} latents per SAE{judge}", fontsize=8, loc="left")
+    draw_grid(axes)
+    draw_legend(axes, fontsize=8, loc="lower right")
     axes.margins(y=0.18)
 
 
-def _draw_means(axes: "Axes", entry: dict) -> None:
-    rows = entry["rows"]
+def _draw_means(axes: Axes, difference: dict) -> None:
+    rows = difference["rows"]
     for place, row in enumerate(rows):
-        colour = "#888888" if row["kind"] == "null" else style_of(row["arm"])[0]
-        if row["ci95"] is not None:
-            axes.plot(row["ci95"], [place, place], color=colour, linewidth=1.6, alpha=0.7, solid_capstyle="butt")
-        clear = row["ci95"] is not None and not row["ci95"][0] <= 0 <= row["ci95"][1]
-        axes.plot(
-            row["difference"], place, "o", color=colour, markersize=5, markerfacecolor=colour if clear else "white"
-        )
-    axes.axvline(0, color="#888888", linewidth=1)
-    axes.set_yticks(range(len(rows)), [f"{row['what']}\n({row['n']:,} {row['unit']})" for row in rows], fontsize=7)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+        colour = GREY if row["kind"] == "null" else style_of(row["arm"])["color"]
+        draw_interval(axes, place, row["difference"], row["ci95"], colour, leaves_out_zero(row), 5)
+    axes.axvline(0, color=GREY, linewidth=1)
+    set_rows(axes, [f"{row['what']}\n({row['n']:,} {row['unit']})" for row in rows], 7)
     # an interval over two seeds may run out of the frame rather than flatten everything
-    ends = [abs(end) for row in rows if row["kind"] != "seeds" for end in row["ci95"] or ()] + [
-        2 * abs(row["difference"]) for row in rows
-    ]
-    reach = 1.1 * max(ends, default=0.0) or 1.0
-    axes.set_xlim(-reach, reach)
-    axes.set_xlabel("mean difference, 95% interval")
+    ends = [abs(end) for row in rows if row["kind"] != "seeds" for end in row["ci95"] or ()]
+    points = [2 * abs(row["difference"]) for row in rows]
+    reach = 1.1 * max(ends + points, default=0.0) or 1.0
+    axes.set(xlim=(-reach, reach), xlabel="mean difference, 95% interval")
     axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)

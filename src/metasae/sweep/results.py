@@ -7,7 +7,8 @@ import numpy as np
 
 from metasae import files
 from metasae.compare.catalogue import CATALOGUE, Quantity, value_of
-from metasae.compare.compare import read_measured
+from metasae.compare.measured import read_measured
+from metasae.compare.pair import Pair
 from metasae.intervals.statistics import Difference
 from metasae.sweep.assemble import times
 from metasae.sweep.equal_fvu import FVU, at_equal_fvu, at_equal_k
@@ -92,7 +93,7 @@ def _cell(folder: SweepFolder, plan: Plan, cell: Cell) -> dict:
     members = [member for member in plan.members(cell.setting) if member.seed in cell.seeds]
     comparison = files.read_json(folder.cell(cell.name) / "compare.json")
     kept = {quantity.key for quantity in CATALOGUE if quantity.main} | {*PAPER, *OUTPUT, *plan.objectives}
-    pair = comparison["pairs"].get(f"{plan.subject} vs {BASELINE}", {})
+    pair = comparison["pairs"].get(str(Pair(plan.subject, BASELINE)), {})
     spent = [times(folder.sae(member.name)) for member in members if member.arm == plan.subject]
     return found | {
         "saes": {member.label: member.name for member in members},
@@ -171,8 +172,8 @@ def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[i
             missing[cell.setting.kind] = f"{cell.setting.values}: {cell.state}, {cell.why}"
             continue
         k = cell.setting.recipe(plan.base).sae.k
-        measured = [entry for entry in read_measured(folder.cell(cell.name))[0] if entry.arm == plan.subject]
-        curves.setdefault(cell.setting.kind, {})[k] = {entry.seed: entry.measures for entry in measured}
+        measured = [entry for entry in read_measured(folder.cell(cell.name))[0] if entry.arm.name == plan.subject]
+        curves.setdefault(cell.setting.kind, {})[k] = {entry.arm.seed: entry.measures for entry in measured}
     return curves, missing
 
 

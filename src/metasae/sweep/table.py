@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from metasae.compare.catalogue import CATALOGUE, ROBUST
-from metasae.compare.verdict import change
+from metasae.compare.words import change
 from metasae.intervals.statistics import is_clear
 from metasae.sweep.folder import DONE, FAILED, STOPPED
 from metasae.sweep.results import OUTPUT, PAPER

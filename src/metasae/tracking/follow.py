@@ -10,11 +10,10 @@ from typing import Protocol
 
 from metasae import files
 from metasae.arms.folder import read_metrics
-from metasae.compare.catalogue import CATALOGUE
-from metasae.compare.compare import value_of
+from metasae.compare.catalogue import CATALOGUE, value_of
 from metasae.errors import UserError, install_hint
 
-# The name of each, which is that of its package, and what it is called.
+# The name of each sink, which is that of its package, and what it is called.
 SINKS = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 # Seconds between two looks at a run that goes on.
 EVERY = 5.0
@@ -23,14 +22,19 @@ PLACE = ("step", "meta_step")
 
 
 class Sink(Protocol):
-    """Where numbers go. name: of an SAE, `solo-s0`."""
+    """Where numbers go. name: of an SAE, `solo-s0`. numbers: dotted name -> value."""
 
     def last(self, name: str) -> int:
         """The last step that is there already, 0 for none."""
 
-    def curves(self, name: str, step: int, numbers: dict[str, float]) -> None: ...
-    def measures(self, name: str, step: int, numbers: dict[str, float]) -> None: ...
-    def close(self) -> None: ...
+    def curves(self, name: str, step: int, numbers: dict[str, float]) -> None:
+        """Of one step in training."""
+
+    def measures(self, name: str, step: int, numbers: dict[str, float]) -> None:
+        """Of the SAE after `step` steps."""
+
+    def close(self) -> None:
+        """Everything is written when this returns."""
 
 
 class Follower:
@@ -38,6 +42,7 @@ class Follower:
 
     def __init__(self, folder: str | Path, sink: Sink):
         self.folder, self.sink = Path(folder), sink
+        # SAE -> the last step sent, and when the measures that were sent had been written
         self._steps: dict[str, int] = {}
         self._measured: dict[str, float] = {}
 
@@ -51,10 +56,8 @@ class Follower:
         for row in read_metrics(folder / "metrics.jsonl"):
             # a run that was killed writes the lines after its checkpoint again, the same to the bit
             if row["step"] > done:
-                numbers = {
-                    f"train/{key}": value for key, value in row.items() if key not in PLACE and value is not None
-                }
-                self.sink.curves(name, row["step"], numbers)
+                numbers = {f"train/{key}": value for key, value in row.items() if key not in PLACE}
+                self.sink.curves(name, row["step"], _known(numbers))
                 done, sent = row["step"], sent + 1
         self._steps[name] = done
         return sent
@@ -64,11 +67,15 @@ class Follower:
         written = path.stat().st_mtime if path.is_file() else None
         if written is None or self._measured.get(folder.name) == written:
             return 0
-        found = files.read_json(path)
-        numbers = {f"measures/{q.key}": value for q in CATALOGUE if (value := value_of(found, q)) is not None}
-        self.sink.measures(folder.name, self._steps.get(folder.name, 0), numbers)
+        measures = files.read_json(path)
+        numbers = {f"measures/{q.key}": value_of(measures, q) for q in CATALOGUE}
+        self.sink.measures(folder.name, self._steps[folder.name], _known(numbers))
         self._measured[folder.name] = written
         return 1
+
+
+def _known(numbers: dict[str, float | None]) -> dict[str, float]:
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def sae_folders(folder: Path) -> list[Path]:
@@ -126,7 +133,8 @@ def following(
 ) -> Iterator[None]:
     """Sends on what a run writes for as long as the block lasts, from a thread; nothing where `to` is None.
 
-    A sink that cannot be opened is refused before the block begins. One that fails later is told once, through `say`, and left alone.
+    A sink that cannot be opened is refused before the block begins. One that fails later is told once, through `say`,
+    and left alone.
     """
     if to is None:
         yield
@@ -141,9 +149,9 @@ def following(
             follower.look()
             sink.close()
         except Exception as error:  # whatever it is, it is not the run's concern
-            say(
-                f"tracking stopped ({' '.join(str(error).split())[:200]}); the run goes on. `metasae track {folder} --to {to}` sends what is missing"
-            )
+            reason = " ".join(str(error).split())[:200]
+            command = f"metasae track {folder} --to {to}"
+            say(f"tracking stopped ({reason}); the run goes on. `{command}` sends what is missing")
 
     thread = threading.Thread(target=go, name="tracking", daemon=True)
     thread.start()

@@ -1,4 +1,7 @@
-"""Weights & Biases: one run per SAE, in a group named after the run folder. WANDB_MODE=offline keeps all on this machine."""
+"""Weights & Biases: one run per SAE, in a group named after the run folder.
+
+WANDB_MODE=offline keeps all on this machine.
+"""
 
 import os
 import uuid
@@ -7,7 +10,8 @@ from pathlib import Path
 import tomli
 
 from metasae import files
-from metasae.errors import UserError, install_hint
+from metasae.arms.folder import read_object
+from metasae.errors import UserError
 
 PROJECT = "metasae"
 # SAE -> its run there, so that a later call goes on with the same one
@@ -15,49 +19,49 @@ IDS = "wandb.json"
 
 
 class WandB:
-    """project: WANDB_PROJECT or 'metasae' where None. Raises UserError without the package, and where the service would ask for a key."""
+    """project: WANDB_PROJECT or 'metasae' where None. Raises UserError where the service would ask for a key."""
 
     def __init__(self, folder: Path, project: str | None = None):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(f"tracking with Weights & Biases needs its package: {install_hint('tracking')}") from None
+        import wandb
+
         self._wandb, self._folder, self._project = wandb, folder, project or os.environ.get("WANDB_PROJECT") or PROJECT
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
             raise UserError(
-                "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, or keep it on this machine with WANDB_MODE=offline"
+                "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, "
+                "or keep it on this machine with WANDB_MODE=offline"
             )
-        self._ids = files.read_json(folder / IDS) if (folder / IDS).is_file() else {}
+        self._ids = read_object(folder / IDS)
         self._name, self._run = None, None
 
     def last(self, name: str) -> int:
-        self._open(name)
-        return max(self._run.step - 1, 0) if self._run.resumed else 0
+        run = self._run_of(name)
+        return max(run.step - 1, 0) if run.resumed else 0
 
     def curves(self, name: str, step: int, numbers: dict[str, float]) -> None:
-        self._open(name)
-        self._run.log(numbers, step=step)
+        self._run_of(name).log(numbers, step=step)
 
     def measures(self, name: str, step: int, numbers: dict[str, float]) -> None:
         """As the run's summary: they are of the trained SAE, not of a step."""
-        self._open(name)
-        self._run.summary.update(numbers)
+        self._run_of(name).summary.update(numbers)
 
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
             self._name, self._run = None, None
 
-    def _open(self, name: str) -> None:
+    def _run_of(self, name: str):
         """SAEs are trained one after another, so one run is open at a time."""
-        if name == self._name:
-            return
-        self.close()
+        if name != self._name:
+            self.close()
+            self._run, self._name = self._start(name), name
+        return self._run
+
+    def _start(self, name: str):
         if name not in self._ids:
             self._ids[name] = uuid.uuid4().hex[:16]
             files.write_json(self._folder / IDS, self._ids)
         group = self._folder.resolve().name
-        self._run = self._wandb.init(
+        return self._wandb.init(
             project=self._project,
             group=group,
             name=f"{group}/{name}",
@@ -67,7 +71,6 @@ class WandB:
             dir=str(self._folder),
             settings=self._wandb.Settings(silent=True, console="off"),
         )
-        self._name = name
 
 
 def _has_key(wandb) -> bool:
@@ -78,25 +81,19 @@ def _has_key(wandb) -> bool:
 
 
 def _config(folder: Path, name: str) -> dict:
-    """The recipe with dotted keys, and which SAE of it this is. An SAE of a sweep has its own recipe once it is trained."""
-    own, plan = (
-        next(
-            (path for place in ("arms", "saes") if (path := folder / place / name / "primary" / "cfg.json").is_file()),
-            None,
-        ),
-        {},
-    )
-    if own is not None:
-        recipe = files.read_json(own).get("metadata", {}).get("metasae", {}).get("recipe", plan)
-    elif (folder / "recipe.toml").is_file():
-        recipe = tomli.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-    else:
-        recipe = files.read_json(folder / "plan.json").get("base", plan)
-    flat = {
-        f"{table}.{key}": value
-        for table, values in recipe.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
+    """The recipe with dotted keys, and which SAE of it this is."""
+    tables = {table: values for table, values in _recipe(folder, name).items() if isinstance(values, dict)}
+    flat = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
     arm, _, seed = name.partition("-s")
     return {**flat, "arm": arm, "seed": int(seed.partition("-")[0])}
+
+
+def _recipe(folder: Path, name: str) -> dict:
+    """That of the SAE itself once it is trained, which in a sweep is its own; before that, of the run or the plan."""
+    for place in ("arms", "saes"):
+        config = read_object(folder / place / name / "primary" / "cfg.json")
+        if config:
+            return config.get("metadata", {}).get("metasae", {}).get("recipe", {})
+    if (folder / "recipe.toml").is_file():
+        return tomli.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+    return files.read_json(folder / "plan.json").get("base", {})

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from metasae import files
 from metasae.compare.catalogue import CATALOGUE, GROUPS, Quantity
-from metasae.compare.compare import reading
-from metasae.compare.verdict import change, towards
+from metasae.compare.words import change, reading, towards
 from metasae.errors import UserError
 from metasae.intervals.statistics import is_clear
 

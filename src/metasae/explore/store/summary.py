@@ -9,8 +9,7 @@ import numpy as np
 
 from metasae import files
 from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE
-from metasae.compare.compare import reading
-from metasae.compare.verdict import change
+from metasae.compare.words import change, reading
 from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
 from metasae.explore.store.members import Member

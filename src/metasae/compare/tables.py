@@ -1,0 +1,71 @@
+"""A comparison as tables: compare.md for reading, and the summary that is printed."""
+
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from metasae.compare.catalogue import CATALOGUE, Quantity
+from metasae.compare.pair import Pair, by_pair
+from metasae.compare.templates import fill
+from metasae.compare.words import change, number, towards
+from metasae.intervals.statistics import is_clear
+
+
+def as_markdown(comparison: dict) -> str:
+    """compare.md: verdict, conditions, and one table per group and pair."""
+    template, pairs = Path(__file__).with_name("compare.md"), by_pair(comparison["pairs"])
+    return fill(template, comparison=comparison, pairs=pairs, conditions_line=conditions_line)
+
+
+def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
+    """Tokens, seeds and realised L0 that every number below rests on. pair: whose arms are named; None names all."""
+    conditions = comparison["conditions"]
+    trained, different = (conditions.get(key) for key in ("training_tokens", "different_training_tokens"))
+    training = f"{trained:,} training tokens" if different else ""
+    if different and different < trained:
+        training += f", {different:,} different ones read {trained / different:.3g} times"
+    own = ", ".join(conditions.get("own_thresholds", ()))
+    arms = [_arm(name, comparison["arms"][name]) for name in pair or comparison["arms"]]
+    return (
+        f"{training and training + '; '}{conditions['n_tokens']:,} evaluation tokens, "
+        f"thresholds from {conditions['calibration_tokens']:,} calibration tokens by `{conditions['rule']}`"
+        f"{own and f' (thresholds of their own: {own})'}; {'; '.join(arms)}."
+    )
+
+
+def _arm(name: str, arm: dict) -> str:
+    l0 = arm["means"].get("fidelity.l0")
+    realised = "" if l0 is None else f", realised L0 {l0:.2f}"
+    return f"{name}: seed{'s' if len(arm['seeds']) > 1 else ''} {', '.join(map(str, arm['seeds']))}{realised}"
+
+
+def summary_table(comparison: dict) -> Table:
+    """The main measures, each arm's mean over its seeds, and the change of joint (or the first other arm) against solo.
+
+    Fits 80 columns with three arms. A change is green where clearly better, red where clearly worse.
+    """
+    arms = comparison["arms"]
+    first_pair = dict(list(comparison["pairs"].items())[:1])
+    seeds = ", ".join(f"{name} {len(arm['seeds'])}" for name, arm in arms.items())
+    title = escape(f"{comparison['run']}: {comparison['conditions']['n_tokens']:,} held-out tokens; seeds: {seeds}")
+    caption = "95% intervals over paired seeds and document blocks; green clearly better, red clearly worse"
+    table = Table(title=title, caption=caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("measure", no_wrap=True)
+    for name in (*arms, *first_pair):
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    for q in CATALOGUE:
+        means = [arm["means"].get(q.key) for arm in arms.values()]
+        if q.main and any(mean is not None for mean in means):
+            changes = [_coloured(q, entries.get(q.key)) for entries in first_pair.values()]
+            table.add_row(q.label, *(number(mean, 3) for mean in means), *changes)
+    return table
+
+
+def _coloured(quantity: Quantity, entry: dict | None) -> Text:
+    if entry is None:
+        return Text("-")
+    colours = {"better": "green", "worse": "red"}
+    return Text(change(quantity, entry), colours.get(towards(quantity, entry), "") if is_clear(entry) else "")
