@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import metasae
 from drawing import undrawn
 from metasae.arms import by_windows as windows
-from metasae.data.cache.rolling import windows_of
+from metasae.data.cache.rolling import training_windows
 from metasae.errors import Interrupted, UserError
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -64,7 +64,7 @@ def test_the_seconds_of_an_arm_are_those_of_its_steps(undisturbed):
 
 
 def test_every_arm_is_trained_on_every_window_and_no_activations_stay(undisturbed, recipe):
-    known = windows_of(undisturbed / "windows")
+    known = training_windows(undisturbed / "windows")
     steps = -(-recipe["train"]["tokens"] // recipe["train"]["batch"])
     assert len(known) > 2 and known[-1].stop >= steps > known[-2].stop
     assert not list((undisturbed / "windows").rglob("*.safetensors"))

@@ -58,7 +58,7 @@ class Rows:
         return self.x[torch.as_tensor(indices, dtype=torch.int64)]
 
     def blocks(self, size: int) -> Iterator[Tensor]:
-        return iter(self.x.float().split(size))
+        return iter(self.x.float().split(size) if self.n_tokens else ())
 
     @cached_property
     def mean(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metasae import files
 from metasae.arms.train_measure import cores_for
-from metasae.data.cache.cache import Split
+from metasae.data.split import Split
 from metasae.data.cache.stream import Stream
 from metasae.doctor.clock import grown, in_use, now
 from metasae.recipe.recipe import Recipe

@@ -18,8 +18,7 @@ from torch import Tensor
 
 import metasae
 from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale
-from metasae.data.cache.cache import Split
-from metasae.data.split import Rows
+from metasae.data.split import Rows, Split
 from metasae.errors import UserError, nearest
 from metasae.measures.firing.calibrate import calibrate
 from metasae.progress.progress import Progress

@@ -13,8 +13,8 @@ from metasae.data.text import documentation, files_of_text, hub
 from metasae.errors import UserError
 from metasae.recipe.recipe import Text
 
-Split = Literal["train", "calibration", "evaluation"]
-SPLITS: tuple[Split, ...] = ("train", "calibration", "evaluation")
+SplitName = Literal["train", "calibration", "evaluation"]
+SPLITS: tuple[SplitName, ...] = ("train", "calibration", "evaluation")
 
 
 def documents(text: Text) -> Iterator[str]:
@@ -39,7 +39,7 @@ def clean(stream: Iterable[str]) -> Iterator[str]:
             yield document
 
 
-def split_of(document: str, text: Text) -> Split:
+def split_of(document: str, text: Text) -> SplitName:
     """The split a document belongs to: a fixed function of its words, whatever stands around it."""
     digest = hashlib.blake2b(document.encode("utf-8", errors="surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
