@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from metasae.data.cache.stream import Stream
-from metasae.data.planted.planted import Plan, firing_probabilities, plant, true_phi
+from metasae.data.planted.planted import Plan, plant
 from metasae.data.planted.planted_split import CHUNK, PlantedSplit
 from metasae.measures.firing.blocks import document_blocks
+from planted_truth import firing_probabilities, true_phi
 
 MIXED = Plan(
     d=24,
