@@ -125,7 +125,7 @@ def test_the_residual_stream_is_the_models_hidden_states(noisy, family):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_each_site_is_the_tensor_of_its_name(noisy, family, layer):
     host = noisy(family)
-    block = host.layer_modules[layer]
+    block = layers_of(host.model, 3)[1][layer]
     kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post", *(["resid_mid"] if family != "neox" else [])]
     x = sites(host, layer, [*kinds, *(["normalized_resid_post"] if family in ENCODERS else [])])
     for kind in kinds:

@@ -10,7 +10,7 @@ from torch import nn
 
 from metasae.data.model import hooks, loading
 from metasae.data.model.model_folder import local_folder
-from metasae.data.model.refusal import refusal
+from metasae.data.model.loading import refusal
 from metasae.data.text import hub
 from metasae.doctor.known import config_of
 from metasae.errors import UserError

@@ -27,8 +27,8 @@ class LinearReadOut:
         return out if self.cap is None else out.div_(self.cap).tanh_().mul_(self.cap)
 
     def slices(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.n_vocabulary, SLICE):
-            yield start, min(start + SLICE, self.n_vocabulary)
+        starts = range(0, self.n_vocabulary, SLICE)
+        return ((start, min(start + SLICE, self.n_vocabulary)) for start in starts)
 
 
 class WholeLogits:
@@ -56,9 +56,7 @@ def readout_of(model: nn.Module) -> LinearReadOut | None:
 
 def agrees(readout: LinearReadOut, hidden_ND: Tensor, logits_NV: Tensor) -> bool:
     """Whether it gives the model's own logits, but for rounding in the model's dtype."""
-    made = torch.cat([readout.logits(hidden_ND, *each) for each in readout.slices()], dim=1)
+    own = torch.cat([readout.logits(hidden_ND, start, end) for start, end in readout.slices()], dim=1)
     wanted = logits_NV.float()
-    if made.shape != wanted.shape:
-        return False
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 5e-3}.get(hidden_ND.dtype, 1e-4)
-    return bool((made - wanted).abs().max() <= tolerance * wanted.abs().max())
+    return own.shape == wanted.shape and bool((own - wanted).abs().max() <= tolerance * wanted.abs().max())
