@@ -28,7 +28,7 @@ def firing_probabilities(world: World, pairs: np.ndarray) -> tuple[np.ndarray, n
 
 
 def true_phi(world: World, pairs: np.ndarray) -> np.ndarray:
-    """phi of pairs of features int [P, 2] in an endless sample, float64 [P]; NaN where a feature is never or always on."""
+    """phi of pairs of features int [P, 2] in an endless sample, float64 [P]; NaN where one is never or always on."""
     p_i, p_j, p_both = firing_probabilities(world, pairs)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (p_both - p_i * p_j) / np.sqrt(p_i * (1 - p_i) * p_j * (1 - p_j))

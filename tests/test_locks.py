@@ -50,7 +50,9 @@ def test_a_second_one_says_so_and_waits(tmp_path):
 
 def test_a_process_that_was_killed_holds_nothing(tmp_path):
     progress = Lines()
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / HARVEST_LOCK)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / HARVEST_LOCK)], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
     threading.Timer(0.3, holder.kill).start()
     with harvesting_into(tmp_path, progress):

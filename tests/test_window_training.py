@@ -28,10 +28,13 @@ def recipe(build, stories, tmp_path_factory):
         "harvest": {"shard_tokens": 500, "batch_tokens": 64, "window_tokens": 1500},
         "sae": {"n": 64, "k": 4},
         "meta": {"n": 8, "k": 2},
-        "train": {"tokens": 6000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000, "checkpoint_every": 10},
+        "train": {
+            "tokens": 6000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000,
+            "checkpoint_every": 10,
+        },
         "measure": {
-            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "across": False, "explorer": False,
-            "keep_firings": False, "lift": False, "shifts": 0, "pursuit_k": 0,
+            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "across": False,
+            "explorer": False, "keep_firings": False, "lift": False, "shifts": 0, "pursuit_k": 0,
         },
         "arms": ARMS,
         "seeds": [0],

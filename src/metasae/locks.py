@@ -1,7 +1,7 @@
 """Lock files: one process at a time on a run folder, on a cache and on a sweep's files.
 
-The operating system lets go of a lock when the process that holds it ends, however it ends, so no lock is ever stale. The
-holder's name lies beside the lock file, in `<name>.holder`, so that a second process can say who works there.
+The operating system lets go of a lock when the process that holds it ends, however it ends, so no lock is ever stale.
+The holder's name lies beside the lock file, in `<name>.holder`, so that a second process can say who works there.
 """
 
 import os
@@ -72,10 +72,10 @@ def locked(
 ) -> Iterator[bool]:
     """Holds the lock file at `path`, which is made with its folder where there is none.
 
-    Gives whether it is held: False only where `wait` is False and another process holds it. taken: called with the holder
-    before the lock is waited for; it may raise. unlockable: called with the reason where the file system keeps no locks; the
-    block then runs without one, unless it raises. advice: what to do where the folder cannot be written, which raises
-    UserError.
+    Gives whether it is held: False only where `wait` is False and another process holds it. taken: called with the
+    holder before the lock is waited for; it may raise. unlockable: called with the reason where the file system keeps
+    no locks; the block then runs without one, unless it raises. advice: what to do where the folder cannot be
+    written, which raises UserError.
     """
     lock, name = FileLock(path), path.with_name(f"{path.name}.holder")
     if not _is_free(lock, path, advice, unlockable):

@@ -1,4 +1,4 @@
-"""A recipe that needs more tokens than a cache holds has a cache of its own beside it, and the smaller one stays as it is."""
+"""A recipe that needs more tokens than a cache holds has its own cache beside it; the smaller one stays as it is."""
 
 import shutil
 
@@ -104,7 +104,7 @@ def test_a_split_that_was_not_asked_for_before_is_a_larger_need(host, stories, t
 
 
 def test_recipes_in_turn_use_the_first_cache_that_is_large_enough(host, stories, folder, passes):
-    """One asks for more of one split, one for more of another: both find their tokens, and each sees exactly its own."""
+    """One asks for more of one split, one for more of another: both find their tokens, each exactly its own."""
     judged, trained = TOKENS | {"evaluation": 1400, "train": 700}, TOKENS | {"train": 2500, "calibration": 300}
     for tokens in (judged, trained):
         more(host, stories, folder, tokens)
@@ -149,7 +149,9 @@ def test_a_larger_harvest_that_was_stopped_goes_on(host, stories, folder, passes
     passes.count, passes.stop = 0, None
     cache = more(host, stories, folder)
     assert passes.count < needed
-    assert [file.name for file in sorted(cache.folder.iterdir())] == [file.name for file in sorted(whole.folder.iterdir())]
+    assert [file.name for file in sorted(cache.folder.iterdir())] == [
+        file.name for file in sorted(whole.folder.iterdir())
+    ]
     assert cache.index == whole.index
 
 

@@ -211,7 +211,7 @@ def test_points_that_stopped_at_different_places_go_on_together(host, apart, sto
     same(together(host, tmp_path / "new", stories), apart)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "statistics", "note"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "note"])
 def test_what_cannot_be_gone_on_with_starts_anew(host, apart, stories, tmp_path, passes, damage):
     interrupted(host, tmp_path, stories, passes)
     folder = next(file.parent for file in tmp_path.rglob(UNFINISHED))
@@ -220,8 +220,6 @@ def test_what_cannot_be_gone_on_with_starts_anew(host, apart, stories, tmp_path,
     elif damage == "cut":
         shard = folder / "train-00001.safetensors"
         shard.write_bytes(shard.read_bytes()[:100])
-    elif damage == "statistics":
-        (folder / "statistics.safetensors").write_bytes(b"x")
     else:
         (folder / UNFINISHED).write_text("[1")
     same(together(host, tmp_path, stories), apart)

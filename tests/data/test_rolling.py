@@ -27,7 +27,7 @@ def rolling(host, stories, tmp_path):
 
 
 def taken(rolling, count):
-    """[(window, tokens, documents, positions, rows)] of the first `count` windows, each dropped when the next is asked for."""
+    """[(window, tokens, documents, positions, rows)] of the first `count` windows, each dropped before the next."""
     out = []
     for number in range(count):
         window, split = rolling.window(number)
@@ -47,7 +47,12 @@ def taken(rolling, count):
 def test_windows_in_turn_are_the_training_text_of_one_harvest(rolling, host, stories, tmp_path):
     windows = taken(rolling, 4)
     whole = harvest(
-        host, TEXT, SPEC, tmp_path / "whole", {"train": sum(len(tokens) for _, tokens, *_ in windows)}, documents=stories
+        host,
+        TEXT,
+        SPEC,
+        tmp_path / "whole",
+        {"train": sum(len(tokens) for _, tokens, *_ in windows)},
+        documents=stories,
     ).split("train")
     for column, place in (("tokens", 1), ("documents", 2), ("positions", 3)):
         assert np.array_equal(np.concatenate([window[place] for window in windows]), getattr(whole, column))

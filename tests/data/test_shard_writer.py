@@ -38,14 +38,14 @@ def test_shards_are_what_the_library_writes_whatever_the_order_of_the_rows(tmp_p
     writer = ShardWriter(tmp_path, "train", d, dtype, 7, ROWS)
     for start, stop in ((18, 20), (5, 10), (0, 5), (13, 18), (9, 13)):
         write(writer, rows, columns, start, stop)
-    writer.finish(ROWS)
+    record, statistics = writer.finish(ROWS)
     files = files_of(tmp_path)
     assert list(files) == [f"train-{number:05d}.safetensors" for number in range(3)]
     for number, content in enumerate(files.values()):
         assert content == by_library(tmp_path / "reference", rows, columns, 7 * number, min(7 * number + 7, ROWS))
-    assert [entry["tokens"] for entry in writer.entries] == [7, 7, 6] and not writer.record()["exhausted"]
-    assert torch.allclose(writer.statistics()["train.sum"].sum(0), rows.double().sum(0))
-    assert torch.allclose(writer.statistics()["train.sum_sq"].sum(), rows.double().square().sum())
+    assert [entry["tokens"] for entry in record["shards"]] == [7, 7, 6] and not record["exhausted"]
+    assert torch.allclose(statistics["train.sum"].sum(0), rows.double().sum(0))
+    assert torch.allclose(statistics["train.sum_sq"].sum(), rows.double().square().sum())
 
 
 @pytest.mark.parametrize("count", [0, 3, 7, 17])
@@ -54,12 +54,13 @@ def test_a_text_that_ends_early(tmp_path, count):
     writer = ShardWriter(tmp_path, "train", 4, torch.float32, 7, ROWS)
     if count:
         write(writer, rows, columns, 0, count)
-    writer.finish(count)
-    assert [entry["tokens"] for entry in writer.entries] == [min(7, count - start) for start in range(0, count, 7)]
-    assert writer.record() == {"tokens": count, "exhausted": True, "shards": writer.entries}
+    record, statistics = writer.finish(count)
+    entries = record["shards"]
+    assert [entry["tokens"] for entry in entries] == [min(7, count - start) for start in range(0, count, 7)]
+    assert record == {"tokens": count, "exhausted": True, "shards": entries}
     for number, content in enumerate(files_of(tmp_path).values()):
         assert content == by_library(tmp_path / "reference", rows, columns, 7 * number, min(7 * number + 7, count))
-    assert len(writer.statistics()["train.sum"]) == len(writer.entries)
+    assert statistics["train.sum"].shape == (len(entries), 4) and statistics["train.sum_sq"].shape == (len(entries),)
 
 
 @pytest.mark.parametrize("stopped", range(0, ROWS + 1, 3))
@@ -68,21 +69,18 @@ def test_another_writer_goes_on(tmp_path, stopped):
     first = ShardWriter(tmp_path, "train", 4, torch.float32, 7, ROWS)
     # rows behind the place where it goes on may be there already, or be half written
     write(first, rows, columns, 0, min(stopped + 2, ROWS))
-    first.close(min(stopped + 2, ROWS))
     first.sync()
     second = ShardWriter(tmp_path, "train", 4, torch.float32, 7, ROWS)
     assert second.is_whole(stopped)
-    second.restore(stopped, first.entries, first.statistics())
-    assert len(second.entries) == second.n_full(stopped)
     if stopped < ROWS:
         write(second, rows, columns, stopped, ROWS)
-    second.finish(ROWS)
+    record, statistics = second.finish(ROWS)
     whole = ShardWriter(tmp_path / "whole", "train", 4, torch.float32, 7, ROWS)
     (tmp_path / "whole").mkdir()
     write(whole, rows, columns, 0, ROWS)
-    whole.finish(ROWS)
-    assert files_of(tmp_path) == files_of(tmp_path / "whole") and second.record() == whole.record()
-    assert all(torch.equal(second.statistics()[name], table) for name, table in whole.statistics().items())
+    record_of_whole, statistics_of_whole = whole.finish(ROWS)
+    assert files_of(tmp_path) == files_of(tmp_path / "whole") and record == record_of_whole
+    assert all(torch.equal(statistics[name], table) for name, table in statistics_of_whole.items())
 
 
 def test_shards_that_are_gone_or_cut_are_seen(tmp_path):
@@ -98,7 +96,10 @@ def test_shards_that_are_gone_or_cut_are_seen(tmp_path):
 
 
 def test_a_shard_takes_no_more_than_its_share(tmp_path):
-    assert ShardWriter(tmp_path, "train", 4096, torch.bfloat16, 10**9, 10**9).capacity == cache_writer.MAX_SHARD_BYTES // 8192
+    assert (
+        ShardWriter(tmp_path, "train", 4096, torch.bfloat16, 10**9, 10**9).capacity
+        == cache_writer.MAX_SHARD_BYTES // 8192
+    )
     assert ShardWriter(tmp_path, "train", 4, torch.float32, 100, 30).capacity == 30
 
 

@@ -1,6 +1,9 @@
-"""Training when activations come a window at a time: every arm trains on a window before the next takes its place on the disk.
+"""Training when activations come a window at a time.
 
-Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway, with the same bits.
+Every arm trains on a window before the next window takes its place on the disk.
+
+Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway,
+with the same bits.
 """
 
 from collections.abc import Callable
@@ -32,8 +35,8 @@ def train_by_windows(
 ) -> None:
     """Trains all arms to their end.
 
-    cache: the other splits. folder_of: an arm and a seed -> its folder. done: told `train ARM-sSEED` and the seconds it took.
-    Called by all ranks; the first harvests. Raises Interrupted once the state is saved.
+    cache: the other splits. folder_of: an arm and a seed -> its folder. done: told `train ARM-sSEED` and the seconds
+    it took. Called by all ranks; the first harvests. Raises Interrupted once the state is saved.
     """
     total = -(-recipe.train.tokens // recipe.train.batch)
     folders = {(arm, seed): folder_of(arm, seed) for arm, seed in arms}
@@ -68,7 +71,10 @@ def train_by_windows(
 
 
 def _wants(folder: Path, window: TrainingWindow, total: int) -> bool:
-    """Whether an arm that is not at its end has something to do in this window; steps of its meta SAE may follow the last batch."""
+    """Whether an arm that is not at its end has something to do in this window.
+
+    Steps of its meta SAE may follow the last batch.
+    """
     return steps(folder) < window.stop or window.stop >= total
 
 

@@ -13,7 +13,10 @@ from metasae.ranks.sharing import stretch_of
 
 
 class Split(Protocol):
-    """T tokens. tokens (vocabulary ids), documents (numbers in the source), positions (in the document, from 0): int32 [T]."""
+    """T tokens.
+
+    tokens (vocabulary ids), documents (numbers in the source), positions (in the document, from 0): int32 [T].
+    """
 
     n_tokens: int
     tokens: np.ndarray

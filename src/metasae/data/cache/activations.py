@@ -1,7 +1,7 @@
 """Harvest: documents through the language model, once, into the activation cache of every hook point asked for.
 
-Of several ranks that harvest together the first reads the text, cuts it into pools of windows and tells all; how they share
-the model's passes, says `metasae.data.cache.passes`.
+Of several ranks that harvest together the first reads the text, cuts it into pools of windows and tells all; how they
+share the model's passes, says `metasae.data.cache.passes`.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ from metasae.recipe import recipe
 
 # Windows are sorted by length within a pool of so many batches, so that little is padding.
 POOL_BATCHES = 16
-# Batches of a pool for each rank at least; where a pool has fewer, more pools are gone through between two meetings of the ranks.
+# Batches of a pool for each rank at least; where a pool has fewer, more pools are gone through between two meetings
+# of the ranks.
 RANK_BATCHES = 4
 
 
@@ -41,19 +42,20 @@ def harvest(
     progress: Progress = SILENT,
     documents: Iterable[str] | None = None,
 ) -> ActivationCache:
-    """Fills `folder` with at least `tokens[split]` tokens of each split and opens it; a cache that fits is reused as it is.
+    """Fills `folder` with at least `tokens[split]` tokens of each split and opens it; a cache that fits is reused as
+    it is.
 
-    A finished cache that holds too few tokens stays as it is: the harvest goes into a folder beside it, named after the tokens
-    asked for, where it is not there already.
-    What is opened shows `tokens[split]` tokens of each split, however many there are.
-    Every split takes its documents in the order of the source, so a smaller harvest is the beginning of a larger one
-    (the tokens exactly, the activations up to rounding, as windows meet others in a batch).
-    `documents` stands in for the recipe's source; then text.source is only its name, unless it is a list, whose words count.
-    A harvest that was stopped goes on where it stopped and ends with the same bytes as one that was not. While another process
-    harvests into the folder, this one waits.
+    A finished cache that holds too few tokens stays as it is: the harvest goes into a folder beside it, named after
+    the tokens asked for, where it is not there already. What is opened shows `tokens[split]` tokens of each split,
+    however many there are. Every split takes its documents in the order of the source, so a smaller harvest is the
+    beginning of a larger one (the tokens exactly, the activations up to rounding, as windows meet others in a batch).
+    `documents` stands in for the recipe's source; then text.source is only its name, unless it is a list, whose words
+    count. A harvest that was stopped goes on where it stopped and ends with the same bytes as one that was not. While
+    another process harvests into the folder, this one waits.
 
-    Raises UserError when the folder holds another harvest, the text is too short for calibration or evaluation, the context is
-    longer than the model's, the text changed since the harvest was stopped, or an activation is NaN or inf.
+    Raises UserError when the folder holds another harvest, the text is too short for calibration or evaluation, the
+    context is longer than the model's, the text changed since the harvest was stopped, or an activation is NaN or
+    inf.
     """
     caches = harvest_points(host, [host.point], text, harvest, lambda _: Path(folder), tokens, progress, documents)
     return caches[host.point]
@@ -70,7 +72,8 @@ def harvest_points(
     documents: Iterable[str] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, ActivationCache]:
-    """As `harvest`, at several points of the host's model in one pass: {point: its cache}, equal to one harvest for each.
+    """As `harvest`, at several points of the host's model in one pass: {point: its cache}, equal to one harvest for
+    each.
 
     folder_of: the fingerprint of a point's harvest -> its folder. Points whose cache is there are not harvested again.
     ranks: those that share the work, on a disk that all of them see; all call this, with the same model.
@@ -101,7 +104,13 @@ def harvest_points(
     caches = {
         target.host.point: open_cache(place, tokens=wanted) for target, place in zip(targets, places, strict=True)
     }
-    _warn_if_short(caches[targets[0].host.point], wanted, progress)
+    asked = wanted.get("train", 0)
+    trained_on = caches[targets[0].host.point].split("train").n_tokens if asked else 0
+    if trained_on < asked:
+        progress.say(
+            f"the text has {trained_on:,} training tokens of the {asked:,} asked for; "
+            "training reads them again, in a fresh order"
+        )
     return caches
 
 
@@ -158,7 +167,8 @@ class _Target:
         elif not differences:
             differences = [f"model: {index['model']} there, {self.host.name} here"]
         raise UserError(
-            f"the cache {folder} was harvested otherwise ({'; '.join(differences)}); choose another harvest.cache or delete the folder"
+            f"the cache {folder} was harvested otherwise ({'; '.join(differences)}); "
+            "choose another harvest.cache or delete the folder"
         )
 
 
@@ -181,7 +191,8 @@ def _targets(host: Host, points: Sequence[str], fields: dict, folder_of: Callabl
         folder = Path(folder_of(key))
         if any(folder == other.folder for other in targets):
             raise UserError(
-                f"the folder {folder} can hold one hook point, and {len(set(points))} are asked for; leave harvest.cache empty"
+                f"the folder {folder} can hold one hook point, and {len(set(points))} are asked for; "
+                "leave harvest.cache empty"
             )
         targets.append(_Target(own_host, own, key, folder))
     return targets
@@ -267,7 +278,7 @@ def _run(
                 run_pools(hosts, writers, turn, cursor, spec, task, ranks)
                 cursor = turn[-1][1]
                 for writer in writers:
-                    writer.close(cursor)
+                    writer.note_at_times(cursor)
         except KeyboardInterrupt:
             for writer in writers:
                 writer.note(cursor)
@@ -280,13 +291,11 @@ def _resume(writers: list[CacheWriter], ranks: Ranks) -> Cursor | None:
     if None not in cursors:
         # what the others hold behind it is written again, with the same bytes
         first = min(cursors, key=lambda cursor: sum(cursor.found.values()))
-        first = first if all(writer.can_resume(first) for writer in writers) else None
+    if first is not None and not all(writer.can_resume(first) for writer in writers):
+        first = None
     ranks.same(str(first), "where the harvest was stopped", "let them see the same disk, or delete the cache folder")
-    for writer in writers:
-        if first is None:
-            writer.begin()
-        else:
-            writer.resume(first)
+    for writer in writers if first is None else ():
+        writer.begin()
     return first
 
 
@@ -299,11 +308,3 @@ def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:
             raise UserError(f"{what}; {cure}, raise text.{split}_share, or ask for fewer")
     if not feed.found.get("train", 1):
         raise UserError(f"text.source '{text.source}' gives no training tokens; use a longer text")
-
-
-def _warn_if_short(cache: ActivationCache, wanted: dict[str, int], progress: Progress) -> None:
-    count = cache.split("train").n_tokens if "train" in wanted else 0
-    if count < wanted.get("train", 0):
-        progress.say(
-            f"the text has {count:,} training tokens of the {wanted['train']:,} asked for; training reads them again, in a fresh order"
-        )

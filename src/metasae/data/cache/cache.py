@@ -1,9 +1,9 @@
 """The activation cache: memory-mapped safetensors shards under an index that is written last.
 
-FOLDER/index.json                    what was harvested and every shard's size and checksum; absent while a harvest is incomplete
-FOLDER/train-00000.safetensors       activations [t, d], tokens, documents, positions int32 [t]
-FOLDER/unfinished.json               in the place of the index while a harvest is under way (metasae.data.cache.cache_writer)
-FOLDER/statistics.safetensors        per split and shard: sum of x float64 [shards, d] and sum of ||x||^2 float64 [shards]
+FOLDER/index.json                 what was harvested, every shard's size and checksum; absent until all is there
+FOLDER/train-00000.safetensors    activations [t, d], tokens, documents, positions int32 [t]
+FOLDER/unfinished.json            in place of the index while a harvest is under way (metasae.data.cache.cache_writer)
+FOLDER/statistics.safetensors     per split and shard: sum of x float64 [shards, d], sum of ||x||^2 float64 [shards]
 
 A finished cache is never written to. A run that needs more tokens than FOLDER holds has a cache of its own beside it,
 FOLDER-<train>-<calibration>-<evaluation>, named after the tokens of each split that it was harvested for.
@@ -102,7 +102,10 @@ class StoredSplit:
             yield block
 
     def refuse_bad(self, indices: np.ndarray, block: Tensor) -> None:
-        """Raises UserError that names the shard of the first row of block [B, d] that is not finite, where there is one."""
+        """Raises UserError that names the shard of the first row of block [B, d] that is not finite.
+
+        Returns where all are.
+        """
         bad = torch.nonzero(~torch.isfinite(block).all(dim=1))
         if len(bad):
             shard = self._files[self._shard_of(int(indices[int(bad[0])]))]
@@ -140,7 +143,8 @@ class StoredSplit:
 
 
 class ActivationCache:
-    """A finished cache. `index`: the contents of index.json. limits: only the first so many tokens of a split are shown.
+    """A finished cache. `index`: the contents of index.json. limits: only the first so many tokens of a split are
+    shown.
 
     A limited cache shows the tokens that a smaller harvest of the same text would hold.
     """
@@ -160,7 +164,8 @@ class ActivationCache:
 def open_cache(
     folder: str | Path, fingerprint: str | None = None, tokens: dict[str, int] | None = None
 ) -> ActivationCache:
-    """Opens a finished cache. tokens: only the first so many of each split are shown; `is_held` tells whether there are so many.
+    """Opens a finished cache. tokens: only the first so many of each split are shown; `is_held` tells whether there
+    are so many.
 
     Raises UserError for a folder without a finished harvest, another fingerprint, and a missing or truncated shard.
     """
@@ -168,13 +173,15 @@ def open_cache(
     index = read_index(folder)
     if fingerprint is not None and index["fingerprint"] != fingerprint:
         raise UserError(
-            f"the cache {folder} holds activations of another harvest; choose another harvest.cache or delete the folder"
+            f"the cache {folder} holds activations of another harvest; "
+            "choose another harvest.cache or delete the folder"
         )
     return ActivationCache(folder, index, tokens or {})
 
 
 def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> bool:
-    """Whether a folder holds a finished harvest of this fingerprint with so many tokens of each split, or all that its text has.
+    """Whether a folder holds a finished harvest of this fingerprint with so many tokens of each split, or all that
+    its text has.
 
     Raises UserError for an index of another version.
     """
@@ -189,7 +196,7 @@ def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> boo
 
 
 def large_enough(folder: Path, fingerprint: str, tokens: dict[str, int]) -> Path | None:
-    """The cache with so many tokens of each split (`is_held`): `folder`, or one beside it that a larger need was harvested for."""
+    """The cache with so many tokens of each split (`is_held`): `folder` or one beside it; None where there is none."""
     larger = sorted(folder.absolute().parent.glob(f"{glob.escape(folder.absolute().name)}-*-*-*"))
     return next((place for place in (folder, *larger) if is_held(place, fingerprint, tokens)), None)
 
@@ -213,7 +220,10 @@ def read_index(folder: Path) -> dict:
 
 
 def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """rows [t, d] -> (sum of x float64 [d], sum of ||x||^2 float64 []), in fixed blocks so that the result is always the same."""
+    """rows [t, d] -> (sum of x float64 [d], sum of ||x||^2 float64 []).
+
+    In fixed blocks, so that the result is always the same.
+    """
     total, square = torch.zeros(rows.shape[1], dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for rows_block in rows.split(_SUM_ROWS):
         block = rows_block.double()

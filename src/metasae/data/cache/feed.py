@@ -17,9 +17,9 @@ Pool = list[tuple[str, Window]]
 class Cursor:
     """A place between two windows.
 
-    found: tokens given so far of each split. document: the number of the last document used (-1: none yet); given: its
-    tokens given so far. filled: the number of the document that filled a split, for splits that are full. digest: of the
-    documents used.
+    found: tokens given so far of each split. document: the number of the last document used (-1: none yet); given:
+    its tokens given so far. filled: the number of the document that filled a split, for splits that are full. digest:
+    of the documents used.
     """
 
     found: dict[str, int]

@@ -1,8 +1,9 @@
 """The model's passes over pools of windows, and where each row that comes out of them is written.
 
-Several ranks harvest one cache together. All know the pools; the batches of a pool, the very ones that one process would make,
-are dealt out in turn, and each rank writes what its model makes of its own to the place in the shards where it belongs. So the
-cache is that of one process to the byte, as far as the model gives the same bits on every rank.
+Several ranks harvest one cache together. All know the pools; the batches of a pool, the very ones that one process
+would make, are dealt out in turn, and each rank writes what its model makes of its own to the place in the shards
+where it belongs. So the cache is that of one process to the byte, as far as the model gives the same bits on every
+rank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,10 +32,11 @@ def run_pools(
     task: Task,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Writes what the model makes of a few pools, whose batches are dealt out to the ranks; comes back when all is written.
+    """Writes what the model makes of a few pools, whose batches are dealt out to the ranks; comes back when all is
+    written.
 
-    hosts, writers: one of each for every hook point. pools: each with the cursor behind it. before: the cursor before the
-    first. Windows run sorted by length, and each is written to its own place.
+    hosts, writers: one of each for every hook point. pools: each with the cursor behind it. before: the cursor before
+    the first. Windows run sorted by length, and each is written to its own place.
     """
     batches = []
     for pool, behind in pools:
@@ -84,7 +86,7 @@ def _columns(windows: list[Window]) -> dict[str, np.ndarray]:
 
 
 def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Window numbers, longest first, in batches of at most batch_tokens tokens with padding (and at least one window)."""
+    """Window numbers, longest first, in batches of at most batch_tokens tokens with padding, or of one window."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):

@@ -1,14 +1,14 @@
-"""Training activations a window at a time, for more text than the disk holds: harvested, trained on by every arm, deleted.
+"""Training activations a window at a time, for more text than the disk holds: harvested, trained on by every arm,
+deleted.
 
-    FOLDER/ledger.json       every window harvested so far: its tokens, its batches, and where in the text the next begins; kept
-    FOLDER/00003/            window 3: a cache of the training split alone (metasae.data.cache.cache), gone once every arm has
-                             trained on it
+FOLDER/ledger.json   every window harvested so far: its tokens, its batches, where in the text the next begins; kept
+FOLDER/00003/        window 3: a cache of the training split alone, gone once every arm has trained on it
 
 A window here is a stretch of the training text; the windows of a few tokens that the model reads are
-`metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.cache.feed`), so it holds a few more
-tokens than asked for; what does not fill a batch at its end is left out. Batches are drawn from one window until it is used
-up: the shuffling goes no further than that. Any window can be harvested again, to the same bytes, as the ledger says where it
-begins. Where the text ends it is read again.
+`metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.cache.feed`), so it holds a
+few more tokens than asked for; what does not fill a batch at its end is left out. Batches are drawn from one window
+until it is used up: the shuffling goes no further than that. Any window can be harvested again, to the same bytes, as
+the ledger says where it begins. Where the text ends it is read again.
 """
 
 import shutil
@@ -55,7 +55,8 @@ class TrainingWindow:
 
 
 class RollingHarvest:
-    """Windows of one run, in `folder`. batch: tokens of a training batch. `windows`: those harvested so far, dropped or not.
+    """Windows of one run, in `folder`. batch: tokens of a training batch. `windows`: those harvested so far, dropped
+    or not.
 
     Raises UserError when the folder holds windows of another harvest.
     """
@@ -93,9 +94,11 @@ class RollingHarvest:
         self._closing = False
 
     def window(self, number: int) -> tuple[TrainingWindow, StoredSplit]:
-        """Window `number` and its activations, harvested where it is not on the disk. Those before it have been asked for once.
+        """Window `number` and its activations, harvested where it is not on the disk. Those before it have been asked
+        for once.
 
-        Raises UserError as `metasae.data.cache.activations.harvest` does, and where the whole text does not fill one batch.
+        Raises UserError as `metasae.data.cache.activations.harvest` does, and where the whole text does not fill one
+        batch.
         """
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
@@ -139,10 +142,12 @@ class RollingHarvest:
         self._enter(number, end, over)
 
     def _fill(self, writer: CacheWriter, start: Cursor, number: int, progress: Progress) -> tuple[Cursor, bool]:
-        """Pools into one window, from where it was stopped; returns the cursor behind it, and whether the text is at its end."""
+        """Pools into one window, from where it was stopped.
+
+        Returns the cursor behind it, and whether the text is at its end.
+        """
         stopped, cursor = writer.stopped_at(), start
         if stopped is not None and writer.can_resume(stopped):
-            writer.resume(stopped)
             cursor = replace(stopped, found={"train": start.found["train"] + stopped.found["train"]})
         else:
             writer.begin()
@@ -159,14 +164,17 @@ class RollingHarvest:
                         return cursor, True
                     run_pools([self.host], [writer], [(pool, _since(behind, start))], done, self.spec, task)
                     cursor, done = behind, _since(behind, start)
-                    writer.close(done)
+                    writer.note_at_times(done)
             except KeyboardInterrupt:
                 writer.note(done)
                 raise
         return cursor, False
 
     def _next_pool(self, cursor: Cursor) -> tuple[Pool | None, Cursor]:
-        """The pool behind a cursor; the text is read on where that is where the last one ended, and else from its start."""
+        """The pool behind a cursor, None where the text ends.
+
+        The text is read on where the last pool ended at the cursor, and from its start otherwise.
+        """
         if self._pools is None or self._place != cursor:
             source = texts.documents(self.text) if self.documents is None else texts.clean(self.documents)
             start = cursor if cursor.document >= 0 else None
@@ -191,7 +199,8 @@ class RollingHarvest:
             write_json(self.folder / LEDGER, self._facts | {"windows": [asdict(entry) for entry in self.windows]})
         elif replace(window, mean_square=self.windows[number].mean_square) != self.windows[number]:
             raise UserError(
-                f"the text or the model has changed since window {number} was harvested; delete {self.folder} and the arms half trained"
+                f"the text or the model has changed since window {number} was harvested; "
+                f"delete {self.folder} and the arms half trained"
             )
 
 

@@ -1,8 +1,8 @@
 """Shuffled batches of a split with a cursor: the same seed gives every arm the same batches, from any position.
 
-On several ranks each reads its share of the rows from the cache, and all are told all of them: reading at random is what a
-batch costs the processor and the disk. The rows travel in the cache's own type (bf16: 2 bytes a number), and are widened and
-scaled on arrival, which gives the same numbers as with one process, to the bit.
+On several ranks each reads its share of the rows from the cache, and all are told all of them: reading at random is
+what a batch costs the processor and the disk. The rows travel in the cache's own type (bf16: 2 bytes a number), and
+are widened and scaled on arrival, which gives the same numbers as with one process, to the bit.
 """
 
 import weakref
@@ -58,11 +58,13 @@ class Prefetch(Generic[Item]):
 
 
 class Stream:
-    """Endless batches. Every epoch is a fresh permutation of all the split's tokens; a batch may span two epochs, so none is dropped.
+    """Endless batches. Every epoch is a fresh permutation of all the split's tokens; a batch may span two epochs, so
+    none is dropped.
 
-    `position`: the number of the next batch, counted from `first`, which is that of the stream's first batch. ahead: the next batches are prepared in a background thread, which `close` (or a with
-    block) stops. That pays when training runs on another device; on the CPU the two would take each other's cores, and a step
-    measured 10 ms longer.
+    `position`: the number of the next batch, counted from `first`, which is that of the stream's first batch. ahead:
+    the next batches are prepared in a background thread, which `close` (or a with block) stops. That pays when
+    training runs on another device; on the CPU the two would take each other's cores, and a step measured 10 ms
+    longer.
     """
 
     def __init__(self, split: Split, batch: int, seed: int, scale: float = 1.0, ahead: bool = False, first: int = 0):

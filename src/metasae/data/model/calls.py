@@ -42,7 +42,8 @@ def steerable(call: Mapping[str, Any], keep: Sequence[int]) -> Tensor:
     like = embeddings[..., 0] if ids is None else ids
     mask = call.get("attention_mask")
     if isinstance(mask, dict):
-        # generation prepares one for each kind of layer, and None for a kind that needs none; padding is the same in all
+        # generation prepares one for each kind of layer, and None for a kind that needs none; padding is the same in
+        # all
         mask = next((of_kind for of_kind in mask.values() if of_kind is not None), None)
     rows = torch.ones_like(like, dtype=torch.bool)
     if mask is not None:
@@ -63,11 +64,13 @@ def attended(mask: Tensor, t: int, cache) -> Tensor:
         return mask[:, -t:].bool()
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise UserError(
-            "steer reads padding from an attention mask [b, t], which this call does not have; use another attention implementation"
+            "steer reads padding from an attention mask [b, t], which this call does not have; "
+            "use another attention implementation"
         )
     if cache is None and mask.shape[-1] != t:
         raise UserError(
-            f"the attention mask has {mask.shape[-1]} columns for {t} tokens and the call carries no cache, so padding cannot be told; "
+            f"the attention mask has {mask.shape[-1]} columns for {t} tokens and the call carries no cache, "
+            "so padding cannot be told; "
             "pass a mask [b, t], or the cache as an argument of the model"
         )
     past = 0 if cache is None else min(int(cache.get_seq_length()), mask.shape[-1] - t)

@@ -1,7 +1,7 @@
 """Hook points: a name -> a module of the plain Hugging Face model and the side of it (its input or its output).
 
-Names are TransformerLens's (`blocks.4.hook_resid_pre`) or module paths (`encoder.layer.3:out`, `transformer.h.2.mlp:in`).
-A TransformerLens name means the tensor that TransformerLens gives for unprocessed weights.
+Names are TransformerLens's (`blocks.4.hook_resid_pre`) or module paths (`encoder.layer.3:out`,
+`transformer.h.2.mlp:in`). A TransformerLens name means the tensor that TransformerLens gives for unprocessed weights.
 """
 
 import re
@@ -21,8 +21,8 @@ _GEMMA2 = {
     "resid_mid": ("pre_feedforward_layernorm", "in"),
     "mlp_out": ("post_feedforward_layernorm", "out"),
 }
-# BERT normalises after adding: mid-layer and at the end of a block, the stream is the sum that enters a LayerNorm, and the
-# next block reads what leaves it.
+# BERT normalises after adding: mid-layer and at the end of a block, the stream is the sum that enters a LayerNorm,
+# and the next block reads what leaves it.
 _BERT = {
     "attn_out": ("attention.output.dense", "out"),
     "resid_mid": ("attention.output.LayerNorm", "in"),
@@ -75,7 +75,8 @@ def layers_of(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
         ):
             return path, module
     raise UserError(
-        f"no list of {n_layers} layers in {type(model).__name__}; name the module itself, e.g. hook.point='path.to.module:out'"
+        f"no list of {n_layers} layers in {type(model).__name__}; "
+        "name the module itself, e.g. hook.point='path.to.module:out'"
     )
 
 
@@ -120,7 +121,8 @@ def _resolve_lens_name(model: nn.Module, point: str, model_type: str, n_layers: 
         return Place(layers[layer].get_submodule(inner), full, side)
     except AttributeError:
         raise UserError(
-            f"this {model_type} model has no module '{full}' for '{point}'; name the module itself, e.g. '{path}.{layer}:out'"
+            f"this {model_type} model has no module '{full}' for '{point}'; "
+            f"name the module itself, e.g. '{path}.{layer}:out'"
         ) from None
 
 

@@ -55,8 +55,8 @@ class Host:
     def load(cls, model: recipe.Model, point: str, device: str | torch.device = "cpu") -> "Host":
         """Loads a model from a folder, an installed package or the hub.
 
-        Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer, and an
-        unknown hook point.
+        Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer,
+        and an unknown hook point.
         """
         loaded, tokenizer, causal = load_model(model, torch.device(device))
         return cls(loaded, tokenizer, point, causal, model.source, local_folder(model))
@@ -67,7 +67,10 @@ class Host:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go. Parameters that a device map keeps elsewhere between calls are on `meta` and do not count."""
+        """Where inputs go.
+
+        Parameters that a device map keeps elsewhere between calls are on `meta` and do not count.
+        """
         return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
@@ -119,7 +122,8 @@ class Host:
     def output(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """ids, mask int64 [b, t] -> logits [b, t, V] (causal) or the last hidden state [b, t, D] (encoders).
 
-        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for another shape.
+        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for
+        another shape.
         """
         with self._replaced(replace):
             output = self._run(ids, mask)
@@ -183,11 +187,11 @@ class Host:
 
 @torch.no_grad()
 def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """ids, mask int64 [b, t] -> the hooked tensor [b, t, d] of each host, from one pass that stops after the last of them.
+    """ids, mask int64 [b, t] -> the hooked tensor [b, t, d] of each host, from one pass that stops after the last of
+    them.
 
-    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts. On a processor every core
-    runs some of the rows.
-    Raises UserError for a point that the model never runs.
+    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts. On a
+    processor every core runs some of the rows. Raises UserError for a point that the model never runs.
     """
     # hooks are the module's, so all lanes run through the same ones, each with what it has read so far
     lane = threading.local()

@@ -82,13 +82,17 @@ def _is_causal(config) -> bool:
 
 
 def _refuse_missing_weights(source: str, model: nn.Module, missing: Iterable[str]) -> None:
-    """transformers fills weights that are not in the files with random numbers. An encoder's pooler may be random: nothing here reads it."""
+    """transformers fills weights that are not in the files with random numbers.
+
+    An encoder's pooler may be random: nothing here reads it.
+    """
     weights = {name for name, _ in model.named_parameters()}
     random = sorted(name for name in missing if name in weights and "pooler" not in name)
     if random:
         more = f" and {len(random) - 1} more" if len(random) > 1 else ""
         raise UserError(
-            f"the files of the model '{source}' lack the weights '{random[0]}'{more}; use a complete {type(model).__name__}"
+            f"the files of the model '{source}' lack the weights '{random[0]}'{more}; "
+            f"use a complete {type(model).__name__}"
         )
 
 
@@ -109,7 +113,8 @@ def quiet() -> Iterator[None]:
 
 
 def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> UserError:
-    """error: what loading `model` raised. unreachable: why the hub cannot be reached (`hub.unreachable`), empty where it can.
+    """error: what loading `model` raised. unreachable: why the hub cannot be reached (`hub.unreachable`), empty where
+    it can.
 
     The line names the hub's reason where the hub answered, and the key of the recipe to change.
     """
@@ -130,7 +135,8 @@ def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> Use
                 f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}"
             )
         return UserError(
-            f"cannot load {what} from the local cache: {_named(error)}; load it once online ({unreachable}), or {_A_FOLDER}"
+            f"cannot load {what} from the local cache: {_named(error)}; "
+            f"load it once online ({unreachable}), or {_A_FOLDER}"
         )
     return UserError(
         _by_hub(error, model, what) or f"cannot load {what}: {_named(error)}; check model.name or model.path"
@@ -138,7 +144,10 @@ def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> Use
 
 
 def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
-    """The line for an error that came from the hub; None for any other. The kinds are tried from the special to the general."""
+    """The line for an error that came from the hub; None for any other.
+
+    The kinds are tried from the special to the general.
+    """
     from huggingface_hub import utils
 
     def first(kind: type, besides: type | tuple[()] = ()) -> BaseException | None:
@@ -218,6 +227,6 @@ def _said(error: BaseException) -> str:
 
 
 def _named(error: BaseException) -> str:
-    """The first line of an error; with its kind where that is none of the usual ones, whose words speak for themselves."""
+    """The first line of an error; with its kind where that is none of the usual ones, which say enough themselves."""
     usual = isinstance(error, (OSError, ValueError, ImportError))
     return reason(error) if usual else f"{type(error).__name__}: {reason(error)}"

@@ -24,7 +24,8 @@ def local_folder(model: recipe.Model) -> Path | None:
         if not (folder / "config.json").is_file():
             what = "has no config.json" if folder.is_dir() else "does not exist"
             raise UserError(
-                f"the model folder '{folder}' {what}; set model.path to a folder saved by save_pretrained, or model.name to a hub model"
+                f"the model folder '{folder}' {what}; "
+                "set model.path to a folder saved by save_pretrained, or model.name to a hub model"
             )
         return folder
     return None

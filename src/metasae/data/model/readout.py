@@ -1,6 +1,7 @@
 """The last map of a causal model, hidden state -> logits, a slice of the vocabulary at a time.
 
-With 256,000 entries in the vocabulary the logits of a small batch take gigabytes; nothing that is measured needs them all at once.
+With 256,000 entries in the vocabulary the logits of a small batch take gigabytes; nothing that is measured needs them
+all at once.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ LOGITS_AT_ONCE = 2**25
 
 
 class LinearReadOut:
-    """logits = cap(h W^T + b), formed in fp32. W [V, D], b [V] or None; cap(y) = c tanh(y / c) where the model caps (Gemma 2)."""
+    """logits = cap(h W^T + b), formed in fp32.
+
+    W [V, D], b [V] or None; cap(y) = c tanh(y / c) where the model caps (Gemma 2).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, cap: float | None):
         self.weight, self.bias, self.cap = weight, bias, cap
@@ -46,7 +50,10 @@ class WholeLogits:
 
 
 def readout_of(model: nn.Module) -> LinearReadOut | None:
-    """The model's read-out where it is one linear map, perhaps capped; None where it is not. Whoever uses it must check it on an input."""
+    """The model's read-out where it is one linear map, perhaps capped; None where it is not.
+
+    Whoever uses it must check it on an input.
+    """
     linear = model.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
         return None

@@ -2,8 +2,9 @@
 
 x = sum_j a_j g_j + noise,   with unit directions g_j [d] and a_j = 0 where feature j is off.
 
-What is drawn are events; a feature is on when its own event happens, or a composite that holds it. m features, c composites,
-E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_split.py` draws tokens from a world.
+What is drawn are events; a feature is on when its own event happens, or a composite that holds it. m features, c
+composites, E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_split.py` draws tokens
+from a world.
 """
 
 from dataclasses import dataclass
@@ -15,22 +16,31 @@ TRIES = 2000
 
 @dataclass(frozen=True)
 class Plan:
-    """How many features of each kind, and how they fire. A unit is an independent, grouped or parent feature, an atom, a word or a composite.
+    """How many features of each kind, and how they fire.
+
+    A unit is an independent, grouped or parent feature, an atom, a word or a composite.
 
     independent: features that fire on their own.
-    groups: sets of `group_size` features whose events correlate. A Gaussian copula with one factor per group: feature i is on
-        where z_i = l_i u + sqrt(1 - l_i^2) e_i lies below the normal quantile of its rate, so rates are exact, and z_i, z_j
-        correlate with `rho`. A negative rho needs groups of 2.
+
+    groups: sets of `group_size` features whose events correlate. A Gaussian copula with one factor per group: feature i
+    is on where z_i = l_i u + sqrt(1 - l_i^2) e_i lies below the normal quantile of its rate, so rates are exact, and
+    z_i, z_j correlate with `rho`. A negative rho needs groups of 2.
+
     parents: each has `children`; a child is on only where its parent is, there with probability `child_share`.
-    words: a token holds at most one word, in one sense; the features are the senses, drawn with `sense_shares`. Senses of a word
-        share a direction: the cosine of any two is `sense_cosine`.
-    atoms, composites: a composite holds 2 or more of the atoms (sizes in turn from `composite_sizes`), which it turns on together
-        and with the same strength. Atoms fire on their own too.
-    Rates of units are top_rate / rank^zipf, ranks in random order. max_cosine: limit of |cos| between directions, senses of
-    one word aside.
-    Strengths are floor + (1 - floor) exp(spread N - spread^2 / 2), so 1 on average; noise is the standard deviation per dimension.
-    topics: every document has one of so many, each alike likely. Every unit is at home in one topic; there its rate is `boost` times the
-    overall rate, and elsewhere lower, so that the overall rate stays. With one topic tokens are independent of each other.
+
+    words: a token holds at most one word, in one sense; the features are the senses, drawn with `sense_shares`. Senses
+    of a word share a direction: the cosine of any two is `sense_cosine`.
+
+    atoms, composites: a composite holds 2 or more of the atoms (sizes in turn from `composite_sizes`), which it turns
+    on together and with the same strength. Atoms fire on their own too.
+
+    Rates of units are top_rate / rank^zipf, ranks in random order. max_cosine: limit of |cos| between directions,
+    senses of one word aside. Strengths are floor + (1 - floor) exp(spread N - spread^2 / 2), so 1 on average; noise is
+    the standard deviation per dimension.
+
+    topics: every document has one of so many, each alike likely. Every unit is at home in one topic; there its rate is
+    `boost` times the overall rate, and elsewhere lower, so that the overall rate stays. With one topic tokens are
+    independent of each other.
     """
 
     d: int
@@ -62,9 +72,10 @@ class Plan:
 class World:
     """m features with their truth; E = m + c events, composites last.
 
-    directions: float32 [m, d], unit rows. rates: float64 [E], of each event; a child's is given that its parent is on, a sense's
-    is that of word and sense together. home: int32 [E], topic. parent, group, word, sense: int32 [m], -1 for none; a parent has a
-    lower number than its children. loading: float64 [m], of the group's factor. members: the features of each composite.
+    directions: float32 [m, d], unit rows. rates: float64 [E], of each event; a child's is given that its parent is
+    on, a sense's is that of word and sense together. home: int32 [E], topic. parent, group, word, sense: int32 [m],
+    -1 for none; a parent has a lower number than its children. loading: float64 [m], of the group's factor. members:
+    the features of each composite.
     """
 
     plan: Plan
@@ -91,7 +102,10 @@ class World:
         return len(self.directions)
 
     def topic_rates(self) -> np.ndarray:
-        """Rate of each event in each topic: float64 [topics, E]; the mean over topics is `rates`. A child's stays the same."""
+        """Rate of each event in each topic: float64 [topics, E]; the mean over topics is `rates`.
+
+        A child's stays the same.
+        """
         topics, boost = self.plan.topics, self.plan.boost
         if topics == 1:
             return self.rates[None, :].copy()
@@ -101,7 +115,10 @@ class World:
         return factor * self.rates
 
     def mixing(self) -> np.ndarray:
-        """float32 [E, m]: 1 where an event turns a feature on. True activations are event strengths times this matrix."""
+        """float32 [E, m]: 1 where an event turns a feature on.
+
+        True activations are event strengths times this matrix.
+        """
         out = np.zeros((len(self.rates), self.n_features), np.float32)
         out[: self.n_features] = np.eye(self.n_features)
         for number, members in enumerate(self.members):
@@ -144,7 +161,10 @@ def plant(plan: Plan, seed: int) -> World:
 def _rates_and_homes(
     plan: Plan, parent: np.ndarray, word: np.ndarray, sense: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of every event, float64 and int32 [E]. Each unit has one rank and one home: the senses of a word share them, children have neither."""
+    """Of every event, float64 and int32 [E].
+
+    Each unit has one rank and one home: the senses of a word share them, children have neither.
+    """
     m, c = len(word), plan.composites
     unit = np.append(np.where(word >= 0, m + c + word, np.arange(m)), m + np.arange(c))
     drawn = np.append(parent < 0, np.ones(c, bool))

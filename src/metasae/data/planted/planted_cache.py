@@ -1,4 +1,4 @@
-"""A planted world in place of an activation cache: `text.source = "planted"`, so that a whole run can be held against the truth."""
+"""A planted world in place of an activation cache (`text.source = "planted"`), so that a run is compared with the truth."""
 
 from dataclasses import fields
 
@@ -10,10 +10,16 @@ from metasae.errors import UserError, nearest
 
 
 class PlantedCache:
-    """The interface of `ActivationCache`; splits are drawn when first asked for. world, and each split's `activations`: the truth."""
+    """The interface of `ActivationCache`; splits are drawn when first asked for.
+
+    world, and each split's `activations`: the truth.
+    """
 
     def __init__(self, values: dict, tokens: dict[str, int]):
-        """values: the recipe's table `planted`: `seed` and the fields of `Plan`. Raises UserError for an unknown or impossible one."""
+        """values: the recipe's table `planted`: `seed` and the fields of `Plan`.
+
+        Raises UserError for an unknown or impossible one.
+        """
         values = dict(values)
         self.seed, self.tokens = values.pop("seed", 0), tokens
         self.world = plant_world(values, self.seed)

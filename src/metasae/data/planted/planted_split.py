@@ -8,7 +8,8 @@ import torch
 from metasae.data.planted.planted import World
 from metasae.data.split import Rows
 
-# Documents are drawn in chunks of at least so many tokens, each from a generator of its own: a longer sample begins with the shorter one.
+# Documents are drawn in chunks of at least so many tokens, each from a generator of its own: a longer sample begins
+# with the shorter one.
 CHUNK = 4096
 # Token ids from the number of words on: tokens that hold no word.
 OTHER_TOKENS = 100
@@ -17,9 +18,9 @@ OTHER_TOKENS = 100
 class PlantedSplit(Rows):
     """T tokens of a world, in documents of `plan.document_length` tokens (the last one may be cut).
 
-    x: float32 [T, d]. tokens, documents, positions: int32 [T]; a token that holds word w has the id w, others have ids from the
-    number of words on. senses: int32 [T], of the word that a token holds, -1 where it holds none. events: csr float32 [T, E],
-    strength of each event that happened. topics: int32 [T].
+    x: float32 [T, d]. tokens, documents, positions: int32 [T]; a token that holds word w has the id w, others have
+    ids from the number of words on. senses: int32 [T], of the word that a token holds, -1 where it holds none.
+    events: csr float32 [T, E], strength of each event that happened. topics: int32 [T].
     """
 
     def __init__(self, world: World, n_tokens: int, seed: int, name: str = "train"):
@@ -63,7 +64,7 @@ class PlantedSplit(Rows):
 
 
 def _chunk(world: World, documents: int, rng: np.random.Generator):
-    """(events csr [B, E], topics int32 [B], ids of tokens without a word int32 [B], noise float32 [B, d]) for whole documents."""
+    """Whole documents: (events csr [B, E], topics int32 [B], ids for tokens without a word int32 [B], noise [B, d])."""
     from scipy.sparse import csr_array
 
     plan = world.plan

@@ -1,7 +1,7 @@
 """The prose of the documentation on this machine: the standard library's and the installed packages'.
 
-One document is the prose of one file: a module's docstrings, a README, a distribution's description, a topic of the language reference.
-Packages are never imported; their files are only read.
+One document is the prose of one file: a module's docstrings, a README, a distribution's description, a topic of the
+language reference. Packages are never imported; their files are only read.
 """
 
 import hashlib
@@ -17,19 +17,25 @@ from metasae.data.text.prose import docstrings, paragraphs
 MIN_WORDS = 40
 MAX_BYTES = 2_000_000
 MAX_CHARACTERS = 16_000
-_SKIPPED_FOLDERS = frozenset(
-    "tests test testing __pycache__ node_modules _vendor _vendored vendor licenses lib2to3 idlelib".split()
+# fmt: off
+_SKIPPED_FOLDERS = {
+    "tests", "test", "testing", "__pycache__", "node_modules", "_vendor", "_vendored", "vendor", "licenses", "lib2to3",
+    "idlelib",
+}
+_SKIPPED_NAMES = (
+    "license", "licence", "copying", "notice", "authors", "third", "test_", "conftest", "top_level", "entry_points",
+    "sources", "vocab",
 )
-_SKIPPED_NAMES = tuple(
-    "license licence copying notice authors third test_ conftest top_level entry_points sources vocab".split()
-)
+# fmt: on
 _PROSE_SUFFIXES = (".md", ".rst", ".txt")
 
 
 def documents() -> Iterator[str]:
-    """Documents of at least MIN_WORDS words and about MAX_CHARACTERS at most, paragraphs apart by a blank line, no paragraph twice.
+    """Documents of at least MIN_WORDS words and about MAX_CHARACTERS at most, paragraphs apart by a blank line, no
+    paragraph twice.
 
-    The order is fixed by the files' names and mixes the packages, so that any beginning of it is a fair sample of the whole.
+    The order is fixed by the files' names and mixes the packages, so that any beginning of it is a fair sample of the
+    whole.
     """
     digests: set[bytes] = set()
     for _, read in sorted(_sources(), key=lambda source: _digest(source[0])):

@@ -63,7 +63,7 @@ def _all_files(folder: Path) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """A hash over names and contents of the files; of large ones over samples (`state_of_file`), which costs little however large they are."""
+    """A hash over names and contents of the files; of large ones over samples (`state_of_file`)."""
     state = hashlib.blake2b(digest_size=16)
     for file in _all_files(path) if is_saved_dataset(path) else files_in(path):
         state.update(f"{file.relative_to(path) if file != path else file.name}\0".encode())
@@ -72,9 +72,11 @@ def digest(path: Path) -> str:
 
 
 def state_of_file(state, file: Path) -> None:
-    """Adds a file's size and bytes to a hash: all of them up to 128 MiB, else the first and last MiB and 1,024 evenly spaced pieces.
+    """Adds a file's size and bytes to a hash: all of them up to 128 MiB, else the first and last MiB and 1,024 evenly
+    spaced pieces.
 
-    A matrix of a language model is wider than the space between two pieces, so a model with one matrix edited has another hash.
+    A matrix of a language model is wider than the space between two pieces, so a model with one matrix edited has
+    another hash.
     """
     size = file.stat().st_size
     state.update(f"{size}\0".encode())
@@ -116,7 +118,8 @@ def _read_file(file: Path, text: Text) -> Iterator[str]:
 
 
 def cut_long_text(lines: Iterable[str]) -> Iterator[str]:
-    """A short text is one document. A long one is cut at blank lines (or at line ends where there are none), losing nothing.
+    """A short text is one document. A long one is cut at blank lines (or at line ends where there are none), losing
+    nothing.
 
     A book or a corpus in one file would otherwise be a single document, and a single document cannot be split.
     """
@@ -166,7 +169,8 @@ def _read_saved(path: Path, text: Text) -> Iterator[str]:
         loaded = loaded[text.split]
     if text.column not in loaded.column_names:
         raise UserError(
-            f"the dataset in '{path}' has no column '{text.column}'{nearest(text.column, loaded.column_names)}; set text.column"
+            f"the dataset in '{path}' has no column '{text.column}'{nearest(text.column, loaded.column_names)}; "
+            "set text.column"
         )
     for record in loaded.select_columns([text.column]):
         yield column_of(record, text.column, path)

@@ -40,7 +40,10 @@ def documents(text: Text) -> Iterator[str]:
 
 
 def unreachable() -> str:
-    """Why the hub cannot be reached, or nothing when it can. Takes seconds; the hub's own client retries for half a minute."""
+    """Why the hub cannot be reached, or nothing when it can.
+
+    Takes seconds; the hub's own client retries for half a minute.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -58,7 +61,10 @@ def unreachable() -> str:
 
 
 def column_of(record, column: str, where) -> str:
-    """The text of one record of a table. Raises UserError that names the nearest column when there is none of that name."""
+    """The text of one record of a table.
+
+    Raises UserError that names the nearest column when there is none of that name.
+    """
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):

@@ -32,7 +32,7 @@ _CITATION = re.compile(r"\s*\[[\w#]+\]_")
 
 
 def docstrings(source: str) -> list[str]:
-    """The docstrings of a module's source, in order: triple-quoted strings that open a module, a class or a function."""
+    """The docstrings of a module's source: triple-quoted strings that open a module, a class or a function."""
     texts, opening, end = [], True, 0
     for match in _LEX.finditer(source):
         start, text = match.start(), match.group(2)

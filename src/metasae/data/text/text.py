@@ -59,7 +59,8 @@ def local_path(source: str) -> Path:
 
 
 def identity(text: Text) -> dict:
-    """What decides the documents: the recipe's values, and for local files their names, sizes and samples of their bytes.
+    """What decides the documents: the recipe's values, and for local files their names, sizes and samples of their
+    bytes.
 
     Raises UserError when a local file is missing.
     """

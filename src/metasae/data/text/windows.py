@@ -14,7 +14,10 @@ BATCH_CHARACTERS = 1_000_000
 
 @dataclass(frozen=True)
 class Frame:
-    """The special tokens round every window: BOS for causal models, [CLS] and [SEP] for encoders, nothing where the model has none."""
+    """The special tokens round every window: BOS for causal models, [CLS] and [SEP] for encoders.
+
+    Nothing where the model has none.
+    """
 
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
@@ -82,7 +85,10 @@ def _tokenise_batch(tokenizer, batch: list[tuple[int, str]]) -> Iterator[tuple[i
 
 
 def pad(windows: list[Window], frame: Frame, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows padded on the right -> (ids int64 [b, t], mask int64 [b, t], own bool [b, t]); `own` leaves special tokens and padding out."""
+    """Windows padded on the right -> (ids int64 [b, t], mask int64 [b, t], own bool [b, t]).
+
+    `own` leaves special tokens and padding out.
+    """
     before, after = len(frame.prefix), len(frame.suffix)
     lengths = np.array([len(window) for window in windows])
     width = int(lengths.max()) + before + after
