@@ -47,9 +47,7 @@ class StoredSplit:
         self.n_tokens = int(self._starts[-1]) if limit is None else min(int(self._starts[-1]), limit)
         entries = entries[: int(np.searchsorted(self._starts[:-1], self.n_tokens))]
         self._files = [folder / entry["file"] for entry in entries]
-        self._opened = [
-            _open_shard(file, entry, self.d, self.dtype) for file, entry in zip(self._files, entries, strict=True)
-        ]
+        self._opened = [_open_shard(file, entry) for file, entry in zip(self._files, entries, strict=True)]
         self._shards = [tensors["activations"] for tensors in self._opened]
         self._sums, self._square_sums = tables[f"{name}.sum"], tables[f"{name}.sum_sq"]
 
@@ -232,7 +230,7 @@ def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
     return total, square
 
 
-def _open_shard(file: Path, entry: dict, d: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _open_shard(file: Path, entry: dict) -> dict[str, Tensor]:
     """activations [t, d] and the columns [t] of a shard, memory-mapped: nothing is read until a row is asked for."""
     if not file.is_file():
         raise _damaged(file, "it is missing")
@@ -240,13 +238,9 @@ def _open_shard(file: Path, entry: dict, d: int, dtype: torch.dtype) -> dict[str
         raise _damaged(file, f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
     try:
         with safe_open(file, framework="pt") as shard:
-            tensors = {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
+            return {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
     except (SafetensorError, OSError) as error:
         raise _damaged(file, str(error)) from None
-    activations = tensors["activations"]
-    if activations.shape != (entry["tokens"], d) or activations.dtype != dtype:
-        raise _damaged(file, f"it holds {tuple(activations.shape)} {activations.dtype}")
-    return tensors
 
 
 def _damaged(file: Path, why: str) -> UserError:

@@ -9,7 +9,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ Item = TypeVar("Item")
 _END = object()
 
 
-class Prefetch(Generic[Item]):
+class Prefetch(AbstractContextManager, Iterator[Item]):
     """Iterates over `source` in a background thread, with `depth` items ready or in the making.
 
     An exception of the source is raised where its item would have come. `close` stops the thread and waits for it.
@@ -32,9 +33,6 @@ class Prefetch(Generic[Item]):
         self._ready = deque(self._thread.submit(next, self._source, _END) for _ in range(depth))
         # also where nobody closes it: a thread that is cut off inside torch can crash the interpreter
         self._end = weakref.finalize(self, self._thread.shutdown, wait=True, cancel_futures=True)
-
-    def __iter__(self) -> Iterator[Item]:
-        return self
 
     def __next__(self) -> Item:
         if not self._ready:
@@ -50,14 +48,11 @@ class Prefetch(Generic[Item]):
         self._ready.clear()
         self._end()
 
-    def __enter__(self) -> "Prefetch[Item]":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
 
-class Stream:
+class Stream(AbstractContextManager):
     """Endless batches. Every epoch is a fresh permutation of all the split's tokens; a batch may span two epochs, so
     none is dropped.
 
@@ -92,9 +87,6 @@ class Stream:
         if self._source is not None:
             self._source.close()
             self._source = None
-
-    def __enter__(self) -> "Stream":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""A planted world in place of an activation cache (`text.source = "planted"`), so that a run is compared with the truth."""
+"""A planted world in place of an activation cache (`text.source = "planted"`): a run is compared with the truth."""
 
 from dataclasses import fields
 
