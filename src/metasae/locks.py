@@ -7,7 +7,7 @@ The holder's name lies beside the lock file, in `<name>.holder`, so that a secon
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from errno import EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP
 from pathlib import Path
 from typing import NoReturn
@@ -37,14 +37,10 @@ def alone_on(folder: Path, progress: Progress = SILENT) -> AbstractContextManage
     return locked(folder / RUN_LOCK, "choose another --out", refuse, warn)
 
 
-@contextmanager
-def first_alone_on(folder: Path, progress: Progress = SILENT) -> Iterator[None]:
+def first_alone_on(folder: Path, progress: Progress = SILENT) -> AbstractContextManager:
     """`alone_on` for the first process of a job with several (torchrun); the others work under its lock."""
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    with alone_on(folder, progress):
-        yield
+    is_first = os.environ.get("RANK", "0") == "0"
+    return alone_on(folder, progress) if is_first else nullcontext()
 
 
 def harvesting_into(folder: Path, progress: Progress) -> AbstractContextManager[bool]:

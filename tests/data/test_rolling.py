@@ -37,7 +37,7 @@ def taken(rolling, count):
                 split.tokens.copy(),
                 split.documents.copy(),
                 split.positions.copy(),
-                split.rows(torch.arange(len(split))),
+                split.rows(torch.arange(split.n_tokens)),
             )
         )
         rolling.drop(number)
@@ -57,14 +57,14 @@ def test_windows_in_turn_are_the_training_text_of_one_harvest(rolling, host, sto
     for column, place in (("tokens", 1), ("documents", 2), ("positions", 3)):
         assert np.array_equal(np.concatenate([window[place] for window in windows]), getattr(whole, column))
     rows = torch.cat([window[4] for window in windows])
-    assert torch.allclose(rows, whole.rows(torch.arange(len(whole))), atol=1e-5)
+    assert torch.allclose(rows, whole.rows(torch.arange(whole.n_tokens)), atol=1e-5)
     assert all(window[0].tokens >= SPEC.window_tokens for window in windows)
     assert not any(module.folder_of(rolling.folder, number).exists() for number in range(4))
 
 
 def test_batches_are_counted_on_over_windows(rolling):
     windows = [window for window, *_ in taken(rolling, 3)]
-    assert [window.batches for window in windows] == [window.tokens // BATCH for window in windows]
+    assert [window.stop - window.first for window in windows] == [window.tokens // BATCH for window in windows]
     assert [window.first for window in windows] == [0, windows[0].stop, windows[1].stop]
 
 
@@ -73,7 +73,7 @@ def test_a_dropped_window_comes_back_with_the_same_bytes(rolling, host, stories)
     again = RollingHarvest(host, TEXT, SPEC, BATCH, rolling.folder, documents=stories)
     window, split = again.window(1)
     assert window == first[1][0]
-    assert torch.equal(split.rows(torch.arange(len(split))), first[1][4])
+    assert torch.equal(split.rows(torch.arange(split.n_tokens)), first[1][4])
 
 
 def test_another_process_goes_on_where_one_was_stopped(rolling, host, stories, tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_another_process_goes_on_where_one_was_stopped(rolling, host, stories, t
     for number in (1, 2):
         window, split = resumed.window(number)
         assert window == undisturbed[number][0]
-        assert torch.equal(split.rows(torch.arange(len(split))), undisturbed[number][4])
+        assert torch.equal(split.rows(torch.arange(split.n_tokens)), undisturbed[number][4])
 
 
 def test_closing_ends_what_is_harvested_ahead_behind_its_pool(rolling, host, stories, tmp_path, monkeypatch):
@@ -126,7 +126,7 @@ def test_closing_ends_what_is_harvested_ahead_behind_its_pool(rolling, host, sto
     assert len(pools) == 1 and isinstance(closed._ahead.exception(), KeyboardInterrupt)
     window, split = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "closed", documents=stories).window(0)
     assert window == undisturbed[0][0]
-    assert torch.equal(split.rows(torch.arange(len(split))), undisturbed[0][4])
+    assert torch.equal(split.rows(torch.arange(split.n_tokens)), undisturbed[0][4])
 
 
 def test_where_the_text_ends_it_is_read_again(host, stories, tmp_path):

@@ -51,9 +51,6 @@ class StoredSplit:
         self._shards = [tensors["activations"] for tensors in self._opened]
         self._sums, self._square_sums = tables[f"{name}.sum"], tables[f"{name}.sum_sq"]
 
-    def __len__(self) -> int:
-        return self.n_tokens
-
     @cached_property
     def tokens(self) -> np.ndarray:
         return self._column("tokens")
@@ -135,9 +132,6 @@ class StoredSplit:
             squares.append(square)
         zeros = torch.zeros(self.d, dtype=torch.float64)
         return sum(totals, zeros), sum(squares, zeros.new_zeros(()))
-
-    def __repr__(self) -> str:
-        return f"StoredSplit('{self.name}', {self.n_tokens:,} tokens, d={self.d}, {len(self._shards)} shards)"
 
 
 class ActivationCache:

