@@ -1,7 +1,7 @@
 """Harvest: documents through the language model, once, into the activation cache of every hook point asked for.
 
-Of several ranks that harvest together the first reads the text, cuts it into pools of windows and tells all; how they
-share the model's passes, says `metasae.data.cache.passes`.
+Several ranks may harvest together. The first reads the text, cuts it into pools of windows and sends them to all;
+`metasae.data.cache.passes` describes how the ranks share the model's passes.
 """
 
 import hashlib
@@ -235,7 +235,7 @@ def _fill(
         except UserError:
             for place, target in zip(places, targets, strict=True):
                 if place != target.folder:
-                    # no other need would ever use it again
+                    # only a harvest of these very token counts would use it again
                     shutil.rmtree(place, ignore_errors=True)
             raise
     end, n_documents = ranks.from_first((feed.cursor, feed.n_documents), "harvest")
@@ -289,7 +289,7 @@ def _resume(writers: list[CacheWriter], ranks: Ranks) -> Cursor | None:
     """The cursor that all of them can go on from, None where they begin."""
     cursors, first = [writer.stopped_at() for writer in writers], None
     if None not in cursors:
-        # what the others hold behind it is written again, with the same bytes
+        # the writers that are further write again what lies behind it, with the same bytes
         first = min(cursors, key=lambda cursor: sum(cursor.found.values()))
     if first is not None and not all(writer.can_resume(first) for writer in writers):
         first = None

@@ -83,7 +83,7 @@ class CacheWriter:
             self.note(cursor, together=True)
 
     def note(self, cursor: Cursor, together: bool = False) -> None:
-        """Notes the cursor, so that another process can go on there. together: once every rank has written all before it."""
+        """Notes the cursor, so that another process can go on there. together: waits for the other ranks before."""
         for writer in self.splits.values():
             writer.sync()
         if together:

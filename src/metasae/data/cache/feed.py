@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from metasae.data.text import text as texts
-from metasae.data.text.windows import Frame, Window, cut, tokenise
+from metasae.data.text.windows import Frame, Window, cut, grouped, tokenise
 from metasae.errors import UserError
 from metasae.recipe import recipe
 
@@ -69,14 +69,7 @@ class Feed:
 
     def pools(self, source: Iterable[str], size: int) -> Iterator[tuple[Pool, Cursor]]:
         """Windows in pools of `size` tokens or little more, each with the cursor behind it."""
-        pool, tokens = [], 0
-        for split, window in self.windows(source):
-            pool.append((split, window))
-            tokens += len(window)
-            if tokens >= size:
-                yield pool, self.cursor
-                pool, tokens = [], 0
-        if pool:
+        for pool in grouped(self.windows(source), lambda entry: len(entry[1]), size):
             yield pool, self.cursor
 
     def _needed(self, source: Iterable[str]) -> Iterator[tuple[int, str]]:

@@ -1,9 +1,8 @@
 """The model's passes over pools of windows, and where each row that comes out of them is written.
 
-Several ranks harvest one cache together. All know the pools; the batches of a pool, the very ones that one process
-would make, are dealt out in turn, and each rank writes what its model makes of its own to the place in the shards
-where it belongs. So the cache is that of one process to the byte, as far as the model gives the same bits on every
-rank.
+Several ranks harvest one cache together. All know the pools. The batches of a pool are those that one process would
+make; they are dealt out in turn, and each rank writes the activations of its batches to their place in the shards. So
+the cache is that of one process to the byte, as far as the model gives the same bits on every rank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +40,7 @@ def run_pools(
     for pool, behind in pools:
         starts = _starts(pool, before)
         if ranks.first:
-            # which also lays the shards out
+            # this also lays out the shard files, before any rank writes activations into them
             _write_columns(writers, pool, starts)
         lengths = np.array([len(window) for _, window in pool])
         batches += [[(*pool[i], starts[i]) for i in numbers] for numbers in _batches(lengths, spec.batch_tokens)]
@@ -50,7 +49,7 @@ def run_pools(
     tokens = [sum(len(window) for _, window, _ in batch) for batch in batches]
     for number in range(ranks.rank, len(batches), ranks.size):
         _run_batch(hosts, writers, batches[number], spec)
-        # the others are about as far
+        # the other ranks are about as far
         task.advance(sum(tokens[number : number + ranks.size]))
     ranks.wait()
 
