@@ -1,4 +1,4 @@
-"""What tests draw on: a small source of batches with a cursor, small recipes, a few stories and a tokenizer for them."""
+"""What tests draw on: a small source of batches with a cursor, small recipes, a few stories and their tokenizer."""
 
 import torch
 

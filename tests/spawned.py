@@ -9,7 +9,7 @@ from contextlib import closing
 
 PRELOADED = [
     "torch", "torch.distributed.checkpoint", "torch.distributed.tensor", "transformers.models.gpt2.modeling_gpt2",
-    "metasae.data.model.host", "metasae.train.sharded.checkpoint", "metasae.data.cache.over_ranks",
+    "metasae.data.model.host", "metasae.train.sharded.checkpoint", "metasae.data.cache.stream",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.jobs import start
 from metasae.jobs.conclude import conclude, print_whole
-from metasae.jobs.run_lock import alone_on, first_alone_on
+from metasae.locks import alone_on, first_alone_on
 from metasae.jobs.targets import find_targets
 from metasae.recipe import recipe
 from runs import write_arm
@@ -270,7 +270,7 @@ def test_weights_as_recipe_are_refused_unread(metasae, tmp_path):
 
 
 def test_a_second_process_on_a_run_folder_is_refused_until_the_first_ends(metasae, tmp_path):
-    hold = "import sys, time; from pathlib import Path; from metasae.jobs.run_lock import alone_on\nwith alone_on(Path(sys.argv[1])):\n"
+    hold = "import sys, time; from pathlib import Path; from metasae.locks import alone_on\nwith alone_on(Path(sys.argv[1])):\n"
     hold += "    print(1, flush=True)\n    time.sleep(60)"
     first = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run"], stdout=subprocess.PIPE, env=ENV)
     first.stdout.readline()

@@ -1,4 +1,4 @@
-"""Every architecture with every penalty, shortly, on the demo's own activations: trained, calibrated, saved, read back here and by SAELens."""
+"""Every architecture with every penalty, shortly, on the demo's activations: trained, calibrated, saved, read back."""
 
 import importlib.util
 
@@ -49,7 +49,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize(
     "penalty",
     PENALTIES,
-    ids=lambda each: "+".join(each.get("penalties", {"none": 0} if not each["lambda2"] else {"joint": 0})),
+    ids=["none", "joint", *registry.PENALTIES],
 )
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_it_trains_calibrates_and_loads(name, penalty, cache, tmp_path):
@@ -64,8 +64,8 @@ def test_it_trains_calibrates_and_loads(name, penalty, cache, tmp_path):
     saes = trainer.export(scale, {"hook_name": recipe.hook.point})
     assert set(saes) == ({"primary", "meta"} if recipe.train.lambda2 else {"primary"})
     sae = saes["primary"]
-    found = calibrate(sae, cache.split("calibration"))
-    assert found.reached or sae.config.architecture in ("relu", "jumprelu")
+    calibration = calibrate(sae, cache.split("calibration"))
+    assert calibration.reached or sae.config.architecture in ("relu", "jumprelu")
     sae.save(tmp_path / "primary")
 
     x = next(iter(cache.split("evaluation").blocks(500)))

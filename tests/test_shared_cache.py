@@ -1,4 +1,4 @@
-"""Runs, measurings and sweeps that share one activation cache: each finds the tokens that its recipe asks for, whatever the others did."""
+"""Runs, measurings and sweeps that share activation caches: each finds its tokens, whatever the others did."""
 
 import json
 import shutil
@@ -50,14 +50,14 @@ def recipe(build, stories, tmp_path):
 @pytest.fixture
 def harvests(monkeypatch):
     """The splits of every harvest."""
-    made, real = [], activations.Feed
+    splits, real = [], activations.Feed
 
     def noted(tokenizer, frame, text, wanted, cursor):
-        made.append(dict(wanted))
+        splits.append(dict(wanted))
         return real(tokenizer, frame, text, wanted, cursor)
 
     monkeypatch.setattr(activations, "Feed", noted)
-    return made
+    return splits
 
 
 def stopped_after_training(values, out, monkeypatch):
@@ -79,7 +79,8 @@ def test_measuring_on_more_tokens_leaves_the_run_what_it_trains_on(recipe, tmp_p
     metasae.measure([tmp_path / "a"], tmp_path / "m", overrides={"measure.tokens": 3000}, show=False)
     assert tokens_judged_on(tmp_path / "m") == 3000
     metasae.run(recipe(seeds=[0, 1]), out=tmp_path / "a", show=False)
-    assert harvests == [{"train": 3000, "calibration": 1500, "evaluation": 2000}, {"evaluation": 3000}]
+    judged = {"calibration": 1500, "evaluation": 3000}
+    assert harvests == [{"train": 3000, "calibration": 1500, "evaluation": 2000}, judged]
 
 
 def test_a_run_that_was_stopped_is_judged_on_its_own_tokens(recipe, tmp_path, monkeypatch, harvests):
@@ -87,7 +88,7 @@ def test_a_run_that_was_stopped_is_judged_on_its_own_tokens(recipe, tmp_path, mo
     metasae.run(recipe(train={"tokens": 4000}, measure={"tokens": 600}), out=tmp_path / "b", show=False)
     metasae.run(recipe(), out=tmp_path / "a", show=False)
     assert tokens_judged_on(tmp_path / "a") == 2000 and tokens_judged_on(tmp_path / "b") == 600
-    assert harvests[1:] == [{"train": 4000}]
+    assert harvests[1:] == [{"train": 4000, "calibration": 1500, "evaluation": 600}]
 
 
 def test_a_run_whose_cache_was_deleted_and_made_smaller_harvests_what_it_lacks(recipe, tmp_path, monkeypatch, harvests):
@@ -96,8 +97,8 @@ def test_a_run_whose_cache_was_deleted_and_made_smaller_harvests_what_it_lacks(r
     metasae.run(recipe(train={"tokens": 1500}, measure={"tokens": 600}), out=tmp_path / "b", show=False)
     metasae.run(recipe(), out=tmp_path / "a", show=False)
     assert tokens_judged_on(tmp_path / "a") == 2000
-    # its arms are trained, so it lacks what it is measured on alone
-    assert harvests[2:] == [{"evaluation": 2000}]
+    # its arms are trained, so it needs what it is calibrated and measured on alone
+    assert harvests[2:] == [{"calibration": 1500, "evaluation": 2000}]
 
 
 def test_a_sweep_whose_cache_was_deleted_and_made_smaller_goes_on(recipe, tmp_path, harvests):
@@ -109,7 +110,7 @@ def test_a_sweep_whose_cache_was_deleted_and_made_smaller_goes_on(recipe, tmp_pa
     run_sweep(values, grid=["train.lambda2=0.1,1.0,3.0"], out=tmp_path / "s", show=False)
     cells = json.loads((tmp_path / "s/sweep.json").read_text())["cells"]
     assert [cell["state"] for cell in cells] == ["done"] * 3
-    assert harvests[2:] == [{"train": 3000, "evaluation": 2000}]
+    assert harvests[2:] == [{"train": 3000, "calibration": 1500, "evaluation": 2000}]
 
 
 def test_a_point_that_is_added_to_a_finished_run_is_harvested(recipe, tmp_path, harvests):
@@ -130,5 +131,6 @@ def test_windows_and_a_whole_training_split_share_what_is_judged_on(recipe, tmp_
     metasae.run(recipe(harvest={"window_tokens": 1000}), out=tmp_path / "a", show=False)
     metasae.run(recipe(), out=tmp_path / "b", show=False)
     metasae.run(recipe(harvest={"window_tokens": 1000}, seeds=[0, 1]), out=tmp_path / "a", show=False)
-    assert harvests == [{"calibration": 1500, "evaluation": 2000}, {"train": 3000}]
+    judged = {"calibration": 1500, "evaluation": 2000}
+    assert harvests == [judged, {"train": 3000} | judged]
     assert tokens_judged_on(tmp_path / "a") == tokens_judged_on(tmp_path / "b") == 2000

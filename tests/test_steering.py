@@ -257,14 +257,14 @@ def test_no_hook_survives_an_exception(at):
         assert n_hooks(host.model) == before + 3
         raise ZeroDivisionError
     with pytest.raises(RuntimeError, match="in a layer"), steer(host, sae, {4: Set(9.0)}):
-        handle = host.layer_modules[2].register_forward_hook(fail)
+        handle = host.model.transformer.h[2].register_forward_hook(fail)
         try:
             host.output(ids, mask)
         finally:
             handle.remove()
             # the call that broke off is over
             with pytest.raises(UserError, match="ran by itself"):
-                host.layer_modules[1](x)
+                host.model.transformer.h[1](x)
     wide = SAE(SAEConfig(host.d + 1, 5))
     wide.threshold = torch.zeros(5)
     with pytest.raises(UserError, match=r"width 33, 'transformer\.h\.1' has 32"), steer(host, wide, {4: 1.0}, RESID):
@@ -282,7 +282,7 @@ def test_no_hook_is_left_when_opening_fails(at, monkeypatch):
 
     for name in ("register_forward_hook", "register_forward_pre_hook"):
         with monkeypatch.context() as patch:
-            patch.setattr(host.layer_modules[1] if "pre" in name else host.model.transformer, name, fail)
+            patch.setattr(host.model.transformer.h[1] if "pre" in name else host.model.transformer, name, fail)
             with pytest.raises(RuntimeError, match="no room"), steer(host, sae, {4: 1.0}):
                 pass
         assert n_hooks(host.model) == 0
@@ -366,7 +366,7 @@ def test_an_inner_model_called_by_itself_is_steered_too(at):
         positional = host.model(*by_place).logits
         assert torch.equal(positional, host.output(ids, mask))
         with pytest.raises(UserError, match=r"'transformer\.h\.1' ran by itself"):
-            host.layer_modules[1](torch.zeros(1, 2, host.d))
+            host.model.transformer.h[1](torch.zeros(1, 2, host.d))
 
 
 def test_what_is_refused(at):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import metasae
 from drawing import undrawn
 from metasae.arms import by_windows as windows
-from metasae.data.cache.rolling import windows_of
+from metasae.data.cache.rolling import training_windows
 from metasae.errors import Interrupted, UserError
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -28,10 +28,13 @@ def recipe(build, stories, tmp_path_factory):
         "harvest": {"shard_tokens": 500, "batch_tokens": 64, "window_tokens": 1500},
         "sae": {"n": 64, "k": 4},
         "meta": {"n": 8, "k": 2},
-        "train": {"tokens": 6000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000, "checkpoint_every": 10},
+        "train": {
+            "tokens": 6000, "batch": 128, "n_primary_steps": 4, "n_meta_steps": 2, "dead_after": 1000,
+            "checkpoint_every": 10,
+        },
         "measure": {
-            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "across": False, "explorer": False,
-            "keep_firings": False, "lift": False, "shifts": 0, "pursuit_k": 0,
+            "tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "meta_steps": 5, "across": False,
+            "explorer": False, "keep_firings": False, "lift": False, "shifts": 0, "pursuit_k": 0,
         },
         "arms": ARMS,
         "seeds": [0],
@@ -64,7 +67,7 @@ def test_the_seconds_of_an_arm_are_those_of_its_steps(undisturbed):
 
 
 def test_every_arm_is_trained_on_every_window_and_no_activations_stay(undisturbed, recipe):
-    known = windows_of(undisturbed / "windows")
+    known = training_windows(undisturbed / "windows")
     steps = -(-recipe["train"]["tokens"] // recipe["train"]["batch"])
     assert len(known) > 2 and known[-1].stop >= steps > known[-2].stop
     assert not list((undisturbed / "windows").rglob("*.safetensors"))

@@ -57,8 +57,8 @@ def test_every_token_is_where_it_should_be(cache, host, stories):
 
 
 def test_splits_share_no_document(cache):
-    found = [set(cache.split(name).documents.tolist()) for name in TOKENS]
-    assert not found[0] & found[1] and not found[0] & found[2] and not found[1] & found[2]
+    train, calibration, evaluation = (set(cache.split(name).documents.tolist()) for name in TOKENS)
+    assert not train & calibration and not train & evaluation and not calibration & evaluation
 
 
 def test_rows_blocks_and_statistics_agree(cache):
@@ -133,16 +133,12 @@ def test_a_harvest_without_note_or_index_starts_anew(cache, host, stories):
 def test_damaged_shards_are_named(cache):
     shard = cache.folder / "train-00001.safetensors"
     whole = shard.read_bytes()
-    cache.verify()
     shard.write_bytes(whole[:-100])
     with pytest.raises(UserError, match=r"train-00001.safetensors is damaged.*delete the cache folder"):
         open_cache(cache.folder)
     shard.write_bytes(b"\xff" * len(whole))
     with pytest.raises(UserError, match=r"train-00001.safetensors is damaged"):
         open_cache(cache.folder)
-    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(UserError, match="checksum differs"):
-        open_cache(cache.folder).verify()
     shard.unlink()
     with pytest.raises(UserError, match="it is missing"):
         open_cache(cache.folder)

@@ -9,8 +9,8 @@ BEGINNING = 150
 def test_the_same_documents_every_time_and_no_paragraph_twice():
     first = list(itertools.islice(documentation.documents(), BEGINNING))
     assert first == list(itertools.islice(documentation.documents(), BEGINNING))
-    found = [paragraph.lower() for document in first for paragraph in document.split("\n\n")]
-    assert len(found) == len(set(found))
+    paragraphs_read = [paragraph.lower() for document in first for paragraph in document.split("\n\n")]
+    assert len(paragraphs_read) == len(set(paragraphs_read))
     assert all(len(document.split()) >= documentation.MIN_WORDS * 0.9 for document in first)
 
 
@@ -29,9 +29,9 @@ def test_packages_are_read_but_not_imported(tmp_path, monkeypatch):
     )
     (tmp_path / "broken.py").write_bytes(b'"""\xff\xfe unfinished')
     monkeypatch.setattr(documentation, "roots", lambda: [tmp_path])
-    found = list(documentation.documents())
-    assert any("explains at length" in document for document in found)
-    assert not any("about the tests" in document for document in found)
+    documents = list(documentation.documents())
+    assert any("explains at length" in document for document in documents)
+    assert not any("about the tests" in document for document in documents)
 
 
 def test_docstrings_are_those_of_ast():

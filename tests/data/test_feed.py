@@ -1,11 +1,12 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from metasae import UserError
 from metasae.data.cache.feed import Cursor, Feed
-from metasae.data.cache.prefetch import Prefetch
+from metasae.data.cache.stream import Prefetch
 from metasae.data.text import windows
 from metasae.data.text.text import split_of
 from metasae.data.text.windows import Frame
@@ -47,13 +48,13 @@ def as_tuples(pools):
 
 def slow_twin(documents, wanted):
     """The same windows, written down without batches, cursors or looking ahead."""
-    found, out, room = dict.fromkeys(wanted, 0), [], FRAME.room(TEXT.context)
+    counts, out, room = dict.fromkeys(wanted, 0), [], FRAME.room(TEXT.context)
     for number, document in enumerate(documents):
         split = split_of(document, TEXT)
-        ids = tokenizer([document])["input_ids"][0][: max(wanted.get(split, 0) - found.get(split, 0), 0)]
+        ids = tokenizer([document])["input_ids"][0][: max(wanted.get(split, 0) - counts.get(split, 0), 0)]
         for start in range(0, len(ids), room):
             out.append((split, number, start, ids[start : start + room]))
-            found[split] += len(out[-1][3])
+            counts[split] += len(out[-1][3])
     return out
 
 
@@ -71,7 +72,7 @@ def test_a_feed_goes_on_from_any_cursor(wanted):
     pools = list(whole.pools(lines(), 17))
     assert len(pools) > 20
     for number, (_, cursor) in enumerate(pools):
-        again = feed(Cursor(**json.loads(json.dumps(cursor.as_dict()))), wanted)
+        again = feed(Cursor(**json.loads(json.dumps(asdict(cursor)))), wanted)
         assert as_tuples(again.pools(lines(), 17)) == as_tuples(pools[number + 1 :])
         assert again.cursor == whole.cursor and again.n_documents == whole.n_documents
 

@@ -43,16 +43,16 @@ def batch(length=11, rows=3):
 @pytest.fixture(scope="module")
 def noisy(load):
     """noisy(family) -> Host whose parameters are all moved, so that no zero bias and no unit norm hides a mistake."""
-    made = {}
+    hosts = {}
 
     def make(family):
-        if family not in made:
-            made[family] = load(family, "blocks.0.hook_resid_pre")
+        if family not in hosts:
+            hosts[family] = load(family, "blocks.0.hook_resid_pre")
             generator = torch.Generator().manual_seed(3)
             with torch.no_grad():
-                for parameter in made[family].model.parameters():
+                for parameter in hosts[family].model.parameters():
                     parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-        return made[family]
+        return hosts[family]
 
     return make
 
@@ -85,13 +85,13 @@ def own_attention(family, block, x, whole):
         family,
         lambda: (block.self_attn, block.post_attention_layernorm if family.startswith(("gemma2", "gemma3")) else None),
     )()
-    seen = []
+    outputs = []
     handle = module.register_forward_hook(
-        lambda _module, _args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        lambda _module, _args, output: outputs.append(output[0] if isinstance(output, tuple) else output)
     )
     whole()
     handle.remove()
-    return seen[0] if end is None else end(seen[0])
+    return outputs[0] if end is None else end(outputs[0])
 
 
 def test_every_family_with_inner_places_is_tested(build):
@@ -125,7 +125,7 @@ def test_the_residual_stream_is_the_models_hidden_states(noisy, family):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_each_site_is_the_tensor_of_its_name(noisy, family, layer):
     host = noisy(family)
-    block = host.layer_modules[layer]
+    block = layers_of(host.model, 3)[1][layer]
     kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post", *(["resid_mid"] if family != "neox" else [])]
     x = sites(host, layer, [*kinds, *(["normalized_resid_post"] if family in ENCODERS else [])])
     for kind in kinds:

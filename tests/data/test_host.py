@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metasae import UserError
+from metasae.data.model.hooks import layers_of
 from metasae.data.model.host import Host, activations_at
 from metasae.data.model.model_folder import local_folder
 from metasae.data.text import files_of_text
@@ -21,7 +22,7 @@ def batch(length=11, rows=3):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_host_says_of_itself(load, family):
     host = load(family, "blocks.2.hook_resid_pre")
-    assert (host.d, host.causal, len(host.layer_modules)) == (32, family not in ENCODERS, 3)
+    assert (host.d, host.causal, len(layers_of(host.model, 3)[1])) == (32, family not in ENCODERS, 3)
     assert host.max_context == 64 and host.device == torch.device("cpu") and host.dtype == torch.float32
 
 
@@ -58,7 +59,7 @@ def test_the_model_stops_early_and_the_hook_always_goes(load):
     def fail(*_):
         raise RuntimeError("ran too far")
 
-    handle = host.layer_modules[1].mlp.register_forward_hook(fail)
+    handle = host.model.transformer.h[1].mlp.register_forward_hook(fail)
     host.activations(ids, mask)
     with pytest.raises(RuntimeError, match="too far"):
         host.output(ids, mask, replace=lambda x: x)
@@ -106,7 +107,7 @@ def test_a_hooked_tensor_is_the_models_before_it_goes_on(load):
     host = load("gpt2", "blocks.1.hook_resid_pre")
     ids, mask = batch()
     wanted = host.activations(ids, mask)
-    handle = host.layer_modules[1].ln_1.register_forward_pre_hook(lambda _module, args: (args[0].mul_(2.0),))
+    handle = host.model.transformer.h[1].ln_1.register_forward_pre_hook(lambda _module, args: (args[0].mul_(2.0),))
     early, _ = activations_at([host, host.at("blocks.2.hook_resid_pre")], ids, mask)
     handle.remove()
     assert torch.equal(early, wanted)
@@ -127,7 +128,8 @@ def test_the_demo_model():
     except UserError as error:
         pytest.skip(str(error))
     host = Host.load(model, "blocks.4.hook_resid_pre")
-    assert (host.d, host.causal, host.bos_id, host.max_context, len(host.layer_modules)) == (384, False, 101, 512, 6)
+    assert (host.d, host.causal, host.bos_id, host.max_context) == (384, False, 101, 512)
+    assert len(layers_of(host.model, 6)[1]) == 6
 
 
 def test_one_changed_byte_anywhere_and_one_changed_matrix_of_a_large_file_are_seen(tmp_path, monkeypatch):

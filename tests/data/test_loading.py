@@ -33,7 +33,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        """/OWNER/NAME/resolve/REVISION/FILE, or /api/models/OWNER/NAME/revision/REVISION for the commit of a revision."""
+        """/OWNER/NAME/resolve/REVISION/FILE, or /api/models/OWNER/NAME/revision/REVISION for a revision's commit."""
         parts = self.path.split("?")[0].removeprefix("/api/models").strip("/").split("/")
         if parts == [""]:
             return self.send(200)
@@ -212,7 +212,8 @@ def test_a_models_own_code_runs_only_when_asked_for(build, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "ours.py").write_text(
         "import os\nfrom transformers import GPT2Config, GPT2LMHeadModel\nos.environ['METASAE_TEST_RAN'] = '1'\n"
-        "class OursConfig(GPT2Config):\n    model_type = 'ours'\nclass Ours(GPT2LMHeadModel):\n    config_class = OursConfig\n"
+        "class OursConfig(GPT2Config):\n    model_type = 'ours'\n"
+        "class Ours(GPT2LMHeadModel):\n    config_class = OursConfig\n"
     )
     refused("Python code of its own.*set model.trust_remote_code=true", path=str(folder))
     assert "METASAE_TEST_RAN" not in os.environ
@@ -275,7 +276,8 @@ def test_a_device_map_needs_accelerate(build, monkeypatch):
 def test_a_device_map_changes_no_number(build):
     pytest.importorskip("accelerate")
     plain, spread = (
-        Host.load(recipe.Model(path=str(build("llama")), device_map=each, dtype="fp32"), POINT) for each in ("", "auto")
+        Host.load(recipe.Model(path=str(build("llama")), device_map=place, dtype="fp32"), POINT)
+        for place in ("", "auto")
     )
     ids = torch.randint(5, 300, (2, 9))
     mask = torch.ones_like(ids)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from metasae.data.cache.stream import Stream
-from metasae.data.planted.planted import Plan, firing_probabilities, plant, true_phi
+from metasae.data.planted.planted import Plan, plant
 from metasae.data.planted.planted_split import CHUNK, PlantedSplit
 from metasae.measures.firing.blocks import document_blocks
+from planted_truth import firing_probabilities, true_phi
 
 MIXED = Plan(
     d=24,
@@ -53,10 +54,10 @@ def every_outcome(world):
             p = rates[said[0]] if said else 1 - rates[words].sum()
             for e in set(range(len(outcome))) - set(words):
                 p *= rates[e] if outcome[e] else 1 - rates[e]
-            held = list(outcome)
+            happened = list(outcome)
             for child in np.flatnonzero(world.parent >= 0):
-                held[child] *= held[world.parent[child]]
-            out.append((p / len(world.topic_rates()), np.array(held) @ mixing > 0))
+                happened[child] *= happened[world.parent[child]]
+            out.append((p / len(world.topic_rates()), np.array(happened) @ mixing > 0))
     return out
 
 
@@ -145,7 +146,7 @@ def test_what_fires_together():
     for number, members in enumerate(world.members):
         whole = events[:, world.n_features + number]
         only = (whole > 0) & (events[:, list(members)] == 0).all(1)
-        others = [c for c, held in enumerate(world.members) if c != number and set(held) & set(members)]
+        others = [c for c, atoms in enumerate(world.members) if c != number and set(atoms) & set(members)]
         only &= (events[:, [world.n_features + c for c in others]] == 0).all(1)
         assert only.any() and np.array_equal(a[only][:, list(members)], np.repeat(whole[only, None], len(members), 1))
     assert events[events > 0].min() > MIXED.floor and events[events > 0].mean() == pytest.approx(1, abs=0.02)
@@ -198,7 +199,8 @@ def test_topics_change_lift_and_not_rates():
     pairs = pairs_of(6)
     p_i, p_j, both = firing_probabilities(world, pairs)
     together = world.home[pairs[:, 0]] == world.home[pairs[:, 1]]
-    # elsewhere the rate is half: (2.5^2 + 3 / 4) / 4 at home together, (2 * 2.5 / 2 + 2 / 4) / 4 apart, whatever the rates
+    # elsewhere the rate is half: (2.5^2 + 3 / 4) / 4 at home together, (2 * 2.5 / 2 + 2 / 4) / 4 apart, whatever the
+    # rates
     np.testing.assert_allclose(both / (p_i * p_j), np.where(together, 1.75, 0.75))
     split = PlantedSplit(world, 4000, 0)
     assert len(set(split.topics)) == 4

@@ -10,7 +10,8 @@ from metasae import UserError
 from metasae.data.cache import activations, cache_writer
 from metasae.data.cache.activations import fingerprint_of, harvest, harvest_points, identity
 from metasae.data.cache.cache import UNFINISHED, open_cache
-from metasae.data.cache.lock import LOCK, locked
+from metasae.data.model.host import activations_at
+from metasae.locks import HARVEST_LOCK, harvesting_into
 from metasae.progress.progress import SILENT
 from metasae.recipe import recipe
 
@@ -48,7 +49,7 @@ def apart(load, small_pools, stories, tmp_path_factory):
 
 
 def files_of(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != LOCK}
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != HARVEST_LOCK}
 
 
 def together(host, root, stories, points=POINTS, **changes):
@@ -76,7 +77,7 @@ def passes(monkeypatch):
     class Passes:
         count, stop, error = 0, None, KeyboardInterrupt
 
-    real = activations.activations_at
+    real = activations_at
 
     def counted(*args):
         Passes.count += 1
@@ -84,7 +85,7 @@ def passes(monkeypatch):
             raise Passes.error
         return real(*args)
 
-    monkeypatch.setattr(activations, "activations_at", counted)
+    monkeypatch.setattr("metasae.data.cache.passes.activations_at", counted)
     return Passes
 
 
@@ -177,7 +178,7 @@ def test_stopped_between_the_last_note_and_the_index(host, apart, stories, tmp_p
     with pytest.raises(Killed):
         together(host, tmp_path, stories)
     monkeypatch.undo()
-    monkeypatch.setattr(activations, "activations_at", lambda *_: pytest.fail("the model ran again"))
+    monkeypatch.setattr("metasae.data.cache.passes.activations_at", lambda *_: pytest.fail("the model ran again"))
     same(together(host, tmp_path, stories), apart)
 
 
@@ -210,7 +211,7 @@ def test_points_that_stopped_at_different_places_go_on_together(host, apart, sto
     same(together(host, tmp_path / "new", stories), apart)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "statistics", "note"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "note"])
 def test_what_cannot_be_gone_on_with_starts_anew(host, apart, stories, tmp_path, passes, damage):
     interrupted(host, tmp_path, stories, passes)
     folder = next(file.parent for file in tmp_path.rglob(UNFINISHED))
@@ -219,8 +220,6 @@ def test_what_cannot_be_gone_on_with_starts_anew(host, apart, stories, tmp_path,
     elif damage == "cut":
         shard = folder / "train-00001.safetensors"
         shard.write_bytes(shard.read_bytes()[:100])
-    elif damage == "statistics":
-        (folder / "statistics.safetensors").write_bytes(b"x")
     else:
         (folder / UNFINISHED).write_text("[1")
     same(together(host, tmp_path, stories), apart)
@@ -250,7 +249,7 @@ def test_a_text_that_changed_meanwhile_is_refused(host, stories, tmp_path, passe
 
 
 def test_a_second_harvest_waits_and_uses_the_firsts_cache(host, apart, stories, tmp_path, monkeypatch):
-    monkeypatch.setattr(activations, "activations_at", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr("metasae.data.cache.passes.activations_at", lambda *_: pytest.fail("the model ran"))
     said, waiting, done = [], threading.Event(), []
 
     class Progress:
@@ -263,12 +262,12 @@ def test_a_second_harvest_waits_and_uses_the_firsts_cache(host, apart, stories, 
     def second():
         done.append(harvest(host, TEXT, SPEC, tmp_path, TOKENS, Progress(), documents=stories))
 
-    with locked(tmp_path, SILENT):
+    with harvesting_into(tmp_path, SILENT):
         thread = threading.Thread(target=second)
         thread.start()
         assert waiting.wait(60) and not done
         for file in apart[POINTS[0]].iterdir():
-            if file.name != LOCK:
+            if file.name != HARVEST_LOCK:
                 shutil.copy(file, tmp_path)
     thread.join(60)
     assert "waiting for it" in said[0] and torch.equal(

@@ -27,7 +27,7 @@ def rolling(host, stories, tmp_path):
 
 
 def taken(rolling, count):
-    """[(window, tokens, documents, positions, rows)] of the first `count` windows, each dropped when the next is asked for."""
+    """[(window, tokens, documents, positions, rows)] of the first `count` windows, each dropped before the next."""
     out = []
     for number in range(count):
         window, split = rolling.window(number)
@@ -37,7 +37,7 @@ def taken(rolling, count):
                 split.tokens.copy(),
                 split.documents.copy(),
                 split.positions.copy(),
-                split.rows(torch.arange(len(split))),
+                split.rows(torch.arange(split.n_tokens)),
             )
         )
         rolling.drop(number)
@@ -47,19 +47,24 @@ def taken(rolling, count):
 def test_windows_in_turn_are_the_training_text_of_one_harvest(rolling, host, stories, tmp_path):
     windows = taken(rolling, 4)
     whole = harvest(
-        host, TEXT, SPEC, tmp_path / "whole", {"train": sum(len(each[1]) for each in windows)}, documents=stories
+        host,
+        TEXT,
+        SPEC,
+        tmp_path / "whole",
+        {"train": sum(len(tokens) for _, tokens, *_ in windows)},
+        documents=stories,
     ).split("train")
     for column, place in (("tokens", 1), ("documents", 2), ("positions", 3)):
-        assert np.array_equal(np.concatenate([each[place] for each in windows]), getattr(whole, column))
-    rows = torch.cat([each[4] for each in windows])
-    assert torch.allclose(rows, whole.rows(torch.arange(len(whole))), atol=1e-5)
-    assert all(each[0].tokens >= SPEC.window_tokens for each in windows)
-    assert not any(rolling.folder_of(number).exists() for number in range(4))
+        assert np.array_equal(np.concatenate([window[place] for window in windows]), getattr(whole, column))
+    rows = torch.cat([window[4] for window in windows])
+    assert torch.allclose(rows, whole.rows(torch.arange(whole.n_tokens)), atol=1e-5)
+    assert all(window[0].tokens >= SPEC.window_tokens for window in windows)
+    assert not any(module.folder_of(rolling.folder, number).exists() for number in range(4))
 
 
 def test_batches_are_counted_on_over_windows(rolling):
-    windows = [each[0] for each in taken(rolling, 3)]
-    assert [window.batches for window in windows] == [window.tokens // BATCH for window in windows]
+    windows = [window for window, *_ in taken(rolling, 3)]
+    assert [window.stop - window.first for window in windows] == [window.tokens // BATCH for window in windows]
     assert [window.first for window in windows] == [0, windows[0].stop, windows[1].stop]
 
 
@@ -68,23 +73,23 @@ def test_a_dropped_window_comes_back_with_the_same_bytes(rolling, host, stories)
     again = RollingHarvest(host, TEXT, SPEC, BATCH, rolling.folder, documents=stories)
     window, split = again.window(1)
     assert window == first[1][0]
-    assert torch.equal(split.rows(torch.arange(len(split))), first[1][4])
+    assert torch.equal(split.rows(torch.arange(split.n_tokens)), first[1][4])
 
 
 def test_another_process_goes_on_where_one_was_stopped(rolling, host, stories, tmp_path, monkeypatch):
     undisturbed = taken(rolling, 3)
     other = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "stopped", documents=stories)
     other.window(0)
-    pools, run_pool = [], module.run_pool
+    pools, run_pools = [], module.run_pools
 
     def until_the_second(*args):
         pools.append(args)
         if len(pools) == 2:
             raise KeyboardInterrupt
-        run_pool(*args)
+        run_pools(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "run_pool", until_the_second)
+        patched.setattr(module, "run_pools", until_the_second)
         with pytest.raises(KeyboardInterrupt):
             other.window(1)
     resumed = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "stopped", documents=stories)
@@ -92,13 +97,13 @@ def test_another_process_goes_on_where_one_was_stopped(rolling, host, stories, t
     for number in (1, 2):
         window, split = resumed.window(number)
         assert window == undisturbed[number][0]
-        assert torch.equal(split.rows(torch.arange(len(split))), undisturbed[number][4])
+        assert torch.equal(split.rows(torch.arange(split.n_tokens)), undisturbed[number][4])
 
 
 def test_closing_ends_what_is_harvested_ahead_behind_its_pool(rolling, host, stories, tmp_path, monkeypatch):
     undisturbed = taken(rolling, 1)
     closed = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "closed", documents=stories)
-    pools, run_pool = [], module.run_pool
+    pools, run_pools = [], module.run_pools
     monkeypatch.setattr(
         closed,
         "host",
@@ -110,10 +115,10 @@ def test_closing_ends_what_is_harvested_ahead_behind_its_pool(rolling, host, sto
         pools.append(rest)
         while not closed._closing:
             time.sleep(0.001)
-        run_pool([host], *rest)
+        run_pools([host], *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "run_pool", until_closed)
+        patched.setattr(module, "run_pools", until_closed)
         closed.ahead(0)
         while not pools:
             time.sleep(0.001)
@@ -121,7 +126,7 @@ def test_closing_ends_what_is_harvested_ahead_behind_its_pool(rolling, host, sto
     assert len(pools) == 1 and isinstance(closed._ahead.exception(), KeyboardInterrupt)
     window, split = RollingHarvest(host, TEXT, SPEC, BATCH, tmp_path / "closed", documents=stories).window(0)
     assert window == undisturbed[0][0]
-    assert torch.equal(split.rows(torch.arange(len(split))), undisturbed[0][4])
+    assert torch.equal(split.rows(torch.arange(split.n_tokens)), undisturbed[0][4])
 
 
 def test_where_the_text_ends_it_is_read_again(host, stories, tmp_path):

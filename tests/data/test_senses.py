@@ -104,15 +104,15 @@ def test_activations_are_those_of_the_targets_last_token(load, tmp_path, monkeyp
     monkeypatch.setattr(senses, "BATCH", batch)
     host = load(family, POINT)
     file = write(tmp_path / "a.jsonl", mixed())
-    (found,) = sense_activations(host, [file], minimum=2)
-    assert (found.word, found.senses, found.point, found.skipped, found.rare) == ("mill", ("A", "B"), POINT, {}, {})
+    (mill,) = sense_activations(host, [file], minimum=2)
+    assert (mill.word, mill.senses, mill.point, mill.skipped, mill.rare) == ("mill", ("A", "B"), POINT, {}, {})
     assert (
-        found.sense.tolist() == [i % 2 for i in range(12)]
-        and found.sizes.tolist() == [6, 6]
-        and found.sentence.tolist() == list(range(12))
+        mill.sense.tolist() == [i % 2 for i in range(12)]
+        and mill.sizes.tolist() == [6, 6]
+        and mill.sentence.tolist() == list(range(12))
     )
-    assert found.x.dtype == torch.float32 and found.n_tokens == 12
-    for row, occurrence in zip(found.x, read_senses(file), strict=True):
+    assert mill.x.dtype == torch.float32 and mill.n_tokens == 12
+    for row, occurrence in zip(mill.x, read_senses(file), strict=True):
         assert torch.allclose(row, expected_row(host, occurrence), atol=1e-5)
 
 
@@ -167,9 +167,9 @@ def test_what_is_left_out_is_counted(load, tmp_path):
     ]
     said = []
     progress = type("Said", (senses.Progress,), {"say": lambda self, text: said.append(text)})(enabled=False)
-    (found,) = sense_activations(host, [write(tmp_path / "a.jsonl", lines)], context=24, minimum=2, progress=progress)
-    assert found.n_tokens == 8 and found.rare == {"C": 1}
-    assert found.skipped == {senses.REPEATED: 2, senses.TOO_LONG: 1}
+    (word,) = sense_activations(host, [write(tmp_path / "a.jsonl", lines)], context=24, minimum=2, progress=progress)
+    assert word.n_tokens == 8 and word.rare == {"C": 1}
+    assert word.skipped == {senses.REPEATED: 2, senses.TOO_LONG: 1}
     assert said == ["'dam' has fewer than two senses with 2 examples and is left out"]
 
 
@@ -181,29 +181,29 @@ def test_a_target_without_tokens_is_counted(load, tmp_path, monkeypatch):
         is_fast = True
 
         def __call__(self, texts, **options):
-            found = tokenizer(texts, **options)
-            offsets = zip(texts, found["offset_mapping"], strict=True)
+            encoded = tokenizer(texts, **options)
+            offsets = zip(texts, encoded["offset_mapping"], strict=True)
             return {
-                **found,
+                **encoded,
                 "offset_mapping": [[(0, 0)] * len(row) if "gone" in text else row for text, row in offsets],
             }
 
     monkeypatch.setattr(host, "tokenizer", Deaf())
-    (found,) = sense_activations(host, [write(tmp_path / "a.jsonl", [*mixed(8), line(before="gone")])], minimum=2)
-    assert found.n_tokens == 8 and found.skipped == {senses.NO_TOKEN: 1}
+    (word,) = sense_activations(host, [write(tmp_path / "a.jsonl", [*mixed(8), line(before="gone")])], minimum=2)
+    assert word.n_tokens == 8 and word.skipped == {senses.NO_TOKEN: 1}
 
 
 def test_two_targets_in_one_sentence_share_its_number(load, tmp_path):
     twice = [line(before="a", after="by the mill"), line(before="a mill by the", after="")]
-    (found,) = sense_activations(load("bert", POINT), [write(tmp_path / "a.jsonl", [*mixed(4), *twice])], minimum=2)
-    assert found.sentence.tolist() == [0, 1, 2, 3, 4, 4] and not found.skipped
+    (word,) = sense_activations(load("bert", POINT), [write(tmp_path / "a.jsonl", [*mixed(4), *twice])], minimum=2)
+    assert word.sentence.tolist() == [0, 1, 2, 3, 4, 4] and not word.skipped
 
 
 def test_words_come_by_name_and_files_add_up(load, tmp_path):
     other = [{**entry, "word": "dam"} for entry in mixed(6)]
     files = [write(tmp_path / "a.jsonl", [*mixed(4), *other]), write(tmp_path / "b.jsonl.gz", mixed(8)[4:])]
-    found = sense_activations(load("gpt2", POINT), files, minimum=2)
-    assert [(entry.word, entry.n_tokens) for entry in found] == [("dam", 6), ("mill", 8)]
+    words = sense_activations(load("gpt2", POINT), files, minimum=2)
+    assert [(entry.word, entry.n_tokens) for entry in words] == [("dam", 6), ("mill", 8)]
 
 
 def test_nothing_to_judge_on(load, tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_the_known_sets(name):
     file = SHARED / f"{name}.jsonl.gz"
     if not file.is_file():
         pytest.skip(f"{file.name} of the senses is not on this machine")
-    found = list(read_senses(file))
-    assert len(found) > 2000 and {occurrence.word for occurrence in found} == {name}
-    assert all(occurrence.sentence[occurrence.start : occurrence.stop].startswith(name) for occurrence in found)
-    assert np.unique([occurrence.sense for occurrence in found]).size == {"hard": 3, "interest": 6}[name]
+    occurrences = list(read_senses(file))
+    assert len(occurrences) > 2000 and {occurrence.word for occurrence in occurrences} == {name}
+    assert all(occurrence.sentence[occurrence.start : occurrence.stop].startswith(name) for occurrence in occurrences)
+    assert np.unique([occurrence.sense for occurrence in occurrences]).size == {"hard": 3, "interest": 6}[name]

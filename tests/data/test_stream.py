@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metasae import UserError
-from metasae.data.cache.prefetch import Prefetch
-from metasae.data.cache.stream import Stream, _indices
+from metasae.data.cache.stream import Prefetch, Stream, indices_of
 
 
 class Rows:
@@ -33,19 +32,19 @@ def numbers(stream, batches):
 
 def test_every_epoch_gives_every_token_once_and_nothing_is_dropped():
     with Stream(Rows(100), batch=7, seed=3) as stream:
-        found = numbers(stream, 43)
-    first, second = found[:100], found[100:200]
+        rows = numbers(stream, 43)
+    first, second = rows[:100], rows[100:200]
     assert sorted(first) == sorted(second) == list(range(100)) and first != second
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 120), st.integers(0, 9), st.integers(0, 20))
 def test_seeking_equals_going_there(n_tokens, batch, seed, position):
-    going, jumping = _indices(n_tokens, batch, seed, 0), _indices(n_tokens, batch, seed, position)
+    going, jumping = indices_of(n_tokens, batch, seed, 0), indices_of(n_tokens, batch, seed, position)
     for _ in range(position):
         next(going)
     assert all(torch.equal(next(going), next(jumping)) for _ in range(3))
-    counts = Counter(torch.cat([next(_indices(n_tokens, batch, seed, p)) for p in range(n_tokens)]).tolist())
+    counts = Counter(torch.cat([next(indices_of(n_tokens, batch, seed, p)) for p in range(n_tokens)]).tolist())
     assert set(counts.values()) == {batch}
 
 
@@ -66,7 +65,7 @@ def test_position_and_seek():
 def test_batches_mix_documents():
     lengths = torch.randint(50, 4000, (400,), generator=torch.Generator().manual_seed(0)).numpy()
     documents = np.repeat(np.arange(400), lengths)
-    indices = _indices(len(documents), 512, seed=0, position=0)
+    indices = indices_of(len(documents), 512, seed=0, position=0)
     assert min(len(np.unique(documents[next(indices).numpy()])) for _ in range(50)) >= 64
 
 
@@ -78,8 +77,6 @@ def test_a_nan_in_a_batch_is_refused():
     stream = Stream(Bad(10), batch=3, seed=0)
     with pytest.raises(UserError, match="shard x"):
         stream.next()
-    with pytest.raises(UserError, match="empty"):
-        Stream(Rows(0), batch=3, seed=0)
 
 
 def test_working_ahead_gives_the_same_batches():
@@ -128,7 +125,7 @@ def test_a_real_cache(load, stories, tmp_path):
     split = cache.split("train")
     with Stream(split, batch=256, seed=0, scale=0.5) as stream:
         x_BD = stream.next()
-    order = next(_indices(3000, 256, 0, 0))
+    order = next(indices_of(3000, 256, 0, 0))
     assert torch.equal(x_BD, split.rows(order) * 0.5)
     assert len(np.unique(split.documents[order.numpy()])) > 0.9 * len(np.unique(split.documents))
     doctor(cache, "train-00001.safetensors")

@@ -90,9 +90,9 @@ def test_a_dataset_without_the_hub_is_one_line_and_quick(monkeypatch):
 
 def test_splits_are_fixed_by_the_words_and_have_their_shares():
     text = recipe.Text(calibration_share=0.1, evaluation_share=0.2)
-    found = [split_of(f"document {number}", text) for number in range(5000)]
-    assert found == [split_of(f"document {number}", text) for number in range(5000)]
-    assert abs(found.count("calibration") / 5000 - 0.1) < 0.02 and abs(found.count("evaluation") / 5000 - 0.2) < 0.02
+    splits = [split_of(f"document {number}", text) for number in range(5000)]
+    assert splits == [split_of(f"document {number}", text) for number in range(5000)]
+    assert abs(splits.count("calibration") / 5000 - 0.1) < 0.02 and abs(splits.count("evaluation") / 5000 - 0.2) < 0.02
 
 
 def test_identity_follows_the_bytes_not_the_place(tmp_path):

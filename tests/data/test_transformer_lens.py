@@ -1,4 +1,4 @@
-"""Hook points by TransformerLens's names, beside TransformerLens itself with unprocessed weights, where it is installed."""
+"""Hook points by TransformerLens's names, beside TransformerLens itself with unprocessed weights."""
 
 import json
 import shutil
@@ -45,13 +45,13 @@ def hooked_model(family, model, folder):
         if by_hand
         else loading.get_pretrained_model_config(str(folder), fold_ln=False, device="cpu")
     )
-    made = (lens.HookedEncoder if family == "bert" else lens.HookedTransformer)(config)
-    left = made.load_state_dict(loading.get_pretrained_state_dict(str(folder), config, model), strict=False)
+    theirs = (lens.HookedEncoder if family == "bert" else lens.HookedTransformer)(config)
+    left = theirs.load_state_dict(loading.get_pretrained_state_dict(str(folder), config, model), strict=False)
     # buffers only: masks and the tables of rotary positions, and for models without one the unembedding's bias
     assert not left.unexpected_keys and all(
         key.split(".")[-1] in ("mask", "IGNORE", "rotary_sin", "rotary_cos", "b_U") for key in left.missing_keys
     )
-    return made
+    return theirs
 
 
 def gemma2_config(config):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from metasae.data.cache.stream import Stream
-from metasae.data.planted.planted import firing_probabilities
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.rows.decomposability import nearest_cosines
 from metasae.measures.truth.truth import effective_numbers, measure_truth, true_firings, unit
+from planted_truth import firing_probabilities
 from tools import cases
 from tools.cases import CASES, FEW_STEPS, trained_subjects
 

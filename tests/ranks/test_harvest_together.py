@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from metasae.data.cache import activations, cache_writer
+from metasae.data.cache import activations, cache_writer, passes
 from metasae.data.cache.activations import harvest_points
 from metasae.data.model.host import Host
 from metasae.progress.progress import Progress
@@ -35,7 +35,7 @@ def harvested(ranks, model, folder, stories, rank_batches=4, kill_at=None):
 
     kill_at: the batch before which the last rank is killed.
     """
-    batches, run_batch = [], activations._run_batch
+    batches, run_batch = [], passes._run_batch
 
     def counted(*args):
         batches.append(args)
@@ -45,7 +45,7 @@ def harvested(ranks, model, folder, stories, rank_batches=4, kill_at=None):
 
     progress, host = Said(), Host.load(recipe.Model(path=str(model), dtype="fp32"), POINTS[0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(activations, "_run_batch", counted)
+        patch.setattr(passes, "_run_batch", counted)
         patch.setattr(activations, "RANK_BATCHES", rank_batches)
         # a note after every turn, so that there is something to go on from
         patch.setattr(cache_writer, "SECONDS_BETWEEN_NOTES", 0.0)

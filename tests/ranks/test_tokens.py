@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metasae.data.cache.over_ranks import OwnRows, batches_of
-from metasae.data.cache.stream import Stream
+from metasae.data.cache.stream import SharedStream, Stream, batches_of, indices_of
 from metasae.errors import UserError
 from metasae.ranks.ranks import ALONE
 from spawned import on_ranks
@@ -65,9 +64,10 @@ def test_one_rank_has_the_ordinary_stream():
 def test_a_bad_row_is_named_as_with_one_process():
     from metasae.ranks.ranks import Ranks
 
-    split = Split(torch.float32)
-    split.x[:] = torch.where(torch.arange(T)[:, None] == 9, torch.nan, split.x)
-    own = OwnRows(split, Ranks(1, 2))
-    indices = torch.tensor([1, 2, 3, 4, 9, 5])
-    with pytest.raises(UserError, match="token 9 is bad"):
-        own.refuse_bad(indices.numpy(), own.rows(indices))
+    split, bad = Split(torch.float32), int(next(indices_of(T, 6, 3, 0))[4])
+    split.x[bad] = torch.nan
+    with (
+        SharedStream(split, 6, 3, 1.0, Ranks(1, 2), torch.device("cpu")) as stream,
+        pytest.raises(UserError, match=f"token {bad} is bad"),
+    ):
+        stream.next()

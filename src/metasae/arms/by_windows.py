@@ -1,6 +1,9 @@
-"""Training when activations come a window at a time: every arm trains on a window before the next takes its place on the disk.
+"""Training when activations come a window at a time.
 
-Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway, with the same bits.
+Every arm trains on a window before the next window takes its place on the disk.
+
+Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway,
+with the same bits.
 """
 
 from collections.abc import Callable
@@ -9,7 +12,8 @@ from pathlib import Path
 from metasae.arms.source import Source
 from metasae.arms.train_measure import Turn, is_trained, train_arm
 from metasae.data.cache.cache import ActivationCache
-from metasae.data.cache.rolling import RollingHarvest, Window, open_window, windows_of
+from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
+from metasae.data.split import Split
 from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
 from metasae.ranks.ranks import Ranks
@@ -31,44 +35,33 @@ def train_by_windows(
 ) -> None:
     """Trains all arms to their end.
 
-    cache: the other splits. folder_of: an arm and a seed -> its folder. done: told `train ARM-sSEED` and the seconds it took.
-    Called by all ranks; the first harvests. Raises Interrupted once the state is saved.
+    cache: the other splits. folder_of: an arm and a seed -> its folder. done: told `train ARM-sSEED` and the seconds
+    it took. Called by all ranks; the first harvests. Raises Interrupted once the state is saved.
     """
     total = -(-recipe.train.tokens // recipe.train.batch)
-    seconds = dict.fromkeys(arms, 0.0)
-    rolling = source.rolling() if ranks.first and not all(is_trained(folder_of(*each)) for each in arms) else None
+    folders = {(arm, seed): folder_of(arm, seed) for arm, seed in arms}
+    seconds = dict.fromkeys(folders, 0.0)
+    rolling = source.rolling() if ranks.first and not all(map(is_trained, folders.values())) else None
     try:
         number = 0
-        while left := [each for each in arms if not ranks.agreed(is_trained(folder_of(*each)))]:
-            known = windows_of(source.windows)
-            if ranks.agreed(
-                number >= len(known) or any(_wants(folder_of(*each), known[number], total) for each in left)
-            ):
+        while left := [arm for arm, folder in folders.items() if not ranks.agreed(is_trained(folder))]:
+            known = training_windows(source.windows)
+            unknown = number >= len(known)
+            if ranks.agreed(unknown or any(_wants(folders[arm], known[number], total) for arm in left)):
                 with stop.at_once():
                     window, split = _open(rolling, source, number, total, ranks)
-                first = windows_of(source.windows)[0]
+                turn = Turn(split, training_windows(source.windows)[0], number, window.first, window.stop)
                 for arm, seed in left:
-                    if not ranks.agreed(_wants(folder_of(arm, seed), window, total)):
+                    folder = folders[arm, seed]
+                    if not ranks.agreed(_wants(folder, window, total)):
                         continue
                     title = f"training {arm}, seed {seed}, on window {number}"
-                    turn = Turn(split, first, number, window.first, window.stop)
                     seconds[arm, seed] += train_arm(
-                        recipe,
-                        source,
-                        cache,
-                        arm,
-                        seed,
-                        folder_of(arm, seed),
-                        device,
-                        progress,
-                        title,
-                        stop,
-                        ranks,
-                        turn,
+                        recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn
                     )
-                    if is_trained(folder_of(arm, seed)):
+                    if is_trained(folder):
                         done(f"train {arm}-s{seed}", seconds[arm, seed])
-                del split
+                del split, turn
             if rolling is not None:
                 rolling.drop(number)
             number += 1
@@ -77,16 +70,21 @@ def train_by_windows(
             rolling.close()
 
 
-def _wants(folder: Path, window: Window, total: int) -> bool:
-    """Whether an arm that is not at its end has something to do in this window; steps of its meta SAE may follow the last batch."""
+def _wants(folder: Path, window: TrainingWindow, total: int) -> bool:
+    """Whether an arm that is not at its end has something to do in this window.
+
+    Steps of its meta SAE may follow the last batch.
+    """
     return steps(folder) < window.stop or window.stop >= total
 
 
-def _open(rolling: RollingHarvest | None, source: Source, number: int, total: int, ranks: Ranks):
+def _open(
+    rolling: RollingHarvest | None, source: Source, number: int, total: int, ranks: Ranks
+) -> tuple[TrainingWindow, Split]:
     """The window on every rank, harvested by the first, which begins with the next one where there is one to come."""
     if rolling is not None:
-        window, split = rolling.window(number)
+        window, _ = rolling.window(number)
         if window.stop < total:
             rolling.ahead(number + 1)
     ranks.wait()
-    return (window, split) if rolling is not None else open_window(source.windows, number)
+    return open_window(source.windows, number)

@@ -44,23 +44,25 @@ class Source:
     def steering(self) -> Steering | None:
         """What the side effects of steering are measured with, where the recipe asks for them and there is a model."""
         spec = self.recipe.measure
-        return (
-            None
-            if self.planted or not spec.side_effects
-            else Steering(self.host, spec.side_effects, self.recipe.text.context)
-        )
+        if self.planted or not spec.side_effects:
+            return None
+        return Steering(self.host, spec.side_effects, self.recipe.text.context)
 
     def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache:
-        """At least so many tokens of each split, harvested where no cache holds them yet; no training split where it comes in windows."""
+        """At least so many tokens of each split, harvested where no cache holds them yet.
+
+        There is no training split where it comes in windows.
+        """
         if self.planted:
             return PlantedCache(self.recipe.planted, tokens)
         point, recipe = self.recipe.hook.point, self.recipe
         if recipe.harvest.window_tokens:
             tokens = {split: count for split, count in tokens.items() if split != "train"}
-        points = list(dict.fromkeys([point, *recipe.hook.also]))
-        return harvest_points(
+        points = [point, *recipe.hook.also]
+        caches = harvest_points(
             self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress, ranks=self.ranks
-        )[point]
+        )
+        return caches[point]
 
     def rolling(self) -> RollingHarvest:
         """The training activations a window at a time, in the run folder."""

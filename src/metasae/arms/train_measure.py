@@ -12,11 +12,11 @@ from torch import Tensor
 import metasae
 from metasae import files
 from metasae.arms.source import Source
-from metasae.data.cache.cache import ActivationCache, Split
-from metasae.data.cache.over_ranks import batches_of
-from metasae.data.cache.rolling import CountedOn, Window
+from metasae.data.cache.cache import ActivationCache
+from metasae.data.cache.rolling import TrainingWindow
+from metasae.data.cache.stream import batches_of
 from metasae.data.planted.planted_cache import PlantedCache
-from metasae.data.split import Rows
+from metasae.data.split import Rows, Split
 from metasae.errors import UserError
 from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.progress.progress import Progress
@@ -44,7 +44,7 @@ class Turn:
     """
 
     split: Split
-    scaled_by: Split | Window
+    scaled_by: Split | TrainingWindow
     window: int | None = None
     first: int = 0
     stop: int | None = None
@@ -99,13 +99,13 @@ def _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title
     scale = input_scale(turn.scaled_by, recipe.sae.normalize)
     trainer = trainer_of(recipe, arm, seed, initial_b_dec(turn.split, scale, recipe), device, ranks)
     with (
-        batches_of(turn.split, recipe.train.batch, turn.order(seed), scale, ranks, trainer.device) as stream,
+        batches_of(
+            turn.split, recipe.train.batch, turn.order(seed), scale, ranks, trainer.device, turn.first
+        ) as stream,
         progress.task(title, recipe.train.tokens) as task,
     ):
         start = time.perf_counter()
-        done = train(
-            trainer, CountedOn(stream, turn.first), folder, task, stop, checkpoints=checkpoint, until=turn.stop
-        )
+        done = train(trainer, stream, folder, task, stop, checkpoints=checkpoint, until=turn.stop)
         seconds = time.perf_counter() - start
     if not done:
         return seconds
@@ -251,7 +251,7 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
     }
 
 
-def input_scale(split: Split | Window, normalize: str) -> float:
+def input_scale(split: Split | TrainingWindow, normalize: str) -> float:
     """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
     if normalize != "global":
         return 1.0

@@ -35,7 +35,7 @@ def run(
 ) -> None:
     """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
     from metasae.jobs import start
-    from metasae.jobs.run_lock import first_alone_on
+    from metasae.locks import first_alone_on
     from metasae.recipe.resolve import one_per_point, resolve
 
     # whatever can be refused without torch is refused before it is imported, which takes seconds
@@ -125,7 +125,7 @@ def measure(
 ) -> None:
     """Measures SAEs that are there already, on the same held-out text, and compares them."""
     from metasae.jobs import targets
-    from metasae.jobs.run_lock import alone_on
+    from metasae.locks import alone_on
 
     changed = overrides(set_, None, None)
     _, resolved = targets.chosen(folders, recipe, changed, device)

@@ -1,15 +1,17 @@
 """Words in sentences with their sense: tagged occurrences in files, and the model's activations on the word itself.
 
-A file holds one JSON object a line with the keys word, sense, before, target and after; the sentence is before, target and
-after, joined by spaces. The target is found by its place in the sentence, never by a search for its letters.
+A file holds one JSON object a line with the keys word, sense, before, target and after; the sentence is before,
+target and after, joined by spaces. The target is found by its place in the sentence, never by a search for its
+letters.
 """
 
 import gzip
 import json
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +49,10 @@ class Occurrence:
 class SenseActivations:
     """Activations on T occurrences of one word, in the order of the file.
 
-    senses: the names of its S senses, at least two, sorted. x: float32 [T, d], at the target's last token. sense: int64 [T],
-    numbers into `senses`. sentence: int64 [T], equal where two occurrences stand in the same sentence. skipped: reason ->
-    occurrences left out. rare: sense -> occurrences, those with too few examples. point: the hook point.
+    senses: the names of its S senses, at least two, sorted. x: float32 [T, d], at the target's last token. sense:
+    int64 [T], numbers into `senses`. sentence: int64 [T], equal where two occurrences stand in the same sentence.
+    skipped: reason -> occurrences left out. rare: sense -> occurrences, those with too few examples. point: the hook
+    point.
     """
 
     word: str
@@ -72,7 +75,10 @@ class SenseActivations:
 
 
 def sense_files(path: str | Path) -> list[Path]:
-    """The file itself, or the files of a folder that end with .jsonl or .jsonl.gz, by name. Raises UserError when there is none."""
+    """The file itself, or the files of a folder that end with .jsonl or .jsonl.gz, by name.
+
+    Raises UserError when there is none.
+    """
     path = Path(path)
     if path.is_file():
         return [path]
@@ -81,19 +87,19 @@ def sense_files(path: str | Path) -> list[Path]:
         raise UserError(
             f"'{path}' is no file or folder of word senses{hint if 'did you mean' in hint else '; check the path'}"
         )
-    found = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith("."))
-    if not found:
+    files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith("."))
+    if not files:
         raise UserError(
             f"the folder '{path}' holds no word senses; put files there that end with {' or '.join(SUFFIXES)}"
         )
-    return found
+    return files
 
 
 def read_senses(file: str | Path) -> Iterator[Occurrence]:
     """The occurrences of one file, plain or gzipped. Empty lines are passed over.
 
-    Raises UserError naming the file and line where a line is no JSON object, lacks a key, holds something else than text or an
-    empty target, and where the file cannot be read.
+    Raises UserError naming the file and line where a line is no JSON object, lacks a key, holds something else than
+    text or an empty target, and where the file cannot be read.
     """
     file = Path(file)
     number = 0
@@ -136,34 +142,35 @@ def sense_activations(
 ) -> list[SenseActivations]:
     """The activations at the hook point on every tagged word of `files`, one entry per word, by name.
 
-    Every sentence runs alone, with the special tokens that the model's windows have. Of a target of several tokens the last one
-    counts: a causal model has read the whole word only there, and an SAE knows single tokens, not means. A sentence longer than
-    `context` tokens (or than the model holds) is cut round the target. Left out and counted: a sentence that was there before,
-    a target without a token or longer than the window, and senses with fewer than `minimum` examples (each half of them has to show
-    something); a word is left out where fewer than two senses remain, and `progress` says so.
-    Memory: 4 d bytes per occurrence. Raises UserError for files that cannot be read (see `read_senses`), a tokenizer that does
-    not tell where its tokens stand, and when no word remains; ValueError for a minimum below 2.
+    Every sentence runs alone, with the special tokens that the model's windows have. Of a target of several tokens
+    the last one counts: a causal model has read the whole word only there, and an SAE knows single tokens, not means.
+    A sentence longer than `context` tokens (or than the model holds) is cut round the target. Left out and counted: a
+    sentence that was there before, a target without a token or longer than the window, and senses with fewer than
+    `minimum` examples (each half of them has to show something); a word is left out where fewer than two senses
+    remain, and `progress` says so. Memory: 4 d bytes per occurrence. Raises UserError for files that cannot be read
+    (see `read_senses`), a tokenizer that does not tell where its tokens stand, and when no word remains; ValueError
+    for a minimum below 2.
     """
     if minimum < 2:
         raise ValueError(
             f"minimum must be 2 or more, so that both halves of the sentences can hold a sense, not {minimum}"
         )
     files = list(files)
-    occurrences: dict[str, list[Occurrence]] = {}
-    for file in files:
-        for occurrence in read_senses(file):
-            occurrences.setdefault(occurrence.word, []).append(occurrence)
+    occurrences: dict[str, list[Occurrence]] = defaultdict(list)
+    for occurrence in chain.from_iterable(map(read_senses, files)):
+        occurrences[occurrence.word].append(occurrence)
     words = []
     with progress.task("reading sentences with known senses", sum(map(len, occurrences.values())), "sentences") as task:
         for word in sorted(occurrences):
-            found = _of_word(host, word, occurrences[word], context, minimum, task)
-            if found is None:
+            activations = _of_word(host, word, occurrences[word], context, minimum, task)
+            if activations is None:
                 progress.say(f"'{word}' has fewer than two senses with {minimum} examples and is left out")
             else:
-                words.append(found)
+                words.append(activations)
     if not words:
         raise UserError(
-            f"no word in {', '.join(map(str, files)) or 'no files'} has two senses with {minimum} examples each; tag more sentences"
+            f"no word in {', '.join(map(str, files)) or 'no files'} has two senses with {minimum} examples each; "
+            "tag more sentences"
         )
     return words
 
@@ -184,17 +191,15 @@ def _of_word(
     if len(senses) < 2:
         task.advance(len(occurrences))
         return None
-    kept = [entry for entry in placed if entry[0].sense in senses]
+    kept = [(occurrence, window, position) for occurrence, window, position in placed if occurrence.sense in senses]
     task.advance(len(occurrences) - len(kept))
-    sentences: dict[str, int] = {}
+    numbers = {sentence: number for number, sentence in enumerate(dict.fromkeys(entry[0].sentence for entry in kept))}
     return SenseActivations(
         word=word,
         senses=senses,
         x=_run(host, [window for _, window, _ in kept], np.array([position for _, _, position in kept]), task),
         sense=np.array([senses.index(occurrence.sense) for occurrence, _, _ in kept], dtype=np.int64),
-        sentence=np.array(
-            [sentences.setdefault(occurrence.sentence, len(sentences)) for occurrence, _, _ in kept], dtype=np.int64
-        ),
+        sentence=np.array([numbers[occurrence.sentence] for occurrence, _, _ in kept], dtype=np.int64),
         skipped={reason: count for reason, count in skipped.items() if count},
         rare={sense: count for sense, count in sorted(sizes.items()) if count < minimum},
         point=host.point,
@@ -202,13 +207,15 @@ def _of_word(
 
 
 def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) -> Iterator[tuple[Window, int] | str]:
-    """Of each occurrence the (window, position of the target's last token within the window's tokens), or the reason why there is none.
+    """Of each occurrence the (window, position of the target's last token within the window's tokens), or the reason
+    why there is none.
 
     A token belongs to the target when it holds one of its characters.
     """
     if not host.tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; word senses need a fast one"
+            f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; "
+            "word senses need a fast one"
         )
     room = host.frame.room(min(context, host.max_context or context))
     encoded = host.tokenizer(
@@ -238,14 +245,20 @@ def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) 
 
 
 def _cut(start: int, stop: int, length: int, room: int, causal: bool) -> int:
-    """The first token of a window of `room` tokens with the target in its middle; at its end in a causal model, which reads nothing behind it."""
+    """The first token of a window of `room` tokens with the target in its middle.
+
+    In a causal model, which reads nothing behind the target, it stands at the window's end.
+    """
     spare = room - (stop - start)
     before = spare if causal else spare // 2
     return max(min(start - before, length - room), 0)
 
 
 def _run(host: Host, windows: list[Window], positions: np.ndarray, task: Task) -> Tensor:
-    """Windows and one position in each -> activations there, float32 [T, d] on the CPU. They run sorted by length, so that little is padding."""
+    """Windows and one position in each -> activations there, float32 [T, d] on the CPU.
+
+    They run sorted by length, so that little is padding.
+    """
     rows = torch.empty(len(windows), host.d)
     order = np.argsort([-len(window) for window in windows], kind="stable")
     for start in range(0, len(order), BATCH):
@@ -253,11 +266,12 @@ def _run(host: Host, windows: list[Window], positions: np.ndarray, task: Task) -
         ids, mask, _ = pad([windows[i] for i in batch], host.frame, host.pad_id)
         places = torch.from_numpy(positions[batch] + len(host.frame.prefix)).to(host.device)
         x_BTD = host.activations(ids, mask)
-        found = x_BTD[torch.arange(len(batch), device=host.device), places].to("cpu", torch.float32)
-        if not torch.isfinite(found).all():
+        x_BD = x_BTD[torch.arange(len(batch), device=host.device), places].to("cpu", torch.float32)
+        if not torch.isfinite(x_BD).all():
             raise UserError(
-                f"the model gives NaN or inf activations at '{host.point}'; set model.dtype=fp32 or choose another hook.point"
+                f"the model gives NaN or inf activations at '{host.point}'; "
+                "set model.dtype=fp32 or choose another hook.point"
             )
-        rows[torch.from_numpy(batch)] = found
+        rows[torch.from_numpy(batch)] = x_BD
         task.advance(len(batch))
     return rows

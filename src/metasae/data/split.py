@@ -13,7 +13,10 @@ from metasae.ranks.sharing import stretch_of
 
 
 class Split(Protocol):
-    """T tokens. tokens (vocabulary ids), documents (numbers in the source), positions (in the document, from 0): int32 [T]."""
+    """T tokens.
+
+    tokens (vocabulary ids), documents (numbers in the source), positions (in the document, from 0): int32 [T].
+    """
 
     n_tokens: int
     tokens: np.ndarray
@@ -58,7 +61,7 @@ class Rows:
         return self.x[torch.as_tensor(indices, dtype=torch.int64)]
 
     def blocks(self, size: int) -> Iterator[Tensor]:
-        return iter(self.x.float().split(size))
+        return iter(self.x.float().split(size) if self.n_tokens else ())
 
     @cached_property
     def mean(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from metasae.data.model import hooks, loading
 from metasae.data.model.model_folder import local_folder
-from metasae.data.model.refusal import refusal
+from metasae.data.model.loading import refusal
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.text import hub
 from metasae.errors import UserError

@@ -14,7 +14,7 @@ from torch import Tensor
 from metasae import files
 from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale
 from metasae.data.cache.activations import fingerprint_of, identity
-from metasae.data.cache.cache import ActivationCache, is_held
+from metasae.data.cache.cache import ActivationCache, large_enough
 from metasae.data.cache.stream import Stream
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
@@ -132,7 +132,7 @@ def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trial
     trials.process = resident() + LATER - (model.bytes if device == "cpu" else 0)
     if not wanted.harvest.cache:
         trials.cache = out.parent / "activations" / key[:16]
-    trials.cached = is_held(trials.cache, key, wanted.split_tokens)
+    trials.cached = large_enough(trials.cache, key, wanted.split_tokens) is not None
     return host
 
 

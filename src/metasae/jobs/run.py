@@ -30,7 +30,7 @@ from metasae.errors import Interrupted
 from metasae.jobs import run_stages, start
 from metasae.jobs.conclude import conclude, print_conclusion, print_next_steps
 from metasae.jobs.remeasure import bring_up_to_date, forget_what_rests_on, is_measured, measured_otherwise, said_of
-from metasae.jobs.run_lock import first_alone_on
+from metasae.locks import first_alone_on
 from metasae.progress.progress import Progress, SharedTask
 from metasae.progress.stages import Stage
 from metasae.progress.stop import StopRequest

@@ -1,131 +1,265 @@
-"""Filling one cache folder: the shards of each split, a note of how far they are, and at the end the index.
+"""Filling one cache folder: the shards of each split, a note of how far they are, at the end their sums and the index.
 
-FOLDER/unfinished.json   while a harvest is under way: its settings, its cursor and the closed shards; gone once there is an index
+FOLDER/unfinished.json   while a harvest is under way: its settings and its cursor; gone once there is an index
+
+A shard is a safetensors file: the length of the header in 8 bytes, the header (JSON: name -> dtype, shape and place
+of each tensor), the tensors (https://github.com/huggingface/safetensors#format). Its size is known before its rows
+are, so every row goes straight to its place in the file, and none waits in memory.
 """
 
+import hashlib
+import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
-from metasae.data.cache.cache import DTYPES, FORMAT, INDEX, SHARDS, STATISTICS, UNFINISHED
+from metasae.data.cache.cache import COLUMNS, DTYPES, FORMAT, INDEX, SHARDS, STATISTICS, UNFINISHED, sums
 from metasae.data.cache.feed import Cursor
-from metasae.data.cache.shards import ShardWriter
 from metasae.errors import UserError
-from metasae.files import read_json, read_tensors, write_json, write_tensors
+from metasae.files import read_json, write_json, write_tensors
 from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.sharing import RankPool
 
-# A note makes the disk catch up, so it is not written after every pool; a harvest that is killed loses no more than this and a pool.
+# A note makes the disk catch up, so it is not written after every pool; a harvest that is killed loses no more than
+# this and a pool.
 SECONDS_BETWEEN_NOTES = 30.0
-
-Complete = Callable[[dict, dict[str, torch.Tensor]], tuple[dict, dict[str, torch.Tensor]]]
+MAX_SHARD_BYTES = 256 << 20
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
 class CacheWriter:
     """One hook point's cache in the making. Tokens of a split are numbered in the order of the feed.
 
-    settings: `tokens` (wanted of each split), `shard_tokens` and whatever else decides which row lies where: a harvest goes on
-    only where they are the same. ranks: those that write into the folder, each some of the rows; all of them call the same, and
-    the note and the index are the first one's.
+    settings: `tokens` (wanted of each split), `shard_tokens` and whatever else decides which row lies where: a harvest
+    goes on only where they are the same. ranks: those that write into the folder, each some of the rows; all of them
+    call the same, and the note and the index are the first one's.
     """
 
     def __init__(self, folder: Path, identity: dict, fingerprint: str, d: int, settings: dict, ranks: Ranks = ALONE):
-        self.folder, self.identity, self.fingerprint, self.d, self.settings = folder, identity, fingerprint, d, settings
-        self.ranks, dtype, capacity = ranks, DTYPES[identity["dtype"]], settings["shard_tokens"]
+        self.folder, self.identity, self.d, self.ranks = folder, identity, d, ranks
+        self._facts = {"format": FORMAT, "fingerprint": fingerprint}
+        self._note = self._facts | {"settings": settings}
+        dtype, capacity = DTYPES[identity["dtype"]], settings["shard_tokens"]
         self.splits = {
             split: ShardWriter(folder, split, d, dtype, capacity, count, ranks)
             for split, count in settings["tokens"].items()
         }
         self._noted = time.monotonic()
-        self._entries: dict[str, list[dict]] = {}
-        self._statistics: dict[str, torch.Tensor] = {}
 
-    def held(self) -> Cursor | None:
+    def stopped_at(self) -> Cursor | None:
         """Where a harvest of the same settings stopped in this folder; None where there is none to go on with."""
         try:
-            note, self._statistics = read_json(self.folder / UNFINISHED), read_tensors(self.folder / STATISTICS)
+            note = read_json(self.folder / UNFINISHED)
         except UserError:
             return None  # none there, or damaged
-        mine = {"format": FORMAT, "fingerprint": self.fingerprint, "settings": self.settings}
-        if not isinstance(note, dict) or not mine.items() <= note.items():
+        if not isinstance(note, dict) or not self._note.items() <= note.items():
             return None
-        self._entries = note["splits"]
         return Cursor(**note["cursor"])
 
     def can_resume(self, cursor: Cursor) -> bool:
-        return all(writer.whole(cursor.found[split]) for split, writer in self.splits.items())
-
-    def resume(self, cursor: Cursor) -> None:
-        """Goes on at a cursor that is that of `held` or before it."""
-        for split, writer in self.splits.items():
-            writer.restore(cursor.found[split], self._entries[split], self._statistics)
+        """Whether all rows before the cursor are there."""
+        return all(writer.is_whole(cursor.found[split]) for split, writer in self.splits.items())
 
     def begin(self) -> None:
-        """Clears the folder of earlier shards. The note goes first: it must not speak of shards that are gone."""
+        """Clears the folder of earlier shards. The note goes first: it must not name shards that are gone."""
         if not self.ranks.first:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / UNFINISHED).unlink(missing_ok=True)
-        for stale in [*self.folder.glob(SHARDS), self.folder / STATISTICS]:
+        for stale in [self.folder / UNFINISHED, *self.folder.glob(SHARDS), self.folder / STATISTICS]:
             stale.unlink(missing_ok=True)
 
-    def close(self, cursor: Cursor) -> None:
-        """Everything before the cursor is written: closes full shards, and notes the cursor if the last note is old."""
-        full = sum(writer.closed(cursor.found[split]) - len(writer.entries) for split, writer in self.splits.items())
-        # not before there is one for every rank
-        if full >= self.ranks.size:
-            for split, writer in self.splits.items():
-                writer.close(cursor.found[split])
+    def note_at_times(self, cursor: Cursor) -> None:
+        """Everything before the cursor is written: notes it if the last note is old."""
         if self.ranks.agreed(time.monotonic() - self._noted >= SECONDS_BETWEEN_NOTES):
-            self.sync()
-            self.ranks.wait()
-            self.note(cursor)
+            self.note(cursor, together=True)
 
-    def sync(self) -> None:
-        """See `ShardWriter.sync`."""
+    def note(self, cursor: Cursor, together: bool = False) -> None:
+        """Notes the cursor, so that another process can go on there. together: waits for the other ranks before."""
         for writer in self.splits.values():
             writer.sync()
-
-    def note(self, cursor: Cursor) -> None:
-        """Notes the cursor, so that another process can go on there; nobody waits for the other ranks."""
-        self.sync()
+        if together:
+            self.ranks.wait()
         self._noted = time.monotonic()
-        if not self.ranks.first:
-            return
-        write_tensors(self.folder / STATISTICS, self._tables())
-        splits = {split: writer.entries for split, writer in self.splits.items()}
-        note = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "settings": self.settings,
-            "cursor": cursor.as_dict(),
-            "splits": splits,
-        }
-        write_json(self.folder / UNFINISHED, note)
+        if self.ranks.first:
+            write_json(self.folder / UNFINISHED, self._note | {"cursor": asdict(cursor)})
 
-    def finish(
-        self, cursor: Cursor, model: str, n_documents: int, complete: Complete = lambda index, tables: (index, tables)
-    ) -> None:
-        """Writes the index: the cache is whole. complete: (index, statistics) -> the same with what else belongs to the cache."""
+    def finish(self, cursor: Cursor, model: str, n_documents: int) -> None:
+        """Everything before the cursor is written, and there is no more: adds the shards up, and writes the index."""
+        records, tables = {}, {}
         for split, writer in self.splits.items():
-            writer.finish(cursor.found[split])
+            records[split], tables_of_split = writer.finish(cursor.found[split])
+            tables |= tables_of_split
         if not self.ranks.first:
             return
-        index = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
+        index = self._facts | {
             "identity": self.identity,
             "model": model,
             "d": self.d,
             "documents": n_documents,
             "documents_blake2b": cursor.digest,
-            "splits": {split: writer.record() for split, writer in self.splits.items()},
+            "splits": records,
         }
-        index, tables = complete(index, self._tables())
         write_tensors(self.folder / STATISTICS, tables)
         write_json(self.folder / INDEX, index)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
 
-    def _tables(self) -> dict[str, torch.Tensor]:
-        return {name: table for writer in self.splits.values() for name, table in writer.statistics().items()}
+
+class ShardWriter:
+    """Row i of a split lies in shard i // capacity. Rows may come in any order and more than once; the last writing
+    counts.
+
+    expected: rows of the split at most. ranks: those that write into the folder. The first lays shards out, with the
+    columns of their rows; then all write rows, and when all have written, `finish` is called by all.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        d: int,
+        dtype: torch.dtype,
+        shard_tokens: int,
+        expected: int,
+        ranks: Ranks = ALONE,
+    ):
+        self.folder, self.split, self.d, self.dtype = folder, split, d, dtype
+        self.expected, self.ranks = expected, ranks
+        self.capacity = max(min(shard_tokens, MAX_SHARD_BYTES // (d * dtype.itemsize), expected), 1)
+        self._changed: set[Path] = set()
+
+    def write(self, start: int, rows_TD: Tensor) -> None:
+        """rows [t, d] on the CPU -> the rows from `start` on, in the cache's dtype."""
+        rows = rows_TD.to(self.dtype).contiguous()
+        self._write("activations", start, rows.view(torch.uint8).numpy())
+
+    def write_columns(self, start: int, columns: dict[str, np.ndarray]) -> None:
+        """tokens, documents, positions int32 [t] of the rows from `start` on."""
+        for name in COLUMNS:
+            self._write(name, start, columns[name])
+
+    def is_whole(self, n_tokens: int) -> bool:
+        """Whether the shards of the first n_tokens rows are there at their full size."""
+        return all(self._has_full_size(number) for number in range(-(-n_tokens // self.capacity)))
+
+    def sync(self) -> None:
+        """Waits until everything written lies on the disk, so that a note of it holds even after a power cut."""
+        for file in self._changed:
+            with _reported(file), open(file, "r+b") as handle:
+                os.fsync(handle.fileno())
+        self._changed.clear()
+
+    def finish(self, n_tokens: int) -> tuple[dict, dict[str, Tensor]]:
+        """The split's entry in the index, and its statistics: per shard the sum of x float64 [shards, d] and of
+        ||x||^2.
+
+        The last shard is cut to its length where the text ended early. Every shard is read again, on one rank.
+        """
+        n_shards, rest = -(-n_tokens // self.capacity), n_tokens % self.capacity
+        if n_tokens < self.expected and rest:
+            file = self._file(n_shards - 1)
+            if self.ranks.first:
+                with safe_open(file, framework="pt") as shard:
+                    tensors = {name: shard.get_tensor(name)[:rest] for name in (*COLUMNS, "activations")}
+                write_tensors(file, tensors)
+            self.ranks.wait()
+        with RankPool(self.ranks) as pool:
+            summed = list(pool.map(self._summed, range(n_shards)))
+        totals, squares = torch.zeros(n_shards, self.d, dtype=torch.float64), torch.zeros(n_shards, dtype=torch.float64)
+        for number, (_, total, square) in enumerate(summed):
+            totals[number], squares[number] = total, square
+        record = {
+            "tokens": n_tokens,
+            "exhausted": n_tokens < self.expected,
+            "shards": [entry for entry, _, _ in summed],
+        }
+        return record, {f"{self.split}.sum": totals, f"{self.split}.sum_sq": squares}
+
+    def _summed(self, number: int) -> tuple[dict, Tensor, Tensor]:
+        """A shard's entry in the index, its sum of x and of ||x||^2."""
+        file = self._file(number)
+        with safe_open(file, framework="pt") as shard:
+            rows = shard.get_tensor("activations")
+        entry = {"file": file.name, "tokens": len(rows), "bytes": file.stat().st_size, "blake2b": _checksum(file)}
+        return entry, *sums(rows)
+
+    def _write(self, name: str, start: int, values: np.ndarray) -> None:
+        """values [t, ...] into the tensor `name`, over as many shards as it takes."""
+        done = 0
+        while done < len(values):
+            number, offset = divmod(start + done, self.capacity)
+            count = min(len(values) - done, self.capacity - offset)
+            file, layout = self._file(number), self._layout(number)
+            place, row_bytes = layout.places[name]
+            with _reported(file):
+                if self.ranks.first and file not in self._changed and not self._has_full_size(number):
+                    with open(file, "wb") as handle:
+                        handle.write(layout.header)
+                        handle.truncate(layout.size)
+                self._changed.add(file)
+                with open(file, "r+b") as handle:
+                    handle.seek(place + offset * row_bytes)
+                    handle.write(memoryview(values[done : done + count]).cast("B"))
+            done += count
+
+    def _layout(self, number: int) -> "_Layout":
+        return _layout(min(self.capacity, self.expected - number * self.capacity), self.d, self.dtype)
+
+    def _has_full_size(self, number: int) -> bool:
+        file = self._file(number)
+        return file.is_file() and file.stat().st_size == self._layout(number).size
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{self.split}-{number:05d}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """places: name -> (where the tensor begins in the file, bytes of a row). size: of the file."""
+
+    header: bytes
+    places: dict[str, tuple[int, int]]
+    size: int
+
+
+@cache
+def _layout(count: int, d: int, dtype: torch.dtype) -> _Layout:
+    """A shard of `count` rows, as the safetensors library lays it out: larger numbers first, then by name."""
+    tensors = [(-4, name, "I32", 4, [count]) for name in COLUMNS]
+    tensors.append((-dtype.itemsize, "activations", _NAMES[dtype], d * dtype.itemsize, [count, d]))
+    entries, begins, end = {}, {}, 0
+    for _, name, kind, row_bytes, shape in sorted(tensors):
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + count * row_bytes]}
+        begins[name] = (end, row_bytes)
+        end += count * row_bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    places = {name: (len(header) + begin, row_bytes) for name, (begin, row_bytes) in begins.items()}
+    return _Layout(header, places, len(header) + end)
+
+
+def _checksum(file: Path) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    with open(file, "rb") as handle:
+        while chunk := handle.read(1 << 22):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+@contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error}; free some space or choose another --out, then run again"
+        ) from None

@@ -3,10 +3,10 @@
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from metasae.data.text import text as texts
-from metasae.data.text.windows import Frame, Window, cut, tokenise
+from metasae.data.text.windows import Frame, Window, cut, grouped, tokenise
 from metasae.errors import UserError
 from metasae.recipe import recipe
 
@@ -17,8 +17,9 @@ Pool = list[tuple[str, Window]]
 class Cursor:
     """A place between two windows.
 
-    found: tokens given so far of each split. document: the number of the last document used (-1: none yet); given: its tokens
-    given so far. filled: the number of the document that filled a split, for splits that are full. digest: of the documents used.
+    found: tokens given so far of each split. document: the number of the last document used (-1: none yet); given:
+    its tokens given so far. filled: the number of the document that filled a split, for splits that are full. digest:
+    of the documents used.
     """
 
     found: dict[str, int]
@@ -26,9 +27,6 @@ class Cursor:
     given: int = 0
     filled: dict[str, int] = field(default_factory=dict)
     digest: str = ""
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
 
 class Feed:
@@ -54,8 +52,7 @@ class Feed:
         """Raises UserError when the documents are not those that `start` was made from."""
         for number, document, ids in tokenise(self.tokenizer, self._needed(source)):
             split = texts.split_of(document, self.text)
-            goes_on = number == self.start.document
-            if not goes_on:
+            if number != self.start.document:
                 if self.found[split] >= self.wanted[split]:
                     continue  # it filled up while this document waited for the tokenizer
                 self._use(document)
@@ -72,14 +69,7 @@ class Feed:
 
     def pools(self, source: Iterable[str], size: int) -> Iterator[tuple[Pool, Cursor]]:
         """Windows in pools of `size` tokens or little more, each with the cursor behind it."""
-        pool, held = [], 0
-        for entry in self.windows(source):
-            pool.append(entry)
-            held += len(entry[1])
-            if held >= size:
-                yield pool, self.cursor
-                pool, held = [], 0
-        if pool:
+        for pool in grouped(self.windows(source), lambda entry: len(entry[1]), size):
             yield pool, self.cursor
 
     def _needed(self, source: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -108,5 +98,6 @@ class Feed:
     def _check(self) -> None:
         if self._digest.hexdigest() != self.start.digest:
             raise UserError(
-                f"text.source '{self.text.source}' has changed since the harvest was interrupted; delete its cache folder and run again"
+                f"text.source '{self.text.source}' has changed since the harvest was interrupted; "
+                "delete its cache folder and run again"
             )

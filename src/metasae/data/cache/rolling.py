@@ -1,11 +1,14 @@
-"""Training activations a window at a time, for more text than the disk holds: harvested, trained on by every arm, deleted.
+"""Training activations a window at a time, for more text than the disk holds: harvested, trained on by every arm,
+deleted.
 
-    FOLDER/ledger.json       every window harvested so far: its tokens, its batches, and where in the text the next begins; kept
-    FOLDER/00003/            window 3: a cache of the training split alone (metasae.data.cache.cache), gone once every arm has trained on it
+FOLDER/ledger.json   every window harvested so far: its tokens, its batches, where in the text the next begins; kept
+FOLDER/00003/        window 3: a cache of the training split alone, gone once every arm has trained on it
 
-A window is a whole number of pools of text (`metasae.data.cache.feed`), so it holds a few more tokens than asked for; what does not fill a
-batch at its end is left out. Batches are drawn from one window until it is used up: the shuffling goes no further than that.
-Any window can be harvested again, to the same bytes, as the ledger says where it begins. Where the text ends it is read again.
+A window here is a stretch of the training text; the windows of a few tokens that the model reads are
+`metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.cache.feed`), so it holds a
+few more tokens than asked for; what does not fill a batch at its end is left out. Batches are drawn from one window
+until it is used up: the shuffling goes no further than that. Any window can be harvested again, to the same bytes, as
+the ledger says where it begins. Where the text ends it is read again.
 """
 
 import shutil
@@ -14,15 +17,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from metasae.data.cache.activations import POOL_BATCHES, fingerprint_of, identity, run_pool
-from metasae.data.cache.cache import INDEX, Split, open_cache
+from metasae.data.cache.activations import POOL_BATCHES, fingerprint_of, identity
+from metasae.data.cache.cache import INDEX, StoredSplit, open_cache
 from metasae.data.cache.cache_writer import CacheWriter
 from metasae.data.cache.feed import Cursor, Feed, Pool
-from metasae.data.cache.lock import locked
+from metasae.data.cache.passes import run_pools
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
 from metasae.errors import UserError
 from metasae.files import read_json, write_json
+from metasae.locks import harvesting_into
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe import recipe
 
@@ -31,7 +35,7 @@ LEDGER = "ledger.json"
 
 
 @dataclass(frozen=True)
-class Window:
+class TrainingWindow:
     """first, stop: its batches, counted over all windows. d: width; mean_square: mean of ||x||^2 over its tokens.
 
     behind: the cursor where the next window begins; None where that is the text's start.
@@ -45,13 +49,10 @@ class Window:
     mean_square: float
     behind: dict | None
 
-    @property
-    def batches(self) -> int:
-        return self.stop - self.first
-
 
 class RollingHarvest:
-    """Windows of one run, in `folder`. batch: tokens of a training batch. `windows`: those harvested so far, dropped or not.
+    """Windows of one run, in `folder`. batch: tokens of a training batch. `windows`: those harvested so far, dropped
+    or not.
 
     Raises UserError when the folder holds windows of another harvest.
     """
@@ -66,32 +67,35 @@ class RollingHarvest:
         progress: Progress = SILENT,
         documents: Iterable[str] | None = None,
     ):
-        self.host, self.text, self.spec, self.batch, self.folder, self.progress = (
-            host,
-            text,
-            spec,
-            batch,
-            Path(folder),
-            progress,
-        )
-        self.documents = documents
+        self.host, self.text, self.spec, self.batch = host, text, spec, batch
+        self.folder, self.progress, self.documents = Path(folder), progress, documents
         self.identity = identity(host, text, spec, documents)
         self.fingerprint = fingerprint_of(self.identity)
         self.pool_tokens = POOL_BATCHES * spec.batch_tokens
-        self.windows = self._read_ledger()
+        self._facts = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "settings": {"window_tokens": spec.window_tokens, "batch_tokens": spec.batch_tokens, "batch": batch},
+        }
+        ledger = self.folder / LEDGER
+        if ledger.is_file() and not self._facts.items() <= read_json(ledger).items():
+            raise UserError(
+                f"{self.folder} holds windows of another harvest; choose another --out or delete the folder"
+            )
+        self.windows = training_windows(self.folder)
         self._pools: Iterator[tuple[Pool, Cursor]] | None = None
         self._place: Cursor | None = None
         self._thread = ThreadPoolExecutor(1, "metasae-windows")
         self._ahead: Future | None = None
         self._closing = False
 
-    def window(self, number: int) -> tuple[Window, Split]:
-        """Window `number` and its activations, harvested where it is not on the disk. Those before it have been asked for once.
+    def window(self, number: int) -> tuple[TrainingWindow, StoredSplit]:
+        """Window `number` and its activations, harvested where it is not on the disk. Those before it have been asked
+        for once.
 
-        Raises UserError as `metasae.data.cache.activations.harvest` does, and where the whole text does not fill one batch.
+        Raises UserError as `metasae.data.cache.activations.harvest` does, and where the whole text does not fill one
+        batch.
         """
-        if number > len(self.windows):
-            raise ValueError(f"window {number} is asked for before window {len(self.windows)}")
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             ahead.result()
@@ -108,142 +112,106 @@ class RollingHarvest:
 
     def drop(self, number: int) -> None:
         """Deletes a window's activations."""
-        shutil.rmtree(self.folder_of(number), ignore_errors=True)
+        shutil.rmtree(folder_of(self.folder, number), ignore_errors=True)
 
     def close(self) -> None:
         """Ends what goes on in the background, behind the pool of text that it is at."""
         self._closing = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def folder_of(self, number: int) -> Path:
-        return _place(self.folder, number)
-
     def _harvest(self, number: int, progress: Progress) -> None:
-        folder = self.folder_of(number)
+        folder = folder_of(self.folder, number)
         if number < len(self.windows) and (folder / INDEX).is_file():
             return
-        before = self.windows[number - 1] if number else None
-        start = Cursor(**before.behind) if before is not None and before.behind is not None else Cursor({"train": 0})
-        bound = self.spec.window_tokens + self.pool_tokens + self.text.context
+        behind = self.windows[number - 1].behind if number else None
+        start = Cursor({"train": 0}) if behind is None else Cursor(**behind)
         settings = {
-            "tokens": {"train": bound},
+            "tokens": {"train": self.spec.window_tokens + self.pool_tokens + self.text.context},
             "batch_tokens": self.spec.batch_tokens,
             "shard_tokens": self.spec.shard_tokens,
             "window": number,
         }
-        with locked(folder, progress):
+        with harvesting_into(folder, progress):
             writer = CacheWriter(folder, self.identity, self.fingerprint, self.host.d, settings)
             end, over = self._fill(writer, start, number, progress)
             writer.finish(_since(end, start), self.host.name, 0)
         self._enter(number, end, over)
 
     def _fill(self, writer: CacheWriter, start: Cursor, number: int, progress: Progress) -> tuple[Cursor, bool]:
-        """Pools into one window, from where it was stopped; returns the cursor behind it, and whether the text is at its end."""
-        held = writer.held()
-        if held is not None and writer.can_resume(held):
-            writer.resume(held)
-            cursor = replace(held, found={"train": start.found["train"] + held.found["train"]})
+        """Pools into one window, from where it was stopped.
+
+        Returns the cursor behind it, and whether the text is at its end.
+        """
+        stopped, cursor = writer.stopped_at(), start
+        if stopped is not None and writer.can_resume(stopped):
+            cursor = replace(stopped, found={"train": start.found["train"] + stopped.found["train"]})
         else:
             writer.begin()
-            cursor = start
-        size = lambda: cursor.found["train"] - start.found["train"]
+        done = _since(cursor, start)
         with progress.task(f"harvesting window {number}", self.spec.window_tokens, "tokens") as task:
-            task.skip(min(size(), self.spec.window_tokens))
+            task.skip(min(done.found["train"], self.spec.window_tokens))
             try:
-                while size() < self.spec.window_tokens:
+                while done.found["train"] < self.spec.window_tokens:
                     if self._closing:
                         # as a signal does in the main thread, so that a later process goes on from here
                         raise KeyboardInterrupt
                     pool, behind = self._next_pool(cursor)
                     if pool is None:
                         return cursor, True
-                    run_pool([self.host], [writer], pool, _since(cursor, start), self.spec, task)
-                    cursor = behind
-                    writer.close(_since(cursor, start))
+                    run_pools([self.host], [writer], [(pool, _since(behind, start))], done, self.spec, task)
+                    cursor, done = behind, _since(behind, start)
+                    writer.note_at_times(done)
             except KeyboardInterrupt:
-                writer.note(_since(cursor, start))
+                writer.note(done)
                 raise
         return cursor, False
 
     def _next_pool(self, cursor: Cursor) -> tuple[Pool | None, Cursor]:
-        """The pool behind a cursor; the text is read on where that is where the last one ended, and else from its start."""
+        """The pool behind a cursor, None where the text ends.
+
+        The text is read on where the last pool ended at the cursor, and from its start otherwise.
+        """
         if self._pools is None or self._place != cursor:
             source = texts.documents(self.text) if self.documents is None else texts.clean(self.documents)
+            start = cursor if cursor.document >= 0 else None
             # so many that it never fills: a window's end is no end of the text
-            feed = Feed(
-                self.host.tokenizer,
-                self.host.frame,
-                self.text,
-                {"train": 1 << 62},
-                cursor if cursor.document >= 0 else None,
-            )
+            feed = Feed(self.host.tokenizer, self.host.frame, self.text, {"train": 1 << 62}, start)
             self._pools = feed.pools(source, self.pool_tokens)
-        pool, behind = next(self._pools, (None, cursor))
-        self._place = behind
-        return pool, behind
+        pool, self._place = next(self._pools, (None, cursor))
+        return pool, self._place
 
     def _enter(self, number: int, end: Cursor, over: bool) -> None:
-        split = open_cache(self.folder_of(number), self.fingerprint).split("train")
+        """Writes a window into the ledger, or compares it with what the ledger says of it."""
+        split = open_cache(folder_of(self.folder, number), self.fingerprint).split("train")
         first = self.windows[number - 1].stop if number else 0
-        window = Window(
-            number,
-            len(split),
-            split.d,
-            first,
-            first + len(split) // self.batch,
-            split.mean_square,
-            None if over else end.as_dict(),
-        )
-        if over and not any(each.batches for each in [*self.windows[:number], window]):
+        stop, behind = first + split.n_tokens // self.batch, None if over else asdict(end)
+        window = TrainingWindow(number, split.n_tokens, split.d, first, stop, split.mean_square, behind)
+        if over and stop == 0:
             raise UserError(
                 f"text.source '{self.text.source}' does not fill one batch of {self.batch:,} tokens; use a longer text"
             )
         if number == len(self.windows):
             self.windows.append(window)
-            write_json(self.folder / LEDGER, self._facts() | {"windows": [asdict(each) for each in self.windows]})
+            write_json(self.folder / LEDGER, self._facts | {"windows": [asdict(entry) for entry in self.windows]})
         elif replace(window, mean_square=self.windows[number].mean_square) != self.windows[number]:
             raise UserError(
-                f"the text or the model has changed since window {number} was harvested; delete {self.folder} and the arms half trained"
+                f"the text or the model has changed since window {number} was harvested; "
+                f"delete {self.folder} and the arms half trained"
             )
 
-    def _facts(self) -> dict:
-        wanted = {"window_tokens": self.spec.window_tokens, "batch_tokens": self.spec.batch_tokens, "batch": self.batch}
-        return {"format": FORMAT, "fingerprint": self.fingerprint, "settings": wanted}
 
-    def _read_ledger(self) -> list[Window]:
-        path = self.folder / LEDGER
-        if path.is_file() and not self._facts().items() <= read_json(path).items():
-            raise UserError(
-                f"{self.folder} holds windows of another harvest; choose another --out or delete the folder"
-            )
-        return windows_of(self.folder)
-
-
-class CountedOn:
-    """Batches whose first has a number of its own: a window's, in a training that counts over all windows."""
-
-    def __init__(self, batches, first: int):
-        self.batches, self.first = batches, first
-
-    def next(self):
-        return self.batches.next()
-
-    def seek(self, position: int) -> None:
-        self.batches.seek(position - self.first)
-
-
-def windows_of(folder: Path) -> list[Window]:
+def training_windows(folder: Path) -> list[TrainingWindow]:
     """The windows harvested so far, as the ledger says, dropped or not."""
-    path = folder / LEDGER
-    return [Window(**each) for each in read_json(path)["windows"]] if path.is_file() else []
+    ledger = folder / LEDGER
+    return [TrainingWindow(**entry) for entry in read_json(ledger)["windows"]] if ledger.is_file() else []
 
 
-def open_window(folder: Path, number: int) -> tuple[Window, Split]:
+def open_window(folder: Path, number: int) -> tuple[TrainingWindow, StoredSplit]:
     """A window that is on the disk. Raises UserError where it is not whole."""
-    return windows_of(folder)[number], open_cache(_place(folder, number)).split("train")
+    return training_windows(folder)[number], open_cache(folder_of(folder, number)).split("train")
 
 
-def _place(folder: Path, number: int) -> Path:
+def folder_of(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}"
 
 

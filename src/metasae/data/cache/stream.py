@@ -1,46 +1,85 @@
-"""Shuffled batches of a split with a cursor: the same seed gives every arm the same batches, from any position."""
+"""Shuffled batches of a split with a cursor: the same seed gives every arm the same batches, from any position.
 
-from collections.abc import Iterator
+On several ranks each reads its share of the rows from the cache, and all are told all of them: reading at random is
+what a batch costs the processor and the disk. The rows travel in the cache's own type (bf16: 2 bytes a number), and
+are widened and scaled on arrival, which gives the same numbers as with one process, to the bit.
+"""
+
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from itertools import count
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from metasae.data.cache.cache import Split
-from metasae.data.cache.prefetch import Prefetch
-from metasae.errors import UserError
+from metasae.data.split import Split
+from metasae.ranks.ranks import Ranks, spans_of
+
+Item = TypeVar("Item")
+_END = object()
 
 
-class Stream:
-    """Endless batches. Every epoch is a fresh permutation of all the split's tokens; a batch may span two epochs, so none is dropped.
+class Prefetch(AbstractContextManager, Iterator[Item]):
+    """Iterates over `source` in a background thread, with `depth` items ready or in the making.
 
-    `position`: batches given so far. `ahead`: the next batches are prepared in a background thread, which `close` (or a with
-    block) stops. That pays when training runs on another device; on the CPU the two would take each other's cores, and a step
-    measured 10 ms longer.
+    An exception of the source is raised where its item would have come. `close` stops the thread and waits for it.
     """
 
-    def __init__(self, split: Split, batch: int, seed: int, scale: float = 1.0, ahead: bool = False):
-        if batch < 1:
-            raise ValueError(f"a batch has at least one token, not {batch}")
-        if split.n_tokens < 1:
-            raise UserError(f"the split '{split.name}' of {split.folder} is empty; harvest more text")
-        self.split, self.batch, self.seed, self.scale = split, batch, seed, scale
-        self.position = 0
-        self.ahead = ahead
+    def __init__(self, source: Iterable[Item], depth: int = 2):
+        self._source, self._thread = iter(source), ThreadPoolExecutor(1, "metasae-prefetch")
+        self._ready = deque(self._thread.submit(next, self._source, _END) for _ in range(depth))
+        # also where nobody closes it: a thread that is cut off inside torch can crash the interpreter
+        self._end = weakref.finalize(self, self._thread.shutdown, wait=True, cancel_futures=True)
+
+    def __next__(self) -> Item:
+        if not self._ready:
+            raise StopIteration
+        item = self._ready.popleft().result()
+        if item is _END:
+            self.close()
+            raise StopIteration
+        self._ready.append(self._thread.submit(next, self._source, _END))
+        return item
+
+    def close(self) -> None:
+        self._ready.clear()
+        self._end()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Stream(AbstractContextManager):
+    """Endless batches. Every epoch is a fresh permutation of all the split's tokens; a batch may span two epochs, so
+    none is dropped.
+
+    `position`: the number of the next batch, counted from `first`, which is that of the stream's first batch. ahead:
+    the next batches are prepared in a background thread, which `close` (or a with block) stops. That pays when
+    training runs on another device; on the CPU the two would take each other's cores, and a step measured 10 ms
+    longer.
+    """
+
+    def __init__(self, split: Split, batch: int, seed: int, scale: float = 1.0, ahead: bool = False, first: int = 0):
+        self.split, self.batch, self.seed, self.scale, self.ahead = split, batch, seed, scale, ahead
+        self.first, self.position, self._own = first, first, slice(None)
         self._source: Iterator[Tensor] | None = None
 
     def next(self) -> Tensor:
         """The next batch, float32 [B, d], in the model's units times `scale`. Raises UserError for a NaN or inf."""
         if self._source is None:
-            batches = _batches(self.split, self.batch, self.seed, self.scale, self.position)
-            self._source = Prefetch(batches, depth=2) if self.ahead else batches
+            indices = indices_of(self.split.n_tokens, self.batch, self.seed, self.position - self.first)
+            rows = _rows(self.split, indices, self._own, self.scale)
+            self._source = Prefetch(rows, depth=3) if self.ahead else rows
         x_BD = next(self._source)
         self.position += 1
         return x_BD
 
     def seek(self, position: int) -> None:
-        """Goes on as if `position` batches had been given."""
-        if position < 0:
-            raise ValueError(f"no position {position}")
+        """Goes on with batch number `position`."""
         self.close()
         self.position = position
 
@@ -50,42 +89,60 @@ class Stream:
             self._source.close()
             self._source = None
 
-    def __enter__(self) -> "Stream":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
 
-def _batches(split: Split, batch: int, seed: int, scale: float, position: int) -> Iterator[Tensor]:
-    indices = _indices(split.n_tokens, batch, seed, position)
+class SharedStream(Stream):
+    """What a `Stream` of the same arguments gives, on every rank; each reads its own rows of a batch."""
+
+    def __init__(
+        self, split: Split, batch: int, seed: int, scale: float, ranks: Ranks, device: torch.device, first: int = 0
+    ):
+        super().__init__(split, batch, seed, ahead=device.type != "cpu", first=first)
+        self.ranks, self.device, self.spans, self.whole_scale = ranks, device, spans_of(batch, ranks), scale
+        self.dtype = split.rows(torch.zeros(1, dtype=torch.int64)).dtype
+        self._own = slice(self.spans[ranks.rank].start, self.spans[ranks.rank].stop)
+
+    def next(self) -> Tensor:
+        own = super().next().to(self.device, self.dtype)
+        x_BD = self.ranks.gather_rows(own, self.spans).float()
+        return x_BD.mul_(self.whole_scale) if self.whole_scale != 1.0 else x_BD
+
+
+def batches_of(
+    split: Split, batch: int, seed: int, scale: float, ranks: Ranks, device: torch.device, first: int = 0
+) -> Stream:
+    """The batches of a run on these ranks; with one rank the ordinary stream. first: the number of the first batch."""
+    if ranks.size == 1:
+        return Stream(split, batch, seed, scale, ahead=device.type != "cpu", first=first)
+    return SharedStream(split, batch, seed, scale, ranks, device, first)
+
+
+def _rows(split: Split, indices: Iterator[Tensor], own: slice, scale: float) -> Iterator[Tensor]:
+    """The rows of each batch float32 [b, d], or those of them in the slice `own`, times `scale`."""
     for index_B in indices:
-        x_BD = split.rows(index_B).float()
+        x_BD = split.rows(index_B[own]).float()
         # a sum is finite only when every term is, and costs one pass instead of three
         if not torch.isfinite(x_BD.sum()):
-            split.refuse_bad(index_B.numpy(), x_BD)
+            split.refuse_bad(index_B[own].numpy(), x_BD)
         yield x_BD.mul_(scale) if scale != 1.0 else x_BD
 
 
-def _indices(n_tokens: int, batch: int, seed: int, position: int) -> Iterator[Tensor]:
-    """Token numbers int64 [B] of batch `position` and all that follow."""
-    epoch, offset = divmod(position * batch, n_tokens)
-    order = permutation(n_tokens, seed, epoch)
-    while True:
-        pieces, missing = [], batch
-        while missing:
+def indices_of(n_tokens: int, batch: int, seed: int, position: int) -> Iterator[Tensor]:
+    """Token numbers int64 [B] of batch `position` and all that follow; every epoch's order has its own generator."""
+    first_epoch, offset = divmod(position * batch, n_tokens)
+    dtype = torch.int32 if n_tokens < 2**31 else torch.int64
+    pieces, missing = [], batch
+    for epoch in count(first_epoch):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        order = torch.randperm(n_tokens, generator=generator, dtype=dtype)
+        while offset < n_tokens:
             piece = order[offset : offset + missing]
             pieces.append(piece)
             missing -= len(piece)
             offset += len(piece)
-            if offset == n_tokens:
-                epoch, offset = epoch + 1, 0
-                order = permutation(n_tokens, seed, epoch)
-        yield torch.cat(pieces).long()
-
-
-def permutation(n_tokens: int, seed: int, epoch: int) -> Tensor:
-    """The order of one epoch, int [T], from a generator of its own."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    dtype = torch.int32 if n_tokens < 2**31 else torch.int64
-    return torch.randperm(n_tokens, generator=generator, dtype=dtype)
+            if not missing:
+                yield torch.cat(pieces).long()
+                pieces, missing = [], batch
+        offset = 0

@@ -40,31 +40,23 @@ def steerable(call: Mapping[str, Any], keep: Sequence[int]) -> Tensor:
             "the model was called without input_ids, so special tokens cannot be told; pass keep=() to steer them too"
         )
     like = embeddings[..., 0] if ids is None else ids
-    mask = _one_of(call.get("attention_mask"))
-    cache = next(iter(caches_in(call).values()), None)
-    rows = (
-        torch.ones_like(like, dtype=torch.bool)
-        if mask is None
-        else attended(mask, like.shape[1], cache).to(like.device)
-    )
+    mask = call.get("attention_mask")
+    if isinstance(mask, dict):
+        # generation prepares one for each kind of layer, and None for a kind that needs none; padding is the same in
+        # all
+        mask = next((of_kind for of_kind in mask.values() if of_kind is not None), None)
+    rows = torch.ones_like(like, dtype=torch.bool)
+    if mask is not None:
+        cache = next(iter(caches_in(call).values()), None)
+        rows = attended(mask, like.shape[1], cache).to(like.device)
     return rows & ~torch.isin(ids, torch.tensor(keep, device=ids.device)) if keep else rows
-
-
-def _one_of(mask):
-    """Generation prepares a mask for each kind of layer; a kind that needs none has None. Padding is the same in all
-    of them.
-    """
-    if not isinstance(mask, dict):
-        return mask
-    return next((of_kind for of_kind in mask.values() if of_kind is not None), None)
 
 
 def attended(mask: Tensor, t: int, cache) -> Tensor:
     """The attention mask of a call -> bool [b, t], whether each of its t tokens is attended to.
 
     mask: [b, T] over the cached tokens and the t new ones; or [b, 1, t, T], which generation prepares for a cache of
-    fixed
-    length T: there a token is padding where it does not attend to itself. A cache shorter than the text has the
+    fixed length T: there a token is padding where it does not attend to itself. A cache shorter than the text has the
     newest tokens last.
     Raises UserError for a mask of another form, and for more columns than tokens without the cache that they belong to.
     """
@@ -72,11 +64,13 @@ def attended(mask: Tensor, t: int, cache) -> Tensor:
         return mask[:, -t:].bool()
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise UserError(
-            "steer reads padding from an attention mask [b, t], which this call does not have; use another attention implementation"
+            "steer reads padding from an attention mask [b, t], which this call does not have; "
+            "use another attention implementation"
         )
     if cache is None and mask.shape[-1] != t:
         raise UserError(
-            f"the attention mask has {mask.shape[-1]} columns for {t} tokens and the call carries no cache, so padding cannot be told; "
+            f"the attention mask has {mask.shape[-1]} columns for {t} tokens and the call carries no cache, "
+            "so padding cannot be told; "
             "pass a mask [b, t], or the cache as an argument of the model"
         )
     past = 0 if cache is None else min(int(cache.get_seq_length()), mask.shape[-1] - t)

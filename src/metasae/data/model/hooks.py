@@ -1,7 +1,7 @@
 """Hook points: a name -> a module of the plain Hugging Face model and the side of it (its input or its output).
 
-Names are TransformerLens's (`blocks.4.hook_resid_pre`) or module paths (`encoder.layer.3:out`, `transformer.h.2.mlp:in`).
-A TransformerLens name means the tensor that TransformerLens gives for unprocessed weights.
+Names are TransformerLens's (`blocks.4.hook_resid_pre`) or module paths (`encoder.layer.3:out`,
+`transformer.h.2.mlp:in`). A TransformerLens name means the tensor that TransformerLens gives for unprocessed weights.
 """
 
 import re
@@ -21,8 +21,8 @@ _GEMMA2 = {
     "resid_mid": ("pre_feedforward_layernorm", "in"),
     "mlp_out": ("post_feedforward_layernorm", "out"),
 }
-# BERT normalises after adding: mid-layer and at the end of a block, the stream is the sum that enters a LayerNorm, and the
-# next block reads what leaves it.
+# BERT normalises after adding: mid-layer and at the end of a block, the stream is the sum that enters a LayerNorm,
+# and the next block reads what leaves it.
 _BERT = {
     "attn_out": ("attention.output.dense", "out"),
     "resid_mid": ("attention.output.LayerNorm", "in"),
@@ -67,15 +67,12 @@ class Reached(Exception):
 def layers_of(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:
     """(path, the list of the blocks that read text). Raises UserError when no list of n_layers blocks is found."""
     for path, module in model.named_modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and len(module) == n_layers
-            and _BLOCKS.search(path)
-            and not _OTHER_SENSES.search(path)
-        ):
+        is_stack = isinstance(module, nn.ModuleList) and len(module) == n_layers
+        if is_stack and _BLOCKS.search(path) and not _OTHER_SENSES.search(path):
             return path, module
     raise UserError(
-        f"no list of {n_layers} layers in {type(model).__name__}; name the module itself, e.g. hook.point='path.to.module:out'"
+        f"no list of {n_layers} layers in {type(model).__name__}; "
+        "name the module itself, e.g. hook.point='path.to.module:out'"
     )
 
 
@@ -89,11 +86,10 @@ def resolve(model: nn.Module, point: str, model_type: str, n_layers: int) -> Pla
     if side not in ("in", "out"):
         raise UserError(f"hook.point '{point}' must end with ':in' or ':out', not ':{side}'")
     if not path or path not in modules:
-        options = [name for name in modules if name]
-        hint = nearest(path, options)
-        raise UserError(
-            f"no module '{path}' in {type(model).__name__}{hint if 'did you mean' in hint else _layer_hint(n_layers)}"
-        )
+        hint = nearest(path, [name for name in modules if name])
+        if "did you mean" not in hint:
+            hint = f"; try 'blocks.L.hook_resid_pre' with L from 0 to {n_layers - 1}"
+        raise UserError(f"no module '{path}' in {type(model).__name__}{hint}")
     return Place(modules[path], path, side)
 
 
@@ -120,12 +116,9 @@ def _resolve_lens_name(model: nn.Module, point: str, model_type: str, n_layers: 
         return Place(layers[layer].get_submodule(inner), full, side)
     except AttributeError:
         raise UserError(
-            f"this {model_type} model has no module '{full}' for '{point}'; name the module itself, e.g. '{path}.{layer}:out'"
+            f"this {model_type} model has no module '{full}' for '{point}'; "
+            f"name the module itself, e.g. '{path}.{layer}:out'"
         ) from None
-
-
-def _layer_hint(n_layers: int) -> str:
-    return f"; try 'blocks.L.hook_resid_pre' with L from 0 to {n_layers - 1}"
 
 
 @contextmanager
@@ -146,12 +139,10 @@ def hooked(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
             raise UserError(f"the output of '{place.path}' is no tensor; hook a module inside it")
         return change(output)
 
-    module = place.module
-    handle = (
-        module.register_forward_pre_hook(before, with_kwargs=True)
-        if place.side == "in"
-        else module.register_forward_hook(after)
-    )
+    if place.side == "in":
+        handle = place.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = place.module.register_forward_hook(after)
     try:
         yield
     finally:

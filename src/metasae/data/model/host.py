@@ -30,8 +30,7 @@ class Host:
     """A model, its tokenizer and one hook point.
 
     `d`: width of the hooked tensor. `causal`: whether the model predicts the next token. `bos_id`: the id every window
-    starts with, or None. `layer_modules`: the model's blocks (empty where they are not found).
-    Windows given to `activations` and `output` are padded on the right.
+    starts with, or None. Windows given to `activations` and `output` are padded on the right.
     """
 
     def __init__(
@@ -42,27 +41,22 @@ class Host:
         self._folder = folder
         text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         n_layers = getattr(text_config, "num_hidden_layers", None)
+        self.name = name or type(model).__name__
         if not n_layers:
-            raise UserError(
-                f"'{name or type(model).__name__}' is a {model.config.model_type} model, not one stack of transformer layers"
-            )
+            raise UserError(f"'{self.name}' is a {model.config.model_type} model, not one stack of transformer layers")
         self._place = hooks.resolve(model, point, model.config.model_type, n_layers)
-        try:
-            self.layer_modules = list(hooks.layers_of(model, n_layers)[1])
-        except UserError:
-            self.layer_modules = []
         self.frame = Frame.of(tokenizer, causal)
         self.bos_id = self.frame.prefix[0] if self.frame.prefix else None
         self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self.max_context = _max_context(text_config)
-        self.name = name or type(model).__name__
+        limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
+        self.max_context = limit - 2 if limit and text_config.model_type in _OFFSET_POSITIONS else limit
 
     @classmethod
     def load(cls, model: recipe.Model, point: str, device: str | torch.device = "cpu") -> "Host":
         """Loads a model from a folder, an installed package or the hub.
 
-        Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer, and an
-        unknown hook point.
+        Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer,
+        and an unknown hook point.
         """
         loaded, tokenizer, causal = load_model(model, torch.device(device))
         return cls(loaded, tokenizer, point, causal, model.source, local_folder(model))
@@ -73,7 +67,10 @@ class Host:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go. Parameters that a device map keeps elsewhere between calls are on `meta` and do not count."""
+        """Where inputs go.
+
+        Parameters that a device map keeps elsewhere between calls are on `meta` and do not count.
+        """
         return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
@@ -83,8 +80,11 @@ class Host:
     @cached_property
     def d(self) -> int:
         """Width of the hooked tensor, measured on one window of two tokens."""
-        first = self.bos_id if self.bos_id is not None else self.pad_id
-        return self.activations(torch.full((1, 2), first), torch.ones(1, 2, dtype=torch.long)).shape[-1]
+        return self.activations(torch.full((1, 2), self._first_id), torch.ones(1, 2, dtype=torch.long)).shape[-1]
+
+    @property
+    def _first_id(self) -> int:
+        return self.pad_id if self.bos_id is None else self.bos_id
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,12 +94,12 @@ class Host:
         identity = [config, self.point, str(self.dtype), self.frame.prefix, self.frame.suffix]
         state.update(json.dumps(identity, sort_keys=True, default=str).encode())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        vocabulary = (
-            _without_padding(backend.to_str())
-            if backend is not None
-            else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        )
-        state.update(vocabulary.encode())
+        if backend is None:
+            vocabulary = self.tokenizer.get_vocab()
+        else:
+            # truncation and padding are settings of the last call, not of the tokenizer
+            vocabulary = {**json.loads(backend.to_str()), "truncation": None, "padding": None}
+        state.update(json.dumps(vocabulary, sort_keys=True).encode())
         commit = getattr(self.model.config, "_commit_hash", None)
         if self._folder is not None:
             for file in sorted(self._folder.iterdir()):
@@ -109,7 +109,9 @@ class Host:
         elif commit:
             state.update(commit.encode())
         else:
-            _hash_weights(state, self.model)
+            for name, tensor in self.model.state_dict().items():
+                state.update(f"{name}{tuple(tensor.shape)}".encode())
+                state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return state.hexdigest()
 
     def activations(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -120,10 +122,12 @@ class Host:
     def output(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """ids, mask int64 [b, t] -> logits [b, t, V] (causal) or the last hidden state [b, t, D] (encoders).
 
-        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for another shape.
+        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for
+        another shape.
         """
         with self._replaced(replace):
-            return self._final(self._run(ids, mask))
+            output = self._run(ids, mask)
+            return output.logits if self.causal else output.last_hidden_state
 
     @torch.no_grad()
     def before_readout(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -136,14 +140,13 @@ class Host:
     @cached_property
     def readout(self) -> LinearReadOut | WholeLogits:
         """How a causal model's logits come from `before_readout`; checked against the model's own on a short window."""
-        first = self.bos_id if self.bos_id is not None else self.pad_id
-        ids, mask = torch.tensor([[first, self.pad_id, first]]), torch.ones(1, 3, dtype=torch.long)
+        ids, mask = torch.tensor([[self._first_id, self.pad_id, self._first_id]]), torch.ones(1, 3, dtype=torch.long)
         logits = self.output(ids, mask)[0]
-        found = readout_of(self.model)
+        linear = readout_of(self.model)
         # weights that a device map keeps elsewhere between calls (on `meta`) cannot be multiplied with here
-        usable = found is not None and not found.weight.is_meta
-        if usable and agrees(found, self._last_hidden(ids, mask)[0], logits.to(found.weight.device)):
-            return found
+        usable = linear is not None and not linear.weight.is_meta
+        if usable and agrees(linear, self._last_hidden(ids, mask)[0], logits.to(linear.weight.device)):
+            return linear
         return WholeLogits(logits.shape[-1])
 
     def _last_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -181,17 +184,14 @@ class Host:
         options = {"use_cache": False} if self.causal else {}
         return self.model(input_ids=ids, attention_mask=mask, return_dict=True, **options)
 
-    def _final(self, output) -> Tensor:
-        return output.logits if self.causal else output.last_hidden_state
-
 
 @torch.no_grad()
 def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """ids, mask int64 [b, t] -> the hooked tensor [b, t, d] of each host, from one pass that stops after the last of them.
+    """ids, mask int64 [b, t] -> the hooked tensor [b, t, d] of each host, from one pass that stops after the last of
+    them.
 
-    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts. On a processor every core
-    runs some of the rows.
-    Raises UserError for a point that the model never runs.
+    hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts. On a
+    processor every core runs some of the rows. Raises UserError for a point that the model never runs.
     """
     # hooks are the module's, so all lanes run through the same ones, each with what it has read so far
     lane = threading.local()
@@ -225,19 +225,3 @@ def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Ten
         lanes = min(torch.get_num_threads(), len(ids))
         parts = side_by_side(run, zip(ids.tensor_split(lanes), mask.tensor_split(lanes), strict=True))
     return [torch.cat(of_host) for of_host in zip(*parts, strict=True)] if lanes > 1 else parts[0]
-
-
-def _max_context(config) -> int | None:
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return limit - 2 if limit and config.model_type in _OFFSET_POSITIONS else limit
-
-
-def _without_padding(tokenizer_json: str) -> str:
-    """Truncation and padding are settings of the last call, not of the tokenizer."""
-    return json.dumps({**json.loads(tokenizer_json), "truncation": None, "padding": None}, sort_keys=True)
-
-
-def _hash_weights(state, model: nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        state.update(f"{name}{tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

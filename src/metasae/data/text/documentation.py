@@ -1,7 +1,7 @@
 """The prose of the documentation on this machine: the standard library's and the installed packages'.
 
-One document is the prose of one file: a module's docstrings, a README, a distribution's description, a topic of the language reference.
-Packages are never imported; their files are only read.
+One document is the prose of one file: a module's docstrings, a README, a distribution's description, a topic of the
+language reference. Packages are never imported; their files are only read.
 """
 
 import hashlib
@@ -17,48 +17,33 @@ from metasae.data.text.prose import docstrings, paragraphs
 MIN_WORDS = 40
 MAX_BYTES = 2_000_000
 MAX_CHARACTERS = 16_000
+# fmt: off
 _SKIPPED_FOLDERS = {
-    "tests",
-    "test",
-    "testing",
-    "__pycache__",
-    "node_modules",
-    "_vendor",
-    "_vendored",
-    "vendor",
-    "licenses",
-    "lib2to3",
+    "tests", "test", "testing", "__pycache__", "node_modules", "_vendor", "_vendored", "vendor", "licenses", "lib2to3",
     "idlelib",
 }
 _SKIPPED_NAMES = (
-    "license",
-    "licence",
-    "copying",
-    "notice",
-    "authors",
-    "third",
-    "test_",
-    "conftest",
-    "top_level",
-    "entry_points",
-    "sources",
-    "vocab",
+    "license", "licence", "copying", "notice", "authors", "third", "test_", "conftest", "top_level", "entry_points",
+    "sources", "vocab",
 )
+# fmt: on
 _PROSE_SUFFIXES = (".md", ".rst", ".txt")
 
 
 def documents() -> Iterator[str]:
-    """Documents of at least MIN_WORDS words and about MAX_CHARACTERS at most, paragraphs apart by a blank line, no paragraph twice.
+    """Documents of at least MIN_WORDS words and about MAX_CHARACTERS at most, paragraphs apart by a blank line, no
+    paragraph twice.
 
-    The order is fixed by the files' names and mixes the packages, so that any beginning of it is a fair sample of the whole.
+    The order is fixed by the files' names and mixes the packages, so that any beginning of it is a fair sample of the
+    whole.
     """
-    seen: set[bytes] = set()
+    digests: set[bytes] = set()
     for _, read in sorted(_sources(), key=lambda source: _digest(source[0])):
         kept, length = [], 0
         for paragraph in read():
             digest = _digest(paragraph.lower())
-            if digest not in seen:
-                seen.add(digest)
+            if digest not in digests:
+                digests.add(digest)
                 kept.append(paragraph)
                 length += len(paragraph)
             if length > MAX_CHARACTERS:
@@ -102,6 +87,7 @@ def _read(path: str) -> list[str]:
     except OSError:
         return []
     if path.endswith(".py"):
+        # told at a glance; cutting a file into comments and strings takes longer
         if '"""' not in text and "'''" not in text:
             return []
         return [paragraph for docstring in docstrings(text) for paragraph in paragraphs(docstring)]

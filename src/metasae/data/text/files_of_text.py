@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from metasae.data.text.columns import column_of
-from metasae.data.text.hub import reason
+from metasae.data.text.hub import column_of, reason
 from metasae.errors import UserError, install_hint, nearest
 from metasae.recipe.recipe import Text
 
@@ -52,30 +51,32 @@ def files_in(path: Path) -> list[Path]:
         raise UserError(
             f"text.source '{path}' is no file or folder{hint if 'did you mean' in hint else '; check the path'}"
         )
-    found = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and file.name.endswith(SUFFIXES) and not file.name.startswith(".")
-    )
-    if not found:
+    files = _all_files(path)
+    files = [file for file in files if file.name.endswith(SUFFIXES) and not file.name.startswith(".")]
+    if not files:
         raise UserError(f"the folder '{path}' holds no text; put files there that end with {', '.join(SUFFIXES)}")
-    return found
+    return files
+
+
+def _all_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def digest(path: Path) -> str:
-    """A hash over names and contents of the files; of large ones over samples (`state_of_file`), which costs little however large they are."""
+    """A hash over names and contents of the files; of large ones over samples (`state_of_file`)."""
     state = hashlib.blake2b(digest_size=16)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if is_saved_dataset(path) else files_in(path)
-    for file in files:
+    for file in _all_files(path) if is_saved_dataset(path) else files_in(path):
         state.update(f"{file.relative_to(path) if file != path else file.name}\0".encode())
         state_of_file(state, file)
     return state.hexdigest()
 
 
 def state_of_file(state, file: Path) -> None:
-    """Adds a file's size and bytes to a hash: all of them up to 128 MiB, else the first and last MiB and 1,024 evenly spaced pieces.
+    """Adds a file's size and bytes to a hash: all of them up to 128 MiB, else the first and last MiB and 1,024 evenly
+    spaced pieces.
 
-    A matrix of a language model is wider than the space between two pieces, so a model with one matrix edited has another hash.
+    A matrix of a language model is wider than the space between two pieces, so a model with one matrix edited has
+    another hash.
     """
     size = file.stat().st_size
     state.update(f"{size}\0".encode())
@@ -84,12 +85,8 @@ def state_of_file(state, file: Path) -> None:
             while block := handle.read(_SAMPLE):
                 state.update(block)
             return
-        places = [
-            (0, _SAMPLE),
-            *((number * (size - _PIECE) // (_PIECES - 1), _PIECE) for number in range(_PIECES)),
-            (size - _SAMPLE, _SAMPLE),
-        ]
-        for start, length in places:
+        pieces = [(number * (size - _PIECE) // (_PIECES - 1), _PIECE) for number in range(_PIECES)]
+        for start, length in [(0, _SAMPLE), *pieces, (size - _SAMPLE, _SAMPLE)]:
             handle.seek(start)
             state.update(handle.read(length))
 
@@ -107,39 +104,34 @@ def _read_file(file: Path, text: Text) -> Iterator[str]:
     else:
         opener = gzip.open if file.name.endswith(".gz") else open
         with opener(file, "rt", encoding="utf-8") as lines:
-            records = _json_records(lines) if ".jsonl" in file.name else _json_list(json.load(lines), file)
+            if ".jsonl" in file.name:
+                records = (json.loads(line) for line in lines if line.strip())
+            else:
+                records = json.load(lines)
+                if not isinstance(records, list):
+                    raise UserError(
+                        f"{file} must hold a list of strings or of records; "
+                        "write one record a line and name it .jsonl otherwise"
+                    )
             for record in records:
                 yield column_of(record, text.column, file)
 
 
 def cut_long_text(lines: Iterable[str]) -> Iterator[str]:
-    """A short text is one document. A long one is cut at blank lines (or at line ends where there are none), losing nothing.
+    """A short text is one document. A long one is cut at blank lines (or at line ends where there are none), losing
+    nothing.
 
     A book or a corpus in one file would otherwise be a single document, and a single document cannot be split.
     """
-    held, length = [], 0
+    document, length = [], 0
     for line in lines:
-        held.append(line)
+        document.append(line)
         length += len(line)
         if length >= LONG_TEXT and (not line.strip() or length >= 2 * LONG_TEXT):
-            yield "".join(held)
-            held, length = [], 0
-    if held:
-        yield "".join(held)
-
-
-def _json_records(lines: Iterable[str]) -> Iterator:
-    for line in lines:
-        if line.strip():
-            yield json.loads(line)
-
-
-def _json_list(value, file: Path) -> list:
-    if not isinstance(value, list):
-        raise UserError(
-            f"{file} must hold a list of strings or of records; write one record a line and name it .jsonl otherwise"
-        )
-    return value
+            yield "".join(document)
+            document, length = [], 0
+    if document:
+        yield "".join(document)
 
 
 def _read_parquet(file: Path, column: str) -> Iterator[str]:
@@ -177,7 +169,8 @@ def _read_saved(path: Path, text: Text) -> Iterator[str]:
         loaded = loaded[text.split]
     if text.column not in loaded.column_names:
         raise UserError(
-            f"the dataset in '{path}' has no column '{text.column}'{nearest(text.column, loaded.column_names)}; set text.column"
+            f"the dataset in '{path}' has no column '{text.column}'{nearest(text.column, loaded.column_names)}; "
+            "set text.column"
         )
     for record in loaded.select_columns([text.column]):
         yield column_of(record, text.column, path)

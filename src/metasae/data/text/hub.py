@@ -1,19 +1,21 @@
-"""The Hugging Face hub: whether it can be reached, datasets streamed from it, and its long errors as one line."""
+"""The Hugging Face hub: whether it can be reached, datasets streamed from it, and its long errors as one line.
+
+`column_of` takes the text out of a record, of the hub or of a file.
+"""
 
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from metasae.data.text.columns import column_of
-from metasae.errors import UserError, install_hint
+from metasae.errors import UserError, install_hint, nearest
 from metasae.recipe.recipe import Text
 
 _SECONDS = 5.0
 _LONGEST_REASON = 300
 
 
-def stream(text: Text) -> Iterator[str]:
+def documents(text: Text) -> Iterator[str]:
     """The documents of a dataset on the hub, streamed without a download of the whole.
 
     Raises UserError with the hub's reason when the dataset, its configuration, split or column cannot be had.
@@ -24,7 +26,8 @@ def stream(text: Text) -> Iterator[str]:
         raise UserError(
             f"text.source '{text.source}' is no local file, and a dataset needs: {install_hint('datasets')}"
         ) from None
-    if why := unreachable():
+    why = unreachable()
+    if why:
         raise UserError(f"the dataset '{text.source}' cannot be had: {why}; use text.source=docs or a local file")
     label = f"the dataset '{text.source}'"
     try:
@@ -37,7 +40,10 @@ def stream(text: Text) -> Iterator[str]:
 
 
 def unreachable() -> str:
-    """Why the hub cannot be reached, or nothing when it can. Takes seconds; the hub's own client retries for half a minute."""
+    """Why the hub cannot be reached, or nothing when it can.
+
+    Takes seconds; the hub's own client retries for half a minute.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -47,15 +53,37 @@ def unreachable() -> str:
     except urllib.error.HTTPError:
         return ""  # an answer of any kind is an answer
     except OSError as error:
+        why = getattr(error, "reason", error)
         # the client may have certificates that this probe lacks, so a doubt about them is left to it
-        if isinstance(getattr(error, "reason", error), ssl.SSLError):
-            return ""
-        return f"{constants.ENDPOINT} cannot be reached from here ({getattr(error, 'reason', error)})"
+        if not isinstance(why, ssl.SSLError):
+            return f"{constants.ENDPOINT} cannot be reached from here ({why})"
     return ""
 
 
+def column_of(record, column: str, where) -> str:
+    """The text of one record of a table.
+
+    Raises UserError that names the nearest column when there is none of that name.
+    """
+    if isinstance(record, str):
+        return record
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a record is a {type(record).__name__}, not a string or a table of columns")
+    if column not in record:
+        raise UserError(f"{where} has no column '{column}'{nearest(column, record)}; set text.column")
+    value = record[column]
+    if not isinstance(value, str | None):
+        names = [name for name, other in record.items() if isinstance(other, str)]
+        choice = f" to one of: {', '.join(names)}" if names else ""
+        raise UserError(f"column '{column}' of {where} holds {type(value).__name__}, not text; set text.column{choice}")
+    return value or ""
+
+
 def reason(error: Exception) -> str:
-    """The first line of an error that says something, without a full stop. transformers lists all its models in some; their end is cut."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    first = next((line.rstrip(".") for line in lines if line), type(error).__name__)
+    """The first line of an error that says something, without a full stop.
+
+    transformers lists all its models in some; their end is cut.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    first = lines[0].strip().rstrip(".")
     return first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON]}..."

@@ -32,17 +32,16 @@ _CITATION = re.compile(r"\s*\[[\w#]+\]_")
 
 
 def docstrings(source: str) -> list[str]:
-    """The docstrings of a module's source, in order: triple-quoted strings that open a module, a class or a function."""
-    found, opening = [], True
-    end = 0
+    """The docstrings of a module's source: triple-quoted strings that open a module, a class or a function."""
+    texts, opening, end = [], True, 0
     for match in _LEX.finditer(source):
         start, text = match.start(), match.group(2)
         opening = opening and not source[end:start].strip(" \t\r\n\ufeffrRuU")
         if text is not None and (opening or _follows_colon(source, start)):
-            found.append(inspect.cleandoc(text))
+            texts.append(inspect.cleandoc(text))
         opening = opening and text is None and source[start] == "#"
         end = match.end()
-    return found
+    return texts
 
 
 def _follows_colon(source: str, start: int) -> bool:
@@ -85,10 +84,7 @@ def _keep_code_marker(match: re.Match) -> str:
 
 
 def _indent(block: str) -> int:
-    for line in block.split("\n"):
-        if line.strip():
-            return len(line) - len(line.lstrip())
-    return 0
+    return next((len(line) - len(line.lstrip()) for line in block.split("\n") if line.strip()), 0)
 
 
 def plain(block: str) -> str:

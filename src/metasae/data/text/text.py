@@ -13,8 +13,8 @@ from metasae.data.text import documentation, files_of_text, hub
 from metasae.errors import UserError
 from metasae.recipe.recipe import Text
 
-Split = Literal["train", "calibration", "evaluation"]
-SPLITS: tuple[Split, ...] = ("train", "calibration", "evaluation")
+SplitName = Literal["train", "calibration", "evaluation"]
+SPLITS: tuple[SplitName, ...] = ("train", "calibration", "evaluation")
 
 
 def documents(text: Text) -> Iterator[str]:
@@ -26,12 +26,12 @@ def documents(text: Text) -> Iterator[str]:
         return clean(documentation.documents())
     if is_local(text.source):
         return clean(files_of_text.read(local_path(text.source), text))
-    return clean(hub.stream(text))
+    return clean(hub.documents(text))
 
 
-def clean(stream: Iterable[str]) -> Iterator[str]:
+def clean(source: Iterable[str]) -> Iterator[str]:
     """Documents without NULs; the empty ones are left out."""
-    for document in stream:
+    for document in source:
         if not isinstance(document, str):
             raise UserError(f"a document must be a string, not {type(document).__name__}; check text.column")
         document = document.replace("\0", "")
@@ -39,7 +39,7 @@ def clean(stream: Iterable[str]) -> Iterator[str]:
             yield document
 
 
-def split_of(document: str, text: Text) -> Split:
+def split_of(document: str, text: Text) -> SplitName:
     """The split a document belongs to: a fixed function of its words, whatever stands around it."""
     digest = hashlib.blake2b(document.encode("utf-8", errors="surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
@@ -50,13 +50,8 @@ def split_of(document: str, text: Text) -> Split:
 
 def is_local(source: str) -> bool:
     """Whether a source names a place on this disk: it exists, or it is written as a path."""
-    path = local_path(source)
-    return (
-        path.exists()
-        or source.startswith((".", "/", "~"))
-        or source.endswith(files_of_text.SUFFIXES)
-        or source.count("/") > 1
-    )
+    like_a_path = source.startswith((".", "/", "~")) or source.endswith(files_of_text.SUFFIXES) or source.count("/") > 1
+    return like_a_path or local_path(source).exists()
 
 
 def local_path(source: str) -> Path:
@@ -64,7 +59,8 @@ def local_path(source: str) -> Path:
 
 
 def identity(text: Text) -> dict:
-    """What decides the documents: the recipe's values, and for local files their names, sizes and samples of their bytes.
+    """What decides the documents: the recipe's values, and for local files their names, sizes and samples of their
+    bytes.
 
     Raises UserError when a local file is missing.
     """

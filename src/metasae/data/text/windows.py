@@ -1,7 +1,8 @@
 """Documents -> token windows. A window never crosses documents, and no token of a document is lost or seen twice."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor
 from metasae.errors import UserError
 
 BATCH_CHARACTERS = 1_000_000
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The special tokens round every window: BOS for causal models, [CLS] and [SEP] for encoders, nothing where the model has none."""
+    """The special tokens round every window: BOS for causal models, [CLS] and [SEP] for encoders.
+
+    Nothing where the model has none.
+    """
 
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
@@ -55,34 +60,32 @@ def cut(tokens: np.ndarray, document: int, room: int) -> Iterator[Window]:
 
 def tokenise(tokenizer, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str, np.ndarray]]:
     """(number, document) -> (number, document, tokens int32 [t]) without special tokens, many documents to a call."""
-    batch, characters = [], 0
-    for entry in numbered:
-        batch.append(entry)
-        characters += len(entry[1])
-        if characters >= BATCH_CHARACTERS:
-            yield from _tokenise_batch(tokenizer, batch)
-            batch, characters = [], 0
-    if batch:
-        yield from _tokenise_batch(tokenizer, batch)
+    options = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
+    options |= {"return_attention_mask": False, "return_token_type_ids": False}
+    for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS):
+        encoded = tokenizer([document for _, document in batch], **options)["input_ids"]
+        for (number, document), ids in zip(batch, encoded, strict=True):
+            yield number, document, np.asarray(ids, dtype=np.int32)
 
 
-def _tokenise_batch(tokenizer, batch: list[tuple[int, str]]) -> Iterator[tuple[int, str, np.ndarray]]:
-    texts = [document for _, document in batch]
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    for (number, document), ids in zip(batch, encoded, strict=True):
-        yield number, document, np.asarray(ids, dtype=np.int32)
+def grouped(items: Iterable[Item], size_of: Callable[[Item], int], size: int) -> Iterator[list[Item]]:
+    """Consecutive items in groups of `size` together, or a little more; the last group is smaller."""
+    group, reached = [], 0
+    for item in items:
+        group.append(item)
+        reached += size_of(item)
+        if reached >= size:
+            yield group
+            group, reached = [], 0
+    if group:
+        yield group
 
 
 def pad(windows: list[Window], frame: Frame, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows padded on the right -> (ids int64 [b, t], mask int64 [b, t], own bool [b, t]); `own` leaves special tokens and padding out."""
+    """Windows padded on the right -> (ids int64 [b, t], mask int64 [b, t], own bool [b, t]).
+
+    `own` leaves special tokens and padding out.
+    """
     before, after = len(frame.prefix), len(frame.suffix)
     lengths = np.array([len(window) for window in windows])
     width = int(lengths.max()) + before + after

@@ -4,8 +4,9 @@ import torch
 from safetensors.torch import save_file
 
 from metasae import UserError
-from metasae.data.cache import shards
-from metasae.data.cache.shards import COLUMNS, ShardWriter
+from metasae.data.cache import cache_writer
+from metasae.data.cache.cache import COLUMNS
+from metasae.data.cache.cache_writer import ShardWriter
 
 ROWS = 20
 
@@ -37,28 +38,29 @@ def test_shards_are_what_the_library_writes_whatever_the_order_of_the_rows(tmp_p
     writer = ShardWriter(tmp_path, "train", d, dtype, 7, ROWS)
     for start, stop in ((18, 20), (5, 10), (0, 5), (13, 18), (9, 13)):
         write(writer, rows, columns, start, stop)
-    writer.finish(ROWS)
-    found = files_of(tmp_path)
-    assert list(found) == [f"train-{number:05d}.safetensors" for number in range(3)]
-    for number, content in enumerate(found.values()):
+    record, statistics = writer.finish(ROWS)
+    files = files_of(tmp_path)
+    assert list(files) == [f"train-{number:05d}.safetensors" for number in range(3)]
+    for number, content in enumerate(files.values()):
         assert content == by_library(tmp_path / "reference", rows, columns, 7 * number, min(7 * number + 7, ROWS))
-    assert [entry["tokens"] for entry in writer.entries] == [7, 7, 6] and not writer.record()["exhausted"]
-    assert torch.allclose(writer.statistics()["train.sum"].sum(0), rows.double().sum(0))
-    assert torch.allclose(writer.statistics()["train.sum_sq"].sum(), rows.double().square().sum())
+    assert [entry["tokens"] for entry in record["shards"]] == [7, 7, 6] and not record["exhausted"]
+    assert torch.allclose(statistics["train.sum"].sum(0), rows.double().sum(0))
+    assert torch.allclose(statistics["train.sum_sq"].sum(), rows.double().square().sum())
 
 
-@pytest.mark.parametrize("held", [0, 3, 7, 17])
-def test_a_text_that_ends_early(tmp_path, held):
+@pytest.mark.parametrize("count", [0, 3, 7, 17])
+def test_a_text_that_ends_early(tmp_path, count):
     rows, columns = rows_and_columns(4)
     writer = ShardWriter(tmp_path, "train", 4, torch.float32, 7, ROWS)
-    if held:
-        write(writer, rows, columns, 0, held)
-    writer.finish(held)
-    assert [entry["tokens"] for entry in writer.entries] == [min(7, held - start) for start in range(0, held, 7)]
-    assert writer.record() == {"tokens": held, "exhausted": True, "shards": writer.entries}
+    if count:
+        write(writer, rows, columns, 0, count)
+    record, statistics = writer.finish(count)
+    entries = record["shards"]
+    assert [entry["tokens"] for entry in entries] == [min(7, count - start) for start in range(0, count, 7)]
+    assert record == {"tokens": count, "exhausted": True, "shards": entries}
     for number, content in enumerate(files_of(tmp_path).values()):
-        assert content == by_library(tmp_path / "reference", rows, columns, 7 * number, min(7 * number + 7, held))
-    assert len(writer.statistics()["train.sum"]) == len(writer.entries)
+        assert content == by_library(tmp_path / "reference", rows, columns, 7 * number, min(7 * number + 7, count))
+    assert statistics["train.sum"].shape == (len(entries), 4) and statistics["train.sum_sq"].shape == (len(entries),)
 
 
 @pytest.mark.parametrize("stopped", range(0, ROWS + 1, 3))
@@ -67,37 +69,37 @@ def test_another_writer_goes_on(tmp_path, stopped):
     first = ShardWriter(tmp_path, "train", 4, torch.float32, 7, ROWS)
     # rows behind the place where it goes on may be there already, or be half written
     write(first, rows, columns, 0, min(stopped + 2, ROWS))
-    first.close(min(stopped + 2, ROWS))
     first.sync()
     second = ShardWriter(tmp_path, "train", 4, torch.float32, 7, ROWS)
-    assert second.whole(stopped)
-    second.restore(stopped, first.entries, first.statistics())
-    assert len(second.entries) == second.closed(stopped)
+    assert second.is_whole(stopped)
     if stopped < ROWS:
         write(second, rows, columns, stopped, ROWS)
-    second.finish(ROWS)
+    record, statistics = second.finish(ROWS)
     whole = ShardWriter(tmp_path / "whole", "train", 4, torch.float32, 7, ROWS)
     (tmp_path / "whole").mkdir()
     write(whole, rows, columns, 0, ROWS)
-    whole.finish(ROWS)
-    assert files_of(tmp_path) == files_of(tmp_path / "whole") and second.record() == whole.record()
-    assert all(torch.equal(second.statistics()[name], table) for name, table in whole.statistics().items())
+    record_of_whole, statistics_of_whole = whole.finish(ROWS)
+    assert files_of(tmp_path) == files_of(tmp_path / "whole") and record == record_of_whole
+    assert all(torch.equal(statistics[name], table) for name, table in statistics_of_whole.items())
 
 
 def test_shards_that_are_gone_or_cut_are_seen(tmp_path):
     rows, columns = rows_and_columns(4)
     writer = ShardWriter(tmp_path, "train", 4, torch.float32, 7, ROWS)
     write(writer, rows, columns, 0, 10)
-    assert writer.whole(10) and writer.whole(0) and not writer.whole(15)
+    assert writer.is_whole(10) and writer.is_whole(0) and not writer.is_whole(15)
     shard = tmp_path / "train-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert writer.whole(7) and not writer.whole(10)
+    assert writer.is_whole(7) and not writer.is_whole(10)
     (tmp_path / "train-00000.safetensors").unlink()
-    assert not writer.whole(7)
+    assert not writer.is_whole(7)
 
 
 def test_a_shard_takes_no_more_than_its_share(tmp_path):
-    assert ShardWriter(tmp_path, "train", 4096, torch.bfloat16, 10**9, 10**9).capacity == shards.MAX_SHARD_BYTES // 8192
+    assert (
+        ShardWriter(tmp_path, "train", 4096, torch.bfloat16, 10**9, 10**9).capacity
+        == cache_writer.MAX_SHARD_BYTES // 8192
+    )
     assert ShardWriter(tmp_path, "train", 4, torch.float32, 100, 30).capacity == 30
 
 
@@ -108,7 +110,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards, "_write_all", full)
+    monkeypatch.setattr("builtins.open", full)
     with pytest.raises(UserError, match=r"cannot write .*train-00000.*No space left.*free some space"):
         write(writer, rows, columns, 0, 5)
     with pytest.raises(UserError, match="cannot write"):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from metasae import UserError
-from metasae.data.cache.lock import LOCK, locked
+from metasae.locks import HARVEST_LOCK, harvesting_into, locked
 from metasae.progress.progress import SILENT
 
 pytest.importorskip("fcntl")
@@ -15,8 +15,8 @@ HOLD = """
 import fcntl, sys, time
 file = open(sys.argv[1], "a")
 fcntl.flock(file, fcntl.LOCK_EX)
-file.write("process 7 on mars")
-file.flush()
+with open(sys.argv[1] + ".holder", "w") as holder:
+    holder.write("process 7 on mars")
 print("held", flush=True)
 time.sleep(60)
 """
@@ -34,10 +34,10 @@ def test_a_second_one_says_so_and_waits(tmp_path):
     progress, order = Lines(), []
 
     def second():
-        with locked(tmp_path, progress):
+        with harvesting_into(tmp_path, progress):
             order.append("second")
 
-    with locked(tmp_path, SILENT):
+    with harvesting_into(tmp_path, SILENT):
         thread = threading.Thread(target=second)
         thread.start()
         while not progress.lines:
@@ -50,19 +50,21 @@ def test_a_second_one_says_so_and_waits(tmp_path):
 
 def test_a_process_that_was_killed_holds_nothing(tmp_path):
     progress = Lines()
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / LOCK)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / HARVEST_LOCK)], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
     threading.Timer(0.3, holder.kill).start()
-    with locked(tmp_path, progress):
+    with harvesting_into(tmp_path, progress):
         assert holder.wait(60) == -9
     assert progress.lines == [f"process 7 on mars harvests into {tmp_path}; waiting for it"]
-    with locked(tmp_path, progress):
+    with harvesting_into(tmp_path, progress):
         assert len(progress.lines) == 1
 
 
 def test_an_error_inside_lets_go(tmp_path):
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), locked(tmp_path, SILENT):
+        with pytest.raises(ZeroDivisionError), harvesting_into(tmp_path, SILENT):
             raise ZeroDivisionError
 
 
@@ -74,12 +76,23 @@ def test_a_disk_without_locks_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     progress = Lines()
-    with locked(tmp_path, progress):
+    with harvesting_into(tmp_path, progress):
         pass
     assert "cannot be locked (No locks available)" in progress.lines[0]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "file" / "folder", SILENT):
+    with pytest.raises(UserError, match="cannot write"), harvesting_into(tmp_path / "file" / "folder", SILENT):
         pass
+
+
+def test_one_that_does_not_wait_is_told(tmp_path):
+    with locked(tmp_path / "x.lock", "choose another place") as outer:
+        with locked(tmp_path / "x.lock", "choose another place", wait=False) as inner:
+            assert (outer, inner) == (True, False)
+        with locked(tmp_path / "other.lock", "choose another place", wait=False) as other:
+            assert other
+    with locked(tmp_path / "x.lock", "choose another place", wait=False) as again:
+        assert again
+    assert not list(tmp_path.glob("*.holder"))
