@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from metasae.data.model import hooks, loading
-from metasae.data.model.model_folder import local_folder
 from metasae.data.model.loading import refusal
+from metasae.data.model.model_folder import local_folder
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.text import hub
 from metasae.errors import UserError

@@ -10,9 +10,9 @@ from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
 from metasae.interop import load
 from metasae.jobs.conclude import conclude, print_conclusion
-from metasae.locks import alone_on
 from metasae.jobs.run_stages import ACROSS, HARVEST, PLANTED, REPORT
 from metasae.jobs.targets import Target, chosen, claim
+from metasae.locks import alone_on
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
 from metasae.measures.suite import measure_sae, reference_of

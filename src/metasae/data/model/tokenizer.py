@@ -2,7 +2,7 @@
 
 from metasae.data.model.loading import quiet
 from metasae.data.model.model_folder import local_folder
-from metasae.data.model.refusal import refusal
+from metasae.data.model.loading import refusal
 from metasae.data.text import hub
 from metasae.recipe import recipe
 

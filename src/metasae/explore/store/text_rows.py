@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from metasae.arms.source import Source
-from metasae.data.model.loading import quiet
+from metasae.data.model.loading import quiet, refusal
 from metasae.data.model.model_folder import local_folder
-from metasae.data.model.loading import refusal
 from metasae.data.text import hub
 from metasae.errors import UserError
 from metasae.explore.store.stored_text import CHUNK, folded, readable, stretches_of
