@@ -12,8 +12,8 @@ from metasae.files import toml
 
 ROOT = Path(__file__).parents[1]
 PROJECT = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# import name -> package, where they differ by more than `_` for `-`
-PACKAGES = {"lap": "lapx"}
+# import name -> package, where they differ by more than `_` for `-`, or come with another
+PACKAGES = {"lap": "lapx", "markupsafe": "jinja2"}
 # installed for a file that it carries
 NEVER_IMPORTED = {"plotly"}
 

@@ -6,11 +6,11 @@ import json
 import re
 
 import pytest
-import tomli
 
 from metasae.compare.catalogue import CATALOGUE
 from metasae.compare.compare import compare
 from metasae.compare.words import change
+from metasae.files import toml
 from metasae.interop.model_card import card_of_run, card_of_sae
 from runs import write_arm
 
@@ -136,7 +136,7 @@ def test_the_recipe_comes_back_out_of_its_fence(tmp_path):
     text, _ = card(tmp_path, recipe=recipe)
     fence = re.search(r"^(`{3,})toml\n", text, re.M)
     body = text[fence.end() : text.index(f"\n{fence[1]}\n", fence.end())]
-    assert len(fence[1]) == 5 and tomli.loads(body) == tomli.loads(recipe)
+    assert len(fence[1]) == 5 and toml.loads(body) == toml.loads(recipe)
 
 
 HOSTILE = "x](http://evil) <img src=x onerror=alert(1)> `code` | # head\n---\nlicense: gpl\n![y](z)"

@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-import tomli
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -12,6 +11,7 @@ from metasae import files
 from metasae.compare.compare import compare
 from metasae.compare.measured import read_measured
 from metasae.errors import UserError
+from metasae.files import toml
 from metasae.interp.differences import score_differences
 from metasae.report import figures, score_figures
 from metasae.report.latex import as_latex
@@ -67,8 +67,8 @@ def _recipe_values(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return dict(_dotted(tomli.loads(path.read_text(encoding="utf-8"))))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+        return dict(_dotted(toml.loads(path.read_text(encoding="utf-8"))))
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 

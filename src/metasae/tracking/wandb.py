@@ -7,11 +7,10 @@ import os
 import uuid
 from pathlib import Path
 
-import tomli
-
 from metasae import files
 from metasae.arms.folder import read_object
 from metasae.errors import UserError
+from metasae.files import toml
 
 PROJECT = "metasae"
 # SAE -> its run there, so that a later call goes on with the same one
@@ -95,5 +94,5 @@ def _recipe(folder: Path, name: str) -> dict:
         if config:
             return config.get("metadata", {}).get("metasae", {}).get("recipe", {})
     if (folder / "recipe.toml").is_file():
-        return tomli.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+        return toml.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
     return files.read_json(folder / "plan.json").get("base", {})

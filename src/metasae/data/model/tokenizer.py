@@ -1,8 +1,7 @@
 """The tokenizer of a model alone: reading the weights would take longer than what its caller does."""
 
-from metasae.data.model.loading import quiet
+from metasae.data.model.loading import quiet, refusal
 from metasae.data.model.model_folder import local_folder
-from metasae.data.model.loading import refusal
 from metasae.data.text import hub
 from metasae.recipe import recipe
 
