@@ -297,7 +297,7 @@ class FakeExplorer:
         if label is not None:
             self.given.append({"target": target, "label": label, "note": note, "when": "2030-01-01T00:00:00"})
 
-    def labels(self, export=True):
+    def labels(self):
         return self.given
 
 

@@ -11,7 +11,8 @@ from explored import firings_of, numbered, random_firings, words_of, write_arm
 
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
-from metasae.explore.store import edge_blobs, edges, parts, schema
+from metasae.explore.store import edges, schema, writing
+from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.build import WORKING, build
 
 FIRINGS = random_firings()
@@ -33,8 +34,8 @@ def built_parts(path):
 def everything(run):
     """All that the pages of a small run show."""
     explorer = Explorer(run)
-    pages = {name: [explorer.latent(name, i) for i in range(facts.n)] for name, facts in explorer.saes.items()}
-    lists = {name: explorer.latents(name, dead=True) for name in explorer.saes}
+    pages = {name: [explorer.latent(name, i) for i in range(facts.n)] for name, facts in explorer.store.saes.items()}
+    lists = {name: explorer.latents(name, dead=True) for name in explorer.store.saes}
     return json.dumps(
         [pages, lists, explorer.splits(), explorer.splits(kind="merges"), explorer.overview()], sort_keys=True
     )
@@ -44,27 +45,27 @@ def test_a_killed_build_goes_on_with_the_next_sae(tmp_path, monkeypatch):
     run = run_of(tmp_path / "run", "solo-s0", "joint-s0")
     whole = run_of(tmp_path / "whole" / "run", "solo-s0", "joint-s0")
     build(whole, strings=numbered)
-    plain, written = parts.Job._write_sae, []
+    plain, written = writing.Writer._write_sae, []
 
-    def killed(job, member, store):
+    def killed(writer, arm):
         if written:
-            plain(job, member, store)
+            plain(writer, arm)
             raise KeyboardInterrupt
-        written.append(member.name)
-        plain(job, member, store)
+        written.append(arm.label)
+        plain(writer, arm)
 
-    monkeypatch.setattr(parts.Job, "_write_sae", killed)
+    monkeypatch.setattr(writing.Writer, "_write_sae", killed)
     with pytest.raises(KeyboardInterrupt):
         build(run, strings=numbered)
     assert not (run / schema.STORE).exists()
     assert set(built_parts(run / WORKING)) >= {"sae:solo-s0"}
     assert "sae:joint-s0" not in built_parts(run / WORKING)
 
-    def counted(job, member, store):
-        written.append(member.name)
-        plain(job, member, store)
+    def counted(writer, arm):
+        written.append(arm.label)
+        plain(writer, arm)
 
-    monkeypatch.setattr(parts.Job, "_write_sae", counted)
+    monkeypatch.setattr(writing.Writer, "_write_sae", counted)
     build(run, strings=numbered)
     assert written == ["solo-s0", "joint-s0"]
     assert not (run / WORKING).exists()
@@ -107,7 +108,7 @@ def test_a_changed_run_shows_what_a_new_store_would(tmp_path):
     shutil.rmtree(run / "arms" / "joint-s0")
     write_arm(run, "joint-s0", random_firings(5), seed=9, meta=True)
     build(run, strings=numbered)
-    assert set(Explorer(run).saes) == {"solo-s0", "joint-s0"}
+    assert set(Explorer(run).store.saes) == {"solo-s0", "joint-s0"}
     updated = everything(run)
     (run / schema.STORE).unlink()
     build(run, strings=numbered)
@@ -262,7 +263,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(store, *_):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(parts.text_rows, "write_text", full)
+    monkeypatch.setattr(writing.text_rows, "write_text", full)
     with pytest.raises(UserError, match=r"disk is full.*free some space"):
         build(run, strings=numbered)
     monkeypatch.undo()
@@ -278,15 +279,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 def test_two_builds_at_once_do_not_mix(tmp_path, monkeypatch):
     run = run_of(tmp_path, "solo-s0")
-    plain = parts.Job._write_sae
+    plain = writing.Writer._write_sae
 
-    def second(job, member, store):
-        monkeypatch.setattr(parts.Job, "_write_sae", plain)
+    def second(writer, arm):
+        monkeypatch.setattr(writing.Writer, "_write_sae", plain)
         with pytest.raises(UserError, match="another process builds"):
             build(run, strings=numbered)
-        plain(job, member, store)
+        plain(writer, arm)
 
-    monkeypatch.setattr(parts.Job, "_write_sae", second)
+    monkeypatch.setattr(writing.Writer, "_write_sae", second)
     build(run, strings=numbered)
     assert Explorer(run).latent("solo-s0", 3)["windows"]
 
@@ -317,7 +318,7 @@ def test_above_a_size_the_nearest_live_row_stands_for_a_match(tmp_path, monkeypa
         assert [key for key, *_ in found] == [schema.key_of(side + 1, i) for i in usable[side].tolist()]
         for i, (_, _, kind, data) in zip(usable[side], found, strict=True):
             cosines = units[side][i] @ units[other][usable[other]].T
-            (partner,), (value,) = edge_blobs.unpack(data)
+            (partner,), (value,) = unpack_edges(data)
             assert kind == "nearest"
             assert partner == usable[other][cosines.argmax()]
             assert value == pytest.approx(cosines.max(), abs=1e-5)

@@ -9,7 +9,7 @@ from explored import random_firings, write_arm
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
-from metasae.explore.store.token_texts import token_texts
+from metasae.explore.store.text_rows import token_texts
 from metasae.interp import prompts
 from metasae.interp.asking import Asker, Limits
 from metasae.interp.coverage import activating_windows, with_silent

@@ -243,7 +243,7 @@ def test_search_finds_words_of_explanations_and_the_beginning_of_tokens(explorer
 
 def test_every_order_is_the_one_sqlite_would_give(explorer):
     """Equals in the order of latents, what lacks the number last; numbers are read to their last digit."""
-    for number, name in ((facts.id, facts.name) for facts in explorer.saes.values()):
+    for number, name in ((facts.id, facts.name) for facts in explorer.store.saes.values()):
         for column in (each["key"] for each in explorer.latents(name)["columns"] if each["key"] != "label"):
             if column.startswith("interp."):
                 _, score, part = column.split(".")
@@ -256,11 +256,11 @@ def test_every_order_is_the_one_sqlite_would_give(explorer):
                     row["latent"]
                     for row in explorer.latents(name, sort=column, descending=descending, dead=True)["rows"]
                 ]
-                assert found == [latent for (latent,) in explorer.ask(sql, (number,))], (name, column)
-        for (rate,) in explorer.ask("SELECT rate FROM latents WHERE sae = ? AND firings > 0", (number,)):
+                assert found == [latent for (latent,) in explorer.store.ask(sql, (number,))], (name, column)
+        for (rate,) in explorer.store.ask("SELECT rate FROM latents WHERE sae = ? AND firings > 0", (number,)):
             same = [
                 latent
-                for (latent,) in explorer.ask(
+                for (latent,) in explorer.store.ask(
                     "SELECT latent FROM latents WHERE sae = ? AND rate = ? ORDER BY latent", (number, rate)
                 )
             ]
@@ -380,7 +380,7 @@ def test_questions_need_no_torch(run):
 
 
 def test_the_view_of_the_firings_is_the_one_that_is_written():
-    from metasae.explore.store.firing_files import VIEW
+    from metasae.explore.store.run_files import VIEW
     from metasae.measures.firing import by_latent
 
     assert by_latent.VIEW == VIEW

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from explored import of_latent, random_firings
 
-from metasae.explore.store import edge_blobs, token_blobs
+from metasae.explore.store import blobs
 from metasae.explore.store.latent_rows import extremes, ranges
 from metasae.measures.firing.by_latent import by_latent
 
@@ -16,7 +16,7 @@ def test_top_tokens_equal_counting(count):
     firings = random_firings(1)
     view = by_latent(firings)
     latent = np.repeat(np.arange(view.n_latents), view.counts())
-    found = token_blobs.top_tokens(latent, firings.tokens[view.tokens], view.n_latents, 11, count)
+    found = blobs.top_tokens(latent, firings.tokens[view.tokens], view.n_latents, 11, count)
     for i, (entries, fired) in enumerate(found):
         counted = Counter(firings.tokens[of_latent(firings, i)[0]].tolist())
         assert (
@@ -26,17 +26,17 @@ def test_top_tokens_equal_counting(count):
 
 
 def test_a_token_table_survives_packing():
-    assert token_blobs.unpack(token_blobs.pack(np.array([5, 1]), np.array([9, 4_000_000_000]))) == (
+    assert blobs.unpack_tokens(blobs.pack_tokens(np.array([5, 1]), np.array([9, 4_000_000_000]))) == (
         [5, 1],
         [9, 4_000_000_000],
     )
-    assert token_blobs.unpack(token_blobs.pack(np.zeros(0, int), np.zeros(0, int))) == ([], [])
+    assert blobs.unpack_tokens(blobs.pack_tokens(np.zeros(0, int), np.zeros(0, int))) == ([], [])
 
 
 def test_histograms_equal_numpy_at_the_edges_too():
     rng = np.random.default_rng(2)
     low, high = np.array([0.0, 0.5, 0.1, 2.0, 0.0]), np.array([1.0, 3.0, 0.7, 2.0, 0.0])
-    edges = token_blobs.edges_of(low, high)
+    edges = blobs.edges_of(low, high)
     counts = [300, 200, 500, 7, 0]
     # many values right on an edge, and beside one by a rounding
     parts = [
@@ -44,7 +44,7 @@ def test_histograms_equal_numpy_at_the_edges_too():
         for i, count in enumerate(counts)
     ]
     parts[2] = np.clip(np.nextafter(parts[2], rng.choice([-9, 9], len(parts[2]))), low[2], high[2])
-    found = token_blobs.histograms(
+    found = blobs.histograms(
         np.repeat(np.arange(5), [len(part) for part in parts]), np.concatenate(parts), low, high
     )
     for i, part in enumerate(parts):
@@ -69,5 +69,5 @@ def test_ranges_of_latents_cover_all_of_them_once(size):
 
 
 def test_neighbours_survive_packing():
-    assert edge_blobs.unpack(edge_blobs.pack(np.array([7, 2]), np.array([0.5, -0.25]))) == ([7, 2], [0.5, -0.25])
-    assert edge_blobs.unpack(b"") == ([], [])
+    assert blobs.unpack_edges(blobs.pack_edges(np.array([7, 2]), np.array([0.5, -0.25]))) == ([7, 2], [0.5, -0.25])
+    assert blobs.unpack_edges(b"") == ([], [])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from explored import LENGTHS, firings_of, of_latent, random_firings, text
 
-from metasae.explore.store import window_blobs
+from metasae.explore.store.blobs import short
 from metasae.explore.store.stored_text import stretches_of
 from metasae.explore.store.window_blobs import LENGTH, Cells, choose, pack, unpack
 from metasae.measures.firing.by_latent import by_latent
@@ -62,7 +62,9 @@ def windows(firings, count):
     latent = np.repeat(np.arange(view.n_latents), view.counts())
     chosen = choose(latent, view.tokens, view.values, cells, count)
     blobs = pack(chosen, view.n_latents, latent, view.tokens, view.values, firings.n_tokens)
-    return [[(w.start, w.length, w.start + w.peak, w.decile, w.values) for w in unpack(blob)] for blob in blobs]
+    return [
+        [(start, len(row), start + peak, decile, row) for decile, start, peak, row in unpack(blob)] for blob in blobs
+    ]
 
 
 def agree(firings, counts=(1, 5, 10, 13, 40)):
@@ -121,18 +123,20 @@ def test_strong_windows_come_first_and_every_tenth_is_shown():
 
 
 def test_equal_windows_have_equal_numbers_and_others_do_not():
+    """Also of windows that are cut off by the end of their stretch."""
     rng = np.random.default_rng(0)
-    entries = np.concatenate([part := rng.integers(3, size=500), part])
-    cells = Cells.of(entries, np.array([0, 500]))
-    start = rng.integers(0, 960, 300)
-    length = rng.integers(1, 33, 300)
-    content = {}
-    for number, s, count in zip(cells.content(start, length).tolist(), start, length, strict=True):
-        content.setdefault(number, set()).add(tuple(entries[s : s + count].tolist()))
-    assert all(len(each) == 1 for each in content.values())
-    assert len(content) == len({tuple(entries[s : s + count].tolist()) for s, count in zip(start, length, strict=True)})
+    once = np.repeat(rng.integers(3, size=60), rng.integers(1, 40, 60))
+    entries = np.concatenate([once, once, rng.integers(2, size=300)])
+    first = np.array([0, 10, 15, len(once), len(once) + 10, 2 * len(once)])
+    cells = Cells.of(entries, first)
+    windows = [tuple(entries[t : min(t + LENGTH, cells.end[t])].tolist()) for t in range(len(entries))]
+    numbers = {}
+    for number, window in zip(cells.content.tolist(), windows, strict=True):
+        numbers.setdefault(number, set()).add(window)
+    assert all(len(alike) == 1 for alike in numbers.values())
+    assert len(numbers) == len(set(windows)) < len(windows)
 
 
 def test_activations_keep_six_digits():
-    assert window_blobs.short(float(np.float32(0.1))) == 0.1
-    assert window_blobs.short(1234567.0) == 1234570.0
+    assert short(float(np.float32(0.1))) == 0.1
+    assert short(1234567.0) == 1234570.0

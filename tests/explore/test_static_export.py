@@ -115,7 +115,7 @@ def test_several_processes_write_the_same_files(tmp_path):
     assert found[0] == found[1]
     assert len([path for path in found[0] if path.parts[:3] == ("data", "api", "latent")]) == 4
     served = Explorer(run)
-    for name in served.saes:
+    for name in served.store.saes:
         blocks = [packed(tmp_path / "2" / "data" / "api" / "latent" / name / f"{number}.json.gz") for number in (0, 1)]
         assert blocks == [
             {str(i): json.loads(json.dumps(served.latent(name, i))) for i in part}

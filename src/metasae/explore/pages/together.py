@@ -4,14 +4,15 @@ phi(a, b) = (N n_ab - n_a n_b) / sqrt(n_a (N - n_a) n_b (N - n_b)), over N token
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 
 import numpy as np
 
+from metasae.explore.store.blobs import short
 from metasae.explore.store.stored_text import StoredText
-from metasae.explore.store.window_blobs import BEFORE, LENGTH, short
+from metasae.explore.store.window_blobs import BEFORE, LENGTH
 
-FEW = 1024
 # (tokens int [c] rising, values float [c]) of one latent
 Fired = tuple[np.ndarray, np.ndarray]
 
@@ -23,11 +24,10 @@ def phi(n_ab: int, n_a: int, n_b: int, n_tokens: int) -> float | None:
 
 
 def phi_table(fired: Sequence[Fired], n_tokens: int) -> list[list[float | None]]:
+    """Of every two of the latents."""
     table: list[list[float | None]] = [[None] * len(fired) for _ in fired]
-    for i, (one, _) in enumerate(fired):
-        for j, (other, _) in enumerate(fired[: i + 1]):
-            both = int(is_in(one, other).sum()) if i != j else len(one)
-            table[i][j] = table[j][i] = phi(both, len(one), len(other), n_tokens)
+    for (i, (one, _)), (j, (other, _)) in combinations_with_replacement(enumerate(fired), 2):
+        table[i][j] = table[j][i] = phi(int(is_in(one, other).sum()), len(one), len(other), n_tokens)
     return table
 
 
@@ -39,33 +39,18 @@ def is_in(tokens: np.ndarray, others: np.ndarray) -> np.ndarray:
     return others[np.minimum(place, len(others) - 1)] == tokens
 
 
-def patterns(parent: np.ndarray, children: Sequence[np.ndarray]) -> np.ndarray:
-    """bool [children, c]: on which of the parent's firings each child is on."""
-    return np.stack([is_in(parent, child) for child in children]) if children else np.zeros((0, len(parent)), bool)
-
-
 def apart(places: np.ndarray, strength: np.ndarray, count: int) -> list[int]:
-    """Up to `count` places, the strongest first (the first of equals), no two within half a window of each other."""
-    kept: list[int] = []
-    for place in _strongest(places, strength):
-        if len(kept) == count:
-            break
-        if all(abs(place - other) >= BEFORE for other in kept):
-            kept.append(place)
+    """Up to `count` places, the strongest first (the first of equals), no two within half a window of each other.
+
+    places: int [c], rising. strength: float [c], finite.
+    """
+    left, kept = strength.astype(np.float64), []
+    while len(kept) < count and np.max(left, initial=-np.inf) > -np.inf:
+        place = int(places[left.argmax()])
+        kept.append(place)
+        low, high = np.searchsorted(places, np.array([place - BEFORE + 1, place + BEFORE], places.dtype))
+        left[low:high] = -np.inf
     return kept
-
-
-def _strongest(places: np.ndarray, strength: np.ndarray) -> Iterator[int]:
-    """The places, the strongest first; only as many are sorted as are asked for, or about that."""
-    if len(places) > FEW:
-        first = strength >= np.partition(strength, len(strength) - FEW)[len(strength) - FEW]
-        yield from _strongest_of(places[first], strength[first])
-        places, strength = places[~first], strength[~first]
-    yield from _strongest_of(places, strength)
-
-
-def _strongest_of(places: np.ndarray, strength: np.ndarray) -> Iterator[int]:
-    yield from places[np.argsort(-strength, kind="stable")].tolist()
 
 
 def window(text: StoredText, peak: int, fired: Sequence[Fired]) -> dict:

@@ -2,8 +2,14 @@
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
+from metasae.explore.store.stored_text import readable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_TOKENS = 1_000
 
@@ -29,16 +35,12 @@ class Trying:
             self._loaded = self._loaded or self._load()
         host, saes, context = self._loaded
         tokens, x_TD, left_out = _activations(host, text, context)
-        return {
-            "tokens": tokens,
-            "left_out": left_out,
-            "saes": {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()},
-        }
+        fired = {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()}
+        return {"tokens": tokens, "left_out": left_out, "saes": fired}
 
     def _load(self) -> tuple:
         from metasae.data.model.host import Host
         from metasae.recipe.recipe import Recipe
-        from metasae.sae.sae import SAE
 
         recipe = self._folder / "recipe.toml"
         if not recipe.is_file():
@@ -46,20 +48,17 @@ class Trying:
         recipe = Recipe.load(recipe)
         if recipe.text.source == "planted":
             raise UserError("no model to try a text on: this run's activations are planted")
-        folders = sorted(self._folder.glob("arms/*/primary"))
-        if not folders:
-            raise UserError(f"no SAE to try a text on: no arms/*/primary in {self._folder.name}")
+        arms = sorted(RunFolder(self._folder).trained(), key=lambda arm: arm.label)
         host = Host.load(recipe.model, recipe.hook.point)
-        return host, {folder.parent.name: SAE.load(folder) for folder in folders}, recipe.text.context
+        return host, {arm.label: arm.sae() for arm in arms}, recipe.text.context
 
 
-def _activations(host, text: str, context: int) -> tuple[list[str], "object", int]:
+def _activations(host, text: str, context: int) -> tuple[list[str], "Tensor", int]:
     """(texts of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
     import torch
 
     from metasae.data.text.windows import cut, pad, tokenise
-    from metasae.explore.store.stored_text import readable
-    from metasae.explore.store.token_texts import token_texts
+    from metasae.explore.store.text_rows import token_texts
 
     ((_, _, ids),) = tokenise(host.tokenizer, [(0, readable(text))])
     if not len(ids):
@@ -74,17 +73,11 @@ def _activations(host, text: str, context: int) -> tuple[list[str], "object", in
     return token_texts(host.tokenizer, kept), torch.cat(rows), len(ids) - len(kept)
 
 
-def _fired(sae, x_TD) -> list[list]:
-    acts_TN = sae.encode(x_TD).acts
+def _fired(sae, x_TD: "Tensor") -> list[list]:
     fired = []
-    for acts_N in acts_TN:
+    for acts_N in sae.encode(x_TD).acts:
         latents = acts_N.nonzero().flatten()
-        values = acts_N[latents]
-        order = values.argsort(descending=True, stable=True)
-        fired.append(
-            [
-                [latent, round(value, 5)]
-                for latent, value in zip(latents[order].tolist(), values[order].tolist(), strict=True)
-            ]
-        )
+        values, order = acts_N[latents].sort(descending=True, stable=True)
+        strongest = zip(latents[order].tolist(), values.tolist(), strict=True)
+        fired.append([[latent, round(value, 5)] for latent, value in strongest])
     return fired

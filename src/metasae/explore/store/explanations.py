@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from metasae.explore.store import edge_blobs
+from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.judged import Judged
-from metasae.explore.store.schema import key_of, place_of
+from metasae.explore.store.schema import LATENTS_OF_SAE, key_of, keys_of
 from metasae.explore.store.stored_text import readable
 from metasae.interp.choice import READ
 from metasae.interp.subject import NEIGHBOURS
@@ -33,9 +33,9 @@ def write_senses(store: sqlite3.Connection, number: int, measures: Mapping) -> N
     """The senses of which a latent is the best detector."""
     words = (measures.get("senses") or {}).get("words", {})
     rows = [
-        (key_of(number, found["latent"]), word, sense, found["recall"], found["precision"], found["f1"])
+        (key_of(number, best["latent"]), word, sense, best["recall"], best["precision"], best["f1"])
         for word, entry in words.items()
-        for sense, found in entry.get("detectors", {}).items()
+        for sense, best in entry.get("detectors", {}).items()
     ]
     store.executemany("INSERT INTO senses VALUES (?, ?, ?, ?, ?, ?)", rows)
 
@@ -43,16 +43,15 @@ def write_senses(store: sqlite3.Connection, number: int, measures: Mapping) -> N
 def write_explanations(
     store: sqlite3.Connection, sae: int, interp: Mapping, judged: Callable[[], Judged | None]
 ) -> None:
-    """judged: gives what was asked and said, where interp.json does not say it. A latent that several judges explained keeps the first by name."""
-    held = interp.get("latents", {}).items()
-    found = {
-        int(latent): (entry["explanation"], entry.get("judge")) for latent, entry in held if entry.get("explanation")
-    }
-    if not found and (asked := judged()) is not None:
-        found = {
-            latent: said for latent in map(int, interp["latents"]) if (said := asked.explanation(latent)) is not None
-        }
-    rows = [(key_of(sae, latent), readable(text), judge) for latent, (text, judge) in found.items()]
+    """judged: gives what was asked and said, where interp.json does not say it.
+
+    A latent that several judges explained keeps the first by name.
+    """
+    entries = {int(latent): entry for latent, entry in interp.get("latents", {}).items()}
+    said = {i: (entry["explanation"], entry.get("judge")) for i, entry in entries.items() if entry.get("explanation")}
+    if not said and (asked := judged()) is not None:
+        said = {latent: answer for latent in entries if (answer := asked.explanation(latent)) is not None}
+    rows = [(key_of(sae, latent), readable(text), judge) for latent, (text, judge) in said.items()]
     store.executemany("INSERT INTO explanations VALUES (?, ?, ?)", rows)
 
 
@@ -62,14 +61,11 @@ def write_replies(store: sqlite3.Connection, sae: int, interp: Mapping, judged: 
     asked = judged() if keys else None
     if asked is None:
         return
-    explained = store.execute(
-        "SELECT key, judge FROM explanations WHERE key BETWEEN ? AND ?", (key_of(sae, 0), key_of(sae + 1, 0) - 1)
-    ).fetchall()
-    for key, judge in explained:
-        row = store.execute(
-            "SELECT data FROM edges WHERE key = ? AND kind = 'phi' AND other = ?", (key, sae)
-        ).fetchone()
-        neighbours = np.array(edge_blobs.unpack(row[0])[0] if row else [], np.int64)
-        found = asked.replies(place_of(key)[1], keys, judge, neighbours[:NEIGHBOURS])
-        if found:
-            store.execute("INSERT INTO replies VALUES (?, ?)", (key, zlib.compress(json.dumps(found).encode(), 6)))
+    explained = """SELECT x.key, x.judge, e.data FROM explanations x
+        LEFT JOIN edges e ON e.key = x.key AND e.kind = 'phi' AND e.other = ? WHERE x.key BETWEEN ? AND ?"""
+    for key, judge, near in store.execute(explained, (sae, *keys_of(sae))).fetchall():
+        neighbours = np.array(unpack_edges(near)[0] if near else [], np.int64)
+        replies = asked.replies(key % LATENTS_OF_SAE, keys, judge, neighbours[:NEIGHBOURS])
+        if replies:
+            packed = zlib.compress(json.dumps(replies).encode(), 6)
+            store.execute("INSERT INTO replies VALUES (?, ?)", (key, packed))

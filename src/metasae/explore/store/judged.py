@@ -1,7 +1,7 @@
 """The judge's replies by latent.
 
 RUN/replies.sqlite knows questions, not latents. Which questions were asked of a latent follows from the conditions in interp.json
-(windows and seed), so they are put again, to the store instead of the judge.
+(windows and seed), so they are asked again, of the store instead of the judge.
 """
 
 import sqlite3
@@ -48,21 +48,21 @@ class Judged:
         return prompts.explain(prompts.shown(self.text, self._windows(latent).train, self.view, latent))
 
     def replies(self, latent: int, keys: Sequence[str], model: str, neighbours: np.ndarray) -> list[dict]:
-        """{"score", "question", "reply"} of each question that was asked for these scores of a latent. neighbours: the closest by phi."""
+        """{"score", "question", "reply"} of each question that was asked for these scores of a latent.
+
+        neighbours: the closest latents by phi.
+        """
         windows = with_silent(self.text, self.view, self._windows(latent), neighbours, self.spec, self.seed)
-        found = []
+        replies = []
         for key in keys:
             asker = _FromStore(self, model)
             Reader(asker, self.text, self.spec, self.seed).scorer(key)(self.view, [windows], None)
-            answered = [
-                (ask, reply)
+            replies += [
+                {"score": key, "question": readable(ask.user), "reply": readable(reply.text)}
                 for ask, reply in asker.asked
                 if reply is not None and not ask.repeat and ask.system != prompts.EXPLAIN
             ]
-            found += [
-                {"score": key, "question": readable(ask.user), "reply": readable(reply.text)} for ask, reply in answered
-            ]
-        return found
+        return replies
 
     def reply(self, ask: Ask, model: str) -> Reply | None:
         rows = self._ask("SELECT text FROM replies WHERE key = ?", ask.key(model))

@@ -17,7 +17,6 @@ from metasae.data.model.refusal import refusal
 from metasae.data.text import hub
 from metasae.errors import UserError
 from metasae.explore.store.stored_text import CHUNK, folded, readable, stretches_of
-from metasae.explore.store.token_texts import token_texts
 from metasae.explore.store.window_blobs import Cells
 from metasae.interp.windows import planted_strings, token_strings
 from metasae.measures.firing.firings import Firings
@@ -30,7 +29,10 @@ StringsOf = Callable[[np.ndarray], list[str]]
 
 @dataclass(frozen=True)
 class Strings:
-    """The text of a split's tokens. shown: on the pages. asked: as auto-interp shows it to judges. per_token: tokens of one id read differently."""
+    """The text of a split's tokens. shown: on the pages. asked: as auto-interp shows it to judges.
+
+    per_token: tokens of one id read differently.
+    """
 
     shown: StringsOf
     asked: StringsOf
@@ -38,10 +40,11 @@ class Strings:
 
 
 @dataclass(frozen=True)
-class Text:
-    """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry. stretches: as `stretches_of`.
+class SplitText:
+    """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry.
 
-    strings: of the vocabulary's entries [V]. own: whether tokens of one id read differently, so that every token has its string.
+    stretches: as `stretches_of`. strings: of the vocabulary's entries [V]. own: of every token, where tokens of one id read
+    differently.
     """
 
     entries: np.ndarray
@@ -60,8 +63,8 @@ class Text:
         return Cells.of(self.entries, self.stretches[0])
 
 
-def text_of(firings: Firings, strings: Strings) -> Text:
-    """Where strings differ between tokens of one id, as in a planted world, the vocabulary has what stands before the first `/`."""
+def text_of(firings: Firings, strings: Strings) -> SplitText:
+    """Where tokens of one id read differently, as in a planted world, the vocabulary has what stands before the first `/`."""
     ids, first, entries, counts = np.unique(
         np.asarray(firings.tokens), return_index=True, return_inverse=True, return_counts=True
     )
@@ -70,12 +73,12 @@ def text_of(firings: Firings, strings: Strings) -> Text:
         named = [string.split("/")[0] for string in named]
         own = [readable(string) for string in strings.shown(np.arange(firings.n_tokens))]
     stretches = stretches_of(np.asarray(firings.documents), np.asarray(firings.positions))
-    return Text(
+    return SplitText(
         entries.reshape(-1).astype(np.int64), ids.astype(np.int64), counts.astype(np.int64), stretches, named, own
     )
 
 
-def write_text(store: sqlite3.Connection, number: int, digest: str, text: Text) -> None:
+def write_text(store: sqlite3.Connection, number: int, digest: str, text: SplitText) -> None:
     packed = zlib.compress(np.ascontiguousarray(text.stretches, "<i8").tobytes(), 6)
     store.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (number, digest, text.n_tokens, packed))
     columns = (text.ids.tolist(), text.counts.tolist(), text.strings)
@@ -120,3 +123,31 @@ def _tokenizer(model):
         except Exception as error:
             # transformers, the hub's client and a tokenizer's own code raise errors of every kind
             raise refusal(error, model, unreachable) from error
+
+
+def token_texts(tokenizer, ids) -> list[str]:
+    """ids: int [m], of the vocabulary -> the text of each as after another word, leading space included.
+
+    A token that is a part of a character is shown as its bytes: `<0xE2><0x80>`.
+    """
+    ids = np.asarray(ids, np.int64)
+    decoded = token_strings(tokenizer, ids)(np.arange(len(ids)))
+    bytes_of = _byte_of_letter()
+    return [
+        readable(_bytes(tokenizer.convert_ids_to_tokens(number), bytes_of) if "\ufffd" in text else text)
+        for number, text in zip(ids.tolist(), decoded, strict=True)
+    ]
+
+
+def _bytes(piece: str, bytes_of: dict[str, int]) -> str:
+    if all(letter in bytes_of for letter in piece):
+        return "".join(f"<0x{bytes_of[letter]:02X}>" for letter in piece)
+    # sentencepiece writes the byte itself in this way
+    return piece
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """Letter -> byte: byte-level tokenizers write printable Latin-1 as itself, the others in order from U+0100 on (GPT-2's table)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -1,7 +1,7 @@
-"""On which tokens of the vocabulary a latent fires most often, and how its activations are spread.
+"""How the arrays of a latent are packed: its neighbours, the tokens it fires on most, and how its activations are spread.
 
-Of token v: `with` = firings on it, count = how often it stands in the text, share = with / firings = P(v | fires),
-lift = share / P(v). Packed: uint32 [2, m] of vocabulary entry and `with`, most first, ties to the lower entry.
+Of token v of the vocabulary: `with` = firings on it, count = how often it stands in the text, share = with / firings =
+P(v | fires), lift = share / P(v).
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,40 @@ SEARCHED = 8
 BINS = 40
 
 
+def pack_edges(latents: np.ndarray, values: np.ndarray) -> bytes:
+    """int32 [m] latents, then float32 [m] values, the closest first."""
+    return latents.astype("<i4").tobytes() + values.astype("<f4").tobytes()
+
+
+def unpack_edges(blob: bytes) -> tuple[list[int], list[float]]:
+    half = len(blob) // 2
+    values = np.frombuffer(blob, "<f4", offset=half).tolist()
+    return np.frombuffer(blob[:half], "<i4").tolist(), [short(value) for value in values]
+
+
+def pack_tokens(entries: np.ndarray, firings: np.ndarray) -> bytes:
+    """uint32 [2, m] of vocabulary entry and `with`, most first, ties to the lower entry."""
+    return np.stack([entries, firings]).astype("<u4").tobytes()
+
+
+def unpack_tokens(blob: bytes) -> tuple[list[int], list[int]]:
+    """(entries, firings on each)."""
+    entries, firings = np.frombuffer(blob, "<u4").reshape(2, -1)
+    return entries.tolist(), firings.tolist()
+
+
+def short(value: float) -> float:
+    """Six digits: more than is shown of an activation, a share or a lift."""
+    return float(f"{value:.6g}")
+
+
 def top_tokens(
     latent: np.ndarray, entries: np.ndarray, n_latents: int, vocabulary: int, count: int = TOP
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """latent int [c] rising, entries int [c]: of each of n latents in order (entries int64 [m], firings on each int64 [m]), m <= count."""
+    """Of each of n latents in order (entries int64 [m], firings on each int64 [m]), m <= count.
+
+    latent int [c] rising, entries int [c]: of each firing.
+    """
     pairs, firings = np.unique(latent.astype(np.int64) * vocabulary + entries, return_counts=True)
     of = pairs // vocabulary
     # stable, so that the lower entry comes first among equals
@@ -27,16 +57,6 @@ def top_tokens(
     for i in range(n_latents):
         here = slice(first[i], min(first[i + 1], first[i] + count))
         yield pairs[here], firings[here]
-
-
-def pack(entries: np.ndarray, firings: np.ndarray) -> bytes:
-    return np.stack([entries, firings]).astype("<u4").tobytes()
-
-
-def unpack(blob: bytes) -> tuple[list[int], list[int]]:
-    """(entries, firings on each)."""
-    entries, firings = np.frombuffer(blob, "<u4").reshape(2, -1)
-    return entries.tolist(), firings.tolist()
 
 
 def histograms(

@@ -1,0 +1,108 @@
+"""What the store of a run is made of: a list of sections, each with a fingerprint of what it is made from.
+
+Read from names, configs and checksums alone, without torch: whether a store is whole and of this run is known in a moment.
+"""
+
+import json
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import combinations
+from pathlib import Path
+
+from metasae.arms.folder import Arm, RunFolder, next_seed, read_object
+from metasae.explore.store.fingerprints import fingerprint_of
+from metasae.explore.store.schema import BASE, FORMAT, MERGES, SPLITS
+from metasae.explore.store.summary import is_causal
+
+
+@dataclass(frozen=True)
+class Section:
+    """of: what it is made from, as the arguments of its writer in `writing.py`.
+
+    name: `text:DIGEST`, `sae:ARM`, `interp:ARM`, `pair:ARM|ARM`, `splits:ARM|ARM`, `logits:ARM` or `overview`.
+    """
+
+    name: str
+    fingerprint: str
+    of: tuple
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+
+class Contents:
+    """What one run folder's store is to hold. windows: shown of each latent, at most. Raises UserError for no trained arm."""
+
+    def __init__(self, run_folder: Path, windows: int):
+        self.folder, self.windows = run_folder, windows
+        run = RunFolder(run_folder)
+        self.arms = run.trained()
+        self.baseline = run.baseline(self.arms)
+        self.prints = {arm: fingerprint_of(arm) for arm in self.arms}
+        self.causal = is_causal(run_folder)
+
+    def sections(self) -> list[Section]:
+        """In the order in which they are written."""
+        prints = {
+            arm: f"{FORMAT} {self.windows} {fingerprint.text} {fingerprint.everything}"
+            for arm, fingerprint in self.prints.items()
+        }
+        texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
+        sections = [Section(f"text:{digest}", digest, (arm,)) for digest, arm in texts.items()]
+        sections += [Section(f"sae:{arm.label}", prints[arm], (arm,)) for arm in self.arms]
+        sections += [
+            Section(f"interp:{arm.label}", f"{prints[arm]} {self.prints[arm].judged}", (arm,)) for arm in self.arms
+        ]
+        sections += [
+            Section(f"pair:{one.label}|{other.label}", f"{prints[one]} {prints[other]}", (one, other))
+            for one, other in self._pairs()
+        ]
+        for kind, parent, child, known in self._split_pairs():
+            both = f"{kind} {prints[parent]} {prints[child]} {json.dumps(known)}"
+            sections.append(Section(f"splits:{parent.label}|{child.label}", both, (kind, parent, child, known)))
+        if self.causal:
+            sections += [Section(f"logits:{arm.label}", self.prints[arm].weights, (arm,)) for arm in self.arms]
+        return [*sections, Section("overview", self._overview_print(list(prints.values())), ())]
+
+    def _pairs(self) -> list[tuple[Arm, Arm]]:
+        """Those of one seed in two arms, and those of one arm in neighbouring seeds."""
+        same_seed = [(one, other) for one, other in combinations(self.arms, 2) if one.seed == other.seed]
+        seeds = [(arm, next_seed(arm, self.arms)) for arm in self.arms]
+        return same_seed + [(arm, following) for arm, following in seeds if following]
+
+    def _split_pairs(self) -> list[tuple[str, Arm, Arm, dict | None]]:
+        """(kind, parents, children, None or what across.json says of them).
+
+        The baseline in every other arm of its seed, the other way round, and the baseline in its next seed. Candidates are
+        looked for in the firings; of SAEs that kept none across.json has the best.
+        """
+        pairs: list[tuple[str, Arm, Arm]] = []
+        for base in (arm for arm in self.arms if arm.name == self.baseline):
+            others = [arm for arm in self.arms if arm.seed == base.seed and arm.name != self.baseline]
+            pairs += [(SPLITS, base, other) for other in others] + [(MERGES, other, base) for other in others]
+            following = next_seed(base, self.arms)
+            pairs += [(BASE, base, following)] if following else []
+        prints, across = self.prints, self._across()
+        counted, told = [], []
+        for kind, parent, child in pairs:
+            known = across.get((prints[parent].weights, prints[child].weights))
+            if prints[parent].text and prints[parent].text == prints[child].text:
+                counted.append((kind, parent, child, None))
+            elif known is not None and not (parent.has_firings and child.has_firings):
+                told.append((kind, parent, child, known))
+        return counted + told
+
+    def _across(self) -> dict[tuple[str, str], dict]:
+        """(parents' weights, children's weights) -> the candidates in across.json."""
+        entries = read_object(self.folder / "across.json").values()
+        candidates = [entry[kind] for entry in entries for kind in (SPLITS, MERGES) if kind in entry]
+        return {tuple(entry["of"]): entry for entry in candidates}
+
+    def _overview_print(self, prints: list[str]) -> str:
+        # a comparison that is made again is mostly the same to the byte
+        written = [self.folder / name for name in ("compare.json", "recipe.toml")]
+        states = [blake2b(file.read_bytes(), digest_size=16).hexdigest() if file.is_file() else "" for file in written]
+        curves = [arm.folder / "metrics.jsonl" for arm in self.arms]
+        states += [f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else "" for file in curves]
+        return "\n".join([*prints, *(fingerprint.judged for fingerprint in self.prints.values()), *states])

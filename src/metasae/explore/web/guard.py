@@ -1,0 +1,107 @@
+"""What every request passes and every answer carries: for this machine only, and no page of another site gets in.
+
+A page on another site must not read or change anything here. So the Host header has to name this machine (a foreign name that
+is pointed at 127.0.0.1 does not), a POST has to be JSON from a page of ours, and the content-security-policy lets a page run
+and load nothing that this server did not send: no inline scripts, no other hosts.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from metasae.explore.web.page_files import STATIC, plotly_script
+
+# Every part that default-src does not cover is named. Styles come from files too: plotly's own are in static/plotly.css.
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def guarded(routes: Sequence[BaseRoute], host: str, html: bool = False) -> Starlette:
+    """An application of routes and the files of the pages. html: index.html too, at /. host: the address it is served on."""
+    files = [Route("/plotly.min.js", _plotly), Mount("/", StaticFiles(directory=STATIC, html=html))]
+    names = [f"[{name}]" if ":" in name else name for name in LOOPBACK]
+    trusted = TrustedHostMiddleware
+    if host not in LOOPBACK:
+        names, trusted = [*names, host, socket.gethostname()], TrustedByAddress
+    middleware = [Middleware(Guard), Middleware(trusted, allowed_hosts=names, www_redirect=False)]
+    errors = {HTTPException: _as_json, Exception: _broken}
+    return Starlette(routes=[*routes, *files], exception_handlers=errors, middleware=middleware)
+
+
+class TrustedByAddress(TrustedHostMiddleware):
+    """Served to a network on the user's own wish: an address in digits cannot be pointed elsewhere, so that each is let in."""
+
+    async def __call__(self, scope, receive, send) -> None:
+        named = Headers(scope=scope).get("host", "")
+        name = named.partition("]")[0][1:] if named.startswith("[") else named.partition(":")[0]
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return await super().__call__(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+class Guard:
+    """Refuses POSTs from other origins and POSTs of anything but JSON; puts HEADERS on every answer."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def with_headers(message) -> None:
+            if message["type"] == "http.response.start":
+                policy = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *policy]}
+            await send(message)
+
+        refusal = None if scope["method"] in ("GET", "HEAD") else _refusal(Headers(scope=scope))
+        return await (refusal or self.app)(scope, receive, with_headers)
+
+
+def _refusal(headers: Headers) -> Response | None:
+    # a browser always sends the origin with a POST; what sends none is no page
+    own = (None, f"http://{headers.get('host', '')}")
+    if headers.get("origin") not in own or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return error_answer(403, "refused: the request comes from another site")
+    if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        return error_answer(415, "send application/json")
+    return None
+
+
+def error_answer(status: int, line: str) -> Response:
+    return JSONResponse({"error": " ".join(line.split())}, status)
+
+
+def _as_json(request: Request, error: HTTPException) -> Response:
+    return error_answer(error.status_code, error.detail)
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    return error_answer(500, f"{type(error).__name__}: {error}")
+
+
+def _plotly(request: Request) -> Response:
+    return FileResponse(plotly_script(), media_type="text/javascript", headers={"cache-control": "max-age=3600"})
