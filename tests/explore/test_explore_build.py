@@ -120,7 +120,7 @@ def test_labels_survive_a_new_store(tmp_path):
     build(run, strings=numbered)
     Explorer(run).set_label({"kind": "latent", "sae": "solo-s0", "latent": 4}, "junk", "why")
     (run / schema.STORE).unlink()
-    build(run, windows=5, strings=numbered)
+    build(run, strings=numbered)
     assert Explorer(run).latent("solo-s0", 4)["label"] == "junk"
 
 
@@ -290,11 +290,6 @@ def test_two_builds_at_once_do_not_mix(tmp_path, monkeypatch):
     monkeypatch.setattr(writing.Writer, "_write_sae", second)
     build(run, strings=numbered)
     assert Explorer(run).latent("solo-s0", 3)["windows"]
-
-
-def test_a_latent_shows_at_least_one_window(tmp_path):
-    with pytest.raises(UserError, match="at least 1 window"):
-        build(run_of(tmp_path, "solo-s0"), windows=0, strings=numbered)
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -61,7 +61,7 @@ def activating_windows(
     found, short = {}, {True: 0, False: 0}
     with progress.task("windows", len(live), "latents") as task:
         for latent in live.tolist():
-            windows = _activating(text, view, latent, spec, seed)
+            windows = latent_windows(text, view, latent, spec, seed)
             enough = len(windows.train) == spec.train, len(windows.score) == spec.score
             short[False] += not enough[0]
             short[True] += not enough[1]
@@ -93,7 +93,7 @@ def with_silent(
     return LatentWindows(latent, windows.train, windows.score, silent)
 
 
-def _activating(text: Text, view: ByLatent, latent: int, spec: WindowSpec, seed: int) -> LatentWindows:
+def latent_windows(text: Text, view: ByLatent, latent: int, spec: WindowSpec, seed: int) -> LatentWindows:
     rng, seen = np.random.default_rng([seed, latent]), set()
     peaks = peaks_of(text, *view.latent(latent), spec)
     train = draw_activating(text, peaks, False, spec.train, spec, rng, seen)

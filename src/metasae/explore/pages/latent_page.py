@@ -45,18 +45,13 @@ def rows_of(store: OpenStore, keys: Sequence[int], labels: Mapping[int, str]) ->
 def add_found(store: OpenStore, facts: SaeFacts, rows: list[dict], search: str) -> None:
     """Gives each row `found`: the token that a search found it by, where that is not among the few named; else None."""
     low = token_range(search)["low"]
-    keys = {key_of(facts.id, row["latent"]): row for row in rows}
     for row in rows:
         row["found"] = None
-    if facts.text is None:
-        return
-    text = store.text(facts.text)
-    sql = "SELECT key, data FROM tokens WHERE key IN (SELECT value FROM json_each(?))"
-    for key, data in store.ask(sql, (json.dumps(list(keys)),)):
-        strings = [text.string_of(entry) for entry in blobs.unpack_tokens(data)[0][: blobs.SEARCHED]]
-        beginning = [string for string in strings if folded(string).startswith(low)]
-        if beginning and not set(beginning) & set(keys[key]["top_tokens"]):
-            keys[key]["found"] = beginning[0]
+        for (data,) in store.ask("SELECT data FROM tokens WHERE key = ?", (key_of(facts.id, row["latent"]),)):
+            strings = map(store.text(facts.text).string_of, blobs.unpack_tokens(data)[0][: blobs.SEARCHED])
+            beginning = [string for string in strings if folded(string).startswith(low)]
+            if beginning and not set(beginning) & set(row["top_tokens"]):
+                row["found"] = beginning[0]
 
 
 def latent_page(store: OpenStore, labels: Labels, facts: SaeFacts, number: int) -> dict:
@@ -72,16 +67,14 @@ def latent_page(store: OpenStore, labels: Labels, facts: SaeFacts, number: int) 
     for entry in meta:
         for sibling in entry["siblings"]:
             sibling["top_tokens"] = short[key_of(facts.id, sibling["latent"])]["top_tokens"]
-    explanation = _dicts(store, ("text", "judge"), "explanations WHERE key = ?", key)
+    explanation = _dicts(store, "text, judge", "explanations WHERE key = ?", key)
     replies = store.ask("SELECT data FROM replies WHERE key = ?", (key,))
     logits = store.ask("SELECT data FROM logits WHERE key = ?", (key,))
     splits = store.ask(
         "SELECT m.split FROM split_members m JOIN splits s ON s.id = m.split WHERE m.key = ? ORDER BY s.score DESC",
         (key,),
     )
-    senses = ("word", "sense", "recall", "share", "f1")
-    scores = ("score", "part", "value", "chance")
-    of_latent = "scores WHERE sae = ? AND latent = ? ORDER BY score, part"
+    scores = "scores WHERE sae = ? AND latent = ? ORDER BY score, part"
     return {
         "sae": facts.name,
         "latent": number,
@@ -96,9 +89,9 @@ def latent_page(store: OpenStore, labels: Labels, facts: SaeFacts, number: int) 
         "neighbours": _neighbours(store, facts, near, short),
         "matches": _matches(store, near),
         "meta": meta,
-        "senses": _dicts(store, senses, "senses WHERE key = ? ORDER BY f1 DESC", key),
+        "senses": _dicts(store, "word, sense, recall, share, f1", "senses WHERE key = ? ORDER BY f1 DESC", key),
         "explanation": explanation[0] if explanation else None,
-        "scores": _dicts(store, scores, of_latent, facts.id, number),
+        "scores": _dicts(store, "score, part, value, chance", scores, facts.id, number),
         "replies": json.loads(unzipped(replies[0][0])) if replies else [],
         "logits": json.loads(logits[0][0]) if logits else None,
         "splits": [split for (split,) in splits],
@@ -117,10 +110,10 @@ def short_of(store: OpenStore, keys: Iterable[int]) -> dict[int, dict]:
     }
 
 
-def _dicts(store: OpenStore, columns: Sequence[str], of: str, *parameters: int) -> list[dict]:
+def _dicts(store: OpenStore, columns: str, of: str, *parameters: int) -> list[dict]:
     """Rows by column. of: the table and its conditions in SQL."""
-    rows = store.ask(f"SELECT {', '.join(columns)} FROM {of}", parameters)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    rows = store.ask(f"SELECT {columns} FROM {of}", parameters)
+    return [dict(zip(columns.split(", "), row, strict=True)) for row in rows]
 
 
 def _windows(store: OpenStore, facts: SaeFacts, key: int) -> list[dict]:

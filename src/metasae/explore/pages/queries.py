@@ -5,7 +5,7 @@ An unknown SAE, latent, pair or split is a KeyError; a column that cannot be sor
 
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
@@ -14,9 +14,9 @@ from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
 from metasae.explore.pages.latent_table import MOST, LatentTable
 from metasae.explore.pages.pair_pages import compare_page, split_page, splits_page
-from metasae.explore.store.fingerprints import weights_of
 from metasae.explore.store.open_store import OpenStore
 from metasae.explore.store.schema import key_of
+from metasae.explore.store.sections import weights_of
 
 # What was searched for in a table of latents, kept for one who scrolls.
 SEARCHES = 64
@@ -38,10 +38,6 @@ class Explorer:
         return all(facts.weights == now.get(name) for name, facts in self.store.saes.items())
 
     def overview(self) -> dict:
-        return self._overview
-
-    @cached_property
-    def _overview(self) -> dict:
         return json.loads(self.store.ask("SELECT value FROM meta WHERE key = 'overview'")[0][0])
 
     def latents(

@@ -1,15 +1,12 @@
 """Try a text: which latents of every SAE in a run fire at each of its tokens. The one part of the explorer that needs the model."""
 
 import threading
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
 from metasae.explore.store.stored_text import readable
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MOST_TOKENS = 1_000
 
@@ -21,9 +18,7 @@ class Trying:
     """
 
     def __init__(self, run_folder: str | Path):
-        self._folder = Path(run_folder)
-        self._lock = threading.Lock()
-        self._loaded: tuple | None = None
+        self._folder, self._lock = Path(run_folder), threading.Lock()
 
     def __call__(self, text: str) -> dict:
         """{"tokens": [text of each], "left_out": tokens beyond MOST_TOKENS, "saes": {name: {"fired": [[[latent, value], ...]]}}}.
@@ -32,28 +27,27 @@ class Trying:
         Raises UserError when the run has no model, or it cannot be loaded here.
         """
         with self._lock:
-            self._loaded = self._loaded or self._load()
-        host, saes, context = self._loaded
+            host, saes, context = self._loaded
         tokens, x_TD, left_out = _activations(host, text, context)
         fired = {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()}
         return {"tokens": tokens, "left_out": left_out, "saes": fired}
 
-    def _load(self) -> tuple:
+    @cached_property
+    def _loaded(self) -> tuple:
+        """(host, SAEs by name, tokens of context)."""
         from metasae.data.model.host import Host
         from metasae.recipe.recipe import Recipe
 
-        recipe = self._folder / "recipe.toml"
-        if not recipe.is_file():
+        if not (self._folder / "recipe.toml").is_file():
             raise UserError(f"no model to try a text on: {self._folder.name} has no recipe.toml")
-        recipe = Recipe.load(recipe)
+        recipe = Recipe.load(self._folder / "recipe.toml")
         if recipe.text.source == "planted":
             raise UserError("no model to try a text on: this run's activations are planted")
         arms = sorted(RunFolder(self._folder).trained(), key=lambda arm: arm.label)
-        host = Host.load(recipe.model, recipe.hook.point)
-        return host, {arm.label: arm.sae() for arm in arms}, recipe.text.context
+        return Host.load(recipe.model, recipe.hook.point), {arm.label: arm.sae() for arm in arms}, recipe.text.context
 
 
-def _activations(host, text: str, context: int) -> tuple[list[str], "Tensor", int]:
+def _activations(host, text: str, context: int) -> tuple:
     """(texts of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
     import torch
 
@@ -73,7 +67,7 @@ def _activations(host, text: str, context: int) -> tuple[list[str], "Tensor", in
     return token_texts(host.tokenizer, kept), torch.cat(rows), len(ids) - len(kept)
 
 
-def _fired(sae, x_TD: "Tensor") -> list[list]:
+def _fired(sae, x_TD) -> list[list]:
     fired = []
     for acts_N in sae.encode(x_TD).acts:
         latents = acts_N.nonzero().flatten()

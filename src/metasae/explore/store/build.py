@@ -9,43 +9,60 @@ import os
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from metasae.errors import UserError
-from metasae.explore.store.schema import BASE, FORMAT, STORE, create, format_of, keys_of, pair_name
+from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, STORE, create, format_of, pair_name
 from metasae.explore.store.sections import Contents, Section
-from metasae.explore.store.window_blobs import WINDOWS
+from metasae.explore.store.stored_text import StringsOf
 from metasae.progress.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from metasae.explore.store.text_rows import StringsOf
-    from metasae.explore.store.writing import Writer
-
 WORKING = f".{STORE}.part"
-# Tables by the kind of section that writes them: those with a latent's key, and those with the number of an SAE.
-_BY_KEY = {
-    "sae": ("latents", "windows", "tokens", "histograms", "edges"),
-    "interp": ("explanations", "senses", "replies"),
-    "logits": ("logits",),
+_ONE, _OTHER = "(SELECT id FROM saes WHERE name = :one)", "(SELECT id FROM saes WHERE name = :other)"
+_KEYS = f"key BETWEEN {{0}} * {LATENTS_OF_SAE} AND {{0}} * {LATENTS_OF_SAE} + {LATENTS_OF_SAE - 1}"
+_KEYS_OF_ONE = _KEYS.format(_ONE)
+# The kind of a section -> its rows: what is to be deleted from where.
+_ROWS = {
+    "text": (
+        *(
+            f"{table} WHERE text IN (SELECT id FROM texts WHERE digest = :one)"
+            for table in ("text_chunks", "vocabulary", "top_tokens")
+        ),
+        "texts WHERE digest = :one",
+    ),
+    "sae": (
+        *(f"{table} WHERE {_KEYS_OF_ONE}" for table in ("latents", "windows", "tokens", "histograms", "edges")),
+        *(f"{table} WHERE sae = {_ONE}" for table in ("meta_latents", "top_tokens")),
+    ),
+    "interp": (
+        *(f"{table} WHERE {_KEYS_OF_ONE}" for table in ("explanations", "senses", "replies")),
+        f"scores WHERE sae = {_ONE}",
+    ),
+    "pair": (
+        f"edges WHERE {_KEYS_OF_ONE} AND other = {_OTHER}",
+        f"edges WHERE {_KEYS.format(_OTHER)} AND other = {_ONE}",
+    ),
+    "splits": (
+        "split_members WHERE split IN (SELECT id FROM splits WHERE pair = :pair)",
+        "splits WHERE pair = :pair",
+        "pairs WHERE name = :pair",
+    ),
+    "logits": (f"logits WHERE {_KEYS_OF_ONE}",),
+    "overview": (),
 }
-_BY_SAE = {"sae": ("meta_latents", "top_tokens"), "interp": ("scores",)}
 
 
-def build(
-    run_folder: str | Path, progress: Progress = SILENT, *, windows: int = WINDOWS, strings: "StringsOf | None" = None
-) -> Path:
+def build(run_folder: str | Path, progress: Progress = SILENT, *, strings: StringsOf | None = None) -> Path:
     """Writes RUN/explore.sqlite and returns its path; what is there and unchanged stays.
 
-    windows: shown of each latent, at most. strings: the text of tokens of the evaluation split; None asks the run's tokenizer.
+    strings: the text of tokens of the evaluation split; None asks the run's tokenizer.
     Labels lie in a file of their own and are not touched. Raises UserError for a folder that is no run, a damaged firing store,
     a tokenizer that cannot be had, and when the disk is full or cannot be written.
     """
-    if windows < 1:
-        raise UserError(f"the explorer shows at least 1 window per latent, not {windows}")
     run_folder = Path(run_folder)
-    contents = Contents(run_folder, windows)
+    contents = Contents(run_folder)
     target, working = run_folder / STORE, run_folder / WORKING
     wanted = contents.sections()
     try:
@@ -55,7 +72,7 @@ def build(
         from metasae.explore.store.writing import Writer
 
         with closing(_open_working(working, target, progress)) as store:
-            _write(store, wanted, Writer(store, contents, strings, progress), progress)
+            _write(store, wanted, Writer(store, contents, strings, progress).write, progress)
         os.replace(working, target)
     except sqlite3.Error as error:
         if "locked" in str(error):
@@ -68,7 +85,9 @@ def build(
     return target
 
 
-def _write(store: sqlite3.Connection, wanted: list[Section], writer: "Writer", progress: Progress) -> None:
+def _write(
+    store: sqlite3.Connection, wanted: list[Section], write: Callable[[Section], None], progress: Progress
+) -> None:
     done = dict(store.execute("SELECT name, fingerprint FROM parts"))
     obsolete = done.keys() - {section.name for section in wanted}
     missing = [section for section in wanted if done.get(section.name) != section.fingerprint]
@@ -85,7 +104,7 @@ def _write(store: sqlite3.Connection, wanted: list[Section], writer: "Writer", p
             with store:
                 store.execute("BEGIN IMMEDIATE")
                 _remove(store, section.name)
-                writer.write(section)
+                write(section)
                 row = (section.name, section.fingerprint, time.perf_counter() - begin)
                 store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", row)
             task.advance(1)
@@ -97,25 +116,9 @@ def _write(store: sqlite3.Connection, wanted: list[Section], writer: "Writer", p
 def _remove(store: sqlite3.Connection, name: str) -> None:
     """Takes the rows of a section out of the store. The number of an SAE stays its own."""
     kind, _, of = name.partition(":")
-    if kind == "text":
-        for table in ("text_chunks", "vocabulary", "top_tokens"):
-            store.execute(f"DELETE FROM {table} WHERE text IN (SELECT id FROM texts WHERE digest = ?)", (of,))
-        store.execute("DELETE FROM texts WHERE digest = ?", (of,))
-    elif kind == "splits":
-        pair = (pair_name(*of.split("|")),)
-        store.execute("DELETE FROM split_members WHERE split IN (SELECT id FROM splits WHERE pair = ?)", pair)
-        store.execute("DELETE FROM splits WHERE pair = ?", pair)
-        store.execute("DELETE FROM pairs WHERE name = ?", pair)
-    ids = dict(store.execute("SELECT name, id FROM saes"))
-    numbers = [ids[sae] for sae in of.split("|") if sae in ids]
-    if kind == "pair" and len(numbers) == 2:
-        for sae, other in (numbers, numbers[::-1]):
-            store.execute("DELETE FROM edges WHERE key BETWEEN ? AND ? AND other = ?", (*keys_of(sae), other))
-    if kind in _BY_KEY and numbers:
-        for table in _BY_KEY[kind]:
-            store.execute(f"DELETE FROM {table} WHERE key BETWEEN ? AND ?", keys_of(*numbers))
-        for table in _BY_SAE.get(kind, ()):
-            store.execute(f"DELETE FROM {table} WHERE sae = ?", numbers)
+    one, _, other = of.partition("|")
+    for rows in _ROWS[kind]:
+        store.execute(f"DELETE FROM {rows}", {"one": one, "other": other, "pair": pair_name(one, other)})
 
 
 def _finish(store: sqlite3.Connection) -> None:

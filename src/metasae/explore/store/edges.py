@@ -69,33 +69,6 @@ def encoder_decoder_cosines(sae: SAE) -> np.ndarray:
     return torch.where(lengths > 0, (columns * rows).sum(1) / lengths, torch.nan).numpy()
 
 
-@dataclass(frozen=True)
-class Rebuilt:
-    """How a meta SAE builds the decoder rows. errors: float64 [n], ||w - wh||^2 / ||w||^2, NaN for a zero row.
-
-    latents, meta_latents int64 [k], weights float64 [k]: the meta-latents that are on for each latent, latents rising.
-    """
-
-    errors: np.ndarray
-    latents: np.ndarray
-    meta_latents: np.ndarray
-    weights: np.ndarray
-
-
-@torch.no_grad()
-def rebuild_rows(sae: SAE, meta_sae: SAE) -> Rebuilt:
-    """By the run's own meta SAE with BatchTopK over the rows, as the penalty saw it at the end."""
-    rows = sae.W_dec.detach().to(meta_sae.W_dec)
-    normalised, mean, std = meta_sae.normalise(rows)
-    kept, _ = fast.select(meta_sae.pre_activations(normalised), meta_sae.config.k * len(rows))
-    rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
-    rebuilt = rebuilt if mean is None else rebuilt * std + mean
-    length = rows.double().square().sum(1)
-    errors = torch.where(length > 0, (rows.double() - rebuilt.double()).square().sum(1) / length, torch.nan)
-    latents = np.repeat(np.arange(len(rows)), np.diff(kept.offsets.numpy()))
-    return Rebuilt(errors.numpy(), latents, kept.latents.numpy().astype(np.int64), kept.values.double().numpy())
-
-
 def write_near(store: sqlite3.Connection, sae: int, kind: str, other: int, near: Near) -> None:
     """other: number of the SAE that the neighbours are in."""
     sizes = (near.latents >= 0).sum(1).tolist()
@@ -115,12 +88,26 @@ def _write_edges(
     store.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", rows)
 
 
-def write_meta(store: sqlite3.Connection, sae: int, rebuilt: Rebuilt) -> None:
-    """Of each latent its meta-latents, and of each meta-latent the latents that it helps to build, the largest weight first."""
-    _write_edges(store, sae, META, sae, _strongest(rebuilt.latents, rebuilt.meta_latents, rebuilt.weights))
-    siblings = _strongest(rebuilt.meta_latents, rebuilt.latents, rebuilt.weights)
-    rows = ((sae, i, pack_edges(latents, weights)) for i, latents, weights in siblings)
-    store.executemany("INSERT INTO meta_latents VALUES (?, ?, ?)", rows)
+@torch.no_grad()
+def write_meta(store: sqlite3.Connection, number: int, sae: SAE, meta_sae: SAE) -> np.ndarray:
+    """How the meta SAE builds the decoder rows, with BatchTopK over the rows, as the penalty saw it at the end.
+
+    Writes of each latent its meta-latents, and of each meta-latent the latents that it helps to build, the largest weight
+    first. Returns the errors ||w - wh||^2 / ||w||^2, float64 [n], NaN for a zero row. number: of the SAE.
+    """
+    rows = sae.W_dec.detach().to(meta_sae.W_dec)
+    normalised, mean, std = meta_sae.normalise(rows)
+    kept, _ = fast.select(meta_sae.pre_activations(normalised), meta_sae.config.k * len(rows))
+    latents = np.repeat(np.arange(len(rows)), np.diff(kept.offsets.numpy()))
+    meta_latents, weights = kept.latents.numpy().astype(np.int64), kept.values.double().numpy()
+    _write_edges(store, number, META, number, _strongest(latents, meta_latents, weights))
+    siblings = _strongest(meta_latents, latents, weights)
+    packed = ((number, i, pack_edges(*members)) for i, *members in siblings)
+    store.executemany("INSERT INTO meta_latents VALUES (?, ?, ?)", packed)
+    rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
+    rebuilt = rebuilt if mean is None else rebuilt * std + mean
+    length = rows.double().square().sum(1)
+    return torch.where(length > 0, (rows.double() - rebuilt.double()).square().sum(1) / length, torch.nan).numpy()
 
 
 def _strongest(

@@ -27,13 +27,12 @@ def write_latents(
     text: SplitText,
     text_number: int,
     threshold: np.ndarray,
-    windows: int,
     task: Task,
 ) -> None:
     """Writes latents, windows, tokens, histograms and top_tokens of an SAE with firings. threshold: float [n]."""
     searched: list[np.ndarray] = []
     for first, last in ranges(view.indptr, CHUNK):
-        searched += _write_block(store, sae, first, last, view, text, threshold[first:last], windows)
+        searched += _write_block(store, sae, first, last, view, text, threshold[first:last])
         task.advance(last - first)
     latents = np.repeat(np.arange(view.n_latents), [len(entries) for entries in searched])
     entries = np.concatenate([np.zeros(0, np.int64), *searched])
@@ -76,7 +75,6 @@ def _write_block(
     view: ByLatent,
     text: SplitText,
     threshold: np.ndarray,
-    windows: int,
 ) -> list[np.ndarray]:
     """Latents first to last - 1, from their firings all at once; gives the tokens by which each is searched. threshold: theirs."""
     firings = slice(int(view.indptr[first]), int(view.indptr[last]))
@@ -87,7 +85,7 @@ def _write_block(
     # activations begin at the threshold, where there is one
     low = np.where(counts > 0, np.minimum(low, np.where(np.isfinite(threshold), np.maximum(threshold, 0), 0)), 0)
     bins = blobs.histograms(latent, values, low, high).astype("<u4")
-    chosen = window_blobs.choose(latent, tokens, values, text.cells, windows)
+    chosen = window_blobs.choose(latent, tokens, values, text.cells)
     packed = list(window_blobs.pack(chosen, n, latent, tokens, values, text.n_tokens))
     most = list(blobs.top_tokens(latent, text.entries[tokens], n, len(text.ids)))
 

@@ -18,19 +18,15 @@ MMAP_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class SaeFacts:
-    """One row of the table `saes`. id: its number in the store. text: the number of its evaluation text."""
+    """One SAE of the store. id: its number. n: its latents. text: the number of its evaluation text, of n_tokens."""
 
     id: int
     name: str
-    arm: str
-    seed: int
     n: int
-    live: int | None
     text: int | None
     n_tokens: int | None
     weights: str
     has_firings: bool
-    has_meta: bool
 
 
 class OpenStore:
@@ -50,8 +46,8 @@ class OpenStore:
             raise UserError(
                 f"{self.path} is of version {version}, not {FORMAT}; delete it and build it again with `metasae explore`"
             )
-        rows = self.ask("SELECT * FROM saes ORDER BY id")
-        self.by_id = {row[0]: SaeFacts(*row[:-2], *map(bool, row[-2:])) for row in rows}
+        rows = self.ask("SELECT id, name, n, text, n_tokens, weights, has_firings FROM saes ORDER BY id")
+        self.by_id = {row[0]: SaeFacts(*row[:-1], bool(row[-1])) for row in rows}
         self.saes = {facts.name: facts for facts in self.by_id.values()}
         self.text = lru_cache(maxsize=None)(lambda number: StoredText(self.ask, number))
 

@@ -3,16 +3,17 @@
 Read from names, configs and checksums alone, without torch: whether a store is whole and of this run is known in a moment.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
 
 from metasae.arms.folder import Arm, RunFolder, next_seed, read_object
-from metasae.explore.store.fingerprints import fingerprint_of
 from metasae.explore.store.schema import BASE, FORMAT, MERGES, SPLITS
 from metasae.explore.store.summary import is_causal
+from metasae.explore.store.window_blobs import WINDOWS
+from metasae.sae.layout import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,13 @@ class Section:
     fingerprint: str
     of: tuple
 
-    @property
-    def kind(self) -> str:
-        return self.name.partition(":")[0]
-
 
 class Contents:
-    """What one run folder's store is to hold. windows: shown of each latent, at most. Raises UserError for no trained arm."""
+    """What one run folder's store is to hold."""
 
-    def __init__(self, run_folder: Path, windows: int):
-        self.folder, self.windows = run_folder, windows
+    def __init__(self, run_folder: Path):
+        """Raises UserError for a folder that is no run, or has no trained arm."""
+        self.folder = run_folder
         run = RunFolder(run_folder)
         self.arms = run.trained()
         self.baseline = run.baseline(self.arms)
@@ -45,7 +43,7 @@ class Contents:
     def sections(self) -> list[Section]:
         """In the order in which they are written."""
         prints = {
-            arm: f"{FORMAT} {self.windows} {fingerprint.text} {fingerprint.everything}"
+            arm: f"{FORMAT} {WINDOWS} {fingerprint.text} {fingerprint.everything}"
             for arm, fingerprint in self.prints.items()
         }
         texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
@@ -102,7 +100,43 @@ class Contents:
     def _overview_print(self, prints: list[str]) -> str:
         # a comparison that is made again is mostly the same to the byte
         written = [self.folder / name for name in ("compare.json", "recipe.toml")]
-        states = [blake2b(file.read_bytes(), digest_size=16).hexdigest() if file.is_file() else "" for file in written]
+        states = [_contents(file) for file in written]
         curves = [arm.folder / "metrics.jsonl" for arm in self.arms]
         states += [f"{file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else "" for file in curves]
         return "\n".join([*prints, *(fingerprint.judged for fingerprint in self.prints.values()), *states])
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Digests of one arm. text: of the evaluation text that its firings are on, None without firings. weights: of the SAE.
+
+    everything: of the SAE, its meta SAE and its firings. judged: of what was measured and what judges said.
+    """
+
+    text: str | None
+    weights: str
+    everything: str
+    judged: str
+
+
+def fingerprint_of(arm: Arm) -> Fingerprint:
+    arrays = read_object(arm.folder / "firings" / "index.json").get("arrays", {})
+    sums = {name: entry["blake2b"] for name, entry in arrays.items()}
+    text = _digest(*(sums[name] for name in ("documents", "tokens", "positions"))) if sums else None
+    weights = weights_of(arm)
+    everything = _digest(weights, *(sums[name] for name in sorted(sums)), _contents(arm.folder / "meta" / WEIGHTS))
+    judged = _digest(*(_contents(arm.folder / name) for name in ("measures.json", "interp.json")))
+    return Fingerprint(text, weights, everything, judged)
+
+
+def weights_of(arm: Arm) -> str:
+    """A digest of the SAE: as measures.json has it, else of the file."""
+    return arm.measures().get("conditions", {}).get("sae") or _contents(arm.folder / "primary" / WEIGHTS)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def _contents(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""

@@ -16,6 +16,8 @@ import numpy as np
 from metasae.explore.store.schema import unzipped
 
 CHUNK = 4096
+# tokens int64 [m] of a split -> the text of each
+StringsOf = Callable[[np.ndarray], list[str]]
 
 
 def readable(text: str) -> str:

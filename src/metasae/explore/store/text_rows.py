@@ -3,7 +3,6 @@
 import json
 import sqlite3
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +15,12 @@ from metasae.data.model.model_folder import local_folder
 from metasae.data.model.refusal import refusal
 from metasae.data.text import hub
 from metasae.errors import UserError
-from metasae.explore.store.stored_text import CHUNK, folded, readable, stretches_of
+from metasae.explore.store.stored_text import CHUNK, StringsOf, folded, readable, stretches_of
 from metasae.explore.store.window_blobs import Cells
 from metasae.interp.windows import planted_strings, token_strings
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT
 from metasae.recipe.recipe import Recipe
-
-# tokens int64 [m] of the split -> the text of each
-StringsOf = Callable[[np.ndarray], list[str]]
 
 
 @dataclass(frozen=True)

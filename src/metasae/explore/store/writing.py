@@ -10,10 +10,11 @@ from metasae.arms.folder import Arm
 from metasae.data.model.host import Host
 from metasae.errors import UserError
 from metasae.explore.store import edges, explanations, latent_rows, logits, summary, text_rows
-from metasae.explore.store.judged import REPLIES, Judged
+from metasae.explore.store.explanations import REPLIES, Judged
 from metasae.explore.store.schema import STORE, key_of
 from metasae.explore.store.sections import Contents, Section
-from metasae.explore.store.text_rows import Strings, StringsOf
+from metasae.explore.store.stored_text import StringsOf
+from metasae.explore.store.text_rows import Strings
 from metasae.interp.windows import Text
 from metasae.measures.cofiring.partners import mutual_partners, top_partners
 from metasae.measures.cofiring.splits import find_splits
@@ -36,17 +37,9 @@ class Writer:
         )
 
     def write(self, section: Section) -> None:
-        """Adds the rows of a section."""
-        writers = {
-            "text": self._write_text,
-            "sae": self._write_sae,
-            "interp": self._write_interp,
-            "pair": self._write_pair,
-            "splits": self._write_splits,
-            "logits": self._write_logits,
-            "overview": self._write_overview,
-        }
-        writers[section.kind](*section.of)
+        """Adds the rows of a section, by the method that is named after its kind."""
+        kind = section.name.partition(":")[0]
+        getattr(self, f"_write_{kind}")(*section.of)
 
     def _write_text(self, arm: Arm) -> None:
         digest = self.contents.prints[arm].text
@@ -69,9 +62,7 @@ class Writer:
             else:
                 ((text,),) = self.store.execute("SELECT id FROM texts WHERE digest = ?", (prints.text,))
                 live, n_tokens = int((view.counts() > 0).sum()), view.n_tokens
-                latent_rows.write_latents(
-                    self.store, number, view, self._text(prints.text), text, threshold, self.contents.windows, task
-                )
+                latent_rows.write_latents(self.store, number, view, self._text(prints.text), text, threshold, task)
         facts = (sae.n_latents, live, text, n_tokens, prints.weights, arm.has_firings, arm.has_meta)
         self.store.execute(
             "INSERT OR REPLACE INTO saes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -93,9 +84,7 @@ class Writer:
         for kind, neighbours in near.items():
             edges.write_near(self.store, number, kind, number, neighbours)
         if arm.has_meta:
-            rebuilt = edges.rebuild_rows(sae, arm.meta())
-            edges.write_meta(self.store, number, rebuilt)
-            scalars["meta_e"] = rebuilt.errors
+            scalars["meta_e"] = edges.write_meta(self.store, number, sae, arm.meta())
         for column, values in scalars.items():
             rows = [(latent_rows.finite(value), key_of(number, i)) for i, value in enumerate(values.tolist())]
             self.store.executemany(f"UPDATE latents SET {column} = ? WHERE key = ?", rows)
@@ -164,15 +153,12 @@ class Writer:
 
     def _write_overview(self) -> None:
         keys = ("name", "arm", "seed", "n", "live", "weights", "has_firings", "has_meta")
-        saes = {}
-        for name, *facts, has_firings, has_meta in self.store.execute(f"SELECT {', '.join(keys)} FROM saes"):
-            saes[name] = dict(zip(keys, (name, *facts, bool(has_firings), bool(has_meta)), strict=True))
-        overview = summary.overview_of(
-            self.contents.folder,
-            self.contents.arms,
-            [saes[arm.label] for arm in self.contents.arms],
-            self.contents.causal,
-        )
+        rows = {row[0]: row for row in self.store.execute(f"SELECT {', '.join(keys)} FROM saes")}
+        saes = [
+            dict(zip(keys, rows[arm.label], strict=True)) | {"has_firings": arm.has_firings, "has_meta": arm.has_meta}
+            for arm in self.contents.arms
+        ]
+        overview = summary.overview_of(self.contents.folder, self.contents.arms, saes, self.contents.causal)
         self.store.execute("INSERT OR REPLACE INTO meta VALUES ('overview', ?)", (json.dumps(overview),))
 
     def _view(self, arm: Arm) -> ByLatent:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
+from starlette.datastructures import URL, Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from metasae.errors import UserError
 from metasae.explore.web.page_files import STATIC, plotly_script
 
 # Every part that default-src does not cover is named. Styles come from files too: plotly's own are in static/plotly.css.
@@ -44,18 +45,15 @@ def guarded(routes: Sequence[BaseRoute], host: str, html: bool = False) -> Starl
     if host not in LOOPBACK:
         names, trusted = [*names, host, socket.gethostname()], TrustedByAddress
     middleware = [Middleware(Guard), Middleware(trusted, allowed_hosts=names, www_redirect=False)]
-    errors = {HTTPException: _as_json, Exception: _broken}
-    return Starlette(routes=[*routes, *files], exception_handlers=errors, middleware=middleware)
+    return Starlette(routes=[*routes, *files], exception_handlers=ERRORS, middleware=middleware)
 
 
 class TrustedByAddress(TrustedHostMiddleware):
     """Served to a network on the user's own wish: an address in digits cannot be pointed elsewhere, so that each is let in."""
 
     async def __call__(self, scope, receive, send) -> None:
-        named = Headers(scope=scope).get("host", "")
-        name = named.partition("]")[0][1:] if named.startswith("[") else named.partition(":")[0]
         try:
-            ipaddress.ip_address(name)
+            ipaddress.ip_address(URL(f"http://{Headers(scope=scope).get('host', '')}").hostname)
         except ValueError:
             return await super().__call__(scope, receive, send)
         return await self.app(scope, receive, send)
@@ -95,12 +93,19 @@ def error_answer(status: int, line: str) -> Response:
     return JSONResponse({"error": " ".join(line.split())}, status)
 
 
-def _as_json(request: Request, error: HTTPException) -> Response:
-    return error_answer(error.status_code, error.detail)
+# an application's own answer to what a question raises: 404 for what is not there, 400 for wrong parameters
+ERRORS = {
+    HTTPException: lambda request, error: error_answer(error.status_code, error.detail),
+    KeyError: lambda request, error: error_answer(404, str(error.args[0])),
+    ValueError: lambda request, error: error_answer(400, str(error)),
+    UserError: lambda request, error: error_answer(400, str(error)),
+    Exception: lambda request, error: error_answer(500, f"{type(error).__name__}: {error}"),
+}
 
 
-def _broken(request: Request, error: Exception) -> Response:
-    return error_answer(500, f"{type(error).__name__}: {error}")
+def fresh(answer: dict) -> Response:
+    """An answer that the browser asks for anew each time."""
+    return JSONResponse(answer, headers={"cache-control": "no-store"})
 
 
 def _plotly(request: Request) -> Response:

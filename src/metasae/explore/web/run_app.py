@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from metasae.errors import UserError
-from metasae.explore.web.guard import guarded
+from metasae.explore.web.guard import fresh, guarded
 
 LARGEST_BODY = 1_000_000
 # of /api/latents: the parameter, and what its text is read as
@@ -36,7 +36,9 @@ def run_app(explorer, try_text: Callable[[str], dict] | None, host: str) -> Star
             dead=request.query_params.get("dead", "0") == "1",
         ),
         "/api/latent/{sae}/{latent:int}": lambda request: explorer.latent(**request.path_params),
-        "/api/briefs/{sae}": lambda request: explorer.briefs(request.path_params["sae"], _ids(request)),
+        "/api/briefs/{sae}": lambda request: explorer.briefs(
+            request.path_params["sae"], [int(id) for id in request.query_params.get("ids", "").split(",") if id]
+        ),
         "/api/splits": lambda request: explorer.splits(**_given(request, SPLIT_FILTERS)),
         "/api/split/{id}": lambda request: explorer.split(request.path_params["id"]),
         "/api/compare": lambda request: explorer.compare_latents(_latent_of(request, "a"), _latent_of(request, "b")),
@@ -50,14 +52,14 @@ def run_app(explorer, try_text: Callable[[str], dict] | None, host: str) -> Star
         given = await _posted(request)
         target, label, note = given.get("target"), given.get("label"), given.get("note", "")
         if not _is_target(target) or not isinstance(label, (str, type(None))) or not isinstance(note, str):
-            raise HTTPException(400, LABEL)
-        await run_in_threadpool(_answer, explorer.set_label, target, label, note)
-        return JSONResponse({"saved": True}, headers={"cache-control": "no-store"})
+            raise ValueError(LABEL)
+        await run_in_threadpool(explorer.set_label, target, label, note)
+        return fresh({"saved": True})
 
     async def fires(request: Request) -> Response:
         text = (await _posted(request)).get("text")
         if not isinstance(text, str) or not text.strip():
-            raise HTTPException(400, 'send {"text": some words}')
+            raise ValueError('send {"text": some words}')
         if try_text is None:
             raise HTTPException(404, "this explorer has no model to try a text on")
         try:
@@ -71,40 +73,17 @@ def run_app(explorer, try_text: Callable[[str], dict] | None, host: str) -> Star
 
 
 def _answering(question: Callable[[Request], dict]) -> Callable[[Request], Response]:
-    return lambda request: _answer(question, request)
-
-
-def _answer(call: Callable[..., dict], *args) -> Response:
-    """The query's answer, 404 for what is not there, 400 for wrong parameters."""
-    try:
-        return JSONResponse(call(*args), headers={"cache-control": "no-store"})
-    except KeyError as error:
-        raise HTTPException(404, str(error.args[0]) if error.args else "not found") from None
-    except (ValueError, UserError) as error:
-        raise HTTPException(400, str(error)) from None
+    return lambda request: fresh(question(request))
 
 
 def _given(request: Request, kinds: dict[str, type]) -> dict:
     """The query's parameters, each read as its kind; those that are absent or empty are left out. Raises ValueError."""
-    given = {}
-    for name, kind in kinds.items():
-        text = request.query_params.get(name)
-        if text:
-            try:
-                given[name] = kind(text)
-            except ValueError:
-                raise ValueError(f"{name} must be a number, not '{text[:40]}'") from None
-    return given
-
-
-def _ids(request: Request) -> list[int]:
-    try:
-        return [int(number) for number in request.query_params.get("ids", "").split(",") if number]
-    except ValueError:
-        raise ValueError("ids must be whole numbers with commas between them") from None
+    texts = {name: request.query_params.get(name) for name in kinds}
+    return {name: kinds[name](text) for name, text in texts.items() if text}
 
 
 def _latent_of(request: Request, name: str) -> tuple[str, int]:
+    """The parameter `a` or `b` of a comparison. Raises ValueError where it is not as in solo-s0:17."""
     sae, colon, latent = request.query_params.get(name, "").rpartition(":")
     if not colon or not (latent.isascii() and latent.isdigit()):
         raise ValueError(f"{name} must be an SAE and a latent, as in solo-s0:17")
@@ -121,15 +100,13 @@ def _is_target(given) -> bool:
 
 
 async def _posted(request: Request) -> dict:
+    """The JSON object of a body. Raises ValueError for anything else."""
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > LARGEST_BODY:
             raise HTTPException(413, f"at most {LARGEST_BODY:,} bytes")
-    try:
-        given = json.loads(body)
-    except ValueError:
-        raise HTTPException(400, "the body is not JSON") from None
+    given = json.loads(body)
     if not isinstance(given, dict):
-        raise HTTPException(400, "the body must be a JSON object")
+        raise ValueError("the body must be a JSON object")
     return given

@@ -56,8 +56,7 @@ def static_export(
     if folder is not None and not of_sweep:
         build(folder, progress)
         run = Explorer(folder)
-    # an earlier export goes; another program may have written to `out` during the build
-    _refuse_other(out)
+    # an earlier export goes
     shutil.rmtree(out / "data", ignore_errors=True)
     (out / "index.html").unlink(missing_ok=True)
     if of_sweep:
@@ -91,7 +90,7 @@ def _write_run(run, folder: Path | None, out: Path, progress: Progress, splits: 
             searched[name] += tokens
             task.advance(end - first)
     for name, stem in stems.items():
-        _write_table(run, name, api / "latents" / f"{stem}.json.gz", searched[name])
+        _write_table(run, name, sizes[name], api / "latents" / f"{stem}.json.gz", searched[name])
     index = {"saes": stems, "most": splits, **_write_splits(run, api, splits)}
     files.write_text(api / "index.json", _text(index))
 
@@ -137,26 +136,14 @@ def _write_latents(api: Path, stems: dict[str, str], explorer, place: tuple[str,
     return [[entry["token"] for entry in latent["tokens"][:SEARCHED]] for latent in block.values()]
 
 
-def _write_table(explorer, name: str, path: Path, searched: list[list[str]]) -> None:
-    """All rows of an SAE."""
+def _write_table(explorer, name: str, n: int, path: Path, searched: list[list[str]]) -> None:
+    """All rows of an SAE of n latents."""
     ask = partial(explorer.latents, name, sort="latent", descending=False, dead=True)
-    table = _all_rows(ask, None)
-    rows = table["rows"]
+    rows = [row for offset in range(0, n, ROWS) for row in ask(offset=offset, limit=ROWS)["rows"]]
     # a row has only the scores that its latent has
     keys = dict.fromkeys(key for row in rows for key in row)
     values = {key: [row.get(key) for row in rows] for key in keys}
-    _pack(path, {"columns": table["columns"], "n": len(rows), "values": values, "searched": searched})
-
-
-def _all_rows(ask: Callable[..., dict], most: int | None) -> dict:
-    """The first answer with all rows, `most` at most, which are asked for ROWS at a time."""
-    answer = ask(offset=0, limit=ROWS if most is None else min(ROWS, most))
-    wanted = answer["total"] if most is None else min(answer["total"], most)
-    rows = answer["rows"]
-    while rows and len(answer["rows"]) < wanted:
-        rows = ask(offset=len(answer["rows"]), limit=min(ROWS, wanted - len(answer["rows"])))["rows"]
-        answer["rows"] = answer["rows"] + rows
-    return answer
+    _pack(path, {"columns": ask(limit=1)["columns"], "n": len(rows), "values": values, "searched": searched})
 
 
 def _write_splits(explorer, api: Path, most: int) -> dict:
@@ -168,11 +155,15 @@ def _write_splits(explorer, api: Path, most: int) -> dict:
         named = dict.fromkeys([*first["pairs"], *first.get("base_pairs", ())])
         pairs[kind] = {pair: f"{kind}-{number}" for number, pair in enumerate(named)}
         for pair, stem in pairs[kind].items():
-            answer = _all_rows(partial(explorer.splits, pair, kind=kind), most)
+            ask = partial(explorer.splits, pair, kind=kind)
+            answer = ask(limit=0)
+            total = min(answer["total"], most)
+            offsets = range(0, total, ROWS)
+            rows = [row for start in offsets for row in ask(offset=start, limit=min(ROWS, total - start))["rows"]]
             # `found` says how many there are
-            answer |= {"total": min(answer["total"], most), "found": answer["total"]}
+            answer = {**answer, "rows": rows, "total": total, "found": answer["total"]}
             _pack(api / "splits" / f"{stem}.json.gz", answer)
-            ids |= dict.fromkeys(row["id"] for row in answer["rows"])
+            ids |= dict.fromkeys(row["id"] for row in rows)
         if not pairs[kind]:
             _pack(api / "splits" / f"{kind}-0.json.gz", first)
     blocks: dict[str, int] = {}

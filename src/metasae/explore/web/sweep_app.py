@@ -1,22 +1,22 @@
-"""The pages of a sweep: one for all its cells, and each cell's own explorer at cell/NAME/, whose store is built when it is first asked for."""
+"""The pages of a sweep: one for all its cells, and each cell's own explorer at cell/NAME/.
+
+A cell's store is built when it is first asked for.
+"""
 
 import threading
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.pages.sweep_pages import cells_that_open, sweep_page
 from metasae.explore.pages.trying import Trying
 from metasae.explore.store.build import build
-from metasae.explore.web.guard import guarded
+from metasae.explore.web.guard import fresh, guarded
 from metasae.explore.web.page_files import STATIC, tagged
 from metasae.explore.web.run_app import run_app
 from metasae.progress.progress import SILENT, Progress
@@ -27,16 +27,12 @@ OF_A_CELL = '<meta name="metasae-cell" content="1">'
 
 
 def sweep_app(folder: str | Path, host: str = "127.0.0.1", progress: Progress = SILENT) -> Starlette:
-    """The application for a sweep's folder. host: the address it is served on. progress: of the stores of cells that are opened."""
-
-    def sweep(request: Request) -> Response:
-        try:
-            return JSONResponse(sweep_page(folder), headers={"cache-control": "no-store"})
-        except UserError as error:
-            raise HTTPException(400, str(error)) from None
-
-    cells = _Cells(Path(folder), host, progress)
-    routes = [Route("/", _page(OF_A_SWEEP)), Route("/api/sweep", sweep), Mount("/cell/{name}", cells)]
+    """The application for a sweep's folder. host: the address it is served on. progress: of the cells' stores."""
+    routes = [
+        Route("/", _page(OF_A_SWEEP)),
+        Route("/api/sweep", lambda request: fresh(sweep_page(folder))),
+        Mount("/cell/{name}", _Cells(Path(folder), host, progress)),
+    ]
     return guarded(routes, host)
 
 
@@ -45,7 +41,10 @@ def _page(tag: str):
 
 
 class _Cells:
-    """Passes what is asked of cell/NAME/ on to that cell's explorer. The pages come at once, the first answer when the store is built."""
+    """Passes what is asked of cell/NAME/ on to that cell's explorer.
+
+    The pages come at once, the first answer when the store is built.
+    """
 
     def __init__(self, folder: Path, host: str, progress: Progress):
         self._folder, self._host, self._progress = folder, host, progress
@@ -56,13 +55,10 @@ class _Cells:
         name, path = scope["path_params"]["name"], scope["path"][len(scope["root_path"]) :]
         cell = cells_that_open(self._folder).get(name)
         if cell is None:
-            raise HTTPException(404, f"the sweep has no cell '{name}' with trained SAEs")
+            raise KeyError(f"the sweep has no cell '{name}' with trained SAEs")
         if not path.startswith(("/api/", "/plotly.min.js")):
             return await self._pages(scope, receive, send)
-        try:
-            explorer = await run_in_threadpool(self._explorer, cell)
-        except UserError as error:
-            raise HTTPException(400, str(error)) from None
+        explorer = await run_in_threadpool(self._explorer, cell)
         return await explorer(scope, receive, send)
 
     def _explorer(self, cell: Path) -> Starlette:
