@@ -26,9 +26,9 @@ def run_of(folder, *names, firings=FIRINGS, **options):
 
 def built_parts(path):
     store = sqlite3.connect(path)
-    found = dict(store.execute("SELECT name, seconds FROM parts"))
+    seconds = dict(store.execute("SELECT name, seconds FROM parts"))
     store.close()
-    return found
+    return seconds
 
 
 def everything(run):
@@ -148,7 +148,8 @@ def test_one_arm_alone(tmp_path):
     build(run_of(tmp_path, "solo-s0"), strings=numbered)
     explorer = Explorer(tmp_path)
     assert explorer.splits() | {"rows": []} == {
-        "pairs": [], "base_pairs": [], "pair": None, "kind": "splits", "total": 0, "offset": 0, "summary": None, "base_rate": None, "rows": []
+        "pairs": [], "base_pairs": [], "pair": None, "kind": "splits", "total": 0, "offset": 0, "summary": None,
+        "base_rate": None, "rows": []
     }  # fmt: skip
     page = explorer.latent("solo-s0", 5)
     assert page["matches"] == page["meta"] == page["splits"] == page["senses"] == page["scores"] == []
@@ -303,15 +304,16 @@ def test_above_a_size_the_nearest_live_row_stands_for_a_match(tmp_path, monkeypa
     near = (edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])) if known else None
     edges.write_matches(store, (1, 2), tuple(rows), live, near)
     units = [
-        row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-9) for row in (each.numpy() for each in rows)
+        row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-9)
+        for row in (matrix.numpy() for matrix in rows)
     ]
     usable = [np.flatnonzero(on & (np.linalg.norm(unit, axis=1) > 0)) for on, unit in zip(live, units, strict=True)]
     for side, other in ((0, 1), (1, 0)):
-        found = store.execute(
+        edges_of_side = store.execute(
             "SELECT key, other, kind, data FROM edges WHERE other = ? ORDER BY key", (other + 1,)
         ).fetchall()
-        assert [key for key, *_ in found] == [schema.key_of(side + 1, i) for i in usable[side].tolist()]
-        for i, (_, _, kind, data) in zip(usable[side], found, strict=True):
+        assert [key for key, *_ in edges_of_side] == [schema.key_of(side + 1, i) for i in usable[side].tolist()]
+        for i, (_, _, kind, data) in zip(usable[side], edges_of_side, strict=True):
             cosines = units[side][i] @ units[other][usable[other]].T
             (partner,), (value,) = unpack_edges(data)
             assert kind == "nearest"

@@ -86,7 +86,8 @@ def test_filters_reach_the_explorer(client, explorer):
 
 @pytest.mark.parametrize(
     "path",
-    ["/api/latent/none-s0/1", "/api/latent/solo-s0/700", "/api/latents/none", "/api/split/x", "/api/split/12", "/api/splits?pair=x", "/api/nothing",
+    ["/api/latent/none-s0/1", "/api/latent/solo-s0/700", "/api/latents/none", "/api/split/x", "/api/split/12",
+     "/api/splits?pair=x", "/api/nothing",
      "/api/compare?a=solo-s0:1&b=no:3"],
 )  # fmt: skip
 def test_what_is_not_there_is_404_in_one_line(client, path):
@@ -97,7 +98,8 @@ def test_what_is_not_there_is_404_in_one_line(client, path):
 
 @pytest.mark.parametrize(
     "path",
-    ["/api/latents/solo-s0?sort=x", "/api/latents/solo-s0?offset=x", "/api/latents/solo-s0?min_rate=x", "/api/compare?a=1&b=2",
+    ["/api/latents/solo-s0?sort=x", "/api/latents/solo-s0?offset=x", "/api/latents/solo-s0?min_rate=x",
+     "/api/compare?a=1&b=2",
      "/api/briefs/solo-s0?ids=a"],
 )  # fmt: skip
 def test_wrong_parameters_are_400_in_one_line(client, path):

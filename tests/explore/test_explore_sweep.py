@@ -100,7 +100,7 @@ def test_a_damaged_result_is_one_line(tmp_path, broken):
 
 
 def test_a_sweep_without_anything_done_has_a_page(tmp_path):
-    made = {
+    nothing_done = {
         **result(),
         "cells": [],
         "front": [],
@@ -109,7 +109,7 @@ def test_a_sweep_without_anything_done_has_a_page(tmp_path):
         "equal_fvu": None,
         "parallel": {"cells": [], "dimensions": []},
     }
-    (tmp_path / "sweep.json").write_text(json.dumps(made))
+    (tmp_path / "sweep.json").write_text(json.dumps(nothing_done))
     page = sweep_page(tmp_path)
     assert page["cells"] == [] and page["columns"] == [] and page["confirm"] is None
 

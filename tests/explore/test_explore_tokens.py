@@ -16,12 +16,12 @@ def test_top_tokens_equal_counting(count):
     firings = random_firings(1)
     view = by_latent(firings)
     latent = np.repeat(np.arange(view.n_latents), view.counts())
-    found = blobs.top_tokens(latent, firings.tokens[view.tokens], view.n_latents, 11, count)
-    for i, (entries, fired) in enumerate(found):
+    tables = blobs.top_tokens(latent, firings.tokens[view.tokens], view.n_latents, 11, count)
+    for i, (entries, fired) in enumerate(tables):
         counted = Counter(firings.tokens[of_latent(firings, i)[0]].tolist())
         assert (
             list(zip(entries.tolist(), fired.tolist(), strict=True))
-            == sorted(counted.items(), key=lambda each: (-each[1], each[0]))[:count]
+            == sorted(counted.items(), key=lambda entry: (-entry[1], entry[0]))[:count]
         )
 
 
@@ -44,13 +44,11 @@ def test_histograms_equal_numpy_at_the_edges_too():
         for i, count in enumerate(counts)
     ]
     parts[2] = np.clip(np.nextafter(parts[2], rng.choice([-9, 9], len(parts[2]))), low[2], high[2])
-    found = blobs.histograms(
-        np.repeat(np.arange(5), [len(part) for part in parts]), np.concatenate(parts), low, high
-    )
+    counted = blobs.histograms(np.repeat(np.arange(5), [len(part) for part in parts]), np.concatenate(parts), low, high)
     for i, part in enumerate(parts):
         if high[i] > low[i]:
-            assert found[i].tolist() == np.histogram(part, bins=edges[i])[0].tolist()
-        assert found[i].sum() == len(part)
+            assert counted[i].tolist() == np.histogram(part, bins=edges[i])[0].tolist()
+        assert counted[i].sum() == len(part)
 
 
 def test_extremes_of_latents_that_never_fire_are_zero():
@@ -63,9 +61,9 @@ def test_extremes_of_latents_that_never_fire_are_zero():
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_ranges_of_latents_cover_all_of_them_once(size):
     indptr = np.cumsum([0, 0, 5, 0, 2, 2, 50, 0])
-    found = list(ranges(indptr, size))
-    assert [i for first, last in found for i in range(first, last)] == list(range(7))
-    assert all(last - first == 1 or indptr[last] - indptr[first] <= size for first, last in found)
+    spans = list(ranges(indptr, size))
+    assert [i for first, last in spans for i in range(first, last)] == list(range(7))
+    assert all(last - first == 1 or indptr[last] - indptr[first] <= size for first, last in spans)
 
 
 def test_neighbours_survive_packing():

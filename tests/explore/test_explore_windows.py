@@ -24,13 +24,13 @@ def chosen_by_hand(firings, latent, count):
         cell = stretch, (token - begins[stretch]) // LENGTH
         if cell not in peaks or value > peaks[cell][1]:
             peaks[cell] = token, value, begins[stretch], ends[stretch]
-    strong, seen = [], set()
-    for token, value, begin, end in sorted(peaks.values(), key=lambda each: (-each[1], each[0])):
+    strong, contents = [], set()
+    for token, value, begin, end in sorted(peaks.values(), key=lambda peak: (-peak[1], peak[0])):
         start = max(min(token - LENGTH // 2, end - LENGTH), begin)
         stop = min(start + LENGTH, end)
         content = tuple(firings.tokens[start:stop].tolist())
-        if content not in seen:
-            seen.add(content)
+        if content not in contents:
+            contents.add(content)
             strong.append((start, stop - start, token, value))
     shown = set(range(len(strong))) if len(strong) <= count else set()
     if not shown:
@@ -43,15 +43,15 @@ def chosen_by_hand(firings, latent, count):
         for r in range(len(strong)):
             if len(shown) < count:
                 shown.add(r)
-    found = []
+    windows = []
     for rank, (start, length, peak, _) in enumerate(strong):
         if rank in shown:
             row = [0.0] * length
             for token, value in zip(tokens.tolist(), values.tolist(), strict=True):
                 if start <= token < start + length:
                     row[token - start] = value
-            found.append((start, length, peak, 9 - rank * 10 // len(strong), row))
-    return found
+            windows.append((start, length, peak, 9 - rank * 10 // len(strong), row))
+    return windows
 
 
 def windows(firings, count):
@@ -69,8 +69,8 @@ def windows(firings, count):
 
 def agree(firings, counts=(1, 5, 10, 13, 40)):
     for count in counts:
-        for latent, found in enumerate(windows(firings, count)):
-            assert found == chosen_by_hand(firings, latent, count), (latent, count)
+        for latent, shown in enumerate(windows(firings, count)):
+            assert shown == chosen_by_hand(firings, latent, count), (latent, count)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -89,9 +89,9 @@ def test_repeated_text_is_shown_once():
     on = np.zeros((len(tokens), 1), bool)
     on[10::64] = True
     firings = firings_of(on, np.arange(len(tokens))[:, None] / 10 + 1.0, documents, tokens, positions)
-    (found,) = windows(firings, 40)
-    assert len(found) == 1
-    assert found[0][2] == 5 * 64 + 10  # the strongest of the six
+    (shown,) = windows(firings, 40)
+    assert len(shown) == 1
+    assert shown[0][2] == 5 * 64 + 10  # the strongest of the six
     agree(firings)
 
 
@@ -112,13 +112,13 @@ def test_no_firings_at_all():
 def test_strong_windows_come_first_and_every_tenth_is_shown():
     firings = random_firings(3, n=5, lengths=(70,) * 60, vocabulary=5000)
     for latent in (1, 3):
-        found = windows(firings, 40)[latent]
-        deciles = [decile for *_, decile, _ in found]
-        assert len(found) == 40
+        shown = windows(firings, 40)[latent]
+        deciles = [decile for *_, decile, _ in shown]
+        assert len(shown) == 40
         assert deciles == sorted(deciles, reverse=True)
         assert set(deciles) == set(range(10))
         assert deciles.count(9) >= 10
-        peaks = [values[peak - start] for start, _, peak, _, values in found]
+        peaks = [values[peak - start] for start, _, peak, _, values in shown]
         assert peaks == sorted(peaks, reverse=True)
 
 

@@ -1,7 +1,7 @@
 """What people say of latents and splits: RUN/labels.sqlite, which no build touches.
 
-Every saying is kept; the last one counts, and an empty one takes the label away. A saying remembers the weights it was about,
-so that it does not pass to another SAE that is later trained under the same name.
+Every saying is kept; the last one counts, and an empty one takes the label away. A saying remembers the weights it was
+about, so that it does not pass to another SAE that is later trained under the same name.
 """
 
 import sqlite3
@@ -24,7 +24,10 @@ _COLUMNS = "kind, target, weights, label, note, said"
 
 @dataclass(frozen=True)
 class Saying:
-    """kind: latent or split. target: `solo-s0:17`, or the id of a split. weights: of the SAEs it is about. label: "" takes it away."""
+    """kind: latent or split.
+
+    target: `solo-s0:17`, or the id of a split. weights: of the SAEs it is about. label: "" takes it away.
+    """
 
     kind: str
     target: str
@@ -42,8 +45,14 @@ class Labels:
         self._weights = lru_cache(maxsize=None)(self._find_weights)
 
     def add(self, kind: str, target: str, label: str | None, note: str = "") -> None:
-        """Raises KeyError for a target that is not there, UserError for an unknown label, a note too long, or a file that cannot be written."""
+        """Adds a saying. label: one of LABELS; "" or None takes the label away.
+
+        Raises KeyError for a target that is not there, UserError for an unknown label, for a note too long, and where
+        the file cannot be written.
+        """
         label, weights = label or "", self._weights(kind, target)
+        if not weights:
+            raise KeyError(f"no {kind} '{target}' in this run")
         if label and label not in LABELS:
             raise UserError(f"no label '{label}'{nearest(str(label), LABELS)}")
         if len(note) > LONGEST_NOTE:
@@ -71,20 +80,16 @@ class Labels:
 
     def of_latents(self, sae: str) -> dict[int, str]:
         """latent -> the label that counts, of one SAE."""
-        targets = [(*target.rpartition(":"), label) for target, label in self._current("latent").items()]
+        targets = [(*target.rpartition(":"), label) for target, label in self.current("latent").items()]
         return {int(latent): label for name, _, latent, label in targets if name == sae}
-
-    def of_splits(self) -> dict[str, str]:
-        """id -> the label that counts."""
-        return self._current("split")
 
     def of(self, kind: str, target: str) -> list[dict]:
         """Every saying about a target: label, note, when."""
         sayings = [saying for saying in self._read(kind, target) if self._holds(saying)]
         return [{"label": saying.label or None, "note": saying.note, "when": saying.when} for saying in sayings]
 
-    def _current(self, kind: str) -> dict[str, str]:
-        """target -> the label that counts; targets whose label was taken away are absent."""
+    def current(self, kind: str) -> dict[str, str]:
+        """target -> the label that counts, of latents or of splits; targets whose label was taken away are absent."""
         last = {saying.target: saying.label for saying in self._read(kind) if self._holds(saying)}
         return {target: label for target, label in last.items() if label}
 
@@ -104,12 +109,11 @@ class Labels:
 
     def _holds(self, saying: Saying) -> bool:
         """Whether what a saying is about is still in the run."""
-        try:
-            return self._weights(saying.kind, saying.target) == saying.weights
-        except KeyError:
-            return False
+        return self._weights(saying.kind, saying.target) == saying.weights
 
     def _find_weights(self, kind: str, target: str) -> str:
+        """Of the SAEs that a target is of; "" where there is no such target."""
+        names = [self._store.saes.get(target.rpartition(":")[0])]
         if kind == "split":
-            return "+".join(self._store.by_id[number].weights for number in self._store.sides_of(target))
-        return self._store.sae(target.rpartition(":")[0]).weights
+            names = self._store.sides_of(target)
+        return "+".join(facts.weights for facts in names if facts)

@@ -1,4 +1,4 @@
-"""Splits, merges and two latents side by side, as the pages show them; what is counted is counted from the run's firings."""
+"""Splits, merges and two latents side by side, as the pages show them, counted from the run's firings."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metasae.explore.pages import together
+from metasae.explore.pages import run_files
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import rows_of, short_of
 from metasae.explore.pages.latent_table import MOST
-from metasae.explore.pages.together import Fired
+from metasae.explore.pages.run_files import Fired, decoder_rows, encoder_columns, fired
 from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.open_store import OpenStore, SaeFacts
-from metasae.explore.store.run_files import cosines, decoder_rows, encoder_columns, fired
 from metasae.explore.store.schema import BASE, KINDS, LATENTS_OF_SAE, key_of
 from metasae.explore.store.stored_text import StoredText
 
@@ -22,12 +21,20 @@ ALONE, SEVERAL, NONE = 8, 6, 8
 TOKENS = 20
 WINDOWS = 10
 _ROW = "id, pair, parent, score, coverage, overlap, firings, children"
+# The splits of a pair that pass: a filter that is NULL lets all pass.
+_PASSING = """splits WHERE pair = :pair AND (:min_score IS NULL OR score >= :min_score)
+    AND (:labelled IS NULL OR id IN (SELECT value FROM json_each(:labelled)))
+    AND (:keys IS NULL OR id IN
+        (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys))))"""
 # (SAE, what is searched for) -> bool [n], the latents that are found
-Found = Callable[[SaeFacts, str], np.ndarray]
+SearchLatents = Callable[[SaeFacts, str], np.ndarray]
 
 
 class SaePair(NamedTuple):
-    """Two SAEs between which splits were looked for: a row of the table `pairs`. parent, child: numbers of SAEs. summary: JSON."""
+    """Two SAEs between which splits were looked for: a row of the table `pairs`.
+
+    parent, child: numbers of SAEs. summary: JSON.
+    """
 
     name: str
     kind: str
@@ -39,7 +46,7 @@ class SaePair(NamedTuple):
 def splits_page(
     store: OpenStore,
     labels: Labels,
-    found: Found,
+    search_latents: SearchLatents,
     pair: str | None = None,
     kind: str = "splits",
     offset: int = 0,
@@ -71,9 +78,9 @@ def splits_page(
     if pair is None:
         return page
     base = _base_of(pairs, pairs[pair])
-    where, given = _conditions(store, labels, found, pairs[pair], search, min_score, label)
-    ((total,),) = store.ask(f"SELECT COUNT(*) FROM splits WHERE {where}", given)
-    sql = f"SELECT {_ROW} FROM splits WHERE {where} ORDER BY score DESC, parent LIMIT :limit OFFSET :offset"
+    given = _given(store, labels, search_latents, pairs[pair], search, min_score, label)
+    ((total,),) = store.ask(f"SELECT COUNT(*) FROM {_PASSING}", given)
+    sql = f"SELECT {_ROW} FROM {_PASSING} ORDER BY score DESC, parent LIMIT :limit OFFSET :offset"
     rows = store.ask(sql, {**given, "limit": max(0, min(limit, MOST)), "offset": max(0, offset)})
     return {
         **page,
@@ -97,31 +104,31 @@ def _base_of(pairs: dict[str, SaePair], pair: SaePair) -> SaePair | None:
     return next(iter([*own, *bases.values()]), None)
 
 
-def _conditions(
+def _given(
     store: OpenStore,
     labels: Labels,
-    found: Found,
+    search_latents: SearchLatents,
     pair: SaePair,
     search: str | None,
     min_score: float | None,
     label: str | None,
-) -> tuple[str, dict]:
-    """(conditions in SQL, their parameters). search: a latent's number, or the beginning of a token that the parent or a child fires on."""
-    conditions, given = ["pair = :pair"], {"pair": pair.name}
-    if min_score is not None:
-        conditions.append("score >= :min_score")
-        given["min_score"] = min_score
-    if label:
-        conditions.append("id IN (SELECT value FROM json_each(:labelled))")
-        given["labelled"] = json.dumps([id for id, current in labels.of_splits().items() if current == label])
-    if search:
-        sides, number = {pair.parent, pair.child}, search.strip()
-        keys = [key_of(side, i) for side in sides for i in np.flatnonzero(found(store.by_id[side], search)).tolist()]
-        if number.isascii() and number.isdigit() and int(number) < LATENTS_OF_SAE:
-            keys += [key_of(side, int(number)) for side in sides]
-        conditions.append("id IN (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys)))")
-        given["keys"] = json.dumps(keys)
-    return " AND ".join(conditions), given
+) -> dict:
+    """The parameters of _PASSING.
+
+    search: a latent's number, or the beginning of a token that the parent or a child fires on.
+    """
+    sides, number = {pair.parent, pair.child}, (search or "").strip()
+    latent = int(number) if number.isascii() and number.isdigit() else LATENTS_OF_SAE
+    keys = [key_of(side, latent) for side in sides if latent < LATENTS_OF_SAE]
+    for side in sides if search else ():
+        keys += [key_of(side, i) for i in np.flatnonzero(search_latents(store.by_id[side], search)).tolist()]
+    labelled = [id for id, current in labels.current("split").items() if current == label]
+    return {
+        "pair": pair.name,
+        "min_score": min_score,
+        "labelled": json.dumps(labelled) if label else None,
+        "keys": json.dumps(keys) if search else None,
+    }
 
 
 def _rows(store: OpenStore, labels: Labels, pairs: dict[str, SaePair], rows: Sequence[tuple]) -> list[dict]:
@@ -131,7 +138,7 @@ def _rows(store: OpenStore, labels: Labels, pairs: dict[str, SaePair], rows: Seq
         child_sae = pairs[facts[1]].child
         parsed.append((facts, {key_of(child_sae, child["latent"]): child for child in json.loads(children)}))
     short = short_of(store, {key for facts, children in parsed for key in (facts[2], *children)})
-    current = labels.of_splits()
+    current = labels.current("split")
     return [
         {
             "id": id,
@@ -154,14 +161,18 @@ def _rows(store: OpenStore, labels: Labels, pairs: dict[str, SaePair], rows: Seq
 
 def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
     """One candidate; see `Explorer.split`."""
-    parent_sae, child_sae = (store.by_id[number] for number in store.sides_of(id))
-    pairs = _pairs(store)
+    saes, pairs = store.sides_of(id), _pairs(store)
+    if not saes:
+        raise KeyError(f"no split '{id}' in this run")
+    parent_sae, child_sae = saes
     (row,) = _rows(store, labels, pairs, store.ask(f"SELECT {_ROW} FROM splits WHERE id = ?", (id,)))
     parent, latents = row["parent"]["latent"], [child["latent"] for child in row["children"]]
-    folders = [store.arm_folder(sae) for sae in (parent_sae, child_sae)]
+    folders = [store.arm_folder(sae) for sae in saes]
     page = {
         **row,
-        "cosine": cosines(np.concatenate([decoder_rows(folders[0], [parent]), decoder_rows(folders[1], latents)])),
+        "cosine": run_files.cosines(
+            np.concatenate([decoder_rows(folders[0], [parent]), decoder_rows(folders[1], latents)])
+        ),
         "siblings_meta": _siblings(store, child_sae, latents),
         "labels": labels.of("split", id),
         "base": _beside_base(store, row, pairs),
@@ -170,11 +181,11 @@ def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
         "tokens": {"tokens": [], "parent": [], "lift": [], "counts": []},
         "windows": [],
     }
-    if not (store.has_firings(parent_sae) and store.has_firings(child_sae)):
+    if not all(map(store.has_firings, saes)):
         return page
     sides = [fired(folders[0], parent), *(fired(folders[1], latent) for latent in latents)]
     # on which of the parent's firings each child is on: bool [children, c]
-    on = np.stack([together.is_in(sides[0][0], tokens) for tokens, _ in sides[1:]])
+    on = np.stack([run_files.is_in(sides[0][0], tokens) for tokens, _ in sides[1:]])
     several = on.sum(0)
     text = store.text(parent_sae.text)
     for child, (tokens, _), with_parent in zip(row["children"], sides[1:], on.sum(1).tolist(), strict=True):
@@ -187,14 +198,17 @@ def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
             "two_or_more": int((several > 1).sum()),
             "none": int((several == 0).sum()),
         },
-        "phi": together.phi_table(sides, parent_sae.n_tokens),
+        "phi": run_files.phi_table(sides, parent_sae.n_tokens),
         "tokens": _token_table(text, sides[0][0], on),
         "windows": _split_windows(text, sides, on, several),
     }
 
 
 def _beside_base(store: OpenStore, row: dict, pairs: dict[str, SaePair]) -> dict | None:
-    """How many splits between two seeds of the baseline score as well; None without such a pair, and for a split of one."""
+    """How many splits between two seeds of the baseline score as well.
+
+    None for a run without two seeds of the baseline, and for a split between them.
+    """
     base = _base_of(pairs, pairs[row["pair"]])
     if row["kind"] == BASE or base is None:
         return None
@@ -206,7 +220,10 @@ def _beside_base(store: OpenStore, row: dict, pairs: dict[str, SaePair]) -> dict
 
 
 def _token_table(text: StoredText, parent: np.ndarray, on: np.ndarray) -> dict:
-    """Of the tokens the parent fires on most: on how many each child is on with it, and P(token | parent, child) / P(token | parent)."""
+    """Of the tokens the parent fires on most: on how many each child is on with it, and the lift.
+
+    lift: P(token | parent, child) / P(token | parent). parent: int [c], the tokens it fires on. on: bool [children, c].
+    """
     entries, place, counts = np.unique(text.entries_at(parent), return_inverse=True, return_counts=True)
     top = np.argsort(-counts, kind="stable")[:TOKENS]
     with_child = np.stack([np.bincount(place[child], minlength=len(entries))[top] for child in on])
@@ -223,13 +240,13 @@ def _token_table(text: StoredText, parent: np.ndarray, on: np.ndarray) -> dict:
 
 
 def _split_windows(text: StoredText, sides: list[Fired], on: np.ndarray, several: np.ndarray) -> list[dict]:
-    """Windows round the parent's firings, no token the peak of two: each child alone, several, none; strong ones of every kind."""
+    """Windows round strong firings of the parent, no token the peak of two: each child alone, several on, none on."""
     tokens, strengths = sides[0]
     kinds = [(child & (several == 1), ALONE) for child in on] + [(several > 1, SEVERAL), (several == 0, NONE)]
     windows = []
     for chosen, count in kinds:
-        for peak in together.apart(tokens[chosen], strengths[chosen], count):
-            shown = together.window(text, peak, sides)
+        for peak in run_files.apart(tokens[chosen], strengths[chosen], count):
+            shown = run_files.window(text, peak, sides)
             parent, *children = shown.pop("values")
             fires = np.flatnonzero(on[:, np.searchsorted(tokens, tokens.dtype.type(peak))]).tolist()
             windows.append({**shown, "parent": parent, "children": children, "fires": fires})
@@ -265,16 +282,16 @@ def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[
         return {**page, "phi": None, "n_both": None, "n_a": None, "n_b": None, "only_a": [], "only_b": [], "both": []}
     sides = [fired(*place) for place in places]
     (tokens_a, values_a), (tokens_b, values_b) = sides
-    in_b, in_a = together.is_in(tokens_a, tokens_b), together.is_in(tokens_b, tokens_a)
+    in_b, in_a = run_files.is_in(tokens_a, tokens_b), run_files.is_in(tokens_b, tokens_a)
     text, n_both = store.text(saes[0].text), int(in_b.sum())
 
     def windows(tokens: np.ndarray, values: np.ndarray) -> list[dict]:
-        shown = [together.window(text, peak, sides) for peak in together.apart(tokens, values, WINDOWS)]
+        shown = [run_files.window(text, peak, sides) for peak in run_files.apart(tokens, values, WINDOWS)]
         return [{**window, **dict(zip("ab", window.pop("values"), strict=True))} for window in shown]
 
     return {
         **page,
-        "phi": together.phi(n_both, len(tokens_a), len(tokens_b), saes[0].n_tokens),
+        "phi": run_files.phi(n_both, len(tokens_a), len(tokens_b), saes[0].n_tokens),
         "n_both": n_both,
         "n_a": len(tokens_a),
         "n_b": len(tokens_b),
@@ -286,4 +303,4 @@ def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[
 
 def _cosine(rows: list[np.ndarray]) -> float | None:
     """None between SAEs of different width."""
-    return cosines(np.concatenate(rows))[0][1] if rows[0].shape == rows[1].shape else None
+    return run_files.cosines(np.concatenate(rows))[0][1] if rows[0].shape == rows[1].shape else None

@@ -1,6 +1,9 @@
-"""What the pages ask: every question is one method that returns a dictionary as JSON has it. Reads the store alone, without torch.
+"""What the pages ask: every question is one method that returns a dictionary as JSON has it.
 
-An unknown SAE, latent, pair or split is a KeyError; a column that cannot be sorted by is a ValueError; a damaged store is a UserError.
+Reads the store alone, without torch.
+
+An unknown SAE, latent, pair or split is a KeyError; a column that cannot be sorted by is a ValueError; a damaged store
+is a UserError.
 """
 
 import json
@@ -9,10 +12,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
-from metasae.explore.pages import searching
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
-from metasae.explore.pages.latent_table import MOST, LatentTable
+from metasae.explore.pages.latent_table import MOST, LatentTable, best, found_in
 from metasae.explore.pages.pair_pages import compare_page, split_page, splits_page
 from metasae.explore.store.open_store import OpenStore
 from metasae.explore.store.schema import key_of
@@ -30,7 +32,7 @@ class Explorer:
         self.store = OpenStore(Path(run_folder))
         self._labels = Labels(self.store)
         self._tables = {number: LatentTable(self.store, facts) for number, facts in self.store.by_id.items()}
-        self._found = lru_cache(maxsize=SEARCHES)(partial(searching.found_in, self.store))
+        self._searched = lru_cache(maxsize=SEARCHES)(partial(found_in, self.store))
 
     def is_current(self) -> bool:
         """Whether the store is of the weights that lie in the run folder now."""
@@ -53,13 +55,13 @@ class Explorer:
     ) -> dict:
         """A page of an SAE's latents; at most 500 at a time.
 
-        search: words of an explanation, or the beginning of a top token. filters: min_rate, max_rate, label, dead, as for
-        `LatentTable.listed`.
+        search: words of an explanation, or the beginning of a top token. filters: min_rate, max_rate, label, dead, as
+        for `LatentTable.listed`.
         """
         facts = self.store.sae(sae)
         labels, table = self._labels.of_latents(sae), self._tables[facts.id]
-        found = self._found(facts, search) if search else None
-        latents = table.listed(sort, descending, labels, found, **filters)
+        searched = self._searched(facts, search) if search else None
+        latents = table.listed(sort, descending, labels, searched, **filters)
         first = max(0, offset)
         shown = latents[first : first + max(0, min(limit, MOST))].tolist()
         rows = rows_of(self.store, [key_of(facts.id, latent) for latent in shown], labels)
@@ -81,11 +83,14 @@ class Explorer:
     def splits(
         self, pair: str | None = None, kind: str = "splits", offset: int = 0, limit: int = 50, **filters
     ) -> dict:
-        """Split candidates of a pair of SAEs, best first. kind: splits, merges or base; pair None takes the first of that kind.
+        """Split candidates of a pair of SAEs, best first.
 
-        filters: search, a latent's number or the beginning of a token, of the parent or a child; min_score; label, as it counts.
+        kind: splits, merges or base; pair None takes the first of that kind.
+
+        filters: search, a latent's number or the beginning of a token, of the parent or a child; min_score; label, as
+        it counts.
         """
-        return splits_page(self.store, self._labels, self._found, pair, kind, offset, limit, **filters)
+        return splits_page(self.store, self._labels, self._searched, pair, kind, offset, limit, **filters)
 
     def split(self, id: str) -> dict:
         """One candidate with its flow, tokens and windows, exact from the run's firings."""
@@ -97,11 +102,13 @@ class Explorer:
 
     def search(self, text: str, limit: int = 50) -> dict:
         """Latents of any SAE by their explanation's words, then by their top tokens."""
-        best = searching.best(self.store, self._tables, text, max(0, min(limit, MOST)))
-        return {"rows": [{**self.store.named(key), "where": where, "text": said} for key, where, said in best]}
+        latents = best(self.store, self._tables, text, max(0, min(limit, MOST)))
+        return {"rows": [{**self.store.named(key), "where": where, "text": said} for key, where, said in latents]}
 
     def set_label(self, target: dict, label: str | None, note: str = "") -> None:
-        """target: {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}. label: one of LABELS, "" or None to take it away.
+        """target: {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}.
+
+        label: one of LABELS, "" or None to take it away.
 
         Raises KeyError for a target that is not there, UserError for an unknown label and where it cannot be written.
         """

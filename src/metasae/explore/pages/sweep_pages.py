@@ -1,4 +1,7 @@
-"""What the page of a sweep shows, from SWEEP/sweep.json: the cells' changes in the words of the report, and the commands to go on."""
+"""What the page of a sweep shows, from SWEEP/sweep.json.
+
+The cells' changes are in the words of the report. Beside them are the commands that go on from here.
+"""
 
 import shlex
 from pathlib import Path
@@ -17,19 +20,22 @@ ENTRY = ("a", "b", "difference", "percent", "ci95", "percent_ci95", "p_holm", "n
 
 
 def is_sweep(folder: str | Path) -> bool:
-    """Whether a folder is a sweep's and not a run's. Raises UserError for one that is neither, or a sweep that has no result yet."""
+    """Whether a folder is a sweep's and not a run's.
+
+    Raises UserError for one that is neither, or a sweep that has no result yet.
+    """
     folder = Path(folder)
     if (folder / RESULT).is_file():
         return True
     if (folder / PLAN).is_file() and (folder / "cells").is_dir():
         raise UserError(
-            f"{folder} is a sweep without a result yet: it has no {RESULT}; run its `metasae sweep` again, which goes on "
-            "and writes one"
+            f"{folder} is a sweep without a result yet: it has no {RESULT}; run its `metasae sweep` again, which goes "
+            "on and writes one"
         )
     if not (folder / "arms").is_dir():
         raise UserError(
-            f"{folder} is not a run folder (no arms/) nor a sweep (no {RESULT}); give the --out folder of `metasae run` or "
-            "`metasae sweep`"
+            f"{folder} is not a run folder (no arms/) nor a sweep (no {RESULT}); give the --out folder of "
+            "`metasae run` or `metasae sweep`"
         )
     return False
 

@@ -1,4 +1,7 @@
-"""Try a text: which latents of every SAE in a run fire at each of its tokens. The one part of the explorer that needs the model."""
+"""Try a text: which latents of every SAE in a run fire at each of its tokens.
+
+The one part of the explorer that needs the model.
+"""
 
 import threading
 from functools import cached_property
@@ -21,7 +24,7 @@ class Trying:
         self._folder, self._lock = Path(run_folder), threading.Lock()
 
     def __call__(self, text: str) -> dict:
-        """{"tokens": [text of each], "left_out": tokens beyond MOST_TOKENS, "saes": {name: {"fired": [[[latent, value], ...]]}}}.
+        """{"tokens": texts, "left_out": tokens beyond MOST_TOKENS, "saes": {name: {"fired": [[[latent, value]]]}}}.
 
         `fired` has a list for every token, the strongest latent first; values are activations in the model's units.
         Raises UserError when the run has no model, or it cannot be loaded here.

@@ -1,4 +1,4 @@
-"""How the arrays of a latent are packed: its neighbours, the tokens it fires on most, and how its activations are spread.
+"""How the arrays of a latent are packed: its neighbours, the tokens it fires on most, the spread of its activations.
 
 Of token v of the vocabulary: `with` = firings on it, count = how often it stands in the text, share = with / firings =
 P(v | fires), lift = share / P(v).
@@ -62,9 +62,10 @@ def top_tokens(
 def histograms(
     latent: np.ndarray, values: np.ndarray, low: np.ndarray, high: np.ndarray, bins: int = BINS
 ) -> np.ndarray:
-    """int64 [b, bins]: firings of each latent by activation, in even bins from low to high; the last bin holds its upper edge.
+    """int64 [b, bins]: firings of each latent by activation, in even bins from low to high, as by np.histogram.
 
-    latent int [c], 0 to b - 1. values float [c], all within their latent's low [b] and high [b], float64. As np.histogram.
+    The last bin holds its upper edge. latent int [c], 0 to b - 1. values float [c], all within their latent's low [b]
+    and high [b], float64.
     """
     edges = edges_of(low, high, bins)
     width = np.where(high > low, high - low, 1.0)

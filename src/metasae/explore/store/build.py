@@ -1,8 +1,9 @@
 """Brings RUN/explore.sqlite up to date with a run folder, section by section.
 
-A section is a text, an SAE, two SAEs compared, or the overview. Each is written in one transaction together with a fingerprint
-of what it was made from: a build that was killed goes on with the next section, and a build of a run that changed writes only
-the sections that changed. The work is done in a file beside the store, which takes its place at the end.
+A section is a text, an SAE, two SAEs compared, or the overview. Each is written in one transaction together with a
+fingerprint of what it was made from: a build that was killed goes on with the next section, and a build of a run that
+changed writes only the sections that changed. The work is done in a file beside the store, which takes its place at the
+end.
 """
 
 import os
@@ -14,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from metasae.errors import UserError
-from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, STORE, create, format_of, pair_name
+from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, STORE, create, pair_name
 from metasae.explore.store.sections import Contents, Section
 from metasae.explore.store.stored_text import StringsOf
 from metasae.progress.progress import SILENT, Progress
@@ -57,9 +58,9 @@ _ROWS = {
 def build(run_folder: str | Path, progress: Progress = SILENT, *, strings: StringsOf | None = None) -> Path:
     """Writes RUN/explore.sqlite and returns its path; what is there and unchanged stays.
 
-    strings: the text of tokens of the evaluation split; None asks the run's tokenizer.
-    Labels lie in a file of their own and are not touched. Raises UserError for a folder that is no run, a damaged firing store,
-    a tokenizer that cannot be had, and when the disk is full or cannot be written.
+    strings: the text of tokens of the evaluation split; None asks the run's tokenizer. Labels lie in a file of their
+    own and are not touched. Raises UserError for a folder that is no run, a damaged firing store, a tokenizer that
+    cannot be had, and when the disk is full or cannot be written.
     """
     run_folder = Path(run_folder)
     contents = Contents(run_folder)
@@ -140,7 +141,7 @@ def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Co
         shutil.copyfile(target, copy)
         os.replace(copy, working)
     store = sqlite3.connect(working, isolation_level=None, timeout=1) if working.exists() else create(working)
-    # a killed process loses nothing; after a power cut the file is built anew, as its sections follow from the run folder
+    # a killed process loses nothing; after a power cut the file is built anew from the run folder
     store.execute("PRAGMA synchronous = OFF")
     store.execute("PRAGMA locking_mode = EXCLUSIVE")
     store.execute("PRAGMA cache_size = -65536")
@@ -153,7 +154,8 @@ def _done(path: Path) -> dict[str, str] | None:
         return None
     try:
         with closing(sqlite3.connect(path, timeout=1)) as store:
-            if format_of(store) != FORMAT or store.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            ((version,),) = store.execute("PRAGMA user_version")
+            if version != FORMAT or store.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 return None
             return dict(store.execute("SELECT name, fingerprint FROM parts"))
     except sqlite3.DatabaseError as error:

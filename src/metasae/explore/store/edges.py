@@ -1,4 +1,4 @@
-"""What ties latents together: neighbours by phi, decoder and encoder cosine, meta-latents, matches one to one, and splits."""
+"""What ties latents together: neighbours by phi and by cosine, meta-latents, matches one to one, and splits."""
 
 import json
 import sqlite3
@@ -18,13 +18,14 @@ from metasae.sae.sae import SAE
 NEIGHBOURS = 10
 SIBLINGS = 50
 TILE = 1024
-# A matching of more rows on a side takes minutes and gigabytes; there the nearest row of the other SAE is shown instead,
-# and the pages call it the nearest.
+# A matching of more rows on a side takes minutes and gigabytes. There the nearest row of the other SAE is shown, and
+# the pages call it so.
 MATCHED_UP_TO = 8192
 PHI, COSINE, ENCODER, MATCH, NEAREST, META = "phi", "cosine", "encoder_cosine", "match", "nearest", "meta"
 # What is said of all candidates of a pair together; the rest of a `Splits.as_dict()` is the candidates.
 SUMMARY = (
-    "n_parents", "too_rare", "n_above_0.1", "n_above_0.25", "share_above_0.1", "share_above_0.25", "mean_score", "mean_top",
+    "n_parents", "too_rare", "n_above_0.1", "n_above_0.25", "share_above_0.1", "share_above_0.25", "mean_score",
+    "mean_top",
 )  # fmt: skip
 
 
@@ -43,9 +44,9 @@ class Near:
 
 @torch.no_grad()
 def nearest_rows(rows: Tensor, other: Tensor | None = None, count: int = NEIGHBOURS) -> Near:
-    """rows [a, d], other [b, d]: the rows with the largest cosine, of `other` or of the same matrix but for the row itself.
+    """rows [a, d], other [b, d]: the rows with the largest cosine, of `other` or else of the same matrix.
 
-    A zero row has cosine 0.
+    Among its own matrix a row is not its own neighbour. A zero row has cosine 0.
     """
     one = nn.functional.normalize(rows.float(), dim=1)
     two = one if other is None else nn.functional.normalize(other.float(), dim=1)
@@ -92,8 +93,8 @@ def _write_edges(
 def write_meta(store: sqlite3.Connection, number: int, sae: SAE, meta_sae: SAE) -> np.ndarray:
     """How the meta SAE builds the decoder rows, with BatchTopK over the rows, as the penalty saw it at the end.
 
-    Writes of each latent its meta-latents, and of each meta-latent the latents that it helps to build, the largest weight
-    first. Returns the errors ||w - wh||^2 / ||w||^2, float64 [n], NaN for a zero row. number: of the SAE.
+    Writes of each latent its meta-latents, and of each meta-latent the latents that it helps to build, the largest
+    weight first. Returns the errors ||w - wh||^2 / ||w||^2, float64 [n], NaN for a zero row. number: of the SAE.
     """
     rows = sae.W_dec.detach().to(meta_sae.W_dec)
     normalised, mean, std = meta_sae.normalise(rows)
@@ -113,7 +114,7 @@ def write_meta(store: sqlite3.Connection, number: int, sae: SAE, meta_sae: SAE) 
 def _strongest(
     index: np.ndarray, partner: np.ndarray, weights: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(i, its partners, their weights) of every i in `index`: the SIBLINGS largest weights, ties to the lower partner."""
+    """(i, its partners, their weights) of every i in `index`: the SIBLINGS largest weights, ties to the lower."""
     order = np.lexsort((partner, -weights, index))
     names, first = np.unique(index[order], return_index=True)
     # not strict: without any entry np.split still gives one empty part
@@ -130,8 +131,8 @@ def write_matches(
 ) -> None:
     """Of two SAEs, both ways: the partner in a one-to-one matching of the live latents' decoder rows.
 
-    Above MATCHED_UP_TO rows the nearest row of the other SAE stands for the partner. numbers, rows, live: of each of the two.
-    near: the `nearest_rows` of each among all of the other's, where they are known.
+    Above MATCHED_UP_TO rows the nearest row of the other SAE stands for the partner. numbers, rows, live: of each of
+    the two. near: the `nearest_rows` of each among all of the other's, where they are known.
     """
     usable = [np.flatnonzero(on & (w.norm(dim=1) > 0).numpy()) for w, on in zip(rows, live, strict=True)]
     sizes = [len(latents) for latents in usable]
@@ -152,7 +153,10 @@ def write_matches(
 def _nearest_of(
     rows: Tensor, mine: np.ndarray, other: Tensor, theirs: np.ndarray, known: Near | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the rows `mine` the nearest among `theirs`, int64 [m], and its cosine. known: the nearest few of all of `other`."""
+    """Of the rows `mine` the nearest among `theirs`, int64 [m], and its cosine.
+
+    known: the nearest few of all of `other`.
+    """
     partner, cosine, missing = np.zeros(len(mine), np.int64), np.zeros(len(mine), np.float32), np.arange(len(mine))
     if known is not None:
         # the first that is among theirs; where none of the few is, the row is compared with all of theirs

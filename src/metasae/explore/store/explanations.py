@@ -1,4 +1,4 @@
-"""What judges and sense-tagged words say of latents: scores from interp.json, explanations from there or from the judge's replies.
+"""What judges and sense-tagged words say of latents: scores from interp.json, explanations from there or from replies.
 
 RUN/replies.sqlite knows questions, not latents. Which questions were asked of a latent follows from the conditions in
 interp.json (windows and seed), so they are asked again, of the store instead of the judge.

@@ -1,4 +1,4 @@
-"""The rows of one SAE's latents: scalars, windows, tokens and histogram, from one pass over its firings in the order of latents."""
+"""The rows of one SAE's latents: scalars, windows, tokens and histogram, from one pass over its firings by latent."""
 
 import json
 import sqlite3
@@ -76,7 +76,10 @@ def _write_block(
     text: SplitText,
     threshold: np.ndarray,
 ) -> list[np.ndarray]:
-    """Latents first to last - 1, from their firings all at once; gives the tokens by which each is searched. threshold: theirs."""
+    """Latents first to last - 1, from their firings all at once. threshold: theirs.
+
+    Returns the entries of the vocabulary by which each is searched.
+    """
     firings = slice(int(view.indptr[first]), int(view.indptr[last]))
     tokens, values = np.asarray(view.tokens[firings]), np.asarray(view.values[firings])
     counts, n = np.diff(view.indptr[first : last + 1]), last - first
@@ -105,7 +108,10 @@ def _write_block(
 
 
 def extremes(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest value of each latent, float64 [b]; 0 where it never fires. values [c] in the order of latents, counts [b]."""
+    """Smallest and largest value of each latent, float64 [b]; 0 where it never fires.
+
+    values [c]: in the order of latents. counts [b]: of each.
+    """
     low, high = np.zeros(len(counts)), np.zeros(len(counts))
     live = counts > 0
     if live.any():

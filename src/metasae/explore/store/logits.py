@@ -1,10 +1,10 @@
-"""The logit lens of a causal model: which next tokens a latent's decoder row makes more and less likely, taken by itself.
+"""The logit lens of a causal model: which next tokens a latent's decoder row alone makes more and less likely.
 
     logits(w) = U (norm(w) - norm(0)),  less their mean over the vocabulary
 
-U is the unembedding and norm the model's last normalisation, so that its gains count and its shift does not; the length of a row
-does not matter. What stands between the hook point and the end of the model is left out (nostalgebraist, "interpreting GPT: the
-logit lens", 2020): a row read far from the end says little here.
+U is the unembedding and norm the model's last normalisation, so that its gains count and its shift does not; the length
+of a row does not matter. What stands between the hook point and the end of the model is left out (nostalgebraist,
+"interpreting GPT: the logit lens", 2020): a row read far from the end says little here.
 """
 
 import json
@@ -45,7 +45,10 @@ def write_logits(store: sqlite3.Connection, sae: int, rows: Tensor, host: Host) 
 def lens(
     rows: Tensor, readout: LinearReadOut, norm: nn.Module | None, count: int = TOP
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((ids, values) of the largest logits, (ids, values) of the smallest), each [n, count], the most extreme first. rows [n, d]."""
+    """((ids, values) of the largest logits, (ids, values) of the smallest), each [n, count], the most extreme first.
+
+    rows [n, d].
+    """
     count = min(count, readout.n_vocabulary)
     tiles: list[list[tuple[Tensor, Tensor]]] = [[], []]
     for tile in rows.detach().float().split(ROWS):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from metasae.errors import UserError
-from metasae.explore.store.schema import FORMAT, LATENTS_OF_SAE, STORE, damaged, format_of
+from metasae.explore.store.schema import FORMAT, LATENTS_OF_SAE, STORE, damaged
 from metasae.explore.store.stored_text import StoredText
 
 MMAP_BYTES = 1 << 28
@@ -38,13 +38,11 @@ class OpenStore:
         if not self.path.is_file():
             raise UserError(f"{run_folder} has no {STORE}; build it with `metasae explore {run_folder}`")
         self._local = threading.local()
-        try:
-            version = format_of(self._connection)
-        except sqlite3.DatabaseError as error:
-            raise damaged(self.path, error) from None
+        ((version,),) = self.ask("PRAGMA user_version")
         if version != FORMAT:
             raise UserError(
-                f"{self.path} is of version {version}, not {FORMAT}; delete it and build it again with `metasae explore`"
+                f"{self.path} is of version {version}, not {FORMAT}; delete it and build it again with "
+                "`metasae explore`"
             )
         rows = self.ask("SELECT id, name, n, text, n_tokens, weights, has_firings FROM saes ORDER BY id")
         self.by_id = {row[0]: SaeFacts(*row[:-1], bool(row[-1])) for row in rows}
@@ -86,13 +84,10 @@ class OpenStore:
         sae, latent = divmod(key, LATENTS_OF_SAE)
         return {"sae": self.by_id[sae].name, "latent": latent}
 
-    def sides_of(self, split: str) -> tuple[int, int]:
-        """Numbers of the parent's and the children's SAE. Raises KeyError for a split that is not there."""
+    def sides_of(self, split: str) -> list[SaeFacts]:
+        """The parent's and the children's SAE; [] for a split that is not there."""
         sql = "SELECT p.parent, p.child FROM splits s JOIN pairs p ON p.name = s.pair WHERE s.id = ?"
-        rows = self.ask(sql, (split,))
-        if not rows:
-            raise KeyError(f"no split '{split}' in this run")
-        return rows[0]
+        return [self.by_id[number] for sides in self.ask(sql, (split,)) for number in sides]
 
     def arm_folder(self, sae: SaeFacts) -> Path:
         return self.run_folder / "arms" / sae.name

@@ -1,8 +1,8 @@
 """The tables of RUN/explore.sqlite, and how a place in them is named.
 
-A latent's key is the number of its SAE x 2^24 + latent: one integer, so that its rows lie together and are found at once.
-Arrays of a latent (windows, tokens, neighbours) are packed little-endian into one blob each, as a row for each entry would
-take ten times the room.
+A latent's key is the number of its SAE x 2^24 + latent: one integer, so that its rows lie together and are found at
+once. Arrays of a latent (windows, tokens, neighbours) are packed little-endian into one blob each, as a row for each
+entry would take ten times the room.
 """
 
 import sqlite3
@@ -42,8 +42,8 @@ MEANINGS = {
         "coverage x (1 - overlap) x smallest share of its best split into latents of another SAE, on held-out blocks"
     ),
 }
-# Kinds of pairs of SAEs: latents of the baseline in another arm; the other way round; of the baseline in its own next seed,
-# the base rate.
+# Kinds of pairs of SAEs: latents of the baseline in another arm; the other way round; latents of the baseline in its
+# own next seed, which is the base rate.
 SPLITS, MERGES, BASE = "splits", "merges", "base"
 KINDS = (SPLITS, MERGES, BASE)
 
@@ -118,10 +118,6 @@ def create(path: Path) -> sqlite3.Connection:
         connection.execute(f"CREATE INDEX latents_{column} ON latents (sae, {column})")
     connection.execute(f"PRAGMA user_version = {FORMAT}")
     return connection
-
-
-def format_of(connection: sqlite3.Connection) -> int:
-    return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
 def damaged(path: Path, error: Exception | str) -> UserError:

@@ -1,6 +1,7 @@
 """What the store of a run is made of: a list of sections, each with a fingerprint of what it is made from.
 
-Read from names, configs and checksums alone, without torch: whether a store is whole and of this run is known in a moment.
+Read from names, configs and checksums alone, without torch: whether a store is whole and of this run is known in a
+moment.
 """
 
 import hashlib
@@ -38,6 +39,8 @@ class Contents:
         self.arms = run.trained()
         self.baseline = run.baseline(self.arms)
         self.prints = {arm: fingerprint_of(arm) for arm in self.arms}
+        # an arm with firings on each evaluation text
+        self.texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
         self.causal = is_causal(run_folder)
 
     def sections(self) -> list[Section]:
@@ -46,8 +49,7 @@ class Contents:
             arm: f"{FORMAT} {WINDOWS} {fingerprint.text} {fingerprint.everything}"
             for arm, fingerprint in self.prints.items()
         }
-        texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
-        sections = [Section(f"text:{digest}", digest, (arm,)) for digest, arm in texts.items()]
+        sections = [Section(f"text:{digest}", digest, (arm,)) for digest, arm in self.texts.items()]
         sections += [Section(f"sae:{arm.label}", prints[arm], (arm,)) for arm in self.arms]
         sections += [
             Section(f"interp:{arm.label}", f"{prints[arm]} {self.prints[arm].judged}", (arm,)) for arm in self.arms
@@ -72,8 +74,8 @@ class Contents:
     def _split_pairs(self) -> list[tuple[str, Arm, Arm, dict | None]]:
         """(kind, parents, children, None or what across.json says of them).
 
-        The baseline in every other arm of its seed, the other way round, and the baseline in its next seed. Candidates are
-        looked for in the firings; of SAEs that kept none across.json has the best.
+        The baseline in every other arm of its seed, the other way round, and the baseline in its next seed. Candidates
+        are looked for in the firings; of SAEs that kept none across.json has the best.
         """
         pairs: list[tuple[str, Arm, Arm]] = []
         for base in (arm for arm in self.arms if arm.name == self.baseline):
@@ -108,7 +110,9 @@ class Contents:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Digests of one arm. text: of the evaluation text that its firings are on, None without firings. weights: of the SAE.
+    """Digests of one arm.
+
+    text: of the evaluation text that its firings are on, None without firings. weights: of the SAE.
 
     everything: of the SAE, its meta SAE and its firings. judged: of what was measured and what judges said.
     """

@@ -1,9 +1,9 @@
 """The evaluation text in the store: every token once, in chunks, so that a window needs no more than where it begins.
 
-texts          stretches: runs of tokens of one document whose positions rise by one, int64 [3, s] of first token, document,
-               position
-text_chunks    entries: uint32 [CHUNK] into the vocabulary; strings: JSON of the chunk's own strings where tokens of one id
-               read differently
+texts          stretches: runs of tokens of one document whose positions rise by one, int64 [3, s] of first token,
+               document and position
+text_chunks    entries: uint32 [CHUNK] into the vocabulary; strings: JSON of the chunk's own strings where tokens of one
+               id read differently
 vocabulary     the ids that stand in the text, with their string and how often they stand there
 """
 

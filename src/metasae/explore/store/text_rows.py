@@ -39,8 +39,8 @@ class Strings:
 class SplitText:
     """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry.
 
-    stretches: as `stretches_of`. strings: of the vocabulary's entries [V]. own: of every token, where tokens of one id read
-    differently.
+    stretches: as `stretches_of`. strings: of the vocabulary's entries [V]. own: of every token, where tokens of one id
+    read differently.
     """
 
     entries: np.ndarray
@@ -60,7 +60,10 @@ class SplitText:
 
 
 def text_of(firings: Firings, strings: Strings) -> SplitText:
-    """Where tokens of one id read differently, as in a planted world, the vocabulary has what stands before the first `/`."""
+    """The evaluation text of some firings.
+
+    Where tokens of one id read differently, as in a planted world, the vocabulary has what stands before the first `/`.
+    """
     ids, first, entries, counts = np.unique(
         np.asarray(firings.tokens), return_index=True, return_inverse=True, return_counts=True
     )
@@ -74,9 +77,10 @@ def text_of(firings: Firings, strings: Strings) -> SplitText:
     )
 
 
-def write_text(store: sqlite3.Connection, number: int, digest: str, text: SplitText) -> None:
+def write_text(store: sqlite3.Connection, digest: str, text: SplitText) -> None:
     packed = zlib.compress(np.ascontiguousarray(text.stretches, "<i8").tobytes(), 6)
-    store.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (number, digest, text.n_tokens, packed))
+    row = (digest, text.n_tokens, packed)
+    number = store.execute("INSERT INTO texts (digest, n_tokens, stretches) VALUES (?, ?, ?)", row).lastrowid
     columns = (text.ids.tolist(), text.counts.tolist(), text.strings)
     rows = (
         (number, entry, token, count, string, folded(string))
@@ -143,7 +147,10 @@ def _bytes(piece: str, bytes_of: dict[str, int]) -> str:
 
 
 def _byte_of_letter() -> dict[str, int]:
-    """Letter -> byte: byte-level tokenizers write printable Latin-1 as itself, the others in order from U+0100 on (GPT-2's table)."""
+    """Letter -> byte, as in GPT-2's table.
+
+    Byte-level tokenizers write printable Latin-1 as itself, the other bytes in order as the letters from U+0100 on.
+    """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -1,12 +1,12 @@
 """The windows of text that show a latent: which of its firings, and how they are packed.
 
-Text is cut into cells of LENGTH tokens, document by document; in each cell a latent's strongest firing (the first of equals) is a
-peak. A window is LENGTH tokens round its peak, moved where a document begins or ends. Peaks whose windows have the same tokens
-as a stronger one's are left out. The others, strong to weak, are cut into tenths: decile 9 is the strongest. Of each of the
-nine weaker tenths a few are shown, evenly spaced; all that are left over go to the strongest.
+Text is cut into cells of LENGTH tokens, document by document; in each cell a latent's strongest firing (the first of
+equals) is a peak. A window is LENGTH tokens round its peak, moved where a document begins or ends. Peaks whose windows
+have the same tokens as a stronger one's are left out. The others, strong to weak, are cut into tenths: decile 9 is the
+strongest. Of each of the nine weaker tenths a few are shown, evenly spaced; all that are left over go to the strongest.
 
-Packed, zlib: number of windows uint16 w; start int32 [w]; length, peak, decile, firings uint8 [w]; then of all firings in the
-windows, in order, offset uint8 and value float32.
+Packed, zlib: number of windows uint16 w; start int32 [w]; length, peak, decile, firings uint8 [w]; then of all firings
+in the windows, in order, offset uint8 and value float32.
 """
 
 import zlib
@@ -68,7 +68,10 @@ def _contents(entries: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Windows of b latents, strong first within each. latent: int64 [w], rising, 0 to b - 1. starts, lengths, peaks (tokens): int64 [w]."""
+    """Windows of b latents, strong first within each.
+
+    latent: int64 [w], rising, 0 to b - 1. starts, lengths, peaks (tokens): int64 [w].
+    """
 
     latent: np.ndarray
     starts: np.ndarray
@@ -90,7 +93,9 @@ def choose(latent: np.ndarray, tokens: np.ndarray, values: np.ndarray, cells: Ce
     names = latent.astype(np.int64) * (len(cells.content) + 1) + cells.content[starts]
     new = np.sort(np.unique(names, return_index=True)[1])
     latent, place, starts, lengths = latent[new], place[new], starts[new], lengths[new]
-    rank, size = _ranks(latent)
+    # place of each window among its latent's, from 0, and how many its latent has
+    _, first, sizes = np.unique(latent, return_index=True, return_counts=True)
+    rank, size = np.arange(len(latent)) - np.repeat(first, sizes), np.repeat(sizes, sizes)
     decile = 9 - rank * 10 // size
     kept = _spread(latent, rank, size, decile, count)
     return Chosen(latent[kept], starts[kept], lengths[kept], place[kept], decile[kept])
@@ -105,12 +110,6 @@ def _peaks(latent: np.ndarray, cell: np.ndarray, values: np.ndarray) -> np.ndarr
     group = np.cumsum(new) - 1
     strongest = np.flatnonzero(values == np.maximum.reduceat(values, first)[group])
     return strongest[np.concatenate([[True], np.diff(group[strongest]) != 0])]
-
-
-def _ranks(latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each entry among its latent's, from 0, and how many its latent has. latent: rising."""
-    _, first, sizes = np.unique(latent, return_index=True, return_counts=True)
-    return np.arange(len(latent)) - np.repeat(first, sizes), np.repeat(sizes, sizes)
 
 
 def _spread(latent: np.ndarray, rank: np.ndarray, size: np.ndarray, decile: np.ndarray, count: int) -> np.ndarray:

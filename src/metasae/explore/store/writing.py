@@ -1,4 +1,7 @@
-"""Writes the sections of a store: the rows of each from the run's weights, firings and model. `sections.py` says which there are."""
+"""Writes the sections of a store: the rows of each from the run's weights, firings and model.
+
+`sections.py` says which there are.
+"""
 
 import json
 import sqlite3
@@ -19,7 +22,6 @@ from metasae.interp.windows import Text
 from metasae.measures.cofiring.partners import mutual_partners, top_partners
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
-from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import Progress
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
@@ -33,7 +35,7 @@ class Writer:
         self._weights = lru_cache(maxsize=3)(Arm.sae)
         self._strings = lru_cache(maxsize=None)(self._read_strings)
         self._text = lru_cache(maxsize=None)(
-            lambda digest: text_rows.text_of(self._firings_on(digest), self._strings(digest))
+            lambda digest: text_rows.text_of(contents.texts[digest].firings(), self._strings(digest))
         )
 
     def write(self, section: Section) -> None:
@@ -43,31 +45,28 @@ class Writer:
 
     def _write_text(self, arm: Arm) -> None:
         digest = self.contents.prints[arm].text
-        text_rows.write_text(self.store, self._free("texts"), digest, self._text(digest))
+        text_rows.write_text(self.store, digest, self._text(digest))
 
     def _write_sae(self, arm: Arm) -> None:
         sae, prints = self._weights(arm), self.contents.prints[arm]
-        row = self.store.execute("SELECT id FROM saes WHERE name = ?", (arm.label,)).fetchone()
-        number = row[0] if row else self._free("saes")
         threshold = np.full(sae.n_latents, np.nan) if sae.threshold is None else sae.threshold.double().cpu().numpy()
         view = self._view(arm) if arm.has_firings else None
         if view is not None and view.n_latents != sae.n_latents:
             raise UserError(
                 f"the firings in {arm.folder} are of another SAE; delete its measures.json and firings/, and run again"
             )
-        text = live = n_tokens = None
+        live, n_tokens = (None, None) if view is None else (int((view.counts() > 0).sum()), view.n_tokens)
+        # an SAE that is there keeps its number, a new one has the next
+        sql = """INSERT OR REPLACE INTO saes VALUES ((SELECT id FROM saes WHERE name = ?1), ?1, ?2, ?3, ?4, ?5,
+            (SELECT id FROM texts WHERE digest = ?6), ?7, ?8, ?9, ?10)"""
+        facts = (sae.n_latents, live, prints.text, n_tokens, prints.weights, arm.has_firings, arm.has_meta)
+        self.store.execute(sql, (arm.label, arm.name, arm.seed, *facts))
+        ((number, text),) = self.store.execute("SELECT id, text FROM saes WHERE name = ?", (arm.label,))
         with self.progress.task(f"windows and tokens of {arm.label}", sae.n_latents, "latents") as task:
             if view is None:
                 latent_rows.write_bare_latents(self.store, number, threshold, task)
             else:
-                ((text,),) = self.store.execute("SELECT id FROM texts WHERE digest = ?", (prints.text,))
-                live, n_tokens = int((view.counts() > 0).sum()), view.n_tokens
                 latent_rows.write_latents(self.store, number, view, self._text(prints.text), text, threshold, task)
-        facts = (sae.n_latents, live, text, n_tokens, prints.weights, arm.has_firings, arm.has_meta)
-        self.store.execute(
-            "INSERT OR REPLACE INTO saes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, arm.label, arm.name, arm.seed, *facts),
-        )
         self._write_neighbours(arm, number, sae)
 
     def _write_neighbours(self, arm: Arm, number: int, sae: SAE) -> None:
@@ -115,20 +114,18 @@ class Writer:
             return
         firings = [arm.firings() if arm.has_firings else None for arm in arms]
         live = [np.ones(len(w), bool) if of is None else of.counts() > 0 for w, of in zip(rows, firings, strict=True)]
-        two_arms = one.name != other.name
-        near = (edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])) if two_arms else None
-        edges.write_matches(self.store, numbers, rows, live, near)
-        if near is None:
+        if one.name == other.name:
+            edges.write_matches(self.store, numbers, rows, live)
             return
-        texts = [self.contents.prints[arm].text for arm in arms]
-        partners = (
-            mutual_partners(*firings, edges.NEIGHBOURS, self.progress) if texts[0] and texts[0] == texts[1] else ()
-        )
-        for a, b in ((0, 1), (1, 0)):
-            edges.write_near(self.store, numbers[a], edges.COSINE, numbers[b], near[a])
-            if partners:
-                by_phi = edges.Near(partners[a].latents, partners[a].phi)
-                edges.write_near(self.store, numbers[a], edges.PHI, numbers[b], by_phi)
+        near = {edges.COSINE: [edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])]}
+        edges.write_matches(self.store, numbers, rows, live, near[edges.COSINE])
+        texts = {self.contents.prints[arm].text for arm in arms}
+        if len(texts) == 1 and None not in texts:
+            partners = mutual_partners(*firings, edges.NEIGHBOURS, self.progress)
+            near[edges.PHI] = [edges.Near(nearest.latents, nearest.phi) for nearest in partners]
+        for kind, sides in near.items():
+            edges.write_near(self.store, numbers[0], kind, numbers[1], sides[0])
+            edges.write_near(self.store, numbers[1], kind, numbers[0], sides[1])
 
     def _write_splits(self, kind: str, parent: Arm, child: Arm, known: dict | None) -> None:
         if known is None:
@@ -171,19 +168,10 @@ class Writer:
         # memory-maps as plain arrays: many small slices are cut from them
         return ByLatent(*(np.asarray(array) for array in (view.indptr, view.tokens, view.values)), view.n_tokens)
 
-    def _firings_on(self, digest: str) -> Firings:
-        """Of the first arm on a text."""
-        prints = self.contents.prints
-        return next(arm for arm in self.contents.arms if prints[arm].text == digest).firings()
-
     def _read_strings(self, digest: str) -> Strings:
         if self._given is not None:
             return Strings(self._given, self._given)
-        return text_rows.strings_of_run(self.contents.folder, self._firings_on(digest))
-
-    def _free(self, table: str) -> int:
-        """The next number of a table's rows."""
-        return self.store.execute(f"SELECT COALESCE(MAX(id), 0) + 1 FROM {table}").fetchone()[0]
+        return text_rows.strings_of_run(self.contents.folder, self.contents.texts[digest].firings())
 
     def _number(self, arm: Arm) -> int:
         return self.store.execute("SELECT id FROM saes WHERE name = ?", (arm.label,)).fetchone()[0]

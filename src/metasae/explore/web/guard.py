@@ -1,8 +1,8 @@
 """What every request passes and every answer carries: for this machine only, and no page of another site gets in.
 
-A page on another site must not read or change anything here. So the Host header has to name this machine (a foreign name that
-is pointed at 127.0.0.1 does not), a POST has to be JSON from a page of ours, and the content-security-policy lets a page run
-and load nothing that this server did not send: no inline scripts, no other hosts.
+A page on another site must not read or change anything here. So the Host header has to name this machine (a foreign
+name that is pointed at 127.0.0.1 does not), a POST has to be JSON from a page of ours, and the content-security-policy
+lets a page run and load nothing that this server did not send: no inline scripts, no other hosts.
 """
 
 import ipaddress
@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
-from starlette.datastructures import URL, Headers
+from starlette.datastructures import URL, Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from metasae.errors import UserError
 from metasae.explore.web.page_files import STATIC, plotly_script
 
-# Every part that default-src does not cover is named. Styles come from files too: plotly's own are in static/plotly.css.
+# What default-src does not cover is named. Styles come from files too: plotly's own are in static/plotly.css.
 POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -38,25 +38,34 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def guarded(routes: Sequence[BaseRoute], host: str, html: bool = False) -> Starlette:
-    """An application of routes and the files of the pages. html: index.html too, at /. host: the address it is served on."""
+    """An application of routes and the files of the pages.
+
+    html: index.html too, at /. host: the address it is served on.
+    """
     files = [Route("/plotly.min.js", _plotly), Mount("/", StaticFiles(directory=STATIC, html=html))]
-    names = [f"[{name}]" if ":" in name else name for name in LOOPBACK]
-    trusted = TrustedHostMiddleware
-    if host not in LOOPBACK:
-        names, trusted = [*names, host, socket.gethostname()], TrustedByAddress
-    middleware = [Middleware(Guard), Middleware(trusted, allowed_hosts=names, www_redirect=False)]
+    middleware = [Middleware(Guard), Middleware(TrustedHost, host=host)]
     return Starlette(routes=[*routes, *files], exception_handlers=ERRORS, middleware=middleware)
 
 
-class TrustedByAddress(TrustedHostMiddleware):
-    """Served to a network on the user's own wish: an address in digits cannot be pointed elsewhere, so that each is let in."""
+class TrustedHost(TrustedHostMiddleware):
+    """Answers to localhost and this machine's loopback addresses.
+
+    A server that the user opens to a network also answers to that host, to the machine's name, and to any address in
+    digits: such an address cannot be pointed elsewhere, as a name can.
+    """
+
+    def __init__(self, app, host: str):
+        self._open = host not in LOOPBACK
+        names = [host, socket.gethostname()] if self._open else []
+        super().__init__(app, ["localhost", *names], www_redirect=False)
 
     async def __call__(self, scope, receive, send) -> None:
         try:
-            ipaddress.ip_address(URL(f"http://{Headers(scope=scope).get('host', '')}").hostname)
+            address = ipaddress.ip_address(URL(f"http://{Headers(scope=scope).get('host', '')}").hostname)
+            trusted = self._open or address.is_loopback
         except ValueError:
-            return await super().__call__(scope, receive, send)
-        return await self.app(scope, receive, send)
+            trusted = False
+        return await (self.app if trusted else super().__call__)(scope, receive, send)
 
 
 class Guard:
@@ -71,8 +80,7 @@ class Guard:
 
         async def with_headers(message) -> None:
             if message["type"] == "http.response.start":
-                policy = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *policy]}
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         refusal = None if scope["method"] in ("GET", "HEAD") else _refusal(Headers(scope=scope))

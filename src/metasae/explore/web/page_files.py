@@ -1,4 +1,4 @@
-"""The files of the pages: those in `static/`, plotly.js from the installed package, and index.html with tags in its head."""
+"""The files of the pages: those in `static/`, plotly.js from its package, and index.html with tags in its head."""
 
 import importlib.resources
 import shutil

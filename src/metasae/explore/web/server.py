@@ -25,8 +25,8 @@ def app(
     """The application. run: a run folder with its store, a sweep's folder, or anything with the methods of `Explorer`.
 
     try_text: text -> which latents fire on it; by default the run folder's model and SAEs, loaded when first asked.
-    host: the address it is served on; requests must name it, or this machine. progress: of a sweep's cells, whose stores are
-    built when asked for.
+    host: the address it is served on; requests must name it, or this machine. progress: of a sweep's cells, whose
+    stores are built when asked for.
     """
     if not isinstance(run, (str, Path)):
         return run_app(run, try_text, host)
@@ -72,7 +72,7 @@ def serve(
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises UserError where the port is taken or the address is not this machine's."""
-    # asyncio sends at once only where the protocol is named; else the end of every answer waits 40 ms for an acknowledgement
+    # asyncio sends at once only where the protocol is named; else every answer's end waits 40 ms for an acknowledgement
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

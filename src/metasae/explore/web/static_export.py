@@ -45,10 +45,10 @@ def static_export(
 ) -> Path:
     """Writes the pages and all they show to `out` and returns its index.html.
 
-    run: a run folder, whose store is built where it is missing or stale, a sweep's folder, or anything with the methods of
-    `Explorer`. splits: so many of each pair of SAEs, the best first. processes: that write the latents of a run folder side by
-    side; a script that asks for several begins under `if __name__ == "__main__":`, as multiprocessing wants it.
-    Raises UserError when `out` holds something else, or cannot be written.
+    run: a run folder, whose store is built where it is missing or stale, a sweep's folder, or anything with the methods
+    of `Explorer`. splits: so many of each pair of SAEs, the best first. processes: that write the latents of a run
+    folder side by side; a script that asks for several begins under `if __name__ == "__main__":`, as multiprocessing
+    wants it. Raises UserError when `out` holds something else, or cannot be written.
     """
     out, folder = Path(out), Path(run) if isinstance(run, (str, Path)) else None
     of_sweep = folder is not None and is_sweep(folder)
@@ -129,7 +129,10 @@ def _refuse_other(out: Path) -> None:
 
 
 def _write_latents(api: Path, stems: dict[str, str], explorer, place: tuple[str, int, int]) -> list[list[str]]:
-    """One file of latents; gives the tokens by which each is searched. place: the SAE, its first latent there and the end."""
+    """One file of latents; gives the tokens by which each is searched.
+
+    place: the SAE, its first latent there and the end.
+    """
     name, first, end = place
     block = {str(i): explorer.latent(name, i) for i in range(first, end)}
     _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", block)
@@ -183,7 +186,10 @@ def _stems(names: list[str]) -> dict[str, str]:
 
 
 def _pack(path: Path, answer: dict) -> None:
-    """The larger files, six times smaller; the pages unpack them. Without a time in them, equal answers give equal files."""
+    """The larger files, six times smaller; the pages unpack them.
+
+    Without a time in them, equal answers give equal files.
+    """
     packed = gzip.compress(_text(answer).encode(), 6, mtime=0)
     files.write(path, lambda part: part.write_bytes(packed))
 
