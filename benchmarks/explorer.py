@@ -19,8 +19,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -107,28 +105,27 @@ def word_of(number: int) -> str:
 def build_timed(run: Path) -> dict:
     from metasae.explore.store import latent_rows
     from metasae.explore.store.build import build
-    from metasae.explore.store.parts import Job
+    from metasae.explore.store.writing import Writer
 
-    spent, plain, parts_of, processor = [], latent_rows.write_latents, Job.parts, {}
+    spent, plain, write, processor = [], latent_rows.write_latents, Writer.write, {}
 
     def timed(store, number, view, *rest):
         begin = time.perf_counter()
         plain(store, number, view, *rest)
         spent.append((view.n_latents, time.perf_counter() - begin))
 
-    def counted(part, store):
+    def counted(writer, section):
         begin = time.process_time()
-        part.write(store)
-        processor[part.name] = time.process_time() - begin
+        write(writer, section)
+        processor[section.name] = time.process_time() - begin
 
-    latent_rows.write_latents = timed
-    Job.parts = lambda job: [replace(part, write=partial(counted, part)) for part in parts_of(job)]
+    latent_rows.write_latents, Writer.write = timed, counted
     try:
         begin = time.perf_counter()
         path = build(run, strings=lambda places: [f" token{place}" for place in places.tolist()])
         whole = time.perf_counter() - begin
     finally:
-        latent_rows.write_latents, Job.parts = plain, parts_of
+        latent_rows.write_latents, Writer.write = plain, write
     with closing(sqlite3.connect(path)) as store:
         parts = dict(store.execute("SELECT name, seconds FROM parts"))
     return {
@@ -145,7 +142,7 @@ def build_timed(run: Path) -> dict:
 def questions(explorer, seed: int, count: int):
     """(name, call), `count` of each kind in random order, about other latents every time."""
     rng = np.random.default_rng(seed)
-    saes = [facts for facts in explorer.saes.values() if facts.has_firings] or list(explorer.saes.values())
+    saes = [facts for facts in explorer.store.saes.values() if facts.has_firings] or list(explorer.store.saes.values())
     pairs = explorer.splits()
     some = [row["id"] for row in pairs["rows"]]
     sorts = ("rate", "max", "nearest_phi", "nearest_cosine", "split_score", "latent")

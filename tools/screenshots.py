@@ -1,7 +1,7 @@
 """Pictures of the explorer for the documentation: python -m tools.screenshots RUN OUT
 
-Writes overview.png, latent.png and split.png, 1280 pixels wide: the run's overview, its best split of words, and that split's first child.
-Of a sweep's folder it writes sweep.png.
+Writes overview.png, latent.png and split.png, 1280 pixels wide: the run's overview, its best split of words, and that
+split's first child. Of a sweep's folder it writes sweep.png.
 Needs playwright and a Chromium; `CHROMIUM` names one that is not found by itself.
 """
 
@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from metasae.errors import UserError
+from metasae.explore.pages.queries import Explorer
+from metasae.explore.pages.sweep_pages import is_sweep
+from metasae.explore.store.build import build
 from metasae.explore.web import server
 
 WIDTH = 1280
@@ -27,8 +30,6 @@ def take_screenshots(run_folder: str | Path, out: str | Path, theme: str = "ligh
 
     Raises UserError where playwright or Chromium is missing, or the run has no SAE or the sweep no result.
     """
-    from metasae.explore.pages.sweep_pages import is_sweep
-
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -53,9 +54,6 @@ def take_screenshots(run_folder: str | Path, out: str | Path, theme: str = "ligh
 
 def _of_run(run_folder: Path):
     """(its explorer, which pages are shown)."""
-    from metasae.explore.pages.queries import Explorer
-    from metasae.explore.store.build import build
-
     build(run_folder)
     explorer = Explorer(run_folder)
     return explorer, pages_of(explorer)
@@ -87,11 +85,10 @@ def _of_words(split: dict) -> bool:
 
 def find_chromium() -> str:
     """The browser's path. Raises UserError where there is none."""
-    named = os.environ.get("CHROMIUM")
-    found = named or next((path for path in map(shutil.which, NAMES) if path), None)
-    if not found:
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
         raise UserError("no Chromium found; install it, or name its path in CHROMIUM")
-    return found
+    return path
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Something with the methods of `metasae.explore.pages.queries.Explorer`, made up from arithmetic, with tokens that try to be markup."""
+"""Something with the methods of `metasae.explore.pages.queries.Explorer`, made up from arithmetic.
+
+Its tokens try to be markup.
+"""
 
 import math
 
@@ -15,8 +18,10 @@ NASTY = [
 WORDS = [" river", " money", " bank", " tree", " loan", "s", " water", " the", *NASTY]
 LABELS = ("sense split", "duplicate", "absorption", "junk", "keep", "unsure")
 TOKENS = 5000
-COLUMNS = [("rate", "rate"), ("threshold", "threshold"), ("max", "largest"), ("nearest_phi", "nearest phi"), ("nearest_cosine", "nearest cosine"),
-           ("meta_e", "meta error"), ("split_score", "split score"), ("interp.detection.random", "detection, random")]  # fmt: skip
+COLUMNS = [("rate", "rate"), ("threshold", "threshold"), ("max", "largest"), ("nearest_phi", "nearest phi"),
+           ("nearest_cosine", "nearest cosine"),
+           ("meta_e", "meta error"), ("split_score", "split score"),
+           ("interp.detection.random", "detection, random")]  # fmt: skip
 
 
 def words_of(latent):
@@ -26,7 +31,8 @@ def words_of(latent):
 
 
 QUANTITIES = [
-    {"key": f"{group}.{name}", "label": label, "group": group, "group_label": title, "better": better, "main": better is not None,
+    {"key": f"{group}.{name}", "label": label, "group": group, "group_label": title, "better": better,
+     "main": better is not None,
      "meaning": "", "relative": True, "speaks_of": speaks_of}
     for group, name, label, title, better, speaks_of in (
         ("fidelity", "fvu", "FVU", "Fidelity", "lower", "fidelity"),
@@ -40,9 +46,11 @@ QUANTITIES = [
 def entry(difference, percent, clear, note=""):
     interval = [difference - 0.001, difference + 0.001] if clear else [difference - 1, difference + 1]
     percents = [percent - 0.5, percent + 0.5] if clear else [percent - 60, percent + 60]
-    return {"a": 1.0 + difference, "b": 1.0, "difference": difference, "percent": percent, "ci95": interval, "percent_ci95": percents,
+    return {"a": 1.0 + difference, "b": 1.0, "difference": difference, "percent": percent, "ci95": interval,
+            "percent_ci95": percents,
             "p_holm": 0.01 if clear else 0.5, "n_seeds": 2, "note": note, "values": [],
-            "clear": clear, "change": f"{percent:+}% {percents}", "reading": "more atomic" if clear else "interval includes 0"}  # fmt: skip
+            "clear": clear, "change": f"{percent:+}% {percents}",
+            "reading": "more atomic" if clear else "interval includes 0"}  # fmt: skip
 
 
 PAIRED = {
@@ -67,8 +75,10 @@ def scores_of(score, part, paired):
         "unit": "seeds",
     }
     return {
-        "score": score, "part": part, "chance": 0.5, "judge": "a <b>judge</b>", "baseline": "solo", "edges": [0.4, 0.6, 0.8],
-        "n": {"solo-s0": 50, "joint-s0": 50}, "changes": {"joint": [-0.02, 0.02]}, "null": [], "paired": paired, "rows": [row],
+        "score": score, "part": part, "chance": 0.5, "judge": "a <b>judge</b>", "baseline": "solo",
+        "edges": [0.4, 0.6, 0.8],
+        "n": {"solo-s0": 50, "joint-s0": 50}, "changes": {"joint": [-0.02, 0.02]}, "null": [], "paired": paired,
+        "rows": [row],
     }  # fmt: skip
 
 
@@ -88,7 +98,8 @@ class FakeExplorer:
 
     def overview(self):
         saes = [
-            {"name": f"{arm}-s{seed}", "arm": arm, "seed": seed, "n": self.n, "live": self.n - 1, "l0": 8.0, "fvu": 0.2 + 0.01 * seed,
+            {"name": f"{arm}-s{seed}", "arm": arm, "seed": seed, "n": self.n, "live": self.n - 1, "l0": 8.0,
+             "fvu": 0.2 + 0.01 * seed,
              "has_firings": True, "has_meta": arm == "joint", "hook": "blocks.1.hook_resid_pre", "model": "tiny"}
             for arm in self.arms for seed in self.seeds
         ]  # fmt: skip
@@ -100,25 +111,33 @@ class FakeExplorer:
         }
         return {
             "run": "fake <b>run</b>",
-            "verdict": "Judged on 5,000 held-out tokens. Joint against solo (2 seeds): no measure of atomicity moves. <script>alert(3)</script>",
+            "verdict": "Judged on 5,000 held-out tokens. Joint against solo (2 seeds): no measure of atomicity moves. "
+                       "<script>alert(3)</script>",
             "conditions": {"n_tokens": TOKENS}, "baseline": "solo", "missing": [], "saes": saes,
             "quantities": QUANTITIES,
             "arms": {arm: {"seeds": list(self.seeds), "means": means, "intervals": {}} for arm in self.arms},
-            "pairs": {"joint vs solo": {"fidelity.fvu": entry(0.02, 1.8, True), "cooccurrence.mean_abs_phi": entry(-0.01, -0.9, True),
-                                        "cooccurrence.nearest_phi": entry(0.01, 3.7, False), "fidelity.l0": entry(0.0, 0.0, False)}},
-            "pareto": [{**{key: sae[key] for key in ("name", "arm", "seed", "fvu")}, "mean_abs_phi": 0.01, "nearest_phi": 0.2, "meta_ve_excess": None}
+            "pairs": {"joint vs solo": {"fidelity.fvu": entry(0.02, 1.8, True),
+                                        "cooccurrence.mean_abs_phi": entry(-0.01, -0.9, True),
+                                        "cooccurrence.nearest_phi": entry(0.01, 3.7, False),
+                                        "fidelity.l0": entry(0.0, 0.0, False)}},
+            "pareto": [{**{key: sae[key] for key in ("name", "arm", "seed", "fvu")}, "mean_abs_phi": 0.01,
+                        "nearest_phi": 0.2, "meta_ve_excess": None}
                        for sae in saes],
-            "phi_histogram": {name: {"edges": [-1 + i / 10.5 for i in range(22)], "counts": [i + len(name) for i in range(21)]}
+            "phi_histogram": {name: {"edges": [-1 + i / 10.5 for i in range(22)],
+                                     "counts": [i + len(name) for i in range(21)]}
                               for name in self.names},
             "rates": {name: {"edges": [-4.0, -3.0, -2.0, -1.0], "counts": [3, 9, 2]} for name in self.names},
-            "training": {name: [{"tokens": 10 * s, "fvu": 1 / s, "penalty": 0.5, "aux": 0.0} for s in range(1, 20)] for name in self.names},
-            "scores": [scores_of("embedding", "same_token", {"joint": {**PAIRED}}), scores_of("detection", "random", {})],
+            "training": {name: [{"tokens": 10 * s, "fvu": 1 / s, "penalty": 0.5, "aux": 0.0} for s in range(1, 20)]
+                         for name in self.names},
+            "scores": [scores_of("embedding", "same_token", {"joint": {**PAIRED}}),
+                       scores_of("detection", "random", {})],
             "causal": True, "tokens": TOKENS,
         }  # fmt: skip
 
     def _row(self, sae, i):
         rate = 0.0 if i == self.n - 1 else 0.2 / (1 + i)
-        row = {"latent": i, "top_tokens": words_of(i)[:2], "explanation": f"about latent number {i}" if i % 3 == 0 else None,
+        row = {"latent": i, "top_tokens": words_of(i)[:2],
+               "explanation": f"about latent number {i}" if i % 3 == 0 else None,
                "label": self._label({"kind": "latent", "sae": sae, "latent": i})}  # fmt: skip
         values = [math.sin(i + k) for k in range(len(COLUMNS))]
         numbers = {key: round(abs(value), 6) for (key, _), value in zip(COLUMNS, values, strict=True)}
@@ -148,7 +167,8 @@ class FakeExplorer:
         rows = [row for row in rows if row["rate"] >= (min_rate or 0) and row["rate"] <= (max_rate or 1)]
         if search:
             wanted = search.lower()
-            rows = [row for row in rows if any(token.strip().lower().startswith(wanted) for token in words_of(row["latent"])[:8])
+            rows = [row for row in rows
+                    if any(token.strip().lower().startswith(wanted) for token in words_of(row["latent"])[:8])
                     or set(wanted.split()) <= set((row["explanation"] or "").split())]  # fmt: skip
             for row in rows:
                 by = [token for token in words_of(row["latent"])[:8] if token.strip().lower().startswith(wanted)]
@@ -196,13 +216,16 @@ class FakeExplorer:
             "tokens": [{"token": word, "id": t, "count": 50, "with": 20 - t, "lift": 9.0 - t, "share": 0.3 / (1 + t)}
                        for t, word in enumerate(words_of(latent))],
             "histogram": {"edges": [0.5, 1.0, 2.0, 3.0], "counts": [40, 30, 7], "threshold": 0.5},
-            "neighbours": {"phi": near, "cosine": near, "encoder_cosine": near, "other": {other: {"phi": far, "cosine": far}}},
+            "neighbours": {"phi": near, "cosine": near, "encoder_cosine": near,
+                           "other": {other: {"phi": far, "cosine": far}}},
             "matches": [{"sae": other, "latent": 4, "cosine": 0.8}],
-            "meta": [{"meta_latent": 2, "weight": 0.6, "siblings": [{"latent": 9, "weight": 0.5, "top_tokens": [" bank"]}]}],
+            "meta": [{"meta_latent": 2, "weight": 0.6, "siblings": [{"latent": 9, "weight": 0.5,
+                                                                     "top_tokens": [" bank"]}]}],
             "senses": [{"word": "bank", "sense": "river", "recall": 0.9, "share": 0.7}],
             "explanation": {"text": row["explanation"], "judge": "word list"} if row["explanation"] else None,
             "scores": [{"score": "detection", "part": "same_token", "value": 0.7, "chance": 0.5}],
-            "replies": [{"score": "detection", "question": "Which of these <b>fire</b>?", "reply": "1, 3\n<script>alert(4)</script>"}],
+            "replies": [{"score": "detection", "question": "Which of these <b>fire</b>?",
+                         "reply": "1, 3\n<script>alert(4)</script>"}],
             "logits": {"up": [[" bank", 2.0], ["<b>", 1.0]], "down": [[" tree", -1.0]]},
             "splits": ["s0-17"], "labels": [entry for entry in self.given if entry["target"] == target],
         }  # fmt: skip
@@ -224,7 +247,8 @@ class FakeExplorer:
         ]
         label = self._label({"kind": "split", "id": id})
         return {"id": id, "kind": kind, "pair": f"{sae} -> {other}", "parent": parent, "children": children,
-                "coverage": 0.78, "overlap": 0.02, "score": 1 / (1 + number), "firings": 600, "label": label}  # fmt: skip
+                "coverage": 0.78, "overlap": 0.02, "score": 1 / (1 + number), "firings": 600,
+                "label": label}  # fmt: skip
 
     def splits(self, pair=None, kind="splits", offset=0, limit=50, search=None, min_score=None, label=None):
         pairs = ["joint-s0 -> solo-s0"] if kind == "merges" else ["solo-s0 -> joint-s0", "solo-s1 -> joint-s1"]
@@ -235,9 +259,17 @@ class FakeExplorer:
         rows = [row for row in rows if row["score"] >= (min_score or 0) and label in (None, row["label"])]
         if search:
             sides = [(row, [row["parent"], *row["children"]]) for row in rows]
-            rows = [row for row, held in sides if any(str(each["latent"]) == search or any(
-                token.strip().lower().startswith(search.lower()) for token in each["top_tokens"]) for each in held)]  # fmt: skip
-        return {"pairs": pairs, "base_pairs": base, "pair": pair or pairs[0], "kind": kind, "summary": {"n_above_0.1": 150, "mean_score": 0.02},
+            rows = [
+                row
+                for row, both in sides
+                if any(
+                    str(side["latent"]) == search
+                    or any(token.strip().lower().startswith(search.lower()) for token in side["top_tokens"])
+                    for side in both
+                )
+            ]
+        return {"pairs": pairs, "base_pairs": base, "pair": pair or pairs[0], "kind": kind,
+                "summary": {"n_above_0.1": 150, "mean_score": 0.02},
                 "base_rate": {"pair": base[0], "n_above_0.1": 186, "mean_score": 0.022},
                 "total": len(rows), "rows": rows[offset : offset + limit]}  # fmt: skip
 
@@ -251,16 +283,20 @@ class FakeExplorer:
 
         parent = [0, 0, 2.0, 0, 0, 0, 1.0, 0, 0, 0]
         windows = [
-            {"document": k, "start": 3, "tokens": WORDS[:10], "parent": parent, "peak": 2, "fires": [k % 2] if k < 8 else [],
+            {"document": k, "start": 3, "tokens": WORDS[:10], "parent": parent, "peak": 2,
+             "fires": [k % 2] if k < 8 else [],
              "children": [fired(0, k), fired(1, k)]}
             for k in range(12)
         ]  # fmt: skip
         lift = [[9, 0, 3, 0, 1, 2, 0], [0, 8, 3, 0, 4, 0, None]]
         return {
             **row, "flow": {"parent_firings": 600, "alone": [290, 170], "two_or_more": 12, "none": 128},
-            "cosine": [[1, 0.6, 0.5], [0.6, 1, 0.1], [0.5, 0.1, 1]], "phi": [[1, 0.4, 0.3], [0.4, 1, -0.01], [0.3, -0.01, 1]],
+            "cosine": [[1, 0.6, 0.5], [0.6, 1, 0.1], [0.5, 0.1, 1]],
+            "phi": [[1, 0.4, 0.3], [0.4, 1, -0.01], [0.3, -0.01, 1]],
             "tokens": {"tokens": WORDS[:5] + NASTY[:2], "lift": lift, "counts": [[9] * 7, [8] * 7]},
-            "windows": windows, "siblings_meta": [{"meta_latent": 3, "children": [{"latent": 5, "weight": 0.5}, {"latent": 6, "weight": 0.4}]}],
+            "windows": windows, "siblings_meta": [{"meta_latent": 3,
+                                                   "children": [{"latent": 5, "weight": 0.5},
+                                                                {"latent": 6, "weight": 0.4}]}],
             "labels": [entry for entry in self.given if entry["target"] == {"kind": "split", "id": id}],
         }  # fmt: skip
 
@@ -274,14 +310,15 @@ class FakeExplorer:
             {"a" if key == "values" else key: value for key, value in self._window(a[1], k).items()} for k in range(3)
         ]
         windows = [{**window, "b": window["a"][::-1], "values": [window["a"], window["a"][::-1]]} for window in windows]
-        return {"a": brief[0], "b": brief[1], "phi": 0.31, "cosine": 0.42, "encoder_cosine": 0.53, "n_both": 11, "n_a": 40, "n_b": 30,
+        return {"a": brief[0], "b": brief[1], "phi": 0.31, "cosine": 0.42, "encoder_cosine": 0.53, "n_both": 11,
+                "n_a": 40, "n_b": 30,
                 "only_a": windows, "only_b": windows, "both": windows}  # fmt: skip
 
     def search(self, text, limit=50):
-        found = [(name, row) for name in self.names for row in self.latents(name, search=text, limit=limit)["rows"]]
+        rows = [(name, row) for name in self.names for row in self.latents(name, search=text, limit=limit)["rows"]]
         return {
             "rows": [
-                {"sae": name, "latent": row["latent"], "where": "token", "text": text} for name, row in found[:limit]
+                {"sae": name, "latent": row["latent"], "where": "token", "text": text} for name, row in rows[:limit]
             ]
         }
 
@@ -297,7 +334,7 @@ class FakeExplorer:
         if label is not None:
             self.given.append({"target": target, "label": label, "note": note, "when": "2030-01-01T00:00:00"})
 
-    def labels(self, export=True):
+    def labels(self):
         return self.given
 
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.timeout(300)
 PAGES = ["overview", "latents/solo-s0", "latent/joint-s0/17", "splits", "split/s0-5", "merges", "split/m0-2",
          "compare", "compare/solo-s0:17/joint-s0:4", "try", "search/bank"]  # fmt: skip
 SAME = [
-    "overview", "latents/solo-s0", "latents/solo-s0?sort=interp.detection.random", "latents/solo-s0?search=bank&sort=max&min_rate=0.001",
+    "overview", "latents/solo-s0", "latents/solo-s0?sort=interp.detection.random",
+    "latents/solo-s0?search=bank&sort=max&min_rate=0.001",
     "latent/joint-s0/17", "latent/solo-s1/199", "splits", "merges", "split/s0-5", "split/m0-100",
 ]  # fmt: skip
 # Milliseconds that a page is waited for. A busy machine is slow, a page that is wrong never comes.
@@ -73,7 +74,10 @@ class Reader:
         self.page.wait_for_function(shown, arg=f"#/{path}", timeout=patience)
 
     def jump(self, key, path):
-        """Presses g and the key. A busy machine may take longer between the two than the page waits, so it is tried again."""
+        """Presses g and the key.
+
+        A busy machine may take longer between the two than the page waits, so it is tried again.
+        """
         for patience in (5_000, 10_000, 20_000, PATIENCE):
             self.page.keyboard.press("g")
             self.page.keyboard.press(key)
@@ -120,10 +124,10 @@ def exported(tmp_path_factory):
 
 @pytest.fixture
 def reader(browser, base):
-    found = Reader(browser, base)
-    yield found
-    assert found.problems == []
-    found.context.close()
+    opened = Reader(browser, base)
+    yield opened
+    assert opened.problems == []
+    opened.context.close()
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
@@ -327,21 +331,24 @@ def test_what_is_outside_the_corrected_measures_is_not_drawn_as_clear_and_a_meas
 
 
 class FakeMeasures(FakeExplorer):
-    """mean |phi| is outside the family, nearest-partner phi exists in the pair and for seed 1 only; control is solo without firings."""
+    """mean |phi| is outside the family; nearest-partner phi exists in the pair and for seed 1 only.
+
+    control is solo without firings.
+    """
 
     def __init__(self):
         super().__init__(arms=("solo", "joint", "control"))
 
     def overview(self):
-        found = super().overview()
-        pair = found["pairs"]["joint vs solo"]
+        overview = super().overview()
+        pair = overview["pairs"]["joint vs solo"]
         pair["cooccurrence.mean_abs_phi"]["p_holm"] = None
         pair["cooccurrence.nearest_phi"] |= {"n_seeds": 1, "values": [{"seed": 1, "a": 1.01, "b": 1.0}]}
-        for arm in found["arms"].values():
+        for arm in overview["arms"].values():
             arm["means"] = {key: value for key, value in arm["means"].items() if key != "cooccurrence.nearest_phi"}
-        for sae in found["saes"]:
+        for sae in overview["saes"]:
             sae |= {"weights": sae["name"].replace("control", "solo"), "has_firings": sae["arm"] != "control"}
-        return found
+        return overview
 
 
 def test_a_token_filters_the_windows_and_shows_its_value(reader):

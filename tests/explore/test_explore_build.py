@@ -11,7 +11,8 @@ from explored import firings_of, numbered, random_firings, words_of, write_arm
 
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
-from metasae.explore.store import edge_blobs, edges, parts, schema
+from metasae.explore.store import edges, schema, writing
+from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.build import WORKING, build
 
 FIRINGS = random_firings()
@@ -25,16 +26,16 @@ def run_of(folder, *names, firings=FIRINGS, **options):
 
 def built_parts(path):
     store = sqlite3.connect(path)
-    found = dict(store.execute("SELECT name, seconds FROM parts"))
+    seconds = dict(store.execute("SELECT name, seconds FROM parts"))
     store.close()
-    return found
+    return seconds
 
 
 def everything(run):
     """All that the pages of a small run show."""
     explorer = Explorer(run)
-    pages = {name: [explorer.latent(name, i) for i in range(facts.n)] for name, facts in explorer.saes.items()}
-    lists = {name: explorer.latents(name, dead=True) for name in explorer.saes}
+    pages = {name: [explorer.latent(name, i) for i in range(facts.n)] for name, facts in explorer.store.saes.items()}
+    lists = {name: explorer.latents(name, dead=True) for name in explorer.store.saes}
     return json.dumps(
         [pages, lists, explorer.splits(), explorer.splits(kind="merges"), explorer.overview()], sort_keys=True
     )
@@ -44,27 +45,27 @@ def test_a_killed_build_goes_on_with_the_next_sae(tmp_path, monkeypatch):
     run = run_of(tmp_path / "run", "solo-s0", "joint-s0")
     whole = run_of(tmp_path / "whole" / "run", "solo-s0", "joint-s0")
     build(whole, strings=numbered)
-    plain, written = parts.Job._write_sae, []
+    plain, written = writing.Writer._write_sae, []
 
-    def killed(job, member, store):
+    def killed(writer, arm):
         if written:
-            plain(job, member, store)
+            plain(writer, arm)
             raise KeyboardInterrupt
-        written.append(member.name)
-        plain(job, member, store)
+        written.append(arm.label)
+        plain(writer, arm)
 
-    monkeypatch.setattr(parts.Job, "_write_sae", killed)
+    monkeypatch.setattr(writing.Writer, "_write_sae", killed)
     with pytest.raises(KeyboardInterrupt):
         build(run, strings=numbered)
     assert not (run / schema.STORE).exists()
     assert set(built_parts(run / WORKING)) >= {"sae:solo-s0"}
     assert "sae:joint-s0" not in built_parts(run / WORKING)
 
-    def counted(job, member, store):
-        written.append(member.name)
-        plain(job, member, store)
+    def counted(writer, arm):
+        written.append(arm.label)
+        plain(writer, arm)
 
-    monkeypatch.setattr(parts.Job, "_write_sae", counted)
+    monkeypatch.setattr(writing.Writer, "_write_sae", counted)
     build(run, strings=numbered)
     assert written == ["solo-s0", "joint-s0"]
     assert not (run / WORKING).exists()
@@ -107,7 +108,7 @@ def test_a_changed_run_shows_what_a_new_store_would(tmp_path):
     shutil.rmtree(run / "arms" / "joint-s0")
     write_arm(run, "joint-s0", random_firings(5), seed=9, meta=True)
     build(run, strings=numbered)
-    assert set(Explorer(run).saes) == {"solo-s0", "joint-s0"}
+    assert set(Explorer(run).store.saes) == {"solo-s0", "joint-s0"}
     updated = everything(run)
     (run / schema.STORE).unlink()
     build(run, strings=numbered)
@@ -119,7 +120,7 @@ def test_labels_survive_a_new_store(tmp_path):
     build(run, strings=numbered)
     Explorer(run).set_label({"kind": "latent", "sae": "solo-s0", "latent": 4}, "junk", "why")
     (run / schema.STORE).unlink()
-    build(run, windows=5, strings=numbered)
+    build(run, strings=numbered)
     assert Explorer(run).latent("solo-s0", 4)["label"] == "junk"
 
 
@@ -147,7 +148,8 @@ def test_one_arm_alone(tmp_path):
     build(run_of(tmp_path, "solo-s0"), strings=numbered)
     explorer = Explorer(tmp_path)
     assert explorer.splits() | {"rows": []} == {
-        "pairs": [], "base_pairs": [], "pair": None, "kind": "splits", "total": 0, "offset": 0, "summary": None, "base_rate": None, "rows": []
+        "pairs": [], "base_pairs": [], "pair": None, "kind": "splits", "total": 0, "offset": 0, "summary": None,
+        "base_rate": None, "rows": []
     }  # fmt: skip
     page = explorer.latent("solo-s0", 5)
     assert page["matches"] == page["meta"] == page["splits"] == page["senses"] == page["scores"] == []
@@ -262,7 +264,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(store, *_):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(parts.text_rows, "write_text", full)
+    monkeypatch.setattr(writing.text_rows, "write_text", full)
     with pytest.raises(UserError, match=r"disk is full.*free some space"):
         build(run, strings=numbered)
     monkeypatch.undo()
@@ -278,22 +280,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 def test_two_builds_at_once_do_not_mix(tmp_path, monkeypatch):
     run = run_of(tmp_path, "solo-s0")
-    plain = parts.Job._write_sae
+    plain = writing.Writer._write_sae
 
-    def second(job, member, store):
-        monkeypatch.setattr(parts.Job, "_write_sae", plain)
+    def second(writer, arm):
+        monkeypatch.setattr(writing.Writer, "_write_sae", plain)
         with pytest.raises(UserError, match="another process builds"):
             build(run, strings=numbered)
-        plain(job, member, store)
+        plain(writer, arm)
 
-    monkeypatch.setattr(parts.Job, "_write_sae", second)
+    monkeypatch.setattr(writing.Writer, "_write_sae", second)
     build(run, strings=numbered)
     assert Explorer(run).latent("solo-s0", 3)["windows"]
-
-
-def test_a_latent_shows_at_least_one_window(tmp_path):
-    with pytest.raises(UserError, match="at least 1 window"):
-        build(run_of(tmp_path, "solo-s0"), windows=0, strings=numbered)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -307,17 +304,18 @@ def test_above_a_size_the_nearest_live_row_stands_for_a_match(tmp_path, monkeypa
     near = (edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])) if known else None
     edges.write_matches(store, (1, 2), tuple(rows), live, near)
     units = [
-        row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-9) for row in (each.numpy() for each in rows)
+        row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-9)
+        for row in (matrix.numpy() for matrix in rows)
     ]
     usable = [np.flatnonzero(on & (np.linalg.norm(unit, axis=1) > 0)) for on, unit in zip(live, units, strict=True)]
     for side, other in ((0, 1), (1, 0)):
-        found = store.execute(
+        edges_of_side = store.execute(
             "SELECT key, other, kind, data FROM edges WHERE other = ? ORDER BY key", (other + 1,)
         ).fetchall()
-        assert [key for key, *_ in found] == [schema.key_of(side + 1, i) for i in usable[side].tolist()]
-        for i, (_, _, kind, data) in zip(usable[side], found, strict=True):
+        assert [key for key, *_ in edges_of_side] == [schema.key_of(side + 1, i) for i in usable[side].tolist()]
+        for i, (_, _, kind, data) in zip(usable[side], edges_of_side, strict=True):
             cosines = units[side][i] @ units[other][usable[other]].T
-            (partner,), (value,) = edge_blobs.unpack(data)
+            (partner,), (value,) = unpack_edges(data)
             assert kind == "nearest"
             assert partner == usable[other][cosines.argmax()]
             assert value == pytest.approx(cosines.max(), abs=1e-5)

@@ -2,7 +2,7 @@
 
 import re
 
-from metasae.explore.web.server import STATIC
+from metasae.explore.web.page_files import STATIC
 
 
 def luminance(colour):

@@ -9,7 +9,7 @@ from explored import random_firings, write_arm
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
-from metasae.explore.store.token_texts import token_texts
+from metasae.explore.store.text_rows import token_texts
 from metasae.interp import prompts
 from metasae.interp.asking import Asker, Limits
 from metasae.interp.draws import activating_windows, with_silent
@@ -32,9 +32,10 @@ def questions():
     """latent -> the question as auto-interp puts it."""
     view = by_latent(FIRINGS)
     text = Text(FIRINGS.documents, FIRINGS.tokens, FIRINGS.positions, strings, SEED)
-    found, _ = activating_windows(text, view, SPEC, SEED)
+    of_latents, _ = activating_windows(text, view, SPEC, SEED)
     return {
-        latent: prompts.explain(prompts.shown(text, windows.train, view, latent)) for latent, windows in found.items()
+        latent: prompts.explain(prompts.shown(text, windows.train, view, latent))
+        for latent, windows in of_latents.items()
     }
 
 
@@ -65,24 +66,25 @@ def test_replies_of_the_judge_are_found_for_every_latent(tmp_path):
     """The very questions of a real run of detection, of each latent its own."""
     view, judge = by_latent(FIRINGS), Yes()
     text = Text(FIRINGS.documents, FIRINGS.tokens, FIRINGS.positions, strings, SEED)
-    found, _ = activating_windows(text, view, SPEC, SEED)
+    covered, _ = activating_windows(text, view, SPEC, SEED)
     near = top_partners(FIRINGS, 5).latents
-    windows = [with_silent(text, view, each, near[latent], SPEC, SEED) for latent, each in found.items()]
+    windows = [with_silent(text, view, of_latent, near[latent], SPEC, SEED) for latent, of_latent in covered.items()]
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         Reader(Asker(judge, store, limits=Limits(concurrency=1)), text, SPEC, SEED).scorer("detection")(
             view, windows, None
         )
-    write_arm(tmp_path, "solo-s0", FIRINGS, interp={**interp(found), "scores": {"detection": {"chance": 0.5}}})
+    write_arm(tmp_path, "solo-s0", FIRINGS, interp={**interp(covered), "scores": {"detection": {"chance": 0.5}}})
     build(tmp_path, strings=strings)
     explorer = Explorer(tmp_path)
-    pages = [explorer.latent("solo-s0", latent) for latent in found]
+    pages = [explorer.latent("solo-s0", latent) for latent in covered]
     assert all(page["replies"] for page in pages)
     for page in pages:
         assert page["explanation"]["judge"] == "yes"
         assert all(
-            each["question"].startswith(f"Explanation: {page['explanation']['text']}\n") for each in page["replies"]
+            of_latent["question"].startswith(f"Explanation: {page['explanation']['text']}\n")
+            for of_latent in page["replies"]
         )
-    shown = [each["question"] for page in pages for each in page["replies"]]
+    shown = [of_latent["question"] for page in pages for of_latent in page["replies"]]
     asked = [ask.user for ask in judge.asked if ask.system == prompts.DETECT and not ask.repeat]
     assert sorted(shown) == sorted(asked)
 

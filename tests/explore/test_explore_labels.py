@@ -30,18 +30,17 @@ def test_the_last_saying_counts_and_all_are_kept(explorer):
     explorer.set_label(latent(5), "unsure")
     page = explorer.latent("solo-s0", 3)
     assert page["label"] == page["scalars"]["label"] == "keep"
-    assert [(each["label"], each["note"]) for each in page["labels"]] == [
+    assert [(saying["label"], saying["note"]) for saying in page["labels"]] == [
         ("junk", "noise"),
         ("keep", "<b>no</b> \ufffd"),
     ]
     assert [row["latent"] for row in explorer.latents("solo-s0", label="keep")["rows"]] == [3]
     assert explorer.latents("solo-s0", sort="label", descending=False)["rows"][0]["label"] == "keep"
-    assert [(each["latent"], each["label"], each["stale"]) for each in explorer.labels()] == [
+    assert [(saying["latent"], saying["label"], saying["stale"]) for saying in explorer.labels()] == [
         (3, "junk", False),
         (3, "keep", False),
         (5, "unsure", False),
     ]
-    assert [each["label"] for each in explorer.labels(export=False)] == ["keep", "unsure"]
 
 
 def test_an_empty_label_takes_it_away(explorer):
@@ -49,7 +48,6 @@ def test_an_empty_label_takes_it_away(explorer):
     explorer.set_label(latent(3), None)
     assert explorer.latent("solo-s0", 3)["label"] is None
     assert explorer.latents("solo-s0", label="junk")["rows"] == []
-    assert explorer.labels(export=False) == []
     assert len(explorer.labels()) == 2
 
 
@@ -59,7 +57,7 @@ def test_a_label_does_not_pass_to_other_weights(explorer, tmp_path):
     build(tmp_path, strings=words_of(FIRINGS))
     later = Explorer(tmp_path)
     assert later.latent("solo-s0", 3)["label"] is None
-    assert [each["stale"] for each in later.labels()] == [True]
+    assert [saying["stale"] for saying in later.labels()] == [True]
 
 
 def test_what_cannot_be_labelled_is_refused(explorer):

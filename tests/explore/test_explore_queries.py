@@ -87,13 +87,13 @@ def test_neighbours_by_phi_equal_correlations(explorer):
     live = [j for j in range(12) if j not in (0, 1)]  # dead and always on have no correlation
     for i in range(ONE.n_latents):
         neighbours = explorer.latent("solo-s0", i)["neighbours"]
-        for found, firings, among in (
+        for neighbour_rows, firings, among in (
             (neighbours["phi"], ONE, [j for j in live if j != i]),
             (neighbours["other"]["joint-s0"]["phi"], OTHER, live),
         ):
             expected = sorted((phi_by_hand(ONE, i, firings, j) for j in among), reverse=True)[:10] if i in live else []
-            assert [row["value"] for row in found] == pytest.approx(expected, abs=1e-6)
-            for row in found:
+            assert [row["value"] for row in neighbour_rows] == pytest.approx(expected, abs=1e-6)
+            for row in neighbour_rows:
                 assert row["value"] == pytest.approx(phi_by_hand(ONE, i, firings, row["latent"]), abs=1e-6)
 
 
@@ -126,9 +126,9 @@ def test_neighbours_by_cosine_equal_products(explorer):
 def test_matches_are_one_to_one_among_live_latents(explorer):
     partner = {i: explorer.latent("solo-s0", i)["matches"] for i in range(12)}
     assert partner.pop(0) == []  # dead
-    found = [each[0]["latent"] for each in partner.values()]
-    assert len(set(found)) == 11
-    assert 0 not in found
+    partners = [matches[0]["latent"] for matches in partner.values()]
+    assert len(set(partners)) == 11
+    assert 0 not in partners
     for i, ((match,)) in partner.items():
         assert match["how"] == "match"
         (back,) = explorer.latent("joint-s0", match["latent"])["matches"]
@@ -166,16 +166,16 @@ PAIRS = [
 
 def test_two_latents_side_by_side(explorer):
     for a, b in PAIRS:
-        found = explorer.compare_latents(a, b)
+        page = explorer.compare_latents(a, b)
         sides = [ONE if name == "solo-s0" else OTHER for name, _ in (a, b)]
         fired = [set(of_latent(side, i)[0].tolist()) for side, (_, i) in zip(sides, (a, b), strict=True)]
-        assert (found["n_a"], found["n_b"], found["n_both"]) == (len(fired[0]), len(fired[1]), len(fired[0] & fired[1]))
+        assert (page["n_a"], page["n_b"], page["n_both"]) == (len(fired[0]), len(fired[1]), len(fired[0] & fired[1]))
         expected = phi_by_hand(sides[0], a[1], sides[1], b[1])
-        assert found["phi"] is None if expected is None else found["phi"] == pytest.approx(expected)
+        assert page["phi"] is None if expected is None else page["phi"] == pytest.approx(expected)
         groups = {"only_a": fired[0] - fired[1], "only_b": fired[1] - fired[0], "both": fired[0] & fired[1]}
         for name, places in groups.items():
-            assert bool(found[name]) == bool(places)
-            for window in found[name]:
+            assert bool(page[name]) == bool(places)
+            for window in page[name]:
                 assert window["place"] + window["peak"] in places
                 assert [value > 0 for value in window["a"]] == [
                     window["place"] + t in fired[0] for t in range(len(window["tokens"]))
@@ -189,7 +189,7 @@ def test_the_table_is_sorted_filtered_and_cut(explorer):
     every = explorer.latents("solo-s0", sort="latent", descending=False, dead=True)
     assert [row["latent"] for row in every["rows"]] == list(range(12))
     assert explorer.latents("solo-s0")["total"] == 11
-    for column in (each["key"] for each in every["columns"]):
+    for column in (header["key"] for header in every["columns"]):
         for descending in (True, False):
             rows = explorer.latents("solo-s0", sort=column, descending=descending, dead=True)["rows"]
             values = [row.get(column) for row in rows if row.get(column) is not None]
@@ -205,23 +205,23 @@ def test_the_table_is_sorted_filtered_and_cut(explorer):
     assert page["total"] == 11
     for offset, limit, expected in ((10_000, 100, 0), (-5, 100, 11), (0, 0, 0), (0, -3, 0), (0, 10**9, 11)):
         assert len(explorer.latents("solo-s0", offset=offset, limit=limit)["rows"]) == expected
-    empty = {each["key"] for each in every["columns"] if each["empty"]}
+    empty = {header["key"] for header in every["columns"] if header["empty"]}
     assert "rate" not in empty
-    numbers = [each["key"] for each in every["columns"] if each["kind"] == "number"]
+    numbers = [header["key"] for header in every["columns"] if header["kind"] == "number"]
     assert empty == {key for key in numbers if all(row.get(key) is None for row in every["rows"])}
     with pytest.raises(ValueError, match="no column"):
         explorer.latents("solo-s0", sort="rate; DROP TABLE latents")
 
 
 def test_search_finds_words_of_explanations_and_the_beginning_of_tokens(explorer):
-    def found(search):
+    def latents_with(search):
         return sorted(row["latent"] for row in explorer.latents("solo-s0", search=search, dead=True)["rows"])
 
-    assert found("river") == found("RIV") == [5, 6]
-    assert found("bank says") == [5]
-    assert found("the river") == [6]
-    assert found("nothing like it") == []
-    by_token = found("w1")  # w1 and w10
+    assert latents_with("river") == latents_with("RIV") == [5, 6]
+    assert latents_with("bank says") == [5]
+    assert latents_with("the river") == [6]
+    assert latents_with("nothing like it") == []
+    by_token = latents_with("w1")  # w1 and w10
     top = {i: Counter(ONE.tokens[of_latent(ONE, i)[0]].tolist()) for i in range(12)}
     first = {
         i: sorted(counts, key=lambda token, counts=counts: (-counts[token], token))[:8] for i, counts in top.items()
@@ -243,24 +243,26 @@ def test_search_finds_words_of_explanations_and_the_beginning_of_tokens(explorer
 
 def test_every_order_is_the_one_sqlite_would_give(explorer):
     """Equals in the order of latents, what lacks the number last; numbers are read to their last digit."""
-    for number, name in ((facts.id, facts.name) for facts in explorer.saes.values()):
-        for column in (each["key"] for each in explorer.latents(name)["columns"] if each["key"] != "label"):
+    for number, name in ((facts.id, facts.name) for facts in explorer.store.saes.values()):
+        for column in (header["key"] for header in explorer.latents(name)["columns"] if header["key"] != "label"):
             if column.startswith("interp."):
                 _, score, part = column.split(".")
-                value = f"(SELECT value FROM scores s WHERE s.sae = l.sae AND s.latent = l.latent AND s.score = '{score}' AND s.part = '{part}')"
+                value = f"""(SELECT value FROM scores s
+                    WHERE s.sae = l.sae AND s.latent = l.latent AND s.score = '{score}' AND s.part = '{part}')"""
             else:
                 value = "(SELECT text FROM explanations e WHERE e.key = l.key)" if column == "explanation" else column
             for descending in (True, False):
-                sql = f"SELECT latent FROM latents l WHERE sae = ? ORDER BY {value} {'DESC' if descending else 'ASC'} NULLS LAST, latent"
-                found = [
+                order = "DESC" if descending else "ASC"
+                sql = f"SELECT latent FROM latents l WHERE sae = ? ORDER BY {value} {order} NULLS LAST, latent"
+                latents = [
                     row["latent"]
                     for row in explorer.latents(name, sort=column, descending=descending, dead=True)["rows"]
                 ]
-                assert found == [latent for (latent,) in explorer.ask(sql, (number,))], (name, column)
-        for (rate,) in explorer.ask("SELECT rate FROM latents WHERE sae = ? AND firings > 0", (number,)):
+                assert latents == [latent for (latent,) in explorer.store.ask(sql, (number,))], (name, column)
+        for (rate,) in explorer.store.ask("SELECT rate FROM latents WHERE sae = ? AND firings > 0", (number,)):
             same = [
                 latent
-                for (latent,) in explorer.ask(
+                for (latent,) in explorer.store.ask(
                     "SELECT latent FROM latents WHERE sae = ? AND rate = ? ORDER BY latent", (number, rate)
                 )
             ]
@@ -276,18 +278,18 @@ def test_what_a_common_token_finds_comes_by_firings(explorer):
         having = []
         for (name, i), places in fired.items():
             counts = Counter(sides[name].tokens[places].tolist())
-            if token in sorted(counts, key=lambda each, counts=counts: (-counts[each], each))[:8]:
+            if token in sorted(counts, key=lambda entry, counts=counts: (-counts[entry], entry))[:8]:
                 having.append((-len(places), name != "solo-s0", i, name))
         expected += [(name, i, f" w{token}") for _, _, i, name in sorted(having)]
     for limit in (1, 2, 7, 23, 500):
-        found = [(row["sae"], row["latent"], row["text"]) for row in explorer.search("w", limit=limit)["rows"]]
-        assert found == expected[:limit], limit
+        rows = [(row["sae"], row["latent"], row["text"]) for row in explorer.search("w", limit=limit)["rows"]]
+        assert rows == expected[:limit], limit
 
 
 @pytest.mark.parametrize(
     "search",
-    ["", " ", '"', "''", '""', "*", "a*", "AND", "OR", "NOT", "NEAR(a b)", "text:river", "-river", "^a", "a + b", "(", "\0", "a\0b", "\ud800", "🧪",
-     "'; DROP TABLE latents; --", "x" * 100_000, "{a}", "\u202eabc", "%", "_"],
+    ["", " ", '"', "''", '""', "*", "a*", "AND", "OR", "NOT", "NEAR(a b)", "text:river", "-river", "^a", "a + b", "(",
+     "\0", "a\0b", "\ud800", "🧪", "'; DROP TABLE latents; --", "x" * 100_000, "{a}", "\u202eabc", "%", "_"],
 )  # fmt: skip
 def test_no_search_breaks_anything(explorer, search):
     assert json.dumps(explorer.latents("solo-s0", search=search)).encode()
@@ -348,7 +350,7 @@ def test_hostile_text_survives(tmp_path):
     build(tmp_path, strings=lambda places: [nasty[tokens[place]] for place in places])
     explorer = Explorer(tmp_path)
     # a lone surrogate is no text; two that belong together are one character
-    shown = [each.replace("\ud800", "\ufffd") if each != "\ud83e\uddea" else "\U0001f9ea" for each in nasty]
+    shown = [string.replace("\ud800", "\ufffd") if string != "\ud83e\uddea" else "\U0001f9ea" for string in nasty]
     page = json.loads(json.dumps(explorer.latent("solo-s0", 1), ensure_ascii=False).encode())
     for window in page["windows"]:
         assert window["tokens"] == [
@@ -366,13 +368,14 @@ def test_readers_in_many_threads_see_the_same(explorer):
         )
 
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(read, range(96)))
-    assert len({answer for _, answer in found}) == len({(i, answer) for i, answer in found}) == 12
+        answers = list(threads.map(read, range(96)))
+    assert len({answer for _, answer in answers}) == len({(i, answer) for i, answer in answers}) == 12
 
 
 def test_questions_need_no_torch(run):
     code = (
-        "import sys; from metasae.explore.pages.queries import Explorer; e = Explorer(sys.argv[1]); e.overview(); e.latents('solo-s0'); "
+        "import sys; from metasae.explore.pages.queries import Explorer; e = Explorer(sys.argv[1]); e.overview(); "
+        "e.latents('solo-s0'); "
         "e.latent('solo-s0', 5); e.splits(); e.compare_latents(('solo-s0', 3), ('joint-s0', 4)); e.search('w1'); "
         "sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     )
@@ -380,7 +383,7 @@ def test_questions_need_no_torch(run):
 
 
 def test_the_view_of_the_firings_is_the_one_that_is_written():
-    from metasae.explore.store.firing_files import VIEW
+    from metasae.explore.pages.run_files import VIEW
     from metasae.measures.firing import by_latent
 
     assert by_latent.VIEW == VIEW

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from explored import firings_of, of_latent, phi_by_hand, random_firings, words_of, write_arm
 
-from metasae.explore.pages import together
+from metasae.explore.pages import run_files
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
 
@@ -17,9 +17,10 @@ WORDS, OTHERS, TOKENS, DOCUMENT = 40, 60, 24_000, 120
 
 
 def two_senses(seed=0):
-    """(solo, joint, children of each parent): solo has a latent per word, joint one per sense of every word, both with others beside them.
+    """(solo, joint, children of each parent): solo has a latent per word, joint one per sense of every word.
 
-    Every firing is missed one time in twenty; every latent fires here and there; some of the others of both SAEs fire on most of a word.
+    Both have others beside them. Every firing is missed one time in twenty; every latent fires here and there; some of
+    the others of both SAEs fire on most of a word.
     """
     rng = np.random.default_rng(seed)
     word = np.where(rng.random(TOKENS) < 0.6, rng.integers(WORDS, size=TOKENS), -1)
@@ -35,13 +36,13 @@ def two_senses(seed=0):
         rng.random((TOKENS, OTHERS))[:, ::3] < 0.5
     )
 
-    def seen(on):
+    def with_noise(on):
         n = on.shape[1]
         return (on & (rng.random((TOKENS, n)) > 0.05)) | (rng.random((TOKENS, n)) < 0.001)
 
-    parents = seen(np.hstack([word[:, None] == np.arange(WORDS), others]))
+    parents = with_noise(np.hstack([word[:, None] == np.arange(WORDS), others]))
     senses = np.hstack([(word[:, None] == np.arange(WORDS)) & (sense[:, None] == s) for s in (0, 1)])
-    children = seen(np.hstack([senses, others]))
+    children = with_noise(np.hstack([senses, others]))
     order = rng.permutation(children.shape[1])
     where = np.argsort(order)
     sides = [
@@ -178,7 +179,7 @@ def test_a_split_can_be_labelled(planted):
     name = explorer.splits()["rows"][0]["id"]
     explorer.set_label({"kind": "split", "id": name}, "sense split", "as planted")
     assert explorer.splits()["rows"][0]["label"] == "sense split"
-    assert [each["note"] for each in explorer.split(name)["labels"]] == ["as planted"]
+    assert [saying["note"] for saying in explorer.split(name)["labels"]] == ["as planted"]
 
 
 def test_the_base_rate_is_solo_in_its_next_seed(tmp_path):
@@ -266,16 +267,16 @@ def test_places_apart_are_the_strongest_ones():
         places, strength = np.sort(rng.choice(20_000, 5000, replace=False)), rng.integers(1, 9, 5000) / 4
         kept = []
         for place, _ in sorted(
-            zip(places.tolist(), strength.tolist(), strict=True), key=lambda each: (-each[1], each[0])
+            zip(places.tolist(), strength.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0])
         ):
             if len(kept) < count and all(abs(place - other) >= 16 for other in kept):
                 kept.append(place)
-        assert together.apart(places, strength, count) == kept
+        assert run_files.apart(places, strength, count) == kept
 
 
 def test_phi_of_latents_that_never_vary_is_none():
-    assert together.phi(0, 0, 5, 10) is None
-    assert together.phi(5, 10, 5, 10) is None
-    assert together.phi(5, 5, 5, 10) == 1
-    assert together.is_in(np.array([1, 5, 9]), np.array([], int)).tolist() == [False] * 3
-    assert together.is_in(np.array([1, 5, 9]), np.array([5])).tolist() == [False, True, False]
+    assert run_files.phi(0, 0, 5, 10) is None
+    assert run_files.phi(5, 10, 5, 10) is None
+    assert run_files.phi(5, 5, 5, 10) == 1
+    assert run_files.is_in(np.array([1, 5, 9]), np.array([], int)).tolist() == [False] * 3
+    assert run_files.is_in(np.array([1, 5, 9]), np.array([5])).tolist() == [False, True, False]

@@ -1,4 +1,7 @@
-"""The explorer of a finished store starts without torch, which takes seconds to import and is needed for nothing but trying a text."""
+"""The explorer of a finished store starts without torch.
+
+torch takes seconds to import, and is needed for nothing but trying a text.
+"""
 
 import json
 import subprocess

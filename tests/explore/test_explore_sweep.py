@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from metasae.errors import UserError
 from metasae.explore.pages.sweep_pages import cells_that_open, is_sweep, sweep_page
-from metasae.explore.web import server, sweep_server
+from metasae.explore.web import server, sweep_app
 from metasae.explore.web.static_export import TAG, static_export
 
 # a test waits for many things in the browser, each for as long as PATIENCE says
@@ -100,7 +100,7 @@ def test_a_damaged_result_is_one_line(tmp_path, broken):
 
 
 def test_a_sweep_without_anything_done_has_a_page(tmp_path):
-    made = {
+    nothing_done = {
         **result(),
         "cells": [],
         "front": [],
@@ -109,7 +109,7 @@ def test_a_sweep_without_anything_done_has_a_page(tmp_path):
         "equal_fvu": None,
         "parallel": {"cells": [], "dimensions": []},
     }
-    (tmp_path / "sweep.json").write_text(json.dumps(made))
+    (tmp_path / "sweep.json").write_text(json.dumps(nothing_done))
     page = sweep_page(tmp_path)
     assert page["cells"] == [] and page["columns"] == [] and page["confirm"] is None
 
@@ -118,12 +118,12 @@ def test_it_is_served_with_the_policy_and_only_to_this_machine(client, folder):
     page = client.get("/")
     assert (
         page.status_code == 200
-        and sweep_server.OF_A_SWEEP in page.text
+        and sweep_app.OF_A_SWEEP in page.text
         and "unsafe" not in page.headers["content-security-policy"]
     )
     assert client.get("/api/sweep").json() == json.loads(json.dumps(sweep_page(folder)))
     assert client.get("/pages/sweep.js").status_code == 200 and client.get("/api/overview").status_code == 404
-    assert client.get("/api/sweep", headers={"host": "elsewhere.example"}).status_code == 403
+    assert client.get("/api/sweep", headers={"host": "elsewhere.example"}).status_code == 400
 
 
 def test_a_cells_own_pages_are_under_its_name(client, folder, monkeypatch):
@@ -134,10 +134,11 @@ def test_a_cells_own_pages_are_under_its_name(client, folder, monkeypatch):
         if cell.name == "bbb222":
             raise UserError("the disk is full")
 
-    monkeypatch.setattr("metasae.explore.store.build.build", build)
-    monkeypatch.setattr(server, "app", lambda cell, host: TellsItsPath())
+    monkeypatch.setattr(sweep_app, "build", build)
+    monkeypatch.setattr(sweep_app, "Explorer", lambda cell: None)
+    monkeypatch.setattr(sweep_app, "run_app", lambda explorer, try_text, host: TellsItsPath())
     page = client.get("/cell/aaa111/")
-    assert sweep_server.OF_A_CELL in page.text and client.get("/cell/aaa111/app.js").status_code == 200 and opened == []
+    assert sweep_app.OF_A_CELL in page.text and client.get("/cell/aaa111/app.js").status_code == 200 and opened == []
     assert (
         client.get("/cell/aaa111/api/latent/solo-s0/1").text
         == client.get("/cell/aaa111/api/latent/solo-s0/1").text
@@ -300,7 +301,7 @@ def test_a_static_copy_shows_the_same_and_leaves_the_cells_out(browser, folder, 
     index = (out / "index.html").read_text()
     assert (
         TAG in index
-        and sweep_server.OF_A_SWEEP in index
+        and sweep_app.OF_A_SWEEP in index
         and str(folder) not in (out / "data" / "api" / "sweep.json").read_text()
     )
     static_export(folder, out)  # again, over itself

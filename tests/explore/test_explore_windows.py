@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from explored import LENGTHS, firings_of, of_latent, random_firings, text
 
-from metasae.explore.store import window_blobs
+from metasae.explore.store.blobs import short
 from metasae.explore.store.stored_text import stretches_of
 from metasae.explore.store.window_blobs import LENGTH, Cells, choose, pack, unpack
 from metasae.measures.firing.by_latent import by_latent
@@ -24,13 +24,13 @@ def chosen_by_hand(firings, latent, count):
         cell = stretch, (token - begins[stretch]) // LENGTH
         if cell not in peaks or value > peaks[cell][1]:
             peaks[cell] = token, value, begins[stretch], ends[stretch]
-    strong, seen = [], set()
-    for token, value, begin, end in sorted(peaks.values(), key=lambda each: (-each[1], each[0])):
+    strong, contents = [], set()
+    for token, value, begin, end in sorted(peaks.values(), key=lambda peak: (-peak[1], peak[0])):
         start = max(min(token - LENGTH // 2, end - LENGTH), begin)
         stop = min(start + LENGTH, end)
         content = tuple(firings.tokens[start:stop].tolist())
-        if content not in seen:
-            seen.add(content)
+        if content not in contents:
+            contents.add(content)
             strong.append((start, stop - start, token, value))
     shown = set(range(len(strong))) if len(strong) <= count else set()
     if not shown:
@@ -43,15 +43,15 @@ def chosen_by_hand(firings, latent, count):
         for r in range(len(strong)):
             if len(shown) < count:
                 shown.add(r)
-    found = []
+    windows = []
     for rank, (start, length, peak, _) in enumerate(strong):
         if rank in shown:
             row = [0.0] * length
             for token, value in zip(tokens.tolist(), values.tolist(), strict=True):
                 if start <= token < start + length:
                     row[token - start] = value
-            found.append((start, length, peak, 9 - rank * 10 // len(strong), row))
-    return found
+            windows.append((start, length, peak, 9 - rank * 10 // len(strong), row))
+    return windows
 
 
 def windows(firings, count):
@@ -62,13 +62,15 @@ def windows(firings, count):
     latent = np.repeat(np.arange(view.n_latents), view.counts())
     chosen = choose(latent, view.tokens, view.values, cells, count)
     blobs = pack(chosen, view.n_latents, latent, view.tokens, view.values, firings.n_tokens)
-    return [[(w.start, w.length, w.start + w.peak, w.decile, w.values) for w in unpack(blob)] for blob in blobs]
+    return [
+        [(start, len(row), start + peak, decile, row) for decile, start, peak, row in unpack(blob)] for blob in blobs
+    ]
 
 
 def agree(firings, counts=(1, 5, 10, 13, 40)):
     for count in counts:
-        for latent, found in enumerate(windows(firings, count)):
-            assert found == chosen_by_hand(firings, latent, count), (latent, count)
+        for latent, shown in enumerate(windows(firings, count)):
+            assert shown == chosen_by_hand(firings, latent, count), (latent, count)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -87,9 +89,9 @@ def test_repeated_text_is_shown_once():
     on = np.zeros((len(tokens), 1), bool)
     on[10::64] = True
     firings = firings_of(on, np.arange(len(tokens))[:, None] / 10 + 1.0, documents, tokens, positions)
-    (found,) = windows(firings, 40)
-    assert len(found) == 1
-    assert found[0][2] == 5 * 64 + 10  # the strongest of the six
+    (shown,) = windows(firings, 40)
+    assert len(shown) == 1
+    assert shown[0][2] == 5 * 64 + 10  # the strongest of the six
     agree(firings)
 
 
@@ -110,29 +112,31 @@ def test_no_firings_at_all():
 def test_strong_windows_come_first_and_every_tenth_is_shown():
     firings = random_firings(3, n=5, lengths=(70,) * 60, vocabulary=5000)
     for latent in (1, 3):
-        found = windows(firings, 40)[latent]
-        deciles = [decile for *_, decile, _ in found]
-        assert len(found) == 40
+        shown = windows(firings, 40)[latent]
+        deciles = [decile for *_, decile, _ in shown]
+        assert len(shown) == 40
         assert deciles == sorted(deciles, reverse=True)
         assert set(deciles) == set(range(10))
         assert deciles.count(9) >= 10
-        peaks = [values[peak - start] for start, _, peak, _, values in found]
+        peaks = [values[peak - start] for start, _, peak, _, values in shown]
         assert peaks == sorted(peaks, reverse=True)
 
 
 def test_equal_windows_have_equal_numbers_and_others_do_not():
+    """Also of windows that are cut off by the end of their stretch."""
     rng = np.random.default_rng(0)
-    entries = np.concatenate([part := rng.integers(3, size=500), part])
-    cells = Cells.of(entries, np.array([0, 500]))
-    start = rng.integers(0, 960, 300)
-    length = rng.integers(1, 33, 300)
-    content = {}
-    for number, s, count in zip(cells.content(start, length).tolist(), start, length, strict=True):
-        content.setdefault(number, set()).add(tuple(entries[s : s + count].tolist()))
-    assert all(len(each) == 1 for each in content.values())
-    assert len(content) == len({tuple(entries[s : s + count].tolist()) for s, count in zip(start, length, strict=True)})
+    once = np.repeat(rng.integers(3, size=60), rng.integers(1, 40, 60))
+    entries = np.concatenate([once, once, rng.integers(2, size=300)])
+    first = np.array([0, 10, 15, len(once), len(once) + 10, 2 * len(once)])
+    cells = Cells.of(entries, first)
+    windows = [tuple(entries[t : min(t + LENGTH, cells.end[t])].tolist()) for t in range(len(entries))]
+    numbers = {}
+    for number, window in zip(cells.content.tolist(), windows, strict=True):
+        numbers.setdefault(number, set()).add(window)
+    assert all(len(alike) == 1 for alike in numbers.values())
+    assert len(numbers) == len(set(windows)) < len(windows)
 
 
 def test_activations_keep_six_digits():
-    assert window_blobs.short(float(np.float32(0.1))) == 0.1
-    assert window_blobs.short(1234567.0) == 1234570.0
+    assert short(float(np.float32(0.1))) == 0.1
+    assert short(1234567.0) == 1234570.0

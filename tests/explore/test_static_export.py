@@ -94,28 +94,28 @@ def test_an_export_that_was_cut_off_is_done_again(tmp_path):
 
 
 def test_equal_runs_give_equal_files(explorer, tmp_path):
-    found = []
+    exports = []
     for name in ("a", "b"):
         static_export(FakeExplorer(n=3), tmp_path / name, splits=3)
-        found.append(
+        exports.append(
             {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name / "data").rglob("*.*")}
         )
-    assert found[0] == found[1]
+    assert exports[0] == exports[1]
 
 
 def test_several_processes_write_the_same_files(tmp_path):
-    run, found = tmp_path / "run", []
+    run, exports = tmp_path / "run", []
     for seed, name in enumerate(("solo-s0", "joint-s0")):
         write_arm(run, name, random_firings(seed, n=70), seed=seed)
     build(run, strings=numbered)
     for processes in (1, 2):
         out = tmp_path / str(processes)
         static_export(run, out, processes=processes)
-        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.*") if path.is_file()})
-    assert found[0] == found[1]
-    assert len([path for path in found[0] if path.parts[:3] == ("data", "api", "latent")]) == 4
+        exports.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.*") if path.is_file()})
+    assert exports[0] == exports[1]
+    assert len([path for path in exports[0] if path.parts[:3] == ("data", "api", "latent")]) == 4
     served = Explorer(run)
-    for name in served.saes:
+    for name in served.store.saes:
         blocks = [packed(tmp_path / "2" / "data" / "api" / "latent" / name / f"{number}.json.gz") for number in (0, 1)]
         assert blocks == [
             {str(i): json.loads(json.dumps(served.latent(name, i))) for i in part}

@@ -1,270 +1,297 @@
-"""Splits, merges and two latents side by side, as the pages show them; what is counted is counted from the run's firings."""
+"""Splits, merges and two latents side by side, as the pages show them, counted from the run's firings."""
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from metasae.explore.pages import together
+from metasae.explore.pages import run_files
+from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import rows_of, short_of
-from metasae.explore.pages.listing import MOST
-from metasae.explore.store import edge_blobs
-from metasae.explore.store.firing_files import FiringFiles, open_firing_files
-from metasae.explore.store.schema import BASE, KINDS, LATENTS_OF_SAE, key_of, place_of
-from metasae.explore.store.weight_files import cosines, decoder_rows, encoder_columns
-
-if TYPE_CHECKING:
-    from metasae.explore.pages.queries import Explorer, SaeFacts
+from metasae.explore.pages.latent_table import MOST
+from metasae.explore.pages.run_files import Fired, decoder_rows, encoder_columns, fired
+from metasae.explore.store.blobs import unpack_edges
+from metasae.explore.store.open_store import OpenStore, SaeFacts
+from metasae.explore.store.schema import BASE, KINDS, LATENTS_OF_SAE, key_of
+from metasae.explore.store.stored_text import StoredText
 
 # Windows of a split: for each child alone, where several are on, where none is.
 ALONE, SEVERAL, NONE = 8, 6, 8
 TOKENS = 20
 WINDOWS = 10
 _ROW = "id, pair, parent, score, coverage, overlap, firings, children"
+# The splits of a pair that pass: a filter that is NULL lets all pass.
+_PASSING = """splits WHERE pair = :pair AND (:min_score IS NULL OR score >= :min_score)
+    AND (:labelled IS NULL OR id IN (SELECT value FROM json_each(:labelled)))
+    AND (:keys IS NULL OR id IN
+        (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys))))"""
+# (SAE, what is searched for) -> bool [n], the latents that are found
+SearchLatents = Callable[[SaeFacts, str], np.ndarray]
 
 
-def splits(
-    explorer: "Explorer",
-    pair: str | None,
-    kind: str,
-    offset: int,
-    limit: int,
+class SaePair(NamedTuple):
+    """Two SAEs between which splits were looked for: a row of the table `pairs`.
+
+    parent, child: numbers of SAEs. summary: JSON.
+    """
+
+    name: str
+    kind: str
+    parent: int
+    child: int
+    summary: str
+
+
+def splits_page(
+    store: OpenStore,
+    labels: Labels,
+    search_latents: SearchLatents,
+    pair: str | None = None,
+    kind: str = "splits",
+    offset: int = 0,
+    limit: int = 50,
     search: str | None = None,
     min_score: float | None = None,
     label: str | None = None,
 ) -> dict:
+    """Candidates of a pair of SAEs, best first; see `Explorer.splits`."""
     if kind not in KINDS:
         raise KeyError(f"no kind '{kind}' of splits; known: {', '.join(KINDS)}")
-    held = explorer.ask("SELECT name, kind, parent, child, summary FROM pairs ORDER BY parent, child")
-    pairs = [name for name, each, *_ in held if each == kind]
-    if pair is None:
-        pair = pairs[0] if pairs else None
-    elif pair not in {name for name, *_ in held}:
+    pairs = _pairs(store)
+    of_kind = [name for name, shown in pairs.items() if shown.kind == kind]
+    if pair is None and of_kind:
+        pair = of_kind[0]
+    elif pair is not None and pair not in pairs:
         raise KeyError(f"no pair '{pair}' of SAEs with splits in this run")
-    summaries = {name: json.loads(summary) for name, *_, summary in held}
-    base = {parent: name for name, each, parent, _, _ in held if each == BASE}
-    rate = None
-    if pair is not None and base:
-        sides = next((parent, child) for name, _, parent, child, _ in held if name == pair)
-        # the last of two seeds has no next one; what the other one says of solo is the base rate of both
-        name = next((base[side] for side in sides if side in base), next(iter(base.values())))
-        rate = {"pair": name, **summaries[name]}
-    where, given = _filters(explorer, pair, search, min_score, label)
-    sql = f"SELECT {_ROW} FROM splits WHERE {where} ORDER BY score DESC, parent LIMIT :limit OFFSET :offset"
-    rows = explorer.ask(sql, {**given, "limit": max(0, min(limit, MOST)), "offset": max(0, offset)}) if pair else []
-    total = explorer.ask(f"SELECT COUNT(*) FROM splits WHERE {where}", given)[0][0] if pair else 0
-    return {
-        "pairs": pairs,
-        "base_pairs": [name for name, each, *_ in held if each == BASE],
+    page = {
+        "pairs": of_kind,
+        "base_pairs": [name for name, shown in pairs.items() if shown.kind == BASE],
         "pair": pair,
         "kind": kind,
-        "total": total,
+        "total": 0,
         "offset": max(0, offset),
-        "summary": summaries[pair] if pair else None,
-        "base_rate": rate,
-        "rows": _rows(explorer, rows),
+        "summary": None,
+        "base_rate": None,
+        "rows": [],
+    }
+    if pair is None:
+        return page
+    base = _base_of(pairs, pairs[pair])
+    given = _given(store, labels, search_latents, pairs[pair], search, min_score, label)
+    ((total,),) = store.ask(f"SELECT COUNT(*) FROM {_PASSING}", given)
+    sql = f"SELECT {_ROW} FROM {_PASSING} ORDER BY score DESC, parent LIMIT :limit OFFSET :offset"
+    rows = store.ask(sql, {**given, "limit": max(0, min(limit, MOST)), "offset": max(0, offset)})
+    return {
+        **page,
+        "total": total,
+        "summary": json.loads(pairs[pair].summary),
+        "base_rate": {"pair": base.name, **json.loads(base.summary)} if base else None,
+        "rows": _rows(store, labels, pairs, rows),
     }
 
 
-def _filters(
-    explorer: "Explorer", pair: str | None, search: str | None, min_score: float | None, label: str | None
-) -> tuple[str, dict]:
-    """(conditions in SQL, their parameters). search: a latent's number, or the beginning of a token that the parent or a child fires on."""
-    parts, given = ["pair = :pair"], {"pair": pair}
-    if min_score is not None:
-        parts.append("score >= :min_score")
-        given["min_score"] = min_score
-    if label:
-        parts.append("id IN (SELECT value FROM json_each(:labelled))")
-        given["labelled"] = json.dumps([id for id, each in explorer.labels_of_splits().items() if each == label])
-    if search and pair:
-        ((*sides,),) = explorer.ask("SELECT parent, child FROM pairs WHERE name = ?", (pair,))
-        keys = [key for number in set(sides) for key in explorer.keys_found(explorer.by_id[number], search)]
-        if search.strip().isascii() and search.strip().isdigit() and int(search) < LATENTS_OF_SAE:
-            keys += [key_of(number, int(search)) for number in sides]
-        parts.append("id IN (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys)))")
-        given["keys"] = json.dumps(keys)
-    return " AND ".join(parts), given
+def _pairs(store: OpenStore) -> dict[str, SaePair]:
+    rows = store.ask("SELECT name, kind, parent, child, summary FROM pairs ORDER BY parent, child")
+    return {row[0]: SaePair(*row) for row in rows}
 
 
-def _beside_base(explorer: "Explorer", row: dict, sides: tuple[int, int]) -> dict | None:
-    """How many splits between two seeds of the baseline score as well as this one; None without such a pair, and for a split of one."""
-    if row["kind"] == BASE:
-        return None
-    held = explorer.ask("SELECT name, parent, summary FROM pairs WHERE kind = ? ORDER BY parent, child", (BASE,))
-    if not held:
-        return None
-    name, parent, summary = next((each for each in held if each[1] in sides), held[0])
-    ((count,),) = explorer.ask("SELECT COUNT(*) FROM splits WHERE pair = ? AND score >= ?", (name, row["score"]))
-    # without firings the store has the best candidates of a pair alone
-    whole = explorer.by_id[parent].has_firings
-    return {"pair": name, "as_good": count, "n_parents": json.loads(summary).get("n_parents"), "whole": whole}
+def _base_of(pairs: dict[str, SaePair], pair: SaePair) -> SaePair | None:
+    """Two seeds of the baseline, with which the splits of a pair are compared; None where the run has no two seeds."""
+    bases = {base.parent: base for base in pairs.values() if base.kind == BASE}
+    # the last of two seeds has no next one; the splits of the first in it are the base rate of both
+    own = [bases[side] for side in (pair.parent, pair.child) if side in bases]
+    return next(iter([*own, *bases.values()]), None)
 
 
-def saes_of(explorer: "Explorer", id: str) -> tuple[int, int]:
-    """Numbers of the parent's and the children's SAE. Raises KeyError for an id that is not there."""
-    rows = explorer.ask("SELECT p.parent, p.child FROM splits s JOIN pairs p ON p.name = s.pair WHERE s.id = ?", (id,))
-    if not rows:
-        raise KeyError(f"no split '{id}' in this run")
-    return rows[0]
+def _given(
+    store: OpenStore,
+    labels: Labels,
+    search_latents: SearchLatents,
+    pair: SaePair,
+    search: str | None,
+    min_score: float | None,
+    label: str | None,
+) -> dict:
+    """The parameters of _PASSING.
+
+    search: a latent's number, or the beginning of a token that the parent or a child fires on.
+    """
+    sides, number = {pair.parent, pair.child}, (search or "").strip()
+    latent = int(number) if number.isascii() and number.isdigit() else LATENTS_OF_SAE
+    keys = [key_of(side, latent) for side in sides if latent < LATENTS_OF_SAE]
+    for side in sides if search else ():
+        keys += [key_of(side, i) for i in np.flatnonzero(search_latents(store.by_id[side], search)).tolist()]
+    labelled = [id for id, current in labels.current("split").items() if current == label]
+    return {
+        "pair": pair.name,
+        "min_score": min_score,
+        "labelled": json.dumps(labelled) if label else None,
+        "keys": json.dumps(keys) if search else None,
+    }
 
 
-def _rows(explorer: "Explorer", rows: list[tuple]) -> list[dict]:
-    of = {name: (kind, child) for name, kind, child in explorer.ask("SELECT name, kind, child FROM pairs")}
-    parsed = [(row, [(key_of(of[row[1]][1], child["latent"]), child) for child in json.loads(row[-1])]) for row in rows]
-    short = short_of(explorer, {row[2] for row, _ in parsed} | {key for _, children in parsed for key, _ in children})
-    labels = explorer.labels_of_splits()
+def _rows(store: OpenStore, labels: Labels, pairs: dict[str, SaePair], rows: Sequence[tuple]) -> list[dict]:
+    """Rows of the table `splits`, with what is known of each parent and child."""
+    parsed = []
+    for *facts, children in rows:
+        child_sae = pairs[facts[1]].child
+        parsed.append((facts, {key_of(child_sae, child["latent"]): child for child in json.loads(children)}))
+    short = short_of(store, {key for facts, children in parsed for key in (facts[2], *children)})
+    current = labels.current("split")
     return [
         {
             "id": id,
             "pair": pair,
-            "kind": of[pair][0],
-            "parent": {**explorer.named(parent), **short[parent]},
+            "kind": pairs[pair].kind,
+            "parent": {**store.named(parent), **short[parent]},
             "children": [
-                {**explorer.named(key), "phi": child["phi"], "share": child["share"], **short[key]}
-                for key, child in children
+                {**store.named(key), "phi": child["phi"], "share": child["share"], **short[key]}
+                for key, child in children.items()
             ],
             "coverage": coverage,
             "overlap": overlap,
             "score": score,
             "firings": firings,
-            "label": labels.get(id),
+            "label": current.get(id),
         }
-        for (id, pair, parent, score, coverage, overlap, firings, _), children in parsed
+        for (id, pair, parent, score, coverage, overlap, firings), children in parsed
     ]
 
 
-def split(explorer: "Explorer", id: str) -> dict:
-    sides = saes_of(explorer, id)
-    child_sae = explorer.by_id[sides[1]]
-    ((*head, children),) = explorer.ask(f"SELECT {_ROW} FROM splits WHERE id = ?", (id,))
-    row = _rows(explorer, [(*head, children)])[0]
-    number, parent = place_of(head[2])
-    parent_sae = explorer.by_id[number]
-    latents = [child["latent"] for child in row["children"]]
-    rows = np.concatenate(
-        [decoder_rows(_folder(explorer, parent_sae), [parent]), decoder_rows(_folder(explorer, child_sae), latents)]
-    )
-    told = {
+def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
+    """One candidate; see `Explorer.split`."""
+    saes, pairs = store.sides_of(id), _pairs(store)
+    if not saes:
+        raise KeyError(f"no split '{id}' in this run")
+    parent_sae, child_sae = saes
+    (row,) = _rows(store, labels, pairs, store.ask(f"SELECT {_ROW} FROM splits WHERE id = ?", (id,)))
+    parent, latents = row["parent"]["latent"], [child["latent"] for child in row["children"]]
+    folders = [store.arm_folder(sae) for sae in saes]
+    page = {
         **row,
-        "cosine": cosines(rows),
-        "siblings_meta": _siblings(explorer, child_sae, latents),
-        "labels": explorer.sayings_of("split", id),
+        "cosine": run_files.cosines(
+            np.concatenate([decoder_rows(folders[0], [parent]), decoder_rows(folders[1], latents)])
+        ),
+        "siblings_meta": _siblings(store, child_sae, latents),
+        "labels": labels.of("split", id),
+        "base": _beside_base(store, row, pairs),
+        "flow": None,
+        "phi": None,
+        "tokens": {"tokens": [], "parent": [], "lift": [], "counts": []},
+        "windows": [],
     }
-    told["base"] = _beside_base(explorer, row, sides)
-    if not (_has_firings(explorer, parent_sae) and _has_firings(explorer, child_sae)):
-        return {
-            **told,
-            "flow": None,
-            "phi": None,
-            "tokens": {"tokens": [], "parent": [], "lift": [], "counts": []},
-            "windows": [],
-        }
-    parent_file, child_file = (_firings(explorer, sae) for sae in (parent_sae, child_sae))
-    fired = [parent_file.latent(parent), *(child_file.latent(child) for child in latents)]
-    on = together.patterns(fired[0][0], [tokens for tokens, _ in fired[1:]])
+    if not all(map(store.has_firings, saes)):
+        return page
+    sides = [fired(folders[0], parent), *(fired(folders[1], latent) for latent in latents)]
+    # on which of the parent's firings each child is on: bool [children, c]
+    on = np.stack([run_files.is_in(sides[0][0], tokens) for tokens, _ in sides[1:]])
     several = on.sum(0)
-    text = explorer.text(parent_sae.text)
-    for child, (tokens, _), with_parent in zip(row["children"], fired[1:], on.sum(1).tolist(), strict=True):
+    text = store.text(parent_sae.text)
+    for child, (tokens, _), with_parent in zip(row["children"], sides[1:], on.sum(1).tolist(), strict=True):
         child |= {"firings": len(tokens), "with_parent": with_parent}
     return {
-        **told,
+        **page,
         "flow": {
-            "parent_firings": len(fired[0][0]),
-            "alone": [int(each) for each in (on & (several == 1)).sum(1)],
+            "parent_firings": on.shape[1],
+            "alone": (on & (several == 1)).sum(1).tolist(),
             "two_or_more": int((several > 1).sum()),
             "none": int((several == 0).sum()),
         },
-        "phi": together.phi_table(fired, parent_sae.n_tokens),
-        "tokens": _token_table(text, fired[0][0], on),
-        "windows": _split_windows(text, fired, on, several),
+        "phi": run_files.phi_table(sides, parent_sae.n_tokens),
+        "tokens": _token_table(text, sides[0][0], on),
+        "windows": _split_windows(text, sides, on, several),
     }
 
 
-def _token_table(text, parent: np.ndarray, on: np.ndarray) -> dict:
-    """Of the tokens the parent fires on most: on how many each child is on with it, and P(token | parent, child) / P(token | parent)."""
+def _beside_base(store: OpenStore, row: dict, pairs: dict[str, SaePair]) -> dict | None:
+    """How many splits between two seeds of the baseline score as well.
+
+    None for a run without two seeds of the baseline, and for a split between them.
+    """
+    base = _base_of(pairs, pairs[row["pair"]])
+    if row["kind"] == BASE or base is None:
+        return None
+    sql = "SELECT COUNT(*) FROM splits WHERE pair = ? AND score >= ?"
+    ((count,),) = store.ask(sql, (base.name, row["score"]))
+    # without firings the store has the best candidates of a pair alone
+    whole = store.by_id[base.parent].has_firings
+    return {"pair": base.name, "as_good": count, "n_parents": json.loads(base.summary).get("n_parents"), "whole": whole}
+
+
+def _token_table(text: StoredText, parent: np.ndarray, on: np.ndarray) -> dict:
+    """Of the tokens the parent fires on most: on how many each child is on with it, and the lift.
+
+    lift: P(token | parent, child) / P(token | parent). parent: int [c], the tokens it fires on. on: bool [children, c].
+    """
     entries, place, counts = np.unique(text.entries_at(parent), return_inverse=True, return_counts=True)
     top = np.argsort(-counts, kind="stable")[:TOKENS]
-    with_child = (
-        np.stack([np.bincount(place[each], minlength=len(entries)) for each in on])[:, top]
-        if len(on)
-        else np.zeros((0, len(top)), int)
-    )
-    totals = on.sum(1)
+    with_child = np.stack([np.bincount(place[child], minlength=len(entries))[top] for child in on])
     lift = [
-        [float(n / total / (counts[i] / len(parent))) if total else None for n, i in zip(row, top, strict=True)]
-        for row, total in zip(with_child.tolist(), totals.tolist(), strict=True)
+        [float(n / total / (count / len(parent))) if total else None for n, count in zip(row, counts[top], strict=True)]
+        for row, total in zip(with_child.tolist(), on.sum(1).tolist(), strict=True)
     ]
     return {
-        "tokens": [text.string_of(int(entries[i])) for i in top],
+        "tokens": [text.string_of(entry) for entry in entries[top].tolist()],
         "parent": counts[top].tolist(),
         "lift": lift,
         "counts": with_child.tolist(),
     }
 
 
-def _split_windows(text, fired: list[together.Fired], on: np.ndarray, several: np.ndarray) -> list[dict]:
-    """Windows round the parent's firings, no token the peak of two: each child alone, several, none; strong ones of every kind."""
-    tokens, values = fired[0]
-    kinds = [(on[child] & (several == 1), ALONE) for child in range(len(on))] + [
-        (several > 1, SEVERAL),
-        (several == 0, NONE),
-    ]
-    found = []
+def _split_windows(text: StoredText, sides: list[Fired], on: np.ndarray, several: np.ndarray) -> list[dict]:
+    """Windows round strong firings of the parent, no token the peak of two: each child alone, several on, none on."""
+    tokens, strengths = sides[0]
+    kinds = [(child & (several == 1), ALONE) for child in on] + [(several > 1, SEVERAL), (several == 0, NONE)]
+    windows = []
     for chosen, count in kinds:
-        for peak in together.apart(tokens[chosen], values[chosen], count):
-            shown = together.window(text, peak, fired)
+        for peak in run_files.apart(tokens[chosen], strengths[chosen], count):
+            shown = run_files.window(text, peak, sides)
             parent, *children = shown.pop("values")
-            place = int(np.searchsorted(tokens, tokens.dtype.type(peak)))
-            found.append(
-                {**shown, "parent": parent, "children": children, "fires": np.flatnonzero(on[:, place]).tolist()}
-            )
-    return found
+            fires = np.flatnonzero(on[:, np.searchsorted(tokens, tokens.dtype.type(peak))]).tolist()
+            windows.append({**shown, "parent": parent, "children": children, "fires": fires})
+    return windows
 
 
-def _siblings(explorer: "Explorer", sae: "SaeFacts", latents: list[int]) -> list[dict]:
+def _siblings(store: OpenStore, sae: SaeFacts, latents: list[int]) -> list[dict]:
     """The meta-latents that help to build more than one of the children, with the weight of each."""
-    weights: dict[int, dict[int, float]] = {}
+    children: dict[int, list[dict]] = {}
     for latent in latents:
-        for (data,) in explorer.ask(
-            "SELECT data FROM edges WHERE key = ? AND kind = 'meta'", (key_of(sae.id, latent),)
-        ):
-            for meta_latent, weight in zip(*edge_blobs.unpack(data), strict=True):
-                weights.setdefault(meta_latent, {})[latent] = weight
-    shared = [(meta_latent, held) for meta_latent, held in sorted(weights.items()) if len(held) > 1]
-    return [
-        {"meta_latent": i, "children": [{"latent": latent, "weight": weight} for latent, weight in held.items()]}
-        for i, held in shared
+        rows = store.ask("SELECT data FROM edges WHERE key = ? AND kind = 'meta'", (key_of(sae.id, latent),))
+        for meta_latent, weight in zip(*unpack_edges(rows[0][0] if rows else b""), strict=True):
+            children.setdefault(meta_latent, []).append({"latent": latent, "weight": weight})
+    return [{"meta_latent": i, "children": built} for i, built in sorted(children.items()) if len(built) > 1]
+
+
+def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[str, int]) -> dict:
+    """Two latents; see `Explorer.compare_latents`. Raises KeyError for one that is not there."""
+    latents = [store.check(sae, latent) for sae, latent in (a, b)]
+    saes = [store.sae(name) for name, _ in (a, b)]
+    places = [(store.arm_folder(sae), latent) for sae, latent in zip(saes, latents, strict=True)]
+    rows = [
+        rows_of(store, [key_of(sae.id, latent)], labels.of_latents(sae.name))[0]
+        for sae, latent in zip(saes, latents, strict=True)
     ]
-
-
-def compare(explorer: "Explorer", a: tuple[str, int], b: tuple[str, int]) -> dict:
-    saes, latents = [explorer.sae(name) for name, _ in (a, b)], [int(latent) for _, latent in (a, b)]
-    summaries = [rows_of(explorer, [key_of(sae.id, latent)])[0] for sae, latent in zip(saes, latents, strict=True)]
-    folders = [_folder(explorer, sae) for sae in saes]
-    found = {
-        "a": summaries[0],
-        "b": summaries[1],
-        "cosine": _cosine(*(decoder_rows(folder, [latent]) for folder, latent in zip(folders, latents, strict=True))),
-        "encoder_cosine": _cosine(
-            *(encoder_columns(folder, [latent]) for folder, latent in zip(folders, latents, strict=True))
-        ),
+    page = {
+        "a": rows[0],
+        "b": rows[1],
+        "cosine": _cosine([decoder_rows(folder, [latent]) for folder, latent in places]),
+        "encoder_cosine": _cosine([encoder_columns(folder, [latent]) for folder, latent in places]),
     }
-    if saes[0].text != saes[1].text or not all(_has_firings(explorer, sae) for sae in saes):
-        return {**found, "phi": None, "n_both": None, "n_a": None, "n_b": None, "only_a": [], "only_b": [], "both": []}
-    fired = [_firings(explorer, sae).latent(latent) for sae, latent in zip(saes, latents, strict=True)]
-    (tokens_a, values_a), (tokens_b, values_b) = fired
-    in_b, in_a = together.is_in(tokens_a, tokens_b), together.is_in(tokens_b, tokens_a)
-    text = explorer.text(saes[0].text)
+    if saes[0].text != saes[1].text or not all(map(store.has_firings, saes)):
+        return {**page, "phi": None, "n_both": None, "n_a": None, "n_b": None, "only_a": [], "only_b": [], "both": []}
+    sides = [fired(*place) for place in places]
+    (tokens_a, values_a), (tokens_b, values_b) = sides
+    in_b, in_a = run_files.is_in(tokens_a, tokens_b), run_files.is_in(tokens_b, tokens_a)
+    text, n_both = store.text(saes[0].text), int(in_b.sum())
 
     def windows(tokens: np.ndarray, values: np.ndarray) -> list[dict]:
-        shown = [together.window(text, peak, fired) for peak in together.apart(tokens, values, WINDOWS)]
-        return [{**each, **dict(zip("ab", each.pop("values"), strict=True))} for each in shown]
+        shown = [run_files.window(text, peak, sides) for peak in run_files.apart(tokens, values, WINDOWS)]
+        return [{**window, **dict(zip("ab", window.pop("values"), strict=True))} for window in shown]
 
-    n_both = int(in_b.sum())
     return {
-        **found,
-        "phi": together.phi(n_both, len(tokens_a), len(tokens_b), saes[0].n_tokens),
+        **page,
+        "phi": run_files.phi(n_both, len(tokens_a), len(tokens_b), saes[0].n_tokens),
         "n_both": n_both,
         "n_a": len(tokens_a),
         "n_b": len(tokens_b),
@@ -274,19 +301,6 @@ def compare(explorer: "Explorer", a: tuple[str, int], b: tuple[str, int]) -> dic
     }
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> float | None:
+def _cosine(rows: list[np.ndarray]) -> float | None:
     """None between SAEs of different width."""
-    return cosines(np.concatenate([one, other]))[0][1] if one.shape == other.shape else None
-
-
-def _folder(explorer: "Explorer", sae: "SaeFacts"):
-    return explorer.run_folder / "arms" / sae.name
-
-
-def _has_firings(explorer: "Explorer", sae: "SaeFacts") -> bool:
-    """Whether its firings are still in the run folder."""
-    return sae.has_firings and (_folder(explorer, sae) / "firings" / "by_latent").is_dir()
-
-
-def _firings(explorer: "Explorer", sae: "SaeFacts") -> FiringFiles:
-    return open_firing_files(_folder(explorer, sae))
+    return run_files.cosines(np.concatenate(rows))[0][1] if rows[0].shape == rows[1].shape else None

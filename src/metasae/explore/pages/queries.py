@@ -1,48 +1,27 @@
-"""What the pages ask: every question is one method that returns a dictionary as JSON has it. Reads the store alone, without torch.
+"""What the pages ask: every question is one method that returns a dictionary as JSON has it.
 
-An unknown SAE, latent, pair or split is a KeyError; a column that cannot be sorted by is a ValueError; a damaged store is a UserError.
+Reads the store alone, without torch.
+
+An unknown SAE, latent, pair or split is a KeyError; a column that cannot be sorted by is a ValueError; a damaged store
+is a UserError.
 """
 
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-import numpy as np
-
-from metasae.explore.pages import labels, latent_page, listing, pair_pages, searching
-from metasae.explore.pages.labels import LABELS, Saying
-from metasae.explore.pages.listing import Filters
-from metasae.explore.store.columns import Columns
-from metasae.explore.store.connection import Reader
-from metasae.explore.store.members import find_members
-from metasae.explore.store.schema import SCALARS, key_of, place_of
-from metasae.explore.store.stored_text import StoredText
+from metasae.arms.folder import RunFolder
+from metasae.explore.pages.labels import Labels
+from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
+from metasae.explore.pages.latent_table import MOST, LatentTable, best, found_in
+from metasae.explore.pages.pair_pages import compare_page, split_page, splits_page
+from metasae.explore.store.open_store import OpenStore
+from metasae.explore.store.schema import key_of
+from metasae.explore.store.sections import weights_of
 
 # What was searched for in a table of latents, kept for one who scrolls.
 SEARCHES = 64
-
-__all__ = ["LABELS", "Explorer", "SaeFacts"]
-
-
-class SaeFacts:
-    """One row of the table `saes`."""
-
-    def __init__(self, row: tuple):
-        (
-            self.id,
-            self.name,
-            self.arm,
-            self.seed,
-            self.n,
-            self.live,
-            self.text,
-            self.n_tokens,
-            self.weights,
-            has_firings,
-            has_meta,
-        ) = row
-        self.has_firings, self.has_meta = bool(has_firings), bool(has_meta)
 
 
 class Explorer:
@@ -50,28 +29,18 @@ class Explorer:
 
     def __init__(self, run_folder: str | Path):
         """Raises UserError when there is no store (build it first), one of another version, or a damaged one."""
-        self.run_folder = Path(run_folder)
-        self._reader = Reader(self.run_folder)
-        self.ask = self._reader.ask
-        self.saes = {facts.name: facts for facts in map(SaeFacts, self.ask("SELECT * FROM saes ORDER BY id"))}
-        self.by_id = {facts.id: facts for facts in self.saes.values()}
-        self.text = lru_cache(maxsize=None)(lambda number: StoredText(self.ask, number))
-        self.weights_of_split = lru_cache(maxsize=None)(self._ask_weights_of_split)
-        self._found = lru_cache(maxsize=SEARCHES)(
-            lambda facts, search: searching.found_in(self.ask, facts.id, facts.n, facts.text, search)
-        )
+        self.store = OpenStore(Path(run_folder))
+        self._labels = Labels(self.store)
+        self._tables = {number: LatentTable(self.store, facts) for number, facts in self.store.by_id.items()}
+        self._searched = lru_cache(maxsize=SEARCHES)(partial(found_in, self.store))
 
     def is_current(self) -> bool:
         """Whether the store is of the weights that lie in the run folder now."""
-        now = {member.name: member.weights for member in find_members(self.run_folder)}
-        return all(facts.weights == now.get(name) for name, facts in self.saes.items())
+        now = {arm.label: weights_of(arm) for arm in RunFolder(self.store.run_folder).trained()}
+        return all(facts.weights == now.get(name) for name, facts in self.store.saes.items())
 
     def overview(self) -> dict:
-        return self._overview
-
-    @cached_property
-    def _overview(self) -> dict:
-        return json.loads(self.ask("SELECT value FROM meta WHERE key = 'overview'")[0][0])
+        return json.loads(self.store.ask("SELECT value FROM meta WHERE key = 'overview'")[0][0])
 
     def latents(
         self,
@@ -80,182 +49,79 @@ class Explorer:
         sort: str = "rate",
         descending: bool = True,
         search: str | None = None,
-        min_rate: float | None = None,
-        max_rate: float | None = None,
-        label: str | None = None,
-        dead: bool = False,
         offset: int = 0,
         limit: int = 100,
+        **filters,
     ) -> dict:
-        """A page of an SAE's latents; at most 500 at a time. See `listing.Filters`."""
-        facts, held, filters = (
-            self.sae(sae),
-            self.labels_of_latents(sae),
-            Filters(search, min_rate, max_rate, label, dead),
-        )
-        found = self._found(facts, search) if search else None
-        latents = listing.listed(self._columns[facts.id], sort, descending, filters, held, found)
+        """A page of an SAE's latents; at most 500 at a time.
+
+        search: words of an explanation, or the beginning of a top token. filters: min_rate, max_rate, label, dead, as
+        for `LatentTable.listed`.
+        """
+        facts = self.store.sae(sae)
+        labels, table = self._labels.of_latents(sae), self._tables[facts.id]
+        searched = self._searched(facts, search) if search else None
+        latents = table.listed(sort, descending, labels, searched, **filters)
         first = max(0, offset)
-        keys = [
-            key_of(facts.id, latent) for latent in latents[first : first + max(0, min(limit, listing.MOST))].tolist()
-        ]
-        rows = latent_page.rows_of(self, keys, held)
+        shown = latents[first : first + max(0, min(limit, MOST))].tolist()
+        rows = rows_of(self.store, [key_of(facts.id, latent) for latent in shown], labels)
         if search:
-            latent_page.add_found(self, facts, rows, search)
-        columns = [{**each, "empty": each["key"] in self._empty[sae]} for each in listing.columns_of(self._scores[sae])]
-        return {"sae": sae, "total": len(latents), "offset": first, "columns": columns, "rows": rows}
+            add_found(self.store, facts, rows, search)
+        return {"sae": sae, "total": len(latents), "offset": first, "columns": table.columns, "rows": rows}
 
     def latent(self, sae: str, latent: int) -> dict:
         """Everything of one latent."""
-        return latent_page.latent(self, self.sae(sae), self.check(sae, latent))
+        return latent_page(self.store, self._labels, self.store.sae(sae), self.store.check(sae, latent))
 
     def briefs(self, sae: str, ids: Sequence[int]) -> dict:
         """{"17": {"top_tokens", "explanation", "label", "max"}} of up to 500 latents."""
-        keys = [key_of(self.sae(sae).id, self.check(sae, i)) for i in ids[: listing.MOST]]
-        rows = latent_page.rows_of(self, keys)
-        return {
-            str(row["latent"]): {key: row[key] for key in ("top_tokens", "explanation", "label", "max")} for row in rows
-        }
+        keys = [key_of(self.store.sae(sae).id, self.store.check(sae, i)) for i in ids[:MOST]]
+        rows = rows_of(self.store, keys, self._labels.of_latents(sae))
+        shown = ("top_tokens", "explanation", "label", "max")
+        return {str(row["latent"]): {key: row[key] for key in shown} for row in rows}
 
     def splits(
-        self,
-        pair: str | None = None,
-        kind: str = "splits",
-        offset: int = 0,
-        limit: int = 50,
-        *,
-        search: str | None = None,
-        min_score: float | None = None,
-        label: str | None = None,
+        self, pair: str | None = None, kind: str = "splits", offset: int = 0, limit: int = 50, **filters
     ) -> dict:
-        """Split candidates of a pair of SAEs, best first. kind: splits, merges or base; pair None takes the first of that kind.
+        """Split candidates of a pair of SAEs, best first.
 
-        search: a latent's number or the beginning of a token, of the parent or a child.
+        kind: splits, merges or base; pair None takes the first of that kind.
+
+        filters: search, a latent's number or the beginning of a token, of the parent or a child; min_score; label, as
+        it counts.
         """
-        return pair_pages.splits(self, pair, kind, offset, limit, search, min_score, label)
+        return splits_page(self.store, self._labels, self._searched, pair, kind, offset, limit, **filters)
 
     def split(self, id: str) -> dict:
         """One candidate with its flow, tokens and windows, exact from the run's firings."""
-        return pair_pages.split(self, id)
+        return split_page(self.store, self._labels, id)
 
     def compare_latents(self, a: tuple[str, int], b: tuple[str, int]) -> dict:
         """Two latents of any SAEs over the same text, exact from the run's firings."""
-        for sae, latent in (a, b):
-            self.check(sae, latent)
-        return pair_pages.compare(self, a, b)
+        return compare_page(self.store, self._labels, a, b)
 
     def search(self, text: str, limit: int = 50) -> dict:
         """Latents of any SAE by their explanation's words, then by their top tokens."""
-        found = searching.best(self.ask, self._columns, text, max(0, min(limit, listing.MOST)))
-        return {"rows": [{**self.named(key), "where": where, "text": said} for key, where, said in found]}
+        latents = best(self.store, self._tables, text, max(0, min(limit, MOST)))
+        return {"rows": [{**self.store.named(key), "where": where, "text": said} for key, where, said in latents]}
 
-    def set_label(self, target: dict, label: str | None, note: str = "") -> dict:
-        """target: {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}. label: one of LABELS, "" or None to take it away.
+    def set_label(self, target: dict, label: str | None, note: str = "") -> None:
+        """target: {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}.
+
+        label: one of LABELS, "" or None to take it away.
 
         Raises KeyError for a target that is not there, UserError for an unknown label and where it cannot be written.
         """
         kind = target.get("kind")
         if kind == "latent":
-            facts, latent = self.sae(target.get("sae")), self.check(target.get("sae"), target.get("latent"))
-            said = labels.add(self.run_folder, kind, f"{facts.name}:{latent}", facts.weights, label, note)
+            sae = target.get("sae")
+            name = f"{sae}:{self.store.check(sae, target.get('latent'))}"
         elif kind == "split":
-            said = labels.add(
-                self.run_folder, kind, str(target.get("id")), self.weights_of_split(str(target.get("id"))), label, note
-            )
+            name = str(target.get("id"))
         else:
             raise KeyError(f"a label is for a latent or a split, not for '{kind}'")
-        return said.as_dict()
+        self._labels.add(kind, name, label, note)
 
-    def labels(self, export: bool = True) -> list[dict]:
-        """Every saying in its order; without export, the ones that count. stale: about weights that are no longer in the run."""
-        sayings = labels.read(self.run_folder)
-        if not export:
-            last = {(saying.kind, saying.target): saying for saying in sayings}
-            sayings = [saying for saying in last.values() if saying.label]
-        return [{**_target(saying), **saying.as_dict(), "stale": not self._holds(saying)} for saying in sayings]
-
-    def sae(self, name: str) -> SaeFacts:
-        if not isinstance(name, str) or name not in self.saes:
-            raise KeyError(f"no SAE '{name}' in this run; known: {', '.join(self.saes)}")
-        return self.saes[name]
-
-    def check(self, sae: str, latent: int) -> int:
-        """The latent, where there is such a one."""
-        if isinstance(latent, bool) or not isinstance(latent, (int, np.integer)) or not 0 <= latent < self.sae(sae).n:
-            raise KeyError(f"no latent {latent} in {sae}; they go from 0 to {self.sae(sae).n - 1}")
-        return int(latent)
-
-    def named(self, key: int) -> dict:
-        """{"sae", "latent"} of a key."""
-        sae, latent = place_of(key)
-        return {"sae": self.by_id[sae].name, "latent": latent}
-
-    def labels_of_latents(self, sae: str) -> dict[int, str]:
-        """latent -> the label that counts, of one SAE."""
-        prefix = f"{sae}:"
-        held = [
-            each
-            for each in labels.read(self.run_folder, "latent")
-            if each.target.startswith(prefix) and self._holds(each)
-        ]
-        return {int(target[len(prefix) :]): label for target, label in labels.current(held).items()}
-
-    def labels_of_splits(self) -> dict[str, str]:
-        return labels.current([each for each in labels.read(self.run_folder, "split") if self._holds(each)])
-
-    def sayings_of(self, kind: str, target: str) -> list[dict]:
-        """Every saying about a target: label, note, when."""
-        held = [each for each in labels.read(self.run_folder, kind, target) if self._holds(each)]
-        return [{"label": each.label or None, "note": each.note, "when": each.when} for each in held]
-
-    def _ask_weights_of_split(self, id: str) -> str:
-        return "+".join(self.by_id[number].weights for number in pair_pages.saes_of(self, id))
-
-    def _holds(self, saying: Saying) -> bool:
-        """Whether what a saying is about is still in the run."""
-        try:
-            if saying.kind == "split":
-                return self.weights_of_split(saying.target) == saying.weights
-            return self.sae(saying.target.rpartition(":")[0]).weights == saying.weights
-        except KeyError:
-            return False
-
-    def keys_found(self, facts: SaeFacts, search: str) -> list[int]:
-        """The keys of the latents of an SAE that a search finds."""
-        return [key_of(facts.id, latent) for latent in np.flatnonzero(self._found(facts, search)).tolist()]
-
-    @cached_property
-    def _empty(self) -> dict[str, set[str]]:
-        """SAE -> the columns in which no latent has a number."""
-        counts = ", ".join(f"COUNT({name})" for name in SCALARS)
-        sql = f"SELECT {counts} FROM latents WHERE key BETWEEN ? AND ?"
-        found = {
-            name: self.ask(sql, (key_of(facts.id, 0), key_of(facts.id + 1, 0) - 1))[0]
-            for name, facts in self.saes.items()
-        }
-        return {
-            name: {column for column, count in zip(SCALARS, each, strict=True) if not count}
-            for name, each in found.items()
-        }
-
-    @cached_property
-    def _columns(self) -> dict[int, Columns]:
-        return {facts.id: Columns(self.ask, facts.id, facts.n, self._scores[name]) for name, facts in self.saes.items()}
-
-    @cached_property
-    def _scores(self) -> dict[str, list[tuple[str, str]]]:
-        """SAE -> the (score, part) that its latents have."""
-        found: dict[str, list[tuple[str, str]]] = {name: [] for name in self.saes}
-        for number, score, part in self.ask("SELECT DISTINCT sae, score, part FROM scores ORDER BY sae, score, part"):
-            found[self.by_id[number].name].append((score, part))
-        return found
-
-
-def _target(saying: Saying) -> dict:
-    """What a saying is about, in the parts that `set_label` takes."""
-    sae, _, latent = saying.target.rpartition(":")
-    return (
-        {"sae": sae, "latent": int(latent), "id": None}
-        if saying.kind == "latent"
-        else {"sae": None, "latent": None, "id": saying.target}
-    )
+    def labels(self) -> list[dict]:
+        """Every saying in its order. stale: about weights that are no longer in the run."""
+        return self._labels.all()

@@ -1,32 +1,41 @@
-"""What the page of a sweep shows, from SWEEP/sweep.json: the cells' changes in the words of the report, and the commands that go on from here."""
+"""What the page of a sweep shows, from SWEEP/sweep.json.
+
+The cells' changes are in the words of the report. Beside them are the commands that go on from here.
+"""
 
 import shlex
 from pathlib import Path
 
 from metasae import files
-from metasae.compare.catalogue import CATALOGUE, GROUPS, Quantity
-from metasae.compare.words import change, reading, towards
+from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.words import towards
 from metasae.errors import UserError
-from metasae.intervals.statistics import is_clear
+from metasae.explore.store.summary import QUANTITIES, facts_of, in_words
 
 RESULT, PLAN = "sweep.json", "plan.json"
-QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
+# of sweep.json: what the page shows as it is
+COPIED = ("title", "seeds", "arms", "subject", "baseline", "settings", "objectives", "front", "best", "time")
 # of a difference: what the pages draw
 ENTRY = ("a", "b", "difference", "percent", "ci95", "percent_ci95", "p_holm", "n_seeds", "note")
 
 
 def is_sweep(folder: str | Path) -> bool:
-    """Whether a folder is a sweep's and not a run's. Raises UserError for one that is neither, or a sweep that has no result yet."""
+    """Whether a folder is a sweep's and not a run's.
+
+    Raises UserError for one that is neither, or a sweep that has no result yet.
+    """
     folder = Path(folder)
     if (folder / RESULT).is_file():
         return True
     if (folder / PLAN).is_file() and (folder / "cells").is_dir():
         raise UserError(
-            f"{folder} is a sweep without a result yet: it has no {RESULT}; run its `metasae sweep` again, which goes on and writes one"
+            f"{folder} is a sweep without a result yet: it has no {RESULT}; run its `metasae sweep` again, which goes "
+            "on and writes one"
         )
     if not (folder / "arms").is_dir():
         raise UserError(
-            f"{folder} is not a run folder (no arms/) nor a sweep (no {RESULT}); give the --out folder of `metasae run` or `metasae sweep`"
+            f"{folder} is not a run folder (no arms/) nor a sweep (no {RESULT}); give the --out folder of "
+            "`metasae run` or `metasae sweep`"
         )
     return False
 
@@ -42,22 +51,8 @@ def sweep_page(folder: str | Path, shown_as: str | None = None) -> dict:
     path, shown = folder / RESULT, shown_as or str(folder)
     result = files.read_json(path)
     try:
-        found = {
-            **{
-                key: result[key]
-                for key in (
-                    "title",
-                    "seeds",
-                    "arms",
-                    "subject",
-                    "baseline",
-                    "settings",
-                    "objectives",
-                    "front",
-                    "best",
-                    "time",
-                )
-            },
+        page = {
+            **{key: result[key] for key in COPIED},
             "run": folder.resolve().name,
             "command": shlex.join(["metasae", "explore", shown]),
             **_conditions(result["base"]),
@@ -67,13 +62,10 @@ def sweep_page(folder: str | Path, shown_as: str | None = None) -> dict:
             "equal_fvu": _equal_fvu(result["equal_fvu"]),
             "confirm": _confirm(result.get("confirm"), folder, shown_as),
         }
-        held = (
-            {key for cell in found["cells"] for key in cell["changes"]}
-            | set(found["objectives"])
-            | set(found["columns"])
-        )
-        held |= {key for rows in (found["equal_fvu"] or {"kinds": {}})["kinds"].values() for key in rows}
-        return found | {"quantities": [_quantity(quantity) for quantity in CATALOGUE if quantity.key in held]}
+        keys = {key for cell in page["cells"] for key in cell["changes"]} | {*page["objectives"], *page["columns"]}
+        if page["equal_fvu"]:
+            keys |= {key for rows in page["equal_fvu"]["kinds"].values() for key in rows}
+        return page | {"quantities": [facts_of(quantity) for quantity in CATALOGUE if quantity.key in keys]}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged or of another version ({error}); run its `metasae sweep` again, which writes it anew"
@@ -104,55 +96,42 @@ def _cell(folder: Path, cell: dict, shown: str) -> dict:
     return {
         **{key: cell[key] for key in kept},
         "kappa": cell["kappa"] and cell["kappa"]["value"],
-        "changes": {
-            key: _worded(QUANTITIES[key], entry) for key, entry in cell["differences"].items() if key in QUANTITIES
-        },
+        "changes": {key: _worded(key, entry) for key, entry in cell["differences"].items() if key in QUANTITIES},
         "command": shlex.join(["metasae", "explore", f"{shown}/cells/{cell['name']}"]) if trained else None,
         "firings": any(place.glob("arms/*/firings/index.json")),
     }
 
 
-def _worded(quantity: Quantity, entry: dict) -> dict:
+def _worded(key: str, entry: dict) -> dict:
     """A difference as the report tells it. way: better, worse, same, or "" for a measure without a direction."""
-    clear = is_clear(entry) and entry.get("p_holm") is not None
-    told = {
-        "clear": clear,
-        "way": towards(quantity, entry),
-        "reading": reading(quantity, entry),
-        "change": change(quantity, entry),
-    }
-    return {**{key: entry[key] for key in ENTRY}, **told}
+    shown = {name: entry[name] for name in ENTRY}
+    return {**shown, **in_words(key, entry), "way": towards(QUANTITIES[key], entry)}
 
 
-def _equal_fvu(found: dict | None) -> dict | None:
+def _equal_fvu(result: dict | None) -> dict | None:
     """Only what the pages show: the words, how many seeds, the interpolation's error, per kind and measure."""
-    if found is None:
+    if result is None:
         return None
     kinds = {
         kind: {
-            key: {**_worded(QUANTITIES[key], entry), "interpolation_error": entry["interpolation_error"]}
+            key: {**_worded(key, entry), "interpolation_error": entry["interpolation_error"]}
             for key, entry in rows.items()
             if key in QUANTITIES
         }
-        for kind, rows in found["kinds"].items()
+        for kind, rows in result["kinds"].items()
     }
-    return {**{key: found[key] for key in ("target", "baseline", "k", "not_done")}, "kinds": kinds}
+    return {**{key: result[key] for key in ("target", "baseline", "k", "not_done")}, "kinds": kinds}
 
 
-def _confirm(found: dict | None, folder: Path, shown_as: str | None) -> dict | None:
+def _confirm(result: dict | None, folder: Path, shown_as: str | None) -> dict | None:
     """The best cell's recipe; the command is told for the folder as it lies now."""
     from metasae.sweep.confirm import command
     from metasae.sweep.folder import SweepFolder
 
-    if found is None or not (folder / found["recipe"]).is_file():
+    if result is None or not (folder / result["recipe"]).is_file():
         return None
     place = Path(shown_as) if shown_as else folder
     return {
-        **{key: found[key] for key in ("cell", "seeds", "note")},
-        "command": command(place / found["recipe"], SweepFolder(place)),
+        **{key: result[key] for key in ("cell", "seeds", "note")},
+        "command": command(place / result["recipe"], SweepFolder(place)),
     }
-
-
-def _quantity(quantity: Quantity) -> dict:
-    kept = ("key", "label", "group", "better", "main", "meaning", "relative", "robust")
-    return {**{key: getattr(quantity, key) for key in kept}, "group_label": GROUPS[quantity.group]}

@@ -1,9 +1,15 @@
-"""Try a text: which latents of every SAE in a run fire at each of its tokens. The one part of the explorer that needs the model."""
+"""Try a text: which latents of every SAE in a run fire at each of its tokens.
+
+The one part of the explorer that needs the model.
+"""
 
 import threading
+from functools import cached_property
 from pathlib import Path
 
+from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
+from metasae.explore.store.stored_text import readable
 
 MOST_TOKENS = 1_000
 
@@ -15,51 +21,41 @@ class Trying:
     """
 
     def __init__(self, run_folder: str | Path):
-        self._folder = Path(run_folder)
-        self._lock = threading.Lock()
-        self._loaded: tuple | None = None
+        self._folder, self._lock = Path(run_folder), threading.Lock()
 
     def __call__(self, text: str) -> dict:
-        """{"tokens": [text of each], "left_out": tokens beyond MOST_TOKENS, "saes": {name: {"fired": [[[latent, value], ...]]}}}.
+        """{"tokens": texts, "left_out": tokens beyond MOST_TOKENS, "saes": {name: {"fired": [[[latent, value]]]}}}.
 
         `fired` has a list for every token, the strongest latent first; values are activations in the model's units.
         Raises UserError when the run has no model, or it cannot be loaded here.
         """
         with self._lock:
-            self._loaded = self._loaded or self._load()
-        host, saes, context = self._loaded
+            host, saes, context = self._loaded
         tokens, x_TD, left_out = _activations(host, text, context)
-        return {
-            "tokens": tokens,
-            "left_out": left_out,
-            "saes": {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()},
-        }
+        fired = {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()}
+        return {"tokens": tokens, "left_out": left_out, "saes": fired}
 
-    def _load(self) -> tuple:
+    @cached_property
+    def _loaded(self) -> tuple:
+        """(host, SAEs by name, tokens of context)."""
         from metasae.data.model.host import Host
         from metasae.recipe.recipe import Recipe
-        from metasae.sae.sae import SAE
 
-        recipe = self._folder / "recipe.toml"
-        if not recipe.is_file():
+        if not (self._folder / "recipe.toml").is_file():
             raise UserError(f"no model to try a text on: {self._folder.name} has no recipe.toml")
-        recipe = Recipe.load(recipe)
+        recipe = Recipe.load(self._folder / "recipe.toml")
         if recipe.text.source == "planted":
             raise UserError("no model to try a text on: this run's activations are planted")
-        folders = sorted(self._folder.glob("arms/*/primary"))
-        if not folders:
-            raise UserError(f"no SAE to try a text on: no arms/*/primary in {self._folder.name}")
-        host = Host.load(recipe.model, recipe.hook.point)
-        return host, {folder.parent.name: SAE.load(folder) for folder in folders}, recipe.text.context
+        arms = sorted(RunFolder(self._folder).trained(), key=lambda arm: arm.label)
+        return Host.load(recipe.model, recipe.hook.point), {arm.label: arm.sae() for arm in arms}, recipe.text.context
 
 
-def _activations(host, text: str, context: int) -> tuple[list[str], "object", int]:
+def _activations(host, text: str, context: int) -> tuple:
     """(texts of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
     import torch
 
     from metasae.data.text.windows import cut, pad, tokenise
-    from metasae.explore.store.stored_text import readable
-    from metasae.explore.store.token_texts import token_texts
+    from metasae.explore.store.text_rows import token_texts
 
     ((_, _, ids),) = tokenise(host.tokenizer, [(0, readable(text))])
     if not len(ids):
@@ -75,16 +71,10 @@ def _activations(host, text: str, context: int) -> tuple[list[str], "object", in
 
 
 def _fired(sae, x_TD) -> list[list]:
-    acts_TN = sae.encode(x_TD).acts
     fired = []
-    for acts_N in acts_TN:
+    for acts_N in sae.encode(x_TD).acts:
         latents = acts_N.nonzero().flatten()
-        values = acts_N[latents]
-        order = values.argsort(descending=True, stable=True)
-        fired.append(
-            [
-                [latent, round(value, 5)]
-                for latent, value in zip(latents[order].tolist(), values[order].tolist(), strict=True)
-            ]
-        )
+        values, order = acts_N[latents].sort(descending=True, stable=True)
+        strongest = zip(latents[order].tolist(), values.tolist(), strict=True)
+        fired.append([[latent, round(value, 5)] for latent, value in strongest])
     return fired

@@ -1,57 +1,79 @@
-"""Builds RUN/explore.sqlite from a run folder, part by part.
+"""Brings RUN/explore.sqlite up to date with a run folder, section by section.
 
-A part is a text, an SAE, two SAEs held against each other, or the overview. Each is written in one transaction together with a
-fingerprint of what it was made from: a build that was killed goes on with the next part, and one of a run that changed writes only
-the parts that changed. The work is done in a file beside the store, which takes its place at the end.
+A section is a text, an SAE, two SAEs compared, or the overview. Each is written in one transaction together with a
+fingerprint of what it was made from: a build that was killed goes on with the next section, and a build of a run that
+changed writes only the sections that changed. The work is done in a file beside the store, which takes its place at the
+end.
 """
 
 import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from metasae.errors import UserError
-from metasae.explore.store.plan import Part, Plan
-from metasae.explore.store.schema import FORMAT, STORE, create, format_of
-from metasae.explore.store.window_blobs import WINDOWS
+from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, STORE, create, pair_name
+from metasae.explore.store.sections import Contents, Section
+from metasae.explore.store.stored_text import StringsOf
 from metasae.progress.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from metasae.explore.store.parts import Job
-    from metasae.explore.store.text_rows import StringsOf
-
 WORKING = f".{STORE}.part"
-# Parts lean on those before them, so they are taken out in the opposite order.
-_ORDER = ("overview", "logits", "interp", "splits", "pair", "sae", "text")
+_ONE, _OTHER = "(SELECT id FROM saes WHERE name = :one)", "(SELECT id FROM saes WHERE name = :other)"
+_KEYS = f"key BETWEEN {{0}} * {LATENTS_OF_SAE} AND {{0}} * {LATENTS_OF_SAE} + {LATENTS_OF_SAE - 1}"
+_KEYS_OF_ONE = _KEYS.format(_ONE)
+# The kind of a section -> its rows: what is to be deleted from where.
+_ROWS = {
+    "text": (
+        *(
+            f"{table} WHERE text IN (SELECT id FROM texts WHERE digest = :one)"
+            for table in ("text_chunks", "vocabulary", "top_tokens")
+        ),
+        "texts WHERE digest = :one",
+    ),
+    "sae": (
+        *(f"{table} WHERE {_KEYS_OF_ONE}" for table in ("latents", "windows", "tokens", "histograms", "edges")),
+        *(f"{table} WHERE sae = {_ONE}" for table in ("meta_latents", "top_tokens")),
+    ),
+    "interp": (
+        *(f"{table} WHERE {_KEYS_OF_ONE}" for table in ("explanations", "senses", "replies")),
+        f"scores WHERE sae = {_ONE}",
+    ),
+    "pair": (
+        f"edges WHERE {_KEYS_OF_ONE} AND other = {_OTHER}",
+        f"edges WHERE {_KEYS.format(_OTHER)} AND other = {_ONE}",
+    ),
+    "splits": (
+        "split_members WHERE split IN (SELECT id FROM splits WHERE pair = :pair)",
+        "splits WHERE pair = :pair",
+        "pairs WHERE name = :pair",
+    ),
+    "logits": (f"logits WHERE {_KEYS_OF_ONE}",),
+    "overview": (),
+}
 
 
-def build(
-    run_folder: str | Path, progress: Progress = SILENT, *, windows: int = WINDOWS, strings: "StringsOf | None" = None
-) -> Path:
+def build(run_folder: str | Path, progress: Progress = SILENT, *, strings: StringsOf | None = None) -> Path:
     """Writes RUN/explore.sqlite and returns its path; what is there and unchanged stays.
 
-    windows: shown of each latent, at most. strings: the text of tokens of the evaluation split; None asks the run's tokenizer.
-    Labels lie in a file of their own and are not touched. Raises UserError for a folder that is no run, a damaged firing store, a
-    tokenizer that cannot be had, and when the disk is full or cannot be written.
+    strings: the text of tokens of the evaluation split; None asks the run's tokenizer. Labels lie in a file of their
+    own and are not touched. Raises UserError for a folder that is no run, a damaged firing store, a tokenizer that
+    cannot be had, and when the disk is full or cannot be written.
     """
-    if windows < 1:
-        raise UserError(f"the explorer shows at least 1 window per latent, not {windows}")
     run_folder = Path(run_folder)
-    plan = Plan(run_folder, windows)
+    contents = Contents(run_folder)
     target, working = run_folder / STORE, run_folder / WORKING
-    wanted = plan.parts()
+    wanted = contents.sections()
     try:
-        if not working.exists() and _done(target) == {part.name: part.fingerprint for part in wanted}:
+        if not working.exists() and _done(target) == {section.name: section.fingerprint for section in wanted}:
             return target
         # torch is imported where there is something to write, and not to find that there is nothing
-        from metasae.explore.store.parts import Job
+        from metasae.explore.store.writing import Writer
 
         with closing(_open_working(working, target, progress)) as store:
-            _write(store, wanted, Job(plan, strings, progress), progress)
+            _write(store, wanted, Writer(store, contents, strings, progress).write, progress)
         os.replace(working, target)
     except sqlite3.Error as error:
         if "locked" in str(error):
@@ -64,41 +86,49 @@ def build(
     return target
 
 
-def _write(store: sqlite3.Connection, wanted: list[Part], job: "Job", progress: Progress) -> None:
-    from metasae.explore.store.removal import finish, forget, remove
-
+def _write(
+    store: sqlite3.Connection, wanted: list[Section], write: Callable[[Section], None], progress: Progress
+) -> None:
     done = dict(store.execute("SELECT name, fingerprint FROM parts"))
-    obsolete = sorted(
-        done.keys() - {part.name for part in wanted}, key=lambda name: _ORDER.index(name.partition(":")[0])
-    )
-    with _transaction(store):
-        for name in obsolete:
-            forget(store, name)
-    missing = [part for part in wanted if done.get(part.name) != part.fingerprint]
+    obsolete = done.keys() - {section.name for section in wanted}
+    missing = [section for section in wanted if done.get(section.name) != section.fingerprint]
+    with store:
+        store.execute("BEGIN IMMEDIATE")
+        # an SAE's number is looked up to remove what belongs to it, so that the SAEs themselves come last
+        for name in sorted(obsolete, key=lambda name: (name.startswith("sae:"), name)):
+            _remove(store, name)
+            store.execute("DELETE FROM saes WHERE 'sae:' || name = ?", (name,))
+            store.execute("DELETE FROM parts WHERE name = ?", (name,))
     with progress.task("preparing the explorer", len(missing), "parts") as task:
-        for part in missing:
+        for section in missing:
             begin = time.perf_counter()
-            with _transaction(store):
-                remove(store, part.name)
-                job.write(part, store)
-                store.execute(
-                    "INSERT OR REPLACE INTO parts VALUES (?, ?, ?)",
-                    (part.name, part.fingerprint, time.perf_counter() - begin),
-                )
+            with store:
+                store.execute("BEGIN IMMEDIATE")
+                _remove(store, section.name)
+                write(section)
+                row = (section.name, section.fingerprint, time.perf_counter() - begin)
+                store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", row)
             task.advance(1)
-    with _transaction(store):
-        finish(store)
+    with store:
+        store.execute("BEGIN IMMEDIATE")
+        _finish(store)
 
 
-@contextmanager
-def _transaction(store: sqlite3.Connection) -> Iterator[None]:
-    store.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        store.execute("ROLLBACK")
-        raise
-    store.execute("COMMIT")
+def _remove(store: sqlite3.Connection, name: str) -> None:
+    """Takes the rows of a section out of the store. The number of an SAE stays its own."""
+    kind, _, of = name.partition(":")
+    one, _, other = of.partition("|")
+    for rows in _ROWS[kind]:
+        store.execute(f"DELETE FROM {rows}", {"one": one, "other": other, "pair": pair_name(one, other)})
+
+
+def _finish(store: sqlite3.Connection) -> None:
+    """What follows from all sections together: each latent's best split score, and the index of explanations."""
+    # CROSS JOIN keeps this order: from a latent to its few splits
+    best = """SELECT MAX(s.score) FROM splits s CROSS JOIN pairs p ON p.name = s.pair
+        WHERE s.parent = latents.key AND p.kind <> ?"""
+    store.execute(f"UPDATE latents SET split_score = ({best})", (BASE,))
+    store.execute("INSERT INTO explanation_words (explanation_words) VALUES ('rebuild')")
 
 
 def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Connection:
@@ -111,7 +141,7 @@ def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Co
         shutil.copyfile(target, copy)
         os.replace(copy, working)
     store = sqlite3.connect(working, isolation_level=None, timeout=1) if working.exists() else create(working)
-    # a killed process loses nothing; after a power cut the file is built anew, as its parts follow from the run folder
+    # a killed process loses nothing; after a power cut the file is built anew from the run folder
     store.execute("PRAGMA synchronous = OFF")
     store.execute("PRAGMA locking_mode = EXCLUSIVE")
     store.execute("PRAGMA cache_size = -65536")
@@ -119,17 +149,16 @@ def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Co
 
 
 def _done(path: Path) -> dict[str, str] | None:
-    """The finished parts of a store; None where there is no whole store of this version."""
+    """The finished sections of a store, name -> fingerprint; None where there is no whole store of this version."""
     if not path.is_file():
         return None
     try:
         with closing(sqlite3.connect(path, timeout=1)) as store:
-            if format_of(store) != FORMAT or store.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            ((version,),) = store.execute("PRAGMA user_version")
+            if version != FORMAT or store.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 return None
             return dict(store.execute("SELECT name, fingerprint FROM parts"))
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         if "locked" in str(error):
             raise
-        return None
-    except sqlite3.DatabaseError:
         return None

@@ -1,28 +1,32 @@
-"""Which latents are near a latent: by phi, by decoder cosine, by encoder cosine, by the meta SAE's latents, and matched one to one."""
+"""What ties latents together: neighbours by phi and by cosine, meta-latents, matches one to one, and splits."""
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metasae.explore.store import edge_blobs
-from metasae.explore.store.schema import key_of
-from metasae.measures.cofiring.partners import mutual_partners, top_partners
-from metasae.measures.firing.firings import Firings
+from metasae.explore.store.blobs import pack_edges
+from metasae.explore.store.schema import key_of, pair_name
 from metasae.measures.rows.seeds import match
-from metasae.progress.progress import SILENT, Progress
 from metasae.sae.kernels import fast
 from metasae.sae.sae import SAE
 
 NEIGHBOURS = 10
 SIBLINGS = 50
 TILE = 1024
-# A matching of more rows on a side takes minutes and gigabytes; there the nearest row of the other SAE is shown and called so.
+# A matching of more rows on a side takes minutes and gigabytes. There the nearest row of the other SAE is shown, and
+# the pages call it so.
 MATCHED_UP_TO = 8192
 PHI, COSINE, ENCODER, MATCH, NEAREST, META = "phi", "cosine", "encoder_cosine", "match", "nearest", "meta"
+# What is said of all candidates of a pair together; the rest of a `Splits.as_dict()` is the candidates.
+SUMMARY = (
+    "n_parents", "too_rare", "n_above_0.1", "n_above_0.25", "share_above_0.1", "share_above_0.25", "mean_score",
+    "mean_top",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,17 @@ class Near:
     @property
     def first(self) -> np.ndarray:
         """The value of the nearest, NaN for none: float64 [n]."""
-        if not self.latents.shape[1]:
-            return np.full(len(self.latents), np.nan)
         return np.where(self.latents[:, 0] >= 0, self.values[:, 0], np.nan).astype(np.float64)
 
 
 @torch.no_grad()
 def nearest_rows(rows: Tensor, other: Tensor | None = None, count: int = NEIGHBOURS) -> Near:
-    """rows [a, d], other [b, d]: the rows with the largest cosine, of `other` or of the same matrix but for itself. A zero row has cosine 0."""
-    one, two = (
-        nn.functional.normalize(rows.float(), dim=1),
-        nn.functional.normalize((rows if other is None else other).float(), dim=1),
-    )
+    """rows [a, d], other [b, d]: the rows with the largest cosine, of `other` or else of the same matrix.
+
+    Among its own matrix a row is not its own neighbour. A zero row has cosine 0.
+    """
+    one = nn.functional.normalize(rows.float(), dim=1)
+    two = one if other is None else nn.functional.normalize(other.float(), dim=1)
     able = min(count, len(two) - (other is None))
     latents, values = torch.full((len(one), count), -1), torch.full((len(one), count), torch.nan)
     for start in range(0, len(one) if able else 0, TILE):
@@ -54,23 +57,10 @@ def nearest_rows(rows: Tensor, other: Tensor | None = None, count: int = NEIGHBO
         if other is None:
             own = torch.arange(len(cosines))
             cosines[own, start + own] = -torch.inf
-        found = cosines.topk(able, dim=1)
-        values[start : start + TILE, :able], latents[start : start + TILE, :able] = (
-            found.values.clamp(-1, 1),
-            found.indices,
-        )
+        nearest = cosines.topk(able, dim=1)
+        values[start : start + TILE, :able] = nearest.values.clamp(-1, 1)
+        latents[start : start + TILE, :able] = nearest.indices
     return Near(latents.numpy(), values.numpy())
-
-
-def nearest_phi(firings: Firings, progress: Progress = SILENT) -> Near:
-    """Each latent's closest partners by phi in its own SAE."""
-    partners = top_partners(firings, NEIGHBOURS, progress=progress)
-    return Near(partners.latents, partners.phi)
-
-
-def mutual_phi(one: Firings, other: Firings, progress: Progress = SILENT) -> tuple[Near, Near]:
-    """Each latent's closest partners by phi in the other SAE, both ways."""
-    return tuple(Near(partners.latents, partners.phi) for partners in mutual_partners(one, other, NEIGHBOURS, progress))
 
 
 def encoder_decoder_cosines(sae: SAE) -> np.ndarray:
@@ -80,113 +70,104 @@ def encoder_decoder_cosines(sae: SAE) -> np.ndarray:
     return torch.where(lengths > 0, (columns * rows).sum(1) / lengths, torch.nan).numpy()
 
 
-@dataclass(frozen=True)
-class Rebuilt:
-    """How a meta SAE builds the decoder rows. errors: float64 [n], ||w - wh||^2 / ||w||^2, NaN for a zero row.
-
-    latents, meta_latents int64 [k], weights float64 [k]: the meta-latents that are on for each latent, latents rising.
-    """
-
-    errors: np.ndarray
-    latents: np.ndarray
-    meta_latents: np.ndarray
-    weights: np.ndarray
-    n_meta: int
-
-
-@torch.no_grad()
-def rebuild_rows(sae: SAE, meta_sae: SAE) -> Rebuilt:
-    """By the run's own meta SAE with BatchTopK over the rows, as the penalty saw it at the end."""
-    rows = sae.W_dec.detach().to(meta_sae.W_dec)
-    normalised, mean, std = meta_sae.normalise(rows)
-    kept, _ = fast.select(meta_sae.pre_activations(normalised), meta_sae.config.k * len(rows))
-    rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
-    rebuilt = rebuilt if mean is None else rebuilt * std + mean
-    length = rows.double().square().sum(1)
-    errors = torch.where(length > 0, (rows.double() - rebuilt.double()).square().sum(1) / length, torch.nan)
-    latents = np.repeat(np.arange(len(rows)), np.diff(kept.offsets.numpy()))
-    return Rebuilt(
-        errors.numpy(), latents, kept.latents.numpy().astype(np.int64), kept.values.double().numpy(), meta_sae.n_latents
-    )
-
-
 def write_near(store: sqlite3.Connection, sae: int, kind: str, other: int, near: Near) -> None:
     """other: number of the SAE that the neighbours are in."""
     sizes = (near.latents >= 0).sum(1).tolist()
-    packed = (
-        (key_of(sae, i), kind, other, edge_blobs.pack(near.latents[i, :size], near.values[i, :size]))
-        for i, size in enumerate(sizes)
-        if size
-    )
-    store.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", packed)
+    neighbours = ((i, near.latents[i, :size], near.values[i, :size]) for i, size in enumerate(sizes) if size)
+    _write_edges(store, sae, kind, other, neighbours)
 
 
-def write_meta(store: sqlite3.Connection, sae: int, rebuilt: Rebuilt) -> None:
-    """Of each latent its meta-latents, and of each meta-latent the latents that it helps to build, the largest weight first."""
-    for index, table in ((rebuilt.latents, "edges"), (rebuilt.meta_latents, "meta_latents")):
-        partner = rebuilt.meta_latents if table == "edges" else rebuilt.latents
-        for i, members in _groups(index, partner, rebuilt.weights):
-            packed = edge_blobs.pack(partner[members][:SIBLINGS], rebuilt.weights[members][:SIBLINGS])
-            row = (key_of(sae, i), META, sae, packed) if table == "edges" else (sae, i, packed)
-            store.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+def _write_edges(
+    store: sqlite3.Connection,
+    sae: int,
+    kind: str,
+    other: int,
+    neighbours: Iterable[tuple[int, np.ndarray, np.ndarray]],
+) -> None:
+    """neighbours: (latent, its neighbours in the other SAE, the value of each)."""
+    rows = ((key_of(sae, i), kind, other, pack_edges(latents, values)) for i, latents, values in neighbours)
+    store.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", rows)
 
 
-def _groups(index: np.ndarray, partner: np.ndarray, weights: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(i, the entries with index i, the largest weight first, ties to the lower partner)."""
+@torch.no_grad()
+def write_meta(store: sqlite3.Connection, number: int, sae: SAE, meta_sae: SAE) -> np.ndarray:
+    """How the meta SAE builds the decoder rows, with BatchTopK over the rows, as the penalty saw it at the end.
+
+    Writes of each latent its meta-latents, and of each meta-latent the latents that it helps to build, the largest
+    weight first. Returns the errors ||w - wh||^2 / ||w||^2, float64 [n], NaN for a zero row. number: of the SAE.
+    """
+    rows = sae.W_dec.detach().to(meta_sae.W_dec)
+    normalised, mean, std = meta_sae.normalise(rows)
+    kept, _ = fast.select(meta_sae.pre_activations(normalised), meta_sae.config.k * len(rows))
+    latents = np.repeat(np.arange(len(rows)), np.diff(kept.offsets.numpy()))
+    meta_latents, weights = kept.latents.numpy().astype(np.int64), kept.values.double().numpy()
+    _write_edges(store, number, META, number, _strongest(latents, meta_latents, weights))
+    siblings = _strongest(meta_latents, latents, weights)
+    packed = ((number, i, pack_edges(*members)) for i, *members in siblings)
+    store.executemany("INSERT INTO meta_latents VALUES (?, ?, ?)", packed)
+    rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
+    rebuilt = rebuilt if mean is None else rebuilt * std + mean
+    length = rows.double().square().sum(1)
+    return torch.where(length > 0, (rows.double() - rebuilt.double()).square().sum(1) / length, torch.nan).numpy()
+
+
+def _strongest(
+    index: np.ndarray, partner: np.ndarray, weights: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(i, its partners, their weights) of every i in `index`: the SIBLINGS largest weights, ties to the lower."""
     order = np.lexsort((partner, -weights, index))
     names, first = np.unique(index[order], return_index=True)
-    yield from zip(names.tolist(), np.split(order, first[1:]), strict=True)
+    # not strict: without any entry np.split still gives one empty part
+    for i, members in zip(names.tolist(), np.split(order, first[1:]), strict=False):
+        yield i, partner[members][:SIBLINGS], weights[members][:SIBLINGS]
 
 
 def write_matches(
     store: sqlite3.Connection,
-    sides: tuple[int, int],
-    rows: tuple[Tensor, Tensor],
-    live: tuple[np.ndarray, np.ndarray],
-    near: tuple[Near, Near] | None = None,
+    numbers: Sequence[int],
+    rows: Sequence[Tensor],
+    live: Sequence[np.ndarray],
+    near: Sequence[Near] | None = None,
 ) -> None:
-    """Both ways: the partner in a one-to-one matching of the live latents' decoder rows, or above MATCHED_UP_TO rows the nearest row.
+    """Of two SAEs, both ways: the partner in a one-to-one matching of the live latents' decoder rows.
 
-    near: the `nearest_rows` of each side among all of the other's, where they are known.
+    Above MATCHED_UP_TO rows the nearest row of the other SAE stands for the partner. numbers, rows, live: of each of
+    the two. near: the `nearest_rows` of each among all of the other's, where they are known.
     """
-    (one, two), (a, b) = sides, (_usable(*each) for each in zip(rows, live, strict=True))
-    if not len(a) or not len(b):
+    usable = [np.flatnonzero(on & (w.norm(dim=1) > 0).numpy()) for w, on in zip(rows, live, strict=True)]
+    sizes = [len(latents) for latents in usable]
+    if min(sizes) == 0:
         return
-    if max(len(a), len(b)) > MATCHED_UP_TO:
-        for (sae, mine, w), (other, theirs, v), known in zip(
-            ((one, a, rows[0]), (two, b, rows[1])),
-            ((two, b, rows[1]), (one, a, rows[0])),
-            near or (None, None),
-            strict=True,
-        ):
-            _write_partners(store, NEAREST, sae, mine, other, *_nearest_of(w, mine, v, theirs, known))
+    if max(sizes) > MATCHED_UP_TO:
+        for a, b in ((0, 1), (1, 0)):
+            partners, cosines = _nearest_of(rows[a], usable[a], rows[b], usable[b], near[a] if near else None)
+            _write_partners(store, NEAREST, numbers[a], usable[a], numbers[b], partners, cosines)
         return
-    found = match(rows[0][torch.from_numpy(a)], rows[1][torch.from_numpy(b)])
-    has = found.matched
-    mine, theirs, cosine = a[has], b[found.partner[has]], found.cosine[has]
-    _write_partners(store, MATCH, one, mine, two, theirs, cosine)
-    _write_partners(store, MATCH, two, theirs, one, mine, cosine)
+    matching = match(*(w[torch.from_numpy(latents)] for w, latents in zip(rows, usable, strict=True)))
+    has = matching.matched
+    mine, theirs, cosines = usable[0][has], usable[1][matching.partner[has]], matching.cosine[has]
+    _write_partners(store, MATCH, numbers[0], mine, numbers[1], theirs, cosines)
+    _write_partners(store, MATCH, numbers[1], theirs, numbers[0], mine, cosines)
 
 
 def _nearest_of(
     rows: Tensor, mine: np.ndarray, other: Tensor, theirs: np.ndarray, known: Near | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the rows `mine` the nearest among `theirs`, int64 [m], and its cosine. known: the nearest few among all rows of `other`."""
+    """Of the rows `mine` the nearest among `theirs`, int64 [m], and its cosine.
+
+    known: the nearest few of all of `other`.
+    """
     partner, cosine, missing = np.zeros(len(mine), np.int64), np.zeros(len(mine), np.float32), np.arange(len(mine))
     if known is not None:
         # the first that is among theirs; where none of the few is, the row is compared with all of theirs
         listed, allowed = known.latents[mine], np.append(np.isin(np.arange(len(other)), theirs), False)
         first = allowed[listed].argmax(1)
-        partner, cosine = (each[mine, first].copy() for each in (known.latents, known.values))
+        partner, cosine = known.latents[mine, first], known.values[mine, first]
         missing = np.flatnonzero(~allowed[partner])
     if len(missing):
         near = nearest_rows(rows[torch.from_numpy(mine[missing])], other[torch.from_numpy(theirs)], 1)
         partner[missing], cosine[missing] = theirs[near.latents[:, 0]], near.values[:, 0]
     return partner, cosine
-
-
-def _usable(rows: Tensor, live: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(live & (rows.norm(dim=1) > 0).numpy())
 
 
 def _write_partners(
@@ -198,8 +179,27 @@ def _write_partners(
     partners: np.ndarray,
     values: np.ndarray,
 ) -> None:
-    columns = zip(latents.tolist(), partners, values, strict=True)
-    packed = (
-        (key_of(sae, i), kind, other, edge_blobs.pack(np.array([j]), np.array([value]))) for i, j, value in columns
-    )
-    store.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", packed)
+    """One partner of each latent."""
+    _write_edges(store, sae, kind, other, zip(latents.tolist(), partners[:, None], values[:, None], strict=True))
+
+
+def write_splits(
+    store: sqlite3.Connection, kind: str, names: tuple[str, str], saes: tuple[int, int], splits: Mapping
+) -> None:
+    """Every parent that has a split, with its children. names, saes: parent and child.
+
+    splits: as `Splits.as_dict` has them, with every candidate; those of across.json are the best candidates alone.
+    """
+    pair = pair_name(*names)
+    summary = {key: splits.get(key) for key in SUMMARY}
+    store.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?)", (pair, kind, *saes, json.dumps(summary)))
+    rows, members = [], []
+    for split in splits["ranked"]:
+        name, parent = f"{names[0]}.{split['parent']}.{names[1]}", key_of(saes[0], split["parent"])
+        columns = zip(split["children"], split["phi"], split["shares"], strict=True)
+        children = [{"latent": latent, "phi": phi, "share": share} for latent, phi, share in columns]
+        scores = (split[key] for key in ("score", "coverage", "overlap", "firings"))
+        rows.append((name, pair, parent, *scores, json.dumps(children)))
+        members += [(key, name) for key in (parent, *(key_of(saes[1], child) for child in split["children"]))]
+    store.executemany("INSERT INTO splits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    store.executemany("INSERT OR IGNORE INTO split_members VALUES (?, ?)", members)

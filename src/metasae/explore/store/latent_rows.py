@@ -1,68 +1,56 @@
-"""The rows of one SAE's latents: scalars, windows, tokens and histogram, from one pass over its firings in the order of latents."""
+"""The rows of one SAE's latents: scalars, windows, tokens and histogram, from one pass over its firings by latent."""
 
 import json
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
-from metasae.explore.pages.searching import write_top_tokens
-from metasae.explore.store import token_blobs, window_blobs
+from metasae.explore.store import blobs, window_blobs
 from metasae.explore.store.schema import key_of
-from metasae.explore.store.text_rows import Text
+from metasae.explore.store.text_rows import SplitText
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress.progress import Task
 
 # Firings looked at in one go: about 200 MB.
 CHUNK = 1 << 20
+_INSERT = (
+    "INSERT INTO latents (key, sae, latent, firings, rate, threshold, max, top_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def write_latents(
     store: sqlite3.Connection,
     sae: int,
     view: ByLatent,
-    text: Text,
+    text: SplitText,
     text_number: int,
     threshold: np.ndarray,
-    windows: int,
     task: Task,
 ) -> None:
     """Writes latents, windows, tokens, histograms and top_tokens of an SAE with firings. threshold: float [n]."""
-    searched: list[tuple[int, np.ndarray]] = []
+    searched: list[np.ndarray] = []
     for first, last in ranges(view.indptr, CHUNK):
-        found = list(_latents(first, last, view, text, threshold[first:last], windows))
-        store.executemany(_INSERT, (_scalars(sae, each, text, threshold) for each in found))
-        live = [(key_of(sae, each.latent), each) for each in found if each.firings]
-        store.executemany("INSERT INTO windows VALUES (?, ?)", ((key, each.windows) for key, each in live))
-        store.executemany(
-            "INSERT INTO tokens VALUES (?, ?)",
-            ((key, token_blobs.pack(each.entries, each.with_entry)) for key, each in live),
-        )
-        store.executemany(
-            "INSERT INTO histograms VALUES (?, ?, ?, ?)",
-            ((key, each.low, each.high, each.histogram) for key, each in live),
-        )
-        searched += [(each.latent, each.entries[: token_blobs.SEARCHED]) for _, each in live]
+        searched += _write_block(store, sae, first, last, view, text, threshold[first:last])
         task.advance(last - first)
-    entries = np.concatenate([np.zeros(0, np.int64), *(found for _, found in searched)])
-    latents = np.array([latent for latent, found in searched for _ in found], np.int64)
-    write_top_tokens(store, text_number, sae, entries, latents, view.counts())
+    latents = np.repeat(np.arange(view.n_latents), [len(entries) for entries in searched])
+    entries = np.concatenate([np.zeros(0, np.int64), *searched])
+    # of each token of the vocabulary the latents that have it among their first, those with the most firings first
+    order = np.lexsort((latents, -view.counts()[latents], entries))
+    names, first, sizes = np.unique(entries[order], return_index=True, return_counts=True)
+    latents = latents[order].astype("<i4")
+    places = zip(names.tolist(), first.tolist(), sizes.tolist(), strict=True)
+    rows = ((text_number, entry, sae, latents[begin : begin + size].tobytes()) for entry, begin, size in places)
+    store.executemany("INSERT INTO top_tokens VALUES (?, ?, ?, ?)", rows)
 
 
 def write_bare_latents(store: sqlite3.Connection, sae: int, threshold: np.ndarray, task: Task) -> None:
     """The rows of an SAE without firings: all that is known are its thresholds."""
-    rows = (
-        (key_of(sae, i), sae, i, None, None, finite(value), None, "[]") for i, value in enumerate(threshold.tolist())
-    )
+    thresholds = map(finite, threshold.tolist())
+    rows = ((key_of(sae, i), sae, i, None, None, value, None, "[]") for i, value in enumerate(thresholds))
     store.executemany(_INSERT, rows)
     task.advance(len(threshold))
-
-
-_INSERT = (
-    "INSERT INTO latents (key, sae, latent, firings, rate, threshold, max, top_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
 
 
 def finite(value: float) -> float | None:
@@ -79,57 +67,51 @@ def ranges(indptr: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
         first = last
 
 
-@dataclass(frozen=True)
-class _Latent:
-    """One latent. low, high: ends of its histogram. entries, with_entry: int64 [m], as `token_blobs.top_tokens`. windows, histogram: packed."""
+def _write_block(
+    store: sqlite3.Connection,
+    sae: int,
+    first: int,
+    last: int,
+    view: ByLatent,
+    text: SplitText,
+    threshold: np.ndarray,
+) -> list[np.ndarray]:
+    """Latents first to last - 1, from their firings all at once. threshold: theirs.
 
-    latent: int
-    firings: int
-    low: float
-    high: float
-    histogram: bytes
-    windows: bytes
-    entries: np.ndarray
-    with_entry: np.ndarray
-
-
-def _latents(
-    first: int, last: int, view: ByLatent, text: Text, threshold: np.ndarray, windows: int
-) -> Iterator[_Latent]:
-    """Latents first to last - 1, from their firings all at once. threshold: theirs."""
-    entries = slice(int(view.indptr[first]), int(view.indptr[last]))
-    tokens, values = np.asarray(view.tokens[entries]), np.asarray(view.values[entries])
+    Returns the entries of the vocabulary by which each is searched.
+    """
+    firings = slice(int(view.indptr[first]), int(view.indptr[last]))
+    tokens, values = np.asarray(view.tokens[firings]), np.asarray(view.values[firings])
     counts, n = np.diff(view.indptr[first : last + 1]), last - first
     latent = np.repeat(np.arange(n), counts)
     low, high = extremes(values, counts)
     # activations begin at the threshold, where there is one
     low = np.where(counts > 0, np.minimum(low, np.where(np.isfinite(threshold), np.maximum(threshold, 0), 0)), 0)
-    bins = token_blobs.histograms(latent, values, low, high).astype("<u4")
-    chosen = window_blobs.choose(latent, tokens, values, text.cells, windows)
-    packed = window_blobs.pack(chosen, n, latent, tokens, values, text.n_tokens)
-    most = token_blobs.top_tokens(latent, text.entries[tokens], n, len(text.ids))
-    for i, blob, (top, with_entry) in zip(range(n), packed, most, strict=True):
-        histogram = zlib.compress(bins[i].tobytes(), 1)
-        yield _Latent(first + i, int(counts[i]), float(low[i]), float(high[i]), histogram, blob, top, with_entry)
+    bins = blobs.histograms(latent, values, low, high).astype("<u4")
+    chosen = window_blobs.choose(latent, tokens, values, text.cells)
+    packed = list(window_blobs.pack(chosen, n, latent, tokens, values, text.n_tokens))
+    most = list(blobs.top_tokens(latent, text.entries[tokens], n, len(text.ids)))
 
-
-def _scalars(sae: int, each: _Latent, text: Text, threshold: np.ndarray) -> tuple:
-    named = json.dumps([text.strings[entry] for entry in each.entries[: token_blobs.NAMED].tolist()])
-    rate, strongest = each.firings / max(text.n_tokens, 1), each.high if each.firings else None
-    return (
-        key_of(sae, each.latent),
-        sae,
-        each.latent,
-        each.firings,
-        rate,
-        finite(float(threshold[each.latent])),
-        strongest,
-        named,
-    )
+    keys, live = [key_of(sae, i) for i in range(first, last)], np.flatnonzero(counts).tolist()
+    low, high, counts = low.tolist(), high.tolist(), counts.tolist()
+    scalars = []
+    for i, (entries, _) in enumerate(most):
+        named = json.dumps([text.strings[entry] for entry in entries[: blobs.NAMED].tolist()])
+        rate, strongest = counts[i] / max(text.n_tokens, 1), high[i] if counts[i] else None
+        scalars.append((keys[i], sae, first + i, counts[i], rate, finite(float(threshold[i])), strongest, named))
+    store.executemany(_INSERT, scalars)
+    store.executemany("INSERT INTO windows VALUES (?, ?)", ((keys[i], packed[i]) for i in live))
+    store.executemany("INSERT INTO tokens VALUES (?, ?)", ((keys[i], blobs.pack_tokens(*most[i])) for i in live))
+    rows = ((keys[i], low[i], high[i], zlib.compress(bins[i].tobytes(), 1)) for i in live)
+    store.executemany("INSERT INTO histograms VALUES (?, ?, ?, ?)", rows)
+    return [entries[: blobs.SEARCHED] for entries, _ in most]
 
 
 def extremes(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest value of each latent, float64 [b]; 0 where it never fires. values [c] in the order of latents, counts [b]."""
+    """Smallest and largest value of each latent, float64 [b]; 0 where it never fires.
+
+    values [c]: in the order of latents. counts [b]: of each.
+    """
     low, high = np.zeros(len(counts)), np.zeros(len(counts))
     live = counts > 0
     if live.any():

@@ -1,10 +1,10 @@
-"""The logit lens of a causal model: which next tokens a latent's decoder row makes more and less likely, taken by itself.
+"""The logit lens of a causal model: which next tokens a latent's decoder row alone makes more and less likely.
 
     logits(w) = U (norm(w) - norm(0)),  less their mean over the vocabulary
 
-U is the unembedding and norm the model's last normalisation, so that its gains count and its shift does not; the length of a row
-does not matter. What stands between the hook point and the end of the model is left out (nostalgebraist, "interpreting GPT: the
-logit lens", 2020): a row read far from the end says little here.
+U is the unembedding and norm the model's last normalisation, so that its gains count and its shift does not; the length
+of a row does not matter. What stands between the hook point and the end of the model is left out (nostalgebraist,
+"interpreting GPT: the logit lens", 2020): a row read far from the end says little here.
 """
 
 import json
@@ -16,55 +16,56 @@ from torch import Tensor, nn
 from metasae.data.model.host import Host
 from metasae.data.model.readout import LinearReadOut, readout_of
 from metasae.explore.store.schema import key_of
-from metasae.explore.store.token_texts import token_texts
+from metasae.explore.store.text_rows import token_texts
 
 TOP = 10
 ROWS = 1024
 
 
-def write_logits(store: sqlite3.Connection, sae: int, rows: Tensor, host: Host) -> bool:
-    """rows [n, d]. Whether there was something to write: the model must end in one linear map that takes vectors of width d."""
+def write_logits(store: sqlite3.Connection, sae: int, rows: Tensor, host: Host) -> None:
+    """rows [n, d]. Writes nothing for a model that does not end in one linear map that takes vectors of width d."""
     readout = readout_of(host.model)
     if readout is None or readout.weight.is_meta or readout.weight.shape[1] != rows.shape[1]:
-        return False
+        return
     # the cap of some models bends all logits alike, so it changes no order
     up, down = lens(rows, LinearReadOut(readout.weight, None, None), last_norm(host))
     ids = torch.cat([up[0], down[0]]).unique()
     text = dict(zip(ids.tolist(), token_texts(host.tokenizer, ids.numpy()), strict=True))
-
-    def listed(side: tuple[Tensor, Tensor], row: int) -> list[list]:
-        return [
-            [text[i], float(f"{value:.4g}")]
-            for i, value in zip(side[0][row].tolist(), side[1][row].tolist(), strict=True)
-        ]
-
-    found = ((key_of(sae, i), json.dumps({"up": listed(up, i), "down": listed(down, i)})) for i in range(len(rows)))
-    store.executemany("INSERT INTO logits VALUES (?, ?)", found)
-    return True
+    sides = {"up": up, "down": down}
+    columns = {side: (ids.tolist(), values.tolist()) for side, (ids, values) in sides.items()}
+    for i in range(len(rows)):
+        shown = {
+            side: [[text[token], float(f"{value:.4g}")] for token, value in zip(ids[i], values[i], strict=True)]
+            for side, (ids, values) in columns.items()
+        }
+        store.execute("INSERT INTO logits VALUES (?, ?)", (key_of(sae, i), json.dumps(shown)))
 
 
 @torch.no_grad()
 def lens(
     rows: Tensor, readout: LinearReadOut, norm: nn.Module | None, count: int = TOP
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((ids, values) of the largest logits, (ids, values) of the smallest), each [n, count], the most extreme first. rows [n, d]."""
+    """((ids, values) of the largest logits, (ids, values) of the smallest), each [n, count], the most extreme first.
+
+    rows [n, d].
+    """
     count = min(count, readout.n_vocabulary)
-    sides: tuple[list, list] = ([], [])
+    tiles: list[list[tuple[Tensor, Tensor]]] = [[], []]
     for tile in rows.detach().float().split(ROWS):
         hidden = tile if norm is None else _through(norm, tile)
-        best = [(torch.zeros(len(tile), 0, dtype=torch.int64), torch.zeros(len(tile), 0)) for _ in sides]
+        best = [(torch.zeros(len(tile), 0, dtype=torch.int64), torch.zeros(len(tile), 0))] * 2
         total = torch.zeros(len(tile), 1)
         for start, end in readout.slices():
             logits = readout.logits(hidden, start, end)
             total += logits.sum(1, keepdim=True)
+            new = torch.arange(start, end).expand(len(tile), -1)
             for side, largest in enumerate((True, False)):
-                values = torch.cat([best[side][1], logits], dim=1)
-                ids = torch.cat([best[side][0], torch.arange(start, end).expand(len(tile), -1)], dim=1)
-                found = values.topk(min(count, values.shape[1]), dim=1, largest=largest)
-                best[side] = ids.gather(1, found.indices), found.values
-        for side, (ids, values) in zip(sides, best, strict=True):
+                ids, values = (torch.cat(pair, dim=1) for pair in zip(best[side], (new, logits), strict=True))
+                top = values.topk(min(count, values.shape[1]), dim=1, largest=largest)
+                best[side] = ids.gather(1, top.indices), top.values
+        for side, (ids, values) in zip(tiles, best, strict=True):
             side.append((ids, values - total / readout.n_vocabulary))
-    up, down = ((torch.cat([ids for ids, _ in side]), torch.cat([values for _, values in side])) for side in sides)
+    up, down = (tuple(torch.cat(column) for column in zip(*side, strict=True)) for side in tiles)
     return up, down
 
 
@@ -76,15 +77,14 @@ def _through(norm: nn.Module, tile: Tensor) -> Tensor:
 @torch.no_grad()
 def last_norm(host: Host) -> nn.Module | None:
     """The normalisation whose output enters the unembedding; None where something else stands before it."""
-    made: list[tuple[Tensor, nn.Module]] = []
+    outputs: list[tuple[Tensor, nn.Module]] = []
     entered: list[Tensor] = []
     norms = [module for module in host.model.modules() if "norm" in type(module).__name__.lower()]
     handles = [
-        module.register_forward_hook(lambda module, _, output: made.append((output, module))) for module in norms
+        module.register_forward_hook(lambda module, _, output: outputs.append((output, module))) for module in norms
     ]
-    handles.append(
-        host.model.get_output_embeddings().register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-    )
+    unembedding = host.model.get_output_embeddings()
+    handles.append(unembedding.register_forward_pre_hook(lambda _, args: entered.append(args[0])))
     first = host.bos_id if host.bos_id is not None else host.pad_id
     try:
         host.output(torch.tensor([[first, host.pad_id]]), torch.ones(1, 2, dtype=torch.long))
@@ -92,8 +92,5 @@ def last_norm(host: Host) -> nn.Module | None:
         for handle in handles:
             handle.remove()
     # a slice of the last positions is a view of the same numbers
-    return (
-        next((module for output, module in reversed(made) if torch.equal(output, entered[-1])), None)
-        if entered
-        else None
-    )
+    same = (module for output, module in reversed(outputs) if entered and torch.equal(output, entered[-1]))
+    return next(same, None)

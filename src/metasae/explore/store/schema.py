@@ -1,7 +1,8 @@
 """The tables of RUN/explore.sqlite, and how a place in them is named.
 
-A latent's key is number of its SAE x 2^24 + latent: one integer, so that its rows lie together and are found at once. Arrays of a
-latent (windows, tokens, neighbours) are packed little-endian into one blob each, as a row for each entry would take ten times the room.
+A latent's key is the number of its SAE x 2^24 + latent: one integer, so that its rows lie together and are found at
+once. Arrays of a latent (windows, tokens, neighbours) are packed little-endian into one blob each, as a row for each
+entry would take ten times the room.
 """
 
 import sqlite3
@@ -34,42 +35,61 @@ MEANINGS = {
     "nearest_phi": "phi (correlation of firing) with the other latent of its SAE that it fires with most",
     "nearest_cosine": "cosine of its decoder row with the row of its SAE nearest to it",
     "encoder_cosine": "cosine of its encoder column with its own decoder row",
-    "meta_e": "share of its decoder row that the run's own meta SAE leaves unexplained; only arms with a meta SAE have it",
-    "split_score": "coverage x (1 - overlap) x smallest share of its best split into latents of another SAE, on held-out blocks",
+    "meta_e": (
+        "share of its decoder row that the run's own meta SAE leaves unexplained; only arms with a meta SAE have it"
+    ),
+    "split_score": (
+        "coverage x (1 - overlap) x smallest share of its best split into latents of another SAE, on held-out blocks"
+    ),
 }
-INDEXED = tuple(SCALARS)
-# Kinds of pairs of SAEs: latents of the baseline in another arm, the other way round, and of the baseline in its own next seed, the base rate.
+# Kinds of pairs of SAEs: latents of the baseline in another arm; the other way round; latents of the baseline in its
+# own next seed, which is the base rate.
 SPLITS, MERGES, BASE = "splits", "merges", "base"
 KINDS = (SPLITS, MERGES, BASE)
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE parts (name TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE saes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, arm TEXT NOT NULL, seed INTEGER NOT NULL, n INTEGER NOT NULL,
-    live INTEGER, text INTEGER, n_tokens INTEGER, weights TEXT NOT NULL, has_firings INTEGER NOT NULL, has_meta INTEGER NOT NULL);
-CREATE TABLE texts (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, n_tokens INTEGER NOT NULL, stretches BLOB NOT NULL);
-CREATE TABLE text_chunks (text INTEGER, chunk INTEGER, entries BLOB NOT NULL, strings BLOB, PRIMARY KEY (text, chunk)) WITHOUT ROWID;
-CREATE TABLE vocabulary (text INTEGER, entry INTEGER, token INTEGER NOT NULL, count INTEGER NOT NULL, string TEXT NOT NULL, folded TEXT NOT NULL,
-    PRIMARY KEY (text, entry)) WITHOUT ROWID;
+CREATE TABLE saes (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, arm TEXT NOT NULL, seed INTEGER NOT NULL, n INTEGER NOT NULL,
+    live INTEGER, text INTEGER, n_tokens INTEGER, weights TEXT NOT NULL, has_firings INTEGER NOT NULL,
+    has_meta INTEGER NOT NULL);
+CREATE TABLE texts (
+    id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, n_tokens INTEGER NOT NULL, stretches BLOB NOT NULL);
+CREATE TABLE text_chunks (
+    text INTEGER, chunk INTEGER, entries BLOB NOT NULL, strings BLOB, PRIMARY KEY (text, chunk)) WITHOUT ROWID;
+CREATE TABLE vocabulary (
+    text INTEGER, entry INTEGER, token INTEGER NOT NULL, count INTEGER NOT NULL, string TEXT NOT NULL,
+    folded TEXT NOT NULL, PRIMARY KEY (text, entry)) WITHOUT ROWID;
 CREATE INDEX vocabulary_folded ON vocabulary (text, folded);
-CREATE TABLE latents (key INTEGER PRIMARY KEY, sae INTEGER NOT NULL, latent INTEGER NOT NULL, firings INTEGER, rate REAL, threshold REAL, max REAL,
-    nearest_phi REAL, nearest_cosine REAL, encoder_cosine REAL, meta_e REAL, split_score REAL, top_tokens TEXT NOT NULL);
+CREATE TABLE latents (
+    key INTEGER PRIMARY KEY, sae INTEGER NOT NULL, latent INTEGER NOT NULL, firings INTEGER, rate REAL, threshold REAL,
+    max REAL, nearest_phi REAL, nearest_cosine REAL, encoder_cosine REAL, meta_e REAL, split_score REAL,
+    top_tokens TEXT NOT NULL);
 CREATE TABLE windows (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE tokens (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE histograms (key INTEGER PRIMARY KEY, low REAL NOT NULL, high REAL NOT NULL, counts BLOB NOT NULL);
-CREATE TABLE top_tokens (text INTEGER, entry INTEGER, sae INTEGER, data BLOB NOT NULL, PRIMARY KEY (text, entry, sae)) WITHOUT ROWID;
+CREATE TABLE top_tokens (
+    text INTEGER, entry INTEGER, sae INTEGER, data BLOB NOT NULL, PRIMARY KEY (text, entry, sae)) WITHOUT ROWID;
 CREATE TABLE explanations (key INTEGER PRIMARY KEY, text TEXT NOT NULL, judge TEXT);
 CREATE TABLE replies (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
-CREATE VIRTUAL TABLE explanation_words USING fts5 (text, content='explanations', content_rowid='key', tokenize="unicode61 remove_diacritics 2",
-    prefix='1 2 3');
-CREATE TABLE scores (sae INTEGER, score TEXT, part TEXT, latent INTEGER, value REAL, chance REAL, PRIMARY KEY (sae, latent, score, part))
-    WITHOUT ROWID;
-CREATE TABLE edges (key INTEGER, kind TEXT, other INTEGER, data BLOB NOT NULL, PRIMARY KEY (key, kind, other)) WITHOUT ROWID;
-CREATE TABLE meta_latents (sae INTEGER, meta_latent INTEGER, data BLOB NOT NULL, PRIMARY KEY (sae, meta_latent)) WITHOUT ROWID;
-CREATE TABLE senses (key INTEGER, word TEXT, sense TEXT, recall REAL, share REAL, f1 REAL, PRIMARY KEY (key, word, sense)) WITHOUT ROWID;
+CREATE VIRTUAL TABLE explanation_words USING fts5 (
+    text, content='explanations', content_rowid='key', tokenize="unicode61 remove_diacritics 2", prefix='1 2 3');
+CREATE TABLE scores (
+    sae INTEGER, score TEXT, part TEXT, latent INTEGER, value REAL, chance REAL,
+    PRIMARY KEY (sae, latent, score, part)) WITHOUT ROWID;
+CREATE TABLE edges (
+    key INTEGER, kind TEXT, other INTEGER, data BLOB NOT NULL, PRIMARY KEY (key, kind, other)) WITHOUT ROWID;
+CREATE TABLE meta_latents (
+    sae INTEGER, meta_latent INTEGER, data BLOB NOT NULL, PRIMARY KEY (sae, meta_latent)) WITHOUT ROWID;
+CREATE TABLE senses (
+    key INTEGER, word TEXT, sense TEXT, recall REAL, share REAL, f1 REAL, PRIMARY KEY (key, word, sense)) WITHOUT ROWID;
 CREATE TABLE logits (key INTEGER PRIMARY KEY, data TEXT NOT NULL);
-CREATE TABLE pairs (name TEXT PRIMARY KEY, kind TEXT NOT NULL, parent INTEGER NOT NULL, child INTEGER NOT NULL, summary TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE splits (id TEXT PRIMARY KEY, pair TEXT NOT NULL, parent INTEGER NOT NULL, score REAL NOT NULL, coverage REAL, overlap REAL,
+CREATE TABLE pairs (
+    name TEXT PRIMARY KEY, kind TEXT NOT NULL, parent INTEGER NOT NULL, child INTEGER NOT NULL,
+    summary TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE splits (
+    id TEXT PRIMARY KEY, pair TEXT NOT NULL, parent INTEGER NOT NULL, score REAL NOT NULL, coverage REAL, overlap REAL,
     firings INTEGER, children TEXT NOT NULL);
 CREATE INDEX splits_parent ON splits (parent, score);
 CREATE INDEX splits_pair ON splits (pair, score DESC);
@@ -81,23 +101,23 @@ def key_of(sae: int, latent: int) -> int:
     return sae * LATENTS_OF_SAE + latent
 
 
-def place_of(key: int) -> tuple[int, int]:
-    """(number of the SAE, latent)."""
-    return divmod(key, LATENTS_OF_SAE)
+def keys_of(sae: int) -> tuple[int, int]:
+    """The first and the last key that a latent of an SAE can have, for BETWEEN."""
+    return key_of(sae, 0), key_of(sae + 1, 0) - 1
+
+
+def pair_name(parent: str, child: str) -> str:
+    return f"{parent} -> {child}"
 
 
 def create(path: Path) -> sqlite3.Connection:
     """A new store, open for writing."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.executescript(TABLES)
-    for column in INDEXED:
+    for column in SCALARS:
         connection.execute(f"CREATE INDEX latents_{column} ON latents (sae, {column})")
     connection.execute(f"PRAGMA user_version = {FORMAT}")
     return connection
-
-
-def format_of(connection: sqlite3.Connection) -> int:
-    return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
 def damaged(path: Path, error: Exception | str) -> UserError:

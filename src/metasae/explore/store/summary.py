@@ -1,18 +1,17 @@
 """The overview of a run: verdict, measures, histograms and training curves, gathered from the run folder's files."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from metasae import files
-from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE
+from metasae.arms.folder import Arm, read_object
+from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity
 from metasae.compare.words import change, reading
 from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
-from metasae.explore.store.members import Member
 from metasae.files import json_safe
 from metasae.interp.differences import score_differences
 from metasae.intervals.statistics import is_clear
@@ -20,42 +19,57 @@ from metasae.recipe.recipe import Recipe
 
 POINTS = 300
 CURVES = ("tokens", "fvu", "penalty", "aux")
-# In what a point of the Pareto plot is read: key -> path in measures.json.
+# Where the numbers of the Pareto plot are in measures.json.
 PARETO = {
     "fvu": ("fidelity", "fvu"),
     "mean_abs_phi": ("cooccurrence", "mean_abs_phi"),
     "nearest_phi": ("cooccurrence", "nearest_phi"),
     "meta_ve_excess": ("decomposability", "meta_ve_excess"),
 }
+QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
 
 
-def overview_of(run_folder: Path, members: Sequence[Member], saes: Sequence[dict], causal: bool) -> dict:
-    """saes: what the store knows of each. What the run folder lacks is None or empty."""
-    path = run_folder / "compare.json"
-    compared = files.read_json(path) if path.is_file() else {}
-    measured = [member for member in members if member.measures]
-    conditions = compared.get("conditions") or {}
-    texts = [_at(member.measures, ("conditions", "n_tokens")) for member in measured]
+def overview_of(run_folder: Path, arms: Sequence[Arm], saes: Sequence[dict], causal: bool) -> dict:
+    """saes: what the store knows of each arm. What the run folder lacks is None or empty."""
+    compared = read_object(run_folder / "compare.json")
+    measures = {arm.label: arm.measures() for arm in arms}
+    measured = [arm for arm in arms if measures[arm.label]]
+    of = {arm.label: measures[arm.label] for arm in measured}
+    recipe = Recipe.load(run_folder / "recipe.toml") if (run_folder / "recipe.toml").is_file() else None
+    planted = recipe is not None and recipe.text.source == "planted"
+    model = None if recipe is None else "planted world" if planted else recipe.model.name or recipe.model.path
+    subject = {"hook": None if recipe is None or planted else recipe.hook.point, "model": model}
+    texts = [_at(measured, ("conditions", "n_tokens")) for measured in of.values()]
     return json_safe(
         {
             "run": run_folder.resolve().name,
             "verdict": compared.get("verdict"),
-            "conditions": conditions,
+            "conditions": compared.get("conditions") or {},
             "baseline": compared.get("baseline"),
-            "missing": compared.get("missing", [member.name for member in members if not member.measures]),
-            "saes": [{**sae, **_numbers(member, run_folder)} for member, sae in zip(members, saes, strict=True)],
-            "quantities": _quantities(),
+            "missing": compared.get("missing", [arm.label for arm in arms if arm not in measured]),
+            "saes": [
+                {**sae, **{key: _at(measures[sae["name"]], ("fidelity", key)) for key in ("l0", "fvu")}, **subject}
+                for sae in saes
+            ],
+            "quantities": [facts_of(quantity) for quantity in CATALOGUE],
             "note": WHY_NOT_PHI_ALONE,
             "arms": {
                 arm: {key: entry[key] for key in ("seeds", "means", "intervals", "values")}
                 for arm, entry in compared.get("arms", {}).items()
             },
-            "pairs": {name: _worded(pair) for name, pair in compared.get("pairs", {}).items()},
-            "pareto": [_point(member) for member in measured],
-            "phi_histogram": _histograms(measured, ("cooccurrence", "histogram"), "edges"),
-            "rates": _histograms(measured, ("fidelity", "rates", "histogram"), "log10_edges"),
+            "pairs": {
+                name: {key: {**entry, **in_words(key, entry)} for key, entry in pair.items() if key in QUANTITIES}
+                for name, pair in compared.get("pairs", {}).items()
+            },
+            "pareto": [
+                {"name": arm.label, "arm": arm.name, "seed": arm.seed}
+                | {key: _at(of[arm.label], path) for key, path in PARETO.items()}
+                for arm in measured
+            ],
+            "phi_histogram": _histograms(of, ("cooccurrence", "histogram"), "edges"),
+            "rates": _histograms(of, ("fidelity", "rates", "histogram"), "log10_edges"),
             "scores": score_differences(run_folder),
-            "training": {member.name: training_curve(member.folder / "metrics.jsonl") for member in members},
+            "training": {arm.label: _training_curve(arm) for arm in arms},
             "causal": causal,
             "tokens": next((count for count in texts if count is not None), None),
         }
@@ -89,72 +103,37 @@ def _cached_config(model) -> Path | None:
     """The configuration of a model on the hub, where it was downloaded before."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model.source, "config.json", revision=model.revision or None)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(model.source, "config.json", revision=model.revision or None)
+    return Path(path) if isinstance(path, str) else None
 
 
-def _numbers(member: Member, run_folder: Path) -> dict:
-    recipe = Recipe.load(run_folder / "recipe.toml") if (run_folder / "recipe.toml").is_file() else None
-    planted = recipe is not None and recipe.text.source == "planted"
+def in_words(key: str, entry: dict) -> dict:
+    """What a report says of a difference. clear: after Holm's correction, so that only main measures can be."""
+    quantity = QUANTITIES[key]
     return {
-        "l0": _at(member.measures, ("fidelity", "l0")),
-        "fvu": _at(member.measures, ("fidelity", "fvu")),
-        "hook": None if recipe is None or planted else recipe.hook.point,
-        "model": None if recipe is None else "planted world" if planted else recipe.model.name or recipe.model.path,
+        "clear": is_clear(entry) and entry.get("p_holm") is not None,
+        "reading": reading(quantity, entry),
+        "change": change(quantity, entry),
     }
 
 
-def _worded(pair: dict) -> dict:
-    """The differences of a pair of arms, each with the words of the report. clear: after Holm's correction, so main measures alone can be."""
-    known = {q.key: q for q in CATALOGUE}
+def facts_of(quantity: Quantity) -> dict:
+    """What the pages are told of a measure."""
     return {
-        key: {
-            **entry,
-            "clear": is_clear(entry) and entry.get("p_holm") is not None,
-            "reading": reading(known[key], entry),
-            "change": change(known[key], entry),
-        }
-        for key, entry in pair.items()
-        if key in known
-    }
+        "key": quantity.key, "label": quantity.label, "group": quantity.group, "group_label": GROUPS[quantity.group],
+        "better": quantity.better, "main": quantity.main, "meaning": quantity.meaning, "relative": quantity.relative,
+        "speaks_of": quantity.speaks_of, "robust": quantity.robust,
+    }  # fmt: skip
 
 
-def _quantities() -> list[dict]:
-    return [
-        {
-            "key": q.key, "label": q.label, "group": q.group, "group_label": GROUPS[q.group], "better": q.better, "main": q.main,
-            "meaning": q.meaning, "relative": q.relative, "speaks_of": q.speaks_of, "robust": q.robust,
-        }
-        for q in CATALOGUE
-    ]  # fmt: skip
+def _histograms(measures: Mapping[str, dict], path: tuple[str, ...], edges: str) -> dict:
+    entries = {name: _at(measured, path) for name, measured in measures.items()}
+    return {name: {"edges": entry[edges], "counts": entry["counts"]} for name, entry in entries.items() if entry}
 
 
-def _point(member: Member) -> dict:
-    return {
-        "name": member.name,
-        "arm": member.arm,
-        "seed": member.seed,
-        **{key: _at(member.measures, path) for key, path in PARETO.items()},
-    }
-
-
-def _histograms(measured: Sequence[Member], path: tuple[str, ...], edges: str) -> dict:
-    found = {member.name: _at(member.measures, path) for member in measured}
-    return {name: {"edges": entry[edges], "counts": entry["counts"]} for name, entry in found.items() if entry}
-
-
-def training_curve(path: Path) -> list[dict]:
-    """At most POINTS rows of a metrics.jsonl, evenly spaced, the last one among them; a line cut off by a kill is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append({key: row[key] for key in CURVES if row.get(key) is not None})
+def _training_curve(arm: Arm) -> list[dict]:
+    """At most POINTS rows of the arm's metrics, evenly spaced, the last one among them."""
+    rows = [{key: row[key] for key in CURVES if row.get(key) is not None} for row in arm.metrics()]
     if len(rows) <= POINTS:
         return rows
     return [rows[place] for place in np.linspace(0, len(rows) - 1, POINTS).round().astype(int)]

@@ -3,7 +3,6 @@
 import json
 import sqlite3
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,25 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from metasae.arms.source import Source
-from metasae.data.model.loading import quiet, refusal
-from metasae.data.model.model_folder import local_folder
-from metasae.data.text import hub
+from metasae.data.model.tokenizer import load_tokenizer
 from metasae.errors import UserError
-from metasae.explore.store.stored_text import CHUNK, folded, readable, stretches_of
-from metasae.explore.store.token_texts import token_texts
+from metasae.explore.store.stored_text import CHUNK, StringsOf, folded, readable, stretches_of
 from metasae.explore.store.window_blobs import Cells
 from metasae.interp.windows import planted_strings, token_strings
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT
 from metasae.recipe.recipe import Recipe
 
-# tokens int64 [m] of the split -> the text of each
-StringsOf = Callable[[np.ndarray], list[str]]
-
 
 @dataclass(frozen=True)
 class Strings:
-    """The text of a split's tokens. shown: on the pages. asked: as auto-interp shows it to judges. per_token: tokens of one id read differently."""
+    """The text of a split's tokens. shown: on the pages. asked: as auto-interp shows it to judges.
+
+    per_token: tokens of one id read differently.
+    """
 
     shown: StringsOf
     asked: StringsOf
@@ -37,10 +33,11 @@ class Strings:
 
 
 @dataclass(frozen=True)
-class Text:
-    """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry. stretches: as `stretches_of`.
+class SplitText:
+    """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry.
 
-    strings: of the vocabulary's entries [V]. own: whether tokens of one id read differently, so that every token has its string.
+    stretches: as `stretches_of`. strings: of the vocabulary's entries [V]. own: of every token, where tokens of one id
+    read differently.
     """
 
     entries: np.ndarray
@@ -59,8 +56,11 @@ class Text:
         return Cells.of(self.entries, self.stretches[0])
 
 
-def text_of(firings: Firings, strings: Strings) -> Text:
-    """Where strings differ between tokens of one id, as in a planted world, the vocabulary has what stands before the first `/`."""
+def text_of(firings: Firings, strings: Strings) -> SplitText:
+    """The evaluation text of some firings.
+
+    Where tokens of one id read differently, as in a planted world, the vocabulary has what stands before the first `/`.
+    """
     ids, first, entries, counts = np.unique(
         np.asarray(firings.tokens), return_index=True, return_inverse=True, return_counts=True
     )
@@ -69,14 +69,15 @@ def text_of(firings: Firings, strings: Strings) -> Text:
         named = [string.split("/")[0] for string in named]
         own = [readable(string) for string in strings.shown(np.arange(firings.n_tokens))]
     stretches = stretches_of(np.asarray(firings.documents), np.asarray(firings.positions))
-    return Text(
+    return SplitText(
         entries.reshape(-1).astype(np.int64), ids.astype(np.int64), counts.astype(np.int64), stretches, named, own
     )
 
 
-def write_text(store: sqlite3.Connection, number: int, digest: str, text: Text) -> None:
+def write_text(store: sqlite3.Connection, digest: str, text: SplitText) -> None:
     packed = zlib.compress(np.ascontiguousarray(text.stretches, "<i8").tobytes(), 6)
-    store.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", (number, digest, text.n_tokens, packed))
+    row = (digest, text.n_tokens, packed)
+    number = store.execute("INSERT INTO texts (digest, n_tokens, stretches) VALUES (?, ?, ?)", row).lastrowid
     columns = (text.ids.tolist(), text.counts.tolist(), text.strings)
     rows = (
         (number, entry, token, count, string, folded(string))
@@ -100,22 +101,36 @@ def strings_of_run(run_folder: Path, firings: Firings) -> Strings:
         source = Source(recipe, run_folder, "cpu", SILENT)
         planted = planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))
         return Strings(planted, planted, per_token=True)
-    tokenizer, tokens = _tokenizer(recipe.model), np.asarray(firings.tokens)
+    tokenizer, tokens = load_tokenizer(recipe.model), np.asarray(firings.tokens)
     return Strings(lambda places: token_texts(tokenizer, tokens[places]), token_strings(tokenizer, tokens))
 
 
-def _tokenizer(model):
-    """The tokenizer alone: reading the weights would take longer than all the rest."""
-    import transformers
+def token_texts(tokenizer, ids) -> list[str]:
+    """ids: int [m], of the vocabulary -> the text of each as after another word, leading space included.
 
-    folder = local_folder(model)
-    unreachable = "" if folder is not None else hub.unreachable()
-    options = {"trust_remote_code": model.trust_remote_code, "local_files_only": bool(folder or unreachable)}
-    if folder is None and model.revision:
-        options["revision"] = model.revision
-    with quiet():
-        try:
-            return transformers.AutoTokenizer.from_pretrained(str(folder or model.source), **options)
-        except Exception as error:
-            # transformers, the hub's client and a tokenizer's own code raise errors of every kind
-            raise refusal(error, model, unreachable) from error
+    A token that is a part of a character is shown as its bytes: `<0xE2><0x80>`.
+    """
+    ids = np.asarray(ids, np.int64)
+    decoded = token_strings(tokenizer, ids)(np.arange(len(ids)))
+    bytes_of = _byte_of_letter()
+    return [
+        readable(_bytes(tokenizer.convert_ids_to_tokens(number), bytes_of) if "\ufffd" in text else text)
+        for number, text in zip(ids.tolist(), decoded, strict=True)
+    ]
+
+
+def _bytes(piece: str, bytes_of: dict[str, int]) -> str:
+    if all(letter in bytes_of for letter in piece):
+        return "".join(f"<0x{bytes_of[letter]:02X}>" for letter in piece)
+    # sentencepiece writes the byte itself in this way
+    return piece
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """Letter -> byte, as in GPT-2's table.
+
+    Byte-level tokenizers write printable Latin-1 as itself, the other bytes in order as the letters from U+0100 on.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -1,40 +1,40 @@
 """The windows of text that show a latent: which of its firings, and how they are packed.
 
-Text is cut into cells of LENGTH tokens, document by document; in each cell a latent's strongest firing (the first of equals) is a
-peak. A window is LENGTH tokens round its peak, moved where a document begins or ends. Peaks whose windows have the same tokens
-as a stronger one's are left out. The others, strong to weak, are cut into tenths: decile 9 is the strongest. Of each of the
-nine weaker tenths a few are shown, evenly spaced; all that are left over go to the strongest.
+Text is cut into cells of LENGTH tokens, document by document; in each cell a latent's strongest firing (the first of
+equals) is a peak. A window is LENGTH tokens round its peak, moved where a document begins or ends. Peaks whose windows
+have the same tokens as a stronger one's are left out. The others, strong to weak, are cut into tenths: decile 9 is the
+strongest. Of each of the nine weaker tenths a few are shown, evenly spaced; all that are left over go to the strongest.
 
-Packed, zlib: number of windows uint16 w; start int32 [w]; length, peak, decile, firings uint8 [w]; then of all firings in the
-windows, in order, offset uint8 and value float32.
+Packed, zlib: number of windows uint16 w; start int32 [w]; length, peak, decile, firings uint8 [w]; then of all firings
+in the windows, in order, offset uint8 and value float32.
 """
 
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
+from metasae.explore.store.blobs import short
 from metasae.explore.store.schema import unzipped
 
 LENGTH = 32
 BEFORE = LENGTH // 2
 WINDOWS = 40
-_ROLL = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A text as windows are cut from it. cell: int32 [T]. begin, end: int64 [T], of the stretch round each token, int32 where T allows.
+    """A text as windows are cut from it. cell: int32 [T]. begin, end: int32 [T], of the stretch round each token.
 
-    hashes: uint64 [T + 1], rolling: windows of equal length with equal tokens have equal differences.
+    content: int64 [T], equal where the windows that begin at two tokens have the same tokens.
     """
 
     cell: np.ndarray
     begin: np.ndarray
     end: np.ndarray
-    hashes: np.ndarray
-    powers: np.ndarray
+    content: np.ndarray
 
     @classmethod
     def of(cls, entries: np.ndarray, first: np.ndarray) -> "Cells":
@@ -43,10 +43,8 @@ class Cells:
         lengths = np.diff(np.append(first, n_tokens))
         begin = np.repeat(first, lengths).astype(np.int32)
         end = np.repeat(first + lengths, lengths).astype(np.int32)
-        place = np.arange(n_tokens, dtype=np.int32)
-        new = (place - begin) % LENGTH == 0
-        powers = np.concatenate([np.ones(1, np.uint64), np.cumprod(np.full(LENGTH, _ROLL))])
-        return cls((np.cumsum(new) - 1).astype(np.int32), begin, end, _hashes(entries), powers)
+        new = (np.arange(n_tokens, dtype=np.int32) - begin) % LENGTH == 0
+        return cls((np.cumsum(new) - 1).astype(np.int32), begin, end, _contents(entries, end))
 
     def windows(self, peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """peaks int [m] -> start int64 [m], length int64 [m]."""
@@ -54,35 +52,26 @@ class Cells:
         start = np.maximum(np.minimum(peaks - BEFORE, end - LENGTH), begin)
         return start, np.minimum(end - start, LENGTH)
 
-    def content(self, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """A number for the tokens of each window, uint64 [m]."""
-        return self.hashes[start + length] - self.hashes[start] * self.powers[length] + length.astype(np.uint64)
 
+def _contents(entries: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """int64 [T]: a number for the LENGTH tokens from each token on, fewer where its stretch ends.
 
-def _hashes(entries: np.ndarray) -> np.ndarray:
-    """h(t + 1) = h(t) B + mixed(entry t), modulo 2^64, for all t, in blocks: within one, h(t) = B^t (h(0) + sum of mixed / B^(s+1))."""
-    mixed = _mixed(entries)
-    inverse = np.uint64(pow(int(_ROLL), -1, 1 << 64))
-    steps = len(mixed)
-    with np.errstate(over="ignore"):
-        # B is odd, so that it has an inverse, and sums may wrap
-        forward = np.cumprod(np.full(steps, _ROLL))
-        backward = np.cumprod(np.full(steps, inverse))
-        return np.concatenate([np.zeros(1, np.uint64), forward * np.cumsum(mixed * backward)])
-
-
-def _mixed(entries: np.ndarray) -> np.ndarray:
-    """splitmix64 of each number."""
-    with np.errstate(over="ignore"):
-        x = (np.asarray(entries).astype(np.uint64) + np.uint64(1)) * _ROLL
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    Twice as many tokens have the same number where both halves do; 0 stands for a half beyond the end.
+    """
+    content, place = np.unique(entries, return_inverse=True)[1].reshape(-1) + 1, np.arange(len(entries))
+    for half in (1, 2, 4, 8, 16):
+        after = np.minimum(place + half, len(entries) - 1)
+        second = np.where(place + half < end, content[after], 0)
+        content = np.unique(content * (len(entries) + 1) + second, return_inverse=True)[1].reshape(-1) + 1
+    return content
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Windows of b latents, strong first within each. latent: int64 [w], rising, 0 to b - 1. starts, lengths, peaks (tokens): int64 [w]."""
+    """Windows of b latents, strong first within each.
+
+    latent: int64 [w], rising, 0 to b - 1. starts, lengths, peaks (tokens): int64 [w].
+    """
 
     latent: np.ndarray
     starts: np.ndarray
@@ -95,18 +84,19 @@ def choose(latent: np.ndarray, tokens: np.ndarray, values: np.ndarray, cells: Ce
     """latent int [c] rising, tokens int [c] rising within a latent, values float32 [c]: the firings of some latents."""
     peak = _peaks(latent, cells.cell[tokens], values)
     latent, place, value = latent[peak], tokens[peak].astype(np.int64), values[peak]
-    # one whole number to sort by: activations are above 0, so their bits rise with them; stable, so that the first of equals stays first
-    order = np.argsort(
-        latent.astype(np.uint64) << 32 | (0xFFFFFFFF - value.view(np.uint32)).astype(np.uint64), kind="stable"
-    )
+    # one whole number to sort by: activations are above 0, so their bits rise with them
+    weakness = (0xFFFFFFFF - value.view(np.uint32)).astype(np.uint64)
+    # stable, so that the first of equals stays first
+    order = np.argsort(latent.astype(np.uint64) << 32 | weakness, kind="stable")
     latent, place = latent[order], place[order]
     starts, lengths = cells.windows(place)
-    with np.errstate(over="ignore"):
-        named = cells.content(starts, lengths) + _mixed(latent)
-    new = np.sort(np.unique(named, return_index=True)[1])
+    names = latent.astype(np.int64) * (len(cells.content) + 1) + cells.content[starts]
+    new = np.sort(np.unique(names, return_index=True)[1])
     latent, place, starts, lengths = latent[new], place[new], starts[new], lengths[new]
-    rank, size = _ranks(latent)
-    decile = 9 - rank * 10 // np.maximum(size, 1)
+    # place of each window among its latent's, from 0, and how many its latent has
+    _, first, sizes = np.unique(latent, return_index=True, return_counts=True)
+    rank, size = np.arange(len(latent)) - np.repeat(first, sizes), np.repeat(sizes, sizes)
+    decile = 9 - rank * 10 // size
     kept = _spread(latent, rank, size, decile, count)
     return Chosen(latent[kept], starts[kept], lengths[kept], place[kept], decile[kept])
 
@@ -122,12 +112,6 @@ def _peaks(latent: np.ndarray, cell: np.ndarray, values: np.ndarray) -> np.ndarr
     return strongest[np.concatenate([[True], np.diff(group[strongest]) != 0])]
 
 
-def _ranks(latent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each entry among its latent's, from 0, and how many its latent has. latent: rising."""
-    _, first, sizes = np.unique(latent, return_index=True, return_counts=True)
-    return np.arange(len(latent)) - np.repeat(first, sizes), np.repeat(sizes, sizes)
-
-
 def _spread(latent: np.ndarray, rank: np.ndarray, size: np.ndarray, decile: np.ndarray, count: int) -> np.ndarray:
     """bool [c]: which peaks are shown, `count` of each latent or all it has."""
     weaker = count // 13 if count >= 13 else count // 10
@@ -140,17 +124,12 @@ def _spread(latent: np.ndarray, rank: np.ndarray, size: np.ndarray, decile: np.n
         before = (rank - low - 1) * weaker // width
         kept |= (decile < 9) & ((step != before) | (rank == low))
     # what is left over goes to the strongest
-    ends = (
-        np.concatenate([np.flatnonzero(np.diff(latent)) + 1, [len(latent)]]).astype(np.int64)
-        if len(latent)
-        else np.zeros(0, np.int64)
-    )
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(latent) else ends
-    have = np.add.reduceat(kept.astype(np.int64), starts) if len(latent) else starts
-    missing = np.repeat(count - have, ends - starts)
+    first = np.flatnonzero(rank == 0)
+    missing = count - np.add.reduceat(kept.astype(np.int64), first) if len(first) else first
     waiting = np.cumsum(~kept)
-    waiting -= np.repeat(waiting[starts] - ~kept[starts], ends - starts) if len(latent) else 0
-    return kept | (~kept & (waiting <= missing))
+    before = waiting[first] - ~kept[first]
+    sizes = size[first]
+    return kept | (~kept & (waiting - np.repeat(before, sizes) <= np.repeat(missing, sizes)))
 
 
 def pack(
@@ -161,56 +140,37 @@ def pack(
     at = chosen.latent * n_tokens + chosen.starts
     low, high = np.searchsorted(place, at), np.searchsorted(place, at + chosen.lengths)
     fired = high - low
-    entries = (
-        np.repeat(low - np.concatenate([[0], np.cumsum(fired)[:-1]]), fired) + np.arange(fired.sum())
-        if len(fired)
-        else low
-    )
+    ends = np.cumsum(fired)
+    entries = np.repeat(high - ends, fired) + np.arange(fired.sum())
     offsets = (tokens[entries] - np.repeat(chosen.starts, fired)).astype(np.uint8)
     shown = values[entries].astype("<f4")
     starts = chosen.starts.astype("<i4")
     small = [array.astype(np.uint8) for array in (chosen.lengths, chosen.peaks - chosen.starts, chosen.deciles, fired)]
-    of_latent = np.searchsorted(chosen.latent, np.arange(n_latents + 1))
-    of_entry = np.concatenate([[0], np.cumsum(fired)])[of_latent].tolist()
-    of_latent = of_latent.tolist()
+    first = np.searchsorted(chosen.latent, np.arange(n_latents + 1))
+    first_entry = np.append(0, ends)[first].tolist()
+    first = first.tolist()
     for i in range(n_latents):
-        a, b, c, d = of_latent[i], of_latent[i + 1], of_entry[i], of_entry[i + 1]
-        parts = [np.uint16(b - a).tobytes(), starts[a:b].tobytes(), *(array[a:b].tobytes() for array in small)]
-        yield zlib.compress(b"".join([*parts, offsets[c:d].tobytes(), shown[c:d].tobytes()]), 1)
+        here, inside = slice(first[i], first[i + 1]), slice(first_entry[i], first_entry[i + 1])
+        arrays = [np.uint16(first[i + 1] - first[i]), starts[here], *(array[here] for array in small)]
+        packed = b"".join(array.tobytes() for array in (*arrays, offsets[inside], shown[inside]))
+        yield zlib.compress(packed, 1)
 
 
-@dataclass(frozen=True)
-class Window:
-    """One window. start: token of the split. values: float, of each token, 0 where silent."""
-
-    start: int
-    length: int
-    peak: int
-    decile: int
-    values: list[float]
-
-
-def unpack(blob: bytes) -> list[Window]:
+def unpack(blob: bytes) -> list[tuple[int, int, int, list[float]]]:
+    """(decile, first token in the split, peak in the window, value of each token, 0 where silent) of each window."""
     data = unzipped(blob)
     count = int(np.frombuffer(data, "<u2", 1)[0])
-    starts = np.frombuffer(data, "<i4", count, 2)
-    lengths, peaks, deciles, fired = np.frombuffer(data, np.uint8, 4 * count, 2 + 4 * count).reshape(4, count)
-    total, at = int(fired.sum()), 2 + 8 * count
+    starts = np.frombuffer(data, "<i4", count, 2).tolist()
+    lengths, peaks, deciles, fired = np.frombuffer(data, np.uint8, 4 * count, 2 + 4 * count).reshape(4, count).tolist()
+    total, at = sum(fired), 2 + 8 * count
     offsets = np.frombuffer(data, np.uint8, total, at).tolist()
-    values = np.frombuffer(data, "<f4", total, at + total)
-    values, found, entry = [short(value) for value in values.tolist()], [], 0
-    for start, length, peak, decile, many in zip(
-        *(array.tolist() for array in (starts, lengths, peaks, deciles, fired)), strict=True
-    ):
+    strengths = np.frombuffer(data, "<f4", total, at + total).tolist()
+    firings = zip(offsets, strengths, strict=True)
+    windows = []
+    for start, length, peak, decile, many in zip(starts, lengths, peaks, deciles, fired, strict=True):
         # a whole 0 is half as long on its way to the page
-        row: list[float] = [0] * length
-        for place in range(entry, entry + many):
-            row[offsets[place]] = values[place]
-        entry += many
-        found.append(Window(start, length, peak, decile, row))
-    return found
-
-
-def short(value: float) -> float:
-    """Six digits: more than is shown of an activation, a share or a lift."""
-    return float(f"{value:.6g}")
+        values: list[float] = [0] * length
+        for offset, strength in islice(firings, many):
+            values[offset] = short(strength)
+        windows.append((decile, start, peak, values))
+    return windows

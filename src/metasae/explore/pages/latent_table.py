@@ -1,0 +1,202 @@
+"""Which latents of an SAE are listed: sorted, filtered, and searched by words and tokens.
+
+A column of the table is read once; sorting and filtering it then takes a millisecond. A search finds the latents whose
+explanation has some words, or whose top tokens begin with a text. The table `top_tokens` holds, of each token of the
+vocabulary and each SAE, the latents that have it among their first SEARCHED tokens, as int32, those with the most
+firings first. So what a common token finds, all latents perhaps, comes as one value.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from metasae.explore.store.open_store import OpenStore, SaeFacts
+from metasae.explore.store.schema import LATENTS_OF_SAE, MEANINGS, SCALARS, keys_of
+from metasae.explore.store.stored_text import folded, readable
+
+MOST = 500
+# Orders that are kept, a quarter of a megabyte each at 65,000 latents.
+ORDERS = 64
+TEXTS = {"top_tokens": "tokens it fires on most", "explanation": "explanation", "label": "label"}
+# Column -> its latents and their numbers. Texts are sorted by their place among all, as SQLite orders texts.
+_COLUMNS = {
+    **{name: f"SELECT latent, {name} FROM latents WHERE key BETWEEN :low AND :high" for name in SCALARS},
+    "latent": "SELECT latent, latent FROM latents WHERE key BETWEEN :low AND :high",
+    "top_tokens": """SELECT latent, DENSE_RANK() OVER (ORDER BY top_tokens) FROM latents
+        WHERE key BETWEEN :low AND :high""",
+    "explanation": """SELECT key - :low, DENSE_RANK() OVER (ORDER BY text) FROM explanations
+        WHERE key BETWEEN :low AND :high""",
+}
+_SCORE = "SELECT latent, value FROM scores WHERE sae = :sae AND score = :score AND part = :part"
+
+LONGEST_SEARCH = 500
+
+_BY_TOKEN = """SELECT t.data FROM vocabulary v
+    CROSS JOIN top_tokens t ON t.text = v.text AND t.entry = v.entry AND t.sae = :sae
+    WHERE v.text = :text AND v.folded >= :low AND v.folded < :high"""
+_BY_WORDS = """SELECT rowid - :first FROM explanation_words
+    WHERE explanation_words MATCH :words AND rowid BETWEEN :first AND :last"""
+# the few that are shown are cut off before their texts are looked up
+_BEST = """SELECT e.key, e.text FROM
+        (SELECT rowid AS key, rank FROM explanation_words
+        WHERE explanation_words MATCH :words ORDER BY rank, rowid LIMIT :limit) w
+    CROSS JOIN explanations e ON e.key = w.key ORDER BY w.rank, e.key"""
+# Short tokens first. Each of those that are taken is a top token of some latent, so that no more are needed than rows.
+_TOKENS = """SELECT v.text, v.entry, v.string FROM texts x
+    CROSS JOIN vocabulary v ON v.text = x.id AND v.folded >= :low AND v.folded < :high
+    WHERE EXISTS (SELECT 1 FROM top_tokens t WHERE t.text = v.text AND t.entry = v.entry)
+    ORDER BY length(v.folded), v.folded, v.entry, v.text LIMIT :limit"""
+_LATENTS = "SELECT sae, substr(data, 1, :bytes) FROM top_tokens WHERE text = :text AND entry = :entry"
+
+
+class LatentTable:
+    """The latents of one SAE."""
+
+    def __init__(self, store: OpenStore, facts: SaeFacts):
+        self._ask, self._facts = store.ask, facts
+        self._low, self._high = keys_of(facts.id)
+        self.column = lru_cache(maxsize=None)(self._read)
+        self._order = lru_cache(maxsize=ORDERS)(lambda name, descending: _in_order(self.column(name), descending))
+
+    @cached_property
+    def columns(self) -> list[dict]:
+        """What the page is told of each: key, label, kind, meaning, and whether it is empty: no latent has a number."""
+        counts = ", ".join(f"COUNT({name})" for name in SCALARS)
+        (row,) = self._ask(f"SELECT {counts} FROM latents WHERE key BETWEEN ? AND ?", (self._low, self._high))
+        empty = {name for name, count in zip(SCALARS, row, strict=True) if not count}
+        scores = {name: f"{asked['score']}, {asked['part']}" for name, asked in self._scores.items()}
+        numbers = {"latent": "latent", **SCALARS, **scores}
+        columns = [
+            {"key": key, "label": label, "kind": "number", "meaning": MEANINGS.get(key, ""), "empty": key in empty}
+            for key, label in numbers.items()
+        ]
+        return columns + [{"key": key, "label": label, "kind": "text", "empty": False} for key, label in TEXTS.items()]
+
+    def listed(
+        self,
+        sort: str,
+        descending: bool,
+        labels: Mapping[int, str],
+        searched: np.ndarray | None = None,
+        *,
+        min_rate: float | None = None,
+        max_rate: float | None = None,
+        label: str | None = None,
+        dead: bool = False,
+    ) -> np.ndarray:
+        """All latents that pass, int32 [m], in order.
+
+        Those without what is sorted by come last, equals in their own order. labels: latent -> label. searched: bool
+        [n], the latents that a search found. min_rate, max_rate: of firing. label: as it counts. dead: silent latents
+        pass too. Raises ValueError for a column that is not there.
+        """
+        known = [column["key"] for column in self.columns]
+        if sort not in known:
+            raise ValueError(f"no column '{sort}' to sort by; known: {', '.join(known)}")
+        n = self._facts.n
+        labelled = np.full(n, "", object)
+        labelled[list(labels)] = list(labels.values())
+        order = _in_order(_places(labelled), descending) if sort == "label" else self._order(sort, descending)
+        passing = np.ones(n, bool) if searched is None else searched.copy()
+        if not dead:
+            passing &= self.column("firings") != 0
+        if min_rate is not None:
+            passing &= self.column("rate") >= min_rate
+        if max_rate is not None:
+            passing &= self.column("rate") <= max_rate
+        if label:
+            passing &= labelled == label
+        return order[passing[order]]
+
+    @cached_property
+    def _scores(self) -> dict[str, dict]:
+        """Column -> the score of auto-interp, and the part of it, that some latents have."""
+        sql = "SELECT DISTINCT score, part FROM scores WHERE sae = ? ORDER BY score, part"
+        rows = self._ask(sql, (self._facts.id,))
+        return {f"interp.{score}.{part}": {"score": score, "part": part} for score, part in rows}
+
+    def _read(self, name: str) -> np.ndarray:
+        """float64 [n]: the numbers of a column, or the places of its texts; NaN where a latent has none.
+
+        Raises KeyError for no column.
+        """
+        given = {"low": self._low, "high": self._high, "sae": self._facts.id, **self._scores.get(name, {})}
+        rows = self._ask(_SCORE if name in self._scores else _COLUMNS[name], given)
+        column = np.full(self._facts.n, np.nan)
+        latents, values = np.array(rows, np.float64).reshape(-1, 2).T
+        column[latents.astype(np.int64)] = values
+        return column
+
+
+def _in_order(values: np.ndarray, descending: bool) -> np.ndarray:
+    """The places int32 [n] of float64 [n] in order: NaN last, equals in their own order."""
+    return np.argsort(-values if descending else values, kind="stable").astype(np.int32)
+
+
+def _places(labels: np.ndarray) -> np.ndarray:
+    """Each label by its place in the alphabet, NaN for none: float64 [n]."""
+    places = np.unique(labels.astype(str), return_inverse=True)[1].reshape(-1)
+    return np.where(labels == "", np.nan, places)
+
+
+def found_in(store: OpenStore, facts: SaeFacts, search: str) -> np.ndarray:
+    """bool [n]: the latents of an SAE that a search finds."""
+    passing = np.zeros(facts.n, bool)
+    by_token = store.ask(_BY_TOKEN, {"sae": facts.id, "text": facts.text, **token_range(search)})
+    passing[np.frombuffer(b"".join(data for (data,) in by_token), "<i4")] = True
+    words = _words_query(search)
+    if words:
+        first, last = keys_of(facts.id)
+        by_words = store.ask(_BY_WORDS, {"words": words, "first": first, "last": last})
+        passing[np.array(by_words, np.int64).reshape(-1)] = True
+    return passing
+
+
+def best(store: OpenStore, tables: Mapping[int, LatentTable], search: str, limit: int) -> list[tuple[int, str, str]]:
+    """Up to `limit` of (key, `explanation` or `token`, the text that was found) of any SAE.
+
+    Explanations come first, by their rank, then tokens, short ones first, of each the latents with the most firings.
+    Ties to the lower key. tables: by the number of the SAE.
+    """
+    words, latents = _words_query(search), []
+    if words:
+        explained = store.ask(_BEST, {"words": words, "limit": limit})
+        latents = [(key, "explanation", text) for key, text in explained]
+    if len(latents) < limit:
+        for rows in _by_tokens(store, tables, search, limit):
+            latents += rows
+            if len(latents) >= limit:
+                break
+    return latents[:limit]
+
+
+def _by_tokens(
+    store: OpenStore, tables: Mapping[int, LatentTable], search: str, limit: int
+) -> Iterator[list[tuple[int, str, str]]]:
+    """Of one token after the other its latents, up to `limit`."""
+    for text, entry, string in store.ask(_TOKENS, {**token_range(search), "limit": limit}):
+        firings, keys = [], []
+        for sae, data in store.ask(_LATENTS, {"text": text, "entry": entry, "bytes": 4 * limit}):
+            latents = np.frombuffer(data, "<i4")
+            firings.append(tables[sae].column("firings")[latents])
+            keys.append(latents.astype(np.int64) + sae * LATENTS_OF_SAE)
+        firings, keys = np.concatenate(firings), np.concatenate(keys)
+        yield [(key, "token", string) for key in keys[np.lexsort((keys, -firings))][:limit].tolist()]
+
+
+def token_range(search: str) -> dict[str, str]:
+    """The tokens that begin with what is searched for, as the ends of a range."""
+    wanted = folded(readable(search[:LONGEST_SEARCH]))
+    # nothing comes after the last character of all
+    return {"low": wanted, "high": wanted + "\U0010ffff"} if wanted else {"low": "\U0010ffff", "high": ""}
+
+
+def _words_query(search: str) -> str | None:
+    """All the words in FTS5's language; None where there is no word to look for.
+
+    The last word may be unfinished. Each word stands in quotes, so that none is taken for an operator.
+    """
+    words = readable(search[:LONGEST_SEARCH]).replace("\0", " ").replace('"', '""').split()
+    quoted = [f'"{word}"' for word in words if any(map(str.isalnum, word))]
+    return " ".join(quoted) + "*" if quoted else None
