@@ -7,14 +7,17 @@ import signal
 
 import pytest
 import torch
+from typer.testing import CliRunner
 from tiny_sweeps import TINY, contents, without_machine, workers_of
 
 import metasae
 from metasae.errors import Interrupted, UserError
 from metasae.recipe.recipe import Recipe
 from metasae.report.report import write_report
-from metasae.sweep import launch, run_sweep, sweep
+from metasae.cli import app
+from metasae.sweep import launch, sweep
 from metasae.sweep import worker as worker_module
+from metasae.sweep.asked import light
 from metasae.sweep.folder import SweepFolder
 from metasae.sweep.plan import read_plan
 from metasae.train.trainer import Trainer
@@ -167,7 +170,7 @@ def test_a_sweep_that_was_moved_goes_on(tmp_path, monkeypatch):
     def stop_at_the_fourth(*arguments, **options):
         if len(trained) == 3:
             raise Interrupted("stopped by a test")
-        trained.append(arguments[2:5])
+        trained.append(arguments[3].label)
         return real(*arguments, **options)
 
     monkeypatch.setattr(worker_module, "train_arm", stop_at_the_fourth)
@@ -285,7 +288,7 @@ def test_a_cell_that_failed_before_early_stopping_was_decided_is_judged_like_the
     real, lambdas = worker_module.train_arm, {"train.lambda2": [0.001, 3.0, 30.0]}
 
     def broken(recipe, source, cache, arm, *args, **options):
-        if arm == "joint" and recipe.train.lambda2 == 0.001:
+        if arm.name == "joint" and recipe.train.lambda2 == 0.001:
             raise RuntimeError("out of memory")
         return real(recipe, source, cache, arm, *args, **options)
 
@@ -297,15 +300,6 @@ def test_a_cell_that_failed_before_early_stopping_was_decided_is_judged_like_the
     states = lambda result: {cell["setting"]["train.lambda2"]: cell["state"] for cell in result["cells"]}
     # with cells that were settled before, more may go on; none goes no further that would have
     assert all(states(found)[value] == "done" for value, state in states(alone).items() if state == "done")
-
-
-def test_a_journal_line_that_is_not_whole_is_cut_off(done, tmp_path):
-    folder, result = done
-    shutil.copytree(folder, tmp_path / "a", symlinks=True)
-    with (tmp_path / "a/journal.log").open("a") as journal:
-        journal.write('{"op_code": 4, "worker_id"')
-    assert without_machine(tiny(tmp_path / "a")) == without_machine(result)
-    assert (tmp_path / "a/journal.log").read_text().endswith("\n")
 
 
 def test_an_sae_that_was_trained_otherwise_is_not_taken_for_the_cells(done, tmp_path):
@@ -322,13 +316,15 @@ def test_an_sae_that_was_trained_otherwise_is_not_taken_for_the_cells(done, tmp_
     assert again["state"] == "failed" and "trained with train.lambda2=7.0" in again["why"]
 
 
-def test_the_command_lines_arguments(tmp_path):
+def test_the_verb(tmp_path):
     table = "{" + ", ".join(f"{key} = {value}" for key, value in TINY["planted"].items()) + "}"
-    sets = [f"{key}={table if key == 'planted' else value}" for key, value in TINY.items()]
-    found = run_sweep(
-        "planted", ["train.lambda2=0.3"], seeds=1, set_=sets, out=tmp_path / "a", objective=["fidelity.fvu"], show=False
-    )
-    assert found["objectives"] == ["fidelity.fvu"] and found["cells"][0]["state"] == "done"
+    words = ["sweep", "planted", "--grid", "train.lambda2=0.3", "--seeds", "1", "--objective", "fidelity.fvu", "--json"]
+    for key, value in TINY.items():
+        words += ["--set", f"{key}={table if key == 'planted' else value}"]
+    told = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a")])
+    assert told.exit_code == 0, told.output
+    result = json.loads(told.stdout)
+    assert result["objectives"] == ["fidelity.fvu"] and result["cells"][0]["state"] == "done"
 
 
 @pytest.mark.parametrize("options, words", [
@@ -354,7 +350,7 @@ def test_a_wrong_call_is_one_clear_error_and_writes_nothing(tmp_path, options, w
 
 def test_a_sweep_measures_less_than_a_run_unless_told(tmp_path):
     whole = Recipe.load("demo")
-    assert launch.light(whole) == {
+    assert light(whole) == {
         "measure.tokens": 36_000, "measure.output_tokens": 3_600, "measure.keep_firings": False, "measure.across": False,
         "measure.shifts": 0, "measure.pursuit_k": 0, "measure.excess_blocks": False,
     }  # fmt: skip

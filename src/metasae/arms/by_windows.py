@@ -3,14 +3,14 @@
 Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway, with the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metasae.arms.folder import Arm
 from metasae.arms.source import Source
-from metasae.arms.train_measure import Turn, is_trained, train_arm
+from metasae.arms.train_measure import Turn, train_arm
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.rolling import RollingHarvest, Window, open_window, windows_of
-from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
 from metasae.ranks.ranks import Ranks
 from metasae.recipe.recipe import Recipe
@@ -21,54 +21,35 @@ def train_by_windows(
     recipe: Recipe,
     source: Source,
     cache: ActivationCache,
-    arms: list[tuple[str, int]],
-    folder_of: Callable[[str, int], Path],
+    arms: Sequence[Arm],
     done: Callable[..., None],
-    device: str,
-    progress: Progress,
     stop: StopRequest,
-    ranks: Ranks,
 ) -> None:
     """Trains all arms to their end.
 
-    cache: the other splits. folder_of: an arm and a seed -> its folder. done: told `train ARM-sSEED` and the seconds it took.
-    Called by all ranks; the first harvests. Raises Interrupted once the state is saved.
+    cache: the other splits. done: told `train ARM-sSEED` and the seconds it took.
+    Called by all ranks of the source; the first harvests. Raises Interrupted once the state is saved.
     """
-    total = -(-recipe.train.tokens // recipe.train.batch)
+    total, ranks = -(-recipe.train.tokens // recipe.train.batch), source.ranks
     seconds = dict.fromkeys(arms, 0.0)
-    rolling = source.rolling() if ranks.first and not all(is_trained(folder_of(*each)) for each in arms) else None
+    rolling = source.rolling() if ranks.first and not all(arm.is_trained for arm in arms) else None
     try:
         number = 0
-        while left := [each for each in arms if not ranks.agreed(is_trained(folder_of(*each)))]:
+        while left := [arm for arm in arms if not ranks.agreed(arm.is_trained)]:
             known = windows_of(source.windows)
-            if ranks.agreed(
-                number >= len(known) or any(_wants(folder_of(*each), known[number], total) for each in left)
-            ):
+            unknown = number >= len(known)
+            if ranks.agreed(unknown or any(_wants(arm.folder, known[number], total) for arm in left)):
                 with stop.at_once():
                     window, split = _open(rolling, source, number, total, ranks)
-                first = windows_of(source.windows)[0]
-                for arm, seed in left:
-                    if not ranks.agreed(_wants(folder_of(arm, seed), window, total)):
+                turn = Turn(split, windows_of(source.windows)[0], number, window.first, window.stop)
+                for arm in left:
+                    if not ranks.agreed(_wants(arm.folder, window, total)):
                         continue
-                    title = f"training {arm}, seed {seed}, on window {number}"
-                    turn = Turn(split, first, number, window.first, window.stop)
-                    seconds[arm, seed] += train_arm(
-                        recipe,
-                        source,
-                        cache,
-                        arm,
-                        seed,
-                        folder_of(arm, seed),
-                        device,
-                        progress,
-                        title,
-                        stop,
-                        ranks,
-                        turn,
-                    )
-                    if is_trained(folder_of(arm, seed)):
-                        done(f"train {arm}-s{seed}", seconds[arm, seed])
-                del split
+                    title = f"training {arm.name}, seed {arm.seed}, on window {number}"
+                    seconds[arm] += train_arm(recipe, source, cache, arm, source.progress, title, stop, turn)
+                    if arm.is_trained:
+                        done(f"train {arm.label}", seconds[arm])
+                del split, turn
             if rolling is not None:
                 rolling.drop(number)
             number += 1

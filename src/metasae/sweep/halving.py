@@ -8,6 +8,7 @@ the front of the first seed is always kept, however large it is, and a stopped c
 import numpy as np
 
 from metasae import files
+from metasae.arms.folder import read_object
 from metasae.sweep.folder import SweepFolder
 from metasae.sweep.pareto import layers
 
@@ -28,24 +29,17 @@ def survivors(costs: dict[str, list[float] | None]) -> list[str]:
     return [name for name, own in zip(names, layer, strict=True) if own <= last]
 
 
-def read(folder: SweepFolder) -> list[str] | None:
+def kept(folder: SweepFolder) -> list[str] | None:
     """The cells that go on, or None before that was decided."""
-    held = _held(folder)
-    return held and held["kept"]
+    return read_object(folder.path / FILE).get("kept")
 
 
 def why_stopped(folder: SweepFolder, cell: str) -> str:
     """In words, why a cell that is not kept goes no further."""
-    costs = (_held(folder) or {"costs": {}})["costs"]
-    return "stopped early: " + (
-        "beaten after its first seed" if costs.get(cell) else "an objective has no number after its first seed"
-    )
+    costs = read_object(folder.path / FILE).get("costs", {})
+    why = "beaten" if costs.get(cell) else "an objective has no number"
+    return f"stopped early: {why} after its first seed"
 
 
-def _held(folder: SweepFolder) -> dict | None:
-    path = folder.path / FILE
-    return files.read_json(path) if path.exists() else None
-
-
-def write(folder: SweepFolder, costs: dict[str, list[float] | None]) -> None:
+def decide(folder: SweepFolder, costs: dict[str, list[float] | None]) -> None:
     files.write_json(folder.path / FILE, {"kept": survivors(costs), "costs": costs})
