@@ -334,7 +334,6 @@ def test_the_verb(tmp_path):
     ({"grid_": {"train.lambda2": ["x"]}}, r"train\.lambda2"),
     ({"grid_": {"sae.k": [4000]}}, "more than n"),
     ({"search": 0}, "at least one trial"),
-    ({"search": 3, "sampler": "random"}, "no sampler 'random'"),
     ({"search": 3, "early_stop": True}, "goes with a grid"),
     ({"workers": 0}, "at least one"),
     ({"objectives": ["fidelity.fvuu"]}, "did you mean 'fidelity.fvu'"),

@@ -27,7 +27,7 @@ GRID = {"train.lambda2": [0.3, 3.0]}
 def planned(out, overrides=LONG, seeds=1):
     """A sweep that is planned and not begun."""
     base, full, folder = resolved("planted", out, overrides, seeds, "cpu")
-    launch.open_cells(folder, asked_plan(base, full, GRID, None, None, OBJECTIVES, False, "tpe", 0))
+    launch.open_cells(folder, asked_plan(base, full, GRID, None, None, OBJECTIVES, False))
     return folder
 
 
@@ -175,5 +175,9 @@ def test_workers_are_started_and_their_last_words_told(tmp_path):
     assert without_machine(result) == without_machine(one) and result["time"]["workers"] == 2
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     folder = planned(tmp_path / "c", TINY)
-    with pytest.raises(UserError, match=r"a worker ended with code 2: 'tpu' is not one of cpu.*; its output is in"):
-        launch._supervise(folder, read_plan(folder), ["tpu"], launch.Progress(False), StopRequest())
+    plan = read_plan(folder)
+    folder.plan.write_text("{")
+    with pytest.raises(
+        UserError, match=r"a worker ended with code 2: .*plan\.json is not valid JSON .*; its output is"
+    ):
+        launch._supervise(folder, plan, ["cpu"], launch.Progress(False), StopRequest())

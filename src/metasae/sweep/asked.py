@@ -13,7 +13,6 @@ from metasae.sweep.folder import SweepFolder
 from metasae.sweep.grid import Range, check, expand, parse_grid
 from metasae.sweep.named import named
 from metasae.sweep.plan import Plan, Search, check_objectives
-from metasae.sweep.search import SAMPLERS
 
 # Where a search looks when it is not told: around the paper's choice; sigma^2 below .3 is inert (METHOD of the paper: e is .7 to .95).
 SPACE = {"train.lambda2": Range(0.03, 1.0, log=True), "train.sigma_sq": Range(0.3, 3.0, log=True)}
@@ -71,16 +70,12 @@ def asked_plan(
     name: str | None,
     objectives: Sequence[str],
     early_stop: bool,
-    sampler: str,
-    sampler_seed: int,
 ) -> Plan:
     """The plan; arguments as of `metasae.sweep.sweep`, name: its `named`. Raises UserError for what contradicts itself."""
     if sum(map(bool, (name, grid or search))) != 1:
         raise UserError("say what is swept: --grid KEY=V,V, --named NAME, or --search N (with --grid as its space)")
     if search is not None and search < 1:
         raise UserError(f"--search {search}: at least one trial")
-    if sampler not in SAMPLERS:
-        raise UserError(f"no sampler '{sampler}'; known: {', '.join(SAMPLERS)}")
     if early_stop and (search or name in ("kinds", "k")):
         raise UserError(
             "--early-stop goes with a grid: a search chooses by itself, and curves at equal FVU need all their points"
@@ -96,9 +91,7 @@ def asked_plan(
     }
     if search:
         space = axes or SPACE
-        return Plan(
-            title=f"search over {', '.join(space)}", search=Search(space, search, sampler, sampler_seed), **facts
-        )
+        return Plan(title=f"search over {', '.join(space)}", search=Search(space, search), **facts)
     if not name:
         settings = tuple(map(Setting, expand(axes)))
         return Plan(title=f"grid over {', '.join(axes)}", settings=settings, **facts)

@@ -11,7 +11,7 @@ SWEEP/sweep.lock                     held by whoever changes the plan, hands out
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,7 +29,6 @@ class Cell:
     """What cell.json holds. trials: its numbers in the order in which cells were asked for, several where a search drew it again.
 
     why: of a failed or stopped cell. seeds: those its state is about. objectives: their values, None where it has none.
-    notes: number of a trial -> what the sampler that drew it must know again.
     """
 
     name: str
@@ -39,7 +38,6 @@ class Cell:
     why: str = ""
     seeds: tuple[int, ...] = ()
     objectives: list[float] | None = None
-    notes: dict[str, dict] = field(default_factory=dict)
 
 
 class SweepFolder:

@@ -39,8 +39,6 @@ def sweep(
     early_stop: bool = False,
     objectives: Sequence[str] = OBJECTIVES,
     named: str | None = None,
-    sampler: str = "tpe",
-    sampler_seed: int = 0,
     show: bool = True,
 ) -> dict:
     """Trains and measures every setting of a grid, a named sweep or a search, and compares each with solo; returns what sweep.json holds.
@@ -55,7 +53,7 @@ def sweep(
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
     base, full, folder = resolved(recipe, out, overrides, seeds, device)
-    plan = asked_plan(base, full, grid, search, named, objectives, early_stop, sampler, sampler_seed)
+    plan = asked_plan(base, full, grid, search, named, objectives, early_stop)
     if workers < 1:
         raise UserError(f"--workers {workers}: at least one")
     if not folder.plan.exists():

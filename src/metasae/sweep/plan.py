@@ -25,12 +25,10 @@ QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
 
 @dataclass(frozen=True)
 class Search:
-    """trials: how many cells are asked for in all. sampler: `tpe` or `nsga2`, seeded by `seed` and the trial's number."""
+    """space: what cells are drawn from. trials: how many cells are asked for in all."""
 
     space: dict[str, Axis]
     trials: int
-    sampler: str = "tpe"
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """What Optuna does in a sweep: it draws the cells of a search. A copy of all cells may be kept in one of its storages.
 
 The cells on disk are the truth. For every draw Optuna is told of all cells in the order of their trials, and asked for one more by a
-sampler that is seeded anew by the search's seed and the trial's number. So a search that is stopped and started again draws what
-it would have drawn.
+sampler (TPE) that is seeded anew by the trial's number. So a search that is stopped and started again draws what it would have drawn.
 """
 
 import json
@@ -15,10 +14,10 @@ from metasae.errors import UserError
 from metasae.sweep.cells import Setting
 from metasae.sweep.folder import FAILED, OPEN, Cell, SweepFolder
 from metasae.sweep.grid import Axis, Range
-from metasae.sweep.plan import Plan, Search
+from metasae.sweep.plan import Plan
 
+# So many trials are drawn at random before any is drawn by what came of the others.
 STARTUP_TRIALS = 10
-SAMPLERS = ("tpe", "nsga2")
 
 
 def draw(folder: SweepFolder, plan: Plan) -> bool:
@@ -30,24 +29,21 @@ def draw(folder: SweepFolder, plan: Plan) -> bool:
     number = sum(len(cell.trials) for cell in cells)
     if number >= plan.search.trials:
         return False
-    study = study_of(plan, cells, sampler=_sampler(plan.search, number))
+    study = study_of(plan, cells)
+    study.sampler = _optuna().samplers.TPESampler(seed=number, n_startup_trials=STARTUP_TRIALS)
     trial = study.ask(_distributions(plan))
     setting = Setting({key: _own(trial.params[key], axis) for key, axis in plan.search.space.items()})
-    attributes = study.trials[number].system_attrs
-    notes = {str(number): attributes} if attributes else {}
     try:
-        cell = Cell(plan.name_of(setting), setting, (number,), notes=notes)
+        cell = Cell(plan.name_of(setting), setting, (number,))
     except UserError as error:
         # a search may draw what the recipe does not take, such as k above n
-        cell = Cell(f"refused-{number}", setting, (number,), FAILED, str(error), notes=notes)
+        cell = Cell(f"refused-{number}", setting, (number,), FAILED, str(error))
     same = next((other for other in cells if other.name == cell.name), None)
-    if same:
-        cell = replace(same, trials=(*same.trials, number), notes=same.notes | notes)
-    folder.write_cell(cell)
+    folder.write_cell(replace(same, trials=(*same.trials, number)) if same else cell)
     return True
 
 
-def study_of(plan: Plan, cells: Sequence[Cell], sampler=None, storage=None):
+def study_of(plan: Plan, cells: Sequence[Cell], storage=None):
     """An Optuna study with a trial for each time that a cell was asked for.
 
     A cell without objectives is running while it is open, and failed after that. storage: an Optuna storage; None keeps it in memory.
@@ -55,7 +51,7 @@ def study_of(plan: Plan, cells: Sequence[Cell], sampler=None, storage=None):
     optuna = _optuna()
     states, distributions = optuna.trial.TrialState, _distributions(plan)
     directions = ["minimize" if sign > 0 else "maximize" for sign in plan.signs]
-    study = optuna.create_study(study_name=plan.study, directions=directions, sampler=sampler, storage=storage)
+    study = optuna.create_study(study_name=plan.study, directions=directions, storage=storage)
     trials = {number: cell for cell in cells for number in cell.trials}
     for number, cell in sorted(trials.items()):
         ended = states.RUNNING if cell.state == OPEN else states.FAIL
@@ -66,7 +62,6 @@ def study_of(plan: Plan, cells: Sequence[Cell], sampler=None, storage=None):
             params=params,
             distributions={key: distributions[key] for key in params},
             user_attrs={"cell": cell.name},
-            system_attrs=cell.notes.get(str(number)),
         )
         study.add_trial(trial)
     return study
@@ -106,13 +101,6 @@ def _optuna():
         raise UserError("a search draws its cells with Optuna, which is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
-
-
-def _sampler(search: Search, number: int):
-    samplers, seed = _optuna().samplers, search.seed * 1_000_003 + number
-    if search.sampler == "tpe":
-        return samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-    return samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, search.trials // 4)))
 
 
 def _distributions(plan: Plan) -> dict[str, Any]:
