@@ -1,6 +1,8 @@
-"""Training when activations come a window at a time: every arm trains on a window before the next takes its place on the disk.
+"""Training when activations come a window at a time: every arm trains on a window before the next takes its place on
+the disk.
 
-Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway, with the same bits.
+Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway, with
+the same bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +61,9 @@ def train_by_windows(
 
 
 def _wants(folder: Path, window: Window, total: int) -> bool:
-    """Whether an arm that is not at its end has something to do in this window; steps of its meta SAE may follow the last batch."""
+    """Whether an arm that is not at its end has something to do in this window; steps of its meta SAE may follow the
+    last batch.
+    """
     return steps(folder) < window.stop or window.stop >= total
 
 

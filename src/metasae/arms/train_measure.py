@@ -1,4 +1,7 @@
-"""The stages of one arm with one seed: trained, calibrated and written; measured. A run does them for all its arms, a sweep for its cells."""
+"""The stages of one arm with one seed: trained, calibrated and written; measured.
+
+A run does them for all its arms, a sweep for its cells.
+"""
 
 import shutil
 import time
@@ -31,7 +34,8 @@ from metasae.train.loop import train
 from metasae.train.sharded import checkpoint
 from metasae.train.sharded.trainer import trainer_of
 
-# Pre-activations of a batch. One core does such a step nearly as fast as two, which wait for each other at every small product.
+# Pre-activations of a batch. One core does such a step nearly as fast as two, which wait for each other at every small
+# product.
 SMALL_STEP = 1 << 21
 # Rows for the mean that b_dec starts from where inputs are normalised per token.
 _MEAN_ROWS = 65_536
@@ -41,8 +45,9 @@ _MEAN_ROWS = 65_536
 class Turn:
     """What an arm trains on: all of the training split, or one window of it (`metasae.data.cache.rolling`).
 
-    scaled_by: what the input scale is taken from, the split itself or the first window. window: the number that, with the seed, sets the
-    order. first: number of the first batch. stop: primary steps at which the turn ends, None where it ends with the training.
+    scaled_by: what the input scale is taken from, the split itself or the first window. window: the number that, with
+    the seed, sets the order. first: number of the first batch. stop: primary steps at which the turn ends, None where
+    it ends with the training.
     """
 
     split: Split
@@ -68,9 +73,10 @@ def train_arm(
 ) -> float:
     """Trains an arm from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
 
-    All ranks of the source call this together, and the first writes. turn: what it trains on, the cache's training split where not
-    given; where the turn ends before the training does, the arm is left with its checkpoint.
-    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
+    All ranks of the source call this together, and the first writes. turn: what it trains on, the cache's training
+    split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
+    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is
+    full.
     """
     turn, ranks = turn or Turn(cache.split("train"), cache.split("train")), source.ranks
     with cores_for(recipe, source.device):
@@ -98,7 +104,9 @@ def train_arm(
 
 
 def trains_on_one_core(recipe: Recipe, device: str) -> bool:
-    """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that arms agree to the bit."""
+    """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that
+    arms agree to the bit.
+    """
     return device == "cpu" and recipe.train.batch * recipe.sae.n <= SMALL_STEP
 
 
@@ -115,10 +123,11 @@ def measure_arm(
     twins: Sequence[Arm] = (),
     reference=None,
 ):
-    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for the next arm.
+    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for
+    the next arm.
 
-    All ranks of the source call this together, and the first writes. twins: arms that may be measured already and have the same
-    weights, whose measures are taken over. reference: what an earlier call returned.
+    All ranks of the source call this together, and the first writes. twins: arms that may be measured already and have
+    the same weights, whose measures are taken over. reference: what an earlier call returned.
     """
     from metasae.measures.suite import measure_sae, parts_of_model, reference_of
 
@@ -162,7 +171,10 @@ def _refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCach
 def _save(
     saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path, ranks: Ranks
 ) -> None:
-    """Calibrates and writes; the primary last, as its folder says that the arm is trained. saes: nothing but on the first rank."""
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained.
+
+    saes: nothing but on the first rank.
+    """
     if "meta" in saes:
         calibrate(saes["meta"], Rows(saes["primary"].W_dec))
         saes["meta"].save(folder / "meta")
@@ -230,7 +242,7 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
 
 
 def input_scale(split: Split | Window, normalize: str) -> float:
-    """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
+    """What activations are multiplied by before training: with 'global', s so that mean ||s x||^2 is d; else 1."""
     if normalize != "global":
         return 1.0
     if split.mean_square <= 0:

@@ -34,7 +34,9 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
+    """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it
+    stopped.
+    """
     from metasae.jobs import start
     from metasae.recipe.resolve import one_per_point, resolve
 
@@ -79,7 +81,9 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the report as JSON on stdout")] = False,
 ) -> None:
-    """Says before a run what it needs, how long it takes and whether it fits this machine, or GPUs one does not have (exit 0), or not (exit 1)."""
+    """Says before a run what it needs, how long it takes and whether it fits this machine, or GPUs one does not have
+    (exit 0), or not (exit 1).
+    """
     from metasae.recipe.resolve import resolve
 
     if gpu or gpus is not None or efficiency is not None:

@@ -1,4 +1,6 @@
-"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder, and these are compared."""
+"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder, and these are
+compared.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,13 +36,15 @@ def measure(
 ) -> dict:
     """Measures SAEs on the held-out text of a recipe; the returned dictionary is compare.json with the folder's path.
 
-    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as they are. Each may
-    have a name before it, `NAME=PATH`: what an SAE is called here (`NAME-s3`: as seed 3), or what is put before a run's arms (NAME_joint).
+    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as
+    they are. Each may have a name before it, `NAME=PATH`: what an SAE is called here (`NAME-s3`: as seed 3), or what is
+    put before a run's arms (NAME_joint).
     out: a run folder for the measures.
-    recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides: dotted keys.
-    An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
-    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, one that was trained on documents that would be
-    judged, one trained on another model or hook point than the first where none is asked for, and two SAEs of one name.
+    recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides:
+    dotted keys. An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
+    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, one that was trained on
+    documents that would be judged, one trained on another model or hook point than the first where none is asked for,
+    and two SAEs of one name.
     Interrupted after a signal.
     """
     with claimed(folders, Path(out), recipe, overrides, device, Progress(show)) as (targets, resolved):
@@ -98,7 +102,9 @@ def _refuse_widths(targets: list[Target], widths: list[int], d: int, recipe: Rec
 
 
 def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> None:
-    """Leaves primary/, firings/ and measures.json in the arm's folder; nothing is done where this very SAE is measured there on this text."""
+    """Leaves primary/, firings/ and measures.json in the arm's folder; nothing is done where this very SAE is measured
+    there on this text.
+    """
     sae, spec = load(target.folder), source.recipe.measure
     known = arm.measures().get("conditions", {})
     measured = known.get("sae") == sae_fingerprint(sae) and known.get("data") == cache.fingerprint

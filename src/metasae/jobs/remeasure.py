@@ -1,7 +1,9 @@
-"""Arms that were measured by other settings than are asked for now: which they are, and what is done before they are measured again.
+"""Arms that were measured by other settings than are asked for now: which they are, and what is done before they are
+measured again.
 
-Their weights stay. What each arm was measured by stands in its measures.json (`settings`), so a run that is killed in between knows
-which arms are left. What its thresholds were set by stands in the recipe within its SAE's metadata, which follows.
+Their weights stay. What each arm was measured by stands in its measures.json (`settings`), so a run that is killed in
+between knows which arms are left. What its thresholds were set by stands in the recipe within its SAE's metadata, which
+follows.
 """
 
 import shutil
@@ -53,7 +55,8 @@ def said_of(otherwise: dict[Arm, list[str]]) -> str:
 
 
 def bring_up_to_date(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: Arm) -> None:
-    """Before a trained arm is measured: its thresholds set by the recipe, and the recipe within its SAEs. Nothing where they are so already.
+    """Before a trained arm is measured: its thresholds set by the recipe, and the recipe within its SAEs. Nothing where
+    they are so already.
 
     All ranks call this. A process that is killed here leaves an arm that the next one brings up to date.
     """
@@ -74,7 +77,9 @@ def bring_up_to_date(recipe: Recipe, source: Source, cache: ActivationCache | Pl
 
 
 def _calibrated(sae: SAE, recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache) -> SAE:
-    """The SAE with thresholds by the recipe's rule; thresholds that it learned stay, and their firings are counted again."""
+    """The SAE with thresholds by the recipe's rule; thresholds that it learned stay, and their firings are counted
+    again.
+    """
     if sae.config.metadata["calibration"]["rule"] != "own":
         sae.threshold = None
     split, rule = cache.split("calibration"), recipe.measure.threshold
@@ -84,7 +89,10 @@ def _calibrated(sae: SAE, recipe: Recipe, source: Source, cache: ActivationCache
 
 
 def _rewrite(arm: Arm, recipe: Recipe, sae: SAE | None) -> None:
-    """The recipe's measures within the arm's SAEs; the primary last, as it says by what the thresholds were set. sae: with new thresholds."""
+    """The recipe's measures within the arm's SAEs; the primary last, as it says by what the thresholds were set.
+
+    sae: with new thresholds.
+    """
     spec = recipe.measure.model_dump(mode="json")
     if arm.has_meta:
         _rewrite_config(arm.folder / "meta" / CONFIG, spec)
@@ -108,7 +116,9 @@ def _settings_within(arm: Arm) -> dict | None:
 
 
 def _differing(before: dict | None, spec: Measure) -> list[str]:
-    """Keys of the settings whose value is another in `before`; a key that an earlier release did not have counts as its default."""
+    """Keys of the settings whose value is another in `before`; a key that an earlier release did not have counts as its
+    default.
+    """
     if before is None:
         return []
     defaults = Measure().settings

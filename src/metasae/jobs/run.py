@@ -54,8 +54,8 @@ def run(
     """Runs a recipe to its report; the returned dictionary is compare.json with the run folder's path.
 
     recipe: a shipped name, a TOML file, a dictionary or a Recipe. out: the run folder (runs/NAME when None).
-    overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout. track: 'tensorboard' or 'wandb', where
-    curves and measures are sent as they are written.
+    overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout. track:
+    'tensorboard' or 'wandb', where curves and measures are sent as they are written.
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
     resolved, folder = resolve(recipe, out, overrides, device)
@@ -76,7 +76,9 @@ def carry_out(recipe: Recipe, folder: Path, device: str, show: bool = True, trac
 
 
 def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) -> dict:
-    """The run of this process among `ranks`; what takes two SAEs and the report are the first one's alone, which gives the result."""
+    """The run of this process among `ranks`; what takes two SAEs and the report are the first one's alone, which gives
+    the result.
+    """
     keep_freed_memory()
     progress = Progress(show)
     stop = StopRequest(progress.answer if ranks.first else None)
@@ -135,7 +137,8 @@ class _Job:
         with self._stage(run_stages.REPORT):
             result = conclude(self.folder, show=False)
             if together.has_store(self.recipe.measure):
-                # its overview shows the comparison, which is new; left for later, opening the explorer would have to load torch first
+                # its overview shows the comparison, which is new; left for later, opening the explorer would have to
+                # load torch first
                 together.store(self.folder, self.progress)
             return result
 
@@ -155,7 +158,9 @@ class _Job:
                 files.write_json(self.folder / "run.json", self.state)
 
     def harvest(self) -> None:
-        """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured and no point was added."""
+        """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured and
+        no point was added.
+        """
         if self.ranks.agreed(self._is_measured()):
             return
         if self.source.planted:
@@ -174,7 +179,9 @@ class _Job:
         return self.state["stages"].get("harvest", {})
 
     def _otherwise(self) -> dict[Arm, list[str]]:
-        """The arms in the folder that were measured by other settings, whether this call names them or not: a run's arms are judged alike."""
+        """The arms in the folder that were measured by other settings, whether this call names them or not: a run's
+        arms are judged alike.
+        """
         return measured_otherwise(self.run, self.recipe.measure)
 
     def _is_measured(self) -> bool:

@@ -1,4 +1,7 @@
-"""A run before any model is loaded: its run folder claimed, or what it would do. Needs no torch, so a mistake is answered at once."""
+"""A run before any model is loaded: its run folder claimed, or what it would do.
+
+Needs no torch, so a mistake is answered at once.
+"""
 
 import os
 from collections.abc import Iterator
@@ -20,8 +23,8 @@ FREE = ("description", "arms", "seeds", "measure", "hook.also")
 def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Progress = SILENT) -> Iterator[None]:
     """Holds a run's folder, with the recipe in it, for as long as the block lasts. track: as of `metasae.jobs.run.run`.
 
-    Raises UserError where another process holds the folder, where it holds a run of another recipe, where it cannot be written, and for
-    a text, a model or a sink that is not there.
+    Raises UserError where another process holds the folder, where it holds a run of another recipe, where it cannot be
+    written, and for a text, a model or a sink that is not there.
     """
     if track is not None:
         from metasae.tracking.follow import check_sink
@@ -33,11 +36,11 @@ def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Pr
 
 
 def claim(recipe: Recipe, folder: Path) -> None:
-    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it, and what is
-    measured may change, as trained weights do not depend on it (`metasae.jobs.remeasure`).
+    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to
+    it, and what is measured may change, as trained weights do not depend on it (`metasae.jobs.remeasure`).
 
-    A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo put right goes on in it.
-    Of several processes of one job (torchrun) the first claims it for all.
+    A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo
+    put right goes on in it. Of several processes of one job (torchrun) the first claims it for all.
     """
     if os.environ.get("RANK", "0") != "0":
         return

@@ -1,6 +1,8 @@
-"""SAEs that are to be measured: found, named and held against the recipe that judges them; the folder for their measures, claimed.
+"""SAEs that are to be measured: found, named and held against the recipe that judges them; the folder for their
+measures, claimed.
 
-SAEs of ours are known by their configs, so a mistake is answered without torch; those of other libraries tell by their weights alone.
+SAEs of ours are known by their configs, so a mistake is answered without torch; those of other libraries tell by their
+weights alone.
 """
 
 import re
@@ -26,7 +28,9 @@ _NAME = re.compile(r"(?P<name>[A-Za-z0-9_]+)(-s(?P<seed>\d+))?")
 
 @dataclass(frozen=True)
 class Target:
-    """An SAE in any format, the arm and seed it is measured as, its run's meta SAE and the recipe it was trained by, where it has them."""
+    """An SAE in any format, the arm and seed it is measured as, its run's meta SAE and the recipe it was trained by,
+    where it has them.
+    """
 
     folder: Path
     name: str
@@ -44,10 +48,11 @@ def claimed(
     device: str = "cpu",
     progress: Progress = SILENT,
 ) -> Iterator[tuple[list[Target], Recipe]]:
-    """Gives (the SAEs to measure, the recipe that judges them), and holds the folder for their measures as long as the block lasts.
+    """Gives (the SAEs to measure, the recipe that judges them), and holds the folder for their measures as long as the
+    block lasts.
 
-    Arguments as of `metasae.jobs.measure.measure`, whose errors it raises, beside those for a folder that another process holds, that
-    holds measures made otherwise, or that cannot be written.
+    Arguments as of `metasae.jobs.measure.measure`, whose errors it raises, beside those for a folder that another
+    process holds, that holds measures made otherwise, or that cannot be written.
     """
     targets, resolved = chosen(folders, recipe, overrides, device)
     with alone_on(out, progress):
@@ -101,7 +106,10 @@ def named_targets(text: str) -> list[Target]:
 
 
 def find_targets(folder: Path) -> list[Target]:
-    """The SAEs in a run folder's arms, or the one that `metasae.interop.load` finds at a path. Raises UserError where there is none."""
+    """The SAEs in a run folder's arms, or the one that `metasae.interop.load` finds at a path.
+
+    Raises UserError where there is none.
+    """
     if (folder / "arms").is_dir():
         return [target for arm in RunFolder(folder).trained() for target in find_targets(arm.folder / "primary")]
     format, folder = sae_at(folder)
@@ -117,7 +125,10 @@ def find_targets(folder: Path) -> list[Target]:
 
 
 def recipe_of(target: Target) -> dict:
-    """The recipe an SAE of ours was trained by, without leave to run a model's code. Raises UserError where the SAE does not say."""
+    """The recipe an SAE of ours was trained by, without leave to run a model's code.
+
+    Raises UserError where the SAE does not say.
+    """
     if target.recipe is None:
         raise UserError(
             f"{target.folder} does not say which model and text it belongs to; give --recipe with model, hook and text"
@@ -129,7 +140,8 @@ def recipe_of(target: Target) -> dict:
 def _refuse_seen(target: Target, recipe: Recipe) -> None:
     """Raises UserError for an SAE of ours that was trained on documents that this recipe judges on.
 
-    Which split a document belongs to follows from its words: the first shares are calibration and evaluation, the rest is training.
+    Which split a document belongs to follows from its words: the first shares are calibration and evaluation, the rest
+    is training.
     """
     theirs, ours = (target.recipe or {}).get("text", {}), recipe.text.model_dump(mode="json")
     same = all(theirs.get(key) == ours[key] for key in ("source", "name", "split", "column"))
@@ -138,9 +150,9 @@ def _refuse_seen(target: Target, recipe: Recipe) -> None:
     untrained, judged = (text["calibration_share"] + text["evaluation_share"] for text in (theirs, ours))
     if judged > untrained + 1e-9:
         raise UserError(
-            f"{target.folder} was trained on documents that would be judged here: all beyond the first {untrained:g} of "
-            f"the text, of which text.calibration_share + text.evaluation_share take {judged:g}; --set them so that they "
-            f"take no more than {untrained:g}"
+            f"{target.folder} was trained on documents that would be judged here: all beyond the first {untrained:g} "
+            f"of the text, of which text.calibration_share + text.evaluation_share take {judged:g}; --set them so that "
+            f"they take no more than {untrained:g}"
         )
 
 

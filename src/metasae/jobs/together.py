@@ -1,4 +1,6 @@
-"""What is worked out from all arms in a folder together, beside the comparison: what takes two SAEs, and the explorer's store."""
+"""What is worked out from all arms in a folder together, beside the comparison: what takes two SAEs, and the explorer's
+store.
+"""
 
 from pathlib import Path
 
@@ -26,7 +28,9 @@ def has_store(spec: Measure) -> bool:
 
 
 def store(folder: Path, progress: Progress) -> bool:
-    """Brings the explorer's store up to date, from which the report's windows are read too; whether there was anything to write."""
+    """Brings the explorer's store up to date, from which the report's windows are read too; whether there was anything
+    to write.
+    """
     from metasae.explore.store.build import build
     from metasae.explore.store.schema import STORE
 

@@ -13,7 +13,10 @@ _BAR = 20
 
 @dataclass
 class Bars:
-    """Drawn anew as often as the terminal is. timetable: of a run. tasks: those that are under way, the innermost last."""
+    """Drawn anew as often as the terminal is.
+
+    timetable: of a run. tasks: those that are under way, the innermost last.
+    """
 
     timetable: Timetable | None = None
     tasks: list[Task] = field(default_factory=list)

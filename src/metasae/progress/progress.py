@@ -46,7 +46,8 @@ class Progress:
     @contextmanager
     def _drawn(self, transient: bool) -> Iterator[bool]:
         """Draws the bars while inside, where a terminal shows them; gives whether it does."""
-        # asked before anything is drawn: while it is, rich stands in for stderr, and before 14.1 calls itself no terminal
+        # asked before anything is drawn: while it is, rich stands in for stderr, and before 14.1 calls itself no
+        # terminal
         self._drawing = self.enabled and sys.stderr.isatty()
         try:
             if self._drawing:

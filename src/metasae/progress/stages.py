@@ -1,4 +1,6 @@
-"""The stages of a run and their tasks: which one is on, and how long the rest will take as far as the stages before it say."""
+"""The stages of a run and their tasks: which one is on, and how long the rest will take as far as the stages before it
+say.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +14,8 @@ Clock = Callable[[], float]
 class Task:
     """One running task: `total` units of work, None where that is not known.
 
-    done: units since it began; skipped: units that an earlier run did, which are no part of the rate; live: the numbers given last.
+    done: units since it began; skipped: units that an earlier run did, which are no part of the rate; live: the numbers
+    given last.
     """
 
     def __init__(self, name: str | None, total: int | None, unit: str = "tokens", clock: Clock = time.perf_counter):

@@ -1,4 +1,6 @@
-"""What a sweep is asked for, as a plan: the recipe with what a sweep measures of it, and a grid, an ablation or a search."""
+"""What a sweep is asked for, as a plan: the recipe with what a sweep measures of it, and a grid, an ablation or a
+search.
+"""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,8 @@ from metasae.sweep.grid import Range, check, expand, parse_grid
 from metasae.sweep.named import named
 from metasae.sweep.plan import Plan, Search, check_objectives
 
-# Where a search looks when it is not told: around the paper's choice; sigma^2 below .3 is inert (METHOD of the paper: e is .7 to .95).
+# Where a search looks when it is not told: around the paper's choice; sigma^2 below .3 is inert (METHOD of the paper: e
+# is .7 to .95).
 SPACE = {"train.lambda2": Range(0.03, 1.0, log=True), "train.sigma_sq": Range(0.3, 3.0, log=True)}
 # A sweep compares many SAEs roughly; what is chosen is measured in full when it is confirmed.
 TOKENS_JUDGED = 20
@@ -24,8 +27,9 @@ OUTPUT_TOKENS_JUDGED = 200
 def light(base: Recipe) -> dict[str, Any]:
     """What a sweep measures less than a run, as overrides.
 
-    No firings kept, nothing across SAEs, no shifted text, no pursuit, the excess over fixed marginals with an interval over seeds alone,
-    and one evaluation token per 20 training tokens (at least 20,000), an output token per 200 (at least 2,000), where the recipe has more.
+    No firings kept, nothing across SAEs, no shifted text, no pursuit, the excess over fixed marginals with an interval
+    over seeds alone, and one evaluation token per 20 training tokens (at least 20,000), an output token per 200 (at
+    least 2,000), where the recipe has more.
     """
     spec, tokens = base.measure, base.train.tokens
     return {
@@ -71,7 +75,10 @@ def asked_plan(
     objectives: Sequence[str],
     early_stop: bool,
 ) -> Plan:
-    """The plan; arguments as of `metasae.sweep.sweep`, name: its `named`. Raises UserError for what contradicts itself."""
+    """The plan; arguments as of `metasae.sweep.sweep`, name: its `named`.
+
+    Raises UserError for what contradicts itself.
+    """
     if sum(map(bool, (name, grid or search))) != 1:
         raise UserError("say what is swept: --grid KEY=V,V, --named NAME, or --search N (with --grid as its space)")
     if search is not None and search < 1:

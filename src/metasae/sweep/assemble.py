@@ -1,4 +1,6 @@
-"""A cell as a run folder: links to its SAEs under arms/, its recipe, and the comparison, so that `compare`, `report` and `run` work on it."""
+"""A cell as a run folder: links to its SAEs under arms/, its recipe, and the comparison, so that `compare`, `report`
+and `run` work on it.
+"""
 
 from pathlib import Path
 
@@ -48,5 +50,7 @@ def _refuse_other(sae: Arm, member: Member) -> None:
 
 
 def times(sae: Path) -> dict:
-    """What sae.json says: workers that took it up in turn, and seconds: train (all of training), steps (its steps alone), measure."""
+    """What sae.json says: workers that took it up in turn, and seconds: train (all of training), steps (its steps
+    alone), measure.
+    """
     return {"workers": [], "train": 0.0, "steps": 0.0, "measure": 0.0} | read_object(sae / "sae.json")

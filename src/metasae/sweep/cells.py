@@ -1,8 +1,9 @@
 """What a cell of a sweep is, which values decide each of its arms, and the names that follow from them.
 
-An SAE is named after what decides it, so that cells which differ only in what an arm does not look at share that arm's SAE: solo
-does not look at the penalty nor at the meta SAE; control, whose meta SAE sees the primary but never touches it, does not look at
-the penalty. tests/sweep/test_deciding.py trains every arm under changed values and holds this table against the weights.
+An SAE is named after what decides it, so that cells which differ only in what an arm does not look at share that arm's
+SAE: solo does not look at the penalty nor at the meta SAE; control, whose meta SAE sees the primary but never touches
+it, does not look at the penalty. tests/sweep/test_deciding.py trains every arm under changed values and holds this
+table against the weights.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from typing import Any
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARMS, BASELINE
 
-# Of the table `train`: what only the decomposability penalty looks at, what only further penalties do, what any of the two does.
+# Of the table `train`: what only the decomposability penalty looks at, what only further penalties do, what any of the
+# two does.
 DECOMPOSABILITY = ("lambda2", "sigma_sq", "adaptive_sigma", "balanced", "meta_gradient")
 FURTHER = ("penalties", "penalty_every")
 ANY_PENALTY = ("penalty_start",)
@@ -27,7 +29,10 @@ DATA = ("model", "hook", "text", "planted", "measure")
 
 @dataclass(frozen=True)
 class Setting:
-    """The values a cell changes in the sweep's recipe. kind: the curve it belongs to where curves are compared at equal FVU, else ""."""
+    """The values a cell changes in the sweep's recipe.
+
+    kind: the curve it belongs to where curves are compared at equal FVU, else "".
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
@@ -39,7 +44,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Member:
-    """One SAE of a cell: `arm` and `seed` name it in the cell; it is trained as `trained_as` by `recipe` and lies in saes/`name`."""
+    """One SAE of a cell: `arm` and `seed` name it in the cell; it is trained as `trained_as` by `recipe` and lies in
+    saes/`name`.
+    """
 
     arm: str
     seed: int
@@ -59,7 +66,10 @@ def trained_as(recipe: Recipe, arm: str) -> str:
 
 
 def idle_keys(recipe: Recipe, arm: str) -> set[str]:
-    """The keys of `train` that do not decide an arm's SAEs. The table `meta` does not either where the arm has no meta SAE."""
+    """The keys of `train` that do not decide an arm's SAEs.
+
+    The table `meta` does not either where the arm has no meta SAE.
+    """
     arm = trained_as(recipe, arm)
     penalised = ARMS[arm].penalty
     idle = {*NO_MATTER}
@@ -75,7 +85,9 @@ def idle_keys(recipe: Recipe, arm: str) -> set[str]:
 
 
 def canonical(recipe: Recipe, arm: str, base: Recipe) -> Recipe:
-    """The recipe an arm is trained by: values that do not decide it are the sweep's own, so that cells which share it ask for the same."""
+    """The recipe an arm is trained by: values that do not decide it are the sweep's own, so that cells which share it
+    ask for the same.
+    """
     idle, arm = idle_keys(recipe, arm), trained_as(recipe, arm)
     if ARMS[arm].penalty:
         # that one penalty is off is why its other values are idle, so it must stay off

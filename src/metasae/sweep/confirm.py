@@ -1,4 +1,6 @@
-"""The chosen cell as a recipe, and the command that confirms it: new seeds, and other documents where the text allows it."""
+"""The chosen cell as a recipe, and the command that confirms it: new seeds, and other documents where the text allows
+it.
+"""
 
 import shlex
 from pathlib import Path
@@ -14,10 +16,11 @@ LEAST_TRAINING_SHARE = 0.3
 
 
 def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
-    """Writes best.toml for the cell that sweep.json calls best; returns {cell, recipe, seeds, command, note}, or None without one.
+    """Writes best.toml for the cell that sweep.json calls best; returns {cell, recipe, seeds, command, note}, or None
+    without one.
 
-    The recipe has as many new seeds as the sweep, at least three, the measures of the recipe the sweep was started with, and judges on
-    documents that the sweep did not judge on: see `other_documents`.
+    The recipe has as many new seeds as the sweep, at least three, the measures of the recipe the sweep was started
+    with, and judges on documents that the sweep did not judge on: see `other_documents`.
     """
     best = next((cell for cell in result["cells"] if cell["best"]), None)
     if best is None:
@@ -44,9 +47,9 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
 def other_documents(recipe: Recipe) -> tuple[dict, str]:
     """(values that move the splits, what that means).
 
-    A document's split is the place of its hash in [0, 1): calibration lies below c, evaluation from there to c + v. With the calibration
-    share c' = c + v, all the documents that were judged on become calibration's, and the v after them, trained on until now, are the
-    new evaluation split: no document is judged on twice.
+    A document's split is the place of its hash in [0, 1): calibration lies below c, evaluation from there to c + v.
+    With the calibration share c' = c + v, all the documents that were judged on become calibration's, and the v after
+    them, trained on until now, are the new evaluation split: no document is judged on twice.
     """
     text = recipe.text
     moved = text.calibration_share + text.evaluation_share

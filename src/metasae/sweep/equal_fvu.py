@@ -1,13 +1,14 @@
 """Kinds of SAEs compared at equal FVU: measures read off each kind's curve over k where its FVU is the target's.
 
-For a seed s, a kind trained at several k gives points (FVU_k, M_k). With F the target SAE's FVU of the same seed, M at F is linear in ln FVU
-between the two k whose FVUs enclose F; where they do not, that seed has no number (nothing is extrapolated). The same is done
-without each block of documents in turn, curve and target alike, so the intervals of `paired_difference` over seeds x blocks hold here too.
-The model's output is measured on fewer documents, in blocks of their own; its FVUs are those of the whole text.
+For a seed s, a kind trained at several k gives points (FVU_k, M_k). With F the target SAE's FVU of the same seed, M at
+F is linear in ln FVU between the two k whose FVUs enclose F; where they do not, that seed has no number (nothing is
+extrapolated). The same is done without each block of documents in turn, curve and target alike, so the intervals of
+`paired_difference` over seeds x blocks hold here too. The model's output is measured on fewer documents, in blocks of
+their own; its FVUs are those of the whole text.
 
-The interpolation's own error is told beside each number: every inner point of the curve is left out and read off its neighbours; told is
-the largest |difference| over points and seeds. It is an estimate: the gap it bridges is wider than any that is used, but what a curve does
-between two k is not seen. None where a kind has fewer than three k.
+The interpolation's own error is told beside each number: every inner point of the curve is left out and read off its
+neighbours; told is the largest |difference| over points and seeds. It is an estimate: the gap it bridges is wider than
+any that is used, but what a curve does between two k is not seen. None where a kind has fewer than three k.
 """
 
 import math
@@ -28,7 +29,8 @@ Curve = Mapping[int, Mapping[int, dict]]
 
 @dataclass(frozen=True)
 class AtEqualFvu:
-    """difference: of the measure, a against its baseline b. interpolation_error: in the measure's own unit, None with fewer than three k.
+    """difference: of the measure, a against its baseline b. interpolation_error: in the measure's own unit, None with
+    fewer than three k.
 
     brackets: per seed the two k that enclose the target's FVU, None where none do.
     """
@@ -44,7 +46,9 @@ class AtEqualFvu:
 
 @dataclass(frozen=True)
 class Read:
-    """A measure of one seed: on the whole text, without each block of documents, and the two k that it was read between."""
+    """A measure of one seed: on the whole text, without each block of documents, and the two k that it was read
+    between.
+    """
 
     value: float | None = None
     without: list[float | None] | None = None
@@ -127,7 +131,7 @@ def interpolate(
 
 
 def _between(fvus, values, place: int, at: float | None) -> float | None:
-    """Linear in ln FVU through two neighbouring points; without a block of documents it may reach a little beyond them."""
+    """Linear in ln FVU through two neighbouring points; without a block of documents it may reach beyond them."""
     left, right, a, b = fvus[place], fvus[place + 1], values[place], values[place + 1]
     if None in (left, right, a, b, at) or min(left, right, at) <= 0:
         return None

@@ -1,4 +1,4 @@
-"""The figures of a sweep: the Pareto scatter with its front, and the dose-response over the penalty's strength kappa."""
+"""The figures of a sweep: the Pareto scatter with its front, and the dose-response over the penalty's strength."""
 
 import itertools
 from pathlib import Path
@@ -22,7 +22,9 @@ Point = tuple[float, float, dict]
 
 
 def write_figures(folder: Path, result: dict) -> list[str]:
-    """figures/pareto.png and figures/dose-response.png, each where there is something to draw; the names of those that were drawn."""
+    """figures/pareto.png and figures/dose-response.png, each where there is something to draw; the names of those that
+    were drawn.
+    """
     figures = {"pareto": pareto(result), "dose-response": dose_response(result)}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in drawn.items():
@@ -97,7 +99,7 @@ def _curves(axes: "Axes", points: list[Point], kinds: list[str]) -> None:
 
 
 def dose_response(result: dict) -> "Figure | None":
-    """The change against solo with its interval over kappa; cells without a penalty, or without numbers, are left out."""
+    """The change against solo with its interval over kappa, of the cells that have a penalty and numbers."""
     cells = [
         cell
         for cell in result["cells"]
@@ -114,9 +116,12 @@ def dose_response(result: dict) -> "Figure | None":
     for axes, key in zip(panels, shown, strict=False):
         relative = QUANTITIES[key].relative
         for cell in cells:
-            entry = cell["differences"].get(key)
-            if entry:
-                _response(axes, cell["kappa"]["value"], *_as_told(entry, relative))
+            kappa = cell["kappa"]["value"]
+            middle, ends = _as_told(cell["differences"].get(key), relative)
+            if ends is not None:
+                axes.plot([kappa] * 2, ends, color=BLUE, linewidth=1.4, alpha=0.6)
+            if middle is not None:
+                axes.plot(kappa, middle, "o", color=BLUE, markersize=5)
         axes.axhline(0, color=GREY, linewidth=1)
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter("")
@@ -125,21 +130,12 @@ def dose_response(result: dict) -> "Figure | None":
     return figure
 
 
-def _response(axes: "Axes", kappa: float, middle: float | None, ends: list[float] | None) -> None:
-    """One cell's change, and its interval where it has one."""
-    if middle is None:
-        return
-    if ends is not None:
-        axes.plot([kappa] * 2, ends, color=BLUE, linewidth=1.4, alpha=0.6)
-    axes.plot(kappa, middle, "o", color=BLUE, markersize=5)
-
-
-def _as_told(entry: dict, relative: bool) -> tuple[float | None, list[float] | None]:
+def _as_told(entry: dict | None, relative: bool) -> tuple[float | None, list[float] | None]:
     """(the change, its interval): in percent, or in hundredths for a share that is itself a difference."""
-    if relative:
-        return entry["percent"], entry["percent_ci95"]
-    if entry["difference"] is None:
+    if entry is None or (not relative and entry["difference"] is None):
         return None, None
+    if relative:
+        return entry["percent"], entry["percent_ci95"] if entry["percent"] is not None else None
     return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
 
 

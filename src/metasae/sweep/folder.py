@@ -1,8 +1,8 @@
 """The sweep folder: where everything lies, and locks that end with the process which holds them.
 
 SWEEP/plan.json                      the recipe, the settings, the seeds, what is searched
-SWEEP/saes/<arm>-s<seed>-<hash>/     an SAE as in a run's arms/, with sae.json (times) and failed.json (why, where it failed)
-SWEEP/cells/<hash>/                  a run folder whose arms/ are links into saes/, with cell.json (setting, state, what came of it)
+SWEEP/saes/<arm>-s<seed>-<hash>/     an SAE as in a run's arms/, with sae.json (times) and failed.json (why it failed)
+SWEEP/cells/<hash>/                  a run folder whose arms/ are links into saes/, with cell.json (setting, state)
 SWEEP/workers/                       what each worker took: time, memory
 SWEEP/sweep.json  sweep.md  figures/  best.toml
 SWEEP/sweep.lock                     held by whoever changes the plan, hands out a cell or ends one
@@ -26,7 +26,8 @@ OPEN, DONE, FAILED, STOPPED = "open", "done", "failed", "stopped"
 
 @dataclass(frozen=True)
 class Cell:
-    """What cell.json holds. trials: its numbers in the order in which cells were asked for, several where a search drew it again.
+    """What cell.json holds. trials: its numbers in the order in which cells were asked for, several where a search drew
+    it again.
 
     why: of a failed or stopped cell. seeds: those its state is about. objectives: their values, None where it has none.
     """
@@ -85,7 +86,8 @@ class SweepFolder:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock file at `path`, which is made where there is none; gives False where `wait` is False and another holds it.
+    """Holds the lock file at `path`, which is made where there is none; gives False where `wait` is False and another
+    holds it.
 
     The operating system lets go of the lock when a process ends, however it ends, so that no lock is ever stale.
     Raises UserError when the file cannot be written, or the file system keeps no locks.

@@ -12,7 +12,8 @@ import tomli
 from metasae.errors import UserError, nearest
 from metasae.recipe.recipe import Recipe, parse_override
 
-# What may differ between the cells of a sweep. Everything else is the same for all, so that one harvest serves and all are judged alike.
+# What may differ between the cells of a sweep. Everything else is the same for all, so that one harvest serves and all
+# are judged alike.
 TABLES = ("sae", "meta", "train")
 
 
@@ -31,7 +32,8 @@ Axis = tuple[Any, ...] | Range
 def parse_grid(entries: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Axis]:
     """key -> its values, or the range that a search draws from, in the order given.
 
-    entries: `KEY=V,V`, `KEY=[JSON list]` or `KEY=LOW..HIGH[:log]` each; or a mapping from key to a list of values, a `Range` or such a string.
+    entries: `KEY=V,V`, `KEY=[JSON list]` or `KEY=LOW..HIGH[:log]` each; or a mapping from key to a list of values, a
+    `Range` or such a string.
     Raises UserError for an entry of another form, a key given twice, and a key that a sweep cannot vary.
     """
     pairs = list(entries.items()) if isinstance(entries, Mapping) else [_halves(entry) for entry in entries or ()]
@@ -45,11 +47,15 @@ def parse_grid(entries: Sequence[str] | Mapping[str, Any] | None) -> dict[str, A
 
 
 def expand(axes: Mapping[str, Axis]) -> list[dict[str, Any]]:
-    """Every combination of the values, the last key fastest; one that comes twice is left out. Raises UserError for a range."""
+    """Every combination of the values, the last key fastest; one that comes twice is left out.
+
+    Raises UserError for a range.
+    """
     for key, axis in axes.items():
         if isinstance(axis, Range):
             raise UserError(
-                f"{key}={axis.low}..{axis.high} is a range, which a grid cannot go through; add --search N, or list values"
+                f"{key}={axis.low}..{axis.high} is a range, which a grid cannot go through; add --search N, or list "
+                "values"
             )
     settings: dict[str, dict] = {}
     for values in itertools.product(*axes.values()):
@@ -59,7 +65,9 @@ def expand(axes: Mapping[str, Axis]) -> list[dict[str, Any]]:
 
 
 def check(base: Recipe, axes: Mapping[str, Axis]) -> None:
-    """Raises UserError for a key that the recipe does not have; values are looked at with their cell, as they may depend on each other."""
+    """Raises UserError for a key that the recipe does not have; values are looked at with their cell, as they may
+    depend on each other.
+    """
     for key in axes:
         table, name = key.split(".")[:2]
         known = type(base).model_fields[table].annotation.model_fields
@@ -82,7 +90,8 @@ def _check_key(key: str) -> None:
         )
     if table not in TABLES or "." not in key:
         raise UserError(
-            f"a sweep cannot vary {key}, only keys of {', '.join(TABLES)}; give what is the same for all cells with --set"
+            f"a sweep cannot vary {key}, only keys of {', '.join(TABLES)}; give what is the same for all cells "
+            "with --set"
         )
 
 

@@ -1,8 +1,9 @@
 """Early stopping by seeds: after its first seed, half of the cells go no further.
 
-Successive halving whose resource is seeds instead of steps. No training is cut short, so what is judged are whole SAEs, after warm-up and
-decay, on held-out text; a cell that is stopped keeps its one seed, without an interval. What one seed misjudges stays misjudged, so
-the front of the first seed is always kept, however large it is, and a stopped cell is marked as such in every table.
+Successive halving whose resource is seeds instead of steps. No training is cut short, so what is judged are whole SAEs,
+after warm-up and decay, on held-out text; a cell that is stopped keeps its one seed, without an interval. What one seed
+misjudges stays misjudged, so the front of the first seed is always kept, however large it is, and a stopped cell is
+marked as such in every table.
 """
 
 import numpy as np
@@ -17,9 +18,11 @@ KEEP = 0.5
 
 
 def survivors(costs: dict[str, list[float] | None]) -> list[str]:
-    """The cells that go on: whole layers of the front, from the best, until at least half of all cells are kept; layers are never cut.
+    """The cells that go on: whole layers of the front, from the best, until at least half of all cells are kept; layers
+    are never cut.
 
-    costs: cell -> its objectives after the first seed, lower is better; None for a cell that failed, which does not go on.
+    costs: cell -> its objectives after the first seed, lower is better; None for a cell that failed, which does not go
+    on.
     """
     names = [name for name, values in costs.items() if values is not None]
     if not names:

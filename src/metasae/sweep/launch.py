@@ -41,15 +41,17 @@ def sweep(
     named: str | None = None,
     show: bool = True,
 ) -> dict:
-    """Trains and measures every setting of a grid, a named sweep or a search, and compares each with solo; returns what sweep.json holds.
+    """Trains and measures every setting of a grid, a named sweep or a search, and compares each with solo; returns what
+    sweep.json holds.
 
-    grid: key -> values (or `LOW..HIGH[:log]` in a search), or `KEY=V,V` strings; only keys of sae, meta and train. search: how many
-    cells are drawn from the grid's space. named: one of `metasae.sweep.named.ABLATIONS`. Exactly one of grid, named and search says what
-    is done, but that a search may have a grid as its space. workers: processes on this machine; the same call may be made on other
-    machines that see the folder. storage: an Optuna storage URL that is given a copy of the cells at the end. overrides: as in
-    `metasae.run`; a sweep measures less than a run (`metasae.sweep.asked.light`) unless they say more. objectives: keys of the catalogue
-    with a better direction, the fidelity first. early_stop: `metasae.sweep.halving`. A folder with the same sweep is gone on with; what
-    failed is tried again.
+    grid: key -> values (or `LOW..HIGH[:log]` in a search), or `KEY=V,V` strings; only keys of sae, meta and train.
+    search: how many cells are drawn from the grid's space. named: one of `metasae.sweep.named.ABLATIONS`. Exactly one
+    of grid, named and search says what is done, but that a search may have a grid as its space. workers: processes on
+    this machine; the same call may be made on other machines that see the folder. storage: an Optuna storage URL that
+    is given a copy of the cells at the end. overrides: as in `metasae.run`; a sweep measures less than a run
+    (`metasae.sweep.asked.light`) unless they say more. objectives: keys of the catalogue with a better direction, the
+    fidelity first. early_stop: `metasae.sweep.halving`. A folder with the same sweep is gone on with; what failed is
+    tried again.
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
     base, full, folder = resolved(recipe, out, overrides, seeds, device)
@@ -72,7 +74,8 @@ def sweep(
 
 
 def open_cells(folder: SweepFolder, plan: Plan) -> Plan:
-    """Writes the plan and the cells of a grid, and opens cells that failed, or that lack a seed which came later; what holds now.
+    """Writes the plan and the cells of a grid, and opens cells that failed, or that lack a seed which came later; what
+    holds now.
 
     What failed is tried again from its checkpoint. Raises UserError where the folder holds another sweep.
     """
@@ -102,7 +105,8 @@ def open_cells(folder: SweepFolder, plan: Plan) -> Plan:
 
 
 def conclude(folder: SweepFolder, plan: Plan, show: bool = True, copies=None) -> dict:
-    """Writes sweep.json, sweep.md, figures and best.toml from the settled cells; returns what sweep.json holds. Needs no torch.
+    """Writes sweep.json, sweep.md, figures and best.toml from the settled cells; returns what sweep.json holds. Needs
+    no torch.
 
     copies: an Optuna storage that is given the cells too.
     """
@@ -144,7 +148,10 @@ def _work(folder: SweepFolder, plan: Plan, workers: int, device: str, progress: 
 
 
 def _supervise(folder: SweepFolder, plan: Plan, places: list[str], progress: Progress, stop: StopRequest) -> None:
-    """Starts a process per place and waits for them. One that is killed is not started again: the others take up its work."""
+    """Starts a process per place and waits for them.
+
+    One that is killed is not started again: the others take up its work.
+    """
     started = [_start(folder, place, number, len(places)) for number, place in enumerate(places)]
     try:
         with progress.task(f"sweep, {len(places)} workers", plan.total, "cells") as task:
@@ -194,7 +201,9 @@ def _last_words(process: subprocess.Popen, log: Path) -> str:
 
 
 def devices(device: str, workers: int) -> list[str]:
-    """A device for each worker: with `cuda`, the GPUs in the order of their free memory, in turn; else the one that is named."""
+    """A device for each worker: with `cuda`, the GPUs in the order of their free memory, in turn; else the one that is
+    named.
+    """
     if device != "cuda":
         return [device] * workers
     import torch

@@ -1,7 +1,7 @@
 """Ablations by name: lists of settings that follow from the recipe they are asked of.
 
-`kinds` and `k` compare at equal FVU (`metasae.sweep.equal_fvu`): several k per kind are trained, and measures are read off the curve
-at the FVU of the kind they are compared with.
+`kinds` and `k` compare at equal FVU (`metasae.sweep.equal_fvu`): several k per kind are trained, and measures are read
+off the curve at the FVU of the kind they are compared with.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from metasae.recipe.registry import BASELINE, SUBJECT
 from metasae.sweep.cells import Setting
 from metasae.sweep.grid import expand
 
-# A penalty or an architecture moves the FVU at equal k by some -2 to +12%; ln FVU falls by about .3 ln k, so these k enclose solo's FVU.
+# A penalty or an architecture moves the FVU at equal k by some -2 to +12%; ln FVU falls by about .3 ln k, so these k
+# enclose solo's FVU.
 K_AROUND = (0.9, 1.2, 1.6)
 K_DOWN = (0.7, 0.85, 1.0)
-# Coefficients of the further penalties where the recipe has none: OrtSAE's own (arXiv 2509.22033); the others' as docs/training.md tries them.
+# Coefficients of the further penalties where the recipe has none: OrtSAE's own (arXiv 2509.22033); the others' as
+# docs/training.md tries them.
 STRENGTHS = {"ortsae": 0.25, "c2r": 1.0, "cofiring": 0.1}
 NO_PENALTY = {"train.lambda2": 0.0, "train.penalties": {}}
 # n_p : n_m of the paper, of its released code, and two more.
@@ -29,7 +31,8 @@ ABLATIONS = (
 class Ablation:
     """arms: None for the recipe's. shared_baseline: every cell is compared with solo of the recipe itself.
 
-    equal_fvu: which kinds are read off their curves at which SAE's FVU: target {kind, k}, curves, and which side is the baseline.
+    equal_fvu: which kinds are read off their curves at which SAE's FVU: target {kind, k}, curves, and which side is the
+    baseline.
     """
 
     settings: tuple[Setting, ...]

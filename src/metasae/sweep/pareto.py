@@ -4,9 +4,11 @@ import numpy as np
 
 
 def front(costs_CO: np.ndarray) -> np.ndarray:
-    """bool [cells]: those that no other cell beats, that is, is at least as good in every objective and better in one. Lower is better.
+    """bool [cells]: those that no other cell beats, that is, is at least as good in every objective and better in one.
+    Lower is better.
 
-    Cells with equal costs are on the front together. A NaN counts as no number: such a cell is not on the front and beats none.
+    Cells with equal costs are on the front together. A NaN counts as no number: such a cell is not on the front and
+    beats none.
     """
     costs = np.asarray(costs_CO, dtype=np.float64)
     usable = np.isfinite(costs).all(axis=1)

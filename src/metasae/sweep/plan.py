@@ -33,10 +33,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """base: the recipe of the cells but for their settings, with arms and seeds. settings: of a grid; empty in a search.
+    """base: the recipe of the cells but for their settings, with arms and seeds. settings: of a grid; empty in a
+    search.
 
-    study: the sweep's name in an Optuna storage. objectives: keys of the catalogue. shared_baseline: every cell is compared with solo
-    of `base`. early_stop: see `metasae.sweep.halving`. equal_fvu: see `metasae.sweep.named.Ablation`. title: what was asked for, in words.
+    study: the sweep's name in an Optuna storage. objectives: keys of the catalogue. shared_baseline: every cell is
+    compared with solo of `base`. early_stop: see `metasae.sweep.halving`. equal_fvu: see
+    `metasae.sweep.named.Ablation`. title: what was asked for, in words.
     full_measure: what a run of the recipe measures and the sweep does not, keys of `measure`.
     """
 
@@ -85,7 +87,9 @@ class Plan:
 
     @property
     def most_tokens(self) -> int:
-        """Training tokens that the harvest takes: those of the longest cell, unless the recipe caches fewer and reads them again."""
+        """Training tokens that the harvest takes: those of the longest cell, unless the recipe caches fewer and reads
+        them again.
+        """
         key = "train.tokens"
         asked = [setting.values.get(key, self.base.train.tokens) for setting in self.settings]
         if self.search and key in self.search.space:
@@ -114,7 +118,8 @@ def check_objectives(keys: Sequence[str]) -> tuple[str, ...]:
             raise UserError(f"no measure '{key}'{nearest(key, QUANTITIES)}")
         if QUANTITIES[key].better is None:
             raise UserError(
-                f"'{key}' ({QUANTITIES[key].label}) is a plain description and has no better direction; choose another objective"
+                f"'{key}' ({QUANTITIES[key].label}) is a plain description and has no better direction; choose another "
+                "objective"
             )
     if len(set(keys)) != len(keys) or not keys:
         raise UserError("name each objective once, and at least one")
@@ -122,9 +127,11 @@ def check_objectives(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def claim(folder: SweepFolder, plan: Plan) -> Plan:
-    """Writes the plan, or extends the one that is there by further settings, seeds and trials; returns what holds from now on.
+    """Writes the plan, or extends the one that is there by further settings, seeds and trials; returns what holds from
+    now on.
 
-    The caller holds the folder's lock. Raises UserError where the folder holds a sweep of another recipe or another kind.
+    The caller holds the folder's lock. Raises UserError where the folder holds a sweep of another recipe or another
+    kind.
     """
     if folder.plan.is_file():
         plan = _extended(read_plan(folder), plan, folder)

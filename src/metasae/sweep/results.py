@@ -24,8 +24,8 @@ OUTPUT = ("fidelity.ce_delta", "fidelity.output_cosine_distance")
 def gather(folder: SweepFolder, plan: Plan) -> dict:
     """Reads every settled cell and returns what sweep.json holds. Keys as docs/sweeps.md says.
 
-    Only `seconds` and `time` depend on the machine. A number that does not exist is None. Cells that failed or were stopped early are
-    listed, and are not on the front.
+    Only `seconds` and `time` depend on the machine. A number that does not exist is None. Cells that failed or were
+    stopped early are listed, and are not on the front.
     """
     cells = [_cell(folder, plan, cell) for cell in folder.cells()]
     _mark_front(cells, plan)
@@ -110,8 +110,9 @@ def _shown(plan: Plan, also: Callable[[Quantity], bool]) -> list[str]:
 def _kappa(cell: Cell, plan: Plan, comparison: dict) -> dict | None:
     """The penalty's strength, kappa = (lambda2 / sigma^2) exp(-e / sigma^2), of a cell.
 
-    e: mean squared error of a meta SAE on unit decoder rows; control's where there is one, as the penalty cannot move it, else the
-    subject's own. None where adaptive sigma^2 holds kappa at what it was in the first step, which no file says.
+    e: mean squared error of a meta SAE on unit decoder rows; control's where there is one, as the penalty cannot move
+    it, else the subject's own. None where adaptive sigma^2 holds kappa at what it was in the first step, which no file
+    says.
     """
     train = cell.setting.recipe(plan.base).train
     if not ARMS[plan.subject].penalty or train.adaptive_sigma:
@@ -135,9 +136,11 @@ def _mark_front(cells: list[dict], plan: Plan) -> None:
 
 
 def _at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
-    """kinds: kind -> measure -> the difference at equal FVU; equal_k: kind -> k -> measure -> the difference against the target's kind.
+    """kinds: kind -> measure -> the difference at equal FVU; equal_k: kind -> k -> measure -> the difference against
+    the target's kind.
 
-    The target's own kind is read off its curve without the target itself. A kind whose cells are not all done is named with why.
+    The target's own kind is read off its curve without the target itself. A kind whose cells are not all done is named
+    with why.
     """
     spec, (curves, missing) = plan.equal_fvu, _curves(folder, plan)
     kind, k = spec["target"]["kind"], spec["target"]["k"]
@@ -192,10 +195,11 @@ def _by_k(curve: dict, baseline: dict, keys: list[str]) -> dict[str, dict[str, d
 
 
 def _time(folder: SweepFolder) -> dict:
-    """Seconds of all workers together. steps: of training steps alone; whole: from each worker's first SAE to its end, without the harvest.
+    """Seconds of all workers together. steps: of training steps alone; whole: from each worker's first SAE to its end,
+    without the harvest.
 
-    overhead: whole / steps - 1; overhead_with_harvest: likewise with the harvest, which other runs may share. A worker that was killed
-    takes the seconds of its last SAE's steps with it.
+    overhead: whole / steps - 1; overhead_with_harvest: likewise with the harvest, which other runs may share. A worker
+    that was killed takes the seconds of its last SAE's steps with it.
     """
     saes = [times(path.parent) for path in sorted(folder.path.glob("saes/*/sae.json"))]
     workers = [files.read_json(path) for path in sorted(folder.path.glob("workers/*.json"))]

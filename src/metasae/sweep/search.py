@@ -1,7 +1,8 @@
 """What Optuna does in a sweep: it draws the cells of a search. A copy of all cells may be kept in one of its storages.
 
-The cells on disk are the truth. For every draw Optuna is told of all cells in the order of their trials, and asked for one more by a
-sampler (TPE) that is seeded anew by the trial's number. So a search that is stopped and started again draws what it would have drawn.
+The cells on disk are the truth. For every draw Optuna is told of all cells in the order of their trials, and asked for
+one more by a sampler (TPE) that is seeded anew by the trial's number. So a search that is stopped and started again
+draws what it would have drawn.
 """
 
 import json
@@ -46,14 +47,15 @@ def draw(folder: SweepFolder, plan: Plan) -> bool:
 def study_of(plan: Plan, cells: Sequence[Cell], storage=None):
     """An Optuna study with a trial for each time that a cell was asked for.
 
-    A cell without objectives is running while it is open, and failed after that. storage: an Optuna storage; None keeps it in memory.
+    A cell without objectives is running while it is open, and failed after that. storage: an Optuna storage; None keeps
+    it in memory.
     """
     optuna = _optuna()
     states, distributions = optuna.trial.TrialState, _distributions(plan)
     directions = ["minimize" if sign > 0 else "maximize" for sign in plan.signs]
     study = optuna.create_study(study_name=plan.study, directions=directions, storage=storage)
     trials = {number: cell for cell in cells for number in cell.trials}
-    for number, cell in sorted(trials.items()):
+    for cell in (trials[number] for number in sorted(trials)):
         ended = states.RUNNING if cell.state == OPEN else states.FAIL
         params = {key: _plain(value) for key, value in cell.setting.values.items()}
         trial = optuna.trial.create_trial(
@@ -74,7 +76,10 @@ def open_storage(address: str):
 
 
 def copy_to(storage, plan: Plan, cells: Sequence[Cell]) -> None:
-    """The cells as a study in a storage, in place of an earlier copy. Raises UserError where the storage does not take it."""
+    """The cells as a study in a storage, in place of an earlier copy.
+
+    Raises UserError where the storage does not take it.
+    """
     optuna = _optuna()
     with _reported():
         if plan.study in optuna.get_all_study_names(storage):

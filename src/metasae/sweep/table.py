@@ -12,16 +12,17 @@ from metasae.sweep.results import OUTPUT, PAPER
 FIGURES = {"pareto": "Objectives and their front", "dose-response": "Change over the penalty's strength"}
 OVER = "95% interval over paired seeds, and document blocks where the measure has them"
 BOLD = (
-    "Bold: clear after Holm's correction among the main measures of the cell. The intervals are those of each cell by itself: of many cells "
-    "some look clear by chance, so choose here and confirm on new seeds (best.toml)."
+    "Bold: clear after Holm's correction among the main measures of the cell. The intervals are those of each cell by "
+    "itself: of many cells some look clear by chance, so choose here and confirm on new seeds (best.toml)."
 )
 FRONT = (
-    "Front: no other cell is at least as good in every objective and better in one, by the means over seeds. Nearest to the ideal: each "
-    "objective scaled to the front's range. It is where to look first, not a finding."
+    "Front: no other cell is at least as good in every objective and better in one, by the means over seeds. Nearest "
+    "to the ideal: each objective scaled to the front's range. It is where to look first, not a finding."
 )
 READING = (
-    "Read off each kind's curve over k, linear in ln FVU, seed by seed. Reading: how far off it was, at most, where an inner k was left out and "
-    "read off its neighbours. An estimate: the gaps that are read over here are narrower, but a curve may bend between two k."
+    "Read off each kind's curve over k, linear in ln FVU, seed by seed. Reading: how far off it was, at most, where an "
+    "inner k was left out and read off its neighbours. An estimate: the gaps that are read over here are narrower, but "
+    "a curve may bend between two k."
 )
 
 

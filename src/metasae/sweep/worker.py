@@ -1,7 +1,9 @@
-"""A worker: trains and measures what nobody else holds, settles cells, and draws those of a search. Any number may work on one folder.
+"""A worker: trains and measures what nobody else holds, settles cells, and draws those of a search. Any number may work
+on one folder.
 
-What is handed out is the single SAE, by a lock in its folder that ends with the process; so no SAE is trained twice at once, a killed
-worker's SAE is taken up from its checkpoint by whoever is free, and a worker without a cell of its own helps with the others'.
+What is handed out is the single SAE, by a lock in its folder that ends with the process; so no SAE is trained twice at
+once, a killed worker's SAE is taken up from its checkpoint by whoever is free, and a worker without a cell of its own
+helps with the others'.
 """
 
 import os
@@ -102,7 +104,9 @@ class Worker:
         return False
 
     def _is_due(self, member: Member, twin: Member | None) -> bool:
-        """Whether there is something to do on an SAE now: to train it, or to measure it where what it waits for is there."""
+        """Whether there is something to do on an SAE now: to train it, or to measure it where what it waits for is
+        there.
+        """
         sae = self.folder.sae(member)
         if self.folder.failure(member) or sae.is_measured:
             return False
@@ -110,7 +114,9 @@ class Worker:
         return not (waits and sae.is_trained)
 
     def _twin(self, member: Member, members: list[Member]) -> Member | None:
-        """The baseline's SAE whose weights an SAE shares to the bit; its measures are taken over, so it is measured first."""
+        """The baseline's SAE whose weights an SAE shares to the bit; its measures are taken over, so it is measured
+        first.
+        """
         if not ARMS[member.trained_as].keeps_primary:
             return None
         same_seed = (other for other in members if other.seed == member.seed)
@@ -203,7 +209,10 @@ class Worker:
         self.folder.write_cell(replace(cell, state=state, why=why, seeds=seeds, objectives=objectives))
 
     def _draw(self) -> bool:
-        """Draws a cell of a search. False where none is left, and in a grid, whose cells are all there from the start."""
+        """Draws a cell of a search.
+
+        False where none is left, and in a grid, whose cells are all there from the start.
+        """
         if not self.plan.search:
             return False
         with self.folder.locked():
