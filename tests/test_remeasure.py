@@ -1,4 +1,6 @@
-"""A run whose recipe asks for other measures than before: weights stay, thresholds and measures follow, and a killed run goes on."""
+"""A run whose recipe asks for other measures than before: weights stay, thresholds and measures follow, and a killed
+run goes on.
+"""
 
 import json
 import shutil
@@ -14,8 +16,10 @@ from metasae.recipe.recipe import Recipe
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
-    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 10_000,
-    "measure.tokens": 3_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.shifts": 0, "measure.pursuit_k": 0,
+    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2,
+    "train.dead_after": 10_000,
+    "measure.tokens": 3_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.shifts": 0,
+    "measure.pursuit_k": 0,
     "arms": ["solo", "control", "joint"], "seeds": 1,
 }  # fmt: skip
 OTHER = {"measure.tokens": 4_000, "measure.calibration_tokens": 1_000, "measure.threshold": "per_latent"}

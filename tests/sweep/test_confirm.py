@@ -27,8 +27,7 @@ def test_no_document_is_judged_on_twice(name):
     other = Recipe.load(recipe.model_dump(mode="json"), values)
     documents = [f"{number} {STORIES[number % 3]}" for number in range(4000)]
     judged, again = (
-        {document for document in documents if split_of(document, each.text) == "evaluation"}
-        for each in (recipe, other)
+        {document for document in documents if split_of(document, one.text) == "evaluation"} for one in (recipe, other)
     )
     assert "never judged on" in note and not judged & again
     assert len(again) == pytest.approx(recipe.text.evaluation_share * 4000, rel=0.15)
@@ -64,15 +63,17 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
         worker_module.Source, "open", lambda self, tokens: harvests.append(tokens) or real(self, tokens)
     )
     grid = {"train.lambda2": [0.3, 3.0], "train.tokens": [1200, 2400]}
-    found = sweep(values, grid, seeds=1, out=tmp_path / "runs/a", show=False)
-    assert [each["train"] for each in harvests] == [2400] and len(list((tmp_path / "runs/activations").iterdir())) == 1
-    assert all("fidelity.ce_delta" in cell["means"] for cell in found["cells"])
+    result = sweep(values, grid, seeds=1, out=tmp_path / "runs/a", show=False)
+    assert [tokens["train"] for tokens in harvests] == [2400] and len(
+        list((tmp_path / "runs/activations").iterdir())
+    ) == 1
+    assert all("fidelity.ce_delta" in cell["means"] for cell in result["cells"])
     # one solo for each number of training tokens
-    assert len({cell["saes"]["solo-s0"] for cell in found["cells"]}) == 2
+    assert len({cell["saes"]["solo-s0"] for cell in result["cells"]}) == 2
     alone = metasae.run(
-        tmp_path / "runs/a" / found["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "runs/alone", show=False
+        tmp_path / "runs/a" / result["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "runs/alone", show=False
     )
-    assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == found["cells"][0]["means"]["fidelity.fvu"]
+    assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == result["cells"][0]["means"]["fidelity.fvu"]
     harvests.clear()
     before = contents(tmp_path / "runs/a")
     (tmp_path / "moved").mkdir()
@@ -81,15 +82,17 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
         path.unlink()
     for path in (tmp_path / "moved/a/cells").glob("*/cell.json"):
         path.write_text(path.read_text().replace('"done"', '"open"'))
-    assert without_machine(sweep(values, grid, seeds=1, out=tmp_path / "moved/a", show=False)) == without_machine(found)
+    assert without_machine(sweep(values, grid, seeds=1, out=tmp_path / "moved/a", show=False)) == without_machine(
+        result
+    )
     assert contents(tmp_path / "moved/a") == before and not harvests
     # longer cells that are added later have their tokens harvested
     longer = sweep(
         values, {"train.lambda2": [0.3], "train.tokens": [4800]}, seeds=1, out=tmp_path / "moved/a", show=False
     )
-    assert [each["train"] for each in harvests] == [4800] and longer["cells"][-1]["state"] == "done"
-    held = open_cache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
-    assert held.split("train").n_tokens == 4800
+    assert [tokens["train"] for tokens in harvests] == [4800] and longer["cells"][-1]["state"] == "done"
+    cache = open_cache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
+    assert cache.split("train").n_tokens == 4800
     harvests.clear()
     # and where the cache is gone it is harvested again, with the same rows
     (tmp_path / "moved/activations").rename(tmp_path / "gone")

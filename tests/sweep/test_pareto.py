@@ -23,10 +23,10 @@ def test_the_front_is_the_definition(seed):
     # few distinct values, so that ties and duplicates are common
     costs = rng.integers(0, 4, (25, 1 + seed % 3)).astype(float)
     assert front(costs).tolist() == slow_front(costs.tolist())
-    found = layers(costs)
-    for layer in range(found.max() + 1):
-        left = costs[found >= layer]
-        assert sorted(map(tuple, left[front(left)])) == sorted(map(tuple, costs[found == layer]))
+    numbers = layers(costs)
+    for layer in range(numbers.max() + 1):
+        left = costs[numbers >= layer]
+        assert sorted(map(tuple, left[front(left)])) == sorted(map(tuple, costs[numbers == layer]))
 
 
 def test_by_hand():

@@ -35,7 +35,7 @@ def tiny(out, n, space=SPACE, **options):
 def test_a_search_draws_the_same_cells_whether_or_not_it_was_stopped(tmp_path, monkeypatch):
     whole = tiny(tmp_path / "whole", 5)
     settings = [cell["setting"] for cell in whole["cells"]]
-    assert all(0.03 <= each["train.lambda2"] <= 3 and each["sae.k"] in (2, 3, 4) for each in settings)
+    assert all(0.03 <= setting["train.lambda2"] <= 3 and setting["sae.k"] in (2, 3, 4) for setting in settings)
     assert sum(len(cell["trials"]) for cell in whole["cells"]) == len(settings) == 5
     real, calls = worker_module.measure_arm, []
 
@@ -60,20 +60,20 @@ def test_more_trials_may_be_asked_for(tmp_path):
 
 
 def test_a_cell_drawn_twice_is_trained_once_and_told_twice(tmp_path):
-    found = tiny(tmp_path / "a", 4, ["meta.input=raw,token"])
-    assert sum(len(cell["trials"]) for cell in found["cells"]) == 4 and len(found["cells"]) <= 2
+    result = tiny(tmp_path / "a", 4, ["meta.input=raw,token"])
+    assert sum(len(cell["trials"]) for cell in result["cells"]) == 4 and len(result["cells"]) <= 2
     folder = SweepFolder(tmp_path / "a")
     study = study_of(read_plan(folder), folder.cells())
     assert all(trial.state.name == "COMPLETE" for trial in study.get_trials())
-    by_cell = {number: cell["means"]["fidelity.fvu"] for cell in found["cells"] for number in cell["trials"]}
+    by_cell = {number: cell["means"]["fidelity.fvu"] for cell in result["cells"] for number in cell["trials"]}
     assert [trial.values[0] for trial in study.get_trials()] == [by_cell[number] for number in range(4)]
 
 
 def test_what_the_recipe_does_not_take_is_refused_and_the_search_goes_on(tmp_path):
-    found = tiny(tmp_path / "a", 4, ["sae.k=30..34", "train.lambda2=0.1..1"])
-    states = {cell["setting"]["sae.k"]: cell["state"] for cell in found["cells"]}
-    assert all((state == "failed") == (k > 32) for k, state in states.items()) and len(found["cells"]) == 4
-    assert all("more than n" in why for why in found["failed"].values())
+    result = tiny(tmp_path / "a", 4, ["sae.k=30..34", "train.lambda2=0.1..1"])
+    states = {cell["setting"]["sae.k"]: cell["state"] for cell in result["cells"]}
+    assert all((state == "failed") == (k > 32) for k, state in states.items()) and len(result["cells"]) == 4
+    assert all("more than n" in why for why in result["failed"].values())
 
 
 def test_a_cell_whose_worker_died_when_it_was_drawn_is_not_lost(tmp_path):
@@ -109,8 +109,10 @@ def test_a_storage_is_given_a_copy_of_the_cells(tmp_path):
 
 
 def test_tables_are_categories(tmp_path):
-    found = sweep(
+    result = sweep(
         "planted", {"train.penalties": [{}, {"ortsae": 0.5}]}, out=tmp_path / "a", seeds=1, overrides=TINY, show=False
     )
-    assert [cell["setting"] for cell in found["cells"]] == [{"train.penalties": each} for each in ({}, {"ortsae": 0.5})]
-    assert all(cell["state"] == "done" for cell in found["cells"])
+    assert [cell["setting"] for cell in result["cells"]] == [
+        {"train.penalties": penalties} for penalties in ({}, {"ortsae": 0.5})
+    ]
+    assert all(cell["state"] == "done" for cell in result["cells"])

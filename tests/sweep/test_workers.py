@@ -1,4 +1,6 @@
-"""Several workers on one folder: killed ones, waiting ones, and what comes out, which must be what one undisturbed worker gives."""
+"""Several workers on one folder: killed ones, waiting ones, and what comes out, which must be what one undisturbed
+worker gives.
+"""
 
 import json
 import multiprocessing
@@ -67,7 +69,7 @@ def test_two_workers_one_killed_twice_give_what_one_gives(tmp_path):
     # it keeps its lock while it is stopped, so that the others meet a slow worker too
     os.kill(steady.pid, signal.SIGSTOP)
     for _ in range(2):
-        taken_from.append(wait_for(lambda: holds(folder, doomed)))
+        taken_from.append(wait_for(lambda worker=doomed: holds(folder, worker)))
         os.kill(doomed.pid, signal.SIGKILL)
         doomed.join()
         doomed = start(folder) if len(taken_from) < 2 else doomed
