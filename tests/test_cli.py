@@ -32,7 +32,7 @@ ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "dumb", "OMP_NUM_THREADS": "
 
 def process(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "metasae.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=ENV
+        [sys.executable, "-m", "metasae", *arguments], capture_output=True, text=True, cwd=cwd, env=ENV
     )
 
 

@@ -189,7 +189,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsy
     file, whole, cut = tmp_path / "mine.toml", tmp_path / "whole/run", tmp_path / "cut/a run"
     file.write_text(tomli_w.dumps(values))
     child = subprocess.Popen(
-        [sys.executable, "-m", "metasae.cli", "run", str(file), "--out", str(cut)],
+        [sys.executable, "-m", "metasae", "run", str(file), "--out", str(cut)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,14 +15,13 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_recipe_takes_every_named_sweep(name, recipe):
     base = Recipe.load(recipe)
-    ablation = named(name, base)
-    plan = Plan("s", name, base, ablation.settings, shared_baseline=ablation.shared_baseline)
-    assert len({plan.name_of(setting) for setting in ablation.settings}) == len(ablation.settings) >= 2
+    plan = named(name, Plan("s", name, base))
+    assert len({plan.name_of(setting) for setting in plan.settings}) == len(plan.settings) >= 2
 
 
 def test_the_papers_grid():
-    ablation = named("lambda2-sigma", Recipe.load("demo"))
-    assert [tuple(setting.values.values()) for setting in ablation.settings] == [
+    plan = named("lambda2-sigma", Plan("s", "", Recipe.load("demo")))
+    assert [tuple(setting.values.values()) for setting in plan.settings] == [
         (a, b) for a in (0.1, 0.3, 1.0) for b in (0.3, 1.0, 3.0)
     ]
 

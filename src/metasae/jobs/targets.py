@@ -54,23 +54,6 @@ def claimed(
     Arguments as of `metasae.jobs.measure.measure`, whose errors it raises, beside those for a folder that another
     process holds, that holds measures made otherwise, or that cannot be written.
     """
-    targets, resolved = chosen(folders, recipe, overrides, device)
-    with alone_on(out, progress):
-        path = out / "recipe.toml"
-        # where nothing is measured yet there is nothing that another recipe could spoil
-        if path.exists() and any(out.glob("arms/*/measures.json")) and Recipe.load(path) != resolved:
-            raise UserError(f"{out} holds measures made otherwise; choose another --out or delete the folder")
-        write_recipe(resolved, out)
-        yield targets, resolved
-
-
-def chosen(
-    folders: Sequence[str | Path],
-    recipe: str | Path | dict | Recipe | None = None,
-    overrides: dict[str, Any] | None = None,
-    device: str = "cpu",
-) -> tuple[list[Target], Recipe]:
-    """(the SAEs to measure, the recipe that judges them); see `claimed`."""
     targets = [target for folder in folders for target in named_targets(str(folder))]
     if not targets:
         raise UserError("no SAE to measure; give run folders or SAE folders")
@@ -84,7 +67,13 @@ def chosen(
         _refuse_seen(target, resolved)
         if recipe is None and not elsewhere:
             _refuse_elsewhere(target, resolved)
-    return targets, resolved
+    with alone_on(out, progress):
+        path = out / "recipe.toml"
+        # where nothing is measured yet there is nothing that another recipe could spoil
+        if path.exists() and any(out.glob("arms/*/measures.json")) and Recipe.load(path) != resolved:
+            raise UserError(f"{out} holds measures made otherwise; choose another --out or delete the folder")
+        write_recipe(resolved, out)
+        yield targets, resolved
 
 
 def named_targets(text: str) -> list[Target]:

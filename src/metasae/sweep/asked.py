@@ -4,6 +4,7 @@ search.
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,25 +90,11 @@ def asked_plan(
         )
     axes = parse_grid(grid)
     check(base, axes)
-    facts: dict[str, Any] = {
-        "study": f"metasae-{uuid.uuid4().hex[:12]}",
-        "base": base,
-        "objectives": check_objectives(objectives),
-        "early_stop": early_stop,
-        "full_measure": full_measure,
-    }
+    study, keys = f"metasae-{uuid.uuid4().hex[:12]}", check_objectives(objectives)
+    plan = Plan(study, name or "", base, objectives=keys, early_stop=early_stop, full_measure=full_measure)
+    if name:
+        return named(name, plan)
     if search:
         space = axes or SPACE
-        return Plan(title=f"search over {', '.join(space)}", search=Search(space, search), **facts)
-    if not name:
-        settings = tuple(map(Setting, expand(axes)))
-        return Plan(title=f"grid over {', '.join(axes)}", settings=settings, **facts)
-    ablation = named(name, base)
-    facts["base"] = base.model_copy(update={"arms": ablation.arms or base.arms})
-    return Plan(
-        title=name,
-        settings=ablation.settings,
-        shared_baseline=ablation.shared_baseline,
-        equal_fvu=ablation.equal_fvu,
-        **facts,
-    )
+        return replace(plan, title=f"search over {', '.join(space)}", search=Search(space, search))
+    return replace(plan, title=f"grid over {', '.join(axes)}", settings=tuple(map(Setting, expand(axes))))

@@ -111,14 +111,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def link(target: Path, place: Path) -> None:
-    """A relative link, so that a folder that is moved as a whole keeps it. One that points elsewhere is replaced."""
-    wanted = os.path.relpath(target, place.parent)
-    if place.is_symlink() and os.readlink(place) == wanted:
-        return
+    """A relative link, so that a folder that is moved as a whole keeps it. One that is there is replaced."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
-        place.symlink_to(wanted, target_is_directory=True)
+        place.symlink_to(os.path.relpath(target, place.parent), target_is_directory=True)
     except OSError as error:
         raise UserError(
             f"cannot link {place}: {error.strerror}; put the sweep on a file system with symbolic links"

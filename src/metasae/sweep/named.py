@@ -4,13 +4,14 @@
 off the curve at the FVU of the kind they are compared with.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from metasae.errors import UserError, nearest
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT
 from metasae.sweep.cells import Setting
 from metasae.sweep.grid import expand
+from metasae.sweep.plan import Plan
 
 # A penalty or an architecture moves the FVU at equal k by some -2 to +12%; ln FVU falls by about .3 ln k, so these k
 # enclose solo's FVU.
@@ -27,33 +28,19 @@ ABLATIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """arms: None for the recipe's. shared_baseline: every cell is compared with solo of the recipe itself.
-
-    equal_fvu: which kinds are read off their curves at which SAE's FVU: target {kind, k}, curves, and which side is the
-    baseline.
-    """
-
-    settings: tuple[Setting, ...]
-    arms: tuple[str, ...] | None = None
-    shared_baseline: bool = False
-    equal_fvu: dict | None = None
-
-
-def named(name: str, base: Recipe) -> Ablation:
-    """Raises UserError for an unknown name."""
+def named(name: str, plan: Plan) -> Plan:
+    """A plan with the settings of an ablation, of its base recipe. Raises UserError for an unknown name."""
     if name not in ABLATIONS:
         raise UserError(f"no sweep is named '{name}'{nearest(name, ABLATIONS)}")
     if name == "kinds":
-        return _kinds(base)
+        return _kinds(plan)
     if name == "k":
-        return _k(base)
+        return _k(plan)
     if name == "steps":
         settings = [{"train.n_primary_steps": p, "train.n_meta_steps": m} for p, m in STEPS]
     else:
-        settings = expand(_axes(name, base))
-    return Ablation(tuple(map(Setting, settings)))
+        settings = expand(_axes(name, plan.base))
+    return replace(plan, settings=tuple(map(Setting, settings)))
 
 
 def _axes(name: str, base: Recipe) -> dict[str, tuple]:
@@ -69,7 +56,8 @@ def _axes(name: str, base: Recipe) -> dict[str, tuple]:
     }[name]
 
 
-def _kinds(base: Recipe) -> Ablation:
+def _kinds(plan: Plan) -> Plan:
+    base = plan.base
     kinds = {
         BASELINE: NO_PENALTY,
         "decomposability": {"train.lambda2": base.train.lambda2 or 0.3, "train.penalties": {}},
@@ -83,13 +71,19 @@ def _kinds(base: Recipe) -> Ablation:
     ks = {kind: _ks(base, (*K_AROUND, 1.0) if kind == BASELINE else K_AROUND) for kind in kinds}
     settings = [Setting({**values, "sae.k": k}, kind) for kind, values in kinds.items() for k in ks[kind]]
     spec = {"target": {"kind": BASELINE, "k": base.sae.k}, "curves": list(kinds), "baseline": "target"}
-    return Ablation(tuple(settings), (BASELINE, SUBJECT), True, spec)
+    return _at_equal_fvu(plan, settings, spec)
 
 
-def _k(base: Recipe) -> Ablation:
-    lower = [Setting({**NO_PENALTY, "sae.k": k}, BASELINE) for k in _ks(base, K_DOWN)]
-    spec = {"target": {"kind": SUBJECT, "k": base.sae.k}, "curves": [BASELINE], "baseline": "curve"}
-    return Ablation((Setting({}, SUBJECT), *lower), (BASELINE, SUBJECT), True, spec)
+def _k(plan: Plan) -> Plan:
+    lower = [Setting({**NO_PENALTY, "sae.k": k}, BASELINE) for k in _ks(plan.base, K_DOWN)]
+    spec = {"target": {"kind": SUBJECT, "k": plan.base.sae.k}, "curves": [BASELINE], "baseline": "curve"}
+    return _at_equal_fvu(plan, [Setting({}, SUBJECT), *lower], spec)
+
+
+def _at_equal_fvu(plan: Plan, settings: list[Setting], spec: dict) -> Plan:
+    """spec: the kinds that are read off their curves, the SAE at whose FVU, and which of the two sides is the baseline."""
+    base = plan.base.model_copy(update={"arms": (BASELINE, SUBJECT)})
+    return replace(plan, base=base, settings=tuple(settings), shared_baseline=True, equal_fvu=spec)
 
 
 def _ks(base: Recipe, factors: tuple[float, ...]) -> list[int]:

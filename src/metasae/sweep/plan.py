@@ -37,8 +37,8 @@ class Plan:
     search.
 
     study: the sweep's name in an Optuna storage. objectives: keys of the catalogue. shared_baseline: every cell is
-    compared with solo of `base`. early_stop: see `metasae.sweep.halving`. equal_fvu: see
-    `metasae.sweep.named.Ablation`. title: what was asked for, in words.
+    compared with solo of `base`. early_stop: see `metasae.sweep.halving`. equal_fvu: see `metasae.sweep.named`.
+    title: what was asked for, in words.
     full_measure: what a run of the recipe measures and the sweep does not, keys of `measure`.
     """
 
