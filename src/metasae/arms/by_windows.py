@@ -1,5 +1,4 @@
-"""Training when activations come a window at a time: every arm trains on a window before the next takes its place on
-the disk.
+"""Training when activations come a window at a time: all arms train on a window before the next takes its place.
 
 Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway, with
 the same bits.

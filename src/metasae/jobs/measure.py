@@ -1,6 +1,4 @@
-"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder, and these are
-compared.
-"""
+"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""Arms that were measured by other settings than are asked for now: which they are, and what is done before they are
-measured again.
+"""Arms that were measured by other settings than are asked for now, and what is done before they are measured again.
 
 Their weights stay. What each arm was measured by stands in its measures.json (`settings`), so a run that is killed in
 between knows which arms are left. What its thresholds were set by stands in the recipe within its SAE's metadata, which
@@ -68,7 +67,7 @@ def bring_up_to_date(recipe: Recipe, source: Source, cache: ActivationCache | Pl
     if not changed:
         return
     if ranks.first and arm.is_measured:
-        # measures that do not say by what they were made are told so, before the SAE's own recipe says otherwise
+        # measures of an earlier release lack their settings, and the SAE's own recipe is about to change
         files.write_json(arm.folder / "measures.json", {"settings": before} | arm.measures())
     sae = _calibrated(arm.sae(), recipe, source, cache) if set(changed) & set(CALIBRATES) else None
     if ranks.first:

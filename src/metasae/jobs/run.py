@@ -76,9 +76,7 @@ def carry_out(recipe: Recipe, folder: Path, device: str, show: bool = True, trac
 
 
 def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) -> dict:
-    """The run of this process among `ranks`; what takes two SAEs and the report are the first one's alone, which gives
-    the result.
-    """
+    """The run of this process among `ranks`. The first alone compares SAEs, writes the report and gives the result."""
     keep_freed_memory()
     progress = Progress(show)
     stop = StopRequest(progress.answer if ranks.first else None)
@@ -110,12 +108,12 @@ class _Job:
         self.in_lanes = ranks.size == 1 and trains_on_one_core(recipe, device)
         self._cache: ActivationCache | PlantedCache | None = None
         self._reference = None
-        # arms that are trained side by side end side by side
+        # held while run.json is written, as lanes end side by side
         self._noting = threading.Lock()
-        self.state = read_object(folder / "run.json")
-        seeds = dict.fromkeys([*self.state.get("seeds", ()), *recipe.seeds])
+        before = read_object(folder / "run.json")
+        seeds = dict.fromkeys([*before.get("seeds", ()), *recipe.seeds])
         facts = {"versions": _versions(), "device": device, "threads": torch.get_num_threads(), "seeds": list(seeds)}
-        self.state = {"stages": {}, **self.state} | facts
+        self.state = before | facts | {"stages": before.get("stages", {})}
 
     def stages(self) -> list[Stage]:
         """Those that are left to do."""
@@ -137,8 +135,7 @@ class _Job:
         with self._stage(run_stages.REPORT):
             result = conclude(self.folder, show=False)
             if together.has_store(self.recipe.measure):
-                # its overview shows the comparison, which is new; left for later, opening the explorer would have to
-                # load torch first
+                # its overview shows the comparison, which is new; left for later, the explorer would load torch first
                 together.store(self.folder, self.progress)
             return result
 
@@ -158,9 +155,7 @@ class _Job:
                 files.write_json(self.folder / "run.json", self.state)
 
     def harvest(self) -> None:
-        """Opens the activation cache, filling it first where that is not done; nothing where every arm is measured and
-        no point was added.
-        """
+        """Opens the activation cache, filled first where that is not done. Nothing where all is measured."""
         if self.ranks.agreed(self._is_measured()):
             return
         if self.source.planted:
@@ -178,15 +173,10 @@ class _Job:
         """What run.json says of the harvest."""
         return self.state["stages"].get("harvest", {})
 
-    def _otherwise(self) -> dict[Arm, list[str]]:
-        """The arms in the folder that were measured by other settings, whether this call names them or not: a run's
-        arms are judged alike.
-        """
-        return measured_otherwise(self.run, self.recipe.measure)
-
     def _is_measured(self) -> bool:
         """Whether every arm is, as the recipe asks now, and no hook point was added since."""
-        measured = not self._otherwise() and all(is_measured(arm, self.recipe.measure) for arm in self.arms)
+        spec = self.recipe.measure
+        measured = not measured_otherwise(self.run, spec) and all(is_measured(arm, spec) for arm in self.arms)
         return measured and self.points == self._known().get("points", self.points)
 
     def _is_harvested(self) -> bool:
@@ -245,10 +235,8 @@ class _Job:
         """Small SAEs, each on a core of its own; those with a meta SAE, which take longer, begin first."""
         arms = sorted(arms, key=lambda arm: arm.name == BASELINE)
         total = len(arms) * self.recipe.train.tokens
-        with (
-            self._stage(run_stages.training(arms), at_once=False),
-            self.progress.task("training", total) as task,
-        ):
+        stage = self._stage(run_stages.training(arms), at_once=False)
+        with stage, self.progress.task("training", total) as task:
             start, shared = time.perf_counter(), SharedTask(task)
             side_by_side(lambda arm: self._train(cache, arm, shared), arms)
             self._done("side by side", time.perf_counter() - start)
@@ -259,8 +247,9 @@ class _Job:
         self._done(f"train {arm.label}", time.perf_counter() - start)
 
     def _measure_all(self, cache: ActivationCache | PlantedCache) -> None:
-        """Raises Interrupted between two arms once a signal came."""
-        otherwise = self.ranks.from_first(self._otherwise() if self.ranks.first else None, "stage")
+        """Also arms that this call does not name, as all are judged alike. Raises Interrupted after a signal."""
+        otherwise = measured_otherwise(self.run, self.recipe.measure) if self.ranks.first else None
+        otherwise = self.ranks.from_first(otherwise, "stage")
         if otherwise and self.ranks.first:
             self.progress.say(said_of(otherwise))
             # they rest on the measures that are replaced

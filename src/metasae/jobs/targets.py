@@ -1,5 +1,4 @@
-"""SAEs that are to be measured: found, named and held against the recipe that judges them; the folder for their
-measures, claimed.
+"""SAEs that are to be measured: where they are, their names, whether a recipe can judge them; and the folder for that.
 
 SAEs of ours are known by their configs, so a mistake is answered without torch; those of other libraries tell by their
 weights alone.

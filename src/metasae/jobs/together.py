@@ -1,6 +1,4 @@
-"""What is worked out from all arms in a folder together, beside the comparison: what takes two SAEs, and the explorer's
-store.
-"""
+"""What is worked out from all arms of a folder beside the comparison: what takes two SAEs, the explorer's store."""
 
 from pathlib import Path
 

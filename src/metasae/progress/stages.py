@@ -1,6 +1,4 @@
-"""The stages of a run and their tasks: which one is on, and how long the rest will take as far as the stages before it
-say.
-"""
+"""The stages of a run and their tasks: which one is on, and how long the rest takes if it goes as the stages before."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,6 +1,4 @@
-"""What a sweep is asked for, as a plan: the recipe with what a sweep measures of it, and a grid, an ablation or a
-search.
-"""
+"""The arguments of a sweep as a plan: a recipe that measures less than a run, and a grid, an ablation or a search."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -17,8 +15,7 @@ from metasae.sweep.grid import Range, check, expand, parse_grid
 from metasae.sweep.named import named
 from metasae.sweep.plan import Plan, Search, check_objectives
 
-# Where a search looks when it is not told: around the paper's choice; sigma^2 below .3 is inert (METHOD of the paper: e
-# is .7 to .95).
+# The space of a search that names none: around the paper's choice. Below .3 sigma^2 does nothing, as e is .7 to .95.
 SPACE = {"train.lambda2": Range(0.03, 1.0, log=True), "train.sigma_sq": Range(0.3, 3.0, log=True)}
 # A sweep compares many SAEs roughly; what is chosen is measured in full when it is confirmed.
 TOKENS_JUDGED = 20

@@ -1,5 +1,6 @@
-"""A cell as a run folder: links to its SAEs under arms/, its recipe, and the comparison, so that `compare`, `report`
-and `run` work on it.
+"""A cell as a run folder: links to its SAEs under arms/, its recipe, and the comparison.
+
+So `compare`, `report` and `run` work on it.
 """
 
 from pathlib import Path
@@ -37,7 +38,7 @@ def assemble(folder: SweepFolder, plan: Plan, cell: Cell, members: list[Member])
 
 
 def _refuse_other(sae: Arm, member: Member) -> None:
-    """A name is a hash of what decides an SAE; what it was trained by is written in it, and held against that."""
+    """Compares the recipe that an SAE says it was trained by with the one that its name, a hash, stands for."""
     trained_by = files.read_json(sae.folder / "primary" / CONFIG)["metadata"]["metasae"]["recipe"]
     asked = member.recipe.model_dump(mode="json")
     for table in ("sae", "meta", "train"):

@@ -1,6 +1,4 @@
-"""The chosen cell as a recipe, and the command that confirms it: new seeds, and other documents where the text allows
-it.
-"""
+"""The chosen cell as a recipe with new seeds and, where the text allows it, other documents; the command for it."""
 
 import shlex
 from pathlib import Path

@@ -6,8 +6,9 @@ extrapolated). The same is done without each block of documents in turn, curve a
 `paired_difference` over seeds x blocks hold here too. The model's output is measured on fewer documents, in blocks of
 their own; its FVUs are those of the whole text.
 
-The interpolation's own error is told beside each number: every inner point of the curve is left out and read off its
-neighbours; told is the largest |difference| over points and seeds. It is an estimate: the gap it bridges is wider than
+Beside each number stands the error of the interpolation: every inner point of the curve is left out and read off its
+neighbours, and the error is the largest |difference| over points and seeds. It is an
+estimate: the gap it bridges is wider than
 any that is used, but what a curve does between two k is not seen. None where a kind has fewer than three k.
 """
 
@@ -58,7 +59,7 @@ class Read:
 def at_equal_fvu(
     curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False
 ) -> AtEqualFvu:
-    """A kind's curve held against the target SAE of each seed. target: seed -> measures.json.
+    """A kind's curve compared with the target SAE of each seed. target: seed -> measures.json.
 
     The difference is curve - target, or target - curve where the curve is the baseline.
     """

@@ -81,7 +81,7 @@ def _k(plan: Plan) -> Plan:
 
 
 def _at_equal_fvu(plan: Plan, settings: list[Setting], spec: dict) -> Plan:
-    """spec: the kinds that are read off their curves, the SAE at whose FVU, and which of the two sides is the baseline."""
+    """spec: the kinds that are read off their curves, the SAE at whose FVU, and which of the two is the baseline."""
     base = plan.base.model_copy(update={"arms": (BASELINE, SUBJECT)})
     return replace(plan, base=base, settings=tuple(settings), shared_baseline=True, equal_fvu=spec)
 

@@ -1,6 +1,6 @@
 """What Optuna does in a sweep: it draws the cells of a search. A copy of all cells may be kept in one of its storages.
 
-The cells on disk are the truth. For every draw Optuna is told of all cells in the order of their trials, and asked for
+The cells on disk are the truth. For every draw Optuna is given all cells in the order of their trials, and asked for
 one more by a sampler (TPE) that is seeded anew by the trial's number. So a search that is stopped and started again
 draws what it would have drawn.
 """
