@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one clear line, no traceback, JSON on stdout.
 
-A process of its own shows each kind of exit once; the other cases call `main` here, where torch is imported once for all.
+A process of its own shows each kind of exit once; the other cases call `main` here, where torch is imported once for
+all.
 """
 
 import io
@@ -32,7 +33,7 @@ ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "dumb", "OMP_NUM_THREADS": "
 
 def process(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "metasae.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=ENV
+        [sys.executable, "-m", "metasae", *arguments], capture_output=True, text=True, cwd=cwd, env=ENV
     )
 
 
@@ -192,7 +193,8 @@ def test_another_recipe_in_a_begun_folder_is_refused_before_torch(metasae, tmp_p
 
 
 def test_without_a_network_a_hub_model_is_one_line(tmp_path):
-    # the hub's client alone would ask and wait for half a minute; here whoever sleeps or connects ends the process with 99
+    # the hub's client alone would ask and wait for half a minute; here whoever sleeps or connects ends the process with
+    # 99
     script = """
 import os, socket, sys, time
 time.sleep = socket.socket.connect = lambda *_: os._exit(99)
@@ -270,7 +272,8 @@ def test_weights_as_recipe_are_refused_unread(metasae, tmp_path):
 
 
 def test_a_second_process_on_a_run_folder_is_refused_until_the_first_ends(metasae, tmp_path):
-    hold = "import sys, time; from pathlib import Path; from metasae.locks import alone_on\nwith alone_on(Path(sys.argv[1])):\n"
+    hold = "import sys, time; from pathlib import Path; from metasae.locks import alone_on\n"
+    hold += "with alone_on(Path(sys.argv[1])):\n"
     hold += "    print(1, flush=True)\n    time.sleep(60)"
     first = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run"], stdout=subprocess.PIPE, env=ENV)
     first.stdout.readline()
@@ -309,8 +312,12 @@ def small_sae():
 
 def test_a_run_folder_in_place_of_an_sae_names_its_arms(metasae, tmp_path):
     run = tmp_path / "run"
-    for verb in (["steer", run, "--latent", "1=off", "--prompt", "x"], ["export", run, "--to", "saelens", "--out", tmp_path / "o"],
-                 ["export", run, "--to", "delphi", "--out", tmp_path / "o"]):  # fmt: skip
+    out = tmp_path / "o"
+    for verb in (
+        ["steer", run, "--latent", "1=off", "--prompt", "x"],
+        ["export", run, "--to", "saelens", "--out", out],
+        ["export", run, "--to", "delphi", "--out", out],
+    ):
         (run / "arms").mkdir(parents=True, exist_ok=True)
         assert_refused(*metasae(*verb)[::2], "is a run folder in which no arm is trained yet")
         for name in ("joint-s0", "solo-s0"):

@@ -1,4 +1,6 @@
-"""Ctrl-C in every stage of a run: answered at once, stopped, gone on with, and the same in the end as a run that nobody disturbed."""
+"""Ctrl-C in every stage of a run: answered at once, stopped, gone on with, and the same in the end as a run that nobody
+disturbed.
+"""
 
 import importlib
 import json
@@ -63,11 +65,11 @@ def results(run):
     """All that a run is for, by path, to the byte or the row; not what it says of its own times."""
     kinds = (".safetensors", ".jsonl", ".json", ".html", ".md", ".tex", ".svg")
     files = [path for path in run.rglob("*") if path.suffix in kinds and path.name != "run.json"]
-    held = {str(path.relative_to(run)): path.read_bytes() for path in files if "activations" not in path.parts}
+    contents = {str(path.relative_to(run)): path.read_bytes() for path in files if "activations" not in path.parts}
     with sqlite3.connect(run / "explore.sqlite") as store:
         for table in ("latents", "windows", "edges", "splits", "logits"):
-            held[table] = sorted(store.execute(f"SELECT * FROM {table}").fetchall(), key=repr)
-    return held
+            contents[table] = sorted(store.execute(f"SELECT * FROM {table}").fetchall(), key=repr)
+    return contents
 
 
 def assert_same(run, whole):

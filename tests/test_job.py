@@ -189,7 +189,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path, monkeypatch, capsy
     file, whole, cut = tmp_path / "mine.toml", tmp_path / "whole/run", tmp_path / "cut/a run"
     file.write_text(tomli_w.dumps(values))
     child = subprocess.Popen(
-        [sys.executable, "-m", "metasae.cli", "run", str(file), "--out", str(cut)],
+        [sys.executable, "-m", "metasae", "run", str(file), "--out", str(cut)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -285,8 +285,8 @@ def test_arms_that_joined_stay_in_the_recipe(recipe, tmp_path):
     values = recipe() | {"arms": ["solo"], "seeds": [0]}
     metasae.run(values, out=tmp_path / "a", show=False)
     metasae.run(values | {"seeds": [1]}, out=tmp_path / "a", show=False)
-    held = metasae.Recipe.load(tmp_path / "a/recipe.toml")
-    assert held.seeds == (0, 1) and held.arms == ("solo",)
+    stored = metasae.Recipe.load(tmp_path / "a/recipe.toml")
+    assert stored.seeds == (0, 1) and stored.arms == ("solo",)
 
 
 def test_a_damaged_recipe_in_the_run_folder_is_named(recipe, tmp_path):
@@ -350,7 +350,7 @@ def test_several_points_from_one_harvest(recipe, tmp_path):
     )
     runs = one_per_point(Recipe.load(values), tmp_path / "both", points)
     assert [place.name for _, place in runs] == points and runs[0][0].hook.also == (points[1],)
-    first, second = (metasae.run(each, out=place, show=False) for each, place in runs)
+    first, second = (metasae.run(one, out=place, show=False) for one, place in runs)
     assert first["conditions"]["data"] != second["conditions"]["data"]
     # the second run found what the first harvested beside its own
     assert len(list((tmp_path / "both" / "activations").glob("*/index.json"))) == 2
@@ -368,13 +368,13 @@ def test_a_run_that_is_tracked_sends_every_line_and_the_measures(recipe, tmp_pat
     with pytest.raises(UserError, match="choose tensorboard or wandb"):
         job.run(one, tmp_path / "run", show=False, track="tensorbord")
     job.run(one, tmp_path / "run", show=False, track="tensorboard")
-    found = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "solo-s0")).Reload()
+    sent = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "solo-s0")).Reload()
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "arms" / "solo-s0" / "metrics.jsonl").read_text().splitlines()
     ]
-    assert [each.step for each in found.Scalars("train/l2")] == [row["step"] for row in rows]
+    assert [scalar.step for scalar in sent.Scalars("train/l2")] == [row["step"] for row in rows]
     measures = json.loads((tmp_path / "run" / "arms" / "solo-s0" / "measures.json").read_text())
-    assert found.Scalars("measures/fidelity.fvu")[0].value == pytest.approx(measures["fidelity"]["fvu"])
+    assert sent.Scalars("measures/fidelity.fvu")[0].value == pytest.approx(measures["fidelity"]["fvu"])
 
 
 def test_a_model_that_changed_under_a_run_is_not_judged_with(recipe, tmp_path):

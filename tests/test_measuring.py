@@ -22,8 +22,10 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
-    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 20_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 10_000,
-    "measure.tokens": 4_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.shifts": 0, "measure.pursuit_k": 0,
+    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 20_000, "train.batch": 500, "train.lr": 1e-2,
+    "train.dead_after": 10_000,
+    "measure.tokens": 4_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.shifts": 0,
+    "measure.pursuit_k": 0,
     "arms": ["solo", "joint"], "seeds": 2,
 }  # fmt: skip
 
@@ -38,8 +40,8 @@ def run(tmp_path_factory):
 
 def test_a_run_measured_again_gives_the_same_numbers(run, tmp_path):
     before = (run / "arms" / "joint-s1" / "measures.json").read_text()
-    found = metasae.measure([run], tmp_path / "again", show=False)
-    assert found["pairs"]["joint vs solo"]["fidelity.fvu"]["n_seeds"] == 2
+    result = metasae.measure([run], tmp_path / "again", show=False)
+    assert result["pairs"]["joint vs solo"]["fidelity.fvu"]["n_seeds"] == 2
     again = json.loads((tmp_path / "again" / "arms" / "joint-s1" / "measures.json").read_text())
     assert again == json.loads(before)
     assert (run / "arms" / "joint-s1" / "measures.json").read_text() == before
@@ -66,8 +68,8 @@ def test_ctrl_c_keeps_what_is_measured(run, tmp_path, monkeypatch, capsys):
         metasae.measure([f"one={joint}", f"other={joint}"], out, show=False)
     assert capsys.readouterr().err == "stopping (measuring); Ctrl-C again to stop now\n"
     assert [path.parent.name for path in out.rglob("measures.json")] == ["one-s0"]
-    found = metasae.measure([f"one={joint}", f"other={joint}"], out, show=True)
-    assert set(found["arms"]) == {"one", "other"} and len(measured) == 3
+    result = metasae.measure([f"one={joint}", f"other={joint}"], out, show=True)
+    assert set(result["arms"]) == {"one", "other"} and len(measured) == 3
     shown = capsys.readouterr()
     assert (
         "stage 3 of 5: measuring other, seed 0: done in " in shown.err
@@ -82,16 +84,16 @@ def test_a_foreign_sae_needs_a_recipe_and_becomes_an_arm(run, tmp_path):
     with pytest.raises(UserError, match="which model and text it belongs to; give --recipe"):
         metasae.measure([tmp_path / "their sae"], tmp_path / "out", show=False)
     assert not (tmp_path / "out").exists()
-    found = metasae.measure([tmp_path / "their sae", run], tmp_path / "out", run / "recipe.toml", show=False)
-    assert set(found["arms"]) == {"solo", "joint", "their_sae"} and found["baseline"] == "solo"
-    pair = found["pairs"]["their_sae vs solo"]["cooccurrence.mean_abs_phi"]
+    result = metasae.measure([tmp_path / "their sae", run], tmp_path / "out", run / "recipe.toml", show=False)
+    assert set(result["arms"]) == {"solo", "joint", "their_sae"} and result["baseline"] == "solo"
+    pair = result["pairs"]["their_sae vs solo"]["cooccurrence.mean_abs_phi"]
     assert pair["difference"] == 0 and pair["n_seeds"] == 1
 
 
 def test_names_tell_apart_what_is_called_alike(run, tmp_path):
     joint = run / "arms" / "joint-s0" / "primary"
-    found = metasae.measure([f"mine={run}", f"other={joint}", f"other-s1={joint}"], tmp_path / "out", show=False)
-    assert {arm: entry["seeds"] for arm, entry in found["arms"].items()} == {
+    result = metasae.measure([f"mine={run}", f"other={joint}", f"other-s1={joint}"], tmp_path / "out", show=False)
+    assert {arm: entry["seeds"] for arm, entry in result["arms"].items()} == {
         "mine_solo": [0, 1],
         "mine_joint": [0, 1],
         "other": [0, 1],
@@ -112,8 +114,8 @@ def test_names_tell_apart_what_is_called_alike(run, tmp_path):
 
 
 def test_without_solo_the_first_arm_is_the_baseline(run, tmp_path):
-    found = metasae.measure([run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False)
-    assert found["baseline"] == "joint" and found["pairs"] == {}
+    result = metasae.measure([run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False)
+    assert result["baseline"] == "joint" and result["pairs"] == {}
     with pytest.raises(UserError, match="no arm 'jiont' is measured; did you mean 'joint'"):
         metasae.compare(tmp_path / "out", baseline="jiont")
 
@@ -146,12 +148,12 @@ def test_an_sae_of_another_hook_point_or_trained_on_what_is_judged_is_refused(ru
         UserError, match=r"other was trained with hook.point = blocks.2.hook_resid_pre, the first SAE with"
     ):
         metasae.measure([first, other], tmp_path / "out", show=False)
-    seen = as_if("seen", text={"source": "some.jsonl", "calibration_share": 0.05, "evaluation_share": 0.05})
+    judged = as_if("seen", text={"source": "some.jsonl", "calibration_share": 0.05, "evaluation_share": 0.05})
     with pytest.raises(
         UserError,
         match=r"seen was trained on documents that would be judged here: all beyond the first 0.1 of the text",
     ):
-        metasae.measure([first, seen], tmp_path / "out", show=False)
+        metasae.measure([first, judged], tmp_path / "out", show=False)
     with pytest.raises(UserError, match="trained on documents that would be judged"):
         metasae.measure([first], tmp_path / "out", overrides={"text.evaluation_share": 0.4}, show=False)
     assert not (tmp_path / "out").exists()

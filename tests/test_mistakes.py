@@ -20,7 +20,8 @@ from metasae.recipe.recipe import Recipe
 from runs import write_arm
 
 HEAVY = ("torch", "transformers", "scipy", "matplotlib", "optuna", "plotly", "lap", "datasets")
-# {run}: a run folder whose arm is measured and keeps no firings; {sae}: the SAE in it; {full}: a folder with a file in it
+# {run}: a run folder whose arm is measured and keeps no firings; {sae}: the SAE in it; {full}: a folder with a file in
+# it
 MISTAKES = [
     ("mesure x", "did you mean 'measure'"),
     ("run demo --sead 3", "No such option: --sead"),
@@ -151,15 +152,15 @@ def answers(places, tmp_path_factory):
     mistakes = [[part.format(**places) for part in words.split()] for words, _ in MISTAKES]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
     here = tmp_path_factory.mktemp("here")
-    found = []
-    while len(found) < len(mistakes):
-        command = [sys.executable, "-c", CHILD, json.dumps(HEAVY), json.dumps(mistakes[len(found) :])]
+    replies = []
+    while len(replies) < len(mistakes):
+        command = [sys.executable, "-c", CHILD, json.dumps(HEAVY), json.dumps(mistakes[len(replies) :])]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=here)
         assert done.returncode == 0, done.stderr[-3000:]
         lines, told = done.stdout.splitlines(), done.stderr.split("--\n")[:-1]
-        found += [(*json.loads(line), words) for line, words in zip(lines, told, strict=True)]
+        replies += [(*json.loads(line), words) for line, words in zip(lines, told, strict=True)]
     assert not [path for path in here.rglob("*") if path.is_file() and path.suffix != ".lock"]
-    return found
+    return replies
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[words.replace(" ", "_") for words, _ in MISTAKES])
@@ -177,7 +178,9 @@ def test_every_verb_has_mistakes():
 
 
 def test_a_mistake_is_answered_in_the_time_of_a_few_imports(tmp_path):
-    """The import guard above is the firm check; this one catches a slow import of another kind, however busy the machine is."""
+    """The import guard above is the firm check; this one catches a slow import of another kind, however busy the
+    machine is.
+    """
 
     def quickest(*command):
         seconds = []
@@ -200,7 +203,8 @@ def test_the_names_that_are_known_without_torch_are_those_that_are_written():
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_a_gpu_that_is_not_here_is_refused_without_torch(device):
     pytest.importorskip("torch")
-    script = "import sys\nfrom metasae import device\ntry:\n    device.check_device(sys.argv[1])\nexcept Exception as error:\n    print(error)\n"
+    script = "import sys\nfrom metasae import device\ntry:\n    device.check_device(sys.argv[1])\n"
+    script += "except Exception as error:\n    print(error)\n"
     script += "print('torch' in sys.modules, device._has_driver())"
     done = subprocess.run([sys.executable, "-c", script, device], capture_output=True, text=True)
     *refusal, facts = done.stdout.splitlines()

@@ -7,9 +7,9 @@ import sys
 import pytest
 from rich.console import Console
 
+from metasae.progress.bars import Bars
 from metasae.progress.progress import SILENT, Progress
-from metasae.progress.stage_bars import StageBars
-from metasae.progress.stages import Plan, Stage
+from metasae.progress.stages import Stage, Task, Timetable
 
 STAGES = [Stage("train", f"training solo, seed {seed}", whole=True) for seed in range(3)]
 
@@ -69,24 +69,24 @@ def test_outside_a_run_a_stage_shows_nothing_and_a_task_its_own_line(capsys):
 
 def test_the_runs_bar_stands_over_that_of_the_stage():
     now = [0.0]
-    plan = Plan(STAGES, lambda: now[0])
-    bars = StageBars(plan)
+    timetable = Timetable(STAGES, lambda: now[0])
+    bars = Bars(timetable)
     assert drawn(bars) == []
-    plan.begin(STAGES[0])
+    timetable.begin(STAGES[0])
     now[0] = 4.0
     assert drawn(bars) == ["stage 1 of 3: training solo, seed 0", "4 s so far"]
-    plan.end()
-    plan.begin(STAGES[1])
+    timetable.end()
+    timetable.begin(STAGES[1])
     assert drawn(bars) == ["stage 2 of 3: training solo, seed 1 · about 10 s left", "0 s so far · 5 s left"]
-    with bars.step("training", 100, "tokens") as step:
-        step.skipped = 25
-        step.advance(25, {"l2": 0.123456})
-        step.advance(25, {})
-        line = drawn(bars)[1]
-        assert re.fullmatch(r"training, 75% · [\d.]+[kMG]? tokens/s · 5 s left · l2 0.1235", line), line
-        with bars.step("setting thresholds", None, "tokens"):
-            assert drawn(bars)[1] == "setting thresholds · 5 s left"
-    assert bars.steps == []
+    task = Task("training", 100)
+    bars.tasks.append(task)
+    task.skip(25)
+    task.advance(25, l2=0.123456)
+    task.advance(25)
+    line = drawn(bars)[1]
+    assert re.fullmatch(r"training, 75% · [\d.]+[kMG]? tokens/s · 5 s left · l2 0.1235", line), line
+    bars.tasks.append(Task("setting thresholds", None))
+    assert drawn(bars)[1] == "setting thresholds · 5 s left"
 
 
 def test_on_a_terminal_bars_come_and_go_and_a_line_of_each_stage_stays(monkeypatch):
@@ -99,7 +99,7 @@ def test_on_a_terminal_bars_come_and_go_and_a_line_of_each_stage_stays(monkeypat
         with progress.stage(STAGES[0]), progress.task("training", 10) as task:
             task.advance(10)
         with progress.stage(STAGES[1]):
-            progress._shown.plan.begin(STAGES[1])
+            progress._bars.timetable.begin(STAGES[1])
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
     assert (
         "stage 1 of 3: training solo, seed 0: done in 0.0 s" in text and "training, 100%" not in text.splitlines()[-1]
@@ -115,8 +115,9 @@ def test_on_a_terminal_a_task_inside_another_shares_its_bars(monkeypatch):
     with progress.task("comparing SAEs", 2, "pairs") as outer:
         with progress.task("side effects", 10, "windows") as inner:
             inner.advance(10)
-            assert inner._bars is outer._bars
+            rows = drawn(progress._bars)
         outer.advance(2)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-    assert re.search(r"comparing SAEs.*100%.*pairs/s", text) and re.search(r"side effects.*100%.*windows/s", text)
-    assert progress._bars is None
+    assert re.search(r"comparing SAEs.*100%.*pairs/s", text)
+    assert rows[0] == "comparing SAEs" and re.fullmatch(r"side effects, 100% · .*windows/s", rows[1])
+    assert progress._bars.tasks == []

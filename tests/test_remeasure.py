@@ -1,4 +1,6 @@
-"""A run whose recipe asks for other measures than before: weights stay, thresholds and measures follow, and a killed run goes on."""
+"""A run whose recipe asks for other measures than before: weights stay, thresholds and measures follow, and a killed
+run goes on.
+"""
 
 import json
 import shutil
@@ -6,6 +8,7 @@ import shutil
 import pytest
 
 import metasae
+from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
 from metasae.jobs import remeasure, start
 from metasae.jobs import run as job
@@ -13,8 +16,10 @@ from metasae.recipe.recipe import Recipe
 
 SMALL = {
     "planted": {"d": 24, "independent": 24, "words": 6, "top_rate": 0.12, "noise": 0.03},
-    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2, "train.dead_after": 10_000,
-    "measure.tokens": 3_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.shifts": 0, "measure.pursuit_k": 0,
+    "sae.n": 48, "sae.k": 3, "meta.n": 6, "train.tokens": 10_000, "train.batch": 500, "train.lr": 1e-2,
+    "train.dead_after": 10_000,
+    "measure.tokens": 3_000, "measure.calibration_tokens": 2_000, "measure.meta_steps": 10, "measure.shifts": 0,
+    "measure.pursuit_k": 0,
     "arms": ["solo", "control", "joint"], "seeds": 1,
 }  # fmt: skip
 OTHER = {"measure.tokens": 4_000, "measure.calibration_tokens": 1_000, "measure.threshold": "per_latent"}
@@ -60,9 +65,9 @@ def measured(monkeypatch):
     """The arms that are measured from now on."""
     names, plain = [], job.measure_arm
 
-    def counted(recipe, source, cache, seed, folder, *arguments):
-        names.append(folder.name)
-        return plain(recipe, source, cache, seed, folder, *arguments)
+    def counted(recipe, source, cache, arm, *arguments):
+        names.append(arm.label)
+        return plain(recipe, source, cache, arm, *arguments)
 
     monkeypatch.setattr(job, "measure_arm", counted)
     return names
@@ -114,7 +119,7 @@ def test_a_run_killed_in_between_goes_on_where_it_was(out, fresh, monkeypatch, p
     plain = {"measure": job.measure_arm, "calibrate": remeasure._rewrite}[place]
 
     def killed(*arguments, **options):
-        if any(getattr(each, "name", "") == "joint-s0" for each in arguments):
+        if any(getattr(argument, "label", "") == "joint-s0" for argument in arguments):
             raise KeyError("killed")
         return plain(*arguments, **options)
 
@@ -123,8 +128,8 @@ def test_a_run_killed_in_between_goes_on_where_it_was(out, fresh, monkeypatch, p
         with pytest.raises(KeyError, match="killed"):
             run(out, **OTHER)
     spec = Recipe.load("planted", {**SMALL, **OTHER}).measure
-    arms = {arm: remeasure.is_measured(out / "arms" / arm, spec) for arm in ("solo-s0", "control-s0", "joint-s0")}
-    assert arms == {"solo-s0": True, "control-s0": True, "joint-s0": False}
+    measured = {arm.name: remeasure.is_measured(arm, spec) for arm in RunFolder(out).arms()}
+    assert measured == {"solo": True, "control": True, "joint": False}
     assert json_at(out, "arms", "joint-s0", "measures.json")["conditions"]["n_tokens"] == 3_000
     assert not (out / "across.json").exists()
     finished = stamps(out, "arms/solo-s0/measures.json")

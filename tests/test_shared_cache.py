@@ -9,7 +9,7 @@ import metasae
 from metasae.data.cache import activations
 from metasae.errors import Interrupted
 from metasae.jobs.run import _Job
-from metasae.sweep import run_sweep
+from metasae.sweep import sweep
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
@@ -103,11 +103,11 @@ def test_a_run_whose_cache_was_deleted_and_made_smaller_harvests_what_it_lacks(r
 
 def test_a_sweep_whose_cache_was_deleted_and_made_smaller_goes_on(recipe, tmp_path, harvests):
     values = recipe(arms=["joint"])
-    run_sweep(values, grid=["train.lambda2=0.1,1.0"], out=tmp_path / "s", show=False)
+    sweep(values, grid=["train.lambda2=0.1,1.0"], out=tmp_path / "s", show=False)
     for cache in tmp_path.rglob("activations"):
         shutil.rmtree(cache)
         metasae.run(recipe(train={"tokens": 500}, measure={"tokens": 600}), out=cache.parent / "b", show=False)
-    run_sweep(values, grid=["train.lambda2=0.1,1.0,3.0"], out=tmp_path / "s", show=False)
+    sweep(values, grid=["train.lambda2=0.1,1.0,3.0"], out=tmp_path / "s", show=False)
     cells = json.loads((tmp_path / "s/sweep.json").read_text())["cells"]
     assert [cell["state"] for cell in cells] == ["done"] * 3
     assert harvests[2:] == [{"train": 3000, "calibration": 1500, "evaluation": 2000}]

@@ -2,8 +2,9 @@
 
 import pytest
 
+from metasae.arms.folder import RunFolder
 from metasae.jobs import run_stages
-from metasae.progress.stages import Pace, Plan, Stage, in_words
+from metasae.progress.stages import Stage, Task, Timetable, in_words
 from metasae.recipe.recipe import Recipe
 
 TRAIN = [Stage("train", f"training solo, seed {seed}", whole=True) for seed in range(2)]
@@ -18,61 +19,70 @@ class Clock:
         return self.now
 
 
-def plan_of(*stages):
+def timetable_of(*stages):
     clock = Clock()
-    return Plan(stages, clock), clock
+    return Timetable(stages, clock), clock
 
 
-def do(plan, clock, stage, seconds):
-    plan.begin(stage)
+def task_at(done, skipped, total, seconds):
+    """A task that began so many seconds ago."""
+    times = iter([0.0])
+    task = Task("training", total, clock=lambda: next(times, seconds))
+    task.skip(skipped)
+    task.advance(done)
+    return task
+
+
+def do(timetable, clock, stage, seconds):
+    timetable.begin(stage)
     clock.now += seconds
-    assert plan.end() == seconds
+    assert timetable.end() == seconds
 
 
 def test_nothing_is_said_before_anything_is_known():
-    plan, clock = plan_of(*TRAIN, *MEASURE)
-    plan.begin(TRAIN[0])
+    timetable, clock = timetable_of(*TRAIN, *MEASURE)
+    timetable.begin(TRAIN[0])
     clock.now = 30
-    assert plan.run_left(None) is None and plan.stage_left(None) is None and plan.share(None) is None
+    assert timetable.run_left(None) is None and timetable.stage_left(None) is None and timetable.share(None) is None
     # too little of it is done to believe its rate
-    assert plan.run_left(Pace(1, 0, 100, 30)) is None
+    assert timetable.run_left(task_at(1, 0, 100, 30)) is None
 
 
 def test_the_rate_of_a_stage_tells_of_its_like():
-    plan, clock = plan_of(*TRAIN, *MEASURE)
-    plan.begin(TRAIN[0])
+    timetable, clock = timetable_of(*TRAIN, *MEASURE)
+    timetable.begin(TRAIN[0])
     clock.now = 10
-    pace = Pace(25, 0, 100, 10)
-    assert plan.share(pace) == 0.25 and plan.stage_left(pace) == 30
+    task = task_at(25, 0, 100, 10)
+    assert timetable.share(task) == 0.25 and timetable.stage_left(task) == 30
     # 30 s of this training and 40 s of the next; of measuring nothing is known
-    assert plan.run_left(pace) == (70, False)
+    assert timetable.run_left(task) == (70, False)
 
 
 def test_what_an_earlier_run_did_is_no_part_of_the_rate():
-    pace = Pace(done=20, skipped=60, total=100, seconds=10)
-    assert pace.share == 0.8 and pace.length == 50
-    plan, clock = plan_of(*TRAIN)
-    plan.begin(TRAIN[0])
+    task = task_at(done=20, skipped=60, total=100, seconds=10)
+    assert task.share == 0.8 and task.length == 50
+    timetable, clock = timetable_of(*TRAIN)
+    timetable.begin(TRAIN[0])
     clock.now = 10
-    assert plan.stage_left(pace) == pytest.approx(10)
-    assert plan.run_left(pace) == (pytest.approx(60), True)
+    assert timetable.stage_left(task) == pytest.approx(10)
+    assert timetable.run_left(task) == (pytest.approx(60), True)
 
 
 def test_finished_stages_tell_of_those_of_their_kind():
-    plan, clock = plan_of(*MEASURE, CONTROL)
-    do(plan, clock, MEASURE[0], 40)
-    plan.begin(MEASURE[1])
+    timetable, clock = timetable_of(*MEASURE, CONTROL)
+    do(timetable, clock, MEASURE[0], 40)
+    timetable.begin(MEASURE[1])
     clock.now += 10
-    assert plan.share(None) == 0.25 and plan.run_left(None) == (30, True)
+    assert timetable.share(None) == 0.25 and timetable.run_left(None) == (30, True)
     clock.now += 50
     # longer than its like: it is not called done before it is
-    assert plan.share(None) == 0.99 and plan.run_left(None) is None
+    assert timetable.share(None) == 0.99 and timetable.run_left(None) is None
 
 
 def test_a_stage_that_was_not_planned_comes_last():
-    plan, _ = plan_of(*TRAIN)
-    plan.begin(CONTROL)
-    assert (plan.number, plan.total) == (3, 3)
+    timetable, _ = timetable_of(*TRAIN)
+    timetable.begin(CONTROL)
+    assert (timetable.number, len(timetable.stages)) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +95,8 @@ def test_lengths_of_time_in_words(seconds, words):
 
 def titles(folder, harvested=False, **changes):
     recipe = Recipe.load("demo", {"arms": ["solo", "control"], "seeds": [0], **changes})
-    return [stage.title for stage in run_stages.left(recipe, folder, harvested)]
+    arms = [RunFolder(folder).arm(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
+    return [stage.title for stage in run_stages.left(recipe, arms, harvested)]
 
 
 def test_only_what_is_left_to_do_is_counted(tmp_path):
@@ -113,7 +124,7 @@ def test_windows_are_one_stage_and_a_planted_world_is_made(tmp_path):
         titles(tmp_path, True, **{"harvest.window_tokens": 100_000, "harvest.tokens": 0})[0]
         == "harvesting and training window by window"
     )
-    assert run_stages.left(Recipe.load("planted"), tmp_path, False)[0] is run_stages.PLANTED
+    assert titles(tmp_path, **{"text.source": "planted"})[0] == run_stages.PLANTED.title
 
 
 def test_control_takes_over_what_solo_measured():

@@ -94,7 +94,7 @@ def test_a_run_that_is_stopped_between_or_within_windows_ends_with_the_same_bits
     def stopped(*args, **options):
         calls.append(args)
         if len(calls) == place:
-            args[9].asked = True  # after the next step
+            args[6].asked = True  # after the next step
         return real(*args, **options)
 
     monkeypatch.setattr(windows, "train_arm", stopped)

@@ -63,7 +63,7 @@ def test_a_provider_with_the_batches_of_our_stream_gives_our_run_to_the_bit(tmp_
     recipe = planted(normalize)
     job = _Job(recipe, tmp_path / "run", "cpu", Progress(False), StopRequest())
     job.harvest()
-    job._train(job._cache, arm, 0, job.progress)
+    job._train(job._cache, job.run.arm(arm, 0), job.progress)
     ours = tmp_path / "run" / "arms" / f"{arm}-s0"
     train, unseen = job._cache.split("train"), job._cache.split("calibration")
     saes = train_on(

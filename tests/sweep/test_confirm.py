@@ -9,7 +9,6 @@ from tiny_sweeps import contents, without_machine
 import metasae
 from metasae.data.cache.cache import open_cache
 from metasae.data.text.text import split_of
-from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
 from metasae.sweep import sweep
 from metasae.sweep import worker as worker_module
@@ -28,8 +27,7 @@ def test_no_document_is_judged_on_twice(name):
     other = Recipe.load(recipe.model_dump(mode="json"), values)
     documents = [f"{number} {STORIES[number % 3]}" for number in range(4000)]
     judged, again = (
-        {document for document in documents if split_of(document, each.text) == "evaluation"}
-        for each in (recipe, other)
+        {document for document in documents if split_of(document, one.text) == "evaluation"} for one in (recipe, other)
     )
     assert "never judged on" in note and not judged & again
     assert len(again) == pytest.approx(recipe.text.evaluation_share * 4000, rel=0.15)
@@ -65,15 +63,17 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
         worker_module.Source, "open", lambda self, tokens: harvests.append(tokens) or real(self, tokens)
     )
     grid = {"train.lambda2": [0.3, 3.0], "train.tokens": [1200, 2400]}
-    found = sweep(values, grid, seeds=1, out=tmp_path / "runs/a", show=False)
-    assert [each["train"] for each in harvests] == [2400] and len(list((tmp_path / "runs/activations").iterdir())) == 1
-    assert all("fidelity.ce_delta" in cell["means"] for cell in found["cells"])
+    result = sweep(values, grid, seeds=1, out=tmp_path / "runs/a", show=False)
+    assert [tokens["train"] for tokens in harvests] == [2400] and len(
+        list((tmp_path / "runs/activations").iterdir())
+    ) == 1
+    assert all("fidelity.ce_delta" in cell["means"] for cell in result["cells"])
     # one solo for each number of training tokens
-    assert len({cell["saes"]["solo-s0"] for cell in found["cells"]}) == 2
+    assert len({cell["saes"]["solo-s0"] for cell in result["cells"]}) == 2
     alone = metasae.run(
-        tmp_path / "runs/a" / found["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "runs/alone", show=False
+        tmp_path / "runs/a" / result["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "runs/alone", show=False
     )
-    assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == found["cells"][0]["means"]["fidelity.fvu"]
+    assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == result["cells"][0]["means"]["fidelity.fvu"]
     harvests.clear()
     before = contents(tmp_path / "runs/a")
     (tmp_path / "moved").mkdir()
@@ -82,15 +82,17 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
         path.unlink()
     for path in (tmp_path / "moved/a/cells").glob("*/cell.json"):
         path.write_text(path.read_text().replace('"done"', '"open"'))
-    assert without_machine(sweep(values, grid, seeds=1, out=tmp_path / "moved/a", show=False)) == without_machine(found)
+    assert without_machine(sweep(values, grid, seeds=1, out=tmp_path / "moved/a", show=False)) == without_machine(
+        result
+    )
     assert contents(tmp_path / "moved/a") == before and not harvests
     # longer cells that are added later have their tokens harvested
     longer = sweep(
         values, {"train.lambda2": [0.3], "train.tokens": [4800]}, seeds=1, out=tmp_path / "moved/a", show=False
     )
-    assert [each["train"] for each in harvests] == [4800] and longer["cells"][-1]["state"] == "done"
-    held = open_cache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
-    assert held.split("train").n_tokens == 4800
+    assert [tokens["train"] for tokens in harvests] == [4800] and longer["cells"][-1]["state"] == "done"
+    cache = open_cache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
+    assert cache.split("train").n_tokens == 4800
     harvests.clear()
     # and where the cache is gone it is harvested again, with the same rows
     (tmp_path / "moved/activations").rename(tmp_path / "gone")
@@ -98,15 +100,15 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
     assert len(harvests) == 1 and more["cells"][0]["seeds"] == [0, 1]
 
 
-def test_any_cell_can_be_confirmed(values, tmp_path):
-    found = sweep(values, {"train.lambda2": [0.3, 3.0]}, seeds=2, out=tmp_path / "runs/a", show=False)
+def test_the_best_cell_is_confirmed_on_other_documents(values, tmp_path):
+    result = sweep(values, {"train.lambda2": [0.3, 3.0]}, seeds=2, out=tmp_path / "runs/a", show=False)
     folder = SweepFolder(tmp_path / "runs/a")
-    plan, other = read_plan(folder), next(cell for cell in found["cells"] if not cell["best"])
-    chosen = write_best(folder, plan, found, other["name"])
+    best = next(cell for cell in result["cells"] if cell["best"])
+    chosen = write_best(folder, read_plan(folder), result)
     recipe = Recipe.load(tmp_path / "runs/a/best.toml")
     assert (
-        chosen["cell"] == other["name"]
-        and recipe.train.lambda2 == other["setting"]["train.lambda2"]
+        chosen["cell"] == best["name"]
+        and recipe.train.lambda2 == best["setting"]["train.lambda2"]
         and recipe.seeds == (2, 3, 4)
     )
     assert (
@@ -114,13 +116,9 @@ def test_any_cell_can_be_confirmed(values, tmp_path):
         and recipe.measure.across
         and recipe.measure.output_tokens == 300
     )
-    with pytest.raises(UserError, match=r"no cell of .* that is done"):
-        write_best(folder, plan, found, "nonsense")
     confirmed = metasae.run(recipe.model_copy(update={"seeds": (2,)}), out=tmp_path / "runs/confirmed", show=False)
-    assert (
-        confirmed["conditions"]["data"]
-        != json.loads((tmp_path / "runs/a" / other["folder"] / "compare.json").read_text())["conditions"]["data"]
-    )
+    compared = json.loads((tmp_path / "runs/a" / best["folder"] / "compare.json").read_text())
+    assert confirmed["conditions"]["data"] != compared["conditions"]["data"]
     assert not torch.equal(
         *(
             metasae.SAE.load(next(place.glob("**/solo-s*/primary"))).b_dec

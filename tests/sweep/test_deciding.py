@@ -1,4 +1,6 @@
-"""Which values decide an arm: SAEs of one name must have the same weights to the bit, whatever the recipe says otherwise."""
+"""Which values decide an arm: SAEs of one name must have the same weights to the bit, whatever the recipe says
+otherwise.
+"""
 
 import itertools
 
@@ -30,13 +32,19 @@ BASE = Recipe.load(
 )
 # Every key of the three tables that can be changed at all in so small a run, with another value.
 CHANGED = {
-    "sae.n": 26, "sae.k": 4, "sae.architecture": "topk", "sae.normalize": "none", "sae.b_enc": True, "sae.tied_init": False, "sae.k_start": 6,
+    "sae.n": 26, "sae.k": 4, "sae.architecture": "topk", "sae.normalize": "none", "sae.b_enc": True,
+    "sae.tied_init": False, "sae.k_start": 6,
     "meta.n": 9, "meta.k": 3, "meta.input": "raw", "meta.architecture": "topk",
-    "train.tokens": 64 * 13, "train.batch": 32, "train.lambda2": 1.0, "train.sigma_sq": 0.7, "train.adaptive_sigma": True, "train.balanced": True,
-    "train.meta_gradient": "full", "train.penalties": {"ortsae": 0.5}, "train.penalty_every": 2, "train.penalty_start": 0.5,
-    "train.n_primary_steps": 2, "train.n_meta_steps": 3, "train.lr": 2e-3, "train.meta_lr": 5e-3, "train.betas": [0.8, 0.9], "train.eps": 1e-3,
-    "train.warmup": 3, "train.decay": 0.5, "train.clip": 1e-3, "train.dead_after": 10, "train.meta_dead_after": 10, "train.k_aux": 2,
-    "train.aux_coef": 1.0, "train.aux_residual": "attached", "train.renormalise": "before", "train.checkpoint_every": 3, "train.dtype": "bf16",
+    "train.tokens": 64 * 13, "train.batch": 32, "train.lambda2": 1.0, "train.sigma_sq": 0.7,
+    "train.adaptive_sigma": True, "train.balanced": True,
+    "train.meta_gradient": "full", "train.penalties": {"ortsae": 0.5}, "train.penalty_every": 2,
+    "train.penalty_start": 0.5,
+    "train.n_primary_steps": 2, "train.n_meta_steps": 3, "train.lr": 2e-3, "train.meta_lr": 5e-3,
+    "train.betas": [0.8, 0.9], "train.eps": 1e-3,
+    "train.warmup": 3, "train.decay": 0.5, "train.clip": 1e-3, "train.dead_after": 10, "train.meta_dead_after": 10,
+    "train.k_aux": 2,
+    "train.aux_coef": 1.0, "train.aux_residual": "attached", "train.renormalise": "before",
+    "train.checkpoint_every": 3, "train.dtype": "bf16",
     "train.kernels": "reference",
 }  # fmt: skip
 OF_STEPS = ("tokens", "batch", "lr", "betas", "eps", "warmup", "decay", "clip", "dtype", "kernels", "renormalise")
@@ -176,12 +184,12 @@ def test_a_number_written_otherwise_is_the_same_cell():
 
 
 def test_a_shared_baseline_is_the_sweeps_own():
-    found = {member.arm: member for member in members(Setting({"sae.k": 5}), BASE, shared_baseline=True)}
+    shared = {member.arm: member for member in members(Setting({"sae.k": 5}), BASE, shared_baseline=True)}
     own = {member.arm: member for member in members(Setting({}), BASE)}
     assert (
-        found["solo"].name == own["solo"].name
-        and found["joint"].name != own["joint"].name
-        and found["joint"].recipe.sae.k == 5
+        shared["solo"].name == own["solo"].name
+        and shared["joint"].name != own["joint"].name
+        and shared["joint"].recipe.sae.k == 5
     )
 
 

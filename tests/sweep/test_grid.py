@@ -40,8 +40,8 @@ def test_ranges():
 
 
 def test_every_combination_once_the_last_key_fastest():
-    found = expand({"a": (1, 2), "b": ("x", "y", "x")})
-    assert [tuple(setting.values()) for setting in found] == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    settings = expand({"a": (1, 2), "b": ("x", "y", "x")})
+    assert [tuple(setting.values()) for setting in settings] == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
     assert expand({}) == [{}]
 
 

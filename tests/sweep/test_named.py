@@ -15,26 +15,25 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_recipe_takes_every_named_sweep(name, recipe):
     base = Recipe.load(recipe)
-    found = named(name, base)
-    plan = Plan("s", name, base, found.settings, shared_baseline=found.shared_baseline)
-    assert len({plan.name_of(setting) for setting in found.settings}) == len(found.settings) >= 2
+    plan = named(name, Plan("s", name, base))
+    assert len({plan.name_of(setting) for setting in plan.settings}) == len(plan.settings) >= 2
 
 
 def test_the_papers_grid():
-    found = named("lambda2-sigma", Recipe.load("demo"))
-    assert [tuple(setting.values.values()) for setting in found.settings] == [
+    plan = named("lambda2-sigma", Plan("s", "", Recipe.load("demo")))
+    assert [tuple(setting.values.values()) for setting in plan.settings] == [
         (a, b) for a in (0.1, 0.3, 1.0) for b in (0.3, 1.0, 3.0)
     ]
 
 
 def test_kinds_share_one_solo_and_are_read_at_its_fvu(tmp_path):
-    found = sweep("planted", named="kinds", seeds=1, out=tmp_path / "a", overrides=TINY, show=False)
-    kinds = found["equal_fvu"]["kinds"]
+    result = sweep("planted", named="kinds", seeds=1, out=tmp_path / "a", overrides=TINY, show=False)
+    kinds = result["equal_fvu"]["kinds"]
     assert list(kinds) == ["solo", "decomposability", "ortsae", "c2r", "cofiring", "matryoshka"]
-    assert found["equal_fvu"]["target"] == {"kind": "solo", "k": 3} and not found["equal_fvu"]["not_done"]
-    assert found["equal_fvu"]["k"]["ortsae"] == [3, 4, 5]
-    assert len({cell["saes"]["solo-s0"] for cell in found["cells"]}) == 1
-    own = next(cell for cell in found["cells"] if cell["kind"] == "solo" and cell["setting"]["sae.k"] == 3)
+    assert result["equal_fvu"]["target"] == {"kind": "solo", "k": 3} and not result["equal_fvu"]["not_done"]
+    assert result["equal_fvu"]["k"]["ortsae"] == [3, 4, 5]
+    assert len({cell["saes"]["solo-s0"] for cell in result["cells"]}) == 1
+    own = next(cell for cell in result["cells"] if cell["kind"] == "solo" and cell["setting"]["sae.k"] == 3)
     # solo at the recipe's k is its own baseline
     assert own["saes"]["joint-s0"] == own["saes"]["solo-s0"] and own["differences"]["fidelity.fvu"]["difference"] == 0
     for rows in list(kinds.values())[1:]:
@@ -42,10 +41,10 @@ def test_kinds_share_one_solo_and_are_read_at_its_fvu(tmp_path):
         assert entry["interpolation_error"] >= 0 and set(entry["brackets"]) == {"0"}
         assert entry["n_seeds"] == sum(bracket is not None for bracket in entry["brackets"].values())
         assert "fidelity.fvu" not in rows
-    by_k = found["equal_fvu"]["equal_k"]
+    by_k = result["equal_fvu"]["equal_k"]
     assert "solo" not in by_k and list(by_k["ortsae"]) == ["3", "4", "5"]
     ortsae, solo = (
-        next(cell for cell in found["cells"] if cell["kind"] == kind and cell["setting"]["sae.k"] == 4)
+        next(cell for cell in result["cells"] if cell["kind"] == kind and cell["setting"]["sae.k"] == 4)
         for kind in ("ortsae", "solo")
     )
     key = "cooccurrence.mean_abs_phi"
@@ -57,6 +56,6 @@ def test_kinds_share_one_solo_and_are_read_at_its_fvu(tmp_path):
 
 def test_joint_beside_solo_of_lower_k(tmp_path):
     overrides = TINY | {"sae.k": 6, "train.lambda2": 3.0}
-    found = sweep("planted", named="k", seeds=1, out=tmp_path / "a", overrides=overrides, show=False)
-    assert found["equal_fvu"]["baseline"] == "curve" and found["equal_fvu"]["k"] == {"joint": [6], "solo": [4, 5, 6]}
+    result = sweep("planted", named="k", seeds=1, out=tmp_path / "a", overrides=overrides, show=False)
+    assert result["equal_fvu"]["baseline"] == "curve" and result["equal_fvu"]["k"] == {"joint": [6], "solo": [4, 5, 6]}
     assert "Differences are target - curve" in (tmp_path / "a/sweep.md").read_text()

@@ -8,13 +8,16 @@ import signal
 import pytest
 import torch
 from tiny_sweeps import TINY, contents, without_machine, workers_of
+from typer.testing import CliRunner
 
 import metasae
+from metasae.cli import app
 from metasae.errors import Interrupted, UserError
 from metasae.recipe.recipe import Recipe
 from metasae.report.report import write_report
-from metasae.sweep import launch, run_sweep, sweep
+from metasae.sweep import launch, sweep
 from metasae.sweep import worker as worker_module
+from metasae.sweep.asked import light
 from metasae.sweep.folder import SweepFolder
 from metasae.sweep.plan import read_plan
 from metasae.train.trainer import Trainer
@@ -87,14 +90,14 @@ def test_a_report_can_be_written_for_a_cell(done, tmp_path):
 
 def test_what_is_told(done):
     out, result = done
-    held = json.loads((out / "sweep.json").read_text())
-    assert without_machine(held) == without_machine(result)
-    assert held["front"] and held["best"] in held["front"] and not held["failed"]
-    entry = held["cells"][0]["differences"]["fidelity.fvu"]
+    written = json.loads((out / "sweep.json").read_text())
+    assert without_machine(written) == without_machine(result)
+    assert written["front"] and written["best"] in written["front"] and not written["failed"]
+    entry = written["cells"][0]["differences"]["fidelity.fvu"]
     assert entry["n_seeds"] == 2 and entry["ci95"]
-    kappa = held["cells"][1]["kappa"]
+    kappa = written["cells"][1]["kappa"]
     assert kappa["e_of"] == "control" and kappa["value"] == pytest.approx(0.3 * 2.718281828 ** -kappa["e"])
-    assert held["cells"][1]["kappa"]["e"] == held["cells"][3]["kappa"]["e"]
+    assert written["cells"][1]["kappa"]["e"] == written["cells"][3]["kappa"]["e"]
     table = (out / "sweep.md").read_text()
     assert (
         table.count("\n| 0.3 |") == 2
@@ -105,12 +108,12 @@ def test_what_is_told(done):
     assert (out / "figures/pareto.png").stat().st_size > 5000 and (
         out / "figures/dose-response.png"
     ).stat().st_size > 5000
-    assert [each["key"] for each in held["parallel"]["dimensions"]] == [
+    assert [dimension["key"] for dimension in written["parallel"]["dimensions"]] == [
         "train.lambda2",
         "train.sigma_sq",
-        *held["objectives"],
+        *written["objectives"],
     ]
-    assert held["time"]["saes"] == 12 and held["time"]["whole"] > held["time"]["steps"] > 0
+    assert written["time"]["saes"] == 12 and written["time"]["whole"] > written["time"]["steps"] > 0
     assert not list(out.rglob("firings"))
 
 
@@ -167,7 +170,7 @@ def test_a_sweep_that_was_moved_goes_on(tmp_path, monkeypatch):
     def stop_at_the_fourth(*arguments, **options):
         if len(trained) == 3:
             raise Interrupted("stopped by a test")
-        trained.append(arguments[2:5])
+        trained.append(arguments[3].label)
         return real(*arguments, **options)
 
     monkeypatch.setattr(worker_module, "train_arm", stop_at_the_fourth)
@@ -205,20 +208,20 @@ def test_ctrl_c_stops_measuring_at_once_and_keeps_what_is_measured(tmp_path, mon
 
 
 def test_a_cell_whose_loss_is_no_number_says_so_and_the_sweep_goes_on(done, tmp_path):
-    _, result = done
-    found = tiny(tmp_path / "a", {"train.lambda2": [0.3, 3e38], "train.sigma_sq": [1.0]})
-    good, bad = found["cells"]
-    assert good["state"] == "done" and good["means"] == result["cells"][1]["means"] and good["on_front"]
+    _, whole = done
+    result = tiny(tmp_path / "a", {"train.lambda2": [0.3, 3e38], "train.sigma_sq": [1.0]})
+    good, bad = result["cells"]
+    assert good["state"] == "done" and good["means"] == whole["cells"][1]["means"] and good["on_front"]
     assert (
         bad["state"] == "failed" and "joint-s0: the loss is no longer finite" in bad["why"] and not bad["differences"]
     )
-    assert found["failed"] == {bad["name"]: bad["why"]}
+    assert result["failed"] == {bad["name"]: bad["why"]}
     assert "no longer finite" in json.loads(next((tmp_path / "a/saes").glob("*/failed.json")).read_text())["why"]
     assert "failed: joint-s0" in (tmp_path / "a/sweep.md").read_text()
 
 
 def test_a_full_disk_fails_its_cell_and_a_second_call_puts_it_right(done, tmp_path, monkeypatch):
-    _, result = done
+    _, whole = done
     real, refused = Trainer.export, []
 
     def export(self, *arguments):
@@ -228,11 +231,11 @@ def test_a_full_disk_fails_its_cell_and_a_second_call_puts_it_right(done, tmp_pa
         return real(self, *arguments)
 
     monkeypatch.setattr(Trainer, "export", export)
-    found = tiny(tmp_path / "a")
-    assert [cell["state"] for cell in found["cells"]] == ["done", "done", "failed", "failed"] and len(refused) == 2
-    assert "joint-s1: cannot write it: No space left on device" in found["cells"][2]["why"]
+    result = tiny(tmp_path / "a")
+    assert [cell["state"] for cell in result["cells"]] == ["done", "done", "failed", "failed"] and len(refused) == 2
+    assert "joint-s1: cannot write it: No space left on device" in result["cells"][2]["why"]
     monkeypatch.setattr(Trainer, "export", real)
-    assert without_machine(tiny(tmp_path / "a")) == without_machine(result)
+    assert without_machine(tiny(tmp_path / "a")) == without_machine(whole)
 
 
 def test_a_disk_that_takes_nothing_at_all_is_one_clear_error(tmp_path, monkeypatch):
@@ -240,72 +243,69 @@ def test_a_disk_that_takes_nothing_at_all_is_one_clear_error(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", refuse)
-    found = tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1)
+    result = tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1)
     assert (
-        found["cells"][0]["state"] == "failed" and "No space left" in found["cells"][0]["why"] and found["best"] is None
+        result["cells"][0]["state"] == "failed"
+        and "No space left" in result["cells"][0]["why"]
+        and result["best"] is None
     )
 
 
 def test_an_unforeseen_error_keeps_its_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_module, "train_arm", lambda *a, **k: 1 / 0)
-    found = tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1)
-    assert "ZeroDivisionError" in found["cells"][0]["why"]
+    result = tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1)
+    assert "ZeroDivisionError" in result["cells"][0]["why"]
     assert "1 / 0" in json.loads(next((tmp_path / "a/saes").glob("*/failed.json")).read_text())["traceback"]
 
 
 def test_cells_of_fewer_tokens_see_what_a_run_of_their_own_would(tmp_path):
-    found = tiny(tmp_path / "a", {"train.tokens": [1_200, 2_400]}, seeds=1)
+    result = tiny(tmp_path / "a", {"train.tokens": [1_200, 2_400]}, seeds=1)
     alone = metasae.run(
-        tmp_path / "a" / found["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "alone", show=False
+        tmp_path / "a" / result["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "alone", show=False
     )
-    assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == found["cells"][0]["means"]["fidelity.fvu"]
+    assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == result["cells"][0]["means"]["fidelity.fvu"]
 
 
 def test_identical_cells_are_one(tmp_path):
-    found = tiny(tmp_path / "a", {"train.lambda2": [0.3, 0.30], "train.checkpoint_every": [5, 9]}, seeds=1)
-    assert len(found["cells"]) == 1
+    result = tiny(tmp_path / "a", {"train.lambda2": [0.3, 0.30], "train.checkpoint_every": [5, 9]}, seeds=1)
+    assert len(result["cells"]) == 1
 
 
 def test_early_stopping_keeps_the_front_of_the_first_seed(done, tmp_path):
-    _, result = done
-    found = tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])
-    states = {cell["name"]: cell["state"] for cell in found["cells"]}
-    by_fvu = sorted(result["cells"], key=lambda cell: cell["differences"]["fidelity.fvu"]["values"][0]["a"])
+    _, whole = done
+    result = tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])
+    states = {cell["name"]: cell["state"] for cell in result["cells"]}
+    by_fvu = sorted(whole["cells"], key=lambda cell: cell["differences"]["fidelity.fvu"]["values"][0]["a"])
     assert [states[cell["name"]] for cell in by_fvu] == ["done", "done", "stopped", "stopped"]
-    stopped = next(cell for cell in found["cells"] if cell["state"] == "stopped")
+    stopped = next(cell for cell in result["cells"] if cell["state"] == "stopped")
     assert (
         stopped["seeds"] == [0] and stopped["differences"]["fidelity.fvu"]["ci95"] is None and not stopped["on_front"]
     )
     assert "stopped: stopped early" in (tmp_path / "a/sweep.md").read_text()
     # and a second call leaves them stopped
-    assert without_machine(tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])) == without_machine(found)
+    again = tiny(tmp_path / "a", early_stop=True, objectives=["fidelity.fvu"])
+    assert without_machine(again) == without_machine(result)
 
 
 def test_a_cell_that_failed_before_early_stopping_was_decided_is_judged_like_the_others(tmp_path, monkeypatch):
     real, lambdas = worker_module.train_arm, {"train.lambda2": [0.001, 3.0, 30.0]}
 
     def broken(recipe, source, cache, arm, *args, **options):
-        if arm == "joint" and recipe.train.lambda2 == 0.001:
+        if arm.name == "joint" and recipe.train.lambda2 == 0.001:
             raise RuntimeError("out of memory")
         return real(recipe, source, cache, arm, *args, **options)
 
     monkeypatch.setattr(worker_module, "train_arm", broken)
     tiny(tmp_path / "a", lambdas, early_stop=True, objectives=["fidelity.fvu"])
     monkeypatch.setattr(worker_module, "train_arm", real)
-    found = tiny(tmp_path / "a", lambdas, early_stop=True, objectives=["fidelity.fvu"])
+    result = tiny(tmp_path / "a", lambdas, early_stop=True, objectives=["fidelity.fvu"])
     alone = tiny(tmp_path / "b", lambdas, early_stop=True, objectives=["fidelity.fvu"])
-    states = lambda result: {cell["setting"]["train.lambda2"]: cell["state"] for cell in result["cells"]}
+
+    def states(result):
+        return {cell["setting"]["train.lambda2"]: cell["state"] for cell in result["cells"]}
+
     # with cells that were settled before, more may go on; none goes no further that would have
-    assert all(states(found)[value] == "done" for value, state in states(alone).items() if state == "done")
-
-
-def test_a_journal_line_that_is_not_whole_is_cut_off(done, tmp_path):
-    folder, result = done
-    shutil.copytree(folder, tmp_path / "a", symlinks=True)
-    with (tmp_path / "a/journal.log").open("a") as journal:
-        journal.write('{"op_code": 4, "worker_id"')
-    assert without_machine(tiny(tmp_path / "a")) == without_machine(result)
-    assert (tmp_path / "a/journal.log").read_text().endswith("\n")
+    assert all(states(result)[value] == "done" for value, state in states(alone).items() if state == "done")
 
 
 def test_an_sae_that_was_trained_otherwise_is_not_taken_for_the_cells(done, tmp_path):
@@ -313,22 +313,24 @@ def test_an_sae_that_was_trained_otherwise_is_not_taken_for_the_cells(done, tmp_
     shutil.copytree(folder, tmp_path / "a", symlinks=True)
     cell = result["cells"][0]
     config = tmp_path / "a/saes" / cell["saes"]["joint-s0"] / "primary/cfg.json"
-    held = json.loads(config.read_text())
-    held["metadata"]["metasae"]["recipe"]["train"]["lambda2"] = 7.0
-    config.write_text(json.dumps(held))
+    config_values = json.loads(config.read_text())
+    config_values["metadata"]["metasae"]["recipe"]["train"]["lambda2"] = 7.0
+    config.write_text(json.dumps(config_values))
     note = tmp_path / "a" / cell["folder"] / "cell.json"
     note.write_text(json.dumps(json.loads(note.read_text()) | {"state": "open"}))
-    again = next(each for each in tiny(tmp_path / "a")["cells"] if each["name"] == cell["name"])
+    again = next(other for other in tiny(tmp_path / "a")["cells"] if other["name"] == cell["name"])
     assert again["state"] == "failed" and "trained with train.lambda2=7.0" in again["why"]
 
 
-def test_the_command_lines_arguments(tmp_path):
+def test_the_verb(tmp_path):
     table = "{" + ", ".join(f"{key} = {value}" for key, value in TINY["planted"].items()) + "}"
-    sets = [f"{key}={table if key == 'planted' else value}" for key, value in TINY.items()]
-    found = run_sweep(
-        "planted", ["train.lambda2=0.3"], seeds=1, set_=sets, out=tmp_path / "a", objective=["fidelity.fvu"], show=False
-    )
-    assert found["objectives"] == ["fidelity.fvu"] and found["cells"][0]["state"] == "done"
+    words = ["sweep", "planted", "--grid", "train.lambda2=0.3", "--seeds", "1", "--objective", "fidelity.fvu", "--json"]
+    for key, value in TINY.items():
+        words += ["--set", f"{key}={table if key == 'planted' else value}"]
+    told = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a")])
+    assert told.exit_code == 0, told.output
+    result = json.loads(told.stdout)
+    assert result["objectives"] == ["fidelity.fvu"] and result["cells"][0]["state"] == "done"
 
 
 @pytest.mark.parametrize("options, words", [
@@ -338,7 +340,6 @@ def test_the_command_lines_arguments(tmp_path):
     ({"grid_": {"train.lambda2": ["x"]}}, r"train\.lambda2"),
     ({"grid_": {"sae.k": [4000]}}, "more than n"),
     ({"search": 0}, "at least one trial"),
-    ({"search": 3, "sampler": "random"}, "no sampler 'random'"),
     ({"search": 3, "early_stop": True}, "goes with a grid"),
     ({"workers": 0}, "at least one"),
     ({"objectives": ["fidelity.fvuu"]}, "did you mean 'fidelity.fvu'"),
@@ -354,8 +355,9 @@ def test_a_wrong_call_is_one_clear_error_and_writes_nothing(tmp_path, options, w
 
 def test_a_sweep_measures_less_than_a_run_unless_told(tmp_path):
     whole = Recipe.load("demo")
-    assert launch.light(whole) == {
-        "measure.tokens": 36_000, "measure.output_tokens": 3_600, "measure.keep_firings": False, "measure.across": False,
+    assert light(whole) == {
+        "measure.tokens": 36_000, "measure.output_tokens": 3_600, "measure.keep_firings": False,
+        "measure.across": False,
         "measure.shifts": 0, "measure.pursuit_k": 0, "measure.excess_blocks": False,
     }  # fmt: skip
     tiny(tmp_path / "a", {"train.lambda2": [0.3]}, seeds=1, overrides=TINY | {"measure.shifts": 1})

@@ -15,8 +15,10 @@ def cell(number, fvu, lift, kappa=None, state="done", front=False, **more):
         "ci95": None,
     }
     return {
-        "name": str(number), "setting": {"train.lambda2": number}, "kind": "", "state": state, "means": {FVU: fvu, LIFT: lift}, "on_front": front,
-        "best": False, "differences": {FVU: entry}, "kappa": {"value": kappa, "e": 0.7, "e_of": "control"} if kappa is not None else None, **more,
+        "name": str(number), "setting": {"train.lambda2": number}, "kind": "", "state": state, "means": {FVU: fvu,
+        LIFT: lift}, "on_front": front,
+        "best": False, "differences": {FVU: entry}, "kappa": {"value": kappa, "e": 0.7,
+        "e_of": "control"} if kappa is not None else None, **more,
     }  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Several workers on one folder: killed ones, waiting ones, and what comes out, which must be what one undisturbed worker gives."""
+"""Several workers on one folder: killed ones, waiting ones, and what comes out, which must be what one undisturbed
+worker gives.
+"""
 
 import json
 import multiprocessing
@@ -12,8 +14,9 @@ from tiny_sweeps import TINY, contents, without_machine, workers_of
 from metasae.errors import Interrupted, UserError
 from metasae.progress.stop import StopRequest
 from metasae.sweep import launch, sweep
+from metasae.sweep.asked import asked_plan, resolved
 from metasae.sweep.folder import SweepFolder, locked
-from metasae.sweep.plan import claim, read_plan
+from metasae.sweep.plan import OBJECTIVES, read_plan
 from metasae.sweep.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -23,19 +26,10 @@ LONG = TINY | {"train.tokens": 60_000, "train.checkpoint_every": 20}
 GRID = {"train.lambda2": [0.3, 3.0]}
 
 
-def planned(out, overrides=LONG, grid=GRID, **options):
+def planned(out, overrides=LONG, seeds=1):
     """A sweep that is planned and not begun."""
-    base, full, folder = launch._resolve("planted", out, overrides, 1, "cpu")
-    options = {
-        "search": None,
-        "name": None,
-        "objectives": launch.OBJECTIVES,
-        "early_stop": False,
-        "sampler": "tpe",
-        "sampler_seed": 0,
-    } | options
-    plan = claim(folder, launch._plan(base, full, grid, storage=False, **options))
-    launch._open_again(folder, plan, None)
+    base, full, folder = resolved("planted", out, overrides, seeds, "cpu")
+    launch.open_cells(folder, asked_plan(base, full, GRID, None, None, OBJECTIVES, False))
     return folder
 
 
@@ -53,31 +47,32 @@ def start(folder):
 
 def wait_for(what, seconds=60):
     deadline = time.time() + seconds
-    while not (found := what()):
+    while not (answer := what()):
         assert time.time() < deadline, "waited too long"
         time.sleep(0.002)
-    return found
+    return answer
 
 
 def holds(folder, process):
     """The SAE in whose training a worker has come to a checkpoint, or None."""
     mine = [name for name, workers in workers_of(folder.path).items() if workers[-1].endswith(f"-{process.pid}")]
-    return next((name for name in mine if (folder.sae(name) / "checkpoints/latest.safetensors").exists()), None)
+    checkpoint = "checkpoints/latest.safetensors"
+    return next((name for name in mine if (folder.path / "saes" / name / checkpoint).exists()), None)
 
 
 def test_two_workers_one_killed_twice_give_what_one_gives(tmp_path):
     whole = sweep("planted", GRID, seeds=1, out=tmp_path / "whole", overrides=LONG, show=False)
     folder = planned(tmp_path / "a")
     steady, doomed = start(folder), start(folder)
-    held = []
+    taken_from = []
     wait_for(lambda: holds(folder, steady))
     # it keeps its lock while it is stopped, so that the others meet a slow worker too
     os.kill(steady.pid, signal.SIGSTOP)
     for _ in range(2):
-        held.append(wait_for(lambda: holds(folder, doomed)))
+        taken_from.append(wait_for(lambda worker=doomed: holds(folder, worker)))
         os.kill(doomed.pid, signal.SIGKILL)
         doomed.join()
-        doomed = start(folder) if len(held) < 2 else doomed
+        doomed = start(folder) if len(taken_from) < 2 else doomed
     os.kill(steady.pid, signal.SIGCONT)
     steady.join(60)
     assert steady.exitcode == 0
@@ -87,8 +82,8 @@ def test_two_workers_one_killed_twice_give_what_one_gives(tmp_path):
     taken = workers_of(folder.path)
     # what the killed ones held was gone on with by others; nothing else was begun twice
     assert (
-        all(len(taken[name]) > 1 for name in held)
-        and sum(len(workers) > 1 for name, workers in taken.items() if name not in held) == 0
+        all(len(taken[name]) > 1 for name in taken_from)
+        and sum(len(workers) > 1 for name, workers in taken.items() if name not in taken_from) == 0
     )
     assert len(result["cells"]) == 2 and [cell["trials"] for cell in result["cells"]] == [[0], [1]]
 
@@ -134,9 +129,7 @@ def test_seeds_that_are_added_meanwhile_are_not_lost(tmp_path):
     with StopRequest().listening() as stop:
         worker = Worker(folder, "cpu")
         worker.work(stop)
-        base, full, _ = launch._resolve("planted", folder.path, TINY, 2, "cpu")
-        plan = launch._plan(base, full, GRID, None, None, launch.OBJECTIVES, False, "tpe", 0, False)
-        launch._open_again(folder, claim(folder, plan), None)
+        planned(folder.path, TINY, seeds=2)
         # the worker's own plan is the older one
         assert worker.plan.base.seeds == (0,)
         worker._settle(folder.cells())
@@ -173,19 +166,20 @@ def test_ctrl_c_in_the_supervisor_stops_all_workers(tmp_path, monkeypatch):
     stop = StopRequest()
     stop.asked = True
     with pytest.raises(Interrupted, match="every worker saved its state"):
-        launch._supervise(folder, read_plan(folder), None, ["cpu", "cpu"], launch.Progress(False), stop)
+        launch._supervise(folder, read_plan(folder), ["cpu", "cpu"], launch.Progress(False), stop)
     assert len(processes) == 2 and not any(process.is_alive() for process in processes)
 
 
 @pytest.mark.slow
 def test_workers_are_started_and_their_last_words_told(tmp_path):
-    found = sweep("planted", GRID, seeds=1, out=tmp_path / "a", overrides=TINY, workers=2, show=False)
+    result = sweep("planted", GRID, seeds=1, out=tmp_path / "a", overrides=TINY, workers=2, show=False)
     one = sweep("planted", GRID, seeds=1, out=tmp_path / "b", overrides=TINY, show=False)
-    assert without_machine(found) == without_machine(one) and found["time"]["workers"] == 2
+    assert without_machine(result) == without_machine(one) and result["time"]["workers"] == 2
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     folder = planned(tmp_path / "c", TINY)
+    plan = read_plan(folder)
+    folder.plan.write_text("{")
     with pytest.raises(
-        UserError,
-        match=r"a worker ended with code 2: .* keeps its trials in its journal; name no storage; its output is in",
+        UserError, match=r"a worker ended with code 2: .*plan\.json is not valid JSON .*; its output is"
     ):
-        launch._supervise(folder, read_plan(folder), "sqlite:///x.db", ["cpu"], launch.Progress(False), StopRequest())
+        launch._supervise(folder, plan, ["cpu"], launch.Progress(False), StopRequest())

@@ -1,20 +1,17 @@
-"""Training when activations come a window at a time.
+"""Training when activations come a window at a time: all arms train on a window before the next takes its place.
 
-Every arm trains on a window before the next window takes its place on the disk.
-
-Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway,
-with the same bits.
+Between two windows an arm lies in its checkpoint, so a run that is killed goes on as it would have gone on anyway, with
+the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metasae.arms.folder import Arm
 from metasae.arms.source import Source
-from metasae.arms.train_measure import Turn, is_trained, train_arm
+from metasae.arms.train_measure import Turn, train_arm
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
-from metasae.data.split import Split
-from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
 from metasae.ranks.ranks import Ranks
 from metasae.recipe.recipe import Recipe
@@ -25,42 +22,34 @@ def train_by_windows(
     recipe: Recipe,
     source: Source,
     cache: ActivationCache,
-    arms: list[tuple[str, int]],
-    folder_of: Callable[[str, int], Path],
+    arms: Sequence[Arm],
     done: Callable[..., None],
-    device: str,
-    progress: Progress,
     stop: StopRequest,
-    ranks: Ranks,
 ) -> None:
     """Trains all arms to their end.
 
-    cache: the other splits. folder_of: an arm and a seed -> its folder. done: told `train ARM-sSEED` and the seconds
-    it took. Called by all ranks; the first harvests. Raises Interrupted once the state is saved.
+    cache: the other splits. done: told `train ARM-sSEED` and the seconds it took.
+    Called by all ranks of the source; the first harvests. Raises Interrupted once the state is saved.
     """
-    total = -(-recipe.train.tokens // recipe.train.batch)
-    folders = {(arm, seed): folder_of(arm, seed) for arm, seed in arms}
-    seconds = dict.fromkeys(folders, 0.0)
-    rolling = source.rolling() if ranks.first and not all(map(is_trained, folders.values())) else None
+    total, ranks = -(-recipe.train.tokens // recipe.train.batch), source.ranks
+    seconds = dict.fromkeys(arms, 0.0)
+    rolling = source.rolling() if ranks.first and not all(arm.is_trained for arm in arms) else None
     try:
         number = 0
-        while left := [arm for arm, folder in folders.items() if not ranks.agreed(is_trained(folder))]:
+        while left := [arm for arm in arms if not ranks.agreed(arm.is_trained)]:
             known = training_windows(source.windows)
             unknown = number >= len(known)
-            if ranks.agreed(unknown or any(_wants(folders[arm], known[number], total) for arm in left)):
+            if ranks.agreed(unknown or any(_wants(arm.folder, known[number], total) for arm in left)):
                 with stop.at_once():
                     window, split = _open(rolling, source, number, total, ranks)
                 turn = Turn(split, training_windows(source.windows)[0], number, window.first, window.stop)
-                for arm, seed in left:
-                    folder = folders[arm, seed]
-                    if not ranks.agreed(_wants(folder, window, total)):
+                for arm in left:
+                    if not ranks.agreed(_wants(arm.folder, window, total)):
                         continue
-                    title = f"training {arm}, seed {seed}, on window {number}"
-                    seconds[arm, seed] += train_arm(
-                        recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn
-                    )
-                    if is_trained(folder):
-                        done(f"train {arm}-s{seed}", seconds[arm, seed])
+                    title = f"training {arm.name}, seed {arm.seed}, on window {number}"
+                    seconds[arm] += train_arm(recipe, source, cache, arm, source.progress, title, stop, turn)
+                    if arm.is_trained:
+                        done(f"train {arm.label}", seconds[arm])
                 del split, turn
             if rolling is not None:
                 rolling.drop(number)
@@ -71,9 +60,8 @@ def train_by_windows(
 
 
 def _wants(folder: Path, window: TrainingWindow, total: int) -> bool:
-    """Whether an arm that is not at its end has something to do in this window.
-
-    Steps of its meta SAE may follow the last batch.
+    """Whether an arm that is not at its end has something to do in this window; steps of its meta SAE may follow the
+    last batch.
     """
     return steps(folder) < window.stop or window.stop >= total
 

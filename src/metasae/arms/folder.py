@@ -1,4 +1,7 @@
-"""A run on disk and its arms: THE classes for them. They import no torch; weights and firings are loaded when they are asked for."""
+"""A run on disk and its arms: THE classes for them.
+
+They import no torch; weights and firings are loaded when they are asked for.
+"""
 
 import json
 import re
@@ -21,7 +24,10 @@ _NAME = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm with one seed. folder: holds primary/ and perhaps meta/, firings/, measures.json, interp.json, metrics.jsonl."""
+    """One arm with one seed.
+
+    folder: holds primary/ and perhaps meta/, firings/, measures.json, interp.json, metrics.jsonl.
+    """
 
     name: str
     seed: int
@@ -91,7 +97,10 @@ class RunFolder:
         return Arm(name, seed, self.folder / "arms" / f"{name}-s{seed}")
 
     def arms(self) -> list[Arm]:
-        """Every arm that has a folder, trained or not, in the order of arms and seeds. Raises UserError where there is no arms/."""
+        """Every arm that has a folder, trained or not, in the order of arms and seeds.
+
+        Raises UserError where there is no arms/.
+        """
         if not (self.folder / "arms").is_dir():
             raise UserError(
                 f"{self.folder} is not a run folder: it has no arms/; give the --out folder of `metasae run`"
@@ -115,7 +124,10 @@ class RunFolder:
 
 
 def next_seed(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The same arm with the next seed, the seeds standing in a ring; None with one seed. Two seeds are one pair, seen from the first."""
+    """The same arm with the next seed, the seeds standing in a ring; None with one seed.
+
+    Two seeds are one pair, seen from the first.
+    """
     own = sorted((other for other in arms if other.name == arm.name), key=lambda other: other.seed)
     place = own.index(arm)
     return own[(place + 1) % len(own)] if len(own) > 2 or place < len(own) - 1 else None

@@ -1,7 +1,11 @@
-"""The stages of one arm with one seed: trained, calibrated and written; measured. A run does them for all its arms, a sweep for its cells."""
+"""The stages of one arm with one seed: trained, calibrated and written; measured.
+
+A run does them for all its arms, a sweep for its cells.
+"""
 
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +15,7 @@ from torch import Tensor
 
 import metasae
 from metasae import files
+from metasae.arms.folder import Arm
 from metasae.arms.source import Source
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.rolling import TrainingWindow
@@ -19,17 +24,18 @@ from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Rows, Split
 from metasae.errors import UserError
 from metasae.measures.firing.calibrate import Calibration, calibrate
-from metasae.progress.progress import Progress
+from metasae.progress.progress import Progress, SharedTask
 from metasae.progress.stop import StopRequest
 from metasae.ranks.lanes import on_one_core
-from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.ranks import Ranks
 from metasae.recipe.recipe import Measure, Recipe
 from metasae.sae.sae import SAE, token_normalise
 from metasae.train.loop import train
 from metasae.train.sharded import checkpoint
 from metasae.train.sharded.trainer import trainer_of
 
-# Pre-activations of a batch. One core does such a step nearly as fast as two, which wait for each other at every small product.
+# Pre-activations of a batch. One core does such a step nearly as fast as two, which wait for each other at every small
+# product.
 SMALL_STEP = 1 << 21
 # Rows for the mean that b_dec starts from where inputs are normalised per token.
 _MEAN_ROWS = 65_536
@@ -39,8 +45,9 @@ _MEAN_ROWS = 65_536
 class Turn:
     """What an arm trains on: all of the training split, or one window of it (`metasae.data.cache.rolling`).
 
-    scaled_by: what the input scale is taken from, the split itself or the first window. window: the number that, with the seed, sets the
-    order. first: number of the first batch. stop: primary steps at which the turn ends, None where it ends with the training.
+    scaled_by: what the input scale is taken from, the split itself or the first window. window: the number that, with
+    the seed, sets the order. first: number of the first batch. stop: primary steps at which the turn ends, None where
+    it ends with the training.
     """
 
     split: Split
@@ -54,37 +61,52 @@ class Turn:
         return seed if self.window is None else seed * 1_000_003 + self.window
 
 
-def is_trained(folder: Path) -> bool:
-    """Whether an arm's folder holds its trained and calibrated SAE, which is written last."""
-    return (folder / "primary" / "cfg.json").exists()
-
-
 def train_arm(
     recipe: Recipe,
     source: Source,
     cache: ActivationCache | PlantedCache,
-    arm: str,
-    seed: int,
-    folder: Path,
-    device: str,
-    progress: Progress,
+    arm: Arm,
+    progress: Progress | SharedTask,
     title: str,
     stop: StopRequest | None = None,
-    ranks: Ranks = ALONE,
     turn: Turn | None = None,
 ) -> float:
-    """Trains one arm with one seed, from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
+    """Trains an arm from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
 
-    ranks: the processes that train it together; all of them call this, and the first writes. turn: what it trains on, the cache's
-    training split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
-    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is full.
+    All ranks of the source call this together, and the first writes. turn: what it trains on, the cache's training
+    split where not given; where the turn ends before the training does, the arm is left with its checkpoint.
+    Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is
+    full.
     """
-    with cores_for(recipe, device):
-        return _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn)
+    turn, ranks = turn or Turn(cache.split("train"), cache.split("train")), source.ranks
+    with cores_for(recipe, source.device):
+        scale = input_scale(turn.scaled_by, recipe.sae.normalize)
+        b_dec = initial_b_dec(turn.split, scale, recipe)
+        trainer = trainer_of(recipe, arm.name, arm.seed, b_dec, source.device, ranks)
+        order = turn.order(arm.seed)
+        with (
+            batches_of(turn.split, recipe.train.batch, order, scale, ranks, trainer.device, turn.first) as stream,
+            progress.task(title, recipe.train.tokens) as task,
+        ):
+            start = time.perf_counter()
+            done = train(trainer, stream, arm.folder, task, stop, checkpoints=checkpoint, until=turn.stop)
+            seconds = time.perf_counter() - start
+        if not done:
+            return seconds
+        # the state is saved, so that a signal need not wait
+        with stop.at_once() if stop is not None else nullcontext():
+            saes = trainer.export(scale, _metadata(recipe, source, cache, arm))
+            _save(saes, recipe, cache, arm.folder, ranks)
+        if ranks.first:
+            shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
+        ranks.wait()
+    return seconds
 
 
 def trains_on_one_core(recipe: Recipe, device: str) -> bool:
-    """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that arms agree to the bit."""
+    """Whether a step of this size is made on one core, alone or beside others: always or never for a recipe, so that
+    arms agree to the bit.
+    """
     return device == "cpu" and recipe.train.batch * recipe.sae.n <= SMALL_STEP
 
 
@@ -93,60 +115,29 @@ def cores_for(recipe: Recipe, device: str) -> AbstractContextManager:
     return on_one_core() if trains_on_one_core(recipe, device) else nullcontext()
 
 
-def _train_arm(recipe, source, cache, arm, seed, folder, device, progress, title, stop, ranks, turn) -> float:
-    """`train_arm`, on as many cores as torch may use now."""
-    turn = turn or Turn(cache.split("train"), cache.split("train"))
-    scale = input_scale(turn.scaled_by, recipe.sae.normalize)
-    trainer = trainer_of(recipe, arm, seed, initial_b_dec(turn.split, scale, recipe), device, ranks)
-    with (
-        batches_of(
-            turn.split, recipe.train.batch, turn.order(seed), scale, ranks, trainer.device, turn.first
-        ) as stream,
-        progress.task(title, recipe.train.tokens) as task,
-    ):
-        start = time.perf_counter()
-        done = train(trainer, stream, folder, task, stop, checkpoints=checkpoint, until=turn.stop)
-        seconds = time.perf_counter() - start
-    if not done:
-        return seconds
-    # the state is saved, so that a signal need not wait
-    with stop.at_once() if stop is not None else nullcontext():
-        saes = trainer.export(scale, _metadata(recipe, source, cache, arm, seed))
-        _save(saes, recipe, cache, folder, ranks)
-    if ranks.first:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    ranks.wait()
-    return seconds
-
-
 def measure_arm(
     recipe: Recipe,
     source: Source,
     cache: ActivationCache | PlantedCache,
-    seed: int,
-    folder: Path,
-    twins: dict[str, Path],
-    reference,
-    progress: Progress,
-    ranks: Ranks = ALONE,
+    arm: Arm,
+    twins: Sequence[Arm] = (),
+    reference=None,
 ):
-    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for the next arm.
+    """Measures a trained arm into its measures.json; returns the reference (`metasae.measures.suite.reference_of`), for
+    the next arm.
 
-    twins: folders by name of arms that may be measured already and have the same weights, whose measures are taken over.
-    reference: what an earlier call returned, or None. ranks: the processes that measure it together; all of them call this, and the
-    first writes.
+    All ranks of the source call this together, and the first writes. twins: arms that may be measured already and have
+    the same weights, whose measures are taken over. reference: what an earlier call returned.
     """
     from metasae.measures.suite import measure_sae, parts_of_model, reference_of
 
-    spec = recipe.measure
-    meta = SAE.load(folder / "meta") if (folder / "meta").is_dir() else None
-    sae = SAE.load(folder / "primary")
+    spec, ranks, progress = recipe.measure, source.ranks, source.progress
+    sae, meta = arm.sae(), arm.meta()
     result = ranks.from_first(_measured_twin(sae, meta, twins, spec) if ranks.first else None)
     if result is None:
         host = source.judge if parts_of_model(spec, ranks) else None
         if host is not None:
-            refuse_another_model(host.fingerprint, cache)
-        calibration = Calibration(**sae.config.metadata["calibration"])
+            _refuse_another_model(host.fingerprint, cache)
         if reference is None:
             reference = reference_of(cache, spec, host, progress, ranks=ranks)
         result = measure_sae(
@@ -156,35 +147,37 @@ def measure_arm(
             spec,
             host,
             progress,
-            seed=seed,
-            calibration=calibration,
+            seed=arm.seed,
+            calibration=Calibration(**sae.config.metadata["calibration"]),
             reference=reference,
-            folder=folder / "firings" if spec.keep_firings else None,
+            folder=arm.folder / "firings" if spec.keep_firings else None,
             ranks=ranks,
         )
     if ranks.first:
-        files.write_json(folder / "measures.json", result)
+        files.write_json(arm.folder / "measures.json", result)
     ranks.wait()
     return reference
 
 
-def refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCache) -> None:
+def _refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCache) -> None:
     """Raises UserError where the model that is there now is not the one whose activations are in the cache."""
-    held = cache.index["identity"]["host"] if isinstance(cache, ActivationCache) else fingerprint
-    if held != fingerprint:
+    if isinstance(cache, ActivationCache) and cache.index["identity"]["host"] != fingerprint:
         raise UserError(
-            f"the model is another one than that whose activations are in {cache.folder}: its files have changed; choose another --out"
+            f"the model is another one than that whose activations are in {cache.folder}: its files have changed; "
+            "choose another --out"
         )
 
 
 def _save(
     saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path, ranks: Ranks
 ) -> None:
-    """Calibrates and writes; the primary last, as its folder says that the arm is trained. saes: nothing but on the first rank."""
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained.
+
+    saes: nothing but on the first rank.
+    """
     if "meta" in saes:
-        meta, rows = saes["meta"], Rows(saes["primary"].W_dec)
-        calibrate(meta, rows)
-        meta.save(folder / "meta")
+        calibrate(saes["meta"], Rows(saes["primary"].W_dec))
+        saes["meta"].save(folder / "meta")
     primary = _on_all(saes.get("primary"), ranks)
     rule, batch = recipe.measure.threshold, recipe.train.batch
     calibration = calibrate(primary, cache.split("calibration"), batch, rule=rule, ranks=ranks)
@@ -211,7 +204,7 @@ def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
     return sae
 
 
-def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path], spec: Measure) -> dict | None:
+def _measured_twin(sae: SAE, meta: SAE | None, twins: Sequence[Arm], spec: Measure) -> dict | None:
     """The measures of an SAE with the same weights to the bit (control has solo's), but for what its own meta SAE says.
 
     Measures that were made by other settings than `spec` count for none.
@@ -220,21 +213,18 @@ def _measured_twin(sae: SAE, meta: SAE | None, twins: dict[str, Path], spec: Mea
     from metasae.measures.rows.decomposability import own_meta
 
     fingerprint = sae_fingerprint(sae)
-    for name, folder in twins.items():
-        path = folder / "measures.json"
-        measures = files.read_json(path) if path.exists() else {}
-        if (
-            measures.get("conditions", {}).get("sae") == fingerprint
-            and measures.get("settings", spec.settings) == spec.settings
-        ):
+    for twin in twins:
+        measures = twin.measures()
+        conditions = measures.get("conditions", {})
+        if conditions.get("sae") == fingerprint and measures.get("settings", spec.settings) == spec.settings:
             rows = {key: value for key, value in measures["decomposability"].items() if not key.startswith("own_meta")}
             own = own_meta(sae, meta) if meta is not None else {}
-            conditions = measures["conditions"] | {"same_weights_as": name}
+            conditions = conditions | {"same_weights_as": twin.label}
             return measures | {"conditions": conditions, "decomposability": rows | own}
     return None
 
 
-def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: str, seed: int) -> dict:
+def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: Arm) -> dict:
     return {
         "hook_name": recipe.hook.point,
         "model_name": recipe.model.name or recipe.model.path,
@@ -243,8 +233,8 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
         "prepend_bos": not source.planted and source.host.bos_id is not None,
         "metasae": {
             "version": metasae.__version__,
-            "arm": arm,
-            "seed": seed,
+            "arm": arm.name,
+            "seed": arm.seed,
             "data_fingerprint": cache.fingerprint,
             "recipe": recipe.model_dump(mode="json"),
         },
@@ -252,7 +242,7 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
 
 
 def input_scale(split: Split | TrainingWindow, normalize: str) -> float:
-    """What activations are multiplied by before training: with 'global', s so that the mean of ||s x||^2 is d; else 1."""
+    """What activations are multiplied by before training: with 'global', s so that mean ||s x||^2 is d; else 1."""
     if normalize != "global":
         return 1.0
     if split.mean_square <= 0:

@@ -1,7 +1,8 @@
 """The command line: one verb per job, no logic. Rooms are imported when a verb runs, so `--help` is quick.
 
-`runs.py`: training, measuring, comparing, sweeping. `latents.py`: looking at latents. `exchange.py`: other libraries and the hub.
-What can be refused without torch is refused before it is imported, which takes seconds: a verb calls its room's checks first.
+`runs.py`: training, measuring, comparing, sweeping. `latents.py`: looking at latents. `exchange.py`: other libraries
+and the hub. What can be refused without torch is refused before it is imported, which takes seconds: a verb calls its
+room's checks first.
 """
 
 import sys

@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 from metasae import __version__
 from metasae.errors import UserError, nearest
 
-# Typer takes click from outside or carries its own, by version; either way this is the parent of what it raises for wrong arguments.
+# Typer takes click from outside or carries its own, by version; either way this is the parent of what it raises for
+# wrong arguments.
 UsageError = typer.BadParameter.__bases__[0]
 
 

@@ -74,7 +74,9 @@ def track(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="go on looking until Ctrl-C")] = False,
 ) -> None:
-    """Sends a run's or sweep's training curves and measures to TensorBoard or Weights & Biases; what is there already is not sent again."""
+    """Sends a run's or sweep's training curves and measures to TensorBoard or Weights & Biases; what is there already
+    is not sent again.
+    """
     from metasae.tracking.follow import track as send
 
     lines = send(run_folder, to, project, follow)
@@ -96,7 +98,9 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check all and print the card; send nothing")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Sends a run's SAEs, measures and figures to the hub, with a card made from its numbers. The token comes from HF_TOKEN."""
+    """Sends a run's SAEs, measures and figures to the hub, with a card made from its numbers. The token comes from
+    HF_TOKEN.
+    """
     from metasae.interop.push import push as send
 
     result = send(folder, repo, license=license, revision=revision, private=private, dry_run=dry_run)

@@ -32,7 +32,10 @@ def overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> di
 
 
 def seed_list(seeds: str) -> int | list[int]:
-    """A count (3) or a list (0,7); a comma at the end makes one number a list (7,). Raises UserError for anything else."""
+    """A count (3) or a list (0,7); a comma at the end makes one number a list (7,).
+
+    Raises UserError for anything else.
+    """
     numbers = [part.strip() for part in seeds.split(",")]
     listed = len(numbers) > 1
     if listed and not numbers[-1]:

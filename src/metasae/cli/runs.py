@@ -1,13 +1,14 @@
 """Verbs of training, measuring and comparing."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from metasae.cli.app import app
-from metasae.cli.options import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, overrides, seed_list
+from metasae.cli.options import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, overrides
 from metasae.errors import UserError
 
 
@@ -33,34 +34,32 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it stopped."""
+    """The main job: harvest, train every arm and seed on one stream, measure, compare, report. Goes on where it
+    stopped.
+    """
     from metasae.jobs import start
-    from metasae.locks import first_alone_on
     from metasae.recipe.resolve import one_per_point, resolve
 
-    # whatever can be refused without torch is refused before it is imported, which takes seconds
-    if track is not None:
-        from metasae.tracking.follow import check_sink
-
-        check_sink(track)
     resolved, folder = resolve(recipe, out, overrides(set_, seeds, arms), device)
     runs = one_per_point(resolved, folder, [point.strip() for point in points.split(",")] if points else [])
+    show = not as_json
     if dry_run:
         results = [
-            start.plan(*each, show=not as_json) | {"doctor": _examined(*each, device, True, not as_json, stderr=True)}
-            for each in runs
+            start.dry_run(one, place, show) | {"doctor": _examined(one, place, device, True, show, stderr=True)}
+            for one, place in runs
         ]
     else:
-        for each, place in runs:
-            with first_alone_on(place):
-                start.claim(each, place)
-        from metasae.jobs import run as job
+        with ExitStack() as stack:
+            # whatever can be refused without torch is refused before it is imported, which takes seconds
+            for one, place in runs:
+                stack.enter_context(start.started(one, place, track))
+            from metasae.jobs.run import carry_out
 
-        results = [job.run(each, out=place, device=device, show=not as_json, track=track) for each, place in runs]
+            results = [carry_out(one, place, device, show, track) for one, place in runs]
     result = results[0] if len(results) == 1 else results
     if as_json:
         print(json.dumps(result, indent=2))
-    if dry_run and not all(each["doctor"]["fits"] for each in results):
+    if dry_run and not all(planned["doctor"]["fits"] for planned in results):
         raise typer.Exit(1)
 
 
@@ -82,7 +81,9 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the report as JSON on stdout")] = False,
 ) -> None:
-    """Says before a run what it needs, how long it takes and whether it fits this machine, or GPUs one does not have (exit 0), or not (exit 1)."""
+    """Says before a run what it needs, how long it takes and whether it fits this machine, or GPUs one does not have
+    (exit 0), or not (exit 1).
+    """
     from metasae.recipe.resolve import resolve
 
     if gpu or gpus is not None or efficiency is not None:
@@ -103,8 +104,8 @@ def recipes(name: Annotated[str | None, typer.Argument(help="print this recipe")
     if name:
         print(recipe.text_of(name), end="")
         return
-    for each in recipe.names():
-        print(f"{each:<22} {recipe.Recipe.load(each).description}")
+    for shipped in recipe.names():
+        print(f"{shipped:<22} {recipe.Recipe.load(shipped).description}")
 
 
 @app.command()
@@ -124,16 +125,13 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Measures SAEs that are there already, on the same held-out text, and compares them."""
-    from metasae.jobs import targets
-    from metasae.locks import alone_on
+    from metasae.jobs.targets import claimed
 
-    changed = overrides(set_, None, None)
-    _, resolved = targets.chosen(folders, recipe, changed, device)
-    with alone_on(out):
-        targets.claim(resolved, out)
-    from metasae.jobs import measure as measuring
+    with claimed(folders, out, recipe, overrides(set_, None, None), device) as (targets, resolved):
+        # torch is imported, which takes seconds, once nothing can be refused without it
+        from metasae.jobs.measure import carry_out
 
-    result = measuring.measure(folders, out, recipe, changed, device, show=not as_json)
+        result = carry_out(targets, resolved, out, device, show=not as_json)
     if as_json:
         print(json.dumps(result, indent=2))
 
@@ -175,27 +173,27 @@ def sweep(
     seeds: Seeds = None,
     workers: Annotated[int, typer.Option(help="processes on this machine; the same command elsewhere adds more")] = 1,
     storage: Annotated[
-        str | None, typer.Option(help="an Optuna storage URL; a journal in the folder when not given")
+        str | None, typer.Option(help="an Optuna storage URL that is given a copy of the cells at the end")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="the sweep's folder; runs/RECIPE-sweep when not given")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Many recipes on one harvest: a grid or a search, with a table, a Pareto front and the best recipe."""
-    from metasae.sweep import run_sweep
+    from metasae.sweep import sweep as run_sweep
+    from metasae.sweep.plan import OBJECTIVES
 
     result = run_sweep(
         recipe,
-        grid=grid or (),
+        grid=grid,
         named=named,
         search=search,
-        seeds=None if seeds is None else seed_list(seeds),
         workers=workers,
         storage=storage,
-        objective=objective or (),
+        objectives=objective or OBJECTIVES,
         early_stop=early_stop,
         out=out,
-        set_=set_ or (),
+        overrides=overrides(set_, seeds, None),
         device=device,
         show=not as_json,
     )

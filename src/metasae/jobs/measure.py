@@ -1,30 +1,31 @@
-"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder, and these are compared."""
+"""Measuring SAEs that are there already, ours or others': each becomes an arm of a new run folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from metasae import files
+from metasae.arms.folder import Arm, RunFolder
 from metasae.arms.source import Source
-from metasae.compare.across import is_wanted, measure_across, measured_arms
+from metasae.compare.across import is_wanted
 from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
 from metasae.interop import load
+from metasae.jobs import together
 from metasae.jobs.conclude import conclude, print_conclusion
-from metasae.jobs.run_stages import ACROSS, HARVEST, PLANTED, REPORT
-from metasae.jobs.targets import Target, chosen, claim
-from metasae.locks import alone_on
+from metasae.jobs.run_stages import ACROSS, HARVEST, PLANTED, REPORT, measuring
+from metasae.jobs.targets import Target, claimed
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
 from metasae.measures.suite import measure_sae, reference_of
 from metasae.progress.progress import Progress
-from metasae.progress.stages import Stage
 from metasae.progress.stop import StopRequest
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
 
 
 def measure(
-    folders: list[str | Path],
+    folders: Sequence[str | Path],
     out: str | Path = "runs/measured",
     recipe: str | Path | dict | Recipe | None = None,
     overrides: dict[str, Any] | None = None,
@@ -33,25 +34,33 @@ def measure(
 ) -> dict:
     """Measures SAEs on the held-out text of a recipe; the returned dictionary is compare.json with the folder's path.
 
-    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as they are. Each may
-    have a name before it, `NAME=PATH`: what an SAE is called here (`NAME-s3`: as seed 3), or what is put before a run's arms (NAME_joint).
-    out: a run folder for what is found.
-    recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides: dotted keys.
-    An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
-    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, one that was trained on documents that would be
-    judged, one trained on another model or hook point than the first where none is asked for, and two SAEs of one name.
+    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as
+    they are. Each may have a name before it, `NAME=PATH`: what an SAE is called here (`NAME-s3`: as seed 3), or what is
+    put before a run's arms (NAME_joint).
+    out: a run folder for the measures.
+    recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides:
+    dotted keys. An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
+    Raises UserError for a folder without SAE, an SAE of another width than the hook point's, one that was trained on
+    documents that would be judged, one trained on another model or hook point than the first where none is asked for,
+    and two SAEs of one name.
     Interrupted after a signal.
     """
-    targets, resolved = chosen(folders, recipe, overrides, device)
-    widths = [load(target.folder).config.d_in for target in targets]
-    out, progress = Path(out), Progress(show)
+    with claimed(folders, Path(out), recipe, overrides, device, Progress(show)) as (targets, resolved):
+        return carry_out(targets, resolved, Path(out), device, show)
+
+
+def carry_out(targets: list[Target], recipe: Recipe, out: Path, device: str = "cpu", show: bool = True) -> dict:
+    """`measure`, into a folder that `metasae.jobs.targets.claimed` holds."""
+    progress, spec = Progress(show), recipe.measure
     stop = StopRequest(progress.answer, "measuring")
+    harvest = PLANTED if recipe.text.source == "planted" else HARVEST
+    across = [ACROSS] if spec.across and spec.keep_firings else []
+    stages = [harvest, *(measuring(target.name, target.seed) for target in targets), *across, REPORT]
+    keep_freed_memory()
     try:
         # what was measured before a signal is kept, so nothing need be waited for
-        with alone_on(out, progress), stop.listening(), stop.at_once(), progress.run(_stages(targets, resolved)):
-            claim(resolved, out)
-            keep_freed_memory()
-            _measure_all(targets, widths, resolved, out, device, progress)
+        with stop.listening(), stop.at_once(), progress.run(stages):
+            _measure_all(targets, Source(recipe, out, device, progress), harvest)
             with progress.stage(REPORT):
                 result = conclude(out, show=False)
     except KeyboardInterrupt:
@@ -61,77 +70,56 @@ def measure(
     return result
 
 
-def _stages(targets: list[Target], recipe: Recipe) -> list[Stage]:
-    across = [ACROSS] if recipe.measure.across and recipe.measure.keep_firings else []
-    return [_source_stage(recipe), *map(_measuring, targets), *across, REPORT]
-
-
-def _source_stage(recipe: Recipe) -> Stage:
-    return PLANTED if recipe.text.source == "planted" else HARVEST
-
-
-def _measuring(target: Target) -> Stage:
-    return Stage("measure", f"measuring {target.arm}, seed {target.seed}")
-
-
-def _measure_all(
-    targets: list[Target], widths: list[int], recipe: Recipe, out: Path, device: str, progress: Progress
-) -> None:
-    """widths: of the vectors that each SAE reads."""
-    spec, source = recipe.measure, Source(recipe, out, device, progress)
-    with progress.stage(_source_stage(recipe)):
+def _measure_all(targets: list[Target], source: Source, harvest) -> None:
+    spec, progress, out = source.recipe.measure, source.progress, source.folder
+    widths = [load(target.folder).config.d_in for target in targets]
+    with progress.stage(harvest):
         if not source.planted:
             # before the model reads any text
-            for target, width in zip(targets, widths, strict=True):
-                _refuse_width(target, width, source.host.d, recipe)
+            _refuse_widths(targets, widths, source.host.d, source.recipe)
         cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
+    _refuse_widths(targets, widths, cache.d, source.recipe)
     reference = None
-    for target, width in zip(targets, widths, strict=True):
-        _refuse_width(target, width, cache.d, recipe)
-        with progress.stage(_measuring(target)):
-            reference = reference_of(cache, spec, source.judge, progress) if reference is None else reference
-            _measure_one(
-                target, out / "arms" / f"{target.arm}-s{target.seed}", recipe, source, cache, reference, progress
-            )
+    for target in targets:
+        with progress.stage(measuring(target.name, target.seed)):
+            reference = reference or reference_of(cache, spec, source.judge, progress)
+            _measure_one(target, RunFolder(out).arm(target.name, target.seed), source, cache, reference)
     if is_wanted(spec, progress):
-        path = out / "across.json"
         with progress.stage(ACROSS):
-            known = files.read_json(path) if path.exists() else None
-            files.write_json(path, measure_across(measured_arms(out), known, progress, source.steering))
+            together.across(out, source)
 
 
-def _refuse_width(target: Target, width: int, d: int, recipe: Recipe) -> None:
-    if width != d:
-        raise UserError(
-            f"{target.folder} reads vectors of width {width}, '{recipe.hook.point}' gives {d}; choose another hook.point"
-        )
+def _refuse_widths(targets: list[Target], widths: list[int], d: int, recipe: Recipe) -> None:
+    """widths: of the vectors that each SAE reads."""
+    for target, width in zip(targets, widths, strict=True):
+        if width != d:
+            raise UserError(
+                f"{target.folder} reads vectors of width {width}, '{recipe.hook.point}' gives {d}; choose another "
+                "hook.point"
+            )
 
 
-def _measure_one(
-    target: Target, folder: Path, recipe: Recipe, source: Source, cache, reference, progress: Progress
-) -> None:
-    """Leaves primary/, firings/ and measures.json in `folder`; nothing is done where this very SAE is measured there on this text already."""
-    sae, spec = load(target.folder), recipe.measure
-    done = files.read_json(folder / "measures.json") if (folder / "measures.json").exists() else {}
-    known = done.get("conditions", {})
-    if (
-        sae.threshold is not None
-        and known.get("sae") == sae_fingerprint(sae)
-        and known.get("data") == cache.fingerprint
-    ):
+def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> None:
+    """Leaves primary/, firings/ and measures.json in the arm's folder; nothing is done where this very SAE is measured
+    there on this text.
+    """
+    sae, spec = load(target.folder), source.recipe.measure
+    known = arm.measures().get("conditions", {})
+    measured = known.get("sae") == sae_fingerprint(sae) and known.get("data") == cache.fingerprint
+    if sae.threshold is not None and measured:
         return
-    held = sae.config.metadata.get("calibration")
+    calibration = sae.config.metadata.get("calibration")
     result = measure_sae(
         sae,
         SAE.load(target.meta) if target.meta else None,
         cache,
         spec,
         source.judge,
-        progress,
+        source.progress,
         seed=target.seed,
-        calibration=Calibration(**held) if held and sae.threshold is not None else None,
+        calibration=Calibration(**calibration) if calibration and sae.threshold is not None else None,
         reference=reference,
-        folder=folder / "firings" if spec.keep_firings else None,
+        folder=arm.folder / "firings" if spec.keep_firings else None,
     )
-    sae.save(folder / "primary")
-    files.write_json(folder / "measures.json", result)
+    sae.save(arm.folder / "primary")
+    files.write_json(arm.folder / "measures.json", result)

@@ -1,76 +1,87 @@
-"""A run before any model is loaded: what it would do, and its run folder claimed."""
+"""A run before any model is loaded: its run folder claimed, or what it would do.
+
+Needs no torch, so a mistake is answered at once.
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from metasae.doctor.sources import check_sources
 from metasae.errors import UserError
+from metasae.locks import first_alone_on
+from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
+from metasae.recipe.resolve import first_difference
+
+# What may differ between two calls on one run folder: its arms and seeds grow, its arms may be measured again.
+FREE = ("description", "arms", "seeds", "measure", "hook.also")
+
+
+@contextmanager
+def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Progress = SILENT) -> Iterator[None]:
+    """Holds a run's folder, with the recipe in it, for as long as the block lasts. track: as of `metasae.jobs.run.run`.
+
+    Raises UserError where another process holds the folder, where it holds a run of another recipe, where it cannot be
+    written, and for a text, a model or a sink that is not there.
+    """
+    if track is not None:
+        from metasae.tracking.follow import check_sink
+
+        check_sink(track)
+    with first_alone_on(folder, progress):
+        claim(recipe, folder)
+        yield
 
 
 def claim(recipe: Recipe, folder: Path) -> None:
-    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to it, and what is
-    measured may change, as trained weights do not depend on it (`metasae.jobs.remeasure`).
+    """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to
+    it, and what is measured may change, as trained weights do not depend on it (`metasae.jobs.remeasure`).
 
-    A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo put right goes on in it.
-    Of several processes of one job (torchrun) the first claims it for all.
+    A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo
+    put right goes on in it. Of several processes of one job (torchrun) the first claims it for all.
     """
     if os.environ.get("RANK", "0") != "0":
         return
     path = folder / "recipe.toml"
+    if path.exists() and ((folder / "run.json").exists() or any((folder / "arms").glob("*/checkpoints"))):
+        before = Recipe.load(path)
+        difference = first_difference(recipe, before, FREE)
+        if difference:
+            key, ours, theirs = difference
+            raise UserError(
+                f"{folder} holds a run with {key} = {theirs!r}, not {ours!r}; choose another --out or delete the folder"
+            )
+        union = {
+            name: tuple(dict.fromkeys([*getattr(before, name), *getattr(recipe, name)])) for name in ("arms", "seeds")
+        }
+        recipe = recipe.model_copy(update=union)
+    else:
+        check_sources(recipe)
+    write_recipe(recipe, folder)
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Raises UserError where the folder cannot be written."""
     try:
-        if path.exists() and ((folder / "run.json").exists() or any((folder / "arms").glob("*/checkpoints"))):
-            held = Recipe.load(path)
-            _refuse_another(recipe, held, folder)
-            union = {
-                name: tuple(dict.fromkeys([*getattr(held, name), *getattr(recipe, name)])) for name in ("arms", "seeds")
-            }
-            recipe = recipe.model_copy(update=union)
-        else:
-            check_sources(recipe)
-            folder.mkdir(parents=True, exist_ok=True)
-        recipe.save(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.save(folder / "recipe.toml")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another --out") from None
 
 
-def plan(recipe: Recipe, folder: Path, show: bool) -> dict:
+def dry_run(recipe: Recipe, folder: Path, show: bool) -> dict:
     """What a run would do: its folder, arms, steps and tokens. show: the recipe as TOML and a summary on stdout."""
-    steps = -(-recipe.train.tokens // recipe.train.batch)
-    plan = {
-        "out": str(folder),
-        "recipe": recipe.model_dump(mode="json"),
-        "arms": [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms],
-        "primary_steps_per_arm": steps,
-        "tokens_harvested": sum(recipe.split_tokens.values()),
-    }
+    steps, tokens = -(-recipe.train.tokens // recipe.train.batch), sum(recipe.split_tokens.values())
+    arms = [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms]
     if show:
         print(recipe.dump())
-        print(
-            f"# would write {folder}: {len(plan['arms'])} arms of {steps:,} primary steps, {plan['tokens_harvested']:,} tokens harvested"
-        )
-    return plan
-
-
-def _refuse_another(recipe: Recipe, held: Recipe, folder: Path) -> None:
-    ours, theirs = _flat(recipe), _flat(held)
-    # planted keys may be left out, on either side
-    key = next((key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)), None)
-    if key is not None:
-        raise UserError(
-            f"{folder} holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; choose another --out or delete the folder"
-        )
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Dotted key -> value, without what may differ between two calls on one run folder."""
-    out = {}
-    for name, value in recipe.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            out |= {
-                f"{name}.{key}": inner
-                for key, inner in value.items()
-                if name != "measure" and (name, key) != ("hook", "also")
-            }
-    return out
+        print(f"# would write {folder}: {len(arms)} arms of {steps:,} primary steps, {tokens:,} tokens harvested")
+    return {
+        "out": str(folder),
+        "recipe": recipe.model_dump(mode="json"),
+        "arms": arms,
+        "primary_steps_per_arm": steps,
+        "tokens_harvested": tokens,
+    }

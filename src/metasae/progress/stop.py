@@ -52,7 +52,10 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While inside, a signal raises KeyboardInterrupt, as does one that came before. In a lane only one that came before does."""
+        """While inside, a signal raises KeyboardInterrupt, as does one that came before.
+
+        In a lane only one that came before does.
+        """
         if threading.current_thread() is not threading.main_thread():
             # signals go to the main thread, which waits for all lanes
             if self.asked:

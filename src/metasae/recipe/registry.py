@@ -36,6 +36,11 @@ class ArmRules:
     penalty: bool = False
     after: bool = False
 
+    @property
+    def keeps_primary(self) -> bool:
+        """Whether its primary SAE has the baseline's weights to the bit, as its meta SAE does not act on it."""
+        return self.meta and not self.penalty
+
 
 # In the order in which arms are listed.
 ARMS = {

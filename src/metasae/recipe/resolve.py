@@ -4,6 +4,7 @@ writes into.
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,25 @@ def check_senses(recipe: Recipe) -> None:
         )
     if recipe.measure.senses and not os.access(path, os.R_OK):
         raise UserError(f"measure.senses: '{path}' cannot be read; check its permissions")
+
+
+def first_difference(recipe: Recipe, other: Recipe, free: Collection[str]) -> tuple[str, Any, Any] | None:
+    """(dotted key, the recipe's value, the other's) of the first value that differs; None where none does.
+
+    free: tables and dotted keys that may differ. A key that one of them leaves out counts as None.
+    """
+    ours, theirs = _flat(recipe), _flat(other)
+    for key in {**ours, **theirs}:
+        if key in free or key.partition(".")[0] in free:
+            continue
+        if ours.get(key) != theirs.get(key):
+            return key, ours.get(key), theirs.get(key)
+    return None
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> value."""
+    flat = {}
+    for name, value in recipe.model_dump(mode="json").items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,6 +1,5 @@
 """One worker on a sweep folder, as `metasae sweep --workers` starts it: python -m metasae.sweep FOLDER DEVICE."""
 
-import os
 import sys
 
 from metasae.errors import UserError
@@ -9,12 +8,11 @@ from metasae.sweep.folder import SweepFolder
 
 def main(folder: str, device: str) -> int:
     from metasae.progress.stop import StopRequest
-    from metasae.sweep.study import STORAGE
     from metasae.sweep.worker import Worker
 
     try:
         with StopRequest().listening() as stop:
-            Worker(SweepFolder(folder), device, storage=os.environ.get(STORAGE)).work(stop)
+            Worker(SweepFolder(folder), device).work(stop)
     except UserError as error:
         print(f"metasae: {error}", file=sys.stderr)
         return error.exit_code

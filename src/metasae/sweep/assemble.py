@@ -1,10 +1,15 @@
-"""A cell as a run folder: links to its SAEs under arms/, its recipe, and the comparison, so that `compare`, `report` and `run` work on it."""
+"""A cell as a run folder: links to its SAEs under arms/, its recipe, and the comparison.
+
+So `compare`, `report` and `run` work on it.
+"""
 
 from pathlib import Path
 
 from metasae import files
+from metasae.arms.folder import Arm, read_object
 from metasae.compare.compare import compare
 from metasae.errors import UserError
+from metasae.sae.layout import CONFIG
 from metasae.sweep.cells import NO_MATTER, Member
 from metasae.sweep.folder import Cell, SweepFolder, link
 from metasae.sweep.plan import Plan
@@ -15,44 +20,38 @@ def assemble(folder: SweepFolder, plan: Plan, cell: Cell, members: list[Member])
 
     Raises UserError when the disk is full, and for an SAE that was not trained as the cell asks.
     """
-    place = folder.cell(cell.name)
+    run, stages = folder.run(cell.name), {}
     for member in members:
-        _refuse_other(folder.sae(member.name), member)
-        link(folder.sae(member.name), place / "arms" / member.label)
+        sae = folder.sae(member)
+        _refuse_other(sae, member)
+        link(sae.folder, run.arm(member.arm, member.seed).folder)
+        seconds = times(sae.folder)
+        stages[f"train {member.label}"] = {"state": "done", "seconds": seconds["train"], "as": member.name}
+        stages[f"measure {member.label}"] = {"state": "done", "seconds": seconds["measure"]}
     seeds = tuple(dict.fromkeys(member.seed for member in members))
     recipe = cell.setting.recipe(plan.base).model_copy(update={"seeds": seeds})
-    files.write_text(place / "recipe.toml", recipe.dump())
-    facts = {
-        "sweep": plan.title,
-        "baseline": "the sweep's own recipe" if plan.shared_baseline else "the cell's own recipe",
-    }
-    files.write_json(place / "run.json", {**facts, "seeds": list(seeds), "stages": stages(folder, members)})
-    return compare(place)
+    files.write_text(run.folder / "recipe.toml", recipe.dump())
+    baseline = "the sweep's own recipe" if plan.shared_baseline else "the cell's own recipe"
+    facts = {"sweep": plan.title, "baseline": baseline, "seeds": list(seeds), "stages": stages}
+    files.write_json(run.folder / "run.json", facts)
+    return compare(run.folder)
 
 
-def _refuse_other(sae: Path, member: Member) -> None:
-    """A name is a hash of what decides an SAE; what it was trained by is written in it, and held against that."""
-    held = files.read_json(sae / "primary" / "cfg.json")["metadata"]["metasae"]["recipe"]
+def _refuse_other(sae: Arm, member: Member) -> None:
+    """Compares the recipe that an SAE says it was trained by with the one that its name, a hash, stands for."""
+    trained_by = files.read_json(sae.folder / "primary" / CONFIG)["metadata"]["metasae"]["recipe"]
     asked = member.recipe.model_dump(mode="json")
     for table in ("sae", "meta", "train"):
         for key, value in asked[table].items():
-            if key not in NO_MATTER and held[table].get(key) != value:
+            if key not in NO_MATTER and trained_by[table].get(key) != value:
                 raise UserError(
-                    f"{sae} was trained with {table}.{key}={held[table].get(key)} where {value} is asked for; delete it and run again"
+                    f"{sae.folder} was trained with {table}.{key}={trained_by[table].get(key)} where {value} is asked "
+                    "for; delete it and run again"
                 )
 
 
-def stages(folder: SweepFolder, members: list[Member]) -> dict:
-    """As in a run's run.json: what was done to each SAE, and the seconds it took, wherever in the sweep that was."""
-    found = {}
-    for member in members:
-        seconds = times(folder.sae(member.name))
-        found[f"train {member.label}"] = {"state": "done", "seconds": seconds["train"], "as": member.name}
-        found[f"measure {member.label}"] = {"state": "done", "seconds": seconds["measure"]}
-    return found
-
-
 def times(sae: Path) -> dict:
-    """What sae.json says: workers that took it up in turn, and seconds: train (all of training), steps (its steps alone), measure."""
-    held = files.read_json(sae / "sae.json") if (sae / "sae.json").exists() else {}
-    return {"workers": [], "train": 0.0, "steps": 0.0, "measure": 0.0} | held
+    """What sae.json says: workers that took it up in turn, and seconds: train (all of training), steps (its steps
+    alone), measure.
+    """
+    return {"workers": [], "train": 0.0, "steps": 0.0, "measure": 0.0} | read_object(sae / "sae.json")

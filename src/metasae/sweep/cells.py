@@ -1,8 +1,9 @@
 """What a cell of a sweep is, which values decide each of its arms, and the names that follow from them.
 
-An SAE is named after what decides it, so that cells which differ only in what an arm does not look at share that arm's SAE: solo
-does not look at the penalty nor at the meta SAE; control, whose meta SAE sees the primary but never touches it, does not look at
-the penalty. tests/sweep/test_deciding.py trains every arm under changed values and holds this table against the weights.
+An SAE is named after what decides it, so that cells which differ only in what an arm does not look at share that arm's
+SAE: solo does not look at the penalty nor at the meta SAE; control, whose meta SAE sees the primary but never touches
+it, does not look at the penalty. tests/sweep/test_deciding.py trains every arm under changed values and holds this
+table against the weights.
 """
 
 import hashlib
@@ -11,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARMS, BASELINE
 
-# Of the table `train`: what only the decomposability penalty looks at, what only further penalties do, what any of the two does.
+# Of the table `train`: what only the decomposability penalty looks at, what only further penalties do, what any of the
+# two does.
 DECOMPOSABILITY = ("lambda2", "sigma_sq", "adaptive_sigma", "balanced", "meta_gradient")
 FURTHER = ("penalties", "penalty_every")
 ANY_PENALTY = ("penalty_start",)
@@ -26,7 +29,10 @@ DATA = ("model", "hook", "text", "planted", "measure")
 
 @dataclass(frozen=True)
 class Setting:
-    """The values a cell changes in the sweep's recipe. kind: the curve it belongs to where curves are compared at equal FVU, else ""."""
+    """The values a cell changes in the sweep's recipe.
+
+    kind: the curve it belongs to where curves are compared at equal FVU, else "".
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
@@ -35,17 +41,12 @@ class Setting:
         """Raises UserError for a value that the recipe does not take."""
         return Recipe.load(base.model_dump(mode="json"), self.values)
 
-    def as_dict(self) -> dict:
-        return {"values": self.values, "kind": self.kind}
-
-    @classmethod
-    def from_dict(cls, held: dict) -> "Setting":
-        return cls(held["values"], held["kind"])
-
 
 @dataclass(frozen=True)
 class Member:
-    """One SAE of a cell: `arm` and `seed` name it in the cell; it is trained as `trained_as` by `recipe` and lies in saes/`name`."""
+    """One SAE of a cell: `arm` and `seed` name it in the cell; it is trained as `trained_as` by `recipe` and lies in
+    saes/`name`.
+    """
 
     arm: str
     seed: int
@@ -59,47 +60,53 @@ class Member:
 
 
 def trained_as(recipe: Recipe, arm: str) -> str:
-    """The arm whose training this is: joint without any penalty is solo."""
-    return "solo" if arm == "joint" and not recipe.train.lambda2 and not _charged(recipe) else arm
+    """The arm whose training this is: one that is charged nothing by any penalty is trained as the baseline."""
+    charged = recipe.has_meta(arm) or recipe.charged(arm)
+    return BASELINE if ARMS[arm].penalty and not charged else arm
 
 
-def idle_keys(recipe: Recipe, arm: str) -> tuple[set[str], bool]:
-    """(the keys of `train` that do not decide an arm's SAEs, whether its table `meta` does not either)."""
-    arm, train = trained_as(recipe, arm), recipe.train
-    with_meta = arm in ("control", "sequential") or (arm == "joint" and train.lambda2 > 0)
-    idle = set(NO_MATTER)
-    if not with_meta:
+def idle_keys(recipe: Recipe, arm: str) -> set[str]:
+    """The keys of `train` that do not decide an arm's SAEs.
+
+    The table `meta` does not either where the arm has no meta SAE.
+    """
+    arm = trained_as(recipe, arm)
+    penalised = ARMS[arm].penalty
+    idle = {*NO_MATTER}
+    if not recipe.has_meta(arm):
         idle |= {*META}
-    if arm != "joint":
-        idle |= {*DECOMPOSABILITY, *FURTHER, *ANY_PENALTY}
-    else:
-        idle |= set() if train.lambda2 else set(DECOMPOSABILITY)
-        idle |= set() if _charged(recipe) else set(FURTHER)
-    return idle, not with_meta
+    if not (penalised and recipe.train.lambda2):
+        idle |= {*DECOMPOSABILITY}
+    if not recipe.charged(arm):
+        idle |= {*FURTHER}
+    if not penalised:
+        idle |= {*ANY_PENALTY}
+    return idle
 
 
 def canonical(recipe: Recipe, arm: str, base: Recipe) -> Recipe:
-    """The recipe an arm is trained by: values that do not decide it are the sweep's own, so that cells which share it ask for the same."""
-    idle, no_meta = idle_keys(recipe, arm)
-    if trained_as(recipe, arm) == "joint":
+    """The recipe an arm is trained by: values that do not decide it are the sweep's own, so that cells which share it
+    ask for the same.
+    """
+    idle, arm = idle_keys(recipe, arm), trained_as(recipe, arm)
+    if ARMS[arm].penalty:
         # that one penalty is off is why its other values are idle, so it must stay off
         idle -= {"lambda2", "penalties"}
     update = {"train": recipe.train.model_copy(update={key: getattr(base.train, key) for key in idle})}
-    if no_meta:
+    if not recipe.has_meta(arm):
         update["meta"] = base.meta
     return recipe.model_copy(update=update)
 
 
 def sae_hash(recipe: Recipe, arm: str, seed: int) -> str:
     """Of everything that decides an SAE and its measures, apart from the machine."""
-    values = _values(recipe)
-    idle, no_meta = idle_keys(recipe, arm)
+    values, idle, arm = _values(recipe), idle_keys(recipe, arm), trained_as(recipe, arm)
     values["train"] = {key: value for key, value in values["train"].items() if key not in idle}
     if "penalties" in values["train"]:
-        values["train"]["penalties"] = _charged(recipe)
-    if no_meta:
+        values["train"]["penalties"] = recipe.charged(arm)
+    if not recipe.has_meta(arm):
         del values["meta"]
-    return _digest({"arm": trained_as(recipe, arm), "seed": seed, **values})
+    return _digest({"arm": arm, "seed": seed, **values})
 
 
 def cell_hash(recipe: Recipe) -> str:
@@ -111,21 +118,18 @@ def cell_hash(recipe: Recipe) -> str:
 
 
 def members(setting: Setting, base: Recipe, shared_baseline: bool = False) -> list[Member]:
-    """The SAEs of a cell, seed by seed, in the order of the arms. shared_baseline: all arms but joint are those of the sweep's own recipe."""
-    own = setting.recipe(base)
-    out = []
+    """The SAEs of a cell, seed by seed, in the order of the arms.
+
+    shared_baseline: all arms that no penalty charges are those of the sweep's own recipe.
+    """
+    own, saes = setting.recipe(base), []
     for seed in base.seeds:
         for arm in base.arms:
-            recipe = base if shared_baseline and arm != "joint" else own
-            made = trained_as(recipe, arm)
-            out.append(
-                Member(arm, seed, made, canonical(recipe, arm, base), f"{made}-s{seed}-{sae_hash(recipe, arm, seed)}")
-            )
-    return out
-
-
-def _charged(recipe: Recipe) -> dict[str, float]:
-    return {name: coef for name, coef in sorted(recipe.train.penalties.items()) if coef > 0}
+            recipe = base if shared_baseline and not ARMS[arm].penalty else own
+            kind = trained_as(recipe, arm)
+            name = f"{kind}-s{seed}-{sae_hash(recipe, arm, seed)}"
+            saes.append(Member(arm, seed, kind, canonical(recipe, arm, base), name))
+    return saes
 
 
 def _values(recipe: Recipe) -> dict:

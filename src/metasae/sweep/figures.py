@@ -1,38 +1,43 @@
-"""The figures of a sweep: the Pareto scatter with its front, and the dose-response over the penalty's strength kappa."""
+"""The figures of a sweep: the Pareto scatter with its front, and the dose-response over the penalty's strength."""
 
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metasae.compare.catalogue import CATALOGUE, ROBUST
+from metasae.compare.catalogue import ROBUST
 from metasae.sweep.folder import DONE
+from metasae.sweep.plan import QUANTITIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
 FVU = "fidelity.fvu"
 RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *ROBUST)
 BLUE, GREY, RED = "#0072B2", "#888888", "#D55E00"
 # told apart by the colour-blind too (Okabe and Ito)
 KINDS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# A cell in a scatter: two objectives and what sweep.json says of it.
+Point = tuple[float, float, dict]
 
 
-def write_figures(folder: Path, result: dict) -> list[Path]:
-    """figures/pareto.png and figures/dose-response.png, each where there is something to draw."""
-    written = []
-    for name, figure in (("pareto", pareto(result)), ("dose-response", dose_response(result))):
-        if figure is not None:
-            path = folder / "figures" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
-            written.append(path)
-    return written
+def write_figures(folder: Path, result: dict) -> list[str]:
+    """figures/pareto.png and figures/dose-response.png, each where there is something to draw; the names of those that
+    were drawn.
+    """
+    figures = {"pareto": pareto(result), "dose-response": dose_response(result)}
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "figures" / f"{name}.png")
+    return list(drawn)
 
 
 def pareto(result: dict) -> "Figure | None":
-    """Each objective after the first against the first, a point per cell; the front of these two drawn as a line, the front of all filled."""
+    """Each objective after the first against the first, a point per cell.
+
+    The front of these two is drawn as a line, the front of all is filled.
+    """
     x, *others = result["objectives"]
     cells = [cell for cell in result["cells"] if cell["state"] == DONE and cell["means"].get(x) is not None]
     others = [key for key in others if any(cell["means"].get(key) is not None for cell in cells)]
@@ -42,22 +47,18 @@ def pareto(result: dict) -> "Figure | None":
     varied = sorted({key for cell in cells for key in cell["setting"]})
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells if cell["kind"]))
     beside = "k" if kinds else " / ".join(varied)
-    figure.suptitle(
-        f"{beside} beside each point; filled: no other cell beats it in all objectives; ringed: nearest to the ideal",
-        fontsize=8,
+    title = (
+        f"{beside} beside each point; filled: no other cell beats it in all objectives; ringed: nearest to the ideal"
     )
+    figure.suptitle(title, fontsize=8)
     for axes, y in zip(panels, others, strict=True):
         points = [(cell["means"][x], cell["means"][y], cell) for cell in cells if cell["means"].get(y) is not None]
         if kinds:
             _curves(axes, points, kinds)
         else:
             _scatter(axes, points, varied)
-            axes.plot(
-                *_staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better),
-                color=BLUE,
-                linewidth=1.2,
-                alpha=0.7,
-            )
+            steps = _staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better)
+            axes.plot(*steps, color=BLUE, linewidth=1.2, alpha=0.7)
         for a, b, cell in points:
             if cell["best"]:
                 axes.plot(a, b, "o", color=RED, markerfacecolor="none", markersize=12)
@@ -65,59 +66,40 @@ def pareto(result: dict) -> "Figure | None":
         axes.set_ylabel(_worded(y), fontsize=9)
         axes.locator_params(axis="x", nbins=6)
     if kinds:
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=len(kinds),
-            fontsize=8,
-            frameon=False,
-        )
+        names = panels[0].get_legend_handles_labels()
+        figure.legend(*names, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
     return figure
 
 
-def _scatter(axes: "Axes", points: list[tuple[float, float, dict]], varied: list[str]) -> None:
+def _scatter(axes: "Axes", points: list[Point], varied: list[str]) -> None:
     """Every cell with its setting beside it."""
     for a, b, cell in points:
-        axes.plot(
-            a,
-            b,
-            "o",
-            color=BLUE if cell["on_front"] else GREY,
-            markerfacecolor=BLUE if cell["on_front"] else "white",
-            markersize=6,
-        )
+        color, inside = (BLUE, BLUE) if cell["on_front"] else (GREY, "white")
+        axes.plot(a, b, "o", color=color, markerfacecolor=inside, markersize=6)
         values = (cell["setting"].get(key) for key in varied)
         words = " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
         axes.annotate(words, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
 
 
-def _curves(axes: "Axes", points: list[tuple[float, float, dict]], kinds: list[str]) -> None:
+def _curves(axes: "Axes", points: list[Point], kinds: list[str]) -> None:
     """A line over k for each kind. Kinds lie close together, so k stands beside the outermost two lines only."""
+    by_k = sorted(points, key=lambda point: (point[2]["setting"]["sae.k"], point[:2]))
     for kind, color in zip(kinds, itertools.cycle(KINDS), strict=False):
-        own = sorted(
-            (cell["setting"]["sae.k"], a, b, cell["on_front"]) for a, b, cell in points if cell["kind"] == kind
-        )
-        axes.plot([a for _, a, _, _ in own], [b for _, _, b, _ in own], color=color, linewidth=1.3, label=kind)
-        for _, a, b, front in own:
-            axes.plot(a, b, "o", color=color, markerfacecolor=color if front else "white", markersize=5)
-    for k in sorted({cell["setting"]["sae.k"] for *_, cell in points}):
-        same = sorted((a, b) for a, b, cell in points if cell["setting"]["sae.k"] == k)
-        for (a, b), side in ((same[0], "right"), (same[-1], "left"))[: len(same)]:
-            offset = -6 if side == "right" else 6
-            axes.annotate(
-                str(k),
-                (a, b),
-                xytext=(offset, 0),
-                textcoords="offset points",
-                fontsize=7,
-                ha=side,
-                va="center",
-                color="#555555",
-            )
+        own = [point for point in by_k if point[2]["kind"] == kind]
+        axes.plot([a for a, _, _ in own], [b for _, b, _ in own], color=color, linewidth=1.3, label=kind)
+        for a, b, cell in own:
+            inside = color if cell["on_front"] else "white"
+            axes.plot(a, b, "o", color=color, markerfacecolor=inside, markersize=5)
+    for k, same in itertools.groupby(by_k, key=lambda point: point[2]["setting"]["sae.k"]):
+        outermost = [place for *place, _ in same]
+        beside = {"textcoords": "offset points", "fontsize": 7, "va": "center", "color": "#555555"}
+        axes.annotate(str(k), outermost[0], xytext=(-6, 0), ha="right", **beside)
+        if len(outermost) > 1:
+            axes.annotate(str(k), outermost[-1], xytext=(6, 0), ha="left", **beside)
 
 
 def dose_response(result: dict) -> "Figure | None":
-    """The change against solo with its interval over kappa; cells without a penalty, or without numbers, are left out."""
+    """The change against solo with its interval over kappa, of the cells that have a penalty and numbers."""
     cells = [
         cell
         for cell in result["cells"]
@@ -126,48 +108,47 @@ def dose_response(result: dict) -> "Figure | None":
     shown = [key for key in RESPONSES if any(key in cell["differences"] for cell in cells)]
     if len({cell["kappa"]["value"] for cell in cells}) < 2 or not shown:
         return None
-    figure, panels = _panels(-(-len(shown) // 2), 2, (8, 3.0 * -(-len(shown) // 2)))
+    rows = -(-len(shown) // 2)
+    figure, panels = _panels(rows, 2, (8, 3.0 * rows))
     for axes in panels[len(shown) :]:
         axes.remove()
     figure.supxlabel("kappa = (lambda2 / sigma^2) exp(-e / sigma^2)", fontsize=9)
     for axes, key in zip(panels, shown, strict=False):
         relative = QUANTITIES[key].relative
         for cell in cells:
-            entry = cell["differences"].get(key)
-            middle, ends = _as_told(entry, relative) if entry else (None, None)
-            if middle is None:
-                continue
+            kappa = cell["kappa"]["value"]
+            middle, ends = _as_told(cell["differences"].get(key), relative)
             if ends is not None:
-                axes.plot([cell["kappa"]["value"]] * 2, ends, color=BLUE, linewidth=1.4, alpha=0.6)
-            axes.plot(cell["kappa"]["value"], middle, "o", color=BLUE, markersize=5)
+                axes.plot([kappa] * 2, ends, color=BLUE, linewidth=1.4, alpha=0.6)
+            if middle is not None:
+                axes.plot(kappa, middle, "o", color=BLUE, markersize=5)
         axes.axhline(0, color=GREY, linewidth=1)
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter("")
-        axes.set_title(f"{QUANTITIES[key].label} ({QUANTITIES[key].better} is better)", fontsize=9)
+        axes.set_title(_worded(key), fontsize=9)
         axes.set_ylabel(f"change against solo ({'%' if relative else 'hundredths'})", fontsize=8)
     return figure
 
 
-def _as_told(entry: dict, relative: bool) -> tuple[float | None, list[float] | None]:
-    if relative:
-        return entry["percent"], entry["percent_ci95"]
-    if entry["difference"] is None:
+def _as_told(entry: dict | None, relative: bool) -> tuple[float | None, list[float] | None]:
+    """(the change, its interval): in percent, or in hundredths for a share that is itself a difference."""
+    if entry is None or (not relative and entry["difference"] is None):
         return None, None
+    if relative:
+        return entry["percent"], entry["percent_ci95"] if entry["percent"] is not None else None
     return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
 
 
 def _staircase(points: list[tuple[float, float]], better_x: str, better_y: str) -> tuple[list[float], list[float]]:
     """The front of two measures as a line of steps: what can be had of y where x is at least as good."""
-    rising, lower = better_x == "lower", better_y == "lower"
-    xs, ys = [], []
-    for x, y in sorted(points, key=lambda point: (point[0] if rising else -point[0], point[1] if lower else -point[1])):
-        if not ys or (y < ys[-1] if lower else y > ys[-1]):
-            if ys:
-                xs.append(x)
-                ys.append(ys[-1])
-            xs.append(x)
-            ys.append(y)
-    return xs, ys
+    of_x, of_y = (1 if better == "lower" else -1 for better in (better_x, better_y))
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (of_x * point[0], of_y * point[1])):
+        if not front or of_y * y < of_y * front[-1][1]:
+            front.append((x, y))
+    corners = [corner for before, after in itertools.pairwise(front) for corner in ((after[0], before[1]), after)]
+    line = front[:1] + corners
+    return [x for x, _ in line], [y for _, y in line]
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:

@@ -3,15 +3,12 @@
 import numpy as np
 
 
-def as_costs(values_CO: np.ndarray, better: list[str]) -> np.ndarray:
-    """values [cells, objectives] with every objective turned so that lower is better. better: `lower` or `higher` of each."""
-    return values_CO * np.array([1.0 if way == "lower" else -1.0 for way in better])
-
-
 def front(costs_CO: np.ndarray) -> np.ndarray:
-    """bool [cells]: those that no other cell beats, that is, is at least as good in every objective and better in one. Lower is better.
+    """bool [cells]: those that no other cell beats, that is, is at least as good in every objective and better in one.
+    Lower is better.
 
-    Cells with equal costs are on the front together. A NaN counts as no number: such a cell is not on the front and beats none.
+    Cells with equal costs are on the front together. A NaN counts as no number: such a cell is not on the front and
+    beats none.
     """
     costs = np.asarray(costs_CO, dtype=np.float64)
     usable = np.isfinite(costs).all(axis=1)
@@ -25,16 +22,19 @@ def front(costs_CO: np.ndarray) -> np.ndarray:
 def layers(costs_CO: np.ndarray) -> np.ndarray:
     """int [cells]: 0 on the front, 1 on the front of what is left without it, and so on; -1 without numbers."""
     costs = np.asarray(costs_CO, dtype=np.float64)
-    found, left, layer = np.full(len(costs), -1), np.isfinite(costs).all(axis=1), 0
+    numbers, left = np.full(len(costs), -1), np.isfinite(costs).all(axis=1)
     while left.any():
         places = np.flatnonzero(left)
         first = places[front(costs[places])]
-        found[first], left[first], layer = layer, False, layer + 1
-    return found
+        numbers[first], left[first] = numbers.max() + 1, False
+    return numbers
 
 
 def nearest_to_ideal(costs_CO: np.ndarray) -> int | None:
-    """The cell of the front nearest to the best of every objective, each scaled to the front's own range; ties to the first; None without a front."""
+    """The cell of the front nearest to the best of every objective, each scaled to the front's own range.
+
+    The first of several that are as near; None without a front.
+    """
     costs = np.asarray(costs_CO, dtype=np.float64)
     places = np.flatnonzero(front(costs))
     if not len(places):

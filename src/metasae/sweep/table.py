@@ -2,73 +2,71 @@
 
 from collections.abc import Sequence
 
-from metasae.compare.catalogue import CATALOGUE, ROBUST
+from metasae.compare.catalogue import ROBUST
 from metasae.compare.words import change
 from metasae.intervals.statistics import is_clear
 from metasae.sweep.folder import DONE, FAILED, STOPPED
+from metasae.sweep.plan import QUANTITIES
 from metasae.sweep.results import OUTPUT, PAPER
 
 FIGURES = {"pareto": "Objectives and their front", "dose-response": "Change over the penalty's strength"}
-QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
+OVER = "95% interval over paired seeds, and document blocks where the measure has them"
+BOLD = (
+    "Bold: clear after Holm's correction among the main measures of the cell. The intervals are those of each cell by "
+    "itself: of many cells some look clear by chance, so choose here and confirm on new seeds (best.toml)."
+)
+FRONT = (
+    "Front: no other cell is at least as good in every objective and better in one, by the means over seeds. Nearest "
+    "to the ideal: each objective scaled to the front's range. It is where to look first, not a finding."
+)
+READING = (
+    "Read off each kind's curve over k, linear in ln FVU, seed by seed. Reading: how far off it was, at most, where an "
+    "inner k was left out and read off its neighbours. An estimate: the gaps that are read over here are narrower, but "
+    "a curve may bend between two k."
+)
 
 
 def columns(result: dict) -> list[str]:
     """The measures shown: the paper's, the robust ones, and the objectives, each where any cell has it."""
-    held = {key for cell in result["cells"] for key in cell["differences"]}
-    output = next((key for key in OUTPUT if key in held), None)
-    wanted = dict.fromkeys([*PAPER, *([output] if output else []), *ROBUST, *result["objectives"]])
-    return [key for key in wanted if key in held]
+    known = {key for cell in result["cells"] for key in cell["differences"]}
+    output = [key for key in OUTPUT if key in known][:1]
+    return [key for key in dict.fromkeys([*PAPER, *output, *ROBUST, *result["objectives"]]) if key in known]
 
 
 def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:
     """drawn: names of the figures that were drawn."""
     shown, settings = columns(result), result["settings"]
-    lines = [f"# Sweep: {result['title']}", "", *_summary(result), ""]
-    head = [*settings, *(QUANTITIES[key].label.replace("|", "\\|") for key in shown), "seeds", ""]
-    over = "95% interval over paired seeds, and document blocks where the measure has them"
-    lines += [f"Change of {result['subject']} against {result['baseline']}, {over}.", ""]
+    lines = [f"# Sweep: {result['title']}", "", _summary(result), ""]
+    lines += [f"Change of {result['subject']} against {result['baseline']}, {OVER}.", ""]
+    head = [*settings, *map(_label, shown), "seeds", ""]
     lines += [_row(head), _row(["---:"] * (len(head) - 1) + ["---"])]
     for cell in result["cells"]:
-        lines.append(
-            _row(
-                [
-                    *(_value(cell["setting"].get(key)) for key in settings),
-                    *_changes(cell, shown),
-                    str(len(cell["seeds"])),
-                    _remark(cell),
-                ]
-            )
-        )
-    lines += ["", *_footnotes(result), ""]
+        values = [cell["setting"].get(key) for key in settings]
+        own = ["" if value is None else str(value) for value in values]
+        lines.append(_row([*own, *_changes(cell, shown), str(len(cell["seeds"])), _remark(cell)]))
+    lines += ["", BOLD, *([FRONT] if result["front"] else []), ""]
     if result["equal_fvu"]:
         lines += [*_equal_fvu(result["equal_fvu"], shown), ""]
-    return "\n".join(
-        [
-            *lines,
-            *_time(result["time"]),
-            "",
-            *(f"![{title}](figures/{name}.png)\n" for name, title in FIGURES.items() if name in drawn),
-        ]
-    )
+    figures = [f"![{title}](figures/{name}.png)\n" for name, title in FIGURES.items() if name in drawn]
+    return "\n".join([*lines, *_time(result["time"]), "", *figures])
 
 
-def _summary(result: dict) -> list[str]:
+def _summary(result: dict) -> str:
     states = [cell["state"] for cell in result["cells"]]
-    counts = [(DONE, "done"), (STOPPED, "stopped early"), (FAILED, "failed")]
-    told = ", ".join(f"{states.count(state)} {word}" for state, word in counts if states.count(state))
+    words = {DONE: "done", STOPPED: "stopped early", FAILED: "failed"}
+    counts = ", ".join(f"{states.count(state)} {word}" for state, word in words.items() if state in states)
     seeds = ", ".join(map(str, result["seeds"]))
-    return [f"{len(states)} cells ({told}); seeds {seeds}; objectives: {', '.join(result['objectives'])}."]
+    return f"{len(states)} cells ({counts}); seeds {seeds}; objectives: {', '.join(result['objectives'])}."
 
 
 def _changes(cell: dict, shown: list[str]) -> list[str]:
-    cells = []
+    texts = []
     for key in shown:
         entry = cell["differences"].get(key)
-        text = "-" if entry is None else change(QUANTITIES[key], entry)
-        cells.append(
-            f"**{text}**" if entry is not None and entry.get("p_holm") is not None and is_clear(entry) else text
-        )
-    return cells
+        clear = entry is not None and entry.get("p_holm") is not None and is_clear(entry)
+        text = _change(entry, key)
+        texts.append(f"**{text}**" if clear else text)
+    return texts
 
 
 def _remark(cell: dict) -> str:
@@ -77,58 +75,34 @@ def _remark(cell: dict) -> str:
     return "front, nearest to the ideal" if cell["best"] else "front" if cell["on_front"] else cell["why"]
 
 
-def _footnotes(result: dict) -> list[str]:
+def _equal_fvu(result: dict, shown: list[str]) -> list[str]:
+    target, sign = result["target"], "target - curve" if result["baseline"] == "curve" else "curve - target"
     lines = [
-        "Bold: clear after Holm's correction among the main measures of the cell. The intervals are those of each cell by itself: of many cells "
-        "some look clear by chance, so choose here and confirm on new seeds (best.toml)."
-    ]
-    if result["front"]:
-        lines.append(
-            "Front: no other cell is at least as good in every objective and better in one, by the means over seeds. Nearest to the ideal: each "
-            "objective scaled to the front's range. It is where to look first, not a finding."
-        )
-    return lines
-
-
-def _equal_fvu(found: dict, shown: list[str]) -> list[str]:
-    target, sign = found["target"], "target - curve" if found["baseline"] == "curve" else "curve - target"
-    lines = [f"## At the FVU of {target['kind']} with k = {target['k']}", ""]
-    lines += [
-        "Read off each kind's curve over k, linear in ln FVU, seed by seed. Reading: how far off it was, at most, where an inner k was left out and "
-        "read off its neighbours. An estimate: the gaps that are read over here are narrower, but a curve may bend between two k.",
+        f"## At the FVU of {target['kind']} with k = {target['k']}",
+        "",
+        READING,
+        "",
+        f"Differences are {sign}.",
         "",
     ]
-    lines += [f"Differences are {sign}.", ""]
     keys = [key for key in dict.fromkeys([*shown, "fidelity.l0"]) if key != "fidelity.fvu"]
-    lines += [
-        _row(["kind", "k trained", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]),
-        _row(["---", "---", *["---:"] * len(keys)]),
-    ]
-    for kind, rows in found["kinds"].items():
-        ks = [k for k in found["k"][kind] if (kind, k) != (target["kind"], target["k"])]
+    lines += [_row(["kind", "k trained", *map(_label, keys)]), _row(["---", "---", *["---:"] * len(keys)])]
+    for kind, rows in result["kinds"].items():
+        ks = [k for k in result["k"][kind] if (kind, k) != (target["kind"], target["k"])]
         name = f"{kind}'s own curve: the error of reading" if kind == target["kind"] else kind
         lines.append(_row([name, ", ".join(map(str, ks)), *(_read_off(rows.get(key), key) for key in keys)]))
-    if any(found["equal_k"].values()):
-        lines += ["", *_equal_k(found, shown)]
-    lines += ["", *(f"{kind or 'a cell'} is not done: {why}" for kind, why in found["not_done"].items())]
-    return lines
+    if any(result["equal_k"].values()):
+        lines += ["", *_equal_k(result, shown)]
+    return [*lines, "", *(f"{kind or 'a cell'} is not done: {why}" for kind, why in result["not_done"].items())]
 
 
-def _equal_k(found: dict, shown: list[str]) -> list[str]:
+def _equal_k(result: dict, shown: list[str]) -> list[str]:
     keys = list(dict.fromkeys([*shown, "fidelity.l0"]))
-    lines = [
-        f"## Against {found['target']['kind']} with the same k",
-        "",
-        "What is left when k, which moves every measure, is the same.",
-        "",
-    ]
-    lines += [
-        _row(["kind", "k", *(QUANTITIES[key].label.replace("|", "\\|") for key in keys)]),
-        _row(["---", "---:", *["---:"] * len(keys)]),
-    ]
-    for kind, by_k in found["equal_k"].items():
-        for k, rows in by_k.items():
-            lines.append(_row([kind, k, *(change(QUANTITIES[key], rows[key]) if key in rows else "-" for key in keys)]))
+    title = f"## Against {result['target']['kind']} with the same k"
+    lines = [title, "", "What is left when k, which moves every measure, is the same.", ""]
+    lines += [_row(["kind", "k", *map(_label, keys)]), _row(["---", "---:", *["---:"] * len(keys)])]
+    for kind, by_k in result["equal_k"].items():
+        lines += [_row([kind, k, *(_change(rows.get(key), key) for key in keys)]) for k, rows in by_k.items()]
     return lines
 
 
@@ -137,7 +111,7 @@ def _read_off(entry: dict | None, key: str) -> str:
         return "-"
     if entry["difference"] is None:
         return "FVU not reached"
-    return change(QUANTITIES[key], entry) + _reading(entry, QUANTITIES[key].relative) + f", {entry['n_seeds']} seeds"
+    return f"{_change(entry, key)}{_reading(entry, QUANTITIES[key].relative)}, {entry['n_seeds']} seeds"
 
 
 def _reading(entry: dict, relative: bool) -> str:
@@ -153,14 +127,19 @@ def _time(time: dict) -> list[str]:
         return []
     memory = "" if time["peak_memory_gib"] is None else f"; peak memory of a worker {time['peak_memory_gib']:.1f} GiB"
     return [
-        f"{time['saes']} SAEs trained by {time['workers']} workers: {time['steps']:.0f} s of training steps, {time['measure']:.0f} s of measuring, "
-        f"{time['whole']:.0f} s in all (harvest {time['harvest']:.0f} s), {100 * time['overhead']:+.0f}% on the steps{memory}."
+        f"{time['saes']} SAEs trained by {time['workers']} workers: {time['steps']:.0f} s of training steps, "
+        f"{time['measure']:.0f} s of measuring, {time['whole']:.0f} s in all (harvest {time['harvest']:.0f} s), "
+        f"{100 * time['overhead']:+.0f}% on the steps{memory}."
     ]
+
+
+def _label(key: str) -> str:
+    return QUANTITIES[key].label.replace("|", "\\|")
+
+
+def _change(entry: dict | None, key: str) -> str:
+    return "-" if entry is None else change(QUANTITIES[key], entry)
 
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _value(value) -> str:
-    return "" if value is None else str(value)

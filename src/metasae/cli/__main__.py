@@ -1,5 +1,0 @@
-"""`python -m metasae.cli`."""
-
-from metasae.cli import main
-
-main()

@@ -1,0 +1,142 @@
+"""What Optuna does in a sweep: it draws the cells of a search. A copy of all cells may be kept in one of its storages.
+
+The cells on disk are the truth. For every draw Optuna is given all cells in the order of their trials, and asked for
+one more by a sampler (TPE) that is seeded anew by the trial's number. So a search that is stopped and started again
+draws what it would have drawn.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from metasae.errors import UserError
+from metasae.sweep.cells import Setting
+from metasae.sweep.folder import FAILED, OPEN, Cell, SweepFolder
+from metasae.sweep.grid import Axis, Range
+from metasae.sweep.plan import Plan
+
+# So many trials are drawn at random before any is drawn by what came of the others.
+STARTUP_TRIALS = 10
+
+
+def draw(folder: SweepFolder, plan: Plan) -> bool:
+    """Draws the next cell of a search and writes it, or adds the trial to the cell that has the same recipe.
+
+    The caller holds the folder's lock. False where all trials are drawn.
+    """
+    cells = folder.cells()
+    number = sum(len(cell.trials) for cell in cells)
+    if number >= plan.search.trials:
+        return False
+    study = study_of(plan, cells)
+    study.sampler = _optuna().samplers.TPESampler(seed=number, n_startup_trials=STARTUP_TRIALS)
+    trial = study.ask(_distributions(plan))
+    setting = Setting({key: _own(trial.params[key], axis) for key, axis in plan.search.space.items()})
+    try:
+        cell = Cell(plan.name_of(setting), setting, (number,))
+    except UserError as error:
+        # a search may draw what the recipe does not take, such as k above n
+        cell = Cell(f"refused-{number}", setting, (number,), FAILED, str(error))
+    same = next((other for other in cells if other.name == cell.name), None)
+    folder.write_cell(replace(same, trials=(*same.trials, number)) if same else cell)
+    return True
+
+
+def study_of(plan: Plan, cells: Sequence[Cell], storage=None):
+    """An Optuna study with a trial for each time that a cell was asked for.
+
+    A cell without objectives is running while it is open, and failed after that. storage: an Optuna storage; None keeps
+    it in memory.
+    """
+    optuna = _optuna()
+    states, distributions = optuna.trial.TrialState, _distributions(plan)
+    directions = ["minimize" if sign > 0 else "maximize" for sign in plan.signs]
+    study = optuna.create_study(study_name=plan.study, directions=directions, storage=storage)
+    trials = {number: cell for cell in cells for number in cell.trials}
+    for cell in (trials[number] for number in sorted(trials)):
+        ended = states.RUNNING if cell.state == OPEN else states.FAIL
+        params = {key: _plain(value) for key, value in cell.setting.values.items()}
+        trial = optuna.trial.create_trial(
+            state=states.COMPLETE if cell.objectives else ended,
+            values=cell.objectives,
+            params=params,
+            distributions={key: distributions[key] for key in params},
+            user_attrs={"cell": cell.name},
+        )
+        study.add_trial(trial)
+    return study
+
+
+def open_storage(address: str):
+    """An Optuna storage. Raises UserError where it cannot be had."""
+    with _reported():
+        return _optuna().storages.get_storage(address)
+
+
+def copy_to(storage, plan: Plan, cells: Sequence[Cell]) -> None:
+    """The cells as a study in a storage, in place of an earlier copy.
+
+    Raises UserError where the storage does not take it.
+    """
+    optuna = _optuna()
+    with _reported():
+        if plan.study in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=plan.study, storage=storage)
+        study_of(plan, cells, storage=storage)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Whatever a storage raises, as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(f"the storage cannot be used: {first}, then run the same command again") from None
+
+
+def _optuna():
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("a search draws its cells with Optuna, which is not installed: pip install optuna") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _distributions(plan: Plan) -> dict[str, Any]:
+    """Key -> what its values are drawn from; of a grid, all values that it has."""
+    kinds = _optuna().distributions
+    distributions = {}
+    for key, axis in (plan.search.space if plan.search else _values_of(plan)).items():
+        if not isinstance(axis, Range):
+            choices = dict.fromkeys(map(_plain, axis))
+            distributions[key] = kinds.CategoricalDistribution(list(choices))
+        elif isinstance(axis.low, int) and isinstance(axis.high, int):
+            distributions[key] = kinds.IntDistribution(axis.low, axis.high, log=axis.log)
+        else:
+            distributions[key] = kinds.FloatDistribution(axis.low, axis.high, log=axis.log)
+    return distributions
+
+
+def _values_of(plan: Plan) -> dict[str, list]:
+    """Key -> its values in the settings of a grid."""
+    values: dict[str, list] = {}
+    for setting in plan.settings:
+        for key, value in setting.values.items():
+            values.setdefault(key, []).append(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """What a categorical distribution takes: tables and lists as JSON."""
+    return value if isinstance(value, (str, int, float, bool, type(None))) else json.dumps(value, sort_keys=True)
+
+
+def _own(value: Any, axis: Axis) -> Any:
+    """The axis's own value again."""
+    return value if isinstance(axis, Range) else next(choice for choice in axis if _plain(choice) == value)
