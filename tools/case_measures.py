@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from metasae.intervals.statistics import leaves_out_zero, paired_difference
-from metasae.measures.cofiring.cooccurrence import CoOccurrence, pair_statistics
-from metasae.measures.cofiring.excess import Excess, excess_phi
-from metasae.measures.cofiring.lift import Lift, lift_statistics
+from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.cofiring.excess import excess_phi
+from metasae.measures.cofiring.lift import lift_statistics
 from metasae.measures.cofiring.rate_cells import matched_mean
 from metasae.measures.cofiring.shift import shift_null
 from metasae.measures.rows.attenuation import attenuation
@@ -19,7 +19,7 @@ from metasae.measures.rows.critic import gaussian_rows, judge, random_rows
 from metasae.measures.rows.decomposability import nearest_cosines
 from metasae.measures.rows.pursuit import pursue
 from metasae.measures.rows.seeds import match
-from metasae.measures.truth.truth import Truth, measure_truth, true_firings
+from metasae.measures.truth.truth import as_firings, measure_truth
 from metasae.measures.words.sense_draws import draw_for, matched
 from metasae.measures.words.sense_reference import even_parts
 from metasae.measures.words.sense_scores import coverage_f1, firings_per_sense, weighted_mean
@@ -46,23 +46,22 @@ class Seen:
         return torch.nn.functional.normalize(torch.from_numpy(self.subject.rows[self.live]).float(), dim=1)
 
     @cached_property
-    def pairs(self) -> CoOccurrence:
+    def pairs(self) -> dict:
         return pair_statistics(self.subject.firings)
 
     @cached_property
-    def excess(self) -> Excess:
+    def excess(self) -> dict:
         return excess_phi(self.subject.firings)
 
     @cached_property
-    def lift(self) -> Lift:
+    def lift(self) -> dict:
         return lift_statistics(self.subject.firings)
 
     @cached_property
-    def truth(self) -> Truth:
-        world = self.subject.split.world
-        return measure_truth(
-            self.subject.rows, self.subject.firings, world.directions, true_firings(self.subject.split), world.parent
-        )
+    def truth(self) -> dict:
+        split = self.subject.split
+        truth = as_firings(split.activations, split)
+        return measure_truth(self.subject.rows, self.subject.firings, split.world.directions, truth, split.world.parent)
 
     @cached_property
     def critic(self):
@@ -120,9 +119,8 @@ def _coverage(acts, sense, n_senses, rng) -> float:
 
 
 def _ve_over_r(seen: Seen) -> float | None:
-    return attenuation(
-        seen.critic.ve, seen.critic_floor.ve, match(seen.rows, Seen(seen.other, seen.other).rows)
-    ).ve_over_r
+    matching = match(seen.rows, Seen(seen.other, seen.other).rows)
+    return attenuation(seen.critic.ve, seen.critic_floor.ve, matching.mean_r)[0]
 
 
 def _pursuit_excess(seen: Seen) -> float:
@@ -131,18 +129,18 @@ def _pursuit_excess(seen: Seen) -> float:
 
 
 MEASURES: dict[str, Measured] = {
-    "mean |phi|": Measured("lower", lambda seen: seen.pairs.mean_abs_phi),
+    "mean |phi|": Measured("lower", lambda seen: seen.pairs["mean_abs_phi"]),
     "mean |phi| at equal rates": Measured(
-        "lower", of_two=lambda a, b: (lambda m: (m.a, m.b))(matched_mean(a.pairs.cells, b.pairs.cells))
+        "lower", of_two=lambda a, b: matched_mean(a.pairs["rate_cells"], b.pairs["rate_cells"])
     ),
-    "excess |phi|, fixed marginals": Measured("lower", lambda seen: seen.excess.excess_abs_phi),
+    "excess |phi|, fixed marginals": Measured("lower", lambda seen: seen.excess["excess_abs_phi"]),
     "excess |phi|, shifted text": Measured(
-        "lower", lambda seen: shift_null(seen.subject.firings, seen.pairs.mean_abs_phi, 0).excess_abs_phi
+        "lower", lambda seen: shift_null(seen.subject.firings, seen.pairs["mean_abs_phi"], 0)["excess_abs_phi"]
     ),
-    "pairs with phi > 0.1": Measured("lower", lambda seen: seen.pairs.shares_above[0.1]),
-    "nearest-partner phi": Measured("lower", lambda seen: seen.pairs.nearest_phi),
-    "lift variance": Measured("lower", lambda seen: seen.excess.lift_variance),
-    "latents within another's firings": Measured("lower", lambda seen: seen.lift.share_contained),
+    "pairs with phi > 0.1": Measured("lower", lambda seen: seen.pairs["share_above_0.1"]),
+    "nearest-partner phi": Measured("lower", lambda seen: seen.pairs["nearest_phi"]),
+    "lift variance": Measured("lower", lambda seen: seen.excess["lift_variance"]),
+    "latents within another's firings": Measured("lower", lambda seen: seen.lift["share_contained"]),
     "nearest decoder cosine": Measured("lower", lambda seen: float(nearest_cosines(seen.rows).mean())),
     "meta VE excess": Measured("lower", lambda seen: seen.critic.ve - seen.critic_floor.ve),
     "meta VE excess, held out": Measured("lower", lambda seen: seen.critic.ve_heldout - seen.critic_floor.ve_heldout),
@@ -154,10 +152,10 @@ MEASURES: dict[str, Measured] = {
     "two-row fit, excess": Measured("lower", _pursuit_excess),
     "sense atomicity, matched": Measured("higher", lambda seen: _senses(seen, _atomicity)),
     "sense coverage F1": Measured("higher", lambda seen: _senses(seen, _coverage)),
-    "truth: blend rate": Measured("lower", lambda seen: seen.truth.blend_rate),
-    "truth: uniqueness": Measured("higher", lambda seen: seen.truth.uniqueness),
-    "truth: MCC": Measured("higher", lambda seen: seen.truth.mcc),
-    "truth: firing F1": Measured("higher", lambda seen: seen.truth.f1),
+    "truth: blend rate": Measured("lower", lambda seen: seen.truth["blend_rate"]),
+    "truth: uniqueness": Measured("higher", lambda seen: seen.truth["uniqueness"]),
+    "truth: MCC": Measured("higher", lambda seen: seen.truth["mcc"]),
+    "truth: firing F1": Measured("higher", lambda seen: seen.truth["f1"]),
 }
 
 

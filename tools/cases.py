@@ -14,7 +14,7 @@ import torch
 from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted import Plan, plant
 from metasae.data.planted.planted_split import PlantedSplit
-from metasae.measures.firing.calibrate import calibrate_rate
+from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
 from metasae.sae.architectures import Options
 from metasae.sae.architectures.batchtopk import BatchTopK
@@ -191,11 +191,9 @@ def trained_subjects(seed: int, steps: tuple[int, ...]) -> list[Subject]:
     gets the threshold at which its L0 on the training tokens is k.
     """
     world = plant(SMALL, seed)
-    train, evaluation = (
-        PlantedSplit(world, TOKENS, 2 * seed, "train"),
-        PlantedSplit(world, TOKENS, 2 * seed + 1, "evaluation"),
-    )
-    found, stream = [], Stream(train, BATCH, seed)
+    train = PlantedSplit(world, TOKENS, 2 * seed, "train")
+    evaluation = PlantedSplit(world, TOKENS, 2 * seed + 1, "evaluation")
+    subjects, stream = [], Stream(train, BATCH, seed)
     start = SAE(SAEConfig(SMALL.d, SMALL_LATENTS, k=SMALL_K))
     start.init_weights(torch.Generator().manual_seed(2 * seed))
     weights = Weights(start.W_enc.t().clone(), start.W_dec.clone(), train.x.mean(0))
@@ -203,14 +201,14 @@ def trained_subjects(seed: int, steps: tuple[int, ...]) -> list[Subject]:
     how, architecture, cut = Arithmetic(fast, torch.float32), BatchTopK(Options(SMALL_K)), 0.0
     silent = torch.zeros(SMALL_LATENTS, dtype=torch.int64)
     for step in range(1, steps[-1] + 1):
-        made = forward(stream.next(), weights, architecture, SMALL_K, cut, how)
-        cut = made.cut
-        silent.add_(BATCH).masked_fill_(made.kept.counts() > 0, 0)
+        codes = forward(stream.next(), weights, architecture, SMALL_K, cut, how)
+        cut = codes.cut
+        silent.add_(BATCH).masked_fill_(codes.kept.counts() > 0, 0)
         dead = Auxiliary(silent >= 20 * BATCH, SMALL.d // 2, 1 / 32, detach=True)
-        adam.step(sae_gradients(made, weights, architecture, dead, how).weights, LR)
+        adam.step(sae_gradients(codes, weights, architecture, dead, how).weights, LR)
         if step in steps:
-            found.append(_at_rate(weights, train, evaluation))
-    return found
+            subjects.append(_at_rate(weights, train, evaluation))
+    return subjects
 
 
 def _at_rate(weights: Weights, train: PlantedSplit, evaluation: PlantedSplit) -> Subject:
@@ -218,7 +216,7 @@ def _at_rate(weights: Weights, train: PlantedSplit, evaluation: PlantedSplit) ->
     sae.W_enc.copy_(weights.W_enc_ND.t())
     sae.W_dec.copy_(weights.W_dec_ND)
     sae.b_dec.copy_(weights.b_dec_D)
-    sae.threshold = torch.full([SMALL_LATENTS], calibrate_rate(sae, train, SMALL_K).threshold)
+    calibrate(sae, train)
     return Subject(sae, fire(sae, evaluation), evaluation)
 
 

@@ -10,7 +10,7 @@ from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted import firing_probabilities
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.rows.decomposability import nearest_cosines
-from metasae.measures.truth.truth import effective_numbers, measure_truth, true_firings, unit
+from metasae.measures.truth.truth import as_firings, effective_numbers, measure_truth, unit
 from tools import cases
 from tools.cases import CASES, FEW_STEPS, trained_subjects
 
@@ -23,18 +23,13 @@ def case(name):
 @cache
 def judged(name):
     """Truth measures and co-occurrence of both sides."""
-    out = []
+    sides = []
     for subject in (case(name).before, case(name).after):
-        world = subject.split.world
-        out.append(
-            (
-                measure_truth(
-                    subject.rows, subject.firings, world.directions, true_firings(subject.split), world.parent
-                ),
-                pair_statistics(subject.firings),
-            )
-        )
-    return out
+        split, world = subject.split, subject.split.world
+        true = as_firings(split.activations, split)
+        truth = measure_truth(subject.rows, subject.firings, world.directions, true, world.parent)
+        sides.append((truth, pair_statistics(subject.firings)))
+    return sides
 
 
 def mean_nearest_cosine(subject):
@@ -71,19 +66,23 @@ def test_a_seed_decides_everything(name):
 def test_the_blend_rate_agrees_with_the_verdict(name):
     before, after = (truth for truth, _ in judged(name))
     if case(name).says == "more atomic":
-        assert before.blend_rate > 0.05 and after.blend_rate == 0 and after.effective_number < before.effective_number
+        assert (
+            before["blend_rate"] > 0.05
+            and after["blend_rate"] == 0
+            and after["effective_number"] < before["effective_number"]
+        )
     else:
         assert (
-            before.blend_rate > 0.02
-            and after.blend_rate >= before.blend_rate - 1e-9
-            and after.effective_number >= before.effective_number - 1e-6
+            before["blend_rate"] > 0.02
+            and after["blend_rate"] >= before["blend_rate"] - 1e-9
+            and after["effective_number"] >= before["effective_number"] - 1e-6
         )
 
 
 def test_thinned_firing_lowers_mean_phi():
     (_, before), (_, after) = judged("thinned_firing")
-    assert after.mean_abs_phi < 0.96 * before.mean_abs_phi and after.nearest_phi < before.nearest_phi
-    assert after.l0_realised == pytest.approx(0.9 * before.l0_realised, rel=0.01)
+    assert after["mean_abs_phi"] < 0.96 * before["mean_abs_phi"] and after["nearest_phi"] < before["nearest_phi"]
+    assert after["l0_realised"] == pytest.approx(0.9 * before["l0_realised"], rel=0.01)
 
 
 def test_widened_rates_lower_mean_phi_at_the_same_lift():
@@ -100,39 +99,43 @@ def test_widened_rates_lower_mean_phi_at_the_same_lift():
         lifts.append(both / (p_i * p_j))
     np.testing.assert_allclose(*lifts)
     (_, one), (_, two) = judged("widened_rates")
-    assert two.mean_abs_phi < 0.96 * one.mean_abs_phi and two.l0_realised == pytest.approx(one.l0_realised, rel=0.02)
+    assert two["mean_abs_phi"] < 0.96 * one["mean_abs_phi"] and two["l0_realised"] == pytest.approx(
+        one["l0_realised"], rel=0.02
+    )
 
 
 def test_noisy_rows_are_further_apart_and_further_from_the_truth():
     found, ((before, _), (after, _)) = case("noisy_rows"), judged("noisy_rows")
     assert mean_nearest_cosine(found.after) < mean_nearest_cosine(found.before) - 0.005
-    assert after.mcc < before.mcc - 0.02 and found.after.firings is found.before.firings
+    assert after["mcc"] < before["mcc"] - 0.02 and found.after.firings is found.before.firings
 
 
 def test_lower_k_has_the_same_fvu_and_a_lower_mean_phi():
     found, ((_, before), (_, after)) = case("lower_k"), judged("lower_k")
     assert found.after.fvu() == pytest.approx(found.before.fvu(), rel=0.001) and found.after.fvu() <= found.before.fvu()
-    assert after.l0_realised < 0.9 * before.l0_realised and after.mean_abs_phi < 0.96 * before.mean_abs_phi
+    assert after["l0_realised"] < 0.9 * before["l0_realised"] and after["mean_abs_phi"] < 0.96 * before["mean_abs_phi"]
     np.testing.assert_array_equal(found.after.rows, found.before.rows)
 
 
 def test_duplicates_have_a_partner_that_always_fires_along():
     found, ((one, _), (two, after)) = case("duplicated"), judged("duplicated")
-    assert after.nearest_phi == pytest.approx(1) and two.uniqueness == pytest.approx(one.uniqueness / 2)
+    assert after["nearest_phi"] == pytest.approx(1) and two["uniqueness"] == pytest.approx(one["uniqueness"] / 2)
     assert found.after.fvu() == pytest.approx(found.before.fvu(), rel=1e-5)
 
 
 def test_duplicates_in_turns_lower_every_phi():
     found, ((one, before), (two, after)) = case("duplicated_in_turns"), judged("duplicated_in_turns")
-    assert after.mean_abs_phi < 0.8 * before.mean_abs_phi and after.nearest_phi < 0.8 * before.nearest_phi
-    assert two.uniqueness == pytest.approx(one.uniqueness / 2) and two.f1 < one.f1
-    assert after.l0_realised == before.l0_realised and found.after.fvu() == pytest.approx(found.before.fvu(), rel=1e-5)
+    assert after["mean_abs_phi"] < 0.8 * before["mean_abs_phi"] and after["nearest_phi"] < 0.8 * before["nearest_phi"]
+    assert two["uniqueness"] == pytest.approx(one["uniqueness"] / 2) and two["f1"] < one["f1"]
+    assert after["l0_realised"] == before["l0_realised"] and found.after.fvu() == pytest.approx(
+        found.before.fvu(), rel=1e-5
+    )
 
 
 def test_an_undertrained_sae_is_far_from_the_truth():
     found, ((before, _), (after, _)) = case("undertrained"), judged("undertrained")
-    assert before.mcc > 0.9 and after.mcc < 0.7 and after.f1 < before.f1 - 0.2
-    assert found.after.fvu() > 2 * found.before.fvu() and after.blend_rate > before.blend_rate + 0.3
+    assert before["mcc"] > 0.9 and after["mcc"] < 0.7 and after["f1"] < before["f1"] - 0.2
+    assert found.after.fvu() > 2 * found.before.fvu() and after["blend_rate"] > before["blend_rate"] + 0.3
     assert found.after.firings.l0 == pytest.approx(found.before.firings.l0, rel=0.05)
 
 
@@ -162,8 +165,8 @@ def test_the_undertrained_sae_is_the_solo_arm():
 def test_narrower_latents_keep_their_mix_of_senses():
     found, ((_, before), (_, after)) = case("narrower"), judged("narrower")
     assert (
-        after.l0_realised == pytest.approx(before.l0_realised / 2, rel=0.03)
-        and after.mean_abs_phi < 0.8 * before.mean_abs_phi
+        after["l0_realised"] == pytest.approx(before["l0_realised"] / 2, rel=0.03)
+        and after["mean_abs_phi"] < 0.8 * before["mean_abs_phi"]
     )
     split, n_single = found.before.split, found.before.split.world.n_features - 12
     for number, word in enumerate(range(0, 12, 2)):
@@ -179,7 +182,8 @@ def test_narrower_latents_keep_their_mix_of_senses():
 def test_split_senses():
     found, ((before, _), (after, _)) = case("split_senses"), judged("split_senses")
     assert (
-        len(found.after.rows) == len(found.before.rows) + 12 and after.mcc_of_features > before.mcc_of_features + 0.05
+        len(found.after.rows) == len(found.before.rows) + 12
+        and after["mcc_of_features"] > before["mcc_of_features"] + 0.05
     )
     blends = effective_numbers(unit(found.before.rows), unit(found.before.split.world.directions)) > 1.5
     assert blends.sum() == 12 and blends[-12:].all()
@@ -188,14 +192,16 @@ def test_split_senses():
 
 def test_split_senses_at_the_same_width_leave_mean_phi_where_it_was():
     found, ((before, one), (after, two)) = case("split_senses_at_width"), judged("split_senses_at_width")
-    assert len(found.after.rows) == len(found.before.rows) and after.uniqueness == 1 > before.uniqueness
-    assert two.mean_abs_phi == pytest.approx(one.mean_abs_phi, rel=0.05) and two.l0_realised == pytest.approx(
-        one.l0_realised, rel=0.03
+    assert len(found.after.rows) == len(found.before.rows) and after["uniqueness"] == 1 > before["uniqueness"]
+    assert two["mean_abs_phi"] == pytest.approx(one["mean_abs_phi"], rel=0.05) and two["l0_realised"] == pytest.approx(
+        one["l0_realised"], rel=0.03
     )
 
 
 def test_composites_replaced_by_their_atoms_raise_mean_phi():
     found, ((before, one), (after, two)) = case("composites_to_atoms"), judged("composites_to_atoms")
-    assert len(found.before.rows) == len(found.after.rows) + 12 and two.l0_realised > one.l0_realised
-    assert two.mean_abs_phi > one.mean_abs_phi and abs(after.phi.related_bias) < 0.1 * abs(before.phi.related_bias)
+    assert len(found.before.rows) == len(found.after.rows) + 12 and two["l0_realised"] > one["l0_realised"]
+    assert two["mean_abs_phi"] > one["mean_abs_phi"] and abs(after["phi_related_bias"]) < 0.1 * abs(
+        before["phi_related_bias"]
+    )
     assert found.after.fvu() == pytest.approx(found.before.fvu(), rel=0.1)

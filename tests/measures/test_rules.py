@@ -6,7 +6,7 @@ from fakes import FakeSplit, random_sae, random_split
 from metasae.errors import UserError
 from metasae.measures.firing import rules
 from metasae.measures.firing.rules import LargestOfEach, eer, per_latent
-from metasae.measures.firing.selection import firing_counts
+from metasae.measures.firing.selection import count_firings
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -101,7 +101,7 @@ def test_per_latent_among_many_latents_whatever_is_kept(monkeypatch):
     monkeypatch.setattr(rules, "_SLACK", 0)
     tight = per_latent(sae, split, 3, 100)
     np.testing.assert_array_equal(plain.values, tight.values)
-    assert firing_counts(sae, torch.from_numpy(plain.values), split, 100).tolist() == plain.selected.tolist()
+    assert count_firings(sae, torch.from_numpy(plain.values), split, 100).tolist() == plain.selected.tolist()
 
 
 def test_per_latent_by_hand():
@@ -127,7 +127,7 @@ def test_always_on_dead_and_too_few():
     x[:, 1] = -1
     found = per_latent(identity_sae(3), FakeSplit(x), 3, 8)
     assert found.selected.tolist() == [40, 0, 40]
-    assert firing_counts(identity_sae(3), torch.from_numpy(found.values), FakeSplit(x)).tolist() == [40, 0, 40]
+    assert count_firings(identity_sae(3), torch.from_numpy(found.values), FakeSplit(x)).tolist() == [40, 0, 40]
     nothing = per_latent(identity_sae(3), FakeSplit(-x.abs()), 3, 8)
     assert nothing.selected.tolist() == [0, 0, 0] and np.isinf(nothing.values).all()
 
@@ -205,7 +205,7 @@ def test_eer_overfires_where_selected_and_unselected_overlap():
     # in small batches the selection ends now higher, now lower
     sae, split = random_sae(16, 64, k=4, seed=2), random_split(4000, d=16)
     fired = {
-        rule: firing_counts(sae, torch.from_numpy(rule(sae, split, 4, 8).values), split).sum()
+        rule: count_firings(sae, torch.from_numpy(rule(sae, split, 4, 8).values), split).sum()
         for rule in (eer, per_latent)
     }
     assert fired[per_latent] == 4 * 4000

@@ -5,7 +5,7 @@ from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
 from metasae.measures.firing import selection
-from metasae.measures.firing.selection import BatchSelection, firing_counts, largest
+from metasae.measures.firing.selection import BatchSelection, count_firings, largest
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -92,12 +92,12 @@ def test_largest_is_a_stable_sort(keep):
     assert largest(np.zeros(0, np.float32), keep).tolist() == []
 
 
-def test_firing_counts_are_those_of_the_dense_activations():
+def test_counted_firings_are_those_of_the_dense_activations():
     sae, split = random_sae(normalize="token", threshold=0.4), random_split(61)
     dense = sae.encode(split.x).acts > 0
-    assert firing_counts(sae, sae.threshold, split, 7).tolist() == dense.sum(0).tolist()
-    assert firing_counts(sae, 1e9, split, 7).tolist() == [0] * 24
-    assert firing_counts(sae, 0.4, random_split(0)).tolist() == [0] * 24
+    assert count_firings(sae, sae.threshold, split, 7).tolist() == dense.sum(0).tolist()
+    assert count_firings(sae, 1e9, split, 7).tolist() == [0] * 24
+    assert count_firings(sae, 0.4, random_split(0)).tolist() == [0] * 24
 
 
 def test_numbers_that_are_not_finite_are_refused():

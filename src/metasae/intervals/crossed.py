@@ -120,14 +120,14 @@ def jackknife(without: np.ndarray) -> np.ndarray:
     return spread @ spread.T * (means.shape[1] - 1) / means.shape[1]
 
 
-def ratio_interval(top: float, bottom: float, found: Covariance) -> tuple[float, float] | None:
-    """Fieller's interval of top / bottom, the means of quantities 0 and 1 of `found`; None where it has no end.
+def ratio_interval(top: float, bottom: float, spread: Covariance) -> tuple[float, float] | None:
+    """Fieller's interval of top / bottom, the means of quantities 0 and 1 of `spread`; None where it has no end.
 
     It holds every ratio r whose top - r bottom has 0 in its interval. So it speaks of 0 as the interval of
     `top` does, and it has no end when that of `bottom` holds 0. Source: Fieller 1954, JRSS B 16:175.
     """
-    seeds = _squared_t(ALPHA, found.n_seeds) * found.seeds
-    documents = _squared_t(ALPHA, found.n_blocks) * (found.blocks - found.both)
+    seeds = _squared_t(ALPHA, spread.n_seeds) * spread.seeds
+    documents = _squared_t(ALPHA, spread.n_blocks) * (spread.blocks - spread.both)
     # documents of top - r bottom count as max(0, .), so the set is the union of the one without and the one with them
     ends: list[float] = []
     for allowed in (seeds, seeds + documents):

@@ -8,7 +8,9 @@ import math
 
 import numpy as np
 
-from metasae.measures.cofiring.rate_cells import DECADES, PER_DECADE, RateCells
+from metasae.measures.cofiring.counts import ratio
+from metasae.measures.cofiring.rate_cells import DECADES, PER_DECADE
+from metasae.measures.firing.blocks import run_starts
 
 
 def upper(phi: np.ndarray) -> np.ndarray:
@@ -19,17 +21,18 @@ def upper(phi: np.ndarray) -> np.ndarray:
 
 
 class PhiSums:
-    """Means and shares of phi, and each latent's largest; parts found by several threads are merged in a fixed order.
+    """Means and shares of phi, and each latent's largest; parts of several threads are merged in a fixed order.
 
-    latents: how many there are, so that `nearest` is float64 [latents], -inf for a latent without any pair. limits: of the shares.
+    latents: how many there are, so that `nearest` is float64 [latents], -inf for a latent without any pair. limits: of the
+    shares. counts: int64 [2 + limits], pairs with phi above 0, below 0 and above each limit.
     """
 
     def __init__(self, latents: int, limits: tuple[float, ...]):
         self.nearest = np.full(latents, -np.inf)
         self.positive: list[float] = []
         self.negative: list[float] = []
-        self.n_positive = self.n_negative = 0
-        self.n_above = dict.fromkeys(limits, 0)
+        self.limits = limits
+        self.counts = np.zeros(2 + len(limits), np.int64)
 
     def add(self, phi: np.ndarray, rows, columns) -> None:
         """phi [r, c]: a strip with zeros below the diagonal. rows, columns: places of its latents, as slices or indices."""
@@ -42,32 +45,28 @@ class PhiSums:
         self.nearest[rows] = np.maximum(self.nearest[rows], of_rows)
         self.positive.append(float(np.maximum(phi, 0).sum()))
         self.negative.append(float(np.minimum(phi, 0).sum()))
-        self.n_positive += int(np.count_nonzero(phi > 0))
-        self.n_negative += int(np.count_nonzero(phi < 0))
-        for limit in self.n_above:
-            self.n_above[limit] += int(np.count_nonzero(phi > limit))
+        chosen = (phi > 0, phi < 0, *(phi > limit for limit in self.limits))
+        self.counts += [np.count_nonzero(pairs) for pairs in chosen]
 
     def merge(self, part: "PhiSums") -> None:
         np.maximum(self.nearest, part.nearest, out=self.nearest)
         self.positive += part.positive
         self.negative += part.negative
-        self.n_positive += part.n_positive
-        self.n_negative += part.n_negative
-        for limit, count in part.n_above.items():
-            self.n_above[limit] += count
+        self.counts += part.counts
 
-    def means(self, n_pairs: int) -> dict:
-        """The fields of `CoOccurrence` of these names, over n_pairs pairs."""
+    def means(self, n_pairs: int) -> dict[str, float | None]:
+        """Over n_pairs pairs; see `cooccurrence.pair_statistics` for the names."""
         positive, negative = math.fsum(self.positive), math.fsum(self.negative)
-        found = self.nearest[np.isfinite(self.nearest)]
+        n_positive, n_negative, *n_above = self.counts.tolist()
+        nearest = self.nearest[np.isfinite(self.nearest)]
         return {
             "mean_abs_phi": ratio(positive - negative, n_pairs),
-            "mean_pos_phi": ratio(positive, self.n_positive),
-            "mean_neg_phi": ratio(negative, self.n_negative),
-            "share_pos": ratio(self.n_positive, n_pairs),
-            "share_neg": ratio(self.n_negative, n_pairs),
-            "shares_above": {limit: ratio(count, n_pairs) for limit, count in self.n_above.items()},
-            "nearest_phi": float(found.mean()) if len(found) else None,
+            "mean_pos_phi": ratio(positive, n_positive),
+            "mean_neg_phi": ratio(negative, n_negative),
+            "share_pos": ratio(n_positive, n_pairs),
+            "share_neg": ratio(n_negative, n_pairs),
+            **{f"share_above_{limit:g}": ratio(n, n_pairs) for limit, n in zip(self.limits, n_above, strict=True)},
+            "nearest_phi": float(nearest.mean()) if len(nearest) else None,
         }
 
 
@@ -84,6 +83,19 @@ class Histogram:
 
     def merge(self, part: "Histogram") -> None:
         self.counts += part.counts
+
+    def quantile(self, q: float) -> float | None:
+        """The q-quantile, linear within a bin; None without pairs."""
+        total = self.counts.sum()
+        if not total:
+            return None
+        below = np.concatenate([[0], np.cumsum(self.counts)])
+        place = q * total
+        bin_ = min(int(np.searchsorted(below, place, side="right")) - 1, len(self.counts) - 1)
+        while self.counts[bin_] == 0:
+            bin_ -= 1
+        share = min((place - below[bin_]) / self.counts[bin_], 1.0)
+        return float(self.edges[bin_] + share * (self.edges[bin_ + 1] - self.edges[bin_]))
 
 
 def phi_edges(smallest: float = 1e-5, per_decade: int = 50) -> np.ndarray:
@@ -118,7 +130,7 @@ class OverMax:
 
     def __init__(self, limits: tuple[float, ...]):
         self.sums: list[float] = []
-        self.n_above = dict.fromkeys(limits, 0)
+        self.limits, self.counts = limits, np.zeros(len(limits), np.int64)
 
     def add(self, phi: np.ndarray, odds: np.ndarray) -> None:
         """phi [r, c]: a strip with zeros below the diagonal. odds: sqrt(Ni / (N - Ni)) of its c latents, falling."""
@@ -126,19 +138,18 @@ class OverMax:
         of_max /= odds
         np.maximum(of_max, 0, out=of_max)
         self.sums.append(float(of_max.sum()))
-        for limit in self.n_above:
-            self.n_above[limit] += int(np.count_nonzero(of_max > limit))
+        self.counts += [np.count_nonzero(of_max > limit) for limit in self.limits]
 
     def merge(self, part: "OverMax") -> None:
         self.sums += part.sums
-        for limit, count in part.n_above.items():
-            self.n_above[limit] += count
+        self.counts += part.counts
 
-    def means(self, n_positive: int) -> dict:
-        """The fields of `CoOccurrence` of these names."""
+    def means(self, n_positive: int) -> dict[str, float | None]:
+        """Over the n_positive pairs with phi > 0; see `cooccurrence.pair_statistics` for the names."""
+        above = zip(self.limits, self.counts.tolist(), strict=True)
         return {
             "mean_over_max": ratio(math.fsum(self.sums), n_positive),
-            "over_max_above": {limit: ratio(count, n_positive) for limit, count in self.n_above.items()},
+            **{f"over_max_above_{limit:g}": ratio(count, n_positive) for limit, count in above},
         }
 
 
@@ -153,20 +164,9 @@ class CellSums:
         if not phi.size:
             return
         columns = self.bands[start:]
-        starts = np.flatnonzero(np.concatenate([[True], np.diff(columns) != 0]))
+        starts = run_starts(columns)
         by_band = np.add.reduceat(np.abs(phi), starts, axis=1)
         np.add.at(self.sums, (columns[: len(phi), None], columns[starts][None, :]), by_band)
 
     def merge(self, part: "CellSums") -> None:
         self.sums += part.sums
-
-    def cells(self) -> RateCells:
-        latents = np.bincount(self.bands, minlength=len(self.sums))
-        pairs = np.tril(np.outer(latents, latents), -1) + np.diag(latents * (latents - 1) // 2)
-        means = np.full(self.sums.shape, np.nan)
-        np.divide(self.sums, pairs, out=means, where=pairs > 0)
-        return RateCells(pairs, means)
-
-
-def ratio(numerator: float, denominator: int) -> float | None:
-    return numerator / denominator if denominator else None

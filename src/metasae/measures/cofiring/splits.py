@@ -11,14 +11,14 @@ seeds is the base rate: latents split between seeds, too. The paper's ranking (a
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
 
-from metasae.measures.cofiring.counts import block_spans
+from metasae.measures.cofiring.counts import ratio
 from metasae.measures.cofiring.partners import Partners, top_partners
-from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.blocks import block_spans, document_blocks
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
 
@@ -29,13 +29,16 @@ MIN_FIRINGS = 20
 SCORES_ABOVE = (0.1, 0.25)
 TOP = 100
 PARENTS = 2048
+# Latents that fire more often have no place in the paper's ranking.
+PAPER_MAX_RATE = 0.05
 
 
 @dataclass(frozen=True)
-class Split:
-    """A parent and its children, largest phi first. phi: of each child with the parent, on the tokens on which it was chosen.
+class FeatureSplit:
+    """A parent and its children, largest phi first.
 
-    coverage, overlap, shares, score, firings (of the parent): on the tokens that were held out.
+    phi: of each child with the parent, on the tokens on which it was chosen. coverage, overlap, shares, score, firings (of the
+    parent): on the tokens that were held out.
     """
 
     parent: int
@@ -47,52 +50,40 @@ class Split:
     score: float
     firings: int
 
-    def as_dict(self) -> dict:
-        return {
-            "parent": self.parent,
-            "children": list(self.children),
-            "phi": list(self.phi),
-            "coverage": self.coverage,
-            "overlap": self.overlap,
-            "shares": list(self.shares),
-            "score": self.score,
-            "firings": self.firings,
-        }
-
 
 @dataclass(frozen=True)
-class Splits:
-    """All splits found, best first, and what they say together; parents without a split count with score 0.
+class FeatureSplits:
+    """All feature splits between two SAEs, best first; parents without one count with score 0.
 
     n_parents: parents scored. too_rare: parents left out, as they fire on fewer than 20 tokens of either half.
-    n_above: parents with a score above a limit; share_above: the same as a share of n_parents. mean_score: over all parents;
-    mean_top: over the best 100. None without parents.
     """
 
-    ranked: tuple[Split, ...]
+    ranked: tuple[FeatureSplit, ...]
     n_parents: int
     too_rare: int
-    n_above: dict[float, int]
-    share_above: dict[float, float | None]
-    mean_score: float | None
-    mean_top: float | None
 
     def as_dict(self, count: int = TOP) -> dict:
-        """The summary and the first `count` splits."""
+        """The summary and the first `count` splits.
+
+        n_above_X: parents with a score above X; share_above_X: the same as a share of n_parents. mean_score: over all
+        parents; mean_top: over the best 100. None without parents.
+        """
+        scores = [split.score for split in self.ranked]
+        n_above = {limit: sum(score > limit for score in scores) for limit in SCORES_ABOVE}
         return {
             "n_parents": self.n_parents,
             "too_rare": self.too_rare,
-            **{f"n_above_{limit:g}": number for limit, number in self.n_above.items()},
-            **{f"share_above_{limit:g}": share for limit, share in self.share_above.items()},
-            "mean_score": self.mean_score,
-            "mean_top": self.mean_top,
-            "ranked": [split.as_dict() for split in self.ranked[:count]],
+            **{f"n_above_{limit:g}": number for limit, number in n_above.items()},
+            **{f"share_above_{limit:g}": ratio(number, self.n_parents) for limit, number in n_above.items()},
+            "mean_score": ratio(math.fsum(scores), self.n_parents),
+            "mean_top": ratio(math.fsum(scores[:TOP]), min(TOP, self.n_parents)),
+            "ranked": [asdict(split) for split in self.ranked[:count]],
         }
 
 
 def find_splits(
     parents: Firings, children: Firings, blocks: np.ndarray | None = None, progress: Progress = SILENT
-) -> Splits:
+) -> FeatureSplits:
     """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for merges.
 
     Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2 each, ties to
@@ -112,7 +103,7 @@ def find_splits(
     # largest phi first, so the usable candidates come first
     usable = np.count_nonzero(partners.phi >= MIN_PHI, axis=1)
     sets = _sets()
-    found, n_parents = [], 0
+    splits, n_parents = [], 0
     with progress.task("latents that split", parents.n_latents, "latents") as task:
         for start in range(0, parents.n_latents, PARENTS):
             these = np.arange(start, min(start + PARENTS, parents.n_latents))
@@ -120,54 +111,27 @@ def find_splits(
             enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
             n_parents += int(enough.sum())
             able = enough & (usable[these] >= 2)
-            found += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
+            splits += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
             task.advance(len(these))
-    return _summary(found, n_parents, parents.n_latents - n_parents)
-
-
-@dataclass(frozen=True)
-class PaperSplit:
-    """A parent and the two latents of the other SAE with the largest phi with it; ranked by the smaller of the two."""
-
-    parent: int
-    children: tuple[int, int]
-    phi: tuple[float, float]
-
-    def as_dict(self) -> dict:
-        return {"parent": self.parent, "children": list(self.children), "phi": list(self.phi)}
+    ranked = sorted(splits, key=lambda split: (-split.score, split.parent))
+    return FeatureSplits(tuple(ranked), n_parents, parents.n_latents - n_parents)
 
 
 def paper_ranking(
-    parents: Firings,
-    children: Firings,
-    counted: np.ndarray | None = None,
-    max_rate: float = 0.05,
-    count: int = TOP,
-    progress: Progress = SILENT,
-) -> tuple[PaperSplit, ...]:
-    """The first `count` candidates by second-largest phi, ties to the lower parent; arXiv 2604.03436.
+    parents: Firings, children: Firings, count: int = TOP, progress: Progress = SILENT
+) -> list[dict[str, int | list]]:
+    """The first `count` parents by the second-largest phi of a latent of the other SAE, ties to the lower; arXiv 2604.03436.
 
-    counted: bool [T], the tokens that count (the paper drops tokens without letters); None for all. max_rate: latents of either SAE
-    that fire on a larger share of these tokens are left out. Raises ValueError when counted has another length or the tokens differ.
+    {"parent", "children", "phi"}, with the two latents of the largest phi. Latents of either SAE that fire on more than 5% of
+    the tokens are left out. Raises ValueError when the tokens differ.
     """
-    if counted is not None:
-        parents, children = _only(parents, counted), _only(children, counted)
-    partners = top_partners(parents, 2, children, max_rate=max_rate, progress=progress)
+    partners = top_partners(parents, 2, children, max_rate=PAPER_MAX_RATE, progress=progress)
     have_two = np.flatnonzero(partners.latents[:, 1] >= 0)
     order = have_two[np.argsort(-partners.phi[have_two, 1], kind="stable")][:count]
-    pairs = ((int(p), tuple(partners.latents[p].tolist()), tuple(partners.phi[p].tolist())) for p in order)
-    return tuple(PaperSplit(*pair) for pair in pairs)
-
-
-def _only(firings: Firings, counted: np.ndarray) -> Firings:
-    """The firings on the tokens that count."""
-    if len(counted) != firings.n_tokens:
-        raise ValueError(f"counted must say yes or no to each of {firings.n_tokens} tokens, not {len(counted)}")
-    per_token = np.diff(firings.indptr)
-    kept = np.repeat(counted, per_token)
-    indptr = np.concatenate([[0], np.cumsum(per_token[counted])]).astype(np.int64)
-    places = (firings.documents[counted], firings.tokens[counted], firings.positions[counted])
-    return Firings(indptr, firings.indices[kept], firings.values[kept], firings.n_latents, *places)
+    return [
+        {"parent": int(parent), "children": partners.latents[parent].tolist(), "phi": partners.phi[parent].tolist()}
+        for parent in order
+    ]
 
 
 class _Patterns:
@@ -242,9 +206,9 @@ def _sets() -> _Sets:
 
 def _best_sets(
     parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray, partners: Partners, sets: _Sets
-) -> list[Split]:
+) -> list[FeatureSplit]:
     """The best set of each parent by its first histogram, scored by the second; without those that score 0 there."""
-    found = []
+    splits = []
     for parent, best, counts in zip(parents, sets.scores(chosen_on).argmax(1), scored_on, strict=True):
         members, tokens = list(sets.members[best]), int(counts.sum())
         coverage, overlap = float(counts @ sets.one[best]) / tokens, float(counts @ sets.two[best]) / tokens
@@ -252,21 +216,6 @@ def _best_sets(
         score = coverage * (1 - overlap) * min(shares)
         if score > 0:
             children, phi = partners.latents[parent, members].tolist(), partners.phi[parent, members].tolist()
-            found.append(Split(int(parent), tuple(children), tuple(phi), coverage, overlap, shares, score, tokens))
-    return found
-
-
-def _summary(found: list[Split], n_parents: int, too_rare: int) -> Splits:
-    ranked = tuple(sorted(found, key=lambda split: (-split.score, split.parent)))
-    scores = [split.score for split in ranked]
-    n_above = {limit: sum(score > limit for score in scores) for limit in SCORES_ABOVE}
-    top = scores[:TOP]
-    return Splits(
-        ranked,
-        n_parents,
-        too_rare,
-        n_above,
-        {limit: number / n_parents if n_parents else None for limit, number in n_above.items()},
-        math.fsum(scores) / n_parents if n_parents else None,
-        math.fsum(top) / min(TOP, n_parents) if n_parents else None,
-    )
+            split = FeatureSplit(int(parent), tuple(children), tuple(phi), coverage, overlap, shares, score, tokens)
+            splits.append(split)
+    return splits

@@ -1,4 +1,4 @@
-"""A folder of raw little-endian arrays under an index: whole or absent, memory-mapped and checked when read.
+"""A folder of raw little-endian arrays under an index: whole or absent, memory-mapped when read.
 
 FOLDER/index.json    kind and version, facts, and of every array its dtype, shape, size and checksum
 FOLDER/NAME.bin      the numbers of one array, in order, with no header, so that it can be written before its length is known
@@ -72,7 +72,11 @@ def empty_array(folder: Path, name: str, dtype: str, length: int) -> np.ndarray:
 def entry_of(folder: Path, name: str, dtype: str) -> dict:
     """The index entry of a file that is written already; reads it through for its checksum."""
     file = _file(folder, name)
-    return _entry(np.dtype(dtype), file.stat().st_size // np.dtype(dtype).itemsize, _checksum(file))
+    digest = _blake2b()
+    with open(file, "rb") as handle:
+        while chunk := handle.read(_CHECKSUM_BYTES):
+            digest.update(chunk)
+    return _entry(np.dtype(dtype), file.stat().st_size // np.dtype(dtype).itemsize, digest.hexdigest())
 
 
 @contextmanager
@@ -125,31 +129,29 @@ def read_index(folder: Path, kind: Kind) -> dict:
     return index
 
 
-def open_arrays(folder: Path, kind: Kind, index: dict, verify: bool = False) -> dict[str, np.ndarray]:
-    """name -> read-only memory-map. Sizes are always checked, checksums with `verify`, which reads everything.
+def open_arrays(folder: Path, kind: Kind, index: dict) -> dict[str, np.ndarray]:
+    """name -> read-only memory-map.
 
-    Raises UserError for a file that is missing, has another size or dtype than the index says, or fails its checksum.
+    Raises UserError for a file that is missing, or has another size or dtype than the index says.
     """
-    found = {}
+    maps = {}
     for name, dtype in kind.arrays.items():
         file = _file(folder, name)
         try:
             entry = index["arrays"][name]
-            length, size = int(entry["shape"][0]), int(entry["bytes"])
-            same = np.dtype(entry["dtype"]) == np.dtype(dtype) and size == length * np.dtype(dtype).itemsize
-            expected = str(entry["blake2b"])
+            length = int(entry["shape"][0])
+            fits = entry == _entry(np.dtype(dtype), length, entry["blake2b"])
         except (KeyError, TypeError, ValueError, IndexError):
             raise damaged(folder, kind, f"its index does not describe '{name}'") from None
-        if not same:
+        if not fits:
             raise damaged(folder, kind, f"its index contradicts itself about '{name}'")
         if not file.is_file():
             raise damaged(folder, kind, f"{file.name} is missing")
-        if file.stat().st_size != size:
-            raise damaged(folder, kind, f"{file.name} has {file.stat().st_size} bytes instead of {size}")
-        if verify and _checksum(file) != expected:
-            raise damaged(folder, kind, f"the checksum of {file.name} differs")
-        found[name] = _mapped(file, dtype, length)
-    return found
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise damaged(folder, kind, f"{file.name} has {size} bytes instead of {entry['bytes']}")
+        maps[name] = _mapped(file, dtype, length)
+    return maps
 
 
 def damaged(folder: Path, kind: Kind, why: str) -> UserError:
@@ -184,14 +186,6 @@ def _entry(dtype: np.dtype, length: int, blake2b: str) -> dict:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
-
-
-def _checksum(file: Path) -> str:
-    digest = _blake2b()
-    with open(file, "rb") as handle:
-        while chunk := handle.read(_CHECKSUM_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _blake2b():

@@ -19,6 +19,7 @@ from metasae.measures.firing.arrays import (
     whole_folder,
     write_index,
 )
+from metasae.measures.firing.blocks import chunks
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import STORE, open_firings
 from metasae.progress.progress import SILENT, Progress
@@ -90,20 +91,19 @@ def write_by_latent(folder: str | Path, chunk: int = CHUNK, progress: Progress =
         for array in (view.indptr, view.tokens, view.values):
             if isinstance(array, np.memmap):
                 array.flush()
-        write_index(
-            part, VIEW, {"firings": source}, {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()}
-        )
+        entries = {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()}
+        write_index(part, VIEW, {"firings": source}, entries)
     return open_by_latent(folder)
 
 
-def open_by_latent(folder: str | Path, verify: bool = False) -> ByLatent:
+def open_by_latent(folder: str | Path) -> ByLatent:
     """What `write_by_latent` left in a firing store, as read-only memory-maps.
 
-    Raises UserError when there is none, when it is damaged (verify: checksums too), and when it belongs to another store.
+    Raises UserError when there is none, when it is damaged, and when it belongs to another store.
     """
     folder = Path(folder)
     index = read_index(folder / FOLDER, VIEW)
-    arrays = open_arrays(folder / FOLDER, VIEW, index, verify)
+    arrays = open_arrays(folder / FOLDER, VIEW, index)
     store = read_index(folder, STORE)
     if index.get("firings") != _source(folder):
         raise damaged(folder / FOLDER, VIEW, "it was made from other firings")
@@ -122,7 +122,7 @@ def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -
 
     ends = np.array(view.indptr[:-1])  # where the next entry of each latent goes
     with progress.task("sorting firings by latent", len(firings.indices), "firings") as task:
-        for first, last in _chunks(firings.indptr, chunk):
+        for first, last in chunks(firings.indptr, (0, firings.n_tokens), chunk):
             entries = slice(int(firings.indptr[first]), int(firings.indptr[last]))
             rows = firings.indptr[first : last + 1] - firings.indptr[first]
             shape = (last - first, firings.n_latents)
@@ -133,16 +133,6 @@ def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -
             view.values[places] = columns.data
             ends += counts
             task.advance(len(places))
-
-
-def _chunks(indptr: np.ndarray, size: int):
-    """Ranges of tokens with about `size` entries each, at least one token."""
-    first, n_tokens = 0, len(indptr) - 1
-    while first < n_tokens:
-        last = int(np.searchsorted(indptr, indptr[first] + size, side="right")) - 1
-        last = min(max(last, first + 1), n_tokens)
-        yield first, last
-        first = last
 
 
 def _source(folder: Path) -> list[str]:

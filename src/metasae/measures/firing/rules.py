@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metasae.data.split import Split
 from metasae.measures.firing.screen import Screen
 from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, model_inputs
 from metasae.progress.progress import SILENT, Progress
 from metasae.sae.kernels import fast
+from metasae.sae.sae import SAE
 
 # The histogram of `eer`.
 BINS, TOP = 200, 10.0
@@ -111,7 +113,7 @@ class LargestOfEach:
 
 
 @torch.no_grad()
-def per_latent(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
+def per_latent(sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
     """Thresholds at which each latent fires as often on `split` as BatchTopK selects it; inf for latents never selected.
 
     Two passes: one selects, one finds the order statistics. Among tied pre-activations the side whose count is nearer is taken.
@@ -122,14 +124,14 @@ def per_latent(sae, split, k: float, batch: int = 2048, progress: Progress = SIL
         for block in split.blocks(batch):
             selection.add(block)
             task.advance(len(block))
-    found = LargestOfEach(selection.counts, selection.lowest * np.float32(_ROUNDING))
+    largest = LargestOfEach(selection.counts, selection.lowest * np.float32(_ROUNDING))
     screen = Screen(sae, 0.0)
     with progress.task("setting thresholds, second pass", split.n_tokens) as task:
         for block in split.blocks(batch):
-            screen.set_limit(torch.from_numpy(found.cuts))
-            found.add(*candidates(sae, block, screen))
+            screen.set_limit(torch.from_numpy(largest.cuts))
+            largest.add(*candidates(sae, block, screen))
             task.advance(len(block))
-    return Thresholds(found.thresholds(), selection.counts)
+    return Thresholds(largest.thresholds(), selection.counts)
 
 
 class ErrorRates:
@@ -176,7 +178,7 @@ class ErrorRates:
 
 
 @torch.no_grad()
-def eer(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
+def eer(sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
     """Thresholds at which a latent's missed share of selected pre-activations equals its false share of unselected ones.
 
     Fewer than FEWEST selections: the larger of the lowest selected and the highest unselected pre-activation. None: DEAD.

@@ -20,6 +20,7 @@ from torch import Tensor
 from metasae.sae.gradients import matmul_dtype
 from metasae.sae.kernels.fast import decode, entry_dots, select_rows
 from metasae.sae.kernels.kept import Kept
+from metasae.sae.sae import SAE
 
 U = 2.0**-8
 # Beyond this share of candidates the dense product is cheaper than single entries.
@@ -34,7 +35,7 @@ class Screen:
     None: where this CPU multiplies bf16 natively.
     """
 
-    def __init__(self, sae, limit: float | Tensor, screened: bool | None = None):
+    def __init__(self, sae: SAE, limit: float | Tensor, screened: bool | None = None):
         self.sae = sae
         self.W_enc_ND = sae.W_enc.detach().float().t().contiguous()
         device = self.W_enc_ND.device
@@ -73,11 +74,11 @@ class Screen:
 
     def above(self, x_BD: Tensor) -> Kept:
         """The entries with pre > limit: those that fire, where the limit is the SAE's threshold; by rule "topk" only the k largest of a row."""
-        topk = self.sae.config.rule == "topk"
-        found = (
-            select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k) if topk else self.candidates(x_BD)
-        )
-        return found.subset(found.values > self.limit_N[found.latents])
+        if self.sae.config.rule == "topk":
+            entries = select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k)
+        else:
+            entries = self.candidates(x_BD)
+        return entries.subset(entries.values > self.limit_N[entries.latents])
 
     @torch.no_grad()
     def reconstruct(self, x_BD: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Screen:
         return np.flatnonzero((rows @ self._columns.t()).view(torch.int16).numpy() > 0)
 
 
-def dense_candidates(sae, x_BD: Tensor, limit_N: Tensor) -> Kept:
+def dense_candidates(sae: SAE, x_BD: Tensor, limit_N: Tensor) -> Kept:
     """The plain twin of `Screen.candidates`: all of pre [B, n] in fp32, the entries with pre >= limit."""
     pre = sae.pre_activations(x_BD).detach()
     if pre.device.type == "cpu":

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metasae.data.split import Split
 from metasae.errors import UserError
 from metasae.measures.firing.screen import Screen
 from metasae.progress.progress import SILENT, Progress
+from metasae.sae.kernels import fast
+from metasae.sae.sae import SAE
 
 # The next block's first cut, relative to this block's smallest selected pre-activation.
 CUT_MARGIN = 0.9
@@ -26,7 +29,7 @@ class BatchSelection:
     there is none. cut: where to look for the next block's.
     """
 
-    def __init__(self, sae, k: float):
+    def __init__(self, sae: SAE, k: float):
         self.counts, self.lowest = np.zeros(sae.n_latents, np.int64), np.full(sae.n_latents, np.inf, np.float32)
         self.cut = 0.0
         self._sae, self._k, self._screen = sae, k, Screen(sae, 0.0)
@@ -55,7 +58,9 @@ class BatchSelection:
 
 
 @torch.no_grad()
-def firing_counts(sae, threshold: float | Tensor, split, batch: int = 2048, progress: Progress = SILENT) -> np.ndarray:
+def count_firings(
+    sae: SAE, threshold: float | Tensor, split: Split, batch: int = 2048, progress: Progress = SILENT
+) -> np.ndarray:
     """On how many tokens each latent's pre-activation lies above `threshold`, a number or [n]: int64 [n]."""
     counts, screen = np.zeros(sae.n_latents, np.int64), Screen(sae, threshold)
     with progress.task("counting firings", split.n_tokens) as task:
@@ -66,21 +71,29 @@ def firing_counts(sae, threshold: float | Tensor, split, batch: int = 2048, prog
     return counts
 
 
-def candidates(sae, block: Tensor, screen: Screen) -> tuple[np.ndarray, np.ndarray]:
+def candidates(sae: SAE, block: Tensor, screen: Screen) -> tuple[np.ndarray, np.ndarray]:
     """block [B, d] in the model's units -> latents int32 [K] and pre-activations float32 [K] that the screen lets through.
 
     Ordered by token, then by latent. Raises UserError when one is not finite.
     """
-    found = screen.candidates(model_inputs(sae, block))
-    check_finite(found.values)
-    return found.latents.cpu().numpy(), found.values.cpu().numpy()
+    entries = screen.candidates(model_inputs(sae, block))
+    check_finite(entries.values)
+    return entries.latents.cpu().numpy(), entries.values.cpu().numpy()
 
 
-def model_inputs(sae, block: Tensor) -> Tensor:
+def model_inputs(sae: SAE, block: Tensor) -> Tensor:
     """block [B, d] in the model's units -> as the weights see it. Raises UserError when a number is not finite."""
     x, _, _ = sae.normalise(block.to(sae.W_dec.device, torch.float32))
     check_finite(x)
     return x
+
+
+def batch_topk_reconstruction(sae: SAE, x_BD: Tensor) -> Tensor:
+    """x [B, d] in the model's units -> x_hat [B, d] from the k * B largest pre-activations of the batch, as in training."""
+    x, mean, std = sae.normalise(x_BD.to(sae.W_dec.device, torch.float32))
+    kept, _ = fast.select(sae.pre_activations(x), sae.config.k * len(x))
+    x_hat = fast.decode(kept, sae.W_dec.detach()) + sae.b_dec
+    return x_hat if mean is None else x_hat * std + mean
 
 
 def check_finite(*tensors: Tensor) -> None:

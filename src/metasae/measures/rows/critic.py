@@ -7,7 +7,7 @@ What is above the second is structure beyond the covariance: directions that row
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, stdev
 
@@ -37,9 +37,6 @@ class Critic:
     ve_heldout: float | None
     n_rows: int
     n_heldout: int
-    m: int
-    k: int
-    steps: int
 
 
 @torch.no_grad()
@@ -53,10 +50,10 @@ def judge(rows: Tensor, m: int, k: int, steps: int, seed: int, lr: float = 1e-2,
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator)
     n_heldout = int(heldout * len(rows))
-    unseen, seen = rows[order[:n_heldout]], rows[order[n_heldout:]]
-    weights = _initial(seen, m, generator)
-    _fit(weights, seen, k, steps, lr)
-    return Critic(_score(weights, seen, k), _score(weights, unseen, k), len(seen), n_heldout, m, k, steps)
+    unseen, training = rows[order[:n_heldout]], rows[order[n_heldout:]]
+    weights = _initial(training, m, generator)
+    _fit(weights, training, k, steps, lr)
+    return Critic(_score(weights, training, k), _score(weights, unseen, k), len(training), n_heldout)
 
 
 def variance_explained(rows: Tensor, rebuilt: Tensor) -> float | None:
@@ -84,9 +81,9 @@ def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) 
     if below == n_rows:
         return low
     high, share = random_floor(below + step, d, m, k, steps, seed), (n_rows - below) / step
-    values = {name: _between(getattr(low, name), getattr(high, name), share) for name in ("ve", "ve_heldout")}
     n_heldout = int(HELDOUT * n_rows)
-    return replace(low, **values, n_rows=n_rows - n_heldout, n_heldout=n_heldout)
+    ve, ve_heldout = _between(low.ve, high.ve, share), _between(low.ve_heldout, high.ve_heldout, share)
+    return Critic(ve, ve_heldout, n_rows - n_heldout, n_heldout)
 
 
 def _between(low: float | None, high: float | None, share: float) -> float | None:
@@ -113,14 +110,14 @@ def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
     squares, directions = torch.linalg.eigh((rows - mean).t() @ (rows - mean))
     kept = squares > 1e-12 * squares[-1]
     spread, directions = squares[kept].sqrt(), directions[:, kept]
-    found = torch.randn(len(rows), len(spread), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = torch.randn(len(rows), len(spread), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for turn in range(GAUSSIAN_TURNS):
-        centred = found - found.mean(0)
+        centred = drawn - drawn.mean(0)
         columns, triangle = torch.linalg.qr(centred if turn == 0 else centred @ directions)
         # QR leaves signs open; flipped columns would be a new draw
         columns = columns * triangle.diagonal().sign()
-        found = nn.functional.normalize(mean + columns * spread @ directions.t(), dim=1)
-    return found.float()
+        drawn = nn.functional.normalize(mean + columns * spread @ directions.t(), dim=1)
+    return drawn.float()
 
 
 @dataclass(frozen=True)
@@ -175,9 +172,8 @@ def critic_grid(
         for width in widths:
             for k in ks:
                 m = max(1, round(width * n))
-                table.append(
-                    {"width": width, "m": m, "k": k, **judge_beside_floors(rows, m, k, steps, seed, gaussian).as_dict()}
-                )
+                scores = judge_beside_floors(rows, m, k, steps, seed, gaussian).as_dict()
+                table.append({"width": width, "m": m, "k": k, **scores})
                 task.advance(1)
     return table
 
@@ -221,15 +217,15 @@ def _fit(weights: Weights, rows: Tensor, k: int, steps: int, lr: float) -> None:
     adam = UnitRowAdam(weights, betas=(0.9, 0.999), eps=1e-15, clip=math.inf, renormalise="after")
     architecture, cut = BatchTopK(Options(k)), 0.0
     for step in range(steps):
-        made = forward(rows, weights, architecture, k, cut, how)
-        cut = made.cut
-        dead = Auxiliary(~made.kept.fired(), k, AUX_SHARE, detach=True)
-        gradients = sae_gradients(made, weights, architecture, dead, how).weights
+        codes = forward(rows, weights, architecture, k, cut, how)
+        cut = codes.cut
+        dead = Auxiliary(~codes.kept.fired(), k, AUX_SHARE, detach=True)
+        gradients = sae_gradients(codes, weights, architecture, dead, how).weights
         adam.step(gradients, learning_rate(step, steps, lr, warmup=0, decay=0.5))
 
 
 def _score(weights: Weights, rows: Tensor, k: int) -> float | None:
     if not len(rows):
         return None
-    made = forward(rows, weights, BatchTopK(Options(k)), k, 0.0, Arithmetic(fast, torch.float32))
-    return variance_explained(rows, rows + made.residuals[-1])
+    codes = forward(rows, weights, BatchTopK(Options(k)), k, 0.0, Arithmetic(fast, torch.float32))
+    return variance_explained(rows, rows + codes.residuals[-1])

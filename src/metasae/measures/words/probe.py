@@ -54,15 +54,14 @@ def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float
         scores = z @ weights + bias
         scores -= scores.max(1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-        slope = weight * (np.exp(log_p) - target)
-        gradient = np.concatenate([(z.T @ slope + strength * weights).ravel(), slope.sum(0)])
+        of_scores = weight * (np.exp(log_p) - target)
+        gradient = np.concatenate([(z.T @ of_scores + strength * weights).ravel(), of_scores.sum(0)])
         return float(-(weight * target * log_p).sum() + strength / 2 * np.square(weights).sum()), gradient
 
     options = {"maxiter": MAX_ITERATIONS, "ftol": 1e-10, "gtol": 1e-6}
-    found = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
-    return Probe(
-        found.x[: d * n_classes].reshape(d, n_classes), found.x[d * n_classes :], mean, scale, bool(found.success)
-    )
+    minimum = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
+    weights, bias = minimum.x[: d * n_classes].reshape(d, n_classes), minimum.x[d * n_classes :]
+    return Probe(weights, bias, mean, scale, bool(minimum.success))
 
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> float:

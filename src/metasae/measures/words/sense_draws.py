@@ -38,9 +38,9 @@ def draw_for(sizes: np.ndarray, rng: np.random.Generator) -> Draw:
     size, total = 2, int(sizes.sum())
     while True:
         size = min(size, total)
-        found = _expected(draws(sizes[None], size, DRAWS_AT_RANDOM, rng), sizes)[0].tolist()
-        if found[0] <= AT_CHANCE or size == total:
-            return Draw(size, *found)
+        at_chance, blend = _expected(draws(sizes[None], size, DRAWS_AT_RANDOM, rng), sizes)[0].tolist()
+        if at_chance <= AT_CHANCE or size == total:
+            return Draw(size, at_chance, blend)
         size = int(np.ceil(size * STEP))
 
 
@@ -49,9 +49,9 @@ def matched(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(matched atomicity, chance that a draw looks blended), float64 [l] each, from c int [l, S] and n [S]; NaN below draw.size firings."""
     enough = counts.sum(1) >= draw.size
-    found = np.full((len(counts), 2), np.nan)
-    found[enough] = _expected(draws(counts[enough], draw.size, DRAWS, rng), sizes)
-    return (found[:, 0] - draw.atomicity) / (1 - draw.atomicity), found[:, 1]
+    expected = np.full((len(counts), 2), np.nan)
+    expected[enough] = _expected(draws(counts[enough], draw.size, DRAWS, rng), sizes)
+    return (expected[:, 0] - draw.atomicity) / (1 - draw.atomicity), expected[:, 1]
 
 
 def draws(counts: np.ndarray, size: int, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -59,14 +59,14 @@ def draws(counts: np.ndarray, size: int, number: int, rng: np.random.Generator) 
 
     Sense after sense: how many of the drawn are of this sense is hypergeometric, given how many are left.
     """
-    found = np.zeros((len(counts), number, counts.shape[1]), np.int64)
+    drawn = np.zeros((len(counts), number, counts.shape[1]), np.int64)
     wanted = np.full((len(counts), number), size, np.int64)
     others = counts.sum(1)
     for sense in range(counts.shape[1]):
         others = others - counts[:, sense]
-        found[..., sense] = rng.hypergeometric(counts[:, sense, None], others[:, None], wanted)
-        wanted -= found[..., sense]
-    return found
+        drawn[..., sense] = rng.hypergeometric(counts[:, sense, None], others[:, None], wanted)
+        wanted -= drawn[..., sense]
+    return drawn
 
 
 def _expected(drawn: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ def sense_reference(
     """
     if not words:
         raise ValueError("there are no words to judge on")
-    found = []
+    references = []
     with progress.task("probes for word senses", len(words), "words") as task:
         for number, word in enumerate(words):
             rng = np.random.default_rng([seed, number])
@@ -71,11 +71,10 @@ def sense_reference(
             shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])
             blocks = even_parts(word.sense, word.sentence, BLOCKS, rng)
             draw = draw_for(word.sizes, rng)
-            found.append(
-                WordReference(word, halves, shuffled, blocks, draw, probe_ceiling(word, halves, shuffled, blocks), seed)
-            )
+            ceiling = probe_ceiling(word, halves, shuffled, blocks)
+            references.append(WordReference(word, halves, shuffled, blocks, draw, ceiling, seed))
             task.advance(1)
-    return SenseReference(tuple(found), seed)
+    return SenseReference(tuple(references), seed)
 
 
 def even_parts(sense: np.ndarray, sentence: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -96,21 +95,22 @@ def probe_ceiling(word: SenseActivations, halves: np.ndarray, shuffled: np.ndarr
     x, n_senses, converged = word.x.double().numpy(), len(word.senses), []
 
     def predictions(labels: np.ndarray, half: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        found = []
+        """(occurrences, the senses predicted for them), trained on one half, and on the other."""
+        pairs = []
         for trained in (0, 1):
             train, test = np.flatnonzero(half == trained), np.flatnonzero(half != trained)
             present, local = np.unique(labels[train], return_inverse=True)
             probe = fit_probe(x[train], local, len(present))
             converged.append(probe.converged)
-            found.append((test, present[probe.predict(x[test])]))
-        return found
+            pairs.append((test, present[probe.predict(x[test])]))
+        return pairs
 
-    def score(found: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) -> float:
+    def score(pairs: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) -> float:
         return fmean(
-            macro_f1(word.sense[test[kept[test]]], predicted[kept[test]], n_senses) for test, predicted in found
+            macro_f1(word.sense[test[kept[test]]], predicted[kept[test]], n_senses) for test, predicted in pairs
         )
 
-    real = [each for half in halves for each in predictions(word.sense, half)]
+    real = [pair for half in halves for pair in predictions(word.sense, half)]
     random = predictions(shuffled[0], halves[0])
     everywhere = np.ones(len(blocks), bool)
     without = tuple(score(real, blocks != block) for block in range(BLOCKS))

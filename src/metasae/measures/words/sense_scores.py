@@ -51,14 +51,14 @@ def coverage_f1(acts, sense: np.ndarray, n_senses: int, halves: np.ndarray) -> f
     """
     if not acts.shape[1]:
         return 0.0
-    found = []
+    scores = []
     for half in halves:
         counts = firings_per_sense(acts, sense + n_senses * half, 2 * n_senses)
         sizes = np.bincount(sense + n_senses * half, minlength=2 * n_senses)
         f1 = [detection_f1(counts[:, part], sizes[part]) for part in (slice(None, n_senses), slice(n_senses, None))]
         for chosen_on, scored_on in (f1, f1[::-1]):
-            found.append(scored_on[chosen_on.argmax(0), np.arange(n_senses)].mean())
-    return float(np.mean(found))
+            scores.append(scored_on[chosen_on.argmax(0), np.arange(n_senses)].mean())
+    return float(np.mean(scores))
 
 
 def detection_f1(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -79,9 +79,9 @@ def standing_out(acts) -> np.ndarray:
         return standing
     largest = np.maximum.reduceat(above, acts.indptr[some])
     # the rounding of a mean lifts nothing above it
-    found = np.flatnonzero((above == np.repeat(largest, per_token[some])) & (above > 1e-12 * acts.data))
-    token, first = np.unique(np.repeat(some, per_token[some])[found], return_index=True)
-    standing[token] = acts.indices[found[first]]
+    highest = np.flatnonzero((above == np.repeat(largest, per_token[some])) & (above > 1e-12 * acts.data))
+    token, first = np.unique(np.repeat(some, per_token[some])[highest], return_index=True)
+    standing[token] = acts.indices[highest[first]]
     return standing
 
 
