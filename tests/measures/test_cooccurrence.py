@@ -173,11 +173,6 @@ def test_as_dict_names():
     assert set(found["excluded"]) == {"never", "always"}
 
 
-def test_blocks_for_other_tokens_are_refused():
-    with pytest.raises(ValueError, match="5 blocks for 40 tokens"):
-        pair_statistics(firings_of(random_on(40, 8, 1)), np.zeros(5, np.int8))
-
-
 def test_the_number_of_threads_and_the_memory_change_nothing():
     firings, threads = firings_of(random_on(300, 40, 2)), torch.get_num_threads()
     found = []

@@ -39,7 +39,6 @@ def test_the_critic_finds_planted_parts_and_not_random_rows():
     floor = judge(unit(torch.randn(400, 32, generator=torch.Generator().manual_seed(3))), m=24, k=2, steps=120, seed=0)
     assert found.ve > 0.8 and found.ve_heldout > 0.75
     assert floor.ve < 0.5 and floor.ve_heldout < 0.3
-    assert (found.n_rows, found.n_heldout) == (320, 80)
 
 
 def test_the_critic_is_decided_by_its_seed_alone():
@@ -82,13 +81,13 @@ def test_gaussian_rows_where_rows_are_few_or_alike():
 def test_rows_without_parts_are_explained_like_their_gaussian_floor():
     """Random rows and stretched ones: nothing is left above the second floor, while the first is passed by the stretched."""
     for rows, passes_the_first in ((random_rows(800, 24, 9), False), (stretched(800, 24), True)):
-        found = judge_beside_floors(rows, 40, 2, 80, seed=0).as_dict()
+        found = judge_beside_floors(rows, 40, 2, 80, seed=0)
         assert abs(found["ve_heldout_excess_over_gaussian"]) < 0.03
         assert (found["ve_heldout_excess"] > 0.2) is passes_the_first and found["ve_heldout_excess"] > -0.03
 
 
 def test_planted_parts_stand_above_both_floors():
-    found = judge_beside_floors(planted(400, 32, 24), 24, 2, 120, seed=0).as_dict()
+    found = judge_beside_floors(planted(400, 32, 24), 24, 2, 120, seed=0)
     assert found["ve_heldout_excess"] > 0.4 and found["ve_heldout_excess_over_gaussian"] > 0.3
     assert found["ve_excess"] == found["ve"] - found["ve_random"]
     assert found["ve_heldout_excess_over_gaussian"] == found["ve_heldout"] - found["ve_gaussian_heldout"]
@@ -125,8 +124,7 @@ def test_the_random_floor_between_two_counts_of_rows_is_the_floor_of_that_count(
     for count in (16, 31, 32, 48, 768, 800):
         assert random_floor_at(count, 12, 6, 2, 30, 0) == random_floor(count, 12, 6, 2, 30, 0)
     for count in (50, 333, 777, 790):
-        read, own = random_floor_at(count, 12, 6, 2, 60, 3), random_floor(count, 12, 6, 2, 60, 3)
-        assert (read.n_rows, read.n_heldout) == (own.n_rows, own.n_heldout)
+        read = random_floor_at(count, 12, 6, 2, 60, 3)
         # one draw of rows differs from another by about as much
         spread = [random_floor(count, 12, 6, 2, 60, seed).ve for seed in range(4, 10)]
         assert min(spread) - 0.03 < read.ve < max(spread) + 0.03

@@ -176,19 +176,9 @@ def test_targets_tiles_and_lengths_change_nothing(monkeypatch):
     assert (found.parts == whole.parts[some]).all()
 
 
-def test_no_targets_and_the_summary():
+def test_the_summary():
     rows = made("random", 30, 5)
-    assert pursue(rows, 2, targets=np.zeros(0, np.int64)).as_dict() == {"n_rows": 30, "n_targets": 0}
     found = pursue(rows, 2)
     summary = found.as_dict()
     assert summary["e_2"] == pytest.approx(found.errors[:, 1].mean()) and summary["e_2_proved"] == 1
     assert summary["share_e_2_below_0.5"] == (found.errors[:, 1] < 0.5).mean()
-
-
-def test_what_cannot_be_pursued():
-    with pytest.raises(ValueError, match="two rows"):
-        pursue(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="not zero"):
-        pursue(torch.tensor([[1.0, 0], [0, 0]]))
-    with pytest.raises(ValueError, match="between 1 and 6"):
-        pursue(torch.ones(3, 2), most=7)

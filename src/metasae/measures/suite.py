@@ -10,10 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metasae.data.cache.cache import ActivationCache
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
+from metasae.data.senses import sense_activations, sense_files
 from metasae.data.split import Part, Split, head
 from metasae.data.text import files_of_text
 from metasae.errors import UserError
@@ -38,13 +41,7 @@ from metasae.ranks.sharing import RankPool, deal, deals
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE
 
-if TYPE_CHECKING:
-    from metasae.data.cache.cache import ActivationCache
-    from metasae.data.model.host import Host
-    from metasae.data.planted.planted_cache import PlantedCache
-
-    Cache = ActivationCache | PlantedCache
-
+Cache = ActivationCache | PlantedCache
 # Of the critics, the rotations of the text and the sense halves: the same for every SAE.
 SEED = 0
 BATCH = 2048
@@ -66,12 +63,11 @@ class Reference:
 
 
 def reference_of(
-    cache: "Cache",
+    cache: Cache,
     spec: recipe.Measure,
-    host: "Host | None" = None,
+    host: Host | None = None,
     progress: Progress = SILENT,
     *,
-    context: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Reference:
     """The reference of the evaluation split; arguments as in `measure_sae`. Raises UserError when the split is empty."""
@@ -79,14 +75,12 @@ def reference_of(
     asked = parts_of_model(spec, ranks) if host is not None else []
     moments = moments_of(evaluation, BATCH) if "fidelity" in deals(PARTS, ranks) or "output" in asked else None
     output = senses = None
-    if asked and context is None:
-        context = cache.index["identity"]["text"]["context"]
+    # tokens of a harvested window
+    context = cache.index["identity"]["text"]["context"] if asked else None
     if "output" in asked:
         mean = moments.mean.float()
         output = output_reference(host, evaluation, spec.output_tokens, context, mean, progress=progress)
     if "senses" in asked:
-        from metasae.data.senses import sense_activations, sense_files
-
         files = sense_files(spec.senses)
         senses = sense_reference(sense_activations(host, files, context, progress=progress), SEED, progress=progress)
     return Reference(moments, output, senses)
@@ -101,12 +95,11 @@ def parts_of_model(spec: recipe.Measure, ranks: Ranks = ALONE) -> list[str]:
 def measure_sae(
     sae: SAE,
     meta_sae: SAE | None,
-    cache: "Cache",
+    cache: Cache,
     spec: recipe.Measure,
-    host: "Host | None" = None,
+    host: Host | None = None,
     progress: Progress = SILENT,
     *,
-    context: int | None = None,
     seed: int | None = None,
     calibration: Calibration | None = None,
     reference: Reference | None = None,
@@ -117,8 +110,7 @@ def measure_sae(
 
     sae: in the model's own units; without a `threshold` it gets the calibrated one, so it can be saved afterwards. k is
     `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one or
-    with spec.output_tokens = 0, and for senses. context: tokens of a harvested window; None reads it from the cache. seed: the
-    SAE's, only written down. calibration: of this SAE, where it got its threshold before.
+    with spec.output_tokens = 0, and for senses. seed: the SAE's, only written down. calibration: of this SAE, where it got its threshold before.
     folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same SAE (see
     above), and get the same.
     Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings (what of
@@ -130,7 +122,7 @@ def measure_sae(
         tokens = head(cache.split("calibration"), spec.calibration_tokens)
         calibration = calibrate(sae, tokens, BATCH, progress, spec.threshold, ranks)
     if reference is None:
-        reference = reference_of(cache, spec, host, progress, context=context, ranks=ranks)
+        reference = reference_of(cache, spec, host, progress, ranks=ranks)
     firings = firings_of(sae, evaluation, folder, progress, ranks)
     blocks = document_blocks(firings.documents)
     # one block left out leaves nothing
@@ -140,22 +132,19 @@ def measure_sae(
         **_pair_works(spec, firings, blocks, phi["mean_abs_phi"], progress),
         **_works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, reference),
     }
-    parts = deal({part: works.get(part, _nothing) for part in PARTS}, ranks)
-    fidelity, output = parts["fidelity"], parts["output"] or {}
+    # a part that the recipe leaves out, or that cannot be measured, is empty
+    parts = deal({part: works.get(part, dict) for part in PARTS}, ranks)
+    fidelity, output = parts["fidelity"], parts["output"]
     measures = {
         "conditions": _conditions(sae, cache, spec, calibration, firings, seed),
         "calibration": calibration.as_dict(),
         "fidelity": fidelity | output | {"leave_one_out": fidelity["leave_one_out"] | output.get("leave_one_out", {})},
-        "cooccurrence": phi | {part: parts[part] for part in PAIR_PARTS if parts[part] is not None},
+        "cooccurrence": phi | {part: parts[part] for part in PAIR_PARTS if parts[part]},
         "decomposability": parts["decomposability"],
-        **{part: parts[part] for part in ("senses", "truth") if parts[part] is not None},
+        **{part: parts[part] for part in ("senses", "truth") if parts[part]},
         "settings": spec.settings,
     }
     return json_safe(measures)
-
-
-def _nothing() -> None:
-    """In the place of a part that the recipe leaves out, or that cannot be measured."""
 
 
 def _pair_works(
@@ -175,9 +164,9 @@ def _pair_works(
 def _works(
     sae: SAE,
     meta_sae: SAE | None,
-    cache: "Cache",
+    cache: Cache,
     spec: recipe.Measure,
-    host: "Host | None",
+    host: Host | None,
     progress: Progress,
     evaluation: Part,
     firings: Firings,
@@ -199,7 +188,7 @@ def _works(
     return works
 
 
-def _truth(sae: SAE, cache: "PlantedCache", evaluation: Part, firings: Firings) -> dict:
+def _truth(sae: SAE, cache: PlantedCache, evaluation: Part, firings: Firings) -> dict:
     """The dictionary held against the true features of a planted world."""
     activations = cache.split("evaluation").activations[: evaluation.n_tokens]
     world, rows = cache.world, sae.W_dec.detach().float().cpu().numpy()
@@ -207,7 +196,7 @@ def _truth(sae: SAE, cache: "PlantedCache", evaluation: Part, firings: Firings) 
 
 
 def _conditions(
-    sae: SAE, cache: "Cache", spec: recipe.Measure, calibration: Calibration, firings: Firings, seed: int | None
+    sae: SAE, cache: Cache, spec: recipe.Measure, calibration: Calibration, firings: Firings, seed: int | None
 ) -> dict:
     """What the measures hold under: those of two SAEs are compared where these are alike."""
     return {
@@ -238,7 +227,7 @@ def firings_of(
     return write_firings(sae, split, folder, BATCH, progress, ranks)
 
 
-def evaluation_of(cache: "Cache", spec: recipe.Measure) -> Part:
+def evaluation_of(cache: Cache, spec: recipe.Measure) -> Part:
     """The evaluation tokens, the same for every SAE. Raises UserError when there are none."""
     evaluation = head(cache.split("evaluation"), spec.tokens)
     if evaluation.n_tokens < 1:

@@ -6,17 +6,15 @@ whatever the number of tokens. Sums over chunks are int64.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from metasae.measures.firing.blocks import Span, chunks
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import Progress
 from metasae.ranks.lanes import side_by_side
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 Sums = TypeVar("Sums")
 
@@ -29,7 +27,7 @@ class CoFirings:
     latents: distinct int [l] in any order, the rows; frequent ones first is fastest. other, other_latents: the firings of a
     second SAE over the same tokens and the latents that are the columns of `cross`. chunk: firings taken at a time. Memory of
     a call: the int64 tile, as much again for one chunk's product, and about 30 bytes per firing of a chunk.
-    Raises ValueError when latents are no such list or the second SAE saw another number of tokens.
+    Raises ValueError when the second SAE saw another number of tokens.
     """
 
     def __init__(
@@ -61,8 +59,6 @@ class CoFirings:
 
     def cross(self, start: int, rows: int, span: Span | None = None) -> np.ndarray:
         """N11 int64 [rows, l_other]: tokens on which latents[start + r] and other_latents[c] of the second SAE fire."""
-        if self._other is None:
-            raise ValueError("counts across SAEs need the firings of a second SAE")
         rows = min(rows, self._n - start)
         total = np.zeros((rows, self._n_other), np.int64)
         product = np.empty(total.shape, np.int32)
@@ -128,19 +124,13 @@ def counts_by_span(firings: Firings, spans: Sequence[Span], chunk: int = CHUNK) 
 
 def _ranks_of(latents: np.ndarray, n_latents: int) -> np.ndarray:
     """Place of every latent among the chosen ones, -1 for the others: int32 [n]."""
-    places = np.arange(len(latents), dtype=np.int32)
-    inside = not len(latents) or (np.min(latents) >= 0 and np.max(latents) < n_latents)
-    if not inside or len(np.unique(latents)) < len(latents):
-        raise ValueError(f"latents must be distinct numbers from 0 to {n_latents - 1}")
     ranks = np.full(n_latents, -1, np.int32)
-    ranks[latents] = places
+    ranks[latents] = np.arange(len(latents), dtype=np.int32)
     return ranks
 
 
-def _matrix(firings: Firings, first: int, last: int, ranks: np.ndarray, low: int, high: int) -> "csr_array":
+def _matrix(firings: Firings, first: int, last: int, ranks: np.ndarray, low: int, high: int) -> csr_array:
     """The firings of tokens first to last - 1 as a 0/1 matrix int32 [last - first, high - low]: the latents of rank low to high - 1."""
-    from scipy.sparse import csr_array
-
     offsets = np.asarray(firings.indptr[first : last + 1])
     columns = ranks[firings.indices[offsets[0] : offsets[-1]]]
     columns -= np.int32(low)
@@ -151,7 +141,7 @@ def _matrix(firings: Firings, first: int, last: int, ranks: np.ndarray, low: int
     return csr_array((ones, columns[kept], indptr), shape=(last - first, high - low))
 
 
-def _counts(left: "csr_array", right: "csr_array", out: np.ndarray) -> np.ndarray:
+def _counts(left: csr_array, right: csr_array, out: np.ndarray) -> np.ndarray:
     """left^T right, dense int32."""
     # latent by latent over its tokens: one row of running sums at a time, which fits the cache
     return (left.T.tocsr() @ right).toarray(out=out)

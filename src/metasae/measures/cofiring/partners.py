@@ -8,10 +8,10 @@ is not enough are counted again against all others.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.counts import CoFirings, check_same_tokens, counts_by_span
@@ -19,9 +19,6 @@ from metasae.measures.firing.blocks import Span, chunks
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.lanes import side_by_side
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 # Pairs of a tile: sparse, of which most are never on together, and filled in.
 TILE_PAIRS, DENSE_PAIRS = 2**25, 2**24
@@ -118,7 +115,7 @@ class _Pairs:
         spans: Sequence[Span],
         max_rate: float,
         chunk: int,
-        counted: "csr_array | None" = None,
+        counted: csr_array | None = None,
     ):
         self.firings, self.other, self.spans, self.counted = firings, other, spans, counted
         self.total = sum(last - first for first, last in spans)
@@ -172,13 +169,11 @@ class _Pairs:
             best.put(rows, _Best.of(len(others), row, self.columns[column], phi[rows][others], count))
         return best
 
-    def _n11(self, start: int, rows: int) -> "csr_array":
+    def _n11(self, start: int, rows: int) -> csr_array:
         """On how many tokens each latent from `start` on is on together with each other, sparse int32 [r, n].
 
         Latents that take no part have their rows and columns too.
         """
-        from scipy.sparse import csr_array
-
         if self.counted is not None:
             return self.counted[start : start + rows]
         rows = min(rows, self.firings.n_latents - start)
@@ -190,8 +185,6 @@ class _Pairs:
 
     def count_all(self) -> None:
         """Counts the co-firings of all pairs, which have to fit into memory."""
-        from scipy.sparse import vstack
-
         rows = _tile_rows(self.firings.n_latents, self.n_columns)
         tiles = side_by_side(lambda start: self._n11(start, rows), range(0, self.firings.n_latents, rows))
         self.counted = vstack(tiles, format="csr")
@@ -224,10 +217,8 @@ def _chunks(firings: Firings, spans: Sequence[Span], size: int) -> Iterator[list
         yield group
 
 
-def _matrix(firings: Firings, spans: Sequence[Span]) -> "csr_array":
+def _matrix(firings: Firings, spans: Sequence[Span]) -> csr_array:
     """The 0/1 matrix [tokens of the spans, latents], sparse."""
-    from scipy.sparse import csr_array
-
     indptr = firings.indptr
     entries = [slice(int(indptr[first]), int(indptr[last])) for first, last in spans]
     before = accumulate((part.stop - part.start for part in entries), initial=0)

@@ -10,7 +10,6 @@ seeds is the base rate: latents split between seeds, too. The paper's ranking (a
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -19,6 +18,7 @@ import numpy as np
 from metasae.measures.cofiring.counts import ratio
 from metasae.measures.cofiring.partners import Partners, top_partners
 from metasae.measures.firing.blocks import block_spans, document_blocks
+from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
 
@@ -88,12 +88,10 @@ def find_splits(
 
     Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2 each, ties to
     the smaller set. blocks: int [T], each token's block of documents, rising; None for `document_blocks` of them. With a single
-    block nothing is held out, and every parent is too rare. Memory: about 10 bytes per firing of each SAE.
-    Raises ValueError when the tokens of the two SAEs differ or blocks do not fit them.
+    block nothing is held out, and every parent is too rare. Memory: about 14 bytes per firing of each SAE.
+    Raises ValueError when the tokens of the two SAEs differ.
     """
     blocks = document_blocks(parents.documents) if blocks is None else blocks
-    if len(blocks) != parents.n_tokens:
-        raise ValueError(f"{len(blocks)} blocks for {parents.n_tokens} tokens")
     spans = block_spans(blocks)
     partners = top_partners(parents, CANDIDATES, children, spans=spans[::2], progress=progress)
     held_out = np.zeros(parents.n_tokens, bool)
@@ -138,7 +136,7 @@ class _Patterns:
     """Which of a parent's candidates fire together with it: token counts by pattern, bit s of a pattern for candidate s."""
 
     def __init__(self, parents: Firings, children: Firings, held_out: np.ndarray):
-        self.parents, self.children, self.held_out = _by_latent(parents), _by_latent(children), held_out
+        self.parents, self.children, self.held_out = by_latent(parents), by_latent(children), held_out
 
     def histograms(
         self, latents: np.ndarray, candidates: np.ndarray, usable: np.ndarray
@@ -147,8 +145,8 @@ class _Patterns:
         chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
         on = np.zeros(len(self.held_out), np.uint16)
         for row, latent in enumerate(latents):
-            tokens = self.parents[latent]
-            lists = [self.children[child] for child in candidates[latent, : usable[latent]]]
+            tokens, _ = self.parents.latent(latent)
+            lists = [self.children.latent(child)[0] for child in candidates[latent, : usable[latent]]]
             for slot, child_tokens in enumerate(lists):
                 on[child_tokens] |= 1 << slot
             pattern, held_out = on[tokens], self.held_out[tokens]
@@ -157,15 +155,6 @@ class _Patterns:
             chosen_on[row] = np.bincount(pattern[~held_out], minlength=2**CANDIDATES)
             scored_on[row] = np.bincount(pattern[held_out], minlength=2**CANDIDATES)
         return chosen_on, scored_on
-
-
-def _by_latent(firings: Firings) -> Sequence[np.ndarray]:
-    """The tokens of each latent."""
-    from scipy.sparse import csr_array
-
-    ones = np.ones(len(firings.indices), np.int8)
-    by_latent = csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents)).tocsc()
-    return np.split(by_latent.indices, by_latent.indptr[1:-1])
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,17 @@ only i fires on is moved as much as the rest, as by a blend, and well below 1 wh
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from metasae.data.model.host import Host
 from metasae.measures.cofiring.counts import ratio
 from metasae.measures.effect.side_effects import SideEffects, side_effects
 from metasae.measures.firing.firings import Firings
 from metasae.measures.rows.seeds import match
 from metasae.progress.progress import SILENT, Progress
 from metasae.sae.sae import SAE
-
-if TYPE_CHECKING:
-    from metasae.data.model.host import Host
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Steering:
     pairs: windows per latent, each with a silent one; the model runs 12 windows for each. seed: of the draw.
     """
 
-    host: "Host"
+    host: Host
     latents: int
     context: int
     pairs: int = 8

@@ -7,12 +7,12 @@ Three replacements on the same held-out windows: the SAE's reconstruction, the m
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metasae.data.model.host import Host
 from metasae.data.model.readout import LOGITS_AT_ONCE, WholeLogits
 from metasae.data.split import Split
 from metasae.data.text.windows import Window, pad
@@ -22,9 +22,6 @@ from metasae.measures.firing.screen import Screen
 from metasae.measures.firing.selection import batch_topk_reconstruction
 from metasae.progress.progress import SILENT, Progress
 from metasae.sae.sae import SAE
-
-if TYPE_CHECKING:
-    from metasae.data.model.host import Host
 
 NOTE = "special positions keep their own activation; windows are those of the harvest"
 # Clean states of the model are kept between SAEs up to this many numbers.
@@ -70,7 +67,7 @@ class OutputReference:
 
 @torch.no_grad()
 def output_reference(
-    host: "Host",
+    host: Host,
     split: Split,
     n_tokens: int,
     context: int,
@@ -103,7 +100,7 @@ def output_reference(
 
 @torch.no_grad()
 def output_effect(
-    host: "Host", sae: SAE, reference: OutputReference, progress: Progress = SILENT, batch_topk: bool = False
+    host: Host, sae: SAE, reference: OutputReference, progress: Progress = SILENT, batch_topk: bool = False
 ) -> dict:
     """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host. One pass where it kept clean states.
 
@@ -135,7 +132,7 @@ def output_effect(
     }
 
 
-def _state(host: "Host", ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def _state(host: Host, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """What the effect is measured on: an encoder's output, or what a causal model makes logits of. [b, t, D]."""
     return host.before_readout(ids, mask, replace) if host.causal else host.output(ids, mask, replace)
 
@@ -151,7 +148,7 @@ def _only_at(own: Tensor, replacement: Callable[[Tensor], Tensor]) -> Callable[[
     return change
 
 
-def _windows_at_once(host: "Host", context: int, batch_tokens: int) -> int:
+def _windows_at_once(host: Host, context: int, batch_tokens: int) -> int:
     at_once = max(1, batch_tokens // context)
     if host.causal and isinstance(host.readout, WholeLogits):
         at_once = min(at_once, max(1, LOGITS_AT_ONCE // (context * host.readout.n_vocabulary)))

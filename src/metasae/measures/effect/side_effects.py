@@ -16,22 +16,18 @@ D is KL(clean || changed) in nats for models that predict the next token, 1 - co
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from metasae.data.model.host import Host
 from metasae.data.text.windows import Window, pad
 from metasae.measures.effect.output import LOGITS_AT_ONCE, windows_of
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
 from metasae.sae.sae import SAE
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
-    from metasae.data.model.host import Host
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class SideEffects:
     silent: np.ndarray
     own_random: np.ndarray
     silent_random: np.ndarray
-    moved: "csr_array"
+    moved: csr_array
     firings: np.ndarray
 
     @property
@@ -78,7 +74,7 @@ class _Trial:
 
 @torch.no_grad()
 def side_effects(
-    host: "Host",
+    host: Host,
     sae: SAE,
     firings: Firings,
     latents: Sequence[int],
@@ -153,14 +149,14 @@ def _nearest_in_length(silent: np.ndarray, lengths: np.ndarray, wanted: int, rng
     return int(rng.choice(nearest[lengths[nearest] == lengths[nearest].max()]))
 
 
-def _at_once(host: "Host", windows: list[Window], context: int, batch_tokens: int) -> int:
+def _at_once(host: Host, windows: list[Window], context: int, batch_tokens: int) -> int:
     """Trials to a batch, two windows each, so that neither its tokens nor its outputs are too many."""
     ids, mask, _ = pad(windows[:1], host.frame, host.pad_id)
     width = host.output(ids, mask).shape[-1]
     return max(1, min(batch_tokens, LOGITS_AT_ONCE // width) // (2 * context))
 
 
-def _moved(host: "Host", sae: SAE, trials: list[_Trial], windows: list[Window]) -> list[np.ndarray]:
+def _moved(host: Host, sae: SAE, trials: list[_Trial], windows: list[Window]) -> list[np.ndarray]:
     """D of every counted token, for each trial float64 [2, 2, length]: its decoder row and the random one; taken out, put in."""
     batch = [windows[trial.home] for trial in trials] + [windows[trial.silent] for trial in trials]
     ids, mask, _ = pad(batch, host.frame, host.pad_id)
@@ -211,10 +207,8 @@ def _cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
 
 def _at_firings(
     trials: list[_Trial], moved: list[np.ndarray], windows: list[Window], shape: tuple[int, int]
-) -> "csr_array":
+) -> csr_array:
     """D at the firings that were taken out, sparse [m, T]."""
-    from scipy.sparse import csr_array
-
     starts = np.cumsum([0, *map(len, windows)])
     rows = np.repeat([trial.latent for trial in trials], [len(trial.places) for trial in trials])
     columns = [starts[trial.home] + trial.places for trial in trials]

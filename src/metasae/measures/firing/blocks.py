@@ -20,10 +20,8 @@ def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
     """documents: int [T], each document's tokens in one stretch -> block of each token, int8 [T], rising.
 
     Blocks are consecutive documents with about the same number of tokens; a document is never cut. With fewer documents than
-    `count` there are fewer blocks, numbered without gaps. Raises ValueError when count is below 1 or above 127.
+    `count`, at most 127, there are fewer blocks, numbered without gaps.
     """
-    if not 1 <= count <= 127:
-        raise ValueError(f"count must lie between 1 and 127, not {count}")
     documents = np.asarray(documents)
     starts = run_starts(documents)
     sizes = np.diff(np.append(starts, len(documents)))
@@ -34,9 +32,7 @@ def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
 
 
 def block_spans(blocks: np.ndarray) -> list[Span]:
-    """blocks: int [T], as `document_blocks` gives them -> the tokens of each block. Raises ValueError unless they rise."""
-    if np.any(np.diff(blocks) < 0):
-        raise ValueError("blocks must rise from token to token")
+    """blocks: int [T], rising, as `document_blocks` gives them -> the tokens of each block."""
     starts = run_starts(blocks).tolist()
     return list(zip(starts, [*starts[1:], len(blocks)], strict=False))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from metasae.measures.firing.arrays import (
     Kind,
@@ -118,8 +119,6 @@ def _starts(firings: Firings) -> np.ndarray:
 
 def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -> None:
     """Puts every entry in its place, chunk by chunk of whole tokens."""
-    from scipy.sparse import csr_array
-
     ends = np.array(view.indptr[:-1])  # where the next entry of each latent goes
     with progress.task("sorting firings by latent", len(firings.indices), "firings") as task:
         for first, last in chunks(firings.indptr, (0, firings.n_tokens), chunk):

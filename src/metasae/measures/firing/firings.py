@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from metasae.data.split import Split, own_part
 from metasae.measures.firing.screen import Screen
@@ -59,10 +60,8 @@ class Firings:
         return self.counts() / max(self.n_tokens, 1)
 
     @property
-    def csr(self):
-        """The activations as scipy.sparse.csr_array [T, n]; shares memory with this object."""
-        from scipy.sparse import csr_array
-
+    def csr(self) -> csr_array:
+        """The activations [T, n]; shares memory with this object."""
         return csr_array((self.values, self.indices, self.indptr), shape=(self.n_tokens, self.n_latents))
 
 

@@ -6,9 +6,9 @@ What is above the second is structure beyond the covariance: directions that row
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import fmean, stdev
 
 import torch
@@ -27,6 +27,7 @@ AUX_SHARE = 1 / 32
 GAUSSIAN_TURNS = 6
 # The share of rows that a critic never sees.
 HELDOUT = 0.2
+LR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,10 @@ class Critic:
 
     ve: float | None
     ve_heldout: float | None
-    n_rows: int
-    n_heldout: int
 
 
 @torch.no_grad()
-def judge(rows: Tensor, m: int, k: int, steps: int, seed: int, lr: float = 1e-2, heldout: float = HELDOUT) -> Critic:
+def judge(rows: Tensor, m: int, k: int, steps: int, seed: int) -> Critic:
     """Trains a fresh meta SAE on 80% of the rows [R, d] and scores it on them and on the rest.
 
     m latents, k kept per row on average, `steps` Adam steps on all training rows at once, learning rate falling linearly
@@ -49,11 +48,11 @@ def judge(rows: Tensor, m: int, k: int, steps: int, seed: int, lr: float = 1e-2,
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator)
-    n_heldout = int(heldout * len(rows))
+    n_heldout = int(HELDOUT * len(rows))
     unseen, training = rows[order[:n_heldout]], rows[order[n_heldout:]]
     weights = _initial(training, m, generator)
-    _fit(weights, training, k, steps, lr)
-    return Critic(_score(weights, training, k), _score(weights, unseen, k), len(training), n_heldout)
+    _fit(weights, training, k, steps)
+    return Critic(_score(weights, training, k), _score(weights, unseen, k))
 
 
 def variance_explained(rows: Tensor, rebuilt: Tensor) -> float | None:
@@ -81,9 +80,7 @@ def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) 
     if below == n_rows:
         return low
     high, share = random_floor(below + step, d, m, k, steps, seed), (n_rows - below) / step
-    n_heldout = int(HELDOUT * n_rows)
-    ve, ve_heldout = _between(low.ve, high.ve, share), _between(low.ve_heldout, high.ve_heldout, share)
-    return Critic(ve, ve_heldout, n_rows - n_heldout, n_heldout)
+    return Critic(_between(low.ve, high.ve, share), _between(low.ve_heldout, high.ve_heldout, share))
 
 
 def _between(low: float | None, high: float | None, share: float) -> float | None:
@@ -120,50 +117,46 @@ def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
     return drawn.float()
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The same critic on the rows, on random unit rows and on Gaussian rows with the covariance of the rows."""
+def judge_beside_floors(
+    rows: Tensor, m: int, k: int, steps: int, seed: int, gaussian: Tensor | None = None
+) -> dict[str, float | None]:
+    """`judge` of rows [R, d] and of both kinds of rows without parts.
 
-    rows: Critic
-    random: Critic
-    gaussian: Critic
-
-    def as_dict(self) -> dict[str, float | None]:
-        """Variance explained, on rows the critics were trained on and on rows they never saw (None without any), and above both floors."""
-        out = {}
-        for name in ("ve", "ve_heldout"):
-            value, random, gaussian = (getattr(critic, name) for critic in (self.rows, self.random, self.gaussian))
-            out |= {
-                name: value,
-                f"{name}_excess": _difference(value, random),
-                f"{name}_excess_over_gaussian": _difference(value, gaussian),
-            }
-        return out | {
-            "ve_random": self.random.ve,
-            "ve_random_heldout": self.random.ve_heldout,
-            "ve_gaussian": self.gaussian.ve,
-            "ve_gaussian_heldout": self.gaussian.ve_heldout,
-        }
-
-
-def judge_beside_floors(rows: Tensor, m: int, k: int, steps: int, seed: int, gaussian: Tensor | None = None) -> Judged:
-    """`judge` of rows [R, d] and of both kinds of rows without parts. gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already."""
+    ve, ve_heldout: variance explained on rows that the critics were trained on and on rows they never saw (None without any), of
+    the rows, of random unit rows and of Gaussian ones (`_random`, `_gaussian`), and above both floors (`_excess`,
+    `_excess_over_gaussian`). gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already.
+    """
     gaussian = gaussian_rows(rows, seed + 2) if gaussian is None else gaussian
     n_rows, d = rows.shape
     critics = (
-        lambda: judge(rows, m, k, steps, seed),
-        lambda: random_floor_at(n_rows, d, m, k, steps, seed),
-        lambda: judge(gaussian, m, k, steps, seed),
+        partial(judge, rows, m, k, steps, seed),
+        partial(random_floor_at, n_rows, d, m, k, steps, seed),
+        partial(judge, gaussian, m, k, steps, seed),
     )
-    if is_small(n_rows * d * m):
-        return Judged(*side_by_side(lambda critic: critic(), critics))
-    return Judged(*(critic() for critic in critics))
+    in_lanes = is_small(n_rows * d * m)
+    own, random, gaussian = side_by_side(_call, critics) if in_lanes else map(_call, critics)
+    return {
+        "ve": own.ve,
+        "ve_excess": _difference(own.ve, random.ve),
+        "ve_excess_over_gaussian": _difference(own.ve, gaussian.ve),
+        "ve_heldout": own.ve_heldout,
+        "ve_heldout_excess": _difference(own.ve_heldout, random.ve_heldout),
+        "ve_heldout_excess_over_gaussian": _difference(own.ve_heldout, gaussian.ve_heldout),
+        "ve_random": random.ve,
+        "ve_random_heldout": random.ve_heldout,
+        "ve_gaussian": gaussian.ve,
+        "ve_gaussian_heldout": gaussian.ve_heldout,
+    }
+
+
+def _call(critic: Callable[[], Critic]) -> Critic:
+    return critic()
 
 
 def critic_grid(
     rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int], steps: int, seed: int, progress: Progress = SILENT
 ) -> list[dict]:
-    """`judge_beside_floors` of rows [R, d] for every width and k: {"width", "m", "k", ...scores of `Judged`}.
+    """`judge_beside_floors` of rows [R, d] for every width and k: {"width", "m", "k", ...scores}.
 
     widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
     """
@@ -172,7 +165,7 @@ def critic_grid(
         for width in widths:
             for k in ks:
                 m = max(1, round(width * n))
-                scores = judge_beside_floors(rows, m, k, steps, seed, gaussian).as_dict()
+                scores = judge_beside_floors(rows, m, k, steps, seed, gaussian)
                 table.append({"width": width, "m": m, "k": k, **scores})
                 task.advance(1)
     return table
@@ -186,7 +179,7 @@ def critic_spread(rows: Tensor, m: int, k: int, steps: int, seeds: Sequence[int]
     values = []
     with progress.task("critics of several seeds", len(seeds), "critics") as task:
         for seed in seeds:
-            values.append(judge_beside_floors(rows, m, k, steps, seed).as_dict())
+            values.append(judge_beside_floors(rows, m, k, steps, seed))
             task.advance(1)
     columns = {name: [value[name] for value in values] for name in values[0]}
     return {
@@ -211,7 +204,7 @@ def _initial(rows: Tensor, m: int, generator: torch.Generator) -> Weights:
     return Weights(directions.clone(), directions, bias, torch.zeros(m))
 
 
-def _fit(weights: Weights, rows: Tensor, k: int, steps: int, lr: float) -> None:
+def _fit(weights: Weights, rows: Tensor, k: int, steps: int) -> None:
     how = Arithmetic(fast, matmul_dtype("auto", rows.device))
     # the loss is a mean over all numbers, so its gradients are far smaller than Adam's usual eps
     adam = UnitRowAdam(weights, betas=(0.9, 0.999), eps=1e-15, clip=math.inf, renormalise="after")
@@ -221,7 +214,7 @@ def _fit(weights: Weights, rows: Tensor, k: int, steps: int, lr: float) -> None:
         cut = codes.cut
         dead = Auxiliary(~codes.kept.fired(), k, AUX_SHARE, detach=True)
         gradients = sae_gradients(codes, weights, architecture, dead, how).weights
-        adam.step(gradients, learning_rate(step, steps, lr, warmup=0, decay=0.5))
+        adam.step(gradients, learning_rate(step, steps, LR, warmup=0, decay=0.5))
 
 
 def _score(weights: Weights, rows: Tensor, k: int) -> float | None:

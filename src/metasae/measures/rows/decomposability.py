@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metasae.errors import UserError
 from metasae.measures.firing.selection import batch_topk_reconstruction
 from metasae.measures.rows.critic import (
+    HELDOUT,
     critic_grid,
     critic_spread,
     gaussian_rows,
@@ -66,15 +67,16 @@ def measure_decomposability(
     with progress.task("rebuilding decoder rows by critics", 3, "meta SAEs") as task:
         judged = judge_beside_floors(rows, m, meta_k, meta_steps, seed)
         task.advance(3)
-    critic = judged.rows
+    n_heldout = int(HELDOUT * len(rows))
+    critic = {"m": m, "k": meta_k, "steps": meta_steps, "n_rows": len(rows) - n_heldout, "n_heldout": n_heldout}
     table = {
         "n_rows": len(rows),
         "nearest_cosine": float(nearest.mean()),
         "nearest_cosine_quantiles": _quantiles(nearest.numpy()),
         "encoder_decoder_cosine": float(aligned.mean()),
         "encoder_decoder_cosine_quantiles": _quantiles(aligned),
-        **{f"meta_{name}": value for name, value in judged.as_dict().items()},
-        "critic": {"m": m, "k": meta_k, "steps": meta_steps, "n_rows": critic.n_rows, "n_heldout": critic.n_heldout},
+        **{f"meta_{name}": value for name, value in judged.items()},
+        "critic": critic,
     }
     if meta_sae is not None:
         table |= own_meta(sae, meta_sae)

@@ -24,13 +24,12 @@ class Matching:
     """Of rows_a [a, d] with rows_b [b, d].
 
     partner: int64 [a], the row of b matched with each row of a, -1 for the a - b rows left over where a is larger.
-    cosine: float64 [a], with the partner, NaN without one. nearest: int64 [a], the row of b with the largest cosine, which
-    many rows of a may share. nearest_cosine: float64 [a]. n_b: rows of b.
+    cosine: float64 [a], with the partner, NaN without one. nearest_cosine: float64 [a], the largest with
+    any row of b, which many rows of a may share. n_b: rows of b.
     """
 
     partner: np.ndarray
     cosine: np.ndarray
-    nearest: np.ndarray
     nearest_cosine: np.ndarray
     n_b: int
 
@@ -83,16 +82,14 @@ def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
         raise ValueError("a matching needs rows on both sides")
     # filled with the negative cosines, as the solver minimises
     costs = torch.empty(len(a), len(b))
-    nearest, nearest_cosine = torch.empty(len(a), dtype=torch.int64), torch.empty(len(a))
+    nearest_cosine = torch.empty(len(a))
     for start in range(0, len(a), TILE):
         tile = torch.mm(a[start : start + TILE], b.t(), out=costs[start : start + TILE])
-        nearest_cosine[start : start + TILE], nearest[start : start + TILE] = tile.max(dim=1)
+        nearest_cosine[start : start + TILE] = tile.amax(dim=1)
         tile.neg_()
     partner, _ = lapjvs(costs.numpy(), return_cost=False, jvx_like=False)
     partner = torch.from_numpy(partner.astype(np.int64))
-    return Matching(
-        partner.numpy(), _cosines(a, b, partner), nearest.numpy(), nearest_cosine.double().clamp(-1, 1).numpy(), len(b)
-    )
+    return Matching(partner.numpy(), _cosines(a, b, partner), nearest_cosine.double().clamp(-1, 1).numpy(), len(b))
 
 
 def chance_matching(rows_a: Tensor, rows_b: Tensor, seed: int) -> Matching:

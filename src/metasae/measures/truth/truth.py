@@ -8,17 +8,14 @@ the sum of |cos(w_i, g_j)| is largest; MCC is the mean of |cos| over the matched
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from metasae.data.split import Split
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.counts import live_latents
 from metasae.measures.firing.firings import Firings
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 BLEND, PARTS = 1.5, 4
 ALIGNED = 0.1
@@ -36,7 +33,7 @@ class Absorption:
     active: int
 
 
-def as_firings(activations: "csr_array", split: Split) -> Firings:
+def as_firings(activations: csr_array, split: Split) -> Firings:
     """csr [T, n], positive, indices rising within a token -> Firings on the tokens of `split`."""
     return Firings(
         activations.indptr.astype(np.int64),
@@ -230,15 +227,13 @@ def _phi_rows(firings: Firings, columns: np.ndarray, counts: np.ndarray) -> Iter
         yield phi[np.arange(phi.shape[1])[None, :] > np.arange(phi.shape[0])[:, None]]
 
 
-def _patterns(firings: Firings) -> "csr_array":
+def _patterns(firings: Firings) -> csr_array:
     """Which tokens each latent fires on: csr int64 [n, T]."""
-    from scipy.sparse import csr_array
-
     ones = np.ones(len(firings.indices), np.int64)
     return csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents)).T.tocsr()
 
 
-def _tokens(patterns: "csr_array", row: int) -> np.ndarray:
+def _tokens(patterns: csr_array, row: int) -> np.ndarray:
     return patterns.indices[patterns.indptr[row] : patterns.indptr[row + 1]]
 
 

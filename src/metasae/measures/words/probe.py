@@ -39,8 +39,6 @@ def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float
     from scipy.optimize import minimize
 
     sizes = np.bincount(labels, minlength=n_classes)
-    if len(sizes) != n_classes or not sizes.all():
-        raise ValueError(f"every class needs a row to train on; there are {sizes.tolist()}")
     x = np.asarray(x, np.float64)
     mean, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 0, scale, 1.0)

@@ -8,10 +8,10 @@ probe, the ceiling (`probe.py`). What is drawn at random is drawn once for all S
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 
 from metasae.data.senses import SenseActivations
 from metasae.intervals.crossed import jackknife, t_half_width
@@ -31,9 +31,6 @@ from metasae.measures.words.sense_scores import (
 )
 from metasae.progress.progress import SILENT, Progress
 from metasae.sae.sae import SAE
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 BATCH = 512
 FEW_WORDS = 5
@@ -86,7 +83,7 @@ def measure_word(sae: SAE, reference: WordReference) -> dict:
     }
 
 
-def score(acts: "csr_array", reference: WordReference, rows: np.ndarray) -> dict[str, float | None]:
+def score(acts: csr_array, reference: WordReference, rows: np.ndarray) -> dict[str, float | None]:
     """The scores of one SAE on one word. acts: [T, l], the latents that fire on the word. rows: the occurrences to go by.
 
     The first four are means over the latents that fire, each weighing as its summed activation there. atomicity: 1 - H(q) / ln S.
@@ -110,7 +107,7 @@ def score(acts: "csr_array", reference: WordReference, rows: np.ndarray) -> dict
     }
 
 
-def coverage_floor(acts: "csr_array", reference: WordReference) -> float:
+def coverage_floor(acts: csr_array, reference: WordReference) -> float:
     """coverage_f1 where the senses are shuffled, once per split: what latents reach that know nothing of them."""
     n_senses = len(reference.activations.senses)
     return fmean(
@@ -119,7 +116,7 @@ def coverage_floor(acts: "csr_array", reference: WordReference) -> float:
     )
 
 
-def describe_latents(acts: "csr_array", latents: np.ndarray, reference: WordReference) -> dict:
+def describe_latents(acts: csr_array, latents: np.ndarray, reference: WordReference) -> dict:
     """How many latents fire, which of them are judged on equal firings, their atomicity by recall, and the best latent of each sense."""
     word, draw = reference.activations, reference.draw
     counts, energy = firings_per_sense(acts, word.sense, len(word.senses)), energy_of(acts)
@@ -156,10 +153,8 @@ def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -
 
 
 @torch.no_grad()
-def activations_on(sae: SAE, x: torch.Tensor) -> tuple["csr_array", np.ndarray]:
+def activations_on(sae: SAE, x: torch.Tensor) -> tuple[csr_array, np.ndarray]:
     """x [T, d] -> (activations [T, l] of the l latents that fire on some row, rising within a row; their numbers, rising int64 [l])."""
-    from scipy.sparse import csr_array, vstack
-
     if x.shape[1] != sae.config.d_in:
         raise ValueError(f"the SAE reads vectors of {sae.config.d_in} numbers, these have {x.shape[1]}")
     blocks = (block.to(sae.W_dec.device, torch.float32) for block in x.split(BATCH))
@@ -215,7 +210,7 @@ def _mean_without(words: Sequence[Sequence[float | None]]) -> list[float | None]
     return [None if None in block else fmean(block) for block in zip(*words, strict=True)] or [None] * BLOCKS
 
 
-def energy_of(acts: "csr_array") -> np.ndarray:
+def energy_of(acts: csr_array) -> np.ndarray:
     """Each latent's summed activation on the word: float64 [l]."""
     # one row where scipy is older
     return np.asarray(acts.sum(axis=0, dtype=np.float64)).ravel()
