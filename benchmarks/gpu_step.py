@@ -84,7 +84,8 @@ def run(shapes: dict[str, Shape], device: torch.device, minutes: float, matmul: 
 def show(result: dict) -> None:
     card = result["card"]
     print(
-        f"{result['device']}, torch {result['torch']}: matmul {card.bf16 / 1e12:.0f} TFLOP/s bf16, {card.fp32 / 1e12:.1f} fp32 (no TF32); ",
+        f"{result['device']}, torch {result['torch']}: matmul {card.bf16 / 1e12:.0f} TFLOP/s bf16, "
+        f"{card.fp32 / 1e12:.1f} fp32 (no TF32); ",
         end="",
     )
     print(f"copy {card.bandwidth / 1e12:.2f} TB/s")
@@ -103,7 +104,8 @@ def main() -> None:
     given = options.parse_args()
     if not torch.cuda.is_available():
         print(
-            "benchmarks/gpu_step.py: there is no CUDA device here, so nothing is timed (benchmarks/step.py times the step on a CPU)"
+            "benchmarks/gpu_step.py: there is no CUDA device here, so nothing is timed (benchmarks/step.py "
+            "times the step on a CPU)"
         )
         return
     if why := presence.why_not_triton():

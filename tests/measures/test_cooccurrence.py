@@ -34,24 +34,24 @@ def test_against_the_brute_force(tile, seed):
     firings = firings_of(on)
     kept, pairs = oracle(on)
 
-    found = pair_statistics(firings, tile=tile)
+    statistics = pair_statistics(firings, tile=tile)
     phi = np.array([value for _, value in pairs.values()])
-    assert found["n_pairs"] == len(phi) and found["excluded"] == {
+    assert statistics["n_pairs"] == len(phi) and statistics["excluded"] == {
         "never": int((on.sum(0) == 0).sum()),
         "always": int(on.all(0).sum()),
     }
-    assert found["mean_abs_phi"] == pytest.approx(np.abs(phi).mean(), abs=1e-12)
-    assert found["mean_pos_phi"] == pytest.approx(phi[phi > 0].mean(), abs=1e-12)
-    assert found["mean_neg_phi"] == pytest.approx(phi[phi < 0].mean(), abs=1e-12)
-    assert found["share_pos"] == (phi > 0).mean() and found["share_neg"] == (phi < 0).mean()
+    assert statistics["mean_abs_phi"] == pytest.approx(np.abs(phi).mean(), abs=1e-12)
+    assert statistics["mean_pos_phi"] == pytest.approx(phi[phi > 0].mean(), abs=1e-12)
+    assert statistics["mean_neg_phi"] == pytest.approx(phi[phi < 0].mean(), abs=1e-12)
+    assert statistics["share_pos"] == (phi > 0).mean() and statistics["share_neg"] == (phi < 0).mean()
     for limit in SHARES_ABOVE:
-        assert found[f"share_above_{limit:g}"] == (phi > limit).mean()
+        assert statistics[f"share_above_{limit:g}"] == (phi > limit).mean()
     nearest = [max(value for pair, (_, value) in pairs.items() if i in pair) for i in kept]
-    assert found["nearest_phi"] == pytest.approx(np.mean(nearest), abs=1e-12)
-    assert found["floor"] == math.sqrt(2 / (math.pi * 80)) and found["l0_realised"] == on.sum() / 80
-    assert found["histogram"]["counts"].sum() == len(phi)
-    edges = np.append(found["histogram"]["edges"][:-1], 1 + 1e-9)
-    assert found["histogram"]["counts"].tolist() == np.histogram(phi, edges)[0].tolist()
+    assert statistics["nearest_phi"] == pytest.approx(np.mean(nearest), abs=1e-12)
+    assert statistics["floor"] == math.sqrt(2 / (math.pi * 80)) and statistics["l0_realised"] == on.sum() / 80
+    assert statistics["histogram"]["counts"].sum() == len(phi)
+    edges = np.append(statistics["histogram"]["edges"][:-1], 1 + 1e-9)
+    assert statistics["histogram"]["counts"].tolist() == np.histogram(phi, edges)[0].tolist()
 
     rates = on.mean(0)
     over_max, of_cell = [], {}
@@ -60,10 +60,10 @@ def test_against_the_brute_force(tile, seed):
         if value > 0:
             over_max.append(value / math.sqrt(p * (1 - q) / (q * (1 - p))))
         of_cell.setdefault((*bands_of(np.array([q, p])),), []).append(abs(value))
-    assert found["mean_over_max"] == pytest.approx(np.mean(over_max), abs=1e-12)
+    assert statistics["mean_over_max"] == pytest.approx(np.mean(over_max), abs=1e-12)
     for limit in OVER_MAX_ABOVE:
-        assert found[f"over_max_above_{limit:g}"] == np.mean(np.array(over_max) > limit)
-    cells = found["rate_cells"]
+        assert statistics[f"over_max_above_{limit:g}"] == np.mean(np.array(over_max) > limit)
+    cells = statistics["rate_cells"]
     assert sum(cells["pairs"]) == len(phi) and len(cells["pairs"]) == len(of_cell)
     frequent, rare = (bands_of(1.01 * np.array(cells[side])).tolist() for side in ("frequent", "rare"))
     places = {cell: place for place, cell in enumerate(zip(frequent, rare, strict=True))}
@@ -74,9 +74,15 @@ def test_against_the_brute_force(tile, seed):
 
 def test_duplicates_have_phi_one_and_complements_minus_one():
     a = np.arange(10) % 3 == 0
-    found = pair_statistics(firings_of(np.stack([a, a], 1)))
-    assert found["mean_abs_phi"] == pytest.approx(1, abs=1e-12) and found["nearest_phi"] == pytest.approx(1, abs=1e-12)
-    assert found["share_above_0.3"] == 1 and found["histogram"]["counts"][-1] == 1 and found["mean_neg_phi"] is None
+    statistics = pair_statistics(firings_of(np.stack([a, a], 1)))
+    assert statistics["mean_abs_phi"] == pytest.approx(1, abs=1e-12) and statistics["nearest_phi"] == pytest.approx(
+        1, abs=1e-12
+    )
+    assert (
+        statistics["share_above_0.3"] == 1
+        and statistics["histogram"]["counts"][-1] == 1
+        and statistics["mean_neg_phi"] is None
+    )
     opposite = pair_statistics(firings_of(np.stack([a, ~a], 1)))
     assert (
         opposite["mean_neg_phi"] == pytest.approx(-1, abs=1e-12)
@@ -88,17 +94,21 @@ def test_duplicates_have_phi_one_and_complements_minus_one():
 def test_by_hand():
     # N = 4, Ni = Nj = 2, N11 = 1: phi = (4 - 4) / 4 = 0; with N11 = 0: -4 / 4 = -1
     on = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1]])
-    found = pair_statistics(firings_of(on))
-    assert found["mean_abs_phi"] == pytest.approx(1 / 3) and found["mean_neg_phi"] == -1 and found["share_neg"] == 1 / 3
-    assert found["nearest_phi"] == 0 and found["share_pos"] == 0
+    statistics = pair_statistics(firings_of(on))
+    assert (
+        statistics["mean_abs_phi"] == pytest.approx(1 / 3)
+        and statistics["mean_neg_phi"] == -1
+        and statistics["share_neg"] == 1 / 3
+    )
+    assert statistics["nearest_phi"] == 0 and statistics["share_pos"] == 0
 
 
 @pytest.mark.parametrize("on", [np.ones((1, 5)), np.zeros((6, 5)), np.zeros((0, 5)), np.eye(3)[:, :1]])
 def test_no_pairs(on):
-    found = pair_statistics(firings_of(on))
-    assert found["n_pairs"] == 0 and found["mean_abs_phi"] is None and found["nearest_phi"] is None
-    assert sum(found["excluded"].values()) == on.shape[1] - (1 if on.shape == (3, 1) else 0)
-    assert all(value is None for value in found["quantiles"].values())
+    statistics = pair_statistics(firings_of(on))
+    assert statistics["n_pairs"] == 0 and statistics["mean_abs_phi"] is None and statistics["nearest_phi"] is None
+    assert sum(statistics["excluded"].values()) == on.shape[1] - (1 if on.shape == (3, 1) else 0)
+    assert all(value is None for value in statistics["quantiles"].values())
 
 
 def test_counts_beyond_sixteen_bits_and_products_beyond_fifty_three():
@@ -120,11 +130,11 @@ def test_leaving_a_block_out_is_measuring_without_its_documents(tile):
     blocks = document_blocks(firings_of(on).documents, 5)
     # 7 fires in one block only, 8 everywhere but there: without that block neither makes pairs
     on[:, 7], on[:, 8] = (blocks == 2) & (np.arange(90) % 2 == 0), blocks != 2
-    found = pair_statistics(firings_of(on), blocks, tile)["leave_one_out"]
+    statistics = pair_statistics(firings_of(on), blocks, tile)["leave_one_out"]
     for block in range(5):
         without = pair_statistics(firings_of(on[blocks != block]))
         assert without["n_pairs"] < pair_statistics(firings_of(on))["n_pairs"] or block != 2
-        for name, values in found.items():
+        for name, values in statistics.items():
             assert len(values) == 5 and values[block] == pytest.approx(without[name], abs=1e-12), name
 
 
@@ -144,23 +154,27 @@ def test_phi_over_its_maximum_by_hand():
     # N = 8; latent 1 (2 tokens) always fires within latent 0 (4 tokens): phi is as large as it can be, sqrt(1/3)
     on = np.zeros((8, 3), bool)
     on[:4, 0] = on[:2, 1] = on[4:, 2] = True
-    found = pair_statistics(firings_of(on))
-    assert found["mean_pos_phi"] == pytest.approx(math.sqrt(1 / 3)) and found["mean_over_max"] == pytest.approx(1)
-    assert found["share_pos"] == 1 / 3 and all(found[f"over_max_above_{limit}"] == 1 for limit in (0.1, 0.3, 0.5))
+    statistics = pair_statistics(firings_of(on))
+    assert statistics["mean_pos_phi"] == pytest.approx(math.sqrt(1 / 3)) and statistics[
+        "mean_over_max"
+    ] == pytest.approx(1)
+    assert statistics["share_pos"] == 1 / 3 and all(
+        statistics[f"over_max_above_{limit}"] == 1 for limit in (0.1, 0.3, 0.5)
+    )
 
 
 def test_quantiles_are_within_a_bin():
     rng = np.random.default_rng(5)
     on = rng.random((3000, 60)) < rng.uniform(0.01, 0.6, 60)
     phi = np.sort([value for _, value in oracle(on)[1].values()])
-    found = pair_statistics(firings_of(on))
-    for q, value in found["quantiles"].items():
+    statistics = pair_statistics(firings_of(on))
+    for q, value in statistics["quantiles"].items():
         exact = np.quantile(phi, float(q))
         assert abs(value - exact) <= 0.06 * abs(exact) + 3e-4, q
 
 
 def test_as_dict_names():
-    found = pair_statistics(firings_of(random_on(50, 6, 0)))
+    statistics = pair_statistics(firings_of(random_on(50, 6, 0)))
     assert {
         "mean_abs_phi",
         "share_above_0.05",
@@ -169,17 +183,17 @@ def test_as_dict_names():
         "nearest_phi",
         "l0_realised",
         "n_tokens",
-    } <= set(found)
-    assert set(found["excluded"]) == {"never", "always"}
+    } <= set(statistics)
+    assert set(statistics["excluded"]) == {"never", "always"}
 
 
 def test_the_number_of_threads_and_the_memory_change_nothing():
     firings, threads = firings_of(random_on(300, 40, 2)), torch.get_num_threads()
-    found = []
+    statistics = []
     try:
         for count, memory in ((1, 2**30), (3, 2**30), (3, 0)):
             torch.set_num_threads(count)
-            found.append(json.dumps(json_safe(pair_statistics(firings, tile=7, memory=memory))))
+            statistics.append(json.dumps(json_safe(pair_statistics(firings, tile=7, memory=memory))))
     finally:
         torch.set_num_threads(threads)
-    assert found[0] == found[1] == found[2]
+    assert statistics[0] == statistics[1] == statistics[2]

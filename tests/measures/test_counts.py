@@ -16,12 +16,12 @@ def brute_force(left, right):
 
 def whole_tile(cofirings, latents, rows, span=None):
     """All tiles put together: [l, l], zeros where no tile was asked for."""
-    found = np.zeros((latents, latents), np.int64)
+    counts = np.zeros((latents, latents), np.int64)
     for start in range(0, latents, rows):
         tile = cofirings.tile(start, rows, span)
         assert tile.dtype == np.int64 and tile.shape == (min(rows, latents - start), latents - start)
-        found[start : start + rows, start:] = tile
-    return found
+        counts[start : start + rows, start:] = tile
+    return counts
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 2**22])
@@ -30,32 +30,34 @@ def test_tiles_against_the_brute_force(chunk, rows):
     on = random_on(70, 11, rows)
     firings = firings_of(on)
     for latents in (np.arange(11), np.array([0, 2, 3, 9]), np.array([8, 1, 5, 10, 0]), np.array([7]), np.arange(0)):
-        found = whole_tile(CoFirings(firings, latents, chunk=chunk), len(latents), rows)
+        counts = whole_tile(CoFirings(firings, latents, chunk=chunk), len(latents), rows)
         expected = brute_force(on[:, latents], on[:, latents])
         blocked = np.triu(np.ones_like(expected, bool))
-        np.testing.assert_array_equal(found[blocked], expected[blocked])
+        np.testing.assert_array_equal(counts[blocked], expected[blocked])
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 2**22])
 def test_across_two_saes_against_the_brute_force(chunk):
     on, other = random_on(50, 8, 0), random_on(50, 13, 1)
     latents, others = np.array([0, 3, 4, 7]), np.array([12, 0, 1, 5, 6])
-    found = CoFirings(firings_of(on), latents, firings_of(other), others, chunk=chunk)
+    counts = CoFirings(firings_of(on), latents, firings_of(other), others, chunk=chunk)
     expected = brute_force(on[:, latents], other[:, others])
     for start, rows in ((0, 4), (1, 2), (3, 5)):
-        cross = found.cross(start, rows)
+        cross = counts.cross(start, rows)
         assert cross.dtype == np.int64
         np.testing.assert_array_equal(cross, expected[start : start + rows])
-    np.testing.assert_array_equal(found.cross(0, 4, (7, 31)), brute_force(on[7:31][:, latents], other[7:31][:, others]))
-    np.testing.assert_array_equal(whole_tile(found, 4, 2)[0], brute_force(on[:, latents[:1]], on[:, latents])[0])
+    np.testing.assert_array_equal(
+        counts.cross(0, 4, (7, 31)), brute_force(on[7:31][:, latents], other[7:31][:, others])
+    )
+    np.testing.assert_array_equal(whole_tile(counts, 4, 2)[0], brute_force(on[:, latents[:1]], on[:, latents])[0])
 
 
 def test_spans_add_up():
     on = random_on(90, 10, 4)
-    found = CoFirings(firings_of(on), np.arange(10), chunk=25)
+    counts = CoFirings(firings_of(on), np.arange(10), chunk=25)
     spans = block_spans(document_blocks(firings_of(on).documents, 4))
-    parts = [whole_tile(found, 10, 4, span) for span in spans]
-    np.testing.assert_array_equal(sum(parts), whole_tile(found, 10, 4))
+    parts = [whole_tile(counts, 10, 4, span) for span in spans]
+    np.testing.assert_array_equal(sum(parts), whole_tile(counts, 10, 4))
     first, last = spans[1]
     np.testing.assert_array_equal(
         np.triu(parts[1]), np.triu(whole_tile(CoFirings(firings_of(on[first:last]), np.arange(10)), 10, 4))
@@ -65,9 +67,9 @@ def test_spans_add_up():
 @pytest.mark.parametrize("on", [np.zeros((0, 3)), np.zeros((4, 3)), np.ones((1, 3)), np.ones((5, 1))])
 def test_next_to_nothing(on):
     firings = firings_of(on)
-    found = CoFirings(firings, np.arange(on.shape[1]), firings, np.arange(on.shape[1]))
-    np.testing.assert_array_equal(found.tile(0, 9), brute_force(on, on))
-    np.testing.assert_array_equal(found.cross(0, 9), brute_force(on, on))
+    counts = CoFirings(firings, np.arange(on.shape[1]), firings, np.arange(on.shape[1]))
+    np.testing.assert_array_equal(counts.tile(0, 9), brute_force(on, on))
+    np.testing.assert_array_equal(counts.cross(0, 9), brute_force(on, on))
 
 
 def test_many_tokens_and_chunks_against_the_dense_product():
@@ -80,7 +82,8 @@ def test_many_tokens_and_chunks_against_the_dense_product():
 
 
 def five_million() -> Firings:
-    """5M tokens: latents 0 and 2 fire on every one, latent 1 on every second. Arrays are views of a few bytes where that is possible."""
+    """5M tokens: latents 0 and 2 fire on every one, latent 1 on every second. Arrays are views of a few bytes where
+    that is possible."""
     n_tokens = 5_000_000
     per_token = np.where(np.arange(n_tokens) % 2, 2, 3)
     pattern = np.tile(np.array([0, 1, 2, 0, 2], np.int32), n_tokens // 2)

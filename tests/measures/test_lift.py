@@ -16,8 +16,8 @@ def p_of(n11, expected, draws):
 
 
 def test_shrunk_lift_by_hand():
-    found = log_lift(np.array([0, 8, 5, 3]), np.array([8.0, 8.0, 1.0, 0.01]))
-    np.testing.assert_allclose(found, [-math.log(9), 0, math.log(3), math.log(4 / 1.01)])
+    statistics = log_lift(np.array([0, 8, 5, 3]), np.array([8.0, 8.0, 1.0, 0.01]))
+    np.testing.assert_allclose(statistics, [-math.log(9), 0, math.log(3), math.log(4 / 1.01)])
 
 
 def test_p_by_hand():
@@ -53,8 +53,8 @@ def test_tails_are_never_below_those_of_independent_latents(total, ni, nj, ratio
 
 def test_the_cut_is_at_most_a_bin_below_the_exact_one():
     rng = np.random.default_rng(0)
-    for made in (0, 3, 40, 2000):
-        p = np.concatenate([rng.random(10_000), 10.0 ** -rng.uniform(3, 20, made)])
+    for n_planted in (0, 3, 40, 2000):
+        p = np.concatenate([rng.random(10_000), 10.0 ** -rng.uniform(3, 20, n_planted)])
         ordered = np.sort(p)
         passes = np.flatnonzero(ordered <= FDR * np.arange(1, len(p) + 1) / len(p))
         exact = ordered[passes[-1]] if len(passes) else 0.0
@@ -62,7 +62,7 @@ def test_the_cut_is_at_most_a_bin_below_the_exact_one():
         cut = cut_bin(np.bincount(bins, minlength=len(p_edges()) + 1)[:-1], len(p))
         edge = 0.0 if cut is None else p_edges()[cut]
         called, wanted = (p <= edge).sum(), (p <= exact).sum()
-        assert wanted * 0.98 - 1 <= called <= wanted and called >= 0.95 * made * (made > 3)
+        assert wanted * 0.98 - 1 <= called <= wanted and called >= 0.95 * n_planted * (n_planted > 3)
         assert edge == 0 or edge * len(p) <= FDR * called
 
 
@@ -115,7 +115,8 @@ def oracle(on, expected_of, cut):
 
 
 def structured(seed, n=40, n_tokens=1500):
-    """Topics, a duplicate, a part and a whole, two that avoid each other, one rare, one dead and one that always fires."""
+    """Topics, a duplicate, a part and a whole, two that avoid each other, one rare, one dead and one that always
+    fires."""
     rng = np.random.default_rng(seed)
     topic = rng.integers(0, 4, n_tokens)
     p = log_normal_rates(rng, n, 5)
@@ -134,28 +135,28 @@ def test_against_the_brute_force(tile, chunk, monkeypatch):
     monkeypatch.setattr(lift, "CHUNK", chunk)
     on = structured(0)
     counts = on.sum(0)
-    found = lift_statistics(firings_of(on), tile=tile)
-    assert found["p_cut"] is not None
-    wanted, (positive, negative) = oracle(on, lambda i, j: counts[i] * counts[j] / len(on), found["p_cut"])
+    statistics = lift_statistics(firings_of(on), tile=tile)
+    assert statistics["p_cut"] is not None
+    wanted, (positive, negative) = oracle(on, lambda i, j: counts[i] * counts[j] / len(on), statistics["p_cut"])
     for name, value in wanted.items():
-        assert found[name] == pytest.approx(value, rel=1e-9), name
+        assert statistics[name] == pytest.approx(value, rel=1e-9), name
     width = math.log(3) / 22
-    assert abs(found["median_positive"] - np.median(positive)) <= width
-    assert abs(found["median_negative"] - np.median(negative)) <= width
+    assert abs(statistics["median_positive"] - np.median(positive)) <= width
+    assert abs(statistics["median_negative"] - np.median(negative)) <= width
     rare = int(((counts > 0) & (counts < 10)).sum())
-    assert found["excluded"] == {"never": 1 + int((counts[9:] == 0).sum()), "rare": rare, "always": 1}
-    assert found["null"] == "independence"
+    assert statistics["excluded"] == {"never": 1 + int((counts[9:] == 0).sum()), "rare": rare, "always": 1}
+    assert statistics["null"] == "independence"
 
 
 def test_few_false_calls_on_independent_latents():
     called = [lift_statistics(firings_of(independent(seed, 60, 1500, 6))) for seed in range(40)]
     # a rate of 1% with nothing to find: in one of a hundred texts is anything called
-    assert sum(found["p_cut"] is not None for found in called) <= 2
-    assert abs(np.mean([found["lift_variance"] for found in called])) < 0.005
+    assert sum(statistics["p_cut"] is not None for statistics in called) <= 2
+    assert abs(np.mean([statistics["lift_variance"] for statistics in called])) < 0.005
     assert all(
-        found["share_with_partner"] == 0 and found["median_positive"] is None
-        for found in called
-        if found["p_cut"] is None
+        statistics["share_with_partner"] == 0 and statistics["median_positive"] is None
+        for statistics in called
+        if statistics["p_cut"] is None
     )
 
 
@@ -180,13 +181,13 @@ def planted(seed):
 def test_planted_partners_are_found_and_little_else():
     n_pairs, extra = 50 * 49 / 2, 0
     for seed in range(10):
-        found = lift_statistics(firings_of(planted(seed)))
-        scale = n_pairs if found["n_latents"] == 50 else found["n_pairs"]
+        statistics = lift_statistics(firings_of(planted(seed)))
+        scale = n_pairs if statistics["n_latents"] == 50 else statistics["n_pairs"]
         assert (
-            found["share_pairs_wide_positive"] * scale >= 5 - 1e-6
-            and found["share_pairs_wide_negative"] * scale >= 5 - 1e-6
+            statistics["share_pairs_wide_positive"] * scale >= 5 - 1e-6
+            and statistics["share_pairs_wide_negative"] * scale >= 5 - 1e-6
         )
-        extra += (found["share_pairs_positive"] + found["share_pairs_negative"]) * scale - 10
+        extra += (statistics["share_pairs_positive"] + statistics["share_pairs_negative"]) * scale - 10
     # 100 true calls in all; at 1% about one false one
     assert extra <= 4
 
@@ -207,9 +208,9 @@ def test_rates_move_phi_and_leave_the_lift(changed):
         # as many documents as tokens, so that only the topic of a token binds latents
         before, after = (
             excess_phi(
-                firings_of(topical(seed, 200, 6000, 1, topics=5, lift=4, **{"l0": 8.0, "spread": 0.3} | each)[0])
+                firings_of(topical(seed, 200, 6000, 1, topics=5, lift=4, **{"l0": 8.0, "spread": 0.3} | variant)[0])
             )
-            for each in ({}, changed)
+            for variant in ({}, changed)
         )
         moved.append(after["excess_abs_phi"] / before["excess_abs_phi"] - 1)
         kept.append(after["lift_variance"] / before["lift_variance"] - 1)
@@ -222,7 +223,7 @@ def test_losing_firings_moves_phi_and_leaves_the_lift():
     for seed in range(4):
         on = structured(seed, n=80, n_tokens=6000)[:, 9:]
         thin = on & (rng.random(on.shape) > 0.3)
-        before, after = (excess_phi(firings_of(each)) for each in (on, thin))
+        before, after = (excess_phi(firings_of(variant)) for variant in (on, thin))
         moved.append(after["excess_abs_phi"] / before["excess_abs_phi"] - 1)
         kept.append(after["lift_variance"] / before["lift_variance"] - 1)
     # a random loss of 30% of all firings makes no latent more atomic
@@ -233,24 +234,24 @@ def test_losing_firings_moves_phi_and_leaves_the_lift():
     "on", [np.ones((30, 5)), np.zeros((6, 5)), np.zeros((0, 5)), np.zeros((5, 0)), np.eye(3)[:, :1]]
 )
 def test_no_pairs(on):
-    found = lift_statistics(firings_of(on))
+    statistics = lift_statistics(firings_of(on))
     assert (
-        found["n_pairs"] == 0
-        and found["share_with_partner"] is None
-        and found["lift_variance"] is None
-        and found["p_cut"] is None
+        statistics["n_pairs"] == 0
+        and statistics["share_with_partner"] is None
+        and statistics["lift_variance"] is None
+        and statistics["p_cut"] is None
     )
-    assert sum(found["excluded"].values()) + found["n_latents"] == on.shape[1]
-    json.dumps(found)
+    assert sum(statistics["excluded"].values()) + statistics["n_latents"] == on.shape[1]
+    json.dumps(statistics)
 
 
 def test_the_number_of_threads_changes_nothing():
     firings, threads = firings_of(structured(3)), torch.get_num_threads()
-    found = []
+    statistics = []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(lift_statistics(firings, tile=7))
+            statistics.append(lift_statistics(firings, tile=7))
     finally:
         torch.set_num_threads(threads)
-    assert found[0] == found[1]
+    assert statistics[0] == statistics[1]

@@ -42,7 +42,8 @@ def test_nothing_shared():
 
 
 def sampled_cells(spread: float, seed: int) -> tuple[dict, float]:
-    """Pairs of one lift whatever their rates, |phi| = 0.5 sqrt(p q), with log-normal rates: its cells and plain mean."""
+    """Pairs of one lift whatever their rates, |phi| = 0.5 sqrt(p q), with log-normal rates: its cells and plain
+    mean."""
     rng = np.random.default_rng(seed)
     rates = np.exp(rng.normal(-5, spread, 1500)).clip(1e-7, 0.5)
     rates.sort()

@@ -30,14 +30,14 @@ def test_rows_as_if_independent_would_be_far_too_sure():
 def test_the_resamples_are_those_of_whole_clusters():
     # a plain bootstrap of cluster sums and sizes, without BCa's correction, which is small for symmetric effects
     values, clusters, _ = clustered(np.random.default_rng(4), "normal", np.arange(1, 61))
-    found = bootstrap_interval(values, seed=0, clusters=clusters, n_resamples=3000)
+    bootstrap = bootstrap_interval(values, seed=0, clusters=clusters, n_resamples=3000)
     rng = np.random.default_rng(5)
     members = [values[clusters == cluster] for cluster in range(60)]
     plain = [np.concatenate([members[cluster] for cluster in rng.integers(60, size=60)]).mean() for _ in range(3000)]
     low, high = np.quantile(plain, [0.025, 0.975])
-    assert found.ci95 == pytest.approx((low, high), abs=0.15 * (high - low)) and found.estimate == pytest.approx(
-        values.mean()
-    )
+    assert bootstrap.ci95 == pytest.approx(
+        (low, high), abs=0.15 * (high - low)
+    ) and bootstrap.estimate == pytest.approx(values.mean())
 
 
 def test_the_order_of_rows_and_the_names_of_clusters_do_not_matter():
@@ -63,8 +63,8 @@ def test_what_has_no_interval_says_why():
 
 def test_values_that_are_no_numbers_are_counted():
     values = np.append(np.arange(30.0), [np.nan, np.inf])
-    found = bootstrap_interval(values, seed=0)
-    assert (found.excluded, found.n_values, found.n_clusters) == (2, 30, 30)
-    assert found.ci95 == bootstrap_interval(np.arange(30.0), seed=0).ci95
+    bootstrap = bootstrap_interval(values, seed=0)
+    assert (bootstrap.excluded, bootstrap.n_values, bootstrap.n_clusters) == (2, 30, 30)
+    assert bootstrap.ci95 == bootstrap_interval(np.arange(30.0), seed=0).ci95
     with pytest.raises(ValueError, match="30 values have 3 clusters"):
         bootstrap_interval(np.arange(30.0), seed=0, clusters=np.arange(3))

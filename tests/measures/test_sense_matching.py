@@ -11,15 +11,15 @@ SIZES = np.array([3000, 500, 400])
 
 def senses_of(words):
     """word -> (counts, energy): the part of measures.json that a comparison reads."""
-    found = {}
+    means = {}
     for word, (counts, energy) in words.items():
         rng = np.random.default_rng(0)
         atomicity, _ = matched(counts, SIZES, draw_for(SIZES, rng), rng)
-        found[word] = {
+        means[word] = {
             "n_per_sense": {"A": 3000, "B": 500, "C": 400},
             "by_recall": recall_profile(atomicity, counts, SIZES, energy),
         }
-    return {"words": found}
+    return {"words": means}
 
 
 def population(n, seed, widths=(0.1, 1.0)):
@@ -55,9 +55,9 @@ def test_weights_are_common_and_lone_bins_are_left_out():
         ]
         return {"words": {"w": {"n_per_sense": {}, "by_recall": bins}}}
 
-    found = matched_recall(side((0.2, 0.5), (0.6, 0.1), (0.2, 1.0)), side((0.4, 0.4), (0.5, 0.2), (0.0, None)))
+    means = matched_recall(side((0.2, 0.5), (0.6, 0.1), (0.2, 1.0)), side((0.4, 0.4), (0.5, 0.2), (0.0, None)))
     weights = np.array([0.3, 0.55])
-    assert found == (
+    assert means == (
         pytest.approx(np.average([0.5, 0.1], weights=weights)),
         pytest.approx(np.average([0.4, 0.2], weights=weights)),
     )

@@ -9,8 +9,8 @@ from torch import nn
 
 from metasae.data.text.windows import Frame
 from metasae.measures.effect import side_effects as module
-from metasae.measures.effect.output import windows_of
 from metasae.measures.effect.matched_effects import compare_side_effects
+from metasae.measures.effect.output import windows_of
 from metasae.measures.effect.side_effects import SideEffects, side_effects
 from metasae.measures.firing.firings import Firings, fire
 from metasae.steering.steering import Ablate, steer
@@ -96,8 +96,8 @@ def test_trials_pair_a_window_with_a_silent_one_of_like_length():
     assert len(used) == len(trials) <= fired.sum()
 
     def drawn(latents, pairs, seed):
-        found = module._draw(sae, firings, windows, np.array(latents), pairs, seed)
-        return [(latents[t.latent], t.home, t.silent, t.directions.tolist()) for t in found]
+        measured = module._draw(sae, firings, windows, np.array(latents), pairs, seed)
+        return [(latents[t.latent], t.home, t.silent, t.directions.tolist()) for t in measured]
 
     few = drawn([4, 1], 2, 0)
     assert len(few) == 4 and few[:2] == drawn([4], 2, 0) and few[2:] == drawn([1], 2, 0) and few != drawn([4, 1], 2, 1)
@@ -118,7 +118,7 @@ def test_against_the_definition(causal, normalize, batch_tokens):
     split = split_for(host, [3, 9, 4, 1, 8, 5, 5, 2, 7, 12])
     firings, sae = random_firings(split), random_sae(D, 6, normalize=normalize)
     latents = [4, 0, 5, 1]
-    found = side_effects(host, sae, firings, latents, CONTEXT, pairs=3, seed=2, batch_tokens=batch_tokens)
+    measured = side_effects(host, sae, firings, latents, CONTEXT, pairs=3, seed=2, batch_tokens=batch_tokens)
     windows = windows_of(split, split.n_tokens, host.frame.room(CONTEXT))
     starts = np.cumsum([0, *map(len, windows)])
     trials = module._draw(sae, firings, windows, np.array(latents), 3, 2)
@@ -144,7 +144,7 @@ def test_against_the_definition(causal, normalize, batch_tokens):
                 if side == which == 0:
                     for place in trial.places:
                         moved[trial.latent, starts[window] + place] = by_token[place]
-    assert found.firings.tolist() == counts.tolist()
+    assert measured.firings.tolist() == counts.tolist()
     own, silent, own_random, silent_random = sums[0, 0], sums[0, 1], sums[1, 0], sums[1, 1]
     for name, values in (
         ("own", own),
@@ -152,9 +152,9 @@ def test_against_the_definition(causal, normalize, batch_tokens):
         ("own_random", own_random),
         ("silent_random", silent_random),
     ):
-        assert getattr(found, name) == pytest.approx(values / counts, rel=1e-4)
-    assert found.moved.toarray() == pytest.approx(moved, rel=1e-4, abs=1e-8)
-    assert found.bluntness == pytest.approx(silent * own_random / (own * silent_random), rel=1e-3)
+        assert getattr(measured, name) == pytest.approx(values / counts, rel=1e-4)
+    assert measured.moved.toarray() == pytest.approx(moved, rel=1e-4, abs=1e-8)
+    assert measured.bluntness == pytest.approx(silent * own_random / (own * silent_random), rel=1e-3)
     host.windows = 0
     side_effects(host, sae, firings, latents, CONTEXT, pairs=3, seed=2, batch_tokens=batch_tokens)
     assert host.windows == 6 * len(trials) + 1
@@ -175,19 +175,20 @@ def test_own_text_is_ablation(load):
     firings = fire(sae, split)
     fired = pre.amax(1) > sae.threshold
     latent = int(np.flatnonzero((fired.sum(0) == 3).numpy())[0])
-    found = side_effects(host, sae, firings, [latent], context=9, pairs=100)
+    measured = side_effects(host, sae, firings, [latent], context=9, pairs=100)
     with steer(host, sae, {latent: Ablate()}):
         ablated = host.output(ids, mask)
     own = distance(host, host.output(ids, mask), ablated)[:, 1:]
-    assert found.firings[0] == firings.counts()[latent]
-    assert found.own[0] == pytest.approx(own.sum() / found.firings[0], rel=1e-3)
+    assert measured.firings[0] == firings.counts()[latent]
+    assert measured.own[0] == pytest.approx(own.sum() / measured.firings[0], rel=1e-3)
 
 
 WIDTH = 64
 
 
 def planted():
-    """Text of idle tokens with now and then A (token 1) or B (token 2), which the model heeds only in their own context."""
+    """Text of idle tokens with now and then A (token 1) or B (token 2), which the model heeds only in their own
+    context."""
     generator = torch.Generator().manual_seed(0)
     a, b, in_a, in_b, *rest = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
     embedding = torch.stack(rest[:VOCABULARY])
@@ -228,17 +229,17 @@ def test_a_latent_heeded_only_in_its_own_text_is_sharp_and_a_blend_spills():
     host, _, rows, firings = planted()
     sae = random_sae(WIDTH, 4)
     sae.W_dec.copy_(rows)
-    found = side_effects(host, sae, firings, [0, 1, 2, 3], CONTEXT, pairs=40)
-    of_a, of_b, blend, unheeded = found.bluntness
+    measured = side_effects(host, sae, firings, [0, 1, 2, 3], CONTEXT, pairs=40)
+    of_a, of_b, blend, unheeded = measured.bluntness
     assert max(of_a, of_b) < 0.1 and max(of_a, of_b) < blend and unheeded > 0.5
     # blend against A: half of what it moves is text of B; A against the blend: nothing
-    paired = compared(found, [(2, 0)], firings)
+    paired = compared(measured, [(2, 0)], firings)
     assert 0.3 < paired["spill_a"] < 0.7 and paired["apart_a"] == 0.5
     assert (paired["spill_b"], paired["apart_b"]) == (0, 0)
     assert paired["bluntness_percent"] > 0 and paired["share_sharper"] == 0
-    both = compared(found, [(0, 1)], firings)
+    both = compared(measured, [(0, 1)], firings)
     assert (both["spill_a"], both["spill_b"]) == (1, 1)
-    same = compared(found, [(0, 0), (2, 2)], firings)
+    same = compared(measured, [(0, 0), (2, 2)], firings)
     assert (same["spill_a"], same["spill_b"], same["bluntness_percent"], same["share_sharper"]) == (0, 0, 0, 0.5)
 
 
@@ -259,14 +260,16 @@ def test_matched_latents_by_hand():
     pairs = [(0, 0), (1, 2), (0, 1)]
     of_a, of_b = (of_rows(side, list(rows)) for side, rows in zip((a, b), zip(*pairs, strict=True), strict=True))
     sides = firings_of(acts_a, split), firings_of(acts_b, split)
-    found = compare_side_effects(of_a, of_b, *sides)
-    assert (found["bluntness_a"], found["bluntness_b"]) == (1, 1)
-    assert (found["bluntness_percent"], found["share_sharper"]) == (0, 0.5)
+    measured = compare_side_effects(of_a, of_b, *sides)
+    assert (measured["bluntness_a"], measured["bluntness_b"]) == (1, 1)
+    assert (measured["bluntness_percent"], measured["share_sharper"]) == (0, 0.5)
     # 7 against 0: 3 of 4; 3 against 2: 2 of 4; the third match has no number in b
-    assert found["spill_a"] == pytest.approx((0.75 + 0.5) / 2) and found["spill_b"] == pytest.approx((0 + 0.5) / 2)
-    assert found["apart_a"] == pytest.approx((0.5 + 0.5) / 2) and found["apart_b"] == pytest.approx((0 + 0.5) / 2)
-    assert found["spill_per_firing_a"] == pytest.approx(1.25) and found["spill_per_firing_b"] == pytest.approx(1)
-    assert (found["n_bluntness"], found["n_spill"], found["n_matches"]) == (2, 2, 3)
+    assert measured["spill_a"] == pytest.approx((0.75 + 0.5) / 2) and measured["spill_b"] == pytest.approx(
+        (0 + 0.5) / 2
+    )
+    assert measured["apart_a"] == pytest.approx((0.5 + 0.5) / 2) and measured["apart_b"] == pytest.approx((0 + 0.5) / 2)
+    assert measured["spill_per_firing_a"] == pytest.approx(1.25) and measured["spill_per_firing_b"] == pytest.approx(1)
+    assert (measured["n_bluntness"], measured["n_spill"], measured["n_matches"]) == (2, 2, 3)
     none = compare_side_effects(of_rows(a, []), of_rows(b, []), *sides)
     assert set(none.values()) == {None, 0}
 
@@ -281,10 +284,14 @@ def test_latents_without_a_number():
     acts[0, 4] = 1
     sae = random_sae(D, 5)
     sae.W_dec[4] = 0
-    found = side_effects(host, sae, firings_of(acts, split), [0, 1, 2, 3, 4, 3], CONTEXT)
-    assert found.firings.tolist() == [0, 0, 0, 1, 1, 1]
-    assert np.isnan(found.own[:3]).all() and found.own[3] == found.own[5] > 0 and found.own[4] == found.silent[4] == 0
-    assert np.isfinite(found.bluntness).tolist() == [False, False, False, True, False, True]
+    measured = side_effects(host, sae, firings_of(acts, split), [0, 1, 2, 3, 4, 3], CONTEXT)
+    assert measured.firings.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (
+        np.isnan(measured.own[:3]).all()
+        and measured.own[3] == measured.own[5] > 0
+        and measured.own[4] == measured.silent[4] == 0
+    )
+    assert np.isfinite(measured.bluntness).tolist() == [False, False, False, True, False, True]
 
 
 @pytest.mark.parametrize("lengths", [[], [1]])
@@ -296,6 +303,6 @@ def test_no_text_and_one_token(lengths):
     )
     firings = firings_of(np.ones((len(lengths), 3)), split)
     for latents in ([], [0, 1]):
-        found = side_effects(host, random_sae(D, 3), firings, latents, CONTEXT)
-        assert np.isnan(found.own).all() and len(found.own) == len(found.bluntness) == len(latents)
-        assert not found.firings.any() and not found.moved.nnz
+        measured = side_effects(host, random_sae(D, 3), firings, latents, CONTEXT)
+        assert np.isnan(measured.own).all() and len(measured.own) == len(measured.bluntness) == len(latents)
+        assert not measured.firings.any() and not measured.moved.nnz

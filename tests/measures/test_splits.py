@@ -28,7 +28,7 @@ def brute_force(on, other, blocks):
     """{parent: (children, held-out coverage, overlap, shares, score)} and the parents that were scored."""
     block = blocks_of(on, blocks)
     choose, held_out = block % 2 == 0, block % 2 == 1
-    found, scored = {}, []
+    feature_splits, scored = {}, []
     for p in range(on.shape[1]):
         if min(on[choose, p].sum(), on[held_out, p].sum()) < MIN_FIRINGS:
             continue
@@ -42,12 +42,13 @@ def brute_force(on, other, blocks):
         best = max(sets, key=lambda chosen: score_of(on[choose, p], [other[choose, c] for c in chosen])[3])
         coverage, overlap, shares, score = score_of(on[held_out, p], [other[held_out, c] for c in best])
         if score > 0:
-            found[p] = list(best), coverage, overlap, shares, score
-    return found, scored
+            feature_splits[p] = list(best), coverage, overlap, shares, score
+    return feature_splits, scored
 
 
 def planted(n_tokens=1200, seed=0):
-    """Parents 0 to 5 and children: 0 is split in two, 1 in three, 2 kept beside a part of it, 3 lost, 4 dense, 5 split by words, noisily."""
+    """Parents 0 to 5 and children: 0 is split in two, 1 in three, 2 kept beside a part of it, 3 lost, 4 dense, 5 split
+    by words, noisily."""
     rng = np.random.default_rng(seed)
     on = rng.random((n_tokens, 6)) < np.array([0.2, 0.3, 0.2, 0.2, 0.9, 0.25])
     part = rng.random(n_tokens)
@@ -64,11 +65,11 @@ def planted(n_tokens=1200, seed=0):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_planted_splits_against_the_brute_force(seed):
     on, other = planted(seed=seed)
-    found = find_splits(firings_of(on), firings_of(other), blocks_of(on, 6))
+    feature_splits = find_splits(firings_of(on), firings_of(other), blocks_of(on, 6))
     expected, scored = brute_force(on, other, 6)
-    assert found.n_parents == len(scored) and found.too_rare == on.shape[1] - len(scored)
-    assert {split.parent for split in found.ranked} == set(expected)
-    for split in found.ranked:
+    assert feature_splits.n_parents == len(scored) and feature_splits.too_rare == on.shape[1] - len(scored)
+    assert {split.parent for split in feature_splits.ranked} == set(expected)
+    for split in feature_splits.ranked:
         children, coverage, overlap, shares, score = expected[split.parent]
         assert list(split.children) == children
         np.testing.assert_allclose([split.coverage, split.overlap, split.score], [coverage, overlap, score], atol=1e-12)
@@ -78,13 +79,13 @@ def test_planted_splits_against_the_brute_force(seed):
             split.phi, [phi_of(on[half, split.parent], other[half, c]) for c in children], atol=1e-6
         )
         assert split.firings == on[~half, split.parent].sum()
-    scores = {split.parent: split.score for split in found.ranked}
-    assert [split.parent for split in found.ranked] == sorted(scores, key=lambda p: (-scores[p], p))
+    scores = {split.parent: split.score for split in feature_splits.ranked}
+    assert [split.parent for split in feature_splits.ranked] == sorted(scores, key=lambda p: (-scores[p], p))
     assert 0.4 < scores[0] <= 0.5 and 0.25 < scores[1] <= 1 / 3 and scores[5] > 0.1
     # kept as it is, lost, or dense: no split
     assert not {2, 3, 4} & set(scores)
     everyone = np.array([scores.get(p, 0.0) for p in scored])
-    summary = found.as_dict()
+    summary = feature_splits.as_dict()
     assert summary["mean_score"] == pytest.approx(everyone.mean()) == pytest.approx(summary["mean_top"])
     for limit in (0.1, 0.25):
         assert summary[f"n_above_{limit}"] == int((everyone > limit).sum())
@@ -98,9 +99,9 @@ def test_random_overlapping_latents_against_the_brute_force(seed):
     on, other = (
         themes[:, rng.integers(0, 4, n)] & (rng.random((700, n)) < 0.8) | (rng.random((700, n)) < 0.05) for n in (5, 14)
     )
-    found = find_splits(firings_of(on), firings_of(other), blocks_of(on, 4))
+    feature_splits = find_splits(firings_of(on), firings_of(other), blocks_of(on, 4))
     expected, _ = brute_force(on, other, 4)
-    assert {split.parent: split.score for split in found.ranked} == {
+    assert {split.parent: split.score for split in feature_splits.ranked} == {
         p: pytest.approx(score, abs=1e-12) for p, (*_, score) in expected.items()
     }
 
@@ -120,9 +121,9 @@ def test_parents_in_pieces_give_the_same(monkeypatch):
 
 def test_an_sae_against_itself_has_no_splits():
     on, _ = planted()
-    found = find_splits(firings_of(on), firings_of(on))
-    summary = found.as_dict()
-    assert found.ranked == () and found.n_parents == 6 and summary["mean_score"] == 0
+    feature_splits = find_splits(firings_of(on), firings_of(on))
+    summary = feature_splits.as_dict()
+    assert feature_splits.ranked == () and feature_splits.n_parents == 6 and summary["mean_score"] == 0
     assert summary["n_above_0.1"] == summary["n_above_0.25"] == 0
 
 
@@ -130,27 +131,30 @@ def test_an_sae_against_itself_has_no_splits():
 @pytest.mark.parametrize("on", [np.zeros((0, 3)), np.zeros((30, 3)), np.ones((1, 3)), np.eye(30)[:, :3]])
 def test_too_little_to_go_by(on, document_length):
     firings = firings_of(on, document_length)
-    found = find_splits(firings, firings)
-    assert (found.n_parents, found.too_rare, found.ranked) == (0, 3, ())
-    summary = found.as_dict()
+    feature_splits = find_splits(firings, firings)
+    assert (feature_splits.n_parents, feature_splits.too_rare, feature_splits.ranked) == (0, 3, ())
+    summary = feature_splits.as_dict()
     assert summary["mean_score"] is summary["mean_top"] is summary["share_above_0.1"] is None
 
 
 def test_as_dict_is_json():
     on, other = planted()
-    found = find_splits(firings_of(on), firings_of(other))
-    assert len(found.as_dict(1)["ranked"]) == 1 and json.loads(json.dumps(json_safe(found.as_dict())))["n_parents"] == 6
+    feature_splits = find_splits(firings_of(on), firings_of(other))
+    assert (
+        len(feature_splits.as_dict(1)["ranked"]) == 1
+        and json.loads(json.dumps(json_safe(feature_splits.as_dict())))["n_parents"] == 6
+    )
 
 
 def paper_by_hand(on, other, max_rate):
     """[(second phi, parent)] by brute force."""
-    found = []
+    feature_splits = []
     for p in range(on.shape[1]):
         phis = [phi_of(on[:, p], other[:, c]) for c in range(other.shape[1]) if other[:, c].mean() <= max_rate]
         phis = sorted((phi for phi in phis if phi is not None), reverse=True)
         if on[:, p].mean() <= max_rate and len(phis) >= 2:
-            found.append((phis[1], p))
-    return sorted(found, key=lambda pair: (-pair[0], pair[1]))
+            feature_splits.append((phis[1], p))
+    return sorted(feature_splits, key=lambda pair: (-pair[0], pair[1]))
 
 
 def test_the_papers_ranking():

@@ -1,9 +1,9 @@
 """Several measures ask one question, so their p-values are adjusted together: Holm's step-down over a family.
 
-p_holm of the i-th smallest of m p-values = max over j <= i of min(1, (m - j + 1) p_j). Calling everything with p_holm <= level
-different errs anywhere in the family with probability at most `level`, however the measures depend on each other
-(Holm 1979, Scand. J. Statist. 6:65). A family is what one sentence speaks of, such as the measures of atomicity; it is
-fixed before the numbers are seen.
+p_holm of the i-th smallest of m p-values = max over j <= i of min(1, (m - j + 1) p_j). Calling everything with p_holm
+<= level different errs anywhere in the family with probability at most `level`, however the measures depend on each
+other (Holm 1979, Scand. J. Statist. 6:65). A family is what one sentence speaks of, such as the measures of atomicity;
+it is fixed before the numbers are seen.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,8 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def adjust(differences: Mapping[str, Difference], families: Mapping[str, str | None]) -> dict[str, Difference]:
-    """The differences with `p_holm` filled in, each family for itself. families: name -> family, None or absent for no family."""
+    """The differences with `p_holm` filled in, each family for itself. families: name -> family, None or absent for no
+    family."""
     adjusted = dict(differences)
     for family in {family for family in families.values() if family is not None}:
         members = [name for name in differences if families.get(name) == family]

@@ -1,8 +1,8 @@
 """Bootstrap of per-latent scores. Not for intervals over three seeds: see `statistics`.
 
-Scores of latents that share a word, or words that share a latent, depend on each other, so whole clusters are drawn with
-replacement and a cluster's scores stay together. The interval is BCa (Efron 1987) at the level that makes it as wide as
-Student's t is with G clusters: z is replaced by sqrt(G / (G - 1)) t_{G-1} (Hesterberg 2015, arXiv 1411.5279).
+Scores of latents that share a word, or words that share a latent, depend on each other, so whole clusters are drawn
+with replacement and a cluster's scores stay together. The interval is BCa (Efron 1987) at the level that makes it as
+wide as Student's t is with G clusters: z is replaced by sqrt(G / (G - 1)) t_{G-1} (Hesterberg 2015, arXiv 1411.5279).
 """
 
 import math
@@ -48,8 +48,9 @@ def bootstrap_interval(
     """95% interval of the mean of values [n] when clusters are drawn with replacement.
 
     Values that are not finite are left out. clusters: [n], which values belong together; None: each for itself. Below
-    MIN_CLUSTERS clusters there is no interval: with 20 it covers 92 to 96% of simulated cases for bounded scores, with fewer it
-    falls below 92%, and for heavy tails (lognormal) it covers 88%. Raises ValueError when clusters and values differ in length.
+    MIN_CLUSTERS clusters there is no interval: with 20 it covers 92 to 96% of simulated cases for bounded scores, with
+    fewer it falls below 92%, and for heavy tails (lognormal) it covers 88%. Raises ValueError when clusters and values
+    differ in length.
     """
     values = np.asarray(values, dtype=np.float64)
     clusters = np.arange(len(values)) if clusters is None else np.asarray(clusters)

@@ -1,9 +1,11 @@
-"""Differences between arms, with their intervals. The unit is a trained SAE (a seed), never a pair of latents or a token.
+"""Differences between arms, with their intervals. The unit is a trained SAE (a seed), never a pair of latents or a
+token.
 
-Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the same text,
-so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values with one block of documents left
-out (`metasae.measures.firing.blocks`); a measure of the weights alone has none, and its interval is Student's t over seeds.
-A number that takes two seeds' SAEs is given with both, `between`, as numbers that share a seed are not independent.
+Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the
+same text, so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values
+with one block of documents left out (`metasae.measures.firing.blocks`); a measure of the weights alone has none, and
+its interval is Student's t over seeds. A number that takes two seeds' SAEs is given with both, `between`, as numbers
+that share a seed are not independent.
 """
 
 import math
@@ -39,10 +41,12 @@ Interval = tuple[float, float]
 class Estimate:
     """What is known of a mean over seeds.
 
-    ci95: interval over seeds x document blocks, over seeds alone where n_blocks is 0; None with one seed, or one pair of seeds.
-    n_seeds: numbers, one for each seed. documents_ci95: over the text alone, for these very SAEs; no evidence about other seeds.
-    se_seeds, se_documents: standard errors of the two parts of ci95 (with one seed se_documents is that of documents_ci95);
-    se_documents is None without blocks. note: why something is missing, or "".
+    ci95: interval over seeds x document blocks, over seeds alone where n_blocks is 0; None with one seed, or one pair
+    of seeds.
+    n_seeds: numbers, one for each seed. documents_ci95: over the text alone, for these very SAEs; no evidence about
+    other seeds.
+    se_seeds, se_documents: standard errors of the two parts of ci95 (with one seed se_documents is that of
+    documents_ci95); se_documents is None without blocks. note: why something is missing, or "".
     """
 
     ci95: Interval | None = None
@@ -58,10 +62,10 @@ class Estimate:
 class Difference(Estimate):
     """a - b over paired seeds.
 
-    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference; None when
-    b is 0 or its own interval holds 0. percent_ci95: Fieller's interval of the percentage, with b's own error in it, so it may
-    be lopsided. p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a family
-    (`metasae.intervals.families`). values: per seed (seed, a, b).
+    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference;
+    None when b is 0 or its own interval holds 0. percent_ci95: Fieller's interval of the percentage, with b's own error
+    in it, so it may be lopsided. p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a
+    family (`metasae.intervals.families`). values: per seed (seed, a, b).
     """
 
     a: float | None = None
@@ -115,13 +119,14 @@ class Mean(Estimate):
 def paired_difference(
     a: Values, b: Values, a_blocks: Blocks | None = None, b_blocks: Blocks | None = None, between: Between | None = None
 ) -> Difference:
-    """a, b: seed -> value on the whole text. a_blocks, b_blocks: seed -> the B values with one document block left out each.
+    """a, b: seed -> value on the whole text. a_blocks, b_blocks: seed -> the B values with one document block left out
+    each.
 
-    Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for a seed, or
-    hold something that is no number, the interval is over seeds alone and the note says so. between: for numbers that take several
-    seeds, all those that either side's takes; None: each is of its own seed. Where leaving out one seed leaves no number there is
-    no interval. Raises ValueError when only one arm has blocks, their number differs between arms or seeds, or there are blocks
-    and `between`.
+    Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for
+    a seed, or hold something that is no number, the interval is over seeds alone and the note says so. between: for
+    numbers that take several seeds, all those that either side's takes; None: each is of its own seed. Where leaving
+    out one seed leaves no number there is no interval. Raises ValueError when only one arm has blocks, their number
+    differs between arms or seeds, or there are blocks and `between`.
     """
     if (a_blocks is None) != (b_blocks is None):
         raise ValueError("blocks must be given for both arms or for neither")
@@ -158,7 +163,8 @@ def paired_difference(
 
 
 def mean_interval(values: Values, blocks: Blocks | None = None, between: Between | None = None) -> Mean:
-    """Mean of one arm over its seeds. values, blocks, between: as one arm's in `paired_difference`, which see for errors and notes."""
+    """Mean of one arm over its seeds. values, blocks, between: as one arm's in `paired_difference`, which see for
+    errors and notes."""
     seeds, notes = _usable(values, between=between)
     if not seeds:
         return Mean(note="; ".join(notes))
@@ -171,7 +177,8 @@ def mean_interval(values: Values, blocks: Blocks | None = None, between: Between
 
 
 def is_clear(entry: Mapping) -> bool:
-    """Whether a difference is established: its interval leaves out 0, and where its family was adjusted by Holm it survives that.
+    """Whether a difference is established: its interval leaves out 0, and where its family was adjusted by Holm it
+    survives that.
 
     entry: `Difference.as_dict()`, or the same read from compare.json.
     """
@@ -225,7 +232,8 @@ def _left_out(seeds: list[int], *arms: Blocks | None) -> tuple[np.ndarray | None
 def _members(
     seeds: list[int], between: Between | None, without: np.ndarray | None
 ) -> tuple[np.ndarray | None, list[str]]:
-    """(of which seeds each number is, bool [S, U], None where each is of its own; notes on why there is no interval)."""
+    """(of which seeds each number is, bool [S, U], None where each is of its own; notes on why there is no
+    interval)."""
     of = {seed: {seed} for seed in seeds} if between is None else {seed: between.get(seed) for seed in seeds}
     if None in of.values():
         return np.ones((len(seeds), 1), bool), [NOT_KNOWN] if len(seeds) > 1 else []

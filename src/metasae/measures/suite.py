@@ -1,9 +1,10 @@
 """All measures of one SAE, in the order in which they need each other: the measures.json of one arm and seed.
 
-Several ranks measure one SAE together, one SAE after the other. Firings and the phi of pairs, which grow with the text and with the
-square of the latents, are shared token by token and tile by tile; each further measure is one rank's, the first of `PARTS` the first
-rank's, and so on. Not SAEs but measures are dealt out, so that one SAE is measured sooner too, that a run of any number of arms
-is spread, and that a killed run has lost one SAE at most. A measure is the same work wherever it is done, so the numbers are those of one process.
+Several ranks measure one SAE together, one SAE after the other. Firings and the phi of pairs, which grow with the text
+and with the square of the latents, are shared token by token and tile by tile; each further measure is one rank's, the
+first of `PARTS` the first rank's, and so on. Not SAEs but measures are dealt out, so that one SAE is measured sooner
+too, that a run of any number of arms is spread, and that a killed run has lost one SAE at most. A measure is the same
+work wherever it is done, so the numbers are those of one process.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,8 @@ PAIR_PARTS = ("fixed_marginals", "lift", "document_shift")
 
 @dataclass(frozen=True)
 class Reference:
-    """What is measured without an SAE, so once for all SAEs of a run. output: None without a model or output tokens; senses: without sentences.
+    """What is measured without an SAE, so once for all SAEs of a run. output: None without a model or output tokens;
+    senses: without sentences.
 
     Of several ranks each has what its own parts need; moments are None where fidelity is not its own.
     """
@@ -70,7 +72,8 @@ def reference_of(
     *,
     ranks: Ranks = ALONE,
 ) -> Reference:
-    """The reference of the evaluation split; arguments as in `measure_sae`. Raises UserError when the split is empty."""
+    """The reference of the evaluation split; arguments as in `measure_sae`. Raises UserError when the split is
+    empty."""
     evaluation = evaluation_of(cache, spec)
     asked = parts_of_model(spec, ranks) if host is not None else []
     moments = moments_of(evaluation, BATCH) if "fidelity" in deals(PARTS, ranks) or "output" in asked else None
@@ -106,16 +109,18 @@ def measure_sae(
     folder: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> dict:
-    """Calibrates the SAE where it has no threshold yet, and measures it on the evaluation split; the result is JSON as it is.
+    """Calibrates the SAE where it has no threshold yet, and measures it on the evaluation split; the result is JSON as
+    it is.
 
     sae: in the model's own units; without a `threshold` it gets the calibrated one, so it can be saved afterwards. k is
-    `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one or
-    with spec.output_tokens = 0, and for senses. seed: the SAE's, only written down. calibration: of this SAE, where it got its threshold before.
-    folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same SAE (see
-    above), and get the same.
-    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings (what of
-    the recipe decided them). A number that does not exist is null. `leave_one_out`, beside some numbers, has them without each
-    block of documents. Raises UserError when a split is empty or the SAE never fires.
+    `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one
+    or with spec.output_tokens = 0, and for senses. seed: the SAE's, only written down. calibration: of this SAE, where
+    it got its threshold before.
+    folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same
+    SAE (see above), and get the same.
+    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings
+    (what of the recipe decided them). A number that does not exist is null. `leave_one_out`, beside some numbers, has
+    them without each block of documents. Raises UserError when a split is empty or the SAE never fires.
     """
     evaluation = evaluation_of(cache, spec)
     if calibration is None:
@@ -150,7 +155,8 @@ def measure_sae(
 def _pair_works(
     spec: recipe.Measure, firings: Firings, blocks: np.ndarray | None, mean_abs_phi: float | None, progress: Progress
 ) -> dict[str, Callable[[], dict]]:
-    """The rest of the `cooccurrence` part, still to be worked out: the excess over two nulls, and the rate-free view."""
+    """The rest of the `cooccurrence` part, still to be worked out: the excess over two nulls, and the rate-free
+    view."""
     works = {}
     if spec.lift:
         in_blocks = blocks if spec.excess_blocks else None

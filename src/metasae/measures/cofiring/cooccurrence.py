@@ -7,13 +7,12 @@ Counts are int64 and phi float64; nothing of size n x n is ever in memory. Sourc
 import math
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from metasae.measures.cofiring.counts import CoFirings, counts_by_span, excluded, live_latents, n_pairs_of
-from metasae.measures.cofiring.phi_sums import CellSums, Histogram, OverMax, PhiSums, phi_edges, upper
+from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, upper
 from metasae.measures.cofiring.rate_cells import bands_of, rate_cells
 from metasae.measures.firing.blocks import Span, block_spans
 from metasae.measures.firing.firings import Firings
@@ -30,7 +29,8 @@ MEMORY = 4 * 2**30
 
 
 def phi_tile(n11: np.ndarray, row_counts: np.ndarray, column_counts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """phi float64 [r, c] from int64 counts N11 [r, c], Ni [r], Nj [c] of latents that fire on some tokens but not on all.
+    """phi float64 [r, c] from int64 counts N11 [r, c], Ni [r], Nj [c] of latents that fire on some tokens but not on
+    all.
 
     The numerator is formed in int64, so the difference of two large products is exact (for N below 3e9).
     """
@@ -52,20 +52,21 @@ def pair_statistics(
     memory: int = MEMORY,
     pool: Callable[[int], Executor] = ThreadPoolExecutor,
 ) -> dict:
-    """The `cooccurrence` part of measures.json: over all pairs i < j of latents that fire on some tokens but not on all.
+    """The `cooccurrence` part of measures.json: over all pairs i < j of latents that fire on some tokens but not on
+    all.
 
     mean_pos_phi, mean_neg_phi: means over the pairs with phi > 0 and with phi < 0; share_pos, share_neg: their shares.
     share_above_X: share of the pairs with phi > X. nearest_phi: mean over latents of the phi with its closest partner.
-    floor: sqrt(2 / (pi N)), the mean |phi| of independent latents. quantiles: of phi, read off the histogram, so within a
-    bin (4.7% of the value). mean_over_max: mean of phi / phi_max over the pairs with phi > 0, phi_max being the largest phi
-    that the two rates allow; over_max_above_X: share of those pairs with more. rate_cells: mean |phi| by firing rates, for
-    `matched_mean`. leave_one_out: the numbers LEAVE_ONE_OUT without one block of documents, per block. histogram: edges
-    [bins + 1] and counts of pairs int64 [bins]. A number over no pairs is None.
+    floor: sqrt(2 / (pi N)), the mean |phi| of independent latents. quantiles: of phi, read off the histogram, so within
+    a bin (4.7% of the value). mean_over_max: mean of phi / phi_max over the pairs with phi > 0, phi_max being the
+    largest phi that the two rates allow; over_max_above_X: share of those pairs with more. rate_cells: mean |phi| by
+    firing rates, for `matched_mean`. leave_one_out: the numbers LEAVE_ONE_OUT without one block of documents, per
+    block. histogram: edges [bins + 1] and counts of pairs int64 [bins]. A number over no pairs is None.
 
-    blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which takes
-    less than half as long again. tile: rows of latents counted at a time; None fits them to memory. memory: bytes for the
-    tiles under way; with less of it fewer threads run, but always one. pool: so many threads -> where tiles are worked out;
-    `metasae.ranks.sharing.RankPool` shares them among ranks, with the same bits.
+    blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which
+    takes less than half as long again. tile: rows of latents counted at a time; None fits them to memory. memory: bytes
+    for the tiles under way; with less of it fewer threads run, but always one. pool: so many threads -> where tiles are
+    worked out; `metasae.ranks.sharing.RankPool` shares them among ranks, with the same bits.
     """
     total = firings.n_tokens
     spans = [(0, total)] if blocks is None else block_spans(blocks)
@@ -74,36 +75,44 @@ def pair_statistics(
     rows = max(1, min(TILE_ROWS, TILE_PAIRS // max(n_latents, 1), n_latents // 8)) if tile is None else tile
     starts = range(0, n_latents, rows)
     sums = tiles.sums()
-    # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the same
+    # scipy's product and most of numpy let other threads run; the parts come back in order, so the sums are always the
+    # same
     with (
         progress.task("co-firing of all pairs", n_latents, "latents") as task,
         pool(tiles.threads(rows, memory)) as threads,
     ):
         for start, part in zip(starts, threads.map(lambda start: tiles.sums_of(start, rows), starts), strict=True):
-            sums.merge(part)
+            for own, other in zip(sums, part, strict=True):
+                own.merge(other)
             task.advance(min(rows, n_latents - start))
+    whole, *without = sums
+    n_pairs = n_pairs_of(n_latents)
     return {
-        **sums.means(n_latents),
+        **whole.means(n_pairs),
+        "quantiles": {f"{q:g}": whole.quantile(q) for q in QUANTILES},
+        **whole.over_max_means(),
         "floor": math.sqrt(2 / (math.pi * total)) if total else None,
         "l0_realised": firings.l0,
         "n_tokens": total,
-        "n_pairs": n_pairs_of(n_latents),
+        "n_pairs": n_pairs,
         "excluded": excluded(tiles.counts, total),
-        "rate_cells": rate_cells(tiles.bands, sums.cells.sums),
-        "leave_one_out": tiles.leave_one_out(sums),
-        "histogram": {"edges": sums.histogram.edges, "counts": sums.histogram.counts},
+        "rate_cells": rate_cells(tiles.bands, whole.cells),
+        "leave_one_out": tiles.leave_one_out(without),
+        "histogram": {"edges": whole.edges, "counts": whole.histogram},
     }
 
 
 class _Tokens:
-    """Some of the tokens: each latent's firings on them, int64 [l], their number, and which latents make pairs, bool [l]."""
+    """Some of the tokens: each latent's firings on them, int64 [l], their number, and which latents make pairs, bool
+    [l]."""
 
     def __init__(self, counts: np.ndarray, total: int):
         self.counts, self.total = counts, total
         self.live = (counts > 0) & (counts < total)
 
     def phi(self, n11: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | slice, np.ndarray | slice]:
-        """N11 [r, l - start] -> phi of the live latents, zeros below the diagonal, and the places of its rows and columns."""
+        """N11 [r, l - start] -> phi of the live latents, zeros below the diagonal, and the places of its rows and
+        columns."""
         rows, columns = slice(start, start + len(n11)), slice(start, None)
         if not self.live[columns].all():
             rows, columns = (start + np.flatnonzero(self.live[part]) for part in (rows, columns))
@@ -114,7 +123,8 @@ class _Tokens:
 class _Tiles:
     """Every tile of the upper triangle, cut into strips that fit the cache.
 
-    counts: int64 [n], firings of all latents. tokens: all tokens; without: the tokens outside each span in turn, where asked for.
+    counts: int64 [n], firings of all latents. tokens: all tokens; without: the tokens outside each span in turn, where
+    asked for.
     """
 
     def __init__(self, firings: Firings, spans: list[Span], leave_out: bool):
@@ -134,22 +144,17 @@ class _Tiles:
         self.dtype = np.min_scalar_type(max(sizes, default=0))
 
     def threads(self, rows: int, memory: int) -> int:
-        """As many as torch has and memory allows. A pair of a tile takes three int64, a chunk's int32 twice, and the spans."""
+        """As many as torch has and memory allows. A pair of a tile takes three int64, a chunk's int32 twice, and the
+        spans."""
         tile = rows * len(self.tokens.counts) * (32 + len(self.spans) * self.dtype.itemsize)
         return max(1, min(torch.get_num_threads(), memory // max(tile, 1)))
 
-    def sums(self) -> "_Sums":
-        """Nothing added up yet."""
-        latents = len(self.tokens.counts)
-        return _Sums(
-            PhiSums(latents, SHARES_ABOVE),
-            [PhiSums(latents, BLOCK_SHARES_ABOVE) for _ in self.without],
-            Histogram(phi_edges()),
-            OverMax(OVER_MAX_ABOVE),
-            CellSums(self.bands),
-        )
+    def sums(self) -> list[PhiSums]:
+        """Nothing added up yet: the sums on all tokens, then those without each block."""
+        whole = AllSums(self.odds, self.bands, SHARES_ABOVE, OVER_MAX_ABOVE)
+        return [whole, *(PhiSums(len(self.odds), BLOCK_SHARES_ABOVE) for _ in self.without)]
 
-    def sums_of(self, start: int, rows: int) -> "_Sums":
+    def sums_of(self, start: int, rows: int) -> list[PhiSums]:
         """What the tile of these rows adds."""
         by_span = [self.cofirings.tile(start, rows, span).astype(self.dtype) for span in self.spans]
         n11 = sum(part.astype(np.int64) for part in by_span)
@@ -161,46 +166,15 @@ class _Tiles:
             self._add(sums, n11[place], [part[place] for part in by_span], start + first)
         return sums
 
-    def _add(self, sums: "_Sums", n11: np.ndarray, by_span: list[np.ndarray], start: int) -> None:
-        phi, rows, columns = self.tokens.phi(n11, start)
-        sums.all.add(phi, rows, columns)
-        sums.histogram.add(phi)
-        sums.over_max.add(phi, self.odds[start:])
-        sums.cells.add(phi, start)
+    def _add(self, sums: list[PhiSums], n11: np.ndarray, by_span: list[np.ndarray], start: int) -> None:
+        whole, *without = sums
+        whole.add_strip(self.tokens.phi(n11, start)[0], start)
         # without blocks there is one span, and nothing is left out
-        for part, tokens, without in zip(by_span, self.without, sums.without, strict=False):
-            without.add(*tokens.phi(n11 - part.astype(np.int64), start))
+        for part, tokens, left in zip(by_span, self.without, without, strict=False):
+            left.add(*tokens.phi(n11 - part.astype(np.int64), start))
 
-    def leave_one_out(self, sums: "_Sums") -> dict[str, list[float | None]]:
+    def leave_one_out(self, without: list[PhiSums]) -> dict[str, list[float | None]]:
         """Name of a statistic -> its value without each block in turn."""
         n_live = [int(tokens.live.sum()) for tokens in self.without]
-        means = [part.means(n_pairs_of(n)) for part, n in zip(sums.without, n_live, strict=True)]
+        means = [part.means(n_pairs_of(n)) for part, n in zip(without, n_live, strict=True)]
         return {name: [values[name] for values in means] for name in LEAVE_ONE_OUT}
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Everything that is added up over pairs: `all` on all tokens, `without` each block in turn."""
-
-    all: PhiSums
-    without: list[PhiSums]
-    histogram: Histogram
-    over_max: OverMax
-    cells: CellSums
-
-    def merge(self, part: "_Sums") -> None:
-        self.all.merge(part.all)
-        for own, other in zip(self.without, part.without, strict=True):
-            own.merge(other)
-        self.histogram.merge(part.histogram)
-        self.over_max.merge(part.over_max)
-        self.cells.merge(part.cells)
-
-    def means(self, n_latents: int) -> dict:
-        """What is told of all tokens."""
-        n_positive = int(self.all.counts[0])
-        return {
-            **self.all.means(n_pairs_of(n_latents)),
-            "quantiles": {f"{q:g}": self.histogram.quantile(q) for q in QUANTILES},
-            **self.over_max.means(n_positive),
-        }

@@ -1,8 +1,9 @@
-"""Exact co-firing counts: on how many tokens two latents fire together, within one SAE or across two over the same tokens.
+"""Exact co-firing counts: on how many tokens two latents fire together, within one SAE or across two over the same
+tokens.
 
-N11 = A^T B, where A and B are 0/1 matrices [tokens, latents]. Sparse, a token costs L0^2 steps; dense it would cost n^2.
-Tokens are taken chunk by chunk straight from the firings, which may be memory-maps, so memory holds one chunk and one tile
-whatever the number of tokens. Sums over chunks are int64.
+N11 = A^T B, where A and B are 0/1 matrices [tokens, latents]. Sparse, a token costs L0^2 steps; dense it would cost
+n^2. Tokens are taken chunk by chunk straight from the firings, which may be memory-maps, so memory holds one chunk and
+one tile whatever the number of tokens. Sums over chunks are int64.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +25,9 @@ CHUNK = 2**22
 class CoFirings:
     """Counts of chosen latents in tiles of rows; `tile` and `cross` may be called from several threads.
 
-    latents: distinct int [l] in any order, the rows; frequent ones first is fastest. other, other_latents: the firings of a
-    second SAE over the same tokens and the latents that are the columns of `cross`. chunk: firings taken at a time. Memory of
+    latents: distinct int [l] in any order, the rows; frequent ones first is fastest. other, other_latents: the firings
+    of a second SAE over the same tokens and the latents that are the columns of `cross`. chunk: firings taken at a
+    time. Memory of
     a call: the int64 tile, as much again for one chunk's product, and about 30 bytes per firing of a chunk.
     Raises ValueError when the second SAE saw another number of tokens.
     """
@@ -45,7 +47,8 @@ class CoFirings:
             self._other_ranks, self._n_other = _ranks_of(other_latents, other.n_latents), len(other_latents)
 
     def tile(self, start: int, rows: int, span: Span | None = None) -> np.ndarray:
-        """N11 int64 [rows, l - start]: row r, column c count the tokens on which latents[start + r] and latents[start + c] fire.
+        """N11 int64 [rows, l - start]: row r, column c count the tokens on which latents[start + r] and latents[start +
+        c] fire.
 
         The last tile has fewer rows. span: only tokens first to last - 1.
         """
@@ -78,7 +81,8 @@ def check_same_tokens(firings: Firings, other: Firings) -> None:
 
 
 def live_latents(counts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """The latents that make pairs: those that fire on some tokens but not on all, rising int64. counts: int [n], firings."""
+    """The latents that make pairs: those that fire on some tokens but not on all, rising int64. counts: int [n],
+    firings."""
     return np.flatnonzero((counts > 0) & (counts < n_tokens))
 
 
@@ -96,7 +100,8 @@ def n_pairs_of(latents: int) -> int:
 
 
 def over_tiles(work: Callable[[int], Sums], latents: int, tile: int, name: str, progress: Progress) -> list[Sums]:
-    """work(start) of every tile of rows, side by side and in order, so that what is added up over them is always the same."""
+    """work(start) of every tile of rows, side by side and in order, so that what is added up over them is always the
+    same."""
 
     def counted(start: int) -> Sums:
         sums = work(start)
@@ -130,7 +135,8 @@ def _ranks_of(latents: np.ndarray, n_latents: int) -> np.ndarray:
 
 
 def _matrix(firings: Firings, first: int, last: int, ranks: np.ndarray, low: int, high: int) -> csr_array:
-    """The firings of tokens first to last - 1 as a 0/1 matrix int32 [last - first, high - low]: the latents of rank low to high - 1."""
+    """The firings of tokens first to last - 1 as a 0/1 matrix int32 [last - first, high - low]: the latents of rank low
+    to high - 1."""
     offsets = np.asarray(firings.indptr[first : last + 1])
     columns = ranks[firings.indices[offsets[0] : offsets[-1]]]
     columns -= np.int32(low)

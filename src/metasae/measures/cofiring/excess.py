@@ -1,8 +1,8 @@
 """Excess |phi|: how far pairs stray from the fixed-marginals null, beyond what chance makes them stray.
 
-phi_ij - phi0_ij = (N11 - E N11) N / sqrt(Ni (N - Ni) Nj (N - Nj)) with E N11 from `marginals.py`; its mean absolute value under
-the null is E|N11 - E N11| in the same units. N11 is close to a binomial with the same mean and variance, whose mean absolute
-deviation has a closed form (de Moivre): E|X - np| = 2 n p (1 - p) b(floor(np); n - 1, p).
+phi_ij - phi0_ij = (N11 - E N11) N / sqrt(Ni (N - Ni) Nj (N - Nj)) with E N11 from `marginals.py`; its mean absolute
+value under the null is E|N11 - E N11| in the same units. N11 is close to a binomial with the same mean and variance,
+whose mean absolute deviation has a closed form (de Moivre): E|X - np| = 2 n p (1 - p) b(floor(np); n - 1, p).
 """
 
 import math
@@ -32,9 +32,11 @@ LEAVE_ONE_OUT = ("excess_abs_phi", "lift_variance")
 
 
 def mean_abs_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """E|X - mean| of a binomial with this mean and variance, n not necessarily whole; of a Poisson where the variance reaches the mean.
+    """E|X - mean| of a binomial with this mean and variance, n not necessarily whole; of a Poisson where the variance
+    reaches the mean.
 
-    mean, variance: float64, any one shape, at least 0. Equal to 2 variance b(floor(mean); mean / p - 1, p) with p = 1 - variance / mean.
+    mean, variance: float64, any one shape, at least 0. Equal to 2 variance b(floor(mean); mean / p - 1, p) with p = 1 -
+    variance / mean.
     """
     from scipy.special import gammaln
 
@@ -54,17 +56,20 @@ def mean_abs_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
 def excess_phi(
     firings: Firings, blocks: np.ndarray | None = None, tile: int = TILE, progress: Progress = SILENT
 ) -> dict:
-    """The excess over the fixed-marginals null, over all pairs i < j of latents that fire on some tokens but not on all.
+    """The excess over the fixed-marginals null, over all pairs i < j of latents that fire on some tokens but not on
+    all.
 
-    excess_abs_phi: mean of |phi - phi0| minus null_abs_phi. null_abs_phi: the mean |phi - phi0| of the null itself, the floor
-    that finite text sets. excess_pos, excess_neg: its parts from pairs above and below phi0. signed_phi: mean of phi - phi0.
-    mean_phi0: mean of phi0, what the tokens' counts alone make of phi. share_above_X: share of pairs with phi - phi0 above X.
+    excess_abs_phi: mean of |phi - phi0| minus null_abs_phi. null_abs_phi: the mean |phi - phi0| of the null itself, the
+    floor that finite text sets. excess_pos, excess_neg: its parts from pairs above and below phi0. signed_phi: mean of
+    phi - phi0.
+    mean_phi0: mean of phi0, what the tokens' counts alone make of phi. share_above_X: share of pairs with phi - phi0
+    above X.
     lift_variance: mean of (N11 / E N11 - 1)^2 with weights E N11, less what chance adds (`lift.py`). leave_one_out:
     excess_abs_phi and lift_variance without one block of documents, per block. fit: of the null, the worst of all fits.
     None where no pair exists or the fit failed.
 
-    blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which costs
-    about as much again for every block.
+    blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which
+    costs about as much again for every block.
     """
     counts, per_token = firings.counts(), np.diff(firings.indptr)
     latents = live_latents(counts, firings.n_tokens)
@@ -140,8 +145,8 @@ class _Null:
 
 
 def _means(sums: list[tuple[float, ...]], converged: bool) -> dict[str, float | None]:
-    """sums: of every tile. Added up, they are the number of pairs, the sums of phi - phi0 where above and where below 0, of its
-    size under the null, of phi0, the two sums of lift_variance, and the pairs above each limit."""
+    """sums: of every tile. Added up, they are the number of pairs, the sums of phi - phi0 where above and where below
+    0, of its size under the null, of phi0, the two sums of lift_variance, and the pairs above each limit."""
     totals = [math.fsum(column) for column in zip(*sums, strict=True)] or [0.0] * N_SUMS
     pairs, above, below, expected, phi0, squares, weights, *n_above = totals
 

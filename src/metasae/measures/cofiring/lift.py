@@ -1,19 +1,19 @@
 """Lift: how many times more often than expected two latents fire together, which rates alone do not change.
 
-ln lift_ij = ln((N11 + a) / (E + a)) with a = 1: one co-firing, seen and expected, is added to every pair. It is the log of the mean
-of a Gamma(a, a) prior for the lift after N11 ~ Poisson(lift E). a is fixed, not fitted: with a prior fitted to each SAE the
-same counts would have another lift in each. E is Ni Nj / N.
+ln lift_ij = ln((N11 + a) / (E + a)) with a = 1: one co-firing, seen and expected, is added to every pair. It is the log
+of the mean of a Gamma(a, a) prior for the lift after N11 ~ Poisson(lift E). a is fixed, not fitted: with a prior fitted
+to each SAE the same counts would have another lift in each. E is Ni Nj / N.
 
-Over all pairs, called or not: lift_variance = sum ((N11 - E)^2 - N11 V / E) / E over sum E, the mean of (lift - 1)^2 with weights E.
-V is the variance of N11 under the null, (1 - Ni/N) (1 - Nj/N) E for independence. What chance adds to the squares is taken off,
-so neither the number of tokens nor a loss of firings at random moves it.
+Over all pairs, called or not: lift_variance = sum ((N11 - E)^2 - N11 V / E) / E over sum E, the mean of (lift - 1)^2
+with weights E. V is the variance of N11 under the null, (1 - Ni/N) (1 - Nj/N) E for independence. What chance adds to
+the squares is taken off, so neither the number of tokens nor a loss of firings at random moves it.
 
-p values: N11 is a sum of independent, unlike coin tosses (exactly so for independent latents, whose N11 is hypergeometric: Vatutin
-and Mikhailov 1982; nearly so for the fixed marginals), and such a sum has lighter tails than the binomial with as many tosses and
-the same mean (Hoeffding, Ann. Math. Stat. 27, 1956). So the tails of binomial(m = min(Ni, Nj), E / m) are safe beyond 1 from the
-mean, and nearly exact for rare latents. Two-sided p = twice the tail beyond N11. Pairs are called at a false discovery rate of 1%
-(Benjamini and Hochberg 1995) over all pairs. The tests take tokens as independent draws; tokens of one document are not, so a
-called pair may owe its lift to a shared topic.
+p values: N11 is a sum of independent, unlike coin tosses (exactly so for independent latents, whose N11 is
+hypergeometric: Vatutin and Mikhailov 1982; nearly so for the fixed marginals), and such a sum has lighter tails than
+the binomial with as many tosses and the same mean (Hoeffding, Ann. Math. Stat. 27, 1956). So the tails of binomial(m =
+min(Ni, Nj), E / m) are safe beyond 1 from the mean, and nearly exact for rare latents. Two-sided p = twice the tail
+beyond N11. Pairs are called at a false discovery rate of 1% (Benjamini and Hochberg 1995) over all pairs. The tests
+take tokens as independent draws; tokens of one document are not, so a called pair may owe its lift to a shared topic.
 """
 
 import math
@@ -31,7 +31,8 @@ FDR = 0.01
 LIFT = 3.0
 MIN_FIRINGS = 10
 CONTAINED = 0.5
-# bins of p: 100 a decade from 1e-14 to the FDR, above which no cut can lie; bins of ln lift: 0.05 wide, with an edge at 0 and at -+ln 3
+# bins of p: 100 a decade from 1e-14 to the FDR, above which no cut can lie; bins of ln lift: 0.05 wide, with an edge at
+# 0 and at -+ln 3
 _SMALLEST, _PER_DECADE = -14, 100
 _P_BINS = round((math.log10(FDR) - _SMALLEST) * _PER_DECADE) + 1
 _ZERO, _WIDE = 280, 22
@@ -51,7 +52,8 @@ def lift_squares(n11: np.ndarray, expected: np.ndarray, variance: np.ndarray) ->
 
 
 def two_sided_p(n11: np.ndarray, expected: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Twice the tail beyond n11, at most 1, of binomial(draws, expected / draws) at n11. All of one shape; 0 <= n11, expected <= draws, draws > 0."""
+    """Twice the tail beyond n11, at most 1, of binomial(draws, expected / draws) at n11. All of one shape; 0 <= n11,
+    expected <= draws, draws > 0."""
     from scipy.special import betainc
 
     share = np.minimum(expected / draws, 1.0)
@@ -70,8 +72,8 @@ def lift_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
     share_with_partner: latents with a called partner and |ln lift| > ln 3, over all latents that take part;
     share_with_positive, share_with_negative: in one direction. share_contained: latents with a called partner and
     phi / phi_max > 0.5, so that one of the two fires mostly where the other does.
-    share_pairs_positive, share_pairs_negative: pairs called; share_pairs_wide_positive, share_pairs_wide_negative: those with
-    |ln lift| > ln 3. median_positive, median_negative: median ln lift of called pairs, within a bin of 0.05.
+    share_pairs_positive, share_pairs_negative: pairs called; share_pairs_wide_positive, share_pairs_wide_negative:
+    those with |ln lift| > ln 3. median_positive, median_negative: median ln lift of called pairs, within a bin of 0.05.
     lift_variance: mean of (lift - 1)^2 over all pairs, weighted by E, less what chance adds; may fall below 0.
     phi_over_max: mean phi / phi_max of the pairs with phi > 0; phi_over_max_called: of those called.
     share_expected_below_5: share of pairs with E < 5, too rare to be called for meeting too seldom.
@@ -115,9 +117,11 @@ def lift_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
 
 
 def cut_bin(calls: np.ndarray, n_pairs: int) -> int | None:
-    """The last bin of p that is called: the largest edge with edge n_pairs / FDR at most the number of p up to it; None for none.
+    """The last bin of p that is called: the largest edge with edge n_pairs / FDR at most the number of p up to it; None
+    for none.
 
-    calls: int64 [bins], pairs with p in each bin. A grid of cuts instead of every p calls no more, so the rate still holds.
+    calls: int64 [bins], pairs with p in each bin. A grid of cuts instead of every p calls no more, so the rate still
+    holds.
     """
     passes = np.flatnonzero(p_edges() * n_pairs <= FDR * np.cumsum(calls))
     return int(passes[-1]) if len(passes) else None
@@ -131,9 +135,10 @@ def p_edges() -> np.ndarray:
 class _Tally:
     """What is counted over pairs.
 
-    calls: int64 [p bins, lift bins]. ratios: sums of phi / phi_max by p bin. best: by latent, the lowest p bin of its pairs
-    with ln lift above ln 3, below -ln 3, and with phi / phi_max above 0.5: int64 [3, n]. totals: over all pairs, the sum of
-    phi / phi_max where phi > 0, how many pairs that are, pairs with E < 5, and the two sums of lift_variance: float64 [5].
+    calls: int64 [p bins, lift bins]. ratios: sums of phi / phi_max by p bin. best: by latent, the lowest p bin of its
+    pairs with ln lift above ln 3, below -ln 3, and with phi / phi_max above 0.5: int64 [3, n]. totals: over all pairs,
+    the sum of phi / phi_max where phi > 0, how many pairs that are, pairs with E < 5, and the two sums of
+    lift_variance: float64 [5].
     """
 
     def __init__(self, n_latents: int):
@@ -143,7 +148,8 @@ class _Tally:
         self.totals = np.zeros(5)
 
     def count(self, n11: np.ndarray, fired: np.ndarray, total: int, rows: np.ndarray, columns: np.ndarray) -> None:
-        """n11: int64 [pairs]. rows, columns: the two latents of each pair, places in fired, int [pairs]. total: tokens."""
+        """n11: int64 [pairs]. rows, columns: the two latents of each pair, places in fired, int [pairs]. total:
+        tokens."""
         of_row, of_column = fired[rows], fired[columns]
         expected, draws = of_row * of_column / total, np.minimum(of_row, of_column)
         variance = expected * (1 - of_row / total) * (1 - of_column / total)

@@ -1,8 +1,9 @@
-"""The latents that fire together with a latent most closely: the largest phi of each, within one SAE or in a second one.
+"""The latents that fire together with a latent most closely: the largest phi of each, within one SAE or in a second
+one.
 
-Two latents that never fire on the same token have phi < 0. So where enough pairs of a latent have phi >= 0, its best are among
-the pairs that the sparse product A^T B has at all, and nothing of size n x n is ever filled in. The few latents for which that
-is not enough are counted again against all others.
+Two latents that never fire on the same token have phi < 0. So where enough pairs of a latent have phi >= 0, its best
+are among the pairs that the sparse product A^T B has at all, and nothing of size n x n is ever filled in. The few
+latents for which that is not enough are counted again against all others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,12 +51,13 @@ def top_partners(
     chunk: int = CHUNK,
     progress: Progress = SILENT,
 ) -> Partners:
-    """The `count` partners with the largest phi of every latent of `firings`, among its SAE's others or those of `other`.
+    """The `count` partners with the largest phi of every latent of `firings`, among its SAE's others or those of
+    `other`.
 
-    other: a second SAE over the same tokens. spans: only these tokens (first, last + 1). max_rate: latents that fire on a
-    larger share of them have no partners and are none, on both sides; so do latents that fire on no token or on all. tile:
-    latents looked at at a time; None fits them to memory. chunk: firings counted at a time. Raises ValueError when the tokens
-    differ.
+    other: a second SAE over the same tokens. spans: only these tokens (first, last + 1). max_rate: latents that fire on
+    a larger share of them have no partners and are none, on both sides; so do latents that fire on no token or on all.
+    tile: latents looked at at a time; None fits them to memory. chunk: firings counted at a time. Raises ValueError
+    when the tokens differ.
     """
     if other is not None:
         check_same_tokens(firings, other)
@@ -66,7 +68,8 @@ def top_partners(
 def mutual_partners(
     one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT
 ) -> tuple[Partners, Partners]:
-    """`top_partners` of each SAE in the other. Where all pairs fit into memory, their co-firings are counted once for both."""
+    """`top_partners` of each SAE in the other. Where all pairs fit into memory, their co-firings are counted once for
+    both."""
     text, counted = [(0, one.n_tokens)], None
     forward = _Pairs(one, other, text, 1.0, CHUNK)
     if one.n_latents * other.n_latents <= TILE_PAIRS:
@@ -95,7 +98,8 @@ def _closest(pairs: "_Pairs", count: int, tile: int | None, progress: Progress) 
 
 
 def _tile_rows(n_latents: int, n_columns: int) -> int:
-    """Latents looked at at a time: as many tiles as there are lanes, and no more pairs in all lanes together than four tiles have."""
+    """Latents looked at at a time: as many tiles as there are lanes, and no more pairs in all lanes together than four
+    tiles have."""
     lanes = torch.get_num_threads()
     in_memory = TILE_PAIRS * 4 // max(lanes, 4) // max(n_columns, 1)
     return max(1, min(in_memory, -(-n_latents // lanes)))
@@ -104,8 +108,8 @@ def _tile_rows(n_latents: int, n_columns: int) -> int:
 class _Pairs:
     """Pairs of latents of an SAE and its own others, or those of a second SAE.
 
-    rows, columns: the latents that take part, rising int64. counted: the co-firings of all pairs, sparse [rows, columns], where
-    they are counted before they are asked for.
+    rows, columns: the latents that take part, rising int64. counted: the co-firings of all pairs, sparse [rows,
+    columns], where they are counted before they are asked for.
     """
 
     def __init__(
@@ -196,7 +200,8 @@ class _Pairs:
 
 
 def _live(firings: Firings, spans: Sequence[Span], total: int, max_rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """On how many of the tokens each latent fires, int64 [n], 0 for those that take no part, and the latents that do, rising."""
+    """On how many of the tokens each latent fires, int64 [n], 0 for those that take no part, and the latents that do,
+    rising."""
     counts = counts_by_span(firings, spans).sum(0)
     live = (counts > 0) & (counts < total) & (counts <= max_rate * total)
     return np.where(live, counts, 0), np.flatnonzero(live)
@@ -233,7 +238,8 @@ def _matrix(firings: Firings, spans: Sequence[Span]) -> csr_array:
 
 @dataclass(frozen=True)
 class _Best:
-    """phi float64 and latents int32, both [m, count]: the best of m latents in order; -inf and -1 where there is none."""
+    """phi float64 and latents int32, both [m, count]: the best of m latents in order; -inf and -1 where there is
+    none."""
 
     phi: np.ndarray
     latents: np.ndarray
@@ -260,7 +266,8 @@ class _Best:
 
 
 def _least(sizes: np.ndarray, phi: np.ndarray, count: int) -> np.ndarray:
-    """A number that at least `count` of a row's entries reach, float64 [m]; -inf for short rows. sizes: int [m], of the rows in phi [e].
+    """A number that at least `count` of a row's entries reach, float64 [m]; -inf for short rows. sizes: int [m], of the
+    rows in phi [e].
 
     A long row is cut into parts; the largest entries of `count` of them reach the smallest of these.
     """

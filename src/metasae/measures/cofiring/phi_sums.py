@@ -1,6 +1,7 @@
 """Running totals of phi over pairs: what `cooccurrence.py` keeps of each strip of pairs before it is thrown away.
 
-A strip is phi [r, c] of r latents with themselves and all later ones, so columns 0 to r - 1 are the rows' own latents. Only the
+A strip is phi [r, c] of r latents with themselves and all later ones, so columns 0 to r - 1 are the rows' own latents.
+Only the
 part above the diagonal counts: `upper` puts zeros below it, which add nothing to a sum.
 """
 
@@ -23,8 +24,8 @@ def upper(phi: np.ndarray) -> np.ndarray:
 class PhiSums:
     """Means and shares of phi, and each latent's largest; parts of several threads are merged in a fixed order.
 
-    latents: how many there are, so that `nearest` is float64 [latents], -inf for a latent without any pair. limits: of the
-    shares. counts: int64 [2 + limits], pairs with phi above 0, below 0 and above each limit.
+    latents: how many there are, so that `nearest` is float64 [latents], -inf for a latent without any pair. limits: of
+    the shares. counts: int64 [2 + limits], pairs with phi above 0, below 0 and above each limit.
     """
 
     def __init__(self, latents: int, limits: tuple[float, ...]):
@@ -35,7 +36,8 @@ class PhiSums:
         self.counts = np.zeros(2 + len(limits), np.int64)
 
     def add(self, phi: np.ndarray, rows, columns) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal. rows, columns: places of its latents, as slices or indices."""
+        """phi [r, c]: a strip with zeros below the diagonal. rows, columns: places of its latents, as slices or
+        indices."""
         r = len(phi)
         own = np.where(np.tri(r, dtype=bool), -np.inf, phi[:, :r])
         later = phi[:, r:]
@@ -70,31 +72,75 @@ class PhiSums:
         }
 
 
-class Histogram:
-    """Pairs by phi, int64 [len(edges) - 1]."""
+class AllSums(PhiSums):
+    """The sums over all tokens, and with them the pairs by phi, phi over its maximum, and |phi| by firing rates.
 
-    def __init__(self, edges: np.ndarray):
-        self.edges, self.counts = edges, np.zeros(len(edges) - 1, np.int64)
+    odds: sqrt(Ni / (N - Ni)) of all latents in the order of the strips, falling. bands: of their rates (`rate_cells`).
+    limits,
+    over_max_limits: of the shares. histogram: pairs by phi, int64 [len(edges) - 1]. over_max: sums of phi / phi_max
+    over strips for the pairs with phi > 0, where phi_max is the largest phi that two latents of these rates can have.
+    With Ni >= Nj it is sqrt(Nj (N - Ni) / (Ni (N - Nj))): all firings of j fall on tokens of i. cells: sums of |phi|,
+    float64 [32, 32].
+    """
 
-    def add(self, phi: np.ndarray) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal, which do not count."""
-        self.counts += np.bincount(phi_bins(phi.ravel(), self.edges), minlength=len(self.counts))
-        self.counts[len(self.counts) // 2] -= len(phi) * (len(phi) + 1) // 2
+    def __init__(
+        self, odds: np.ndarray, bands: np.ndarray, limits: tuple[float, ...], over_max_limits: tuple[float, ...]
+    ):
+        super().__init__(len(odds), limits)
+        self.odds, self.bands, self.over_max_limits = odds, bands, over_max_limits
+        self.edges = phi_edges()
+        self.histogram = np.zeros(len(self.edges) - 1, np.int64)
+        self.over_max: list[float] = []
+        self.n_over_max = np.zeros(len(over_max_limits), np.int64)
+        self.cells = np.zeros((DECADES * PER_DECADE, DECADES * PER_DECADE))
 
-    def merge(self, part: "Histogram") -> None:
-        self.counts += part.counts
+    def add_strip(self, phi: np.ndarray, start: int) -> None:
+        """phi [r, c]: a strip with zeros below the diagonal, its latents from place `start` on."""
+        r = len(phi)
+        self.add(phi, slice(start, start + r), slice(start, None))
+        self.histogram += np.bincount(phi_bins(phi.ravel(), self.edges), minlength=len(self.histogram))
+        # the zeros on the diagonal and below it do not count
+        self.histogram[len(self.histogram) // 2] -= r * (r + 1) // 2
+
+        odds = self.odds[start:]
+        of_max = phi * odds[:r, None]
+        of_max /= odds
+        np.maximum(of_max, 0, out=of_max)
+        self.over_max.append(float(of_max.sum()))
+        self.n_over_max += [np.count_nonzero(of_max > limit) for limit in self.over_max_limits]
+
+        bands = self.bands[start:]
+        starts = run_starts(bands)
+        by_band = np.add.reduceat(np.abs(phi), starts, axis=1)
+        np.add.at(self.cells, (bands[:r, None], bands[starts][None, :]), by_band)
+
+    def merge(self, part: "AllSums") -> None:
+        super().merge(part)
+        self.histogram += part.histogram
+        self.over_max += part.over_max
+        self.n_over_max += part.n_over_max
+        self.cells += part.cells
+
+    def over_max_means(self) -> dict[str, float | None]:
+        """Over the pairs with phi > 0; see `cooccurrence.pair_statistics` for the names."""
+        n_positive, counts = int(self.counts[0]), self.n_over_max.tolist()
+        above = zip(self.over_max_limits, counts, strict=True)
+        return {
+            "mean_over_max": ratio(math.fsum(self.over_max), n_positive),
+            **{f"over_max_above_{limit:g}": ratio(count, n_positive) for limit, count in above},
+        }
 
     def quantile(self, q: float) -> float | None:
-        """The q-quantile, linear within a bin; None without pairs."""
-        total = self.counts.sum()
+        """The q-quantile of phi, linear within a bin; None without pairs."""
+        total = self.histogram.sum()
         if not total:
             return None
-        below = np.concatenate([[0], np.cumsum(self.counts)])
+        below = np.concatenate([[0], np.cumsum(self.histogram)])
         place = q * total
-        bin_ = min(int(np.searchsorted(below, place, side="right")) - 1, len(self.counts) - 1)
-        while self.counts[bin_] == 0:
+        bin_ = min(int(np.searchsorted(below, place, side="right")) - 1, len(self.histogram) - 1)
+        while self.histogram[bin_] == 0:
             bin_ -= 1
-        share = min((place - below[bin_]) / self.counts[bin_], 1.0)
+        share = min((place - below[bin_]) / self.histogram[bin_], 1.0)
         return float(self.edges[bin_] + share * (self.edges[bin_ + 1] - self.edges[bin_]))
 
 
@@ -120,53 +166,3 @@ def phi_bins(phi: np.ndarray, edges: np.ndarray) -> np.ndarray:
     bins += (phi >= edges[bins + 1]) & (bins < last)
     bins -= phi < edges[bins]
     return bins
-
-
-class OverMax:
-    """phi / phi_max of the pairs with phi > 0, where phi_max is the largest phi that two latents of these rates can have.
-
-    With Ni >= Nj it is sqrt(Nj (N - Ni) / (Ni (N - Nj))): all firings of j fall on tokens of i.
-    """
-
-    def __init__(self, limits: tuple[float, ...]):
-        self.sums: list[float] = []
-        self.limits, self.counts = limits, np.zeros(len(limits), np.int64)
-
-    def add(self, phi: np.ndarray, odds: np.ndarray) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal. odds: sqrt(Ni / (N - Ni)) of its c latents, falling."""
-        of_max = phi * odds[: len(phi), None]
-        of_max /= odds
-        np.maximum(of_max, 0, out=of_max)
-        self.sums.append(float(of_max.sum()))
-        self.counts += [np.count_nonzero(of_max > limit) for limit in self.limits]
-
-    def merge(self, part: "OverMax") -> None:
-        self.sums += part.sums
-        self.counts += part.counts
-
-    def means(self, n_positive: int) -> dict[str, float | None]:
-        """Over the n_positive pairs with phi > 0; see `cooccurrence.pair_statistics` for the names."""
-        above = zip(self.limits, self.counts.tolist(), strict=True)
-        return {
-            "mean_over_max": ratio(math.fsum(self.sums), n_positive),
-            **{f"over_max_above_{limit:g}": ratio(count, n_positive) for limit, count in above},
-        }
-
-
-class CellSums:
-    """Sum of |phi| in each cell of two rate bands. bands: of all latents in the order of the strips, falling."""
-
-    def __init__(self, bands: np.ndarray):
-        self.bands, self.sums = bands, np.zeros((DECADES * PER_DECADE, DECADES * PER_DECADE))
-
-    def add(self, phi: np.ndarray, start: int) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal, its latents from place `start` on."""
-        if not phi.size:
-            return
-        columns = self.bands[start:]
-        starts = run_starts(columns)
-        by_band = np.add.reduceat(np.abs(phi), starts, axis=1)
-        np.add.at(self.sums, (columns[: len(phi), None], columns[starts][None, :]), by_band)
-
-    def merge(self, part: "CellSums") -> None:
-        self.sums += part.sums

@@ -1,8 +1,9 @@
 """Mean |phi| by firing rates, so that two SAEs can be compared at equal rates.
 
-phi_ij is about (lift - 1) sqrt(p_i p_j), so mean |phi| falls when rates spread, with no latent more atomic. Every pair is put
-into a cell by the rates of its two latents, on a fixed grid of quarter decades. `matched_mean` then weighs the cells of two
-SAEs alike, each cell by its pairs in both together. That is direct standardisation, as epidemiology does it for age.
+phi_ij is about (lift - 1) sqrt(p_i p_j), so mean |phi| falls when rates spread, with no latent more atomic. Every pair
+is put into a cell by the rates of its two latents, on a fixed grid of quarter decades. `matched_mean` then weighs the
+cells of two SAEs alike, each cell by its pairs in both together. That is direct standardisation, as epidemiology does
+it for age.
 """
 
 import math
@@ -27,8 +28,9 @@ def bands_of(rates: np.ndarray) -> np.ndarray:
 def rate_cells(bands: np.ndarray, sums: np.ndarray) -> dict[str, list]:
     """The `rate_cells` part of measures.json: a cell for each two bands that have pairs.
 
-    bands: int [l], of every latent. sums: float64 [32, 32], of |phi| over the pairs of a cell, the more frequent latent's band
-    first. Returns lists of equal length: frequent, rare (lower edges of the two rates), pairs, mean_abs_phi.
+    bands: int [l], of every latent. sums: float64 [32, 32], of |phi| over the pairs of a cell, the more frequent
+    latent's band first. Returns lists of equal length: frequent, rare (lower edges of the two rates), pairs,
+    mean_abs_phi.
     """
     latents = np.bincount(bands, minlength=len(sums))
     pairs = np.tril(np.outer(latents, latents), -1) + np.diag(latents * (latents - 1) // 2)

@@ -1,8 +1,9 @@
 """The document-shift null: |phi| when one latent of every pair is read from other documents.
 
-The firings of the second latent are rotated by s tokens, where s is the start of a document: token t is paired with token t + s
-(mod T). Every rate stays exactly the same, and so does the way each latent clusters within its documents; only what the two
-latents owe to reading the same text is gone. Unlike the fixed marginals it keeps bursts, and drops tokens on which everything fires.
+The firings of the second latent are rotated by s tokens, where s is the start of a document: token t is paired with
+token t + s (mod T). Every rate stays exactly the same, and so does the way each latent clusters within its documents;
+only what the two latents owe to reading the same text is gone. Unlike the fixed marginals it keeps bursts, and drops
+tokens on which everything fires.
 """
 
 import math
@@ -44,12 +45,12 @@ def shift_null(
 ) -> dict:
     """The document-shift null of `firings`, over all pairs of latents that fire on some tokens but not on all.
 
-    null_abs_phi: mean |phi| over pairs and shifts. excess_abs_phi: the pairs' own mean |phi| minus it. values: mean |phi| of
-    each shift. spread: their standard deviation; None for fewer than two. shifts: in tokens. n_possible: how many shifts
-    there are. The first two are None where there is no pair or no shift.
+    null_abs_phi: mean |phi| over pairs and shifts. excess_abs_phi: the pairs' own mean |phi| minus it. values: mean
+    |phi| of each shift. spread: their standard deviation; None for fewer than two. shifts: in tokens. n_possible: how
+    many shifts there are. The first two are None where there is no pair or no shift.
 
-    mean_abs_phi: of the pairs as they are (`cooccurrence.pair_statistics`). Shifts are drawn by `seed` without repetition, as
-    many as there are up to `shifts`. Each pair counts twice per shift, once with either latent rotated.
+    mean_abs_phi: of the pairs as they are (`cooccurrence.pair_statistics`). Shifts are drawn by `seed` without
+    repetition, as many as there are up to `shifts`. Each pair counts twice per shift, once with either latent rotated.
     """
     counts, total = firings.counts(), firings.n_tokens
     latents = live_latents(counts, total)

@@ -2,10 +2,11 @@
 
 A parent fires on tokens P; a set of children C of the other SAE splits it as well as
     score = coverage x (1 - overlap) x smallest share,
-coverage = share of P with at least one child on, overlap = share of P with two or more, a child's share = share of P with it
-alone on. An even split into two scores 1/2, into m 1/m: that is the ceiling. A latent that is simply kept scores nothing: a single
-child is no split, and beside a child that covers all of P no other is ever alone.
-Children are chosen on every second block of documents and scored on the others. The score of two solo SAEs with different
+coverage = share of P with at least one child on, overlap = share of P with two or more, a child's share = share of P
+with it alone on. An even split into two scores 1/2, into m 1/m: that is the ceiling. A latent that is simply kept
+scores nothing: a single child is no split, and beside a child that covers all of P no other is ever alone.
+Children are chosen on every second block of documents and scored on the others. The score of two solo SAEs with
+different
 seeds is the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
 """
 
@@ -37,8 +38,8 @@ PAPER_MAX_RATE = 0.05
 class FeatureSplit:
     """A parent and its children, largest phi first.
 
-    phi: of each child with the parent, on the tokens on which it was chosen. coverage, overlap, shares, score, firings (of the
-    parent): on the tokens that were held out.
+    phi: of each child with the parent, on the tokens on which it was chosen. coverage, overlap, shares, score, firings
+    (of the parent): on the tokens that were held out.
     """
 
     parent: int
@@ -84,12 +85,13 @@ class FeatureSplits:
 def find_splits(
     parents: Firings, children: Firings, blocks: np.ndarray | None = None, progress: Progress = SILENT
 ) -> FeatureSplits:
-    """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for merges.
+    """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for
+    merges.
 
-    Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2 each, ties to
-    the smaller set. blocks: int [T], each token's block of documents, rising; None for `document_blocks` of them. With a single
-    block nothing is held out, and every parent is too rare. Memory: about 14 bytes per firing of each SAE.
-    Raises ValueError when the tokens of the two SAEs differ.
+    Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2
+    each, ties to the smaller set. blocks: int [T], each token's block of documents, rising; None for `document_blocks`
+    of them. With a single block nothing is held out, and every parent is too rare. Memory: about 14 bytes per firing of
+    each SAE. Raises ValueError when the tokens of the two SAEs differ.
     """
     blocks = document_blocks(parents.documents) if blocks is None else blocks
     spans = block_spans(blocks)
@@ -118,10 +120,11 @@ def find_splits(
 def paper_ranking(
     parents: Firings, children: Firings, count: int = TOP, progress: Progress = SILENT
 ) -> list[dict[str, int | list]]:
-    """The first `count` parents by the second-largest phi of a latent of the other SAE, ties to the lower; arXiv 2604.03436.
+    """The first `count` parents by the second-largest phi of a latent of the other SAE, ties to the lower; arXiv
+    2604.03436.
 
-    {"parent", "children", "phi"}, with the two latents of the largest phi. Latents of either SAE that fire on more than 5% of
-    the tokens are left out. Raises ValueError when the tokens differ.
+    {"parent", "children", "phi"}, with the two latents of the largest phi. Latents of either SAE that fire on more than
+    5% of the tokens are left out. Raises ValueError when the tokens differ.
     """
     partners = top_partners(parents, 2, children, max_rate=PAPER_MAX_RATE, progress=progress)
     have_two = np.flatnonzero(partners.latents[:, 1] >= 0)
@@ -133,7 +136,8 @@ def paper_ranking(
 
 
 class _Patterns:
-    """Which of a parent's candidates fire together with it: token counts by pattern, bit s of a pattern for candidate s."""
+    """Which of a parent's candidates fire together with it: token counts by pattern, bit s of a pattern for candidate
+    s."""
 
     def __init__(self, parents: Firings, children: Firings, held_out: np.ndarray):
         self.parents, self.children, self.held_out = by_latent(parents), by_latent(children), held_out
@@ -141,7 +145,8 @@ class _Patterns:
     def histograms(
         self, latents: np.ndarray, candidates: np.ndarray, usable: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each parent by pattern, int64 [p, 2**CANDIDATES], on the tokens to choose on and on those held out."""
+        """Tokens of each parent by pattern, int64 [p, 2**CANDIDATES], on the tokens to choose on and on those held
+        out."""
         chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
         on = np.zeros(len(self.held_out), np.uint16)
         for row, latent in enumerate(latents):
@@ -161,8 +166,8 @@ class _Patterns:
 class _Sets:
     """All sets of 2 to MAX_CHILDREN candidates, small ones first.
 
-    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone [patterns, members of all
-    sets], that member is the only one on. first: int [sets], where the members of each set begin.
+    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone [patterns,
+    members of all sets], that member is the only one on. first: int [sets], where the members of each set begin.
     """
 
     members: list[tuple[int, ...]]

@@ -1,4 +1,5 @@
-"""Per-token numbers of what a replaced activation does to a model's output, and their means with blocks of documents left out."""
+"""Per-token numbers of what a replaced activation does to a model's output, and their means with blocks of documents
+left out."""
 
 import copy
 import math
@@ -85,7 +86,8 @@ class _Effect:
         """Refuses a reference that no model that reads its text gives; nothing where no number says so."""
 
     def result(self) -> dict:
-        """Key -> number; `leave_one_out`: key -> the number without each block of documents in turn. Empty without tokens."""
+        """Key -> number; `leave_one_out`: key -> the number without each block of documents in turn. Empty without
+        tokens."""
         if not self.n_tokens:
             return {}
         means = [columns.means() for columns in self.columns]
@@ -128,7 +130,8 @@ def _cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
 
 
 class CausalEffect(_Effect):
-    """Cross-entropy of the next token and its divergence from the clean prediction. readout: see `metasae.data.model.readout`."""
+    """Cross-entropy of the next token and its divergence from the clean prediction. readout: see
+    `metasae.data.model.readout`."""
 
     def __init__(self, readout):
         super().__init__(kinds=1)
@@ -175,5 +178,6 @@ class CausalEffect(_Effect):
 
 
 def _scored(own: Tensor) -> Tensor:
-    """Position t predicts token t + 1; both must be the document's own, so the prediction made at BOS is left out. [b, t - 1]."""
+    """Position t predicts token t + 1; both must be the document's own, so the prediction made at BOS is left out. [b,
+    t - 1]."""
     return own[:, :-1] & own[:, 1:]

@@ -1,6 +1,7 @@
 """How much of the activations the SAE keeps, and which latents do the work.
 
-FVU = sum (x - x_hat)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (x - x_hat)^2 per number.
+FVU = sum (x - x_hat)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (x - x_hat)^2 per
+number.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ def rate_edges() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T]."""
+    """Of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed over d,
+    float64 [T]."""
 
     mean: Tensor
     variance: np.ndarray
@@ -52,13 +54,14 @@ def measure_fidelity(
 ) -> dict:
     """The part of `fidelity` in measures.json that needs no language model.
 
-    fvu: None when the activations do not vary. l2: squared model units per number. l0: active latents per token. dead, dense:
-    shares of the n latents that never fire and that fire on more than a tenth of the tokens. rates: of the latents that fire.
-    leave_one_out: fvu, l2 and l0 without each block of documents in turn (`metasae.measures.firing.blocks`), the variance
-    still around the mean of all tokens.
+    fvu: None when the activations do not vary. l2: squared model units per number. l0: active latents per token. dead,
+    dense: shares of the n latents that never fire and that fire on more than a tenth of the tokens. rates: of the
+    latents that fire.
+    leave_one_out: fvu, l2 and l0 without each block of documents in turn (`metasae.measures.firing.blocks`), the
+    variance still around the mean of all tokens.
 
-    `split` is rebuilt from its firings: one pass over the activations, none through the encoder. firings: of this SAE on this
-    split, at least one token. moments: of this split, when they are known.
+    `split` is rebuilt from its firings: one pass over the activations, none through the encoder. firings: of this SAE
+    on this split, at least one token. moments: of this split, when they are known.
     """
     moments = moments_of(split, batch) if moments is None else moments
     variance, d = moments.variance, len(moments.mean)

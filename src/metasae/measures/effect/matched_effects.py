@@ -1,12 +1,14 @@
-"""Steering with matched latents of two SAEs: which of them is the blunter tool, over a sample of latents (see `side_effects`).
+"""Steering with matched latents of two SAEs: which of them is the blunter tool, over a sample of latents (see
+`side_effects`).
 
-For a latent i and its counterpart j in another SAE, spill is what steering with i also moves where the concept of j is absent:
+For a latent i and its counterpart j in another SAE, spill is what steering with i also moves where the concept of j is
+absent:
 
     spill_i = sum of D_t(clean, x - z w_i) over the firings t of i where j is silent / the same over all firings t of i
     apart_i = number of the firings t of i where j is silent / number of the firings of i
 
-A latent that fires more widely than its counterpart spills more; spill / apart leaves that out. It is near 1 where the text that
-only i fires on is moved as much as the rest, as by a blend, and well below 1 where i fires there but faintly.
+A latent that fires more widely than its counterpart spills more; spill / apart leaves that out. It is near 1 where the
+text that only i fires on is moved as much as the rest, as by a blend, and well below 1 where i fires there but faintly.
 """
 
 import math
@@ -26,7 +28,8 @@ from metasae.sae.sae import SAE
 
 @dataclass(frozen=True)
 class Steering:
-    """What side effects are measured with. host: the model. latents: matched pairs drawn. context: tokens of a window of the text.
+    """What side effects are measured with. host: the model. latents: matched pairs drawn. context: tokens of a window
+    of the text.
 
     pairs: windows per latent, each with a silent one; the model runs 12 windows for each. seed: of the draw.
     """
@@ -47,7 +50,8 @@ class Side:
 
 
 def draw_matched(a: Side, b: Side, count: int, seed: int = 0) -> np.ndarray:
-    """int64 [m, 2], m <= count: latents of a with their partners in b, drawn from the live latents matched one to one by decoder cosine."""
+    """int64 [m, 2], m <= count: latents of a with their partners in b, drawn from the live latents matched one to one
+    by decoder cosine."""
     live_a, live_b = (np.flatnonzero(side.firings.counts() > 0) for side in (a, b))
     if not len(live_a) or not len(live_b):
         return np.zeros((0, 2), np.int64)
@@ -75,10 +79,10 @@ def compare_side_effects(
 ) -> dict[str, float | int | None]:
     """a, b: of two SAEs on the same text, latent by latent of a with its partner in b; with the firings of all latents.
 
-    bluntness_a, bluntness_b: geometric means; bluntness_percent: of a against b; share_sharper: share of the matches in which a
-    has the lower one, ties half. spill, apart: means; a's where b's latent is silent, b's where a's is. n_bluntness, n_spill:
-    matches with the number on both sides, out of n_matches. spill_per_firing: the mean spill over the mean of apart. None where
-    no match has the number, and where nothing is apart.
+    bluntness_a, bluntness_b: geometric means; bluntness_percent: of a against b; share_sharper: share of the matches in
+    which a has the lower one, ties half. spill, apart: means; a's where b's latent is silent, b's where a's is.
+    n_bluntness, n_spill: matches with the number on both sides, out of n_matches. spill_per_firing: the mean spill over
+    the mean of apart. None where no match has the number, and where nothing is apart.
     """
     bluntness = _with_both(a.bluntness, b.bluntness)
     spill = _with_both(*_spill(a, firings_b, b.latents), *_spill(b, firings_a, a.latents))

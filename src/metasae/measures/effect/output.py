@@ -1,7 +1,7 @@
 """What the model itself makes of the reconstruction: its final output when the hooked activation is replaced.
 
-Three replacements on the same held-out windows: the SAE's reconstruction, the mean activation and zero. Special positions
-(BOS, [CLS], [SEP]) keep their own activation throughout, as the SAE never saw them in training.
+Three replacements on the same held-out windows: the SAE's reconstruction, the mean activation and zero. Special
+positions (BOS, [CLS], [SEP]) keep their own activation throughout, as the SAE never saw them in training.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,7 +47,8 @@ def windows_of(split: Split | Firings, n_tokens: int, room: int) -> list[Window]
 
 @dataclass(frozen=True)
 class _Batch:
-    """Padded windows: ids, mask int64 [b, t], own bool [b, t], documents int32 [b]. clean: the model's own state, None where too large to keep."""
+    """Padded windows: ids, mask int64 [b, t], own bool [b, t], documents int32 [b]. clean: the model's own state, None
+    where too large to keep."""
 
     ids: Tensor
     mask: Tensor
@@ -58,7 +59,8 @@ class _Batch:
 
 @dataclass(frozen=True)
 class OutputReference:
-    """What the model gives on some windows without any SAE: clean, mean-ablated and zero-ablated. The same for every SAE of a run."""
+    """What the model gives on some windows without any SAE: clean, mean-ablated and zero-ablated. The same for every
+    SAE of a run."""
 
     batches: tuple[_Batch, ...]
     effect: CausalEffect | EncoderEffect
@@ -78,7 +80,8 @@ def output_reference(
     """Runs the model on the first n_tokens tokens of `split`, three passes.
 
     context: tokens of a window with its special tokens, as harvested. mean: [d], for the mean-ablation.
-    Raises UserError when the model's own cross-entropy is above log(vocabulary size): then the windows are not what it reads.
+    Raises UserError when the model's own cross-entropy is above log(vocabulary size): then the windows are not what it
+    reads.
     """
     windows = windows_of(split, n_tokens, host.frame.room(context))
     ablations = {"mean": lambda x: mean.to(x).expand_as(x), "zero": torch.zeros_like}
@@ -102,14 +105,16 @@ def output_reference(
 def output_effect(
     host: Host, sae: SAE, reference: OutputReference, progress: Progress = SILENT, batch_topk: bool = False
 ) -> dict:
-    """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host. One pass where it kept clean states.
+    """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host. One pass
+    where it kept clean states.
 
-    Encoders: cosine distance 1 - cos(clean, changed) of the last hidden state, mean over tokens, and of its mean over each
-    whole window (`pooled`; special tokens take part in that mean, as in sentence embeddings).
-    Causal models: cross-entropy of the next token in nats, of every token of a document but a window's first; ce_delta =
-    ce_sae - ce_clean; ce_recovered = (ce_zero - ce_sae) / (ce_zero - ce_clean); kl = KL(clean || with SAE) in nats.
-    The SAE works at its thresholds; batch_topk: the paper's rule as well, k * B entries of each batch of windows, under keys that
-    end with `_batch_topk`. leave_one_out: key -> the number without each block of documents in turn (`metasae.measures.firing.blocks`).
+    Encoders: cosine distance 1 - cos(clean, changed) of the last hidden state, mean over tokens, and of its mean over
+    each whole window (`pooled`; special tokens take part in that mean, as in sentence embeddings).
+    Causal models: cross-entropy of the next token in nats, of every token of a document but a window's first; ce_delta
+    = ce_sae - ce_clean; ce_recovered = (ce_zero - ce_sae) / (ce_zero - ce_clean); kl = KL(clean || with SAE) in nats.
+    The SAE works at its thresholds; batch_topk: the paper's rule as well, k * B entries of each batch of windows, under
+    keys that end with `_batch_topk`. leave_one_out: key -> the number without each block of documents in turn
+    (`metasae.measures.firing.blocks`).
     """
     screen = Screen(sae, sae.threshold)
     rules = {"sae": screen.reconstruct}

@@ -1,15 +1,18 @@
-"""Side effects of steering: how far a latent moves the model's output in text where it, or its counterpart, has nothing to say.
+"""Side effects of steering: how far a latent moves the model's output in text where it, or its counterpart, has nothing
+to say.
 
-The firings of latent i in a window of text are taken out of it, and the very same activations are put, at the same places, into
-a window where i is silent throughout. With D_t the change of the output at token t, summed over the tokens of these windows,
+The firings of latent i in a window of text are taken out of it, and the very same activations are put, at the same
+places, into a window where i is silent throughout. With D_t the change of the output at token t, summed over the tokens
+of these windows,
 
     own_i    = sum_t D_t(clean, x - z w_i) / firings         in its own text: what the model makes of it there
     silent_i = sum_t D_t(clean, x + z w_i) / firings         in silent text: the side effect
 
     bluntness_i = (silent_i / own_i) / (silent_r / own_r)    r: a random direction, as long, with the same activations
 
-so at 1 a latent is aimed no better than a random direction. Both sides carry the same vectors at the same places, so a latent's
-strength, the number of its firings and how easily its tokens are moved cancel, as far as the changes are small.
+so at 1 a latent is aimed no better than a random direction. Both sides carry the same vectors at the same places, so a
+latent's strength, the number of its firings and how easily its tokens are moved cancel, as far as the changes are
+small.
 
 D is KL(clean || changed) in nats for models that predict the next token, 1 - cos of the last hidden state for encoders.
 """
@@ -34,8 +37,9 @@ from metasae.sae.sae import SAE
 class SideEffects:
     """Of m latents, in the order asked for; float64 [m] is NaN where a latent has no pair of windows.
 
-    latents: int64 [m]. own, silent: float64 [m], change of the output per firing; own_random, silent_random: the same for a
-    random direction. moved: sparse float64 [m, T], D at the firings that were taken out, over the tokens of the text.
+    latents: int64 [m]. own, silent: float64 [m], change of the output per firing; own_random, silent_random: the same
+    for a random direction. moved: sparse float64 [m, T], D at the firings that were taken out, over the tokens of the
+    text.
     firings: int64 [m], how many were moved.
     """
 
@@ -59,7 +63,8 @@ class SideEffects:
 class _Trial:
     """Firings of latents[latent] at `places` of window `home`, to be taken out there and put into window `silent`.
 
-    Only the first `length` tokens of both windows count. places: int64 [f], from a window's first own token. values: float32 [f].
+    Only the first `length` tokens of both windows count. places: int64 [f], from a window's first own token. values:
+    float32 [f].
     directions: float32 [2, d], the decoder row and a random one of its length.
     """
 
@@ -86,9 +91,10 @@ def side_effects(
 ) -> SideEffects:
     """The side effects of these latents; see the module for the definition.
 
-    firings: of this SAE, on text harvested with `host` in windows of `context` tokens. pairs: windows drawn per latent, each
-    with a silent one of the nearest length; for each pair the model runs 6 windows. seed: of the draw and the random directions.
-    The activations are those of `firings`; where the SAE normalises per token they count in units of each token's own spread.
+    firings: of this SAE, on text harvested with `host` in windows of `context` tokens. pairs: windows drawn per latent,
+    each with a silent one of the nearest length; for each pair the model runs 6 windows. seed: of the draw and the
+    random directions. The activations are those of `firings`; where the SAE normalises per token they count in units of
+    each token's own spread.
     """
     latents = np.asarray(latents, dtype=np.int64)
     windows = windows_of(firings, firings.n_tokens, host.frame.room(context))
@@ -157,7 +163,8 @@ def _at_once(host: Host, windows: list[Window], context: int, batch_tokens: int)
 
 
 def _moved(host: Host, sae: SAE, trials: list[_Trial], windows: list[Window]) -> list[np.ndarray]:
-    """D of every counted token, for each trial float64 [2, 2, length]: its decoder row and the random one; taken out, put in."""
+    """D of every counted token, for each trial float64 [2, 2, length]: its decoder row and the random one; taken out,
+    put in."""
     batch = [windows[trial.home] for trial in trials] + [windows[trial.silent] for trial in trials]
     ids, mask, _ = pad(batch, host.frame, host.pad_id)
     before, n_places = len(host.frame.prefix), [len(trial.places) for trial in trials]

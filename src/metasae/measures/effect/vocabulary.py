@@ -3,7 +3,8 @@
 With logits a_v (clean) and b_v (changed), m a running maximum, A = logsumexp a, B = logsumexp b and p = softmax a:
 
     cross-entropy of target y   B - b_y
-    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B,     sum_v p_v (a_v - b_v) = sum_v e^(a_v - m) (a_v - b_v) / sum_v e^(a_v - m)
+    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B,     sum_v p_v (a_v - b_v) = sum_v e^(a_v - m) (a_v - b_v)
+    / sum_v e^(a_v - m)
 
 Each sum is made slice by slice and rescaled when m rises; within a slice in fp32, over slices in float64.
 """
@@ -21,7 +22,8 @@ Numbers = dict[str, Tensor]
 
 
 def predictions(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
-    """(ce, kl): name -> float64 [N]: cross-entropy in nats of each prediction, and its KL from the clean one (not for 'clean').
+    """(ce, kl): name -> float64 [N]: cross-entropy in nats of each prediction, and its KL from the clean one (not for
+    'clean').
 
     hidden: name -> [N, D], what the read-out makes logits of; 'clean' must be one. targets_N: int64 [N].
     """

@@ -1,7 +1,8 @@
 """A folder of raw little-endian arrays under an index: whole or absent, memory-mapped when read.
 
 FOLDER/index.json    kind and version, facts, and of every array its dtype, shape, size and checksum
-FOLDER/NAME.bin      the numbers of one array, in order, with no header, so that it can be written before its length is known
+FOLDER/NAME.bin      the numbers of one array, in order, with no header, so that it can be written before its length is
+known
 
 Plain files that any language can map; no pickles.
 """
@@ -25,7 +26,8 @@ _CHECKSUM_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder holds, in words, and the version of its layout. arrays: name -> dtype of every array that belongs to it."""
+    """What a folder holds, in words, and the version of its layout. arrays: name -> dtype of every array that belongs
+    to it."""
 
     name: str
     version: int
@@ -81,10 +83,11 @@ def entry_of(folder: Path, name: str, dtype: str) -> dict:
 
 @contextmanager
 def whole_folder(folder: Path, kind: Kind) -> Iterator[Path]:
-    """Yields a new folder beside `folder` to write to; it takes the place of `folder` at the end, or is removed on an error.
+    """Yields a new folder beside `folder` to write to; it takes the place of `folder` at the end, or is removed on an
+    error.
 
-    A finished folder of the same kind is replaced, and so is what a killed write left. Raises UserError when `folder` holds
-    anything else, and when the disk is full or cannot be written.
+    A finished folder of the same kind is replaced, and so is what a killed write left. Raises UserError when `folder`
+    holds anything else, and when the disk is full or cannot be written.
     """
     if folder.exists() and not _is(folder, kind):
         raise UserError(f"{folder} exists and is no {kind.name}; choose another folder or delete it")
@@ -124,7 +127,8 @@ def read_index(folder: Path, kind: Kind) -> dict:
         raise UserError(f"{folder} holds no {kind.name}; choose another folder")
     if index.get("version") != kind.version:
         raise UserError(
-            f"the {kind.name} {folder} is of version {index.get('version')}, not {kind.version}; delete it and write it again"
+            f"the {kind.name} {folder} is of version {index.get('version')}, not {kind.version}; "
+            "delete it and write it again"
         )
     return index
 

@@ -19,8 +19,8 @@ def run_starts(values: np.ndarray) -> np.ndarray:
 def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
     """documents: int [T], each document's tokens in one stretch -> block of each token, int8 [T], rising.
 
-    Blocks are consecutive documents with about the same number of tokens; a document is never cut. With fewer documents than
-    `count`, at most 127, there are fewer blocks, numbered without gaps.
+    Blocks are consecutive documents with about the same number of tokens; a document is never cut. With fewer documents
+    than `count`, at most 127, there are fewer blocks, numbered without gaps.
     """
     documents = np.asarray(documents)
     starts = run_starts(documents)
@@ -38,7 +38,8 @@ def block_spans(blocks: np.ndarray) -> list[Span]:
 
 
 def chunks(indptr: np.ndarray, span: Span, size: int) -> Iterator[Span]:
-    """Stretches of the rows in `span` with at most `size` entries each, but at least one row. indptr: [rows + 1], of a CSR matrix."""
+    """Stretches of the rows in `span` with at most `size` entries each, but at least one row. indptr: [rows + 1], of a
+    CSR matrix."""
     first, end = span
     while first < end:
         full = int(np.searchsorted(indptr, indptr[first] + size, side="right")) - 1

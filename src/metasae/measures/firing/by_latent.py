@@ -1,7 +1,7 @@
 """The firings in the order of latents: on which tokens does latent i fire, and how strongly.
 
-A counting sort. The counts of each latent give where its entries begin; one pass over the tokens puts every entry in its
-place. Within a latent, tokens rise. O(nnz) time; beside the result, memory for one chunk of entries.
+A counting sort. The counts of each latent give where its entries begin; one pass over the tokens puts every entry in
+its place. Within a latent, tokens rise. O(nnz) time; beside the result, memory for one chunk of entries.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ CHUNK = 1 << 22
 class ByLatent:
     """Latent i fires on tokens[indptr[i] : indptr[i + 1]], rising, with values at the same places.
 
-    indptr: int64 [n + 1]. tokens: int32 [nnz], numbers of tokens in the split, not ids in the vocabulary. values: float32 [nnz].
-    The arrays may be read-only memory-maps. n_tokens: T, of the split.
+    indptr: int64 [n + 1]. tokens: int32 [nnz], numbers of tokens in the split, not ids in the vocabulary. values:
+    float32 [nnz]. The arrays may be read-only memory-maps. n_tokens: T, of the split.
     """
 
     indptr: np.ndarray

@@ -1,7 +1,8 @@
 """From BatchTopK to a fixed rule of inference: a latent fires where its pre-activation lies above a threshold.
 
-`rate`: one global threshold at which a token has k active latents on average. `per_latent` and `eer`: one for each latent, see
-`rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent by latent.
+`rate`: one global threshold at which a token has k active latents on average. `per_latent` and `eer`: one for each
+latent, see `rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent
+by latent.
 """
 
 from collections.abc import Callable
@@ -26,16 +27,19 @@ _SLACK = 65_536
 
 @dataclass(frozen=True)
 class Calibration:
-    """An SAE's inference rule and what it gives on the calibration split. Plain JSON as `asdict`, and back as `Calibration(**json)`.
+    """An SAE's inference rule and what it gives on the calibration split. Plain JSON as `asdict`, and back as
+    `Calibration(**json)`.
 
-    threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents whose
-    threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on. k: the count
-    asked for. rule: `rate`, `per_latent`, `eer`, or `own` for thresholds that the SAE came with.
+    threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents
+    whose threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on.
+    k: the count asked for. rule: `rate`, `per_latent`, `eer`, or `own` for thresholds that the SAE came with.
 
     Against BatchTopK with k on the same tokens (None for `own`, whose SAE need not be a BatchTopK one):
-    rate_error, rate_error_abs: mean over latents of (firings - selections) / selections, and of its size. rate_error_quantiles:
-    "0.05" ... "0.95" -> quantile of it. never_selected: latents that BatchTopK never selects, which have no such error.
-    fire_unselected: how many of those fire all the same. fallbacks: latents that took the rule's fallback; only `eer` has one.
+    rate_error, rate_error_abs: mean over latents of (firings - selections) / selections, and of its size.
+    rate_error_quantiles: "0.05" ... "0.95" -> quantile of it. never_selected: latents that BatchTopK never selects,
+    which have no such error.
+    fire_unselected: how many of those fire all the same. fallbacks: latents that took the rule's fallback; only `eer`
+    has one.
     """
 
     threshold: float | None
@@ -52,8 +56,8 @@ class Calibration:
 
     @property
     def reached(self) -> bool:
-        """False when l0 misses k by more than half a percent: there were fewer than k positive pre-activations per token, or many
-        ties, or the rule does not aim at k (`eer`, `own`)."""
+        """False when l0 misses k by more than half a percent: there were fewer than k positive pre-activations per
+        token, or many ties, or the rule does not aim at k (`eer`, `own`)."""
         return abs(self.l0 - self.k) <= 0.005 * self.k
 
     def as_dict(self) -> dict:
@@ -62,13 +66,15 @@ class Calibration:
 
 
 class Largest:
-    """The `count` largest of a stream of numbers above zero, each of some latent, and those that equal the first one left out.
+    """The `count` largest of a stream of numbers above zero, each of some latent, and those that equal the first one
+    left out.
 
     O(count) memory beside ties, exact: every number from `cut` on is kept, and smaller ones do not matter.
     """
 
     def __init__(self, count: int, cut: float = 0.0):
-        """cut: a guess; smaller numbers are never looked at, and `reached` says afterwards whether it was low enough."""
+        """cut: a guess; smaller numbers are never looked at, and `reached` says afterwards whether it was low
+        enough."""
         self.count, self.cut, self._guess = count, cut, cut
         self._latents: list[np.ndarray] = [np.zeros(0, np.int32)]
         self._values: list[np.ndarray] = [np.zeros(0, np.float32)]
@@ -94,7 +100,8 @@ class Largest:
         return below, np.concatenate(self._values)
 
     def threshold(self) -> float:
-        """The number nearest to having `count` numbers strictly above it; 0 with fewer than `count` positive numbers."""
+        """The number nearest to having `count` numbers strictly above it; 0 with fewer than `count` positive
+        numbers."""
         if self._n_kept <= self.count:
             return 0.0
         self._raise_cut()
@@ -133,12 +140,14 @@ def calibrate(
     rule: str = "rate",
     ranks: Ranks = ALONE,
 ) -> Calibration:
-    """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings are counted.
+    """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings
+    are counted.
 
-    split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training. rule:
-    `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of memory.
-    ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which take every
-    latent's own numbers together, are found by the first of them.
+    split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training.
+    rule: `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of
+    memory.
+    ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which
+    take every latent's own numbers together, are found by the first of them.
     Raises UserError when the split is empty, the rule unknown or a pre-activation not finite.
     """
     if rule not in RULES:
@@ -166,13 +175,14 @@ def calibrate(
 def rate(
     sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress = SILENT, ranks: Ranks = ALONE
 ) -> Thresholds:
-    """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly above it.
+    """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly
+    above it.
 
-    Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive pre-activations
-    the threshold is 0. A cut guessed from the first block's selection spares most of the work and decides nothing: should it
-    prove too high, it is dropped and the split gone through again. O(k * T) numbers of memory. ranks: as in `calibrate`. Where the screen
-    is in use, a pre-activation may differ in its last bit with the cut that it was found by, and so may the threshold with the
-    ranks.
+    Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive
+    pre-activations the threshold is 0. A cut guessed from the first block's selection spares most of the work and
+    decides nothing: should it prove too high, it is dropped and the split gone through again. O(k * T) numbers of
+    memory. ranks: as in `calibrate`. Where the screen is in use, a pre-activation may differ in its last bit with the
+    cut that it was found by, and so may the threshold with the ranks.
     """
     own, count = own_part(split, batch, ranks), round(k * split.n_tokens)
     selection, largest = BatchSelection(sae, k), None

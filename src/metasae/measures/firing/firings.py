@@ -68,8 +68,10 @@ class Firings:
 def fire(sae: SAE, split: Split, batch: int = 2048, progress: Progress = SILENT, ranks: Ranks = ALONE) -> Firings:
     """Runs the SAE at its calibrated threshold over all tokens of `split`, in order.
 
-    The rule holds for fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n] block.
-    ranks: share the tokens; each holds the whole in memory, equal to the bit. Raises ValueError when the SAE has no threshold.
+    The rule holds for fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n]
+    block.
+    ranks: share the tokens; each holds the whole in memory, equal to the bit. Raises ValueError when the SAE has no
+    threshold.
     """
     own = _gathered(fired_pieces(sae, own_part(split, batch, ranks), batch, progress), sae.n_latents)
     return own if ranks.size == 1 else _gathered(joined(ranks.objects(own, "firings")), sae.n_latents)

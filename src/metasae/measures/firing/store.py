@@ -46,10 +46,10 @@ def write_firings(
 ) -> Firings:
     """Writes what `fire` would return to `folder`, block by block, and opens it.
 
-    Memory: one dense [batch, n] block, whatever the number of tokens. The folder appears when it is whole; a store that was
-    there is replaced. ranks: share the tokens, and each returns the whole store; the folder must lie on a disk that all see.
-    Raises ValueError when the SAE has no threshold, UserError when the folder holds anything but a firing store, and when the
-    disk is full.
+    Memory: one dense [batch, n] block, whatever the number of tokens. The folder appears when it is whole; a store that
+    was there is replaced. ranks: share the tokens, and each returns the whole store; the folder must lie on a disk that
+    all see. Raises ValueError when the SAE has no threshold, UserError when the folder holds anything but a firing
+    store, and when the disk is full.
     """
     folder = Path(folder)
     if ranks.size == 1:
@@ -99,7 +99,8 @@ def _write(sae: SAE, split: Split, folder: Path, pieces: Iterable[dict[str, np.n
 def open_firings(folder: str | Path) -> Firings:
     """The firings in `folder` as read-only memory-maps; nothing is read until it is asked for.
 
-    Raises UserError for a folder without a finished store, one of another version, and one with a missing or truncated file.
+    Raises UserError for a folder without a finished store, one of another version, and one with a missing or truncated
+    file.
     """
     folder = Path(folder)
     index = read_index(folder, STORE)
@@ -123,13 +124,15 @@ def is_store_of(folder: str | Path, sae: SAE, split: Split) -> bool:
 
 
 def of_firings(folder: str | Path) -> dict:
-    """{"sae", "text"}: digests of the SAE that fired and of the text it fired on. folder: of an arm. Raises UserError as `open_firings`."""
+    """{"sae", "text"}: digests of the SAE that fired and of the text it fired on. folder: of an arm. Raises UserError
+    as `open_firings`."""
     index = read_index(Path(folder) / "firings", STORE)
     return {"sae": index.get("sae"), "text": index.get("split")}
 
 
 def sae_fingerprint(sae: SAE) -> str:
-    """A digest of what an SAE computes: its weights, its threshold, its normalisation. The same before and after saving."""
+    """A digest of what an SAE computes: its weights, its threshold, its normalisation. The same before and after
+    saving."""
     digest = hashlib.blake2b(digest_size=16)
     rule = f"topk {sae.config.k}" if sae.config.rule == "topk" else "threshold"
     digest.update(f"{sae.config.d_in} {sae.config.d_sae} {sae.config.normalize} {rule}".encode())
@@ -139,7 +142,8 @@ def sae_fingerprint(sae: SAE) -> str:
 
 
 def split_fingerprint(split: Split) -> str:
-    """A digest of a split: the text position of every token, and the first activations, which tell models and hooks apart."""
+    """A digest of a split: the text position of every token, and the first activations, which tell models and hooks
+    apart."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(str(split.n_tokens).encode())
     for name in ("documents", "tokens", "positions"):

@@ -1,8 +1,9 @@
 """A fresh BatchTopK meta SAE that judges decoder rows. It never takes part in the training of what it judges.
 
-Its score is read beside the scores of the same critic on two kinds of rows without parts: random unit rows, as copying m of n rows
-explains some of any, and Gaussian rows with the mean and covariance of the judged ones, as a few wide directions are easy to explain too.
-What is above the second is structure beyond the covariance: directions that rows share in small sets.
+Its score is read beside the scores of the same critic on two kinds of rows without parts: random unit rows, as copying
+m of n rows explains some of any, and Gaussian rows with the mean and covariance of the judged ones, as a few wide
+directions are easy to explain too. What is above the second is structure beyond the covariance: directions that rows
+share in small sets.
 """
 
 import math
@@ -32,7 +33,8 @@ LR = 1e-2
 
 @dataclass(frozen=True)
 class Critic:
-    """ve: variance explained on the rows it was trained on; ve_heldout: on rows it never saw (None when there are none)."""
+    """ve: variance explained on the rows it was trained on; ve_heldout: on rows it never saw (None when there are
+    none)."""
 
     ve: float | None
     ve_heldout: float | None
@@ -42,9 +44,9 @@ class Critic:
 def judge(rows: Tensor, m: int, k: int, steps: int, seed: int) -> Critic:
     """Trains a fresh meta SAE on 80% of the rows [R, d] and scores it on them and on the rest.
 
-    m latents, k kept per row on average, `steps` Adam steps on all training rows at once, learning rate falling linearly
-    to 0 over the second half. Latents that fire on no row are revived by a term that makes them explain the residual
-    (AuxK, arXiv 2406.04093). Everything random comes from `seed`. Method: arXiv 2502.04878.
+    m latents, k kept per row on average, `steps` Adam steps on all training rows at once, learning rate falling
+    linearly to 0 over the second half. Latents that fire on no row are revived by a term that makes them explain the
+    residual (AuxK, arXiv 2406.04093). Everything random comes from `seed`. Method: arXiv 2502.04878.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator)
@@ -70,9 +72,9 @@ def random_floor(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> 
 def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> Critic:
     """`random_floor`, for counts of rows on a grid of 16 to 32 per octave; between two of them linear in the count.
 
-    SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all SAEs of a run or a
-    sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by some 1e-4; one draw of random rows
-    differs from the next by as much.
+    SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all
+    SAEs of a run or a sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by
+    some 1e-4; one draw of random rows differs from the next by as much.
     """
     step = 1 << max(0, n_rows.bit_length() - 5)
     below = n_rows - n_rows % step
@@ -96,10 +98,10 @@ def random_rows(n: int, d: int, seed: int) -> Tensor:
 def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
     """Gaussian rows made to unit length, with the mean and covariance that unit rows [R, d] have: [R, d].
 
-    rows - mean = U S V^T; U is replaced by random orthonormal columns at right angles to the mean's. So mean and covariance are those
-    of this very sample, and Gaussian rows come out as they were, in distribution; a draw from the estimated covariance would have a wider
-    spectrum than the rows. Unit lengths upset the covariance, so both are put right in turn until they agree (to about 1e-3; no
-    better than a third for R <= d, where the few rows leave no room).
+    rows - mean = U S V^T; U is replaced by random orthonormal columns at right angles to the mean's. So mean and
+    covariance are those of this very sample, and Gaussian rows come out as they were, in distribution; a draw from the
+    estimated covariance would have a wider spectrum than the rows. Unit lengths upset the covariance, so both are put
+    right in turn until they agree (to about 1e-3; no better than a third for R <= d, where the few rows leave no room).
     """
     rows = rows.double()
     mean = rows.mean(0)
@@ -122,9 +124,9 @@ def judge_beside_floors(
 ) -> dict[str, float | None]:
     """`judge` of rows [R, d] and of both kinds of rows without parts.
 
-    ve, ve_heldout: variance explained on rows that the critics were trained on and on rows they never saw (None without any), of
-    the rows, of random unit rows and of Gaussian ones (`_random`, `_gaussian`), and above both floors (`_excess`,
-    `_excess_over_gaussian`). gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already.
+    ve, ve_heldout: variance explained on rows that the critics were trained on and on rows they never saw (None without
+    any), of the rows, of random unit rows and of Gaussian ones (`_random`, `_gaussian`), and above both floors
+    (`_excess`, `_excess_over_gaussian`). gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already.
     """
     gaussian = gaussian_rows(rows, seed + 2) if gaussian is None else gaussian
     n_rows, d = rows.shape
@@ -172,9 +174,11 @@ def critic_grid(
 
 
 def critic_spread(rows: Tensor, m: int, k: int, steps: int, seeds: Sequence[int], progress: Progress = SILENT) -> dict:
-    """How far the scores depend on the critic's own seed, held-out fifth and floors included: {"seeds", "values", "mean", "sd"}.
+    """How far the scores depend on the critic's own seed, held-out fifth and floors included: {"seeds", "values",
+    "mean", "sd"}.
 
-    values: scores by seed. mean, sd: of each score over seeds (sd with n - 1); None where one is missing, or sd with one seed.
+    values: scores by seed. mean, sd: of each score over seeds (sd with n - 1); None where one is missing, or sd with
+    one seed.
     """
     values = []
     with progress.task("critics of several seeds", len(seeds), "critics") as task:

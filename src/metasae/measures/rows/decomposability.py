@@ -1,7 +1,9 @@
-"""Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not trained against.
+"""Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not
+trained against.
 
-Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). A critic is trained afresh for every SAE, from the same
-seed for all arms, and its score is read beside the scores of the same critic on rows without parts; see `critic.py`, `pursuit.py`.
+Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). A critic is trained afresh for every SAE, from the
+same seed for all arms, and its score is read beside the scores of the same critic on rows without parts; see
+`critic.py`, `pursuit.py`.
 """
 
 from functools import lru_cache
@@ -54,12 +56,13 @@ def measure_decomposability(
 ) -> dict:
     """The `decomposability` part of measures.json.
 
-    live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of the critic as a
-    share of all n latents. meta_k: critic latents kept per row on average. seed: of the critic, the same for every arm.
-    meta_sae: the run's own, or None. critic_seeds: above 1, so many critics from `seed` on, as `critic_spread`. grid: critics of
-    the widths 4.5%, 9%, 25% with 1, 2, 4, 8 latents per row, as `critic_grid`. parts: above 0, the pursuit with up to so many
-    parts, as `pursuit`. Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not
-    finite.
+    live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of the critic
+    as a share of all n latents. meta_k: critic latents kept per row on average. seed: of the critic, the same for every
+    arm.
+    meta_sae: the run's own, or None. critic_seeds: above 1, so many critics from `seed` on, as `critic_spread`. grid:
+    critics of the widths 4.5%, 9%, 25% with 1, 2, 4, 8 latents per row, as `critic_grid`. parts: above 0, the pursuit
+    with up to so many parts, as `pursuit`. Raises UserError when fewer than two latents are live or a live latent's
+    decoder row is zero or not finite.
     """
     rows = _live_rows(sae, live)
     nearest, aligned = nearest_cosines(rows), encoder_decoder_cosines(sae, live)
@@ -109,9 +112,11 @@ def _live_rows(sae: SAE, live: np.ndarray) -> Tensor:
 
 
 def pursuit_beside_floors(rows: Tensor, latents: np.ndarray, most: int, seed: int, progress: Progress = SILENT) -> dict:
-    """e(k) of unit rows [l, d] and of rows without parts: random (`_random`) and Gaussian of the same covariance (`_gaussian`).
+    """e(k) of unit rows [l, d] and of rows without parts: random (`_random`) and Gaussian of the same covariance
+    (`_gaussian`).
 
-    excess: floor minus e, so what is explained beyond the floor. The floors are means over FLOOR_TARGETS rows of as many as there are.
+    excess: floor minus e, so what is explained beyond the floor. The floors are means over FLOOR_TARGETS rows of as
+    many as there are.
     most_decomposable: the latents with the lowest e(most), named by `latents` [l], and their parts.
     """
     pursuit, n_rows = pursue(rows, most, progress=progress), len(rows)
@@ -127,7 +132,8 @@ def pursuit_beside_floors(rows: Tensor, latents: np.ndarray, most: int, seed: in
 
 @lru_cache(maxsize=16)
 def _random_pursuit(n_rows: int, d: int, most: int, seed: int) -> np.ndarray:
-    """Mean e(1) ... e(most) of random rows, float64 [most]: the same for all SAEs of a run with as many live latents."""
+    """Mean e(1) ... e(most) of random rows, float64 [most]: the same for all SAEs of a run with as many live
+    latents."""
     return pursue(random_rows(n_rows, d, seed), most, np.arange(min(n_rows, FLOOR_TARGETS))).errors.mean(0)
 
 

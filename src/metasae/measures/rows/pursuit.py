@@ -1,22 +1,27 @@
 """How well a few other decoder rows rebuild a latent's own row, and which they are: leave-one-out non-negative pursuit.
 
-    e_i(k) = min over S with i not in S and |S| <= k, and over c >= 0, of ||w_i - sum_{j in S} c_j w_j||^2,  rows of unit length
+    e_i(k) = min over S with i not in S and |S| <= k, and over c >= 0, of ||w_i - sum_{j in S} c_j w_j||^2,  rows of
+    unit length
 
-so e = 1 means that no other row helps and e = 0 that row i is a mixture of k others. Coefficients on a given S are exact; the
-search for S is over all rows for k = 1, and for k = 2 with a proof for nearly every latent. From k = 3 on it is a beam search, at least as
-good as orthogonal matching pursuit over all rows (OMP; Y. Pati, R. Rezaiifar and P. Krishnaprasad, Asilomar 1993), whose result is
+so e = 1 means that no other row helps and e = 0 that row i is a mixture of k others. Coefficients on a given S are
+exact; the search for S is over all rows for k = 1, and for k = 2 with a proof for nearly every latent. From k = 3 on it
+is a beam search, at least as good as orthogonal matching pursuit over all rows (OMP; Y. Pati, R. Rezaiifar and P.
+Krishnaprasad, Asilomar 1993), whose result is
 kept beside it: e is then an upper bound. `proved` says of which numbers the minimum is certain.
 
-How: the candidates of a latent are the rows with the largest cosines, and those that best fit what is left at each step of OMP. All
-pairs of candidates are tried (`subsets.py`), and pairs with a row from outside are excluded by a bound. Let x >= y be the cosines of the target
-with a and b, and g = a.b. The pair explains x^2 + (y - x g)^2 / (1 - g^2), which falls as g rises while both coefficients are
-positive. With y <= t, the largest cosine outside the candidates, and g >= -m_a, the lowest cosine of a with any row, that is at most
+How: the candidates of a latent are the rows with the largest cosines, and those that best fit what is left at each step
+of OMP. All pairs of candidates are tried (`subsets.py`), and pairs with a row from outside are excluded by a bound. Let
+x >= y be the cosines of the target with a and b, and g = a.b. The pair explains x^2 + (y - x g)^2 / (1 - g^2), which
+falls as g rises while both coefficients are positive. With y <= t, the largest cosine outside the candidates, and g >=
+-m_a, the lowest cosine of a with any row, that is at most
 
     x^2 + (min(t, x) + x m_a)^2 / (1 - m_a^2).
 
-Where this could beat the best pair known, a is tried with every b. The 16 most promising a of a target are; where more are open, e(2) is not proved.
+Where this could beat the best pair known, a is tried with every b. The 16 most promising a of a target are; where more
+are open, e(2) is not proved.
 
-Shapes: n rows of width d, t targets, p candidates, K the most parts. Cosines with all rows are float32 in tiles, the rest is float64.
+Shapes: n rows of width d, t targets, p candidates, K the most parts. Cosines with all rows are float32 in tiles, the
+rest is float64.
 """
 
 from dataclasses import dataclass
@@ -49,9 +54,11 @@ SHARES_BELOW = (0.25, 0.5, 0.75)
 class Pursuit:
     """Of t targets among n rows, for k = 1 ... K parts.
 
-    targets: int64 [t], rows. errors: float64 [t, K], e(k). parts: int64 [t, K, K], parts[i, k - 1] are the rows that rebuild
-    target i with at most k, largest coefficient first, -1 where fewer are used. coefficients: float64 [t, K, K], above 0 where there is a part.
-    proved: bool [t, K], e(k) is certainly the minimum (to 1e-6). omp_errors: float64 [t, K], of plain non-negative OMP. n_rows: n.
+    targets: int64 [t], rows. errors: float64 [t, K], e(k). parts: int64 [t, K, K], parts[i, k - 1] are the rows that
+    rebuild target i with at most k, largest coefficient first, -1 where fewer are used. coefficients: float64 [t, K,
+    K], above 0 where there is a part.
+    proved: bool [t, K], e(k) is certainly the minimum (to 1e-6). omp_errors: float64 [t, K], of plain non-negative OMP.
+    n_rows: n.
     """
 
     targets: np.ndarray
@@ -88,9 +95,9 @@ def pursue(
 ) -> Pursuit:
     """Rows [n, d], not zero, n >= 2 -> e(1) ... e(most) of the target rows (all by default) and their parts.
 
-    pool: candidates by cosine; beam: sets kept of each size from 2 on. With a pool of n - 1 and a beam of all sets every number is the
-    proved minimum; for up to 45 rows the beam is at least as wide as three parts need for that. Cost: about K + 1 products of all rows
-    with the targets, and milliseconds per target for the sets.
+    pool: candidates by cosine; beam: sets kept of each size from 2 on. With a pool of n - 1 and a beam of all sets
+    every number is the proved minimum; for up to 45 rows the beam is at least as wide as three parts need for that.
+    Cost: about K + 1 products of all rows with the targets, and milliseconds per target for the sets.
     """
     rows = rows.detach().cpu().double()
     rows = nn.functional.normalize(rows, dim=1)
@@ -182,7 +189,8 @@ class _Fit:
 
 
 def _fit(among: _Rows, own: Tensor, chosen: Tensor) -> _Fit:
-    """The best non-negative mixture of the chosen rows [t, s], -1 for none. The error is that of the mixture itself, not a difference."""
+    """The best non-negative mixture of the chosen rows [t, s], -1 for none. The error is that of the mixture itself,
+    not a difference."""
     w, atoms, present = among.exact[own], among.exact[chosen.clamp_min(0)], chosen >= 0
     coefficients = fit(atoms @ atoms.transpose(1, 2), (atoms @ w[..., None])[..., 0], present)
     errors = (w - (coefficients[:, None] @ atoms)[:, 0]).square().sum(1)
@@ -190,9 +198,11 @@ def _fit(among: _Rows, own: Tensor, chosen: Tensor) -> _Fit:
 
 
 def _omp(among: _Rows, own: Tensor, cosines: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """At each step the row with the largest product with the residual joins, all coefficients are fitted anew and zeros dropped.
+    """At each step the row with the largest product with the residual joins, all coefficients are fitted anew and zeros
+    dropped.
 
-    Returns the parts after each step [t, most, most] and the SWEPT rows with the largest products at each step, [t, most * SWEPT].
+    Returns the parts after each step [t, most, most] and the SWEPT rows with the largest products at each step, [t,
+    most * SWEPT].
     """
     chosen, steps, swept = torch.full((len(own), most), -1), [], []
     for step in range(most):
@@ -212,8 +222,8 @@ def _omp(among: _Rows, own: Tensor, cosines: Tensor, most: int) -> tuple[Tensor,
 def _open_pairs(among: _Rows, own: Tensor, cosines: Tensor, outside: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs with a row outside the candidates that might explain more than `known` [t]; see the top of this file.
 
-    cosines [t, n]; outside [t], the largest cosine outside the candidates. Returns the best such pair [t, 2] (twice the same row where
-    there is none) and a bound [t] on what any of them explains, where that is above `known`.
+    cosines [t, n]; outside [t], the largest cosine outside the candidates. Returns the best such pair [t, 2] (twice the
+    same row where there is none) and a bound [t] on what any of them explains, where that is above `known`.
     """
     x, m = cosines.clamp_min(0.0), among.opposed
     bounds = x.square() + (torch.minimum(x, outside[:, None]) + x * m).square() / (1 - m.square()).clamp_min(SLACK)
@@ -241,7 +251,8 @@ def _open_pairs(among: _Rows, own: Tensor, cosines: Tensor, outside: Tensor, kno
 
 
 def _search(among: _Rows, own: Tensor, candidates: Tensor, most: int, beam: int) -> tuple[Tensor, Tensor]:
-    """The best sets among the candidates [t, p] of each target, as rows [t, most, most] with -1 for none; and which are certain."""
+    """The best sets among the candidates [t, p] of each target, as rows [t, most, most] with -1 for none; and which are
+    certain."""
     if len(own) > SEARCH_TILE:
         parts = [
             _search(among, *part, most, beam)

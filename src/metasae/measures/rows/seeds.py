@@ -1,9 +1,11 @@
 """Which latents two SAEs share: a one-to-one matching of decoder rows, and the nearest row of the other SAE.
 
-The matching maximises the sum over pairs of cos(w_i, w'_p(i)), one partner each (the assignment problem, solved exactly by
-shortest augmenting paths: R. Jonker and A. Volgenant, Computing 38, 1987, in the package lapx). r_i is the cosine of w_i with
-its partner. Between SAEs that differ only in their seed, r_i says how far latent i would come out again. The best of many partners has
-a positive cosine even where nothing is shared, the more so the fewer directions the rows favour: `chance_matching` says how large.
+The matching maximises the sum over pairs of cos(w_i, w'_p(i)), one partner each (the assignment problem, solved exactly
+by
+shortest augmenting paths: R. Jonker and A. Volgenant, Computing 38, 1987, in the package lapx). r_i is the cosine of
+w_i with its partner. Between SAEs that differ only in their seed, r_i says how far latent i would come out again. The
+best of many partners has a positive cosine even where nothing is shared, the more so the fewer directions the rows
+favour: `chance_matching` says how large.
 """
 
 from dataclasses import dataclass
@@ -67,16 +69,18 @@ class Matching:
 def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
     """rows_a [a, d], rows_b [b, d] of any length above 0 -> the best one-to-one matching and the nearest rows.
 
-    All a x b cosines are in memory at once, in float32, with the solver's copy of them (3.6 GB for 20,480 rows on each side).
-    The solver works in float32: the sum of cosines is the largest to within its rounding. Raises UserError when the widths
-    differ or a row is zero or not finite, ValueError when a side has no rows.
+    All a x b cosines are in memory at once, in float32, with the solver's copy of them (3.6 GB for 20,480 rows on each
+    side).
+    The solver works in float32: the sum of cosines is the largest to within its rounding. Raises UserError when the
+    widths differ or a row is zero or not finite, ValueError when a side has no rows.
     """
     from lap import lapjvs
 
     a, b = _unit(rows_a, "first"), _unit(rows_b, "second")
     if a.shape[1] != b.shape[1]:
         raise UserError(
-            f"rows of width {a.shape[1]} cannot be matched with rows of width {b.shape[1]}; compare SAEs of the same hook point"
+            f"rows of width {a.shape[1]} cannot be matched with rows of width {b.shape[1]}; "
+            "compare SAEs of the same hook point"
         )
     if not len(a) or not len(b):
         raise ValueError("a matching needs rows on both sides")
@@ -93,7 +97,8 @@ def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
 
 
 def chance_matching(rows_a: Tensor, rows_b: Tensor, seed: int) -> Matching:
-    """`match` of Gaussian rows with the mean and covariance of rows_a [a, d] and of rows_b [b, d], which share no direction otherwise."""
+    """`match` of Gaussian rows with the mean and covariance of rows_a [a, d] and of rows_b [b, d], which share no
+    direction otherwise."""
     return match(gaussian_rows(_unit(rows_a, "first"), seed), gaussian_rows(_unit(rows_b, "second"), seed + 1))
 
 

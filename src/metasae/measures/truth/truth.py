@@ -1,9 +1,10 @@
-"""A dictionary against the planted truth: has it found the features, does it fire when they are on, are its rows single features?
+"""A dictionary against the planted truth: has it found the features, does it fire when they are on, are its rows single
+features?
 
-Latents have decoder rows w_i [n, d] and firings; features have directions g_j [m, d] and true activations on the same tokens.
-Only live latents (at least one firing) count, and dead ones are counted. Latents and features are matched one to one so that
-the sum of |cos(w_i, g_j)| is largest; MCC is the mean of |cos| over the matched pairs. Sources: arXiv 2602.14687
-(SynthSAEBench); arXiv 2409.14507 for absorption.
+Latents have decoder rows w_i [n, d] and firings; features have directions g_j [m, d] and true activations on the same
+tokens. Only live latents (at least one firing) count, and dead ones are counted. Latents and features are matched one
+to one so that the sum of |cos(w_i, g_j)| is largest; MCC is the mean of |cos| over the matched pairs. Sources: arXiv
+2602.14687 (SynthSAEBench); arXiv 2409.14507 for absorption.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,8 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Absorption:
-    """Of one parent. active: tokens on which it is on; absorbed: those where its latent is silent and a child's latent carries it."""
+    """Of one parent. active: tokens on which it is on; absorbed: those where its latent is silent and a child's latent
+    carries it."""
 
     parent: int
     absorbed: int
@@ -52,16 +54,17 @@ def measure_truth(
     """The `truth` part of a planted world's measures.
 
     mcc: mean |cos| of matched pairs. mcc_of_features: the same sum over all m features, an unmatched one counting 0.
-    latent_max_cosine, feature_max_cosine: mean over live latents (features) of the largest cosine with any feature (live
-    latent). uniqueness: number of different best features (by |cos|) per live latent. f1: mean over features that are ever on
-    of the F1 of their matched latent's firing, 0 where unmatched; best_f1: of the best latent for each, chosen on these same
-    tokens. blend_rate: share of live latents whose effective number of features exceeds BLEND; see `effective_numbers`.
-    absorption: mean over parents of absorbed / active tokens. phi_error ...: see `phi_errors`. excluded: silent: features never
-    on; unmatched: features without a latent; unexplained: live rows that no non-negative combination of features helps to
-    build, which are not in blend_rate. None where a number does not exist.
+    latent_max_cosine, feature_max_cosine: mean over live latents (features) of the largest cosine with any feature
+    (live latent). uniqueness: number of different best features (by |cos|) per live latent. f1: mean over features that
+    are ever on of the F1 of their matched latent's firing, 0 where unmatched; best_f1: of the best latent for each,
+    chosen on these same tokens. blend_rate: share of live latents whose effective number of features exceeds BLEND; see
+    `effective_numbers`.
+    absorption: mean over parents of absorbed / active tokens. phi_error ...: see `phi_errors`. excluded: silent:
+    features never on; unmatched: features without a latent; unexplained: live rows that no non-negative combination of
+    features helps to build, which are not in blend_rate. None where a number does not exist.
 
-    rows: [n, d], of the latents of `firings`. directions: [m, d], of the features of `truth`. Lengths do not matter. parent:
-    int [m], a feature's parent or -1; None for a world without hierarchy. Holds one float64 [n, m] matrix.
+    rows: [n, d], of the latents of `firings`. directions: [m, d], of the features of `truth`. Lengths do not matter.
+    parent: int [m], a feature's parent or -1; None for a world without hierarchy. Holds one float64 [n, m] matrix.
     Raises ValueError when the shapes do not belong together.
     """
     if firings.n_tokens != truth.n_tokens or len(rows) != firings.n_latents or len(directions) != truth.n_latents:
@@ -107,7 +110,8 @@ def measure_truth(
 
 
 def match_features(cosines: np.ndarray) -> np.ndarray:
-    """cos(w_i, g_j) [n, m] -> the latent of each feature, int64 [m], NONE for features left over; the sum of |cos| is largest (Hungarian)."""
+    """cos(w_i, g_j) [n, m] -> the latent of each feature, int64 [m], NONE for features left over; the sum of |cos| is
+    largest (Hungarian)."""
     from scipy.optimize import linear_sum_assignment
 
     latents, features = linear_sum_assignment(-np.abs(cosines))
@@ -117,11 +121,12 @@ def match_features(cosines: np.ndarray) -> np.ndarray:
 
 
 def effective_numbers(rows: np.ndarray, directions: np.ndarray, parts: int = PARTS) -> np.ndarray:
-    """How many features each unit row is made of: (sum_j c_j^2)^2 / sum_j c_j^4, float64 [n]; NaN where every cosine is 0 or below.
+    """How many features each unit row is made of: (sum_j c_j^2)^2 / sum_j c_j^4, float64 [n]; NaN where every cosine is
+    0 or below.
 
-    c >= 0 minimises ||w - sum_j c_j g_j|| over the at most `parts` features that a greedy pursuit picks. Without that limit the
-    many features of a world fit any noise in a row. Squares weigh parts by their energy: two parts make a blend (above 1.5)
-    when the smaller has more than 0.52 of the larger's length.
+    c >= 0 minimises ||w - sum_j c_j g_j|| over the at most `parts` features that a greedy pursuit picks. Without that
+    limit the many features of a world fit any noise in a row. Squares weigh parts by their energy: two parts make a
+    blend (above 1.5) when the smaller has more than 0.52 of the larger's length.
     """
     from scipy.optimize import nnls
 
@@ -143,7 +148,8 @@ def effective_numbers(rows: np.ndarray, directions: np.ndarray, parts: int = PAR
 
 
 def firing_f1(firings: Firings, truth: Firings, latent_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2 N_both / (N_latent + N_feature) of each feature with its latent (0 for NONE), and with its best latent. Both float64 [m]."""
+    """2 N_both / (N_latent + N_feature) of each feature with its latent (0 for NONE), and with its best latent. Both
+    float64 [m]."""
     both = (_patterns(truth) @ _patterns(firings).T).tocoo()
     total = truth.counts()[both.row] + firings.counts()[both.col]
     values = 2 * both.data / total
@@ -162,10 +168,11 @@ def absorption(
     latent_of: np.ndarray,
     parent: np.ndarray,
 ) -> tuple[Absorption, ...]:
-    """Tokens where the parent is on, its latent silent, and the latent of a child active that has taken the parent's direction in.
+    """Tokens where the parent is on, its latent silent, and the latent of a child active that has taken the parent's
+    direction in.
 
-    A child's latent has when the least-squares fit w = a g_child + b g_parent has b > ALIGNED; rows and directions are unit.
-    Parents that are never on or have no latent are left out.
+    A child's latent has when the least-squares fit w = a g_child + b g_parent has b > ALIGNED; rows and directions are
+    unit. Parents that are never on or have no latent are left out.
     """
     fires, on = _patterns(firings), _patterns(truth)
     parents = []
@@ -189,9 +196,10 @@ def absorption(
 def phi_errors(firings: Firings, truth: Firings, latent_of: np.ndarray) -> dict[str, float | int | None]:
     """phi of the two matched latents minus phi of the two features, over all pairs of features with latents.
 
-    All four fire on some tokens but not on all. phi_error: mean |difference|; phi_bias: mean difference; phi_related_error,
-    phi_related_bias: over the n_related pairs whose features have |phi| > RELATED. None where there are no pairs. Streamed in
-    tiles.
+    All four fire on some tokens but not on all. phi_error: mean |difference|; phi_bias: mean difference;
+    phi_related_error,
+    phi_related_bias: over the n_related pairs whose features have |phi| > RELATED. None where there are no pairs.
+    Streamed in tiles.
     """
     total, n_latent, n_feature = truth.n_tokens, firings.counts(), truth.counts()
     features = live_latents(n_feature, total)

@@ -1,8 +1,8 @@
 """Two SAEs compared at matched recall: a latent that only fires less is not a purer one.
 
-A latent's recall on a word is max_s r_is, what it finds of its best sense. A latent that misses some of its firings at random has
-less of it; one that drops a second sense and keeps the first has as much as before. Within fixed bins of that recall the latents of
-two SAEs are compared, and the bins weigh the same for both.
+A latent's recall on a word is max_s r_is, what it finds of its best sense. A latent that misses some of its firings at
+random has less of it; one that drops a second sense and keeps the first has as much as before. Within fixed bins of
+that recall the latents of two SAEs are compared, and the bins weigh the same for both.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,11 @@ RECALL_BINS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def recall_profile(atomicity: np.ndarray, counts: np.ndarray, sizes: np.ndarray, energy: np.ndarray) -> list[dict]:
-    """One entry per bin of recall, (from, to]: number of latents, their share of the energy, their mean matched atomicity.
+    """One entry per bin of recall, (from, to]: number of latents, their share of the energy, their mean matched
+    atomicity.
 
-    atomicity: matched, [l], NaN for latents that are not judged, which are left out. counts: c int [l, S]. sizes: n [S].
+    atomicity: matched, [l], NaN for latents that are not judged, which are left out. counts: c int [l, S]. sizes: n
+    [S].
     energy: summed activations [l], the weights of the mean.
     """
     total = float(energy.sum())
@@ -39,10 +41,11 @@ def recall_profile(atomicity: np.ndarray, counts: np.ndarray, sizes: np.ndarray,
 
 
 def matched_recall(a: Mapping, b: Mapping) -> tuple[float | None, float | None]:
-    """Matched atomicity of two SAEs at the same recalls: the mean over words of means over bins, weighed alike for both.
+    """Matched atomicity of two SAEs at the same recalls: the mean over words of means over bins, weighed alike for
+    both.
 
-    a, b: the `senses` parts of two measures.json on the same words. A bin weighs the mean of its two shares of the energy, and
-    only bins in which both have latents count. None where no word has such a bin.
+    a, b: the `senses` parts of two measures.json on the same words. A bin weighs the mean of its two shares of the
+    energy, and only bins in which both have latents count. None where no word has such a bin.
     Raises ValueError for other words, other sentences or other bins.
     """
     if a["words"].keys() != b["words"].keys():

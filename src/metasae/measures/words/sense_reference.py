@@ -1,4 +1,5 @@
-"""What the senses of a word are judged by, found once for all SAEs: halves and blocks of sentences, chance levels, and the probe."""
+"""What the senses of a word are judged by, found once for all SAEs: halves and blocks of sentences, chance levels, and
+the probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ SPLITS = 5
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A linear probe on the activations themselves, trained on one half of the sentences, scored on the other; over all splits.
+    """A linear probe on the activations themselves, trained on one half of the sentences, scored on the other; over all
+    splits.
 
-    f1: macro F1. leave_one_out: f1 without each block of sentences in the scoring (the training is left as it is). floor: f1
-    of the same probe trained on shuffled senses, on the first split. n_fits, not_converged: probes trained for f1 and floor.
+    f1: macro F1. leave_one_out: f1 without each block of sentences in the scoring (the training is left as it is).
+    floor: f1 of the same probe trained on shuffled senses, on the first split. n_fits, not_converged: probes trained
+    for f1 and floor.
     """
 
     f1: float
@@ -32,7 +35,8 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class WordReference:
-    """What is the same for every SAE. halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64 [splits, T].
+    """What is the same for every SAE. halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64
+    [splits, T].
 
     blocks: of sentences, int64 [T], 0 to 7. draw: on how many firings latents are judged. seed: of the draws.
     """
@@ -78,7 +82,8 @@ def sense_reference(
 
 
 def even_parts(sense: np.ndarray, sentence: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of each occurrence, 0 to count - 1, every sense spread evenly and no sentence in two parts: int64 [T].
+    """A random part of each occurrence, 0 to count - 1, every sense spread evenly and no sentence in two parts: int64
+    [T].
 
     A sentence with several occurrences goes by the sense of its first.
     """

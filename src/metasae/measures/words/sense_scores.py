@@ -37,7 +37,8 @@ def atomicity(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def blended(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """1.0 where the second largest prior-free share is at least 1/4, else 0.0; NaN where a latent never fires. float64 [l]."""
+    """1.0 where the second largest prior-free share is at least 1/4, else 0.0; NaN where a latent never fires. float64
+    [l]."""
     second = np.partition(prior_free_shares(counts, sizes), -2, axis=1)[:, -2]
     # a share of exactly 1/4 counts, also where it is a rounding error below
     return np.where(np.isnan(second), np.nan, second >= BLEND_SHARE - 1e-12)
@@ -46,8 +47,8 @@ def blended(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def coverage_f1(acts, sense: np.ndarray, n_senses: int, halves: np.ndarray) -> float:
     """Macro F1 of the best latent per sense, chosen on one half of the sentences and scored on the other.
 
-    The detector of a sense is one latent, and it says yes where it fires: F1 = 2 c_is / (firings of i + n_s). Mean over senses, over
-    both directions and over the splits. Ties go to the lower latent. 0 where no latent fires.
+    The detector of a sense is one latent, and it says yes where it fires: F1 = 2 c_is / (firings of i + n_s). Mean over
+    senses, over both directions and over the splits. Ties go to the lower latent. 0 where no latent fires.
     """
     if not acts.shape[1]:
         return 0.0
@@ -67,10 +68,12 @@ def detection_f1(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def standing_out(acts) -> np.ndarray:
-    """The latent that stands out on each token: largest a_ti - mean_t a_ti over the tokens given; -1 where none is above its mean. int64 [T].
+    """The latent that stands out on each token: largest a_ti - mean_t a_ti over the tokens given; -1 where none is
+    above its mean. int64 [T].
 
-    The strongest latents of a word fire on all its senses alike, as they stand for the word; less their means, what sets this
-    token apart is left. No label is used. acts: csr_array [T, l], latents rising within a token. Ties go to the lower latent.
+    The strongest latents of a word fire on all its senses alike, as they stand for the word; less their means, what
+    sets this token apart is left. No label is used. acts: csr_array [T, l], latents rising within a token. Ties go to
+    the lower latent.
     """
     per_token = np.diff(acts.indptr)
     above = acts.data - (np.asarray(acts.sum(axis=0, dtype=np.float64)).ravel() / max(len(per_token), 1))[acts.indices]

@@ -1,9 +1,10 @@
 """Word senses as ground truth without a judge: whether a latent that fires on a word fires on one of its senses only.
 
-Per word: atomicity and blends of the latents that fire on it (`sense_scores.py`), also on equally many firings of each, so that
-narrow latents do not look atomic for being narrow (`sense_draws.py`); how well the best latent of each sense finds it (coverage F1);
-how much the latent that stands out tells about the sense (adjusted mutual information); and the same activations read by a linear
-probe, the ceiling (`probe.py`). What is drawn at random is drawn once for all SAEs of a run (`sense_reference.py`).
+Per word: atomicity and blends of the latents that fire on it (`sense_scores.py`), also on equally many firings of each,
+so that narrow latents do not look atomic for being narrow (`sense_draws.py`); how well the best latent of each sense
+finds it (coverage F1); how much the latent that stands out tells about the sense (adjusted mutual information); and the
+same activations read by a linear probe, the ceiling (`probe.py`). What is drawn at random is drawn once for all SAEs of
+a run (`sense_reference.py`).
 """
 
 from collections.abc import Sequence
@@ -38,11 +39,13 @@ FEW_WORDS = 5
 
 @torch.no_grad()
 def measure_senses(sae: SAE, reference: SenseReference, progress: Progress = SILENT) -> dict:
-    """The `senses` part of measures.json: every score as the mean over words, with its intervals, and each word by itself.
+    """The `senses` part of measures.json: every score as the mean over words, with its intervals, and each word by
+    itself.
 
-    sae: with a threshold. ci95: Student's t over words, the words being the clusters; None with one word. ci95_sentences: these
-    words, other sentences: a jackknife over blocks of sentences, whose values lie in leave_one_out. headroom: probe_f1 less
-    coverage_f1. Raises ValueError when the SAE has no threshold or reads vectors of another width.
+    sae: with a threshold. ci95: Student's t over words, the words being the clusters; None with one word.
+    ci95_sentences: these
+    words, other sentences: a jackknife over blocks of sentences, whose values lie in leave_one_out. headroom: probe_f1
+    less coverage_f1. Raises ValueError when the SAE has no threshold or reads vectors of another width.
     """
     words = {}
     with progress.task("word senses", len(reference.words), "words") as task:
@@ -84,14 +87,16 @@ def measure_word(sae: SAE, reference: WordReference) -> dict:
 
 
 def score(acts: csr_array, reference: WordReference, rows: np.ndarray) -> dict[str, float | None]:
-    """The scores of one SAE on one word. acts: [T, l], the latents that fire on the word. rows: the occurrences to go by.
+    """The scores of one SAE on one word. acts: [T, l], the latents that fire on the word. rows: the occurrences to go
+    by.
 
-    The first four are means over the latents that fire, each weighing as its summed activation there. atomicity: 1 - H(q) / ln S.
+    The first four are means over the latents that fire, each weighing as its summed activation there. atomicity: 1 -
+    H(q) / ln S.
     blend: share of latents whose second largest prior-free share is at least 1/4. Both favour latents that fire rarely.
-    atomicity_matched, blend_matched: the same on equally many firings of each latent, the first above chance, over latents with
-    enough of them. coverage_f1: macro F1 of the best latent per sense on sentences it was not chosen on. ami: adjusted mutual
-    information between the sense and the latent that stands out. None where no latent fires (enough), or nothing is there to
-    be shared.
+    atomicity_matched, blend_matched: the same on equally many firings of each latent, the first above chance, over
+    latents with enough of them. coverage_f1: macro F1 of the best latent per sense on sentences it was not chosen on.
+    ami: adjusted mutual information between the sense and the latent that stands out. None where no latent fires
+    (enough), or nothing is there to be shared.
     """
     acts, sense, n_senses = acts[rows], reference.activations.sense[rows], len(reference.activations.senses)
     sizes = np.bincount(sense, minlength=n_senses)
@@ -117,7 +122,8 @@ def coverage_floor(acts: csr_array, reference: WordReference) -> float:
 
 
 def describe_latents(acts: csr_array, latents: np.ndarray, reference: WordReference) -> dict:
-    """How many latents fire, which of them are judged on equal firings, their atomicity by recall, and the best latent of each sense."""
+    """How many latents fire, which of them are judged on equal firings, their atomicity by recall, and the best latent
+    of each sense."""
     word, draw = reference.activations, reference.draw
     counts, energy = firings_per_sense(acts, word.sense, len(word.senses)), energy_of(acts)
     atomicity_matched, _ = matched(counts, word.sizes, draw, np.random.default_rng(reference.seed))
@@ -138,7 +144,8 @@ def describe_latents(acts: csr_array, latents: np.ndarray, reference: WordRefere
 
 
 def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -> dict[str, dict]:
-    """sense -> the latent that finds it best. To look at, not to compare: chosen and scored on the same sentences. counts: c int [l, S]."""
+    """sense -> the latent that finds it best. To look at, not to compare: chosen and scored on the same sentences.
+    counts: c int [l, S]."""
     f1 = detection_f1(counts, word.sizes)
     best = f1.argmax(0)
     return {
@@ -154,7 +161,8 @@ def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -
 
 @torch.no_grad()
 def activations_on(sae: SAE, x: torch.Tensor) -> tuple[csr_array, np.ndarray]:
-    """x [T, d] -> (activations [T, l] of the l latents that fire on some row, rising within a row; their numbers, rising int64 [l])."""
+    """x [T, d] -> (activations [T, l] of the l latents that fire on some row, rising within a row; their numbers,
+    rising int64 [l])."""
     if x.shape[1] != sae.config.d_in:
         raise ValueError(f"the SAE reads vectors of {sae.config.d_in} numbers, these have {x.shape[1]}")
     blocks = (block.to(sae.W_dec.device, torch.float32) for block in x.split(BATCH))
@@ -166,7 +174,8 @@ def activations_on(sae: SAE, x: torch.Tensor) -> tuple[csr_array, np.ndarray]:
 
 
 def jackknife_interval(estimate: float | None, without: Sequence[float | None]) -> tuple[float, float] | None:
-    """95% interval of a score over sentences, from its values without each block of them; None where one of them is missing.
+    """95% interval of a score over sentences, from its values without each block of them; None where one of them is
+    missing.
 
     A delete-a-group jackknife: a bootstrap would put copies of one sentence into both halves.
     """
@@ -177,7 +186,8 @@ def jackknife_interval(estimate: float | None, without: Sequence[float | None]) 
 
 
 def overall(words: Sequence[dict]) -> dict:
-    """Means over words with their intervals. A word without a score is left out of that mean and counted in `missing`."""
+    """Means over words with their intervals. A word without a score is left out of that mean and counted in
+    `missing`."""
     scores = words[0]["leave_one_out"].keys()
     having = {
         key: [word for word in words if word[key] is not None] for key in (*scores, "coverage_floor", "probe_floor")
@@ -206,7 +216,8 @@ def words_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _mean_without(words: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The mean over words without block b of each: the blocks of two words are drawn apart, so they may be left out together."""
+    """The mean over words without block b of each: the blocks of two words are drawn apart, so they may be left out
+    together."""
     return [None if None in block else fmean(block) for block in zip(*words, strict=True)] or [None] * BLOCKS
 
 
