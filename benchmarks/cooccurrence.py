@@ -1,8 +1,8 @@
 """Times the exact co-firing counts and phi statistics on planted firings, and what they would take at full size.
 
     python benchmarks/cooccurrence.py                      500k tokens, n = 20,480, L0 = 64, Zipf rates, 2 threads
-    python benchmarks/cooccurrence.py --repeats 40         the same slice 40 times over, memory-mapped from a file: 20M
-    tokens for real --latents 65536, --l0 100, --tokens 100000, --threads 1, --blocks 0, --json
+    python benchmarks/cooccurrence.py --repeats 40         the same slice 40 times over, memory-mapped: 20M tokens
+    --latents 65536, --l0 100, --tokens 100000, --threads 1, --blocks 0, --json
 
 A pair is one step of the counts: a token with L latents on has L (L + 1) / 2 of them. Counting grows with the tokens,
 the statistics do not. Rates are per second of a core's own time, so a busy machine tells the same; the minutes at full

@@ -1,7 +1,7 @@
 """Times the explorer's store: how fast it is built and how large it is, and how long the questions of its pages take.
 
-    python benchmarks/explorer.py                        two arms of 20,480 latents on 200,000 tokens, made up on the
-    spot from a seed python benchmarks/explorer.py --latents 3072 --json
+    python benchmarks/explorer.py                        two arms of 20,480 latents on 200,000 tokens, drawn from a seed
+    python benchmarks/explorer.py --latents 3072 --json
     python benchmarks/explorer.py --run RUN              the questions alone, of a store that is there
     python benchmarks/explorer.py --folder DIR           keeps the made-up run
 

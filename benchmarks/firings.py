@@ -1,7 +1,7 @@
 """Times the firing store: writing, opening, sorting by latent, and the calibration rules, beside the floor of one pass.
 
-    python benchmarks/firings.py                                   an SAE and activations of the demo's size, made up on
-    the spot python benchmarks/firings.py --sae RUN/arms/joint-s0/primary --cache RUNS/activations/KEY
+    python benchmarks/firings.py                                   an SAE and activations of the demo's size, drawn
+    python benchmarks/firings.py --sae RUN/arms/joint-s0/primary --cache RUNS/activations/KEY
     python benchmarks/firings.py --tokens 20000 --json
 
 The floor of a pass over T tokens is its 2 T d n floating-point operations over the matmul rate measured here, in bf16

@@ -4,14 +4,11 @@
     python benchmarks/gpu_step.py --shape gemma       Gemma's, or `both`;  --minutes 30, --no-tests, --json
 
 First the parity tests run here, compiled for this device, and each kernel is checked against the plain torch ones at
-full size;
-nothing is timed if one fails. A floor in time is the larger of the floating-point operations over the matmul rate
-measured here
-and the bytes that must move at least once over the copy rate measured here; a floor in memory is what must be there
-at once. Whole
-steps of all engines alternate; medians are reported. fp32 products are true fp32 everywhere, never TF32. What has not
-begun when
-the minutes are over is left out, and said. Without a CUDA device it says so and ends.
+full size; nothing is timed if one fails. A floor in time is the larger of the floating-point operations over the matmul
+rate measured here and the bytes that must move at least once over the copy rate measured here; a floor in memory is
+what must be there at once. Whole steps of all engines alternate; medians are reported. fp32 products are true fp32
+everywhere, never TF32. What has not begun when the minutes are over is left out, and said. Without a CUDA device it
+says so and ends.
 """
 
 import argparse

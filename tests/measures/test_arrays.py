@@ -87,7 +87,7 @@ def test_an_array_filled_in_any_order_has_the_entry_of_one_appended(length, tmp_
 
 
 @pytest.mark.parametrize(
-    "failure, seen", [(KeyboardInterrupt, KeyboardInterrupt), (ValueError, ValueError), (OSError, UserError)]
+    "failure, raised", [(KeyboardInterrupt, KeyboardInterrupt), (ValueError, ValueError), (OSError, UserError)]
 )
 def test_a_failure_leaves_what_was_there(failure, raised, tmp_path):
     write(tmp_path / "a")

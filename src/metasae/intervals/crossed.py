@@ -17,21 +17,19 @@ part is documents = max(0, blocks - both), and Var(mean x) = seeds + documents. 
 Interval: x -+ sqrt(t_{S-1}^2 seeds + t_{B-1}^2 documents), each variance with the t quantile of its own degrees of
 freedom. For independent variances it covers at least 95%, whatever their ratio (Banerjee 1960, Sankhya 22:357; the
 distribution of chi^2_1 is concave), and it is never narrower than the interval over seeds alone. Satterthwaite's
-degrees of freedom are not
-used: with two seeds they cover 89% when a tenth of the variance is text, because adding text makes that interval
-narrower.
+degrees of freedom are not used: with two seeds they cover 89% when a tenth of the variance is text, because adding text
+makes that interval narrower.
 
 A number that takes two SAEs belongs to two seeds: in a ring of seeds every number shares one with each of its
 neighbours, so the S numbers are not independent. `seeds` is then the jackknife over seeds, where a seed is left out
 with every number that it is in:
 
-    seeds  = (U - 1) / U  sum_u (x(-u) - mean)^2                of U seeds; the first formula above where each number
-    has its own seed
+    seeds  = (U - 1) / U  sum_u (x(-u) - mean)^2                of U seeds
 
-For numbers h_i + h_j of independent h it is right in the mean for all pairs (Arvesen 1969, Ann. Math. Statist.
-40:2076); where some of the variance belongs to the pair it is too large rather than too small (Efron and Stein 1981,
-Ann. Statist. 9:586). In a simulated ring of 3 to 10 seeds it covers 93 to 96% where all belongs to the seed and 97 to
-99% where none does; as if independent: 79 to 84% and 95%.
+which is the first formula above where each number has its own seed. For numbers h_i + h_j of independent h it is right
+in the mean for all pairs (Arvesen 1969, Ann. Math. Statist. 40:2076); where some of the variance belongs to the pair it
+is too large rather than too small (Efron and Stein 1981, Ann. Statist. 9:586). In a simulated ring of 3 to 10 seeds it
+covers 93 to 96% where all belongs to the seed and 97 to 99% where none does; as if independent: 79 to 84% and 95%.
 """
 
 import math

@@ -27,9 +27,8 @@ class CoFirings:
 
     latents: distinct int [l] in any order, the rows; frequent ones first is fastest. other, other_latents: the firings
     of a second SAE over the same tokens and the latents that are the columns of `cross`. chunk: firings taken at a
-    time. Memory of
-    a call: the int64 tile, as much again for one chunk's product, and about 30 bytes per firing of a chunk.
-    Raises ValueError when the second SAE saw another number of tokens.
+    time. Memory of a call: the int64 tile, as much again for one chunk's product, and about 30 bytes per firing of a
+    chunk. Raises ValueError when the second SAE saw another number of tokens.
     """
 
     def __init__(

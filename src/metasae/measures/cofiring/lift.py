@@ -70,10 +70,10 @@ def lift_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
 
     p_cut: largest p that is called, at most one bin (2.3%) below the exact cut; None when nothing is called.
     share_with_partner: latents with a called partner and |ln lift| > ln 3, over all latents that take part;
-    share_with_positive, share_with_negative: in one direction. share_contained: latents with a called partner and
-    phi / phi_max > 0.5, so that one of the two fires mostly where the other does.
-    share_pairs_positive, share_pairs_negative: pairs called; share_pairs_wide_positive, share_pairs_wide_negative:
-    those with |ln lift| > ln 3. median_positive, median_negative: median ln lift of called pairs, within a bin of 0.05.
+    share_with_positive, share_with_negative: in one direction. share_contained: latents with a called partner and phi /
+    phi_max > 0.5, so that one of the two fires mostly where the other does. share_pairs_positive, share_pairs_negative:
+    pairs called; share_pairs_wide_positive, share_pairs_wide_negative: those with |ln lift| > ln 3. median_positive,
+    median_negative: median ln lift of called pairs, within a bin of 0.05.
     lift_variance: mean of (lift - 1)^2 over all pairs, weighted by E, less what chance adds; may fall below 0.
     phi_over_max: mean phi / phi_max of the pairs with phi > 0; phi_over_max_called: of those called.
     share_expected_below_5: share of pairs with E < 5, too rare to be called for meeting too seldom.

@@ -1,8 +1,7 @@
 """Running totals of phi over pairs: what `cooccurrence.py` keeps of each strip of pairs before it is thrown away.
 
 A strip is phi [r, c] of r latents with themselves and all later ones, so columns 0 to r - 1 are the rows' own latents.
-Only the
-part above the diagonal counts: `upper` puts zeros below it, which add nothing to a sum.
+Only the part above the diagonal counts: `upper` puts zeros below it, which add nothing to a sum.
 """
 
 import math
@@ -76,11 +75,10 @@ class AllSums(PhiSums):
     """The sums over all tokens, and with them the pairs by phi, phi over its maximum, and |phi| by firing rates.
 
     odds: sqrt(Ni / (N - Ni)) of all latents in the order of the strips, falling. bands: of their rates (`rate_cells`).
-    limits,
-    over_max_limits: of the shares. histogram: pairs by phi, int64 [len(edges) - 1]. over_max: sums of phi / phi_max
-    over strips for the pairs with phi > 0, where phi_max is the largest phi that two latents of these rates can have.
-    With Ni >= Nj it is sqrt(Nj (N - Ni) / (Ni (N - Nj))): all firings of j fall on tokens of i. cells: sums of |phi|,
-    float64 [32, 32].
+    limits, over_max_limits: of the shares. histogram: pairs by phi, int64 [len(edges) - 1]. over_max: sums of phi /
+    phi_max over strips for the pairs with phi > 0, where phi_max is the largest phi that two latents of these rates can
+    have. With Ni >= Nj it is sqrt(Nj (N - Ni) / (Ni (N - Nj))): all firings of j fall on tokens of i. cells: sums of
+    |phi|, float64 [32, 32].
     """
 
     def __init__(

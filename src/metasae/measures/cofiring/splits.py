@@ -4,10 +4,9 @@ A parent fires on tokens P; a set of children C of the other SAE splits it as we
     score = coverage x (1 - overlap) x smallest share,
 coverage = share of P with at least one child on, overlap = share of P with two or more, a child's share = share of P
 with it alone on. An even split into two scores 1/2, into m 1/m: that is the ceiling. A latent that is simply kept
-scores nothing: a single child is no split, and beside a child that covers all of P no other is ever alone.
-Children are chosen on every second block of documents and scored on the others. The score of two solo SAEs with
-different
-seeds is the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
+scores nothing: a single child is no split, and beside a child that covers all of P no other is ever alone. Children are
+chosen on every second block of documents and scored on the others. The score of two solo SAEs with different seeds is
+the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
 """
 
 import math

@@ -79,9 +79,8 @@ def output_reference(
 ) -> OutputReference:
     """Runs the model on the first n_tokens tokens of `split`, three passes.
 
-    context: tokens of a window with its special tokens, as harvested. mean: [d], for the mean-ablation.
-    Raises UserError when the model's own cross-entropy is above log(vocabulary size): then the windows are not what it
-    reads.
+    context: tokens of a window with its special tokens, as harvested. mean: [d], for the mean-ablation. Raises
+    UserError when the model's own cross-entropy is above log(vocabulary size): then the windows are not what it reads.
     """
     windows = windows_of(split, n_tokens, host.frame.room(context))
     ablations = {"mean": lambda x: mean.to(x).expand_as(x), "zero": torch.zeros_like}

@@ -3,8 +3,8 @@
 With logits a_v (clean) and b_v (changed), m a running maximum, A = logsumexp a, B = logsumexp b and p = softmax a:
 
     cross-entropy of target y   B - b_y
-    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B,     sum_v p_v (a_v - b_v) = sum_v e^(a_v - m) (a_v - b_v)
-    / sum_v e^(a_v - m)
+    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B
+    sum_v p_v (a_v - b_v)       sum_v e^(a_v - m) (a_v - b_v) / sum_v e^(a_v - m)
 
 Each sum is made slice by slice and rescaled when m rises; within a slice in fp32, over slices in float64.
 """
@@ -16,7 +16,6 @@ from torch import Tensor
 
 # Numbers of one slice of logits in memory at once.
 NUMBERS_AT_ONCE = 2**23
-
 
 Numbers = dict[str, Tensor]
 

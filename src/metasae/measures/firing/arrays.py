@@ -1,8 +1,7 @@
 """A folder of raw little-endian arrays under an index: whole or absent, memory-mapped when read.
 
 FOLDER/index.json    kind and version, facts, and of every array its dtype, shape, size and checksum
-FOLDER/NAME.bin      the numbers of one array, in order, with no header, so that it can be written before its length is
-known
+FOLDER/NAME.bin      the numbers of one array, in order; no header, so it is written before its length is known
 
 Plain files that any language can map; no pickles.
 """

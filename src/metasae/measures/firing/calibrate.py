@@ -147,8 +147,8 @@ def calibrate(
     rule: `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of
     memory.
     ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which
-    take every latent's own numbers together, are found by the first of them.
-    Raises UserError when the split is empty, the rule unknown or a pre-activation not finite.
+    take every latent's own numbers together, are found by the first of them. Raises UserError when the split is empty,
+    the rule unknown or a pre-activation not finite.
     """
     if rule not in RULES:
         raise UserError(f"unknown threshold rule '{rule}'{nearest(rule, RULES)}")

@@ -36,8 +36,7 @@ class Screen:
     (`sae.normalise`).
 
     limit: a number or [n], as set by `set_limit`; below 0 it counts as 0. screened: whether candidates are found in
-    bf16;
-    None: where this CPU multiplies bf16 natively.
+    bf16; None: where this CPU multiplies bf16 natively.
     """
 
     def __init__(self, sae: SAE, limit: float | Tensor, screened: bool | None = None):

@@ -4,14 +4,14 @@ Model: two seeds find the same directions g_i, each with noise of its own, w_i =
 of length 1; z_i is random, independent between latents and seeds and so, in many dimensions, at right angles to
 everything else. Then
 
-    cos(w_i, w'_i) = p_i                          with the match in the other seed: r_i is the share p_i of row i that
-    is no noise cos(w_i, w_j)  = sqrt(p_i p_j) cos(g_i, g_j)
-    VE(w)          = r VE(g) + (1 - r) VE(z)      r the mean of p_i, where how noisy a row is and how well it is
-    explained are unrelated
+    cos(w_i, w'_i) = p_i
+    cos(w_i, w_j)  = sqrt(p_i p_j) cos(g_i, g_j)
+    VE(w)          = r VE(g) + (1 - r) VE(z)
 
-The first line holds when both seeds are equally noisy. The second is the correction for attenuation of C. Spearman
-(American Journal of Psychology 15, 1904). In the third, VE(z), what the critic explains of the noise, lies between 0
-and VE_0, its score on random rows, so
+where w'_i is the match in the other seed, r_i = p_i the share of row i that is no noise, and r the mean of p_i, if how
+noisy a row is and how well it is explained are unrelated. The first line holds when both seeds are equally noisy. The
+second is the correction for attenuation of C. Spearman (American Journal of Psychology 15, 1904). In the third, VE(z),
+what the critic explains of the noise, lies between 0 and VE_0, its score on random rows, so
 
     (VE(w) - (1 - r) VE_0) / r  <=  VE(g)  <=  VE(w) / r
 

@@ -1,13 +1,12 @@
 """How well a few other decoder rows rebuild a latent's own row, and which they are: leave-one-out non-negative pursuit.
 
-    e_i(k) = min over S with i not in S and |S| <= k, and over c >= 0, of ||w_i - sum_{j in S} c_j w_j||^2,  rows of
-    unit length
+    e_i(k) = min over S with i not in S and |S| <= k, and over c >= 0, of ||w_i - sum_{j in S} c_j w_j||^2
 
-so e = 1 means that no other row helps and e = 0 that row i is a mixture of k others. Coefficients on a given S are
-exact; the search for S is over all rows for k = 1, and for k = 2 with a proof for nearly every latent. From k = 3 on it
-is a beam search, at least as good as orthogonal matching pursuit over all rows (OMP; Y. Pati, R. Rezaiifar and P.
-Krishnaprasad, Asilomar 1993), whose result is
-kept beside it: e is then an upper bound. `proved` says of which numbers the minimum is certain.
+for rows of unit length, so e = 1 means that no other row helps and e = 0 that row i is a mixture of k others.
+Coefficients on a given S are exact; the search for S is over all rows for k = 1, and for k = 2 with a proof for nearly
+every latent. From k = 3 on it is a beam search, at least as good as orthogonal matching pursuit over all rows (OMP; Y.
+Pati, R. Rezaiifar and P. Krishnaprasad, Asilomar 1993), whose result is kept beside it: e is then an upper bound.
+`proved` says of which numbers the minimum is certain.
 
 How: the candidates of a latent are the rows with the largest cosines, and those that best fit what is left at each step
 of OMP. All pairs of candidates are tried (`subsets.py`), and pairs with a row from outside are excluded by a bound. Let

@@ -1,8 +1,7 @@
 """Which latents two SAEs share: a one-to-one matching of decoder rows, and the nearest row of the other SAE.
 
 The matching maximises the sum over pairs of cos(w_i, w'_p(i)), one partner each (the assignment problem, solved exactly
-by
-shortest augmenting paths: R. Jonker and A. Volgenant, Computing 38, 1987, in the package lapx). r_i is the cosine of
+by shortest augmenting paths: R. Jonker and A. Volgenant, Computing 38, 1987, in the package lapx). r_i is the cosine of
 w_i with its partner. Between SAEs that differ only in their seed, r_i says how far latent i would come out again. The
 best of many partners has a positive cosine even where nothing is shared, the more so the fewer directions the rows
 favour: `chance_matching` says how large.
@@ -26,8 +25,8 @@ class Matching:
     """Of rows_a [a, d] with rows_b [b, d].
 
     partner: int64 [a], the row of b matched with each row of a, -1 for the a - b rows left over where a is larger.
-    cosine: float64 [a], with the partner, NaN without one. nearest_cosine: float64 [a], the largest with
-    any row of b, which many rows of a may share. n_b: rows of b.
+    cosine: float64 [a], with the partner, NaN without one. nearest_cosine: float64 [a], the largest with any row of b,
+    which many rows of a may share. n_b: rows of b.
     """
 
     partner: np.ndarray

@@ -197,9 +197,8 @@ def phi_errors(firings: Firings, truth: Firings, latent_of: np.ndarray) -> dict[
     """phi of the two matched latents minus phi of the two features, over all pairs of features with latents.
 
     All four fire on some tokens but not on all. phi_error: mean |difference|; phi_bias: mean difference;
-    phi_related_error,
-    phi_related_bias: over the n_related pairs whose features have |phi| > RELATED. None where there are no pairs.
-    Streamed in tiles.
+    phi_related_error, phi_related_bias: over the n_related pairs whose features have |phi| > RELATED. None where there
+    are no pairs. Streamed in tiles.
     """
     total, n_latent, n_feature = truth.n_tokens, firings.counts(), truth.counts()
     features = live_latents(n_feature, total)

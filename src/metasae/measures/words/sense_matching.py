@@ -45,8 +45,8 @@ def matched_recall(a: Mapping, b: Mapping) -> tuple[float | None, float | None]:
     both.
 
     a, b: the `senses` parts of two measures.json on the same words. A bin weighs the mean of its two shares of the
-    energy, and only bins in which both have latents count. None where no word has such a bin.
-    Raises ValueError for other words, other sentences or other bins.
+    energy, and only bins in which both have latents count. None where no word has such a bin. Raises ValueError for
+    other words, other sentences or other bins.
     """
     if a["words"].keys() != b["words"].keys():
         raise ValueError(f"the two were judged on other words: {sorted(a['words'])} and {sorted(b['words'])}")

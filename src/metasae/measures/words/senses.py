@@ -43,9 +43,9 @@ def measure_senses(sae: SAE, reference: SenseReference, progress: Progress = SIL
     itself.
 
     sae: with a threshold. ci95: Student's t over words, the words being the clusters; None with one word.
-    ci95_sentences: these
-    words, other sentences: a jackknife over blocks of sentences, whose values lie in leave_one_out. headroom: probe_f1
-    less coverage_f1. Raises ValueError when the SAE has no threshold or reads vectors of another width.
+    ci95_sentences: these words, other sentences: a jackknife over blocks of sentences, whose values lie in
+    leave_one_out. headroom: probe_f1 less coverage_f1. Raises ValueError when the SAE has no threshold or reads vectors
+    of another width.
     """
     words = {}
     with progress.task("word senses", len(reference.words), "words") as task:
