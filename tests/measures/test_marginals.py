@@ -117,12 +117,6 @@ def test_too_few_steps_are_reported():
     assert not model.converged and model.error > 1e-3 and model.steps == 0
 
 
-def test_sums_of_different_tokens_are_refused():
-    for counts, per_token in (([2, 1], [1, 1]), ([3, 0], [2, 1]), ([1, 1], [-1, 3])):
-        with pytest.raises(ValueError, match="do not belong"):
-            fit(np.array(counts), np.array(per_token))
-
-
 def drawn_without_replacement(odds, size):
     """Inclusion probabilities [n] and joint ones [n, n] of `size` of n with probability proportional to the product of
     odds."""

@@ -304,5 +304,3 @@ def test_what_does_not_belong_together_is_refused():
     ):
         with pytest.raises(ValueError, match="must be of the same"):
             measure_truth(rows, firings, directions, true)
-    with pytest.raises(ValueError, match="no features"):
-        measure_truth(np.eye(2), on, np.zeros((0, 2)), firings_of(np.zeros((3, 0))))

@@ -34,7 +34,7 @@ from metasae.measures.firing.firings import Firings, fire
 from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint, write_firings
 from metasae.measures.rows.decomposability import measure_decomposability
 from metasae.measures.truth.truth import as_firings, measure_truth
-from metasae.measures.words.sense_reference import SenseReference, sense_reference
+from metasae.measures.words.sense_reference import WordReference, sense_reference
 from metasae.measures.words.senses import measure_senses
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.ranks import ALONE, Ranks
@@ -61,7 +61,7 @@ class Reference:
 
     moments: Moments | None
     output: OutputReference | None
-    senses: SenseReference | None
+    senses: tuple[WordReference, ...] | None
 
 
 def reference_of(

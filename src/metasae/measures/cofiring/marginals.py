@@ -72,18 +72,11 @@ def fit(
 
     Latents that never or always fire, and tokens on which no or every latent fires, have pi 0 or 1; so have latents and
     tokens for which that holds once these are set aside. The rest is fitted. A fit that does not reach the tolerance
-    says so in `converged`. Raises ValueError for counts that no matrix can have.
+    says so in `converged`.
     """
     counts, token_counts = np.asarray(counts, np.int64), np.asarray(token_counts, np.int64)
-    n, n_tokens = len(counts), len(token_counts)
-    if (
-        counts.sum() != token_counts.sum()
-        or np.any((counts < 0) | (counts > n_tokens))
-        or np.any((token_counts < 0) | (token_counts > n))
-    ):
-        raise ValueError("the firings per latent and per token do not belong to the same tokens")
     levels, sizes = np.unique(token_counts, return_counts=True)
-    pi = np.zeros((n, len(levels)))
+    pi = np.zeros((len(counts), len(levels)))
     latents, groups, latent_sums, group_sums = _set_aside(counts, levels, sizes, pi)
     error, steps = 0.0, 0
     if len(latents) and len(groups):

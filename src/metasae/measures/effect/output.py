@@ -47,13 +47,12 @@ def windows_of(split: Split | Firings, n_tokens: int, room: int) -> list[Window]
 
 @dataclass(frozen=True)
 class _Batch:
-    """Padded windows: ids, mask int64 [b, t], own bool [b, t], documents int32 [b]. clean: the model's own state, None
-    where too large to keep."""
+    """Padded windows: ids, mask int64 [b, t], own bool [b, t]. clean: the model's own state, None where too large to
+    keep."""
 
     ids: Tensor
     mask: Tensor
     own: Tensor
-    documents: np.ndarray
     clean: Tensor | None
 
 
@@ -94,7 +93,7 @@ def output_reference(
             changed = {name: _state(host, ids, mask, _only_at(own, ablation)) for name, ablation in ablations.items()}
             effect.add(clean, changed, ids, mask, own, documents)
             room -= clean.numel()
-            batches.append(_Batch(ids, mask, own, documents, clean if room >= 0 else None))
+            batches.append(_Batch(ids, mask, own, clean if room >= 0 else None))
             task.advance(int(own.sum()))
     effect.check()
     return OutputReference(tuple(batches), effect, len(windows))

@@ -71,7 +71,7 @@ def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
     All a x b cosines are in memory at once, in float32, with the solver's copy of them (3.6 GB for 20,480 rows on each
     side).
     The solver works in float32: the sum of cosines is the largest to within its rounding. Raises UserError when the
-    widths differ or a row is zero or not finite, ValueError when a side has no rows.
+    widths differ or a row is zero or not finite.
     """
     from lap import lapjvs
 
@@ -81,8 +81,6 @@ def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
             f"rows of width {a.shape[1]} cannot be matched with rows of width {b.shape[1]}; "
             "compare SAEs of the same hook point"
         )
-    if not len(a) or not len(b):
-        raise ValueError("a matching needs rows on both sides")
     # filled with the negative cosines, as the solver minimises
     costs = torch.empty(len(a), len(b))
     nearest_cosine = torch.empty(len(a))

@@ -50,23 +50,13 @@ class WordReference:
     seed: int
 
 
-@dataclass(frozen=True)
-class SenseReference:
-    """The words that SAEs are judged on, and the seed of all that is drawn."""
-
-    words: tuple[WordReference, ...]
-    seed: int
-
-
 def sense_reference(
     words: Sequence[SenseActivations], seed: int = 0, splits: int = SPLITS, progress: Progress = SILENT
-) -> SenseReference:
+) -> tuple[WordReference, ...]:
     """Halves, blocks, chance levels and probes: once for all SAEs, so that they are compared on the same draws.
 
-    words: from `metasae.data.senses.sense_activations`. Raises ValueError when there is none.
+    words: from `metasae.data.senses.sense_activations`.
     """
-    if not words:
-        raise ValueError("there are no words to judge on")
     references = []
     with progress.task("probes for word senses", len(words), "words") as task:
         for number, word in enumerate(words):
@@ -78,7 +68,7 @@ def sense_reference(
             ceiling = probe_ceiling(word, halves, shuffled, blocks)
             references.append(WordReference(word, halves, shuffled, blocks, draw, ceiling, seed))
             task.advance(1)
-    return SenseReference(tuple(references), seed)
+    return tuple(references)
 
 
 def even_parts(sense: np.ndarray, sentence: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ from metasae.measures.firing.blocks import BLOCKS
 from metasae.measures.words.mutual_information import adjusted_mutual_information
 from metasae.measures.words.sense_draws import matched
 from metasae.measures.words.sense_matching import recall_profile
-from metasae.measures.words.sense_reference import SenseReference, WordReference
+from metasae.measures.words.sense_reference import WordReference
 from metasae.measures.words.sense_scores import (
     atomicity,
     blended,
@@ -38,24 +38,23 @@ FEW_WORDS = 5
 
 
 @torch.no_grad()
-def measure_senses(sae: SAE, reference: SenseReference, progress: Progress = SILENT) -> dict:
+def measure_senses(sae: SAE, reference: Sequence[WordReference], progress: Progress = SILENT) -> dict:
     """The `senses` part of measures.json: every score as the mean over words, with its intervals, and each word by
     itself.
 
     sae: with a threshold. ci95: Student's t over words, the words being the clusters; None with one word.
     ci95_sentences: these words, other sentences: a jackknife over blocks of sentences, whose values lie in
-    leave_one_out. headroom: probe_f1 less coverage_f1. Raises ValueError when the SAE has no threshold or reads vectors
-    of another width.
+    leave_one_out. headroom: probe_f1 less coverage_f1. Raises ValueError when the SAE has no threshold.
     """
     words = {}
-    with progress.task("word senses", len(reference.words), "words") as task:
-        for word in reference.words:
+    with progress.task("word senses", len(reference), "words") as task:
+        for word in reference:
             words[word.activations.word] = measure_word(sae, word)
             task.advance(1)
     return {
         **overall(list(words.values())),
-        "seed": reference.seed,
-        "point": reference.words[0].activations.point,
+        "seed": reference[0].seed,
+        "point": reference[0].activations.point,
         "words": words,
     }
 
@@ -163,8 +162,6 @@ def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -
 def activations_on(sae: SAE, x: torch.Tensor) -> tuple[csr_array, np.ndarray]:
     """x [T, d] -> (activations [T, l] of the l latents that fire on some row, rising within a row; their numbers,
     rising int64 [l])."""
-    if x.shape[1] != sae.config.d_in:
-        raise ValueError(f"the SAE reads vectors of {sae.config.d_in} numbers, these have {x.shape[1]}")
     blocks = (block.to(sae.W_dec.device, torch.float32) for block in x.split(BATCH))
     acts = vstack([csr_array(sae.encode(block).acts.cpu().numpy()) for block in blocks], format="csr")
     latents = np.unique(acts.indices).astype(np.int64)
