@@ -31,7 +31,7 @@ CRITIC = {"m": 0.25, "k": 2, "steps": 150}
 
 
 @dataclass(frozen=True)
-class Side:
+class Examined:
     """A subject with what several measures need of it, worked out once. other: the same dictionary as another seed
     would have it."""
 
@@ -89,14 +89,14 @@ class Measured:
     """better: the direction that says more atomic. of: a number of one subject; or of_two: the numbers of both."""
 
     better: Literal["lower", "higher"]
-    of: Callable[[Side], float | None] | None = None
-    of_two: Callable[[Side, Side], tuple[float | None, float | None]] | None = None
+    of: Callable[[Examined], float | None] | None = None
+    of_two: Callable[[Examined, Examined], tuple[float | None, float | None]] | None = None
 
-    def both(self, before: Side, after: Side) -> tuple[float | None, float | None]:
+    def both(self, before: Examined, after: Examined) -> tuple[float | None, float | None]:
         return self.of_two(before, after) if self.of is None else (self.of(before), self.of(after))
 
 
-def _senses(side: Side, value: Callable) -> float | None:
+def _senses(side: Examined, value: Callable) -> float | None:
     """Mean over the planted words of value(acts [T, n], sense [T], number of senses, rng)."""
     subject, numbers = side.subject, []
     split = subject.split
@@ -119,12 +119,12 @@ def _coverage(acts, sense, n_senses, rng) -> float:
     return coverage_f1(acts, sense, n_senses, halves)
 
 
-def _ve_over_r(side: Side) -> float | None:
-    matching = match(side.rows, Side(side.other, side.other).rows)
+def _ve_over_r(side: Examined) -> float | None:
+    matching = match(side.rows, Examined(side.other, side.other).rows)
     return attenuation(side.critic.ve, side.critic_floor.ve, matching.mean_r)[0]
 
 
-def _pursuit_excess(side: Side) -> float:
+def _pursuit_excess(side: Examined) -> float:
     floor = pursue(random_rows(*side.rows.shape, 2), 2).errors[:, 1].mean()
     return float(floor - pursue(side.rows, 2).errors[:, 1].mean())
 
@@ -160,10 +160,10 @@ MEASURES: dict[str, Measured] = {
 }
 
 
-def sides_of(case: Case, seed: int) -> tuple[Side, Side]:
+def sides_of(case: Case, seed: int) -> tuple[Examined, Examined]:
     """Both sides with their other seeds: the same dictionary, except that noise in the rows is drawn anew."""
     fresh = noisy(case.before, 0.3, seed + 1000) if case.name == "noisy_rows" else case.after
-    return Side(case.before, case.before), Side(case.after, fresh)
+    return Examined(case.before, case.before), Examined(case.after, fresh)
 
 
 @dataclass(frozen=True)

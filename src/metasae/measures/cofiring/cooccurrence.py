@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metasae.measures.cofiring.counts import CoFirings, counts_by_span, excluded, live_latents, n_pairs_of
-from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, upper
+from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, Places, upper
 from metasae.measures.cofiring.rate_cells import bands_of, rate_cells
 from metasae.measures.firing.blocks import Span, block_spans
 from metasae.measures.firing.firings import Firings
@@ -110,7 +110,7 @@ class _Tokens:
         self.counts, self.total = counts, total
         self.live = (counts > 0) & (counts < total)
 
-    def phi(self, n11: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray | slice, np.ndarray | slice]:
+    def phi(self, n11: np.ndarray, start: int) -> tuple[np.ndarray, Places, Places]:
         """N11 [r, l - start] -> phi of the live latents, zeros below the diagonal, and the places of its rows and
         columns."""
         rows, columns = slice(start, start + len(n11)), slice(start, None)

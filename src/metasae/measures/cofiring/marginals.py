@@ -158,10 +158,10 @@ def _newton(
         move_a, move_b = _newton_step(pi * (1 - pi) * m, lack_n, m * lack_l)
         # far from the optimum the quadratic model is poor: no logit changes by more than 8 at once
         size = 4 / max(np.abs(move_a).max(), np.abs(move_b).max(), 4)
-        slope = lack_n @ move_a + (m * lack_l) @ move_b
+        gain = lack_n @ move_a + (m * lack_l) @ move_b
         tried = potential(a + size * move_a, b + size * move_b)
         # near the optimum the potential changes by less than its rounding, and a whole step is right
-        while tried > value - 1e-4 * size * slope + 1e-12 * abs(value) and size > 1e-6:
+        while tried > value - 1e-4 * size * gain + 1e-12 * abs(value) and size > 1e-6:
             size /= 2
             tried = potential(a + size * move_a, b + size * move_b)
         a, b, value, steps = a + size * move_a, b + size * move_b, tried, steps + 1

@@ -12,6 +12,9 @@ from metasae.measures.cofiring.counts import ratio
 from metasae.measures.cofiring.rate_cells import DECADES, PER_DECADE
 from metasae.measures.firing.blocks import run_starts
 
+# Of latents.
+Places = slice | np.ndarray
+
 
 def upper(phi: np.ndarray) -> np.ndarray:
     """phi [r, c] with zeros on the diagonal and below, in place."""
@@ -34,7 +37,7 @@ class PhiSums:
         self.limits = limits
         self.counts = np.zeros(2 + len(limits), np.int64)
 
-    def add(self, phi: np.ndarray, rows, columns) -> None:
+    def add(self, phi: np.ndarray, rows: Places, columns: Places) -> None:
         """phi [r, c]: a strip with zeros below the diagonal. rows, columns: places of its latents, as slices or
         indices."""
         r = len(phi)

@@ -16,7 +16,7 @@ from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.cofiring.counts import CoFirings, excluded, live_latents, n_pairs_of
 from metasae.measures.firing.blocks import run_starts
 from metasae.measures.firing.firings import Firings
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress, Task
 from metasae.ranks.lanes import side_by_side
 
 TILE = 256
@@ -74,7 +74,7 @@ def shift_null(
     }
 
 
-def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.ndarray, tile: int, task) -> float:
+def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.ndarray, tile: int, task: Task) -> float:
     """Mean |phi| over all ordered pairs, the second latent read `shift` tokens further on."""
     total = firings.n_tokens
     # the text meets itself in two stretches: up to the token that has the last one as its partner, and after it

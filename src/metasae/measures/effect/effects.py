@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from metasae.errors import UserError
-from metasae.measures.effect.vocabulary import predictions
+from metasae.measures.effect.vocabulary import ReadOut, predictions
 from metasae.measures.firing.blocks import document_blocks
 
 ENCODER_ENDINGS = {"sae": "", "mean": "_mean_ablated", "zero": "_zero_ablated", "batch_topk": "_batch_topk"}
@@ -133,7 +133,7 @@ class CausalEffect(_Effect):
     """Cross-entropy of the next token and its divergence from the clean prediction. readout: see
     `metasae.data.model.readout`."""
 
-    def __init__(self, readout):
+    def __init__(self, readout: ReadOut):
         super().__init__(kinds=1)
         self.readout = readout
 

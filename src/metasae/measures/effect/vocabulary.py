@@ -14,13 +14,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metasae.data.model.readout import LinearReadOut, WholeLogits
+
 # Numbers of one slice of logits in memory at once.
 NUMBERS_AT_ONCE = 2**23
 
 Numbers = dict[str, Tensor]
+ReadOut = LinearReadOut | WholeLogits
 
 
-def predictions(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
+def predictions(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
     """(ce, kl): name -> float64 [N]: cross-entropy in nats of each prediction, and its KL from the clean one (not for
     'clean').
 
@@ -62,7 +65,7 @@ class _Running:
         return self.highest.float().double() + self.total.log()
 
 
-def _of_rows(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
+def _of_rows(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
     running = {name: _Running(targets_N) for name in hidden}
     for start, end in readout.slices():
         logits = {name: readout.logits(h, start, end) for name, h in hidden.items()}

@@ -40,7 +40,7 @@ class ArrayFile:
         self.dtype = np.dtype(dtype)
         self.length = 0
         self._digest = _blake2b()
-        self._file = open(_file(folder, name), "wb")
+        self._file = open(_file(folder, name), "wb")  # noqa: SIM115 (it stays open until `close`)
 
     def append(self, values: np.ndarray) -> None:
         """values: [m], of the file's dtype or one that converts to it."""
@@ -191,5 +191,5 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
 
 
-def _blake2b():
+def _blake2b() -> "hashlib._Hash":
     return hashlib.blake2b(digest_size=16)

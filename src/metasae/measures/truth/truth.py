@@ -7,7 +7,7 @@ to one so that the sum of |cos(w_i, g_j)| is largest; MCC is the mean of |cos| o
 2602.14687 (SynthSAEBench); arXiv 2409.14507 for absorption.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -255,5 +255,5 @@ def _means(sums: list[tuple[float, float, int]]) -> tuple[float | None, float | 
     return (sum(a for a, *_ in sums) / count, sum(b for _, b, _ in sums) / count, count) if count else (None, None, 0)
 
 
-def _mean(values) -> float | None:
+def _mean(values: Sequence | np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None

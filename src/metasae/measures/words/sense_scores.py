@@ -11,12 +11,13 @@ A_i is biased where a latent fires rarely; `sense_draws.py` judges latents on eq
 """
 
 import numpy as np
+from scipy.sparse import csr_array
 
 BLEND_SHARE = 0.25
 NONE = -1
 
 
-def firings_per_sense(acts, sense: np.ndarray, n_senses: int) -> np.ndarray:
+def firings_per_sense(acts: csr_array, sense: np.ndarray, n_senses: int) -> np.ndarray:
     """c int64 [l, S] from csr_array [T, l] and sense int [T]. Stored zeros are no firings."""
     latents, tokens = acts.indices, np.repeat(np.arange(acts.shape[0]), np.diff(acts.indptr))
     flat = latents.astype(np.int64) * n_senses + sense[tokens]
@@ -44,7 +45,7 @@ def blended(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(second), np.nan, second >= BLEND_SHARE - 1e-12)
 
 
-def coverage_f1(acts, sense: np.ndarray, n_senses: int, halves: np.ndarray) -> float:
+def coverage_f1(acts: csr_array, sense: np.ndarray, n_senses: int, halves: np.ndarray) -> float:
     """Macro F1 of the best latent per sense, chosen on one half of the sentences and scored on the other.
 
     The detector of a sense is one latent, and it says yes where it fires: F1 = 2 c_is / (firings of i + n_s). Mean over
@@ -67,7 +68,7 @@ def detection_f1(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return 2 * counts / np.maximum(counts.sum(1, keepdims=True) + sizes, 1)
 
 
-def standing_out(acts) -> np.ndarray:
+def standing_out(acts: csr_array) -> np.ndarray:
     """The latent that stands out on each token: largest a_ti - mean_t a_ti over the tokens given; -1 where none is
     above its mean. int64 [T].
 
