@@ -7,7 +7,7 @@ share in small sets.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from statistics import fmean, stdev
@@ -135,8 +135,10 @@ def judge_beside_floors(
         partial(random_floor_at, n_rows, d, m, k, steps, seed),
         partial(judge, gaussian, m, k, steps, seed),
     )
-    in_lanes = is_small(n_rows * d * m)
-    own, random, gaussian = side_by_side(_call, critics) if in_lanes else map(_call, critics)
+    if is_small(n_rows * d * m):
+        own, random, gaussian = side_by_side(lambda critic: critic(), critics)
+    else:
+        own, random, gaussian = (critic() for critic in critics)
     return {
         "ve": own.ve,
         "ve_excess": _difference(own.ve, random.ve),
@@ -149,10 +151,6 @@ def judge_beside_floors(
         "ve_gaussian": gaussian.ve,
         "ve_gaussian_heldout": gaussian.ve_heldout,
     }
-
-
-def _call(critic: Callable[[], Critic]) -> Critic:
-    return critic()
 
 
 def critic_grid(
