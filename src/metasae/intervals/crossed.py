@@ -77,8 +77,10 @@ class Variance:
 
 @dataclass(frozen=True)
 class Covariance:
-    """Covariances float64 [k, k] of the means of k quantities; see the module for the three. blocks, both: zeros
-    without blocks."""
+    """Covariances float64 [k, k] of the means of k quantities; see the module for the three.
+
+    blocks, both: zeros without blocks.
+    """
 
     seeds: np.ndarray
     blocks: np.ndarray
@@ -106,8 +108,10 @@ def over_shared_seeds(full: np.ndarray, members: np.ndarray) -> Covariance:
 
 
 def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covariance:
-    """full: k quantities on the whole text, float64 [k, S]; without: the same with one block left out, [k, S, B]. S and
-    B >= 2."""
+    """full: k quantities on the whole text, float64 [k, S]; without: the same with one block left out, [k, S, B].
+
+    S and B >= 2.
+    """
     quantities, seeds = full.shape
     spread = full - full.mean(axis=1, keepdims=True)
     by_seeds = spread @ spread.T / (seeds * (seeds - 1))
@@ -122,8 +126,10 @@ def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covarianc
 
 
 def jackknife(without: np.ndarray) -> np.ndarray:
-    """Delete-a-group jackknife covariance [k, k] of the means over seeds, over the text alone. without: [k, S, B], B >=
-    2."""
+    """Delete-a-group jackknife covariance [k, k] of the means over seeds, over the text alone.
+
+    without: [k, S, B], B >= 2.
+    """
     means = without.mean(axis=1)
     spread = means - means.mean(axis=1, keepdims=True)
     return spread @ spread.T * (means.shape[1] - 1) / means.shape[1]

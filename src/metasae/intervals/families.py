@@ -26,8 +26,10 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def adjust(differences: Mapping[str, Difference], families: Mapping[str, str | None]) -> dict[str, Difference]:
-    """The differences with `p_holm` filled in, each family for itself. families: name -> family, None or absent for no
-    family."""
+    """The differences with `p_holm` filled in, each family for itself.
+
+    families: name -> family, None or absent for no family.
+    """
     adjusted = dict(differences)
     for family in {family for family in families.values() if family is not None}:
         members = [name for name in differences if families.get(name) == family]

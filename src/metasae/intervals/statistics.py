@@ -1,5 +1,6 @@
-"""Differences between arms, with their intervals. The unit is a trained SAE (a seed), never a pair of latents or a
-token.
+"""Differences between arms, with their intervals.
+
+The unit is a trained SAE (a seed), never a pair of latents or a token.
 
 Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the
 same text, so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values
@@ -119,8 +120,9 @@ class Mean(Estimate):
 def paired_difference(
     a: Values, b: Values, a_blocks: Blocks | None = None, b_blocks: Blocks | None = None, between: Between | None = None
 ) -> Difference:
-    """a, b: seed -> value on the whole text. a_blocks, b_blocks: seed -> the B values with one document block left out
-    each.
+    """a, b: seed -> value on the whole text.
+
+    a_blocks, b_blocks: seed -> the B values with one document block left out each.
 
     Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for
     a seed, or hold something that is no number, the interval is over seeds alone and the note says so. between: for
@@ -163,8 +165,10 @@ def paired_difference(
 
 
 def mean_interval(values: Values, blocks: Blocks | None = None, between: Between | None = None) -> Mean:
-    """Mean of one arm over its seeds. values, blocks, between: as one arm's in `paired_difference`, which see for
-    errors and notes."""
+    """Mean of one arm over its seeds.
+
+    values, blocks, between: as one arm's in `paired_difference`, which see for errors and notes.
+    """
     seeds, notes = _usable(values, between=between)
     if not seeds:
         return Mean(note="; ".join(notes))

@@ -53,8 +53,9 @@ PAIR_PARTS = ("fixed_marginals", "lift", "document_shift")
 
 @dataclass(frozen=True)
 class Reference:
-    """What is measured without an SAE, so once for all SAEs of a run. output: None without a model or output tokens;
-    senses: without sentences.
+    """What is measured without an SAE, so once for all SAEs of a run.
+
+    output: None without a model or output tokens; senses: without sentences.
 
     Of several ranks each has what its own parts need; moments are None where fidelity is not its own.
     """
@@ -72,8 +73,10 @@ def reference_of(
     *,
     ranks: Ranks = ALONE,
 ) -> Reference:
-    """The reference of the evaluation split; arguments as in `measure_sae`. Raises UserError when the split is
-    empty."""
+    """The reference of the evaluation split; arguments as in `measure_sae`.
+
+    Raises UserError when the split is empty.
+    """
     evaluation = evaluation_of(cache, spec)
     asked = parts_of_model(spec, ranks) if host is not None else []
     moments = moments_of(evaluation, BATCH) if "fidelity" in deals(PARTS, ranks) or "output" in asked else None

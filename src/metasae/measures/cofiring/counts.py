@@ -80,8 +80,10 @@ def check_same_tokens(firings: Firings, other: Firings) -> None:
 
 
 def live_latents(counts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """The latents that make pairs: those that fire on some tokens but not on all, rising int64. counts: int [n],
-    firings."""
+    """The latents that make pairs: those that fire on some tokens but not on all, rising int64.
+
+    counts: int [n], firings.
+    """
     return np.flatnonzero((counts > 0) & (counts < n_tokens))
 
 

@@ -145,8 +145,11 @@ class _Null:
 
 
 def _means(sums: list[tuple[float, ...]], converged: bool) -> dict[str, float | None]:
-    """sums: of every tile. Added up, they are the number of pairs, the sums of phi - phi0 where above and where below
-    0, of its size under the null, of phi0, the two sums of lift_variance, and the pairs above each limit."""
+    """sums: of every tile.
+
+    Added up, they are the number of pairs, the sums of phi - phi0 where above and where below 0, of its size under the
+    null, of phi0, the two sums of lift_variance, and the pairs above each limit.
+    """
     totals = [math.fsum(column) for column in zip(*sums, strict=True)] or [0.0] * N_SUMS
     pairs, above, below, expected, phi0, squares, weights, *n_above = totals
 

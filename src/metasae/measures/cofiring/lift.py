@@ -52,8 +52,10 @@ def lift_squares(n11: np.ndarray, expected: np.ndarray, variance: np.ndarray) ->
 
 
 def two_sided_p(n11: np.ndarray, expected: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Twice the tail beyond n11, at most 1, of binomial(draws, expected / draws) at n11. All of one shape; 0 <= n11,
-    expected <= draws, draws > 0."""
+    """Twice the tail beyond n11, at most 1, of binomial(draws, expected / draws) at n11.
+
+    All of one shape; 0 <= n11, expected <= draws, draws > 0.
+    """
     from scipy.special import betainc
 
     share = np.minimum(expected / draws, 1.0)
@@ -148,8 +150,10 @@ class _Tally:
         self.totals = np.zeros(5)
 
     def count(self, n11: np.ndarray, fired: np.ndarray, total: int, rows: np.ndarray, columns: np.ndarray) -> None:
-        """n11: int64 [pairs]. rows, columns: the two latents of each pair, places in fired, int [pairs]. total:
-        tokens."""
+        """n11: int64 [pairs].
+
+        rows, columns: the two latents of each pair, places in fired, int [pairs]. total: tokens.
+        """
         of_row, of_column = fired[rows], fired[columns]
         expected, draws = of_row * of_column / total, np.minimum(of_row, of_column)
         variance = expected * (1 - of_row / total) * (1 - of_column / total)

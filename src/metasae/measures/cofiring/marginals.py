@@ -67,8 +67,9 @@ class Marginals:
 def fit(
     counts: np.ndarray, token_counts: np.ndarray, tolerance: float = TOLERANCE, max_steps: int = MAX_STEPS
 ) -> Marginals:
-    """counts: int [n], firings of each latent. token_counts: int [T], active latents of each token. Both sum to the
-    same.
+    """counts: int [n], firings of each latent.
+
+    token_counts: int [T], active latents of each token. Both sum to the same.
 
     Latents that never or always fire, and tokens on which no or every latent fires, have pi 0 or 1; so have latents and
     tokens for which that holds once these are set aside. The rest is fitted. A fit that does not reach the tolerance

@@ -68,8 +68,10 @@ def top_partners(
 def mutual_partners(
     one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT
 ) -> tuple[Partners, Partners]:
-    """`top_partners` of each SAE in the other. Where all pairs fit into memory, their co-firings are counted once for
-    both."""
+    """`top_partners` of each SAE in the other.
+
+    Where all pairs fit into memory, their co-firings are counted once for both.
+    """
     text, counted = [(0, one.n_tokens)], None
     forward = _Pairs(one, other, text, 1.0, CHUNK)
     if one.n_latents * other.n_latents <= TILE_PAIRS:
@@ -266,8 +268,9 @@ class _Best:
 
 
 def _least(sizes: np.ndarray, phi: np.ndarray, count: int) -> np.ndarray:
-    """A number that at least `count` of a row's entries reach, float64 [m]; -inf for short rows. sizes: int [m], of the
-    rows in phi [e].
+    """A number that at least `count` of a row's entries reach, float64 [m]; -inf for short rows.
+
+    sizes: int [m], of the rows in phi [e].
 
     A long row is cut into parts; the largest entries of `count` of them reach the smallest of these.
     """

@@ -38,8 +38,10 @@ class PhiSums:
         self.counts = np.zeros(2 + len(limits), np.int64)
 
     def add(self, phi: np.ndarray, rows: Places, columns: Places) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal. rows, columns: places of its latents, as slices or
-        indices."""
+        """phi [r, c]: a strip with zeros below the diagonal.
+
+        rows, columns: places of its latents, as slices or indices.
+        """
         r = len(phi)
         own = np.where(np.tri(r, dtype=bool), -np.inf, phi[:, :r])
         later = phi[:, r:]

@@ -86,8 +86,10 @@ class _Effect:
         """Refuses a reference that no model that reads its text gives; nothing where no number says so."""
 
     def result(self) -> dict:
-        """Key -> number; `leave_one_out`: key -> the number without each block of documents in turn. Empty without
-        tokens."""
+        """Key -> number; `leave_one_out`: key -> the number without each block of documents in turn.
+
+        Empty without tokens.
+        """
         if not self.n_tokens:
             return {}
         means = [columns.means() for columns in self.columns]
@@ -130,8 +132,10 @@ def _cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
 
 
 class CausalEffect(_Effect):
-    """Cross-entropy of the next token and its divergence from the clean prediction. readout: see
-    `metasae.data.model.readout`."""
+    """Cross-entropy of the next token and its divergence from the clean prediction.
+
+    readout: see `metasae.data.model.readout`.
+    """
 
     def __init__(self, readout: ReadOut):
         super().__init__(kinds=1)

@@ -27,8 +27,10 @@ def rate_edges() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed over d,
-    float64 [T]."""
+    """Of the activations of a split, the same for every SAE.
+
+    mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T].
+    """
 
     mean: Tensor
     variance: np.ndarray

@@ -28,8 +28,9 @@ from metasae.sae.sae import SAE
 
 @dataclass(frozen=True)
 class Steering:
-    """What side effects are measured with. host: the model. latents: matched pairs drawn. context: tokens of a window
-    of the text.
+    """What side effects are measured with.
+
+    host: the model. latents: matched pairs drawn. context: tokens of a window of the text.
 
     pairs: windows per latent, each with a silent one; the model runs 12 windows for each. seed: of the draw.
     """

@@ -47,8 +47,10 @@ def windows_of(split: Split | Firings, n_tokens: int, room: int) -> list[Window]
 
 @dataclass(frozen=True)
 class _Batch:
-    """Padded windows: ids, mask int64 [b, t], own bool [b, t]. clean: the model's own state, None where too large to
-    keep."""
+    """Padded windows: ids, mask int64 [b, t], own bool [b, t].
+
+    clean: the model's own state, None where too large to keep.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -58,8 +60,10 @@ class _Batch:
 
 @dataclass(frozen=True)
 class OutputReference:
-    """What the model gives on some windows without any SAE: clean, mean-ablated and zero-ablated. The same for every
-    SAE of a run."""
+    """What the model gives on some windows without any SAE: clean, mean-ablated and zero-ablated.
+
+    The same for every SAE of a run.
+    """
 
     batches: tuple[_Batch, ...]
     effect: CausalEffect | EncoderEffect
@@ -103,8 +107,9 @@ def output_reference(
 def output_effect(
     host: Host, sae: SAE, reference: OutputReference, progress: Progress = SILENT, batch_topk: bool = False
 ) -> dict:
-    """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host. One pass
-    where it kept clean states.
+    """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host.
+
+    One pass where it kept clean states.
 
     Encoders: cosine distance 1 - cos(clean, changed) of the last hidden state, mean over tokens, and of its mean over
     each whole window (`pooled`; special tokens take part in that mean, as in sentence embeddings).

@@ -25,8 +25,10 @@ _CHECKSUM_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder holds, in words, and the version of its layout. arrays: name -> dtype of every array that belongs
-    to it."""
+    """What a folder holds, in words, and the version of its layout.
+
+    arrays: name -> dtype of every array that belongs to it.
+    """
 
     name: str
     version: int

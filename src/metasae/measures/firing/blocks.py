@@ -38,8 +38,10 @@ def block_spans(blocks: np.ndarray) -> list[Span]:
 
 
 def chunks(indptr: np.ndarray, span: Span, size: int) -> Iterator[Span]:
-    """Stretches of the rows in `span` with at most `size` entries each, but at least one row. indptr: [rows + 1], of a
-    CSR matrix."""
+    """Stretches of the rows in `span` with at most `size` entries each, but at least one row.
+
+    indptr: [rows + 1], of a CSR matrix.
+    """
     first, end = span
     while first < end:
         full = int(np.searchsorted(indptr, indptr[first] + size, side="right")) - 1

@@ -27,8 +27,9 @@ _SLACK = 65_536
 
 @dataclass(frozen=True)
 class Calibration:
-    """An SAE's inference rule and what it gives on the calibration split. Plain JSON as `asdict`, and back as
-    `Calibration(**json)`.
+    """An SAE's inference rule and what it gives on the calibration split.
+
+    Plain JSON as `asdict`, and back as `Calibration(**json)`.
 
     threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents
     whose threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on.

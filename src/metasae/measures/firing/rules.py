@@ -44,8 +44,9 @@ _ROUNDING = 0.99
 
 @dataclass(frozen=True)
 class Thresholds:
-    """values: float32 [n], a latent fires where pre > value. selected: int64 [n], how often BatchTopK selects each
-    latent.
+    """values: float32 [n], a latent fires where pre > value.
+
+    selected: int64 [n], how often BatchTopK selects each latent.
 
     fallbacks: how many latents had too few selections for the rule and took its fallback. fired: int64 [n], how often
     each latent fires at `values`, where the rule found it on the way.
@@ -65,8 +66,10 @@ class LargestOfEach:
     """
 
     def __init__(self, counts: np.ndarray, cuts: np.ndarray):
-        """counts: int64 [n]. cuts: float32 [n], all below the counts[i]-th largest of its latent; inf where counts[i]
-        is 0."""
+        """counts: int64 [n].
+
+        cuts: float32 [n], all below the counts[i]-th largest of its latent; inf where counts[i] is 0.
+        """
         self.counts = counts
         self.cuts = cuts.astype(np.float32)
         self._at_cut = np.zeros(len(counts), np.int64)

@@ -93,8 +93,10 @@ class Screen:
         return x_hat if mean is None else x_hat * std + mean
 
     def _screen(self, xc_BD: Tensor) -> np.ndarray:
-        """Flat indices of the candidates. numpy knows no bf16, but a bf16 number is above zero when its bits are as an
-        integer."""
+        """Flat indices of the candidates.
+
+        numpy knows no bf16, but a bf16 number is above zero when its bits are as an integer.
+        """
         B, d = xc_BD.shape
         rows = torch.ones(B, d + 3, dtype=torch.bfloat16)
         rows[:, :d] = xc_BD

@@ -124,15 +124,19 @@ def is_store_of(folder: str | Path, sae: SAE, split: Split) -> bool:
 
 
 def of_firings(folder: str | Path) -> dict:
-    """{"sae", "text"}: digests of the SAE that fired and of the text it fired on. folder: of an arm. Raises UserError
-    as `open_firings`."""
+    """{"sae", "text"}: digests of the SAE that fired and of the text it fired on.
+
+    folder: of an arm. Raises UserError as `open_firings`.
+    """
     index = read_index(Path(folder) / "firings", STORE)
     return {"sae": index.get("sae"), "text": index.get("split")}
 
 
 def sae_fingerprint(sae: SAE) -> str:
-    """A digest of what an SAE computes: its weights, its threshold, its normalisation. The same before and after
-    saving."""
+    """A digest of what an SAE computes: its weights, its threshold, its normalisation.
+
+    The same before and after saving.
+    """
     digest = hashlib.blake2b(digest_size=16)
     rule = f"topk {sae.config.k}" if sae.config.rule == "topk" else "threshold"
     digest.update(f"{sae.config.d_in} {sae.config.d_sae} {sae.config.normalize} {rule}".encode())

@@ -188,8 +188,10 @@ class _Fit:
 
 
 def _fit(among: _Rows, own: Tensor, chosen: Tensor) -> _Fit:
-    """The best non-negative mixture of the chosen rows [t, s], -1 for none. The error is that of the mixture itself,
-    not a difference."""
+    """The best non-negative mixture of the chosen rows [t, s], -1 for none.
+
+    The error is that of the mixture itself, not a difference.
+    """
     w, atoms, present = among.exact[own], among.exact[chosen.clamp_min(0)], chosen >= 0
     coefficients = fit(atoms @ atoms.transpose(1, 2), (atoms @ w[..., None])[..., 0], present)
     errors = (w - (coefficients[:, None] @ atoms)[:, 0]).square().sum(1)

@@ -27,8 +27,10 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Absorption:
-    """Of one parent. active: tokens on which it is on; absorbed: those where its latent is silent and a child's latent
-    carries it."""
+    """Of one parent.
+
+    active: tokens on which it is on; absorbed: those where its latent is silent and a child's latent carries it.
+    """
 
     parent: int
     absorbed: int
@@ -146,8 +148,10 @@ def effective_numbers(rows: np.ndarray, directions: np.ndarray, parts: int = PAR
 
 
 def firing_f1(firings: Firings, truth: Firings, latent_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2 N_both / (N_latent + N_feature) of each feature with its latent (0 for NONE), and with its best latent. Both
-    float64 [m]."""
+    """2 N_both / (N_latent + N_feature) of each feature with its latent (0 for NONE), and with its best latent.
+
+    Both float64 [m].
+    """
     both = (_patterns(truth) @ _patterns(firings).T).tocoo()
     total = truth.counts()[both.row] + firings.counts()[both.col]
     values = 2 * both.data / total

@@ -14,8 +14,10 @@ import numpy as np
 
 
 def adjusted_mutual_information(u: np.ndarray, v: np.ndarray) -> float | None:
-    """u, v: labels of any kind, [T]. None where it does not exist: no items, or nothing that the labellings could
-    share."""
+    """u, v: labels of any kind, [T].
+
+    None where it does not exist: no items, or nothing that the labellings could share.
+    """
     if not len(u):
         return None
     _, rows = np.unique(u, return_inverse=True)

@@ -16,8 +16,9 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Probe:
-    """weights: [d, C] on standardised inputs. bias: [C]. mean, scale: [d], of the training rows; a constant input has
-    scale 1.
+    """weights: [d, C] on standardised inputs.
+
+    bias: [C]. mean, scale: [d], of the training rows; a constant input has scale 1.
 
     converged: whether the minimum was reached.
     """
@@ -34,8 +35,10 @@ class Probe:
 
 
 def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float = STRENGTH) -> Probe:
-    """x: [T, d]. labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the
-    minimum is unique.
+    """x: [T, d].
+
+    labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the minimum is
+    unique.
 
     Raises ValueError when a class has no row.
     """

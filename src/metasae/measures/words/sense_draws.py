@@ -28,8 +28,10 @@ STEP = 1.1
 
 @dataclass(frozen=True)
 class Draw:
-    """How the latents of one word are judged. size: m. atomicity: A_0(m). blend: the chance that m of all tokens look
-    blended."""
+    """How the latents of one word are judged.
+
+    size: m. atomicity: A_0(m). blend: the chance that m of all tokens look blended.
+    """
 
     size: int
     atomicity: float
@@ -37,8 +39,10 @@ class Draw:
 
 
 def draw_for(sizes: np.ndarray, rng: np.random.Generator) -> Draw:
-    """sizes: tokens of each sense, int [S], none 0. m grows in steps of 10%, and all T tokens end the search: A_0(T) =
-    0."""
+    """sizes: tokens of each sense, int [S], none 0.
+
+    m grows in steps of 10%, and all T tokens end the search: A_0(T) = 0.
+    """
     size, total = 2, int(sizes.sum())
     while True:
         size = min(size, total)

@@ -35,8 +35,9 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class WordReference:
-    """What is the same for every SAE. halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64
-    [splits, T].
+    """What is the same for every SAE.
+
+    halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64 [splits, T].
 
     blocks: of sentences, int64 [T], 0 to 7. draw: on how many firings latents are judged. seed: of the draws.
     """

@@ -38,8 +38,10 @@ def atomicity(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def blended(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """1.0 where the second largest prior-free share is at least 1/4, else 0.0; NaN where a latent never fires. float64
-    [l]."""
+    """1.0 where the second largest prior-free share is at least 1/4, else 0.0; NaN where a latent never fires.
+
+    float64 [l].
+    """
     second = np.partition(prior_free_shares(counts, sizes), -2, axis=1)[:, -2]
     # a share of exactly 1/4 counts, also where it is a rounding error below
     return np.where(np.isnan(second), np.nan, second >= BLEND_SHARE - 1e-12)

@@ -86,8 +86,9 @@ def measure_word(sae: SAE, reference: WordReference) -> dict:
 
 
 def score(acts: csr_array, reference: WordReference, rows: np.ndarray) -> dict[str, float | None]:
-    """The scores of one SAE on one word. acts: [T, l], the latents that fire on the word. rows: the occurrences to go
-    by.
+    """The scores of one SAE on one word.
+
+    acts: [T, l], the latents that fire on the word. rows: the occurrences to go by.
 
     The first four are means over the latents that fire, each weighing as its summed activation there. atomicity: 1 -
     H(q) / ln S.
@@ -143,8 +144,10 @@ def describe_latents(acts: csr_array, latents: np.ndarray, reference: WordRefere
 
 
 def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -> dict[str, dict]:
-    """sense -> the latent that finds it best. To look at, not to compare: chosen and scored on the same sentences.
-    counts: c int [l, S]."""
+    """sense -> the latent that finds it best.
+
+    To look at, not to compare: chosen and scored on the same sentences. counts: c int [l, S].
+    """
     f1 = detection_f1(counts, word.sizes)
     best = f1.argmax(0)
     return {
@@ -183,8 +186,10 @@ def jackknife_interval(estimate: float | None, without: Sequence[float | None]) 
 
 
 def overall(words: Sequence[dict]) -> dict:
-    """Means over words with their intervals. A word without a score is left out of that mean and counted in
-    `missing`."""
+    """Means over words with their intervals.
+
+    A word without a score is left out of that mean and counted in `missing`.
+    """
     scores = words[0]["leave_one_out"].keys()
     having = {
         key: [word for word in words if word[key] is not None] for key in (*scores, "coverage_floor", "probe_floor")
