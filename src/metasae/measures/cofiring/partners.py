@@ -165,14 +165,17 @@ class _Pairs:
         counted = CoFirings(self.firings, latents, self.firings if self.other is None else self.other, self.columns)
         n11 = sum(counted.cross(0, len(latents), span) for span in self.spans)
         phi = phi_tile(n11, self.counts[latents], self.column_counts[self.columns], self.total)
+        if self.other is None:
+            phi[np.arange(len(latents)), np.searchsorted(self.columns, latents)] = -np.inf
         best, strip = _Best.none(len(latents), count), max(1, STRIP_PAIRS // max(len(self.columns), 1))
-        for first in range(0, len(latents), strip):
-            rows = slice(first, first + strip)
-            others = np.ones(phi[rows].shape, bool)
-            if self.other is None:
-                others[np.arange(len(others)), np.searchsorted(self.columns, latents[rows])] = False
-            row, column = np.nonzero(others)
-            best.put(rows, _Best.of(len(others), row, self.columns[column], phi[rows][others], count))
+        able = min(count, len(self.columns))
+        for first in range(0, len(latents) if able else 0, strip):
+            here = phi[first : first + strip]
+            least = np.partition(here, -able, axis=1)[:, -able]
+            # ties with the last one are all candidates
+            row, column = np.nonzero((here >= least[:, None]) & (here > -np.inf))
+            part = _Best.of(len(here), row, self.columns[column], here[row, column], count)
+            best.put(slice(first, first + strip), part)
         return best
 
     def _n11(self, start: int, rows: int) -> csr_array:
