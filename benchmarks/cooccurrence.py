@@ -1,13 +1,13 @@
 """Times the exact co-firing counts and phi statistics on planted firings, and what they would take at full size.
 
     python benchmarks/cooccurrence.py                      500k tokens, n = 20,480, L0 = 64, Zipf rates, 2 threads
-    python benchmarks/cooccurrence.py --repeats 40         the same slice 40 times over, memory-mapped from a file: 20M tokens for real
-    --latents 65536, --l0 100, --tokens 100000, --threads 1, --blocks 0, --json; --device cuda counts by dense products
+    python benchmarks/cooccurrence.py --repeats 40         the same slice 40 times over, memory-mapped: 20M tokens
+    --latents 65536, --l0 100, --tokens 100000, --threads 1, --blocks 0, --json
 
-A pair is one step of the counts: a token with L latents on has L (L + 1) / 2 of them. Counting grows with the tokens, the
-statistics do not. Rates are per second of a core's own time, so a busy machine tells the same; the minutes at full size are those
-times over the number of threads, each on a free core. Peak memory is that of the process with the slice in it, pages of the
-mapped file included, which the system takes back when it needs them.
+A pair is one step of the counts: a token with L latents on has L (L + 1) / 2 of them. Counting grows with the tokens,
+the statistics do not. Rates are per second of a core's own time, so a busy machine tells the same; the minutes at full
+size are those times over the number of threads, each on a free core. Peak memory is that of the process with the slice
+in it, pages of the mapped file included, which the system takes back when it needs them.
 """
 
 import argparse
@@ -16,16 +16,15 @@ import resource
 import tempfile
 import time
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from metasae.device import keep_freed_memory
+from metasae.measures.cofiring import cooccurrence
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.cofiring.counts import CoFirings
-from metasae.measures.cofiring.dense_counts import DenseCoFirings
 from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.firings import Firings
 
@@ -36,7 +35,8 @@ DOCUMENT = 128
 def zipf_entries(
     tokens: int, latents: int, l0: float, seed: int = 0, exponent: float = 0.8
 ) -> tuple[np.ndarray, np.ndarray]:
-    """indptr int64 [T + 1] and indices int32 of firings with rates ~ 1 / rank^exponent in shuffled order and about `l0` per token."""
+    """indptr int64 [T + 1] and indices int32 of firings with rates ~ 1 / rank^exponent in shuffled order and about `l0`
+    per token."""
     rng = np.random.default_rng(seed)
     weights = rng.permutation(1 / np.arange(1, latents + 1) ** exponent)
     edges = np.cumsum(weights / weights.sum())
@@ -82,18 +82,21 @@ def repeated(indptr: np.ndarray, indices: np.ndarray, latents: int, repeats: int
         yield Firings(offsets, np.memmap(path, np.int32, "r"), nothing, latents, documents, none, none)
 
 
-class Timed:
-    """Counts as `cofirings` does and adds up the core time of all threads in it."""
+class Timed(CoFirings):
+    """Adds up the core time of all threads in the counting; takes the place of `CoFirings` in `pair_statistics`."""
 
-    def __init__(self, cofirings, *args):
-        self.inner, self.seconds = cofirings(*args), 0.0
-        Timed.last = self
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.seconds, Timed.last = 0.0, self
 
     def tile(self, *args) -> np.ndarray:
         start = time.thread_time()
-        found = self.inner.tile(*args)
+        tile = super().tile(*args)
         self.seconds += time.thread_time() - start
-        return found
+        return tile
+
+
+cooccurrence.CoFirings = Timed
 
 
 def main() -> None:
@@ -104,18 +107,16 @@ def main() -> None:
     parser.add_argument("--l0", type=float, default=64)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(options.threads)
-    backend = CoFirings if options.device == "cpu" else partial(DenseCoFirings, device=options.device)
     indptr, indices = zipf_entries(options.tokens, options.latents, options.l0)
     active = np.diff(indptr)
     with repeated(indptr, indices, options.latents, options.repeats) as firings:
         blocks = document_blocks(firings.documents, options.blocks) if options.blocks else None
         start, cpu = time.perf_counter(), time.process_time()
-        found = pair_statistics(firings, blocks, cofirings=partial(Timed, backend))
+        phi = pair_statistics(firings, blocks)
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     counting, statistics = Timed.last.seconds, cpu - Timed.last.seconds
     pairs = int((active * (active + 1) // 2).sum()) * options.repeats
@@ -125,8 +126,7 @@ def main() -> None:
         "l0": firings.l0,
         "threads": options.threads,
         "blocks": options.blocks,
-        "device": options.device,
-        "mean_abs_phi": found.mean_abs_phi,
+        "mean_abs_phi": phi["mean_abs_phi"],
         "pairs": pairs,
         "seconds": wall,
         "counting_core_seconds": counting,
@@ -138,14 +138,12 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(
-        f"{firings.n_tokens:,} tokens, n = {options.latents:,}, L0 = {firings.l0:.1f}, {options.device}, {options.blocks} blocks"
-    )
+    print(f"{firings.n_tokens:,} tokens, n = {options.latents:,}, L0 = {firings.l0:.1f}, {options.blocks} blocks")
     print(f"all         {wall:8.1f} s with {options.threads} threads")
     print(
         f"counts      {counting:8.1f} core-s   {pairs / counting / 1e6:,.1f}M pairs per core-s of {pairs / 1e9:.2f}e9"
     )
-    print(f"statistics  {statistics:8.1f} core-s   {found.n_pairs / 1e6:,.0f}M pairs of latents")
+    print(f"statistics  {statistics:8.1f} core-s   {phi['n_pairs'] / 1e6:,.0f}M pairs of latents")
     print(f"20M tokens  {result['minutes_at_20M']:8.1f} min on {options.threads} free cores")
     print(f"peak memory {result['peak_gib']:8.2f} GiB")
 

@@ -3,18 +3,19 @@
     python benchmarks/curves.py --out DIR          writes curves.json, curves.md and curves.png there
     --only step | phi, --quick (tiny shapes, seconds: it shows that the command works, not what anything costs)
 
-The step is that of `benchmarks/step.py`: fast kernels, bf16, 10 primary to 5 meta steps, warm. Each number is varied alone about a base shape,
-but for m, which is 9% of n throughout. Points of a series take turns, round after round, so that a machine that drifts is as unkind to
-each; medians and quartiles over rounds, and power laws fitted to the medians (`curves_fit.py`).
+The step is that of `benchmarks/step.py`: fast kernels, bf16, 10 primary to 5 meta steps, warm. Each number is varied
+alone about a base shape, but for m, which is 9% of n throughout. Points of a series take turns, round after round, so
+that a machine that drifts is as unkind to each; medians and quartiles over rounds, and power laws fitted to the medians
+(`curves_fit.py`).
 
 The cost model of a step, with F = FLOP/s of a bf16 product and M = bytes/s of a copy, both measured here first:
 
     (2Bnd + 3nmd) / F + (2Bn + 16kBd + 64nd) / M
 
-3nmd: the penalty's encoding of all rows, 2nmd, and half a meta step's; not in a solo step. 2Bn: selection reads the pre-activations. 16kBd: rows
-gathered by decoding, slopes and both weight gradients. 64nd: gradients written, and clip, projection and Adam. It is the sum of the floors of
-`step.py`'s parts, which are timed at both ends of every series to show where measurement and model part. For the phi counts see
-`curves_phi.py`.
+3nmd: the penalty's encoding of all rows, 2nmd, and half a meta step's; not in a solo step. 2Bn: selection reads the
+pre-activations. 16kBd: rows gathered by decoding, slopes and both weight gradients. 64nd: gradients written, and clip,
+projection and Adam. It is the sum of the floors of `step.py`'s parts, which are timed at both ends of every series to
+show where measurement and model part. For the phi counts see `curves_phi.py`.
 """
 
 import argparse
@@ -43,7 +44,8 @@ N_PRIMARY, N_META = 4, 2
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: a base, the values of each number that is varied about it (with the base's own), and counted rounds."""
+    """What is measured: a base, the values of each number that is varied about it (with the base's own), and counted
+    rounds."""
 
     shape: Shape
     shapes: dict[str, tuple[int, ...]]
@@ -106,7 +108,7 @@ def model_seconds(shape: Shape, rate: dict[str, float], joint: bool = True) -> f
 
 def affordable(shapes: dict[float, Shape], engines: int, limit: int) -> tuple[dict[float, Shape], dict[float, str]]:
     """(the shapes whose trainers, `engines` each, fit together into `limit` bytes, why the others were left out)."""
-    kept, skipped, held, passing = {}, {}, PROCESS, 0
+    kept, skipped, in_memory, passing = {}, {}, PROCESS, 0
     for x, shape in sorted(shapes.items()):
         recipe = Recipe.load(
             {
@@ -118,15 +120,16 @@ def affordable(shapes: dict[float, Shape], engines: int, limit: int) -> tuple[di
         peak, weights = train_bytes(recipe, shape.d, 2)
         # batches are drawn from as many codes as twice the width, in fp32
         lasting, most = (
-            held + engines * weights + 16 * shape.batch * shape.d,
+            in_memory + engines * weights + 16 * shape.batch * shape.d,
             max(passing, peak - weights, 24 * shape.batch * shape.d),
         )
         if lasting + most > limit:
             skipped[x] = (
-                f"it would take {(lasting + most) / 1e9:.1f} GB with the points before it, and {limit / 1e9:.1f} is the limit"
+                f"it would take {(lasting + most) / 1e9:.1f} GB with the points before it, and "
+                f"{limit / 1e9:.1f} is the limit"
             )
         else:
-            kept[x], held, passing = shape, lasting, most
+            kept[x], in_memory, passing = shape, lasting, most
     return kept, skipped
 
 
@@ -148,30 +151,32 @@ def step_series(plan: Plan, varied: str, rate: dict[str, float], limit: int = LI
         Series(
             varied,
             f"{name} step" if name in arms else name,
-            tuple(Point(x, found[x], *asked[name](shapes[x])) for x in shapes),
+            tuple(Point(x, by_x[x], *asked[name](shapes[x])) for x in shapes),
             "s",
             skipped,
         )
-        for name, found in times.items()
+        for name, by_x in times.items()
     ]
 
 
 def step_sampler(shape: Shape, arms: tuple[str, ...]) -> Callable[[], dict[str, float]]:
-    """A call gives the seconds of a primary step with its share of meta steps of every arm, and the difference of two. Warm from the first."""
+    """A call gives the seconds of a primary step with its share of meta steps of every arm, and the difference of two.
+    Warm from the first."""
     batches = make_batches(shape, 4)
     runs = {arm: macro_steps(trainer_for(shape, "bf16", arm=arm), batches, N_PRIMARY, N_META) for arm in arms}
     for run in runs.values():
         next(run)
 
     def sample() -> dict[str, float]:
-        found = {arm: next(run) for arm, run in runs.items()}
-        return found | ({"penalty and meta": found["joint"] - found["solo"]} if len(arms) > 1 else {})
+        by_x = {arm: next(run) for arm, run in runs.items()}
+        return by_x | ({"penalty and meta": by_x["joint"] - by_x["solo"]} if len(arms) > 1 else {})
 
     return sample
 
 
 def ends(plan: Plan, rate: dict[str, float], limit: int = LIMIT) -> dict[str, list[tuple[str, float, float]]]:
-    """(part, ms, floor ms) of the base's step and of the first and last shape of every series that fits into `limit` bytes."""
+    """(part, ms, floor ms) of the base's step and of the first and last shape of every series that fits into `limit`
+    bytes."""
     chosen = {"base": plan.shape}
     for varied, values in plan.shapes.items():
         chosen |= {f"{varied} = {value:,}": shape_with(plan.shape, varied, value) for value in (values[0], values[-1])}
@@ -183,7 +188,8 @@ def ends(plan: Plan, rate: dict[str, float], limit: int = LIMIT) -> dict[str, li
 
 
 def arms_series(plan: Plan, rate: dict[str, float]) -> Series:
-    """One step of every arm, arms trained in turn as a run trains them: each is made anew, warmed, timed and given up before the next."""
+    """One step of every arm, arms trained in turn as a run trains them: each is made anew, warmed, timed and given up
+    before the next."""
     batches = make_batches(plan.shape, 4)
 
     def sample(count: int) -> dict[str, float]:
@@ -195,15 +201,16 @@ def arms_series(plan: Plan, rate: dict[str, float]) -> Series:
         return {"joint steps": seconds}
 
     sample(1)
-    found = round_robin({float(count): partial(sample, count) for count in plan.arms}, plan.step_rounds)["joint steps"]
+    by_x = round_robin({float(count): partial(sample, count) for count in plan.arms}, plan.step_rounds)["joint steps"]
     one = model_seconds(plan.shape, rate), flops(plan.shape)
     return Series(
-        "arms", "joint steps", tuple(Point(x, seconds, x * one[0], x * one[1]) for x, seconds in found.items())
+        "arms", "joint steps", tuple(Point(x, seconds, x * one[0], x * one[1]) for x, seconds in by_x.items())
     )
 
 
 def measure(plan: Plan, only: str | None = None) -> tuple[list[Series], dict, dict]:
-    """All series, the parts of the step at their ends, and the facts of the machine with the rates and the minutes it took."""
+    """All series, the parts of the step at their ends, and the facts of the machine with the rates and the minutes it
+    took."""
     start, here = time.perf_counter(), machine()
     facts = {key: getattr(here, key) for key in ("cpu", "cores", "threads", "torch", "bf16")} | {"dtype": "bf16"}
     series, at_ends = [], {}
@@ -224,7 +231,8 @@ def measure(plan: Plan, only: str | None = None) -> tuple[list[Series], dict, di
 
 def _say(done: Series, start: float) -> None:
     print(
-        f"{done.varied}: {len(done.points)} points, {len(done.skipped)} left out; {(time.perf_counter() - start) / 60:.1f} min",
+        f"{done.varied}: {len(done.points)} points, {len(done.skipped)} left out; "
+        f"{(time.perf_counter() - start) / 60:.1f} min",
         flush=True,
     )
 
@@ -232,13 +240,17 @@ def _say(done: Series, start: float) -> None:
 def worded(plan: Plan, facts: dict, only: str | None) -> list[str]:
     """The paragraphs above the tables."""
     shape, store = plan.shape, plan.store
-    lines = [f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}; {facts['minutes']:.1f} minutes, "
-             f"at most {facts['peak_bytes'] / 1e9:.1f} GB."]  # fmt: skip
+    lines = [
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}; "
+        f"{facts['minutes']:.1f} minutes, at most {facts['peak_bytes'] / 1e9:.1f} GB."
+    ]
     if only != "phi":
         rate = facts["rates"]
         lines.append(
-            f"Steps: bf16 products ({rate['bf16'] / 1e12:.2f} TFLOP/s measured; copies {rate['bytes'] / 1e9:.1f} GB/s), base d={shape.d} n={shape.n} "
-            f"k={shape.k} B={shape.batch} m={shape.m} k_m={shape.k_m}, m = 0.09n; medians of {plan.step_rounds} rounds of {N_PRIMARY} primary and "
+            f"Steps: bf16 products ({rate['bf16'] / 1e12:.2f} TFLOP/s measured; copies "
+            f"{rate['bytes'] / 1e9:.1f} GB/s), base d={shape.d} n={shape.n} "
+            f"k={shape.k} B={shape.batch} m={shape.m} k_m={shape.k_m}, m = 0.09n; medians of "
+            f"{plan.step_rounds} rounds of {N_PRIMARY} primary and "
             f"{N_META} meta steps, per primary step."
         )
     if only != "step":
@@ -260,11 +272,11 @@ def main(arguments: list[str] | None = None) -> None:
     plan = QUICK if given.quick else FULL
     series, at_ends, facts = measure(plan, given.only)
     listed = {
-        name: [dict(zip(("part", "ms", "floor_ms"), part, strict=True)) for part in found]
-        for name, found in at_ends.items()
+        name: [dict(zip(("part", "ms", "floor_ms"), part, strict=True)) for part in by_x]
+        for name, by_x in at_ends.items()
     }
-    found = {"machine": facts, "plan": asdict(plan), "series": [s.as_dict() for s in series], "parts": listed}
-    (given.out / "curves.json").write_text(json.dumps(found, indent=2) + "\n")
+    by_x = {"machine": facts, "plan": asdict(plan), "series": [s.as_dict() for s in series], "parts": listed}
+    (given.out / "curves.json").write_text(json.dumps(by_x, indent=2) + "\n")
     (given.out / "curves.md").write_text(tables(series, at_ends, worded(plan, facts, given.only)))
     draw(series, given.out / "curves.png")
 

@@ -1,8 +1,8 @@
 """Power laws t = c x^b through timed points: least squares of log t = log c + b log x.
 
-The standard error of b is sqrt(sum of squared residuals / (points - 2) / sum of (log x - mean)^2), as in any straight-line fit.
-It tells the scatter about the line, and a bend is scatter too: a curve that is no power law shows as a large error, and as another
-exponent of its upper half.
+The standard error of b is sqrt(sum of squared residuals / (points - 2) / sum of (log x - mean)^2), as in any
+straight-line fit. It tells the scatter about the line, and a bend is scatter too: a curve that is no power law shows as
+a large error, and as another exponent of its upper half.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fit:
-    """t = factor * x^exponent. error: standard error of the exponent, None with two points. points: how many were fitted."""
+    """t = factor * x^exponent. error: standard error of the exponent, None with two points. points: how many were
+    fitted."""
 
     exponent: float
     error: float | None
@@ -23,7 +24,8 @@ class Fit:
 
 
 def fit(x: list[float], y: list[float]) -> Fit | None:
-    """The power law through the points; None with fewer than two different x, or where a y is not above zero, as no power law meets that.
+    """The power law through the points; None with fewer than two different x, or where a y is not above zero, as no
+    power law meets that.
 
     Raises ValueError when x and y are not as many, or an x is not above zero.
     """
@@ -53,12 +55,13 @@ def round_robin(
     """Calls every sampler once a round, in turn: quantity -> x -> its seconds in each round."""
     taken = [{x: sample() for x, sample in samplers.items()} for _ in range(rounds)]
     names = next(iter(taken[0].values())) if taken and samplers else ()
-    return {name: {x: tuple(found[x][name] for found in taken) for x in samplers} for name in names}
+    return {name: {x: tuple(fitted[x][name] for fitted in taken) for x in samplers} for name in names}
 
 
 @dataclass(frozen=True)
 class Point:
-    """x, the seconds of every round, what the cost model says (seconds, or counts where it names no rate), and its products alone."""
+    """x, the seconds of every round, what the cost model says (seconds, or counts where it names no rate), and its
+    products alone."""
 
     x: float
     seconds: tuple[float, ...]
@@ -84,7 +87,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """The times of one quantity while one number is varied. varied: that number. model_unit: 's', or what the model counts.
+    """The times of one quantity while one number is varied. varied: that number. model_unit: 's', or what the model
+    counts.
 
     skipped: x -> why it was not measured.
     """
@@ -130,5 +134,5 @@ class Series:
             "model_unit": self.model_unit,
             "points": [point.as_dict() for point in self.points],
             "skipped": [{"x": x, "why": why} for x, why in self.skipped.items()],
-            **{name: found and asdict(found) for name, found in fits.items()},
+            **{name: fitted and asdict(fitted) for name, fitted in fits.items()},
         }

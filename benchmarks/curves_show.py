@@ -19,7 +19,8 @@ AXES = {
 
 
 def tables(series: list[Series], at_ends: dict[str, list[tuple[str, float, float]]], facts: list[str]) -> str:
-    """Markdown: the facts as paragraphs, all exponents, the parts of a step, then the points of every series with what was left out."""
+    """Markdown: the facts as paragraphs, all exponents, the parts of a step, then the points of every series with what
+    was left out."""
     lines = [line for fact in facts for line in (fact, "")]
     lines += [
         "| varied | time of | exponent | its upper half | cost model | its products alone |",
@@ -35,12 +36,12 @@ def tables(series: list[Series], at_ends: dict[str, list[tuple[str, float, float
     return "\n".join(lines) + "\n"
 
 
-def exponent(found: Fit | None, with_error: bool = True) -> str:
-    if found is None:
+def exponent(fit: Fit | None, with_error: bool = True) -> str:
+    if fit is None:
         return "–"
     # adding 0.0 turns -0.0 into 0.0
-    value = f"{round(found.exponent, 2) + 0.0:.2f}"
-    return f"{value} ± {found.error:.2f}" if with_error and found.error is not None else value
+    value = f"{round(fit.exponent, 2) + 0.0:.2f}"
+    return f"{value} ± {fit.error:.2f}" if with_error and fit.error is not None else value
 
 
 def _parts(at_ends: dict[str, list[tuple[str, float, float]]]) -> list[str]:
@@ -75,7 +76,8 @@ def _points(together: list[Series]) -> list[str]:
 
 
 def draw(series: list[Series], place: Path) -> None:
-    """Small multiples, both axes logarithmic: medians with quartile bars, the fitted line, and dotted the cost model in seconds."""
+    """Small multiples, both axes logarithmic: medians with quartile bars, the fitted line, and dotted the cost model in
+    seconds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -4,8 +4,9 @@
     python benchmarks/decomposability.py pursuit --n 3072 --d 384
     python benchmarks/decomposability.py matching grid --json
 
-Rows are made: mixtures of directions with noise for the pursuit and the grid; for the matching two shuffled copies with noise of
-different strength and as many rows again that have no counterpart. Each part runs in a process of its own, so that its peak memory is its own.
+Rows are made: mixtures of directions with noise for the pursuit and the grid; for the matching two shuffled copies with
+noise of different strength and as many rows again that have no counterpart. Each part runs in a process of its own, so
+that its peak memory is its own.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def mixtures(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def two_seeds(n: int, d: int) -> tuple[Tensor, Tensor]:
-    """Half of the rows shared up to noise, half without counterpart, the second in another order and a twentieth shorter."""
+    """Half of the rows shared up to noise, half without counterpart, the second in another order and a twentieth
+    shorter."""
     generator = torch.Generator().manual_seed(0)
     shared = unit(torch.randn(n // 2, d, generator=generator))
 
@@ -58,14 +60,14 @@ def pursuit(given: argparse.Namespace) -> dict:
     rows = mixtures(given.n, given.d)
     targets = None if given.targets is None else np.arange(min(given.targets, given.n))
     start = time.perf_counter()
-    found = pursue(rows, given.k, targets)
+    result = pursue(rows, given.k, targets)
     seconds = time.perf_counter() - start
-    summary = found.as_dict()
+    summary = result.as_dict()
     return {
         "n": given.n,
         "d": given.d,
         "k": given.k,
-        "targets": len(found.targets),
+        "targets": len(result.targets),
         "seconds": seconds,
         **{
             f"{name}_{k}": summary[f"e_{k}{key}"]
@@ -80,15 +82,15 @@ def matching(given: argparse.Namespace) -> dict:
 
     a, b = two_seeds(given.n, given.d)
     start = time.perf_counter()
-    found = match(a, b)
+    result = match(a, b)
     seconds = time.perf_counter() - start
     return {
         "n_a": len(a),
         "n_b": len(b),
         "d": given.d,
         "seconds": seconds,
-        "mean_r": found.mean_r,
-        "found_again_0.7": found.found_again(0.7),
+        "mean_r": result.mean_r,
+        "found_again_0.7": result.found_again(0.7),
     }
 
 
@@ -110,9 +112,9 @@ def grid(given: argparse.Namespace) -> dict:
 
 
 def run(part: str, given: argparse.Namespace, answer) -> None:
-    found = {"pursuit": pursuit, "matching": matching, "grid": grid}[part](given)
+    result = {"pursuit": pursuit, "matching": matching, "grid": grid}[part](given)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
-    answer.put({**found, "peak_gigabytes": peak, "threads": torch.get_num_threads()})
+    answer.put({**result, "peak_gigabytes": peak, "threads": torch.get_num_threads()})
 
 
 def alone(part: str, given: argparse.Namespace) -> dict:
@@ -124,26 +126,27 @@ def alone(part: str, given: argparse.Namespace) -> dict:
         process.join(0.5)
     if answer.empty():
         raise SystemExit(f"the {part} benchmark ended with exit code {process.exitcode}")
-    found = answer.get()
+    result = answer.get()
     process.join()
-    return found
+    return result
 
 
-def show(part: str, found: dict) -> None:
+def show(part: str, result: dict) -> None:
     sizes = ", ".join(
-        f"{name} {found[name]:,}"
+        f"{name} {result[name]:,}"
         for name in ("n", "n_a", "n_b", "d", "k", "targets", "steps", "points")
-        if name in found
+        if name in result
     )
-    print(f"\n{part}: {sizes}; {found['threads']} threads")
-    print(f"  {found['seconds']:.1f} s, peak memory {found['peak_gigabytes']:.2f} GB")
-    for k in range(1, found.get("k", 0) + 1):
+    print(f"\n{part}: {sizes}; {result['threads']} threads")
+    print(f"  {result['seconds']:.1f} s, peak memory {result['peak_gigabytes']:.2f} GB")
+    for k in range(1, result.get("k", 0) + 1):
         print(
-            f"  {k} parts: mean e {found[f'e_{k}']:.4f}, plain OMP {found[f'omp_{k}']:.4f}, proved for {100 * found[f'proved_{k}']:.1f}%"
+            f"  {k} parts: mean e {result[f'e_{k}']:.4f}, plain OMP {result[f'omp_{k}']:.4f}, proved for "
+            f"{100 * result[f'proved_{k}']:.1f}%"
         )
     if part == "matching":
-        print(f"  mean cosine {found['mean_r']:.3f}, above 0.7: {100 * found['found_again_0.7']:.1f}%")
-    for row in found.get("table", ()):
+        print(f"  mean cosine {result['mean_r']:.3f}, above 0.7: {100 * result['found_again_0.7']:.1f}%")
+    for row in result.get("table", ()):
         scores = "  ".join(f"{row[name]:8.4f}" for name in ("ve_heldout", "ve_random_heldout", "ve_gaussian_heldout"))
         print(f"  width {row['width']:<6g} k {row['k']}: VE held out, of random rows, of Gaussian rows {scores}")
 

@@ -60,7 +60,10 @@ class DenseJoint:
         with torch.no_grad():
             rows, mean, std = token_normalise(self.primary.W_dec)
             wh = self.meta.reconstruct(rows)[2] * std + mean
-        penalty = lambda W: self.lambda2 * torch.exp(-(W - wh).pow(2).sum(1) / self.sigma_sq).mean()
+
+        def penalty(W):
+            return self.lambda2 * torch.exp(-(W - wh).pow(2).sum(1) / self.sigma_sq).mean()
+
         return self.primary.step(x, penalty)
 
     def meta_step(self):

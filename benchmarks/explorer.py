@@ -1,14 +1,15 @@
 """Times the explorer's store: how fast it is built and how large it is, and how long the questions of its pages take.
 
-    python benchmarks/explorer.py                        two arms of 20,480 latents on 200,000 tokens, made up on the spot from a seed
+    python benchmarks/explorer.py                        two arms of 20,480 latents on 200,000 tokens, drawn from a seed
     python benchmarks/explorer.py --latents 3072 --json
     python benchmarks/explorer.py --run RUN              the questions alone, of a store that is there
     python benchmarks/explorer.py --folder DIR           keeps the made-up run
 
-The store's rate is that of its pass over the firings (windows, tokens, histograms). What follows it (phi with every latent,
-cosines, splits) grows with the square of the latents and is told apart. Every latent has an explanation, so that a common word stands in
-nearly all. Questions are asked by several threads at once, each of other latents; a time is from question to JSON text, as a page waits
-for it, and beside it the processor's time for that, which other programs on the machine change little.
+The store's rate is that of its pass over the firings (windows, tokens, histograms). What follows it (phi with every
+latent, cosines, splits) grows with the square of the latents and is told apart. Every latent has an explanation, so
+that a common word stands in nearly all. Questions are asked by several threads at once, each of other latents; a time
+is from question to JSON text, as a page waits for it, and beside it the processor's time for that, which other programs
+on the machine change little.
 """
 
 import argparse
@@ -27,7 +28,8 @@ D, L0, VOCABULARY, DOCUMENT = 384, 32, 20_000, 800
 
 
 def made_up_firings(n_latents: int, n_tokens: int, seed: int):
-    """Tokens drawn by Zipf's law; most of a token's latents follow from which token it is, the others are drawn at random."""
+    """Tokens drawn by Zipf's law; most of a token's latents follow from which token it is, the others are drawn at
+    random."""
     from metasae.measures.firing.firings import Firings
 
     # the text is the same for every arm
@@ -185,18 +187,18 @@ def ask_timed(run: Path, readers: int, count: int) -> dict:
     opened = time.perf_counter() - begin
 
     def read(reader: int) -> list[tuple[str, float, float]]:
-        found = []
+        answers = []
         for name, call in questions(explorer, reader, count):
             begin, processor = time.perf_counter(), time.thread_time()
             json.dumps(call())
-            found.append((name, time.perf_counter() - begin, time.thread_time() - processor))
-        return found
+            answers.append((name, time.perf_counter() - begin, time.thread_time() - processor))
+        return answers
 
     with ThreadPoolExecutor(readers) as threads:
-        times = [each for part in threads.map(read, range(readers)) for each in part]
+        times = [answer for part in threads.map(read, range(readers)) for answer in part]
     names = sorted({name for name, *_ in times})
-    waited = {name: _spread([1e3 * seconds for each, seconds, _ in times if each == name]) for name in names}
-    processor = {name: _spread([1e3 * seconds for each, _, seconds in times if each == name]) for name in names}
+    waited = {name: _spread([1e3 * seconds for answer, seconds, _ in times if answer == name]) for name in names}
+    processor = {name: _spread([1e3 * seconds for answer, _, seconds in times if answer == name]) for name in names}
     return {"milliseconds to open": 1e3 * opened, "milliseconds": waited, "milliseconds of a processor": processor}
 
 
@@ -240,7 +242,8 @@ def main() -> None:
         print(kind)
         for name, entry in out[kind].items():
             print(
-                f"  {name:<32}median {entry['median']:>7.1f}   95% {entry['p95']:>7.1f}   most {entry['most']:>7.1f}   of {entry['asked']}"
+                f"  {name:<32}median {entry['median']:>7.1f}   95% {entry['p95']:>7.1f}   most "
+                f"{entry['most']:>7.1f}   of {entry['asked']}"
             )
 
 

@@ -1,11 +1,11 @@
 """Times the firing store: writing, opening, sorting by latent, and the calibration rules, beside the floor of one pass.
 
-    python benchmarks/firings.py                                   an SAE and activations of the demo's size, made up on the spot
+    python benchmarks/firings.py                                   an SAE and activations of the demo's size, drawn
     python benchmarks/firings.py --sae RUN/arms/joint-s0/primary --cache RUNS/activations/KEY
     python benchmarks/firings.py --tokens 20000 --json
 
-The floor of a pass over T tokens is its 2 T d n floating-point operations over the matmul rate measured here, in bf16 where
-the screen multiplies in it (see `measures/screen.py`). Stores go to a temporary folder, or to --folder.
+The floor of a pass over T tokens is its 2 T d n floating-point operations over the matmul rate measured here, in bf16
+where the screen multiplies in it (see `measures/screen.py`). Stores go to a temporary folder, or to --folder.
 """
 
 import argparse
@@ -73,15 +73,14 @@ def measure(sae: SAE, calibration, split, folder: Path, batch: int) -> dict:
     seconds, thresholds = {}, {}
     for rule in RULES:
         sae.threshold = None
-        spent, found = timed(lambda rule=rule: calibrate(sae, calibration, batch, rule=rule))
-        seconds[f"calibrate {rule} (L0 {found.l0:.2f} on {found.n_tokens:,} tokens)"] = spent
+        spent, calibrated = timed(lambda rule=rule: calibrate(sae, calibration, batch, rule=rule))
+        seconds[f"calibrate {rule} (L0 {calibrated.l0:.2f} on {calibrated.n_tokens:,} tokens)"] = spent
         thresholds[rule] = sae.threshold
     sae.threshold = thresholds["rate"]
     before = peak_megabytes()
     seconds["write_firings"], firings = timed(lambda: write_firings(sae, split, folder, batch))
     beyond = peak_megabytes() - before
     seconds["open_firings"] = timed(lambda: open_firings(folder))[0]
-    seconds["open_firings, verified"] = timed(lambda: open_firings(folder, verify=True))[0]
     seconds["is_store_of"] = timed(lambda: is_store_of(folder, sae, split))[0]
     seconds["write_by_latent"] = timed(lambda: write_by_latent(folder))[0]
     seconds["by_latent, in memory"] = timed(lambda: by_latent(firings))[0]
@@ -106,10 +105,12 @@ def measure(sae: SAE, calibration, split, folder: Path, batch: int) -> dict:
 def show(result: dict) -> None:
     dtype = "bf16" if result["screened"] else "fp32"
     print(
-        f"{result['n_tokens']:,} tokens, d = {result['d']}, n = {result['n_latents']}, L0 = {result['l0']:.2f}, {result['threads']} threads"
+        f"{result['n_tokens']:,} tokens, d = {result['d']}, n = {result['n_latents']}, L0 = "
+        f"{result['l0']:.2f}, {result['threads']} threads"
     )
     print(
-        f"  {result['megabytes_on_disk']:.0f} MB on disk, {result['megabytes_of_memory_beyond_calibration']:.0f} MB of memory beyond calibration's"
+        f"  {result['megabytes_on_disk']:.0f} MB on disk, "
+        f"{result['megabytes_of_memory_beyond_calibration']:.0f} MB of memory beyond calibration's"
     )
     floor, rate = result["floor_seconds_of_one_pass"], result["matmul_flops"]
     print(f"  floor of one pass {floor:.2f} s at {rate / 1e12:.2f} TFLOP/s in {dtype}")

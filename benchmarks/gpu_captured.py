@@ -1,7 +1,9 @@
-"""A primary step with its penalty as one CUDA graph: what is left of the step's time when nothing is launched by the host.
+"""A primary step with its penalty as one CUDA graph: what is left of the step's time when nothing is launched by the
+host.
 
-Every shape is fixed beforehand and nothing is waited for: searches are proposals, and what they found is looked at after the
-step (`enough`). For the time only: the step is the paper's (BatchTopK, no dead latents) at a learning rate of 0.
+Every shape is fixed beforehand and nothing is waited for: searches are proposals, and what they found is looked at
+after the step (`enough`). For the time only: the step is the paper's (BatchTopK, no dead latents) at a learning rate of
+0.
 """
 
 import torch
@@ -34,7 +36,9 @@ class CapturedStep:
 
     def enough(self) -> bool:
         """Whether the last step's searches found what they should, waited for."""
-        return all(seen.kept.values.numel() <= int(seen.n_above) <= seen.capacity for seen in self.found)
+        return all(
+            proposal.kept.values.numel() <= int(proposal.n_above) <= proposal.capacity for proposal in self.found
+        )
 
     def _prepare(self) -> None:
         """First cuts, a few steps on the side so that every kernel is compiled, then the capture."""
@@ -67,13 +71,13 @@ class CapturedStep:
         triton, trainer, weights = self.triton, self.trainer, self.trainer.primary.weights
         (B, d), meta, train = self.x.shape, self.trainer.meta, self.trainer.recipe.train
         xc = self.x - weights.b_dec_D
-        seen = triton.encode_propose(
+        proposal = triton.encode_propose(
             xc, weights.W_enc_ND, weights.b_enc_N, trainer.recipe.sae.k * B, self.cut, self.dtype
         )
-        residual, _, dots = triton.residual(seen.kept, weights.W_dec_ND, xc)
+        residual, _, dots = triton.residual(proposal.kept, weights.W_dec_ND, xc)
         G, dz = residual * (-2 / (B * d)), dots * (-2 / (B * d))
-        dW_dec, dW_enc = triton.latent_rows(seen.kept, (seen.kept.values, dz), (G, xc))
-        db_dec = G.sum(0) - seen.kept.latent_sums(dz) @ weights.W_enc_ND
+        dW_dec, dW_enc = triton.latent_rows(proposal.kept, (proposal.kept.values, dz), (G, xc))
+        db_dec = G.sum(0) - proposal.kept.latent_sums(dz) @ weights.W_enc_ND
         rows, mean, std = triton.normalised(weights.W_dec_ND, meta.weights.b_dec_D, 1e-5, self.dtype)
         own = triton.encode_propose(
             rows, meta.weights.W_enc_ND, None, meta.k * rows.shape[0], self.probe_cut, self.dtype
@@ -94,6 +98,6 @@ class CapturedStep:
             dW_enc, dW_dec, db_dec, None if weights.b_enc_N is None else torch.zeros_like(weights.b_enc_N)
         )
         trainer.primary.optimiser.step(gradients, 0.0)
-        self.cut.copy_(seen.cut[None])
+        self.cut.copy_(proposal.cut[None])
         self.probe_cut.copy_(own.cut[None])
-        self.found = (seen, own)
+        self.found = (proposal, own)

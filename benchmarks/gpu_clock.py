@@ -1,4 +1,5 @@
-"""Times on a CUDA device, by its own events; on a CPU, where there is none, by the clock. Memory, and what the device can do."""
+"""Times on a CUDA device, by its own events; on a CPU, where there is none, by the clock. Memory, and what the device
+can do."""
 
 import statistics
 import time
@@ -33,7 +34,8 @@ def milliseconds(call, repeats: int = 15, warm: int = 3) -> float:
 
 
 def measured_card(device: torch.device, size: int = 8192) -> Card:
-    """The device by what it does now: products of square matrices, and a copy, whose bytes are read and written. There is no link."""
+    """The device by what it does now: products of square matrices, and a copy, whose bytes are read and written. There
+    is no link."""
     flops = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -114,8 +114,8 @@ def step_floors(name: str, shape: Shape, card: Card) -> tuple[float, float]:
         parts = [part for part in parts if not part.name.startswith("meta")]
     # the dense step keeps all that it has in its dtype, the others their weights in fp32
     share = 0.5 if name == "dense bf16" else 1.0
-    held = share * (sum(estimate.weight_bytes(recipe, shape.d)) + 4 * shape.batch * shape.d)
-    return sum(part.floor(card, width) for part in parts), held
+    in_memory = share * (sum(estimate.weight_bytes(recipe, shape.d)) + 4 * shape.batch * shape.d)
+    return sum(part.floor(card, width) for part in parts), in_memory
 
 
 def step_rows(

@@ -46,9 +46,9 @@ def harvest_rows(
     batch = ids.numel()
     with FlopCounterMode(display=False) as counter:
         host.activations(ids, mask)
-    held = sum(weight.nbytes for weight in host.model.parameters())
-    floor_ms = 1e3 * max(counter.get_total_flops() / card.bf16, held / card.bandwidth)
-    floor_bytes = held + 2 * batch * host.d
+    weight_bytes = sum(weight.nbytes for weight in host.model.parameters())
+    floor_ms = 1e3 * max(counter.get_total_flops() / card.bf16, weight_bytes / card.bandwidth)
+    floor_bytes = weight_bytes + 2 * batch * host.d
     ms = milliseconds(lambda: host.activations(ids, mask))
     yield Row(f"the model up to {point}", ms, floor_ms, 1e3 * batch / ms, peak(device) - before, floor_bytes)
     seconds, written = _whole(host, text, settings, tokens)

@@ -10,7 +10,8 @@ from metasae.sae.kernels import fast, kernels, reference
 
 
 def parity(shape: Shape, device: torch.device, batches: list[torch.Tensor]) -> list[tuple[str, float, float]]:
-    """(kernel, how far it is from plain torch's on this device, the most it may be) at full size, relative to the largest number."""
+    """(kernel, how far it is from plain torch's on this device, the most it may be) at full size, relative to the
+    largest number."""
     triton = kernels("triton")
     weights = trainer_for(shape, "bf16", "fast", device, "solo").primary.weights
     x, keep = batches[0], shape.k * batches[0].shape[0]

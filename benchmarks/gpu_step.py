@@ -4,14 +4,11 @@
     python benchmarks/gpu_step.py --shape gemma       Gemma's, or `both`;  --minutes 30, --no-tests, --json
 
 First the parity tests run here, compiled for this device, and each kernel is checked against the plain torch ones at
-full size;
-nothing is timed if one fails. A floor in time is the larger of the floating-point operations over the matmul rate
-measured here
-and the bytes that must move at least once over the copy rate measured here; a floor in memory is what must be there
-at once. Whole
-steps of all engines alternate; medians are reported. fp32 products are true fp32 everywhere, never TF32. What has not
-begun when
-the minutes are over is left out, and said. Without a CUDA device it says so and ends.
+full size; nothing is timed if one fails. A floor in time is the larger of the floating-point operations over the matmul
+rate measured here and the bytes that must move at least once over the copy rate measured here; a floor in memory is
+what must be there at once. Whole steps of all engines alternate; medians are reported. fp32 products are true fp32
+everywhere, never TF32. What has not begun when the minutes are over is left out, and said. Without a CUDA device it
+says so and ends.
 """
 
 import argparse
@@ -84,7 +81,8 @@ def run(shapes: dict[str, Shape], device: torch.device, minutes: float, matmul: 
 def show(result: dict) -> None:
     card = result["card"]
     print(
-        f"{result['device']}, torch {result['torch']}: matmul {card.bf16 / 1e12:.0f} TFLOP/s bf16, {card.fp32 / 1e12:.1f} fp32 (no TF32); ",
+        f"{result['device']}, torch {result['torch']}: matmul {card.bf16 / 1e12:.0f} TFLOP/s bf16, "
+        f"{card.fp32 / 1e12:.1f} fp32 (no TF32); ",
         end="",
     )
     print(f"copy {card.bandwidth / 1e12:.2f} TB/s")
@@ -103,7 +101,8 @@ def main() -> None:
     given = options.parse_args()
     if not torch.cuda.is_available():
         print(
-            "benchmarks/gpu_step.py: there is no CUDA device here, so nothing is timed (benchmarks/step.py times the step on a CPU)"
+            "benchmarks/gpu_step.py: there is no CUDA device here, so nothing is timed (benchmarks/step.py "
+            "times the step on a CPU)"
         )
         return
     if why := presence.why_not_triton():

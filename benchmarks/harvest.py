@@ -3,7 +3,8 @@
     python benchmarks/harvest.py                   the demo's model and text, bf16 and fp32
     python benchmarks/harvest.py --tokens 100000 --set model.path=FOLDER --json
 
-Text is gathered once before the clock starts. Products are counted by torch's FlopCounterMode on one batch that the harvest makes.
+Text is gathered once before the clock starts. Products are counted by torch's FlopCounterMode on one batch that the
+harvest makes.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from metasae.recipe.recipe import Recipe, parse_override
 
 
 def flops_per_token(host: Host, documents: list[str], recipe: Recipe) -> float:
-    """Matrix products of the model up to the hook, per token of text, on windows of one length as the harvest batches them."""
+    """Matrix products of the model up to the hook, per token of text, on windows of one length as the harvest batches
+    them."""
     feed = Feed(host.tokenizer, host.frame, recipe.text, {"train": 4096})
     windows = sorted((window for _, window in islice(feed.windows(documents), 64)), key=len)
     ids, mask, _ = pad(windows[-16:], host.frame, host.pad_id)
@@ -69,36 +71,41 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     keep_freed_memory()
-    recipe = Recipe.load(given.recipe, dict(parse_override(each) for each in given.set))
+    recipe = Recipe.load(given.recipe, dict(parse_override(setting) for setting in given.set))
     documents = list(islice(texts.documents(recipe.text), 4 * given.tokens // 100))
     hosts = {
         dtype: Host.load(recipe.model.model_copy(update={"dtype": dtype}), recipe.hook.point)
         for dtype in ("bf16", "fp32")
     }
     rate = rates()
-    found = {name: [] for name in hosts}
+    throughputs = {name: [] for name in hosts}
     for _ in range(given.repeats):
         for name, host in hosts.items():
-            found[name].append(whole(host, documents, recipe, given.tokens))
+            throughputs[name].append(whole(host, documents, recipe, given.tokens))
     flops = flops_per_token(hosts["fp32"], documents, recipe)
     result = {
         "tokens": given.tokens,
         "threads": torch.get_num_threads(),
         "mflop_per_token": flops / 1e6,
         "tokenising": tokenising(hosts["bf16"], documents, recipe, given.tokens),
-        **{name: {"tokens_per_second": statistics.median(found[name]), "floor": rate[name] / flops} for name in hosts},
+        **{
+            name: {"tokens_per_second": statistics.median(throughputs[name]), "floor": rate[name] / flops}
+            for name in hosts
+        },
     }
     if given.json:
         print(json.dumps(result, indent=2))
         return
     print(
-        f"{given.tokens:,} tokens, {result['threads']} threads, {flops / 1e6:.1f} MFLOP of products per token; cutting text into windows alone:"
+        f"{given.tokens:,} tokens, {result['threads']} threads, {flops / 1e6:.1f} MFLOP of products per token; "
+        "cutting text into windows alone:"
     )
     print(f"{result['tokenising']:,.0f} tokens/s")
     for name in hosts:
         one = result[name]
         print(
-            f"{name}: {one['tokens_per_second']:,.0f} tokens/s; the products alone at {rate[name] / 1e12:.2f} TFLOP/s: {one['floor']:,.0f}"
+            f"{name}: {one['tokens_per_second']:,.0f} tokens/s; the products alone at {rate[name] / 1e12:.2f} "
+            f"TFLOP/s: {one['floor']:,.0f}"
         )
 
 

@@ -1,4 +1,5 @@
-"""Other libraries' BatchTopK trainers as engines of `step.py`, where installed. They train one SAE, so our solo step stands beside them."""
+"""Other libraries' BatchTopK trainers as engines of `step.py`, where installed. They train one SAE, so our solo step
+stands beside them."""
 
 from importlib.util import find_spec
 
@@ -73,10 +74,10 @@ class DictionaryLearning:
 
 def peers(d: int, n: int, k: int, batch: int) -> dict:
     """name -> engine, for each library that is installed."""
-    found = {}
+    engines = {}
     if find_spec("sae_lens"):
-        found["SAELens fp32 (solo)"] = SAELens(d, n, k, batch, autocast=False)
-        found["SAELens bf16 (solo)"] = SAELens(d, n, k, batch, autocast=True)
+        engines["SAELens fp32 (solo)"] = SAELens(d, n, k, batch, autocast=False)
+        engines["SAELens bf16 (solo)"] = SAELens(d, n, k, batch, autocast=True)
     if find_spec("dictionary_learning"):
-        found["dictionary_learning (solo)"] = DictionaryLearning(d, n, k)
-    return found
+        engines["dictionary_learning (solo)"] = DictionaryLearning(d, n, k)
+    return engines

@@ -4,9 +4,10 @@
     python benchmarks/stages.py --recipe demo-full --json
     python benchmarks/stages.py --set model.dtype=fp32 --set train.dtype=fp32
 
-Matrix products count at the matmul rate of the dtype they are made in, on all cores, and what is gathered, summed or counted at the
-rate of a copy, both measured in this process before the run. A counting of co-firings touches L0^2 pairs per token, a number of
-4 bytes each, read and written. What a floor leaves out (text, tokenizer, statistics, figures, SQLite) has none.
+Matrix products count at the matmul rate of the dtype they are made in, on all cores, and what is gathered, summed or
+counted at the rate of a copy, both measured in this process before the run. A counting of co-firings touches L0^2 pairs
+per token, a number of 4 bytes each, read and written. What a floor leaves out (text, tokenizer, statistics, figures,
+SQLite) has none.
 """
 
 import argparse
@@ -53,7 +54,8 @@ class Floors:
 
     @property
     def train(self) -> float:
-        """Encoder, penalty and meta steps as products; per kept entry four rows gathered, per weight Adam's seven passes, as bytes."""
+        """Encoder, penalty and meta steps as products; per kept entry four rows gathered, per weight Adam's seven
+        passes, as bytes."""
         recipe, train = self.recipe, self.recipe.train
         dtype, steps = matmul_dtype(train.dtype, CPU), train.tokens / train.batch
         numbers = 2 * recipe.sae.n * self.d
@@ -76,7 +78,8 @@ class Floors:
 
     @property
     def across(self) -> float:
-        """Cosines of all rows with all, and of their Gaussian twins; the countings of splits and merges, by two rankings each."""
+        """Cosines of all rows with all, and of their Gaussian twins; the countings of splits and merges, by two
+        rankings each."""
         n, pairs = self.recipe.sae.n, self.n_saes
         return pairs * (self._products(2 * n * n * self.d, torch.float32) + 2 * COUNTINGS_OF_PAIR * self._counting)
 
@@ -90,7 +93,8 @@ class Floors:
 
 
 def stage_seconds(run_json: dict, whole: float) -> dict[str, float]:
-    """Seconds by kind of stage. Of arms that are trained side by side those of all together count, not those of each."""
+    """Seconds by kind of stage. Of arms that are trained side by side those of all together count, not those of
+    each."""
     kinds: dict[str, float] = {}
     for name, stage in run_json["stages"].items():
         kind = name.split()[0]
@@ -132,11 +136,13 @@ def main() -> None:
 def show(result: dict) -> None:
     rate = result["rates"]
     print(
-        f"{result['recipe']}: {result['seconds']:.0f} s, peak {result['peak_megabytes'] / 1000:.2f} GB, {result['threads']} threads; ",
+        f"{result['recipe']}: {result['seconds']:.0f} s, peak {result['peak_megabytes'] / 1000:.2f} GB, "
+        f"{result['threads']} threads; ",
         end="",
     )
     print(
-        f"matmul {rate['bf16'] / 1e12:.3f} TFLOP/s bf16, {rate['fp32'] / 1e12:.3f} fp32; copy {rate['bytes'] / 1e9:.1f} GB/s"
+        f"matmul {rate['bf16'] / 1e12:.3f} TFLOP/s bf16, {rate['fp32'] / 1e12:.3f} fp32; copy "
+        f"{rate['bytes'] / 1e9:.1f} GB/s"
     )
     for name, stage in result["stages"].items():
         share = 100 * stage["seconds"] / result["seconds"]

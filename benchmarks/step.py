@@ -3,9 +3,9 @@
     python benchmarks/step.py                  both shapes, bf16 and fp32, the dense step beside them
     python benchmarks/step.py --shape small    one shape;  --steps 20, --dead 0.3, --json
 
-Whole steps of all engines alternate in one process and medians are reported, since machines drift. A floor is the part's
-floating-point operations over the matmul rate measured here, or its bytes over the copy bandwidth measured here. The dense
-step is `benchmarks/dense.py`. SAELens's BatchTopK trainer is timed as well when it is installed.
+Whole steps of all engines alternate in one process and medians are reported, since machines drift. A floor is the
+part's floating-point operations over the matmul rate measured here, or its bytes over the copy bandwidth measured here.
+The dense step is `benchmarks/dense.py`. SAELens's BatchTopK trainer is timed as well when it is installed.
 """
 
 import argparse
@@ -141,8 +141,15 @@ def parts(
     kept, cut = fast.select(pre, shape.k * shape.batch)
     dots = fast.entry_dots(kept, x, w.W_dec_ND)
     gathered = kept.values.numel() * shape.d * 4
-    flops = lambda rows, n: 2 * rows * shape.d * n / rate["bf16"] * 1e3
-    moved = lambda count: count / rate["bytes"] * 1e3
+
+    def flops(rows: float, n: float) -> float:
+        """Milliseconds of a product."""
+        return 2 * rows * shape.d * n / rate["bf16"] * 1e3
+
+    def moved(count: float) -> float:
+        """Milliseconds to move so many bytes."""
+        return count / rate["bytes"] * 1e3
+
     gradients = trainer.primary_gradients(x)[2]
     numel = 2 * shape.n * shape.d
     return [
@@ -222,7 +229,8 @@ def show(name: str, shape: Shape, result: dict) -> None:
     rate = result["rates"]
     print(f"\n{name}: {shape}")
     print(
-        f"  matmul {rate['bf16'] / 1e12:.2f} TFLOP/s bf16, {rate['fp32'] / 1e12:.2f} fp32; copy {rate['bytes'] / 1e9:.1f} GB/s",
+        f"  matmul {rate['bf16'] / 1e12:.2f} TFLOP/s bf16, {rate['fp32'] / 1e12:.2f} fp32; copy "
+        f"{rate['bytes'] / 1e9:.1f} GB/s",
         end="; ",
     )
     print(f"{result['threads']} threads")
@@ -234,7 +242,8 @@ def show(name: str, shape: Shape, result: dict) -> None:
     total = result["milliseconds"]["bf16"]
     for row in result["parts"]:
         print(
-            f"    {row['part']:<28}{row['ms']:9.2f} ms  floor {row['floor_ms']:8.2f}  {100 * row['ms'] / total:5.1f}% of the step"
+            f"    {row['part']:<28}{row['ms']:9.2f} ms  floor {row['floor_ms']:8.2f}  "
+            f"{100 * row['ms'] / total:5.1f}% of the step"
         )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from metasae.intervals.statistics import leaves_out_zero, paired_difference
-from metasae.measures.cofiring.cooccurrence import CoOccurrence, pair_statistics
-from metasae.measures.cofiring.excess import Excess, excess_phi
-from metasae.measures.cofiring.lift import Lift, lift_statistics
+from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.cofiring.excess import excess_phi
+from metasae.measures.cofiring.lift import lift_statistics
 from metasae.measures.cofiring.rate_cells import matched_mean
 from metasae.measures.cofiring.shift import shift_null
 from metasae.measures.rows.attenuation import attenuation
@@ -19,7 +19,7 @@ from metasae.measures.rows.critic import gaussian_rows, judge, random_rows
 from metasae.measures.rows.decomposability import nearest_cosines
 from metasae.measures.rows.pursuit import pursue
 from metasae.measures.rows.seeds import match
-from metasae.measures.truth.truth import Truth, measure_truth, true_firings
+from metasae.measures.truth.truth import as_firings, measure_truth
 from metasae.measures.words.sense_draws import draw_for, matched
 from metasae.measures.words.sense_reference import even_parts
 from metasae.measures.words.sense_scores import coverage_f1, firings_per_sense, weighted_mean
@@ -31,8 +31,9 @@ CRITIC = {"m": 0.25, "k": 2, "steps": 150}
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A subject with what several measures need of it, worked out once. other: the same dictionary as another seed would have it."""
+class Examined:
+    """A subject with what several measures need of it, worked out once. other: the same dictionary as another seed
+    would have it."""
 
     subject: Subject
     other: Subject
@@ -46,23 +47,22 @@ class Seen:
         return torch.nn.functional.normalize(torch.from_numpy(self.subject.rows[self.live]).float(), dim=1)
 
     @cached_property
-    def pairs(self) -> CoOccurrence:
+    def pairs(self) -> dict:
         return pair_statistics(self.subject.firings)
 
     @cached_property
-    def excess(self) -> Excess:
+    def excess(self) -> dict:
         return excess_phi(self.subject.firings)
 
     @cached_property
-    def lift(self) -> Lift:
+    def lift(self) -> dict:
         return lift_statistics(self.subject.firings)
 
     @cached_property
-    def truth(self) -> Truth:
-        world = self.subject.split.world
-        return measure_truth(
-            self.subject.rows, self.subject.firings, world.directions, true_firings(self.subject.split), world.parent
-        )
+    def truth(self) -> dict:
+        split = self.subject.split
+        truth = as_firings(split.activations, split)
+        return measure_truth(self.subject.rows, self.subject.firings, split.world.directions, truth, split.world.parent)
 
     @cached_property
     def critic(self):
@@ -89,23 +89,23 @@ class Measured:
     """better: the direction that says more atomic. of: a number of one subject; or of_two: the numbers of both."""
 
     better: Literal["lower", "higher"]
-    of: Callable[[Seen], float | None] | None = None
-    of_two: Callable[[Seen, Seen], tuple[float | None, float | None]] | None = None
+    of: Callable[[Examined], float | None] | None = None
+    of_two: Callable[[Examined, Examined], tuple[float | None, float | None]] | None = None
 
-    def both(self, before: Seen, after: Seen) -> tuple[float | None, float | None]:
+    def both(self, before: Examined, after: Examined) -> tuple[float | None, float | None]:
         return self.of_two(before, after) if self.of is None else (self.of(before), self.of(after))
 
 
-def _senses(seen: Seen, value: Callable) -> float | None:
+def _senses(side: Examined, value: Callable) -> float | None:
     """Mean over the planted words of value(acts [T, n], sense [T], number of senses, rng)."""
-    subject, found = seen.subject, []
+    subject, numbers = side.subject, []
     split = subject.split
     for word in range(int(split.world.word.max(initial=-1)) + 1):
         places = np.flatnonzero(split.tokens == word)
         sense = split.senses[places].astype(np.int64)
         number = value(subject.firings.csr[places], sense, int(sense.max()) + 1, np.random.default_rng(word))
-        found += [] if number is None else [number]
-    return float(np.mean(found)) if found else None
+        numbers += [] if number is None else [number]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def _atomicity(acts, sense, n_senses, rng) -> float | None:
@@ -119,57 +119,57 @@ def _coverage(acts, sense, n_senses, rng) -> float:
     return coverage_f1(acts, sense, n_senses, halves)
 
 
-def _ve_over_r(seen: Seen) -> float | None:
-    return attenuation(
-        seen.critic.ve, seen.critic_floor.ve, match(seen.rows, Seen(seen.other, seen.other).rows)
-    ).ve_over_r
+def _ve_over_r(side: Examined) -> float | None:
+    matching = match(side.rows, Examined(side.other, side.other).rows)
+    return attenuation(side.critic.ve, side.critic_floor.ve, matching.mean_r)[0]
 
 
-def _pursuit_excess(seen: Seen) -> float:
-    floor = pursue(random_rows(*seen.rows.shape, 2), 2).errors[:, 1].mean()
-    return float(floor - pursue(seen.rows, 2).errors[:, 1].mean())
+def _pursuit_excess(side: Examined) -> float:
+    floor = pursue(random_rows(*side.rows.shape, 2), 2).errors[:, 1].mean()
+    return float(floor - pursue(side.rows, 2).errors[:, 1].mean())
 
 
 MEASURES: dict[str, Measured] = {
-    "mean |phi|": Measured("lower", lambda seen: seen.pairs.mean_abs_phi),
+    "mean |phi|": Measured("lower", lambda side: side.pairs["mean_abs_phi"]),
     "mean |phi| at equal rates": Measured(
-        "lower", of_two=lambda a, b: (lambda m: (m.a, m.b))(matched_mean(a.pairs.cells, b.pairs.cells))
+        "lower", of_two=lambda a, b: matched_mean(a.pairs["rate_cells"], b.pairs["rate_cells"])
     ),
-    "excess |phi|, fixed marginals": Measured("lower", lambda seen: seen.excess.excess_abs_phi),
+    "excess |phi|, fixed marginals": Measured("lower", lambda side: side.excess["excess_abs_phi"]),
     "excess |phi|, shifted text": Measured(
-        "lower", lambda seen: shift_null(seen.subject.firings, seen.pairs.mean_abs_phi, 0).excess_abs_phi
+        "lower", lambda side: shift_null(side.subject.firings, side.pairs["mean_abs_phi"], 0)["excess_abs_phi"]
     ),
-    "pairs with phi > 0.1": Measured("lower", lambda seen: seen.pairs.shares_above[0.1]),
-    "nearest-partner phi": Measured("lower", lambda seen: seen.pairs.nearest_phi),
-    "lift variance": Measured("lower", lambda seen: seen.excess.lift_variance),
-    "latents within another's firings": Measured("lower", lambda seen: seen.lift.share_contained),
-    "nearest decoder cosine": Measured("lower", lambda seen: float(nearest_cosines(seen.rows).mean())),
-    "meta VE excess": Measured("lower", lambda seen: seen.critic.ve - seen.critic_floor.ve),
-    "meta VE excess, held out": Measured("lower", lambda seen: seen.critic.ve_heldout - seen.critic_floor.ve_heldout),
-    "meta VE beyond covariance": Measured("lower", lambda seen: seen.critic.ve - seen.gaussian_floor.ve),
+    "pairs with phi > 0.1": Measured("lower", lambda side: side.pairs["share_above_0.1"]),
+    "nearest-partner phi": Measured("lower", lambda side: side.pairs["nearest_phi"]),
+    "lift variance": Measured("lower", lambda side: side.excess["lift_variance"]),
+    "latents within another's firings": Measured("lower", lambda side: side.lift["share_contained"]),
+    "nearest decoder cosine": Measured("lower", lambda side: float(nearest_cosines(side.rows).mean())),
+    "meta VE excess": Measured("lower", lambda side: side.critic.ve - side.critic_floor.ve),
+    "meta VE excess, held out": Measured("lower", lambda side: side.critic.ve_heldout - side.critic_floor.ve_heldout),
+    "meta VE beyond covariance": Measured("lower", lambda side: side.critic.ve - side.gaussian_floor.ve),
     "meta VE beyond covariance, held out": Measured(
-        "lower", lambda seen: seen.critic.ve_heldout - seen.gaussian_floor.ve_heldout
+        "lower", lambda side: side.critic.ve_heldout - side.gaussian_floor.ve_heldout
     ),
     "meta VE / r": Measured("lower", _ve_over_r),
     "two-row fit, excess": Measured("lower", _pursuit_excess),
-    "sense atomicity, matched": Measured("higher", lambda seen: _senses(seen, _atomicity)),
-    "sense coverage F1": Measured("higher", lambda seen: _senses(seen, _coverage)),
-    "truth: blend rate": Measured("lower", lambda seen: seen.truth.blend_rate),
-    "truth: uniqueness": Measured("higher", lambda seen: seen.truth.uniqueness),
-    "truth: MCC": Measured("higher", lambda seen: seen.truth.mcc),
-    "truth: firing F1": Measured("higher", lambda seen: seen.truth.f1),
+    "sense atomicity, matched": Measured("higher", lambda side: _senses(side, _atomicity)),
+    "sense coverage F1": Measured("higher", lambda side: _senses(side, _coverage)),
+    "truth: blend rate": Measured("lower", lambda side: side.truth["blend_rate"]),
+    "truth: uniqueness": Measured("higher", lambda side: side.truth["uniqueness"]),
+    "truth: MCC": Measured("higher", lambda side: side.truth["mcc"]),
+    "truth: firing F1": Measured("higher", lambda side: side.truth["f1"]),
 }
 
 
-def seen_of(case: Case, seed: int) -> tuple[Seen, Seen]:
+def sides_of(case: Case, seed: int) -> tuple[Examined, Examined]:
     """Both sides with their other seeds: the same dictionary, except that noise in the rows is drawn anew."""
     fresh = noisy(case.before, 0.3, seed + 1000) if case.name == "noisy_rows" else case.after
-    return Seen(case.before, case.before), Seen(case.after, fresh)
+    return Examined(case.before, case.before), Examined(case.after, fresh)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """before, after: means over seeds. says: `more`, `less` or `same` atomic; `same` where the 95% interval over seeds holds 0."""
+    """before, after: means over seeds. says: `more`, `less` or `same` atomic; `same` where the 95% interval over seeds
+    holds 0."""
 
     before: float | None
     after: float | None
@@ -180,20 +180,20 @@ def read_case(name: str, seeds: range, measures: dict[str, Measured] = MEASURES)
     """measure -> what it says of a case, over worlds drawn from these seeds (at least two)."""
     values: dict[str, dict[int, tuple]] = {label: {} for label in measures}
     for seed in seeds:
-        before, after = seen_of(CASES[name](seed), seed)
+        before, after = sides_of(CASES[name](seed), seed)
         for label, measure in measures.items():
             values[label][seed] = measure.both(before, after)
-    return {label: _reading(found, measures[label].better) for label, found in values.items()}
+    return {label: _reading(by_seed, measures[label].better) for label, by_seed in values.items()}
 
 
 def _reading(values: dict[int, tuple], better: str) -> Reading:
-    found = paired_difference(
+    difference = paired_difference(
         {seed: after for seed, (_, after) in values.items()}, {seed: before for seed, (before, _) in values.items()}
     )
-    if found.difference is None:
+    if difference.difference is None:
         return Reading(None, None, "none")
-    entry = found.as_dict()
+    entry = difference.as_dict()
     # equal but for the last digits in every seed is no change
-    if not leaves_out_zero(entry) or abs(found.difference) <= 1e-9 * max(abs(found.a), abs(found.b)):
-        return Reading(found.b, found.a, "same")
-    return Reading(found.b, found.a, "more" if (found.difference < 0) == (better == "lower") else "less")
+    if not leaves_out_zero(entry) or abs(difference.difference) <= 1e-9 * max(abs(difference.a), abs(difference.b)):
+        return Reading(difference.b, difference.a, "same")
+    return Reading(difference.b, difference.a, "more" if (difference.difference < 0) == (better == "lower") else "less")

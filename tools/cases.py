@@ -1,7 +1,8 @@
-"""Pairs of dictionaries with a known answer: which of the two is more atomic. A measure that anybody should trust gets them right.
+"""Pairs of dictionaries with a known answer: which of the two is more atomic. A measure that anybody should trust gets
+them right.
 
-Seven things make a dictionary look better to some measure without making any latent more atomic; two make it more atomic.
-Everything is small enough that a case takes a second or two: at most 256 latents and 25,000 tokens.
+Seven things make a dictionary look better to some measure without making any latent more atomic; two make it more
+atomic. Everything is small enough that a case takes a second or two: at most 256 latents and 25,000 tokens.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted import Plan, plant
 from metasae.data.planted.planted_split import PlantedSplit
-from metasae.measures.firing.calibrate import calibrate_rate
+from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
 from metasae.sae.architectures import Options
 from metasae.sae.architectures.batchtopk import BatchTopK
@@ -35,7 +36,8 @@ from tools.subjects import (
 )
 
 TOKENS = 24_576
-# Some of everything: features on their own, in correlated pairs, under parents, as senses of words, as atoms of composites.
+# Some of everything: features on their own, in correlated pairs, under parents, as senses of words, as atoms of
+# composites.
 MIXED = Plan(
     d=48,
     independent=40,
@@ -65,13 +67,13 @@ SMALL_LATENTS, SMALL_K, BATCH, LR, FEW_STEPS, STEPS = 64, 2, 512, 1e-2, 30, 600
 
 @dataclass(frozen=True)
 class Case:
-    """says: what `after` is in truth, compared with `before`. held: what is the same on both sides."""
+    """says: what `after` is in truth, compared with `before`. fixed: what is the same on both sides."""
 
     name: str
     says: Literal["not more atomic", "more atomic"]
     before: Subject
     after: Subject
-    held: str
+    fixed: str
 
 
 def thinned_firing(seed: int) -> Case:
@@ -93,7 +95,8 @@ def noisy_rows(seed: int) -> Case:
 
 
 def lower_k(seed: int) -> Case:
-    """Before: strengths as a linear encoder reads them. After: fewer and refitted, as a better encoder would have them."""
+    """Before: strengths as a linear encoder reads them. After: fewer and refitted, as a better encoder would have
+    them."""
     before = read_by_encoder(_reference(seed))
     return _not("lower_k", before, sparser_at_equal_fvu(before), "decoder, FVU")
 
@@ -156,7 +159,8 @@ def split_senses_at_width(seed: int) -> Case:
 
 
 def composites_to_atoms(seed: int) -> Case:
-    """After, a composite fires its 2 to 4 atoms in place of one latent, so L0 rises and atoms co-fire as the world has them."""
+    """After, a composite fires its 2 to 4 atoms in place of one latent, so L0 rises and atoms co-fire as the world has
+    them."""
     split = _evaluation(seed)
     return _more(
         "composites_to_atoms",
@@ -187,15 +191,13 @@ CASES: dict[str, Callable[[int], Case]] = {
 def trained_subjects(seed: int, steps: tuple[int, ...]) -> list[Subject]:
     """One solo BatchTopK SAE, trained on a small world, as it is after each of these numbers of steps (rising).
 
-    Steps are those of the `solo` arm: closed-form gradients, AuxK, Adam with unit rows, at a constant learning rate. Each SAE
-    gets the threshold at which its L0 on the training tokens is k.
+    Steps are those of the `solo` arm: closed-form gradients, AuxK, Adam with unit rows, at a constant learning rate.
+    Each SAE gets the threshold at which its L0 on the training tokens is k.
     """
     world = plant(SMALL, seed)
-    train, evaluation = (
-        PlantedSplit(world, TOKENS, 2 * seed, "train"),
-        PlantedSplit(world, TOKENS, 2 * seed + 1, "evaluation"),
-    )
-    found, stream = [], Stream(train, BATCH, seed)
+    train = PlantedSplit(world, TOKENS, 2 * seed, "train")
+    evaluation = PlantedSplit(world, TOKENS, 2 * seed + 1, "evaluation")
+    subjects, stream = [], Stream(train, BATCH, seed)
     start = SAE(SAEConfig(SMALL.d, SMALL_LATENTS, k=SMALL_K))
     start.init_weights(torch.Generator().manual_seed(2 * seed))
     weights = Weights(start.W_enc.t().clone(), start.W_dec.clone(), train.x.mean(0))
@@ -203,14 +205,14 @@ def trained_subjects(seed: int, steps: tuple[int, ...]) -> list[Subject]:
     how, architecture, cut = Arithmetic(fast, torch.float32), BatchTopK(Options(SMALL_K)), 0.0
     silent = torch.zeros(SMALL_LATENTS, dtype=torch.int64)
     for step in range(1, steps[-1] + 1):
-        made = forward(stream.next(), weights, architecture, SMALL_K, cut, how)
-        cut = made.cut
-        silent.add_(BATCH).masked_fill_(made.kept.counts() > 0, 0)
+        codes = forward(stream.next(), weights, architecture, SMALL_K, cut, how)
+        cut = codes.cut
+        silent.add_(BATCH).masked_fill_(codes.kept.counts() > 0, 0)
         dead = Auxiliary(silent >= 20 * BATCH, SMALL.d // 2, 1 / 32, detach=True)
-        adam.step(sae_gradients(made, weights, architecture, dead, how).weights, LR)
+        adam.step(sae_gradients(codes, weights, architecture, dead, how).weights, LR)
         if step in steps:
-            found.append(_at_rate(weights, train, evaluation))
-    return found
+            subjects.append(_at_rate(weights, train, evaluation))
+    return subjects
 
 
 def _at_rate(weights: Weights, train: PlantedSplit, evaluation: PlantedSplit) -> Subject:
@@ -218,7 +220,7 @@ def _at_rate(weights: Weights, train: PlantedSplit, evaluation: PlantedSplit) ->
     sae.W_enc.copy_(weights.W_enc_ND.t())
     sae.W_dec.copy_(weights.W_dec_ND)
     sae.b_dec.copy_(weights.b_dec_D)
-    sae.threshold = torch.full([SMALL_LATENTS], calibrate_rate(sae, train, SMALL_K).threshold)
+    calibrate(sae, train)
     return Subject(sae, fire(sae, evaluation), evaluation)
 
 
@@ -237,7 +239,8 @@ def _reference(seed: int) -> Subject:
 
 
 def _with_rates(seed: int, spread: float) -> Subject:
-    """Rates of single features at the quantiles of a log-normal distribution, in an order drawn from the seed; their mean is MEAN_RATE."""
+    """Rates of single features at the quantiles of a log-normal distribution, in an order drawn from the seed; their
+    mean is MEAN_RATE."""
     from scipy.special import ndtri
 
     world = plant(TOPICAL, seed)
@@ -250,9 +253,9 @@ def _with_rates(seed: int, spread: float) -> Subject:
     return dictionary(split, blended=_words(split)[::2])
 
 
-def _not(name: str, before: Subject, after: Subject, held: str) -> Case:
-    return Case(name, "not more atomic", before, after, held)
+def _not(name: str, before: Subject, after: Subject, fixed: str) -> Case:
+    return Case(name, "not more atomic", before, after, fixed)
 
 
-def _more(name: str, before: Subject, after: Subject, held: str) -> Case:
-    return Case(name, "more atomic", before, after, held)
+def _more(name: str, before: Subject, after: Subject, fixed: str) -> Case:
+    return Case(name, "more atomic", before, after, fixed)

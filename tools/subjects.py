@@ -1,7 +1,8 @@
-"""Dictionaries whose quality is known, made by hand from a planted world, and what can be done to them without making them more atomic.
+"""Dictionaries whose quality is known, made by hand from a planted world, and what can be done to them without making
+them more atomic.
 
-A subject's firings are given, not read from its encoder: they follow from the events of the world. Every function here returns
-a new subject; rows stay unit and activations positive.
+A subject's firings are given, not read from its encoder: they follow from the events of the world. Every function here
+returns a new subject; rows stay unit and activations positive.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ FIRES_ABOVE = 0.4
 
 @dataclass(frozen=True)
 class Subject:
-    """A dictionary and its firings on the tokens of `split`, whose `world` is the truth. Hand-made SAEs have W_enc = W_dec^T."""
+    """A dictionary and its firings on the tokens of `split`, whose `world` is the truth. Hand-made SAEs have W_enc =
+    W_dec^T."""
 
     sae: SAE
     firings: Firings
@@ -41,10 +43,10 @@ class Subject:
 def dictionary(split: PlantedSplit, blended: tuple[int, ...] = (), composed: bool = False) -> Subject:
     """One latent per feature, that fires where the feature is stronger than FIRES_ABOVE; except:
 
-    blended: words that have one latent in place of one per sense. Its row is the mean of the senses' directions, weighted with
-    how often each occurs, and it fires on the word in any sense.
-    composed: every composite has a latent of its own, along the sum of its atoms; the atoms' latents fire only where the atom
-    is on by itself.
+    blended: words that have one latent in place of one per sense. Its row is the mean of the senses' directions,
+    weighted with how often each occurs, and it fires on the word in any sense.
+    composed: every composite has a latent of its own, along the sum of its atoms; the atoms' latents fire only where
+    the atom is on by itself.
     """
     world = split.world
     m, mixing = world.n_features, world.mixing()
@@ -81,7 +83,8 @@ def in_fewer_documents(subject: Subject, share: float, seed: int) -> Subject:
 
 
 def noisy(subject: Subject, size: float, seed: int) -> Subject:
-    """A random vector of length `size`, in any direction alike likely, is added to every decoder row, which is unit again then. W_enc stays."""
+    """A random vector of length `size`, in any direction alike likely, is added to every decoder row, which is unit
+    again then. W_enc stays."""
     noise = np.random.default_rng(seed).standard_normal(subject.rows.shape)
     return replace(subject, sae=_sae(unit(subject.rows + size * unit(noise)), subject.rows))
 
@@ -120,7 +123,8 @@ def read_by_encoder(subject: Subject) -> Subject:
 
 
 def sparser_at_equal_fvu(subject: Subject) -> Subject:
-    """The strongest firings over all tokens, refitted by least squares; as few as rebuild x no worse than the subject does.
+    """The strongest firings over all tokens, refitted by least squares; as few as rebuild x no worse than the subject
+    does.
 
     Found by bisection; so FVU is the subject's to within what one more firing changes, and never above it.
     Raises ValueError where even all firings, refitted, do worse.
@@ -138,7 +142,8 @@ def sparser_at_equal_fvu(subject: Subject) -> Subject:
 
 
 def _refitted(subject: Subject, cut: float) -> Subject:
-    """The firings above `cut`, with the strengths that rebuild each token best; those that come out at 0 or below are dropped."""
+    """The firings above `cut`, with the strengths that rebuild each token best; those that come out at 0 or below are
+    dropped."""
     firings = _only(subject.firings, subject.firings.values > cut)
     rows = subject.rows.astype(np.float64)
     gram, read = rows @ rows.T, subject.split.x.double().numpy() @ rows.T
@@ -184,6 +189,6 @@ def _only(firings: Firings, kept: np.ndarray) -> Firings:
 def _csr(where: np.ndarray, latents: np.ndarray, values: np.ndarray, n_tokens: int, n_latents: int):
     from scipy.sparse import csr_array
 
-    found = csr_array((values.astype(np.float32), (where, latents)), shape=(n_tokens, n_latents))
-    found.sort_indices()
-    return found
+    table = csr_array((values.astype(np.float32), (where, latents)), shape=(n_tokens, n_latents))
+    table.sort_indices()
+    return table

@@ -38,7 +38,8 @@ def rasch(seed, n, n_tokens, l0, spread):
 
 
 def topical(seed, n, n_documents, length, l0, topics, lift, spread=0.5):
-    """Documents of one topic each; a latent fires `lift` times as often in its own topic. Rates do not depend on the topic drawn."""
+    """Documents of one topic each; a latent fires `lift` times as often in its own topic. Rates do not depend on the
+    topic drawn."""
     rng = np.random.default_rng(seed)
     p, home = log_normal_rates(rng, n, l0, spread), rng.integers(0, topics, n)
     topic = np.repeat(rng.integers(0, topics, n_documents), length)

@@ -7,7 +7,8 @@ from metasae.sae.sae import SAE, SAEConfig
 
 
 class FakeSplit:
-    """Rows x [T, d] as a split: documents of `document_length` tokens, positions counting up from 1 (0 is a special token)."""
+    """Rows x [T, d] as a split: documents of `document_length` tokens, positions counting up from 1 (0 is a special
+    token)."""
 
     def __init__(self, x, document_length=16, tokens=None):
         self.x = torch.as_tensor(x, dtype=torch.float32)

@@ -33,7 +33,8 @@ def through(d):
 
 
 def fires(sizes, recalls, seed=0, noise=0.05):
-    """(x [T, l], sense [T]): latent i fires on a random recalls[i][s] of sense s, with activation 1 and a little noise."""
+    """(x [T, l], sense [T]): latent i fires on a random recalls[i][s] of sense s, with activation 1 and a little
+    noise."""
     rng = np.random.default_rng(seed)
     sense = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     on = rng.random((len(sense), len(recalls))) < np.asarray(recalls, float)[:, sense].T

@@ -57,15 +57,15 @@ def test_by_hand():
 def test_on_disk_it_is_the_same(n_tokens, threshold, chunk, tmp_path):
     sae, split = random_sae(threshold=threshold), random_split(n_tokens)
     write_firings(sae, split, tmp_path / "f")
-    expected, found = by_latent(fire(sae, split)), write_by_latent(tmp_path / "f", chunk)
-    for view in (found, open_by_latent(tmp_path / "f", verify=True)):
+    expected, written = by_latent(fire(sae, split)), write_by_latent(tmp_path / "f", chunk)
+    for view in (written, open_by_latent(tmp_path / "f")):
         for name in ("indptr", "tokens", "values"):
             np.testing.assert_array_equal(getattr(view, name), getattr(expected, name))
             assert (
                 getattr(view, name).dtype == getattr(expected, name).dtype and not getattr(view, name).flags.writeable
             )
         assert view.n_tokens == n_tokens
-    open_firings(tmp_path / "f", verify=True)
+    open_firings(tmp_path / "f")
 
 
 def test_it_goes_with_the_firings_it_was_made_from(tmp_path):

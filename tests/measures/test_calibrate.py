@@ -1,5 +1,6 @@
+import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,17 @@ from fakes import FakeSplit, random_sae, random_split
 from metasae.data.split import Rows
 from metasae.errors import UserError
 from metasae.measures.firing import selection
-from metasae.measures.firing.calibrate import RULES, Calibration, Largest, calibrate, calibrate_rate, rate
-from metasae.measures.firing.selection import firing_counts
+from metasae.measures.firing.calibrate import RULES, Calibration, Largest, calibrate, rate
+from metasae.measures.firing.selection import count_firings
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
+
+
+def calibrate_rate(sae, split, k, batch=2048):
+    """What `calibrate` finds by the rule `rate` for another k; the SAE is left as it was."""
+    twin = copy.deepcopy(sae)
+    twin.config = replace(sae.config, k=k)
+    return calibrate(twin, split, batch)
 
 
 def realised_l0(sae, split, threshold):
@@ -24,10 +32,10 @@ def realised_l0(sae, split, threshold):
 @pytest.mark.parametrize("k", [1, 3, 7.5])
 def test_realised_l0_is_k(normalize, k):
     sae, split = random_sae(normalize=normalize), random_split(400)
-    found = calibrate_rate(sae, split, k, batch=33)
-    assert found.l0 == k and found.reached and found.n_tokens == 400
-    assert realised_l0(sae, split, found.threshold) == pytest.approx(k, abs=1 / 400)
-    sae.threshold = torch.full([24], found.threshold)
+    calibrated = calibrate_rate(sae, split, k, batch=33)
+    assert calibrated.l0 == k and calibrated.reached and calibrated.n_tokens == 400
+    assert realised_l0(sae, split, calibrated.threshold) == pytest.approx(k, abs=1 / 400)
+    sae.threshold = torch.full([24], calibrated.threshold)
     assert float((sae.encode(split.x).acts > 0).sum()) / 400 == pytest.approx(k, abs=1 / 400)
 
 
@@ -47,13 +55,14 @@ def test_firings_found_on_the_way_are_those_of_a_pass_at_the_threshold(batch, ti
         for parameter in sae.parameters():
             parameter.data.round_()
         split.x.round_()
-    found = rate(sae, split, k, batch)
+    calibrated = rate(sae, split, k, batch)
     dense = (
-        (torch.cat([sae.pre_activations(block) for block in split.blocks(50)]) > float(found.values[0])).sum(0).tolist()
+        (torch.cat([sae.pre_activations(block) for block in split.blocks(50)]) > float(calibrated.values[0]))
+        .sum(0)
+        .tolist()
     )
-    assert firing_counts(sae, torch.from_numpy(found.values), split, batch).tolist() == dense
-    assert ties or found.fired is not None
-    assert found.fired is None or found.fired.tolist() == dense
+    assert count_firings(sae, torch.from_numpy(calibrated.values), split, batch).tolist() == dense
+    assert calibrated.fired.tolist() == dense
     calibration = calibrate(sae, split, batch) if sae.config.k == k else calibrate_rate(sae, split, k, batch)
     assert calibration.l0 == sum(dense) / 400
 
@@ -63,12 +72,10 @@ def test_running_cut_drops_nothing_that_matters():
     stream = np.abs(rng.standard_normal(400_000)).astype(np.float32)
     largest = Largest(1000)
     for part in np.split(stream, 40):
-        largest.add(
-            np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum())
-        )
+        largest.add(np.zeros(len(part), np.int32), part)
     assert largest.cut > 0, "the cut must have risen on the way"
-    threshold, above = largest.threshold()
-    assert (threshold, above) == (float(np.sort(stream)[-1001]), 1000)
+    threshold = largest.threshold()
+    assert threshold == float(np.sort(stream)[-1001]) and largest.above(threshold, 1) == [1000]
 
 
 @pytest.mark.parametrize("values, count, above", [
@@ -85,35 +92,29 @@ def test_ties_take_the_nearest_side(values, count, above):
     values = np.asarray(values, np.float32)
     largest = Largest(count)
     latents = np.arange(len(values), dtype=np.int32) % 3
-    largest.add(latents, values, 0)
-    threshold, found = largest.threshold()
-    assert found == above == int((values > threshold).sum())
-    counts = largest.above(threshold, 3)
-    # of ties below the cut it is only known how many there are
-    assert (counts is None) == (threshold < largest.cut)
-    assert counts is None or counts.tolist() == np.bincount(latents[values > threshold], minlength=3).tolist()
+    largest.add(latents, values)
+    threshold = largest.threshold()
+    assert above == int((values > threshold).sum())
+    assert largest.above(threshold, 3).tolist() == np.bincount(latents[values > threshold], minlength=3).tolist()
 
 
 def test_ties_are_counted_across_parts():
     largest = Largest(70_000)
     for _ in range(8):
-        part = np.full(30_000, 2.0, np.float32)
-        largest.add(
-            np.zeros((part > largest.cut).sum(), np.int32), part[part > largest.cut], int((part == largest.cut).sum())
-        )
-    assert largest.cut == 2.0
-    assert largest.threshold() == (2.0, 0)
-    largest.add(np.ones(60_000, np.int32), np.full(60_000, 3.0, np.float32), 0)
-    assert largest.above(2.0, 2).tolist() == [0, 60_000] and largest.above(1.9, 2) is None
-    assert largest.threshold() == (2.0, 60_000)
+        largest.add(np.zeros(30_000, np.int32), np.full(30_000, 2.0, np.float32))
+    assert largest.threshold() == largest.cut == 2.0
+    assert largest.above(2.0, 2).tolist() == [0, 0] and largest.above(1.9, 2).tolist() == [240_000, 0]
+    largest.add(np.ones(60_000, np.int32), np.full(60_000, 3.0, np.float32))
+    assert largest.above(2.0, 2).tolist() == [0, 60_000]
+    assert largest.threshold() == 2.0
 
 
 def test_too_few_positives_are_said():
     sae = SAE(SAEConfig(d_in=2, d_sae=3))
     sae.W_enc.copy_(torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, -1.0]]))
     split = FakeSplit([[1.0, 1.0], [2.0, 1.0]])
-    found = calibrate_rate(sae, split, 2)
-    assert (found.threshold, found.l0, found.reached) == (0.0, 1.0, False)
+    calibrated = calibrate_rate(sae, split, 2)
+    assert (calibrated.threshold, calibrated.l0, calibrated.reached) == (0.0, 1.0, False)
 
 
 def test_one_token():
@@ -134,8 +135,8 @@ def test_a_guess_decides_nothing(margin, monkeypatch):
     sae, split = random_sae(16, 200), random_split(3000, d=16)
     plain = calibrate_rate(sae, split, 5, batch=100)
     monkeypatch.setattr(selection, "CUT_MARGIN", margin)
-    found = calibrate_rate(sae, split, 5, batch=100)
-    assert found.threshold == pytest.approx(plain.threshold, rel=1e-6) and found.l0 == plain.l0
+    calibrated = calibrate_rate(sae, split, 5, batch=100)
+    assert calibrated.threshold == pytest.approx(plain.threshold, rel=1e-6) and calibrated.l0 == plain.l0
 
 
 def test_a_first_block_that_misleads():
@@ -143,8 +144,8 @@ def test_a_first_block_that_misleads():
     sae, split = random_sae(16, 200), random_split(600, d=16)
     split.x[:100] *= 50
     pre = sae.pre_activations(split.x).flatten().sort(descending=True).values
-    found = calibrate_rate(sae, split, 5, batch=100)
-    assert found.l0 == 5 and found.threshold == pytest.approx(float(pre[3000]), rel=1e-5)
+    calibrated = calibrate_rate(sae, split, 5, batch=100)
+    assert calibrated.l0 == 5 and calibrated.threshold == pytest.approx(float(pre[3000]), rel=1e-5)
 
 
 def plain_errors(sae, split, batch):
@@ -161,43 +162,45 @@ def plain_errors(sae, split, batch):
 @pytest.mark.parametrize("rule", ["rate", "per_latent", "eer"])
 def test_errors_per_latent_are_those_of_dense_activations(rule):
     sae, split = random_sae(k=2), random_split(1000)
-    found = calibrate(sae, split, 50, rule=rule)
+    calibrated = calibrate(sae, split, 50, rule=rule)
     errors, never, firing = plain_errors(sae, split, 50)
-    assert found.rule == rule and found.k == 2 and found.n_tokens == 1000
-    assert found.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 1000, abs=2e-3)
-    assert found.rate_error == pytest.approx(errors.mean(), abs=1e-3)
-    assert found.rate_error_abs == pytest.approx(np.abs(errors).mean(), abs=1e-3)
-    assert list(found.rate_error_quantiles) == ["0.05", "0.25", "0.5", "0.75", "0.95"]
-    assert found.rate_error_quantiles["0.75"] == pytest.approx(np.quantile(errors, 0.75), abs=1e-3)
-    assert (found.never_selected, found.fire_unselected) == (never, firing)
-    assert found.fallbacks is None if rule != "eer" else found.fallbacks > 0
+    assert calibrated.rule == rule and calibrated.k == 2 and calibrated.n_tokens == 1000
+    assert calibrated.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 1000, abs=2e-3)
+    assert calibrated.rate_error == pytest.approx(errors.mean(), abs=1e-3)
+    assert calibrated.rate_error_abs == pytest.approx(np.abs(errors).mean(), abs=1e-3)
+    assert list(calibrated.rate_error_quantiles) == ["0.05", "0.25", "0.5", "0.75", "0.95"]
+    assert calibrated.rate_error_quantiles["0.75"] == pytest.approx(np.quantile(errors, 0.75), abs=1e-3)
+    assert (calibrated.never_selected, calibrated.fire_unselected) == (never, firing)
+    assert calibrated.fallbacks is None if rule != "eer" else calibrated.fallbacks > 0
     finite = sae.threshold[torch.isfinite(sae.threshold)]
-    assert found.threshold == pytest.approx(float(finite.mean()), rel=1e-6)
+    assert calibrated.threshold == pytest.approx(float(finite.mean()), rel=1e-6)
 
 
 def test_errors_by_hand():
-    # k = 1, so batches of two keep two: 4 and 3, then 2 and 1: latent 0 three times, latent 1 once. Of all eight numbers four
-    # lie above 1.5, which is latent 1's: at that global threshold latent 0 fires on 4, 3 and 2, latent 1 on its 1.75
+    # k = 1, so batches of two keep two: 4 and 3, then 2 and 1: latent 0 three times, latent 1 once. Of all eight
+    # numbers four lie above 1.5, which is latent 1's: at that global threshold latent 0 fires on 4, 3 and 2, latent 1
+    # on its 1.75
     sae = SAE(SAEConfig(d_in=3, d_sae=3, k=1))
     sae.W_enc.copy_(torch.eye(3))
     split = FakeSplit([[4.0, 1.75, 0.0], [3.0, 1.5, 0.0], [2.0, 1.0, 0.0], [0.5, 0.25, 0.0]])
-    found = calibrate(sae, split, 2)
-    assert (found.threshold, found.l0, found.rate_error, found.never_selected) == (1.5, 1.0, 0.0, 1)
-    # a latent that is selected in no batch but lies above the global threshold: 2.5 loses to 4 and 3, and 1 wins with 0.5
+    calibrated = calibrate(sae, split, 2)
+    assert (calibrated.threshold, calibrated.l0, calibrated.rate_error, calibrated.never_selected) == (1.5, 1.0, 0.0, 1)
+    # a latent that is selected in no batch but lies above the global threshold: 2.5 loses to 4 and 3, and 1 wins with
+    # 0.5
     sae = SAE(SAEConfig(d_in=3, d_sae=3, k=1))
     sae.W_enc.copy_(torch.eye(3))
-    found = calibrate(sae, FakeSplit([[4.0, 0.0, 2.5], [3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.0]]), 2)
-    assert (found.threshold, found.never_selected, found.fire_unselected) == (0.5, 1, 1)
-    assert (found.rate_error, found.rate_error_abs) == (-0.25, 0.25)
-    assert found.rate_error_quantiles["0.5"] == -0.25 and found.rate_error_quantiles["0.25"] == -0.375
+    calibrated = calibrate(sae, FakeSplit([[4.0, 0.0, 2.5], [3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.0]]), 2)
+    assert (calibrated.threshold, calibrated.never_selected, calibrated.fire_unselected) == (0.5, 1, 1)
+    assert (calibrated.rate_error, calibrated.rate_error_abs) == (-0.25, 0.25)
+    assert calibrated.rate_error_quantiles["0.5"] == -0.25 and calibrated.rate_error_quantiles["0.25"] == -0.375
 
 
 def test_per_latent_keeps_every_count_and_l0():
     sae, split = random_sae(k=3), random_split(500)
-    found = calibrate(sae, split, 25, rule="per_latent")
-    assert found.l0 == 3 and found.reached
-    assert (found.rate_error, found.rate_error_abs, found.fire_unselected) == (0, 0, 0)
-    assert found.never_selected == int(torch.isinf(sae.threshold).sum())
+    calibrated = calibrate(sae, split, 25, rule="per_latent")
+    assert calibrated.l0 == 3 and calibrated.reached
+    assert (calibrated.rate_error, calibrated.rate_error_abs, calibrated.fire_unselected) == (0, 0, 0)
+    assert calibrated.never_selected == int(torch.isinf(sae.threshold).sum())
 
 
 def test_too_few_positives_for_every_rule():
@@ -207,35 +210,42 @@ def test_too_few_positives_for_every_rule():
     split = FakeSplit(torch.randn(200, 4, generator=torch.Generator().manual_seed(0)))
     for rule in RULES:
         sae.threshold = None
-        found = calibrate(sae, split, 20, rule=rule)
-        assert found.l0 == pytest.approx(2, abs=0.3) and not found.reached
-    assert found.never_selected == 0
+        calibrated = calibrate(sae, split, 20, rule=rule)
+        assert calibrated.l0 == pytest.approx(2, abs=0.3) and not calibrated.reached
+    assert calibrated.never_selected == 0
 
 
 def test_an_sae_with_thresholds_keeps_them():
     sae, split = random_sae(threshold=0.7), random_split(90)
-    found = calibrate(sae, split, 20, rule="per_latent")
-    assert found.rule == "own" and found.threshold == pytest.approx(0.7) and torch.all(sae.threshold == 0.7)
-    assert found.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 90)
-    assert found.rate_error is None and found.rate_error_quantiles is None and found.never_selected is None
+    calibrated = calibrate(sae, split, 20, rule="per_latent")
+    assert calibrated.rule == "own" and calibrated.threshold == pytest.approx(0.7) and torch.all(sae.threshold == 0.7)
+    assert calibrated.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 90)
+    assert (
+        calibrated.rate_error is None and calibrated.rate_error_quantiles is None and calibrated.never_selected is None
+    )
 
 
 def test_latents_that_never_fire_have_no_threshold_to_average():
     sae = SAE(SAEConfig(d_in=2, d_sae=2, k=1))
     sae.W_enc.copy_(torch.eye(2))
-    found = calibrate(sae, FakeSplit(-torch.ones(5, 2)), rule="per_latent")
-    assert found.threshold is None and found.l0 == 0 and found.rate_error is None and found.never_selected == 2
-    json.dumps(found.as_dict(), allow_nan=False)
+    calibrated = calibrate(sae, FakeSplit(-torch.ones(5, 2)), rule="per_latent")
+    assert (
+        calibrated.threshold is None
+        and calibrated.l0 == 0
+        and calibrated.rate_error is None
+        and calibrated.never_selected == 2
+    )
+    json.dumps(calibrated.as_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("rule", ["rate", "per_latent", "eer"])
 def test_a_calibrated_sae_travels_through_its_folder(rule, tmp_path):
     sae, split = random_sae(k=1), random_split(40)
-    found = calibrate(sae, split, 10, rule=rule)
-    sae.config.metadata["calibration"] = asdict(found)
+    calibrated = calibrate(sae, split, 10, rule=rule)
+    sae.config.metadata["calibration"] = asdict(calibrated)
     sae.save(tmp_path / "sae")
     loaded = SAE.load(tmp_path / "sae")
-    assert Calibration(**loaded.config.metadata["calibration"]) == found
+    assert Calibration(**loaded.config.metadata["calibration"]) == calibrated
     assert torch.equal(loaded.threshold, sae.threshold)
     assert torch.equal(loaded.encode(split.x).acts, sae.encode(split.x).acts)
 

@@ -1,4 +1,5 @@
-"""Every case does what it says: what it holds is held, what it changes is changed, and the truth agrees with its verdict."""
+"""Every case does what it says: what it holds is held, what it changes is changed, and the truth agrees with its
+verdict."""
 
 from functools import cache
 
@@ -9,7 +10,7 @@ import torch
 from metasae.data.cache.stream import Stream
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.rows.decomposability import nearest_cosines
-from metasae.measures.truth.truth import effective_numbers, measure_truth, true_firings, unit
+from metasae.measures.truth.truth import as_firings, effective_numbers, measure_truth, unit
 from planted_truth import firing_probabilities
 from tools import cases
 from tools.cases import CASES, FEW_STEPS, trained_subjects
@@ -23,18 +24,13 @@ def case(name):
 @cache
 def judged(name):
     """Truth measures and co-occurrence of both sides."""
-    out = []
+    sides = []
     for subject in (case(name).before, case(name).after):
-        world = subject.split.world
-        out.append(
-            (
-                measure_truth(
-                    subject.rows, subject.firings, world.directions, true_firings(subject.split), world.parent
-                ),
-                pair_statistics(subject.firings),
-            )
-        )
-    return out
+        split, world = subject.split, subject.split.world
+        true = as_firings(split.activations, split)
+        truth = measure_truth(subject.rows, subject.firings, world.directions, true, world.parent)
+        sides.append((truth, pair_statistics(subject.firings)))
+    return sides
 
 
 def mean_nearest_cosine(subject):
@@ -43,9 +39,9 @@ def mean_nearest_cosine(subject):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_is_small_and_well_formed(name):
-    found = case(name)
-    assert found.name == name and found.held
-    for subject in (found.before, found.after):
+    pair = case(name)
+    assert pair.name == name and pair.fixed
+    for subject in (pair.before, pair.after):
         firings = subject.firings
         assert len(subject.rows) <= 256 and firings.n_tokens <= 40_000 and firings.n_latents == len(subject.rows)
         np.testing.assert_allclose(np.linalg.norm(subject.rows, axis=1), 1, atol=1e-6)
@@ -71,19 +67,23 @@ def test_a_seed_decides_everything(name):
 def test_the_blend_rate_agrees_with_the_verdict(name):
     before, after = (truth for truth, _ in judged(name))
     if case(name).says == "more atomic":
-        assert before.blend_rate > 0.05 and after.blend_rate == 0 and after.effective_number < before.effective_number
+        assert (
+            before["blend_rate"] > 0.05
+            and after["blend_rate"] == 0
+            and after["effective_number"] < before["effective_number"]
+        )
     else:
         assert (
-            before.blend_rate > 0.02
-            and after.blend_rate >= before.blend_rate - 1e-9
-            and after.effective_number >= before.effective_number - 1e-6
+            before["blend_rate"] > 0.02
+            and after["blend_rate"] >= before["blend_rate"] - 1e-9
+            and after["effective_number"] >= before["effective_number"] - 1e-6
         )
 
 
 def test_thinned_firing_lowers_mean_phi():
     (_, before), (_, after) = judged("thinned_firing")
-    assert after.mean_abs_phi < 0.96 * before.mean_abs_phi and after.nearest_phi < before.nearest_phi
-    assert after.l0_realised == pytest.approx(0.9 * before.l0_realised, rel=0.01)
+    assert after["mean_abs_phi"] < 0.96 * before["mean_abs_phi"] and after["nearest_phi"] < before["nearest_phi"]
+    assert after["l0_realised"] == pytest.approx(0.9 * before["l0_realised"], rel=0.01)
 
 
 def test_widened_rates_lower_mean_phi_at_the_same_lift():
@@ -100,40 +100,44 @@ def test_widened_rates_lower_mean_phi_at_the_same_lift():
         lifts.append(both / (p_i * p_j))
     np.testing.assert_allclose(*lifts)
     (_, one), (_, two) = judged("widened_rates")
-    assert two.mean_abs_phi < 0.96 * one.mean_abs_phi and two.l0_realised == pytest.approx(one.l0_realised, rel=0.02)
+    assert two["mean_abs_phi"] < 0.96 * one["mean_abs_phi"] and two["l0_realised"] == pytest.approx(
+        one["l0_realised"], rel=0.02
+    )
 
 
 def test_noisy_rows_are_further_apart_and_further_from_the_truth():
-    found, ((before, _), (after, _)) = case("noisy_rows"), judged("noisy_rows")
-    assert mean_nearest_cosine(found.after) < mean_nearest_cosine(found.before) - 0.005
-    assert after.mcc < before.mcc - 0.02 and found.after.firings is found.before.firings
+    pair, ((before, _), (after, _)) = case("noisy_rows"), judged("noisy_rows")
+    assert mean_nearest_cosine(pair.after) < mean_nearest_cosine(pair.before) - 0.005
+    assert after["mcc"] < before["mcc"] - 0.02 and pair.after.firings is pair.before.firings
 
 
 def test_lower_k_has_the_same_fvu_and_a_lower_mean_phi():
-    found, ((_, before), (_, after)) = case("lower_k"), judged("lower_k")
-    assert found.after.fvu() == pytest.approx(found.before.fvu(), rel=0.001) and found.after.fvu() <= found.before.fvu()
-    assert after.l0_realised < 0.9 * before.l0_realised and after.mean_abs_phi < 0.96 * before.mean_abs_phi
-    np.testing.assert_array_equal(found.after.rows, found.before.rows)
+    pair, ((_, before), (_, after)) = case("lower_k"), judged("lower_k")
+    assert pair.after.fvu() == pytest.approx(pair.before.fvu(), rel=0.001) and pair.after.fvu() <= pair.before.fvu()
+    assert after["l0_realised"] < 0.9 * before["l0_realised"] and after["mean_abs_phi"] < 0.96 * before["mean_abs_phi"]
+    np.testing.assert_array_equal(pair.after.rows, pair.before.rows)
 
 
 def test_duplicates_have_a_partner_that_always_fires_along():
-    found, ((one, _), (two, after)) = case("duplicated"), judged("duplicated")
-    assert after.nearest_phi == pytest.approx(1) and two.uniqueness == pytest.approx(one.uniqueness / 2)
-    assert found.after.fvu() == pytest.approx(found.before.fvu(), rel=1e-5)
+    pair, ((one, _), (two, after)) = case("duplicated"), judged("duplicated")
+    assert after["nearest_phi"] == pytest.approx(1) and two["uniqueness"] == pytest.approx(one["uniqueness"] / 2)
+    assert pair.after.fvu() == pytest.approx(pair.before.fvu(), rel=1e-5)
 
 
 def test_duplicates_in_turns_lower_every_phi():
-    found, ((one, before), (two, after)) = case("duplicated_in_turns"), judged("duplicated_in_turns")
-    assert after.mean_abs_phi < 0.8 * before.mean_abs_phi and after.nearest_phi < 0.8 * before.nearest_phi
-    assert two.uniqueness == pytest.approx(one.uniqueness / 2) and two.f1 < one.f1
-    assert after.l0_realised == before.l0_realised and found.after.fvu() == pytest.approx(found.before.fvu(), rel=1e-5)
+    pair, ((one, before), (two, after)) = case("duplicated_in_turns"), judged("duplicated_in_turns")
+    assert after["mean_abs_phi"] < 0.8 * before["mean_abs_phi"] and after["nearest_phi"] < 0.8 * before["nearest_phi"]
+    assert two["uniqueness"] == pytest.approx(one["uniqueness"] / 2) and two["f1"] < one["f1"]
+    assert after["l0_realised"] == before["l0_realised"] and pair.after.fvu() == pytest.approx(
+        pair.before.fvu(), rel=1e-5
+    )
 
 
 def test_an_undertrained_sae_is_far_from_the_truth():
-    found, ((before, _), (after, _)) = case("undertrained"), judged("undertrained")
-    assert before.mcc > 0.9 and after.mcc < 0.7 and after.f1 < before.f1 - 0.2
-    assert found.after.fvu() > 2 * found.before.fvu() and after.blend_rate > before.blend_rate + 0.3
-    assert found.after.firings.l0 == pytest.approx(found.before.firings.l0, rel=0.05)
+    pair, ((before, _), (after, _)) = case("undertrained"), judged("undertrained")
+    assert before["mcc"] > 0.9 and after["mcc"] < 0.7 and after["f1"] < before["f1"] - 0.2
+    assert pair.after.fvu() > 2 * pair.before.fvu() and after["blend_rate"] > before["blend_rate"] + 0.3
+    assert pair.after.firings.l0 == pytest.approx(pair.before.firings.l0, rel=0.05)
 
 
 def test_the_undertrained_sae_is_the_solo_arm():
@@ -160,15 +164,15 @@ def test_the_undertrained_sae_is_the_solo_arm():
 
 
 def test_narrower_latents_keep_their_mix_of_senses():
-    found, ((_, before), (_, after)) = case("narrower"), judged("narrower")
+    pair, ((_, before), (_, after)) = case("narrower"), judged("narrower")
     assert (
-        after.l0_realised == pytest.approx(before.l0_realised / 2, rel=0.03)
-        and after.mean_abs_phi < 0.8 * before.mean_abs_phi
+        after["l0_realised"] == pytest.approx(before["l0_realised"] / 2, rel=0.03)
+        and after["mean_abs_phi"] < 0.8 * before["mean_abs_phi"]
     )
-    split, n_single = found.before.split, found.before.split.world.n_features - 12
+    split, n_single = pair.before.split, pair.before.split.world.n_features - 12
     for number, word in enumerate(range(0, 12, 2)):
         shares, tokens = [], []
-        for subject in (found.before, found.after):
+        for subject in (pair.before, pair.after):
             fires = subject.firings.csr[:, [n_single + number]].toarray()[:, 0] > 0
             assert (split.tokens[fires] == word).all()
             shares.append((split.senses[fires] == 0).mean())
@@ -177,25 +181,28 @@ def test_narrower_latents_keep_their_mix_of_senses():
 
 
 def test_split_senses():
-    found, ((before, _), (after, _)) = case("split_senses"), judged("split_senses")
+    pair, ((before, _), (after, _)) = case("split_senses"), judged("split_senses")
     assert (
-        len(found.after.rows) == len(found.before.rows) + 12 and after.mcc_of_features > before.mcc_of_features + 0.05
+        len(pair.after.rows) == len(pair.before.rows) + 12
+        and after["mcc_of_features"] > before["mcc_of_features"] + 0.05
     )
-    blends = effective_numbers(unit(found.before.rows), unit(found.before.split.world.directions)) > 1.5
+    blends = effective_numbers(unit(pair.before.rows), unit(pair.before.split.world.directions)) > 1.5
     assert blends.sum() == 12 and blends[-12:].all()
-    assert found.after.firings.l0 == pytest.approx(found.before.firings.l0, rel=0.03)
+    assert pair.after.firings.l0 == pytest.approx(pair.before.firings.l0, rel=0.03)
 
 
 def test_split_senses_at_the_same_width_leave_mean_phi_where_it_was():
-    found, ((before, one), (after, two)) = case("split_senses_at_width"), judged("split_senses_at_width")
-    assert len(found.after.rows) == len(found.before.rows) and after.uniqueness == 1 > before.uniqueness
-    assert two.mean_abs_phi == pytest.approx(one.mean_abs_phi, rel=0.05) and two.l0_realised == pytest.approx(
-        one.l0_realised, rel=0.03
+    pair, ((before, one), (after, two)) = case("split_senses_at_width"), judged("split_senses_at_width")
+    assert len(pair.after.rows) == len(pair.before.rows) and after["uniqueness"] == 1 > before["uniqueness"]
+    assert two["mean_abs_phi"] == pytest.approx(one["mean_abs_phi"], rel=0.05) and two["l0_realised"] == pytest.approx(
+        one["l0_realised"], rel=0.03
     )
 
 
 def test_composites_replaced_by_their_atoms_raise_mean_phi():
-    found, ((before, one), (after, two)) = case("composites_to_atoms"), judged("composites_to_atoms")
-    assert len(found.before.rows) == len(found.after.rows) + 12 and two.l0_realised > one.l0_realised
-    assert two.mean_abs_phi > one.mean_abs_phi and abs(after.phi.related_bias) < 0.1 * abs(before.phi.related_bias)
-    assert found.after.fvu() == pytest.approx(found.before.fvu(), rel=0.1)
+    pair, ((before, one), (after, two)) = case("composites_to_atoms"), judged("composites_to_atoms")
+    assert len(pair.before.rows) == len(pair.after.rows) + 12 and two["l0_realised"] > one["l0_realised"]
+    assert two["mean_abs_phi"] > one["mean_abs_phi"] and abs(after["phi_related_bias"]) < 0.1 * abs(
+        before["phi_related_bias"]
+    )
+    assert pair.after.fvu() == pytest.approx(pair.before.fvu(), rel=0.1)

@@ -1,4 +1,5 @@
-"""Cross-entropy with a real model of every family against a float64 re-computation, the identity SAE, and memory with a large vocabulary."""
+"""Cross-entropy with a real model of every family against a float64 re-computation, the identity SAE, and memory with a
+large vocabulary."""
 
 import os
 from pathlib import Path
@@ -65,13 +66,13 @@ def test_against_float64(family, load):
     assert isinstance(host.readout, LinearReadOut)
     sae, split = random_sae(host.d, 60, threshold=0.4), a_split(host)
     mean = torch.zeros(host.d)
-    found = output_effect(host, sae, output_reference(host, split, 1000, CONTEXT, mean))
+    output = output_effect(host, sae, output_reference(host, split, 1000, CONTEXT, mean))
     wanted, n_tokens = in_float64(host, sae, split)
-    assert found["output_tokens"] == n_tokens
+    assert output["output_tokens"] == n_tokens
     for name, value in wanted.items():
-        assert found[f"ce_{name}"] == pytest.approx(value, abs=1e-5), name
+        assert output[f"ce_{name}"] == pytest.approx(value, abs=1e-5), name
     # the mean is zero here, so both ablations are the same
-    assert found["ce_mean"] == found["ce_zero"] and found["kl_mean"] == found["kl_zero"] > 0
+    assert output["ce_mean"] == output["ce_zero"] and output["kl_mean"] == output["kl_zero"] > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,36 +82,36 @@ def test_an_sae_that_returns_its_input_changes_nothing(family, load):
     identity.W_enc.copy_(torch.cat([torch.eye(host.d), -torch.eye(host.d)], 1))
     identity.W_dec.copy_(identity.W_enc.t())
     identity.threshold = torch.zeros(2 * host.d)
-    found = output_effect(host, identity, output_reference(host, a_split(host), 1000, CONTEXT, torch.zeros(host.d)))
-    assert found["ce_delta"] == 0.0 and found["kl"] == 0.0 and found["ce_recovered"] == 1.0
-    assert all(value == 0.0 for value in found["leave_one_out"]["ce_delta"])
+    output = output_effect(host, identity, output_reference(host, a_split(host), 1000, CONTEXT, torch.zeros(host.d)))
+    assert output["ce_delta"] == 0.0 and output["kl"] == 0.0 and output["ce_recovered"] == 1.0
+    assert all(value == 0.0 for value in output["leave_one_out"]["ce_delta"])
 
 
 def test_blocks_leave_out_whole_documents(load):
     host = load("gpt2", POINT)
     sae, split = random_sae(host.d, 60, threshold=0.4), a_split(host, (20, 20, 20, 20))
-    found = output_effect(host, sae, output_reference(host, split, 1000, CONTEXT, torch.zeros(host.d)))
+    output = output_effect(host, sae, output_reference(host, split, 1000, CONTEXT, torch.zeros(host.d)))
     one_left = a_split(host, (20, 20, 20, 20))
     keep = one_left.documents != 2
     for name in ("tokens", "documents", "positions", "x"):
         setattr(one_left, name, getattr(one_left, name)[keep])
     without = output_effect(host, sae, output_reference(host, one_left, 1000, CONTEXT, torch.zeros(host.d)))
-    assert found["leave_one_out"]["ce_sae"][2] == pytest.approx(without["ce_sae"], rel=1e-6)
-    assert found["leave_one_out"]["kl"][2] == pytest.approx(without["kl"], rel=1e-6)
+    assert output["leave_one_out"]["ce_sae"][2] == pytest.approx(without["ce_sae"], rel=1e-6)
+    assert output["leave_one_out"]["kl"][2] == pytest.approx(without["kl"], rel=1e-6)
 
 
 def test_batch_topk_is_a_named_alternative(load):
     host = load("gpt2", POINT)
     sae, split = random_sae(host.d, 60, k=5, threshold=0.4), a_split(host)
     reference = output_reference(host, split, 1000, CONTEXT, torch.zeros(host.d), batch_tokens=10**6)
-    found = output_effect(host, sae, reference, batch_topk=True)
+    output = output_effect(host, sae, reference, batch_topk=True)
     # with the whole text in one batch, BatchTopK is a global threshold: that of its smallest kept pre-activation
     ids, mask, own = (getattr(reference.batches[0], name) for name in ("ids", "mask", "own"))
     assert len(reference.batches) == 1
     pre = sae.pre_activations(host.activations(ids, mask)[own]).clamp(min=0).flatten().sort(descending=True).values
     sae.threshold = torch.full([60], float((pre[5 * int(own.sum()) - 1] + pre[5 * int(own.sum())]) / 2))
     fixed = output_effect(host, sae, reference)
-    assert found["ce_delta_batch_topk"] == pytest.approx(fixed["ce_delta"], rel=1e-5)
+    assert output["ce_delta_batch_topk"] == pytest.approx(fixed["ce_delta"], rel=1e-5)
     assert "ce_delta_batch_topk" not in fixed
 
 

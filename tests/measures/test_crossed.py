@@ -25,24 +25,25 @@ def mean_squares(x):
 @pytest.mark.parametrize("seeds, blocks", [(2, 2), (3, 8), (5, 3)])
 def test_analysis_of_variance_in_plain_loops(seeds, blocks):
     for x in effects(20, seeds, blocks, 1, text=0.3, both=0.3):
-        found = covariance(x.mean(1)[None], left_out(x)[None])
+        spread = covariance(x.mean(1)[None], left_out(x)[None])
         expected = [square / (seeds * blocks) for square in mean_squares(x.tolist())]
-        assert [found.seeds[0, 0], found.blocks[0, 0], found.both[0, 0]] == pytest.approx(expected)
+        assert [spread.seeds[0, 0], spread.blocks[0, 0], spread.both[0, 0]] == pytest.approx(expected)
 
 
 def test_two_seeds_and_two_blocks_by_hand():
     # rows are seeds: means 2 and 5; blocks: means 2 and 5; residuals +-1
-    found = covariance(np.array([[2.0, 5.0]]), left_out(np.array([[1.0, 3.0], [3.0, 7.0]]))[None])
-    # seeds: (1.5^2 + 1.5^2) / (2 * 1); blocks: mean squares 2 * (1.5^2 + 1.5^2) / 1 over S B; both: 4 * 0.5^2 / 1 over S B
-    assert (found.seeds[0, 0], found.blocks[0, 0], found.both[0, 0]) == pytest.approx((2.25, 2.25, 0.25))
-    assert found.variance(0).documents == pytest.approx(2.0)
+    spread = covariance(np.array([[2.0, 5.0]]), left_out(np.array([[1.0, 3.0], [3.0, 7.0]]))[None])
+    # seeds: (1.5^2 + 1.5^2) / (2 * 1); blocks: mean squares 2 * (1.5^2 + 1.5^2) / 1 over S B; both: 4 * 0.5^2 / 1 over
+    # S B
+    assert (spread.seeds[0, 0], spread.blocks[0, 0], spread.both[0, 0]) == pytest.approx((2.25, 2.25, 0.25))
+    assert spread.variance(0).documents == pytest.approx(2.0)
 
 
 def test_the_parts_are_unbiased():
     # variances of the mean: seeds .5, text .2, both .3, which `seeds` holds too
     cases = effects(4000, 3, 8, 2, text=0.2, both=0.3)
-    found = [covariance(x.mean(1)[None], left_out(x)[None]) for x in cases]
-    parts = np.array([[f.seeds[0, 0], f.blocks[0, 0], f.both[0, 0]] for f in found]).mean(0)
+    spread = [covariance(x.mean(1)[None], left_out(x)[None]) for x in cases]
+    parts = np.array([[f.seeds[0, 0], f.blocks[0, 0], f.both[0, 0]] for f in spread]).mean(0)
     assert parts == pytest.approx([0.8, 0.5, 0.3], rel=0.05)
 
 
@@ -52,21 +53,22 @@ def test_the_jackknife_of_a_mean_is_its_variance():
 
 
 def pigeonhole(numerator, denominator, n_resamples, seed):
-    """Slow twin: seeds and blocks each drawn with replacement (Owen 2007) -> resampled mean over seeds of the ratio of sums."""
+    """Slow twin: seeds and blocks each drawn with replacement (Owen 2007) -> resampled mean over seeds of the ratio of
+    sums."""
     rng = np.random.default_rng(seed)
     seeds, blocks = numerator.shape
-    found = np.empty(n_resamples)
+    spread = np.empty(n_resamples)
     for place in range(n_resamples):
         rows, columns = rng.integers(seeds, size=seeds), rng.integers(blocks, size=blocks)
-        found[place] = (numerator[rows][:, columns].sum(1) / denominator[columns].sum()).mean()
-    return found
+        spread[place] = (numerator[rows][:, columns].sum(1) / denominator[columns].sum()).mean()
+    return spread
 
 
 def test_the_pigeonhole_bootstrap_has_the_variance_that_its_theory_gives_these_parts():
     # resampling leaves (n - 1) / n of each effect, and counts what is in both factors three times
     x = effects(1, 4, 8, 4, text=0.3, both=0.4)[0]
-    found = covariance(x.mean(1)[None], left_out(x)[None])
-    seeds, blocks, both = (float(part[0, 0]) for part in (found.seeds, found.blocks, found.both))
+    spread = covariance(x.mean(1)[None], left_out(x)[None])
+    seeds, blocks, both = (float(part[0, 0]) for part in (spread.seeds, spread.blocks, spread.both))
     expected = seeds * 3 / 4 + blocks * 7 / 8 + both * 3 * 7 / 32
     assert pigeonhole(x, np.ones(8), 8000, 4).var() == pytest.approx(expected, rel=0.08)
 
@@ -120,17 +122,17 @@ def test_fiellers_interval_holds_the_ratios_that_the_difference_cannot_tell_apar
         x = np.stack([top + 3, bottom + 5])
         full, without = x.mean(2), left_out(x)
         means = full.mean(1)
-        found = ratio_interval(*means, covariance(full, without))
+        spread = ratio_interval(*means, covariance(full, without))
 
         def zero_within(ratio, full=full, without=without):
             rest = covariance((full[0] - ratio * full[1])[None], (without[0] - ratio * without[1])[None]).variance(0)
             return abs((full[0] - ratio * full[1]).mean()) <= rest.half_width()
 
-        if found is None:
+        if spread is None:
             unbounded += 1
             assert zero_within(1e7) or zero_within(-1e7)
             continue
-        low, high = found
+        low, high = spread
         step = 1e-6 * (high - low)
         assert zero_within(low + step) and zero_within(high - step) and zero_within(means[0] / means[1]), place
         assert not zero_within(low - step) and not zero_within(high + step), place

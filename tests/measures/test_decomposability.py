@@ -25,8 +25,8 @@ def test_nearest_cosines(monkeypatch):
     monkeypatch.setattr("metasae.measures.rows.decomposability.TILE", 4)
     cosines = rows @ rows.t()
     expected = [max(float(cosines[i, j]) for j in range(23) if j != i) for i in range(23)]
-    found = nearest_cosines(rows)
-    assert found.tolist() == pytest.approx(expected, abs=1e-6) and float(found[7]) == pytest.approx(1)
+    numbers = nearest_cosines(rows)
+    assert numbers.tolist() == pytest.approx(expected, abs=1e-6) and float(numbers[7]) == pytest.approx(1)
 
 
 def test_encoder_decoder_cosine_of_the_live():
@@ -34,9 +34,9 @@ def test_encoder_decoder_cosine_of_the_live():
     live = np.arange(24) % 3 == 0
     expected = [float(nn.functional.cosine_similarity(sae.W_enc[:, i], sae.W_dec[i], dim=0)) for i in range(0, 24, 3)]
     assert encoder_decoder_cosines(sae, live) == pytest.approx(expected, abs=1e-6)
-    found = measure_decomposability(sae, None, live, 0.2, 2, 5)
-    assert found["encoder_decoder_cosine"] == pytest.approx(np.mean(expected), abs=1e-6)
-    assert found["encoder_decoder_cosine_quantiles"]["0.5"] == pytest.approx(np.median(expected), abs=1e-6)
+    numbers = measure_decomposability(sae, None, live, 0.2, 2, 5)
+    assert numbers["encoder_decoder_cosine"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert numbers["encoder_decoder_cosine_quantiles"]["0.5"] == pytest.approx(np.median(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize("normalize", ["none", "token"])
@@ -57,7 +57,8 @@ def test_only_live_rows_are_judged():
     before = measure_decomposability(sae, None, live, 0.2, 2, 15)
     sae.W_dec[20] = sae.W_dec[3]
     assert measure_decomposability(sae, None, live, 0.2, 2, 15) == before
-    assert before["n_rows"] == 15 and before["critic"]["m"] == 5 and "own_meta_e" not in before
+    assert before["n_rows"] == 15 and before["critic"] == {"m": 5, "k": 2, "steps": 15, "n_rows": 12, "n_heldout": 3}
+    assert "own_meta_e" not in before
     assert before["meta_ve_excess"] == before["meta_ve"] - before["meta_ve_random"]
     assert all(parameter.grad is None for parameter in sae.parameters())
 
@@ -78,20 +79,20 @@ def test_the_longer_measures_are_added_when_asked_for():
 def test_the_pursuit_names_latents_and_has_floors():
     sae, live = random_sae(), np.arange(24) % 2 == 1
     sae.W_dec[5] = nn.functional.normalize(sae.W_dec[1] + sae.W_dec[3], dim=0)
-    found = measure_decomposability(sae, None, live, 0.2, 2, 5, parts=2)["pursuit"]
-    first = found["most_decomposable"][0]
+    numbers = measure_decomposability(sae, None, live, 0.2, 2, 5, parts=2)["pursuit"]
+    first = numbers["most_decomposable"][0]
     assert first["e"] == pytest.approx(0, abs=1e-6) and first["latent"] in (1, 3, 5)
-    named = next(each for each in found["most_decomposable"] if each["latent"] == 5)
+    named = next(entry for entry in numbers["most_decomposable"] if entry["latent"] == 5)
     assert {part["latent"] for part in named["parts"]} == {1, 3}
-    assert found["n_rows"] == found["n_targets"] == 12
-    assert found["e_2_excess"] == found["e_2_random"] - found["e_2"]
-    assert found["e_2_excess_over_gaussian"] == found["e_2_gaussian"] - found["e_2"]
+    assert numbers["n_rows"] == numbers["n_targets"] == 12
+    assert numbers["e_2_excess"] == numbers["e_2_random"] - numbers["e_2"]
+    assert numbers["e_2_excess_over_gaussian"] == numbers["e_2_gaussian"] - numbers["e_2"]
 
 
 def test_fewer_latents_than_are_named():
-    found = pursue(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), 2)
-    named = most_decomposable(found, np.array([7, 8, 9]), 20)
-    assert [each["latent"] for each in named] == [7, 8, 9] and named[2] == {"latent": 9, "e": 1.0, "parts": []}
+    numbers = pursue(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), 2)
+    named = most_decomposable(numbers, np.array([7, 8, 9]), 20)
+    assert [entry["latent"] for entry in named] == [7, 8, 9] and named[2] == {"latent": 9, "e": 1.0, "parts": []}
     assert named[0]["parts"] == [{"latent": 8, "coefficient": pytest.approx(1)}]
 
 

@@ -19,21 +19,28 @@ def test_reconstruction_from_firings_is_the_sae(normalize):
 @pytest.mark.parametrize("batch", [3, 1000])
 def test_against_the_definitions(normalize, batch):
     sae, split = random_sae(normalize=normalize, threshold=0.5), random_split(53, document_length=9)
-    found = measure_fidelity(sae, split, fire(sae, split, batch), batch)
+    fidelity = measure_fidelity(sae, split, fire(sae, split, batch), batch)
     x, x_hat, acts = split.x.double(), sae(split.x).double(), sae.encode(split.x).acts
-    assert found.fvu == pytest.approx(float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5)
-    assert found.l2 == pytest.approx(float((x_hat - x).square().mean()), rel=1e-5)
-    assert found.l0 == pytest.approx(float((acts > 0).sum() / 53))
+    assert fidelity["fvu"] == pytest.approx(
+        float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5
+    )
+    assert fidelity["l2"] == pytest.approx(float((x_hat - x).square().mean()), rel=1e-5)
+    assert fidelity["l0"] == pytest.approx(float((acts > 0).sum() / 53))
     rates = (acts > 0).double().mean(0)
-    assert found.dead == float((rates == 0).double().mean()) and found.dense == float((rates > 0.1).double().mean())
+    assert fidelity["dead"] == float((rates == 0).double().mean()) and fidelity["dense"] == float(
+        (rates > 0.1).double().mean()
+    )
     # six documents of nine tokens are six blocks; the second left out
     rest = torch.cat([torch.arange(9), torch.arange(18, 53)])
-    without = {name: values[1] for name, values in found.leave_one_out.items()}
+    without = {name: values[1] for name, values in fidelity["leave_one_out"].items()}
     error, variance = (x_hat - x)[rest].square().sum(), (x - x.mean(0))[rest].square().sum()
     assert without["fvu"] == pytest.approx(float(error / variance), rel=1e-5) and without["l2"] == pytest.approx(
         float(error) / (44 * 8), rel=1e-5
     )
-    assert without["l0"] == pytest.approx(float((acts[rest] > 0).sum() / 44)) and len(found.leave_one_out["fvu"]) == 6
+    assert (
+        without["l0"] == pytest.approx(float((acts[rest] > 0).sum() / 44))
+        and len(fidelity["leave_one_out"]["fvu"]) == 6
+    )
 
 
 def test_by_hand():
@@ -43,30 +50,33 @@ def test_by_hand():
     sae.W_enc.copy_(sae.W_dec.t())
     sae.threshold = torch.tensor([1.0, 1.0])
     split = FakeSplit([[2.0, 0.0], [0.0, 0.0], [1.0, 3.0]], 2)
-    found = measure_fidelity(sae, split, fire(sae, split))
+    fidelity = measure_fidelity(sae, split, fire(sae, split))
     # error 1 + 9; mean (1, 1): variance (1+1) + (1+1) + (0+4)
-    assert found.fvu == pytest.approx(10 / 8) and found.l2 == pytest.approx(10 / 6)
-    assert found.l0 == pytest.approx(1 / 3) and found.dead == 0.5 and found.dense == 0.5
+    assert fidelity["fvu"] == pytest.approx(10 / 8) and fidelity["l2"] == pytest.approx(10 / 6)
+    assert fidelity["l0"] == pytest.approx(1 / 3) and fidelity["dead"] == 0.5 and fidelity["dense"] == 0.5
 
 
 def test_constant_activations_have_no_fvu():
     sae = random_sae(threshold=0.2)
     split = FakeSplit(torch.ones(5, 8))
-    found = measure_fidelity(sae, split, fire(sae, split))
-    assert found.fvu is None and found.l2 > 0
+    fidelity = measure_fidelity(sae, split, fire(sae, split))
+    assert fidelity["fvu"] is None and fidelity["l2"] > 0
 
 
 def test_a_large_mean_does_not_spoil_the_variance():
     sae, split = random_sae(threshold=0.5), random_split(64)
     split.x += 3000
-    found = measure_fidelity(sae, split, fire(sae, split))
+    fidelity = measure_fidelity(sae, split, fire(sae, split))
     x, x_hat = split.x.double(), sae(split.x).double()
-    assert found.fvu == pytest.approx(float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-3)
+    assert fidelity["fvu"] == pytest.approx(
+        float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-3
+    )
 
 
 def test_nothing_fires_and_one_token():
     sae, split = random_sae(threshold=1e9), random_split(1)
-    found = measure_fidelity(sae, split, fire(sae, split))
-    assert found.dead == 1 and found.l0 == 0 and found.fvu is None
-    as_dict = found.as_dict()
-    assert as_dict["rates"]["quantiles_of_live"]["0.5"] is None and np.sum(as_dict["rates"]["histogram"]["counts"]) == 0
+    fidelity = measure_fidelity(sae, split, fire(sae, split))
+    assert fidelity["dead"] == 1 and fidelity["l0"] == 0 and fidelity["fvu"] is None
+    assert (
+        fidelity["rates"]["quantiles_of_live"]["0.5"] is None and np.sum(fidelity["rates"]["histogram"]["counts"]) == 0
+    )

@@ -4,7 +4,8 @@ import torch
 from fakes import random_sae, random_split
 
 from metasae.measures.firing import firings as module
-from metasae.measures.firing.firings import fire, fired_blocks
+from metasae.measures.firing.firings import fire, fired_pieces
+from metasae.progress.progress import SILENT
 
 
 @pytest.mark.parametrize("normalize", ["none", "token"])
@@ -50,13 +51,15 @@ def test_the_sae_is_left_alone():
     assert all(torch.equal(value, before[name]) for name, value in sae.state_dict().items())
 
 
-def test_blocks_are_the_parts_of_the_whole():
+def test_pieces_are_the_parts_of_the_whole():
     sae, split = random_sae(threshold=0.3), random_split(50)
-    whole, blocks = fire(sae, split, 50), list(fired_blocks(sae, split, 16))
-    assert [len(counts) for counts, _, _ in blocks] == [16, 16, 16, 2]
-    assert np.concatenate([counts for counts, _, _ in blocks]).tolist() == np.diff(whole.indptr).tolist()
-    assert np.concatenate([latents for _, latents, _ in blocks]).tolist() == whole.indices.tolist()
-    np.testing.assert_allclose(np.concatenate([values for _, _, values in blocks]), whole.values, rtol=1e-5)
+    whole, pieces = fire(sae, split, 50), list(fired_pieces(sae, split, 16, SILENT))
+    assert [len(piece["indptr"]) for piece in pieces if "indptr" in piece] == [1, 16, 16, 16, 2]
+    for name in ("indptr", "indices", "documents", "tokens", "positions"):
+        parts = [piece[name] for piece in pieces if name in piece]
+        assert np.concatenate(parts).tolist() == getattr(whole, name).tolist()
+    values = np.concatenate([piece["values"] for piece in pieces if "values" in piece])
+    np.testing.assert_allclose(values, whole.values, rtol=1e-5)
 
 
 def test_counts_in_parts(monkeypatch):

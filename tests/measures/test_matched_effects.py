@@ -86,13 +86,13 @@ def recipe(build, stories, tmp_path):
 def test_a_run_that_asks_for_them_has_them_in_its_comparison(recipe, tmp_path):
     result = metasae.run(recipe, out=tmp_path / "run", show=False)
     across = json.loads((tmp_path / "run" / "across.json").read_text())
-    found = across["joint-s1"]["side_effects"]
-    assert found["with"] == "solo-s1" and found["n_matches"] == 6 and found["spill_a"] is not None
+    effects = across["joint-s1"]["side_effects"]
+    assert effects["with"] == "solo-s1" and effects["n_matches"] == 6 and effects["spill_a"] is not None
     assert "side_effects" not in across["solo-s0"]
     entry = result["pairs"]["joint vs solo"]["side_effects.spill"]
     assert (
         entry["n_seeds"] == 2
-        and entry["values"][1]["a"] == found["spill_a"]
-        and entry["values"][1]["b"] == found["spill_b"]
+        and entry["values"][1]["a"] == effects["spill_a"]
+        and entry["values"][1]["b"] == effects["spill_b"]
     )
     assert "side_effects.spill" not in result["pairs"]["control vs solo"]

@@ -57,8 +57,8 @@ def test_windows_are_those_of_the_harvest():
     host = FakeHost(causal=False)
     split, tokens = split_for([3, 9, 4, 1, 8], CONTEXT, host)
     expected = [window for number, t in enumerate(tokens) for window in cut(t, number * 3, 4)]
-    found = windows_of(split, split.n_tokens, 4)
-    assert [(w.document, w.start, w.tokens.tolist()) for w in found] == [
+    numbers = windows_of(split, split.n_tokens, 4)
+    assert [(w.document, w.start, w.tokens.tolist()) for w in numbers] == [
         (w.document, w.start, w.tokens.tolist()) for w in expected
     ]
     assert sum(len(w) for w in windows_of(split, 10, 4)) == 10 and windows_of(split, 0, 4) == []
@@ -68,7 +68,7 @@ def test_encoder_against_the_definition():
     host, sae = FakeHost(causal=False), random_sae(D, 20, threshold=0.3)
     split, tokens = split_for([3, 9, 4], CONTEXT, host)
     mean = split.x.mean(0)
-    found = effect(host, sae, split, 100, mean)
+    numbers = effect(host, sae, split, 100, mean)
     per_token, pooled = {"sae": [], "mean": [], "zero": []}, {"sae": [], "mean": [], "zero": []}
     for t in tokens:
         for start in range(0, len(t), 4):
@@ -85,10 +85,10 @@ def test_encoder_against_the_definition():
                 changed = host.output(ids, torch.ones_like(ids), only_own)[0]
                 per_token[name] += (1 - nn.functional.cosine_similarity(clean, changed, dim=-1))[own].tolist()
                 pooled[name].append(float(1 - nn.functional.cosine_similarity(clean.mean(0), changed.mean(0), dim=0)))
-    assert found["output_tokens"] == 16 and found["output_windows"] == len(pooled["sae"])
+    assert numbers["output_tokens"] == 16 and numbers["output_windows"] == len(pooled["sae"])
     for name, ending in (("sae", ""), ("mean", "_mean_ablated"), ("zero", "_zero_ablated")):
-        assert found[f"output_cosine_distance{ending}"] == pytest.approx(np.mean(per_token[name]), abs=1e-5)
-        assert found[f"output_cosine_distance_pooled{ending}"] == pytest.approx(np.mean(pooled[name]), abs=1e-5)
+        assert numbers[f"output_cosine_distance{ending}"] == pytest.approx(np.mean(per_token[name]), abs=1e-5)
+        assert numbers[f"output_cosine_distance_pooled{ending}"] == pytest.approx(np.mean(pooled[name]), abs=1e-5)
 
 
 def test_special_positions_keep_their_activation():
@@ -119,7 +119,7 @@ def test_causal_against_the_definition():
     host, sae = FakeHost(causal=True, scale=0.1), random_sae(D, 20, threshold=0.3)
     split, tokens = split_for([3, 9, 4, 1], CONTEXT, host)
     mean = split.x.mean(0)
-    found = effect(host, sae, split, 100, mean)
+    numbers = effect(host, sae, split, 100, mean)
     losses, divergences = {"clean": [], "sae": [], "mean": [], "zero": []}, []
     for t in tokens:
         for start in range(0, len(t), 5):
@@ -135,13 +135,13 @@ def test_causal_against_the_definition():
                 losses[name] += [-float(logs[name][place, ids[0, place + 1]]) for place in range(1, len(own))]
             divergences += (logs["clean"].exp() * (logs["clean"] - logs["sae"])).sum(-1)[1 : len(own)].tolist()
     ce = {name: np.mean(values) for name, values in losses.items()}
-    assert found["output_tokens"] == len(divergences)
+    assert numbers["output_tokens"] == len(divergences)
     for name in ce:
-        assert found[f"ce_{name}"] == pytest.approx(ce[name], rel=1e-5)
-    assert found["ce_delta"] == pytest.approx(ce["sae"] - ce["clean"], abs=1e-6)
-    assert found["ce_delta_percent"] == pytest.approx(100 * (ce["sae"] - ce["clean"]) / ce["clean"], abs=1e-4)
-    assert found["ce_recovered"] == pytest.approx((ce["zero"] - ce["sae"]) / (ce["zero"] - ce["clean"]), rel=1e-3)
-    assert found["kl"] == pytest.approx(np.mean(divergences), rel=1e-4)
+        assert numbers[f"ce_{name}"] == pytest.approx(ce[name], rel=1e-5)
+    assert numbers["ce_delta"] == pytest.approx(ce["sae"] - ce["clean"], abs=1e-6)
+    assert numbers["ce_delta_percent"] == pytest.approx(100 * (ce["sae"] - ce["clean"]) / ce["clean"], abs=1e-4)
+    assert numbers["ce_recovered"] == pytest.approx((ce["zero"] - ce["sae"]) / (ce["zero"] - ce["clean"]), rel=1e-3)
+    assert numbers["kl"] == pytest.approx(np.mean(divergences), rel=1e-4)
 
 
 def test_a_model_worse_than_guessing_is_refused():
@@ -155,5 +155,5 @@ def test_a_model_worse_than_guessing_is_refused():
 def test_no_tokens(causal):
     host = FakeHost(causal)
     split, _ = split_for([1], CONTEXT, host)
-    found = effect(host, random_sae(D, 20, threshold=0.3), split, 0, torch.zeros(D))
-    assert found["output_tokens"] == 0 and "ce_sae" not in found
+    numbers = effect(host, random_sae(D, 20, threshold=0.3), split, 0, torch.zeros(D))
+    assert numbers["output_tokens"] == 0 and "ce_sae" not in numbers

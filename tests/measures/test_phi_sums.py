@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metasae.measures.cofiring.phi_sums import CellSums, Histogram, OverMax, PhiSums, phi_bins, phi_edges, upper
+from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, phi_bins, phi_edges, upper
 from metasae.measures.cofiring.rate_cells import bands_of
 
 
@@ -33,43 +33,36 @@ def test_strips_add_up_to_all_pairs(strip):
     phi = symmetric(n, strip)
     counts = np.sort(np.random.default_rng(1).integers(1, 99, n))[::-1]
     odds, bands = np.sqrt(counts / (100 - counts)), bands_of(counts / 100)
-    parts = PhiSums(n, (0.3,)), Histogram(phi_edges()), OverMax((0.5,)), CellSums(bands)
+    sums = AllSums(odds, bands, (0.3,), (0.5,))
     for start in range(0, n, strip):
-        each = PhiSums(n, (0.3,)), Histogram(phi_edges()), OverMax((0.5,)), CellSums(bands)
-        part = upper(phi[start : start + strip, start:].copy())
-        each[0].add(part, slice(start, start + strip), slice(start, None))
-        each[1].add(part)
-        each[2].add(part, odds[start:])
-        each[3].add(part, start)
-        for whole, new in zip(parts, each, strict=True):
-            whole.merge(new)
-    sums, histogram, over_max, cells = parts
+        part = AllSums(odds, bands, (0.3,), (0.5,))
+        part.add_strip(upper(phi[start : start + strip, start:].copy()), start)
+        sums.merge(part)
 
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
     values = np.array([phi[i, j] for i, j in pairs])
-    found = sums.means(len(pairs))
-    assert found["mean_abs_phi"] == pytest.approx(np.abs(values).mean(), abs=1e-13)
-    assert found["mean_pos_phi"] == pytest.approx(values[values > 0].mean(), abs=1e-13)
-    assert found["mean_neg_phi"] == pytest.approx(values[values < 0].mean(), abs=1e-13)
-    assert found["shares_above"] == {0.3: np.mean(values > 0.3)}
+    means = sums.means(len(pairs))
+    assert means["mean_abs_phi"] == pytest.approx(np.abs(values).mean(), abs=1e-13)
+    assert means["mean_pos_phi"] == pytest.approx(values[values > 0].mean(), abs=1e-13)
+    assert means["mean_neg_phi"] == pytest.approx(values[values < 0].mean(), abs=1e-13)
+    assert means["share_above_0.3"] == np.mean(values > 0.3)
     nearest = [max(phi[i, j] for j in range(n) if j != i) for i in range(n)]
     np.testing.assert_array_equal(sums.nearest, nearest)
-    assert histogram.counts.sum() == len(pairs) and histogram.counts.min() >= 0
-    np.testing.assert_array_equal(histogram.counts, np.histogram(values, phi_edges())[0])
+    assert sums.histogram.sum() == len(pairs) and sums.histogram.min() >= 0
+    np.testing.assert_array_equal(sums.histogram, np.histogram(values, phi_edges())[0])
     ratios = [
         phi[i, j] / np.sqrt(counts[j] * (100 - counts[i]) / (counts[i] * (100 - counts[j])))
         for i, j in pairs
         if phi[i, j] > 0
     ]
-    assert over_max.means(len(ratios))["mean_over_max"] == pytest.approx(np.mean(ratios), rel=1e-12)
-    assert over_max.means(len(ratios))["over_max_above"][0.5] == np.mean(np.array(ratios) > 0.5)
+    assert sums.over_max_means()["mean_over_max"] == pytest.approx(np.mean(ratios), rel=1e-12)
+    assert sums.over_max_means()["over_max_above_0.5"] == np.mean(np.array(ratios) > 0.5)
     of_cell = {}
     for i, j in pairs:
         of_cell.setdefault((bands[i], bands[j]), []).append(abs(phi[i, j]))
-    found = cells.cells()
-    assert found.pairs.sum() == len(pairs) and np.count_nonzero(found.pairs) == len(of_cell)
+    assert np.count_nonzero(sums.cells) == len(of_cell)
     for cell, phis in of_cell.items():
-        assert found.pairs[cell] == len(phis) and found.mean_abs_phi[cell] == pytest.approx(np.mean(phis), abs=1e-13)
+        assert sums.cells[cell] == pytest.approx(np.sum(phis), abs=1e-13)
 
 
 def test_chosen_places_only():

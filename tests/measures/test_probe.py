@@ -42,11 +42,11 @@ def test_it_agrees_with_scikit_learn():
     x, labels = clouds([60, 25, 10], d=8)
     probe = fit_probe(x, labels, 3)
     z = (x - x.mean(0)) / x.std(0)
-    found = linear.LogisticRegression(C=1 / (STRENGTH * len(x)), class_weight="balanced", tol=1e-8, max_iter=5000).fit(
+    fitted = linear.LogisticRegression(C=1 / (STRENGTH * len(x)), class_weight="balanced", tol=1e-8, max_iter=5000).fit(
         z, labels
     )
-    np.testing.assert_allclose(probe.weights, found.coef_.T, atol=1e-3)
-    assert (probe.predict(x) == found.predict(z)).all()
+    np.testing.assert_allclose(probe.weights, fitted.coef_.T, atol=1e-3)
+    assert (probe.predict(x) == fitted.predict(z)).all()
 
 
 def test_separate_classes_are_told_apart_and_rare_ones_are_not_forgotten():
@@ -62,14 +62,6 @@ def test_a_constant_input_and_a_shift_change_nothing():
     probe = fit_probe(x, labels, 2)
     more = np.concatenate([x * 50 - 3, np.full((40, 1), 4.0)], axis=1)
     assert (fit_probe(more, labels, 2).predict(more) == probe.predict(x)).all()
-
-
-def test_a_class_without_rows_is_refused():
-    x, labels = clouds([5, 5])
-    with pytest.raises(ValueError, match="every class needs a row"):
-        fit_probe(x, labels, 3)
-    with pytest.raises(ValueError, match="every class needs a row"):
-        fit_probe(x, labels, 1)
 
 
 def test_macro_f1_by_hand():

@@ -27,9 +27,12 @@ def brute_force(rows, i, most):
     return errors[1:]
 
 
-def made(kind, n, d, seed=0):
+def rows_of_kind(kind, n, d, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=generator)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
     if kind == "random":
         return draw(n, d)
     if kind == "positive":
@@ -55,44 +58,44 @@ KINDS = ("random", "positive", "mixtures", "opposed", "opposites", "duplicates",
 @pytest.mark.parametrize("d", [3, 16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_forty_rows_equal_brute_force(kind, d):
-    rows = made(kind, 40, d)
-    found = pursue(rows, 3)
+    rows = rows_of_kind(kind, 40, d)
+    pursuit = pursue(rows, 3)
     for i in (0, 21, 39):
-        assert found.errors[i] == pytest.approx(brute_force(rows, i, 3), abs=1e-9)
-    assert found.proved.all()
+        assert pursuit.errors[i] == pytest.approx(brute_force(rows, i, 3), abs=1e-9)
+    assert pursuit.proved.all()
 
 
 @pytest.mark.parametrize("kind", ["random", "opposed", "mixtures"])
 def test_nine_rows_equal_an_nnls_over_every_set(kind):
-    rows = made(kind, 9, 4, seed=3)[:9]
-    found, w = pursue(rows, 4), unit(rows)
+    rows = rows_of_kind(kind, 9, 4, seed=3)[:9]
+    pursuit, w = pursue(rows, 4), unit(rows)
     for i in range(len(w)):
         others = np.delete(np.arange(len(w)), i)
         for k in range(1, 5):
             best = min(nnls(w[list(chosen)].T, w[i])[1] ** 2 for chosen in combinations(others, k))
-            assert found.errors[i, k - 1] == pytest.approx(best, abs=1e-9)
+            assert pursuit.errors[i, k - 1] == pytest.approx(best, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("pool", "beam"), [(1, 1), (4, 2), (30, 8)])
 def test_a_narrow_search_is_an_upper_bound_and_what_it_proves_is_true(kind, pool, beam):
-    rows = made(kind, 120, 6)
-    found = pursue(rows, 3, pool=pool, beam=beam)
+    rows = rows_of_kind(kind, 120, 6)
+    pursuit = pursue(rows, 3, pool=pool, beam=beam)
     for i in range(0, 120, 29):
         best = brute_force(rows, i, 2)
-        assert (found.errors[i, :2] >= np.array(best) - 1e-9).all()
-        assert found.errors[i, 0] == pytest.approx(best[0], abs=1e-6)
-        if found.proved[i, 1]:
-            assert found.errors[i, 1] == pytest.approx(best[1], abs=2e-6)
-    assert found.proved[:, 0].all()
-    assert (found.errors <= found.omp_errors + 1e-12).all()
+        assert (pursuit.errors[i, :2] >= np.array(best) - 1e-9).all()
+        assert pursuit.errors[i, 0] == pytest.approx(best[0], abs=1e-6)
+        if pursuit.proved[i, 1]:
+            assert pursuit.errors[i, 1] == pytest.approx(best[1], abs=2e-6)
+    assert pursuit.proved[:, 0].all()
+    assert (pursuit.errors <= pursuit.omp_errors + 1e-12).all()
 
 
 def test_pairs_are_proved_without_all_rows_among_the_candidates():
-    rows, some = made("random", 400, 64), np.arange(0, 400, 20)
-    found = pursue(rows, 2, some, pool=64)
-    assert found.proved[:, 1].all()
-    assert found.errors == pytest.approx(np.array([brute_force(rows, i, 2) for i in some]), abs=1e-9)
+    rows, some = rows_of_kind("random", 400, 64), np.arange(0, 400, 20)
+    pursuit = pursue(rows, 2, some, pool=64)
+    assert pursuit.proved[:, 1].all()
+    assert pursuit.errors == pytest.approx(np.array([brute_force(rows, i, 2) for i in some]), abs=1e-9)
 
 
 def slow_omp(rows, i, most):
@@ -113,33 +116,34 @@ def slow_omp(rows, i, most):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_omp_equals_a_slow_twin(kind):
-    rows = made(kind, 60, 10, seed=1)
-    found = pursue(rows, 4, pool=5)
+    rows = rows_of_kind(kind, 60, 10, seed=1)
+    pursuit = pursue(rows, 4, pool=5)
     for i in range(0, 60, 7):
-        assert found.omp_errors[i] == pytest.approx(slow_omp(rows, i, 4), abs=1e-6)
+        assert pursuit.omp_errors[i] == pytest.approx(slow_omp(rows, i, 4), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_and_coefficients_rebuild_the_error(kind):
-    rows = made(kind, 50, 7, seed=2)
-    found, w = pursue(rows, 4, pool=20), unit(rows)
-    assert (np.diff(found.errors, axis=1) <= 1e-12).all()
+    rows = rows_of_kind(kind, 50, 7, seed=2)
+    pursuit, w = pursue(rows, 4, pool=20), unit(rows)
+    assert (np.diff(pursuit.errors, axis=1) <= 1e-12).all()
     for i in range(50):
         for k in range(4):
-            parts, c = found.parts[i, k], found.coefficients[i, k]
+            parts, c = pursuit.parts[i, k], pursuit.coefficients[i, k]
             used = parts >= 0
             assert used.sum() <= k + 1 and i not in parts and len(set(parts[used])) == used.sum()
             assert (c[used] > 0).all() and (c[~used] == 0).all() and (np.diff(c) <= 0).all()
-            assert found.errors[i, k] == pytest.approx(((w[i] - c[used] @ w[parts[used]]) ** 2).sum(), abs=1e-12)
+            assert pursuit.errors[i, k] == pytest.approx(((w[i] - c[used] @ w[parts[used]]) ** 2).sum(), abs=1e-12)
 
 
 def test_by_hand():
     rows = torch.tensor([[3.0, 0, 0], [0, 2, 0], [1, 1, 0], [0, 0, -1]])
-    found = pursue(rows, 2)
-    # (1, 1) is half of one axis and all of two; an axis is half of the diagonal; the fourth row has nothing in common with the others
-    assert found.errors == pytest.approx(np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.0], [1, 1]]), abs=1e-12)
-    assert set(found.parts[2, 1]) == {0, 1} and found.coefficients[2, 1] == pytest.approx([0.5**0.5] * 2)
-    assert found.parts[0].tolist() == [[2, -1], [2, -1]] and found.parts[3].tolist() == [[-1, -1]] * 2
+    pursuit = pursue(rows, 2)
+    # (1, 1) is half of one axis and all of two; an axis is half of the diagonal; the fourth row has nothing in common
+    # with the others
+    assert pursuit.errors == pytest.approx(np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.0], [1, 1]]), abs=1e-12)
+    assert set(pursuit.parts[2, 1]) == {0, 1} and pursuit.coefficients[2, 1] == pytest.approx([0.5**0.5] * 2)
+    assert pursuit.parts[0].tolist() == [[2, -1], [2, -1]] and pursuit.parts[3].tolist() == [[-1, -1]] * 2
 
 
 def test_a_copy_is_one_part_and_an_opposite_none():
@@ -151,7 +155,8 @@ def test_a_copy_is_one_part_and_an_opposite_none():
 
 
 def test_a_part_far_from_the_target_is_found():
-    """w = (a + b) / norm with a and b nearly opposite: b's cosine with w is below that of many others, and a alone is a poor start."""
+    """w = (a + b) / norm with a and b nearly opposite: b's cosine with w is below that of many others, and a alone is a
+    poor start."""
     generator = torch.Generator().manual_seed(0)
     a = torch.zeros(1, 40)
     a[0, :2] = torch.tensor([0.9, 0.3])
@@ -161,34 +166,24 @@ def test_a_part_far_from_the_target_is_found():
     decoys = torch.nn.functional.normalize(
         torch.randn(300, 40, generator=generator), dim=1
     ) + 0.4 * torch.nn.functional.normalize(w)
-    found = pursue(torch.cat([w, decoys, a, b]), 2, targets=np.array([0]), pool=10)
-    assert set(found.parts[0, 1]) == {301, 302} and found.errors[0, 1] == pytest.approx(0, abs=1e-12)
+    pursuit = pursue(torch.cat([w, decoys, a, b]), 2, targets=np.array([0]), pool=10)
+    assert set(pursuit.parts[0, 1]) == {301, 302} and pursuit.errors[0, 1] == pytest.approx(0, abs=1e-12)
 
 
 def test_targets_tiles_and_lengths_change_nothing(monkeypatch):
-    rows = made("mixtures", 90, 12)
+    rows = rows_of_kind("mixtures", 90, 12)
     whole = pursue(rows, 3, pool=30)
     some = np.array([5, 88, 17])
     monkeypatch.setattr("metasae.measures.rows.pursuit.TILE", 7)
     monkeypatch.setattr("metasae.measures.rows.pursuit.SEARCH_TILE", 2)
-    found = pursue(rows * torch.linspace(0.1, 9, 90)[:, None], 3, targets=some, pool=30)
-    assert found.errors == pytest.approx(whole.errors[some], abs=1e-6) and found.targets.tolist() == some.tolist()
-    assert (found.parts == whole.parts[some]).all()
+    pursuit = pursue(rows * torch.linspace(0.1, 9, 90)[:, None], 3, targets=some, pool=30)
+    assert pursuit.errors == pytest.approx(whole.errors[some], abs=1e-6) and pursuit.targets.tolist() == some.tolist()
+    assert (pursuit.parts == whole.parts[some]).all()
 
 
-def test_no_targets_and_the_summary():
-    rows = made("random", 30, 5)
-    assert pursue(rows, 2, targets=np.zeros(0, np.int64)).as_dict() == {"n_rows": 30, "n_targets": 0}
-    found = pursue(rows, 2)
-    summary = found.as_dict()
-    assert summary["e_2"] == pytest.approx(found.errors[:, 1].mean()) and summary["e_2_proved"] == 1
-    assert summary["share_e_2_below_0.5"] == (found.errors[:, 1] < 0.5).mean()
-
-
-def test_what_cannot_be_pursued():
-    with pytest.raises(ValueError, match="two rows"):
-        pursue(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="not zero"):
-        pursue(torch.tensor([[1.0, 0], [0, 0]]))
-    with pytest.raises(ValueError, match="between 1 and 6"):
-        pursue(torch.ones(3, 2), most=7)
+def test_the_summary():
+    rows = rows_of_kind("random", 30, 5)
+    pursuit = pursue(rows, 2)
+    summary = pursuit.as_dict()
+    assert summary["e_2"] == pytest.approx(pursuit.errors[:, 1].mean()) and summary["e_2_proved"] == 1
+    assert summary["share_e_2_below_0.5"] == (pursuit.errors[:, 1] < 0.5).mean()

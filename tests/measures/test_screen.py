@@ -23,16 +23,16 @@ def test_candidates_hold_every_entry_at_the_limit(d, n, normalize, limit):
     x, _, _ = sae.normalise(x)
     pre = sae.pre_activations(x)
     screen = Screen(sae, limit, screened=True)
-    found = screen.candidates(x)
-    np.testing.assert_allclose(found.values, pre[found.rows.long(), found.latents.long()], rtol=1e-4, atol=1e-4)
+    entries = screen.candidates(x)
+    np.testing.assert_allclose(entries.values, pre[entries.rows.long(), entries.latents.long()], rtol=1e-4, atol=1e-4)
     expected = dense_candidates(sae, x, limit.clamp(min=0))
     # an entry that lies on the limit but for fp32 rounding may fall on either side
     sure = set(map(tuple, (pre > limit.clamp(min=0) + 1e-4).nonzero().tolist()))
-    assert sure <= as_set(found) and sure <= as_set(expected)
+    assert sure <= as_set(entries) and sure <= as_set(expected)
     fires, dense = screen.above(x), Screen(sae, limit, screened=False).above(x)
     assert sure <= as_set(fires) and len(as_set(fires) ^ as_set(dense)) <= 1e-4 * n * len(x)
-    for each in (found, fires, dense):
-        assert np.array_equal(np.diff(each.offsets), np.bincount(each.rows, minlength=len(x)))
+    for part in (entries, fires, dense):
+        assert np.array_equal(np.diff(part.offsets), np.bincount(part.rows, minlength=len(x)))
 
 
 def test_limits_that_are_hit_exactly():

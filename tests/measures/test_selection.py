@@ -5,7 +5,7 @@ from fakes import FakeSplit, random_sae, random_split
 
 from metasae.errors import UserError
 from metasae.measures.firing import selection
-from metasae.measures.firing.selection import BatchSelection, firing_counts, largest
+from metasae.measures.firing.selection import BatchSelection, count_firings, largest
 from metasae.sae.kernels import reference
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -29,30 +29,30 @@ def plain(sae, split, k, batch):
 
 
 def selected(sae, split, k, batch):
-    found = BatchSelection(sae, k)
+    chosen = BatchSelection(sae, k)
     for block in split.blocks(batch):
-        found.add(block)
-    return found
+        chosen.add(block)
+    return chosen
 
 
 @pytest.mark.parametrize("normalize", ["none", "token"])
 @pytest.mark.parametrize("k, batch", [(1, 7), (4, 33), (2.5, 1), (4, 1000)])
 def test_selection_is_batch_topk(normalize, k, batch):
     sae, split = random_sae(normalize=normalize), random_split(200)
-    found = selected(sae, split, k, batch)
+    chosen = selected(sae, split, k, batch)
     counts, lowest = plain(sae, split, k, batch)
-    assert found.counts.tolist() == counts.tolist() and found.counts.dtype == np.int64
-    np.testing.assert_allclose(found.lowest, lowest, rtol=1e-5)
-    assert found.counts.sum() == sum(round(k * len(block)) for block in split.blocks(batch))
+    assert chosen.counts.tolist() == counts.tolist() and chosen.counts.dtype == np.int64
+    np.testing.assert_allclose(chosen.lowest, lowest, rtol=1e-5)
+    assert chosen.counts.sum() == sum(round(k * len(block)) for block in split.blocks(batch))
 
 
 @pytest.mark.parametrize("batch", [50, 300])
 def test_a_sparse_selection_among_many_latents(batch):
     sae, split = random_sae(32, 600, k=3), random_split(900, d=32)
     counts, lowest = plain(sae, split, 3, batch)
-    found = selected(sae, split, 3, batch)
-    assert found.counts.tolist() == counts.tolist()
-    np.testing.assert_allclose(found.lowest, lowest, rtol=1e-4)
+    chosen = selected(sae, split, 3, batch)
+    assert chosen.counts.tolist() == counts.tolist()
+    np.testing.assert_allclose(chosen.lowest, lowest, rtol=1e-4)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.9, 3.0])
@@ -69,15 +69,15 @@ def test_ties_go_to_the_lower_index_and_only_positive_entries_count():
     x = [[1.0, 2.0, 1.0], [1.0, -1.0, 0.0]]
     assert selected(identity_sae(3), FakeSplit(x), 1, 2).counts.tolist() == [1, 1, 0]
     assert selected(identity_sae(3), FakeSplit(x), 3, 2).counts.tolist() == [2, 1, 1]
-    found = selected(identity_sae(3), FakeSplit([[-1.0, 0.0, -2.0]]), 2, 2)
-    assert found.counts.tolist() == [0, 0, 0] and np.isinf(found.lowest).all() and found.cut == 0
+    chosen = selected(identity_sae(3), FakeSplit([[-1.0, 0.0, -2.0]]), 2, 2)
+    assert chosen.counts.tolist() == [0, 0, 0] and np.isinf(chosen.lowest).all() and chosen.cut == 0
 
 
 def test_all_entries_from_the_limit_on_come_back():
     sae, split = random_sae(32, 600, k=3), random_split(200, d=32)
-    found = BatchSelection(sae, 3)
+    chosen = BatchSelection(sae, 3)
     for block in split.blocks(50):
-        values = found.add(block, limit=1.0)[1]
+        values = chosen.add(block, limit=1.0)[1]
         pre = sae.pre_activations(block).numpy()
         np.testing.assert_allclose(np.sort(values[values > 1.0]), np.sort(pre[pre > 1.0]), rtol=1e-4, atol=1e-5)
 
@@ -92,12 +92,12 @@ def test_largest_is_a_stable_sort(keep):
     assert largest(np.zeros(0, np.float32), keep).tolist() == []
 
 
-def test_firing_counts_are_those_of_the_dense_activations():
+def test_counted_firings_are_those_of_the_dense_activations():
     sae, split = random_sae(normalize="token", threshold=0.4), random_split(61)
     dense = sae.encode(split.x).acts > 0
-    assert firing_counts(sae, sae.threshold, split, 7).tolist() == dense.sum(0).tolist()
-    assert firing_counts(sae, 1e9, split, 7).tolist() == [0] * 24
-    assert firing_counts(sae, 0.4, random_split(0)).tolist() == [0] * 24
+    assert count_firings(sae, sae.threshold, split, 7).tolist() == dense.sum(0).tolist()
+    assert count_firings(sae, 1e9, split, 7).tolist() == [0] * 24
+    assert count_firings(sae, 0.4, random_split(0)).tolist() == [0] * 24
 
 
 def test_numbers_that_are_not_finite_are_refused():

@@ -40,11 +40,11 @@ def test_expectations_equal_the_sum_over_all_outcomes(monkeypatch):
     monkeypatch.setattr(sense_draws, "DRAWS", 40_000)
     sizes, draw = np.array([40, 12, 9]), Draw(7, 0.2, 0.5)
     counts = np.array([[20, 6, 5], [9, 0, 1], [0, 0, 7], [3, 2, 1], [0, 0, 0]])
-    found, blends = matched(counts, sizes, draw, np.random.default_rng(0))
+    means, blends = matched(counts, sizes, draw, np.random.default_rng(0))
     for latent in range(3):
-        assert found[latent] == pytest.approx((exact(counts[latent], sizes, 7, atomicity) - 0.2) / 0.8, abs=0.01)
+        assert means[latent] == pytest.approx((exact(counts[latent], sizes, 7, atomicity) - 0.2) / 0.8, abs=0.01)
         assert blends[latent] == pytest.approx(exact(counts[latent], sizes, 7, blended), abs=0.01)
-    assert found[2] == 1 and np.isnan(found[3:]).all() and np.isnan(blends[3:]).all()
+    assert means[2] == 1 and np.isnan(means[3:]).all() and np.isnan(blends[3:]).all()
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_latents_that_fire_at_random_have_nothing_however_narrow(sizes, share):
     # exactly m of all tokens: what shuffling the senses of the word's tokens gives
     m = max(round(share * sizes.sum()), draw.size)
     counts = rng.multivariate_hypergeometric(sizes, m, size=400)
-    found, blends = matched(counts, sizes, draw, rng)
-    error = found.std() / len(found) ** 0.5
-    assert abs(found.mean()) < 4 * error + 0.005
+    means, blends = matched(counts, sizes, draw, rng)
+    error = means.std() / len(means) ** 0.5
+    assert abs(means.mean()) < 4 * error + 0.005
     assert blends.mean() == pytest.approx(draw.blend, abs=0.03)
     if m == draw.size:
         # by the raw number they would have passed for a little atomic
@@ -94,13 +94,13 @@ def test_narrower_latents_with_the_same_blend_do_not_look_more_or_less_atomic(si
     rng = np.random.default_rng(1)
     draw = draw_for(sizes, rng)
     whole = firings(sizes, profile, 300, rng)
-    found = matched(whole, sizes, draw, rng)[0]
+    means = matched(whole, sizes, draw, rng)[0]
     for kept in (0.9, 0.4):
         narrow = matched(thin(whole, kept, rng), sizes, draw, rng)[0]
         judged = ~np.isnan(narrow)
         assert judged.mean() > 0.9
-        error = np.hypot(found[judged].std(), narrow[judged].std()) / judged.sum() ** 0.5
-        assert abs(narrow[judged].mean() - found[judged].mean()) < 4 * error + 0.003
+        error = np.hypot(means[judged].std(), narrow[judged].std()) / judged.sum() ** 0.5
+        assert abs(narrow[judged].mean() - means[judged].mean()) < 4 * error + 0.003
 
 
 @pytest.mark.parametrize("sizes", [EVEN, SKEWED])

@@ -26,7 +26,8 @@ def measured(recalls, sizes=SIZES, seed=0, splits=2, **more):
 def test_pure_latents_against_blends():
     pure, blends = measured(PURE + WORD_ITSELF), measured(BLENDS + WORD_ITSELF)
     assert pure["coverage_f1"] == pytest.approx(2 * 0.9 / 1.9, abs=0.02)
-    # each latent weighs as its summed activation: the word's own latent has 600 firings and atomicity 0, the pure ones 540 and 1
+    # each latent weighs as its summed activation: the word's own latent has 600 firings and atomicity 0, the pure ones
+    # 540 and 1
     assert pure["atomicity"] == pytest.approx(540 / 1140, abs=0.02) == pure["atomicity_matched"]
     # a share of a third in each sense counts as a blend too
     assert pure["blend"] == pytest.approx(600 / 1140, abs=0.02) and blends["blend"] == 1 and blends["atomicity"] < 0.3
@@ -50,10 +51,10 @@ def test_narrow_blends_do_not_look_more_atomic():
 def test_latents_that_know_nothing_of_the_senses_have_nothing():
     rng = np.random.default_rng(0)
     recalls = np.repeat(rng.uniform(0.02, 0.9, size=(120, 1)), 3, axis=1)
-    found = measured(recalls)
-    assert abs(found["atomicity_matched"]) < 0.01
-    assert found["coverage_f1"] == pytest.approx(found["coverage_floor"], abs=0.03) and abs(found["ami"]) < 0.02
-    assert found["probe_f1"] == pytest.approx(found["probe_floor"], abs=0.06)
+    numbers = measured(recalls)
+    assert abs(numbers["atomicity_matched"]) < 0.01
+    assert numbers["coverage_f1"] == pytest.approx(numbers["coverage_floor"], abs=0.03) and abs(numbers["ami"]) < 0.02
+    assert numbers["probe_f1"] == pytest.approx(numbers["probe_floor"], abs=0.06)
     # narrower still: below the number of firings that are drawn nothing is judged
     narrow = measured(np.full((50, 3), 0.01))
     assert narrow["matched"]["n_latents"] == 0 and narrow["atomicity_matched"] is None and narrow["atomicity"] > 0.2
@@ -62,22 +63,22 @@ def test_latents_that_know_nothing_of_the_senses_have_nothing():
 def test_shuffled_senses_give_the_floor():
     x, sense = fires(SIZES, PURE * 3 + BLENDS * 3, noise=0.3)
     shuffled = word_of(x, np.random.default_rng(1).permutation(sense))
-    found = measure_senses(through(18), sense_reference([shuffled], splits=2))["words"]["word"]
-    assert abs(found["atomicity_matched"]) < 0.02 and abs(found["ami"]) < 0.02
-    assert found["coverage_f1"] == pytest.approx(found["coverage_floor"], abs=0.04)
-    assert found["headroom"] == pytest.approx(found["probe_f1"] - found["coverage_f1"])
+    numbers = measure_senses(through(18), sense_reference([shuffled], splits=2))["words"]["word"]
+    assert abs(numbers["atomicity_matched"]) < 0.02 and abs(numbers["ami"]) < 0.02
+    assert numbers["coverage_f1"] == pytest.approx(numbers["coverage_floor"], abs=0.04)
+    assert numbers["headroom"] == pytest.approx(numbers["probe_f1"] - numbers["coverage_f1"])
 
 
 def test_conditions_counts_and_detectors():
     x, sense = fires(SIZES, [[0, 0, 0], *PURE, *WORD_ITSELF])
-    found = measure_senses(through(5), sense_reference([word_of(x, sense)], splits=2))
+    numbers = measure_senses(through(5), sense_reference([word_of(x, sense)], splits=2))
     assert (
-        found["n_words"] == 1
-        and found["note"].startswith("1 word:")
-        and found["point"] == "blocks.1.hook_resid_pre"
-        and found["seed"] == 0
+        numbers["n_words"] == 1
+        and numbers["note"].startswith("1 word:")
+        and numbers["point"] == "blocks.1.hook_resid_pre"
+        and numbers["seed"] == 0
     )
-    word = found["words"]["word"]
+    word = numbers["words"]["word"]
     assert word["n_per_sense"] == {"A": 400, "B": 120, "C": 80} and word["n_tokens"] == 600
     assert word["excluded"] == {"sentences": {"the same sentence again": 2}, "rare_senses": {"Z": 1}}
     assert word["n_latents"] == 4 and word["l0_realised"] == pytest.approx((x > 0.5).sum() / 600)
@@ -91,14 +92,14 @@ def test_conditions_counts_and_detectors():
         "f1": pytest.approx(2 * recall / (1 + recall)),
     }
     assert sum(entry["n_latents"] for entry in word["by_recall"]) == 4
-    json.dumps(json_safe(found), allow_nan=False)
+    json.dumps(json_safe(numbers), allow_nan=False)
 
 
 def test_leaving_out_a_block_is_measuring_without_it():
     x, sense = fires(SIZES, PURE + BLENDS, noise=0.3)
     reference = sense_reference([word_of(x, sense)], splits=2)
-    word = reference.words[0]
-    found = measure_senses(through(6), reference)["words"]["word"]
+    word = reference[0]
+    numbers = measure_senses(through(6), reference)["words"]["word"]
     for block in (0, 5):
         kept = word.blocks != block
         rest = replace(
@@ -114,9 +115,9 @@ def test_leaving_out_a_block_is_measuring_without_it():
             shuffled=word.shuffled[:, kept],
             blocks=word.blocks[kept],
         )
-        without = measure_senses(through(6), replace(reference, words=(alone,)))["words"]["word"]
+        without = measure_senses(through(6), (alone,))["words"]["word"]
         for key in SCORES:
-            assert found["leave_one_out"][key][block] == pytest.approx(without[key], abs=1e-12)
+            assert numbers["leave_one_out"][key][block] == pytest.approx(without[key], abs=1e-12)
 
 
 def test_intervals_over_sentences_hold_the_truth(monkeypatch):
@@ -126,10 +127,10 @@ def test_intervals_over_sentences_hold_the_truth(monkeypatch):
     monkeypatch.setattr("metasae.measures.words.sense_reference.probe_ceiling", lambda *_: ceiling)
     rng = np.random.default_rng(0)
     recalls = rng.uniform(0, 1, size=(20, 3))
-    found = [measured(recalls, sizes=[200, 60, 40], seed=seed) for seed in range(24)]
+    numbers = [measured(recalls, sizes=[200, 60, 40], seed=seed) for seed in range(24)]
     for key in SCORES:
-        values = np.array([each[key] for each in found])
-        half_widths = np.array([(each["ci95"][key][1] - each["ci95"][key][0]) / 2 for each in found])
+        values = np.array([by_word[key] for by_word in numbers])
+        half_widths = np.array([(by_word["ci95"][key][1] - by_word["ci95"][key][0]) / 2 for by_word in numbers])
         assert (np.abs(values - values.mean()) < half_widths).mean() > 0.75
         assert 0.6 < half_widths.mean() / 2.36 / values.std() < 2.5
 
@@ -145,16 +146,16 @@ def test_the_jackknife_of_a_mean_is_students_interval():
 
 def test_words_are_the_clusters():
     words = [measured(PURE, seed=0), measured(BLENDS, seed=1), measured(PURE + WORD_ITSELF, seed=2)]
-    found = overall(words)
+    numbers = overall(words)
     for key in SCORES:
         values = [word[key] for word in words]
-        assert found[key] == pytest.approx(np.mean(values))
+        assert numbers[key] == pytest.approx(np.mean(values))
         half = 4.302653 * np.std(values, ddof=1) / 3**0.5
-        assert found["ci95"][key] == pytest.approx((np.mean(values) - half, np.mean(values) + half), rel=1e-6)
-        assert found["leave_one_out"][key] == pytest.approx(
+        assert numbers["ci95"][key] == pytest.approx((np.mean(values) - half, np.mean(values) + half), rel=1e-6)
+        assert numbers["leave_one_out"][key] == pytest.approx(
             np.mean([word["leave_one_out"][key] for word in words], axis=0)
         )
-    assert found["note"].startswith("3 words: read each by itself") and found["missing"] == {}
+    assert numbers["note"].startswith("3 words: read each by itself") and numbers["missing"] == {}
     assert overall(words * 2)["note"] == ""
     assert words_interval([0.5]) is None
 
@@ -193,7 +194,5 @@ def test_activations_are_those_of_encode(monkeypatch):
     assert latents.tolist() == np.flatnonzero(whole.any(0)).tolist() and len(latents) < 24
     np.testing.assert_allclose(acts.toarray(), whole[:, latents], rtol=1e-6)
     assert (acts.data > 0).all()
-    with pytest.raises(ValueError, match="vectors of 8 numbers, these have 5"):
-        activations_on(sae, x[:, :5])
     with pytest.raises(ValueError, match="no threshold"):
         activations_on(random_sae(), x)

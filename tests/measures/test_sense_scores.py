@@ -19,7 +19,8 @@ SIZES = np.array([8, 4, 2])
 
 
 def random_acts(tokens=60, latents=9, seed=0):
-    """Adversarial: a dead latent, one that is always on with one value, duplicates, a latent on a single token, tied values."""
+    """Adversarial: a dead latent, one that is always on with one value, duplicates, a latent on a single token, tied
+    values."""
     rng = np.random.default_rng(seed)
     acts = np.where(rng.random((tokens, latents)) < 0.3, rng.integers(1, 4, size=(tokens, latents)), 0).astype(
         np.float32
@@ -40,10 +41,10 @@ def plain_counts(acts, sense, n_senses):
 def test_counts_equal_the_loops(seed):
     acts = random_acts(seed=seed)
     sense = np.random.default_rng(seed).integers(4, size=60)
-    held = csr_array(acts)
-    held.data[:3] = 0
-    found = firings_per_sense(held, sense, 4)
-    assert found.dtype == np.int64 and found.tolist() == plain_counts(held.toarray(), sense, 4)
+    kept = csr_array(acts)
+    kept.data[:3] = 0
+    scores = firings_per_sense(kept, sense, 4)
+    assert scores.dtype == np.int64 and scores.tolist() == plain_counts(kept.toarray(), sense, 4)
     assert firings_per_sense(csr_array((0, 5)), np.zeros(0, int), 2).tolist() == [[0, 0]] * 5
 
 
@@ -52,9 +53,9 @@ def test_shares_and_atomicity_by_hand():
     q = prior_free_shares(counts, SIZES)
     assert q[:4].tolist() == [pytest.approx([1 / 3] * 3), [1, 0, 0], [0.5, 0.5, 0], [1, 0, 0]] and np.isnan(q[4]).all()
     assert q[5].tolist() == [0.75, 0.25, 0]
-    found = atomicity(counts, SIZES)
-    assert found[:4].tolist() == pytest.approx([0, 1, 1 - math.log(2) / math.log(3), 1], abs=1e-12) and math.isnan(
-        found[4]
+    scores = atomicity(counts, SIZES)
+    assert scores[:4].tolist() == pytest.approx([0, 1, 1 - math.log(2) / math.log(3), 1], abs=1e-12) and math.isnan(
+        scores[4]
     )
     assert blended(counts, SIZES).tolist()[:4] == [1, 0, 1, 0] and math.isnan(blended(counts, SIZES)[4])
     # a second share of exactly 1/4 is a blend
@@ -68,7 +69,7 @@ def test_rare_senses_weigh_as_common_ones():
 
 
 def plain_coverage(acts, sense, n_senses, halves):
-    found = []
+    scores = []
     for half in halves:
         for chosen_on in (0, 1):
             per_sense = []
@@ -86,8 +87,8 @@ def plain_coverage(acts, sense, n_senses, halves):
                     else:
                         score = f1[best]
                 per_sense.append(score)
-            found.append(sum(per_sense) / n_senses)
-    return sum(found) / len(found)
+            scores.append(sum(per_sense) / n_senses)
+    return sum(scores) / len(scores)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -114,8 +115,8 @@ def test_coverage_is_scored_on_sentences_it_was_not_chosen_on():
 
 def test_detection_f1_by_hand():
     # latent 0 fires on all 14 tokens, latent 1 on half of sense 1, latent 2 never
-    found = detection_f1(np.array([[8, 4, 2], [0, 2, 0], [0, 0, 0]]), SIZES)
-    assert found.tolist() == [pytest.approx([16 / 22, 8 / 18, 4 / 16]), pytest.approx([0, 4 / 6, 0]), [0, 0, 0]]
+    scores = detection_f1(np.array([[8, 4, 2], [0, 2, 0], [0, 0, 0]]), SIZES)
+    assert scores.tolist() == [pytest.approx([16 / 22, 8 / 18, 4 / 16]), pytest.approx([0, 4 / 6, 0]), [0, 0, 0]]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,4 +1,5 @@
-"""Numbers that take two seeds' SAEs: their intervals against plain loops and by coverage, and which seeds a stored number is of."""
+"""Numbers that take two seeds' SAEs: their intervals against plain loops and by coverage, and which seeds a stored
+number is of."""
 
 import math
 
@@ -29,34 +30,35 @@ def slow_jackknife(values, members):
         kept = [value for value, of in zip(values, members, strict=True) if not of[unit]]
         left.append(sum(kept) / len(kept))
     mean = sum(left) / len(left)
-    return (len(left) - 1) / len(left) * sum((each - mean) ** 2 for each in left)
+    return (len(left) - 1) / len(left) * sum((seed_pair - mean) ** 2 for seed_pair in left)
 
 
 @pytest.mark.parametrize("seeds, missing", [(3, 0), (4, 0), (4, 1), (5, 0), (7, 2)])
 def test_the_jackknife_over_seeds_in_plain_loops(seeds, missing):
     of = list(ring(seeds).values())[: seeds - missing]
-    members = np.array([[unit in each for unit in range(seeds)] for each in of])
+    members = np.array([[unit in seed_pair for unit in range(seeds)] for seed_pair in of])
     full = np.random.default_rng(seeds).normal(size=(2, len(of)))
-    found = over_shared_seeds(full, members)
+    difference = over_shared_seeds(full, members)
     for quantity in (0, 1):
-        assert found.seeds[quantity, quantity] == pytest.approx(slow_jackknife(full[quantity], members))
+        assert difference.seeds[quantity, quantity] == pytest.approx(slow_jackknife(full[quantity], members))
     both = slow_jackknife(full.sum(axis=0), members)
-    assert found.seeds.sum() == pytest.approx(both) and found.n_seeds == len(of) and found.n_blocks == 0
+    assert difference.seeds.sum() == pytest.approx(both) and difference.n_seeds == len(of) and difference.n_blocks == 0
 
 
 def test_three_seeds_in_a_ring_by_hand():
-    # without seed 0 the number of seed 1 is left, 3; without 1 that of 2, and without 2 that of 0: variance 2/3 (1 + 1 + 0)
-    found = paired_difference({0: 11.0, 1: 13.0, 2: 12.0}, dict.fromkeys(range(3), 10.0), between=ring(3))
+    # without seed 0 the number of seed 1 is left, 3; without 1 that of 2, and without 2 that of 0: variance 2/3 (1 + 1
+    # + 0)
+    difference = paired_difference({0: 11.0, 1: 13.0, 2: 12.0}, dict.fromkeys(range(3), 10.0), between=ring(3))
     half = 4.302652729911275 * math.sqrt(4 / 3)
     assert (
-        found.difference == 2
-        and found.ci95 == pytest.approx((2 - half, 2 + half))
-        and found.se_seeds == pytest.approx(math.sqrt(4 / 3))
+        difference.difference == 2
+        and difference.ci95 == pytest.approx((2 - half, 2 + half))
+        and difference.se_seeds == pytest.approx(math.sqrt(4 / 3))
     )
     # t = 2 / sqrt(4/3), two degrees of freedom
-    assert found.p == pytest.approx(1 - math.sqrt(3 / 5)) and found.n_seeds == 3 and found.note == ""
+    assert difference.p == pytest.approx(1 - math.sqrt(3 / 5)) and difference.n_seeds == 3 and difference.note == ""
     alone = paired_difference({0: 11.0, 1: 13.0, 2: 12.0}, dict.fromkeys(range(3), 10.0))
-    assert found.se_seeds == pytest.approx(2 * alone.se_seeds)
+    assert difference.se_seeds == pytest.approx(2 * alone.se_seeds)
     own = mean_interval({0: 11.0, 1: 13.0, 2: 12.0}, between=ring(3))
     assert own.ci95 == pytest.approx((12 - half, 12 + half))
 
@@ -65,8 +67,8 @@ def test_numbers_of_their_own_seed_are_as_before():
     a, b = {0: 1.0, 1: 2.0, 4: 4.5}, {0: 0.5, 1: 0.6, 4: 0.9}
     assert paired_difference(a, b, between={seed: {seed} for seed in a}) == paired_difference(a, b)
     full = np.random.default_rng(0).normal(size=(2, 5))
-    found = over_shared_seeds(full, np.eye(5, dtype=bool))
-    assert found.seeds == pytest.approx(np.cov(full) / 5)
+    difference = over_shared_seeds(full, np.eye(5, dtype=bool))
+    assert difference.seeds == pytest.approx(np.cov(full) / 5)
 
 
 def simulated(seeds, share, seed):
@@ -80,20 +82,21 @@ def simulated(seeds, share, seed):
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
 def test_coverage_of_a_ring_whatever_belongs_to_the_saes(seeds, share):
     five = dict.fromkeys(range(seeds), 5.0)
-    found = [
-        paired_difference(by_seed(5 + each), five, between=ring(seeds)) for each in simulated(seeds, share, 20 + seeds)
+    difference = [
+        paired_difference(by_seed(5 + seed_pair), five, between=ring(seeds))
+        for seed_pair in simulated(seeds, share, 20 + seeds)
     ]
-    share_covered = np.mean([entry.ci95[0] <= 0 <= entry.ci95[1] for entry in found])
+    share_covered = np.mean([entry.ci95[0] <= 0 <= entry.ci95[1] for entry in difference])
     assert 0.915 <= share_covered <= 0.998, f"covers {share_covered:.1%} of {CASES} cases"
     assert all(
         is_clear(entry.as_dict()) == (entry.p < 0.05) == (not entry.percent_ci95[0] <= 0 <= entry.percent_ci95[1])
-        for entry in found
+        for entry in difference
     )
 
 
 def test_as_if_independent_a_ring_would_be_far_too_sure():
     five = dict.fromkeys(range(3), 5.0)
-    intervals = [paired_difference(by_seed(5 + each), five).ci95 for each in simulated(3, 1.0, 23)]
+    intervals = [paired_difference(by_seed(5 + seed_pair), five).ci95 for seed_pair in simulated(3, 1.0, 23)]
     assert np.mean([low <= 0 <= high for low, high in intervals]) < 0.88
 
 
@@ -124,8 +127,10 @@ def test_what_has_no_interval_says_why():
 
 def test_identical_arms_in_a_ring():
     x = by_seed(np.random.default_rng(2).normal(size=4))
-    found = paired_difference(x, x, between=ring(4))
-    assert found.ci95 == (0, 0) and found.p == 1 and not is_clear(found.as_dict()) and found.note == ""
+    difference = paired_difference(x, x, between=ring(4))
+    assert (
+        difference.ci95 == (0, 0) and difference.p == 1 and not is_clear(difference.as_dict()) and difference.note == ""
+    )
 
 
 def test_shared_seeds_with_document_blocks_are_an_error():
@@ -143,7 +148,8 @@ def test_which_seeds_a_stored_number_is_of():
     }
     keys = {
         "seeds.mean_r": {1, 3}, "splits.mean_score": {1}, "merges.mean_score": None, "fidelity.fvu": {1},
-        "interp.scores.sense_intruder.parts.all.estimate": {1, 12}, "interp.scores.embedding.parts.random.estimate": {1},
+        "interp.scores.sense_intruder.parts.all.estimate": {1, 12},
+        "interp.scores.embedding.parts.random.estimate": {1},
     }  # fmt: skip
     assert {key: seeds_behind(measures, QUANTITY[key], 1) for key in keys} == keys
     assert (

@@ -12,7 +12,7 @@ from metasae.measures.cofiring.shift import document_shifts, shift_null
 
 def null_of(on, documents, seed=0, **options):
     firings = firings_of(on, documents)
-    return shift_null(firings, pair_statistics(firings).mean_abs_phi, seed, **options)
+    return shift_null(firings, pair_statistics(firings)["mean_abs_phi"], seed, **options)
 
 
 def test_no_token_meets_one_of_its_own_document():
@@ -28,10 +28,15 @@ def test_no_token_meets_one_of_its_own_document():
 def test_where_no_shift_keeps_documents_apart(lengths):
     documents = np.repeat(np.arange(len(lengths)), lengths)
     assert len(document_shifts(documents)) == 0
-    found = null_of(independent(0, 8, sum(lengths), 3), documents)
-    assert found.n_possible == 0 and found.n_documents == len(lengths)
-    assert found.null_abs_phi is None and found.excess_abs_phi is None and found.spread is None and found.values == ()
-    json.dumps(found.as_dict())
+    null = null_of(independent(0, 8, sum(lengths), 3), documents)
+    assert null["n_possible"] == 0 and null["n_documents"] == len(lengths)
+    assert (
+        null["null_abs_phi"] is None
+        and null["excess_abs_phi"] is None
+        and null["spread"] is None
+        and null["values"] == []
+    )
+    json.dumps(null)
 
 
 def test_documents_of_equal_length():
@@ -53,35 +58,38 @@ def test_against_the_brute_force(tile):
     on = independent(1, 11, 60, 4)
     on[:, 4], on[:, 7] = False, True
     documents = np.sort(rng.integers(0, 9, 60))
-    found = null_of(on, documents, shifts=4, tile=tile)
-    assert len(found.shifts) == len(set(found.shifts)) == min(4, found.n_possible) and found.always == 1
-    for shift, value in zip(found.shifts, found.values, strict=True):
+    null = null_of(on, documents, shifts=4, tile=tile)
+    assert (
+        len(null["shifts"]) == len(set(null["shifts"])) == min(4, null["n_possible"])
+        and null["excluded"]["always"] == 1
+    )
+    for shift, value in zip(null["shifts"], null["values"], strict=True):
         mean, n_ordered = oracle(on, shift)
         assert (
             shift in document_shifts(documents)
             and value == pytest.approx(mean, abs=1e-12)
-            and found.n_pairs == n_ordered / 2
+            and null["n_pairs"] == n_ordered / 2
         )
-    assert found.null_abs_phi == pytest.approx(np.mean(found.values), abs=1e-15)
-    assert found.spread == pytest.approx(np.std(found.values, ddof=1), abs=1e-15)
-    assert found.excess_abs_phi == pytest.approx(
-        pair_statistics(firings_of(on)).mean_abs_phi - found.null_abs_phi, abs=1e-15
+    assert null["null_abs_phi"] == pytest.approx(np.mean(null["values"]), abs=1e-15)
+    assert null["spread"] == pytest.approx(np.std(null["values"], ddof=1), abs=1e-15)
+    assert null["excess_abs_phi"] == pytest.approx(
+        pair_statistics(firings_of(on))["mean_abs_phi"] - null["null_abs_phi"], abs=1e-15
     )
 
 
 def test_the_seed_draws_the_shifts():
     on, documents = independent(2, 10, 400, 3), np.arange(400) // 4
     first, again, other = (null_of(on, documents, seed) for seed in (0, 0, 1))
-    assert first == again and first.shifts != other.shifts and len(first.shifts) == 3
-    assert len(null_of(on, np.arange(400) // 100, shifts=9).shifts) == 3
+    assert first == again and first["shifts"] != other["shifts"] and len(first["shifts"]) == 3
+    assert len(null_of(on, np.arange(400) // 100, shifts=9)["shifts"]) == 3
 
 
 def test_no_excess_without_documents_that_matter():
     excess, spreads = [], []
     for seed in range(6):
-        found = null_of(independent(seed, 100, 3000, 8), np.arange(3000) // 30)
-        excess.append(found.excess_abs_phi / found.null_abs_phi)
-        spreads.append(found.spread / found.null_abs_phi)
+        null = null_of(independent(seed, 100, 3000, 8), np.arange(3000) // 30)
+        excess.append(null["excess_abs_phi"] / null["null_abs_phi"])
+        spreads.append(null["spread"] / null["null_abs_phi"])
     assert abs(np.mean(excess)) < 3 * np.mean(spreads) and max(map(abs, excess)) < 0.03
 
 
@@ -95,35 +103,40 @@ def bursty(seed, n, n_documents, length):
 
 
 def test_bursts_within_documents_are_in_the_null():
-    found, floors = [], []
+    null, floors = [], []
     for seed in range(4):
         on, documents = bursty(seed, 60, 100, 30)
-        found.append(null_of(on, documents))
-        floors.append(pair_statistics(firings_of(on, documents)).floor)
+        null.append(null_of(on, documents))
+        floors.append(pair_statistics(firings_of(on, documents))["floor"])
     # the floor of independent tokens is far too low for such text, and the fixed marginals do not know of it either
-    assert all(one.null_abs_phi > 3 * floor for one, floor in zip(found, floors, strict=True))
-    assert abs(np.mean([one.excess_abs_phi / one.null_abs_phi for one in found])) < 0.05
-    assert excess_phi(firings_of(on, documents)).excess_abs_phi > found[-1].null_abs_phi / 3
+    assert all(one["null_abs_phi"] > 3 * floor for one, floor in zip(null, floors, strict=True))
+    assert abs(np.mean([one["excess_abs_phi"] / one["null_abs_phi"] for one in null])) < 0.05
+    assert excess_phi(firings_of(on, documents))["excess_abs_phi"] > null[-1]["null_abs_phi"] / 3
 
 
 def test_shared_topics_are_in_excess():
     on, documents = topical(0, 80, 120, 25, l0=6, topics=8, lift=5)
-    found = null_of(on, documents)
-    assert found.excess_abs_phi > 10 * found.spread and found.excess_abs_phi > 0.2 * found.null_abs_phi
+    null = null_of(on, documents)
+    assert null["excess_abs_phi"] > 10 * null["spread"] and null["excess_abs_phi"] > 0.2 * null["null_abs_phi"]
 
 
 def test_no_pairs():
-    found = null_of(np.ones((12, 3)), np.arange(12) // 3)
-    assert found.n_pairs == 0 and found.null_abs_phi is None and found.always == 3 and found.n_possible == 3
+    null = null_of(np.ones((12, 3)), np.arange(12) // 3)
+    assert (
+        null["n_pairs"] == 0
+        and null["null_abs_phi"] is None
+        and null["excluded"]["always"] == 3
+        and null["n_possible"] == 3
+    )
 
 
 def test_the_number_of_threads_changes_nothing():
     on, threads = independent(3, 40, 300, 6), torch.get_num_threads()
-    found = []
+    null = []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(null_of(on, np.arange(300) // 10, tile=7))
+            null.append(null_of(on, np.arange(300) // 10, tile=7))
     finally:
         torch.set_num_threads(threads)
-    assert found[0] == found[1]
+    assert null[0] == null[1]

@@ -1,5 +1,4 @@
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -9,10 +8,10 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from metasae.data.text.windows import Frame
-from metasae.files import json_safe
 from metasae.measures.effect import side_effects as module
+from metasae.measures.effect.matched_effects import compare_side_effects
 from metasae.measures.effect.output import windows_of
-from metasae.measures.effect.side_effects import SideEffects, compare_side_effects, side_effects
+from metasae.measures.effect.side_effects import SideEffects, side_effects
 from metasae.measures.firing.firings import Firings, fire
 from metasae.steering.steering import Ablate, steer
 
@@ -80,8 +79,8 @@ def test_trials_pair_a_window_with_a_silent_one_of_like_length():
     starts = np.cumsum([0, *map(len, windows)])
     dense = firings.csr.toarray()
     fired = np.array([(dense[a:b] > 0).any(axis=0) for a, b in itertools.pairwise(starts)])
-    trials, fires = module._draw(sae, firings, windows, np.arange(6), 100, 0)
-    assert fires.all() and len(trials) > 20
+    trials = module._draw(sae, firings, windows, np.arange(6), 100, 0)
+    assert {trial.latent for trial in trials} == set(range(6)) and len(trials) > 20
     for trial in trials:
         home, silent = windows[trial.home], windows[trial.silent]
         assert fired[trial.home, trial.latent] and not fired[trial.silent, trial.latent]
@@ -97,8 +96,8 @@ def test_trials_pair_a_window_with_a_silent_one_of_like_length():
     assert len(used) == len(trials) <= fired.sum()
 
     def drawn(latents, pairs, seed):
-        found = module._draw(sae, firings, windows, np.array(latents), pairs, seed)[0]
-        return [(latents[t.latent], t.home, t.silent, t.directions.tolist()) for t in found]
+        measured = module._draw(sae, firings, windows, np.array(latents), pairs, seed)
+        return [(latents[t.latent], t.home, t.silent, t.directions.tolist()) for t in measured]
 
     few = drawn([4, 1], 2, 0)
     assert len(few) == 4 and few[:2] == drawn([4], 2, 0) and few[2:] == drawn([1], 2, 0) and few != drawn([4, 1], 2, 1)
@@ -119,10 +118,10 @@ def test_against_the_definition(causal, normalize, batch_tokens):
     split = split_for(host, [3, 9, 4, 1, 8, 5, 5, 2, 7, 12])
     firings, sae = random_firings(split), random_sae(D, 6, normalize=normalize)
     latents = [4, 0, 5, 1]
-    found = side_effects(host, sae, firings, latents, CONTEXT, pairs=3, seed=2, batch_tokens=batch_tokens)
+    measured = side_effects(host, sae, firings, latents, CONTEXT, pairs=3, seed=2, batch_tokens=batch_tokens)
     windows = windows_of(split, split.n_tokens, host.frame.room(CONTEXT))
     starts = np.cumsum([0, *map(len, windows)])
-    trials, _ = module._draw(sae, firings, windows, np.array(latents), 3, 2)
+    trials = module._draw(sae, firings, windows, np.array(latents), 3, 2)
     sums, counts, moved = np.zeros((2, 2, 4)), np.zeros(4, int), np.zeros((4, split.n_tokens))
     for trial in trials:
         counts[trial.latent] += len(trial.places)
@@ -145,10 +144,7 @@ def test_against_the_definition(causal, normalize, batch_tokens):
                 if side == which == 0:
                     for place in trial.places:
                         moved[trial.latent, starts[window] + place] = by_token[place]
-    assert (
-        found.firings.tolist() == counts.tolist()
-        and found.pairs.tolist() == np.bincount([t.latent for t in trials]).tolist()
-    )
+    assert measured.firings.tolist() == counts.tolist()
     own, silent, own_random, silent_random = sums[0, 0], sums[0, 1], sums[1, 0], sums[1, 1]
     for name, values in (
         ("own", own),
@@ -156,16 +152,9 @@ def test_against_the_definition(causal, normalize, batch_tokens):
         ("own_random", own_random),
         ("silent_random", silent_random),
     ):
-        assert getattr(found, name) == pytest.approx(values / counts, rel=1e-4)
-    assert found.moved.toarray() == pytest.approx(moved, rel=1e-4, abs=1e-8)
-    assert found.bluntness == pytest.approx(silent * own_random / (own * silent_random), rel=1e-3)
-    out = found.as_dict()
-    assert out["bluntness"] == pytest.approx(np.exp(np.log(found.bluntness).mean()))
-    assert (out["own"], out["n_pairs"], out["unit"]) == (
-        pytest.approx(found.own.mean()),
-        len(trials),
-        "nats" if causal else "cosine distance",
-    )
+        assert getattr(measured, name) == pytest.approx(values / counts, rel=1e-4)
+    assert measured.moved.toarray() == pytest.approx(moved, rel=1e-4, abs=1e-8)
+    assert measured.bluntness == pytest.approx(silent * own_random / (own * silent_random), rel=1e-3)
     host.windows = 0
     side_effects(host, sae, firings, latents, CONTEXT, pairs=3, seed=2, batch_tokens=batch_tokens)
     assert host.windows == 6 * len(trials) + 1
@@ -186,19 +175,20 @@ def test_own_text_is_ablation(load):
     firings = fire(sae, split)
     fired = pre.amax(1) > sae.threshold
     latent = int(np.flatnonzero((fired.sum(0) == 3).numpy())[0])
-    found = side_effects(host, sae, firings, [latent], context=9, pairs=100)
+    measured = side_effects(host, sae, firings, [latent], context=9, pairs=100)
     with steer(host, sae, {latent: Ablate()}):
         ablated = host.output(ids, mask)
     own = distance(host, host.output(ids, mask), ablated)[:, 1:]
-    assert found.firings[0] == firings.counts()[latent] and found.pairs[0] == 3
-    assert found.own[0] == pytest.approx(own.sum() / found.firings[0], rel=1e-3)
+    assert measured.firings[0] == firings.counts()[latent]
+    assert measured.own[0] == pytest.approx(own.sum() / measured.firings[0], rel=1e-3)
 
 
 WIDTH = 64
 
 
 def planted():
-    """Text of idle tokens with now and then A (token 1) or B (token 2), which the model heeds only in their own context."""
+    """Text of idle tokens with now and then A (token 1) or B (token 2), which the model heeds only in their own
+    context."""
     generator = torch.Generator().manual_seed(0)
     a, b, in_a, in_b, *rest = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
     embedding = torch.stack(rest[:VOCABULARY])
@@ -223,44 +213,41 @@ def planted():
     return host, split, rows, firings_of(acts, split)
 
 
+def of_rows(effects, rows):
+    """The effects of some of the latents, in this order."""
+    columns = {name: values[rows] for name, values in vars(effects).items()}
+    return SideEffects(**columns)
+
+
+def compared(effects, pairs, firings):
+    """Latents of one SAE beside others of its own."""
+    one, other = (of_rows(effects, list(side)) for side in zip(*pairs, strict=True))
+    return compare_side_effects(one, other, firings, firings)
+
+
 def test_a_latent_heeded_only_in_its_own_text_is_sharp_and_a_blend_spills():
     host, _, rows, firings = planted()
     sae = random_sae(WIDTH, 4)
     sae.W_dec.copy_(rows)
-    found = side_effects(host, sae, firings, [0, 1, 2, 3], CONTEXT, pairs=40)
-    of_a, of_b, blend, unheeded = found.bluntness
+    measured = side_effects(host, sae, firings, [0, 1, 2, 3], CONTEXT, pairs=40)
+    of_a, of_b, blend, unheeded = measured.bluntness
     assert max(of_a, of_b) < 0.1 and max(of_a, of_b) < blend and unheeded > 0.5
     # blend against A: half of what it moves is text of B; A against the blend: nothing
-    paired = compare_side_effects(found, found, [[2, 0]], firings, firings)
-    assert (
-        0.3 < paired.spill_a < 0.7
-        and paired.apart_a == 0.5
-        and (paired.spill_b, paired.apart_b) == (0, 0)
-        and paired.bluntness_percent > 0
-        and paired.share_sharper == 0
-    )
-    both = compare_side_effects(found, found, [[0, 1]], firings, firings)
-    assert (both.spill_a, both.spill_b) == (1, 1)
-    same = compare_side_effects(found, found, [[0, 0], [2, 2]], firings, firings)
-    assert (same.spill_a, same.spill_b, same.bluntness_percent, same.share_sharper) == (0, 0, 0, 0.5)
+    paired = compared(measured, [(2, 0)], firings)
+    assert 0.3 < paired["spill_a"] < 0.7 and paired["apart_a"] == 0.5
+    assert (paired["spill_b"], paired["apart_b"]) == (0, 0)
+    assert paired["bluntness_percent"] > 0 and paired["share_sharper"] == 0
+    both = compared(measured, [(0, 1)], firings)
+    assert (both["spill_a"], both["spill_b"]) == (1, 1)
+    same = compared(measured, [(0, 0), (2, 2)], firings)
+    assert (same["spill_a"], same["spill_b"], same["bluntness_percent"], same["share_sharper"]) == (0, 0, 0, 0.5)
 
 
 def effects(latents, bluntness, moved):
     bluntness = np.asarray(bluntness, dtype=float)
     ones, count = np.where(np.isnan(bluntness), np.nan, 1.0), np.ones(len(bluntness), np.int64)
-    return SideEffects(
-        np.asarray(latents),
-        ones,
-        bluntness,
-        ones,
-        ones,
-        csr_array(np.asarray(moved, dtype=float)),
-        count,
-        count,
-        0,
-        0,
-        "nats",
-    )
+    moved = csr_array(np.asarray(moved, dtype=float))
+    return SideEffects(np.asarray(latents), ones, bluntness, ones, ones, moved, count)
 
 
 def test_matched_latents_by_hand():
@@ -270,27 +257,24 @@ def test_matched_latents_by_hand():
     acts_a, acts_b = np.zeros((5, 8)), np.zeros((5, 3))
     acts_a[[0, 1], 7], acts_a[[2, 4], 3] = 1, 1
     acts_b[0, 0], acts_b[3:, 2] = 1, 1
-    found = compare_side_effects(a, b, [[7, 0], [3, 2], [7, 1]], firings_of(acts_a, split), firings_of(acts_b, split))
-    assert (found.bluntness_a, found.bluntness_b, found.bluntness_percent, found.share_sharper) == (1, 1, 0, 0.5)
+    pairs = [(0, 0), (1, 2), (0, 1)]
+    of_a, of_b = (of_rows(side, list(rows)) for side, rows in zip((a, b), zip(*pairs, strict=True), strict=True))
+    sides = firings_of(acts_a, split), firings_of(acts_b, split)
+    measured = compare_side_effects(of_a, of_b, *sides)
+    assert (measured["bluntness_a"], measured["bluntness_b"]) == (1, 1)
+    assert (measured["bluntness_percent"], measured["share_sharper"]) == (0, 0.5)
     # 7 against 0: 3 of 4; 3 against 2: 2 of 4; the third match has no number in b
-    assert found.spill_a == pytest.approx((0.75 + 0.5) / 2) and found.spill_b == pytest.approx((0 + 0.5) / 2)
-    assert found.apart_a == pytest.approx((0.5 + 0.5) / 2) and found.apart_b == pytest.approx((0 + 0.5) / 2)
-    assert (found.as_dict()["spill_per_firing_a"], found.as_dict()["spill_per_firing_b"]) == (
-        pytest.approx(1.25),
-        pytest.approx(1),
+    assert measured["spill_a"] == pytest.approx((0.75 + 0.5) / 2) and measured["spill_b"] == pytest.approx(
+        (0 + 0.5) / 2
     )
-    assert (found.n_bluntness, found.n_spill, found.n_matches) == (2, 2, 3)
-    none = compare_side_effects(a, b, [], firings_of(acts_a, split), firings_of(acts_b, split))
-    assert set(none.as_dict().values()) == {None, 0}
-    with pytest.raises(ValueError, match="latent 5 is matched but was not measured"):
-        compare_side_effects(a, b, [[5, 0]], firings_of(acts_a, split), firings_of(acts_b, split))
-    with pytest.raises(ValueError, match="firings on 3 tokens do not belong to effects on 5"):
-        compare_side_effects(
-            a, b, [[7, 0]], firings_of(acts_a, split), firings_of(acts_b[:3], split_for(FakeHost(True), [3]))
-        )
+    assert measured["apart_a"] == pytest.approx((0.5 + 0.5) / 2) and measured["apart_b"] == pytest.approx((0 + 0.5) / 2)
+    assert measured["spill_per_firing_a"] == pytest.approx(1.25) and measured["spill_per_firing_b"] == pytest.approx(1)
+    assert (measured["n_bluntness"], measured["n_spill"], measured["n_matches"]) == (2, 2, 3)
+    none = compare_side_effects(of_rows(a, []), of_rows(b, []), *sides)
+    assert set(none.values()) == {None, 0}
 
 
-def test_latents_without_a_number_are_counted():
+def test_latents_without_a_number():
     host = FakeHost(True)
     split = split_for(host, [5, 5, 2])
     acts = np.zeros((12, 5))
@@ -300,12 +284,14 @@ def test_latents_without_a_number_are_counted():
     acts[0, 4] = 1
     sae = random_sae(D, 5)
     sae.W_dec[4] = 0
-    found = side_effects(host, sae, firings_of(acts, split), [0, 1, 2, 3, 4, 3], CONTEXT)
-    assert (found.never, found.unpaired, found.pairs.tolist()) == (1, 2, [0, 0, 0, 1, 1, 1])
-    assert np.isnan(found.own[:3]).all() and found.own[3] == found.own[5] > 0 and found.own[4] == found.silent[4] == 0
-    out = json.loads(json.dumps(json_safe(found.as_dict())))
-    assert out["excluded"] == {"never": 1, "unpaired": 2, "no_effect": 1} and out["n_latents"] == 2
-    assert out["per_latent"]["bluntness"][:3] == [None] * 3 and out["per_latent"]["firings"] == [0, 0, 0, 1, 1, 1]
+    measured = side_effects(host, sae, firings_of(acts, split), [0, 1, 2, 3, 4, 3], CONTEXT)
+    assert measured.firings.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (
+        np.isnan(measured.own[:3]).all()
+        and measured.own[3] == measured.own[5] > 0
+        and measured.own[4] == measured.silent[4] == 0
+    )
+    assert np.isfinite(measured.bluntness).tolist() == [False, False, False, True, False, True]
 
 
 @pytest.mark.parametrize("lengths", [[], [1]])
@@ -317,6 +303,6 @@ def test_no_text_and_one_token(lengths):
     )
     firings = firings_of(np.ones((len(lengths), 3)), split)
     for latents in ([], [0, 1]):
-        out = side_effects(host, random_sae(D, 3), firings, latents, CONTEXT).as_dict()
-        assert out["own"] is None and out["bluntness"] is None and out["n_pairs"] == 0
-        assert out["excluded"]["never" if not lengths else "unpaired"] == len(latents)
+        measured = side_effects(host, random_sae(D, 3), firings, latents, CONTEXT)
+        assert np.isnan(measured.own).all() and len(measured.own) == len(measured.bluntness) == len(latents)
+        assert not measured.firings.any() and not measured.moved.nnz

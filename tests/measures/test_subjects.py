@@ -67,12 +67,12 @@ def check(subject):
 
 
 def test_one_latent_per_feature(split):
-    found = dictionary(split)
-    check(found)
+    changed = dictionary(split)
+    check(changed)
     a = split.activations.toarray()
-    np.testing.assert_allclose(dense(found), np.where(a > FIRES_ABOVE, a, 0), rtol=1e-6)
-    np.testing.assert_allclose(found.rows, split.world.directions, atol=1e-6)
-    assert torch.equal(found.sae.W_enc, found.sae.W_dec.t())
+    np.testing.assert_allclose(dense(changed), np.where(a > FIRES_ABOVE, a, 0), rtol=1e-6)
+    np.testing.assert_allclose(changed.rows, split.world.directions, atol=1e-6)
+    assert torch.equal(changed.sae.W_enc, changed.sae.W_dec.t())
 
 
 def test_blended_words_and_composites(split, subject):
@@ -108,12 +108,12 @@ def test_fvu_against_dense_arithmetic(subject):
 
 
 def test_thinned(subject):
-    found = thinned(subject, 0.25, 0)
-    check(found)
-    before, after = dense(subject), dense(found)
+    changed = thinned(subject, 0.25, 0)
+    check(changed)
+    before, after = dense(subject), dense(changed)
     assert (after[after > 0] == before[after > 0]).all()
     n = len(subject.firings.indices)
-    assert abs(len(found.firings.indices) - 0.75 * n) < 4 * np.sqrt(n * 0.25 * 0.75)
+    assert abs(len(changed.firings.indices) - 0.75 * n) < 4 * np.sqrt(n * 0.25 * 0.75)
     np.testing.assert_array_equal(dense(thinned(subject, 0.25, 0)), after)
     assert (dense(thinned(subject, 0.25, 1)) != after).any()
     np.testing.assert_array_equal(dense(thinned(subject, 0.0, 0)), before)
@@ -128,9 +128,9 @@ def small_subject(activations):
 
 
 def test_latents_in_half_of_the_documents(subject):
-    found = in_fewer_documents(subject, 0.5, 0)
-    check(found)
-    before, after, documents = dense(subject), dense(found), subject.firings.documents
+    changed = in_fewer_documents(subject, 0.5, 0)
+    check(changed)
+    before, after, documents = dense(subject), dense(changed), subject.firings.documents
     total = len(np.unique(documents))
     chosen = [{d for d in range(total) if (after[documents == d, i] > 0).any()} for i in range(before.shape[1])]
     for i, kept in enumerate(chosen):
@@ -138,15 +138,15 @@ def test_latents_in_half_of_the_documents(subject):
         np.testing.assert_array_equal(after[inside, i], before[inside, i])
         assert len(kept) <= round(total / 2)
     assert len({tuple(sorted(kept)) for kept in chosen}) == len(chosen)
-    assert found.firings.l0 == pytest.approx(subject.firings.l0 / 2, rel=0.1)
+    assert changed.firings.l0 == pytest.approx(subject.firings.l0 / 2, rel=0.1)
     np.testing.assert_array_equal(dense(in_fewer_documents(subject, 1.0, 0)), before)
 
 
 def test_noise_on_rows(subject):
-    found = noisy(subject, 0.3, 0)
-    check(found)
-    assert found.firings is subject.firings and torch.equal(found.sae.W_enc, subject.sae.W_enc)
-    cosines = (found.rows * subject.rows).sum(1)
+    changed = noisy(subject, 0.3, 0)
+    check(changed)
+    assert changed.firings is subject.firings and torch.equal(changed.sae.W_enc, subject.sae.W_enc)
+    cosines = (changed.rows * subject.rows).sum(1)
     assert cosines.min() > 0.9 and cosines.mean() == pytest.approx(1 / np.sqrt(1.09), abs=0.01)
 
 
@@ -164,9 +164,9 @@ def test_twins_by_hand():
 
 def test_twins_rebuild_what_the_latents_did(subject):
     every = np.arange(len(subject.rows))
-    for found in (twinned(subject, every), twinned(subject, every, 3)):
-        check(found)
-        assert found.fvu() == pytest.approx(subject.fvu(), rel=1e-6)
+    for changed in (twinned(subject, every), twinned(subject, every, 3)):
+        check(changed)
+        assert changed.fvu() == pytest.approx(subject.fvu(), rel=1e-6)
     turns = twinned(subject, every, 3)
     assert turns.firings.l0 == subject.firings.l0
     share = turns.firings.counts()[len(every) :].sum() / subject.firings.counts().sum()
@@ -174,17 +174,22 @@ def test_twins_rebuild_what_the_latents_did(subject):
 
 
 def test_what_an_encoder_reads(subject):
-    found = read_by_encoder(subject)
-    check(found)
+    changed = read_by_encoder(subject)
+    check(changed)
     read = subject.split.x.numpy() @ subject.rows.T
-    np.testing.assert_allclose(dense(found), np.where(dense(subject) > 0, np.maximum(read, 0), 0), atol=1e-5)
+    np.testing.assert_allclose(dense(changed), np.where(dense(subject) > 0, np.maximum(read, 0), 0), atol=1e-5)
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.7])
 def test_refitting_against_a_least_squares_fit_of_each_token(subject, cut):
-    found = _refitted(subject, cut)
-    check(found)
-    x, rows, before, after = subject.split.x.double().numpy(), subject.rows.astype(float), dense(subject), dense(found)
+    changed = _refitted(subject, cut)
+    check(changed)
+    x, rows, before, after = (
+        subject.split.x.double().numpy(),
+        subject.rows.astype(float),
+        dense(subject),
+        dense(changed),
+    )
     for t in range(300):
         active = np.flatnonzero(before[t] > cut)
         expected = np.zeros(len(rows))
@@ -201,10 +206,10 @@ def test_twins_share_what_is_refitted(subject):
 
 def test_sparser_at_equal_fvu(subject):
     before = read_by_encoder(subject)
-    found = sparser_at_equal_fvu(before)
-    check(found)
-    assert 0.999 * before.fvu() < found.fvu() <= before.fvu() and found.firings.l0 < 0.95 * before.firings.l0
-    assert ((dense(found) > 0) <= (dense(before) > 0)).all()
+    changed = sparser_at_equal_fvu(before)
+    check(changed)
+    assert 0.999 * before.fvu() < changed.fvu() <= before.fvu() and changed.firings.l0 < 0.95 * before.firings.l0
+    assert ((dense(changed) > 0) <= (dense(before) > 0)).all()
 
 
 def test_what_no_refit_can_match_is_refused():

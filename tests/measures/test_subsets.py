@@ -44,14 +44,14 @@ def test_fit_with_copies_and_with_nothing_to_gain():
 
 def test_a_wide_beam_looks_at_every_set():
     atoms, w, gram, dots = problem(6, 10, 6)
-    found = best_sets(gram, dots, torch.ones(6, 10, dtype=torch.bool), 4, beam=300)
-    assert found.whole.all()
+    sets, whole = best_sets(gram, dots, torch.ones(6, 10, dtype=torch.bool), 4, beam=300)
+    assert whole.all()
     for i in range(6):
         c, _ = nnls(atoms[i].T.numpy(), w[i].numpy())
         support = set(np.flatnonzero(c))
         if len(support) <= 4:
             # the best mixture of all is the best of its own size
-            assert set(found.sets[i, len(support) - 1].tolist()) - {-1} == support
+            assert set(sets[i, len(support) - 1].tolist()) - {-1} == support
 
 
 def test_a_narrow_beam_says_so():
@@ -66,13 +66,13 @@ def test_a_narrow_beam_says_so():
         for i in range(6)
     ]
     beam = sorted(pairs)[2]
-    whole = best_sets(gram, dots, usable, 3, beam).whole
+    _, whole = best_sets(gram, dots, usable, 3, beam)
     assert whole[:, :2].all() and whole[:, 2].tolist() == [count <= beam for count in pairs]
 
 
 def test_unusable_candidates_stay_out():
     _, _, gram, dots = problem(4, 8, 6)
     usable = torch.arange(8).expand(4, 8) >= 5
-    sets = best_sets(gram, dots, usable, 3, beam=10).sets
+    sets, _ = best_sets(gram, dots, usable, 3, beam=10)
     assert ((sets == -1) | (sets >= 5)).all()
-    assert (best_sets(gram, -dots.abs(), usable, 1, beam=10).sets == -1).all()
+    assert (best_sets(gram, -dots.abs(), usable, 1, beam=10)[0] == -1).all()

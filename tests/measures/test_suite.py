@@ -20,17 +20,18 @@ def cache():
 
 def test_measures_json():
     sae, meta = random_sae(), random_sae(8, 6, 2, seed=2, normalize="token")
-    found = measure_sae(sae, meta, cache(), SPEC, seed=3)
-    json.dumps(found, allow_nan=False)
-    assert set(found) == {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability", "settings"}
-    conditions = found["conditions"]
+    measures = measure_sae(sae, meta, cache(), SPEC, seed=3)
+    json.dumps(measures, allow_nan=False)
+    assert set(measures) == {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability", "settings"}
+    conditions = measures["conditions"]
     assert (
-        conditions["n_tokens"] == found["cooccurrence"]["n_tokens"] == 300 and conditions["calibration_tokens"] == 200
+        conditions["n_tokens"] == measures["cooccurrence"]["n_tokens"] == 300
+        and conditions["calibration_tokens"] == 200
     )
     assert conditions["threshold"] == float(sae.threshold[0]) and torch.all(sae.threshold == sae.threshold[0])
-    assert found["calibration"]["l0"] == 4 and conditions["rule"] == "rate" and conditions["seed"] == 3
-    assert conditions["l0_realised"] == found["fidelity"]["l0"] == found["cooccurrence"]["l0_realised"]
-    assert "own_meta_e" in found["decomposability"]
+    assert measures["calibration"]["l0"] == 4 and conditions["rule"] == "rate" and conditions["seed"] == 3
+    assert conditions["l0_realised"] == measures["fidelity"]["l0"] == measures["cooccurrence"]["l0_realised"]
+    assert "own_meta_e" in measures["decomposability"]
 
 
 def test_again_gives_the_same():
@@ -41,19 +42,21 @@ def test_a_calibration_that_is_given_is_used():
     given = Calibration(threshold=0.25, l0=4.0, n_tokens=200, k=4)
     sae = random_sae()
     sae.threshold = torch.full([sae.n_latents], 0.25)
-    found = measure_sae(sae, None, cache(), SPEC, calibration=given)
-    assert found["conditions"]["threshold"] == 0.25 and float(sae.threshold[3]) == 0.25
+    measures = measure_sae(sae, None, cache(), SPEC, calibration=given)
+    assert measures["conditions"]["threshold"] == 0.25 and float(sae.threshold[3]) == 0.25
 
 
 def test_thresholds_of_its_own_are_kept_and_counted():
     sae = random_sae()
     own = torch.linspace(0.1, 0.4, sae.n_latents)
     sae.threshold = own.clone()
-    found = measure_sae(sae, None, cache(), SPEC)
+    measures = measure_sae(sae, None, cache(), SPEC)
     assert torch.equal(sae.threshold, own)
-    assert found["conditions"]["rule"] == "own" and found["conditions"]["threshold"] == pytest.approx(0.25)
+    assert measures["conditions"]["rule"] == "own" and measures["conditions"]["threshold"] == pytest.approx(0.25)
     x = torch.cat(list(random_split(250, seed=5).blocks(50)))[:200]
-    assert found["calibration"]["l0"] == pytest.approx(float((sae.encode(x).acts > 0).sum(1).float().mean()), abs=0.02)
+    assert measures["calibration"]["l0"] == pytest.approx(
+        float((sae.encode(x).acts > 0).sum(1).float().mean()), abs=0.02
+    )
 
 
 def test_empty_evaluation_is_a_user_error():

@@ -24,12 +24,12 @@ def weights(cap=None, bias=True):
     )
 
 
-def plain(made, hidden, targets):
+def plain(head, hidden, targets):
     """The definition, in float64."""
     logits = {}
     for name, h in hidden.items():
-        y = h.double() @ made.weight.double().t() + (0 if made.bias is None else made.bias.double())
-        logits[name] = (y if made.cap is None else made.cap * torch.tanh(y / made.cap)).log_softmax(-1)
+        y = h.double() @ head.weight.double().t() + (0 if head.bias is None else head.bias.double())
+        logits[name] = (y if head.cap is None else head.cap * torch.tanh(y / head.cap)).log_softmax(-1)
     ce = {name: -log[torch.arange(len(targets)), targets] for name, log in logits.items()}
     kl = {
         name: (logits["clean"].exp() * (logits["clean"] - log)).sum(-1)
@@ -45,35 +45,35 @@ def plain(made, hidden, targets):
 def test_streamed_equals_whole(cap, slice_, scale, monkeypatch):
     monkeypatch.setattr(readout, "SLICE", slice_)
     monkeypatch.setattr(vocabulary, "NUMBERS_AT_ONCE", 64)
-    made, hidden = weights(cap, bias=cap is None), hidden_states(scale)
+    head, hidden = weights(cap, bias=cap is None), hidden_states(scale)
     targets = torch.randint(V, (N,), generator=torch.Generator().manual_seed(2))
-    found = predictions(made, hidden, targets)
-    ce, kl = plain(made, hidden, targets)
-    assert set(found.ce) == {"clean", "sae", "zero"} and set(found.kl) == {"sae", "zero"}
+    streamed_ce, streamed_kl = predictions(head, hidden, targets)
+    ce, kl = plain(head, hidden, targets)
+    assert set(streamed_ce) == {"clean", "sae", "zero"} and set(streamed_kl) == {"sae", "zero"}
     for name in ce:
-        torch.testing.assert_close(found.ce[name], ce[name], rtol=2e-6, atol=1e-5)
+        torch.testing.assert_close(streamed_ce[name], ce[name], rtol=2e-6, atol=1e-5)
     for name in kl:
-        torch.testing.assert_close(found.kl[name], kl[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(streamed_kl[name], kl[name], rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_changed_is_exactly_zero():
     hidden = hidden_states()
     targets = torch.arange(N)
-    found = predictions(weights(), {"clean": hidden["clean"], "sae": hidden["clean"].clone()}, targets)
-    assert torch.equal(found.ce["sae"], found.ce["clean"])
-    assert (found.kl["sae"] == 0).all()
+    ce, kl = predictions(weights(), {"clean": hidden["clean"], "sae": hidden["clean"].clone()}, targets)
+    assert torch.equal(ce["sae"], ce["clean"])
+    assert (kl["sae"] == 0).all()
 
 
 def test_logits_given_whole():
-    made, hidden = weights(), hidden_states()
+    head, hidden = weights(), hidden_states()
     targets = torch.arange(N)
-    whole = {name: torch.cat([made.logits(h, *each) for each in made.slices()], 1) for name, h in hidden.items()}
-    a, b = predictions(made, hidden, targets), predictions(WholeLogits(V), whole, targets)
-    for name in a.kl:
-        torch.testing.assert_close(a.kl[name], b.kl[name], rtol=1e-6, atol=1e-6)
+    whole = {name: torch.cat([head.logits(h, *ends) for ends in head.slices()], 1) for name, h in hidden.items()}
+    (_, a), (_, b) = predictions(head, hidden, targets), predictions(WholeLogits(V), whole, targets)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-6)
 
 
 def test_no_predictions():
     empty = {"clean": torch.zeros(0, D), "sae": torch.zeros(0, D)}
-    found = predictions(weights(), empty, torch.zeros(0, dtype=torch.int64))
-    assert found.ce["sae"].shape == (0,) and set(found.kl) == {"sae"}
+    ce, kl = predictions(weights(), empty, torch.zeros(0, dtype=torch.int64))
+    assert ce["sae"].shape == (0,) and set(kl) == {"sae"}

@@ -8,9 +8,9 @@ import torch
 
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.firing.blocks import document_blocks
-from metasae.measures.firing.firings import fire as fire_alone
-from metasae.measures.firing.over_ranks import fire, write_firings
-from metasae.measures.firing.store import open_firings
+from metasae.measures.firing.firings import fire
+from metasae.measures.firing.store import open_firings, write_firings
+from metasae.progress.progress import SILENT
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.ranks.sharing import RankPool, deal, deals, stretch_of
 from metasae.sae.sae import SAE, SAEConfig
@@ -46,9 +46,9 @@ def an_sae():
 
 
 def measured(ranks, folder):
-    firings = write_firings(an_sae(), Rows(), folder, ranks, BATCH, provenance={"by": "a test"})
+    firings = write_firings(an_sae(), Rows(), folder, BATCH, SILENT, ranks)
     pairs = pair_statistics(firings, document_blocks(firings.documents), tile=3, pool=partial(RankPool, ranks))
-    return pairs.as_dict(), vars(fire(an_sae(), Rows(), ranks, BATCH))
+    return pairs, vars(fire(an_sae(), Rows(), BATCH, SILENT, ranks))
 
 
 def assert_equal(one, other, path=""):
@@ -62,9 +62,9 @@ def assert_equal(one, other, path=""):
 
 def test_the_store_and_every_number_of_phi_are_those_of_one_process(tmp_path):
     alone, in_memory = measured(ALONE, tmp_path / "alone" / "firings")
-    assert_equal(in_memory, vars(fire_alone(an_sae(), Rows(), BATCH)))
-    firings = open_firings(tmp_path / "alone" / "firings", verify=True)
-    assert_equal(alone, pair_statistics(firings, document_blocks(firings.documents), tile=3).as_dict())
+    assert_equal(in_memory, vars(fire(an_sae(), Rows(), BATCH)))
+    firings = open_firings(tmp_path / "alone" / "firings")
+    assert_equal(alone, pair_statistics(firings, document_blocks(firings.documents), tile=3))
     assert alone["excluded"] == {"never": 1, "always": 1} and alone["n_pairs"] > 600
     for size in (2, 3):
         place = tmp_path / str(size) / "firings"

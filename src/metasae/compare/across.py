@@ -84,12 +84,12 @@ def found_again(one: Arm, other: Arm) -> dict:
     sides = _live_rows(one), _live_rows(other)
     matching, chance = match(*sides), chance_matching(*sides, SEED)
     rows = one.measures()["decomposability"]
-    corrected = attenuation(rows["meta_ve"], rows["meta_ve_random"], matching).as_dict()
+    ve_over_r, ve_over_r_low = attenuation(rows["meta_ve"], rows["meta_ve_random"], matching.mean_r)
     return {
         **matching.as_dict(),
         "chance_r": chance.mean_r,
-        "ve_over_r": corrected["ve_over_r"],
-        "ve_over_r_low": corrected["ve_over_r_low"],
+        "ve_over_r": ve_over_r,
+        "ve_over_r_low": ve_over_r_low,
     }
 
 
@@ -105,14 +105,13 @@ def split_latents(parents: Arm, children: Arm) -> dict:
     Beside them stand the first of the paper's ranking, on all tokens.
     """
     sides = parents.firings(), children.firings()
-    ranking = [split.as_dict() for split in paper_ranking(*sides, count=RANKED)]
-    return {**find_splits(*sides).as_dict(RANKED), "paper_ranking": ranking}
+    return {**find_splits(*sides).as_dict(RANKED), "paper_ranking": paper_ranking(*sides, count=RANKED)}
 
 
 def blunter(arm: Arm, solo: Arm, how: Steering, progress: Progress = SILENT) -> dict:
     """How bluntly matched latents of an arm (a) and of solo (b) steer the model."""
     sides = [Side(side.sae(), side.firings()) for side in (arm, solo)]
-    return {"latents": how.latents, "pairs": how.pairs, **matched_side_effects(*sides, how, progress).as_dict()}
+    return {"latents": how.latents, "pairs": how.pairs, **matched_side_effects(*sides, how, progress)}
 
 
 PARTS = {"seeds": found_again, "splits": split_latents, "merges": split_latents}

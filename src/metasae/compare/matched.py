@@ -9,14 +9,13 @@ Numbers = tuple[float | None, float | None]
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
-    """Mean |phi|, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`)."""
-    from metasae.measures.cofiring.rate_cells import RateCells, matched_mean
+    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`). a, b: measures.json."""
+    from metasae.measures.cofiring.rate_cells import matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
     if None in cells:
         return None, None
-    means = matched_mean(*map(RateCells.from_dict, cells))
-    return means.a, means.b
+    return matched_mean(*cells)
 
 
 def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
@@ -25,8 +24,7 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
 
     if "senses" not in a or "senses" not in b:
         return None, None
-    means = matched_recall(a["senses"], b["senses"])
-    return means.a, means.b
+    return matched_recall(a["senses"], b["senses"])
 
 
 def side_effect(name: str) -> Callable[[dict, dict], Numbers]:

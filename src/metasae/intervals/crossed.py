@@ -2,30 +2,34 @@
 
     x_sb = mu + seed_s + block_b + both_sb,    Var(mean x) = V_seed / S + V_block / B + V_both / (S B)
 
-All seeds see the same text, so the second term does not shrink with more seeds. What is known of a measure is its value on the whole
-text, x_s, and its values with one block left out, x_s(-b); pseudo-values B x_s - (B - 1) x_s(-b) stand for x_sb, which makes
-any smooth measure (a ratio of sums as well) look like a mean. Their two-way mean squares give, without bias,
+All seeds see the same text, so the second term does not shrink with more seeds. What is known of a measure is its value
+on the whole text, x_s, and its values with one block left out, x_s(-b); pseudo-values B x_s - (B - 1) x_s(-b) stand for
+x_sb, which makes any smooth measure (a ratio of sums as well) look like a mean. Their two-way mean squares give,
+without bias,
 
     seeds  = sum_s (x_s - x)^2 / (S (S - 1))                    of   V_seed / S + V_both / (S B)
     blocks = (B - 1) / B  sum_b (x(-b) - mean)^2                of   V_block / B + V_both / (S B)
     both   = (B - 1) / (S (S - 1) B)  sum_sb residual^2         of   V_both / (S B)
 
-where x is the mean over seeds. `blocks` is the delete-a-group jackknife. V_both is in the first two, so the text's own part is
-documents = max(0, blocks - both), and Var(mean x) = seeds + documents. Crossed effects: Owen, arXiv 0712.1111.
+where x is the mean over seeds. `blocks` is the delete-a-group jackknife. V_both is in the first two, so the text's own
+part is documents = max(0, blocks - both), and Var(mean x) = seeds + documents. Crossed effects: Owen, arXiv 0712.1111.
 
-Interval: x -+ sqrt(t_{S-1}^2 seeds + t_{B-1}^2 documents), each variance with the t quantile of its own degrees of freedom.
-For independent variances it covers at least 95%, whatever their ratio (Banerjee 1960, Sankhya 22:357; the distribution of
-chi^2_1 is concave), and it is never narrower than the interval over seeds alone. Satterthwaite's degrees of freedom are not
-used: with two seeds they cover 89% when a tenth of the variance is text, because adding text makes that interval narrower.
+Interval: x -+ sqrt(t_{S-1}^2 seeds + t_{B-1}^2 documents), each variance with the t quantile of its own degrees of
+freedom. For independent variances it covers at least 95%, whatever their ratio (Banerjee 1960, Sankhya 22:357; the
+distribution of chi^2_1 is concave), and it is never narrower than the interval over seeds alone. Satterthwaite's
+degrees of freedom are not used: with two seeds they cover 89% when a tenth of the variance is text, because adding text
+makes that interval narrower.
 
-A number that takes two SAEs belongs to two seeds: in a ring of seeds every number shares one with each of its neighbours, so the S numbers
-are not independent. `seeds` is then the jackknife over seeds, where a seed is left out with every number that it is in:
+A number that takes two SAEs belongs to two seeds: in a ring of seeds every number shares one with each of its
+neighbours, so the S numbers are not independent. `seeds` is then the jackknife over seeds, where a seed is left out
+with every number that it is in:
 
-    seeds  = (U - 1) / U  sum_u (x(-u) - mean)^2                of U seeds; the first formula above where each number has its own seed
+    seeds  = (U - 1) / U  sum_u (x(-u) - mean)^2                of U seeds
 
-For numbers h_i + h_j of independent h it is right in the mean for all pairs (Arvesen 1969, Ann. Math. Statist. 40:2076); where some of the
-variance belongs to the pair it is too large rather than too small (Efron and Stein 1981, Ann. Statist. 9:586). In a simulated ring of 3 to
-10 seeds it covers 93 to 96% where all belongs to the seed and 97 to 99% where none does; as if independent: 79 to 84% and 95%.
+which is the first formula above where each number has its own seed. For numbers h_i + h_j of independent h it is right
+in the mean for all pairs (Arvesen 1969, Ann. Math. Statist. 40:2076); where some of the variance belongs to the pair it
+is too large rather than too small (Efron and Stein 1981, Ann. Statist. 9:586). In a simulated ring of 3 to 10 seeds it
+covers 93 to 96% where all belongs to the seed and 97 to 99% where none does; as if independent: 79 to 84% and 95%.
 """
 
 import math
@@ -50,7 +54,8 @@ class Variance:
         return math.sqrt(_squared_t(p, self.n_seeds) * self.seeds + _squared_t(p, self.n_blocks) * self.documents)
 
     def p_value(self, distance: float) -> float:
-        """The p at which the interval of level 1 - p just reaches `distance`, so p < 0.05 where the 95% interval leaves out 0.
+        """The p at which the interval of level 1 - p just reaches `distance`, so p < 0.05 where the 95% interval leaves
+        out 0.
 
         1 at no distance; 0 at a distance without any variance.
         """
@@ -72,7 +77,10 @@ class Variance:
 
 @dataclass(frozen=True)
 class Covariance:
-    """Covariances float64 [k, k] of the means of k quantities; see the module for the three. blocks, both: zeros without blocks."""
+    """Covariances float64 [k, k] of the means of k quantities; see the module for the three.
+
+    blocks, both: zeros without blocks.
+    """
 
     seeds: np.ndarray
     blocks: np.ndarray
@@ -88,7 +96,8 @@ class Covariance:
 def over_shared_seeds(full: np.ndarray, members: np.ndarray) -> Covariance:
     """The same where numbers share seeds. full: [k, S]; members: bool [S, U], whether number s is of seed u.
 
-    Every seed must leave a number when it is left out. n_seeds: no more degrees of freedom than there are numbers or seeds.
+    Every seed must leave a number when it is left out. n_seeds: no more degrees of freedom than there are numbers or
+    seeds.
     """
     kept = ~members
     left = full @ kept / kept.sum(axis=0)
@@ -99,7 +108,10 @@ def over_shared_seeds(full: np.ndarray, members: np.ndarray) -> Covariance:
 
 
 def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covariance:
-    """full: k quantities on the whole text, float64 [k, S]; without: the same with one block left out, [k, S, B]. S and B >= 2."""
+    """full: k quantities on the whole text, float64 [k, S]; without: the same with one block left out, [k, S, B].
+
+    S and B >= 2.
+    """
     quantities, seeds = full.shape
     spread = full - full.mean(axis=1, keepdims=True)
     by_seeds = spread @ spread.T / (seeds * (seeds - 1))
@@ -114,20 +126,23 @@ def covariance(full: np.ndarray, without: np.ndarray | None = None) -> Covarianc
 
 
 def jackknife(without: np.ndarray) -> np.ndarray:
-    """Delete-a-group jackknife covariance [k, k] of the means over seeds, over the text alone. without: [k, S, B], B >= 2."""
+    """Delete-a-group jackknife covariance [k, k] of the means over seeds, over the text alone.
+
+    without: [k, S, B], B >= 2.
+    """
     means = without.mean(axis=1)
     spread = means - means.mean(axis=1, keepdims=True)
     return spread @ spread.T * (means.shape[1] - 1) / means.shape[1]
 
 
-def ratio_interval(top: float, bottom: float, found: Covariance) -> tuple[float, float] | None:
-    """Fieller's interval of top / bottom, the means of quantities 0 and 1 of `found`; None where it has no end.
+def ratio_interval(top: float, bottom: float, spread: Covariance) -> tuple[float, float] | None:
+    """Fieller's interval of top / bottom, the means of quantities 0 and 1 of `spread`; None where it has no end.
 
     It holds every ratio r whose top - r bottom has 0 in its interval. So it speaks of 0 as the interval of
     `top` does, and it has no end when that of `bottom` holds 0. Source: Fieller 1954, JRSS B 16:175.
     """
-    seeds = _squared_t(ALPHA, found.n_seeds) * found.seeds
-    documents = _squared_t(ALPHA, found.n_blocks) * (found.blocks - found.both)
+    seeds = _squared_t(ALPHA, spread.n_seeds) * spread.seeds
+    documents = _squared_t(ALPHA, spread.n_blocks) * (spread.blocks - spread.both)
     # documents of top - r bottom count as max(0, .), so the set is the union of the one without and the one with them
     ends: list[float] = []
     for allowed in (seeds, seeds + documents):
@@ -151,7 +166,8 @@ def t_half_width(variance: float, n: int) -> float:
 
 
 def _squared_t(p: float, n: int) -> float:
-    """Square of the two-sided t quantile that n units (n - 1 degrees of freedom) leave a probability p beyond; 0 without units."""
+    """Square of the two-sided t quantile that n units (n - 1 degrees of freedom) leave a probability p beyond; 0
+    without units."""
     from scipy.special import stdtrit
 
     return float(stdtrit(n - 1, p / 2)) ** 2 if n else 0.0

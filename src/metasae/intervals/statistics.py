@@ -1,9 +1,12 @@
-"""Differences between arms, with their intervals. The unit is a trained SAE (a seed), never a pair of latents or a token.
+"""Differences between arms, with their intervals.
 
-Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the same text,
-so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values with one block of documents left
-out (`metasae.measures.firing.blocks`); a measure of the weights alone has none, and its interval is Student's t over seeds.
-A number that takes two seeds' SAEs is given with both, `between`, as numbers that share a seed are not independent.
+The unit is a trained SAE (a seed), never a pair of latents or a token.
+
+Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the
+same text, so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values
+with one block of documents left out (`metasae.measures.firing.blocks`); a measure of the weights alone has none, and
+its interval is Student's t over seeds. A number that takes two seeds' SAEs is given with both, `between`, as numbers
+that share a seed are not independent.
 """
 
 import math
@@ -35,33 +38,43 @@ Between = Mapping[int, Collection[int] | None]
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """a - b over paired seeds.
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What is known of a mean over seeds.
 
-    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference; None
-    when b is 0 or its own interval holds 0. ci95: interval over seeds x document blocks, over seeds alone where
-    n_blocks is 0; None with one seed, or one pair of seeds. percent_ci95: Fieller's interval of the percentage, with b's own error in it,
-    so it may be lopsided. n_seeds: numbers, one for each seed.
-    documents_ci95: over the text alone, for these very SAEs; no evidence about other seeds. se_seeds, se_documents: standard errors of the
-    two parts of ci95 (with one seed se_documents is that of documents_ci95); se_documents is None without blocks.
-    p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a family (`metasae.intervals.families`).
-    values: per seed (seed, a, b). note: why something is missing, or "".
+    ci95: interval over seeds x document blocks, over seeds alone where n_blocks is 0; None with one seed, or one pair
+    of seeds.
+    n_seeds: numbers, one for each seed. documents_ci95: over the text alone, for these very SAEs; no evidence about
+    other seeds.
+    se_seeds, se_documents: standard errors of the two parts of ci95 (with one seed se_documents is that of
+    documents_ci95); se_documents is None without blocks. note: why something is missing, or "".
     """
 
-    a: float | None
-    b: float | None
-    difference: float | None
-    percent: float | None
-    ci95: Interval | None
-    percent_ci95: Interval | None
-    n_seeds: int
-    values: tuple[tuple[int, float, float], ...]
-    note: str = ""
+    ci95: Interval | None = None
     documents_ci95: Interval | None = None
     se_seeds: float | None = None
     se_documents: float | None = None
+    n_seeds: int = 0
     n_blocks: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Estimate):
+    """a - b over paired seeds.
+
+    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference;
+    None when b is 0 or its own interval holds 0. percent_ci95: Fieller's interval of the percentage, with b's own error
+    in it, so it may be lopsided. p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a
+    family (`metasae.intervals.families`). values: per seed (seed, a, b).
+    """
+
+    a: float | None = None
+    b: float | None = None
+    difference: float | None = None
+    percent: float | None = None
+    percent_ci95: Interval | None = None
+    values: tuple[tuple[int, float, float], ...] = ()
     p: float | None = None
     p_holm: float | None = None
 
@@ -85,18 +98,11 @@ class Difference:
         }
 
 
-@dataclass(frozen=True)
-class Mean:
-    """One arm's own value: mean over seeds, and the intervals and standard errors as in `Difference`."""
+@dataclass(frozen=True, kw_only=True)
+class Mean(Estimate):
+    """One arm's own value."""
 
-    mean: float | None
-    ci95: Interval | None
-    n_seeds: int
-    note: str = ""
-    documents_ci95: Interval | None = None
-    se_seeds: float | None = None
-    se_documents: float | None = None
-    n_blocks: int = 0
+    mean: float | None = None
 
     def as_dict(self) -> dict:
         return {
@@ -114,18 +120,21 @@ class Mean:
 def paired_difference(
     a: Values, b: Values, a_blocks: Blocks | None = None, b_blocks: Blocks | None = None, between: Between | None = None
 ) -> Difference:
-    """a, b: seed -> value on the whole text. a_blocks, b_blocks: seed -> the B values with one document block left out each.
+    """a, b: seed -> value on the whole text.
 
-    Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for a seed, or hold
-    something that is no number, the interval is over seeds alone and the note says so. between: for numbers that take several seeds,
-    all those that either side's takes; None: each is of its own seed. Where leaving out one seed leaves no number there is no interval.
-    Raises ValueError when only one arm has blocks, their number differs between arms or seeds, or there are blocks and `between`.
+    a_blocks, b_blocks: seed -> the B values with one document block left out each.
+
+    Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for
+    a seed, or hold something that is no number, the interval is over seeds alone and the note says so. between: for
+    numbers that take several seeds, all those that either side's takes; None: each is of its own seed. Where leaving
+    out one seed leaves no number there is no interval. Raises ValueError when only one arm has blocks, their number
+    differs between arms or seeds, or there are blocks and `between`.
     """
     if (a_blocks is None) != (b_blocks is None):
         raise ValueError("blocks must be given for both arms or for neither")
     seeds, notes = _usable(a, b, between=between)
     if not seeds:
-        return Difference(None, None, None, None, None, None, 0, (), "; ".join(notes))
+        return Difference(note="; ".join(notes))
     full_a, full_b = (np.array([arm[seed] for seed in seeds], dtype=np.float64) for arm in (a, b))
     without, trouble = _left_out(seeds, a_blocks, b_blocks)
     members, unknown = _members(seeds, between, without)
@@ -135,10 +144,10 @@ def paired_difference(
     if without is not None:
         without = np.stack([without[0] - without[1], without[1]])
     difference, mean_b = (float(mean) for mean in full.mean(axis=1))
-    found = _covariance(full, without, members)
-    if found is not None and difference and found.variance(0).half_width() <= 1e-12 * np.abs(full).max():
+    spread = _covariance(full, without, members)
+    if spread is not None and difference and spread.variance(0).half_width() <= 1e-12 * np.abs(full).max():
         trouble.append(NO_SPREAD)
-    percent, percent_ci95 = _percent(full, found)
+    percent, percent_ci95 = _percent(full, spread)
     if percent is None and mean_b:
         trouble.append(NO_PERCENT)
     return Difference(
@@ -150,28 +159,30 @@ def paired_difference(
         n_seeds=len(seeds),
         values=tuple(zip(seeds, full_a.tolist(), full_b.tolist(), strict=True)),
         note="; ".join(notes + trouble),
-        p=None if found is None else found.variance(0).p_value(difference),
-        **_intervals(difference, found, without),
+        p=None if spread is None else spread.variance(0).p_value(difference),
+        **_intervals(difference, spread, without),
     )
 
 
 def mean_interval(values: Values, blocks: Blocks | None = None, between: Between | None = None) -> Mean:
-    """Mean of one arm over its seeds. values, blocks, between: as one arm's in `paired_difference`, which see for errors and notes."""
+    """Mean of one arm over its seeds.
+
+    values, blocks, between: as one arm's in `paired_difference`, which see for errors and notes.
+    """
     seeds, notes = _usable(values, between=between)
     if not seeds:
-        return Mean(None, None, 0, "; ".join(notes))
+        return Mean(note="; ".join(notes))
     full = np.array([[values[seed] for seed in seeds]], dtype=np.float64)
     without, trouble = _left_out(seeds, blocks)
     members, unknown = _members(seeds, between, without)
     mean = float(full.mean())
-    found = _covariance(full, without, members)
-    return Mean(
-        mean=mean, n_seeds=len(seeds), note="; ".join(notes + trouble + unknown), **_intervals(mean, found, without)
-    )
+    intervals = _intervals(mean, _covariance(full, without, members), without)
+    return Mean(mean=mean, n_seeds=len(seeds), note="; ".join(notes + trouble + unknown), **intervals)
 
 
 def is_clear(entry: Mapping) -> bool:
-    """Whether a difference is established: its interval leaves out 0, and where its family was adjusted by Holm it survives that.
+    """Whether a difference is established: its interval leaves out 0, and where its family was adjusted by Holm it
+    survives that.
 
     entry: `Difference.as_dict()`, or the same read from compare.json.
     """
@@ -225,20 +236,21 @@ def _left_out(seeds: list[int], *arms: Blocks | None) -> tuple[np.ndarray | None
 def _members(
     seeds: list[int], between: Between | None, without: np.ndarray | None
 ) -> tuple[np.ndarray | None, list[str]]:
-    """(of which seeds each number is, bool [S, U], None where each is of its own; notes on why there is no interval)."""
+    """(of which seeds each number is, bool [S, U], None where each is of its own; notes on why there is no
+    interval)."""
     of = {seed: {seed} for seed in seeds} if between is None else {seed: between.get(seed) for seed in seeds}
-    if any(each is None for each in of.values()):
+    if None in of.values():
         return np.ones((len(seeds), 1), bool), [NOT_KNOWN] if len(seeds) > 1 else []
-    if all(set(each) == {seed} for seed, each in of.items()):
+    if all(set(takes) == {seed} for seed, takes in of.items()):
         return None, []
     if without is not None:
         raise ValueError("numbers that share seeds have no document blocks")
     units = sorted(set().union(*of.values()))
     members = np.array([[unit in of[seed] for unit in units] for seed in seeds])
-    everywhere = [unit for unit, all_of in zip(units, members.all(axis=0), strict=True) if all_of]
-    return members, [f"no interval, as every number takes seed {_listed(everywhere)}"] if everywhere and len(
-        seeds
-    ) > 1 else []
+    everywhere = [unit for unit, in_all in zip(units, members.all(axis=0), strict=True) if in_all]
+    if not everywhere or len(seeds) < 2:
+        return members, []
+    return members, [f"no interval, as every number takes seed {_listed(everywhere)}"]
 
 
 def _covariance(full: np.ndarray, without: np.ndarray | None, members: np.ndarray | None) -> Covariance | None:
@@ -248,39 +260,36 @@ def _covariance(full: np.ndarray, without: np.ndarray | None, members: np.ndarra
     return covariance(full, without) if members is None else over_shared_seeds(full, members)
 
 
-def _intervals(mean: float, found: Covariance | None, without: np.ndarray | None) -> dict:
-    """The fields that `Difference` and `Mean` share, for the first quantity. found: None with one seed."""
-    n_blocks = 0 if without is None else without.shape[2]
-    text = float(jackknife(without)[0, 0]) if n_blocks else None
-    fields = {
-        "ci95": None,
-        "documents_ci95": None if text is None else _around(mean, t_half_width(text, n_blocks)),
-        "se_seeds": None,
-        "se_documents": None if text is None else math.sqrt(text),
-        "n_blocks": n_blocks,
-    }
-    if found is not None:
-        variance = found.variance(0)
+def _intervals(mean: float, spread: Covariance | None, without: np.ndarray | None) -> dict:
+    """The fields of `Estimate` that tell of its error, for the first quantity. spread: None with one seed."""
+    fields = {}
+    if without is not None:
+        n_blocks, text = without.shape[2], float(jackknife(without)[0, 0])
+        documents_ci95 = _around(mean, t_half_width(text, n_blocks))
+        fields = {"n_blocks": n_blocks, "documents_ci95": documents_ci95, "se_documents": math.sqrt(text)}
+    if spread is not None:
+        variance = spread.variance(0)
         fields |= {"ci95": _around(mean, variance.half_width()), "se_seeds": math.sqrt(variance.seeds)}
-        fields["se_documents"] = math.sqrt(variance.documents) if n_blocks else None
+        if without is not None:
+            fields["se_documents"] = math.sqrt(variance.documents)
     return fields
 
 
-def _percent(full: np.ndarray, found: Covariance | None) -> tuple[float | None, Interval | None]:
+def _percent(full: np.ndarray, spread: Covariance | None) -> tuple[float | None, Interval | None]:
     """(100 d / |b|, its interval) from full = (d, b) per seed [2, S]."""
     difference, baseline = (float(mean) for mean in full.mean(axis=1))
     if baseline == 0:
         return None, None
     percent = 100 * difference / abs(baseline)
-    if found is None:
+    if spread is None:
         return percent, None
     if not full[0].any():
         return 0.0, (0.0, 0.0)
-    ratio = ratio_interval(difference, baseline, found)
+    ratio = ratio_interval(difference, baseline, spread)
     if ratio is None:
         return None, None
-    ends = sorted(math.copysign(100, baseline) * end for end in ratio)
-    return percent, (ends[0], ends[1])
+    low, high = sorted(math.copysign(100, baseline) * end for end in ratio)
+    return percent, (low, high)
 
 
 def _around(mean: float, half: float) -> Interval:

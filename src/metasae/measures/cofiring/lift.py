@@ -1,31 +1,28 @@
 """Lift: how many times more often than expected two latents fire together, which rates alone do not change.
 
-ln lift_ij = ln((N11 + a) / (E + a)) with a = 1: one co-firing, seen and expected, is added to every pair. It is the log of the mean
-of a Gamma(a, a) prior for the lift after N11 ~ Poisson(lift E). a is fixed, not fitted: with a prior fitted to each SAE the
-same counts would have another lift in each. E is Ni Nj / N, or that of the fixed-marginals null (`marginals.py`).
+ln lift_ij = ln((N11 + a) / (E + a)) with a = 1: one co-firing, seen and expected, is added to every pair. It is the log
+of the mean of a Gamma(a, a) prior for the lift after N11 ~ Poisson(lift E). a is fixed, not fitted: with a prior fitted
+to each SAE the same counts would have another lift in each. E is Ni Nj / N.
 
-Over all pairs, called or not: lift_variance = sum ((N11 - E)^2 - N11 V / E) / E over sum E, the mean of (lift - 1)^2 with weights E.
-V is the variance of N11 under the null, (1 - Ni/N) (1 - Nj/N) E for independence. What chance adds to the squares is taken off,
-so neither the number of tokens nor a loss of firings at random moves it.
+Over all pairs, called or not: lift_variance = sum ((N11 - E)^2 - N11 V / E) / E over sum E, the mean of (lift - 1)^2
+with weights E. V is the variance of N11 under the null, (1 - Ni/N) (1 - Nj/N) E for independence. What chance adds to
+the squares is taken off, so neither the number of tokens nor a loss of firings at random moves it.
 
-p values: N11 is a sum of independent, unlike coin tosses (exactly so for independent latents, whose N11 is hypergeometric: Vatutin
-and Mikhailov 1982; nearly so for the fixed marginals), and such a sum has lighter tails than the binomial with as many tosses and
-the same mean (Hoeffding, Ann. Math. Stat. 27, 1956). So the tails of binomial(m = min(Ni, Nj), E / m) are safe beyond 1 from the
-mean, and nearly exact for rare latents. Two-sided p = twice the tail beyond N11. Pairs are called at a false discovery rate of 1%
-(Benjamini and Hochberg 1995) over all pairs. The tests take tokens as independent draws; tokens of one document are not, so a
-called pair may owe its lift to a shared topic.
+p values: N11 is a sum of independent, unlike coin tosses (exactly so for independent latents, whose N11 is
+hypergeometric: Vatutin and Mikhailov 1982; nearly so for the fixed marginals), and such a sum has lighter tails than
+the binomial with as many tosses and the same mean (Hoeffding, Ann. Math. Stat. 27, 1956). So the tails of binomial(m =
+min(Ni, Nj), E / m) are safe beyond 1 from the mean, and nearly exact for rare latents. Two-sided p = twice the tail
+beyond N11. Pairs are called at a false discovery rate of 1% (Benjamini and Hochberg 1995) over all pairs. The tests
+take tokens as independent draws; tokens of one document are not, so a called pair may owe its lift to a shared topic.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from metasae.measures.cofiring.counts import CoFirings
-from metasae.measures.cofiring.marginals import Marginals
+from metasae.measures.cofiring.counts import CoFirings, excluded, n_pairs_of, over_tiles, ratio
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
-from metasae.ranks.lanes import side_by_side
 
 TILE = 256
 CHUNK = 2048
@@ -34,83 +31,12 @@ FDR = 0.01
 LIFT = 3.0
 MIN_FIRINGS = 10
 CONTAINED = 0.5
-# bins of p: 100 a decade from 1e-14 to the FDR, above which no cut can lie; bins of ln lift: 0.05 wide, with an edge at 0 and at -+ln 3
+# bins of p: 100 a decade from 1e-14 to the FDR, above which no cut can lie; bins of ln lift: 0.05 wide, with an edge at
+# 0 and at -+ln 3
 _SMALLEST, _PER_DECADE = -14, 100
 _P_BINS = round((math.log10(FDR) - _SMALLEST) * _PER_DECADE) + 1
 _ZERO, _WIDE = 280, 22
 _LIFT_EDGES = np.arange(-_ZERO, _ZERO + 1) * (math.log(LIFT) / _WIDE)
-
-
-@dataclass(frozen=True)
-class Lift:
-    """Over all pairs i < j of latents with at least 10 firings that do not always fire. None where no pair exists or the null failed.
-
-    null: "independence" or "fixed marginals", which E is taken from. p_cut: largest p that is called, at most one bin (2.3%) below
-    the exact cut; None when nothing is called.
-    share_with_partner: latents with a called partner and |ln lift| > ln 3, over all latents that take part; share_with_positive,
-    share_with_negative: in one direction. share_contained: latents with a called partner and phi / phi_max > 0.5, so that one of
-    the two fires mostly where the other does.
-    share_pairs_positive, share_pairs_negative: pairs called; share_pairs_wide_positive, share_pairs_wide_negative: those with
-    |ln lift| > ln 3. median_positive, median_negative: median ln lift of called pairs, within a bin of 0.05.
-    lift_variance: mean of (lift - 1)^2 over all pairs, weighted by E, less what chance adds; may fall below 0.
-    phi_over_max: mean phi / phi_max of the pairs with phi > 0; phi_over_max_called: of those called.
-    share_expected_below_5: share of pairs with E < 5, too rare to be called for meeting too seldom.
-    n_rare: latents with 1 to 9 firings, left out.
-    """
-
-    null: str
-    share_with_partner: float | None
-    share_with_positive: float | None
-    share_with_negative: float | None
-    share_contained: float | None
-    share_pairs_positive: float | None
-    share_pairs_negative: float | None
-    share_pairs_wide_positive: float | None
-    share_pairs_wide_negative: float | None
-    median_positive: float | None
-    median_negative: float | None
-    lift_variance: float | None
-    phi_over_max: float | None
-    phi_over_max_called: float | None
-    p_cut: float | None
-    share_expected_below_5: float | None
-    n_latents: int
-    n_pairs: int
-    n_tokens: int
-    never: int
-    n_rare: int
-    always: int
-
-    def as_dict(self) -> dict:
-        return {
-            "null": self.null,
-            "share_with_partner": self.share_with_partner,
-            "share_with_positive": self.share_with_positive,
-            "share_with_negative": self.share_with_negative,
-            "share_contained": self.share_contained,
-            "share_pairs_positive": self.share_pairs_positive,
-            "share_pairs_negative": self.share_pairs_negative,
-            "share_pairs_wide_positive": self.share_pairs_wide_positive,
-            "share_pairs_wide_negative": self.share_pairs_wide_negative,
-            "median_positive": self.median_positive,
-            "median_negative": self.median_negative,
-            "lift_variance": self.lift_variance,
-            "phi_over_max": self.phi_over_max,
-            "phi_over_max_called": self.phi_over_max_called,
-            "p_cut": self.p_cut,
-            "share_expected_below_5": self.share_expected_below_5,
-            "n_latents": self.n_latents,
-            "n_pairs": self.n_pairs,
-            "n_tokens": self.n_tokens,
-            "excluded": {"never": self.never, "rare": self.n_rare, "always": self.always},
-            "conditions": {
-                "fdr": FDR,
-                "lift": LIFT,
-                "shrinkage": SHRINKAGE,
-                "min_firings": MIN_FIRINGS,
-                "contained": CONTAINED,
-            },
-        }
 
 
 def log_lift(n11: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -126,7 +52,10 @@ def lift_squares(n11: np.ndarray, expected: np.ndarray, variance: np.ndarray) ->
 
 
 def two_sided_p(n11: np.ndarray, expected: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Twice the tail beyond n11, at most 1, of binomial(draws, expected / draws) at n11. All of one shape; 0 <= n11, expected <= draws, draws > 0."""
+    """Twice the tail beyond n11, at most 1, of binomial(draws, expected / draws) at n11.
+
+    All of one shape; 0 <= n11, expected <= draws, draws > 0.
+    """
     from scipy.special import betainc
 
     share = np.minimum(expected / draws, 1.0)
@@ -138,56 +67,63 @@ def two_sided_p(n11: np.ndarray, expected: np.ndarray, draws: np.ndarray) -> np.
     return np.minimum(2 * tail, 1.0)
 
 
-def lift_statistics(
-    firings: Firings, null: Marginals | None = None, tile: int = TILE, progress: Progress = SILENT
-) -> Lift:
-    """Lift over all pairs, streamed over tiles; see `Lift`. null: takes E from this fit of the same firings; None: from independence."""
+def lift_statistics(firings: Firings, tile: int = TILE, progress: Progress = SILENT) -> dict:
+    """Lift over all pairs i < j of latents with at least 10 firings that do not always fire, E from independence.
+
+    p_cut: largest p that is called, at most one bin (2.3%) below the exact cut; None when nothing is called.
+    share_with_partner: latents with a called partner and |ln lift| > ln 3, over all latents that take part;
+    share_with_positive, share_with_negative: in one direction. share_contained: latents with a called partner and phi /
+    phi_max > 0.5, so that one of the two fires mostly where the other does. share_pairs_positive, share_pairs_negative:
+    pairs called; share_pairs_wide_positive, share_pairs_wide_negative: those with |ln lift| > ln 3. median_positive,
+    median_negative: median ln lift of called pairs, within a bin of 0.05.
+    lift_variance: mean of (lift - 1)^2 over all pairs, weighted by E, less what chance adds; may fall below 0.
+    phi_over_max: mean phi / phi_max of the pairs with phi > 0; phi_over_max_called: of those called.
+    share_expected_below_5: share of pairs with E < 5, too rare to be called for meeting too seldom.
+    excluded: rare: latents with 1 to 9 firings. A number over no pairs is None.
+    """
     total, counts = firings.n_tokens, firings.counts()
     latents = np.flatnonzero((counts >= MIN_FIRINGS) & (counts < total))
     fired = counts[latents]
     cofirings = CoFirings(firings, latents)
 
     def tally_of(start: int) -> _Tally:
-        task.advance(min(tile, len(latents) - start))
         n11, tally = cofirings.tile(start, tile), _Tally(len(latents))
-        rows = slice(start, start + n11.shape[0])
+        rows = np.arange(start, start + n11.shape[0])
         for first in range(start, len(latents), CHUNK):
-            columns = slice(first, min(first + CHUNK, len(latents)))
-            apart = fired[rows, None] * fired[None, columns] / total
-            if null is None:
-                expected, variance = apart, apart * (1 - fired[rows, None] / total) * (1 - fired[None, columns] / total)
-            else:
-                expected, variance = null.pair_moments(latents[rows], latents[columns])
-            draws = np.minimum(fired[rows, None], fired[None, columns])
-            pairs = np.flatnonzero(np.arange(first, columns.stop)[None, :] > np.arange(start, rows.stop)[:, None])
-            counted = n11[:, first - start : columns.stop - start]
-            flat = (np.ascontiguousarray(each).ravel()[pairs] for each in (counted, expected, variance, apart, draws))
-            width = columns.stop - first
-            tally.count(*flat, start + pairs // width, first + pairs % width)
+            columns = np.arange(first, min(first + CHUNK, len(latents)))
+            row, column = np.nonzero(columns[None, :] > rows[:, None])
+            tally.count(n11[row, column + first - start], fired, total, rows[row], columns[column])
         return tally
 
     sums = _Tally(len(latents))
-    # the parts come back in order, so the sums are always the same
-    with progress.task("lift of all pairs", len(latents), "latents") as task:
-        for tally in side_by_side(tally_of, range(0, len(latents), tile)):
-            sums.add(tally)
-    n_pairs = len(latents) * (len(latents) - 1) // 2
-    return Lift(
-        null="independence" if null is None else "fixed marginals",
-        **sums.results(n_pairs, null is None or null.converged),
-        n_latents=len(latents),
-        n_pairs=n_pairs,
-        n_tokens=total,
-        never=int(np.count_nonzero(counts == 0)),
-        n_rare=int(np.count_nonzero((counts > 0) & (counts < min(MIN_FIRINGS, total)))),
-        always=int(np.count_nonzero((counts == total) & (counts > 0))),
-    )
+    for tally in over_tiles(tally_of, len(latents), tile, "lift of all pairs", progress):
+        sums.add(tally)
+    n_pairs = n_pairs_of(len(latents))
+    rare = np.count_nonzero((counts > 0) & (counts < min(MIN_FIRINGS, total)))
+    without = excluded(counts, total)
+    return {
+        "null": "independence",
+        **sums.results(n_pairs),
+        "n_latents": len(latents),
+        "n_pairs": n_pairs,
+        "n_tokens": total,
+        "excluded": {"never": without["never"], "rare": int(rare), "always": without["always"]},
+        "conditions": {
+            "fdr": FDR,
+            "lift": LIFT,
+            "shrinkage": SHRINKAGE,
+            "min_firings": MIN_FIRINGS,
+            "contained": CONTAINED,
+        },
+    }
 
 
 def cut_bin(calls: np.ndarray, n_pairs: int) -> int | None:
-    """The last bin of p that is called: the largest edge with edge n_pairs / FDR at most the number of p up to it; None for none.
+    """The last bin of p that is called: the largest edge with edge n_pairs / FDR at most the number of p up to it; None
+    for none.
 
-    calls: int64 [bins], pairs with p in each bin. A grid of cuts instead of every p calls no more, so the rate still holds.
+    calls: int64 [bins], pairs with p in each bin. A grid of cuts instead of every p calls no more, so the rate still
+    holds.
     """
     passes = np.flatnonzero(p_edges() * n_pairs <= FDR * np.cumsum(calls))
     return int(passes[-1]) if len(passes) else None
@@ -199,48 +135,44 @@ def p_edges() -> np.ndarray:
 
 
 class _Tally:
-    """What is counted over pairs. calls: int64 [p bins, lift bins]; ratios: sums of phi / phi_max by p bin; best: by latent, the lowest
-    p bin of its pairs with ln lift above ln 3, below -ln 3, and with phi / phi_max above 0.5: int64 [3, n].
+    """What is counted over pairs.
+
+    calls: int64 [p bins, lift bins]. ratios: sums of phi / phi_max by p bin. best: by latent, the lowest p bin of its
+    pairs with ln lift above ln 3, below -ln 3, and with phi / phi_max above 0.5: int64 [3, n]. totals: over all pairs,
+    the sum of phi / phi_max where phi > 0, how many pairs that are, pairs with E < 5, and the two sums of
+    lift_variance: float64 [5].
     """
 
     def __init__(self, n_latents: int):
         self.calls = np.zeros((_P_BINS, len(_LIFT_EDGES) - 1), np.int64)
         self.ratios = np.zeros(_P_BINS)
         self.best = np.full((3, n_latents), _P_BINS)
-        self.positive, self.n_positive, self.n_small = 0.0, 0, 0
-        self.squares, self.expected = 0.0, 0.0
+        self.totals = np.zeros(5)
 
-    def count(
-        self,
-        n11: np.ndarray,
-        expected: np.ndarray,
-        variance: np.ndarray,
-        apart: np.ndarray,
-        draws: np.ndarray,
-        rows: np.ndarray,
-        columns: np.ndarray,
-    ) -> None:
-        """All [pairs]. expected, variance: of N11 under the null. apart: Ni Nj / N. draws: min(Ni, Nj). rows, columns: the two latents' places."""
+    def count(self, n11: np.ndarray, fired: np.ndarray, total: int, rows: np.ndarray, columns: np.ndarray) -> None:
+        """n11: int64 [pairs].
+
+        rows, columns: the two latents of each pair, places in fired, int [pairs]. total: tokens.
+        """
+        of_row, of_column = fired[rows], fired[columns]
+        expected, draws = of_row * of_column / total, np.minimum(of_row, of_column)
+        variance = expected * (1 - of_row / total) * (1 - of_column / total)
         lift = log_lift(n11, expected)
         bins = _p_bins(two_sided_p(n11, expected, draws))
-        ratio = np.where(n11 > apart, (n11 - apart) / (draws - apart), 0.0)
-        self.positive += float(ratio.sum())
-        self.n_positive += int(np.count_nonzero(ratio))
-        self.n_small += int(np.count_nonzero(expected < 5))
-        self.squares += float(lift_squares(n11, expected, variance).sum())
-        self.expected += float(expected.sum())
+        over_max = np.where(n11 > expected, (n11 - expected) / (draws - expected), 0.0)
+        squares = lift_squares(n11, expected, variance)
+        n_positive, n_small = np.count_nonzero(over_max), np.count_nonzero(expected < 5)
+        self.totals += [over_max.sum(), n_positive, n_small, squares.sum(), expected.sum()]
 
         possible = bins < _P_BINS
-        bins, lift, ratio = bins[possible], lift[possible], np.where(lift > 0, ratio, 0.0)[possible]
+        bins, lift, over_max = bins[possible], lift[possible], np.where(lift > 0, over_max, 0.0)[possible]
         rows, columns = rows[possible], columns[possible]
         places = np.clip(np.searchsorted(_LIFT_EDGES, lift, side="right") - 1, 0, self.calls.shape[1] - 1)
-        self.calls += np.bincount(bins * self.calls.shape[1] + places, minlength=self.calls.size).reshape(
-            self.calls.shape
-        )
-        self.ratios += np.bincount(bins, weights=ratio, minlength=_P_BINS)
-        for best, chosen in zip(
-            self.best, (places >= _ZERO + _WIDE, places < _ZERO - _WIDE, ratio > CONTAINED), strict=True
-        ):
+        flat = bins * self.calls.shape[1] + places
+        self.calls += np.bincount(flat, minlength=self.calls.size).reshape(self.calls.shape)
+        self.ratios += np.bincount(bins, weights=over_max, minlength=_P_BINS)
+        kinds = (places >= _ZERO + _WIDE, places < _ZERO - _WIDE, over_max > CONTAINED)
+        for best, chosen in zip(self.best, kinds, strict=True):
             np.minimum.at(best, rows[chosen], bins[chosen])
             np.minimum.at(best, columns[chosen], bins[chosen])
 
@@ -248,47 +180,40 @@ class _Tally:
         self.calls += other.calls
         self.ratios += other.ratios
         np.minimum(self.best, other.best, out=self.best)
-        self.positive += other.positive
-        self.n_positive += other.n_positive
-        self.n_small += other.n_small
-        self.squares += other.squares
-        self.expected += other.expected
+        self.totals += other.totals
 
-    def results(self, n_pairs: int, usable: bool) -> dict:
-        """The numbers of `Lift`; all None without pairs or without a usable null."""
+    def results(self, n_pairs: int) -> dict[str, float | None]:
+        """The numbers of `lift_statistics` that are over pairs; all None without pairs."""
         cut = cut_bin(self.calls.sum(1), n_pairs)
         n_bins = 0 if cut is None else cut + 1
         called = self.calls[:n_bins].sum(0)
         n_positive, n_negative = int(called[_ZERO:].sum()), int(called[:_ZERO].sum())
         positive, negative, contained = self.best < n_bins
+        over_max, n_over_max, n_small, squares, expected = self.totals.tolist()
         numbers = {
-            "share_with_partner": _ratio(int((positive | negative).sum()), len(positive)),
-            "share_with_positive": _ratio(int(positive.sum()), len(positive)),
-            "share_with_negative": _ratio(int(negative.sum()), len(positive)),
-            "share_contained": _ratio(int(contained.sum()), len(positive)),
-            "share_pairs_positive": _ratio(n_positive, n_pairs),
-            "share_pairs_negative": _ratio(n_negative, n_pairs),
-            "share_pairs_wide_positive": _ratio(int(called[_ZERO + _WIDE :].sum()), n_pairs),
-            "share_pairs_wide_negative": _ratio(int(called[: _ZERO - _WIDE].sum()), n_pairs),
+            "share_with_partner": ratio(int((positive | negative).sum()), len(positive)),
+            "share_with_positive": ratio(int(positive.sum()), len(positive)),
+            "share_with_negative": ratio(int(negative.sum()), len(positive)),
+            "share_contained": ratio(int(contained.sum()), len(positive)),
+            "share_pairs_positive": ratio(n_positive, n_pairs),
+            "share_pairs_negative": ratio(n_negative, n_pairs),
+            "share_pairs_wide_positive": ratio(int(called[_ZERO + _WIDE :].sum()), n_pairs),
+            "share_pairs_wide_negative": ratio(int(called[: _ZERO - _WIDE].sum()), n_pairs),
             "median_positive": _median(_LIFT_EDGES[_ZERO:], called[_ZERO:]),
             "median_negative": _median(_LIFT_EDGES[: _ZERO + 1], called[:_ZERO]),
-            "lift_variance": _ratio(self.squares, self.expected),
-            "phi_over_max": _ratio(self.positive, self.n_positive),
-            "phi_over_max_called": _ratio(float(self.ratios[:n_bins].sum()), n_positive),
+            "lift_variance": ratio(squares, expected),
+            "phi_over_max": ratio(over_max, n_over_max),
+            "phi_over_max_called": ratio(float(self.ratios[:n_bins].sum()), n_positive),
             "p_cut": None if cut is None else float(p_edges()[cut]),
-            "share_expected_below_5": _ratio(self.n_small, n_pairs),
+            "share_expected_below_5": ratio(n_small, n_pairs),
         }
-        return numbers if n_pairs and usable else dict.fromkeys(numbers)
+        return numbers if n_pairs else dict.fromkeys(numbers)
 
 
 def _p_bins(p: np.ndarray) -> np.ndarray:
     """Bin of every p, int64; the number of bins for p above the FDR."""
     logs = np.log10(np.maximum(p, 10.0 ** (_SMALLEST - 1)))
     return np.clip(np.ceil((logs - _SMALLEST) * _PER_DECADE), 0, _P_BINS).astype(np.int64)
-
-
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator else None
 
 
 def _median(edges: np.ndarray, counts: np.ndarray) -> float | None:

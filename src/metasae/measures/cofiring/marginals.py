@@ -1,12 +1,15 @@
 """The fixed-marginals null: what firings would look like if only the latents' rates and the tokens' counts mattered.
 
-logit pi_it = a_i + b_t, with sum_t pi_it = N_i for every latent and sum_i pi_it = L_t for every token: the distribution of
-largest entropy with these sums (Rasch model). Tokens with the same count share b, so the model has one column per distinct count.
+logit pi_it = a_i + b_t, with sum_t pi_it = N_i for every latent and sum_i pi_it = L_t for every token: the distribution
+of largest entropy with these sums (Rasch model). Tokens with the same count share b, so the model has one column per
+distinct count.
 
 For a pair of latents it gives mean and variance of the co-firings N11. A token with count L draws L latents without
-replacement, so two latents meet less often than pi_i pi_j: q_ijt = pi_it pi_jt - s_it s_jt, with s such that every latent meets
-L - 1 others, as it must: s_i (sum_j s_j - s_i) = w_i = pi_i (1 - pi_i). With L0 = 32 the second term is 3% of the first.
-Source of s: Deville and Tille, J. Stat. Plan. Inference 128, 2005 (fixed point), after Hajek, Ann. Math. Stat. 35, 1964.
+replacement, so two latents meet less often than pi_i pi_j: q_ijt = pi_it pi_jt - s_it s_jt, with s such that every
+latent meets L - 1 others, as it must: s_i (sum_j s_j - s_i) = w_i = pi_i (1 - pi_i). With L0 = 32 the second term is 3%
+of the first.
+Source of s: Deville and Tille, J. Stat. Plan. Inference 128, 2005 (fixed point), after Hajek, Ann. Math. Stat. 35,
+1964.
 """
 
 from dataclasses import dataclass
@@ -21,9 +24,10 @@ MAX_STEPS = 200
 class Marginals:
     """The fitted null of n latents over T tokens in G groups of equal count.
 
-    counts: int64 [n], N_i. token_counts, sizes: int64 [G], the distinct L and how many tokens have it. pi: float64 [n, G];
-    0 or 1 where the sums leave no choice. repulsion: float64 [n, G], s. error: the largest error of a sum relative to the sum or
-    to its distance from the maximum, whichever is smaller. converged: error is at most the tolerance. steps: of Newton's method.
+    counts: int64 [n], N_i. token_counts, sizes: int64 [G], the distinct L and how many tokens have it. pi: float64 [n,
+    G]; 0 or 1 where the sums leave no choice. repulsion: float64 [n, G], s. error: the largest error of a sum relative
+    to the sum or to its distance from the maximum, whichever is smaller. converged: error is at most the tolerance.
+    steps: of Newton's method.
     """
 
     counts: np.ndarray
@@ -63,22 +67,17 @@ class Marginals:
 def fit(
     counts: np.ndarray, token_counts: np.ndarray, tolerance: float = TOLERANCE, max_steps: int = MAX_STEPS
 ) -> Marginals:
-    """counts: int [n], firings of each latent. token_counts: int [T], active latents of each token. Both sum to the same.
+    """counts: int [n], firings of each latent.
 
-    Latents that never or always fire, and tokens on which no or every latent fires, have pi 0 or 1; so have latents and tokens for
-    which that holds once these are set aside. The rest is fitted. A fit that does not reach the tolerance says so in `converged`.
-    Raises ValueError for counts that no matrix can have.
+    token_counts: int [T], active latents of each token. Both sum to the same.
+
+    Latents that never or always fire, and tokens on which no or every latent fires, have pi 0 or 1; so have latents and
+    tokens for which that holds once these are set aside. The rest is fitted. A fit that does not reach the tolerance
+    says so in `converged`.
     """
     counts, token_counts = np.asarray(counts, np.int64), np.asarray(token_counts, np.int64)
-    n, n_tokens = len(counts), len(token_counts)
-    if (
-        counts.sum() != token_counts.sum()
-        or np.any((counts < 0) | (counts > n_tokens))
-        or np.any((token_counts < 0) | (token_counts > n))
-    ):
-        raise ValueError("the firings per latent and per token do not belong to the same tokens")
     levels, sizes = np.unique(token_counts, return_counts=True)
-    pi = np.zeros((n, len(levels)))
+    pi = np.zeros((len(counts), len(levels)))
     latents, groups, latent_sums, group_sums = _set_aside(counts, levels, sizes, pi)
     error, steps = 0.0, 0
     if len(latents) and len(groups):
@@ -88,9 +87,11 @@ def fit(
 
 
 def _repulsion(pi: np.ndarray) -> np.ndarray:
-    """s [n, G] with s_i (sum_j s_j - s_i) = pi_i (1 - pi_i) in every column, by iterating c = w + c^2 / sum c, s = c / sqrt(sum c).
+    """s [n, G] with s_i (sum_j s_j - s_i) = pi_i (1 - pi_i) in every column, by iterating c = w + c^2 / sum c, s = c /
+    sqrt(sum c).
 
-    There is no such s where one latent has more than half of sum w; there s is proportional to w, so that only the sum over all pairs is right.
+    There is no such s where one latent has more than half of sum w; there s is proportional to w, so that only the sum
+    over all pairs is right.
     """
     w = pi * (1 - pi)
     total = w.sum(0)
@@ -108,7 +109,8 @@ def _repulsion(pi: np.ndarray) -> np.ndarray:
 
 
 def _set_aside(counts: np.ndarray, levels: np.ndarray, sizes: np.ndarray, pi: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Fills in the pi that the sums force to 0 or 1; returns the other latents and groups with what is left of their sums."""
+    """Fills in the pi that the sums force to 0 or 1; returns the other latents and groups with what is left of their
+    sums."""
     latents, groups = np.arange(len(counts)), np.arange(len(levels))
     latent_sums, group_sums = counts.copy(), levels.copy()
     while True:
@@ -132,7 +134,8 @@ def _newton(
 ) -> tuple[np.ndarray, float, int]:
     """pi [l, G] with sum_g m_g pi_ig = n_i and sum_i pi_ig = l_g, its error and the steps taken.
 
-    Newton's method on the convex sum_ig m_g ln(1 + e^(a_i + b_g)) - a n - b m l, whose gradient is minus what the sums lack.
+    Newton's method on the convex sum_ig m_g ln(1 + e^(a_i + b_g)) - a n - b m l, whose gradient is minus what the sums
+    lack.
     """
     from scipy.special import expit
 
@@ -156,10 +159,10 @@ def _newton(
         move_a, move_b = _newton_step(pi * (1 - pi) * m, lack_n, m * lack_l)
         # far from the optimum the quadratic model is poor: no logit changes by more than 8 at once
         size = 4 / max(np.abs(move_a).max(), np.abs(move_b).max(), 4)
-        slope = lack_n @ move_a + (m * lack_l) @ move_b
+        gain = lack_n @ move_a + (m * lack_l) @ move_b
         tried = potential(a + size * move_a, b + size * move_b)
         # near the optimum the potential changes by less than its rounding, and a whole step is right
-        while tried > value - 1e-4 * size * slope + 1e-12 * abs(value) and size > 1e-6:
+        while tried > value - 1e-4 * size * gain + 1e-12 * abs(value) and size > 1e-6:
             size /= 2
             tried = potential(a + size * move_a, b + size * move_b)
         a, b, value, steps = a + size * move_a, b + size * move_b, tried, steps + 1
@@ -168,8 +171,8 @@ def _newton(
 def _newton_step(w: np.ndarray, lack_a: np.ndarray, lack_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solves [[diag(w 1), w], [w^T, diag(w^T 1)]] (da, db) = (lack_a, lack_b) for w [l, G].
 
-    a is eliminated, as its block is diagonal. Only a + b matters, so one b is held: that of the group with the largest w, where
-    the rounding that the other equations leave over is the smallest share.
+    a is eliminated, as its block is diagonal. Only a + b matters, so one b is held: that of the group with the largest
+    w, where the rounding that the other equations leave over is the smallest share.
     """
     from scipy.linalg import solve
 

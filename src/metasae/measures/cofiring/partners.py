@@ -1,8 +1,9 @@
-"""The latents that fire together with a latent most closely: the largest phi of each, within one SAE or in a second one.
+"""The latents that fire together with a latent most closely: the largest phi of each, within one SAE or in a second
+one.
 
-Two latents that never fire on the same token have phi < 0. So where enough pairs of a latent have phi >= 0, its best are among the pairs
-that the sparse product A^T B has at all, and nothing of size n x n is ever filled in. The few latents for which that is not enough are
-counted again against all others.
+Two latents that never fire on the same token have phi < 0. So where enough pairs of a latent have phi >= 0, its best
+are among the pairs that the sparse product A^T B has at all, and nothing of size n x n is ever filled in. The few
+latents for which that is not enough are counted again against all others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,11 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 
 from metasae.measures.cofiring.cooccurrence import phi_tile
-from metasae.measures.cofiring.counts import CoFirings, Span, check_pair, chunks, firing_counts
+from metasae.measures.cofiring.counts import CoFirings, check_same_tokens, counts_by_span
+from metasae.measures.firing.blocks import Span, chunks
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.lanes import side_by_side
@@ -30,15 +33,11 @@ PARTS = 4
 class Partners:
     """The closest partners of every latent, largest phi first, ties to the lower latent.
 
-    latents: int32 [n, count], -1 where there is none. phi: float32 [n, count], NaN there. n11: int64 [n, count], 0 there.
+    latents: int32 [n, count], -1 where there is none. phi: float32 [n, count], NaN there.
     """
 
     latents: np.ndarray
     phi: np.ndarray
-    n11: np.ndarray
-
-    def as_dict(self) -> dict:
-        return {"latents": self.latents, "phi": self.phi, "n11": self.n11}
 
 
 def top_partners(
@@ -52,15 +51,16 @@ def top_partners(
     chunk: int = CHUNK,
     progress: Progress = SILENT,
 ) -> Partners:
-    """The `count` partners with the largest phi of every latent of `firings`, among its own SAE's others or among those of `other`.
+    """The `count` partners with the largest phi of every latent of `firings`, among its SAE's others or those of
+    `other`.
 
-    other: a second SAE over the same tokens. spans: only these tokens (first, last + 1). max_rate: latents that fire on a larger
-    share of them have no partners and are none, on both sides; so do latents that fire on no token or on all. tile: latents looked at
-    at a time; None fits them to memory. chunk: firings counted at a time. Raises ValueError when count is below 1 or the tokens differ.
+    other: a second SAE over the same tokens. spans: only these tokens (first, last + 1). max_rate: latents that fire on
+    a larger share of them have no partners and are none, on both sides; so do latents that fire on no token or on all.
+    tile: latents looked at at a time; None fits them to memory. chunk: firings counted at a time. Raises ValueError
+    when the tokens differ.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, not {count}")
-    check_pair(firings, np.zeros(0, np.int64), other, np.zeros(0, np.int64))
+    if other is not None:
+        check_same_tokens(firings, other)
     pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate, chunk)
     return _closest(pairs, count, tile, progress)
 
@@ -68,7 +68,10 @@ def top_partners(
 def mutual_partners(
     one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT
 ) -> tuple[Partners, Partners]:
-    """`top_partners` of each SAE in the other. Where all pairs fit into memory, their co-firings are counted once for both."""
+    """`top_partners` of each SAE in the other.
+
+    Where all pairs fit into memory, their co-firings are counted once for both.
+    """
     text, counted = [(0, one.n_tokens)], None
     forward = _Pairs(one, other, text, 1.0, CHUNK)
     if one.n_latents * other.n_latents <= TILE_PAIRS:
@@ -93,50 +96,55 @@ def _closest(pairs: "_Pairs", count: int, tile: int | None, progress: Progress) 
         few = max(1, min(DENSE_PAIRS // max(len(pairs.columns), 1), 1024)) if tile is None else tile
         tiles = [short[start : start + few] for start in range(0, len(short), few)]
         side_by_side(lambda latents: best.put(latents, pairs.among_all(latents, count)), tiles)
-    return Partners(best.latents, np.where(best.latents < 0, np.nan, best.phi).astype(np.float32), best.n11)
+    return Partners(best.latents, np.where(best.latents < 0, np.nan, best.phi).astype(np.float32))
 
 
 def _tile_rows(n_latents: int, n_columns: int) -> int:
-    """Latents looked at at a time: as many tiles as there are lanes, and no more pairs in all lanes together than four tiles have."""
+    """Latents looked at at a time: as many tiles as there are lanes, and no more pairs in all lanes together than four
+    tiles have."""
     lanes = torch.get_num_threads()
     in_memory = TILE_PAIRS * 4 // max(lanes, 4) // max(n_columns, 1)
     return max(1, min(in_memory, -(-n_latents // lanes)))
 
 
 class _Pairs:
-    """Pairs of latents of an SAE and its own others, or those of a second SAE. rows, columns: the latents that take part, rising int64."""
+    """Pairs of latents of an SAE and its own others, or those of a second SAE.
+
+    rows, columns: the latents that take part, rising int64. counted: the co-firings of all pairs, sparse [rows,
+    columns], where they are counted before they are asked for.
+    """
 
     def __init__(
-        self, firings: Firings, other: Firings | None, spans: Sequence[Span], max_rate: float, chunk: int, counted=None
+        self,
+        firings: Firings,
+        other: Firings | None,
+        spans: Sequence[Span],
+        max_rate: float,
+        chunk: int,
+        counted: csr_array | None = None,
     ):
-        self.firings, self.other, self.spans = firings, other, spans
+        self.firings, self.other, self.spans, self.counted = firings, other, spans, counted
         self.total = sum(last - first for first, last in spans)
         self.counts, self.rows = _live(firings, spans, self.total, max_rate)
-        self.column_counts, self.columns = (
-            (self.counts, self.rows) if other is None else _live(other, spans, self.total, max_rate)
-        )
+        of_columns = (self.counts, self.rows) if other is None else _live(other, spans, self.total, max_rate)
+        self.column_counts, self.columns = of_columns
         self.n_columns = len(self.column_counts)
+        both = self.counts, self.column_counts
         # with more firings than there are tokens no pair of a latent that takes no part comes to phi >= 0
-        self.barred, self.column_barred = (
-            np.where(n > 0, n, self.total + 1) for n in (self.counts, self.column_counts)
-        )
+        self.barred, self.column_barred = (np.where(n > 0, n, self.total + 1) for n in both)
+        self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in both)
         # chunks of the denser SAE keep the sparser one's below the same size
-        wider = max(firings, other or firings, key=lambda each: len(each.indices))
-        self.groups = list(_chunks(wider, spans, chunk))
+        denser = max(firings, other or firings, key=lambda side: len(side.indices))
+        self.groups = list(_chunks(denser, spans, chunk))
         # all tiles share the matrices of a text that is one chunk; those of a longer one are made again for every tile
         self.sides = [self._both(self.groups[0])] if len(self.groups) == 1 and counted is None else None
-        # the co-firings of all pairs, sparse [rows, columns], where they are counted before they are asked for
-        self.counted = counted
-        self.root, self.column_root = (
-            np.sqrt((n * (self.total - n)).astype(np.float64)) for n in (self.counts, self.column_counts)
-        )
 
     def met(self, start: int, rows: int, count: int) -> "_Best":
         """The best of each latent from `start` on, among its pairs with phi >= 0."""
         n11 = self._n11(start, rows)
         best = _Best.none(n11.shape[0], count)
-        # a strip of rows fits the cache; chunks cuts anything that has an indptr
-        for first, last in chunks(n11, (0, n11.shape[0]), STRIP_PAIRS):
+        # a strip of rows fits the cache
+        for first, last in chunks(n11.indptr, (0, n11.shape[0]), STRIP_PAIRS):
             entries = slice(int(n11.indptr[first]), int(n11.indptr[last]))
             sizes, latent, both = np.diff(n11.indptr[first : last + 1]), n11.indices[entries], n11.data[entries]
             here = slice(start + first, start + last)
@@ -149,7 +157,7 @@ class _Pairs:
                 kept, row, latent = kept[others], row[others], latent[others]
             # as phi_tile has it, to the bit
             phi = np.minimum(above[kept] / (self.root[here][row] * self.column_root[latent]), 1.0)
-            best.put(slice(first, last), _Best.of_entries(last - first, row, latent, phi, both[kept], count))
+            best.put(slice(first, last), _Best.of(last - first, row, latent, phi, count))
         return best
 
     def among_all(self, latents: np.ndarray, count: int) -> "_Best":
@@ -159,12 +167,22 @@ class _Pairs:
         phi = phi_tile(n11, self.counts[latents], self.column_counts[self.columns], self.total)
         if self.other is None:
             phi[np.arange(len(latents)), np.searchsorted(self.columns, latents)] = -np.inf
-        return _Best.of(phi, n11, self.columns, count)
+        best, strip = _Best.none(len(latents), count), max(1, STRIP_PAIRS // max(len(self.columns), 1))
+        able = min(count, len(self.columns))
+        for first in range(0, len(latents) if able else 0, strip):
+            here = phi[first : first + strip]
+            least = np.partition(here, -able, axis=1)[:, -able]
+            # ties with the last one are all candidates
+            row, column = np.nonzero((here >= least[:, None]) & (here > -np.inf))
+            part = _Best.of(len(here), row, self.columns[column], here[row, column], count)
+            best.put(slice(first, first + strip), part)
+        return best
 
-    def _n11(self, start: int, rows: int):
-        """On how many tokens each latent from `start` on is on together with each other, sparse int32 [r, n], those that take no part too."""
-        from scipy.sparse import csr_array
+    def _n11(self, start: int, rows: int) -> csr_array:
+        """On how many tokens each latent from `start` on is on together with each other, sparse int32 [r, n].
 
+        Latents that take no part have their rows and columns too.
+        """
         if self.counted is not None:
             return self.counted[start : start + rows]
         rows = min(rows, self.firings.n_latents - start)
@@ -176,12 +194,9 @@ class _Pairs:
 
     def count_all(self) -> None:
         """Counts the co-firings of all pairs, which have to fit into memory."""
-        from scipy.sparse import vstack
-
         rows = _tile_rows(self.firings.n_latents, self.n_columns)
-        self.counted = vstack(
-            side_by_side(lambda start: self._n11(start, rows), range(0, self.firings.n_latents, rows)), format="csr"
-        )
+        tiles = side_by_side(lambda start: self._n11(start, rows), range(0, self.firings.n_latents, rows))
+        self.counted = vstack(tiles, format="csr")
 
     def _both(self, spans: list[Span]) -> tuple:
         """Both SAEs' 0/1 matrices on these tokens: the first by latents, the second by tokens."""
@@ -190,94 +205,75 @@ class _Pairs:
 
 
 def _live(firings: Firings, spans: Sequence[Span], total: int, max_rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """On how many of the tokens each latent fires, int64 [n], 0 for those that take no part, and the latents that do, rising."""
-    counts = firing_counts(firings, spans).sum(0)
+    """On how many of the tokens each latent fires, int64 [n], 0 for those that take no part, and the latents that do,
+    rising."""
+    counts = counts_by_span(firings, spans).sum(0)
     live = (counts > 0) & (counts < total) & (counts <= max_rate * total)
     return np.where(live, counts, 0), np.flatnonzero(live)
 
 
 def _chunks(firings: Firings, spans: Sequence[Span], size: int) -> Iterator[list[Span]]:
     """The spans in groups of about `size` firings."""
-    group, held = [], 0
+    group, in_group = [], 0
     for span in spans:
-        for first, last in chunks(firings, span, size):
+        for first, last in chunks(firings.indptr, span, size):
             fired = int(firings.indptr[last] - firings.indptr[first])
-            if group and held + fired > size:
+            if group and in_group + fired > size:
                 yield group
-                group, held = [], 0
+                group, in_group = [], 0
             group.append((first, last))
-            held += fired
+            in_group += fired
     if group:
         yield group
 
 
-def _matrix(firings: Firings, spans: Sequence[Span]):
+def _matrix(firings: Firings, spans: Sequence[Span]) -> csr_array:
     """The 0/1 matrix [tokens of the spans, latents], sparse."""
-    from scipy.sparse import csr_array
-
-    begins = [int(firings.indptr[first]) for first, _ in spans]
-    fired = [int(firings.indptr[last]) - begin for begin, (_, last) in zip(begins, spans, strict=True)]
-    before = accumulate(fired, initial=0)
+    indptr = firings.indptr
+    entries = [slice(int(indptr[first]), int(indptr[last])) for first, last in spans]
+    before = accumulate((part.stop - part.start for part in entries), initial=0)
     offsets = [
-        firings.indptr[first + 1 : last + 1] - begin + here
-        for (first, last), begin, here in zip(spans, begins, before, strict=False)
+        indptr[first + 1 : last + 1] - part.start + start
+        for (first, last), part, start in zip(spans, entries, before, strict=False)
     ]
-    indices = np.concatenate([firings.indices[begin : begin + many] for begin, many in zip(begins, fired, strict=True)])
-    indptr = np.concatenate([[0], *offsets]).astype(np.int32)
-    return csr_array((np.ones(len(indices), np.int32), indices, indptr), shape=(len(indptr) - 1, firings.n_latents))
+    indices = np.concatenate([firings.indices[part] for part in entries])
+    offsets = np.concatenate([[0], *offsets]).astype(np.int32)
+    return csr_array((np.ones(len(indices), np.int32), indices, offsets), shape=(len(offsets) - 1, firings.n_latents))
 
 
 @dataclass(frozen=True)
 class _Best:
-    """phi float64, latents int32 and n11 int64, all [m, count]: the best of m latents in order; -inf, -1 and 0 where there is none."""
+    """phi float64 and latents int32, both [m, count]: the best of m latents in order; -inf and -1 where there is
+    none."""
 
     phi: np.ndarray
     latents: np.ndarray
-    n11: np.ndarray
 
     @classmethod
     def none(cls, m: int, count: int) -> "_Best":
-        return cls(np.full((m, count), -np.inf), np.full((m, count), -1, np.int32), np.zeros((m, count), np.int64))
+        return cls(np.full((m, count), -np.inf), np.full((m, count), -1, np.int32))
 
     @classmethod
-    def of(cls, phi: np.ndarray, n11: np.ndarray, latents: np.ndarray, count: int) -> "_Best":
-        """phi, n11 [m, c], -inf for what is no pair; latents [c]: the names of the columns."""
-        found = cls.none(len(phi), count)
-        able = min(count, phi.shape[1])
-        strip = max(1, STRIP_PAIRS // max(phi.shape[1], 1))
-        for first in range(0, len(phi) if able else 0, strip):
-            here = phi[first : first + strip]
-            least = np.partition(here, here.shape[1] - able, axis=1)[:, here.shape[1] - able]
-            # ties with the last one are all candidates; the lower latents stay
-            row, column = np.nonzero((here >= least[:, None]) & (here > -np.inf))
-            found._choose(row + first, latents[column], here[row, column], n11[first + row, column])
-        return found
-
-    @classmethod
-    def of_entries(
-        cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, n11: np.ndarray, count: int
-    ) -> "_Best":
+    def of(cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, count: int) -> "_Best":
         """row: int [e], rising, which of the m latents each entry is of."""
-        found = cls.none(m, count)
+        best = cls.none(m, count)
         kept = np.flatnonzero(phi >= _least(np.bincount(row, minlength=m), phi, count)[row])
-        found._choose(row[kept], latents[kept], phi[kept], n11[kept])
-        return found
-
-    def put(self, rows: slice | np.ndarray, part: "_Best") -> None:
-        for name in ("phi", "latents", "n11"):
-            getattr(self, name)[rows] = getattr(part, name)
-
-    def _choose(self, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, n11: np.ndarray) -> None:
-        """The best of the entries of each row."""
+        row, latents, phi = row[kept], latents[kept], phi[kept]
         order = np.lexsort((latents, -phi, row))
         place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
-        order, place = order[place < self.phi.shape[1]], place[place < self.phi.shape[1]]
-        for mine, theirs in ((self.phi, phi), (self.latents, latents), (self.n11, n11)):
-            mine[row[order], place] = theirs[order]
+        order, place = order[place < count], place[place < count]
+        best.phi[row[order], place] = phi[order]
+        best.latents[row[order], place] = latents[order]
+        return best
+
+    def put(self, rows: slice | np.ndarray, part: "_Best") -> None:
+        self.phi[rows], self.latents[rows] = part.phi, part.latents
 
 
 def _least(sizes: np.ndarray, phi: np.ndarray, count: int) -> np.ndarray:
-    """A number that at least `count` of a row's entries reach, float64 [m]; -inf for short rows. sizes: int [m], of the rows in phi [e].
+    """A number that at least `count` of a row's entries reach, float64 [m]; -inf for short rows.
+
+    sizes: int [m], of the rows in phi [e].
 
     A long row is cut into parts; the largest entries of `count` of them reach the smallest of these.
     """

@@ -1,14 +1,19 @@
 """Running totals of phi over pairs: what `cooccurrence.py` keeps of each strip of pairs before it is thrown away.
 
-A strip is phi [r, c] of r latents with themselves and all later ones, so columns 0 to r - 1 are the rows' own latents. Only the
-part above the diagonal counts: `upper` puts zeros below it, which add nothing to a sum.
+A strip is phi [r, c] of r latents with themselves and all later ones, so columns 0 to r - 1 are the rows' own latents.
+Only the part above the diagonal counts: `upper` puts zeros below it, which add nothing to a sum.
 """
 
 import math
 
 import numpy as np
 
-from metasae.measures.cofiring.rate_cells import DECADES, PER_DECADE, RateCells
+from metasae.measures.cofiring.counts import ratio
+from metasae.measures.cofiring.rate_cells import DECADES, PER_DECADE
+from metasae.measures.firing.blocks import run_starts
+
+# Of latents.
+Places = slice | np.ndarray
 
 
 def upper(phi: np.ndarray) -> np.ndarray:
@@ -19,20 +24,24 @@ def upper(phi: np.ndarray) -> np.ndarray:
 
 
 class PhiSums:
-    """Means and shares of phi, and each latent's largest; parts found by several threads are merged in a fixed order.
+    """Means and shares of phi, and each latent's largest; parts of several threads are merged in a fixed order.
 
-    latents: how many there are, so that `nearest` is float64 [latents], -inf for a latent without any pair. limits: of the shares.
+    latents: how many there are, so that `nearest` is float64 [latents], -inf for a latent without any pair. limits: of
+    the shares. counts: int64 [2 + limits], pairs with phi above 0, below 0 and above each limit.
     """
 
     def __init__(self, latents: int, limits: tuple[float, ...]):
         self.nearest = np.full(latents, -np.inf)
         self.positive: list[float] = []
         self.negative: list[float] = []
-        self.n_positive = self.n_negative = 0
-        self.n_above = dict.fromkeys(limits, 0)
+        self.limits = limits
+        self.counts = np.zeros(2 + len(limits), np.int64)
 
-    def add(self, phi: np.ndarray, rows, columns) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal. rows, columns: places of its latents, as slices or indices."""
+    def add(self, phi: np.ndarray, rows: Places, columns: Places) -> None:
+        """phi [r, c]: a strip with zeros below the diagonal.
+
+        rows, columns: places of its latents, as slices or indices.
+        """
         r = len(phi)
         own = np.where(np.tri(r, dtype=bool), -np.inf, phi[:, :r])
         later = phi[:, r:]
@@ -42,48 +51,100 @@ class PhiSums:
         self.nearest[rows] = np.maximum(self.nearest[rows], of_rows)
         self.positive.append(float(np.maximum(phi, 0).sum()))
         self.negative.append(float(np.minimum(phi, 0).sum()))
-        self.n_positive += int(np.count_nonzero(phi > 0))
-        self.n_negative += int(np.count_nonzero(phi < 0))
-        for limit in self.n_above:
-            self.n_above[limit] += int(np.count_nonzero(phi > limit))
+        chosen = (phi > 0, phi < 0, *(phi > limit for limit in self.limits))
+        self.counts += [np.count_nonzero(pairs) for pairs in chosen]
 
     def merge(self, part: "PhiSums") -> None:
         np.maximum(self.nearest, part.nearest, out=self.nearest)
         self.positive += part.positive
         self.negative += part.negative
-        self.n_positive += part.n_positive
-        self.n_negative += part.n_negative
-        for limit, count in part.n_above.items():
-            self.n_above[limit] += count
+        self.counts += part.counts
 
-    def means(self, n_pairs: int) -> dict:
-        """The fields of `CoOccurrence` of these names, over n_pairs pairs."""
+    def means(self, n_pairs: int) -> dict[str, float | None]:
+        """Over n_pairs pairs; see `cooccurrence.pair_statistics` for the names."""
         positive, negative = math.fsum(self.positive), math.fsum(self.negative)
-        found = self.nearest[np.isfinite(self.nearest)]
+        n_positive, n_negative, *n_above = self.counts.tolist()
+        nearest = self.nearest[np.isfinite(self.nearest)]
         return {
             "mean_abs_phi": ratio(positive - negative, n_pairs),
-            "mean_pos_phi": ratio(positive, self.n_positive),
-            "mean_neg_phi": ratio(negative, self.n_negative),
-            "share_pos": ratio(self.n_positive, n_pairs),
-            "share_neg": ratio(self.n_negative, n_pairs),
-            "shares_above": {limit: ratio(count, n_pairs) for limit, count in self.n_above.items()},
-            "nearest_phi": float(found.mean()) if len(found) else None,
+            "mean_pos_phi": ratio(positive, n_positive),
+            "mean_neg_phi": ratio(negative, n_negative),
+            "share_pos": ratio(n_positive, n_pairs),
+            "share_neg": ratio(n_negative, n_pairs),
+            **{f"share_above_{limit:g}": ratio(n, n_pairs) for limit, n in zip(self.limits, n_above, strict=True)},
+            "nearest_phi": float(nearest.mean()) if len(nearest) else None,
         }
 
 
-class Histogram:
-    """Pairs by phi, int64 [len(edges) - 1]."""
+class AllSums(PhiSums):
+    """The sums over all tokens, and with them the pairs by phi, phi over its maximum, and |phi| by firing rates.
 
-    def __init__(self, edges: np.ndarray):
-        self.edges, self.counts = edges, np.zeros(len(edges) - 1, np.int64)
+    odds: sqrt(Ni / (N - Ni)) of all latents in the order of the strips, falling. bands: of their rates (`rate_cells`).
+    limits, over_max_limits: of the shares. histogram: pairs by phi, int64 [len(edges) - 1]. over_max: sums of phi /
+    phi_max over strips for the pairs with phi > 0, where phi_max is the largest phi that two latents of these rates can
+    have. With Ni >= Nj it is sqrt(Nj (N - Ni) / (Ni (N - Nj))): all firings of j fall on tokens of i. cells: sums of
+    |phi|, float64 [32, 32].
+    """
 
-    def add(self, phi: np.ndarray) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal, which do not count."""
-        self.counts += np.bincount(phi_bins(phi.ravel(), self.edges), minlength=len(self.counts))
-        self.counts[len(self.counts) // 2] -= len(phi) * (len(phi) + 1) // 2
+    def __init__(
+        self, odds: np.ndarray, bands: np.ndarray, limits: tuple[float, ...], over_max_limits: tuple[float, ...]
+    ):
+        super().__init__(len(odds), limits)
+        self.odds, self.bands, self.over_max_limits = odds, bands, over_max_limits
+        self.edges = phi_edges()
+        self.histogram = np.zeros(len(self.edges) - 1, np.int64)
+        self.over_max: list[float] = []
+        self.n_over_max = np.zeros(len(over_max_limits), np.int64)
+        self.cells = np.zeros((DECADES * PER_DECADE, DECADES * PER_DECADE))
 
-    def merge(self, part: "Histogram") -> None:
-        self.counts += part.counts
+    def add_strip(self, phi: np.ndarray, start: int) -> None:
+        """phi [r, c]: a strip with zeros below the diagonal, its latents from place `start` on."""
+        r = len(phi)
+        self.add(phi, slice(start, start + r), slice(start, None))
+        self.histogram += np.bincount(phi_bins(phi.ravel(), self.edges), minlength=len(self.histogram))
+        # the zeros on the diagonal and below it do not count
+        self.histogram[len(self.histogram) // 2] -= r * (r + 1) // 2
+
+        odds = self.odds[start:]
+        of_max = phi * odds[:r, None]
+        of_max /= odds
+        np.maximum(of_max, 0, out=of_max)
+        self.over_max.append(float(of_max.sum()))
+        self.n_over_max += [np.count_nonzero(of_max > limit) for limit in self.over_max_limits]
+
+        bands = self.bands[start:]
+        starts = run_starts(bands)
+        by_band = np.add.reduceat(np.abs(phi), starts, axis=1)
+        np.add.at(self.cells, (bands[:r, None], bands[starts][None, :]), by_band)
+
+    def merge(self, part: "AllSums") -> None:
+        super().merge(part)
+        self.histogram += part.histogram
+        self.over_max += part.over_max
+        self.n_over_max += part.n_over_max
+        self.cells += part.cells
+
+    def over_max_means(self) -> dict[str, float | None]:
+        """Over the pairs with phi > 0; see `cooccurrence.pair_statistics` for the names."""
+        n_positive, counts = int(self.counts[0]), self.n_over_max.tolist()
+        above = zip(self.over_max_limits, counts, strict=True)
+        return {
+            "mean_over_max": ratio(math.fsum(self.over_max), n_positive),
+            **{f"over_max_above_{limit:g}": ratio(count, n_positive) for limit, count in above},
+        }
+
+    def quantile(self, q: float) -> float | None:
+        """The q-quantile of phi, linear within a bin; None without pairs."""
+        total = self.histogram.sum()
+        if not total:
+            return None
+        below = np.concatenate([[0], np.cumsum(self.histogram)])
+        place = q * total
+        bin_ = min(int(np.searchsorted(below, place, side="right")) - 1, len(self.histogram) - 1)
+        while self.histogram[bin_] == 0:
+            bin_ -= 1
+        share = min((place - below[bin_]) / self.histogram[bin_], 1.0)
+        return float(self.edges[bin_] + share * (self.edges[bin_ + 1] - self.edges[bin_]))
 
 
 def phi_edges(smallest: float = 1e-5, per_decade: int = 50) -> np.ndarray:
@@ -108,65 +169,3 @@ def phi_bins(phi: np.ndarray, edges: np.ndarray) -> np.ndarray:
     bins += (phi >= edges[bins + 1]) & (bins < last)
     bins -= phi < edges[bins]
     return bins
-
-
-class OverMax:
-    """phi / phi_max of the pairs with phi > 0, where phi_max is the largest phi that two latents of these rates can have.
-
-    With Ni >= Nj it is sqrt(Nj (N - Ni) / (Ni (N - Nj))): all firings of j fall on tokens of i.
-    """
-
-    def __init__(self, limits: tuple[float, ...]):
-        self.sums: list[float] = []
-        self.n_above = dict.fromkeys(limits, 0)
-
-    def add(self, phi: np.ndarray, odds: np.ndarray) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal. odds: sqrt(Ni / (N - Ni)) of its c latents, falling."""
-        of_max = phi * odds[: len(phi), None]
-        of_max /= odds
-        np.maximum(of_max, 0, out=of_max)
-        self.sums.append(float(of_max.sum()))
-        for limit in self.n_above:
-            self.n_above[limit] += int(np.count_nonzero(of_max > limit))
-
-    def merge(self, part: "OverMax") -> None:
-        self.sums += part.sums
-        for limit, count in part.n_above.items():
-            self.n_above[limit] += count
-
-    def means(self, n_positive: int) -> dict:
-        """The fields of `CoOccurrence` of these names."""
-        return {
-            "mean_over_max": ratio(math.fsum(self.sums), n_positive),
-            "over_max_above": {limit: ratio(count, n_positive) for limit, count in self.n_above.items()},
-        }
-
-
-class CellSums:
-    """Sum of |phi| in each cell of two rate bands. bands: of all latents in the order of the strips, falling."""
-
-    def __init__(self, bands: np.ndarray):
-        self.bands, self.sums = bands, np.zeros((DECADES * PER_DECADE, DECADES * PER_DECADE))
-
-    def add(self, phi: np.ndarray, start: int) -> None:
-        """phi [r, c]: a strip with zeros below the diagonal, its latents from place `start` on."""
-        if not phi.size:
-            return
-        columns = self.bands[start:]
-        starts = np.flatnonzero(np.concatenate([[True], np.diff(columns) != 0]))
-        by_band = np.add.reduceat(np.abs(phi), starts, axis=1)
-        np.add.at(self.sums, (columns[: len(phi), None], columns[starts][None, :]), by_band)
-
-    def merge(self, part: "CellSums") -> None:
-        self.sums += part.sums
-
-    def cells(self) -> RateCells:
-        latents = np.bincount(self.bands, minlength=len(self.sums))
-        pairs = np.tril(np.outer(latents, latents), -1) + np.diag(latents * (latents - 1) // 2)
-        means = np.full(self.sums.shape, np.nan)
-        np.divide(self.sums, pairs, out=means, where=pairs > 0)
-        return RateCells(pairs, means)
-
-
-def ratio(numerator: float, denominator: int) -> float | None:
-    return numerator / denominator if denominator else None

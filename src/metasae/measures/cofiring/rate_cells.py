@@ -1,12 +1,12 @@
 """Mean |phi| by firing rates, so that two SAEs can be compared at equal rates.
 
-phi_ij is about (lift - 1) sqrt(p_i p_j), so mean |phi| falls when rates spread, with no latent more atomic. Every pair is put
-into a cell by the rates of its two latents, on a fixed grid of quarter decades. `matched_mean` then weighs the cells of two SAEs
-alike, each cell by its pairs in both together. That is direct standardisation, as epidemiology does it for age.
+phi_ij is about (lift - 1) sqrt(p_i p_j), so mean |phi| falls when rates spread, with no latent more atomic. Every pair
+is put into a cell by the rates of its two latents, on a fixed grid of quarter decades. `matched_mean` then weighs the
+cells of two SAEs alike, each cell by its pairs in both together. That is direct standardisation, as epidemiology does
+it for age.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,70 +25,44 @@ def bands_of(rates: np.ndarray) -> np.ndarray:
     return np.clip(np.searchsorted(edges, rates, side="right") - 1, 0, len(edges) - 2)
 
 
-@dataclass(frozen=True)
-class RateCells:
-    """pairs int64 [32, 32] and mean_abs_phi float64 [32, 32] (NaN without pairs) of cell (band of one latent, band of the other).
+def rate_cells(bands: np.ndarray, sums: np.ndarray) -> dict[str, list]:
+    """The `rate_cells` part of measures.json: a cell for each two bands that have pairs.
 
-    Each pair stands once, with the more frequent latent's band first, so the upper triangle is empty.
+    bands: int [l], of every latent. sums: float64 [32, 32], of |phi| over the pairs of a cell, the more frequent
+    latent's band first. Returns lists of equal length: frequent, rare (lower edges of the two rates), pairs,
+    mean_abs_phi.
     """
-
-    pairs: np.ndarray
-    mean_abs_phi: np.ndarray
-
-    def as_dict(self) -> dict:
-        """Only the cells with pairs, as lists of equal length: frequent, rare (lower edges of the rates), pairs, mean_abs_phi."""
-        frequent, rare = np.nonzero(self.pairs)
-        edges = rate_edges()
-        return {
-            "frequent": edges[frequent].tolist(),
-            "rare": edges[rare].tolist(),
-            "pairs": self.pairs[frequent, rare].tolist(),
-            "mean_abs_phi": self.mean_abs_phi[frequent, rare].tolist(),
-        }
-
-    @classmethod
-    def from_dict(cls, found: dict) -> "RateCells":
-        """The inverse of `as_dict`."""
-        pairs = np.zeros((DECADES * PER_DECADE, DECADES * PER_DECADE), np.int64)
-        means = np.full(pairs.shape, np.nan)
-        # half a band up, so that a rounded edge cannot fall into the band below
-        middle = 10 ** (0.5 / PER_DECADE)
-        frequent, rare = (bands_of(np.asarray(found[side], np.float64) * middle) for side in ("frequent", "rare"))
-        pairs[frequent, rare], means[frequent, rare] = found["pairs"], found["mean_abs_phi"]
-        return cls(pairs, means)
+    latents = np.bincount(bands, minlength=len(sums))
+    pairs = np.tril(np.outer(latents, latents), -1) + np.diag(latents * (latents - 1) // 2)
+    frequent, rare = np.nonzero(pairs)
+    edges = rate_edges()
+    return {
+        "frequent": edges[frequent].tolist(),
+        "rare": edges[rare].tolist(),
+        "pairs": pairs[frequent, rare].tolist(),
+        "mean_abs_phi": (sums[frequent, rare] / pairs[frequent, rare]).tolist(),
+    }
 
 
-@dataclass(frozen=True)
-class Matched:
-    """Mean |phi| of two SAEs at equal rates. None where no cell is shared or b is 0.
+def matched_mean(a: dict[str, list], b: dict[str, list]) -> tuple[float | None, float | None]:
+    """Mean |phi| of two SAEs over the cells that both have, each cell weighed by its pairs in a and b together.
 
-    percent: 100 (a - b) / b. share_a, share_b: share of each SAE's pairs that lie in shared cells; the others have no counterpart.
+    a, b: their `rate_cells`. None and None where they share no cell.
     """
-
-    a: float | None
-    b: float | None
-    percent: float | None
-    n_cells: int
-    share_a: float | None
-    share_b: float | None
-
-    def as_dict(self) -> dict:
-        return dict(self.__dict__)
+    cells_a, cells_b = _by_bands(a), _by_bands(b)
+    shared = cells_a.keys() & cells_b.keys()
+    weights = {cell: cells_a[cell][0] + cells_b[cell][0] for cell in shared}
+    total = sum(weights.values())
+    if not total:
+        return None, None
+    of_a, of_b = (math.fsum(weights[cell] * cells[cell][1] for cell in shared) / total for cells in (cells_a, cells_b))
+    return of_a, of_b
 
 
-def matched_mean(a: RateCells, b: RateCells) -> Matched:
-    """Both means over the cells that both SAEs have, each cell weighed by its pairs in a and b together."""
-    shared = (a.pairs > 0) & (b.pairs > 0)
-    weights = (a.pairs + b.pairs)[shared]
-    total = int(weights.sum())
-
-    def mean(cells: RateCells) -> float | None:
-        return math.fsum(weights * cells.mean_abs_phi[shared]) / total if total else None
-
-    def share(cells: RateCells) -> float | None:
-        pairs = int(cells.pairs.sum())
-        return int(cells.pairs[shared].sum()) / pairs if pairs else None
-
-    mean_a, mean_b = mean(a), mean(b)
-    percent = 100 * (mean_a - mean_b) / mean_b if mean_b else None
-    return Matched(mean_a, mean_b, percent, int(shared.sum()), share(a), share(b))
+def _by_bands(cells: dict[str, list]) -> dict[tuple[int, int], tuple[int, float]]:
+    """(band of the more frequent latent, band of the rarer) -> (pairs, mean |phi|)."""
+    # half a band up, so that a rounded edge cannot fall into the band below
+    middle = 10 ** (0.5 / PER_DECADE)
+    frequent, rare = (bands_of(np.asarray(cells[side], np.float64) * middle).tolist() for side in ("frequent", "rare"))
+    values = zip(cells["pairs"], cells["mean_abs_phi"], strict=True)
+    return dict(zip(zip(frequent, rare, strict=True), values, strict=True))

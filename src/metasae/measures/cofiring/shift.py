@@ -1,20 +1,22 @@
 """The document-shift null: |phi| when one latent of every pair is read from other documents.
 
-The firings of the second latent are rotated by s tokens, where s is the start of a document: token t is paired with token t + s
-(mod T). Every rate stays exactly the same, and so does the way each latent clusters within its documents; only what the two
-latents owe to reading the same text is gone. Unlike the fixed marginals it keeps bursts, and drops tokens on which everything fires.
+The firings of the second latent are rotated by s tokens, where s is the start of a document: token t is paired with
+token t + s (mod T). Every rate stays exactly the same, and so does the way each latent clusters within its documents;
+only what the two latents owe to reading the same text is gone. Unlike the fixed marginals it keeps bursts, and drops
+tokens on which everything fires.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import stdev
 
 import numpy as np
 
 from metasae.measures.cofiring.cooccurrence import phi_tile
-from metasae.measures.cofiring.counts import CoFirings
+from metasae.measures.cofiring.counts import CoFirings, excluded, live_latents, n_pairs_of
+from metasae.measures.firing.blocks import run_starts
 from metasae.measures.firing.firings import Firings
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress, Task
 from metasae.ranks.lanes import side_by_side
 
 TILE = 256
@@ -22,55 +24,15 @@ CHUNK = 2048
 SHIFTS = 3
 
 
-@dataclass(frozen=True)
-class Shift:
-    """Over all pairs of latents that fire on some tokens but not on all. None where there is no pair or no shift.
-
-    null_abs_phi: mean |phi| over pairs and shifts. excess_abs_phi: the pairs' own mean |phi| minus it. values: mean |phi| of each
-    shift. spread: their standard deviation; None for fewer than two. shifts: in tokens. n_possible: how many shifts there are.
-    """
-
-    excess_abs_phi: float | None
-    null_abs_phi: float | None
-    values: tuple[float, ...]
-    spread: float | None
-    shifts: tuple[int, ...]
-    n_possible: int
-    n_documents: int
-    n_pairs: int
-    never: int
-    always: int
-
-    def as_dict(self) -> dict:
-        return {
-            "excess_abs_phi": self.excess_abs_phi,
-            "null_abs_phi": self.null_abs_phi,
-            "values": list(self.values),
-            "spread": self.spread,
-            "shifts": list(self.shifts),
-            "n_possible": self.n_possible,
-            "n_documents": self.n_documents,
-            "n_pairs": self.n_pairs,
-            "excluded": {"never": self.never, "always": self.always},
-        }
-
-
 def document_shifts(documents: np.ndarray) -> np.ndarray:
     """The starts of documents, int64, by which a text can be rotated so that no token meets one of its own document.
 
     documents: int [T], each document's tokens in one stretch. A document as long as the way round leaves no shift.
     """
-    starts = _starts(np.asarray(documents))
+    documents = np.asarray(documents)
+    starts = run_starts(documents)
     longest = np.diff(np.append(starts, len(documents))).max(initial=0)
     return starts[(starts >= longest) & (starts <= len(documents) - longest)]
-
-
-def _starts(documents: np.ndarray) -> np.ndarray:
-    return (
-        np.flatnonzero(np.concatenate([[True], documents[1:] != documents[:-1]]))
-        if len(documents)
-        else np.zeros(0, np.int64)
-    )
 
 
 def shift_null(
@@ -80,36 +42,39 @@ def shift_null(
     shifts: int = SHIFTS,
     tile: int = TILE,
     progress: Progress = SILENT,
-) -> Shift:
-    """The document-shift null of `firings`; see `Shift`.
+) -> dict:
+    """The document-shift null of `firings`, over all pairs of latents that fire on some tokens but not on all.
 
-    mean_abs_phi: of the pairs as they are (`cooccurrence.pair_statistics`). Shifts are drawn by `seed` without repetition, as many
-    as there are up to `shifts`. Each pair counts twice per shift, once with either latent rotated.
+    null_abs_phi: mean |phi| over pairs and shifts. excess_abs_phi: the pairs' own mean |phi| minus it. values: mean
+    |phi| of each shift. spread: their standard deviation; None for fewer than two. shifts: in tokens. n_possible: how
+    many shifts there are. The first two are None where there is no pair or no shift.
+
+    mean_abs_phi: of the pairs as they are (`cooccurrence.pair_statistics`). Shifts are drawn by `seed` without
+    repetition, as many as there are up to `shifts`. Each pair counts twice per shift, once with either latent rotated.
     """
     counts, total = firings.counts(), firings.n_tokens
-    latents = np.flatnonzero((counts > 0) & (counts < total))
+    latents = live_latents(counts, total)
     possible = document_shifts(firings.documents)
-    drawn = np.random.default_rng(seed).choice(possible, min(shifts, len(possible)), replace=False)
+    drawn = np.random.default_rng(seed).choice(possible, min(shifts, len(possible)), replace=False).tolist()
     values = []
     if len(latents) > 1:
         with progress.task("co-firing by chance, documents shifted", len(drawn) * len(latents), "latents") as task:
-            values = [_mean_abs_phi(firings, int(shift), latents, counts[latents], tile, task) for shift in drawn]
+            values = [_mean_abs_phi(firings, shift, latents, counts[latents], tile, task) for shift in drawn]
     null = math.fsum(values) / len(values) if values else None
-    return Shift(
-        excess_abs_phi=None if null is None or mean_abs_phi is None else mean_abs_phi - null,
-        null_abs_phi=null,
-        values=tuple(values),
-        spread=stdev(values) if len(values) > 1 else None,
-        shifts=tuple(int(shift) for shift in drawn),
-        n_possible=len(possible),
-        n_documents=len(_starts(firings.documents)),
-        n_pairs=len(latents) * (len(latents) - 1) // 2,
-        never=int(np.count_nonzero(counts == 0)),
-        always=int(np.count_nonzero((counts == total) & (counts > 0))),
-    )
+    return {
+        "excess_abs_phi": None if null is None or mean_abs_phi is None else mean_abs_phi - null,
+        "null_abs_phi": null,
+        "values": values,
+        "spread": stdev(values) if len(values) > 1 else None,
+        "shifts": drawn,
+        "n_possible": len(possible),
+        "n_documents": len(run_starts(firings.documents)),
+        "n_pairs": n_pairs_of(len(latents)),
+        "excluded": excluded(counts, total),
+    }
 
 
-def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.ndarray, tile: int, task) -> float:
+def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.ndarray, tile: int, task: Task) -> float:
     """Mean |phi| over all ordered pairs, the second latent read `shift` tokens further on."""
     total = firings.n_tokens
     # the text meets itself in two stretches: up to the token that has the last one as its partner, and after it

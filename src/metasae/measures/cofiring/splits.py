@@ -2,23 +2,23 @@
 
 A parent fires on tokens P; a set of children C of the other SAE splits it as well as
     score = coverage x (1 - overlap) x smallest share,
-coverage = share of P with at least one child on, overlap = share of P with two or more, a child's share = share of P with it
-alone on. An even split into two scores 1/2, into m 1/m: that is the ceiling. A latent that is simply kept scores nothing: a single
-child is no split, and beside a child that covers all of P no other is ever alone.
-Children are chosen on every second block of documents and scored on the others. The score of two solo SAEs with different
-seeds is the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
+coverage = share of P with at least one child on, overlap = share of P with two or more, a child's share = share of P
+with it alone on. An even split into two scores 1/2, into m 1/m: that is the ceiling. A latent that is simply kept
+scores nothing: a single child is no split, and beside a child that covers all of P no other is ever alone. Children are
+chosen on every second block of documents and scored on the others. The score of two solo SAEs with different seeds is
+the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
 
-from metasae.measures.cofiring.counts import block_spans
+from metasae.measures.cofiring.counts import ratio
 from metasae.measures.cofiring.partners import Partners, top_partners
-from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.blocks import block_spans, document_blocks
+from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
 
@@ -29,13 +29,16 @@ MIN_FIRINGS = 20
 SCORES_ABOVE = (0.1, 0.25)
 TOP = 100
 PARENTS = 2048
+# Latents that fire more often have no place in the paper's ranking.
+PAPER_MAX_RATE = 0.05
 
 
 @dataclass(frozen=True)
-class Split:
-    """A parent and its children, largest phi first. phi: of each child with the parent, on the tokens on which it was chosen.
+class FeatureSplit:
+    """A parent and its children, largest phi first.
 
-    coverage, overlap, shares, score, firings (of the parent): on the tokens that were held out.
+    phi: of each child with the parent, on the tokens on which it was chosen. coverage, overlap, shares, score, firings
+    (of the parent): on the tokens that were held out.
     """
 
     parent: int
@@ -47,62 +50,49 @@ class Split:
     score: float
     firings: int
 
-    def as_dict(self) -> dict:
-        return {
-            "parent": self.parent,
-            "children": list(self.children),
-            "phi": list(self.phi),
-            "coverage": self.coverage,
-            "overlap": self.overlap,
-            "shares": list(self.shares),
-            "score": self.score,
-            "firings": self.firings,
-        }
-
 
 @dataclass(frozen=True)
-class Splits:
-    """All splits found, best first, and what they say together; parents without a split count with score 0.
+class FeatureSplits:
+    """All feature splits between two SAEs, best first; parents without one count with score 0.
 
     n_parents: parents scored. too_rare: parents left out, as they fire on fewer than 20 tokens of either half.
-    n_above: parents with a score above a limit; share_above: the same as a share of n_parents. mean_score: over all parents;
-    mean_top: over the best 100. None without parents.
     """
 
-    ranked: tuple[Split, ...]
+    ranked: tuple[FeatureSplit, ...]
     n_parents: int
     too_rare: int
-    n_above: dict[float, int]
-    share_above: dict[float, float | None]
-    mean_score: float | None
-    mean_top: float | None
 
     def as_dict(self, count: int = TOP) -> dict:
-        """The summary and the first `count` splits."""
+        """The summary and the first `count` splits.
+
+        n_above_X: parents with a score above X; share_above_X: the same as a share of n_parents. mean_score: over all
+        parents; mean_top: over the best 100. None without parents.
+        """
+        scores = [split.score for split in self.ranked]
+        n_above = {limit: sum(score > limit for score in scores) for limit in SCORES_ABOVE}
         return {
             "n_parents": self.n_parents,
             "too_rare": self.too_rare,
-            **{f"n_above_{limit:g}": number for limit, number in self.n_above.items()},
-            **{f"share_above_{limit:g}": share for limit, share in self.share_above.items()},
-            "mean_score": self.mean_score,
-            "mean_top": self.mean_top,
-            "ranked": [split.as_dict() for split in self.ranked[:count]],
+            **{f"n_above_{limit:g}": number for limit, number in n_above.items()},
+            **{f"share_above_{limit:g}": ratio(number, self.n_parents) for limit, number in n_above.items()},
+            "mean_score": ratio(math.fsum(scores), self.n_parents),
+            "mean_top": ratio(math.fsum(scores[:TOP]), min(TOP, self.n_parents)),
+            "ranked": [asdict(split) for split in self.ranked[:count]],
         }
 
 
 def find_splits(
     parents: Firings, children: Firings, blocks: np.ndarray | None = None, progress: Progress = SILENT
-) -> Splits:
-    """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for merges.
+) -> FeatureSplits:
+    """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for
+    merges.
 
-    Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2 each, ties to
-    the smaller set. blocks: int [T], each token's block of documents, rising; None for `document_blocks` of them. With a single
-    block nothing is held out, and every parent is too rare. Memory: about 10 bytes per firing of each SAE.
-    Raises ValueError when the tokens of the two SAEs differ or blocks do not fit them.
+    Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2
+    each, ties to the smaller set. blocks: int [T], each token's block of documents, rising; None for `document_blocks`
+    of them. With a single block nothing is held out, and every parent is too rare. Memory: about 14 bytes per firing of
+    each SAE. Raises ValueError when the tokens of the two SAEs differ.
     """
     blocks = document_blocks(parents.documents) if blocks is None else blocks
-    if len(blocks) != parents.n_tokens:
-        raise ValueError(f"{len(blocks)} blocks for {parents.n_tokens} tokens")
     spans = block_spans(blocks)
     partners = top_partners(parents, CANDIDATES, children, spans=spans[::2], progress=progress)
     held_out = np.zeros(parents.n_tokens, bool)
@@ -112,7 +102,7 @@ def find_splits(
     # largest phi first, so the usable candidates come first
     usable = np.count_nonzero(partners.phi >= MIN_PHI, axis=1)
     sets = _sets()
-    found, n_parents = [], 0
+    splits, n_parents = [], 0
     with progress.task("latents that split", parents.n_latents, "latents") as task:
         for start in range(0, parents.n_latents, PARENTS):
             these = np.arange(start, min(start + PARENTS, parents.n_latents))
@@ -120,71 +110,47 @@ def find_splits(
             enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
             n_parents += int(enough.sum())
             able = enough & (usable[these] >= 2)
-            found += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
+            splits += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
             task.advance(len(these))
-    return _summary(found, n_parents, parents.n_latents - n_parents)
-
-
-@dataclass(frozen=True)
-class PaperSplit:
-    """A parent and the two latents of the other SAE with the largest phi with it; ranked by the smaller of the two."""
-
-    parent: int
-    children: tuple[int, int]
-    phi: tuple[float, float]
-
-    def as_dict(self) -> dict:
-        return {"parent": self.parent, "children": list(self.children), "phi": list(self.phi)}
+    ranked = sorted(splits, key=lambda split: (-split.score, split.parent))
+    return FeatureSplits(tuple(ranked), n_parents, parents.n_latents - n_parents)
 
 
 def paper_ranking(
-    parents: Firings,
-    children: Firings,
-    counted: np.ndarray | None = None,
-    max_rate: float = 0.05,
-    count: int = TOP,
-    progress: Progress = SILENT,
-) -> tuple[PaperSplit, ...]:
-    """The first `count` candidates by second-largest phi, ties to the lower parent; arXiv 2604.03436.
+    parents: Firings, children: Firings, count: int = TOP, progress: Progress = SILENT
+) -> list[dict[str, int | list]]:
+    """The first `count` parents by the second-largest phi of a latent of the other SAE, ties to the lower; arXiv
+    2604.03436.
 
-    counted: bool [T], the tokens that count (the paper drops tokens without letters); None for all. max_rate: latents of either SAE
-    that fire on a larger share of these tokens are left out. Raises ValueError when counted has another length or the tokens differ.
+    {"parent", "children", "phi"}, with the two latents of the largest phi. Latents of either SAE that fire on more than
+    5% of the tokens are left out. Raises ValueError when the tokens differ.
     """
-    if counted is not None:
-        parents, children = _only(parents, counted), _only(children, counted)
-    partners = top_partners(parents, 2, children, max_rate=max_rate, progress=progress)
+    partners = top_partners(parents, 2, children, max_rate=PAPER_MAX_RATE, progress=progress)
     have_two = np.flatnonzero(partners.latents[:, 1] >= 0)
     order = have_two[np.argsort(-partners.phi[have_two, 1], kind="stable")][:count]
-    pairs = ((int(p), tuple(partners.latents[p].tolist()), tuple(partners.phi[p].tolist())) for p in order)
-    return tuple(PaperSplit(*pair) for pair in pairs)
-
-
-def _only(firings: Firings, counted: np.ndarray) -> Firings:
-    """The firings on the tokens that count."""
-    if len(counted) != firings.n_tokens:
-        raise ValueError(f"counted must say yes or no to each of {firings.n_tokens} tokens, not {len(counted)}")
-    per_token = np.diff(firings.indptr)
-    kept = np.repeat(counted, per_token)
-    indptr = np.concatenate([[0], np.cumsum(per_token[counted])]).astype(np.int64)
-    places = (firings.documents[counted], firings.tokens[counted], firings.positions[counted])
-    return Firings(indptr, firings.indices[kept], firings.values[kept], firings.n_latents, *places)
+    return [
+        {"parent": int(parent), "children": partners.latents[parent].tolist(), "phi": partners.phi[parent].tolist()}
+        for parent in order
+    ]
 
 
 class _Patterns:
-    """Which of a parent's candidates fire together with it: token counts by pattern, bit s of a pattern for candidate s."""
+    """Which of a parent's candidates fire together with it: token counts by pattern, bit s of a pattern for candidate
+    s."""
 
     def __init__(self, parents: Firings, children: Firings, held_out: np.ndarray):
-        self.parents, self.children, self.held_out = _by_latent(parents), _by_latent(children), held_out
+        self.parents, self.children, self.held_out = by_latent(parents), by_latent(children), held_out
 
     def histograms(
         self, latents: np.ndarray, candidates: np.ndarray, usable: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each parent by pattern, int64 [p, 2**CANDIDATES], on the tokens to choose on and on those held out."""
+        """Tokens of each parent by pattern, int64 [p, 2**CANDIDATES], on the tokens to choose on and on those held
+        out."""
         chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
         on = np.zeros(len(self.held_out), np.uint16)
         for row, latent in enumerate(latents):
-            tokens = self.parents[latent]
-            lists = [self.children[child] for child in candidates[latent, : usable[latent]]]
+            tokens, _ = self.parents.latent(latent)
+            lists = [self.children.latent(child)[0] for child in candidates[latent, : usable[latent]]]
             for slot, child_tokens in enumerate(lists):
                 on[child_tokens] |= 1 << slot
             pattern, held_out = on[tokens], self.held_out[tokens]
@@ -195,21 +161,12 @@ class _Patterns:
         return chosen_on, scored_on
 
 
-def _by_latent(firings: Firings) -> Sequence[np.ndarray]:
-    """The tokens of each latent."""
-    from scipy.sparse import csr_array
-
-    ones = np.ones(len(firings.indices), np.int8)
-    by_latent = csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents)).tocsc()
-    return np.split(by_latent.indices, by_latent.indptr[1:-1])
-
-
 @dataclass(frozen=True)
 class _Sets:
     """All sets of 2 to MAX_CHILDREN candidates, small ones first.
 
-    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone [patterns, members of all
-    sets], that member is the only one on. first: int [sets], where the members of each set begin.
+    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone [patterns,
+    members of all sets], that member is the only one on. first: int [sets], where the members of each set begin.
     """
 
     members: list[tuple[int, ...]]
@@ -242,9 +199,9 @@ def _sets() -> _Sets:
 
 def _best_sets(
     parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray, partners: Partners, sets: _Sets
-) -> list[Split]:
+) -> list[FeatureSplit]:
     """The best set of each parent by its first histogram, scored by the second; without those that score 0 there."""
-    found = []
+    splits = []
     for parent, best, counts in zip(parents, sets.scores(chosen_on).argmax(1), scored_on, strict=True):
         members, tokens = list(sets.members[best]), int(counts.sum())
         coverage, overlap = float(counts @ sets.one[best]) / tokens, float(counts @ sets.two[best]) / tokens
@@ -252,21 +209,6 @@ def _best_sets(
         score = coverage * (1 - overlap) * min(shares)
         if score > 0:
             children, phi = partners.latents[parent, members].tolist(), partners.phi[parent, members].tolist()
-            found.append(Split(int(parent), tuple(children), tuple(phi), coverage, overlap, shares, score, tokens))
-    return found
-
-
-def _summary(found: list[Split], n_parents: int, too_rare: int) -> Splits:
-    ranked = tuple(sorted(found, key=lambda split: (-split.score, split.parent)))
-    scores = [split.score for split in ranked]
-    n_above = {limit: sum(score > limit for score in scores) for limit in SCORES_ABOVE}
-    top = scores[:TOP]
-    return Splits(
-        ranked,
-        n_parents,
-        too_rare,
-        n_above,
-        {limit: number / n_parents if n_parents else None for limit, number in n_above.items()},
-        math.fsum(scores) / n_parents if n_parents else None,
-        math.fsum(top) / min(TOP, n_parents) if n_parents else None,
-    )
+            split = FeatureSplit(int(parent), tuple(children), tuple(phi), coverage, overlap, shares, score, tokens)
+            splits.append(split)
+    return splits

@@ -1,6 +1,7 @@
 """How much of the activations the SAE keeps, and which latents do the work.
 
-FVU = sum (xh - x)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (xh - x)^2 per number.
+FVU = sum (x - x_hat)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (x - x_hat)^2 per
+number.
 """
 
 from dataclasses import dataclass
@@ -9,50 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metasae.data.split import Split
 from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
+from metasae.sae.sae import SAE
 
 DENSE_RATE = 0.1
 RATE_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """fvu: None when the activations do not vary. l2: squared model units per number. dead, dense: shares of the n latents.
-
-    mean: [d], the mean activation, for the mean-ablation. rates: float64 [n]. leave_one_out: fvu, l2 and l0 without each block of
-    documents in turn (`metasae.measures.firing.blocks`), the variance still around the mean of all tokens.
-    """
-
-    fvu: float | None
-    l2: float
-    l0: float
-    dead: float
-    dense: float
-    rates: np.ndarray
-    mean: Tensor
-    leave_one_out: dict[str, list[float | None]]
-
-    def as_dict(self) -> dict:
-        """The part of measures.json that needs no language model."""
-        live = self.rates[self.rates > 0]
-        edges = rate_edges()
-        return {
-            "fvu": self.fvu,
-            "l2": self.l2,
-            "l0": self.l0,
-            "dead": self.dead,
-            "dense": self.dense,
-            "rates": {
-                "quantiles_of_live": {
-                    f"{q:g}": float(np.quantile(live, q)) if len(live) else None for q in RATE_QUANTILES
-                },
-                "log10_spread": float(np.log10(live).std()) if len(live) else None,
-                "histogram": {"log10_edges": edges, "counts": np.histogram(np.log10(live), edges)[0]},
-            },
-            "leave_one_out": self.leave_one_out,
-        }
 
 
 def rate_edges() -> np.ndarray:
@@ -62,56 +27,79 @@ def rate_edges() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T]."""
+    """Of the activations of a split, the same for every SAE.
+
+    mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T].
+    """
 
     mean: Tensor
     variance: np.ndarray
 
 
-def moments_of(split, batch: int = 4096) -> Moments:
+def moments_of(split: Split, batch: int = 4096) -> Moments:
     """Two passes over the activations; at least one token."""
     mean, n_tokens = 0.0, 0
     for block in split.blocks(batch):
         mean, n_tokens = mean + block.double().sum(0), n_tokens + len(block)
     mean = mean / n_tokens
-    return Moments(
-        mean, np.concatenate([(block.double() - mean).square().sum(1).numpy() for block in split.blocks(batch)])
-    )
+    variance = [(block.double() - mean).square().sum(1).numpy() for block in split.blocks(batch)]
+    return Moments(mean, np.concatenate(variance))
 
 
 def measure_fidelity(
-    sae, split, firings: Firings, batch: int = 4096, progress: Progress = SILENT, moments: Moments | None = None
-) -> Fidelity:
-    """Reconstructs `split` from its firings; one pass over the activations, none through the encoder.
+    sae: SAE,
+    split: Split,
+    firings: Firings,
+    batch: int = 4096,
+    progress: Progress = SILENT,
+    moments: Moments | None = None,
+) -> dict:
+    """The part of `fidelity` in measures.json that needs no language model.
 
-    firings: of this SAE on this split, at least one token. moments: of this split, when they are known.
+    fvu: None when the activations do not vary. l2: squared model units per number. l0: active latents per token. dead,
+    dense: shares of the n latents that never fire and that fire on more than a tenth of the tokens. rates: of the
+    latents that fire.
+    leave_one_out: fvu, l2 and l0 without each block of documents in turn (`metasae.measures.firing.blocks`), the
+    variance still around the mean of all tokens.
+
+    `split` is rebuilt from its firings: one pass over the activations, none through the encoder. firings: of this SAE
+    on this split, at least one token. moments: of this split, when they are known.
     """
     moments = moments_of(split, batch) if moments is None else moments
-    mean, variance = moments.mean, moments.variance
+    variance, d = moments.variance, len(moments.mean)
     error = np.empty(firings.n_tokens)
     done = 0
     with progress.task("how well activations are rebuilt", firings.n_tokens) as task:
         for block in split.blocks(batch):
             x = block.to(torch.float32)
-            x_hat = decode_firings(sae, firings, done, x)
+            residual = x - decode_firings(sae, firings, done, x)
             end = done + len(x)
-            error[done:end] = (x_hat - x).double().square().sum(1).numpy()
+            error[done:end] = residual.double().square().sum(1).numpy()
             done = end
             task.advance(len(x))
     rates, total = firings.rates(), float(variance.sum())
-    return Fidelity(
-        fvu=float(error.sum()) / total if total > 0 else None,
-        l2=float(error.sum()) / (len(error) * len(mean)),
-        l0=firings.l0,
-        dead=float(np.mean(rates == 0)),
-        dense=float(np.mean(rates > DENSE_RATE)),
-        rates=rates,
-        mean=mean.float(),
-        leave_one_out=_without_each_block(firings, error, variance, len(mean)),
-    )
+    return {
+        "fvu": float(error.sum()) / total if total > 0 else None,
+        "l2": float(error.sum()) / (len(error) * d),
+        "l0": firings.l0,
+        "dead": float(np.mean(rates == 0)),
+        "dense": float(np.mean(rates > DENSE_RATE)),
+        "rates": _distribution(rates[rates > 0]),
+        "leave_one_out": _without_each_block(firings, error, variance, d),
+    }
 
 
-def decode_firings(sae, firings: Firings, start: int, x: Tensor) -> Tensor:
+def _distribution(rates: np.ndarray) -> dict:
+    """rates: float64 [l], of the latents that fire."""
+    edges, some = rate_edges(), len(rates) > 0
+    return {
+        "quantiles_of_live": {f"{q:g}": float(np.quantile(rates, q)) if some else None for q in RATE_QUANTILES},
+        "log10_spread": float(np.log10(rates).std()) if some else None,
+        "histogram": {"log10_edges": edges, "counts": np.histogram(np.log10(rates), edges)[0]},
+    }
+
+
+def decode_firings(sae: SAE, firings: Firings, start: int, x: Tensor) -> Tensor:
     """The reconstruction x_hat [B, d], on the CPU, of the tokens start to start + B, whose activations are x [B, d].
 
     x is only looked at for the mean and standard deviation of an SAE that normalises per token.

@@ -3,49 +3,44 @@
 With logits a_v (clean) and b_v (changed), m a running maximum, A = logsumexp a, B = logsumexp b and p = softmax a:
 
     cross-entropy of target y   B - b_y
-    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B,     sum_v p_v (a_v - b_v) = sum_v e^(a_v - m) (a_v - b_v) / sum_v e^(a_v - m)
+    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B
+    sum_v p_v (a_v - b_v)       sum_v e^(a_v - m) (a_v - b_v) / sum_v e^(a_v - m)
 
 Each sum is made slice by slice and rescaled when m rises; within a slice in fp32, over slices in float64.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from metasae.data.model.readout import LinearReadOut, WholeLogits
+
 # Numbers of one slice of logits in memory at once.
 NUMBERS_AT_ONCE = 2**23
 
-
-@dataclass(frozen=True)
-class Predictions:
-    """ce, kl: name -> float64 [N]: cross-entropy in nats of each prediction, and its KL from the clean one (not for 'clean')."""
-
-    ce: dict[str, Tensor]
-    kl: dict[str, Tensor]
+Numbers = dict[str, Tensor]
+ReadOut = LinearReadOut | WholeLogits
 
 
-def predictions(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> Predictions:
-    """hidden: name -> [N, D], what the read-out makes logits of; 'clean' must be one. targets_N: int64 [N]."""
+def predictions(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
+    """(ce, kl): name -> float64 [N]: cross-entropy in nats of each prediction, and its KL from the clean one (not for
+    'clean').
+
+    hidden: name -> [N, D], what the read-out makes logits of; 'clean' must be one. targets_N: int64 [N].
+    """
     widest = max(end - start for start, end in readout.slices())
     rows = max(1, NUMBERS_AT_ONCE // widest)
-    parts = [
-        _of_rows(
-            readout, {name: h[start : start + rows] for name, h in hidden.items()}, targets_N[start : start + rows]
-        )
-        for start in range(0, len(targets_N), rows)
-    ]
-    if not parts:
-        return Predictions(
-            *(
-                {name: torch.zeros(0, dtype=torch.float64) for name in names}
-                for names in (hidden, set(hidden) - {"clean"})
-            )
-        )
-    joined = lambda key: {
-        name: torch.cat([getattr(part, key)[name] for part in parts]) for name in getattr(parts[0], key)
-    }
-    return Predictions(joined("ce"), joined("kl"))
+    parts = []
+    for start in range(0, max(len(targets_N), 1), rows):
+        here = slice(start, start + rows)
+        parts.append(_of_rows(readout, {name: h[here] for name, h in hidden.items()}, targets_N[here]))
+    ce, kl = zip(*parts, strict=True)
+    return _joined(ce), _joined(kl)
+
+
+def _joined(parts: Sequence[Numbers]) -> Numbers:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 class _Running:
@@ -70,21 +65,18 @@ class _Running:
         return self.highest.float().double() + self.total.log()
 
 
-def _of_rows(readout, hidden: dict[str, Tensor], targets_N: Tensor) -> Predictions:
+def _of_rows(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
     running = {name: _Running(targets_N) for name in hidden}
     for start, end in readout.slices():
         logits = {name: readout.logits(h, start, end) for name, h in hidden.items()}
+        others = {name: values for name, values in logits.items() if name != "clean"}
         inside = ((targets_N >= start) & (targets_N < end)).nonzero().squeeze(1)
         for name, sums in running.items():
             sums.target[inside] = logits[name][inside, targets_N[inside] - start].double()
-            sums.add(
-                logits[name], {other: logits[other] for other in logits if other != "clean"} if name == "clean" else {}
-            )
+            sums.add(logits[name], others if name == "clean" else {})
     ce = {name: sums.logsumexp() - sums.target for name, sums in running.items()}
     clean = running["clean"]
     kl = {
-        name: clean.moved[name] / clean.total - clean.logsumexp() + running[name].logsumexp()
-        for name in hidden
-        if name != "clean"
+        name: moved / clean.total - clean.logsumexp() + running[name].logsumexp() for name, moved in clean.moved.items()
     }
-    return Predictions(ce, kl)
+    return ce, kl

@@ -1,7 +1,7 @@
-"""A folder of raw little-endian arrays under an index: whole or absent, memory-mapped and checked when read.
+"""A folder of raw little-endian arrays under an index: whole or absent, memory-mapped when read.
 
 FOLDER/index.json    kind and version, facts, and of every array its dtype, shape, size and checksum
-FOLDER/NAME.bin      the numbers of one array, in order, with no header, so that it can be written before its length is known
+FOLDER/NAME.bin      the numbers of one array, in order; no header, so it is written before its length is known
 
 Plain files that any language can map; no pickles.
 """
@@ -25,7 +25,10 @@ _CHECKSUM_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder holds, in words, and the version of its layout. arrays: name -> dtype of every array that belongs to it."""
+    """What a folder holds, in words, and the version of its layout.
+
+    arrays: name -> dtype of every array that belongs to it.
+    """
 
     name: str
     version: int
@@ -39,7 +42,7 @@ class ArrayFile:
         self.dtype = np.dtype(dtype)
         self.length = 0
         self._digest = _blake2b()
-        self._file = open(_file(folder, name), "wb")
+        self._file = open(_file(folder, name), "wb")  # noqa: SIM115 (it stays open until `close`)
 
     def append(self, values: np.ndarray) -> None:
         """values: [m], of the file's dtype or one that converts to it."""
@@ -72,15 +75,20 @@ def empty_array(folder: Path, name: str, dtype: str, length: int) -> np.ndarray:
 def entry_of(folder: Path, name: str, dtype: str) -> dict:
     """The index entry of a file that is written already; reads it through for its checksum."""
     file = _file(folder, name)
-    return _entry(np.dtype(dtype), file.stat().st_size // np.dtype(dtype).itemsize, _checksum(file))
+    digest = _blake2b()
+    with open(file, "rb") as handle:
+        while chunk := handle.read(_CHECKSUM_BYTES):
+            digest.update(chunk)
+    return _entry(np.dtype(dtype), file.stat().st_size // np.dtype(dtype).itemsize, digest.hexdigest())
 
 
 @contextmanager
 def whole_folder(folder: Path, kind: Kind) -> Iterator[Path]:
-    """Yields a new folder beside `folder` to write to; it takes the place of `folder` at the end, or is removed on an error.
+    """Yields a new folder beside `folder` to write to; it takes the place of `folder` at the end, or is removed on an
+    error.
 
-    A finished folder of the same kind is replaced, and so is what a killed write left. Raises UserError when `folder` holds
-    anything else, and when the disk is full or cannot be written.
+    A finished folder of the same kind is replaced, and so is what a killed write left. Raises UserError when `folder`
+    holds anything else, and when the disk is full or cannot be written.
     """
     if folder.exists() and not _is(folder, kind):
         raise UserError(f"{folder} exists and is no {kind.name}; choose another folder or delete it")
@@ -120,36 +128,35 @@ def read_index(folder: Path, kind: Kind) -> dict:
         raise UserError(f"{folder} holds no {kind.name}; choose another folder")
     if index.get("version") != kind.version:
         raise UserError(
-            f"the {kind.name} {folder} is of version {index.get('version')}, not {kind.version}; delete it and write it again"
+            f"the {kind.name} {folder} is of version {index.get('version')}, not {kind.version}; "
+            "delete it and write it again"
         )
     return index
 
 
-def open_arrays(folder: Path, kind: Kind, index: dict, verify: bool = False) -> dict[str, np.ndarray]:
-    """name -> read-only memory-map. Sizes are always checked, checksums with `verify`, which reads everything.
+def open_arrays(folder: Path, kind: Kind, index: dict) -> dict[str, np.ndarray]:
+    """name -> read-only memory-map.
 
-    Raises UserError for a file that is missing, has another size or dtype than the index says, or fails its checksum.
+    Raises UserError for a file that is missing, or has another size or dtype than the index says.
     """
-    found = {}
+    maps = {}
     for name, dtype in kind.arrays.items():
         file = _file(folder, name)
         try:
             entry = index["arrays"][name]
-            length, size = int(entry["shape"][0]), int(entry["bytes"])
-            same = np.dtype(entry["dtype"]) == np.dtype(dtype) and size == length * np.dtype(dtype).itemsize
-            expected = str(entry["blake2b"])
+            length = int(entry["shape"][0])
+            fits = entry == _entry(np.dtype(dtype), length, entry["blake2b"])
         except (KeyError, TypeError, ValueError, IndexError):
             raise damaged(folder, kind, f"its index does not describe '{name}'") from None
-        if not same:
+        if not fits:
             raise damaged(folder, kind, f"its index contradicts itself about '{name}'")
         if not file.is_file():
             raise damaged(folder, kind, f"{file.name} is missing")
-        if file.stat().st_size != size:
-            raise damaged(folder, kind, f"{file.name} has {file.stat().st_size} bytes instead of {size}")
-        if verify and _checksum(file) != expected:
-            raise damaged(folder, kind, f"the checksum of {file.name} differs")
-        found[name] = _mapped(file, dtype, length)
-    return found
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise damaged(folder, kind, f"{file.name} has {size} bytes instead of {entry['bytes']}")
+        maps[name] = _mapped(file, dtype, length)
+    return maps
 
 
 def damaged(folder: Path, kind: Kind, why: str) -> UserError:
@@ -186,13 +193,5 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
 
 
-def _checksum(file: Path) -> str:
-    digest = _blake2b()
-    with open(file, "rb") as handle:
-        while chunk := handle.read(_CHECKSUM_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _blake2b():
+def _blake2b() -> "hashlib._Hash":
     return hashlib.blake2b(digest_size=16)

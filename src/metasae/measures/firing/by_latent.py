@@ -1,13 +1,14 @@
 """The firings in the order of latents: on which tokens does latent i fire, and how strongly.
 
-A counting sort. The counts of each latent give where its entries begin; one pass over the tokens puts every entry in its
-place. Within a latent, tokens rise. O(nnz) time; beside the result, memory for one chunk of entries.
+A counting sort. The counts of each latent give where its entries begin; one pass over the tokens puts every entry in
+its place. Within a latent, tokens rise. O(nnz) time; beside the result, memory for one chunk of entries.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from metasae.measures.firing.arrays import (
     Kind,
@@ -19,6 +20,7 @@ from metasae.measures.firing.arrays import (
     whole_folder,
     write_index,
 )
+from metasae.measures.firing.blocks import chunks
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import STORE, open_firings
 from metasae.progress.progress import SILENT, Progress
@@ -33,8 +35,8 @@ CHUNK = 1 << 22
 class ByLatent:
     """Latent i fires on tokens[indptr[i] : indptr[i + 1]], rising, with values at the same places.
 
-    indptr: int64 [n + 1]. tokens: int32 [nnz], numbers of tokens in the split, not ids in the vocabulary. values: float32 [nnz].
-    The arrays may be read-only memory-maps. n_tokens: T, of the split.
+    indptr: int64 [n + 1]. tokens: int32 [nnz], numbers of tokens in the split, not ids in the vocabulary. values:
+    float32 [nnz]. The arrays may be read-only memory-maps. n_tokens: T, of the split.
     """
 
     indptr: np.ndarray
@@ -90,20 +92,19 @@ def write_by_latent(folder: str | Path, chunk: int = CHUNK, progress: Progress =
         for array in (view.indptr, view.tokens, view.values):
             if isinstance(array, np.memmap):
                 array.flush()
-        write_index(
-            part, VIEW, {"firings": source}, {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()}
-        )
+        entries = {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()}
+        write_index(part, VIEW, {"firings": source}, entries)
     return open_by_latent(folder)
 
 
-def open_by_latent(folder: str | Path, verify: bool = False) -> ByLatent:
+def open_by_latent(folder: str | Path) -> ByLatent:
     """What `write_by_latent` left in a firing store, as read-only memory-maps.
 
-    Raises UserError when there is none, when it is damaged (verify: checksums too), and when it belongs to another store.
+    Raises UserError when there is none, when it is damaged, and when it belongs to another store.
     """
     folder = Path(folder)
     index = read_index(folder / FOLDER, VIEW)
-    arrays = open_arrays(folder / FOLDER, VIEW, index, verify)
+    arrays = open_arrays(folder / FOLDER, VIEW, index)
     store = read_index(folder, STORE)
     if index.get("firings") != _source(folder):
         raise damaged(folder / FOLDER, VIEW, "it was made from other firings")
@@ -118,11 +119,9 @@ def _starts(firings: Firings) -> np.ndarray:
 
 def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -> None:
     """Puts every entry in its place, chunk by chunk of whole tokens."""
-    from scipy.sparse import csr_array
-
     ends = np.array(view.indptr[:-1])  # where the next entry of each latent goes
     with progress.task("sorting firings by latent", len(firings.indices), "firings") as task:
-        for first, last in _chunks(firings.indptr, chunk):
+        for first, last in chunks(firings.indptr, (0, firings.n_tokens), chunk):
             entries = slice(int(firings.indptr[first]), int(firings.indptr[last]))
             rows = firings.indptr[first : last + 1] - firings.indptr[first]
             shape = (last - first, firings.n_latents)
@@ -133,16 +132,6 @@ def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -
             view.values[places] = columns.data
             ends += counts
             task.advance(len(places))
-
-
-def _chunks(indptr: np.ndarray, size: int):
-    """Ranges of tokens with about `size` entries each, at least one token."""
-    first, n_tokens = 0, len(indptr) - 1
-    while first < n_tokens:
-        last = int(np.searchsorted(indptr, indptr[first] + size, side="right")) - 1
-        last = min(max(last, first + 1), n_tokens)
-        yield first, last
-        first = last
 
 
 def _source(folder: Path) -> list[str]:

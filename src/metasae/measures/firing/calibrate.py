@@ -1,7 +1,8 @@
 """From BatchTopK to a fixed rule of inference: a latent fires where its pre-activation lies above a threshold.
 
-`rate`: one global threshold at which a token has k active latents on average. `per_latent` and `eer`: one for each latent, see
-`rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent by latent.
+`rate`: one global threshold at which a token has k active latents on average. `per_latent` and `eer`: one for each
+latent, see `rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent
+by latent.
 """
 
 from collections.abc import Callable
@@ -10,29 +11,36 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from metasae.data.split import own_part
+from metasae.data.split import Split, own_part
 from metasae.errors import UserError, nearest
 from metasae.measures.firing.rules import Thresholds, eer, per_latent
 from metasae.measures.firing.screen import Screen
-from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, firing_counts
+from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, count_firings
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.ranks import ALONE, Ranks
+from metasae.sae.sae import SAE
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+# Numbers kept beyond twice those wanted before the rest is dropped.
+_SLACK = 65_536
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An SAE's inference rule and what it gives on the calibration split. Plain JSON as `asdict`, and back as `Calibration(**json)`.
+    """An SAE's inference rule and what it gives on the calibration split.
 
-    threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents whose
-    threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on. k: the count
-    asked for. rule: `rate`, `per_latent`, `eer`, or `own` for thresholds that the SAE came with.
+    Plain JSON as `asdict`, and back as `Calibration(**json)`.
+
+    threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents
+    whose threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on.
+    k: the count asked for. rule: `rate`, `per_latent`, `eer`, or `own` for thresholds that the SAE came with.
 
     Against BatchTopK with k on the same tokens (None for `own`, whose SAE need not be a BatchTopK one):
-    rate_error, rate_error_abs: mean over latents of (firings - selections) / selections, and of its size. rate_error_quantiles:
-    "0.05" ... "0.95" -> quantile of it. never_selected: latents that BatchTopK never selects, which have no such error.
-    fire_unselected: how many of those fire all the same. fallbacks: latents that took the rule's fallback; only `eer` has one.
+    rate_error, rate_error_abs: mean over latents of (firings - selections) / selections, and of its size.
+    rate_error_quantiles: "0.05" ... "0.95" -> quantile of it. never_selected: latents that BatchTopK never selects,
+    which have no such error.
+    fire_unselected: how many of those fire all the same. fallbacks: latents that took the rule's fallback; only `eer`
+    has one.
     """
 
     threshold: float | None
@@ -49,8 +57,8 @@ class Calibration:
 
     @property
     def reached(self) -> bool:
-        """False when l0 misses k by more than half a percent: there were fewer than k positive pre-activations per token, or many
-        ties, or the rule does not aim at k (`eer`, `own`)."""
+        """False when l0 misses k by more than half a percent: there were fewer than k positive pre-activations per
+        token, or many ties, or the rule does not aim at k (`eer`, `own`)."""
         return abs(self.l0 - self.k) <= 0.005 * self.k
 
     def as_dict(self) -> dict:
@@ -59,87 +67,89 @@ class Calibration:
 
 
 class Largest:
-    """The `count` largest of a stream of numbers above zero, each of some latent, and how many equal the first one left out.
+    """The `count` largest of a stream of numbers above zero, each of some latent, and those that equal the first one
+    left out.
 
-    O(count) memory, exact. Invariant: `_kept` holds every number above `cut`; `_at_cut` numbers equalled it; all others were smaller.
+    O(count) memory beside ties, exact: every number from `cut` on is kept, and smaller ones do not matter.
     """
 
     def __init__(self, count: int, cut: float = 0.0):
-        """cut: numbers up to it are never looked at; `reached` says afterwards whether it was low enough."""
-        self.count = count
-        self.cut = self._first_cut = cut
-        self._at_cut = 0
-        self._latents: list[np.ndarray] = []
-        self._kept: list[np.ndarray] = []
-        self._n_kept = 0
+        """cut: a guess; smaller numbers are never looked at, and `reached` says afterwards whether it was low
+        enough."""
+        self.count, self.cut, self._guess = count, cut, cut
+        self._latents: list[np.ndarray] = [np.zeros(0, np.int32)]
+        self._values: list[np.ndarray] = [np.zeros(0, np.float32)]
+        self._n_kept, self._most = 0, 2 * count + _SLACK
 
-    def add(self, latents: np.ndarray, values: np.ndarray, equal_to_cut: int) -> None:
-        """values, and the latents they belong to: all numbers above `cut` of the next part of the stream. equal_to_cut: how many of
-        that part equal `cut`."""
-        if self._at_cut:
-            self._at_cut += equal_to_cut
-        self._latents.append(latents)
-        self._kept.append(values)
-        self._n_kept += len(values)
-        if self._n_kept > 2 * self.count + 65_536:
+    def add(self, latents: np.ndarray, values: np.ndarray) -> None:
+        """values [m], and the latents they belong to: all numbers from `cut` on of the next part of the stream."""
+        kept = values >= np.float32(self.cut) if self.cut else values > 0
+        self._latents.append(latents[kept])
+        self._values.append(values[kept])
+        self._n_kept += len(self._values[-1])
+        if self._n_kept > self._most:
             self._raise_cut()
 
     @property
     def reached(self) -> bool:
-        """Whether the first cut has left out nothing that matters."""
-        return self.cut > self._first_cut or self._n_kept > self.count or self._first_cut == 0
+        """Whether the guess has left out nothing that matters."""
+        return self._guess == 0 or self._n_kept > self.count
 
     def all_above(self) -> tuple[float, np.ndarray]:
-        """(a number above which all are known, those above it). Ties beyond what the answer needs are left out."""
-        kept = np.concatenate([np.zeros(0, np.float32), *self._kept])
-        if self.cut == self._first_cut:
-            return self.cut, kept
-        ties = np.full(min(self._at_cut, 2 * self.count + 2), self.cut, np.float32)
-        return float(np.nextafter(np.float32(self.cut), np.float32(0))), np.concatenate([kept, ties])
+        """(a number above which all are known, those above it)."""
+        below = float(np.nextafter(np.float32(self.cut), np.float32(0))) if self.cut else 0.0
+        return below, np.concatenate(self._values)
 
-    def threshold(self) -> tuple[float, int]:
-        """(the number nearest to having `count` numbers strictly above it, how many are above it).
+    def threshold(self) -> float:
+        """The number nearest to having `count` numbers strictly above it; 0 with fewer than `count` positive
+        numbers."""
+        if self._n_kept <= self.count:
+            return 0.0
+        self._raise_cut()
+        above = np.count_nonzero(self._values[0] > np.float32(self.cut))
+        return _nearer(self.cut, self.count - above, self._n_kept - self.count)
 
-        With fewer than `count` positive numbers: (0, all of them).
-        """
-        if self._n_kept > self.count:
-            self._raise_cut()
-        with_ties = self._n_kept + self._at_cut
-        if self.count - self._n_kept <= with_ties - self.count or not self._at_cut:
-            return self.cut, self._n_kept
-        below = np.nextafter(np.float32(self.cut), np.float32(0))
-        return float(below), with_ties
-
-    def above(self, threshold: float, n_latents: int) -> np.ndarray | None:
-        """How many numbers of each latent lie above the threshold, int64 [n]; None where not all of these are known."""
-        if threshold < self.cut:
-            return None
+    def above(self, threshold: float, n_latents: int) -> np.ndarray:
+        """How many numbers of each latent lie above a threshold that is no lower than `threshold()`, int64 [n]."""
         counts = np.zeros(n_latents, np.int64)
-        for latents, values in zip(self._latents, self._kept, strict=True):
+        for latents, values in zip(self._latents, self._values, strict=True):
             counts += np.bincount(latents[values > np.float32(threshold)], minlength=n_latents)
         return counts
 
     def _raise_cut(self) -> None:
         """Makes the (count + 1)-th largest number the cut. Only called with more than `count` numbers kept."""
-        latents, values = np.concatenate(self._latents), np.concatenate(self._kept)
+        latents, values = np.concatenate(self._latents), np.concatenate(self._values)
         place = len(values) - self.count - 1
         cut = np.partition(values, place)[place]
-        self.cut, self._at_cut = float(cut), int(np.count_nonzero(values == cut))
-        self._latents, self._kept = [latents[values > cut]], [values[values > cut]]
-        self._n_kept = len(self._kept[0])
+        kept = values >= cut
+        self.cut, self._latents, self._values = float(cut), [latents[kept]], [values[kept]]
+        self._n_kept = len(self._values[0])
+        self._most = 2 * self._n_kept + _SLACK
+
+
+def _nearer(cut: float, too_few: int, too_many: int) -> float:
+    """The cut, or the number just below it, which lets its ties through too: what misses the count by less."""
+    return cut if too_few <= too_many else float(np.nextafter(np.float32(cut), np.float32(0)))
 
 
 @torch.no_grad()
 def calibrate(
-    sae, split, batch: int = 2048, progress: Progress = SILENT, rule: str = "rate", ranks: Ranks = ALONE
+    sae: SAE,
+    split: Split,
+    batch: int = 2048,
+    progress: Progress = SILENT,
+    rule: str = "rate",
+    ranks: Ranks = ALONE,
 ) -> Calibration:
-    """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings are counted.
+    """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings
+    are counted.
 
-    split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training. rule:
-    `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of memory.
-    ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which take every
-    latent's own numbers together, are found by the first of them.
-    Raises UserError when the split is empty, the rule unknown or a pre-activation not finite.
+    split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training.
+    rule: `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of
+    memory.
+    ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which
+    take every latent's own numbers together, are found by the first of them. Raises UserError when the split is empty,
+    the rule unknown or a pre-activation not finite.
     """
     if rule not in RULES:
         raise UserError(f"unknown threshold rule '{rule}'{nearest(rule, RULES)}")
@@ -147,43 +157,33 @@ def calibrate(
     k = sae.config.k
     if sae.threshold is not None:
         fired = _fired(sae, sae.threshold, split, batch, progress, ranks)
-        return Calibration(
-            _mean(sae.threshold.cpu().numpy()), int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own"
-        )
+        mean = _mean(sae.threshold.cpu().numpy())
+        return Calibration(mean, int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
     if rule == "rate":
-        found = rate(sae, split, k, batch, progress, ranks)
+        thresholds = rate(sae, split, k, batch, progress, ranks)
     else:
-        found = ranks.from_first(RULES[rule](sae, split, k, batch, progress) if ranks.first else None)
-    threshold = torch.from_numpy(found.values).to(sae.W_dec.device)
-    fired = _fired(sae, threshold, split, batch, progress, ranks) if found.fired is None else found.fired
+        own = RULES[rule](sae, split, k, batch, progress) if ranks.first else None
+        thresholds = ranks.from_first(own)
+    threshold = torch.from_numpy(thresholds.values).to(sae.W_dec.device)
+    fired = thresholds.fired
+    if fired is None:
+        fired = _fired(sae, threshold, split, batch, progress, ranks)
     sae.threshold = threshold
-    return _calibration(found, fired, split.n_tokens, k, rule)
-
-
-def calibrate_rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Calibration:
-    """What `calibrate` finds by the rule `rate` for any k; the SAE is left as it was.
-
-    Use `sae.threshold = torch.full([n], threshold)`. Raises UserError as `calibrate` does.
-    """
-    _check(sae, split)
-    found = rate(sae, split, k, batch, progress)
-    fired = (
-        firing_counts(sae, torch.from_numpy(found.values), split, batch, progress)
-        if found.fired is None
-        else found.fired
-    )
-    return _calibration(found, fired, split.n_tokens, k, "rate")
+    return _calibration(thresholds, fired, split.n_tokens, k, rule)
 
 
 @torch.no_grad()
-def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, ranks: Ranks = ALONE) -> Thresholds:
-    """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly above it.
+def rate(
+    sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress = SILENT, ranks: Ranks = ALONE
+) -> Thresholds:
+    """The global threshold whose realised L0 on `split` is k: the order statistic with k * T pre-activations strictly
+    above it.
 
-    Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive pre-activations
-    the threshold is 0. A cut guessed from the first block's selection spares most of the work and decides nothing: should it
-    prove too high, it is dropped and the split gone through again. O(k * T) numbers of memory. ranks: as in `calibrate`. Where the screen
-    is in use, a pre-activation may differ in its last bit with the cut that it was found by, and so may the threshold with the ranks.
-    `fired` is left open where the threshold lies below ties that were only counted.
+    Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive
+    pre-activations the threshold is 0. A cut guessed from the first block's selection spares most of the work and
+    decides nothing: should it prove too high, it is dropped and the split gone through again. O(k * T) numbers of
+    memory. ranks: as in `calibrate`. Where the screen is in use, a pre-activation may differ in its last bit with the
+    cut that it was found by, and so may the threshold with the ranks.
     """
     own, count = own_part(split, batch, ranks), round(k * split.n_tokens)
     selection, largest = BatchSelection(sae, k), None
@@ -191,7 +191,7 @@ def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, r
         for block in own.blocks(batch):
             latents, values = selection.add(block, 0.0 if largest is None else largest.cut)
             largest = Largest(count, selection.cut) if largest is None else largest
-            _add(largest, latents, values)
+            largest.add(latents, values)
             task.advance(len(block))
     largest = largest or Largest(count)
     threshold = _threshold(largest, ranks)
@@ -199,9 +199,7 @@ def rate(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT, r
         largest = _without_guess(sae, own, count, batch, progress)
         threshold = _threshold(largest, ranks)
     selected = ranks.sum_(torch.from_numpy(selection.counts)).numpy()
-    fired = largest.above(threshold, sae.n_latents)
-    known = not ranks.any(fired is None)
-    fired = ranks.sum_(torch.from_numpy(fired)).numpy() if known else None
+    fired = ranks.sum_(torch.from_numpy(largest.above(threshold, sae.n_latents))).numpy()
     return Thresholds(np.full(sae.n_latents, threshold, np.float32), selected, fired=fired)
 
 
@@ -211,53 +209,45 @@ RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "per_latent": per_l
 def _threshold(largest: Largest, ranks: Ranks) -> float | None:
     """`Largest.threshold` of the numbers of all ranks; None where a guess has left out some that matter."""
     if ranks.size == 1:
-        return largest.threshold()[0] if largest.reached else None
+        return largest.threshold() if largest.reached else None
     from metasae.train.sharded.threshold import bits_of, global_threshold
 
     known_above, values = largest.all_above()
-    # whoever has raised its cut has left out nothing that matters; the others know no numbers up to their guesses
+    # whoever has raised its cut has left out nothing that matters; the others know no numbers below their guesses
     cut = max(ranks.numbers(known_above))
     keys = bits_of(torch.from_numpy(values[values > np.float32(cut)]))
-    found = global_threshold(keys, cut, largest.count + 1, ranks, torch.float32)
-    if found is None:
+    limit = global_threshold(keys, cut, largest.count + 1, ranks, torch.float32)
+    if limit is None:
         return None if cut else 0.0
-    limit = np.int32(found.bits).view(np.float32)
-    # as near to `count` as ties allow
-    fewer, equal = largest.count + 1 - found.spare, found.ties
-    return float(
-        limit if largest.count - fewer <= fewer + equal - largest.count else np.nextafter(limit, np.float32(0))
-    )
+    above = largest.count + 1 - limit.spare
+    too_many = above + limit.ties - largest.count
+    return _nearer(float(np.int32(limit.bits).view(np.float32)), largest.count - above, too_many)
 
 
-def _fired(sae, threshold: torch.Tensor, split, batch: int, progress: Progress, ranks: Ranks) -> np.ndarray:
-    """`firing_counts` over all ranks."""
-    own = firing_counts(sae, threshold, own_part(split, batch, ranks), batch, progress)
+def _fired(sae: SAE, threshold: torch.Tensor, split: Split, batch: int, progress: Progress, ranks: Ranks) -> np.ndarray:
+    """`count_firings` over all ranks."""
+    own = count_firings(sae, threshold, own_part(split, batch, ranks), batch, progress)
     return ranks.sum_(torch.from_numpy(own)).numpy()
 
 
-def _without_guess(sae, split, count: int, batch: int, progress: Progress) -> Largest:
+def _without_guess(sae: SAE, split: Split, count: int, batch: int, progress: Progress) -> Largest:
     """The `count` largest of all pre-activations of the split."""
     largest, screen = Largest(count), Screen(sae, 0.0)
     with progress.task("setting thresholds, second pass", split.n_tokens) as task:
         for block in split.blocks(batch):
             screen.set_limit(largest.cut)
-            _add(largest, *candidates(sae, block, screen))
+            largest.add(*candidates(sae, block, screen))
             task.advance(len(block))
     return largest
 
 
-def _add(largest: Largest, latents: np.ndarray, values: np.ndarray) -> None:
-    equal = np.count_nonzero(values == np.float32(largest.cut)) if largest.cut else 0
-    above = values > largest.cut
-    largest.add(latents[above], values[above], equal)
-
-
-def _calibration(found: Thresholds, fired: np.ndarray, n_tokens: int, k: float, rule: str) -> Calibration:
+def _calibration(thresholds: Thresholds, fired: np.ndarray, n_tokens: int, k: float, rule: str) -> Calibration:
     """fired: int64 [n], how often each latent fires at the thresholds found."""
-    live = found.selected > 0
-    errors = (fired[live] - found.selected[live]) / found.selected[live]
+    selected = thresholds.selected
+    live = selected > 0
+    errors = (fired[live] - selected[live]) / selected[live]
     return Calibration(
-        threshold=_mean(found.values),
+        threshold=_mean(thresholds.values),
         l0=int(fired.sum()) / n_tokens,
         n_tokens=n_tokens,
         k=k,
@@ -267,11 +257,11 @@ def _calibration(found: Thresholds, fired: np.ndarray, n_tokens: int, k: float, 
         rate_error_quantiles={f"{q:g}": float(np.quantile(errors, q)) for q in QUANTILES} if len(errors) else None,
         never_selected=int(np.count_nonzero(~live)),
         fire_unselected=int(np.count_nonzero(fired[~live])),
-        fallbacks=found.fallbacks if rule == "eer" else None,
+        fallbacks=thresholds.fallbacks if rule == "eer" else None,
     )
 
 
-def _check(sae, split) -> None:
+def _check(sae: SAE, split: Split) -> None:
     if split.n_tokens < 1:
         raise UserError("no calibration tokens; raise text.calibration_share or give more text")
     check_finite(sae.W_enc, sae.b_enc, sae.b_dec)

@@ -3,17 +3,23 @@
 `fire` holds the firings in memory; `metasae.measures.firing.store` streams the same to disk, for texts that do not fit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
+from metasae.data.split import Split, own_part
 from metasae.measures.firing.screen import Screen
 from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.ranks import ALONE, Ranks
+from metasae.sae.sae import SAE
 
 # Entries looked at in one go, so that nothing is held in memory twice where the arrays are memory-maps.
 _CHUNK = 1 << 22
+# Where each token stands.
+PLACES = ("documents", "tokens", "positions")
 
 
 @dataclass(frozen=True)
@@ -54,52 +60,58 @@ class Firings:
         return self.counts() / max(self.n_tokens, 1)
 
     @property
-    def csr(self):
-        """The activations as scipy.sparse.csr_array [T, n]; shares memory with this object."""
-        from scipy.sparse import csr_array
-
+    def csr(self) -> csr_array:
+        """The activations [T, n]; shares memory with this object."""
         return csr_array((self.values, self.indices, self.indptr), shape=(self.n_tokens, self.n_latents))
 
 
-def fire(sae, split, batch: int = 2048, progress: Progress = SILENT) -> Firings:
+def fire(sae: SAE, split: Split, batch: int = 2048, progress: Progress = SILENT, ranks: Ranks = ALONE) -> Firings:
     """Runs the SAE at its calibrated threshold over all tokens of `split`, in order.
 
-    The rule holds for fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n] block.
-    Raises ValueError when the SAE has no threshold.
+    The rule holds for fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n]
+    block.
+    ranks: share the tokens; each holds the whole in memory, equal to the bit. Raises ValueError when the SAE has no
+    threshold.
     """
-    per_token, indices, values = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
-    for counts, latents, activations in fired_blocks(sae, split, batch, progress):
-        per_token.append(counts)
-        indices.append(latents)
-        values.append(activations)
-    return Firings(
-        indptr=np.cumsum(np.concatenate(per_token), dtype=np.int64),
-        indices=np.concatenate(indices),
-        values=np.concatenate(values),
-        n_latents=sae.n_latents,
-        documents=np.asarray(split.documents),
-        tokens=np.asarray(split.tokens),
-        positions=np.asarray(split.positions),
-    )
+    own = _gathered(fired_pieces(sae, own_part(split, batch, ranks), batch, progress), sae.n_latents)
+    return own if ranks.size == 1 else _gathered(joined(ranks.objects(own, "firings")), sae.n_latents)
 
 
 @torch.no_grad()
-def fired_blocks(
-    sae, split, batch: int = 2048, progress: Progress = SILENT
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Block by block of the split: firings per token int64 [b], their latents int32 [m], their activations float32 [m].
+def fired_pieces(sae: SAE, split: Split, batch: int, progress: Progress) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of `Firings`, a piece at a time: each piece goes behind what came before under its name.
 
-    Entries are in the order of tokens and, within a token, of latents. Raises ValueError when the SAE has no threshold.
+    Raises ValueError when the SAE has no threshold.
     """
     if sae.threshold is None:
         raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.firing.calibrate)")
-    screen = Screen(sae, sae.threshold)
+    yield {name: np.asarray(getattr(split, name)) for name in PLACES}
+    yield {"indptr": np.zeros(1, np.int64), "indices": np.zeros(0, np.int32), "values": np.zeros(0, np.float32)}
+    screen, fired = Screen(sae, sae.threshold), 0
     with progress.task("finding what fires where", split.n_tokens) as task:
         for block in split.blocks(batch):
             kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
-            yield (
-                np.diff(kept.offsets.cpu().numpy()).astype(np.int64),
-                kept.latents.cpu().numpy(),
-                kept.values.cpu().numpy(),
-            )
+            offsets = kept.offsets.cpu().numpy().astype(np.int64)
+            latents, values = kept.latents.cpu().numpy(), kept.values.cpu().numpy()
+            yield {"indptr": offsets[1:] + fired, "indices": latents, "values": values}
+            fired += len(latents)
             task.advance(len(block))
+
+
+def joined(parts: Sequence[Firings]) -> Iterator[dict[str, np.ndarray]]:
+    """The pieces of a whole text, from the firings on its stretches in the order of tokens."""
+    yield {"indptr": np.zeros(1, np.int64)}
+    before = 0
+    for part in parts:
+        yield {name: getattr(part, name) for name in ("indices", "values", *PLACES)}
+        yield {"indptr": np.asarray(part.indptr[1:]) + before}
+        before += len(part.indices)
+
+
+def _gathered(pieces: Iterable[dict[str, np.ndarray]], n_latents: int) -> Firings:
+    arrays: dict[str, list[np.ndarray]] = {}
+    for piece in pieces:
+        for name, values in piece.items():
+            arrays.setdefault(name, []).append(values)
+    whole = {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in arrays.items()}
+    return Firings(n_latents=n_latents, **whole)

@@ -1,15 +1,18 @@
-"""Thresholds per latent from BatchTopK: `per_latent`, which keeps each latent's count, and `eer`, which the paper's code uses.
+"""Thresholds per latent from BatchTopK: `per_latent`, which keeps each latent's count, and `eer`, which the paper's
+code uses.
 
-`per_latent`: theta_i lies just below the c_i-th largest pre-activation of latent i, where c_i is how often BatchTopK selects
-it; so latent i fires c_i times on the calibration tokens, and on new ones at an expected rate of c_i / (T + 1). Just below
-means halfway to the next one, but at most BELOW of its size, so that rounding in other code does not move the count.
+`per_latent`: theta_i lies just below the c_i-th largest pre-activation of latent i, where c_i is how often BatchTopK
+selects it; so latent i fires c_i times on the calibration tokens, and on new ones at an expected rate of c_i / (T + 1).
+Just below means halfway to the next one, but at most BELOW of its size, so that rounding in other code does not move
+the count.
 
-`eer`: over the positive pre-activations of latent i let F_sel(theta) be the share of the selected ones up to theta, which a
-threshold there misses, and F_unsel(theta) that of the unselected ones, so that 1 - F_unsel is the share that it lets fire
-falsely. Where |F_sel + F_unsel - 1| is least both error rates are (nearly) equal. As there are far more unselected than
-selected ones, equal rates let more fire falsely than they miss: the rule over-fires, the more the two overlap.
-Source: the code of arXiv 2604.03436, with its 200 bins over [0, 10], its fallback and its 10.0 for latents never selected.
-The range is in the SAE's own units.
+`eer`: over the positive pre-activations of latent i let F_sel(theta) be the share of the selected ones up to theta,
+which a threshold there misses, and F_unsel(theta) that of the unselected ones, so that 1 - F_unsel is the share that it
+lets fire falsely. Where |F_sel + F_unsel - 1| is least both error rates are (nearly) equal. As there are far more
+unselected than selected ones, equal rates let more fire falsely than they miss: the rule over-fires, the more the two
+overlap.
+Source: the code of arXiv 2604.03436, with its 200 bins over [0, 10], its fallback and its 10.0 for latents never
+selected. The range is in the SAE's own units.
 """
 
 from dataclasses import dataclass
@@ -18,10 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metasae.data.split import Split
 from metasae.measures.firing.screen import Screen
 from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, model_inputs
 from metasae.progress.progress import SILENT, Progress
 from metasae.sae.kernels import fast
+from metasae.sae.sae import SAE
 
 # The histogram of `eer`.
 BINS, TOP = 200, 10.0
@@ -39,10 +44,12 @@ _ROUNDING = 0.99
 
 @dataclass(frozen=True)
 class Thresholds:
-    """values: float32 [n], a latent fires where pre > value. selected: int64 [n], how often BatchTopK selects each latent.
+    """values: float32 [n], a latent fires where pre > value.
 
-    fallbacks: how many latents had too few selections for the rule and took its fallback. fired: int64 [n], how often each latent fires
-    at `values`, where the rule found it on the way.
+    selected: int64 [n], how often BatchTopK selects each latent.
+
+    fallbacks: how many latents had too few selections for the rule and took its fallback. fired: int64 [n], how often
+    each latent fires at `values`, where the rule found it on the way.
     """
 
     values: np.ndarray
@@ -54,11 +61,15 @@ class Thresholds:
 class LargestOfEach:
     """Of a stream of (latent, number) pairs, every latent's counts[i] + 1 largest. O(sum of counts + n) memory, exact.
 
-    Invariant for each latent: the numbers above its cut are kept, `_at_cut` numbers equal it, and smaller ones do not matter.
+    Invariant for each latent: the numbers above its cut are kept, `_at_cut` numbers equal it, and smaller ones do not
+    matter.
     """
 
     def __init__(self, counts: np.ndarray, cuts: np.ndarray):
-        """counts: int64 [n]. cuts: float32 [n], all below the counts[i]-th largest of its latent; inf where counts[i] is 0."""
+        """counts: int64 [n].
+
+        cuts: float32 [n], all below the counts[i]-th largest of its latent; inf where counts[i] is 0.
+        """
         self.counts = counts
         self.cuts = cuts.astype(np.float32)
         self._at_cut = np.zeros(len(counts), np.int64)
@@ -78,7 +89,8 @@ class LargestOfEach:
             self._raise_cuts()
 
     def thresholds(self) -> np.ndarray:
-        """float32 [n], each with as many numbers above it as comes nearest to counts[i]; of two as near the sparser; inf for 0."""
+        """float32 [n], each with as many numbers above it as comes nearest to counts[i]; of two as near the sparser;
+        inf for 0."""
         self._raise_cuts()
         fewer = self._count(self._latents[0])
         sparser = self.counts - fewer <= fewer + self._at_cut - self.counts
@@ -92,7 +104,8 @@ class LargestOfEach:
         return theta
 
     def _raise_cuts(self) -> None:
-        """Makes the (counts[i] + 1)-th largest number the cut of every latent that has so many above its present one."""
+        """Makes the (counts[i] + 1)-th largest number the cut of every latent that has so many above its present
+        one."""
         latents = np.concatenate([np.zeros(0, np.int32), *self._latents])
         values = np.concatenate([np.zeros(0, np.float32), *self._values])
         order = np.lexsort((-values, latents))
@@ -111,32 +124,34 @@ class LargestOfEach:
 
 
 @torch.no_grad()
-def per_latent(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
-    """Thresholds at which each latent fires as often on `split` as BatchTopK selects it; inf for latents never selected.
+def per_latent(sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
+    """Thresholds at which each latent fires as often on `split` as BatchTopK selects it; inf for latents never
+    selected.
 
-    Two passes: one selects, one finds the order statistics. Among tied pre-activations the side whose count is nearer is taken.
-    O(k T) numbers of memory. Raises UserError when a pre-activation is not finite.
+    Two passes: one selects, one finds the order statistics. Among tied pre-activations the side whose count is nearer
+    is taken. O(k T) numbers of memory. Raises UserError when a pre-activation is not finite.
     """
     selection = BatchSelection(sae, k)
     with progress.task("setting thresholds, first pass", split.n_tokens) as task:
         for block in split.blocks(batch):
             selection.add(block)
             task.advance(len(block))
-    found = LargestOfEach(selection.counts, selection.lowest * np.float32(_ROUNDING))
+    largest = LargestOfEach(selection.counts, selection.lowest * np.float32(_ROUNDING))
     screen = Screen(sae, 0.0)
     with progress.task("setting thresholds, second pass", split.n_tokens) as task:
         for block in split.blocks(batch):
-            screen.set_limit(torch.from_numpy(found.cuts))
-            found.add(*candidates(sae, block, screen))
+            screen.set_limit(torch.from_numpy(largest.cuts))
+            largest.add(*candidates(sae, block, screen))
             task.advance(len(block))
-    return Thresholds(found.thresholds(), selection.counts)
+    return Thresholds(largest.thresholds(), selection.counts)
 
 
 class ErrorRates:
-    """Histograms, per latent, of the selected and of the positive but unselected pre-activations of a stream of batches.
+    """Histograms, per latent, of the selected and of the positive but unselected pre-activations of a stream of
+    batches.
 
-    selected, unselected: int64 [n, BINS + 1]; bin b holds b TOP / BINS <= pre < (b + 1) TOP / BINS, the last one what lies beyond
-    TOP. lowest: smallest selected, inf for none. highest: largest unselected, 0 for none. Both float32 [n].
+    selected, unselected: int64 [n, BINS + 1]; bin b holds b TOP / BINS <= pre < (b + 1) TOP / BINS, the last one what
+    lies beyond TOP. lowest: smallest selected, inf for none. highest: largest unselected, 0 for none. Both float32 [n].
     """
 
     def __init__(self, n_latents: int):
@@ -176,10 +191,12 @@ class ErrorRates:
 
 
 @torch.no_grad()
-def eer(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
-    """Thresholds at which a latent's missed share of selected pre-activations equals its false share of unselected ones.
+def eer(sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress = SILENT) -> Thresholds:
+    """Thresholds at which a latent's missed share of selected pre-activations equals its false share of unselected
+    ones.
 
-    Fewer than FEWEST selections: the larger of the lowest selected and the highest unselected pre-activation. None: DEAD.
+    Fewer than FEWEST selections: the larger of the lowest selected and the highest unselected pre-activation. None:
+    DEAD.
     Memory: 2 n 201 counts, and one dense [batch, n] block. Raises UserError when a pre-activation is not finite.
     """
     rates, cut = ErrorRates(sae.n_latents), 0.0
@@ -195,7 +212,8 @@ def eer(sae, split, k: float, batch: int = 2048, progress: Progress = SILENT) ->
 
 
 def _shares_up_to(histogram: np.ndarray, of_none: float) -> np.ndarray:
-    """The share of each row's numbers in the bins up to and including each: float64 [n, BINS]; `of_none` in empty rows."""
+    """The share of each row's numbers in the bins up to and including each: float64 [n, BINS]; `of_none` in empty
+    rows."""
     total = histogram.sum(axis=1, keepdims=True)
     shares = np.cumsum(histogram[:, :BINS], axis=1) / np.maximum(total, 1)
     return np.where(total > 0, shares, of_none)

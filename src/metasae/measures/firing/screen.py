@@ -1,16 +1,19 @@
-"""Which latents fire, exactly, at a third of the cost: a cheap product in bf16 names the candidates, an fp32 one settles them.
+"""Which latents fire, exactly, at a third of the cost: a cheap product in bf16 names the candidates, an fp32 one
+settles them.
 
 Let u = 2^-8, the relative rounding error of bf16. For x (less b_dec), w_j and the rule x w_j + b_j > t_j,
 
     |bf16(x) bf16(w_j) - x w_j|  <=  (2u + u^2) sum |x| |w_j|  <=  (2u + u^2) ||x|| ||w_j||        (Cauchy-Schwarz)
 
-and sums of d products in fp32, on either side, add at most d 2^-23 (||x|| ||w_j|| + |b_j| + |t_j|). So where the rule holds,
+and sums of d products in fp32, on either side, add at most d 2^-23 (||x|| ||w_j|| + |b_j| + |t_j|). So where the rule
+holds,
 
     x w_j + (b_j - t_j) + c ||x|| ||w_j|| + e (|b_j| + |t_j|)  >  0
 
-in bf16 factors too, with c and e a little above those bounds. The three extra terms are three more columns of the product:
-[x, c ||x||, 1, 1] [w_j, ||w_j||, hi_j, lo_j], with both norms rounded upwards and the per-latent rest split into two bf16
-numbers, which leaves 2^-16 of it. Rounding the sum to bf16 keeps its sign, so a candidate is an entry above zero.
+in bf16 factors too, with c and e a little above those bounds. The three extra terms are three more columns of the
+product: [x, c ||x||, 1, 1] [w_j, ||w_j||, hi_j, lo_j], with both norms rounded upwards and the per-latent rest split
+into two bf16 numbers, which leaves 2^-16 of it. Rounding the sum to bf16 keeps its sign, so a candidate is an entry
+above zero.
 """
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch import Tensor
 from metasae.sae.gradients import matmul_dtype
 from metasae.sae.kernels.fast import decode, entry_dots, select_rows
 from metasae.sae.kernels.kept import Kept
+from metasae.sae.sae import SAE
 
 U = 2.0**-8
 # Beyond this share of candidates the dense product is cheaper than single entries.
@@ -28,13 +32,14 @@ _ENDLESS = 1e30
 
 
 class Screen:
-    """An SAE's encoder with a lower limit on pre-activations, for inputs x [B, d] as the weights see them (`sae.normalise`).
+    """An SAE's encoder with a lower limit on pre-activations, for inputs x [B, d] as the weights see them
+    (`sae.normalise`).
 
-    limit: a number or [n], as set by `set_limit`; below 0 it counts as 0. screened: whether candidates are found in bf16;
-    None: where this CPU multiplies bf16 natively.
+    limit: a number or [n], as set by `set_limit`; below 0 it counts as 0. screened: whether candidates are found in
+    bf16; None: where this CPU multiplies bf16 natively.
     """
 
-    def __init__(self, sae, limit: float | Tensor, screened: bool | None = None):
+    def __init__(self, sae: SAE, limit: float | Tensor, screened: bool | None = None):
         self.sae = sae
         self.W_enc_ND = sae.W_enc.detach().float().t().contiguous()
         device = self.W_enc_ND.device
@@ -72,12 +77,13 @@ class Screen:
         return dense_candidates(self.sae, x_BD, self.limit_N)
 
     def above(self, x_BD: Tensor) -> Kept:
-        """The entries with pre > limit: those that fire, where the limit is the SAE's threshold; by rule "topk" only the k largest of a row."""
-        topk = self.sae.config.rule == "topk"
-        found = (
-            select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k) if topk else self.candidates(x_BD)
-        )
-        return found.subset(found.values > self.limit_N[found.latents])
+        """The entries with pre > limit: those that fire, where the limit is the SAE's threshold; by rule "topk" only
+        the k largest of a row."""
+        if self.sae.config.rule == "topk":
+            entries = select_rows(self.sae.pre_activations(x_BD).detach(), self.sae.config.k)
+        else:
+            entries = self.candidates(x_BD)
+        return entries.subset(entries.values > self.limit_N[entries.latents])
 
     @torch.no_grad()
     def reconstruct(self, x_BD: Tensor) -> Tensor:
@@ -87,7 +93,10 @@ class Screen:
         return x_hat if mean is None else x_hat * std + mean
 
     def _screen(self, xc_BD: Tensor) -> np.ndarray:
-        """Flat indices of the candidates. numpy knows no bf16, but a bf16 number is above zero when its bits are as an integer."""
+        """Flat indices of the candidates.
+
+        numpy knows no bf16, but a bf16 number is above zero when its bits are as an integer.
+        """
         B, d = xc_BD.shape
         rows = torch.ones(B, d + 3, dtype=torch.bfloat16)
         rows[:, :d] = xc_BD
@@ -95,7 +104,7 @@ class Screen:
         return np.flatnonzero((rows @ self._columns.t()).view(torch.int16).numpy() > 0)
 
 
-def dense_candidates(sae, x_BD: Tensor, limit_N: Tensor) -> Kept:
+def dense_candidates(sae: SAE, x_BD: Tensor, limit_N: Tensor) -> Kept:
     """The plain twin of `Screen.candidates`: all of pre [B, n] in fp32, the entries with pre >= limit."""
     pre = sae.pre_activations(x_BD).detach()
     if pre.device.type == "cpu":

@@ -11,16 +11,21 @@ FOLDER/by_latent/             the same entries in the order of latents, once the
 """
 
 import hashlib
+import shutil
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from metasae.data.split import Split, own_part
 from metasae.errors import UserError
 from metasae.measures.firing.arrays import ArrayFile, Kind, damaged, open_arrays, read_index, whole_folder, write_index
-from metasae.measures.firing.firings import Firings, fired_blocks
+from metasae.measures.firing.firings import Firings, fired_pieces, joined
 from metasae.progress.progress import SILENT, Progress
+from metasae.ranks.ranks import ALONE, Ranks
+from metasae.sae.sae import SAE
 
 STORE = Kind(
     "firing store",
@@ -32,26 +37,49 @@ _PROBE_ROWS = 64
 
 
 def write_firings(
-    sae, split, folder: str | Path, batch: int = 2048, progress: Progress = SILENT, provenance: dict | None = None
+    sae: SAE,
+    split: Split,
+    folder: str | Path,
+    batch: int = 2048,
+    progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> Firings:
     """Writes what `fire` would return to `folder`, block by block, and opens it.
 
-    provenance: JSON-able, kept in the index as it is. Memory: one dense [batch, n] block, whatever the number of tokens.
-    The folder appears when it is whole; a store that was there is replaced. Raises ValueError when the SAE has no threshold,
-    UserError when the folder holds anything but a firing store, and when the disk is full.
+    Memory: one dense [batch, n] block, whatever the number of tokens. The folder appears when it is whole; a store that
+    was there is replaced. ranks: share the tokens, and each returns the whole store; the folder must lie on a disk that
+    all see. Raises ValueError when the SAE has no threshold, UserError when the folder holds anything but a firing
+    store, and when the disk is full.
     """
     folder = Path(folder)
+    if ranks.size == 1:
+        return _write(sae, split, folder, fired_pieces(sae, split, batch, progress))
+    if ranks.first:
+        # of a job that was killed, perhaps of more ranks
+        for leftover in folder.parent.glob(f".{folder.name}.rank*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    ranks.wait()
+    folders = [folder.with_name(f".{folder.name}.rank{rank}") for rank in range(ranks.size)]
+    try:
+        own = own_part(split, batch, ranks)
+        _write(sae, own, folders[ranks.rank], fired_pieces(sae, own, batch, progress))
+        ranks.wait()
+        if ranks.first:
+            _write(sae, split, folder, joined([open_firings(part) for part in folders]))
+        ranks.wait()
+    finally:
+        shutil.rmtree(folders[ranks.rank], ignore_errors=True)
+    return open_firings(folder)
+
+
+def _write(sae: SAE, split: Split, folder: Path, pieces: Iterable[dict[str, np.ndarray]]) -> Firings:
     with whole_folder(folder, STORE) as part, ExitStack() as stack:
         files = {
             name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()
         }
-        files["indptr"].append(np.zeros(1, np.int64))
-        for counts, latents, activations in fired_blocks(sae, split, batch, progress):
-            files["indptr"].append(np.cumsum(counts) + files["indices"].length)
-            files["indices"].append(latents)
-            files["values"].append(activations)
-        for name in ("documents", "tokens", "positions"):
-            files[name].append(np.asarray(getattr(split, name)))
+        for piece in pieces:
+            for name, values in piece.items():
+                files[name].append(values)
         n_tokens, n_firings = files["indptr"].length - 1, files["indices"].length
         assert n_tokens == split.n_tokens, "the split's blocks hold another number of tokens than it says"
         facts = {
@@ -61,22 +89,22 @@ def write_firings(
             "l0": n_firings / n_tokens if n_tokens else 0.0,
             "sae": sae_fingerprint(sae),
             "split": split_fingerprint(split),
-            "provenance": provenance,
+            "provenance": None,
         }
         stack.close()
         write_index(part, STORE, facts, {name: file.entry() for name, file in files.items()})
     return open_firings(folder)
 
 
-def open_firings(folder: str | Path, verify: bool = False) -> Firings:
+def open_firings(folder: str | Path) -> Firings:
     """The firings in `folder` as read-only memory-maps; nothing is read until it is asked for.
 
-    verify: also compares every file's checksum, which reads all of it. Raises UserError for a folder without a finished store,
-    one of another version, and one with a missing, truncated or (with verify) changed file.
+    Raises UserError for a folder without a finished store, one of another version, and one with a missing or truncated
+    file.
     """
     folder = Path(folder)
     index = read_index(folder, STORE)
-    arrays = open_arrays(folder, STORE, index, verify)
+    arrays = open_arrays(folder, STORE, index)
     n_tokens, indptr = len(arrays["indptr"]) - 1, arrays["indptr"]
     lengths = {len(arrays[name]) for name in ("documents", "tokens", "positions")}
     if lengths != {n_tokens} or indptr[0] != 0 or not indptr[-1] == len(arrays["indices"]) == len(arrays["values"]):
@@ -86,7 +114,7 @@ def open_firings(folder: str | Path, verify: bool = False) -> Firings:
     return Firings(n_latents=index["n_latents"], **arrays)
 
 
-def is_store_of(folder: str | Path, sae, split) -> bool:
+def is_store_of(folder: str | Path, sae: SAE, split: Split) -> bool:
     """Whether `folder` holds a finished store of this version with the firings of this very SAE on this very split."""
     try:
         index = read_index(Path(folder), STORE)
@@ -96,13 +124,19 @@ def is_store_of(folder: str | Path, sae, split) -> bool:
 
 
 def of_firings(folder: str | Path) -> dict:
-    """{"sae", "text"}: digests of the SAE that fired and of the text it fired on. folder: of an arm. Raises UserError as `open_firings`."""
+    """{"sae", "text"}: digests of the SAE that fired and of the text it fired on.
+
+    folder: of an arm. Raises UserError as `open_firings`.
+    """
     index = read_index(Path(folder) / "firings", STORE)
     return {"sae": index.get("sae"), "text": index.get("split")}
 
 
-def sae_fingerprint(sae) -> str:
-    """A digest of what an SAE computes: its weights, its threshold, its normalisation. The same before and after saving."""
+def sae_fingerprint(sae: SAE) -> str:
+    """A digest of what an SAE computes: its weights, its threshold, its normalisation.
+
+    The same before and after saving.
+    """
     digest = hashlib.blake2b(digest_size=16)
     rule = f"topk {sae.config.k}" if sae.config.rule == "topk" else "threshold"
     digest.update(f"{sae.config.d_in} {sae.config.d_sae} {sae.config.normalize} {rule}".encode())
@@ -111,8 +145,9 @@ def sae_fingerprint(sae) -> str:
     return digest.hexdigest()
 
 
-def split_fingerprint(split) -> str:
-    """A digest of a split: the text position of every token, and the first activations, which tell models and hooks apart."""
+def split_fingerprint(split: Split) -> str:
+    """A digest of a split: the text position of every token, and the first activations, which tell models and hooks
+    apart."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(str(split.n_tokens).encode())
     for name in ("documents", "tokens", "positions"):

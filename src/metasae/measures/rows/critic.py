@@ -1,14 +1,15 @@
 """A fresh BatchTopK meta SAE that judges decoder rows. It never takes part in the training of what it judges.
 
-Its score is read beside the scores of the same critic on two kinds of rows without parts: random unit rows, as copying m of n rows
-explains some of any, and Gaussian rows with the mean and covariance of the judged ones, as a few wide directions are easy to explain too.
-What is above the second is structure beyond the covariance: directions that rows share in small sets.
+Its score is read beside the scores of the same critic on two kinds of rows without parts: random unit rows, as copying
+m of n rows explains some of any, and Gaussian rows with the mean and covariance of the judged ones, as a few wide
+directions are easy to explain too. What is above the second is structure beyond the covariance: directions that rows
+share in small sets.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from statistics import fmean, stdev
 
 import torch
@@ -27,36 +28,33 @@ AUX_SHARE = 1 / 32
 GAUSSIAN_TURNS = 6
 # The share of rows that a critic never sees.
 HELDOUT = 0.2
+LR = 1e-2
 
 
 @dataclass(frozen=True)
 class Critic:
-    """ve: variance explained on the rows it was trained on; ve_heldout: on rows it never saw (None when there are none)."""
+    """ve: variance explained on the rows it was trained on; ve_heldout: on rows it never saw (None when there are
+    none)."""
 
     ve: float | None
     ve_heldout: float | None
-    n_rows: int
-    n_heldout: int
-    m: int
-    k: int
-    steps: int
 
 
 @torch.no_grad()
-def judge(rows: Tensor, m: int, k: int, steps: int, seed: int, lr: float = 1e-2, heldout: float = HELDOUT) -> Critic:
+def judge(rows: Tensor, m: int, k: int, steps: int, seed: int) -> Critic:
     """Trains a fresh meta SAE on 80% of the rows [R, d] and scores it on them and on the rest.
 
-    m latents, k kept per row on average, `steps` Adam steps on all training rows at once, learning rate falling linearly
-    to 0 over the second half. Latents that fire on no row are revived by a term that makes them explain the residual
-    (AuxK, arXiv 2406.04093). Everything random comes from `seed`. Method: arXiv 2502.04878.
+    m latents, k kept per row on average, `steps` Adam steps on all training rows at once, learning rate falling
+    linearly to 0 over the second half. Latents that fire on no row are revived by a term that makes them explain the
+    residual (AuxK, arXiv 2406.04093). Everything random comes from `seed`. Method: arXiv 2502.04878.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator)
-    n_heldout = int(heldout * len(rows))
-    unseen, seen = rows[order[:n_heldout]], rows[order[n_heldout:]]
-    weights = _initial(seen, m, generator)
-    _fit(weights, seen, k, steps, lr)
-    return Critic(_score(weights, seen, k), _score(weights, unseen, k), len(seen), n_heldout, m, k, steps)
+    n_heldout = int(HELDOUT * len(rows))
+    unseen, training = rows[order[:n_heldout]], rows[order[n_heldout:]]
+    weights = _initial(training, m, generator)
+    _fit(weights, training, k, steps)
+    return Critic(_score(weights, training, k), _score(weights, unseen, k))
 
 
 def variance_explained(rows: Tensor, rebuilt: Tensor) -> float | None:
@@ -74,9 +72,9 @@ def random_floor(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> 
 def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> Critic:
     """`random_floor`, for counts of rows on a grid of 16 to 32 per octave; between two of them linear in the count.
 
-    SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all SAEs of a run or a
-    sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by some 1e-4; one draw of random rows
-    differs from the next by as much.
+    SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all
+    SAEs of a run or a sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by
+    some 1e-4; one draw of random rows differs from the next by as much.
     """
     step = 1 << max(0, n_rows.bit_length() - 5)
     below = n_rows - n_rows % step
@@ -84,9 +82,7 @@ def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) 
     if below == n_rows:
         return low
     high, share = random_floor(below + step, d, m, k, steps, seed), (n_rows - below) / step
-    values = {name: _between(getattr(low, name), getattr(high, name), share) for name in ("ve", "ve_heldout")}
-    n_heldout = int(HELDOUT * n_rows)
-    return replace(low, **values, n_rows=n_rows - n_heldout, n_heldout=n_heldout)
+    return Critic(_between(low.ve, high.ve, share), _between(low.ve_heldout, high.ve_heldout, share))
 
 
 def _between(low: float | None, high: float | None, share: float) -> float | None:
@@ -102,10 +98,10 @@ def random_rows(n: int, d: int, seed: int) -> Tensor:
 def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
     """Gaussian rows made to unit length, with the mean and covariance that unit rows [R, d] have: [R, d].
 
-    rows - mean = U S V^T; U is replaced by random orthonormal columns at right angles to the mean's. So mean and covariance are those
-    of this very sample, and Gaussian rows come out as they were, in distribution; a draw from the estimated covariance would have a wider
-    spectrum than the rows. Unit lengths upset the covariance, so both are put right in turn until they agree (to about 1e-3; no
-    better than a third for R <= d, where the few rows leave no room).
+    rows - mean = U S V^T; U is replaced by random orthonormal columns at right angles to the mean's. So mean and
+    covariance are those of this very sample, and Gaussian rows come out as they were, in distribution; a draw from the
+    estimated covariance would have a wider spectrum than the rows. Unit lengths upset the covariance, so both are put
+    right in turn until they agree (to about 1e-3; no better than a third for R <= d, where the few rows leave no room).
     """
     rows = rows.double()
     mean = rows.mean(0)
@@ -113,60 +109,54 @@ def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
     squares, directions = torch.linalg.eigh((rows - mean).t() @ (rows - mean))
     kept = squares > 1e-12 * squares[-1]
     spread, directions = squares[kept].sqrt(), directions[:, kept]
-    found = torch.randn(len(rows), len(spread), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = torch.randn(len(rows), len(spread), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for turn in range(GAUSSIAN_TURNS):
-        centred = found - found.mean(0)
+        centred = drawn - drawn.mean(0)
         columns, triangle = torch.linalg.qr(centred if turn == 0 else centred @ directions)
         # QR leaves signs open; flipped columns would be a new draw
         columns = columns * triangle.diagonal().sign()
-        found = nn.functional.normalize(mean + columns * spread @ directions.t(), dim=1)
-    return found.float()
+        drawn = nn.functional.normalize(mean + columns * spread @ directions.t(), dim=1)
+    return drawn.float()
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The same critic on the rows, on random unit rows and on Gaussian rows with the covariance of the rows."""
+def judge_beside_floors(
+    rows: Tensor, m: int, k: int, steps: int, seed: int, gaussian: Tensor | None = None
+) -> dict[str, float | None]:
+    """`judge` of rows [R, d] and of both kinds of rows without parts.
 
-    rows: Critic
-    random: Critic
-    gaussian: Critic
-
-    def as_dict(self) -> dict[str, float | None]:
-        """Variance explained, on rows the critics were trained on and on rows they never saw (None without any), and above both floors."""
-        out = {}
-        for name in ("ve", "ve_heldout"):
-            value, random, gaussian = (getattr(critic, name) for critic in (self.rows, self.random, self.gaussian))
-            out |= {
-                name: value,
-                f"{name}_excess": _difference(value, random),
-                f"{name}_excess_over_gaussian": _difference(value, gaussian),
-            }
-        return out | {
-            "ve_random": self.random.ve,
-            "ve_random_heldout": self.random.ve_heldout,
-            "ve_gaussian": self.gaussian.ve,
-            "ve_gaussian_heldout": self.gaussian.ve_heldout,
-        }
-
-
-def judge_beside_floors(rows: Tensor, m: int, k: int, steps: int, seed: int, gaussian: Tensor | None = None) -> Judged:
-    """`judge` of rows [R, d] and of both kinds of rows without parts. gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already."""
+    ve, ve_heldout: variance explained on rows that the critics were trained on and on rows they never saw (None without
+    any), of the rows, of random unit rows and of Gaussian ones (`_random`, `_gaussian`), and above both floors
+    (`_excess`, `_excess_over_gaussian`). gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already.
+    """
     gaussian = gaussian_rows(rows, seed + 2) if gaussian is None else gaussian
     n_rows, d = rows.shape
     critics = (
-        lambda: judge(rows, m, k, steps, seed),
-        lambda: random_floor_at(n_rows, d, m, k, steps, seed),
-        lambda: judge(gaussian, m, k, steps, seed),
+        partial(judge, rows, m, k, steps, seed),
+        partial(random_floor_at, n_rows, d, m, k, steps, seed),
+        partial(judge, gaussian, m, k, steps, seed),
     )
     if is_small(n_rows * d * m):
-        return Judged(*side_by_side(lambda critic: critic(), critics))
-    return Judged(*(critic() for critic in critics))
+        own, random, gaussian = side_by_side(lambda critic: critic(), critics)
+    else:
+        own, random, gaussian = (critic() for critic in critics)
+    return {
+        "ve": own.ve,
+        "ve_excess": _difference(own.ve, random.ve),
+        "ve_excess_over_gaussian": _difference(own.ve, gaussian.ve),
+        "ve_heldout": own.ve_heldout,
+        "ve_heldout_excess": _difference(own.ve_heldout, random.ve_heldout),
+        "ve_heldout_excess_over_gaussian": _difference(own.ve_heldout, gaussian.ve_heldout),
+        "ve_random": random.ve,
+        "ve_random_heldout": random.ve_heldout,
+        "ve_gaussian": gaussian.ve,
+        "ve_gaussian_heldout": gaussian.ve_heldout,
+    }
 
 
 def critic_grid(
     rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int], steps: int, seed: int, progress: Progress = SILENT
 ) -> list[dict]:
-    """`judge_beside_floors` of rows [R, d] for every width and k: {"width", "m", "k", ...scores of `Judged`}.
+    """`judge_beside_floors` of rows [R, d] for every width and k: {"width", "m", "k", ...scores}.
 
     widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
     """
@@ -175,22 +165,23 @@ def critic_grid(
         for width in widths:
             for k in ks:
                 m = max(1, round(width * n))
-                table.append(
-                    {"width": width, "m": m, "k": k, **judge_beside_floors(rows, m, k, steps, seed, gaussian).as_dict()}
-                )
+                scores = judge_beside_floors(rows, m, k, steps, seed, gaussian)
+                table.append({"width": width, "m": m, "k": k, **scores})
                 task.advance(1)
     return table
 
 
 def critic_spread(rows: Tensor, m: int, k: int, steps: int, seeds: Sequence[int], progress: Progress = SILENT) -> dict:
-    """How far the scores depend on the critic's own seed, held-out fifth and floors included: {"seeds", "values", "mean", "sd"}.
+    """How far the scores depend on the critic's own seed, held-out fifth and floors included: {"seeds", "values",
+    "mean", "sd"}.
 
-    values: scores by seed. mean, sd: of each score over seeds (sd with n - 1); None where one is missing, or sd with one seed.
+    values: scores by seed. mean, sd: of each score over seeds (sd with n - 1); None where one is missing, or sd with
+    one seed.
     """
     values = []
     with progress.task("critics of several seeds", len(seeds), "critics") as task:
         for seed in seeds:
-            values.append(judge_beside_floors(rows, m, k, steps, seed).as_dict())
+            values.append(judge_beside_floors(rows, m, k, steps, seed))
             task.advance(1)
     columns = {name: [value[name] for value in values] for name in values[0]}
     return {
@@ -215,21 +206,21 @@ def _initial(rows: Tensor, m: int, generator: torch.Generator) -> Weights:
     return Weights(directions.clone(), directions, bias, torch.zeros(m))
 
 
-def _fit(weights: Weights, rows: Tensor, k: int, steps: int, lr: float) -> None:
+def _fit(weights: Weights, rows: Tensor, k: int, steps: int) -> None:
     how = Arithmetic(fast, matmul_dtype("auto", rows.device))
     # the loss is a mean over all numbers, so its gradients are far smaller than Adam's usual eps
     adam = UnitRowAdam(weights, betas=(0.9, 0.999), eps=1e-15, clip=math.inf, renormalise="after")
     architecture, cut = BatchTopK(Options(k)), 0.0
     for step in range(steps):
-        made = forward(rows, weights, architecture, k, cut, how)
-        cut = made.cut
-        dead = Auxiliary(~made.kept.fired(), k, AUX_SHARE, detach=True)
-        gradients = sae_gradients(made, weights, architecture, dead, how).weights
-        adam.step(gradients, learning_rate(step, steps, lr, warmup=0, decay=0.5))
+        codes = forward(rows, weights, architecture, k, cut, how)
+        cut = codes.cut
+        dead = Auxiliary(~codes.kept.fired(), k, AUX_SHARE, detach=True)
+        gradients = sae_gradients(codes, weights, architecture, dead, how).weights
+        adam.step(gradients, learning_rate(step, steps, LR, warmup=0, decay=0.5))
 
 
 def _score(weights: Weights, rows: Tensor, k: int) -> float | None:
     if not len(rows):
         return None
-    made = forward(rows, weights, BatchTopK(Options(k)), k, 0.0, Arithmetic(fast, torch.float32))
-    return variance_explained(rows, rows - made.residuals[-1])
+    codes = forward(rows, weights, BatchTopK(Options(k)), k, 0.0, Arithmetic(fast, torch.float32))
+    return variance_explained(rows, rows - codes.residuals[-1])

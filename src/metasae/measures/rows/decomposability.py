@@ -1,7 +1,9 @@
-"""Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not trained against.
+"""Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not
+trained against.
 
-Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). A critic is trained afresh for every SAE, from the same
-seed for all arms, and its score is read beside the scores of the same critic on rows without parts; see `critic.py`, `pursuit.py`.
+Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). A critic is trained afresh for every SAE, from the
+same seed for all arms, and its score is read beside the scores of the same critic on rows without parts; see
+`critic.py`, `pursuit.py`.
 """
 
 from functools import lru_cache
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from metasae.errors import UserError
+from metasae.measures.firing.selection import batch_topk_reconstruction
 from metasae.measures.rows.critic import (
+    HELDOUT,
     critic_grid,
     critic_spread,
     gaussian_rows,
@@ -21,7 +25,7 @@ from metasae.measures.rows.critic import (
 )
 from metasae.measures.rows.pursuit import Pursuit, pursue
 from metasae.progress.progress import SILENT, Progress
-from metasae.sae.kernels import fast
+from metasae.sae.sae import SAE
 
 TILE = 1024
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -37,8 +41,8 @@ OWN_META_NOTE = (
 
 @torch.no_grad()
 def measure_decomposability(
-    sae,
-    meta_sae,
+    sae: SAE,
+    meta_sae: SAE | None,
     live: np.ndarray,
     meta_n: float,
     meta_k: int,
@@ -52,17 +56,51 @@ def measure_decomposability(
 ) -> dict:
     """The `decomposability` part of measures.json.
 
-    live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of the critic as a
-    share of all n latents. meta_k: critic latents kept per row on average. seed: of the critic, the same for every arm.
-    meta_sae: the run's own, or None. critic_seeds: above 1, so many critics from `seed` on, as `critic_spread`. grid: critics of
-    the widths 4.5%, 9%, 25% with 1, 2, 4, 8 latents per row, as `critic_grid`. parts: above 0, the pursuit with up to so many
-    parts, as `pursuit`. Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not finite.
+    live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of the critic
+    as a share of all n latents. meta_k: critic latents kept per row on average. seed: of the critic, the same for every
+    arm.
+    meta_sae: the run's own, or None. critic_seeds: above 1, so many critics from `seed` on, as `critic_spread`. grid:
+    critics of the widths 4.5%, 9%, 25% with 1, 2, 4, 8 latents per row, as `critic_grid`. parts: above 0, the pursuit
+    with up to so many parts, as `pursuit`. Raises UserError when fewer than two latents are live or a live latent's
+    decoder row is zero or not finite.
     """
+    rows = _live_rows(sae, live)
+    nearest, aligned = nearest_cosines(rows), encoder_decoder_cosines(sae, live)
+    m = max(1, round(meta_n * sae.n_latents))
+    with progress.task("rebuilding decoder rows by critics", 3, "meta SAEs") as task:
+        judged = judge_beside_floors(rows, m, meta_k, meta_steps, seed)
+        task.advance(3)
+    n_heldout = int(HELDOUT * len(rows))
+    critic = {"m": m, "k": meta_k, "steps": meta_steps, "n_rows": len(rows) - n_heldout, "n_heldout": n_heldout}
+    table = {
+        "n_rows": len(rows),
+        "nearest_cosine": float(nearest.mean()),
+        "nearest_cosine_quantiles": _quantiles(nearest.numpy()),
+        "encoder_decoder_cosine": float(aligned.mean()),
+        "encoder_decoder_cosine_quantiles": _quantiles(aligned),
+        **{f"meta_{name}": value for name, value in judged.items()},
+        "critic": critic,
+    }
+    if meta_sae is not None:
+        table |= own_meta(sae, meta_sae)
+    if critic_seeds > 1:
+        seeds = range(seed, seed + critic_seeds)
+        table["critic_spread"] = critic_spread(rows, m, meta_k, meta_steps, seeds, progress)
+    if grid:
+        table["critic_grid"] = critic_grid(rows, sae.n_latents, GRID_WIDTHS, GRID_KS, meta_steps, seed, progress)
+    if parts:
+        table["pursuit"] = pursuit_beside_floors(rows, np.flatnonzero(live), parts, seed, progress)
+    return table
+
+
+def _live_rows(sae: SAE, live: np.ndarray) -> Tensor:
+    """The decoder rows of the live latents, to unit length [l, d]."""
     latents = np.flatnonzero(live)
     rows = sae.W_dec.detach().float().cpu()[torch.from_numpy(latents)]
     if len(rows) < 2:
         raise UserError(
-            f"{len(rows)} of {sae.n_latents} latents fire on the evaluation tokens; the SAE is not trained enough to be judged"
+            f"{len(rows)} of {sae.n_latents} latents fire on the evaluation tokens; "
+            "the SAE is not trained enough to be judged"
         )
     lengths = rows.norm(dim=1)
     bad = latents[~(torch.isfinite(lengths) & (lengths > 0)).numpy()]
@@ -70,73 +108,51 @@ def measure_decomposability(
         raise UserError(
             f"the decoder row of latent {bad[0]} is zero or not finite though it fires; prune such latents first"
         )
-    rows = nn.functional.normalize(rows, dim=1)
-    nearest = nearest_cosines(rows)
-    m = max(1, round(meta_n * sae.n_latents))
-    with progress.task("rebuilding decoder rows by critics", 3, "meta SAEs") as task:
-        judged = judge_beside_floors(rows, m, meta_k, meta_steps, seed)
-        task.advance(3)
-    aligned = encoder_decoder_cosines(sae, live)
-    critic = judged.rows
-    return {
-        "n_rows": len(rows),
-        "nearest_cosine": float(nearest.mean()),
-        "nearest_cosine_quantiles": _quantiles(nearest.numpy()),
-        "encoder_decoder_cosine": float(aligned.mean()),
-        "encoder_decoder_cosine_quantiles": _quantiles(aligned),
-        **{f"meta_{name}": value for name, value in judged.as_dict().items()},
-        "critic": {"m": m, "k": meta_k, "steps": meta_steps, "n_rows": critic.n_rows, "n_heldout": critic.n_heldout},
-        **(own_meta(sae, meta_sae) if meta_sae is not None else {}),
-        **(
-            {"critic_spread": critic_spread(rows, m, meta_k, meta_steps, range(seed, seed + critic_seeds), progress)}
-            if critic_seeds > 1
-            else {}
-        ),
-        **(
-            {"critic_grid": critic_grid(rows, sae.n_latents, GRID_WIDTHS, GRID_KS, meta_steps, seed, progress)}
-            if grid
-            else {}
-        ),
-        **({"pursuit": pursuit_beside_floors(rows, latents, parts, seed, progress)} if parts else {}),
-    }
+    return nn.functional.normalize(rows, dim=1)
 
 
 def pursuit_beside_floors(rows: Tensor, latents: np.ndarray, most: int, seed: int, progress: Progress = SILENT) -> dict:
-    """e(k) of unit rows [l, d] and of rows without parts: random (`_random`) and Gaussian of the same covariance (`_gaussian`).
+    """e(k) of unit rows [l, d] and of rows without parts: random (`_random`) and Gaussian of the same covariance
+    (`_gaussian`).
 
-    excess: floor minus e, so what is explained beyond the floor. The floors are means over FLOOR_TARGETS rows of as many as there are.
+    excess: floor minus e, so what is explained beyond the floor. The floors are means over FLOOR_TARGETS rows of as
+    many as there are.
     most_decomposable: the latents with the lowest e(most), named by `latents` [l], and their parts.
     """
-    found, n_rows = pursue(rows, most, progress=progress), len(rows)
+    pursuit, n_rows = pursue(rows, most, progress=progress), len(rows)
     random_floor = _random_pursuit(n_rows, rows.shape[1], most, seed + 1)
     gaussian_floor = pursue(gaussian_rows(rows, seed + 2), most, np.arange(min(n_rows, FLOOR_TARGETS))).errors.mean(0)
-    out = found.as_dict()
+    table = pursuit.as_dict()
     for k in range(most):
-        e, random, gaussian = float(found.errors[:, k].mean()), float(random_floor[k]), float(gaussian_floor[k])
-        out |= {f"e_{k + 1}_random": random, f"e_{k + 1}_gaussian": gaussian}
-        out |= {f"e_{k + 1}_excess": random - e, f"e_{k + 1}_excess_over_gaussian": gaussian - e}
-    return {**out, "most_decomposable": most_decomposable(found, latents, MOST_DECOMPOSABLE)}
+        e, random, gaussian = float(pursuit.errors[:, k].mean()), float(random_floor[k]), float(gaussian_floor[k])
+        table |= {f"e_{k + 1}_random": random, f"e_{k + 1}_gaussian": gaussian}
+        table |= {f"e_{k + 1}_excess": random - e, f"e_{k + 1}_excess_over_gaussian": gaussian - e}
+    return {**table, "most_decomposable": most_decomposable(pursuit, latents, MOST_DECOMPOSABLE)}
 
 
 @lru_cache(maxsize=16)
 def _random_pursuit(n_rows: int, d: int, most: int, seed: int) -> np.ndarray:
-    """Mean e(1) ... e(most) of random rows, float64 [most]: the same for all SAEs of a run with as many live latents."""
+    """Mean e(1) ... e(most) of random rows, float64 [most]: the same for all SAEs of a run with as many live
+    latents."""
     return pursue(random_rows(n_rows, d, seed), most, np.arange(min(n_rows, FLOOR_TARGETS))).errors.mean(0)
 
 
-def most_decomposable(found: Pursuit, latents: np.ndarray, count: int) -> list[dict]:
-    """The targets with the lowest e(K), lowest first: {"latent", "e", "parts": [{"latent", "coefficient"}]}. latents [n]: of the rows."""
+def most_decomposable(pursuit: Pursuit, latents: np.ndarray, count: int) -> list[dict]:
+    """The targets with the lowest e(K), lowest first: {"latent", "e", "parts": [{"latent", "coefficient"}]}.
+
+    latents: [n], of the rows.
+    """
     return [
         {
-            "latent": int(latents[found.targets[i]]),
-            "e": float(found.errors[i, -1]),
+            "latent": int(latents[pursuit.targets[i]]),
+            "e": float(pursuit.errors[i, -1]),
             "parts": [
                 {"latent": int(latents[part]), "coefficient": float(c)}
-                for part, c in zip(found.parts[i, -1], found.coefficients[i, -1], strict=True)
+                for part, c in zip(pursuit.parts[i, -1], pursuit.coefficients[i, -1], strict=True)
                 if part >= 0
             ],
         }
-        for i in found.errors[:, -1].argsort(kind="stable")[:count]
+        for i in pursuit.errors[:, -1].argsort(kind="stable")[:count]
     ]
 
 
@@ -151,7 +167,7 @@ def nearest_cosines(rows: Tensor) -> Tensor:
     return nearest
 
 
-def encoder_decoder_cosines(sae, live: np.ndarray) -> np.ndarray:
+def encoder_decoder_cosines(sae: SAE, live: np.ndarray) -> np.ndarray:
     """Cosine of encoder column and decoder row of each live latent, float64 [l]."""
     chosen = torch.from_numpy(live)
     columns, rows = sae.W_enc.detach().float().cpu().t()[chosen], sae.W_dec.detach().float().cpu()[chosen]
@@ -162,13 +178,13 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
     return {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES}
 
 
-def own_meta(sae, meta_sae) -> dict:
-    """What the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE, with BatchTopK over the rows."""
+def own_meta(sae: SAE, meta_sae: SAE) -> dict:
+    """What the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE.
+
+    The meta SAE keeps the largest pre-activations of all rows together, as in training.
+    """
     rows = sae.W_dec.detach().to(meta_sae.W_dec)
-    normalised, mean, std = meta_sae.normalise(rows)
-    kept, _ = fast.select(meta_sae.pre_activations(normalised), meta_sae.config.k * len(rows))
-    rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
-    rebuilt = rebuilt if mean is None else rebuilt * std + mean
+    rebuilt = batch_topk_reconstruction(meta_sae, rows)
     return {
         "own_meta_e": float((rows - rebuilt).square().sum(1).double().mean()),
         "own_meta_ve": variance_explained(rows, rebuilt),

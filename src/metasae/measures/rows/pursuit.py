@@ -1,22 +1,26 @@
 """How well a few other decoder rows rebuild a latent's own row, and which they are: leave-one-out non-negative pursuit.
 
-    e_i(k) = min over S with i not in S and |S| <= k, and over c >= 0, of ||w_i - sum_{j in S} c_j w_j||^2,  rows of unit length
+    e_i(k) = min over S with i not in S and |S| <= k, and over c >= 0, of ||w_i - sum_{j in S} c_j w_j||^2
 
-so e = 1 means that no other row helps and e = 0 that row i is a mixture of k others. Coefficients on a given S are exact; the
-search for S is over all rows for k = 1, and for k = 2 with a proof for nearly every latent. From k = 3 on it is a beam search, at least as
-good as orthogonal matching pursuit over all rows (OMP; Y. Pati, R. Rezaiifar and P. Krishnaprasad, Asilomar 1993), whose result is
-kept beside it: e is then an upper bound. `proved` says of which numbers the minimum is certain.
+for rows of unit length, so e = 1 means that no other row helps and e = 0 that row i is a mixture of k others.
+Coefficients on a given S are exact; the search for S is over all rows for k = 1, and for k = 2 with a proof for nearly
+every latent. From k = 3 on it is a beam search, at least as good as orthogonal matching pursuit over all rows (OMP; Y.
+Pati, R. Rezaiifar and P. Krishnaprasad, Asilomar 1993), whose result is kept beside it: e is then an upper bound.
+`proved` says of which numbers the minimum is certain.
 
-How: the candidates of a latent are the rows with the largest cosines, and those that best fit what is left at each step of OMP. All
-pairs of candidates are tried (`subsets.py`), and pairs with a row from outside are excluded by a bound. Let x >= y be the cosines of the target
-with a and b, and g = a.b. The pair explains x^2 + (y - x g)^2 / (1 - g^2), which falls as g rises while both coefficients are
-positive. With y <= t, the largest cosine outside the candidates, and g >= -m_a, the lowest cosine of a with any row, that is at most
+How: the candidates of a latent are the rows with the largest cosines, and those that best fit what is left at each step
+of OMP. All pairs of candidates are tried (`subsets.py`), and pairs with a row from outside are excluded by a bound. Let
+x >= y be the cosines of the target with a and b, and g = a.b. The pair explains x^2 + (y - x g)^2 / (1 - g^2), which
+falls as g rises while both coefficients are positive. With y <= t, the largest cosine outside the candidates, and g >=
+-m_a, the lowest cosine of a with any row, that is at most
 
     x^2 + (min(t, x) + x m_a)^2 / (1 - m_a^2).
 
-Where this could beat the best pair known, a is tried with every b. The 16 most promising a of a target are; where more are open, e(2) is not proved.
+Where this could beat the best pair known, a is tried with every b. The 16 most promising a of a target are; where more
+are open, e(2) is not proved.
 
-Shapes: n rows of width d, t targets, p candidates, K the most parts. Cosines with all rows are float32 in tiles, the rest is float64.
+Shapes: n rows of width d, t targets, p candidates, K the most parts. Cosines with all rows are float32 in tiles, the
+rest is float64.
 """
 
 from dataclasses import dataclass
@@ -42,7 +46,6 @@ SWEPT = 16
 OPEN = 16
 # float32 cosines are right to about this
 SLACK = 1e-6
-MOST_PARTS = 6
 SHARES_BELOW = (0.25, 0.5, 0.75)
 
 
@@ -50,9 +53,11 @@ SHARES_BELOW = (0.25, 0.5, 0.75)
 class Pursuit:
     """Of t targets among n rows, for k = 1 ... K parts.
 
-    targets: int64 [t], rows. errors: float64 [t, K], e(k). parts: int64 [t, K, K], parts[i, k - 1] are the rows that rebuild
-    target i with at most k, largest coefficient first, -1 where fewer are used. coefficients: float64 [t, K, K], above 0 where there is a part.
-    proved: bool [t, K], e(k) is certainly the minimum (to 1e-6). omp_errors: float64 [t, K], of plain non-negative OMP. n_rows: n.
+    targets: int64 [t], rows. errors: float64 [t, K], e(k). parts: int64 [t, K, K], parts[i, k - 1] are the rows that
+    rebuild target i with at most k, largest coefficient first, -1 where fewer are used. coefficients: float64 [t, K,
+    K], above 0 where there is a part.
+    proved: bool [t, K], e(k) is certainly the minimum (to 1e-6). omp_errors: float64 [t, K], of plain non-negative OMP.
+    n_rows: n.
     """
 
     targets: np.ndarray
@@ -64,18 +69,18 @@ class Pursuit:
     n_rows: int
 
     def as_dict(self) -> dict:
-        """Means over targets, for a JSON file; without targets only the counts."""
-        out = {"n_rows": self.n_rows, "n_targets": len(self.targets)}
-        for k in range(self.errors.shape[1] if len(self.targets) else 0):
+        """Means over targets, for a JSON file."""
+        means = {"n_rows": self.n_rows, "n_targets": len(self.targets)}
+        for k in range(self.errors.shape[1]):
             e = self.errors[:, k]
-            out |= {
+            means |= {
                 f"e_{k + 1}": float(e.mean()),
                 f"e_{k + 1}_median": float(np.median(e)),
                 f"e_{k + 1}_omp": float(self.omp_errors[:, k].mean()),
             }
-            out |= {f"share_e_{k + 1}_below_{limit:g}": float((e < limit).mean()) for limit in SHARES_BELOW}
-            out[f"e_{k + 1}_proved"] = float(self.proved[:, k].mean())
-        return out
+            means |= {f"share_e_{k + 1}_below_{limit:g}": float((e < limit).mean()) for limit in SHARES_BELOW}
+            means[f"e_{k + 1}_proved"] = float(self.proved[:, k].mean())
+        return means
 
 
 @torch.no_grad()
@@ -89,17 +94,11 @@ def pursue(
 ) -> Pursuit:
     """Rows [n, d], not zero, n >= 2 -> e(1) ... e(most) of the target rows (all by default) and their parts.
 
-    pool: candidates by cosine; beam: sets kept of each size from 2 on. With a pool of n - 1 and a beam of all sets every number is the
-    proved minimum; for up to 45 rows the beam is at least as wide as three parts need for that. Cost: about K + 1 products of all rows
-    with the targets, and milliseconds per target for the sets. Raises ValueError for fewer than two rows, rows that are zero or not
-    finite, or most outside 1 to 6.
+    pool: candidates by cosine; beam: sets kept of each size from 2 on. With a pool of n - 1 and a beam of all sets
+    every number is the proved minimum; for up to 45 rows the beam is at least as wide as three parts need for that.
+    Cost: about K + 1 products of all rows with the targets, and milliseconds per target for the sets.
     """
-    if not 1 <= most <= MOST_PARTS:
-        raise ValueError(f"most must lie between 1 and {MOST_PARTS}, not {most}")
     rows = rows.detach().cpu().double()
-    lengths = rows.norm(dim=1)
-    if len(rows) < 2 or not bool((torch.isfinite(lengths) & (lengths > 0)).all()):
-        raise ValueError("a pursuit needs at least two rows, finite and not zero")
     rows = nn.functional.normalize(rows, dim=1)
     among = _Rows(rows, rows.float(), _most_opposed(rows.float()))
     pool = min(pool, len(rows) - 1)
@@ -113,16 +112,8 @@ def pursue(
             task.advance(len(tile))
             return columns
 
-        found = side_by_side(search, torch.from_numpy(targets).split(TILE) if len(targets) else ())
-    empty = (
-        np.zeros((0, most)),
-        np.zeros((0, most, most), np.int64),
-        np.zeros((0, most, most)),
-        np.zeros((0, most), bool),
-        np.zeros((0, most)),
-    )
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)] if found else empty
-    return Pursuit(targets, *columns, n_rows=len(rows))
+        tiles = side_by_side(search, torch.from_numpy(targets).split(TILE))
+    return Pursuit(targets, *(np.concatenate(column) for column in zip(*tiles, strict=True)), n_rows=len(rows))
 
 
 @dataclass(frozen=True)
@@ -149,11 +140,11 @@ def _pursue(among: _Rows, own: Tensor, most: int, pool: int, beam: int) -> tuple
     """errors, parts, coefficients, proved, omp_errors of the targets `own` [t]; see `Pursuit`."""
     cosines = among.cosines(among.rough[own], own)
     candidates, outside = _nearest(cosines, pool)
-    steps, seen = _omp(among, own, cosines, most)
+    steps, swept = _omp(among, own, cosines, most)
     omp = [_fit(among, own, steps[:, k]) for k in range(most)]
     all_rows = pool == len(among.exact) - 1
     if not all_rows:
-        candidates = torch.cat([candidates, seen], dim=1)
+        candidates = torch.cat([candidates, swept], dim=1)
     if not all_rows and most > 1:
         pairs, bound = _open_pairs(among, own, cosines, outside, (1 - omp[1].errors).float())
         candidates = torch.cat([candidates, pairs], dim=1)
@@ -170,7 +161,7 @@ def _pursue(among: _Rows, own: Tensor, most: int, pool: int, beam: int) -> tuple
         proved[:, 1] = bound <= 1 - errors[:, 1] + SLACK
     proved |= errors <= SLACK
     omp_errors = torch.stack([step.errors for step in omp], 1)
-    return tuple(found.numpy() for found in (errors, parts.gather(2, order), coefficients, proved, omp_errors))
+    return tuple(column.numpy() for column in (errors, parts.gather(2, order), coefficients, proved, omp_errors))
 
 
 def _nearest(cosines: Tensor, pool: int) -> tuple[Tensor, Tensor]:
@@ -191,14 +182,16 @@ class _Fit:
 
     def or_better(self, other: "_Fit") -> "_Fit":
         better = other.errors < self.errors
-        pick = lambda a, b: torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b)
-        return _Fit(
-            pick(other.errors, self.errors), pick(other.parts, self.parts), pick(other.coefficients, self.coefficients)
-        )
+        parts = torch.where(better[:, None], other.parts, self.parts)
+        coefficients = torch.where(better[:, None], other.coefficients, self.coefficients)
+        return _Fit(torch.where(better, other.errors, self.errors), parts, coefficients)
 
 
 def _fit(among: _Rows, own: Tensor, chosen: Tensor) -> _Fit:
-    """The best non-negative mixture of the chosen rows [t, s], -1 for none. The error is that of the mixture itself, not a difference."""
+    """The best non-negative mixture of the chosen rows [t, s], -1 for none.
+
+    The error is that of the mixture itself, not a difference.
+    """
     w, atoms, present = among.exact[own], among.exact[chosen.clamp_min(0)], chosen >= 0
     coefficients = fit(atoms @ atoms.transpose(1, 2), (atoms @ w[..., None])[..., 0], present)
     errors = (w - (coefficients[:, None] @ atoms)[:, 0]).square().sum(1)
@@ -206,14 +199,16 @@ def _fit(among: _Rows, own: Tensor, chosen: Tensor) -> _Fit:
 
 
 def _omp(among: _Rows, own: Tensor, cosines: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """At each step the row with the largest product with the residual joins, all coefficients are fitted anew and zeros dropped.
+    """At each step the row with the largest product with the residual joins, all coefficients are fitted anew and zeros
+    dropped.
 
-    Returns the parts after each step [t, most, most] and the SWEPT rows with the largest products at each step, [t, most * SWEPT].
+    Returns the parts after each step [t, most, most] and the SWEPT rows with the largest products at each step, [t,
+    most * SWEPT].
     """
-    chosen, steps, seen = torch.full((len(own), most), -1), [], []
+    chosen, steps, swept = torch.full((len(own), most), -1), [], []
     for step in range(most):
         top = cosines.topk(min(SWEPT, cosines.shape[1] - 1), dim=1)
-        seen.append(top.indices)
+        swept.append(top.indices)
         chosen = chosen.clone()
         chosen[:, step] = torch.where(top.values[:, 0] > SLACK, top.indices[:, 0], -1)
         fitted = _fit(among, own, chosen)
@@ -222,21 +217,21 @@ def _omp(among: _Rows, own: Tensor, cosines: Tensor, most: int) -> tuple[Tensor,
         if step < most - 1:
             rebuilt = (fitted.coefficients[:, None] @ among.exact[chosen.clamp_min(0)])[:, 0]
             cosines = among.cosines(among.exact[own] - rebuilt, own)
-    return torch.stack(steps, 1), torch.cat(seen, 1)
+    return torch.stack(steps, 1), torch.cat(swept, 1)
 
 
 def _open_pairs(among: _Rows, own: Tensor, cosines: Tensor, outside: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs with a row outside the candidates that might explain more than `known` [t]; see the top of this file.
 
-    cosines [t, n]; outside [t], the largest cosine outside the candidates. Returns the best such pair [t, 2] (twice the same row where
-    there is none) and a bound [t] on what any of them explains, where that is above `known`.
+    cosines [t, n]; outside [t], the largest cosine outside the candidates. Returns the best such pair [t, 2] (twice the
+    same row where there is none) and a bound [t] on what any of them explains, where that is above `known`.
     """
     x, m = cosines.clamp_min(0.0), among.opposed
     bounds = x.square() + (torch.minimum(x, outside[:, None]) + x * m).square() / (1 - m.square()).clamp_min(SLACK)
     top = bounds.topk(min(OPEN + 1, bounds.shape[1]), dim=1)
     # of the first parts that are not looked at
     bound = top.values[:, -1].clone()
-    found = []
+    tiles = []
     row, place = torch.nonzero(top.values[:, :-1] > known[:, None] + SLACK, as_tuple=True)
     for i, place_of_a in zip(row.split(TILE), place.split(TILE), strict=True):
         a = top.indices[i, place_of_a]
@@ -246,10 +241,10 @@ def _open_pairs(among: _Rows, own: Tensor, cosines: Tensor, outside: Tensor, kno
         gain, b = (left.clamp_min(0.0).square() / (1 - g.square()).clamp_min(SLACK)).max(dim=1)
         explained = x_a.square() + gain
         bound = bound.scatter_reduce(0, i, explained, "amax")
-        found.append((explained, i, a, b))
+        tiles.append((explained, i, a, b))
     pairs = top.indices[:, :1].expand(-1, 2).clone()
-    if found:
-        explained, i, a, b = (torch.cat(column) for column in zip(*found, strict=True))
+    if tiles:
+        explained, i, a, b = (torch.cat(column) for column in zip(*tiles, strict=True))
         # the best of each target is written last
         order = explained.argsort()
         pairs.numpy()[i[order].numpy()] = torch.stack([a, b], 1)[order].numpy()
@@ -257,7 +252,8 @@ def _open_pairs(among: _Rows, own: Tensor, cosines: Tensor, outside: Tensor, kno
 
 
 def _search(among: _Rows, own: Tensor, candidates: Tensor, most: int, beam: int) -> tuple[Tensor, Tensor]:
-    """The best sets among the candidates [t, p] of each target, as rows [t, most, most] with -1 for none; and which are certain."""
+    """The best sets among the candidates [t, p] of each target, as rows [t, most, most] with -1 for none; and which are
+    certain."""
     if len(own) > SEARCH_TILE:
         parts = [
             _search(among, *part, most, beam)
@@ -268,6 +264,7 @@ def _search(among: _Rows, own: Tensor, candidates: Tensor, most: int, beam: int)
     again = ((candidates[:, :, None] == candidates[:, None, :]) & (places[:, None] > places)).any(2)
     atoms = among.exact[candidates]
     usable = ~again & (candidates != own[:, None])
-    found = best_sets(atoms @ atoms.transpose(1, 2), (atoms @ among.exact[own][..., None])[..., 0], usable, most, beam)
-    rows = candidates.gather(1, found.sets.clamp_min(0).flatten(1)).view_as(found.sets)
-    return torch.where(found.sets >= 0, rows, -1), found.whole
+    gram, dots = atoms @ atoms.transpose(1, 2), (atoms @ among.exact[own][..., None])[..., 0]
+    sets, whole = best_sets(gram, dots, usable, most, beam)
+    rows = candidates.gather(1, sets.clamp_min(0).flatten(1)).view_as(sets)
+    return torch.where(sets >= 0, rows, -1), whole

@@ -1,9 +1,10 @@
 """Which latents two SAEs share: a one-to-one matching of decoder rows, and the nearest row of the other SAE.
 
-The matching maximises the sum over pairs of cos(w_i, w'_p(i)), one partner each (the assignment problem, solved exactly by
-shortest augmenting paths: R. Jonker and A. Volgenant, Computing 38, 1987, in the package lapx). r_i is the cosine of w_i with
-its partner. Between SAEs that differ only in their seed, r_i says how far latent i would come out again. The best of many partners has
-a positive cosine even where nothing is shared, the more so the fewer directions the rows favour: `chance_matching` says how large.
+The matching maximises the sum over pairs of cos(w_i, w'_p(i)), one partner each (the assignment problem, solved exactly
+by shortest augmenting paths: R. Jonker and A. Volgenant, Computing 38, 1987, in the package lapx). r_i is the cosine of
+w_i with its partner. Between SAEs that differ only in their seed, r_i says how far latent i would come out again. The
+best of many partners has a positive cosine even where nothing is shared, the more so the fewer directions the rows
+favour: `chance_matching` says how large.
 """
 
 from dataclasses import dataclass
@@ -24,13 +25,12 @@ class Matching:
     """Of rows_a [a, d] with rows_b [b, d].
 
     partner: int64 [a], the row of b matched with each row of a, -1 for the a - b rows left over where a is larger.
-    cosine: float64 [a], with the partner, NaN without one. nearest: int64 [a], the row of b with the largest cosine, which
-    many rows of a may share. nearest_cosine: float64 [a]. n_b: rows of b.
+    cosine: float64 [a], with the partner, NaN without one. nearest_cosine: float64 [a], the largest with any row of b,
+    which many rows of a may share. n_b: rows of b.
     """
 
     partner: np.ndarray
     cosine: np.ndarray
-    nearest: np.ndarray
     nearest_cosine: np.ndarray
     n_b: int
 
@@ -68,35 +68,34 @@ class Matching:
 def match(rows_a: Tensor, rows_b: Tensor) -> Matching:
     """rows_a [a, d], rows_b [b, d] of any length above 0 -> the best one-to-one matching and the nearest rows.
 
-    All a x b cosines are in memory at once, in float32, with the solver's copy of them (3.6 GB for 20,480 rows on each side).
-    The solver works in float32: the sum of cosines is the largest to within its rounding. Raises UserError when the widths
-    differ or a row is zero or not finite, ValueError when a side has no rows.
+    All a x b cosines are in memory at once, in float32, with the solver's copy of them (3.6 GB for 20,480 rows on each
+    side).
+    The solver works in float32: the sum of cosines is the largest to within its rounding. Raises UserError when the
+    widths differ or a row is zero or not finite.
     """
     from lap import lapjvs
 
     a, b = _unit(rows_a, "first"), _unit(rows_b, "second")
     if a.shape[1] != b.shape[1]:
         raise UserError(
-            f"rows of width {a.shape[1]} cannot be matched with rows of width {b.shape[1]}; compare SAEs of the same hook point"
+            f"rows of width {a.shape[1]} cannot be matched with rows of width {b.shape[1]}; "
+            "compare SAEs of the same hook point"
         )
-    if not len(a) or not len(b):
-        raise ValueError("a matching needs rows on both sides")
     # filled with the negative cosines, as the solver minimises
     costs = torch.empty(len(a), len(b))
-    nearest, nearest_cosine = torch.empty(len(a), dtype=torch.int64), torch.empty(len(a))
+    nearest_cosine = torch.empty(len(a))
     for start in range(0, len(a), TILE):
         tile = torch.mm(a[start : start + TILE], b.t(), out=costs[start : start + TILE])
-        nearest_cosine[start : start + TILE], nearest[start : start + TILE] = tile.max(dim=1)
+        nearest_cosine[start : start + TILE] = tile.amax(dim=1)
         tile.neg_()
     partner, _ = lapjvs(costs.numpy(), return_cost=False, jvx_like=False)
     partner = torch.from_numpy(partner.astype(np.int64))
-    return Matching(
-        partner.numpy(), _cosines(a, b, partner), nearest.numpy(), nearest_cosine.double().clamp(-1, 1).numpy(), len(b)
-    )
+    return Matching(partner.numpy(), _cosines(a, b, partner), nearest_cosine.double().clamp(-1, 1).numpy(), len(b))
 
 
 def chance_matching(rows_a: Tensor, rows_b: Tensor, seed: int) -> Matching:
-    """`match` of Gaussian rows with the mean and covariance of rows_a [a, d] and of rows_b [b, d], which share no direction otherwise."""
+    """`match` of Gaussian rows with the mean and covariance of rows_a [a, d] and of rows_b [b, d], which share no
+    direction otherwise."""
     return match(gaussian_rows(_unit(rows_a, "first"), seed), gaussian_rows(_unit(rows_b, "second"), seed + 1))
 
 

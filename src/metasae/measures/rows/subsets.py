@@ -2,14 +2,14 @@
 
 For a target w and candidates a_j, all of unit length, with G = A A^T and b = A w, a set S explains
     E(S) = max over c >= 0 of 2 c.b - c^T G c,    and the error is 1 - E(S).
-When the least-squares coefficients on S are all positive they are the maximum; otherwise a smaller set explains as much. Such a
-set always holds one candidate fewer with positive coefficients too (the step before the last of Lawson and Hanson's NNLS,
-"Solving Least Squares Problems", 1974, ch. 23), so growing sets by one candidate with a positive residual product reaches all.
+When the least-squares coefficients on S are all positive they are the maximum; otherwise a smaller set explains as
+much. Such a set always holds one candidate fewer with positive coefficients too (the step before the last of Lawson and
+Hanson's NNLS, "Solving Least Squares Problems", 1974, ch. 23), so growing sets by one candidate with a positive
+residual product reaches all.
 
 Shapes: t targets, p candidates of each, f sets kept of each target, s candidates in a set. Everything is float64.
 """
 
-from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -20,7 +20,8 @@ COPY = 1e-9
 
 
 def fit(gram: Tensor, dots: Tensor, present: Tensor) -> Tensor:
-    """gram [t, s, s], dots [t, s], present bool [t, s] -> c >= 0 [t, s] that maximises 2 c.dots - c^T gram c; 0 where not present.
+    """gram [t, s, s], dots [t, s], present bool [t, s] -> c >= 0 [t, s] that maximises 2 c.dots - c^T gram c; 0 where
+    not present.
 
     Exact: the 2^s - 1 possible supports are all solved, and the best with positive coefficients is taken.
     """
@@ -37,30 +38,22 @@ def fit(gram: Tensor, dots: Tensor, present: Tensor) -> Tensor:
     return best
 
 
-@dataclass(frozen=True)
-class Found:
-    """The best sets of up to 1, 2, ... candidates.
+def best_sets(gram: Tensor, dots: Tensor, usable: Tensor, most: int, beam: int) -> tuple[Tensor, Tensor]:
+    """gram [t, p, p], dots [t, p], usable bool [t, p] -> (sets, whole): the sets of up to 1, 2, ... candidates that
+    explain most.
 
-    sets: int64 [t, most, most], places among the candidates, sets[:, s - 1] of s candidates all with positive coefficients;
-    -1 throughout where there is no such set. whole: bool [t, most], whether every such set was looked at.
-    """
+    sets: int64 [t, most, most], places among the candidates, sets[:, s - 1] of s candidates all with positive
+    coefficients; -1 throughout where there is no such set. whole: bool [t, most], whether every such set was looked at.
 
-    sets: Tensor
-    whole: Tensor
-
-
-def best_sets(gram: Tensor, dots: Tensor, usable: Tensor, most: int, beam: int) -> Found:
-    """gram [t, p, p], dots [t, p], usable bool [t, p] -> the sets that explain most.
-
-    Exhaustive for one and two candidates. A set of more is grown from the `beam` best sets of one fewer, so it is the best
-    one for sure only where no more than that many exist.
+    Exhaustive for one and two candidates. A set of more is grown from the `beam` best sets of one fewer, so it is the
+    best one for sure only where no more than that many exist.
     """
     t = len(dots)
     sets, whole = torch.full((t, most, most), -1), torch.ones(t, most, dtype=torch.bool)
     explained, kept = _largest(torch.where(usable & (dots > 0), dots.square(), 0.0), 1)
     sets[:, 0, :1] = torch.where(explained > 0, kept, -1)
     if most == 1:
-        return Found(sets, whole)
+        return sets, whole
     pairs = _pairs(gram, dots, usable).flatten(1)
     explained, place = _largest(pairs, beam)
     kept = torch.stack([place // dots.shape[1], place % dots.shape[1]], 2)
@@ -72,7 +65,7 @@ def best_sets(gram: Tensor, dots: Tensor, usable: Tensor, most: int, beam: int) 
             all_kept = all_kept & fits
         # the sets come best first
         sets[:, size - 1, :size] = torch.where(explained[:, :1] > 0, kept[:, 0], -1)
-    return Found(sets, whole)
+    return sets, whole
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +90,8 @@ def _grow(
 
     Returns explained [t, f'], sets [t, f', s + 1], and whether these are all that can be grown [t].
 
-    With u = G_SS^-1 G_Sj, candidate j gets the coefficient (b_j - c.G_Sj) / (G_jj - u.G_Sj) and the others become c - u times it.
+    With u = G_SS^-1 G_Sj, candidate j gets the coefficient (b_j - c.G_Sj) / (G_jj - u.G_Sj) and the others become c - u
+    times it.
     """
     t, f, s = sets.shape
     p = dots.shape[1]
@@ -117,13 +111,13 @@ def _grow(
     grown = (
         torch.cat([sets.gather(1, (place // p)[..., None].expand(-1, -1, s)), (place % p)[..., None]], 2).sort(2).values
     )
-    values = torch.where(_seen_before(grown, p), 0.0, values)
+    values = torch.where(_repeats(grown, p), 0.0, values)
     all_there = (values > 0).sum(1) <= beam
     values, place = _largest(values, beam)
     return values, grown.gather(1, place[..., None].expand(-1, -1, s + 1)), all_there
 
 
-def _seen_before(sets: Tensor, p: int) -> Tensor:
+def _repeats(sets: Tensor, p: int) -> Tensor:
     """Sorted sets [t, f, s] of numbers below p -> bool [t, f]: the same set stands earlier in its row."""
     key = sets[..., 0]
     for column in range(1, sets.shape[2]):

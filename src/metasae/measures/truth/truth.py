@@ -1,17 +1,21 @@
-"""A dictionary against the planted truth: has it found the features, does it fire when they are on, are its rows single features?
+"""A dictionary against the planted truth: has it found the features, does it fire when they are on, are its rows single
+features?
 
-Latents have decoder rows w_i [n, d] and firings; features have directions g_j [m, d] and true activations on the same tokens.
-Only live latents (at least one firing) count, and dead ones are counted. Latents and features are matched one to one so that
-the sum of |cos(w_i, g_j)| is largest; MCC is the mean of |cos| over the matched pairs. Sources: arXiv 2602.14687
-(SynthSAEBench); arXiv 2409.14507 for absorption.
+Latents have decoder rows w_i [n, d] and firings; features have directions g_j [m, d] and true activations on the same
+tokens. Only live latents (at least one firing) count, and dead ones are counted. Latents and features are matched one
+to one so that the sum of |cos(w_i, g_j)| is largest; MCC is the mean of |cos| over the matched pairs. Sources: arXiv
+2602.14687 (SynthSAEBench); arXiv 2409.14507 for absorption.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
+from metasae.data.split import Split
 from metasae.measures.cofiring.cooccurrence import phi_tile
+from metasae.measures.cofiring.counts import live_latents
 from metasae.measures.firing.firings import Firings
 
 BLEND, PARTS = 1.5, 4
@@ -23,98 +27,17 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Absorption:
-    """Of one parent. active: tokens on which it is on; absorbed: those where its latent is silent and a child's latent carries it."""
+    """Of one parent.
+
+    active: tokens on which it is on; absorbed: those where its latent is silent and a child's latent carries it.
+    """
 
     parent: int
     absorbed: int
     active: int
 
 
-@dataclass(frozen=True)
-class PhiErrors:
-    """phi of the two matched latents minus phi of the two features, over pairs of features; None where there are no pairs.
-
-    error: mean |difference|; bias: mean difference. related_*: over the pairs whose features have |phi| > RELATED.
-    """
-
-    error: float | None
-    bias: float | None
-    related_error: float | None
-    related_bias: float | None
-    n_pairs: int
-    n_related: int
-
-
-@dataclass(frozen=True)
-class Truth:
-    """mcc: mean |cos| of matched pairs. mcc_of_features: the same sum over all m features, an unmatched one counting 0.
-
-    latent_max_cosine, feature_max_cosine: mean over live latents (features) of the largest cosine with any feature (live latent).
-    uniqueness: number of different best features (by |cos|) per live latent.
-    f1: mean over features that are ever on of the F1 of their matched latent's firing, 0 where unmatched; best_f1: of the best
-    latent for each, chosen on these same tokens.
-    blend_rate: share of live latents whose effective number of features exceeds BLEND; see `effective_numbers`.
-    absorption: mean over parents of absorbed / active tokens. None where a number does not exist.
-    silent: features never on. unmatched: features without a latent. unexplained: live rows that no non-negative combination of
-    features helps to build; not in blend_rate.
-    """
-
-    mcc: float | None
-    mcc_of_features: float | None
-    latent_max_cosine: float | None
-    feature_max_cosine: float | None
-    uniqueness: float | None
-    f1: float | None
-    best_f1: float | None
-    blend_rate: float | None
-    effective_number: float | None
-    absorption: float | None
-    parents: tuple[Absorption, ...]
-    phi: PhiErrors
-    n_live: int
-    n_dead: int
-    n_features: int
-    silent: int
-    unmatched: int
-    unexplained: int
-
-    def as_dict(self) -> dict:
-        """The `truth` part of a planted world's measures."""
-        return {
-            "mcc": self.mcc,
-            "mcc_of_features": self.mcc_of_features,
-            "latent_max_cosine": self.latent_max_cosine,
-            "feature_max_cosine": self.feature_max_cosine,
-            "uniqueness": self.uniqueness,
-            "f1": self.f1,
-            "best_f1": self.best_f1,
-            "blend_rate": self.blend_rate,
-            "effective_number": self.effective_number,
-            "absorption": self.absorption,
-            "absorption_by_parent": {str(entry.parent): entry.absorbed / entry.active for entry in self.parents},
-            "phi_error": self.phi.error,
-            "phi_bias": self.phi.bias,
-            "phi_related_error": self.phi.related_error,
-            "phi_related_bias": self.phi.related_bias,
-            "n_pairs": self.phi.n_pairs,
-            "n_related": self.phi.n_related,
-            "n_live": self.n_live,
-            "n_features": self.n_features,
-            "excluded": {
-                "dead": self.n_dead,
-                "silent": self.silent,
-                "unmatched": self.unmatched,
-                "unexplained": self.unexplained,
-            },
-        }
-
-
-def true_firings(split) -> Firings:
-    """The true activations of a planted split (`metasae.data.planted.planted_split`), a feature in place of a latent."""
-    return as_firings(split.activations, split)
-
-
-def as_firings(activations, split) -> Firings:
+def as_firings(activations: csr_array, split: Split) -> Firings:
     """csr [T, n], positive, indices rising within a token -> Firings on the tokens of `split`."""
     return Firings(
         activations.indptr.astype(np.int64),
@@ -129,16 +52,25 @@ def as_firings(activations, split) -> Firings:
 
 def measure_truth(
     rows: np.ndarray, firings: Firings, directions: np.ndarray, truth: Firings, parent: np.ndarray | None = None
-) -> Truth:
-    """rows [n, d] of the latents of `firings`, directions [m, d] of the features of `truth`; lengths do not matter.
+) -> dict:
+    """The `truth` part of a planted world's measures.
 
+    mcc: mean |cos| of matched pairs. mcc_of_features: the same sum over all m features, an unmatched one counting 0.
+    latent_max_cosine, feature_max_cosine: mean over live latents (features) of the largest cosine with any feature
+    (live latent). uniqueness: number of different best features (by |cos|) per live latent. f1: mean over features that
+    are ever on of the F1 of their matched latent's firing, 0 where unmatched; best_f1: of the best latent for each,
+    chosen on these same tokens. blend_rate: share of live latents whose effective number of features exceeds BLEND; see
+    `effective_numbers`.
+    absorption: mean over parents of absorbed / active tokens. phi_error ...: see `phi_errors`. excluded: silent:
+    features never on; unmatched: features without a latent; unexplained: live rows that no non-negative combination of
+    features helps to build, which are not in blend_rate. None where a number does not exist.
+
+    rows: [n, d], of the latents of `firings`. directions: [m, d], of the features of `truth`. Lengths do not matter.
     parent: int [m], a feature's parent or -1; None for a world without hierarchy. Holds one float64 [n, m] matrix.
     Raises ValueError when the shapes do not belong together.
     """
     if firings.n_tokens != truth.n_tokens or len(rows) != firings.n_latents or len(directions) != truth.n_latents:
         raise ValueError("rows, directions and both firings must be of the same dictionary, world and tokens")
-    if not len(directions):
-        raise ValueError("the world has no features")
     live = np.flatnonzero(firings.counts())
     w, g = unit(rows[live]), unit(directions)
     cosines = w @ g.T
@@ -150,32 +82,36 @@ def measure_truth(
     f1, best = firing_f1(firings, truth, latent_of)
     on = truth.counts() > 0
     parents = absorption(unit(rows), firings, g, truth, latent_of, parent) if parent is not None else ()
+    absorbed = {str(entry.parent): entry.absorbed / entry.active for entry in parents}
     numbers = effective_numbers(w, g)
     known = numbers[np.isfinite(numbers)]
-    return Truth(
-        mcc=_mean(sizes),
-        mcc_of_features=float(sizes.sum() / len(g)) if len(live) else None,
-        latent_max_cosine=_mean(cosines.max(axis=1)) if len(live) else None,
-        feature_max_cosine=_mean(cosines.max(axis=0)) if len(live) else None,
-        uniqueness=len(np.unique(np.abs(cosines).argmax(axis=1))) / len(live) if len(live) else None,
-        f1=_mean(f1[on]),
-        best_f1=_mean(best[on]),
-        blend_rate=_mean(known > BLEND),
-        effective_number=_mean(known),
-        absorption=_mean([entry.absorbed / entry.active for entry in parents]),
-        parents=parents,
-        phi=phi_errors(firings, truth, latent_of),
-        n_live=len(live),
-        n_dead=firings.n_latents - len(live),
-        n_features=len(g),
-        silent=int(np.count_nonzero(~on)),
-        unmatched=len(g) - len(features),
-        unexplained=len(numbers) - len(known),
-    )
+    return {
+        "mcc": _mean(sizes),
+        "mcc_of_features": float(sizes.sum() / len(g)) if len(live) else None,
+        "latent_max_cosine": _mean(cosines.max(axis=1)) if len(live) else None,
+        "feature_max_cosine": _mean(cosines.max(axis=0)) if len(live) else None,
+        "uniqueness": len(np.unique(np.abs(cosines).argmax(axis=1))) / len(live) if len(live) else None,
+        "f1": _mean(f1[on]),
+        "best_f1": _mean(best[on]),
+        "blend_rate": _mean(known > BLEND),
+        "effective_number": _mean(known),
+        "absorption": _mean(list(absorbed.values())),
+        "absorption_by_parent": absorbed,
+        **phi_errors(firings, truth, latent_of),
+        "n_live": len(live),
+        "n_features": len(g),
+        "excluded": {
+            "dead": firings.n_latents - len(live),
+            "silent": int(np.count_nonzero(~on)),
+            "unmatched": len(g) - len(features),
+            "unexplained": len(numbers) - len(known),
+        },
+    }
 
 
 def match_features(cosines: np.ndarray) -> np.ndarray:
-    """cos(w_i, g_j) [n, m] -> the latent of each feature, int64 [m], NONE for features left over; the sum of |cos| is largest (Hungarian)."""
+    """cos(w_i, g_j) [n, m] -> the latent of each feature, int64 [m], NONE for features left over; the sum of |cos| is
+    largest (Hungarian)."""
     from scipy.optimize import linear_sum_assignment
 
     latents, features = linear_sum_assignment(-np.abs(cosines))
@@ -185,15 +121,16 @@ def match_features(cosines: np.ndarray) -> np.ndarray:
 
 
 def effective_numbers(rows: np.ndarray, directions: np.ndarray, parts: int = PARTS) -> np.ndarray:
-    """How many features each unit row is made of: (sum_j c_j^2)^2 / sum_j c_j^4, float64 [n]; NaN where every cosine is 0 or below.
+    """How many features each unit row is made of: (sum_j c_j^2)^2 / sum_j c_j^4, float64 [n]; NaN where every cosine is
+    0 or below.
 
-    c >= 0 minimises ||w - sum_j c_j g_j|| over the at most `parts` features that a greedy pursuit picks. Without that limit the
-    many features of a world fit any noise in a row. Squares weigh parts by their energy: two parts make a blend (above 1.5)
-    when the smaller has more than 0.52 of the larger's length.
+    c >= 0 minimises ||w - sum_j c_j g_j|| over the at most `parts` features that a greedy pursuit picks. Without that
+    limit the many features of a world fit any noise in a row. Squares weigh parts by their energy: two parts make a
+    blend (above 1.5) when the smaller has more than 0.52 of the larger's length.
     """
     from scipy.optimize import nnls
 
-    out = np.full(len(rows), np.nan)
+    numbers = np.full(len(rows), np.nan)
     for place, row in enumerate(rows):
         chosen, c, rest = [], np.zeros(0), row
         while len(chosen) < parts:
@@ -206,12 +143,15 @@ def effective_numbers(rows: np.ndarray, directions: np.ndarray, parts: int = PAR
             c = nnls(basis, row)[0]
             rest = row - basis @ c
         if chosen:
-            out[place] = np.sum(c**2) ** 2 / np.sum(c**4)
-    return out
+            numbers[place] = np.sum(c**2) ** 2 / np.sum(c**4)
+    return numbers
 
 
 def firing_f1(firings: Firings, truth: Firings, latent_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """2 N_both / (N_latent + N_feature) of each feature with its latent (0 for NONE), and with its best latent. Both float64 [m]."""
+    """2 N_both / (N_latent + N_feature) of each feature with its latent (0 for NONE), and with its best latent.
+
+    Both float64 [m].
+    """
     both = (_patterns(truth) @ _patterns(firings).T).tocoo()
     total = truth.counts()[both.row] + firings.counts()[both.col]
     values = 2 * both.data / total
@@ -230,13 +170,14 @@ def absorption(
     latent_of: np.ndarray,
     parent: np.ndarray,
 ) -> tuple[Absorption, ...]:
-    """Tokens where the parent is on, its latent silent, and the latent of a child active that has taken the parent's direction in.
+    """Tokens where the parent is on, its latent silent, and the latent of a child active that has taken the parent's
+    direction in.
 
-    A child's latent has when the least-squares fit w = a g_child + b g_parent has b > ALIGNED; rows and directions are unit.
-    Parents that are never on or have no latent are left out.
+    A child's latent has when the least-squares fit w = a g_child + b g_parent has b > ALIGNED; rows and directions are
+    unit. Parents that are never on or have no latent are left out.
     """
     fires, on = _patterns(firings), _patterns(truth)
-    found = []
+    parents = []
     for p in np.unique(parent[parent >= 0]):
         active = _tokens(on, p)
         if latent_of[p] == NONE or not len(active):
@@ -250,24 +191,34 @@ def absorption(
         silent = np.setdiff1d(active, _tokens(fires, latent_of[p]))
         carried = [np.isin(silent, _tokens(fires, latent)) for latent in carriers]
         absorbed = np.count_nonzero(np.any(carried, axis=0)) if carriers else 0
-        found.append(Absorption(int(p), int(absorbed), len(active)))
-    return tuple(found)
+        parents.append(Absorption(int(p), int(absorbed), len(active)))
+    return tuple(parents)
 
 
-def phi_errors(firings: Firings, truth: Firings, latent_of: np.ndarray) -> PhiErrors:
-    """Over all pairs of features with latents, all four of them firing on some tokens but not on all. Streamed in tiles."""
+def phi_errors(firings: Firings, truth: Firings, latent_of: np.ndarray) -> dict[str, float | int | None]:
+    """phi of the two matched latents minus phi of the two features, over all pairs of features with latents.
+
+    All four fire on some tokens but not on all. phi_error: mean |difference|; phi_bias: mean difference;
+    phi_related_error, phi_related_bias: over the n_related pairs whose features have |phi| > RELATED. None where there
+    are no pairs. Streamed in tiles.
+    """
     total, n_latent, n_feature = truth.n_tokens, firings.counts(), truth.counts()
-    varies = lambda counts: (counts > 0) & (counts < total)
-    usable = (latent_of != NONE) & varies(n_feature)
-    usable[usable] = varies(n_latent)[latent_of[usable]]
-    features = np.flatnonzero(usable)
+    features = live_latents(n_feature, total)
+    features = features[np.isin(latent_of[features], live_latents(n_latent, total))]
     differences, related = [], []
     latent_tiles = _phi_rows(firings, latent_of[features], n_latent)
-    for mine, true in zip(latent_tiles, _phi_rows(truth, features, n_feature), strict=True):
-        differences.append(_sums(mine - true))
-        related.append(_sums((mine - true)[np.abs(true) > RELATED]))
+    for phi, true in zip(latent_tiles, _phi_rows(truth, features, n_feature), strict=True):
+        differences.append(_sums(phi - true))
+        related.append(_sums((phi - true)[np.abs(true) > RELATED]))
     (error, bias, n_pairs), (related_error, related_bias, n_related) = _means(differences), _means(related)
-    return PhiErrors(error, bias, related_error, related_bias, n_pairs, n_related)
+    return {
+        "phi_error": error,
+        "phi_bias": bias,
+        "phi_related_error": related_error,
+        "phi_related_bias": related_bias,
+        "n_pairs": n_pairs,
+        "n_related": n_related,
+    }
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -285,15 +236,13 @@ def _phi_rows(firings: Firings, columns: np.ndarray, counts: np.ndarray) -> Iter
         yield phi[np.arange(phi.shape[1])[None, :] > np.arange(phi.shape[0])[:, None]]
 
 
-def _patterns(firings: Firings):
+def _patterns(firings: Firings) -> csr_array:
     """Which tokens each latent fires on: csr int64 [n, T]."""
-    from scipy.sparse import csr_array
-
     ones = np.ones(len(firings.indices), np.int64)
     return csr_array((ones, firings.indices, firings.indptr), shape=(firings.n_tokens, firings.n_latents)).T.tocsr()
 
 
-def _tokens(patterns, row: int) -> np.ndarray:
+def _tokens(patterns: csr_array, row: int) -> np.ndarray:
     return patterns.indices[patterns.indptr[row] : patterns.indptr[row + 1]]
 
 
@@ -310,5 +259,5 @@ def _means(sums: list[tuple[float, float, int]]) -> tuple[float | None, float | 
     return (sum(a for a, *_ in sums) / count, sum(b for _, b, _ in sums) / count, count) if count else (None, None, 0)
 
 
-def _mean(values) -> float | None:
+def _mean(values: Sequence | np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None

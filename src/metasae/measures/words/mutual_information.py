@@ -1,9 +1,10 @@
-"""Adjusted mutual information between two labellings of the same items: 0 for labellings that are independent, 1 for equal ones.
+"""Adjusted mutual information between two labellings of the same items: 0 for labellings that are independent, 1 for
+equal ones.
 
     AMI = (MI - E[MI]) / ((H(u) + H(v)) / 2 - E[MI])
 
-where E[MI] is over all pairings of the two labellings with their cluster sizes kept. Source: Vinh, Epps and Bailey, Information
-Theoretic Measures for Clusterings Comparison, JMLR 11 (2010).
+where E[MI] is over all pairings of the two labellings with their cluster sizes kept. Source: Vinh, Epps and Bailey,
+Information Theoretic Measures for Clusterings Comparison, JMLR 11 (2010).
 """
 
 from collections import Counter
@@ -13,7 +14,10 @@ import numpy as np
 
 
 def adjusted_mutual_information(u: np.ndarray, v: np.ndarray) -> float | None:
-    """u, v: labels of any kind, [T]. None where it does not exist: no items, or nothing that the labellings could share."""
+    """u, v: labels of any kind, [T].
+
+    None where it does not exist: no items, or nothing that the labellings could share.
+    """
     if not len(u):
         return None
     _, rows = np.unique(u, return_inverse=True)

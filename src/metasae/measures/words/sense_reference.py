@@ -1,4 +1,5 @@
-"""What the senses of a word are judged by, found once for all SAEs: halves and blocks of sentences, chance levels, and the probe."""
+"""What the senses of a word are judged by, found once for all SAEs: halves and blocks of sentences, chance levels, and
+the probe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ SPLITS = 5
 
 @dataclass(frozen=True)
 class Ceiling:
-    """A linear probe on the activations themselves, trained on one half of the sentences, scored on the other; over all splits.
+    """A linear probe on the activations themselves, trained on one half of the sentences, scored on the other; over all
+    splits.
 
-    f1: macro F1. leave_one_out: f1 without each block of sentences in the scoring (the training is left as it is). floor: f1
-    of the same probe trained on shuffled senses, on the first split. n_fits, not_converged: probes trained for f1 and floor.
+    f1: macro F1. leave_one_out: f1 without each block of sentences in the scoring (the training is left as it is).
+    floor: f1 of the same probe trained on shuffled senses, on the first split. n_fits, not_converged: probes trained
+    for f1 and floor.
     """
 
     f1: float
@@ -32,7 +35,9 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class WordReference:
-    """What is the same for every SAE. halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64 [splits, T].
+    """What is the same for every SAE.
+
+    halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64 [splits, T].
 
     blocks: of sentences, int64 [T], 0 to 7. draw: on how many firings latents are judged. seed: of the draws.
     """
@@ -46,24 +51,14 @@ class WordReference:
     seed: int
 
 
-@dataclass(frozen=True)
-class SenseReference:
-    """The words that SAEs are judged on, and the seed of all that is drawn."""
-
-    words: tuple[WordReference, ...]
-    seed: int
-
-
 def sense_reference(
     words: Sequence[SenseActivations], seed: int = 0, splits: int = SPLITS, progress: Progress = SILENT
-) -> SenseReference:
+) -> tuple[WordReference, ...]:
     """Halves, blocks, chance levels and probes: once for all SAEs, so that they are compared on the same draws.
 
-    words: from `metasae.data.senses.sense_activations`. Raises ValueError when there is none.
+    words: from `metasae.data.senses.sense_activations`.
     """
-    if not words:
-        raise ValueError("there are no words to judge on")
-    found = []
+    references = []
     with progress.task("probes for word senses", len(words), "words") as task:
         for number, word in enumerate(words):
             rng = np.random.default_rng([seed, number])
@@ -71,15 +66,15 @@ def sense_reference(
             shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])
             blocks = even_parts(word.sense, word.sentence, BLOCKS, rng)
             draw = draw_for(word.sizes, rng)
-            found.append(
-                WordReference(word, halves, shuffled, blocks, draw, probe_ceiling(word, halves, shuffled, blocks), seed)
-            )
+            ceiling = probe_ceiling(word, halves, shuffled, blocks)
+            references.append(WordReference(word, halves, shuffled, blocks, draw, ceiling, seed))
             task.advance(1)
-    return SenseReference(tuple(found), seed)
+    return tuple(references)
 
 
 def even_parts(sense: np.ndarray, sentence: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of each occurrence, 0 to count - 1, every sense spread evenly and no sentence in two parts: int64 [T].
+    """A random part of each occurrence, 0 to count - 1, every sense spread evenly and no sentence in two parts: int64
+    [T].
 
     A sentence with several occurrences goes by the sense of its first.
     """
@@ -96,21 +91,22 @@ def probe_ceiling(word: SenseActivations, halves: np.ndarray, shuffled: np.ndarr
     x, n_senses, converged = word.x.double().numpy(), len(word.senses), []
 
     def predictions(labels: np.ndarray, half: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        found = []
+        """(occurrences, the senses predicted for them), trained on one half, and on the other."""
+        pairs = []
         for trained in (0, 1):
             train, test = np.flatnonzero(half == trained), np.flatnonzero(half != trained)
             present, local = np.unique(labels[train], return_inverse=True)
             probe = fit_probe(x[train], local, len(present))
             converged.append(probe.converged)
-            found.append((test, present[probe.predict(x[test])]))
-        return found
+            pairs.append((test, present[probe.predict(x[test])]))
+        return pairs
 
-    def score(found: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) -> float:
+    def score(pairs: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) -> float:
         return fmean(
-            macro_f1(word.sense[test[kept[test]]], predicted[kept[test]], n_senses) for test, predicted in found
+            macro_f1(word.sense[test[kept[test]]], predicted[kept[test]], n_senses) for test, predicted in pairs
         )
 
-    real = [each for half in halves for each in predictions(word.sense, half)]
+    real = [pair for half in halves for pair in predictions(word.sense, half)]
     random = predictions(shuffled[0], halves[0])
     everywhere = np.ones(len(blocks), bool)
     without = tuple(score(real, blocks != block) for block in range(BLOCKS))

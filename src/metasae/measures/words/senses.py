@@ -1,17 +1,18 @@
 """Word senses as ground truth without a judge: whether a latent that fires on a word fires on one of its senses only.
 
-Per word: atomicity and blends of the latents that fire on it (`sense_scores.py`), also on equally many firings of each, so that
-narrow latents do not look atomic for being narrow (`sense_draws.py`); how well the best latent of each sense finds it (coverage F1);
-how much the latent that stands out tells about the sense (adjusted mutual information); and the same activations read by a linear
-probe, the ceiling (`probe.py`). What is drawn at random is drawn once for all SAEs of a run (`sense_reference.py`).
+Per word: atomicity and blends of the latents that fire on it (`sense_scores.py`), also on equally many firings of each,
+so that narrow latents do not look atomic for being narrow (`sense_draws.py`); how well the best latent of each sense
+finds it (coverage F1); how much the latent that stands out tells about the sense (adjusted mutual information); and the
+same activations read by a linear probe, the ceiling (`probe.py`). What is drawn at random is drawn once for all SAEs of
+a run (`sense_reference.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 
 from metasae.data.senses import SenseActivations
 from metasae.intervals.crossed import jackknife, t_half_width
@@ -19,7 +20,7 @@ from metasae.measures.firing.blocks import BLOCKS
 from metasae.measures.words.mutual_information import adjusted_mutual_information
 from metasae.measures.words.sense_draws import matched
 from metasae.measures.words.sense_matching import recall_profile
-from metasae.measures.words.sense_reference import SenseReference, WordReference
+from metasae.measures.words.sense_reference import WordReference
 from metasae.measures.words.sense_scores import (
     atomicity,
     blended,
@@ -30,62 +31,45 @@ from metasae.measures.words.sense_scores import (
     weighted_mean,
 )
 from metasae.progress.progress import SILENT, Progress
+from metasae.sae.sae import SAE
 
 BATCH = 512
 FEW_WORDS = 5
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Of one SAE on one word. The first four are means over the latents that fire on it, each weighing as its summed activation there.
-
-    atomicity: 1 - H(q) / ln S. blend: share of latents whose second largest prior-free share is at least 1/4. Both favour latents that
-    fire rarely. atomicity_matched, blend_matched: the same on equally many firings of each latent, the first above chance, over
-    latents with enough of them. coverage_f1: macro F1 of the best latent per sense on sentences it was not chosen on. ami: adjusted mutual
-    information between the sense and the latent that stands out. None where no latent fires (enough), or nothing is there to be shared.
-    """
-
-    atomicity: float | None
-    atomicity_matched: float | None
-    blend: float | None
-    blend_matched: float | None
-    coverage_f1: float
-    ami: float | None
-
-
 @torch.no_grad()
-def measure_senses(sae, reference: SenseReference, progress: Progress = SILENT) -> dict:
-    """The `senses` part of measures.json: every score as the mean over words, with its intervals, and each word by itself.
+def measure_senses(sae: SAE, reference: Sequence[WordReference], progress: Progress = SILENT) -> dict:
+    """The `senses` part of measures.json: every score as the mean over words, with its intervals, and each word by
+    itself.
 
-    sae: with a threshold. ci95: Student's t over words, the words being the clusters; None with one word. ci95_sentences: these
-    words, other sentences: a jackknife over blocks of sentences, whose values lie in leave_one_out. headroom: probe_f1 less
-    coverage_f1. Raises ValueError when the SAE has no threshold or reads vectors of another width.
+    sae: with a threshold. ci95: Student's t over words, the words being the clusters; None with one word.
+    ci95_sentences: these words, other sentences: a jackknife over blocks of sentences, whose values lie in
+    leave_one_out. headroom: probe_f1 less coverage_f1. Raises ValueError when the SAE has no threshold.
     """
     words = {}
-    with progress.task("word senses", len(reference.words), "words") as task:
-        for word in reference.words:
+    with progress.task("word senses", len(reference), "words") as task:
+        for word in reference:
             words[word.activations.word] = measure_word(sae, word)
             task.advance(1)
     return {
         **overall(list(words.values())),
-        "seed": reference.seed,
-        "point": reference.words[0].activations.point,
+        "seed": reference[0].seed,
+        "point": reference[0].activations.point,
         "words": words,
     }
 
 
-def measure_word(sae, reference: WordReference) -> dict:
+def measure_word(sae: SAE, reference: WordReference) -> dict:
     """The scores of one SAE on one word with their intervals over sentences, and the conditions they hold under."""
     word, ceiling = reference.activations, reference.ceiling
     acts, latents = activations_on(sae, word.x)
     all_rows = np.arange(word.n_tokens)
-    scores = asdict(score(acts, reference, all_rows))
-    without = [asdict(score(acts, reference, all_rows[reference.blocks != block])) for block in range(BLOCKS)]
-    leave_one_out = {key: [each[key] for each in without] for key in scores}
+    scores = score(acts, reference, all_rows)
+    without = [score(acts, reference, all_rows[reference.blocks != block]) for block in range(BLOCKS)]
+    leave_one_out = {key: [values[key] for values in without] for key in scores}
     leave_one_out["probe_f1"] = list(ceiling.leave_one_out)
-    leave_one_out["headroom"] = [
-        a - b for a, b in zip(ceiling.leave_one_out, leave_one_out["coverage_f1"], strict=True)
-    ]
+    both = zip(ceiling.leave_one_out, leave_one_out["coverage_f1"], strict=True)
+    leave_one_out["headroom"] = [probe - coverage for probe, coverage in both]
     scores |= {"probe_f1": ceiling.f1, "headroom": ceiling.f1 - scores["coverage_f1"]}
     return {
         **scores,
@@ -101,23 +85,34 @@ def measure_word(sae, reference: WordReference) -> dict:
     }
 
 
-def score(acts, reference: WordReference, rows: np.ndarray) -> Scores:
-    """acts: csr_array [T, l], the latents that fire on the word. rows: the occurrences to go by."""
+def score(acts: csr_array, reference: WordReference, rows: np.ndarray) -> dict[str, float | None]:
+    """The scores of one SAE on one word.
+
+    acts: [T, l], the latents that fire on the word. rows: the occurrences to go by.
+
+    The first four are means over the latents that fire, each weighing as its summed activation there. atomicity: 1 -
+    H(q) / ln S.
+    blend: share of latents whose second largest prior-free share is at least 1/4. Both favour latents that fire rarely.
+    atomicity_matched, blend_matched: the same on equally many firings of each latent, the first above chance, over
+    latents with enough of them. coverage_f1: macro F1 of the best latent per sense on sentences it was not chosen on.
+    ami: adjusted mutual information between the sense and the latent that stands out. None where no latent fires
+    (enough), or nothing is there to be shared.
+    """
     acts, sense, n_senses = acts[rows], reference.activations.sense[rows], len(reference.activations.senses)
     sizes = np.bincount(sense, minlength=n_senses)
     counts, energy = firings_per_sense(acts, sense, n_senses), energy_of(acts)
     atomicity_matched, blend_matched = matched(counts, sizes, reference.draw, np.random.default_rng(reference.seed))
-    return Scores(
-        atomicity=weighted_mean(atomicity(counts, sizes), energy),
-        atomicity_matched=weighted_mean(atomicity_matched, energy),
-        blend=weighted_mean(blended(counts, sizes), energy),
-        blend_matched=weighted_mean(blend_matched, energy),
-        coverage_f1=coverage_f1(acts, sense, n_senses, reference.halves[:, rows]),
-        ami=adjusted_mutual_information(sense, standing_out(acts)),
-    )
+    return {
+        "atomicity": weighted_mean(atomicity(counts, sizes), energy),
+        "atomicity_matched": weighted_mean(atomicity_matched, energy),
+        "blend": weighted_mean(blended(counts, sizes), energy),
+        "blend_matched": weighted_mean(blend_matched, energy),
+        "coverage_f1": coverage_f1(acts, sense, n_senses, reference.halves[:, rows]),
+        "ami": adjusted_mutual_information(sense, standing_out(acts)),
+    }
 
 
-def coverage_floor(acts, reference: WordReference) -> float:
+def coverage_floor(acts: csr_array, reference: WordReference) -> float:
     """coverage_f1 where the senses are shuffled, once per split: what latents reach that know nothing of them."""
     n_senses = len(reference.activations.senses)
     return fmean(
@@ -126,8 +121,9 @@ def coverage_floor(acts, reference: WordReference) -> float:
     )
 
 
-def describe_latents(acts, latents: np.ndarray, reference: WordReference) -> dict:
-    """How many latents fire, which of them are judged on equal firings, their atomicity by recall, and the best latent of each sense."""
+def describe_latents(acts: csr_array, latents: np.ndarray, reference: WordReference) -> dict:
+    """How many latents fire, which of them are judged on equal firings, their atomicity by recall, and the best latent
+    of each sense."""
     word, draw = reference.activations, reference.draw
     counts, energy = firings_per_sense(acts, word.sense, len(word.senses)), energy_of(acts)
     atomicity_matched, _ = matched(counts, word.sizes, draw, np.random.default_rng(reference.seed))
@@ -148,7 +144,10 @@ def describe_latents(acts, latents: np.ndarray, reference: WordReference) -> dic
 
 
 def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -> dict[str, dict]:
-    """sense -> the latent that finds it best. To look at, not to compare: chosen and scored on the same sentences. counts: c int [l, S]."""
+    """sense -> the latent that finds it best.
+
+    To look at, not to compare: chosen and scored on the same sentences. counts: c int [l, S].
+    """
     f1 = detection_f1(counts, word.sizes)
     best = f1.argmax(0)
     return {
@@ -163,16 +162,11 @@ def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -
 
 
 @torch.no_grad()
-def activations_on(sae, x: torch.Tensor):
-    """x [T, d] -> (csr_array [T, l] of the l latents that fire on some row, rising within a row; their numbers, rising int64 [l])."""
-    from scipy.sparse import csr_array, vstack
-
-    if x.shape[1] != sae.config.d_in:
-        raise ValueError(f"the SAE reads vectors of {sae.config.d_in} numbers, these have {x.shape[1]}")
-    parts = [
-        csr_array(sae.encode(block.to(sae.W_dec.device, torch.float32)).acts.cpu().numpy()) for block in x.split(BATCH)
-    ]
-    acts = vstack(parts, format="csr")
+def activations_on(sae: SAE, x: torch.Tensor) -> tuple[csr_array, np.ndarray]:
+    """x [T, d] -> (activations [T, l] of the l latents that fire on some row, rising within a row; their numbers,
+    rising int64 [l])."""
+    blocks = (block.to(sae.W_dec.device, torch.float32) for block in x.split(BATCH))
+    acts = vstack([csr_array(sae.encode(block).acts.cpu().numpy()) for block in blocks], format="csr")
     latents = np.unique(acts.indices).astype(np.int64)
     acts = acts[:, latents]
     acts.sort_indices()
@@ -180,7 +174,8 @@ def activations_on(sae, x: torch.Tensor):
 
 
 def jackknife_interval(estimate: float | None, without: Sequence[float | None]) -> tuple[float, float] | None:
-    """95% interval of a score over sentences, from its values without each block of them; None where one of them is missing.
+    """95% interval of a score over sentences, from its values without each block of them; None where one of them is
+    missing.
 
     A delete-a-group jackknife: a bootstrap would put copies of one sentence into both halves.
     """
@@ -191,21 +186,25 @@ def jackknife_interval(estimate: float | None, without: Sequence[float | None]) 
 
 
 def overall(words: Sequence[dict]) -> dict:
-    """Means over words with their intervals. A word without a score is left out of that mean and counted in `missing`."""
-    keys = (*words[0]["leave_one_out"], "coverage_floor", "probe_floor")
-    found = {key: [word for word in words if word[key] is not None] for key in keys}
-    means = {key: fmean(word[key] for word in having) if having else None for key, having in found.items()}
-    without = {
-        key: _mean_without([word["leave_one_out"][key] for word in found[key]]) for key in words[0]["leave_one_out"]
+    """Means over words with their intervals.
+
+    A word without a score is left out of that mean and counted in `missing`.
+    """
+    scores = words[0]["leave_one_out"].keys()
+    having = {
+        key: [word for word in words if word[key] is not None] for key in (*scores, "coverage_floor", "probe_floor")
     }
+    values = {key: [word[key] for word in some] for key, some in having.items()}
+    means = {key: fmean(numbers) if numbers else None for key, numbers in values.items()}
+    without = {key: _mean_without([word["leave_one_out"][key] for word in having[key]]) for key in scores}
     few = f"{len(words)} word{'s' if len(words) > 1 else ''}: read each by itself; their mean speaks for no others"
     return {
         **means,
-        "ci95": {key: words_interval([word[key] for word in having]) for key, having in found.items()},
-        "ci95_sentences": {key: jackknife_interval(means[key], each) for key, each in without.items()},
+        "ci95": {key: words_interval(numbers) for key, numbers in values.items()},
+        "ci95_sentences": {key: jackknife_interval(means[key], numbers) for key, numbers in without.items()},
         "leave_one_out": without,
         "n_words": len(words),
-        "missing": {key: len(words) - len(having) for key, having in found.items() if len(having) < len(words)},
+        "missing": {key: len(words) - len(some) for key, some in having.items() if len(some) < len(words)},
         "note": few if len(words) < FEW_WORDS else "",
     }
 
@@ -219,11 +218,12 @@ def words_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _mean_without(words: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The mean over words without block b of each: the blocks of two words are drawn apart, so they may be left out together."""
-    return [None if None in each else fmean(each) for each in zip(*words, strict=True)] or [None] * BLOCKS
+    """The mean over words without block b of each: the blocks of two words are drawn apart, so they may be left out
+    together."""
+    return [None if None in block else fmean(block) for block in zip(*words, strict=True)] or [None] * BLOCKS
 
 
-def energy_of(acts) -> np.ndarray:
+def energy_of(acts: csr_array) -> np.ndarray:
     """Each latent's summed activation on the word: float64 [l]."""
     # one row where scipy is older
     return np.asarray(acts.sum(axis=0, dtype=np.float64)).ravel()
