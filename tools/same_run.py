@@ -6,6 +6,7 @@ paths aside. Each difference is a line, and the exit status is 1 where there is 
 OTHER_CHECKOUT that is there is taken again.
 """
 
+import html
 import json
 import os
 import re
@@ -29,7 +30,7 @@ COMMANDS = [DEMO.split(), PLANTED.split(), INTERP.split()]
 PASSING = re.compile(
     r"second|_ms$|^time|version|^path$|folder$|^cache$|started|finished|tokens_per|built_at|peak|created|^run$"
 )
-TEXT = (".md", ".tex", ".toml", ".html", ".csv")
+TEXT = (".md", ".tex", ".toml", ".csv")
 
 
 def main(other: str, folder: str | None = None) -> int:
@@ -92,11 +93,18 @@ def _of_file(there: Path, here: Path) -> list[str]:
         return _of_tensors(load_file(there), load_file(here))
     if there.suffix == ".sqlite":
         return _of_tables(_tables(there), _tables(here))
+    if there.suffix == ".html":
+        return [] if _as_read(there) == _as_read(here) else ["another page"]
     if there.suffix in TEXT:
         return _of_lines(there.read_text().splitlines(), here.read_text().splitlines())
     if there.suffix == ".svg":
         return [] if _drawn(there) == _drawn(here) else ["drawn otherwise"]
     return ["other bytes"]
+
+
+def _as_read(path: Path) -> str:
+    """A page's text and tags, whatever white space and escapes it is written with."""
+    return re.sub(r"\s*([<>])\s*", r"\1", " ".join(html.unescape(path.read_text()).split()))
 
 
 def _drawn(path: Path) -> str:

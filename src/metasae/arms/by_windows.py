@@ -12,6 +12,7 @@ from metasae.arms.source import Source
 from metasae.arms.train_measure import Turn, train_arm
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
+from metasae.data.split import Split
 from metasae.progress.stop import StopRequest
 from metasae.ranks.ranks import Ranks
 from metasae.recipe.recipe import Recipe
