@@ -1,6 +1,7 @@
 """The house: which rooms may import which, and how much lies at the root."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +91,17 @@ def test_the_root_is_small():
     assert len(loose) <= 6, loose
     rooms = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert rooms <= FLOOR.keys()
+
+
+def test_the_architecture_page_names_what_is_there():
+    """Every path in backticks on the page exists: files, rooms, and files named beside their room."""
+    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text()
+    paths = re.findall(r"`((?:[\w*]+/)*[\w*]*(?:/|\.py|\.toml))`", page)
+    named = {path for path in paths if not path.startswith(("RUN/", "tests/", "tools/", "src/", "pyproject"))}
+    assert len(named) > 40
+    missing = [path for path in named if not (list(ROOT.glob(path.rstrip("/"))) or list(ROOT.rglob(path.rstrip("/"))))]
+    assert not missing
+
+
+def test_the_page_is_one_page():
+    assert len((ROOT.parents[1] / "docs" / "architecture.md").read_text().splitlines()) <= 100
