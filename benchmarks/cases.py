@@ -1,7 +1,7 @@
 """What each measure of atomicity says of each pair of dictionaries with a known answer, as Markdown (docs/measures.md
 shows it).
 
-    python benchmarks/cases.py [--seeds 5]
+    python -m benchmarks.cases [--seeds 5]
 
 A cell says what the measure finds in the second dictionary: `more` or `less` atomic where the 95% interval over worlds
 leaves out 0, else `=`. It is fooled, and marked with !, where it says `more` of a case that is not, or does not say
