@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from metasae.sweep.halving import survivors
-from metasae.sweep.pareto import front, layers, nearest_to_ideal
+from metasae.sweep.pareto import front, layers, nearest_to_ideal, survivors
 
 
 def slow_front(costs):

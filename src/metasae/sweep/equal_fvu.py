@@ -7,9 +7,8 @@ extrapolated). The same is done without each block of documents in turn, curve a
 their own; its FVUs are those of the whole text.
 
 Beside each number stands the error of the interpolation: every inner point of the curve is left out and read off its
-neighbours, and the error is the largest |difference| over points and seeds. It is an
-estimate: the gap it bridges is wider than
-any that is used, but what a curve does between two k is not seen. None where a kind has fewer than three k.
+neighbours, and the error is the largest |difference| over points and seeds. It is an estimate: the gap it bridges is
+wider than any that is used, but what a curve does between two k is not seen. None where a kind has fewer than three k.
 """
 
 import math
@@ -17,32 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from metasae.compare.catalogue import CATALOGUE, Quantity, left_out_of, value_of
+from metasae.compare.catalogue import Quantity, left_out_of, value_of
 from metasae.intervals.statistics import Difference, paired_difference
+from metasae.sweep.folder import DONE, SweepFolder
+from metasae.sweep.plan import QUANTITIES, Plan
 
-FVU = next(quantity for quantity in CATALOGUE if quantity.key == "fidelity.fvu")
+FVU = QUANTITIES["fidelity.fvu"]
 # Measures whose blocks are of other documents than FVU's: the model's own output is seen on fewer of them.
 OF_OUTPUT = ("fidelity.output_", "fidelity.ce_", "fidelity.kl")
 
 # k -> seed -> measures.json
 Curve = Mapping[int, Mapping[int, dict]]
-
-
-@dataclass(frozen=True)
-class AtEqualFvu:
-    """difference: of the measure, a against its baseline b. interpolation_error: in the measure's own unit, None with
-    fewer than three k.
-
-    brackets: per seed the two k that enclose the target's FVU, None where none do.
-    """
-
-    difference: Difference
-    interpolation_error: float | None
-    brackets: dict[int, tuple[int, int] | None]
-
-    def as_dict(self) -> dict:
-        brackets = {str(seed): None if ks is None else list(ks) for seed, ks in self.brackets.items()}
-        return {**self.difference.as_dict(), "interpolation_error": self.interpolation_error, "brackets": brackets}
 
 
 @dataclass(frozen=True)
@@ -53,15 +37,63 @@ class Read:
 
     value: float | None = None
     without: list[float | None] | None = None
-    bracket: tuple[int, int] | None = None
+    bracket: list[int] | None = None
 
 
-def at_equal_fvu(
-    curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False
-) -> AtEqualFvu:
+def compared_at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
+    """kinds: kind -> measure -> the difference at equal FVU; equal_k: kind -> k -> measure -> the difference against
+    the target's kind.
+
+    The target's own kind is read off its curve without the target itself. A kind whose cells are not all done is named
+    with why.
+    """
+    spec, (curves, missing) = plan.equal_fvu, _curves(folder, plan)
+    kind, k = spec["target"]["kind"], spec["target"]["k"]
+    own = curves.get(kind, {})
+    target = own.get(k, {})
+    # FVU is equal
+    read = [
+        QUANTITIES[key]
+        for key in plan.told
+        if key != FVU.key and any(value_of(sae, QUANTITIES[key]) is not None for sae in target.values())
+    ]
+    kinds, equal_k = {}, {}
+    for name in spec["curves"]:
+        curve = {other: saes for other, saes in curves.get(name, {}).items() if (name, other) != (kind, k)}
+        if not target or not curve:
+            continue
+        kinds[name] = {q.key: at_equal_fvu(curve, target, q, spec["baseline"] == "curve") for q in read}
+        if name != kind:
+            equal_k[name] = at_equal_k(curve, own, [FVU, *read])
+    return {
+        "target": spec["target"],
+        "baseline": spec["baseline"],
+        "kinds": kinds,
+        "equal_k": equal_k,
+        "k": {name: sorted(curve) for name, curve in curves.items()},
+        "not_done": missing,
+    }
+
+
+def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[int, dict]]], dict[str, str]]:
+    """(kind -> k -> seed -> measures, kind -> why one of its cells is missing)."""
+    curves, missing = {}, {}
+    for cell in folder.cells():
+        if cell.state != DONE:
+            missing[cell.setting.kind] = f"{cell.setting.values}: {cell.state}, {cell.why}"
+            continue
+        saes = [arm for arm in folder.run(cell.name).arms() if arm.name == plan.subject and arm.is_measured]
+        k = cell.setting.recipe(plan.base).sae.k
+        curves.setdefault(cell.setting.kind, {})[k] = {arm.seed: arm.measures() for arm in saes}
+    return curves, missing
+
+
+def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False) -> dict:
     """A kind's curve compared with the target SAE of each seed. target: seed -> measures.json.
 
-    The difference is curve - target, or target - curve where the curve is the baseline.
+    The difference is curve - target, or target - curve where the curve is the baseline. Beside it: the
+    interpolation_error, in the measure's own unit, None with fewer than three k; brackets: per seed the two k that
+    enclose the target's FVU, None where none do.
     """
     # a seed that is missing somewhere has no number, and the difference says so
     seeds = sorted({*target, *(seed for by_seed in curve.values() for seed in by_seed)})
@@ -71,19 +103,25 @@ def at_equal_fvu(
         if seed in target and all(seed in by_seed for by_seed in curve.values())
     }
     read = {seed: _read(points[seed], target[seed], quantity) if seed in points else Read() for seed in seeds}
-    own = {seed: _measured(target[seed], quantity) if seed in target else Read() for seed in seeds}
+    own = {seed: _measured(target.get(seed, {}), quantity) for seed in seeds}
     difference = _difference(own, read) if curve_is_baseline else _difference(read, own)
     errors = [error for seed in points for error in _left_out_errors(points[seed], quantity)]
-    return AtEqualFvu(difference, max(errors, default=None), {seed: read[seed].bracket for seed in seeds})
+    return {
+        **difference.as_dict(),
+        "interpolation_error": max(errors, default=None),
+        "brackets": {str(seed): read[seed].bracket for seed in seeds},
+    }
 
 
-def at_equal_k(curve: Curve, baseline: Curve, quantity: Quantity) -> dict[int, Difference]:
-    """k -> a kind's difference against the baseline kind of the same k, for every k that both have."""
-    differences = {}
-    for k in sorted(set(curve) & set(baseline)):
+def at_equal_k(curve: Curve, baseline: Curve, quantities: Sequence[Quantity]) -> dict[str, dict[str, dict]]:
+    """k -> measure -> a kind's difference against the baseline kind of the same k, for every k that both have."""
+
+    def difference(k: int, quantity: Quantity) -> Difference:
         sides = [{seed: _measured(sae, quantity) for seed, sae in kind[k].items()} for kind in (curve, baseline)]
-        differences[k] = _difference(*sides)
-    return differences
+        return _difference(*sides)
+
+    ks = sorted(set(curve) & set(baseline))
+    return {str(k): {quantity.key: difference(k, quantity).as_dict() for quantity in quantities} for k in ks}
 
 
 def _difference(a: Mapping[int, Read], b: Mapping[int, Read]) -> Difference:
@@ -104,7 +142,7 @@ def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> Read:
     ks, at = sorted(points), _measured(target, FVU)
     fvus, own = [_measured(points[k], FVU) for k in ks], [_measured(points[k], quantity) for k in ks]
     value, place = interpolate([fvu.value for fvu in fvus], [read.value for read in own], at.value)
-    bracket = None if place is None else (ks[place], ks[place + 1])
+    bracket = None if place is None else ks[place : place + 2]
     if value is None or not all(read.without for read in (at, *fvus, *own)):
         return Read(value, None, bracket)
     fvu_blocks, at_blocks = [fvu.without for fvu in fvus], at.without
