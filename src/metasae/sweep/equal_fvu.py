@@ -13,7 +13,7 @@ wider than any that is used, but what a curve does between two k is not seen. No
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from metasae.compare.catalogue import Quantity, left_out_of, value_of
@@ -27,6 +27,8 @@ OF_OUTPUT = ("fidelity.output_", "fidelity.ce_", "fidelity.kl")
 
 # k -> seed -> measures.json
 Curve = Mapping[int, Mapping[int, dict]]
+# (FVU, the measure)
+Point = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,11 @@ def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> Read:
     bracket = None if place is None else ks[place : place + 2]
     if value is None or not all(read.without for read in (at, *fvus, *own)):
         return Read(value, None, bracket)
-    fvu_blocks, at_blocks = [fvu.without for fvu in fvus], at.without
     if quantity.key.startswith(OF_OUTPUT):
         count = len(own[0].without)
-        fvu_blocks, at_blocks = [[fvu.value] * count for fvu in fvus], [at.value] * count
-    own_blocks = zip(*(read.without for read in own), strict=True)
-    columns = zip(zip(*fvu_blocks, strict=True), own_blocks, at_blocks, strict=True)
-    return Read(value, [_between(fvu, block, place, block_at) for fvu, block, block_at in columns], bracket)
+        at, *fvus = (replace(fvu, without=[fvu.value] * count) for fvu in (at, *fvus))
+    left, right = (zip(fvus[end].without, own[end].without, strict=True) for end in (place, place + 1))
+    return Read(value, [_between(*block) for block in zip(left, right, at.without, strict=True)], bracket)
 
 
 def interpolate(
@@ -161,33 +161,29 @@ def interpolate(
 
     Points in the order of k. Linear in ln FVU; where several neighbours enclose it, the first.
     """
-    if at is None or at <= 0:
-        return None, None
-    for place, (left, right) in enumerate(pairwise(fvus)):
-        if left is not None and right is not None and min(left, right) <= at <= max(left, right):
-            return _between(fvus, values, place, at), place
+    for place, (left, right) in enumerate(pairwise(zip(fvus, values, strict=True))):
+        ends = (left[0], right[0])
+        if None not in (*ends, at) and min(ends) <= at <= max(ends):
+            return _between(left, right, at), place
     return None, None
 
 
-def _between(fvus, values, place: int, at: float | None) -> float | None:
+def _between(left: Point, right: Point, at: float | None) -> float | None:
     """Linear in ln FVU through two neighbouring points; without a block of documents it may reach beyond them."""
-    left, right, a, b = fvus[place], fvus[place + 1], values[place], values[place + 1]
-    if None in (left, right, a, b, at) or min(left, right, at) <= 0:
+    if None in (*left, *right, at) or min(left[0], right[0], at) <= 0:
         return None
-    if left == right:
-        return (a + b) / 2
-    share = math.log(at / left) / math.log(right / left)
-    return a + share * (b - a)
+    if left[0] == right[0]:
+        return (left[1] + right[1]) / 2
+    share = math.log(at / left[0]) / math.log(right[0] / left[0])
+    return left[1] + share * (right[1] - left[1])
 
 
 def _left_out_errors(points: Mapping[int, dict], quantity: Quantity) -> list[float]:
     """How far off each inner k is where it is left out and read off its neighbours."""
-    ks = sorted(points)
-    fvus, values = ([value_of(points[k], measure) for k in ks] for measure in (FVU, quantity))
+    curve = [(value_of(points[k], FVU), value_of(points[k], quantity)) for k in sorted(points)]
     errors = []
-    for place in range(1, len(ks) - 1):
-        neighbours = slice(place - 1, place + 2, 2)
-        read = _between(fvus[neighbours], values[neighbours], 0, fvus[place])
-        if read is not None and values[place] is not None:
-            errors.append(abs(read - values[place]))
+    for before, (fvu, value), after in zip(curve, curve[1:], curve[2:], strict=False):
+        read = _between(before, after, fvu)
+        if None not in (read, value):
+            errors.append(abs(read - value))
     return errors

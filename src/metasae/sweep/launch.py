@@ -156,7 +156,8 @@ def _supervise(folder: SweepFolder, plan: Plan, places: list[str], progress: Pro
     """
     started = [_start(folder, place, number, len(places)) for number, place in enumerate(places)]
     try:
-        with progress.task(f"sweep, {len(places)} workers", plan.total, "cells") as task:
+        most = plan.search.trials if plan.search else len(plan.settings)
+        with progress.task(f"sweep, {len(places)} workers", most, "cells") as task:
             while any(process.poll() is None for process, _ in started) and not stop.asked:
                 settled = sum(cell.state != OPEN for cell in folder.cells())
                 task.advance(settled - task.done)

@@ -41,15 +41,13 @@ def layers(costs_CO: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def nearest_to_ideal(costs_CO: np.ndarray) -> int | None:
+def nearest_to_ideal(costs_CO: np.ndarray) -> int:
     """The cell of the front nearest to the best of every objective, each scaled to the front's own range.
 
-    The first of several that are as near; None without a front.
+    The first of several that are as near.
     """
     costs = np.asarray(costs_CO, dtype=np.float64)
     places = np.flatnonzero(front(costs))
-    if not len(places):
-        return None
     low, high = costs[places].min(axis=0), costs[places].max(axis=0)
     scaled = (costs[places] - low) / np.where(high > low, high - low, 1.0)
     return int(places[np.argmin(np.square(scaled).sum(axis=1))])
@@ -77,8 +75,7 @@ def kept(folder: SweepFolder) -> list[str] | None:
 
 def why_stopped(folder: SweepFolder, cell: str) -> str:
     """In words, why a cell that is not kept goes no further."""
-    costs = read_object(folder.path / HALVING).get("costs", {})
-    why = "beaten" if costs.get(cell) else "an objective has no number"
+    why = "beaten" if read_object(folder.path / HALVING)["costs"].get(cell) else "an objective has no number"
     return f"stopped early: {why} after its first seed"
 
 

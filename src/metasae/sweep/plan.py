@@ -82,11 +82,6 @@ class Plan:
         return self.early_stop and len(self.base.seeds) > 1
 
     @property
-    def total(self) -> int:
-        """How many cells are asked for, at most."""
-        return self.search.trials if self.search else len(self.settings)
-
-    @property
     def signs(self) -> np.ndarray:
         """[objectives] 1 where lower is better, -1 where higher is: values times signs are costs."""
         return np.array([1.0 if QUANTITIES[key].better == "lower" else -1.0 for key in self.objectives])
@@ -199,10 +194,6 @@ def light(base: Recipe) -> dict[str, Any]:
 
 def read_plan(folder: SweepFolder) -> Plan:
     """Raises UserError where there is none."""
-    if not folder.plan.is_file():
-        raise UserError(
-            f"{folder.path} is not a sweep folder: it has no plan.json; give the --out folder of `metasae sweep`"
-        )
     return _AS_JSON.validate_python(files.read_json(folder.plan))
 
 

@@ -168,11 +168,10 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
     if best is None:
         return None
     values = best["setting"] | {f"measure.{key}": value for key, value in plan.full_measure.items()}
-    recipe = Recipe.load(plan.base.model_dump(mode="json"), values)
-    shares, note = other_documents(recipe)
+    shares, note = other_documents(plan.base)
     first = max(plan.base.seeds) + 1
     seeds = list(range(first, first + max(LEAST_SEEDS, len(plan.base.seeds))))
-    if recipe.measure.senses:
+    if plan.base.measure.senses:
         note += " The words with known senses are the same sentences."
     if plan.shared_baseline:
         note += (
@@ -180,7 +179,8 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
         )
     chosen = f"Chosen in the sweep '{plan.title}' (seeds {', '.join(map(str, plan.base.seeds))})"
     description = f"{chosen}; confirms it on new seeds. {note}"
-    recipe = Recipe.load(recipe.model_dump(mode="json"), {**shares, "seeds": seeds, "description": description})
+    values |= {**shares, "seeds": seeds, "description": description}
+    recipe = Recipe.load(plan.base.model_dump(mode="json"), values)
     path = folder.path / "best.toml"
     files.write_text(path, recipe.dump())
     return {

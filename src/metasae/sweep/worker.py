@@ -122,10 +122,11 @@ class Worker:
         """
         if not ARMS[member.trained_as].keeps_primary:
             return None
-        same_seed = (other for other in members if other.seed == member.seed)
-        return next((other for other in same_seed if other.trained_as == BASELINE), None)
+        baselines = (other for other in members if other.trained_as == BASELINE)
+        return next((other for other in baselines if other.seed == member.seed), None)
 
     def _work_on(self, member: Member, twin: Member | None, stop: StopRequest) -> None:
+        """Where an SAE fails, why is noted beside it. Raises UserError where the disk does not take that."""
         try:
             self._train_and_measure(member, twin, stop)
         except Interrupted:
@@ -133,7 +134,11 @@ class Worker:
         except KeyboardInterrupt:
             raise Interrupted(f"stopped at once ({stop.doing}); what is done is kept") from None
         except Exception as error:
-            self._fail(member, error)
+            foreseen = isinstance(error, UserError)
+            why = str(error) if foreseen else f"{type(error).__name__}: {error}"
+            self.progress.say(f"{member.name} failed: {why}")
+            note = {"why": why, "worker": self.name, "traceback": None if foreseen else traceback.format_exc()}
+            files.write_json(self.folder.sae(member).folder / "failed.json", note)
 
     def _train_and_measure(self, member: Member, twin: Member | None, stop: StopRequest) -> None:
         sae, cache = self.folder.sae(member), self._cache(member.recipe.split_tokens["train"])
@@ -151,14 +156,6 @@ class Worker:
             twins = [self.folder.sae(twin)] if twin else []
             with _timed(sae, facts, "measure"), stop.at_once():
                 self._reference = measure_arm(member.recipe, self.source, cache, sae, twins, self._reference)
-
-    def _fail(self, member: Member, error: Exception) -> None:
-        """Notes beside an SAE why it failed. Raises UserError where the disk does not take that."""
-        foreseen = isinstance(error, UserError)
-        why = str(error) if foreseen else f"{type(error).__name__}: {error}"
-        self.progress.say(f"{member.name} failed: {why}")
-        note = {"why": why, "worker": self.name, "traceback": None if foreseen else traceback.format_exc()}
-        files.write_json(self.folder.sae(member).folder / "failed.json", note)
 
     def _settle(self, cells: list[Cell]) -> bool:
         """Ends the cells that are ready: their run folders and their states. False where there is none."""
