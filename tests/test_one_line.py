@@ -14,7 +14,7 @@ from metasae.ranks.ranks import ALONE
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARCHITECTURES, PENALTIES
 from metasae.sweep.cells import Setting
-from metasae.sweep.grid import check, expand, parse_grid
+from metasae.sweep.grid import expand, parse_grid
 from metasae.train.sharded.trainer import trainer_of
 from sources import Batches
 from spawned import on_ranks
@@ -128,9 +128,8 @@ def test_a_plan_takes_them(recipe):
 def test_a_sweep_takes_them(recipe):
     base = Recipe.load(recipe)
     axes = parse_grid(
-        {"train.penalties": [{"centred": 0.1}, {"centred-together": 0.1}], "sae.architecture": ["level", "largest"]}
+        ['train.penalties=[{"centred": 0.1}, {"centred-together": 0.1}]', "sae.architecture=level,largest"]
     )
-    check(base, axes)
     cells = [Setting(values).recipe(base) for values in expand(axes)]
     assert [cell.sae.architecture for cell in cells] == ["level", "largest"] * 2
     assert [list(cell.charged("joint")) for cell in cells] == [["centred"]] * 2 + [["centred-together"]] * 2

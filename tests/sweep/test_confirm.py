@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_sweeps import contents, without_machine
+from tiny_sweeps import contents, entries, without_machine
 
 import metasae
 from metasae.data.cache.cache import open_cache
@@ -12,9 +12,9 @@ from metasae.data.text.text import split_of
 from metasae.recipe.recipe import Recipe
 from metasae.sweep import sweep
 from metasae.sweep import worker as worker_module
-from metasae.sweep.confirm import other_documents, write_best
 from metasae.sweep.folder import SweepFolder
 from metasae.sweep.plan import read_plan
+from metasae.sweep.results import other_documents, write_best
 from sources import STORIES
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -62,7 +62,7 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
     monkeypatch.setattr(
         worker_module.Source, "open", lambda self, tokens: harvests.append(tokens) or real(self, tokens)
     )
-    grid = {"train.lambda2": [0.3, 3.0], "train.tokens": [1200, 2400]}
+    grid = entries({"train.lambda2": [0.3, 3.0], "train.tokens": [1200, 2400]})
     result = sweep(values, grid, seeds=1, out=tmp_path / "runs/a", show=False)
     assert [tokens["train"] for tokens in harvests] == [2400] and len(
         list((tmp_path / "runs/activations").iterdir())
@@ -87,9 +87,7 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
     )
     assert contents(tmp_path / "moved/a") == before and not harvests
     # longer cells that are added later have their tokens harvested
-    longer = sweep(
-        values, {"train.lambda2": [0.3], "train.tokens": [4800]}, seeds=1, out=tmp_path / "moved/a", show=False
-    )
+    longer = sweep(values, ["train.lambda2=0.3", "train.tokens=4800"], seeds=1, out=tmp_path / "moved/a", show=False)
     assert [tokens["train"] for tokens in harvests] == [4800] and longer["cells"][-1]["state"] == "done"
     cache = open_cache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
     assert cache.split("train").n_tokens == 4800
@@ -101,7 +99,7 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
 
 
 def test_the_best_cell_is_confirmed_on_other_documents(values, tmp_path):
-    result = sweep(values, {"train.lambda2": [0.3, 3.0]}, seeds=2, out=tmp_path / "runs/a", show=False)
+    result = sweep(values, ["train.lambda2=0.3,3.0"], seeds=2, out=tmp_path / "runs/a", show=False)
     folder = SweepFolder(tmp_path / "runs/a")
     best = next(cell for cell in result["cells"] if cell["best"])
     chosen = write_best(folder, read_plan(folder), result)

@@ -1,10 +1,11 @@
 """Searches: seeded, resumed with the same draws, cells found again, refused settings; and a copy in a storage."""
 
+import sys
 from dataclasses import replace
 
 import optuna
 import pytest
-from tiny_sweeps import TINY, without_machine
+from tiny_sweeps import TINY, entries, without_machine
 
 from metasae.errors import Interrupted, UserError
 from metasae.sweep import sweep
@@ -82,7 +83,7 @@ def test_a_cell_whose_worker_died_when_it_was_drawn_is_not_lost(tmp_path):
     folder = SweepFolder(tmp_path / "a")
     plan = replace(read_plan(folder), search=replace(read_plan(folder).search, trials=2))
     assert draw(folder, plan) and not draw(folder, plan)
-    assert [(cell.trials, cell.state) for cell in folder.cells()] == [((0,), "done"), ((1,), "open")]
+    assert [(cell.trials, cell.state) for cell in folder.cells()] == [([0], "done"), ([1], "open")]
     assert [cell["setting"] for cell in tiny(tmp_path / "a", 2)["cells"]] == [
         cell["setting"] for cell in whole["cells"]
     ]
@@ -92,7 +93,9 @@ def test_a_storage_is_given_a_copy_of_the_cells(tmp_path):
     url = f"sqlite:///{tmp_path}/study.db"
 
     def grid(out, values, url):
-        return sweep("planted", {"train.lambda2": values}, out=out, seeds=1, overrides=TINY, storage=url, show=False)
+        return sweep(
+            "planted", entries({"train.lambda2": values}), out=out, seeds=1, overrides=TINY, storage=url, show=False
+        )
 
     result = grid(tmp_path / "a", [0.3, 3.0], url)
     assert len(result["cells"]) == 2 and url not in (tmp_path / "a/plan.json").read_text()
@@ -110,9 +113,25 @@ def test_a_storage_is_given_a_copy_of_the_cells(tmp_path):
 
 def test_tables_are_categories(tmp_path):
     result = sweep(
-        "planted", {"train.penalties": [{}, {"ortsae": 0.5}]}, out=tmp_path / "a", seeds=1, overrides=TINY, show=False
+        "planted",
+        entries({"train.penalties": [{}, {"ortsae": 0.5}]}),
+        out=tmp_path / "a",
+        seeds=1,
+        overrides=TINY,
+        show=False,
     )
     assert [cell["setting"] for cell in result["cells"]] == [
         {"train.penalties": penalties} for penalties in ({}, {"ortsae": 0.5})
     ]
     assert all(cell["state"] == "done" for cell in result["cells"])
+
+
+def test_only_searches_and_storages_need_optuna(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "metasae.sweep.search")
+    for options in ({"search": 1}, {"grid": ["train.lambda2=0.3"], "storage": f"sqlite:///{tmp_path}/study.db"}):
+        with pytest.raises(UserError, match=r"need Optuna, which is not installed: pip install -e '\.\[search\]'"):
+            sweep("planted", out=tmp_path / "a", seeds=1, overrides=TINY, show=False, **options)
+    assert not list(tmp_path.iterdir())
+    result = sweep("planted", ["train.lambda2=0.3"], out=tmp_path / "a", seeds=1, overrides=TINY, show=False)
+    assert result["cells"][0]["state"] == "done"

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from tiny_sweeps import TINY, contents, without_machine, workers_of
+from tiny_sweeps import TINY, contents, entries, without_machine, workers_of
 from typer.testing import CliRunner
 
 import metasae
@@ -17,9 +17,8 @@ from metasae.recipe.recipe import Recipe
 from metasae.report.report import write_report
 from metasae.sweep import launch, sweep
 from metasae.sweep import worker as worker_module
-from metasae.sweep.asked import light
 from metasae.sweep.folder import SweepFolder
-from metasae.sweep.plan import read_plan
+from metasae.sweep.plan import light, read_plan
 from metasae.train.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -28,9 +27,9 @@ GRID = {"train.lambda2": [0.3, 3.0], "train.sigma_sq": [0.3, 1.0]}
 
 
 def tiny(out, grid=GRID, **options):
-    return sweep(
-        "planted", options.pop("grid_", grid), out=out, show=False, **{"seeds": 2, "overrides": TINY, **options}
-    )
+    grid = options.pop("grid_", grid)
+    options = {"seeds": 2, "overrides": TINY, **options}
+    return sweep("planted", grid and entries(grid), out=out, show=False, **options)
 
 
 @pytest.fixture(scope="module")

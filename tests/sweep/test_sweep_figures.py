@@ -2,9 +2,10 @@
 
 import pytest
 
-from metasae.sweep.figures import _staircase, dose_response, pareto
+from metasae.sweep.figures import dose_response, pareto
 
 FVU, LIFT = "fidelity.fvu", "cooccurrence.fixed_marginals.lift_variance"
+COVERAGE = "senses.coverage_f1"
 
 
 def cell(number, fvu, lift, kappa=None, state="done", front=False, **more):
@@ -27,13 +28,20 @@ def test_the_scatter_has_a_point_per_cell_and_the_front_as_steps():
     (axes,) = pareto({"objectives": [FVU, LIFT], "cells": cells}).axes
     points = [tuple(float(line.get_xydata()[0][i]) for i in (0, 1)) for line in axes.lines if line.get_marker() == "o"]
     assert points == [(1.0, 3.0), (2.0, 1.0), (3.0, 2.0)]
-    assert axes.lines[-1].get_xydata().tolist() == [[1, 3], [2, 3], [2, 1]]
+    # x first, then y: what can be had of y where x is at least as good
+    assert axes.lines[-1].get_drawstyle() == "steps-post"
+    assert axes.lines[-1].get_xydata().tolist() == [[1, 3], [2, 1]]
     assert axes.get_xlabel() == "FVU (lower is better)"
 
 
 def test_steps_where_higher_is_better():
-    assert _staircase([(1, 1), (2, 3), (3, 2)], "lower", "higher") == ([1, 2, 2], [1, 1, 3])
-    assert _staircase([(1, 1), (2, 3), (3, 2)], "higher", "higher") == ([3, 2, 2], [2, 2, 3])
+    # lower FVU is better; of the other measure, higher is
+    places = [(1, 1), (2, 3), (3, 2)]
+    cells = [{**cell(number, x, 0.0), "means": {FVU: x, COVERAGE: y}} for number, (x, y) in enumerate(places)]
+    (axes,) = pareto({"objectives": [FVU, COVERAGE], "cells": cells}).axes
+    assert axes.lines[-1].get_xydata().tolist() == [[1, 1], [2, 3]]
+    (axes,) = pareto({"objectives": [COVERAGE, FVU], "cells": cells}).axes
+    assert axes.lines[-1].get_xydata().tolist() == [[3, 2], [1, 1]]
 
 
 def test_the_dose_is_kappa_and_the_response_has_its_interval():

@@ -14,22 +14,22 @@ from tiny_sweeps import TINY, contents, without_machine, workers_of
 from metasae.errors import Interrupted, UserError
 from metasae.progress.stop import StopRequest
 from metasae.sweep import launch, sweep
-from metasae.sweep.asked import asked_plan, resolved
 from metasae.sweep.folder import SweepFolder, locked
-from metasae.sweep.plan import OBJECTIVES, read_plan
+from metasae.sweep.plan import OBJECTIVES, asked_plan, read_plan
 from metasae.sweep.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
 # long enough to be killed in
 LONG = TINY | {"train.tokens": 60_000, "train.checkpoint_every": 20}
-GRID = {"train.lambda2": [0.3, 3.0]}
+GRID = ["train.lambda2=0.3,3.0"]
 
 
 def planned(out, overrides=LONG, seeds=1):
     """A sweep that is planned and not begun."""
-    base, full, folder = resolved("planted", out, overrides, seeds, "cpu")
-    launch.open_cells(folder, asked_plan(base, full, GRID, None, None, OBJECTIVES, False))
+    changed = overrides | {"seeds": seeds}
+    plan, folder = asked_plan("planted", out, changed, "cpu", GRID, None, None, OBJECTIVES, False)
+    launch.open_cells(folder, plan)
     return folder
 
 
@@ -135,7 +135,7 @@ def test_seeds_that_are_added_meanwhile_are_not_lost(tmp_path):
         worker._settle(folder.cells())
         assert [cell.state for cell in folder.cells()] == ["open", "open"]
         worker.work(stop)
-    assert [(cell.state, cell.seeds) for cell in folder.cells()] == [("done", (0, 1))] * 2
+    assert [(cell.state, cell.seeds) for cell in folder.cells()] == [("done", [0, 1])] * 2
 
 
 def test_a_lock_is_held_by_one(tmp_path):

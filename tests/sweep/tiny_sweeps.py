@@ -12,6 +12,11 @@ TINY = {
 }  # fmt: skip
 
 
+def entries(grid: dict[str, list]) -> list[str]:
+    """A grid as the command line takes it."""
+    return [f"{key}={json.dumps(values)}" for key, values in grid.items()]
+
+
 def without_machine(result: dict) -> dict:
     """sweep.json without what depends on the machine and the place."""
     result = {key: value for key, value in result.items() if key not in ("time", "confirm", "folder")}

@@ -72,16 +72,14 @@ def idle_keys(recipe: Recipe, arm: str) -> set[str]:
     """
     arm = trained_as(recipe, arm)
     penalised = ARMS[arm].penalty
-    idle = {*NO_MATTER}
-    if not recipe.has_meta(arm):
-        idle |= {*META}
-    if not (penalised and recipe.train.lambda2):
-        idle |= {*DECOMPOSABILITY}
-    if not recipe.charged(arm):
-        idle |= {*FURTHER}
-    if not penalised:
-        idle |= {*ANY_PENALTY}
-    return idle
+    rules = {
+        NO_MATTER: True,
+        META: not recipe.has_meta(arm),
+        DECOMPOSABILITY: not (penalised and recipe.train.lambda2),
+        FURTHER: not recipe.charged(arm),
+        ANY_PENALTY: not penalised,
+    }
+    return {key for keys, is_idle in rules.items() if is_idle for key in keys}
 
 
 def canonical(recipe: Recipe, arm: str, base: Recipe) -> Recipe:

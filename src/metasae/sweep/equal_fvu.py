@@ -7,42 +7,28 @@ extrapolated). The same is done without each block of documents in turn, curve a
 their own; its FVUs are those of the whole text.
 
 Beside each number stands the error of the interpolation: every inner point of the curve is left out and read off its
-neighbours, and the error is the largest |difference| over points and seeds. It is an
-estimate: the gap it bridges is wider than
-any that is used, but what a curve does between two k is not seen. None where a kind has fewer than three k.
+neighbours, and the error is the largest |difference| over points and seeds. It is an estimate: the gap it bridges is
+wider than any that is used, but what a curve does between two k is not seen. None where a kind has fewer than three k.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from metasae.compare.catalogue import CATALOGUE, Quantity, left_out_of, value_of
+from metasae.compare.catalogue import Quantity, left_out_of, value_of
 from metasae.intervals.statistics import Difference, paired_difference
+from metasae.sweep.folder import DONE, SweepFolder
+from metasae.sweep.plan import QUANTITIES, Plan
 
-FVU = next(quantity for quantity in CATALOGUE if quantity.key == "fidelity.fvu")
+FVU = QUANTITIES["fidelity.fvu"]
 # Measures whose blocks are of other documents than FVU's: the model's own output is seen on fewer of them.
 OF_OUTPUT = ("fidelity.output_", "fidelity.ce_", "fidelity.kl")
 
 # k -> seed -> measures.json
 Curve = Mapping[int, Mapping[int, dict]]
-
-
-@dataclass(frozen=True)
-class AtEqualFvu:
-    """difference: of the measure, a against its baseline b. interpolation_error: in the measure's own unit, None with
-    fewer than three k.
-
-    brackets: per seed the two k that enclose the target's FVU, None where none do.
-    """
-
-    difference: Difference
-    interpolation_error: float | None
-    brackets: dict[int, tuple[int, int] | None]
-
-    def as_dict(self) -> dict:
-        brackets = {str(seed): None if ks is None else list(ks) for seed, ks in self.brackets.items()}
-        return {**self.difference.as_dict(), "interpolation_error": self.interpolation_error, "brackets": brackets}
+# (FVU, the measure)
+Point = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -53,15 +39,63 @@ class Read:
 
     value: float | None = None
     without: list[float | None] | None = None
-    bracket: tuple[int, int] | None = None
+    bracket: list[int] | None = None
 
 
-def at_equal_fvu(
-    curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False
-) -> AtEqualFvu:
+def compared_at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
+    """kinds: kind -> measure -> the difference at equal FVU; equal_k: kind -> k -> measure -> the difference against
+    the target's kind.
+
+    The target's own kind is read off its curve without the target itself. A kind whose cells are not all done is named
+    with why.
+    """
+    spec, (curves, missing) = plan.equal_fvu, _curves(folder, plan)
+    kind, k = spec["target"]["kind"], spec["target"]["k"]
+    own = curves.get(kind, {})
+    target = own.get(k, {})
+    # FVU is equal
+    read = [
+        QUANTITIES[key]
+        for key in plan.told
+        if key != FVU.key and any(value_of(sae, QUANTITIES[key]) is not None for sae in target.values())
+    ]
+    kinds, equal_k = {}, {}
+    for name in spec["curves"]:
+        curve = {other: saes for other, saes in curves.get(name, {}).items() if (name, other) != (kind, k)}
+        if not target or not curve:
+            continue
+        kinds[name] = {q.key: at_equal_fvu(curve, target, q, spec["baseline"] == "curve") for q in read}
+        if name != kind:
+            equal_k[name] = at_equal_k(curve, own, [FVU, *read])
+    return {
+        "target": spec["target"],
+        "baseline": spec["baseline"],
+        "kinds": kinds,
+        "equal_k": equal_k,
+        "k": {name: sorted(curve) for name, curve in curves.items()},
+        "not_done": missing,
+    }
+
+
+def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[int, dict]]], dict[str, str]]:
+    """(kind -> k -> seed -> measures, kind -> why one of its cells is missing)."""
+    curves, missing = {}, {}
+    for cell in folder.cells():
+        if cell.state != DONE:
+            missing[cell.setting.kind] = f"{cell.setting.values}: {cell.state}, {cell.why}"
+            continue
+        saes = [arm for arm in folder.run(cell.name).arms() if arm.name == plan.subject and arm.is_measured]
+        k = cell.setting.recipe(plan.base).sae.k
+        curves.setdefault(cell.setting.kind, {})[k] = {arm.seed: arm.measures() for arm in saes}
+    return curves, missing
+
+
+def at_equal_fvu(curve: Curve, target: Mapping[int, dict], quantity: Quantity, curve_is_baseline: bool = False) -> dict:
     """A kind's curve compared with the target SAE of each seed. target: seed -> measures.json.
 
-    The difference is curve - target, or target - curve where the curve is the baseline.
+    The difference is curve - target, or target - curve where the curve is the baseline. Beside it: the
+    interpolation_error, in the measure's own unit, None with fewer than three k; brackets: per seed the two k that
+    enclose the target's FVU, None where none do.
     """
     # a seed that is missing somewhere has no number, and the difference says so
     seeds = sorted({*target, *(seed for by_seed in curve.values() for seed in by_seed)})
@@ -71,19 +105,25 @@ def at_equal_fvu(
         if seed in target and all(seed in by_seed for by_seed in curve.values())
     }
     read = {seed: _read(points[seed], target[seed], quantity) if seed in points else Read() for seed in seeds}
-    own = {seed: _measured(target[seed], quantity) if seed in target else Read() for seed in seeds}
+    own = {seed: _measured(target.get(seed, {}), quantity) for seed in seeds}
     difference = _difference(own, read) if curve_is_baseline else _difference(read, own)
     errors = [error for seed in points for error in _left_out_errors(points[seed], quantity)]
-    return AtEqualFvu(difference, max(errors, default=None), {seed: read[seed].bracket for seed in seeds})
+    return {
+        **difference.as_dict(),
+        "interpolation_error": max(errors, default=None),
+        "brackets": {str(seed): read[seed].bracket for seed in seeds},
+    }
 
 
-def at_equal_k(curve: Curve, baseline: Curve, quantity: Quantity) -> dict[int, Difference]:
-    """k -> a kind's difference against the baseline kind of the same k, for every k that both have."""
-    differences = {}
-    for k in sorted(set(curve) & set(baseline)):
+def at_equal_k(curve: Curve, baseline: Curve, quantities: Sequence[Quantity]) -> dict[str, dict[str, dict]]:
+    """k -> measure -> a kind's difference against the baseline kind of the same k, for every k that both have."""
+
+    def difference(k: int, quantity: Quantity) -> Difference:
         sides = [{seed: _measured(sae, quantity) for seed, sae in kind[k].items()} for kind in (curve, baseline)]
-        differences[k] = _difference(*sides)
-    return differences
+        return _difference(*sides)
+
+    ks = sorted(set(curve) & set(baseline))
+    return {str(k): {quantity.key: difference(k, quantity).as_dict() for quantity in quantities} for k in ks}
 
 
 def _difference(a: Mapping[int, Read], b: Mapping[int, Read]) -> Difference:
@@ -104,16 +144,14 @@ def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> Read:
     ks, at = sorted(points), _measured(target, FVU)
     fvus, own = [_measured(points[k], FVU) for k in ks], [_measured(points[k], quantity) for k in ks]
     value, place = interpolate([fvu.value for fvu in fvus], [read.value for read in own], at.value)
-    bracket = None if place is None else (ks[place], ks[place + 1])
+    bracket = None if place is None else ks[place : place + 2]
     if value is None or not all(read.without for read in (at, *fvus, *own)):
         return Read(value, None, bracket)
-    fvu_blocks, at_blocks = [fvu.without for fvu in fvus], at.without
     if quantity.key.startswith(OF_OUTPUT):
         count = len(own[0].without)
-        fvu_blocks, at_blocks = [[fvu.value] * count for fvu in fvus], [at.value] * count
-    own_blocks = zip(*(read.without for read in own), strict=True)
-    columns = zip(zip(*fvu_blocks, strict=True), own_blocks, at_blocks, strict=True)
-    return Read(value, [_between(fvu, block, place, block_at) for fvu, block, block_at in columns], bracket)
+        at, *fvus = (replace(fvu, without=[fvu.value] * count) for fvu in (at, *fvus))
+    left, right = (zip(fvus[end].without, own[end].without, strict=True) for end in (place, place + 1))
+    return Read(value, [_between(*block) for block in zip(left, right, at.without, strict=True)], bracket)
 
 
 def interpolate(
@@ -123,33 +161,29 @@ def interpolate(
 
     Points in the order of k. Linear in ln FVU; where several neighbours enclose it, the first.
     """
-    if at is None or at <= 0:
-        return None, None
-    for place, (left, right) in enumerate(pairwise(fvus)):
-        if left is not None and right is not None and min(left, right) <= at <= max(left, right):
-            return _between(fvus, values, place, at), place
+    for place, (left, right) in enumerate(pairwise(zip(fvus, values, strict=True))):
+        ends = (left[0], right[0])
+        if None not in (*ends, at) and min(ends) <= at <= max(ends):
+            return _between(left, right, at), place
     return None, None
 
 
-def _between(fvus, values, place: int, at: float | None) -> float | None:
+def _between(left: Point, right: Point, at: float | None) -> float | None:
     """Linear in ln FVU through two neighbouring points; without a block of documents it may reach beyond them."""
-    left, right, a, b = fvus[place], fvus[place + 1], values[place], values[place + 1]
-    if None in (left, right, a, b, at) or min(left, right, at) <= 0:
+    if None in (*left, *right, at) or min(left[0], right[0], at) <= 0:
         return None
-    if left == right:
-        return (a + b) / 2
-    share = math.log(at / left) / math.log(right / left)
-    return a + share * (b - a)
+    if left[0] == right[0]:
+        return (left[1] + right[1]) / 2
+    share = math.log(at / left[0]) / math.log(right[0] / left[0])
+    return left[1] + share * (right[1] - left[1])
 
 
 def _left_out_errors(points: Mapping[int, dict], quantity: Quantity) -> list[float]:
     """How far off each inner k is where it is left out and read off its neighbours."""
-    ks = sorted(points)
-    fvus, values = ([value_of(points[k], measure) for k in ks] for measure in (FVU, quantity))
+    curve = [(value_of(points[k], FVU), value_of(points[k], quantity)) for k in sorted(points)]
     errors = []
-    for place in range(1, len(ks) - 1):
-        neighbours = slice(place - 1, place + 2, 2)
-        read = _between(fvus[neighbours], values[neighbours], 0, fvus[place])
-        if read is not None and values[place] is not None:
-            errors.append(abs(read - values[place]))
+    for before, (fvu, value), after in zip(curve, curve[1:], curve[2:], strict=False):
+        read = _between(before, after, fvu)
+        if None not in (read, value):
+            errors.append(abs(read - value))
     return errors

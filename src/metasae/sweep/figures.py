@@ -2,15 +2,16 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from metasae.compare.catalogue import ROBUST
+from metasae.compare.words import scaled
 from metasae.sweep.folder import DONE
+from metasae.sweep.pareto import front
 from metasae.sweep.plan import QUANTITIES
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FVU = "fidelity.fvu"
 RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *ROBUST)
@@ -25,15 +26,16 @@ def write_figures(folder: Path, result: dict) -> list[str]:
     """figures/pareto.png and figures/dose-response.png, each where there is something to draw; the names of those that
     were drawn.
     """
-    figures = {"pareto": pareto(result), "dose-response": dose_response(result)}
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
-    for name, figure in drawn.items():
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / "figures" / f"{name}.png")
-    return list(drawn)
+    drawn = []
+    for name, figure in (("pareto", pareto(result)), ("dose-response", dose_response(result))):
+        if figure is not None:
+            (folder / "figures").mkdir(exist_ok=True)
+            figure.savefig(folder / "figures" / f"{name}.png")
+            drawn.append(name)
+    return drawn
 
 
-def pareto(result: dict) -> "Figure | None":
+def pareto(result: dict) -> Figure | None:
     """Each objective after the first against the first, a point per cell.
 
     The front of these two is drawn as a line, the front of all is filled.
@@ -57,8 +59,11 @@ def pareto(result: dict) -> "Figure | None":
             _curves(axes, points, kinds)
         else:
             _scatter(axes, points, varied)
-            steps = _staircase([(a, b) for a, b, _ in points], QUANTITIES[x].better, QUANTITIES[y].better)
-            axes.plot(*steps, color=BLUE, linewidth=1.2, alpha=0.7)
+            # what can be had of y where x is at least as good
+            signs = np.array([1 if QUANTITIES[key].better == "lower" else -1 for key in (x, y)])
+            costs = np.unique(signs * [point[:2] for point in points], axis=0)
+            steps = costs[front(costs)] * signs
+            axes.plot(*steps.T, color=BLUE, linewidth=1.2, alpha=0.7, drawstyle="steps-post")
         for a, b, cell in points:
             if cell["best"]:
                 axes.plot(a, b, "o", color=RED, markerfacecolor="none", markersize=12)
@@ -71,7 +76,7 @@ def pareto(result: dict) -> "Figure | None":
     return figure
 
 
-def _scatter(axes: "Axes", points: list[Point], varied: list[str]) -> None:
+def _scatter(axes: Axes, points: list[Point], varied: list[str]) -> None:
     """Every cell with its setting beside it."""
     for a, b, cell in points:
         color, inside = (BLUE, BLUE) if cell["on_front"] else (GREY, "white")
@@ -81,7 +86,7 @@ def _scatter(axes: "Axes", points: list[Point], varied: list[str]) -> None:
         axes.annotate(words, (a, b), xytext=(5, 4), textcoords="offset points", fontsize=6.5, color="#555555")
 
 
-def _curves(axes: "Axes", points: list[Point], kinds: list[str]) -> None:
+def _curves(axes: Axes, points: list[Point], kinds: list[str]) -> None:
     """A line over k for each kind. Kinds lie close together, so k stands beside the outermost two lines only."""
     by_k = sorted(points, key=lambda point: (point[2]["setting"]["sae.k"], point[:2]))
     for kind, color in zip(kinds, itertools.cycle(KINDS), strict=False):
@@ -98,7 +103,7 @@ def _curves(axes: "Axes", points: list[Point], kinds: list[str]) -> None:
             axes.annotate(str(k), outermost[-1], xytext=(6, 0), ha="left", **beside)
 
 
-def dose_response(result: dict) -> "Figure | None":
+def dose_response(result: dict) -> Figure | None:
     """The change against solo with its interval over kappa, of the cells that have a penalty and numbers."""
     cells = [
         cell
@@ -114,10 +119,9 @@ def dose_response(result: dict) -> "Figure | None":
         axes.remove()
     figure.supxlabel("kappa = (lambda2 / sigma^2) exp(-e / sigma^2)", fontsize=9)
     for axes, key in zip(panels, shown, strict=False):
-        relative = QUANTITIES[key].relative
         for cell in cells:
-            kappa = cell["kappa"]["value"]
-            middle, ends = _as_told(cell["differences"].get(key), relative)
+            kappa, entry = cell["kappa"]["value"], cell["differences"].get(key)
+            middle, ends = scaled(QUANTITIES[key], entry) if entry else (None, None)
             if ends is not None:
                 axes.plot([kappa] * 2, ends, color=BLUE, linewidth=1.4, alpha=0.6)
             if middle is not None:
@@ -126,38 +130,13 @@ def dose_response(result: dict) -> "Figure | None":
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter("")
         axes.set_title(_worded(key), fontsize=9)
-        axes.set_ylabel(f"change against solo ({'%' if relative else 'hundredths'})", fontsize=8)
+        axes.set_ylabel(f"change against solo ({'%' if QUANTITIES[key].relative else 'hundredths'})", fontsize=8)
     return figure
 
 
-def _as_told(entry: dict | None, relative: bool) -> tuple[float | None, list[float] | None]:
-    """(the change, its interval): in percent, or in hundredths for a share that is itself a difference."""
-    if entry is None or (not relative and entry["difference"] is None):
-        return None, None
-    if relative:
-        return entry["percent"], entry["percent_ci95"] if entry["percent"] is not None else None
-    return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
-
-
-def _staircase(points: list[tuple[float, float]], better_x: str, better_y: str) -> tuple[list[float], list[float]]:
-    """The front of two measures as a line of steps: what can be had of y where x is at least as good."""
-    of_x, of_y = (1 if better == "lower" else -1 for better in (better_x, better_y))
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (of_x * point[0], of_y * point[1])):
-        if not front or of_y * y < of_y * front[-1][1]:
-            front.append((x, y))
-    corners = [corner for before, after in itertools.pairwise(front) for corner in ((after[0], before[1]), after)]
-    line = front[:1] + corners
-    return [x for x, _ in line], [y for _, y in line]
-
-
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """An empty figure and its panels, row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,14 +9,13 @@ SWEEP/sweep.lock                     held by whoever changes the plan, hands out
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from filelock import FileLock, Timeout
-
-from metasae import files
+from metasae import files, locks
 from metasae.arms.folder import Arm, RunFolder, read_object
 from metasae.errors import UserError
 from metasae.sweep.cells import Member, Setting
@@ -34,10 +33,10 @@ class Cell:
 
     name: str
     setting: Setting
-    trials: tuple[int, ...]
+    trials: list[int]
     state: str = OPEN
     why: str = ""
-    seeds: tuple[int, ...] = ()
+    seeds: Sequence[int] = ()
     objectives: list[float] | None = None
 
 
@@ -65,14 +64,12 @@ class SweepFolder:
 
     def cells(self) -> list[Cell]:
         """All cells that were asked for, in the order of their trials."""
-        cells = [self.read_cell(path.parent.name) for path in self.path.glob("cells/*/cell.json")]
+        cells = []
+        for path in self.path.glob("cells/*/cell.json"):
+            values = files.read_json(path)
+            setting = Setting(values.pop("values"), values.pop("kind"))
+            cells.append(Cell(path.parent.name, setting, **values))
         return sorted(cells, key=lambda cell: cell.trials)
-
-    def read_cell(self, name: str) -> Cell:
-        values = files.read_json(self.run(name).folder / "cell.json")
-        setting = Setting(values.pop("values"), values.pop("kind"))
-        lists = {key: tuple(values.pop(key)) for key in ("trials", "seeds")}
-        return Cell(name, setting, **lists, **values)
 
     def write_cell(self, cell: Cell) -> None:
         values = asdict(cell)
@@ -84,30 +81,25 @@ class SweepFolder:
         return read_object(self.sae(member).folder / "failed.json").get("why")
 
 
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+def times(sae: Path) -> dict:
+    """What sae.json says: workers that took it up in turn, and seconds: train (all of training), steps (its steps
+    alone), measure.
+    """
+    return {"workers": [], "train": 0.0, "steps": 0.0, "measure": 0.0} | read_object(sae / "sae.json")
+
+
+def locked(path: Path, wait: bool = True) -> AbstractContextManager[bool]:
     """Holds the lock file at `path`, which is made where there is none; gives False where `wait` is False and another
     holds it.
 
-    The operating system lets go of the lock when a process ends, however it ends, so that no lock is ever stale.
-    Raises UserError when the file cannot be written, or the file system keeps no locks.
+    Raises UserError when the file cannot be written, or the file system keeps no locks: workers on one folder need
+    them.
     """
-    lock = FileLock(path, timeout=-1 if wait else 0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except (OSError, NotImplementedError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot lock {path}: {why}; free some space or choose another --out on a file system that keeps locks"
-        ) from None
-    try:
-        yield True
-    finally:
-        lock.release()
+
+    def refuse(why: str) -> NoReturn:
+        raise UserError(f"cannot lock {path}: {why}; choose another --out on a file system that keeps locks")
+
+    return locks.locked(path, "free some space or choose another --out", unlockable=refuse, wait=wait)
 
 
 def link(target: Path, place: Path) -> None:

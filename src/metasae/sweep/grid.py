@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tomli
-
 from metasae.errors import UserError, nearest
+from metasae.files import toml
 from metasae.recipe.recipe import Recipe, parse_override
 
 # What may differ between the cells of a sweep. Everything else is the same for all, so that one harvest serves and all
@@ -29,80 +28,50 @@ class Range:
 Axis = tuple[Any, ...] | Range
 
 
-def parse_grid(entries: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Axis]:
+def parse_grid(entries: Sequence[str]) -> dict[str, Axis]:
     """key -> its values, or the range that a search draws from, in the order given.
 
-    entries: `KEY=V,V`, `KEY=[JSON list]` or `KEY=LOW..HIGH[:log]` each; or a mapping from key to a list of values, a
-    `Range` or such a string.
-    Raises UserError for an entry of another form, a key given twice, and a key that a sweep cannot vary.
+    entries: `KEY=V,V`, `KEY=[JSON list]` or `KEY=LOW..HIGH[:log]` each.
+    Raises UserError for an entry of another form, a key given twice, and a key that a sweep cannot vary. Values are
+    looked at with their cell, as they may depend on each other.
     """
-    pairs = list(entries.items()) if isinstance(entries, Mapping) else [_halves(entry) for entry in entries or ()]
     axes: dict[str, Axis] = {}
-    for key, values in pairs:
+    for entry in entries:
+        key, _, values = (part.strip() for part in entry.partition("="))
+        if not key or not values:
+            raise UserError(f"--grid takes KEY=VALUE,VALUE, not '{entry}'")
         if key in axes:
             raise UserError(f"--grid names {key} twice; give all its values in one, {key}=V,V")
         _check_key(key)
-        axes[key] = _axis(key, values)
+        axes[key] = _range(key, values) or _listed(key, values)
     return axes
 
 
 def expand(axes: Mapping[str, Axis]) -> list[dict[str, Any]]:
-    """Every combination of the values, the last key fastest; one that comes twice is left out.
-
-    Raises UserError for a range.
-    """
+    """Every combination of the values, the last key fastest. Raises UserError for a range."""
     for key, axis in axes.items():
         if isinstance(axis, Range):
             raise UserError(
                 f"{key}={axis.low}..{axis.high} is a range, which a grid cannot go through; add --search N, or list "
                 "values"
             )
-    settings: dict[str, dict] = {}
-    for values in itertools.product(*axes.values()):
-        setting = dict(zip(axes, values, strict=True))
-        settings.setdefault(json.dumps(setting, sort_keys=True), setting)
-    return list(settings.values())
-
-
-def check(base: Recipe, axes: Mapping[str, Axis]) -> None:
-    """Raises UserError for a key that the recipe does not have; values are looked at with their cell, as they may
-    depend on each other.
-    """
-    for key in axes:
-        table, name = key.split(".")[:2]
-        known = type(base).model_fields[table].annotation.model_fields
-        if name not in known:
-            raise UserError(f"unknown key '{key}'{nearest(key, [f'{table}.{field}' for field in known])}")
-
-
-def _halves(entry: str) -> tuple[str, str]:
-    key, _, values = entry.partition("=")
-    if not key.strip() or not values.strip():
-        raise UserError(f"--grid takes KEY=VALUE,VALUE, not '{entry}'")
-    return key.strip(), values.strip()
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _check_key(key: str) -> None:
-    table = key.partition(".")[0]
+    table, _, name = key.partition(".")
     if table == "hook":
         raise UserError(
             f"a sweep cannot vary {key}: cells share one harvest; `metasae run --points` takes several hook points"
         )
-    if table not in TABLES or "." not in key:
+    if table not in TABLES or not name:
         raise UserError(
             f"a sweep cannot vary {key}, only keys of {', '.join(TABLES)}; give what is the same for all cells "
             "with --set"
         )
-
-
-def _axis(key: str, values: Any) -> Axis:
-    if isinstance(values, str):
-        values = _range(key, values) or _listed(key, values)
-    if isinstance(values, Range):
-        return values
-    if not isinstance(values, (list, tuple)) or not values:
-        raise UserError(f"{key}: give a list of values, not {values!r}")
-    return tuple(values)
+    known = Recipe.model_fields[table].annotation.model_fields
+    if name.partition(".")[0] not in known:
+        raise UserError(f"unknown key '{key}'{nearest(key, [f'{table}.{field}' for field in known])}")
 
 
 def _range(key: str, text: str) -> Range | None:
@@ -117,17 +86,20 @@ def _range(key: str, text: str) -> Range | None:
     return Range(low, high, bool(match.group(3)))
 
 
-def _listed(key: str, text: str) -> list[Any]:
+def _listed(key: str, text: str) -> tuple[Any, ...]:
     """Values of a JSON list, of a TOML array without its brackets (tables too), or bare words between commas."""
     if text.startswith("["):
         try:
-            return json.loads(text)
+            values = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"--grid {key}={text} is no JSON list: {error}") from None
+        if not values:
+            raise UserError(f"--grid {key}={text}: give at least one value")
+        return tuple(values)
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise UserError(f"--grid {key}={text}: a value is missing between two commas")
     try:
-        return tomli.loads(f"values = [{text}]")["values"]
-    except tomli.TOMLDecodeError:
-        return [parse_override(f"{key}={part}")[1] for part in parts]
+        return tuple(toml.loads(f"values = [{text}]")["values"])
+    except toml.TOMLDecodeError:
+        return tuple(parse_override(f"{key}={part}")[1] for part in parts)

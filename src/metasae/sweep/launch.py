@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,16 @@ from metasae.errors import Interrupted, UserError
 from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
 from metasae.recipe.recipe import Recipe
-from metasae.sweep import halving
-from metasae.sweep.asked import asked_plan, resolved
+from metasae.sweep import pareto
 from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder
-from metasae.sweep.plan import OBJECTIVES, Plan, claim
-from metasae.sweep.search import copy_to, open_storage
+from metasae.sweep.plan import OBJECTIVES, Plan, asked_plan, claim
 
 POLL_SECONDS = 0.5
 
 
 def sweep(
     recipe: str | Path | dict | Recipe,
-    grid: Mapping[str, Any] | Sequence[str] | None = None,
+    grid: Sequence[str] | None = None,
     search: int | None = None,
     seeds: int | Sequence[int] | None = None,
     workers: int = 1,
@@ -44,32 +42,35 @@ def sweep(
     """Trains and measures every setting of a grid, a named sweep or a search, and compares each with solo; returns what
     sweep.json holds.
 
-    grid: key -> values (or `LOW..HIGH[:log]` in a search), or `KEY=V,V` strings; only keys of sae, meta and train.
+    grid: `KEY=V,V`, `KEY=[JSON list]` or, in a search, `KEY=LOW..HIGH[:log]`; only keys of sae, meta and train.
     search: how many cells are drawn from the grid's space. named: one of `metasae.sweep.named.ABLATIONS`. Exactly one
     of grid, named and search says what is done, but that a search may have a grid as its space. workers: processes on
     this machine; the same call may be made on other machines that see the folder. storage: an Optuna storage URL that
     is given a copy of the cells at the end. overrides: as in `metasae.run`; a sweep measures less than a run
-    (`metasae.sweep.asked.light`) unless they say more. objectives: keys of the catalogue with a better direction, the
-    fidelity first. early_stop: `metasae.sweep.halving`. A folder with the same sweep is gone on with; what failed is
+    (`metasae.sweep.plan.light`) unless they say more. objectives: keys of the catalogue with a better direction, the
+    fidelity first. early_stop: `metasae.sweep.pareto`. A folder with the same sweep is gone on with; what failed is
     tried again.
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
-    base, full, folder = resolved(recipe, out, overrides, seeds, device)
-    plan = asked_plan(base, full, grid, search, named, objectives, early_stop)
+    changed = {**(overrides or {}), **({} if seeds is None else {"seeds": seeds})}
+    plan, folder = asked_plan(recipe, out, changed, device, grid or (), search, named, objectives, early_stop)
     if workers < 1:
         raise UserError(f"--workers {workers}: at least one")
     if not folder.plan.exists():
         check_sources(plan.base)
-    copies = open_storage(storage) if storage else None
+    copies = None
+    if search or storage:
+        # says that Optuna is missing before anything is trained
+        from metasae.sweep.search import open_storage
+
+        copies = open_storage(storage) if storage else None
     progress = Progress(show)
     try:
         plan = open_cells(folder, plan)
         _work(folder, plan, workers, device, progress)
-    except Interrupted as error:
-        raise Interrupted(f"{error}. Go on with the same command; the sweep lies in {folder.path}") from None
-    except KeyboardInterrupt:
-        kept = "stopped at once; what is done is kept"
-        raise Interrupted(f"{kept}. Go on with the same command; the sweep lies in {folder.path}") from None
+    except (Interrupted, KeyboardInterrupt) as error:
+        why = str(error) or "stopped at once; what is done is kept"
+        raise Interrupted(f"{why}. Go on with the same command; the sweep lies in {folder.path}") from None
     return conclude(folder, plan, show, copies)
 
 
@@ -88,12 +89,12 @@ def open_cells(folder: SweepFolder, plan: Plan) -> Plan:
             name = plan.name_of(setting)
             if name not in known:
                 known.add(name)
-                folder.write_cell(Cell(name, setting, (number,)))
+                folder.write_cell(Cell(name, setting, [number]))
                 number += 1
         if cells and (len(known) > len(cells) or any(cell.state == FAILED for cell in cells)):
             # with further cells, and with those that had failed, early stopping is decided anew
-            (folder.path / halving.FILE).unlink(missing_ok=True)
-        decided = halving.kept(folder) is not None
+            (folder.path / pareto.HALVING).unlink(missing_ok=True)
+        decided = pareto.kept(folder) is not None
         for cell in cells:
             lacks_seeds = bool(set(plan.base.seeds) - set(cell.seeds))
             again = {DONE: lacks_seeds, FAILED: not cell.name.startswith("refused-"), STOPPED: not decided}
@@ -110,9 +111,8 @@ def conclude(folder: SweepFolder, plan: Plan, show: bool = True, copies=None) ->
 
     copies: an Optuna storage that is given the cells too.
     """
-    from metasae.sweep.confirm import write_best
     from metasae.sweep.figures import write_figures
-    from metasae.sweep.results import gather
+    from metasae.sweep.results import gather, write_best
     from metasae.sweep.table import as_markdown
 
     # one at a time: on many machines all processes come here at once
@@ -123,6 +123,8 @@ def conclude(folder: SweepFolder, plan: Plan, show: bool = True, copies=None) ->
         table = as_markdown(result, write_figures(folder.path, result))
         files.write_text(folder.path / "sweep.md", table)
         if copies is not None:
+            from metasae.sweep.search import copy_to
+
             copy_to(copies, plan, folder.cells())
     if show:
         print(table)
@@ -154,17 +156,15 @@ def _supervise(folder: SweepFolder, plan: Plan, places: list[str], progress: Pro
     """
     started = [_start(folder, place, number, len(places)) for number, place in enumerate(places)]
     try:
-        with progress.task(f"sweep, {len(places)} workers", plan.total, "cells") as task:
-            shown = 0
+        most = plan.search.trials if plan.search else len(plan.settings)
+        with progress.task(f"sweep, {len(places)} workers", most, "cells") as task:
             while any(process.poll() is None for process, _ in started) and not stop.asked:
                 settled = sum(cell.state != OPEN for cell in folder.cells())
-                task.advance(max(0, settled - shown))
-                shown = max(settled, shown)
+                task.advance(settled - task.done)
                 time.sleep(POLL_SECONDS)
     finally:
         for process, _ in started:
-            if process.poll() is None:
-                process.terminate()
+            process.terminate()
         for process, _ in started:
             process.wait()
     if stop.asked:

@@ -4,14 +4,11 @@
 off the curve at the FVU of the kind they are compared with.
 """
 
-from dataclasses import replace
-
 from metasae.errors import UserError, nearest
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT
 from metasae.sweep.cells import Setting
 from metasae.sweep.grid import expand
-from metasae.sweep.plan import Plan
 
 # A penalty or an architecture moves the FVU at equal k by some -2 to +12%; ln FVU falls by about .3 ln k, so these k
 # enclose solo's FVU.
@@ -23,41 +20,43 @@ STRENGTHS = {"ortsae": 0.25, "c2r": 1.0, "cofiring": 0.1}
 NO_PENALTY = {"train.lambda2": 0.0, "train.penalties": {}}
 # n_p : n_m of the paper, of its released code, and two more.
 STEPS = ((10, 5), (100, 10), (10, 1), (10, 10))
+# m / n
+META_SHARES = (0.045, 0.09, 0.18, 0.25)
 ABLATIONS = (
     "lambda2-sigma", "meta-width", "meta-k", "steps", "meta-input", "penalty-start", "kinds", "k", "l0-curve",
 )  # fmt: skip
 
 
-def named(name: str, plan: Plan) -> Plan:
-    """A plan with the settings of an ablation, of its base recipe. Raises UserError for an unknown name."""
+def named(name: str, base: Recipe) -> tuple[list[Setting], dict | None]:
+    """(the settings of an ablation, what is compared at equal FVU: None where nothing is).
+
+    What is compared: the SAE at whose FVU (`target`), the kinds that are read off their `curves`, and which of the two
+    is the `baseline`. Grids of the paper: arXiv 2604.03436, Table 1. Raises UserError for an unknown name.
+    """
     if name not in ABLATIONS:
         raise UserError(f"no sweep is named '{name}'{nearest(name, ABLATIONS)}")
     if name == "kinds":
-        return _kinds(plan)
+        return _kinds(base)
     if name == "k":
-        return _k(plan)
+        lower = [Setting({**NO_PENALTY, "sae.k": k}, BASELINE) for k in _ks(base, K_DOWN)]
+        target = {"kind": SUBJECT, "k": base.sae.k}
+        spec = {"target": target, "curves": [BASELINE], "baseline": "curve"}
+        return [Setting({"sae.k": base.sae.k}, SUBJECT), *lower], spec
     if name == "steps":
-        settings = [{"train.n_primary_steps": p, "train.n_meta_steps": m} for p, m in STEPS]
-    else:
-        settings = expand(_axes(name, plan.base))
-    return replace(plan, settings=tuple(map(Setting, settings)))
-
-
-def _axes(name: str, base: Recipe) -> dict[str, tuple]:
-    """The grid behind a name; of the paper's, arXiv 2604.03436, Table 1."""
-    shares = (0.045, 0.09, 0.18, 0.25)
-    return {
+        return [Setting({"train.n_primary_steps": p, "train.n_meta_steps": m}) for p, m in STEPS], None
+    widths = dict.fromkeys(max(base.meta.k, round(share * base.sae.n)) for share in META_SHARES)
+    grids = {
         "lambda2-sigma": {"train.lambda2": (0.1, 0.3, 1.0), "train.sigma_sq": (0.3, 1.0, 3.0)},
-        "meta-width": {"meta.n": tuple(max(base.meta.k, round(share * base.sae.n)) for share in shares)},
+        "meta-width": {"meta.n": tuple(widths)},
         "meta-k": {"meta.k": tuple(k for k in (1, 2, 4, 8) if k <= base.meta.n)},
         "meta-input": {"meta.input": ("raw", "token")},
         "penalty-start": {"train.penalty_start": (0.0, 0.1, 0.25, 0.5)},
         "l0-curve": {"sae.k": tuple(_ks(base, (0.25, 0.5, 1.0, 2.0, 4.0)))},
-    }[name]
+    }
+    return list(map(Setting, expand(grids[name]))), None
 
 
-def _kinds(plan: Plan) -> Plan:
-    base = plan.base
+def _kinds(base: Recipe) -> tuple[list[Setting], dict]:
     kinds = {
         BASELINE: NO_PENALTY,
         "decomposability": {"train.lambda2": base.train.lambda2 or 0.3, "train.penalties": {}},
@@ -70,20 +69,7 @@ def _kinds(plan: Plan) -> Plan:
     # solo's own curve says what k alone does, and how far off reading from a curve is
     ks = {kind: _ks(base, (*K_AROUND, 1.0) if kind == BASELINE else K_AROUND) for kind in kinds}
     settings = [Setting({**values, "sae.k": k}, kind) for kind, values in kinds.items() for k in ks[kind]]
-    spec = {"target": {"kind": BASELINE, "k": base.sae.k}, "curves": list(kinds), "baseline": "target"}
-    return _at_equal_fvu(plan, settings, spec)
-
-
-def _k(plan: Plan) -> Plan:
-    lower = [Setting({**NO_PENALTY, "sae.k": k}, BASELINE) for k in _ks(plan.base, K_DOWN)]
-    spec = {"target": {"kind": SUBJECT, "k": plan.base.sae.k}, "curves": [BASELINE], "baseline": "curve"}
-    return _at_equal_fvu(plan, [Setting({}, SUBJECT), *lower], spec)
-
-
-def _at_equal_fvu(plan: Plan, settings: list[Setting], spec: dict) -> Plan:
-    """spec: the kinds that are read off their curves, the SAE at whose FVU, and which of the two is the baseline."""
-    base = plan.base.model_copy(update={"arms": (BASELINE, SUBJECT)})
-    return replace(plan, base=base, settings=tuple(settings), shared_baseline=True, equal_fvu=spec)
+    return settings, {"target": {"kind": BASELINE, "k": base.sae.k}, "curves": list(kinds), "baseline": "target"}
 
 
 def _ks(base: Recipe, factors: tuple[float, ...]) -> list[int]:

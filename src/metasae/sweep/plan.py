@@ -1,8 +1,14 @@
-"""What a sweep is to do, as plan.json: written once, extended by later calls, read by every worker."""
+"""What a sweep is to do: its arguments as a plan, and plan.json, which later calls extend and every worker reads.
+
+A plan is a recipe that measures less than a run, with the settings of a grid or an ablation, or the space of a search.
+"""
 
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -12,15 +18,21 @@ from metasae.compare.catalogue import CATALOGUE, ROBUST
 from metasae.errors import UserError, nearest
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT
-from metasae.recipe.resolve import first_difference
+from metasae.recipe.resolve import first_difference, resolve
 from metasae.sweep.cells import Member, Setting, cell_hash, members
 from metasae.sweep.folder import SweepFolder
-from metasae.sweep.grid import Axis, Range
+from metasae.sweep.grid import Axis, Range, expand, parse_grid
+from metasae.sweep.named import named
 
 OBJECTIVES = ("fidelity.fvu", *ROBUST)
 # What may differ between two calls on one folder; a cache may be at another place on another machine.
 FREE = ("description", "seeds", "harvest.cache")
 QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
+# The space of a search that names none: around the paper's choice. Below .3 sigma^2 does nothing, as e is .7 to .95.
+SPACE = {"train.lambda2": Range(0.03, 1.0, log=True), "train.sigma_sq": Range(0.3, 3.0, log=True)}
+# A sweep compares many SAEs roughly; what is chosen is measured in full when it is confirmed.
+TOKENS_JUDGED = 20
+OUTPUT_TOKENS_JUDGED = 200
 
 
 @dataclass(frozen=True)
@@ -60,14 +72,14 @@ class Plan:
         return SUBJECT if SUBJECT in arms else next((arm for arm in arms if arm != BASELINE), arms[0])
 
     @property
+    def told(self) -> list[str]:
+        """Keys of the measures that are told of every cell, in the catalogue's order."""
+        return [key for key, quantity in QUANTITIES.items() if quantity.main or key in self.objectives]
+
+    @property
     def halves(self) -> bool:
         """Whether cells may be stopped after their first seed."""
         return self.early_stop and len(self.base.seeds) > 1
-
-    @property
-    def total(self) -> int:
-        """How many cells are asked for, at most."""
-        return self.search.trials if self.search else len(self.settings)
 
     @property
     def signs(self) -> np.ndarray:
@@ -102,16 +114,90 @@ class Plan:
 _AS_JSON = TypeAdapter(Plan)
 
 
+def asked_plan(
+    recipe: str | Path | dict | Recipe,
+    out: str | Path | None,
+    overrides: dict[str, Any],
+    device: str,
+    grid: Sequence[str],
+    search: int | None,
+    name: str | None,
+    objectives: Sequence[str],
+    early_stop: bool,
+) -> tuple[Plan, SweepFolder]:
+    """(the plan, the sweep's folder); arguments as of `metasae.sweep.sweep`, overrides with the seeds, name: its
+    `named`.
+
+    Raises UserError for what contradicts itself.
+    """
+    base, full, folder = _resolved(recipe, out, overrides, device)
+    if sum(map(bool, (name, grid or search))) != 1:
+        raise UserError("say what is swept: --grid KEY=V,V, --named NAME, or --search N (with --grid as its space)")
+    if search is not None and search < 1:
+        raise UserError(f"--search {search}: at least one trial")
+    if early_stop and (search or name in ("kinds", "k")):
+        raise UserError(
+            "--early-stop goes with a grid: a search chooses by itself, and curves at equal FVU need all their points"
+        )
+    axes, study = parse_grid(grid), f"metasae-{uuid.uuid4().hex[:12]}"
+    check_objectives(objectives)
+    plan = Plan(study, name or "", base, (), None, tuple(objectives), early_stop=early_stop, full_measure=full)
+    if name:
+        settings, equal_fvu = named(name, base)
+        if equal_fvu:
+            base = base.model_copy(update={"arms": (BASELINE, SUBJECT)})
+        shared = equal_fvu is not None
+        plan = replace(plan, base=base, settings=tuple(settings), shared_baseline=shared, equal_fvu=equal_fvu)
+    elif search:
+        space = axes or SPACE
+        plan = replace(plan, title=f"search over {', '.join(space)}", search=Search(space, search))
+    else:
+        plan = replace(plan, title=f"grid over {', '.join(axes)}", settings=tuple(map(Setting, expand(axes))))
+    return plan, folder
+
+
+def _resolved(
+    recipe: str | Path | dict | Recipe, out: str | Path | None, overrides: dict[str, Any], device: str
+) -> tuple[Recipe, dict, SweepFolder]:
+    """(the sweep's recipe, what a run of the recipe measures more, the folder)."""
+    whole, place = resolve(recipe, out, overrides, device)
+    if overrides.get("measure.across"):
+        raise UserError("a sweep measures nothing across SAEs; confirm its best recipe with `metasae run`, which does")
+    if whole.harvest.window_tokens:
+        raise UserError(
+            "a sweep trains its SAEs at different times on one harvest, which must stay: set harvest.window_tokens=0"
+        )
+    less = {key: value for key, value in light(whole).items() if key not in overrides}
+    full = {name: getattr(whole.measure, name) for name in (key.removeprefix("measure.") for key in less)}
+    base = Recipe.load(whole.model_dump(mode="json"), less)
+    return base, full, SweepFolder(place if out is not None else place.with_name(f"{place.name}-sweep"))
+
+
+def light(base: Recipe) -> dict[str, Any]:
+    """What a sweep measures less than a run, as overrides.
+
+    No firings kept, nothing across SAEs, no shifted text, no pursuit, the excess over fixed marginals with an interval
+    over seeds alone, and one evaluation token per 20 training tokens (at least 20,000), an output token per 200 (at
+    least 2,000), where the recipe has more.
+    """
+    spec, tokens = base.measure, base.train.tokens
+    return {
+        "measure.tokens": min(spec.tokens, max(20_000, tokens // TOKENS_JUDGED)),
+        "measure.output_tokens": min(spec.output_tokens, max(2_000, tokens // OUTPUT_TOKENS_JUDGED)),
+        "measure.keep_firings": False,
+        "measure.across": False,
+        "measure.shifts": 0,
+        "measure.pursuit_k": 0,
+        "measure.excess_blocks": False,
+    }
+
+
 def read_plan(folder: SweepFolder) -> Plan:
     """Raises UserError where there is none."""
-    if not folder.plan.is_file():
-        raise UserError(
-            f"{folder.path} is not a sweep folder: it has no plan.json; give the --out folder of `metasae sweep`"
-        )
     return _AS_JSON.validate_python(files.read_json(folder.plan))
 
 
-def check_objectives(keys: Sequence[str]) -> tuple[str, ...]:
+def check_objectives(keys: Sequence[str]) -> None:
     """Raises UserError for a key that the catalogue does not have, or that has no better direction."""
     for key in keys:
         if key not in QUANTITIES:
@@ -121,9 +207,8 @@ def check_objectives(keys: Sequence[str]) -> tuple[str, ...]:
                 f"'{key}' ({QUANTITIES[key].label}) is a plain description and has no better direction; choose another "
                 "objective"
             )
-    if len(set(keys)) != len(keys) or not keys:
-        raise UserError("name each objective once, and at least one")
-    return tuple(keys)
+    if len(set(keys)) != len(keys):
+        raise UserError("name each objective once")
 
 
 def claim(folder: SweepFolder, plan: Plan) -> Plan:

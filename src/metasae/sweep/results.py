@@ -1,24 +1,27 @@
-"""What a sweep gave: sweep.json, from the cells' run folders."""
+"""What a sweep gave: sweep.json, from the cells' run folders; and best.toml, which confirms the chosen cell.
+
+best.toml has new seeds and, where the text allows it, other documents.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from metasae import files
 from metasae.arms.folder import read_object
-from metasae.compare.catalogue import CATALOGUE, Quantity, value_of
+from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARMS, BASELINE
-from metasae.sweep.assemble import times
-from metasae.sweep.equal_fvu import FVU, at_equal_fvu, at_equal_k
-from metasae.sweep.folder import DONE, FAILED, STOPPED, Cell, SweepFolder
+from metasae.sweep.equal_fvu import compared_at_equal_fvu
+from metasae.sweep.folder import DONE, FAILED, STOPPED, Cell, SweepFolder, times
 from metasae.sweep.pareto import front, nearest_to_ideal
 from metasae.sweep.plan import QUANTITIES, Plan
 
-# The paper's table: L2 changes by the same percentage as FVU; of the output, what the model has.
-PAPER = ("cooccurrence.mean_abs_phi", "fidelity.fvu")
-OUTPUT = ("fidelity.ce_delta", "fidelity.output_cosine_distance")
+LEAST_SEEDS = 3
+# Of the text, what must be left for training.
+LEAST_TRAINING_SHARE = 0.3
 
 
 def gather(folder: SweepFolder, plan: Plan) -> dict:
@@ -43,7 +46,7 @@ def gather(folder: SweepFolder, plan: Plan) -> dict:
         "best": next((cell["name"] for cell in cells if cell["best"]), None),
         "failed": {cell["name"]: cell["why"] for cell in cells if cell["state"] == FAILED},
         "stopped": [cell["name"] for cell in cells if cell["state"] == STOPPED],
-        "equal_fvu": _at_equal_fvu(folder, plan) if plan.equal_fvu else None,
+        "equal_fvu": compared_at_equal_fvu(folder, plan) if plan.equal_fvu else None,
         "parallel": parallel(cells, plan),
         "time": _time(folder),
     }
@@ -89,22 +92,16 @@ def _cell(folder: SweepFolder, plan: Plan, cell: Cell) -> dict:
         return facts
     members = [member for member in plan.members(cell.setting) if member.seed in cell.seeds]
     comparison = files.read_json(run / "compare.json")
-    kept = {*_shown(plan, lambda quantity: quantity.main)}
-    pair = comparison["pairs"].get(f"{plan.subject} vs {BASELINE}", {})
+    means = comparison["arms"][plan.subject]["means"]
+    differences = comparison["pairs"].get(f"{plan.subject} vs {BASELINE}", {})
     spent = [times(folder.sae(member).folder) for member in members if member.arm == plan.subject]
     return facts | {
         "saes": {member.label: member.name for member in members},
-        "means": {key: value for key, value in comparison["arms"][plan.subject]["means"].items() if key in kept},
-        "differences": {key: entry for key, entry in pair.items() if key in kept},
+        "means": {key: value for key, value in means.items() if key in plan.told},
+        "differences": {key: entry for key, entry in differences.items() if key in plan.told},
         "kappa": _kappa(cell, plan, comparison),
         "seconds": {key: sum(seconds[key] for seconds in spent) for key in ("train", "steps", "measure")},
     }
-
-
-def _shown(plan: Plan, also: Callable[[Quantity], bool]) -> list[str]:
-    """Keys of the catalogue: the paper's, the model's output, the objectives, and those that `also` says."""
-    named = {*PAPER, *OUTPUT, *plan.objectives}
-    return [quantity.key for quantity in CATALOGUE if quantity.key in named or also(quantity)]
 
 
 def _kappa(cell: Cell, plan: Plan, comparison: dict) -> dict | None:
@@ -135,65 +132,6 @@ def _mark_front(cells: list[dict], plan: Plan) -> None:
     done[nearest_to_ideal(costs)]["best"] = True
 
 
-def _at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
-    """kinds: kind -> measure -> the difference at equal FVU; equal_k: kind -> k -> measure -> the difference against
-    the target's kind.
-
-    The target's own kind is read off its curve without the target itself. A kind whose cells are not all done is named
-    with why.
-    """
-    spec, (curves, missing) = plan.equal_fvu, _curves(folder, plan)
-    kind, k = spec["target"]["kind"], spec["target"]["k"]
-    own = curves.get(kind, {})
-    quantities = _read_quantities(own.get(k, {}), plan)
-    kinds, equal_k = {}, {}
-    for name in spec["curves"]:
-        curve = {other: saes for other, saes in curves.get(name, {}).items() if (name, other) != (kind, k)}
-        if k not in own or not curve:
-            continue
-        rows = {key: at_equal_fvu(curve, own[k], QUANTITIES[key], spec["baseline"] == "curve") for key in quantities}
-        kinds[name] = {key: row.as_dict() for key, row in rows.items()}
-        if name != kind:
-            equal_k[name] = _by_k(curve, own, [FVU.key, *quantities])
-    return {
-        "target": spec["target"],
-        "baseline": spec["baseline"],
-        "kinds": kinds,
-        "equal_k": equal_k,
-        "k": {name: sorted(curve) for name, curve in curves.items()},
-        "not_done": missing,
-    }
-
-
-def _curves(folder: SweepFolder, plan: Plan) -> tuple[dict[str, dict[int, dict[int, dict]]], dict[str, str]]:
-    """(kind -> k -> seed -> measures, kind -> why one of its cells is missing)."""
-    curves, missing = {}, {}
-    for cell in folder.cells():
-        if cell.state != DONE:
-            missing[cell.setting.kind] = f"{cell.setting.values}: {cell.state}, {cell.why}"
-            continue
-        k = cell.setting.recipe(plan.base).sae.k
-        saes = [arm for arm in folder.run(cell.name).arms() if arm.name == plan.subject and arm.is_measured]
-        curves.setdefault(cell.setting.kind, {})[k] = {arm.seed: arm.measures() for arm in saes}
-    return curves, missing
-
-
-def _read_quantities(target: Mapping[int, dict], plan: Plan) -> list[str]:
-    """Keys of the measures read off curves, where the target SAE has them; not FVU, which is equal."""
-
-    def is_read(key: str) -> bool:
-        return key != FVU.key and any(value_of(sae, QUANTITIES[key]) is not None for sae in target.values())
-
-    return list(filter(is_read, _shown(plan, lambda quantity: quantity.main or quantity.robust)))
-
-
-def _by_k(curve: dict, baseline: dict, keys: list[str]) -> dict[str, dict[str, dict]]:
-    """k -> measure -> the difference, for every k that both have."""
-    rows = {key: at_equal_k(curve, baseline, QUANTITIES[key]) for key in keys}
-    ks = sorted(set(curve) & set(baseline))
-    return {str(k): {key: differences[k].as_dict() for key, differences in rows.items()} for k in ks}
-
-
 def _time(folder: SweepFolder) -> dict:
     """Seconds of all workers together. steps: of training steps alone; whole: from each worker's first SAE to its end,
     without the harvest.
@@ -205,7 +143,6 @@ def _time(folder: SweepFolder) -> dict:
     workers = [files.read_json(path) for path in sorted(folder.path.glob("workers/*.json"))]
     harvest = read_object(folder.path / "harvest.json").get("seconds", 0.0)
     steps, whole = sum(sae["steps"] for sae in saes), sum(worker["seconds"] for worker in workers)
-    peaks = [worker["peak_memory_gib"] for worker in workers if worker["peak_memory_gib"] is not None]
     return {
         "steps": steps,
         "train": sum(sae["train"] for sae in saes),
@@ -216,5 +153,63 @@ def _time(folder: SweepFolder) -> dict:
         "overhead_with_harvest": (whole + harvest) / steps - 1 if steps else None,
         "saes": len(saes),
         "workers": len(workers),
-        "peak_memory_gib": max(peaks, default=None),
+        "peak_memory_gib": max((worker["peak_memory_gib"] for worker in workers), default=None),
     }
+
+
+def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
+    """Writes best.toml for the cell that sweep.json calls best; returns {cell, recipe, seeds, command, note}, or None
+    without one.
+
+    The recipe has as many new seeds as the sweep, at least three, the measures of the recipe the sweep was started
+    with, and judges on documents that the sweep did not judge on: see `other_documents`.
+    """
+    best = next((cell for cell in result["cells"] if cell["best"]), None)
+    if best is None:
+        return None
+    values = best["setting"] | {f"measure.{key}": value for key, value in plan.full_measure.items()}
+    shares, note = other_documents(plan.base)
+    first = max(plan.base.seeds) + 1
+    seeds = list(range(first, first + max(LEAST_SEEDS, len(plan.base.seeds))))
+    if plan.base.measure.senses:
+        note += " The words with known senses are the same sentences."
+    if plan.shared_baseline:
+        note += (
+            " The sweep held every cell against solo of its own recipe; here solo is trained with the cell's values."
+        )
+    chosen = f"Chosen in the sweep '{plan.title}' (seeds {', '.join(map(str, plan.base.seeds))})"
+    description = f"{chosen}; confirms it on new seeds. {note}"
+    values |= {**shares, "seeds": seeds, "description": description}
+    recipe = Recipe.load(plan.base.model_dump(mode="json"), values)
+    path = folder.path / "best.toml"
+    files.write_text(path, recipe.dump())
+    return {
+        "cell": best["name"],
+        "recipe": path.name,
+        "seeds": seeds,
+        "note": note,
+        "command": command(path, folder.path),
+    }
+
+
+def other_documents(recipe: Recipe) -> tuple[dict, str]:
+    """(values that move the splits, what that means).
+
+    A document's split is the place of its hash in [0, 1): calibration lies below c, evaluation from there to c + v.
+    With the calibration share c' = c + v, all the documents that were judged on become calibration's, and the v after
+    them, trained on until now, are the new evaluation split: no document is judged on twice.
+    """
+    text = recipe.text
+    moved = text.calibration_share + text.evaluation_share
+    if text.source == "planted":
+        return {}, "The planted world and its evaluation tokens are the same."
+    if moved >= 0.5 or 1 - moved - text.evaluation_share < LEAST_TRAINING_SHARE:
+        note = "The evaluation documents are the same, as the shares of the text leave no others"
+        return {}, f"{note}; lower text.evaluation_share."
+    note = "Judged on documents that the sweep never judged on; they are left out of training here."
+    return {"text.calibration_share": round(moved, 6)}, note
+
+
+def command(recipe: Path, folder: Path) -> str:
+    """The shell command that confirms a sweep by its best.toml."""
+    return shlex.join(["metasae", "run", str(recipe), "--out", f"{folder}-confirmed"])

@@ -11,11 +11,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 from metasae.sweep.cells import Setting
 from metasae.sweep.folder import FAILED, OPEN, Cell, SweepFolder
 from metasae.sweep.grid import Axis, Range
 from metasae.sweep.plan import Plan
+
+try:
+    import optuna
+except ImportError:
+    why = "--search and --storage need Optuna, which is not installed"
+    raise UserError(f"{why}: {install_hint('search')}") from None
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 # So many trials are drawn at random before any is drawn by what came of the others.
 STARTUP_TRIALS = 10
@@ -31,16 +39,16 @@ def draw(folder: SweepFolder, plan: Plan) -> bool:
     if number >= plan.search.trials:
         return False
     study = study_of(plan, cells)
-    study.sampler = _optuna().samplers.TPESampler(seed=number, n_startup_trials=STARTUP_TRIALS)
+    study.sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=STARTUP_TRIALS)
     trial = study.ask(_distributions(plan))
     setting = Setting({key: _own(trial.params[key], axis) for key, axis in plan.search.space.items()})
     try:
-        cell = Cell(plan.name_of(setting), setting, (number,))
+        cell = Cell(plan.name_of(setting), setting, [number])
     except UserError as error:
         # a search may draw what the recipe does not take, such as k above n
-        cell = Cell(f"refused-{number}", setting, (number,), FAILED, str(error))
+        cell = Cell(f"refused-{number}", setting, [number], FAILED, str(error))
     same = next((other for other in cells if other.name == cell.name), None)
-    folder.write_cell(replace(same, trials=(*same.trials, number)) if same else cell)
+    folder.write_cell(replace(same, trials=[*same.trials, number]) if same else cell)
     return True
 
 
@@ -50,16 +58,15 @@ def study_of(plan: Plan, cells: Sequence[Cell], storage=None):
     A cell without objectives is running while it is open, and failed after that. storage: an Optuna storage; None keeps
     it in memory.
     """
-    optuna = _optuna()
     states, distributions = optuna.trial.TrialState, _distributions(plan)
     directions = ["minimize" if sign > 0 else "maximize" for sign in plan.signs]
     study = optuna.create_study(study_name=plan.study, directions=directions, storage=storage)
     trials = {number: cell for cell in cells for number in cell.trials}
     for cell in (trials[number] for number in sorted(trials)):
-        ended = states.RUNNING if cell.state == OPEN else states.FAIL
         params = {key: _plain(value) for key, value in cell.setting.values.items()}
+        unfinished = states.RUNNING if cell.state == OPEN else states.FAIL
         trial = optuna.trial.create_trial(
-            state=states.COMPLETE if cell.objectives else ended,
+            state=states.COMPLETE if cell.objectives else unfinished,
             values=cell.objectives,
             params=params,
             distributions={key: distributions[key] for key in params},
@@ -72,7 +79,7 @@ def study_of(plan: Plan, cells: Sequence[Cell], storage=None):
 def open_storage(address: str):
     """An Optuna storage. Raises UserError where it cannot be had."""
     with _reported():
-        return _optuna().storages.get_storage(address)
+        return optuna.storages.get_storage(address)
 
 
 def copy_to(storage, plan: Plan, cells: Sequence[Cell]) -> None:
@@ -80,7 +87,6 @@ def copy_to(storage, plan: Plan, cells: Sequence[Cell]) -> None:
 
     Raises UserError where the storage does not take it.
     """
-    optuna = _optuna()
     with _reported():
         if plan.study in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=plan.study, storage=storage)
@@ -92,44 +98,28 @@ def _reported() -> Iterator[None]:
     """Whatever a storage raises, as a UserError of one line."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         first = str(error).partition("\n")[0]
         raise UserError(f"the storage cannot be used: {first}, then run the same command again") from None
 
 
-def _optuna():
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("a search draws its cells with Optuna, which is not installed: pip install optuna") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
 def _distributions(plan: Plan) -> dict[str, Any]:
     """Key -> what its values are drawn from; of a grid, all values that it has."""
-    kinds = _optuna().distributions
-    distributions = {}
+    kinds, distributions = optuna.distributions, {}
     for key, axis in (plan.search.space if plan.search else _values_of(plan)).items():
-        if not isinstance(axis, Range):
-            choices = dict.fromkeys(map(_plain, axis))
-            distributions[key] = kinds.CategoricalDistribution(list(choices))
-        elif isinstance(axis.low, int) and isinstance(axis.high, int):
-            distributions[key] = kinds.IntDistribution(axis.low, axis.high, log=axis.log)
+        if isinstance(axis, Range):
+            whole = isinstance(axis.low, int) and isinstance(axis.high, int)
+            kind = kinds.IntDistribution if whole else kinds.FloatDistribution
+            distributions[key] = kind(axis.low, axis.high, log=axis.log)
         else:
-            distributions[key] = kinds.FloatDistribution(axis.low, axis.high, log=axis.log)
+            distributions[key] = kinds.CategoricalDistribution(list(dict.fromkeys(map(_plain, axis))))
     return distributions
 
 
 def _values_of(plan: Plan) -> dict[str, list]:
     """Key -> its values in the settings of a grid."""
-    values: dict[str, list] = {}
-    for setting in plan.settings:
-        for key, value in setting.values.items():
-            values.setdefault(key, []).append(value)
-    return values
+    keys = dict.fromkeys(key for setting in plan.settings for key in setting.values)
+    return {key: [setting.values[key] for setting in plan.settings if key in setting.values] for key in keys}
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,8 @@ import os
 import platform
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -19,18 +21,20 @@ from metasae.arms.folder import Arm, read_object
 from metasae.arms.source import Source
 from metasae.arms.train_measure import measure_arm, train_arm
 from metasae.compare.catalogue import value_of
+from metasae.compare.compare import compare
 from metasae.data.cache.cache import ActivationCache, is_held, open_cache
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
+from metasae.doctor.machine import peak_resident
 from metasae.errors import Interrupted, UserError
 from metasae.progress.progress import SILENT, Progress
 from metasae.progress.stop import StopRequest
 from metasae.recipe.registry import ARMS, BASELINE
-from metasae.sweep import halving, search
-from metasae.sweep.assemble import assemble, times
-from metasae.sweep.cells import Member
-from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder, locked
-from metasae.sweep.plan import QUANTITIES, Plan, read_plan
+from metasae.sae.layout import CONFIG
+from metasae.sweep import pareto
+from metasae.sweep.cells import NO_MATTER, Member
+from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder, link, locked, times
+from metasae.sweep.plan import QUANTITIES, read_plan
 
 POLL_SECONDS = 0.3
 
@@ -40,9 +44,7 @@ class Worker:
 
     def __init__(self, folder: SweepFolder, device: str, progress: Progress = SILENT):
         self.folder, self.device, self.progress = folder, device, progress
-        self.plan: Plan
         self._stamp: int | None = None
-        self._members: dict[str, list[Member]] = {}
         self._read_plan()
         self.source = Source(self.plan.base, folder.path, device, progress)
         self.name = f"{platform.node()}-{os.getpid()}"
@@ -73,7 +75,8 @@ class Worker:
         stamp = self.folder.plan.stat().st_mtime_ns
         if stamp != self._stamp:
             self._stamp, self.plan = stamp, read_plan(self.folder)
-            self._members.clear()
+            # by the names of their cells
+            self._members: dict[str, list[Member]] = {}
 
     def _open_cells(self) -> list[Cell]:
         return [cell for cell in self.folder.cells() if cell.state == OPEN]
@@ -83,7 +86,7 @@ class Worker:
         if cell.name not in self._members:
             self._members[cell.name] = self.plan.members(cell.setting)
         members = self._members[cell.name]
-        if self.plan.halves and cell.name not in (halving.kept(self.folder) or ()):
+        if self.plan.halves and cell.name not in (pareto.kept(self.folder) or ()):
             return [member for member in members if member.seed == self.plan.base.seeds[0]]
         return members
 
@@ -119,63 +122,52 @@ class Worker:
         """
         if not ARMS[member.trained_as].keeps_primary:
             return None
-        same_seed = (other for other in members if other.seed == member.seed)
-        return next((other for other in same_seed if other.trained_as == BASELINE), None)
+        baselines = (other for other in members if other.trained_as == BASELINE)
+        return next((other for other in baselines if other.seed == member.seed), None)
 
     def _work_on(self, member: Member, twin: Member | None, stop: StopRequest) -> None:
+        """Where an SAE fails, why is noted beside it. Raises UserError where the disk does not take that."""
         try:
-            sae, cache = self.folder.sae(member), self._cache(member.recipe.split_tokens["train"])
-            facts = times(sae.folder)
-            if self.name not in facts["workers"][-1:]:
-                facts["workers"].append(self.name)
-                files.write_json(sae.folder / "sae.json", facts)
-            if not sae.is_trained:
-                self._train(member, sae, cache, facts, stop)
-            if self._is_due(member, twin) and not stop.asked:
-                self._measure(member, sae, twin and self.folder.sae(twin), cache, facts, stop)
+            self._train_and_measure(member, twin, stop)
         except Interrupted:
             raise
         except KeyboardInterrupt:
             raise Interrupted(f"stopped at once ({stop.doing}); what is done is kept") from None
         except Exception as error:
-            self._fail(member, error)
+            foreseen = isinstance(error, UserError)
+            why = str(error) if foreseen else f"{type(error).__name__}: {error}"
+            self.progress.say(f"{member.name} failed: {why}")
+            note = {"why": why, "worker": self.name, "traceback": None if foreseen else traceback.format_exc()}
+            files.write_json(self.folder.sae(member).folder / "failed.json", note)
 
-    def _train(self, member: Member, sae: Arm, cache, facts: dict, stop: StopRequest) -> None:
-        start, title = time.perf_counter(), f"train {member.name}"
-        stop.doing = f"training {member.name}"
-        facts["steps"] = train_arm(member.recipe, self.source, cache, sae, self.progress, title, stop)
-        facts["train"] = time.perf_counter() - start
-        files.write_json(sae.folder / "sae.json", facts)
-
-    def _measure(self, member: Member, sae: Arm, twin: Arm | None, cache, facts: dict, stop: StopRequest) -> None:
-        start, twins = time.perf_counter(), [twin] if twin else []
-        stop.doing = f"measuring {member.name}"
-        with stop.at_once():
-            self._reference = measure_arm(member.recipe, self.source, cache, sae, twins, self._reference)
-        facts["measure"] = time.perf_counter() - start
-        files.write_json(sae.folder / "sae.json", facts)
-
-    def _fail(self, member: Member, error: Exception) -> None:
-        """Notes beside an SAE why it failed. Raises UserError where the disk does not take that."""
-        foreseen = isinstance(error, UserError)
-        why = str(error) if foreseen else f"{type(error).__name__}: {error}"
-        self.progress.say(f"{member.name} failed: {why}")
-        note = {"why": why, "worker": self.name, "traceback": None if foreseen else traceback.format_exc()}
-        files.write_json(self.folder.sae(member).folder / "failed.json", note)
+    def _train_and_measure(self, member: Member, twin: Member | None, stop: StopRequest) -> None:
+        sae, cache = self.folder.sae(member), self._cache(member.recipe.split_tokens["train"])
+        facts = times(sae.folder)
+        if self.name not in facts["workers"][-1:]:
+            facts["workers"].append(self.name)
+            files.write_json(sae.folder / "sae.json", facts)
+        if not sae.is_trained:
+            stop.doing = f"training {member.name}"
+            with _timed(sae, facts, "train"):
+                title = f"train {member.name}"
+                facts["steps"] = train_arm(member.recipe, self.source, cache, sae, self.progress, title, stop)
+        if self._is_due(member, twin) and not stop.asked:
+            stop.doing = f"measuring {member.name}"
+            twins = [self.folder.sae(twin)] if twin else []
+            with _timed(sae, facts, "measure"), stop.at_once():
+                self._reference = measure_arm(member.recipe, self.source, cache, sae, twins, self._reference)
 
     def _settle(self, cells: list[Cell]) -> bool:
-        """Ends the first cell that is ready: its run folder and its state."""
-        for cell in cells:
-            if self._verdict(cell):
-                with self.folder.locked():
-                    # another may have ended it, or opened it again for more seeds
-                    self._read_plan()
-                    cell = self.folder.read_cell(cell.name)
-                    verdict = self._verdict(cell) if cell.state == OPEN else None
-                    if verdict:
-                        self._end(cell, *verdict)
-                return True
-        return False
+        """Ends the cells that are ready: their run folders and their states. False where there is none."""
+        if not any(map(self._verdict, cells)):
+            return False
+        with self.folder.locked():
+            # another may have ended them, or opened them again for more seeds
+            self._read_plan()
+            for cell in self._open_cells():
+                if verdict := self._verdict(cell):
+                    self._end(cell, *verdict)
+        return True
 
     def _verdict(self, cell: Cell) -> tuple[str, str] | None:
         """(state, why) of a cell that has come to its end, or None."""
@@ -183,30 +175,46 @@ class Worker:
         for member in members:
             if why := self.folder.failure(member):
                 return FAILED, f"{member.label}: {why}"
-        if not self._is_measured(cell):
+        kept = pareto.kept(self.folder) if self.plan.halves else [cell.name]
+        if kept is None or not self._is_measured(cell):
             return None
-        if self.plan.halves:
-            kept = halving.kept(self.folder)
-            if kept is None:
-                return None
-            if cell.name not in kept:
-                return STOPPED, halving.why_stopped(self.folder, cell.name)
-        return DONE, ""
+        return (DONE, "") if cell.name in kept else (STOPPED, pareto.why_stopped(self.folder, cell.name))
 
     def _is_measured(self, cell: Cell) -> bool:
         return all(self.folder.sae(member).is_measured for member in self._wanted(cell))
 
     def _end(self, cell: Cell, state: str, why: str) -> None:
         members, objectives = self._wanted(cell), None
+        seeds = list(dict.fromkeys(member.seed for member in members))
         if state != FAILED:
             try:
-                comparison = assemble(self.folder, self.plan, cell, members)
+                comparison = self._assemble(cell, members, seeds)
                 objectives = self.plan.objective_values(comparison["arms"][self.plan.subject]["means"])
                 why = why if objectives else "an objective has no number"
             except UserError as error:
                 state, why = FAILED, str(error)
-        seeds = tuple(dict.fromkeys(member.seed for member in members))
         self.folder.write_cell(replace(cell, state=state, why=why, seeds=seeds, objectives=objectives))
+
+    def _assemble(self, cell: Cell, members: list[Member], seeds: list[int]) -> dict:
+        """Writes a cell's run folder, so that `compare`, `report` and `run` work on it: links to its SAEs under arms/,
+        its recipe and the comparison, which is returned.
+
+        Raises UserError when the disk is full, and for an SAE that was not trained as the cell asks.
+        """
+        run, stages = self.folder.run(cell.name), {}
+        for member in members:
+            sae = self.folder.sae(member)
+            _refuse_other(sae, member)
+            link(sae.folder, run.arm(member.arm, member.seed).folder)
+            seconds = times(sae.folder)
+            stages[f"train {member.label}"] = {"state": "done", "seconds": seconds["train"], "as": member.name}
+            stages[f"measure {member.label}"] = {"state": "done", "seconds": seconds["measure"]}
+        recipe = cell.setting.recipe(self.plan.base).model_copy(update={"seeds": tuple(seeds)})
+        files.write_text(run.folder / "recipe.toml", recipe.dump())
+        baseline = "the sweep's own recipe" if self.plan.shared_baseline else "the cell's own recipe"
+        facts = {"sweep": self.plan.title, "baseline": baseline, "seeds": seeds, "stages": stages}
+        files.write_json(run.folder / "run.json", facts)
+        return compare(run.folder)
 
     def _draw(self) -> bool:
         """Draws a cell of a search.
@@ -215,8 +223,11 @@ class Worker:
         """
         if not self.plan.search:
             return False
+        # imports Optuna
+        from metasae.sweep.search import draw
+
         with self.folder.locked():
-            return search.draw(self.folder, self.plan)
+            return draw(self.folder, self.plan)
 
     def _halve(self) -> bool:
         """With early stopping: once every cell has its first seed, says which go on."""
@@ -224,9 +235,9 @@ class Worker:
             return False
         with self.folder.locked():
             cells = self._open_cells()
-            if not cells or halving.kept(self.folder) is not None or not all(map(self._is_measured, cells)):
+            if not cells or pareto.kept(self.folder) is not None or not all(map(self._is_measured, cells)):
                 return False
-            halving.decide(self.folder, {cell.name: self._first_costs(cell) for cell in cells})
+            pareto.decide(self.folder, {cell.name: self._first_costs(cell) for cell in cells})
         return True
 
     def _first_costs(self, cell: Cell) -> list[float] | None:
@@ -261,7 +272,7 @@ class Worker:
             "device": self.device,
             "threads": torch.get_num_threads(),
             "seconds": seconds,
-            "peak_memory_gib": peak_memory(),
+            "peak_memory_gib": peak_resident() / 2**30,
             "peak_gpu_gib": torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device != "cpu" else None,
         }
         try:
@@ -271,11 +282,23 @@ class Worker:
             self.progress.say(str(error))
 
 
-def peak_memory() -> float | None:
-    """Of this process so far, in GiB; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if platform.system() == "Darwin" else 2**20)
+def _refuse_other(sae: Arm, member: Member) -> None:
+    """Compares the recipe that an SAE says it was trained by with the one that its name, a hash, stands for."""
+    trained_by = files.read_json(sae.folder / "primary" / CONFIG)["metadata"]["metasae"]["recipe"]
+    asked = member.recipe.model_dump(mode="json")
+    for table in ("sae", "meta", "train"):
+        for key, value in asked[table].items():
+            if key not in NO_MATTER and trained_by[table].get(key) != value:
+                raise UserError(
+                    f"{sae.folder} was trained with {table}.{key}={trained_by[table].get(key)} where {value} is asked "
+                    "for; delete it and run again"
+                )
+
+
+@contextmanager
+def _timed(sae: Arm, facts: dict, what: str) -> Iterator[None]:
+    """Notes in an SAE's sae.json, whose contents are `facts`, how long the block took; nothing where it raises."""
+    start = time.perf_counter()
+    yield
+    facts[what] = time.perf_counter() - start
+    files.write_json(sae.folder / "sae.json", facts)

@@ -125,13 +125,12 @@ def _equal_fvu(result: dict | None) -> dict | None:
 
 def _confirm(result: dict | None, folder: Path, shown_as: str | None) -> dict | None:
     """The best cell's recipe; the command is told for the folder as it lies now."""
-    from metasae.sweep.confirm import command
-    from metasae.sweep.folder import SweepFolder
+    from metasae.sweep.results import command
 
     if result is None or not (folder / result["recipe"]).is_file():
         return None
     place = Path(shown_as) if shown_as else folder
     return {
         **{key: result[key] for key in ("cell", "seeds", "note")},
-        "command": command(place / result["recipe"], SweepFolder(place)),
+        "command": command(place / result["recipe"], place),
     }
