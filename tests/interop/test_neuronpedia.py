@@ -5,14 +5,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from arm_folders import ADVERSARIAL, HOSTILE, Tokenizer, entries_of, firings_of, random_firings, write_arm
 
 from metasae.errors import UserError
 from metasae.interop import neuronpedia
-from metasae.interop.neuronpedia import export_neuronpedia
-from metasae.interop.neuronpedia_lines import histogram
-from metasae.sae.sae import SAE
+from metasae.interop.neuronpedia import export_neuronpedia, histogram
 
 # the columns that Neuronpedia's import knows, by table
 FEATURE = """
@@ -153,20 +150,6 @@ def test_hostile_tokens_come_back_as_they_are(tmp_path):
     assert tokens == set(HOSTILE)
 
 
-def test_logits_of_the_rows(tmp_path):
-    unembedding = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
-    folder, _ = export(tmp_path, random_firings(), unembedding=unembedding)
-    W_dec = SAE.load(tmp_path / "arm" / "primary").W_dec
-    for latent, line in enumerate(lines(folder, "features")):
-        logits = {f" t{i}": float(unembedding[i] @ W_dec[latent]) for i in range(30)}
-        ordered = sorted(logits, key=logits.get)
-        assert line["neg_str"] == ordered[:10] and line["pos_str"] == ordered[::-1][:10]
-        assert np.allclose(line["pos_values"], [logits[token] for token in ordered[::-1][:10]], atol=1e-6)
-        assert sum(line["logits_hist_data_bar_heights"]) == 30
-    with pytest.raises(UserError, match=r"unembedding must have the shape \[V, 8\] for this SAE, not \(30, 9\)"):
-        export_neuronpedia(tmp_path / "arm", tmp_path / "other", tokenizer=Tokenizer(), unembedding=torch.zeros(30, 9))
-
-
 def test_explanations_come_from_interp_json(tmp_path):
     write_arm(tmp_path / "arm", random_firings())
     latents = {
@@ -204,7 +187,6 @@ def test_two_exports_differ_in_their_time_alone(tmp_path):
     [
         ({"model_id": "../up"}, "'../up' cannot be a model_id"),
         ({"source_set": "a/b"}, "'a/b' cannot be a source_set"),
-        ({"top": 0}, "top must be at least 1"),
         ({"context": -1}, "rows need a length"),
     ],
 )
@@ -235,11 +217,12 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path):
 def test_the_tokenizer_of_the_recipe_is_loaded_without_its_model(tmp_path, build):
     folder = build("gpt2")
     firings = firings_of(np.ones((6, 1)), np.ones((6, 1)), (6,), tokens=np.array([300, 301, 302, 20, 21, 22]))
-    write_arm(tmp_path / "arm", firings)
-    facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out", {"model": {"path": str(folder)}})
+    write_arm(tmp_path / "arm", firings, metasae={"recipe": {"model": {"path": str(folder)}}})
+    facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out")
     from transformers import AutoTokenizer
 
     (line,) = lines(tmp_path / "out" / facts["model"] / facts["source"], "activations")
     assert "".join(line["tokens"]) == AutoTokenizer.from_pretrained(folder).decode(firings.tokens.tolist())
+    write_arm(tmp_path / "lost", firings, metasae={"recipe": {"model": {"path": "/nowhere"}}})
     with pytest.raises(UserError, match="the model folder '/nowhere' does not exist"):
-        export_neuronpedia(tmp_path / "arm", tmp_path / "other", {"model": {"path": "/nowhere"}})
+        export_neuronpedia(tmp_path / "lost", tmp_path / "other")

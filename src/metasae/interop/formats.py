@@ -1,4 +1,4 @@
-"""Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it.
+"""Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it; an arm's firings.
 
 `detection.py` tells which one a path holds.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from metasae.errors import UserError
+from metasae.errors import UserError, nearest
 from metasae.interop import address, checked, dictionary_learning, paper, saelens, sparsify
 from metasae.interop.detection import arm_of_run, known_format, primary_of, sae_at
 from metasae.interop.identities import tensors_of
@@ -83,6 +83,24 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
         else:
             FORMATS[name].save(sae, part, metadata)
     return out
+
+
+def export_activations(arm_folder: str | Path, format: str, out: str | Path, **options) -> dict:
+    """Writes an arm's firings for another tool to the folder `out`, whole or not at all; gives what the format says.
+
+    arm_folder: `RUN/arms/<arm>-s<seed>`, or its `primary`. options: those of the format's own function.
+    Raises UserError for an unknown format, an arm without firings and an `out` that is not empty.
+    """
+    from metasae.interop import delphi, neuronpedia, paper_cache
+
+    writers = {
+        "delphi": delphi.export_delphi,
+        "neuronpedia": neuronpedia.export_neuronpedia,
+        "paper_cache": paper_cache.export_paper_cache,
+    }
+    if format not in writers:
+        raise UserError(f"no format '{format}'{nearest(format, writers)}")
+    return writers[format](arm_folder, out, **options)
 
 
 def _read_notes(sae: SAE, where: str) -> None:
