@@ -24,6 +24,7 @@ from metasae.files import write_json
 from metasae.interop import checked
 from metasae.interop.detection import DICTIONARY_WEIGHTS as WEIGHTS
 from metasae.interop.identities import (
+    REFUSED,
     SAETensors,
     assemble,
     centred,
@@ -88,17 +89,14 @@ def load(path: Path) -> SAE:
     return assemble(tensors, SAEConfig(d, n, _CLASSES[kind].architecture, k, "none", metadata, rule), str(weights))
 
 
-def why_not(sae: SAE) -> str | None:
-    """Why an SAE cannot be written in this format; None where it can."""
-    return None if sae.config.normalize == "none" else "dictionary_learning does not normalise tokens"
-
-
 def save(sae: SAE, out: Path, metadata: dict) -> None:
     """Writes the class that has the SAE's rule.
 
     `AutoEncoderTopK` keeps the k largest, `AutoEncoder` has no thresholds, `BatchTopKSAE` one for all latents, and
-    `JumpReluAutoEncoder` one for each.
+    `JumpReluAutoEncoder` one for each. Raises UserError for an SAE that cannot be written in this format.
     """
+    if sae.config.normalize != "none":
+        raise UserError(f"{REFUSED} dictionary_learning: dictionary_learning does not normalise tokens")
     kind, state = _state(sae)
     layer = re.match(r"blocks\.(\d+)\.", str(metadata.get("hook_name")))
     trainer = {

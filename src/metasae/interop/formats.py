@@ -9,14 +9,14 @@ from types import ModuleType
 from typing import Any
 
 from metasae.errors import UserError, nearest
-from metasae.interop import address, checked, dictionary_learning, paper, saelens, sparsify
-from metasae.interop.detection import arm_of_run, known_format, primary_of, sae_at
+from metasae.interop import checked, dictionary_learning, paper, saelens, sparsify
+from metasae.interop.detection import PREFIX, arm_of_run, known_format, primary_of, sae_at
 from metasae.interop.identities import tensors_of
 from metasae.interop.outputs import new_folder
 from metasae.sae import folder as own
 from metasae.sae.sae import SAE
 
-# name -> module with load(path), why_not(sae) and save(sae, out, metadata)
+# name -> module with load(path) and save(sae, out, metadata)
 FORMATS: dict[str, ModuleType] = {
     "saelens": saelens,
     "sparsify": sparsify,
@@ -73,8 +73,6 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
     measured = {} if isinstance(sae, SAE) else _measured(primary_of(Path(sae)))
     sae = sae if isinstance(sae, SAE) else load(sae)
     tensors_of(sae)
-    if name != "metasae" and (why := FORMATS[name].why_not(sae)):
-        raise UserError(f"this SAE cannot be written as {name}: {why}")
     metadata = {**deepcopy(sae.config.metadata), **({"measured": measured} if measured else {})}
     metadata |= {"trained_architecture": sae.config.architecture, "k": sae.config.k}
     with new_folder(out) as part:
@@ -105,6 +103,7 @@ def export_activations(arm_folder: str | Path, format: str, out: str | Path, **o
 
 def _read_notes(sae: SAE, where: str) -> None:
     """Takes back what `export` noted because the format has no place of its own for it."""
+    sae.config.metadata.pop("sae_lens_version", None)
     if "trained_architecture" in sae.config.metadata:
         notes = own.notes_of(sae.config.metadata, where)
         sae.config.architecture, sae.config.metadata = notes.architecture or sae.config.architecture, notes.metadata
@@ -113,7 +112,7 @@ def _read_notes(sae: SAE, where: str) -> None:
 
 def _source(path: str | Path, place: Path) -> str:
     """The address with the revision that it led to, or the name of the file or folder."""
-    if not str(path).startswith(address.PREFIX):
+    if not str(path).startswith(PREFIX):
         return place.name
     commit = next((above.name for above in (place, *place.parents) if above.parent.name == "snapshots"), None)
     return str(path) if commit is None else f"{str(path).partition('@')[0]}@{commit}"

@@ -15,6 +15,8 @@ from torch import Tensor
 from metasae.errors import UserError
 from metasae.sae.sae import SAE, SAEConfig
 
+# How each format begins where it refuses to write an SAE.
+REFUSED = "this SAE cannot be written as"
 # Latents whose float64 copies are made at once.
 _COLUMNS = 4096
 

@@ -22,7 +22,7 @@ import torch
 
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.identities import SAETensors, assemble, centred, tensors_of, uncentred
+from metasae.interop.identities import REFUSED, SAETensors, assemble, centred, tensors_of, uncentred
 from metasae.sae.sae import SAE, SAEConfig
 
 _KINDS = ("batchtopk", "topk", "vanilla", "jumprelu")
@@ -70,17 +70,15 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
     return assemble(centred(tensors) if kind == "jumprelu" else tensors, config, where)
 
 
-def why_not(sae: SAE) -> str | None:
-    """Why an SAE cannot be written in this format; None where it can."""
-    if sae.b_enc.any() and sae.config.rule == "topk":
-        return "the paper's topk and batchtopk have no encoder bias"
-    if sae.b_enc.any() and sae.config.normalize == "token_eps":
-        return "the paper's code undoes with its eps only SAEs without encoder bias"
-    return None
-
-
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`."""
+    """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`.
+
+    Raises UserError for an SAE that cannot be written in this format.
+    """
+    if sae.b_enc.any() and sae.config.rule == "topk":
+        raise UserError(f"{REFUSED} paper: the paper's topk and batchtopk have no encoder bias")
+    if sae.b_enc.any() and sae.config.normalize == "token_eps":
+        raise UserError(f"{REFUSED} paper: the paper's code undoes with its eps only SAEs without encoder bias")
     tensors, ours = tensors_of(sae), metadata.get("metasae")
     label = ours.get("arm") if isinstance(ours, dict) else None
     label = label if isinstance(label, str) and re.fullmatch(r"\w+", label) else "sae"

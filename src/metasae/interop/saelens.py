@@ -77,8 +77,8 @@ def load(path: Path) -> SAE:
     theirs = checked.choice(cfg, "normalize_activations", where, _NORMALIZE, "none", _REFUSED_NORMALIZE)
     checked.choice(cfg, "reshape_activations", where, ("none",), "none", _REFUSED_RESHAPE)
     rescale = architecture in _TOPK and checked.flag(cfg, "rescale_acts_by_decoder_norm", where, False)
-    notes = _notes(checked.table(cfg, "metadata", where), where)
-    k = _k(cfg, n, where) if architecture in _TOPK else notes.k
+    metadata = checked.table(cfg, "metadata", where)
+    k = _k(cfg, n, where) if architecture in _TOPK else 1
 
     state = _state(path / own.WEIGHTS, architecture, d, n)
     tensors = _tensors(state, architecture, n)
@@ -90,17 +90,13 @@ def load(path: Path) -> SAE:
     scale = _scale(path / SCALER, where) if theirs == "expected_average_only_in" else 1.0
     tensors = norms_into_encoder(tensors, threshold=False) if rescale else unscaled(tensors, scale)
 
-    normalize = "token_eps" if theirs == "layer_norm" and notes.undone_with_eps else _NORMALIZE[theirs]
+    ours = "trained_architecture" in metadata and own.notes_of(metadata, where).undone_with_eps
+    normalize = "token_eps" if theirs == "layer_norm" and ours else _NORMALIZE[theirs]
     rule = "topk" if architecture == "topk" else "threshold"
-    config = SAEConfig(d, n, notes.architecture or architecture, k, normalize, notes.metadata, rule)
+    config = SAEConfig(d, n, architecture, k, normalize, metadata, rule)
     sae = assemble(tensors, config, str(path))
     # SAELens folds the norms after the scale, which leaves rows of unit length
     return sae.scaled(scale) if rescale else sae
-
-
-def why_not(sae: SAE) -> str | None:
-    """Why an SAE cannot be written in this format; None where it can."""
-    return None
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
@@ -131,13 +127,6 @@ def _modern(cfg: dict[str, Any], where: str) -> dict[str, Any]:
     elif function != "relu" and cfg["architecture"] != "topk":
         raise UserError(f"{where}: activation function {checked.shown(function)} is not known here, only relu and topk")
     return cfg
-
-
-def _notes(metadata: dict, where: str) -> own.Notes:
-    """Our own notes where `export` wrote the folder; another's metadata may hold a `k` of its own meaning."""
-    if "trained_architecture" in metadata:
-        return own.notes_of(metadata, where)
-    return own.Notes(None, 1, False, {key: value for key, value in metadata.items() if key != "sae_lens_version"})
 
 
 def _k(cfg: dict, n: int, where: str) -> int:

@@ -129,8 +129,6 @@ class Provided:
         return x_BD * self.scale if self.scale != 1.0 else x_BD
 
     def seek(self, position: int) -> None:
-        if position < self.position:
-            raise ValueError(f"a provider cannot go back from batch {self.position} to {position}")
         while self.position < position:
             self._draw()
 
