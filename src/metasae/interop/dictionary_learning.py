@@ -32,7 +32,6 @@ from metasae.interop.identities import (
     has_unit_rows,
     norms_into_encoder,
     tensors_of,
-    uncentred,
 )
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -76,13 +75,15 @@ def load(path: Path) -> SAE:
     Raises UserError for what is damaged or another class.
     """
     weights = path / WEIGHTS if path.is_dir() else path
-    where = str(_config_of(weights))
     config = checked.read_json(_config_of(weights))
+    where = str(_config_of(weights))
     trainer = checked.table(config, "trainer", where)
     kind = checked.choice(trainer, "dict_class", f"{where}: trainer", _CLASSES)
     state = checked.state_of(checked.read_pt(weights), weights)
     d, n = _size(state, str(weights))
-    k = _k(trainer, state, n, where) if kind in _WITH_K else 1
+    k = checked.count(trainer, "k", f"{where}: trainer", n) if kind in _WITH_K else 1
+    if kind in _WITH_K and "k" in state and (state["k"].numel() != 1 or state["k"].item() != k):
+        raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")
     tensors = _tensors(state, kind, d, n, str(weights))
     rule = "topk" if kind == "AutoEncoderTopK" else "threshold"
     metadata = _metadata(config, trainer, where)
@@ -130,7 +131,7 @@ def _state(sae: SAE) -> tuple[str, dict[str, Tensor]]:
         return "AutoEncoder", {**linear, "bias": tensors.b_dec}
     if (tensors.threshold == tensors.threshold[0]).all():
         return "BatchTopKSAE", {**linear, "b_dec": tensors.b_dec, "k": k, "threshold": tensors.threshold[0]}
-    return "JumpReluAutoEncoder", {name: tensor.contiguous() for name, tensor in vars(uncentred(tensors)).items()}
+    return "JumpReluAutoEncoder", {name: tensor.contiguous() for name, tensor in vars(centred(tensors, -1.0)).items()}
 
 
 def _config_of(weights: Path) -> Path:
@@ -147,13 +148,6 @@ def _size(state: dict[str, Tensor], where: str) -> tuple[int, int]:
         raise UserError(f"{where} lacks a matrix 'encoder.weight' or 'W_enc'")
     rows, columns = state[name].shape
     return (columns, rows) if name == "encoder.weight" else (rows, columns)
-
-
-def _k(trainer: dict, state: dict[str, Tensor], n: int, where: str) -> int:
-    k = checked.count(trainer, "k", f"{where}: trainer", n)
-    if "k" in state and (state["k"].numel() != 1 or state["k"].item() != k):
-        raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")
-    return k
 
 
 def _tensors(state: dict[str, Tensor], kind: str, d: int, n: int, where: str) -> SAETensors:

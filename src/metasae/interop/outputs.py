@@ -63,4 +63,3 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], np.d
         for _, _, pieces in tensors.values():
             for piece in pieces:
                 file.write(np.ascontiguousarray(piece))
-        assert file.tell() == 8 + len(text) + end, "the pieces are not as many numbers as the shapes say"

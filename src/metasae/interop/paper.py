@@ -22,7 +22,7 @@ import torch
 
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.identities import REFUSED, SAETensors, assemble, centred, tensors_of, uncentred
+from metasae.interop.identities import REFUSED, SAETensors, assemble, centred, tensors_of
 from metasae.sae.sae import SAE, SAEConfig
 
 _KINDS = ("batchtopk", "topk", "vanilla", "jumprelu")
@@ -83,7 +83,7 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
     label = ours.get("arm") if isinstance(ours, dict) else None
     label = label if isinstance(label, str) and re.fullmatch(r"\w+", label) else "sae"
     kind = "topk" if sae.config.rule == "topk" else "jumprelu" if sae.b_enc.any() else "batchtopk"
-    state = vars(uncentred(tensors) if kind == "jumprelu" else tensors)
+    state = vars(centred(tensors, -1.0) if kind == "jumprelu" else tensors)
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     if kind != "jumprelu":
         del state["threshold"]

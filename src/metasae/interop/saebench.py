@@ -1,7 +1,7 @@
 """SAEBench 0.6: our SAEs under its evaluations.
 
 Its contract for an SAE of one's own: W_enc, W_dec with unit rows, b_enc, b_dec, encode(x), decode(acts), a `cfg` with
-the fields of `BenchConfig`, and a rule that does not depend on the batch. It calls encode and decode apart from each
+the fields that `_config_of` gives it, and a rule that does not depend on the batch. It calls encode and decode apart from each
 other, so decode may know nothing of x but its activations.
 
 `meta_structure` needs the decoder rows alone; the other evaluations load their model and data sets from the hub by
@@ -13,9 +13,10 @@ import json
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, make_dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,43 +32,10 @@ from metasae.sae.sae import SAE, Codes
 CUSTOM, SEED = "custom_sae", 42
 
 
-@dataclass
-class BenchConfig:
-    """What SAEBench reads of an SAE's `cfg`, itself or through SAELens.
-
-    metasae: arm, seed and data of an SAE that we trained.
-    """
-
-    model_name: str
-    d_in: int
-    d_sae: int
-    hook_layer: int
-    hook_name: str
-    context_size: int | None
-    architecture: str
-    prepend_bos: bool = True
-    normalize_activations: str = "none"
-    dtype: str = "float32"
-    device: str = "cpu"
-    dataset_path: str = ""
-    training_tokens: int = -1
-    activation_fn_str: str = "relu"
-    activation_fn_kwargs: dict = field(default_factory=dict)
-    apply_b_dec_to_input: bool = True
-    hook_head_index: int | None = None
-    model_from_pretrained_kwargs: dict = field(default_factory=dict)
-    dataset_trust_remote_code: bool = False
-    metasae: dict = field(default_factory=dict)
-
-    def to_dict(self) -> dict:
-        """The fields alone: SAEBench sets further attributes, which are not JSON."""
-        return asdict(self)
-
-
 class BenchSAE(nn.Module):
     """A `metasae.SAE` as SAEBench calls one. Made by `adapt`. forward(x) is decode(encode(x)), to the bit."""
 
-    def __init__(self, sae: SAE, cfg: BenchConfig):
+    def __init__(self, sae: SAE, cfg: Any):
         super().__init__()
         self.sae, self.cfg = sae, cfg
 
@@ -143,23 +111,17 @@ def evaluate(
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []), torch.enable_grad():
             torch.manual_seed(seed)
             if evaluation == "meta_structure":
-                result = _meta_structure(deepcopy(bench), name, values, device)
+                # a fresh BatchTopK SAE is trained on the decoder rows; how much of their variance does it explain?
+                module = importlib.import_module("sae_bench.evals.meta_structure.main")
+                config = module.MetaStructureEvalConfig(**values)
+                output = module.run_eval_single_sae(name, CUSTOM, deepcopy(bench), config, device)
+                result = json.loads(output.to_json())
             else:
                 result = _from_hub(evaluation, deepcopy(bench), name, values, path, device)
         # SAEBench writes the commit of whatever repository it is called in
         results[evaluation] = {**result, "sae_bench_commit_hash": f"sae-bench {metadata.version('sae-bench')}"}
         files.write_json(path, results[evaluation])
     return results
-
-
-def _meta_structure(bench: BenchSAE, name: str, values: dict, device: str) -> dict:
-    """How much of the decoder rows' variance a fresh BatchTopK SAE explains.
-
-    SAELens trains it on them, and its batch top-k is over all rows.
-    """
-    module = importlib.import_module("sae_bench.evals.meta_structure.main")
-    config = module.MetaStructureEvalConfig(**values)
-    return json.loads(module.run_eval_single_sae(name, CUSTOM, bench, config, device).to_json())
 
 
 def _from_hub(evaluation: str, bench: BenchSAE, name: str, values: dict, path: Path, device: str) -> dict:
@@ -180,8 +142,13 @@ def _from_hub(evaluation: str, bench: BenchSAE, name: str, values: dict, path: P
     return files.read_json(written)
 
 
-def _config_of(sae: SAE, rows_alone: bool) -> BenchConfig:
-    """rows_alone: whether the place in a model may be unknown."""
+def _config_of(sae: SAE, rows_alone: bool) -> Any:
+    """What SAEBench reads of an SAE's `cfg`, itself or through SAELens.
+
+    A dataclass, as some evaluations take it apart by `dataclasses.asdict`; `to_dict` leaves out what SAEBench sets
+    beside the fields, which is not JSON. rows_alone: whether the place in a model may be unknown. metasae: arm, seed
+    and data of an SAE that we trained.
+    """
     noted, config = sae.config.metadata, sae.config
     ours = noted.get("metasae", {})
     place = {key: noted.get(key) or ("unknown" if rows_alone else None) for key in ("model_name", "hook_name")}
@@ -192,20 +159,28 @@ def _config_of(sae: SAE, rows_alone: bool) -> BenchConfig:
     if number is None and not rows_alone:
         raise UserError(f"the hook '{place['hook_name']}' names no layer, and SAEBench needs its number")
     topk = config.rule == "topk"
-    return BenchConfig(
+    values = {
         **place,
-        context_size=noted.get("context_size"),
-        d_in=config.d_in,
-        d_sae=config.d_sae,
-        hook_layer=int(number[0]) if number else -1,
-        architecture="topk" if topk else "jumprelu",
-        activation_fn_str="topk" if topk else "relu",
-        activation_fn_kwargs={"k": config.k} if topk else {},
-        prepend_bos=bool(noted.get("prepend_bos", True)),
-        dataset_path=noted.get("dataset_path") or "",
-        training_tokens=ours.get("recipe", {}).get("train", {}).get("tokens", -1),
-        metasae={key: ours[key] for key in ("version", "arm", "seed", "data_fingerprint") if key in ours},
-    )
+        "context_size": noted.get("context_size"),
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "hook_layer": int(number[0]) if number else -1,
+        "hook_head_index": None,
+        "architecture": "topk" if topk else "jumprelu",
+        "activation_fn_str": "topk" if topk else "relu",
+        "activation_fn_kwargs": {"k": config.k} if topk else {},
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "prepend_bos": bool(noted.get("prepend_bos", True)),
+        "dtype": "float32",
+        "device": "cpu",
+        "model_from_pretrained_kwargs": {},
+        "dataset_path": noted.get("dataset_path") or "",
+        "dataset_trust_remote_code": False,
+        "training_tokens": ours.get("recipe", {}).get("train", {}).get("tokens", -1),
+        "metasae": {key: ours[key] for key in ("version", "arm", "seed", "data_fingerprint") if key in ours},
+    }
+    return make_dataclass("BenchConfig", values, namespace={"to_dict": asdict})(**values)
 
 
 def _refuse_normalised(sae: SAE) -> None:

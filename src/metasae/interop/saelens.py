@@ -82,9 +82,15 @@ def load(path: Path) -> SAE:
 
     state = _state(path / own.WEIGHTS, architecture, d, n)
     tensors = _tensors(state, architecture, n)
-    if "scaling_factor" in state:
-        on = checked.flag(cfg, "finetuning_scaling_factor", where, False)
-        tensors = _finetuned(tensors, state["scaling_factor"], on, where)
+    # a factor on each activation before W_dec, learnt after training; it goes into the rows
+    factor = state.get("scaling_factor", torch.ones(n))
+    if not torch.allclose(factor, torch.ones(n)):
+        if not checked.flag(cfg, "finetuning_scaling_factor", where, False):
+            raise UserError(
+                f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, "
+                "so its meaning is not clear"
+            )
+        tensors = replace(tensors, W_dec=tensors.W_dec * factor[:, None])
     if not checked.flag(cfg, "apply_b_dec_to_input", where, True):
         tensors = centred(tensors)
     scale = _scale(path / SCALER, where) if theirs == "expected_average_only_in" else 1.0
@@ -159,18 +165,6 @@ def _tensors(state: dict[str, Tensor], architecture: str, n: int) -> SAETensors:
     b_enc = state["b_mag" if architecture == "gated" else "b_enc"]
     tensors = SAETensors(state["W_enc"], b_enc, state["W_dec"], state["b_dec"], threshold.expand(n))
     return gated(tensors, state["r_mag"], state["b_gate"]) if architecture == "gated" else tensors
-
-
-def _finetuned(tensors: SAETensors, factor: Tensor, on: bool, where: str) -> SAETensors:
-    """A factor on each activation before W_dec, learnt after training; it goes into the rows."""
-    if torch.allclose(factor, torch.ones_like(factor)):
-        return tensors
-    if not on:
-        raise UserError(
-            f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, "
-            "so its meaning is not clear"
-        )
-    return replace(tensors, W_dec=tensors.W_dec * factor[:, None])
 
 
 def _scale(path: Path, where: str) -> float:

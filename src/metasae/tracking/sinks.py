@@ -1,24 +1,65 @@
-"""Weights & Biases: one run per SAE, in a group named after the run folder.
+"""Where numbers go: TensorBoard or Weights & Biases, which have the same methods.
 
-WANDB_MODE=offline keeps all on this machine.
+    last(name) -> int               the last step that is there already, 0 for none
+    curves(name, step, numbers)     of one step in training
+    measures(name, step, numbers)   of the SAE after `step` steps
+    close()                         everything is written when this returns
+
+name: of an SAE, `solo-s0`. numbers: dotted name -> value.
 """
 
+import importlib.util
 import os
+import shutil
 import uuid
 from pathlib import Path
 
 from metasae import files
 from metasae.arms.folder import read_object
-from metasae.errors import UserError
+from metasae.errors import UserError, install_hint
 from metasae.files import toml
 
+# The name of each sink, which is that of its package, and what it is called.
+SINKS = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 PROJECT = "metasae"
 # SAE -> its run there, so that a later call goes on with the same one
 IDS = "wandb.json"
 
 
+class TensorBoard:
+    """TensorBoard's event files in RUN/tensorboard, one folder of events per SAE.
+
+    They are written anew from the record, which is small, so no step is there twice.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self._writers = folder / "tensorboard", {}
+
+    def last(self, name: str) -> int:
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+        return 0
+
+    def curves(self, name: str, step: int, numbers: dict[str, float]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if name not in self._writers:
+            self._writers[name] = SummaryWriter(str(self._folder / name))
+        for key, value in numbers.items():
+            self._writers[name].add_scalar(key, value, step)
+
+    measures = curves
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
 class WandB:
-    """project: WANDB_PROJECT or 'metasae' where None. Raises UserError where the service would ask for a key."""
+    """Weights & Biases: one run per SAE, in a group named after the run folder.
+
+    WANDB_MODE=offline keeps all on this machine. project: WANDB_PROJECT or 'metasae' where None. Raises UserError where
+    the service would ask for a key.
+    """
 
     def __init__(self, folder: Path, project: str | None = None):
         import wandb
@@ -50,17 +91,14 @@ class WandB:
 
     def _run_of(self, name: str):
         """SAEs are trained one after another, so one run is open at a time."""
-        if name != self._name:
-            self.close()
-            self._run, self._name = self._start(name), name
-        return self._run
-
-    def _start(self, name: str):
+        if name == self._name:
+            return self._run
+        self.close()
         if name not in self._ids:
             self._ids[name] = uuid.uuid4().hex[:16]
             files.write_json(self._folder / IDS, self._ids)
         group = self._folder.resolve().name
-        return self._wandb.init(
+        self._run = self._wandb.init(
             project=self._project,
             group=group,
             name=f"{group}/{name}",
@@ -70,6 +108,8 @@ class WandB:
             dir=str(self._folder),
             settings=self._wandb.Settings(silent=True, console="off"),
         )
+        self._name = name
+        return self._run
 
 
 def _has_key(wandb) -> bool:
@@ -96,3 +136,20 @@ def _recipe(folder: Path, name: str) -> dict:
     if (folder / "recipe.toml").is_file():
         return toml.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
     return files.read_json(folder / "plan.json").get("base", {})
+
+
+Sink = TensorBoard | WandB
+
+
+def check_sink(to: str) -> None:
+    """Raises UserError for a name that is none, and where its package is not installed."""
+    if to not in SINKS:
+        raise UserError(f"nothing is known of tracking with '{to}'; choose {' or '.join(SINKS)}")
+    if importlib.util.find_spec(to) is None:
+        raise UserError(f"tracking with {SINKS[to]} needs its package: {install_hint('tracking')}")
+
+
+def open_sink(to: str, folder: str | Path, project: str | None = None) -> Sink:
+    """Raises UserError for a name that is none, a package that is missing, and a service that knows no key."""
+    check_sink(to)
+    return TensorBoard(Path(folder)) if to == "tensorboard" else WandB(Path(folder), project)
