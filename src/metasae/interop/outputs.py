@@ -36,9 +36,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield part
         part.replace(out)
     except OSError as error:
-        why = error.strerror or error
         raise UserError(
-            f"cannot write {out}: {why}; free some space or choose another folder, then export again"
+            f"cannot write {out}: {error.strerror or error}; "
+            "free some space or choose another folder, then export again"
         ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -43,7 +43,7 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
         if part not in checkpoint:
             raise UserError(f"{where} lacks '{part}': it is no checkpoint of the paper's code")
     cfg = checked.table(checkpoint, "cfg", where)
-    kind = checked.text(cfg, "sae_type", where, "batchtopk").lower()
+    kind = checked.typed(cfg, "sae_type", where, str, "batchtopk").lower()
     checked.choice({"sae_type": kind}, "sae_type", where, _KINDS)
     d, n = checked.count(cfg, "act_size", where), checked.count(cfg, "dict_size", where)
     selects = kind in ("batchtopk", "topk")
@@ -62,7 +62,7 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
         state["b_enc"] = torch.zeros(n)
     tensors = SAETensors(**state)
     normalize = "token" if thresholds is None else "token_eps"
-    if not checked.flag(cfg, "input_unit_norm", where, False):
+    if not checked.typed(cfg, "input_unit_norm", where, bool, False):
         normalize = "none"
     rule = "topk" if selects and thresholds is None else "threshold"
     metadata = _metadata(checkpoint, cfg, where) | ({"thresholds": thresholds.name} if thresholds else {})

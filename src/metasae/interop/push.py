@@ -161,8 +161,10 @@ def _refuse_unfinished(folder: Path) -> None:
             raise UserError(f"{folder} is not finished: {arm.label} is not {what}; {again}")
     missing = checked.read_json(folder / "compare.json").get("missing")
     if missing:
-        first = checked.shown(missing[0])
-        raise UserError(f"{folder} was compared before {first} was measured; run `metasae compare {folder}` first")
+        raise UserError(
+            f"{folder} was compared before {checked.shown(missing[0])} was measured; "
+            f"run `metasae compare {folder}` first"
+        )
 
 
 def _check(name: str, path: Path, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """SAEBench 0.6: our SAEs under its evaluations.
 
 Its contract for an SAE of one's own: W_enc, W_dec with unit rows, b_enc, b_dec, encode(x), decode(acts), a `cfg` with
-the fields that `_config_of` gives it, and a rule that does not depend on the batch. It calls encode and decode apart from each
-other, so decode may know nothing of x but its activations.
+the fields that `_config_of` gives it, and a rule that does not depend on the batch. It calls encode and decode apart
+from each other, so decode may know nothing of x but its activations.
 
 `meta_structure` needs the decoder rows alone; the other evaluations load their model and data sets from the hub by
 name. Results lie where SAEBench looks for them, `OUT/EVAL/NAME_custom_sae_eval_results.json`.

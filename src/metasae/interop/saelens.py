@@ -76,7 +76,7 @@ def load(path: Path) -> SAE:
     d, n = checked.count(cfg, "d_in", where), checked.count(cfg, "d_sae", where)
     theirs = checked.choice(cfg, "normalize_activations", where, _NORMALIZE, "none", _REFUSED_NORMALIZE)
     checked.choice(cfg, "reshape_activations", where, ("none",), "none", _REFUSED_RESHAPE)
-    rescale = architecture in _TOPK and checked.flag(cfg, "rescale_acts_by_decoder_norm", where, False)
+    rescale = architecture in _TOPK and checked.typed(cfg, "rescale_acts_by_decoder_norm", where, bool, False)
     metadata = checked.table(cfg, "metadata", where)
     k = _k(cfg, n, where) if architecture in _TOPK else 1
 
@@ -85,13 +85,13 @@ def load(path: Path) -> SAE:
     # a factor on each activation before W_dec, learnt after training; it goes into the rows
     factor = state.get("scaling_factor", torch.ones(n))
     if not torch.allclose(factor, torch.ones(n)):
-        if not checked.flag(cfg, "finetuning_scaling_factor", where, False):
+        if not checked.typed(cfg, "finetuning_scaling_factor", where, bool, False):
             raise UserError(
                 f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, "
                 "so its meaning is not clear"
             )
         tensors = replace(tensors, W_dec=tensors.W_dec * factor[:, None])
-    if not checked.flag(cfg, "apply_b_dec_to_input", where, True):
+    if not checked.typed(cfg, "apply_b_dec_to_input", where, bool, True):
         tensors = centred(tensors)
     scale = _scale(path / SCALER, where) if theirs == "expected_average_only_in" else 1.0
     tensors = norms_into_encoder(tensors, threshold=False) if rescale else unscaled(tensors, scale)

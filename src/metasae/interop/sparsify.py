@@ -38,7 +38,7 @@ def load(path: Path) -> SAE:
         else d * checked.count(cfg, "expansion_factor", where)
     )
     for key, why in _REFUSED.items():
-        if checked.flag(cfg, key, where, False):
+        if checked.typed(cfg, key, where, bool, False):
             raise UserError(f"{where}: {key} = true cannot be represented: {why}")
     checked.choice(
         cfg, "activation", where, ("topk",), "topk", {"groupmax": "it takes the largest latent of each group"}

@@ -121,8 +121,8 @@ def _has_key(wandb) -> bool:
 
 def _config(folder: Path, name: str) -> dict:
     """The recipe with dotted keys, and which SAE of it this is."""
-    tables = {table: values for table, values in _recipe(folder, name).items() if isinstance(values, dict)}
-    flat = {f"{table}.{key}": value for table, values in tables.items() for key, value in values.items()}
+    tables = ((table, values) for table, values in _recipe(folder, name).items() if isinstance(values, dict))
+    flat = {f"{table}.{key}": value for table, values in tables for key, value in values.items()}
     arm, _, seed = name.partition("-s")
     return {**flat, "arm": arm, "seed": int(seed.partition("-")[0])}
 
