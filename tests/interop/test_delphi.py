@@ -198,8 +198,6 @@ def test_impossible_sizes_names_and_options(tmp_path):
     ]:
         with pytest.raises(UserError, match=words):
             export_activations(tmp_path / "arm", "delphi", tmp_path / "out", **options)
-    with pytest.raises(UserError, match="no format 'delpi'; did you mean 'delphi'"):
-        export_activations(tmp_path / "arm", "delpi", tmp_path / "out")
 
 
 def test_a_strangers_notes_cannot_break_the_config(tmp_path):

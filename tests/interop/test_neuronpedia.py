@@ -119,9 +119,7 @@ def test_batches_hold_so_many_latents(tmp_path, monkeypatch):
 
 
 def test_the_tables_of_one_line(tmp_path):
-    folder, facts = export(
-        tmp_path, random_firings(), creator="Us", release="ours", hub=("us/saes", "arms/joint-s0/primary")
-    )
+    folder, facts = export(tmp_path, random_firings(), creator="Us", release="ours")
     tables = {
         name: json.loads((folder / f"{name}.jsonl").read_text()) for name in ("release", "model", "sourceset", "source")
     }
@@ -135,7 +133,6 @@ def test_the_tables_of_one_line(tmp_path):
         tables["sourceset"]["releaseName"] == tables["release"]["name"] == "ours"
         and tables["release"]["creatorName"] == "Us"
     )
-    assert (tables["source"]["hfRepoId"], tables["source"]["hfFolderId"]) == ("us/saes", "arms/joint-s0/primary")
     assert tables["source"]["num_tokens_in_prompt"] == 32
     for line in lines(folder, "features") + lines(folder, "activations"):
         assert (line["modelId"], line["layer"]) == ("small-model", facts["source"])
@@ -182,18 +179,27 @@ def test_two_exports_differ_in_their_time_alone(tmp_path):
         ]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"model_id": "../up"}, "'../up' cannot be a model_id"),
-        ({"source_set": "a/b"}, "'a/b' cannot be a source_set"),
-        ({"context": -1}, "rows need a length"),
-    ],
-)
-def test_impossible_names_and_sizes_write_nothing(tmp_path, options, words):
+@pytest.mark.parametrize(("name", "model"), [("../up", "up"), ("a\\b", "a-b"), ("x/-Y.", "y"), (5, "5")])
+def test_a_hostile_name_is_made_one_that_stays_in_the_folder(tmp_path, name, model):
+    write_arm(tmp_path / "arm", random_firings(), arm="../x", model_name=name)
+    facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer())
+    assert (facts["model"], facts["set"]) == (model, "metasae--x-s0")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [model]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arm", "out"]
+
+
+@pytest.mark.parametrize("name", ["maker/..", "/", "", None])
+def test_an_sae_without_a_models_name_is_refused(tmp_path, name):
+    write_arm(tmp_path / "arm", random_firings(), model_name=name)
+    with pytest.raises(UserError, match="does not say its model"):
+        export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_impossible_size_writes_nothing(tmp_path):
     write_arm(tmp_path / "arm", random_firings())
-    with pytest.raises(UserError, match=words) as caught:
-        export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer(), **options)
+    with pytest.raises(UserError, match="rows need a length") as caught:
+        export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer(), context=-1)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 

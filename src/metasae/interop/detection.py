@@ -152,8 +152,7 @@ def refuse_run_folder(path: Path) -> None:
     trained = sorted(str(arm.folder) for arm in RunFolder(path).arms() if arm.is_trained)
     if not trained:
         raise UserError(f"{path} is a run folder in which no arm is trained yet; run `metasae run` on it first")
-    more = " ..." if len(trained) > 12 else ""
-    raise UserError(f"{path} is a run folder; give one of {', '.join(trained[:12])}{more}")
+    raise UserError(f"{path} is a run folder; give one of {', '.join(trained[:12])}{' ...' if trained[12:] else ''}")
 
 
 def known_format(format: str) -> str:

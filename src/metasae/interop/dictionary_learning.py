@@ -86,7 +86,14 @@ def load(path: Path) -> SAE:
         raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")
     tensors = _tensors(state, kind, d, n, str(weights))
     rule = "topk" if kind == "AutoEncoderTopK" else "threshold"
-    metadata = _metadata(config, trainer, where)
+    # the hook, the model and the context by the names that SAELens has, beside our own metadata and the trainer's
+    place = re.fullmatch(r"resid_(pre|post)_layer_(\d+)", str(trainer.get("submodule_name")))
+    known = {
+        "model_name": trainer.get("lm_name"),
+        "hook_name": f"blocks.{place[2]}.hook_resid_{place[1]}" if place else None,
+        "context_size": checked.table(config, "buffer", where).get("ctx_len"),
+    }
+    metadata = checked.without_none(known) | {"trainer": trainer} | checked.table(config, "metadata", where)
     return assemble(tensors, SAEConfig(d, n, _CLASSES[kind].architecture, k, "none", metadata, rule), str(weights))
 
 
@@ -171,14 +178,3 @@ def _tensors(state: dict[str, Tensor], kind: str, d: int, n: int, where: str) ->
     if kind == "AutoEncoder" and not has_unit_rows(tensors):
         return norms_into_encoder(tensors, threshold=True)
     return tensors
-
-
-def _metadata(config: dict, trainer: dict, where: str) -> dict:
-    """The hook, the model and the context by the names that SAELens has, beside our own metadata and the trainer's."""
-    place = re.fullmatch(r"resid_(pre|post)_layer_(\d+)", str(trainer.get("submodule_name")))
-    known = {
-        "model_name": trainer.get("lm_name"),
-        "hook_name": f"blocks.{place[2]}.hook_resid_{place[1]}" if place else None,
-        "context_size": checked.table(config, "buffer", where).get("ctx_len"),
-    }
-    return checked.without_none(known) | {"trainer": trainer} | checked.table(config, "metadata", where)

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from metasae.errors import UserError, nearest
 from metasae.interop import checked, dictionary_learning, paper, saelens, sparsify
 from metasae.interop.detection import PREFIX, arm_of_run, known_format, primary_of, sae_at
 from metasae.interop.identities import tensors_of
@@ -56,7 +55,12 @@ def load(
         checked.read_json(place / own.CONFIG)
         return own.load(place)
     sae = paper.load(place, Path(thresholds)) if thresholds is not None else FORMATS[name].load(place)
-    _read_notes(sae, str(place))
+    sae.config.metadata.pop("sae_lens_version", None)
+    if "trained_architecture" in sae.config.metadata:
+        # what `export` noted because the format has no place of its own for it
+        notes = own.notes_of(sae.config.metadata, str(place))
+        sae.config.architecture, sae.config.metadata = notes.architecture or sae.config.architecture, notes.metadata
+        sae.config.k = notes.k if sae.config.rule == "threshold" else sae.config.k
     source = {"format": name, "architecture": sae.config.architecture, "from": _source(path, place)}
     sae.config.metadata.setdefault("imported", source)
     return sae
@@ -87,7 +91,7 @@ def export_activations(arm_folder: str | Path, format: str, out: str | Path, **o
     """Writes an arm's firings for another tool to the folder `out`, whole or not at all; gives what the format says.
 
     arm_folder: `RUN/arms/<arm>-s<seed>`, or its `primary`. options: those of the format's own function.
-    Raises UserError for an unknown format, an arm without firings and an `out` that is not empty.
+    Raises UserError for an arm without firings and an `out` that is not empty.
     """
     from metasae.interop import delphi, neuronpedia, paper_cache
 
@@ -96,18 +100,7 @@ def export_activations(arm_folder: str | Path, format: str, out: str | Path, **o
         "neuronpedia": neuronpedia.export_neuronpedia,
         "paper_cache": paper_cache.export_paper_cache,
     }
-    if format not in writers:
-        raise UserError(f"no format '{format}'{nearest(format, writers)}")
     return writers[format](arm_folder, out, **options)
-
-
-def _read_notes(sae: SAE, where: str) -> None:
-    """Takes back what `export` noted because the format has no place of its own for it."""
-    sae.config.metadata.pop("sae_lens_version", None)
-    if "trained_architecture" in sae.config.metadata:
-        notes = own.notes_of(sae.config.metadata, where)
-        sae.config.architecture, sae.config.metadata = notes.architecture or sae.config.architecture, notes.metadata
-        sae.config.k = notes.k if sae.config.rule == "threshold" else sae.config.k
 
 
 def _source(path: str | Path, place: Path) -> str:

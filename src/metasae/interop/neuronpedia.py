@@ -62,27 +62,23 @@ def export_neuronpedia(
     arm_folder: str | Path,
     out: str | Path,
     *,
-    model_id: str | None = None,
-    source_set: str | None = None,
     release: str = "metasae",
     creator: str = "",
     creator_id: str = NOBODY,
     context: int | None = None,
     top: int = 20,
-    hub: tuple[str, str] | None = None,
     tokenizer=None,
     progress: Progress = SILENT,
 ) -> dict:
     """Writes an arm's latents for Neuronpedia's import; gives the path of the source's folder and what was counted.
 
-    model_id, source_set: names on Neuronpedia; None for the model's and `metasae-<arm>-s<seed>`. release, creator:
-    shown with them. context: tokens of a row, None for the SAE's own context. top: rows per latent. hub: repository and
-    folder of the weights. tokenizer: a Hugging Face one; None for that of the recipe's model. Explanations are read
-    from the arm's interp.json where its latents have them. Raises UserError where the arm keeps no firings, `out` is
-    not empty, or a name or size is impossible.
+    It is named after the model, and its set `metasae-<arm>-s<seed>`. release, creator: shown with them. context: tokens
+    of a row, None for the SAE's own context. top: rows per latent. tokenizer: a Hugging Face one; None for that of the
+    recipe's model. Explanations are read from the arm's interp.json where its latents have them. Raises UserError where
+    the arm keeps no firings or does not say which model it belongs to, `out` is not empty, or a size is impossible.
     """
     stored = stored_firings(arm_folder, progress)
-    view, names = stored.by_latent, _names(stored, model_id, source_set)
+    view, names = stored.by_latent, _names(stored)
     length = row_length(stored.metadata, context)
     grid = grid_of(stored.firings.documents, stored.firings.positions, length)
     strings = stored.strings(tokenizer)
@@ -93,7 +89,7 @@ def export_neuronpedia(
     with new_folder(Path(out)) as part, progress.task("neuronpedia", view.n_latents, "latents") as task:
         folder = part / names["model"] / names["source"]
         folder.mkdir(parents=True)
-        for name, line in _tables(stored, grid, names, release, creator, creator_id, now, hub).items():
+        for name, line in _tables(stored, grid, names, release, creator, creator_id, now).items():
             (folder / f"{name}.jsonl").write_text(json.dumps(line) + "\n", encoding="ascii")
         for number, first in enumerate(range(0, view.n_latents, BATCH)):
             latents = range(first, min(first + BATCH, view.n_latents))
@@ -110,20 +106,15 @@ def export_neuronpedia(
     return {"folder": str(Path(out) / names["model"] / names["source"]), **names, **counts}
 
 
-def _names(stored: StoredFirings, model_id: str | None, source_set: str | None) -> dict[str, str]:
-    """model, set, source and hook. Raises UserError for what cannot name a folder and a page."""
+def _names(stored: StoredFirings) -> dict[str, str]:
+    """model, set, source and hook. Raises UserError for an SAE that does not say its model."""
     site = re.search(r"(?:blocks|layers|h)\.(\d+)(?:\.|$)", stored.hook)
     known = str(stored.metadata.get("model_name") or "").rpartition("/")[2]
-    model = model_id or re.sub(r"[^\w.-]+", "-", known).strip("-.").lower()
-    own = f"metasae-{stored.arm.name}-s{stored.notes.get('seed', 0)}".lower()
-    wanted = source_set or re.sub(r"[^a-z0-9-]+", "-", own)
-    for what, name, pattern in (("model_id", model, r"\w[\w.-]*"), ("source_set", wanted, r"[a-z0-9][a-z0-9_-]*")):
-        if not re.fullmatch(pattern, name):
-            raise UserError(
-                f"{checked.shown(name)} cannot be a {what} on Neuronpedia; "
-                f"give {what}= in lower-case letters, digits and dashes"
-            )
-    return {"model": model, "set": wanted, "source": f"{site[1] if site else 0}-{wanted}", "hook": stored.hook}
+    model = re.sub(r"[^\w.-]+", "-", known).strip("-.").lower()
+    if not model:
+        raise UserError(f"{stored.arm.folder} does not say its model (model_name in the metadata of its cfg.json)")
+    source_set = re.sub(r"[^a-z0-9-]+", "-", f"metasae-{stored.arm.name}-s{stored.notes.get('seed', 0)}".lower())
+    return {"model": model, "set": source_set, "source": f"{site[1] if site else 0}-{source_set}", "hook": stored.hook}
 
 
 def _tables(
@@ -134,12 +125,10 @@ def _tables(
     creator: str,
     creator_id: str,
     now: str,
-    hub: tuple[str, str] | None,
 ) -> dict[str, dict]:
     """The four tables of one line."""
     creation, model = {"creatorId": creator_id, "createdAt": now}, names["model"]
     what = f"{names['hook']}, {stored.by_latent.n_latents} latents"
-    repo, place = hub or (None, None)
     return {
         "release": {
             "name": release,
@@ -174,8 +163,8 @@ def _tables(
             "dataset": str(stored.metadata.get("dataset_path") or ""),
             "num_prompts": grid.n_rows,
             "num_tokens_in_prompt": grid.length,
-            "hfRepoId": repo,
-            "hfFolderId": place,
+            "hfRepoId": None,
+            "hfFolderId": None,
             "visibility": "PUBLIC",
             "inferenceEnabled": False,
             **creation,

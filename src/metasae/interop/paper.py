@@ -89,15 +89,9 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
         del state["threshold"]
     if kind == "batchtopk":
         np.save(out / f"thresholds_{label}.npy", tensors.threshold.numpy(), allow_pickle=False)
-    # JSON, so that nothing but plain values is read back
-    payload = {"cfg": _cfg(sae, kind, metadata), "state_dict": state, "metadata": json.dumps(metadata, allow_nan=False)}
-    torch.save(payload, out / f"{label}_primary_sae.pt")
-
-
-def _cfg(sae: SAE, kind: str, metadata: dict) -> dict:
-    """What the paper's classes and scripts read from a checkpoint's cfg."""
     place = _SITE.fullmatch(str(metadata.get("hook_name")))
-    return {
+    # what the paper's classes and scripts read
+    cfg = {
         "sae_type": kind,
         "act_size": sae.config.d_in,
         "dict_size": sae.n_latents,
@@ -118,6 +112,9 @@ def _cfg(sae: SAE, kind: str, metadata: dict) -> dict:
         "site": place[2] if place else None,
         "hook_point": metadata.get("hook_name"),
     }
+    # JSON, so that nothing but plain values is read back
+    payload = {"cfg": cfg, "state_dict": state, "metadata": json.dumps(metadata, allow_nan=False)}
+    torch.save(payload, out / f"{label}_primary_sae.pt")
 
 
 def _only_checkpoint(folder: Path) -> Path:

@@ -81,7 +81,14 @@ def export_paper_cache(
         raise UserError(f"context must be at least 1, not {context}")
     pools = pools or Pools()
     arms = [stored_firings(folder, progress) for folder in (arm_folder, other) if folder is not None]
-    labels, text = _labels(arms), _text(arms, seed)
+    labels, first = _labels(arms), arms[0].firings
+    for stored in arms[1:]:
+        if not np.array_equal(first.tokens, stored.firings.tokens):
+            raise UserError(
+                f"the firings of {stored.arm.folder} belong to other text than the first arm's; "
+                "measure the arms again alike"
+            )
+    text = Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
     wanted, cosines = _wanted(arms)
     drawn = [_drawn(arm, text, rows, context, pools, seed, progress) for arm, rows in zip(arms, wanted, strict=True)]
     full = np.logical_and.reduce([(ends >= 0).all(1) for ends, _ in drawn])
@@ -93,7 +100,10 @@ def export_paper_cache(
     with new_folder(Path(out)) as part:
         for label, rows, (ends, values) in zip(labels, latents, drawn, strict=True):
             _write(part, label, _window_tokens(text, ends[full], context), values[full], rows, pools)
-        ends = _random_ends(text, context, random, seed)
+        # different tokens of the scoring half whose window lies within a document
+        tokens = text.scoring_tokens
+        whole = tokens[text.windows(tokens, context, END)[1]]
+        ends = np.random.default_rng([seed, 1]).permutation(whole)[:random]
         write_safetensors(part / "random_contexts.safetensors", {"tokens": _window_tokens(text, ends, context)})
         if other is not None:
             pairs = {f"{label}_indices": rows for label, rows in zip(labels, latents, strict=True)}
@@ -110,18 +120,6 @@ def _labels(arms: Sequence[StoredFirings]) -> list[str]:
     if len(set(labels)) < len(labels):
         raise UserError(f"both arms are named '{labels[0]}'; the paper's cache holds one folder of each name")
     return labels
-
-
-def _text(arms: Sequence[StoredFirings], seed: int) -> Text:
-    """The text that the arms fire on, which must be one."""
-    first = arms[0].firings
-    for stored in arms[1:]:
-        if not np.array_equal(first.tokens, stored.firings.tokens):
-            raise UserError(
-                f"the firings of {stored.arm.folder} belong to other text than the first arm's; "
-                "measure the arms again alike"
-            )
-    return Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
 
 
 def _wanted(arms: Sequence[StoredFirings]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -181,13 +179,6 @@ def _fifths(strengths: np.ndarray, firings: np.ndarray) -> list[np.ndarray]:
     ordered = firings[np.argsort(-strengths[firings], kind="stable")]
     size = max(1, len(ordered) // FIFTHS)
     return [ordered[size * fifth : size * (fifth + 1) if fifth < FIFTHS - 1 else None] for fifth in range(FIFTHS)]
-
-
-def _random_ends(text: Text, length: int, count: int, seed: int) -> np.ndarray:
-    """int64 [<= count]: different tokens of the scoring half whose window lies within a document."""
-    tokens = text.scoring_tokens
-    whole = tokens[text.windows(tokens, length, END)[1]] if len(tokens) else tokens
-    return np.random.default_rng([seed, 1]).permutation(whole)[:count]
 
 
 def _window_tokens(text: Text, ends: np.ndarray, length: int) -> tuple:

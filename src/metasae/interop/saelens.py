@@ -78,7 +78,11 @@ def load(path: Path) -> SAE:
     checked.choice(cfg, "reshape_activations", where, ("none",), "none", _REFUSED_RESHAPE)
     rescale = architecture in _TOPK and checked.typed(cfg, "rescale_acts_by_decoder_norm", where, bool, False)
     metadata = checked.table(cfg, "metadata", where)
-    k = _k(cfg, n, where) if architecture in _TOPK else 1
+    k = cfg.get("k") if architecture in _TOPK else 1
+    if isinstance(k, float) and architecture in _BATCH and math.isfinite(k):
+        # a mean, which may be a fraction; its rule is the threshold
+        k = max(1, round(k))
+    k = checked.count({"k": k}, "k", where, n)
 
     state = _state(path / own.WEIGHTS, architecture, d, n)
     tensors = _tensors(state, architecture, n)
@@ -133,14 +137,6 @@ def _modern(cfg: dict[str, Any], where: str) -> dict[str, Any]:
     elif function != "relu" and cfg["architecture"] != "topk":
         raise UserError(f"{where}: activation function {checked.shown(function)} is not known here, only relu and topk")
     return cfg
-
-
-def _k(cfg: dict, n: int, where: str) -> int:
-    """BatchTopK's k is a mean and may be a fraction; the nearest whole number is kept, as its rule is the threshold."""
-    k = cfg.get("k")
-    if isinstance(k, float) and cfg["architecture"] in _BATCH and math.isfinite(k):
-        k = max(1, round(k))
-    return checked.count({"k": k}, "k", where, n)
 
 
 def _state(path: Path, architecture: str, d: int, n: int) -> dict[str, Tensor]:

@@ -115,8 +115,7 @@ class Provided:
 
     def next(self) -> Tensor:
         """float32 [B, d], in the model's units times `scale`."""
-        x_BD = self._draw()
-        return x_BD * self.scale if self.scale != 1.0 else x_BD
+        return self._draw() * self.scale
 
     def seek(self, position: int) -> None:
         while self.position < position:

@@ -62,8 +62,9 @@ class StoredFirings:
     def strings(self, tokenizer=None) -> Callable[[np.ndarray], list[str]]:
         """int64 [m], tokens of the split -> their text, leading spaces included.
 
-        tokenizer: None for that of the model.
+        tokenizer: None for that of the recipe's model. Raises UserError with one line where it cannot be had.
         """
+        from metasae.data.model.tokenizer import load_tokenizer
         from metasae.interp.windows import planted_strings, token_strings
 
         if tokenizer is None and self.recipe.text.source == "planted":
@@ -71,13 +72,7 @@ class StoredFirings:
 
             planted = PlantedCache(self.recipe.planted, {"evaluation": self.firings.n_tokens})
             return planted_strings(planted.split("evaluation"))
-        return token_strings(tokenizer or self.tokenizer(), self.firings.tokens)
-
-    def tokenizer(self):
-        """The tokenizer of the recipe's model. Raises UserError with one line where it cannot be had."""
-        from metasae.data.model.tokenizer import load_tokenizer
-
-        return load_tokenizer(self.recipe.model)
+        return token_strings(tokenizer or load_tokenizer(self.recipe.model), self.firings.tokens)
 
 
 def stored_firings(folder: str | Path, progress: Progress = SILENT) -> StoredFirings:
@@ -96,8 +91,9 @@ def stored_firings(folder: str | Path, progress: Progress = SILENT) -> StoredFir
     arm = Arm(name, seed if isinstance(seed, int) else 0, folder)
     firings = arm.firings()
     if cfg and firings.n_latents != cfg.get("d_sae"):
-        theirs = checked.shown(cfg.get("d_sae"))
-        raise _damaged(folder, f"they are of {firings.n_latents} latents, the SAE has {theirs}")
+        raise _damaged(
+            folder, f"they are of {firings.n_latents} latents, the SAE has {checked.shown(cfg.get('d_sae'))}"
+        )
     try:
         by_latent = open_by_latent(folder / "firings")
     except UserError:

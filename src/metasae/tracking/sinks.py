@@ -21,7 +21,6 @@ from metasae.files import toml
 
 # The name of each sink, which is that of its package, and what it is called.
 SINKS = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
-PROJECT = "metasae"
 # SAE -> its run there, so that a later call goes on with the same one
 IDS = "wandb.json"
 
@@ -64,7 +63,11 @@ class WandB:
     def __init__(self, folder: Path, project: str | None = None):
         import wandb
 
-        self._wandb, self._folder, self._project = wandb, folder, project or os.environ.get("WANDB_PROJECT") or PROJECT
+        self._wandb, self._folder, self._project = (
+            wandb,
+            folder,
+            project or os.environ.get("WANDB_PROJECT") or "metasae",
+        )
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
             raise UserError(
                 "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, "
