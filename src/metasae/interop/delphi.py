@@ -56,9 +56,8 @@ def export_delphi(
             f"{checked.shown(hookpoint)} cannot name a folder; "
             "give hookpoint=, letters, digits, dots and dashes, as layers.5"
         )
-    length = row_length(stored.metadata, context)
     per_file = -(-view.n_latents // FILES)
-    grid = grid_of(stored.firings.documents, stored.firings.positions, length)
+    grid = grid_of(stored.firings.documents, stored.firings.positions, row_length(stored.metadata, context))
     dtype = _activation_dtype(view.values)
     config = _config(stored, grid, per_file, dtype)
     with new_folder(Path(out)) as part, progress.task("delphi cache", len(view.values), "firings") as task:

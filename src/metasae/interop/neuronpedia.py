@@ -79,8 +79,7 @@ def export_neuronpedia(
     """
     stored = stored_firings(arm_folder, progress)
     view, names = stored.by_latent, _names(stored)
-    length = row_length(stored.metadata, context)
-    grid = grid_of(stored.firings.documents, stored.firings.positions, length)
+    grid = grid_of(stored.firings.documents, stored.firings.positions, row_length(stored.metadata, context))
     strings = stored.strings(tokenizer)
     explained = _explanations(stored)
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")

@@ -63,11 +63,8 @@ class WandB:
     def __init__(self, folder: Path, project: str | None = None):
         import wandb
 
-        self._wandb, self._folder, self._project = (
-            wandb,
-            folder,
-            project or os.environ.get("WANDB_PROJECT") or "metasae",
-        )
+        self._wandb, self._folder = wandb, folder
+        self._project = project or os.environ.get("WANDB_PROJECT") or "metasae"
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not _has_key(wandb):
             raise UserError(
                 "Weights & Biases knows no key: run `wandb login`, set WANDB_API_KEY, "
