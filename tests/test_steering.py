@@ -9,7 +9,9 @@ from metasae.data.model import hooks
 from metasae.data.model.host import Host
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE, Codes, SAEConfig
-from metasae.steering.steering import Ablate, Add, Scale, Set, parse_edits, run_steer, steer
+from metasae.steering import Ablate, Add, Scale, Set
+from metasae.steering.edits import parse_edits
+from metasae.steering.steering import run_steer, steer
 
 RESID = "blocks.1.hook_resid_pre"
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")

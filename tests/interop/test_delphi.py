@@ -13,8 +13,9 @@ from arm_folders import ADVERSARIAL, entries_of, firings_of, random_firings, wri
 
 from metasae.errors import UserError
 from metasae.interop import delphi
-from metasae.interop.activations import export_activations
 from metasae.interop.delphi import export_delphi
+from metasae.interop.detection import FIRINGS
+from metasae.interop.formats import export_activations
 
 HOOK = "blocks.4.hook_resid_pre"
 DTYPES = {"U16": "<u2", "U32": "<u4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
@@ -51,40 +52,36 @@ def read_cache(folder):
     return entries, tokens, json.loads((folder / "config.json").read_text()), sorted(covered)
 
 
-def places_of(firings, length, pack):
+def places_of(firings, length):
     """(row, column) of every token, one token after the other."""
     places, row, column, before = [], -1, length - 1, None
     for token in range(firings.n_tokens):
         here = (int(firings.documents[token]), int(firings.positions[token]))
-        goes_on = before is not None and (pack or here == (before[0], before[1] + 1))
+        goes_on = before is not None and here == (before[0], before[1] + 1)
         row, column = (row, column + 1) if goes_on and column + 1 < length else (row + 1, 0)
         places.append((row, column))
         before = here
     return places
 
 
-@pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("per_file", [None, 1, 4, 100])
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_every_firing_stands_in_the_cache_once(tmp_path, name, per_file, pack):
+def test_every_firing_stands_in_the_cache_once(tmp_path, name):
     firings = ADVERSARIAL[name]
     write_arm(tmp_path / "arm", firings)
-    config = export_delphi(
-        tmp_path / "arm", tmp_path / "out", context=16, pack=pack, pad_id=999, latents_per_file=per_file
-    )
+    config = export_delphi(tmp_path / "arm", tmp_path / "out", context=16)
     entries, tokens, written, covered = read_cache(tmp_path / "out" / HOOK)
-    places = places_of(firings, 16, pack)
+    places = places_of(firings, 16)
     # rounding to fp16 is the only thing that happens to an activation
     assert entries == {
         (*places[token], latent): np.float16(value) for (token, latent), value in entries_of(firings).items()
     }
     assert covered == list(range(firings.n_latents))
-    expected = np.full((places[-1][0] + 1 if places else 0, 16), 999)
+    expected = np.full((places[-1][0] + 1 if places else 0, 16), delphi.PADDING)
     for token, place in enumerate(places):
         expected[place] = firings.tokens[token]
     assert tokens.dtype == np.int64 and np.array_equal(tokens, expected)
     assert written == config
-    assert config["metasae"]["padding"] == {"id": 999, "places": expected.size - firings.n_tokens}
+    assert config["metasae"]["padding"] == {"id": delphi.PADDING, "places": expected.size - firings.n_tokens}
 
 
 def test_the_config_says_where_it_comes_from(tmp_path):
@@ -111,7 +108,7 @@ def test_what_fp16_cannot_hold_makes_all_of_it_fp32(tmp_path, value):
     write_arm(tmp_path / "arm", firings)
     config = export_delphi(tmp_path / "arm", tmp_path / "out", context=32)
     entries, *_ = read_cache(tmp_path / "out" / HOOK)
-    places = places_of(firings, 32, False)
+    places = places_of(firings, 32)
     assert config["metasae"]["activations"] == "fp32"
     assert entries == {(*places[token], latent): value for (token, latent), value in entries_of(firings).items()}
 
@@ -120,7 +117,7 @@ def test_chunks_and_blocks_change_nothing(tmp_path, monkeypatch):
     write_arm(tmp_path / "arm", random_firings())
     export_delphi(tmp_path / "arm", tmp_path / "whole", context=8)
     monkeypatch.setattr(delphi, "CHUNK", 7)
-    monkeypatch.setattr("metasae.interop.token_grid.BLOCK", 20)
+    monkeypatch.setattr("metasae.interop.stored_firings.BLOCK", 20)
     export_delphi(tmp_path / "arm", tmp_path / "pieces", context=8)
     for path in (tmp_path / "whole" / HOOK).iterdir():
         assert path.read_bytes() == (tmp_path / "pieces" / HOOK / path.name).read_bytes()
@@ -150,7 +147,7 @@ def test_safetensors_opens_the_files(tmp_path):
 def test_without_firings_there_is_one_line_and_nothing_is_written(tmp_path):
     write_arm(tmp_path / "arm", random_firings())
     (tmp_path / "arm" / "firings").rename(tmp_path / "elsewhere")
-    for format in ("delphi", "neuronpedia", "paper_cache"):
+    for format in FIRINGS:
         with pytest.raises(
             UserError, match=r"keeps no firings; run `metasae measure` on it with measure\.keep_firings=true"
         ) as caught:
@@ -198,12 +195,9 @@ def test_impossible_sizes_names_and_options(tmp_path):
         ({}, "rows need a length from 1 to 65,535 tokens, not many; give context=128"),
         ({"context": 0}, "rows need a length"),
         ({"context": 1 << 16}, "rows need a length"),
-        ({"context": 8, "latents_per_file": 0}, "latents_per_file must be at least 1"),
     ]:
         with pytest.raises(UserError, match=words):
             export_activations(tmp_path / "arm", "delphi", tmp_path / "out", **options)
-    with pytest.raises(UserError, match="no format 'delpi'; did you mean 'delphi'"):
-        export_activations(tmp_path / "arm", "delpi", tmp_path / "out")
 
 
 def test_a_strangers_notes_cannot_break_the_config(tmp_path):
@@ -219,19 +213,16 @@ def test_a_recipe_in_an_saes_notes_runs_no_model_code(tmp_path):
     recipe = {"model": {"name": "evil/model", "trust_remote_code": True}}
     write_arm(tmp_path / "arm", arm_folders.ONE_TOKEN, metasae={"recipe": recipe})
     assert stored_firings(tmp_path / "arm").recipe.model.trust_remote_code is False
-    # what the user says counts
-    assert stored_firings(tmp_path / "arm", recipe).recipe.model.trust_remote_code is True
 
 
-@pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("name", ADVERSARIAL)
-def test_delphi_opens_it(tmp_path, name, pack):
+def test_delphi_opens_it(tmp_path, name):
     latents = pytest.importorskip("delphi.latents", reason="delphi (eai-delphi) is not installed")
     from delphi.config import ConstructorConfig, SamplerConfig
 
     firings = ADVERSARIAL[name]
     write_arm(tmp_path / "arm", firings)
-    export_delphi(tmp_path / "arm", tmp_path / "out", context=16, pack=pack, latents_per_file=4)
+    export_delphi(tmp_path / "arm", tmp_path / "out", context=16)
     data = latents.LatentDataset(tmp_path / "out", SamplerConfig(), ConstructorConfig(), tokenizer=object())
     entries = {}
     for buffer in data.buffers:
@@ -239,7 +230,7 @@ def test_delphi_opens_it(tmp_path, name, pack):
             places, values = latent.activation_data
             assert set(places[:, 2].tolist()) == {latent.latent.latent_index}
             entries |= {tuple(place): value for place, value in zip(places.tolist(), values.numpy(), strict=True)}
-    places = places_of(firings, 16, pack)
+    places = places_of(firings, 16)
     assert entries == {
         (*places[token], latent): np.float16(value) for (token, latent), value in entries_of(firings).items()
     }

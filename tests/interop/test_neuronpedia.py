@@ -5,14 +5,11 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from arm_folders import ADVERSARIAL, HOSTILE, Tokenizer, entries_of, firings_of, random_firings, write_arm
 
 from metasae.errors import UserError
 from metasae.interop import neuronpedia
-from metasae.interop.neuronpedia import export_neuronpedia
-from metasae.interop.neuronpedia_lines import histogram
-from metasae.sae.sae import SAE
+from metasae.interop.neuronpedia import export_neuronpedia, histogram
 
 # the columns that Neuronpedia's import knows, by table
 FEATURE = """
@@ -122,9 +119,7 @@ def test_batches_hold_so_many_latents(tmp_path, monkeypatch):
 
 
 def test_the_tables_of_one_line(tmp_path):
-    folder, facts = export(
-        tmp_path, random_firings(), creator="Us", release="ours", hub=("us/saes", "arms/joint-s0/primary")
-    )
+    folder, facts = export(tmp_path, random_firings(), creator="Us", release="ours")
     tables = {
         name: json.loads((folder / f"{name}.jsonl").read_text()) for name in ("release", "model", "sourceset", "source")
     }
@@ -138,7 +133,6 @@ def test_the_tables_of_one_line(tmp_path):
         tables["sourceset"]["releaseName"] == tables["release"]["name"] == "ours"
         and tables["release"]["creatorName"] == "Us"
     )
-    assert (tables["source"]["hfRepoId"], tables["source"]["hfFolderId"]) == ("us/saes", "arms/joint-s0/primary")
     assert tables["source"]["num_tokens_in_prompt"] == 32
     for line in lines(folder, "features") + lines(folder, "activations"):
         assert (line["modelId"], line["layer"]) == ("small-model", facts["source"])
@@ -151,20 +145,6 @@ def test_hostile_tokens_come_back_as_they_are(tmp_path):
     assert raw.isascii() and raw.count(b"\n") == len(lines(folder, "activations"))
     tokens = {token for line in lines(folder, "activations") for token in line["tokens"]}
     assert tokens == set(HOSTILE)
-
-
-def test_logits_of_the_rows(tmp_path):
-    unembedding = torch.randn(30, 8, generator=torch.Generator().manual_seed(1))
-    folder, _ = export(tmp_path, random_firings(), unembedding=unembedding)
-    W_dec = SAE.load(tmp_path / "arm" / "primary").W_dec
-    for latent, line in enumerate(lines(folder, "features")):
-        logits = {f" t{i}": float(unembedding[i] @ W_dec[latent]) for i in range(30)}
-        ordered = sorted(logits, key=logits.get)
-        assert line["neg_str"] == ordered[:10] and line["pos_str"] == ordered[::-1][:10]
-        assert np.allclose(line["pos_values"], [logits[token] for token in ordered[::-1][:10]], atol=1e-6)
-        assert sum(line["logits_hist_data_bar_heights"]) == 30
-    with pytest.raises(UserError, match=r"unembedding must have the shape \[V, 8\] for this SAE, not \(30, 9\)"):
-        export_neuronpedia(tmp_path / "arm", tmp_path / "other", tokenizer=Tokenizer(), unembedding=torch.zeros(30, 9))
 
 
 def test_explanations_come_from_interp_json(tmp_path):
@@ -199,19 +179,27 @@ def test_two_exports_differ_in_their_time_alone(tmp_path):
         ]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"model_id": "../up"}, "'../up' cannot be a model_id"),
-        ({"source_set": "a/b"}, "'a/b' cannot be a source_set"),
-        ({"top": 0}, "top must be at least 1"),
-        ({"context": -1}, "rows need a length"),
-    ],
-)
-def test_impossible_names_and_sizes_write_nothing(tmp_path, options, words):
+@pytest.mark.parametrize(("name", "model"), [("../up", "up"), ("a\\b", "a-b"), ("x/-Y.", "y"), (5, "5")])
+def test_a_hostile_name_is_made_one_that_stays_in_the_folder(tmp_path, name, model):
+    write_arm(tmp_path / "arm", random_firings(), arm="../x", model_name=name)
+    facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer())
+    assert (facts["model"], facts["set"]) == (model, "metasae--x-s0")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [model]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arm", "out"]
+
+
+@pytest.mark.parametrize("name", ["maker/..", "/", "", None])
+def test_an_sae_without_a_models_name_is_refused(tmp_path, name):
+    write_arm(tmp_path / "arm", random_firings(), model_name=name)
+    with pytest.raises(UserError, match="does not say its model"):
+        export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_impossible_size_writes_nothing(tmp_path):
     write_arm(tmp_path / "arm", random_firings())
-    with pytest.raises(UserError, match=words) as caught:
-        export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer(), **options)
+    with pytest.raises(UserError, match="rows need a length") as caught:
+        export_neuronpedia(tmp_path / "arm", tmp_path / "out", tokenizer=Tokenizer(), context=-1)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
@@ -235,11 +223,12 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path):
 def test_the_tokenizer_of_the_recipe_is_loaded_without_its_model(tmp_path, build):
     folder = build("gpt2")
     firings = firings_of(np.ones((6, 1)), np.ones((6, 1)), (6,), tokens=np.array([300, 301, 302, 20, 21, 22]))
-    write_arm(tmp_path / "arm", firings)
-    facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out", {"model": {"path": str(folder)}})
+    write_arm(tmp_path / "arm", firings, metasae={"recipe": {"model": {"path": str(folder)}}})
+    facts = export_neuronpedia(tmp_path / "arm", tmp_path / "out")
     from transformers import AutoTokenizer
 
     (line,) = lines(tmp_path / "out" / facts["model"] / facts["source"], "activations")
     assert "".join(line["tokens"]) == AutoTokenizer.from_pretrained(folder).decode(firings.tokens.tolist())
+    write_arm(tmp_path / "lost", firings, metasae={"recipe": {"model": {"path": "/nowhere"}}})
     with pytest.raises(UserError, match="the model folder '/nowhere' does not exist"):
-        export_neuronpedia(tmp_path / "arm", tmp_path / "other", {"model": {"path": "/nowhere"}})
+        export_neuronpedia(tmp_path / "lost", tmp_path / "other")

@@ -95,10 +95,10 @@ SENT = [
 
 def test_a_run_goes_up_in_one_commit_and_comes_back_as_it_was(tmp_path, run):
     api = Recorder(tmp_path / "remote")
-    result = push(run, "owner/name", license="apache-2.0", private=True, message="first", api=api)
+    result = push(run, "owner/name", license="apache-2.0", private=True, api=api)
     assert [call[0] for call in api.calls] == ["create_repo", "create_commit"]
     assert api.calls[0][2] == {"private": True, "exist_ok": True} and api.calls[1][2] == {
-        "commit_message": "first",
+        "commit_message": f"metasae: {len(SENT) - 1} files",
         "revision": "main",
     }
     assert result["files"] == sorted(SENT) and result["commit"] == "c" * 40 and not result["dry_run"]

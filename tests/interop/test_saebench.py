@@ -10,7 +10,7 @@ from torch import nn
 
 from metasae.errors import UserError
 from metasae.interop import load, saebench, saebench_names
-from metasae.measures.rows.decomposability import nearest_cosines, own_meta
+from metasae.measures.rows.decomposability import own_meta
 from metasae.sae.sae import SAE, SAEConfig
 from tools.matrix import random_sae
 
@@ -117,16 +117,17 @@ def test_moved_to_half_precision_it_takes_any_input_and_the_sae_stays():
     assert sae.W_dec.any()
 
 
-def test_given_places_win_over_the_metadata():
-    bench = saebench.adapt(trained(), model_name="gpt2-small", hook_name="blocks.8.hook_resid_pre", context_size=64)
-    assert (bench.cfg.model_name, bench.cfg.hook_layer, bench.cfg.context_size) == ("gpt2-small", 8, 64)
-    assert saebench.adapt(trained(), hook_name="embed", hook_layer=0).cfg.hook_layer == 0
-    with pytest.raises(UserError, match="names no layer; give adapt"):
-        saebench.adapt(trained(), hook_name="embed")
+def test_an_sae_that_does_not_say_where_it_belongs_is_refused():
     nowhere = trained()
-    nowhere.config.metadata = {"model_name": "tiny"}
-    with pytest.raises(UserError, match="does not say its hook_name; give adapt"):
-        saebench.adapt(nowhere)
+    for metadata, words in (
+        ({"model_name": "tiny"}, "does not say its hook_name"),
+        ({"hook_name": POINT}, "does not say its model_name"),
+        ({"model_name": "tiny", "hook_name": "embed"}, "'embed' names no layer"),
+    ):
+        nowhere.config.metadata = metadata
+        with pytest.raises(UserError, match=words):
+            saebench.adapt(nowhere)
+    assert saebench.adapt(nowhere, rows_alone=True).cfg.hook_layer == -1
 
 
 @pytest.mark.parametrize("normalize", ["token", "token_eps"])
@@ -134,7 +135,7 @@ def test_token_normalisation_is_refused_with_the_reason(normalize):
     sae = trained(normalize=normalize)
     with pytest.raises(UserError, match="to undo the normalisation decode would need the mean and spread of the token"):
         saebench.adapt(sae)
-    rows = saebench._rows_of(sae)
+    rows = saebench.adapt(sae, rows_alone=True)
     assert torch.equal(rows.W_dec, sae.W_dec)
     for call in (rows.encode, rows, lambda x: rows.decode(torch.zeros(1, N))):
         with pytest.raises(UserError, match="normalises each token"):
@@ -147,7 +148,8 @@ def test_rows_of_any_length_come_to_unit_length_with_the_same_outputs():
         torch.randn(200, 16, generator=torch.Generator().manual_seed(0)),
     )
     sae.W_dec.data.mul_(torch.rand(len(sae.W_dec), 1) * 3 + 0.1)
-    bench = saebench.adapt(sae, model_name="tiny", hook_name=POINT)
+    sae.config.metadata = PLACE
+    bench = saebench.adapt(sae)
     norms = sae.W_dec.norm(dim=1)
     assert torch.allclose(bench.W_dec.norm(dim=1), torch.ones_like(norms), atol=1e-5)
     assert torch.allclose(bench(x), sae(x), atol=1e-5, rtol=1e-5)
@@ -279,58 +281,6 @@ def test_the_evaluation_leaves_random_numbers_and_gradients_as_they_were_and_rep
     )
     assert first == second and (tmp_path / "x" / "meta_structure" / "a_b_custom_sae_eval_results.json").is_file()
     assert results[0]["eval_config"]["random_seed"] == 1
-
-
-@torch.no_grad()
-def test_the_core_evaluation_gives_our_numbers(bench_module, model, tokens, tmp_path):
-    """By the plain formulas, in float64, from our own forward; the nearest rows by our own measure."""
-    sae = trained()
-    result = saebench.evaluate(
-        sae, tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 16}}
-    )["core"]
-    metrics = result["eval_result_metrics"]
-    x = model.run_with_cache(tokens)[1][POINT].reshape(-1, WIDTH)
-    acts, rebuilt = sae.encode(x).acts, sae(x).double()
-    x = x.double()
-    residual = (x - rebuilt).square().sum(1)
-    assert metrics["sparsity"]["l0"] == pytest.approx(float((acts > 0).sum(1).double().mean()), rel=1e-5)
-    assert metrics["sparsity"]["l1"] == pytest.approx(float(acts.double().sum(1).mean()), rel=1e-5)
-    # a sum over the width, divided by the tokens of a batch
-    assert metrics["reconstruction_quality"]["mse"] == pytest.approx(float(residual.mean()) / (16 * 16), rel=1e-5)
-    assert metrics["reconstruction_quality"]["cossim"] == pytest.approx(
-        float(nn.functional.cosine_similarity(x, rebuilt).mean()), rel=1e-5
-    )
-    losses = {
-        "ce_loss_without_sae": model(tokens, return_type="loss"),
-        "ce_loss_with_sae": model.run_with_hooks(
-            tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: sae(x))]
-        ),
-        "ce_loss_with_ablation": model.run_with_hooks(
-            tokens, return_type="loss", fwd_hooks=[(POINT, lambda x, hook: x * 0)]
-        ),
-    }
-    for name, loss in losses.items():
-        assert metrics["model_performance_preservation"][name] == pytest.approx(float(loss), rel=1e-4), name
-    assert metrics["misc_metrics"]["frac_alive"] == pytest.approx(float((acts > 0).any(0).double().mean()))
-    assert metrics["misc_metrics"]["average_max_decoder_cosine_sim"] == pytest.approx(
-        float(nearest_cosines(sae.W_dec.detach()).mean()), rel=1e-5
-    )
-    density = torch.tensor([latent["feature_density"] for latent in result["eval_result_details"]])
-    assert torch.allclose(density, (acts > 0).float().mean(0), atol=1e-6) and density[5] == 0
-    assert metrics["token_stats"]["total_tokens_eval_reconstruction"] == 48 * 16
-
-
-def test_what_core_lacks_is_said(bench_module, model, tokens, tmp_path):
-    with pytest.raises(UserError, match="needs a model and tokens"):
-        saebench.evaluate(trained(), tmp_path, ["core"])
-    with pytest.raises(UserError, match="48 prompts are fewer than a batch of 64"):
-        saebench.evaluate(
-            trained(), tmp_path, ["core"], model=model, tokens=tokens, settings={"core": {"batch_size_prompts": 64}}
-        )
-    with pytest.raises(UserError, match="MetaStructureEvalConfig has no field 'steps'"):
-        saebench.evaluate(trained(), tmp_path, settings={"meta_structure": {"steps": 3}})
-    with pytest.raises(UserError, match=r"MetaStructureEvalConfig: .*integer"):
-        saebench.evaluate(trained(), tmp_path, settings={"meta_structure": {"k": "many"}})
 
 
 @pytest.mark.parametrize("name", saebench_names.FROM_HUB)

@@ -13,7 +13,8 @@ from metasae.measures.effect.matched_effects import compare_side_effects
 from metasae.measures.effect.output import windows_of
 from metasae.measures.effect.side_effects import SideEffects, side_effects
 from metasae.measures.firing.firings import Firings, fire
-from metasae.steering.steering import Ablate, steer
+from metasae.steering import Ablate
+from metasae.steering.steering import steer
 
 D, VOCABULARY, CONTEXT = 8, 11, 6
 BOS, SEP = 9, 10

@@ -8,7 +8,8 @@ import pytest
 
 from metasae.errors import UserError
 from metasae.tracking import follow
-from metasae.tracking.follow import Follower, following, open_sink, sae_folders, track
+from metasae.tracking.follow import Follower, following, sae_folders, track
+from metasae.tracking.sinks import open_sink
 
 
 class Kept:

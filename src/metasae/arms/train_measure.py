@@ -24,10 +24,10 @@ from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Rows, Split
 from metasae.errors import UserError
 from metasae.measures.firing.calibrate import Calibration, calibrate
-from metasae.progress.progress import Progress, SharedTask
+from metasae.progress.progress import SILENT, Progress, SharedTask
 from metasae.progress.stop import StopRequest
 from metasae.ranks.lanes import on_one_core
-from metasae.ranks.ranks import Ranks
+from metasae.ranks.ranks import ALONE, Ranks
 from metasae.recipe.recipe import Measure, Recipe
 from metasae.sae.sae import SAE, token_normalise
 from metasae.train.loop import train
@@ -96,7 +96,7 @@ def train_arm(
         # the state is saved, so that a signal need not wait
         with stop.at_once() if stop is not None else nullcontext():
             saes = trainer.export(scale, _metadata(recipe, source, cache, arm))
-            _save(saes, recipe, cache, arm.folder, ranks)
+            save_trained(saes, recipe, cache.split("calibration"), arm.folder, ranks)
         if ranks.first:
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
@@ -168,8 +168,13 @@ def _refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCach
         )
 
 
-def _save(
-    saes: dict[str, SAE], recipe: Recipe, cache: ActivationCache | PlantedCache, folder: Path, ranks: Ranks
+def save_trained(
+    saes: dict[str, SAE],
+    recipe: Recipe,
+    calibration: Split,
+    folder: Path,
+    ranks: Ranks = ALONE,
+    progress: Progress = SILENT,
 ) -> None:
     """Calibrates and writes; the primary last, as its folder says that the arm is trained.
 
@@ -180,9 +185,9 @@ def _save(
         saes["meta"].save(folder / "meta")
     primary = _on_all(saes.get("primary"), ranks)
     rule, batch = recipe.measure.threshold, recipe.train.batch
-    calibration = calibrate(primary, cache.split("calibration"), batch, rule=rule, ranks=ranks)
+    calibrated = calibrate(primary, calibration, batch, progress, rule, ranks)
     if ranks.first:
-        primary.config.metadata["calibration"] = asdict(calibration)
+        primary.config.metadata["calibration"] = asdict(calibrated)
         primary.save(folder / "primary")
 
 

@@ -33,7 +33,7 @@ def export(
     options = {name: value for name, value in (("context", context), ("other", other)) if value is not None}
     check_export(str(folder), to, out, options)
     if to in FIRINGS:
-        from metasae.interop.activations import export_activations
+        from metasae.interop.formats import export_activations
         from metasae.progress.progress import Progress
 
         export_activations(folder, to, out, progress=Progress(), **options)

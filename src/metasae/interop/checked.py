@@ -58,23 +58,17 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
 
 def count(cfg: Mapping, key: str, where: str, latents: int | None = None) -> int:
     """A whole number above 0. latents: at most so many, where it counts some of them."""
-    value = _typed(cfg, key, where, int)
-    if latents is not None and value > latents:
-        raise UserError(f"{where}: {key} is {value}, more than the {latents} latents")
-    return value
+    number = typed(cfg, key, where, int)
+    if latents is not None and number > latents:
+        raise UserError(f"{where}: {key} is {number}, more than the {latents} latents")
+    return number
 
 
-def flag(cfg: Mapping, key: str, where: str, default: bool) -> bool:
-    return _typed(cfg, key, where, bool, default)
+def typed(cfg: Mapping, key: str, where: str, kind: type, default: Any = ...) -> Any:
+    """The value of a key, which must be of one of the kinds in `_WORDS`; numbers above 0.
 
-
-def text(cfg: Mapping, key: str, where: str, default: str | None = None) -> str:
-    """default: what an absent key stands for; None where it must be there."""
-    return _typed(cfg, key, where, str, ... if default is None else default)
-
-
-def _typed(cfg: Mapping, key: str, where: str, kind: type, default: Any = ...) -> Any:
-    """The value of a key, which must be of one of the kinds in `_WORDS`; numbers above 0."""
+    default: what an absent key stands for; without it the key must be there.
+    """
     value = cfg.get(key, default)
     if value is ...:
         raise UserError(f"{where} lacks '{key}'")
@@ -88,24 +82,24 @@ def choice(
     key: str,
     where: str,
     known: Iterable[str],
-    default: str | None = None,
+    default: Any = ...,
     refused: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A text that is one of `known`. refused: other values -> why an SAE here cannot represent them."""
-    value = text(cfg, key, where, default)
-    if value in refused:
-        raise UserError(f"{where}: {key} '{value}' cannot be represented: {refused[value]}")
-    if value not in known:
-        raise UserError(f"{where}: {key} {shown(value)} is not known here; known: {', '.join(known)}")
-    return value
+    name = typed(cfg, key, where, str, default)
+    if name in refused:
+        raise UserError(f"{where}: {key} '{name}' cannot be represented: {refused[name]}")
+    if name not in known:
+        raise UserError(f"{where}: {key} {shown(name)} is not known here; known: {', '.join(known)}")
+    return name
 
 
 def table(cfg: Mapping, key: str, where: str) -> dict:
     """A JSON object; absent and null count as an empty one."""
-    value = {} if cfg.get(key) is None else cfg[key]
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: {key} must be a JSON object, not {type(value).__name__}")
-    return value
+    inner = {} if cfg.get(key) is None else cfg[key]
+    if not isinstance(inner, dict):
+        raise UserError(f"{where}: {key} must be a JSON object, not {type(inner).__name__}")
+    return inner
 
 
 def without_none(values: Mapping) -> dict:

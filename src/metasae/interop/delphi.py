@@ -6,8 +6,8 @@
         tokens        int64 [R, L]
     OUT/HOOKPOINT/config.json              model_name, the text, and under `metasae` where the firings come from
 
-delphi has no padding: it packs documents one after another (`pack`). Within documents, the last row of each is padded
-with `pad_id`. fp16 rounds by up to 2^-11 of a value, and below 6.1e-5 by up to 3e-8. Where some activation of the store
+delphi itself packs documents one after another. Here a row lies within a document, and the last row of each is padded
+with the id 0. fp16 rounds by up to 2^-11 of a value, and below 6.1e-5 by up to 3e-8. Where some activation of the store
 would become infinite or 0 in it, all are written in fp32, which delphi's loader takes as well; config.json says which.
 Entries are in the order of latents, then tokens. Nothing of the size of the firings is in memory.
 """
@@ -22,14 +22,15 @@ from metasae.errors import UserError
 from metasae.files import write_json
 from metasae.interop import checked
 from metasae.interop.outputs import new_folder, write_safetensors
-from metasae.interop.stored_firings import StoredFirings, stored_firings
-from metasae.interop.token_grid import TokenGrid, grid_of, row_length
+from metasae.interop.stored_firings import StoredFirings, TokenGrid, grid_of, row_length, stored_firings
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.store import of_firings
 from metasae.progress.progress import SILENT, Progress
 
 # Files that delphi itself writes per hook point, if it is told nothing else.
 FILES = 5
+# The token id in places without a token.
+PADDING = 0
 # Entries in memory at once.
 CHUNK = 1 << 20
 
@@ -37,49 +38,39 @@ CHUNK = 1 << 20
 def export_delphi(
     arm_folder: str | Path,
     out: str | Path,
-    recipe=None,
     *,
     hookpoint: str | None = None,
     context: int | None = None,
-    pack: bool = False,
-    pad_id: int = 0,
-    latents_per_file: int | None = None,
     progress: Progress = SILENT,
 ) -> dict:
     """Writes the firings of an arm as a cache that delphi's `LatentDataset(out)` opens; gives what config.json holds.
 
     hookpoint: the folder's name, None for the SAE's own hook. context: L, None for the context the SAE was trained
-    with; delphi wants R L to be a multiple of its `example_ctx_len` (32). latents_per_file: None for five files.
-    recipe: names the text and the model. Raises UserError where the arm keeps no firings, `out` is not empty, or a name
-    or size is impossible.
+    with; delphi wants R L to be a multiple of its `example_ctx_len` (32). Raises UserError where the arm keeps no
+    firings, `out` is not empty, or a name or size is impossible.
     """
-    stored = stored_firings(arm_folder, recipe, progress)
+    stored = stored_firings(arm_folder, progress)
     view, hookpoint = stored.by_latent, hookpoint or stored.hook
     if not re.fullmatch(r"\w[\w.-]*", hookpoint):
         raise UserError(
             f"{checked.shown(hookpoint)} cannot name a folder; "
             "give hookpoint=, letters, digits, dots and dashes, as layers.5"
         )
-    length = row_length(stored.metadata, context)
-    per_file = -(-view.n_latents // FILES) if latents_per_file is None else latents_per_file
-    if per_file < 1:
-        raise UserError(f"latents_per_file must be at least 1, not {per_file}")
-    grid = grid_of(stored.firings.documents, stored.firings.positions, length, pack)
+    per_file = -(-view.n_latents // FILES)
+    grid = grid_of(stored.firings.documents, stored.firings.positions, row_length(stored.metadata, context))
     dtype = _activation_dtype(view.values)
-    config = _config(stored, grid, per_file, pad_id, pack, dtype)
+    config = _config(stored, grid, per_file, dtype)
     with new_folder(Path(out)) as part, progress.task("delphi cache", len(view.values), "firings") as task:
         (part / hookpoint).mkdir()
         for start in range(0, view.n_latents, per_file):
             end = min(start + per_file, view.n_latents)
-            _write(part / hookpoint / f"{start}_{end - 1}.safetensors", stored, grid, start, end, pad_id, dtype)
+            _write(part / hookpoint / f"{start}_{end - 1}.safetensors", stored, grid, start, end, dtype)
             task.advance(int(view.indptr[end] - view.indptr[start]))
         write_json(part / hookpoint / "config.json", config)
     return config
 
 
-def _write(
-    path: Path, stored: StoredFirings, grid: TokenGrid, start: int, end: int, pad_id: int, dtype: np.dtype
-) -> None:
+def _write(path: Path, stored: StoredFirings, grid: TokenGrid, start: int, end: int, dtype: np.dtype) -> None:
     """The file of the latents [start, end)."""
     view = stored.by_latent
     first, last = int(view.indptr[start]), int(view.indptr[end])
@@ -87,7 +78,7 @@ def _write(
     places = np.dtype("<u2" if small else "<u4")
     activations = (view.values[a:b].astype(dtype) for a, b in _chunks(first, last))
     tensors = {
-        "tokens": ((grid.n_rows, grid.length), np.dtype("<i8"), grid.blocks(stored.firings.tokens, pad_id)),
+        "tokens": ((grid.n_rows, grid.length), np.dtype("<i8"), grid.blocks(stored.firings.tokens, PADDING)),
         "locations": ((last - first, 3), places, _locations(view, grid, start, first, last, places)),
         "activations": ((last - first,), dtype, activations),
     }
@@ -120,12 +111,10 @@ def _activation_dtype(values: np.ndarray) -> np.dtype:
     return np.dtype("<f2")
 
 
-def _config(stored: StoredFirings, grid: TokenGrid, per_file: int, pad_id: int, pack: bool, dtype: np.dtype) -> dict:
+def _config(stored: StoredFirings, grid: TokenGrid, per_file: int, dtype: np.dtype) -> dict:
     """What delphi's own config.json says, as far as it is known, and what it has no place for."""
     where, origin = str(stored.arm.folder), of_firings(stored.arm.folder)
-    noted = (
-        checked.table(stored.notes, "recipe", where) if stored.given is None else stored.recipe.model_dump(mode="json")
-    )
+    noted = checked.table(stored.notes, "recipe", where)
     model, text = (checked.table(noted, name, where) for name in ("model", "text"))
     return {
         "model_name": model.get("name") or model.get("path") or stored.metadata.get("model_name") or "",
@@ -145,8 +134,8 @@ def _config(stored: StoredFirings, grid: TokenGrid, per_file: int, pad_id: int, 
             "n_firings": len(stored.by_latent.values),
             "l0": stored.firings.l0,
             "activations": "fp16" if dtype.itemsize == 2 else "fp32",
-            "packed": pack,
-            "padding": {"id": pad_id, "places": grid.n_rows * grid.length - len(grid.row)},
+            "packed": False,
+            "padding": {"id": PADDING, "places": grid.n_rows * grid.length - len(grid.row)},
             "sae": origin["sae"],
             "split": origin["text"],
         },

@@ -1,6 +1,8 @@
 """What lies at a path, told from names and configs alone: an SAE of some format, a run folder, an arm with firings.
 
-Nothing here imports torch, so a wrong path or name is answered at once. Weights are read by `formats.py`.
+A path may be an address on the Hugging Face hub, `hf:OWNER/NAME/folder/in/it@revision`, of which only the files that a
+format reads are fetched. Nothing here imports torch, so a wrong path or name is answered at once. Weights are read by
+`formats.py`.
 """
 
 import re
@@ -8,7 +10,7 @@ from pathlib import Path
 
 from metasae.arms.folder import RunFolder
 from metasae.errors import UserError, nearest
-from metasae.interop import address, checked
+from metasae.interop import checked
 from metasae.interop.outputs import refuse_taken
 from metasae.sae.layout import CONFIG, WEIGHTS
 
@@ -24,6 +26,24 @@ _FILES = {
     "dictionary_learning": (DICTIONARY_WEIGHTS,),
     "paper": ("*.pt",),
 }
+# The files of a folder on the hub that are fetched.
+_FETCHED = (
+    "cfg.json",
+    "config.json",
+    "sae_weights.safetensors",
+    "sae_weights.safetensors.index.json",
+    "sae_weights-*-of-*.safetensors",
+    "activation_scaler.json",
+    "sae.safetensors",
+    "sae.safetensors.index.json",
+    "sae-*-of-*.safetensors",
+    "ae.pt",
+)
+PREFIX = "hf:"
+# a name in a path, neither . nor ..
+_NAME = r"(?!\.{1,2}(?:[/@]|$))"
+_REPO, _FOLDER = rf"{_NAME}[\w.-]+/{_NAME}[\w.-]+", rf"{_NAME}[^/@\\]+(?:/{_NAME}[^/@\\]+)*"
+_ADDRESS = re.compile(rf"hf:(?P<repo>{_REPO})(?:/(?P<folder>{_FOLDER})/*)?(?:@(?P<revision>[^@]+))?")
 _KNOWN_FILES = "sae_weights.safetensors, sae.safetensors, ae.pt or a .pt of the paper's code"
 
 
@@ -44,7 +64,7 @@ def sae_at(path: str | Path, format: str | None = None, thresholds: str | Path |
 
     Raises UserError where there is none, for an unknown format, and for thresholds that do not belong to it.
     """
-    place = primary_of(address.fetch(str(path)) if str(path).startswith(address.PREFIX) else Path(path))
+    place = primary_of(fetch(str(path)) if str(path).startswith(PREFIX) else Path(path))
     name = detect(place) if format is None else known_format(format)
     if thresholds is not None and name != "paper":
         raise UserError(f"thresholds belong to the paper's checkpoints, '{path}' is of the format {name}")
@@ -53,6 +73,35 @@ def sae_at(path: str | Path, format: str | None = None, thresholds: str | Path |
     if not place.exists():
         raise UserError(f"no SAE at '{place}'")
     return name, place
+
+
+def fetch(address: str) -> Path:
+    """The local folder (or `.pt` file) of an address, downloaded where it is not in the hub's cache.
+
+    Raises UserError for an address that is none, a hub that cannot be reached and a repository or folder that cannot be
+    had.
+    """
+    from huggingface_hub import snapshot_download
+
+    from metasae.data.text import hub
+
+    match = _ADDRESS.fullmatch(address)
+    if not match:
+        raise UserError(
+            f"'{address}' is no address of an SAE on the hub; "
+            "write hf:OWNER/NAME/folder or hf:OWNER/NAME/folder@revision"
+        )
+    folder, patterns, why = match["folder"] or "", _patterns(match["folder"] or ""), hub.unreachable()
+    try:
+        root = snapshot_download(
+            match["repo"], revision=match["revision"], allow_patterns=patterns, local_files_only=bool(why)
+        )
+    except Exception as error:  # the client raises its own, requests' and httpx's errors
+        raise UserError(f"{address} cannot be had: {why or hub.reason(error)}") from None
+    place = Path(root, folder) if folder.endswith(".pt") or not folder else Path(root, folder).resolve()
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        raise UserError(f"{address}: no SAE there; check the revision and the folder, or name its .pt file")
+    return place
 
 
 def latents_at(format: str, place: Path) -> int | None:
@@ -103,8 +152,7 @@ def refuse_run_folder(path: Path) -> None:
     trained = sorted(str(arm.folder) for arm in RunFolder(path).arms() if arm.is_trained)
     if not trained:
         raise UserError(f"{path} is a run folder in which no arm is trained yet; run `metasae run` on it first")
-    more = " ..." if len(trained) > 12 else ""
-    raise UserError(f"{path} is a run folder; give one of {', '.join(trained[:12])}{more}")
+    raise UserError(f"{path} is a run folder; give one of {', '.join(trained[:12])}{' ...' if trained[12:] else ''}")
 
 
 def known_format(format: str) -> str:
@@ -165,3 +213,19 @@ def _is_own(folder: Path) -> bool:
     cfg = checked.read_json(folder / CONFIG)
     noted = "trained_architecture" in checked.table(cfg, "metadata", str(folder / CONFIG))
     return noted and cfg.get("architecture") in ("jumprelu", "topk")
+
+
+def _patterns(folder: str) -> list[str]:
+    """The paths to fetch, as the hub's client takes them: shell patterns in which only ours are wild."""
+    literal = re.sub(r"([\[*?])", r"[\1]", folder)
+    above = _inside(literal.rpartition("/")[0])
+    if folder.endswith(".pt"):
+        # dictionary_learning keeps the config of its `checkpoints` one folder higher
+        higher = _inside(above[:-1].rpartition("/")[0])
+        return list(dict.fromkeys([literal, f"{above}thresholds_*.npy", f"{above}config.json", f"{higher}config.json"]))
+    # sparsify keeps the run's config above its folders
+    return [f"{_inside(literal)}{name}" for name in _FETCHED] + ([f"{above}config.json"] if literal else [])
+
+
+def _inside(folder: str) -> str:
+    return f"{folder}/" if folder else ""

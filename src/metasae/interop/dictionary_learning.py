@@ -24,6 +24,7 @@ from metasae.files import write_json
 from metasae.interop import checked
 from metasae.interop.detection import DICTIONARY_WEIGHTS as WEIGHTS
 from metasae.interop.identities import (
+    REFUSED,
     SAETensors,
     assemble,
     centred,
@@ -31,7 +32,6 @@ from metasae.interop.identities import (
     has_unit_rows,
     norms_into_encoder,
     tensors_of,
-    uncentred,
 )
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -75,30 +75,36 @@ def load(path: Path) -> SAE:
     Raises UserError for what is damaged or another class.
     """
     weights = path / WEIGHTS if path.is_dir() else path
-    where = str(_config_of(weights))
     config = checked.read_json(_config_of(weights))
+    where = str(_config_of(weights))
     trainer = checked.table(config, "trainer", where)
     kind = checked.choice(trainer, "dict_class", f"{where}: trainer", _CLASSES)
     state = checked.state_of(checked.read_pt(weights), weights)
     d, n = _size(state, str(weights))
-    k = _k(trainer, state, n, where) if kind in _WITH_K else 1
+    k = checked.count(trainer, "k", f"{where}: trainer", n) if kind in _WITH_K else 1
+    if kind in _WITH_K and "k" in state and (state["k"].numel() != 1 or state["k"].item() != k):
+        raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")
     tensors = _tensors(state, kind, d, n, str(weights))
     rule = "topk" if kind == "AutoEncoderTopK" else "threshold"
-    metadata = _metadata(config, trainer, where)
+    # the hook, the model and the context by the names that SAELens has, beside our own metadata and the trainer's
+    place = re.fullmatch(r"resid_(pre|post)_layer_(\d+)", str(trainer.get("submodule_name")))
+    known = {
+        "model_name": trainer.get("lm_name"),
+        "hook_name": f"blocks.{place[2]}.hook_resid_{place[1]}" if place else None,
+        "context_size": checked.table(config, "buffer", where).get("ctx_len"),
+    }
+    metadata = checked.without_none(known) | {"trainer": trainer} | checked.table(config, "metadata", where)
     return assemble(tensors, SAEConfig(d, n, _CLASSES[kind].architecture, k, "none", metadata, rule), str(weights))
-
-
-def why_not(sae: SAE) -> str | None:
-    """Why an SAE cannot be written in this format; None where it can."""
-    return None if sae.config.normalize == "none" else "dictionary_learning does not normalise tokens"
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
     """Writes the class that has the SAE's rule.
 
     `AutoEncoderTopK` keeps the k largest, `AutoEncoder` has no thresholds, `BatchTopKSAE` one for all latents, and
-    `JumpReluAutoEncoder` one for each.
+    `JumpReluAutoEncoder` one for each. Raises UserError for an SAE that cannot be written in this format.
     """
+    if sae.config.normalize != "none":
+        raise UserError(f"{REFUSED} dictionary_learning: dictionary_learning does not normalise tokens")
     kind, state = _state(sae)
     layer = re.match(r"blocks\.(\d+)\.", str(metadata.get("hook_name")))
     trainer = {
@@ -132,7 +138,7 @@ def _state(sae: SAE) -> tuple[str, dict[str, Tensor]]:
         return "AutoEncoder", {**linear, "bias": tensors.b_dec}
     if (tensors.threshold == tensors.threshold[0]).all():
         return "BatchTopKSAE", {**linear, "b_dec": tensors.b_dec, "k": k, "threshold": tensors.threshold[0]}
-    return "JumpReluAutoEncoder", {name: tensor.contiguous() for name, tensor in vars(uncentred(tensors)).items()}
+    return "JumpReluAutoEncoder", {name: tensor.contiguous() for name, tensor in vars(centred(tensors, -1.0)).items()}
 
 
 def _config_of(weights: Path) -> Path:
@@ -149,13 +155,6 @@ def _size(state: dict[str, Tensor], where: str) -> tuple[int, int]:
         raise UserError(f"{where} lacks a matrix 'encoder.weight' or 'W_enc'")
     rows, columns = state[name].shape
     return (columns, rows) if name == "encoder.weight" else (rows, columns)
-
-
-def _k(trainer: dict, state: dict[str, Tensor], n: int, where: str) -> int:
-    k = checked.count(trainer, "k", f"{where}: trainer", n)
-    if "k" in state and (state["k"].numel() != 1 or state["k"].item() != k):
-        raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")
-    return k
 
 
 def _tensors(state: dict[str, Tensor], kind: str, d: int, n: int, where: str) -> SAETensors:
@@ -179,14 +178,3 @@ def _tensors(state: dict[str, Tensor], kind: str, d: int, n: int, where: str) ->
     if kind == "AutoEncoder" and not has_unit_rows(tensors):
         return norms_into_encoder(tensors, threshold=True)
     return tensors
-
-
-def _metadata(config: dict, trainer: dict, where: str) -> dict:
-    """The hook, the model and the context by the names that SAELens has, beside our own metadata and the trainer's."""
-    place = re.fullmatch(r"resid_(pre|post)_layer_(\d+)", str(trainer.get("submodule_name")))
-    known = {
-        "model_name": trainer.get("lm_name"),
-        "hook_name": f"blocks.{place[2]}.hook_resid_{place[1]}" if place else None,
-        "context_size": checked.table(config, "buffer", where).get("ctx_len"),
-    }
-    return checked.without_none(known) | {"trainer": trainer} | checked.table(config, "metadata", where)

@@ -1,4 +1,4 @@
-"""Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it.
+"""Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it; an arm's firings.
 
 `detection.py` tells which one a path holds.
 """
@@ -8,15 +8,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from metasae.errors import UserError
-from metasae.interop import address, checked, dictionary_learning, paper, saelens, sparsify
-from metasae.interop.detection import arm_of_run, known_format, primary_of, sae_at
+from metasae.interop import checked, dictionary_learning, paper, saelens, sparsify
+from metasae.interop.detection import PREFIX, arm_of_run, known_format, primary_of, sae_at
 from metasae.interop.identities import tensors_of
 from metasae.interop.outputs import new_folder
 from metasae.sae import folder as own
 from metasae.sae.sae import SAE
 
-# name -> module with load(path), why_not(sae) and save(sae, out, metadata)
+# name -> module with load(path) and save(sae, out, metadata)
 FORMATS: dict[str, ModuleType] = {
     "saelens": saelens,
     "sparsify": sparsify,
@@ -56,7 +55,12 @@ def load(
         checked.read_json(place / own.CONFIG)
         return own.load(place)
     sae = paper.load(place, Path(thresholds)) if thresholds is not None else FORMATS[name].load(place)
-    _read_notes(sae, str(place))
+    sae.config.metadata.pop("sae_lens_version", None)
+    if "trained_architecture" in sae.config.metadata:
+        # what `export` noted because the format has no place of its own for it
+        notes = own.notes_of(sae.config.metadata, str(place))
+        sae.config.architecture, sae.config.metadata = notes.architecture or sae.config.architecture, notes.metadata
+        sae.config.k = notes.k if sae.config.rule == "threshold" else sae.config.k
     source = {"format": name, "architecture": sae.config.architecture, "from": _source(path, place)}
     sae.config.metadata.setdefault("imported", source)
     return sae
@@ -73,8 +77,6 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
     measured = {} if isinstance(sae, SAE) else _measured(primary_of(Path(sae)))
     sae = sae if isinstance(sae, SAE) else load(sae)
     tensors_of(sae)
-    if name != "metasae" and (why := FORMATS[name].why_not(sae)):
-        raise UserError(f"this SAE cannot be written as {name}: {why}")
     metadata = {**deepcopy(sae.config.metadata), **({"measured": measured} if measured else {})}
     metadata |= {"trained_architecture": sae.config.architecture, "k": sae.config.k}
     with new_folder(out) as part:
@@ -85,17 +87,25 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
     return out
 
 
-def _read_notes(sae: SAE, where: str) -> None:
-    """Takes back what `export` noted because the format has no place of its own for it."""
-    if "trained_architecture" in sae.config.metadata:
-        notes = own.notes_of(sae.config.metadata, where)
-        sae.config.architecture, sae.config.metadata = notes.architecture or sae.config.architecture, notes.metadata
-        sae.config.k = notes.k if sae.config.rule == "threshold" else sae.config.k
+def export_activations(arm_folder: str | Path, format: str, out: str | Path, **options) -> dict:
+    """Writes an arm's firings for another tool to the folder `out`, whole or not at all; gives what the format says.
+
+    arm_folder: `RUN/arms/<arm>-s<seed>`, or its `primary`. options: those of the format's own function.
+    Raises UserError for an arm without firings and an `out` that is not empty.
+    """
+    from metasae.interop import delphi, neuronpedia, paper_cache
+
+    writers = {
+        "delphi": delphi.export_delphi,
+        "neuronpedia": neuronpedia.export_neuronpedia,
+        "paper_cache": paper_cache.export_paper_cache,
+    }
+    return writers[format](arm_folder, out, **options)
 
 
 def _source(path: str | Path, place: Path) -> str:
     """The address with the revision that it led to, or the name of the file or folder."""
-    if not str(path).startswith(address.PREFIX):
+    if not str(path).startswith(PREFIX):
         return place.name
     commit = next((above.name for above in (place, *place.parents) if above.parent.name == "snapshots"), None)
     return str(path) if commit is None else f"{str(path).partition('@')[0]}@{commit}"

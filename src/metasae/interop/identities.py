@@ -15,6 +15,8 @@ from torch import Tensor
 from metasae.errors import UserError
 from metasae.sae.sae import SAE, SAEConfig
 
+# How each format begins where it refuses to write an SAE.
+REFUSED = "this SAE cannot be written as"
 # Latents whose float64 copies are made at once.
 _COLUMNS = 4096
 
@@ -52,14 +54,14 @@ def assemble(tensors: SAETensors, config: SAEConfig, where: str) -> SAE:
     return sae
 
 
-def centred(tensors: SAETensors) -> SAETensors:
-    """From x W_enc + b_enc:   b_enc + b_dec W_enc, as x W_enc + b_enc = (x - b_dec) W_enc + (b_enc + b_dec W_enc)."""
-    return replace(tensors, b_enc=_shifted(tensors, 1.0))
+def centred(tensors: SAETensors, sign: float = 1.0) -> SAETensors:
+    """From x W_enc + b_enc:   b_enc + b_dec W_enc, as x W_enc + b_enc = (x - b_dec) W_enc + (b_enc + b_dec W_enc).
 
-
-def uncentred(tensors: SAETensors) -> SAETensors:
-    """The way back, for libraries that do not subtract b_dec from their input:   b_enc - b_dec W_enc."""
-    return replace(tensors, b_enc=_shifted(tensors, -1.0))
+    sign: -1 for the way back, for libraries that do not subtract b_dec from their input:   b_enc - b_dec W_enc.
+    """
+    b_dec = tensors.b_dec.double()
+    shift = torch.cat([b_dec @ columns.double() for columns in tensors.W_enc.split(_COLUMNS, 1)])
+    return replace(tensors, b_enc=(tensors.b_enc.double() + sign * shift).float())
 
 
 def gated(tensors: SAETensors, r_mag: Tensor, b_gate: Tensor) -> SAETensors:
@@ -98,10 +100,3 @@ def _times(W_enc: Tensor, scale_N: Tensor) -> Tensor:
     """Columns of W_enc [d, n] times scale float64 [n]."""
     blocks = zip(W_enc.split(_COLUMNS, 1), scale_N.split(_COLUMNS), strict=True)
     return torch.cat([(columns.double() * scale).float() for columns, scale in blocks], 1)
-
-
-def _shifted(tensors: SAETensors, sign: float) -> Tensor:
-    """b_enc + sign * b_dec W_enc, formed in float64."""
-    b_dec = tensors.b_dec.double()
-    shift = torch.cat([b_dec @ columns.double() for columns in tensors.W_enc.split(_COLUMNS, 1)])
-    return (tensors.b_enc.double() + sign * shift).float()

@@ -36,9 +36,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield part
         part.replace(out)
     except OSError as error:
-        why = error.strerror or error
         raise UserError(
-            f"cannot write {out}: {why}; free some space or choose another folder, then export again"
+            f"cannot write {out}: {error.strerror or error}; "
+            "free some space or choose another folder, then export again"
         ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -63,4 +63,3 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], np.d
         for _, _, pieces in tensors.values():
             for piece in pieces:
                 file.write(np.ascontiguousarray(piece))
-        assert file.tell() == 8 + len(text) + end, "the pieces are not as many numbers as the shapes say"

@@ -22,7 +22,7 @@ import torch
 
 from metasae.errors import UserError
 from metasae.interop import checked
-from metasae.interop.identities import SAETensors, assemble, centred, tensors_of, uncentred
+from metasae.interop.identities import REFUSED, SAETensors, assemble, centred, tensors_of
 from metasae.sae.sae import SAE, SAEConfig
 
 _KINDS = ("batchtopk", "topk", "vanilla", "jumprelu")
@@ -43,7 +43,7 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
         if part not in checkpoint:
             raise UserError(f"{where} lacks '{part}': it is no checkpoint of the paper's code")
     cfg = checked.table(checkpoint, "cfg", where)
-    kind = checked.text(cfg, "sae_type", where, "batchtopk").lower()
+    kind = checked.typed(cfg, "sae_type", where, str, "batchtopk").lower()
     checked.choice({"sae_type": kind}, "sae_type", where, _KINDS)
     d, n = checked.count(cfg, "act_size", where), checked.count(cfg, "dict_size", where)
     selects = kind in ("batchtopk", "topk")
@@ -62,7 +62,7 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
         state["b_enc"] = torch.zeros(n)
     tensors = SAETensors(**state)
     normalize = "token" if thresholds is None else "token_eps"
-    if not checked.flag(cfg, "input_unit_norm", where, False):
+    if not checked.typed(cfg, "input_unit_norm", where, bool, False):
         normalize = "none"
     rule = "topk" if selects and thresholds is None else "threshold"
     metadata = _metadata(checkpoint, cfg, where) | ({"thresholds": thresholds.name} if thresholds else {})
@@ -70,36 +70,28 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
     return assemble(centred(tensors) if kind == "jumprelu" else tensors, config, where)
 
 
-def why_not(sae: SAE) -> str | None:
-    """Why an SAE cannot be written in this format; None where it can."""
-    if sae.b_enc.any() and sae.config.rule == "topk":
-        return "the paper's topk and batchtopk have no encoder bias"
-    if sae.b_enc.any() and sae.config.normalize == "token_eps":
-        return "the paper's code undoes with its eps only SAEs without encoder bias"
-    return None
-
-
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`."""
+    """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`.
+
+    Raises UserError for an SAE that cannot be written in this format.
+    """
+    if sae.b_enc.any() and sae.config.rule == "topk":
+        raise UserError(f"{REFUSED} paper: the paper's topk and batchtopk have no encoder bias")
+    if sae.b_enc.any() and sae.config.normalize == "token_eps":
+        raise UserError(f"{REFUSED} paper: the paper's code undoes with its eps only SAEs without encoder bias")
     tensors, ours = tensors_of(sae), metadata.get("metasae")
     label = ours.get("arm") if isinstance(ours, dict) else None
     label = label if isinstance(label, str) and re.fullmatch(r"\w+", label) else "sae"
     kind = "topk" if sae.config.rule == "topk" else "jumprelu" if sae.b_enc.any() else "batchtopk"
-    state = vars(uncentred(tensors) if kind == "jumprelu" else tensors)
+    state = vars(centred(tensors, -1.0) if kind == "jumprelu" else tensors)
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     if kind != "jumprelu":
         del state["threshold"]
     if kind == "batchtopk":
         np.save(out / f"thresholds_{label}.npy", tensors.threshold.numpy(), allow_pickle=False)
-    # JSON, so that nothing but plain values is read back
-    payload = {"cfg": _cfg(sae, kind, metadata), "state_dict": state, "metadata": json.dumps(metadata, allow_nan=False)}
-    torch.save(payload, out / f"{label}_primary_sae.pt")
-
-
-def _cfg(sae: SAE, kind: str, metadata: dict) -> dict:
-    """What the paper's classes and scripts read from a checkpoint's cfg."""
     place = _SITE.fullmatch(str(metadata.get("hook_name")))
-    return {
+    # what the paper's classes and scripts read
+    cfg = {
         "sae_type": kind,
         "act_size": sae.config.d_in,
         "dict_size": sae.n_latents,
@@ -120,6 +112,9 @@ def _cfg(sae: SAE, kind: str, metadata: dict) -> dict:
         "site": place[2] if place else None,
         "hook_point": metadata.get("hook_name"),
     }
+    # JSON, so that nothing but plain values is read back
+    payload = {"cfg": cfg, "state_dict": state, "metadata": json.dumps(metadata, allow_nan=False)}
+    torch.save(payload, out / f"{label}_primary_sae.pt")
 
 
 def _only_checkpoint(folder: Path) -> Path:

@@ -19,7 +19,7 @@ Random windows are of the second half; the format has one set of them for all la
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -59,21 +59,11 @@ class Pools:
         return sum(self.sizes.values())
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Windows of m latents. ends: int64 [m, K], the token of the split that each ends at. values: fp32 [m, K]."""
-
-    latents: np.ndarray
-    ends: np.ndarray
-    values: np.ndarray
-
-
 def export_paper_cache(
     arm_folder: str | Path,
     out: str | Path,
     *,
     other: str | Path | None = None,
-    latents: Sequence[int] | None = None,
     context: int = 64,
     random: int = 200,
     pools: Pools | None = None,
@@ -82,43 +72,43 @@ def export_paper_cache(
 ) -> dict:
     """Writes windows of an arm's latents, or of pairs of latents where `other` is another arm's folder.
 
-    Pairs are matched one to one by decoder cosine.
-
-    The paper's scorer wants the labels joint and solo, so both arms. latents: of the arm, None for all. context: L.
-    random: windows. pools: windows per latent; None for the paper's. seed: of every draw. Gives {label: {"written",
-    "left_out"}}, `left_out` being latents (or pairs) without enough firings. Raises UserError where an arm keeps no
-    firings, `out` is not empty, the arms were judged on different text, or no latent has enough.
+    Pairs are matched one to one by decoder cosine. The paper's scorer wants the labels joint and solo, so both arms.
+    context: L. random: windows. pools: windows per latent; None for the paper's. seed: of every draw. Gives
+    {label: {"written", "left_out"}}, `left_out` being latents (or pairs) without enough firings. Raises UserError where
+    an arm keeps no firings, `out` is not empty, the arms were judged on different text, or no latent has enough.
     """
+    if context < 1:
+        raise UserError(f"context must be at least 1, not {context}")
     pools = pools or Pools()
-    _check(context, random, pools)
-    arms = [stored_firings(folder, progress=progress) for folder in (arm_folder, other) if folder is not None]
-    labels, text = _labels(arms), _text(arms, seed)
-    wanted, cosines = _wanted(arms, latents)
-    cuts = [_cut(arm, text, rows, context, pools, seed, progress) for arm, rows in zip(arms, wanted, strict=True)]
-    full = np.logical_and.reduce([(cut.ends >= 0).all(1) for cut in cuts])
+    arms = [stored_firings(folder, progress) for folder in (arm_folder, other) if folder is not None]
+    labels, first = _labels(arms), arms[0].firings
+    for stored in arms[1:]:
+        if not np.array_equal(first.tokens, stored.firings.tokens):
+            raise UserError(
+                f"the firings of {stored.arm.folder} belong to other text than the first arm's; "
+                "measure the arms again alike"
+            )
+    text = Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
+    wanted, cosines = _wanted(arms)
+    drawn = [_drawn(arm, text, rows, context, pools, seed, progress) for arm, rows in zip(arms, wanted, strict=True)]
+    full = np.logical_and.reduce([(ends >= 0).all(1) for ends, _ in drawn])
     if not full.any():
         raise UserError(
             f"no latent has the {pools.total} windows of {context} tokens that are asked for; take fewer, or more text"
         )
-    cuts = [Cut(cut.latents[full].astype("<i4"), cut.ends[full], cut.values[full]) for cut in cuts]
+    latents = [rows[full].astype("<i4") for rows in wanted]
     with new_folder(Path(out)) as part:
-        for label, cut in zip(labels, cuts, strict=True):
-            _write(part, label, text, cut, context, pools)
-        ends = _random_ends(text, context, random, seed)
+        for label, rows, (ends, values) in zip(labels, latents, drawn, strict=True):
+            _write(part, label, _window_tokens(text, ends[full], context), values[full], rows, pools)
+        # different tokens of the scoring half whose window lies within a document
+        tokens = text.scoring_tokens
+        whole = tokens[text.windows(tokens, context, END)[1]]
+        ends = np.random.default_rng([seed, 1]).permutation(whole)[:random]
         write_safetensors(part / "random_contexts.safetensors", {"tokens": _window_tokens(text, ends, context)})
         if other is not None:
-            pairs = {f"{label}_indices": cut.latents for label, cut in zip(labels, cuts, strict=True)}
+            pairs = {f"{label}_indices": rows for label, rows in zip(labels, latents, strict=True)}
             np.savez(part / "feature_pairs.npz", **pairs, cosines=cosines[full].astype(np.float32))
     return {label: {"written": int(full.sum()), "left_out": int((~full).sum())} for label in labels}
-
-
-def _check(context: int, random: int, pools: Pools) -> None:
-    least = {"context": 1, "random": 0} | dict.fromkeys(asdict(pools), 0)
-    for name, value in {"context": context, "random": random, **asdict(pools)}.items():
-        if value < least[name]:
-            raise UserError(f"{name} must be at least {least[name]}, not {value}")
-    if not pools.total:
-        raise UserError("no window is asked for; take pools as they are")
 
 
 def _labels(arms: Sequence[StoredFirings]) -> list[str]:
@@ -132,25 +122,9 @@ def _labels(arms: Sequence[StoredFirings]) -> list[str]:
     return labels
 
 
-def _text(arms: Sequence[StoredFirings], seed: int) -> Text:
-    """The text that the arms fire on, which must be one."""
-    first = arms[0].firings
-    for stored in arms[1:]:
-        if not np.array_equal(first.tokens, stored.firings.tokens):
-            raise UserError(
-                f"the firings of {stored.arm.folder} belong to other text than the first arm's; "
-                "measure the arms again alike"
-            )
-    return Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
-
-
-def _wanted(arms: Sequence[StoredFirings], latents: Sequence[int] | None) -> tuple[list[np.ndarray], np.ndarray]:
+def _wanted(arms: Sequence[StoredFirings]) -> tuple[list[np.ndarray], np.ndarray]:
     """Latents of each arm, int64 [m], and the cosines of the pairs; pairs of which one never fires are left out."""
-    n = arms[0].by_latent.n_latents
-    rows = np.arange(n) if latents is None else np.unique(np.asarray(latents, np.int64))
-    if len(rows) and not (rows[0] >= 0 and rows[-1] < n):
-        raise UserError(f"latents go from 0 to {n - 1}, not {rows[0] if rows[0] < 0 else rows[-1]}")
-    rows = rows[arms[0].by_latent.counts()[rows] > 0]
+    rows = np.flatnonzero(arms[0].by_latent.counts())
     if len(arms) == 1:
         return [rows], np.ones(len(rows))
     pairs = match(*(stored.arm.sae().W_dec.detach() for stored in arms))
@@ -159,21 +133,25 @@ def _wanted(arms: Sequence[StoredFirings], latents: Sequence[int] | None) -> tup
     return [rows, pairs.partner[rows]], pairs.cosine[rows]
 
 
-def _cut(
+def _drawn(
     stored: StoredFirings, text: Text, latents: np.ndarray, length: int, pools: Pools, seed: int, progress: Progress
-) -> Cut:
-    """ends of -1 where a latent has too few firings."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The windows of m latents: the token of the split that each ends at, int64 [m, K], and the activation there, fp32
+    [m, K].
+
+    ends of -1 where a latent has too few firings.
+    """
     ends, values = np.full((len(latents), pools.total), -1, np.int64), np.zeros((len(latents), pools.total), np.float32)
     with progress.task(f"windows of {stored.arm.name}", len(latents), "latents") as task:
         for row, latent in enumerate(latents):
             tokens, strengths = (np.asarray(array) for array in stored.by_latent.latent(int(latent)))
             whole = np.flatnonzero(text.windows(tokens, length, END)[1])
             rng = np.random.default_rng([seed, int(latent)])
-            drawn = draw(strengths[whole], text.scoring[tokens[whole]], pools, rng)
-            if drawn is not None:
-                ends[row], values[row] = tokens[whole[drawn]], strengths[whole[drawn]]
+            chosen = draw(strengths[whole], text.scoring[tokens[whole]], pools, rng)
+            if chosen is not None:
+                ends[row], values[row] = tokens[whole[chosen]], strengths[whole[chosen]]
             task.advance(1)
-    return Cut(latents, ends, values)
+    return ends, values
 
 
 def draw(strengths: np.ndarray, scoring: np.ndarray, pools: Pools, rng: np.random.Generator) -> np.ndarray | None:
@@ -203,25 +181,20 @@ def _fifths(strengths: np.ndarray, firings: np.ndarray) -> list[np.ndarray]:
     return [ordered[size * fifth : size * (fifth + 1) if fifth < FIFTHS - 1 else None] for fifth in range(FIFTHS)]
 
 
-def _random_ends(text: Text, length: int, count: int, seed: int) -> np.ndarray:
-    """int64 [<= count]: different tokens of the scoring half whose window lies within a document."""
-    tokens = text.scoring_tokens
-    whole = tokens[text.windows(tokens, length, END)[1]] if len(tokens) else tokens
-    return np.random.default_rng([seed, 1]).permutation(whole)[:count]
-
-
-def _window_tokens(text: Text, ends: np.ndarray, length: int) -> tuple[tuple[int, ...], np.dtype, list[np.ndarray]]:
+def _window_tokens(text: Text, ends: np.ndarray, length: int) -> tuple:
     """The tokens of windows, as `write_safetensors` takes them: int32 [*ends.shape, L], a latent's at a time."""
     before = np.arange(length) - (length - 1)
     return (*ends.shape, length), np.dtype("<i4"), (text.tokens[row[..., None] + before].astype("<i4") for row in ends)
 
 
-def _write(folder: Path, label: str, text: Text, cut: Cut, context: int, pools: Pools) -> None:
+def _write(folder: Path, label: str, tokens: tuple, values: np.ndarray, latents: np.ndarray, pools: Pools) -> None:
+    """tokens: of the windows [m, K, L], as `write_safetensors` takes them."""
     tensors = {
-        "tokens": _window_tokens(text, cut.ends, context),
-        "peak_vals": (cut.values.shape, np.dtype("<f4"), [cut.values]),
-        "feature_indices": (cut.latents.shape, np.dtype("<i4"), [cut.latents]),
+        "tokens": tokens,
+        "peak_vals": (values.shape, values.dtype, [values]),
+        "feature_indices": (latents.shape, latents.dtype, [latents]),
     }
     write_safetensors(folder / f"{label}.safetensors", tensors)
-    sizes = {"n_features": len(cut.latents), "K_total": pools.total, **pools.sizes, "ctx_len": context}
-    write_json(folder / f"{label}_meta.json", {"label": label, **sizes, "feature_indices": cut.latents.tolist()})
+    n_features, total, context = tokens[0]
+    sizes = {"n_features": n_features, "K_total": total, **pools.sizes, "ctx_len": context}
+    write_json(folder / f"{label}_meta.json", {"label": label, **sizes, "feature_indices": latents.tolist()})

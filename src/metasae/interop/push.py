@@ -40,7 +40,6 @@ def push(
     private: bool = False,
     token_from_env: str = TOKEN,
     dry_run: bool = False,
-    message: str | None = None,
     api: Any = None,
 ) -> dict:
     """Sends a run folder whose arms are all measured and compared, or one SAE folder, to `repo` (OWNER/NAME).
@@ -85,14 +84,20 @@ def push(
         "card": card,
         "dry_run": dry_run,
     }
-    return result if dry_run else result | _send(files, card, repo, branch, private, token_from_env, message, api)
+    return result if dry_run else result | _send(files, card, repo, branch, private, token_from_env, api)
 
 
 def _card(folder: Path, repo: str, branch: str, license: str) -> tuple[str, dict]:
     """The card, and the recipe or the metadata that becomes public. Raises UserError for numbers of another version."""
     try:
         if not (folder / "arms").is_dir():
-            return _card_of_sae(folder, repo, branch, license)
+            # an arm's numbers lie beside its `primary` folder
+            cfg, place = checked.read_json(folder / CONFIG), folder.resolve()
+            measures = place.parent / "measures.json"
+            beside = checked.read_json(measures) if place.name == "primary" and measures.is_file() else None
+            name = f"{place.parent.name} {place.name}" if place.name in ("primary", "meta") else place.name
+            card = card_of_sae(name, cfg, beside, repo, branch, license)
+            return card, checked.table(cfg, "metadata", str(folder))
         saes = {
             arm.label: checked.read_json(arm.folder / "primary" / CONFIG)
             | {"measures": checked.read_json(arm.folder / "measures.json")}
@@ -105,15 +110,6 @@ def _card(folder: Path, repo: str, branch: str, license: str) -> tuple[str, dict
         raise UserError(
             f"the numbers in {folder} are of another version of metasae; run `metasae compare {folder}` first"
         ) from None
-
-
-def _card_of_sae(folder: Path, repo: str, branch: str, license: str) -> tuple[str, dict]:
-    """An arm's numbers lie beside its `primary` folder."""
-    cfg, place = checked.read_json(folder / CONFIG), folder.resolve()
-    measures = place.parent / "measures.json"
-    beside = checked.read_json(measures) if place.name == "primary" and measures.is_file() else None
-    name = f"{place.parent.name} {place.name}" if place.name in ("primary", "meta") else place.name
-    return card_of_sae(name, cfg, beside, repo, branch, license), checked.table(cfg, "metadata", str(folder))
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
@@ -161,8 +157,10 @@ def _refuse_unfinished(folder: Path) -> None:
             raise UserError(f"{folder} is not finished: {arm.label} is not {what}; {again}")
     missing = checked.read_json(folder / "compare.json").get("missing")
     if missing:
-        first = checked.shown(missing[0])
-        raise UserError(f"{folder} was compared before {first} was measured; run `metasae compare {folder}` first")
+        raise UserError(
+            f"{folder} was compared before {checked.shown(missing[0])} was measured; "
+            f"run `metasae compare {folder}` first"
+        )
 
 
 def _check(name: str, path: Path, folder: Path) -> None:
@@ -216,7 +214,6 @@ def _send(
     branch: str,
     private: bool,
     token_from_env: str,
-    message: str | None,
     api: Any,
 ) -> dict:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -226,13 +223,12 @@ def _send(
     token = os.environ.get(token_from_env) or None
     api = HfApi(token=token) if api is None else api
     contents = {name: str(path) for name, path in files.items()} | {"README.md": card.encode()}
-    message = message or f"metasae: {len(files)} files"
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         if branch != "main":
             api.create_branch(repo, branch=branch, exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
-        commit = api.create_commit(repo, operations, commit_message=message, revision=branch)
+        commit = api.create_commit(repo, operations, commit_message=f"metasae: {len(files)} files", revision=branch)
     except Exception as error:  # the client raises its own, requests' and httpx's errors
         why = hub.reason(error).replace(token, "***") if token else hub.reason(error)
         raise UserError(

@@ -16,7 +16,7 @@ FROM_HUB: dict[str, tuple[str, str, dict, bool]] = {
     "sparse_probing": ("sparse_probing", "SparseProbingEvalConfig", {}, True),
     "sparse_probing_sae_probes": ("sparse_probing_sae_probes", "SparseProbingSaeProbesEvalConfig", {}, False),
 }
-EVALS = (*WEIGHTS_ONLY, "core", *FROM_HUB)
+EVALS = (*WEIGHTS_ONLY, *FROM_HUB)
 
 
 def check_evals(evals: Sequence[str]) -> None:

@@ -76,31 +76,37 @@ def load(path: Path) -> SAE:
     d, n = checked.count(cfg, "d_in", where), checked.count(cfg, "d_sae", where)
     theirs = checked.choice(cfg, "normalize_activations", where, _NORMALIZE, "none", _REFUSED_NORMALIZE)
     checked.choice(cfg, "reshape_activations", where, ("none",), "none", _REFUSED_RESHAPE)
-    rescale = architecture in _TOPK and checked.flag(cfg, "rescale_acts_by_decoder_norm", where, False)
-    notes = _notes(checked.table(cfg, "metadata", where), where)
-    k = _k(cfg, n, where) if architecture in _TOPK else notes.k
+    rescale = architecture in _TOPK and checked.typed(cfg, "rescale_acts_by_decoder_norm", where, bool, False)
+    metadata = checked.table(cfg, "metadata", where)
+    k = cfg.get("k") if architecture in _TOPK else 1
+    if isinstance(k, float) and architecture in _BATCH and math.isfinite(k):
+        # a mean, which may be a fraction; its rule is the threshold
+        k = max(1, round(k))
+    k = checked.count({"k": k}, "k", where, n)
 
     state = _state(path / own.WEIGHTS, architecture, d, n)
     tensors = _tensors(state, architecture, n)
-    if "scaling_factor" in state:
-        on = checked.flag(cfg, "finetuning_scaling_factor", where, False)
-        tensors = _finetuned(tensors, state["scaling_factor"], on, where)
-    if not checked.flag(cfg, "apply_b_dec_to_input", where, True):
+    # a factor on each activation before W_dec, learnt after training; it goes into the rows
+    factor = state.get("scaling_factor", torch.ones(n))
+    if not torch.allclose(factor, torch.ones(n)):
+        if not checked.typed(cfg, "finetuning_scaling_factor", where, bool, False):
+            raise UserError(
+                f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, "
+                "so its meaning is not clear"
+            )
+        tensors = replace(tensors, W_dec=tensors.W_dec * factor[:, None])
+    if not checked.typed(cfg, "apply_b_dec_to_input", where, bool, True):
         tensors = centred(tensors)
     scale = _scale(path / SCALER, where) if theirs == "expected_average_only_in" else 1.0
     tensors = norms_into_encoder(tensors, threshold=False) if rescale else unscaled(tensors, scale)
 
-    normalize = "token_eps" if theirs == "layer_norm" and notes.undone_with_eps else _NORMALIZE[theirs]
+    ours = "trained_architecture" in metadata and own.notes_of(metadata, where).undone_with_eps
+    normalize = "token_eps" if theirs == "layer_norm" and ours else _NORMALIZE[theirs]
     rule = "topk" if architecture == "topk" else "threshold"
-    config = SAEConfig(d, n, notes.architecture or architecture, k, normalize, notes.metadata, rule)
+    config = SAEConfig(d, n, architecture, k, normalize, metadata, rule)
     sae = assemble(tensors, config, str(path))
     # SAELens folds the norms after the scale, which leaves rows of unit length
     return sae.scaled(scale) if rescale else sae
-
-
-def why_not(sae: SAE) -> str | None:
-    """Why an SAE cannot be written in this format; None where it can."""
-    return None
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
@@ -133,21 +139,6 @@ def _modern(cfg: dict[str, Any], where: str) -> dict[str, Any]:
     return cfg
 
 
-def _notes(metadata: dict, where: str) -> own.Notes:
-    """Our own notes where `export` wrote the folder; another's metadata may hold a `k` of its own meaning."""
-    if "trained_architecture" in metadata:
-        return own.notes_of(metadata, where)
-    return own.Notes(None, 1, False, {key: value for key, value in metadata.items() if key != "sae_lens_version"})
-
-
-def _k(cfg: dict, n: int, where: str) -> int:
-    """BatchTopK's k is a mean and may be a fraction; the nearest whole number is kept, as its rule is the threshold."""
-    k = cfg.get("k")
-    if isinstance(k, float) and cfg["architecture"] in _BATCH and math.isfinite(k):
-        k = max(1, round(k))
-    return checked.count({"k": k}, "k", where, n)
-
-
 def _state(path: Path, architecture: str, d: int, n: int) -> dict[str, Tensor]:
     """The tensors of the weight file, which must be those of the architecture."""
     present = checked.tensor_shapes(path)
@@ -170,18 +161,6 @@ def _tensors(state: dict[str, Tensor], architecture: str, n: int) -> SAETensors:
     b_enc = state["b_mag" if architecture == "gated" else "b_enc"]
     tensors = SAETensors(state["W_enc"], b_enc, state["W_dec"], state["b_dec"], threshold.expand(n))
     return gated(tensors, state["r_mag"], state["b_gate"]) if architecture == "gated" else tensors
-
-
-def _finetuned(tensors: SAETensors, factor: Tensor, on: bool, where: str) -> SAETensors:
-    """A factor on each activation before W_dec, learnt after training; it goes into the rows."""
-    if torch.allclose(factor, torch.ones_like(factor)):
-        return tensors
-    if not on:
-        raise UserError(
-            f"{where}: the weights hold a scaling_factor, but finetuning_scaling_factor is false, "
-            "so its meaning is not clear"
-        )
-    return replace(tensors, W_dec=tensors.W_dec * factor[:, None])
 
 
 def _scale(path: Path, where: str) -> float:

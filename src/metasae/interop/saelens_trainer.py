@@ -8,7 +8,6 @@ over all parameters, no turns between a primary and a meta SAE, and leaves decod
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor
 
 import metasae
-from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale
+from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale, save_trained
 from metasae.data.split import Rows, Split
 from metasae.errors import UserError, nearest
-from metasae.measures.firing.calibrate import calibrate
+from metasae.interop import checked
 from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
 from metasae.recipe.recipe import Recipe
@@ -41,8 +40,8 @@ def train_on(
     seed: int,
     folder: str | Path,
     *,
-    sample: Tensor | Split | None = None,
-    calibration: Tensor | Split | None = None,
+    sample: Split | None = None,
+    calibration: Split | None = None,
     metadata: dict[str, Any] | None = None,
     device: str = "cpu",
     show: bool = True,
@@ -52,11 +51,11 @@ def train_on(
     An arm without a meta SAE has no "meta".
 
     provider: gives [train.batch, d] in the model's units. Of the recipe the tables sae, meta, train and of measure the
-    threshold count. sample: activations [R, d] that the input scale and the first b_dec come from; None takes the first
-    16,384 rows, which are trained on all the same. calibration: activations [C, d] that the threshold comes from; None
-    takes the measure.calibration_tokens rows that the provider gives after training. Both may be a split of one of our
-    caches. metadata: what is known of model_name, hook_name, dataset_path, ...; the hook, the context and the model of
-    a SAELens store are taken from it.
+    threshold count. sample: what the input scale and the first b_dec come from; None takes the first 16,384 rows, which
+    are trained on all the same. calibration: what the threshold comes from; None takes the measure.calibration_tokens
+    rows that the provider gives after training. Both are a split of one of our caches, or `metasae.data.split.Rows` of
+    activations [rows, d]. metadata: what is known of model_name, hook_name, dataset_path, ...; the hook, the context
+    and the model of a SAELens store are taken from it.
 
     Every arm wants a provider of its own that begins with the same batches. So does a call after an interruption, which
     goes on from the last checkpoint: what was trained on is drawn and dropped. SAELens opens `folder/primary` with
@@ -66,12 +65,13 @@ def train_on(
     recipe, folder = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe), Path(folder)
     if arm not in ARMS:
         raise UserError(f"unknown arm '{arm}'{nearest(arm, ARMS)}")
+    notes = {"arm": arm, "seed": seed, "settings": recipe.model_dump(mode="json", include={"sae", "meta", "train"})}
     if (folder / "primary" / CONFIG).exists():
-        _refuse_another(folder, recipe, arm, seed)
+        _refuse_another(folder, notes)
         return {name: SAE.load(folder / name) for name in ("primary", "meta") if (folder / name).is_dir()}
     size, progress = recipe.train.batch, Progress(show)
     batches = Provided(provider, size)
-    start = batches.peek(-(-min(SAMPLE_ROWS, recipe.train.tokens) // size)) if sample is None else _rows(sample)
+    start = batches.peek(-(-min(SAMPLE_ROWS, recipe.train.tokens) // size)) if sample is None else sample
     scale = batches.scale = input_scale(start, recipe.sae.normalize)
     trainer = Trainer(recipe, arm, seed, initial_b_dec(start, scale, recipe), device)
     request = StopRequest(progress.answer, f"training {arm}, seed {seed}")
@@ -81,23 +81,17 @@ def train_on(
         cores_for(recipe, device),
     ):
         train(trainer, batches, folder, task, stop)
-    saes = trainer.export(scale, _metadata(provider, recipe, arm, seed) | (metadata or {}))
-    if "meta" in saes:
-        calibrate(saes["meta"], Rows(saes["primary"].W_dec))
-        saes["meta"].save(folder / "meta")
-    unseen = batches.take(recipe.measure.calibration_tokens) if calibration is None else _rows(calibration)
-    calibrated = calibrate(saes["primary"], unseen, size, progress, rule=recipe.measure.threshold)
-    saes["primary"].config.metadata["calibration"] = asdict(calibrated)
-    # last, as its folder says that the arm is trained
-    saes["primary"].save(folder / "primary")
+    saes = trainer.export(scale, _metadata(provider, notes) | (metadata or {}))
+    unseen = batches.take(recipe.measure.calibration_tokens) if calibration is None else calibration
+    save_trained(saes, recipe, unseen, folder, progress=progress)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return saes
 
 
-def _refuse_another(folder: Path, recipe: Recipe, arm: str, seed: int) -> None:
+def _refuse_another(folder: Path, notes: dict) -> None:
     """Raises UserError where the SAE in a folder is not the one asked for."""
     theirs = _flat(SAE.load(folder / "primary").config.metadata.get("metasae", {}))
-    for key, value in _flat({"arm": arm, "seed": seed, "settings": _settings(recipe)}).items():
+    for key, value in _flat(notes).items():
         if value != theirs.get(key):
             raise UserError(
                 f"{folder} holds an SAE with {key} = {theirs.get(key)!r}, not {value!r}; "
@@ -105,14 +99,10 @@ def _refuse_another(folder: Path, recipe: Recipe, arm: str, seed: int) -> None:
             )
 
 
-def _settings(recipe: Recipe) -> dict[str, dict]:
-    return recipe.model_dump(mode="json", include={"sae", "meta", "train"})
-
-
 def _flat(notes: dict) -> dict[str, Any]:
     """What an SAE's notes say of its making, by the recipe's keys."""
-    tables = notes.get("settings", {})
-    settings = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    tables = notes.get("settings", {}).items()
+    settings = {f"{name}.{key}": value for name, table in tables for key, value in table.items()}
     return {"arm": notes.get("arm"), "seed": notes.get("seed"), **settings}
 
 
@@ -125,12 +115,9 @@ class Provided:
 
     def next(self) -> Tensor:
         """float32 [B, d], in the model's units times `scale`."""
-        x_BD = self._draw()
-        return x_BD * self.scale if self.scale != 1.0 else x_BD
+        return self._draw() * self.scale
 
     def seek(self, position: int) -> None:
-        if position < self.position:
-            raise ValueError(f"a provider cannot go back from batch {self.position} to {position}")
         while self.position < position:
             self._draw()
 
@@ -168,23 +155,11 @@ class Provided:
         return x_BD
 
 
-def _rows(given: Tensor | Split) -> Any:
-    if not isinstance(given, Tensor):
-        return given
-    if given.ndim != 2 or not len(given) or not torch.isfinite(given.sum()):
-        raise UserError(
-            "sample and calibration are activations [rows, d], finite, at least one; "
-            f"not of shape {list(given.shape)} or not finite"
-        )
-    return Rows(given.detach().float().cpu())
-
-
-def _metadata(provider: Any, recipe: Recipe, arm: str, seed: int) -> dict[str, Any]:
+def _metadata(provider: Any, notes: dict) -> dict[str, Any]:
     """What is known of the SAE.
 
     No recipe of a run: model and text are the provider's, and the recipe does not name them.
     """
     place = {key: getattr(provider, key, None) for key in ("hook_name", "context_size", "prepend_bos")}
     place["model_name"] = getattr(getattr(getattr(provider, "model", None), "cfg", None), "model_name", None)
-    ours = {"version": metasae.__version__, "arm": arm, "seed": seed, "settings": _settings(recipe)}
-    return {key: value for key, value in place.items() if value is not None} | {"metasae": ours}
+    return checked.without_none(place) | {"metasae": {"version": metasae.__version__, **notes}}

@@ -14,7 +14,7 @@ from metasae.errors import UserError
 from metasae.files import write_json, write_tensors
 from metasae.interop import checked
 from metasae.interop.detection import SPARSIFY_WEIGHTS as WEIGHTS
-from metasae.interop.identities import SAETensors, assemble, tensors_of
+from metasae.interop.identities import REFUSED, SAETensors, assemble, tensors_of
 from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -38,7 +38,7 @@ def load(path: Path) -> SAE:
         else d * checked.count(cfg, "expansion_factor", where)
     )
     for key, why in _REFUSED.items():
-        if checked.flag(cfg, key, where, False):
+        if checked.typed(cfg, key, where, bool, False):
             raise UserError(f"{where}: {key} = true cannot be represented: {why}")
     checked.choice(
         cfg, "activation", where, ("topk",), "topk", {"groupmax": "it takes the largest latent of each group"}
@@ -51,14 +51,12 @@ def load(path: Path) -> SAE:
     return assemble(tensors, SAEConfig(d, n, "topk", k, "none", _metadata(path, cfg), "topk"), str(path))
 
 
-def why_not(sae: SAE) -> str | None:
-    """Why an SAE cannot be written in this format; None where it can."""
-    if sae.config.rule != "topk":
-        return "sparsify keeps the k largest of each token and knows no thresholds"
-    return None if sae.config.normalize == "none" else "sparsify does not normalise tokens"
-
-
 def save(sae: SAE, out: Path, metadata: dict) -> None:
+    """Raises UserError for an SAE that cannot be written in this format."""
+    if sae.config.rule != "topk":
+        raise UserError(f"{REFUSED} sparsify: sparsify keeps the k largest of each token and knows no thresholds")
+    if sae.config.normalize != "none":
+        raise UserError(f"{REFUSED} sparsify: sparsify does not normalise tokens")
     tensors = tensors_of(sae)
     state = {
         "encoder.weight": tensors.W_enc.t(),

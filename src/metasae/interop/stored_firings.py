@@ -1,6 +1,11 @@
-"""The firings that an arm keeps, with their provenance and the text of their tokens, as other tools need them."""
+"""The firings that an arm keeps, with their provenance and the text of their tokens, as other tools need them.
 
-from collections.abc import Callable
+Other tools hold text in rows of one length: token t stands at (row[t], column[t]). Special tokens that stood round the
+model's windows are not in a firing store, so they are not in the rows either, and a row may hold tokens of two of the
+model's windows.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +24,8 @@ from metasae.sae.layout import CONFIG
 
 # Entries that are checked at a time.
 _CHUNK = 1 << 22
+# Tokens of rows that are in memory at once.
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,7 @@ class StoredFirings:
 
     arm: its folder may be any with `firings/` and `primary/`. metadata: of the SAE's cfg.json; {} without one. notes:
     what metasae noted in it about the SAE's making; {} for SAEs of other making. hook: the hook point's name; empty
-    where the metadata have none. firings, by_latent: the same entries in the order of tokens and of latents. given:
-    the recipe that the caller gave.
+    where the metadata have none. firings, by_latent: the same entries in the order of tokens and of latents.
     """
 
     arm: Arm
@@ -37,18 +43,18 @@ class StoredFirings:
     hook: str
     firings: Firings
     by_latent: ByLatent
-    given: Recipe | None
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe given, or of the run folder above, or of the SAE's notes. Raises UserError where there is none."""
+        """That of the run folder above, or of the SAE's notes. Raises UserError where there is none."""
         beside = self.arm.folder.resolve().parent.parent / "recipe.toml"
-        if self.given is not None or beside.is_file():
-            return self.given or Recipe.load(beside)
+        if beside.is_file():
+            return Recipe.load(beside)
         noted = checked.table(self.notes, "recipe", str(self.arm.folder))
         if not noted:
             raise UserError(
-                f"{self.arm.folder} does not say which model its tokens belong to; give a recipe with model and text"
+                f"{self.arm.folder} does not say which model its tokens belong to; put the recipe.toml of its run, "
+                f"with model and text, at {beside}"
             )
         # an SAE may come from anybody, and its notes must not make a model's code run here
         return Recipe.load(noted, {"model.trust_remote_code": False})
@@ -56,8 +62,9 @@ class StoredFirings:
     def strings(self, tokenizer=None) -> Callable[[np.ndarray], list[str]]:
         """int64 [m], tokens of the split -> their text, leading spaces included.
 
-        tokenizer: None for that of the model.
+        tokenizer: None for that of the recipe's model. Raises UserError with one line where it cannot be had.
         """
+        from metasae.data.model.tokenizer import load_tokenizer
         from metasae.interp.windows import planted_strings, token_strings
 
         if tokenizer is None and self.recipe.text.source == "planted":
@@ -65,19 +72,11 @@ class StoredFirings:
 
             planted = PlantedCache(self.recipe.planted, {"evaluation": self.firings.n_tokens})
             return planted_strings(planted.split("evaluation"))
-        return token_strings(tokenizer or self.tokenizer(), self.firings.tokens)
-
-    def tokenizer(self):
-        """The tokenizer of the recipe's model. Raises UserError with one line where it cannot be had."""
-        from metasae.data.model.tokenizer import load_tokenizer
-
-        return load_tokenizer(self.recipe.model)
+        return token_strings(tokenizer or load_tokenizer(self.recipe.model), self.firings.tokens)
 
 
-def stored_firings(
-    folder: str | Path, recipe: str | Path | dict | Recipe | None = None, progress: Progress = SILENT
-) -> StoredFirings:
-    """folder: an arm's, or its `primary`. recipe: for the text of tokens, where the run folder's own is not meant.
+def stored_firings(folder: str | Path, progress: Progress = SILENT) -> StoredFirings:
+    """folder: an arm's, or its `primary`.
 
     Sorts the firings by latent and keeps that beside them, where it is not there yet. Raises UserError where the folder
     keeps no firings, or they or the config are damaged.
@@ -92,8 +91,9 @@ def stored_firings(
     arm = Arm(name, seed if isinstance(seed, int) else 0, folder)
     firings = arm.firings()
     if cfg and firings.n_latents != cfg.get("d_sae"):
-        theirs = checked.shown(cfg.get("d_sae"))
-        raise _damaged(folder, f"they are of {firings.n_latents} latents, the SAE has {theirs}")
+        raise _damaged(
+            folder, f"they are of {firings.n_latents} latents, the SAE has {checked.shown(cfg.get('d_sae'))}"
+        )
     try:
         by_latent = open_by_latent(folder / "firings")
     except UserError:
@@ -104,8 +104,7 @@ def stored_firings(
         values = np.asarray(by_latent.values[start : start + _CHUNK])
         if not (np.isfinite(values) & (values > 0)).all():
             raise _damaged(folder, "an activation is no positive number")
-    given = recipe if recipe is None or isinstance(recipe, Recipe) else Recipe.load(recipe)
-    return StoredFirings(arm, metadata, notes, hook if isinstance(hook, str) else "", firings, by_latent, given)
+    return StoredFirings(arm, metadata, notes, hook if isinstance(hook, str) else "", firings, by_latent)
 
 
 def _check(folder: Path, indptr: np.ndarray, entries: np.ndarray, limit: int) -> None:
@@ -120,3 +119,53 @@ def _check(folder: Path, indptr: np.ndarray, entries: np.ndarray, limit: int) ->
 
 def _damaged(folder: Path, why: str) -> UserError:
     return UserError(f"the firings of {folder} are damaged: {why}; delete {folder / 'firings'} and measure it again")
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """row, column: int32 [T], rows rising. n_rows: R. length: L."""
+
+    row: np.ndarray
+    column: np.ndarray
+    n_rows: int
+    length: int
+
+    def blocks(self, values: np.ndarray, fill: int) -> Iterator[np.ndarray]:
+        """values int [T] in rows, int64 [<= b, L] at a time, `fill` where there is no token."""
+        size = max(1, BLOCK // self.length)
+        for first in range(0, self.n_rows, size):
+            last = min(first + size, self.n_rows)
+            start, end = self.tokens_of(first, last)
+            block = np.full((last - first, self.length), fill, np.int64)
+            block[self.row[start:end] - first, self.column[start:end]] = values[start:end]
+            yield block
+
+    def tokens_of(self, first: int, last: int) -> tuple[int, int]:
+        """The tokens [start, end) of the split that stand in the rows [first, last)."""
+        # in the array's own dtype, as numpy would copy all of it to a wider one
+        start, end = np.searchsorted(self.row, np.array([first, last], self.row.dtype))
+        return int(start), int(end)
+
+
+def grid_of(documents: np.ndarray, positions: np.ndarray, length: int) -> TokenGrid:
+    """Each document is cut into rows from its first token on; its last row is padded on the right.
+
+    documents, positions: int32 [T], as in `Firings`. A gap in the positions ends a row as the end of a document does.
+    """
+    n_tokens = len(documents)
+    number = np.arange(n_tokens, dtype=np.int32)
+    starts = np.concatenate([[0], np.flatnonzero((np.diff(documents) != 0) | (np.diff(positions) != 1)) + 1])
+    sizes = np.diff(np.append(starts, n_tokens))
+    rows = -(-sizes // length)
+    before = np.cumsum(rows) - rows
+    within = number - np.repeat(starts, sizes).astype(np.int32)
+    row = np.repeat(before, sizes).astype(np.int32) + within // length
+    return TokenGrid(row, within % length, int(rows.sum()), length)
+
+
+def row_length(metadata: dict, wanted: int | None) -> int:
+    """As wanted, or the context the SAE was trained with. Raises UserError where neither is a length."""
+    length = metadata.get("context_size") if wanted is None else wanted
+    if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length < 1 << 16:
+        raise UserError(f"rows need a length from 1 to 65,535 tokens, not {str(length)[:20]}; give context=128")
+    return length

@@ -27,7 +27,7 @@ def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Pr
     written, and for a text, a model or a sink that is not there.
     """
     if track is not None:
-        from metasae.tracking.follow import check_sink
+        from metasae.tracking.sinks import check_sink
 
         check_sink(track)
     with first_alone_on(folder, progress):

@@ -58,7 +58,7 @@ class Ablate:
 
 
 Edit = Set | Add | Scale | Ablate
-_GRAMMAR = re.compile(r"\s*(\d+)\s*([+*]?)=\s*(\S+)\s*")
+_GRAMMAR = re.compile(r"\s*(?P<latent>\d+)\s*(?:(?P<off>=\s*off)|(?P<sign>[+*]?)=\s*(?P<value>\S+))\s*")
 _KINDS = {"": Set, "+": Add, "*": Scale}
 
 
@@ -70,24 +70,18 @@ def parse_edits(texts: Iterable[str]) -> dict[int, Edit]:
     edits: dict[int, Edit] = {}
     for text in texts:
         match = _GRAMMAR.fullmatch(text)
-        edit = _edit(match[2], match[3]) if match else None
-        if edit is None:
-            raise UserError(f"an edit is LATENT=VALUE, LATENT+=VALUE, LATENT*=VALUE or LATENT=off, not '{text}'")
-        latent = int(match[1])
+        try:
+            edit = Ablate() if match["off"] else _KINDS[match["sign"]](float(match["value"]))
+        except (TypeError, ValueError):  # no match, or a value that is no number
+            raise UserError(
+                f"an edit is LATENT=VALUE, LATENT+=VALUE, LATENT*=VALUE or LATENT=off, not '{text}'"
+            ) from None
+        latent = int(match["latent"])
         if latent in edits:
             raise UserError(f"latent {latent} is edited twice; give it one edit")
         check_edit(latent, edit, None)
         edits[latent] = edit
     return edits
-
-
-def _edit(sign: str, value: str) -> Edit | None:
-    if value == "off" and not sign:
-        return Ablate()
-    try:
-        return _KINDS[sign](float(value))
-    except ValueError:
-        return None
 
 
 def check_edit(latent: int, edit: Edit, n: int | None) -> None:

@@ -26,9 +26,7 @@ from metasae.errors import UserError
 from metasae.interop import load
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
-from metasae.steering.edits import Ablate, Add, Edit, Scale, Set, check_edit, check_request, parse_edits
-
-__all__ = ["Ablate", "Add", "Scale", "Set", "parse_edits", "run_steer", "steer"]
+from metasae.steering.edits import Edit, Set, check_edit, check_request
 
 
 @contextmanager

@@ -1,40 +1,21 @@
 """What is new in a run folder, given to a sink: while the run goes on, or once."""
 
-import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from metasae import files
 from metasae.arms.folder import read_metrics
 from metasae.compare.catalogue import CATALOGUE, value_of
-from metasae.errors import UserError, install_hint
+from metasae.errors import UserError
+from metasae.tracking.sinks import Sink, open_sink
 
-# The name of each sink, which is that of its package, and what it is called.
-SINKS = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases"}
 # Seconds between two looks at a run that goes on.
 EVERY = 5.0
 # Of a line of metrics.jsonl, what says where it stands; the rest are its numbers.
 PLACE = ("step", "meta_step")
-
-
-class Sink(Protocol):
-    """Where numbers go. name: of an SAE, `solo-s0`. numbers: dotted name -> value."""
-
-    def last(self, name: str) -> int:
-        """The last step that is there already, 0 for none."""
-
-    def curves(self, name: str, step: int, numbers: dict[str, float]) -> None:
-        """Of one step in training."""
-
-    def measures(self, name: str, step: int, numbers: dict[str, float]) -> None:
-        """Of the SAE after `step` steps."""
-
-    def close(self) -> None:
-        """Everything is written when this returns."""
 
 
 class Follower:
@@ -81,26 +62,6 @@ def _known(numbers: dict[str, float | None]) -> dict[str, float]:
 def sae_folders(folder: Path) -> list[Path]:
     """The SAEs of a run (arms/) or of a sweep (saes/) that have begun to train."""
     return sorted(path.parent for place in ("arms", "saes") for path in (folder / place).glob("*/metrics.jsonl"))
-
-
-def check_sink(to: str) -> None:
-    """Raises UserError for a name that is none, and where its package is not installed."""
-    if to not in SINKS:
-        raise UserError(f"nothing is known of tracking with '{to}'; choose {' or '.join(SINKS)}")
-    if importlib.util.find_spec(to) is None:
-        raise UserError(f"tracking with {SINKS[to]} needs its package: {install_hint('tracking')}")
-
-
-def open_sink(to: str, folder: str | Path, project: str | None = None) -> Sink:
-    """Raises UserError for a name that is none, a package that is missing, and a service that knows no key."""
-    check_sink(to)
-    if to == "tensorboard":
-        from metasae.tracking.tensorboard import TensorBoard
-
-        return TensorBoard(Path(folder))
-    from metasae.tracking.wandb import WandB
-
-    return WandB(Path(folder), project)
 
 
 def track(folder: str | Path, to: str, project: str | None = None, follow: bool = False, every: float = EVERY) -> int:
