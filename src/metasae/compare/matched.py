@@ -9,7 +9,10 @@ Numbers = tuple[float | None, float | None]
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
-    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`). a, b: measures.json."""
+    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`).
+
+    a, b: measures.json.
+    """
     from metasae.measures.cofiring.rate_cells import matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]

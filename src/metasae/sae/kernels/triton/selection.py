@@ -36,8 +36,8 @@ class Proposal:
     """What one search found; nothing of it was waited for.
 
     n_above: candidates above the cut, int32 [1]; capacity: how many of them there was room for. kept: the `keep`
-    largest; it is BatchTopK's answer where `n_above` lies between keep and capacity, which the host must look at before anything
-    built on it is kept. cut: the warm cut of the next search, fp32 0-dim.
+    largest; it is BatchTopK's answer where `n_above` lies between keep and capacity, which the host must look at
+    before anything built on it is kept. cut: the warm cut of the next search, fp32 0-dim.
     """
 
     kept: Kept
