@@ -102,7 +102,7 @@ def test_a_model_that_nobody_knows_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError) as error:
         plan("paper-gpt2-large", 1, "h100", {"model.name": "some/model"})
-    assert "config.json" in str(error.value) and "\n" not in str(error.value)
+    assert "set model.path to a folder" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_wrong_hook_point_is_the_error_of_a_run():

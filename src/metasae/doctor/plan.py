@@ -13,7 +13,7 @@ from typing import Any
 
 from metasae.doctor.cards import EFFICIENCY, Card, asked_card
 from metasae.doctor.estimate import BYTES, Needs, chooses_by_row, is_planted, kind_of, needs, weight_bytes
-from metasae.doctor.presence import Shape, planted_shape, shape_of
+from metasae.doctor.presence import Shape, shape_of
 from metasae.errors import UserError
 from metasae.ranks.ranks import own_latents
 from metasae.recipe.recipe import Recipe
@@ -290,5 +290,4 @@ def plan(
     """
     wanted, card = resolve(recipe, None, overrides, "cpu")[0], asked_card(gpu, gpus, efficiency)
     refuse_unusable(wanted, gpus)
-    shape = planted_shape(wanted.planted) if is_planted(wanted) else shape_of(wanted)
-    return Plan(wanted, gpus, card, efficiency, shape)
+    return Plan(wanted, gpus, card, efficiency, shape_of(wanted))

@@ -3,123 +3,52 @@ run fits.
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from metasae.arms.train_measure import trains_on_one_core
 from metasae.device import keep_freed_memory
 from metasae.doctor import fit
-from metasae.doctor.estimate import Needs, is_planted, kind_of, needs, with_measured
-from metasae.doctor.machine import Machine, machine, resident
-from metasae.doctor.presence import Presence, planted_presence, presence_of
+from metasae.doctor.estimate import Needs, kind_of, needs, with_measured
+from metasae.doctor.machine import machine, resident
+from metasae.doctor.presence import Presence, presence_of
+from metasae.doctor.stages import harvest_seconds, measure_seconds
 from metasae.doctor.trials import Trials, try_stages
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.resolve import resolve
 from metasae.sae.gradients import matmul_dtype
 
 # A fit with less room than this share to spare is called tight.
 TIGHT = 0.2
 
 
-@dataclass(frozen=True)
-class Stage:
-    """seconds: of a stage of the run over all seeds, None where it could not be estimated. rate: tokens per second,
-    None likewise.
-    """
-
-    name: str
-    seconds: float | None
-    rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `examine` says.
+def examine(
+    wanted: Recipe, folder: Path, device: str = "cpu", quick: bool = False, progress: Progress = SILENT
+) -> dict:
+    """Says what a run would need and whether it fits, as plain JSON. wanted, folder: as `resolve` gives them. Writes to
+    a temporary folder only. A run that cannot be is a report that does not fit.
 
     needs: None where the model's width is not known. changes: settings with which the run would fit, None where none
-    would. problems: what stops the run besides sizes. stages: empty where nothing was tried.
+    would. problems: what stops the run besides sizes. stages: empty where nothing was tried; seconds over all seeds and
+    tokens per second, None where they could not be estimated. seconds: of the whole run, None likewise.
+
+    quick: arithmetic alone; no model is loaded and nothing timed.
     """
-
-    recipe: Recipe
-    out: Path
-    device: str
-    machine: Machine
-    model: Presence
-    room: fit.Room
-    needs: Needs | None
-    shortages: list[fit.Shortage]
-    changes: list[fit.Change] | None
-    notes: list[str]
-    trials: Trials
-    stages: list[Stage]
-
-    @property
-    def problems(self) -> list[str]:
-        return ([self.model.problem] if self.model.problem else []) + self.trials.problems
-
-    @property
-    def fits(self) -> bool:
-        return not self.shortages and not self.problems
-
-    @property
-    def seconds(self) -> float | None:
-        """Of the whole run; None where a stage could not be estimated."""
-        seconds = [stage.seconds for stage in self.stages]
-        return None if not seconds or None in seconds else sum(seconds)
-
-    def as_dict(self) -> dict:
-        """Plain JSON."""
-        return {
-            "fits": self.fits,
-            "problems": self.problems,
-            "shortages": [asdict(short) for short in self.shortages],
-            "changes": None if self.changes is None else dict(self.changes),
-            "notes": self.notes,
-            "out": str(self.out),
-            "device": self.device,
-            "machine": asdict(self.machine),
-            "model": asdict(self.model),
-            "room": asdict(self.room),
-            "needs": self.needs and self.needs.as_dict(),
-            "cached": self.trials.cached,
-            "stages": [asdict(stage) for stage in self.stages],
-            "seconds": self.seconds,
-            "trials": self.trials.as_dict(),
-        }
-
-
-def examine(
-    recipe: str | Path | dict | Recipe,
-    out: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    device: str = "cpu",
-    quick: bool = False,
-    progress: Progress = SILENT,
-) -> Report:
-    """Says what a run would need and whether it fits; arguments as of `metasae.run`. Writes to a temporary folder only.
-
-    quick: arithmetic alone; no model is loaded and nothing timed. A run that cannot be is a report that does not fit.
-    Raises UserError for what a run refuses before it looks at the model: an unknown recipe, key, value or device.
-    """
-    wanted, folder = resolve(recipe, out, overrides, device)
     keep_freed_memory()
     here, own, begin = machine(), resident(), time.perf_counter()
-    planted = is_planted(wanted)
-    model = planted_presence(wanted.planted) if planted else presence_of(wanted.model, wanted.hook.point, device)
+    model = presence_of(wanted, device)
     # the libraries that a look at the model brings in are as slow to come in a run
     looking = time.perf_counter() - begin
     trials = Trials(Path(wanted.harvest.cache) if wanted.harvest.cache else folder.parent / "activations")
-    gpu = here.gpus[int(device.partition(":")[2] or 0)].free if device != "cpu" else None
+    gpu = here["gpus"][int(device.partition(":")[2] or 0)]["free"] if device != "cpu" else None
     # this process will have given its memory back when the run begins
-    room = fit.disk_room(folder, trials.cache, here.available + own, gpu)
+    room = fit.disk_room(folder, trials.cache, here["available"] + own, gpu)
 
     def needs_of(some: Recipe) -> Needs:
         width = matmul_dtype(some.train.dtype, torch.device(device)).itemsize
-        needed = needs(some, model.d, model.bytes, model.vocabulary, width, here.threads, device != "cpu")
+        needed = needs(some, model.d, model.bytes, model.vocabulary, width, here["threads"], device != "cpu")
         return with_measured(needed, trials.process, None, None)
 
     needed, short, changes = None, [], None
@@ -128,16 +57,35 @@ def examine(
         if not quick and not short:
             try_stages(wanted, folder, model, device, trials, progress)
             room = fit.disk_room(folder, trials.cache, room.memory, room.gpu)
-        forward = trials.harvest.memory if trials.harvest else None
-        train = max((trial.memory for trial in trials.arms.values()), default=None)
+        forward = trials.harvest["memory"] if trials.harvest else None
+        train = max((trial["memory"] for trial in trials.arms.values()), default=None)
         needed = with_measured(needs_of(wanted), None, forward, train)
         short = fit.shortages(needed, room)
         changes = fit.changes(wanted, needs_of, room) if short else []
-    notes, stages = _notes(wanted, needed, room, model, trials), _stages(wanted, trials, needed, looking, device)
-    return Report(wanted, folder, device, here, model, room, needed, short, changes, notes, trials, stages)
+    stages = _stages(wanted, trials, needed, looking, device)
+    seconds = [stage["seconds"] for stage in stages]
+    problems = ([model.problem] if model.problem else []) + trials.problems
+    return {
+        "fits": not short and not problems,
+        "problems": problems,
+        "shortages": [asdict(one) for one in short],
+        "changes": None if changes is None else dict(changes),
+        "notes": _notes(wanted, needed, room, model, trials),
+        "out": str(folder),
+        "device": device,
+        "machine": here,
+        "model": asdict(model),
+        "room": asdict(room),
+        "needs": needed and needed.as_dict(),
+        "cached": trials.cached,
+        "seeds": len(wanted.seeds),
+        "stages": stages,
+        "seconds": None if not seconds or None in seconds else sum(seconds),
+        "trials": trials.as_dict(),
+    }
 
 
-def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float, device: str) -> list[Stage]:
+def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float, device: str) -> list[dict]:
     """Empty where no trial was made. looking: seconds until the model's configuration was known.
 
     Arms that are trained side by side share the time of all of them by the lanes that there are.
@@ -145,17 +93,18 @@ def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float
     if not trials.arms:
         return []
     harvest, measure, seeds = trials.harvest, trials.measure, len(wanted.seeds)
-    stages = [Stage("harvest", 0.0 if trials.cached else None)]
+    rows = [("harvest", 0.0 if trials.cached else None, None)]
     if harvest and not trials.cached:
-        seconds = harvest.seconds(wanted)
-        stages = [Stage("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
+        seconds = harvest_seconds(harvest, wanted)
+        rows = [("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
     side_by_side = trains_on_one_core(wanted, device)
     lanes = min(torch.get_num_threads(), len(wanted.arms) * seeds) if side_by_side else 1
     for arm, trial in trials.arms.items():
-        written = trial.n_primary // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
-        seconds = trial.seconds + written * trials.seconds_per_byte + (measure.calibrate if measure else 0.0)
-        stages.append(Stage(f"train {arm}", seconds * seeds / lanes, wanted.train.tokens / trial.seconds))
-    return [*stages, Stage("measure", measure.seconds(wanted) if measure else None)]
+        written = trial["n_primary"] // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
+        seconds = trial["seconds"] + written * trials.seconds_per_byte + (measure["calibrate"] if measure else 0.0)
+        rows.append((f"train {arm}", seconds * seeds / lanes, wanted.train.tokens / trial["seconds"]))
+    rows.append(("measure", measure_seconds(measure, wanted) if measure else None, None))
+    return [{"name": name, "seconds": seconds, "rate": rate} for name, seconds, rate in rows]
 
 
 def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence, trials: Trials) -> list[str]:

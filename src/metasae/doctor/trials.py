@@ -3,8 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -18,12 +17,10 @@ from metasae.data.cache.cache import ActivationCache, large_enough
 from metasae.data.cache.stream import Stream
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
-from metasae.doctor.clock import grown, in_use, now
 from metasae.doctor.estimate import is_planted
-from metasae.doctor.harvesting import HarvestTrial, try_harvest, try_planting
 from metasae.doctor.machine import peak_resident, resident
-from metasae.doctor.measuring import MeasureTrial, try_measuring
 from metasae.doctor.presence import Presence
+from metasae.doctor.stages import grown, in_use, now, try_harvest, try_measuring, try_planting
 from metasae.errors import UserError
 from metasae.progress.progress import Progress
 from metasae.recipe.recipe import Recipe
@@ -40,53 +37,31 @@ WRITTEN = 64 << 20
 LATER = 200 << 20
 
 
-@dataclass(frozen=True)
-class ArmTrial:
-    """Seconds: start, to make the trainer; step, a primary step with its batch and its share of penalties; meta, a meta
-    step or None.
-
-    n_primary, n_meta: steps of a whole run. n_steps: primary steps timed. memory: bytes that training took on the
-    device.
-    """
-
-    start: float
-    step: float
-    meta: float | None
-    n_primary: int
-    n_meta: int
-    n_steps: int
-    memory: int
-
-    @property
-    def seconds(self) -> float:
-        """Of all steps of a run."""
-        return self.start + self.n_primary * self.step + self.n_meta * (self.meta or 0.0)
-
-
 @dataclass
 class Trials:
     """What was measured; None or empty for what could not be. load: seconds for the model. process: bytes of the
     program without it.
 
-    cache: the folder of the run's activations; cached: they are there already. problems: what would stop the run.
+    harvest, arms, measure: as of `try_harvest`, `try_arm` and `try_measuring`. cache: the folder of the run's
+    activations; cached: they are there already. problems: what would stop the run.
     """
 
     cache: Path
     load: float | None = None
     process: int | None = None
     cached: bool = False
-    harvest: HarvestTrial | None = None
-    arms: dict[str, ArmTrial] = field(default_factory=dict)
-    measure: MeasureTrial | None = None
+    harvest: dict | None = None
+    arms: dict[str, dict] = field(default_factory=dict)
+    measure: dict | None = None
     seconds_per_byte: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         return {
             "load": self.load,
-            "harvest": self.harvest and asdict(self.harvest),
-            "arms": {arm: asdict(trial) | {"seconds": trial.seconds} for arm, trial in self.arms.items()},
-            "measure": self.measure and asdict(self.measure),
+            "harvest": self.harvest,
+            "arms": self.arms,
+            "measure": self.measure,
             "seconds_per_byte": self.seconds_per_byte,
             "peak_memory": peak_resident(),
         }
@@ -138,7 +113,7 @@ def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trial
 
 def _try_arm(
     wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
-) -> tuple[ArmTrial, Trainer, float]:
+) -> tuple[dict, Trainer, float]:
     """(the trial, the trainer after it, what its inputs were multiplied by)."""
     batch = wanted.train.batch
     if sample is None:
@@ -152,38 +127,46 @@ def _try_arm(
 
 def try_arm(
     wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str = "cpu"
-) -> tuple[ArmTrial, Trainer]:
-    """Times steps from the middle of the arm's run, after k has come down and with its penalties: medians.
+) -> tuple[dict, Trainer]:
+    """Times steps from the middle of the arm's run, after k has come down and with its penalties; the first steps are
+    left out. (the trial, the trainer after it).
 
-    The first steps are left out.
+    In seconds: start, to make the trainer; step, a primary step with its batch and its share of penalties, the mean;
+    meta, a meta step or None, the median of the phases; seconds, of all steps of a run. n_primary, n_meta: steps of a
+    whole run. n_steps: primary steps timed. memory: bytes that training took on the device.
     """
     with cores_for(wanted, device):
         on, train = torch.device(device), wanted.train
         before, start = in_use(on), now(on)
         trainer = Trainer(wanted, arm, 0, b_dec_D, device)
-        seconds = now(on) - start
+        starting = now(on) - start
         settling = max(train.penalty_start, wanted.sae.k_anneal if wanted.sae.k_start else 0.0)
         trainer.done.primary = settled = round(settling * (trainer.total_primary - 1))
         for _ in range(WARM_UP):
             trainer.primary_step(next_batch())
         _meta_phase(trainer, 1)
-        primary: dict[tuple[bool, bool], list[float]] = {}
-        meta: list[float] = []
-        begin, count = now(on), 0
+        seconds, count, meta = 0.0, 0, []
+        begin = now(on)
         while count < BLOCK or (now(on) - begin < (LEAST_SECONDS if count >= STEPS else MOST_SECONDS)):
+            start = now(on)
             for _ in range(BLOCK):
                 if trainer.done.primary >= trainer.total_primary:
                     trainer.done.primary = settled
-                logged, charged = count % LOG_EVERY == 0, trainer.done.primary % train.penalty_every == 0
-                start = now(on)
-                trainer.primary_step(next_batch(), with_penalty=logged)
-                primary.setdefault((logged, charged), []).append(now(on) - start)
+                trainer.primary_step(next_batch(), with_penalty=count % LOG_EVERY == 0)
                 count += 1
+            seconds += now(on) - start
             meta.append(_meta_phase(trainer, min(train.n_meta_steps, BLOCK)))
-        memory, step = grown(on, before), _mean_step(primary, train.penalty_every)
-        meta_step = median(meta) if trainer.meta else None
-        steps = trainer.total_primary, trainer.total_meta
-        return ArmTrial(seconds, step, meta_step, *steps, count, memory), trainer
+    trial = {
+        "start": starting,
+        "step": seconds / count,
+        "meta": median(meta) if trainer.meta else None,
+        "n_primary": trainer.total_primary,
+        "n_meta": trainer.total_meta,
+        "n_steps": count,
+        "memory": grown(on, before),
+    }
+    steps = trial["n_primary"] * trial["step"] + trial["n_meta"] * (trial["meta"] or 0.0)
+    return trial | {"seconds": starting + steps}, trainer
 
 
 def seconds_per_byte(folder: Path) -> float:
@@ -199,16 +182,3 @@ def _meta_phase(trainer: Trainer, steps: int) -> float:
     for _ in range(steps if trainer.meta else 0):
         trainer.meta_step()
     return (now(trainer.device) - start) / steps
-
-
-def _mean_step(primary: dict[tuple[bool, bool], list[float]], penalty_every: int) -> float:
-    """The medians of each kind of step (logged, charged with further penalties), weighed by how often a run takes such
-    steps.
-    """
-    shares = {
-        (logged, charged): (1 / LOG_EVERY if logged else 1 - 1 / LOG_EVERY)
-        * (1 / penalty_every if charged else 1 - 1 / penalty_every)
-        for logged, charged in product((False, True), repeat=2)
-    }
-    total = sum(shares[kind] for kind in primary)
-    return sum(shares[kind] * median(times) for kind, times in primary.items()) / total

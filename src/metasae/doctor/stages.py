@@ -1,0 +1,240 @@
+"""Trials of the harvest and of measuring: a small piece of each, timed; and the clock of all trials."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.cache import ActivationCache
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
+from metasae.data.text import text as texts
+from metasae.data.text.windows import cut, pad, tokenise
+from metasae.doctor.estimate import BYTES
+from metasae.doctor.machine import resident
+from metasae.errors import UserError
+from metasae.measures.firing.calibrate import calibrate
+from metasae.measures.suite import measure_sae, reference_of
+from metasae.progress.progress import Progress
+from metasae.progress.stages import Task
+from metasae.recipe.recipe import Harvest, Recipe, Text
+from metasae.recipe.registry import ARMS
+from metasae.sae.sae import SAE
+
+# Text to look at. Documents are needed in some number, since each belongs to one split.
+CHARACTERS, DOCUMENTS = 400_000, 40
+# Batches to run, and the seconds after which fewer or smaller ones are enough.
+BATCHES, SECONDS = 6, 8.0
+# Tokens for calibrating and measuring, and bytes on the disk, at most.
+HELD_OUT, CACHE_BYTES = 8192, 128 << 20
+# Tokens of each split of a planted world.
+PLANTED = 65_536
+# Measuring is tried on so many latents at most: much of it grows with their square.
+WIDTH = 2048
+
+
+class Clock(Progress):
+    """seconds: unit of work -> seconds of the tasks in it that have ended, without those inside others."""
+
+    def __init__(self):
+        super().__init__(enabled=False)
+        self.seconds = Counter()
+        self._depth = 0
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator[Task]:
+        task = Task(name, total, unit)
+        self._depth += 1
+        yield task
+        self._depth -= 1
+        if not self._depth:
+            self.seconds[unit] += task.seconds
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes in use on the device, to be given to `grown` later."""
+    if device.type != "cuda":
+        return resident()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def grown(device: torch.device, before: int) -> int:
+    """Bytes by which the device's peak has grown since. On a CPU those by which the process has, as it keeps what it
+    freed (`metasae.device.keep_freed_memory`).
+    """
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
+    return max(peak - before, 0)
+
+
+def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[dict, ActivationCache]:
+    """Harvests some of the recipe's text into `folder`; (its times, the cache).
+
+    Times in seconds: first, until the first document is there; text, per token that is read; forward, per token that is
+    harvested: cut, in the model and written. n_tokens: on which forward was timed. memory: bytes that one full batch
+    takes on the device.
+    Raises UserError where the run's own harvest would.
+    """
+    if host.max_context and wanted.text.context > host.max_context:
+        raise UserError(
+            f"text.context = {wanted.text.context} is more than the model holds; "
+            f"set text.context={host.max_context} or less"
+        )
+    documents, first, reading = _some_text(wanted.text)
+    tokens = [ids for _, _, ids in tokenise(host.tokenizer, enumerate(documents))]
+    spec, text, counts = _sample(host, wanted, documents, tokens)
+    before, start = in_use(host.device), now(host.device)
+    cache = harvest(host, text, spec, folder, counts, documents=documents)
+    n_tokens = sum(counts.values())
+    trial = {
+        "first": first,
+        "text": reading / max(sum(map(len, tokens)), 1),
+        "forward": (now(host.device) - start) / n_tokens,
+        "n_tokens": n_tokens,
+        "memory": grown(host.device, before) * max(wanted.harvest.batch_tokens // spec.batch_tokens, 1),
+    }
+    return trial, cache
+
+
+def try_planting(wanted: Recipe) -> tuple[dict, PlantedCache]:
+    """Draws some tokens of a planted world; (times as of `try_harvest`, the sample). Raises UserError for an impossible
+    world.
+    """
+    tokens = {split: min(count, PLANTED) for split, count in wanted.split_tokens.items()}
+    start = time.perf_counter()
+    world = PlantedCache(wanted.planted, tokens)
+    for split in ("calibration", "evaluation"):
+        world.split(split)
+    first, start = time.perf_counter() - start, time.perf_counter()
+    world.split("train")
+    drawing = (time.perf_counter() - start) / tokens["train"]
+    trial = {"first": first, "text": 0.0, "forward": drawing, "n_tokens": tokens["train"], "memory": 0}
+    return trial, world
+
+
+def harvest_seconds(trial: dict, wanted: Recipe) -> float:
+    """Of the whole harvest. The source is read until the split that fills last is full, past documents of full
+    splits.
+    """
+    tokens, text = wanted.split_tokens, wanted.text
+    shares = {"calibration": text.calibration_share, "evaluation": text.evaluation_share}
+    shares["train"] = 1 - sum(shares.values())
+    read = max(count / shares[split] for split, count in tokens.items())
+    return trial["first"] + read * trial["text"] + sum(tokens.values()) * trial["forward"]
+
+
+def _some_text(text: Text) -> tuple[list[str], float, float]:
+    """(documents, seconds until the first, seconds for the rest). Raises UserError where there is no text."""
+    start = time.perf_counter()
+    documents, length, first = [], 0, start
+    for document in texts.documents(text):
+        first = first if documents else time.perf_counter()
+        documents.append(document)
+        length += len(document)
+        if (length >= CHARACTERS and len(documents) >= DOCUMENTS) or length >= 5 * CHARACTERS:
+            break
+    if not documents:
+        raise UserError(f"text.source '{text.source}' gives no documents; use another text")
+    return documents, first - start, time.perf_counter() - first
+
+
+def _sample(host: Host, wanted: Recipe, documents: list[str], tokens: list) -> tuple[Harvest, Text, dict[str, int]]:
+    """What takes about SECONDS to harvest: (settings, the text with larger held-out shares, tokens of each split)."""
+    text = wanted.text.model_copy(update={"calibration_share": 0.25, "evaluation_share": 0.25})
+    there = dict.fromkeys(texts.SPLITS, 0)
+    for document, ids in zip(documents, tokens, strict=True):
+        there[texts.split_of(document, text)] += len(ids)
+    batch, context = wanted.harvest.batch_tokens, wanted.text.context
+    room = CACHE_BYTES // (host.d * BYTES[wanted.harvest.dtype])
+    total = max(min(BATCHES * batch, int(_rate(host, wanted, tokens) * SECONDS), room), context)
+    most = min(HELD_OUT, total // 3)
+    evaluation = min(most, wanted.measure.tokens, there["evaluation"])
+    calibration = min(most, wanted.measure.calibration_tokens, there["calibration"])
+    train = min(there["train"], total - evaluation - calibration)
+    counts = {"train": train, "calibration": calibration, "evaluation": evaluation}
+    if missing := [split for split, count in counts.items() if not count]:
+        raise UserError(
+            f"text.source '{wanted.text.source}' gives no {missing[0]} tokens in {len(documents)} documents; "
+            "use a longer text"
+        )
+    return wanted.harvest.model_copy(update={"batch_tokens": min(batch, max(total // 4, context))}), text, counts
+
+
+def _rate(host: Host, wanted: Recipe, tokens: list) -> float:
+    """Tokens per second of the model on a small batch, after a first pass."""
+    room = host.frame.room(wanted.text.context)
+    windows = [window for number, ids in enumerate(tokens) for window in cut(ids, number, room)]
+    some = windows[: max(wanted.harvest.batch_tokens // 8 // wanted.text.context, 1)]
+    ids, mask, own = pad(some, host.frame, host.pad_id)
+    host.activations(ids[:1], mask[:1])
+    start = now(host.device)
+    host.activations(ids, mask)
+    return int(own.sum()) / max(now(host.device) - start, 1e-6)
+
+
+def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recipe, host: Host | None) -> dict:
+    """Gives an SAE without thresholds its own, then measures a narrowed one. Returns seconds of a whole run: calibrate,
+    of one SAE; reference, once; sae, of every SAE with weights of its own.
+
+    Rough: work reported in tokens grows with them, that of critics with their steps, all else but the reference with
+    the square of the latents. Senses and what is measured across SAEs are left out. Raises UserError where the run's
+    own measuring would.
+    """
+    spec, split = wanted.measure, cache.split("calibration")
+    start = time.perf_counter()
+    calibration = calibrate(sae, split, wanted.train.batch, rule=spec.threshold)
+    calibrating = (time.perf_counter() - start) * spec.calibration_tokens / split.n_tokens
+
+    narrow = _narrow(sae, WIDTH)
+    wider, share = sae.n_latents / narrow.n_latents, min(cache.split("evaluation").n_tokens / spec.tokens, 1.0)
+    fewer = {
+        "tokens": round(spec.tokens * share),
+        "output_tokens": round(spec.output_tokens * share),
+        "meta_steps": max(1, spec.meta_steps // 10),
+        "senses": "",
+    }
+    some = spec.model_copy(update=fewer)
+    start = time.perf_counter()
+    reference = reference_of(cache, some, host if some.output_tokens else None)
+    once = (time.perf_counter() - start) / share
+    clock, start = Clock(), time.perf_counter()
+    measure_sae(narrow, None, cache, some, host, clock, calibration=calibration, reference=reference)
+    scales = {"tokens": wider / share, "meta SAEs": wider**2 * spec.meta_steps / some.meta_steps}
+    seconds = _scaled(clock, time.perf_counter() - start, scales, wider**2)
+    return {"calibrate": calibrating, "reference": once, "sae": seconds}
+
+
+def measure_seconds(trial: dict, wanted: Recipe) -> float:
+    """Of all measuring but calibration. Arms without a penalty have the same primary, which is measured once."""
+    penalised = [ARMS[arm].penalty for arm in wanted.arms]
+    return trial["reference"] + len(wanted.seeds) * (sum(penalised) + (False in penalised)) * trial["sae"]
+
+
+def _scaled(clock: Clock, seconds: float, scales: dict[str, float], rest: float) -> float:
+    """`seconds` with the tasks of a unit scaled by its factor and all else by `rest`."""
+    scaled = sum(spent * scales.get(unit, rest) for unit, spent in clock.seconds.items())
+    return scaled + rest * (seconds - clock.seconds.total())
+
+
+def _narrow(sae: SAE, width: int) -> SAE:
+    """The SAE of the first `width` latents."""
+    if sae.n_latents <= width:
+        return sae
+    narrow = SAE(replace(sae.config, d_sae=width, k=min(sae.config.k, width), metadata={}))
+    parts = {"W_enc": sae.W_enc[:, :width], "W_dec": sae.W_dec[:width], "b_enc": sae.b_enc[:width], "b_dec": sae.b_dec}
+    for name, part in parts.items():
+        getattr(narrow, name).data.copy_(part)
+    narrow.threshold = sae.threshold[:width].clone()
+    return narrow
