@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from metasae.doctor import trials
-from metasae.doctor.stages import Clock, _narrow, _scaled, harvest_seconds, measure_seconds
-from metasae.doctor.trials import try_arm
+from metasae.doctor.trials import Clock, _narrow, _scaled, harvest_seconds, measure_seconds, try_arm
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE, SAEConfig
 

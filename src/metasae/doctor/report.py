@@ -2,26 +2,111 @@
 run fits.
 """
 
+import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from metasae.arms.train_measure import trains_on_one_core
+from metasae.arms.train_measure import initial_b_dec, input_scale, trains_on_one_core
+from metasae.data.cache.activations import fingerprint_of, identity
+from metasae.data.cache.cache import ActivationCache, large_enough
+from metasae.data.cache.stream import Stream
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor import fit
-from metasae.doctor.estimate import Needs, kind_of, needs, with_measured
-from metasae.doctor.machine import machine, resident
+from metasae.doctor.estimate import Needs, is_planted, kind_of, needs
+from metasae.doctor.machine import machine, peak_resident, resident
 from metasae.doctor.presence import Presence, presence_of
-from metasae.doctor.stages import harvest_seconds, measure_seconds
-from metasae.doctor.trials import Trials, try_stages
+from metasae.doctor.trials import harvest_seconds, measure_seconds, try_arm, try_harvest, try_measuring, try_planting
+from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
 from metasae.sae.gradients import matmul_dtype
+from metasae.train.trainer import Trainer
 
 # A fit with less room than this share to spare is called tight.
 TIGHT = 0.2
+# Libraries that a run loads later than the trials do (figures), and what a heap in pieces leaves unused.
+LATER = 200 << 20
+
+
+@dataclass
+class Trials:
+    """What was measured; None or empty for what could not be. load: seconds for the model. process: bytes of the
+    program without it.
+
+    harvest, arms, measure: as of `try_harvest`, `try_arm` and `try_measuring`. cache: the folder of the run's
+    activations; cached: they are there already. problems: what would stop the run.
+    """
+
+    cache: Path
+    load: float | None = None
+    process: int | None = None
+    cached: bool = False
+    harvest: dict | None = None
+    arms: dict[str, dict] = field(default_factory=dict)
+    measure: dict | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials, progress: Progress) -> None:
+    """Fills `trials`.
+
+    A model that is not here leaves the harvest and the measuring untried; training is tried on made-up numbers.
+    """
+    with tempfile.TemporaryDirectory(prefix="metasae-doctor-") as name:
+        folder, host, sample = Path(name), None, None
+        try:
+            if is_planted(wanted):
+                progress.say("trying the planted world")
+                trials.load, trials.process = 0.0, resident() + LATER
+                trials.harvest, sample = try_planting(wanted)
+            elif model.place is not None and not model.problem:
+                progress.say("trying the harvest")
+                host = _load(wanted, out, model, device, trials)
+                trials.harvest, sample = try_harvest(host, wanted, folder / "cache")
+        except UserError as error:
+            trials.problems.append(str(error))
+        for arm in wanted.arms:
+            progress.say(f"trying to train {arm}")
+            trainer = None  # two at once would take twice the memory
+            trials.arms[arm], trainer, scale = _try_arm(wanted, arm, model.d, sample, device)
+        if sample is not None:
+            try:
+                progress.say("trying to measure")
+                trials.measure = try_measuring(trainer.export(scale, {})["primary"], sample, wanted, host)
+            except UserError as error:
+                trials.problems.append(str(error))
+
+
+def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials) -> Host:
+    """The model; notes whether its activations are there already."""
+    begin = time.perf_counter()
+    host = Host.load(wanted.model, wanted.hook.point, device)
+    key = fingerprint_of(identity(host, wanted.text, wanted.harvest))
+    trials.load = time.perf_counter() - begin
+    trials.process = resident() + LATER - (model.bytes if device == "cpu" else 0)
+    if not wanted.harvest.cache:
+        trials.cache = out.parent / "activations" / key[:16]
+    trials.cached = large_enough(trials.cache, key, wanted.split_tokens) is not None
+    return host
+
+
+def _try_arm(
+    wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
+) -> tuple[dict, Trainer, float]:
+    """(the trial, the trainer after it, what its inputs were multiplied by)."""
+    batch = wanted.train.batch
+    if sample is None:
+        generator = torch.Generator().manual_seed(0)
+        return *try_arm(wanted, arm, lambda: torch.randn(batch, d, generator=generator), torch.zeros(d), device), 1.0
+    split = sample.split("train")
+    scale = input_scale(split, wanted.sae.normalize)
+    stream, b_dec_D = Stream(split, batch, 0, scale), initial_b_dec(split, scale, wanted)
+    return *try_arm(wanted, arm, stream.next, b_dec_D, device), scale
 
 
 def examine(
@@ -49,7 +134,7 @@ def examine(
     def needs_of(some: Recipe) -> Needs:
         width = matmul_dtype(some.train.dtype, torch.device(device)).itemsize
         needed = needs(some, model.d, model.bytes, model.vocabulary, width, here["threads"], device != "cpu")
-        return with_measured(needed, trials.process, None, None)
+        return replace(needed, process=needed.process if trials.process is None else trials.process)
 
     needed, short, changes = None, [], None
     if model.d is not None:
@@ -57,12 +142,13 @@ def examine(
         if not quick and not short:
             try_stages(wanted, folder, model, device, trials, progress)
             room = fit.disk_room(folder, trials.cache, room.memory, room.gpu)
-        forward = trials.harvest["memory"] if trials.harvest else None
-        train = max((trial["memory"] for trial in trials.arms.values()), default=None)
-        needed = with_measured(needs_of(wanted), None, forward, train)
+        needed = needs_of(wanted)
+        # what was measured takes the place of arithmetic, and of training the larger of the two counts
+        train = max(needed.train, *(trial["memory"] for trial in trials.arms.values()), 0)
+        needed = replace(needed, train=train, forward=trials.harvest["memory"] if trials.harvest else needed.forward)
         short = fit.shortages(needed, room)
         changes = fit.changes(wanted, needs_of, room) if short else []
-    stages = _stages(wanted, trials, needed, looking, device)
+    stages = _stages(wanted, trials, looking, device)
     seconds = [stage["seconds"] for stage in stages]
     problems = ([model.problem] if model.problem else []) + trials.problems
     return {
@@ -81,11 +167,17 @@ def examine(
         "seeds": len(wanted.seeds),
         "stages": stages,
         "seconds": None if not seconds or None in seconds else sum(seconds),
-        "trials": trials.as_dict(),
+        "trials": {
+            "load": trials.load,
+            "harvest": trials.harvest,
+            "arms": trials.arms,
+            "measure": trials.measure,
+            "peak_memory": peak_resident(),
+        },
     }
 
 
-def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float, device: str) -> list[dict]:
+def _stages(wanted: Recipe, trials: Trials, looking: float, device: str) -> list[dict]:
     """Empty where no trial was made. looking: seconds until the model's configuration was known.
 
     Arms that are trained side by side share the time of all of them by the lanes that there are.
@@ -100,8 +192,7 @@ def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float
     side_by_side = trains_on_one_core(wanted, device)
     lanes = min(torch.get_num_threads(), len(wanted.arms) * seeds) if side_by_side else 1
     for arm, trial in trials.arms.items():
-        written = trial["n_primary"] // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
-        seconds = trial["seconds"] + written * trials.seconds_per_byte + (measure["calibrate"] if measure else 0.0)
+        seconds = trial["seconds"] + (measure["calibrate"] if measure else 0.0)
         rows.append((f"train {arm}", seconds * seeds / lanes, wanted.train.tokens / trial["seconds"]))
     rows.append(("measure", measure_seconds(measure, wanted) if measure else None, None))
     return [{"name": name, "seconds": seconds, "rate": rate} for name, seconds, rate in rows]
@@ -112,7 +203,17 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
     again = f"training reads each of the {there:,} cached tokens {tokens / there:.3g} times"
     absent = f"the model is not here: {fit.size(model.bytes or 0)} will be downloaded; the harvest was not tried"
     across = bool(wanted.measure.senses or wanted.measure.across)
+
+    def tight(need: int, there: int | None) -> bool:
+        return there is not None and (1 - TIGHT) * there < need <= there
+
     notes = [
+        (needed and tight(needed.memory, room.memory), "memory is tight: the estimate is within a fifth"),
+        (needed and tight(needed.gpu, room.gpu), "GPU memory is tight: the estimate is within a fifth"),
+        (
+            needed and room.memory and needed.memory <= room.memory < needed.memory + needed.cache,
+            "memory will not hold all activations, so training waits for the disk, and longer than any trial shows",
+        ),
         (model.place is None and not model.problem, absent),
         (there < tokens, f"{again}, in a fresh order each time (harvest.tokens)"),
         (
@@ -122,15 +223,4 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
         (trials.measure and across, "the time for senses and for what is measured across SAEs comes on top"),
         (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
     ]
-    return [*(_on_memory(needed, room) if needed else ()), *(note for holds, note in notes if holds)]
-
-
-def _on_memory(needed: Needs, room: fit.Room) -> list[str]:
-    pairs = (("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu))
-    tight = [name for name, need, there in pairs if there and (1 - TIGHT) * there < need <= there]
-    notes = [f"{name} is tight: the estimate is within a fifth" for name in tight]
-    if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
-        notes.append(
-            "memory will not hold all activations, so training waits for the disk, and longer than any trial shows"
-        )
-    return notes
+    return [note for holds, note in notes if holds]

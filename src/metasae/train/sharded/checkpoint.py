@@ -30,7 +30,7 @@ STATE = "state.json"
 
 def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None:
     """See `metasae.train.checkpoint.save`. Called by all ranks; returns when the whole is on disk."""
-    ranks = _ranks(trainer)
+    ranks = getattr(trainer, "ranks", ALONE)
     if ranks.size == 1:
         checkpoint.save(trainer, pending, metrics_bytes, folder)
         _clear(folder, keep=folder / checkpoint.FILE)
@@ -39,8 +39,9 @@ def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, 
     place = folder / "checkpoints" / f"sharded-{done.primary:09d}-{done.meta:09d}"
     part = place.with_name(f".{place.name}.part")
     tensors = checkpoint.tensors_of(trainer)
-    whole = _digest([tensor for name, tensor in tensors.items() if not _spread(name)])
-    ranks.same(whole, "what all of them hold", "they must run on processors of one kind, with the same torch")
+    whole = b"".join(tensor.detach().cpu().numpy().tobytes() for name, tensor in tensors.items() if not _spread(name))
+    digest = hashlib.blake2b(whole, digest_size=8).hexdigest()
+    ranks.same(digest, "what all of them hold", "they must run on processors of one kind, with the same torch")
     if ranks.first:
         shutil.rmtree(part, ignore_errors=True)
     ranks.wait()
@@ -56,7 +57,7 @@ def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, 
 
 def load(trainer: Trainer, folder: Path) -> tuple[list[dict[str, float]], int] | None:
     """See `metasae.train.checkpoint.load`. Called by all ranks, however many wrote what is read."""
-    ranks = _ranks(trainer)
+    ranks = getattr(trainer, "ranks", ALONE)
     # the first rank decides, so that all read the same
     place = ranks.from_first(_latest(folder) if ranks.first else None)
     if place is None:
@@ -124,14 +125,3 @@ def _spread(name: str) -> bool:
     """Whether a tensor has a row or a number per latent of the primary."""
     whole = any(part in REPLICATED for part in name.split("."))
     return name.startswith("primary.") and not whole and not name.endswith(".step")
-
-
-def _digest(tensors: list[Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
-def _ranks(trainer: Trainer) -> Ranks:
-    return getattr(trainer, "ranks", ALONE)
