@@ -124,7 +124,7 @@ def test_doctor_takes_them(recipe, tmp_path):
 
 def test_a_plan_takes_them(recipe):
     four = plan(recipe, 4, "h200")
-    assert four.fits and four.step("joint").sending > 0
+    assert four.fits and four.step("joint")["sending"] > 0
     assert "further penalties" in [part["name"] for part in four.as_dict()["parts"]]
 
 

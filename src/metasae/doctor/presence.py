@@ -118,14 +118,19 @@ def shape_of(wanted: Recipe, tokens: int = 0) -> Shape:
     model, folder, unreachable = wanted.model, local_folder(wanted.model), ""
     facts = KNOWN.get(model.source) or KNOWN.get(f"openai-community/{model.source}")
     try:
-        if folder is not None:
-            config, source = _config(model, folder, True), str(folder)
-        elif facts is not None:
+        if folder is None and facts is not None:
             config, source = transformers.AutoConfig.for_model(**facts), "its public configuration"
         else:
-            cached = _in_hub_cache(model)
-            unreachable = "" if cached else hub.unreachable()
-            config, source = _config(model, None, cached or bool(unreachable)), "the hub"
+            here = folder is not None or _in_hub_cache(model)
+            unreachable = "" if here else hub.unreachable()
+            options = {"local_files_only": here or bool(unreachable), "trust_remote_code": model.trust_remote_code}
+            with loading.quiet(), tempfile.TemporaryDirectory() as passing:
+                if folder is None:
+                    # a configuration that is only looked at is not kept
+                    kept = {} if options["local_files_only"] else {"cache_dir": passing}
+                    options |= {"revision": model.revision or None, **kept}
+                config = transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
+            source = str(folder or "the hub")
         return _shape(config, model, (wanted.hook.point, *wanted.hook.also), tokens or wanted.text.context, source)
     except UserError:
         raise
@@ -159,17 +164,6 @@ def _shape(config, model: Model, points: Sequence[str], context: int, source: st
     numbers = sum(parameter.numel() for parameter in skeleton.parameters())
     vocabulary = text_config.vocab_size if causal else 0
     return Shape(width, numbers, vocabulary, None if None in flops else max(flops), source)
-
-
-def _config(model: Model, folder: Path | None, offline: bool):
-    import transformers
-
-    with loading.quiet(), tempfile.TemporaryDirectory() as passing:
-        options = {"local_files_only": offline, "trust_remote_code": model.trust_remote_code}
-        if folder is None:
-            # a configuration that is only looked at is not kept
-            options |= {"revision": model.revision or None, **({} if offline else {"cache_dir": passing})}
-        return transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
 
 
 @torch.no_grad()

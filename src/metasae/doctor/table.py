@@ -2,7 +2,7 @@
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from metasae.doctor.fit import Shortage, setting, size
 from metasae.doctor.plan import RESERVE, Plan
@@ -12,18 +12,16 @@ Row = tuple[str, str, str]
 
 def print_report(report: dict, stderr: bool = False) -> None:
     """Prints the report: what there is, what is needed, how long it takes, and the verdict in the last lines."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
+    columns = Column(no_wrap=True), Column(justify="right", no_wrap=True), Column()
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
     for part in (_machine(report), _needs(report), _times(report)):
         for row in part:
             table.add_row(*row)
         table.add_section()
     console = Console(stderr=stderr, highlight=False)
     console.print(table)
-    for line in (*(f"Note: {note}." for note in report["notes"]), *_verdict(report)):
-        console.print(line, markup=False, soft_wrap=True)
+    lines = [*(f"Note: {note}." for note in report["notes"]), *_verdict(report)]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def print_plan(plan: Plan) -> None:
@@ -46,8 +44,7 @@ def print_plan(plan: Plan) -> None:
         "Nothing was measured; kernel launches are not counted.",
         f"{'It fits' if plan.fits else 'It does not fit'}: {there}.",
     ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def duration(seconds: float | None) -> str:

@@ -3,8 +3,8 @@
 torchrun starts the processes and tells each through RANK, WORLD_SIZE and LOCAL_RANK who it is. Without these there is
 one process, `ALONE`, which sends nothing and needs no process group.
 
-Of n things each rank has a stretch of ceil(n / W), as torch.chunk and DTensor cut them (`span_of`). Other work is shared
-in three ways, and every one of them gives the bits of one process:
+Of n things each rank has a stretch of ceil(n / W), as torch.chunk and DTensor cut them (`span_of`). Other work is
+shared in three ways, and every one of them gives the bits of one process:
 
 - tokens: a rank takes a stretch of whole batches, so it meets the very blocks that one process would meet
   (`stretch_of`);
