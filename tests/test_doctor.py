@@ -67,6 +67,9 @@ def test_it_looks_tries_and_leaves_nothing(doctor, tmp_path):
     assert all(stage["seconds"] > 0 for stage in report["stages"])
     assert report["seconds"] == pytest.approx(sum(stage["seconds"] for stage in report["stages"]))
     assert report["trials"]["arms"]["joint"]["n_primary"] == 47
+    trials, needs = report["trials"], report["needs"]
+    assert needs["forward"] == trials["harvest"]["memory"]
+    assert needs["train"] >= max(trial["memory"] for trial in trials["arms"].values())
     assert not list((tmp_path / "here").iterdir())
 
 

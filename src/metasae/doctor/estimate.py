@@ -15,7 +15,7 @@ On W ranks a rank has ceil(n / W) latents of the primary for n, and all m of the
 more, flat, to be summed.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from metasae.recipe.recipe import Dictionary, Recipe
 from metasae.sae.architectures import Architecture, Options, architecture
@@ -76,9 +76,6 @@ class Needs:
             return 0
         # the next window is harvested while an arm trains
         return self.model + (self.forward + self.train if self.windows else max(self.forward, self.train))
-
-    def as_dict(self) -> dict:
-        return asdict(self) | {"memory": self.memory, "gpu": self.gpu}
 
 
 def needs(

@@ -112,14 +112,11 @@ def _try_arm(
 def examine(
     wanted: Recipe, folder: Path, device: str = "cpu", quick: bool = False, progress: Progress = SILENT
 ) -> dict:
-    """Says what a run would need and whether it fits, as plain JSON. wanted, folder: as `resolve` gives them. Writes to
-    a temporary folder only. A run that cannot be is a report that does not fit.
+    """Says what a run would need and whether it fits, as plain JSON. Writes to a temporary folder only.
 
     needs: None where the model's width is not known. changes: settings with which the run would fit, None where none
     would. problems: what stops the run besides sizes. stages: empty where nothing was tried; seconds over all seeds and
-    tokens per second, None where they could not be estimated. seconds: of the whole run, None likewise.
-
-    quick: arithmetic alone; no model is loaded and nothing timed.
+    tokens per second, None where they are not known. quick: arithmetic alone; no model is loaded and nothing timed.
     """
     keep_freed_memory()
     here, own, begin = machine(), resident(), time.perf_counter()
@@ -162,18 +159,13 @@ def examine(
         "machine": here,
         "model": asdict(model),
         "room": asdict(room),
-        "needs": needed and needed.as_dict(),
+        "needs": needed and asdict(needed) | {"memory": needed.memory, "gpu": needed.gpu},
         "cached": trials.cached,
         "seeds": len(wanted.seeds),
         "stages": stages,
         "seconds": None if not seconds or None in seconds else sum(seconds),
-        "trials": {
-            "load": trials.load,
-            "harvest": trials.harvest,
-            "arms": trials.arms,
-            "measure": trials.measure,
-            "peak_memory": peak_resident(),
-        },
+        "trials": {name: getattr(trials, name) for name in ("load", "harvest", "arms", "measure")}
+        | {"peak_memory": peak_resident()},
     }
 
 

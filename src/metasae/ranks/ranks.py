@@ -265,9 +265,7 @@ def _filled(part: Tensor, length: int) -> Tensor:
     """part [r, ...] -> [length, ...], zeros at the end."""
     if len(part) == length:
         return part
-    out = part.new_zeros(length, *part.shape[1:])
-    out[: len(part)] = part
-    return out
+    return torch.nn.functional.pad(part, (0, 0) * (part.dim() - 1) + (0, length - len(part)))
 
 
 def _number(name: str, otherwise: int | None = None) -> int:
