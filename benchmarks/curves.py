@@ -212,7 +212,7 @@ def measure(plan: Plan, only: str | None = None) -> tuple[list[Series], dict, di
     """All series, the parts of the step at their ends, and the facts of the machine with the rates and the minutes it
     took."""
     start, here = time.perf_counter(), machine()
-    facts = {key: getattr(here, key) for key in ("cpu", "cores", "threads", "torch", "bf16")} | {"dtype": "bf16"}
+    facts = {key: here[key] for key in ("cpu", "cores", "threads", "torch", "bf16")} | {"dtype": "bf16"}
     series, at_ends = [], {}
     if only != "phi":
         facts["rates"] = rates()

@@ -13,6 +13,7 @@ import metasae
 from metasae.cli import main
 from metasae.doctor.report import examine
 from metasae.doctor.table import duration
+from metasae.recipe.recipe import Recipe
 from sources import STORIES, tokenizer_for
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -66,6 +67,9 @@ def test_it_looks_tries_and_leaves_nothing(doctor, tmp_path):
     assert all(stage["seconds"] > 0 for stage in report["stages"])
     assert report["seconds"] == pytest.approx(sum(stage["seconds"] for stage in report["stages"]))
     assert report["trials"]["arms"]["joint"]["n_primary"] == 47
+    trials, needs = report["trials"], report["needs"]
+    assert needs["forward"] == trials["harvest"]["memory"]
+    assert needs["train"] >= max(trial["memory"] for trial in trials["arms"].values())
     assert not list((tmp_path / "here").iterdir())
 
 
@@ -134,9 +138,9 @@ def test_activations_that_are_there_are_seen(values, tmp_path):
     out = tmp_path / "runs" / "a"
     metasae.run(values | {"arms": ["solo"]}, out=out, show=False)
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "runs").rglob("*"))
-    report = examine(values, out)
-    assert report.trials.cached and report.stages[0].seconds == 0
-    assert not examine(values, out, {"train.tokens": 7000}).trials.cached
+    report = examine(Recipe.load(values), out)
+    assert report["cached"] and report["stages"][0]["seconds"] == 0
+    assert not examine(Recipe.load(values, {"train.tokens": 7000}), out)["cached"]
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "runs").rglob("*"))
 
 
@@ -189,11 +193,12 @@ time.perf_counter = time.process_time
 import metasae
 from metasae.doctor.machine import peak_resident
 from metasae.doctor.report import examine
+from metasae.recipe.resolve import resolve
 values, out = json.loads(sys.argv[2]), sys.argv[3]
 if sys.argv[1] == "doctor":
-    report = examine(values, out)
-    stages = {stage.name: stage.seconds for stage in report.stages}
-    memory = report.needs.memory + report.needs.cache
+    report = examine(*resolve(values, out, None, "cpu"))
+    stages = {stage["name"]: stage["seconds"] for stage in report["stages"]}
+    memory = report["needs"]["memory"] + report["needs"]["cache"]
 else:
     metasae.run(values, out=out, show=False)
     stages = {name: stage["seconds"] for name, stage in json.load(open(out + "/run.json"))["stages"].items()}

@@ -116,13 +116,6 @@ def test_on_a_gpu_the_model_and_training_are_not_in_the_processors_memory():
     assert here.memory - there.memory == 500 * MB + here.forward + max(here.train, here.measure) - here.measure
 
 
-def test_what_was_measured_takes_the_place_of_arithmetic():
-    wanted = estimate.needs(Recipe.load("demo"), 384, 0)
-    measured = estimate.with_measured(wanted, process=1, forward=2, train=3)
-    assert (measured.process, measured.forward, measured.train) == (1, 2, wanted.train)
-    assert estimate.with_measured(wanted, None, None, 10 * wanted.train).train == 10 * wanted.train
-
-
 CHILD = """
 import json, sys, torch
 from metasae.device import keep_freed_memory

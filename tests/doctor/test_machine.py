@@ -95,7 +95,7 @@ def test_disk_of_a_folder_that_is_not_there_yet(tmp_path):
 
 def test_this_machine():
     here = machine()
-    assert here.cores >= 1 and here.threads >= 1 and here.cpu
-    assert 0 < here.available <= here.memory
+    assert here["cores"] >= 1 and here["threads"] >= 1 and here["cpu"]
+    assert 0 < here["available"] <= here["memory"]
     assert 0 < resident() <= peak_resident() * 1.01
-    assert here.gpus == () or here.gpus[0].free <= here.gpus[0].memory
+    assert here["gpus"] == [] or here["gpus"][0]["free"] <= here["gpus"][0]["memory"]

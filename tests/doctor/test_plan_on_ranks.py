@@ -36,7 +36,7 @@ def test_one_gpu_needs_what_one_gpu_needed(overrides):
     model = GPT2_LARGE.numbers * (4 if "model.dtype" in overrides else 2)
     width = 4 if "train.dtype" in overrides else 2
     assert one.needs == estimate.needs(one.recipe, 1280, model, GPT2_LARGE.vocabulary, width, on_gpu=True)
-    assert one.step("joint").sending == 0 and not {"sent", "sending"} & one.figures.keys()
+    assert one.step("joint")["sending"] == 0 and not {"sent", "sending"} & one.figures.keys()
 
 
 def test_a_rank_by_hand():
@@ -67,7 +67,7 @@ def test_more_ranks_never_need_more_memory_each(source, overrides):
         # from two on the first rank brings the SAE together
         sizes = [getattr(some.needs, name) for some in plans[1:]]
         assert sizes == sorted(sizes, reverse=True), name
-    computing = [some.step(some.arm).computing for some in plans]
+    computing = [some.step(some.arm)["computing"] for some in plans]
     assert computing == sorted(computing, reverse=True)
 
 
@@ -83,9 +83,9 @@ def test_a_step_is_its_parts_and_what_it_sends():
     four = plan_of(4, card=there, efficiency=0.25)
     step, parts = four.step("joint"), parts_of(four.recipe, 1280, "joint", 4)
     sending = sent_bytes(four.recipe, 1280, "joint", 4) / 1e9
-    assert step.floor == pytest.approx(sum(part.floor(there, 2) for part in parts) + sending)
+    assert step["floor"] == pytest.approx(sum(part.floor(there, 2) for part in parts) + sending)
     gathering = sum(part.gathered for part in parts) / 1e10
-    assert step.slow == pytest.approx(4 * (step.floor + gathering) + MESSAGES)
+    assert step["slow"] == pytest.approx(4 * (step["floor"] + gathering) + MESSAGES)
 
 
 def test_further_penalties_look_at_all_rows():

@@ -5,9 +5,13 @@ import transformers
 
 from metasae.data.model.host import Host
 from metasae.doctor.presence import presence_of
-from metasae.recipe.recipe import Model
+from metasae.recipe.recipe import Recipe
 
 BEFORE_5_24 = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24)
+
+
+def at(point="blocks.0.hook_resid_pre", **model):
+    return Recipe.load({"model": model, "hook": {"point": point}})
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2", "bert"])
@@ -20,8 +24,8 @@ def test_width_and_size_are_those_of_the_loaded_model(build, family, point):
     }
     inner |= {"gemma2": "model.layers.1.mlp.up_proj", "bert": "encoder.layer.1.intermediate.dense"}
     point = inner[family] + ":out" if point == "inner" else point
-    model = Model(path=str(build(family)), dtype="bf16")
-    host, presence = Host.load(model, point), presence_of(model, point)
+    recipe = at(point, path=str(build(family)), dtype="bf16")
+    host, presence = Host.load(recipe.model, point), presence_of(recipe)
     if presence.problem and BEFORE_5_24 and point.endswith(":out"):
         # their models do not run without storage: rotary embeddings ask for autocast there, BERT's mask looks at its
         # numbers
@@ -34,13 +38,13 @@ def test_width_and_size_are_those_of_the_loaded_model(build, family, point):
 
 
 def test_a_wrong_hook_point_is_a_problem_of_a_model_that_is_here(build):
-    presence = presence_of(Model(path=str(build("gpt2"))), "blocks.7.hook_resid_pre")
+    presence = presence_of(at("blocks.7.hook_resid_pre", path=str(build("gpt2"))))
     assert presence.place and "did you mean 'blocks.2.hook_resid_pre'" in presence.problem and presence.d is None
 
 
 def test_a_missing_folder_and_a_missing_package():
-    assert "does not exist" in presence_of(Model(path="nowhere"), "blocks.0.hook_resid_pre").problem
-    assert "pip install" in presence_of(Model(path="package:absent_package/model"), "blocks.0.hook_resid_pre").problem
+    assert "does not exist" in presence_of(at("blocks.0.hook_resid_pre", path="nowhere")).problem
+    assert "pip install" in presence_of(at("blocks.0.hook_resid_pre", path="package:absent_package/model")).problem
 
 
 @pytest.fixture
@@ -62,14 +66,14 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_a_hub_model_that_cannot_be_had_is_one_line(hub):
-    presence = presence_of(Model(name="some/model"), "blocks.0.hook_resid_pre")
+    presence = presence_of(at("blocks.0.hook_resid_pre", name="some/model"))
     assert presence.place is None and "HF_HUB_OFFLINE is set" in presence.problem and "\n" not in presence.problem
 
 
 def test_a_hub_model_is_here_when_all_its_weight_files_are(hub):
     from metasae.doctor.presence import _in_hub_cache
 
-    model = Model(name="some/model")
+    model = at(name="some/model").model
     assert not _in_hub_cache(model)
     hub(
         **{
@@ -92,5 +96,5 @@ def test_looking_keeps_no_weights_in_memory(build, monkeypatch):
         return built[-1]
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", watched)
-    presence_of(Model(path=str(build("gpt2"))), "blocks.1.hook_resid_pre")
+    presence_of(at("blocks.1.hook_resid_pre", path=str(build("gpt2"))))
     assert all(parameter.is_meta for parameter in built[0].parameters())

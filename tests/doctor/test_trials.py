@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from metasae.doctor import trials
-from metasae.doctor.clock import Clock, Timed
-from metasae.doctor.harvesting import HarvestTrial
-from metasae.doctor.measuring import MeasureTrial, _narrow, _scaled
-from metasae.doctor.trials import _mean_step, try_arm
+from metasae.doctor.trials import Clock, _narrow, _scaled, harvest_seconds, measure_seconds, try_arm
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -19,8 +16,8 @@ def test_the_clock_remembers_outer_tasks_only():
         with clock.task("inner", None, "latents"):
             pass
         task.advance(6, loss=1.0)
-    assert [(task.unit, [amount for _, amount in task.ticks]) for task in clock.tasks] == [("tokens", [4, 6])]
-    assert clock.tasks[0].seconds >= clock.tasks[0].ticks[1][0] - clock.tasks[0].ticks[0][0] >= 0
+    assert list(clock.seconds) == ["tokens"] and task.done == 10
+    assert 0 < clock.seconds["tokens"] <= task.seconds
 
 
 def test_a_harvest_reads_on_until_the_last_split_is_full():
@@ -31,18 +28,9 @@ def test_a_harvest_reads_on_until_the_last_split_is_full():
             "measure": {"tokens": 100, "calibration_tokens": 30},
         }
     )
-    trial = HarvestTrial(first=5.0, text=1.0, tokenise=0.1, forward=0.01, n_tokens=7, memory=0)
+    trial = {"first": 5.0, "text": 1.0, "forward": 0.11}
     # 30 calibration tokens lie within 300 of the text, more than the others need; 230 are harvested
-    assert trial.seconds(recipe) == pytest.approx(5 + 300 * 1.0 + 230 * 0.11)
-
-
-def test_rare_kinds_of_steps_count_as_often_as_they_come():
-    times = {(False, False): [1.0, 1.0, 9.0], (True, False): [3.0]}
-    assert _mean_step(times, penalty_every=10**9) == pytest.approx(0.9 * 1 + 0.1 * 3)
-    assert _mean_step({(False, True): [2.0], (True, True): [4.0]}, penalty_every=1) == pytest.approx(0.9 * 2 + 0.1 * 4)
-    assert _mean_step({(False, True): [5.0], (False, False): [1.0]}, penalty_every=4) == pytest.approx(
-        0.25 * 5 + 0.75 * 1
-    )
+    assert harvest_seconds(trial, recipe) == pytest.approx(5 + 300 * 1.0 + 230 * 0.11)
 
 
 @pytest.mark.parametrize(
@@ -51,19 +39,20 @@ def test_rare_kinds_of_steps_count_as_often_as_they_come():
 def test_an_arm_has_the_steps_of_its_run(small_recipe, batches, monkeypatch, arm, primary, meta):
     monkeypatch.setattr(trials, "LEAST_SECONDS", 0.0)
     trial, trainer = try_arm(small_recipe(), arm, batches().next, torch.zeros(16))
-    assert (trial.n_primary, trial.n_meta, trial.n_steps) == (primary, meta, trials.STEPS)
-    assert (trial.meta is None) == (arm == "solo") and trial.step > 0
-    assert trial.seconds == pytest.approx(trial.start + primary * trial.step + meta * (trial.meta or 0))
+    assert (trial["n_primary"], trial["n_meta"], trial["n_steps"]) == (primary, meta, trials.STEPS)
+    assert (trial["meta"] is None) == (arm == "solo") and trial["step"] > 0
+    steps = primary * trial["step"] + meta * (trial["meta"] or 0)
+    assert trial["seconds"] == pytest.approx(trial["start"] + steps)
     assert trainer.arm == arm
 
 
 def test_slow_steps_are_cut_short_and_short_ones_go_on(small_recipe, batches, monkeypatch):
     monkeypatch.setattr(trials, "MOST_SECONDS", 0.0)
-    assert try_arm(small_recipe(), "joint", batches().next, torch.zeros(16))[0].n_steps == trials.BLOCK
+    assert try_arm(small_recipe(), "joint", batches().next, torch.zeros(16))[0]["n_steps"] == trials.BLOCK
     monkeypatch.setattr(trials, "MOST_SECONDS", 60.0)
     monkeypatch.setattr(trials, "LEAST_SECONDS", 0.3)
     # more steps than the run itself has
-    assert try_arm(small_recipe(tokens=64 * 6), "joint", batches().next, torch.zeros(16))[0].n_steps > trials.STEPS
+    assert try_arm(small_recipe(tokens=64 * 6), "joint", batches().next, torch.zeros(16))[0]["n_steps"] > trials.STEPS
 
 
 def test_steps_are_those_after_k_has_come_down_and_penalties_have_begun(small_recipe, batches, monkeypatch):
@@ -76,22 +65,18 @@ def test_steps_are_those_after_k_has_come_down_and_penalties_have_begun(small_re
 
 def test_measuring_is_scaled_by_what_each_task_grows_with():
     clock = Clock()
-    clock.tasks = [
-        Timed("tokens", 2.0),
-        Timed("meta SAEs", 3.0),
-        Timed("latents", 5.0),
-    ]
+    clock.seconds.update({"tokens": 2.0, "meta SAEs": 3.0, "latents": 5.0})
     assert _scaled(clock, 11.0, {"tokens": 100.0, "meta SAEs": 10.0}, rest=4.0) == pytest.approx(
         2 * 100 + 3 * 10 + 5 * 4 + 1 * 4
     )
 
 
 def test_arms_with_the_same_primary_are_measured_once():
-    trial = MeasureTrial(calibrate=0.0, reference=10.0, sae=1.0)
-    assert trial.seconds(Recipe.load({"arms": ["solo", "control", "joint"], "seeds": 3})) == 10 + 6
-    assert trial.seconds(Recipe.load({"arms": ["control", "joint"], "seeds": 3})) == 10 + 6
-    assert trial.seconds(Recipe.load({"arms": ["joint"]})) == 10 + 1
-    assert trial.seconds(Recipe.load({"arms": ["solo", "control", "sequential"]})) == 10 + 1
+    trial = {"calibrate": 0.0, "reference": 10.0, "sae": 1.0}
+    assert measure_seconds(trial, Recipe.load({"arms": ["solo", "control", "joint"], "seeds": 3})) == 10 + 6
+    assert measure_seconds(trial, Recipe.load({"arms": ["control", "joint"], "seeds": 3})) == 10 + 6
+    assert measure_seconds(trial, Recipe.load({"arms": ["joint"]})) == 10 + 1
+    assert measure_seconds(trial, Recipe.load({"arms": ["solo", "control", "sequential"]})) == 10 + 1
 
 
 def test_a_narrowed_sae_fires_as_its_first_latents_did():

@@ -13,8 +13,7 @@ from metasae.data.planted.planted_cache import PlantedCache
 from metasae.measures.firing import screen
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.suite import PARTS, measure_sae
-from metasae.ranks.ranks import ALONE, Ranks
-from metasae.ranks.sharing import deals
+from metasae.ranks.ranks import ALONE, Ranks, deals
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
 from spawned import on_ranks

@@ -11,8 +11,7 @@ from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.firings import fire
 from metasae.measures.firing.store import open_firings, write_firings
 from metasae.progress.progress import SILENT
-from metasae.ranks.ranks import ALONE, Ranks
-from metasae.ranks.sharing import RankPool, deal, deals, stretch_of
+from metasae.ranks.ranks import ALONE, RankPool, Ranks, deal, deals, stretch_of
 from metasae.sae.sae import SAE, SAEConfig
 from spawned import on_ranks
 

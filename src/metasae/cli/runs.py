@@ -228,7 +228,7 @@ def _examined(resolved, folder: Path, device: str, quick: bool, show: bool, stde
     from metasae.doctor.table import print_report
     from metasae.progress.progress import Progress
 
-    report = examine(resolved, folder, device=device, quick=quick, progress=Progress())
+    report = examine(resolved, folder, device, quick, Progress())
     if show:
         print_report(report, stderr)
-    return report.as_dict()
+    return report

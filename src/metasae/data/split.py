@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metasae.ranks.ranks import Ranks
-from metasae.ranks.sharing import stretch_of
+from metasae.ranks.ranks import Ranks, stretch_of
 
 
 class Split(Protocol):

@@ -15,7 +15,7 @@ On W ranks a rank has ceil(n / W) latents of the primary for n, and all m of the
 more, flat, to be summed.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 from metasae.recipe.recipe import Dictionary, Recipe
 from metasae.sae.architectures import Architecture, Options, architecture
@@ -77,14 +77,6 @@ class Needs:
         # the next window is harvested while an arm trains
         return self.model + (self.forward + self.train if self.windows else max(self.forward, self.train))
 
-    @property
-    def stages(self) -> dict[str, int]:
-        """Stage -> bytes it takes beside process and model, wherever they lie."""
-        return {"harvest": self.harvest + self.forward, "train": self.train, "measure": self.measure}
-
-    def as_dict(self) -> dict:
-        return asdict(self) | {"memory": self.memory, "gpu": self.gpu}
-
 
 def needs(
     recipe: Recipe,
@@ -117,19 +109,6 @@ def needs(
         measure=measure_bytes(recipe, d, vocabulary, threads),
         on_gpu=on_gpu,
         windows=windows,
-    )
-
-
-def with_measured(needed: Needs, process: int | None, forward: int | None, train: int | None) -> Needs:
-    """The needs with what a trial measured in place of the arithmetic, and of training the larger of the two.
-
-    None keeps the arithmetic.
-    """
-    return replace(
-        needed,
-        process=needed.process if process is None else process,
-        forward=needed.forward if forward is None else forward,
-        train=max(needed.train, train or 0),
     )
 
 

@@ -1,8 +1,8 @@
 """Whether a recipe fits a machine, and the nearest one that would: arithmetic only."""
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,14 @@ def changes(recipe: Recipe, needs_of: Callable[[Recipe], Needs], room: Room) -> 
     helps. Each was tried: with all of them `shortages` returns none.
     """
     settings: list[Change] = []
-    for _ in range(4):  # as many as there are resources
-        short = shortages(needs_of(recipe), room)
-        if not short:
-            return settings
+    # each round leaves less to lower, so there is a last one
+    while short := shortages(needs_of(recipe), room):
         steps = _relieve(recipe, short[0].resource, needs_of, room)
         if steps is None:
             return None
         settings += steps
         recipe = _with(recipe, steps)
-    return None if shortages(needs_of(recipe), room) else settings
+    return settings
 
 
 def refuse_what_cannot_fit(recipe: Recipe, d: int, out: Path, device: str = "cpu") -> None:
@@ -156,9 +154,9 @@ def _relieve(recipe: Recipe, resource: str, needs_of: Callable[[Recipe], Needs],
 def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, list]]:
     """Key -> the values it may be set to, gentlest first; the key that changes least about the run comes first."""
     cached, harvest, batch, n = recipe.split_tokens["train"], recipe.harvest, recipe.train.batch, recipe.sae.n
-    fewer_measured = ("measure.tokens", list(_down(recipe.measure.tokens, _LEAST_MEASURED, significant=True)))
+    fewer_measured = ("measure.tokens", _down(recipe.measure.tokens, _LEAST_MEASURED))
     if resource.startswith("disk"):
-        fewer_cached = list(_down(cached, _LEAST_STEPS * batch, significant=True))
+        fewer_cached = _down(cached, _LEAST_STEPS * batch)
         on_cache = [
             ("harvest.dtype", ["bf16"] if harvest.dtype == "fp32" else []),
             ("harvest.window_tokens", _windows(recipe)),
@@ -168,13 +166,14 @@ def _options(recipe: Recipe, resource: str, wanted: Needs) -> list[tuple[str, li
         on_run = [("measure.keep_firings", [False] if recipe.measure.keep_firings else [])]
         return on_run + on_cache if wanted.run_folder > wanted.cache else on_cache + on_run
     least_latents = max(recipe.sae.k, recipe.sae.k_start, round(_LEAST_LATENTS * n))
-    fewer_latents = ("sae.n", list(_down(n, least_latents, grain=64)))
+    fewer_latents = ("sae.n", _down(n, least_latents, grain=64))
     by_stage = {
         "harvest": [("harvest.batch_tokens", _halves(harvest.batch_tokens, recipe.text.context))],
         "train": [("train.batch", _halves(batch, _LEAST_BATCH)), fewer_latents],
         "measure": [fewer_latents, fewer_measured],
     }
-    stages = sorted(wanted.stages, key=wanted.stages.get, reverse=True)
+    taken = {"harvest": wanted.harvest + wanted.forward, "train": wanted.train, "measure": wanted.measure}
+    stages = sorted(taken, key=taken.get, reverse=True)
     smaller_model = ("model.dtype", ["bf16"] if recipe.model.dtype == "fp32" else [])
     return [*(option for stage in stages for option in by_stage[stage]), smaller_model]
 
@@ -184,23 +183,19 @@ def _windows(recipe: Recipe) -> list[int]:
     harvest = recipe.harvest
     if harvest.window_tokens or harvest.tokens or recipe.hook.also or is_planted(recipe):
         return []
-    return list(_down(recipe.train.tokens, _LEAST_WINDOW * recipe.train.batch, significant=True))
+    return _down(recipe.train.tokens, _LEAST_WINDOW * recipe.train.batch)
 
 
 def _halves(high: int, low: int) -> list[int]:
     return [high >> i for i in range(1, 32) if high >> i >= low]
 
 
-def _down(high: int, low: int, grain: int = 1, significant: bool = False) -> Iterator[int]:
+def _down(high: int, low: int, grain: int = 0) -> list[int]:
     """Values below `high` and not below `low`, 5% apart, in multiples of `grain` or with two significant digits."""
-    value, last = high * _SHRINK, high
-    while value >= max(low, 1):
-        step = 10 ** max(floor(log10(value)) - 1, 0) if significant else grain
-        rounded = int(value) // step * step
-        if low <= rounded < last:
-            yield rounded
-            last = rounded
-        value *= _SHRINK
+    lower = (int(high * _SHRINK**power) for power in itertools.count(1))
+    values = itertools.takewhile(lambda value: value >= max(low, 1), lower)
+    rounded = [value - value % (grain or 10 ** max(len(str(value)) - 2, 0)) for value in values]
+    return [value for value in dict.fromkeys(rounded) if low <= value < high]
 
 
 def _with(recipe: Recipe, settings: list[Change]) -> Recipe:

@@ -4,8 +4,6 @@ import os
 import platform
 import re
 import shutil
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -18,53 +16,33 @@ _V1 = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
 _V2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A CUDA device. memory, free: bytes, of all and of what other processes have left."""
+def machine() -> dict:
+    """This machine as it is now, as plain JSON. Imports torch.
 
-    name: str
-    memory: int
-    free: int
-
-
-@dataclass(frozen=True)
-class Machine:
-    """cores: those this process may use. threads: torch's. bf16: whether the processor multiplies bf16 matrices itself.
-
+    cores: those this process may use. threads: torch's. bf16: whether the processor multiplies bf16 matrices itself.
     memory, available: bytes, of all and of what a new process could have now. limited: whether a container's limit set
-    them.
+    them. gpus: name, and the bytes of all memory and of what is free, of every CUDA device.
     """
-
-    cpu: str
-    cores: int
-    threads: int
-    bf16: bool
-    memory: int
-    available: int
-    limited: bool
-    gpus: tuple[Gpu, ...]
-    torch: str
-
-
-def machine() -> Machine:
-    """This machine as it is now. Imports torch."""
     import torch
 
     from metasae.sae.gradients import matmul_dtype
 
     memory, available, limited = memory_of()
     rooms = [torch.cuda.mem_get_info(number) for number in range(torch.cuda.device_count())]
-    return Machine(
-        cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        bf16=matmul_dtype("auto", torch.device("cpu")) == torch.bfloat16,
-        memory=memory,
-        available=available,
-        limited=limited,
-        gpus=tuple(Gpu(torch.cuda.get_device_name(i), total, free) for i, (free, total) in enumerate(rooms)),
-        torch=torch.__version__,
-    )
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "bf16": matmul_dtype("auto", torch.device("cpu")) == torch.bfloat16,
+        "memory": memory,
+        "available": available,
+        "limited": limited,
+        "gpus": [
+            {"name": torch.cuda.get_device_name(i), "memory": total, "free": free}
+            for i, (free, total) in enumerate(rooms)
+        ],
+        "torch": torch.__version__,
+    }
 
 
 def memory_of(root: Path = Path("/")) -> tuple[int, int, bool]:
@@ -92,16 +70,12 @@ def resident() -> int:
 
 
 def peak_resident() -> int:
-    """The most bytes of memory this process ever had, files that are mapped in included."""
+    """The most bytes of memory this process ever had, files that are mapped in included; outside Linux those it has
+    now.
+    """
+    # getrusage gives a child at least what its parent had when it was started
     peak = re.search(r"VmHWM:\s+(\d+) kB", _text(Path("/proc/self/status")))
-    if peak:
-        # getrusage gives a child at least what its parent had when it was started
-        return int(peak[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return psutil.Process().memory_info().peak_wset
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(peak[1]) * 1024 if peak else resident()
 
 
 def _existing(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from metasae.doctor.cards import EFFICIENCY, Card, asked_card
 from metasae.doctor.estimate import BYTES, Needs, chooses_by_row, is_planted, kind_of, needs, weight_bytes
-from metasae.doctor.presence import Shape, planted_shape, shape_of
+from metasae.doctor.presence import Shape, shape_of
 from metasae.errors import UserError
 from metasae.ranks.ranks import own_latents
 from metasae.recipe.recipe import Recipe
@@ -100,18 +100,6 @@ def refuse_unusable(recipe: Recipe, gpus: int) -> None:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Seconds of an arm's primary step with its share of meta steps. floor: computing and sending, at least. slow: at
-    most.
-    """
-
-    computing: float
-    sending: float
-    floor: float
-    slow: float
-
-
-@dataclass(frozen=True)
 class Plan:
     """A recipe on a number of GPUs of one kind. shape: of its language model.
 
@@ -165,19 +153,21 @@ class Plan:
         seconds = most_tokens * self.shape.flops / self.card.flops(self.model_width)
         return seconds, seconds / self.efficiency
 
-    def step(self, arm: str) -> Step:
-        """Of an arm. At the slow end every gathered row comes from memory."""
+    def step(self, arm: str) -> dict[str, float]:
+        """Seconds of an arm's primary step with its share of meta steps: computing, sending; floor, both at least; and
+        slow, where every gathered row comes from memory.
+        """
         parts = parts_of(self.recipe, self.shape.d, arm, self.gpus)
         computing = sum(part.floor(self.card, self.width) for part in parts)
         sending = sent_bytes(self.recipe, self.shape.d, arm, self.gpus, self.width) / self.card.link
         floor, gathering = computing + sending, sum(part.gathered for part in parts) / self.card.bandwidth
         slow = (floor + gathering) / self.efficiency + MESSAGES * (self.gpus > 1)
-        return Step(computing, sending, floor, slow)
+        return {"computing": computing, "sending": sending, "floor": floor, "slow": slow}
 
     def rates(self, arm: str) -> Span:
         """Tokens per second of an arm's training, at the slow end and at the floor."""
         step, batch = self.step(arm), self.recipe.train.batch
-        return batch / step.slow, batch / step.floor
+        return batch / step["slow"], batch / step["floor"]
 
     @property
     def figures(self) -> dict[str, dict]:
@@ -188,7 +178,7 @@ class Plan:
         recipe, need, gpus, arm, d = self.recipe, self.needs, self.gpus, self.arm, self.shape.d
         weights, meta = weight_bytes(recipe, d, gpus)
         steps, one, arms = -(-recipe.train.tokens // recipe.train.batch), self.step(arm), map(self.step, recipe.arms)
-        spans = [(step.floor, step.slow) for step in arms]
+        spans = [(step["floor"], step["slow"]) for step in arms]
         train = tuple(len(recipe.seeds) * steps * sum(seconds) for seconds in zip(*spans, strict=True))
         harvest = 0 if is_planted(recipe) else self.harvest
         run = tuple(map(sum, zip(harvest, train, strict=True))) if harvest else harvest
@@ -205,10 +195,10 @@ class Plan:
             ("host memory", host, "bytes", "fitted", "of the processor, all ranks in one machine; the cache on top"),
             ("cache", need.cache, "bytes", "arithmetic", "activations on disk"),
             ("run folder", need.run_folder, "bytes", "arithmetic", "on disk, windows of activations among it"),
-            ("sent", one.sending * self.card.link, "bytes", "arithmetic", f"by a rank per {arm} step"),
-            ("sending", one.sending, "s", "stated", f"that at {self.card.link / 1e9:,.0f} GB/s in one direction"),
-            ("computing", one.computing, "s", "stated", "the step's parts at least"),
-            ("step", (one.floor, one.slow), "s", "stated", f"a {arm} step with its share of meta steps"),
+            ("sent", one["sending"] * self.card.link, "bytes", "arithmetic", f"by a rank per {arm} step"),
+            ("sending", one["sending"], "s", "stated", f"that at {self.card.link / 1e9:,.0f} GB/s in one direction"),
+            ("computing", one["computing"], "s", "stated", "the step's parts at least"),
+            ("step", (one["floor"], one["slow"]), "s", "stated", f"a {arm} step with its share of meta steps"),
             ("tokens", self.rates(arm), "tokens/s", "stated", f"in batches of {recipe.train.batch:,}"),
             ("harvest", harvest, "s", "stated", f"{sum(recipe.split_tokens.values()):,} tokens, {where}"),
             ("train", train, "s", "stated", f"{', '.join(recipe.arms)}; {len(recipe.seeds)} seeds of {steps:,} steps"),
@@ -236,7 +226,7 @@ class Plan:
     def balance(self) -> int | None:
         """The fewest GPUs with which sending takes longer than computing, None where none do."""
         steps = ((count, other.step(self.arm)) for count, other in self.others.items())
-        return next((count for count, step in steps if step.sending > step.computing), None)
+        return next((count for count, step in steps if step["sending"] > step["computing"]), None)
 
     @property
     def notes(self) -> list[str]:
@@ -270,7 +260,7 @@ class Plan:
             "parts": [asdict(part) | {"floor": part.floor(self.card, self.width)} for part in parts],
             "scaling": [
                 {"gpus": count, "first_rank": other.needs.gpu, "fits": other.fits, "tokens": other.rates(self.arm)}
-                | asdict(other.step(self.arm))
+                | other.step(self.arm)
                 for count, other in self.others.items()
                 if count in {*SHOWN, self.gpus}
             ],
@@ -290,5 +280,4 @@ def plan(
     """
     wanted, card = resolve(recipe, None, overrides, "cpu")[0], asked_card(gpu, gpus, efficiency)
     refuse_unusable(wanted, gpus)
-    shape = planted_shape(wanted.planted) if is_planted(wanted) else shape_of(wanted)
-    return Plan(wanted, gpus, card, efficiency, shape)
+    return Plan(wanted, gpus, card, efficiency, shape_of(wanted))

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from metasae.data.model import hooks, loading
-from metasae.data.model.loading import refusal
 from metasae.data.model.model_folder import local_folder
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.text import hub
+from metasae.doctor.estimate import is_planted
 from metasae.errors import UserError
-from metasae.recipe import recipe
+from metasae.recipe.recipe import Model, Recipe
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
@@ -79,80 +80,76 @@ class Shape:
     source: str
 
 
-def planted_shape(values: dict) -> Shape:
-    """Of a planted world. values: the recipe's table `planted`. Raises UserError where it is wrong."""
-    return Shape(PlantedCache(values, {}).d, 0, 0, 0.0, "the planted world")
-
-
-def planted_presence(values: dict) -> Presence:
-    """As `planted_shape`; a wrong table is a problem."""
-    try:
-        return Presence("planted", "none needed", None, planted_shape(values).d, 0, 0)
-    except UserError as error:
-        return Presence("planted", None, str(error))
-
-
-def presence_of(model: recipe.Model, point: str, device: str = "cpu") -> Presence:
-    """Looks for the model and at its configuration.
+def presence_of(wanted: Recipe, device: str = "cpu") -> Presence:
+    """Looks for the recipe's model and at its configuration.
 
     Downloads nothing but that, and only where the model is not here but could be had.
     """
-    unreachable, place, facts = "", None, ()
+    if is_planted(wanted):
+        try:
+            return Presence("planted", "none needed", None, shape_of(wanted).d, 0, 0)
+        except UserError as error:
+            return Presence("planted", None, str(error))
+    model, place, facts = wanted.model, None, ()
     try:
         folder = local_folder(model)
         place = str(folder) if folder is not None else "hub cache" if _in_hub_cache(model) else None
-        unreachable = hub.unreachable() if place is None else ""
-        config = _config(model, folder, place is not None or bool(unreachable))
-        shape = _shape(config, model, [point], 2, str(place))
+        shape = shape_of(wanted, tokens=2)
         size = shape.numbers * loading.pick_dtype(model.dtype, torch.device(device)).itemsize
         problem, facts = None, (shape.d, size, shape.vocabulary)
+        unreachable = hub.unreachable() if place is None else ""
         if unreachable:
             problem = f"the model '{model.source}' is not here and {unreachable}; set model.path to a folder"
     except UserError as error:
         problem = str(error)
-    except Exception as error:
-        # transformers and a model's own code raise errors of every kind
-        problem = str(refusal(error, model, unreachable))
     return Presence(model.source, place, problem, *facts)
 
 
-def config_of(name: str):
-    """The transformers configuration of a model known by its name on the hub, with or without its owner, or None."""
-    facts = KNOWN.get(name) or KNOWN.get(f"openai-community/{name}")
-    if facts is None:
-        return None
+def shape_of(wanted: Recipe, tokens: int = 0) -> Shape:
+    """The shape of a recipe's model: from its folder, from what is known of it by name, or from the hub; or of a
+    planted world. tokens: of a window, in place of the recipe's.
+
+    Raises UserError where none of them has it, for an unknown hook point and for a wrong table `planted`.
+    """
+    if is_planted(wanted):
+        return Shape(PlantedCache(wanted.planted, {}).d, 0, 0, 0.0, "the planted world")
     import transformers
 
-    return transformers.AutoConfig.for_model(**facts)
+    model, folder, unreachable = wanted.model, local_folder(wanted.model), ""
+    facts = KNOWN.get(model.source) or KNOWN.get(f"openai-community/{model.source}")
+    try:
+        if folder is None and facts is not None:
+            config, source = transformers.AutoConfig.for_model(**facts), "its public configuration"
+        else:
+            here = folder is not None or _in_hub_cache(model)
+            unreachable = "" if here else hub.unreachable()
+            options = {"local_files_only": here or bool(unreachable), "trust_remote_code": model.trust_remote_code}
+            with loading.quiet(), tempfile.TemporaryDirectory() as passing:
+                if folder is None:
+                    # a configuration that is only looked at is not kept
+                    kept = {} if options["local_files_only"] else {"cache_dir": passing}
+                    options |= {"revision": model.revision or None, **kept}
+                config = transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
+            source = str(folder or "the hub")
+        return _shape(config, model, (wanted.hook.point, *wanted.hook.also), tokens or wanted.text.context, source)
+    except UserError:
+        raise
+    except Exception as error:
+        # transformers and a model's own code raise errors of every kind
+        raise loading.refusal(error, model, unreachable) from error
 
 
-def shape_of(wanted: recipe.Recipe) -> Shape:
-    """The shape of a recipe's model: from its folder, from what is known of it by name, or from the hub.
-
-    Raises UserError where none of them has it, and for an unknown hook point.
-    """
-    model, points = wanted.model, (wanted.hook.point, *wanted.hook.also)
-    folder = local_folder(model)
-    config, source = (None, str(folder)) if folder is not None else (config_of(model.name), "its public configuration")
-    if config is None:
-        why, source = ("", source) if folder is not None else (hub.unreachable(), "the hub")
-        try:
-            config = _config(model, folder, folder is not None or bool(why))
-        except Exception as error:
-            # transformers and a model's own code raise errors of every kind
-            if not why:
-                raise refusal(error, model, why) from error
-            raise UserError(
-                f"the shape of '{model.source}' is not known, and {why}; "
-                "set model.path to a folder with its config.json"
-            ) from None
-    return _shape(config, model, points, wanted.text.context, source)
-
-
-def _shape(config, model: recipe.Model, points: Sequence[str], context: int, source: str) -> Shape:
+def _shape(config, model: Model, points: Sequence[str], context: int, source: str) -> Shape:
     """The shape of a model built without weights, its products at windows of `context` tokens. Raises as `shape_of`."""
-    skeleton, causal = _skeleton(config, model)
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    import transformers
+
+    causal = loading._is_causal(config)
+    loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    with loading.quiet(), torch.device("meta"):
+        skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
+    # some releases of transformers leave this out where there is no storage
+    skeleton.tie_weights()
+    text_config = config.get_text_config()
     layers = getattr(text_config, "num_hidden_layers", None)
     if not layers:
         raise UserError(f"'{model.source}' is a {config.model_type} model, not one stack of transformer layers")
@@ -169,37 +166,12 @@ def _shape(config, model: recipe.Model, points: Sequence[str], context: int, sou
     return Shape(width, numbers, vocabulary, None if None in flops else max(flops), source)
 
 
-def _config(model: recipe.Model, folder: Path | None, offline: bool):
-    import transformers
-
-    with loading.quiet(), tempfile.TemporaryDirectory() as passing:
-        options = {"local_files_only": offline, "trust_remote_code": model.trust_remote_code}
-        if folder is None:
-            # a configuration that is only looked at is not kept
-            options |= {"revision": model.revision or None, **({} if offline else {"cache_dir": passing})}
-        return transformers.AutoConfig.from_pretrained(str(folder or model.source), **options)
-
-
-def _skeleton(config, model: recipe.Model) -> tuple[nn.Module, bool]:
-    """(the model without storage, whether it predicts tokens)."""
-    import transformers
-
-    causal = loading._is_causal(config)
-    loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-    with loading.quiet(), torch.device("meta"):
-        skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
-    # some releases of transformers leave this out where there is no storage
-    skeleton.tie_weights()
-    return skeleton, causal
-
-
 @torch.no_grad()
 def _followed(skeleton: nn.Module, place: hooks.Place, tokens: int) -> tuple[int, float] | tuple[None, None]:
     """(width of the hooked tensor, FLOPs of matrix products per token), from a pass of one window without numbers.
 
     None where that cannot be done, as the model looks at its numbers on the way.
     """
-    from torch.utils.flop_counter import FlopCounterMode
 
     def stop(x) -> None:
         raise hooks.Reached(x)
@@ -216,7 +188,7 @@ def _followed(skeleton: nn.Module, place: hooks.Place, tokens: int) -> tuple[int
     return None, None
 
 
-def _in_hub_cache(model: recipe.Model) -> bool:
+def _in_hub_cache(model: Model) -> bool:
     """Whether all weight files of a hub model lie in the hub's local cache."""
     from huggingface_hub import try_to_load_from_cache
 

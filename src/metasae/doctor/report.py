@@ -2,125 +2,136 @@
 run fits.
 """
 
+import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from metasae.arms.train_measure import trains_on_one_core
+from metasae.arms.train_measure import initial_b_dec, input_scale, trains_on_one_core
+from metasae.data.cache.activations import fingerprint_of, identity
+from metasae.data.cache.cache import ActivationCache, large_enough
+from metasae.data.cache.stream import Stream
+from metasae.data.model.host import Host
+from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor import fit
-from metasae.doctor.estimate import Needs, is_planted, kind_of, needs, with_measured
-from metasae.doctor.machine import Machine, machine, resident
-from metasae.doctor.presence import Presence, planted_presence, presence_of
-from metasae.doctor.trials import Trials, try_stages
+from metasae.doctor.estimate import Needs, is_planted, kind_of, needs
+from metasae.doctor.machine import machine, peak_resident, resident
+from metasae.doctor.presence import Presence, presence_of
+from metasae.doctor.trials import harvest_seconds, measure_seconds, try_arm, try_harvest, try_measuring, try_planting
+from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.resolve import resolve
 from metasae.sae.gradients import matmul_dtype
+from metasae.train.trainer import Trainer
 
 # A fit with less room than this share to spare is called tight.
 TIGHT = 0.2
+# Libraries that a run loads later than the trials do (figures), and what a heap in pieces leaves unused.
+LATER = 200 << 20
 
 
-@dataclass(frozen=True)
-class Stage:
-    """seconds: of a stage of the run over all seeds, None where it could not be estimated. rate: tokens per second,
-    None likewise.
+@dataclass
+class Trials:
+    """What was measured; None or empty for what could not be. load: seconds for the model. process: bytes of the
+    program without it.
+
+    harvest, arms, measure: as of `try_harvest`, `try_arm` and `try_measuring`. cache: the folder of the run's
+    activations; cached: they are there already. problems: what would stop the run.
     """
 
-    name: str
-    seconds: float | None
-    rate: float | None = None
+    cache: Path
+    load: float | None = None
+    process: int | None = None
+    cached: bool = False
+    harvest: dict | None = None
+    arms: dict[str, dict] = field(default_factory=dict)
+    measure: dict | None = None
+    problems: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What `examine` says.
+def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials, progress: Progress) -> None:
+    """Fills `trials`.
 
-    needs: None where the model's width is not known. changes: settings with which the run would fit, None where none
-    would. problems: what stops the run besides sizes. stages: empty where nothing was tried.
+    A model that is not here leaves the harvest and the measuring untried; training is tried on made-up numbers.
     """
+    with tempfile.TemporaryDirectory(prefix="metasae-doctor-") as name:
+        folder, host, sample = Path(name), None, None
+        try:
+            if is_planted(wanted):
+                progress.say("trying the planted world")
+                trials.load, trials.process = 0.0, resident() + LATER
+                trials.harvest, sample = try_planting(wanted)
+            elif model.place is not None and not model.problem:
+                progress.say("trying the harvest")
+                host = _load(wanted, out, model, device, trials)
+                trials.harvest, sample = try_harvest(host, wanted, folder / "cache")
+        except UserError as error:
+            trials.problems.append(str(error))
+        for arm in wanted.arms:
+            progress.say(f"trying to train {arm}")
+            trainer = None  # two at once would take twice the memory
+            trials.arms[arm], trainer, scale = _try_arm(wanted, arm, model.d, sample, device)
+        if sample is not None:
+            try:
+                progress.say("trying to measure")
+                trials.measure = try_measuring(trainer.export(scale, {})["primary"], sample, wanted, host)
+            except UserError as error:
+                trials.problems.append(str(error))
 
-    recipe: Recipe
-    out: Path
-    device: str
-    machine: Machine
-    model: Presence
-    room: fit.Room
-    needs: Needs | None
-    shortages: list[fit.Shortage]
-    changes: list[fit.Change] | None
-    notes: list[str]
-    trials: Trials
-    stages: list[Stage]
 
-    @property
-    def problems(self) -> list[str]:
-        return ([self.model.problem] if self.model.problem else []) + self.trials.problems
+def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials) -> Host:
+    """The model; notes whether its activations are there already."""
+    begin = time.perf_counter()
+    host = Host.load(wanted.model, wanted.hook.point, device)
+    key = fingerprint_of(identity(host, wanted.text, wanted.harvest))
+    trials.load = time.perf_counter() - begin
+    trials.process = resident() + LATER - (model.bytes if device == "cpu" else 0)
+    if not wanted.harvest.cache:
+        trials.cache = out.parent / "activations" / key[:16]
+    trials.cached = large_enough(trials.cache, key, wanted.split_tokens) is not None
+    return host
 
-    @property
-    def fits(self) -> bool:
-        return not self.shortages and not self.problems
 
-    @property
-    def seconds(self) -> float | None:
-        """Of the whole run; None where a stage could not be estimated."""
-        seconds = [stage.seconds for stage in self.stages]
-        return None if not seconds or None in seconds else sum(seconds)
-
-    def as_dict(self) -> dict:
-        """Plain JSON."""
-        return {
-            "fits": self.fits,
-            "problems": self.problems,
-            "shortages": [asdict(short) for short in self.shortages],
-            "changes": None if self.changes is None else dict(self.changes),
-            "notes": self.notes,
-            "out": str(self.out),
-            "device": self.device,
-            "machine": asdict(self.machine),
-            "model": asdict(self.model),
-            "room": asdict(self.room),
-            "needs": self.needs and self.needs.as_dict(),
-            "cached": self.trials.cached,
-            "stages": [asdict(stage) for stage in self.stages],
-            "seconds": self.seconds,
-            "trials": self.trials.as_dict(),
-        }
+def _try_arm(
+    wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
+) -> tuple[dict, Trainer, float]:
+    """(the trial, the trainer after it, what its inputs were multiplied by)."""
+    batch = wanted.train.batch
+    if sample is None:
+        generator = torch.Generator().manual_seed(0)
+        return *try_arm(wanted, arm, lambda: torch.randn(batch, d, generator=generator), torch.zeros(d), device), 1.0
+    split = sample.split("train")
+    scale = input_scale(split, wanted.sae.normalize)
+    stream, b_dec_D = Stream(split, batch, 0, scale), initial_b_dec(split, scale, wanted)
+    return *try_arm(wanted, arm, stream.next, b_dec_D, device), scale
 
 
 def examine(
-    recipe: str | Path | dict | Recipe,
-    out: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    device: str = "cpu",
-    quick: bool = False,
-    progress: Progress = SILENT,
-) -> Report:
-    """Says what a run would need and whether it fits; arguments as of `metasae.run`. Writes to a temporary folder only.
+    wanted: Recipe, folder: Path, device: str = "cpu", quick: bool = False, progress: Progress = SILENT
+) -> dict:
+    """Says what a run would need and whether it fits, as plain JSON. Writes to a temporary folder only.
 
-    quick: arithmetic alone; no model is loaded and nothing timed. A run that cannot be is a report that does not fit.
-    Raises UserError for what a run refuses before it looks at the model: an unknown recipe, key, value or device.
+    needs: None where the model's width is not known. changes: settings with which the run would fit, None where none
+    would. problems: what stops the run besides sizes. stages: empty where nothing was tried; seconds over all seeds and
+    tokens per second, None where they are not known. quick: arithmetic alone; no model is loaded and nothing timed.
     """
-    wanted, folder = resolve(recipe, out, overrides, device)
     keep_freed_memory()
     here, own, begin = machine(), resident(), time.perf_counter()
-    planted = is_planted(wanted)
-    model = planted_presence(wanted.planted) if planted else presence_of(wanted.model, wanted.hook.point, device)
+    model = presence_of(wanted, device)
     # the libraries that a look at the model brings in are as slow to come in a run
     looking = time.perf_counter() - begin
     trials = Trials(Path(wanted.harvest.cache) if wanted.harvest.cache else folder.parent / "activations")
-    gpu = here.gpus[int(device.partition(":")[2] or 0)].free if device != "cpu" else None
+    gpu = here["gpus"][int(device.partition(":")[2] or 0)]["free"] if device != "cpu" else None
     # this process will have given its memory back when the run begins
-    room = fit.disk_room(folder, trials.cache, here.available + own, gpu)
+    room = fit.disk_room(folder, trials.cache, here["available"] + own, gpu)
 
     def needs_of(some: Recipe) -> Needs:
         width = matmul_dtype(some.train.dtype, torch.device(device)).itemsize
-        needed = needs(some, model.d, model.bytes, model.vocabulary, width, here.threads, device != "cpu")
-        return with_measured(needed, trials.process, None, None)
+        needed = needs(some, model.d, model.bytes, model.vocabulary, width, here["threads"], device != "cpu")
+        return replace(needed, process=needed.process if trials.process is None else trials.process)
 
     needed, short, changes = None, [], None
     if model.d is not None:
@@ -128,16 +139,37 @@ def examine(
         if not quick and not short:
             try_stages(wanted, folder, model, device, trials, progress)
             room = fit.disk_room(folder, trials.cache, room.memory, room.gpu)
-        forward = trials.harvest.memory if trials.harvest else None
-        train = max((trial.memory for trial in trials.arms.values()), default=None)
-        needed = with_measured(needs_of(wanted), None, forward, train)
+        needed = needs_of(wanted)
+        # what was measured takes the place of arithmetic, and of training the larger of the two counts
+        train = max(needed.train, *(trial["memory"] for trial in trials.arms.values()), 0)
+        needed = replace(needed, train=train, forward=trials.harvest["memory"] if trials.harvest else needed.forward)
         short = fit.shortages(needed, room)
         changes = fit.changes(wanted, needs_of, room) if short else []
-    notes, stages = _notes(wanted, needed, room, model, trials), _stages(wanted, trials, needed, looking, device)
-    return Report(wanted, folder, device, here, model, room, needed, short, changes, notes, trials, stages)
+    stages = _stages(wanted, trials, looking, device)
+    seconds = [stage["seconds"] for stage in stages]
+    problems = ([model.problem] if model.problem else []) + trials.problems
+    return {
+        "fits": not short and not problems,
+        "problems": problems,
+        "shortages": [asdict(one) for one in short],
+        "changes": None if changes is None else dict(changes),
+        "notes": _notes(wanted, needed, room, model, trials),
+        "out": str(folder),
+        "device": device,
+        "machine": here,
+        "model": asdict(model),
+        "room": asdict(room),
+        "needs": needed and asdict(needed) | {"memory": needed.memory, "gpu": needed.gpu},
+        "cached": trials.cached,
+        "seeds": len(wanted.seeds),
+        "stages": stages,
+        "seconds": None if not seconds or None in seconds else sum(seconds),
+        "trials": {name: getattr(trials, name) for name in ("load", "harvest", "arms", "measure")}
+        | {"peak_memory": peak_resident()},
+    }
 
 
-def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float, device: str) -> list[Stage]:
+def _stages(wanted: Recipe, trials: Trials, looking: float, device: str) -> list[dict]:
     """Empty where no trial was made. looking: seconds until the model's configuration was known.
 
     Arms that are trained side by side share the time of all of them by the lanes that there are.
@@ -145,17 +177,17 @@ def _stages(wanted: Recipe, trials: Trials, needed: Needs | None, looking: float
     if not trials.arms:
         return []
     harvest, measure, seeds = trials.harvest, trials.measure, len(wanted.seeds)
-    stages = [Stage("harvest", 0.0 if trials.cached else None)]
+    rows = [("harvest", 0.0 if trials.cached else None, None)]
     if harvest and not trials.cached:
-        seconds = harvest.seconds(wanted)
-        stages = [Stage("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
+        seconds = harvest_seconds(harvest, wanted)
+        rows = [("harvest", looking + trials.load + seconds, sum(wanted.split_tokens.values()) / seconds)]
     side_by_side = trains_on_one_core(wanted, device)
     lanes = min(torch.get_num_threads(), len(wanted.arms) * seeds) if side_by_side else 1
     for arm, trial in trials.arms.items():
-        written = trial.n_primary // wanted.train.checkpoint_every * needed.checkpoint + needed.sae
-        seconds = trial.seconds + written * trials.seconds_per_byte + (measure.calibrate if measure else 0.0)
-        stages.append(Stage(f"train {arm}", seconds * seeds / lanes, wanted.train.tokens / trial.seconds))
-    return [*stages, Stage("measure", measure.seconds(wanted) if measure else None)]
+        seconds = trial["seconds"] + (measure["calibrate"] if measure else 0.0)
+        rows.append((f"train {arm}", seconds * seeds / lanes, wanted.train.tokens / trial["seconds"]))
+    rows.append(("measure", measure_seconds(measure, wanted) if measure else None, None))
+    return [{"name": name, "seconds": seconds, "rate": rate} for name, seconds, rate in rows]
 
 
 def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence, trials: Trials) -> list[str]:
@@ -163,7 +195,17 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
     again = f"training reads each of the {there:,} cached tokens {tokens / there:.3g} times"
     absent = f"the model is not here: {fit.size(model.bytes or 0)} will be downloaded; the harvest was not tried"
     across = bool(wanted.measure.senses or wanted.measure.across)
+
+    def tight(need: int, there: int | None) -> bool:
+        return there is not None and (1 - TIGHT) * there < need <= there
+
     notes = [
+        (needed and tight(needed.memory, room.memory), "memory is tight: the estimate is within a fifth"),
+        (needed and tight(needed.gpu, room.gpu), "GPU memory is tight: the estimate is within a fifth"),
+        (
+            needed and room.memory and needed.memory <= room.memory < needed.memory + needed.cache,
+            "memory will not hold all activations, so training waits for the disk, and longer than any trial shows",
+        ),
         (model.place is None and not model.problem, absent),
         (there < tokens, f"{again}, in a fresh order each time (harvest.tokens)"),
         (
@@ -173,15 +215,4 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
         (trials.measure and across, "the time for senses and for what is measured across SAEs comes on top"),
         (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
     ]
-    return [*(_on_memory(needed, room) if needed else ()), *(note for holds, note in notes if holds)]
-
-
-def _on_memory(needed: Needs, room: fit.Room) -> list[str]:
-    pairs = (("memory", needed.memory, room.memory), ("GPU memory", needed.gpu, room.gpu))
-    tight = [name for name, need, there in pairs if there and (1 - TIGHT) * there < need <= there]
-    notes = [f"{name} is tight: the estimate is within a fifth" for name in tight]
-    if room.memory is not None and needed.memory <= room.memory < needed.memory + needed.cache:
-        notes.append(
-            "memory will not hold all activations, so training waits for the disk, and longer than any trial shows"
-        )
-    return notes
+    return [note for holds, note in notes if holds]

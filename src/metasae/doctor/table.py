@@ -2,29 +2,26 @@
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from metasae.doctor.fit import setting, size
+from metasae.doctor.fit import Shortage, setting, size
 from metasae.doctor.plan import RESERVE, Plan
-from metasae.doctor.report import Report
 
 Row = tuple[str, str, str]
 
 
-def print_report(report: Report, stderr: bool = False) -> None:
+def print_report(report: dict, stderr: bool = False) -> None:
     """Prints the report: what there is, what is needed, how long it takes, and the verdict in the last lines."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
+    columns = Column(no_wrap=True), Column(justify="right", no_wrap=True), Column()
+    table = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=False)
     for part in (_machine(report), _needs(report), _times(report)):
         for row in part:
             table.add_row(*row)
         table.add_section()
     console = Console(stderr=stderr, highlight=False)
     console.print(table)
-    for line in (*(f"Note: {note}." for note in report.notes), *_verdict(report)):
-        console.print(line, markup=False, soft_wrap=True)
+    lines = [*(f"Note: {note}." for note in report["notes"]), *_verdict(report)]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def print_plan(plan: Plan) -> None:
@@ -47,8 +44,7 @@ def print_plan(plan: Plan) -> None:
         "Nothing was measured; kernel launches are not counted.",
         f"{'It fits' if plan.fits else 'It does not fit'}: {there}.",
     ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def duration(seconds: float | None) -> str:
@@ -77,66 +73,70 @@ def _in_words(value: float, unit: str) -> str:
     return f"{value:,.0f}/s" if unit == "tokens/s" else size(value)
 
 
-def _machine(report: Report) -> list[Row]:
-    here, model, room = report.machine, report.model, report.room
-    bf16 = "bf16 products" if here.bf16 else "no bf16 products, so fp32"
-    limit = ", by the container's limit" if here.limited else ""
+def _machine(report: dict) -> list[Row]:
+    here, model, room = report["machine"], report["model"], report["room"]
+    bf16 = "bf16 products" if here["bf16"] else "no bf16 products, so fp32"
+    limit = ", by the container's limit" if here["limited"] else ""
+    processor = f"{here['cpu']}; {here['threads']} threads; {bf16}; torch {here['torch']}"
     rows = [
-        ("processor", f"{here.cores} cores", f"{here.cpu}; {here.threads} threads; {bf16}; torch {here.torch}"),
-        ("memory", size(here.available), f"available of {size(here.memory)}{limit}"),
-        *[("GPU", size(gpu.free), f"free of {size(gpu.memory)}; {gpu.name}") for gpu in here.gpus],
-        ("disk", size(room.cache), "for the activations" + (" and the run" if room.shared else "")),
+        ("processor", f"{here['cores']} cores", processor),
+        ("memory", size(here["available"]), f"available of {size(here['memory'])}{limit}"),
+        *[("GPU", size(gpu["free"]), f"free of {size(gpu['memory'])}; {gpu['name']}") for gpu in here["gpus"]],
+        ("disk", size(room["cache"]), "for the activations" + (" and the run" if room["shared"] else "")),
     ]
-    if not room.shared:
-        rows.append(("", size(room.run), "for the run"))
-    width = f"; d = {model.d}" if model.d else ""
-    return [*rows, ("model", size(model.bytes) if model.bytes else "-", f"{model.place or 'not here'}{width}")]
+    if not room["shared"]:
+        rows.append(("", size(room["run"]), "for the run"))
+    width = f"; d = {model['d']}" if model["d"] else ""
+    weights = size(model["bytes"]) if model["bytes"] else "-"
+    return [*rows, ("model", weights, f"{model['place'] or 'not here'}{width}")]
 
 
-def _needs(report: Report) -> list[Row]:
-    needs = report.needs
+def _needs(report: dict) -> list[Row]:
+    needs = report["needs"]
     if needs is None:
         return []
-    there = " (there already)" if report.trials.cached else ""
-    kept = f"on disk; an SAE {size(needs.sae)}, a checkpoint {size(needs.checkpoint)}"
-    training = f"the larger of train {size(needs.train)} and measure {size(needs.measure)}"
-    program = f"program {size(needs.process)}"
-    if needs.on_gpu:
-        memory = f"{program}, harvest {size(needs.harvest)}, measure {size(needs.measure)}"
+    sizes = {name: size(count) for name, count in needs.items()}
+    there = " (there already)" if report["cached"] else ""
+    training = f"the larger of train {sizes['train']} and measure {sizes['measure']}"
+    program = f"program {sizes['process']}"
+    if needs["on_gpu"]:
+        memory = f"{program}, harvest {sizes['harvest']}, measure {sizes['measure']}"
     else:
-        harvest = size(needs.harvest + needs.forward)
-        memory = f"{program}, model {size(needs.model)}, harvest {harvest}, {training}"
-    on_gpu = f"model {size(needs.model)}, the larger of a batch {size(needs.forward)} and training {size(needs.train)}"
+        harvest = size(needs["harvest"] + needs["forward"])
+        memory = f"{program}, model {sizes['model']}, harvest {harvest}, {training}"
+    on_gpu = f"model {sizes['model']}, the larger of a batch {sizes['forward']} and training {sizes['train']}"
     rows = [
-        ("activations", needs.cache, f"on disk{there}; mapped into memory where there is room"),
-        ("run folder", needs.run_folder, kept),
-        ("peak memory", needs.memory, memory),
-        ("peak GPU memory", needs.gpu, on_gpu),
+        ("activations", "cache", f"on disk{there}; mapped into memory where there is room"),
+        ("run folder", "run_folder", f"on disk; an SAE {sizes['sae']}, a checkpoint {sizes['checkpoint']}"),
+        ("peak memory", "memory", memory),
+        ("peak GPU memory", "gpu", on_gpu),
     ]
-    return [(name, size(count), words) for name, count, words in rows if count]
+    return [(name, sizes[key], words) for name, key, words in rows if needs[key]]
 
 
-def _times(report: Report) -> list[Row]:
-    if not report.stages:
+def _times(report: dict) -> list[Row]:
+    if not report["stages"]:
         return []
     rows = [
-        (stage.name, duration(stage.seconds), f"{stage.rate:,.0f} tokens/s" if stage.rate else "")
-        for stage in report.stages
+        (stage["name"], duration(stage["seconds"]), f"{stage['rate']:,.0f} tokens/s" if stage["rate"] else "")
+        for stage in report["stages"]
     ]
-    arms, seeds = len(report.recipe.arms), len(report.recipe.seeds)
+    arms, seeds = len(report["trials"]["arms"]), report["seeds"]
     runs = f"{arms} arms, {seeds} seed{'s' * (seeds > 1)}, besides some seconds to start and to report"
-    return [*rows[:-1], (*rows[-1][:2], "rough"), ("in all", duration(report.seconds), runs)]
+    return [*rows[:-1], (*rows[-1][:2], "rough"), ("in all", duration(report["seconds"]), runs)]
 
 
-def _verdict(report: Report) -> list[str]:
-    if report.fits:
+def _verdict(report: dict) -> list[str]:
+    if report["fits"]:
         return ["It fits."]
-    lines = [f"It cannot run: {problem}" for problem in report.problems]
-    lines += [f"It does not fit. {str(short)[0].upper()}{str(short)[1:]}." for short in report.shortages]
-    if report.shortages and report.changes:
-        lines.append(f"It would fit with: {' '.join(f'--set {setting(change)}' for change in report.changes)}")
-        if any(short.resource in ("disk", "disk of the cache") for short in report.shortages):
+    shortages = [Shortage(**short) for short in report["shortages"]]
+    lines = [f"It cannot run: {problem}" for problem in report["problems"]]
+    lines += [f"It does not fit. {str(short)[0].upper()}{str(short)[1:]}." for short in shortages]
+    if shortages and report["changes"]:
+        settings = " ".join(f"--set {setting(change)}" for change in report["changes"].items())
+        lines.append(f"It would fit with: {settings}")
+        if any(short.resource in ("disk", "disk of the cache") for short in shortages):
             lines.append("Or set harvest.cache to a folder on a larger disk.")
-    elif report.shortages:
+    elif shortages:
         lines.append("No setting of this recipe would make it fit; it takes a larger machine or a smaller model.")
     return lines

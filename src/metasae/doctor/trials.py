@@ -1,196 +1,236 @@
-"""The trials of a recipe: a small piece of every stage, one after the other, in a temporary folder."""
+"""Trials of the harvest, of training an arm and of measuring: a small piece of each, timed."""
 
-import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from metasae import files
-from metasae.arms.train_measure import cores_for, initial_b_dec, input_scale
-from metasae.data.cache.activations import fingerprint_of, identity
-from metasae.data.cache.cache import ActivationCache, large_enough
-from metasae.data.cache.stream import Stream
+from metasae.arms.train_measure import cores_for
+from metasae.data.cache.activations import harvest
+from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
-from metasae.doctor.clock import grown, in_use, now
-from metasae.doctor.estimate import is_planted
-from metasae.doctor.harvesting import HarvestTrial, try_harvest, try_planting
-from metasae.doctor.machine import peak_resident, resident
-from metasae.doctor.measuring import MeasureTrial, try_measuring
-from metasae.doctor.presence import Presence
+from metasae.data.text import text as texts
+from metasae.data.text.windows import tokenise
+from metasae.doctor.estimate import BYTES
+from metasae.doctor.machine import resident
 from metasae.errors import UserError
+from metasae.measures.firing.calibrate import calibrate
+from metasae.measures.suite import measure_sae, reference_of
 from metasae.progress.progress import Progress
-from metasae.recipe.recipe import Recipe
+from metasae.progress.stages import Task
+from metasae.recipe.recipe import Harvest, Recipe, Text
+from metasae.recipe.registry import ARMS
+from metasae.sae.sae import SAE
 from metasae.train.loop import LOG_EVERY
 from metasae.train.trainer import Trainer
 
+# Text to look at. Documents are needed in some number, since each belongs to one split.
+CHARACTERS, DOCUMENTS = 400_000, 40
+# Batches to run, and the seconds after which fewer or smaller ones are enough.
+BATCHES, SECONDS = 6, 8.0
+# Tokens for calibrating and measuring, and bytes on the disk, at most.
+HELD_OUT, CACHE_BYTES = 8192, 128 << 20
+# Tokens of each split of a planted world.
+PLANTED = 65_536
 # Primary steps that are timed, after some that are not, in blocks that a phase of meta steps follows.
 STEPS, WARM_UP, BLOCK = 20, 3, 5
 # Short steps are timed for so many seconds, long ones no longer than so many; one block is always finished.
 LEAST_SECONDS, MOST_SECONDS = 1.0, 8.0
-# Bytes written to see how fast checkpoints are.
-WRITTEN = 64 << 20
-# Libraries that a run loads later than the trials do (figures), and what a heap in pieces leaves unused.
-LATER = 200 << 20
+# Measuring is tried on so many latents at most: much of it grows with their square.
+WIDTH = 2048
 
 
-@dataclass(frozen=True)
-class ArmTrial:
-    """Seconds: start, to make the trainer; step, a primary step with its batch and its share of penalties; meta, a meta
-    step or None.
+class Clock(Progress):
+    """seconds: unit of work -> seconds of the tasks in it that have ended, without those inside others."""
 
-    n_primary, n_meta: steps of a whole run. n_steps: primary steps timed. memory: bytes that training took on the
-    device.
+    def __init__(self):
+        super().__init__(enabled=False)
+        self.seconds = Counter()
+        self._depth = 0
+
+    @contextmanager
+    def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator[Task]:
+        task = Task(name, total, unit)
+        self._depth += 1
+        yield task
+        self._depth -= 1
+        if not self._depth:
+            self.seconds[unit] += task.seconds
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes in use on the device, to be given to `grown` later."""
+    if device.type != "cuda":
+        return resident()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def grown(device: torch.device, before: int) -> int:
+    """Bytes by which the device's peak has grown since. On a CPU those by which the process has, as it keeps what it
+    freed (`metasae.device.keep_freed_memory`).
     """
-
-    start: float
-    step: float
-    meta: float | None
-    n_primary: int
-    n_meta: int
-    n_steps: int
-    memory: int
-
-    @property
-    def seconds(self) -> float:
-        """Of all steps of a run."""
-        return self.start + self.n_primary * self.step + self.n_meta * (self.meta or 0.0)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident()
+    return max(peak - before, 0)
 
 
-@dataclass
-class Trials:
-    """What was measured; None or empty for what could not be. load: seconds for the model. process: bytes of the
-    program without it.
+def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[dict, ActivationCache]:
+    """Harvests some of the recipe's text into `folder`; (its times, the cache).
 
-    cache: the folder of the run's activations; cached: they are there already. problems: what would stop the run.
+    Times in seconds: first, until the first document is there; text, per token that is read; forward, per token that is
+    harvested: cut, in the model and written. n_tokens: on which forward was timed. memory: bytes that one full batch
+    takes on the device.
+    Raises UserError where the run's own harvest would.
     """
+    if host.max_context and wanted.text.context > host.max_context:
+        raise UserError(
+            f"text.context = {wanted.text.context} is more than the model holds; "
+            f"set text.context={host.max_context} or less"
+        )
+    documents, first, reading = _some_text(wanted.text)
+    tokens = [ids for _, _, ids in tokenise(host.tokenizer, enumerate(documents))]
+    spec, text, counts = _sample(host, wanted, documents, tokens)
+    before, start = in_use(host.device), now(host.device)
+    cache = harvest(host, text, spec, folder, counts, documents=documents)
+    n_tokens = sum(counts.values())
+    trial = {
+        "first": first,
+        "text": reading / max(sum(map(len, tokens)), 1),
+        "forward": (now(host.device) - start) / n_tokens,
+        "n_tokens": n_tokens,
+        "memory": grown(host.device, before) * max(wanted.harvest.batch_tokens // spec.batch_tokens, 1),
+    }
+    return trial, cache
 
-    cache: Path
-    load: float | None = None
-    process: int | None = None
-    cached: bool = False
-    harvest: HarvestTrial | None = None
-    arms: dict[str, ArmTrial] = field(default_factory=dict)
-    measure: MeasureTrial | None = None
-    seconds_per_byte: float = 0.0
-    problems: list[str] = field(default_factory=list)
 
-    def as_dict(self) -> dict:
-        return {
-            "load": self.load,
-            "harvest": self.harvest and asdict(self.harvest),
-            "arms": {arm: asdict(trial) | {"seconds": trial.seconds} for arm, trial in self.arms.items()},
-            "measure": self.measure and asdict(self.measure),
-            "seconds_per_byte": self.seconds_per_byte,
-            "peak_memory": peak_resident(),
-        }
-
-
-def try_stages(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials, progress: Progress) -> None:
-    """Fills `trials`.
-
-    A model that is not here leaves the harvest and the measuring untried; training is tried on made-up numbers.
+def try_planting(wanted: Recipe) -> tuple[dict, PlantedCache]:
+    """Draws some tokens of a planted world; (times as of `try_harvest`, the sample). Raises UserError for an impossible
+    world.
     """
-    with tempfile.TemporaryDirectory(prefix="metasae-doctor-") as name:
-        folder, host, sample = Path(name), None, None
-        trials.seconds_per_byte = seconds_per_byte(folder)
-        try:
-            if is_planted(wanted):
-                progress.say("trying the planted world")
-                trials.load, trials.process = 0.0, resident() + LATER
-                trials.harvest, sample = try_planting(wanted)
-            elif model.place is not None and not model.problem:
-                progress.say("trying the harvest")
-                host = _load(wanted, out, model, device, trials)
-                trials.harvest, sample = try_harvest(host, wanted, folder / "cache")
-        except UserError as error:
-            trials.problems.append(str(error))
-        for arm in wanted.arms:
-            progress.say(f"trying to train {arm}")
-            trainer = None  # two at once would take twice the memory
-            trials.arms[arm], trainer, scale = _try_arm(wanted, arm, model.d, sample, device)
-        if sample is not None:
-            try:
-                progress.say("trying to measure")
-                trials.measure = try_measuring(trainer.export(scale, {})["primary"], sample, wanted, host)
-            except UserError as error:
-                trials.problems.append(str(error))
+    tokens = {split: min(count, PLANTED) for split, count in wanted.split_tokens.items()}
+    start = time.perf_counter()
+    world = PlantedCache(wanted.planted, tokens)
+    first, start, n_tokens = time.perf_counter() - start, time.perf_counter(), sum(tokens.values())
+    for split in tokens:
+        world.split(split)
+    drawing = (time.perf_counter() - start) / n_tokens
+    return {"first": first, "text": 0.0, "forward": drawing, "n_tokens": n_tokens, "memory": 0}, world
 
 
-def _load(wanted: Recipe, out: Path, model: Presence, device: str, trials: Trials) -> Host:
-    """The model; notes whether its activations are there already."""
-    begin = time.perf_counter()
-    host = Host.load(wanted.model, wanted.hook.point, device)
-    key = fingerprint_of(identity(host, wanted.text, wanted.harvest))
-    trials.load = time.perf_counter() - begin
-    trials.process = resident() + LATER - (model.bytes if device == "cpu" else 0)
-    if not wanted.harvest.cache:
-        trials.cache = out.parent / "activations" / key[:16]
-    trials.cached = large_enough(trials.cache, key, wanted.split_tokens) is not None
-    return host
+def harvest_seconds(trial: dict, wanted: Recipe) -> float:
+    """Of the whole harvest. The source is read until the split that fills last is full, past documents of full
+    splits.
+    """
+    tokens, text = wanted.split_tokens, wanted.text
+    shares = {"calibration": text.calibration_share, "evaluation": text.evaluation_share}
+    shares["train"] = 1 - sum(shares.values())
+    read = max(count / shares[split] for split, count in tokens.items())
+    return trial["first"] + read * trial["text"] + sum(tokens.values()) * trial["forward"]
 
 
-def _try_arm(
-    wanted: Recipe, arm: str, d: int, sample: ActivationCache | PlantedCache | None, device: str
-) -> tuple[ArmTrial, Trainer, float]:
-    """(the trial, the trainer after it, what its inputs were multiplied by)."""
-    batch = wanted.train.batch
-    if sample is None:
-        generator = torch.Generator().manual_seed(0)
-        return *try_arm(wanted, arm, lambda: torch.randn(batch, d, generator=generator), torch.zeros(d), device), 1.0
-    split = sample.split("train")
-    scale = input_scale(split, wanted.sae.normalize)
-    stream, b_dec_D = Stream(split, batch, 0, scale), initial_b_dec(split, scale, wanted)
-    return *try_arm(wanted, arm, stream.next, b_dec_D, device), scale
+def _some_text(text: Text) -> tuple[list[str], float, float]:
+    """(documents, seconds until the first, seconds for the rest). Raises UserError where there is no text."""
+    start = time.perf_counter()
+    documents, length, first = [], 0, start
+    for document in texts.documents(text):
+        first = first if documents else time.perf_counter()
+        documents.append(document)
+        length += len(document)
+        if (length >= CHARACTERS and len(documents) >= DOCUMENTS) or length >= 5 * CHARACTERS:
+            break
+    if not documents:
+        raise UserError(f"text.source '{text.source}' gives no documents; use another text")
+    return documents, first - start, time.perf_counter() - first
+
+
+def _sample(host: Host, wanted: Recipe, documents: list[str], tokens: list) -> tuple[Harvest, Text, dict[str, int]]:
+    """What takes about SECONDS to harvest: (settings, the text with larger held-out shares, tokens of each split)."""
+    text = wanted.text.model_copy(update={"calibration_share": 0.25, "evaluation_share": 0.25})
+    there = dict.fromkeys(texts.SPLITS, 0)
+    for document, ids in zip(documents, tokens, strict=True):
+        there[texts.split_of(document, text)] += len(ids)
+    batch, context = wanted.harvest.batch_tokens, wanted.text.context
+    room = CACHE_BYTES // (host.d * BYTES[wanted.harvest.dtype])
+    total = max(min(BATCHES * batch, int(_rate(host, wanted) * SECONDS), room), context)
+    most = min(HELD_OUT, total // 3)
+    evaluation = min(most, wanted.measure.tokens, there["evaluation"])
+    calibration = min(most, wanted.measure.calibration_tokens, there["calibration"])
+    train = min(there["train"], total - evaluation - calibration)
+    counts = {"train": train, "calibration": calibration, "evaluation": evaluation}
+    if missing := [split for split, count in counts.items() if not count]:
+        raise UserError(
+            f"text.source '{wanted.text.source}' gives no {missing[0]} tokens in {len(documents)} documents; "
+            "use a longer text"
+        )
+    return wanted.harvest.model_copy(update={"batch_tokens": min(batch, max(total // 4, context))}), text, counts
+
+
+def _rate(host: Host, wanted: Recipe) -> float:
+    """Tokens per second of the model on some windows of one token over and over, after a first pass."""
+    rows = max(wanted.harvest.batch_tokens // 8 // wanted.text.context, 1)
+    ids = torch.zeros(rows, wanted.text.context, dtype=torch.long)
+    host.activations(ids[:1], torch.ones_like(ids[:1]))
+    start = now(host.device)
+    host.activations(ids, torch.ones_like(ids))
+    return ids.numel() / max(now(host.device) - start, 1e-6)
 
 
 def try_arm(
     wanted: Recipe, arm: str, next_batch: Callable[[], Tensor], b_dec_D: Tensor, device: str = "cpu"
-) -> tuple[ArmTrial, Trainer]:
-    """Times steps from the middle of the arm's run, after k has come down and with its penalties: medians.
+) -> tuple[dict, Trainer]:
+    """Times steps from the middle of the arm's run, after k has come down and with its penalties; the first steps are
+    left out. (the trial, the trainer after it).
 
-    The first steps are left out.
+    In seconds: start, to make the trainer; step, a primary step with its batch and its share of penalties, the mean;
+    meta, a meta step or None, the median of the phases; seconds, of all steps of a run. n_primary, n_meta: steps of a
+    whole run. n_steps: primary steps timed. memory: bytes that training took on the device.
     """
     with cores_for(wanted, device):
         on, train = torch.device(device), wanted.train
         before, start = in_use(on), now(on)
         trainer = Trainer(wanted, arm, 0, b_dec_D, device)
-        seconds = now(on) - start
+        starting = now(on) - start
         settling = max(train.penalty_start, wanted.sae.k_anneal if wanted.sae.k_start else 0.0)
         trainer.done.primary = settled = round(settling * (trainer.total_primary - 1))
         for _ in range(WARM_UP):
             trainer.primary_step(next_batch())
         _meta_phase(trainer, 1)
-        primary: dict[tuple[bool, bool], list[float]] = {}
-        meta: list[float] = []
-        begin, count = now(on), 0
+        seconds, count, meta = 0.0, 0, []
+        begin = now(on)
         while count < BLOCK or (now(on) - begin < (LEAST_SECONDS if count >= STEPS else MOST_SECONDS)):
+            start = now(on)
             for _ in range(BLOCK):
                 if trainer.done.primary >= trainer.total_primary:
                     trainer.done.primary = settled
-                logged, charged = count % LOG_EVERY == 0, trainer.done.primary % train.penalty_every == 0
-                start = now(on)
-                trainer.primary_step(next_batch(), with_penalty=logged)
-                primary.setdefault((logged, charged), []).append(now(on) - start)
+                trainer.primary_step(next_batch(), with_penalty=count % LOG_EVERY == 0)
                 count += 1
+            seconds += now(on) - start
             meta.append(_meta_phase(trainer, min(train.n_meta_steps, BLOCK)))
-        memory, step = grown(on, before), _mean_step(primary, train.penalty_every)
-        meta_step = median(meta) if trainer.meta else None
-        steps = trainer.total_primary, trainer.total_meta
-        return ArmTrial(seconds, step, meta_step, *steps, count, memory), trainer
-
-
-def seconds_per_byte(folder: Path) -> float:
-    """Of a file written to `folder`, as checkpoints are."""
-    start = time.perf_counter()
-    files.write_tensors(folder / "written.safetensors", {"x": torch.zeros(WRITTEN, dtype=torch.uint8)})
-    return (time.perf_counter() - start) / WRITTEN
+    trial = {
+        "start": starting,
+        "step": seconds / count,
+        "meta": median(meta) if trainer.meta else None,
+        "n_primary": trainer.total_primary,
+        "n_meta": trainer.total_meta,
+        "n_steps": count,
+        "memory": grown(on, before),
+    }
+    steps = trial["n_primary"] * trial["step"] + trial["n_meta"] * (trial["meta"] or 0.0)
+    return trial | {"seconds": starting + steps}, trainer
 
 
 def _meta_phase(trainer: Trainer, steps: int) -> float:
@@ -201,14 +241,56 @@ def _meta_phase(trainer: Trainer, steps: int) -> float:
     return (now(trainer.device) - start) / steps
 
 
-def _mean_step(primary: dict[tuple[bool, bool], list[float]], penalty_every: int) -> float:
-    """The medians of each kind of step (logged, charged with further penalties), weighed by how often a run takes such
-    steps.
+def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recipe, host: Host | None) -> dict:
+    """Gives an SAE without thresholds its own, then measures a narrowed one. Returns seconds of a whole run: calibrate,
+    of one SAE; reference, once; sae, of every SAE with weights of its own.
+
+    Rough: work reported in tokens grows with them, that of critics with their steps, all else but the reference with
+    the square of the latents. Senses and what is measured across SAEs are left out. Raises UserError where the run's
+    own measuring would.
     """
-    shares = {
-        (logged, charged): (1 / LOG_EVERY if logged else 1 - 1 / LOG_EVERY)
-        * (1 / penalty_every if charged else 1 - 1 / penalty_every)
-        for logged, charged in product((False, True), repeat=2)
+    spec, split = wanted.measure, cache.split("calibration")
+    start = time.perf_counter()
+    calibration = calibrate(sae, split, wanted.train.batch, rule=spec.threshold)
+    calibrating = (time.perf_counter() - start) * spec.calibration_tokens / split.n_tokens
+
+    narrow = _narrow(sae, WIDTH)
+    wider, share = sae.n_latents / narrow.n_latents, min(cache.split("evaluation").n_tokens / spec.tokens, 1.0)
+    fewer = {
+        "tokens": round(spec.tokens * share),
+        "output_tokens": round(spec.output_tokens * share),
+        "meta_steps": max(1, spec.meta_steps // 10),
+        "senses": "",
     }
-    total = sum(shares[kind] for kind in primary)
-    return sum(shares[kind] * median(times) for kind, times in primary.items()) / total
+    some = spec.model_copy(update=fewer)
+    start = time.perf_counter()
+    reference = reference_of(cache, some, host if some.output_tokens else None)
+    once = (time.perf_counter() - start) / share
+    clock, start = Clock(), time.perf_counter()
+    measure_sae(narrow, None, cache, some, host, clock, calibration=calibration, reference=reference)
+    scales = {"tokens": wider / share, "meta SAEs": wider**2 * spec.meta_steps / some.meta_steps}
+    seconds = _scaled(clock, time.perf_counter() - start, scales, wider**2)
+    return {"calibrate": calibrating, "reference": once, "sae": seconds}
+
+
+def measure_seconds(trial: dict, wanted: Recipe) -> float:
+    """Of all measuring but calibration. Arms without a penalty have the same primary, which is measured once."""
+    penalised = [ARMS[arm].penalty for arm in wanted.arms]
+    return trial["reference"] + len(wanted.seeds) * (sum(penalised) + (False in penalised)) * trial["sae"]
+
+
+def _scaled(clock: Clock, seconds: float, scales: dict[str, float], rest: float) -> float:
+    """`seconds` with the tasks of a unit scaled by its factor and all else by `rest`."""
+    scaled = sum(spent * scales.get(unit, rest) for unit, spent in clock.seconds.items())
+    return scaled + rest * (seconds - clock.seconds.total())
+
+
+def _narrow(sae: SAE, width: int) -> SAE:
+    """The SAE of the first `width` latents."""
+    if sae.n_latents <= width:
+        return sae
+    narrow = SAE(replace(sae.config, d_sae=width, k=min(sae.config.k, width), metadata={}))
+    parts = {"W_enc": sae.W_enc[:, :width], "W_dec": sae.W_dec[:width], "b_enc": sae.b_enc[:width], "b_dec": sae.b_dec}
+    narrow.load_state_dict(parts)
+    narrow.threshold = sae.threshold[:width].clone()
+    return narrow

@@ -37,8 +37,7 @@ from metasae.measures.truth.truth import as_firings, measure_truth
 from metasae.measures.words.sense_reference import WordReference, sense_reference
 from metasae.measures.words.senses import measure_senses
 from metasae.progress.progress import SILENT, Progress
-from metasae.ranks.ranks import ALONE, Ranks
-from metasae.ranks.sharing import RankPool, deal, deals
+from metasae.ranks.ranks import ALONE, RankPool, Ranks, deal, deals
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE
 

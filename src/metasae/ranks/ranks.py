@@ -1,13 +1,21 @@
-"""The processes of a job and what they send to each other.
+"""The processes of a job, what they send to each other, and how the work on one SAE or one text is shared by them.
 
 torchrun starts the processes and tells each through RANK, WORLD_SIZE and LOCAL_RANK who it is. Without these there is
 one process, `ALONE`, which sends nothing and needs no process group.
 
-Of n things each rank has a stretch of ceil(n / W), as torch.chunk and DTensor cut them (`span_of`).
+Of n things each rank has a stretch of ceil(n / W), as torch.chunk and DTensor cut them (`span_of`). Other work is
+shared in three ways, and every one of them gives the bits of one process:
+
+- tokens: a rank takes a stretch of whole batches, so it meets the very blocks that one process would meet
+  (`stretch_of`);
+- tiles of pairs are dealt out in turn and come back in order, so sums over them are taken in the order of one process
+  (`RankPool`);
+- measures that are neither are dealt out whole (`deal`).
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -156,17 +164,13 @@ def joined(device: str = "cpu") -> Iterator[Ranks]:
             # nobody leaves while another still needs to be answered
             ranks.wait()
     except RuntimeError as error:
-        if not by_another_rank(error):
+        # a message between ranks raises these when another rank has ended
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError(
             "another rank ended before the job was done (killed, out of memory, or by an error that it printed itself);"
             f" start the same command again to go on from the last checkpoint ({str(error).strip().splitlines()[0]})"
         ) from error
-
-
-def by_another_rank(error: BaseException) -> bool:
-    """Whether a message between ranks raised this, as it does when another rank has ended."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 @contextmanager
@@ -221,13 +225,47 @@ def own_latents(n: int, size: int, rank: int) -> range:
     return span_of(n, size, rank)
 
 
+def stretch_of(n_tokens: int, batch: int, ranks: Ranks) -> tuple[int, int]:
+    """(start, stop) of this rank's tokens: whole batches, shared out as evenly as they go."""
+    batches = -(-n_tokens // batch)
+    first, last = (batches * edge // ranks.size for edge in (ranks.rank, ranks.rank + 1))
+    return min(first * batch, n_tokens), min(last * batch, n_tokens)
+
+
+def deals(names: Sequence[str], ranks: Ranks) -> list[str]:
+    """Which of the named works are this rank's: they are dealt out in turn."""
+    return list(names[ranks.rank :: ranks.size])
+
+
+def deal(works: Mapping[str, Callable[[], Any]], ranks: Ranks) -> dict[str, Any]:
+    """Each work's result, on all ranks, worked out on one of them (`deals`). All ranks call it with the same names."""
+    results = ranks.objects({name: works[name]() for name in deals(list(works), ranks)})
+    return {name: results[number % ranks.size][name] for number, name in enumerate(works)}
+
+
+class RankPool(ThreadPoolExecutor):
+    """An executor whose `map` works each item out on one rank, in `threads` threads, and gives every rank all results,
+    in order. All ranks call it with the same items.
+    """
+
+    def __init__(self, ranks: Ranks, threads: int = 1):
+        super().__init__(threads)
+        self.ranks = ranks
+
+    def map(self, of: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        rank, size = self.ranks.rank, self.ranks.size
+        own = super().map(of, items[rank::size])
+        for first in range(0, len(items), size):
+            here = len(items[first : first + size])
+            part = next(own) if rank < here else None
+            yield from self.ranks.objects(part)[:here]
+
+
 def _filled(part: Tensor, length: int) -> Tensor:
     """part [r, ...] -> [length, ...], zeros at the end."""
     if len(part) == length:
         return part
-    out = part.new_zeros(length, *part.shape[1:])
-    out[: len(part)] = part
-    return out
+    return torch.nn.functional.pad(part, (0, 0) * (part.dim() - 1) + (0, length - len(part)))
 
 
 def _number(name: str, otherwise: int | None = None) -> int:

@@ -26,8 +26,7 @@ from metasae.data.cache.cache import COLUMNS, DTYPES, FORMAT, INDEX, SHARDS, STA
 from metasae.data.cache.feed import Cursor
 from metasae.errors import UserError
 from metasae.files import read_json, write_json, write_tensors
-from metasae.ranks.ranks import ALONE, Ranks
-from metasae.ranks.sharing import RankPool
+from metasae.ranks.ranks import ALONE, RankPool, Ranks
 
 # A note makes the disk catch up, so it is not written after every pool; a harvest that is killed loses no more than
 # this and a pool.

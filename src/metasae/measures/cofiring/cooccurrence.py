@@ -66,7 +66,7 @@ def pair_statistics(
     blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which
     takes less than half as long again. tile: rows of latents counted at a time; None fits them to memory. memory: bytes
     for the tiles under way; with less of it fewer threads run, but always one. pool: so many threads -> where tiles are
-    worked out; `metasae.ranks.sharing.RankPool` shares them among ranks, with the same bits.
+    worked out; `metasae.ranks.ranks.RankPool` shares them among ranks, with the same bits.
     """
     total = firings.n_tokens
     spans = [(0, total)] if blocks is None else block_spans(blocks)

@@ -219,9 +219,10 @@ def _threshold(largest: Largest, ranks: Ranks) -> float | None:
     limit = global_threshold(keys, cut, largest.count + 1, ranks, torch.float32)
     if limit is None:
         return None if cut else 0.0
-    above = largest.count + 1 - limit.spare
-    too_many = above + limit.ties - largest.count
-    return _nearer(float(np.int32(limit.bits).view(np.float32)), largest.count - above, too_many)
+    bits, spare, ties = limit
+    above = largest.count + 1 - spare
+    too_many = above + ties - largest.count
+    return _nearer(float(np.int32(bits).view(np.float32)), largest.count - above, too_many)
 
 
 def _fired(sae: SAE, threshold: torch.Tensor, split: Split, batch: int, progress: Progress, ranks: Ranks) -> np.ndarray:

@@ -84,8 +84,9 @@ class _Kernels:
 
     def __init__(self, module: ModuleType, ranks: Ranks, total: int):
         self.module, self.ranks, self.total = module, ranks, total
-        self.encode, self.decode, self.take_columns = module.encode, module.decode, module.take_columns
-        self.entry_dots, self.latent_rows = module.entry_dots, module.latent_rows
+
+    def __getattr__(self, name: str):
+        return getattr(self.module, name)
 
 
 class LatentKernels(_Kernels):
@@ -126,10 +127,6 @@ class LatentKernels(_Kernels):
 
 class RowKernels(_Kernels):
     """For pre [n_r, m] of the rows of this rank, of which there are `total` in all."""
-
-    def __init__(self, module: ModuleType, ranks: Ranks, total: int):
-        super().__init__(module, ranks, total)
-        self.select_rows, self.keep_rows = module.select_rows, module.keep_rows
 
     def select(self, pre_BN: Tensor, keep: int, cut: float = 0.0) -> tuple[Kept, float]:
         # `keep` is k times the rows that are here

@@ -11,7 +11,6 @@ some of the rows.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,15 +23,6 @@ BINS = 1 << 12
 _DIGIT = 12
 # Below this a cut is not lowered further but given up.
 _LEAST_CUT = 1e-6
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """bits: of the smallest kept number. spare: how many entries equal to it are wanted, of `ties` on all ranks."""
-
-    bits: int
-    spare: int
-    ties: int
 
 
 def select(pre_BN: Tensor, keep: int, cut: float, ranks: Ranks, total: int, rows_spread: bool) -> tuple[Kept, float]:
@@ -56,14 +46,15 @@ def select(pre_BN: Tensor, keep: int, cut: float, ranks: Ranks, total: int, rows
         cut = cut * 0.5 if cut > _LEAST_CUT else 0.0
     if threshold is None:
         return Kept.from_flat(places, values, *pre_BN.shape), 0.0
-    chosen = keys > threshold.bits
-    ties = (keys == threshold.bits).nonzero().squeeze(1)
-    if threshold.spare < threshold.ties:
+    bits, spare, n_ties = threshold
+    chosen = keys > bits
+    ties = (keys == bits).nonzero().squeeze(1)
+    if spare < n_ties:
         row = places[ties] * 0 if rows_spread else torch.div(places[ties], pre_BN.shape[1], rounding_mode="floor")
-        ties = ties[_allowed(row, 1 if rows_spread else pre_BN.shape[0], threshold.spare, ranks)]
+        ties = ties[_allowed(row, 1 if rows_spread else pre_BN.shape[0], spare, ranks)]
     chosen[ties] = True
     kept = Kept.from_flat(places[chosen], values[chosen], *pre_BN.shape)
-    return kept, fast.CUT_MARGIN * _number_of(threshold.bits, flat.dtype)
+    return kept, fast.CUT_MARGIN * _number_of(bits, flat.dtype)
 
 
 def global_threshold(
@@ -73,8 +64,9 @@ def global_threshold(
     ranks: Ranks,
     dtype: torch.dtype,
     count_type: torch.dtype = torch.int64,
-) -> Threshold | None:
-    """The keep-th largest of all ranks' keys (bits of numbers above `cut`), or None where there are fewer.
+) -> tuple[int, int, int] | None:
+    """The keep-th largest of all ranks' keys (bits of numbers above `cut`), or None where there are fewer. With it: how
+    many entries equal to it are wanted, and how many there are on all ranks.
 
     Bins start at the cut and are fine where the threshold of the next batch lies: within four times the cut.
     count_type: one that holds the number of all keys.
@@ -98,7 +90,7 @@ def global_threshold(
             continue
         above = int(at_least[place + 1])
         if shift == 0:
-            return Threshold(low + place, keep - above, int(counts[place]))
+            return low + place, keep - above, int(counts[place])
         keys = keys[bins == place]
         low, finer = low + (place << shift), max(0, shift - _DIGIT)
         n_bins, shift = 1 << (shift - finer), finer

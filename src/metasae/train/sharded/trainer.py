@@ -77,9 +77,10 @@ def refuse_meta(name: str) -> None:
 
 def gathered(learner: Learner, spans: list[range], ranks: Ranks) -> Weights | None:
     """All latents' weights on the first rank, None on the others."""
-    whole = {}
-    for name, tensor in learner.weights.tensors().items():
-        whole[name] = tensor if name in REPLICATED else ranks.gather_rows_to_first(tensor, spans)
+    whole = {
+        name: tensor if name in REPLICATED else ranks.gather_rows_to_first(tensor, spans)
+        for name, tensor in learner.weights.tensors().items()
+    }
     return Weights(**whole) if ranks.first else None
 
 
