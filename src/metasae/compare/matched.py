@@ -9,9 +9,9 @@ Numbers = tuple[float | None, float | None]
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
-    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`).
+    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it.
 
-    a, b: measures.json.
+    a, b: measures.json; see `rate_cells.matched_mean`.
     """
     from metasae.measures.cofiring.rate_cells import matched_mean
 
