@@ -21,10 +21,10 @@ SPLIT_FILTERS = {"pair": str, "kind": str, "offset": int, "limit": int, "search"
 LABEL = 'a label is {"target": {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}, "label", "note"}'
 
 
-def run_app(explorer, try_text: Callable[[str], dict] | None, host: str) -> Starlette:
+def run_app(explorer, try_text: Callable[[str], dict], host: str) -> Starlette:
     """explorer: a `metasae.explore.pages.queries.Explorer`, or anything with its methods.
 
-    try_text: text -> which latents fire on it; None where there is no model.
+    try_text: text -> which latents fire on it. host: the address it is served on.
     """
     # plain functions run in threads, so that a slow one holds up no other
     questions = {
@@ -60,8 +60,6 @@ def run_app(explorer, try_text: Callable[[str], dict] | None, host: str) -> Star
         text = (await _posted(request)).get("text")
         if not isinstance(text, str) or not text.strip():
             raise ValueError('send {"text": some words}')
-        if try_text is None:
-            raise HTTPException(404, "this explorer has no model to try a text on")
         try:
             return JSONResponse(await run_in_threadpool(try_text, text))
         except UserError as error:
