@@ -93,7 +93,6 @@ def _write(
     obsolete = done.keys() - {section.name for section in wanted}
     missing = [section for section in wanted if done.get(section.name) != section.fingerprint]
     with store:
-        store.execute("BEGIN IMMEDIATE")
         # an SAE's number is looked up to remove what belongs to it, so that the SAEs themselves come last
         for name in sorted(obsolete, key=lambda name: (name.startswith("sae:"), name)):
             _remove(store, name)
@@ -103,14 +102,12 @@ def _write(
         for section in missing:
             begin = time.perf_counter()
             with store:
-                store.execute("BEGIN IMMEDIATE")
                 _remove(store, section.name)
                 write(section)
                 row = (section.name, section.fingerprint, time.perf_counter() - begin)
                 store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", row)
             task.advance(1)
     with store:
-        store.execute("BEGIN IMMEDIATE")
         _finish(store)
 
 
@@ -140,7 +137,7 @@ def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Co
         copy = working.with_name(f"{working.name}.copy")
         shutil.copyfile(target, copy)
         os.replace(copy, working)
-    store = sqlite3.connect(working, isolation_level=None, timeout=1) if working.exists() else create(working)
+    store = sqlite3.connect(working, isolation_level="IMMEDIATE", timeout=1) if working.exists() else create(working)
     # a killed process loses nothing; after a power cut the file is built anew from the run folder
     store.execute("PRAGMA synchronous = OFF")
     store.execute("PRAGMA locking_mode = EXCLUSIVE")

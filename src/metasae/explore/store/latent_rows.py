@@ -29,7 +29,8 @@ def write_latents(
     threshold: np.ndarray,
     task: Task,
 ) -> None:
-    """Writes latents, windows, tokens, histograms and top_tokens of an SAE with firings. threshold: float [n]."""
+    """Writes latents, windows, tokens, histograms and top_tokens of an SAE with firings. threshold: float [n], NaN
+    for none."""
     searched: list[np.ndarray] = []
     for first, last in ranges(view.indptr, CHUNK):
         searched += _write_block(store, sae, first, last, view, text, threshold[first:last])
@@ -47,14 +48,9 @@ def write_latents(
 
 def write_bare_latents(store: sqlite3.Connection, sae: int, threshold: np.ndarray, task: Task) -> None:
     """The rows of an SAE without firings: all that is known are its thresholds."""
-    thresholds = map(finite, threshold.tolist())
-    rows = ((key_of(sae, i), sae, i, None, None, value, None, "[]") for i, value in enumerate(thresholds))
+    rows = ((key_of(sae, i), sae, i, None, None, value, None, "[]") for i, value in enumerate(threshold.tolist()))
     store.executemany(_INSERT, rows)
     task.advance(len(threshold))
-
-
-def finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def ranges(indptr: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
@@ -98,7 +94,7 @@ def _write_block(
     for i, (entries, _) in enumerate(most):
         named = json.dumps([text.strings[entry] for entry in entries[: blobs.NAMED].tolist()])
         rate, strongest = counts[i] / max(text.n_tokens, 1), high[i] if counts[i] else None
-        scalars.append((keys[i], sae, first + i, counts[i], rate, finite(float(threshold[i])), strongest, named))
+        scalars.append((keys[i], sae, first + i, counts[i], rate, float(threshold[i]), strongest, named))
     store.executemany(_INSERT, scalars)
     store.executemany("INSERT INTO windows VALUES (?, ?)", ((keys[i], packed[i]) for i in live))
     store.executemany("INSERT INTO tokens VALUES (?, ?)", ((keys[i], blobs.pack_tokens(*most[i])) for i in live))

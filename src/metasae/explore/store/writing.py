@@ -13,11 +13,12 @@ from metasae.arms.folder import Arm
 from metasae.data.model.host import Host
 from metasae.errors import UserError
 from metasae.explore.store import edges, explanations, latent_rows, logits, summary, text_rows
-from metasae.explore.store.explanations import REPLIES, Judged
+from metasae.explore.store.explanations import REPLIES
 from metasae.explore.store.schema import STORE, key_of
 from metasae.explore.store.sections import Contents, Section
 from metasae.explore.store.stored_text import StringsOf
 from metasae.explore.store.text_rows import Strings
+from metasae.interp.choice import READ
 from metasae.interp.windows import Text
 from metasae.measures.cofiring.partners import mutual_partners, top_partners
 from metasae.measures.cofiring.splits import find_splits
@@ -50,6 +51,8 @@ class Writer:
     def _write_sae(self, arm: Arm) -> None:
         sae, prints = self._weights(arm), self.contents.prints[arm]
         threshold = np.full(sae.n_latents, np.nan) if sae.threshold is None else sae.threshold.double().cpu().numpy()
+        # NaN, which SQLite keeps as NULL, where there is none
+        threshold = np.where(np.isfinite(threshold), threshold, np.nan)
         view = self._view(arm) if arm.has_firings else None
         if view is not None and view.n_latents != sae.n_latents:
             raise UserError(
@@ -85,25 +88,22 @@ class Writer:
         if arm.has_meta:
             scalars["meta_e"] = edges.write_meta(self.store, number, sae, arm.meta())
         for column, values in scalars.items():
-            rows = [(latent_rows.finite(value), key_of(number, i)) for i, value in enumerate(values.tolist())]
+            rows = [(value, key_of(number, i)) for i, value in enumerate(values.tolist())]
             self.store.executemany(f"UPDATE latents SET {column} = ? WHERE key = ?", rows)
 
     def _write_interp(self, arm: Arm) -> None:
         number, interp = self._number(arm), arm.interp()
         explanations.write_scores(self.store, number, interp)
         explanations.write_senses(self.store, number, arm.measures())
-        judged = lru_cache(maxsize=1)(lambda: self._judged(arm, interp))
-        explanations.write_explanations(self.store, number, interp, judged)
-        explanations.write_replies(self.store, number, interp, judged)
-
-    def _judged(self, arm: Arm, interp: dict) -> Judged | None:
-        """None where no judge was asked, or the windows it was shown cannot be drawn again."""
+        explanations.write_explanations(self.store, number, interp)
+        keys = [key for key in READ if key in interp.get("scores", {})]
         path = self.contents.folder / REPLIES
-        if not (arm.has_firings and interp.get("latents") and path.is_file()):
-            return None
-        firings, asked = arm.firings(), self._strings(self.contents.prints[arm].text).asked
-        text = Text(firings.documents, firings.tokens, firings.positions, asked, interp["conditions"]["seed"])
-        return Judged(path, interp, text, self._view(arm))
+        # without them the windows that a judge was shown cannot be drawn again
+        if keys and arm.has_firings and path.is_file():
+            firings, conditions = arm.firings(), interp["conditions"]
+            asked = self._strings(self.contents.prints[arm].text).asked
+            text = Text(firings.documents, firings.tokens, firings.positions, asked, conditions["seed"])
+            explanations.write_replies(self.store, number, conditions, keys, path, text, self._view(arm))
 
     def _write_pair(self, one: Arm, other: Arm) -> None:
         """Neighbours in the other arm, both ways, and matches; of two seeds of one arm the matches alone."""
