@@ -7,10 +7,9 @@ import numpy as np
 
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_table import token_range
-from metasae.explore.store import blobs, window_blobs
-from metasae.explore.store.open_store import OpenStore, SaeFacts
+from metasae.explore.store import blobs
+from metasae.explore.store.open_store import OpenStore, SaeFacts, folded
 from metasae.explore.store.schema import SCALARS, key_of, unzipped
-from metasae.explore.store.stored_text import folded
 
 SIBLINGS = 10
 # latents or meta-latents, and the value of each
@@ -120,7 +119,7 @@ def _windows(store: OpenStore, facts: SaeFacts, key: int) -> list[dict]:
     windows = []
     for (data,) in store.ask("SELECT data FROM windows WHERE key = ?", (key,)):
         text = store.text(facts.text)
-        for decile, place, peak, values in window_blobs.unpack(data):
+        for decile, place, peak, values in blobs.unpack_windows(data):
             document, position = text.where(place)
             strings = text.strings(place, place + len(values))
             windows.append(

@@ -9,12 +9,13 @@ is a UserError.
 import json
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
-from metasae.explore.pages.latent_table import MOST, LatentTable, best, found_in
+from metasae.explore.pages.latent_table import MOST, LatentTable, found_in, search_latents
 from metasae.explore.pages.pair_pages import compare_page, split_page, splits_page
 from metasae.explore.store.open_store import OpenStore
 from metasae.explore.store.schema import key_of
@@ -102,7 +103,7 @@ class Explorer:
 
     def search(self, text: str, limit: int = 50) -> dict:
         """Latents of any SAE by their explanation's words, then by their top tokens."""
-        latents = best(self.store, self._tables, text, max(0, min(limit, MOST)))
+        latents = islice(search_latents(self.store, self._tables, text, limit), max(0, min(limit, MOST)))
         return {"rows": [{**self.store.named(key), "where": where, "text": said} for key, where, said in latents]}
 
     def set_label(self, target: dict, label: str | None, note: str = "") -> None:
@@ -112,14 +113,9 @@ class Explorer:
 
         Raises KeyError for a target that is not there, UserError for an unknown label and where it cannot be written.
         """
-        kind = target.get("kind")
+        kind, name = target.get("kind"), str(target.get("id"))
         if kind == "latent":
-            sae = target.get("sae")
-            name = f"{sae}:{self.store.check(sae, target.get('latent'))}"
-        elif kind == "split":
-            name = str(target.get("id"))
-        else:
-            raise KeyError(f"a label is for a latent or a split, not for '{kind}'")
+            name = f"{target.get('sae')}:{self.store.check(target.get('sae'), target.get('latent'))}"
         self._labels.add(kind, name, label, note)
 
     def labels(self) -> list[dict]:

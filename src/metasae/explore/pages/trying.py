@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
-from metasae.explore.store.stored_text import readable
+from metasae.explore.store.open_store import readable
 
 MOST_TOKENS = 1_000
 

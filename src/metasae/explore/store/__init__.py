@@ -5,7 +5,7 @@ run, each with what it is made from. `writing.py` writes a section; the rows com
 text), `latent_rows.py` (windows, tokens, histograms), `edges.py` (neighbours, matches, meta-latents, splits),
 `explanations.py` (auto-interp), `logits.py` (the logit lens) and `summary.py` (the overview).
 
-Reading (needs no torch): `open_store.py` opens a store, `stored_text.py` reads its text.
+Reading (needs no torch): `open_store.py` opens a store and reads its text.
 
-Both: `schema.py` has the tables, `window_blobs.py` and `blobs.py` how arrays are chosen and packed into them.
+Both: `schema.py` has the tables, `blobs.py` how arrays are chosen and packed into them.
 """

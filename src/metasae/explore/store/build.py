@@ -15,9 +15,9 @@ from contextlib import closing
 from pathlib import Path
 
 from metasae.errors import UserError
+from metasae.explore.store.open_store import StringsOf
 from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, STORE, create, pair_name
 from metasae.explore.store.sections import Contents, Section
-from metasae.explore.store.stored_text import StringsOf
 from metasae.progress.progress import SILENT, Progress
 
 WORKING = f".{STORE}.part"

@@ -14,8 +14,8 @@ import numpy as np
 
 from metasae.errors import UserError
 from metasae.explore.store.blobs import unpack_edges
+from metasae.explore.store.open_store import readable
 from metasae.explore.store.schema import LATENTS_OF_SAE, key_of, keys_of
-from metasae.explore.store.stored_text import readable
 from metasae.interp import prompts
 from metasae.interp.draws import latent_windows, with_silent
 from metasae.interp.reader import Reader

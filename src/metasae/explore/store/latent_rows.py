@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from metasae.explore.store import blobs, window_blobs
+from metasae.explore.store import blobs
 from metasae.explore.store.schema import key_of
 from metasae.explore.store.text_rows import SplitText
 from metasae.measures.firing.by_latent import ByLatent
@@ -84,8 +84,7 @@ def _write_block(
     # activations begin at the threshold, where there is one
     low = np.where(counts > 0, np.minimum(low, np.where(np.isfinite(threshold), np.maximum(threshold, 0), 0)), 0)
     bins = blobs.histograms(latent, values, low, high).astype("<u4")
-    chosen = window_blobs.choose(latent, tokens, values, text.cells)
-    packed = list(window_blobs.pack(chosen, n, latent, tokens, values, text.n_tokens))
+    packed = list(blobs.pack_windows(latent, tokens, values, text.cells, n))
     most = list(blobs.top_tokens(latent, text.entries[tokens], n, len(text.ids)))
 
     keys, live = [key_of(sae, i) for i in range(first, last)], np.flatnonzero(counts).tolist()
@@ -93,7 +92,7 @@ def _write_block(
     scalars = []
     for i, (entries, _) in enumerate(most):
         named = json.dumps([text.strings[entry] for entry in entries[: blobs.NAMED].tolist()])
-        rate, strongest = counts[i] / max(text.n_tokens, 1), high[i] if counts[i] else None
+        rate, strongest = counts[i] / max(len(text.entries), 1), high[i] if counts[i] else None
         scalars.append((keys[i], sae, first + i, counts[i], rate, float(threshold[i]), strongest, named))
     store.executemany(_INSERT, scalars)
     store.executemany("INSERT INTO windows VALUES (?, ?)", ((keys[i], packed[i]) for i in live))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 
 from metasae import files
 from metasae.arms.folder import Arm, read_object
@@ -17,6 +18,7 @@ from metasae.interp.differences import score_differences
 from metasae.intervals.statistics import is_clear
 from metasae.recipe.recipe import Recipe
 
+CONFIG = "config.json"
 POINTS = 300
 CURVES = ("tokens", "fvu", "penalty", "aux")
 # Where the numbers of the Pareto plot are in measures.json.
@@ -82,12 +84,13 @@ def is_causal(run_folder: Path) -> bool:
     if recipe is None or recipe.text.source == "planted":
         return False
     try:
-        folder = local_folder(recipe.model)
-        config = folder / "config.json" if folder is not None else _cached_config(recipe.model)
-        # transformers, which brings torch along, is asked only where the name of the model's class does not tell
-        names = (files.read_json(config).get("architectures") or ()) if config is not None else ()
-        if names and not any(name.endswith("ForConditionalGeneration") for name in names):
+        folder, revision = local_folder(recipe.model), recipe.model.revision or None
+        # of a model on the hub where it was downloaded before
+        path = folder / CONFIG if folder else try_to_load_from_cache(recipe.model.source, CONFIG, revision=revision)
+        names = files.read_json(Path(path)).get("architectures") or () if isinstance(path, (str, Path)) else ()
+        if not any(name.endswith("ForConditionalGeneration") for name in names):
             return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+        # transformers, which brings torch along, is asked only where the name of the model's class does not tell
         import transformers
 
         from metasae.data.model import loading
@@ -97,14 +100,6 @@ def is_causal(run_folder: Path) -> bool:
         )
     except (UserError, OSError, ValueError):
         return False
-
-
-def _cached_config(model) -> Path | None:
-    """The configuration of a model on the hub, where it was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(model.source, "config.json", revision=model.revision or None)
-    return Path(path) if isinstance(path, str) else None
 
 
 def in_words(key: str, entry: dict) -> dict:

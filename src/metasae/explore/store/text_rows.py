@@ -4,7 +4,6 @@ import json
 import sqlite3
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ import numpy as np
 from metasae.arms.source import Source
 from metasae.data.model.tokenizer import load_tokenizer
 from metasae.errors import UserError
-from metasae.explore.store.stored_text import CHUNK, StringsOf, folded, readable, stretches_of
-from metasae.explore.store.window_blobs import Cells
+from metasae.explore.store.blobs import Cells
+from metasae.explore.store.open_store import CHUNK, StringsOf, folded, readable, stretches_of
 from metasae.interp.windows import planted_strings, token_strings
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT
@@ -36,24 +35,17 @@ class Strings:
 class SplitText:
     """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry.
 
-    stretches: as `stretches_of`. strings: of the vocabulary's entries [V]. own: of every token, where tokens of one id
-    read differently.
+    stretches: as `stretches_of`. cells: as windows are cut from it. strings: of the vocabulary's entries [V]. own: of
+    every token, where tokens of one id read differently.
     """
 
     entries: np.ndarray
     ids: np.ndarray
     counts: np.ndarray
     stretches: np.ndarray
+    cells: Cells
     strings: list[str]
     own: list[str] | None
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.entries)
-
-    @cached_property
-    def cells(self) -> Cells:
-        return Cells.of(self.entries, self.stretches[0])
 
 
 def text_of(firings: Firings, strings: Strings) -> SplitText:
@@ -69,14 +61,14 @@ def text_of(firings: Firings, strings: Strings) -> SplitText:
         named = [string.split("/")[0] for string in named]
         own = [readable(string) for string in strings.shown(np.arange(firings.n_tokens))]
     stretches = stretches_of(np.asarray(firings.documents), np.asarray(firings.positions))
-    return SplitText(
-        entries.reshape(-1).astype(np.int64), ids.astype(np.int64), counts.astype(np.int64), stretches, named, own
-    )
+    entries = entries.reshape(-1).astype(np.int64)
+    cells = Cells.of(entries, stretches[0])
+    return SplitText(entries, ids.astype(np.int64), counts.astype(np.int64), stretches, cells, named, own)
 
 
 def write_text(store: sqlite3.Connection, digest: str, text: SplitText) -> None:
     packed = zlib.compress(np.ascontiguousarray(text.stretches, "<i8").tobytes(), 6)
-    row = (digest, text.n_tokens, packed)
+    row = (digest, len(text.entries), packed)
     number = store.execute("INSERT INTO texts (digest, n_tokens, stretches) VALUES (?, ?, ?)", row).lastrowid
     columns = (text.ids.tolist(), text.counts.tolist(), text.strings)
     rows = (
@@ -84,7 +76,7 @@ def write_text(store: sqlite3.Connection, digest: str, text: SplitText) -> None:
         for entry, (token, count, string) in enumerate(zip(*columns, strict=True))
     )
     store.executemany("INSERT INTO vocabulary VALUES (?, ?, ?, ?, ?, ?)", rows)
-    for chunk, start in enumerate(range(0, text.n_tokens, CHUNK)):
+    for chunk, start in enumerate(range(0, len(text.entries), CHUNK)):
         entries = zlib.compress(text.entries[start : start + CHUNK].astype("<u4").tobytes(), 1)
         own = None if text.own is None else zlib.compress(json.dumps(text.own[start : start + CHUNK]).encode(), 1)
         store.execute("INSERT INTO text_chunks VALUES (?, ?, ?, ?)", (number, chunk, entries, own))

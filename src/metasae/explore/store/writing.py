@@ -14,9 +14,9 @@ from metasae.data.model.host import Host
 from metasae.errors import UserError
 from metasae.explore.store import edges, explanations, latent_rows, logits, summary, text_rows
 from metasae.explore.store.explanations import REPLIES
+from metasae.explore.store.open_store import StringsOf
 from metasae.explore.store.schema import STORE, key_of
 from metasae.explore.store.sections import Contents, Section
-from metasae.explore.store.stored_text import StringsOf
 from metasae.explore.store.text_rows import Strings
 from metasae.interp.choice import READ
 from metasae.interp.windows import Text
