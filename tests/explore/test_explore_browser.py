@@ -17,7 +17,7 @@ from fake_explorer import NASTY, FakeExplorer, fake_try
 from playwright.sync_api import TimeoutError, sync_playwright
 
 from metasae.errors import UserError
-from metasae.explore.web.run_app import run_app
+from metasae.explore.web.application import run_app
 from metasae.explore.web.static_export import static_export
 from tools.screenshots import OPTIONS, find_chromium, served
 

@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from metasae.errors import UserError
 from metasae.explore.web import server
+from metasae.explore.web.application import run_app
 from metasae.explore.web.page_files import STATIC
-from metasae.explore.web.run_app import run_app
 
 
 @pytest.fixture

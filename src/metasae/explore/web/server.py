@@ -17,9 +17,8 @@ from metasae.explore.pages.queries import Explorer
 from metasae.explore.pages.sweep_pages import cells_that_open, is_sweep, sweep_page
 from metasae.explore.pages.trying import Trying
 from metasae.explore.store.build import build
-from metasae.explore.web.guard import fresh, guarded
+from metasae.explore.web.application import fresh, guarded, run_app
 from metasae.explore.web.page_files import OF_A_CELL, OF_A_SWEEP, STATIC, tagged
-from metasae.explore.web.run_app import run_app
 from metasae.progress.progress import SILENT, Progress
 
 
