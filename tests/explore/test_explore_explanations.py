@@ -9,7 +9,7 @@ from explored import random_firings, write_arm
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
-from metasae.explore.store.text_rows import token_texts
+from metasae.explore.store.firing_rows import token_texts
 from metasae.interp import prompts
 from metasae.interp.asking import Asker, Limits
 from metasae.interp.draws import activating_windows, with_silent
@@ -81,7 +81,7 @@ def test_replies_of_the_judge_are_found_for_every_latent(tmp_path):
 def test_a_file_that_holds_no_replies_is_one_line(tmp_path):
     write_arm(tmp_path, "solo-s0", FIRINGS, interp=interp({3: "about rivers"}, "yes"))
     (tmp_path / "replies.sqlite").write_bytes(b"nothing" * 1000)
-    with pytest.raises(UserError, match="no store of replies"):
+    with pytest.raises(UserError, match="cannot be used as a store of replies"):
         build(tmp_path, strings=strings)
 
 

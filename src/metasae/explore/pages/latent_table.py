@@ -150,7 +150,7 @@ def found_in(store: OpenStore, facts: SaeFacts, search: str) -> np.ndarray:
     return passing
 
 
-def search_latents(
+def search_all(
     store: OpenStore, tables: Mapping[int, LatentTable], search: str, limit: int
 ) -> Iterator[tuple[int, str, str]]:
     """(key, `explanation` or `token`, the text that was found) of latents of any SAE, the best first.

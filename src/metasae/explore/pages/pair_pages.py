@@ -25,8 +25,6 @@ _PASSING = """splits WHERE pair = :pair AND (:min_score IS NULL OR score >= :min
     AND (:labelled IS NULL OR id IN (SELECT value FROM json_each(:labelled)))
     AND (:keys IS NULL OR id IN
         (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys))))"""
-# (SAE, what is searched for) -> bool [n], the latents that are found
-SearchLatents = Callable[[SaeFacts, str], np.ndarray]
 
 
 class SaePair(NamedTuple):
@@ -45,7 +43,7 @@ class SaePair(NamedTuple):
 def splits_page(
     store: OpenStore,
     labels: Labels,
-    search_latents: SearchLatents,
+    search_latents: Callable[[SaeFacts, str], np.ndarray],
     pair: str | None = None,
     kind: str = "splits",
     offset: int = 0,
@@ -54,7 +52,10 @@ def splits_page(
     min_score: float | None = None,
     label: str | None = None,
 ) -> dict:
-    """Candidates of a pair of SAEs, best first; see `Explorer.splits`."""
+    """Candidates of a pair of SAEs, best first; see `Explorer.splits`.
+
+    search_latents: (SAE, what is searched for) -> bool [n], the latents that are found.
+    """
     if kind not in KINDS:
         raise KeyError(f"no kind '{kind}' of splits; known: {', '.join(KINDS)}")
     pairs = _pairs(store)
@@ -106,7 +107,7 @@ def _base_of(pairs: dict[str, SaePair], pair: SaePair) -> SaePair | None:
 def _given(
     store: OpenStore,
     labels: Labels,
-    search_latents: SearchLatents,
+    search_latents: Callable[[SaeFacts, str], np.ndarray],
     pair: SaePair,
     search: str | None,
     min_score: float | None,
@@ -236,7 +237,7 @@ def _token_table(text: StoredText, parent: np.ndarray, on: np.ndarray) -> dict:
         for row, total in zip(with_child.tolist(), on.sum(1).tolist(), strict=True)
     ]
     return {
-        "tokens": [text.string_of(entry) for entry in entries[top].tolist()],
+        "tokens": [text.vocabulary[entry] for entry in entries[top].tolist()],
         "parent": counts[top].tolist(),
         "lift": lift,
         "counts": with_child.tolist(),
@@ -273,8 +274,7 @@ def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[
     saes = [store.sae(name) for name, _ in (a, b)]
     places = [(store.arm_folder(sae), latent) for sae, latent in zip(saes, latents, strict=True)]
     rows = [
-        rows_of(store, [key_of(sae.id, latent)], labels.of_latents(sae.name))[0]
-        for sae, latent in zip(saes, latents, strict=True)
+        rows_of(store, sae, [latent], labels.of_latents(sae.name))[0] for sae, latent in zip(saes, latents, strict=True)
     ]
     page = {
         "a": rows[0],

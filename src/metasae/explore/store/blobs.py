@@ -121,12 +121,6 @@ class Cells:
         new = (np.arange(n_tokens, dtype=np.int32) - begin) % LENGTH == 0
         return cls((np.cumsum(new) - 1).astype(np.int32), begin, end, _contents(entries, end))
 
-    def windows(self, peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """peaks int [m] -> start int64 [m], length int64 [m]."""
-        begin, end = self.begin[peaks].astype(np.int64), self.end[peaks].astype(np.int64)
-        start = np.maximum(np.minimum(peaks - BEFORE, end - LENGTH), begin)
-        return start, np.minimum(end - start, LENGTH)
-
 
 def _contents(entries: np.ndarray, end: np.ndarray) -> np.ndarray:
     """int64 [T]: a number for the LENGTH tokens from each token on, fewer where its stretch ends.
@@ -152,7 +146,9 @@ def _choose(
     # stable, so that the first of equals stays first
     order = np.argsort(latent.astype(np.uint64) << 32 | weakness, kind="stable")
     latent, place = latent[order], place[order]
-    starts, lengths = cells.windows(place)
+    begin, end = cells.begin[place].astype(np.int64), cells.end[place].astype(np.int64)
+    starts = np.maximum(np.minimum(place - BEFORE, end - LENGTH), begin)
+    lengths = np.minimum(end - starts, LENGTH)
     names = latent.astype(np.int64) * (len(cells.content) + 1) + cells.content[starts]
     new = np.sort(np.unique(names, return_index=True)[1])
     latent, place, starts, lengths = latent[new], place[new], starts[new], lengths[new]

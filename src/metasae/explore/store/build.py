@@ -107,8 +107,13 @@ def _write(
                 row = (section.name, section.fingerprint, time.perf_counter() - begin)
                 store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", row)
             task.advance(1)
+    # what follows from all sections together: each latent's best split score, and the index of explanations.
+    # CROSS JOIN keeps this order: from a latent to its few splits
+    best = """SELECT MAX(s.score) FROM splits s CROSS JOIN pairs p ON p.name = s.pair
+        WHERE s.parent = latents.key AND p.kind <> ?"""
     with store:
-        _finish(store)
+        store.execute(f"UPDATE latents SET split_score = ({best})", (BASE,))
+        store.execute("INSERT INTO explanation_words (explanation_words) VALUES ('rebuild')")
 
 
 def _remove(store: sqlite3.Connection, name: str) -> None:
@@ -117,15 +122,6 @@ def _remove(store: sqlite3.Connection, name: str) -> None:
     one, _, other = of.partition("|")
     for rows in _ROWS[kind]:
         store.execute(f"DELETE FROM {rows}", {"one": one, "other": other, "pair": pair_name(one, other)})
-
-
-def _finish(store: sqlite3.Connection) -> None:
-    """What follows from all sections together: each latent's best split score, and the index of explanations."""
-    # CROSS JOIN keeps this order: from a latent to its few splits
-    best = """SELECT MAX(s.score) FROM splits s CROSS JOIN pairs p ON p.name = s.pair
-        WHERE s.parent = latents.key AND p.kind <> ?"""
-    store.execute(f"UPDATE latents SET split_score = ({best})", (BASE,))
-    store.execute("INSERT INTO explanation_words (explanation_words) VALUES ('rebuild')")
 
 
 def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Connection:

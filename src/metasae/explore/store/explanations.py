@@ -8,18 +8,16 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from metasae.errors import UserError
 from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.open_store import readable
 from metasae.explore.store.schema import LATENTS_OF_SAE, key_of, keys_of
 from metasae.interp import prompts
 from metasae.interp.draws import latent_windows, with_silent
 from metasae.interp.reader import Reader
-from metasae.interp.replies import Ask, Reply
+from metasae.interp.replies import Ask, Reply, ReplyStore
 from metasae.interp.subject import NEIGHBOURS
 from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
@@ -30,25 +28,14 @@ REPLIES = "replies.sqlite"
 class StoredAnswers:
     """In the place of an asker: answers from a store of replies for a model, and keeps what it was asked."""
 
-    def __init__(self, path: Path):
-        self._path, self.model = path, ""
-        self._store = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    def __init__(self, replies: ReplyStore):
+        self._replies, self.model = replies, ""
         self.asked: list[tuple[Ask, Reply | None]] = []
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply | None]:
-        """Raises UserError for a file that is no store of replies."""
-        replies = [self._reply(ask) for ask in asks]
+        replies = [self._replies.get(ask.key(self.model)) for ask in asks]
         self.asked += zip(asks, replies, strict=True)
         return replies
-
-    def _reply(self, ask: Ask) -> Reply | None:
-        try:
-            row = self._store.execute("SELECT text FROM replies WHERE key = ?", (ask.key(self.model),)).fetchone()
-        except sqlite3.Error as error:
-            raise UserError(
-                f"{self._path} is no store of replies ({error}); move it away or delete it, then build again"
-            ) from None
-        return Reply(*row) if row else None
 
 
 def write_scores(store: sqlite3.Connection, sae: int, interp: Mapping) -> None:
@@ -91,15 +78,15 @@ def write_replies(
     sae: int,
     conditions: Mapping,
     keys: Sequence[str],
-    path: Path,
+    asker: StoredAnswers,
     text: Text,
     view: ByLatent,
 ) -> None:
     """Of every explained latent what the judge was asked for its scores, and what it said.
 
-    conditions: of interp.json. keys: of the scores. path: of the replies. text: with the seed of the conditions.
+    conditions: of interp.json. keys: of the scores. text: with the seed of the conditions.
     """
-    spec, seed, asker = WindowSpec(**conditions["windows"]), conditions["seed"], StoredAnswers(path)
+    spec, seed = WindowSpec(**conditions["windows"]), conditions["seed"]
     explained = """SELECT x.key, x.judge, e.data FROM explanations x
         LEFT JOIN edges e ON e.key = x.key AND e.kind = 'phi' AND e.other = ? WHERE x.key BETWEEN ? AND ?"""
     for key, judge, near in store.execute(explained, (sae, *keys_of(sae))).fetchall():

@@ -54,7 +54,7 @@ class StoredText:
         self._ask, self.number = ask, number
         ((self.n_tokens, packed),) = ask("SELECT n_tokens, stretches FROM texts WHERE id = ?", (number,))
         self.first, self.document, self.position = np.frombuffer(unzipped(packed), "<i8").reshape(3, -1)
-        self._strings = dict(ask("SELECT entry, string FROM vocabulary WHERE text = ?", (number,)))
+        self.vocabulary = dict(ask("SELECT entry, string FROM vocabulary WHERE text = ?", (number,)))
         self._chunk = lru_cache(maxsize=1024)(self._read_chunk)
 
     def strings(self, start: int, end: int) -> list[str]:
@@ -63,7 +63,7 @@ class StoredText:
         for chunk in range(start // CHUNK, (max(end, start + 1) - 1) // CHUNK + 1):
             entries, own = self._chunk(chunk)
             here = slice(max(start - chunk * CHUNK, 0), min(end - chunk * CHUNK, CHUNK))
-            strings += own[here] if own is not None else [self._strings[entry] for entry in entries[here].tolist()]
+            strings += own[here] if own is not None else [self.vocabulary[entry] for entry in entries[here].tolist()]
         return strings
 
     def entries_at(self, places: np.ndarray) -> np.ndarray:
@@ -74,9 +74,6 @@ class StoredText:
             here = chunks == chunk
             entries[here] = self._chunk(chunk)[0][places[here] - chunk * CHUNK]
         return entries
-
-    def string_of(self, entry: int) -> str:
-        return self._strings[entry]
 
     def stretch(self, place: int) -> tuple[int, int]:
         """First token and end of the stretch of text round a token."""

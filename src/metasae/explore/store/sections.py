@@ -15,6 +15,7 @@ from metasae.arms.folder import Arm, RunFolder, next_seed, read_object
 from metasae.explore.store.blobs import WINDOWS
 from metasae.explore.store.schema import BASE, FORMAT, MERGES, SPLITS
 from metasae.explore.store.summary import is_causal
+from metasae.recipe.recipe import Recipe
 from metasae.sae.layout import WEIGHTS
 
 
@@ -42,7 +43,9 @@ class Contents:
         self.prints = {arm: fingerprint_of(arm) for arm in self.arms}
         # an arm with firings on each evaluation text
         self.texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
-        self.causal = is_causal(run_folder)
+        path = run_folder / "recipe.toml"
+        self.recipe = Recipe.load(path) if path.is_file() else None
+        self.causal = is_causal(self.recipe)
 
     def sections(self) -> list[Section]:
         """In the order in which they are written."""

@@ -141,11 +141,17 @@ def guarded(routes: Sequence[BaseRoute], host: str, html: bool = False) -> Starl
 
     html: index.html too, at /. host: the address it is served on.
     """
-    kept = {"media_type": "text/javascript", "headers": {"cache-control": "max-age=3600"}}
-    plotly = Route("/plotly.min.js", lambda request: FileResponse(plotly_script(), **kept))
-    pages = Mount("/", StaticFiles(directory=STATIC, html=html))
+    files = [
+        Route(
+            "/plotly.min.js",
+            lambda request: FileResponse(
+                plotly_script(), media_type="text/javascript", headers={"cache-control": "max-age=3600"}
+            ),
+        ),
+        Mount("/", StaticFiles(directory=STATIC, html=html)),
+    ]
     middleware = [Middleware(Guard), Middleware(TrustedHost, host=host)]
-    return Starlette(routes=[*routes, plotly, pages], exception_handlers=ERRORS, middleware=middleware)
+    return Starlette(routes=[*routes, *files], exception_handlers=ERRORS, middleware=middleware)
 
 
 class TrustedHost(TrustedHostMiddleware):

@@ -86,11 +86,14 @@ def serve(
     import uvicorn
 
     with listen(host, port) as listening:
-        application = app(folder, host, progress)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/"
         config = uvicorn.Config(
-            application, log_level="warning", timeout_graceful_shutdown=2, server_header=False, date_header=False
+            app(folder, host, progress),
+            log_level="warning",
+            timeout_graceful_shutdown=2,
+            server_header=False,
+            date_header=False,
         )
         print(f"{Path(folder).name}: {address}   (Ctrl-C stops)", flush=True)
         if open_browser:

@@ -44,9 +44,9 @@ def static_export(
     """Writes the pages and all they show to `out` and returns its index.html.
 
     run: a run folder, whose store is built where it is missing or stale, a sweep's folder, or anything with the methods
-    of `Explorer`. splits: so many of each pair of SAEs, the best first. processes: that write the latents of a run
-    folder side by side; a script that asks for several begins under `if __name__ == "__main__":`, as multiprocessing
-    wants it. Raises UserError when `out` holds something else, or cannot be written.
+    of `Explorer`. splits: so many of each pair of SAEs, the best first, at most 500. processes: that write the
+    latents of a run folder side by side; a script that asks for several begins under `if __name__ == "__main__":`, as
+    multiprocessing wants it. Raises UserError when `out` holds something else, or cannot be written.
     """
     out, run = Path(out), Path(run) if isinstance(run, str) else run
     of_sweep = isinstance(run, Path) and is_sweep(run)
@@ -147,15 +147,11 @@ def _write_splits(explorer, api: Path, most: int) -> dict:
         named = dict.fromkeys([*first["pairs"], *first.get("base_pairs", ())])
         pairs[kind] = {pair: f"{kind}-{number}" for number, pair in enumerate(named)}
         for pair, stem in pairs[kind].items():
-            ask = partial(explorer.splits, pair, kind=kind)
-            answer = ask(limit=0)
-            total = min(answer["total"], most)
-            offsets = range(0, total, ROWS)
-            rows = [row for start in offsets for row in ask(offset=start, limit=min(ROWS, total - start))["rows"]]
+            answer = explorer.splits(pair, kind=kind, limit=most)
             # `found` says how many there are
-            answer = {**answer, "rows": rows, "total": total, "found": answer["total"]}
-            _pack(api / "splits" / f"{stem}.json.gz", answer)
-            ids |= dict.fromkeys(row["id"] for row in rows)
+            told = {**answer, "total": len(answer["rows"]), "found": answer["total"]}
+            _pack(api / "splits" / f"{stem}.json.gz", told)
+            ids |= dict.fromkeys(row["id"] for row in answer["rows"])
         if not pairs[kind]:
             _pack(api / "splits" / f"{kind}-0.json.gz", first)
     blocks: dict[str, int] = {}
