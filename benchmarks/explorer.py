@@ -105,11 +105,11 @@ def word_of(number: int) -> str:
 
 
 def build_timed(run: Path) -> dict:
-    from metasae.explore.store import latent_rows
+    from metasae.explore.store import firing_rows
     from metasae.explore.store.build import build
     from metasae.explore.store.writing import Writer
 
-    spent, plain, write, processor = [], latent_rows.write_latents, Writer.write, {}
+    spent, plain, write, processor = [], firing_rows.write_latents, Writer.write, {}
 
     def timed(store, number, view, *rest):
         begin = time.perf_counter()
@@ -121,13 +121,13 @@ def build_timed(run: Path) -> dict:
         write(writer, section)
         processor[section.name] = time.process_time() - begin
 
-    latent_rows.write_latents, Writer.write = timed, counted
+    firing_rows.write_latents, Writer.write = timed, counted
     try:
         begin = time.perf_counter()
         path = build(run, strings=lambda places: [f" token{place}" for place in places.tolist()])
         whole = time.perf_counter() - begin
     finally:
-        latent_rows.write_latents, Writer.write = plain, write
+        firing_rows.write_latents, Writer.write = plain, write
     with closing(sqlite3.connect(path)) as store:
         parts = dict(store.execute("SELECT name, seconds FROM parts"))
     return {

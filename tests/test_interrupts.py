@@ -24,7 +24,7 @@ AT_ONCE = {
     "setting thresholds": ("metasae.arms.train_measure", "calibrate", 1, "training 2 SAEs"),
     "measuring": ("metasae.measures.suite", "pair_statistics", 1, "measuring joint, seed 0"),
     "comparing": ("metasae.compare.across", "find_splits", 1, "comparing SAEs with each other"),
-    "preparing the explorer": ("metasae.explore.store.latent_rows", "write_latents", 1, "preparing the explorer"),
+    "preparing the explorer": ("metasae.explore.store.firing_rows", "write_latents", 1, "preparing the explorer"),
     "writing the report": ("metasae.report.report", "as_latex", 0, "writing the report"),
 }
 

@@ -34,10 +34,10 @@ def take_screenshots(run_folder: str | Path, out: str | Path, theme: str = "ligh
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise UserError("pictures of the pages need playwright: pip install playwright") from None
-    shown, pages = (Path(run_folder), {"sweep": "sweep"}) if is_sweep(run_folder) else _of_run(Path(run_folder))
+    pages = {"sweep": "sweep"} if is_sweep(run_folder) else _pages_of_run(Path(run_folder))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with served(server.app(shown)) as address, sync_playwright() as started:
+    with served(server.app(run_folder)) as address, sync_playwright() as started:
         browser = started.chromium.launch(executable_path=find_chromium(), args=list(OPTIONS))
         page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=theme, device_scale_factor=1)
         for name, path in pages.items():
@@ -52,11 +52,9 @@ def take_screenshots(run_folder: str | Path, out: str | Path, theme: str = "ligh
     return [out / f"{name}.png" for name in pages]
 
 
-def _of_run(run_folder: Path):
-    """(its explorer, which pages are shown)."""
+def _pages_of_run(run_folder: Path) -> dict[str, str]:
     build(run_folder)
-    explorer = Explorer(run_folder)
-    return explorer, pages_of(explorer)
+    return pages_of(Explorer(run_folder))
 
 
 def pages_of(explorer) -> dict[str, str]:

@@ -17,7 +17,7 @@ from fake_explorer import NASTY, FakeExplorer, fake_try
 from playwright.sync_api import TimeoutError, sync_playwright
 
 from metasae.errors import UserError
-from metasae.explore.web import server
+from metasae.explore.web.application import run_app
 from metasae.explore.web.static_export import static_export
 from tools.screenshots import OPTIONS, find_chromium, served
 
@@ -110,7 +110,7 @@ def explorer():
 
 @pytest.fixture(scope="module")
 def base(explorer):
-    with served(server.app(explorer, fake_try)) as address:
+    with served(run_app(explorer, fake_try, "127.0.0.1")) as address:
         yield address
 
 
@@ -283,7 +283,7 @@ def test_latents_are_searched_filtered_and_sorted_and_the_address_keeps_it(reade
 
 
 def test_a_list_of_65536_rows_holds_only_those_in_sight(browser):
-    with served(server.app(FakeList())) as address:
+    with served(run_app(FakeList(), fake_try, "127.0.0.1")) as address:
         reader = Reader(browser, address)
         page = reader.open("latents/solo-s0")
         assert page.inner_text(".toolbar .note") == "65,536 latents"
@@ -311,7 +311,7 @@ class FakeList(FakeExplorer):
 
 
 def test_what_is_outside_the_corrected_measures_is_not_drawn_as_clear_and_a_measure_of_pairs_is_shown(browser):
-    with served(server.app(FakeMeasures())) as address:
+    with served(run_app(FakeMeasures(), fake_try, "127.0.0.1")) as address:
         reader = Reader(browser, address)
         page = reader.open("overview")
         rows = {

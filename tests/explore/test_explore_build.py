@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(store, *_):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(writing.text_rows, "write_text", full)
+    monkeypatch.setattr(writing.firing_rows, "write_text", full)
     with pytest.raises(UserError, match=r"disk is full.*free some space"):
         build(run, strings=numbered)
     monkeypatch.undo()

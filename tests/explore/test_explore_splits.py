@@ -278,5 +278,3 @@ def test_phi_of_latents_that_never_vary_is_none():
     assert run_files.phi(0, 0, 5, 10) is None
     assert run_files.phi(5, 10, 5, 10) is None
     assert run_files.phi(5, 5, 5, 10) == 1
-    assert run_files.is_in(np.array([1, 5, 9]), np.array([], int)).tolist() == [False] * 3
-    assert run_files.is_in(np.array([1, 5, 9]), np.array([5])).tolist() == [False, True, False]

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 
 from metasae.errors import UserError
 from metasae.explore.pages.sweep_pages import cells_that_open, is_sweep, sweep_page
-from metasae.explore.web import server, sweep_app
-from metasae.explore.web.static_export import TAG, static_export
+from metasae.explore.web import page_files, server
+from metasae.explore.web.static_export import static_export
 
 # a test waits for many things in the browser, each for as long as PATIENCE says
 pytestmark = pytest.mark.timeout(300)
@@ -118,7 +118,7 @@ def test_it_is_served_with_the_policy_and_only_to_this_machine(client, folder):
     page = client.get("/")
     assert (
         page.status_code == 200
-        and sweep_app.OF_A_SWEEP in page.text
+        and page_files.OF_A_SWEEP in page.text
         and "unsafe" not in page.headers["content-security-policy"]
     )
     assert client.get("/api/sweep").json() == json.loads(json.dumps(sweep_page(folder)))
@@ -134,11 +134,11 @@ def test_a_cells_own_pages_are_under_its_name(client, folder, monkeypatch):
         if cell.name == "bbb222":
             raise UserError("the disk is full")
 
-    monkeypatch.setattr(sweep_app, "build", build)
-    monkeypatch.setattr(sweep_app, "Explorer", lambda cell: None)
-    monkeypatch.setattr(sweep_app, "run_app", lambda explorer, try_text, host: TellsItsPath())
+    monkeypatch.setattr(server, "build", build)
+    monkeypatch.setattr(server, "Explorer", lambda cell: None)
+    monkeypatch.setattr(server, "run_app", lambda explorer, try_text, host: TellsItsPath())
     page = client.get("/cell/aaa111/")
-    assert sweep_app.OF_A_CELL in page.text and client.get("/cell/aaa111/app.js").status_code == 200 and opened == []
+    assert page_files.OF_A_CELL in page.text and client.get("/cell/aaa111/app.js").status_code == 200 and opened == []
     assert (
         client.get("/cell/aaa111/api/latent/solo-s0/1").text
         == client.get("/cell/aaa111/api/latent/solo-s0/1").text
@@ -300,8 +300,8 @@ def test_a_static_copy_shows_the_same_and_leaves_the_cells_out(browser, folder, 
     out = static_export(folder, tmp_path / "pages").parent
     index = (out / "index.html").read_text()
     assert (
-        TAG in index
-        and sweep_app.OF_A_SWEEP in index
+        page_files.STATIC_TAG in index
+        and page_files.OF_A_SWEEP in index
         and str(folder) not in (out / "data" / "api" / "sweep.json").read_text()
     )
     static_export(folder, out)  # again, over itself

@@ -7,7 +7,7 @@ import pytest
 from explored import of_latent, random_firings
 
 from metasae.explore.store import blobs
-from metasae.explore.store.latent_rows import extremes, ranges
+from metasae.explore.store.firing_rows import extremes, ranges
 from metasae.measures.firing.by_latent import by_latent
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from explored import LENGTHS, firings_of, of_latent, random_firings, text
 
-from metasae.explore.store.blobs import short
-from metasae.explore.store.stored_text import stretches_of
-from metasae.explore.store.window_blobs import LENGTH, Cells, choose, pack, unpack
+from metasae.explore.store.blobs import LENGTH, Cells, pack_windows, short, unpack_windows
+from metasae.explore.store.open_store import stretches_of
 from metasae.measures.firing.by_latent import by_latent
 
 
@@ -60,10 +59,10 @@ def windows(firings, count):
     entries = np.unique(firings.tokens, return_inverse=True)[1]
     cells = Cells.of(entries, stretches_of(firings.documents, firings.positions)[0])
     latent = np.repeat(np.arange(view.n_latents), view.counts())
-    chosen = choose(latent, view.tokens, view.values, cells, count)
-    blobs = pack(chosen, view.n_latents, latent, view.tokens, view.values, firings.n_tokens)
+    blobs = pack_windows(latent, view.tokens, view.values, cells, view.n_latents, count)
     return [
-        [(start, len(row), start + peak, decile, row) for decile, start, peak, row in unpack(blob)] for blob in blobs
+        [(start, len(row), start + peak, decile, row) for decile, start, peak, row in unpack_windows(blob)]
+        for blob in blobs
     ]
 
 

@@ -14,7 +14,8 @@ from fake_explorer import FakeExplorer
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
-from metasae.explore.web.static_export import TAG, static_export
+from metasae.explore.web.page_files import STATIC_TAG
+from metasae.explore.web.static_export import static_export
 
 
 def packed(path):
@@ -62,7 +63,7 @@ def test_every_answer_is_in_a_file(explorer, out):
 
 def test_the_pages_are_the_servers_with_one_tag_and_relative_addresses(out):
     page = (out / "index.html").read_text()
-    assert page.count(TAG) == 1
+    assert page.count(STATIC_TAG) == 1
     assert 'src="app.js"' in page and 'href="style.css"' in page and '="/' not in page
     assert (out / "plotly.min.js").stat().st_size > 1_000_000
     for script in [*out.glob("*.js"), *out.glob("pages/*.js")]:
@@ -90,7 +91,7 @@ def test_an_export_that_was_cut_off_is_done_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         static_export(explorer, out, splits=3)
     assert not (out / "index.html").exists()
-    assert TAG in static_export(FakeExplorer(n=3), out, splits=3).read_text()
+    assert STATIC_TAG in static_export(FakeExplorer(n=3), out, splits=3).read_text()
 
 
 def test_equal_runs_give_equal_files(explorer, tmp_path):

@@ -6,13 +6,11 @@ about, so that it does not pass to another SAE that is later trained under the s
 
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import lru_cache
 
 from metasae.errors import UserError, nearest
-from metasae.explore.store.open_store import OpenStore
-from metasae.explore.store.stored_text import readable
+from metasae.explore.store.open_store import OpenStore, readable
 
 LABELS = ("sense split", "duplicate", "absorption", "junk", "keep", "unsure")
 FILE = "labels.sqlite"
@@ -20,21 +18,8 @@ LONGEST_NOTE = 10_000
 _TABLE = """CREATE TABLE IF NOT EXISTS labels (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, target TEXT NOT NULL,
     weights TEXT NOT NULL, label TEXT NOT NULL, note TEXT NOT NULL, said TEXT NOT NULL)"""
 _COLUMNS = "kind, target, weights, label, note, said"
-
-
-@dataclass(frozen=True)
-class Saying:
-    """kind: latent or split.
-
-    target: `solo-s0:17`, or the id of a split. weights: of the SAEs it is about. label: "" takes it away.
-    """
-
-    kind: str
-    target: str
-    weights: str
-    label: str
-    note: str
-    when: str
+# what the columns of a saying are called on the pages
+_KEYS = ("kind", "target", "weights", "label", "note", "when")
 
 
 class Labels:
@@ -68,14 +53,14 @@ class Labels:
             ) from None
 
     def all(self) -> list[dict]:
-        """Every saying in its order. stale: about weights that are no longer in the run."""
+        """Every saying in its order, with the `sae` and `latent` or the `id` of its target."""
         sayings = []
         for saying in self._read():
-            target: dict = {"sae": None, "latent": None, "id": saying.target}
-            if saying.kind == "latent":
-                sae, _, latent = saying.target.rpartition(":")
+            target: dict = {"sae": None, "latent": None, "id": saying["target"]}
+            if saying["kind"] == "latent":
+                sae, _, latent = saying["target"].rpartition(":")
                 target = {"sae": sae, "latent": int(latent), "id": None}
-            sayings.append({**target, **asdict(saying), "stale": not self._holds(saying)})
+            sayings.append({**target, **saying})
         return sayings
 
     def of_latents(self, sae: str) -> dict[int, str]:
@@ -85,31 +70,36 @@ class Labels:
 
     def of(self, kind: str, target: str) -> list[dict]:
         """Every saying about a target: label, note, when."""
-        sayings = [saying for saying in self._read(kind, target) if self._holds(saying)]
-        return [{"label": saying.label or None, "note": saying.note, "when": saying.when} for saying in sayings]
+        sayings = [saying for saying in self._read(kind, target) if not saying["stale"]]
+        return [
+            {"label": saying["label"] or None, "note": saying["note"], "when": saying["when"]} for saying in sayings
+        ]
 
     def current(self, kind: str) -> dict[str, str]:
         """target -> the label that counts, of latents or of splits; targets whose label was taken away are absent."""
-        last = {saying.target: saying.label for saying in self._read(kind) if self._holds(saying)}
+        last = {saying["target"]: saying["label"] for saying in self._read(kind) if not saying["stale"]}
         return {target: label for target, label in last.items() if label}
 
-    def _read(self, kind: str | None = None, target: str | None = None) -> list[Saying]:
-        """Sayings in their order: all, of one kind, or of one target. Raises UserError for a damaged file."""
+    def _read(self, kind: str | None = None, target: str | None = None) -> list[dict]:
+        """Sayings in their order: all, of one kind, or of one target. stale: about what is no longer in the run.
+
+        kind: latent or split. target: `solo-s0:17`, or the id of a split. label: "" takes it away. Raises UserError for
+        a damaged file.
+        """
         if not self._path.is_file():
             return []
         where = "kind = ifnull(?, kind) AND target = ifnull(?, target)"
         try:
             with closing(sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as file:
                 rows = file.execute(f"SELECT {_COLUMNS} FROM labels WHERE {where} ORDER BY number", (kind, target))
-                return [Saying(*row) for row in rows]
+                sayings = [dict(zip(_KEYS, row, strict=True)) for row in rows]
         except sqlite3.DatabaseError as error:
             if "no such table" in str(error):
                 return []
             raise UserError(f"{self._path} is damaged or cannot be read ({error}); move it away") from None
-
-    def _holds(self, saying: Saying) -> bool:
-        """Whether what a saying is about is still in the run."""
-        return self._weights(saying.kind, saying.target) == saying.weights
+        for saying in sayings:
+            saying["stale"] = self._weights(saying["kind"], saying["target"]) != saying["weights"]
+        return sayings
 
     def _find_weights(self, kind: str, target: str) -> str:
         """Of the SAEs that a target is of; "" where there is no such target."""

@@ -7,39 +7,33 @@ import numpy as np
 
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_table import token_range
-from metasae.explore.store import blobs, window_blobs
-from metasae.explore.store.open_store import OpenStore, SaeFacts
+from metasae.explore.store import blobs
+from metasae.explore.store.open_store import OpenStore, SaeFacts, folded
 from metasae.explore.store.schema import SCALARS, key_of, unzipped
-from metasae.explore.store.stored_text import folded
 
 SIBLINGS = 10
-# latents or meta-latents, and the value of each
-Near = tuple[list[int], list[float]]
 
 
-def rows_of(store: OpenStore, keys: Sequence[int], labels: Mapping[int, str]) -> list[dict]:
-    """The rows of latents of one SAE, in the order of `keys`. labels: latent -> label."""
+def rows_of(store: OpenStore, facts: SaeFacts, latents: Sequence[int], labels: Mapping[int, str]) -> list[dict]:
+    """The rows of latents of one SAE, in their order. labels: latent -> label."""
     numbers = ", ".join(f"l.{name}" for name in SCALARS)
-    sql = f"""SELECT l.key, {numbers}, l.top_tokens, e.text FROM latents l LEFT JOIN explanations e ON e.key = l.key
+    sql = f"""SELECT l.latent, {numbers}, l.top_tokens, e.text FROM latents l LEFT JOIN explanations e ON e.key = l.key
         WHERE l.key IN (SELECT value FROM json_each(?))"""
     rows = {}
-    for key, *scalars, tokens, explanation in store.ask(sql, (json.dumps(list(keys)),)):
-        named = store.named(key)
-        rows[key] = {
-            **named,
+    for latent, *scalars, tokens, explanation in store.ask(sql, (json.dumps([key_of(facts.id, i) for i in latents]),)):
+        rows[latent] = {
+            "sae": facts.name,
+            "latent": latent,
             **dict(zip(SCALARS, scalars, strict=True)),
             "top_tokens": json.loads(tokens),
             "explanation": explanation,
-            "label": labels.get(named["latent"]),
+            "label": labels.get(latent),
         }
-    if rows:
-        sae = store.sae(named["sae"]).id
-        sql = """SELECT latent, score, part, value FROM scores
-            WHERE sae = ? AND latent IN (SELECT value FROM json_each(?))"""
-        latents = json.dumps([row["latent"] for row in rows.values()])
-        for latent, score, part, value in store.ask(sql, (sae, latents)):
-            rows[key_of(sae, latent)][f"interp.{score}.{part}"] = value
-    return [rows[key] for key in keys]
+    sql = """SELECT latent, score, part, value FROM scores
+        WHERE sae = ? AND latent IN (SELECT value FROM json_each(?))"""
+    for latent, score, part, value in store.ask(sql, (facts.id, json.dumps(latents))):
+        rows[latent][f"interp.{score}.{part}"] = value
+    return [rows[latent] for latent in latents]
 
 
 def add_found(store: OpenStore, facts: SaeFacts, rows: list[dict], search: str) -> None:
@@ -48,7 +42,8 @@ def add_found(store: OpenStore, facts: SaeFacts, rows: list[dict], search: str) 
     for row in rows:
         row["found"] = None
         for (data,) in store.ask("SELECT data FROM tokens WHERE key = ?", (key_of(facts.id, row["latent"]),)):
-            strings = map(store.text(facts.text).string_of, blobs.unpack_tokens(data)[0][: blobs.SEARCHED])
+            vocabulary = store.text(facts.text).vocabulary
+            strings = [vocabulary[entry] for entry in blobs.unpack_tokens(data)[0][: blobs.SEARCHED]]
             beginning = [string for string in strings if folded(string).startswith(low)]
             if beginning and not set(beginning) & set(row["top_tokens"]):
                 row["found"] = beginning[0]
@@ -57,7 +52,7 @@ def add_found(store: OpenStore, facts: SaeFacts, rows: list[dict], search: str) 
 def latent_page(store: OpenStore, labels: Labels, facts: SaeFacts, number: int) -> dict:
     """Everything of one latent."""
     key = key_of(facts.id, number)
-    (row,) = rows_of(store, [key], labels.of_latents(facts.name))
+    (row,) = rows_of(store, facts, [number], labels.of_latents(facts.name))
     edges = store.ask("SELECT kind, other, data FROM edges WHERE key = ?", (key,))
     near = {(kind, other): blobs.unpack_edges(data) for kind, other, data in edges}
     meta = _meta(store, facts, near.pop(("meta", facts.id), ([], [])))
@@ -120,7 +115,7 @@ def _windows(store: OpenStore, facts: SaeFacts, key: int) -> list[dict]:
     windows = []
     for (data,) in store.ask("SELECT data FROM windows WHERE key = ?", (key,)):
         text = store.text(facts.text)
-        for decile, place, peak, values in window_blobs.unpack(data):
+        for decile, place, peak, values in blobs.unpack_windows(data):
             document, position = text.where(place)
             strings = text.strings(place, place + len(values))
             windows.append(
@@ -179,8 +174,11 @@ def _matches(store: OpenStore, near: Mapping) -> list[dict]:
     ]
 
 
-def _meta(store: OpenStore, facts: SaeFacts, own: Near) -> list[dict]:
-    """The meta-latents that build the row, each with the latents that have the largest weight on it."""
+def _meta(store: OpenStore, facts: SaeFacts, own: tuple[list[int], list[float]]) -> list[dict]:
+    """The meta-latents that build the row, each with the latents that have the largest weight on it.
+
+    own: the meta-latents, and the weight of each.
+    """
     sql = "SELECT meta_latent, data FROM meta_latents WHERE sae = ? AND meta_latent IN (SELECT value FROM json_each(?))"
     rows = store.ask(sql, (facts.id, json.dumps(own[0])))
     siblings = {

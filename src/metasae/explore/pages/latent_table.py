@@ -11,9 +11,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from metasae.explore.store.open_store import OpenStore, SaeFacts
+from metasae.explore.store.open_store import OpenStore, SaeFacts, folded, readable
 from metasae.explore.store.schema import LATENTS_OF_SAE, MEANINGS, SCALARS, keys_of
-from metasae.explore.store.stored_text import folded, readable
 
 MOST = 500
 # Orders that are kept, a quarter of a megabyte each at 65,000 latents.
@@ -145,36 +144,22 @@ def found_in(store: OpenStore, facts: SaeFacts, search: str) -> np.ndarray:
     passing = np.zeros(facts.n, bool)
     by_token = store.ask(_BY_TOKEN, {"sae": facts.id, "text": facts.text, **token_range(search)})
     passing[np.frombuffer(b"".join(data for (data,) in by_token), "<i4")] = True
-    words = _words_query(search)
-    if words:
-        first, last = keys_of(facts.id)
-        by_words = store.ask(_BY_WORDS, {"words": words, "first": first, "last": last})
-        passing[np.array(by_words, np.int64).reshape(-1)] = True
+    first, last = keys_of(facts.id)
+    by_words = store.ask(_BY_WORDS, {"words": _words_query(search), "first": first, "last": last})
+    passing[np.array(by_words, np.int64).reshape(-1)] = True
     return passing
 
 
-def best(store: OpenStore, tables: Mapping[int, LatentTable], search: str, limit: int) -> list[tuple[int, str, str]]:
-    """Up to `limit` of (key, `explanation` or `token`, the text that was found) of any SAE.
+def search_all(
+    store: OpenStore, tables: Mapping[int, LatentTable], search: str, limit: int
+) -> Iterator[tuple[int, str, str]]:
+    """(key, `explanation` or `token`, the text that was found) of latents of any SAE, the best first.
 
     Explanations come first, by their rank, then tokens, short ones first, of each the latents with the most firings.
-    Ties to the lower key. tables: by the number of the SAE.
+    Ties to the lower key. tables: by the number of the SAE. limit: no more will be taken.
     """
-    words, latents = _words_query(search), []
-    if words:
-        explained = store.ask(_BEST, {"words": words, "limit": limit})
-        latents = [(key, "explanation", text) for key, text in explained]
-    if len(latents) < limit:
-        for rows in _by_tokens(store, tables, search, limit):
-            latents += rows
-            if len(latents) >= limit:
-                break
-    return latents[:limit]
-
-
-def _by_tokens(
-    store: OpenStore, tables: Mapping[int, LatentTable], search: str, limit: int
-) -> Iterator[list[tuple[int, str, str]]]:
-    """Of one token after the other its latents, up to `limit`."""
+    for key, text in store.ask(_BEST, {"words": _words_query(search), "limit": limit}):
+        yield key, "explanation", text
     for text, entry, string in store.ask(_TOKENS, {**token_range(search), "limit": limit}):
         firings, keys = [], []
         for sae, data in store.ask(_LATENTS, {"text": text, "entry": entry, "bytes": 4 * limit}):
@@ -182,7 +167,7 @@ def _by_tokens(
             firings.append(tables[sae].column("firings")[latents])
             keys.append(latents.astype(np.int64) + sae * LATENTS_OF_SAE)
         firings, keys = np.concatenate(firings), np.concatenate(keys)
-        yield [(key, "token", string) for key in keys[np.lexsort((keys, -firings))][:limit].tolist()]
+        yield from ((key, "token", string) for key in keys[np.lexsort((keys, -firings))].tolist())
 
 
 def token_range(search: str) -> dict[str, str]:
@@ -192,11 +177,11 @@ def token_range(search: str) -> dict[str, str]:
     return {"low": wanted, "high": wanted + "\U0010ffff"} if wanted else {"low": "\U0010ffff", "high": ""}
 
 
-def _words_query(search: str) -> str | None:
-    """All the words in FTS5's language; None where there is no word to look for.
+def _words_query(search: str) -> str:
+    """All the words in FTS5's language; an empty phrase, which finds nothing, where there is no word to look for.
 
     The last word may be unfinished. Each word stands in quotes, so that none is taken for an operator.
     """
     words = readable(search[:LONGEST_SEARCH]).replace("\0", " ").replace('"', '""').split()
     quoted = [f'"{word}"' for word in words if any(map(str.isalnum, word))]
-    return " ".join(quoted) + "*" if quoted else None
+    return " ".join(quoted) + "*" if quoted else '""'

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,9 @@ from metasae.explore.pages import run_files
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import rows_of, short_of
 from metasae.explore.pages.latent_table import MOST
-from metasae.explore.pages.run_files import Fired, decoder_rows, encoder_columns, fired
 from metasae.explore.store.blobs import unpack_edges
-from metasae.explore.store.open_store import OpenStore, SaeFacts
+from metasae.explore.store.open_store import OpenStore, SaeFacts, StoredText
 from metasae.explore.store.schema import BASE, KINDS, LATENTS_OF_SAE, key_of
-from metasae.explore.store.stored_text import StoredText
 
 # Windows of a split: for each child alone, where several are on, where none is.
 ALONE, SEVERAL, NONE = 8, 6, 8
@@ -26,8 +25,6 @@ _PASSING = """splits WHERE pair = :pair AND (:min_score IS NULL OR score >= :min
     AND (:labelled IS NULL OR id IN (SELECT value FROM json_each(:labelled)))
     AND (:keys IS NULL OR id IN
         (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys))))"""
-# (SAE, what is searched for) -> bool [n], the latents that are found
-SearchLatents = Callable[[SaeFacts, str], np.ndarray]
 
 
 class SaePair(NamedTuple):
@@ -46,7 +43,7 @@ class SaePair(NamedTuple):
 def splits_page(
     store: OpenStore,
     labels: Labels,
-    search_latents: SearchLatents,
+    search_latents: Callable[[SaeFacts, str], np.ndarray],
     pair: str | None = None,
     kind: str = "splits",
     offset: int = 0,
@@ -55,7 +52,10 @@ def splits_page(
     min_score: float | None = None,
     label: str | None = None,
 ) -> dict:
-    """Candidates of a pair of SAEs, best first; see `Explorer.splits`."""
+    """Candidates of a pair of SAEs, best first; see `Explorer.splits`.
+
+    search_latents: (SAE, what is searched for) -> bool [n], the latents that are found.
+    """
     if kind not in KINDS:
         raise KeyError(f"no kind '{kind}' of splits; known: {', '.join(KINDS)}")
     pairs = _pairs(store)
@@ -107,7 +107,7 @@ def _base_of(pairs: dict[str, SaePair], pair: SaePair) -> SaePair | None:
 def _given(
     store: OpenStore,
     labels: Labels,
-    search_latents: SearchLatents,
+    search_latents: Callable[[SaeFacts, str], np.ndarray],
     pair: SaePair,
     search: str | None,
     min_score: float | None,
@@ -171,7 +171,12 @@ def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
     page = {
         **row,
         "cosine": run_files.cosines(
-            np.concatenate([decoder_rows(folders[0], [parent]), decoder_rows(folders[1], latents)])
+            np.concatenate(
+                [
+                    run_files.weight_rows(folders[0], "W_dec", [parent]),
+                    run_files.weight_rows(folders[1], "W_dec", latents),
+                ]
+            )
         ),
         "siblings_meta": _siblings(store, child_sae, latents),
         "labels": labels.of("split", id),
@@ -183,9 +188,9 @@ def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
     }
     if not all(map(store.has_firings, saes)):
         return page
-    sides = [fired(folders[0], parent), *(fired(folders[1], latent) for latent in latents)]
+    sides = [run_files.fired(folders[0], parent), *(run_files.fired(folders[1], latent) for latent in latents)]
     # on which of the parent's firings each child is on: bool [children, c]
-    on = np.stack([run_files.is_in(sides[0][0], tokens) for tokens, _ in sides[1:]])
+    on = np.stack([np.isin(sides[0][0], tokens, assume_unique=True) for tokens, _ in sides[1:]])
     several = on.sum(0)
     text = store.text(parent_sae.text)
     for child, (tokens, _), with_parent in zip(row["children"], sides[1:], on.sum(1).tolist(), strict=True):
@@ -232,14 +237,14 @@ def _token_table(text: StoredText, parent: np.ndarray, on: np.ndarray) -> dict:
         for row, total in zip(with_child.tolist(), on.sum(1).tolist(), strict=True)
     ]
     return {
-        "tokens": [text.string_of(entry) for entry in entries[top].tolist()],
+        "tokens": [text.vocabulary[entry] for entry in entries[top].tolist()],
         "parent": counts[top].tolist(),
         "lift": lift,
         "counts": with_child.tolist(),
     }
 
 
-def _split_windows(text: StoredText, sides: list[Fired], on: np.ndarray, several: np.ndarray) -> list[dict]:
+def _split_windows(text: StoredText, sides: list[run_files.Fired], on: np.ndarray, several: np.ndarray) -> list[dict]:
     """Windows round strong firings of the parent, no token the peak of two: each child alone, several on, none on."""
     tokens, strengths = sides[0]
     kinds = [(child & (several == 1), ALONE) for child in on] + [(several > 1, SEVERAL), (several == 0, NONE)]
@@ -269,20 +274,20 @@ def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[
     saes = [store.sae(name) for name, _ in (a, b)]
     places = [(store.arm_folder(sae), latent) for sae, latent in zip(saes, latents, strict=True)]
     rows = [
-        rows_of(store, [key_of(sae.id, latent)], labels.of_latents(sae.name))[0]
-        for sae, latent in zip(saes, latents, strict=True)
+        rows_of(store, sae, [latent], labels.of_latents(sae.name))[0] for sae, latent in zip(saes, latents, strict=True)
     ]
     page = {
         "a": rows[0],
         "b": rows[1],
-        "cosine": _cosine([decoder_rows(folder, [latent]) for folder, latent in places]),
-        "encoder_cosine": _cosine([encoder_columns(folder, [latent]) for folder, latent in places]),
+        "cosine": _cosine("W_dec", places),
+        "encoder_cosine": _cosine("W_enc", places),
     }
     if saes[0].text != saes[1].text or not all(map(store.has_firings, saes)):
         return {**page, "phi": None, "n_both": None, "n_a": None, "n_b": None, "only_a": [], "only_b": [], "both": []}
-    sides = [fired(*place) for place in places]
+    sides = [run_files.fired(*place) for place in places]
     (tokens_a, values_a), (tokens_b, values_b) = sides
-    in_b, in_a = run_files.is_in(tokens_a, tokens_b), run_files.is_in(tokens_b, tokens_a)
+    in_b = np.isin(tokens_a, tokens_b, assume_unique=True)
+    in_a = np.isin(tokens_b, tokens_a, assume_unique=True)
     text, n_both = store.text(saes[0].text), int(in_b.sum())
 
     def windows(tokens: np.ndarray, values: np.ndarray) -> list[dict]:
@@ -301,6 +306,7 @@ def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[
     }
 
 
-def _cosine(rows: list[np.ndarray]) -> float | None:
-    """None between SAEs of different width."""
+def _cosine(name: str, places: list[tuple[Path, int]]) -> float | None:
+    """Of the weights of two latents; None between SAEs of different width. places: arm folder and latent of each."""
+    rows = [run_files.weight_rows(folder, name, [latent]) for folder, latent in places]
     return run_files.cosines(np.concatenate(rows))[0][1] if rows[0].shape == rows[1].shape else None

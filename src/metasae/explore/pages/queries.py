@@ -9,15 +9,15 @@ is a UserError.
 import json
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
-from metasae.explore.pages.latent_table import MOST, LatentTable, best, found_in
+from metasae.explore.pages.latent_table import MOST, LatentTable, found_in, search_all
 from metasae.explore.pages.pair_pages import compare_page, split_page, splits_page
 from metasae.explore.store.open_store import OpenStore
-from metasae.explore.store.schema import key_of
 from metasae.explore.store.sections import weights_of
 
 # What was searched for in a table of latents, kept for one who scrolls.
@@ -64,7 +64,7 @@ class Explorer:
         latents = table.listed(sort, descending, labels, searched, **filters)
         first = max(0, offset)
         shown = latents[first : first + max(0, min(limit, MOST))].tolist()
-        rows = rows_of(self.store, [key_of(facts.id, latent) for latent in shown], labels)
+        rows = rows_of(self.store, facts, shown, labels)
         if search:
             add_found(self.store, facts, rows, search)
         return {"sae": sae, "total": len(latents), "offset": first, "columns": table.columns, "rows": rows}
@@ -75,8 +75,8 @@ class Explorer:
 
     def briefs(self, sae: str, ids: Sequence[int]) -> dict:
         """{"17": {"top_tokens", "explanation", "label", "max"}} of up to 500 latents."""
-        keys = [key_of(self.store.sae(sae).id, self.store.check(sae, i)) for i in ids[:MOST]]
-        rows = rows_of(self.store, keys, self._labels.of_latents(sae))
+        latents = [self.store.check(sae, i) for i in ids[:MOST]]
+        rows = rows_of(self.store, self.store.sae(sae), latents, self._labels.of_latents(sae))
         shown = ("top_tokens", "explanation", "label", "max")
         return {str(row["latent"]): {key: row[key] for key in shown} for row in rows}
 
@@ -102,7 +102,7 @@ class Explorer:
 
     def search(self, text: str, limit: int = 50) -> dict:
         """Latents of any SAE by their explanation's words, then by their top tokens."""
-        latents = best(self.store, self._tables, text, max(0, min(limit, MOST)))
+        latents = islice(search_all(self.store, self._tables, text, limit), max(0, min(limit, MOST)))
         return {"rows": [{**self.store.named(key), "where": where, "text": said} for key, where, said in latents]}
 
     def set_label(self, target: dict, label: str | None, note: str = "") -> None:
@@ -112,14 +112,9 @@ class Explorer:
 
         Raises KeyError for a target that is not there, UserError for an unknown label and where it cannot be written.
         """
-        kind = target.get("kind")
+        kind, name = target.get("kind"), str(target.get("id"))
         if kind == "latent":
-            sae = target.get("sae")
-            name = f"{sae}:{self.store.check(sae, target.get('latent'))}"
-        elif kind == "split":
-            name = str(target.get("id"))
-        else:
-            raise KeyError(f"a label is for a latent or a split, not for '{kind}'")
+            name = f"{target.get('sae')}:{self.store.check(target.get('sae'), target.get('latent'))}"
         self._labels.add(kind, name, label, note)
 
     def labels(self) -> list[dict]:

@@ -15,9 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from metasae.errors import UserError
-from metasae.explore.store.blobs import short
-from metasae.explore.store.stored_text import StoredText
-from metasae.explore.store.window_blobs import BEFORE, LENGTH
+from metasae.explore.store.blobs import BEFORE, LENGTH, short
+from metasae.explore.store.open_store import StoredText
 from metasae.measures.firing.arrays import Kind, open_arrays, read_index
 from metasae.sae.layout import WEIGHTS
 
@@ -27,23 +26,18 @@ VIEW = Kind("firing store by latent", 1, {"indptr": "<i8", "tokens": "<i4", "val
 Fired = tuple[np.ndarray, np.ndarray]
 
 
-def decoder_rows(arm_folder: Path, latents: Sequence[int]) -> np.ndarray:
-    """float64 [m, d]. Raises UserError when the file is missing or damaged."""
-    return _rows(arm_folder, "W_dec", [(slice(latent, latent + 1),) for latent in latents])
+def weight_rows(arm_folder: Path, name: str, latents: Sequence[int]) -> np.ndarray:
+    """float64 [m, d]: the decoder rows (name `W_dec`) or the encoder columns (`W_enc`) of some latents.
 
-
-def encoder_columns(arm_folder: Path, latents: Sequence[int]) -> np.ndarray:
-    """float64 [m, d]."""
-    return _rows(arm_folder, "W_enc", [(slice(None), slice(latent, latent + 1)) for latent in latents])
-
-
-def _rows(arm_folder: Path, name: str, places: list[tuple[slice, ...]]) -> np.ndarray:
-    """Each place, a row or a column of a weight, as one row."""
+    Raises UserError when the file is missing or damaged.
+    """
+    before = () if name == "W_dec" else (slice(None),)
     path = arm_folder / "primary" / WEIGHTS
     try:
         with safe_open(path, "numpy") as file:
             weight = file.get_slice(name)
-            return np.stack([weight[place].reshape(-1) for place in places]).astype(np.float64)
+            rows = [weight[(*before, slice(latent, latent + 1))].reshape(-1) for latent in latents]
+            return np.stack(rows).astype(np.float64)
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (SafetensorError, OSError) as error:
@@ -86,16 +80,9 @@ def phi_table(sides: Sequence[Fired], n_tokens: int) -> list[list[float | None]]
     """Of every two of the latents."""
     table: list[list[float | None]] = [[None] * len(sides) for _ in sides]
     for (i, (one, _)), (j, (other, _)) in combinations_with_replacement(enumerate(sides), 2):
-        table[i][j] = table[j][i] = phi(int(is_in(one, other).sum()), len(one), len(other), n_tokens)
+        n_both = int(np.isin(one, other, assume_unique=True).sum())
+        table[i][j] = table[j][i] = phi(n_both, len(one), len(other), n_tokens)
     return table
-
-
-def is_in(tokens: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """bool [c]: which of the rising tokens are among the rising others."""
-    if not len(others):
-        return np.zeros(len(tokens), bool)
-    place = np.searchsorted(others, tokens)
-    return others[np.minimum(place, len(others) - 1)] == tokens
 
 
 def apart(places: np.ndarray, strength: np.ndarray, count: int) -> list[int]:

@@ -74,8 +74,7 @@ def sweep_page(folder: str | Path, shown_as: str | None = None) -> dict:
 
 def cells_that_open(folder: str | Path) -> dict[str, Path]:
     """name -> run folder, of the cells that have trained SAEs."""
-    cells = sorted(path.parent for path in Path(folder).glob("cells/*/arms"))
-    return {cell.name: cell for cell in cells}
+    return {arms.parent.name: arms.parent for arms in sorted(Path(folder).glob("cells/*/arms"))}
 
 
 def _conditions(base: dict) -> dict:

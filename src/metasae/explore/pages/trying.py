@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
-from metasae.explore.store.stored_text import readable
+from metasae.explore.store.open_store import readable
 
 MOST_TOKENS = 1_000
 
@@ -55,7 +55,7 @@ def _activations(host, text: str, context: int) -> tuple:
     import torch
 
     from metasae.data.text.windows import cut, pad, tokenise
-    from metasae.explore.store.text_rows import token_texts
+    from metasae.explore.store.firing_rows import token_texts
 
     ((_, _, ids),) = tokenise(host.tokenizer, [(0, readable(text))])
     if not len(ids):

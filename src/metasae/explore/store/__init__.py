@@ -1,11 +1,11 @@
 """RUN/explore.sqlite: what the explorer shows of a run, written once and read by its pages.
 
 Writing (needs torch): `build.py` brings a store up to date, section by section. `sections.py` lists the sections of a
-run, each with what it is made from. `writing.py` writes a section; the rows come from `text_rows.py` (the evaluation
-text), `latent_rows.py` (windows, tokens, histograms), `edges.py` (neighbours, matches, meta-latents, splits),
+run, each with what it is made from. `writing.py` writes a section; the rows come from `firing_rows.py` (the
+evaluation text; windows, tokens, histograms), `edges.py` (neighbours, matches, meta-latents, splits),
 `explanations.py` (auto-interp), `logits.py` (the logit lens) and `summary.py` (the overview).
 
-Reading (needs no torch): `open_store.py` opens a store, `stored_text.py` reads its text.
+Reading (needs no torch): `open_store.py` opens a store and reads its text.
 
-Both: `schema.py` has the tables, `window_blobs.py` and `blobs.py` how arrays are chosen and packed into them.
+Both: `schema.py` has the tables, `blobs.py` how arrays are chosen and packed into them.
 """

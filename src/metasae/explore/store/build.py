@@ -15,9 +15,9 @@ from contextlib import closing
 from pathlib import Path
 
 from metasae.errors import UserError
+from metasae.explore.store.open_store import StringsOf
 from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, STORE, create, pair_name
 from metasae.explore.store.sections import Contents, Section
-from metasae.explore.store.stored_text import StringsOf
 from metasae.progress.progress import SILENT, Progress
 
 WORKING = f".{STORE}.part"
@@ -93,7 +93,6 @@ def _write(
     obsolete = done.keys() - {section.name for section in wanted}
     missing = [section for section in wanted if done.get(section.name) != section.fingerprint]
     with store:
-        store.execute("BEGIN IMMEDIATE")
         # an SAE's number is looked up to remove what belongs to it, so that the SAEs themselves come last
         for name in sorted(obsolete, key=lambda name: (name.startswith("sae:"), name)):
             _remove(store, name)
@@ -103,15 +102,18 @@ def _write(
         for section in missing:
             begin = time.perf_counter()
             with store:
-                store.execute("BEGIN IMMEDIATE")
                 _remove(store, section.name)
                 write(section)
                 row = (section.name, section.fingerprint, time.perf_counter() - begin)
                 store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", row)
             task.advance(1)
+    # what follows from all sections together: each latent's best split score, and the index of explanations.
+    # CROSS JOIN keeps this order: from a latent to its few splits
+    best = """SELECT MAX(s.score) FROM splits s CROSS JOIN pairs p ON p.name = s.pair
+        WHERE s.parent = latents.key AND p.kind <> ?"""
     with store:
-        store.execute("BEGIN IMMEDIATE")
-        _finish(store)
+        store.execute(f"UPDATE latents SET split_score = ({best})", (BASE,))
+        store.execute("INSERT INTO explanation_words (explanation_words) VALUES ('rebuild')")
 
 
 def _remove(store: sqlite3.Connection, name: str) -> None:
@@ -120,15 +122,6 @@ def _remove(store: sqlite3.Connection, name: str) -> None:
     one, _, other = of.partition("|")
     for rows in _ROWS[kind]:
         store.execute(f"DELETE FROM {rows}", {"one": one, "other": other, "pair": pair_name(one, other)})
-
-
-def _finish(store: sqlite3.Connection) -> None:
-    """What follows from all sections together: each latent's best split score, and the index of explanations."""
-    # CROSS JOIN keeps this order: from a latent to its few splits
-    best = """SELECT MAX(s.score) FROM splits s CROSS JOIN pairs p ON p.name = s.pair
-        WHERE s.parent = latents.key AND p.kind <> ?"""
-    store.execute(f"UPDATE latents SET split_score = ({best})", (BASE,))
-    store.execute("INSERT INTO explanation_words (explanation_words) VALUES ('rebuild')")
 
 
 def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Connection:
@@ -140,7 +133,7 @@ def _open_working(working: Path, target: Path, progress: Progress) -> sqlite3.Co
         copy = working.with_name(f"{working.name}.copy")
         shutil.copyfile(target, copy)
         os.replace(copy, working)
-    store = sqlite3.connect(working, isolation_level=None, timeout=1) if working.exists() else create(working)
+    store = sqlite3.connect(working, isolation_level="IMMEDIATE", timeout=1) if working.exists() else create(working)
     # a killed process loses nothing; after a power cut the file is built anew from the run folder
     store.execute("PRAGMA synchronous = OFF")
     store.execute("PRAGMA locking_mode = EXCLUSIVE")

@@ -102,8 +102,7 @@ def write_meta(store: sqlite3.Connection, number: int, sae: SAE, meta_sae: SAE) 
     latents = np.repeat(np.arange(len(rows)), np.diff(kept.offsets.numpy()))
     meta_latents, weights = kept.latents.numpy().astype(np.int64), kept.values.double().numpy()
     _write_edges(store, number, META, number, _strongest(latents, meta_latents, weights))
-    siblings = _strongest(meta_latents, latents, weights)
-    packed = ((number, i, pack_edges(*members)) for i, *members in siblings)
+    packed = ((number, i, pack_edges(*members)) for i, *members in _strongest(meta_latents, latents, weights))
     store.executemany("INSERT INTO meta_latents VALUES (?, ?, ?)", packed)
     rebuilt = fast.decode(kept, meta_sae.W_dec) + meta_sae.b_dec
     rebuilt = rebuilt if mean is None else rebuilt * std + mean

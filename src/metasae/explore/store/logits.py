@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from metasae.data.model.host import Host
 from metasae.data.model.readout import LinearReadOut, readout_of
+from metasae.explore.store.firing_rows import token_texts
 from metasae.explore.store.schema import key_of
-from metasae.explore.store.text_rows import token_texts
 
 TOP = 10
 ROWS = 1024
@@ -31,8 +31,7 @@ def write_logits(store: sqlite3.Connection, sae: int, rows: Tensor, host: Host) 
     up, down = lens(rows, LinearReadOut(readout.weight, None, None), last_norm(host))
     ids = torch.cat([up[0], down[0]]).unique()
     text = dict(zip(ids.tolist(), token_texts(host.tokenizer, ids.numpy()), strict=True))
-    sides = {"up": up, "down": down}
-    columns = {side: (ids.tolist(), values.tolist()) for side, (ids, values) in sides.items()}
+    columns = {side: (ids.tolist(), values.tolist()) for side, (ids, values) in (("up", up), ("down", down))}
     for i in range(len(rows)):
         shown = {
             side: [[text[token], float(f"{value:.4g}")] for token, value in zip(ids[i], values[i], strict=True)]

@@ -112,7 +112,7 @@ def pair_name(parent: str, child: str) -> str:
 
 def create(path: Path) -> sqlite3.Connection:
     """A new store, open for writing."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level="IMMEDIATE")
     connection.executescript(TABLES)
     for column in SCALARS:
         connection.execute(f"CREATE INDEX latents_{column} ON latents (sae, {column})")

@@ -6,14 +6,16 @@ moment.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from metasae.arms.folder import Arm, RunFolder, next_seed, read_object
+from metasae.explore.store.blobs import WINDOWS
 from metasae.explore.store.schema import BASE, FORMAT, MERGES, SPLITS
 from metasae.explore.store.summary import is_causal
-from metasae.explore.store.window_blobs import WINDOWS
+from metasae.recipe.recipe import Recipe
 from metasae.sae.layout import WEIGHTS
 
 
@@ -41,7 +43,9 @@ class Contents:
         self.prints = {arm: fingerprint_of(arm) for arm in self.arms}
         # an arm with firings on each evaluation text
         self.texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
-        self.causal = is_causal(run_folder)
+        path = run_folder / "recipe.toml"
+        self.recipe = Recipe.load(path) if path.is_file() else None
+        self.causal = is_causal(self.recipe)
 
     def sections(self) -> list[Section]:
         """In the order in which they are written."""
@@ -71,7 +75,7 @@ class Contents:
         seeds = [(arm, next_seed(arm, self.arms)) for arm in self.arms]
         return same_seed + [(arm, following) for arm, following in seeds if following]
 
-    def _split_pairs(self) -> list[tuple[str, Arm, Arm, dict | None]]:
+    def _split_pairs(self) -> Iterator[tuple[str, Arm, Arm, dict | None]]:
         """(kind, parents, children, None or what across.json says of them).
 
         The baseline in every other arm of its seed, the other way round, and the baseline in its next seed. Candidates
@@ -83,15 +87,14 @@ class Contents:
             pairs += [(SPLITS, base, other) for other in others] + [(MERGES, other, base) for other in others]
             following = next_seed(base, self.arms)
             pairs += [(BASE, base, following)] if following else []
-        prints, across = self.prints, self._across()
-        counted, told = [], []
+        across = self._across()
         for kind, parent, child in pairs:
-            known = across.get((prints[parent].weights, prints[child].weights))
-            if prints[parent].text and prints[parent].text == prints[child].text:
-                counted.append((kind, parent, child, None))
+            prints = (self.prints[parent], self.prints[child])
+            known = across.get((prints[0].weights, prints[1].weights))
+            if prints[0].text and prints[0].text == prints[1].text:
+                yield kind, parent, child, None
             elif known is not None and not (parent.has_firings and child.has_firings):
-                told.append((kind, parent, child, known))
-        return counted + told
+                yield kind, parent, child, known
 
     def _across(self) -> dict[tuple[str, str], dict]:
         """(parents' weights, children's weights) -> the candidates in across.json."""

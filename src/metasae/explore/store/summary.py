@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 
-from metasae import files
 from metasae.arms.folder import Arm, read_object
 from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity
 from metasae.compare.words import change, reading
@@ -17,6 +17,7 @@ from metasae.interp.differences import score_differences
 from metasae.intervals.statistics import is_clear
 from metasae.recipe.recipe import Recipe
 
+CONFIG = "config.json"
 POINTS = 300
 CURVES = ("tokens", "fvu", "penalty", "aux")
 # Where the numbers of the Pareto plot are in measures.json.
@@ -29,13 +30,13 @@ PARETO = {
 QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
 
 
-def overview_of(run_folder: Path, arms: Sequence[Arm], saes: Sequence[dict], causal: bool) -> dict:
+def overview_of(
+    run_folder: Path, recipe: Recipe | None, arms: Sequence[Arm], saes: Sequence[dict], causal: bool
+) -> dict:
     """saes: what the store knows of each arm. What the run folder lacks is None or empty."""
     compared = read_object(run_folder / "compare.json")
     measures = {arm.label: arm.measures() for arm in arms}
-    measured = [arm for arm in arms if measures[arm.label]]
-    of = {arm.label: measures[arm.label] for arm in measured}
-    recipe = Recipe.load(run_folder / "recipe.toml") if (run_folder / "recipe.toml").is_file() else None
+    of = {name: of_arm for name, of_arm in measures.items() if of_arm}
     planted = recipe is not None and recipe.text.source == "planted"
     model = None if recipe is None else "planted world" if planted else recipe.model.name or recipe.model.path
     subject = {"hook": None if recipe is None or planted else recipe.hook.point, "model": model}
@@ -46,7 +47,7 @@ def overview_of(run_folder: Path, arms: Sequence[Arm], saes: Sequence[dict], cau
             "verdict": compared.get("verdict"),
             "conditions": compared.get("conditions") or {},
             "baseline": compared.get("baseline"),
-            "missing": compared.get("missing", [arm.label for arm in arms if arm not in measured]),
+            "missing": compared.get("missing", [arm.label for arm in arms if arm.label not in of]),
             "saes": [
                 {**sae, **{key: _at(measures[sae["name"]], ("fidelity", key)) for key in ("l0", "fvu")}, **subject}
                 for sae in saes
@@ -64,7 +65,8 @@ def overview_of(run_folder: Path, arms: Sequence[Arm], saes: Sequence[dict], cau
             "pareto": [
                 {"name": arm.label, "arm": arm.name, "seed": arm.seed}
                 | {key: _at(of[arm.label], path) for key, path in PARETO.items()}
-                for arm in measured
+                for arm in arms
+                if arm.label in of
             ],
             "phi_histogram": _histograms(of, ("cooccurrence", "histogram"), "edges"),
             "rates": _histograms(of, ("fidelity", "rates", "histogram"), "log10_edges"),
@@ -76,18 +78,18 @@ def overview_of(run_folder: Path, arms: Sequence[Arm], saes: Sequence[dict], cau
     )
 
 
-def is_causal(run_folder: Path) -> bool:
+def is_causal(recipe: Recipe | None) -> bool:
     """Whether the run's model predicts tokens; False where there is none, or its configuration is not at hand."""
-    recipe = Recipe.load(run_folder / "recipe.toml") if (run_folder / "recipe.toml").is_file() else None
     if recipe is None or recipe.text.source == "planted":
         return False
     try:
-        folder = local_folder(recipe.model)
-        config = folder / "config.json" if folder is not None else _cached_config(recipe.model)
-        # transformers, which brings torch along, is asked only where the name of the model's class does not tell
-        names = (files.read_json(config).get("architectures") or ()) if config is not None else ()
-        if names and not any(name.endswith("ForConditionalGeneration") for name in names):
+        folder, revision = local_folder(recipe.model), recipe.model.revision or None
+        # of a model on the hub where it was downloaded before
+        path = folder / CONFIG if folder else try_to_load_from_cache(recipe.model.source, CONFIG, revision=revision)
+        names = read_object(Path(path)).get("architectures") or () if isinstance(path, (str, Path)) else ()
+        if not any(name.endswith("ForConditionalGeneration") for name in names):
             return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+        # transformers, which brings torch along, is asked only where the name of the model's class does not tell
         import transformers
 
         from metasae.data.model import loading
@@ -97,14 +99,6 @@ def is_causal(run_folder: Path) -> bool:
         )
     except (UserError, OSError, ValueError):
         return False
-
-
-def _cached_config(model) -> Path | None:
-    """The configuration of a model on the hub, where it was downloaded before."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(model.source, "config.json", revision=model.revision or None)
-    return Path(path) if isinstance(path, str) else None
 
 
 def in_words(key: str, entry: dict) -> dict:

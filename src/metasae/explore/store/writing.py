@@ -12,18 +12,17 @@ import numpy as np
 from metasae.arms.folder import Arm
 from metasae.data.model.host import Host
 from metasae.errors import UserError
-from metasae.explore.store import edges, explanations, latent_rows, logits, summary, text_rows
-from metasae.explore.store.explanations import REPLIES, Judged
+from metasae.explore.store import edges, explanations, firing_rows, logits, summary
+from metasae.explore.store.open_store import StringsOf
 from metasae.explore.store.schema import STORE, key_of
 from metasae.explore.store.sections import Contents, Section
-from metasae.explore.store.stored_text import StringsOf
-from metasae.explore.store.text_rows import Strings
+from metasae.interp.choice import READ
+from metasae.interp.replies import ReplyStore
 from metasae.interp.windows import Text
 from metasae.measures.cofiring.partners import mutual_partners, top_partners
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
 from metasae.progress.progress import Progress
-from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
 
 
@@ -35,7 +34,7 @@ class Writer:
         self._weights = lru_cache(maxsize=3)(Arm.sae)
         self._strings = lru_cache(maxsize=None)(self._read_strings)
         self._text = lru_cache(maxsize=None)(
-            lambda digest: text_rows.text_of(contents.texts[digest].firings(), self._strings(digest))
+            lambda digest: firing_rows.text_of(contents.texts[digest].firings(), self._strings(digest))
         )
 
     def write(self, section: Section) -> None:
@@ -45,11 +44,13 @@ class Writer:
 
     def _write_text(self, arm: Arm) -> None:
         digest = self.contents.prints[arm].text
-        text_rows.write_text(self.store, digest, self._text(digest))
+        firing_rows.write_text(self.store, digest, self._text(digest))
 
     def _write_sae(self, arm: Arm) -> None:
         sae, prints = self._weights(arm), self.contents.prints[arm]
         threshold = np.full(sae.n_latents, np.nan) if sae.threshold is None else sae.threshold.double().cpu().numpy()
+        # NaN, which SQLite keeps as NULL, where there is none
+        threshold = np.where(np.isfinite(threshold), threshold, np.nan)
         view = self._view(arm) if arm.has_firings else None
         if view is not None and view.n_latents != sae.n_latents:
             raise UserError(
@@ -64,9 +65,9 @@ class Writer:
         ((number, text),) = self.store.execute("SELECT id, text FROM saes WHERE name = ?", (arm.label,))
         with self.progress.task(f"windows and tokens of {arm.label}", sae.n_latents, "latents") as task:
             if view is None:
-                latent_rows.write_bare_latents(self.store, number, threshold, task)
+                firing_rows.write_bare_latents(self.store, number, threshold, task)
             else:
-                latent_rows.write_latents(self.store, number, view, self._text(prints.text), text, threshold, task)
+                firing_rows.write_latents(self.store, number, view, self._text(prints.text), text, threshold, task)
         self._write_neighbours(arm, number, sae)
 
     def _write_neighbours(self, arm: Arm, number: int, sae: SAE) -> None:
@@ -85,25 +86,24 @@ class Writer:
         if arm.has_meta:
             scalars["meta_e"] = edges.write_meta(self.store, number, sae, arm.meta())
         for column, values in scalars.items():
-            rows = [(latent_rows.finite(value), key_of(number, i)) for i, value in enumerate(values.tolist())]
+            rows = [(value, key_of(number, i)) for i, value in enumerate(values.tolist())]
             self.store.executemany(f"UPDATE latents SET {column} = ? WHERE key = ?", rows)
 
     def _write_interp(self, arm: Arm) -> None:
         number, interp = self._number(arm), arm.interp()
         explanations.write_scores(self.store, number, interp)
         explanations.write_senses(self.store, number, arm.measures())
-        judged = lru_cache(maxsize=1)(lambda: self._judged(arm, interp))
-        explanations.write_explanations(self.store, number, interp, judged)
-        explanations.write_replies(self.store, number, interp, judged)
-
-    def _judged(self, arm: Arm, interp: dict) -> Judged | None:
-        """None where no judge was asked, or the windows it was shown cannot be drawn again."""
-        path = self.contents.folder / REPLIES
-        if not (arm.has_firings and interp.get("latents") and path.is_file()):
-            return None
-        firings, asked = arm.firings(), self._strings(self.contents.prints[arm].text).asked
-        text = Text(firings.documents, firings.tokens, firings.positions, asked, interp["conditions"]["seed"])
-        return Judged(path, interp, text, self._view(arm))
+        explanations.write_explanations(self.store, number, interp)
+        keys = [key for key in READ if key in interp.get("scores", {})]
+        path = self.contents.folder / explanations.REPLIES
+        # without them the windows that a judge was shown cannot be drawn again
+        if keys and arm.has_firings and path.is_file():
+            firings, conditions = arm.firings(), interp["conditions"]
+            asked = self._strings(self.contents.prints[arm].text).asked
+            text = Text(firings.documents, firings.tokens, firings.positions, asked, conditions["seed"])
+            with ReplyStore(path) as replies:
+                asker, view = explanations.StoredAnswers(replies), self._view(arm)
+                explanations.write_replies(self.store, number, conditions, keys, asker, text, view)
 
     def _write_pair(self, one: Arm, other: Arm) -> None:
         """Neighbours in the other arm, both ways, and matches; of two seeds of one arm the matches alone."""
@@ -114,13 +114,14 @@ class Writer:
             return
         firings = [arm.firings() if arm.has_firings else None for arm in arms]
         live = [np.ones(len(w), bool) if of is None else of.counts() > 0 for w, of in zip(rows, firings, strict=True)]
-        if one.name == other.name:
-            edges.write_matches(self.store, numbers, rows, live)
-            return
-        near = {edges.COSINE: [edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])]}
-        edges.write_matches(self.store, numbers, rows, live, near[edges.COSINE])
+        near = (
+            {}
+            if one.name == other.name
+            else {edges.COSINE: [edges.nearest_rows(*rows), edges.nearest_rows(*rows[::-1])]}
+        )
+        edges.write_matches(self.store, numbers, rows, live, near.get(edges.COSINE))
         texts = {self.contents.prints[arm].text for arm in arms}
-        if len(texts) == 1 and None not in texts:
+        if near and len(texts) == 1 and None not in texts:
             partners = mutual_partners(*firings, edges.NEIGHBOURS, self.progress)
             near[edges.PHI] = [edges.Near(nearest.latents, nearest.phi) for nearest in partners]
         for kind, sides in near.items():
@@ -142,8 +143,7 @@ class Writer:
     @cached_property
     def _host(self) -> Host | None:
         try:
-            recipe = Recipe.load(self.contents.folder / "recipe.toml")
-            return Host.load(recipe.model, recipe.hook.point)
+            return Host.load(self.contents.recipe.model, self.contents.recipe.hook.point)
         except UserError as error:
             self.progress.say(f"no logit lens ({error}); delete {STORE} to try it again")
             return None
@@ -155,7 +155,8 @@ class Writer:
             dict(zip(keys, rows[arm.label], strict=True)) | {"has_firings": arm.has_firings, "has_meta": arm.has_meta}
             for arm in self.contents.arms
         ]
-        overview = summary.overview_of(self.contents.folder, self.contents.arms, saes, self.contents.causal)
+        contents = self.contents
+        overview = summary.overview_of(contents.folder, contents.recipe, contents.arms, saes, contents.causal)
         self.store.execute("INSERT OR REPLACE INTO meta VALUES ('overview', ?)", (json.dumps(overview),))
 
     def _view(self, arm: Arm) -> ByLatent:
@@ -168,10 +169,12 @@ class Writer:
         # memory-maps as plain arrays: many small slices are cut from them
         return ByLatent(*(np.asarray(array) for array in (view.indptr, view.tokens, view.values)), view.n_tokens)
 
-    def _read_strings(self, digest: str) -> Strings:
+    def _read_strings(self, digest: str) -> firing_rows.Strings:
         if self._given is not None:
-            return Strings(self._given, self._given)
-        return text_rows.strings_of_run(self.contents.folder, self.contents.texts[digest].firings())
+            return firing_rows.Strings(self._given, self._given)
+        return firing_rows.strings_of_run(
+            self.contents.folder, self.contents.recipe, self.contents.texts[digest].firings()
+        )
 
     def _number(self, arm: Arm) -> int:
         return self.store.execute("SELECT id FROM saes WHERE name = ?", (arm.label,)).fetchone()[0]

@@ -1,68 +1,101 @@
-"""The explorer's web server: a run or a sweep, on this machine."""
+"""The explorer's web server for this machine: a run, or a sweep with each cell's own explorer at cell/NAME/."""
 
 import contextlib
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
-from metasae.explore.pages.sweep_pages import is_sweep
+from metasae.explore.pages.sweep_pages import cells_that_open, is_sweep, sweep_page
 from metasae.explore.pages.trying import Trying
 from metasae.explore.store.build import build
-from metasae.explore.web.run_app import run_app
-from metasae.explore.web.sweep_app import sweep_app
+from metasae.explore.web.application import fresh, guarded, run_app
+from metasae.explore.web.page_files import OF_A_CELL, OF_A_SWEEP, STATIC, tagged
 from metasae.progress.progress import SILENT, Progress
 
 
-def app(
-    run, try_text: Callable[[str], dict] | None = None, host: str = "127.0.0.1", progress: Progress = SILENT
-) -> Starlette:
-    """The application. run: a run folder with its store, a sweep's folder, or anything with the methods of `Explorer`.
+def app(folder: str | Path, host: str = "127.0.0.1", progress: Progress = SILENT) -> Starlette:
+    """The application for a run's folder, whose store is built where it is missing or stale, or for a sweep's.
 
-    try_text: text -> which latents fire on it; by default the run folder's model and SAEs, loaded when first asked.
-    host: the address it is served on; requests must name it, or this machine. progress: of a sweep's cells, whose
-    stores are built when asked for.
+    host: the address it is served on; requests must name it, or this machine. progress: of the stores that are built.
+    Raises UserError when the folder is neither.
     """
-    if not isinstance(run, (str, Path)):
-        return run_app(run, try_text, host)
-    if is_sweep(run):
-        return sweep_app(run, host, progress)
-    return run_app(Explorer(run), try_text or Trying(run), host)
+    if not is_sweep(folder):
+        build(folder, progress)
+        return run_app(Explorer(folder), Trying(folder), host)
+    routes = [
+        Route("/", _page(OF_A_SWEEP)),
+        Route("/api/sweep", lambda request: fresh(sweep_page(folder))),
+        Mount("/cell/{name}", _Cells(Path(folder), host, progress)),
+    ]
+    return guarded(routes, host)
+
+
+def _page(tag: str):
+    return lambda request: HTMLResponse(tagged(tag), headers={"cache-control": "no-store"})
+
+
+class _Cells:
+    """Passes what is asked of cell/NAME/ on to that cell's explorer, whose store is built when it is first asked for.
+
+    The pages come at once, the first answer when the store is built.
+    """
+
+    def __init__(self, folder: Path, host: str, progress: Progress):
+        self._folder, self._host, self._progress = folder, host, progress
+        self._lock, self._explorers = threading.Lock(), {}
+        self._pages = Starlette(routes=[Route("/", _page(OF_A_CELL)), Mount("/", StaticFiles(directory=STATIC))])
+
+    async def __call__(self, scope, receive, send) -> None:
+        name, path = scope["path_params"]["name"], scope["path"][len(scope["root_path"]) :]
+        cell = cells_that_open(self._folder).get(name)
+        if cell is None:
+            raise KeyError(f"the sweep has no cell '{name}' with trained SAEs")
+        if not path.startswith(("/api/", "/plotly.min.js")):
+            return await self._pages(scope, receive, send)
+        explorer = await run_in_threadpool(self._explorer, cell)
+        return await explorer(scope, receive, send)
+
+    def _explorer(self, cell: Path) -> Starlette:
+        """Opened once each; one store is built at a time."""
+        with self._lock:
+            if cell.name not in self._explorers:
+                self._explorers[cell.name] = app(cell, self._host, self._progress)
+            return self._explorers[cell.name]
 
 
 def serve(
-    run_folder: str | Path,
+    folder: str | Path,
     host: str = "127.0.0.1",
     port: int = 0,
     open_browser: bool = True,
     progress: Progress = SILENT,
 ) -> None:
-    """Serves a run or a sweep until Ctrl-C; a run's store is built where it is missing or stale. port 0: any free one.
+    """Serves a run or a sweep until Ctrl-C. port 0: any free one.
 
     Raises UserError when the folder is neither, the port is taken or the address is not this machine's.
     """
     import uvicorn
 
-    run_folder = Path(run_folder)
-    of_run = not is_sweep(run_folder)
     with listen(host, port) as listening:
-        if of_run:
-            build(run_folder, progress)
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/"
         config = uvicorn.Config(
-            app(run_folder, host=host, progress=progress),
+            app(folder, host, progress),
             log_level="warning",
             timeout_graceful_shutdown=2,
             server_header=False,
             date_header=False,
         )
-        print(f"{run_folder.name}: {address}   (Ctrl-C stops)", flush=True)
+        print(f"{Path(folder).name}: {address}   (Ctrl-C stops)", flush=True)
         if open_browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         # uvicorn shuts down at the signal, then passes it on

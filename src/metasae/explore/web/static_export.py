@@ -16,8 +16,8 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,8 +28,7 @@ from metasae.explore.pages.queries import Explorer
 from metasae.explore.pages.sweep_pages import is_sweep, sweep_page
 from metasae.explore.store.blobs import SEARCHED
 from metasae.explore.store.build import build
-from metasae.explore.web.page_files import copy_files, tagged
-from metasae.explore.web.sweep_app import OF_A_SWEEP
+from metasae.explore.web.page_files import OF_A_SWEEP, STATIC, STATIC_TAG, plotly_script, tagged
 from metasae.progress.progress import SILENT, Progress
 
 LATENTS_A_FILE = 64
@@ -37,7 +36,6 @@ SPLITS_A_FILE = 16
 ROWS = 500
 # of each pair; there are thousands, and all but the first are chance
 SPLITS = 200
-TAG = '<meta name="metasae-static" content="1">'
 
 
 def static_export(
@@ -46,36 +44,36 @@ def static_export(
     """Writes the pages and all they show to `out` and returns its index.html.
 
     run: a run folder, whose store is built where it is missing or stale, a sweep's folder, or anything with the methods
-    of `Explorer`. splits: so many of each pair of SAEs, the best first. processes: that write the latents of a run
-    folder side by side; a script that asks for several begins under `if __name__ == "__main__":`, as multiprocessing
-    wants it. Raises UserError when `out` holds something else, or cannot be written.
+    of `Explorer`. splits: so many of each pair of SAEs, the best first, at most 500. processes: that write the
+    latents of a run folder side by side; a script that asks for several begins under `if __name__ == "__main__":`, as
+    multiprocessing wants it. Raises UserError when `out` holds something else, or cannot be written.
     """
-    out, folder = Path(out), Path(run) if isinstance(run, (str, Path)) else None
-    of_sweep = folder is not None and is_sweep(folder)
+    out, run = Path(out), Path(run) if isinstance(run, str) else run
+    of_sweep = isinstance(run, Path) and is_sweep(run)
     _refuse_other(out)
-    if folder is not None and not of_sweep:
-        build(folder, progress)
-        run = Explorer(folder)
+    if isinstance(run, Path) and not of_sweep:
+        build(run, progress)
     # an earlier export goes
     shutil.rmtree(out / "data", ignore_errors=True)
     (out / "index.html").unlink(missing_ok=True)
     if of_sweep:
         # the cells' own explorers are not among the files
-        files.write_json(out / "data" / "api" / "sweep.json", sweep_page(folder, shown_as=folder.resolve().name))
-        copy_files(out)
-        page = tagged(TAG, OF_A_SWEEP)
+        files.write_json(out / "data" / "api" / "sweep.json", sweep_page(run, shown_as=run.resolve().name))
     else:
-        _write_run(run, folder, out, progress, splits, processes)
-        page = tagged(TAG)
+        _write_run(run, out / "data" / "api", progress, splits, processes)
+    shutil.copytree(STATIC, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("index.html"))
+    shutil.copyfile(plotly_script(), out / "plotly.min.js")
     # last, so that a folder with an index.html is whole
-    files.write_text(out / "index.html", page)
+    files.write_text(out / "index.html", tagged(STATIC_TAG, OF_A_SWEEP) if of_sweep else tagged(STATIC_TAG))
     return out / "index.html"
 
 
-def _write_run(run, folder: Path | None, out: Path, progress: Progress, splits: int, processes: int) -> None:
-    overview, api = run.overview(), out / "data" / "api"
+def _write_run(run, api: Path, progress: Progress, splits: int, processes: int) -> None:
+    # the store may be another than at an earlier export
+    _opened.cache_clear()
+    explorer = _opened(run)
+    overview = explorer.overview()
     files.write_text(api / "overview.json", _text(overview))
-    copy_files(out)
     sizes = {sae["name"]: sae["n"] for sae in overview["saes"]}
     stems = _stems(list(sizes))
     places = [
@@ -84,35 +82,24 @@ def _write_run(run, folder: Path | None, out: Path, progress: Progress, splits: 
         for first in range(0, n, LATENTS_A_FILE)
     ]
     searched: dict[str, list[list[str]]] = {name: [] for name in stems}
-    written = _each(partial(_write_latents, api, stems), places, run, folder, processes)
-    with progress.task("pages as files", sum(sizes.values()), "latents") as task:
+    write = partial(_write_latents, run, api, stems)
+    # a forked copy of this process would share its threads' locks
+    pool = ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext()
+    with pool, progress.task("pages as files", sum(sizes.values()), "latents") as task:
+        written = pool.map(write, places, chunksize=4) if processes > 1 else map(write, places)
         for (name, first, end), tokens in zip(places, written, strict=True):
             searched[name] += tokens
             task.advance(end - first)
     for name, stem in stems.items():
-        _write_table(run, name, sizes[name], api / "latents" / f"{stem}.json.gz", searched[name])
-    index = {"saes": stems, "most": splits, **_write_splits(run, api, splits)}
+        _write_table(explorer, name, sizes[name], api / "latents" / f"{stem}.json.gz", searched[name])
+    index = {"saes": stems, "most": splits, **_write_splits(explorer, api, splits)}
     files.write_text(api / "index.json", _text(index))
 
 
-def _each(call: Callable, places: list[tuple], run, folder: Path | None, processes: int) -> Iterator:
-    """call(explorer, place) of each in order, by several processes where there is a folder that each can open."""
-    if folder is None or processes < 2:
-        yield from (call(run, place) for place in places)
-        return
-    # a copy of this process would share its threads' locks
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        yield from pool.map(partial(_in_process, call, folder), places, chunksize=4)
-
-
-def _in_process(call: Callable, folder: Path, place: tuple):
-    return call(_opened(folder), place)
-
-
 @lru_cache(maxsize=1)
-def _opened(folder: Path) -> Explorer:
-    """The run of a process that writes latents for another."""
-    return Explorer(folder)
+def _opened(run):
+    """A run's explorer, opened once in each process."""
+    return Explorer(run) if isinstance(run, Path) else run
 
 
 def _refuse_other(out: Path) -> None:
@@ -122,19 +109,21 @@ def _refuse_other(out: Path) -> None:
     page = out / "index.html"
     # an export that was cut off has data/api, but no index.html yet
     ours = (
-        TAG in page.read_text(encoding="utf-8", errors="replace") if page.is_file() else (out / "data" / "api").is_dir()
+        STATIC_TAG in page.read_text(encoding="utf-8", errors="replace")
+        if page.is_file()
+        else (out / "data" / "api").is_dir()
     )
     if not ours:
         raise UserError(f"{out} is there already and is no export of the explorer; choose another folder")
 
 
-def _write_latents(api: Path, stems: dict[str, str], explorer, place: tuple[str, int, int]) -> list[list[str]]:
+def _write_latents(run, api: Path, stems: dict[str, str], place: tuple[str, int, int]) -> list[list[str]]:
     """One file of latents; gives the tokens by which each is searched.
 
     place: the SAE, its first latent there and the end.
     """
     name, first, end = place
-    block = {str(i): explorer.latent(name, i) for i in range(first, end)}
+    block = {str(i): _opened(run).latent(name, i) for i in range(first, end)}
     _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", block)
     return [[entry["token"] for entry in latent["tokens"][:SEARCHED]] for latent in block.values()]
 
@@ -158,15 +147,11 @@ def _write_splits(explorer, api: Path, most: int) -> dict:
         named = dict.fromkeys([*first["pairs"], *first.get("base_pairs", ())])
         pairs[kind] = {pair: f"{kind}-{number}" for number, pair in enumerate(named)}
         for pair, stem in pairs[kind].items():
-            ask = partial(explorer.splits, pair, kind=kind)
-            answer = ask(limit=0)
-            total = min(answer["total"], most)
-            offsets = range(0, total, ROWS)
-            rows = [row for start in offsets for row in ask(offset=start, limit=min(ROWS, total - start))["rows"]]
+            answer = explorer.splits(pair, kind=kind, limit=most)
             # `found` says how many there are
-            answer = {**answer, "rows": rows, "total": total, "found": answer["total"]}
-            _pack(api / "splits" / f"{stem}.json.gz", answer)
-            ids |= dict.fromkeys(row["id"] for row in rows)
+            told = {**answer, "total": len(answer["rows"]), "found": answer["total"]}
+            _pack(api / "splits" / f"{stem}.json.gz", told)
+            ids |= dict.fromkeys(row["id"] for row in answer["rows"])
         if not pairs[kind]:
             _pack(api / "splits" / f"{kind}-0.json.gz", first)
     blocks: dict[str, int] = {}

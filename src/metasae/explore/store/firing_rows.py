@@ -1,0 +1,235 @@
+"""The rows that come from firings: the evaluation text and one SAE's latents.
+
+Of the text: its tokens' strings, and where documents begin. Of latents: scalars, windows, tokens and histogram, from
+one pass over the firings by latent.
+"""
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from metasae.arms.source import Source
+from metasae.data.model.tokenizer import load_tokenizer
+from metasae.errors import UserError
+from metasae.explore.store import blobs
+from metasae.explore.store.open_store import CHUNK, StringsOf, folded, readable, stretches_of
+from metasae.explore.store.schema import key_of
+from metasae.interp.windows import planted_strings, token_strings
+from metasae.measures.firing.by_latent import ByLatent
+from metasae.measures.firing.firings import Firings
+from metasae.progress.progress import SILENT, Task
+from metasae.recipe.recipe import Recipe
+
+# Firings looked at in one go: about 200 MB.
+FIRINGS = 1 << 20
+_INSERT = (
+    "INSERT INTO latents (key, sae, latent, firings, rate, threshold, max, top_tokens) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+@dataclass(frozen=True)
+class Strings:
+    """The text of a split's tokens. shown: on the pages. asked: as auto-interp shows it to judges.
+
+    per_token: tokens of one id read differently.
+    """
+
+    shown: StringsOf
+    asked: StringsOf
+    per_token: bool = False
+
+
+@dataclass(frozen=True)
+class SplitText:
+    """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry.
+
+    stretches: as `stretches_of`. cells: as windows are cut from it. strings: of the vocabulary's entries [V]. own: of
+    every token, where tokens of one id read differently.
+    """
+
+    entries: np.ndarray
+    ids: np.ndarray
+    counts: np.ndarray
+    stretches: np.ndarray
+    cells: blobs.Cells
+    strings: list[str]
+    own: list[str] | None
+
+
+def text_of(firings: Firings, strings: Strings) -> SplitText:
+    """The evaluation text of some firings.
+
+    Where tokens of one id read differently, as in a planted world, the vocabulary has what stands before the first `/`.
+    """
+    ids, first, entries, counts = np.unique(
+        np.asarray(firings.tokens), return_index=True, return_inverse=True, return_counts=True
+    )
+    named, own = [readable(string) for string in strings.shown(first)], None
+    if strings.per_token:
+        named = [string.split("/")[0] for string in named]
+        own = [readable(string) for string in strings.shown(np.arange(firings.n_tokens))]
+    stretches = stretches_of(np.asarray(firings.documents), np.asarray(firings.positions))
+    entries = entries.reshape(-1).astype(np.int64)
+    cells = blobs.Cells.of(entries, stretches[0])
+    return SplitText(entries, ids.astype(np.int64), counts.astype(np.int64), stretches, cells, named, own)
+
+
+def write_text(store: sqlite3.Connection, digest: str, text: SplitText) -> None:
+    packed = zlib.compress(np.ascontiguousarray(text.stretches, "<i8").tobytes(), 6)
+    sql = "INSERT INTO texts (digest, n_tokens, stretches) VALUES (?, ?, ?)"
+    number = store.execute(sql, (digest, len(text.entries), packed)).lastrowid
+    columns = (text.ids.tolist(), text.counts.tolist(), text.strings)
+    rows = (
+        (number, entry, token, count, string, folded(string))
+        for entry, (token, count, string) in enumerate(zip(*columns, strict=True))
+    )
+    store.executemany("INSERT INTO vocabulary VALUES (?, ?, ?, ?, ?, ?)", rows)
+    for chunk, start in enumerate(range(0, len(text.entries), CHUNK)):
+        entries = zlib.compress(text.entries[start : start + CHUNK].astype("<u4").tobytes(), 1)
+        own = None if text.own is None else zlib.compress(json.dumps(text.own[start : start + CHUNK]).encode(), 1)
+        store.execute("INSERT INTO text_chunks VALUES (?, ?, ?, ?)", (number, chunk, entries, own))
+
+
+def strings_of_run(run_folder: Path, recipe: Recipe | None, firings: Firings) -> Strings:
+    """Of the run's evaluation split. Raises UserError without a recipe, and where the tokenizer cannot be had."""
+    if recipe is None:
+        raise UserError(
+            f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`"
+        )
+    if recipe.text.source == "planted":
+        source = Source(recipe, run_folder, "cpu", SILENT)
+        planted = planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))
+        return Strings(planted, planted, per_token=True)
+    tokenizer, tokens = load_tokenizer(recipe.model), np.asarray(firings.tokens)
+    return Strings(lambda places: token_texts(tokenizer, tokens[places]), token_strings(tokenizer, tokens))
+
+
+def token_texts(tokenizer, ids) -> list[str]:
+    """ids: int [m], of the vocabulary -> the text of each as after another word, leading space included.
+
+    A token that is a part of a character is shown as its bytes: `<0xE2><0x80>`.
+    """
+    ids = np.asarray(ids, np.int64)
+    decoded = token_strings(tokenizer, ids)(np.arange(len(ids)))
+    bytes_of = _byte_of_letter()
+    return [
+        readable(_bytes(tokenizer.convert_ids_to_tokens(number), bytes_of) if "\ufffd" in text else text)
+        for number, text in zip(ids.tolist(), decoded, strict=True)
+    ]
+
+
+def _bytes(piece: str, bytes_of: dict[str, int]) -> str:
+    if all(letter in bytes_of for letter in piece):
+        return "".join(f"<0x{bytes_of[letter]:02X}>" for letter in piece)
+    # sentencepiece writes the byte itself in this way
+    return piece
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """Letter -> byte, as in GPT-2's table.
+
+    Byte-level tokenizers write printable Latin-1 as itself, the other bytes in order as the letters from U+0100 on.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+def write_latents(
+    store: sqlite3.Connection,
+    sae: int,
+    view: ByLatent,
+    text: SplitText,
+    text_number: int,
+    threshold: np.ndarray,
+    task: Task,
+) -> None:
+    """Writes latents, windows, tokens, histograms and top_tokens of an SAE with firings. threshold: float [n], NaN
+    for none."""
+    searched: list[np.ndarray] = []
+    for first, last in ranges(view.indptr, FIRINGS):
+        searched += _write_block(store, sae, first, last, view, text, threshold[first:last])
+        task.advance(last - first)
+    latents = np.repeat(np.arange(view.n_latents), [len(entries) for entries in searched])
+    entries = np.concatenate([np.zeros(0, np.int64), *searched])
+    # of each token of the vocabulary the latents that have it among their first, those with the most firings first
+    order = np.lexsort((latents, -view.counts()[latents], entries))
+    names, first, sizes = np.unique(entries[order], return_index=True, return_counts=True)
+    latents = latents[order].astype("<i4")
+    places = zip(names.tolist(), first.tolist(), sizes.tolist(), strict=True)
+    rows = ((text_number, entry, sae, latents[begin : begin + size].tobytes()) for entry, begin, size in places)
+    store.executemany("INSERT INTO top_tokens VALUES (?, ?, ?, ?)", rows)
+
+
+def write_bare_latents(store: sqlite3.Connection, sae: int, threshold: np.ndarray, task: Task) -> None:
+    """The rows of an SAE without firings: all that is known are its thresholds."""
+    rows = ((key_of(sae, i), sae, i, None, None, value, None, "[]") for i, value in enumerate(threshold.tolist()))
+    store.executemany(_INSERT, rows)
+    task.advance(len(threshold))
+
+
+def ranges(indptr: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of latents with at most `size` firings together, but at least one latent."""
+    first, n_latents = 0, len(indptr) - 1
+    while first < n_latents:
+        last = int(np.searchsorted(indptr, indptr[first] + size, side="right")) - 1
+        last = min(max(last, first + 1), n_latents)
+        yield first, last
+        first = last
+
+
+def _write_block(
+    store: sqlite3.Connection,
+    sae: int,
+    first: int,
+    last: int,
+    view: ByLatent,
+    text: SplitText,
+    threshold: np.ndarray,
+) -> list[np.ndarray]:
+    """Latents first to last - 1, from their firings all at once. threshold: theirs.
+
+    Returns the entries of the vocabulary by which each is searched.
+    """
+    firings = slice(int(view.indptr[first]), int(view.indptr[last]))
+    tokens, values = np.asarray(view.tokens[firings]), np.asarray(view.values[firings])
+    counts, n = np.diff(view.indptr[first : last + 1]), last - first
+    latent = np.repeat(np.arange(n), counts)
+    low, high = extremes(values, counts)
+    # activations begin at the threshold, where there is one
+    low = np.where(counts > 0, np.minimum(low, np.where(np.isfinite(threshold), np.maximum(threshold, 0), 0)), 0)
+    bins = blobs.histograms(latent, values, low, high).astype("<u4")
+    packed = list(blobs.pack_windows(latent, tokens, values, text.cells, n))
+    most = list(blobs.top_tokens(latent, text.entries[tokens], n, len(text.ids)))
+
+    keys, live = [key_of(sae, i) for i in range(first, last)], np.flatnonzero(counts).tolist()
+    low, high, counts = low.tolist(), high.tolist(), counts.tolist()
+    scalars = []
+    for i, (entries, _) in enumerate(most):
+        named = json.dumps([text.strings[entry] for entry in entries[: blobs.NAMED].tolist()])
+        rate, strongest = counts[i] / max(len(text.entries), 1), high[i] if counts[i] else None
+        scalars.append((keys[i], sae, first + i, counts[i], rate, float(threshold[i]), strongest, named))
+    store.executemany(_INSERT, scalars)
+    store.executemany("INSERT INTO windows VALUES (?, ?)", ((keys[i], packed[i]) for i in live))
+    store.executemany("INSERT INTO tokens VALUES (?, ?)", ((keys[i], blobs.pack_tokens(*most[i])) for i in live))
+    rows = ((keys[i], low[i], high[i], zlib.compress(bins[i].tobytes(), 1)) for i in live)
+    store.executemany("INSERT INTO histograms VALUES (?, ?, ?, ?)", rows)
+    return [entries[: blobs.SEARCHED] for entries, _ in most]
+
+
+def extremes(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest value of each latent, float64 [b]; 0 where it never fires.
+
+    values [c]: in the order of latents. counts [b]: of each.
+    """
+    low, high = np.zeros(len(counts)), np.zeros(len(counts))
+    live = counts > 0
+    if live.any():
+        starts = (np.cumsum(counts) - counts)[live]
+        low[live], high[live] = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    return low, high
