@@ -19,7 +19,7 @@ from metasae.arms.folder import Arm
 from metasae.arms.source import Source
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.rolling import TrainingWindow
-from metasae.data.cache.stream import batches_of
+from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Rows, Split
 from metasae.errors import UserError
@@ -85,7 +85,16 @@ def train_arm(
         trainer = trainer_of(recipe, arm.name, arm.seed, b_dec, source.device, ranks)
         order = turn.order(arm.seed)
         with (
-            batches_of(turn.split, recipe.train.batch, order, scale, ranks, trainer.device, turn.first) as stream,
+            Stream(
+                turn.split,
+                recipe.train.batch,
+                order,
+                scale,
+                ahead=trainer.device.type != "cpu",
+                first=turn.first,
+                ranks=ranks,
+                device=trainer.device,
+            ) as stream,
             progress.task(title, recipe.train.tokens) as task,
         ):
             start = time.perf_counter()

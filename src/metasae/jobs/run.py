@@ -23,7 +23,7 @@ from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object
 from metasae.arms.source import Source
 from metasae.arms.train_measure import measure_arm, train_arm, trains_on_one_core
-from metasae.data.cache.cache import ActivationCache, is_held, open_cache
+from metasae.data.cache.cache import ActivationCache, is_held
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.fit import refuse_what_cannot_fit
@@ -163,8 +163,7 @@ class _Job:
                 self._cache = self.source.open(self._tokens())
         elif self.ranks.agreed(self._is_harvested()):
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
-            known = self._known()
-            self._cache = open_cache(known["cache"], fingerprint=known["fingerprint"], tokens=self._tokens())
+            self._cache = ActivationCache(self._known()["cache"], self._tokens())
         else:
             with self._stage(run_stages.HARVEST):
                 self._cache = self._harvested()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from metasae.data.cache.cache import INDEX, ActivationCache, beside, large_enough, open_cache, read_index
-from metasae.data.cache.cache_writer import CacheWriter
+from metasae.data.cache.cache import INDEX, ActivationCache, beside, large_enough, read_index
+from metasae.data.cache.cache_writer import CacheWriter, resume
 from metasae.data.cache.feed import Cursor, Feed, Pool
 from metasae.data.cache.passes import run_pools
 from metasae.data.cache.stream import Prefetch
@@ -101,9 +101,7 @@ def harvest_points(
             if left:
                 _fill(left, text, harvest, wanted, documents, progress, ranks)
         places = _places(targets, wanted, ranks)
-    caches = {
-        target.host.point: open_cache(place, tokens=wanted) for target, place in zip(targets, places, strict=True)
-    }
+    caches = {target.host.point: ActivationCache(place, wanted) for target, place in zip(targets, places, strict=True)}
     asked = wanted.get("train", 0)
     trained_on = caches[targets[0].host.point].split("train").n_tokens if asked else 0
     if trained_on < asked:
@@ -227,7 +225,7 @@ def _fill(
         CacheWriter(place, target.identity, target.fingerprint, target.host.d, settings, ranks)
         for place, target in zip(places, targets, strict=True)
     ]
-    feed = Feed(hosts[0].tokenizer, hosts[0].frame, text, settings["tokens"], _resume(writers, ranks))
+    feed = Feed(hosts[0].tokenizer, hosts[0].frame, text, settings["tokens"], resume(writers, ranks))
     _run(hosts, writers, feed, documents, spec, progress, ranks)
     if ranks.first:
         try:
@@ -283,20 +281,6 @@ def _run(
             for writer in writers:
                 writer.note(cursor)
             raise
-
-
-def _resume(writers: list[CacheWriter], ranks: Ranks) -> Cursor | None:
-    """The cursor that all of them can go on from, None where they begin."""
-    cursors, first = [writer.stopped_at() for writer in writers], None
-    if None not in cursors:
-        # the writers that are further write again what lies behind it, with the same bytes
-        first = min(cursors, key=lambda cursor: sum(cursor.found.values()))
-    if first is not None and not all(writer.can_resume(first) for writer in writers):
-        first = None
-    ranks.same(str(first), "where the harvest was stopped", "let them see the same disk, or delete the cache folder")
-    for writer in writers if first is None else ():
-        writer.begin()
-    return first
 
 
 def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:

@@ -135,40 +135,27 @@ class StoredSplit:
 
 
 class ActivationCache:
-    """A finished cache. `index`: the contents of index.json. limits: only the first so many tokens of a split are
-    shown.
+    """A finished cache. `index`: the contents of index.json.
 
-    A limited cache shows the tokens that a smaller harvest of the same text would hold.
+    tokens: only the first so many of each split are shown, which are those that a smaller harvest of the same text
+    would hold; `is_held` tells whether there are so many. Raises UserError for a folder without a finished harvest, and
+    for a missing or truncated shard.
     """
 
-    def __init__(self, folder: Path, index: dict, limits: dict[str, int]):
-        self.folder, self.index, self.d, self.fingerprint = folder, index, index["d"], index["fingerprint"]
-        tables = read_tensors(folder / STATISTICS)
-        self._splits = {name: StoredSplit(folder, index, tables, name, limits.get(name)) for name in index["splits"]}
+    def __init__(self, folder: str | Path, tokens: dict[str, int] | None = None):
+        self.folder, limits = Path(folder), tokens or {}
+        self.index = index = read_index(self.folder)
+        self.d, self.fingerprint = index["d"], index["fingerprint"]
+        tables = read_tensors(self.folder / STATISTICS)
+        self._splits = {
+            name: StoredSplit(self.folder, index, tables, name, limits.get(name)) for name in index["splits"]
+        }
 
     def split(self, name: str) -> StoredSplit:
         """`train`, `calibration` or `evaluation`. Raises UserError for a split that was not harvested."""
         if name not in self._splits:
             raise UserError(f"the cache {self.folder} has no split '{name}'{nearest(name, self._splits)}")
         return self._splits[name]
-
-
-def open_cache(
-    folder: str | Path, fingerprint: str | None = None, tokens: dict[str, int] | None = None
-) -> ActivationCache:
-    """Opens a finished cache. tokens: only the first so many of each split are shown; `is_held` tells whether there
-    are so many.
-
-    Raises UserError for a folder without a finished harvest, another fingerprint, and a missing or truncated shard.
-    """
-    folder = Path(folder)
-    index = read_index(folder)
-    if fingerprint is not None and index["fingerprint"] != fingerprint:
-        raise UserError(
-            f"the cache {folder} holds activations of another harvest; "
-            "choose another harvest.cache or delete the folder"
-        )
-    return ActivationCache(folder, index, tokens or {})
 
 
 def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> bool:
@@ -226,16 +213,13 @@ def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _open_shard(file: Path, entry: dict) -> dict[str, Tensor]:
     """activations [t, d] and the columns [t] of a shard, memory-mapped: nothing is read until a row is asked for."""
-    if not file.is_file():
-        raise _damaged(file, "it is missing")
-    if file.stat().st_size != entry["bytes"]:
-        raise _damaged(file, f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
     try:
+        if file.stat().st_size != entry["bytes"]:
+            raise OSError(f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
         with safe_open(file, framework="pt") as shard:
             return {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
     except (SafetensorError, OSError) as error:
-        raise _damaged(file, str(error)) from None
-
-
-def _damaged(file: Path, why: str) -> UserError:
-    return UserError(f"the shard {file} is damaged: {why}; delete the cache folder {file.parent} and harvest again")
+        why = "it is missing" if isinstance(error, FileNotFoundError) else error
+        raise UserError(
+            f"the shard {file} is damaged: {why}; delete the cache folder {file.parent} and harvest again"
+        ) from None

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from metasae.data.cache.activations import POOL_BATCHES, fingerprint_of, identity
-from metasae.data.cache.cache import INDEX, StoredSplit, open_cache
-from metasae.data.cache.cache_writer import CacheWriter
+from metasae.data.cache.cache import INDEX, ActivationCache, StoredSplit
+from metasae.data.cache.cache_writer import CacheWriter, resume
 from metasae.data.cache.feed import Cursor, Feed, Pool
 from metasae.data.cache.passes import run_pools
 from metasae.data.model.host import Host
@@ -142,12 +142,8 @@ class RollingHarvest:
 
         Returns the cursor behind it, and whether the text is at its end.
         """
-        stopped, cursor = writer.stopped_at(), start
-        if stopped is not None and writer.can_resume(stopped):
-            cursor = replace(stopped, found={"train": start.found["train"] + stopped.found["train"]})
-        else:
-            writer.begin()
-        done = _since(cursor, start)
+        done = resume([writer]) or _since(start, start)
+        cursor = replace(done, found={"train": start.found["train"] + done.found["train"]})
         with progress.task(f"harvesting window {number}", self.spec.window_tokens, "tokens") as task:
             task.skip(min(done.found["train"], self.spec.window_tokens))
             try:
@@ -182,7 +178,7 @@ class RollingHarvest:
 
     def _enter(self, number: int, end: Cursor, over: bool) -> None:
         """Writes a window into the ledger, or compares it with what the ledger says of it."""
-        split = open_cache(folder_of(self.folder, number), self.fingerprint).split("train")
+        split = ActivationCache(folder_of(self.folder, number)).split("train")
         first = self.windows[number - 1].stop if number else 0
         stop, behind = first + split.n_tokens // self.batch, None if over else asdict(end)
         window = TrainingWindow(number, split.n_tokens, split.d, first, stop, split.mean_square, behind)
@@ -208,7 +204,7 @@ def training_windows(folder: Path) -> list[TrainingWindow]:
 
 def open_window(folder: Path, number: int) -> tuple[TrainingWindow, StoredSplit]:
     """A window that is on the disk. Raises UserError where it is not whole."""
-    return training_windows(folder)[number], open_cache(folder_of(folder, number)).split("train")
+    return training_windows(folder)[number], ActivationCache(folder_of(folder, number)).split("train")
 
 
 def folder_of(folder: Path, number: int) -> Path:
