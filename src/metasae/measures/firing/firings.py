@@ -74,7 +74,7 @@ def fire(sae: SAE, split: Split, batch: int = 2048, progress: Progress = SILENT,
     threshold.
     """
     own = _gathered(fired_pieces(sae, own_part(split, batch, ranks), batch, progress), sae.n_latents)
-    return own if ranks.size == 1 else _gathered(joined(ranks.objects(own, "firings")), sae.n_latents)
+    return own if ranks.size == 1 else _gathered(joined(ranks.objects(own)), sae.n_latents)
 
 
 @torch.no_grad()
