@@ -11,10 +11,8 @@ from metasae.arms.folder import Arm
 from metasae.arms.source import Source
 from metasae.arms.train_measure import Turn, train_arm
 from metasae.data.cache.cache import ActivationCache
-from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
-from metasae.data.split import Split
+from metasae.data.cache.rolling import TrainingWindow, open_window, training_windows
 from metasae.progress.stop import StopRequest
-from metasae.ranks.ranks import Ranks
 from metasae.recipe.recipe import Recipe
 from metasae.train.sharded.checkpoint import steps
 
@@ -42,7 +40,10 @@ def train_by_windows(
             unknown = number >= len(known)
             if ranks.agreed(unknown or any(_wants(arm.folder, known[number], total) for arm in left)):
                 with stop.at_once():
-                    window, split = _open(rolling, source, number, total, ranks)
+                    if rolling is not None and rolling.window(number)[0].stop < total:
+                        rolling.ahead(number + 1)
+                    ranks.wait()
+                    window, split = open_window(source.windows, number)
                 turn = Turn(split, training_windows(source.windows)[0], number, window.first, window.stop)
                 for arm in left:
                     if not ranks.agreed(_wants(arm.folder, window, total)):
@@ -65,15 +66,3 @@ def _wants(folder: Path, window: TrainingWindow, total: int) -> bool:
     last batch.
     """
     return steps(folder) < window.stop or window.stop >= total
-
-
-def _open(
-    rolling: RollingHarvest | None, source: Source, number: int, total: int, ranks: Ranks
-) -> tuple[TrainingWindow, Split]:
-    """The window on every rank, harvested by the first, which begins with the next one where there is one to come."""
-    if rolling is not None:
-        window, _ = rolling.window(number)
-        if window.stop < total:
-            rolling.ahead(number + 1)
-    ranks.wait()
-    return open_window(source.windows, number)

@@ -68,7 +68,7 @@ def train_arm(
     arm: Arm,
     progress: Progress | SharedTask,
     title: str,
-    stop: StopRequest | None = None,
+    stop: StopRequest,
     turn: Turn | None = None,
 ) -> float:
     """Trains an arm from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
@@ -103,7 +103,7 @@ def train_arm(
         if not done:
             return seconds
         # the state is saved, so that a signal need not wait
-        with stop.at_once() if stop is not None else nullcontext():
+        with stop.at_once():
             saes = trainer.export(scale, _metadata(recipe, source, cache, arm))
             _save(saes, recipe, cache, arm.folder, ranks)
         if ranks.first:

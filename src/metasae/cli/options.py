@@ -1,5 +1,6 @@
 """Options that several verbs share, and what they mean for a recipe."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,12 @@ Out = Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
 AsJson = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")]
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (metasae recipes) or a TOML file")]
+
+
+def print_json(result: Any, asked: bool) -> None:
+    """The result of a verb on stdout, where --json asks for it."""
+    if asked:
+        print(json.dumps(result, indent=2))
 
 
 def overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from metasae.data.model.host import Host
+from metasae.data.text.files_of_text import files_within
 from metasae.data.text.windows import Window, pad
-from metasae.errors import UserError, nearest
+from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress, Task
 
 KEYS = ("word", "sense", "before", "target", "after")
@@ -82,17 +83,7 @@ def sense_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(
-            f"'{path}' is no file or folder of word senses{hint if 'did you mean' in hint else '; check the path'}"
-        )
-    files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith("."))
-    if not files:
-        raise UserError(
-            f"the folder '{path}' holds no word senses; put files there that end with {' or '.join(SUFFIXES)}"
-        )
-    return files
+    return files_within(path, "*", SUFFIXES, "word senses", f"'{path}' is no file or folder of word senses")
 
 
 def read_senses(file: str | Path) -> Iterator[Occurrence]:

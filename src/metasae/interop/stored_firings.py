@@ -69,7 +69,7 @@ class StoredFirings:
 
     def tokenizer(self):
         """The tokenizer of the recipe's model. Raises UserError with one line where it cannot be had."""
-        from metasae.data.model.tokenizer import load_tokenizer
+        from metasae.data.model.loading import load_tokenizer
 
         return load_tokenizer(self.recipe.model)
 

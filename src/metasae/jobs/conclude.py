@@ -1,4 +1,7 @@
-"""The end of a run: the measured arms compared, the figures and the report written. Needs no torch."""
+"""The end of a run: what is worked out from all its arms together, the figures and the report.
+
+Comparing what is measured needs no torch.
+"""
 
 import shlex
 from pathlib import Path
@@ -7,11 +10,14 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from metasae import files
 from metasae.compare.compare import compare
 from metasae.compare.tables import summary_table
 from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError
 from metasae.explore.pages import queries
+from metasae.explore.store.schema import STORE
+from metasae.progress.progress import Progress
 
 # The narrowest that the names of the measures are folded to.
 _NAMES = 16
@@ -33,6 +39,33 @@ def conclude(folder: str | Path, show: bool = True, baseline: str | None = None)
     if show:
         print_conclusion(result)
     return result
+
+
+def across(folder: Path, progress: Progress, steering) -> bool:
+    """Brings across.json, what takes two SAEs, up to date; whether there was anything to write.
+
+    Parts of the same SAEs as before are kept. steering: as `Source.steering`.
+    """
+    from metasae.compare.across import measure_across, measured_arms
+
+    path = folder / "across.json"
+    before = files.read_json(path) if path.exists() else None
+    results = measure_across(measured_arms(folder), before, progress, steering)
+    if results != before:
+        files.write_json(path, results)
+    return results != before
+
+
+def store(folder: Path, progress: Progress) -> bool:
+    """Brings the explorer's store up to date, from which the report's windows are read too; whether there was anything
+    to write.
+    """
+    from metasae.explore.store.build import build
+
+    path = folder / STORE
+    before = path.stat().st_mtime_ns if path.is_file() else None
+    build(folder, progress)
+    return path.stat().st_mtime_ns != before
 
 
 def current_explorer(folder: Path) -> queries.Explorer | None:

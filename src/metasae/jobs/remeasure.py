@@ -7,7 +7,6 @@ follows.
 
 import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object
@@ -92,20 +91,13 @@ def _rewrite(arm: Arm, recipe: Recipe, sae: SAE | None) -> None:
 
     sae: with new thresholds.
     """
-    spec = recipe.measure.model_dump(mode="json")
-    if arm.has_meta:
-        _rewrite_config(arm.folder / "meta" / CONFIG, spec)
-    if sae is None:
-        _rewrite_config(arm.folder / "primary" / CONFIG, spec)
-    else:
-        sae.config.metadata["metasae"]["recipe"]["measure"] = spec
+    if sae is not None:
         sae.save(arm.folder / "primary")
-
-
-def _rewrite_config(path: Path, spec: dict) -> None:
-    config = files.read_json(path)
-    config["metadata"]["metasae"]["recipe"]["measure"] = spec
-    files.write_json(path, config)
+    for place in ("meta", "primary") if arm.has_meta else ("primary",):
+        path = arm.folder / place / CONFIG
+        config = files.read_json(path)
+        config["metadata"]["metasae"]["recipe"]["measure"] = recipe.measure.model_dump(mode="json")
+        files.write_json(path, config)
 
 
 def _settings_within(arm: Arm) -> dict | None:

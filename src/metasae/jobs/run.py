@@ -28,8 +28,8 @@ from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.fit import refuse_what_cannot_fit
 from metasae.errors import Interrupted
-from metasae.jobs import run_stages, start, together
-from metasae.jobs.conclude import conclude, print_conclusion, print_next_steps
+from metasae.jobs import run_stages, start
+from metasae.jobs.conclude import across, conclude, print_conclusion, print_next_steps, store
 from metasae.jobs.remeasure import bring_up_to_date, is_measured, measured_otherwise, said_of
 from metasae.progress.progress import Progress, SharedTask
 from metasae.progress.stages import Stage
@@ -134,9 +134,9 @@ class _Job:
         self._together()
         with self._stage(run_stages.REPORT):
             result = conclude(self.folder, show=False)
-            if together.has_store(self.recipe.measure):
+            if self.recipe.measure.keep_firings and self.recipe.measure.explorer:
                 # its overview shows the comparison, which is new; left for later, the explorer would load torch first
-                together.store(self.folder, self.progress)
+                store(self.folder, self.progress)
             return result
 
     @contextmanager
@@ -149,8 +149,6 @@ class _Job:
     def _done(self, stage: str, seconds: float, **facts: Any) -> None:
         with self._noting:
             self.state["stages"][stage] = {"state": "done", "seconds": round(seconds, 2), **facts}
-            if "fingerprint" in facts:
-                self.state["data_fingerprint"] = facts["fingerprint"]
             if self.ranks.first:
                 files.write_json(self.folder / "run.json", self.state)
 
@@ -199,6 +197,7 @@ class _Job:
         cache = self.source.open(tokens)
         # known from before where there are none to harvest
         training = cache.split("train").n_tokens if "train" in tokens else self._known().get("training_tokens")
+        self.state["data_fingerprint"] = cache.fingerprint
         self._done(
             "harvest",
             time.perf_counter() - start,
@@ -275,9 +274,9 @@ class _Job:
 
         spec, work = self.recipe.measure, {}
         if is_wanted(spec, self.progress):
-            work[run_stages.ACROSS] = lambda: together.across(self.folder, self.source)
-        if together.has_store(spec):
-            work[run_stages.EXPLORER] = lambda: together.store(self.folder, self.progress)
+            work[run_stages.ACROSS] = lambda: across(self.folder, self.progress, self.source.steering)
+        if spec.keep_firings and spec.explorer:
+            work[run_stages.EXPLORER] = lambda: store(self.folder, self.progress)
         for stage, update in work.items():
             start = time.perf_counter()
             with self._stage(stage):

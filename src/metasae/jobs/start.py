@@ -10,7 +10,7 @@ from pathlib import Path
 
 from metasae.doctor.sources import check_sources
 from metasae.errors import UserError
-from metasae.locks import first_alone_on
+from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.resolve import first_difference
@@ -30,7 +30,11 @@ def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Pr
         from metasae.tracking.follow import check_sink
 
         check_sink(track)
-    with first_alone_on(folder, progress):
+    # of several processes of one job (torchrun) the first claims the folder, and the others work under its lock
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with alone_on(folder, progress):
         claim(recipe, folder)
         yield
 
@@ -40,10 +44,8 @@ def claim(recipe: Recipe, folder: Path) -> None:
     it, and what is measured may change, as trained weights do not depend on it (`metasae.jobs.remeasure`).
 
     A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo
-    put right goes on in it. Of several processes of one job (torchrun) the first claims it for all.
+    put right goes on in it.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return
     path = folder / "recipe.toml"
     if path.exists() and ((folder / "run.json").exists() or any((folder / "arms").glob("*/checkpoints"))):
         before = Recipe.load(path)

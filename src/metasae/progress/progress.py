@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.live import Live
@@ -49,12 +49,10 @@ class Progress:
         # asked before anything is drawn: while it is, rich stands in for stderr, and before 14.1 calls itself no
         # terminal
         self._drawing = self.enabled and sys.stderr.isatty()
+        live = Live(self._bars, console=self._console, transient=transient, refresh_per_second=8)
         try:
-            if self._drawing:
-                with Live(self._bars, console=self._console, transient=transient, refresh_per_second=8):
-                    yield True
-            else:
-                yield False
+            with live if self._drawing else nullcontext():
+                yield self._drawing
         finally:
             self._drawing = False
 

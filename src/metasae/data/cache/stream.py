@@ -107,7 +107,10 @@ class Stream(AbstractContextManager):
 
 
 def _rows(split: Split, indices: Iterator[Tensor], own: range, scale: float | None) -> Iterator[Tensor]:
-    """The rows of each batch that stand in `own`, float32 [b, d] times `scale`; where it is None, in the dtype they have."""
+    """Of each batch the rows [b, d] that stand in `own`.
+
+    float32 times `scale`; in the split's dtype where `scale` is None.
+    """
     for index_B in indices:
         index_b = index_B[own.start : own.stop]
         x_bD = split.rows(index_b)

@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from metasae.data.cache.activations import fingerprint_of
-from metasae.data.planted.planted import Plan, World, plant
+from metasae.data.planted.planted import Plan, plant
 from metasae.data.planted.planted_split import PlantedSplit
 from metasae.data.text.text import SPLITS
 from metasae.errors import UserError, nearest
@@ -22,7 +22,15 @@ class PlantedCache:
         """
         values = dict(values)
         self.seed, self.tokens = values.pop("seed", 0), tokens
-        self.world = plant_world(values, self.seed)
+        known = [field.name for field in fields(Plan)]
+        wrong = next((key for key in values if key not in known), None)
+        if wrong is not None:
+            raise UserError(f"unknown key 'planted.{wrong}'{nearest(wrong, known)}")
+        try:
+            fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            self.world = plant(Plan(**{"d": 64} | fixed), self.seed)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"planted: {error}") from None
         self.d = self.world.plan.d
         # without the number of tokens, as a longer sample begins with the shorter one
         self.fingerprint = fingerprint_of({"planted": values, "seed": self.seed})
@@ -35,16 +43,3 @@ class PlantedCache:
                 self.world, self.tokens[name], 3 * self.seed + SPLITS.index(name) + 1, name
             )
         return self._splits[name]
-
-
-def plant_world(values: dict, seed: int) -> World:
-    """The world of a recipe's table. Raises UserError that names the wrong key or says what is impossible."""
-    known = [field.name for field in fields(Plan)]
-    for key in values:
-        if key not in known:
-            raise UserError(f"unknown key 'planted.{key}'{nearest(key, known)}")
-    try:
-        fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return plant(Plan(**{"d": 64} | fixed), seed)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"planted: {error}") from None

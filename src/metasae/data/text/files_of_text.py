@@ -45,21 +45,26 @@ def files_in(path: Path) -> list[Path]:
                 f"text.source '{path}' is not a kind of file that can be read; known: {', '.join(SUFFIXES)}"
             )
         return [path]
-    if not path.is_dir():
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = nearest(path.name, siblings) if siblings else ""
-        raise UserError(
-            f"text.source '{path}' is no file or folder{hint if 'did you mean' in hint else '; check the path'}"
-        )
-    files = _all_files(path)
-    files = [file for file in files if file.name.endswith(SUFFIXES) and not file.name.startswith(".")]
+    return files_within(path, "**/*", SUFFIXES, "text", f"text.source '{path}' is no file or folder")
+
+
+def files_within(folder: Path, pattern: str, suffixes: tuple[str, ...], what: str, missing: str) -> list[Path]:
+    """The files of a folder that match the pattern and end with one of the suffixes, sorted.
+
+    Raises UserError for a folder that is not there (`missing`) or holds none (of `what`).
+    """
+    if not folder.is_dir():
+        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, siblings)
+        raise UserError(f"{missing}{hint if 'did you mean' in hint else '; check the path'}")
+    files = [file for file in _all_files(folder, pattern) if file.name.endswith(suffixes) and file.name[0] != "."]
     if not files:
-        raise UserError(f"the folder '{path}' holds no text; put files there that end with {', '.join(SUFFIXES)}")
+        raise UserError(f"the folder '{folder}' holds no {what}; put files there that end with {', '.join(suffixes)}")
     return files
 
 
-def _all_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def _all_files(folder: Path, pattern: str = "**/*") -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if file.is_file())
 
 
 def digest(path: Path) -> str:

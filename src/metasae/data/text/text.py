@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from metasae.data.text import documentation, files_of_text, hub
-from metasae.errors import UserError
 from metasae.recipe.recipe import Text
 
 SplitName = Literal["train", "calibration", "evaluation"]
@@ -32,8 +31,6 @@ def documents(text: Text) -> Iterator[str]:
 def clean(source: Iterable[str]) -> Iterator[str]:
     """Documents without NULs; the empty ones are left out."""
     for document in source:
-        if not isinstance(document, str):
-            raise UserError(f"a document must be a string, not {type(document).__name__}; check text.column")
         document = document.replace("\0", "")
         if document.strip():
             yield document
