@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from metasae.cli import main
-from metasae.cli.options import seed_list
+from metasae.cli.app import seed_list
 from metasae.compare.catalogue import CATALOGUE
 from metasae.compare.tables import summary_table
 from metasae.compare.verdict import verdict_lines

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metasae.cli.app import app
-from metasae.cli.options import AsJson, Device, Seeds, print_json, seed_list
+from metasae.cli.app import AsJson, Device, Seeds, app, print_json, seed_list
 
 
 @app.command()

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metasae.cli.app import app
-from metasae.cli.options import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, overrides, print_json
+from metasae.cli.app import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, app, overrides, print_json
 from metasae.errors import UserError
 
 

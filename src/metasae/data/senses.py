@@ -139,13 +139,8 @@ def sense_activations(
     sentence that was there before, a target without a token or longer than the window, and senses with fewer than
     `minimum` examples (each half of them has to show something); a word is left out where fewer than two senses
     remain, and `progress` says so. Memory: 4 d bytes per occurrence. Raises UserError for files that cannot be read
-    (see `read_senses`), a tokenizer that does not tell where its tokens stand, and when no word remains; ValueError
-    for a minimum below 2.
+    (see `read_senses`), a tokenizer that does not tell where its tokens stand, and when no word remains.
     """
-    if minimum < 2:
-        raise ValueError(
-            f"minimum must be 2 or more, so that both halves of the sentences can hold a sense, not {minimum}"
-        )
     files = list(files)
     occurrences: dict[str, list[Occurrence]] = defaultdict(list)
     for occurrence in chain.from_iterable(map(read_senses, files)):

@@ -83,7 +83,7 @@ def print_conclusion(result: dict) -> None:
     # its title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
     console.print("\n".join(map(str, verdict_lines(result))), highlight=False, markup=False)
-    print_line(f"Report: {result['report']}")
+    print(f"Report: {result['report']}")
 
 
 def print_next_steps(folder: Path) -> None:
@@ -94,12 +94,7 @@ def print_next_steps(folder: Path) -> None:
         "Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,",
         "then metasae run mine.toml",
     ):
-        print_line(line)
-
-
-def print_line(line: str) -> None:
-    """As it is, so that paths and commands can be copied: neither cut nor wrapped nor coloured."""
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        print(line)
 
 
 def print_whole(table: Table, console: Console) -> None:

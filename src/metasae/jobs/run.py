@@ -22,7 +22,7 @@ import metasae
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object
 from metasae.arms.source import Source
-from metasae.arms.train_measure import measure_arm, train_arm, trains_on_one_core
+from metasae.arms.train_measure import measure_arm, train_arm, train_by_windows, trains_on_one_core
 from metasae.data.cache.cache import ActivationCache, is_held
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
@@ -212,8 +212,6 @@ class _Job:
     def _train_all(self, cache: ActivationCache | PlantedCache) -> None:
         left = [arm for arm in self.arms if not self.ranks.agreed(arm.is_trained)]
         if self.recipe.harvest.window_tokens:
-            from metasae.arms.by_windows import train_by_windows
-
             if left:
                 with self._stage(run_stages.WINDOWS, at_once=False):
                     train_by_windows(self.recipe, self.source, cache, self.arms, self._done, self.stop)

@@ -159,11 +159,10 @@ class _Target:
         index = read_index(folder)
         if index["fingerprint"] == self.fingerprint:
             return
-        differences = list(_differences(index["identity"], self.identity))
-        if not differences and index["model"] == self.host.name:
-            differences = ["the model's weights, tokenizer or dtype"]
-        elif not differences:
-            differences = [f"model: {index['model']} there, {self.host.name} here"]
+        same_name = index["model"] == self.host.name
+        names = f"model: {index['model']} there, {self.host.name} here"
+        unseen = "the model's weights, tokenizer or dtype" if same_name else names
+        differences = list(_differences(index["identity"], self.identity)) or [unseen]
         raise UserError(
             f"the cache {folder} was harvested otherwise ({'; '.join(differences)}); "
             "choose another harvest.cache or delete the folder"

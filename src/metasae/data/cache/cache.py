@@ -87,10 +87,9 @@ class StoredSplit:
         """Consecutive blocks [size, d] float32 in order; the last one is shorter. Raises UserError for a NaN or inf."""
         for start in range(0, self.n_tokens, size):
             stop = min(start + size, self.n_tokens)
-            pieces = []
-            for number in range(self._shard_of(start), self._shard_of(stop - 1) + 1):
-                offset = int(self._starts[number])
-                pieces.append(self._shards[number][max(start - offset, 0) : stop - offset])
+            numbers = range(self._shard_of(start), self._shard_of(stop - 1) + 1)
+            begins = {number: int(self._starts[number]) for number in numbers}
+            pieces = [self._shards[number][max(start - begin, 0) : stop - begin] for number, begin in begins.items()]
             block = torch.cat(pieces).float()
             if not torch.isfinite(block.sum()):
                 self.refuse_bad(np.arange(start, stop), block)

@@ -147,9 +147,7 @@ def _read_parquet(file: Path, column: str) -> Iterator[str]:
         raise UserError(f"reading .parquet needs pyarrow: {install_hint('datasets')}") from None
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if column not in names:
-                raise UserError(f"{file} has no column '{column}'{nearest(column, names)}; set text.column")
+            column_of(dict.fromkeys(table.schema_arrow.names), column, file)
             for batch in table.iter_batches(batch_size=1024, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     yield column_of({column: value}, column, file)
@@ -172,10 +170,6 @@ def _read_saved(path: Path, text: Text) -> Iterator[str]:
                 f"the dataset in '{path}' has no split '{text.split}'{nearest(text.split, loaded)}; set text.split"
             )
         loaded = loaded[text.split]
-    if text.column not in loaded.column_names:
-        raise UserError(
-            f"the dataset in '{path}' has no column '{text.column}'{nearest(text.column, loaded.column_names)}; "
-            "set text.column"
-        )
+    column_of(dict.fromkeys(loaded.column_names), text.column, f"the dataset in '{path}'")
     for record in loaded.select_columns([text.column]):
         yield column_of(record, text.column, path)
