@@ -23,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step import rates
 
 from metasae.data.cache.activations import harvest
-from metasae.data.cache.feed import Feed
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
-from metasae.data.text.windows import pad
+from metasae.data.text.windows import Feed, pad
 from metasae.device import keep_freed_memory
 from metasae.ranks.lanes import on_one_core
 from metasae.recipe.recipe import Recipe, parse_override

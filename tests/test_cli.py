@@ -23,7 +23,7 @@ from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.jobs import start
 from metasae.jobs.conclude import conclude, print_whole
-from metasae.jobs.targets import find_targets
+from metasae.jobs.start import find_targets
 from metasae.locks import alone_on
 from metasae.recipe import recipe
 from runs import write_arm

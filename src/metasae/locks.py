@@ -49,7 +49,9 @@ def _locked(path: Path, progress: Progress, what: str, advice: str, waits: bool)
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        holder = _read(name)
+        holder = "another process"
+        with suppress(OSError):
+            holder = name.read_text(encoding="utf-8") or holder
         if not waits:
             raise UserError(f"{holder} works on {folder}; wait until it ends, or {advice}") from None
         progress.say(f"{holder} harvests into {folder}; waiting for it")
@@ -66,9 +68,3 @@ def _locked(path: Path, progress: Progress, what: str, advice: str, waits: bool)
     finally:
         name.unlink(missing_ok=True)
         lock.release()
-
-
-def _read(name: Path) -> str:
-    with suppress(OSError):
-        return name.read_text(encoding="utf-8") or "another process"
-    return "another process"

@@ -113,8 +113,6 @@ def test_another_harvest_in_the_folder_is_refused_and_named(cache, host, load, s
         harvest(load("gpt2", "blocks.2.hook_resid_pre"), TEXT, SPEC, cache.folder, TOKENS, documents=stories)
     with pytest.raises(UserError, match=r"model: .* there"):
         harvest(load("llama", POINT), TEXT, SPEC, cache.folder, TOKENS, documents=stories)
-    with pytest.raises(UserError, match=r"text\.documents"):
-        harvest(host, TEXT, SPEC, cache.folder, TOKENS, documents=stories[::-1])
 
 
 def test_a_harvest_without_note_or_index_starts_anew(cache, host, stories):

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from metasae import UserError
-from metasae.data.cache.feed import Cursor, Feed
 from metasae.data.cache.stream import Prefetch
 from metasae.data.text import windows
 from metasae.data.text.text import split_of
-from metasae.data.text.windows import Frame
+from metasae.data.text.windows import Cursor, Feed, Frame
 from metasae.recipe import recipe
 
 TEXT = recipe.Text(source="lines", context=6, calibration_share=0.2, evaluation_share=0.3)

@@ -20,7 +20,7 @@ from metasae import files
 from metasae.arms.folder import Arm
 from metasae.arms.source import Source
 from metasae.data.cache.cache import ActivationCache
-from metasae.data.cache.rolling import TrainingWindow, open_window, training_windows
+from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
 from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Rows, Split
@@ -58,10 +58,6 @@ class Turn:
     first: int = 0
     stop: int | None = None
 
-    def order(self, seed: int) -> int:
-        """The seed of the batches' order."""
-        return seed if self.window is None else seed * 1_000_003 + self.window
-
 
 def train_arm(
     recipe: Recipe,
@@ -85,7 +81,7 @@ def train_arm(
         scale = input_scale(turn.scaled_by, recipe.sae.normalize)
         b_dec = initial_b_dec(turn.split, scale, recipe)
         trainer = trainer_of(recipe, arm.name, arm.seed, b_dec, source.device, ranks)
-        order = turn.order(arm.seed)
+        order = arm.seed if turn.window is None else arm.seed * 1_000_003 + turn.window
         with (
             Stream(
                 turn.split,
@@ -129,7 +125,11 @@ def train_by_windows(
     """
     total, ranks = -(-recipe.train.tokens // recipe.train.batch), source.ranks
     seconds = dict.fromkeys(arms, 0.0)
-    rolling = source.rolling() if ranks.first and not all(arm.is_trained for arm in arms) else None
+    rolling = None
+    if ranks.first and not all(arm.is_trained for arm in arms):
+        rolling = RollingHarvest(
+            source.host, recipe.text, recipe.harvest, recipe.train.batch, source.windows, source.progress
+        )
     try:
         number = 0
         while left := [arm for arm in arms if not ranks.agreed(arm.is_trained)]:
@@ -198,8 +198,12 @@ def measure_arm(
     result = ranks.from_first(_measured_twin(sae, meta, twins, spec) if ranks.first else None)
     if result is None:
         host = source.judge if parts_of_model(spec, ranks) else None
-        if host is not None:
-            _refuse_another_model(host.fingerprint, cache)
+        harvested = host is not None and isinstance(cache, ActivationCache)
+        if harvested and cache.index["identity"]["host"] != host.fingerprint:
+            raise UserError(
+                f"the model is another one than that whose activations are in {cache.folder}: its files have changed; "
+                "choose another --out"
+            )
         if reference is None:
             reference = reference_of(cache, spec, host, progress, ranks=ranks)
         result = measure_sae(
@@ -219,15 +223,6 @@ def measure_arm(
         files.write_json(arm.folder / "measures.json", result)
     ranks.wait()
     return reference
-
-
-def _refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCache) -> None:
-    """Raises UserError where the model that is there now is not the one whose activations are in the cache."""
-    if isinstance(cache, ActivationCache) and cache.index["identity"]["host"] != fingerprint:
-        raise UserError(
-            f"the model is another one than that whose activations are in {cache.folder}: its files have changed; "
-            "choose another --out"
-        )
 
 
 def _save(

@@ -121,7 +121,7 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Measures SAEs that are there already, on the same held-out text, and compares them."""
-    from metasae.jobs.targets import claimed
+    from metasae.jobs.start import claimed
 
     with claimed(folders, out, recipe, overrides(set_, None, None), device) as (targets, resolved):
         # torch is imported, which takes seconds, once nothing can be refused without it

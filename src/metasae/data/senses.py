@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metasae.data.model.host import Host
-from metasae.data.text.files_of_text import files_within
+from metasae.data.text.text import files_within
 from metasae.data.text.windows import Window, pad
 from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress, Task

@@ -12,8 +12,8 @@ from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
 from metasae.interop import load
 from metasae.jobs.conclude import across, conclude, print_conclusion
-from metasae.jobs.run_stages import ACROSS, HARVEST, PLANTED, REPORT, measuring
-from metasae.jobs.targets import Target, claimed
+from metasae.jobs.pending import ACROSS, HARVEST, PLANTED, REPORT, measuring
+from metasae.jobs.start import Target, claimed
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
 from metasae.measures.suite import measure_sae, reference_of
@@ -49,7 +49,7 @@ def measure(
 
 
 def carry_out(targets: list[Target], recipe: Recipe, out: Path, device: str = "cpu", show: bool = True) -> dict:
-    """`measure`, into a folder that `metasae.jobs.targets.claimed` holds."""
+    """`measure`, into a folder that `metasae.jobs.start.claimed` holds."""
     progress, spec = Progress(show), recipe.measure
     stop = StopRequest(progress.answer, "measuring")
     harvest = PLANTED if recipe.text.source == "planted" else HARVEST

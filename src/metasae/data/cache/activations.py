@@ -15,11 +15,11 @@ from pathlib import Path
 
 from metasae.data.cache.cache import INDEX, ActivationCache, beside, large_enough, read_index
 from metasae.data.cache.cache_writer import CacheWriter, resume
-from metasae.data.cache.feed import Cursor, Feed, Pool
 from metasae.data.cache.passes import run_pools
 from metasae.data.cache.stream import Prefetch
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
+from metasae.data.text.windows import Cursor, Feed, Pool
 from metasae.errors import UserError, install_hint
 from metasae.locks import harvesting_into
 from metasae.progress.progress import SILENT, Progress
@@ -49,9 +49,9 @@ def harvest(
     the tokens asked for, where it is not there already. What is opened shows `tokens[split]` tokens of each split,
     however many there are. Every split takes its documents in the order of the source, so a smaller harvest is the
     beginning of a larger one (the tokens exactly, the activations up to rounding, as windows meet others in a batch).
-    `documents` stands in for the recipe's source; then text.source is only its name, unless it is a list, whose words
-    count. A harvest that was stopped goes on where it stopped and ends with the same bytes as one that was not. While
-    another process harvests into the folder, this one waits.
+    `documents` stands in for the recipe's source; then text.source is only its name. A harvest that was stopped goes on
+    where it stopped and ends with the same bytes as one that was not. While another process harvests into the folder,
+    this one waits.
 
     Raises UserError when the folder holds another harvest, the text is too short for calibration or evaluation, the
     context is longer than the model's, the text changed since the harvest was stopped, or an activation is NaN or
@@ -115,11 +115,6 @@ def harvest_points(
 def identity(host: Host, text: recipe.Text, harvest: recipe.Harvest, documents: Iterable[str] | None = None) -> dict:
     """Everything that decides the cached numbers, field by field."""
     fields = texts.identity(text) if documents is None else text.model_dump()
-    if isinstance(documents, (list, tuple)):
-        state = hashlib.blake2b(digest_size=16)
-        for document in documents:
-            state.update(document.encode("utf-8", errors="surrogatepass") + b"\0")
-        fields["documents"] = state.hexdigest()
     return {"host": host.fingerprint, "point": host.point, "dtype": harvest.dtype, "text": fields}
 
 
@@ -210,8 +205,7 @@ def _fill(
     ranks: Ranks,
 ) -> None:
     """One pass over the text for all targets, from where the least advanced of them stopped."""
-    places = [target.place_to_fill(wanted, progress) for target in targets] if ranks.first else None
-    places = ranks.from_first(places)
+    places = ranks.from_first([target.place_to_fill(wanted, progress) for target in targets] if ranks.first else None)
     hosts = [target.host for target in targets]
     # what decides, apart from the identity, which windows meet in a batch and which row lies where
     settings = {
@@ -286,8 +280,9 @@ def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:
     for split, count in feed.wanted.items():
         if split != "train" and feed.found[split] < count:
             demo = f"{install_hint('demo')} brings more documentation, or use a file"
-            cure = demo if text.source == "docs" else "use a longer text"
-            what = f"text.source '{text.source}' gives {feed.found[split]:,} {split} tokens of the {count:,} asked for"
-            raise UserError(f"{what}; {cure}, raise text.{split}_share, or ask for fewer")
+            raise UserError(
+                f"text.source '{text.source}' gives {feed.found[split]:,} {split} tokens of the {count:,} asked for; "
+                f"{demo if text.source == 'docs' else 'use a longer text'}, raise text.{split}_share, or ask for fewer"
+            )
     if not feed.found.get("train", 1):
         raise UserError(f"text.source '{text.source}' gives no training tokens; use a longer text")

@@ -124,13 +124,11 @@ class StoredSplit:
     def _totals(self) -> tuple[Tensor, Tensor]:
         # whole shards were summed when they were written; only a shard that is used in part is read again
         whole = min(int(np.searchsorted(self._starts[1:], self.n_tokens, side="right")), len(self._shards))
-        totals, squares = list(self._sums[:whole]), list(self._square_sums[:whole])
+        parts = list(zip(self._sums[:whole], self._square_sums[:whole], strict=True))
         if whole < len(self._shards):
-            total, square = sums(self._shards[whole][: self.n_tokens - int(self._starts[whole])])
-            totals.append(total)
-            squares.append(square)
+            parts.append(sums(self._shards[whole][: self.n_tokens - int(self._starts[whole])]))
         zeros = torch.zeros(self.d, dtype=torch.float64)
-        return sum(totals, zeros), sum(squares, zeros.new_zeros(()))
+        return sum((total for total, _ in parts), zeros), sum((square for _, square in parts), zeros.new_zeros(()))
 
 
 class ActivationCache:

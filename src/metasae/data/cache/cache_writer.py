@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from metasae.data.cache.cache import COLUMNS, DTYPES, FORMAT, INDEX, SHARDS, STATISTICS, UNFINISHED, sums
-from metasae.data.cache.feed import Cursor
+from metasae.data.text.windows import Cursor
 from metasae.errors import UserError
 from metasae.files import read_json, write_json, write_tensors
 from metasae.ranks.ranks import ALONE, Ranks
@@ -73,11 +73,10 @@ class CacheWriter:
 
     def begin(self) -> None:
         """Clears the folder of earlier shards. The note goes first: it must not name shards that are gone."""
-        if not self.ranks.first:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for stale in [self.folder / UNFINISHED, *self.folder.glob(SHARDS), self.folder / STATISTICS]:
-            stale.unlink(missing_ok=True)
+        if self.ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in [self.folder / UNFINISHED, *self.folder.glob(SHARDS), self.folder / STATISTICS]:
+                stale.unlink(missing_ok=True)
 
     def note_at_times(self, cursor: Cursor) -> None:
         """Everything before the cursor is written: notes it if the last note is old."""

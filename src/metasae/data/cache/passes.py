@@ -12,9 +12,8 @@ import torch
 
 from metasae.data.cache.cache import DTYPES
 from metasae.data.cache.cache_writer import CacheWriter
-from metasae.data.cache.feed import Cursor, Pool
 from metasae.data.model.host import Host, activations_at
-from metasae.data.text.windows import Window, pad
+from metasae.data.text.windows import Cursor, Pool, Window, pad
 from metasae.errors import UserError
 from metasae.progress.progress import Task
 from metasae.ranks.ranks import ALONE, Ranks

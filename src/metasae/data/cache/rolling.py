@@ -5,7 +5,7 @@ FOLDER/ledger.json   every window harvested so far: its tokens, its batches, whe
 FOLDER/00003/        window 3: a cache of the training split alone, gone once every arm has trained on it
 
 A window here is a stretch of the training text; the windows of a few tokens that the model reads are
-`metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.cache.feed`), so it holds a
+`metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.text.windows`), so it holds a
 few more tokens than asked for; what does not fill a batch at its end is left out. Batches are drawn from one window
 until it is used up: the shuffling goes no further than that. Any window can be harvested again, to the same bytes, as
 the ledger says where it begins. Where the text ends it is read again.
@@ -20,10 +20,10 @@ from pathlib import Path
 from metasae.data.cache.activations import POOL_BATCHES, fingerprint_of, identity
 from metasae.data.cache.cache import INDEX, ActivationCache, StoredSplit
 from metasae.data.cache.cache_writer import CacheWriter, resume
-from metasae.data.cache.feed import Cursor, Feed, Pool
 from metasae.data.cache.passes import run_pools
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
+from metasae.data.text.windows import Cursor, Feed, Pool
 from metasae.errors import UserError
 from metasae.files import read_json, write_json
 from metasae.locks import harvesting_into

@@ -15,7 +15,7 @@ from metasae.data.model import hooks
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder
 from metasae.data.model.readout import LinearReadOut, WholeLogits, agrees, readout_of
-from metasae.data.text.files_of_text import state_of_file
+from metasae.data.text.text import state_of_file
 from metasae.data.text.windows import Frame
 from metasae.errors import UserError
 from metasae.ranks.lanes import side_by_side

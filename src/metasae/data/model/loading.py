@@ -139,26 +139,30 @@ def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> Use
     from huggingface_hub import utils
 
     what = f"the model '{model.source}'"
-    if "trust_remote_code" in str(error) and not model.trust_remote_code:
-        return UserError(
+    lacking = (utils.LocalEntryNotFoundError, utils.OfflineModeIsEnabled)
+    not_in_cache = any(isinstance(cause, lacking) for cause in _chain(error))
+    lines = [
+        (
+            "trust_remote_code" in str(error) and not model.trust_remote_code,
             f"{what} brings Python code of its own, which would run on this machine; read it, and if you trust it set "
-            "model.trust_remote_code=true, with model.revision at the commit you read"
-        )
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return UserError(f"{what} does not fit into the GPU's memory; set model.dtype=bf16 or model.device_map=auto")
-    if unreachable:
-        not_in_cache = (utils.LocalEntryNotFoundError, utils.OfflineModeIsEnabled)
-        if any(isinstance(cause, not_in_cache) for cause in _chain(error)):
-            return UserError(
-                f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}"
-            )
-        return UserError(
+            "model.trust_remote_code=true, with model.revision at the commit you read",
+        ),
+        (
+            isinstance(error, torch.cuda.OutOfMemoryError),
+            f"{what} does not fit into the GPU's memory; set model.dtype=bf16 or model.device_map=auto",
+        ),
+        (
+            unreachable and not_in_cache,
+            f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}",
+        ),
+        (
+            unreachable,
             f"cannot load {what} from the local cache: {_named(error)}; "
-            f"load it once online ({unreachable}), or {_A_FOLDER}"
-        )
-    return UserError(
-        _by_hub(error, model, what) or f"cannot load {what}: {_named(error)}; check model.name or model.path"
-    )
+            f"load it once online ({unreachable}), or {_A_FOLDER}",
+        ),
+    ]
+    line = next((line for applies, line in lines if applies), None) or _by_hub(error, model, what)
+    return UserError(line or f"cannot load {what}: {_named(error)}; check model.name or model.path")
 
 
 def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:

@@ -59,9 +59,7 @@ class PlantedSplit(Rows):
         """The word that each token holds and the sense it has there, int32 [T] each; -1 where it holds none."""
         word, sense = (np.full(self.n_tokens, -1, np.int32) for _ in range(2))
         where, event = self.events.nonzero()
-        own = event < self.world.n_features
-        where, event = where[own], event[own]
-        of_word = self.world.word[event] >= 0
+        of_word = np.isin(event, np.flatnonzero(self.world.word >= 0))
         where, event = where[of_word], event[of_word]
         word[where], sense[where] = self.world.word[event], self.world.sense[event]
         return word, sense
