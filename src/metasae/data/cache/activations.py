@@ -266,7 +266,7 @@ def _run(
         count = -(-RANK_BATCHES * ranks.size // POOL_BATCHES)
         try:
             while turn := ranks.from_first(list(islice(pools, count))):
-                run_pools(hosts, writers, turn, cursor, spec, task, ranks)
+                run_pools(hosts, writers, [pool for pool, _ in turn], spec, task, ranks)
                 cursor = turn[-1][1]
                 for writer in writers:
                     writer.note_at_times(cursor)

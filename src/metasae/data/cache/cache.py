@@ -161,10 +161,8 @@ def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> boo
 
     Raises UserError for an index of another version.
     """
-    if not (Path(folder) / INDEX).is_file():
-        return False
-    index = read_index(Path(folder))
-    if index["fingerprint"] != fingerprint:
+    index = read_index(Path(folder)) if (Path(folder) / INDEX).is_file() else {}
+    if index.get("fingerprint") != fingerprint:
         return False
     splits, nothing = index["splits"], {"tokens": 0, "exhausted": False}
     records = {name: splits.get(name, nothing) for name, count in tokens.items() if count > 0}

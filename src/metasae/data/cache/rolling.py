@@ -154,7 +154,8 @@ class RollingHarvest:
                     pool, behind = self._next_pool(cursor)
                     if pool is None:
                         return cursor, True
-                    run_pools([self.host], [writer], [(pool, _since(behind, start))], done, self.spec, task)
+                    own = [(split, window, row - start.found["train"]) for split, window, row in pool]
+                    run_pools([self.host], [writer], [own], self.spec, task)
                     cursor, done = behind, _since(behind, start)
                     writer.note_at_times(done)
             except KeyboardInterrupt:

@@ -60,7 +60,8 @@ class Window:
         return len(self.tokens)
 
 
-Pool = list[tuple[str, Window]]
+# (split, window, the row of its first token in its split) of the windows of a pool.
+Pool = list[tuple[str, Window, int]]
 
 
 def cut(tokens: np.ndarray, document: int, room: int) -> Iterator[Window]:
@@ -146,8 +147,11 @@ class Feed:
     def cursor(self) -> Cursor:
         return Cursor(dict(self.found), self._document, self._given, dict(self.filled), self._digest.hexdigest())
 
-    def windows(self, source: Iterable[str]) -> Iterator[tuple[str, Window]]:
-        """Raises UserError when the documents are not those that `start` was made from."""
+    def windows(self, source: Iterable[str]) -> Iterator[tuple[str, Window, int]]:
+        """(split, window, the row of its first token in its split).
+
+        Raises UserError when the documents are not those that `start` was made from.
+        """
         for number, document, ids in tokenise(self.tokenizer, self._needed(source)):
             split = texts.split_of(document, self.text)
             if number != self.start.document:
@@ -159,11 +163,12 @@ class Feed:
             for window in cut(ids[: self.wanted[split] - self.found[split] + given], number, self.room):
                 if window.start < given:
                     continue
+                row = self.found[split]
                 self.found[split] += len(window)
                 self._given = window.start + len(window)
                 if self.found[split] == self.wanted[split]:
                     self.filled[split] = number
-                yield split, window
+                yield split, window, row
 
     def pools(self, source: Iterable[str], size: int) -> Iterator[tuple[Pool, Cursor]]:
         """Windows in pools of `size` tokens or little more, each with the cursor behind it."""
