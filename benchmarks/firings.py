@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from step import peak_megabytes, rates
 
-from metasae.data.cache.cache import open_cache
+from metasae.data.cache.cache import ActivationCache
 from metasae.data.split import head
 from metasae.measures.firing.by_latent import by_latent, write_by_latent
 from metasae.measures.firing.calibrate import RULES, calibrate
@@ -131,7 +131,7 @@ def main() -> None:
     if (given.sae is None) != (given.cache is None):
         options.error("--sae and --cache go together")
     if given.sae:
-        cache, sae = open_cache(given.cache), SAE.load(given.sae)
+        cache, sae = ActivationCache(given.cache), SAE.load(given.sae)
         calibration, split = (
             head(cache.split("calibration"), given.calibration_tokens),
             head(cache.split("evaluation"), given.tokens),

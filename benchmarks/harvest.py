@@ -23,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from step import rates
 
 from metasae.data.cache.activations import harvest
-from metasae.data.cache.feed import Feed
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
-from metasae.data.text.windows import pad
+from metasae.data.text.windows import Feed, pad
 from metasae.device import keep_freed_memory
 from metasae.ranks.lanes import on_one_core
 from metasae.recipe.recipe import Recipe, parse_override
@@ -36,7 +35,7 @@ def flops_per_token(host: Host, documents: list[str], recipe: Recipe) -> float:
     """Matrix products of the model up to the hook, per token of text, on windows of one length as the harvest batches
     them."""
     feed = Feed(host.tokenizer, host.frame, recipe.text, {"train": 4096})
-    windows = sorted((window for _, window in islice(feed.windows(documents), 64)), key=len)
+    windows = sorted((window for _, window, _ in islice(feed.windows(documents), 64)), key=len)
     ids, mask, _ = pad(windows[-16:], host.frame, host.pad_id)
     # the counter sees this thread alone
     with on_one_core(), FlopCounterMode(display=False) as counter:
@@ -57,7 +56,7 @@ def whole(host: Host, documents: list[str], recipe: Recipe, tokens: int) -> floa
 def tokenising(host: Host, documents: list[str], recipe: Recipe, tokens: int) -> float:
     """Tokens per second of cutting text into windows, no model run."""
     start, count = time.perf_counter(), 0
-    for _, window in Feed(host.tokenizer, host.frame, recipe.text, {"train": tokens}).windows(documents):
+    for _, window, _ in Feed(host.tokenizer, host.frame, recipe.text, {"train": tokens}).windows(documents):
         count += len(window)
     return count / (time.perf_counter() - start)
 

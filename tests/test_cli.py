@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from metasae.cli import main
-from metasae.cli.options import seed_list
+from metasae.cli.app import seed_list
 from metasae.compare.catalogue import CATALOGUE
 from metasae.compare.tables import summary_table
 from metasae.compare.verdict import verdict_lines
@@ -23,8 +23,8 @@ from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.jobs import start
 from metasae.jobs.conclude import conclude, print_whole
-from metasae.jobs.targets import find_targets
-from metasae.locks import alone_on, first_alone_on
+from metasae.jobs.start import find_targets
+from metasae.locks import alone_on
 from metasae.recipe import recipe
 from runs import write_arm
 
@@ -291,12 +291,13 @@ def test_a_second_process_on_a_run_folder_is_refused_until_the_first_ends(metasa
 
 
 def test_the_other_ranks_work_under_the_first_ones_lock(tmp_path, monkeypatch):
-    with first_alone_on(tmp_path):
+    planted = recipe.Recipe.load("planted")
+    with start.started(planted, tmp_path):
         monkeypatch.setenv("RANK", "1")
-        with first_alone_on(tmp_path):
+        with start.started(planted, tmp_path):
             pass
         monkeypatch.setenv("RANK", "0")
-        with pytest.raises(UserError, match="works on"), first_alone_on(tmp_path):
+        with pytest.raises(UserError, match="works on"), start.started(planted, tmp_path):
             pass
 
 

@@ -19,7 +19,7 @@ from metasae.train.trainer import Trainer
 
 # stage -> what is called in it, and how often before the signal comes
 AT_ONCE = {
-    "reading text": ("metasae.data.cache.feed", "cut", 40, "reading text and harvesting activations"),
+    "reading text": ("metasae.data.text.windows", "cut", 40, "reading text and harvesting activations"),
     "harvesting": ("metasae.data.cache.passes", "_run_batch", 3, "reading text and harvesting activations"),
     "setting thresholds": ("metasae.arms.train_measure", "calibrate", 1, "training 2 SAEs"),
     "measuring": ("metasae.measures.suite", "pair_statistics", 1, "measuring joint, seed 0"),

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from metasae import UserError
-from metasae.locks import HARVEST_LOCK, harvesting_into, locked
+from metasae.locks import HARVEST_LOCK, alone_on, harvesting_into
 from metasae.progress.progress import SILENT
 
 pytest.importorskip("fcntl")
@@ -87,12 +87,11 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         pass
 
 
-def test_one_that_does_not_wait_is_told(tmp_path):
-    with locked(tmp_path / "x.lock", "choose another place") as outer:
-        with locked(tmp_path / "x.lock", "choose another place", wait=False) as inner:
-            assert (outer, inner) == (True, False)
-        with locked(tmp_path / "other.lock", "choose another place", wait=False) as other:
-            assert other
-    with locked(tmp_path / "x.lock", "choose another place", wait=False) as again:
-        assert again
+def test_nothing_is_left_of_a_holder(tmp_path):
+    with alone_on(tmp_path), harvesting_into(tmp_path, SILENT):
+        assert len(list(tmp_path.glob("*.holder"))) == 2
+        with pytest.raises(UserError, match=f"process .* works on {tmp_path}; wait until it ends"), alone_on(tmp_path):
+            pass
+    with alone_on(tmp_path):
+        pass
     assert not list(tmp_path.glob("*.holder"))

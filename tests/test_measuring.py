@@ -12,7 +12,7 @@ from drawing import undrawn
 from metasae.cli import app
 from metasae.errors import Interrupted, UserError
 from metasae.jobs import measure as measuring
-from metasae.jobs import targets
+from metasae.jobs import start
 from metasae.jobs.conclude import conclude
 from metasae.jobs.start import claim
 from metasae.recipe.recipe import Recipe
@@ -103,7 +103,7 @@ def test_names_tell_apart_what_is_called_alike(run, tmp_path):
     assert compared["pairs"]["other vs mine_joint"]["fidelity.fvu"]["values"]
     # a folder whose own name has the sign is taken as it is
     (tmp_path / "a=b").symlink_to(joint)
-    assert [target.folder for target in targets.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
+    assert [target.folder for target in start.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
     for wrong, words in (
         (f"a b={joint}", "'a b' is no name"),
         (f"x-s2={run}", "seeds of their own"),

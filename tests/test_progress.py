@@ -7,8 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from metasae.progress.bars import Bars
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Bars, Progress
 from metasae.progress.stages import Stage, Task, Timetable
 
 STAGES = [Stage("train", f"training solo, seed {seed}", whole=True) for seed in range(3)]

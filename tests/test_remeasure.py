@@ -10,7 +10,7 @@ import pytest
 import metasae
 from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
-from metasae.jobs import remeasure, start
+from metasae.jobs import pending, start
 from metasae.jobs import run as job
 from metasae.recipe.recipe import Recipe
 
@@ -116,7 +116,7 @@ def test_a_run_killed_in_between_goes_on_where_it_was(out, fresh, monkeypatch, p
             measures = json.loads(path.read_text())
             del measures["settings"]
             path.write_text(json.dumps(measures))
-    plain = {"measure": job.measure_arm, "calibrate": remeasure._rewrite}[place]
+    plain = {"measure": job.measure_arm, "calibrate": pending._rewrite}[place]
 
     def killed(*arguments, **options):
         if any(getattr(argument, "label", "") == "joint-s0" for argument in arguments):
@@ -124,11 +124,11 @@ def test_a_run_killed_in_between_goes_on_where_it_was(out, fresh, monkeypatch, p
         return plain(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((job, "measure_arm") if place == "measure" else (remeasure, "_rewrite")), killed)
+        patch.setattr(*((job, "measure_arm") if place == "measure" else (pending, "_rewrite")), killed)
         with pytest.raises(KeyError, match="killed"):
             run(out, **OTHER)
     spec = Recipe.load("planted", {**SMALL, **OTHER}).measure
-    measured = {arm.name: remeasure.is_measured(arm, spec) for arm in RunFolder(out).arms()}
+    measured = {arm.name: pending.is_measured(arm, spec) for arm in RunFolder(out).arms()}
     assert measured == {"solo": True, "control": True, "joint": False}
     assert json_at(out, "arms", "joint-s0", "measures.json")["conditions"]["n_tokens"] == 3_000
     assert not (out / "across.json").exists()

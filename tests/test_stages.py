@@ -3,7 +3,7 @@
 import pytest
 
 from metasae.arms.folder import RunFolder
-from metasae.jobs import run_stages
+from metasae.jobs import pending
 from metasae.progress.stages import Stage, Task, Timetable, in_words
 from metasae.recipe.recipe import Recipe
 
@@ -96,7 +96,7 @@ def test_lengths_of_time_in_words(seconds, words):
 def titles(folder, harvested=False, **changes):
     recipe = Recipe.load("demo", {"arms": ["solo", "control"], "seeds": [0], **changes})
     arms = [RunFolder(folder).arm(arm, seed) for seed in recipe.seeds for arm in recipe.arms]
-    return [stage.title for stage in run_stages.left(recipe, arms, harvested)]
+    return [stage.title for stage in pending.left(recipe, arms, harvested)]
 
 
 def test_only_what_is_left_to_do_is_counted(tmp_path):
@@ -124,9 +124,9 @@ def test_windows_are_one_stage_and_a_planted_world_is_made(tmp_path):
         titles(tmp_path, True, **{"harvest.window_tokens": 100_000, "harvest.tokens": 0})[0]
         == "harvesting and training window by window"
     )
-    assert titles(tmp_path, **{"text.source": "planted"})[0] == run_stages.PLANTED.title
+    assert titles(tmp_path, **{"text.source": "planted"})[0] == pending.PLANTED.title
 
 
 def test_control_takes_over_what_solo_measured():
-    assert run_stages.measuring("control", 0, ("solo", "control")).quick
-    assert not run_stages.measuring("control", 0, ("control", "joint")).quick
+    assert pending.measuring("control", 0, ("solo", "control")).quick
+    assert not pending.measuring("control", 0, ("control", "joint")).quick

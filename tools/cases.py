@@ -14,7 +14,7 @@ import torch
 
 from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted import Plan, plant
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
 from metasae.sae.architectures import Options

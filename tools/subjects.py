@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.firing.firings import Firings
 from metasae.measures.truth.truth import as_firings, unit
 from metasae.sae.sae import SAE, SAEConfig

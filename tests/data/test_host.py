@@ -7,7 +7,7 @@ from metasae import UserError
 from metasae.data.model.hooks import layers_of
 from metasae.data.model.host import Host, activations_at
 from metasae.data.model.model_folder import local_folder
-from metasae.data.text import files_of_text
+from metasae.data.text import text as texts
 from metasae.recipe import recipe
 
 FAMILIES = ["gpt2", "llama", "neox", "gemma2", "bert", "mistral", "qwen2", "qwen3", "gemma3", "roberta"]
@@ -136,7 +136,7 @@ def test_one_changed_byte_anywhere_and_one_changed_matrix_of_a_large_file_are_se
     def digest_of(contents):
         (tmp_path / "model.safetensors").write_bytes(contents)
         state = hashlib.blake2b(digest_size=16)
-        files_of_text.state_of_file(state, tmp_path / "model.safetensors")
+        texts.state_of_file(state, tmp_path / "model.safetensors")
         return state.hexdigest()
 
     plain = bytes(3 << 20)
@@ -144,9 +144,9 @@ def test_one_changed_byte_anywhere_and_one_changed_matrix_of_a_large_file_are_se
     changed[(3 << 19) + 5] = 1
     assert digest_of(plain) != digest_of(changed)
     # as of a large file: samples, of which every matrix wider than the space between two holds one
-    monkeypatch.setattr(files_of_text, "_WHOLE", 1 << 20)
-    monkeypatch.setattr(files_of_text, "_SAMPLE", 1 << 12)
-    monkeypatch.setattr(files_of_text, "_PIECE", 1 << 8)
+    monkeypatch.setattr(texts, "_WHOLE", 1 << 20)
+    monkeypatch.setattr(texts, "_SAMPLE", 1 << 12)
+    monkeypatch.setattr(texts, "_PIECE", 1 << 8)
     step = len(plain) // 1024
     for start in range(0, len(plain) - 2 * step, 37 * step + 11):
         changed = bytearray(plain)

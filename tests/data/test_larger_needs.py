@@ -8,7 +8,7 @@ import torch
 
 from metasae.data.cache import activations
 from metasae.data.cache.activations import harvest, harvest_points
-from metasae.data.cache.cache import INDEX, UNFINISHED, beside, is_held, large_enough, open_cache
+from metasae.data.cache.cache import INDEX, UNFINISHED, ActivationCache, beside, is_held, large_enough
 from metasae.data.model.host import activations_at
 from metasae.errors import UserError
 from metasae.recipe import recipe
@@ -92,7 +92,7 @@ def test_a_larger_need_is_a_cache_of_its_own_and_the_smaller_one_stays(host, sto
     cache = more(host, stories, folder)
     assert cache.folder == beside(folder, MORE) == folder.parent / "cache-1500-500-1400"
     assert_same(cache, direct)
-    assert cache.index == direct.index and cache.fingerprint == open_cache(folder).fingerprint
+    assert cache.index == direct.index and cache.fingerprint == ActivationCache(folder).fingerprint
     assert files_of(folder) == before
 
 
@@ -145,7 +145,7 @@ def test_a_larger_harvest_that_was_stopped_goes_on(host, stories, folder, passes
     needed, passes.count, passes.stop, passes.error = passes.count, 0, 10, error
     with pytest.raises(error):
         more(host, stories, folder)
-    assert open_cache(folder).split("evaluation").n_tokens == 800 and (beside(folder, MORE) / UNFINISHED).is_file()
+    assert ActivationCache(folder).split("evaluation").n_tokens == 800 and (beside(folder, MORE) / UNFINISHED).is_file()
     passes.count, passes.stop = 0, None
     cache = more(host, stories, folder)
     assert passes.count < needed

@@ -9,7 +9,7 @@ import torch
 from metasae import UserError
 from metasae.data.cache import activations, cache_writer
 from metasae.data.cache.activations import fingerprint_of, harvest, harvest_points, identity
-from metasae.data.cache.cache import UNFINISHED, open_cache
+from metasae.data.cache.cache import UNFINISHED, ActivationCache
 from metasae.data.model.host import activations_at
 from metasae.locks import HARVEST_LOCK, harvesting_into
 from metasae.progress.progress import SILENT
@@ -67,7 +67,7 @@ def together(host, root, stories, points=POINTS, **changes):
 def same(caches, apart):
     for point, cache in caches.items():
         assert files_of(cache.folder) == files_of(apart[point]), point
-        assert cache.fingerprint == open_cache(apart[point]).fingerprint
+        assert cache.fingerprint == ActivationCache(apart[point]).fingerprint
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_text_that_changed_meanwhile_is_refused(host, stories, tmp_path, passe
     passes.stop = None
     folder = next(file.parent for file in tmp_path.rglob(UNFINISHED))
     with pytest.raises(UserError, match="it goes on where it stopped"):
-        open_cache(folder)
+        ActivationCache(folder)
     with pytest.raises(UserError, match="'stories' has changed since the harvest was interrupted"):
         together(host, tmp_path, iter(["another first story", *stories]))
 
@@ -271,5 +271,5 @@ def test_a_second_harvest_waits_and_uses_the_firsts_cache(host, apart, stories, 
                 shutil.copy(file, tmp_path)
     thread.join(60)
     assert "waiting for it" in said[0] and torch.equal(
-        done[0].split("train").rows([5]), open_cache(apart[POINTS[0]]).split("train").rows([5])
+        done[0].split("train").rows([5]), ActivationCache(apart[POINTS[0]]).split("train").rows([5])
     )

@@ -211,8 +211,6 @@ def test_nothing_to_judge_on(load, tmp_path, monkeypatch):
     file = write(tmp_path / "a.jsonl", mixed(6))
     with pytest.raises(UserError, match=r"no word in .* has two senses with 20 examples each"):
         sense_activations(host, [file])
-    with pytest.raises(ValueError, match="minimum must be 2"):
-        sense_activations(host, [file], minimum=1)
     monkeypatch.setattr(host, "tokenizer", type("Slow", (), {"is_fast": False})())
     with pytest.raises(UserError, match="need a fast one"):
         sense_activations(host, [file], minimum=2)

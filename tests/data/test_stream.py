@@ -129,10 +129,10 @@ def test_a_real_cache(load, stories, tmp_path):
     assert torch.equal(x_BD, split.rows(order) * 0.5)
     assert len(np.unique(split.documents[order.numpy()])) > 0.9 * len(np.unique(split.documents))
     doctor(cache, "train-00001.safetensors")
-    from metasae.data.cache.cache import open_cache
+    from metasae.data.cache.cache import ActivationCache
 
     with (
-        Stream(open_cache(tmp_path).split("train"), batch=1500, seed=0) as stream,
+        Stream(ActivationCache(tmp_path).split("train"), batch=1500, seed=0) as stream,
         pytest.raises(UserError, match="train-00001"),
     ):
         for _ in range(2):

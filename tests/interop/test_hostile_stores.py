@@ -13,7 +13,7 @@ from arm_folders import Tokenizer, random_firings, write_arm
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.interop.formats import export_activations
-from metasae.jobs.targets import find_targets, recipe_of
+from metasae.jobs.start import find_targets, recipe_of
 from metasae.sae.sae import SAE
 from metasae.steering.steering import run_steer
 from tools import peers

@@ -13,7 +13,7 @@ from worlds import PLAN
 
 from metasae.arms.folder import RunFolder
 from metasae.data.planted.planted import plant
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.interp import asking, intruder, prompts
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.intruder import EACH_WAY, Splits, intruder_score

@@ -12,7 +12,7 @@ from worlds import PLAN, random_firings, view_of
 
 from metasae.arms.folder import Arm, RunFolder
 from metasae.data.planted.planted import plant
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.asking import Asker
 from metasae.interp.choice import InterpSpec, arms_to_score

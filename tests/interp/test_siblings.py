@@ -10,7 +10,7 @@ from worlds import PLAN, random_firings, text_of, view_of
 
 from metasae.arms.folder import RunFolder
 from metasae.data.planted.planted import plant
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.intruder import alone, draw_fives, splits_of
 from metasae.interp.windows import CENTRE

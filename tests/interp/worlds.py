@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from metasae.data.planted.planted import Plan, plant
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.interp.windows import Text
 from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings

@@ -142,7 +142,7 @@ def test_an_undertrained_sae_is_far_from_the_truth():
 
 def test_the_undertrained_sae_is_the_solo_arm():
     from metasae.data.planted.planted import plant
-    from metasae.data.planted.planted_split import PlantedSplit
+    from metasae.data.planted.planted_cache import PlantedSplit
     from metasae.recipe.recipe import Recipe
     from metasae.train.trainer import Trainer
 

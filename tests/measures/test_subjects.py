@@ -6,7 +6,7 @@ import torch
 from scipy.sparse import csr_array
 
 from metasae.data.planted.planted import Plan, plant
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.truth.truth import as_firings
 from tools.subjects import (
     FIRES_ABOVE,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metasae.data.planted.planted import Plan, plant
-from metasae.data.planted.planted_split import PlantedSplit
+from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.firing.firings import Firings
 from metasae.measures.truth import truth
 from metasae.measures.truth.truth import (

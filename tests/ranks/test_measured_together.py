@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metasae.data.cache.activations import harvest
-from metasae.data.cache.cache import open_cache
+from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.measures.firing import screen
@@ -50,7 +50,7 @@ def measured(ranks, model, cache, senses, folder):
     host = Host.load(recipe.Model(path=str(model), dtype="fp32"), POINT)
     given = an_sae(32, 48)
     given.threshold = torch.full([48], 0.01)
-    on_model = measure_sae(given, None, open_cache(cache), spec_of(senses), host, folder=folder, ranks=ranks)
+    on_model = measure_sae(given, None, ActivationCache(cache), spec_of(senses), host, folder=folder, ranks=ranks)
     world = PlantedCache({"d": 16, "independent": 12, "groups": 3, "parents": 2}, TOKENS)
     other = an_sae(16, 24)
     other.threshold = torch.full([24], 0.4)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from metasae.data.cache.stream import SharedStream, Stream, batches_of, indices_of
+from metasae.data.cache.stream import Stream, indices_of
 from metasae.errors import UserError
-from metasae.ranks.ranks import ALONE
+from metasae.ranks.ranks import Ranks
 from spawned import on_ranks
 
 T, D = 50, 6
@@ -29,7 +29,7 @@ class Split:
 
 def batches(ranks, dtype, batch, scale, position):
     split = Split(dtype)
-    with batches_of(split, batch, 3, scale, ranks, torch.device("cpu")) as source:
+    with Stream(split, batch, 3, scale, ranks=ranks) as source:
         source.seek(position)
         rows = [source.next().numpy() for _ in range(6)]
     return rows, split.read
@@ -53,21 +53,14 @@ def test_batches_are_those_of_one_process(size):
         wanted = [stream.next().numpy() for _ in range(6)]
         for rank in told:
             assert np.array_equal(rank[case][0], wanted)
-        # one row more is read to learn the type
-        assert sum(rank[case][1] - 1 for rank in told) == 6 * batch
-
-
-def test_one_rank_has_the_ordinary_stream():
-    assert type(batches_of(Split(torch.float32), 5, 0, 1.0, ALONE, torch.device("cpu"))) is Stream
+        assert sum(rank[case][1] for rank in told) == 6 * batch
 
 
 def test_a_bad_row_is_named_as_with_one_process():
-    from metasae.ranks.ranks import Ranks
-
     split, bad = Split(torch.float32), int(next(indices_of(T, 6, 3, 0))[4])
     split.x[bad] = torch.nan
     with (
-        SharedStream(split, 6, 3, 1.0, Ranks(1, 2), torch.device("cpu")) as stream,
+        Stream(split, 6, 3, ranks=Ranks(1, 2)) as stream,
         pytest.raises(UserError, match=f"token {bad} is bad"),
     ):
         stream.next()

@@ -7,7 +7,7 @@ import torch
 from tiny_sweeps import contents, entries, without_machine
 
 import metasae
-from metasae.data.cache.cache import open_cache
+from metasae.data.cache.cache import ActivationCache
 from metasae.data.text.text import split_of
 from metasae.recipe.recipe import Recipe
 from metasae.sweep import sweep
@@ -89,7 +89,7 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
     # longer cells that are added later have their tokens harvested
     longer = sweep(values, ["train.lambda2=0.3", "train.tokens=4800"], seeds=1, out=tmp_path / "moved/a", show=False)
     assert [tokens["train"] for tokens in harvests] == [4800] and longer["cells"][-1]["state"] == "done"
-    cache = open_cache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
+    cache = ActivationCache(json.loads((tmp_path / "moved/a/harvest.json").read_text())["cache"])
     assert cache.split("train").n_tokens == 4800
     harvests.clear()
     # and where the cache is gone it is harvested again, with the same rows

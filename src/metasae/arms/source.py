@@ -5,7 +5,6 @@ from pathlib import Path
 
 from metasae.data.cache.activations import harvest_points
 from metasae.data.cache.cache import ActivationCache
-from metasae.data.cache.rolling import RollingHarvest
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.measures.effect.matched_effects import Steering
@@ -64,13 +63,9 @@ class Source:
         )
         return caches[point]
 
-    def rolling(self) -> RollingHarvest:
-        """The training activations a window at a time, in the run folder."""
-        recipe = self.recipe
-        return RollingHarvest(self.host, recipe.text, recipe.harvest, recipe.train.batch, self.windows, self.progress)
-
     @property
     def windows(self) -> Path:
+        """Where training activations lie that come a window at a time, in the run folder."""
         return self.folder / "windows"
 
     def place(self, fingerprint: str) -> Path:

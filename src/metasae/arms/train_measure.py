@@ -1,11 +1,13 @@
 """The stages of one arm with one seed: trained, calibrated and written; measured.
 
-A run does them for all its arms, a sweep for its cells.
+A run does them for all its arms, a sweep for its cells. Where activations come a window at a time, all arms train on a
+window before the next takes its place. Between two windows an arm lies in its checkpoint, so a run that is killed goes
+on as it would have gone on anyway, with the same bits.
 """
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +20,8 @@ from metasae import files
 from metasae.arms.folder import Arm
 from metasae.arms.source import Source
 from metasae.data.cache.cache import ActivationCache
-from metasae.data.cache.rolling import TrainingWindow
-from metasae.data.cache.stream import batches_of
+from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
+from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Rows, Split
 from metasae.errors import UserError
@@ -56,10 +58,6 @@ class Turn:
     first: int = 0
     stop: int | None = None
 
-    def order(self, seed: int) -> int:
-        """The seed of the batches' order."""
-        return seed if self.window is None else seed * 1_000_003 + self.window
-
 
 def train_arm(
     recipe: Recipe,
@@ -68,7 +66,7 @@ def train_arm(
     arm: Arm,
     progress: Progress | SharedTask,
     title: str,
-    stop: StopRequest | None = None,
+    stop: StopRequest,
     turn: Turn | None = None,
 ) -> float:
     """Trains an arm from its checkpoint where it has one, calibrates and writes it; returns the seconds its steps took.
@@ -83,9 +81,18 @@ def train_arm(
         scale = input_scale(turn.scaled_by, recipe.sae.normalize)
         b_dec = initial_b_dec(turn.split, scale, recipe)
         trainer = trainer_of(recipe, arm.name, arm.seed, b_dec, source.device, ranks)
-        order = turn.order(arm.seed)
+        order = arm.seed if turn.window is None else arm.seed * 1_000_003 + turn.window
         with (
-            batches_of(turn.split, recipe.train.batch, order, scale, ranks, trainer.device, turn.first) as stream,
+            Stream(
+                turn.split,
+                recipe.train.batch,
+                order,
+                scale,
+                ahead=trainer.device.type != "cpu",
+                first=turn.first,
+                ranks=ranks,
+                device=trainer.device,
+            ) as stream,
             progress.task(title, recipe.train.tokens) as task,
         ):
             start = time.perf_counter()
@@ -94,13 +101,68 @@ def train_arm(
         if not done:
             return seconds
         # the state is saved, so that a signal need not wait
-        with stop.at_once() if stop is not None else nullcontext():
+        with stop.at_once():
             saes = trainer.export(scale, _metadata(recipe, source, cache, arm))
             save_trained(saes, recipe, cache.split("calibration"), arm.folder, ranks)
         if ranks.first:
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
     return seconds
+
+
+def train_by_windows(
+    recipe: Recipe,
+    source: Source,
+    cache: ActivationCache,
+    arms: Sequence[Arm],
+    done: Callable[..., None],
+    stop: StopRequest,
+) -> None:
+    """Trains all arms to their end.
+
+    cache: the other splits. done: told `train ARM-sSEED` and the seconds it took.
+    Called by all ranks of the source; the first harvests. Raises Interrupted once the state is saved.
+    """
+    total, ranks = -(-recipe.train.tokens // recipe.train.batch), source.ranks
+    seconds = dict.fromkeys(arms, 0.0)
+    rolling = None
+    if ranks.first and not all(arm.is_trained for arm in arms):
+        rolling = RollingHarvest(
+            source.host, recipe.text, recipe.harvest, recipe.train.batch, source.windows, source.progress
+        )
+    try:
+        number = 0
+        while left := [arm for arm in arms if not ranks.agreed(arm.is_trained)]:
+            known = training_windows(source.windows)
+            unknown = number >= len(known)
+            if ranks.agreed(unknown or any(_wants(arm.folder, known[number], total) for arm in left)):
+                with stop.at_once():
+                    if rolling is not None and rolling.window(number)[0].stop < total:
+                        rolling.ahead(number + 1)
+                    ranks.wait()
+                    window, split = open_window(source.windows, number)
+                turn = Turn(split, training_windows(source.windows)[0], number, window.first, window.stop)
+                for arm in left:
+                    if not ranks.agreed(_wants(arm.folder, window, total)):
+                        continue
+                    title = f"training {arm.name}, seed {arm.seed}, on window {number}"
+                    seconds[arm] += train_arm(recipe, source, cache, arm, source.progress, title, stop, turn)
+                    if arm.is_trained:
+                        done(f"train {arm.label}", seconds[arm])
+                del split, turn
+            if rolling is not None:
+                rolling.drop(number)
+            number += 1
+    finally:
+        if rolling is not None:
+            rolling.close()
+
+
+def _wants(folder: Path, window: TrainingWindow, total: int) -> bool:
+    """Whether an arm that is not at its end has something to do in this window; steps of its meta SAE may follow the
+    last batch.
+    """
+    return checkpoint.steps(folder) < window.stop or window.stop >= total
 
 
 def trains_on_one_core(recipe: Recipe, device: str) -> bool:
@@ -136,8 +198,12 @@ def measure_arm(
     result = ranks.from_first(_measured_twin(sae, meta, twins, spec) if ranks.first else None)
     if result is None:
         host = source.judge if parts_of_model(spec, ranks) else None
-        if host is not None:
-            _refuse_another_model(host.fingerprint, cache)
+        harvested = host is not None and isinstance(cache, ActivationCache)
+        if harvested and cache.index["identity"]["host"] != host.fingerprint:
+            raise UserError(
+                f"the model is another one than that whose activations are in {cache.folder}: its files have changed; "
+                "choose another --out"
+            )
         if reference is None:
             reference = reference_of(cache, spec, host, progress, ranks=ranks)
         result = measure_sae(
@@ -157,15 +223,6 @@ def measure_arm(
         files.write_json(arm.folder / "measures.json", result)
     ranks.wait()
     return reference
-
-
-def _refuse_another_model(fingerprint: str, cache: ActivationCache | PlantedCache) -> None:
-    """Raises UserError where the model that is there now is not the one whose activations are in the cache."""
-    if isinstance(cache, ActivationCache) and cache.index["identity"]["host"] != fingerprint:
-        raise UserError(
-            f"the model is another one than that whose activations are in {cache.folder}: its files have changed; "
-            "choose another --out"
-        )
 
 
 def save_trained(

@@ -1,15 +1,27 @@
-"""The application that the verbs are added to; every mistake is one line."""
+"""The application that the verbs are added to, where every mistake is one line; and the options that several share."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from metasae import __version__
 from metasae.errors import UserError, nearest
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="overrides a value, e.g. train.lambda2=0.1")
+]
+Seeds = Annotated[str | None, typer.Option(help="how many seeds (3: 0, 1 and 2), or which (0,7; one alone: 7,)")]
+Arms = Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")]
+Out = Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+AsJson = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")]
+RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (metasae recipes) or a TOML file")]
 
 # Typer takes click from outside or carries its own, by version; either way this is the parent of what it raises for
 # wrong arguments.
@@ -66,3 +78,32 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+def print_json(result: Any, asked: bool) -> None:
+    """The result of a verb on stdout, where --json asks for it."""
+    if asked:
+        print(json.dumps(result, indent=2))
+
+
+def overrides(set_: list[str] | None, seeds: str | None, arms: str | None) -> dict[str, Any]:
+    """Dotted keys and their values. Raises UserError for what is none."""
+    from metasae.recipe.recipe import parse_override
+
+    out = dict(parse_override(text) for text in set_ or [])
+    if seeds is not None:
+        out["seeds"] = seed_list(seeds)
+    if arms is not None:
+        out["arms"] = [arm.strip() for arm in arms.split(",")]
+    return out
+
+
+def seed_list(seeds: str) -> int | list[int]:
+    """A count (3) or a list (0,7); a comma at the end makes one number a list (7,).
+
+    Raises UserError for anything else.
+    """
+    if not re.fullmatch(r"\s*[0-9]+\s*(,\s*[0-9]+\s*)*(,\s*)?", seeds):
+        raise UserError(f"--seeds takes a count (3) or a list (0,7; one alone: 7,), not '{seeds}'")
+    numbers = [int(number) for number in re.findall("[0-9]+", seeds)]
+    return numbers if "," in seeds else numbers[0]

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metasae.cli.app import app
-from metasae.cli.options import AsJson, Device
+from metasae.cli.app import AsJson, Device, app
 
 
 @app.command()

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metasae.cli.app import app
-from metasae.cli.options import AsJson, Device, Seeds, seed_list
+from metasae.cli.app import AsJson, Device, Seeds, app, print_json, seed_list
 
 
 @app.command()
@@ -65,8 +64,7 @@ def interp(
         device=device,
     )
     result = verb(run_folder, spec, judge, yes, show=not as_json)
-    if as_json:
-        print(json.dumps(result, indent=2))
+    print_json(result, as_json)
 
 
 @app.command()

@@ -1,14 +1,12 @@
 """Verbs of training, measuring and comparing."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from metasae.cli.app import app
-from metasae.cli.options import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, overrides
+from metasae.cli.app import Arms, AsJson, Device, Out, RecipeName, Seeds, Set, app, overrides, print_json
 from metasae.errors import UserError
 
 
@@ -57,8 +55,7 @@ def run(
 
             results = [carry_out(one, place, device, show, track) for one, place in runs]
     result = results[0] if len(results) == 1 else results
-    if as_json:
-        print(json.dumps(result, indent=2))
+    print_json(result, as_json)
     if dry_run and not all(planned["doctor"]["fits"] for planned in results):
         raise typer.Exit(1)
 
@@ -91,8 +88,7 @@ def doctor(
             raise UserError("--device is a device of this machine; a plan takes --gpu and --gpus alone")
         raise typer.Exit(_planned(recipe, overrides(set_, seeds, arms), gpu, gpus, efficiency, as_json))
     report = _examined(*resolve(recipe, out, overrides(set_, seeds, arms), device), device, quick, not as_json)
-    if as_json:
-        print(json.dumps(report, indent=2))
+    print_json(report, as_json)
     raise typer.Exit(0 if report["fits"] else 1)
 
 
@@ -125,15 +121,14 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Measures SAEs that are there already, on the same held-out text, and compares them."""
-    from metasae.jobs.targets import claimed
+    from metasae.jobs.start import claimed
 
     with claimed(folders, out, recipe, overrides(set_, None, None), device) as (targets, resolved):
         # torch is imported, which takes seconds, once nothing can be refused without it
         from metasae.jobs.measure import carry_out
 
         result = carry_out(targets, resolved, out, device, show=not as_json)
-    if as_json:
-        print(json.dumps(result, indent=2))
+    print_json(result, as_json)
 
 
 @app.command()
@@ -148,8 +143,7 @@ def compare(
     from metasae.jobs.conclude import conclude
 
     result = conclude(run_folder, show=not as_json, baseline=baseline)
-    if as_json:
-        print(json.dumps(result, indent=2))
+    print_json(result, as_json)
 
 
 @app.command()
@@ -197,8 +191,7 @@ def sweep(
         device=device,
         show=not as_json,
     )
-    if as_json:
-        print(json.dumps(result, indent=2))
+    print_json(result, as_json)
 
 
 def _planned(
@@ -215,9 +208,8 @@ def _planned(
     from metasae.doctor.table import print_plan
 
     result = plan(recipe, gpus, name, changed, efficiency)
-    if as_json:
-        print(json.dumps(result.as_dict(), indent=2))
-    else:
+    print_json(result.as_dict(), as_json)
+    if not as_json:
         print_plan(result)
     return 0 if result.fits else 1
 

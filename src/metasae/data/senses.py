@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from metasae.data.model.host import Host
+from metasae.data.text.text import files_within
 from metasae.data.text.windows import Window, pad
-from metasae.errors import UserError, nearest
+from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress, Task
 
 KEYS = ("word", "sense", "before", "target", "after")
@@ -82,17 +83,7 @@ def sense_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        hint = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(
-            f"'{path}' is no file or folder of word senses{hint if 'did you mean' in hint else '; check the path'}"
-        )
-    files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES) and not file.name.startswith("."))
-    if not files:
-        raise UserError(
-            f"the folder '{path}' holds no word senses; put files there that end with {' or '.join(SUFFIXES)}"
-        )
-    return files
+    return files_within(path, "*", SUFFIXES, "word senses", f"'{path}' is no file or folder of word senses")
 
 
 def read_senses(file: str | Path) -> Iterator[Occurrence]:
@@ -148,13 +139,8 @@ def sense_activations(
     sentence that was there before, a target without a token or longer than the window, and senses with fewer than
     `minimum` examples (each half of them has to show something); a word is left out where fewer than two senses
     remain, and `progress` says so. Memory: 4 d bytes per occurrence. Raises UserError for files that cannot be read
-    (see `read_senses`), a tokenizer that does not tell where its tokens stand, and when no word remains; ValueError
-    for a minimum below 2.
+    (see `read_senses`), a tokenizer that does not tell where its tokens stand, and when no word remains.
     """
-    if minimum < 2:
-        raise ValueError(
-            f"minimum must be 2 or more, so that both halves of the sentences can hold a sense, not {minimum}"
-        )
     files = list(files)
     occurrences: dict[str, list[Occurrence]] = defaultdict(list)
     for occurrence in chain.from_iterable(map(read_senses, files)):

@@ -182,7 +182,7 @@ def _followed(skeleton: nn.Module, place: hooks.Place, tokens: int) -> tuple[int
             # without a mask, whose numbers some models look at
             skeleton.eval()(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"))
     except hooks.Reached as reached:
-        return reached.tensor.shape[-1], counter.get_total_flops() / tokens
+        return reached.args[0].shape[-1], counter.get_total_flops() / tokens
     except Exception:
         return None, None
     return None, None

@@ -2,7 +2,7 @@
 
 from metasae.data.model.model_folder import local_folder
 from metasae.data.text import text
-from metasae.data.text.files_of_text import files_in, is_saved_dataset
+from metasae.data.text.text import files_in, is_saved_dataset
 from metasae.recipe.recipe import Recipe
 
 

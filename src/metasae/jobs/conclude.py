@@ -1,4 +1,7 @@
-"""The end of a run: the measured arms compared, the figures and the report written. Needs no torch."""
+"""The end of a run: what is worked out from all its arms together, the figures and the report.
+
+Comparing what is measured needs no torch.
+"""
 
 import shlex
 from pathlib import Path
@@ -7,11 +10,14 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from metasae import files
 from metasae.compare.compare import compare
 from metasae.compare.tables import summary_table
 from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError
 from metasae.explore.pages import queries
+from metasae.explore.store.schema import STORE
+from metasae.progress.progress import Progress
 
 # The narrowest that the names of the measures are folded to.
 _NAMES = 16
@@ -35,6 +41,33 @@ def conclude(folder: str | Path, show: bool = True, baseline: str | None = None)
     return result
 
 
+def across(folder: Path, progress: Progress, steering) -> bool:
+    """Brings across.json, what takes two SAEs, up to date; whether there was anything to write.
+
+    Parts of the same SAEs as before are kept. steering: as `Source.steering`.
+    """
+    from metasae.compare.across import measure_across, measured_arms
+
+    path = folder / "across.json"
+    before = files.read_json(path) if path.exists() else None
+    results = measure_across(measured_arms(folder), before, progress, steering)
+    if results != before:
+        files.write_json(path, results)
+    return results != before
+
+
+def store(folder: Path, progress: Progress) -> bool:
+    """Brings the explorer's store up to date, from which the report's windows are read too; whether there was anything
+    to write.
+    """
+    from metasae.explore.store.build import build
+
+    path = folder / STORE
+    before = path.stat().st_mtime_ns if path.is_file() else None
+    build(folder, progress)
+    return path.stat().st_mtime_ns != before
+
+
 def current_explorer(folder: Path) -> queries.Explorer | None:
     """The run's explorer; None where it has no store, or one of other SAEs (`metasae explore` builds it anew)."""
     try:
@@ -50,7 +83,7 @@ def print_conclusion(result: dict) -> None:
     # its title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
     console.print("\n".join(map(str, verdict_lines(result))), highlight=False, markup=False)
-    print_line(f"Report: {result['report']}")
+    print(f"Report: {result['report']}")
 
 
 def print_next_steps(folder: Path) -> None:
@@ -61,12 +94,7 @@ def print_next_steps(folder: Path) -> None:
         "Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,",
         "then metasae run mine.toml",
     ):
-        print_line(line)
-
-
-def print_line(line: str) -> None:
-    """As it is, so that paths and commands can be copied: neither cut nor wrapped nor coloured."""
-    Console().print(line, highlight=False, markup=False, soft_wrap=True)
+        print(line)
 
 
 def print_whole(table: Table, console: Console) -> None:

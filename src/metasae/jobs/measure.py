@@ -11,10 +11,9 @@ from metasae.compare.across import is_wanted
 from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
 from metasae.interop import load
-from metasae.jobs import together
-from metasae.jobs.conclude import conclude, print_conclusion
-from metasae.jobs.run_stages import ACROSS, HARVEST, PLANTED, REPORT, measuring
-from metasae.jobs.targets import Target, claimed
+from metasae.jobs.conclude import across, conclude, print_conclusion
+from metasae.jobs.pending import ACROSS, HARVEST, PLANTED, REPORT, measuring
+from metasae.jobs.start import Target, claimed
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
 from metasae.measures.suite import measure_sae, reference_of
@@ -50,12 +49,12 @@ def measure(
 
 
 def carry_out(targets: list[Target], recipe: Recipe, out: Path, device: str = "cpu", show: bool = True) -> dict:
-    """`measure`, into a folder that `metasae.jobs.targets.claimed` holds."""
+    """`measure`, into a folder that `metasae.jobs.start.claimed` holds."""
     progress, spec = Progress(show), recipe.measure
     stop = StopRequest(progress.answer, "measuring")
     harvest = PLANTED if recipe.text.source == "planted" else HARVEST
-    across = [ACROSS] if spec.across and spec.keep_firings else []
-    stages = [harvest, *(measuring(target.name, target.seed) for target in targets), *across, REPORT]
+    of_two = [ACROSS] if spec.across and spec.keep_firings else []
+    stages = [harvest, *(measuring(target.name, target.seed) for target in targets), *of_two, REPORT]
     keep_freed_memory()
     try:
         # what was measured before a signal is kept, so nothing need be waited for
@@ -86,7 +85,7 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
             _measure_one(target, RunFolder(out).arm(target.name, target.seed), source, cache, reference)
     if is_wanted(spec, progress):
         with progress.stage(ACROSS):
-            together.across(out, source)
+            across(out, progress, source.steering)
 
 
 def _refuse_widths(targets: list[Target], widths: list[int], d: int, recipe: Recipe) -> None:

@@ -22,15 +22,15 @@ import metasae
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object
 from metasae.arms.source import Source
-from metasae.arms.train_measure import measure_arm, train_arm, trains_on_one_core
-from metasae.data.cache.cache import ActivationCache, is_held, open_cache
+from metasae.arms.train_measure import measure_arm, train_arm, train_by_windows, trains_on_one_core
+from metasae.data.cache.cache import ActivationCache, is_held
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.fit import refuse_what_cannot_fit
 from metasae.errors import Interrupted
-from metasae.jobs import run_stages, start, together
-from metasae.jobs.conclude import conclude, print_conclusion, print_next_steps
-from metasae.jobs.remeasure import bring_up_to_date, is_measured, measured_otherwise, said_of
+from metasae.jobs import pending, start
+from metasae.jobs.conclude import across, conclude, print_conclusion, print_next_steps, store
+from metasae.jobs.pending import bring_up_to_date, is_measured, measured_otherwise, said_of
 from metasae.progress.progress import Progress, SharedTask
 from metasae.progress.stages import Stage
 from metasae.progress.stop import StopRequest
@@ -118,7 +118,7 @@ class _Job:
     def stages(self) -> list[Stage]:
         """Those that are left to do."""
         harvested = self._is_harvested() or self._is_measured()
-        return run_stages.left(self.recipe, self.arms, harvested, self.in_lanes)
+        return pending.left(self.recipe, self.arms, harvested, self.in_lanes)
 
     def go(self) -> dict:
         """Does what is not done yet; returns what `metasae.jobs.conclude.conclude` does, on the first rank."""
@@ -132,11 +132,11 @@ class _Job:
             return {}
         # of all arms in the folder; what is there already is kept
         self._together()
-        with self._stage(run_stages.REPORT):
+        with self._stage(pending.REPORT):
             result = conclude(self.folder, show=False)
-            if together.has_store(self.recipe.measure):
+            if self.recipe.measure.keep_firings and self.recipe.measure.explorer:
                 # its overview shows the comparison, which is new; left for later, the explorer would load torch first
-                together.store(self.folder, self.progress)
+                store(self.folder, self.progress)
             return result
 
     @contextmanager
@@ -149,8 +149,6 @@ class _Job:
     def _done(self, stage: str, seconds: float, **facts: Any) -> None:
         with self._noting:
             self.state["stages"][stage] = {"state": "done", "seconds": round(seconds, 2), **facts}
-            if "fingerprint" in facts:
-                self.state["data_fingerprint"] = facts["fingerprint"]
             if self.ranks.first:
                 files.write_json(self.folder / "run.json", self.state)
 
@@ -159,14 +157,13 @@ class _Job:
         if self.ranks.agreed(self._is_measured()):
             return
         if self.source.planted:
-            with self._stage(run_stages.PLANTED):
+            with self._stage(pending.PLANTED):
                 self._cache = self.source.open(self._tokens())
         elif self.ranks.agreed(self._is_harvested()):
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
-            known = self._known()
-            self._cache = open_cache(known["cache"], fingerprint=known["fingerprint"], tokens=self._tokens())
+            self._cache = ActivationCache(self._known()["cache"], self._tokens())
         else:
-            with self._stage(run_stages.HARVEST):
+            with self._stage(pending.HARVEST):
                 self._cache = self._harvested()
 
     def _known(self) -> dict:
@@ -200,6 +197,7 @@ class _Job:
         cache = self.source.open(tokens)
         # known from before where there are none to harvest
         training = cache.split("train").n_tokens if "train" in tokens else self._known().get("training_tokens")
+        self.state["data_fingerprint"] = cache.fingerprint
         self._done(
             "harvest",
             time.perf_counter() - start,
@@ -214,10 +212,8 @@ class _Job:
     def _train_all(self, cache: ActivationCache | PlantedCache) -> None:
         left = [arm for arm in self.arms if not self.ranks.agreed(arm.is_trained)]
         if self.recipe.harvest.window_tokens:
-            from metasae.arms.by_windows import train_by_windows
-
             if left:
-                with self._stage(run_stages.WINDOWS, at_once=False):
+                with self._stage(pending.WINDOWS, at_once=False):
                     train_by_windows(self.recipe, self.source, cache, self.arms, self._done, self.stop)
             return
         for arm in self.arms:
@@ -228,14 +224,14 @@ class _Job:
             self._train_side_by_side(cache, left)
         else:
             for arm in left:
-                with self._stage(run_stages.training([arm]), at_once=False):
+                with self._stage(pending.training([arm]), at_once=False):
                     self._train(cache, arm, self.progress)
 
     def _train_side_by_side(self, cache: ActivationCache | PlantedCache, arms: list[Arm]) -> None:
         """Small SAEs, each on a core of its own; those with a meta SAE, which take longer, begin first."""
         arms = sorted(arms, key=lambda arm: arm.name == BASELINE)
         total = len(arms) * self.recipe.train.tokens
-        stage = self._stage(run_stages.training(arms), at_once=False)
+        stage = self._stage(pending.training(arms), at_once=False)
         with stage, self.progress.task("training", total) as task:
             start, shared = time.perf_counter(), SharedTask(task)
             side_by_side(lambda arm: self._train(cache, arm, shared), arms)
@@ -266,7 +262,7 @@ class _Job:
         start = time.perf_counter()
         bring_up_to_date(self.recipe, self.source, cache, arm)
         twins = [self.run.arm(name, arm.seed) for name in self.recipe.arms]
-        with self._stage(run_stages.measuring(arm.name, arm.seed, self.recipe.arms)):
+        with self._stage(pending.measuring(arm.name, arm.seed, self.recipe.arms)):
             self._reference = measure_arm(self.recipe, self.source, cache, arm, twins, self._reference)
             self._done(f"measure {arm.label}", time.perf_counter() - start)
 
@@ -276,9 +272,9 @@ class _Job:
 
         spec, work = self.recipe.measure, {}
         if is_wanted(spec, self.progress):
-            work[run_stages.ACROSS] = lambda: together.across(self.folder, self.source)
-        if together.has_store(spec):
-            work[run_stages.EXPLORER] = lambda: together.store(self.folder, self.progress)
+            work[pending.ACROSS] = lambda: across(self.folder, self.progress, self.source.steering)
+        if spec.keep_firings and spec.explorer:
+            work[pending.EXPLORER] = lambda: store(self.folder, self.progress)
         for stage, update in work.items():
             start = time.perf_counter()
             with self._stage(stage):

@@ -1,20 +1,30 @@
-"""A run before any model is loaded: its run folder claimed, or what it would do.
+"""What comes before any model is loaded: the run folder of a run claimed, or what it would do; SAEs that are to be
+measured, their names, whether a recipe can judge them, and the folder for that.
 
-Needs no torch, so a mistake is answered at once.
+Needs no torch, so a mistake is answered at once: SAEs of ours are known by their configs. Those of other libraries tell
+by their weights alone.
 """
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from metasae.arms.folder import RunFolder
+from metasae.device import check_device
 from metasae.doctor.sources import check_sources
 from metasae.errors import UserError
-from metasae.locks import first_alone_on
+from metasae.interop.detection import notes_at, sae_at
+from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.resolve import first_difference
+from metasae.recipe.resolve import check_senses, first_difference
+from metasae.sae.layout import CONFIG
 
+_NAME = re.compile(r"(?P<name>[A-Za-z0-9_]+)(-s(?P<seed>\d+))?")
 # What may differ between two calls on one run folder: its arms and seeds grow, its arms may be measured again.
 FREE = ("description", "arms", "seeds", "measure", "hook.also")
 
@@ -30,20 +40,22 @@ def started(recipe: Recipe, folder: Path, track: str | None = None, progress: Pr
         from metasae.tracking.sinks import check_sink
 
         check_sink(track)
-    with first_alone_on(folder, progress):
+    # of several processes of one job (torchrun) the first claims the folder, and the others work under its lock
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with alone_on(folder, progress):
         claim(recipe, folder)
         yield
 
 
 def claim(recipe: Recipe, folder: Path) -> None:
     """Writes the recipe into the run folder. A folder with another recipe is refused; arms and seeds may be added to
-    it, and what is measured may change, as trained weights do not depend on it (`metasae.jobs.remeasure`).
+    it, and what is measured may change, as trained weights do not depend on it (`metasae.jobs.pending`).
 
     A folder in which no stage was finished and no arm begun holds nothing that another recipe could spoil, so a typo
-    put right goes on in it. Of several processes of one job (torchrun) the first claims it for all.
+    put right goes on in it.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return
     path = folder / "recipe.toml"
     if path.exists() and ((folder / "run.json").exists() or any((folder / "arms").glob("*/checkpoints"))):
         before = Recipe.load(path)
@@ -85,3 +97,147 @@ def dry_run(recipe: Recipe, folder: Path, show: bool) -> dict:
         "primary_steps_per_arm": steps,
         "tokens_harvested": tokens,
     }
+
+
+@dataclass(frozen=True)
+class Target:
+    """An SAE in any format, the arm and seed it is measured as, its run's meta SAE and the recipe it was trained by,
+    where it has them.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    meta: Path | None
+    recipe: dict | None
+
+
+@contextmanager
+def claimed(
+    folders: Sequence[str | Path],
+    out: Path,
+    recipe: str | Path | dict | Recipe | None = None,
+    overrides: dict[str, Any] | None = None,
+    device: str = "cpu",
+    progress: Progress = SILENT,
+) -> Iterator[tuple[list[Target], Recipe]]:
+    """Gives (the SAEs to measure, the recipe that judges them), and holds the folder for their measures as long as the
+    block lasts.
+
+    Arguments as of `metasae.jobs.measure.measure`, whose errors it raises, beside those for a folder that another
+    process holds, that holds measures made otherwise, or that cannot be written.
+    """
+    targets = [target for folder in folders for target in named_targets(str(folder))]
+    if not targets:
+        raise UserError("no SAE to measure; give run folders or SAE folders")
+    _refuse_same_names(targets)
+    source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0])
+    resolved = Recipe.load(source, overrides)
+    check_senses(resolved)
+    check_device(device)
+    elsewhere = any(key.split(".")[0] in ("model", "hook") for key in overrides or {})
+    for target in targets:
+        _refuse_seen(target, resolved)
+        if recipe is None and not elsewhere:
+            _refuse_elsewhere(target, resolved)
+    with alone_on(out, progress):
+        path = out / "recipe.toml"
+        # where nothing is measured yet there is nothing that another recipe could spoil
+        if path.exists() and any(out.glob("arms/*/measures.json")) and Recipe.load(path) != resolved:
+            raise UserError(f"{out} holds measures made otherwise; choose another --out or delete the folder")
+        write_recipe(resolved, out)
+        yield targets, resolved
+
+
+def named_targets(text: str) -> list[Target]:
+    """The SAEs of `PATH` or `NAME=PATH`. Raises UserError for a name that no arm can have, and as `find_targets`."""
+    name, sign, path = text.partition("=")
+    if not sign or Path(text).exists():
+        return find_targets(Path(text))
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UserError(f"'{name}' is no name for an SAE; give letters, digits and _, and -s3 after it for seed 3")
+    targets = find_targets(Path(path))
+    if not (Path(path) / "arms").is_dir():
+        return [replace(targets[0], name=match["name"], seed=int(match["seed"] or targets[0].seed))]
+    if match["seed"]:
+        raise UserError(
+            f"{path} is a run of several SAEs, which have seeds of their own; give a name without -s{match['seed']}"
+        )
+    return [replace(target, name=f"{name}_{target.name}") for target in targets]
+
+
+def find_targets(folder: Path) -> list[Target]:
+    """The SAEs in a run folder's arms, or the one that `metasae.interop.load` finds at a path.
+
+    Raises UserError where there is none.
+    """
+    if (folder / "arms").is_dir():
+        return [target for arm in RunFolder(folder).trained() for target in find_targets(arm.folder / "primary")]
+    format, folder = sae_at(folder)
+    notes = notes_at(format, folder)
+    if notes is None:
+        from metasae.interop import load
+
+        notes = load(folder).config.metadata.get("metasae", {})
+    name = re.sub(r"\W+", "_", folder.resolve().name) or "sae"
+    meta = folder.parent / "meta"
+    own_meta = meta if notes and (meta / CONFIG).is_file() else None
+    return [Target(folder, notes.get("arm", name), notes.get("seed", 0), own_meta, notes.get("recipe"))]
+
+
+def recipe_of(target: Target) -> dict:
+    """The recipe an SAE of ours was trained by, without leave to run a model's code.
+
+    Raises UserError where the SAE does not say.
+    """
+    if target.recipe is None:
+        raise UserError(
+            f"{target.folder} does not say which model and text it belongs to; give --recipe with model, hook and text"
+        )
+    # whoever wrote the SAE does not decide whether a model's code is run here; --set model.trust_remote_code=true does
+    return {**target.recipe, "model": {**target.recipe.get("model", {}), "trust_remote_code": False}}
+
+
+def _refuse_seen(target: Target, recipe: Recipe) -> None:
+    """Raises UserError for an SAE of ours that was trained on documents that this recipe judges on.
+
+    Which split a document belongs to follows from its words: the first shares are calibration and evaluation, the rest
+    is training.
+    """
+    theirs, ours = (target.recipe or {}).get("text", {}), recipe.text.model_dump(mode="json")
+    same = all(theirs.get(key) == ours[key] for key in ("source", "name", "split", "column"))
+    if not theirs or not same or recipe.text.source == "planted":
+        return
+    untrained, judged = (text["calibration_share"] + text["evaluation_share"] for text in (theirs, ours))
+    if judged > untrained + 1e-9:
+        raise UserError(
+            f"{target.folder} was trained on documents that would be judged here: all beyond the first {untrained:g} "
+            f"of the text, of which text.calibration_share + text.evaluation_share take {judged:g}; --set them so that "
+            f"they take no more than {untrained:g}"
+        )
+
+
+def _refuse_elsewhere(target: Target, recipe: Recipe) -> None:
+    """Raises UserError for an SAE of ours that was trained on another model or hook point than the recipe's."""
+    if target.recipe is None or recipe.text.source == "planted":
+        return
+    theirs = Recipe.load({key: value for key, value in target.recipe.items() if key != "harvest"})
+    places = {"hook.point": (theirs.hook.point, recipe.hook.point), "model": (theirs.model.source, recipe.model.source)}
+    for what, (one, other) in places.items():
+        if one != other:
+            raise UserError(
+                f"{target.folder} was trained with {what} = {one}, the first SAE with {other}; measure them apart, or "
+                f"--set {what} where both belong"
+            )
+
+
+def _refuse_same_names(targets: list[Target]) -> None:
+    first: dict[tuple[str, int], Path] = {}
+    for target in targets:
+        other = first.setdefault((target.name, target.seed), target.folder)
+        if other is not target.folder:
+            raise UserError(
+                f"{other} and {target.folder} are both {target.name}-s{target.seed}; give one a name: "
+                f"NAME={target.folder}"
+            )

@@ -19,7 +19,7 @@ from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.senses import sense_activations, sense_files
 from metasae.data.split import Part, Split, head
-from metasae.data.text import files_of_text
+from metasae.data.text import text as texts
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.measures.cofiring.cooccurrence import pair_statistics
@@ -219,7 +219,7 @@ def _conditions(
         "seed": seed,
         "critic_seed": SEED,
         "data": cache.fingerprint,
-        "senses": files_of_text.digest(Path(spec.senses)) if spec.senses else None,
+        "senses": texts.digest(Path(spec.senses)) if spec.senses else None,
         "sae": sae_fingerprint(sae),
     }
 

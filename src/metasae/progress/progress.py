@@ -3,13 +3,76 @@
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
-from metasae.progress.bars import Bars
-from metasae.progress.stages import Stage, Task, Timetable
+from metasae.progress.stages import Stage, Task, Timetable, in_words
+
+_BAR = 20
+
+
+@dataclass
+class Bars:
+    """Drawn anew as often as the terminal is.
+
+    timetable: of a run. tasks: those that are under way, the innermost last.
+    """
+
+    timetable: Timetable | None = None
+    tasks: list[Task] = field(default_factory=list)
+
+    def __rich__(self) -> Table:
+        rows = Table.grid(padding=(0, 1, 0, 0))
+        rows.add_column(width=_BAR)
+        rows.add_column(no_wrap=True, overflow="ellipsis")
+        # read once: the stage may end while it is drawn
+        table, tasks = self.timetable, list(self.tasks)
+        stage = table and table.current
+        if table is None:
+            for task in tasks:
+                rows.add_row(_bar(task.share), Text(_joined(_facts(task, task.left))))
+        elif stage is not None:
+            whole = tasks[0] if stage.whole and tasks else None
+            share, left = table.share(whole), table.stage_left(whole)
+            rows.add_row(_bar((table.number - 1 + (share or 0.0)) / len(table.stages)), Text(_run(table, whole)))
+            facts = _facts(tasks[-1], left) if tasks else [f"{table.elapsed:.0f} s so far", _left(left)]
+            rows.add_row(_bar(share), Text(_joined(facts)))
+        return rows
+
+
+def _run(table: Timetable, whole: Task | None) -> str:
+    """The stage's place in the run, and the time until the run ends."""
+    left = table.run_left(whole)
+    if left is None:
+        return table.place
+    seconds, is_all = left
+    return f"{table.place} · {'about' if is_all else 'at least'} {in_words(seconds)} left"
+
+
+def _facts(task: Task, left: float | None) -> list[str]:
+    """A task with its share, its rate and its latest numbers, and the time until it or its stage ends."""
+    name = f"{task.name}, {100 * task.share:.0f}%" if task.share else task.name
+    numbers = "  ".join(f"{number} {value:.4g}" for number, value in task.live.items())
+    return [name, task.rate if task.done else "", _left(left), numbers]
+
+
+def _left(seconds: float | None) -> str:
+    return f"{in_words(seconds)} left" if seconds else ""
+
+
+def _joined(facts: list[str]) -> str:
+    return " · ".join(filter(None, facts))
+
+
+def _bar(share: float | None) -> ProgressBar:
+    """A pulse where the share is not known."""
+    return ProgressBar(total=1.0, completed=share or 0.0, width=_BAR, pulse=share is None)
 
 
 class Progress:
@@ -49,12 +112,10 @@ class Progress:
         # asked before anything is drawn: while it is, rich stands in for stderr, and before 14.1 calls itself no
         # terminal
         self._drawing = self.enabled and sys.stderr.isatty()
+        live = Live(self._bars, console=self._console, transient=transient, refresh_per_second=8)
         try:
-            if self._drawing:
-                with Live(self._bars, console=self._console, transient=transient, refresh_per_second=8):
-                    yield True
-            else:
-                yield False
+            with live if self._drawing else nullcontext():
+                yield self._drawing
         finally:
             self._drawing = False
 

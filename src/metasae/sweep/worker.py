@@ -22,7 +22,7 @@ from metasae.arms.source import Source
 from metasae.arms.train_measure import measure_arm, train_arm
 from metasae.compare.catalogue import value_of
 from metasae.compare.compare import compare
-from metasae.data.cache.cache import ActivationCache, is_held, open_cache
+from metasae.data.cache.cache import ActivationCache, is_held
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.machine import peak_resident
@@ -264,7 +264,7 @@ class Worker:
                 note = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint, "seconds": seconds}
                 files.write_json(path, note)
         # known to fit, so the text need not be gathered nor the model loaded
-        return open_cache(note["cache"], fingerprint=note["fingerprint"], tokens=tokens)
+        return ActivationCache(note["cache"], tokens)
 
     def _note(self, seconds: float) -> None:
         """What this worker took so far, its imports and the harvest before it left out."""

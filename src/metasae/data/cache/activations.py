@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from metasae.data.cache.cache import INDEX, ActivationCache, beside, large_enough, open_cache, read_index
-from metasae.data.cache.cache_writer import CacheWriter
-from metasae.data.cache.feed import Cursor, Feed, Pool
+from metasae.data.cache.cache import INDEX, ActivationCache, beside, large_enough, read_index
+from metasae.data.cache.cache_writer import CacheWriter, resume
 from metasae.data.cache.passes import run_pools
 from metasae.data.cache.stream import Prefetch
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
+from metasae.data.text.windows import Cursor, Feed, Pool
 from metasae.errors import UserError, install_hint
 from metasae.locks import harvesting_into
 from metasae.progress.progress import SILENT, Progress
@@ -49,9 +49,9 @@ def harvest(
     the tokens asked for, where it is not there already. What is opened shows `tokens[split]` tokens of each split,
     however many there are. Every split takes its documents in the order of the source, so a smaller harvest is the
     beginning of a larger one (the tokens exactly, the activations up to rounding, as windows meet others in a batch).
-    `documents` stands in for the recipe's source; then text.source is only its name, unless it is a list, whose words
-    count. A harvest that was stopped goes on where it stopped and ends with the same bytes as one that was not. While
-    another process harvests into the folder, this one waits.
+    `documents` stands in for the recipe's source; then text.source is only its name. A harvest that was stopped goes on
+    where it stopped and ends with the same bytes as one that was not. While another process harvests into the folder,
+    this one waits.
 
     Raises UserError when the folder holds another harvest, the text is too short for calibration or evaluation, the
     context is longer than the model's, the text changed since the harvest was stopped, or an activation is NaN or
@@ -101,9 +101,7 @@ def harvest_points(
             if left:
                 _fill(left, text, harvest, wanted, documents, progress, ranks)
         places = _places(targets, wanted, ranks)
-    caches = {
-        target.host.point: open_cache(place, tokens=wanted) for target, place in zip(targets, places, strict=True)
-    }
+    caches = {target.host.point: ActivationCache(place, wanted) for target, place in zip(targets, places, strict=True)}
     asked = wanted.get("train", 0)
     trained_on = caches[targets[0].host.point].split("train").n_tokens if asked else 0
     if trained_on < asked:
@@ -117,11 +115,6 @@ def harvest_points(
 def identity(host: Host, text: recipe.Text, harvest: recipe.Harvest, documents: Iterable[str] | None = None) -> dict:
     """Everything that decides the cached numbers, field by field."""
     fields = texts.identity(text) if documents is None else text.model_dump()
-    if isinstance(documents, (list, tuple)):
-        state = hashlib.blake2b(digest_size=16)
-        for document in documents:
-            state.update(document.encode("utf-8", errors="surrogatepass") + b"\0")
-        fields["documents"] = state.hexdigest()
     return {"host": host.fingerprint, "point": host.point, "dtype": harvest.dtype, "text": fields}
 
 
@@ -161,11 +154,10 @@ class _Target:
         index = read_index(folder)
         if index["fingerprint"] == self.fingerprint:
             return
-        differences = list(_differences(index["identity"], self.identity))
-        if not differences and index["model"] == self.host.name:
-            differences = ["the model's weights, tokenizer or dtype"]
-        elif not differences:
-            differences = [f"model: {index['model']} there, {self.host.name} here"]
+        same_name = index["model"] == self.host.name
+        names = f"model: {index['model']} there, {self.host.name} here"
+        unseen = "the model's weights, tokenizer or dtype" if same_name else names
+        differences = list(_differences(index["identity"], self.identity)) or [unseen]
         raise UserError(
             f"the cache {folder} was harvested otherwise ({'; '.join(differences)}); "
             "choose another harvest.cache or delete the folder"
@@ -213,8 +205,7 @@ def _fill(
     ranks: Ranks,
 ) -> None:
     """One pass over the text for all targets, from where the least advanced of them stopped."""
-    places = [target.place_to_fill(wanted, progress) for target in targets] if ranks.first else None
-    places = ranks.from_first(places)
+    places = ranks.from_first([target.place_to_fill(wanted, progress) for target in targets] if ranks.first else None)
     hosts = [target.host for target in targets]
     # what decides, apart from the identity, which windows meet in a batch and which row lies where
     settings = {
@@ -227,7 +218,7 @@ def _fill(
         CacheWriter(place, target.identity, target.fingerprint, target.host.d, settings, ranks)
         for place, target in zip(places, targets, strict=True)
     ]
-    feed = Feed(hosts[0].tokenizer, hosts[0].frame, text, settings["tokens"], _resume(writers, ranks))
+    feed = Feed(hosts[0].tokenizer, hosts[0].frame, text, settings["tokens"], resume(writers, ranks))
     _run(hosts, writers, feed, documents, spec, progress, ranks)
     if ranks.first:
         try:
@@ -275,7 +266,7 @@ def _run(
         count = -(-RANK_BATCHES * ranks.size // POOL_BATCHES)
         try:
             while turn := ranks.from_first(list(islice(pools, count))):
-                run_pools(hosts, writers, turn, cursor, spec, task, ranks)
+                run_pools(hosts, writers, [pool for pool, _ in turn], spec, task, ranks)
                 cursor = turn[-1][1]
                 for writer in writers:
                     writer.note_at_times(cursor)
@@ -285,26 +276,13 @@ def _run(
             raise
 
 
-def _resume(writers: list[CacheWriter], ranks: Ranks) -> Cursor | None:
-    """The cursor that all of them can go on from, None where they begin."""
-    cursors, first = [writer.stopped_at() for writer in writers], None
-    if None not in cursors:
-        # the writers that are further write again what lies behind it, with the same bytes
-        first = min(cursors, key=lambda cursor: sum(cursor.found.values()))
-    if first is not None and not all(writer.can_resume(first) for writer in writers):
-        first = None
-    ranks.same(str(first), "where the harvest was stopped", "let them see the same disk, or delete the cache folder")
-    for writer in writers if first is None else ():
-        writer.begin()
-    return first
-
-
 def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:
     for split, count in feed.wanted.items():
         if split != "train" and feed.found[split] < count:
             demo = f"{install_hint('demo')} brings more documentation, or use a file"
-            cure = demo if text.source == "docs" else "use a longer text"
-            what = f"text.source '{text.source}' gives {feed.found[split]:,} {split} tokens of the {count:,} asked for"
-            raise UserError(f"{what}; {cure}, raise text.{split}_share, or ask for fewer")
+            raise UserError(
+                f"text.source '{text.source}' gives {feed.found[split]:,} {split} tokens of the {count:,} asked for; "
+                f"{demo if text.source == 'docs' else 'use a longer text'}, raise text.{split}_share, or ask for fewer"
+            )
     if not feed.found.get("train", 1):
         raise UserError(f"text.source '{text.source}' gives no training tokens; use a longer text")

@@ -87,10 +87,9 @@ class StoredSplit:
         """Consecutive blocks [size, d] float32 in order; the last one is shorter. Raises UserError for a NaN or inf."""
         for start in range(0, self.n_tokens, size):
             stop = min(start + size, self.n_tokens)
-            pieces = []
-            for number in range(self._shard_of(start), self._shard_of(stop - 1) + 1):
-                offset = int(self._starts[number])
-                pieces.append(self._shards[number][max(start - offset, 0) : stop - offset])
+            numbers = range(self._shard_of(start), self._shard_of(stop - 1) + 1)
+            begins = {number: int(self._starts[number]) for number in numbers}
+            pieces = [self._shards[number][max(start - begin, 0) : stop - begin] for number, begin in begins.items()]
             block = torch.cat(pieces).float()
             if not torch.isfinite(block.sum()):
                 self.refuse_bad(np.arange(start, stop), block)
@@ -125,26 +124,29 @@ class StoredSplit:
     def _totals(self) -> tuple[Tensor, Tensor]:
         # whole shards were summed when they were written; only a shard that is used in part is read again
         whole = min(int(np.searchsorted(self._starts[1:], self.n_tokens, side="right")), len(self._shards))
-        totals, squares = list(self._sums[:whole]), list(self._square_sums[:whole])
+        parts = list(zip(self._sums[:whole], self._square_sums[:whole], strict=True))
         if whole < len(self._shards):
-            total, square = sums(self._shards[whole][: self.n_tokens - int(self._starts[whole])])
-            totals.append(total)
-            squares.append(square)
+            parts.append(sums(self._shards[whole][: self.n_tokens - int(self._starts[whole])]))
         zeros = torch.zeros(self.d, dtype=torch.float64)
-        return sum(totals, zeros), sum(squares, zeros.new_zeros(()))
+        return sum((total for total, _ in parts), zeros), sum((square for _, square in parts), zeros.new_zeros(()))
 
 
 class ActivationCache:
-    """A finished cache. `index`: the contents of index.json. limits: only the first so many tokens of a split are
-    shown.
+    """A finished cache. `index`: the contents of index.json.
 
-    A limited cache shows the tokens that a smaller harvest of the same text would hold.
+    tokens: only the first so many of each split are shown, which are those that a smaller harvest of the same text
+    would hold; `is_held` tells whether there are so many. Raises UserError for a folder without a finished harvest, and
+    for a missing or truncated shard.
     """
 
-    def __init__(self, folder: Path, index: dict, limits: dict[str, int]):
-        self.folder, self.index, self.d, self.fingerprint = folder, index, index["d"], index["fingerprint"]
-        tables = read_tensors(folder / STATISTICS)
-        self._splits = {name: StoredSplit(folder, index, tables, name, limits.get(name)) for name in index["splits"]}
+    def __init__(self, folder: str | Path, tokens: dict[str, int] | None = None):
+        self.folder, limits = Path(folder), tokens or {}
+        self.index = index = read_index(self.folder)
+        self.d, self.fingerprint = index["d"], index["fingerprint"]
+        tables = read_tensors(self.folder / STATISTICS)
+        self._splits = {
+            name: StoredSplit(self.folder, index, tables, name, limits.get(name)) for name in index["splits"]
+        }
 
     def split(self, name: str) -> StoredSplit:
         """`train`, `calibration` or `evaluation`. Raises UserError for a split that was not harvested."""
@@ -153,34 +155,14 @@ class ActivationCache:
         return self._splits[name]
 
 
-def open_cache(
-    folder: str | Path, fingerprint: str | None = None, tokens: dict[str, int] | None = None
-) -> ActivationCache:
-    """Opens a finished cache. tokens: only the first so many of each split are shown; `is_held` tells whether there
-    are so many.
-
-    Raises UserError for a folder without a finished harvest, another fingerprint, and a missing or truncated shard.
-    """
-    folder = Path(folder)
-    index = read_index(folder)
-    if fingerprint is not None and index["fingerprint"] != fingerprint:
-        raise UserError(
-            f"the cache {folder} holds activations of another harvest; "
-            "choose another harvest.cache or delete the folder"
-        )
-    return ActivationCache(folder, index, tokens or {})
-
-
 def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> bool:
     """Whether a folder holds a finished harvest of this fingerprint with so many tokens of each split, or all that
     its text has.
 
     Raises UserError for an index of another version.
     """
-    if not (Path(folder) / INDEX).is_file():
-        return False
-    index = read_index(Path(folder))
-    if index["fingerprint"] != fingerprint:
+    index = read_index(Path(folder)) if (Path(folder) / INDEX).is_file() else {}
+    if index.get("fingerprint") != fingerprint:
         return False
     splits, nothing = index["splits"], {"tokens": 0, "exhausted": False}
     records = {name: splits.get(name, nothing) for name, count in tokens.items() if count > 0}
@@ -226,16 +208,13 @@ def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _open_shard(file: Path, entry: dict) -> dict[str, Tensor]:
     """activations [t, d] and the columns [t] of a shard, memory-mapped: nothing is read until a row is asked for."""
-    if not file.is_file():
-        raise _damaged(file, "it is missing")
-    if file.stat().st_size != entry["bytes"]:
-        raise _damaged(file, f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
     try:
+        if file.stat().st_size != entry["bytes"]:
+            raise OSError(f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
         with safe_open(file, framework="pt") as shard:
             return {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
     except (SafetensorError, OSError) as error:
-        raise _damaged(file, str(error)) from None
-
-
-def _damaged(file: Path, why: str) -> UserError:
-    return UserError(f"the shard {file} is damaged: {why}; delete the cache folder {file.parent} and harvest again")
+        why = "it is missing" if isinstance(error, FileNotFoundError) else error
+        raise UserError(
+            f"the shard {file} is damaged: {why}; delete the cache folder {file.parent} and harvest again"
+        ) from None

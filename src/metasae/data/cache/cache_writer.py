@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from metasae.data.cache.cache import COLUMNS, DTYPES, FORMAT, INDEX, SHARDS, STATISTICS, UNFINISHED, sums
-from metasae.data.cache.feed import Cursor
+from metasae.data.text.windows import Cursor
 from metasae.errors import UserError
 from metasae.files import read_json, write_json, write_tensors
 from metasae.ranks.ranks import ALONE, RankPool, Ranks
@@ -32,6 +32,8 @@ from metasae.ranks.ranks import ALONE, RankPool, Ranks
 # this and a pool.
 SECONDS_BETWEEN_NOTES = 30.0
 MAX_SHARD_BYTES = 256 << 20
+# The header, name -> (where the tensor begins in the file, bytes of a row), and the size of the file.
+Layout = tuple[bytes, dict[str, tuple[int, int]], int]
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -70,11 +72,10 @@ class CacheWriter:
 
     def begin(self) -> None:
         """Clears the folder of earlier shards. The note goes first: it must not name shards that are gone."""
-        if not self.ranks.first:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for stale in [self.folder / UNFINISHED, *self.folder.glob(SHARDS), self.folder / STATISTICS]:
-            stale.unlink(missing_ok=True)
+        if self.ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in [self.folder / UNFINISHED, *self.folder.glob(SHARDS), self.folder / STATISTICS]:
+                stale.unlink(missing_ok=True)
 
     def note_at_times(self, cursor: Cursor) -> None:
         """Everything before the cursor is written: notes it if the last note is old."""
@@ -110,6 +111,19 @@ class CacheWriter:
         write_tensors(self.folder / STATISTICS, tables)
         write_json(self.folder / INDEX, index)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def resume(writers: Sequence[CacheWriter], ranks: Ranks = ALONE) -> Cursor | None:
+    """The cursor that all of them can go on from, None where they begin."""
+    cursors = [writer.stopped_at() for writer in writers]
+    # the writers that are further write again what lies behind it, with the same bytes
+    first = None if None in cursors else min(cursors, key=lambda cursor: sum(cursor.found.values()))
+    if first is not None and not all(writer.can_resume(first) for writer in writers):
+        first = None
+    ranks.same(str(first), "where the harvest was stopped", "let them see the same disk, or delete the cache folder")
+    for writer in writers if first is None else ():
+        writer.begin()
+    return first
 
 
 class ShardWriter:
@@ -196,41 +210,33 @@ class ShardWriter:
         while done < len(values):
             number, offset = divmod(start + done, self.capacity)
             count = min(len(values) - done, self.capacity - offset)
-            file, layout = self._file(number), self._layout(number)
-            place, row_bytes = layout.places[name]
+            file, (header, places, size) = self._file(number), self._layout(number)
+            place, row_bytes = places[name]
             with _reported(file):
                 if self.ranks.first and file not in self._changed and not self._has_full_size(number):
                     with open(file, "wb") as handle:
-                        handle.write(layout.header)
-                        handle.truncate(layout.size)
+                        handle.write(header)
+                        handle.truncate(size)
                 self._changed.add(file)
                 with open(file, "r+b") as handle:
                     handle.seek(place + offset * row_bytes)
                     handle.write(memoryview(values[done : done + count]).cast("B"))
             done += count
 
-    def _layout(self, number: int) -> "_Layout":
+    def _layout(self, number: int) -> Layout:
         return _layout(min(self.capacity, self.expected - number * self.capacity), self.d, self.dtype)
 
     def _has_full_size(self, number: int) -> bool:
         file = self._file(number)
-        return file.is_file() and file.stat().st_size == self._layout(number).size
+        _, _, size = self._layout(number)
+        return file.is_file() and file.stat().st_size == size
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05d}.safetensors"
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """places: name -> (where the tensor begins in the file, bytes of a row). size: of the file."""
-
-    header: bytes
-    places: dict[str, tuple[int, int]]
-    size: int
-
-
 @cache
-def _layout(count: int, d: int, dtype: torch.dtype) -> _Layout:
+def _layout(count: int, d: int, dtype: torch.dtype) -> Layout:
     """A shard of `count` rows, as the safetensors library lays it out: larger numbers first, then by name."""
     tensors = [(-4, name, "I32", 4, [count]) for name in COLUMNS]
     tensors.append((-dtype.itemsize, "activations", _NAMES[dtype], d * dtype.itemsize, [count, d]))
@@ -243,7 +249,7 @@ def _layout(count: int, d: int, dtype: torch.dtype) -> _Layout:
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     places = {name: (len(header) + begin, row_bytes) for name, (begin, row_bytes) in begins.items()}
-    return _Layout(header, places, len(header) + end)
+    return header, places, len(header) + end
 
 
 def _checksum(file: Path) -> str:

@@ -12,9 +12,8 @@ import torch
 
 from metasae.data.cache.cache import DTYPES
 from metasae.data.cache.cache_writer import CacheWriter
-from metasae.data.cache.feed import Cursor, Pool
 from metasae.data.model.host import Host, activations_at
-from metasae.data.text.windows import Window, pad
+from metasae.data.text.windows import Pool, Window, pad
 from metasae.errors import UserError
 from metasae.progress.progress import Task
 from metasae.ranks.ranks import ALONE, Ranks
@@ -24,8 +23,7 @@ from metasae.recipe import recipe
 def run_pools(
     hosts: Sequence[Host],
     writers: Sequence[CacheWriter],
-    pools: list[tuple[Pool, Cursor]],
-    before: Cursor,
+    pools: list[Pool],
     spec: recipe.Harvest,
     task: Task,
     ranks: Ranks = ALONE,
@@ -33,18 +31,16 @@ def run_pools(
     """Writes what the model makes of a few pools, whose batches are dealt out to the ranks; comes back when all is
     written.
 
-    hosts, writers: one of each for every hook point. pools: each with the cursor behind it. before: the cursor before
-    the first. Windows run sorted by length, and each is written to its own place.
+    hosts, writers: one of each for every hook point. Windows run sorted by length, and each is written to its own
+    place.
     """
     batches = []
-    for pool, behind in pools:
-        starts = _starts(pool, before)
+    for pool in pools:
         if ranks.first:
             # this also lays out the shard files, before any rank writes activations into them
-            _write_columns(writers, pool, starts)
-        lengths = np.array([len(window) for _, window in pool])
-        batches += [[(*pool[i], starts[i]) for i in numbers] for numbers in _batches(lengths, spec.batch_tokens)]
-        before = behind
+            _write_columns(writers, pool)
+        lengths = np.array([len(window) for _, window, _ in pool])
+        batches += [[pool[i] for i in numbers] for numbers in _batches(lengths, spec.batch_tokens)]
     ranks.wait()
     tokens = [sum(len(window) for _, window, _ in batch) for batch in batches]
     for number in range(ranks.rank, len(batches), ranks.size):
@@ -54,19 +50,10 @@ def run_pools(
     ranks.wait()
 
 
-def _starts(pool: Pool, before: Cursor) -> list[int]:
-    """The row of each window's first token in its split."""
-    counts, starts = dict(before.found), []
-    for split, window in pool:
-        starts.append(counts[split])
-        counts[split] += len(window)
-    return starts
-
-
-def _write_columns(writers: Sequence[CacheWriter], pool: Pool, starts: list[int]) -> None:
+def _write_columns(writers: Sequence[CacheWriter], pool: Pool) -> None:
     """Writes tokens, documents, positions int32 [T] of each split's windows, which are consecutive."""
     for split in writers[0].splits:
-        own = [(window, start) for (name, window), start in zip(pool, starts, strict=True) if name == split]
+        own = [(window, row) for name, window, row in pool if name == split]
         if not own:
             continue
         windows = [window for window, _ in own]

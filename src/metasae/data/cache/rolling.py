@@ -5,7 +5,7 @@ FOLDER/ledger.json   every window harvested so far: its tokens, its batches, whe
 FOLDER/00003/        window 3: a cache of the training split alone, gone once every arm has trained on it
 
 A window here is a stretch of the training text; the windows of a few tokens that the model reads are
-`metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.cache.feed`), so it holds a
+`metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.text.windows`), so it holds a
 few more tokens than asked for; what does not fill a batch at its end is left out. Batches are drawn from one window
 until it is used up: the shuffling goes no further than that. Any window can be harvested again, to the same bytes, as
 the ledger says where it begins. Where the text ends it is read again.
@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from metasae.data.cache.activations import POOL_BATCHES, fingerprint_of, identity
-from metasae.data.cache.cache import INDEX, StoredSplit, open_cache
-from metasae.data.cache.cache_writer import CacheWriter
-from metasae.data.cache.feed import Cursor, Feed, Pool
+from metasae.data.cache.cache import INDEX, ActivationCache, StoredSplit
+from metasae.data.cache.cache_writer import CacheWriter, resume
 from metasae.data.cache.passes import run_pools
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
+from metasae.data.text.windows import Cursor, Feed, Pool
 from metasae.errors import UserError
 from metasae.files import read_json, write_json
 from metasae.locks import harvesting_into
@@ -142,12 +142,8 @@ class RollingHarvest:
 
         Returns the cursor behind it, and whether the text is at its end.
         """
-        stopped, cursor = writer.stopped_at(), start
-        if stopped is not None and writer.can_resume(stopped):
-            cursor = replace(stopped, found={"train": start.found["train"] + stopped.found["train"]})
-        else:
-            writer.begin()
-        done = _since(cursor, start)
+        done = resume([writer]) or _since(start, start)
+        cursor = replace(done, found={"train": start.found["train"] + done.found["train"]})
         with progress.task(f"harvesting window {number}", self.spec.window_tokens, "tokens") as task:
             task.skip(min(done.found["train"], self.spec.window_tokens))
             try:
@@ -158,7 +154,8 @@ class RollingHarvest:
                     pool, behind = self._next_pool(cursor)
                     if pool is None:
                         return cursor, True
-                    run_pools([self.host], [writer], [(pool, _since(behind, start))], done, self.spec, task)
+                    own = [(split, window, row - start.found["train"]) for split, window, row in pool]
+                    run_pools([self.host], [writer], [own], self.spec, task)
                     cursor, done = behind, _since(behind, start)
                     writer.note_at_times(done)
             except KeyboardInterrupt:
@@ -182,7 +179,7 @@ class RollingHarvest:
 
     def _enter(self, number: int, end: Cursor, over: bool) -> None:
         """Writes a window into the ledger, or compares it with what the ledger says of it."""
-        split = open_cache(folder_of(self.folder, number), self.fingerprint).split("train")
+        split = ActivationCache(folder_of(self.folder, number)).split("train")
         first = self.windows[number - 1].stop if number else 0
         stop, behind = first + split.n_tokens // self.batch, None if over else asdict(end)
         window = TrainingWindow(number, split.n_tokens, split.d, first, stop, split.mean_square, behind)
@@ -208,7 +205,7 @@ def training_windows(folder: Path) -> list[TrainingWindow]:
 
 def open_window(folder: Path, number: int) -> tuple[TrainingWindow, StoredSplit]:
     """A window that is on the disk. Raises UserError where it is not whole."""
-    return training_windows(folder)[number], open_cache(folder_of(folder, number)).split("train")
+    return training_windows(folder)[number], ActivationCache(folder_of(folder, number)).split("train")
 
 
 def folder_of(folder: Path, number: int) -> Path:

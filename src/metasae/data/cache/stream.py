@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from metasae.data.split import Split
-from metasae.ranks.ranks import Ranks, spans_of
+from metasae.ranks.ranks import ALONE, Ranks, spans_of
 
 Item = TypeVar("Item")
 _END = object()
@@ -60,23 +60,36 @@ class Stream(AbstractContextManager):
     `position`: the number of the next batch, counted from `first`, which is that of the stream's first batch. ahead:
     the next batches are prepared in a background thread, which `close` (or a with block) stops. That pays when
     training runs on another device; on the CPU the two would take each other's cores, and a step measured 10 ms
-    longer.
+    longer. ranks: each of several reads its own rows of a batch, and all are given all of them on `device`, which is
+    what one rank reads.
     """
 
-    def __init__(self, split: Split, batch: int, seed: int, scale: float = 1.0, ahead: bool = False, first: int = 0):
+    def __init__(
+        self,
+        split: Split,
+        batch: int,
+        seed: int,
+        scale: float = 1.0,
+        ahead: bool = False,
+        first: int = 0,
+        ranks: Ranks = ALONE,
+        device: torch.device | str = "cpu",
+    ):
         self.split, self.batch, self.seed, self.scale, self.ahead = split, batch, seed, scale, ahead
-        self.first, self.position, self._own = first, first, slice(None)
+        self.first, self.position, self.ranks, self.device = first, first, ranks, device
+        self._spans = spans_of(batch, ranks)
         self._source: Iterator[Tensor] | None = None
 
     def next(self) -> Tensor:
         """The next batch, float32 [B, d], in the model's units times `scale`. Raises UserError for a NaN or inf."""
+        shared = self.ranks.size > 1
         if self._source is None:
             indices = indices_of(self.split.n_tokens, self.batch, self.seed, self.position - self.first)
-            rows = _rows(self.split, indices, self._own, self.scale)
+            rows = _rows(self.split, indices, self._spans[self.ranks.rank], None if shared else self.scale)
             self._source = Prefetch(rows, depth=3) if self.ahead else rows
         x_BD = next(self._source)
         self.position += 1
-        return x_BD
+        return _scaled(self.ranks.gather_rows(x_BD.to(self.device), self._spans), self.scale) if shared else x_BD
 
     def seek(self, position: int) -> None:
         """Goes on with batch number `position`."""
@@ -93,40 +106,22 @@ class Stream(AbstractContextManager):
         self.close()
 
 
-class SharedStream(Stream):
-    """What a `Stream` of the same arguments gives, on every rank; each reads its own rows of a batch."""
+def _rows(split: Split, indices: Iterator[Tensor], own: range, scale: float | None) -> Iterator[Tensor]:
+    """Of each batch the rows [b, d] that stand in `own`.
 
-    def __init__(
-        self, split: Split, batch: int, seed: int, scale: float, ranks: Ranks, device: torch.device, first: int = 0
-    ):
-        super().__init__(split, batch, seed, ahead=device.type != "cpu", first=first)
-        self.ranks, self.device, self.spans, self.whole_scale = ranks, device, spans_of(batch, ranks), scale
-        self.dtype = split.rows(torch.zeros(1, dtype=torch.int64)).dtype
-        self._own = slice(self.spans[ranks.rank].start, self.spans[ranks.rank].stop)
-
-    def next(self) -> Tensor:
-        own = super().next().to(self.device, self.dtype)
-        x_BD = self.ranks.gather_rows(own, self.spans).float()
-        return x_BD.mul_(self.whole_scale) if self.whole_scale != 1.0 else x_BD
-
-
-def batches_of(
-    split: Split, batch: int, seed: int, scale: float, ranks: Ranks, device: torch.device, first: int = 0
-) -> Stream:
-    """The batches of a run on these ranks; with one rank the ordinary stream. first: the number of the first batch."""
-    if ranks.size == 1:
-        return Stream(split, batch, seed, scale, ahead=device.type != "cpu", first=first)
-    return SharedStream(split, batch, seed, scale, ranks, device, first)
-
-
-def _rows(split: Split, indices: Iterator[Tensor], own: slice, scale: float) -> Iterator[Tensor]:
-    """The rows of each batch float32 [b, d], or those of them in the slice `own`, times `scale`."""
+    float32 times `scale`; in the split's dtype where `scale` is None.
+    """
     for index_B in indices:
-        x_BD = split.rows(index_B[own]).float()
+        index_b = index_B[own.start : own.stop]
+        x_bD = split.rows(index_b)
         # a sum is finite only when every term is, and costs one pass instead of three
-        if not torch.isfinite(x_BD.sum()):
-            split.refuse_bad(index_B[own].numpy(), x_BD)
-        yield x_BD.mul_(scale) if scale != 1.0 else x_BD
+        if not torch.isfinite(x_bD.sum(dtype=torch.float32)):
+            split.refuse_bad(index_b.numpy(), x_bD)
+        yield x_bD if scale is None else _scaled(x_bD, scale)
+
+
+def _scaled(x_BD: Tensor, scale: float) -> Tensor:
+    return x_BD.float().mul_(scale) if scale != 1.0 else x_BD.float()
 
 
 def indices_of(n_tokens: int, batch: int, seed: int, position: int) -> Iterator[Tensor]:

@@ -58,10 +58,7 @@ class Place:
 
 
 class Reached(Exception):
-    """Raised inside a hook to stop the model there; carries the hooked tensor [b, t, d]."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
+    """Raised inside a hook to stop the model there; its one argument is the hooked tensor [b, t, d]."""
 
 
 def layers_of(model: nn.Module, n_layers: int) -> tuple[str, nn.ModuleList]:

@@ -15,7 +15,7 @@ from metasae.data.model import hooks
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder
 from metasae.data.model.readout import LinearReadOut, WholeLogits, agrees, readout_of
-from metasae.data.text.files_of_text import state_of_file
+from metasae.data.text.text import state_of_file
 from metasae.data.text.windows import Frame
 from metasae.errors import UserError
 from metasae.ranks.lanes import side_by_side
@@ -159,7 +159,7 @@ class Host:
         try:
             self._run(ids, mask)
         except hooks.Reached as reached:
-            return reached.tensor
+            return reached.args[0]
         finally:
             handle.remove()
         raise UserError(
@@ -212,7 +212,7 @@ def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Ten
         try:
             hosts[0]._run(*rows)
         except hooks.Reached as reached:
-            return [lane.read.get(number, reached.tensor) for number in range(len(hosts))]
+            return [lane.read.get(number, reached.args[0]) for number in range(len(hosts))]
         missed = next(host for number, host in enumerate(hosts) if number not in lane.read)
         raise UserError(f"the model never runs '{missed._place.path}'; choose another hook.point")
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from metasae.data.model.model_folder import local_folder
 from metasae.data.text import hub
-from metasae.data.text.hub import reason
 from metasae.device import multiplies_bf16
 from metasae.errors import UserError
 from metasae.recipe import recipe
@@ -32,9 +31,28 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def load_model(model: recipe.Model, device: torch.device) -> tuple[nn.Module, object, bool]:
     """(model, tokenizer, causal). Raises UserError with one line for anything that cannot be had."""
-    folder = local_folder(model)
     if model.device_map and importlib.util.find_spec("accelerate") is None:
         raise UserError(f"model.device_map={model.device_map} needs accelerate: pip install accelerate")
+    with _place(model) as (source, options):
+        return _load(source, options, model, device)
+
+
+def load_tokenizer(model: recipe.Model):
+    """The Hugging Face tokenizer of a recipe's model alone: reading the weights would take longer than what its caller
+    does. Raises UserError with one line where it cannot be had.
+    """
+    with _place(model) as (source, options):
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(source, **options)
+
+
+@contextmanager
+def _place(model: recipe.Model) -> Iterator[tuple[str, dict]]:
+    """(folder or name, options) for transformers, which is quiet inside; what goes wrong there is a UserError of one
+    line.
+    """
+    folder = local_folder(model)
     unreachable = "" if folder is not None else hub.unreachable()
     # a hub that cannot be reached may still have left the model in the local cache
     options = {"trust_remote_code": model.trust_remote_code, "local_files_only": bool(folder or unreachable)}
@@ -42,7 +60,7 @@ def load_model(model: recipe.Model, device: torch.device) -> tuple[nn.Module, ob
         options["revision"] = model.revision
     with quiet():
         try:
-            return _load(str(folder or model.source), options, model, device)
+            yield str(folder or model.source), options
         except UserError:
             raise
         except Exception as error:
@@ -121,26 +139,30 @@ def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> Use
     from huggingface_hub import utils
 
     what = f"the model '{model.source}'"
-    if "trust_remote_code" in str(error) and not model.trust_remote_code:
-        return UserError(
+    lacking = (utils.LocalEntryNotFoundError, utils.OfflineModeIsEnabled)
+    not_in_cache = any(isinstance(cause, lacking) for cause in _chain(error))
+    lines = [
+        (
+            "trust_remote_code" in str(error) and not model.trust_remote_code,
             f"{what} brings Python code of its own, which would run on this machine; read it, and if you trust it set "
-            "model.trust_remote_code=true, with model.revision at the commit you read"
-        )
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return UserError(f"{what} does not fit into the GPU's memory; set model.dtype=bf16 or model.device_map=auto")
-    if unreachable:
-        not_in_cache = (utils.LocalEntryNotFoundError, utils.OfflineModeIsEnabled)
-        if any(isinstance(cause, not_in_cache) for cause in _chain(error)):
-            return UserError(
-                f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}"
-            )
-        return UserError(
+            "model.trust_remote_code=true, with model.revision at the commit you read",
+        ),
+        (
+            isinstance(error, torch.cuda.OutOfMemoryError),
+            f"{what} does not fit into the GPU's memory; set model.dtype=bf16 or model.device_map=auto",
+        ),
+        (
+            unreachable and not_in_cache,
+            f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}",
+        ),
+        (
+            unreachable,
             f"cannot load {what} from the local cache: {_named(error)}; "
-            f"load it once online ({unreachable}), or {_A_FOLDER}"
-        )
-    return UserError(
-        _by_hub(error, model, what) or f"cannot load {what}: {_named(error)}; check model.name or model.path"
-    )
+            f"load it once online ({unreachable}), or {_A_FOLDER}",
+        ),
+    ]
+    line = next((line for applies, line in lines if applies), None) or _by_hub(error, model, what)
+    return UserError(line or f"cannot load {what}: {_named(error)}; check model.name or model.path")
 
 
 def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
@@ -171,7 +193,7 @@ def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
         ),
         (
             first(utils.HFValidationError),
-            reason,
+            hub.reason,
             "'{name}' is neither a folder nor a name on the hub ({why}); {path_or_name}",
         ),
         (
@@ -182,13 +204,13 @@ def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
         ),
         (
             first(ConnectionError) or _of_http_library(error),
-            reason,
+            hub.reason,
             "cannot have {what}: the connection to the hub failed ({why}), and the local cache lacks it; "
             "try again, or {a_folder}",
         ),
         (
             first(utils.LocalEntryNotFoundError),
-            reason,
+            hub.reason,
             "cannot have {what}: the hub cannot be reached, and the local cache lacks it; "
             "try again online, or {a_folder}",
         ),
@@ -223,10 +245,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _said(error: BaseException) -> str:
     """What the server said; else the first line of the error that is more than an HTTP status."""
     lines = [line for line in str(error).splitlines() if not _STATUS.match(line)]
-    return reason(Exception(getattr(error, "server_message", None) or "\n".join(lines) or str(error)))
+    return hub.reason(Exception(getattr(error, "server_message", None) or "\n".join(lines) or str(error)))
 
 
 def _named(error: BaseException) -> str:
     """The first line of an error; with its kind where that is none of the usual ones, which say enough themselves."""
     usual = isinstance(error, (OSError, ValueError, ImportError))
-    return reason(error) if usual else f"{type(error).__name__}: {reason(error)}"
+    return hub.reason(error) if usual else f"{type(error).__name__}: {hub.reason(error)}"

@@ -3,7 +3,7 @@
 x = sum_j a_j g_j + noise,   with unit directions g_j [d] and a_j = 0 where feature j is off.
 
 What is drawn are events; a feature is on when its own event happens, or a composite that holds it. m features, c
-composites, E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_split.py` draws tokens
+composites, E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_cache.py` draws tokens
 from a world.
 """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from metasae.arms.source import Source
-from metasae.data.model.tokenizer import load_tokenizer
+from metasae.data.model.loading import load_tokenizer
 from metasae.errors import UserError
 from metasae.explore.store import blobs
 from metasae.explore.store.open_store import CHUNK, StringsOf, folded, readable, stretches_of

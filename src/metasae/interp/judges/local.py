@@ -18,7 +18,7 @@ from torch import Tensor
 from metasae.data.model.calls import caches_in
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder
-from metasae.data.text.files_of_text import state_of_file
+from metasae.data.text.text import state_of_file
 from metasae.errors import UserError
 from metasae.interp.replies import Ask, Reply
 from metasae.recipe.recipe import Model

@@ -1,13 +1,14 @@
-"""Arms that were measured by other settings than are asked for now, and what is done before they are measured again.
+"""What a run folder still lacks: its stages in plain words, and arms that were measured by other settings than are
+asked for now, with what is done before they are measured again.
 
-Their weights stay. What each arm was measured by stands in its measures.json (`settings`), so a run that is killed in
-between knows which arms are left. What its thresholds were set by stands in the recipe within its SAE's metadata, which
-follows.
+The weights of such arms stay. What each arm was measured by stands in its measures.json (`settings`), so a run that is
+killed in between knows which arms are left. What its thresholds were set by stands in the recipe within its SAE's
+metadata, which follows.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object
@@ -15,10 +16,18 @@ from metasae.arms.source import Source
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.measures.firing.calibrate import calibrate
+from metasae.progress.stages import Stage
 from metasae.recipe.recipe import Measure, Recipe
+from metasae.recipe.registry import ARMS, BASELINE, ArmRules
 from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE
 
+HARVEST = Stage("harvest", "reading text and harvesting activations", whole=True)
+PLANTED = Stage("planted", "making the planted world")
+WINDOWS = Stage("windows", "harvesting and training window by window")
+ACROSS = Stage("across", "comparing SAEs with each other", whole=True)
+EXPLORER = Stage("explorer", "preparing the explorer", whole=True)
+REPORT = Stage("report", "writing the report")
 CALIBRATES = ("threshold", "calibration_tokens")
 # What decides the firings that an arm keeps.
 FIRES = (*CALIBRATES, "tokens", "keep_firings")
@@ -31,10 +40,8 @@ def is_measured(arm: Arm, spec: Measure) -> bool:
 
 def changed_for(arm: Arm, spec: Measure) -> list[str]:
     """The keys of `measure` whose value differs from what an arm was measured by; none where it is not measured."""
-    if not arm.is_measured:
-        return []
     # files of earlier releases do not say; their arms were measured by what they were trained with
-    return _differing(arm.measures().get("settings") or _settings_within(arm), spec)
+    return _differing(arm.measures().get("settings") or _settings_within(arm), spec) if arm.is_measured else []
 
 
 def measured_otherwise(run: RunFolder, spec: Measure) -> dict[Arm, list[str]]:
@@ -92,20 +99,13 @@ def _rewrite(arm: Arm, recipe: Recipe, sae: SAE | None) -> None:
 
     sae: with new thresholds.
     """
-    spec = recipe.measure.model_dump(mode="json")
-    if arm.has_meta:
-        _rewrite_config(arm.folder / "meta" / CONFIG, spec)
-    if sae is None:
-        _rewrite_config(arm.folder / "primary" / CONFIG, spec)
-    else:
-        sae.config.metadata["metasae"]["recipe"]["measure"] = spec
+    if sae is not None:
         sae.save(arm.folder / "primary")
-
-
-def _rewrite_config(path: Path, spec: dict) -> None:
-    config = files.read_json(path)
-    config["metadata"]["metasae"]["recipe"]["measure"] = spec
-    files.write_json(path, config)
+    for place in ("meta", "primary") if arm.has_meta else ("primary",):
+        path = arm.folder / place / CONFIG
+        config = files.read_json(path)
+        config["metadata"]["metasae"]["recipe"]["measure"] = recipe.measure.model_dump(mode="json")
+        files.write_json(path, config)
 
 
 def _settings_within(arm: Arm) -> dict | None:
@@ -122,3 +122,38 @@ def _differing(before: dict | None, spec: Measure) -> list[str]:
         return []
     defaults = Measure().settings
     return [key for key, value in spec.settings.items() if before.get(key, defaults[key]) != value]
+
+
+def training(arms: Sequence[Arm]) -> Stage:
+    """One SAE, or several side by side."""
+    what = f"{arms[0].name}, seed {arms[0].seed}" if len(arms) == 1 else f"{len(arms)} SAEs"
+    return Stage("train", f"training {what}", whole=True)
+
+
+def measuring(arm: str, seed: int, arms: Sequence[str] = ()) -> Stage:
+    """arms: all of the run. One with the baseline's primary SAE takes over the measures of that."""
+    takes_over = BASELINE in arms and ARMS.get(arm, ArmRules()).keeps_primary
+    return Stage("take over" if takes_over else "measure", f"measuring {arm}, seed {seed}", quick=takes_over)
+
+
+def left(recipe: Recipe, arms: Sequence[Arm], harvested: bool, in_lanes: bool = False) -> list[Stage]:
+    """What a run of the recipe with these arms has still to do.
+
+    harvested: whether the activations are there. in_lanes: whether all arms are trained in one stage.
+    """
+    spec, stages = recipe.measure, []
+    unmeasured = [arm for arm in arms if not is_measured(arm, spec)]
+    untrained = [arm for arm in arms if not arm.is_trained]
+    if unmeasured and recipe.text.source == "planted":
+        stages.append(PLANTED)
+    elif not harvested:
+        stages.append(HARVEST)
+    if unmeasured and untrained:
+        together = [untrained] if in_lanes else [[arm] for arm in untrained]
+        stages += [WINDOWS] if recipe.harvest.window_tokens else map(training, together)
+    stages += [measuring(arm.name, arm.seed, recipe.arms) for arm in unmeasured]
+    if spec.across and spec.keep_firings:
+        stages.append(ACROSS)
+    if spec.explorer and spec.keep_firings:
+        stages.append(EXPLORER)
+    return [*stages, REPORT]
