@@ -2,7 +2,7 @@
 
 import json
 
-from metasae.measures.cofiring.cooccurrence import phi_edges
+from metasae.measures.cofiring.phi_sums import phi_edges
 from metasae.measures.effect.fidelity import rate_edges
 
 
