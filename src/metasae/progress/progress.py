@@ -2,14 +2,17 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
 
 from metasae.progress.bars import Bars
 from metasae.progress.stages import Stage, Task, Timetable
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -95,6 +98,24 @@ class Progress:
 
 
 SILENT = Progress(enabled=False)
+
+
+def tracked(
+    progress: Progress,
+    items: Iterable[Item],
+    name: str,
+    total: int,
+    unit: str = "tokens",
+    size: Callable[[Item], int] = len,
+) -> Iterator[Item]:
+    """The items one after the other, as a task that moves on by `size(item)` when the next one is asked for.
+
+    Only for the head of a `for` loop: an error in the loop then ends the task at once.
+    """
+    with progress.task(name, total, unit) as task:
+        for item in items:
+            yield item
+            task.advance(size(item))
 
 
 class SharedTask:

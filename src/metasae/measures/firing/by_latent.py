@@ -20,10 +20,9 @@ from metasae.measures.firing.arrays import (
     whole_folder,
     write_index,
 )
-from metasae.measures.firing.blocks import chunks
-from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.firings import Firings, Span, chunks
 from metasae.measures.firing.store import STORE, open_firings
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress, tracked
 
 VIEW = Kind("firing store by latent", 1, {"indptr": "<i8", "tokens": "<i4", "values": "<f4"})
 FOLDER = "by_latent"
@@ -72,37 +71,26 @@ def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT)
     return view
 
 
-def write_by_latent(folder: str | Path, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
+def write_by_latent(folder: Path, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
     """Sorts the firing store in `folder` by latent and keeps the result in it, for `open_by_latent`. Bounded memory.
 
     Raises UserError for a folder without a whole firing store, and when the disk is full.
     """
-    folder = Path(folder)
     firings, source = open_firings(folder), _source(folder)
+    lengths = {"indptr": firings.n_latents + 1, "tokens": len(firings.indices), "values": len(firings.indices)}
     with whole_folder(folder / FOLDER, VIEW) as part:
-        n_firings = len(firings.indices)
-        view = ByLatent(
-            empty_array(part, "indptr", VIEW.arrays["indptr"], firings.n_latents + 1),
-            empty_array(part, "tokens", VIEW.arrays["tokens"], n_firings),
-            empty_array(part, "values", VIEW.arrays["values"], n_firings),
-            firings.n_tokens,
-        )
-        view.indptr[:] = _starts(firings)
-        _scatter(firings, view, chunk, progress)
-        for array in (view.indptr, view.tokens, view.values):
-            if isinstance(array, np.memmap):
-                array.flush()
-        entries = {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()}
-        write_index(part, VIEW, {"firings": source}, entries)
+        arrays = {name: empty_array(part, name, dtype, lengths[name]) for name, dtype in VIEW.arrays.items()}
+        arrays["indptr"][:] = _starts(firings)
+        _scatter(firings, ByLatent(n_tokens=firings.n_tokens, **arrays), chunk, progress)
+        write_index(part, VIEW, {"firings": source}, {name: entry_of(array) for name, array in arrays.items()})
     return open_by_latent(folder)
 
 
-def open_by_latent(folder: str | Path) -> ByLatent:
+def open_by_latent(folder: Path) -> ByLatent:
     """What `write_by_latent` left in a firing store, as read-only memory-maps.
 
     Raises UserError when there is none, when it is damaged, and when it belongs to another store.
     """
-    folder = Path(folder)
     index = read_index(folder / FOLDER, VIEW)
     arrays = open_arrays(folder / FOLDER, VIEW, index)
     store = read_index(folder, STORE)
@@ -120,18 +108,21 @@ def _starts(firings: Firings) -> np.ndarray:
 def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -> None:
     """Puts every entry in its place, chunk by chunk of whole tokens."""
     ends = np.array(view.indptr[:-1])  # where the next entry of each latent goes
-    with progress.task("sorting firings by latent", len(firings.indices), "firings") as task:
-        for first, last in chunks(firings.indptr, (0, firings.n_tokens), chunk):
-            entries = slice(int(firings.indptr[first]), int(firings.indptr[last]))
-            rows = firings.indptr[first : last + 1] - firings.indptr[first]
-            shape = (last - first, firings.n_latents)
-            columns = csr_array((firings.values[entries], firings.indices[entries], rows), shape=shape).tocsc()
-            counts = np.diff(columns.indptr)
-            places = np.repeat(ends - columns.indptr[:-1], counts) + np.arange(len(columns.data))
-            view.tokens[places] = columns.indices + first
-            view.values[places] = columns.data
-            ends += counts
-            task.advance(len(places))
+    indptr, spans = firings.indptr, chunks(firings.indptr, (0, firings.n_tokens), chunk)
+
+    def n_firings(span: Span) -> int:
+        return int(indptr[span[1]] - indptr[span[0]])
+
+    for first, last in tracked(progress, spans, "sorting firings by latent", int(indptr[-1]), "firings", n_firings):
+        entries = slice(int(indptr[first]), int(indptr[last]))
+        rows = indptr[first : last + 1] - indptr[first]
+        shape = (last - first, firings.n_latents)
+        columns = csr_array((firings.values[entries], firings.indices[entries], rows), shape=shape).tocsc()
+        counts = np.diff(columns.indptr)
+        places = np.repeat(ends - columns.indptr[:-1], counts) + np.arange(len(columns.data))
+        view.tokens[places] = columns.indices + first
+        view.values[places] = columns.data
+        ends += counts
 
 
 def _source(folder: Path) -> list[str]:

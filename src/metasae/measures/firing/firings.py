@@ -36,7 +36,6 @@ def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
     Blocks are consecutive documents with about the same number of tokens; a document is never cut. With fewer documents
     than `count`, at most 127, there are fewer blocks, numbered without gaps.
     """
-    documents = np.asarray(documents)
     starts = run_starts(documents)
     sizes = np.diff(np.append(starts, len(documents)))
     # a document belongs to the block in which its middle token falls
@@ -102,10 +101,6 @@ class Firings:
         for start in range(0, len(self.indices), _CHUNK):
             total += np.bincount(self.indices[start : start + _CHUNK], minlength=self.n_latents)
         return total
-
-    def rates(self) -> np.ndarray:
-        """Share of the tokens each latent fires on: float64 [n]."""
-        return self.counts() / max(self.n_tokens, 1)
 
     @property
     def csr(self) -> csr_array:
