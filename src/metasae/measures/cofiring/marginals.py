@@ -16,9 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = 1e-9
-MAX_STEPS = 200
-
 
 @dataclass(frozen=True)
 class Marginals:
@@ -61,9 +58,7 @@ class Marginals:
         return mean, np.maximum(mean - of_squares - explained, 0)
 
 
-def fit(
-    counts: np.ndarray, token_counts: np.ndarray, tolerance: float = TOLERANCE, max_steps: int = MAX_STEPS
-) -> Marginals:
+def fit(counts: np.ndarray, token_counts: np.ndarray, tolerance: float = 1e-9, max_steps: int = 200) -> Marginals:
     """counts: int [n], firings of each latent.
 
     token_counts: int [T], active latents of each token. Both sum to the same.

@@ -18,8 +18,6 @@ from metasae.measures.firing.firings import Firings, run_starts
 from metasae.progress.progress import SILENT, Progress, Task
 from metasae.ranks.lanes import side_by_side
 
-SHIFTS = 3
-
 
 def document_shifts(documents: np.ndarray) -> np.ndarray:
     """The starts of documents, int64, by which a text can be rotated so that no token meets one of its own document.
@@ -35,7 +33,7 @@ def shift_null(
     firings: Firings,
     mean_abs_phi: float | None,
     seed: int,
-    shifts: int = SHIFTS,
+    shifts: int = 3,
     tile: int = TILE,
     progress: Progress = SILENT,
 ) -> dict:

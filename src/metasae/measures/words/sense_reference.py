@@ -83,9 +83,6 @@ def macro_f1(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> float:
     return float((2 * hits / np.maximum(both, 1)).mean())
 
 
-SPLITS = 5
-
-
 @dataclass(frozen=True)
 class Ceiling:
     """A linear probe on the activations themselves, trained on one half of the sentences, scored on the other; over all
@@ -122,15 +119,14 @@ class WordReference:
 
 
 def sense_reference(
-    words: Sequence[SenseActivations], seed: int = 0, splits: int = SPLITS, progress: Progress = SILENT
+    words: Sequence[SenseActivations], seed: int = 0, splits: int = 5, progress: Progress = SILENT
 ) -> tuple[WordReference, ...]:
     """Halves, blocks, chance levels and probes: once for all SAEs, so that they are compared on the same draws.
 
     words: from `metasae.data.senses.sense_activations`.
     """
     references = []
-    numbered = enumerate(words)
-    for number, word in tracked(progress, numbered, "probes for word senses", len(words), "words", size=lambda _: 1):
+    for number, word in tracked(progress, enumerate(words), "probes for word senses", len(words), "words", lambda _: 1):
         rng = np.random.default_rng([seed, number])
         halves = np.stack([even_parts(word.sense, word.sentence, 2, rng) for _ in range(splits)])
         shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])
