@@ -117,7 +117,7 @@ def measure_sae(
     sae: in the model's own units; without a `threshold` it gets the calibrated one, so it can be saved afterwards. k is
     `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one
     or with spec.output_tokens = 0, and for senses. seed: the SAE's, only written down. calibration: of this SAE, where
-    it got its threshold before.
+    it got its threshold before. reference: of `reference_of`.
     folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same
     SAE (see above), and get the same.
     Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings

@@ -20,9 +20,9 @@ from metasae.measures.firing.arrays import (
     whole_folder,
     write_index,
 )
-from metasae.measures.firing.firings import Firings, Span, chunks
+from metasae.measures.firing.firings import Firings, chunks
 from metasae.measures.firing.store import STORE, open_firings
-from metasae.progress.progress import SILENT, Progress, tracked
+from metasae.progress.progress import SILENT, Progress
 
 VIEW = Kind("firing store by latent", 1, {"indptr": "<i8", "tokens": "<i4", "values": "<f4"})
 FOLDER = "by_latent"
@@ -108,21 +108,18 @@ def _starts(firings: Firings) -> np.ndarray:
 def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -> None:
     """Puts every entry in its place, chunk by chunk of whole tokens."""
     ends = np.array(view.indptr[:-1])  # where the next entry of each latent goes
-    indptr, spans = firings.indptr, chunks(firings.indptr, (0, firings.n_tokens), chunk)
-
-    def n_firings(span: Span) -> int:
-        return int(indptr[span[1]] - indptr[span[0]])
-
-    for first, last in tracked(progress, spans, "sorting firings by latent", int(indptr[-1]), "firings", n_firings):
-        entries = slice(int(indptr[first]), int(indptr[last]))
-        rows = indptr[first : last + 1] - indptr[first]
-        shape = (last - first, firings.n_latents)
-        columns = csr_array((firings.values[entries], firings.indices[entries], rows), shape=shape).tocsc()
-        counts = np.diff(columns.indptr)
-        places = np.repeat(ends - columns.indptr[:-1], counts) + np.arange(len(columns.data))
-        view.tokens[places] = columns.indices + first
-        view.values[places] = columns.data
-        ends += counts
+    with progress.task("sorting firings by latent", len(firings.indices), "firings") as task:
+        for first, last in chunks(firings.indptr, (0, firings.n_tokens), chunk):
+            entries = slice(int(firings.indptr[first]), int(firings.indptr[last]))
+            rows = firings.indptr[first : last + 1] - firings.indptr[first]
+            shape = (last - first, firings.n_latents)
+            columns = csr_array((firings.values[entries], firings.indices[entries], rows), shape=shape).tocsc()
+            counts = np.diff(columns.indptr)
+            places = np.repeat(ends - columns.indptr[:-1], counts) + np.arange(len(columns.data))
+            view.tokens[places] = columns.indices + first
+            view.values[places] = columns.data
+            ends += counts
+            task.advance(len(places))
 
 
 def _source(folder: Path) -> list[str]:
