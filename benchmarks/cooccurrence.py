@@ -25,8 +25,7 @@ from metasae.device import keep_freed_memory
 from metasae.measures.cofiring import cooccurrence
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.cofiring.counts import CoFirings
-from metasae.measures.firing.blocks import document_blocks
-from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.firings import Firings, document_blocks
 
 FULL = 20_000_000
 DOCUMENT = 128

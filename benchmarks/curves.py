@@ -34,7 +34,7 @@ from step import Shape, macro_steps, make_batches, parts, rates, trainer_for
 from metasae.device import keep_freed_memory
 from metasae.doctor.estimate import PROCESS, train_bytes
 from metasae.doctor.machine import machine, peak_resident
-from metasae.measures.firing.blocks import BLOCKS
+from metasae.measures.firing.firings import BLOCKS
 from metasae.recipe.recipe import Recipe
 
 LIMIT = 8 * 10**9

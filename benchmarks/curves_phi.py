@@ -17,7 +17,7 @@ from curves_fit import Point, Series, round_robin
 from metasae.doctor.estimate import PROCESS
 from metasae.measures.cofiring.cooccurrence import MEMORY, TILE_PAIRS, TILE_ROWS, pair_statistics
 from metasae.measures.cofiring.counts import CHUNK
-from metasae.measures.firing.blocks import BLOCKS, document_blocks
+from metasae.measures.firing.firings import BLOCKS, document_blocks
 
 # the name of a series -> the field of a store that it varies
 FIELDS = {"tokens": "tokens", "L0": "l0", "latents": "latents"}

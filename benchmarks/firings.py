@@ -5,7 +5,7 @@
     python benchmarks/firings.py --tokens 20000 --json
 
 The floor of a pass over T tokens is its 2 T d n floating-point operations over the matmul rate measured here, in bf16
-where the screen multiplies in it (see `measures/screen.py`). Stores go to a temporary folder, or to --folder.
+where the screen multiplies in it (see `measures/firing/selection.py`). Stores go to a temporary folder, or to --folder.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from metasae.data.split import head
 from metasae.measures.firing.by_latent import by_latent, write_by_latent
 from metasae.measures.firing.calibrate import RULES, calibrate
 from metasae.measures.firing.firings import fire
-from metasae.measures.firing.screen import Screen
+from metasae.measures.firing.selection import Screen
 from metasae.measures.firing.store import is_store_of, open_firings, write_firings
 from metasae.sae.sae import SAE, SAEConfig
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from metasae.progress.progress import SILENT, Bars, Progress
+from metasae.progress.progress import SILENT, Bars, Progress, tracked
 from metasae.progress.stages import Stage, Task, Timetable
 
 STAGES = [Stage("train", f"training solo, seed {seed}", whole=True) for seed in range(3)]
@@ -48,6 +48,20 @@ def test_a_stage_that_fails_is_not_called_done(capsys):
     with progress.task("fire", 3) as task:
         task.advance(3)
     assert capsys.readouterr().err.startswith("fire: 3 tokens in ")
+
+
+def test_what_is_tracked_moves_a_task_on_item_by_item(capsys):
+    progress = Progress()
+    assert [len(block) for block in tracked(progress, ["abc", "de"], "fire", 5)] == [3, 2]
+    assert capsys.readouterr().err.startswith("fire: 5 tokens in ")
+    with pytest.raises(ValueError) as error:
+        for number, _ in enumerate(tracked(progress, "abcd", "probes", 4, "words", size=lambda _: 1)):
+            assert len(progress._bars.tasks) == 1 and progress._bars.tasks[0].done == number
+            if number == 2:
+                raise ValueError
+    # the task has ended although the error is still at hand
+    assert error.value.__traceback__ is not None and not progress._bars.tasks
+    assert capsys.readouterr().err == ""
 
 
 def test_a_silent_one_says_nothing_but_answers(capsys):

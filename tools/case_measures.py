@@ -12,17 +12,15 @@ from metasae.intervals.statistics import leaves_out_zero, paired_difference
 from metasae.measures.cofiring.cooccurrence import pair_statistics
 from metasae.measures.cofiring.excess import excess_phi
 from metasae.measures.cofiring.lift import lift_statistics
-from metasae.measures.cofiring.rate_cells import matched_mean
+from metasae.measures.cofiring.phi_sums import matched_mean
 from metasae.measures.cofiring.shift import shift_null
-from metasae.measures.rows.attenuation import attenuation
 from metasae.measures.rows.critic import gaussian_rows, judge, random_rows
 from metasae.measures.rows.decomposability import nearest_cosines
 from metasae.measures.rows.pursuit import pursue
-from metasae.measures.rows.seeds import match
+from metasae.measures.rows.seeds import attenuation, match
 from metasae.measures.truth.truth import as_firings, measure_truth
-from metasae.measures.words.sense_draws import draw_for, matched
 from metasae.measures.words.sense_reference import even_parts
-from metasae.measures.words.sense_scores import coverage_f1, firings_per_sense, weighted_mean
+from metasae.measures.words.sense_scores import coverage_f1, draw_for, firings_per_sense, matched, weighted_mean
 from metasae.measures.words.senses import energy_of
 from tools.cases import CASES, Case
 from tools.subjects import Subject, noisy

@@ -11,7 +11,7 @@ import torch
 from metasae.data.cache.stream import Stream
 from metasae.data.planted.planted import Plan, plant
 from metasae.data.planted.planted_cache import CHUNK, PlantedSplit
-from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import document_blocks
 from planted_truth import firing_probabilities, true_phi
 
 MIXED = Plan(

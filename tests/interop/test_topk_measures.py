@@ -7,7 +7,7 @@ import torch
 from metasae.interop import load
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
-from metasae.measures.firing.screen import Screen
+from metasae.measures.firing.selection import Screen
 from tools import peers
 
 

@@ -78,12 +78,11 @@ def test_an_array_filled_in_any_order_has_the_entry_of_one_appended(length, tmp_
     (tmp_path / "x").mkdir()
     array = empty_array(tmp_path / "x", "left", "<i8", length)
     array[::-1] = np.arange(length)
-    if length:
-        array.flush()
     appended = ArrayFile(tmp_path, "left", "<i8")
     appended.append(np.arange(length)[::-1])
     appended.close()
-    assert entry_of(tmp_path / "x", "left", "<i8") == appended.entry()
+    assert entry_of(array) == appended.entry()
+    assert (tmp_path / "x" / "left.bin").read_bytes() == (tmp_path / "left.bin").read_bytes()
 
 
 @pytest.mark.parametrize(

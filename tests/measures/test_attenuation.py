@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from metasae.measures.rows.attenuation import attenuation
 from metasae.measures.rows.critic import judge, random_rows
-from metasae.measures.rows.seeds import match
+from metasae.measures.rows.seeds import attenuation, match
 
 
 def unit(rows):

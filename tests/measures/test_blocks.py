@@ -1,6 +1,6 @@
 import numpy as np
 
-from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import document_blocks
 
 
 def test_equal_documents_are_shared_out_evenly():

@@ -9,8 +9,8 @@ from firing_tables import firings_of, random_on
 from metasae.files import json_safe
 from metasae.measures.cofiring.cooccurrence import OVER_MAX_ABOVE, SHARES_ABOVE, pair_statistics
 from metasae.measures.cofiring.counts import CoFirings
-from metasae.measures.cofiring.rate_cells import bands_of
-from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.cofiring.phi_sums import bands_of
+from metasae.measures.firing.firings import document_blocks
 
 
 def oracle(on):

@@ -3,8 +3,7 @@ import pytest
 from firing_tables import firings_of, random_on
 
 from metasae.measures.cofiring.counts import CoFirings, counts_by_span
-from metasae.measures.firing.blocks import block_spans, chunks, document_blocks
-from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.firings import Firings, block_spans, chunks, document_blocks
 
 
 def brute_force(left, right):
@@ -43,13 +42,12 @@ def test_across_two_saes_against_the_brute_force(chunk):
     counts = CoFirings(firings_of(on), latents, firings_of(other), others, chunk=chunk)
     expected = brute_force(on[:, latents], other[:, others])
     for start, rows in ((0, 4), (1, 2), (3, 5)):
-        cross = counts.cross(start, rows)
+        cross = counts.tile(start, rows)
         assert cross.dtype == np.int64
         np.testing.assert_array_equal(cross, expected[start : start + rows])
-    np.testing.assert_array_equal(
-        counts.cross(0, 4, (7, 31)), brute_force(on[7:31][:, latents], other[7:31][:, others])
-    )
-    np.testing.assert_array_equal(whole_tile(counts, 4, 2)[0], brute_force(on[:, latents[:1]], on[:, latents])[0])
+    np.testing.assert_array_equal(counts.tile(0, 4, (7, 31)), brute_force(on[7:31][:, latents], other[7:31][:, others]))
+    own = whole_tile(CoFirings(firings_of(on), latents, chunk=chunk), 4, 2)
+    np.testing.assert_array_equal(own[0], brute_force(on[:, latents[:1]], on[:, latents])[0])
 
 
 def test_spans_add_up():
@@ -67,9 +65,9 @@ def test_spans_add_up():
 @pytest.mark.parametrize("on", [np.zeros((0, 3)), np.zeros((4, 3)), np.ones((1, 3)), np.ones((5, 1))])
 def test_next_to_nothing(on):
     firings = firings_of(on)
-    counts = CoFirings(firings, np.arange(on.shape[1]), firings, np.arange(on.shape[1]))
-    np.testing.assert_array_equal(counts.tile(0, 9), brute_force(on, on))
-    np.testing.assert_array_equal(counts.cross(0, 9), brute_force(on, on))
+    latents = np.arange(on.shape[1])
+    np.testing.assert_array_equal(CoFirings(firings, latents).tile(0, 9), brute_force(on, on))
+    np.testing.assert_array_equal(CoFirings(firings, latents, firings, latents).tile(0, 9), brute_force(on, on))
 
 
 def test_many_tokens_and_chunks_against_the_dense_product():

@@ -140,7 +140,7 @@ def status(field: str) -> int:
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of memory is only set back on Linux")
 def test_memory_stays_flat_with_a_vocabulary_of_256k():
     """8 windows of 128 tokens, Gemma's vocabulary: below 2 GB beyond the model."""
-    from metasae.measures.effect.vocabulary import predictions
+    from metasae.measures.effect.effects import predictions
 
     d, vocabulary, tokens = 512, 256_000, 8 * 128
     readout = LinearReadOut(torch.randn(vocabulary, d).mul_(0.02), None, 30.0)

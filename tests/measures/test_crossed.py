@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t, ttest_1samp
 from simulated import effects, left_out
 
-from metasae.intervals.crossed import Variance, covariance, jackknife, ratio_interval
+from metasae.intervals.crossed import Covariance, covariance, jackknife, ratio_interval
 
 
 def mean_squares(x):
@@ -22,6 +22,11 @@ def mean_squares(x):
     return seeds, blocks, both
 
 
+def variance(seeds, documents, n_seeds, n_blocks):
+    """Of one quantity, in its two parts."""
+    return Covariance(np.array([[seeds]]), np.array([[documents]]), np.zeros((1, 1)), n_seeds, n_blocks)
+
+
 @pytest.mark.parametrize("seeds, blocks", [(2, 2), (3, 8), (5, 3)])
 def test_analysis_of_variance_in_plain_loops(seeds, blocks):
     for x in effects(20, seeds, blocks, 1, text=0.3, both=0.3):
@@ -36,7 +41,7 @@ def test_two_seeds_and_two_blocks_by_hand():
     # seeds: (1.5^2 + 1.5^2) / (2 * 1); blocks: mean squares 2 * (1.5^2 + 1.5^2) / 1 over S B; both: 4 * 0.5^2 / 1 over
     # S B
     assert (spread.seeds[0, 0], spread.blocks[0, 0], spread.both[0, 0]) == pytest.approx((2.25, 2.25, 0.25))
-    assert spread.variance(0).documents == pytest.approx(2.0)
+    assert spread.documents == pytest.approx(2.0)
 
 
 def test_the_parts_are_unbiased():
@@ -80,7 +85,7 @@ def test_the_interval_of_a_ratio_of_sums_is_that_of_the_pigeonhole_bootstrap():
     numerator = denominator * (0.2 + 0.02 * effects(1, 30, 30, 5, text=0.5, both=0.02)[0])
     full = numerator.sum(1) / denominator.sum()
     without = (numerator.sum(1, keepdims=True) - numerator) / (denominator.sum() - denominator)
-    half = covariance(full[None], without[None]).variance(0).half_width()
+    half = covariance(full[None], without[None]).half_width()
     low, high = np.quantile(pigeonhole(numerator, denominator, 4000, 5), [0.025, 0.975])
     assert half == pytest.approx((high - low) / 2, rel=0.15)
     assert [full.mean() - half, full.mean() + half] == pytest.approx([low, high], rel=0.03)
@@ -88,8 +93,8 @@ def test_the_interval_of_a_ratio_of_sums_is_that_of_the_pigeonhole_bootstrap():
 
 def test_text_never_makes_an_interval_narrower_and_without_it_it_is_students():
     for x in effects(200, 3, 8, 6, text=0.2):
-        variance = covariance(x.mean(1)[None], left_out(x)[None]).variance(0)
-        alone = covariance(x.mean(1)[None]).variance(0)
+        variance = covariance(x.mean(1)[None], left_out(x)[None])
+        alone = covariance(x.mean(1)[None])
         assert (
             variance.half_width()
             >= alone.half_width()
@@ -99,18 +104,16 @@ def test_text_never_makes_an_interval_narrower_and_without_it_it_is_students():
 
 def test_p_is_where_the_interval_just_reaches():
     for seeds, documents in ((1.0, 0.5), (1e-9, 1.0), (1.0, 1e-12), (1.0, 0.0)):
-        variance = Variance(seeds, documents, 3, 8)
+        one = variance(seeds, documents, 3, 8)
         for distance in (1e-3, 1.0, -4.0, 50.0, 1e8):
-            assert variance.half_width(variance.p_value(distance)) == pytest.approx(abs(distance))
+            assert one.half_width(one.p_value(distance)) == pytest.approx(abs(distance))
     values = [0.3, 0.1, 0.4]
-    assert covariance(np.array([values])).variance(0).p_value(np.mean(values)) == pytest.approx(
-        ttest_1samp(values, 0).pvalue
-    )
+    assert covariance(np.array([values])).p_value(np.mean(values)) == pytest.approx(ttest_1samp(values, 0).pvalue)
 
 
 def test_p_without_distance_or_without_variance():
-    assert Variance(1.0, 1.0, 3, 8).p_value(0.0) == 1 and Variance(0.0, 0.0, 3, 8).p_value(0.0) == 1
-    assert Variance(0.0, 0.0, 3, 8).p_value(0.1) == 0 and Variance(0.0, 0.0, 3, 0).half_width() == 0
+    assert variance(1.0, 1.0, 3, 8).p_value(0.0) == 1 and variance(0.0, 0.0, 3, 8).p_value(0.0) == 1
+    assert variance(0.0, 0.0, 3, 8).p_value(0.1) == 0 and variance(0.0, 0.0, 3, 0).half_width() == 0
 
 
 @pytest.mark.parametrize("text, both", [(0.0, 0.0), (0.3, 0.4), (0.9, 0.0)])
@@ -125,7 +128,7 @@ def test_fiellers_interval_holds_the_ratios_that_the_difference_cannot_tell_apar
         spread = ratio_interval(*means, covariance(full, without))
 
         def zero_within(ratio, full=full, without=without):
-            rest = covariance((full[0] - ratio * full[1])[None], (without[0] - ratio * without[1])[None]).variance(0)
+            rest = covariance((full[0] - ratio * full[1])[None], (without[0] - ratio * without[1])[None])
             return abs((full[0] - ratio * full[1]).mean()) <= rest.half_width()
 
         if spread is None:

@@ -94,7 +94,7 @@ def oracle(on):
 @pytest.mark.parametrize("tile", [1, 3, 512])
 @pytest.mark.parametrize("chunk", [2, 2048])
 def test_against_the_brute_force(tile, chunk, monkeypatch):
-    monkeypatch.setattr(excess, "CHUNK", chunk)
+    monkeypatch.setattr(excess, "COLUMNS", chunk)
     on = rasch(0, 14, 90, 4, 0.8)
     on[:, 4], on[:, 7], on[:, 11] = False, True, on[:, 2]
     deviations, expected, phi0, lift_variance = oracle(on)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from fakes import FakeSplit, random_sae, random_split
 
-from metasae.measures.effect.fidelity import decode_firings, measure_fidelity
+from metasae.measures.effect.fidelity import decode_firings, measure_fidelity, moments_of
 from metasae.measures.firing.firings import fire
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -19,7 +19,7 @@ def test_reconstruction_from_firings_is_the_sae(normalize):
 @pytest.mark.parametrize("batch", [3, 1000])
 def test_against_the_definitions(normalize, batch):
     sae, split = random_sae(normalize=normalize, threshold=0.5), random_split(53, document_length=9)
-    fidelity = measure_fidelity(sae, split, fire(sae, split, batch), batch)
+    fidelity = measure_fidelity(sae, split, fire(sae, split, batch), moments_of(split, batch), batch)
     x, x_hat, acts = split.x.double(), sae(split.x).double(), sae.encode(split.x).acts
     assert fidelity["fvu"] == pytest.approx(
         float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-5
@@ -50,7 +50,7 @@ def test_by_hand():
     sae.W_enc.copy_(sae.W_dec.t())
     sae.threshold = torch.tensor([1.0, 1.0])
     split = FakeSplit([[2.0, 0.0], [0.0, 0.0], [1.0, 3.0]], 2)
-    fidelity = measure_fidelity(sae, split, fire(sae, split))
+    fidelity = measure_fidelity(sae, split, fire(sae, split), moments_of(split))
     # error 1 + 9; mean (1, 1): variance (1+1) + (1+1) + (0+4)
     assert fidelity["fvu"] == pytest.approx(10 / 8) and fidelity["l2"] == pytest.approx(10 / 6)
     assert fidelity["l0"] == pytest.approx(1 / 3) and fidelity["dead"] == 0.5 and fidelity["dense"] == 0.5
@@ -59,14 +59,14 @@ def test_by_hand():
 def test_constant_activations_have_no_fvu():
     sae = random_sae(threshold=0.2)
     split = FakeSplit(torch.ones(5, 8))
-    fidelity = measure_fidelity(sae, split, fire(sae, split))
+    fidelity = measure_fidelity(sae, split, fire(sae, split), moments_of(split))
     assert fidelity["fvu"] is None and fidelity["l2"] > 0
 
 
 def test_a_large_mean_does_not_spoil_the_variance():
     sae, split = random_sae(threshold=0.5), random_split(64)
     split.x += 3000
-    fidelity = measure_fidelity(sae, split, fire(sae, split))
+    fidelity = measure_fidelity(sae, split, fire(sae, split), moments_of(split))
     x, x_hat = split.x.double(), sae(split.x).double()
     assert fidelity["fvu"] == pytest.approx(
         float((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-3
@@ -75,7 +75,7 @@ def test_a_large_mean_does_not_spoil_the_variance():
 
 def test_nothing_fires_and_one_token():
     sae, split = random_sae(threshold=1e9), random_split(1)
-    fidelity = measure_fidelity(sae, split, fire(sae, split))
+    fidelity = measure_fidelity(sae, split, fire(sae, split), moments_of(split))
     assert fidelity["dead"] == 1 and fidelity["l0"] == 0 and fidelity["fvu"] is None
     assert (
         fidelity["rates"]["quantiles_of_live"]["0.5"] is None and np.sum(fidelity["rates"]["histogram"]["counts"]) == 0

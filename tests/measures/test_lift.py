@@ -132,7 +132,7 @@ def structured(seed, n=40, n_tokens=1500):
 
 @pytest.mark.parametrize("tile,chunk", [(1, 2048), (7, 3), (256, 2048)])
 def test_against_the_brute_force(tile, chunk, monkeypatch):
-    monkeypatch.setattr(lift, "CHUNK", chunk)
+    monkeypatch.setattr(lift, "COLUMNS", chunk)
     on = structured(0)
     counts = on.sum(0)
     statistics = lift_statistics(firings_of(on), tile=tile)

@@ -142,7 +142,7 @@ def test_pairs_meet_as_often_as_in_draws_without_replacement(n, size, tolerance)
     counts = np.round(pi * 1e6).astype(np.int64)
     counts[0] += size * 10**6 - counts.sum()
     model = fit(counts, np.full(10**6, size))
-    means = model.pair_means(np.arange(n), np.arange(n))
+    means, _ = model.pair_moments(np.arange(n), np.arange(n))
     other = ~np.eye(n, dtype=bool)
     scale = joint[other].mean() if size > 1 else 1 / n**2
     assert np.abs(means / 1e6 - joint)[other].max() <= tolerance * scale + 1e-5
@@ -153,7 +153,7 @@ def test_pairs_meet_as_often_as_in_draws_without_replacement(n, size, tolerance)
 @pytest.mark.parametrize("on", [independent(6, 60, 500, 6), rasch(7, 60, 500, 6, 1.0)])
 def test_all_pairs_together_meet_as_often_as_they_did(on):
     model = fit_to(on)
-    means = model.pair_means(np.arange(60), np.arange(60))
+    means, _ = model.pair_moments(np.arange(60), np.arange(60))
     per_token = on.sum(1).astype(np.int64)
     assert means[np.triu_indices(60, 1)].sum() == pytest.approx((per_token * (per_token - 1)).sum() / 2, rel=1e-6)
     # pi_i pi_j alone counts every latent as meeting L others

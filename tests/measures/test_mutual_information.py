@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from metasae.measures.words.mutual_information import adjusted_mutual_information, expected_mutual_information
+from metasae.measures.words.sense_scores import adjusted_mutual_information, expected_mutual_information
 
 
 def plain_mutual_information(u, v):

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, phi_bins, phi_edges, upper
-from metasae.measures.cofiring.rate_cells import bands_of
+from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, bands_of, phi_bins, phi_edges, upper
 
 
 def test_bins_are_those_of_a_search():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metasae.measures.words.probe import STRENGTH, fit_probe, macro_f1
+from metasae.measures.words.sense_reference import STRENGTH, fit_probe, macro_f1
 
 
 def clouds(sizes, d=6, apart=1.5, seed=0):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from metasae.measures.cofiring.rate_cells import bands_of, matched_mean, rate_cells, rate_edges
+from metasae.measures.cofiring.phi_sums import bands_of, matched_mean, rate_cells, rate_edges
 
 
 def test_bands_are_quarter_decades_and_hold_every_rate():

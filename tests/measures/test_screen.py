@@ -3,7 +3,7 @@ import pytest
 import torch
 from fakes import random_sae
 
-from metasae.measures.firing.screen import Screen, dense_candidates
+from metasae.measures.firing.selection import Screen, dense_candidates
 
 
 def inputs(n_tokens=300, d=8, seed=1):

@@ -4,9 +4,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from metasae.measures.words import sense_draws
-from metasae.measures.words.sense_draws import AT_CHANCE, Draw, draw_for, draws, matched
-from metasae.measures.words.sense_scores import atomicity, blended
+from metasae.measures.words import sense_scores
+from metasae.measures.words.sense_scores import AT_CHANCE, Draw, atomicity, blended, draw_for, draws, matched
 
 EVEN, SKEWED = np.array([200, 200, 200]), np.array([3455, 502, 372])
 
@@ -37,7 +36,7 @@ def test_draws_follow_the_hypergeometric_distribution(counts):
 
 
 def test_expectations_equal_the_sum_over_all_outcomes(monkeypatch):
-    monkeypatch.setattr(sense_draws, "DRAWS", 40_000)
+    monkeypatch.setattr(sense_scores, "DRAWS", 40_000)
     sizes, draw = np.array([40, 12, 9]), Draw(7, 0.2, 0.5)
     counts = np.array([[20, 6, 5], [9, 0, 1], [0, 0, 7], [3, 2, 1], [0, 0, 0]])
     means, blends = matched(counts, sizes, draw, np.random.default_rng(0))

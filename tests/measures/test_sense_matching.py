@@ -3,8 +3,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from metasae.measures.words.sense_draws import draw_for, matched
 from metasae.measures.words.sense_matching import RECALL_BINS, matched_recall, recall_profile
+from metasae.measures.words.sense_scores import draw_for, matched
 
 SIZES = np.array([3000, 500, 400])
 

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from sense_fakes import fires, word_of
 
-from metasae.measures.words.probe import fit_probe, macro_f1
-from metasae.measures.words.sense_reference import even_parts, sense_reference
+from metasae.measures.words.sense_reference import even_parts, fit_probe, macro_f1, sense_reference
 
 
 def words(seed=0):

@@ -8,7 +8,7 @@ from metasae.data.split import Part
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.measures.firing.calibrate import Calibration
-from metasae.measures.suite import measure_sae
+from metasae.measures.suite import measure_sae, reference_of
 from metasae.recipe.recipe import Measure
 
 SPEC = Measure(tokens=300, calibration_tokens=200, meta_steps=10, meta_n=0.2, meta_k=2)
@@ -18,9 +18,13 @@ def cache():
     return FakeCache(calibration=random_split(250, seed=5), evaluation=random_split(400, seed=6))
 
 
+def measured(sae, meta, cache, **options):
+    return measure_sae(sae, meta, cache, SPEC, reference=reference_of(cache, SPEC), **options)
+
+
 def test_measures_json():
     sae, meta = random_sae(), random_sae(8, 6, 2, seed=2, normalize="token")
-    measures = measure_sae(sae, meta, cache(), SPEC, seed=3)
+    measures = measured(sae, meta, cache(), seed=3)
     json.dumps(measures, allow_nan=False)
     assert set(measures) == {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability", "settings"}
     conditions = measures["conditions"]
@@ -35,14 +39,14 @@ def test_measures_json():
 
 
 def test_again_gives_the_same():
-    assert measure_sae(random_sae(), None, cache(), SPEC) == measure_sae(random_sae(), None, cache(), SPEC)
+    assert measured(random_sae(), None, cache()) == measured(random_sae(), None, cache())
 
 
 def test_a_calibration_that_is_given_is_used():
     given = Calibration(threshold=0.25, l0=4.0, n_tokens=200, k=4)
     sae = random_sae()
     sae.threshold = torch.full([sae.n_latents], 0.25)
-    measures = measure_sae(sae, None, cache(), SPEC, calibration=given)
+    measures = measured(sae, None, cache(), calibration=given)
     assert measures["conditions"]["threshold"] == 0.25 and float(sae.threshold[3]) == 0.25
 
 
@@ -50,7 +54,7 @@ def test_thresholds_of_its_own_are_kept_and_counted():
     sae = random_sae()
     own = torch.linspace(0.1, 0.4, sae.n_latents)
     sae.threshold = own.clone()
-    measures = measure_sae(sae, None, cache(), SPEC)
+    measures = measured(sae, None, cache())
     assert torch.equal(sae.threshold, own)
     assert measures["conditions"]["rule"] == "own" and measures["conditions"]["threshold"] == pytest.approx(0.25)
     x = torch.cat(list(random_split(250, seed=5).blocks(50)))[:200]
@@ -61,7 +65,7 @@ def test_thresholds_of_its_own_are_kept_and_counted():
 
 def test_empty_evaluation_is_a_user_error():
     with pytest.raises(UserError, match="no evaluation tokens"):
-        measure_sae(random_sae(), None, FakeCache(calibration=random_split(9), evaluation=random_split(0)), SPEC)
+        measured(random_sae(), None, FakeCache(calibration=random_split(9), evaluation=random_split(0)))
 
 
 def test_head():

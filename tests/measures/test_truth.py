@@ -12,7 +12,6 @@ from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.firing.firings import Firings
 from metasae.measures.truth import truth
 from metasae.measures.truth.truth import (
-    Absorption,
     absorption,
     as_firings,
     effective_numbers,
@@ -193,18 +192,16 @@ def test_absorption_by_hand():
     rows = unit([[1, 0, 0], [0.5, 1, 0], [0, 0, 1]])
     fires = columns("000111", "110000", "001000")
     # silent on tokens 0, 1, 2; the latent of child 1 carries it on two of them, that of child 2 does not carry it
-    assert absorption(rows, fires, directions, on, np.arange(3), parent) == (Absorption(0, 2, 6),)
-    assert absorption(unit(np.eye(3)), fires, directions, on, np.arange(3), parent) == (Absorption(0, 0, 6),)
-    assert absorption(rows, columns("111111", "110000", "001000"), directions, on, np.arange(3), parent) == (
-        Absorption(0, 0, 6),
-    )
+    assert absorption(rows, fires, directions, on, np.arange(3), parent) == {0: (2, 6)}
+    assert absorption(unit(np.eye(3)), fires, directions, on, np.arange(3), parent) == {0: (0, 6)}
+    assert absorption(rows, columns("111111", "110000", "001000"), directions, on, np.arange(3), parent) == {0: (0, 6)}
     # not counted: no latent for the parent; a parent that is never on. A child without a latent carries nothing
-    assert absorption(rows, fires, directions, on, np.array([-1, 1, 2]), parent) == ()
-    assert absorption(rows, fires, directions, columns("000000", "110000", "001000"), np.arange(3), parent) == ()
-    assert absorption(rows, fires, directions, on, np.array([0, -1, 2]), parent) == (Absorption(0, 0, 6),)
+    assert absorption(rows, fires, directions, on, np.array([-1, 1, 2]), parent) == {}
+    assert absorption(rows, fires, directions, columns("000000", "110000", "001000"), np.arange(3), parent) == {}
+    assert absorption(rows, fires, directions, on, np.array([0, -1, 2]), parent) == {0: (0, 6)}
     # directions that overlap anyway are no absorption
     close = unit([[1, 0, 0], [0.5, 1, 0], [0, 0, 1]])
-    assert absorption(close, fires, close, on, np.arange(3), parent) == (Absorption(0, 0, 6),)
+    assert absorption(close, fires, close, on, np.arange(3), parent) == {0: (0, 6)}
     numbers = measure_truth(rows, fires, directions, on, parent)
     assert numbers["absorption"] == pytest.approx(1 / 3) and numbers["absorption_by_parent"] == {"0": 1 / 3}
 
@@ -215,7 +212,7 @@ def test_absorption_against_loops(seed):
     on, fires = noisy_firings(60, 8, seed), noisy_firings(60, 9, seed + 5)
     directions, rows = unit(rng.standard_normal((8, 5))), unit(rng.standard_normal((9, 5)))
     parent, latent_of = np.array([-1, 0, 0, 0, -1, 4, 4, 5]), np.array([4, 2, 1, 3, 6, 8, 0, -1])
-    expected = []
+    expected = {}
     for p in (0, 4, 5):
         absorbed = 0
         for t in range(60):
@@ -228,9 +225,9 @@ def test_absorption_against_loops(seed):
                     if share > 0.1 and on[t, p] and not fires[t, latent_of[p]] and fires[t, latent_of[c]]:
                         absorbed += 1
                         break
-        expected.append(Absorption(p, absorbed, int(on[:, p].sum())))
-    assert absorption(rows, firings_of(fires), directions, firings_of(on), latent_of, parent) == tuple(expected)
-    assert sum(entry.absorbed for entry in expected) > 0
+        expected[p] = absorbed, int(on[:, p].sum())
+    assert absorption(rows, firings_of(fires), directions, firings_of(on), latent_of, parent) == expected
+    assert sum(absorbed for absorbed, _ in expected.values()) > 0
 
 
 def phi_of(a, b):

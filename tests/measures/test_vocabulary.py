@@ -5,8 +5,8 @@ import torch
 
 from metasae.data.model import readout
 from metasae.data.model.readout import LinearReadOut, WholeLogits
-from metasae.measures.effect import vocabulary
-from metasae.measures.effect.vocabulary import predictions
+from metasae.measures.effect import effects
+from metasae.measures.effect.effects import predictions
 
 N, D, V = 37, 12, 101
 
@@ -44,7 +44,7 @@ def plain(head, hidden, targets):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 12.0])
 def test_streamed_equals_whole(cap, slice_, scale, monkeypatch):
     monkeypatch.setattr(readout, "SLICE", slice_)
-    monkeypatch.setattr(vocabulary, "NUMBERS_AT_ONCE", 64)
+    monkeypatch.setattr(effects, "NUMBERS_AT_ONCE", 64)
     head, hidden = weights(cap, bias=cap is None), hidden_states(scale)
     targets = torch.randint(V, (N,), generator=torch.Generator().manual_seed(2))
     streamed_ce, streamed_kl = predictions(head, hidden, targets)

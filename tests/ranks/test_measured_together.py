@@ -10,9 +10,9 @@ from metasae.data.cache.activations import harvest
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
-from metasae.measures.firing import screen
+from metasae.measures.firing import selection
 from metasae.measures.firing.calibrate import calibrate
-from metasae.measures.suite import PARTS, measure_sae
+from metasae.measures.suite import PARTS, measure_sae, reference_of
 from metasae.ranks.ranks import ALONE, Ranks, deals
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
@@ -45,18 +45,23 @@ def spec_of(senses: str) -> recipe.Measure:
     )
 
 
+def suite(sae, meta, cache, spec, host, folder, ranks):
+    reference = reference_of(cache, spec, host, ranks=ranks)
+    return measure_sae(sae, meta, cache, spec, host, reference=reference, folder=folder, ranks=ranks)
+
+
 def measured(ranks, model, cache, senses, folder):
     """measures.json of an SAE on a model's activations with its firings kept, and of one on a planted world without."""
     host = Host.load(recipe.Model(path=str(model), dtype="fp32"), POINT)
     given = an_sae(32, 48)
     given.threshold = torch.full([48], 0.01)
-    on_model = measure_sae(given, None, ActivationCache(cache), spec_of(senses), host, folder=folder, ranks=ranks)
+    on_model = suite(given, None, ActivationCache(cache), spec_of(senses), host, folder=folder, ranks=ranks)
     world = PlantedCache({"d": 16, "independent": 12, "groups": 3, "parents": 2}, TOKENS)
     other = an_sae(16, 24)
     other.threshold = torch.full([24], 0.4)
     return [
         json.dumps(measures)
-        for measures in (on_model, measure_sae(other, an_sae(16, 6), world, spec_of(""), folder=None, ranks=ranks))
+        for measures in (on_model, suite(other, an_sae(16, 6), world, spec_of(""), None, folder=None, ranks=ranks))
     ]
 
 
@@ -127,7 +132,7 @@ def calibrated(ranks, screened: bool):
     """The calibration and thresholds by every rule on every kind of tokens, the batches so few that a rank may have
     none.
     """
-    before, screen.matmul_dtype = screen.matmul_dtype, lambda *_: torch.bfloat16 if screened else torch.float32
+    before, selection.matmul_dtype = selection.matmul_dtype, lambda *_: torch.bfloat16 if screened else torch.float32
     out = {}
     try:
         for kind in ("random", "tied", "silent", "rising"):
@@ -141,7 +146,7 @@ def calibrated(ranks, screened: bool):
                     calibration = calibrate(sae, Rows(kind, T), 64, rule=rule, ranks=ranks)
                     out[kind, T, rule] = (calibration, sae.threshold.numpy())
     finally:
-        screen.matmul_dtype = before
+        selection.matmul_dtype = before
     return out
 
 

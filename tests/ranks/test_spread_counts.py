@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from metasae.measures.cofiring.cooccurrence import pair_statistics
-from metasae.measures.firing.blocks import document_blocks
-from metasae.measures.firing.firings import fire
+from metasae.measures.firing.firings import document_blocks, fire
 from metasae.measures.firing.store import open_firings, write_firings
 from metasae.progress.progress import SILENT
 from metasae.ranks.ranks import ALONE, RankPool, Ranks, deal, deals, stretch_of

@@ -19,8 +19,7 @@ from metasae.arms.folder import Arm, next_seed
 from metasae.compare.measured import read_measured, shared_conditions
 from metasae.measures.cofiring.splits import find_splits, paper_ranking
 from metasae.measures.effect.matched_effects import Side, Steering, matched_side_effects
-from metasae.measures.rows.attenuation import attenuation
-from metasae.measures.rows.seeds import chance_matching, match
+from metasae.measures.rows.seeds import attenuation, chance_matching, match
 from metasae.measures.suite import SEED
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe import recipe

@@ -11,9 +11,9 @@ Numbers = tuple[float | None, float | None]
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
     """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it.
 
-    a, b: measures.json; see `rate_cells.matched_mean`.
+    a, b: measures.json; see `phi_sums.matched_mean`.
     """
-    from metasae.measures.cofiring.rate_cells import matched_mean
+    from metasae.measures.cofiring.phi_sums import matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
     if None in cells:

@@ -239,7 +239,7 @@ def measure_bytes(recipe: Recipe, d: int, vocabulary: int, threads: int) -> int:
     tokens, a tile of pairs, the critic.
     """
     from metasae.measures.cofiring.cooccurrence import MEMORY, TILE_PAIRS, TILE_ROWS
-    from metasae.measures.effect.vocabulary import NUMBERS_AT_ONCE
+    from metasae.measures.effect.effects import NUMBERS_AT_ONCE
     from metasae.measures.suite import BATCH
 
     n, spec = recipe.sae.n, recipe.measure

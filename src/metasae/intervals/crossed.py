@@ -41,17 +41,28 @@ ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class Variance:
-    """Variance of one mean, in its two parts. n_blocks: 0 without blocks, and `documents` is then 0."""
+class Covariance:
+    """Covariances float64 [k, k] of the means of k quantities; see the module for the three.
 
-    seeds: float
-    documents: float
+    blocks, both: zeros without blocks. n_blocks: 0 without. The interval and the p are of the first quantity.
+    """
+
+    seeds: np.ndarray
+    blocks: np.ndarray
+    both: np.ndarray
     n_seeds: int
     n_blocks: int
 
+    @property
+    def documents(self) -> float:
+        """The text's own part of the variance of the first quantity."""
+        return max(0.0, float(self.blocks[0, 0] - self.both[0, 0]))
+
     def half_width(self, p: float = ALPHA) -> float:
         """Half the width of the interval of level 1 - p."""
-        return math.sqrt(_squared_t(p, self.n_seeds) * self.seeds + _squared_t(p, self.n_blocks) * self.documents)
+        return math.sqrt(
+            _squared_t(p, self.n_seeds) * float(self.seeds[0, 0]) + _squared_t(p, self.n_blocks) * self.documents
+        )
 
     def p_value(self, distance: float) -> float:
         """The p at which the interval of level 1 - p just reaches `distance`, so p < 0.05 where the 95% interval leaves
@@ -64,8 +75,9 @@ class Variance:
         if distance == 0:
             return 1.0
         # the squared half width is a sum of two positive parts, so p is at least that of either alone
-        low = max(_t_test(distance, self.seeds, self.n_seeds), _t_test(distance, self.documents, self.n_blocks))
-        if low == 0 or not (self.seeds and self.documents):
+        seeds = float(self.seeds[0, 0])
+        low = max(_t_test(distance, seeds, self.n_seeds), _t_test(distance, self.documents, self.n_blocks))
+        if low == 0 or not (seeds and self.documents):
             return low
 
         def surplus(log_p: float) -> float:
@@ -73,24 +85,6 @@ class Variance:
 
         # just below its lower bound the surplus is positive for certain, in spite of rounding
         return math.exp(brentq(surplus, math.log(low) - 1e-3, 0.0, xtol=1e-12))
-
-
-@dataclass(frozen=True)
-class Covariance:
-    """Covariances float64 [k, k] of the means of k quantities; see the module for the three.
-
-    blocks, both: zeros without blocks.
-    """
-
-    seeds: np.ndarray
-    blocks: np.ndarray
-    both: np.ndarray
-    n_seeds: int
-    n_blocks: int
-
-    def variance(self, quantity: int) -> Variance:
-        documents = max(0.0, float(self.blocks[quantity, quantity] - self.both[quantity, quantity]))
-        return Variance(float(self.seeds[quantity, quantity]), documents, self.n_seeds, self.n_blocks)
 
 
 def over_shared_seeds(full: np.ndarray, members: np.ndarray) -> Covariance:

@@ -14,7 +14,6 @@ import numpy as np
 from metasae.intervals.crossed import ALPHA
 
 MIN_CLUSTERS = 20
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Bootstrap:
 
 
 def bootstrap_interval(
-    values: np.ndarray, *, seed: int, clusters: np.ndarray | None = None, n_resamples: int = RESAMPLES
+    values: np.ndarray, *, seed: int, clusters: np.ndarray | None = None, n_resamples: int = 2000
 ) -> Bootstrap:
     """95% interval of the mean of values [n] when clusters are drawn with replacement.
 

@@ -4,7 +4,7 @@ The unit is a trained SAE (a seed), never a pair of latents or a token.
 
 Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the
 same text, so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values
-with one block of documents left out (`metasae.measures.firing.blocks`); a measure of the weights alone has none, and
+with one block of documents left out (`metasae.measures.firing.firings`); a measure of the weights alone has none, and
 its interval is Student's t over seeds. A number that takes two seeds' SAEs is given with both, `between`, as numbers
 that share a seed are not independent.
 """
@@ -24,12 +24,6 @@ from metasae.intervals.crossed import (
     ratio_interval,
     t_half_width,
 )
-
-ONE_SEED = "1 seed, no interval"
-ONE_PAIR = "1 pair of seeds, no interval"
-NOT_KNOWN = "no interval, as it is not kept between which seeds this was found"
-NO_SPREAD = "the same difference in every seed, so the interval has no width"
-NO_PERCENT = "no percentage, as the baseline is not told apart from 0"
 
 Values = Mapping[int, float | None]
 Blocks = Mapping[int, Sequence[float | None] | None]
@@ -145,11 +139,11 @@ def paired_difference(
         without = np.stack([without[0] - without[1], without[1]])
     difference, mean_b = (float(mean) for mean in full.mean(axis=1))
     spread = _covariance(full, without, members)
-    if spread is not None and difference and spread.variance(0).half_width() <= 1e-12 * np.abs(full).max():
-        trouble.append(NO_SPREAD)
+    if spread is not None and difference and spread.half_width() <= 1e-12 * np.abs(full).max():
+        trouble.append("the same difference in every seed, so the interval has no width")
     percent, percent_ci95 = _percent(full, spread)
     if percent is None and mean_b:
-        trouble.append(NO_PERCENT)
+        trouble.append("no percentage, as the baseline is not told apart from 0")
     return Difference(
         a=float(full_a.mean()),
         b=mean_b,
@@ -159,7 +153,7 @@ def paired_difference(
         n_seeds=len(seeds),
         values=tuple(zip(seeds, full_a.tolist(), full_b.tolist(), strict=True)),
         note="; ".join(notes + trouble),
-        p=None if spread is None else spread.variance(0).p_value(difference),
+        p=None if spread is None else spread.p_value(difference),
         **_intervals(difference, spread, without),
     )
 
@@ -202,7 +196,7 @@ def _usable(*arms: Values, between: Between | None = None) -> tuple[list[int], l
     present = [seed for seed in every if all(arm.get(seed) is not None for arm in arms)]
     usable = [seed for seed in present if all(math.isfinite(arm[seed]) for arm in arms)]
     both = (between or {}).get(usable[0]) or () if len(usable) == 1 else ()
-    notes = [] if len(usable) != 1 else [ONE_PAIR if len(both) > 1 else ONE_SEED]
+    notes = [] if len(usable) != 1 else ["1 pair of seeds, no interval" if len(both) > 1 else "1 seed, no interval"]
     missing, broken = sorted(set(every) - set(present)), sorted(set(present) - set(usable))
     if set(missing) <= set(both):
         # of two seeds the second has no number of its own
@@ -240,7 +234,8 @@ def _members(
     interval)."""
     of = {seed: {seed} for seed in seeds} if between is None else {seed: between.get(seed) for seed in seeds}
     if None in of.values():
-        return np.ones((len(seeds), 1), bool), [NOT_KNOWN] if len(seeds) > 1 else []
+        unknown = "no interval, as it is not kept between which seeds this was found"
+        return np.ones((len(seeds), 1), bool), [unknown] if len(seeds) > 1 else []
     if all(set(takes) == {seed} for seed, takes in of.items()):
         return None, []
     if without is not None:
@@ -268,10 +263,9 @@ def _intervals(mean: float, spread: Covariance | None, without: np.ndarray | Non
         documents_ci95 = _around(mean, t_half_width(text, n_blocks))
         fields = {"n_blocks": n_blocks, "documents_ci95": documents_ci95, "se_documents": math.sqrt(text)}
     if spread is not None:
-        variance = spread.variance(0)
-        fields |= {"ci95": _around(mean, variance.half_width()), "se_seeds": math.sqrt(variance.seeds)}
+        fields |= {"ci95": _around(mean, spread.half_width()), "se_seeds": math.sqrt(spread.seeds[0, 0])}
         if without is not None:
-            fields["se_documents"] = math.sqrt(variance.documents)
+            fields["se_documents"] = math.sqrt(spread.documents)
     return fields
 
 

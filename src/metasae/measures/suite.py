@@ -28,9 +28,8 @@ from metasae.measures.cofiring.lift import lift_statistics
 from metasae.measures.cofiring.shift import shift_null
 from metasae.measures.effect.fidelity import Moments, measure_fidelity, moments_of
 from metasae.measures.effect.output import OutputReference, output_effect, output_reference
-from metasae.measures.firing.blocks import document_blocks
 from metasae.measures.firing.calibrate import Calibration, calibrate
-from metasae.measures.firing.firings import Firings, fire
+from metasae.measures.firing.firings import Firings, document_blocks, fire
 from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint, write_firings
 from metasae.measures.rows.decomposability import measure_decomposability
 from metasae.measures.truth.truth import as_firings, measure_truth
@@ -106,8 +105,8 @@ def measure_sae(
     progress: Progress = SILENT,
     *,
     seed: int | None = None,
+    reference: Reference,
     calibration: Calibration | None = None,
-    reference: Reference | None = None,
     folder: Path | None = None,
     ranks: Ranks = ALONE,
 ) -> dict:
@@ -117,7 +116,7 @@ def measure_sae(
     sae: in the model's own units; without a `threshold` it gets the calibrated one, so it can be saved afterwards. k is
     `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one
     or with spec.output_tokens = 0, and for senses. seed: the SAE's, only written down. calibration: of this SAE, where
-    it got its threshold before.
+    it got its threshold before. reference: of `reference_of`.
     folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same
     SAE (see above), and get the same.
     Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings
@@ -128,17 +127,20 @@ def measure_sae(
     if calibration is None:
         tokens = head(cache.split("calibration"), spec.calibration_tokens)
         calibration = calibrate(sae, tokens, BATCH, progress, spec.threshold, ranks)
-    if reference is None:
-        reference = reference_of(cache, spec, host, progress, ranks=ranks)
     firings = firings_of(sae, evaluation, folder, progress, ranks)
     blocks = document_blocks(firings.documents)
     # one block left out leaves nothing
     blocks = blocks if blocks.max(initial=0) else None
     phi = pair_statistics(firings, blocks, progress=progress, pool=partial(RankPool, ranks))
-    works = {
-        **_pair_works(spec, firings, blocks, phi["mean_abs_phi"], progress),
-        **_works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, reference),
-    }
+    works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, reference)
+    if spec.lift:
+        in_blocks = blocks if spec.excess_blocks else None
+        works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
+        works["lift"] = partial(lift_statistics, firings, progress=progress)
+    if spec.shifts:
+        works["document_shift"] = partial(
+            shift_null, firings, phi["mean_abs_phi"], SEED, spec.shifts, progress=progress
+        )
     # a part that the recipe leaves out, or that cannot be measured, is empty
     parts = deal({part: works.get(part, dict) for part in PARTS}, ranks)
     fidelity, output = parts["fidelity"], parts["output"]
@@ -152,21 +154,6 @@ def measure_sae(
         "settings": spec.settings,
     }
     return json_safe(measures)
-
-
-def _pair_works(
-    spec: recipe.Measure, firings: Firings, blocks: np.ndarray | None, mean_abs_phi: float | None, progress: Progress
-) -> dict[str, Callable[[], dict]]:
-    """The rest of the `cooccurrence` part, still to be worked out: the excess over two nulls, and the rate-free
-    view."""
-    works = {}
-    if spec.lift:
-        in_blocks = blocks if spec.excess_blocks else None
-        works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
-        works["lift"] = partial(lift_statistics, firings, progress=progress)
-    if spec.shifts:
-        works["document_shift"] = partial(shift_null, firings, mean_abs_phi, SEED, spec.shifts, progress=progress)
-    return works
 
 
 def _works(
@@ -184,7 +171,7 @@ def _works(
     critic = (firings.counts() > 0, spec.meta_n, spec.meta_k, spec.meta_steps, SEED, progress)
     options = {"grid": spec.critic_grid, "parts": spec.pursuit_k}
     works = {
-        "fidelity": partial(measure_fidelity, sae, evaluation, firings, BATCH, progress, reference.moments),
+        "fidelity": partial(measure_fidelity, sae, evaluation, firings, reference.moments, BATCH, progress),
         "decomposability": partial(measure_decomposability, sae, meta_sae, *critic, **options),
     }
     if reference.output is not None:

@@ -2,9 +2,10 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from metasae.progress.stages import Stage, Task, Timetable, in_words
 
+Item = TypeVar("Item")
 _BAR = 20
 
 
@@ -73,6 +75,8 @@ def _joined(facts: list[str]) -> str:
 def _bar(share: float | None) -> ProgressBar:
     """A pulse where the share is not known."""
     return ProgressBar(total=1.0, completed=share or 0.0, width=_BAR, pulse=share is None)
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -156,6 +160,24 @@ class Progress:
 
 
 SILENT = Progress(enabled=False)
+
+
+def tracked(
+    progress: Progress,
+    items: Iterable[Item],
+    name: str,
+    total: int,
+    unit: str = "tokens",
+    size: Callable[[Item], int] = len,
+) -> Iterator[Item]:
+    """The items one after the other, as a task that moves on by `size(item)` when the next one is asked for.
+
+    Only for the head of a `for` loop: an error in the loop then ends the task at once.
+    """
+    with progress.task(name, total, unit) as task:
+        for item in items:
+            yield item
+            task.advance(size(item))
 
 
 class SharedTask:

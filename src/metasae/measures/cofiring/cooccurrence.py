@@ -12,10 +12,8 @@ import numpy as np
 import torch
 
 from metasae.measures.cofiring.counts import CoFirings, counts_by_span, excluded, live_latents, n_pairs_of
-from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, Places, upper
-from metasae.measures.cofiring.rate_cells import bands_of, rate_cells
-from metasae.measures.firing.blocks import Span, block_spans
-from metasae.measures.firing.firings import Firings
+from metasae.measures.cofiring.phi_sums import AllSums, PhiSums, Places, bands_of, rate_cells, upper
+from metasae.measures.firing.firings import Firings, Span, block_spans
 from metasae.progress.progress import SILENT, Progress
 
 SHARES_ABOVE = (0.05, 0.1, 0.3)
@@ -161,19 +159,16 @@ class _Tiles:
         by_span = [self.cofirings.tile(start, rows, span).astype(self.dtype) for span in self.spans]
         n11 = sum(part.astype(np.int64) for part in by_span)
         sums = self.sums()
+        whole, *without = sums
         strip = max(1, STRIP_PAIRS // n11.shape[1])
         for first in range(0, len(n11), strip):
             # the part of the strip from its own diagonal on
             place = slice(first, first + strip), slice(first, None)
-            self._add(sums, n11[place], [part[place] for part in by_span], start + first)
+            whole.add_strip(self.tokens.phi(n11[place], start + first)[0], start + first)
+            # without blocks there is one span, and nothing is left out
+            for part, tokens, left in zip(by_span, self.without, without, strict=False):
+                left.add(*tokens.phi(n11[place] - part[place].astype(np.int64), start + first))
         return sums
-
-    def _add(self, sums: list[PhiSums], n11: np.ndarray, by_span: list[np.ndarray], start: int) -> None:
-        whole, *without = sums
-        whole.add_strip(self.tokens.phi(n11, start)[0], start)
-        # without blocks there is one span, and nothing is left out
-        for part, tokens, left in zip(by_span, self.without, without, strict=False):
-            left.add(*tokens.phi(n11 - part.astype(np.int64), start))
 
     def leave_one_out(self, without: list[PhiSums]) -> dict[str, list[float | None]]:
         """Name of a statistic -> its value without each block in turn."""

@@ -12,22 +12,24 @@ from typing import TypeVar
 import numpy as np
 from scipy.sparse import csr_array
 
-from metasae.measures.firing.blocks import Span, chunks
-from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.firings import Firings, Span, chunks
 from metasae.progress.progress import Progress
 from metasae.ranks.lanes import side_by_side
 
 Sums = TypeVar("Sums")
 
 CHUNK = 2**22
+# Latents of a tile of pairs whose numbers are float64, and columns of it that are worked on at a time.
+TILE, COLUMNS = 256, 2048
 
 
 class CoFirings:
-    """Counts of chosen latents in tiles of rows; `tile` and `cross` may be called from several threads.
+    """Counts of chosen latents in tiles of rows; `tile` may be called from several threads.
 
     latents: distinct int [l] in any order, the rows; frequent ones first is fastest. other, other_latents: the firings
-    of a second SAE over the same tokens and the latents that are the columns of `cross`. chunk: firings taken at a
-    time. Memory of a call: the int64 tile, as much again for one chunk's product, and about 30 bytes per firing of a
+    of a second SAE over the same tokens (or the first again) and the latents that are the columns; without them the
+    columns are the rows' own latents, of which each tile leaves out those before its first row. chunk: firings taken at
+    a time. Memory of a call: the int64 tile, as much again for one chunk's product, and about 30 bytes per firing of a
     chunk. Raises ValueError when the second SAE saw another number of tokens.
     """
 
@@ -39,37 +41,32 @@ class CoFirings:
         other_latents: np.ndarray | None = None,
         chunk: int = CHUNK,
     ):
-        self._firings, self._other, self._chunk = firings, other, chunk
+        self._firings, self._other, self._chunk = firings, other or firings, chunk
+        self._own = other is None
+        columns = latents if self._own else other_latents
+        check_same_tokens(firings, self._other)
         self._ranks, self._n = _ranks_of(latents, firings.n_latents), len(latents)
-        if other is not None:
-            check_same_tokens(firings, other)
-            self._other_ranks, self._n_other = _ranks_of(other_latents, other.n_latents), len(other_latents)
+        self._column_ranks, self._n_columns = _ranks_of(columns, self._other.n_latents), len(columns)
 
     def tile(self, start: int, rows: int, span: Span | None = None) -> np.ndarray:
-        """N11 int64 [rows, l - start]: row r, column c count the tokens on which latents[start + r] and latents[start +
-        c] fire.
+        """N11 int64 [rows, columns]: row r, column c count the tokens on which latents[start + r] and other_latents[c]
+        fire; without a second SAE columns = l - start, and column c is latents[start + c].
 
         The last tile has fewer rows. span: only tokens first to last - 1.
         """
-        rows = min(rows, self._n - start)
-        total = np.zeros((rows, self._n - start), np.int64)
-        product = np.empty(total.shape, np.int32)
-        for first, last in chunks(self._firings.indptr, span or (0, self._firings.n_tokens), self._chunk):
-            right = _matrix(self._firings, first, last, self._ranks, start, self._n)
-            total += _counts(right[:, :rows], right, product)
-        return total
-
-    def cross(self, start: int, rows: int, span: Span | None = None) -> np.ndarray:
-        """N11 int64 [rows, l_other]: tokens on which latents[start + r] and other_latents[c] of the second SAE fire."""
-        rows = min(rows, self._n - start)
-        total = np.zeros((rows, self._n_other), np.int64)
+        rows, skipped = min(rows, self._n - start), start if self._own else 0
+        total = np.zeros((rows, self._n_columns - skipped), np.int64)
         product = np.empty(total.shape, np.int32)
         # chunks of the denser SAE keep the sparser one's below the same size
         denser = max(self._firings, self._other, key=lambda firings: len(firings.indices))
         for first, last in chunks(denser.indptr, span or (0, denser.n_tokens), self._chunk):
-            left = _matrix(self._firings, first, last, self._ranks, start, start + rows)
-            right = _matrix(self._other, first, last, self._other_ranks, 0, self._n_other)
-            total += _counts(left, right, product)
+            right = _matrix(self._other, first, last, self._column_ranks, skipped, self._n_columns)
+            if self._own:
+                left = right[:, :rows]
+            else:
+                left = _matrix(self._firings, first, last, self._ranks, start, start + rows)
+            # latent by latent over its tokens: one row of running sums at a time, which fits the cache
+            total += (left.T.tocsr() @ right).toarray(out=product)
         return total
 
 
@@ -146,9 +143,3 @@ def _matrix(firings: Firings, first: int, last: int, ranks: np.ndarray, low: int
     indptr = np.searchsorted(kept, offsets - offsets[0]).astype(np.int32)
     ones = np.ones(len(kept), np.int32)
     return csr_array((ones, columns[kept], indptr), shape=(last - first, high - low))
-
-
-def _counts(left: csr_array, right: csr_array, out: np.ndarray) -> np.ndarray:
-    """left^T right, dense int32."""
-    # latent by latent over its tokens: one row of running sums at a time, which fits the cache
-    return (left.T.tocsr() @ right).toarray(out=out)

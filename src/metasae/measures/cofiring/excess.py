@@ -10,6 +10,8 @@ import math
 import numpy as np
 
 from metasae.measures.cofiring.counts import (
+    COLUMNS,
+    TILE,
     CoFirings,
     counts_by_span,
     excluded,
@@ -20,12 +22,9 @@ from metasae.measures.cofiring.counts import (
 )
 from metasae.measures.cofiring.lift import lift_squares
 from metasae.measures.cofiring.marginals import Marginals, fit
-from metasae.measures.firing.blocks import block_spans
-from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.firings import Firings, block_spans
 from metasae.progress.progress import SILENT, Progress
 
-TILE = 256
-CHUNK = 2048
 SHARES_ABOVE = (0.05, 0.1, 0.3)
 N_SUMS = 7 + len(SHARES_ABOVE)
 LEAVE_ONE_OUT = ("excess_abs_phi", "lift_variance")
@@ -84,8 +83,8 @@ def excess_phi(
         of_blocks = [cofirings.tile(start, tile, span) for span in spans]
         n11 = sum(of_blocks) if spans else cofirings.tile(start, tile)
         strips = []
-        for first in range(0, n11.shape[1], CHUNK):
-            columns = slice(first, first + CHUNK)
+        for first in range(0, n11.shape[1], COLUMNS):
+            columns = slice(first, first + COLUMNS)
             counted = [n11[:, columns]] + [n11[:, columns] - of_block[:, columns] for of_block in of_blocks]
             strips.append([null.sums(part, start, start + first) for null, part in zip(nulls, counted, strict=True)])
         return strips

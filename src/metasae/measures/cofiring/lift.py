@@ -20,12 +20,10 @@ import math
 
 import numpy as np
 
-from metasae.measures.cofiring.counts import CoFirings, excluded, n_pairs_of, over_tiles, ratio
+from metasae.measures.cofiring.counts import COLUMNS, TILE, CoFirings, excluded, n_pairs_of, over_tiles, ratio
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Progress
 
-TILE = 256
-CHUNK = 2048
 SHRINKAGE = 1.0
 FDR = 0.01
 LIFT = 3.0
@@ -89,8 +87,8 @@ def lift_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
     def tally_of(start: int) -> _Tally:
         n11, tally = cofirings.tile(start, tile), _Tally(len(latents))
         rows = np.arange(start, start + n11.shape[0])
-        for first in range(start, len(latents), CHUNK):
-            columns = np.arange(first, min(first + CHUNK, len(latents)))
+        for first in range(start, len(latents), COLUMNS):
+            columns = np.arange(first, min(first + COLUMNS, len(latents)))
             row, column = np.nonzero(columns[None, :] > rows[:, None])
             tally.count(n11[row, column + first - start], fired, total, rows[row], columns[column])
         return tally

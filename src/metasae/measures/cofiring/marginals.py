@@ -16,9 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = 1e-9
-MAX_STEPS = 200
-
 
 @dataclass(frozen=True)
 class Marginals:
@@ -39,20 +36,17 @@ class Marginals:
     converged: bool
     steps: int
 
-    def pair_means(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Mean of N11 float64 [r, c] for latents `rows` [r] and `columns` [c]. Means nothing for i = j."""
-        met = (self.sizes * self.pi[rows]) @ self.pi[columns].T
-        return np.maximum(met - (self.sizes * self.repulsion[rows]) @ self.repulsion[columns].T, 0)
-
     def pair_moments(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of N11 float64 [r, c], the sums of both latents held fixed; see `pair_means`.
+        """Mean and variance of N11 float64 [r, c] for latents `rows` [r] and `columns` [c], the sums of both held
+        fixed.
 
-        The variance is that of independent tokens less what the totals N_i and N_j explain of it.
+        They mean nothing for i = j. The variance is that of independent tokens less what the totals N_i and N_j explain
+        of it.
         """
-        m, mean = self.sizes, self.pair_means(rows, columns)
-        p, q = self.pi[rows], self.pi[columns]
+        m, p, q = self.sizes, self.pi[rows], self.pi[columns]
         s, t = self.repulsion[rows], self.repulsion[columns]
         repelled = (m * s) @ t.T
+        mean = np.maximum((m * p) @ q.T - repelled, 0)
         of_squares = (m * p**2) @ (q**2).T - 2 * (m * p * s) @ (q * t).T + (m * s**2) @ (t**2).T
         # covariances of N11 with N_i and N_j, and the 2 x 2 covariance matrix of N_i and N_j
         with_row = mean - (m * p**2) @ q.T + (m * p * s) @ t.T
@@ -64,9 +58,7 @@ class Marginals:
         return mean, np.maximum(mean - of_squares - explained, 0)
 
 
-def fit(
-    counts: np.ndarray, token_counts: np.ndarray, tolerance: float = TOLERANCE, max_steps: int = MAX_STEPS
-) -> Marginals:
+def fit(counts: np.ndarray, token_counts: np.ndarray, tolerance: float = 1e-9, max_steps: int = 200) -> Marginals:
     """counts: int [n], firings of each latent.
 
     token_counts: int [T], active latents of each token. Both sum to the same.

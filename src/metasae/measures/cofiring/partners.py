@@ -6,18 +6,16 @@ are among the pairs that the sparse product A^T B has at all, and nothing of siz
 latents for which that is not enough are counted again against all others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array, vstack
 
 from metasae.measures.cofiring.cooccurrence import phi_tile
-from metasae.measures.cofiring.counts import CoFirings, check_same_tokens, counts_by_span
-from metasae.measures.firing.blocks import Span, chunks
-from metasae.measures.firing.firings import Firings
+from metasae.measures.cofiring.counts import CoFirings, check_same_tokens, counts_by_span, over_tiles
+from metasae.measures.firing.firings import Firings, Span, chunks
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.lanes import side_by_side
 
@@ -31,13 +29,34 @@ PARTS = 4
 
 @dataclass(frozen=True)
 class Partners:
-    """The closest partners of every latent, largest phi first, ties to the lower latent.
+    """The closest partners of m latents, largest phi first, ties to the lower latent.
 
-    latents: int32 [n, count], -1 where there is none. phi: float32 [n, count], NaN there.
+    latents: int32 [m, count], -1 where there is none. phi: float32 [m, count], NaN there; while partners are looked
+    for, float64 and -inf there.
     """
 
     latents: np.ndarray
     phi: np.ndarray
+
+    @classmethod
+    def none(cls, m: int, count: int) -> "Partners":
+        return cls(np.full((m, count), -1, np.int32), np.full((m, count), -np.inf))
+
+    @classmethod
+    def best(cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, count: int) -> "Partners":
+        """row: int [e], rising, which of the m latents each entry is of."""
+        best = cls.none(m, count)
+        kept = np.flatnonzero(phi >= _least(np.bincount(row, minlength=m), phi, count)[row])
+        row, latents, phi = row[kept], latents[kept], phi[kept]
+        order = np.lexsort((latents, -phi, row))
+        place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
+        order, place = order[place < count], place[place < count]
+        best.phi[row[order], place] = phi[order]
+        best.latents[row[order], place] = latents[order]
+        return best
+
+    def put(self, rows: slice | np.ndarray, part: "Partners") -> None:
+        self.phi[rows], self.latents[rows] = part.phi, part.latents
 
 
 def top_partners(
@@ -59,8 +78,7 @@ def top_partners(
     tile: latents looked at at a time; None fits them to memory. chunk: firings counted at a time. Raises ValueError
     when the tokens differ.
     """
-    if other is not None:
-        check_same_tokens(firings, other)
+    check_same_tokens(firings, other or firings)
     pairs = _Pairs(firings, other, [(0, firings.n_tokens)] if spans is None else spans, max_rate, chunk)
     return _closest(pairs, count, tile, progress)
 
@@ -84,18 +102,16 @@ def mutual_partners(
 def _closest(pairs: "_Pairs", count: int, tile: int | None, progress: Progress) -> Partners:
     n_latents = pairs.firings.n_latents
     rows = _tile_rows(n_latents, pairs.n_columns) if tile is None else tile
-    best = _Best.none(n_latents, count)
-    with progress.task("closest partners of latents", n_latents, "latents") as task:
+    best = Partners.none(n_latents, count)
 
-        def look_at(start: int) -> None:
-            best.put(slice(start, start + rows), pairs.met(start, rows, count))
-            task.advance(min(rows, n_latents - start))
+    def look_at(start: int) -> None:
+        best.put(slice(start, start + rows), pairs.met(start, rows, count))
 
-        side_by_side(look_at, range(0, n_latents, rows))
-        short = pairs.rows[best.latents[pairs.rows, -1] < 0]
-        few = max(1, min(DENSE_PAIRS // max(len(pairs.columns), 1), 1024)) if tile is None else tile
-        tiles = [short[start : start + few] for start in range(0, len(short), few)]
-        side_by_side(lambda latents: best.put(latents, pairs.among_all(latents, count)), tiles)
+    over_tiles(look_at, n_latents, rows, "closest partners of latents", progress)
+    short = pairs.rows[best.latents[pairs.rows, -1] < 0]
+    few = max(1, min(DENSE_PAIRS // max(len(pairs.columns), 1), 1024)) if tile is None else tile
+    tiles = [short[start : start + few] for start in range(0, len(short), few)]
+    side_by_side(lambda latents: best.put(latents, pairs.among_all(latents, count)), tiles)
     return Partners(best.latents, np.where(best.latents < 0, np.nan, best.phi).astype(np.float32))
 
 
@@ -135,14 +151,16 @@ class _Pairs:
         self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in both)
         # chunks of the denser SAE keep the sparser one's below the same size
         denser = max(firings, other or firings, key=lambda side: len(side.indices))
-        self.groups = list(_chunks(denser, spans, chunk))
+        n_firings = sum(int(denser.indptr[last] - denser.indptr[first]) for first, last in spans)
+        pieces = [[piece] for span in spans for piece in chunks(denser.indptr, span, chunk)]
+        self.groups = [list(spans)] if 0 < n_firings <= chunk else pieces
         # all tiles share the matrices of a text that is one chunk; those of a longer one are made again for every tile
         self.sides = [self._both(self.groups[0])] if len(self.groups) == 1 and counted is None else None
 
-    def met(self, start: int, rows: int, count: int) -> "_Best":
+    def met(self, start: int, rows: int, count: int) -> Partners:
         """The best of each latent from `start` on, among its pairs with phi >= 0."""
         n11 = self._n11(start, rows)
-        best = _Best.none(n11.shape[0], count)
+        best = Partners.none(n11.shape[0], count)
         # a strip of rows fits the cache
         for first, last in chunks(n11.indptr, (0, n11.shape[0]), STRIP_PAIRS):
             entries = slice(int(n11.indptr[first]), int(n11.indptr[last]))
@@ -157,24 +175,24 @@ class _Pairs:
                 kept, row, latent = kept[others], row[others], latent[others]
             # as phi_tile has it, to the bit
             phi = np.minimum(above[kept] / (self.root[here][row] * self.column_root[latent]), 1.0)
-            best.put(slice(first, last), _Best.of(last - first, row, latent, phi, count))
+            best.put(slice(first, last), Partners.best(last - first, row, latent, phi, count))
         return best
 
-    def among_all(self, latents: np.ndarray, count: int) -> "_Best":
+    def among_all(self, latents: np.ndarray, count: int) -> Partners:
         """The best of these latents among all others."""
         counted = CoFirings(self.firings, latents, self.firings if self.other is None else self.other, self.columns)
-        n11 = sum(counted.cross(0, len(latents), span) for span in self.spans)
+        n11 = sum(counted.tile(0, len(latents), span) for span in self.spans)
         phi = phi_tile(n11, self.counts[latents], self.column_counts[self.columns], self.total)
         if self.other is None:
             phi[np.arange(len(latents)), np.searchsorted(self.columns, latents)] = -np.inf
-        best, strip = _Best.none(len(latents), count), max(1, STRIP_PAIRS // max(len(self.columns), 1))
+        best, strip = Partners.none(len(latents), count), max(1, STRIP_PAIRS // max(len(self.columns), 1))
         able = min(count, len(self.columns))
         for first in range(0, len(latents) if able else 0, strip):
             here = phi[first : first + strip]
             least = np.partition(here, -able, axis=1)[:, -able]
             # ties with the last one are all candidates
             row, column = np.nonzero((here >= least[:, None]) & (here > -np.inf))
-            part = _Best.of(len(here), row, self.columns[column], here[row, column], count)
+            part = Partners.best(len(here), row, self.columns[column], here[row, column], count)
             best.put(slice(first, first + strip), part)
         return best
 
@@ -212,62 +230,16 @@ def _live(firings: Firings, spans: Sequence[Span], total: int, max_rate: float) 
     return np.where(live, counts, 0), np.flatnonzero(live)
 
 
-def _chunks(firings: Firings, spans: Sequence[Span], size: int) -> Iterator[list[Span]]:
-    """The spans in groups of about `size` firings."""
-    group, in_group = [], 0
-    for span in spans:
-        for first, last in chunks(firings.indptr, span, size):
-            fired = int(firings.indptr[last] - firings.indptr[first])
-            if group and in_group + fired > size:
-                yield group
-                group, in_group = [], 0
-            group.append((first, last))
-            in_group += fired
-    if group:
-        yield group
-
-
 def _matrix(firings: Firings, spans: Sequence[Span]) -> csr_array:
     """The 0/1 matrix [tokens of the spans, latents], sparse."""
-    indptr = firings.indptr
-    entries = [slice(int(indptr[first]), int(indptr[last])) for first, last in spans]
-    before = accumulate((part.stop - part.start for part in entries), initial=0)
-    offsets = [
-        indptr[first + 1 : last + 1] - part.start + start
-        for (first, last), part, start in zip(spans, entries, before, strict=False)
-    ]
-    indices = np.concatenate([firings.indices[part] for part in entries])
-    offsets = np.concatenate([[0], *offsets]).astype(np.int32)
-    return csr_array((np.ones(len(indices), np.int32), indices, offsets), shape=(len(offsets) - 1, firings.n_latents))
-
-
-@dataclass(frozen=True)
-class _Best:
-    """phi float64 and latents int32, both [m, count]: the best of m latents in order; -inf and -1 where there is
-    none."""
-
-    phi: np.ndarray
-    latents: np.ndarray
-
-    @classmethod
-    def none(cls, m: int, count: int) -> "_Best":
-        return cls(np.full((m, count), -np.inf), np.full((m, count), -1, np.int32))
-
-    @classmethod
-    def of(cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, count: int) -> "_Best":
-        """row: int [e], rising, which of the m latents each entry is of."""
-        best = cls.none(m, count)
-        kept = np.flatnonzero(phi >= _least(np.bincount(row, minlength=m), phi, count)[row])
-        row, latents, phi = row[kept], latents[kept], phi[kept]
-        order = np.lexsort((latents, -phi, row))
-        place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
-        order, place = order[place < count], place[place < count]
-        best.phi[row[order], place] = phi[order]
-        best.latents[row[order], place] = latents[order]
-        return best
-
-    def put(self, rows: slice | np.ndarray, part: "_Best") -> None:
-        self.phi[rows], self.latents[rows] = part.phi, part.latents
+    parts = []
+    for first, last in spans:
+        indptr = np.asarray(firings.indptr[first : last + 1])
+        indices = firings.indices[indptr[0] : indptr[-1]]
+        rows = (indptr - indptr[0]).astype(np.int32)
+        part = csr_array((np.ones(len(indices), np.int32), indices, rows), shape=(last - first, firings.n_latents))
+        parts.append(part)
+    return vstack(parts, format="csr")
 
 
 def _least(sizes: np.ndarray, phi: np.ndarray, count: int) -> np.ndarray:

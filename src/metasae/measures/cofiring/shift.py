@@ -13,15 +13,10 @@ from statistics import stdev
 import numpy as np
 
 from metasae.measures.cofiring.cooccurrence import phi_tile
-from metasae.measures.cofiring.counts import CoFirings, excluded, live_latents, n_pairs_of
-from metasae.measures.firing.blocks import run_starts
-from metasae.measures.firing.firings import Firings
+from metasae.measures.cofiring.counts import COLUMNS, TILE, CoFirings, excluded, live_latents, n_pairs_of
+from metasae.measures.firing.firings import Firings, run_starts
 from metasae.progress.progress import SILENT, Progress, Task
 from metasae.ranks.lanes import side_by_side
-
-TILE = 256
-CHUNK = 2048
-SHIFTS = 3
 
 
 def document_shifts(documents: np.ndarray) -> np.ndarray:
@@ -29,7 +24,6 @@ def document_shifts(documents: np.ndarray) -> np.ndarray:
 
     documents: int [T], each document's tokens in one stretch. A document as long as the way round leaves no shift.
     """
-    documents = np.asarray(documents)
     starts = run_starts(documents)
     longest = np.diff(np.append(starts, len(documents))).max(initial=0)
     return starts[(starts >= longest) & (starts <= len(documents) - longest)]
@@ -39,7 +33,7 @@ def shift_null(
     firings: Firings,
     mean_abs_phi: float | None,
     seed: int,
-    shifts: int = SHIFTS,
+    shifts: int = 3,
     tile: int = TILE,
     progress: Progress = SILENT,
 ) -> dict:
@@ -83,10 +77,10 @@ def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.n
 
     def sum_of(start: int) -> float:
         task.advance(min(tile, len(latents) - start))
-        n11 = before.cross(start, tile) + after.cross(start, tile)
+        n11 = before.tile(start, tile) + after.tile(start, tile)
         sums = []
-        for first in range(0, n11.shape[1], CHUNK):
-            columns = slice(first, first + CHUNK)
+        for first in range(0, n11.shape[1], COLUMNS):
+            columns = slice(first, first + COLUMNS)
             phi = np.abs(phi_tile(n11[:, columns], fired[start : start + tile], fired[columns], total))
             sums.append(float(phi.sum()) - float(np.trace(phi, start - first)))
         return math.fsum(sums)

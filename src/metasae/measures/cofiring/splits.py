@@ -10,6 +10,7 @@ the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -17,10 +18,9 @@ import numpy as np
 
 from metasae.measures.cofiring.counts import ratio
 from metasae.measures.cofiring.partners import Partners, top_partners
-from metasae.measures.firing.blocks import block_spans, document_blocks
-from metasae.measures.firing.by_latent import by_latent
-from metasae.measures.firing.firings import Firings
-from metasae.progress.progress import SILENT, Progress
+from metasae.measures.firing.by_latent import ByLatent, by_latent
+from metasae.measures.firing.firings import Firings, block_spans, document_blocks
+from metasae.progress.progress import SILENT, Progress, tracked
 
 CANDIDATES = 10
 MAX_CHILDREN = 5
@@ -81,37 +81,31 @@ class FeatureSplits:
         }
 
 
-def find_splits(
-    parents: Firings, children: Firings, blocks: np.ndarray | None = None, progress: Progress = SILENT
-) -> FeatureSplits:
+def find_splits(parents: Firings, children: Firings, progress: Progress = SILENT) -> FeatureSplits:
     """Splits of the latents of `parents` into latents of `children`, two SAEs over the same tokens; swap the two for
     merges.
 
     Children are the best set of 2 to 5 among the 10 latents with the largest phi with the parent, phi at least 0.2
-    each, ties to the smaller set. blocks: int [T], each token's block of documents, rising; None for `document_blocks`
-    of them. With a single block nothing is held out, and every parent is too rare. Memory: about 14 bytes per firing of
-    each SAE. Raises ValueError when the tokens of the two SAEs differ.
+    each, ties to the smaller set. With a single block nothing is held out, and every parent is too rare. Memory: about
+    14 bytes per firing of each SAE. Raises ValueError when the tokens of the two SAEs differ.
     """
-    blocks = document_blocks(parents.documents) if blocks is None else blocks
-    spans = block_spans(blocks)
-    partners = top_partners(parents, CANDIDATES, children, spans=spans[::2], progress=progress)
-    held_out = np.zeros(parents.n_tokens, bool)
-    for first, last in spans[1::2]:
-        held_out[first:last] = True
-    patterns = _Patterns(parents, children, held_out)
+    blocks = document_blocks(parents.documents)
+    partners = top_partners(parents, CANDIDATES, children, spans=block_spans(blocks)[::2], progress=progress)
+    held_out = blocks % 2 == 1
+    by_parent, by_child = by_latent(parents), by_latent(children)
     # largest phi first, so the usable candidates come first
     usable = np.count_nonzero(partners.phi >= MIN_PHI, axis=1)
+    candidates = [row[:number] for row, number in zip(partners.latents, usable, strict=True)]
     sets = _sets()
     splits, n_parents = [], 0
-    with progress.task("latents that split", parents.n_latents, "latents") as task:
-        for start in range(0, parents.n_latents, PARENTS):
-            these = np.arange(start, min(start + PARENTS, parents.n_latents))
-            chosen_on, scored_on = patterns.histograms(these, partners.latents, usable)
-            enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
-            n_parents += int(enough.sum())
-            able = enough & (usable[these] >= 2)
-            splits += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
-            task.advance(len(these))
+    latents = np.arange(parents.n_latents)
+    some = np.split(latents, latents[PARENTS::PARENTS])
+    for these in tracked(progress, some, "latents that split", parents.n_latents, "latents"):
+        chosen_on, scored_on = _histograms(by_parent, by_child, held_out, these, candidates)
+        enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
+        n_parents += int(enough.sum())
+        able = enough & (usable[these] >= 2)
+        splits += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
     ranked = sorted(splits, key=lambda split: (-split.score, split.parent))
     return FeatureSplits(tuple(ranked), n_parents, parents.n_latents - n_parents)
 
@@ -134,31 +128,26 @@ def paper_ranking(
     ]
 
 
-class _Patterns:
-    """Which of a parent's candidates fire together with it: token counts by pattern, bit s of a pattern for candidate
-    s."""
+def _histograms(
+    parents: ByLatent, children: ByLatent, held_out: np.ndarray, latents: np.ndarray, candidates: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of a parent's candidates fire together with it: its tokens by pattern, bit s of a pattern for candidate s.
 
-    def __init__(self, parents: Firings, children: Firings, held_out: np.ndarray):
-        self.parents, self.children, self.held_out = by_latent(parents), by_latent(children), held_out
-
-    def histograms(
-        self, latents: np.ndarray, candidates: np.ndarray, usable: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each parent by pattern, int64 [p, 2**CANDIDATES], on the tokens to choose on and on those held
-        out."""
-        chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
-        on = np.zeros(len(self.held_out), np.uint16)
-        for row, latent in enumerate(latents):
-            tokens, _ = self.parents.latent(latent)
-            lists = [self.children.latent(child)[0] for child in candidates[latent, : usable[latent]]]
-            for slot, child_tokens in enumerate(lists):
-                on[child_tokens] |= 1 << slot
-            pattern, held_out = on[tokens], self.held_out[tokens]
-            for child_tokens in lists:
-                on[child_tokens] = 0
-            chosen_on[row] = np.bincount(pattern[~held_out], minlength=2**CANDIDATES)
-            scored_on[row] = np.bincount(pattern[held_out], minlength=2**CANDIDATES)
-        return chosen_on, scored_on
+    Returns int64 [p, 2**CANDIDATES] of the tokens to choose on and of those held out.
+    """
+    chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
+    on = np.zeros(len(held_out), np.uint16)
+    for row, latent in enumerate(latents):
+        tokens, _ = parents.latent(latent)
+        lists = [children.latent(child)[0] for child in candidates[latent]]
+        for slot, child_tokens in enumerate(lists):
+            on[child_tokens] |= 1 << slot
+        pattern, scored = on[tokens], held_out[tokens]
+        for child_tokens in lists:
+            on[child_tokens] = 0
+        chosen_on[row] = np.bincount(pattern[~scored], minlength=2**CANDIDATES)
+        scored_on[row] = np.bincount(pattern[scored], minlength=2**CANDIDATES)
+    return chosen_on, scored_on
 
 
 @dataclass(frozen=True)
@@ -174,10 +163,6 @@ class _Sets:
     two: np.ndarray
     alone: np.ndarray
     first: np.ndarray
-
-    def alone_of(self, row: int) -> np.ndarray:
-        """`alone` of one set."""
-        return self.alone[:, self.first[row] : self.first[row] + len(self.members[row])]
 
     def scores(self, histograms: np.ndarray) -> np.ndarray:
         """Score of every set for every parent, float64 [p, sets], from token counts by pattern."""
@@ -205,7 +190,8 @@ def _best_sets(
     for parent, best, counts in zip(parents, sets.scores(chosen_on).argmax(1), scored_on, strict=True):
         members, tokens = list(sets.members[best]), int(counts.sum())
         coverage, overlap = float(counts @ sets.one[best]) / tokens, float(counts @ sets.two[best]) / tokens
-        shares = tuple((counts @ sets.alone_of(best) / tokens).tolist())
+        alone = sets.alone[:, sets.first[best] : sets.first[best] + len(members)]
+        shares = tuple((counts @ alone / tokens).tolist())
         score = coverage * (1 - overlap) * min(shares)
         if score > 0:
             children, phi = partners.latents[parent, members].tolist(), partners.phi[parent, members].tolist()

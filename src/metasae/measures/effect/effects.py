@@ -1,98 +1,159 @@
 """Per-token numbers of what a replaced activation does to a model's output, and their means with blocks of documents
-left out."""
+left out.
 
-import copy
+Cross-entropy and divergence of next-token predictions are worked out a slice of the vocabulary at a time, so that
+memory stays flat. With logits a_v (clean) and b_v (changed), m a running maximum, A = logsumexp a, B = logsumexp b and
+p = softmax a:
+
+    cross-entropy of target y   B - b_y
+    KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B
+    sum_v p_v (a_v - b_v)       sum_v e^(a_v - m) (a_v - b_v) / sum_v e^(a_v - m)
+
+Each sum is made slice by slice and rescaled when m rises; within a slice in fp32, over slices in float64.
+"""
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from metasae.data.model.readout import LinearReadOut, WholeLogits
 from metasae.errors import UserError
-from metasae.measures.effect.vocabulary import ReadOut, predictions
-from metasae.measures.firing.blocks import document_blocks
+from metasae.measures.firing.firings import document_blocks
+
+# Numbers of one slice of logits in memory at once.
+NUMBERS_AT_ONCE = 2**23
+
+Numbers = dict[str, Tensor]
+ReadOut = LinearReadOut | WholeLogits
+
+
+def predictions(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
+    """(ce, kl): name -> float64 [N]: cross-entropy in nats of each prediction, and its KL from the clean one (not for
+    'clean').
+
+    hidden: name -> [N, D], what the read-out makes logits of; 'clean' must be one. targets_N: int64 [N].
+    """
+    widest = max(end - start for start, end in readout.slices())
+    rows = max(1, NUMBERS_AT_ONCE // widest)
+    parts = []
+    for start in range(0, max(len(targets_N), 1), rows):
+        here = slice(start, start + rows)
+        parts.append(_of_rows(readout, {name: h[here] for name, h in hidden.items()}, targets_N[here]))
+    ce, kl = zip(*parts, strict=True)
+    return _joined(ce), _joined(kl)
+
+
+def _joined(parts: Sequence[Numbers]) -> Numbers:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Running:
+    """Sums over slices of one set of logits: e^(a - m), and of e^(a - m) (a - b) for others b."""
+
+    def __init__(self, targets_N: Tensor):
+        shape = {"size": targets_N.shape, "dtype": torch.float64, "device": targets_N.device}
+        self.highest = torch.full(fill_value=-torch.inf, **shape)
+        self.total, self.target = torch.zeros(**shape), torch.zeros(**shape)
+        self.moved: dict[str, Tensor] = {}
+
+    def add(self, logits: Tensor, others: dict[str, Tensor]) -> None:
+        highest = torch.maximum(self.highest, logits.max(dim=1).values.double())
+        rescale = torch.exp(self.highest - highest)
+        share = torch.exp(logits - highest[:, None].float())
+        self.total = self.total * rescale + share.sum(1).double()
+        for name, other in others.items():
+            self.moved[name] = self.moved.get(name, 0.0) * rescale + (share * (logits - other)).sum(1).double()
+        self.highest = highest
+
+    def logsumexp(self) -> Tensor:
+        return self.highest.float().double() + self.total.log()
+
+
+def _of_rows(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
+    running = {name: _Running(targets_N) for name in hidden}
+    for start, end in readout.slices():
+        logits = {name: readout.logits(h, start, end) for name, h in hidden.items()}
+        others = {name: values for name, values in logits.items() if name != "clean"}
+        inside = ((targets_N >= start) & (targets_N < end)).nonzero().squeeze(1)
+        for name, sums in running.items():
+            sums.target[inside] = logits[name][inside, targets_N[inside] - start].double()
+            sums.add(logits[name], others if name == "clean" else {})
+    ce = {name: sums.logsumexp() - sums.target for name, sums in running.items()}
+    clean = running["clean"]
+    kl = {
+        name: moved / clean.total - clean.logsumexp() + running[name].logsumexp() for name, moved in clean.moved.items()
+    }
+    return ce, kl
+
 
 ENCODER_ENDINGS = {"sae": "", "mean": "_mean_ablated", "zero": "_zero_ablated", "batch_topk": "_batch_topk"}
 CAUSAL_ENDINGS = {"sae": "", "batch_topk": "_batch_topk"}
 
 
+# Of a batch of windows, for each kind of unit (tokens first): name -> number of every unit float64, and "documents",
+# the
+# document that each unit is of.
+Piece = list[dict[str, np.ndarray]]
+
+
 @dataclass
-class Columns:
-    """Named numbers per unit (a token or a window) with the document each unit is of, in pieces."""
+class Batch:
+    """Padded windows: ids, mask int64 [b, t], own bool [b, t], documents int64 [b].
 
-    documents: list[np.ndarray] = field(default_factory=list)
-    parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    clean: the model's own state, None where too large to keep. piece: the numbers that take no SAE.
+    """
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.parts.setdefault(name, []).append(value.double().cpu().numpy())
+    ids: Tensor
+    mask: Tensor
+    own: Tensor
+    documents: Tensor
+    clean: Tensor | None = None
+    piece: Piece = field(default_factory=list)
 
-    def copy(self) -> "Columns":
-        return Columns(self.documents, {name: list(parts) for name, parts in self.parts.items()})
 
-    def means(self) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """(means over all units, means without each block of documents in turn; none where there is a single block)."""
-        documents = np.concatenate(self.documents)
-        order = np.argsort(documents, kind="stable")
-        blocks = document_blocks(documents[order])
-        sizes = np.bincount(blocks)
-        sums = {name: np.bincount(blocks, np.concatenate(parts)[order]) for name, parts in self.parts.items()}
-        everything = {name: float(total.sum() / sizes.sum()) for name, total in sums.items()}
-        left = sizes.sum() - sizes
-        return everything, [
-            {name: float((total.sum() - total[block]) / left[block]) for name, total in sums.items()}
-            for block in range(len(sizes) if len(sizes) > 1 else 0)
-        ]
+def n_tokens_of(pieces: Sequence[Piece]) -> int:
+    return sum(len(piece[0]["documents"]) for piece in pieces)
+
+
+def _means(pieces: Sequence[dict[str, np.ndarray]]) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """(means over all units, means without each block of documents in turn; none where there is a single block)."""
+    columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    documents = columns.pop("documents")
+    order = np.argsort(documents, kind="stable")
+    blocks = document_blocks(documents[order])
+    sizes = np.bincount(blocks)
+    sums = {name: np.bincount(blocks, values[order]) for name, values in columns.items()}
+    everything = {name: float(total.sum() / sizes.sum()) for name, total in sums.items()}
+    left = sizes.sum() - sizes
+    return everything, [
+        {name: float((total.sum() - total[block]) / left[block]) for name, total in sums.items()}
+        for block in range(len(sizes) if len(sizes) > 1 else 0)
+    ]
 
 
 class _Effect:
-    """columns: for each kind of unit, the first of which are tokens."""
+    """What a change does to one kind of model, unit by unit."""
 
-    def __init__(self, kinds: int):
-        self.columns = [Columns() for _ in range(kinds)]
+    def piece(self, clean: Tensor, changed: dict[str, Tensor], batch: Batch) -> Piece:
+        """clean, changed: [b, t, D]."""
+        kinds = self._values(clean, changed, batch)
+        return [{name: value.double().cpu().numpy() for name, value in values.items()} for values in kinds]
 
-    def copy(self) -> "_Effect":
-        """For another SAE on the same reference."""
-        other = copy.copy(self)
-        other.columns = [columns.copy() for columns in self.columns]
-        return other
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(map(len, self.columns[0].documents))
-
-    def add(
-        self,
-        clean: Tensor,
-        changed: dict[str, Tensor],
-        ids: Tensor,
-        mask: Tensor,
-        own: Tensor,
-        documents: np.ndarray | None = None,
-    ) -> None:
-        """A batch of windows. clean, changed: [b, t, D]; ids, mask, own: [b, t].
-
-        documents: [b], of the windows; given with the first changes, and not with further ones of the same windows.
-        """
-        if documents is not None:
-            for columns, of_units in zip(self.columns, self._documents(own, documents), strict=True):
-                columns.documents.append(of_units)
-        for columns, values in zip(self.columns, self._values(clean, changed, ids, mask, own), strict=True):
-            if documents is None:
-                values.pop("ce_clean", None)
-            columns.add(values)
-
-    def check(self) -> None:
+    def check(self, pieces: Sequence[Piece]) -> None:
         """Refuses a reference that no model that reads its text gives; nothing where no number says so."""
 
-    def result(self) -> dict:
+    def result(self, pieces: Sequence[Piece]) -> dict:
         """Key -> number; `leave_one_out`: key -> the number without each block of documents in turn.
 
         Empty without tokens.
         """
-        if not self.n_tokens:
+        if not n_tokens_of(pieces):
             return {}
-        means = [columns.means() for columns in self.columns]
+        means = [_means(kind) for kind in zip(*pieces, strict=True)]
         everything = self._numbers(*(whole for whole, _ in means))
         left_out = [self._numbers(*blocks) for blocks in zip(*(without for _, without in means), strict=False)]
         without = {key: [numbers[key] for numbers in left_out] for key in everything} if left_out else {}
@@ -102,22 +163,15 @@ class _Effect:
 class EncoderEffect(_Effect):
     """Cosine distances of the last hidden state, per token and of its mean over each window."""
 
-    def __init__(self):
-        super().__init__(kinds=2)
-
-    def _documents(self, own: Tensor, documents: np.ndarray) -> tuple[np.ndarray, ...]:
-        return np.repeat(documents, own.sum(1).numpy()), documents
-
-    def _values(
-        self, clean: Tensor, changed: dict[str, Tensor], ids: Tensor, mask: Tensor, own: Tensor
-    ) -> tuple[dict[str, Tensor], ...]:
-        mask, own, clean = mask.to(clean.device)[..., None], own.to(clean.device), clean.double()
-        states = {name: state.double() for name, state in changed.items()}
-        # the sum over a window: a positive factor leaves the cosine as it is
-        return (
-            {name: _cosine_distance(clean, state)[own] for name, state in states.items()},
-            {name: _cosine_distance((clean * mask).sum(1), (state * mask).sum(1)) for name, state in states.items()},
-        )
+    def _values(self, clean: Tensor, changed: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], ...]:
+        mask, own = batch.mask.to(clean.device)[..., None], batch.own.to(clean.device)
+        tokens = {"documents": batch.documents.repeat_interleave(batch.own.sum(1))}
+        windows = {"documents": batch.documents}
+        for name, state in changed.items():
+            tokens[name] = cosine_distance(clean, state)[own]
+            # the sum over a window: a positive factor leaves the cosine as it is
+            windows[name] = cosine_distance((clean.double() * mask).sum(1), (state.double() * mask).sum(1))
+        return tokens, windows
 
     def _numbers(self, tokens: dict[str, float], windows: dict[str, float]) -> dict[str, float]:
         key = "output_cosine_distance"
@@ -127,37 +181,33 @@ class EncoderEffect(_Effect):
         }
 
 
-def _cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
-    return 1 - nn.functional.cosine_similarity(clean, changed, dim=-1)
+def cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
+    """Hidden states [..., D] -> 1 - cos, float64 [...]."""
+    return 1 - nn.functional.cosine_similarity(clean.double(), changed.double(), dim=-1)
 
 
+@dataclass
 class CausalEffect(_Effect):
     """Cross-entropy of the next token and its divergence from the clean prediction.
 
     readout: see `metasae.data.model.readout`.
     """
 
-    def __init__(self, readout: ReadOut):
-        super().__init__(kinds=1)
-        self.readout = readout
+    readout: ReadOut
 
-    def _documents(self, own: Tensor, documents: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (np.repeat(documents, _scored(own).sum(1).numpy()),)
-
-    def _values(
-        self, clean: Tensor, changed: dict[str, Tensor], ids: Tensor, mask: Tensor, own: Tensor
-    ) -> tuple[dict[str, Tensor], ...]:
-        where = _scored(own).to(clean.device)
+    def _values(self, clean: Tensor, changed: dict[str, Tensor], batch: Batch) -> tuple[dict[str, Tensor], ...]:
+        # position t predicts token t + 1; both must be the document's own, so the prediction made at BOS is left out
+        scored = batch.own[:, :-1] & batch.own[:, 1:]
+        where = scored.to(clean.device)
         hidden = {name: state[:, :-1][where] for name, state in {"clean": clean, **changed}.items()}
-        ce, kl = predictions(self.readout, hidden, ids[:, 1:].to(clean.device)[where])
+        ce, kl = predictions(self.readout, hidden, batch.ids[:, 1:].to(clean.device)[where])
+        documents = {"documents": batch.documents.repeat_interleave(scored.sum(1))}
         ce = {f"ce_{name}": value for name, value in ce.items()}
-        return (ce | {f"kl_{name}": value for name, value in kl.items()},)
+        return (documents | ce | {f"kl_{name}": value for name, value in kl.items()},)
 
-    def check(self) -> None:
+    def check(self, pieces: Sequence[Piece]) -> None:
         """Refuses a model that predicts worse than chance, and one whose cross-entropy is no number."""
-        if not self.n_tokens:
-            return
-        clean, limit = self.columns[0].means()[0]["ce_clean"], math.log(self.readout.n_vocabulary)
+        clean, limit = self.result(pieces).get("ce_clean", 0.0), math.log(self.readout.n_vocabulary)
         if not clean <= limit:
             raise UserError(
                 f"the model's own cross-entropy is {clean:.2f} nats, worse than guessing ({limit:.2f}); "
@@ -179,9 +229,3 @@ class CausalEffect(_Effect):
                 f"kl{ending}": mean[f"kl_{name}"],
             }
         return numbers
-
-
-def _scored(own: Tensor) -> Tensor:
-    """Position t predicts token t + 1; both must be the document's own, so the prediction made at BOS is left out. [b,
-    t - 1]."""
-    return own[:, :-1] & own[:, 1:]

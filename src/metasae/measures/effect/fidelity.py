@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metasae.data.split import Split
-from metasae.measures.firing.blocks import document_blocks
-from metasae.measures.firing.firings import Firings
-from metasae.progress.progress import SILENT, Progress
+from metasae.measures.firing.firings import Firings, document_blocks
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.sae.sae import SAE
 
 DENSE_RATE = 0.1
@@ -50,34 +49,30 @@ def measure_fidelity(
     sae: SAE,
     split: Split,
     firings: Firings,
+    moments: Moments,
     batch: int = 4096,
     progress: Progress = SILENT,
-    moments: Moments | None = None,
 ) -> dict:
     """The part of `fidelity` in measures.json that needs no language model.
 
     fvu: None when the activations do not vary. l2: squared model units per number. l0: active latents per token. dead,
     dense: shares of the n latents that never fire and that fire on more than a tenth of the tokens. rates: of the
     latents that fire.
-    leave_one_out: fvu, l2 and l0 without each block of documents in turn (`metasae.measures.firing.blocks`), the
+    leave_one_out: fvu, l2 and l0 without each block of documents in turn (`metasae.measures.firing.firings`), the
     variance still around the mean of all tokens.
 
     `split` is rebuilt from its firings: one pass over the activations, none through the encoder. firings: of this SAE
-    on this split, at least one token. moments: of this split, when they are known.
+    on this split, at least one token. moments: of this split.
     """
-    moments = moments_of(split, batch) if moments is None else moments
     variance, d = moments.variance, len(moments.mean)
-    error = np.empty(firings.n_tokens)
-    done = 0
-    with progress.task("how well activations are rebuilt", firings.n_tokens) as task:
-        for block in split.blocks(batch):
-            x = block.to(torch.float32)
-            residual = x - decode_firings(sae, firings, done, x)
-            end = done + len(x)
-            error[done:end] = residual.double().square().sum(1).numpy()
-            done = end
-            task.advance(len(x))
-    rates, total = firings.rates(), float(variance.sum())
+    errors, done = [], 0
+    for block in tracked(progress, split.blocks(batch), "how well activations are rebuilt", firings.n_tokens):
+        x = block.to(torch.float32)
+        residual = x - decode_firings(sae, firings, done, x)
+        errors.append(residual.double().square().sum(1).numpy())
+        done += len(x)
+    error = np.concatenate(errors)
+    rates, total = firings.counts() / firings.n_tokens, float(variance.sum())
     return {
         "fvu": float(error.sum()) / total if total > 0 else None,
         "l2": float(error.sum()) / (len(error) * d),

@@ -16,14 +16,12 @@ from metasae.data.model.host import Host
 from metasae.data.model.readout import LOGITS_AT_ONCE, WholeLogits
 from metasae.data.split import Split
 from metasae.data.text.windows import Window, pad
-from metasae.measures.effect.effects import CausalEffect, EncoderEffect
+from metasae.measures.effect.effects import Batch, CausalEffect, EncoderEffect, n_tokens_of
 from metasae.measures.firing.firings import Firings
-from metasae.measures.firing.screen import Screen
-from metasae.measures.firing.selection import batch_topk_reconstruction
-from metasae.progress.progress import SILENT, Progress
+from metasae.measures.firing.selection import Screen, batch_topk_reconstruction
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.sae.sae import SAE
 
-NOTE = "special positions keep their own activation; windows are those of the harvest"
 # Clean states of the model are kept between SAEs up to this many numbers.
 KEPT_NUMBERS = 2**26
 
@@ -46,28 +44,14 @@ def windows_of(split: Split | Firings, n_tokens: int, room: int) -> list[Window]
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Padded windows: ids, mask int64 [b, t], own bool [b, t].
-
-    clean: the model's own state, None where too large to keep.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    own: Tensor
-    clean: Tensor | None
-
-
-@dataclass(frozen=True)
 class OutputReference:
     """What the model gives on some windows without any SAE: clean, mean-ablated and zero-ablated.
 
     The same for every SAE of a run.
     """
 
-    batches: tuple[_Batch, ...]
+    batches: tuple[Batch, ...]
     effect: CausalEffect | EncoderEffect
-    n_windows: int
 
 
 @torch.no_grad()
@@ -89,18 +73,18 @@ def output_reference(
     ablations = {"mean": lambda x: mean.to(x).expand_as(x), "zero": torch.zeros_like}
     effect = CausalEffect(host.readout) if host.causal and windows else EncoderEffect()
     batches, room = [], KEPT_NUMBERS
-    with progress.task("the model without these activations", sum(len(window) for window in windows)) as task:
-        for some in _batches(windows, _windows_at_once(host, context, batch_tokens)):
-            ids, mask, own = pad(some, host.frame, host.pad_id)
-            documents = np.array([window.document for window in some], dtype=np.int32)
-            clean = _state(host, ids, mask)
-            changed = {name: _state(host, ids, mask, _only_at(own, ablation)) for name, ablation in ablations.items()}
-            effect.add(clean, changed, ids, mask, own, documents)
-            room -= clean.numel()
-            batches.append(_Batch(ids, mask, own, clean if room >= 0 else None))
-            task.advance(int(own.sum()))
-    effect.check()
-    return OutputReference(tuple(batches), effect, len(windows))
+    name, together = "the model without these activations", _batches(windows, host, context, batch_tokens)
+    own_tokens = sum(map(len, windows))
+    for some in tracked(progress, together, name, own_tokens, size=lambda some: sum(map(len, some))):
+        batch = Batch(*pad(some, host.frame, host.pad_id), torch.tensor([window.document for window in some]))
+        clean = _state(host, batch)
+        changed = {name: _state(host, batch, ablation) for name, ablation in ablations.items()}
+        batch.piece = effect.piece(clean, changed, batch)
+        room -= clean.numel()
+        batch.clean = clean if room >= 0 else None
+        batches.append(batch)
+    effect.check([batch.piece for batch in batches])
+    return OutputReference(tuple(batches), effect)
 
 
 @torch.no_grad()
@@ -117,54 +101,50 @@ def output_effect(
     = ce_sae - ce_clean; ce_recovered = (ce_zero - ce_sae) / (ce_zero - ce_clean); kl = KL(clean || with SAE) in nats.
     The SAE works at its thresholds; batch_topk: the paper's rule as well, k * B entries of each batch of windows, under
     keys that end with `_batch_topk`. leave_one_out: key -> the number without each block of documents in turn
-    (`metasae.measures.firing.blocks`).
+    (`metasae.measures.firing.firings`).
     """
     screen = Screen(sae, sae.threshold)
     rules = {"sae": screen.reconstruct}
     if batch_topk:
         rules["batch_topk"] = partial(batch_topk_reconstruction, sae)
-    effect = reference.effect.copy()
-    n_tokens = sum(int(batch.own.sum()) for batch in reference.batches)
-    with progress.task("the model with the SAE in place", n_tokens) as task:
-        for batch in reference.batches:
-            ids, mask, own = batch.ids, batch.mask, batch.own
-            clean = _state(host, ids, mask) if batch.clean is None else batch.clean
-            changed = {name: _state(host, ids, mask, _only_at(own, rule)) for name, rule in rules.items()}
-            effect.add(clean, changed, ids, mask, own)
-            task.advance(int(own.sum()))
+    effect, pieces, name = reference.effect, [], "the model with the SAE in place"
+    n_tokens = sum(map(_n_own, reference.batches))
+    for batch in tracked(progress, reference.batches, name, n_tokens, size=_n_own):
+        clean = _state(host, batch) if batch.clean is None else batch.clean
+        with_sae = effect.piece(clean, {name: _state(host, batch, rule) for name, rule in rules.items()}, batch)
+        # what the reference has already stays as it is, and first
+        pieces.append([known | own | known for known, own in zip(batch.piece, with_sae, strict=True)])
     return {
-        **effect.result(),
-        "output_tokens": effect.n_tokens,
-        "output_windows": reference.n_windows,
-        "output_note": NOTE,
+        **effect.result(pieces),
+        "output_tokens": n_tokens_of(pieces),
+        "output_windows": sum(len(batch.ids) for batch in reference.batches),
+        "output_note": "special positions keep their own activation; windows are those of the harvest",
     }
 
 
-def _state(host: Host, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """What the effect is measured on: an encoder's output, or what a causal model makes logits of. [b, t, D]."""
-    return host.before_readout(ids, mask, replace) if host.causal else host.output(ids, mask, replace)
+def _n_own(batch: Batch) -> int:
+    return int(batch.own.sum())
 
 
-def _only_at(own: Tensor, replacement: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The replacement, [N, d] -> [N, d], at the positions own [b, t]; the clean activation elsewhere."""
+def _state(host: Host, batch: Batch, replacement: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """What the effect is measured on: an encoder's output, or what a causal model makes logits of. [b, t, D].
+
+    replacement: [N, d] -> [N, d], at the windows' own positions; the clean activation elsewhere.
+    """
 
     def change(x: Tensor) -> Tensor:
-        where, changed = own.to(x.device), x.clone()
+        where, changed = batch.own.to(x.device), x.clone()
         changed[where] = replacement(x[where]).to(x)
         return changed
 
-    return change
+    run = host.before_readout if host.causal else host.output
+    return run(batch.ids, batch.mask, None if replacement is None else change)
 
 
-def _windows_at_once(host: Host, context: int, batch_tokens: int) -> int:
-    at_once = max(1, batch_tokens // context)
+def _batches(windows: list[Window], host: Host, context: int, batch_tokens: int) -> Iterator[list[Window]]:
+    """Windows of like length together, so that little is padding; whole logits bound how many."""
+    at_once, ordered = max(1, batch_tokens // context), sorted(windows, key=len)
     if host.causal and isinstance(host.readout, WholeLogits):
         at_once = min(at_once, max(1, LOGITS_AT_ONCE // (context * host.readout.n_vocabulary)))
-    return at_once
-
-
-def _batches(windows: list[Window], at_once: int) -> Iterator[list[Window]]:
-    """Windows of like length together, so that little is padding."""
-    ordered = sorted(windows, key=len)
     for start in range(0, len(ordered), at_once):
         yield ordered[start : start + at_once]

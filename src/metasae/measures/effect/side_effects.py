@@ -23,13 +23,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from torch import Tensor, nn
+from torch import Tensor
 
 from metasae.data.model.host import Host
 from metasae.data.text.windows import Window, pad
+from metasae.measures.effect.effects import cosine_distance
 from metasae.measures.effect.output import LOGITS_AT_ONCE, windows_of
 from metasae.measures.firing.firings import Firings
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.sae.sae import SAE
 
 
@@ -102,10 +103,9 @@ def side_effects(
     trials.sort(key=lambda trial: len(windows[trial.home]))
     moved: list[np.ndarray] = []
     at_once = _at_once(host, windows, context, batch_tokens) if trials else 1
-    with progress.task("side effects of steering", len(trials), "windows") as task:
-        for start in range(0, len(trials), at_once):
-            moved += _moved(host, sae, trials[start : start + at_once], windows)
-            task.advance(len(moved) - start)
+    together = [trials[start : start + at_once] for start in range(0, len(trials), at_once)]
+    for some in tracked(progress, together, "side effects of steering", len(trials), "windows"):
+        moved += _moved(host, sae, some, windows)
 
     sums, n_firings = np.zeros((2, 2, len(latents))), np.zeros(len(latents), np.int64)
     for trial, by_token in zip(trials, moved, strict=True):
@@ -113,7 +113,13 @@ def side_effects(
         n_firings[trial.latent] += len(trial.places)
     per_firing = np.divide(sums, n_firings, out=np.full_like(sums, np.nan), where=n_firings > 0)
     (own, silent), (own_random, silent_random) = per_firing
-    at_firings = _at_firings(trials, moved, windows, (len(latents), firings.n_tokens))
+    starts = np.cumsum([0, *map(len, windows)])
+    rows = np.repeat([trial.latent for trial in trials], [len(trial.places) for trial in trials]).astype(np.int64)
+    empty = np.zeros(0)
+    tokens = np.concatenate([empty, *(starts[trial.home] + trial.places for trial in trials)]).astype(np.int64)
+    taken_out = [by_token[0, 0, trial.places] for trial, by_token in zip(trials, moved, strict=True)]
+    shape = len(latents), firings.n_tokens
+    at_firings = csr_array((np.concatenate([empty, *taken_out]), (rows, tokens)), shape=shape)
     return SideEffects(latents, own, silent, own_random, silent_random, at_firings, n_firings)
 
 
@@ -175,7 +181,7 @@ def _moved(host: Host, sae: SAE, trials: list[_Trial], windows: list[Window]) ->
     amounts = torch.cat([-values, values])[:, None]
     directions = torch.stack([trial.directions for trial in trials])
     # all passes in batches of one shape, so that tokens which nothing reaches cancel to the bit in any precision
-    clean, distance = host.output(ids, mask), _divergence if host.causal else _cosine_distance
+    clean, distance = host.output(ids, mask), _divergence if host.causal else cosine_distance
     out = [np.zeros((2, 2, trial.length)) for trial in trials]
     for which in range(2):
         steps = amounts * directions[trial_of, which].repeat(2, 1)
@@ -205,23 +211,3 @@ def _divergence(clean: Tensor, changed: Tensor) -> Tensor:
     """Logits [t, V] -> KL(clean || changed) in nats, float64 [t]."""
     log_p, log_q = clean.double().log_softmax(-1), changed.double().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def _cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
-    """Hidden states [t, D] -> 1 - cos, float64 [t]."""
-    return 1 - nn.functional.cosine_similarity(clean.double(), changed.double(), dim=-1)
-
-
-def _at_firings(
-    trials: list[_Trial], moved: list[np.ndarray], windows: list[Window], shape: tuple[int, int]
-) -> csr_array:
-    """D at the firings that were taken out, sparse [m, T]."""
-    starts = np.cumsum([0, *map(len, windows)])
-    rows = np.repeat([trial.latent for trial in trials], [len(trial.places) for trial in trials])
-    columns = [starts[trial.home] + trial.places for trial in trials]
-    values = [by_token[0, 0, trial.places] for trial, by_token in zip(trials, moved, strict=True)]
-    empty = np.zeros(0)
-    return csr_array(
-        (np.concatenate([*values, empty]), (rows.astype(np.int64), np.concatenate([*columns, empty]).astype(np.int64))),
-        shape=shape,
-    )

@@ -20,7 +20,6 @@ from metasae.errors import UserError
 from metasae.files import read_json, write_json
 
 INDEX = "index.json"
-_CHECKSUM_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class ArrayFile:
     def __init__(self, folder: Path, name: str, dtype: str):
         self.dtype = np.dtype(dtype)
         self.length = 0
-        self._digest = _blake2b()
+        self._digest = hashlib.blake2b(digest_size=16)
         self._file = open(_file(folder, name), "wb")  # noqa: SIM115 (it stays open until `close`)
 
     def append(self, values: np.ndarray) -> None:
@@ -61,25 +60,17 @@ class ArrayFile:
 
 def empty_array(folder: Path, name: str, dtype: str, length: int) -> np.ndarray:
     """A new array file of zeros, mapped for writing in any order; its entry comes from `entry_of` once it is filled."""
-    if length == 0:
-        _file(folder, name).touch()
-        return np.empty(0, dtype)
-    array = np.memmap(_file(folder, name), dtype, "w+", shape=(length,))
-    if hasattr(os, "posix_fallocate"):
-        # a full disk is an error here, not a crash when a page of the map is written
-        with open(_file(folder, name), "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, array.nbytes)
-    return array
+    with open(_file(folder, name), "wb") as file:
+        if length and hasattr(os, "posix_fallocate"):
+            # a full disk is an error here, not a crash when a page of the map is written
+            os.posix_fallocate(file.fileno(), 0, length * np.dtype(dtype).itemsize)
+    # an empty file cannot be mapped
+    return np.memmap(_file(folder, name), dtype, "r+", shape=(length,)) if length else np.empty(0, dtype)
 
 
-def entry_of(folder: Path, name: str, dtype: str) -> dict:
-    """The index entry of a file that is written already; reads it through for its checksum."""
-    file = _file(folder, name)
-    digest = _blake2b()
-    with open(file, "rb") as handle:
-        while chunk := handle.read(_CHECKSUM_BYTES):
-            digest.update(chunk)
-    return _entry(np.dtype(dtype), file.stat().st_size // np.dtype(dtype).itemsize, digest.hexdigest())
+def entry_of(array: np.ndarray) -> dict:
+    """The index entry of an array that is written already; reads it through for its checksum."""
+    return _entry(array.dtype, len(array), hashlib.blake2b(array, digest_size=16).hexdigest())
 
 
 @contextmanager
@@ -155,7 +146,8 @@ def open_arrays(folder: Path, kind: Kind, index: dict) -> dict[str, np.ndarray]:
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise damaged(folder, kind, f"{file.name} has {size} bytes instead of {entry['bytes']}")
-        maps[name] = _mapped(file, dtype, length)
+        # an empty file cannot be mapped
+        maps[name] = np.memmap(file, dtype, "r", shape=(length,)) if length else np.frombuffer(b"", dtype)
     return maps
 
 
@@ -165,24 +157,13 @@ def damaged(folder: Path, kind: Kind, why: str) -> UserError:
 
 def _is(folder: Path, kind: Kind) -> bool:
     """Whether `folder` may be replaced: it is empty, or some version of the same kind."""
-    if not folder.is_dir():
-        return False
     if not (folder / INDEX).is_file():
-        return not any(folder.iterdir())
+        return folder.is_dir() and not any(folder.iterdir())
     try:
         index = read_json(folder / INDEX)
     except UserError:
         return False
     return isinstance(index, dict) and index.get("kind") == kind.name
-
-
-def _mapped(file: Path, dtype: str, length: int) -> np.ndarray:
-    if length:
-        return np.memmap(file, dtype, "r", shape=(length,))
-    # an empty file cannot be mapped
-    nothing = np.empty(0, dtype)
-    nothing.flags.writeable = False
-    return nothing
 
 
 def _entry(dtype: np.dtype, length: int, blake2b: str) -> dict:
@@ -191,7 +172,3 @@ def _entry(dtype: np.dtype, length: int, blake2b: str) -> dict:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
-
-
-def _blake2b() -> "hashlib._Hash":
-    return hashlib.blake2b(digest_size=16)

@@ -20,8 +20,7 @@ from metasae.measures.firing.arrays import (
     whole_folder,
     write_index,
 )
-from metasae.measures.firing.blocks import chunks
-from metasae.measures.firing.firings import Firings
+from metasae.measures.firing.firings import Firings, chunks
 from metasae.measures.firing.store import STORE, open_firings
 from metasae.progress.progress import SILENT, Progress
 
@@ -72,37 +71,26 @@ def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT)
     return view
 
 
-def write_by_latent(folder: str | Path, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
+def write_by_latent(folder: Path, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
     """Sorts the firing store in `folder` by latent and keeps the result in it, for `open_by_latent`. Bounded memory.
 
     Raises UserError for a folder without a whole firing store, and when the disk is full.
     """
-    folder = Path(folder)
     firings, source = open_firings(folder), _source(folder)
+    lengths = {"indptr": firings.n_latents + 1, "tokens": len(firings.indices), "values": len(firings.indices)}
     with whole_folder(folder / FOLDER, VIEW) as part:
-        n_firings = len(firings.indices)
-        view = ByLatent(
-            empty_array(part, "indptr", VIEW.arrays["indptr"], firings.n_latents + 1),
-            empty_array(part, "tokens", VIEW.arrays["tokens"], n_firings),
-            empty_array(part, "values", VIEW.arrays["values"], n_firings),
-            firings.n_tokens,
-        )
-        view.indptr[:] = _starts(firings)
-        _scatter(firings, view, chunk, progress)
-        for array in (view.indptr, view.tokens, view.values):
-            if isinstance(array, np.memmap):
-                array.flush()
-        entries = {name: entry_of(part, name, dtype) for name, dtype in VIEW.arrays.items()}
-        write_index(part, VIEW, {"firings": source}, entries)
+        arrays = {name: empty_array(part, name, dtype, lengths[name]) for name, dtype in VIEW.arrays.items()}
+        arrays["indptr"][:] = _starts(firings)
+        _scatter(firings, ByLatent(n_tokens=firings.n_tokens, **arrays), chunk, progress)
+        write_index(part, VIEW, {"firings": source}, {name: entry_of(array) for name, array in arrays.items()})
     return open_by_latent(folder)
 
 
-def open_by_latent(folder: str | Path) -> ByLatent:
+def open_by_latent(folder: Path) -> ByLatent:
     """What `write_by_latent` left in a firing store, as read-only memory-maps.
 
     Raises UserError when there is none, when it is damaged, and when it belongs to another store.
     """
-    folder = Path(folder)
     index = read_index(folder / FOLDER, VIEW)
     arrays = open_arrays(folder / FOLDER, VIEW, index)
     store = read_index(folder, STORE)

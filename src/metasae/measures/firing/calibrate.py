@@ -14,9 +14,8 @@ import torch
 from metasae.data.split import Split, own_part
 from metasae.errors import UserError, nearest
 from metasae.measures.firing.rules import Thresholds, eer, per_latent
-from metasae.measures.firing.screen import Screen
-from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, count_firings
-from metasae.progress.progress import SILENT, Progress
+from metasae.measures.firing.selection import BatchSelection, Screen, candidates, check_finite, count_firings
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.sae.sae import SAE
 
@@ -153,10 +152,12 @@ def calibrate(
     """
     if rule not in RULES:
         raise UserError(f"unknown threshold rule '{rule}'{nearest(rule, RULES)}")
-    _check(sae, split)
+    if split.n_tokens < 1:
+        raise UserError("no calibration tokens; raise text.calibration_share or give more text")
+    check_finite(sae.W_enc, sae.b_enc, sae.b_dec)
     k = sae.config.k
     if sae.threshold is not None:
-        fired = _fired(sae, sae.threshold, split, batch, progress, ranks)
+        fired = count_firings(sae, sae.threshold, split, batch, progress, ranks)
         mean = _mean(sae.threshold.cpu().numpy())
         return Calibration(mean, int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
     if rule == "rate":
@@ -165,9 +166,8 @@ def calibrate(
         own = RULES[rule](sae, split, k, batch, progress) if ranks.first else None
         thresholds = ranks.from_first(own)
     threshold = torch.from_numpy(thresholds.values).to(sae.W_dec.device)
-    fired = thresholds.fired
-    if fired is None:
-        fired = _fired(sae, threshold, split, batch, progress, ranks)
+    counted = thresholds.fired is not None
+    fired = thresholds.fired if counted else count_firings(sae, threshold, split, batch, progress, ranks)
     sae.threshold = threshold
     return _calibration(thresholds, fired, split.n_tokens, k, rule)
 
@@ -187,12 +187,10 @@ def rate(
     """
     own, count = own_part(split, batch, ranks), round(k * split.n_tokens)
     selection, largest = BatchSelection(sae, k), None
-    with progress.task("setting thresholds", own.n_tokens) as task:
-        for block in own.blocks(batch):
-            latents, values = selection.add(block, 0.0 if largest is None else largest.cut)
-            largest = Largest(count, selection.cut) if largest is None else largest
-            largest.add(latents, values)
-            task.advance(len(block))
+    for block in tracked(progress, own.blocks(batch), "setting thresholds", own.n_tokens):
+        latents, values = selection.add(block, 0.0 if largest is None else largest.cut)
+        largest = Largest(count, selection.cut) if largest is None else largest
+        largest.add(latents, values)
     largest = largest or Largest(count)
     threshold = _threshold(largest, ranks)
     if threshold is None:
@@ -225,20 +223,12 @@ def _threshold(largest: Largest, ranks: Ranks) -> float | None:
     return _nearer(float(np.int32(bits).view(np.float32)), largest.count - above, too_many)
 
 
-def _fired(sae: SAE, threshold: torch.Tensor, split: Split, batch: int, progress: Progress, ranks: Ranks) -> np.ndarray:
-    """`count_firings` over all ranks."""
-    own = count_firings(sae, threshold, own_part(split, batch, ranks), batch, progress)
-    return ranks.sum_(torch.from_numpy(own)).numpy()
-
-
 def _without_guess(sae: SAE, split: Split, count: int, batch: int, progress: Progress) -> Largest:
     """The `count` largest of all pre-activations of the split."""
     largest, screen = Largest(count), Screen(sae, 0.0)
-    with progress.task("setting thresholds, second pass", split.n_tokens) as task:
-        for block in split.blocks(batch):
-            screen.set_limit(largest.cut)
-            largest.add(*candidates(sae, block, screen))
-            task.advance(len(block))
+    for block in tracked(progress, split.blocks(batch), "setting thresholds, second pass", split.n_tokens):
+        screen.set_limit(largest.cut)
+        largest.add(*candidates(sae, block, screen))
     return largest
 
 
@@ -260,12 +250,6 @@ def _calibration(thresholds: Thresholds, fired: np.ndarray, n_tokens: int, k: fl
         fire_unselected=int(np.count_nonzero(fired[~live])),
         fallbacks=thresholds.fallbacks if rule == "eer" else None,
     )
-
-
-def _check(sae: SAE, split: Split) -> None:
-    if split.n_tokens < 1:
-        raise UserError("no calibration tokens; raise text.calibration_share or give more text")
-    check_finite(sae.W_enc, sae.b_enc, sae.b_dec)
 
 
 def _mean(thresholds: np.ndarray) -> float | None:

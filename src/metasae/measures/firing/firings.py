@@ -1,6 +1,8 @@
 """Which latents fire on which tokens, and how strongly: the raw material of every measure.
 
 `fire` holds the firings in memory; `metasae.measures.firing.store` streams the same to disk, for texts that do not fit.
+
+Text is resampled over blocks of documents (`document_blocks`), as tokens of one document are not independent.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +13,55 @@ import torch
 from scipy.sparse import csr_array
 
 from metasae.data.split import Split, own_part
-from metasae.measures.firing.screen import Screen
-from metasae.progress.progress import SILENT, Progress
+from metasae.measures.firing.selection import Screen
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.sae.sae import SAE
+
+BLOCKS = 8
+# Tokens first to last - 1, as (first, last).
+Span = tuple[int, int]
+
+
+def run_starts(values: np.ndarray) -> np.ndarray:
+    """Where each stretch of equal values begins, int64. values: [T]."""
+    changes = np.ones(len(values), bool)
+    changes[1:] = values[1:] != values[:-1]
+    return np.flatnonzero(changes)
+
+
+def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
+    """documents: int [T], each document's tokens in one stretch -> block of each token, int8 [T], rising.
+
+    Blocks are consecutive documents with about the same number of tokens; a document is never cut. With fewer documents
+    than `count`, at most 127, there are fewer blocks, numbered without gaps.
+    """
+    starts = run_starts(documents)
+    sizes = np.diff(np.append(starts, len(documents)))
+    # a document belongs to the block in which its middle token falls
+    wanted = ((starts + sizes / 2) * count / max(len(documents), 1)).astype(np.int64)
+    _, block = np.unique(wanted, return_inverse=True)
+    return np.repeat(block, sizes).astype(np.int8)
+
+
+def block_spans(blocks: np.ndarray) -> list[Span]:
+    """blocks: int [T], rising, as `document_blocks` gives them -> the tokens of each block."""
+    starts = run_starts(blocks).tolist()
+    return list(zip(starts, [*starts[1:], len(blocks)], strict=False))
+
+
+def chunks(indptr: np.ndarray, span: Span, size: int) -> Iterator[Span]:
+    """Stretches of the rows in `span` with at most `size` entries each, but at least one row.
+
+    indptr: [rows + 1], of a CSR matrix.
+    """
+    first, end = span
+    while first < end:
+        full = int(np.searchsorted(indptr, indptr[first] + size, side="right")) - 1
+        last = min(max(full, first + 1), end)
+        yield first, last
+        first = last
+
 
 # Entries looked at in one go, so that nothing is held in memory twice where the arrays are memory-maps.
 _CHUNK = 1 << 22
@@ -55,10 +102,6 @@ class Firings:
             total += np.bincount(self.indices[start : start + _CHUNK], minlength=self.n_latents)
         return total
 
-    def rates(self) -> np.ndarray:
-        """Share of the tokens each latent fires on: float64 [n]."""
-        return self.counts() / max(self.n_tokens, 1)
-
     @property
     def csr(self) -> csr_array:
         """The activations [T, n]; shares memory with this object."""
@@ -68,7 +111,7 @@ class Firings:
 def fire(sae: SAE, split: Split, batch: int = 2048, progress: Progress = SILENT, ranks: Ranks = ALONE) -> Firings:
     """Runs the SAE at its calibrated threshold over all tokens of `split`, in order.
 
-    The rule holds for fp32 pre-activations; see `screen.py`. Memory: 8 bytes per firing, and one dense [batch, n]
+    The rule holds for fp32 pre-activations; see `selection.py`. Memory: 8 bytes per firing, and one dense [batch, n]
     block.
     ranks: share the tokens; each holds the whole in memory, equal to the bit. Raises ValueError when the SAE has no
     threshold.
@@ -88,14 +131,12 @@ def fired_pieces(sae: SAE, split: Split, batch: int, progress: Progress) -> Iter
     yield {name: np.asarray(getattr(split, name)) for name in PLACES}
     yield {"indptr": np.zeros(1, np.int64), "indices": np.zeros(0, np.int32), "values": np.zeros(0, np.float32)}
     screen, fired = Screen(sae, sae.threshold), 0
-    with progress.task("finding what fires where", split.n_tokens) as task:
-        for block in split.blocks(batch):
-            kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
-            offsets = kept.offsets.cpu().numpy().astype(np.int64)
-            latents, values = kept.latents.cpu().numpy(), kept.values.cpu().numpy()
-            yield {"indptr": offsets[1:] + fired, "indices": latents, "values": values}
-            fired += len(latents)
-            task.advance(len(block))
+    for block in tracked(progress, split.blocks(batch), "finding what fires where", split.n_tokens):
+        kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
+        offsets = kept.offsets.cpu().numpy().astype(np.int64)
+        latents, values = kept.latents.cpu().numpy(), kept.values.cpu().numpy()
+        yield {"indptr": offsets[1:] + fired, "indices": latents, "values": values}
+        fired += len(latents)
 
 
 def joined(parts: Sequence[Firings]) -> Iterator[dict[str, np.ndarray]]:

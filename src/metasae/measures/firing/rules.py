@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from metasae.data.split import Split
-from metasae.measures.firing.screen import Screen
-from metasae.measures.firing.selection import BatchSelection, candidates, check_finite, model_inputs
-from metasae.progress.progress import SILENT, Progress
+from metasae.measures.firing.selection import BatchSelection, Screen, candidates, check_finite, model_inputs
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.sae.kernels import fast
 from metasae.sae.sae import SAE
 
@@ -75,7 +74,6 @@ class LargestOfEach:
         self._at_cut = np.zeros(len(counts), np.int64)
         self._latents: list[np.ndarray] = []
         self._values: list[np.ndarray] = []
-        self._n_kept = 0
 
     def add(self, latents: np.ndarray, values: np.ndarray) -> None:
         """The next part of the stream, in which every number at or above its latent's cut must be."""
@@ -84,8 +82,7 @@ class LargestOfEach:
         above = values > cuts
         self._latents.append(latents[above])
         self._values.append(values[above])
-        self._n_kept += len(self._values[-1])
-        if self._n_kept > 2 * (self.counts.sum() + len(self.counts)) + _SLACK:
+        if sum(map(len, self._values)) > 2 * (self.counts.sum() + len(self.counts)) + _SLACK:
             self._raise_cuts()
 
     def thresholds(self) -> np.ndarray:
@@ -117,7 +114,6 @@ class LargestOfEach:
         cuts = self.cuts[latents]
         self._at_cut[full] = self._count(latents[values == cuts])[full]
         self._latents, self._values = [latents[values > cuts]], [values[values > cuts]]
-        self._n_kept = len(self._values[0])
 
     def _count(self, latents: np.ndarray) -> np.ndarray:
         return np.bincount(latents, minlength=len(self.counts))
@@ -132,17 +128,13 @@ def per_latent(sae: SAE, split: Split, k: float, batch: int = 2048, progress: Pr
     is taken. O(k T) numbers of memory. Raises UserError when a pre-activation is not finite.
     """
     selection = BatchSelection(sae, k)
-    with progress.task("setting thresholds, first pass", split.n_tokens) as task:
-        for block in split.blocks(batch):
-            selection.add(block)
-            task.advance(len(block))
+    for block in tracked(progress, split.blocks(batch), "setting thresholds, first pass", split.n_tokens):
+        selection.add(block)
     largest = LargestOfEach(selection.counts, selection.lowest * np.float32(_ROUNDING))
     screen = Screen(sae, 0.0)
-    with progress.task("setting thresholds, second pass", split.n_tokens) as task:
-        for block in split.blocks(batch):
-            screen.set_limit(torch.from_numpy(largest.cuts))
-            largest.add(*candidates(sae, block, screen))
-            task.advance(len(block))
+    for block in tracked(progress, split.blocks(batch), "setting thresholds, second pass", split.n_tokens):
+        screen.set_limit(torch.from_numpy(largest.cuts))
+        largest.add(*candidates(sae, block, screen))
     return Thresholds(largest.thresholds(), selection.counts)
 
 
@@ -200,13 +192,11 @@ def eer(sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress 
     Memory: 2 n 201 counts, and one dense [batch, n] block. Raises UserError when a pre-activation is not finite.
     """
     rates, cut = ErrorRates(sae.n_latents), 0.0
-    with progress.task("setting thresholds by error rates", split.n_tokens) as task:
-        for block in split.blocks(batch):
-            pre: Tensor = sae.pre_activations(model_inputs(sae, block)).detach()
-            check_finite(pre)
-            kept, cut = fast.select(pre, round(k * len(block)), cut)
-            rates.add(pre.cpu().numpy(), kept.rows.cpu().numpy(), kept.latents.cpu().numpy())
-            task.advance(len(block))
+    for block in tracked(progress, split.blocks(batch), "setting thresholds by error rates", split.n_tokens):
+        pre: Tensor = sae.pre_activations(model_inputs(sae, block)).detach()
+        check_finite(pre)
+        kept, cut = fast.select(pre, round(k * len(block)), cut)
+        rates.add(pre.cpu().numpy(), kept.rows.cpu().numpy(), kept.latents.cpu().numpy())
     values, fallbacks = rates.thresholds()
     return Thresholds(values, rates.selected.sum(axis=1), fallbacks)
 

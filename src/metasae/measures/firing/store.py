@@ -22,7 +22,7 @@ import torch
 from metasae.data.split import Split, own_part
 from metasae.errors import UserError
 from metasae.measures.firing.arrays import ArrayFile, Kind, damaged, open_arrays, read_index, whole_folder, write_index
-from metasae.measures.firing.firings import Firings, fired_pieces, joined
+from metasae.measures.firing.firings import PLACES, Firings, fired_pieces, joined
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.sae.sae import SAE
@@ -39,7 +39,7 @@ _PROBE_ROWS = 64
 def write_firings(
     sae: SAE,
     split: Split,
-    folder: str | Path,
+    folder: Path,
     batch: int = 2048,
     progress: Progress = SILENT,
     ranks: Ranks = ALONE,
@@ -51,7 +51,6 @@ def write_firings(
     all see. Raises ValueError when the SAE has no threshold, UserError when the folder holds anything but a firing
     store, and when the disk is full.
     """
-    folder = Path(folder)
     if ranks.size == 1:
         return _write(sae, split, folder, fired_pieces(sae, split, batch, progress))
     if ranks.first:
@@ -96,17 +95,16 @@ def _write(sae: SAE, split: Split, folder: Path, pieces: Iterable[dict[str, np.n
     return open_firings(folder)
 
 
-def open_firings(folder: str | Path) -> Firings:
+def open_firings(folder: Path) -> Firings:
     """The firings in `folder` as read-only memory-maps; nothing is read until it is asked for.
 
     Raises UserError for a folder without a finished store, one of another version, and one with a missing or truncated
     file.
     """
-    folder = Path(folder)
     index = read_index(folder, STORE)
     arrays = open_arrays(folder, STORE, index)
     n_tokens, indptr = len(arrays["indptr"]) - 1, arrays["indptr"]
-    lengths = {len(arrays[name]) for name in ("documents", "tokens", "positions")}
+    lengths = {len(arrays[name]) for name in PLACES}
     if lengths != {n_tokens} or indptr[0] != 0 or not indptr[-1] == len(arrays["indices"]) == len(arrays["values"]):
         raise damaged(folder, STORE, "its arrays do not fit each other")
     if not isinstance(index.get("n_latents"), int):
@@ -114,21 +112,21 @@ def open_firings(folder: str | Path) -> Firings:
     return Firings(n_latents=index["n_latents"], **arrays)
 
 
-def is_store_of(folder: str | Path, sae: SAE, split: Split) -> bool:
+def is_store_of(folder: Path, sae: SAE, split: Split) -> bool:
     """Whether `folder` holds a finished store of this version with the firings of this very SAE on this very split."""
     try:
-        index = read_index(Path(folder), STORE)
+        index = read_index(folder, STORE)
     except UserError:
         return False
     return index.get("sae") == sae_fingerprint(sae) and index.get("split") == split_fingerprint(split)
 
 
-def of_firings(folder: str | Path) -> dict:
+def of_firings(folder: Path) -> dict:
     """{"sae", "text"}: digests of the SAE that fired and of the text it fired on.
 
     folder: of an arm. Raises UserError as `open_firings`.
     """
-    index = read_index(Path(folder) / "firings", STORE)
+    index = read_index(folder / "firings", STORE)
     return {"sae": index.get("sae"), "text": index.get("split")}
 
 
@@ -150,11 +148,9 @@ def split_fingerprint(split: Split) -> str:
     apart."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(str(split.n_tokens).encode())
-    for name in ("documents", "tokens", "positions"):
+    for name in PLACES:
         digest.update(np.ascontiguousarray(getattr(split, name), "<i4"))
-    for block in split.blocks(_PROBE_ROWS):
-        digest.update(_bytes(block))
-        break
+    digest.update(_bytes(next(split.blocks(_PROBE_ROWS), torch.empty(0))))
     return digest.hexdigest()
 
 

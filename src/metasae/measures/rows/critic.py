@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import product
 from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
 
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.ranks.lanes import is_small, side_by_side
 from metasae.sae.architectures import Options
 from metasae.sae.architectures.batchtopk import BatchTopK
@@ -160,14 +161,11 @@ def critic_grid(
 
     widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
     """
-    gaussian, table = gaussian_rows(rows, seed + 2), []
-    with progress.task("critics of several sizes", len(widths) * len(ks), "critics") as task:
-        for width in widths:
-            for k in ks:
-                m = max(1, round(width * n))
-                scores = judge_beside_floors(rows, m, k, steps, seed, gaussian)
-                table.append({"width": width, "m": m, "k": k, **scores})
-                task.advance(1)
+    gaussian, table, sizes = gaussian_rows(rows, seed + 2), [], list(product(widths, ks))
+    for width, k in tracked(progress, sizes, "critics of several sizes", len(sizes), "critics", size=lambda _: 1):
+        m = max(1, round(width * n))
+        scores = judge_beside_floors(rows, m, k, steps, seed, gaussian)
+        table.append({"width": width, "m": m, "k": k, **scores})
     return table
 
 
@@ -179,10 +177,8 @@ def critic_spread(rows: Tensor, m: int, k: int, steps: int, seeds: Sequence[int]
     one seed.
     """
     values = []
-    with progress.task("critics of several seeds", len(seeds), "critics") as task:
-        for seed in seeds:
-            values.append(judge_beside_floors(rows, m, k, steps, seed))
-            task.advance(1)
+    for seed in tracked(progress, seeds, "critics of several seeds", len(seeds), "critics", size=lambda _: 1):
+        values.append(judge_beside_floors(rows, m, k, steps, seed))
     columns = {name: [value[name] for value in values] for name in values[0]}
     return {
         "seeds": list(seeds),

@@ -34,9 +34,6 @@ GRID_KS = (1, 2, 4, 8)
 # e of rows without parts hardly varies, so this many tell its mean
 FLOOR_TARGETS = 512
 MOST_DECOMPOSABLE = 20
-OWN_META_NOTE = (
-    "the run's own meta SAE; in the joint arm the rows were trained against it, so it is no independent critic"
-)
 
 
 @torch.no_grad()
@@ -188,5 +185,6 @@ def own_meta(sae: SAE, meta_sae: SAE) -> dict:
     return {
         "own_meta_e": float((rows - rebuilt).square().sum(1).double().mean()),
         "own_meta_ve": variance_explained(rows, rebuilt),
-        "own_meta_note": OWN_META_NOTE,
+        "own_meta_note": "the run's own meta SAE; "
+        "in the joint arm the rows were trained against it, so it is no independent critic",
     }

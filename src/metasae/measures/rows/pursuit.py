@@ -36,8 +36,6 @@ from metasae.ranks.lanes import side_by_side
 TILE = 128
 # targets searched at once: their inner products of candidates should stay in cache
 SEARCH_TILE = 16
-POOL = 96
-BEAM = 64
 # so many pairs are all kept
 ALL_PAIRS = 1000
 # candidates that each look over all rows adds
@@ -88,8 +86,8 @@ def pursue(
     rows: Tensor,
     most: int = 4,
     targets: np.ndarray | None = None,
-    pool: int = POOL,
-    beam: int = BEAM,
+    pool: int = 96,
+    beam: int = 64,
     progress: Progress = SILENT,
 ) -> Pursuit:
     """Rows [n, d], not zero, n >= 2 -> e(1) ... e(most) of the target rows (all by default) and their parts.

@@ -8,7 +8,6 @@ to one so that the sum of |cos(w_i, g_j)| is largest; MCC is the mean of |cos| o
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -23,18 +22,6 @@ ALIGNED = 0.1
 RELATED = 0.05
 TILE = 256
 NONE = -1
-
-
-@dataclass(frozen=True)
-class Absorption:
-    """Of one parent.
-
-    active: tokens on which it is on; absorbed: those where its latent is silent and a child's latent carries it.
-    """
-
-    parent: int
-    absorbed: int
-    active: int
 
 
 def as_firings(activations: csr_array, split: Split) -> Firings:
@@ -81,8 +68,8 @@ def measure_truth(
     latent_of[features] = live[match[features]]
     f1, best = firing_f1(firings, truth, latent_of)
     on = truth.counts() > 0
-    parents = absorption(unit(rows), firings, g, truth, latent_of, parent) if parent is not None else ()
-    absorbed = {str(entry.parent): entry.absorbed / entry.active for entry in parents}
+    parents = absorption(unit(rows), firings, g, truth, latent_of, parent) if parent is not None else {}
+    absorbed = {str(p): carried / active for p, (carried, active) in parents.items()}
     numbers = effective_numbers(w, g)
     known = numbers[np.isfinite(numbers)]
     return {
@@ -169,15 +156,15 @@ def absorption(
     truth: Firings,
     latent_of: np.ndarray,
     parent: np.ndarray,
-) -> tuple[Absorption, ...]:
-    """Tokens where the parent is on, its latent silent, and the latent of a child active that has taken the parent's
-    direction in.
+) -> dict[int, tuple[int, int]]:
+    """Parent -> (tokens absorbed, tokens on which it is on). Absorbed are those where the parent is on, its latent
+    silent, and the latent of a child active that has taken the parent's direction in.
 
     A child's latent has when the least-squares fit w = a g_child + b g_parent has b > ALIGNED; rows and directions are
     unit. Parents that are never on or have no latent are left out.
     """
     fires, on = _patterns(firings), _patterns(truth)
-    parents = []
+    parents = {}
     for p in np.unique(parent[parent >= 0]):
         active = _tokens(on, p)
         if latent_of[p] == NONE or not len(active):
@@ -191,8 +178,8 @@ def absorption(
         silent = np.setdiff1d(active, _tokens(fires, latent_of[p]))
         carried = [np.isin(silent, _tokens(fires, latent)) for latent in carriers]
         absorbed = np.count_nonzero(np.any(carried, axis=0)) if carriers else 0
-        parents.append(Absorption(int(p), int(absorbed), len(active)))
-    return tuple(parents)
+        parents[int(p)] = int(absorbed), len(active)
+    return parents
 
 
 def phi_errors(firings: Firings, truth: Firings, latent_of: np.ndarray) -> dict[str, float | int | None]:

@@ -1,5 +1,11 @@
 """What the senses of a word are judged by, found once for all SAEs: halves and blocks of sentences, chance levels, and
-the probe."""
+the probe.
+
+The probe is linear. How well it tells classes apart from the activations themselves is the ceiling for anything linear
+read off them. It is a multinomial logistic regression on standardised inputs, every class weighing the same:
+
+    min over W, b of   mean_c mean_{t in c} -ln softmax(W x_t + b)_c  +  (strength / 2) ||W||^2
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +14,73 @@ from statistics import fmean
 import numpy as np
 
 from metasae.data.senses import SenseActivations
-from metasae.measures.firing.blocks import BLOCKS
-from metasae.measures.words.probe import fit_probe, macro_f1
-from metasae.measures.words.sense_draws import Draw, draw_for
-from metasae.progress.progress import SILENT, Progress
+from metasae.measures.firing.firings import BLOCKS
+from metasae.measures.words.sense_scores import Draw, draw_for
+from metasae.progress.progress import SILENT, Progress, tracked
 
-SPLITS = 5
+STRENGTH = 0.02
+MAX_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Probe:
+    """weights: [d, C] on standardised inputs.
+
+    bias: [C]. mean, scale: [d], of the training rows; a constant input has scale 1.
+
+    converged: whether the minimum was reached.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    converged: bool
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """x [T, d] -> the likeliest class of each row, int64 [T]."""
+        return np.argmax((x - self.mean) / self.scale @ self.weights + self.bias, axis=1)
+
+
+def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float = STRENGTH) -> Probe:
+    """x: [T, d].
+
+    labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the minimum is
+    unique.
+
+    Raises ValueError when a class has no row.
+    """
+    from scipy.optimize import minimize
+
+    sizes = np.bincount(labels, minlength=n_classes)
+    x = np.asarray(x, np.float64)
+    mean, scale = x.mean(0), x.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    z = (x - mean) / scale
+    target = np.eye(n_classes)[labels]
+    weight = 1 / (n_classes * sizes[labels])[:, None]
+    d = x.shape[1]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, bias = flat[: d * n_classes].reshape(d, n_classes), flat[d * n_classes :]
+        scores = z @ weights + bias
+        scores -= scores.max(1, keepdims=True)
+        log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        of_scores = weight * (np.exp(log_p) - target)
+        gradient = np.concatenate([(z.T @ of_scores + strength * weights).ravel(), of_scores.sum(0)])
+        return float(-(weight * target * log_p).sum() + strength / 2 * np.square(weights).sum()), gradient
+
+    options = {"maxiter": MAX_ITERATIONS, "ftol": 1e-10, "gtol": 1e-6}
+    minimum = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
+    weights, bias = minimum.x[: d * n_classes].reshape(d, n_classes), minimum.x[d * n_classes :]
+    return Probe(weights, bias, mean, scale, bool(minimum.success))
+
+
+def macro_f1(true: np.ndarray, predicted: np.ndarray, n_classes: int) -> float:
+    """Mean over classes of F1 = 2 hits / (true + predicted); a class that is neither there nor predicted has F1 = 0."""
+    hits = np.bincount(true[true == predicted], minlength=n_classes)
+    both = np.bincount(true, minlength=n_classes) + np.bincount(predicted, minlength=n_classes)
+    return float((2 * hits / np.maximum(both, 1)).mean())
 
 
 @dataclass(frozen=True)
@@ -52,23 +119,21 @@ class WordReference:
 
 
 def sense_reference(
-    words: Sequence[SenseActivations], seed: int = 0, splits: int = SPLITS, progress: Progress = SILENT
+    words: Sequence[SenseActivations], seed: int = 0, splits: int = 5, progress: Progress = SILENT
 ) -> tuple[WordReference, ...]:
     """Halves, blocks, chance levels and probes: once for all SAEs, so that they are compared on the same draws.
 
     words: from `metasae.data.senses.sense_activations`.
     """
     references = []
-    with progress.task("probes for word senses", len(words), "words") as task:
-        for number, word in enumerate(words):
-            rng = np.random.default_rng([seed, number])
-            halves = np.stack([even_parts(word.sense, word.sentence, 2, rng) for _ in range(splits)])
-            shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])
-            blocks = even_parts(word.sense, word.sentence, BLOCKS, rng)
-            draw = draw_for(word.sizes, rng)
-            ceiling = probe_ceiling(word, halves, shuffled, blocks)
-            references.append(WordReference(word, halves, shuffled, blocks, draw, ceiling, seed))
-            task.advance(1)
+    for number, word in tracked(progress, enumerate(words), "probes for word senses", len(words), "words", lambda _: 1):
+        rng = np.random.default_rng([seed, number])
+        halves = np.stack([even_parts(word.sense, word.sentence, 2, rng) for _ in range(splits)])
+        shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])
+        blocks = even_parts(word.sense, word.sentence, BLOCKS, rng)
+        draw = draw_for(word.sizes, rng)
+        ceiling = probe_ceiling(word, halves, shuffled, blocks)
+        references.append(WordReference(word, halves, shuffled, blocks, draw, ceiling, seed))
     return tuple(references)
 
 

@@ -7,8 +7,34 @@ c_is: tokens of sense s on which latent i fires. n_s: tokens of sense s. S: sens
     atomicity        A_i  = 1 - H(q_i) / ln S            1: one sense only, 0: all senses alike
     blended               second largest q_is >= 1/4
 
-A_i is biased where a latent fires rarely; `sense_draws.py` judges latents on equally many firings.
+A_i is biased where a latent fires rarely; `matched` judges latents on equally many firings (below).
+
+Adjusted mutual information (AMI) between two labellings of the same items is 0 for labellings that are independent and
+1 for equal ones.
+
+    AMI = (MI - E[MI]) / ((H(u) + H(v)) / 2 - E[MI])
+
+where E[MI] is over all pairings of the two labellings with their cluster sizes kept. Source: Vinh, Epps and Bailey,
+Information Theoretic Measures for Clusterings Comparison, JMLR 11 (2010).
+
+Matched atomicity is judged on equally many firings: rarefaction, as ecologists compare samples of unequal size. A
+latent's atomicity A is biased where it fires rarely: on one token it is 1, and where one sense is common a few firings
+miss the others. So of each latent the expectation A(m) of A over m of its firings is taken, drawn without replacement,
+with one m for all latents of a word. A_0(m) is the same over m of all the word's tokens, which is what random firing
+gives; and
+
+    matched atomicity = (A(m) - A_0(m)) / (1 - A_0(m))
+
+In expectation a latent that fires at random has 0, however few its firings are; one that fires on one sense only has 1;
+and one that fires on a random part of another's tokens has the other's value, as some of some of the firings are some
+of them. m is the smallest at which A_0(m) <= 5%: below it, a few firings of a rare sense decide. Latents with fewer
+firings are not judged.
+Source of rarefaction: Sanders (1968), Hurlbert (1971). Expectations are means over draws.
 """
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -95,3 +121,122 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float | None:
     """Over the entries that exist and have weight; None where there are none."""
     kept = ~np.isnan(values) & (weights > 0)
     return float(np.average(values[kept], weights=weights[kept])) if kept.any() else None
+
+
+def adjusted_mutual_information(u: np.ndarray, v: np.ndarray) -> float | None:
+    """u, v: labels of any kind, [T].
+
+    None where it does not exist: no items, or nothing that the labellings could share.
+    """
+    if not len(u):
+        return None
+    _, rows = np.unique(u, return_inverse=True)
+    _, columns = np.unique(v, return_inverse=True)
+    table = np.zeros((rows.max() + 1, columns.max() + 1), np.int64)
+    np.add.at(table, (rows, columns), 1)
+    a, b = table.sum(1), table.sum(0)
+    expected = expected_mutual_information(a, b)
+    possible = (_entropy(a) + _entropy(b)) / 2 - expected
+    if possible < 1e-12:
+        return None
+    mutual = _entropy(a) + _entropy(b) - _entropy(table.ravel())
+    return float((mutual - expected) / possible)
+
+
+def expected_mutual_information(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean MI in nats over all pairings of labellings with cluster sizes a [r] and b [c], which have the same sum.
+
+    sum over i, j and overlaps n of (n/T) ln(T n / (a_i b_j)) P(n), with P hypergeometric.
+    """
+    from scipy.special import gammaln
+
+    total = int(a.sum())
+    log_factorial = gammaln(np.arange(total + 1) + 1.0)
+    expected = 0.0
+    # equal sizes give equal terms, and most clusters are small
+    for (size_a, many_a), (size_b, many_b) in product(Counter(a.tolist()).items(), Counter(b.tolist()).items()):
+        n = np.arange(max(1, size_a + size_b - total), min(size_a, size_b) + 1)
+        log_p = (
+            log_factorial[size_a]
+            + log_factorial[size_b]
+            + log_factorial[total - size_a]
+            + log_factorial[total - size_b]
+            - log_factorial[total]
+            - log_factorial[n]
+            - log_factorial[size_a - n]
+            - log_factorial[size_b - n]
+            - log_factorial[total - size_a - size_b + n]
+        )
+        terms = n / total * np.log(total * n / (size_a * size_b)) * np.exp(log_p)
+        expected += many_a * many_b * float(terms.sum())
+    return expected
+
+
+def _entropy(counts: np.ndarray) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+AT_CHANCE = 0.05
+DRAWS_AT_RANDOM = 4000
+DRAWS = 200
+STEP = 1.1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the latents of one word are judged.
+
+    size: m. atomicity: A_0(m). blend: the chance that m of all tokens look blended.
+    """
+
+    size: int
+    atomicity: float
+    blend: float
+
+
+def draw_for(sizes: np.ndarray, rng: np.random.Generator) -> Draw:
+    """sizes: tokens of each sense, int [S], none 0.
+
+    m grows in steps of 10%, and all T tokens end the search: A_0(T) = 0.
+    """
+    size, total = 2, int(sizes.sum())
+    while True:
+        size = min(size, total)
+        at_chance, blend = _expected(draws(sizes[None], size, DRAWS_AT_RANDOM, rng), sizes)[0].tolist()
+        if at_chance <= AT_CHANCE or size == total:
+            return Draw(size, at_chance, blend)
+        size = int(np.ceil(size * STEP))
+
+
+def matched(
+    counts: np.ndarray, sizes: np.ndarray, draw: Draw, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(matched atomicity, chance that a draw looks blended), float64 [l] each, from c int [l, S] and n [S]; NaN below
+    draw.size firings."""
+    enough = counts.sum(1) >= draw.size
+    expected = np.full((len(counts), 2), np.nan)
+    expected[enough] = _expected(draws(counts[enough], draw.size, DRAWS, rng), sizes)
+    return (expected[:, 0] - draw.atomicity) / (1 - draw.atomicity), expected[:, 1]
+
+
+def draws(counts: np.ndarray, size: int, number: int, rng: np.random.Generator) -> np.ndarray:
+    """`number` times `size` of each latent's firings without replacement: firings per sense, int64 [l, number, S], from
+    c [l, S].
+
+    Sense after sense: how many of the drawn are of this sense is hypergeometric, given how many are left.
+    """
+    drawn = np.zeros((len(counts), number, counts.shape[1]), np.int64)
+    wanted = np.full((len(counts), number), size, np.int64)
+    others = counts.sum(1)
+    for sense in range(counts.shape[1]):
+        others = others - counts[:, sense]
+        drawn[..., sense] = rng.hypergeometric(counts[:, sense, None], others[:, None], wanted)
+        wanted -= drawn[..., sense]
+    return drawn
+
+
+def _expected(drawn: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Mean atomicity and blend flag over the draws: int [l, number, S] -> float64 [l, 2]."""
+    flat = drawn.reshape(-1, drawn.shape[2])
+    return np.stack([judge(flat, sizes).reshape(drawn.shape[:2]).mean(1) for judge in (atomicity, blended)], axis=1)

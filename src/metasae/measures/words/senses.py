@@ -1,9 +1,9 @@
 """Word senses as ground truth without a judge: whether a latent that fires on a word fires on one of its senses only.
 
 Per word: atomicity and blends of the latents that fire on it (`sense_scores.py`), also on equally many firings of each,
-so that narrow latents do not look atomic for being narrow (`sense_draws.py`); how well the best latent of each sense
+so that narrow latents do not look atomic for being narrow; how well the best latent of each sense
 finds it (coverage F1); how much the latent that stands out tells about the sense (adjusted mutual information); and the
-same activations read by a linear probe, the ceiling (`probe.py`). What is drawn at random is drawn once for all SAEs of
+same activations read by a linear probe, the ceiling. What is drawn at random is drawn once for all SAEs of
 a run (`sense_reference.py`).
 """
 
@@ -16,21 +16,21 @@ from scipy.sparse import csr_array, vstack
 
 from metasae.data.senses import SenseActivations
 from metasae.intervals.crossed import jackknife, t_half_width
-from metasae.measures.firing.blocks import BLOCKS
-from metasae.measures.words.mutual_information import adjusted_mutual_information
-from metasae.measures.words.sense_draws import matched
+from metasae.measures.firing.firings import BLOCKS
 from metasae.measures.words.sense_matching import recall_profile
 from metasae.measures.words.sense_reference import WordReference
 from metasae.measures.words.sense_scores import (
+    adjusted_mutual_information,
     atomicity,
     blended,
     coverage_f1,
     detection_f1,
     firings_per_sense,
+    matched,
     standing_out,
     weighted_mean,
 )
-from metasae.progress.progress import SILENT, Progress
+from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.sae.sae import SAE
 
 BATCH = 512
@@ -47,10 +47,8 @@ def measure_senses(sae: SAE, reference: Sequence[WordReference], progress: Progr
     leave_one_out. headroom: probe_f1 less coverage_f1. Raises ValueError when the SAE has no threshold.
     """
     words = {}
-    with progress.task("word senses", len(reference), "words") as task:
-        for word in reference:
-            words[word.activations.word] = measure_word(sae, word)
-            task.advance(1)
+    for word in tracked(progress, reference, "word senses", len(reference), "words", size=lambda _: 1):
+        words[word.activations.word] = measure_word(sae, word)
     return {
         **overall(list(words.values())),
         "seed": reference[0].seed,
@@ -71,11 +69,14 @@ def measure_word(sae: SAE, reference: WordReference) -> dict:
     both = zip(ceiling.leave_one_out, leave_one_out["coverage_f1"], strict=True)
     leave_one_out["headroom"] = [probe - coverage for probe, coverage in both]
     scores |= {"probe_f1": ceiling.f1, "headroom": ceiling.f1 - scores["coverage_f1"]}
+    # what latents reach that know nothing of the senses
+    shuffled = zip(reference.shuffled, reference.halves, strict=True)
+    floor = fmean(coverage_f1(acts, sense, len(word.senses), half[None]) for sense, half in shuffled)
     return {
         **scores,
         "ci95": {key: jackknife_interval(value, leave_one_out[key]) for key, value in scores.items()},
         "leave_one_out": leave_one_out,
-        "coverage_floor": coverage_floor(acts, reference),
+        "coverage_floor": floor,
         "probe_floor": ceiling.floor,
         "probe_fits": {"n": ceiling.n_fits, "not_converged": ceiling.not_converged},
         "n_tokens": word.n_tokens,
@@ -110,15 +111,6 @@ def score(acts: csr_array, reference: WordReference, rows: np.ndarray) -> dict[s
         "coverage_f1": coverage_f1(acts, sense, n_senses, reference.halves[:, rows]),
         "ami": adjusted_mutual_information(sense, standing_out(acts)),
     }
-
-
-def coverage_floor(acts: csr_array, reference: WordReference) -> float:
-    """coverage_f1 where the senses are shuffled, once per split: what latents reach that know nothing of them."""
-    n_senses = len(reference.activations.senses)
-    return fmean(
-        coverage_f1(acts, sense, n_senses, half[None])
-        for sense, half in zip(reference.shuffled, reference.halves, strict=True)
-    )
 
 
 def describe_latents(acts: csr_array, latents: np.ndarray, reference: WordReference) -> dict:
