@@ -10,8 +10,7 @@ from metasae.compare.measured import read_measured
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
 from metasae.report import figures
-from metasae.report.latex import escaped
-from metasae.report.page import between, row_mean
+from metasae.report.page import between, escaped, row_mean
 from metasae.report.report import write_report
 from runs import write_arm
 

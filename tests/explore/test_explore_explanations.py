@@ -41,7 +41,7 @@ def questions():
 
 def interp(latents):
     return {
-        "conditions": {"windows": SPEC.as_dict(), "seed": SEED},
+        "conditions": {"windows": vars(SPEC), "seed": SEED},
         "scores": {},
         "latents": {str(latent): {"own": True} for latent in latents},
     }

@@ -1,7 +1,8 @@
-"""Every measure that is compared: where it lies in measures.json, its name in words, and which way is better.
+"""What is compared: every measure, and pairs of arms.
 
-The table is catalogue.csv, one row a measure. Comparison, verdict, figures, report and explorer all read it, so a new
-measure is one row. Its columns:
+A measure has a place in measures.json, a name in words, and perhaps a way that is better. The table of measures is
+catalogue.csv, one row a measure. Comparison, verdict, figures, report and explorer all read it, so a new measure is one
+row. Its columns:
 
 path      the keys from the top of measures.json
 label     the name in words
@@ -15,7 +16,7 @@ import csv
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 # The first key of a path -> the group's title.
 GROUPS = {
@@ -69,29 +70,42 @@ class Quantity:
         return self.key in ROBUST
 
 
-def _read(path: Path) -> tuple[Quantity, ...]:
-    with path.open(encoding="utf-8", newline="") as table:
-        return tuple(
-            Quantity(
-                path=tuple(row["path"].split("/")),
-                label=row["label"],
-                better=row["better"] or None,
-                main=row["main"] == "main",
-                relative=row["change"] == "%",
-                meaning=row["meaning"],
-            )
-            for row in csv.DictReader(table)
+with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline="") as _table:
+    CATALOGUE = tuple(
+        Quantity(
+            path=tuple(row["path"].split("/")),
+            label=row["label"],
+            better=row["better"] or None,
+            main=row["main"] == "main",
+            relative=row["change"] == "%",
+            meaning=row["meaning"],
         )
-
-
-CATALOGUE = _read(Path(__file__).with_name("catalogue.csv"))
-
+        for row in csv.DictReader(_table)
+    )
 
 WHY_NOT_PHI_ALONE = (
     "Mean |phi| alone is not atomicity: at fixed lift it is proportional to L0, and it falls when firing rates spread, "
     "so it is read beside its excess over nulls, the lift, nearest-partner phi, the share of strong pairs and the "
     "critics on the decoder rows."
 )
+
+
+class Pair(NamedTuple):
+    """An arm held against the baseline. Its differences are arm - baseline: `a` and `b` in compare.json.
+
+    Only JSON and text hold it as a string.
+    """
+
+    arm: str
+    baseline: str
+
+    def __str__(self) -> str:
+        return f"{self.arm} vs {self.baseline}"
+
+
+def by_pair(pairs: dict[str, dict]) -> dict[Pair, dict]:
+    """The `pairs` of compare.json or interp.json, whose keys are text (`joint vs solo`), with objects for keys."""
+    return {Pair(*name.split(" vs ")): entries for name, entries in pairs.items()}
 
 
 def grouped(keys: Collection[str]) -> list[tuple[str, list[Quantity]]]:

@@ -1,27 +1,31 @@
-"""What each arm changes against solo (or another baseline): differences over paired seeds, with intervals."""
+"""What each arm changes against solo (or another baseline): differences over paired seeds, with intervals.
 
-import re
+A number may take a second SAE of another seed. Latents found again take an SAE and that of the next seed. Solo's own
+splits are those in its next seed, their base rate, and so are the siblings that sense_intruder asks about. Such numbers
+share seeds, which their interval must know (`metasae.intervals.crossed`).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from metasae import files
-from metasae.arms.folder import read_object
-from metasae.compare.catalogue import CATALOGUE, Quantity, left_out_of, value_of
+from metasae.arms.folder import read_object, split_label
+from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, left_out_of, value_of
 from metasae.compare.matched import MATCHED
 from metasae.compare.measured import Measured, by_arm, read_measured, shared_conditions
-from metasae.compare.pair import Pair
-from metasae.compare.shared_seeds import Behind, of_both, seeds_behind
 from metasae.compare.tables import as_markdown
-from metasae.compare.verdict import write_verdict
+from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError, nearest
 from metasae.intervals.families import adjust
-from metasae.intervals.statistics import Difference, Mean, mean_interval, paired_difference
+from metasae.intervals.statistics import Difference, mean_interval, paired_difference
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.registry import ARMS, BASELINE, SUBJECT, place_of
+from metasae.recipe.registry import BASELINE, SUBJECT, place_of
 
-# For importers that have not moved to `metasae.arms.folder` yet.
-ORDER = tuple(ARMS)
-ARM_FOLDER = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
+ACROSS = ("seeds", "splits", "merges")
+SIBLINGS = ("interp", "scores", "sense_intruder")
+# seed -> the seeds whose SAEs its number takes; None where it takes a second SAE and it is not kept which
+Behind = dict[int, frozenset[int] | None]
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,6 @@ class Numbers:
     values: dict[int, float | None]
     blocks: dict[int, list] | None
     behind: Behind
-
-    def mean(self) -> Mean:
-        return mean_interval(self.values, self.blocks, self.behind)
 
     def minus(self, other: "Numbers") -> Difference:
         """Where only one arm has values without blocks, neither's count."""
@@ -71,7 +72,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "baseline": baseline,
         "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
-    comparison["verdict"] = write_verdict(comparison)
+    comparison["verdict"] = " ".join(line.text for line in verdict_lines(comparison))
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
     return comparison
@@ -101,7 +102,7 @@ def _of_quantity(by_seed: dict[int, Measured], quantity: Quantity) -> Numbers:
 
 
 def _arm_as_dict(numbers: dict[str, Numbers]) -> dict:
-    means = {key: of_arm.mean() for key, of_arm in numbers.items()}
+    means = {key: mean_interval(of_arm.values, of_arm.blocks, of_arm.behind) for key, of_arm in numbers.items()}
     return {
         "means": {key: mean.mean for key, mean in means.items()},
         "intervals": {key: mean.as_dict() for key, mean in means.items()},
@@ -143,3 +144,28 @@ def _matched(a: dict[int, Measured], b: dict[int, Measured]) -> dict[str, Differ
             sides = ({seed: both[side] for seed, both in values.items()} for side in (0, 1))
             differences[key] = paired_difference(*sides)
     return differences
+
+
+def seeds_behind(measures: dict, quantity: Quantity, seed: int) -> frozenset[int] | None:
+    """The seeds whose SAEs a number takes. measures: as comparison has them, of an SAE of this seed.
+
+    None where the number takes a second SAE and it is not kept which.
+    """
+    labels = []
+    if quantity.group in ACROSS:
+        labels = [measures[quantity.group].get("with")]
+    elif quantity.path[:3] == SIBLINGS:
+        score = measures["interp"]["scores"]["sense_intruder"]
+        labels = [score.get("parents"), score.get("children")]
+    return of_names(seed, labels)
+
+
+def of_names(seed: int, labels: Sequence[str | None]) -> frozenset[int] | None:
+    """This seed and those of the SAEs named (`solo-s1`); None where one has no name."""
+    arms = [split_label(label or "") for label in labels]
+    return None if None in arms else frozenset({seed, *(other for _, other in arms)})
+
+
+def of_both(a: Behind, b: Behind) -> Behind:
+    """The seeds behind the difference of each seed that both arms have."""
+    return {seed: None if None in (a[seed], b[seed]) else a[seed] | b[seed] for seed in sorted(a.keys() & b.keys())}

@@ -4,12 +4,16 @@ Each function takes two measures.json, a and b, and gives the numbers of both; (
 """
 
 from collections.abc import Callable
+from functools import partial
 
 Numbers = tuple[float | None, float | None]
 
 
 def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
-    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it (`rate_cells.matched_mean`). a, b: measures.json."""
+    """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it.
+
+    As `rate_cells.matched_mean` does. a, b: measures.json.
+    """
     from metasae.measures.cofiring.rate_cells import matched_mean
 
     cells = [measures.get("cooccurrence", {}).get("rate_cells") for measures in (a, b)]
@@ -27,26 +31,26 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
     return matched_recall(a["senses"], b["senses"])
 
 
-def side_effect(name: str) -> Callable[[dict, dict], Numbers]:
-    """A number of the side effects over matched latents.
+def side_effect(name: str, a: dict, b: dict) -> Numbers:
+    """A number of the side effects over matched latents of both.
 
     across.json has both SAEs' beside each other, in the arm that is not solo.
 
     Those of two other SAEs than these, as under another baseline, do not count.
     """
 
-    def numbers(a: dict, b: dict) -> Numbers:
-        effects = a.get("side_effects", {})
-        if effects.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
-            return None, None
-        return effects.get(f"{name}_a"), effects.get(f"{name}_b")
-
-    return numbers
+    effects = a.get("side_effects", {})
+    if effects.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
+        return None, None
+    return effects.get(f"{name}_a"), effects.get(f"{name}_b")
 
 
 # by the key of their quantity in the catalogue
 MATCHED: dict[str, Callable[[dict, dict], Numbers]] = {
     "cooccurrence.phi_at_equal_rates": phi_at_equal_rates,
     "senses.atomicity_at_equal_recall": atomicity_at_equal_recall,
-    **{f"side_effects.{name}": side_effect(name) for name in ("spill_per_firing", "spill", "apart", "bluntness")},
+    **{
+        f"side_effects.{name}": partial(side_effect, name)
+        for name in ("spill_per_firing", "spill", "apart", "bluntness")
+    },
 }

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object
 from metasae.errors import UserError
 
@@ -43,10 +43,9 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
 
 
 def _with_beside(arm: Arm, across: dict, scores: dict) -> Measured:
-    path = arm.folder / "measures.json"
-    measures = files.read_json(path)
-    if not isinstance(measures, dict) or not isinstance(measures.get("conditions"), dict):
-        raise UserError(f"{path} holds no measures; delete it and run again")
+    measures = arm.measures()
+    if not isinstance(measures.get("conditions"), dict):
+        raise UserError(f"{arm.folder / 'measures.json'} holds no measures; delete it and run again")
     # files of earlier releases do not say of which weights the scores are
     of = scores["interp"].get("conditions", {}).get("of") if scores else None
     stale = of is not None and of["sae"] != measures["conditions"].get("sae")
@@ -54,11 +53,9 @@ def _with_beside(arm: Arm, across: dict, scores: dict) -> Measured:
 
 
 def by_arm(measured: Sequence[Measured]) -> dict[str, dict[int, Measured]]:
-    """Arm -> seed -> what was measured, in the order of `measured`."""
-    arms: dict[str, dict[int, Measured]] = {}
-    for entry in measured:
-        arms.setdefault(entry.arm.name, {})[entry.arm.seed] = entry
-    return arms
+    """Arm -> seed -> what was measured, in the order of `measured`, in which each arm's seeds stand together."""
+    groups = groupby(measured, key=lambda entry: entry.arm.name)
+    return {name: {entry.arm.seed: entry for entry in of_arm} for name, of_arm in groups}
 
 
 def shared_conditions(measured: list[Measured]) -> dict:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Quantity
-from metasae.compare.pair import Pair, by_pair
+from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Pair, Quantity, by_pair
 from metasae.compare.words import change, reading, towards
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
@@ -42,11 +41,6 @@ def verdict_lines(comparison: dict) -> list[Line]:
         is_control = pair == Pair("control", "solo")
         lines += [_of_control(entries)] if is_control else _of_pair(pair, entries, comparison)
     return [*lines, Line("caution", WHY_NOT_PHI_ALONE)]
-
-
-def write_verdict(comparison: dict) -> str:
-    """The lines as one paragraph."""
-    return " ".join(line.text for line in verdict_lines(comparison))
 
 
 def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[Line]:

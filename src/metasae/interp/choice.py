@@ -87,7 +87,7 @@ class InterpSpec(BaseModel):
     @property
     def conditions(self) -> dict:
         """What must be alike before the scores of two arms are compared, as interp.json keeps it."""
-        return {"windows": self.window.as_dict(), "seed": self.seed, "asked": self.latents}
+        return {"windows": dict(vars(self.window)), "seed": self.seed, "asked": self.latents}
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> "InterpSpec":

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from metasae.compare.shared_seeds import of_both, of_names
+from metasae.compare.compare import of_both, of_names
 from metasae.interp.choice import CHANCE, INTRUDER
 from metasae.interp.scores import ScoreFile
 from metasae.intervals.resampling import bootstrap_interval

@@ -237,7 +237,7 @@ class Scoring:
                 "of": of_firings(subject.arm.folder),
                 "matched_with": base and of_firings(base.arm.folder),
             },
-            "coverage": subject.coverage.as_dict(),
+            "coverage": subject.coverage,
             "scores": {key: {**summary, "judge": judges.get(key)} for key, summary in summaries.items()},
             **({"matched": subject.matched} if subject.matched else {}),
             "latents": _per_latent(subject, scores, judges),

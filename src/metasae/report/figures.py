@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metasae.compare.catalogue import CATALOGUE, Quantity
+from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair
 from metasae.compare.measured import Measured, by_arm
-from metasae.compare.pair import by_pair
 from metasae.compare.words import is_established, scaled
 from metasae.recipe.registry import BASELINE
 

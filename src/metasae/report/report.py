@@ -14,9 +14,7 @@ from metasae.errors import UserError
 from metasae.files import toml
 from metasae.interp.differences import score_differences
 from metasae.report import figures, score_figures
-from metasae.report.latex import as_latex
-from metasae.report.page import page
-from metasae.report.report_latents import latents_sections
+from metasae.report.page import as_latex, latents_sections, page
 
 
 def write_report(run_folder: str | Path, comparison: dict | None = None, explorer=None) -> Path:
