@@ -3,7 +3,6 @@
 Imports no torch, so a wrong name is answered at once.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +53,7 @@ class InterpSpec(BaseModel):
 
     scores: of KNOWN; all but `embedding` need a judge. model: the judge's name on its server, or in replay the one that
     answered, which may leave out what a judge adds to its model's name. replay: answers come from RUN/replies.sqlite
-    alone. encoder: a sentence encoder, or the folder, package or name of one; None for the run's own model. latents:
+    alone. encoder: the folder, package or name of a sentence encoder; None for the run's own model. latents:
     how many are drawn per arm and seed. arms, seeds: only these; None for all. baseline: the arm that others are
     compared with. matched: score the partners of the baseline's latents, too. seed: of everything random here. price:
     of a million prompt and completion tokens. ask_above: tokens above which a run has to be confirmed. Raises UserError
@@ -66,7 +65,7 @@ class InterpSpec(BaseModel):
     scores: Annotated[tuple[str, ...], BeforeValidator(_listed)] = (EMBEDDING,)
     model: str | None = None
     replay: bool = False
-    encoder: str | Callable | None = None
+    encoder: str | None = None
     latents: int = 1000
     arms: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
     seeds: tuple[int, ...] | None = None

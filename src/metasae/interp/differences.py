@@ -17,8 +17,7 @@ import numpy as np
 
 from metasae.arms.folder import Arm, RunFolder, read_object, split_label
 from metasae.compare.catalogue import by_pair
-from metasae.interp.pairs import matched_values
-from metasae.interp.scores import ScoreFile, read_scores
+from metasae.interp.scores import ScoreFile, matched_values, read_scores
 from metasae.recipe.registry import BASELINE
 
 BINS = 20

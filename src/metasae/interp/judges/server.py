@@ -28,7 +28,11 @@ class ServerJudge:
         """Raises UserError for an address that is none or holds a password, and without the `openai` package."""
         host = _checked(url)
         self.name, self._model, self._logprobs = f"{model} logprobs={logprobs}" if logprobs else model, model, logprobs
-        self._openai = _client_library()
+        try:
+            import openai
+        except ImportError:
+            raise UserError(f"a judge on a server needs the openai package: {install_hint('interp')}") from None
+        self._openai = openai
         self._key = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if host == OPENAI_HOST else None)
         # OpenAI's newer models know only the second name, other servers only the first
         self._limit = "max_completion_tokens" if host == OPENAI_HOST else "max_tokens"
@@ -70,7 +74,7 @@ class ServerJudge:
         return self._client.chat.completions.create(
             model=self._model,
             messages=ask.messages,
-            temperature=ask.temperature,
+            temperature=0.0,
             response_format={
                 "type": "json_schema",
                 "json_schema": {"name": "reply", "schema": ask.schema, "strict": True},
@@ -131,14 +135,6 @@ def _checked(url: str) -> str:
     if secret:
         raise UserError(f"--judge must hold no password; set the environment variable {KEY} instead")
     return host
-
-
-def _client_library():
-    try:
-        import openai
-    except ImportError:
-        raise UserError(f"a judge on a server needs the openai package: {install_hint('interp')}") from None
-    return openai
 
 
 def _seconds(text: str | None) -> float | None:
