@@ -5,13 +5,12 @@ import math
 import pytest
 from rich.console import Console
 
-from metasae.compare.catalogue import CATALOGUE, Pair, by_pair
+from metasae.compare.catalogue import CATALOGUE, Pair, by_pair, change
 from metasae.compare.compare import compare
 from metasae.compare.tables import summary_table
-from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.intervals.statistics import paired_difference
-from metasae.report.page import as_latex
+from metasae.report.report import as_latex
 from runs import write_arm
 
 PHI, NEAREST, FVU = "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi", "fidelity.fvu"

@@ -16,7 +16,7 @@ import torch
 
 from metasae import files
 from metasae.arms.folder import Arm, next_seed
-from metasae.compare.measured import read_measured, shared_conditions
+from metasae.compare.compare import read_measured, shared_conditions
 from metasae.measures.cofiring.splits import find_splits, paper_ranking
 from metasae.measures.effect.matched_effects import Side, Steering, matched_side_effects
 from metasae.measures.rows.attenuation import attenuation

@@ -12,8 +12,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, by_pair, grouped
-from metasae.compare.words import change, is_established, number, reading, towards
+from metasae.compare.catalogue import (
+    CATALOGUE,
+    Pair,
+    Quantity,
+    by_pair,
+    change,
+    grouped,
+    is_established,
+    number,
+    reading,
+    towards,
+)
 from metasae.intervals.statistics import is_clear
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Pair, Quantity, by_pair
-from metasae.compare.words import change, reading, towards
+from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Pair, Quantity, by_pair, change, reading, towards
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
 # A main measure and its difference between the two arms of a pair.

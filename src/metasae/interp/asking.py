@@ -73,8 +73,8 @@ class Limits:
     first_wait: float = 1.0
 
     def __post_init__(self):
-        rate = 1.0 if self.per_minute is None else self.per_minute
-        if self.concurrency < 1 or self.retries < 0 or self.first_wait < 0 or not rate > 0:
+        has_rate = self.per_minute is None or self.per_minute > 0
+        if self.concurrency < 1 or self.retries < 0 or self.first_wait < 0 or not has_rate:
             raise UserError("a judge needs a concurrency of at least 1, and neither retries, waits nor a rate below 0")
 
 

@@ -19,6 +19,7 @@ the judge, so a floor off chance is an error of the asking.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -30,7 +31,7 @@ from metasae.interp.choice import INTRUDER
 from metasae.interp.draws import in_turns
 from metasae.interp.prompts import Shown
 from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Question, Reader, credit_of, means
-from metasae.interp.replies import Ask, Reply
+from metasae.interp.replies import Ask
 from metasae.interp.scores import Score
 from metasae.interp.windows import CENTRE, Text
 from metasae.measures.cofiring.splits import find_splits
@@ -197,15 +198,10 @@ def _accuracy(reader: Reader, asked: Sequence[Sequence[Five]], counts: dict) -> 
         for row, fives in enumerate(asked)
         for focus, place in fives
     ]
-    reader.put(questions, _number, counts)
+    reader.put(questions, partial(prompts.choice_of, name="intruder", allowed=range(1, ALIKE + 2)), counts)
     return means(credit_of(questions, 1 / (ALIKE + 1)), len(asked))
 
 
 def _ask(text: Text, focus: np.ndarray, length: int) -> Ask:
     starts, marked = (focus - length // 2).tolist(), np.arange(length) == length // 2
     return prompts.intrude([Shown(tuple(text.strings(start, length)), marked) for start in starts])
-
-
-def _number(reply: Reply | None, count: int) -> list[int] | None:
-    answer = prompts.field_of(reply, "intruder")
-    return [answer] if type(answer) is int and 1 <= answer <= ALIKE + 1 else None

@@ -132,6 +132,12 @@ def field_of(reply: Reply | None, name: str):
     return fields.get(name) if isinstance(fields, dict) else None
 
 
+def choice_of(reply: Reply | None, count: int, name: str, allowed: Sequence) -> list | None:
+    """[the field], where it is one of these very values, of their type; else None."""
+    choice = field_of(reply, name)
+    return [choice] if choice in allowed and type(choice) is type(allowed[0]) else None
+
+
 def answers_of(reply: Reply | None, count: int, kind: type) -> list | None:
     """`answers`, where it is a list of so many of this very type; else None."""
     answers = field_of(reply, "answers")

@@ -214,7 +214,7 @@ class Reader:
                 for right, a, b in (("A", real, other), ("B", other, real)):
                     ask = explanation and prompts.choose(explanation, a, b)
                     questions.append(Question(ask, row, ["all"], [right]))
-        self.put(questions, _letter, counts)
+        self.put(questions, partial(prompts.choice_of, name="answer", allowed=["A", "B"]), counts)
         return {"all": 2 * means(credit_of(questions, 0.5), len(explained)) - 1}
 
     def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
@@ -284,8 +284,3 @@ def _spearman(answers: list[int] | None, peaks: np.ndarray) -> float:
     if answers is None or len(set(answers)) == 1 or len(set(peaks.tolist())) == 1:
         return 0.0
     return float(spearmanr(answers, peaks).statistic)
-
-
-def _letter(reply: Reply | None, count: int) -> list[str] | None:
-    answer = prompts.field_of(reply, "answer")
-    return [answer] if answer in ("A", "B") else None

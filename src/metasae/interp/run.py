@@ -46,15 +46,13 @@ from metasae.recipe.recipe import Recipe
 
 # (the SAE's firings, windows of m latents, for each the one whose explanation is borrowed or None) -> one score of them
 Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None], Score]
-# The estimate of a run -> whether to go on.
-Confirm = Callable[[dict], bool]
 
 
 def run_interp(
     run_folder: str | Path,
     spec: InterpSpec,
     judge: Judge | None = None,
-    confirm: Confirm | None = None,
+    confirm: Callable[[dict], bool] | None = None,
     show: bool = True,
 ) -> dict:
     """Scores the latents of a run whose arms keep their firings; see `Scoring.write` for what it writes and returns.
@@ -86,7 +84,7 @@ def run_interp(
     return together
 
 
-def _confirmed(scoring: "Scoring", asker: Asker, confirm: Confirm | None) -> dict:
+def _confirmed(scoring: "Scoring", asker: Asker, confirm: Callable[[dict], bool] | None) -> dict:
     """The estimate with its cost.
 
     Raises UserError where nothing answers, and where it is above the limit and nobody says yes.

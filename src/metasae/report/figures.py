@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair
-from metasae.compare.measured import Measured, by_arm
-from metasae.compare.words import is_established, scaled
+from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair, is_established, scaled
+from metasae.compare.compare import Measured, by_arm
 from metasae.recipe.registry import BASELINE
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the line styles say it again

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metasae.compare.measured import Measured, by_arm
+from metasae.compare.compare import Measured, by_arm
 from metasae.intervals.statistics import leaves_out_zero
 from metasae.report.figures import (
     GREY,

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from metasae.compare.catalogue import ROBUST
-from metasae.compare.words import change
+from metasae.compare.catalogue import ROBUST, change
 from metasae.intervals.statistics import is_clear
 from metasae.sweep.folder import DONE, FAILED, STOPPED
 from metasae.sweep.plan import QUANTITIES

@@ -26,7 +26,15 @@ class ServerJudge:
 
     def __init__(self, url: str, model: str, timeout: float = 120.0, logprobs: int = 0):
         """Raises UserError for an address that is none or holds a password, and without the `openai` package."""
-        host = _checked(url)
+        try:
+            parts = urlsplit(url)
+            host, secret = parts.hostname, parts.username or parts.password
+        except ValueError:
+            host, secret = None, None
+        if host is None or parts.scheme not in ("http", "https"):
+            raise UserError("--judge needs the address of an API, as http://127.0.0.1:8000/v1")
+        if secret:
+            raise UserError(f"--judge must hold no password; set the environment variable {KEY} instead")
         self.name, self._model, self._logprobs = f"{model} logprobs={logprobs}" if logprobs else model, model, logprobs
         try:
             import openai
@@ -121,20 +129,6 @@ def _alternatives(entry) -> tuple[str, dict[str, float]]:
         entry.token: entry.logprob,
         **{other.token: other.logprob for other in entry.top_logprobs or ()},
     }
-
-
-def _checked(url: str) -> str:
-    """The address's host."""
-    try:
-        parts = urlsplit(url)
-        host, secret = parts.hostname, parts.username or parts.password
-    except ValueError:
-        host, secret = None, None
-    if host is None or parts.scheme not in ("http", "https"):
-        raise UserError("--judge needs the address of an API, as http://127.0.0.1:8000/v1")
-    if secret:
-        raise UserError(f"--judge must hold no password; set the environment variable {KEY} instead")
-    return host
 
 
 def _seconds(text: str | None) -> float | None:
