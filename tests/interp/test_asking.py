@@ -15,6 +15,7 @@ from worlds import count_of
 
 from metasae.errors import UserError
 from metasae.interp.asking import GIVE_UP, Asker, Estimator, Limits, Temporary, cost_of
+from metasae.interp.choice import InterpSpec
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.replies import Ask, Reply, ReplyStore
 
@@ -191,13 +192,12 @@ def test_the_estimate_counts_what_is_left_and_the_tally_what_it_cost(store):
     later.ask(asks)
     assert later.questions["questions"] == 1
     assert (
-        cost_of(asker.tally["prompt_tokens"], asker.tally["completion_tokens"], (1.0, 10.0))
-        == pytest.approx((30 * 1 + 6 * 10) / 1e6)
-        and cost_of(30, 6, None) is None
+        cost_of(asker.tally, (1.0, 10.0)) == pytest.approx((30 * 1 + 6 * 10) / 1e6)
+        and cost_of(asker.tally, None) is None
     )
 
 
-@pytest.mark.parametrize("values", [{"concurrency": 0}, {"retries": -1}, {"per_minute": 0}, {"first_wait": -1.0}])
+@pytest.mark.parametrize("values", [{"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1.0}])
 def test_limits_that_cannot_be_are_one_line(values):
-    with pytest.raises(UserError):
-        Limits(**values)
+    with pytest.raises(UserError, match="a judge needs"):
+        InterpSpec(limits=Limits(**values))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from worlds import random_firings, text_of
 
 from metasae.errors import UserError
+from metasae.interp.choice import InterpSpec
 from metasae.interp.windows import POSITIONS, Text, WindowSpec, planted_strings, token_strings
 
 
@@ -99,5 +100,5 @@ def test_strings_of_a_planted_world_name_what_is_on():
 
 def test_a_spec_that_no_window_fits_is_one_line():
     with pytest.raises(UserError) as caught:
-        WindowSpec(length=0)
+        InterpSpec(window=WindowSpec(length=0))
     assert "\n" not in str(caught.value)

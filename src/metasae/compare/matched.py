@@ -3,13 +3,10 @@
 Each function takes two measures.json, a and b, and gives the numbers of both; (None, None) where there are none.
 """
 
-from collections.abc import Callable
 from functools import partial
 
-Numbers = tuple[float | None, float | None]
 
-
-def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
+def phi_at_equal_rates(a: dict, b: dict) -> tuple[float | None, float | None]:
     """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it.
 
     As `rate_cells.matched_mean` does. a, b: measures.json.
@@ -22,7 +19,7 @@ def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
     return matched_mean(*cells)
 
 
-def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
+def atomicity_at_equal_recall(a: dict, b: dict) -> tuple[float | None, float | None]:
     """Sense atomicity of both, each bin of recall weighed by both SAEs together (`sense_matching.matched_recall`)."""
     from metasae.measures.words.sense_matching import matched_recall
 
@@ -31,7 +28,7 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
     return matched_recall(a["senses"], b["senses"])
 
 
-def side_effect(name: str, a: dict, b: dict) -> Numbers:
+def side_effect(name: str, a: dict, b: dict) -> tuple[float | None, float | None]:
     """A number of the side effects over matched latents of both.
 
     across.json has both SAEs' beside each other, in the arm that is not solo.
@@ -46,7 +43,7 @@ def side_effect(name: str, a: dict, b: dict) -> Numbers:
 
 
 # by the key of their quantity in the catalogue
-MATCHED: dict[str, Callable[[dict, dict], Numbers]] = {
+MATCHED = {
     "cooccurrence.phi_at_equal_rates": phi_at_equal_rates,
     "senses.atomicity_at_equal_recall": atomicity_at_equal_recall,
     **{

@@ -55,8 +55,12 @@ def _environment(folder: Path) -> Environment:
 
 def as_markdown(comparison: dict) -> str:
     """compare.md: verdict, conditions, and one table per group and pair."""
-    template, pairs = Path(__file__).with_name("compare.md"), by_pair(comparison["pairs"])
-    return fill(template, comparison=comparison, pairs=pairs, conditions_line=conditions_line)
+    return fill(
+        Path(__file__).with_name("compare.md"),
+        comparison=comparison,
+        pairs=by_pair(comparison["pairs"]),
+        conditions_line=conditions_line,
+    )
 
 
 def conditions_line(comparison: dict, pair: Pair | None = None) -> str:

@@ -57,7 +57,7 @@ class InterpSpec(BaseModel):
     how many are drawn per arm and seed. arms, seeds: only these; None for all. baseline: the arm that others are
     compared with. matched: score the partners of the baseline's latents, too. seed: of everything random here. price:
     of a million prompt and completion tokens. ask_above: tokens above which a run has to be confirmed. Raises UserError
-    of one line for a score that is not known, a list that names nothing and a price that is none.
+    of one line for a score that is not known, a list that names nothing, and a price, a rate or a length that is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,6 +90,10 @@ class InterpSpec(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> "InterpSpec":
+        if self.window.length < 1:
+            raise UserError(f"windows need length of at least 1, not {self.window.length}")
+        if self.limits.concurrency < 1 or not (self.limits.per_minute is None or self.limits.per_minute > 0):
+            raise UserError("a judge needs a concurrency of at least 1 and a rate above 0")
         if self.latents < 1:
             raise UserError(f"--latents needs a number of at least 1, not {self.latents}")
         for key in self.scores:
@@ -136,8 +140,9 @@ def arms_to_score(run: RunFolder, spec: InterpSpec) -> list[Arm]:
             raise UserError(f"no arm '{name}' is trained in {run.folder}{nearest(name, names)}")
     arms = [arm for arm in trained if arm.name in (spec.arms or names) and arm.seed in (spec.seeds or [arm.seed])]
     if not arms:
-        has = ", ".join(arm.label for arm in trained)
-        raise UserError(f"no trained arm in {run.folder} has the seeds asked for; it has {has}")
+        raise UserError(
+            f"no trained arm in {run.folder} has the seeds asked for; it has {', '.join(arm.label for arm in trained)}"
+        )
     if not spec.arms:
         arms = [arm for arm in arms if arm.has_firings or not is_twin(arm)]
     without = [arm.folder for arm in arms if not arm.has_firings] if arms else [run.folder]

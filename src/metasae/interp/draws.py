@@ -103,12 +103,11 @@ def with_silent(
     neighbours: int [p], the latents with the largest phi with this one, -1 for none.
     """
     drawn = contents_of(text, windows.train) | contents_of(text, windows.score)
-    ids = text.tokens[windows.score.focus].tolist()
     fired = [view.latent(int(other))[0] for other in neighbours if other >= 0]
     pools = {
         RANDOM: [text.scoring_tokens],
         # a token that peaks in several windows has as many pools
-        SAME_TOKEN: [text.scoring_by_id[number] for number in ids],
+        SAME_TOKEN: [text.scoring_by_id[number] for number in text.tokens[windows.score.focus].tolist()],
         NEIGHBOUR: [tokens[text.scoring[tokens]] for tokens in fired],
     }
     silent = {}

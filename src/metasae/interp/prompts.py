@@ -111,8 +111,8 @@ def per_window(question: str, explanation: str, windows: Sequence[Shown], item: 
 
 
 def choose(explanation: str, a: Shown, b: Shown) -> Ask:
-    user = f"Explanation: {explanation}\n\nA: {a}\nB: {b}"
-    return Ask(CHOOSE, user, _object({"answer": {"type": "string", "enum": ["A", "B"]}}), ROUND)
+    schema = _object({"answer": {"type": "string", "enum": ["A", "B"]}})
+    return Ask(CHOOSE, f"Explanation: {explanation}\n\nA: {a}\nB: {b}", schema, ROUND)
 
 
 def intrude(windows: Sequence[Shown]) -> Ask:

@@ -187,9 +187,11 @@ class Reader:
             peaks = peaks_of(self.text, *view.latent(latent.latent), spec)
             windows = draw_activating(self.text, peaks, True, SIMULATED, spec, rng, drawn)
             order, texts = rng.permutation(len(windows)), shown(self.text, windows)
-            item = {"type": "integer", "minimum": 0, "maximum": 10}
             ask = explanation and prompts.per_window(
-                prompts.SIMULATE, explanation, [texts[place] for place in order], item
+                prompts.SIMULATE,
+                explanation,
+                [texts[place] for place in order],
+                {"type": "integer", "minimum": 0, "maximum": 10},
             )
             ask = ask if len(windows) == SIMULATED else None
             questions.append(Question(ask, row, ["all"] * SIMULATED, windows.peaks[order]))

@@ -67,8 +67,7 @@ def run_interp(
     scoring = Scoring(run, spec, lambda firings: _text(source, firings, spec.seed), progress)
     embedding, judges = {}, {}
     if EMBEDDING in spec.scores:
-        encoder = encoder_of(spec.encoder, source)
-        embedding[EMBEDDING] = EmbeddingScorer(scoring.text, encoder, spec.window, progress)
+        embedding[EMBEDDING] = EmbeddingScorer(scoring.text, encoder_of(spec.encoder, source), spec.window, progress)
         judges[EMBEDDING] = spec.encoder or source.recipe.model.source
     if not spec.of_a_judge:
         return scoring.write(embedding, judges)
@@ -78,8 +77,8 @@ def run_interp(
         estimate = None if spec.replay else _confirmed(scoring, asker, confirm)
         judges |= dict.fromkeys([*READ, INTRUDER], asker.name)
         together = scoring.write(embedding, judges, asker)
-        cost = cost_of(asker.tally["prompt_tokens"], asker.tally["completion_tokens"], spec.price)
-        together["judge"] = {"name": asker.name, "estimate": estimate, "asked": {**asker.tally, "cost": cost}}
+        asked = {**asker.tally, "cost": cost_of(asker.tally, spec.price)}
+        together["judge"] = {"name": asker.name, "estimate": estimate, "asked": asked}
     files.write_json(run.folder / FILE, together)
     return together
 
@@ -97,12 +96,11 @@ def _confirmed(scoring: "Scoring", asker: Asker, confirm: Callable[[dict], bool]
     for _ in scoring.scored({}, estimator):
         # what would be asked is counted while arms are scored with made-up replies
         pass
-    questions = estimator.questions
-    estimate = {**questions, "cost": cost_of(questions["prompt_tokens"], questions["completion_tokens"], spec.price)}
-    tokens = questions["prompt_tokens"] + questions["completion_tokens"]
+    estimate = {**estimator.questions, "cost": cost_of(estimator.questions, spec.price)}
+    tokens = estimate["prompt_tokens"] + estimate["completion_tokens"]
     if tokens > spec.ask_above and not (confirm is not None and confirm(estimate)):
         raise UserError(
-            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent(estimate['cost'])}; "
+            f"this asks {estimate['questions']:,} questions, up to {tokens:,} tokens{spent(estimate['cost'])}; "
             "confirm it with --yes, or ask for less"
         )
     return estimate
@@ -192,7 +190,8 @@ class Scoring:
         """The baseline's SAE of the arm's seed, as drawn in this call or scored alike before it; None without."""
         base = self.run.arm(self.spec.baseline, arm.seed)
         if base in subjects:
-            return Base(base, subjects[base].view, subjects[base].own)
+            subject = subjects[base]
+            return Base(base, subject.view, subject.latents[: subject.n_own])
         scores = read_scores(base)
         if scores is None or not self._is_current(scores):
             return None

@@ -88,9 +88,7 @@ def other_latents(count: int, seed: int) -> np.ndarray | None:
     if count < 2:
         return None
     order = np.random.default_rng(seed).permutation(count)
-    by = np.empty(count, np.int64)
-    by[order] = np.roll(order, 1)
-    return by
+    return np.roll(order, 1)[np.argsort(order)]
 
 
 @dataclass(frozen=True)

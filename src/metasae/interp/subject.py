@@ -52,10 +52,6 @@ class Subject:
     base: Base | None
     matched: dict
 
-    @property
-    def own(self) -> list[int]:
-        return self.latents[: self.n_own]
-
 
 def open_subject(arm: Arm, base: Base | None, text: Text, spec: InterpSpec, progress: Progress) -> Subject:
     """Draws the latents and windows of an arm.

@@ -98,8 +98,9 @@ def _table(result: dict, name: str, pair: dict) -> Table:
     for label, entry in result["arms"].items():
         by_arm.setdefault(label.rpartition("-s")[0], []).append(entry["interp"]["scores"])
     arms = name.split(" vs ")[::-1] if name else list(by_arm)
-    title = escape(name or ", ".join(arms))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=escape(name or ", ".join(arms)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("score", overflow="fold")
     for column in ("chance", *arms, *(["difference, 95%"] if name else []), "floor"):
         table.add_column(escape(column), justify="right", no_wrap=True)

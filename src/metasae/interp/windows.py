@@ -15,8 +15,6 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from metasae.errors import UserError
-
 POSITIONS = GRID, CENTRE, END = "grid", "centre", "end"
 
 
@@ -35,10 +33,6 @@ class WindowSpec:
     score: int = 20
     silent: int = 20
     strata: int = 10
-
-    def __post_init__(self):
-        if self.length < 1:
-            raise UserError(f"windows need length of at least 1, not {self.length}")
 
 
 class Text:
@@ -68,8 +62,7 @@ class Text:
         self._first, self._last = np.repeat(starts, ends - starts), np.repeat(ends, ends - starts)
         names, number, sizes = np.unique(self.documents, return_inverse=True, return_counts=True)
         order = np.random.default_rng(seed).permutation(len(names))
-        before = np.zeros(len(names), np.int64)
-        before[order] = np.cumsum(sizes[order]) - sizes[order]
+        before = (np.cumsum(sizes[order]) - sizes[order])[np.argsort(order)]
         # bool [T]: which tokens are to score on
         self.scoring = (before >= len(documents) / 2)[number]
 

@@ -113,14 +113,15 @@ def page(comparison: dict, recipe: dict[str, str], images: dict[str, bytes], lat
 
     recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents.
     """
-    lines = groupby(verdict_lines(comparison), lambda line: line.kind == "evidence")
-    of_groups = grouped({q.key for q in CATALOGUE})
-    groups = [(title, table(comparison, quantities), quantities) for title, quantities in of_groups]
+    kinds = groupby(verdict_lines(comparison), lambda line: line.kind == "evidence")
+    groups = [
+        (title, table(comparison, quantities), quantities) for title, quantities in grouped({q.key for q in CATALOGUE})
+    ]
     return fill(
         Path(__file__).with_name("page.html"),
         comparison=comparison,
         pairs=by_pair(comparison["pairs"]),
-        verdict=[(is_evidence, [line.text for line in of_kind]) for is_evidence, of_kind in lines],
+        verdict=[(is_evidence, [line.text for line in of_kind]) for is_evidence, of_kind in kinds],
         conditions=conditions_line(comparison).replace("`", ""),
         summary=table(comparison, [q for q in CATALOGUE if q.main]),
         images={name: base64.b64encode(image).decode("ascii") for name, image in images.items()},
@@ -216,8 +217,14 @@ def as_latex(comparison: dict) -> str:
 
     comparison: as `compare` makes it.
     """
-    template, pairs = Path(__file__).with_name("compare.tex"), by_pair(comparison["pairs"])
-    return fill(template, comparison=comparison, pairs=pairs, conditions_line=conditions_line, latex=escaped) or "\n"
+    tables = fill(
+        Path(__file__).with_name("compare.tex"),
+        comparison=comparison,
+        pairs=by_pair(comparison["pairs"]),
+        conditions_line=conditions_line,
+        latex=escaped,
+    )
+    return tables or "\n"
 
 
 def escaped(text: str) -> str:

@@ -48,8 +48,18 @@ class ServerJudge:
 
     def answer(self, ask: Ask) -> Reply:
         asked_for = self._logprobs
+        options = {"logprobs": True, "top_logprobs": asked_for} if asked_for else {}
+        options |= {"seed": ask.repeat} if ask.repeat else {}
+        schema = {"name": "reply", "schema": ask.schema, "strict": True}
         try:
-            completion = self._send(ask, asked_for)
+            completion = self._client.chat.completions.create(
+                model=self._model,
+                messages=ask.messages,
+                temperature=0.0,
+                response_format={"type": "json_schema", "json_schema": schema},
+                **{self._limit: ask.max_tokens},
+                **options,
+            )
         except self._openai.APIStatusError as error:
             if not (asked_for and error.status_code in (400, 422) and "logprob" in str(error).lower()):
                 raise self._refused(error) from None
@@ -75,21 +85,6 @@ class ServerJudge:
         except self._openai.APIStatusError:
             # a refusal is an answer
             return
-
-    def _send(self, ask: Ask, logprobs: int):
-        options = {"logprobs": True, "top_logprobs": logprobs} if logprobs else {}
-        options |= {"seed": ask.repeat} if ask.repeat else {}
-        return self._client.chat.completions.create(
-            model=self._model,
-            messages=ask.messages,
-            temperature=0.0,
-            response_format={
-                "type": "json_schema",
-                "json_schema": {"name": "reply", "schema": ask.schema, "strict": True},
-            },
-            **{self._limit: ask.max_tokens},
-            **options,
-        )
 
     def _read(self, completion) -> Reply:
         try:
