@@ -35,7 +35,6 @@ def side_effect(name: str, a: dict, b: dict) -> tuple[float | None, float | None
 
     Those of two other SAEs than these, as under another baseline, do not count.
     """
-
     effects = a.get("side_effects", {})
     if effects.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
         return None, None
