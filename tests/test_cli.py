@@ -16,10 +16,9 @@ from rich.console import Console
 
 from metasae.cli import main
 from metasae.cli.app import seed_list
-from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.catalogue import CATALOGUE, change
 from metasae.compare.tables import summary_table
 from metasae.compare.verdict import verdict_lines
-from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.jobs import start
 from metasae.jobs.conclude import conclude, print_whole

@@ -5,14 +5,12 @@ import math
 import pytest
 from rich.console import Console
 
-from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.catalogue import CATALOGUE, Pair, by_pair, change
 from metasae.compare.compare import compare
-from metasae.compare.pair import Pair, by_pair
 from metasae.compare.tables import summary_table
-from metasae.compare.words import change
 from metasae.errors import UserError
 from metasae.intervals.statistics import paired_difference
-from metasae.report.latex import as_latex
+from metasae.report.report import as_latex
 from runs import write_arm
 
 PHI, NEAREST, FVU = "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi", "fidelity.fvu"
@@ -41,7 +39,7 @@ def three_arms(
 
 def test_a_pair_is_written_and_read():
     pair = Pair("joint", "solo")
-    assert str(pair) == "joint vs solo" and Pair.parse("joint vs solo") == pair
+    assert str(pair) == "joint vs solo" and list(by_pair({"joint vs solo": {}})) == [pair]
     assert by_pair({"joint vs solo": {}}) == {pair: {}}
 
 
@@ -158,9 +156,10 @@ def test_user_errors(tmp_path):
     with pytest.raises(UserError, match=r"no arm in .* is measured yet"):
         compare(tmp_path)
     write_arm(tmp_path, "solo", 0)
-    (tmp_path / "arms" / "joint-s0" / "measures.json").write_text("[]")
-    with pytest.raises(UserError, match="holds no measures"):
-        compare(tmp_path)
+    for content, words in (("[]", "must hold a JSON object"), ("{}", "holds no measures")):
+        (tmp_path / "arms" / "joint-s0" / "measures.json").write_text(content)
+        with pytest.raises(UserError, match=words):
+            compare(tmp_path)
     assert not (tmp_path / "compare.json").exists()
 
 

@@ -5,14 +5,11 @@ import re
 import pytest
 
 from metasae.compare.catalogue import CATALOGUE
-from metasae.compare.compare import compare
-from metasae.compare.measured import read_measured
+from metasae.compare.compare import compare, read_measured
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
 from metasae.report import figures
-from metasae.report.latex import escaped
-from metasae.report.page import between, row_mean
-from metasae.report.report import write_report
+from metasae.report.report import between, escaped, row_mean, write_report
 from runs import write_arm
 
 
@@ -30,7 +27,7 @@ def reported(tmp_path_factory):
     """A run folder with its report. Not to be changed."""
     folder = tmp_path_factory.mktemp("reported") / "r"
     whole_run(folder)
-    write_report(folder)
+    write_report(folder, compare(folder))
     return folder
 
 
@@ -84,7 +81,7 @@ def test_everything_is_escaped(tmp_path):
     run = tmp_path / "<script>alert(1)<"
     whole_run(run)
     write_arm(run, "<img src=x>", 0)
-    text = write_report(run).read_text()
+    text = write_report(run, compare(run)).read_text()
     assert (
         "<script" not in text
         and "<img src=x" not in text
@@ -113,7 +110,7 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
         (tmp_path / "r" / "arms" / name / "interp.json").write_text(
             json.dumps({"conditions": {}, "scores": SCORES, "latents": latents})
         )
-    text = write_report(tmp_path / "r").read_text()
+    text = write_report(tmp_path / "r", compare(tmp_path / "r")).read_text()
     assert "Which scores become more common" in text
     for name in ("scores", "score_difference"):
         assert (tmp_path / "r" / "figures" / f"{name}.svg").is_file() and (
@@ -132,7 +129,7 @@ def test_scores_of_earlier_weights_are_left_out_and_named(no_drawing, tmp_path):
         for name, sae in (("solo-s0", "an earlier one"),)
     }
     (tmp_path / "r" / "interp.json").write_text(json.dumps({"arms": arms}))
-    text = write_report(tmp_path / "r").read_text()
+    text = write_report(tmp_path / "r", compare(tmp_path / "r")).read_text()
     compared = json.loads((tmp_path / "r" / "compare.json").read_text())
     assert compared["stale"] == ["solo-s0"] and "the auto-interp of solo-s0" in text
     assert "the auto-interp of solo-s0; run `metasae interp` again" in (tmp_path / "r" / "compare.md").read_text()
@@ -142,7 +139,7 @@ def test_scores_of_earlier_weights_are_left_out_and_named(no_drawing, tmp_path):
 def test_the_tables_for_latex_hold_the_numbers_and_their_conditions(no_drawing, tmp_path):
     whole_run(tmp_path / "r_1")
     write_arm(tmp_path / "r_1", "odd_50%", 0)
-    write_report(tmp_path / "r_1")
+    write_report(tmp_path / "r_1", compare(tmp_path / "r_1"))
     text = (tmp_path / "r_1" / "compare.tex").read_text()
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\end{table}") == 3
     assert (
@@ -216,20 +213,20 @@ def test_special_letters_come_out_as_they_are():
 
 def test_the_same_run_gives_the_same_report(reported, tmp_path):
     whole_run(tmp_path / "r")
-    path = write_report(tmp_path / "r")
+    path = write_report(tmp_path / "r", compare(tmp_path / "r"))
     assert path.name == "report.html" and path.read_bytes() == (reported / "report.html").read_bytes()
 
 
 def test_solo_alone_without_metrics_or_recipe(tmp_path):
     write_arm(tmp_path, "solo", 0, metrics=False)
-    text = write_report(tmp_path).read_text()
+    text = write_report(tmp_path, compare(tmp_path)).read_text()
     assert "nothing to compare yet" in text and {file.stem for file in (tmp_path / "figures").iterdir()} == {"rates"}
 
 
 def test_user_errors(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
-        write_report(tmp_path)
+        write_report(tmp_path, compare(tmp_path))
     write_arm(tmp_path, "solo", 0)
     (tmp_path / "recipe.toml").write_text("= broken")
     with pytest.raises(UserError, match="not valid TOML"):
-        write_report(tmp_path)
+        write_report(tmp_path, compare(tmp_path))

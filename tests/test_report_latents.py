@@ -7,7 +7,7 @@ import pytest
 
 from metasae.explore.pages import queries
 from metasae.jobs.conclude import current_explorer
-from metasae.report.report_latents import latents_sections
+from metasae.report.report import latents_sections
 
 HOSTILE = ["<script>", "\n", '"', "&amp;", "é", "‮", "x"]
 

@@ -30,7 +30,7 @@ def strings(places):
 
 def interp(explanations, judge):
     return {
-        "conditions": {"windows": SPEC.as_dict(), "seed": SEED},
+        "conditions": {"windows": vars(SPEC), "seed": SEED},
         "scores": {"detection": {"chance": 0.5}},
         "latents": {str(latent): {"explanation": text, "judge": judge} for latent, text in explanations.items()},
     }

@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from metasae.compare.catalogue import CATALOGUE
+from metasae.compare.catalogue import CATALOGUE, change
 from metasae.compare.compare import compare
-from metasae.compare.words import change
 from metasae.files import toml
 from metasae.interop.model_card import card_of_run, card_of_sae
 from runs import write_arm

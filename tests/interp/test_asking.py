@@ -14,7 +14,8 @@ from chat_server import serving
 from worlds import count_of
 
 from metasae.errors import UserError
-from metasae.interp.asking import GIVE_UP, Asker, Estimator, Limits, Temporary
+from metasae.interp.asking import GIVE_UP, Asker, Estimator, Limits, Temporary, cost_of
+from metasae.interp.choice import InterpSpec
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.replies import Ask, Reply, ReplyStore
 
@@ -65,12 +66,14 @@ def test_every_question_is_answered_once_whatever_the_server_does(store, count):
             set(server.met) == set(faults) and set(server.delivered.values()) == {1} and len(server.delivered) == count
         )
         assert (
-            asker.tally.asked == count and asker.tally.failed == 0 and asker.tally.retried == sum(server.met.values())
+            asker.tally["asked"] == count
+            and asker.tally["failed"] == 0
+            and asker.tally["retried"] == sum(server.met.values())
         )
-        assert asker.tally.prompt_tokens == 2 * count
+        assert asker.tally["prompt_tokens"] == 2 * count
         assert 1 < server.most_at_once <= QUICK.concurrency + server.met["silence"]
         again = Asker(ServerJudge(server.url, "m", timeout=1.5), store, limits=QUICK)
-        assert again.ask(questions(count)) == replies and again.tally.stored == count and again.tally.asked == 0
+        assert again.ask(questions(count)) == replies and again.tally["stored"] == count and again.tally["asked"] == 0
         assert set(server.delivered.values()) == {1}
 
 
@@ -112,7 +115,7 @@ def test_a_killed_run_goes_on_and_asks_for_no_reply_it_has(tmp_path, how):
             asker = Asker(ServerJudge(server.url, "m"), store, limits=QUICK)
             replies = asker.ask(questions(count))
         assert [json.loads(reply.text)["echo"] for reply in replies] == [ask.user for ask in questions(count)]
-        assert asker.tally.stored == len(kept) and asker.tally.asked == count - len(kept)
+        assert asker.tally["stored"] == len(kept) and asker.tally["asked"] == count - len(kept)
         asked_twice = {question for question, times in server.attempts.items() if times > 1}
         assert asked_twice == on_their_way
 
@@ -130,9 +133,9 @@ def test_a_question_that_is_never_answered_is_counted_and_asked_again_next_time(
     replies = asker.ask(questions(6))
     assert [reply is None for reply in replies] == [number == 3 for number in range(6)]
     assert (
-        asker.tally.failed == 1
-        and asker.tally.asked == 5
-        and asker.tally.retried == 4
+        asker.tally["failed"] == 1
+        and asker.tally["asked"] == 5
+        and asker.tally["retried"] == 4
         and stubborn.attempts["question 3"] == 5
     )
     assert Asker(Scripted(), store).ask(questions(6))[3] == Reply("QUESTION 3", 10, 2)
@@ -167,10 +170,15 @@ def test_the_rate_is_kept(store):
 
 
 def test_waits_grow_and_follow_the_server(store):
-    asker = Asker(Scripted(), store, limits=Limits(first_wait=1.0))
-    waits = [asker._delay(attempt, None) for attempt in range(4)]
-    assert all(2**attempt <= wait <= 1.25 * 2**attempt for attempt, wait in enumerate(waits))
-    assert 30 <= asker._delay(0, 30.0) <= 37.5 and asker._delay(20, None) <= 75
+    def waits(asked_for, retries):
+        asker = Asker(Scripted(lambda *_: Temporary("busy", asked_for)), store, limits=Limits(1, None, retries, 1.0))
+        seconds = []
+        asker._stop.wait = seconds.append
+        assert asker.ask(questions(1)) == [None]
+        return seconds
+
+    assert all(2**attempt <= wait <= 1.25 * 2**attempt for attempt, wait in enumerate(waits(None, 4)))
+    assert 30 <= waits(30.0, 1)[0] <= 37.5 and 60 <= waits(None, 21)[20] <= 75
 
 
 def test_the_estimate_counts_what_is_left_and_the_tally_what_it_cost(store):
@@ -184,12 +192,12 @@ def test_the_estimate_counts_what_is_left_and_the_tally_what_it_cost(store):
     later.ask(asks)
     assert later.questions["questions"] == 1
     assert (
-        asker.tally.as_dict((1.0, 10.0))["cost"] == pytest.approx((30 * 1 + 6 * 10) / 1e6)
-        and asker.tally.as_dict()["cost"] is None
+        cost_of(asker.tally, (1.0, 10.0)) == pytest.approx((30 * 1 + 6 * 10) / 1e6)
+        and cost_of(asker.tally, None) is None
     )
 
 
-@pytest.mark.parametrize("values", [{"concurrency": 0}, {"retries": -1}, {"per_minute": 0}, {"first_wait": -1.0}])
+@pytest.mark.parametrize("values", [{"concurrency": 0}, {"per_minute": 0}, {"per_minute": -1.0}])
 def test_limits_that_cannot_be_are_one_line(values):
-    with pytest.raises(UserError):
-        Limits(**values)
+    with pytest.raises(UserError, match="a judge needs"):
+        InterpSpec(limits=Limits(**values))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import random_firings, text_of, view_of
 
-from metasae.interp.draws import KINDS, activating_windows, draw_activating, peaks_of, with_silent
+from metasae.interp.draws import KINDS, activating_windows, draw_activating, latent_windows, peaks_of, with_silent
 from metasae.interp.windows import POSITIONS, WindowSpec
 
 
@@ -85,12 +85,13 @@ def test_train_and_score_documents_never_meet_and_silent_windows_are_silent(
         assert set(firings.tokens[windows.silent["same_token"].focus].tolist()) <= ids
         for focus in windows.silent["neighbour"].focus:
             assert dense(firings)[focus, [3, 4]].any()
-    assert coverage.live == len(np.flatnonzero(firings.counts())) and set(np.flatnonzero(coverage.covered)) == set(
-        enough
-    )
-    assert sum(part["live"] for part in coverage.deciles) == coverage.live and sum(
-        part["covered"] for part in coverage.deciles
-    ) == len(enough)
+    assert coverage["live"] == len(np.flatnonzero(firings.counts())) and coverage["covered"] == len(enough)
+    live = np.flatnonzero(firings.counts()).tolist()
+    drawn = [latent_windows(text, view, latent, spec, seed) for latent in live]
+    assert set(enough) == {w.latent for w in drawn if len(w.train) == len(w.score) == count}
+    deciles = coverage["by_firing_rate"]
+    assert sum(part["live"] for part in deciles) == coverage["live"]
+    assert sum(part["covered"] for part in deciles) == len(enough)
 
 
 def one_latent(values, length=4):
@@ -131,7 +132,7 @@ def test_repeated_text_is_drawn_once():
     enough, coverage = activating_windows(
         text_of(repeated), view_of(repeated), WindowSpec(length=4, train=1, score=1), 0
     )
-    assert not enough and coverage.too_few_score == 1 and coverage.too_few_train == 0 and coverage.live == 1
+    assert not enough and coverage["too_few_score"] == 1 and coverage["too_few_train"] == 0 and coverage["live"] == 1
 
 
 def test_a_latent_that_is_always_on_has_no_silent_window_and_one_without_neighbours_none_of_that_kind():

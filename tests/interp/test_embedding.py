@@ -9,8 +9,9 @@ from worlds import planted, view_of
 
 from metasae.data.text.windows import Frame
 from metasae.errors import UserError
+from metasae.interp.choice import CHANCE
 from metasae.interp.draws import KINDS, Windows, activating_windows, with_silent
-from metasae.interp.embedding import Embeddings, embedding_scorer, embedding_scores, sentence_encoder, starts_of
+from metasae.interp.embedding import EmbeddingScorer, sentence_encoder
 from metasae.interp.scores import auc, other_latents
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 
@@ -53,9 +54,8 @@ def world():
 def test_scores_against_loops(world):
     text, spec, latents = world
     latents = latents[:4]
-    embeddings = Embeddings(text, words_encoder, spec.length, batch=7)
-    embeddings.prepare(starts_of(latents))
     by = [2, 0, 3, 1]
+    score = EmbeddingScorer(text, words_encoder, spec, batch=7)(None, latents, by)
 
     def unit(start):
         row = words_encoder(["".join(text.strings(start, spec.length))])[0].astype(np.float64)
@@ -68,7 +68,7 @@ def test_scores_against_loops(world):
             similar = {
                 start: unit(start) @ centre for part in (latent.score, *latent.silent.values()) for start in part.starts
             }
-            scores = embedding_scores(embeddings, latents, spec.silent, explained_by)
+            scores = score.values if explained_by is None else score.shuffled
             for kind in KINDS:
                 pairs = [
                     (similar[p] > similar[n] + 1e-6) + 0.5 * (abs(similar[p] - similar[n]) <= 1e-6)
@@ -83,6 +83,11 @@ def test_scores_against_loops(world):
                     assert abs(scores[kind][place] - np.mean(pairs)) <= 0.5 * ties / len(pairs) + 1e-9
 
 
+def starts_of(latents):
+    drawn = [windows for latent in latents for windows in (latent.train, latent.score, *latent.silent.values())]
+    return {start for windows in drawn for start in windows.starts.tolist()}
+
+
 def test_every_window_is_embedded_once(world):
     text, spec, latents = world
     asked = []
@@ -91,7 +96,7 @@ def test_every_window_is_embedded_once(world):
         asked.extend(texts)
         return words_encoder(texts)
 
-    score = embedding_scorer(text, counting, spec)
+    score = EmbeddingScorer(text, counting, spec)
     score(None, latents[:5], None)
     first = len(asked)
     score(None, latents[:5], None)
@@ -102,15 +107,15 @@ def test_every_window_is_embedded_once(world):
 
 def test_an_encoder_that_sees_the_features_scores_well_and_shuffled_windows_stay_at_chance(world):
     text, spec, latents = world
-    score = embedding_scorer(text, words_encoder, spec)(None, latents, other_latents(len(latents), 0))
+    score = EmbeddingScorer(text, words_encoder, spec)(None, latents, other_latents(len(latents), 0))
     own, floor = (np.nanmean(part["random"]) for part in (score.values, score.shuffled))
-    assert own > 0.8 and 0.35 < floor < 0.65 and score.chance == 0.5
+    assert own > 0.8 and 0.35 < floor < 0.65 and CHANCE["embedding"] == 0.5
 
 
 def test_an_encoder_of_noise_is_at_chance(world):
     text, spec, latents = world
     rng = np.random.default_rng(0)
-    score = embedding_scorer(text, lambda texts: rng.standard_normal((len(texts), 16)), spec)(None, latents, None)
+    score = EmbeddingScorer(text, lambda texts: rng.standard_normal((len(texts), 16)), spec)(None, latents, None)
     assert abs(np.nanmean(score.values["random"]) - 0.5) < 0.06 and score.shuffled == {}
 
 
@@ -120,7 +125,7 @@ def test_a_kind_with_too_few_windows_is_not_a_number(world):
     poor = type(latents[0])(
         latents[0].latent, latents[0].train, latents[0].score, {**latents[0].silent, "same_token": none}
     )
-    score = embedding_scorer(text, words_encoder, spec)(None, [poor, latents[1]], None)
+    score = EmbeddingScorer(text, words_encoder, spec)(None, [poor, latents[1]], None)
     assert np.isnan(score.values["same_token"][0]) and np.isfinite(score.values["random"][0])
 
 
@@ -128,7 +133,7 @@ def test_a_broken_encoder_is_one_line(world):
     text, spec, latents = world
     for broken in (lambda texts: np.full((len(texts), 4), np.nan), lambda texts: np.ones((1, 4))):
         with pytest.raises(UserError, match="sentence encoder"):
-            embedding_scorer(text, broken, spec)(None, latents[:2], None)
+            EmbeddingScorer(text, broken, spec)(None, latents[:2], None)
 
 
 def test_the_encoder_is_the_mean_of_the_last_hidden_state_whatever_stands_beside(load):

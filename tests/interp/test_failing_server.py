@@ -32,14 +32,14 @@ FAULTS = {"error": 0.05, "busy": 0.05, "silence": 0.02, "garbage": 0.05}
 def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, latents, at_least):
     path = tmp_path / "replies.sqlite"
     expected, quiet = scored(Undisturbed(), tmp_path / "quiet.sqlite", keys, latents)
-    assert quiet.asked >= at_least
+    assert quiet["asked"] >= at_least
     with serving(answer=text_for, faults=FAULTS, silence=1.5) as server:
         command = [sys.executable, str(HERE / "failing_run.py"), server.url, str(path), json.dumps(keys), str(latents)]
         modules = os.pathsep.join([str(HERE), *sys.path])
         environment = {**os.environ, "PYTHONPATH": modules}
         child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
         deadline = time.monotonic() + 100
-        while len(server.delivered) < quiet.asked // 2 and child.poll() is None and time.monotonic() < deadline:
+        while len(server.delivered) < quiet["asked"] // 2 and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         child.wait(30)
@@ -49,23 +49,23 @@ def test_nothing_is_lost_and_nothing_asked_twice_after_a_kill(tmp_path, keys, la
         with ReplyStore(path) as store:
             kept = count_of(store)
         # whole answers that were sent and not kept were on their way when the process died
-        assert at_least // 4 < kept < quiet.asked and 0 <= sum(delivered.values()) - kept <= 16
+        assert at_least // 4 < kept < quiet["asked"] and 0 <= sum(delivered.values()) - kept <= 16
 
         scores, tally = scored(ServerJudge(server.url, "oracle", timeout=1.0), path, keys, latents)
         assert set(server.met) == set(FAULTS)
         again = sum((server.delivered - delivered).values())
         assert (
-            tally.asked == again == quiet.asked - kept
-            and tally.stored + tally.asked == quiet.asked + quiet.stored
-            and tally.failed == 0
+            tally["asked"] == again == quiet["asked"] - kept
+            and tally["stored"] + tally["asked"] == quiet["asked"] + quiet["stored"]
+            and tally["failed"] == 0
         )
         # a question is answered twice only where the first answer was lost with the process
         twice = [question for question, times in server.delivered.items() if times > 1]
         assert len(twice) == sum(delivered.values()) - kept and all(before[question] for question in twice)
         with ReplyStore(path) as store:
-            assert count_of(store) == quiet.asked
+            assert count_of(store) == quiet["asked"]
         everything, no_more = scored(ServerJudge(server.url, "oracle"), path, keys, latents)
-        assert no_more.asked == 0 and sum((server.delivered - delivered).values()) == again
+        assert no_more["asked"] == 0 and sum((server.delivered - delivered).values()) == again
     for key in keys:
         for part, values in expected[key].values.items():
             np.testing.assert_array_equal(scores[key].values[part], values)

@@ -11,6 +11,7 @@ from test_embedding import words_encoder
 from metasae.errors import UserError
 from metasae.interp import run
 from metasae.interp.choice import READ, InterpSpec
+from metasae.interp.embedding import encoder_of
 from metasae.interp.windows import WindowSpec
 
 SPEC = WindowSpec(length=8, train=8, score=6, silent=5)
@@ -19,6 +20,16 @@ CHOICES = {"window": SPEC, "latents": 6}
 
 def run_interp(folder, judge=None, confirm=None, **asked):
     return run.run_interp(folder, InterpSpec(**asked), judge, confirm, show=False)
+
+
+@pytest.fixture(autouse=True)
+def encoders(monkeypatch):
+    """`words_encoder` is a name of an encoder, too."""
+
+    def with_words(place, source):
+        return words_encoder if place == "words_encoder" else encoder_of(place, source)
+
+    monkeypatch.setattr(run, "encoder_of", with_words)
 
 
 @pytest.fixture
@@ -39,7 +50,7 @@ class Counting(OracleJudge):
 def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
     judge = Counting()
     first = run_interp(
-        folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, price=(1.0, 2.0), **CHOICES
+        folder, scores=[*READ, "embedding"], judge=judge, encoder="words_encoder", price=(1.0, 2.0), **CHOICES
     )
     estimate, asked = first["judge"]["estimate"], first["judge"]["asked"]
     assert asked["asked"] == len(judge.asked) == len(set(judge.asked)) > 100
@@ -57,7 +68,7 @@ def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
         next(iter(content["latents"].values()))
     )
 
-    again = run_interp(folder, scores=[*READ, "embedding"], judge=judge, encoder=words_encoder, **CHOICES)
+    again = run_interp(folder, scores=[*READ, "embedding"], judge=judge, encoder="words_encoder", **CHOICES)
     assert (
         again["judge"]["asked"]["asked"] == 0 == again["judge"]["estimate"]["questions"]
         and len(judge.asked) == asked["asked"]
@@ -74,7 +85,12 @@ def test_a_run_is_estimated_asked_once_kept_and_replayed(folder):
 
 def test_files_hold_explanations_the_judge_and_what_it_cost(folder):
     result = run_interp(
-        folder, scores=["detection", "embedding"], judge=Counting(), encoder=words_encoder, price=(1.0, 2.0), **CHOICES
+        folder,
+        scores=["detection", "embedding"],
+        judge=Counting(),
+        encoder="words_encoder",
+        price=(1.0, 2.0),
+        **CHOICES,
     )
     assert (
         json.loads((folder / "interp.json").read_text()) == json.loads(json.dumps(result))

@@ -57,6 +57,10 @@ def splits(place, ranked):
     return Splits(run.arm("solo", 0), run.arm("joint", 0), tuple(ranked), "firings")
 
 
+def values_of(per_pair):
+    return np.array([entry["sense_intruder"] for entry in per_pair], np.float64)
+
+
 def score(world, view, ranked, judge, place):
     with ReplyStore(place / "replies.sqlite") as store:
         reader = Reader(Asker(judge, store, limits=Limits(concurrency=1, retries=0, first_wait=0)), world.text, SPEC, 0)
@@ -64,19 +68,16 @@ def score(world, view, ranked, judge, place):
 
 
 def test_senses_are_told_apart_and_random_halves_of_a_latent_are_not(world, tmp_path):
-    senses = score(world, world.whole, world.senses, OracleJudge(), tmp_path / "senses")
-    halves = score(world, world.twins, world.halves, OracleJudge(), tmp_path / "halves")
-    own, floor = (senses.score.values["all"], senses.score.shuffled["all"])
-    assert (
-        len(own) == 3 * PLAN.words == senses.score.counts["pairs"] and senses.score.counts["candidates"] == PLAN.words
-    )
-    assert np.nanmean(own) > 0.97 and abs(np.nanmean(floor) - 0.2) < 0.13
-    assert abs(np.nanmean(halves.score.values["all"]) - 0.2) < 0.1
-    summary = senses.as_dict(0)
+    summary, senses = score(world, world.whole, world.senses, OracleJudge(), tmp_path / "senses")
+    _, halves = score(world, world.twins, world.halves, OracleJudge(), tmp_path / "halves")
+    own, floor = values_of(senses), summary["parts"]["all"]["shuffled"]["estimate"]
+    assert len(own) == 3 * PLAN.words == summary["pairs"] and summary["candidates"] == PLAN.words
+    assert np.nanmean(own) > 0.97 and abs(floor - 0.2) < 0.13
+    assert abs(np.nanmean(values_of(halves)) - 0.2) < 0.1
     assert summary["chance"] == 0.2 and summary["parents"] == "solo-s0" and summary["unreadable"] == 0
     part = summary["parts"]["all"]
     assert part["estimate"] == pytest.approx(np.nanmean(own)) and part["n_clusters"] <= PLAN.words
-    for row, (parent, one, other) in zip(senses.per_pair(), senses.splits.pairs(), strict=True):
+    for row, (parent, one, other) in zip(senses, splits(tmp_path, world.senses).pairs(), strict=True):
         assert row["parent"] == parent and row["children"] == [one, other] and 2 <= row["questions"] <= 2 * EACH_WAY
 
 
@@ -84,9 +85,9 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
     """Read off the prompts: which feature is on at the marked token of each text."""
     word, senses = world.senses[0]
     judge = Says(lambda ask: json.dumps({"intruder": 1}))
-    siblings = score(world, world.whole, [(word, senses[:2])], judge, tmp_path)
+    _, (pair,) = score(world, world.whole, [(word, senses[:2])], judge, tmp_path)
     odd = []
-    for ask in judge.asks[: int(siblings.questions[0])]:
+    for ask in judge.asks[: pair["questions"]]:
         marked = [line.split(prompts.OPEN)[1].split(prompts.CLOSE)[0] for line in ask.user.splitlines()]
         assert (
             ask.system == prompts.INTRUDE
@@ -98,7 +99,7 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
         assert {one, other} == {4, 1}
         odd.append((on.index("10" if one == 1 else "01"), one == 1))
     assert sum(first for _, first in odd) == EACH_WAY == len(odd) / 2
-    assert siblings.score.values["all"][0] == pytest.approx(np.mean([place == 0 for place, _ in odd]))
+    assert pair["sense_intruder"] == pytest.approx(np.mean([place == 0 for place, _ in odd]))
 
 
 @pytest.mark.parametrize(
@@ -113,31 +114,28 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
 )
 def test_what_cannot_be_read_has_the_credit_of_chance_and_is_counted(world, tmp_path, monkeypatch, says, counted):
     monkeypatch.setattr(asking, "GIVE_UP", 1000)
-    siblings = score(world, world.whole, world.senses[:2], Says(lambda ask: says), tmp_path)
-    assert siblings.score.values["all"] == pytest.approx(0.2)
-    assert siblings.score.counts[counted] == siblings.score.counts["asked"] == siblings.questions.sum() > 0
-    assert sum(siblings.score.counts[trouble] for trouble in ("unreadable", "failed")) == siblings.score.counts["asked"]
+    counts, per_pair = score(world, world.whole, world.senses[:2], Says(lambda ask: says), tmp_path)
+    assert values_of(per_pair) == pytest.approx(0.2)
+    assert counts[counted] == counts["asked"] == sum(pair["questions"] for pair in per_pair) > 0
+    assert sum(counts[trouble] for trouble in ("unreadable", "failed")) == counts["asked"]
 
 
 def test_pairs_without_windows_are_counted_and_have_no_number(world, tmp_path):
     """Senses of different words never share a token."""
     strangers = (0, (world.senses[0][1][0], world.senses[1][1][0]))
-    siblings = score(world, world.whole, [strangers, world.senses[2]], OracleJudge(), tmp_path)
-    assert np.isnan(siblings.score.values["all"][0]) and np.isfinite(siblings.score.values["all"][1:]).all()
-    assert (
-        siblings.score.counts["too_few_windows"] == 1
-        and siblings.questions[0] == 0
-        and siblings.per_pair()[0]["sense_intruder"] is None
-    )
-    part = siblings.as_dict(0)["parts"]["all"]
-    assert part["excluded"] == 1 and part["estimate"] == pytest.approx(np.nanmean(siblings.score.values["all"]))
-    nothing = score(world, world.whole, [], OracleJudge(), tmp_path)
-    assert nothing.as_dict(0)["parts"]["all"]["estimate"] is None and nothing.per_pair() == []
+    summary, per_pair = score(world, world.whole, [strangers, world.senses[2]], OracleJudge(), tmp_path)
+    values = values_of(per_pair)
+    assert np.isfinite(values[1:]).all() and summary["too_few_windows"] == 1
+    assert per_pair[0]["questions"] == 0 and per_pair[0]["sense_intruder"] is None
+    part = summary["parts"]["all"]
+    assert part["excluded"] == 1 and part["estimate"] == pytest.approx(np.nanmean(values))
+    summary, per_pair = score(world, world.whole, [], OracleJudge(), tmp_path)
+    assert summary["parts"]["all"]["estimate"] is None and per_pair == []
 
 
 def test_the_floor_counts_only_pairs_that_were_asked(world, tmp_path, monkeypatch):
     monkeypatch.setattr(intruder, "FLOOR", 4)
-    part = score(world, world.whole, world.senses[:2], OracleJudge(), tmp_path).as_dict(0)["parts"]["all"]
+    part = score(world, world.whole, world.senses[:2], OracleJudge(), tmp_path)[0]["parts"]["all"]
     assert part["n_values"] == 6 and part["shuffled"]["n_values"] == 4 and part["shuffled"]["excluded"] == 0
 
 
@@ -146,7 +144,7 @@ def test_a_judge_against_itself_is_found_out(world, tmp_path):
         def answer(self, ask):
             return Reply(json.dumps({"intruder": 1 + ask.repeat}))
 
-    counts = score(world, world.whole, world.senses, Flips(), tmp_path).as_dict(0)
+    counts = score(world, world.whole, world.senses, Flips(), tmp_path)[0]
     assert counts["repeated"] > 0 and counts["repeated_alike"] == 0 and counts["self_agreement"] == 0
 
 

@@ -64,7 +64,7 @@ def test_a_batch_padded_on_the_left_says_what_each_question_gets_alone(tmp_path,
         assert reply.prompt_tokens == len(judge.tokenizer(judge.rendered(ask), add_special_tokens=False)["input_ids"])
         assert [max(also.values()) for _, also in reply.logprobs] == pytest.approx(logprobs[: len(words)], abs=1e-4)
         assert all(1 <= len(also) <= 5 for _, also in reply.logprobs)
-        assert judge.answer(ask).text == reply.text
+        assert judge.answer_many([ask])[0].text == reply.text
 
 
 def test_a_model_that_answers_is_scored_as_the_oracle_it_copies_with_probabilities(world, folder, tmp_path):
@@ -85,7 +85,7 @@ def test_a_model_that_answers_is_scored_as_the_oracle_it_copies_with_probabiliti
 def test_the_probability_of_a_yes_is_the_models_own(folder):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: 'Well: {"answers": [true, false]} and more')
-    reply = judge.answer(Ask("s", "u", {}, max_tokens=60))
+    reply = judge.answer_many([Ask("s", "u", {}, max_tokens=60)])[0]
     assert prompts.answers_of(reply, 2, bool) == [True, False]
     share = math.exp(4) / (math.exp(4) + math.exp(2))
     assert yes_probabilities(reply, 2) == pytest.approx([share, 1 - share], abs=1e-6)
@@ -98,19 +98,19 @@ def test_what_a_random_model_says_is_unreadable_counted_and_at_chance(world, jud
         asker = Asker(judge, store)
         replies = asker.ask(ASKS)
         assert [prompts.field_of(reply, "answers") for reply in replies] == [None] * len(ASKS)
-        assert asker.tally.asked == len(ASKS) == count_of(store) and asker.tally.completion_tokens == sum(
+        assert asker.tally["asked"] == len(ASKS) == count_of(store) and asker.tally["completion_tokens"] == sum(
             reply.completion_tokens for reply in replies
         )
         again = Asker(judge, store)
-        assert again.ask(ASKS) == replies and again.tally.asked == 0
+        assert again.ask(ASKS) == replies and again.tally["asked"] == 0
 
 
 def test_a_model_that_goes_on_after_its_json_is_stopped(folder):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: '{"answer": "A"}' + " and so on" * 50)
-    reply = judge.answer(Ask("s", "u", {}, max_tokens=400))
+    reply = judge.answer_many([Ask("s", "u", {}, max_tokens=400)])[0]
     assert prompts.field_of(reply, "answer") == "A" and reply.completion_tokens < 40
-    short = judge.answer(Ask("s", "u", {}, max_tokens=3))
+    short = judge.answer_many([Ask("s", "u", {}, max_tokens=3)])[0]
     assert short.completion_tokens == 3 and prompts.field_of(short, "answer") is None
 
 
@@ -118,14 +118,14 @@ def test_a_model_that_goes_on_after_its_json_is_stopped(folder):
 def test_a_cache_goes_back_under_the_name_that_it_came_by(folder, cache_name):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: '{"answer": "A"}', cache_name)
-    assert judge.answer(Ask("s", "u", {}, max_tokens=60)).text == '{"answer": "A"}'
+    assert judge.answer_many([Ask("s", "u", {}, max_tokens=60)])[0].text == '{"answer": "A"}'
 
 
 def test_a_model_without_a_cache_is_refused(folder):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: "word", "")
     with pytest.raises(UserError, match="keeps no cache of the tokens"):
-        judge.answer(ASKS[0])
+        judge.answer_many([ASKS[0]])[0]
 
 
 def test_questions_of_a_batch_keep_their_own_limits(folder):
@@ -140,7 +140,7 @@ def test_a_template_without_a_system_message_gets_it_in_the_users(tmp_path):
     assert judge.rendered(ASKS[0]) == "<s>user\nanswer in JSON\n\nwhat is it?</s><s>assistant\n"
     broken = LocalJudge(str(save_model(tmp_path / "b", template="{{ raise_exception('never') }}")))
     with pytest.raises(UserError, match="chat template") as caught:
-        broken.answer(ASKS[0])
+        broken.answer_many([ASKS[0]])[0]
     assert "\n" not in str(caught.value)
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_a_judge_is_one_line(tmp_path, build):
         LocalJudge(str(tmp_path / "nowhere"))
     small = LocalJudge(str(save_model(tmp_path / "s", places=40)))
     with pytest.raises(UserError, match="reads 40; take a smaller window") as caught:
-        small.answer(ASKS[1])
+        small.answer_many([ASKS[1]])[0]
     assert "\n" not in str(caught.value)
 
 
@@ -168,16 +168,16 @@ def test_too_little_memory_is_one_line_and_a_bug_is_not_hidden(folder):
 
     judge.model.forward = fails("DefaultCPUAllocator: can't allocate memory")
     with pytest.raises(UserError, match="do not fit into memory"):
-        judge.answer(ASKS[0])
+        judge.answer_many([ASKS[0]])[0]
     judge.model.forward = fails("shapes do not fit")
     with pytest.raises(RuntimeError, match="shapes"):
-        judge.answer(ASKS[0])
+        judge.answer_many([ASKS[0]])[0]
 
 
 def test_the_room_left_bounds_the_reply(tmp_path):
     small = LocalJudge(str(save_model(tmp_path / "s", places=80)))
     prompt = len(small.tokenizer(small.rendered(ASKS[2]), add_special_tokens=False)["input_ids"])
-    reply = small.answer(Ask(ASKS[2].system, ASKS[2].user, {}, max_tokens=500))
+    reply = small.answer_many([Ask(ASKS[2].system, ASKS[2].user, {}, max_tokens=500)])[0]
     assert prompt < 80 and reply.completion_tokens <= 80 - prompt
 
 

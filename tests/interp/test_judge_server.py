@@ -16,7 +16,6 @@ ASK = Ask(
     "what is it?",
     {"type": "object", "properties": {"a": {"type": "string"}}},
     max_tokens=33,
-    temperature=0.5,
 )
 
 
@@ -34,7 +33,7 @@ def test_the_request_holds_messages_sampling_and_schema():
         body["model"] == "some/model"
         and body["messages"] == ASK.messages
         and body["max_tokens"] == 33
-        and body["temperature"] == 0.5
+        and body["temperature"] == 0.0
     )
     assert (
         body["response_format"]["json_schema"]["schema"] == ASK.schema

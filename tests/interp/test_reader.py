@@ -12,7 +12,7 @@ from worlds import planted, view_of
 from metasae.interp import asking, prompts
 from metasae.interp import reader as reader_module
 from metasae.interp.asking import Asker, Limits, Temporary
-from metasae.interp.choice import READ
+from metasae.interp.choice import CHANCE, READ
 from metasae.interp.draws import KINDS, LatentWindows, Windows, activating_windows, contents_of, with_silent
 from metasae.interp.reader import Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
@@ -86,9 +86,7 @@ def test_hard_negatives_tell_blends_from_atoms_and_simulation_does_not(world, tm
 
     def kept(key, part):
         """How much of what an atom has above chance a blend has."""
-        return (mean(key, part, ~world.atoms) - scores[key].chance) / (
-            mean(key, part, world.atoms) - scores[key].chance
-        )
+        return (mean(key, part, ~world.atoms) - CHANCE[key]) / (mean(key, part, world.atoms) - CHANCE[key])
 
     assert (
         kept("detection", "same_token") < 0.2
@@ -98,7 +96,7 @@ def test_hard_negatives_tell_blends_from_atoms_and_simulation_does_not(world, tm
     assert mean("fuzz_2afc", "all", world.atoms) > 0.97
     for key in READ:
         for floor in scores[key].shuffled.values():
-            assert abs(np.nanmean(floor) - scores[key].chance) < 0.1
+            assert abs(np.nanmean(floor) - CHANCE[key]) < 0.1
         assert (
             scores[key].counts["unreadable"] == scores[key].counts["failed"] == scores[key].counts["unexplained"] == 0
         )
@@ -139,7 +137,7 @@ def test_what_cannot_be_read_or_had_scores_as_chance_and_is_counted(world, tmp_p
     judge = Says(lambda ask: "I would rather not say" if trouble == "nonsense" else Temporary("busy"))
     score = read(world, key, judge, tmp_path, world.latents[:3])
     for values in score.values.values():
-        assert (values == score.chance).all()
+        assert (values == CHANCE[score.key]).all()
     asked = sum(ask.system != prompts.EXPLAIN and ask.repeat == 0 for ask in judge.asks)
     assert score.counts["unreadable" if trouble == "nonsense" else "failed"] == asked > 0
     assert score.counts["failed" if trouble == "nonsense" else "unreadable"] == 0

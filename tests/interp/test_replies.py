@@ -23,7 +23,6 @@ def test_a_reply_is_found_again_by_all_that_changes_it(tmp_path):
             {"user": "x"},
             {"schema": {"type": "array"}},
             {"max_tokens": 5},
-            {"temperature": 0.5},
             {"repeat": 1},
         ]
         assert (

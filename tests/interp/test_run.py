@@ -16,12 +16,10 @@ from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.errors import UserError
 from metasae.interp.asking import Asker
 from metasae.interp.choice import InterpSpec, arms_to_score
-from metasae.interp.embedding import embedding_scorer
-from metasae.interp.pairs import _of_siblings, matched_difference
-from metasae.interp.reader import Reader
+from metasae.interp.embedding import EmbeddingScorer
 from metasae.interp.replies import ReplyStore
 from metasae.interp.run import Scoring
-from metasae.interp.scores import Score, ScoreFile, other_latents
+from metasae.interp.scores import Score, ScoreFile, _of_siblings, matched_difference, other_latents
 from metasae.interp.subject import main_tokens
 from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings
@@ -58,7 +56,7 @@ def scoring_of(run, **asked):
 
 def go(run, scorers=None, judges=None, **asked):
     scoring = scoring_of(run, latents=20, **asked)
-    return scoring.write(scorers or {"embedding": embedding_scorer(scoring.text, words_encoder, SPEC)}, judges or {})
+    return scoring.write(scorers or {"embedding": EmbeddingScorer(scoring.text, words_encoder, SPEC)}, judges or {})
 
 
 def test_files_hold_what_is_returned_and_means_are_those_of_the_latents(run):
@@ -182,7 +180,7 @@ def test_siblings_of_two_seeds_are_compared_with_the_base_rate(run, tmp_path):
     with ReplyStore(tmp_path / "replies.sqlite") as store:
         asker = Asker(OracleJudge(), store)
         scoring = scoring_of((place, split), scores=["sense_intruder"], latents=5)
-        merged = scoring.write({}, {}, Reader(asker, scoring.text, SPEC, 0))
+        merged = scoring.write({}, {}, asker)
     scores = {name: entry["interp"]["scores"]["sense_intruder"] for name, entry in merged["arms"].items()}
     assert [(scores[name]["parents"], scores[name]["children"]) for name in ("joint-s0", "joint-s1", "solo-s0")] == [
         ("solo-s0", "joint-s0"),

@@ -44,19 +44,16 @@ def test_five_windows_of_one_token_from_five_documents(seed, lengths, length, co
     text, view, on = text_of(firings), view_of(firings), firings.csr.toarray() > 0
     most, other = alone(text, view, 3, 4, length), alone(text, view, 4, 3, length)
     fives = draw_fives(text, most, other, length, count, np.random.default_rng(seed))
-    for five in fives:
-        assert len(five.focus) == len(five.starts) == 5 and 0 <= five.intruder < 5
-        assert len(set(firings.documents[five.focus])) == 5 and len(set(firings.tokens[five.focus])) == 1
-        windows = [firings.tokens[start : start + length] for start in five.starts]
+    for middles, intruder in fives:
+        starts = middles - length // 2
+        assert len(middles) == 5 and 0 <= intruder < 5
+        assert len(set(firings.documents[middles])) == 5 and len(set(firings.tokens[middles])) == 1
+        windows = [firings.tokens[start : start + length] for start in starts]
         assert len({window.tobytes() for window in windows}) == 5
-        for place, (start, focus, window) in enumerate(zip(five.starts, five.focus, windows, strict=True)):
-            assert (
-                start == focus - length // 2
-                and len(window) == length
-                and len(set(firings.documents[start : start + length])) == 1
-            )
-            assert on[focus, 3] == (place != five.intruder) and on[focus, 4] == (place == five.intruder)
-    assert len(fives) <= count and len({five.focus[five.intruder] for five in fives}) == len(fives)
+        for place, (start, focus, window) in enumerate(zip(starts, middles, windows, strict=True)):
+            assert len(window) == length and len(set(firings.documents[start : start + length])) == 1
+            assert on[focus, 3] == (place != intruder) and on[focus, 4] == (place == intruder)
+    assert len(fives) <= count and len({middles[place] for middles, place in fives}) == len(fives)
     if not fives:
         # with four documents beside the intruder's there may still be repeated text, but not with windows that all
         # differ
@@ -79,9 +76,9 @@ def test_places_of_the_intruder_and_tokens_take_turns():
     text, view = text_of(firings), view_of(firings)
     sides = alone(text, view, 3, 5, 6), alone(text, view, 5, 3, 6)
     fives = draw_fives(text, *sides, 6, 200, np.random.default_rng(0))
-    places = np.bincount([five.intruder for five in fives], minlength=5)
+    places = np.bincount([place for _, place in fives], minlength=5)
     assert len(fives) == len(sides[1]) or (len(fives) == 200 and places.min() > 20)
-    first = [int(firings.tokens[five.focus[0]]) for five in fives[:10]]
+    first = [int(firings.tokens[middles[0]]) for middles, _ in fives[:10]]
     assert sorted(first) == [0] * 5 + [1] * 5
 
 

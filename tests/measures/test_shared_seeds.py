@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metasae.compare.catalogue import CATALOGUE
-from metasae.compare.shared_seeds import of_both, of_names, seeds_behind
+from metasae.compare.compare import of_both, of_names, seeds_behind
 from metasae.intervals.crossed import over_shared_seeds
 from metasae.intervals.statistics import is_clear, mean_interval, paired_difference
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import metasae
 from metasae.cli import app
+from metasae.compare.compare import compare
 from metasae.errors import Interrupted, UserError
 from metasae.recipe.recipe import Recipe
 from metasae.report.report import write_report
@@ -84,7 +85,8 @@ def test_a_cell_is_a_run_folder(done, tmp_path):
 def test_a_report_can_be_written_for_a_cell(done, tmp_path):
     out, result = done
     shutil.copytree(out, tmp_path / "copy", symlinks=True)
-    assert write_report(tmp_path / "copy" / result["cells"][0]["folder"]).stat().st_size > 50_000
+    copied = tmp_path / "copy" / result["cells"][0]["folder"]
+    assert write_report(copied, compare(copied)).stat().st_size > 50_000
 
 
 def test_what_is_told(done):

@@ -4,7 +4,7 @@ Seeds: latents found again in another seed. Splits and merges: solo's latents th
 Side effects, where they are asked for: how bluntly the matched latents of both steer the model.
 
 Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers that share seeds,
-and two give one; `with` names the second SAE, which their interval needs (`metasae.compare.shared_seeds`). Splits of
+and two give one; `with` names the second SAE, which their interval needs (`metasae.compare.compare`). Splits of
 solo's latents in an arm are read beside their base rate, splits of solo's latents in solo's own next seed.
 """
 
@@ -16,7 +16,7 @@ import torch
 
 from metasae import files
 from metasae.arms.folder import Arm, next_seed
-from metasae.compare.measured import read_measured, shared_conditions
+from metasae.compare.compare import read_measured, shared_conditions
 from metasae.measures.cofiring.splits import find_splits, paper_ranking
 from metasae.measures.effect.matched_effects import Side, Steering, matched_side_effects
 from metasae.measures.rows.seeds import attenuation, chance_matching, match

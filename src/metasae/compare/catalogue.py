@@ -1,7 +1,8 @@
-"""Every measure that is compared: where it lies in measures.json, its name in words, and which way is better.
+"""What is compared: every measure, pairs of arms, and one difference in words.
 
-The table is catalogue.csv, one row a measure. Comparison, verdict, figures, report and explorer all read it, so a new
-measure is one row. Its columns:
+A measure has a place in measures.json, a name in words, and perhaps a way that is better. The table of measures is
+catalogue.csv, one row a measure. Comparison, verdict, figures, report and explorer all read it, so a new measure is one
+row. Its columns:
 
 path      the keys from the top of measures.json
 label     the name in words
@@ -15,7 +16,9 @@ import csv
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from metasae.intervals.statistics import is_clear, leaves_out_zero
 
 # The first key of a path -> the group's title.
 GROUPS = {
@@ -32,6 +35,7 @@ GROUPS = {
 }
 # What the measures of a group are evidence of, where they have a direction.
 SPEAKS_OF = dict.fromkeys(GROUPS, "atomicity") | {"fidelity": "fidelity", "interp": "explanation"}
+ADJECTIVES = {"atomicity": "atomic", "fidelity": "faithful", "explanation": "explainable"}
 ROBUST = ("cooccurrence.fixed_marginals.lift_variance", "decomposability.meta_ve_excess_over_gaussian")
 
 
@@ -69,29 +73,42 @@ class Quantity:
         return self.key in ROBUST
 
 
-def _read(path: Path) -> tuple[Quantity, ...]:
-    with path.open(encoding="utf-8", newline="") as table:
-        return tuple(
-            Quantity(
-                path=tuple(row["path"].split("/")),
-                label=row["label"],
-                better=row["better"] or None,
-                main=row["main"] == "main",
-                relative=row["change"] == "%",
-                meaning=row["meaning"],
-            )
-            for row in csv.DictReader(table)
+with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline="") as _table:
+    CATALOGUE = tuple(
+        Quantity(
+            path=tuple(row["path"].split("/")),
+            label=row["label"],
+            better=row["better"] or None,
+            main=row["main"] == "main",
+            relative=row["change"] == "%",
+            meaning=row["meaning"],
         )
-
-
-CATALOGUE = _read(Path(__file__).with_name("catalogue.csv"))
-
+        for row in csv.DictReader(_table)
+    )
 
 WHY_NOT_PHI_ALONE = (
     "Mean |phi| alone is not atomicity: at fixed lift it is proportional to L0, and it falls when firing rates spread, "
     "so it is read beside its excess over nulls, the lift, nearest-partner phi, the share of strong pairs and the "
     "critics on the decoder rows."
 )
+
+
+class Pair(NamedTuple):
+    """An arm held against the baseline. Its differences are arm - baseline: `a` and `b` in compare.json.
+
+    Only JSON and text hold it as a string.
+    """
+
+    arm: str
+    baseline: str
+
+    def __str__(self) -> str:
+        return f"{self.arm} vs {self.baseline}"
+
+
+def by_pair(pairs: dict[str, dict]) -> dict[Pair, dict]:
+    """The `pairs` of compare.json or interp.json, whose keys are text (`joint vs solo`), with objects for keys."""
+    return {Pair(*name.split(" vs ")): entries for name, entries in pairs.items()}
 
 
 def grouped(keys: Collection[str]) -> list[tuple[str, list[Quantity]]]:
@@ -116,3 +133,70 @@ def _at(measures: Any, path: tuple[str, ...]) -> Any:
     for key in path:
         measures = measures.get(key) if isinstance(measures, dict) else None
     return measures
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """So many significant digits; - for none."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def change(quantity: Quantity, entry: dict) -> str:
+    """`-4.1% [-6.2, -2.0]`, or in pp as `scaled` says; `0` where every seed is as in the baseline.
+
+    entry, here and below: a difference as compare.json has it (`metasae.intervals.statistics.Difference.as_dict`).
+    """
+    if entry["difference"] is None:
+        return "-"
+    if all(value["a"] == value["b"] for value in entry["values"]):
+        return "0"
+    value, interval = scaled(quantity, entry)
+    if value is None:
+        return _with_interval(f"{entry['difference']:+.2g}", entry["ci95"] and [f"{end:+.2g}" for end in entry["ci95"]])
+    unit = "%" if quantity.relative else " pp"
+    return _with_interval(_signed(value) + unit, interval and list(map(_signed, interval)))
+
+
+def scaled(quantity: Quantity, entry: dict) -> tuple[float | None, list[float] | None]:
+    """(change, interval) in percent, or in pp (hundredths) for a share that is itself a difference; None for none."""
+    if quantity.relative or entry["difference"] is None:
+        return entry["percent"], entry["percent_ci95"]
+    return 100 * entry["difference"], entry["ci95"] and [100 * end for end in entry["ci95"]]
+
+
+def towards(quantity: Quantity, entry: dict) -> str:
+    """`better`, `worse` or `same` by the sign of the difference, or "" for a quantity without a direction."""
+    if quantity.better is None or entry["difference"] is None:
+        return ""
+    if entry["difference"] == 0:
+        return "same"
+    return "better" if (entry["difference"] < 0) == (quantity.better == "lower") else "worse"
+
+
+def reading(quantity: Quantity, entry: dict) -> str:
+    """What a row says: `more atomic`, `less faithful (1 seed)`, `unclear` ..., "" for a plain description."""
+    direction = towards(quantity, entry)
+    if direction in ("", "same"):
+        return direction and "no change"
+    conclusion = f"{'more' if direction == 'better' else 'less'} {ADJECTIVES[quantity.speaks_of]}"
+    if is_clear(entry):
+        return conclusion
+    if entry["ci95"] is None:
+        return entry["note"]
+    return f"{conclusion}, not after Holm" if leaves_out_zero(entry) else "interval includes 0"
+
+
+def is_established(entry: dict) -> bool:
+    """Whether a difference of a main measure is clear, after Holm's correction."""
+    return is_clear(entry) and entry.get("p_holm") is not None
+
+
+def _with_interval(value: str, ends: list[str] | None) -> str:
+    return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def _signed(value: float) -> str:
+    """About two significant digits; a small change is not written as 0."""
+    for limit, digits in ((100, "+.0f"), (1, "+.1f"), (0.005, "+.2f")):
+        if abs(value) >= limit:
+            return f"{value:{digits}}"
+    return f"{value:+.0e}" if value else "+0"

@@ -1,27 +1,49 @@
-"""What each arm changes against solo (or another baseline): differences over paired seeds, with intervals."""
+"""The measured arms of a run, and what each changes against solo (or another baseline).
 
-import re
+Differences are over paired seeds, with intervals.
+
+A number may take a second SAE of another seed. Latents found again take an SAE and that of the next seed. Solo's own
+splits are those in its next seed, their base rate, and so are the siblings that sense_intruder asks about. Such numbers
+share seeds, which their interval must know (`metasae.intervals.crossed`).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from metasae import files
-from metasae.arms.folder import read_object
-from metasae.compare.catalogue import CATALOGUE, Quantity, left_out_of, value_of
+from metasae.arms.folder import Arm, RunFolder, read_object, split_label
+from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, left_out_of, value_of
 from metasae.compare.matched import MATCHED
-from metasae.compare.measured import Measured, by_arm, read_measured, shared_conditions
-from metasae.compare.pair import Pair
-from metasae.compare.shared_seeds import Behind, of_both, seeds_behind
 from metasae.compare.tables import as_markdown
-from metasae.compare.verdict import write_verdict
+from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError, nearest
 from metasae.intervals.families import adjust
-from metasae.intervals.statistics import Difference, Mean, mean_interval, paired_difference
+from metasae.intervals.statistics import Difference, mean_interval, paired_difference
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.registry import ARMS, BASELINE, SUBJECT, place_of
+from metasae.recipe.registry import BASELINE, SUBJECT, place_of
 
-# For importers that have not moved to `metasae.arms.folder` yet.
-ORDER = tuple(ARMS)
-ARM_FOLDER = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
+# What must be alike for all arms.
+SAME_FOR_ALL = ("n_tokens", "data", "critic_seed", "senses")
+# Alike for all SAEs that were calibrated; those that came with thresholds of their own keep them.
+CALIBRATED = ("calibration_tokens", "rule")
+ACROSS = ("seeds", "splits", "merges")
+SIBLINGS = ("interp", "scores", "sense_intruder")
+# seed -> the seeds whose SAEs its number takes; None where it takes a second SAE and it is not kept which
+Behind = dict[int, frozenset[int] | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """measures: the arm's measures.json, with its parts of across.json and interp.json.
+
+    stale: whether auto-interp scores of earlier weights were left out of the measures.
+    """
+
+    arm: Arm
+    measures: dict
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,9 +57,6 @@ class Numbers:
     values: dict[int, float | None]
     blocks: dict[int, list] | None
     behind: Behind
-
-    def mean(self) -> Mean:
-        return mean_interval(self.values, self.blocks, self.behind)
 
     def minus(self, other: "Numbers") -> Difference:
         """Where only one arm has values without blocks, neither's count."""
@@ -71,7 +90,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "baseline": baseline,
         "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
-    comparison["verdict"] = write_verdict(comparison)
+    comparison["verdict"] = " ".join(line.text for line in verdict_lines(comparison))
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
     return comparison
@@ -101,7 +120,7 @@ def _of_quantity(by_seed: dict[int, Measured], quantity: Quantity) -> Numbers:
 
 
 def _arm_as_dict(numbers: dict[str, Numbers]) -> dict:
-    means = {key: of_arm.mean() for key, of_arm in numbers.items()}
+    means = {key: mean_interval(of_arm.values, of_arm.blocks, of_arm.behind) for key, of_arm in numbers.items()}
     return {
         "means": {key: mean.mean for key, mean in means.items()},
         "intervals": {key: mean.as_dict() for key, mean in means.items()},
@@ -143,3 +162,81 @@ def _matched(a: dict[int, Measured], b: dict[int, Measured]) -> dict[str, Differ
             sides = ({seed: both[side] for seed, both in values.items()} for side in (0, 1))
             differences[key] = paired_difference(*sides)
     return differences
+
+
+def seeds_behind(measures: dict, quantity: Quantity, seed: int) -> frozenset[int] | None:
+    """The seeds whose SAEs a number takes. measures: as comparison has them, of an SAE of this seed.
+
+    None where the number takes a second SAE and it is not kept which.
+    """
+    labels = []
+    if quantity.group in ACROSS:
+        labels = [measures[quantity.group].get("with")]
+    elif quantity.path[:3] == SIBLINGS:
+        score = measures["interp"]["scores"]["sense_intruder"]
+        labels = [score.get("parents"), score.get("children")]
+    return of_names(seed, labels)
+
+
+def of_names(seed: int, labels: Sequence[str | None]) -> frozenset[int] | None:
+    """This seed and those of the SAEs named (`solo-s1`); None where one has no name."""
+    arms = [split_label(label or "") for label in labels]
+    return None if None in arms else frozenset({seed, *(other for _, other in arms)})
+
+
+def of_both(a: Behind, b: Behind) -> Behind:
+    """The seeds behind the difference of each seed that both arms have."""
+    return {seed: None if None in (a[seed], b[seed]) else a[seed] | b[seed] for seed in sorted(a.keys() & b.keys())}
+
+
+def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
+    """(every measured SAE of a run in the order of arms and seeds, the names of arm folders without measures.json).
+
+    Raises UserError where none is measured, and for a file that is damaged.
+    """
+    arms = RunFolder(run_folder).arms()
+    across = read_object(run_folder / "across.json")
+    scores = read_object(run_folder / "interp.json").get("arms", {})
+    measured = [
+        _with_beside(arm, across.get(arm.label, {}), scores.get(arm.label, {})) for arm in arms if arm.is_measured
+    ]
+    if not measured:
+        raise UserError(f"no arm in {run_folder} is measured yet; run `metasae run` on it to the end first")
+    return measured, sorted(arm.label for arm in arms if not arm.is_measured)
+
+
+def _with_beside(arm: Arm, across: dict, scores: dict) -> Measured:
+    measures = arm.measures()
+    if not isinstance(measures.get("conditions"), dict):
+        raise UserError(f"{arm.folder / 'measures.json'} holds no measures; delete it and run again")
+    # files of earlier releases do not say of which weights the scores are
+    of = scores["interp"].get("conditions", {}).get("of") if scores else None
+    stale = of is not None and of["sae"] != measures["conditions"].get("sae")
+    return Measured(arm, measures | across | ({} if stale else scores), stale)
+
+
+def by_arm(measured: Sequence[Measured]) -> dict[str, dict[int, Measured]]:
+    """Arm -> seed -> what was measured, in the order of `measured`, in which each arm's seeds stand together."""
+    groups = groupby(measured, key=lambda entry: entry.arm.name)
+    return {name: {entry.arm.seed: entry for entry in of_arm} for name, of_arm in groups}
+
+
+def shared_conditions(measured: list[Measured]) -> dict:
+    """What all SAEs were judged under. Raises UserError where they were not judged alike."""
+    calibrated = [entry for entry in measured if entry.measures["conditions"].get("rule") != "own"]
+    shared = _alike(measured, SAME_FOR_ALL) | _alike(calibrated or measured, CALIBRATED)
+    own = sorted({entry.arm.name for entry in measured if entry not in calibrated})
+    return shared | ({"own_thresholds": own} if calibrated and own else {})
+
+
+def _alike(measured: list[Measured], keys: tuple[str, ...]) -> dict:
+    first, *others = ((entry.arm.label, entry.measures["conditions"]) for entry in measured)
+    for label, conditions in others:
+        for key in keys:
+            values = first[1].get(key), conditions.get(key)
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{first[0]} and {label} were judged differently ({key}: {values[0]} and {values[1]}); "
+                    "measure them again alike"
+                )
+    return {key: first[1].get(key) for key in keys}

@@ -3,12 +3,10 @@
 Each function takes two measures.json, a and b, and gives the numbers of both; (None, None) where there are none.
 """
 
-from collections.abc import Callable
-
-Numbers = tuple[float | None, float | None]
+from functools import partial
 
 
-def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
+def phi_at_equal_rates(a: dict, b: dict) -> tuple[float | None, float | None]:
     """Mean |phi| of both, each pair of firing-rate bands weighed by the pairs of both in it.
 
     a, b: measures.json; see `phi_sums.matched_mean`.
@@ -21,7 +19,7 @@ def phi_at_equal_rates(a: dict, b: dict) -> Numbers:
     return matched_mean(*cells)
 
 
-def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
+def atomicity_at_equal_recall(a: dict, b: dict) -> tuple[float | None, float | None]:
     """Sense atomicity of both, each bin of recall weighed by both SAEs together (`sense_matching.matched_recall`)."""
     from metasae.measures.words.sense_matching import matched_recall
 
@@ -30,26 +28,25 @@ def atomicity_at_equal_recall(a: dict, b: dict) -> Numbers:
     return matched_recall(a["senses"], b["senses"])
 
 
-def side_effect(name: str) -> Callable[[dict, dict], Numbers]:
-    """A number of the side effects over matched latents.
+def side_effect(name: str, a: dict, b: dict) -> tuple[float | None, float | None]:
+    """A number of the side effects over matched latents of both.
 
     across.json has both SAEs' beside each other, in the arm that is not solo.
 
     Those of two other SAEs than these, as under another baseline, do not count.
     """
-
-    def numbers(a: dict, b: dict) -> Numbers:
-        effects = a.get("side_effects", {})
-        if effects.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
-            return None, None
-        return effects.get(f"{name}_a"), effects.get(f"{name}_b")
-
-    return numbers
+    effects = a.get("side_effects", {})
+    if effects.get("of") != [measures["conditions"].get("sae") for measures in (a, b)]:
+        return None, None
+    return effects.get(f"{name}_a"), effects.get(f"{name}_b")
 
 
 # by the key of their quantity in the catalogue
-MATCHED: dict[str, Callable[[dict, dict], Numbers]] = {
+MATCHED = {
     "cooccurrence.phi_at_equal_rates": phi_at_equal_rates,
     "senses.atomicity_at_equal_recall": atomicity_at_equal_recall,
-    **{f"side_effects.{name}": side_effect(name) for name in ("spill_per_firing", "spill", "apart", "bluntness")},
+    **{
+        f"side_effects.{name}": partial(side_effect, name)
+        for name in ("spill_per_firing", "spill", "apart", "bluntness")
+    },
 }

@@ -1,23 +1,66 @@
-"""A comparison as tables: compare.md for reading, and the summary that is printed."""
+"""A comparison as tables: compare.md for reading, the summary that is printed, and how templates are filled.
 
+The templates (jinja2) are files beside the code that fills them.
+"""
+
+from functools import cache
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from metasae.compare.catalogue import CATALOGUE, Quantity
-from metasae.compare.pair import Pair, by_pair
-from metasae.compare.templates import fill
-from metasae.compare.words import change, number, towards
+from metasae.compare.catalogue import (
+    CATALOGUE,
+    Pair,
+    Quantity,
+    by_pair,
+    change,
+    grouped,
+    is_established,
+    number,
+    reading,
+    towards,
+)
 from metasae.intervals.statistics import is_clear
+
+
+def fill(template: Path, **values: object) -> str:
+    """A template with its values in place, which are escaped where the template is HTML."""
+    return _environment(template.parent).get_template(template.name).render(**values)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals |= {
+        "change": change,
+        "grouped": grouped,
+        "is_established": is_established,
+        "number": number,
+        "reading": reading,
+        "towards": towards,
+    }
+    return environment
 
 
 def as_markdown(comparison: dict) -> str:
     """compare.md: verdict, conditions, and one table per group and pair."""
-    template, pairs = Path(__file__).with_name("compare.md"), by_pair(comparison["pairs"])
-    return fill(template, comparison=comparison, pairs=pairs, conditions_line=conditions_line)
+    return fill(
+        Path(__file__).with_name("compare.md"),
+        comparison=comparison,
+        pairs=by_pair(comparison["pairs"]),
+        conditions_line=conditions_line,
+    )
 
 
 def conditions_line(comparison: dict, pair: Pair | None = None) -> str:

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Quantity
-from metasae.compare.pair import Pair, by_pair
-from metasae.compare.words import change, reading, towards
+from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Pair, Quantity, by_pair, change, reading, towards
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
 # A main measure and its difference between the two arms of a pair.
@@ -33,20 +31,19 @@ def verdict_lines(comparison: dict) -> list[Line]:
     setting = Line("setting", f"Judged on {comparison['conditions']['n_tokens']:,} held-out tokens.")
     if not comparison["pairs"]:
         arms = ", ".join(comparison["arms"])
-        nothing = (
-            f"Only {arms} was measured, and a difference needs solo and another arm: there is nothing to compare yet."
-        )
-        return [setting, Line("conclusion", nothing)]
+        return [
+            setting,
+            Line(
+                "conclusion",
+                f"Only {arms} was measured, and a difference needs solo and another arm: "
+                "there is nothing to compare yet.",
+            ),
+        ]
     lines = [setting]
     for pair, entries in by_pair(comparison["pairs"]).items():
         is_control = pair == Pair("control", "solo")
         lines += [_of_control(entries)] if is_control else _of_pair(pair, entries, comparison)
     return [*lines, Line("caution", WHY_NOT_PHI_ALONE)]
-
-
-def write_verdict(comparison: dict) -> str:
-    """The lines as one paragraph."""
-    return " ".join(line.text for line in verdict_lines(comparison))
 
 
 def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[Line]:
@@ -72,12 +69,12 @@ def _of_control(entries: dict) -> Line:
     if not moved:
         return Line("conclusion", "Control (lambda2 = 0) equals solo on every measure, exactly: the control holds.")
     largest = max(moved, key=lambda quantity: abs(entries[quantity.key]["percent"] or 0))
-    text = (
+    return Line(
+        "conclusion",
         "Control (lambda2 = 0) differs from solo, which it must not: "
         f"{largest.label} {change(largest, entries[largest.key])}; "
-        "the arms did not train alike, so no change of that size counts as an effect of the penalty."
+        "the arms did not train alike, so no change of that size counts as an effect of the penalty.",
     )
-    return Line("conclusion", text)
 
 
 def _conclusion(atomicity: list[Row]) -> str:
@@ -97,9 +94,9 @@ def _conclusion(atomicity: list[Row]) -> str:
             "no measure of atomicity survives Holm's correction for so many, "
             "though some move by more than their own interval allows for.",
         ),
+        (True, "no measure of atomicity moves by more than its interval allows for."),
     )
-    nothing = "no measure of atomicity moves by more than its interval allows for."
-    return next((text for applies, text in conclusions if applies), nothing)
+    return next(text for applies, text in conclusions if applies)
 
 
 def _count(some: list[Row], of: list[Row]) -> str:

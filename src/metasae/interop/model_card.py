@@ -11,9 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from metasae.compare.catalogue import CATALOGUE, value_of
+from metasae.compare.catalogue import CATALOGUE, change, number, reading, value_of
 from metasae.compare.tables import conditions_line
-from metasae.compare.words import change, number, reading
 
 TAGS = ("sparse-autoencoder", "saelens", "metasae", "interpretability")
 # The measures that SAEs are listed with.

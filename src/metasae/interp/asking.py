@@ -7,7 +7,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,9 @@ from metasae.progress.progress import SILENT, Progress, Task
 # A server that answered none of so many questions in a row, each with its retries, is taken to be gone.
 GIVE_UP = 20
 LONGEST_WAIT = 60.0
+# What asking comes to: questions that were answered now, those from the store, those not answered after every retry,
+# attempts too many, and the tokens of the answers that came now, as the judge counted them.
+COUNTED = ("asked", "stored", "failed", "retried", "prompt_tokens", "completion_tokens")
 # Of English text; only the estimate before a run rests on it.
 CHARACTERS_PER_TOKEN = 4
 EXPLANATION_LENGTH = 240
@@ -35,7 +38,8 @@ class Temporary(Exception):
 class Judge(Protocol):
     """name: what replies are kept under, model and whatever else changes them.
 
-    A judge that also has `batch` and `answer_many` (as LocalJudge) is asked so many questions at a time, by one thread.
+    A judge that has `batch` and `answer_many` in its place (as LocalJudge) is asked so many questions at a time, by one
+    thread.
     """
 
     name: str
@@ -44,28 +48,9 @@ class Judge(Protocol):
         """Raises Temporary for what may pass, UserError for what will not."""
 
 
-@dataclass
-class Tally:
-    """What asking came to.
-
-    asked: questions that were answered now. stored: from the store. failed: not answered after every retry. retried:
-    attempts too many. prompt_tokens, completion_tokens: of the answers that came now, as the judge counted them.
-    """
-
-    asked: int = 0
-    stored: int = 0
-    failed: int = 0
-    retried: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def as_dict(self, price: tuple[float, float] | None = None) -> dict:
-        return {**vars(self), "cost": cost_of(self.prompt_tokens, self.completion_tokens, price)}
-
-
-def cost_of(prompt_tokens: int, completion_tokens: int, price: tuple[float, float] | None) -> float | None:
-    """price: of a million prompt and completion tokens; None where it is not known."""
-    return None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6
+def cost_of(tokens: Mapping[str, int], price: tuple[float, float] | None) -> float | None:
+    """tokens: prompt_tokens and completion_tokens. price: of a million of each; None where it is not known."""
+    return price and (tokens["prompt_tokens"] * price[0] + tokens["completion_tokens"] * price[1]) / 1e6
 
 
 def spent(cost: float | None) -> str:
@@ -87,11 +72,6 @@ class Limits:
     retries: int = 6
     first_wait: float = 1.0
 
-    def __post_init__(self):
-        rate = 1.0 if self.per_minute is None else self.per_minute
-        if self.concurrency < 1 or self.retries < 0 or self.first_wait < 0 or not rate > 0:
-            raise UserError("a judge needs a concurrency of at least 1, and neither retries, waits nor a rate below 0")
-
 
 class Asker:
     """Asks a judge what the store has no reply to. name: of the model whose replies are kept."""
@@ -107,7 +87,7 @@ class Asker:
         """judge: None to answer from the store alone, as `name`, the model whose replies are replayed, gave them."""
         self.judge, self.store, self.limits, self.progress = judge, store, limits or Limits(), progress
         self.name = judge.name if judge is not None else name
-        self.tally = Tally()
+        self.tally = dict.fromkeys(COUNTED, 0)
         self._stop, self._lock = threading.Event(), threading.Lock()
         # when the next attempt may be made, and how many questions in a row were not answered
         self._next, self._unanswered = 0.0, 0
@@ -126,7 +106,7 @@ class Asker:
         answers. An interrupt waits for what is on its way, which is kept.
         """
         keys, left = [ask.key(self.name) for ask in asks], list(self.missing(asks).values())
-        self.tally.stored += len(set(keys)) - len(left)
+        self.tally["stored"] += len(set(keys)) - len(left)
         if left and self.judge is None:
             raise UserError(
                 f"{self.store.path} lacks {len(left)} of {len(asks)} replies of '{self.name}'; "
@@ -144,7 +124,7 @@ class Asker:
             try:
                 for answer in as_completed([workers.submit(self._work, ask) for ask in asks]):
                     answer.result()
-                    task.advance(1, failed=self.tally.failed)
+                    task.advance(1, failed=self.tally["failed"])
             finally:
                 # what is still in the queue is not asked
                 self._stop.set()
@@ -162,9 +142,9 @@ class Asker:
         self.store.put(self.name, ask, reply)
         with self._lock:
             self._unanswered = 0
-            self.tally.asked += 1
-            self.tally.prompt_tokens += reply.prompt_tokens or 0
-            self.tally.completion_tokens += reply.completion_tokens or 0
+            self.tally["asked"] += 1
+            self.tally["prompt_tokens"] += reply.prompt_tokens or 0
+            self.tally["completion_tokens"] += reply.completion_tokens or 0
 
     def _work(self, ask: Ask) -> None:
         """Asks one question; an error stops the other workers before they ask another one."""
@@ -188,10 +168,11 @@ class Asker:
             except Temporary as trouble:
                 if attempt < self.limits.retries:
                     with self._lock:
-                        self.tally.retried += 1
-                    self._stop.wait(self._delay(attempt, trouble.wait))
+                        self.tally["retried"] += 1
+                    wait = max(trouble.wait or 0.0, self.limits.first_wait * 2**attempt)
+                    self._stop.wait(min(LONGEST_WAIT, wait) * (1 + 0.25 * self._jitter.random()))
         with self._lock:
-            self.tally.failed += 1
+            self.tally["failed"] += 1
             self._unanswered += 1
             silence = self._unanswered
         if silence >= GIVE_UP:
@@ -208,10 +189,6 @@ class Asker:
             turn = max(self._next, time.monotonic())
             self._next = turn + 60 / self.limits.per_minute
         return not self._stop.wait(max(0.0, turn - time.monotonic()))
-
-    def _delay(self, attempt: int, asked_for: float | None) -> float:
-        spread = 1 + 0.25 * self._jitter.random()
-        return min(LONGEST_WAIT, max(asked_for or 0.0, self.limits.first_wait * 2**attempt)) * spread
 
 
 class Estimator:
@@ -234,8 +211,7 @@ class Estimator:
             self.questions["completion_tokens"] += ask.max_tokens
         self._counted |= missing.keys()
         keys = [ask.key(self._asker.name) for ask in asks]
-        return [self._asker.store.get(key) or _stand_in(key) for key in keys]
-
-
-def _stand_in(key: str) -> Reply:
-    return Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")}))
+        return [
+            self._asker.store.get(key) or Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")}))
+            for key in keys
+        ]

@@ -3,7 +3,6 @@
 Imports no torch, so a wrong name is answered at once.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,11 +53,11 @@ class InterpSpec(BaseModel):
 
     scores: of KNOWN; all but `embedding` need a judge. model: the judge's name on its server, or in replay the one that
     answered, which may leave out what a judge adds to its model's name. replay: answers come from RUN/replies.sqlite
-    alone. encoder: a sentence encoder, or the folder, package or name of one; None for the run's own model. latents:
+    alone. encoder: the folder, package or name of a sentence encoder; None for the run's own model. latents:
     how many are drawn per arm and seed. arms, seeds: only these; None for all. baseline: the arm that others are
     compared with. matched: score the partners of the baseline's latents, too. seed: of everything random here. price:
     of a million prompt and completion tokens. ask_above: tokens above which a run has to be confirmed. Raises UserError
-    of one line for a score that is not known, a list that names nothing and a price that is none.
+    of one line for a score that is not known, a list that names nothing, and a price, a rate or a length that is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +65,7 @@ class InterpSpec(BaseModel):
     scores: Annotated[tuple[str, ...], BeforeValidator(_listed)] = (EMBEDDING,)
     model: str | None = None
     replay: bool = False
-    encoder: str | Callable | None = None
+    encoder: str | None = None
     latents: int = 1000
     arms: Annotated[tuple[str, ...] | None, BeforeValidator(_listed)] = None
     seeds: tuple[int, ...] | None = None
@@ -87,10 +86,14 @@ class InterpSpec(BaseModel):
     @property
     def conditions(self) -> dict:
         """What must be alike before the scores of two arms are compared, as interp.json keeps it."""
-        return {"windows": self.window.as_dict(), "seed": self.seed, "asked": self.latents}
+        return {"windows": dict(vars(self.window)), "seed": self.seed, "asked": self.latents}
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> "InterpSpec":
+        if self.window.length < 1:
+            raise UserError(f"windows need length of at least 1, not {self.window.length}")
+        if self.limits.concurrency < 1 or not (self.limits.per_minute is None or self.limits.per_minute > 0):
+            raise UserError("a judge needs a concurrency of at least 1 and a rate above 0")
         if self.latents < 1:
             raise UserError(f"--latents needs a number of at least 1, not {self.latents}")
         for key in self.scores:
@@ -137,8 +140,9 @@ def arms_to_score(run: RunFolder, spec: InterpSpec) -> list[Arm]:
             raise UserError(f"no arm '{name}' is trained in {run.folder}{nearest(name, names)}")
     arms = [arm for arm in trained if arm.name in (spec.arms or names) and arm.seed in (spec.seeds or [arm.seed])]
     if not arms:
-        has = ", ".join(arm.label for arm in trained)
-        raise UserError(f"no trained arm in {run.folder} has the seeds asked for; it has {has}")
+        raise UserError(
+            f"no trained arm in {run.folder} has the seeds asked for; it has {', '.join(arm.label for arm in trained)}"
+        )
     if not spec.arms:
         arms = [arm for arm in arms if arm.has_firings or not is_twin(arm)]
     without = [arm.folder for arm in arms if not arm.has_firings] if arms else [run.folder]

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from metasae.arms.folder import Arm, RunFolder, read_object, split_label
-from metasae.compare.pair import by_pair
-from metasae.interp.pairs import matched_values
-from metasae.interp.scores import ScoreFile, read_scores
+from metasae.compare.catalogue import by_pair
+from metasae.interp.scores import ScoreFile, matched_values, read_scores
 from metasae.recipe.registry import BASELINE
 
 BINS = 20
@@ -50,7 +49,9 @@ def score_differences(run_folder: str | Path) -> list[dict]:
         values = {arm: numbers for arm, numbers in values.items() if len(numbers)}
         if not values:
             continue
-        edges = _edges(np.concatenate(list(values.values())))
+        every = np.concatenate(list(values.values()))
+        low, high = float(every.min()), float(every.max())
+        edges = np.linspace(low, high if high > low else low + 1e-6, BINS + 1)
         shares = {arm: np.histogram(numbers, edges)[0] / len(numbers) for arm, numbers in values.items()}
         of_score = {arm: entry["scores"][score] for arm, entry in scored.items() if score in entry["scores"]}
         means = {arm: entry["parts"].get(part) for arm, entry in of_score.items()}
@@ -95,11 +96,6 @@ def _own_values(latents: Mapping[str, dict], score: str, part: str) -> np.ndarra
     return np.array([number for number in numbers if number is not None], np.float64)
 
 
-def _edges(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    return np.linspace(low, high if high > low else low + 1e-6, BINS + 1)
-
-
 def _changes(shares: Mapping[Arm, np.ndarray], baseline: str) -> dict[str, list[float]]:
     base = {arm.seed: share for arm, share in shares.items() if arm.name == baseline}
     changes: dict[str, list[np.ndarray]] = {}
@@ -112,13 +108,12 @@ def _changes(shares: Mapping[Arm, np.ndarray], baseline: str) -> dict[str, list[
 def _paired(files: Mapping[Arm, ScoreFile], baseline: str, score: str, part: str) -> dict[str, dict]:
     scored = {arm: file for arm, file in files.items() if score in file.content["scores"]}
     base = {arm.seed: file for arm, file in scored.items() if arm.name == baseline}
-    of_seeds: dict[str, list[np.ndarray]] = {}
+    of_seeds: dict[str, list[float]] = {}
     for arm, file in scored.items():
         if arm.name != baseline and arm.seed in base:
             a, b, _ = matched_values(file, base[arm.seed], score, part)
-            of_seeds.setdefault(arm.name, []).append((a - b)[np.isfinite(a - b)])
-    differences = {name: np.concatenate(of_arm) for name, of_arm in of_seeds.items()}
-    differences = {name: of_arm for name, of_arm in differences.items() if len(of_arm)}
+            of_seeds.setdefault(arm.name, []).extend((a - b)[np.isfinite(a - b)])
+    differences = {name: np.array(of_arm) for name, of_arm in of_seeds.items() if of_arm}
     reach = max((float(np.abs(of_arm).max()) for of_arm in differences.values()), default=0.0) or 1e-6
     # an odd number of bins: what does not change at all is in the middle one
     edges = np.linspace(-reach, reach, BINS + 2)
@@ -184,5 +179,12 @@ def _interval_of_difference(a: dict, b: dict) -> list[float] | None:
 
 
 def _row(what: str, kind: str, arm: str, entry: Mapping, n: int) -> dict:
-    numbers = {"difference": entry["difference"], "ci95": entry["ci95"]}
-    return {"what": what, "kind": kind, "arm": arm, **numbers, "n": n, "unit": UNITS[kind]}
+    return {
+        "what": what,
+        "kind": kind,
+        "arm": arm,
+        "difference": entry["difference"],
+        "ci95": entry["ci95"],
+        "n": n,
+        "unit": UNITS[kind],
+    }

@@ -56,38 +56,15 @@ class LatentWindows:
     silent: dict[str, Windows]
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How many latents have enough windows.
-
-    live: latents that fire at all. covered: bool [n]. too_few_train, too_few_score: live latents that lack windows on
-    that side. deciles: live latents ordered by firing rate and cut into equal groups, of each the lowest and highest
-    rate, live and covered.
-    """
-
-    n_latents: int
-    live: int
-    covered: np.ndarray
-    too_few_train: int
-    too_few_score: int
-    deciles: tuple[dict, ...]
-
-    def as_dict(self) -> dict:
-        return {
-            "n_latents": self.n_latents,
-            "live": self.live,
-            "covered": int(self.covered.sum()),
-            "share_covered": float(self.covered.sum() / self.live) if self.live else None,
-            "too_few_train": self.too_few_train,
-            "too_few_score": self.too_few_score,
-            "by_firing_rate": list(self.deciles),
-        }
-
-
 def activating_windows(
     text: Text, view: ByLatent, spec: WindowSpec, seed: int, progress: Progress = SILENT
-) -> tuple[dict[int, LatentWindows], Coverage]:
-    """The activating windows of every covered latent, without silent ones yet, and the coverage."""
+) -> tuple[dict[int, LatentWindows], dict]:
+    """The activating windows of every covered latent, without silent ones yet, and the coverage as interp.json has it.
+
+    The coverage says how many latents have enough windows. live: latents that fire at all. too_few_train,
+    too_few_score: live latents that lack windows on that side. by_firing_rate: live latents ordered by firing rate and
+    cut into equal groups, of each the lowest and highest rate, live and covered.
+    """
     counts = view.counts()
     live = np.flatnonzero(counts)
     drawn = []
@@ -97,17 +74,17 @@ def activating_windows(
             task.advance(1)
     lacks_train = np.array([len(windows.train) < spec.train for windows in drawn], bool)
     lacks_score = np.array([len(windows.score) < spec.score for windows in drawn], bool)
-    covered = np.zeros(view.n_latents, bool)
-    covered[live] = ~(lacks_train | lacks_score)
-    coverage = Coverage(
-        view.n_latents,
-        len(live),
-        covered,
-        int(lacks_train.sum()),
-        int(lacks_score.sum()),
-        _deciles(counts, live, covered, view.n_tokens),
-    )
-    return {windows.latent: windows for windows in drawn if covered[windows.latent]}, coverage
+    covered = ~(lacks_train | lacks_score)
+    coverage = {
+        "n_latents": view.n_latents,
+        "live": len(live),
+        "covered": int(covered.sum()),
+        "share_covered": float(covered.mean()) if len(live) else None,
+        "too_few_train": int(lacks_train.sum()),
+        "too_few_score": int(lacks_score.sum()),
+        "by_firing_rate": _deciles(counts[live] / view.n_tokens, covered),
+    }
+    return {drawn[row].latent: drawn[row] for row in np.flatnonzero(covered)}, coverage
 
 
 def latent_windows(text: Text, view: ByLatent, latent: int, spec: WindowSpec, seed: int) -> LatentWindows:
@@ -126,25 +103,32 @@ def with_silent(
     neighbours: int [p], the latents with the largest phi with this one, -1 for none.
     """
     drawn = contents_of(text, windows.train) | contents_of(text, windows.score)
-    pools, silent = silent_pools(text, view, windows.score, neighbours[neighbours >= 0]), {}
+    fired = [view.latent(int(other))[0] for other in neighbours if other >= 0]
+    pools = {
+        RANDOM: [text.scoring_tokens],
+        # a token that peaks in several windows has as many pools
+        SAME_TOKEN: [text.scoring_by_id[number] for number in text.tokens[windows.score.focus].tolist()],
+        NEIGHBOUR: [tokens[text.scoring[tokens]] for tokens in fired],
+    }
+    silent = {}
     for number, kind in enumerate(pools):
         rng = np.random.default_rng([seed, windows.latent, number])
         silent[kind] = draw_silent(text, pools[kind], view.latent(windows.latent)[0], spec, rng, drawn)
     return replace(windows, silent=silent)
 
 
-def _deciles(counts: np.ndarray, live: np.ndarray, covered: np.ndarray, n_tokens: int) -> tuple[dict, ...]:
-    ordered = live[np.argsort(counts[live], kind="stable")]
-    return tuple(
+def _deciles(rates: np.ndarray, covered: np.ndarray) -> list[dict]:
+    """rates, covered: [l], of the live latents."""
+    return [
         {
-            "lowest_rate": float(counts[decile[0]] / n_tokens),
-            "highest_rate": float(counts[decile[-1]] / n_tokens),
+            "lowest_rate": float(rates[decile[0]]),
+            "highest_rate": float(rates[decile[-1]]),
             "live": len(decile),
             "covered": int(covered[decile].sum()),
         }
-        for decile in np.array_split(ordered, DECILES)
+        for decile in np.array_split(np.argsort(rates, kind="stable"), DECILES)
         if len(decile)
-    )
+    ]
 
 
 def peaks_of(text: Text, tokens: np.ndarray, values: np.ndarray, spec: WindowSpec) -> Windows:
@@ -207,20 +191,6 @@ def in_turns(groups: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator
                 yield shuffled[number][turn], number
 
 
-def silent_pools(text: Text, view: ByLatent, scored: Windows, neighbours: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Kind -> pools of tokens that silent windows of it are drawn round. scored: a latent's activating scoring windows.
-
-    neighbours: int [p], the latents closest to it. A token that peaks in several windows has as many pools of
-    `same_token`.
-    """
-    fired = [view.latent(int(other))[0] for other in neighbours]
-    return {
-        RANDOM: [text.scoring_tokens],
-        SAME_TOKEN: [text.scoring_by_id[number] for number in text.tokens[scored.focus].tolist()],
-        NEIGHBOUR: [tokens[text.scoring[tokens]] for tokens in fired],
-    }
-
-
 def draw_silent(
     text: Text,
     pools: Sequence[np.ndarray],
@@ -238,7 +208,9 @@ def draw_silent(
     pools = [pool for pool in pools if len(pool)]
     starts, focus = [], []
     for _ in range(ROUNDS if pools else 0):
-        tokens = _from_pools(pools, DRAWS * (spec.silent - len(starts)), rng)
+        count = DRAWS * (spec.silent - len(starts))
+        chosen = zip(rng.integers(len(pools), size=count), rng.random(count), strict=True)
+        tokens = np.array([pools[pool][int(share * len(pools[pool]))] for pool, share in chosen], np.int64)
         begins, whole = text.windows(tokens, spec.length, spec.position)
         silent = np.searchsorted(fires, begins) == np.searchsorted(fires, begins + spec.length)
         for place in np.flatnonzero(whole & silent):
@@ -249,13 +221,6 @@ def draw_silent(
             break
     peaks, strata = np.zeros(len(starts), np.float32), np.full(len(starts), -1, np.int8)
     return Windows(np.array(starts, np.int64), np.array(focus, np.int64), peaks, strata, spec.length)
-
-
-def _from_pools(pools: Sequence[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:
-    """int64 [count]."""
-    numbers, shares = rng.integers(len(pools), size=count), rng.random(count)
-    drawn = [pools[number][int(share * len(pools[number]))] for number, share in zip(numbers, shares, strict=True)]
-    return np.array(drawn, np.int64)
 
 
 def _is_new(content: bytes, drawn: set[bytes]) -> bool:

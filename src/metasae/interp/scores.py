@@ -1,4 +1,4 @@
-"""Scores of one SAE's latents, their means with intervals, and the file that an arm keeps them in.
+"""Scores of one SAE's latents, their means with intervals, the file that an arm keeps them in, and arm against arm.
 
 An interval within one SAE is a bootstrap of latents in clusters: latents that fire most often on the same token share
 what a reader can say about them. It is an interval over these SAEs' other latents; only the difference over paired
@@ -6,7 +6,12 @@ seeds is one over other seeds.
 
 An arm's interp.json holds {conditions, coverage, matched, scores, latents, pairs, siblings}. `conditions` say which
 windows of which SAE were looked at. Scores that were given under the same conditions are of the same latents, so a
-later call adds to them. Everything that compares arms is worked out from these files (`metasae.interp.pairs`).
+later call adds to them.
+
+Everything that compares arms is worked out from these files. An arm's mean is over its own random covered latents.
+Where partners of the baseline's latents were scored as well (Hungarian on decoder cosine), the difference within pairs
+is reported beside that of the means. sense_intruder is of siblings (`metasae.interp.intruder`), not of these latents,
+so it has no matched difference.
 
 Imports no torch, as reports read these files, too.
 """
@@ -17,9 +22,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from metasae.arms.folder import Arm
+from metasae.compare.compare import of_both, of_names
 from metasae.errors import UserError
 from metasae.interp.choice import CHANCE, INTRUDER
 from metasae.intervals.resampling import bootstrap_interval
+from metasae.intervals.statistics import paired_difference
 
 FILE = "interp.json"
 # What is said of single latents and pairs, not of the SAE as a whole.
@@ -44,10 +51,6 @@ class Score:
     counts: dict[str, int] = field(default_factory=dict)
     explanations: tuple[str | None, ...] = ()
 
-    @property
-    def chance(self) -> float:
-        return CHANCE[self.key]
-
     def as_dict(self, rows: Sequence[int], clusters: np.ndarray, seed: int) -> dict:
         """Means over these of the m latents. clusters: int [m]."""
         rows = np.asarray(rows, np.int64)
@@ -59,7 +62,7 @@ class Score:
         parts = {part: mean(values) for part, values in self.values.items()}
         for part in parts.keys() & self.shuffled.keys():
             parts[part]["shuffled"] = mean(self.shuffled[part])
-        summary = {"chance": self.chance, "parts": parts, **self.counts}
+        summary = {"chance": CHANCE[self.key], "parts": parts, **self.counts}
         if "repeated" in self.counts:
             repeated = self.counts["repeated"]
             summary["self_agreement"] = self.counts["repeated_alike"] / repeated if repeated else None
@@ -85,9 +88,7 @@ def other_latents(count: int, seed: int) -> np.ndarray | None:
     if count < 2:
         return None
     order = np.random.default_rng(seed).permutation(count)
-    by = np.empty(count, np.int64)
-    by[order] = np.roll(order, 1)
-    return by
+    return np.roll(order, 1)[np.argsort(order)]
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,6 @@ class ScoreFile:
         """bool [m]: which are of the own sample."""
         return np.array([entry["own"] for entry in self.content["latents"].values()], bool)
 
-    def judge(self, key: str) -> str | None:
-        """Who read for a score, or encoded."""
-        return self.content["scores"][key].get("judge")
-
     def parts(self, key: str) -> list[str]:
         """The parts of a score for which any latent has a number."""
         known = {part for entry in self.content["latents"].values() for part in entry.get(key, {})}
@@ -121,14 +118,6 @@ class ScoreFile:
         """float64 [m], NaN for a latent without the number."""
         # None becomes NaN
         return np.array([entry.get(key, {}).get(part) for entry in self.content["latents"].values()], np.float64)
-
-    def clusters(self) -> np.ndarray:
-        """int64 [m]: the vocabulary id on which each latent fires most often."""
-        return np.array([entry["token"] for entry in self.content["latents"].values()], np.int64)
-
-    def summary(self) -> dict:
-        """What is said of the SAE as a whole."""
-        return {name: entry for name, entry in self.content.items() if name not in DETAILS}
 
 
 def read_scores(arm: Arm) -> ScoreFile | None:
@@ -156,13 +145,114 @@ def with_earlier(new: dict, earlier: ScoreFile | None) -> tuple[dict, list[str]]
     if old["conditions"] != new["conditions"]:
         return new, kept
     siblings = {"siblings": old["siblings"]} if INTRUDER in kept and "siblings" in old else {}
-    latents = {
-        latent: _with_earlier_numbers(entry, old["latents"][latent], kept) for latent, entry in new["latents"].items()
-    }
+    latents = {}
+    for latent, entry in new["latents"].items():
+        # the explanation and its judge are the earlier ones where there are no new ones
+        names = kept if "explanation" in entry else ["explanation", "judge", *kept]
+        earlier_entry = old["latents"][latent]
+        latents[latent] = entry | {name: earlier_entry[name] for name in names if name in earlier_entry}
     return {**new, "scores": old["scores"] | new["scores"], "latents": latents, **siblings}, []
 
 
-def _with_earlier_numbers(new: Mapping, earlier: Mapping, kept: list[str]) -> dict:
-    """A latent's entry. The explanation and its judge are the earlier ones where there are no new ones."""
-    names = kept if "explanation" in new else ["explanation", "judge", *kept]
-    return {**new, **{name: earlier[name] for name in names if name in earlier}}
+def merged(scores: Sequence[ScoreFile], baseline: str) -> dict:
+    """{"baseline", "arms": name -> {"interp": summary}, "pairs": `arm vs baseline` -> score -> part -> {unpaired,
+    matched, matched_by_seed}}.
+
+    scores: of arms whose conditions are alike.
+    """
+    by_arm: dict[str, dict[int, ScoreFile]] = {}
+    for file in scores:
+        by_arm.setdefault(file.arm.name, {})[file.arm.seed] = file
+    base = by_arm.pop(baseline, {})
+    return {
+        "baseline": baseline,
+        "arms": {
+            file.arm.label: {"interp": {name: part for name, part in file.content.items() if name not in DETAILS}}
+            for file in scores
+        },
+        "pairs": {f"{arm} vs {baseline}": _compared(of_arm, base) for arm, of_arm in by_arm.items() if base},
+    }
+
+
+def matched_values(arm: ScoreFile, base: ScoreFile, key: str, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the arm's numbers, the baseline's, clusters), each [p], of the pairs of matched latents; NaN where one lacks
+    windows.
+
+    Without pairs where the arm was matched with other weights of the baseline than these.
+    """
+    row_of_arm, row_of_base = ({latent: row for row, latent in enumerate(side.latents)} for side in (arm, base))
+    pairs = arm.content["pairs"] if _are_matched(arm, base) else ()
+    # the vocabulary id on which each latent fires most often
+    clusters = np.array([entry["token"] for entry in base.content["latents"].values()], np.int64)
+    a = np.array([row_of_arm[latent] for _, latent in pairs], np.int64)
+    b = np.array([row_of_base[latent] for latent, _ in pairs], np.int64)
+    return arm.values(key, part)[a], base.values(key, part)[b], clusters[b]
+
+
+def matched_difference(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, seed: int) -> dict:
+    """a - b over pairs of matched latents, float64 [p] each: means, the mean difference and its interval; pairs without
+    both are counted.
+    """
+    both = np.isfinite(a) & np.isfinite(b)
+    interval = bootstrap_interval(np.where(both, a - b, np.nan), seed=seed, clusters=clusters).as_dict()
+    means = {name: float(values[both].mean()) if both.any() else None for name, values in (("a", a), ("b", b))}
+    return {**means, "difference": interval.pop("estimate"), **interval}
+
+
+def _are_matched(arm: ScoreFile, base: ScoreFile) -> bool:
+    """Whether these are the very weights of the baseline that the arm's latents were matched with."""
+    return arm.content["conditions"]["matched_with"] == base.content["conditions"]["of"]
+
+
+def _compared(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile]) -> dict:
+    """score -> part -> differences. arm, base: seed -> scores."""
+    differences = {}
+    for key in CHANCE:
+        sides = [{seed: file for seed, file in side.items() if key in file.content["scores"]} for side in (arm, base)]
+        both = [file for side in sides for file in side.values()]
+        # scores by two judges are not of one kind
+        if not all(sides) or len({file.content["scores"][key].get("judge") for file in both}) > 1:
+            continue
+        if key == INTRUDER:
+            differences |= _of_siblings(*sides)
+        else:
+            parts = [part for part in both[0].parts(key) if all(part in file.parts(key) for file in both)]
+            differences[key] = {part: _differences(*sides, key, part) for part in parts}
+    return differences
+
+
+def _of_siblings(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile]) -> dict:
+    """{} where a side has no siblings: one seed of the baseline may have no sibling seed to be split in."""
+    means, behind = [], []
+    for side in (arm, base):
+        scores = {seed: file.content["scores"][INTRUDER] for seed, file in side.items()}
+        scores = {seed: score for seed, score in scores.items() if score.get("parents")}
+        means.append({seed: score["parts"]["all"]["estimate"] for seed, score in scores.items()})
+        # solo's own are split in its next seed, so its numbers share seeds
+        behind.append({seed: of_names(seed, [score["parents"], score["children"]]) for seed, score in scores.items()})
+    if not all(means):
+        return {}
+    unpaired = paired_difference(*means, between=of_both(*behind)).as_dict()
+    return {INTRUDER: {"all": {"unpaired": unpaired, "matched": None, "matched_by_seed": {}}}}
+
+
+def _differences(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile], key: str, part: str) -> dict:
+    means = [{seed: _mean(file.values(key, part)[file.own]) for seed, file in side.items()} for side in (arm, base)]
+    within = {}
+    for seed, file in arm.items():
+        if seed in base and _are_matched(file, base[seed]):
+            values = matched_values(file, base[seed], key, part)
+            difference = matched_difference(*values, file.content["conditions"]["seed"])
+            if difference["n_values"] + difference["excluded"]:
+                within[seed] = difference
+    sides = [{seed: difference[side] for seed, difference in within.items()} for side in ("a", "b")]
+    return {
+        "unpaired": paired_difference(*means).as_dict(),
+        "matched": paired_difference(*sides).as_dict() if within else None,
+        "matched_by_seed": {str(seed): difference for seed, difference in within.items()},
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else None

@@ -10,7 +10,7 @@ import torch
 from metasae.arms.folder import Arm
 from metasae.errors import UserError
 from metasae.interp.choice import INTRUDER, InterpSpec
-from metasae.interp.draws import Coverage, LatentWindows, activating_windows, with_silent
+from metasae.interp.draws import LatentWindows, activating_windows, with_silent
 from metasae.interp.windows import Text
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
@@ -43,7 +43,7 @@ class Subject:
 
     arm: Arm
     view: ByLatent
-    coverage: Coverage
+    coverage: dict
     latents: list[int]
     n_own: int
     clusters: np.ndarray
@@ -51,10 +51,6 @@ class Subject:
     pairs: list[tuple[int, int]]
     base: Base | None
     matched: dict
-
-    @property
-    def own(self) -> list[int]:
-        return self.latents[: self.n_own]
 
 
 def open_subject(arm: Arm, base: Base | None, text: Text, spec: InterpSpec, progress: Progress) -> Subject:

@@ -93,49 +93,33 @@ def print_result(result: dict) -> None:
 
 def _table(result: dict, name: str, pair: dict) -> Table:
     """A row per score and part. name: `arm vs baseline`, "" where no arms are compared."""
-    arms = name.split(" vs ")[::-1] if name else list(dict.fromkeys(map(_arm_of, result["arms"])))
-    title = escape(name or ", ".join(arms))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # arm -> the scores of its seeds
+    by_arm: dict[str, list[dict]] = {}
+    for label, entry in result["arms"].items():
+        by_arm.setdefault(label.rpartition("-s")[0], []).append(entry["interp"]["scores"])
+    arms = name.split(" vs ")[::-1] if name else list(by_arm)
+    table = Table(
+        title=escape(name or ", ".join(arms)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("score", overflow="fold")
     for column in ("chance", *arms, *(["difference, 95%"] if name else []), "floor"):
         table.add_column(escape(column), justify="right", no_wrap=True)
-    for key, part, chance in _rows(result):
-        means = [_mean(result, arm, key, part) for arm in arms]
-        floors = [_mean(result, arm, key, part, "shuffled") for arm in arms]
+    every = [score for of_arm in by_arm.values() for scores in of_arm for score in scores.items()]
+    rows = dict.fromkeys((key, part, score["chance"]) for key, score in every for part in score["parts"])
+    for key, part, chance in rows:
+        parts = [[scores.get(key, {}).get("parts", {}).get(part, {}) for scores in by_arm.get(arm, ())] for arm in arms]
+        floors = [_mean([mean.get("shuffled", {}) for mean in of_arm]) for of_arm in parts]
         differences = [_differences(pair.get(key, {}).get(part, {}))] if name else []
-        table.add_row(f"{key}\n  {part}", f"{chance:g}", *means, *differences, ", ".join(floors))
+        table.add_row(f"{key}\n  {part}", f"{chance:g}", *map(_mean, parts), *differences, ", ".join(floors))
     if name:
         first = f"means over seeds, {result['baseline']} first"
         table.caption = f"{first}; differences over paired seeds, below them those of matched latents"
     return table
 
 
-def _rows(result: dict) -> list[tuple[str, str, float]]:
-    """(score, part, chance) of everything that any arm has, in order."""
-    rows = {
-        (key, part, score["chance"]): None
-        for entry in result["arms"].values()
-        for key, score in entry["interp"]["scores"].items()
-        for part in score["parts"]
-    }
-    return list(rows)
-
-
-def _arm_of(label: str) -> str:
-    return label.rpartition("-s")[0]
-
-
-def _mean(result: dict, arm: str, key: str, part: str, floor: str | None = None) -> str:
-    """The estimate's mean over the seeds of an arm that have it.
-
-    floor: the key under which a floor stands, None for the score itself.
-    """
-    estimates = []
-    for label, entry in result["arms"].items():
-        mean = entry["interp"]["scores"].get(key, {}).get("parts", {}).get(part, {})
-        estimate = (mean.get(floor, {}) if floor else mean).get("estimate")
-        if _arm_of(label) == arm and estimate is not None:
-            estimates.append(estimate)
+def _mean(means: list[dict]) -> str:
+    """The estimates' mean over the seeds that have one."""
+    estimates = [mean["estimate"] for mean in means if mean.get("estimate") is not None]
     return f"{sum(estimates) / len(estimates):.3f}" if estimates else "-"
 
 

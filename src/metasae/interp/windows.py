@@ -15,8 +15,6 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from metasae.errors import UserError, nearest
-
 POSITIONS = GRID, CENTRE, END = "grid", "centre", "end"
 
 
@@ -35,16 +33,6 @@ class WindowSpec:
     score: int = 20
     silent: int = 20
     strata: int = 10
-
-    def __post_init__(self):
-        if self.position not in POSITIONS:
-            raise UserError(f"a window cannot be placed by '{self.position}'{nearest(self.position, POSITIONS)}")
-        for name in ("length", "train", "score", "silent", "strata"):
-            if getattr(self, name) < 1:
-                raise UserError(f"windows need {name} of at least 1, not {getattr(self, name)}")
-
-    def as_dict(self) -> dict:
-        return dict(vars(self))
 
 
 class Text:
@@ -72,7 +60,11 @@ class Text:
         starts, ends = np.concatenate([[0], edges]), np.append(edges, len(tokens))
         # of every token, where its stretch begins and ends: windows are asked for far more often than there are tokens
         self._first, self._last = np.repeat(starts, ends - starts), np.repeat(ends, ends - starts)
-        self.scoring = _scoring(self.documents, seed)
+        names, number, sizes = np.unique(self.documents, return_inverse=True, return_counts=True)
+        order = np.random.default_rng(seed).permutation(len(names))
+        before = (np.cumsum(sizes[order]) - sizes[order])[np.argsort(order)]
+        # bool [T]: which tokens are to score on
+        self.scoring = (before >= len(documents) / 2)[number]
 
     def windows(self, focus: np.ndarray, length: int, position: str) -> tuple[np.ndarray, np.ndarray]:
         """focus int [m] -> (start int64 [m], whole bool [m]: the window lies within the document)."""
@@ -89,9 +81,6 @@ class Text:
     def content(self, start: int, length: int) -> bytes:
         """The tokens of a window, alike for windows of the same text."""
         return self.tokens[start : start + length].tobytes()
-
-    def string_at(self, token: int) -> str:
-        return self._string_of(np.array([token]))[0]
 
     @cached_property
     def scoring_tokens(self) -> np.ndarray:
@@ -110,15 +99,6 @@ class Text:
         numbers, starts = np.unique(ids[order], return_index=True)
         # without places there is one empty group and no number
         return dict(zip(numbers.tolist(), np.split(places[order], starts[1:]), strict=False))
-
-
-def _scoring(documents: np.ndarray, seed: int) -> np.ndarray:
-    """bool [T]: which tokens are to score on."""
-    names, number, sizes = np.unique(documents, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    before = np.zeros(len(names), np.int64)
-    before[order] = np.cumsum(sizes[order]) - sizes[order]
-    return (before >= len(documents) / 2)[number]
 
 
 def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[str]]:

@@ -76,8 +76,6 @@ def _bar(share: float | None) -> ProgressBar:
     """A pulse where the share is not known."""
     return ProgressBar(total=1.0, completed=share or 0.0, width=_BAR, pulse=share is None)
 
-Item = TypeVar("Item")
-
 
 class Progress:
     """On stderr when it is a terminal, bars; otherwise a line when a task ends; nothing at all when not enabled.

@@ -6,10 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metasae.compare.catalogue import CATALOGUE, Quantity
-from metasae.compare.measured import Measured, by_arm
-from metasae.compare.pair import by_pair
-from metasae.compare.words import is_established, scaled
+from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair, is_established, scaled
+from metasae.compare.compare import Measured, by_arm
 from metasae.recipe.registry import BASELINE
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the line styles say it again
@@ -95,8 +93,9 @@ def relative_differences(pairs: dict, baseline: str = BASELINE) -> Figure | None
     if not panels:
         return None
     counts = [len(quantities) for quantities in panels.values()]
-    height = 1.2 * len(counts) + 0.36 * sum(counts)
-    figure, all_axes = empty_figure(1, height, rows=len(counts), heights=[count + 1.2 for count in counts])
+    figure, all_axes = empty_figure(
+        1, 1.2 * len(counts) + 0.36 * sum(counts), rows=len(counts), heights=[count + 1.2 for count in counts]
+    )
     for axes, (unit, quantities) in zip(all_axes, panels.items(), strict=True):
         _draw_differences(axes, pairs, quantities)
         axes.set_xlabel(f"change against {baseline} ({unit}), 95% interval")
@@ -183,8 +182,11 @@ def firing_rates(measured: Sequence[Measured]) -> Figure:
         ends += [*edges[bins], *edges[bins + 1]]
         # solo is drawn first and thicker, so that an arm lying on it leaves it visible
         axes.stairs(counts, 10.0**edges, **style_of(arm), linewidth=3.2 if arm == "solo" else 1.4, label=arm)
-    x = "firing rate (share of tokens; ten bins per factor of ten)"
-    axes.set(xscale="log", xlabel=x, ylabel="live latents (count)")
+    axes.set(
+        xscale="log",
+        xlabel="firing rate (share of tokens; ten bins per factor of ten)",
+        ylabel="live latents (count)",
+    )
     if ends:
         axes.set_xlim(10.0 ** (min(ends) - 0.2), 10.0 ** (max(ends) + 0.2))
     draw_grid(axes)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metasae.compare.measured import Measured, by_arm
+from metasae.compare.compare import Measured, by_arm
 from metasae.intervals.statistics import leaves_out_zero
 from metasae.report.figures import (
     GREY,
@@ -74,8 +74,9 @@ def score_difference(differences: Sequence[dict]) -> Figure | None:
     if not differences:
         return None
     columns = 3 if any(difference["paired"] for difference in differences) else 2
-    height = 0.6 + 3.6 * len(differences)
-    figure, all_axes = empty_figure(columns, height, rows=len(differences), width=4 * columns)
+    figure, all_axes = empty_figure(
+        columns, height=0.6 + 3.6 * len(differences), rows=len(differences), width=4 * columns
+    )
     for row, difference in enumerate(differences):
         shares, *between, means = all_axes[row * columns : (row + 1) * columns]
         _draw_shares(shares, difference)

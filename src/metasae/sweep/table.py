@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from metasae.compare.catalogue import ROBUST
-from metasae.compare.templates import fill
-from metasae.compare.words import change, is_established
+from metasae.compare.catalogue import ROBUST, change, is_established
+from metasae.compare.tables import fill
 from metasae.sweep.folder import DONE, FAILED, STOPPED
 from metasae.sweep.plan import QUANTITIES
 

@@ -7,8 +7,7 @@ import shlex
 from pathlib import Path
 
 from metasae import files
-from metasae.compare.catalogue import CATALOGUE
-from metasae.compare.words import towards
+from metasae.compare.catalogue import CATALOGUE, towards
 from metasae.errors import UserError
 from metasae.explore.store.summary import QUANTITIES, facts_of, in_words
 

@@ -8,8 +8,7 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
 from metasae.arms.folder import Arm, read_object
-from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity
-from metasae.compare.words import change, reading
+from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity, change, reading
 from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
 from metasae.files import json_safe

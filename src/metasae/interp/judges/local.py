@@ -52,11 +52,11 @@ class LocalJudge:
         self.model, self.tokenizer, self.batch = loaded.eval(), tokenizer, batch
         self.name = f"local:{place} {_digest(local_folder(where), loaded)}"
         self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-        self._stops = _stops(loaded, tokenizer)
+        listed = [getattr(getattr(loaded, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
+        numbers = [stop if isinstance(stop, (list, tuple)) else [stop] for stop in listed]
+        # every token that ends a reply
+        self._stops = set(chain(*numbers)) - {None}
         self._placed = "position_ids" in inspect.signature(loaded.forward).parameters
-
-    def answer(self, ask: Ask) -> Reply:
-        return self.answer_many([ask])[0]
 
     def answer_many(self, asks: Sequence[Ask]) -> list[Reply]:
         """Raises UserError for a question longer than the model reads, and when memory is short."""
@@ -156,13 +156,6 @@ def model_at(place: str, dtype: str = "auto") -> Model:
     """A package or folder by its path, anything else by its name on the hub."""
     local = place.startswith("package:") or Path(place).expanduser().exists() or place.startswith((".", "/", "~"))
     return Model(path=place, dtype=dtype) if local else Model(name=place, dtype=dtype)
-
-
-def _stops(model, tokenizer) -> set[int]:
-    """Every token that ends a reply."""
-    listed = [getattr(getattr(model, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
-    numbers = [stop if isinstance(stop, (list, tuple)) else [stop] for stop in listed]
-    return set(chain(*numbers)) - {None}
 
 
 def _digest(folder: Path | None, model) -> str:

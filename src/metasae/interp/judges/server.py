@@ -26,9 +26,21 @@ class ServerJudge:
 
     def __init__(self, url: str, model: str, timeout: float = 120.0, logprobs: int = 0):
         """Raises UserError for an address that is none or holds a password, and without the `openai` package."""
-        host = _checked(url)
+        try:
+            parts = urlsplit(url)
+            host, secret = parts.hostname, parts.username or parts.password
+        except ValueError:
+            host, secret = None, None
+        if host is None or parts.scheme not in ("http", "https"):
+            raise UserError("--judge needs the address of an API, as http://127.0.0.1:8000/v1")
+        if secret:
+            raise UserError(f"--judge must hold no password; set the environment variable {KEY} instead")
         self.name, self._model, self._logprobs = f"{model} logprobs={logprobs}" if logprobs else model, model, logprobs
-        self._openai = _client_library()
+        try:
+            import openai
+        except ImportError:
+            raise UserError(f"a judge on a server needs the openai package: {install_hint('interp')}") from None
+        self._openai = openai
         self._key = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if host == OPENAI_HOST else None)
         # OpenAI's newer models know only the second name, other servers only the first
         self._limit = "max_completion_tokens" if host == OPENAI_HOST else "max_tokens"
@@ -36,8 +48,18 @@ class ServerJudge:
 
     def answer(self, ask: Ask) -> Reply:
         asked_for = self._logprobs
+        options = {"logprobs": True, "top_logprobs": asked_for} if asked_for else {}
+        options |= {"seed": ask.repeat} if ask.repeat else {}
+        schema = {"name": "reply", "schema": ask.schema, "strict": True}
         try:
-            completion = self._send(ask, asked_for)
+            completion = self._client.chat.completions.create(
+                model=self._model,
+                messages=ask.messages,
+                temperature=0.0,
+                response_format={"type": "json_schema", "json_schema": schema},
+                **{self._limit: ask.max_tokens},
+                **options,
+            )
         except self._openai.APIStatusError as error:
             if not (asked_for and error.status_code in (400, 422) and "logprob" in str(error).lower()):
                 raise self._refused(error) from None
@@ -63,21 +85,6 @@ class ServerJudge:
         except self._openai.APIStatusError:
             # a refusal is an answer
             return
-
-    def _send(self, ask: Ask, logprobs: int):
-        options = {"logprobs": True, "top_logprobs": logprobs} if logprobs else {}
-        options |= {"seed": ask.repeat} if ask.repeat else {}
-        return self._client.chat.completions.create(
-            model=self._model,
-            messages=ask.messages,
-            temperature=ask.temperature,
-            response_format={
-                "type": "json_schema",
-                "json_schema": {"name": "reply", "schema": ask.schema, "strict": True},
-            },
-            **{self._limit: ask.max_tokens},
-            **options,
-        )
 
     def _read(self, completion) -> Reply:
         try:
@@ -117,28 +124,6 @@ def _alternatives(entry) -> tuple[str, dict[str, float]]:
         entry.token: entry.logprob,
         **{other.token: other.logprob for other in entry.top_logprobs or ()},
     }
-
-
-def _checked(url: str) -> str:
-    """The address's host."""
-    try:
-        parts = urlsplit(url)
-        host, secret = parts.hostname, parts.username or parts.password
-    except ValueError:
-        host, secret = None, None
-    if host is None or parts.scheme not in ("http", "https"):
-        raise UserError("--judge needs the address of an API, as http://127.0.0.1:8000/v1")
-    if secret:
-        raise UserError(f"--judge must hold no password; set the environment variable {KEY} instead")
-    return host
-
-
-def _client_library():
-    try:
-        import openai
-    except ImportError:
-        raise UserError(f"a judge on a server needs the openai package: {install_hint('interp')}") from None
-    return openai
 
 
 def _seconds(text: str | None) -> float | None:
