@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metasae.compare.catalogue import ROBUST
-from metasae.compare.words import scaled
+from metasae.compare.catalogue import ROBUST, scaled
 from metasae.sweep.folder import DONE
 from metasae.sweep.pareto import front
 from metasae.sweep.plan import QUANTITIES
