@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metasae.data.cache.activations import harvest
 from metasae.data.model.host import Host
 from metasae.doctor.cards import Card
-from metasae.doctor.presence import config_of
+from metasae.doctor.presence import KNOWN
 from metasae.recipe import recipe
 
 # Words of a made-up text, and of one document.
@@ -40,7 +40,7 @@ def harvest_rows(
     Floors: the products up to the hook and the weights read once; the weights and a batch of activations in memory.
     """
     before = allocated(device)
-    host = host_for(config or config_of("openai-community/gpt2-large"), point, device)
+    host = host_for(config or transformers.AutoConfig.for_model(**KNOWN["openai-community/gpt2-large"]), point, device)
     settings, text = recipe.Harvest(), recipe.Text(source="made up")
     ids, mask = _batch(host, text, settings)
     batch = ids.numel()
