@@ -39,6 +39,8 @@ def harvest_rows(
 
     Floors: the products up to the hook and the weights read once; the weights and a batch of activations in memory.
     """
+    import transformers
+
     before = allocated(device)
     host = host_for(config or transformers.AutoConfig.for_model(**KNOWN["openai-community/gpt2-large"]), point, device)
     settings, text = recipe.Harvest(), recipe.Text(source="made up")
