@@ -12,7 +12,7 @@ from gpu_clock import allocated, peak, seconds_of
 from gpu_table import Row
 from step import N_META, N_PRIMARY, Shape
 
-from metasae.doctor import estimate, plan
+from metasae.doctor import estimate, gpus
 from metasae.doctor.cards import Card
 from metasae.recipe.recipe import Recipe
 from metasae.sae.kernels import kernels
@@ -109,7 +109,7 @@ def step_floors(name: str, shape: Shape, card: Card) -> tuple[float, float]:
     """
     width = 4 if name.endswith("fp32") else 2
     recipe = recipe_for(shape, "fp32" if width == 4 else "bf16", arm_of(name))
-    parts = plan.parts_of(recipe, shape.d, arm_of(name))
+    parts = gpus.parts_of(recipe, shape.d, arm_of(name))
     if "primary only" in name:
         parts = [part for part in parts if not part.name.startswith("meta")]
     # the dense step keeps all that it has in its dtype, the others their weights in fp32

@@ -12,8 +12,8 @@ FIGURES = [
     "metasae.report.figures.loss_curves",
     "metasae.report.score_figures.interp_scores",
     "metasae.report.score_figures.score_difference",
-    "metasae.sweep.figures.pareto",
-    "metasae.sweep.figures.dose_response",
+    "metasae.sweep.charts.pareto",
+    "metasae.sweep.charts.dose_response",
 ]
 
 

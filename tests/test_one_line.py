@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasae.doctor.plan import plan
+from metasae.doctor.gpus import plan
 from metasae.doctor.report import examine
 from metasae.errors import UserError
 from metasae.ranks.ranks import ALONE

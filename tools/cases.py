@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from metasae.data.cache.stream import Stream
-from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted import WorldSpec, plant
 from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
@@ -38,7 +38,7 @@ from tools.subjects import (
 TOKENS = 24_576
 # Some of everything: features on their own, in correlated pairs, under parents, as senses of words, as atoms of
 # composites.
-MIXED = Plan(
+MIXED = WorldSpec(
     d=48,
     independent=40,
     groups=8,
@@ -229,7 +229,7 @@ def _evaluation(seed: int) -> PlantedSplit:
 
 
 def _words(split: PlantedSplit) -> tuple[int, ...]:
-    return tuple(range(split.world.plan.words))
+    return tuple(range(split.world.spec.words))
 
 
 def _reference(seed: int) -> Subject:

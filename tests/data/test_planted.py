@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from metasae.data.cache.stream import Stream
-from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted import WorldSpec, plant
 from metasae.data.planted.planted_cache import CHUNK, PlantedSplit
 from metasae.measures.firing.firings import document_blocks
 from planted_truth import firing_probabilities, true_phi
 
-MIXED = Plan(
+MIXED = WorldSpec(
     d=24,
     independent=6,
     groups=3,
@@ -37,7 +37,7 @@ def pairs_of(m):
 
 def alone(plan_values, rates):
     """A world of few features with these event rates."""
-    world = plant(Plan(d=8, **plan_values), 0)
+    world = plant(WorldSpec(d=8, **plan_values), 0)
     return replace(world, rates=np.array(rates, float))
 
 
@@ -62,7 +62,7 @@ def every_outcome(world):
 
 
 def test_probabilities_against_every_outcome():
-    plan = Plan(
+    plan = WorldSpec(
         d=8,
         independent=1,
         parents=1,
@@ -157,7 +157,7 @@ def test_activations_are_the_features_plus_noise():
     split = PlantedSplit(world, 5000, 0)
     rest = split.x.numpy() - split.activations.toarray() @ world.directions
     assert rest.std() == pytest.approx(MIXED.noise, rel=0.02) and abs(rest.mean()) < 1e-3
-    silent = PlantedSplit(replace(world, plan=replace(MIXED, noise=0)), 500, 0)
+    silent = PlantedSplit(replace(world, spec=replace(MIXED, noise=0)), 500, 0)
     np.testing.assert_allclose(silent.x.numpy(), silent.activations.toarray() @ world.directions, atol=1e-5)
 
 
@@ -182,13 +182,13 @@ def test_directions():
     np.testing.assert_allclose(cosines[same], MIXED.sense_cosine, atol=1e-6)
     assert np.abs(cosines[~same & ~np.eye(world.n_features, dtype=bool)]).max() <= MIXED.max_cosine + 1e-6
     with pytest.raises(ValueError, match="no room for 9 directions"):
-        plant(Plan(d=2, independent=9, max_cosine=0.05), 0)
+        plant(WorldSpec(d=2, independent=9, max_cosine=0.05), 0)
 
 
 def test_rates_follow_zipf():
-    world = plant(Plan(d=8, independent=5, top_rate=0.2, zipf=1.0), 0)
+    world = plant(WorldSpec(d=8, independent=5, top_rate=0.2, zipf=1.0), 0)
     np.testing.assert_allclose(np.sort(world.rates)[::-1], 0.2 / np.arange(1, 6))
-    words = plant(Plan(d=8, words=2, sense_shares=(0.75, 0.25), top_rate=0.2, zipf=1.0), 0)
+    words = plant(WorldSpec(d=8, words=2, sense_shares=(0.75, 0.25), top_rate=0.2, zipf=1.0), 0)
     np.testing.assert_allclose(sorted(words.rates), [0.025, 0.05, 0.075, 0.15])
 
 
@@ -262,4 +262,4 @@ def test_a_split_like_any_other():
 )
 def test_a_plan_that_no_world_fits_is_refused(values):
     with pytest.raises(ValueError):
-        plant(Plan(**{"d": 8, **values}), 0)
+        plant(WorldSpec(**{"d": 8, **values}), 0)

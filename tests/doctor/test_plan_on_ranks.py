@@ -13,7 +13,7 @@ from steps_on_ranks import four_steps
 
 from metasae.doctor import estimate
 from metasae.doctor.cards import CARDS, Card
-from metasae.doctor.plan import MESSAGES, Plan, parts_of, plan, sent_bytes
+from metasae.doctor.gpus import MESSAGES, GpuPlan, parts_of, plan, sent_bytes
 from metasae.doctor.presence import Shape
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
@@ -25,7 +25,7 @@ H200 = CARDS["h200"]
 
 
 def plan_of(gpus=1, source="paper-gpt2-large", card=H200, efficiency=0.5, **overrides):
-    return Plan(Recipe.load(source, overrides), gpus, card, efficiency, GPT2_LARGE)
+    return GpuPlan(Recipe.load(source, overrides), gpus, card, efficiency, GPT2_LARGE)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_rank_by_hand():
         "train": {"batch": 256},
         "model": {"name": "gpt2"},
     }
-    three = Plan(Recipe.load(values), 3, H200, 0.5, Shape(64, 10**6, 0, 1e6, "a test"))
+    three = GpuPlan(Recipe.load(values), 3, H200, 0.5, Shape(64, 10**6, 0, 1e6, "a test"))
     weights, meta_weights = 16 * (2 * 334 * 64 + 64), 16 * (2 * 90 * 64 + 64)
     assert three.figures["weights"]["value"] == weights and three.figures["meta weights"]["value"] == meta_weights
     primary = 4 * (2 * 334 * 64 + 64) + 2 * 334 * 64 + 4 * 256 * 334 + 60 * (256 * 6 * 334 // 1000) + 27 * 256 * 64

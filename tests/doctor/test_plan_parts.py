@@ -3,7 +3,7 @@
 import pytest
 
 from metasae.doctor.cards import Card
-from metasae.doctor.plan import parts_of, sent_bytes
+from metasae.doctor.gpus import parts_of, sent_bytes
 from metasae.recipe.recipe import Recipe
 
 # 1 GFLOP/s in bf16, a quarter of that in fp32, 1 MB/s.

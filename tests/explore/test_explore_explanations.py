@@ -13,9 +13,9 @@ from metasae.explore.store.firing_rows import token_texts
 from metasae.interp import prompts
 from metasae.interp.asking import Asker, Limits
 from metasae.interp.draws import activating_windows, with_silent
+from metasae.interp.excerpts import Text, WindowSpec
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Reply, ReplyStore
-from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.cofiring.partners import top_partners
 from metasae.measures.firing.by_latent import by_latent
 from sources import tokenizer_for

@@ -11,11 +11,11 @@ from test_reader import World
 
 from metasae.interp.asking import Asker, Limits
 from metasae.interp.draws import activating_windows, with_silent
+from metasae.interp.excerpts import WindowSpec
 from metasae.interp.judges.server import ServerJudge
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Ask, Reply, ReplyStore
 from metasae.interp.scores import other_latents
-from metasae.interp.windows import WindowSpec
 
 SPEC = WindowSpec(length=8, train=20, score=20, silent=20)
 UNREADABLE = 0.03

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from worlds import random_firings, text_of, view_of
 
 from metasae.interp.draws import KINDS, activating_windows, draw_activating, latent_windows, peaks_of, with_silent
-from metasae.interp.windows import POSITIONS, WindowSpec
+from metasae.interp.excerpts import POSITIONS, WindowSpec
 
 
 def dense(firings):

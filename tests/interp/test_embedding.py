@@ -12,8 +12,8 @@ from metasae.errors import UserError
 from metasae.interp.choice import CHANCE
 from metasae.interp.draws import KINDS, Windows, activating_windows, with_silent
 from metasae.interp.embedding import EmbeddingScorer, sentence_encoder
+from metasae.interp.excerpts import Text, WindowSpec, planted_strings
 from metasae.interp.scores import auc, other_latents
-from metasae.interp.windows import Text, WindowSpec, planted_strings
 
 
 def words_encoder(texts):

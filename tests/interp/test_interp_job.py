@@ -12,7 +12,7 @@ from metasae.errors import UserError
 from metasae.interp import run
 from metasae.interp.choice import READ, InterpSpec
 from metasae.interp.embedding import encoder_of
-from metasae.interp.windows import WindowSpec
+from metasae.interp.excerpts import WindowSpec
 
 SPEC = WindowSpec(length=8, train=8, score=6, silent=5)
 CHOICES = {"window": SPEC, "latents": 6}

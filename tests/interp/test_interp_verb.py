@@ -12,9 +12,9 @@ from metasae.errors import UserError
 from metasae.interp import run, verb
 from metasae.interp.asking import Limits
 from metasae.interp.choice import InterpSpec
+from metasae.interp.excerpts import WindowSpec
 from metasae.interp.judges.local import LocalJudge
 from metasae.interp.replies import Ask
-from metasae.interp.windows import WindowSpec
 
 CHOICES = {"latents": 3}
 

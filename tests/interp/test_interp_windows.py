@@ -8,7 +8,7 @@ from worlds import random_firings, text_of
 
 from metasae.errors import UserError
 from metasae.interp.choice import InterpSpec
-from metasae.interp.windows import POSITIONS, Text, WindowSpec, planted_strings, token_strings
+from metasae.interp.excerpts import POSITIONS, Text, WindowSpec, planted_strings, token_strings
 
 
 def window_of(documents, positions, focus, length, position):

@@ -16,10 +16,10 @@ from metasae.data.planted.planted import plant
 from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.interp import asking, intruder, prompts
 from metasae.interp.asking import Asker, Limits, Temporary
+from metasae.interp.excerpts import Text, WindowSpec, planted_strings
 from metasae.interp.intruder import EACH_WAY, Splits, intruder_score
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Reply, ReplyStore
-from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.by_latent import by_latent
 from tools.subjects import dictionary, twinned
 

@@ -14,10 +14,10 @@ from metasae.interp import reader as reader_module
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.choice import CHANCE, READ
 from metasae.interp.draws import KINDS, LatentWindows, Windows, activating_windows, contents_of, with_silent
+from metasae.interp.excerpts import Text, WindowSpec, planted_strings
 from metasae.interp.reader import Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.interp.scores import other_latents
-from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.by_latent import ByLatent
 
 SPEC = WindowSpec(length=8, train=20, score=10, silent=10)

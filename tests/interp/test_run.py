@@ -17,11 +17,11 @@ from metasae.errors import UserError
 from metasae.interp.asking import Asker
 from metasae.interp.choice import InterpSpec, arms_to_score
 from metasae.interp.embedding import EmbeddingScorer
+from metasae.interp.excerpts import Text, WindowSpec, planted_strings
 from metasae.interp.replies import ReplyStore
 from metasae.interp.run import Scoring
 from metasae.interp.scores import Score, ScoreFile, _of_siblings, matched_difference, other_latents
 from metasae.interp.subject import main_tokens
-from metasae.interp.windows import Text, WindowSpec, planted_strings
 from metasae.measures.firing.store import write_firings
 from tools.subjects import dictionary, noisy
 

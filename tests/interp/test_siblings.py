@@ -12,8 +12,8 @@ from metasae.arms.folder import RunFolder
 from metasae.data.planted.planted import plant
 from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.errors import UserError
+from metasae.interp.excerpts import CENTRE
 from metasae.interp.intruder import alone, draw_fives, splits_of
-from metasae.interp.windows import CENTRE
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.store import write_firings
 from tools.subjects import dictionary

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted import WorldSpec, plant
 from metasae.data.planted.planted_cache import PlantedSplit
-from metasae.interp.windows import Text
+from metasae.interp.excerpts import Text
 from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.truth.truth import as_firings
@@ -65,7 +65,7 @@ def view_of(firings: Firings):
     return by_latent(firings)
 
 
-PLAN = Plan(
+PLAN = WorldSpec(
     d=48,
     independent=12,
     words=8,

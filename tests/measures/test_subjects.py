@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted import WorldSpec, plant
 from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.truth.truth import as_firings
 from tools.subjects import (
@@ -22,7 +22,7 @@ from tools.subjects import (
     twinned,
 )
 
-PLAN = Plan(
+PLAN = WorldSpec(
     d=24,
     independent=10,
     parents=2,
@@ -122,7 +122,7 @@ def test_thinned(subject):
 
 def small_subject(activations):
     activations = np.asarray(activations, np.float32)
-    split = PlantedSplit(plant(Plan(d=4, independent=1), 0), len(activations), 0)
+    split = PlantedSplit(plant(WorldSpec(d=4, independent=1), 0), len(activations), 0)
     rows = np.eye(4)[: activations.shape[1]]
     return Subject(_sae(rows, rows), as_firings(csr_array(activations), split), split)
 

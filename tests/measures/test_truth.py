@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from metasae.data.planted.planted import Plan, plant
+from metasae.data.planted.planted import WorldSpec, plant
 from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.firing.firings import Firings
 from metasae.measures.truth import truth
@@ -46,7 +46,7 @@ def noisy_firings(n_tokens, n, seed):
 
 
 def test_a_perfect_dictionary_in_any_order_and_of_any_lengths():
-    world = plant(Plan(d=32, independent=20, parents=3, words=2, max_cosine=0.6), 0)
+    world = plant(WorldSpec(d=32, independent=20, parents=3, words=2, max_cosine=0.6), 0)
     split = PlantedSplit(world, 4000, 0)
     order = np.random.default_rng(0).permutation(world.n_features)
     lengths = np.random.default_rng(1).uniform(0.5, 2, (len(order), 1))
@@ -161,7 +161,9 @@ def test_effective_numbers_with_orthogonal_features_are_those_of_the_largest_cos
 
 
 def test_effective_numbers_of_blends_of_overlapping_senses_and_of_noise():
-    world = plant(Plan(d=48, independent=60, words=10, sense_shares=(0.6, 0.4), sense_cosine=0.5, max_cosine=0.5), 0)
+    world = plant(
+        WorldSpec(d=48, independent=60, words=10, sense_shares=(0.6, 0.4), sense_cosine=0.5, max_cosine=0.5), 0
+    )
     senses = [np.flatnonzero(world.word == word) for word in range(10)]
     blends = unit([0.6 * world.directions[a] + 0.4 * world.directions[b] for a, b in senses])
     exact = (0.6**2 + 0.4**2) ** 2 / (0.6**4 + 0.4**4)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metasae.sweep.figures import dose_response, pareto
+from metasae.sweep.charts import dose_response, pareto
 
 FVU, LIFT = "fidelity.fvu", "cooccurrence.fixed_marginals.lift_variance"
 COVERAGE = "senses.coverage_f1"

@@ -43,8 +43,8 @@ def interp(
     """Auto-interp: how well do explanations of the latents hold up, against floors and hard negatives?"""
     from metasae.interp.asking import Limits
     from metasae.interp.choice import InterpSpec
+    from metasae.interp.excerpts import WindowSpec
     from metasae.interp.verb import verb
-    from metasae.interp.windows import WindowSpec
 
     named = None if seeds is None else seed_list(seeds)
     spec = InterpSpec(

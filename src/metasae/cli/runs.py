@@ -204,7 +204,7 @@ def _planned(
     gpus, efficiency = 1 if gpus is None else gpus, EFFICIENCY if efficiency is None else efficiency
     name = asked_card(gpu, gpus, efficiency).name
     resolve(recipe, None, changed, "cpu")
-    from metasae.doctor.plan import plan
+    from metasae.doctor.gpus import plan
     from metasae.doctor.table import print_plan
 
     result = plan(recipe, gpus, name, changed, efficiency)

@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from metasae.doctor.fit import Shortage, setting, size
-from metasae.doctor.plan import RESERVE, Plan
+from metasae.doctor.gpus import RESERVE, GpuPlan
 
 Row = tuple[str, str, str]
 
@@ -24,7 +24,7 @@ def print_report(report: dict, stderr: bool = False) -> None:
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: GpuPlan) -> None:
     """Prints a plan: figures with where each is from, other numbers of GPUs, notes, and the verdict last."""
     facts, console, card = plan.as_dict(), Console(highlight=False), plan.card
     style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "title_justify": "left"}

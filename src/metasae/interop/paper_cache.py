@@ -29,7 +29,7 @@ from metasae.files import write_json
 from metasae.interop import checked
 from metasae.interop.outputs import new_folder, write_safetensors
 from metasae.interop.stored_firings import StoredFirings, stored_firings
-from metasae.interp.windows import END, Text
+from metasae.interp.excerpts import END, Text
 from metasae.measures.rows.seeds import match
 from metasae.progress.progress import SILENT, Progress
 

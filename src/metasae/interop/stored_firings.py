@@ -65,7 +65,7 @@ class StoredFirings:
         tokenizer: None for that of the recipe's model. Raises UserError with one line where it cannot be had.
         """
         from metasae.data.model.loading import load_tokenizer
-        from metasae.interp.windows import planted_strings, token_strings
+        from metasae.interp.excerpts import planted_strings, token_strings
 
         if tokenizer is None and self.recipe.text.source == "planted":
             from metasae.data.planted.planted_cache import PlantedCache

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from metasae.arms.folder import Arm, RunFolder
 from metasae.errors import UserError, nearest
 from metasae.interp.asking import Limits
-from metasae.interp.windows import WindowSpec
+from metasae.interp.excerpts import WindowSpec
 from metasae.recipe.registry import BASELINE
 
 EMBEDDING, INTRUDER = "embedding", "sense_intruder"

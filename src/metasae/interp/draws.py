@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metasae.interp.windows import Text, WindowSpec
+from metasae.interp.excerpts import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress.progress import SILENT, Progress
 

@@ -19,9 +19,9 @@ from metasae.data.text.windows import Frame, Window, pad
 from metasae.errors import UserError
 from metasae.interp.choice import EMBEDDING
 from metasae.interp.draws import KINDS, LatentWindows, Windows
+from metasae.interp.excerpts import Text, WindowSpec
 from metasae.interp.judges.local import model_at
 from metasae.interp.scores import Score, auc
-from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress.progress import SILENT, Progress
 

@@ -29,11 +29,11 @@ from metasae.compare.across import RANKED
 from metasae.interp import prompts
 from metasae.interp.choice import INTRUDER
 from metasae.interp.draws import in_turns
+from metasae.interp.excerpts import CENTRE, Text
 from metasae.interp.prompts import Shown
 from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Question, Reader, credit_of, means
 from metasae.interp.replies import Ask
 from metasae.interp.scores import Score
-from metasae.interp.windows import CENTRE, Text
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress.progress import SILENT, Progress

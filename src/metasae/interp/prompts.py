@@ -23,8 +23,8 @@ from itertools import accumulate
 import numpy as np
 
 from metasae.interp.draws import Windows
+from metasae.interp.excerpts import Text
 from metasae.interp.replies import Ask, Reply
-from metasae.interp.windows import Text
 from metasae.measures.firing.by_latent import ByLatent
 
 OPEN, CLOSE = "<<", ">>"

@@ -31,10 +31,10 @@ import numpy as np
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
 from metasae.interp.draws import RANDOM, LatentWindows, contents_of, draw_activating, peaks_of
+from metasae.interp.excerpts import END, Text, WindowSpec
 from metasae.interp.prompts import Shown, shown, yes_probabilities
 from metasae.interp.replies import Ask, Reply
 from metasae.interp.scores import Score, auc
-from metasae.interp.windows import END, Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 
 WINDOWS_PER_ASK = 10

@@ -32,12 +32,12 @@ from metasae.interp.choice import (
 )
 from metasae.interp.draws import LatentWindows
 from metasae.interp.embedding import EmbeddingScorer, encoder_of
+from metasae.interp.excerpts import Text, planted_strings, token_strings
 from metasae.interp.intruder import Splits, intruder_score, splits_of
 from metasae.interp.reader import Reader
 from metasae.interp.replies import ReplyStore
 from metasae.interp.scores import FILE, Score, ScoreFile, merged, other_latents, read_scores, with_earlier
 from metasae.interp.subject import Base, Subject, open_subject, open_view
-from metasae.interp.windows import Text, planted_strings, token_strings
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import of_firings

@@ -11,7 +11,7 @@ from metasae.arms.folder import Arm
 from metasae.errors import UserError
 from metasae.interp.choice import INTRUDER, InterpSpec
 from metasae.interp.draws import LatentWindows, activating_windows, with_silent
-from metasae.interp.windows import Text
+from metasae.interp.excerpts import Text
 from metasae.measures.cofiring.cooccurrence import phi_tile
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent
 from metasae.measures.firing.firings import Firings

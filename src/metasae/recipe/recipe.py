@@ -54,7 +54,7 @@ class Recipe(Table):
     train: Train = Train()
     measure: Measure = Measure()
     planted: dict[str, Any] = Field(
-        {}, description='the planted world, as in metasae.data.planted.planted.Plan; with text.source = "planted"'
+        {}, description='the planted world, as in metasae.data.planted.planted.WorldSpec; with text.source = "planted"'
     )
     arms: tuple[ArmName, ...] = Field(("solo", "control", "joint"), description="what is trained")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seed_list)] = Field(

@@ -64,7 +64,7 @@ class Text(Table):
     hub.
 
     `planted`: no text and no model, but a planted world, whose features the table `planted` describes
-    (`metasae.data.planted.planted.Plan`).
+    (`metasae.data.planted.planted.WorldSpec`).
     """
 
     source: str = Field(

@@ -111,7 +111,7 @@ def conclude(folder: SweepFolder, plan: Plan, show: bool = True, copies=None) ->
 
     copies: an Optuna storage that is given the cells too.
     """
-    from metasae.sweep.figures import write_figures
+    from metasae.sweep.charts import write_figures
     from metasae.sweep.results import gather, write_best
     from metasae.sweep.table import as_markdown
 

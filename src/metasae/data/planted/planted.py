@@ -15,7 +15,7 @@ TRIES = 2000
 
 
 @dataclass(frozen=True)
-class Plan:
+class WorldSpec:
     """How many features of each kind, and how they fire.
 
     A unit is an independent, grouped or parent feature, an atom, a word or a composite.
@@ -78,7 +78,7 @@ class World:
     the features of each composite.
     """
 
-    plan: Plan
+    spec: WorldSpec
     directions: np.ndarray
     rates: np.ndarray
     home: np.ndarray
@@ -106,7 +106,7 @@ class World:
 
         A child's stays the same.
         """
-        topics, boost = self.plan.topics, self.plan.boost
+        topics, boost = self.spec.topics, self.spec.boost
         if topics == 1:
             return self.rates[None, :].copy()
         elsewhere = (topics - boost) / (topics - 1)
@@ -126,72 +126,72 @@ class World:
         return out
 
 
-def plant(plan: Plan, seed: int) -> World:
-    """The world of a plan: directions, ranks, homes and members are drawn from `seed`.
+def plant(spec: WorldSpec, seed: int) -> World:
+    """The world of a specification: directions, ranks, homes and members are drawn from `seed`.
 
-    Raises ValueError for a plan that no world fits.
+    Raises ValueError for a specification that no world fits.
     """
-    _check(plan)
+    _check(spec)
     rng = np.random.default_rng(seed)
-    senses = len(plan.sense_shares)
+    senses = len(spec.sense_shares)
     counts = [
-        plan.independent,
-        plan.groups * plan.group_size,
-        plan.parents,
-        plan.parents * plan.children,
-        plan.words * senses,
-        plan.atoms,
+        spec.independent,
+        spec.groups * spec.group_size,
+        spec.parents,
+        spec.parents * spec.children,
+        spec.words * senses,
+        spec.atoms,
     ]
     kind = np.repeat(np.arange(6), counts)
     m = len(kind)
     parent, group, word, sense = (np.full(m, -1, np.int32) for _ in range(4))
     loading = np.zeros(m)
     grouped, parents, children, words, atoms = (np.flatnonzero(kind == number) for number in range(1, 6))
-    group[grouped] = np.arange(len(grouped)) // plan.group_size
-    loading[grouped] = np.sqrt(abs(plan.rho)) * np.where((np.arange(len(grouped)) % 2 == 1) & (plan.rho < 0), -1, 1)
-    parent[children] = np.repeat(parents, plan.children)
+    group[grouped] = np.arange(len(grouped)) // spec.group_size
+    loading[grouped] = np.sqrt(abs(spec.rho)) * np.where((np.arange(len(grouped)) % 2 == 1) & (spec.rho < 0), -1, 1)
+    parent[children] = np.repeat(parents, spec.children)
     word[words], sense[words] = np.arange(len(words)) // senses, np.arange(len(words)) % senses
-    sizes = np.resize(plan.composite_sizes, plan.composites)
+    sizes = np.resize(spec.composite_sizes, spec.composites)
     members = tuple(tuple(sorted(rng.choice(atoms, size, replace=False).tolist())) for size in sizes)
-    rates, home = _rates_and_homes(plan, parent, word, sense, rng)
-    directions = _directions(plan, word, rng)
-    return World(plan, directions, rates, home, parent, group, loading, word, sense, members)
+    rates, home = _rates_and_homes(spec, parent, word, sense, rng)
+    directions = _directions(spec, word, rng)
+    return World(spec, directions, rates, home, parent, group, loading, word, sense, members)
 
 
 def _rates_and_homes(
-    plan: Plan, parent: np.ndarray, word: np.ndarray, sense: np.ndarray, rng: np.random.Generator
+    spec: WorldSpec, parent: np.ndarray, word: np.ndarray, sense: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every event, float64 and int32 [E].
 
     Each unit has one rank and one home: the senses of a word share them, children have neither.
     """
-    m, c = len(word), plan.composites
+    m, c = len(word), spec.composites
     unit = np.append(np.where(word >= 0, m + c + word, np.arange(m)), m + np.arange(c))
     drawn = np.append(parent < 0, np.ones(c, bool))
     units, number = np.unique(unit[drawn], return_inverse=True)
-    rates, home = np.full(m + c, plan.child_share), np.zeros(m + c, np.int32)
-    rates[drawn] = (plan.top_rate / (1 + rng.permutation(len(units))) ** plan.zipf)[number]
-    home[drawn] = rng.integers(plan.topics, size=len(units))[number]
+    rates, home = np.full(m + c, spec.child_share), np.zeros(m + c, np.int32)
+    rates[drawn] = (spec.top_rate / (1 + rng.permutation(len(units))) ** spec.zipf)[number]
+    home[drawn] = rng.integers(spec.topics, size=len(units))[number]
     senses = np.flatnonzero(word >= 0)
-    rates[senses] *= np.asarray(plan.sense_shares)[sense[senses]]
+    rates[senses] *= np.asarray(spec.sense_shares)[sense[senses]]
     return rates, home
 
 
-def _directions(plan: Plan, word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _directions(spec: WorldSpec, word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Unit rows float32 [m, d], drawn one after the other until each keeps its distance.
 
     The senses of a word are drawn together.
     """
-    out = np.zeros((len(word), plan.d))
+    out = np.zeros((len(word), spec.d))
     start = 0
     while start < len(word):
         for _ in range(TRIES):
-            rows = _random_unit(rng, plan.d) if word[start] < 0 else _senses(rng, plan)
-            if np.abs(out[:start] @ rows.T).max(initial=0) <= plan.max_cosine:
+            rows = _random_unit(rng, spec.d) if word[start] < 0 else _senses(rng, spec)
+            if np.abs(out[:start] @ rows.T).max(initial=0) <= spec.max_cosine:
                 break
         else:
             raise ValueError(
-                f"no room for {len(word)} directions with |cos| <= {plan.max_cosine} in {plan.d} dimensions"
+                f"no room for {len(word)} directions with |cos| <= {spec.max_cosine} in {spec.d} dimensions"
             )
         out[start : start + len(rows)] = rows
         start += len(rows)
@@ -203,27 +203,27 @@ def _random_unit(rng: np.random.Generator, d: int) -> np.ndarray:
     return row / np.linalg.norm(row)
 
 
-def _senses(rng: np.random.Generator, plan: Plan) -> np.ndarray:
+def _senses(rng: np.random.Generator, spec: WorldSpec) -> np.ndarray:
     """g_s = sqrt(c) e + sqrt(1 - c) u_s with e and all u_s orthonormal, so cos(g_s, g_t) = c. [senses, d]."""
-    frame = np.linalg.qr(rng.standard_normal((plan.d, len(plan.sense_shares) + 1)))[0].T
-    return np.sqrt(plan.sense_cosine) * frame[:1] + np.sqrt(1 - plan.sense_cosine) * frame[1:]
+    frame = np.linalg.qr(rng.standard_normal((spec.d, len(spec.sense_shares) + 1)))[0].T
+    return np.sqrt(spec.sense_cosine) * frame[:1] + np.sqrt(1 - spec.sense_cosine) * frame[1:]
 
 
-def _check(plan: Plan) -> None:
-    one_feature = any((plan.independent, plan.groups, plan.parents, plan.words, plan.atoms))
-    pairs_where_negative = plan.rho >= 0 or plan.group_size == 2
-    shares = plan.sense_shares
+def _check(spec: WorldSpec) -> None:
+    one_feature = any((spec.independent, spec.groups, spec.parents, spec.words, spec.atoms))
+    pairs_where_negative = spec.rho >= 0 or spec.group_size == 2
+    shares = spec.sense_shares
     conditions = {
         "a world needs features": one_feature,
-        "rho must lie in (-1, 1), and groups have 2 features where it is negative": -1 < plan.rho < 1
+        "rho must lie in (-1, 1), and groups have 2 features where it is negative": -1 < spec.rho < 1
         and pairs_where_negative,
         "sense_shares must be positive and sum to 1": min(shares) > 0 and abs(sum(shares) - 1) <= 1e-9,
-        "d must exceed the number of senses": plan.words == 0 or plan.d > len(shares),
-        "sense_cosine must lie in [0, 1]": 0 <= plan.sense_cosine <= 1,
-        "composites need at least as many atoms as the largest holds": plan.composites == 0
-        or max(plan.composite_sizes) <= plan.atoms,
-        "boost must lie in [1, topics]": 1 <= plan.boost <= plan.topics,
-        "floor must lie in [0, 1)": 0 <= plan.floor < 1,
+        "d must exceed the number of senses": spec.words == 0 or spec.d > len(shares),
+        "sense_cosine must lie in [0, 1]": 0 <= spec.sense_cosine <= 1,
+        "composites need at least as many atoms as the largest holds": spec.composites == 0
+        or max(spec.composite_sizes) <= spec.atoms,
+        "boost must lie in [1, topics]": 1 <= spec.boost <= spec.topics,
+        "floor must lie in [0, 1)": 0 <= spec.floor < 1,
     }
     for message, holds in conditions.items():
         if not holds:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array, vstack
 from scipy.special import ndtri
 
 from metasae.data.cache.activations import fingerprint_of
-from metasae.data.planted.planted import Plan, World, plant
+from metasae.data.planted.planted import World, WorldSpec, plant
 from metasae.data.split import Rows
 from metasae.data.text.text import SPLITS
 from metasae.errors import UserError, nearest
@@ -24,7 +24,7 @@ OTHER_TOKENS = 100
 
 
 class PlantedSplit(Rows):
-    """T tokens of a world, in documents of `plan.document_length` tokens (the last one may be cut).
+    """T tokens of a world, in documents of `spec.document_length` tokens (the last one may be cut).
 
     x: float32 [T, d]. tokens, documents, positions: int32 [T]; a token that holds word w has the id w, others have
     ids from the number of words on. senses: int32 [T], of the word that a token holds, -1 where it holds none.
@@ -34,9 +34,9 @@ class PlantedSplit(Rows):
     def __init__(self, world: World, n_tokens: int, seed: int, name: str = "train"):
         """Everything random comes from `seed`; a world's splits need different ones."""
         self.world, self.name = world, name
-        documents = -(-CHUNK // world.plan.document_length)
+        documents = -(-CHUNK // world.spec.document_length)
         # at least one, so that a split without tokens has the shapes of any other
-        chunks = max(1, -(-n_tokens // (documents * world.plan.document_length)))
+        chunks = max(1, -(-n_tokens // (documents * world.spec.document_length)))
         drawn = [_chunk(world, documents, np.random.default_rng([seed, chunk])) for chunk in range(chunks)]
         events, topics, others, noise = zip(*drawn, strict=True)
         self.events = vstack(events, format="csr")[:n_tokens]
@@ -44,7 +44,7 @@ class PlantedSplit(Rows):
         clean = self.activations @ world.directions
         super().__init__(torch.from_numpy(clean + np.concatenate(noise)[:n_tokens]))
         place = np.arange(n_tokens, dtype=np.int32)
-        self.documents, self.positions = place // world.plan.document_length, place % world.plan.document_length
+        self.documents, self.positions = place // world.spec.document_length, place % world.spec.document_length
         word, self.senses = self._word_and_sense()
         self.tokens = np.where(word >= 0, word, np.concatenate(others)[:n_tokens]).astype(np.int32)
 
@@ -67,16 +67,16 @@ class PlantedSplit(Rows):
 
 def _chunk(world: World, documents: int, rng: np.random.Generator):
     """Whole documents: (events csr [B, E], topics int32 [B], ids for tokens without a word int32 [B], noise [B, d])."""
-    plan = world.plan
-    topics = np.repeat(rng.integers(plan.topics, size=documents), plan.document_length).astype(np.int32)
+    spec = world.spec
+    topics = np.repeat(rng.integers(spec.topics, size=documents), spec.document_length).astype(np.int32)
     on = _happened(world, topics, rng)
     where, event = np.nonzero(on)
-    strength = plan.floor + (1 - plan.floor) * np.exp(
-        plan.spread * rng.standard_normal(len(event)) - plan.spread**2 / 2
+    strength = spec.floor + (1 - spec.floor) * np.exp(
+        spec.spread * rng.standard_normal(len(event)) - spec.spread**2 / 2
     )
     events = csr_array((strength.astype(np.float32), (where, event)), shape=on.shape)
     others = world.word.max(initial=-1) + 1 + rng.integers(OTHER_TOKENS, size=len(topics))
-    noise = plan.noise * rng.standard_normal((len(topics), plan.d), dtype=np.float32)
+    noise = spec.noise * rng.standard_normal((len(topics), spec.d), dtype=np.float32)
     return events, topics, others.astype(np.int32), noise.astype(np.float32)
 
 
@@ -108,22 +108,22 @@ class PlantedCache:
     """
 
     def __init__(self, values: dict, tokens: dict[str, int]):
-        """values: the recipe's table `planted`: `seed` and the fields of `Plan`.
+        """values: the recipe's table `planted`: `seed` and the fields of `WorldSpec`.
 
         Raises UserError for an unknown or impossible one.
         """
         values = dict(values)
         self.seed, self.tokens = values.pop("seed", 0), tokens
-        known = [field.name for field in fields(Plan)]
+        known = [field.name for field in fields(WorldSpec)]
         wrong = next((key for key in values if key not in known), None)
         if wrong is not None:
             raise UserError(f"unknown key 'planted.{wrong}'{nearest(wrong, known)}")
         try:
             fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            self.world = plant(Plan(**{"d": 64} | fixed), self.seed)
+            self.world = plant(WorldSpec(**{"d": 64} | fixed), self.seed)
         except (TypeError, ValueError) as error:
             raise UserError(f"planted: {error}") from None
-        self.d = self.world.plan.d
+        self.d = self.world.spec.d
         # without the number of tokens, as a longer sample begins with the shorter one
         self.fingerprint = fingerprint_of({"planted": values, "seed": self.seed})
         self._splits: dict[str, PlantedSplit] = {}

@@ -16,10 +16,10 @@ from metasae.explore.store.open_store import readable
 from metasae.explore.store.schema import LATENTS_OF_SAE, key_of, keys_of
 from metasae.interp import prompts
 from metasae.interp.draws import latent_windows, with_silent
+from metasae.interp.excerpts import Text, WindowSpec
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Ask, Reply, ReplyStore
 from metasae.interp.subject import NEIGHBOURS
-from metasae.interp.windows import Text, WindowSpec
 from metasae.measures.firing.by_latent import ByLatent
 
 REPLIES = "replies.sqlite"

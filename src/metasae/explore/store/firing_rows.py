@@ -19,7 +19,7 @@ from metasae.errors import UserError
 from metasae.explore.store import blobs
 from metasae.explore.store.open_store import CHUNK, StringsOf, folded, readable, stretches_of
 from metasae.explore.store.schema import key_of
-from metasae.interp.windows import planted_strings, token_strings
+from metasae.interp.excerpts import planted_strings, token_strings
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Task

@@ -17,8 +17,8 @@ from metasae.explore.store.open_store import StringsOf
 from metasae.explore.store.schema import STORE, key_of
 from metasae.explore.store.sections import Contents, Section
 from metasae.interp.choice import READ
+from metasae.interp.excerpts import Text
 from metasae.interp.replies import ReplyStore
-from metasae.interp.windows import Text
 from metasae.measures.cofiring.partners import mutual_partners, top_partners
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent, open_by_latent, write_by_latent

@@ -31,7 +31,7 @@ MOST, SHOWN = 1024, (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """A part of a primary step and its share of meta steps, on one rank. products: FLOPs. moved: bytes, each counted
     once.
 
@@ -48,7 +48,7 @@ class Part:
         return max(self.products / card.flops(width), self.moved / card.bandwidth)
 
 
-def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[Part]:
+def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[StepPart]:
     """The parts of an arm's step on the rank with most latents. d: width of the hooked tensor.
 
     Further penalties are counted as if each read the decoder rows of all latents, and multiplied nothing.
@@ -60,14 +60,14 @@ def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[Part]:
     share, meta_rows = _meta_share(recipe, arm), 4 * d * own * meta.k
     charged = bool(share) and ARMS[arm].penalty
     parts = [
-        Part("encode and select", 2 * B * own * d, 8 * own * d),
-        Part("residual and entry gradients", 0, 4 * own * d + passes, 2 * rows),
-        Part("weight gradients", 0, 8 * own * d + passes, 2 * rows),
-        Part("clip and Adam", 0, 64 * own * d),
-        Part("further penalties", 0, further),
-        Part("penalty", charged * 2 * own * m * d, charged * (20 * own * d + 8 * m * d), charged * meta_rows),
-        Part("meta steps", share * 2 * own * m * d, share * (16 * own * d + 16 * m * d), share * 4 * meta_rows),
-        Part("meta clip and Adam", 0, share * 64 * m * d),
+        StepPart("encode and select", 2 * B * own * d, 8 * own * d),
+        StepPart("residual and entry gradients", 0, 4 * own * d + passes, 2 * rows),
+        StepPart("weight gradients", 0, 8 * own * d + passes, 2 * rows),
+        StepPart("clip and Adam", 0, 64 * own * d),
+        StepPart("further penalties", 0, further),
+        StepPart("penalty", charged * 2 * own * m * d, charged * (20 * own * d + 8 * m * d), charged * meta_rows),
+        StepPart("meta steps", share * 2 * own * m * d, share * (16 * own * d + 16 * m * d), share * 4 * meta_rows),
+        StepPart("meta clip and Adam", 0, share * 64 * m * d),
     ]
     return [part for part in parts if part.moved]
 
@@ -100,7 +100,7 @@ def refuse_unusable(recipe: Recipe, gpus: int) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """A recipe on a number of GPUs of one kind. shape: of its language model.
 
     efficiency: the share of the card's rates that the slow end counts with. Nothing overlaps at either end, as in the
@@ -208,7 +208,7 @@ class Plan:
         return {name: dict(zip(keys, facts, strict=True)) for name, *facts in rows if facts[0] != 0}
 
     @cached_property
-    def others(self) -> dict[int, "Plan"]:
+    def others(self) -> dict[int, "GpuPlan"]:
         """Numbers of GPUs that training would take, up to MOST -> the same plan on so many."""
         others = {}
         for count in range(1, max(MOST, self.gpus) + 1):
@@ -272,7 +272,7 @@ class Plan:
 
 def plan(
     recipe: Any, gpus: int, gpu: str, overrides: dict[str, Any] | None = None, efficiency: float = EFFICIENCY
-) -> Plan:
+) -> GpuPlan:
     """The plan of a recipe on `gpus` GPUs named `gpu`. A model that is known by name needs neither its weights nor the
     hub.
 
@@ -280,4 +280,4 @@ def plan(
     """
     wanted, card = resolve(recipe, None, overrides, "cpu")[0], asked_card(gpu, gpus, efficiency)
     refuse_unusable(wanted, gpus)
-    return Plan(wanted, gpus, card, efficiency, shape_of(wanted))
+    return GpuPlan(wanted, gpus, card, efficiency, shape_of(wanted))

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from metasae.doctor.cards import CARDS
-from metasae.doctor.plan import plan
+from metasae.doctor.gpus import plan
 from metasae.doctor.table import shown
 from metasae.errors import UserError
 
