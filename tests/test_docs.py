@@ -10,7 +10,8 @@ from metasae.sae.architectures import Options
 from metasae.sae.kernels import reference
 from metasae.train.penalties.scene import Scene
 
-PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+PAGE_FOLDER = Path(__file__).parents[1] / "docs"
+PAGE = (PAGE_FOLDER / "extending.md").read_text()
 
 
 def example(name):
@@ -47,3 +48,17 @@ def test_the_architecture_example(batches, small_recipe, tmp_path, monkeypatch):
     train(trainer, batches(), tmp_path, Task(None, None))
     sae = trainer.export(1.0, {})["primary"]
     assert torch.equal(sae.threshold, torch.full((48,), 0.5))
+
+
+def test_the_page_of_spike_ins():
+    """Its code runs, and a latent for each direction finds what noise alone does not."""
+    block = re.search(r"```python\n(.*?)```", (PAGE_FOLDER / "spikes.md").read_text(), re.S)[1]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.multinomial(1 / torch.arange(1.0, 2001), 20_000, replacement=True, generator=generator)
+    x, place = torch.randn(20_000, 16, generator=generator), torch.arange(20_000)
+    documents, positions = place // 50, place % 50
+    held_out = (x, tokens, documents + 400, positions)
+    space = {"x": x, "tokens": tokens, "documents": documents, "positions": positions, "held_out": held_out}
+    space |= {"encode": lambda batch: batch.abs() - 2, "W_dec": torch.eye(16)}
+    exec(block, space)
+    assert space["batch"].shape == x.shape and 0 < space["scores"]["recovery_f1"] < space["scores"]["ceiling_f1"]

@@ -18,6 +18,7 @@ _HOME = {
     "measure": "metasae.jobs.measure",
     "steer": "metasae.steering.steering",
     "compare": "metasae.compare.compare",
+    "Spikes": "metasae.measures.truth.spikes",
     "UserError": "metasae.errors",
 }
 __all__ = sorted(_HOME)
