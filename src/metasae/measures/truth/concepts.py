@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from metasae.data.concepts.labels import Bank
 from metasae.measures.truth.probe import column, directions, halves_of, probe_f1, threshold_f1
-from metasae.measures.truth.spike_scores import count, mean_of, ones
+from metasae.measures.truth.spike_scores import count, mean_of, ones, phi_of_columns
 
 PROBED, BLENDED_SHARE, RELATED_PHI = 5, 0.25, 0.2
 # A latent serves a concept where it is the best one for it with at least this F1.
@@ -78,18 +78,10 @@ def _blended(labels: csr_array, recall_CN: np.ndarray, latents: np.ndarray, judg
     """The share of these latents with a second, unrelated concept."""
     if not len(judged):
         return None
-    related = _phi(labels[:, judged]) > RELATED_PHI
+    related = np.nan_to_num(phi_of_columns(labels[:, judged])) > RELATED_PHI
     np.fill_diagonal(related, True)
     blended = []
     for latent in latents:
         share = recall_CN[judged, latent] / max(recall_CN[judged, latent].sum(), 1e-300)
         blended.append((share[~related[share.argmax()]] >= BLENDED_SHARE).any())
     return mean_of(blended)
-
-
-def _phi(columns: csr_array) -> np.ndarray:
-    """phi of all pairs of 0/1 columns; 0 where one never or always is on."""
-    columns = columns.astype(np.float64)
-    n, total = columns.shape[0], np.asarray(columns.sum(0)).ravel()
-    spread = np.maximum(np.sqrt(total * (n - total)), 1e-300)
-    return ((columns.T @ columns).toarray() * n - np.outer(total, total)) / np.outer(spread, spread)

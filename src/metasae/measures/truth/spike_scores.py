@@ -138,12 +138,12 @@ def _phi_error(on: csr_array, fires: csr_array, latents: np.ndarray, judged: np.
     if len(judged) < 2:
         return None
     chosen = latents[judged]
-    error = np.abs(_phi(fires[:, chosen]) - _phi(on[:, judged]))
+    error = np.abs(phi_of_columns(fires[:, chosen]) - phi_of_columns(on[:, judged]))
     one, other = np.triu_indices(len(judged), 1)
     return mean_of(error[one, other][chosen[one] != chosen[other]])
 
 
-def _phi(columns: csr_array) -> np.ndarray:
+def phi_of_columns(columns: csr_array) -> np.ndarray:
     """phi of all pairs of 0/1 columns, float64; NaN where one never or always fires."""
     columns = columns.astype(np.float64)
     n, total = columns.shape[0], _sums(columns)
