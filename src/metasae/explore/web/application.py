@@ -168,8 +168,9 @@ class TrustedHost(TrustedHostMiddleware):
 
     async def __call__(self, scope, receive, send) -> None:
         try:
-            address = ipaddress.ip_address(URL(f"http://{Headers(scope=scope).get('host', '')}").hostname)
-            trusted = self._open or address.is_loopback
+            # in small letters, which older releases of starlette do not see to
+            name = URL(f"http://{Headers(scope=scope).get('host', '')}").hostname
+            trusted = name == "localhost" or ipaddress.ip_address(name).is_loopback or self._open
         except ValueError:
             trusted = False
         return await (self.app if trusted else super().__call__)(scope, receive, send)
