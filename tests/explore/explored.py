@@ -10,6 +10,7 @@ from metasae.measures.firing.arrays import ArrayFile, whole_folder, write_index
 from metasae.measures.firing.firings import Firings
 from metasae.measures.firing.store import STORE
 from metasae.sae.sae import SAE, SAEConfig
+from sparse_firings import firings_from
 
 LENGTHS = (40, 3, 57, 25, 64, 1, 33, 80, 41, 200)
 
@@ -23,21 +24,6 @@ def text(lengths=LENGTHS, vocabulary=11, seed=0, gap=True):
     return documents, np.random.default_rng(seed).integers(vocabulary, size=len(documents)).astype(np.int32), positions
 
 
-def firings_of(on, values, documents, tokens, positions) -> Firings:
-    """on: bool [T, n]; values: float [T, n]."""
-    rows, columns = np.nonzero(on)
-    indptr = np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.int64)
-    return Firings(
-        indptr,
-        columns.astype(np.int32),
-        values[rows, columns].astype(np.float32),
-        on.shape[1],
-        documents,
-        tokens,
-        positions,
-    )
-
-
 def random_firings(seed=0, n=12, lengths=LENGTHS, vocabulary=11) -> Firings:
     """Few token ids, tied strengths; latent 0 is dead, 1 always on, 2 fires once, 3 and 4 are alike."""
     rng = np.random.default_rng([seed, 1])
@@ -47,7 +33,7 @@ def random_firings(seed=0, n=12, lengths=LENGTHS, vocabulary=11) -> Firings:
     on[:, 0], on[:, 1], on[:, 2] = False, True, False
     on[t // 2, 2] = True
     on[:, 4] = on[:, 3]
-    return firings_of(on, rng.integers(1, 9, (t, n)) / 4 + 0.5, *places)
+    return firings_from(on, rng.integers(1, 9, (t, n)) / 4 + 0.5, *places)
 
 
 def sae_of(n, d=8, seed=0, threshold=0.5) -> SAE:

@@ -7,13 +7,14 @@ import sqlite3
 import numpy as np
 import pytest
 import torch
-from explored import firings_of, numbered, random_firings, words_of, write_arm
+from explored import numbered, random_firings, words_of, write_arm
 
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store import edges, schema, writing
 from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.build import WORKING, build
+from sparse_firings import firings_from
 
 FIRINGS = random_firings()
 
@@ -179,7 +180,7 @@ def test_a_planted_run_shows_its_features(tmp_path):
     write_arm(
         tmp_path,
         "solo-s0",
-        firings_of(rng_on, split.activations.toarray(), split.documents, split.tokens, split.positions),
+        firings_from(rng_on, split.activations.toarray(), split.documents, split.tokens, split.positions),
     )
     build(tmp_path)
     explorer = Explorer(tmp_path)
@@ -325,7 +326,7 @@ def test_above_a_size_the_nearest_live_row_stands_for_a_match(tmp_path, monkeypa
 def test_an_sae_that_never_fires_is_searched_in_vain(tmp_path):
     firings = random_firings()
     on = np.zeros((firings.n_tokens, 12), bool)
-    silent = firings_of(on, on, firings.documents, firings.tokens, firings.positions)
+    silent = firings_from(on, on, firings.documents, firings.tokens, firings.positions)
     write_arm(tmp_path, "solo-s0", silent)
     build(tmp_path, strings=words_of(firings))
     explorer = Explorer(tmp_path)

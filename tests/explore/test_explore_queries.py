@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from explored import firings_of, of_latent, phi_by_hand, random_firings, sae_of, text, words_of, write_arm
+from explored import of_latent, phi_by_hand, random_firings, sae_of, text, words_of, write_arm
 
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
 from metasae.sae.sae import SAE
+from sparse_firings import firings_from
 
 ONE, OTHER = random_firings(0), random_firings(1)
 INTERP = {
@@ -346,7 +347,7 @@ def test_hostile_text_survives(tmp_path):
     nasty += ["\"'\\", "&amp;"]
     documents, tokens, positions = text((10_000, 5), vocabulary=len(nasty), gap=False)
     on = np.random.default_rng(0).random((len(tokens), 3)) < 0.2
-    write_arm(tmp_path, "solo-s0", firings_of(on, np.ones(on.shape), documents, tokens, positions))
+    write_arm(tmp_path, "solo-s0", firings_from(on, np.ones(on.shape), documents, tokens, positions))
     build(tmp_path, strings=lambda places: [nasty[tokens[place]] for place in places])
     explorer = Explorer(tmp_path)
     # a lone surrogate is no text; two that belong together are one character

@@ -7,11 +7,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from explored import firings_of, of_latent, phi_by_hand, random_firings, words_of, write_arm
+from explored import of_latent, phi_by_hand, random_firings, words_of, write_arm
 
 from metasae.explore.pages import run_files
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
+from sparse_firings import firings_from
 
 WORDS, OTHERS, TOKENS, DOCUMENT = 40, 60, 24_000, 120
 
@@ -46,7 +47,8 @@ def two_senses(seed=0):
     order = rng.permutation(children.shape[1])
     where = np.argsort(order)
     sides = [
-        firings_of(on, rng.random(on.shape) + 0.5, documents, tokens, positions) for on in (parents, children[:, order])
+        firings_from(on, rng.random(on.shape) + 0.5, documents, tokens, positions)
+        for on in (parents, children[:, order])
     ]
     return *sides, [{int(where[w]), int(where[WORDS + w])} for w in range(WORDS)]
 

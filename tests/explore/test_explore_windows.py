@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from explored import LENGTHS, firings_of, of_latent, random_firings, text
+from explored import LENGTHS, of_latent, random_firings, text
 
 from metasae.explore.store.blobs import LENGTH, Cells, pack_windows, short, unpack_windows
 from metasae.explore.store.open_store import stretches_of
 from metasae.measures.firing.by_latent import by_latent
+from sparse_firings import firings_from
 
 
 def chosen_by_hand(firings, latent, count):
@@ -87,7 +88,7 @@ def test_repeated_text_is_shown_once():
     tokens = np.tile(np.arange(64), 6).astype(np.int32)
     on = np.zeros((len(tokens), 1), bool)
     on[10::64] = True
-    firings = firings_of(on, np.arange(len(tokens))[:, None] / 10 + 1.0, documents, tokens, positions)
+    firings = firings_from(on, np.arange(len(tokens))[:, None] / 10 + 1.0, documents, tokens, positions)
     (shown,) = windows(firings, 40)
     assert len(shown) == 1
     assert shown[0][2] == 5 * 64 + 10  # the strongest of the six
@@ -99,13 +100,13 @@ def test_short_documents(lengths):
     documents, tokens, positions = text(lengths, gap=False)
     on = np.ones((len(tokens), 2), bool)
     on[:, 1] = False
-    agree(firings_of(on, np.full(on.shape, 0.5), documents, tokens, positions))
+    agree(firings_from(on, np.full(on.shape, 0.5), documents, tokens, positions))
 
 
 def test_no_firings_at_all():
     documents, tokens, positions = text()
     on = np.zeros((len(tokens), 3), bool)
-    assert windows(firings_of(on, on.astype(float), documents, tokens, positions), 40) == [[], [], []]
+    assert windows(firings_from(on, on.astype(float), documents, tokens, positions), 40) == [[], [], []]
 
 
 def test_strong_windows_come_first_and_every_tenth_is_shown():

@@ -96,7 +96,7 @@ def test_train_and_score_documents_never_meet_and_silent_windows_are_silent(
 
 def one_latent(values, length=4):
     """Documents of one window of `length` tokens each, with a firing of the given strength on its first token."""
-    from worlds import firings_from
+    from sparse_firings import firings_from
 
     t = len(values) * length
     on, strength = np.zeros((t, 1), bool), np.zeros((t, 1))

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from worlds import firings_from, random_firings, view_of
+from worlds import random_firings, view_of
 
 from metasae.interp import subject
 from metasae.interp.subject import NEIGHBOURS, nearest
 from metasae.measures.cofiring.partners import top_partners
+from sparse_firings import firings_from
 
 
 @pytest.mark.parametrize("seed", range(4))

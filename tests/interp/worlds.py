@@ -10,22 +10,8 @@ from metasae.interp.excerpts import Text
 from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings
 from metasae.measures.truth.truth import as_firings
+from sparse_firings import firings_from
 from tools.subjects import dictionary
-
-
-def firings_from(on, values, documents, tokens, positions) -> Firings:
-    """on: bool [T, n]; values: float [T, n]."""
-    rows, columns = np.nonzero(on)
-    indptr = np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.int64)
-    return Firings(
-        indptr,
-        columns.astype(np.int32),
-        values[rows, columns].astype(np.float32),
-        on.shape[1],
-        documents,
-        tokens,
-        positions,
-    )
 
 
 def random_firings(seed=0, lengths=(40, 3, 57, 25, 64, 33, 80, 41), n=9, vocabulary=11, gap=True) -> Firings:
