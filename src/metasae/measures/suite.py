@@ -32,6 +32,7 @@ from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.measures.firing.firings import Firings, document_blocks, fire
 from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint, write_firings
 from metasae.measures.rows.decomposability import measure_decomposability
+from metasae.measures.truth.spike_truth import SpikeTruth, measure_spikes
 from metasae.measures.truth.truth import as_firings, measure_truth
 from metasae.measures.words.sense_reference import WordReference, sense_reference
 from metasae.measures.words.senses import measure_senses
@@ -45,7 +46,17 @@ Cache = ActivationCache | PlantedCache
 SEED = 0
 BATCH = 2048
 # What is dealt out to ranks, the slow ones first, so that no rank has two of them before every rank has one.
-PARTS = ("fixed_marginals", "decomposability", "output", "lift", "document_shift", "fidelity", "senses", "truth")
+PARTS = (
+    "fixed_marginals",
+    "decomposability",
+    "spikes",
+    "output",
+    "lift",
+    "document_shift",
+    "fidelity",
+    "senses",
+    "truth",
+)
 PAIR_PARTS = ("fixed_marginals", "lift", "document_shift")
 
 
@@ -109,6 +120,7 @@ def measure_sae(
     calibration: Calibration | None = None,
     folder: Path | None = None,
     ranks: Ranks = ALONE,
+    truth: SpikeTruth | None = None,
 ) -> dict:
     """Calibrates the SAE where it has no threshold yet, and measures it on the evaluation split; the result is JSON as
     it is.
@@ -119,9 +131,11 @@ def measure_sae(
     it got its threshold before. reference: of `reference_of`.
     folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same
     SAE (see above), and get the same.
-    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings
-    (what of the recipe decided them). A number that does not exist is null. `leave_one_out`, beside some numbers, has
-    them without each block of documents. Raises UserError when a split is empty or the SAE never fires.
+    truth: the spike-ins that the SAE was trained on, in the evaluation tokens; None for an SAE that met none. All else
+    is measured on text without spike-ins.
+    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, spikes, senses, truth (of a planted world),
+    settings (what of the recipe decided them). A number that does not exist is null. `leave_one_out`, beside some
+    numbers, has them without each block of documents. Raises UserError when a split is empty or the SAE never fires.
     """
     evaluation = evaluation_of(cache, spec)
     if calibration is None:
@@ -137,6 +151,8 @@ def measure_sae(
         in_blocks = blocks if spec.excess_blocks else None
         works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
         works["lift"] = partial(lift_statistics, firings, progress=progress)
+    if truth is not None:
+        works["spikes"] = partial(measure_spikes, sae, truth, firings, blocks, progress)
     if spec.shifts:
         works["document_shift"] = partial(
             shift_null, firings, phi["mean_abs_phi"], SEED, spec.shifts, progress=progress
@@ -150,7 +166,7 @@ def measure_sae(
         "fidelity": fidelity | output | {"leave_one_out": fidelity["leave_one_out"] | output.get("leave_one_out", {})},
         "cooccurrence": phi | {part: parts[part] for part in PAIR_PARTS if parts[part]},
         "decomposability": parts["decomposability"],
-        **{part: parts[part] for part in ("senses", "truth") if parts[part]},
+        **{part: parts[part] for part in ("spikes", "senses", "truth") if parts[part]},
         "settings": spec.settings,
     }
     return json_safe(measures)
