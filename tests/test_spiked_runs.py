@@ -146,7 +146,7 @@ def test_a_draw_that_is_gone_is_said(run, recipe, tmp_path):
 
 
 def test_other_spike_ins_in_the_same_folder_are_refused(run, recipe):
-    with pytest.raises(UserError, match="spikes.n"):
+    with pytest.raises(UserError, match=r"spikes\.n"):
         metasae.run(recipe, out=run, overrides={"spikes.n": 12}, show=False)
 
 

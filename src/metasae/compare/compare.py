@@ -17,7 +17,8 @@ from metasae.arms.folder import Arm, RunFolder, read_object, split_label
 from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, left_out_of, value_of
 from metasae.compare.matched import MATCHED
 from metasae.compare.tables import as_markdown
-from metasae.compare.verdict import verdict_lines
+from metasae.compare.trained import trained_enough
+from metasae.compare.verdict import verdict_of
 from metasae.errors import UserError, nearest
 from metasae.intervals.families import adjust
 from metasae.intervals.statistics import Difference, mean_interval, paired_difference
@@ -69,7 +70,8 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
 
     Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, missing (arms not
     measured yet), stale (those whose auto-interp is of an earlier SAE and is left out), baseline, pairs
-    {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, verdict.
+    {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, trained, verdict (a list of
+    {kind, text}).
     baseline: the arm that the others are compared with; None takes solo, or the first arm where there is none.
     Raises UserError when nothing is measured or the arms were not judged under the same conditions.
     """
@@ -90,7 +92,8 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "baseline": baseline,
         "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
-    comparison["verdict"] = " ".join(line.text for line in verdict_lines(comparison))
+    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured])
+    comparison["verdict"] = verdict_of(comparison)
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
     return comparison
@@ -138,10 +141,10 @@ def _pairs(
 ) -> dict[Pair, dict[str, dict]]:
     """Every other arm against the baseline, joint first, as it is the question.
 
-    p-values are adjusted within what speaks of the same.
+    p-values are adjusted together for all that is put into words.
     """
     others = sorted((arm for arm in arms if arm != baseline), key=lambda arm: (arm != SUBJECT, place_of(arm)))
-    families = {q.key: q.speaks_of if q.main else None for q in CATALOGUE}
+    families = {q.key: "words" if q.in_words else None for q in CATALOGUE}
     pairs = {}
     for arm in others:
         base = numbers[baseline]

@@ -20,11 +20,10 @@ from metasae.compare.catalogue import (
     change,
     grouped,
     is_established,
+    named_side,
     number,
     reading,
-    towards,
 )
-from metasae.intervals.statistics import is_clear
 
 
 def fill(template: Path, **values: object) -> str:
@@ -46,9 +45,9 @@ def _environment(folder: Path) -> Environment:
         "change": change,
         "grouped": grouped,
         "is_established": is_established,
+        "named_side": named_side,
         "number": number,
         "reading": reading,
-        "towards": towards,
     }
     return environment
 
@@ -102,13 +101,14 @@ def summary_table(comparison: dict) -> Table:
     for q in CATALOGUE:
         means = [arm["means"].get(q.key) for arm in arms.values()]
         if q.main and any(mean is not None for mean in means):
-            changes = [_coloured(q, entries.get(q.key)) for entries in first_pair.values()]
+            changes = [_coloured(q, entries.get(q.key), comparison) for entries in first_pair.values()]
             table.add_row(q.label, *(number(mean, 3) for mean in means), *changes)
     return table
 
 
-def _coloured(quantity: Quantity, entry: dict | None) -> Text:
+def _coloured(quantity: Quantity, entry: dict | None, comparison: dict) -> Text:
     if entry is None:
         return Text("-")
     colours = {"better": "green", "worse": "red"}
-    return Text(change(quantity, entry), colours.get(towards(quantity, entry), "") if is_clear(entry) else "")
+    side = named_side(quantity, entry, comparison["trained"]["enough"])
+    return Text(change(quantity, entry), colours.get(side, ""))
