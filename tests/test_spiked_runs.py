@@ -173,3 +173,13 @@ def test_moments_of_a_spiked_split_are_those_of_its_rows(run, recipe):
     assert spiked.mean_square == pytest.approx(float(rows.square().sum(1).mean()), rel=1e-5)
     order = np.random.default_rng(0).permutation(split.n_tokens)[:300]
     assert torch.equal(spiked.rows(order), rows[order].float())
+
+
+def test_saes_say_what_they_met_and_are_measured_alike_elsewhere(run, tmp_path):
+    arm = RunFolder(run).arm("solo", 1)
+    note = arm.sae().config.metadata["metasae"]["spikes"]
+    assert note["n"] == SPIKES["n"] and note["draw"] == 1 and "known features were added" in note["note"]
+    metasae.measure([arm.folder / "primary"], out=tmp_path / "again", show=False)
+    again = RunFolder(tmp_path / "again").arm("solo", 1).measures()["spikes"]
+    assert again == arm.measures()["spikes"]
+    assert "with 8 spike-ins" in (run / "compare.md").read_text()

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+from metasae.arms.folder import RunFolder
 from metasae.data.cache.activations import harvest_points
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host
@@ -80,7 +81,7 @@ class Source:
             return None
         with self._loading:
             if seed not in self._spikes:
-                path = self.folder / "spikes" / f"s{seed}.safetensors"
+                path = RunFolder(self.folder).spikes(seed)
                 if self.ranks.first and not path.is_file() and training is not None:
                     drawn = Spikes.of_split(training, spec.n, spec.seed + seed, spec.amplitudes, spec.rates)
                     drawn.save(path)

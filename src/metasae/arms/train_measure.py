@@ -313,9 +313,18 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
             "arm": arm.name,
             "seed": arm.seed,
             "data_fingerprint": cache.fingerprint,
+            **_spike_note(recipe, arm.seed),
             "recipe": recipe.model_dump(mode="json"),
         },
     }
+
+
+def _spike_note(recipe: Recipe, seed: int) -> dict:
+    """What an SAE that met spike-ins says of them, wherever it is exported to."""
+    if not recipe.spikes.n:
+        return {}
+    said = "known features were added to the training activations; some latents stand for these, not for the model's"
+    return {"spikes": {"n": recipe.spikes.n, "draw": recipe.spikes.seed + seed, "note": said}}
 
 
 def input_scale(split: Split | TrainingWindow, normalize: str) -> float:

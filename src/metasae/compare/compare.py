@@ -100,12 +100,16 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
 
 
 def _trained_on(run_folder: Path) -> dict:
-    """How many tokens the arms were trained on, and how many different ones; {} where the folder does not say."""
-    recipe, stages = run_folder / "recipe.toml", read_object(run_folder / "run.json").get("stages", {})
+    """How many tokens the arms were trained on, how many different ones, and the spike-ins among them; {} where the
+    folder does not say.
+    """
+    path, stages = run_folder / "recipe.toml", read_object(run_folder / "run.json").get("stages", {})
     different = stages.get("harvest", {}).get("training_tokens")
-    if different is None or not recipe.is_file():
+    if different is None or not path.is_file():
         return {}
-    return {"training_tokens": Recipe.load(recipe).train.tokens, "different_training_tokens": different}
+    recipe = Recipe.load(path)
+    spikes = {"spikes": recipe.spikes.n} if recipe.spikes.n else {}
+    return {"training_tokens": recipe.train.tokens, "different_training_tokens": different, **spikes}
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:

@@ -69,6 +69,8 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
     training = f"{trained:,} training tokens" if different else ""
     if different and different < trained:
         training += f", {different:,} different ones read {trained / different:.3g} times"
+    if conditions.get("spikes"):
+        training += f", with {conditions['spikes']:,} spike-ins (text is measured without them)"
     own = ", ".join(conditions.get("own_thresholds", ()))
     arms = [_arm(name, comparison["arms"][name]) for name in pair or comparison["arms"]]
     return (

@@ -134,9 +134,9 @@ class Spikes:
         if self._probes is not None:
             tensors |= {"probes": self._probes, "added_mean": self._added[0]}
             tensors["added_square"] = torch.tensor(self._added[1], dtype=torch.float64)
-        header = {"spikes": json.dumps([asdict(spike) for spike in self.set.spikes]), "seed": str(self.set.seed)}
+        listed = {"seed": self.set.seed, "spikes": [asdict(spike) for spike in self.set.spikes]}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        files.write_tensors(Path(path), tensors, header)
+        files.write_tensors(Path(path), tensors, {"draw": json.dumps(listed)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Spikes":
@@ -145,9 +145,10 @@ class Spikes:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-            listed = [Spike(**_as_drawn(entry)) for entry in json.loads(header["spikes"])]
+            draw = json.loads(header["draw"])
+            listed = [Spike(**_as_drawn(entry)) for entry in draw["spikes"]]
             spikes = cls.__new__(cls)
-            spikes.set = SpikeSet(listed, tensors["directions"].numpy(), int(header["seed"]))
+            spikes.set = SpikeSet(listed, tensors["directions"].numpy(), draw["seed"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} holds no spike-ins ({error}); restore it, or train the run's arms anew") from None
         spikes._probes = tensors.get("probes")
