@@ -12,7 +12,7 @@ from metasae.data.concepts.tagged_concepts import FAMILY, tagged_concepts
 POINT = "blocks.1.hook_resid_pre"
 RIVER = {"concept": "water", "before": "past the", "target": "river mill", "after": "until dusk"}
 DUSK = {
-    "concept": "time of day",
+    "concept": "dusk",
     "family": "time",
     "before": "past the river mill until",
     "target": "dusk",

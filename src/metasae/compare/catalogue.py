@@ -28,6 +28,7 @@ GROUPS = {
     "seeds": "Seeds",
     "splits": "Splits of solo's latents",
     "merges": "Merges of solo's latents",
+    "concepts": "Concepts",
     "senses": "Word senses",
     "truth": "Planted truth",
     "side_effects": "Side effects of steering",
