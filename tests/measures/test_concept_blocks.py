@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csr_array, random_array
+from scipy import sparse
+from scipy.sparse import csr_array
 from test_concepts import bank_of
 
 from metasae.data.concepts.labels import Bank, Concept
@@ -185,7 +186,7 @@ def test_two_hundred_concepts_on_two_hundred_thousand_tokens():
     new[:, 1:] = latents[:, 1:] != latents[:, :-1]
     indptr = np.concatenate([[0], np.cumsum(new.sum(1))])
     firings = csr_array((rng.random(new.sum(), np.float32), latents[new], indptr), shape=(n_tokens, n_latents))
-    labels = random_array((n_tokens, 200), density=0.03, rng=rng, format="csr", dtype=np.float32)
+    labels = csr_array(sparse.random(n_tokens, 200, density=0.03, random_state=0, format="csr", dtype=np.float32))
     documents = np.arange(n_tokens) // 300
     bank = Bank([Concept(str(number), "token") for number in range(200)], labels)
     start = time.process_time()
