@@ -157,9 +157,7 @@ def measure_sae(
     # one block left out leaves nothing
     blocks = blocks if blocks.max(initial=0) else None
     phi = pair_statistics(firings, blocks, progress=progress, pool=partial(RankPool, ranks))
-    works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, reference)
-    if reference.concepts is not None:
-        works["concepts"] = partial(measure_concepts, sae, firings, blocks, reference.concepts, progress)
+    works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, blocks, reference)
     if spec.lift:
         in_blocks = blocks if spec.excess_blocks else None
         works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
@@ -192,6 +190,7 @@ def _works(
     progress: Progress,
     evaluation: Part,
     firings: Firings,
+    blocks: np.ndarray | None,
     reference: Reference,
 ) -> dict[str, Callable[[], dict]]:
     """The parts that are not about pairs of latents, still to be worked out."""
@@ -203,6 +202,8 @@ def _works(
     }
     if reference.output is not None:
         works["output"] = partial(output_effect, host, sae, reference.output, progress, spec.batch_topk)
+    if reference.concepts is not None:
+        works["concepts"] = partial(measure_concepts, sae, firings, blocks, reference.concepts, progress)
     if reference.senses is not None:
         works["senses"] = partial(measure_senses, sae, reference.senses, progress)
     if hasattr(cache, "world"):
