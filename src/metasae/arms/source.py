@@ -7,6 +7,7 @@ from metasae.arms.folder import RunFolder
 from metasae.data.cache.activations import harvest_points
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host
+from metasae.data.model.loading import load_tokenizer
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Split
 from metasae.measures.effect.matched_effects import Steering
@@ -42,9 +43,17 @@ class Source:
 
     @property
     def judge(self) -> Host | None:
-        """The model where measuring needs it, for its own output or for senses."""
+        """The model where measuring needs it, for its own output or for tagged sentences."""
         spec = self.recipe.measure
-        return self.host if not self.planted and (spec.output_tokens or spec.senses) else None
+        tagged = spec.senses or (spec.concepts and spec.labels)
+        return self.host if not self.planted and (spec.output_tokens or tagged) else None
+
+    @property
+    def tokenizer(self):
+        """The model's tokenizer where measuring needs it, for concepts. The model is not loaded for it."""
+        if self.planted or not self.recipe.measure.concepts:
+            return None
+        return load_tokenizer(self.recipe.model) if self._host is None else self._host.tokenizer
 
     @property
     def steering(self) -> Steering | None:

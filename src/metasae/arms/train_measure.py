@@ -219,7 +219,7 @@ def measure_arm(
                 "choose another --out"
             )
         if reference is None:
-            reference = reference_of(cache, spec, host, progress, ranks=ranks)
+            reference = reference_of(cache, spec, host, progress, ranks=ranks, tokenizer=source.tokenizer)
         result = measure_sae(
             sae,
             meta,

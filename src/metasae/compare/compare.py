@@ -26,7 +26,7 @@ from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT, place_of
 
 # What must be alike for all arms.
-SAME_FOR_ALL = ("n_tokens", "data", "critic_seed", "senses")
+SAME_FOR_ALL = ("n_tokens", "data", "critic_seed", "senses", "labels")
 # Alike for all SAEs that were calibrated; those that came with thresholds of their own keep them.
 CALIBRATED = ("calibration_tokens", "rule")
 ACROSS = ("seeds", "splits", "merges")

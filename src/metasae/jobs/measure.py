@@ -82,7 +82,7 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
     reference = None
     for target in targets:
         with progress.stage(measuring(target.name, target.seed)):
-            reference = reference or reference_of(cache, spec, source.judge, progress)
+            reference = reference or reference_of(cache, spec, source.judge, progress, tokenizer=source.tokenizer)
             _measure_one(target, RunFolder(out).arm(target.name, target.seed), source, cache, reference)
     if is_wanted(spec, progress):
         with progress.stage(ACROSS):

@@ -289,6 +289,12 @@ class Measure(Table):
     senses: str = Field(
         "", description="file or folder of sense-tagged sentences (JSONL: word, sense, before, target, after)"
     )
+    concepts: int = Field(50, ge=0, description="concepts drawn from the text, per family; 0 leaves all concepts out")
+    labels: str = Field(
+        "",
+        description="file or folder of sentences labelled with concepts of your own (JSONL: concept, before, target, "
+        "after; family); needs concepts",
+    )
     across: bool = Field(
         True,
         description="what needs two SAEs: latents found again in other seeds, splits of solo's latents; needs "
