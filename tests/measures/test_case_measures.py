@@ -5,7 +5,6 @@ import functools
 
 import pytest
 
-from tools import case_measures
 from tools.case_measures import MEASURES, read_case
 from tools.cases import CASES
 
@@ -30,23 +29,6 @@ NOT_MORE = [
     "narrower",
 ]
 FOOLING = ("thinned_firing", "lower_k", "narrower")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def rows_are_judged_once():
-    """Many cases share rows, and a critic is decided by its rows and its seed, so no critic is trained twice on the
-    same."""
-    judge, known = case_measures.judge, {}
-
-    def judged(rows, *options):
-        key = rows.numpy().tobytes(), rows.shape, options
-        if key not in known:
-            known[key] = judge(rows, *options)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(case_measures, "judge", judged)
-        yield
 
 
 @functools.cache
