@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+from fakes import FakeSplit
 from scipy.sparse import csr_array
 from small_subjects import dense, drawn_subject, subject_of
 
+import metasae
+from benchmarks.fakes import Spiked
 from metasae.data.concepts.labels import Bank, Concept
 from metasae.data.spikes.draw import Spike
 from tools.fakes import FAKES, MORE_FAKES
@@ -70,3 +74,17 @@ def test_numbers_of_an_oracle_and_of_its_fakes():
     assert after["merged_at_random"][0]["recovery F1"] < 0.8 and after["merged_at_random"][0]["blend rate"] > 0.9
     assert after["rotated_rows"][0]["recovery F1"] == 1 and after["rotated_rows"][0]["cosine"] < 0.8
     assert "!" not in fakes_table(before, after, BETTER)
+
+
+def test_a_split_with_spike_ins():
+    """Rows in any order and blocks are the activations with what is added to each token."""
+    rng = np.random.default_rng(0)
+    split = FakeSplit(rng.standard_normal((600, 8)), tokens=rng.integers(40, size=600))
+    spikes = metasae.Spikes(split.x, split.tokens, n=6, rates=(0.02, 0.1))
+    spiked, wanted = Spiked(split, spikes), spikes.add(split.x, split.tokens, split.documents, split.positions)
+    assert not torch.equal(wanted, split.x)
+    order = rng.integers(600, size=50)
+    torch.testing.assert_close(spiked.rows(order), wanted[order])
+    torch.testing.assert_close(torch.cat(list(spiked.blocks(64))), wanted)
+    torch.testing.assert_close(spiked.whole(100).x, wanted[:100])
+    assert spiked.whole().n_tokens == 600
