@@ -200,3 +200,20 @@ def test_wrong_input_is_one_line(spikes, text):
     with pytest.raises(UserError, match="finite matrix"):
         Spikes(torch.full((3, 2), float("nan")), tokens)
     assert metasae.Spikes is Spikes
+
+
+def test_a_merged_latent_is_seen_in_spite_of_chance_recall_of_many_others():
+    rng = np.random.default_rng(0)
+    on = rng.random((40_000, 100)) < 0.01
+    fires = on | (rng.random(on.shape) < 0.025)
+    merged = fires.copy()
+    merged[:, 0] |= on[:, 1]
+    # the chance recall of 98 others takes the second of its own below a quarter of all
+    recall = (on.T.astype(float) @ merged[:, 0]) / on.sum(0)
+    assert recall[1] / recall.sum() < 0.25
+    spikes = [spike("concept", group) for group in range(100)]
+    whole, half = (
+        score_spikes(spikes, csr_array(on.astype(float)), csr_array(table.astype(float)), np.arange(40_000))
+        for table in (fires, merged)
+    )
+    assert whole["blend_rate"] == 0 and half["blend_rate"] == pytest.approx(1 / 100)

@@ -7,8 +7,9 @@ For each concept, with everything chosen and fitted on one half of the documents
     ceiling_f1  a linear probe on the model's activations
 
 A latent is blended where a second, unrelated concept has a quarter of its prior-free firing share q_ic = r_ic / sum_c
-r_ic, r_ic being the share of concept c's tokens on which latent i fires. Two concepts are related where their own phi
-is above .2, as a word and a pair of words that ends in it.
+r_ic. r_ic is the share of concept c's tokens on which latent i fires, less the share of all other tokens on which it
+does, or 0: that much recall comes by chance. Two concepts are related where their own phi is above .2, as a word and a
+pair of words that ends in it.
 
 What fools these numbers: a concept that is not in the bank is not seen, so a latent that fires on two concepts of which
 the bank has one counts as clean; narrow latents lose recall, which is printed apart from precision.
@@ -95,8 +96,8 @@ def score_set(bank: Bank, firings_TN: csr_array, halves: Halves, ceiling: np.nda
     values["ceiling_f1"] = np.full((1, len(judged)), np.nan) if ceiling is None else ceiling[None, judged]
     serving = np.unique(place[first_f1.max(1) >= SERVES])
     related = np.nan_to_num(phi_of_columns(labels)) > RELATED_PHI
-    recall = both[:, :, serving] / np.maximum(on, 1)[:, :, None]
-    return SetScores(families, values, np.stack([_blended(of_latents, related) for of_latents in recall]))
+    above_chance = _above_chance(both[:, :, serving], on, fired[:, serving], halves)
+    return SetScores(families, values, np.stack([_blended(of_latents, related) for of_latents in above_chance]))
 
 
 def merged(sets: Sequence[SetScores]) -> dict:
@@ -130,6 +131,14 @@ def _counted(labels: csr_array, fires: csr_array, halves: Halves) -> tuple[np.nd
     columns = zip(*((table.both, table.on, table.fires) for table in blocks), strict=True)
     both, on, fired = (_with_and_without(np.stack(counts)) for counts in columns)
     return both, on, fired
+
+
+def _above_chance(both: np.ndarray, on: np.ndarray, fired: np.ndarray, halves: Halves) -> np.ndarray:
+    """r [1 + K, c, l]: recall of a concept less the latent's rate on all other tokens, at least 0."""
+    tokens = np.bincount(halves.block[halves.second], minlength=halves.n_blocks)
+    others = np.maximum(_with_and_without(tokens[:, None]) - on, 1)
+    recall, rate = both / np.maximum(on, 1)[:, :, None], (fired[:, None] - both) / others[:, :, None]
+    return np.maximum(recall - rate, 0)
 
 
 def _few(labels: csr_array, firings: csr_array, first_f1: np.ndarray, halves: Halves) -> tuple[np.ndarray, np.ndarray]:

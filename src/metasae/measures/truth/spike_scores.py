@@ -3,7 +3,9 @@
 A spike-in's latent is the one of largest F1 on one half of the documents; it is judged on the other half.
 
     F1 = 2 N11 / (N1 + Nf)       N1: tokens with the spike-in on, Nf: tokens on which the latent fires, N11: both
-    r_ij = N11 / N1_j            recall of spike-in j by latent i;   q_ij = r_ij / sum_j r_ij is free of the rates
+    r_ij = N11 / N1_j            recall of spike-in j by latent i
+    q_ij = r'_ij / sum_j r'_ij   is free of the rates; r'_ij = max(0, r_ij - b_i), where b_i is how often latent i fires
+                                 where no spike-in is on, as chance alone gives it that recall of each
 
 What fools these numbers: a spike-in judges a method that is trained on spike-ins, not an SAE from elsewhere. Cutting
 weak firings can raise recovery after a short training, losing any lowers the phi error, and chance recalls of many
@@ -72,7 +74,7 @@ def score_spikes(
         "recovery_f1": mean_of(f1),
         "by_kind": by_kind(spikes, f1),
         "told_apart": _told_apart(spikes, latents, judged, second_half),
-        "blend_rate": _blend_rate(spikes, latents[judged], second_half, _free_share(on, fires, second)),
+        "blend_rate": _blend_rate(spikes, latents[judged], second_half, *_where_none_is_on(on, fires, second)),
         "absorption": _absorption(spikes, latents, judged, on[second], fires[second]),
         "cosine": cosine,
         "phi_error": _phi_error(on[second], fires[second], latents, np.flatnonzero(judged)),
@@ -98,10 +100,12 @@ def _told_apart(spikes: list[Spike], latents: np.ndarray, judged: np.ndarray, ta
     return mean_of([latents[a] != latents[b] and is_of(a, b) and is_of(b, a) for a, b in pairs])
 
 
-def _blend_rate(spikes: list[Spike], latents: np.ndarray, table: Table, free_share: np.ndarray) -> float | None:
+def _blend_rate(
+    spikes: list[Spike], latents: np.ndarray, table: Table, free_share: np.ndarray, chance: np.ndarray
+) -> float | None:
     """Of the latents that serve a spike-in, the share that fires on two unrelated ones, or mostly on none."""
     groups, senses = (np.array(values) for values in zip(*((s.group, s.kind == "sense") for s in spikes), strict=True))
-    recall = table.recall()
+    recall = np.maximum(table.recall() - chance, 0)
     blended = []
     for latent in np.unique(latents):
         share = recall[:, latent] / max(recall[:, latent].sum(), 1e-300)
@@ -113,10 +117,13 @@ def _blend_rate(spikes: list[Spike], latents: np.ndarray, table: Table, free_sha
     return mean_of(blended)
 
 
-def _free_share(on: csr_array, fires: csr_array, second: np.ndarray) -> np.ndarray:
-    """The share of each latent's firings at tokens without any spike-in, on the second half: [n]."""
+def _where_none_is_on(on: csr_array, fires: csr_array, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of tokens without any spike-in, on the second half: (the share of each latent's firings that lie there [n], the
+    share of these tokens on which it fires [n]).
+    """
     free = second & (np.diff(on.indptr) == 0)
-    return _sums(fires[free]) / np.maximum(_sums(fires[second]), 1)
+    there = _sums(fires[free])
+    return there / np.maximum(_sums(fires[second]), 1), there / max(int(free.sum()), 1)
 
 
 def _absorption(spikes, latents: np.ndarray, judged: np.ndarray, on: csr_array, fires: csr_array) -> float | None:
