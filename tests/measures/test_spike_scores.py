@@ -52,12 +52,13 @@ def test_told_apart_by_hand():
 
 
 def test_blend_rate_by_hand():
-    on = [[1, 1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 0]]
-    clean, second = [1, 1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 0]
+    free = [0] * 20
+    on = [[1, 1, 1, 1, 0, 0, 0, 0, *free], [0, 0, 0, 0, 1, 1, 1, 1, *free]]
+    clean, second = on
     apart, family = [("concept", 0), ("concept", 1)], [("parent", 0), ("child", 0)]
     assert scored(apart, on, [clean, second])["blend_rate"] == 0
-    # recall 1 and 1/2: the second has a third of the prior-free share
-    leaking = [1, 1, 1, 1, 1, 1, 0, 0, 0]
+    # recall 1 and 1/2, by chance 2/24 and 4/24: the second has .333 of 1.25
+    leaking = [1, 1, 1, 1, 1, 1, 0, 0, *free]
     assert scored(apart, on, [leaking, second])["blend_rate"] == 0.5
     assert scored(family, on, [leaking, second])["blend_rate"] == 0
     assert scored([("sense", 0), ("sense", 0)], on, [leaking, second])["blend_rate"] == 0.5

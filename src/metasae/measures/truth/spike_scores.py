@@ -4,8 +4,8 @@ A spike-in's latent is the one of largest F1 on one half of the documents; it is
 
     F1 = 2 N11 / (N1 + Nf)       N1: tokens with the spike-in on, Nf: tokens on which the latent fires, N11: both
     r_ij = N11 / N1_j            recall of spike-in j by latent i
-    q_ij = r'_ij / sum_j r'_ij   is free of the rates; r'_ij = max(0, r_ij - b_i), where b_i is how often latent i fires
-                                 where no spike-in is on, as chance alone gives it that recall of each
+    q_ij = r'_ij / sum_j r'_ij   is free of the rates; r'_ij = max(0, r_ij - b_ij), where b_ij is the share of all other
+                                 tokens on which latent i fires: that much recall comes by chance
 
 What fools these numbers: a spike-in judges a method that is trained on spike-ins, not an SAE from elsewhere. Cutting
 weak firings can raise recovery after a short training, losing any lowers the phi error, and chance recalls of many
@@ -27,11 +27,14 @@ BLENDED_SHARE, FREE_SHARE, SENSE_SHARE = 0.25, 0.5, 0.75
 
 @dataclass(frozen=True)
 class Table:
-    """Counts on one half of the documents. both: float64 [m, n]; on: [m] tokens of each spike-in; fires: [n]."""
+    """Counts on one half of the documents. both: float64 [m, n]; on: [m] tokens of each spike-in; fires: [n]; tokens:
+    how many there are.
+    """
 
     both: np.ndarray
     on: np.ndarray
     fires: np.ndarray
+    tokens: int
 
     def f1(self) -> np.ndarray:
         """[m, n]; 0 where neither is ever on."""
@@ -41,11 +44,16 @@ class Table:
         """r transposed: [m, n]."""
         return self.both / np.maximum(self.on[:, None], 1)
 
+    def above_chance(self) -> np.ndarray:
+        """r': [m, n]."""
+        others = np.maximum(self.tokens - self.on[:, None], 1)
+        return np.maximum(self.recall() - (self.fires[None] - self.both) / others, 0)
+
 
 def count(on_TM: csr_array, fires_TN: csr_array, chosen: np.ndarray) -> Table:
     """on: spike-ins, fires: latents, both csr of zeros and ones; chosen: bool [T], the tokens to count."""
     on, fires = on_TM[chosen].astype(np.float64), fires_TN[chosen].astype(np.float64)
-    return Table((on.T @ fires).toarray(), _sums(on), _sums(fires))
+    return Table((on.T @ fires).toarray(), _sums(on), _sums(fires), on.shape[0])
 
 
 def score_spikes(
@@ -74,7 +82,7 @@ def score_spikes(
         "recovery_f1": mean_of(f1),
         "by_kind": by_kind(spikes, f1),
         "told_apart": _told_apart(spikes, latents, judged, second_half),
-        "blend_rate": _blend_rate(spikes, latents[judged], second_half, *_where_none_is_on(on, fires, second)),
+        "blend_rate": _blend_rate(spikes, latents[judged], second_half, _free_share(on, fires, second)),
         "absorption": _absorption(spikes, latents, judged, on[second], fires[second]),
         "cosine": cosine,
         "phi_error": _phi_error(on[second], fires[second], latents, np.flatnonzero(judged)),
@@ -100,12 +108,10 @@ def _told_apart(spikes: list[Spike], latents: np.ndarray, judged: np.ndarray, ta
     return mean_of([latents[a] != latents[b] and is_of(a, b) and is_of(b, a) for a, b in pairs])
 
 
-def _blend_rate(
-    spikes: list[Spike], latents: np.ndarray, table: Table, free_share: np.ndarray, chance: np.ndarray
-) -> float | None:
+def _blend_rate(spikes: list[Spike], latents: np.ndarray, table: Table, free_share: np.ndarray) -> float | None:
     """Of the latents that serve a spike-in, the share that fires on two unrelated ones, or mostly on none."""
     groups, senses = (np.array(values) for values in zip(*((s.group, s.kind == "sense") for s in spikes), strict=True))
-    recall = np.maximum(table.recall() - chance, 0)
+    recall = table.above_chance()
     blended = []
     for latent in np.unique(latents):
         share = recall[:, latent] / max(recall[:, latent].sum(), 1e-300)
@@ -117,13 +123,10 @@ def _blend_rate(
     return mean_of(blended)
 
 
-def _where_none_is_on(on: csr_array, fires: csr_array, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of tokens without any spike-in, on the second half: (the share of each latent's firings that lie there [n], the
-    share of these tokens on which it fires [n]).
-    """
+def _free_share(on: csr_array, fires: csr_array, second: np.ndarray) -> np.ndarray:
+    """The share of each latent's firings at tokens without any spike-in, on the second half: [n]."""
     free = second & (np.diff(on.indptr) == 0)
-    there = _sums(fires[free])
-    return there / np.maximum(_sums(fires[second]), 1), there / max(int(free.sum()), 1)
+    return _sums(fires[free]) / np.maximum(_sums(fires[second]), 1)
 
 
 def _absorption(spikes, latents: np.ndarray, judged: np.ndarray, on: csr_array, fires: csr_array) -> float | None:
