@@ -218,6 +218,7 @@ def measure_arm(
             reference=reference,
             folder=arm.folder / "firings" if spec.keep_firings else None,
             ranks=ranks,
+            dtype=recipe.train.dtype,
         )
     if ranks.first:
         files.write_json(arm.folder / "measures.json", result)

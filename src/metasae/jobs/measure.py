@@ -119,6 +119,7 @@ def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> 
         calibration=Calibration(**calibration) if calibration and sae.threshold is not None else None,
         reference=reference,
         folder=arm.folder / "firings" if spec.keep_firings else None,
+        dtype=source.recipe.train.dtype,
     )
     sae.save(arm.folder / "primary")
     files.write_json(arm.folder / "measures.json", result)
