@@ -8,7 +8,7 @@ share in small sets.
 A score depends on the critic's own seed: on which fifth of the rows is held out, where the critic starts, and how the
 Gaussian rows are drawn. So several critics judge, of the seeds 0, 1, 2 ..., the same for every SAE; the score is their
 mean, and their spread is a part of its interval (`metasae.intervals.statistics`). The random floor is that of the first
-seed: it varies by a third as much, and is the same for all SAEs of a shape, so that no difference between two has it.
+seed: it varies by less than half as much, and is the same for all SAEs of a shape, so it cancels between two SAEs.
 """
 
 import math
