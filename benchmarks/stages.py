@@ -29,6 +29,7 @@ from metasae.data.model.host import Host
 from metasae.data.model.loading import pick_dtype
 from metasae.data.text import text as texts
 from metasae.files import read_json
+from metasae.measures.rows.critic import n_trained
 from metasae.recipe.recipe import Recipe, parse_override
 from metasae.sae.gradients import matmul_dtype
 
@@ -68,12 +69,12 @@ class Floors:
 
     @property
     def measure(self) -> float:
-        """The encoder on the tokens that are judged and calibrated on; three critics; the countings."""
+        """The encoder on the tokens that are judged and calibrated on; the critics; the countings."""
         spec = self.recipe.measure
-        dtype, n = matmul_dtype("auto", CPU), self.recipe.sae.n
+        dtype, n = matmul_dtype(self.recipe.train.dtype, CPU), self.recipe.sae.n
         passes = self._products((spec.tokens + spec.calibration_tokens) * n * self.d, dtype)
         # forward, and the gradients of two weights
-        critics = self._products(3 * spec.meta_steps * 3 * n * self.d * spec.meta_n * n, dtype)
+        critics = self._products(n_trained(spec.critics) * spec.meta_steps * 3 * n * self.d * spec.meta_n * n, dtype)
         return self.n_saes * (passes + critics + COUNTINGS_OF_ONE * self._counting)
 
     @property

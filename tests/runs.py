@@ -11,7 +11,8 @@ def measures_of(**changed):
     edges, rates = phi_edges().tolist(), rate_edges().tolist()
     measures = {
         "conditions": {
-            "n_tokens": 5000, "calibration_tokens": 2000, "rule": "rate", "data": "abc", "critic_seed": 0,
+            "n_tokens": 5000, "calibration_tokens": 2000, "rule": "rate", "data": "abc",
+            "critic_seeds": [0, 1, 2, 3, 4],
             "threshold": 0.7,
         },
         "calibration": {"l0": 8.0},

@@ -103,3 +103,13 @@ def test_no_shipped_recipe_names_a_place_that_only_its_maker_has():
         recipe = Recipe.load(name)
         assert not recipe.model.path or recipe.model.path.startswith("package:"), name
         assert not recipe.text.source.startswith((".", "/", "~")), name
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "arms", "told"),
+    [(1.0, ["joint"], True), (0.3, ["solo", "joint"], True), (5.0, ["joint"], False), (1.0, ["solo"], False)],
+)
+def test_a_recipe_that_means_what_c2r_was_before_is_told_in_one_line(coefficient, arms, told):
+    notes = Recipe.load({"arms": arms, "train": {"penalties": {"c2r": coefficient}}}).notes
+    assert len(notes) == told and all("firing_cosine" in note and "\n" not in note for note in notes)
+    assert not Recipe.load({"train": {"penalties": {"firing_cosine": 1.0}}}).notes

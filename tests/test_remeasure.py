@@ -108,6 +108,17 @@ def test_what_needs_no_new_thresholds_leaves_them(out, measured):
     assert config["metadata"]["metasae"]["recipe"]["measure"]["meta_steps"] == 12
 
 
+def test_a_run_that_one_critic_judged_is_measured_again(out, measured):
+    """Releases that had one critic did not have its key."""
+    for path in out.glob("arms/*/measures.json"):
+        measures = json.loads(path.read_text())
+        del measures["settings"]["critics"]
+        path.write_text(json.dumps(measures))
+    run(out)
+    assert len(measured) == 3
+    assert json_at(out, "arms", "joint-s0", "measures.json")["conditions"]["critic_seeds"] == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(("place", "legacy"), [("measure", False), ("measure", True), ("calibrate", True)])
 def test_a_run_killed_in_between_goes_on_where_it_was(out, fresh, monkeypatch, place, legacy):
     """legacy: measures of a release that did not write down what they were made by."""

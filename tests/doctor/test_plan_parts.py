@@ -63,11 +63,13 @@ def test_prefixes_and_further_penalties_by_hand(recipe):
     """Three prefixes; every second step two further penalties, of 34 latents of 100 on the first of 3 ranks."""
     od, bd = 34 * D, 64 * D
     further = {"train.penalties": {"ortsae": 0.1, "c2r": 0.1, "cofiring": 0.0}, "train.penalty_every": 2}
+    # C2R multiplies the rank's 34 rows with all 100, OrtSAE with those of a chunk, which are more
+    products = 2 * 34 * (100 + 100) * D / 2
     prefixes = {"sae.architecture": "matryoshka", "sae.prefixes": [0.1, 0.5]}
     nested = Recipe.load(recipe.model_dump(mode="json"), prefixes | further)
     _, residual, weights, _, penalties, *_ = parts_of(nested, D, "joint", 3)
     assert residual.moved == 4 * od + 16 * bd and weights.moved == 8 * od + 16 * bd
-    assert (penalties.products, penalties.moved, penalties.gathered) == (0, 4 * 100 * D + 8 * od, 0)
+    assert (penalties.products, penalties.moved, penalties.gathered) == (products, 4 * 100 * D + 8 * od, 0)
     names = [part.name for part in parts_of(nested, D, "control", 3)]
     assert names == [part.name for part in parts_of(recipe, D, "control", 3)]
 

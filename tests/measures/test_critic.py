@@ -2,17 +2,21 @@ import pytest
 import torch
 from torch import nn
 
+from metasae.device import multiplies_bf16
 from metasae.measures.rows.critic import (
+    by_score,
     critic_grid,
-    critic_spread,
     gaussian_rows,
     judge,
     judge_beside_floors,
+    mean_scores,
+    n_trained,
     random_floor,
     random_floor_at,
     random_rows,
     variance_explained,
 )
+from metasae.progress.stages import Task
 
 
 def unit(rows):
@@ -82,13 +86,13 @@ def test_rows_without_parts_are_explained_like_their_gaussian_floor():
     """Random rows and stretched ones: nothing is left above the second floor, while the first is passed by the
     stretched."""
     for rows, passes_the_first in ((random_rows(800, 24, 9), False), (stretched(800, 24), True)):
-        scores = judge_beside_floors(rows, 40, 2, 80, seed=0)
+        scores = judge_beside_floors(rows, 40, 2, 80, (0,))[0]
         assert abs(scores["ve_heldout_excess_over_gaussian"]) < 0.03
         assert (scores["ve_heldout_excess"] > 0.2) is passes_the_first and scores["ve_heldout_excess"] > -0.03
 
 
 def test_planted_parts_stand_above_both_floors():
-    scores = judge_beside_floors(planted(400, 32, 24), 24, 2, 120, seed=0)
+    scores = judge_beside_floors(planted(400, 32, 24), 24, 2, 120, (0,))[0]
     assert scores["ve_heldout_excess"] > 0.4 and scores["ve_heldout_excess_over_gaussian"] > 0.3
     assert scores["ve_excess"] == scores["ve"] - scores["ve_random"]
     assert scores["ve_heldout_excess_over_gaussian"] == scores["ve_heldout"] - scores["ve_gaussian_heldout"]
@@ -110,15 +114,30 @@ def test_the_grid_is_the_critic_at_each_point():
         assert row["ve_gaussian"] == judge(gaussian_rows(rows, 4), row["m"], row["k"], 15, seed=2).ve
 
 
-def test_the_spread_over_critic_seeds():
+def test_several_critics_are_each_what_one_is_alone():
     rows = planted(60, 8, 6)
-    scores = critic_spread(rows, 6, 2, 15, (3, 4, 5))
+    moved = Task("critics", n_trained(3))
+    critics = judge_beside_floors(rows, 6, 2, 15, (3, 4, 5), task=moved)
+    assert moved.done == moved.total == 7
+    for seed, critic in zip((3, 4, 5), critics, strict=True):
+        (alone,) = judge_beside_floors(rows, 6, 2, 15, (seed,))
+        assert all(critic[name] == alone[name] for name in ("ve", "ve_heldout", "ve_excess_over_gaussian"))
+        # the random floor is the first critic's
+        assert critic["ve_random"] == random_floor_at(60, 8, 6, 2, 15, 3).ve
     values = [judge(rows, 6, 2, 15, seed).ve_heldout for seed in (3, 4, 5)]
-    assert [value["ve_heldout"] for value in scores["values"]] == values
-    assert scores["mean"]["ve_heldout"] == pytest.approx(sum(values) / 3)
-    assert scores["sd"]["ve_heldout"] == pytest.approx(float(torch.tensor(values, dtype=torch.float64).std()))
-    alone = critic_spread(rows[:4], 6, 2, 5, (3,))
-    assert alone["sd"]["ve"] is None and alone["mean"]["ve_heldout"] is None and alone["mean"]["ve"] is not None
+    assert by_score(critics)["ve_heldout"] == values
+    assert mean_scores(critics)["ve_heldout"] == pytest.approx(sum(values) / 3)
+    # four rows leave none to hold out
+    few = judge_beside_floors(rows[:4], 6, 2, 5, (3, 4))
+    assert mean_scores(few)["ve_heldout"] is None and mean_scores(few)["ve"] is not None
+
+
+def test_the_dtype_is_that_of_the_products_in_training():
+    rows = planted(200, 16, 10)
+    fp32, bf16 = (judge(rows, 10, 2, 60, 0, dtype) for dtype in ("fp32", "bf16"))
+    assert fp32 != bf16 and bf16.ve == pytest.approx(fp32.ve, abs=0.03)
+    fast = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
+    assert judge(rows, 10, 2, 60, 0) == judge(rows, 10, 2, 60, 0, fast)
 
 
 def test_the_random_floor_between_two_counts_of_rows_is_the_floor_of_that_count():

@@ -13,6 +13,9 @@ from metasae.measures.rows.decomposability import (
     own_meta,
 )
 from metasae.measures.rows.pursuit import pursue
+from metasae.sae.gradients import matmul_dtype
+
+CPU_DTYPE = str(matmul_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
 
 
 def unit(rows):
@@ -57,23 +60,31 @@ def test_only_live_rows_are_judged():
     before = measure_decomposability(sae, None, live, 0.2, 2, 15)
     sae.W_dec[20] = sae.W_dec[3]
     assert measure_decomposability(sae, None, live, 0.2, 2, 15) == before
-    assert before["n_rows"] == 15 and before["critic"] == {"m": 5, "k": 2, "steps": 15, "n_rows": 12, "n_heldout": 3}
+    assert before["n_rows"] == 15 and before["critic"] == {
+        "m": 5, "k": 2, "steps": 15, "n_rows": 12, "n_heldout": 3, "seeds": [0, 1, 2, 3, 4], "dtype": CPU_DTYPE,
+    }  # fmt: skip
     assert "own_meta_e" not in before
-    assert before["meta_ve_excess"] == before["meta_ve"] - before["meta_ve_random"]
+    assert before["meta_ve_excess"] == pytest.approx(before["meta_ve"] - before["meta_ve_random"])
+    assert set(before["critics"]) == {key for key in before if key.startswith("meta_ve")}
+    for key, values in before["critics"].items():
+        assert len(values) == 5 and before[key] == pytest.approx(np.mean(values))
     assert all(parameter.grad is None for parameter in sae.parameters())
 
 
 def test_the_longer_measures_are_added_when_asked_for():
     sae, live = random_sae(), np.arange(24) < 20
     short = measure_decomposability(sae, None, live, 0.2, 2, 5)
-    long = measure_decomposability(sae, None, live, 0.2, 2, 5, critic_seeds=2, grid=True, parts=2)
-    assert {key: long[key] for key in short} == short and set(long) - set(short) == {
-        "critic_spread",
-        "critic_grid",
-        "pursuit",
-    }
-    assert len(long["critic_grid"]) == 12 and long["critic_spread"]["seeds"] == [0, 1]
-    assert long["critic_spread"]["values"][0]["ve_heldout"] == short["meta_ve_heldout"]
+    long = measure_decomposability(sae, None, live, 0.2, 2, 5, grid=True, parts=2)
+    assert {key: long[key] for key in short} == short and set(long) - set(short) == {"critic_grid", "pursuit"}
+    assert len(long["critic_grid"]) == 12
+
+
+def test_the_first_critics_are_the_same_however_many_there_are():
+    sae, live = random_sae(), np.arange(24) < 20
+    one, three = (measure_decomposability(sae, None, live, 0.2, 2, 5, critics=count) for count in (1, 3))
+    assert one["critic"]["seeds"] == [0] and three["critic"]["seeds"] == [0, 1, 2]
+    for key, values in three["critics"].items():
+        assert one["critics"][key] == values[:1] == [one[key]]
 
 
 def test_the_pursuit_names_latents_and_has_floors():

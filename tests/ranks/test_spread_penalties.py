@@ -62,9 +62,26 @@ CASES = {
 }
 
 
-def plain(name, W, on, f):
-    """(value, gradient) in float64, by loops."""
-    W, f = W.double().numpy(), f.double().numpy()
+def plain_c2r(W, pre):
+    """(value, gradient, gradient by the activations [B, n]) in float64, by loops; W, pre: float64."""
+    z = np.maximum(pre, 0)
+    n, G, gradient, norm = len(W), W @ W.T, np.zeros(W.shape), np.linalg.norm(z, axis=0)
+    value, d_norm = 0.0, np.zeros(n)
+    for i in range(n):
+        j = max((j for j in range(n) if j != i), key=lambda j, i=i: G[i, j])
+        c, both = max(0.0, G[i, j]), norm[i] + norm[j]
+        value += both * c * c / n
+        gradient[i] += 2 / n * both * c * W[j]
+        gradient[j] += 2 / n * both * c * W[i]
+        d_norm[[i, j]] += c * c / n
+    return value, gradient, d_norm * np.divide(z, norm, where=norm > 0, out=np.zeros_like(z))
+
+
+def plain(name, W, pre, f):
+    """(value, gradient, gradient by the activations or None) in float64, by loops."""
+    W, f, on = W.double().numpy(), f.double().numpy(), (pre > 0).numpy()
+    if name == "c2r":
+        return plain_c2r(W, pre.double().numpy())
     n, G, gradient, value = len(W), W @ W.T, np.zeros(W.shape), 0.0
     if name == "ortsae":
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED * 1_000_003 + STEP)).tolist()
@@ -77,7 +94,7 @@ def plain(name, W, on, f):
                 value += c * c / n
                 gradient[i] += 2 / n * c * W[j]
                 gradient[j] += 2 / n * c * W[i]
-        return value, gradient
+        return value, gradient, None
     weight = np.outer(f, f) / max(f.sum() ** 2, 1e-12)
     if name == "cofiring":
         weight = np.zeros((n, n))
@@ -91,7 +108,7 @@ def plain(name, W, on, f):
             if i != j:
                 value += weight[i, j] * G[i, j] ** 2
                 gradient[i] += 4 * weight[i, j] * G[i, j] * W[j]
-    return value, gradient
+    return value, gradient, None
 
 
 def scene_of(W, pre, f, ranks):
@@ -120,17 +137,30 @@ def small(monkeypatch):
 @pytest.mark.parametrize("name", list(PENALTIES))
 def test_a_penalty_over_ranks_is_that_of_one_process(name, case, size):
     W, pre, f = CASES[case]
-    alone, whole_gradient = charge(named(PENALTIES, name), Scene(W, Kept.where(pre, pre > 0), f, STEP, SEED))
-    wanted, gradient = plain(name, W, (pre > 0).numpy(), f)
+    kept = Kept.where(pre, pre > 0)
+    alone, whole_gradient, whole_entries = charge(named(PENALTIES, name), Scene(W, kept, f, STEP, SEED))
+    wanted, gradient, entries = plain(name, W, pre, f)
     np.testing.assert_allclose(alone, wanted, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(whole_gradient, gradient, rtol=1e-5, atol=1e-6)
-    values, gradients = zip(
+    values, gradients, parts = zip(
         *on_threads(size, lambda ranks: charge(named(PENALTIES, name), scene_of(W, pre, f, ranks))), strict=True
     )
     assert all(torch.equal(value, values[0]) for value in values)
     assert [len(part) for part in gradients] == [len(span_of(len(W), size, rank)) for rank in range(size)]
     np.testing.assert_allclose(values[0], alone, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(torch.cat(gradients), whole_gradient, rtol=1e-5, atol=1e-7)
+    if entries is None:
+        assert whole_entries is None and set(parts) == {None}
+        return
+    np.testing.assert_allclose(kept.with_values(whole_entries).dense(), entries, rtol=1e-5, atol=1e-7)
+    assert_entries(parts, kept.with_values(whole_entries).dense(), W, pre, f)
+
+
+def assert_entries(parts, wanted, W, pre, f):
+    """The ranks' gradients by their entries, side by side, are `wanted` [B, n]."""
+    scenes = on_threads(len(parts), lambda ranks: scene_of(W, pre, f, ranks))
+    dense = [scene.kept.with_values(part).dense() for scene, part in zip(scenes, parts, strict=True)]
+    np.testing.assert_allclose(torch.cat(dense, dim=1), wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_entries_that_are_carried_with_zero_do_not_fire():
@@ -139,11 +169,11 @@ def test_entries_that_are_carried_with_zero_do_not_fire():
     kept = Kept.where(pre, pre > 0)
     carried = Kept.where(pre, pre > -0.5)
     carried = carried.with_values(carried.values.clamp(min=0))
-    for one, other in zip(
-        *(charge(named(PENALTIES, "cofiring"), Scene(W, firings, f, STEP, SEED)) for firings in (kept, carried)),
-        strict=True,
-    ):
-        assert torch.equal(one, other)
+    for name in ("cofiring", "c2r"):
+        one, other = (charge(named(PENALTIES, name), Scene(W, firings, f, STEP, SEED)) for firings in (kept, carried))
+        assert torch.equal(one.value, other.value) and torch.equal(one.rows_ND, other.rows_ND)
+        if one.entries_K is not None:
+            assert torch.equal(kept.with_values(one.entries_K).dense(), carried.with_values(other.entries_K).dense())
 
 
 @pytest.mark.parametrize("case", ["random", "a rank that never fires", "nothing fires", "a latent a rank"])
@@ -153,12 +183,13 @@ def test_a_penalty_that_knows_nothing_of_ranks_sees_all_latents(case):
 
     def penalty(scene):
         scenes.append(scene)
-        return scene.rate_N.sum(), torch.arange(len(scene.W_dec_ND))[:, None] * scene.W_dec_ND
+        return scene.rate_N.sum(), torch.arange(len(scene.W_dec_ND))[:, None] * scene.W_dec_ND, 2 * scene.kept.values
 
     parts = on_threads(3, lambda ranks: charge(penalty, scene_of(W, pre, f, ranks)))
-    assert torch.equal(torch.cat([gradient for _, gradient in parts]), torch.arange(len(W))[:, None] * W)
-    assert all(torch.equal(value, f.sum()) for value, _ in parts)
+    assert torch.equal(torch.cat([gradient for _, gradient, _ in parts]), torch.arange(len(W))[:, None] * W)
+    assert all(torch.equal(value, f.sum()) for value, _, _ in parts)
     kept = Kept.where(pre, pre > 0)
+    assert_entries([entries for _, _, entries in parts], 2 * kept.dense(), W, pre, f)
     for scene in scenes:
         assert (
             torch.equal(scene.W_dec_ND, W) and torch.equal(scene.rate_N, f) and (scene.step, scene.seed) == (STEP, SEED)
@@ -178,7 +209,7 @@ def test_the_examples_of_the_page_on_extending_are_one_penalty():
         )
         space = {}
         exec(block, space)
-        values, gradients = zip(
+        values, gradients, _ = zip(
             *on_threads(3, lambda ranks, space=space: charge(space["centred"], scene_of(W, pre, f, ranks))), strict=True
         )
         assert all(torch.equal(value, values[0]) for value in values)

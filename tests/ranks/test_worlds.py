@@ -5,6 +5,7 @@ import pytest
 from arms import arm_trained, values
 
 from metasae.ranks.ranks import ALONE
+from metasae.recipe.registry import PENALTIES
 from spawned import on_ranks
 
 # Of 64 latents: within a stretch, where one of three ends, where one of two ends; two ranks of three have none of the
@@ -45,12 +46,17 @@ FURTHER = {
     ),
     "ortsae": ({"train": {"penalties": {"ortsae": 0.5}, "lambda2": 0.0}}, "joint"),
     "c2r": ({"train": {"penalties": {"c2r": 5.0}}}, "joint"),
+    "c2r, jumprelu": (
+        {"sae": {"architecture": "jumprelu", "threshold": 0.3}, "train": {"penalties": {"c2r": 1.0}}},
+        "joint",
+    ),
+    "firing_cosine": ({"train": {"penalties": {"firing_cosine": 5.0}}}, "joint"),
     "cofiring": ({"train": {"penalties": {"cofiring": 0.5}}}, "joint"),
     "all, now and then": (
         {
             "sae": {"architecture": "matryoshka", "prefixes": PREFIXES},
             "train": {
-                "penalties": {"ortsae": 0.3, "c2r": 2.0, "cofiring": 0.3},
+                "penalties": {"ortsae": 0.3, "c2r": 2.0, "firing_cosine": 1.0, "cofiring": 0.3},
                 "penalty_every": 2,
                 "penalty_start": 0.3,
             },
@@ -102,7 +108,7 @@ def test_prefixes_and_further_penalties_are_those_of_one_process(size):
     alone, told = all_trained(ALONE, FURTHER, 10), on_ranks(size, all_trained, FURTHER, 10)
     for name, one in alone.items():
         assert_same(one, [rank[name] for rank in told])
-        charged = {"ortsae", "c2r", "cofiring"} & (FURTHER[name][0].get("train", {}).get("penalties", {})).keys()
+        charged = PENALTIES.keys() & (FURTHER[name][0].get("train", {}).get("penalties", {})).keys()
         steps = [
             number
             for number, numbers in enumerate(numbers for numbers in one["numbers"] if numbers)
@@ -117,7 +123,7 @@ def test_prefixes_and_further_penalties_are_those_of_one_process(size):
 @pytest.mark.parametrize("size", [2, 3])
 def test_200_steps_choose_the_same_latents(size):
     cases = {name: CASES[name] for name in ("batchtopk", "topk", "jumprelu", "balanced, adaptive, clipped")}
-    cases |= {name: FURTHER[name] for name in ("matryoshka", "ortsae", "c2r", "cofiring")}
+    cases |= {name: FURTHER[name] for name in ("matryoshka", *PENALTIES)}
     one, told = all_trained(ALONE, cases, 200), on_ranks(size, all_trained, cases, 200)
     for name in cases:
         assert len(one[name]["primary"]) == 200 and len(one[name]["meta"]) in (0, 150)

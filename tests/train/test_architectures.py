@@ -153,7 +153,8 @@ def test_control_equals_solo_bit_for_bit(name, batches, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "penalty", [{}, {"ortsae": 0.2}, {"c2r": 5.0}, {"cofiring": 0.2}, {"ortsae": 0.1, "cofiring": 0.1}]
+    "penalty",
+    [{}, {"ortsae": 0.2}, {"c2r": 5.0}, {"firing_cosine": 5.0}, {"cofiring": 0.2}, {"ortsae": 0.1, "cofiring": 0.1}],
 )
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_every_architecture_with_every_penalty_trains_and_saves(name, penalty, batches, tmp_path):

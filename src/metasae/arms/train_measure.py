@@ -233,6 +233,7 @@ def measure_arm(
             folder=arm.folder / "firings" if spec.keep_firings else None,
             ranks=ranks,
             truth=source.spike_truth(arm.seed, evaluation_of(cache, spec)),
+            dtype=recipe.train.dtype,
         )
     if ranks.first:
         files.write_json(arm.folder / "measures.json", result)

@@ -21,12 +21,12 @@ from metasae.compare.trained import trained_enough
 from metasae.compare.verdict import verdict_of
 from metasae.errors import UserError, nearest
 from metasae.intervals.families import adjust
-from metasae.intervals.statistics import Difference, mean_interval, paired_difference
+from metasae.intervals.statistics import Difference, Source, mean_interval, paired_difference
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT, place_of
 
 # What must be alike for all arms.
-SAME_FOR_ALL = ("n_tokens", "data", "critic_seed", "senses", "labels")
+SAME_FOR_ALL = ("n_tokens", "data", "critic_seeds", "senses", "labels")
 # Alike for all SAEs that were calibrated; those that came with thresholds of their own keep them.
 CALIBRATED = ("calibration_tokens", "rule")
 ACROSS = ("seeds", "splits", "merges")
@@ -52,17 +52,19 @@ class Numbers:
     """One quantity of one arm.
 
     values: seed -> number, None for a seed without, so that this is told. blocks: seed -> the number without each block
-    of documents; None where no seed has them. behind: the seeds that each number takes.
+    of documents, or without each critic; None where no seed has them. behind: the seeds that each number takes.
     """
 
     values: dict[int, float | None]
     blocks: dict[int, list] | None
     behind: Behind
+    blocks_of: Source = "documents"
 
     def minus(self, other: "Numbers") -> Difference:
         """Where only one arm has values without blocks, neither's count."""
         blocks = (None, None) if None in (self.blocks, other.blocks) else (self.blocks, other.blocks)
-        return paired_difference(self.values, other.values, *blocks, of_both(self.behind, other.behind))
+        behind = of_both(self.behind, other.behind)
+        return paired_difference(self.values, other.values, *blocks, behind, self.blocks_of)
 
 
 def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
@@ -121,13 +123,35 @@ def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:
 def _of_quantity(by_seed: dict[int, Measured], quantity: Quantity) -> Numbers:
     values = {seed: value_of(entry.measures, quantity) for seed, entry in by_seed.items()}
     known = {seed: entry.measures for seed, entry in by_seed.items() if values[seed] is not None}
-    blocks = {seed: left_out_of(measures, quantity) for seed, measures in known.items()}
+    behind = {seed: seeds_behind(known[seed], quantity, seed) for seed in known}
+    by_critics = any(critics_of(measures, quantity) for measures in known.values())
+    without = without_a_critic if by_critics else left_out_of
+    blocks = {seed: without(measures, quantity) for seed, measures in known.items()}
     blocks = {seed: of_seed for seed, of_seed in blocks.items() if of_seed}
-    return Numbers(values, blocks or None, {seed: seeds_behind(known[seed], quantity, seed) for seed in known})
+    return Numbers(values, blocks or None, behind, "critics" if by_critics else "documents")
+
+
+def critics_of(measures: dict, quantity: Quantity) -> list[float | None]:
+    """What each critic says, where the number is a mean over critics; else []."""
+    *above, name = quantity.path
+    for key in (*above, "critics"):
+        measures = measures.get(key, {})
+    return measures.get(name, [])
+
+
+def without_a_critic(measures: dict, quantity: Quantity) -> list[float] | None:
+    """The number without each critic in turn: the mean over the others. None where there is one critic, or none."""
+    critics = critics_of(measures, quantity)
+    if len(critics) < 2 or None in critics:
+        return None
+    return [(sum(critics) - critic) / (len(critics) - 1) for critic in critics]
 
 
 def _arm_as_dict(numbers: dict[str, Numbers]) -> dict:
-    means = {key: mean_interval(of_arm.values, of_arm.blocks, of_arm.behind) for key, of_arm in numbers.items()}
+    means = {
+        key: mean_interval(of_arm.values, of_arm.blocks, of_arm.behind, of_arm.blocks_of)
+        for key, of_arm in numbers.items()
+    }
     return {
         "means": {key: mean.mean for key, mean in means.items()},
         "intervals": {key: mean.as_dict() for key, mean in means.items()},
@@ -135,7 +159,7 @@ def _arm_as_dict(numbers: dict[str, Numbers]) -> dict:
         "blocks": {
             key: {str(seed): blocks for seed, blocks in of_arm.blocks.items()}
             for key, of_arm in numbers.items()
-            if of_arm.blocks
+            if of_arm.blocks and of_arm.blocks_of == "documents"
         },
     }
 

@@ -17,8 +17,9 @@ from metasae.doctor.presence import Shape, shape_of
 from metasae.errors import UserError
 from metasae.ranks.ranks import own_latents
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.registry import ARMS
+from metasae.recipe.registry import ARMS, PENALTIES, named
 from metasae.recipe.resolve import resolve
+from metasae.train.penalties.scene import rows_multiplied
 from metasae.train.sharded.trainer import refuse_meta
 
 Span = tuple[float, float]
@@ -51,12 +52,15 @@ class StepPart:
 def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[StepPart]:
     """The parts of an arm's step on the rank with most latents. d: width of the hooked tensor.
 
-    Further penalties are counted as if each read the decoder rows of all latents, and multiplied nothing.
+    Further penalties are counted as if each read the decoder rows of all latents; what they multiply they say
+    themselves (`metasae.train.penalties.scene.multiplies`).
     """
     sae, meta, train, B, m = recipe.sae, recipe.meta, recipe.train, recipe.train.batch, recipe.meta.n
     own = -(-sae.n // ranks)
     rows, passes = 4 * d * B * sae.k * own / sae.n, 4 * B * d * (1 + len(kind_of(sae).ends(sae.n)))
-    further = len(recipe.charged(arm)) / train.penalty_every * (4 * sae.n * d + 8 * own * d)
+    further = [named(PENALTIES, name) for name in recipe.charged(arm)]
+    multiplied = sum(rows_multiplied(penalty, sae.n) for penalty in further)
+    further_moved = len(further) * (4 * sae.n * d + 8 * own * d)
     share, meta_rows = _meta_share(recipe, arm), 4 * d * own * meta.k
     charged = bool(share) and ARMS[arm].penalty
     parts = [
@@ -64,7 +68,9 @@ def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[StepPart]
         StepPart("residual and entry gradients", 0, 4 * own * d + passes, 2 * rows),
         StepPart("weight gradients", 0, 8 * own * d + passes, 2 * rows),
         StepPart("clip and Adam", 0, 64 * own * d),
-        StepPart("further penalties", 0, further),
+        StepPart(
+            "further penalties", 2 * own * multiplied * d / train.penalty_every, further_moved / train.penalty_every
+        ),
         StepPart("penalty", charged * 2 * own * m * d, charged * (20 * own * d + 8 * m * d), charged * meta_rows),
         StepPart("meta steps", share * 2 * own * m * d, share * (16 * own * d + 16 * m * d), share * 4 * meta_rows),
         StepPart("meta clip and Adam", 0, share * 64 * m * d),

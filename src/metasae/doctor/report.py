@@ -215,4 +215,4 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
         (trials.measure and across, "the time for tagged sentences and for what is measured across SAEs comes on top"),
         (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
     ]
-    return [note for holds, note in notes if holds]
+    return [note for holds, note in notes if holds] + wanted.notes

@@ -269,7 +269,8 @@ def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recip
     reference = reference_of(cache, some, host if some.output_tokens else None)
     once = (time.perf_counter() - start) / share
     clock, start = Clock(), time.perf_counter()
-    measure_sae(narrow, None, cache, some, host, clock, calibration=calibration, reference=reference)
+    given = {"calibration": calibration, "reference": reference, "dtype": wanted.train.dtype}
+    measure_sae(narrow, None, cache, some, host, clock, **given)
     scales = {"tokens": wider / share, "meta SAEs": wider**2 * spec.meta_steps / some.meta_steps}
     seconds = _scaled(clock, time.perf_counter() - start, scales, wider**2)
     return {"calibrate": calibrating, "reference": once, "sae": seconds}

@@ -45,5 +45,9 @@ def adjust(differences: Mapping[str, Difference], families: Mapping[str, str | N
 
 def _half_width(difference: Difference, p: float) -> float:
     """Half the width of its interval of level 1 - p: with p = .05 / m, what the first of m tests asks for."""
-    parts = ((difference.se_seeds, difference.n_seeds), (difference.se_documents, difference.n_blocks))
+    parts = (
+        (difference.se_seeds, difference.n_seeds),
+        (difference.se_documents, difference.n_blocks),
+        (difference.se_critics, difference.n_critics),
+    )
     return math.hypot(*(t_half_width(se**2, count, p) for se, count in parts if se))

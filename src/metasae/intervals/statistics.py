@@ -5,13 +5,15 @@ The unit is a trained SAE (a seed), never a pair of latents or a token.
 Arms are paired: they share initialisation and batches, so each seed gives one difference. All seeds are judged on the
 same text, so an interval has two parts, seeds and text (`metasae.intervals.crossed`). The text's part needs the values
 with one block of documents left out (`metasae.measures.firing.firings`); a measure of the weights alone has none, and
-its interval is Student's t over seeds. A number that takes two seeds' SAEs is given with both, `between`, as numbers
-that share a seed are not independent.
+its interval is Student's t over seeds. A measure by critics (`metasae.measures.rows.critic`) is one of the weights, but
+all SAEs are judged by critics of the same few seeds, as they are on the same few documents. So the critics take the
+place of the blocks: values with one critic left out, and the critics' own part in the interval. A number that takes two
+seeds' SAEs is given with both, `between`, as numbers that share a seed are not independent.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -24,98 +26,23 @@ from metasae.intervals.crossed import (
     ratio_interval,
     t_half_width,
 )
+from metasae.intervals.estimates import Difference, Interval, Mean
 
 Values = Mapping[int, float | None]
 Blocks = Mapping[int, Sequence[float | None] | None]
 # seed -> the seeds whose SAEs its number takes; None where that is not known
 Between = Mapping[int, Collection[int] | None]
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What is known of a mean over seeds.
-
-    ci95: interval over seeds x document blocks, over seeds alone where n_blocks is 0; None with one seed, or one pair
-    of seeds.
-    n_seeds: numbers, one for each seed. documents_ci95: over the text alone, for these very SAEs; no evidence about
-    other seeds.
-    se_seeds, se_documents: standard errors of the two parts of ci95 (with one seed se_documents is that of
-    documents_ci95); se_documents is None without blocks. note: why something is missing, or "".
-    """
-
-    ci95: Interval | None = None
-    documents_ci95: Interval | None = None
-    se_seeds: float | None = None
-    se_documents: float | None = None
-    n_seeds: int = 0
-    n_blocks: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference(Estimate):
-    """a - b over paired seeds.
-
-    a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference;
-    None when b is 0 or its own interval holds 0. percent_ci95: Fieller's interval of the percentage, with b's own error
-    in it, so it may be lopsided. p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a
-    family (`metasae.intervals.families`). smallest: the least |difference| that could be clear in that family, at this
-    spread. values: per seed (seed, a, b).
-    """
-
-    a: float | None = None
-    b: float | None = None
-    difference: float | None = None
-    percent: float | None = None
-    percent_ci95: Interval | None = None
-    values: tuple[tuple[int, float, float], ...] = ()
-    p: float | None = None
-    p_holm: float | None = None
-    smallest: float | None = None
-
-    def as_dict(self) -> dict:
-        return {
-            "a": self.a,
-            "b": self.b,
-            "difference": self.difference,
-            "percent": self.percent,
-            "ci95": _ends(self.ci95),
-            "percent_ci95": _ends(self.percent_ci95),
-            "documents_ci95": _ends(self.documents_ci95),
-            "se_seeds": self.se_seeds,
-            "se_documents": self.se_documents,
-            "p": self.p,
-            "p_holm": self.p_holm,
-            "smallest": self.smallest,
-            "n_seeds": self.n_seeds,
-            "n_blocks": self.n_blocks,
-            "values": [{"seed": seed, "a": a, "b": b} for seed, a, b in self.values],
-            "note": self.note,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean(Estimate):
-    """One arm's own value."""
-
-    mean: float | None = None
-
-    def as_dict(self) -> dict:
-        return {
-            "mean": self.mean,
-            "ci95": _ends(self.ci95),
-            "documents_ci95": _ends(self.documents_ci95),
-            "se_seeds": self.se_seeds,
-            "se_documents": self.se_documents,
-            "n_seeds": self.n_seeds,
-            "n_blocks": self.n_blocks,
-            "note": self.note,
-        }
+# What is left out in turn.
+Source = Literal["documents", "critics"]
 
 
 def paired_difference(
-    a: Values, b: Values, a_blocks: Blocks | None = None, b_blocks: Blocks | None = None, between: Between | None = None
+    a: Values,
+    b: Values,
+    a_blocks: Blocks | None = None,
+    b_blocks: Blocks | None = None,
+    between: Between | None = None,
+    blocks_of: Source = "documents",
 ) -> Difference:
     """a, b: seed -> value on the whole text.
 
@@ -124,7 +51,8 @@ def paired_difference(
     Only seeds with a finite number on both sides count; the others are named in the note. Where blocks are missing for
     a seed, or hold something that is no number, the interval is over seeds alone and the note says so. between: for
     numbers that take several seeds, all those that either side's takes; None: each is of its own seed. Where leaving
-    out one seed leaves no number there is no interval. Raises ValueError when only one arm has blocks, their number
+    out one seed leaves no number there is no interval. blocks_of "critics": a_blocks, b_blocks are the values with one
+    critic left out each. Raises ValueError when only one arm has blocks, their number
     differs between arms or seeds, or there are blocks and `between`.
     """
     if (a_blocks is None) != (b_blocks is None):
@@ -133,7 +61,7 @@ def paired_difference(
     if not seeds:
         return Difference(note="; ".join(notes))
     full_a, full_b = (np.array([arm[seed] for seed in seeds], dtype=np.float64) for arm in (a, b))
-    without, trouble = _left_out(seeds, a_blocks, b_blocks)
+    without, trouble = _left_out(seeds, blocks_of, a_blocks, b_blocks)
     members, unknown = _members(seeds, between, without)
     trouble += unknown
     # differences are formed within a seed before anything is summed: arms may agree in all but the last digits
@@ -157,23 +85,25 @@ def paired_difference(
         values=tuple(zip(seeds, full_a.tolist(), full_b.tolist(), strict=True)),
         note="; ".join(notes + trouble),
         p=None if spread is None else spread.p_value(difference),
-        **_intervals(difference, spread, without),
+        **_intervals(difference, spread, without, blocks_of),
     )
 
 
-def mean_interval(values: Values, blocks: Blocks | None = None, between: Between | None = None) -> Mean:
+def mean_interval(
+    values: Values, blocks: Blocks | None = None, between: Between | None = None, blocks_of: Source = "documents"
+) -> Mean:
     """Mean of one arm over its seeds.
 
-    values, blocks, between: as one arm's in `paired_difference`, which see for errors and notes.
+    values, blocks, between, blocks_of: as one arm's in `paired_difference`, which see for errors and notes.
     """
     seeds, notes = _usable(values, between=between)
     if not seeds:
         return Mean(note="; ".join(notes))
     full = np.array([[values[seed] for seed in seeds]], dtype=np.float64)
-    without, trouble = _left_out(seeds, blocks)
+    without, trouble = _left_out(seeds, blocks_of, blocks)
     members, unknown = _members(seeds, between, without)
     mean = float(full.mean())
-    intervals = _intervals(mean, _covariance(full, without, members), without)
+    intervals = _intervals(mean, _covariance(full, without, members), without, blocks_of)
     return Mean(mean=mean, n_seeds=len(seeds), note="; ".join(notes + trouble + unknown), **intervals)
 
 
@@ -211,22 +141,23 @@ def _usable(*arms: Values, between: Between | None = None) -> tuple[list[int], l
     return usable, notes or ([] if usable else ["no seeds"])
 
 
-def _left_out(seeds: list[int], *arms: Blocks | None) -> tuple[np.ndarray | None, list[str]]:
+def _left_out(seeds: list[int], of: Source, *arms: Blocks | None) -> tuple[np.ndarray | None, list[str]]:
     """(leave-one-block-out values float64 [arms, S, B] or None, notes on why there are none)."""
     if arms[0] is None:
         return None, []
+    error, block = ("text error", "document block") if of == "documents" else ("error of critics", "critic")
     missing = [seed for seed in seeds if any(arm.get(seed) is None or not len(arm[seed]) for arm in arms)]
     lengths = {len(arm[seed]) for arm in arms for seed in seeds if seed not in missing}
     if len(lengths) > 1:
-        raise ValueError(f"arms and seeds must have the same document blocks, not {_listed(sorted(lengths))} of them")
+        raise ValueError(f"arms and seeds must have the same {block}s, not {_listed(sorted(lengths))} of them")
     if missing:
-        return None, [f"text error left out: no document blocks for seed {_listed(missing)}"]
+        return None, [f"{error} left out: no {block}s for seed {_listed(missing)}"]
     without = np.array([[arm[seed] for seed in seeds] for arm in arms], dtype=np.float64)
     if without.shape[2] < 2:
-        return None, ["text error left out: 1 document block"]
+        return None, [f"{error} left out: 1 {block}"]
     broken = [seed for seed, finite in zip(seeds, np.isfinite(without).all(axis=(0, 2)), strict=True) if not finite]
     if broken:
-        return None, [f"text error left out: a document block without a number for seed {_listed(broken)}"]
+        return None, [f"{error} left out: a {block} without a number for seed {_listed(broken)}"]
     return without, []
 
 
@@ -258,17 +189,19 @@ def _covariance(full: np.ndarray, without: np.ndarray | None, members: np.ndarra
     return covariance(full, without) if members is None else over_shared_seeds(full, members)
 
 
-def _intervals(mean: float, spread: Covariance | None, without: np.ndarray | None) -> dict:
+def _intervals(mean: float, spread: Covariance | None, without: np.ndarray | None, of: Source) -> dict:
     """The fields of `Estimate` that tell of its error, for the first quantity. spread: None with one seed."""
     fields = {}
     if without is not None:
-        n_blocks, text = without.shape[2], float(jackknife(without)[0, 0])
-        documents_ci95 = _around(mean, t_half_width(text, n_blocks))
-        fields = {"n_blocks": n_blocks, "documents_ci95": documents_ci95, "se_documents": math.sqrt(text)}
+        # with one seed, of this very SAE
+        variance = float(jackknife(without)[0, 0]) if spread is None else spread.documents
+        fields[f"se_{of}"] = math.sqrt(variance)
+        fields["n_blocks" if of == "documents" else "n_critics"] = without.shape[2]
+        if of == "documents":
+            half = t_half_width(float(jackknife(without)[0, 0]), without.shape[2])
+            fields["documents_ci95"] = _around(mean, half)
     if spread is not None:
         fields |= {"ci95": _around(mean, spread.half_width()), "se_seeds": math.sqrt(spread.seeds[0, 0])}
-        if without is not None:
-            fields["se_documents"] = math.sqrt(spread.documents)
     return fields
 
 
@@ -291,10 +224,6 @@ def _percent(full: np.ndarray, spread: Covariance | None) -> tuple[float | None,
 
 def _around(mean: float, half: float) -> Interval:
     return mean - half, mean + half
-
-
-def _ends(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else list(interval)
 
 
 def _listed(numbers: Sequence[int]) -> str:

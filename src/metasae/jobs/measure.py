@@ -131,6 +131,7 @@ def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> 
         reference=reference,
         folder=arm.folder / "firings" if spec.keep_firings else None,
         truth=spikes and spikes.truth_on(evaluation_of(cache, spec)),
+        dtype=source.recipe.train.dtype,
     )
     sae.save(arm.folder / "primary")
     files.write_json(arm.folder / "measures.json", result)

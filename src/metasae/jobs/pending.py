@@ -31,6 +31,8 @@ REPORT = Stage("report", "writing the report")
 CALIBRATES = ("threshold", "calibration_tokens")
 # What decides the firings that an arm keeps.
 FIRES = (*CALIBRATES, "tokens", "keep_firings")
+# What a release that did not have a key did, where that is not the key's default.
+FORMERLY = {"critics": 1}
 
 
 def is_measured(arm: Arm, spec: Measure) -> bool:
@@ -115,13 +117,13 @@ def _settings_within(arm: Arm) -> dict | None:
 
 
 def _differing(before: dict | None, spec: Measure) -> list[str]:
-    """Keys of the settings whose value is another in `before`; a key that an earlier release did not have counts as its
-    default.
+    """Keys of the settings whose value is another in `before`; a key that an earlier release did not have counts as
+    what that release did.
     """
     if before is None:
         return []
     defaults = Measure().settings
-    return [key for key, value in spec.settings.items() if before.get(key, defaults[key]) != value]
+    return [key for key, value in spec.settings.items() if before.get(key, (defaults | FORMERLY)[key]) != value]
 
 
 def training(arms: Sequence[Arm]) -> Stage:

@@ -79,6 +79,8 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
     """The run of this process among `ranks`. The first alone compares SAEs, writes the report and gives the result."""
     keep_freed_memory()
     progress = Progress(show)
+    for note in recipe.notes:
+        progress.say(f"note: {note}")
     stop = StopRequest(progress.answer if ranks.first else None)
     try:
         with stop.listening():

@@ -45,7 +45,7 @@ from metasae.recipe import recipe
 from metasae.sae.sae import SAE
 
 Cache = ActivationCache | PlantedCache
-# Of the critics, the rotations of the text and the sense halves: the same for every SAE.
+# Of the first critic, the rotations of the text and the sense halves: the same for every SAE.
 SEED = 0
 BATCH = 2048
 # What is dealt out to ranks, the slow ones first, so that no rank has two of them before every rank has one.
@@ -136,6 +136,7 @@ def measure_sae(
     folder: Path | None = None,
     ranks: Ranks = ALONE,
     truth: SpikeTruth | None = None,
+    dtype: str = "auto",
 ) -> dict:
     """Calibrates the SAE where it has no threshold yet, and measures it on the evaluation split; the result is JSON as
     it is.
@@ -144,6 +145,7 @@ def measure_sae(
     `sae.config.k`. meta_sae: the run's own or None. host: needed for the model's output, which is left out without one
     or with spec.output_tokens = 0, and for senses. seed: the SAE's, only written down. calibration: of this SAE, where
     it got its threshold before. reference: of `reference_of`.
+    dtype: of the critics' products, as `train.dtype`.
     folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same
     SAE (see above), and get the same.
     truth: the spike-ins that the SAE was trained on, in the evaluation tokens; None for an SAE that met none. All else
@@ -162,7 +164,7 @@ def measure_sae(
     # one block left out leaves nothing
     blocks = blocks if blocks.max(initial=0) else None
     phi = pair_statistics(firings, blocks, progress=progress, pool=partial(RankPool, ranks))
-    works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, blocks, reference)
+    works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, blocks, reference, dtype)
     if spec.lift:
         in_blocks = blocks if spec.excess_blocks else None
         works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
@@ -199,10 +201,11 @@ def _works(
     firings: Firings,
     blocks: np.ndarray | None,
     reference: Reference,
+    dtype: str,
 ) -> dict[str, Callable[[], dict]]:
     """The parts that are not about pairs of latents, still to be worked out."""
     critic = (firings.counts() > 0, spec.meta_n, spec.meta_k, spec.meta_steps, SEED, progress)
-    options = {"grid": spec.critic_grid, "parts": spec.pursuit_k}
+    options = {"critics": spec.critics, "dtype": dtype, "grid": spec.critic_grid, "parts": spec.pursuit_k}
     works = {
         "fidelity": partial(measure_fidelity, sae, evaluation, firings, reference.moments, BATCH, progress),
         "decomposability": partial(measure_decomposability, sae, meta_sae, *critic, **options),
@@ -239,7 +242,7 @@ def _conditions(
         "n_latents": sae.n_latents,
         "n_documents": len(np.unique(firings.documents)),
         "seed": seed,
-        "critic_seed": SEED,
+        "critic_seeds": list(range(SEED, SEED + spec.critics)),
         "data": cache.fingerprint,
         "senses": texts.digest(Path(spec.senses)) if spec.senses else None,
         "labels": texts.digest(Path(spec.labels)) if spec.labels else None,

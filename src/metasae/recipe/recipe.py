@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from metasae.errors import UserError, nearest
 from metasae.files import toml
-from metasae.recipe.registry import ARMS, Known
+from metasae.recipe.registry import ARMS, RENAMED, Known
 from metasae.recipe.tables import Dictionary, Harvest, Hook, Measure, Meta, Model, Sae, Spikes, Table, Text, Train
 
 __all__ = [
@@ -100,6 +100,15 @@ class Recipe(Table):
     def charged(self, arm: str) -> dict[str, float]:
         """The further penalties that an arm is charged, by name, with their coefficients."""
         return {name: coef for name, coef in self.train.penalties.items() if coef > 0} if ARMS[arm].penalty else {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the author of an older recipe should know, a line each: a name that has another meaning now.
+
+        A file does not say when it was written, so the coefficient decides.
+        """
+        charged = {name: coef for arm in self.arms for name, coef in self.charged(arm).items()}
+        return [said for name, (most, said) in RENAMED.items() if 0 < charged.get(name, 0.0) <= most]
 
     @property
     def split_tokens(self) -> dict[str, int]:

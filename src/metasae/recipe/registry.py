@@ -21,8 +21,18 @@ ARCHITECTURES = {
 # name -> the module and the function in it
 PENALTIES = {
     "ortsae": "metasae.train.penalties.ortsae:largest_cosines",
-    "c2r": "metasae.train.penalties.c2r:firing_weighted_cosine",
+    "c2r": "metasae.train.penalties.c2r:nearest_cosines_by_firing",
+    "firing_cosine": "metasae.train.penalties.firing_cosine:firing_weighted_cosine",
     "cofiring": "metasae.train.penalties.cofiring:cofiring_weighted_cosine",
+}
+# A penalty whose name stood for another one before: name -> (up to which coefficient a recipe may be of that time, what
+# it is told).
+RENAMED = {
+    "c2r": (
+        1.0,
+        "c2r is the published C2R (arXiv 2606.30609; coefficient 5). Before 0.1.0 the name stood for a far weaker "
+        "penalty, which is now firing_cosine",
+    )
 }
 
 

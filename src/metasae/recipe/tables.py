@@ -285,6 +285,9 @@ class Measure(Table):
     meta_n: float = Field(0.09, gt=0, description="width of the judging meta SAE as a share of n")
     meta_k: int = Field(4, ge=1, description="rows that the judging meta SAE keeps per decoder row")
     meta_steps: int = Field(200, ge=1, description="steps it is trained for")
+    critics: int = Field(
+        5, ge=1, description="judging meta SAEs, each of a seed of its own; their spread is part of the interval"
+    )
     critic_grid: bool = Field(False, description="meta SAEs of several widths and k")
     senses: str = Field(
         "", description="file or folder of sense-tagged sentences (JSONL: word, sense, before, target, after)"

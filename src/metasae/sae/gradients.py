@@ -3,7 +3,8 @@ equal.
 
 With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
 
-    dL/dz_bj     = <G_b, w_j>                    only where kept; the selection itself has no gradient
+    dL/dz_bj     = <G_b, w_j>                    only where kept; the selection itself has no gradient;
+                                                 plus that of penalties on the activations
     dL/dW_dec_j  = sum_b z_bj G_b
     dL/dW_enc_j  = sum_b dL/dz_bj (x_b - b_dec)
     dL/db_dec    = sum_b G_b - sum_j (sum_b dL/dz_bj) W_enc_j      it enters at the encoder and at the decoder
@@ -138,9 +139,16 @@ def forward(
 
 
 def sae_gradients(
-    passed: Reconstruction, weights: Weights, architecture: Architecture, aux: Auxiliary | None, how: Arithmetic
+    passed: Reconstruction,
+    weights: Weights,
+    architecture: Architecture,
+    aux: Auxiliary | None,
+    how: Arithmetic,
+    dz_K: Tensor | None = None,
 ) -> Gradients:
-    """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term."""
+    """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term. dz_K: dL/dz of
+    further losses on the kept entries, which goes through the encoder like that of the reconstruction.
+    """
     n_prefixes = len(passed.residuals)
     numel = how.spread.rows(passed.kept.n_rows) * passed.xc_BD.shape[1]
     l2 = sum(how.spread.row_mean(residual.square()) for residual in passed.residuals) / n_prefixes
@@ -157,6 +165,8 @@ def sae_gradients(
     # the dots that came with the residual are of the residual alone
     as_they_came = passed.dots_K is not None and (extra is None or aux.detach)
     dz = passed.dots_K * (-2 / numel) if as_they_came else _entry_gradients(passed, weights, G_groups, how)
+    if dz_K is not None:
+        dz = dz + dz_K
     pre_K = (
         passed.pre_BN[passed.kept.rows.long(), passed.kept.latents.long()].float()
         if architecture.own_threshold

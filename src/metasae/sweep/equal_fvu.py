@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from metasae.compare.catalogue import Quantity, left_out_of, value_of
-from metasae.intervals.statistics import Difference, paired_difference
+from metasae.compare.compare import critics_of, without_a_critic
+from metasae.intervals.statistics import Difference, Source, paired_difference
 from metasae.sweep.folder import DONE, SweepFolder
 from metasae.sweep.plan import QUANTITIES, Plan
 
@@ -33,13 +34,14 @@ Point = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Read:
-    """A measure of one seed: on the whole text, without each block of documents, and the two k that it was read
-    between.
+    """A measure of one seed: on the whole text, without each block of documents (or each critic, as `of` says), and
+    the two k that it was read between.
     """
 
     value: float | None = None
     without: list[float | None] | None = None
     bracket: list[int] | None = None
+    of: Source = "documents"
 
 
 def compared_at_equal_fvu(folder: SweepFolder, plan: Plan) -> dict:
@@ -127,31 +129,35 @@ def at_equal_k(curve: Curve, baseline: Curve, quantities: Sequence[Quantity]) ->
 
 
 def _difference(a: Mapping[int, Read], b: Mapping[int, Read]) -> Difference:
-    """a - b over the seeds; over blocks of documents too where every number has them."""
+    """a - b over the seeds; over blocks of documents, or critics, too where every number has them."""
     sides = [{seed: read.value for seed, read in side.items()} for side in (a, b)]
     blocks = [{seed: read.without for seed, read in side.items()} for side in (a, b)]
     usable = [seed for seed in a if seed in b and None not in (a[seed].value, b[seed].value)]
     has_blocks = bool(usable) and all(side[seed] for side in blocks for seed in usable)
-    return paired_difference(*sides, *(blocks if has_blocks else ()))
+    of = next((read.of for side in (a, b) for read in side.values()), "documents")
+    return paired_difference(*sides, *(blocks if has_blocks else (None, None)), blocks_of=of)
 
 
 def _measured(sae: dict, quantity: Quantity) -> Read:
-    return Read(value_of(sae, quantity), left_out_of(sae, quantity))
+    value = value_of(sae, quantity)
+    if value is not None and critics_of(sae, quantity):
+        return Read(value, without_a_critic(sae, quantity), of="critics")
+    return Read(value, left_out_of(sae, quantity))
 
 
 def _read(points: Mapping[int, dict], target: dict, quantity: Quantity) -> Read:
-    """One seed's curve at the target's FVU, on the whole text and without each block."""
+    """One seed's curve at the target's FVU, on the whole text and without each block. FVU knows no critics."""
     ks, at = sorted(points), _measured(target, FVU)
     fvus, own = [_measured(points[k], FVU) for k in ks], [_measured(points[k], quantity) for k in ks]
     value, place = interpolate([fvu.value for fvu in fvus], [read.value for read in own], at.value)
     bracket = None if place is None else ks[place : place + 2]
     if value is None or not all(read.without for read in (at, *fvus, *own)):
-        return Read(value, None, bracket)
-    if quantity.key.startswith(OF_OUTPUT):
+        return Read(value, None, bracket, own[0].of)
+    if quantity.key.startswith(OF_OUTPUT) or own[0].of == "critics":
         count = len(own[0].without)
         at, *fvus = (replace(fvu, without=[fvu.value] * count) for fvu in (at, *fvus))
     left, right = (zip(fvus[end].without, own[end].without, strict=True) for end in (place, place + 1))
-    return Read(value, [_between(*block) for block in zip(left, right, at.without, strict=True)], bracket)
+    return Read(value, [_between(*block) for block in zip(left, right, at.without, strict=True)], bracket, own[0].of)
 
 
 def interpolate(

@@ -65,6 +65,9 @@ def sweep(
 
         copies = open_storage(storage) if storage else None
     progress = Progress(show)
+    of_cells = [setting.recipe(plan.base).notes for setting in plan.settings]
+    for note in dict.fromkeys(note for notes in (plan.base.notes, *of_cells) for note in notes):
+        progress.say(f"note: {note}")
     try:
         plan = open_cells(folder, plan)
         _work(folder, plan, workers, device, progress)

@@ -14,9 +14,9 @@ from metasae.sweep.grid import expand
 # enclose solo's FVU.
 K_AROUND = (0.9, 1.2, 1.6)
 K_DOWN = (0.7, 0.85, 1.0)
-# Coefficients of the further penalties where the recipe has none: OrtSAE's own (arXiv 2509.22033); the others' as
-# docs/training.md tries them.
-STRENGTHS = {"ortsae": 0.25, "c2r": 1.0, "cofiring": 0.1}
+# Coefficients of the further penalties where the recipe has none: OrtSAE's (arXiv 2509.22033) and C2R's own (arXiv
+# 2606.30609); co-firing's as docs/sweeps.md tries it.
+STRENGTHS = {"ortsae": 0.25, "c2r": 5.0, "cofiring": 0.1}
 NO_PENALTY = {"train.lambda2": 0.0, "train.penalties": {}}
 # n_p : n_m of the paper, of its released code, and two more.
 STEPS = ((10, 5), (100, 10), (10, 1), (10, 10))

@@ -30,6 +30,18 @@ class Done:
     meta: int = 0
 
 
+@dataclass(frozen=True)
+class Further:
+    """The further penalties of a step. values: by name; cost: their sum, each with its coefficient; rows_ND, entries_K:
+    the gradient by the decoder rows and by the kept entries (None where no penalty has one).
+    """
+
+    values: dict[str, Tensor]
+    cost: Tensor
+    rows_ND: Tensor
+    entries_K: Tensor | None
+
+
 class Trainer:
     """Trains one arm with one seed. Same seed = same initial weights in every arm.
 
@@ -120,16 +132,21 @@ class Trainer:
         passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how)
         learner.cut = passed.cut
         dead = learner.count(passed.kept, train.dead_after, self.how.spread)
-        gradients = sae_gradients(passed, learner.weights, learner.architecture, self._aux(dead), self.how)
-        total = gradients.l2 + gradients.aux + gradients.sparsity
         charged = self.done.primary >= train.penalty_start * self.total_primary
+        further = None
+        if charged and self.penalties and self.done.primary % train.penalty_every == 0:
+            further = self._further_penalties(passed)
+        dz_K = further and further.entries_K
+        gradients = sae_gradients(passed, learner.weights, learner.architecture, self._aux(dead), self.how, dz_K)
+        total = gradients.l2 + gradients.aux + gradients.sparsity
         penalty = torch.zeros_like(total)
         if self.meta and not self.rules.after and (with_penalty or (self.lambda2 > 0 and charged)):
             penalty, cost = self._decomposability(gradients.weights.W_dec_ND if charged else None)
             total = total + cost if charged else total
         numbers = self._numbers(x, passed, dead)
-        if charged and self.penalties and self.done.primary % train.penalty_every == 0:
-            total = total + self._further_penalties(passed, gradients.weights.W_dec_ND, numbers)
+        if further:
+            gradients.weights.W_dec_ND.add_(further.rows_ND)
+            total, numbers = total + further.cost, numbers | further.values
         return Losses(gradients.l2, gradients.aux, penalty, total), numbers, gradients.weights
 
     @torch.no_grad()
@@ -248,7 +265,8 @@ class Trainer:
                 into_ND.addcmul_(view.difference_ND, factor_N[:, None], value=pull)
         return value, lambda2 * value
 
-    def _further_penalties(self, passed: Reconstruction, into_ND: Tensor, numbers: dict[str, Tensor]) -> Tensor:
+    def _further_penalties(self, passed: Reconstruction) -> Further:
+        """Of this batch, each with its coefficient; the gradients `train.penalty_every`-fold."""
         scene = Scene(
             self.primary.weights.W_dec_ND,
             passed.kept,
@@ -257,10 +275,17 @@ class Trainer:
             self.seed,
             self.how.spread,
         )
-        cost = into_ND.new_zeros(())
+        values, rows_ND, entries_K = {}, None, None
         for name, coef in self.penalties.items():
-            value, gradient = charge(named(PENALTIES, name), scene)
-            numbers[name] = value
-            into_ND.add_(gradient, alpha=coef * self.recipe.train.penalty_every)
-            cost = cost + coef * value
-        return cost
+            charged = charge(named(PENALTIES, name), scene)
+            values[name], fold = charged.value, coef * self.recipe.train.penalty_every
+            rows_ND = _added(rows_ND, charged.rows_ND, fold)
+            if charged.entries_K is not None:
+                entries_K = _added(entries_K, charged.entries_K, fold)
+        cost = sum(self.penalties[name] * value for name, value in values.items())
+        return Further(values, cost, rows_ND, entries_K)
+
+
+def _added(total: Tensor | None, part: Tensor, factor: float) -> Tensor:
+    """total + factor * part, in the memory of `total` where there is one."""
+    return part * factor if total is None else total.add_(part, alpha=factor)

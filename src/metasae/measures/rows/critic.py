@@ -4,19 +4,25 @@ Its score is read beside the scores of the same critic on two kinds of rows with
 m of n rows explains some of any, and Gaussian rows with the mean and covariance of the judged ones, as a few wide
 directions are easy to explain too. What is above the second is structure beyond the covariance: directions that rows
 share in small sets.
+
+A score depends on the critic's own seed: on which fifth of the rows is held out, where the critic starts, and how the
+Gaussian rows are drawn. So several critics judge, of the seeds 0, 1, 2 ..., the same for every SAE; the score is their
+mean, and their spread is a part of its interval (`metasae.intervals.statistics`). The random floor is that of the first
+seed: it varies by less than half as much, and is the same for all SAEs of a shape, so it cancels between two SAEs.
 """
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
-from metasae.progress.progress import SILENT, Progress, tracked
+from metasae.progress.progress import SILENT, Progress, Task, tracked
 from metasae.ranks.lanes import is_small, side_by_side
 from metasae.sae.architectures import Options
 from metasae.sae.architectures.batchtopk import BatchTopK
@@ -42,19 +48,20 @@ class Critic:
 
 
 @torch.no_grad()
-def judge(rows: Tensor, m: int, k: int, steps: int, seed: int) -> Critic:
+def judge(rows: Tensor, m: int, k: int, steps: int, seed: int, dtype: str = "auto") -> Critic:
     """Trains a fresh meta SAE on 80% of the rows [R, d] and scores it on them and on the rest.
 
     m latents, k kept per row on average, `steps` Adam steps on all training rows at once, learning rate falling
     linearly to 0 over the second half. Latents that fire on no row are revived by a term that makes them explain the
-    residual (AuxK, arXiv 2406.04093). Everything random comes from `seed`. Method: arXiv 2502.04878.
+    residual (AuxK, arXiv 2406.04093). Everything random comes from `seed`. dtype: of the products of its training, as
+    `train.dtype`; scores are worked out in fp32. Method: arXiv 2502.04878.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(rows), generator=generator)
     n_heldout = int(HELDOUT * len(rows))
     unseen, training = rows[order[:n_heldout]], rows[order[n_heldout:]]
     weights = _initial(training, m, generator)
-    _fit(weights, training, k, steps)
+    _fit(weights, training, k, steps, matmul_dtype(dtype, rows.device))
     return Critic(_score(weights, training, k), _score(weights, unseen, k))
 
 
@@ -65,12 +72,12 @@ def variance_explained(rows: Tensor, rebuilt: Tensor) -> float | None:
 
 
 @lru_cache(maxsize=64)
-def random_floor(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> Critic:
+def random_floor(n_rows: int, d: int, m: int, k: int, steps: int, seed: int, dtype: str = "auto") -> Critic:
     """The same critic on random unit rows of the same shape: a critic explains some of those too, by copying."""
-    return judge(random_rows(n_rows, d, seed + 1), m, k, steps, seed)
+    return judge(random_rows(n_rows, d, seed + 1), m, k, steps, seed, dtype)
 
 
-def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) -> Critic:
+def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int, dtype: str = "auto") -> Critic:
     """`random_floor`, for counts of rows on a grid of 16 to 32 per octave; between two of them linear in the count.
 
     SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all
@@ -79,10 +86,10 @@ def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int) 
     """
     step = 1 << max(0, n_rows.bit_length() - 5)
     below = n_rows - n_rows % step
-    low = random_floor(below, d, m, k, steps, seed)
+    low = random_floor(below, d, m, k, steps, seed, dtype)
     if below == n_rows:
         return low
-    high, share = random_floor(below + step, d, m, k, steps, seed), (n_rows - below) / step
+    high, share = random_floor(below + step, d, m, k, steps, seed, dtype), (n_rows - below) / step
     return Critic(_between(low.ve, high.ve, share), _between(low.ve_heldout, high.ve_heldout, share))
 
 
@@ -121,25 +128,53 @@ def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
 
 
 def judge_beside_floors(
-    rows: Tensor, m: int, k: int, steps: int, seed: int, gaussian: Tensor | None = None
-) -> dict[str, float | None]:
-    """`judge` of rows [R, d] and of both kinds of rows without parts.
+    rows: Tensor,
+    m: int,
+    k: int,
+    steps: int,
+    seeds: Sequence[int],
+    dtype: str = "auto",
+    gaussian: Sequence[Tensor] | None = None,
+    task: Task | None = None,
+) -> list[dict[str, float | None]]:
+    """`judge` of rows [R, d] and of both kinds of rows without parts, by a critic of each seed; the random ones by that
+    of the first seed alone.
 
-    ve, ve_heldout: variance explained on rows that the critics were trained on and on rows they never saw (None without
+    ve, ve_heldout: variance explained on rows that the critic was trained on and on rows it never saw (None without
     any), of the rows, of random unit rows and of Gaussian ones (`_random`, `_gaussian`), and above both floors
-    (`_excess`, `_excess_over_gaussian`). gaussian: `gaussian_rows(rows, seed + 2)`, where they exist already.
+    (`_excess`, `_excess_over_gaussian`). gaussian: `gaussian_rows(rows, seed + 2)` of each seed, where they exist
+    already. task: moves on by `n_trained(len(seeds))` meta SAEs.
     """
-    gaussian = gaussian_rows(rows, seed + 2) if gaussian is None else gaussian
     n_rows, d = rows.shape
-    critics = (
-        partial(judge, rows, m, k, steps, seed),
-        partial(random_floor_at, n_rows, d, m, k, steps, seed),
-        partial(judge, gaussian, m, k, steps, seed),
-    )
-    if is_small(n_rows * d * m):
-        own, random, gaussian = side_by_side(lambda critic: critic(), critics)
-    else:
-        own, random, gaussian = (critic() for critic in critics)
+    size = (m, k, steps)
+
+    def of_gaussian(place: int) -> Critic:
+        drawn = gaussian_rows(rows, seeds[place] + 2) if gaussian is None else gaussian[place]
+        return judge(drawn, *size, seeds[place], dtype)
+
+    works = [partial(random_floor_at, n_rows, d, *size, seeds[0], dtype)]
+    works += [partial(judge, rows, *size, seed, dtype) for seed in seeds]
+    works += [partial(of_gaussian, place) for place in range(len(seeds))]
+    moving = threading.Lock()
+
+    def done(work: Callable[[], Critic]) -> Critic:
+        critic = work()
+        with moving:
+            if task is not None:
+                task.advance(1)
+        return critic
+
+    random, *others = side_by_side(done, works) if is_small(n_rows * d * m) else list(map(done, works))
+    own, of_gaussians = others[: len(seeds)], others[len(seeds) :]
+    return [_scores(critic, random, floor) for critic, floor in zip(own, of_gaussians, strict=True)]
+
+
+def n_trained(critics: int) -> int:
+    """Meta SAEs that so many critics train, the random floor as one."""
+    return 2 * critics + 1
+
+
+def _scores(own: Critic, random: Critic, gaussian: Critic) -> dict[str, float | None]:
     return {
         "ve": own.ve,
         "ve_excess": _difference(own.ve, random.ve),
@@ -154,38 +189,36 @@ def judge_beside_floors(
     }
 
 
+def by_score(critics: Sequence[dict[str, float | None]]) -> dict[str, list[float | None]]:
+    """Score -> its values, in the order of the critics that `judge_beside_floors` gave."""
+    return {name: [critic[name] for critic in critics] for name in critics[0]}
+
+
+def mean_scores(critics: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each score over the critics; None where one of them has none."""
+    return {name: None if None in values else fmean(values) for name, values in by_score(critics).items()}
+
+
 def critic_grid(
-    rows: Tensor, n: int, widths: Sequence[float], ks: Sequence[int], steps: int, seed: int, progress: Progress = SILENT
+    rows: Tensor,
+    n: int,
+    widths: Sequence[float],
+    ks: Sequence[int],
+    steps: int,
+    seed: int,
+    progress: Progress = SILENT,
+    dtype: str = "auto",
 ) -> list[dict]:
-    """`judge_beside_floors` of rows [R, d] for every width and k: {"width", "m", "k", ...scores}.
+    """`judge_beside_floors` of rows [R, d] for every width and k, by one critic each: {"width", "m", "k", ...scores}.
 
     widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
     """
     gaussian, table, sizes = gaussian_rows(rows, seed + 2), [], list(product(widths, ks))
     for width, k in tracked(progress, sizes, "critics of several sizes", len(sizes), "critics", size=lambda _: 1):
         m = max(1, round(width * n))
-        scores = judge_beside_floors(rows, m, k, steps, seed, gaussian)
+        (scores,) = judge_beside_floors(rows, m, k, steps, (seed,), dtype, (gaussian,))
         table.append({"width": width, "m": m, "k": k, **scores})
     return table
-
-
-def critic_spread(rows: Tensor, m: int, k: int, steps: int, seeds: Sequence[int], progress: Progress = SILENT) -> dict:
-    """How far the scores depend on the critic's own seed, held-out fifth and floors included: {"seeds", "values",
-    "mean", "sd"}.
-
-    values: scores by seed. mean, sd: of each score over seeds (sd with n - 1); None where one is missing, or sd with
-    one seed.
-    """
-    values = []
-    for seed in tracked(progress, seeds, "critics of several seeds", len(seeds), "critics", size=lambda _: 1):
-        values.append(judge_beside_floors(rows, m, k, steps, seed))
-    columns = {name: [value[name] for value in values] for name in values[0]}
-    return {
-        "seeds": list(seeds),
-        "values": values,
-        "mean": {name: None if None in column else fmean(column) for name, column in columns.items()},
-        "sd": {name: None if None in column or len(column) < 2 else stdev(column) for name, column in columns.items()},
-    }
 
 
 def _difference(a: float | None, b: float | None) -> float | None:
@@ -202,8 +235,8 @@ def _initial(rows: Tensor, m: int, generator: torch.Generator) -> Weights:
     return Weights(directions.clone(), directions, bias, torch.zeros(m))
 
 
-def _fit(weights: Weights, rows: Tensor, k: int, steps: int) -> None:
-    how = Arithmetic(fast, matmul_dtype("auto", rows.device))
+def _fit(weights: Weights, rows: Tensor, k: int, steps: int, dtype: torch.dtype) -> None:
+    how = Arithmetic(fast, dtype)
     # the loss is a mean over all numbers, so its gradients are far smaller than Adam's usual eps
     adam = UnitRowAdam(weights, betas=(0.9, 0.999), eps=1e-15, clip=math.inf, renormalise="after")
     architecture, cut = BatchTopK(Options(k)), 0.0

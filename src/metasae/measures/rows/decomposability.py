@@ -1,8 +1,8 @@
 """Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not
 trained against.
 
-Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). A critic is trained afresh for every SAE, from the
-same seed for all arms, and its score is read beside the scores of the same critic on rows without parts; see
+Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). Critics are trained afresh for every SAE, from the
+same seeds for all arms, and their mean score is read beside the scores of the same critic on rows without parts; see
 `critic.py`, `pursuit.py`.
 """
 
@@ -16,15 +16,18 @@ from metasae.errors import UserError
 from metasae.measures.firing.selection import batch_topk_reconstruction
 from metasae.measures.rows.critic import (
     HELDOUT,
+    by_score,
     critic_grid,
-    critic_spread,
     gaussian_rows,
     judge_beside_floors,
+    mean_scores,
+    n_trained,
     random_rows,
     variance_explained,
 )
 from metasae.measures.rows.pursuit import Pursuit, pursue
 from metasae.progress.progress import SILENT, Progress
+from metasae.sae.gradients import matmul_dtype
 from metasae.sae.sae import SAE
 
 TILE = 1024
@@ -47,44 +50,45 @@ def measure_decomposability(
     seed: int = 0,
     progress: Progress = SILENT,
     *,
-    critic_seeds: int = 1,
+    critics: int = 5,
+    dtype: str = "auto",
     grid: bool = False,
     parts: int = 0,
 ) -> dict:
     """The `decomposability` part of measures.json.
 
-    live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of the critic
-    as a share of all n latents. meta_k: critic latents kept per row on average. seed: of the critic, the same for every
-    arm.
-    meta_sae: the run's own, or None. critic_seeds: above 1, so many critics from `seed` on, as `critic_spread`. grid:
-    critics of the widths 4.5%, 9%, 25% with 1, 2, 4, 8 latents per row, as `critic_grid`. parts: above 0, the pursuit
-    with up to so many parts, as `pursuit`. Raises UserError when fewer than two latents are live or a live latent's
-    decoder row is zero or not finite.
+    live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of a critic as
+    a share of all n latents. meta_k: critic latents kept per row on average. meta_sae: the run's own, or None.
+    critics: how many judge, of the seeds from `seed` on, the same for every arm. Scores are their means; `critics` has
+    those of each one. dtype: of the critics' products, as `train.dtype`. grid: critics of the widths 4.5%, 9%, 25% with
+    1, 2, 4, 8 latents per row, one each, as `critic_grid`. parts: above 0, the pursuit with up to so many parts, as
+    `pursuit`. Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not
+    finite.
     """
     rows = _live_rows(sae, live)
     nearest, aligned = nearest_cosines(rows), encoder_decoder_cosines(sae, live)
     m = max(1, round(meta_n * sae.n_latents))
-    with progress.task("rebuilding decoder rows by critics", 3, "meta SAEs") as task:
-        judged = judge_beside_floors(rows, m, meta_k, meta_steps, seed)
-        task.advance(3)
+    seeds = range(seed, seed + critics)
+    with progress.task("rebuilding decoder rows by critics", n_trained(critics), "meta SAEs") as task:
+        judged = judge_beside_floors(rows, m, meta_k, meta_steps, seeds, dtype, task=task)
     n_heldout = int(HELDOUT * len(rows))
     critic = {"m": m, "k": meta_k, "steps": meta_steps, "n_rows": len(rows) - n_heldout, "n_heldout": n_heldout}
+    critic |= {"seeds": list(seeds), "dtype": str(matmul_dtype(dtype, rows.device)).removeprefix("torch.")}
     table = {
         "n_rows": len(rows),
         "nearest_cosine": float(nearest.mean()),
         "nearest_cosine_quantiles": _quantiles(nearest.numpy()),
         "encoder_decoder_cosine": float(aligned.mean()),
         "encoder_decoder_cosine_quantiles": _quantiles(aligned),
-        **{f"meta_{name}": value for name, value in judged.items()},
+        **{f"meta_{name}": value for name, value in mean_scores(judged).items()},
         "critic": critic,
+        "critics": {f"meta_{name}": values for name, values in by_score(judged).items()},
     }
     if meta_sae is not None:
         table |= own_meta(sae, meta_sae)
-    if critic_seeds > 1:
-        seeds = range(seed, seed + critic_seeds)
-        table["critic_spread"] = critic_spread(rows, m, meta_k, meta_steps, seeds, progress)
     if grid:
-        table["critic_grid"] = critic_grid(rows, sae.n_latents, GRID_WIDTHS, GRID_KS, meta_steps, seed, progress)
+        size = (sae.n_latents, GRID_WIDTHS, GRID_KS, meta_steps, seed)
+        table["critic_grid"] = critic_grid(rows, *size, progress, dtype)
     if parts:
         table["pursuit"] = pursuit_beside_floors(rows, np.flatnonzero(live), parts, seed, progress)
     return table

@@ -13,24 +13,23 @@ the pairs of its own i with every j, so it sees all rows and all firings on thos
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
 
 from metasae.sae.kernels import fast
 from metasae.sae.kernels.kept import Kept
-from metasae.train.penalties.scene import Scene, over_ranks
+from metasae.train.penalties.scene import Charge, Scene, over_ranks
 
 TOKENS = 256
 
 
 @over_ranks
-def cofiring_weighted_cosine(scene: Scene) -> tuple[Tensor, Tensor]:
+def cofiring_weighted_cosine(scene: Scene) -> Charge:
     rows = scene.rows_ND
     pairs = _cofirings(scene, TOKENS)
     cosines = fast.entry_dots(pairs, scene.W_dec_ND, rows)
     weighted = pairs.with_values(pairs.values * cosines)
     total, squares = scene.over_latents(torch.stack([pairs.values.sum(), (weighted.values * cosines).sum()]))
     total = total.clamp(min=1.0)
-    return squares / total, fast.decode(weighted, rows) * (4 / total)
+    return Charge(squares / total, fast.decode(weighted, rows) * (4 / total))
 
 
 def _cofirings(scene: Scene, tokens: int) -> Kept:

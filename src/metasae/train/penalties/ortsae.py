@@ -14,47 +14,25 @@ an own row pull on it.
 """
 
 import torch
-from torch import Tensor
 
-from metasae.train.penalties.scene import Scene, over_ranks
+from metasae.train.penalties.nearest import among, nearest_rows
+from metasae.train.penalties.scene import Charge, Scene, multiplies, over_ranks
 
 CHUNK = 2048
 
 
+@multiplies(lambda n: min(n, CHUNK))
 @over_ranks
-def largest_cosines(scene: Scene) -> tuple[Tensor, Tensor]:
+def largest_cosines(scene: Scene) -> Charge:
     rows_ND, own, n = scene.rows_ND, scene.own, scene.n_latents
     generator = torch.Generator().manual_seed(scene.seed * 1_000_003 + scene.step)
     chunks = torch.randperm(n, generator=generator).to(rows_ND.device).split(CHUNK)
-    c_N, nearest_N = _nearest(scene, chunks)
+    c_N, nearest_N = nearest_rows(scene, chunks)
     value, pull_N = rows_ND.new_zeros(()), (2 / n) * c_N
     mine = slice(own.start, own.stop)
     gradient = rows_ND[nearest_N[mine]].mul_(pull_N[mine, None])
     for chunk in chunks:
         value += c_N[chunk].square().sum() / n
-        pulls = chunk[_among(nearest_N[chunk], own)]
+        pulls = chunk[among(nearest_N[chunk], own)]
         gradient.index_add_(0, nearest_N[pulls] - own.start, pull_N[pulls, None] * rows_ND[pulls])
-    return value, gradient
-
-
-def _nearest(scene: Scene, chunks: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """(c_i, or 0 where it is negative; j(i)) of all latents: fp32 and int64 [n]."""
-    rows_ND, own = scene.rows_ND, scene.own
-    cosine_and_nearest = torch.empty(len(own), 2, dtype=torch.float64, device=rows_ND.device)
-    for chunk in chunks:
-        rows = rows_ND[chunk]
-        here = _among(chunk, own).nonzero().squeeze(1)
-        # one process needs no copy
-        cosines = (rows if len(here) == len(rows) else rows[here]) @ rows.t()
-        cosines[torch.arange(len(here), device=here.device), here] = -1.0
-        c, nearest = cosines.max(dim=1)
-        cosine_and_nearest[chunk[here] - own.start] = torch.stack(
-            [c.clamp_(min=0).double(), chunk[nearest].double()], dim=1
-        )
-    # both in one message: in float64 either is exact
-    c_N, nearest_N = scene.all_latents(cosine_and_nearest).unbind(1)
-    return c_N.float(), nearest_N.long()
-
-
-def _among(latents: Tensor, own: range) -> Tensor:
-    return (latents >= own.start) & (latents < own.stop)
+    return Charge(value, gradient)

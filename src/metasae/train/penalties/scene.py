@@ -1,12 +1,13 @@
 """What a penalty may look at, on one process or on several that have some of the latents each.
 
-A penalty's value is that of all latents and its gradient [n_r, d] is that of the rows here. One that is marked with
-`over_ranks` sees to that itself, with the sums and rows that a scene offers. Any other is given the scene of all
-latents, on every process (`charge`).
+A penalty's value is that of all latents, and its gradients are those of the rows [n_r, d] and of the entries [K] here.
+One that is marked with `over_ranks` sees to that itself, with the sums and rows that a scene offers. Any other is given
+the scene of all latents, on every process (`charge`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -73,20 +74,51 @@ class Scene:
         )
 
 
-Penalty = Callable[[Scene], tuple[Tensor, Tensor]]
+class Charge(NamedTuple):
+    """What a penalty returns; it may leave the third out.
+
+    value: 0-dim. rows_ND: its gradient by the decoder rows. entries_K: its gradient by the activations, one number for
+    each entry of `scene.kept`; None where the activations do not matter. The trainer takes it on into the encoder as
+    it does the gradient of the reconstruction.
+    """
+
+    value: Tensor
+    rows_ND: Tensor
+    entries_K: Tensor | None = None
+
+
+Penalty = Callable[[Scene], Charge | tuple[Tensor, Tensor]]
 
 
 def over_ranks(penalty: Penalty) -> Penalty:
-    """Marks a penalty that gives the value of all latents, and the gradient of the rows here, when a scene has only
-    some of them.
+    """Marks a penalty that gives the value of all latents, and the gradients of the rows and entries here, when a scene
+    has only some of them.
     """
     penalty.over_ranks = True
     return penalty
 
 
-def charge(penalty: Penalty, scene: Scene) -> tuple[Tensor, Tensor]:
-    """(value over all latents, gradient [n_r, d] of the rows here)."""
+def multiplies(rows: Callable[[int], int]) -> Callable[[Penalty], Penalty]:
+    """Marks a penalty that multiplies each row with `rows(n)` of all n, which `metasae doctor --gpus` then counts."""
+
+    def mark(penalty: Penalty) -> Penalty:
+        penalty.rows_multiplied = rows
+        return penalty
+
+    return mark
+
+
+def rows_multiplied(penalty: Penalty, n: int) -> int:
+    """With how many of n rows a penalty multiplies each row; 0 for one that does not say."""
+    return penalty.rows_multiplied(n) if hasattr(penalty, "rows_multiplied") else 0
+
+
+def charge(penalty: Penalty, scene: Scene) -> Charge:
+    """The value over all latents, and the gradients of the rows and of the entries here."""
     if scene.spread is WHOLE or getattr(penalty, "over_ranks", False):
-        return penalty(scene)
-    value, gradient = penalty(scene.whole())
-    return value, gradient[scene.own.start : scene.own.stop]
+        return Charge(*penalty(scene))
+    whole, own = scene.whole(), scene.own
+    value, rows, entries = Charge(*penalty(whole))
+    if entries is not None:
+        entries = entries[whole.kept.between(own.start, own.stop)[1]]
+    return Charge(value, rows[own.start : own.stop], entries)
