@@ -38,7 +38,7 @@ from metasae.measures.cofiring.split_sets import (
     shares_of,
     silent_counts,
 )
-from metasae.measures.cofiring.survival import SAME, Counterpart, Counterparts, at_least_0
+from metasae.measures.cofiring.survival import Counterpart, Counterparts, at_least_0
 from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings, block_spans, document_blocks
 from metasae.progress.progress import SILENT, Progress, tracked
@@ -75,11 +75,11 @@ class FeatureSplit:
     @property
     def kept(self) -> bool:
         """Whether it is no split after all: the parent lives on (phi above .8), or every child was there already."""
-        return self.lives_on.phi > SAME or all(other.phi > SAME for other in self.already)
+        return self.lives_on.same or all(other.same for other in self.already)
 
     def as_dict(self) -> dict:
-        """The fields and `kept`; a counterpart is {"latent", "phi"}."""
-        counterparts = {"lives_on": self.lives_on._asdict(), "already": [other._asdict() for other in self.already]}
+        """The fields and `kept`; a counterpart is {"latent", "phi", "same"}."""
+        counterparts = {"lives_on": self.lives_on.as_dict(), "already": [other.as_dict() for other in self.already]}
         return {**asdict(self), **counterparts, "kept": self.kept}
 
 

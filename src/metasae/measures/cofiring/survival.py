@@ -28,6 +28,14 @@ class Counterpart(NamedTuple):
     latent: int | None
     phi: float
 
+    @property
+    def same(self) -> bool:
+        """Whether the two are taken for one latent."""
+        return self.phi > SAME
+
+    def as_dict(self) -> dict:
+        return {**self._asdict(), "same": self.same}
+
 
 class Counterparts:
     """The counterparts of the latents of two SAEs in each other, on some of their tokens.
