@@ -36,7 +36,7 @@ export async function page({ name, parts, query }) {
   function show() {
     list.replaceChildren(...loaded.rows.map(item));
     const best = answer.found > answer.total ? `, of the best ${number(answer.total)} of ${number(answer.found)}` : "";
-    const hidden = loaded.hidden && !wanted.kept ? `, ${number(loaded.hidden)} hidden that are no ${kind}` : "";
+    const hidden = loaded.hidden && !wanted.kept ? `, ${number(loaded.hidden)} hidden, as latents live on` : "";
     count.textContent = `${number(loaded.rows.length)} of ${number(loaded.total)} shown${best}${hidden}`;
     more.hidden = loaded.rows.length >= loaded.total;
     if (!loaded.rows.length) list.append(h("li", { class: "empty" }, `no ${kind} here`));
@@ -127,8 +127,8 @@ export async function page({ name, parts, query }) {
           "p",
           { class: "note" },
           kind === "merges"
-            ? "latents of the trained arm whose firings solo gives to several latents, both of another seed"
-            : "latents of solo whose firings the other arm gives to several latents, both of another seed",
+            ? "latents of the trained arm whose firings solo gives to several latents"
+            : "latents of solo whose firings the other arm gives to several latents",
         ),
       ),
       h(
@@ -142,7 +142,7 @@ export async function page({ name, parts, query }) {
           "label",
           { class: "check", title: "those whose parent is still there (phi above .8), or whose children were all there already" },
           kept,
-          h("span", {}, "what lives on too"),
+          h("span", {}, "also what lives on"),
         ),
         count,
       ),
