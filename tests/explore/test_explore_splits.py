@@ -220,6 +220,11 @@ def test_the_base_rate_is_solo_in_its_next_seed(tmp_path):
     merges = explorer.splits(kind="merges")
     assert merges["pairs"] == ["joint-s1 -> solo-s0"] and merges["base_pairs"] == ["solo-s1 -> solo-s0"]
     assert merges["base_rate"]["pair"] == "solo-s1 -> solo-s0"
+    # control has solo's weights, so that its splits are the base rate
+    for seed in range(2):
+        shutil.copytree(tmp_path / "arms" / f"solo-s{seed}", tmp_path / "arms" / f"control-s{seed}")
+    build(tmp_path, strings=words_of(firings[0]))
+    assert Explorer(tmp_path).splits()["pairs"] == ["solo-s0 -> joint-s1"]
     base = explorer.splits("solo-s0 -> solo-s1")
     assert base["summary"] | {"pair": base["pair"]} == shown["base_rate"]
 

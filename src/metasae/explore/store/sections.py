@@ -78,14 +78,17 @@ class Contents:
         """(kind, parents, children, None or what across.json says of them).
 
         The baseline in every other arm of the next seed (with one seed, of its own), the other way round, and as their
-        base rate the baseline in its next seed, both ways. Candidates are looked for in the firings; of SAEs that kept
-        none across.json has the best.
+        base rate the baseline in its next seed, both ways. An arm with the baseline's very weights (control) has
+        nothing beside the base rate. Candidates are looked for in the firings; of SAEs that kept none across.json has
+        the best.
         """
+        weights = {arm.seed: self.prints[arm].weights for arm in self.arms if arm.name == self.baseline}
         sides: list[tuple[str, Arm, Arm]] = []
         for arm in self.arms:
             pair = split_pair(arm, self.arms, self.baseline)
-            if pair is not None:
-                splits, merges = (BASE, MERGES_BASE) if arm.name == self.baseline else (SPLITS, MERGES)
+            is_baseline = arm.name == self.baseline
+            if pair is not None and (is_baseline or self.prints[arm].weights != weights[arm.seed]):
+                splits, merges = (BASE, MERGES_BASE) if is_baseline else (SPLITS, MERGES)
                 sides += [(splits, pair.parents, pair.children), (merges, pair.children, pair.parents)]
         stored = self.run.stored_splits()
         for kind, parent, child in sides:
