@@ -26,6 +26,7 @@ def measures_of(**changed):
             "mean_abs_phi": 0.003, "nearest_phi": 0.2, "share_above_0.1": 0.01, "mean_neg_phi": -0.001,
             "histogram": {"edges": edges, "counts": [i % 5 for i in range(len(edges) - 1)]},
         },
+        "spikes": {"recovery_f1": 0.4, "ceiling_f1": 0.75, "told_apart": 0.1, "blend_rate": 0.3},
         "decomposability": {"meta_ve_excess": 0.1, "nearest_cosine": 0.5, "meta_ve": 0.3},
     }  # fmt: skip
     for path, value in changed.items():

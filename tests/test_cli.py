@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from html import unescape
 
 import pytest
 from rich.console import Console
@@ -18,7 +19,6 @@ from metasae.cli import main
 from metasae.cli.app import seed_list
 from metasae.compare.catalogue import CATALOGUE, change
 from metasae.compare.tables import summary_table
-from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError
 from metasae.jobs import start
 from metasae.jobs.conclude import conclude, print_whole
@@ -383,13 +383,16 @@ def test_no_number_of_the_table_is_cut(compared, terminal, width):
     assert width == 30 or not terminal or max(map(len, lines)) <= 80
 
 
-def test_the_verdict_is_a_line_for_each_pair_and_what_it_rests_on_below(compared):
-    comparison = conclude(compared, show=False)
-    lines = [str(line) for line in verdict_lines(comparison)]
-    assert " ".join(line.removeprefix("- ") for line in lines) == comparison["verdict"]
-    assert (
-        lines[0].startswith("Judged on") and lines[1].startswith("Joint against solo (") and lines[2].startswith("- ")
-    )
+def test_terminal_file_and_report_say_the_same_verdict(compared, capsys):
+    verdict = conclude(compared)["verdict"]
+    printed, page = " ".join(capsys.readouterr().out.split()), (compared / "report.html").read_text()
+    written = json.loads((compared / "compare.json").read_text())["verdict"]
+    assert written == verdict and [line["kind"] for line in verdict[:4]] == [
+        "trained", "truth", "description", "fidelity"
+    ]  # fmt: skip
+    for line in verdict:
+        assert line["text"] in printed and line["text"] in unescape(page)
+        assert line["text"] in (compared / "compare.md").read_text()
 
 
 def test_compare_writes_the_report_and_prints_json(metasae, no_drawing, tmp_path):

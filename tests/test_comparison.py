@@ -14,16 +14,19 @@ from metasae.report.report import as_latex
 from runs import write_arm
 
 PHI, NEAREST, FVU = "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi", "fidelity.fvu"
+RECOVERED, BLENDED = "spikes.recovery_f1", "spikes.blend_rate"
 
 
 def three_arms(
     run,
     phi=(0.0028, 0.0027, 0.0029),
-    nearest=(0.22, 0.225, 0.221),
+    recovered=(0.45, 0.451, 0.449),
+    blended=(0.3, 0.301, 0.299),
     fvu=(0.21, 0.211, 0.209),
     solo_phi=(0.003, 0.0029, 0.0031),
+    r=0.7,
 ):
-    """Joint against solo and control over the seeds given."""
+    """Joint against solo and control over the seeds given; r: of solo's seeds, None leaves it unknown."""
     for seed in range(len(phi)):
         write_arm(run, "solo", seed, cooccurrence__mean_abs_phi=solo_phi[seed])
         write_arm(run, "control", seed, cooccurrence__mean_abs_phi=solo_phi[seed])
@@ -32,9 +35,21 @@ def three_arms(
             "joint",
             seed,
             cooccurrence__mean_abs_phi=phi[seed],
-            cooccurrence__nearest_phi=nearest[seed],
+            spikes__recovery_f1=recovered[seed],
+            spikes__blend_rate=blended[seed],
             fidelity__fvu=fvu[seed],
         )
+    if r is not None:
+        across(run, {"solo-s0": {"seeds": {"mean_r": r, "with": "solo-s1"}}})
+
+
+def across(run, parts):
+    (run / "across.json").write_text(json.dumps(parts))
+
+
+def told(run) -> dict[str, str]:
+    """kind -> what the verdict says of it."""
+    return {line["kind"]: line["text"] for line in compare(run)["verdict"][:4]}
 
 
 def test_a_pair_is_written_and_read():
@@ -69,59 +84,108 @@ def test_pairs_and_files(tmp_path):
         "realised L0 8.00",
     ):
         assert words in markdown
-    assert "| mean \\|phi\\| | lower | 0.003 | 0.0028 | -6.7%" in markdown
+    assert "| mean \\|phi\\| |  | 0.003 | 0.0028 | -6.7%" in markdown
 
 
-def test_verdict_when_the_measures_disagree(tmp_path):
+def test_the_verdict_has_a_sentence_and_three_lines_for_a_pair(tmp_path):
     three_arms(tmp_path)
     verdict = compare(tmp_path)["verdict"]
-    assert "the measures of atomicity disagree" in verdict
-    assert "More atomic by mean |phi| -6.7%" in verdict and "Less atomic by nearest-partner phi +11.0%" in verdict
-    assert "It costs fidelity in FVU +5.0%" in verdict
-    assert "equals solo on every measure, exactly" in verdict and "Mean |phi| alone is not atomicity" in verdict
+    kinds = [line["kind"] for line in verdict]
+    assert kinds == ["trained", "truth", "description", "fidelity", "fidelity"]
+    assert verdict[0]["text"].startswith("Trained enough: r with another seed 0.70 (0.6 or more)")
+    assert "Joint against solo (3 seeds, 5,000 held-out tokens, realised L0 8.00 and 8.00)" in verdict[1]["text"]
+    assert "equals solo" not in verdict[3]["text"] and "equals solo on every measure, exactly" in verdict[4]["text"]
 
 
-def test_verdict_when_all_that_moves_is_worse(tmp_path):
-    three_arms(tmp_path, phi=(0.0033, 0.0032, 0.0034), fvu=(0.19, 0.191, 0.189))
-    verdict = compare(tmp_path)["verdict"]
-    assert "2 of 5 measures of atomicity say less atomic, none says more" in verdict and "More atomic" not in verdict
-    assert "It gains fidelity in FVU -5.0%" in verdict
+def test_truth_alone_names_a_direction(tmp_path):
+    three_arms(tmp_path)
+    lines = told(tmp_path)
+    assert "its latents are more atomic" in lines["truth"]
+    assert "nearer to the truth by spike-ins recovered, F1 +12.5%" in lines["truth"]
+    assert "mean |phi| -6.7%" in lines["description"] and "atomic" not in lines["description"]
+    assert "it costs FVU +5.0%" in lines["fidelity"]
 
 
-def test_verdict_when_all_that_moves_is_better(tmp_path):
-    three_arms(tmp_path, nearest=(0.18, 0.181, 0.179))
-    verdict = compare(tmp_path)["verdict"]
-    assert "2 of 5 measures of atomicity say more atomic, none says less" in verdict
-    assert "Less atomic" not in verdict
+def test_the_other_way_is_said_as_plainly(tmp_path):
+    three_arms(tmp_path, recovered=(0.36, 0.361, 0.359), fvu=(0.19, 0.191, 0.189))
+    lines = told(tmp_path)
+    assert "its latents are less atomic" in lines["truth"]
+    assert "further from it by spike-ins recovered" in lines["truth"] and "it gains FVU -5.0%" in lines["fidelity"]
 
 
-def test_verdict_when_nothing_moves(tmp_path):
-    three_arms(tmp_path, phi=(0.0028, 0.0031, 0.0031), nearest=(0.19, 0.21, 0.2), fvu=(0.21, 0.19, 0.2))
-    verdict = compare(tmp_path)["verdict"]
-    assert (
-        "no measure of atomicity moves" in verdict
-        and "Not told apart from no change: mean" in verdict
-        and "It costs" not in verdict
-    )
+def test_known_features_that_disagree_name_no_direction(tmp_path):
+    three_arms(tmp_path, blended=(0.4, 0.401, 0.399))
+    lines = told(tmp_path)
+    assert "known features disagree" in lines["truth"] and "more atomic" not in lines["truth"]
+
+
+def test_nothing_told_apart_says_what_could_have_been(tmp_path):
+    three_arms(tmp_path, recovered=(0.38, 0.41, 0.42), fvu=(0.21, 0.19, 0.2))
+    lines = told(tmp_path)
+    assert "no difference in atomicity could be told" in lines["truth"]
+    assert "not told apart: spike-ins recovered, F1 +0.83%" in lines["truth"]
+    assert "or more could be told)" in lines["truth"] and "not told apart: FVU" in lines["fidelity"]
+
+
+def test_what_is_too_small_to_matter_names_no_direction(tmp_path):
+    three_arms(tmp_path, recovered=(0.40200, 0.40201, 0.40199))
+    lines = told(tmp_path)
+    assert "clear, but too small to matter: spike-ins recovered, F1 +0.50%" in lines["truth"]
+    assert "no difference in atomicity could be told" in lines["truth"]
+
+
+@pytest.mark.parametrize("r, opening", [(0.31, "Not trained enough: r with another seed 0.31"), (None, "Training not")])
+def test_arms_that_are_not_trained_enough_have_no_direction(tmp_path, r, opening):
+    three_arms(tmp_path, r=r)
+    comparison = compare(tmp_path)
+    verdict = comparison["verdict"]
+    assert verdict[0]["text"].startswith(opening) and comparison["trained"]["enough"] is (None if r is None else False)
+    assert "more atomic latents" not in verdict[1]["text"].split(":")[2] and "nearer" not in verdict[1]["text"]
+    assert "spike-ins recovered, F1 +12.5%" in verdict[1]["text"]
+    # tables say as little
+    assert "clearly better" not in (tmp_path / "compare.md").read_text().split("## Fidelity")[0]
+
+
+def test_a_recovery_far_below_its_ceiling_or_a_falling_fvu_is_not_trained_enough(tmp_path):
+    three_arms(tmp_path / "deaf")
+    for path in (tmp_path / "deaf" / "arms").glob("solo-s*/measures.json"):
+        path.write_text(path.read_text().replace('"recovery_f1": 0.4', '"recovery_f1": 0.2'))
+    trained = compare(tmp_path / "deaf")["trained"]
+    assert trained["enough"] is False and trained["share"] == pytest.approx(0.2 / 0.75)
+    three_arms(tmp_path / "falls")
+    rows = [{"step": step, "fvu": 0.2 - 0.00005 * step} for step in range(10, 1001, 10)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "falls" / "arms" / "joint-s1" / "metrics.jsonl").write_text(text)
+    trained = compare(tmp_path / "falls")["trained"]
+    # from .155 to .15 over the last tenth
+    assert trained["enough"] is False and trained["fall"] == pytest.approx(0.005 / 0.155)
 
 
 def test_one_seed_establishes_nothing(tmp_path):
-    three_arms(tmp_path, phi=(0.0028,), nearest=(0.22,), fvu=(0.21,))
+    three_arms(tmp_path, phi=(0.0028,), fvu=(0.21,), r=None)
     comparison = compare(tmp_path)
     entry = comparison["pairs"]["joint vs solo"][PHI]
     assert entry["ci95"] is None and entry["note"] == "1 seed, no interval"
-    assert (
-        "nothing here is established" in comparison["verdict"]
-        and "Pointing to more atomic: mean |phi| -6.7%" in comparison["verdict"]
-    )
+    assert "1 seed, no interval, so no direction is named" in comparison["verdict"][1]["text"]
+    assert "spike-ins recovered, F1 +12.5%" in comparison["verdict"][1]["text"]
     assert "1 seed, no interval" in (tmp_path / "compare.md").read_text()
+
+
+def test_all_that_is_put_into_words_is_one_family(tmp_path):
+    three_arms(tmp_path)
+    entries = compare(tmp_path)["pairs"]["joint vs solo"]
+    adjusted = {key for key, entry in entries.items() if entry["p_holm"] is not None}
+    assert adjusted == {q.key for q in CATALOGUE if q.in_words and entries.get(q.key, {}).get("p") is not None}
+    assert RECOVERED in adjusted and FVU in adjusted and PHI not in adjusted
+    assert all(entries[key]["smallest"] > 0 for key in (RECOVERED, BLENDED))
 
 
 def test_a_control_that_differs_is_called_out(tmp_path):
     three_arms(tmp_path)
     path = tmp_path / "arms" / "control-s1" / "measures.json"
     path.write_text(path.read_text().replace('"fvu": 0.2', '"fvu": 0.26'))
-    assert "Control (lambda2 = 0) differs from solo, which it must not: FVU +10.0%" in compare(tmp_path)["verdict"]
+    control = compare(tmp_path)["verdict"][-1]["text"]
+    assert "Control (lambda2 = 0) differs from solo, which it must not: FVU +10.0%" in control
 
 
 def test_other_arms_unpaired_seeds_and_unmeasured_arms(tmp_path):
@@ -139,7 +203,7 @@ def test_other_arms_unpaired_seeds_and_unmeasured_arms(tmp_path):
 def test_only_solo(tmp_path):
     write_arm(tmp_path, "solo", 0)
     comparison = compare(tmp_path)
-    assert comparison["pairs"] == {} and "nothing to compare yet" in comparison["verdict"]
+    assert comparison["pairs"] == {} and "nothing to compare yet" in comparison["verdict"][1]["text"]
     assert summary_table(comparison).row_count > 5
 
 
@@ -180,10 +244,6 @@ def test_a_number_that_both_arms_lack_for_a_seed_is_named(tmp_path):
     assert comparison["arms"]["joint"]["intervals"][PHI]["note"] == "no value for seed 1" and set(
         comparison["arms"]["joint"]["values"][PHI]
     ) == {"0", "2"}
-
-
-def across(run, parts):
-    (run / "across.json").write_text(json.dumps(parts))
 
 
 def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
@@ -270,55 +330,22 @@ def test_side_effects_are_of_the_two_saes_compared(tmp_path):
     assert entry["n_seeds"] == 1 and entry["note"] == "1 seed, no interval; no pair for seed 1"
 
 
-def lift(run, joint):
-    """Measures of atomicity of which lift variance moves, and one that is not main.
-
-    joint: its lift variance over seeds, solo's being 1.
-    """
-    for seed, value in enumerate(joint):
-        for arm in ("solo", "joint"):
-            folder = write_arm(
-                run, arm, seed, cooccurrence__mean_abs_phi=0.003 + (arm == "joint") * (1e-4, -2e-4, 1.5e-4)[seed]
-            )
-            measures = json.loads((folder / "measures.json").read_text())
-            measures["cooccurrence"]["fixed_marginals"] = {"lift_variance": value if arm == "joint" else 1.0}
-            measures["cooccurrence"]["share_above_0.05"] = 0.02 - (arm == "joint") * (0.001 + seed * 1e-6)
-            (folder / "measures.json").write_text(json.dumps(measures))
-
-
-def test_verdict_when_nothing_survives_holm(tmp_path):
-    lift(tmp_path, (0.96, 0.97, 0.98))
-    verdict = compare(tmp_path)["verdict"]
-    assert (
-        "no measure of atomicity survives Holm's correction" in verdict
-        and "no measure of atomicity moves" not in verdict
-    )
-    assert "lift variance -3.0% [-5.5, -0.52] (more atomic, not after Holm)" in verdict
-    assert (
-        "More atomic by their own interval, but not after Holm's correction for so many measures: lift variance -3.0%"
-        in verdict
-    )
-
-
-def test_verdict_of_a_robust_measure_that_survives_holm(tmp_path):
-    lift(tmp_path, (0.9699, 0.97, 0.9701))
-    verdict = compare(tmp_path)["verdict"]
-    assert "measures of atomicity says more atomic, none says less" in verdict
-    assert "lift variance -3.0% [-3.0, -3.0] (more atomic)" in verdict
+def test_a_change_that_does_not_survive_holm_is_not_named(tmp_path):
+    three_arms(tmp_path, recovered=(0.405, 0.411, 0.417))
+    comparison = compare(tmp_path)
+    entry = comparison["pairs"]["joint vs solo"][RECOVERED]
+    assert entry["p"] < 0.1 and entry["p_holm"] > 0.05
+    assert "not told apart: spike-ins recovered" in comparison["verdict"][1]["text"]
 
 
 def test_latex_prints_bold_what_holm_was_applied_to(tmp_path):
-    lift(tmp_path, (0.9699, 0.97, 0.9701))
+    three_arms(tmp_path)
     comparison = compare(tmp_path)
-    minor = comparison["pairs"]["joint vs solo"]["cooccurrence.share_above_0.05"]
-    assert minor["p_holm"] is None and minor["p"] < 0.001
+    described = comparison["pairs"]["joint vs solo"][PHI]
+    assert described["p_holm"] is None and described["p"] < 0.001
     text = as_latex(comparison)
     bold = [line.split(" & ")[0] for line in text.splitlines() if "textbf" in line]
-    assert (
-        bold == ["lift variance"]
-        and r"pairs with phi \textgreater{} 0.05 &" in text
-        and "Holm's correction (main measures)" in text
-    )
+    assert bold == ["spike-ins recovered, F1", "FVU"] and r"mean \textbar{}phi\textbar{} &" in text
 
 
 def test_summary_table(tmp_path):
@@ -360,10 +387,10 @@ def test_how_a_change_is_written(percent, ci, text):
 
 def test_the_catalogue_names_each_measure_once():
     assert len({q.key for q in CATALOGUE}) == len(CATALOGUE) == len({q.label for q in CATALOGUE})
-    assert all((q.better is None) == (q.speaks_of is None) for q in CATALOGUE)
+    assert all(q.better is not None and q.main and q.kind != "description" for q in CATALOGUE if q.in_words)
 
 
-def test_blocks_of_documents_widen_the_interval_and_holm_is_said(tmp_path):
+def test_blocks_of_documents_widen_the_interval(tmp_path):
     for seed, value in enumerate((0.00280, 0.00281, 0.00279)):
         for arm, phi in (("solo", 0.003), ("joint", value)):
             folder = write_arm(tmp_path, arm, seed, cooccurrence__mean_abs_phi=phi)
@@ -374,7 +401,6 @@ def test_blocks_of_documents_widen_the_interval_and_holm_is_said(tmp_path):
     comparison = compare(tmp_path)
     entry = comparison["pairs"]["joint vs solo"]["cooccurrence.mean_abs_phi"]
     assert entry["n_blocks"] == 8 and entry["se_documents"] > 3 * entry["se_seeds"] > 0
-    assert entry["p"] <= entry["p_holm"]
     assert comparison["arms"]["joint"]["intervals"]["cooccurrence.mean_abs_phi"]["ci95"][0] < 0.0028
     # of one arm alone, the difference is over seeds only
     measures = json.loads((folder.parent / "solo-s0" / "measures.json").read_text())

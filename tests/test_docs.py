@@ -1,10 +1,11 @@
-"""The examples of docs/extending.md do what the page says."""
+"""The examples of the pages do what the pages say."""
 
 import re
 from pathlib import Path
 
 import torch
 
+from metasae.data.concepts.tagged_concepts import read_tags
 from metasae.recipe.registry import PENALTIES
 from metasae.sae.architectures import Options
 from metasae.sae.kernels import reference
@@ -62,3 +63,16 @@ def test_the_page_of_spike_ins():
     space |= {"encode": lambda batch: batch.abs() - 2, "W_dec": torch.eye(16)}
     exec(block, space)
     assert space["batch"].shape == x.shape and 0 < space["scores"]["recovery_f1"] < space["scores"]["ceiling_f1"]
+
+
+def test_the_page_of_concepts(tmp_path):
+    """Its labelled lines are read as it says: the first two are one sentence."""
+    file = tmp_path / "labels.jsonl"
+    file.write_text(re.search(r"```jsonl\n(.*?)```", (PAGE_FOLDER / "concepts.md").read_text(), re.S)[1])
+    tags = read_tags([file])
+    assert [len(targets) for targets in tags.values()] == [2, 1]
+    sentence, targets = next(iter(tags.items()))
+    assert [sentence[start:stop] for start, stop, _ in targets] == ["Ada Lovelace", "met"]
+    assert [concept.family for targets in tags.values() for *_, concept in targets] == [
+        "entity", "part of speech", "yours",
+    ]  # fmt: skip

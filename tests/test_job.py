@@ -333,7 +333,7 @@ def test_other_architectures_go_all_the_way(recipe, tmp_path, name):
         "train.penalties": {"ortsae": 0.1},
     }
     result = metasae.run(values, out=tmp_path / "a", overrides=overrides, show=False)
-    assert "1 seed" in result["verdict"]
+    assert "1 seed" in result["verdict"][1]["text"]
     measures = json.loads((tmp_path / "a/arms/joint-s0/measures.json").read_text())
     assert measures["conditions"]["rule"] == ("rate" if name == "matryoshka" else "own")
     saved = weights(tmp_path / "a", "joint-s0")["threshold"]

@@ -1,7 +1,7 @@
 """Every measure of atomicity as a number of a subject of `cases.py`, and what each says of each case."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -23,26 +23,31 @@ from metasae.measures.words.sense_reference import even_parts
 from metasae.measures.words.sense_scores import coverage_f1, draw_for, firings_per_sense, matched, weighted_mean
 from metasae.measures.words.senses import energy_of
 from tools.cases import CASES, Case
+from tools.fakes import FAKES
+from tools.planted_scores import as_concepts, as_spikes
 from tools.subjects import Subject, noisy
 
 CRITIC = {"m": 0.25, "k": 2, "steps": 150}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Examined:
     """A subject with what several measures need of it, worked out once. other: the same dictionary as another seed
     would have it."""
 
     subject: Subject
     other: Subject
+    _numbers: dict = field(default_factory=dict)
 
-    @cached_property
-    def live(self) -> np.ndarray:
-        return np.flatnonzero(self.subject.firings.counts())
+    def number(self, of: Callable[["Examined"], float | None]) -> float | None:
+        """of(self), worked out once."""
+        if of not in self._numbers:
+            self._numbers[of] = of(self)
+        return self._numbers[of]
 
     @cached_property
     def rows(self) -> torch.Tensor:
-        return torch.nn.functional.normalize(torch.from_numpy(self.subject.rows[self.live]).float(), dim=1)
+        return torch.nn.functional.normalize(torch.from_numpy(self.subject.rows[self.subject.live]).float(), dim=1)
 
     @cached_property
     def pairs(self) -> dict:
@@ -63,23 +68,65 @@ class Examined:
         return measure_truth(self.subject.rows, self.subject.firings, split.world.directions, truth, split.world.parent)
 
     @cached_property
+    def spikes(self) -> dict:
+        return as_spikes(self.subject)
+
+    @cached_property
+    def concepts(self) -> dict:
+        return as_concepts(self.subject)
+
+    @property
     def critic(self):
-        return judge(self.rows, max(1, round(CRITIC["m"] * len(self.rows))), CRITIC["k"], CRITIC["steps"], 0)
+        return _judged(_key(self.rows))
 
-    @cached_property
+    @property
     def gaussian_floor(self):
-        return judge(
-            gaussian_rows(self.rows, 2), max(1, round(CRITIC["m"] * len(self.rows))), CRITIC["k"], CRITIC["steps"], 0
-        )
+        return _gaussian_floor(_key(self.rows))
 
-    @cached_property
+    @property
     def critic_floor(self):
         return _floor(*self.rows.shape)
 
 
-@lru_cache(maxsize=256)
+# Many cases share their rows, and rows decide what these give: nothing is worked out twice for the same rows.
+Key = tuple[bytes, tuple[int, ...]]
+
+
+def _key(rows: torch.Tensor) -> Key:
+    return rows.numpy().tobytes(), tuple(rows.shape)
+
+
+def _rows(key: Key) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(key[0], np.float32).reshape(key[1]).copy())
+
+
+def _judge(rows: torch.Tensor):
+    return judge(rows, max(1, round(CRITIC["m"] * len(rows))), CRITIC["k"], CRITIC["steps"], 0)
+
+
+@lru_cache(maxsize=512)
+def _judged(key: Key):
+    return _judge(_rows(key))
+
+
+@lru_cache(maxsize=512)
+def _gaussian_floor(key: Key):
+    return _judge(gaussian_rows(_rows(key), 2))
+
+
+@lru_cache(maxsize=512)
 def _floor(n_rows: int, d: int):
-    return judge(random_rows(n_rows, d, 1), max(1, round(CRITIC["m"] * n_rows)), CRITIC["k"], CRITIC["steps"], 0)
+    return _judge(random_rows(n_rows, d, 1))
+
+
+@lru_cache(maxsize=512)
+def _two_row_error(key: Key) -> float:
+    return float(pursue(_rows(key), 2).errors[:, 1].mean())
+
+
+@lru_cache(maxsize=512)
+def _two_row_floor(n_rows: int, d: int) -> float:
+    return float(pursue(random_rows(n_rows, d, 2), 2).errors[:, 1].mean())
 
 
 @dataclass(frozen=True)
@@ -91,7 +138,7 @@ class Measured:
     of_two: Callable[[Examined, Examined], tuple[float | None, float | None]] | None = None
 
     def both(self, before: Examined, after: Examined) -> tuple[float | None, float | None]:
-        return self.of_two(before, after) if self.of is None else (self.of(before), self.of(after))
+        return self.of_two(before, after) if self.of is None else (before.number(self.of), after.number(self.of))
 
 
 def _senses(side: Examined, value: Callable) -> float | None:
@@ -123,11 +170,10 @@ def _ve_over_r(side: Examined) -> float | None:
 
 
 def _pursuit_excess(side: Examined) -> float:
-    floor = pursue(random_rows(*side.rows.shape, 2), 2).errors[:, 1].mean()
-    return float(floor - pursue(side.rows, 2).errors[:, 1].mean())
+    return _two_row_floor(*side.rows.shape) - _two_row_error(_key(side.rows))
 
 
-MEASURES: dict[str, Measured] = {
+FIRING: dict[str, Measured] = {
     "mean |phi|": Measured("lower", lambda side: side.pairs["mean_abs_phi"]),
     "mean |phi| at equal rates": Measured(
         "lower", of_two=lambda a, b: matched_mean(a.pairs["rate_cells"], b.pairs["rate_cells"])
@@ -140,6 +186,8 @@ MEASURES: dict[str, Measured] = {
     "nearest-partner phi": Measured("lower", lambda side: side.pairs["nearest_phi"]),
     "lift variance": Measured("lower", lambda side: side.excess["lift_variance"]),
     "latents within another's firings": Measured("lower", lambda side: side.lift["share_contained"]),
+}
+ROWS: dict[str, Measured] = {
     "nearest decoder cosine": Measured("lower", lambda side: float(nearest_cosines(side.rows).mean())),
     "meta VE excess": Measured("lower", lambda side: side.critic.ve - side.critic_floor.ve),
     "meta VE excess, held out": Measured("lower", lambda side: side.critic.ve_heldout - side.critic_floor.ve_heldout),
@@ -149,6 +197,8 @@ MEASURES: dict[str, Measured] = {
     ),
     "meta VE / r": Measured("lower", _ve_over_r),
     "two-row fit, excess": Measured("lower", _pursuit_excess),
+}
+TRUTH: dict[str, Measured] = {
     "sense atomicity, matched": Measured("higher", lambda side: _senses(side, _atomicity)),
     "sense coverage F1": Measured("higher", lambda side: _senses(side, _coverage)),
     "truth: blend rate": Measured("lower", lambda side: side.truth["blend_rate"]),
@@ -156,12 +206,39 @@ MEASURES: dict[str, Measured] = {
     "truth: MCC": Measured("higher", lambda side: side.truth["mcc"]),
     "truth: firing F1": Measured("higher", lambda side: side.truth["f1"]),
 }
+# Planted features judged as spike-ins are, and as a bank of concepts is.
+FEATURES: dict[str, Measured] = {
+    "recovery F1": Measured("higher", lambda side: side.spikes["recovery_f1"]),
+    "told apart": Measured("higher", lambda side: side.spikes["told_apart"]),
+    "blended share": Measured("lower", lambda side: side.spikes["blend_rate"]),
+    "absorption": Measured("lower", lambda side: side.spikes["absorption"]),
+    "cosine": Measured("higher", lambda side: side.spikes["cosine"]),
+    "phi error": Measured("lower", lambda side: side.spikes["phi_error"]),
+    "probe5 F1": Measured("higher", lambda side: side.concepts["probe5_f1"]),
+}
+TABLES = {
+    "How latents fire": FIRING,
+    "Decoder rows": ROWS,
+    "Senses and planted truth": TRUTH,
+    "Planted features as spike-ins": FEATURES,
+}
+MEASURES = FIRING | ROWS | TRUTH | FEATURES
 
 
 def sides_of(case: Case, seed: int) -> tuple[Examined, Examined]:
-    """Both sides with their other seeds: the same dictionary, except that noise in the rows is drawn anew."""
-    fresh = noisy(case.before, 0.3, seed + 1000) if case.name == "noisy_rows" else case.after
-    return Examined(case.before, case.before), Examined(case.after, fresh)
+    """Both sides with their other seeds: the same dictionary, except that a fake, or noise in rows, is drawn anew."""
+    fresh = case.after
+    if case.name in FAKES:
+        fresh = FAKES[case.name].make(case.before, seed + 1000)
+    elif case.name == "noisy_rows":
+        fresh = noisy(case.before, 0.3, seed + 1000)
+    return _examined(case.before), Examined(case.after, fresh)
+
+
+@lru_cache(maxsize=128)
+def _examined(subject: Subject) -> Examined:
+    """Many cases begin with the same dictionary."""
+    return Examined(subject, subject)
 
 
 @dataclass(frozen=True)

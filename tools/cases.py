@@ -1,19 +1,22 @@
 """Pairs of dictionaries with a known answer: which of the two is more atomic. A measure that anybody should trust gets
 them right.
 
-Seven things make a dictionary look better to some measure without making any latent more atomic; two make it more
-atomic. Everything is small enough that a case takes a second or two: at most 256 latents and 25,000 tokens.
+Most cases make a dictionary look better to some measure without making any latent more atomic (`tools/fakes.py` has
+what does so to any dictionary); three make it more atomic. Everything is small enough that a case takes a second or
+two: at most 256 latents and 25,000 tokens.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
 import torch
 
 from metasae.data.cache.stream import Stream
-from metasae.data.planted.planted import WorldSpec, plant
+from metasae.data.planted.planted import World, WorldSpec, plant
 from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
@@ -24,6 +27,7 @@ from metasae.sae.kernels import fast
 from metasae.sae.optimiser import UnitRowAdam
 from metasae.sae.sae import SAE, SAEConfig
 from metasae.sae.weights import Weights
+from tools.fakes import FAKES
 from tools.subjects import (
     Subject,
     dictionary,
@@ -63,6 +67,7 @@ SMALL = replace(
     MIXED, d=32, top_rate=0.15, boost=2.0, independent=32, groups=4, parents=0, words=8, atoms=0, composites=0
 )
 SMALL_LATENTS, SMALL_K, BATCH, LR, FEW_STEPS, STEPS = 64, 2, 512, 1e-2, 30, 600
+HIGHER = 36 / 32
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,24 @@ def narrower(seed: int) -> Case:
     )
 
 
+def higher_k(seed: int) -> Case:
+    before = trained_subjects(seed, (FEW_STEPS, STEPS))[1]
+    after = recalibrated(before, seed, k=HIGHER * SMALL_K)
+    return _not(
+        "higher_k", before, after, "decoder, encoder; the threshold falls until L0 is 36 / 32 of k, as 36 for 32"
+    )
+
+
+def eer_rule(seed: int) -> Case:
+    before = trained_subjects(seed, (FEW_STEPS, STEPS))[1]
+    return _not("eer_rule", before, recalibrated(before, seed, rule="eer"), "decoder, encoder; thresholds by `eer`")
+
+
+def faked(name: str, seed: int) -> Case:
+    before = _reference(seed)
+    return _not(name, before, FAKES[name].make(before, seed), f"all but this: {FAKES[name].words}")
+
+
 def split_senses(seed: int) -> Case:
     split = _evaluation(seed)
     return _more(
@@ -181,22 +204,23 @@ CASES: dict[str, Callable[[int], Case]] = {
         duplicated_in_turns,
         undertrained,
         narrower,
-        split_senses,
-        split_senses_at_width,
-        composites_to_atoms,
+        higher_k,
+        eer_rule,
     )
 }
+CASES |= {name: partial(faked, name) for name in FAKES}
+CASES |= {case.__name__: case for case in (split_senses, split_senses_at_width, composites_to_atoms)}
 
 
-def trained_subjects(seed: int, steps: tuple[int, ...]) -> list[Subject]:
+@lru_cache(maxsize=32)
+def trained_subjects(seed: int, steps: tuple[int, ...]) -> tuple[Subject, ...]:
     """One solo BatchTopK SAE, trained on a small world, as it is after each of these numbers of steps (rising).
 
     Steps are those of the `solo` arm: closed-form gradients, AuxK, Adam with unit rows, at a constant learning rate.
     Each SAE gets the threshold at which its L0 on the training tokens is k.
     """
     world = plant(SMALL, seed)
-    train = PlantedSplit(world, TOKENS, 2 * seed, "train")
-    evaluation = PlantedSplit(world, TOKENS, 2 * seed + 1, "evaluation")
+    train, evaluation = _training(world, seed), PlantedSplit(world, TOKENS, 2 * seed + 1, "evaluation")
     subjects, stream = [], Stream(train, BATCH, seed)
     start = SAE(SAEConfig(SMALL.d, SMALL_LATENTS, k=SMALL_K))
     start.init_weights(torch.Generator().manual_seed(2 * seed))
@@ -212,7 +236,19 @@ def trained_subjects(seed: int, steps: tuple[int, ...]) -> list[Subject]:
         adam.step(sae_gradients(codes, weights, architecture, dead, how).weights, LR)
         if step in steps:
             subjects.append(_at_rate(weights, train, evaluation))
-    return subjects
+    return tuple(subjects)
+
+
+def recalibrated(subject: Subject, seed: int, k: float = SMALL_K, rule: str = "rate") -> Subject:
+    """A subject of `trained_subjects` with the thresholds of another k or rule."""
+    sae = copy.deepcopy(subject.sae)
+    sae.config.k, sae.threshold = k, None
+    calibrate(sae, _training(subject.split.world, seed), rule=rule)
+    return replace(subject, sae=sae, firings=fire(sae, subject.split))
+
+
+def _training(world: World, seed: int) -> PlantedSplit:
+    return PlantedSplit(world, TOKENS, 2 * seed, "train")
 
 
 def _at_rate(weights: Weights, train: PlantedSplit, evaluation: PlantedSplit) -> Subject:
@@ -232,6 +268,7 @@ def _words(split: PlantedSplit) -> tuple[int, ...]:
     return tuple(range(split.world.spec.words))
 
 
+@lru_cache(maxsize=32)
 def _reference(seed: int) -> Subject:
     """A dictionary with work left to do: half of the words blended, composites with latents of their own."""
     split = _evaluation(seed)

@@ -6,11 +6,13 @@ returns a new subject; rows stay unit and activations positive.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from metasae.data.planted.planted_cache import PlantedSplit
+from metasae.data.split import Split
 from metasae.measures.firing.firings import Firings
 from metasae.measures.truth.truth import as_firings, unit
 from metasae.sae.sae import SAE, SAEConfig
@@ -19,19 +21,36 @@ from metasae.sae.sae import SAE, SAEConfig
 FIRES_ABOVE = 0.4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
-    """A dictionary and its firings on the tokens of `split`, whose `world` is the truth. Hand-made SAEs have W_enc =
-    W_dec^T."""
+    """A dictionary and its firings on the tokens of `split`.
+
+    Of hand-made ones the split is planted, its `world` is the truth, and W_enc = W_dec^T.
+    """
 
     sae: SAE
     firings: Firings
-    split: PlantedSplit
+    split: Split
 
     @property
     def rows(self) -> np.ndarray:
         """Decoder rows, float32 [n, d]."""
         return self.sae.W_dec.detach().numpy()
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Encoder columns, float32 [n, d]."""
+        return self.sae.W_enc.detach().t().numpy()
+
+    @property
+    def live(self) -> np.ndarray:
+        """Latents that fire at least once, rising."""
+        return np.flatnonzero(self.firings.counts())
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """The token of each firing, int64 [nnz]."""
+        return np.repeat(np.arange(self.firings.n_tokens), np.diff(self.firings.indptr))
 
     def fvu(self) -> float:
         """Share of the variance of x that the firings do not rebuild."""
@@ -69,7 +88,7 @@ def dictionary(split: PlantedSplit, blended: tuple[int, ...] = (), composed: boo
 def thinned(subject: Subject, share: float, seed: int) -> Subject:
     """Every firing is lost with probability `share`."""
     kept = np.random.default_rng(seed).random(len(subject.firings.indices)) >= share
-    return replace(subject, firings=_only(subject.firings, kept))
+    return replace(subject, firings=only(subject.firings, kept))
 
 
 def in_fewer_documents(subject: Subject, share: float, seed: int) -> Subject:
@@ -78,15 +97,15 @@ def in_fewer_documents(subject: Subject, share: float, seed: int) -> Subject:
     allowed = np.zeros((len(subject.rows), len(documents)), bool)
     allowed[:, : round(share * len(documents))] = True
     allowed = np.random.default_rng(seed).permuted(allowed, axis=1)
-    where = np.repeat(place, np.diff(subject.firings.indptr))
-    return replace(subject, firings=_only(subject.firings, allowed[subject.firings.indices, where]))
+    where = place[subject.places]
+    return replace(subject, firings=only(subject.firings, allowed[subject.firings.indices, where]))
 
 
 def noisy(subject: Subject, size: float, seed: int) -> Subject:
     """A random vector of length `size`, in any direction alike likely, is added to every decoder row, which is unit
     again then. W_enc stays."""
     noise = np.random.default_rng(seed).standard_normal(subject.rows.shape)
-    return replace(subject, sae=_sae(unit(subject.rows + size * unit(noise)), subject.rows))
+    return replace(subject, sae=sae_of(unit(subject.rows + size * unit(noise)), subject.columns, subject.sae.b_dec))
 
 
 def twinned(subject: Subject, latents: np.ndarray, seed: int | None = None) -> Subject:
@@ -98,7 +117,7 @@ def twinned(subject: Subject, latents: np.ndarray, seed: int | None = None) -> S
     twin = np.full(n, -1)
     twin[latents] = n + np.arange(len(latents))
     doubled = twin[firings.indices] >= 0
-    where = np.repeat(np.arange(firings.n_tokens), np.diff(firings.indptr))
+    where = subject.places
     if seed is None:
         values = np.where(doubled, firings.values / 2, firings.values)
         where, values = np.concatenate([where, where[doubled]]), np.concatenate([values, values[doubled]])
@@ -106,20 +125,16 @@ def twinned(subject: Subject, latents: np.ndarray, seed: int | None = None) -> S
     else:
         moves = doubled & (np.random.default_rng(seed).random(len(doubled)) < 0.5)
         indices, values = np.where(moves, twin[firings.indices], firings.indices), firings.values
-    rows = np.concatenate([subject.rows, subject.rows[latents]])
-    return Subject(
-        _sae(rows, rows),
-        as_firings(_csr(where, indices, values, firings.n_tokens, len(rows)), subject.split),
-        subject.split,
-    )
+    rows, columns = (np.concatenate([matrix, matrix[latents]]) for matrix in (subject.rows, subject.columns))
+    table = table_of(where, indices, values, firings.n_tokens, len(rows))
+    return Subject(sae_of(rows, columns, subject.sae.b_dec), as_firings(table, subject.split), subject.split)
 
 
 def read_by_encoder(subject: Subject) -> Subject:
     """The same firings with the strength that a linear encoder reads: x w_i, other features' interference included."""
     firings = subject.firings
-    where = np.repeat(np.arange(firings.n_tokens), np.diff(firings.indptr))
-    read = np.einsum("ed,ed->e", subject.split.x.numpy()[where], subject.rows[firings.indices])
-    return replace(subject, firings=_only(replace(firings, values=read), read > 0))
+    read = np.einsum("ed,ed->e", subject.split.x.numpy()[subject.places], subject.rows[firings.indices])
+    return replace(subject, firings=only(replace(firings, values=read), read > 0))
 
 
 def sparser_at_equal_fvu(subject: Subject) -> Subject:
@@ -144,7 +159,7 @@ def sparser_at_equal_fvu(subject: Subject) -> Subject:
 def _refitted(subject: Subject, cut: float) -> Subject:
     """The firings above `cut`, with the strengths that rebuild each token best; those that come out at 0 or below are
     dropped."""
-    firings = _only(subject.firings, subject.firings.values > cut)
+    firings = only(subject.firings, subject.firings.values > cut)
     rows = subject.rows.astype(np.float64)
     gram, read = rows @ rows.T, subject.split.x.double().numpy() @ rows.T
     values, counts = np.empty(len(firings.indices), np.float64), np.diff(firings.indptr)
@@ -155,14 +170,14 @@ def _refitted(subject: Subject, cut: float) -> Subject:
         # a trace of ridge, so that twins share their strength
         system = gram[active[:, :, None], active[:, None, :]] + 1e-6 * np.eye(count)
         values[places] = np.linalg.solve(system, read[tokens[:, None], active][:, :, None])[:, :, 0]
-    return replace(subject, firings=_only(replace(firings, values=values.astype(np.float32)), values > 0))
+    return replace(subject, firings=only(replace(firings, values=values.astype(np.float32)), values > 0))
 
 
 def _subject(split: PlantedSplit, rows: np.ndarray, activations: np.ndarray) -> Subject:
     """activations: dense [T, n]."""
     where, latent = np.nonzero(activations > FIRES_ABOVE)
-    firings = as_firings(_csr(where, latent, activations[where, latent], *activations.shape), split)
-    return Subject(_sae(rows, rows), firings, split)
+    firings = as_firings(table_of(where, latent, activations[where, latent], *activations.shape), split)
+    return Subject(sae_of(rows, rows), firings, split)
 
 
 def _carry(mixing: np.ndarray, events: np.ndarray, strength: np.ndarray) -> np.ndarray:
@@ -172,21 +187,25 @@ def _carry(mixing: np.ndarray, events: np.ndarray, strength: np.ndarray) -> np.n
     return column
 
 
-def _sae(rows: np.ndarray, columns: np.ndarray) -> SAE:
+def sae_of(rows: np.ndarray, columns: np.ndarray, b_dec: torch.Tensor | None = None) -> SAE:
+    """rows, columns: of decoder and encoder, [n, d]; b_dec: [d], zeros where None."""
     sae = SAE(SAEConfig(d_in=rows.shape[1], d_sae=len(rows)))
     sae.W_dec.copy_(torch.from_numpy(np.asarray(rows, np.float32)))
     sae.W_enc.copy_(torch.from_numpy(np.array(columns.T, np.float32)))
+    if b_dec is not None:
+        sae.b_dec.copy_(b_dec)
     sae.threshold = torch.full([len(rows)], FIRES_ABOVE)
     return sae
 
 
-def _only(firings: Firings, kept: np.ndarray) -> Firings:
+def only(firings: Firings, kept: np.ndarray) -> Firings:
     """The firings where `kept`, bool [nnz], is true."""
     indptr = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)[firings.indptr]
     return replace(firings, indptr=indptr, indices=firings.indices[kept], values=firings.values[kept])
 
 
-def _csr(where: np.ndarray, latents: np.ndarray, values: np.ndarray, n_tokens: int, n_latents: int):
+def table_of(where: np.ndarray, latents: np.ndarray, values: np.ndarray, n_tokens: int, n_latents: int):
+    """csr float32 [T, n] of firings: the token of each, its latent and its strength, in any order."""
     from scipy.sparse import csr_array
 
     table = csr_array((values.astype(np.float32), (where, latents)), shape=(n_tokens, n_latents))

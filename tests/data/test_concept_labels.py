@@ -8,7 +8,11 @@ import pytest
 from metasae.data.concepts import labels
 from metasae.data.concepts.labels import FAMILIES, LabelledText, concept_bank
 
-SENTENCE = 'The sky is " very blue " today . NASA saw ( in 2024 ) it , and 10 20 left . Then `` x = 1 `` ran'
+# _ is the space before a word
+SENTENCE = (
+    '_The _sky _is _" very _blue " _today . _NASA _saw _( in _2024 ) _it , _and _10 _20 _left . '
+    "_Then _` ` x _= _1 ` ` _ran"
+)
 WORDS = SENTENCE.split()
 
 
@@ -18,7 +22,7 @@ def text_of(*documents):
     tokens = np.array([vocabulary[word] for words in documents for word in words])
     numbers = np.concatenate([np.full(len(words), number) for number, words in enumerate(documents)])
     positions = np.concatenate([np.arange(len(words)) for words in documents])
-    return LabelledText(tokens, numbers, positions, lambda token: strings[token])
+    return LabelledText(tokens, numbers, positions, lambda token: strings[token].replace("_", " "))
 
 
 @pytest.fixture
@@ -40,13 +44,33 @@ def words_on(text, on):
 
 def test_surfaces_as_one_reads_them(few):
     text = text_of(WORDS)
-    on = {name: words_on(text, mask) for name, mask in surfaces(text).items()}
+    on = {name: [word.strip() for word in words_on(text, mask)] for name, mask in surfaces(text).items()}
     assert on["a capitalised word"] == ["The", "Then"] and on["all capitals"] == ["NASA"]
-    assert on["the first number in a row"] == ["2024", "10", "1"] and on["a later number in a row"] == ["20"]
+    assert on["a number in one token"] == ["2024", "10", "20", "1"]
     assert on["the first token of a sentence"] == ["The", "NASA", "Then"]
     assert on["the last token of a sentence"] == ["today", "left"]
     assert on["within double quotes"] == ["very", "blue"] and on["within brackets"] == ["in", "2024"]
-    assert on["within backticks"] == ["x", "=", "1"]
+    assert on["within code"] == ["x", "=", "1"]
+
+
+def test_places_of_digits(few):
+    one, other = "_in 1 9 9 5 _and _12 345 _or _6 _7 8", "9 _x"
+    text = text_of(one.split(), other.split())
+    on = {name: words_on(text, mask) for name, mask in surfaces(text).items()}
+    # the second document's 9 is no part of the number before it; 12 of 12 345 has three digits behind it
+    assert on["the first digits of a number"] == ["1", " 12", " 7"]
+    assert on["the last digits of a number"] == ["5", "345", "8"]
+    assert on["a number in one token"] == [" 6", "9"]
+    assert on["a digit in the tens' place"] == ["9", " 7"] and on["a digit in the hundreds' place"] == ["9"]
+
+
+def test_marks_within_a_token(few):
+    sentence = '_he _said _" go _now ." _then _`` x `` _or _``` y `` ` z _(a b _) _c ) _d _( e _))'
+    text = text_of(sentence.split())
+    on = {name: words_on(text, mask) for name, mask in surfaces(text).items()}
+    assert on["within double quotes"] == ["go", " now"] and on["within code"] == ["x", "y"]
+    # a closing bracket that nothing opened does not hide the next pair
+    assert on["within brackets"] == ["b", "e"]
 
 
 def test_marks_of_one_document_do_not_reach_into_the_next(few):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metasae import UserError
-from metasae.data import senses
+from metasae.data import senses, tagged
 from metasae.data.senses import Occurrence, read_senses, sense_activations, sense_files, target_windows
 from sources import STORIES
 
@@ -101,7 +101,7 @@ def test_files_of_a_folder(tmp_path):
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_activations_are_those_of_the_targets_last_token(load, tmp_path, monkeypatch, family, batch):
-    monkeypatch.setattr(senses, "BATCH", batch)
+    monkeypatch.setattr(tagged, "BATCH", batch)
     host = load(family, POINT)
     file = write(tmp_path / "a.jsonl", mixed())
     (mill,) = sense_activations(host, [file], minimum=2)

@@ -33,12 +33,12 @@ def words_of(latent):
 QUANTITIES = [
     {"key": f"{group}.{name}", "label": label, "group": group, "group_label": title, "better": better,
      "main": better is not None,
-     "meaning": "", "relative": True, "speaks_of": speaks_of}
-    for group, name, label, title, better, speaks_of in (
+     "meaning": "", "relative": True, "kind": kind}
+    for group, name, label, title, better, kind in (
         ("fidelity", "fvu", "FVU", "Fidelity", "lower", "fidelity"),
-        ("fidelity", "l0", "L0", "Fidelity", None, None),
-        ("cooccurrence", "mean_abs_phi", "mean |phi|", "Co-occurrence", "lower", "atomicity"),
-        ("cooccurrence", "nearest_phi", "nearest-partner phi", "Co-occurrence", "lower", "atomicity"),
+        ("fidelity", "l0", "L0", "Fidelity", None, "fidelity"),
+        ("cooccurrence", "mean_abs_phi", "mean |phi|", "Co-occurrence", None, "description"),
+        ("cooccurrence", "nearest_phi", "nearest-partner phi", "Co-occurrence", None, "description"),
     )
 ]  # fmt: skip
 
@@ -111,8 +111,10 @@ class FakeExplorer:
         }
         return {
             "run": "fake <b>run</b>",
-            "verdict": "Judged on 5,000 held-out tokens. Joint against solo (2 seeds): no measure of atomicity moves. "
-                       "<script>alert(3)</script>",
+            "verdict": [
+                {"kind": "trained", "text": "Not trained enough: r with another seed 0.31 (0.6 or more)."},
+                {"kind": "truth", "text": "Joint against solo (2 seeds): no difference. <script>alert(3)</script>"},
+            ],
             "conditions": {"n_tokens": TOKENS}, "baseline": "solo", "missing": [], "saes": saes,
             "quantities": QUANTITIES,
             "arms": {arm: {"seeds": list(self.seeds), "means": means, "intervals": {}} for arm in self.arms},

@@ -76,19 +76,9 @@ def test_every_main_measure_is_there_with_interval_and_seeds_whichever_way_it_po
         assert rows[q.label][4].replace("\\|", "|") == change(q, pair[q.key]) and rows[q.label][5] == str(
             pair[q.key]["n_seeds"]
         )
-    assert (
-        rows["FVU"][6] == "less faithful"
-        and rows["nearest-partner phi"][6] == "less atomic"
-        and rows["mean |phi|"][6] == "more atomic"
-    )
-    words = [rows[q.label][6] for q in main if q.speaks_of == "atomicity"]
-    more, less = words.count("more atomic"), words.count("less atomic")
-    assert (
-        more
-        and less
-        and f"Of {len(words)} main measures of atomicity {more} clearly say more atomic, {less} less atomic" in text
-    )
-    assert comparison["verdict"].replace("`", "").replace("<", "&lt;") in text
+    assert rows["FVU"][6] == "clearly worse" and rows["mean |phi|"][6] == ""
+    for line in comparison["verdict"]:
+        assert line["text"].replace("`", "").replace("<", "&lt;") in text
 
 
 def test_the_conditions_stand_beside_the_numbers(tmp_path):
@@ -104,13 +94,13 @@ def test_the_conditions_stand_beside_the_numbers(tmp_path):
 def test_one_seed_has_no_interval_and_says_so(tmp_path):
     text, _ = card(tmp_path, seeds=(0,))
     assert "1 seed" in text and not re.search(r"\| [-+][\d.]+% \[", text)
-    assert "0 clearly say more atomic, 0 less atomic" in text
+    assert "so no direction is named" in text
 
 
 def test_one_arm_alone_is_no_comparison(tmp_path):
     write_arm(tmp_path, "joint", 0)
     text = card_of_run("tiny", compare(tmp_path), saes_of(tmp_path), RECIPE, "owner/name", "main", "mit")
-    assert "there is nothing to compare yet" in text and "This is one sparse autoencoder" in text
+    assert "nothing to compare yet" in text and "This is one sparse autoencoder" in text
     write_arm(tmp_path, "joint", 1, fidelity__fvu=0.5)
     comparison = compare(tmp_path)
     text = card_of_run("tiny", comparison, saes_of(tmp_path), RECIPE, "owner/name", "main", "mit")
@@ -152,7 +142,8 @@ def test_names_are_shown_and_not_interpreted(tmp_path):
     )
     cfg["metadata"]["metasae"]["recipe"]["model"]["name"] = HOSTILE
     saes = {"joint-s0": cfg | {"measures": {}}}
-    run = card_of_run(HOSTILE, run_of(tmp_path) | {"verdict": HOSTILE}, saes, "", "owner/name", "main", "mit")
+    hostile = run_of(tmp_path) | {"verdict": [{"kind": "truth", "text": HOSTILE}]}
+    run = card_of_run(HOSTILE, hostile, saes, "", "owner/name", "main", "mit")
     for text in (run, card_of_sae(HOSTILE, cfg, None, "owner/name", "main", "mit")):
         outside = re.sub(r"^(`{3,}).*?^\1$", "", text, flags=re.S | re.M)
         assert (

@@ -14,6 +14,7 @@ from metasae.measures.truth.truth import as_firings, effective_numbers, measure_
 from planted_truth import firing_probabilities
 from tools import cases
 from tools.cases import CASES, FEW_STEPS, trained_subjects
+from tools.fakes import FAKES
 
 
 @cache
@@ -53,8 +54,12 @@ def test_every_case_is_small_and_well_formed(name):
         assert (np.diff(firings.indices)[within] > 0).all()
 
 
-@pytest.mark.parametrize("name", ["thinned_firing", "widened_rates", "duplicated_in_turns", "split_senses_at_width"])
+@pytest.mark.parametrize(
+    "name", ["thinned_firing", "widened_rates", "duplicated_in_turns", "merged_apart", "split_senses_at_width"]
+)
 def test_a_seed_decides_everything(name):
+    case(name)
+    cases._reference.cache_clear()
     for mine, again in zip(
         (case(name).before, case(name).after), (CASES[name](0).before, CASES[name](0).after), strict=True
     ):
@@ -63,7 +68,18 @@ def test_a_seed_decides_everything(name):
     assert not np.array_equal(CASES[name](1).before.rows, case(name).before.rows)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Latents go, with their rows; the rows of those that stay are the same.
+FEWER = ("eer_rule", "rarest_dropped")
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_no_row_is_new_where_latents_go(name):
+    before, after = case(name).before, case(name).after
+    assert len(after.live) < len(before.live)
+    assert (after.rows[after.live][:, None] == before.rows[None]).all(2).any(1).all()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FEWER])
 def test_the_blend_rate_agrees_with_the_verdict(name):
     before, after = (truth for truth, _ in judged(name))
     if case(name).says == "more atomic":
@@ -131,6 +147,24 @@ def test_duplicates_in_turns_lower_every_phi():
     assert after["l0_realised"] == before["l0_realised"] and pair.after.fvu() == pytest.approx(
         pair.before.fvu(), rel=1e-5
     )
+
+
+def test_higher_k_and_the_eer_rule_change_thresholds_alone():
+    for name, l0 in (("higher_k", 36 / 32), ("eer_rule", None)):
+        before, after = case(name).before, case(name).after
+        np.testing.assert_array_equal(before.rows, after.rows)
+        np.testing.assert_array_equal(before.columns, after.columns)
+        ratio = after.firings.l0 / before.firings.l0
+        assert ratio > 1.05 and (l0 is None or ratio == pytest.approx(l0, abs=0.02))
+        assert len(torch.unique(after.sae.threshold)) == 1 or l0 is None
+
+
+def test_a_case_is_the_fake_of_the_reference():
+    for name in FAKES:
+        expected = FAKES[name].make(case(name).before, 0)
+        np.testing.assert_array_equal(case(name).after.firings.indices, expected.firings.indices)
+        np.testing.assert_array_equal(case(name).after.rows, expected.rows)
+        assert FAKES[name].words in case(name).fixed
 
 
 def test_an_undertrained_sae_is_far_from_the_truth():

@@ -201,7 +201,7 @@ def test_as_json():
     assert json.loads(json.dumps(estimate)) == estimate
     assert set(estimate) == {
         "a", "b", "difference", "percent", "ci95", "percent_ci95", "documents_ci95", "se_seeds", "se_documents",
-        "p", "p_holm", "n_seeds", "n_blocks", "values", "note",
+        "p", "p_holm", "smallest", "n_seeds", "n_blocks", "values", "note",
     }  # fmt: skip
     assert (
         estimate["p_holm"] is None and len(estimate["values"]) == 3 and set(estimate["values"][0]) == {"seed", "a", "b"}

@@ -12,11 +12,11 @@ from tools.subjects import (
     FIRES_ABOVE,
     Subject,
     _refitted,
-    _sae,
     dictionary,
     in_fewer_documents,
     noisy,
     read_by_encoder,
+    sae_of,
     sparser_at_equal_fvu,
     thinned,
     twinned,
@@ -124,7 +124,7 @@ def small_subject(activations):
     activations = np.asarray(activations, np.float32)
     split = PlantedSplit(plant(WorldSpec(d=4, independent=1), 0), len(activations), 0)
     rows = np.eye(4)[: activations.shape[1]]
-    return Subject(_sae(rows, rows), as_firings(csr_array(activations), split), split)
+    return Subject(sae_of(rows, rows), as_firings(csr_array(activations), split), split)
 
 
 def test_latents_in_half_of_the_documents(subject):

@@ -100,6 +100,10 @@ class RunFolder:
         """Where an arm is, or will be."""
         return Arm(name, seed, self.folder / "arms" / f"{name}-s{seed}")
 
+    def spikes(self, seed: int) -> Path:
+        """The spike-ins that the arms of a seed were trained on, where there are any."""
+        return self.folder / "spikes" / f"s{seed}.safetensors"
+
     def arms(self) -> list[Arm]:
         """Every arm that has a folder, trained or not, in the order of arms and seeds.
 

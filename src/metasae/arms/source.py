@@ -3,11 +3,16 @@
 import threading
 from pathlib import Path
 
+from metasae.arms.folder import RunFolder
 from metasae.data.cache.activations import harvest_points
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host
+from metasae.data.model.loading import load_tokenizer
 from metasae.data.planted.planted_cache import PlantedCache
+from metasae.data.split import Split
 from metasae.measures.effect.matched_effects import Steering
+from metasae.measures.truth.spike_truth import SpikeTruth
+from metasae.measures.truth.spikes import Spikes
 from metasae.progress.progress import Progress
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.recipe.recipe import Recipe
@@ -23,6 +28,9 @@ class Source:
         self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
         self.planted = recipe.text.source == "planted"
         self._host: Host | None = None
+        # seed -> its draw of spike-ins, and what they leave to find in the evaluation split
+        self._spikes: dict[int, Spikes] = {}
+        self._truths: dict[int, SpikeTruth] = {}
         # arms that are trained side by side may be the first to need the model
         self._loading = threading.Lock()
 
@@ -35,9 +43,17 @@ class Source:
 
     @property
     def judge(self) -> Host | None:
-        """The model where measuring needs it, for its own output or for senses."""
+        """The model where measuring needs it, for its own output or for tagged sentences."""
         spec = self.recipe.measure
-        return self.host if not self.planted and (spec.output_tokens or spec.senses) else None
+        tagged = spec.senses or (spec.concepts and spec.labels)
+        return self.host if not self.planted and (spec.output_tokens or tagged) else None
+
+    @property
+    def tokenizer(self):
+        """The model's tokenizer where measuring needs it, for concepts. The model is not loaded for it."""
+        if self.planted or not self.recipe.measure.concepts:
+            return None
+        return load_tokenizer(self.recipe.model) if self._host is None else self._host.tokenizer
 
     @property
     def steering(self) -> Steering | None:
@@ -62,6 +78,32 @@ class Source:
             self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress, ranks=self.ranks
         )
         return caches[point]
+
+    def spikes(self, seed: int, training: Split | None = None) -> Spikes | None:
+        """What SAEs of a seed are trained on beside the model's own features; None where the recipe adds nothing.
+
+        All ranks call this together. training: what the draw is made from, by the first of them, where the run folder
+        has none yet. Raises UserError where the draw is gone that trained SAEs of this run met.
+        """
+        spec = self.recipe.spikes
+        if not spec.n:
+            return None
+        with self._loading:
+            if seed not in self._spikes:
+                path = RunFolder(self.folder).spikes(seed)
+                if self.ranks.first and not path.is_file() and training is not None:
+                    drawn = Spikes.of_split(training, spec.n, spec.seed + seed, spec.amplitudes, spec.rates)
+                    drawn.save(path)
+                self.ranks.wait()
+                self._spikes[seed] = Spikes.load(path)
+            return self._spikes[seed]
+
+    def spike_truth(self, seed: int, evaluation: Split) -> SpikeTruth | None:
+        """What SAEs of a seed have to find in the evaluation split, which is always the same one."""
+        spikes = self.spikes(seed)
+        if spikes is not None and seed not in self._truths:
+            self._truths[seed] = spikes.truth_on(evaluation)
+        return self._truths.get(seed)
 
     @property
     def windows(self) -> Path:

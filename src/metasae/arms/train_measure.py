@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Rows, Split
 from metasae.errors import UserError
 from metasae.measures.firing.calibrate import Calibration, calibrate
+from metasae.measures.truth.spikes import Spikes
 from metasae.progress.progress import SILENT, Progress, SharedTask
 from metasae.progress.stop import StopRequest
 from metasae.ranks.lanes import on_one_core
@@ -76,7 +77,9 @@ def train_arm(
     Raises Interrupted once the state is saved, UserError for a loss that is no longer finite and for a disk that is
     full.
     """
-    turn, ranks = turn or Turn(cache.split("train"), cache.split("train")), source.ranks
+    training, ranks = cache.split("train") if turn is None else turn.split, source.ranks
+    turn = turn or Turn(training, training)
+    turn = with_spikes(turn, source.spikes(arm.seed, None if turn.window else training))
     with cores_for(recipe, source.device):
         scale = input_scale(turn.scaled_by, recipe.sae.normalize)
         b_dec = initial_b_dec(turn.split, scale, recipe)
@@ -108,6 +111,17 @@ def train_arm(
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
     return seconds
+
+
+def with_spikes(turn: Turn, spikes: Spikes | None) -> Turn:
+    """The turn with spike-ins in its activations, and in what the input scale is taken from."""
+    if spikes is None:
+        return turn
+    split = spikes.spiked(turn.split)
+    if turn.scaled_by is turn.split:
+        return replace(turn, split=split, scaled_by=split)
+    first = replace(turn.scaled_by, mean_square=turn.scaled_by.mean_square + spikes.added_square)
+    return replace(turn, split=split, scaled_by=first)
 
 
 def train_by_windows(
@@ -191,7 +205,7 @@ def measure_arm(
     All ranks of the source call this together, and the first writes. twins: arms that may be measured already and have
     the same weights, whose measures are taken over. reference: what an earlier call returned.
     """
-    from metasae.measures.suite import measure_sae, parts_of_model, reference_of
+    from metasae.measures.suite import evaluation_of, measure_sae, parts_of_model, reference_of
 
     spec, ranks, progress = recipe.measure, source.ranks, source.progress
     sae, meta = arm.sae(), arm.meta()
@@ -205,7 +219,7 @@ def measure_arm(
                 "choose another --out"
             )
         if reference is None:
-            reference = reference_of(cache, spec, host, progress, ranks=ranks)
+            reference = reference_of(cache, spec, host, progress, ranks=ranks, tokenizer=source.tokenizer)
         result = measure_sae(
             sae,
             meta,
@@ -218,6 +232,7 @@ def measure_arm(
             reference=reference,
             folder=arm.folder / "firings" if spec.keep_firings else None,
             ranks=ranks,
+            truth=source.spike_truth(arm.seed, evaluation_of(cache, spec)),
         )
     if ranks.first:
         files.write_json(arm.folder / "measures.json", result)
@@ -298,9 +313,18 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
             "arm": arm.name,
             "seed": arm.seed,
             "data_fingerprint": cache.fingerprint,
+            **_spike_note(recipe, arm.seed),
             "recipe": recipe.model_dump(mode="json"),
         },
     }
+
+
+def _spike_note(recipe: Recipe, seed: int) -> dict:
+    """What an SAE that met spike-ins says of them, wherever it is exported to."""
+    if not recipe.spikes.n:
+        return {}
+    said = "known features were added to the training activations; some latents stand for these, not for the model's"
+    return {"spikes": {"n": recipe.spikes.n, "draw": recipe.spikes.seed + seed, "note": said}}
 
 
 def input_scale(split: Split | TrainingWindow, normalize: str) -> float:

@@ -158,7 +158,7 @@ def sweep(
         int | None, typer.Option(help="so many trials of a search within the grid's values instead of all its cells")
     ] = None,
     objective: Annotated[
-        list[str] | None, typer.Option(help="what is weighed against fidelity, e.g. cooccurrence.mean_abs_phi")
+        list[str] | None, typer.Option(help="what is weighed against fidelity, e.g. spikes.recovery_f1")
     ] = None,
     early_stop: Annotated[
         bool, typer.Option("--early-stop", help="give up cells that fall behind, by successive halving")
@@ -175,7 +175,6 @@ def sweep(
 ) -> None:
     """Many recipes on one harvest: a grid or a search, with a table, a Pareto front and the best recipe."""
     from metasae.sweep import sweep as run_sweep
-    from metasae.sweep.plan import OBJECTIVES
 
     result = run_sweep(
         recipe,
@@ -184,7 +183,7 @@ def sweep(
         search=search,
         workers=workers,
         storage=storage,
-        objectives=objective or OBJECTIVES,
+        objectives=objective or None,
         early_stop=early_stop,
         out=out,
         overrides=overrides(set_, seeds, None),

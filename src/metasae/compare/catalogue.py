@@ -6,7 +6,7 @@ row. Its columns:
 
 path      the keys from the top of measures.json
 label     the name in words
-better    the direction that is more atomic, more faithful or easier to explain; empty for a plain description
+better    the direction that is nearer to the truth, more faithful or easier to explain; empty for a plain description
 main      `main` for a measure that belongs to the summary and the verdict
 change    in what a change is given: %, or pp, hundredths of the measure's own unit
 meaning   what it is, in half a sentence
@@ -22,6 +22,8 @@ from metasae.intervals.statistics import is_clear, leaves_out_zero
 
 # The first key of a path -> the group's title.
 GROUPS = {
+    "spikes": "Spike-ins",
+    "concepts": "Concepts",
     "fidelity": "Fidelity",
     "cooccurrence": "Co-occurrence",
     "decomposability": "Decomposability",
@@ -33,10 +35,10 @@ GROUPS = {
     "side_effects": "Side effects of steering",
     "interp": "Auto-interp",
 }
-# What the measures of a group are evidence of, where they have a direction.
-SPEAKS_OF = dict.fromkeys(GROUPS, "atomicity") | {"fidelity": "fidelity", "interp": "explanation"}
-ADJECTIVES = {"atomicity": "atomic", "fidelity": "faithful", "explanation": "explainable"}
-ROBUST = ("cooccurrence.fixed_marginals.lift_variance", "decomposability.meta_ve_excess_over_gaussian")
+# What the measures of a group are about, where it is no plain description of how latents fire and lie.
+_KINDS = {"spikes": "truth", "concepts": "truth", "senses": "truth", "truth": "truth", "fidelity": "fidelity"}
+# A clear change of less than this, in the unit that it is given in (% or pp), is called too small to matter.
+MATTERS = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,14 @@ class Quantity:
         return self.path[0]
 
     @property
-    def speaks_of(self) -> str | None:
-        """What its direction is evidence of: atomicity, fidelity or explanation; None for a plain description."""
-        return SPEAKS_OF[self.group] if self.better else None
+    def kind(self) -> Literal["truth", "description", "fidelity"]:
+        """What it is about. Only truth, which is known without the SAE, can say that latents are more atomic."""
+        return _KINDS.get(self.group, "description")
 
     @property
-    def robust(self) -> bool:
-        """Whether it was right in every case whose answer is known (docs/measures.md), without knowing the truth."""
-        return self.key in ROBUST
+    def in_words(self) -> bool:
+        """Whether its change is put into words. All such rows of a pair are one family for Holm's correction."""
+        return self.main and self.better is not None and self.kind != "description"
 
 
 with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline="") as _table:
@@ -87,10 +89,14 @@ with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline=""
     )
 
 WHY_NOT_PHI_ALONE = (
-    "Mean |phi| alone is not atomicity: at fixed lift it is proportional to L0, and it falls when firing rates spread, "
-    "so it is read beside its excess over nulls, the lift, nearest-partner phi, the share of strong pairs and the "
-    "critics on the decoder rows."
+    "Mean |phi| alone is not atomicity: at fixed lift it is proportional to L0, and it falls when firing rates spread. "
+    "Merged, blended and junk latents lower it too, and with it the dependence of firing; rows turned into noise lower "
+    "what a critic explains of them. Such numbers describe an SAE; only known features tell whether it is more atomic."
 )
+
+
+# What a sweep shows and weighs beside fidelity, each where it is measured.
+TRUTH = ("spikes.recovery_f1", "concepts.best_f1", "truth.f1", "truth.blend_rate")
 
 
 class Pair(NamedTuple):
@@ -172,21 +178,41 @@ def towards(quantity: Quantity, entry: dict) -> str:
     return "better" if (entry["difference"] < 0) == (quantity.better == "lower") else "worse"
 
 
-def reading(quantity: Quantity, entry: dict) -> str:
-    """What a row says: `more atomic`, `less faithful (1 seed)`, `unclear` ..., "" for a plain description."""
-    direction = towards(quantity, entry)
+def reading(quantity: Quantity, entry: dict, enough: bool | None = True) -> str:
+    """What a row says: `better, clearly`, `interval includes 0` ..., "" for a row that is not put into words.
+
+    enough: whether the arms are trained enough (`metasae.compare.trained`); a measure of truth has no direction else.
+    """
+    direction = towards(quantity, entry) if quantity.in_words else ""
     if direction in ("", "same"):
         return direction and "no change"
-    conclusion = f"{'more' if direction == 'better' else 'less'} {ADJECTIVES[quantity.speaks_of]}"
-    if is_clear(entry):
-        return conclusion
     if entry["ci95"] is None:
         return entry["note"]
-    return f"{conclusion}, not after Holm" if leaves_out_zero(entry) else "interval includes 0"
+    if not leaves_out_zero(entry):
+        return "interval includes 0"
+    if quantity.kind == "truth" and not enough:
+        return "not trained enough to say" if enough is False else "training not judged"
+    if not is_clear(entry):
+        return "not clear after Holm"
+    return f"clearly {direction}" if matters(quantity, entry) else "clear, too small to matter"
+
+
+def matters(quantity: Quantity, entry: dict) -> bool:
+    """Whether a change is as large as MATTERS, or cannot be given in its unit."""
+    value, _ = scaled(quantity, entry)
+    return value is None or abs(value) >= MATTERS
+
+
+def named_side(quantity: Quantity, entry: dict, enough: bool | None) -> str:
+    """`better` or `worse` where a row may be shown as that: clear after Holm, large enough to matter and, for a measure
+    of truth, of arms that were trained enough; else "".
+    """
+    told = is_established(entry) and matters(quantity, entry) and (quantity.kind != "truth" or enough is True)
+    return towards(quantity, entry) if told else ""
 
 
 def is_established(entry: dict) -> bool:
-    """Whether a difference of a main measure is clear, after Holm's correction."""
+    """Whether a difference that is put into words is clear, after Holm's correction."""
     return is_clear(entry) and entry.get("p_holm") is not None
 
 

@@ -18,7 +18,8 @@ from metasae.arms.folder import Arm, RunFolder, read_object, split_label
 from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, left_out_of, value_of
 from metasae.compare.matched import MATCHED
 from metasae.compare.tables import as_markdown
-from metasae.compare.verdict import verdict_lines
+from metasae.compare.trained import trained_enough
+from metasae.compare.verdict import verdict_of
 from metasae.errors import UserError, nearest
 from metasae.intervals.families import adjust
 from metasae.intervals.statistics import Difference, mean_interval, paired_difference
@@ -26,7 +27,7 @@ from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT, place_of
 
 # What must be alike for all arms.
-SAME_FOR_ALL = ("n_tokens", "data", "critic_seed", "senses")
+SAME_FOR_ALL = ("n_tokens", "data", "critic_seed", "senses", "labels")
 # Alike for all SAEs that were calibrated; those that came with thresholds of their own keep them.
 CALIBRATED = ("calibration_tokens", "rule")
 ACROSS = ("seeds", "splits", "merges")
@@ -70,7 +71,8 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
 
     Keys: conditions (the same for all arms), arms {arm: seeds, means, intervals, values, blocks}, missing (arms not
     measured yet), stale (those whose auto-interp is of an earlier SAE and is left out), baseline, pairs
-    {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, verdict.
+    {"joint vs solo": {measure: a, b, difference, percent, ci95, n_seeds, values ...}}, trained, verdict (a list of
+    {kind, text}).
     baseline: the arm that the others are compared with; None takes solo, or the first arm where there is none.
     Raises UserError when nothing is measured or the arms were not judged under the same conditions.
     """
@@ -91,19 +93,24 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "baseline": baseline,
         "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
-    comparison["verdict"] = " ".join(line.text for line in verdict_lines(comparison))
+    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured])
+    comparison["verdict"] = verdict_of(comparison)
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
     return comparison
 
 
 def _trained_on(run_folder: Path) -> dict:
-    """How many tokens the arms were trained on, and how many different ones; {} where the folder does not say."""
-    recipe, stages = run_folder / "recipe.toml", read_object(run_folder / "run.json").get("stages", {})
+    """How many tokens the arms were trained on, how many different ones, and the spike-ins among them; {} where the
+    folder does not say.
+    """
+    path, stages = run_folder / "recipe.toml", read_object(run_folder / "run.json").get("stages", {})
     different = stages.get("harvest", {}).get("training_tokens")
-    if different is None or not recipe.is_file():
+    if different is None or not path.is_file():
         return {}
-    return {"training_tokens": Recipe.load(recipe).train.tokens, "different_training_tokens": different}
+    recipe = Recipe.load(path)
+    spikes = {"spikes": recipe.spikes.n} if recipe.spikes.n else {}
+    return {"training_tokens": recipe.train.tokens, "different_training_tokens": different, **spikes}
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:
@@ -139,10 +146,10 @@ def _pairs(
 ) -> dict[Pair, dict[str, dict]]:
     """Every other arm against the baseline, joint first, as it is the question.
 
-    p-values are adjusted within what speaks of the same.
+    p-values are adjusted together for all that is put into words.
     """
     others = sorted((arm for arm in arms if arm != baseline), key=lambda arm: (arm != SUBJECT, place_of(arm)))
-    families = {q.key: q.speaks_of if q.main else None for q in CATALOGUE}
+    families = {q.key: "words" if q.in_words else None for q in CATALOGUE}
     pairs = {}
     for arm in others:
         base = numbers[baseline]

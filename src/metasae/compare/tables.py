@@ -20,11 +20,10 @@ from metasae.compare.catalogue import (
     change,
     grouped,
     is_established,
+    named_side,
     number,
     reading,
-    towards,
 )
-from metasae.intervals.statistics import is_clear
 
 
 def fill(template: Path, **values: object) -> str:
@@ -46,9 +45,9 @@ def _environment(folder: Path) -> Environment:
         "change": change,
         "grouped": grouped,
         "is_established": is_established,
+        "named_side": named_side,
         "number": number,
         "reading": reading,
-        "towards": towards,
     }
     return environment
 
@@ -70,6 +69,8 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
     training = f"{trained:,} training tokens" if different else ""
     if different and different < trained:
         training += f", {different:,} different ones read {trained / different:.3g} times"
+    if conditions.get("spikes"):
+        training += f", with {conditions['spikes']:,} spike-ins (text is measured without them)"
     own = ", ".join(conditions.get("own_thresholds", ()))
     arms = [_arm(name, comparison["arms"][name]) for name in pair or comparison["arms"]]
     return (
@@ -102,13 +103,14 @@ def summary_table(comparison: dict) -> Table:
     for q in CATALOGUE:
         means = [arm["means"].get(q.key) for arm in arms.values()]
         if q.main and any(mean is not None for mean in means):
-            changes = [_coloured(q, entries.get(q.key)) for entries in first_pair.values()]
+            changes = [_coloured(q, entries.get(q.key), comparison) for entries in first_pair.values()]
             table.add_row(q.label, *(number(mean, 3) for mean in means), *changes)
     return table
 
 
-def _coloured(quantity: Quantity, entry: dict | None) -> Text:
+def _coloured(quantity: Quantity, entry: dict | None, comparison: dict) -> Text:
     if entry is None:
         return Text("-")
     colours = {"better": "green", "worse": "red"}
-    return Text(change(quantity, entry), colours.get(towards(quantity, entry), "") if is_clear(entry) else "")
+    side = named_side(quantity, entry, comparison["trained"]["enough"])
+    return Text(change(quantity, entry), colours.get(side, ""))

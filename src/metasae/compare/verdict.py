@@ -1,167 +1,173 @@
-"""The verdict on a comparison: lines in plain words, whichever way the numbers point."""
+"""The verdict on a comparison, in plain words, whichever way the numbers point.
 
-from dataclasses import dataclass
-from typing import Literal
+A sentence says whether the arms were trained enough. Each pair of arms has three lines: what known features say
+(truth), how latents fire and lie (description) and fidelity. Truth alone names a direction, and only where the arms
+were trained enough.
+"""
 
-from metasae.compare.catalogue import CATALOGUE, WHY_NOT_PHI_ALONE, Pair, Quantity, by_pair, change, reading, towards
+from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, by_pair, change, matters, towards
+from metasae.compare.trained import LIMITS, missing_its_limit
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
-# A main measure and its difference between the two arms of a pair.
+# A measure and its difference between the two arms of a pair.
 Row = tuple[Quantity, dict]
+KINDS = ("trained", "truth", "description", "fidelity")
+_NAMES = {"r": "r with another seed", "fall": "the fall of FVU over the last tenth", "share": "spike-ins recovered"}
 
 
-@dataclass(frozen=True)
-class Line:
-    """A sentence and what it is for.
+def verdict_of(comparison: dict) -> list[dict[str, str]]:
+    """A list of {kind, text}, kind one of KINDS, as compare.json keeps it.
 
-    kind: what was judged (setting), what follows for a pair of arms (conclusion), what that rests on (evidence), or how
-    not to read the numbers (caution).
+    comparison: as `metasae.compare.compare.compare` makes it, with `trained`.
     """
-
-    kind: Literal["setting", "conclusion", "evidence", "caution"]
-    text: str
-
-    def __str__(self) -> str:
-        """As it is printed: evidence is an item of a list below its conclusion."""
-        return f"- {self.text}" if self.kind == "evidence" else self.text
-
-
-def verdict_lines(comparison: dict) -> list[Line]:
-    """comparison: as `metasae.compare.compare.compare` makes it, with or without its verdict."""
-    setting = Line("setting", f"Judged on {comparison['conditions']['n_tokens']:,} held-out tokens.")
+    lines = [("trained", _trained(comparison))]
     if not comparison["pairs"]:
         arms = ", ".join(comparison["arms"])
-        return [
-            setting,
-            Line(
-                "conclusion",
-                f"Only {arms} was measured, and a difference needs solo and another arm: "
-                "there is nothing to compare yet.",
-            ),
-        ]
-    lines = [setting]
+        text = f"Only {arms} was measured, and a difference needs solo and another arm: nothing to compare yet."
+        lines.append(("truth", text))
     for pair, entries in by_pair(comparison["pairs"]).items():
         is_control = pair == Pair("control", "solo")
-        lines += [_of_control(entries)] if is_control else _of_pair(pair, entries, comparison)
-    return [*lines, Line("caution", WHY_NOT_PHI_ALONE)]
+        lines += [("fidelity", _of_control(entries))] if is_control else _of_pair(pair, entries, comparison)
+    return [{"kind": kind, "text": text} for kind, text in lines]
 
 
-def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[Line]:
-    rows = [(q, entries[q.key]) for q in CATALOGUE if q.main and q.better and q.key in entries]
-    atomicity = [row for row in rows if row[0].speaks_of == "atomicity"]
-    fidelity = [row for row in rows if row[0].speaks_of == "fidelity"]
+def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[tuple[str, str]]:
+    rows = {kind: [(q, entries[q.key]) for q in CATALOGUE if q.kind == kind and q.key in entries] for kind in KINDS}
+    truth, fidelity = ([row for row in rows[kind] if row[0].in_words] for kind in ("truth", "fidelity"))
+    described = [row for row in rows["description"] if row[0].main]
     seeds = max((entry["n_seeds"] for entry in entries.values()), default=0)
+    enough = comparison["trained"]["enough"]
+    opening = f"{pair.arm.capitalize()} against {pair.baseline} ({_setting(pair, seeds, comparison)}):"
+    short = f"{pair.arm.capitalize()}, " if len(comparison["pairs"]) > 1 else ""
+    return [
+        ("truth", f"{opening} {_direction(truth, enough, seeds)} {_truth(truth, enough)}"),
+        ("description", f"{short}how latents fire and lie (no side is better): {_description(described)}"),
+        ("fidelity", f"{short}fidelity: {_fidelity(fidelity)}"),
+    ]
+
+
+def _setting(pair: Pair, seeds: int, comparison: dict) -> str:
+    """What the numbers hold under."""
     l0 = [comparison["arms"][arm]["means"].get("fidelity.l0") for arm in (pair.arm, pair.baseline)]
     realised = "" if None in l0 else f", realised L0 {l0[0]:.2f} and {l0[1]:.2f}"
-    opening = f"{pair.arm.capitalize()} against {pair.baseline} ({seeds} seed{'s' if seeds != 1 else ''}{realised}):"
+    tokens = f"{comparison['conditions']['n_tokens']:,} held-out tokens"
+    return f"{seeds} seed{'s' if seeds != 1 else ''}, {tokens}{realised}"
+
+
+def _direction(truth: list[Row], enough: bool | None, seeds: int) -> str:
+    if not truth:
+        return "nothing is known of which arm has more atomic latents, as no known features were measured."
+    if enough is False:
+        return "not trained enough to say which arm has more atomic latents."
     if seeds < 2:
-        conclusion, evidence = "1 seed, no interval, so nothing here is established.", _pointing(atomicity, fidelity)
-    else:
-        conclusion, evidence = _conclusion(atomicity), [*_robust(atomicity), *_established(atomicity, fidelity)]
-    return [Line("conclusion", f"{opening} {conclusion}"), *(Line("evidence", text) for text in evidence)]
+        return "1 seed, no interval, so no direction is named."
+    if enough is None:
+        return "no direction is named, as it is not known whether training was long enough."
+    better, worse = (_clear(truth, way) for way in ("better", "worse"))
+    if better and worse:
+        return "known features disagree, so no direction is named."
+    if better or worse:
+        return f"its latents are {'more' if better else 'less'} atomic."
+    return "no difference in atomicity could be told."
 
 
-def _of_control(entries: dict) -> Line:
+def _trained(comparison: dict) -> str:
+    """The three signs of a training that was long enough, each beside its limit."""
+    known = comparison["trained"]
+    parts = [
+        f"r with another seed {known['r']:.2f} ({LIMITS['r']:g} or more)" if known["r"] is not None else "",
+        f"FVU falls by {100 * known['fall']:.2g}% over the last tenth (under {100 * LIMITS['fall']:g}%)"
+        if known["fall"] is not None
+        else "",
+        f"{comparison['baseline']} recovers {100 * known['share']:.0f}% of what a linear probe finds "
+        f"({100 * LIMITS['share']:.0f}% or more)"
+        if known["share"] is not None
+        else "",
+    ]
+    unknown = [_NAMES[key] for key in _NAMES if known[key] is None]
+    told = ", ".join(part for part in parts if part)
+    opening = {True: "Trained enough", False: "Not trained enough", None: "Training not judged"}[known["enough"]]
+    missing = f"{'; ' if told else ''}not known: {', '.join(unknown)}" if unknown else ""
+    advice = " Train longer (train.tokens)." if missing_its_limit(known) else ""
+    return f"{opening}: {told}{missing}.{advice}"
+
+
+def _truth(truth: list[Row], enough: bool | None) -> str:
+    if not truth:
+        return "Spike-ins (spikes.n) or the bank of concepts (measure.concepts) would tell."
+    if not enough:
+        return f"Known features: {_listed(truth)}."
+    return "Known features: " + _sentences(
+        ("nearer to the truth by", _clear(truth, "better")),
+        ("further from it by", _clear(truth, "worse")),
+        ("clear, but too small to matter:", _small(truth)),
+        ("not told apart:", _open(truth)),
+    )
+
+
+def _fidelity(fidelity: list[Row]) -> str:
+    if not fidelity:
+        return "not measured."
+    return _sentences(
+        ("it costs", _clear(fidelity, "worse")),
+        ("it gains", _clear(fidelity, "better")),
+        ("clear, but too small to matter:", _small(fidelity)),
+        ("not told apart:", _open(fidelity)),
+    )
+
+
+def _description(rows: list[Row]) -> str:
+    """Those that move by more than their own interval; each is one of many, so some do by chance."""
+    if not rows:
+        return "not measured."
+    moved = [row for row in rows if leaves_out_zero(row[1])]
+    rest = len(rows) - len(moved)
+    told = f"{_listed(moved)}; " if moved else ""
+    return f"{told}{rest} of {len(rows)} main measures within their own interval (not corrected for their number)."
+
+
+def _of_control(entries: dict) -> str:
     """Control is trained without the penalty's weight, so every number of it must be solo's."""
     moved = [
         q for q in CATALOGUE if any(value["a"] != value["b"] for value in entries.get(q.key, {"values": ()})["values"])
     ]
     if not moved:
-        return Line("conclusion", "Control (lambda2 = 0) equals solo on every measure, exactly: the control holds.")
+        return "Control (lambda2 = 0) equals solo on every measure, exactly: the control holds."
     largest = max(moved, key=lambda quantity: abs(entries[quantity.key]["percent"] or 0))
-    return Line(
-        "conclusion",
+    return (
         "Control (lambda2 = 0) differs from solo, which it must not: "
         f"{largest.label} {change(largest, entries[largest.key])}; "
-        "the arms did not train alike, so no change of that size counts as an effect of the penalty.",
+        "the arms did not train alike, so no change of that size counts as an effect of the penalty."
     )
 
 
-def _conclusion(atomicity: list[Row]) -> str:
-    more, less = _clear(atomicity, "better"), _clear(atomicity, "worse")
-    moves_up = more or _before_holm(atomicity, "better")
-    moves_down = less or _before_holm(atomicity, "worse")
-    conclusions = (
-        (
-            moves_up and moves_down,
-            "the measures of atomicity disagree, so these numbers do not show that the latents are more atomic.",
-        ),
-        (more and len(more) == len(atomicity), "every measure of atomicity says more atomic."),
-        (more, f"{_count(more, atomicity)} more atomic, none says less."),
-        (less, f"{_count(less, atomicity)} less atomic, none says more."),
-        (
-            moves_up or moves_down,
-            "no measure of atomicity survives Holm's correction for so many, "
-            "though some move by more than their own interval allows for.",
-        ),
-        (True, "no measure of atomicity moves by more than its interval allows for."),
-    )
-    return next(text for applies, text in conclusions if applies)
+def _sentences(*parts: tuple[str, list[Row]]) -> str:
+    return "; ".join(f"{words} {_listed(rows)}" for words, rows in parts if rows) + "."
 
 
-def _count(some: list[Row], of: list[Row]) -> str:
-    return f"{len(some)} of {len(of)} measures of atomicity {'say' if len(some) > 1 else 'says'}"
+def _listed(rows: list[Row]) -> str:
+    return ", ".join(f"{q.label} {change(q, entry)}{_least(q, entry)}" for q, entry in rows)
 
 
-def _robust(atomicity: list[Row]) -> list[str]:
-    """What the measures say that no known case fools."""
-    readings = [
-        f"{q.label} {change(q, entry)} ({reading(q, entry) if leaves_out_zero(entry) else 'not told apart'})"
-        for q, entry in atomicity
-        if q.robust and entry["ci95"] is not None
-    ]
-    return [f"The measures that no known case fools: {', '.join(readings)}."] if readings else []
-
-
-def _established(atomicity: list[Row], fidelity: list[Row]) -> list[str]:
-    before = "by their own interval, but not after Holm's correction"
-    return _named(
-        ("More atomic by", _clear(atomicity, "better")),
-        ("Less atomic by", _clear(atomicity, "worse")),
-        (f"More atomic {before} for so many measures:", _before_holm(atomicity, "better")),
-        (f"Less atomic {before}:", _before_holm(atomicity, "worse")),
-        ("Not told apart from no change:", _open(atomicity)),
-        ("It costs fidelity in", _clear(fidelity, "worse")),
-        ("It gains fidelity in", _clear(fidelity, "better")),
-        (
-            "Fidelity changes only before Holm's correction in",
-            _before_holm(fidelity, "worse") + _before_holm(fidelity, "better"),
-        ),
-        ("No clear change in fidelity by", _open(fidelity)),
-    )
-
-
-def _pointing(atomicity: list[Row], fidelity: list[Row]) -> list[str]:
-    """Of one seed, which establishes nothing."""
-    return _named(
-        ("Pointing to more atomic:", _towards(atomicity, "better")),
-        ("Pointing to less atomic:", _towards(atomicity, "worse")),
-        ("Pointing to lower fidelity:", _towards(fidelity, "worse")),
-        ("Pointing to higher fidelity:", _towards(fidelity, "better")),
-        ("Unchanged:", _towards(atomicity + fidelity, "same")),
-    )
-
-
-def _named(*parts: tuple[str, list[Row]]) -> list[str]:
-    """A sentence for each part that has rows."""
-    return [
-        f"{words} {', '.join(f'{q.label} {change(q, entry)}' for q, entry in rows)}." for words, rows in parts if rows
-    ]
-
-
-def _towards(rows: list[Row], way: str) -> list[Row]:
-    return [row for row in rows if towards(*row) == way]
+def _least(quantity: Quantity, entry: dict) -> str:
+    """The smallest change that could have been told, where none was."""
+    if entry.get("smallest") is None or is_clear(entry):
+        return ""
+    if not quantity.relative:
+        return f" (only {100 * entry['smallest']:.2g} pp or more could be told)"
+    if not entry["b"]:
+        return ""
+    return f" (only {100 * entry['smallest'] / abs(entry['b']):.2g}% or more could be told)"
 
 
 def _clear(rows: list[Row], way: str) -> list[Row]:
-    """Those whose interval leaves out 0 on the side that is `better` or `worse`, after Holm's correction."""
-    return [row for row in _towards(rows, way) if is_clear(row[1])]
+    """Those that are clear after Holm's correction, large enough to matter, and on that side (`better`, `worse`)."""
+    return [row for row in rows if towards(*row) == way and is_clear(row[1]) and matters(*row)]
 
 
-def _before_holm(rows: list[Row], way: str) -> list[Row]:
-    """Those whose own interval leaves out 0 on that side, but that do not survive Holm's correction."""
-    return [row for row in _towards(rows, way) if leaves_out_zero(row[1]) and not is_clear(row[1])]
+def _small(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if is_clear(row[1]) and not matters(*row)]
 
 
 def _open(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if not leaves_out_zero(row[1])]
+    return [row for row in rows if not is_clear(row[1])]

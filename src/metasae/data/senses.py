@@ -1,13 +1,8 @@
 """Words in sentences with their sense: tagged occurrences in files, and the model's activations on the word itself.
 
-A file holds one JSON object a line with the keys word, sense, before, target and after; the sentence is before,
-target and after, joined by spaces. The target is found by its place in the sentence, never by a search for its
-letters.
+A file holds one JSON object a line with the keys word, sense, before, target and after (`metasae.data.tagged`).
 """
 
-import gzip
-import json
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,19 +10,23 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metasae.data.model.host import Host
-from metasae.data.text.text import files_within
-from metasae.data.text.windows import Window, pad
+from metasae.data.tagged import (
+    activations_in,
+    read_tagged,
+    room_of,
+    sentence_of,
+    tagged_files,
+    tokenised,
+    tokens_within,
+)
+from metasae.data.text.windows import Window
 from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress, Task
 
-KEYS = ("word", "sense", "before", "target", "after")
-SUFFIXES = (".jsonl", ".jsonl.gz")
 MINIMUM = 20
-BATCH = 64
 NO_TOKEN, TOO_LONG, REPEATED = (
     "the target has no token",
     "the target is longer than the window",
@@ -76,58 +75,16 @@ class SenseActivations:
 
 
 def sense_files(path: str | Path) -> list[Path]:
-    """The file itself, or the files of a folder that end with .jsonl or .jsonl.gz, by name.
-
-    Raises UserError when there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    return files_within(path, "*", SUFFIXES, "word senses", f"'{path}' is no file or folder of word senses")
+    """The files at a path (`metasae.data.tagged.tagged_files`)."""
+    return tagged_files(path, "word senses")
 
 
 def read_senses(file: str | Path) -> Iterator[Occurrence]:
-    """The occurrences of one file, plain or gzipped. Empty lines are passed over.
-
-    Raises UserError naming the file and line where a line is no JSON object, lacks a key, holds something else than
-    text or an empty target, and where the file cannot be read.
-    """
-    file = Path(file)
-    number = 0
-    try:
-        opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _occurrence(json.loads(line), f"{file}, line {number}")
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{file}, line {number} is no JSON ({error.msg}); write one object a line with the keys {', '.join(KEYS)}"
-        ) from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is damaged after line {number} ({error}); repair it or leave it out") from None
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}; check the file and its permissions") from None
+    """The occurrences of one file. Raises UserError as `metasae.data.tagged.read_tagged`."""
+    for record in read_tagged(file, ("word", "sense")):
+        yield Occurrence(record["word"], record["sense"], *sentence_of(record))
 
 
-def _occurrence(record, where: str) -> Occurrence:
-    if not isinstance(record, dict):
-        raise UserError(f"{where} is a {type(record).__name__}, not an object; it needs the keys {', '.join(KEYS)}")
-    for key in KEYS:
-        if key not in record:
-            raise UserError(f"{where} has no key '{key}'; it needs {', '.join(KEYS)}")
-        if not isinstance(record[key], str):
-            raise UserError(f"{where}: '{key}' must be text, not {type(record[key]).__name__}")
-    for key in ("word", "sense", "target"):
-        if not record[key].strip():
-            raise UserError(f"{where}: '{key}' is empty; fill it or leave the line out")
-    before = f"{record['before']} " if record["before"] else ""
-    after = f" {record['after']}" if record["after"] else ""
-    stop = len(before) + len(record["target"])
-    return Occurrence(record["word"], record["sense"], before + record["target"] + after, len(before), stop)
-
-
-@torch.no_grad()
 def sense_activations(
     host: Host, files: Iterable[str | Path], context: int = 128, minimum: int = MINIMUM, progress: Progress = SILENT
 ) -> list[SenseActivations]:
@@ -183,7 +140,7 @@ def _of_word(
     return SenseActivations(
         word=word,
         senses=senses,
-        x=_run(host, [window for _, window, _ in kept], np.array([position for _, _, position in kept]), task),
+        x=activations_in(host, [window for _, window, _ in kept], [np.array([place]) for _, _, place in kept], task),
         sense=np.array([senses.index(occurrence.sense) for occurrence, _, _ in kept], dtype=np.int64),
         sentence=np.array([numbers[occurrence.sentence] for occurrence, _, _ in kept], dtype=np.int64),
         skipped={reason: count for reason, count in skipped.items() if count},
@@ -198,28 +155,10 @@ def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) 
 
     A token belongs to the target when it holds one of its characters.
     """
-    if not host.tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; "
-            "word senses need a fast one"
-        )
-    room = host.frame.room(min(context, host.max_context or context))
-    encoded = host.tokenizer(
-        [occurrence.sentence for occurrence in occurrences],
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    for number, (occurrence, ids, offsets) in enumerate(
-        zip(occurrences, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ):
-        own = [
-            place
-            for place, (start, stop) in enumerate(offsets)
-            if max(start, occurrence.start) < min(stop, occurrence.stop)
-        ]
+    room, sentences = room_of(host, context), [occurrence.sentence for occurrence in occurrences]
+    tokens_of = tokenised(host, sentences, "word senses")
+    for number, (occurrence, (ids, offsets)) in enumerate(zip(occurrences, tokens_of, strict=True)):
+        own = tokens_within(offsets, occurrence.start, occurrence.stop)
         if not own:
             yield NO_TOKEN
         elif own[-1] + 1 - own[0] > room:
@@ -238,26 +177,3 @@ def _cut(start: int, stop: int, length: int, room: int, causal: bool) -> int:
     spare = room - (stop - start)
     before = spare if causal else spare // 2
     return max(min(start - before, length - room), 0)
-
-
-def _run(host: Host, windows: list[Window], positions: np.ndarray, task: Task) -> Tensor:
-    """Windows and one position in each -> activations there, float32 [T, d] on the CPU.
-
-    They run sorted by length, so that little is padding.
-    """
-    rows = torch.empty(len(windows), host.d)
-    order = np.argsort([-len(window) for window in windows], kind="stable")
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
-        ids, mask, _ = pad([windows[i] for i in batch], host.frame, host.pad_id)
-        places = torch.from_numpy(positions[batch] + len(host.frame.prefix)).to(host.device)
-        x_BTD = host.activations(ids, mask)
-        x_BD = x_BTD[torch.arange(len(batch), device=host.device), places].to("cpu", torch.float32)
-        if not torch.isfinite(x_BD).all():
-            raise UserError(
-                f"the model gives NaN or inf activations at '{host.point}'; "
-                "set model.dtype=fp32 or choose another hook.point"
-            )
-        rows[torch.from_numpy(batch)] = x_BD
-        task.advance(len(batch))
-    return rows

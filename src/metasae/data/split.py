@@ -49,12 +49,15 @@ class Part:
 
 
 class Rows:
-    """The rows of a matrix [T, d] as a split: own activations, or decoder rows. Each row is a document of its own."""
+    """The rows of a matrix [T, d] as a split: own activations, or decoder rows.
 
-    def __init__(self, x_TD: Tensor):
+    columns: tokens, documents and positions, int [T] each; without them each row is a document of its own.
+    """
+
+    def __init__(self, x_TD: Tensor, columns: tuple[np.ndarray, ...] | None = None):
         self.x = x_TD.detach()
         self.n_tokens, self.d = self.x.shape
-        self.tokens = self.documents = self.positions = np.arange(self.n_tokens, dtype=np.int32)
+        self.tokens, self.documents, self.positions = columns or (np.arange(self.n_tokens, dtype=np.int32),) * 3
 
     def rows(self, indices: Tensor | np.ndarray) -> Tensor:
         return self.x[torch.as_tensor(indices, dtype=torch.int64)]

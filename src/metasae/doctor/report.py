@@ -194,7 +194,7 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
     tokens, there, kind = wanted.train.tokens, wanted.split_tokens["train"], wanted.sae.architecture
     again = f"training reads each of the {there:,} cached tokens {tokens / there:.3g} times"
     absent = f"the model is not here: {fit.size(model.bytes or 0)} will be downloaded; the harvest was not tried"
-    across = bool(wanted.measure.senses or wanted.measure.across)
+    across = bool(wanted.measure.senses or wanted.measure.labels or wanted.measure.across)
 
     def tight(need: int, there: int | None) -> bool:
         return there is not None and (1 - TIGHT) * there < need <= there
@@ -212,7 +212,7 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
             trials.arms and kind_of(wanted.sae).own_threshold,
             f"a {kind} SAE begins with half of its latents on; later it trains faster than in this trial",
         ),
-        (trials.measure and across, "the time for senses and for what is measured across SAEs comes on top"),
+        (trials.measure and across, "the time for tagged sentences and for what is measured across SAEs comes on top"),
         (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
     ]
     return [note for holds, note in notes if holds]

@@ -246,7 +246,8 @@ def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recip
     of one SAE; reference, once; sae, of every SAE with weights of its own.
 
     Rough: work reported in tokens grows with them, that of critics with their steps, all else but the reference with
-    the square of the latents. Senses and what is measured across SAEs are left out. Raises UserError where the run's
+    the square of the latents. Senses, labelled sentences and what is measured
+    across SAEs are left out. Raises UserError where the run's
     own measuring would.
     """
     spec, split = wanted.measure, cache.split("calibration")
@@ -261,6 +262,7 @@ def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recip
         "output_tokens": round(spec.output_tokens * share),
         "meta_steps": max(1, spec.meta_steps // 10),
         "senses": "",
+        "labels": "",
     }
     some = spec.model_copy(update=fewer)
     start = time.perf_counter()

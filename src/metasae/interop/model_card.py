@@ -45,15 +45,15 @@ with metasae.
 {% if comparison %}
 ## What was found
 
-{{ comparison["verdict"] | plain }}
+{% for line in comparison["verdict"] %}
+{{ line["text"] | plain }}
+
+{% endfor %}
 
 {{ conditions | plain }}
 
 {% for pair in pairs %}
 ### {{ pair["name"] | plain }}
-
-Of {{ pair["words"] | length }} main measures of atomicity {{ pair["more"] }} clearly say more atomic, \
-{{ pair["less"] }} less atomic, {{ (pair["words"] | length) - pair["more"] - pair["less"] }} neither.
 
 | measure | better | {{ pair["baseline"] | plain }} | {{ pair["arm"] | plain }} | change, 95% interval | seeds | |
 |---|---|---:|---:|---:|---:|---|
@@ -152,7 +152,7 @@ def card_of_run(
         what=many,
         comparison=comparison,
         conditions=conditions_line(comparison),
-        pairs=[_pair(pair, comparison["pairs"][pair]) for pair in comparison["pairs"]],
+        pairs=[_pair(pair, entries, comparison["trained"]["enough"]) for pair, entries in comparison["pairs"].items()],
         saes=saes,
         per_sae=[quantity for quantity in CATALOGUE if quantity.key in _PER_SAE],
         recipe=_fenced(recipe, "toml"),
@@ -201,13 +201,11 @@ def _rendered(cfg: dict, place: str, **values) -> str:
     )
 
 
-def _pair(name: str, pair: dict) -> dict[str, Any]:
-    """The main measures of one arm against the baseline, and how many of them point which way."""
+def _pair(name: str, pair: dict, enough: bool | None) -> dict[str, Any]:
+    """The main measures of one arm against the baseline."""
     arm, baseline = name.split(" vs ")
-    rows = [(q, pair[q.key], reading(q, pair[q.key])) for q in _MAIN if q.key in pair]
-    words = [word for q, _, word in rows if q.speaks_of == "atomicity"]
-    counts = {"more": words.count("more atomic"), "less": words.count("less atomic")}
-    return {"name": name, "arm": arm, "baseline": baseline, "rows": rows, "words": words, **counts}
+    rows = [(q, pair[q.key], reading(q, pair[q.key], enough)) for q in _MAIN if q.key in pair]
+    return {"name": name, "arm": arm, "baseline": baseline, "rows": rows}
 
 
 def _base_model(cfg: dict) -> str:

@@ -11,9 +11,11 @@ other.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
+
+from metasae.data.text.token_text import text_of_token
 
 POSITIONS = GRID, CENTRE, END = "grid", "centre", "end"
 
@@ -106,14 +108,7 @@ def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[
 
     tokens: ids int [T].
     """
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-    before = tokenizer.decode(anchor)
-
-    @cache
-    def string_of(number: int) -> str:
-        both = tokenizer.decode([*anchor, number])
-        return both[len(before) :] if both.startswith(before) else tokenizer.decode([number])
-
+    string_of = text_of_token(tokenizer)
     return lambda places: [string_of(int(number)) for number in tokens[places]]
 
 

@@ -154,9 +154,9 @@ def ratio_interval(top: float, bottom: float, spread: Covariance) -> tuple[float
     return min(ends), max(ends)
 
 
-def t_half_width(variance: float, n: int) -> float:
-    """Half the width of a 95% Student interval from n units, n >= 2; variance: of the mean."""
-    return math.sqrt(_squared_t(ALPHA, n) * variance)
+def t_half_width(variance: float, n: int, p: float = ALPHA) -> float:
+    """Half the width of a Student interval of level 1 - p from n units, n >= 2; variance: of the mean."""
+    return math.sqrt(_squared_t(p, n) * variance)
 
 
 def _squared_t(p: float, n: int) -> float:

@@ -2,13 +2,15 @@
 
 p_holm of the i-th smallest of m p-values = max over j <= i of min(1, (m - j + 1) p_j). Calling everything with p_holm
 <= level different errs anywhere in the family with probability at most `level`, however the measures depend on each
-other (Holm 1979, Scand. J. Statist. 6:65). A family is what one sentence speaks of, such as the measures of atomicity;
-it is fixed before the numbers are seen.
+other (Holm 1979, Scand. J. Statist. 6:65). A family holds all rows of a pair that are put into words; it is fixed
+before the numbers are seen.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from metasae.intervals.crossed import ALPHA, t_half_width
 from metasae.intervals.statistics import Difference
 
 
@@ -33,6 +35,15 @@ def adjust(differences: Mapping[str, Difference], families: Mapping[str, str | N
     adjusted = dict(differences)
     for family in {family for family in families.values() if family is not None}:
         members = [name for name in differences if families.get(name) == family]
-        for name, p_holm in holm({name: differences[name].p for name in members}).items():
-            adjusted[name] = replace(differences[name], p_holm=p_holm)
+        p_values = {name: differences[name].p for name in members}
+        tests = sum(p is not None for p in p_values.values())
+        for name, p_holm in holm(p_values).items():
+            smallest = None if p_holm is None else _half_width(differences[name], ALPHA / tests)
+            adjusted[name] = replace(differences[name], p_holm=p_holm, smallest=smallest)
     return adjusted
+
+
+def _half_width(difference: Difference, p: float) -> float:
+    """Half the width of its interval of level 1 - p: with p = .05 / m, what the first of m tests asks for."""
+    parts = ((difference.se_seeds, difference.n_seeds), (difference.se_documents, difference.n_blocks))
+    return math.hypot(*(t_half_width(se**2, count, p) for se, count in parts if se))

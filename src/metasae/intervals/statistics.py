@@ -60,7 +60,8 @@ class Difference(Estimate):
     a, b: means over the seeds that both arms have. percent: 100 (a - b) / |b|, so its sign is that of the difference;
     None when b is 0 or its own interval holds 0. percent_ci95: Fieller's interval of the percentage, with b's own error
     in it, so it may be lopsided. p: of no difference, below .05 where ci95 leaves out 0; p_holm: adjusted within a
-    family (`metasae.intervals.families`). values: per seed (seed, a, b).
+    family (`metasae.intervals.families`). smallest: the least |difference| that could be clear in that family, at this
+    spread. values: per seed (seed, a, b).
     """
 
     a: float | None = None
@@ -71,6 +72,7 @@ class Difference(Estimate):
     values: tuple[tuple[int, float, float], ...] = ()
     p: float | None = None
     p_holm: float | None = None
+    smallest: float | None = None
 
     def as_dict(self) -> dict:
         return {
@@ -85,6 +87,7 @@ class Difference(Estimate):
             "se_documents": self.se_documents,
             "p": self.p,
             "p_holm": self.p_holm,
+            "smallest": self.smallest,
             "n_seeds": self.n_seeds,
             "n_blocks": self.n_blocks,
             "values": [{"seed": seed, "a": a, "b": b} for seed, a, b in self.values],

@@ -14,7 +14,6 @@ from metasae import files
 from metasae.arms.folder import RunFolder
 from metasae.compare.compare import compare
 from metasae.compare.tables import summary_table
-from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError
 from metasae.explore.pages import queries
 from metasae.explore.store.schema import STORE
@@ -83,7 +82,8 @@ def print_conclusion(result: dict) -> None:
     console = Console()
     # its title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
-    console.print("\n".join(map(str, verdict_lines(result))), highlight=False, markup=False)
+    for line in result["verdict"]:
+        console.print(line["text"], highlight=False, markup=False)
     print(f"Report: {result['report']}")
 
 

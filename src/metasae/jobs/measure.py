@@ -16,7 +16,8 @@ from metasae.jobs.pending import ACROSS, HARVEST, PLANTED, REPORT, measuring
 from metasae.jobs.start import Target, claimed
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
-from metasae.measures.suite import measure_sae, reference_of
+from metasae.measures.suite import evaluation_of, measure_sae, reference_of
+from metasae.measures.truth.spikes import Spikes
 from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
 from metasae.recipe.recipe import Recipe
@@ -81,7 +82,7 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
     reference = None
     for target in targets:
         with progress.stage(measuring(target.name, target.seed)):
-            reference = reference or reference_of(cache, spec, source.judge, progress)
+            reference = reference or reference_of(cache, spec, source.judge, progress, tokenizer=source.tokenizer)
             _measure_one(target, RunFolder(out).arm(target.name, target.seed), source, cache, reference)
     if is_wanted(spec, progress):
         with progress.stage(ACROSS):
@@ -98,6 +99,15 @@ def _refuse_widths(targets: list[Target], widths: list[int], d: int, recipe: Rec
             )
 
 
+def _spikes_met(target: Target, sae: SAE, cache) -> Spikes | None:
+    """The spike-ins that an arm of a run was trained on, where it is measured on that run's text; None for others."""
+    notes = sae.config.metadata.get("metasae", {})
+    if "spikes" not in notes or notes["data_fingerprint"] != cache.fingerprint or len(target.folder.parents) < 3:
+        return None
+    path = RunFolder(target.folder.parents[2]).spikes(notes["seed"])
+    return Spikes.load(path) if path.is_file() else None
+
+
 def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> None:
     """Leaves primary/, firings/ and measures.json in the arm's folder; nothing is done where this very SAE is measured
     there on this text.
@@ -108,6 +118,7 @@ def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> 
     if sae.threshold is not None and measured:
         return
     calibration = sae.config.metadata.get("calibration")
+    spikes = _spikes_met(target, sae, cache)
     result = measure_sae(
         sae,
         SAE.load(target.meta) if target.meta else None,
@@ -119,6 +130,7 @@ def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> 
         calibration=Calibration(**calibration) if calibration and sae.threshold is not None else None,
         reference=reference,
         folder=arm.folder / "firings" if spec.keep_firings else None,
+        truth=spikes and spikes.truth_on(evaluation_of(cache, spec)),
     )
     sae.save(arm.folder / "primary")
     files.write_json(arm.folder / "measures.json", result)

@@ -21,7 +21,7 @@ from metasae.interop.detection import notes_at, sae_at
 from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.resolve import check_senses, first_difference
+from metasae.recipe.resolve import check_tagged_files, first_difference
 from metasae.sae.layout import CONFIG
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9_]+)(-s(?P<seed>\d+))?")
@@ -133,7 +133,7 @@ def claimed(
     _refuse_same_names(targets)
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0])
     resolved = Recipe.load(source, overrides)
-    check_senses(resolved)
+    check_tagged_files(resolved)
     check_device(device)
     elsewhere = any(key.split(".")[0] in ("model", "hook") for key in overrides or {})
     for target in targets:

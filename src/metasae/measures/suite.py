@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from metasae.data.cache.cache import ActivationCache
+from metasae.data.concepts.tagged_concepts import tagged_concepts
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.senses import sense_activations, sense_files
 from metasae.data.split import Part, Split, head
 from metasae.data.text import text as texts
+from metasae.data.text.token_text import text_of_token
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.measures.cofiring.cooccurrence import pair_statistics
@@ -32,6 +34,8 @@ from metasae.measures.firing.calibrate import Calibration, calibrate
 from metasae.measures.firing.firings import Firings, document_blocks, fire
 from metasae.measures.firing.store import is_store_of, open_firings, sae_fingerprint, write_firings
 from metasae.measures.rows.decomposability import measure_decomposability
+from metasae.measures.truth.concept_reference import LabelledTokens, concept_reference, measure_concepts
+from metasae.measures.truth.spike_truth import SpikeTruth, measure_spikes
 from metasae.measures.truth.truth import as_firings, measure_truth
 from metasae.measures.words.sense_reference import WordReference, sense_reference
 from metasae.measures.words.senses import measure_senses
@@ -45,7 +49,18 @@ Cache = ActivationCache | PlantedCache
 SEED = 0
 BATCH = 2048
 # What is dealt out to ranks, the slow ones first, so that no rank has two of them before every rank has one.
-PARTS = ("fixed_marginals", "decomposability", "output", "lift", "document_shift", "fidelity", "senses", "truth")
+PARTS = (
+    "fixed_marginals",
+    "decomposability",
+    "spikes",
+    "output",
+    "lift",
+    "document_shift",
+    "concepts",
+    "fidelity",
+    "senses",
+    "truth",
+)
 PAIR_PARTS = ("fixed_marginals", "lift", "document_shift")
 
 
@@ -53,7 +68,7 @@ PAIR_PARTS = ("fixed_marginals", "lift", "document_shift")
 class Reference:
     """What is measured without an SAE, so once for all SAEs of a run.
 
-    output: None without a model or output tokens; senses: without sentences.
+    output: None without a model or output tokens; senses: without sentences; concepts: without a tokenizer.
 
     Of several ranks each has what its own parts need; moments are None where fidelity is not its own.
     """
@@ -61,6 +76,7 @@ class Reference:
     moments: Moments | None
     output: OutputReference | None
     senses: tuple[WordReference, ...] | None
+    concepts: tuple[LabelledTokens, ...] | None = None
 
 
 def reference_of(
@@ -70,29 +86,39 @@ def reference_of(
     progress: Progress = SILENT,
     *,
     ranks: Ranks = ALONE,
+    tokenizer=None,
 ) -> Reference:
     """The reference of the evaluation split; arguments as in `measure_sae`.
 
-    Raises UserError when the split is empty.
+    tokenizer: of the model, for concepts; None takes the host's. Raises UserError when the split is empty.
     """
     evaluation = evaluation_of(cache, spec)
+    tokenizer = host.tokenizer if tokenizer is None and host is not None else tokenizer
     asked = parts_of_model(spec, ranks) if host is not None else []
     moments = moments_of(evaluation, BATCH) if "fidelity" in deals(PARTS, ranks) or "output" in asked else None
-    output = senses = None
+    output = senses = concepts = None
     # tokens of a harvested window
     context = cache.index["identity"]["text"]["context"] if asked else None
     if "output" in asked:
         mean = moments.mean.float()
         output = output_reference(host, evaluation, spec.output_tokens, context, mean, progress=progress)
+    # both parts take the same sentences
+    words = []
+    if spec.senses and ("senses" in asked or "concepts" in asked):
+        words = sense_activations(host, sense_files(spec.senses), context, progress=progress)
     if "senses" in asked:
-        files = sense_files(spec.senses)
-        senses = sense_reference(sense_activations(host, files, context, progress=progress), SEED, progress=progress)
-    return Reference(moments, output, senses)
+        senses = sense_reference(words, SEED, progress=progress)
+    if spec.concepts and tokenizer is not None and "concepts" in deals(PARTS, ranks):
+        tagged = tagged_concepts(host, spec.labels, context, progress) if spec.labels else None
+        string_of = text_of_token(tokenizer)
+        concepts = concept_reference(evaluation, string_of, spec.concepts, SEED, words, tagged, progress)
+    return Reference(moments, output, senses, concepts)
 
 
 def parts_of_model(spec: recipe.Measure, ranks: Ranks = ALONE) -> list[str]:
     """This rank's parts of the suite that need the language model."""
-    wanted = {"output": spec.output_tokens, "senses": spec.senses}
+    tagged = spec.concepts and (spec.labels or spec.senses)
+    wanted = {"output": spec.output_tokens, "senses": spec.senses, "concepts": tagged}
     return [part for part in deals(PARTS, ranks) if wanted.get(part)]
 
 
@@ -109,6 +135,7 @@ def measure_sae(
     calibration: Calibration | None = None,
     folder: Path | None = None,
     ranks: Ranks = ALONE,
+    truth: SpikeTruth | None = None,
 ) -> dict:
     """Calibrates the SAE where it has no threshold yet, and measures it on the evaluation split; the result is JSON as
     it is.
@@ -119,9 +146,12 @@ def measure_sae(
     it got its threshold before. reference: of `reference_of`.
     folder: where the firings are kept; None keeps them in memory only. ranks: all of them call this, each with the same
     SAE (see above), and get the same.
-    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, senses, truth (of a planted world), settings
-    (what of the recipe decided them). A number that does not exist is null. `leave_one_out`, beside some numbers, has
-    them without each block of documents. Raises UserError when a split is empty or the SAE never fires.
+    truth: the spike-ins that the SAE was trained on, in the evaluation tokens; None for an SAE that met none. All else
+    is measured on text without spike-ins.
+    Keys: conditions, calibration, fidelity, cooccurrence, decomposability, spikes, concepts (of a text), senses, truth
+    (of a planted world), settings (what of the recipe decided them). A number that does not exist is null.
+    `leave_one_out`, beside some numbers, has them without each block of documents. Raises UserError when a split is
+    empty or the SAE never fires.
     """
     evaluation = evaluation_of(cache, spec)
     if calibration is None:
@@ -132,11 +162,13 @@ def measure_sae(
     # one block left out leaves nothing
     blocks = blocks if blocks.max(initial=0) else None
     phi = pair_statistics(firings, blocks, progress=progress, pool=partial(RankPool, ranks))
-    works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, reference)
+    works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, blocks, reference)
     if spec.lift:
         in_blocks = blocks if spec.excess_blocks else None
         works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
         works["lift"] = partial(lift_statistics, firings, progress=progress)
+    if truth is not None:
+        works["spikes"] = partial(measure_spikes, sae, truth, firings, blocks, progress)
     if spec.shifts:
         works["document_shift"] = partial(
             shift_null, firings, phi["mean_abs_phi"], SEED, spec.shifts, progress=progress
@@ -150,7 +182,7 @@ def measure_sae(
         "fidelity": fidelity | output | {"leave_one_out": fidelity["leave_one_out"] | output.get("leave_one_out", {})},
         "cooccurrence": phi | {part: parts[part] for part in PAIR_PARTS if parts[part]},
         "decomposability": parts["decomposability"],
-        **{part: parts[part] for part in ("senses", "truth") if parts[part]},
+        **{part: parts[part] for part in ("spikes", "concepts", "senses", "truth") if parts[part]},
         "settings": spec.settings,
     }
     return json_safe(measures)
@@ -165,6 +197,7 @@ def _works(
     progress: Progress,
     evaluation: Part,
     firings: Firings,
+    blocks: np.ndarray | None,
     reference: Reference,
 ) -> dict[str, Callable[[], dict]]:
     """The parts that are not about pairs of latents, still to be worked out."""
@@ -176,6 +209,8 @@ def _works(
     }
     if reference.output is not None:
         works["output"] = partial(output_effect, host, sae, reference.output, progress, spec.batch_topk)
+    if reference.concepts is not None:
+        works["concepts"] = partial(measure_concepts, sae, firings, blocks, reference.concepts, progress)
     if reference.senses is not None:
         works["senses"] = partial(measure_senses, sae, reference.senses, progress)
     if hasattr(cache, "world"):
@@ -207,6 +242,7 @@ def _conditions(
         "critic_seed": SEED,
         "data": cache.fingerprint,
         "senses": texts.digest(Path(spec.senses)) if spec.senses else None,
+        "labels": texts.digest(Path(spec.labels)) if spec.labels else None,
         "sae": sae_fingerprint(sae),
     }
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from metasae.errors import UserError, nearest
 from metasae.files import toml
 from metasae.recipe.registry import ARMS, Known
-from metasae.recipe.tables import Dictionary, Harvest, Hook, Measure, Meta, Model, Sae, Table, Text, Train
+from metasae.recipe.tables import Dictionary, Harvest, Hook, Measure, Meta, Model, Sae, Spikes, Table, Text, Train
 
 __all__ = [
     "Dictionary",
@@ -26,6 +26,7 @@ __all__ = [
     "Model",
     "Recipe",
     "Sae",
+    "Spikes",
     "Table",
     "Text",
     "Train",
@@ -52,6 +53,7 @@ class Recipe(Table):
     sae: Sae = Sae()
     meta: Meta = Meta()
     train: Train = Train()
+    spikes: Spikes = Spikes()
     measure: Measure = Measure()
     planted: dict[str, Any] = Field(
         {}, description='the planted world, as in metasae.data.planted.planted.WorldSpec; with text.source = "planted"'
@@ -72,6 +74,12 @@ class Recipe(Table):
                 "harvest.window_tokens deletes what was trained on, so harvest.tokens cannot be read again: set "
                 "one of them to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_truth(self):
+        if self.spikes.n and self.text.source == "planted":
+            raise ValueError("a planted world has a truth of its own: set spikes.n to 0")
         return self
 
     @model_validator(mode="after")

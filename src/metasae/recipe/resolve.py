@@ -18,8 +18,8 @@ def resolve(
 ) -> tuple[Recipe, Path]:
     """(the recipe with every value, the run folder). Writes nothing.
 
-    Raises UserError for an unknown recipe, key or value, a recipe without a model, sense-tagged sentences and a device
-    that are not there.
+    Raises UserError for an unknown recipe, key or value, a recipe without a model, tagged sentences and a device that
+    are not there.
     """
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
@@ -29,7 +29,7 @@ def resolve(
             "the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set "
             "model.name=NAME (on the hub)"
         )
-    check_senses(resolved)
+    check_tagged_files(resolved)
     check_device(device)
     return resolved, Path(out) if out is not None else Path("runs") / name
 
@@ -52,17 +52,22 @@ def one_per_point(recipe: Recipe, folder: Path, points: list[str]) -> list[tuple
     ]
 
 
-def check_senses(recipe: Recipe) -> None:
-    """Sense-tagged sentences are read after all arms are trained, so that they are there is checked before. Raises
-    UserError.
+def check_tagged_files(recipe: Recipe) -> None:
+    """Tagged sentences are read after all arms are trained, so that they are there is checked before.
+
+    Raises UserError.
     """
-    path = Path(recipe.measure.senses)
-    if recipe.measure.senses and not (path.is_file() or path.is_dir()):
-        raise UserError(
-            f"measure.senses: no file or folder '{path}'; give JSONL with word, sense, before, target and after"
-        )
-    if recipe.measure.senses and not os.access(path, os.R_OK):
-        raise UserError(f"measure.senses: '{path}' cannot be read; check its permissions")
+    for key, value, tag in (
+        ("senses", recipe.measure.senses, "word, sense"),
+        ("labels", recipe.measure.labels, "concept"),
+    ):
+        path = Path(value)
+        if value and not (path.is_file() or path.is_dir()):
+            raise UserError(
+                f"measure.{key}: no file or folder '{path}'; give JSONL with {tag}, before, target and after"
+            )
+        if value and not os.access(path, os.R_OK):
+            raise UserError(f"measure.{key}: '{path}' cannot be read; check its permissions")
 
 
 def first_difference(recipe: Recipe, other: Recipe, free: Collection[str]) -> tuple[str, Any, Any] | None:

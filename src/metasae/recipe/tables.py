@@ -107,6 +107,33 @@ class Harvest(Table):
     )
 
 
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Spikes(Table):
+    """Spike-ins: known features added to the activations that SAEs are trained on, so that how many they find is known.
+
+    All arms of seed s meet the draw `seed` + s; held-out text is measured without spike-ins, but for `spikes` in
+    measures.json.
+    """
+
+    n: int = Field(0, ge=0, description="known features, at least; 5 to 10% of sae.n is a good number; 0: none")
+    seed: int = Field(0, ge=0, description="of the first draw; SAEs of seed s meet draw seed + s")
+    amplitudes: tuple[Positive, Positive] = Field(
+        (0.15, 0.37), description="least and most strength, as shares of the median token norm"
+    )
+    rates: tuple[Positive, Positive] = Field((1e-4, 2e-2), description="least and most share of tokens they are on")
+
+    @model_validator(mode="after")
+    def _least_and_most(self):
+        for name, (least, most) in (("amplitudes", self.amplitudes), ("rates", self.rates)):
+            if least > most:
+                raise ValueError(f"{name} are the least and the most: {least} is more than {most}")
+        if self.rates[1] > 0.1:
+            raise ValueError(f"rates are shares of all tokens, at most 0.1: {self.rates[1]}")
+        return self
+
+
 ArchitectureName = Annotated[str, AfterValidator(Known("architecture", ARCHITECTURES))]
 
 
@@ -261,6 +288,12 @@ class Measure(Table):
     critic_grid: bool = Field(False, description="meta SAEs of several widths and k")
     senses: str = Field(
         "", description="file or folder of sense-tagged sentences (JSONL: word, sense, before, target, after)"
+    )
+    concepts: int = Field(50, ge=0, description="concepts drawn from the text, per family; 0 leaves all concepts out")
+    labels: str = Field(
+        "",
+        description="file or folder of sentences labelled with concepts of your own (JSONL: concept, before, target, "
+        "after; family); needs concepts",
     )
     across: bool = Field(
         True,

@@ -12,7 +12,6 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from markupsafe import Markup
@@ -23,7 +22,6 @@ from metasae import files
 from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair, grouped, number
 from metasae.compare.compare import read_measured
 from metasae.compare.tables import conditions_line, fill
-from metasae.compare.verdict import verdict_lines
 from metasae.errors import UserError
 from metasae.files import toml
 from metasae.interp.differences import score_differences
@@ -113,7 +111,6 @@ def page(comparison: dict, recipe: dict[str, str], images: dict[str, bytes], lat
 
     recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents.
     """
-    kinds = groupby(verdict_lines(comparison), lambda line: line.kind == "evidence")
     groups = [
         (title, table(comparison, quantities), quantities) for title, quantities in grouped({q.key for q in CATALOGUE})
     ]
@@ -121,7 +118,6 @@ def page(comparison: dict, recipe: dict[str, str], images: dict[str, bytes], lat
         Path(__file__).with_name("page.html"),
         comparison=comparison,
         pairs=by_pair(comparison["pairs"]),
-        verdict=[(is_evidence, [line.text for line in of_kind]) for is_evidence, of_kind in kinds],
         conditions=conditions_line(comparison).replace("`", ""),
         summary=table(comparison, [q for q in CATALOGUE if q.main]),
         images={name: base64.b64encode(image).decode("ascii") for name, image in images.items()},

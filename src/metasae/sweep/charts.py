@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metasae.compare.catalogue import ROBUST, scaled
+from metasae.compare.catalogue import TRUTH, scaled
 from metasae.sweep.folder import DONE
 from metasae.sweep.pareto import front
 from metasae.sweep.plan import QUANTITIES
 
 FVU = "fidelity.fvu"
-RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *ROBUST)
+RESPONSES = (FVU, "cooccurrence.mean_abs_phi", *TRUTH)
 BLUE, GREY, RED = "#0072B2", "#888888", "#D55E00"
 # told apart by the colour-blind too (Okabe and Ito)
 KINDS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -19,7 +19,7 @@ from metasae.progress.stop import StopRequest
 from metasae.recipe.recipe import Recipe
 from metasae.sweep import pareto
 from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder
-from metasae.sweep.plan import OBJECTIVES, Plan, asked_plan, claim
+from metasae.sweep.plan import Plan, asked_plan, claim
 
 POLL_SECONDS = 0.5
 
@@ -35,7 +35,7 @@ def sweep(
     overrides: dict[str, Any] | None = None,
     device: str = "cpu",
     early_stop: bool = False,
-    objectives: Sequence[str] = OBJECTIVES,
+    objectives: Sequence[str] | None = None,
     named: str | None = None,
     show: bool = True,
 ) -> dict:
@@ -48,8 +48,8 @@ def sweep(
     this machine; the same call may be made on other machines that see the folder. storage: an Optuna storage URL that
     is given a copy of the cells at the end. overrides: as in `metasae.run`; a sweep measures less than a run
     (`metasae.sweep.plan.light`) unless they say more. objectives: keys of the catalogue with a better direction, the
-    fidelity first. early_stop: `metasae.sweep.pareto`. A folder with the same sweep is gone on with; what failed is
-    tried again.
+    fidelity first; None takes FVU and the known features that the recipe measures. early_stop: `metasae.sweep.pareto`.
+    A folder with the same sweep is gone on with; what failed is tried again.
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
     changed = {**(overrides or {}), **({} if seeds is None else {"seeds": seeds})}

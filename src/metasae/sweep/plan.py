@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from metasae import files
-from metasae.compare.catalogue import CATALOGUE, ROBUST
+from metasae.compare.catalogue import CATALOGUE, TRUTH
 from metasae.errors import UserError, nearest
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE, SUBJECT
@@ -24,7 +24,8 @@ from metasae.sweep.folder import SweepFolder
 from metasae.sweep.grid import Axis, Range, expand, parse_grid
 from metasae.sweep.named import named
 
-OBJECTIVES = ("fidelity.fvu", *ROBUST)
+# Spike-ins of a sweep over kinds whose recipe has none, as a share of n.
+SPIKED_SHARE = 0.08
 # What may differ between two calls on one folder; a cache may be at another place on another machine.
 FREE = ("description", "seeds", "harvest.cache")
 QUANTITIES = {quantity.key: quantity for quantity in CATALOGUE}
@@ -59,7 +60,7 @@ class Plan:
     base: Recipe
     settings: tuple[Setting, ...] = ()
     search: Search | None = None
-    objectives: tuple[str, ...] = OBJECTIVES
+    objectives: tuple[str, ...] = ("fidelity.fvu",)
     shared_baseline: bool = False
     equal_fvu: dict | None = None
     early_stop: bool = False
@@ -122,15 +123,21 @@ def asked_plan(
     grid: Sequence[str],
     search: int | None,
     name: str | None,
-    objectives: Sequence[str],
+    objectives: Sequence[str] | None,
     early_stop: bool,
 ) -> tuple[Plan, SweepFolder]:
     """(the plan, the sweep's folder); arguments as of `metasae.sweep.sweep`, overrides with the seeds, name: its
     `named`.
 
+    Kinds are told apart by known features, so a sweep over them has spike-ins unless `overrides` say otherwise.
+
     Raises UserError for what contradicts itself.
     """
     base, full, folder = _resolved(recipe, out, overrides, device)
+    if name == "kinds" and not base.spikes.n and "spikes.n" not in overrides and base.text.source != "planted":
+        spikes = base.spikes.model_copy(update={"n": max(1, round(SPIKED_SHARE * base.sae.n))})
+        base = base.model_copy(update={"spikes": spikes})
+    objectives = tuple(objectives or default_objectives(base))
     if sum(map(bool, (name, grid or search))) != 1:
         raise UserError("say what is swept: --grid KEY=V,V, --named NAME, or --search N (with --grid as its space)")
     if search is not None and search < 1:
@@ -141,7 +148,7 @@ def asked_plan(
         )
     axes, study = parse_grid(grid), f"metasae-{uuid.uuid4().hex[:12]}"
     check_objectives(objectives)
-    plan = Plan(study, name or "", base, (), None, tuple(objectives), early_stop=early_stop, full_measure=full)
+    plan = Plan(study, name or "", base, (), None, objectives, early_stop=early_stop, full_measure=full)
     if name:
         settings, equal_fvu = named(name, base)
         if equal_fvu:
@@ -195,6 +202,13 @@ def light(base: Recipe) -> dict[str, Any]:
 def read_plan(folder: SweepFolder) -> Plan:
     """Raises UserError where there is none."""
     return _AS_JSON.validate_python(files.read_json(folder.plan))
+
+
+def default_objectives(base: Recipe) -> tuple[str, ...]:
+    """FVU, and what known features the recipe measures."""
+    planted = base.text.source == "planted"
+    measured = {"spikes": base.spikes.n, "concepts": base.measure.concepts and not planted, "truth": planted}
+    return ("fidelity.fvu", *(key for key in TRUTH if measured[key.split(".")[0]]))
 
 
 def check_objectives(keys: Sequence[str]) -> None:

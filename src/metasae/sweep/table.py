@@ -1,9 +1,9 @@
-"""sweep.md: the paper's table with intervals, the measures that no known case fools, and what is at equal FVU."""
+"""sweep.md: the paper's table with intervals, what known features say, and what is at equal FVU."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from metasae.compare.catalogue import ROBUST, change, is_established
+from metasae.compare.catalogue import TRUTH, change, is_established
 from metasae.compare.tables import fill
 from metasae.sweep.folder import DONE, FAILED, STOPPED
 from metasae.sweep.plan import QUANTITIES
@@ -16,10 +16,10 @@ OUTPUT = ("fidelity.ce_delta", "fidelity.output_cosine_distance")
 
 
 def columns(result: dict) -> list[str]:
-    """The measures shown: the paper's, the robust ones, and the objectives, each where any cell has it."""
+    """The measures shown: the paper's, those of known features, and the objectives, each where any cell has it."""
     known = {key for cell in result["cells"] for key in cell["differences"]}
     output = [key for key in OUTPUT if key in known][:1]
-    return [key for key in dict.fromkeys([*PAPER, *output, *ROBUST, *result["objectives"]]) if key in known]
+    return [key for key in dict.fromkeys([*PAPER, *output, *TRUTH, *result["objectives"]]) if key in known]
 
 
 def as_markdown(result: dict, drawn: Sequence[str] = ()) -> str:

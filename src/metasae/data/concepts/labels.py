@@ -4,10 +4,11 @@ Families, each with some concepts drawn by a seed among those that are frequent 
 
     token       one token type
     bigram      one token type right after another
-    surface     capitalised, all capitals, digit, first or last of a sentence, within quotes, brackets or code
+    surface     capitalised, all capitals, a digit's place, first or last of a sentence, within quotes, brackets or code
     topic       all tokens of the documents that hold one word
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from scipy.sparse import csr_array, hstack
 FAMILIES = ("token", "bigram", "surface", "topic")
 # Tokens, or documents for a topic, that a concept needs at least, and the share of all that it has at most.
 LEAST, MOST = 40, 0.25
-_ENDS, _OPENERS, _CLOSERS = ".!?", "([{", ")]}"
+_ENDS, _OPENERS, _CLOSERS, _QUOTES = ".!?", "([{", ")]}", '"“”'
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class Bank:
 
 
 class LabelledText:
-    """T tokens in their order. tokens, documents, positions: int [T]. string_of: a token id -> its text."""
+    """T tokens in their order.
+
+    tokens, documents, positions: int [T]. string_of: a token id -> its text as after another word, so that a leading
+    space tells where a word begins.
+    """
 
     def __init__(
         self, tokens: np.ndarray, documents: np.ndarray, positions: np.ndarray, string_of: Callable[[int], str]
@@ -56,6 +61,21 @@ class LabelledText:
     def where(self, is_one: Callable[[str], bool]) -> np.ndarray:
         """bool [T]: tokens whose text is one."""
         return np.array([is_one(text.strip()) for text in self.strings], bool)[self.type_of]
+
+    def number(self, of: Callable[[str], int]) -> np.ndarray:
+        """int [T]: a number of each token's text, spaces included."""
+        return np.array([of(text) for text in self.strings], np.int64)[self.type_of]
+
+    def before_in_stretch(self, change: np.ndarray) -> np.ndarray:
+        """int [T]: the sum of `change` over the tokens before each one, from where its stretch of text begins."""
+        before = np.cumsum(change) - change
+        first = np.flatnonzero(~self.follows)
+        return before - before[first][self.stretch] if len(self) else before
+
+    @property
+    def stretch(self) -> np.ndarray:
+        """int [T]: the number of the stretch of text without a gap that a token is in."""
+        return np.cumsum(~self.follows) - 1
 
 
 def concept_bank(text: LabelledText, per_family: int = 50, seed: int = 0) -> Bank:
@@ -95,19 +115,15 @@ def _surfaces(text: LabelledText, count: int, rng: np.random.Generator) -> Label
     after_end[1:] = ends[:-1]
     before_end = np.zeros(len(text), bool)
     before_end[:-1] = ends[1:] & text.follows[1:]
-    digit = text.where(str.isdigit)
-    after_digit = np.zeros(len(text), bool)
-    after_digit[1:] = digit[:-1] & text.follows[1:]
     surfaces = {
         "a capitalised word": text.where(lambda s: s[:1].isupper() and s[1:].islower()),
         "all capitals": capitals,
-        "the first number in a row": digit & ~after_digit,
-        "a later number in a row": digit & after_digit,
+        **_digits(text),
         "the first token of a sentence": (after_end & text.follows) | (text.positions == 0),
         "the last token of a sentence": before_end,
         "punctuation": text.where(lambda s: bool(s) and not any(letter.isalnum() for letter in s)),
-        "within double quotes": _between(text, text.where(lambda s: s in ('"', "“", "”"))),
-        "within backticks": _between(text, text.where(lambda s: bool(s) and set(s) == {"`"})),
+        "within double quotes": _between(text, text.number(lambda s: sum(map(s.count, _QUOTES)))),
+        "within code": _between(text, _code_marks(text)),
         "within brackets": _nested(text),
     }
     for name, on in list(surfaces.items())[:count]:
@@ -140,18 +156,55 @@ def _drawn(counts: np.ndarray, total: int, count: int, rng: np.random.Generator,
     return np.array(list(chosen)[:count], np.int64)
 
 
-def _between(text: LabelledText, mark: np.ndarray) -> np.ndarray:
-    """bool [T]: tokens between the first and the second mark of a document, the third and the fourth, ..."""
-    before = np.cumsum(mark) - mark
-    first = np.flatnonzero(~text.follows)
-    at_start = before[first][np.cumsum(~text.follows) - 1] if len(text) else before
-    return ((before - at_start) % 2 == 1) & ~mark
+def _digits(text: LabelledText) -> dict[str, np.ndarray]:
+    """bool [T] for places within a number, which is a row of digit tokens without a space in it.
+
+    A tokenizer that gives numbers of any length one token has the first kind alone.
+    """
+    digit = text.where(str.isdigit)
+    goes_on = np.zeros(len(text), bool)
+    goes_on[1:] = digit[1:] & digit[:-1] & text.follows[1:] & (text.number(lambda s: s[:1].isspace()) == 0)[1:]
+    ends = digit.copy()
+    ends[:-1] &= ~goes_on[1:]
+    # digits of the number behind each token: those up to the number's last token, less those up to this one
+    upto = np.cumsum(text.number(lambda s: len(s.strip())) * digit)
+    last = np.flatnonzero(ends)
+    behind = np.full(len(text), -1)
+    behind[digit] = upto[last[np.searchsorted(last, np.flatnonzero(digit))]] - upto[digit]
+    return {
+        "a number in one token": digit & ~goes_on & ends,
+        "the first digits of a number": digit & ~goes_on & ~ends,
+        "the last digits of a number": goes_on & ends,
+        "a digit in the tens' place": behind == 1,
+        "a digit in the hundreds' place": behind == 2,
+    }
+
+
+def _code_marks(text: LabelledText) -> np.ndarray:
+    """int [T]: rows of backticks that begin in each token, as code lies between two of them, of any length."""
+    marks = text.number(lambda s: len(re.findall("`+", s)))
+    goes_on = (text.number(lambda s: s.startswith("`"))[1:] > 0) & (text.number(lambda s: s.endswith("`"))[:-1] > 0)
+    marks[1:] -= goes_on & text.follows[1:]
+    return marks
+
+
+def _between(text: LabelledText, marks: np.ndarray) -> np.ndarray:
+    """bool [T]: tokens without marks between the first and the second mark of a stretch, the third and the fourth, ...
+
+    marks: int [T], how many stand in each token.
+    """
+    # a token that goes on with a mark has none of its own, and is no text either
+    letters = text.number(lambda s: any(letter not in '`"“” ' for letter in s)) > 0
+    return (text.before_in_stretch(marks) % 2 == 1) & (marks == 0) & letters
 
 
 def _nested(text: LabelledText) -> np.ndarray:
-    """bool [T]: tokens with more brackets opened than closed before them in their document."""
-    change = text.where(lambda s: s in tuple(_OPENERS)).astype(int) - text.where(lambda s: s in tuple(_CLOSERS))
-    before = np.cumsum(change) - change
-    first = np.flatnonzero(~text.follows)
-    at_start = before[first][np.cumsum(~text.follows) - 1] if len(text) else before
-    return (before - at_start > 0) & (change == 0)
+    """bool [T]: tokens behind more opening than closing brackets; a closing one that nothing opened counts for none."""
+    change = text.number(lambda s: sum(map(s.count, _OPENERS)) - sum(map(s.count, _CLOSERS)))
+    depth = text.before_in_stretch(change)
+    if not len(text):
+        return depth > 0
+    # the lowest depth so far in the stretch: every later stretch is shifted below all earlier ones
+    shift = text.stretch * (int(np.abs(depth).max()) + 1) * 2
+    lowest = np.minimum.accumulate(depth - shift) + shift
+    return (depth > lowest) & (change == 0)

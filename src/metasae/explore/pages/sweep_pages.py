@@ -101,9 +101,12 @@ def _cell(folder: Path, cell: dict, shown: str) -> dict:
 
 
 def _worded(key: str, entry: dict) -> dict:
-    """A difference as the report tells it. way: better, worse, same, or "" for a measure without a direction."""
+    """A difference as the report tells it, but for how long its SAEs were trained, which a sweep does not judge.
+
+    way: better, worse, same, or "" for a measure without a direction.
+    """
     shown = {name: entry[name] for name in ENTRY}
-    return {**shown, **in_words(key, entry), "way": towards(QUANTITIES[key], entry)}
+    return {**shown, **in_words(key, entry, None), "way": towards(QUANTITIES[key], entry)}
 
 
 def _equal_fvu(result: dict | None) -> dict | None:

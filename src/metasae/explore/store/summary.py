@@ -8,12 +8,11 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
 from metasae.arms.folder import Arm, read_object
-from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity, change, reading
+from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity, change, named_side, reading
 from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.interp.differences import score_differences
-from metasae.intervals.statistics import is_clear
 from metasae.recipe.recipe import Recipe
 
 CONFIG = "config.json"
@@ -34,6 +33,7 @@ def overview_of(
 ) -> dict:
     """saes: what the store knows of each arm. What the run folder lacks is None or empty."""
     compared = read_object(run_folder / "compare.json")
+    enough = compared.get("trained", {}).get("enough")
     measures = {arm.label: arm.measures() for arm in arms}
     of = {name: of_arm for name, of_arm in measures.items() if of_arm}
     planted = recipe is not None and recipe.text.source == "planted"
@@ -58,7 +58,9 @@ def overview_of(
                 for arm, entry in compared.get("arms", {}).items()
             },
             "pairs": {
-                name: {key: {**entry, **in_words(key, entry)} for key, entry in pair.items() if key in QUANTITIES}
+                name: {
+                    key: {**entry, **in_words(key, entry, enough)} for key, entry in pair.items() if key in QUANTITIES
+                }
                 for name, pair in compared.get("pairs", {}).items()
             },
             "pareto": [
@@ -100,12 +102,12 @@ def is_causal(recipe: Recipe | None) -> bool:
         return False
 
 
-def in_words(key: str, entry: dict) -> dict:
-    """What a report says of a difference. clear: after Holm's correction, so that only main measures can be."""
+def in_words(key: str, entry: dict, enough: bool | None) -> dict:
+    """What a report says of a difference. clear: shown as better or worse (`metasae.compare.catalogue.named_side`)."""
     quantity = QUANTITIES[key]
     return {
-        "clear": is_clear(entry) and entry.get("p_holm") is not None,
-        "reading": reading(quantity, entry),
+        "clear": bool(named_side(quantity, entry, enough)),
+        "reading": reading(quantity, entry, enough),
         "change": change(quantity, entry),
     }
 
@@ -115,7 +117,7 @@ def facts_of(quantity: Quantity) -> dict:
     return {
         "key": quantity.key, "label": quantity.label, "group": quantity.group, "group_label": GROUPS[quantity.group],
         "better": quantity.better, "main": quantity.main, "meaning": quantity.meaning, "relative": quantity.relative,
-        "speaks_of": quantity.speaks_of, "robust": quantity.robust,
+        "kind": quantity.kind,
     }  # fmt: skip
 
 

@@ -5,7 +5,9 @@ A spike-in's latent is the one of largest F1 on one half of the documents; it is
     F1 = 2 N11 / (N1 + Nf)       N1: tokens with the spike-in on, Nf: tokens on which the latent fires, N11: both
     r_ij = N11 / N1_j            recall of spike-in j by latent i;   q_ij = r_ij / sum_j r_ij is free of the rates
 
-What fools these numbers: a spike-in judges a method that is trained on spike-ins, not an SAE from elsewhere.
+What fools these numbers: a spike-in judges a method that is trained on spike-ins, not an SAE from elsewhere. Cutting
+weak firings can raise recovery after a short training, losing any lowers the phi error, and chance recalls of many
+spike-ins hide a second one from the blend rate (docs/measures.md).
 """
 
 from dataclasses import dataclass

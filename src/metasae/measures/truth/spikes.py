@@ -1,21 +1,34 @@
-"""Spike-ins for any trainer: added to its activations while it trains, and looked for by its SAE afterwards."""
+"""Spike-ins for any trainer: added to its activations while it trains, and looked for by its SAE afterwards.
 
+A run of ours uses the same class (`metasae.arms.source`): it draws one set for each seed, keeps it in a file, and looks
+for it in every SAE of that seed.
+"""
+
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
-from metasae.data.spikes.draw import RATES, draw_directions, draw_spikes
+from metasae import files
+from metasae.data.spikes.draw import RATES, Spike, draw_directions, draw_spikes
+from metasae.data.spikes.spiked import SpikedSplit
 from metasae.data.spikes.spikes import SpikeSet
+from metasae.data.split import Rows, Split
 from metasae.errors import UserError
-from metasae.measures.truth.probe import probe_f1
-from metasae.measures.truth.spike_scores import by_kind, ones, score_spikes
+from metasae.measures.truth.probe import directions
+from metasae.measures.truth.spike_scores import ones
+from metasae.measures.truth.spike_truth import SpikeTruth
+from metasae.ranks.lanes import on_one_core
 
-# Rows of training activations that the probe of the ceiling takes at most.
-PROBE_ROWS = 100_000
+# Training activations that a draw looks at: so many rows, and numbers in them.
+SAMPLE_ROWS, SAMPLE_NUMBERS = 100_000, 1 << 27
 BATCH = 2048
 
 
@@ -40,16 +53,56 @@ class Spikes:
         x = _matrix(x).double()
         norm = float(x.norm(dim=1).median())
         spikes = draw_spikes(n, np.bincount(_ints(tokens)), seed, tuple(share * norm for share in amplitudes), rates)
-        covariance = torch.cov(x.t()).numpy() if len(x) > 1 else None
-        self.set = SpikeSet(spikes, draw_directions(spikes, x.shape[1], seed, covariance), seed)
+        # one core adds up in one order, so the draw is the same however many processes train
+        with on_one_core():
+            covariance = torch.cov(x.t()).numpy() if len(x) > 1 else None
+            rows = draw_directions(spikes, x.shape[1], seed, covariance)
+        self.set = SpikeSet(spikes, rows, seed)
+        # of `fit`: detectors [d, m], and what spike-ins add to the mean of x and of ||x||^2
+        self._probes: Tensor | None = None
+        self._added: tuple[Tensor, float] | None = None
+
+    @classmethod
+    def of_split(cls, split: Split, n: int, seed: int, amplitudes, rates) -> "Spikes":
+        """Drawn from a training split, and fitted on it."""
+        count = min(split.n_tokens, SAMPLE_ROWS, max(1, SAMPLE_NUMBERS // split.d))
+        places = np.linspace(0, split.n_tokens - 1, count).astype(np.int64)
+        x = split.rows(places).float()
+        spikes = cls(x, split.tokens, n, seed, amplitudes, rates)
+        spikes.fit(x, *(np.asarray(column)[places] for column in (split.tokens, split.documents, split.positions)))
+        return spikes
 
     def __len__(self) -> int:
         return len(self.set)
 
     def add(self, x: Tensor, tokens, documents, positions) -> Tensor:
-        """x [T, d] with the spike-ins of its tokens, for training and for `score`; the columns are int [T]."""
+        """x [T, d] with the spike-ins of its tokens, for training; the columns are int [T]."""
         self._check(x, tokens, documents, positions)
         return self.set.add(x, *map(_ints, (tokens, documents, positions)))
+
+    def fit(self, x: Tensor, tokens, documents, positions) -> None:
+        """Fits the linear probes of the ceiling on training tokens; arguments as of `add`."""
+        self._check(x, tokens, documents, positions)
+        spiked = SpikedSplit(Rows(_matrix(x), tuple(map(_ints, (tokens, documents, positions)))), self.set)
+        rows, before = spiked.rows(np.arange(spiked.n_tokens)), spiked.split.x
+        _, probes = directions(rows.numpy(), ones(spiked.strengths()))
+        self._probes = torch.from_numpy(probes).float()
+        moments = (rows.mean(0, dtype=torch.float64), rows.double().square().sum(1).mean())
+        clean = (before.mean(0, dtype=torch.float64), before.double().square().sum(1).mean())
+        self._added = moments[0] - clean[0], float(moments[1] - clean[1])
+
+    def spiked(self, split: Split) -> SpikedSplit:
+        """A split with these spike-ins in its activations."""
+        return SpikedSplit(split, self.set, self._added)
+
+    @property
+    def added_square(self) -> float:
+        """What they add to the mean of ||x||^2, on the tokens that `fit` saw."""
+        return self._added[1]
+
+    def truth_on(self, split: Split) -> SpikeTruth:
+        """What is there to find in held-out tokens."""
+        return SpikeTruth.of(self.spiked(split), self._probes)
 
     def score(
         self,
@@ -65,40 +118,42 @@ class Spikes:
 
         encode: [B, d] -> activations [B, n], above 0 where a latent fires. x, tokens, documents, positions: held-out
         tokens without spike-ins, of several documents. rows: decoder rows [n, d], for the cosine.
-        train: (x, tokens, documents, positions) of training tokens, for the ceiling; None leaves it out.
+        train: (x, tokens, documents, positions) of training tokens, for the ceiling; None leaves it out, unless `fit`
+        was called.
         """
         self._check(x, tokens, documents, positions)
-        columns = tuple(map(_ints, (tokens, documents, positions)))
-        strengths = self.set.strengths(*columns)
-        spiked = self.set.add(_matrix(x), *columns)
-        fires = vstack(list(_fired(encode, spiked)), format="csr")
-        unit = None if rows is None else torch.nn.functional.normalize(_matrix(rows), dim=1).numpy()
-        scores = score_spikes(self.set.spikes, strengths, fires, columns[1], self.set.directions, unit)
-        scores["added_energy"] = self._added_energy(_matrix(x), strengths)
-        scores["ceiling_f1"] = None
         if train is not None:
-            ceiling = self._ceiling(spiked, strengths, columns[1], train)
-            scores["ceiling_f1"] = float(np.nanmean(ceiling)) if np.isfinite(ceiling).any() else None
-            ceilings = by_kind(self.set.spikes, ceiling)
-        kinds = scores["by_kind"]
-        scores["by_kind"] = {
-            kind: {"recovery_f1": kinds[kind], "ceiling_f1": None if train is None else ceilings[kind]}
-            for kind in kinds
-        }
-        return scores
+            self.fit(*train)
+        truth = self.truth_on(Rows(_matrix(x), tuple(map(_ints, (tokens, documents, positions)))))
+        fires = vstack(list(_fired(encode, truth.split)), format="csr")
+        return truth.scores(fires, None if rows is None else _matrix(rows).numpy())
 
-    def _ceiling(self, spiked: Tensor, strengths: csr_array, documents: np.ndarray, train: tuple) -> np.ndarray:
-        x, *columns = train
-        chosen = slice(0, PROBE_ROWS)
-        own = [_ints(column)[chosen] for column in columns]
-        trained = self.set.add(_matrix(x)[chosen], *own)
-        fitted_on = trained.numpy(), ones(self.set.strengths(*own))
-        return probe_f1(spiked.numpy(), ones(strengths), documents, fitted_on)
+    def save(self, path: str | Path) -> None:
+        """One safetensors file: directions, probes, and the spike-ins as JSON in its header."""
+        tensors = {"directions": torch.from_numpy(self.set.directions)}
+        if self._probes is not None:
+            tensors |= {"probes": self._probes, "added_mean": self._added[0]}
+            tensors["added_square"] = torch.tensor(self._added[1], dtype=torch.float64)
+        listed = {"seed": self.set.seed, "spikes": [asdict(spike) for spike in self.set.spikes]}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        files.write_tensors(Path(path), tensors, {"draw": json.dumps(listed)})
 
-    def _added_energy(self, x: Tensor, strengths: csr_array) -> float:
-        """E ||sum_j s_j g_j||^2 over the variance of x."""
-        added = torch.from_numpy(strengths @ self.set.directions)
-        return float(added.square().sum() / (x - x.mean(0)).square().sum())
+    @classmethod
+    def load(cls, path: str | Path) -> "Spikes":
+        """What `save` wrote. Raises UserError for a file that is not there or damaged."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            draw = json.loads(header["draw"])
+            listed = [Spike(**_as_drawn(entry)) for entry in draw["spikes"]]
+            spikes = cls.__new__(cls)
+            spikes.set = SpikeSet(listed, tensors["directions"].numpy(), draw["seed"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} holds no spike-ins ({error}); restore it, or train the run's arms anew") from None
+        spikes._probes = tensors.get("probes")
+        spikes._added = (tensors["added_mean"], float(tensors["added_square"])) if "added_mean" in tensors else None
+        return spikes
 
     def _check(self, x: Tensor, *columns) -> None:
         lengths = {len(column) for column in columns}
@@ -110,9 +165,14 @@ class Spikes:
             )
 
 
+def _as_drawn(entry: dict) -> dict:
+    """JSON knows no tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
 @torch.no_grad()
-def _fired(encode: Callable[[Tensor], Any], x: Tensor) -> Iterator[csr_array]:
-    for block in x.split(BATCH):
+def _fired(encode: Callable[[Tensor], Any], split: Split) -> Iterator[csr_array]:
+    for block in split.blocks(BATCH):
         codes = encode(block)
         yield csr_array((getattr(codes, "acts", codes) > 0).cpu().numpy())
 

@@ -29,18 +29,14 @@ export async function page() {
   return { title: run.run, node, ready: () => draw(node) };
 }
 
-/** The sentence that concludes, larger; the others below it. */
+/** Whether training was long enough, then what known features say, larger; the rest below. */
 function verdict(run, many) {
-  const text = run.verdict || "Nothing is compared yet.";
-  const sentences = text.split(/(?<=[.:]) (?=[A-Z])/);
-  const lead = sentences.findIndex((sentence) => / against |Only /.test(sentence));
-  const at = Math.max(lead, 0);
+  const lines = Array.isArray(run.verdict) && run.verdict.length ? run.verdict : [{ kind: "trained", text: "Nothing is compared yet." }];
   return h(
     "section",
     { class: "card verdict" },
     h("div", { class: "card-head" }, h("h1", {}, run.run), h("p", { class: "note" }, many)),
-    h("p", { class: "lead" }, sentences[at]),
-    ...sentences.filter((_, i) => i !== at).map((sentence) => h("p", { class: "soft" }, sentence)),
+    ...lines.map(({ kind, text }) => h("p", { class: kind === "truth" ? "lead" : "soft" }, text)),
     run.missing?.length ? h("p", { class: "note" }, `Not measured yet: ${run.missing.join(", ")}.`) : null,
   );
 }

@@ -1,0 +1,63 @@
+"""Whether the arms of a run were trained enough to say which has more atomic latents.
+
+    r        cosine of the baseline's matched decoder rows in two seeds: seeds of a short training share little
+    fall     how much FVU still falls over the last tenth of the steps, the largest of all arms: a straight line
+             through the training rows of that tenth, its drop over its start
+    share    F1 of the baseline's recovered spike-ins over that of a linear probe: near 0 no method can be told apart
+
+A run passes at r >= .6, a fall below 1% and a share of .5 or more. r and share are the baseline's, as a method is free
+to change them; the length of training must do for plain training.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from metasae.arms.folder import Arm
+
+LIMITS = {"r": 0.6, "fall": 0.01, "share": 0.5}
+# Rows of metrics.jsonl in the last tenth, at least, for a line through them.
+_LEAST_ROWS = 5
+
+
+def trained_enough(comparison: dict, arms: Sequence[Arm]) -> dict:
+    """{enough, r, fall, share, limits}; a number that is not known is None.
+
+    comparison: as `metasae.compare.compare.compare` makes it. enough: False where a known number misses its limit, None
+    where none does but r is not known, as with one seed.
+    """
+    means = comparison["arms"][comparison["baseline"]]["means"]
+    recovered, ceiling = (means.get(f"spikes.{key}") for key in ("recovery_f1", "ceiling_f1"))
+    falls = [fall for fall in map(fall_of, arms) if fall is not None]
+    known = {
+        "r": means.get("seeds.mean_r"),
+        "fall": max(falls, default=None),
+        "share": recovered / ceiling if recovered is not None and ceiling else None,
+    }
+    missed = missing_its_limit(known)
+    enough = False if missed else None if known["r"] is None else True
+    return {"enough": enough, **known, "limits": LIMITS}
+
+
+def missing_its_limit(known: dict) -> list[str]:
+    """The known numbers that miss their limits."""
+    passes = {
+        "r": known["r"] is None or known["r"] >= LIMITS["r"],
+        "fall": known["fall"] is None or known["fall"] < LIMITS["fall"],
+        "share": known["share"] is None or known["share"] >= LIMITS["share"],
+    }
+    return [key for key, passed in passes.items() if not passed]
+
+
+def fall_of(arm: Arm) -> float | None:
+    """The fall of an arm's FVU over the last tenth of its training; None where its curve is not known or too short."""
+    rows = [(row["step"], row["fvu"]) for row in arm.metrics() if "fvu" in row and "step" in row]
+    if not rows:
+        return None
+    steps, fvu = np.array(rows, float).T
+    last = steps > 0.9 * steps[-1]
+    if last.sum() < _LEAST_ROWS:
+        return None
+    slope, level = np.polyfit(steps[last] - steps[-1], fvu[last], 1)
+    drop = -slope * 0.1 * steps[-1]
+    return float(drop / (level + drop))
