@@ -248,12 +248,16 @@ def test_a_number_that_both_arms_lack_for_a_seed_is_named(tmp_path):
 
 def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
     three_arms(tmp_path)
-    # joint's splits are of its own seed, solo's in its next one: the differences share seeds
-    others = {"solo": [f"solo-s{(seed + 1) % 3}" for seed in range(3)], "joint": [f"solo-s{seed}" for seed in range(3)]}
+    # both arms' splits are of solo's SAE and one of the next seed
+    others = {arm: [f"{arm}-s{(seed + 1) % 3}" for seed in range(3)] for arm in ("solo", "joint")}
     stored = {
         f"{arm}-s{seed}": {
             "seeds": {"mean_r": 0.5 + 0.01 * seed - joint * (0.1 + 0.01 * seed**2), "with": f"{arm}-s{(seed + 1) % 3}"},
-            "splits": {"mean_score": 0.1 + 0.01 * seed + joint * 0.01 * seed**2, "with": others[arm][seed]},
+            "splits": {
+                "mean_score": 0.1 + 0.01 * seed + joint * 0.01 * seed**2,
+                "with": others[arm][seed],
+                "n_kept": 0,
+            },
         }
         for joint, arm in enumerate(others)
         for seed in range(3)
@@ -269,9 +273,8 @@ def test_numbers_that_share_seeds_have_the_wider_interval(tmp_path):
             and entry["se_seeds"] == pytest.approx(2 * alone.se_seeds)
             and alone.se_seeds > 0
         )
-    # joint's own splits share nothing
     spread = {arm: comparison["arms"][arm]["intervals"]["splits.mean_score"]["se_seeds"] for arm in ("joint", "solo")}
-    assert spread["joint"] == pytest.approx(math.sqrt(0.0028 / 9))
+    assert spread["joint"] == pytest.approx(2 * math.sqrt(0.0028 / 9))
     assert spread["solo"] == pytest.approx(2 * 0.01 / math.sqrt(3))
 
 

@@ -37,11 +37,18 @@ class Table:
             "pair": "solo-s0 -> joint-s0",
             "summary": {"n_above_0.1": 1},
             "base_rate": None,
+            "n_kept": 7,
+            "same_seed": True,
         }
 
     def split(self, id):
         latent = {"sae": "solo-s0", "latent": 3, "top_tokens": HOSTILE}
-        children = [{**latent, "sae": "joint-s0", "latent": number, "share": 0.4, "phi": 0.5} for number in range(2)]
+        latent["lives_on"] = {"sae": "joint-s0", "latent": 2927, "phi": 0.41, "same": False}
+        was = [{"sae": "solo-s0", "latent": 829, "phi": 0.92, "same": True}, None]
+        children = [
+            {**latent, "sae": "joint-s0", "latent": number, "share": 0.4, "phi": 0.5, "already": was[number]}
+            for number in range(2)
+        ]
         values = [0.0, 2.0, 0, 0, 0, 0, 1.0]
         none = [0.0] * 7
         windows = [
@@ -102,6 +109,12 @@ def test_tokens_and_explanations_are_escaped(sections):
 def test_each_child_has_its_window_and_its_colour(sections):
     marks = re.findall(r'<mark class="(child-\d)"', sections)
     assert marks == ["child-0", "child-0", "child-1", "child-1", "child-0", "child-0"]
+
+
+def test_a_split_says_what_became_of_the_parent_and_what_the_children_were(sections):
+    assert "the parent is gone; closest to it, beside its children: joint-s0 2927 (phi 0.41)" in sections
+    assert "was already solo-s0 829 (phi 0.92)" in sections and "nothing in the other SAE fires like it" in sections
+    assert "7 more candidates are left out" in sections and "Both SAEs are of one seed" in sections
 
 
 def test_the_worst_are_those_of_the_arm_by_its_hardest_score(sections):

@@ -244,15 +244,19 @@ class FakeExplorer:
                 "phi": 0.4 - 0.1 * c,
                 "share": 0.5 - 0.2 * c,
                 "top_tokens": [WORDS[c], NASTY[c]],
+                "already": {"sae": sae, "latent": 829, "phi": 0.9, "same": True} if c else None,
             }
             for c in range(2)
         ]
+        kept = number % 10 == 9
+        parent["lives_on"] = {"sae": other, "latent": 2927, "phi": 0.92 if kept else 0.41, "same": kept}
         label = self._label({"kind": "split", "id": id})
         return {"id": id, "kind": kind, "pair": f"{sae} -> {other}", "parent": parent, "children": children,
                 "coverage": 0.78, "overlap": 0.02, "score": 1 / (1 + number), "firings": 600,
-                "label": label}  # fmt: skip
+                "kept": kept, "label": label}  # fmt: skip
 
-    def splits(self, pair=None, kind="splits", offset=0, limit=50, search=None, min_score=None, label=None):
+    def splits(self, pair=None, kind="splits", offset=0, limit=50, search=None, min_score=None, label=None,
+               kept=False):  # fmt: skip
         pairs = ["joint-s0 -> solo-s0"] if kind == "merges" else ["solo-s0 -> joint-s0", "solo-s1 -> joint-s1"]
         base = ["solo-s0 -> solo-s1"]
         if pair is not None and pair not in pairs + base:
@@ -270,7 +274,11 @@ class FakeExplorer:
                     for side in both
                 )
             ]
-        return {"pairs": pairs, "base_pairs": base, "pair": pair or pairs[0], "kind": kind,
+        n_kept = sum(row["kept"] for row in rows)
+        rows = [row for row in rows if kept or not row["kept"]]
+        rows.sort(key=lambda row: (row["kept"], -row["score"]))
+        return {"pairs": pairs, "base_pairs": base, "pair": pair or pairs[0], "kind": kind, "same_seed": False,
+                "n_kept": n_kept,
                 "summary": {"n_above_0.1": 150, "mean_score": 0.02},
                 "base_rate": {"pair": base[0], "n_above_0.1": 186, "mean_score": 0.022},
                 "total": len(rows), "rows": rows[offset : offset + limit]}  # fmt: skip

@@ -393,12 +393,12 @@ def test_splits_are_filtered_and_loaded_further(reader):
     assert page.locator(".item").count() == 50
     page.click("button:text-is('More')")
     page.wait_for_function("() => document.querySelectorAll('.item').length === 100")
-    page.fill("[data-search]", "99")
-    page.wait_for_function("() => document.querySelectorAll('.item').length === 2")  # as a parent, and as a child of 98
+    page.fill("[data-search]", "98")
+    page.wait_for_function("() => document.querySelectorAll('.item').length === 2")  # as a parent, and as a child of 97
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     page.wait_for_function("() => document.querySelectorAll('.item').length === 50")
-    page.fill("[data-search]", "119")  # not among the first 50
+    page.fill("[data-search]", "118")  # not among the first 50
     page.wait_for_function("() => document.querySelectorAll('.item').length === 2")
     assert "No evidence that the penalty splits latents" in reader.text()
     assert "with a score above 0.1" in reader.text() and "186" in reader.text()
@@ -408,6 +408,26 @@ def test_splits_are_filtered_and_loaded_further(reader):
     page.click("button:has-text('A 4')")
     assert page.locator(".window").count() == 4
     assert page.locator(".window .t.c0").count() == 4 and page.locator(".window .t.c1").count() == 0
+
+
+def test_what_lives_on_is_shown_when_asked_for(reader):
+    page = reader.open("splits")
+    status = "document.querySelector('.toolbar [role=status]').textContent"
+    assert page.evaluate(status) == "50 of 108 shown, 12 hidden, as latents live on"
+    first = " ".join(page.locator(".item >> nth=0").inner_text().split())
+    assert "the parent is gone; closest to it, beside its children: joint-s0 2927 (phi 0.410)" in first
+    assert "was already solo-s0 829 (phi 0.900)" in first
+    page.fill("[data-search]", "119")
+    page.wait_for_function(f"() => {status} === '1 of 1 shown, 1 hidden, as latents live on'")
+    page.check(".toolbar input[type=checkbox]")
+    page.wait_for_function(f"() => {status} === '2 of 2 shown'")
+    assert "the parent lives on as joint-s0 2927 (phi 0.920)" in " ".join(page.inner_text(".item >> nth=1").split())
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.wait_for_function(f"() => {status}.startsWith('50 of 108 shown')")
+    assert not page.is_checked(".toolbar input[type=checkbox]")
+    reader.open("split/s0-9")
+    assert "the parent lives on as joint-s0 2927 (phi 0.920)" in " ".join(reader.text().split())
 
 
 def test_a_text_is_tried(reader):

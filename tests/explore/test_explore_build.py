@@ -96,7 +96,8 @@ def test_only_what_changed_is_built_again(tmp_path):
     write_arm(run, "solo-s1", random_firings(7), seed=2)
     later = built_parts(build(run, strings=numbered))
     changed = {name for name in later if later[name] != after.get(name)}
-    assert changed == {"sae:solo-s1", "interp:solo-s1", "pair:solo-s0|solo-s1", "splits:solo-s0|solo-s1", "overview"}
+    assert changed == {"sae:solo-s1", "interp:solo-s1", "pair:solo-s0|solo-s1", "splits:solo-s0|solo-s1",
+                       "splits:solo-s1|solo-s0", "overview"}  # fmt: skip
     assert Explorer(run).latent("solo-s1", 3)["scores"] == [
         {"score": "embedding", "part": "random", "value": 0.75, "chance": 0.5}
     ]
@@ -149,8 +150,8 @@ def test_one_arm_alone(tmp_path):
     build(run_of(tmp_path, "solo-s0"), strings=numbered)
     explorer = Explorer(tmp_path)
     assert explorer.splits() | {"rows": []} == {
-        "pairs": [], "base_pairs": [], "pair": None, "kind": "splits", "total": 0, "offset": 0, "summary": None,
-        "base_rate": None, "rows": []
+        "pairs": [], "base_pairs": [], "pair": None, "kind": "splits", "same_seed": False, "total": 0, "n_kept": 0,
+        "offset": 0, "summary": None, "base_rate": None, "rows": []
     }  # fmt: skip
     page = explorer.latent("solo-s0", 5)
     assert page["matches"] == page["meta"] == page["splits"] == page["senses"] == page["scores"] == []

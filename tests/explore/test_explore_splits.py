@@ -85,6 +85,27 @@ def test_merges_are_read_from_the_other_arm(planted):
     assert {child["sae"] for row in merges["rows"] for child in row["children"]} == {"solo-s0"}
 
 
+def test_what_lives_on_is_hidden_until_it_is_asked_for(planted):
+    explorer, solo, joint, _ = planted
+    shown, everything = explorer.splits(limit=500), explorer.splits(limit=500, kept=True)
+    hidden = [row for row in everything["rows"] if row["kept"]]
+    assert len(hidden) == shown["n_kept"] == everything["n_kept"] == shown["summary"]["n_kept"] > 0
+    assert everything["total"] == shown["total"] + len(hidden)
+    # the first ones are those that are shown anyway
+    assert everything["rows"] == shown["rows"] + hidden and not any(row["kept"] for row in shown["rows"])
+    assert shown["summary"]["n_above_0.1"] == sum(row["score"] > 0.1 for row in everything["rows"])
+    for row in everything["rows"]:
+        others = [row["parent"]["lives_on"], *(child["already"] for child in row["children"])]
+        same = [other is not None and other["same"] for other in others]
+        assert row["kept"] == (same[0] or all(same[1:]))
+        assert same == [other is not None and other["phi"] > 0.8 for other in others]
+        assert all(other["sae"] == ("solo-s0" if i else "joint-s0") for i, other in enumerate(others) if other)
+    # a latent that both have lives on, about as much as over all tokens
+    row = next(row for row in hidden if row["parent"]["lives_on"]["same"])
+    phi = phi_by_hand(solo, row["parent"]["latent"], joint, row["parent"]["lives_on"]["latent"])
+    assert row["parent"]["lives_on"]["phi"] == pytest.approx(phi, abs=0.1)
+
+
 def test_a_split_equals_counting(planted):
     explorer, solo, joint, _ = planted
     for row in explorer.splits(limit=3)["rows"]:
@@ -143,7 +164,8 @@ def test_pages_of_candidates(planted):
     best = first["rows"][0]
     assert explorer.latent("solo-s0", best["parent"]["latent"])["scalars"]["split_score"] == best["score"]
     assert best["id"] in explorer.latent("joint-s0", best["children"][0]["latent"])["splits"]
-    assert explorer.splits()["base_rate"] is None  # one seed
+    # one seed
+    assert explorer.splits()["base_rate"] is None and explorer.splits()["same_seed"]
 
 
 def test_candidates_are_filtered_among_all_of_the_pair(planted):
@@ -192,22 +214,30 @@ def test_the_base_rate_is_solo_in_its_next_seed(tmp_path):
     build(tmp_path, strings=words_of(firings[0]))
     explorer = Explorer(tmp_path)
     shown = explorer.splits()
-    assert shown["pairs"] == ["solo-s0 -> joint-s0", "solo-s1 -> joint-s1"]
+    assert shown["pairs"] == ["solo-s0 -> joint-s1"] and not shown["same_seed"]
     assert shown["base_pairs"] == ["solo-s0 -> solo-s1"]
-    for pair in (*shown["pairs"], *explorer.splits(kind="merges")["pairs"]):
-        assert explorer.splits(pair)["base_rate"]["pair"] == "solo-s0 -> solo-s1"
+    assert shown["base_rate"]["pair"] == "solo-s0 -> solo-s1"
+    merges = explorer.splits(kind="merges")
+    assert merges["pairs"] == ["joint-s1 -> solo-s0"] and merges["base_pairs"] == ["solo-s1 -> solo-s0"]
+    assert merges["base_rate"]["pair"] == "solo-s1 -> solo-s0"
+    # control has solo's weights, so that its splits are the base rate
+    for seed in range(2):
+        shutil.copytree(tmp_path / "arms" / f"solo-s{seed}", tmp_path / "arms" / f"control-s{seed}")
+    build(tmp_path, strings=words_of(firings[0]))
+    assert Explorer(tmp_path).splits()["pairs"] == ["solo-s0 -> joint-s1"]
     base = explorer.splits("solo-s0 -> solo-s1")
     assert base["summary"] | {"pair": base["pair"]} == shown["base_rate"]
 
 
 def test_a_split_is_told_beside_those_between_two_seeds_of_solo(tmp_path):
     solo, joint, _ = two_senses()
-    for seed, (name, firings) in enumerate((("solo-s0", solo), ("solo-s1", joint), ("joint-s0", joint))):
+    arms = (("solo-s0", solo), ("solo-s1", joint), ("joint-s0", solo), ("joint-s1", joint))
+    for seed, (name, firings) in enumerate(arms):
         write_arm(tmp_path, name, firings, seed=seed)
     build(tmp_path, strings=words_of(solo))
     explorer = Explorer(tmp_path)
     scores = [row["score"] for row in explorer.splits("solo-s0 -> solo-s1", limit=500)["rows"]]
-    shown = explorer.splits("solo-s0 -> joint-s0")
+    shown = explorer.splits("solo-s0 -> joint-s1")
     for row in shown["rows"][:3]:
         told = explorer.split(row["id"])["base"]
         assert told["as_good"] == sum(score >= row["score"] for score in scores) > 0 and told["whole"]
@@ -223,26 +253,33 @@ def test_without_firings_the_candidates_of_across_are_shown(tmp_path):
         "coverage": 0.9,
         "overlap": 0.1,
         "shares": [0.4, 0.4],
+        "lives_on": {"latent": 7, "phi": 0.4, "same": False},
+        "already": [{"latent": None, "phi": 0.0, "same": False}, {"latent": 2, "phi": 0.9, "same": True}],
         "score": 0.3,
         "firings": 99,
+        "kept": False,
     }
     part = {
         "with": "solo-s0",
         "of": ["weights solo-s0 0", "weights joint-s0 1"],
         "n_parents": 12,
+        "n_kept": 0,
         "mean_score": 0.02,
         "ranked": [split],
     }
     for seed, name in enumerate(("solo-s0", "joint-s0")):
         write_arm(tmp_path, name, None, seed=seed)
     (tmp_path / "across.json").write_text(
-        json.dumps({"joint-s0": {"splits": part, "merges": {**part, "of": ["other", "weights"]}}})
+        json.dumps({"joint-s0": {"same_seed_splits": part, "same_seed_merges": {**part, "of": ["other", "weights"]}}})
     )
     build(tmp_path)
     explorer = Explorer(tmp_path)
     shown = explorer.splits()
     assert (shown["pair"], shown["total"], shown["summary"]["n_parents"]) == ("solo-s0 -> joint-s0", 1, 12)
     page = explorer.split(shown["rows"][0]["id"])
+    assert page["parent"]["lives_on"] == {"sae": "joint-s0", "latent": 7, "phi": 0.4, "same": False}
+    was = {"sae": "solo-s0", "latent": 2, "phi": 0.9, "same": True}
+    assert [child["already"] for child in page["children"]] == [None, was]
     assert page["flow"] is None
     assert page["windows"] == []
     assert len(page["cosine"]) == 3

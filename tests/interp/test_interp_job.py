@@ -135,13 +135,14 @@ def test_siblings_are_asked_about_beside_the_latents(folder):
     # solo blends three words into one latent each; joint has their senses, read by an encoder that takes some for
     # others
     assert (
-        joint["parts"]["all"]["estimate"] > 0.4
+        joint["parts"]["same_seed"]["estimate"] > 0.4
         and joint["parents"] == "solo-s0"
         and joint["candidates"] >= 2
         and joint["found_in"] == "firings"
     )
-    # with one seed solo has no base rate, so nothing is compared
-    assert solo["parts"]["all"]["estimate"] is None and "no second SAE" in solo["parts"]["all"]["note"]
+    # with one seed like is not compared with like: joint's siblings are of the same seed, and solo has none
+    assert set(joint["parts"]) == {"same_seed"} and joint["children"] == "joint-s0"
+    assert solo["parts"]["all"]["estimate"] is None and "no SAE of another seed" in solo["parts"]["all"]["note"]
     assert first["pairs"]["joint vs solo"] == {}
     content = json.loads((folder / "arms" / "joint-s0" / "interp.json").read_text())
     assert len(content["siblings"]) == joint["pairs"] and {"parent", "children", "questions", "sense_intruder"} == set(

@@ -11,7 +11,7 @@ from oracle import OracleJudge
 from test_reader import Says
 from worlds import PLAN
 
-from metasae.arms.folder import RunFolder
+from metasae.arms.folder import RunFolder, SplitPair
 from metasae.data.planted.planted import plant
 from metasae.data.planted.planted_cache import PlantedSplit
 from metasae.interp import asking, intruder, prompts
@@ -54,7 +54,7 @@ def world():
 
 def splits(place, ranked):
     run = RunFolder(place)
-    return Splits(run.arm("solo", 0), run.arm("joint", 0), tuple(ranked), "firings")
+    return Splits(SplitPair(run.arm("solo", 0), run.arm("joint", 1)), tuple(ranked), "firings")
 
 
 def values_of(per_pair):

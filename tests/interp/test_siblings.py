@@ -1,6 +1,7 @@
 """Windows of siblings against the rules they are drawn by, and whose children an arm's siblings are."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,15 +83,20 @@ def test_places_of_the_intruder_and_tokens_take_turns():
     assert sorted(first) == [0] * 5 + [1] * 5
 
 
+def labels_of(splits):
+    return splits.sides.parents.label, splits.sides.children.label
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """solo blends two words, joint has a latent per sense; three seeds of solo, one of joint, and a control with solo's
-    weights.
+    """solo blends two words, joint has a latent per sense; three seeds of solo, two of joint, and a control with solo's
+    weights. The senses of a word are far enough apart for a latent to be one of them.
     """
     folder = tmp_path_factory.mktemp("run")
-    split = PlantedSplit(plant(PLAN, 0), 16_000, 0)
+    split = PlantedSplit(plant(replace(PLAN, sense_cosine=0.2), 0), 16_000, 0)
     arms = [("solo", number, (0, 1), f"solo{number}") for number in range(3)] + [
         ("joint", 0, (), "joint0"),
+        ("joint", 1, (), "joint1"),
         ("control", 0, (0, 1), "solo0"),
     ]
     for arm, seed, blended, weights in arms:
@@ -106,39 +112,55 @@ def test_an_arms_siblings_are_children_of_solos_latents_and_solos_own_those_of_i
     folder, trained = run
     labels = ("joint-s0", "solo-s0", "solo-s2", "control-s0")
     whose = {arm.label: splits_of(folder, arm, trained) for arm in trained if arm.label in labels}
-    assert {label: (splits.parents.label, splits.children.label) for label, splits in whose.items()} == {
-        "joint-s0": ("solo-s0", "joint-s0"),
+    assert {label: labels_of(splits) for label, splits in whose.items()} == {
+        "joint-s0": ("solo-s0", "joint-s1"),
         "solo-s0": ("solo-s0", "solo-s1"),
         "solo-s2": ("solo-s2", "solo-s0"),
         "control-s0": ("solo-s0", "solo-s1"),
     }
-    assert whose["joint-s0"].children == folder.arm("joint", 0) and whose["control-s0"].children == folder.arm(
-        "solo", 1
-    )
-    splits = find_splits(folder.arm("solo", 0).firings(), folder.arm("joint", 0).firings())
+    assert {splits.part for splits in whose.values()} == {"all"}
+    splits = find_splits(folder.arm("solo", 0).firings(), folder.arm("joint", 1).firings())
     assert whose["joint-s0"].found_in == "firings"
-    assert [parent for parent, _ in whose["joint-s0"].ranked] == [split.parent for split in splits.ranked[:50]] != []
+    new = [split.parent for split in splits.ranked[:50] if not split.kept]
+    # the two blended words
+    assert [parent for parent, _ in whose["joint-s0"].ranked] == new and len(new) >= 2
+    # another seed of solo blends the same words, with the same latents: the base rate is none
+    assert whose["solo-s0"].ranked == ()
 
 
 def test_two_seeds_of_solo_make_one_base_rate_and_one_none(run):
     folder, trained = run
     first, second, joint = folder.arm("solo", 0), folder.arm("solo", 1), folder.arm("joint", 0)
     two = [arm for arm in trained if arm.seed < 2]
-    assert splits_of(folder, first, two).children == second and splits_of(folder, second, two) is None
+    assert splits_of(folder, first, two).sides.children == second and splits_of(folder, second, two) is None
     assert splits_of(folder, first, [first]) is None
     assert splits_of(folder, joint, [joint]) is None
+
+
+def test_one_seed_has_siblings_to_look_at_under_another_name(run):
+    folder, trained = run
+    one = [arm for arm in trained if arm.seed == 0]
+    splits = splits_of(folder, folder.arm("joint", 0), one)
+    assert labels_of(splits) == ("solo-s0", "joint-s0") and splits.part == "same_seed" and len(splits.ranked) >= 2
 
 
 def test_across_json_is_used_where_it_speaks_of_these_saes(run, tmp_path):
     folder, trained = run
     joint, other = folder.arm("joint", 0), RunFolder(tmp_path)
-    ranked = [{"parent": 3, "children": [1, 2, 5]}, {"parent": 4, "children": [6, 7]}]
-    entry = {"with": "solo-s0", "of": ["solo0", "joint0"], "ranked": ranked}
+    ranked = [
+        {"parent": parent, "children": children, "kept": parent == 5}
+        for parent, children in ((3, [1, 2, 5]), (4, [6, 7]), (5, [1, 2]))
+    ]
+    entry = {"with": "joint-s1", "of": ["solo0", "joint1"], "n_kept": 1, "ranked": ranked}
     (tmp_path / "across.json").write_text(json.dumps({"joint-s0": {"splits": entry}}))
     splits = splits_of(other, joint, trained)
     assert splits.found_in == "across.json" and splits.ranked == ((3, (1, 2, 5)), (4, (6, 7)))
     assert splits.pairs() == [(3, 1, 2), (3, 1, 5), (3, 2, 5), (4, 6, 7)]
     (tmp_path / "across.json").write_text(json.dumps({"joint-s0": {"splits": {**entry, "of": ["solo0", "another"]}}}))
+    assert splits_of(other, joint, trained).found_in == "firings"
+    # of a release whose score did not look at whether the parent lives on
+    del entry["n_kept"]
+    (tmp_path / "across.json").write_text(json.dumps({"joint-s0": {"splits": entry}}))
     assert splits_of(other, joint, trained).found_in == "firings"
 
 

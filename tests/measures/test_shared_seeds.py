@@ -142,12 +142,12 @@ def test_shared_seeds_with_document_blocks_are_an_error():
 def test_which_seeds_a_stored_number_is_of():
     measures = {
         "seeds": {"mean_r": 0.5, "with": "joint-s3"},
-        "splits": {"mean_score": 0.1, "with": "my-arm-s1"},
+        "splits": {"mean_score": 0.1, "with": "my-arm-s2"},
         "merges": {"mean_score": 0.1},
         "interp": {"scores": {"sense_intruder": {"parents": "solo-s1", "children": "solo-s12"}}},
     }
     keys = {
-        "seeds.mean_r": {1, 3}, "splits.mean_score": {1}, "merges.mean_score": None, "fidelity.fvu": {1},
+        "seeds.mean_r": {1, 3}, "splits.mean_score": {1, 2}, "merges.mean_score": None, "fidelity.fvu": {1},
         "interp.scores.sense_intruder.parts.all.estimate": {1, 12},
         "interp.scores.embedding.parts.random.estimate": {1},
     }  # fmt: skip

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from metasae.measures.firing.firings import Firings
     from metasae.sae.sae import SAE
 
+# Parts of across.json: splits and merges that are measured, and those between two SAEs of one seed.
+MEASURED_SPLITS = ("splits", "merges")
+SAME_SEED_SPLITS = ("same_seed_splits", "same_seed_merges")
+SPLITS = MEASURED_SPLITS + SAME_SEED_SPLITS
 _NAME = re.compile(r"(?P<arm>.+)-s(?P<seed>\d+)")
 
 
@@ -126,6 +130,23 @@ class RunFolder:
         wanted = read_object(self.folder / "compare.json").get("baseline")
         return wanted if wanted in names else BASELINE if BASELINE in names else names[0]
 
+    def across(self) -> dict[str, dict]:
+        """across.json: label -> what was found between two SAEs; {} where there is none.
+
+        Splits and merges of earlier releases are left out: their score did not look at whether the parent lives on, and
+        they were of two SAEs of one seed. Raises UserError for a file that is no JSON object.
+        """
+        entries = read_object(self.folder / "across.json")
+        return {
+            label: {name: part for name, part in parts.items() if name not in SPLITS or "n_kept" in part}
+            for label, parts in entries.items()
+        }
+
+    def stored_splits(self) -> dict[tuple[str, str], dict]:
+        """(the parents' weights, the children's) -> the splits between these two SAEs in across.json."""
+        parts = [part for entry in self.across().values() for name, part in entry.items() if name in SPLITS]
+        return {tuple(part["of"]): part for part in parts}
+
 
 def next_seed(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """The same arm with the next seed, the seeds standing in a ring; None with one seed.
@@ -135,6 +156,41 @@ def next_seed(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     own = sorted((other for other in arms if other.name == arm.name), key=lambda other: other.seed)
     place = own.index(arm)
     return own[(place + 1) % len(own)] if len(own) > 2 or place < len(own) - 1 else None
+
+
+@dataclass(frozen=True)
+class SplitPair:
+    """Two SAEs between which splits are looked for: latents of `parents` in `children`. Merges swap the two."""
+
+    parents: Arm
+    children: Arm
+
+    @property
+    def same_seed(self) -> bool:
+        """Whether the two share initial weights and batches, so that most latents of one are latents of the other."""
+        return self.parents.seed == self.children.seed
+
+    @property
+    def parts(self) -> dict[str, tuple[Arm, Arm]]:
+        """Part of across.json -> (parents, children). Between SAEs of one seed it is a list to look at, no measure."""
+        splits, merges = SAME_SEED_SPLITS if self.same_seed else MEASURED_SPLITS
+        return {splits: (self.parents, self.children), merges: (self.children, self.parents)}
+
+
+def split_pair(arm: Arm, arms: Sequence[Arm], baseline: str = BASELINE) -> SplitPair | None:
+    """The baseline's SAE of the arm's seed, and the arm's of the next seed; None where there is no such pair.
+
+    Like is compared with like: latents of the baseline in an arm of another seed, beside latents of the baseline in the
+    baseline of another seed, which is the base rate. An arm with one seed is paired with the baseline's SAE of that
+    seed, for looking alone; the baseline itself then has no pair.
+    """
+    parents = next((other for other in arms if (other.name, other.seed) == (baseline, arm.seed)), None)
+    if parents is None:
+        return None
+    following = next_seed(arm, arms)
+    if following is None and arm != parents and sum(other.name == arm.name for other in arms) == 1:
+        following = arm
+    return SplitPair(parents, following) if following else None
 
 
 def read_object(path: Path) -> dict:

@@ -4,8 +4,13 @@ Seeds: latents found again in another seed. Splits and merges: solo's latents th
 Side effects, where they are asked for: how bluntly the matched latents of both steer the model.
 
 Each arm's seeds stand in a ring, and every seed is matched with the next, so S seeds give S numbers that share seeds,
-and two give one; `with` names the second SAE, which their interval needs (`metasae.compare.compare`). Splits of
-solo's latents in an arm are read beside their base rate, splits of solo's latents in solo's own next seed.
+and two give one; `with` names the SAE of the other seed, which their interval needs (`metasae.compare.compare`).
+
+Arms of one seed share initial weights and batches, so most of solo's latents are latents of the arm. Splits in an arm
+of the same seed are therefore no match for splits in solo's next seed, their base rate. Both are of the next seed:
+solo-s0 in joint-s1 (the column of joint-s0) beside solo-s0 in solo-s1 (that of solo-s0). Merges swap parents and
+children. An arm with one seed has neither; its candidates between two SAEs of one seed are listed under names of their
+own (`same_seed_splits`), which no comparison reads.
 """
 
 from collections.abc import Sequence
@@ -15,7 +20,7 @@ from pathlib import Path
 import torch
 
 from metasae import files
-from metasae.arms.folder import Arm, next_seed
+from metasae.arms.folder import SPLITS, Arm, next_seed, split_pair
 from metasae.compare.compare import read_measured, shared_conditions
 from metasae.measures.cofiring.splits import find_splits, paper_ranking
 from metasae.measures.effect.matched_effects import Side, Steering, matched_side_effects
@@ -51,6 +56,9 @@ def measure_across(
 ) -> dict:
     """Label -> {seeds, splits, merges, side_effects}, JSON as it is. A part that has no second SAE is absent.
 
+    Splits are of the label's seed of solo and the label's arm in the next seed; with one seed they are same_seed_splits
+    and same_seed_merges.
+
     An SAE with the weights of another (control has solo's) takes over that one's parts. known: what an earlier call
     gave; parts that were worked out with the same two SAEs are kept. steering: None leaves the side effects out.
     Raises UserError for a store of firings that is missing or damaged.
@@ -63,12 +71,11 @@ def measure_across(
     functions = PARTS | {"side_effects": partial(blunter, how=steering, progress=progress)}
     across: dict[str, dict] = {}
     with progress.task("comparing SAEs", len(wanted), "pairs") as task:
-        for arm, part, one, other in wanted:
+        for arm, part, one, other, second in wanted:
             of = [weights[one.label], weights[other.label]]
             earlier = (known or {}).get(arm.label, {}).get(part, {})
             # of side effects a recipe may ask for more latents than before
             is_same = earlier.get("of") == of and (part != "side_effects" or earlier.get("latents") == steering.latents)
-            second = other if one is arm else one
             entry = earlier if is_same else {"with": second.label, "of": of, **functions[part](one, other)}
             across.setdefault(arm.label, {})[part] = files.json_safe(entry)
             task.advance(1)
@@ -104,7 +111,8 @@ def split_latents(parents: Arm, children: Arm) -> dict:
     Beside them stand the first of the paper's ranking, on all tokens.
     """
     sides = parents.firings(), children.firings()
-    return {**find_splits(*sides).as_dict(RANKED), "paper_ranking": paper_ranking(*sides, count=RANKED)}
+    names = {"parents": parents.label, "children": children.label}
+    return {**names, **find_splits(*sides).as_dict(RANKED), "paper_ranking": paper_ranking(*sides, count=RANKED)}
 
 
 def blunter(arm: Arm, solo: Arm, how: Steering, progress: Progress = SILENT) -> dict:
@@ -113,15 +121,19 @@ def blunter(arm: Arm, solo: Arm, how: Steering, progress: Progress = SILENT) -> 
     return {"latents": how.latents, "pairs": how.pairs, **matched_side_effects(*sides, how, progress)}
 
 
-PARTS = {"seeds": found_again, "splits": split_latents, "merges": split_latents}
+PARTS = {"seeds": found_again, **dict.fromkeys(SPLITS, split_latents)}
 
 
-def _pairs(arm: Arm, arms: Sequence[Arm], steering: bool) -> list[tuple[str, Arm, Arm]]:
-    """(part, first, second SAE) of what is worked out for `arm`."""
-    following = next_seed(arm, arms)
+def _pairs(arm: Arm, arms: Sequence[Arm], steering: bool) -> list[tuple[str, Arm, Arm, Arm]]:
+    """(part, its two SAEs, the one that `with` names) of what is worked out for `arm`."""
+    pairs = []
+    following, splits = next_seed(arm, arms), split_pair(arm, arms)
+    if following:
+        pairs.append(("seeds", arm, following, following))
+    if splits:
+        second = splits.parents if splits.same_seed else splits.children
+        pairs += [(part, *sides, second) for part, sides in splits.parts.items()]
     solo = next((other for other in arms if (other.name, other.seed) == (BASELINE, arm.seed)), None)
-    parents, children = (arm, following) if arm.name == BASELINE else (solo, arm)
-    pairs = {"seeds": (arm, following), "splits": (parents, children), "merges": (children, parents)}
-    if steering and arm.name != BASELINE:
-        pairs["side_effects"] = (arm, solo)
-    return [(part, *pair) for part, pair in pairs.items() if None not in pair]
+    if steering and arm.name != BASELINE and solo:
+        pairs.append(("side_effects", arm, solo, solo))
+    return pairs

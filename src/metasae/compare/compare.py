@@ -2,9 +2,10 @@
 
 Differences are over paired seeds, with intervals.
 
-A number may take a second SAE of another seed. Latents found again take an SAE and that of the next seed. Solo's own
-splits are those in its next seed, their base rate, and so are the siblings that sense_intruder asks about. Such numbers
-share seeds, which their interval must know (`metasae.intervals.crossed`).
+A number may take a second SAE of another seed. Latents found again take an SAE and that of the next seed. Splits and
+merges take solo's SAE and the arm's of the next seed, in solo's own column solo's, which is the base rate; so do the
+siblings that sense_intruder asks about. Such numbers share seeds, which their interval must know
+(`metasae.intervals.crossed`).
 """
 
 from collections.abc import Sequence
@@ -226,7 +227,7 @@ def read_measured(run_folder: Path) -> tuple[list[Measured], list[str]]:
     Raises UserError where none is measured, and for a file that is damaged.
     """
     arms = RunFolder(run_folder).arms()
-    across = read_object(run_folder / "across.json")
+    across = RunFolder(run_folder).across()
     scores = read_object(run_folder / "interp.json").get("arms", {})
     measured = [
         _with_beside(arm, across.get(arm.label, {}), scores.get(arm.label, {})) for arm in arms if arm.is_measured

@@ -1,10 +1,12 @@
 """sense_intruder: of five windows round one token, which is the one on which the other of two siblings fires? Chance
 1/5.
 
-Siblings are two latents of one SAE into which a latent of another SAE is split. An arm's siblings are children of the
-baseline's latents (same seed) in the arm; the baseline's own are children of its latents in its next seed: the base
-rate, as latents are split between seeds, too. Candidates are those of across.json where it was made of these very SAEs,
-else they are looked for in the firings.
+Siblings are two latents of one SAE into which a latent of another SAE is split: the parent is gone and a child is new
+(`metasae.measures.cofiring.splits`). An arm's siblings are children of the baseline's latents in the arm of the next
+seed; the baseline's own are children of the same latents in its next seed: the base rate, as latents are split between
+seeds, too. With one seed an arm's siblings are of that seed; their score is a part of its own (`same_seed`), which no
+comparison reads. Candidates are those of across.json where it was made of these very SAEs, else they are looked for in
+the firings.
 
 A question is five windows round the same token of the vocabulary, from five documents and no two alike, the token in
 the middle. On it one child fires and its sibling does not in four of them, and the other way round in the fifth, the
@@ -24,7 +26,7 @@ from itertools import combinations
 
 import numpy as np
 
-from metasae.arms.folder import Arm, RunFolder, next_seed, read_object
+from metasae.arms.folder import Arm, RunFolder, SplitPair, split_pair
 from metasae.compare.across import RANKED
 from metasae.interp import prompts
 from metasae.interp.choice import INTRUDER
@@ -43,6 +45,8 @@ from metasae.recipe.registry import BASELINE
 ALIKE = 4
 # Questions of a pair with each of the two as the intruder, and how many a pair needs in all.
 EACH_WAY, AT_LEAST = 4, 2
+# The part of a score between SAEs of another seed, and between those of one seed.
+ALL, SAME_SEED = "all", "same_seed"
 # (parent, its children), best first.
 Ranked = tuple[tuple[int, tuple[int, ...]], ...]
 # A question as `draw_fives` has it.
@@ -51,12 +55,16 @@ Five = tuple[np.ndarray, int]
 
 @dataclass(frozen=True)
 class Splits:
-    """The best splits of the latents of `parents` in `children`. found_in: `across.json` or `firings`."""
+    """The best splits between two SAEs. found_in: `across.json` or `firings`."""
 
-    parents: Arm
-    children: Arm
+    sides: SplitPair
     ranked: Ranked
     found_in: str
+
+    @property
+    def part(self) -> str:
+        """What the score's part is called."""
+        return SAME_SEED if self.sides.same_seed else ALL
 
     def pairs(self) -> list[tuple[int, int, int]]:
         """(parent, child, child) of every two children of a parent."""
@@ -66,26 +74,23 @@ class Splits:
 def splits_of(
     run: RunFolder, arm: Arm, trained: Sequence[Arm], baseline: str = BASELINE, progress: Progress = SILENT
 ) -> Splits | None:
-    """The first 50 splits whose children are this arm's, or of the baseline the base rate; None where there is no
-    second SAE.
+    """Of the first 50 splits between the SAEs of `split_pair` those whose parent is gone and that have a new child;
+    None where there is no such pair.
 
     trained: every trained arm of the run; all must keep their firings.
     """
-    parents = next((other for other in trained if (other.name, other.seed) == (baseline, arm.seed)), None)
-    if parents is None:
-        return None
-    key, children = arm, arm
-    weights = _weights(parents)
-    if arm == parents or (weights is not None and weights == _weights(arm)):
+    twin = next((other for other in trained if (other.name, other.seed) == (baseline, arm.seed)), None)
+    if twin is not None and _weights(twin) is not None and _weights(twin) == _weights(arm):
         # an arm with the baseline's very weights (control) has the baseline's base rate
-        key, children = parents, next_seed(parents, trained)
-    if children is None:
+        arm = twin
+    pair = split_pair(arm, trained, baseline)
+    if pair is None:
         return None
-    ranked = _kept(run, key, parents, children) if baseline == BASELINE else None
+    ranked = _stored(run, pair)
     if ranked is not None:
-        return Splits(parents, children, ranked, "across.json")
-    splits = find_splits(parents.firings(), children.firings(), progress=progress).ranked[:RANKED]
-    return Splits(parents, children, tuple((split.parent, split.children) for split in splits), "firings")
+        return Splits(pair, ranked, "across.json")
+    splits = find_splits(pair.parents.firings(), pair.children.firings(), progress=progress)
+    return Splits(pair, _new_ones(splits.as_dict(RANKED)), "firings")
 
 
 def _weights(arm: Arm) -> str | None:
@@ -93,13 +98,15 @@ def _weights(arm: Arm) -> str | None:
     return arm.measures().get("conditions", {}).get("sae")
 
 
-def _kept(run: RunFolder, key: Arm, parents: Arm, children: Arm) -> Ranked | None:
-    """The splits that across.json has under `key`, where they are of these two SAEs."""
-    splits = read_object(run.folder / "across.json").get(key.label, {}).get("splits")
-    weights = [_weights(parents), _weights(children)]
-    if splits is None or None in weights or splits.get("of") != weights:
-        return None
-    return tuple((split["parent"], tuple(split["children"])) for split in splits["ranked"])
+def _stored(run: RunFolder, pair: SplitPair) -> Ranked | None:
+    """What across.json has of the splits between these two SAEs."""
+    splits = run.stored_splits().get((_weights(pair.parents), _weights(pair.children)))
+    return None if splits is None else _new_ones(splits)
+
+
+def _new_ones(splits: dict) -> Ranked:
+    """splits: as `FeatureSplits.as_dict` has them."""
+    return tuple((split["parent"], tuple(split["children"])) for split in splits["ranked"] if not split["kept"])
 
 
 def alone(text: Text, view: ByLatent, child: int, sibling: int, length: int) -> np.ndarray:
@@ -177,8 +184,9 @@ def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> tuple[dict
     # what cannot be read of the floor is not counted as the score's
     shuffled = _accuracy(reader, floor, dict(counts))
     clusters = np.array([parent for parent, _, _ in pairs], np.int64)
-    score = Score(INTRUDER, {"all": own}, {"all": shuffled}, counts)
-    names = {"parents": splits.parents.label, "children": splits.children.label, "found_in": splits.found_in}
+    score = Score(INTRUDER, {splits.part: own}, {splits.part: shuffled}, counts)
+    sides = {"parents": splits.sides.parents.label, "children": splits.sides.children.label}
+    names = {**sides, "found_in": splits.found_in}
     per_pair = [
         {
             "parent": parent,

@@ -155,8 +155,8 @@ class Scoring:
             floor = other_latents(len(subject.latents), self.spec.seed)
             scores = {key: scorer(subject.view, subject.windows, floor) for key, scorer in scorers.items()}
             splits, view = self.splits.get(subject.arm), subject.view
-            if splits is not None and splits.children != subject.arm:
-                view = open_view(splits.children, self.text, self.progress)[1]
+            if splits is not None and splits.sides.children != subject.arm:
+                view = open_view(splits.sides.children, self.text, self.progress)[1]
             yield subject, scores, splits and intruder_score(reader, view, splits)
 
     def write(self, scorers: Mapping[str, Scorer], judges: Mapping[str, str], asker: Asker | None = None) -> dict:
@@ -218,7 +218,7 @@ class Scoring:
             summaries[INTRUDER] = siblings[0]
         elif INTRUDER in self.spec.scores:
             summaries[INTRUDER] = Score(INTRUDER, {"all": np.zeros(0)}).as_dict([], np.zeros(0, np.int64), seed)
-            summaries[INTRUDER]["parts"]["all"]["note"] = "no second SAE between which latents are split"
+            summaries[INTRUDER]["parts"]["all"]["note"] = "no SAE of another seed between which latents are split"
         return {
             "conditions": {
                 **self.spec.conditions,

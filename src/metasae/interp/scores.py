@@ -222,13 +222,13 @@ def _compared(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile]) -> di
 
 
 def _of_siblings(arm: Mapping[int, ScoreFile], base: Mapping[int, ScoreFile]) -> dict:
-    """{} where a side has no siblings: one seed of the baseline may have no sibling seed to be split in."""
+    """{} where a side has no siblings in another seed, which one seed of the baseline cannot have."""
     means, behind = [], []
     for side in (arm, base):
         scores = {seed: file.content["scores"][INTRUDER] for seed, file in side.items()}
-        scores = {seed: score for seed, score in scores.items() if score.get("parents")}
+        scores = {seed: score for seed, score in scores.items() if score.get("parents") and "all" in score["parts"]}
         means.append({seed: score["parts"]["all"]["estimate"] for seed, score in scores.items()})
-        # solo's own are split in its next seed, so its numbers share seeds
+        # children are of the next seed, so the numbers share seeds
         behind.append({seed: of_names(seed, [score["parents"], score["children"]]) for seed, score in scores.items()})
     if not all(means):
         return {}

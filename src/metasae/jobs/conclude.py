@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from metasae import files
+from metasae.arms.folder import RunFolder
 from metasae.compare.compare import compare
 from metasae.compare.tables import summary_table
 from metasae.errors import UserError
@@ -49,7 +50,7 @@ def across(folder: Path, progress: Progress, steering) -> bool:
 
     path = folder / "across.json"
     before = files.read_json(path) if path.exists() else None
-    results = measure_across(measured_arms(folder), before, progress, steering)
+    results = measure_across(measured_arms(folder), RunFolder(folder).across(), progress, steering)
     if results != before:
         files.write_json(path, results)
     return results != before

@@ -1,27 +1,26 @@
-"""Splits, merges and two latents side by side, as the pages show them, counted from the run's firings."""
+"""Splits and merges, as the pages show them, counted from the run's firings."""
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from metasae.arms.folder import split_label
 from metasae.explore.pages import run_files
 from metasae.explore.pages.labels import Labels
-from metasae.explore.pages.latent_page import rows_of, short_of
+from metasae.explore.pages.latent_page import short_of
 from metasae.explore.pages.latent_table import MOST
 from metasae.explore.store.blobs import unpack_edges
 from metasae.explore.store.open_store import OpenStore, SaeFacts, StoredText
-from metasae.explore.store.schema import BASE, KINDS, LATENTS_OF_SAE, key_of
+from metasae.explore.store.schema import BASE_OF, KINDS, LATENTS_OF_SAE, key_of
 
 # Windows of a split: for each child alone, where several are on, where none is.
 ALONE, SEVERAL, NONE = 8, 6, 8
 TOKENS = 20
-WINDOWS = 10
-_ROW = "id, pair, parent, score, coverage, overlap, firings, children"
+_ROW = "id, pair, parent, score, coverage, overlap, firings, kept, lives_on, children"
 # The splits of a pair that pass: a filter that is NULL lets all pass.
-_PASSING = """splits WHERE pair = :pair AND (:min_score IS NULL OR score >= :min_score)
+_PASSING = """splits WHERE pair = :pair AND (:kept OR NOT kept) AND (:min_score IS NULL OR score >= :min_score)
     AND (:labelled IS NULL OR id IN (SELECT value FROM json_each(:labelled)))
     AND (:keys IS NULL OR id IN
         (SELECT split FROM split_members WHERE key IN (SELECT value FROM json_each(:keys))))"""
@@ -51,6 +50,7 @@ def splits_page(
     search: str | None = None,
     min_score: float | None = None,
     label: str | None = None,
+    kept: bool = False,
 ) -> dict:
     """Candidates of a pair of SAEs, best first; see `Explorer.splits`.
 
@@ -66,10 +66,12 @@ def splits_page(
         raise KeyError(f"no pair '{pair}' of SAEs with splits in this run")
     page = {
         "pairs": of_kind,
-        "base_pairs": [name for name, shown in pairs.items() if shown.kind == BASE],
+        "base_pairs": [name for name, shown in pairs.items() if shown.kind == BASE_OF[kind]],
         "pair": pair,
         "kind": kind,
+        "same_seed": False,
         "total": 0,
+        "n_kept": 0,
         "offset": max(0, offset),
         "summary": None,
         "base_rate": None,
@@ -77,14 +79,17 @@ def splits_page(
     }
     if pair is None:
         return page
-    base = _base_of(pairs, pairs[pair])
+    base = _base_of(store, pairs, pairs[pair])
     given = _given(store, labels, search_latents, pairs[pair], search, min_score, label)
-    ((total,),) = store.ask(f"SELECT COUNT(*) FROM {_PASSING}", given)
-    sql = f"SELECT {_ROW} FROM {_PASSING} ORDER BY score DESC, parent LIMIT :limit OFFSET :offset"
+    ((everything, n_kept),) = store.ask(f"SELECT COUNT(*), TOTAL(kept) FROM {_PASSING}", {**given, "kept": True})
+    given["kept"] = kept
+    sql = f"SELECT {_ROW} FROM {_PASSING} ORDER BY kept, score DESC, parent LIMIT :limit OFFSET :offset"
     rows = store.ask(sql, {**given, "limit": max(0, min(limit, MOST)), "offset": max(0, offset)})
     return {
         **page,
-        "total": total,
+        "same_seed": _same_seed(store, pairs[pair]),
+        "total": everything - (0 if kept else int(n_kept)),
+        "n_kept": int(n_kept),
         "summary": json.loads(pairs[pair].summary),
         "base_rate": {"pair": base.name, **json.loads(base.summary)} if base else None,
         "rows": _rows(store, labels, pairs, rows),
@@ -96,12 +101,21 @@ def _pairs(store: OpenStore) -> dict[str, SaePair]:
     return {row[0]: SaePair(*row) for row in rows}
 
 
-def _base_of(pairs: dict[str, SaePair], pair: SaePair) -> SaePair | None:
-    """Two seeds of the baseline, with which the splits of a pair are compared; None where the run has no two seeds."""
-    bases = {base.parent: base for base in pairs.values() if base.kind == BASE}
-    # the last of two seeds has no next one; the splits of the first in it are the base rate of both
-    own = [bases[side] for side in (pair.parent, pair.child) if side in bases]
-    return next(iter([*own, *bases.values()]), None)
+def _same_seed(store: OpenStore, pair: SaePair) -> bool:
+    """Whether the two SAEs share initial weights and batches."""
+    names = (split_label(store.by_id[side].name) for side in (pair.parent, pair.child))
+    return len({name and name[1] for name in names}) == 1
+
+
+def _base_of(store: OpenStore, pairs: dict[str, SaePair], pair: SaePair) -> SaePair | None:
+    """Two seeds of the baseline, with which the splits of a pair are compared: for splits with the same parents, for
+    merges with the same children. None where the run has no two seeds, and for two SAEs of one seed.
+    """
+    kind = BASE_OF[pair.kind]
+    if _same_seed(store, pair):
+        return None
+    bases = [base for base in pairs.values() if base.kind == kind]
+    return next((base for base in bases if pair.parent == base.parent or pair.child == base.child), None)
 
 
 def _given(
@@ -144,19 +158,37 @@ def _rows(store: OpenStore, labels: Labels, pairs: dict[str, SaePair], rows: Seq
             "id": id,
             "pair": pair,
             "kind": pairs[pair].kind,
-            "parent": {**store.named(parent), **short[parent]},
+            "parent": {
+                **store.named(parent),
+                **short[parent],
+                "lives_on": _counterpart(store, pairs[pair].child, json.loads(lives_on)),
+            },
             "children": [
-                {**store.named(key), "phi": child["phi"], "share": child["share"], **short[key]}
+                {
+                    **store.named(key),
+                    "phi": child["phi"],
+                    "share": child["share"],
+                    **short[key],
+                    "already": _counterpart(store, pairs[pair].parent, child["already"]),
+                }
                 for key, child in children.items()
             ],
+            "kept": bool(kept),
             "coverage": coverage,
             "overlap": overlap,
             "score": score,
             "firings": firings,
             "label": current.get(id),
         }
-        for (id, pair, parent, score, coverage, overlap, firings), children in parsed
+        for (id, pair, parent, score, coverage, overlap, firings, kept, lives_on), children in parsed
     ]
+
+
+def _counterpart(store: OpenStore, sae: int, counterpart: dict) -> dict | None:
+    """The latent of the other SAE that fires most like one: {"sae", "latent", "phi", "same"}; None for none."""
+    if counterpart["latent"] is None:
+        return None
+    return {**store.named(key_of(sae, counterpart["latent"])), "phi": counterpart["phi"], "same": counterpart["same"]}
 
 
 def split_page(store: OpenStore, labels: Labels, id: str) -> dict:
@@ -214,8 +246,8 @@ def _beside_base(store: OpenStore, row: dict, pairs: dict[str, SaePair]) -> dict
 
     None for a run without two seeds of the baseline, and for a split between them.
     """
-    base = _base_of(pairs, pairs[row["pair"]])
-    if row["kind"] == BASE or base is None:
+    base = _base_of(store, pairs, pairs[row["pair"]])
+    if base is None or base.name == row["pair"]:
         return None
     sql = "SELECT COUNT(*) FROM splits WHERE pair = ? AND score >= ?"
     ((count,),) = store.ask(sql, (base.name, row["score"]))
@@ -266,47 +298,3 @@ def _siblings(store: OpenStore, sae: SaeFacts, latents: list[int]) -> list[dict]
         for meta_latent, weight in zip(*unpack_edges(rows[0][0] if rows else b""), strict=True):
             children.setdefault(meta_latent, []).append({"latent": latent, "weight": weight})
     return [{"meta_latent": i, "children": built} for i, built in sorted(children.items()) if len(built) > 1]
-
-
-def compare_page(store: OpenStore, labels: Labels, a: tuple[str, int], b: tuple[str, int]) -> dict:
-    """Two latents; see `Explorer.compare_latents`. Raises KeyError for one that is not there."""
-    latents = [store.check(sae, latent) for sae, latent in (a, b)]
-    saes = [store.sae(name) for name, _ in (a, b)]
-    places = [(store.arm_folder(sae), latent) for sae, latent in zip(saes, latents, strict=True)]
-    rows = [
-        rows_of(store, sae, [latent], labels.of_latents(sae.name))[0] for sae, latent in zip(saes, latents, strict=True)
-    ]
-    page = {
-        "a": rows[0],
-        "b": rows[1],
-        "cosine": _cosine("W_dec", places),
-        "encoder_cosine": _cosine("W_enc", places),
-    }
-    if saes[0].text != saes[1].text or not all(map(store.has_firings, saes)):
-        return {**page, "phi": None, "n_both": None, "n_a": None, "n_b": None, "only_a": [], "only_b": [], "both": []}
-    sides = [run_files.fired(*place) for place in places]
-    (tokens_a, values_a), (tokens_b, values_b) = sides
-    in_b = np.isin(tokens_a, tokens_b, assume_unique=True)
-    in_a = np.isin(tokens_b, tokens_a, assume_unique=True)
-    text, n_both = store.text(saes[0].text), int(in_b.sum())
-
-    def windows(tokens: np.ndarray, values: np.ndarray) -> list[dict]:
-        shown = [run_files.window(text, peak, sides) for peak in run_files.apart(tokens, values, WINDOWS)]
-        return [{**window, **dict(zip("ab", window.pop("values"), strict=True))} for window in shown]
-
-    return {
-        **page,
-        "phi": run_files.phi(n_both, len(tokens_a), len(tokens_b), saes[0].n_tokens),
-        "n_both": n_both,
-        "n_a": len(tokens_a),
-        "n_b": len(tokens_b),
-        "only_a": windows(tokens_a[~in_b], values_a[~in_b]),
-        "only_b": windows(tokens_b[~in_a], values_b[~in_a]),
-        "both": windows(tokens_a[in_b], values_a[in_b]),
-    }
-
-
-def _cosine(name: str, places: list[tuple[Path, int]]) -> float | None:
-    """Of the weights of two latents; None between SAEs of different width. places: arm folder and latent of each."""
-    rows = [run_files.weight_rows(folder, name, [latent]) for folder, latent in places]
-    return run_files.cosines(np.concatenate(rows))[0][1] if rows[0].shape == rows[1].shape else None

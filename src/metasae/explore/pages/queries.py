@@ -13,10 +13,11 @@ from itertools import islice
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
+from metasae.explore.pages.compare_page import compare_page
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
 from metasae.explore.pages.latent_table import MOST, LatentTable, found_in, search_all
-from metasae.explore.pages.pair_pages import compare_page, split_page, splits_page
+from metasae.explore.pages.pair_pages import split_page, splits_page
 from metasae.explore.store.open_store import OpenStore
 from metasae.explore.store.sections import weights_of
 
@@ -85,10 +86,10 @@ class Explorer:
     ) -> dict:
         """Split candidates of a pair of SAEs, best first.
 
-        kind: splits, merges or base; pair None takes the first of that kind.
+        kind: splits, merges, or the base rate of either, base or merges_base; pair None takes the first of that kind.
 
         filters: search, a latent's number or the beginning of a token, of the parent or a child; min_score; label, as
-        it counts.
+        it counts; kept: also, after the others, those whose parent lives on or whose children were all there already.
         """
         return splits_page(self.store, self._labels, self._searched, pair, kind, offset, limit, **filters)
 

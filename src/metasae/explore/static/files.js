@@ -103,13 +103,15 @@ function splitPasses(row, search, min_score, label) {
   );
 }
 
-export async function splits({ pair, kind = "splits", offset = 0, limit = 50, search, min_score, label }) {
+export async function splits({ pair, kind = "splits", offset = 0, limit = 50, search, min_score, label, kept: withKept }) {
   const known = (await index()).pairs[kind] || {};
   if (pair && !(pair in known)) throw new Missing(`no pair '${pair}'; known: ${Object.keys(known).join(", ")}`);
   const answer = await kept(`data/api/splits/${known[pair] ?? `${kind}-0`}.json.gz`);
   const first = Number(offset);
-  const rows = answer.rows.filter((row) => splitPasses(row, search, min_score, label));
-  return { ...answer, total: rows.length, offset: first, rows: rows.slice(first, first + Number(limit)) };
+  const passing = answer.rows.filter((row) => splitPasses(row, search, min_score, label));
+  const rows = passing.filter((row) => withKept || !row.kept);
+  const n_kept = passing.filter((row) => row.kept).length;
+  return { ...answer, total: rows.length, n_kept, offset: first, rows: rows.slice(first, first + Number(limit)) };
 }
 
 export async function split(id) {

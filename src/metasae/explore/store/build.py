@@ -16,7 +16,7 @@ from pathlib import Path
 
 from metasae.errors import UserError
 from metasae.explore.store.open_store import StringsOf
-from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, STORE, create, pair_name
+from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, MERGES_BASE, STORE, create, pair_name
 from metasae.explore.store.sections import Contents, Section
 from metasae.progress.progress import SILENT, Progress
 
@@ -110,9 +110,9 @@ def _write(
     # what follows from all sections together: each latent's best split score, and the index of explanations.
     # CROSS JOIN keeps this order: from a latent to its few splits
     best = """SELECT MAX(s.score) FROM splits s CROSS JOIN pairs p ON p.name = s.pair
-        WHERE s.parent = latents.key AND p.kind <> ?"""
+        WHERE s.parent = latents.key AND p.kind NOT IN (?1, ?2)"""
     with store:
-        store.execute(f"UPDATE latents SET split_score = ({best})", (BASE,))
+        store.execute(f"UPDATE latents SET split_score = ({best})", (BASE, MERGES_BASE))
         store.execute("INSERT INTO explanation_words (explanation_words) VALUES ('rebuild')")
 
 

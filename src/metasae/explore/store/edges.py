@@ -24,8 +24,8 @@ MATCHED_UP_TO = 8192
 PHI, COSINE, ENCODER, MATCH, NEAREST, META = "phi", "cosine", "encoder_cosine", "match", "nearest", "meta"
 # What is said of all candidates of a pair together; the rest of a `Splits.as_dict()` is the candidates.
 SUMMARY = (
-    "n_parents", "too_rare", "n_above_0.1", "n_above_0.25", "share_above_0.1", "share_above_0.25", "mean_score",
-    "mean_top",
+    "n_parents", "too_rare", "n_above_0.1", "n_above_0.25", "share_above_0.1", "share_above_0.25", "n_kept",
+    "mean_score", "mean_top",
 )  # fmt: skip
 
 
@@ -195,10 +195,11 @@ def write_splits(
     rows, members = [], []
     for split in splits["ranked"]:
         name, parent = f"{names[0]}.{split['parent']}.{names[1]}", key_of(saes[0], split["parent"])
-        columns = zip(split["children"], split["phi"], split["shares"], strict=True)
-        children = [{"latent": latent, "phi": phi, "share": share} for latent, phi, share in columns]
+        columns = zip(split["children"], split["phi"], split["shares"], split["already"], strict=True)
+        keys = ("latent", "phi", "share", "already")
+        children = json.dumps([dict(zip(keys, child, strict=True)) for child in columns])
         scores = (split[key] for key in ("score", "coverage", "overlap", "firings"))
-        rows.append((name, pair, parent, *scores, json.dumps(children)))
+        rows.append((name, pair, parent, *scores, children, json.dumps(split["lives_on"]), split["kept"]))
         members += [(key, name) for key in (parent, *(key_of(saes[1], child) for child in split["children"]))]
-    store.executemany("INSERT INTO splits VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    store.executemany("INSERT INTO splits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     store.executemany("INSERT OR IGNORE INTO split_members VALUES (?, ?)", members)

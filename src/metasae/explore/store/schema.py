@@ -13,7 +13,7 @@ from metasae.errors import UserError
 
 STORE = "explore.sqlite"
 # Raised whenever a table changes; a store of another format is built anew.
-FORMAT = 3
+FORMAT = 4
 LATENTS_OF_SAE = 1 << 24
 # Columns of the table `latents` that can be sorted by, with what they are called.
 SCALARS = {
@@ -39,13 +39,15 @@ MEANINGS = {
         "share of its decoder row that the run's own meta SAE leaves unexplained; only arms with a meta SAE have it"
     ),
     "split_score": (
-        "coverage x (1 - overlap) x smallest share of its best split into latents of another SAE, on held-out blocks"
+        "its best split into latents of another SAE, on held-out blocks: coverage x (1 - overlap) x smallest share, "
+        "less where the latent lives on there or a child was there already"
     ),
 }
-# Kinds of pairs of SAEs: latents of the baseline in another arm; the other way round; latents of the baseline in its
-# own next seed, which is the base rate.
-SPLITS, MERGES, BASE = "splits", "merges", "base"
-KINDS = (SPLITS, MERGES, BASE)
+# Kinds of pairs of SAEs: latents of the baseline in another arm; the other way round; and the base rate of each,
+# latents of the baseline in its own next seed, and the other way round.
+SPLITS, MERGES, BASE, MERGES_BASE = "splits", "merges", "base", "merges_base"
+BASE_OF = {SPLITS: BASE, MERGES: MERGES_BASE, BASE: BASE, MERGES_BASE: MERGES_BASE}
+KINDS = tuple(BASE_OF)
 
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -90,9 +92,9 @@ CREATE TABLE pairs (
     summary TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE splits (
     id TEXT PRIMARY KEY, pair TEXT NOT NULL, parent INTEGER NOT NULL, score REAL NOT NULL, coverage REAL, overlap REAL,
-    firings INTEGER, children TEXT NOT NULL);
+    firings INTEGER, children TEXT NOT NULL, lives_on TEXT NOT NULL, kept INTEGER NOT NULL);
 CREATE INDEX splits_parent ON splits (parent, score);
-CREATE INDEX splits_pair ON splits (pair, score DESC);
+CREATE INDEX splits_pair ON splits (pair, kept, score DESC);
 CREATE TABLE split_members (key INTEGER, split TEXT, PRIMARY KEY (key, split)) WITHOUT ROWID;
 """
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from metasae.arms.folder import Arm, RunFolder, next_seed, read_object
+from metasae.arms.folder import Arm, RunFolder, next_seed, read_object, split_pair
 from metasae.explore.store.blobs import WINDOWS
-from metasae.explore.store.schema import BASE, FORMAT, MERGES, SPLITS
+from metasae.explore.store.schema import BASE, FORMAT, MERGES, MERGES_BASE, SPLITS
 from metasae.explore.store.summary import is_causal
 from metasae.recipe.recipe import Recipe
 from metasae.sae.layout import WEIGHTS
@@ -36,10 +36,9 @@ class Contents:
 
     def __init__(self, run_folder: Path):
         """Raises UserError for a folder that is no run, or has no trained arm."""
-        self.folder = run_folder
-        run = RunFolder(run_folder)
-        self.arms = run.trained()
-        self.baseline = run.baseline(self.arms)
+        self.folder, self.run = run_folder, RunFolder(run_folder)
+        self.arms = self.run.trained()
+        self.baseline = self.run.baseline(self.arms)
         self.prints = {arm: fingerprint_of(arm) for arm in self.arms}
         # an arm with firings on each evaluation text
         self.texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
@@ -78,29 +77,27 @@ class Contents:
     def _split_pairs(self) -> Iterator[tuple[str, Arm, Arm, dict | None]]:
         """(kind, parents, children, None or what across.json says of them).
 
-        The baseline in every other arm of its seed, the other way round, and the baseline in its next seed. Candidates
-        are looked for in the firings; of SAEs that kept none across.json has the best.
+        The baseline in every other arm of the next seed (with one seed, of its own), the other way round, and as their
+        base rate the baseline in its next seed, both ways. An arm with the baseline's very weights (control) has
+        nothing beside the base rate. Candidates are looked for in the firings; of SAEs that kept none across.json has
+        the best.
         """
-        pairs: list[tuple[str, Arm, Arm]] = []
-        for base in (arm for arm in self.arms if arm.name == self.baseline):
-            others = [arm for arm in self.arms if arm.seed == base.seed and arm.name != self.baseline]
-            pairs += [(SPLITS, base, other) for other in others] + [(MERGES, other, base) for other in others]
-            following = next_seed(base, self.arms)
-            pairs += [(BASE, base, following)] if following else []
-        across = self._across()
-        for kind, parent, child in pairs:
+        weights = {arm.seed: self.prints[arm].weights for arm in self.arms if arm.name == self.baseline}
+        sides: list[tuple[str, Arm, Arm]] = []
+        for arm in self.arms:
+            pair = split_pair(arm, self.arms, self.baseline)
+            is_baseline = arm.name == self.baseline
+            if pair is not None and (is_baseline or self.prints[arm].weights != weights[arm.seed]):
+                splits, merges = (BASE, MERGES_BASE) if is_baseline else (SPLITS, MERGES)
+                sides += [(splits, pair.parents, pair.children), (merges, pair.children, pair.parents)]
+        stored = self.run.stored_splits()
+        for kind, parent, child in sides:
             prints = (self.prints[parent], self.prints[child])
-            known = across.get((prints[0].weights, prints[1].weights))
+            known = stored.get((prints[0].weights, prints[1].weights))
             if prints[0].text and prints[0].text == prints[1].text:
                 yield kind, parent, child, None
             elif known is not None and not (parent.has_firings and child.has_firings):
                 yield kind, parent, child, known
-
-    def _across(self) -> dict[tuple[str, str], dict]:
-        """(parents' weights, children's weights) -> the candidates in across.json."""
-        entries = read_object(self.folder / "across.json").values()
-        candidates = [entry[kind] for entry in entries for kind in (SPLITS, MERGES) if kind in entry]
-        return {tuple(entry["of"]): entry for entry in candidates}
 
     def _overview_print(self, prints: list[str]) -> str:
         # a comparison that is made again is mostly the same to the byte

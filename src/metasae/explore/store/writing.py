@@ -122,7 +122,7 @@ class Writer:
         edges.write_matches(self.store, numbers, rows, live, near.get(edges.COSINE))
         texts = {self.contents.prints[arm].text for arm in arms}
         if near and len(texts) == 1 and None not in texts:
-            partners = mutual_partners(*firings, edges.NEIGHBOURS, self.progress)
+            partners = mutual_partners(*firings, edges.NEIGHBOURS, progress=self.progress)
             near[edges.PHI] = [edges.Near(nearest.latents, nearest.phi) for nearest in partners]
         for kind, sides in near.items():
             edges.write_near(self.store, numbers[0], kind, numbers[1], sides[0])

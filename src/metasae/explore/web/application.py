@@ -43,7 +43,10 @@ LARGEST_BODY = 1_000_000
 # of /api/latents: the parameter, and what its text is read as
 FILTERS = {"sort": str, "search": str, "label": str, "min_rate": float, "max_rate": float, "offset": int, "limit": int}
 # of /api/splits
-SPLIT_FILTERS = {"pair": str, "kind": str, "offset": int, "limit": int, "search": str, "min_score": float, "label": str}
+SPLIT_FILTERS = {
+    "pair": str, "kind": str, "offset": int, "limit": int, "search": str, "min_score": float, "label": str,
+    "kept": lambda text: text == "1",
+}  # fmt: skip
 LABEL = 'a label is {"target": {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}, "label", "note"}'
 
 
@@ -100,7 +103,7 @@ def _answering(question: Callable[[Request], dict]) -> Callable[[Request], Respo
     return lambda request: fresh(question(request))
 
 
-def _given(request: Request, kinds: dict[str, type]) -> dict:
+def _given(request: Request, kinds: dict[str, Callable]) -> dict:
     """The query's parameters, each read as its kind; those that are absent or empty are left out. Raises ValueError."""
     texts = {name: request.query_params.get(name) for name in kinds}
     return {name: kinds[name](text) for name, text in texts.items() if text}

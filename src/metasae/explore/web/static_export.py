@@ -147,8 +147,8 @@ def _write_splits(explorer, api: Path, most: int) -> dict:
         named = dict.fromkeys([*first["pairs"], *first.get("base_pairs", ())])
         pairs[kind] = {pair: f"{kind}-{number}" for number, pair in enumerate(named)}
         for pair, stem in pairs[kind].items():
-            answer = explorer.splits(pair, kind=kind, limit=most)
-            # `found` says how many there are
+            answer = explorer.splits(pair, kind=kind, limit=most, kept=True)
+            # `found` says how many there are, with those that are hidden at first
             told = {**answer, "total": len(answer["rows"]), "found": answer["total"]}
             _pack(api / "splits" / f"{stem}.json.gz", told)
             ids |= dict.fromkeys(row["id"] for row in answer["rows"])

@@ -84,19 +84,29 @@ def top_partners(
 
 
 def mutual_partners(
-    one: Firings, other: Firings, count: int = 10, progress: Progress = SILENT
+    one: Firings,
+    other: Firings,
+    count: int = 10,
+    other_count: int | None = None,
+    *,
+    spans: Sequence[Span] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Partners, Partners]:
-    """`top_partners` of each SAE in the other.
+    """`top_partners` of each SAE in the other: `count` for each latent of the first, `other_count` (None: as many) for
+    each of the second.
 
-    Where all pairs fit into memory, their co-firings are counted once for both.
+    spans: only these tokens. Where all pairs fit into memory, their co-firings are counted once for both. Raises
+    ValueError when the tokens differ.
     """
-    text, counted = [(0, one.n_tokens)], None
+    check_same_tokens(one, other)
+    text, counted = [(0, one.n_tokens)] if spans is None else spans, None
     forward = _Pairs(one, other, text, 1.0, CHUNK)
     if one.n_latents * other.n_latents <= TILE_PAIRS:
         forward.count_all()
         counted = forward.counted.T.tocsr()
     backward = _Pairs(other, one, text, 1.0, CHUNK, counted)
-    return _closest(forward, count, None, progress), _closest(backward, count, None, progress)
+    back = count if other_count is None else other_count
+    return _closest(forward, count, None, progress), _closest(backward, back, None, progress)
 
 
 def _closest(pairs: "_Pairs", count: int, tile: int | None, progress: Progress) -> Partners:

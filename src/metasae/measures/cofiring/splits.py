@@ -1,29 +1,48 @@
 """Which latents of one SAE are split into several of another; merges are the same question asked the other way round.
 
 A parent fires on tokens P; a set of children C of the other SAE splits it as well as
-    score = coverage x (1 - overlap) x smallest share,
+    score = coverage x (1 - overlap) x smallest share x (1 - phi_P) x (1 - phi_C).
 coverage = share of P with at least one child on, overlap = share of P with two or more, a child's share = share of P
-with it alone on. An even split into two scores 1/2, into m 1/m: that is the ceiling. A latent that is simply kept
-scores nothing: a single child is no split, and beside a child that covers all of P no other is ever alone. Children are
-chosen on every second block of documents and scored on the others. The score of two solo SAEs with different seeds is
-the base rate: latents split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
+with it alone on. A split needs the parent gone and the children new. phi_P is the phi of the parent with its
+counterpart, the latent of the other SAE that fires most like it; phi_C is the largest phi of a child with its own
+counterpart in the parent's SAE (`survival.py`). An even split into two of a parent that is gone scores 1/2, into m 1/m:
+that is the ceiling. A latent that is simply kept scores nothing: a single child is no split, and beside a child that
+covers all of P no other is ever alone.
+
+phi_C is the largest over the children because every child must be new. Where one child was there already, one part
+alone is new: the parent got narrower, and no latent was split. With the smallest or the mean, one new child would make
+up for old ones.
+
+The phi of the parent with its own children is in neither factor, unless it is above .8. If it were, a clean split into
+two would score .04, since either half has phi .71 with the whole. Two wide latents that happen to cover the parent's
+tokens would score more.
+
+Children are chosen on every second block of documents and scored on the others; either half has its own counterparts.
+The score of two solo SAEs with different seeds is the base rate for solo and an SAE of another seed, since latents are
+split between seeds, too. The paper's ranking (arXiv 2604.03436) is beside it.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 
 import numpy as np
 
 from metasae.measures.cofiring.counts import ratio
 from metasae.measures.cofiring.partners import Partners, top_partners
-from metasae.measures.firing.by_latent import ByLatent, by_latent
+from metasae.measures.cofiring.split_sets import (
+    CANDIDATES,
+    MAX_CHILDREN,
+    SETS,
+    pattern_counts,
+    set_scores,
+    shares_of,
+    silent_counts,
+)
+from metasae.measures.cofiring.survival import Counterpart, Counterparts, at_least_0
+from metasae.measures.firing.by_latent import by_latent
 from metasae.measures.firing.firings import Firings, block_spans, document_blocks
 from metasae.progress.progress import SILENT, Progress, tracked
 
-CANDIDATES = 10
-MAX_CHILDREN = 5
 MIN_PHI = 0.2
 MIN_FIRINGS = 20
 SCORES_ABOVE = (0.1, 0.25)
@@ -37,8 +56,9 @@ PAPER_MAX_RATE = 0.05
 class FeatureSplit:
     """A parent and its children, largest phi first.
 
-    phi: of each child with the parent, on the tokens on which it was chosen. coverage, overlap, shares, score, firings
-    (of the parent): on the tokens that were held out.
+    phi: of each child with the parent, on the tokens on which it was chosen. Everything else is on the tokens that were
+    held out: coverage, overlap, shares, score, firings (of the parent), lives_on (the parent's counterpart in the
+    children's SAE), already (each child's counterpart in the parent's SAE).
     """
 
     parent: int
@@ -47,13 +67,26 @@ class FeatureSplit:
     coverage: float
     overlap: float
     shares: tuple[float, ...]
+    lives_on: Counterpart
+    already: tuple[Counterpart, ...]
     score: float
     firings: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is no split after all: the parent lives on (phi above .8), or every child was there already."""
+        return self.lives_on.same or all(other.same for other in self.already)
+
+    def as_dict(self) -> dict:
+        """The fields and `kept`; a counterpart is {"latent", "phi", "same"}."""
+        counterparts = {"lives_on": self.lives_on.as_dict(), "already": [other.as_dict() for other in self.already]}
+        return {**asdict(self), **counterparts, "kept": self.kept}
 
 
 @dataclass(frozen=True)
 class FeatureSplits:
-    """All feature splits between two SAEs, best first; parents without one count with score 0.
+    """All feature splits between two SAEs, best first, those that are `kept` after the others; parents without one
+    count with score 0.
 
     n_parents: parents scored. too_rare: parents left out, as they fire on fewer than 20 tokens of either half.
     """
@@ -65,19 +98,21 @@ class FeatureSplits:
     def as_dict(self, count: int = TOP) -> dict:
         """The summary and the first `count` splits.
 
-        n_above_X: parents with a score above X; share_above_X: the same as a share of n_parents. mean_score: over all
-        parents; mean_top: over the best 100. None without parents.
+        n_above_X: parents with a score above X, which none that is `kept` has; share_above_X: the same as a share of
+        n_parents. n_kept: splits that are `kept`. mean_score: over all parents; mean_top: over the best 100. None
+        without parents.
         """
-        scores = [split.score for split in self.ranked]
+        scores = sorted((split.score for split in self.ranked), reverse=True)
         n_above = {limit: sum(score > limit for score in scores) for limit in SCORES_ABOVE}
         return {
             "n_parents": self.n_parents,
             "too_rare": self.too_rare,
             **{f"n_above_{limit:g}": number for limit, number in n_above.items()},
             **{f"share_above_{limit:g}": ratio(number, self.n_parents) for limit, number in n_above.items()},
+            "n_kept": sum(split.kept for split in self.ranked),
             "mean_score": ratio(math.fsum(scores), self.n_parents),
             "mean_top": ratio(math.fsum(scores[:TOP]), min(TOP, self.n_parents)),
-            "ranked": [asdict(split) for split in self.ranked[:count]],
+            "ranked": [split.as_dict() for split in self.ranked[:count]],
         }
 
 
@@ -90,23 +125,24 @@ def find_splits(parents: Firings, children: Firings, progress: Progress = SILENT
     14 bytes per firing of each SAE. Raises ValueError when the tokens of the two SAEs differ.
     """
     blocks = document_blocks(parents.documents)
-    partners = top_partners(parents, CANDIDATES, children, spans=block_spans(blocks)[::2], progress=progress)
-    held_out = blocks % 2 == 1
+    spans, held_out = block_spans(blocks), blocks % 2 == 1
+    choosing = Counterparts.count(parents, children, CANDIDATES, spans[::2], progress)
+    scoring = Counterparts.count(parents, children, MAX_CHILDREN + 1, spans[1::2], progress)
     by_parent, by_child = by_latent(parents), by_latent(children)
     # largest phi first, so the usable candidates come first
-    usable = np.count_nonzero(partners.phi >= MIN_PHI, axis=1)
-    candidates = [row[:number] for row, number in zip(partners.latents, usable, strict=True)]
-    sets = _sets()
+    usable = np.count_nonzero(choosing.of_parents.phi >= MIN_PHI, axis=1)
+    candidates = [row[:number] for row, number in zip(choosing.of_parents.latents, usable, strict=True)]
     splits, n_parents = [], 0
     latents = np.arange(parents.n_latents)
     some = np.split(latents, latents[PARENTS::PARENTS])
     for these in tracked(progress, some, "latents that split", parents.n_latents, "latents"):
-        chosen_on, scored_on = _histograms(by_parent, by_child, held_out, these, candidates)
+        chosen_on, scored_on = pattern_counts(by_parent, by_child, held_out, these, candidates)
         enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
         n_parents += int(enough.sum())
         able = enough & (usable[these] >= 2)
-        splits += _best_sets(these[able], chosen_on[able], scored_on[able], partners, sets)
-    ranked = sorted(splits, key=lambda split: (-split.score, split.parent))
+        best = _best_sets(these[able], chosen_on[able], choosing)
+        splits += _scored(these[able], best, scored_on[able], choosing.of_parents, scoring)
+    ranked = sorted(splits, key=lambda split: (split.kept, -split.score, split.parent))
     return FeatureSplits(tuple(ranked), n_parents, parents.n_latents - n_parents)
 
 
@@ -128,73 +164,32 @@ def paper_ranking(
     ]
 
 
-def _histograms(
-    parents: ByLatent, children: ByLatent, held_out: np.ndarray, latents: np.ndarray, candidates: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which of a parent's candidates fire together with it: its tokens by pattern, bit s of a pattern for candidate s.
-
-    Returns int64 [p, 2**CANDIDATES] of the tokens to choose on and of those held out.
-    """
-    chosen_on, scored_on = np.zeros((2, len(latents), 2**CANDIDATES), np.int64)
-    on = np.zeros(len(held_out), np.uint16)
-    for row, latent in enumerate(latents):
-        tokens, _ = parents.latent(latent)
-        lists = [children.latent(child)[0] for child in candidates[latent]]
-        for slot, child_tokens in enumerate(lists):
-            on[child_tokens] |= 1 << slot
-        pattern, scored = on[tokens], held_out[tokens]
-        for child_tokens in lists:
-            on[child_tokens] = 0
-        chosen_on[row] = np.bincount(pattern[~scored], minlength=2**CANDIDATES)
-        scored_on[row] = np.bincount(pattern[scored], minlength=2**CANDIDATES)
-    return chosen_on, scored_on
+def _best_sets(parents: np.ndarray, patterns: np.ndarray, choosing: Counterparts) -> np.ndarray:
+    """The best set of each parent, int [p]. patterns: int64 [p, patterns], tokens to choose on."""
+    latents = choosing.of_parents.latents[parents]
+    phi = at_least_0(choosing.of_parents.phi[parents])
+    return set_scores(patterns, phi, choosing.phi_of_children(parents, latents)).argmax(1)
 
 
-@dataclass(frozen=True)
-class _Sets:
-    """All sets of 2 to MAX_CHILDREN candidates, small ones first.
-
-    For each set and pattern, as 0 or 1: one, two [sets, patterns], at least one or two members are on; alone [patterns,
-    members of all sets], that member is the only one on. first: int [sets], where the members of each set begin.
-    """
-
-    members: list[tuple[int, ...]]
-    one: np.ndarray
-    two: np.ndarray
-    alone: np.ndarray
-    first: np.ndarray
-
-    def scores(self, histograms: np.ndarray) -> np.ndarray:
-        """Score of every set for every parent, float64 [p, sets], from token counts by pattern."""
-        tokens = histograms.sum(1, keepdims=True).astype(np.float64)
-        # whole numbers in float64, so the products are exact, and far faster than in int64
-        counts = histograms.astype(np.float64)
-        smallest = np.minimum.reduceat(counts @ self.alone, self.first, axis=1) / tokens
-        return (counts @ self.one.T / tokens) * (1 - counts @ self.two.T / tokens) * smallest
-
-
-def _sets() -> _Sets:
-    members = [chosen for size in range(2, MAX_CHILDREN + 1) for chosen in combinations(range(CANDIDATES), size)]
-    bits = np.arange(2**CANDIDATES)[:, None] >> np.arange(CANDIDATES) & 1
-    on = np.stack([bits[:, chosen].sum(1) for chosen in members])
-    alone = np.concatenate([bits[:, chosen] * (on[row] == 1)[:, None] for row, chosen in enumerate(members)], axis=1)
-    first = np.cumsum([0, *map(len, members[:-1])])
-    return _Sets(members, (on >= 1).astype(np.float64), (on >= 2).astype(np.float64), alone.astype(np.float64), first)
-
-
-def _best_sets(
-    parents: np.ndarray, chosen_on: np.ndarray, scored_on: np.ndarray, partners: Partners, sets: _Sets
+def _scored(
+    parents: np.ndarray, best: np.ndarray, patterns: np.ndarray, partners: Partners, counterparts: Counterparts
 ) -> list[FeatureSplit]:
-    """The best set of each parent by its first histogram, scored by the second; without those that score 0 there."""
+    """Each parent with the set that was chosen for it, scored by the tokens held out; without those that score 0.
+
+    best: int [p], sets. patterns: int64 [p, patterns], held-out tokens. partners: the candidates of each latent.
+    """
     splits = []
-    for parent, best, counts in zip(parents, sets.scores(chosen_on).argmax(1), scored_on, strict=True):
-        members, tokens = list(sets.members[best]), int(counts.sum())
-        coverage, overlap = float(counts @ sets.one[best]) / tokens, float(counts @ sets.two[best]) / tokens
-        alone = sets.alone[:, sets.first[best] : sets.first[best] + len(members)]
-        shares = tuple((counts @ alone / tokens).tolist())
-        score = coverage * (1 - overlap) * min(shares)
+    silent, tokens = silent_counts(patterns), patterns.sum(1).tolist()
+    for row, (parent, chosen) in enumerate(zip(parents.tolist(), best.tolist(), strict=True)):
+        members = list(SETS[chosen])
+        of_set = shares_of(silent[row : row + 1], np.array([members]))
+        children = tuple(partners.latents[parent, members].tolist())
+        lives_on = counterparts.of_parent(parent, children)
+        already = tuple(counterparts.of_child(child, parent) for child in children)
+        score = of_set.score().item() * (1 - lives_on.phi) * (1 - max(other.phi for other in already))
         if score > 0:
-            children, phi = partners.latents[parent, members].tolist(), partners.phi[parent, members].tolist()
-            split = FeatureSplit(int(parent), tuple(children), tuple(phi), coverage, overlap, shares, score, tokens)
+            phi, shares = partners.phi[parent, members], of_set.alone.ravel()
+            numbers = of_set.coverage.item(), of_set.overlap.item(), tuple(shares.tolist())
+            split = FeatureSplit(parent, children, tuple(phi.tolist()), *numbers, lives_on, already, score, tokens[row])
             splits.append(split)
     return splits

@@ -1,6 +1,7 @@
 // One split: the flow of firings from parent to children, the same windows seen by all of them, and what tells them apart.
 
 import { data } from "../data.js";
+import { already, livesOn } from "../counterparts.js";
 import { apart, armClass, armOf, card, chips, h, latentLink, number, percent, shown, table } from "../dom.js";
 import { flowPicture } from "../flow.js";
 import { labelButtons } from "../labels.js";
@@ -11,7 +12,7 @@ const LABELS = ["sense split", "duplicate", "absorption", "junk", "unsure"];
 
 export async function page({ parts }) {
   const split = await data.split(parts[0] ?? "");
-  const merge = split.kind === "merges" || split.kind === "merge";
+  const merge = split.kind.startsWith("merge");
   const node = h(
     "div",
     { class: `page ${armClass(armOf(split.parent.sae))}` },
@@ -46,10 +47,20 @@ function head(split, merge) {
         h("span", { class: "split-line" }, mark(i), latentLink(child.sae, child.latent), chips(child.top_tokens, 4)),
       ),
     ),
+    h("p", {}, livesOn(split.parent)),
+    h(
+      "div",
+      { class: "children" },
+      split.children.map((child, i) => h("div", {}, mark(i), already(child))),
+    ),
     h(
       "dl",
       { class: "tiles" },
-      tile("score", number(split.score), "coverage × (1 − overlap) × the smallest share; an even split into two scores at most 1/2"),
+      tile(
+        "score",
+        number(split.score),
+        "coverage × (1 − overlap) × the smallest share × (1 − phi of the parent with what it lives on as) × (1 − the largest phi of a child with what it was); an even split into two scores at most 1/2",
+      ),
       tile("covered", percent(split.coverage), "share of the parent's firings on which a child fires"),
       tile("overlap", percent(split.overlap), "share on which two or more do"),
       tile("parent's firings", number(split.firings), "held-out tokens"),
@@ -79,8 +90,8 @@ function head(split, merge) {
       "p",
       { class: "note" },
       split.phi
-        ? "score, covered, overlap and parent's firings: on the half of the held-out documents on which the children were not chosen; phi, firings without the parent and everything below: on all of them"
-        : "score, covered, overlap and parent's firings: on the half of the held-out documents on which the children were not chosen",
+        ? "score, covered, overlap, parent's firings and what fires like them in the other SAE: on the half of the held-out documents on which the children were not chosen; phi, firings without the parent and everything below: on all of them"
+        : "score, covered, overlap, parent's firings and what fires like them in the other SAE: on the half of the held-out documents on which the children were not chosen",
     ),
     labelButtons({ kind: "split", id: split.id }, split.label, split.labels, LABELS),
   );

@@ -1,6 +1,7 @@
 // Splits and merges: one latent of an arm whose firings another arm gives to several. The same page, read either way.
 
 import { data } from "../data.js";
+import { already, livesOn } from "../counterparts.js";
 import { card, chips, h, latentLink, number, percent } from "../dom.js";
 
 const PAGE = 50;
@@ -12,6 +13,7 @@ const WORDS = {
   "n_above_0.25": "with a score above 0.25",
   "share_above_0.1": "share above 0.1",
   "share_above_0.25": "share above 0.25",
+  n_kept: "no split: the parent lives on, or no child is new",
   mean_score: "mean score",
   mean_top: "mean of the best 100",
 };
@@ -24,8 +26,8 @@ export async function page({ name, parts, query }) {
   const base = (pair) => (answer.base_pairs || []).includes(pair);
   const answer = await data.splits({ ...state, offset: 0, limit: PAGE });
   const list = h("ol", { class: "list", "aria-label": kind === "merges" ? "Merges" : "Splits" });
-  const loaded = { rows: answer.rows, total: answer.total };
-  const wanted = { search: "", min_score: "", label: "" };
+  const loaded = { rows: answer.rows, total: answer.total, hidden: answer.n_kept };
+  const wanted = { search: "", min_score: "", label: "", kept: "" };
   const count = h("span", { class: "note", role: "status" });
   const more = h("button", { type: "button", onclick: next }, "More");
   let turn = 0,
@@ -34,7 +36,8 @@ export async function page({ name, parts, query }) {
   function show() {
     list.replaceChildren(...loaded.rows.map(item));
     const best = answer.found > answer.total ? `, of the best ${number(answer.total)} of ${number(answer.found)}` : "";
-    count.textContent = `${number(loaded.rows.length)} of ${number(loaded.total)} shown${best}`;
+    const hidden = loaded.hidden && !wanted.kept ? `, ${number(loaded.hidden)} hidden, as latents live on` : "";
+    count.textContent = `${number(loaded.rows.length)} of ${number(loaded.total)} shown${best}${hidden}`;
     more.hidden = loaded.rows.length >= loaded.total;
     if (!loaded.rows.length) list.append(h("li", { class: "empty" }, `no ${kind} here`));
   }
@@ -62,7 +65,7 @@ export async function page({ name, parts, query }) {
     if (mine !== turn) return;
     if (found.error) count.textContent = found.error;
     else {
-      Object.assign(loaded, { rows: found.rows, total: found.total });
+      Object.assign(loaded, { rows: found.rows, total: found.total, hidden: found.n_kept });
       show();
     }
   }
@@ -105,6 +108,10 @@ export async function page({ name, parts, query }) {
     },
     ["", "sense split", "duplicate", "absorption", "junk", "unsure"].map((name) => h("option", { value: name }, name || "any")),
   );
+  const kept = h("input", {
+    type: "checkbox",
+    onchange: () => change({ kept: kept.checked ? "1" : "" }),
+  });
   show();
   const node = h(
     "div",
@@ -131,6 +138,12 @@ export async function page({ name, parts, query }) {
         h("label", { class: "grow" }, "Filter", text),
         h("label", {}, "Score from", score),
         h("label", {}, "Label", label),
+        h(
+          "label",
+          { class: "check", title: "those whose parent is still there (phi above .8), or whose children were all there already" },
+          kept,
+          h("span", {}, "also what lives on"),
+        ),
         count,
       ),
     ),
@@ -141,7 +154,7 @@ export async function page({ name, parts, query }) {
       h(
         "p",
         { class: "note" },
-        "Score, covered, overlap, shares and firings: on the half of the held-out documents on which the children were not chosen; phi: on the other half, on which they were, so it is too high.",
+        "A split needs the parent gone and the children new: what fires most like each in the other SAE lowers the score by its phi. Score, covered, overlap, shares, firings and that phi: on the half of the held-out documents on which the children were not chosen; phi of a child with its parent: on the other half, on which they were, so it is too high.",
       ),
       list,
       more,
@@ -153,8 +166,9 @@ export async function page({ name, parts, query }) {
     node,
     clear: () => {
       text.value = score.value = label.value = "";
+      kept.checked = false;
       clearTimeout(waiting);
-      change({ search: "", label: "", min_score: "" });
+      change({ search: "", label: "", min_score: "", kept: "" });
     },
   };
 }
@@ -163,6 +177,12 @@ export async function page({ name, parts, query }) {
 function baseRate(answer, kind, isBase) {
   const told = Object.entries(answer.base_rate || {}).filter(([, value]) => typeof value === "number");
   const here = answer.summary || {};
+  if (answer.same_seed)
+    return h(
+      "p",
+      { class: "note" },
+      "Two SAEs of one seed share initial weights and batches, so most latents of one are latents of the other. These candidates are for looking: there is no base rate and no comparison, which take two seeds of each arm.",
+    );
   if (!told.length) return h("p", { class: "note" }, "No base rate: it needs two seeds of solo.");
   if (isBase) return h("p", { class: "note" }, "Two seeds of solo: what is found here is found without any penalty.");
   const fewer = fewerThan(here, answer.base_rate);
@@ -229,6 +249,7 @@ function item(row) {
       ),
     ),
     bar,
+    h("div", {}, livesOn(row.parent)),
     h(
       "div",
       { class: "children" },
@@ -240,6 +261,7 @@ function item(row) {
           latentLink(child.sae, child.latent),
           chips(child.top_tokens),
           h("span", { class: "soft" }, `alone on ${percent(child.share)} of the firings · phi, choosing half, ${number(child.phi)}`),
+          already(child),
         ),
       ),
     ),
