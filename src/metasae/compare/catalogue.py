@@ -9,6 +9,7 @@ label     the name in words
 better    the direction that is nearer to the truth, more faithful or easier to explain; empty for a plain description
 main      `main` for a measure that belongs to the summary and the verdict
 change    in what a change is given: %, or pp, hundredths of the measure's own unit
+of        of a share of things that are counted, the keys of how many these are
 meaning   what it is, in half a sentence
 """
 
@@ -54,6 +55,7 @@ class Quantity:
     better: Literal["lower", "higher"] | None
     main: bool
     relative: bool
+    of: tuple[str, ...]
     meaning: str
 
     @property
@@ -83,6 +85,7 @@ with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline=""
             better=row["better"] or None,
             main=row["main"] == "main",
             relative=row["change"] == "%",
+            of=tuple(row["of"].split("/")) if row["of"] else (),
             meaning=row["meaning"],
         )
         for row in csv.DictReader(_table)
@@ -127,6 +130,11 @@ def value_of(measures: dict, quantity: Quantity) -> float | None:
     """The number in a measures.json, or None where it has none."""
     value = _at(measures, quantity.path)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def count_of(measures: dict, quantity: Quantity) -> int | None:
+    """Of how many things the number is a share; None where it is none, or where that is not known."""
+    return _at(measures, quantity.of) or None if quantity.of else None
 
 
 def left_out_of(measures: dict, quantity: Quantity) -> list[float | None] | None:

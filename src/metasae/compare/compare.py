@@ -15,7 +15,7 @@ from pathlib import Path
 
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object, split_label
-from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, left_out_of, value_of
+from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, count_of, left_out_of, value_of
 from metasae.compare.matched import MATCHED
 from metasae.compare.tables import as_markdown
 from metasae.compare.trained import trained_enough
@@ -60,12 +60,14 @@ class Numbers:
     blocks: dict[int, list] | None
     behind: Behind
     blocks_of: Source = "documents"
+    shares_of: dict[int, int] | None = None
 
     def minus(self, other: "Numbers") -> Difference:
         """Where only one arm has values without blocks, neither's count."""
         blocks = (None, None) if None in (self.blocks, other.blocks) else (self.blocks, other.blocks)
         behind = of_both(self.behind, other.behind)
-        return paired_difference(self.values, other.values, *blocks, behind, self.blocks_of)
+        shares_of = None if None in (self.shares_of, other.shares_of) else (self.shares_of, other.shares_of)
+        return paired_difference(self.values, other.values, *blocks, behind, self.blocks_of, shares_of)
 
 
 def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
@@ -129,7 +131,9 @@ def _of_quantity(by_seed: dict[int, Measured], quantity: Quantity) -> Numbers:
     without = without_a_critic if by_critics else left_out_of
     blocks = {seed: without(measures, quantity) for seed, measures in known.items()}
     blocks = {seed: of_seed for seed, of_seed in blocks.items() if of_seed}
-    return Numbers(values, blocks or None, behind, "critics" if by_critics else "documents")
+    counts = {seed: count_of(measures, quantity) for seed, measures in known.items()}
+    shares_of = counts if counts and all(counts.values()) else None
+    return Numbers(values, blocks or None, behind, "critics" if by_critics else "documents", shares_of)
 
 
 def critics_of(measures: dict, quantity: Quantity) -> list[float | None]:

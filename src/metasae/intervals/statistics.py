@@ -27,6 +27,7 @@ from metasae.intervals.crossed import (
     t_half_width,
 )
 from metasae.intervals.estimates import Difference, Interval, Mean
+from metasae.intervals.shares import at_least_binomial
 
 Values = Mapping[int, float | None]
 Blocks = Mapping[int, Sequence[float | None] | None]
@@ -43,6 +44,7 @@ def paired_difference(
     b_blocks: Blocks | None = None,
     between: Between | None = None,
     blocks_of: Source = "documents",
+    shares_of: tuple[Values, Values] | None = None,
 ) -> Difference:
     """a, b: seed -> value on the whole text.
 
@@ -52,8 +54,9 @@ def paired_difference(
     a seed, or hold something that is no number, the interval is over seeds alone and the note says so. between: for
     numbers that take several seeds, all those that either side's takes; None: each is of its own seed. Where leaving
     out one seed leaves no number there is no interval. blocks_of "critics": a_blocks, b_blocks are the values with one
-    critic left out each. Raises ValueError when only one arm has blocks, their number
-    differs between arms or seeds, or there are blocks and `between`.
+    critic left out each. shares_of: where a and b are shares of things that are counted, how many these are for each
+    seed (`metasae.intervals.shares`). Raises ValueError when only one arm has blocks, their number differs between arms
+    or seeds, or there are blocks and `between`.
     """
     if (a_blocks is None) != (b_blocks is None):
         raise ValueError("blocks must be given for both arms or for neither")
@@ -70,6 +73,8 @@ def paired_difference(
         without = np.stack([without[0] - without[1], without[1]])
     difference, mean_b = (float(mean) for mean in full.mean(axis=1))
     spread = _covariance(full, without, members)
+    if spread is not None and shares_of is not None:
+        spread = at_least_binomial(spread, full_a, full_b, *([of[seed] for seed in seeds] for of in shares_of))
     if spread is not None and difference and spread.half_width() <= 1e-12 * np.abs(full).max():
         trouble.append("the same difference in every seed, so the interval has no width")
     percent, percent_ci95 = _percent(full, spread)

@@ -119,6 +119,7 @@ def merged(sets: Sequence[SetScores]) -> dict:
             for family in dict.fromkeys(families)
         },
         "n": len(families),
+        "n_serving": int(np.isfinite(blended[0]).sum()),
         "leave_one_out": without | {"blended": [mean_of(row) for row in blended[1:]]},
     }
 

@@ -66,6 +66,8 @@ def score_spikes(
 ) -> dict:
     """recovery_f1, by_kind, told_apart, blend_rate, absorption, cosine, phi_error, n: None where nothing tells.
 
+    n_pairs, n_serving: of how many sense pairs and latents the shares are.
+
     strengths: s [T, m]; fires: nonzero where a latent fires [T, n]; documents: int [T]. directions, rows: unit rows of
     spike-ins and latents, for the cosine. Spike-ins that are on in one half alone are left out; n is the rest.
     """
@@ -87,6 +89,8 @@ def score_spikes(
         "cosine": cosine,
         "phi_error": _phi_error(on[second], fires[second], latents, np.flatnonzero(judged)),
         "n": int(judged.sum()),
+        "n_pairs": len(_judged_pairs(spikes, judged)),
+        "n_serving": len(np.unique(latents[judged])),
     }
 
 
@@ -98,14 +102,17 @@ def by_kind(spikes: list[Spike], f1: np.ndarray) -> dict[str, float | None]:
 
 def _told_apart(spikes: list[Spike], latents: np.ndarray, judged: np.ndarray, table: Table) -> float | None:
     """The share of sense pairs with a latent for each sense: another one, that has SENSE_SHARE of its recall there."""
-    pairs = [(one, other) for one, other in sense_pairs(spikes) if judged[one] and judged[other]]
     recall = table.recall()
 
     def is_of(own: int, other: int) -> bool:
         latent = latents[own]
         return recall[own, latent] > 0 and recall[own, latent] >= SENSE_SHARE * recall[[own, other], latent].sum()
 
-    return mean_of([latents[a] != latents[b] and is_of(a, b) and is_of(b, a) for a, b in pairs])
+    return mean_of([latents[a] != latents[b] and is_of(a, b) and is_of(b, a) for a, b in _judged_pairs(spikes, judged)])
+
+
+def _judged_pairs(spikes: list[Spike], judged: np.ndarray) -> list[tuple[int, int]]:
+    return [(one, other) for one, other in sense_pairs(spikes) if judged[one] and judged[other]]
 
 
 def _blend_rate(spikes: list[Spike], latents: np.ndarray, table: Table, free_share: np.ndarray) -> float | None:
