@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_public_class(run, recipe):
     split = ActivationCache(harvest["cache"], Recipe.load(recipe).split_tokens).split("evaluation")
     sae, columns = arm.sae(), (split.tokens, split.documents, split.positions)
     x = torch.cat(list(split.blocks(512)))
-    scores = spikes.score(lambda block: sae.encode(block), x, *columns, rows=sae.W_dec)
+    scores = spikes.score(sae.encode, x, *columns, rows=sae.W_dec)
     mine = arm.measures()["spikes"]
     for key in ("recovery_f1", "ceiling_f1", "told_apart", "blend_rate", "cosine", "added_energy", "n"):
         assert mine[key] == pytest.approx(scores[key], abs=1e-6), key

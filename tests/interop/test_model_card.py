@@ -76,7 +76,7 @@ def test_every_main_measure_is_there_with_interval_and_seeds_whichever_way_it_po
         assert rows[q.label][4].replace("\\|", "|") == change(q, pair[q.key]) and rows[q.label][5] == str(
             pair[q.key]["n_seeds"]
         )
-    assert rows["FVU"][6] == "clearly worse" and rows["mean |phi|"][6] == ""
+    assert rows["FVU"][6] == "clearly worse; no text error" and rows["mean |phi|"][6] == "no text error"
     for line in comparison["verdict"]:
         assert line["text"].replace("`", "").replace("<", "&lt;") in text
 

@@ -11,6 +11,7 @@ from metasae.errors import UserError
 from metasae.measures.truth.probe import halves_of, probe_f1
 from metasae.measures.truth.spike_scores import score_spikes
 from metasae.measures.truth.spikes import Spikes
+from metasae.sae.sae import SAE, SAEConfig
 
 T, D = 60_000, 32
 
@@ -218,3 +219,31 @@ def test_a_merged_latent_is_seen_in_spite_of_chance_recall_of_many_others():
         for table in (fires, merged)
     )
     assert whole["blend_rate"] == 0 and half["blend_rate"] == pytest.approx(1 / 100)
+
+
+def test_amplitudes_like_those_of_an_sae(text):
+    sae = SAE(SAEConfig(D, 40, k=4))
+    sae.init_weights(torch.Generator().manual_seed(0))
+    sae.threshold = torch.full((40,), 0.5)
+    drawn = Spikes(text[0], text[1], n=40, like=sae)
+    acts = sae.encode(text[0]).acts
+    own = torch.stack([acts[:, latent][acts[:, latent] > 0].mean() for latent in range(40)])
+    low, high = own.quantile(0.1), own.quantile(0.9)
+    amplitudes = torch.tensor([spike.amplitude for spike in drawn.set.spikes])
+    assert low <= amplitudes.min() and amplitudes.max() <= high and amplitudes.std() > 0
+    sae.threshold = torch.full((40,), 1e9)
+    with pytest.raises(UserError, match="an SAE that fires"):
+        Spikes(text[0], text[1], n=40, like=sae)
+
+
+def test_a_draw_comes_back_from_its_file(spikes, text, tmp_path):
+    spikes.fit(*(column[TRAIN] for column in text))
+    spikes.save(tmp_path / "draw.safetensors")
+    again = Spikes.load(tmp_path / "draw.safetensors")
+    assert again.set.spikes == spikes.set.spikes and np.array_equal(again.set.directions, spikes.set.directions)
+    columns = held_out(text)
+    assert torch.equal(again.add(*columns), spikes.add(*columns)) and again.added_square == spikes.added_square
+    (tmp_path / "cut").write_bytes((tmp_path / "draw.safetensors").read_bytes()[:200])
+    for name in ("cut", "nothing"):
+        with pytest.raises(UserError, match="holds no spike-ins"):
+            Spikes.load(tmp_path / name)

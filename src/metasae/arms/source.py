@@ -16,6 +16,7 @@ from metasae.measures.truth.spikes import Spikes
 from metasae.progress.progress import Progress
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.recipe.recipe import Recipe
+from metasae.sae.sae import SAE
 
 
 class Source:
@@ -92,7 +93,8 @@ class Source:
             if seed not in self._spikes:
                 path = RunFolder(self.folder).spikes(seed)
                 if self.ranks.first and not path.is_file() and training is not None:
-                    drawn = Spikes.of_split(training, spec.n, spec.seed + seed, spec.amplitudes, spec.rates)
+                    like = SAE.load(spec.like) if spec.like else None
+                    drawn = Spikes.of_split(training, spec.n, spec.seed + seed, spec.amplitudes, spec.rates, like)
                     drawn.save(path)
                 self.ranks.wait()
                 self._spikes[seed] = Spikes.load(path)

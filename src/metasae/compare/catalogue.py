@@ -38,6 +38,8 @@ GROUPS = {
 }
 # What the measures of a group are about, where it is no plain description of how latents fire and lie.
 _KINDS = {"spikes": "truth", "concepts": "truth", "senses": "truth", "truth": "truth", "fidelity": "fidelity"}
+# Groups of measures of the decoder rows alone, whose error is that of seeds and critics.
+_WITHOUT_TEXT = ("decomposability", "seeds")
 # A clear change of less than this, in the unit that it is given in (% or pp), is called too small to matter.
 MATTERS = 1.0
 
@@ -192,8 +194,19 @@ def reading(quantity: Quantity, entry: dict, enough: bool | None = True) -> str:
     enough: whether the arms are trained enough (`metasae.compare.trained`); a measure of truth has no direction else.
     """
     direction = towards(quantity, entry) if quantity.in_words else ""
-    if direction in ("", "same"):
-        return direction and "no change"
+    if direction == "same":
+        return "no change"
+    words = _in_words(quantity, entry, enough, direction) if direction else ""
+    return "; ".join(filter(None, (words, text_error(quantity, entry))))
+
+
+def text_error(quantity: Quantity, entry: dict) -> str:
+    """`no text error` where a measure looks at text and its interval holds the error of seeds alone; else ""."""
+    lacks = entry["ci95"] is not None and not entry["n_blocks"] and quantity.group not in _WITHOUT_TEXT
+    return "no text error" if lacks else ""
+
+
+def _in_words(quantity: Quantity, entry: dict, enough: bool | None, direction: str) -> str:
     if entry["ci95"] is None:
         return entry["note"]
     if not leaves_out_zero(entry):

@@ -5,7 +5,7 @@ A sentence says whether the arms were trained enough. Each pair of arms has thre
 were trained enough.
 """
 
-from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, by_pair, change, matters, towards
+from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, by_pair, change, matters, text_error, towards
 from metasae.compare.trained import LIMITS, missing_its_limit
 from metasae.intervals.statistics import is_clear, leaves_out_zero
 
@@ -146,7 +146,14 @@ def _sentences(*parts: tuple[str, list[Row]]) -> str:
 
 
 def _listed(rows: list[Row]) -> str:
-    return ", ".join(f"{q.label} {change(q, entry)}{_least(q, entry)}" for q, entry in rows)
+    return ", ".join(f"{q.label} {change(q, entry)}{_beside(q, entry)}" for q, entry in rows)
+
+
+def _beside(quantity: Quantity, entry: dict) -> str:
+    """What an interval lacks, and the smallest change that could have been told where none was; in brackets."""
+    remarks = filter(None, (text_error(quantity, entry), _least(quantity, entry)))
+    told = "; ".join(remarks)
+    return f" ({told})" if told else ""
 
 
 def _least(quantity: Quantity, entry: dict) -> str:
@@ -154,10 +161,10 @@ def _least(quantity: Quantity, entry: dict) -> str:
     if entry.get("smallest") is None or is_clear(entry):
         return ""
     if not quantity.relative:
-        return f" (only {100 * entry['smallest']:.2g} pp or more could be told)"
+        return f"only {100 * entry['smallest']:.2g} pp or more could be told"
     if not entry["b"]:
         return ""
-    return f" (only {100 * entry['smallest'] / abs(entry['b']):.2g}% or more could be told)"
+    return f"only {100 * entry['smallest'] / abs(entry['b']):.2g}% or more could be told"
 
 
 def _clear(rows: list[Row], way: str) -> list[Row]:

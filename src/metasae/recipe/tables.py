@@ -122,6 +122,7 @@ class Spikes(Table):
     amplitudes: tuple[Positive, Positive] = Field(
         (0.15, 0.37), description="least and most strength, as shares of the median token norm"
     )
+    like: str = Field("", description="folder of an SAE whose live latents set the amplitudes instead")
     rates: tuple[Positive, Positive] = Field((1e-4, 2e-2), description="least and most share of tokens they are on")
 
     @model_validator(mode="after")

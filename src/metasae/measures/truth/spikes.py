@@ -26,6 +26,7 @@ from metasae.measures.truth.probe import directions
 from metasae.measures.truth.spike_scores import ones
 from metasae.measures.truth.spike_truth import SpikeTruth
 from metasae.ranks.lanes import on_one_core
+from metasae.sae.sae import SAE
 
 # Training activations that a draw looks at: so many rows, and numbers in them.
 SAMPLE_ROWS, SAMPLE_NUMBERS = 100_000, 1 << 27
@@ -37,7 +38,8 @@ class Spikes:
 
     x: float [S, d], a sample of the activations: amplitudes are shares of its median norm, and its covariance decides
     where directions lie. tokens: int [S] or more, the token ids of training text, whose frequencies decide the rates.
-    n: spike-ins, at least; 5 to 10% of an SAE's latents is a good number. amplitudes, rates: least and most.
+    n: spike-ins, at least; 5 to 10% of an SAE's latents is a good number. amplitudes, rates: least and most. like: an
+    SAE of these activations, in place of amplitudes: from the weakest to the strongest tenth of its live latents.
     Raises UserError for a sample that is no finite matrix, and for text with too few token types.
     """
 
@@ -49,10 +51,12 @@ class Spikes:
         seed: int = 0,
         amplitudes: tuple[float, float] = (0.15, 0.37),
         rates: tuple[float, float] = RATES,
+        like: SAE | None = None,
     ):
         x = _matrix(x).double()
         norm = float(x.norm(dim=1).median())
-        spikes = draw_spikes(n, np.bincount(_ints(tokens)), seed, tuple(share * norm for share in amplitudes), rates)
+        ends = tuple(share * norm for share in amplitudes) if like is None else _strengths(like, x.float())
+        spikes = draw_spikes(n, np.bincount(_ints(tokens)), seed, ends, rates)
         # one core adds up in one order, so the draw is the same however many processes train
         with on_one_core():
             covariance = torch.cov(x.t()).numpy() if len(x) > 1 else None
@@ -63,12 +67,12 @@ class Spikes:
         self._added: tuple[Tensor, float] | None = None
 
     @classmethod
-    def of_split(cls, split: Split, n: int, seed: int, amplitudes, rates) -> "Spikes":
+    def of_split(cls, split: Split, n: int, seed: int, amplitudes, rates, like: SAE | None = None) -> "Spikes":
         """Drawn from a training split, and fitted on it."""
         count = min(split.n_tokens, SAMPLE_ROWS, max(1, SAMPLE_NUMBERS // split.d))
         places = np.linspace(0, split.n_tokens - 1, count).astype(np.int64)
         x = split.rows(places).float()
-        spikes = cls(x, split.tokens, n, seed, amplitudes, rates)
+        spikes = cls(x, split.tokens, n, seed, amplitudes, rates, like)
         spikes.fit(x, *(np.asarray(column)[places] for column in (split.tokens, split.documents, split.positions)))
         return spikes
 
@@ -168,6 +172,18 @@ class Spikes:
 def _as_drawn(entry: dict) -> dict:
     """JSON knows no tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+@torch.no_grad()
+def _strengths(sae: SAE, x: Tensor) -> tuple[float, float]:
+    """Between which the middle eight tenths of the live latents fire, in the units of x: mean activation where on."""
+    acts_SN = torch.cat([sae.encode(block).acts for block in x.split(BATCH)])
+    fires = (acts_SN > 0).sum(0)
+    live = fires > 0
+    if sae.config.normalize != "none" or not live.any():
+        raise UserError("spike-ins take their strength from an SAE that fires on these activations, not normalised")
+    strengths = acts_SN.sum(0)[live] / fires[live] * sae.W_dec.norm(dim=1)[live]
+    return tuple(strengths.quantile(torch.tensor([0.1, 0.9])).tolist())
 
 
 @torch.no_grad()
