@@ -14,14 +14,14 @@ from metasae.report.report import as_latex
 from runs import write_arm
 
 PHI, NEAREST, FVU = "cooccurrence.mean_abs_phi", "cooccurrence.nearest_phi", "fidelity.fvu"
-RECOVERED, BLENDED = "spikes.recovery_f1", "spikes.blend_rate"
+RECOVERED, APART = "spikes.recovery_f1", "spikes.told_apart"
 
 
 def three_arms(
     run,
     phi=(0.0028, 0.0027, 0.0029),
     recovered=(0.45, 0.451, 0.449),
-    blended=(0.3, 0.301, 0.299),
+    apart=(0.1, 0.101, 0.099),
     fvu=(0.21, 0.211, 0.209),
     solo_phi=(0.003, 0.0029, 0.0031),
     r=0.7,
@@ -36,7 +36,7 @@ def three_arms(
             seed,
             cooccurrence__mean_abs_phi=phi[seed],
             spikes__recovery_f1=recovered[seed],
-            spikes__blend_rate=blended[seed],
+            spikes__told_apart=apart[seed],
             fidelity__fvu=fvu[seed],
         )
     if r is not None:
@@ -114,7 +114,7 @@ def test_the_other_way_is_said_as_plainly(tmp_path):
 
 
 def test_known_features_that_disagree_name_no_direction(tmp_path):
-    three_arms(tmp_path, blended=(0.4, 0.401, 0.399))
+    three_arms(tmp_path, apart=(0.04, 0.041, 0.039))
     lines = told(tmp_path)
     assert "known features disagree" in lines["truth"] and "more atomic" not in lines["truth"]
 
@@ -177,7 +177,7 @@ def test_all_that_is_put_into_words_is_one_family(tmp_path):
     adjusted = {key for key, entry in entries.items() if entry["p_holm"] is not None}
     assert adjusted == {q.key for q in CATALOGUE if q.in_words and entries.get(q.key, {}).get("p") is not None}
     assert RECOVERED in adjusted and FVU in adjusted and PHI not in adjusted
-    assert all(entries[key]["smallest"] > 0 for key in (RECOVERED, BLENDED))
+    assert all(entries[key]["smallest"] > 0 for key in (RECOVERED, APART, FVU))
 
 
 def test_a_control_that_differs_is_called_out(tmp_path):
@@ -408,3 +408,16 @@ def test_blocks_of_documents_widen_the_interval(tmp_path):
         without = {**measures, "cooccurrence": {**measures["cooccurrence"], "leave_one_out": {}}}
         (folder.parent / f"solo-s{seed}" / "measures.json").write_text(json.dumps(without))
     assert compare(tmp_path)["pairs"]["joint vs solo"]["cooccurrence.mean_abs_phi"]["n_blocks"] == 0
+
+
+def test_arms_of_other_l0_have_no_direction(tmp_path):
+    three_arms(tmp_path)
+    for path in (tmp_path / "arms").glob("joint-s*/measures.json"):
+        path.write_text(path.read_text().replace('"l0": 8.0, "dead"', '"l0": 7.0, "dead"'))
+    assert "no direction is named, as realised L0 differ" in told(tmp_path)["truth"]
+
+
+def test_an_interval_without_text_error_says_so(tmp_path):
+    three_arms(tmp_path)
+    assert "spike-ins recovered, F1 +12.5% [+11.9, +13.1] (no text error)" in told(tmp_path)["truth"]
+    assert "| nearest decoder cosine |  | 0.5 | 0.5 | 0 | 3 |  |" in (tmp_path / "compare.md").read_text()

@@ -7,7 +7,7 @@ row. Its columns:
 path      the keys from the top of measures.json
 label     the name in words
 better    the direction that is nearer to the truth, more faithful or easier to explain; empty for a plain description
-main      `main` for a measure that belongs to the summary and the verdict
+main      `main` for a measure that belongs to the summary; `words` where its change is put into words too
 change    in what a change is given: %, or pp, hundredths of the measure's own unit
 of        of a share of things that are counted, the keys of how many these are
 meaning   what it is, in half a sentence
@@ -48,6 +48,9 @@ MATTERS = 1.0
 class Quantity:
     """One row of the table.
 
+    in_words: of truth or fidelity, and turned by few fakes (docs/measures.md). All such rows of a pair are one family
+    for Holm's correction.
+
     relative: whether a change is given in percent. A share that is itself a difference may lie near 0, so its change is
     given in pp.
     """
@@ -56,6 +59,7 @@ class Quantity:
     label: str
     better: Literal["lower", "higher"] | None
     main: bool
+    in_words: bool
     relative: bool
     of: tuple[str, ...]
     meaning: str
@@ -73,11 +77,6 @@ class Quantity:
         """What it is about. Only truth, which is known without the SAE, can say that latents are more atomic."""
         return _KINDS.get(self.group, "description")
 
-    @property
-    def in_words(self) -> bool:
-        """Whether its change is put into words. All such rows of a pair are one family for Holm's correction."""
-        return self.main and self.better is not None and self.kind != "description"
-
 
 with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline="") as _table:
     CATALOGUE = tuple(
@@ -85,7 +84,8 @@ with Path(__file__).with_name("catalogue.csv").open(encoding="utf-8", newline=""
             path=tuple(row["path"].split("/")),
             label=row["label"],
             better=row["better"] or None,
-            main=row["main"] == "main",
+            main=row["main"] != "",
+            in_words=row["main"] == "words",
             relative=row["change"] == "%",
             of=tuple(row["of"].split("/")) if row["of"] else (),
             meaning=row["meaning"],

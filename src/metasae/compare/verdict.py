@@ -12,6 +12,8 @@ from metasae.intervals.statistics import is_clear, leaves_out_zero
 # A measure and its difference between the two arms of a pair.
 Row = tuple[Quantity, dict]
 KINDS = ("trained", "truth", "description", "fidelity")
+# Realised L0 are alike within this share.
+SAME_L0 = 0.05
 _NAMES = {"r": "r with another seed", "fall": "the fall of FVU over the last tenth", "share": "spike-ins recovered"}
 
 
@@ -40,7 +42,7 @@ def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[tuple[str, str
     opening = f"{pair.arm.capitalize()} against {pair.baseline} ({_setting(pair, seeds, comparison)}):"
     short = f"{pair.arm.capitalize()}, " if len(comparison["pairs"]) > 1 else ""
     return [
-        ("truth", f"{opening} {_direction(truth, enough, seeds)} {_truth(truth, enough)}"),
+        ("truth", f"{opening} {_direction(truth, enough, seeds, _l0(pair, comparison))} {_truth(truth, enough)}"),
         ("description", f"{short}how latents fire and lie (no side is better): {_description(described)}"),
         ("fidelity", f"{short}fidelity: {_fidelity(fidelity)}"),
     ]
@@ -48,13 +50,17 @@ def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[tuple[str, str
 
 def _setting(pair: Pair, seeds: int, comparison: dict) -> str:
     """What the numbers hold under."""
-    l0 = [comparison["arms"][arm]["means"].get("fidelity.l0") for arm in (pair.arm, pair.baseline)]
+    l0 = _l0(pair, comparison)
     realised = "" if None in l0 else f", realised L0 {l0[0]:.2f} and {l0[1]:.2f}"
     tokens = f"{comparison['conditions']['n_tokens']:,} held-out tokens"
     return f"{seeds} seed{'s' if seeds != 1 else ''}, {tokens}{realised}"
 
 
-def _direction(truth: list[Row], enough: bool | None, seeds: int) -> str:
+def _l0(pair: Pair, comparison: dict) -> list[float | None]:
+    return [comparison["arms"][arm]["means"].get("fidelity.l0") for arm in (pair.arm, pair.baseline)]
+
+
+def _direction(truth: list[Row], enough: bool | None, seeds: int, l0: list[float | None]) -> str:
     if not truth:
         return "nothing is known of which arm has more atomic latents, as no known features were measured."
     if enough is False:
@@ -63,6 +69,8 @@ def _direction(truth: list[Row], enough: bool | None, seeds: int) -> str:
         return "1 seed, no interval, so no direction is named."
     if enough is None:
         return "no direction is named, as it is not known whether training was long enough."
+    if None not in l0 and abs(l0[0] - l0[1]) > SAME_L0 * l0[1]:
+        return "no direction is named, as realised L0 differ, and fewer weak firings raise F1 by themselves."
     better, worse = (_clear(truth, way) for way in ("better", "worse"))
     if better and worse:
         return "known features disagree, so no direction is named."
