@@ -1,6 +1,6 @@
 """How often a comparison claims a difference where there is none: solo SAEs of one run against solo SAEs of that run.
 
-    python -m tools.null_claims RUN [--groups 200] [--draw 0]
+    python -m tools.null_claims RUN [--groups 200] [--draw 0] [--sizes 4,5]
 
 RUN holds twelve trained and measured solo SAEs of different seeds (`metasae run planted --arms solo --seeds 12`). Each
 draw takes two disjoint groups of four of them, every other draw of five. The first group is presented as `solo`, the
@@ -68,13 +68,13 @@ def solos(run: Path) -> list[Arm]:
     return [arm for arm in RunFolder(run).arms() if arm.name == BASELINE and arm.is_measured]
 
 
-def draw_groups(arms: Sequence[Arm], count: int, draw: int = 0) -> Iterator[Groups]:
-    """`count` times two disjoint groups, whose sizes take turns in SIZES. Raises UserError for too few arms."""
-    if len(arms) < 2 * max(SIZES):
-        raise UserError(f"{len(arms)} measured {BASELINE} SAEs; two groups of {max(SIZES)} take {2 * max(SIZES)}")
+def draw_groups(arms: Sequence[Arm], count: int, draw: int = 0, sizes: Sequence[int] = SIZES) -> Iterator[Groups]:
+    """`count` times two disjoint groups, whose sizes take turns. Raises UserError for too few arms."""
+    if len(arms) < 2 * max(sizes):
+        raise UserError(f"{len(arms)} measured {BASELINE} SAEs; two groups of {max(sizes)} take {2 * max(sizes)}")
     generator = np.random.default_rng(draw)
     for number in range(count):
-        size = SIZES[number % len(SIZES)]
+        size = sizes[number % len(sizes)]
         chosen = [arms[place] for place in generator.permutation(len(arms))[: 2 * size]]
         yield tuple(chosen[:size]), tuple(chosen[size:])
 
@@ -146,11 +146,11 @@ def direction_in(verdict: Sequence[dict[str, str]]) -> str:
     return next((match[1] for match in matches if match), "")
 
 
-def all_claims(run: Path, count: int, draw: int = 0) -> list[Claims]:
+def all_claims(run: Path, count: int, draw: int = 0, sizes: Sequence[int] = SIZES) -> list[Claims]:
     """The claims of `count` comparisons of groups drawn from the run's measured solo SAEs."""
     across, claims = Across(), []
     with tempfile.TemporaryDirectory() as temporary:
-        for number, groups in enumerate(draw_groups(solos(run), count, draw)):
+        for number, groups in enumerate(draw_groups(solos(run), count, draw, sizes)):
             folder = Path(temporary) / str(number)
             across.bring_up_to_date(folder, present(run, groups, folder))
             claims.append(claims_of(compare(folder)))
@@ -226,8 +226,9 @@ def main() -> None:
     options.add_argument("run", type=Path)
     options.add_argument("--groups", type=int, default=200)
     options.add_argument("--draw", type=int, default=0)
+    options.add_argument("--sizes", default=",".join(map(str, SIZES)), help="of the groups, in turns")
     given = options.parse_args()
-    claims = all_claims(given.run, given.groups, given.draw)
+    claims = all_claims(given.run, given.groups, given.draw, [int(size) for size in given.sizes.split(",")])
     print(as_table(claims), by_row(claims, given.run), sep="\n\n")
 
 
