@@ -4,7 +4,7 @@ import pytest
 
 from metasae.sweep.charts import dose_response, pareto
 
-FVU, LIFT = "fidelity.fvu", "cooccurrence.fixed_marginals.lift_variance"
+FVU, LIFT = "fidelity.fvu", "cooccurrence.dependence.value"
 COVERAGE = "senses.coverage_f1"
 
 
