@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metasae.arms.folder import Arm
+from metasae.compare.catalogue import CATALOGUE, reading
 from metasae.compare.compare import Measured, _matched
 from metasae.compare.matched import dependence_at_equal_rates, why_no_dependence
 from metasae.measures.cofiring.phi_sums import bands_of, rate_edges
@@ -92,3 +93,12 @@ def test_wider_rates_alone_move_the_plain_number_and_hardly_the_matched_one():
     (wide, plain_wide), (narrow, plain_narrow) = sampled(1.3, 0), sampled(1.0, 1)
     of_wide, of_narrow = dependence_at_equal_rates(measures(wide, 32.0), measures(narrow, 32.0))
     assert abs(plain_wide / plain_narrow - 1) > 0.2 and abs(of_wide / of_narrow - 1) < 0.02
+
+
+def test_the_row_says_the_reason(tmp_path):
+    (quantity,) = (q for q in CATALOGUE if q.key == KEY)
+    pair = [
+        {0: Measured(Arm(name, 0, tmp_path), measures(cells(), l0))} for name, l0 in (("joint", 36.0), ("solo", 32))
+    ]
+    assert "seed 0: realised L0 32 and 36 differ by more than 1%" in reading(quantity, _matched(*pair)[KEY].as_dict())
+    assert quantity.main and quantity.better is None and not quantity.in_words
