@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from metasae.compare.matched import dependence_at_equal_rates
 from metasae.intervals.statistics import leaves_out_zero, paired_difference
 from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.cofiring.dependence import dependence
 from metasae.measures.cofiring.excess import excess_phi
 from metasae.measures.cofiring.lift import lift_statistics
 from metasae.measures.cofiring.phi_sums import matched_mean
@@ -56,6 +58,10 @@ class Examined:
     @cached_property
     def excess(self) -> dict:
         return excess_phi(self.subject.firings)
+
+    @cached_property
+    def dependence(self) -> dict:
+        return dependence(self.subject.firings)
 
     @cached_property
     def lift(self) -> dict:
@@ -173,6 +179,14 @@ def _pursuit_excess(side: Examined) -> float:
     return _two_row_floor(*side.rows.shape) - _two_row_error(_key(side.rows))
 
 
+def _dependence_at_equal_rates(a: Examined, b: Examined) -> tuple[float | None, float | None]:
+    """None for both where their L0 are not equal, as in a comparison."""
+    measures = (
+        {"cooccurrence": {"dependence": side.dependence, "l0_realised": side.subject.firings.l0}} for side in (a, b)
+    )
+    return dependence_at_equal_rates(*measures)
+
+
 FIRING: dict[str, Measured] = {
     "mean |phi|": Measured("lower", lambda side: side.pairs["mean_abs_phi"]),
     "mean |phi| at equal rates": Measured(
@@ -184,7 +198,8 @@ FIRING: dict[str, Measured] = {
     ),
     "pairs with phi > 0.1": Measured("lower", lambda side: side.pairs["share_above_0.1"]),
     "nearest-partner phi": Measured("lower", lambda side: side.pairs["nearest_phi"]),
-    "lift variance": Measured("lower", lambda side: side.excess["lift_variance"]),
+    "dependence of firing": Measured("lower", lambda side: side.dependence["value"]),
+    "dependence at equal rates": Measured("lower", of_two=_dependence_at_equal_rates),
     "latents within another's firings": Measured("lower", lambda side: side.lift["share_contained"]),
 }
 ROWS: dict[str, Measured] = {

@@ -7,13 +7,13 @@ from metasae.recipe.recipe import Recipe
 
 PHI, FVU, OUTPUT = "cooccurrence.mean_abs_phi", "fidelity.fvu", "fidelity.output_cosine_distance"
 LIFT, ROWS, L0 = (
-    "cooccurrence.fixed_marginals.lift_variance",
+    "cooccurrence.dependence.value",
     "decomposability.meta_ve_excess_over_gaussian",
     "fidelity.l0",
 )
 OBJECTIVES = [FVU, LIFT, ROWS]
 NASTY = "<script>alert(1)</script>"
-# name, lambda2, the means of FVU, lift variance and meta VE beyond covariance; the middle one of the last is not known
+# name, lambda2, the means of the three objectives; the middle one of the last is not known
 DONE = (("aaa111", 0.1, (0.15, 2.0, 0.03)), ("bbb222", 0.3, (0.16, 1.5, 0.02)), ("ccc333", 1.0, (0.17, 1.6, None)))
 
 
@@ -61,7 +61,7 @@ def result() -> dict:
         {"key": key, "label": key, "values": [done_cell["setting"][key] for done_cell in done]}
         for key in ("meta.input", "train.lambda2")
     ]
-    labels = ("FVU", "lift variance", "meta VE beyond covariance")
+    labels = ("FVU", "dependence of firing", "meta VE beyond covariance")
     objectives = [
         {"key": key, "label": label, "values": [done_cell["means"][key] for done_cell in done]}
         for key, label in zip(OBJECTIVES, labels, strict=True)

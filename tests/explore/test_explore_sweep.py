@@ -235,7 +235,7 @@ def test_both_pages_load_fit_their_width_and_show_names_as_text(browser, base, w
 def test_the_table_is_sorted_and_the_address_keeps_it(browser, base):
     with open_page(browser, base) as page:
         assert names(page) == ["aaa111", "bbb222", "ccc333", "ddd444", "eee555"]
-        page.click(".sort:has-text('lift variance')")
+        page.click(".sort:has-text('dependence of firing')")
         assert names(page) == [
             "bbb222",
             "ccc333",
@@ -243,10 +243,10 @@ def test_the_table_is_sorted_and_the_address_keeps_it(browser, base):
             "ddd444",
             "eee555",
         ]  # those without the number come last, either way
-        page.click(".sort:has-text('lift variance')")
+        page.click(".sort:has-text('dependence of firing')")
         assert names(page) == ["aaa111", "ccc333", "bbb222", "ddd444", "eee555"]
         assert page.get_attribute("th[aria-sort]", "aria-sort") == "descending"
-        assert page.evaluate("document.activeElement.textContent").startswith("lift variance")
+        assert page.evaluate("document.activeElement.textContent").startswith("dependence of firing")
         page.reload()
         page.wait_for_selector(".cells")
         assert names(page) == ["aaa111", "ccc333", "bbb222", "ddd444", "eee555"]

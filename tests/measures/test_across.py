@@ -66,7 +66,7 @@ def test_what_is_found_reaches_the_comparison(folder):
     keys = (
         "seeds.mean_r", "seeds.ve_over_r", "seeds.chance_r", "splits.mean_score", "merges.mean_score",
         "truth.blend_rate", "truth.mcc",
-        "cooccurrence.phi_at_equal_rates", "cooccurrence.fixed_marginals.lift_variance",
+        "cooccurrence.phi_at_equal_rates", "cooccurrence.dependence.value",
     )  # fmt: skip
     for key in keys:
         assert pair[key]["n_seeds"] == 3, key

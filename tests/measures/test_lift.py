@@ -7,6 +7,7 @@ import torch
 from drawn import firings_of, independent, log_normal_rates, pairs_of, rasch, topical
 
 from metasae.measures.cofiring import lift
+from metasae.measures.cofiring.dependence import dependence
 from metasae.measures.cofiring.excess import excess_phi
 from metasae.measures.cofiring.lift import FDR, cut_bin, lift_statistics, log_lift, p_edges, two_sided_p
 
@@ -152,7 +153,6 @@ def test_few_false_calls_on_independent_latents():
     called = [lift_statistics(firings_of(independent(seed, 60, 1500, 6))) for seed in range(40)]
     # a rate of 1% with nothing to find: in one of a hundred texts is anything called
     assert sum(statistics["p_cut"] is not None for statistics in called) <= 2
-    assert abs(np.mean([statistics["lift_variance"] for statistics in called])) < 0.005
     assert all(
         statistics["share_with_partner"] == 0 and statistics["median_positive"] is None
         for statistics in called
@@ -205,15 +205,13 @@ def test_duplicates_and_parts_are_contained():
 def test_rates_move_phi_and_leave_the_lift(changed):
     moved, kept = [], []
     for seed in range(3):
-        # as many documents as tokens, so that only the topic of a token binds latents
+        # the topic changes from token to token of one document
         before, after = (
-            excess_phi(
-                firings_of(topical(seed, 200, 6000, 1, topics=5, lift=4, **{"l0": 8.0, "spread": 0.3} | variant)[0])
-            )
+            firings_of(topical(seed, 200, 6000, 1, topics=5, lift=4, **{"l0": 8.0, "spread": 0.3} | variant)[0])
             for variant in ({}, changed)
         )
-        moved.append(after["excess_abs_phi"] / before["excess_abs_phi"] - 1)
-        kept.append(after["lift_variance"] / before["lift_variance"] - 1)
+        moved.append(excess_phi(after)["excess_abs_phi"] / excess_phi(before)["excess_abs_phi"] - 1)
+        kept.append(dependence(after)["value"] / dependence(before)["value"] - 1)
     # fewer firings, or the same number spread less evenly over latents, with the same lifts
     assert np.mean(moved) < -0.15 and abs(np.mean(kept)) < 0.06, (moved, kept)
 
@@ -223,9 +221,9 @@ def test_losing_firings_moves_phi_and_leaves_the_lift():
     for seed in range(4):
         on = structured(seed, n=80, n_tokens=6000)[:, 9:]
         thin = on & (rng.random(on.shape) > 0.3)
-        before, after = (excess_phi(firings_of(variant)) for variant in (on, thin))
-        moved.append(after["excess_abs_phi"] / before["excess_abs_phi"] - 1)
-        kept.append(after["lift_variance"] / before["lift_variance"] - 1)
+        before, after = (firings_of(variant) for variant in (on, thin))
+        moved.append(excess_phi(after)["excess_abs_phi"] / excess_phi(before)["excess_abs_phi"] - 1)
+        kept.append(dependence(after)["value"] / dependence(before)["value"] - 1)
     # a random loss of 30% of all firings makes no latent more atomic
     assert np.mean(moved) < -0.25 and abs(np.mean(kept)) < 0.05
 
@@ -235,12 +233,7 @@ def test_losing_firings_moves_phi_and_leaves_the_lift():
 )
 def test_no_pairs(on):
     statistics = lift_statistics(firings_of(on))
-    assert (
-        statistics["n_pairs"] == 0
-        and statistics["share_with_partner"] is None
-        and statistics["lift_variance"] is None
-        and statistics["p_cut"] is None
-    )
+    assert statistics["n_pairs"] == 0 and statistics["share_with_partner"] is None and statistics["p_cut"] is None
     assert sum(statistics["excluded"].values()) + statistics["n_latents"] == on.shape[1]
     json.dumps(statistics)
 

@@ -94,9 +94,9 @@ def test_any_number_of_ranks_measures_the_same(build, load, stories, senses, tmp
     first, second = map(json.loads, alone)
     groups = {"conditions", "calibration", "fidelity", "cooccurrence", "decomposability", "settings"}
     assert set(first) == groups | {"concepts", "senses"} and "truth" in second
-    assert {"fixed_marginals", "lift", "document_shift"} <= set(first["cooccurrence"]) and "output_tokens" in first[
-        "fidelity"
-    ]
+    assert {"fixed_marginals", "lift", "dependence", "document_shift"} <= set(
+        first["cooccurrence"]
+    ) and "output_tokens" in first["fidelity"]
     for size in (2, 3):
         for told in on_ranks(size, measured, model, cache, senses, tmp_path / str(size) / "firings"):
             assert told == alone

@@ -4,7 +4,7 @@ import pytest
 
 from metasae.sweep.charts import dose_response, pareto
 
-FVU, LIFT = "fidelity.fvu", "cooccurrence.fixed_marginals.lift_variance"
+FVU, BLENDED = "fidelity.fvu", "truth.blend_rate"
 COVERAGE = "senses.coverage_f1"
 
 
@@ -17,7 +17,7 @@ def cell(number, fvu, lift, kappa=None, state="done", front=False, **more):
     }
     return {
         "name": str(number), "setting": {"train.lambda2": number}, "kind": "", "state": state, "means": {FVU: fvu,
-        LIFT: lift}, "on_front": front,
+        BLENDED: lift}, "on_front": front,
         "best": False, "differences": {FVU: entry}, "kappa": {"value": kappa, "e": 0.7,
         "e_of": "control"} if kappa is not None else None, **more,
     }  # fmt: skip
@@ -25,7 +25,7 @@ def cell(number, fvu, lift, kappa=None, state="done", front=False, **more):
 
 def test_the_scatter_has_a_point_per_cell_and_the_front_as_steps():
     cells = [cell(0, 1.0, 3.0), cell(1, 2.0, 1.0, front=True), cell(2, 3.0, 2.0), cell(3, 1.0, 1.0, state="failed")]
-    (axes,) = pareto({"objectives": [FVU, LIFT], "cells": cells}).axes
+    (axes,) = pareto({"objectives": [FVU, BLENDED], "cells": cells}).axes
     points = [tuple(float(line.get_xydata()[0][i]) for i in (0, 1)) for line in axes.lines if line.get_marker() == "o"]
     assert points == [(1.0, 3.0), (2.0, 1.0), (3.0, 2.0)]
     # x first, then y: what can be had of y where x is at least as good
@@ -61,5 +61,5 @@ def test_the_dose_is_kappa_and_the_response_has_its_interval():
 
 def test_nothing_to_draw_is_none():
     assert pareto({"objectives": [FVU], "cells": [cell(0, 1, 1), cell(1, 2, 1)]}) is None
-    assert pareto({"objectives": [FVU, LIFT], "cells": [cell(0, 1, 1)]}) is None
+    assert pareto({"objectives": [FVU, BLENDED], "cells": [cell(0, 1, 1)]}) is None
     assert dose_response({"cells": [cell(0, 1, 1, kappa=0.3)]}) is None

@@ -191,8 +191,12 @@ def towards(quantity: Quantity, entry: dict) -> str:
 def reading(quantity: Quantity, entry: dict, enough: bool | None = True) -> str:
     """What a row says: `better, clearly`, `interval includes 0` ..., "" for a row that is not put into words.
 
+    Where there is no difference it says why.
+
     enough: whether the arms are trained enough (`metasae.compare.trained`); a measure of truth has no direction else.
     """
+    if entry["difference"] is None:
+        return entry["note"]
     direction = towards(quantity, entry) if quantity.in_words else ""
     if direction == "same":
         return "no change"

@@ -9,14 +9,14 @@ siblings that sense_intruder asks about. Such numbers share seeds, which their i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object, split_label
 from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, count_of, left_out_of, value_of
-from metasae.compare.matched import MATCHED
+from metasae.compare.matched import MATCHED, WHY_NONE
 from metasae.compare.tables import as_markdown
 from metasae.compare.trained import trained_enough
 from metasae.compare.verdict import verdict_of
@@ -189,14 +189,21 @@ def _pairs(
 
 
 def _matched(a: dict[int, Measured], b: dict[int, Measured]) -> dict[str, Difference]:
-    """The measures that exist for two SAEs only; a seed that one arm lacks has none."""
+    """The measures that exist for two SAEs only; a seed that one arm lacks has none.
+
+    A note says of the seeds whose SAEs are not alike enough for a number what they differ in.
+    """
     differences = {}
     for key, numbers in MATCHED.items():
         values = dict.fromkeys(sorted(a.keys() | b.keys()), (None, None))
         values |= {seed: numbers(a[seed].measures, b[seed].measures) for seed in a.keys() & b.keys()}
-        if any(None not in both for both in values.values()):
+        why = WHY_NONE.get(key, lambda a, b: "")
+        reasons = {seed: why(a[seed].measures, b[seed].measures) for seed in sorted(a.keys() & b.keys())}
+        notes = [f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason]
+        if notes or any(None not in both for both in values.values()):
             sides = ({seed: both[side] for seed, both in values.items()} for side in (0, 1))
-            differences[key] = paired_difference(*sides)
+            difference = paired_difference(*sides)
+            differences[key] = replace(difference, note="; ".join(filter(None, [difference.note, *notes])))
     return differences
 
 

@@ -25,6 +25,7 @@ from metasae.data.text.token_text import text_of_token
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.measures.cofiring.cooccurrence import pair_statistics
+from metasae.measures.cofiring.dependence import dependence
 from metasae.measures.cofiring.excess import excess_phi
 from metasae.measures.cofiring.lift import lift_statistics
 from metasae.measures.cofiring.shift import shift_null
@@ -55,13 +56,14 @@ PARTS = (
     "spikes",
     "output",
     "lift",
+    "dependence",
     "document_shift",
     "concepts",
     "fidelity",
     "senses",
     "truth",
 )
-PAIR_PARTS = ("fixed_marginals", "lift", "document_shift")
+PAIR_PARTS = ("fixed_marginals", "lift", "dependence", "document_shift")
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def measure_sae(
         in_blocks = blocks if spec.excess_blocks else None
         works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
         works["lift"] = partial(lift_statistics, firings, progress=progress)
+        works["dependence"] = partial(dependence, firings, blocks, progress=progress)
     if truth is not None:
         works["spikes"] = partial(measure_spikes, sae, truth, firings, blocks, progress)
     if spec.shifts:

@@ -277,7 +277,10 @@ class Measure(Table):
         True, description="keep the firings on the evaluation tokens in the arm's folder, 8 bytes each"
     )
     shifts: int = Field(3, ge=0, description="rotations of the text for the document-shift null; 0 leaves it out")
-    lift: bool = Field(True, description="excess over fixed marginals, and lift with false discoveries controlled")
+    lift: bool = Field(
+        True,
+        description="excess over fixed marginals, dependence of firing, and lift with false discoveries controlled",
+    )
     excess_blocks: bool = Field(
         True,
         description="the excess without each block of documents too, for its interval; costs as much again per block",

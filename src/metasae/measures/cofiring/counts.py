@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.sparse import csr_array
 
-from metasae.measures.firing.firings import Firings, Span, chunks
+from metasae.measures.firing.firings import Firings, Span, chunks, run_starts
 from metasae.progress.progress import Progress
 from metasae.ranks.lanes import side_by_side
 
@@ -123,6 +123,27 @@ def counts_by_span(firings: Firings, spans: Sequence[Span], chunk: int = CHUNK) 
             entries = slice(firings.indptr[first], firings.indptr[last])
             row += np.bincount(firings.indices[entries], minlength=firings.n_latents)
     return counts
+
+
+def counts_by_document(
+    firings: Firings, latents: np.ndarray, span: Span, chunk: int = CHUNK
+) -> tuple[csr_array, np.ndarray]:
+    """(firings of each of `latents` in every document of a span, int32 [documents, l]; their tokens, int64
+    [documents]).
+
+    latents: distinct int [l]. span: whole documents, each in one stretch.
+    """
+    first, end = span
+    starts = np.append(run_starts(firings.documents[first:end]) + first, end)
+    ranks = _ranks_of(latents, firings.n_latents)
+    total = csr_array((len(starts) - 1, len(latents)), dtype=np.int32)
+    for begin, last in chunks(firings.indptr, span, chunk):
+        # row d of the sums holds the tokens of document d in this chunk
+        bounds = (np.clip(starts, begin, last) - begin).astype(np.int32)
+        tokens = np.arange(last - begin, dtype=np.int32)
+        sums = csr_array((np.ones(last - begin, np.int32), tokens, bounds), shape=(len(starts) - 1, last - begin))
+        total = total + sums @ _matrix(firings, begin, last, ranks, 0, len(latents))
+    return total, np.diff(starts)
 
 
 def _ranks_of(latents: np.ndarray, n_latents: int) -> np.ndarray:

@@ -18,16 +18,14 @@ from metasae.measures.cofiring.counts import (
     live_latents,
     n_pairs_of,
     over_tiles,
-    ratio,
 )
-from metasae.measures.cofiring.lift import lift_squares
 from metasae.measures.cofiring.marginals import Marginals, fit
 from metasae.measures.firing.firings import Firings, block_spans
 from metasae.progress.progress import SILENT, Progress
 
 SHARES_ABOVE = (0.05, 0.1, 0.3)
-N_SUMS = 7 + len(SHARES_ABOVE)
-LEAVE_ONE_OUT = ("excess_abs_phi", "lift_variance")
+N_SUMS = 5 + len(SHARES_ABOVE)
+LEAVE_ONE_OUT = ("excess_abs_phi",)
 
 
 def mean_abs_deviation(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
@@ -63,8 +61,7 @@ def excess_phi(
     phi - phi0.
     mean_phi0: mean of phi0, what the tokens' counts alone make of phi. share_above_X: share of pairs with phi - phi0
     above X.
-    lift_variance: mean of (N11 / E N11 - 1)^2 with weights E N11, less what chance adds (`lift.py`). leave_one_out:
-    excess_abs_phi and lift_variance without one block of documents, per block. fit: of the null, the worst of all fits.
+    leave_one_out: excess_abs_phi without one block of documents, per block. fit: of the null, the worst of all fits.
     None where no pair exists or the fit failed.
 
     blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which
@@ -137,8 +134,6 @@ class _Null:
             float(excess.sum() - above.sum()),
             float(to_phi @ expected),
             float(to_phi @ (mean - row * column / self._total)[pairs]),
-            float(lift_squares(n11[pairs], mean[pairs], variance[pairs]).sum()),
-            float(mean[pairs].sum()),
             *(np.count_nonzero(above > limit) for limit in SHARES_ABOVE),
         )
 
@@ -147,10 +142,10 @@ def _means(sums: list[tuple[float, ...]], converged: bool) -> dict[str, float | 
     """sums: of every tile.
 
     Added up, they are the number of pairs, the sums of phi - phi0 where above and where below 0, of its size under the
-    null, of phi0, the two sums of lift_variance, and the pairs above each limit.
+    null, of phi0, and the pairs above each limit.
     """
     totals = [math.fsum(column) for column in zip(*sums, strict=True)] or [0.0] * N_SUMS
-    pairs, above, below, expected, phi0, squares, weights, *n_above = totals
+    pairs, above, below, expected, phi0, *n_above = totals
 
     def mean(total: float) -> float | None:
         return total / pairs if pairs and converged else None
@@ -163,5 +158,4 @@ def _means(sums: list[tuple[float, ...]], converged: bool) -> dict[str, float | 
         "mean_phi0": mean(phi0),
         "null_abs_phi": mean(expected),
         **{f"share_above_{limit:g}": mean(n) for limit, n in zip(SHARES_ABOVE, n_above, strict=True)},
-        "lift_variance": ratio(squares, weights) if converged else None,
     }

@@ -4,10 +4,6 @@ ln lift_ij = ln((N11 + a) / (E + a)) with a = 1: one co-firing, seen and expecte
 of the mean of a Gamma(a, a) prior for the lift after N11 ~ Poisson(lift E). a is fixed, not fitted: with a prior fitted
 to each SAE the same counts would have another lift in each. E is Ni Nj / N.
 
-Over all pairs, called or not: lift_variance = sum ((N11 - E)^2 - N11 V / E) / E over sum E, the mean of (lift - 1)^2
-with weights E. V is the variance of N11 under the null, (1 - Ni/N) (1 - Nj/N) E for independence. What chance adds to
-the squares is taken off, so neither the number of tokens nor a loss of firings at random moves it.
-
 p values: N11 is a sum of independent, unlike coin tosses (exactly so for independent latents, whose N11 is
 hypergeometric: Vatutin and Mikhailov 1982; nearly so for the fixed marginals), and such a sum has lighter tails than
 the binomial with as many tosses and the same mean (Hoeffding, Ann. Math. Stat. 27, 1956). So the tails of binomial(m =
@@ -42,13 +38,6 @@ def log_lift(n11: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.log((n11 + SHRINKAGE) / (expected + SHRINKAGE))
 
 
-def lift_squares(n11: np.ndarray, expected: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """((N11 - E)^2 - N11 V / E) / E, which is E (lift - 1)^2 in the mean over chance; 0 where E is 0."""
-    possible = expected > 0
-    noise = np.divide(n11 * variance, expected, out=np.zeros_like(expected), where=possible)
-    return np.divide((n11 - expected) ** 2 - noise, expected, out=np.zeros_like(expected), where=possible)
-
-
 def two_sided_p(n11: np.ndarray, expected: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Twice the tail beyond n11, at most 1, of binomial(draws, expected / draws) at n11.
 
@@ -74,7 +63,6 @@ def lift_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
     phi_max > 0.5, so that one of the two fires mostly where the other does. share_pairs_positive, share_pairs_negative:
     pairs called; share_pairs_wide_positive, share_pairs_wide_negative: those with |ln lift| > ln 3. median_positive,
     median_negative: median ln lift of called pairs, within a bin of 0.05.
-    lift_variance: mean of (lift - 1)^2 over all pairs, weighted by E, less what chance adds; may fall below 0.
     phi_over_max: mean phi / phi_max of the pairs with phi > 0; phi_over_max_called: of those called.
     share_expected_below_5: share of pairs with E < 5, too rare to be called for meeting too seldom.
     excluded: rare: latents with 1 to 9 firings. A number over no pairs is None.
@@ -137,15 +125,14 @@ class _Tally:
 
     calls: int64 [p bins, lift bins]. ratios: sums of phi / phi_max by p bin. best: by latent, the lowest p bin of its
     pairs with ln lift above ln 3, below -ln 3, and with phi / phi_max above 0.5: int64 [3, n]. totals: over all pairs,
-    the sum of phi / phi_max where phi > 0, how many pairs that are, pairs with E < 5, and the two sums of
-    lift_variance: float64 [5].
+    the sum of phi / phi_max where phi > 0, how many pairs that are, and pairs with E < 5: float64 [3].
     """
 
     def __init__(self, n_latents: int):
         self.calls = np.zeros((_P_BINS, len(_LIFT_EDGES) - 1), np.int64)
         self.ratios = np.zeros(_P_BINS)
         self.best = np.full((3, n_latents), _P_BINS)
-        self.totals = np.zeros(5)
+        self.totals = np.zeros(3)
 
     def count(self, n11: np.ndarray, fired: np.ndarray, total: int, rows: np.ndarray, columns: np.ndarray) -> None:
         """n11: int64 [pairs].
@@ -154,13 +141,11 @@ class _Tally:
         """
         of_row, of_column = fired[rows], fired[columns]
         expected, draws = of_row * of_column / total, np.minimum(of_row, of_column)
-        variance = expected * (1 - of_row / total) * (1 - of_column / total)
         lift = log_lift(n11, expected)
         bins = _p_bins(two_sided_p(n11, expected, draws))
         over_max = np.where(n11 > expected, (n11 - expected) / (draws - expected), 0.0)
-        squares = lift_squares(n11, expected, variance)
         n_positive, n_small = np.count_nonzero(over_max), np.count_nonzero(expected < 5)
-        self.totals += [over_max.sum(), n_positive, n_small, squares.sum(), expected.sum()]
+        self.totals += [over_max.sum(), n_positive, n_small]
 
         possible = bins < _P_BINS
         bins, lift, over_max = bins[possible], lift[possible], np.where(lift > 0, over_max, 0.0)[possible]
@@ -187,7 +172,7 @@ class _Tally:
         called = self.calls[:n_bins].sum(0)
         n_positive, n_negative = int(called[_ZERO:].sum()), int(called[:_ZERO].sum())
         positive, negative, contained = self.best < n_bins
-        over_max, n_over_max, n_small, squares, expected = self.totals.tolist()
+        over_max, n_over_max, n_small = self.totals.tolist()
         numbers = {
             "share_with_partner": ratio(int((positive | negative).sum()), len(positive)),
             "share_with_positive": ratio(int(positive.sum()), len(positive)),
@@ -199,7 +184,6 @@ class _Tally:
             "share_pairs_wide_negative": ratio(int(called[: _ZERO - _WIDE].sum()), n_pairs),
             "median_positive": _median(_LIFT_EDGES[_ZERO:], called[_ZERO:]),
             "median_negative": _median(_LIFT_EDGES[: _ZERO + 1], called[:_ZERO]),
-            "lift_variance": ratio(squares, expected),
             "phi_over_max": ratio(over_max, n_over_max),
             "phi_over_max_called": ratio(float(self.ratios[:n_bins].sum()), n_positive),
             "p_cut": None if cut is None else float(p_edges()[cut]),

@@ -50,13 +50,16 @@ def rate_cells(bands: np.ndarray, sums: np.ndarray) -> dict[str, list]:
     }
 
 
-def matched_mean(a: dict[str, list], b: dict[str, list]) -> tuple[float | None, float | None]:
-    """Mean |phi| of two SAEs over the cells that both have, each cell weighed by its pairs in a and b together.
+def matched_mean(
+    a: dict[str, list], b: dict[str, list], value: str = "mean_abs_phi", weight: str = "pairs"
+) -> tuple[float | None, float | None]:
+    """Mean of two SAEs over the cells that both have, each cell weighed by its weights in a and b together.
 
-    a, b: their `rate_cells`. None and None where they share no cell.
+    a, b: their `rate_cells`. value, weight: which lists of the cells; mean |phi| by pairs, if not said otherwise. None
+    and None where they share no cell.
     """
-    cells_a, cells_b = _by_bands(a), _by_bands(b)
-    shared = cells_a.keys() & cells_b.keys()
+    cells_a, cells_b = (_by_bands(cells, weight, value) for cells in (a, b))
+    shared = sorted(cells_a.keys() & cells_b.keys())
     weights = {cell: cells_a[cell][0] + cells_b[cell][0] for cell in shared}
     total = sum(weights.values())
     if not total:
@@ -65,12 +68,12 @@ def matched_mean(a: dict[str, list], b: dict[str, list]) -> tuple[float | None, 
     return of_a, of_b
 
 
-def _by_bands(cells: dict[str, list]) -> dict[tuple[int, int], tuple[int, float]]:
-    """(band of the more frequent latent, band of the rarer) -> (pairs, mean |phi|)."""
+def _by_bands(cells: dict[str, list], weight: str, value: str) -> dict[tuple[int, int], tuple[float, float]]:
+    """(band of the more frequent latent, band of the rarer) -> (weight, value)."""
     # half a band up, so that a rounded edge cannot fall into the band below
     middle = 10 ** (0.5 / PER_DECADE)
     frequent, rare = (bands_of(np.asarray(cells[side], np.float64) * middle).tolist() for side in ("frequent", "rare"))
-    values = zip(cells["pairs"], cells["mean_abs_phi"], strict=True)
+    values = zip(cells[weight], cells[value], strict=True)
     return dict(zip(zip(frequent, rare, strict=True), values, strict=True))
 
 
