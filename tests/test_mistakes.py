@@ -27,7 +27,7 @@ MISTAKES = [
     ("run", "Missing argument"),
     ("run demmo", "did you mean 'demo'"),
     ("run demo --set lambda2=.1", "did you mean 'train.lambda2'?"),
-    ("run demo --set n=4", "did you mean 'sae.n' or 'meta.n'?"),
+    ("run demo --set n=4", "did you mean 'sae.n' or 'meta.n' or 'spikes.n'?"),
     ("run demo --set train.lr=fast", "train.lr"),
     ("run demo --arms joined", "did you mean 'joint'"),
     ("run demo --seeds three", "--seeds takes a count"),

@@ -87,7 +87,7 @@ def test_fewer_cached_tokens_are_read_again_but_never_more_cached_than_trained_o
     ("key", "words"),
     [
         ("lambda2", "unknown key 'lambda2'; did you mean 'train.lambda2'?"),
-        ("n", "unknown key 'n'; did you mean 'sae.n' or 'meta.n'?"),
+        ("n", "unknown key 'n'; did you mean 'sae.n' or 'meta.n' or 'spikes.n'?"),
         ("trian", "unknown key 'trian'; did you mean 'train'?"),
         ("sae.lambda2", "unknown key 'sae.lambda2'"),
     ],
