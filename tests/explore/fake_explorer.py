@@ -112,7 +112,7 @@ class FakeExplorer:
         return {
             "run": "fake <b>run</b>",
             "verdict": [
-                {"kind": "trained", "text": "Not trained enough: r with another seed 0.31 (0.6 or more)."},
+                {"kind": "trained", "text": "Not trained enough: r with another seed 0.31 (0.4 or more)."},
                 {"kind": "truth", "text": "Joint against solo (2 seeds): no difference. <script>alert(3)</script>"},
             ],
             "conditions": {"n_tokens": TOKENS}, "baseline": "solo", "missing": [], "saes": saes,

@@ -1,12 +1,12 @@
 """Whether the arms of a run were trained enough to say which has more atomic latents.
 
     r        cosine of the baseline's matched decoder rows in two seeds: seeds of a short training share little
-    fall     how much FVU still falls over the last tenth of the steps, the largest of all arms: a straight line
-             through the training rows of that tenth, its drop over its start
+    fall     how much less FVU is in the last tenth of the steps than in the tenth before, of the arm that falls most
     share    F1 of the baseline's recovered spike-ins over that of a linear probe: near 0 no method can be told apart
 
-A run passes at r >= .6, a fall below 1% and a share of .5 or more. r and share are the baseline's, as a method is free
-to change them; the length of training must do for plain training.
+A run passes at r >= .4, a fall below 2.5% and a share of .5 or more. r and share are the baseline's, as a method is
+free to change them; the length of training must do for plain training. The limits tell `demo` (1,400 steps) from
+`demo-full` (5,860); why they are no stricter stands in docs/measures.md.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import numpy as np
 
 from metasae.arms.folder import Arm
 
-LIMITS = {"r": 0.6, "fall": 0.01, "share": 0.5}
-# Rows of metrics.jsonl in the last tenth, at least, for a line through them.
+LIMITS = {"r": 0.4, "fall": 0.025, "share": 0.5}
+# Rows of metrics.jsonl in a tenth, at least, for their mean.
 _LEAST_ROWS = 5
 
 
@@ -50,14 +50,13 @@ def missing_its_limit(known: dict) -> list[str]:
 
 
 def fall_of(arm: Arm) -> float | None:
-    """The fall of an arm's FVU over the last tenth of its training; None where its curve is not known or too short."""
+    """The fall of an arm's FVU into its last tenth; None where its training curve is not known or too short."""
     rows = [(row["step"], row["fvu"]) for row in arm.metrics() if "fvu" in row and "step" in row]
     if not rows:
         return None
     steps, fvu = np.array(rows, float).T
-    last = steps > 0.9 * steps[-1]
-    if last.sum() < _LEAST_ROWS:
+    place = steps / steps[-1]
+    before, last = fvu[(place > 0.8) & (place <= 0.9)], fvu[place > 0.9]
+    if min(len(before), len(last)) < _LEAST_ROWS:
         return None
-    slope, level = np.polyfit(steps[last] - steps[-1], fvu[last], 1)
-    drop = -slope * 0.1 * steps[-1]
-    return float(drop / (level + drop))
+    return float(1 - last.mean() / before.mean())

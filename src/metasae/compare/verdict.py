@@ -14,7 +14,7 @@ Row = tuple[Quantity, dict]
 KINDS = ("trained", "truth", "description", "fidelity")
 # Realised L0 are alike within this share.
 SAME_L0 = 0.05
-_NAMES = {"r": "r with another seed", "fall": "the fall of FVU over the last tenth", "share": "spike-ins recovered"}
+_NAMES = {"r": "r with another seed", "fall": "the fall of FVU into the last tenth", "share": "spike-ins recovered"}
 
 
 def verdict_of(comparison: dict) -> list[dict[str, str]]:
@@ -40,11 +40,13 @@ def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[tuple[str, str
     seeds = max((entry["n_seeds"] for entry in entries.values()), default=0)
     enough = comparison["trained"]["enough"]
     opening = f"{pair.arm.capitalize()} against {pair.baseline} ({_setting(pair, seeds, comparison)}):"
-    short = f"{pair.arm.capitalize()}, " if len(comparison["pairs"]) > 1 else ""
+    how, fidelity_of = "How latents fire and lie", "Fidelity"
+    if len(comparison["pairs"]) > 1:
+        how, fidelity_of = f"{pair.arm.capitalize()}, how latents fire and lie", f"{pair.arm.capitalize()}, fidelity"
     return [
         ("truth", f"{opening} {_direction(truth, enough, seeds, _l0(pair, comparison))} {_truth(truth, enough)}"),
-        ("description", f"{short}how latents fire and lie (no side is better): {_description(described)}"),
-        ("fidelity", f"{short}fidelity: {_fidelity(fidelity)}"),
+        ("description", f"{how} (no side is better): {_description(described)}"),
+        ("fidelity", f"{fidelity_of}: {_fidelity(fidelity)}"),
     ]
 
 
@@ -84,7 +86,7 @@ def _trained(comparison: dict) -> str:
     known = comparison["trained"]
     parts = [
         f"r with another seed {known['r']:.2f} ({LIMITS['r']:g} or more)" if known["r"] is not None else "",
-        f"FVU falls by {100 * known['fall']:.2g}% over the last tenth (under {100 * LIMITS['fall']:g}%)"
+        f"FVU falls by {100 * known['fall']:.2g}% into the last tenth of the steps (under {100 * LIMITS['fall']:g}%)"
         if known["fall"] is not None
         else "",
         f"{comparison['baseline']} recovers {100 * known['share']:.0f}% of what a linear probe finds "
