@@ -13,7 +13,8 @@ from metasae.errors import UserError
 pytestmark = pytest.mark.usefixtures("no_drawing")
 
 KEYS = {
-    "best_f1", "best_recall", "best_precision", "probe5_f1", "ceiling_f1", "blended", "by_family", "n", "leave_one_out",
+    "best_f1", "best_recall", "best_precision", "probe5_f1", "ceiling_f1", "blended", "by_family", "n", "n_serving",
+    "leave_one_out",
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_concepts_of_all_three_kinds(recipe, senses, labels, tmp_path, family):
     assert concepts["by_family"]["sense"]["n"] == 2 and concepts["by_family"]["weather"]["n"] == 1
     assert 0 < concepts["best_f1"] < concepts["ceiling_f1"] <= 1
     without = concepts["leave_one_out"]
-    assert set(without) == KEYS - {"by_family", "n", "ceiling_f1", "leave_one_out"}
+    assert set(without) == KEYS - {"by_family", "n", "n_serving", "ceiling_f1", "leave_one_out"}
     assert all(len(values) == 8 for values in without.values())
     assert measures["settings"]["labels"] == labels and measures["conditions"]["labels"]
     entry = result["pairs"]["joint vs solo"]["concepts.best_f1"]

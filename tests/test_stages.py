@@ -124,7 +124,7 @@ def test_windows_are_one_stage_and_a_planted_world_is_made(tmp_path):
         titles(tmp_path, True, **{"harvest.window_tokens": 100_000, "harvest.tokens": 0})[0]
         == "harvesting and training window by window"
     )
-    assert titles(tmp_path, **{"text.source": "planted"})[0] == pending.PLANTED.title
+    assert titles(tmp_path, **{"text.source": "planted", "spikes.n": 0})[0] == pending.PLANTED.title
 
 
 def test_control_takes_over_what_solo_measured():

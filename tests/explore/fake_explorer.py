@@ -32,7 +32,7 @@ def words_of(latent):
 
 QUANTITIES = [
     {"key": f"{group}.{name}", "label": label, "group": group, "group_label": title, "better": better,
-     "main": better is not None,
+     "main": name != "l0",
      "meaning": "", "relative": True, "kind": kind}
     for group, name, label, title, better, kind in (
         ("fidelity", "fvu", "FVU", "Fidelity", "lower", "fidelity"),

@@ -256,7 +256,7 @@ def test_the_table_is_sorted_and_the_address_keeps_it(browser, base):
         page.wait_for_selector("h1:has-text('train.lambda2 0.1')")
         page.keyboard.press("]")
         page.wait_for_selector("h1:has-text('train.lambda2 0.3')")
-        assert "nearest to the ideal" in page.inner_text("h1 + .tag + .tag") and "less faithful" in page.inner_text(
+        assert "nearest to the ideal" in page.inner_text("h1 + .tag + .tag") and "clearly worse" in page.inner_text(
             "main"
         )
         assert "/cells/bbb222'" in page.inner_text(".command code")

@@ -69,8 +69,12 @@ def plain(on, acts, documents, kept):
 def plain_blended(on, acts, judging, serving):
     blended = []
     for latent in serving:
-        recall = np.array([(on[judging, c] & (acts[judging, latent] > 0)).sum() for c in range(on.shape[1])])
-        recall = recall / np.maximum(on[judging].sum(0), 1)
+        fires, recall = acts[judging, latent] > 0, np.zeros(on.shape[1])
+        for c in range(on.shape[1]):
+            there = on[judging, c]
+            # by chance it fires as often as on all other tokens
+            by_chance = fires[~there].mean() if (~there).any() else 0.0
+            recall[c] = max(0.0, fires[there].mean() - by_chance) if there.any() else 0.0
         share = recall / max(recall.sum(), 1e-300)
         main = int(share.argmax())
         others = [c for c in range(on.shape[1]) if c != main and not related(on[:, c], on[:, main])]

@@ -15,7 +15,7 @@ from metasae.errors import Interrupted, UserError
 from metasae.progress.stop import StopRequest
 from metasae.sweep import launch, sweep
 from metasae.sweep.folder import SweepFolder, locked
-from metasae.sweep.plan import OBJECTIVES, asked_plan, read_plan
+from metasae.sweep.plan import asked_plan, read_plan
 from metasae.sweep.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -28,7 +28,7 @@ GRID = ["train.lambda2=0.3,3.0"]
 def planned(out, overrides=LONG, seeds=1):
     """A sweep that is planned and not begun."""
     changed = overrides | {"seeds": seeds}
-    plan, folder = asked_plan("planted", out, changed, "cpu", GRID, None, None, OBJECTIVES, False)
+    plan, folder = asked_plan("planted", out, changed, "cpu", GRID, None, None, None, False)
     launch.open_cells(folder, plan)
     return folder
 
