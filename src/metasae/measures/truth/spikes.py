@@ -30,6 +30,8 @@ from metasae.sae.sae import SAE
 
 # Training activations that a draw looks at: so many rows, and numbers in them.
 SAMPLE_ROWS, SAMPLE_NUMBERS = 100_000, 1 << 27
+# Of these, rows that the covariance is worked out from.
+COVARIANCE_ROWS = 20_000
 BATCH = 2048
 
 
@@ -53,13 +55,14 @@ class Spikes:
         rates: tuple[float, float] = RATES,
         like: SAE | None = None,
     ):
-        x = _matrix(x).double()
+        x = _matrix(x)
         norm = float(x.norm(dim=1).median())
-        ends = tuple(share * norm for share in amplitudes) if like is None else _strengths(like, x.float())
+        ends = tuple(share * norm for share in amplitudes) if like is None else _strengths(like, x)
         spikes = draw_spikes(n, np.bincount(_ints(tokens)), seed, ends, rates)
         # one core adds up in one order, so the draw is the same however many processes train
         with on_one_core():
-            covariance = torch.cov(x.t()).numpy() if len(x) > 1 else None
+            some = x[:: -(-len(x) // COVARIANCE_ROWS)].double()
+            covariance = torch.cov(some.t()).numpy() if len(some) > 1 else None
             rows = draw_directions(spikes, x.shape[1], seed, covariance)
         self.set = SpikeSet(spikes, rows, seed)
         # of `fit`: detectors [d, m], and what spike-ins add to the mean of x and of ||x||^2
@@ -88,12 +91,15 @@ class Spikes:
         """Fits the linear probes of the ceiling on training tokens; arguments as of `add`."""
         self._check(x, tokens, documents, positions)
         spiked = SpikedSplit(Rows(_matrix(x), tuple(map(_ints, (tokens, documents, positions)))), self.set)
-        rows, before = spiked.rows(np.arange(spiked.n_tokens)), spiked.split.x
-        _, probes = directions(rows.numpy(), ones(spiked.strengths()))
+        strengths = spiked.strengths()
+        _, probes = directions(spiked.rows(np.arange(spiked.n_tokens)).numpy(), ones(strengths))
         self._probes = torch.from_numpy(probes).float()
-        moments = (rows.mean(0, dtype=torch.float64), rows.double().square().sum(1).mean())
-        clean = (before.mean(0, dtype=torch.float64), before.double().square().sum(1).mean())
-        self._added = moments[0] - clean[0], float(moments[1] - clean[1])
+        where = np.flatnonzero(np.diff(strengths.indptr))
+        added = (strengths[where] @ self.set.directions).astype(np.float64)
+        before = spiked.split.x[where].double().numpy()
+        # ||x + a||^2 - ||x||^2 = a (2 x + a)
+        square = float((added * (2 * before + added)).sum()) / spiked.n_tokens
+        self._added = torch.from_numpy(added.sum(0) / spiked.n_tokens), square
 
     def spiked(self, split: Split) -> SpikedSplit:
         """A split with these spike-ins in its activations."""
