@@ -107,23 +107,22 @@ def _truth(truth: list[Row], enough: bool | None) -> str:
         return "Spike-ins (spikes.n) or the bank of concepts (measure.concepts) would tell."
     if not enough:
         return f"Known features: {_listed(truth)}."
-    return "Known features: " + _sentences(
-        ("nearer to the truth by", _clear(truth, "better")),
-        ("further from it by", _clear(truth, "worse")),
-        ("clear, but too small to matter:", _small(truth)),
-        ("not told apart:", _open(truth)),
-    )
+    return f"Known features: {_told(truth, 'nearer to the truth by', 'further from it by')}"
 
 
 def _fidelity(fidelity: list[Row]) -> str:
-    if not fidelity:
-        return "not measured."
-    return _sentences(
-        ("it costs", _clear(fidelity, "worse")),
-        ("it gains", _clear(fidelity, "better")),
-        ("clear, but too small to matter:", _small(fidelity)),
-        ("not told apart:", _open(fidelity)),
+    return _told(fidelity, "it gains", "it costs") if fidelity else "not measured."
+
+
+def _told(rows: list[Row], better: str, worse: str) -> str:
+    """better, worse: the words before what is clear on that side."""
+    parts = (
+        (better, _clear(rows, "better")),
+        (worse, _clear(rows, "worse")),
+        ("clear, but too small to matter:", _small(rows)),
+        ("not told apart:", _open(rows)),
     )
+    return "; ".join(f"{words} {_listed(members)}" for words, members in parts if members) + "."
 
 
 def _description(rows: list[Row]) -> str:
@@ -149,10 +148,6 @@ def _of_control(entries: dict) -> str:
         f"{largest.label} {change(largest, entries[largest.key])}; "
         "the arms did not train alike, so no change of that size counts as an effect of the penalty."
     )
-
-
-def _sentences(*parts: tuple[str, list[Row]]) -> str:
-    return "; ".join(f"{words} {_listed(rows)}" for words, rows in parts if rows) + "."
 
 
 def _listed(rows: list[Row]) -> str:

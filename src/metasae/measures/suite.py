@@ -167,17 +167,9 @@ def measure_sae(
     blocks = blocks if blocks.max(initial=0) else None
     phi = pair_statistics(firings, blocks, progress=progress, pool=partial(RankPool, ranks))
     works = _works(sae, meta_sae, cache, spec, host, progress, evaluation, firings, blocks, reference, dtype)
-    if spec.lift:
-        in_blocks = blocks if spec.excess_blocks else None
-        works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
-        works["lift"] = partial(lift_statistics, firings, progress=progress)
-        works["dependence"] = partial(dependence, firings, blocks, progress=progress)
+    works |= _pair_works(spec, firings, blocks, phi["mean_abs_phi"], progress)
     if truth is not None:
         works["spikes"] = partial(measure_spikes, sae, truth, firings, blocks, progress)
-    if spec.shifts:
-        works["document_shift"] = partial(
-            shift_null, firings, phi["mean_abs_phi"], SEED, spec.shifts, progress=progress
-        )
     # a part that the recipe leaves out, or that cannot be measured, is empty
     parts = deal({part: works.get(part, dict) for part in PARTS}, ranks)
     fidelity, output = parts["fidelity"], parts["output"]
@@ -191,6 +183,21 @@ def measure_sae(
         "settings": spec.settings,
     }
     return json_safe(measures)
+
+
+def _pair_works(
+    spec: recipe.Measure, firings: Firings, blocks: np.ndarray | None, mean_abs_phi: float, progress: Progress
+) -> dict[str, Callable[[], dict]]:
+    """The parts that are about pairs of latents, beside phi itself."""
+    works = {}
+    if spec.lift:
+        in_blocks = blocks if spec.excess_blocks else None
+        works["fixed_marginals"] = partial(excess_phi, firings, in_blocks, progress=progress)
+        works["lift"] = partial(lift_statistics, firings, progress=progress)
+        works["dependence"] = partial(dependence, firings, blocks, progress=progress)
+    if spec.shifts:
+        works["document_shift"] = partial(shift_null, firings, mean_abs_phi, SEED, spec.shifts, progress=progress)
+    return works
 
 
 def _works(
