@@ -4,9 +4,11 @@ import { armColour, chart, colour, DASHES, redraw, steps, SYMBOLS } from "./char
 import { armClass, card, h, number, percent, svg, table } from "./dom.js";
 
 const AXES = [
-  ["mean_abs_phi", "mean |phi|"],
-  ["nearest_phi", "nearest-partner phi"],
-  ["meta_ve_excess", "meta VE excess"],
+  ["recovery_f1", "spike-ins recovered, F1", "higher is better"],
+  ["concept_f1", "concept F1", "higher is better"],
+  ["mean_abs_phi", "mean |phi|", ""],
+  ["nearest_phi", "nearest-partner phi", ""],
+  ["meta_ve_excess", "meta VE excess", ""],
 ];
 const CURVES = [
   ["fvu", "FVU (share of variance)"],
@@ -23,21 +25,21 @@ const empty = (title, why) => card(title, null, h("p", { class: "empty" }, why))
 
 export function pareto(run, many) {
   const points = (run.pareto || []).filter((point) => point.fvu !== null);
-  if (!points.length) return empty("Fidelity against atomicity", "no SAE is measured yet");
+  if (!points.length) return empty("Known features against fidelity", "no SAE is measured yet");
   const known = AXES.filter(([key]) => points.some((point) => point[key] !== null && point[key] !== undefined));
-  if (!known.length) return empty("Fidelity against atomicity", "no measure of atomicity yet");
+  if (!known.length) return empty("Known features against fidelity", "no measure of known features or of firing yet");
   const choice = h(
     "select",
     { "aria-label": "Measure on the vertical axis", onchange: () => redraw(place) },
     known.map(([key, label]) => h("option", { value: key }, label)),
   );
   const place = chart(
-    "Every SAE as a point: FVU on the horizontal axis, a measure of atomicity on the vertical; lower left is better",
+    "Every SAE as a point: FVU on the horizontal axis, what it finds of known features on the vertical; upper left is better",
     () => {
       // the baseline first and larger: an arm that equals it is drawn over it
       const base = run.baseline || "solo";
       const arms = [...new Set(points.map((point) => point.arm))].sort((a, b) => (b === base) - (a === base));
-      const [key, label] = known.find(([key]) => key === choice.value) || known[0];
+      const [key, label, better] = known.find(([key]) => key === choice.value) || known[0];
       return {
         traces: arms.map((arm) => {
           const mine = points.filter((point) => point.arm === arm);
@@ -55,12 +57,12 @@ export function pareto(run, many) {
         layout: {
           showlegend: true,
           xaxis: { title: "FVU (share of variance; lower is better)" },
-          yaxis: { title: `${label} (lower is better)` },
+          yaxis: { title: better ? `${label} (${better})` : label },
         },
       };
     },
   );
-  return card("Fidelity against atomicity", `one mark per SAE; ${many}`, choice, place);
+  return card("Known features against fidelity", `one mark per SAE; ${many}`, choice, place);
 }
 
 /** A phi histogram with TOGETHER fine bins in one on either side of the bin around 0, as in the report. */
@@ -287,7 +289,7 @@ export function training(run) {
     known.map(([key, label]) => h("option", { value: key }, label)),
   );
   const place = chart("Training curves, one line per SAE", () => {
-    const [key, label] = known.find(([key]) => key === choice.value) || known[0];
+    const [key, label, better] = known.find(([key]) => key === choice.value) || known[0];
     const named = new Set();
     const drawn = found
       .map((sae) => ({ sae, rows: sae.entry.filter((row) => row[key] !== null && row[key] !== undefined) }))

@@ -21,6 +21,8 @@ CURVES = ("tokens", "fvu", "penalty", "aux")
 # Where the numbers of the Pareto plot are in measures.json.
 PARETO = {
     "fvu": ("fidelity", "fvu"),
+    "recovery_f1": ("spikes", "recovery_f1"),
+    "concept_f1": ("concepts", "best_f1"),
     "mean_abs_phi": ("cooccurrence", "mean_abs_phi"),
     "nearest_phi": ("cooccurrence", "nearest_phi"),
     "meta_ve_excess": ("decomposability", "meta_ve_excess"),
