@@ -20,7 +20,7 @@ export function measures(run, many) {
       h(
         "p",
         { class: "note" },
-        `means over seeds; change with its 95% interval over paired seeds and blocks of documents, drawn in % (in pp where a share is itself a difference); filled: clear after Holm's correction, which the main measures alone have; ${many}`,
+        `means over seeds; change with its 95% interval over paired seeds and blocks of documents, drawn in % (in pp where a share is itself a difference); filled: clear after Holm's correction, which only rows in words have; ${many}`,
       ),
     ),
     h("label", { class: "note" }, all, " all measures, not only the main ones"),
