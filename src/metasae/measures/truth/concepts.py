@@ -24,7 +24,7 @@ from scipy.sparse import csr_array
 from metasae.data.concepts.labels import Bank
 from metasae.measures.truth.few_latents import Halves, few_latents
 from metasae.measures.truth.probe import column, halves_of, probe_f1
-from metasae.measures.truth.spike_scores import count, mean_of, ones, phi_of_columns
+from metasae.measures.truth.spike_scores import above_chance, count, mean_of, ones, phi_of_columns
 
 PROBED, BLENDED_SHARE, RELATED_PHI = 5, 0.25, 0.2
 # A latent serves a concept where it is the best one for it with at least this F1.
@@ -96,8 +96,9 @@ def score_set(bank: Bank, firings_TN: csr_array, halves: Halves, ceiling: np.nda
     values["ceiling_f1"] = np.full((1, len(judged)), np.nan) if ceiling is None else ceiling[None, judged]
     serving = np.unique(place[first_f1.max(1) >= SERVES])
     related = np.nan_to_num(phi_of_columns(labels)) > RELATED_PHI
-    above_chance = _above_chance(both[:, :, serving], on, fired[:, serving], halves)
-    return SetScores(families, values, np.stack([_blended(of_latents, related) for of_latents in above_chance]))
+    tokens = _with_and_without(np.bincount(halves.block[halves.second], minlength=halves.n_blocks)[:, None, None])
+    recall = above_chance(both[:, :, serving], on[:, :, None], fired[:, None, serving], tokens)
+    return SetScores(families, values, np.stack([_blended(of_latents, related) for of_latents in recall]))
 
 
 def merged(sets: Sequence[SetScores]) -> dict:
@@ -132,14 +133,6 @@ def _counted(labels: csr_array, fires: csr_array, halves: Halves) -> tuple[np.nd
     columns = zip(*((table.both, table.on, table.fires) for table in blocks), strict=True)
     both, on, fired = (_with_and_without(np.stack(counts)) for counts in columns)
     return both, on, fired
-
-
-def _above_chance(both: np.ndarray, on: np.ndarray, fired: np.ndarray, halves: Halves) -> np.ndarray:
-    """r [1 + K, c, l]: recall of a concept less the latent's rate on all other tokens, at least 0."""
-    tokens = np.bincount(halves.block[halves.second], minlength=halves.n_blocks)
-    others = np.maximum(_with_and_without(tokens[:, None]) - on, 1)
-    recall, rate = both / np.maximum(on, 1)[:, :, None], (fired[:, None] - both) / others[:, :, None]
-    return np.maximum(recall - rate, 0)
 
 
 def _few(labels: csr_array, firings: csr_array, first_f1: np.ndarray, halves: Halves) -> tuple[np.ndarray, np.ndarray]:

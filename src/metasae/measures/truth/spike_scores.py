@@ -46,8 +46,13 @@ class Table:
 
     def above_chance(self) -> np.ndarray:
         """r': [m, n]."""
-        others = np.maximum(self.tokens - self.on[:, None], 1)
-        return np.maximum(self.recall() - (self.fires[None] - self.both) / others, 0)
+        return above_chance(self.both, self.on[:, None], self.fires[None], self.tokens)
+
+
+def above_chance(both: np.ndarray, on: np.ndarray, fires: np.ndarray, tokens: np.ndarray | int) -> np.ndarray:
+    """Recall less the rate of firing on all other tokens, at least 0. Counts of any shapes that go together."""
+    by_chance = (fires - both) / np.maximum(tokens - on, 1)
+    return np.maximum(both / np.maximum(on, 1) - by_chance, 0)
 
 
 def count(on_TM: csr_array, fires_TN: csr_array, chosen: np.ndarray) -> Table:
