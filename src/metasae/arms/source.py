@@ -14,7 +14,7 @@ from metasae.measures.effect.matched_effects import Steering
 from metasae.measures.truth.spike_truth import SpikeTruth
 from metasae.measures.truth.spikes import Spikes
 from metasae.progress.progress import Progress
-from metasae.ranks.ranks import ALONE, Ranks
+from metasae.ranks.ranks import ALONE, Ranks, deals
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE
 
@@ -101,11 +101,18 @@ class Source:
             return self._spikes[seed]
 
     def spike_truth(self, seed: int, evaluation: Split) -> SpikeTruth | None:
-        """What SAEs of a seed have to find in the evaluation split, which is always the same one."""
+        """What SAEs of a seed have to find in the evaluation split, which is always the same one.
+
+        All ranks call this together; None on a rank that does not measure it.
+        """
+        from metasae.measures.suite import PARTS
+
         spikes = self.spikes(seed)
-        if spikes is not None and seed not in self._truths:
+        if spikes is None or "spikes" not in deals(PARTS, self.ranks):
+            return None
+        if seed not in self._truths:
             self._truths[seed] = spikes.truth_on(evaluation)
-        return self._truths.get(seed)
+        return self._truths[seed]
 
     @property
     def windows(self) -> Path:
