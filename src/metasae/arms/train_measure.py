@@ -315,6 +315,7 @@ def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCa
             "seed": arm.seed,
             "data_fingerprint": cache.fingerprint,
             **_spike_note(recipe, arm.seed),
+            **({"gguf": asdict(source.host.gguf)} if not source.planted and source.host.gguf else {}),
             "recipe": recipe.model_dump(mode="json"),
         },
     }

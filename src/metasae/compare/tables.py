@@ -63,7 +63,9 @@ def as_markdown(comparison: dict) -> str:
 
 
 def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
-    """Tokens, seeds and realised L0 that every number below rests on. pair: whose arms are named; None names all."""
+    """The model, tokens, seeds and realised L0 that every number below rests on. pair: whose arms are named; None names
+    all.
+    """
     conditions = comparison["conditions"]
     trained, different = (conditions.get(key) for key in ("training_tokens", "different_training_tokens"))
     training = f"{trained:,} training tokens" if different else ""
@@ -71,6 +73,8 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
         training += f", {different:,} different ones read {trained / different:.3g} times"
     if conditions.get("spikes"):
         training += f", with {conditions['spikes']:,} spike-ins (text is measured without them)"
+    if conditions.get("model"):
+        training = f"{conditions['model']}; {training}"
     own = ", ".join(conditions.get("own_thresholds", ()))
     arms = [_arm(name, comparison["arms"][name]) for name in pair or comparison["arms"]]
     return (

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metasae.data.model import hooks, loading
 from metasae.data.model.model_folder import local_folder
+from metasae.data.model.quiet import quiet
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.text import hub
 from metasae.doctor.estimate import is_planted
@@ -124,7 +125,7 @@ def shape_of(wanted: Recipe, tokens: int = 0) -> Shape:
             here = folder is not None or _in_hub_cache(model)
             unreachable = "" if here else hub.unreachable()
             options = {"local_files_only": here or bool(unreachable), "trust_remote_code": model.trust_remote_code}
-            with loading.quiet(), tempfile.TemporaryDirectory() as passing:
+            with quiet(), tempfile.TemporaryDirectory() as passing:
                 if folder is None:
                     # a configuration that is only looked at is not kept
                     kept = {} if options["local_files_only"] else {"cache_dir": passing}
@@ -145,7 +146,7 @@ def _shape(config, model: Model, points: Sequence[str], context: int, source: st
 
     causal = loading._is_causal(config)
     loader = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-    with loading.quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         skeleton = loader.from_config(config, trust_remote_code=model.trust_remote_code)
     # some releases of transformers leave this out where there is no storage
     skeleton.tie_weights()

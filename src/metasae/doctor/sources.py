@@ -1,6 +1,6 @@
 """That what a run reads is here before it begins: its model's folder and its files of text."""
 
-from metasae.data.model.model_folder import local_folder
+from metasae.data.model.model_folder import check_model
 from metasae.data.text import text
 from metasae.data.text.text import files_in, is_saved_dataset
 from metasae.recipe.recipe import Recipe
@@ -14,7 +14,7 @@ def check_sources(recipe: Recipe) -> None:
     """
     if recipe.text.source == "planted":
         return
-    local_folder(recipe.model)
+    check_model(recipe.model)
     place = text.local_path(recipe.text.source)
     if recipe.text.source != "docs" and text.is_local(recipe.text.source) and not is_saved_dataset(place):
         files_in(place)

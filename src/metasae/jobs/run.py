@@ -208,6 +208,7 @@ class _Job:
             points=self.points,
             documents=cache.index["documents_blake2b"],
             training_tokens=training,
+            **({} if self.source.planted else {"model": self.source.host.in_words}),
         )
         return cache
 

