@@ -14,6 +14,7 @@ from metasae.data.model import loading
 from metasae.data.model.host import Host
 from metasae.data.model.loading import load_model, pick_dtype
 from metasae.recipe import recipe
+from sources import tokenizer_for
 
 CPU = torch.device("cpu")
 POINT = "blocks.1.hook_resid_pre"
@@ -201,6 +202,33 @@ def test_revisions_and_offline_use(hub, build, tmp_path, monkeypatch):
     refused("'lab/other': HF_HUB_OFFLINE is set, and the local cache lacks it", name="lab/other")
     shutil.rmtree(next((tmp_path / "hub").rglob("snapshots")) / f"{1:040d}")
     refused("HF_HUB_OFFLINE is set", name="lab/m", revision="v2")
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-quick", "gemma3-270m"])
+def test_recipes_of_packages_take_the_hubs_model_where_the_path_is_emptied(tmp_path, monkeypatch, name):
+    """Offline, from the local cache, in which the hub's client lays its files out so."""
+    import transformers
+    import transformers.utils.hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path), raising=False)
+    by_name = recipe.Recipe.load(name, {"model.path": ""})
+    by_path = recipe.Recipe.load(name)
+    assert by_name.model_copy(update={"model": by_path.model}) == by_path
+    repository = tmp_path / f"models--{by_name.model.name.replace('/', '--')}"
+    snapshot, reference = repository / "snapshots" / "abc", repository / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("abc")
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes |= {"num_hidden_layers": 10, "intermediate_size": 64, "vocab_size": 400, "max_position_embeddings": 512}
+    kinds = ("Gemma3TextConfig", "Gemma3ForCausalLM") if "gemma" in name else ("LlamaConfig", "LlamaForCausalLM")
+    config, model = (getattr(transformers, kind) for kind in kinds)
+    model(config(**sizes)).save_pretrained(snapshot)
+    tokenizer_for("llama", bos=True).save_pretrained(snapshot)
+    host = Host.load(by_name.model, by_name.hook.point)
+    assert host.causal and host.gguf is None and host.d == 32
 
 
 def test_a_models_own_code_runs_only_when_asked_for(build, tmp_path):
