@@ -80,10 +80,11 @@ def current_explorer(folder: Path) -> queries.Explorer | None:
 def print_conclusion(result: dict) -> None:
     """The summary table, the verdict and the report's place on stdout. result: as `conclude` returns it."""
     console = Console()
+    text = result["conditions"].get("text")
     # its title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
-    for line in result["verdict"]:
-        console.print(line["text"], highlight=False, markup=False)
+    for line in [line["text"] for line in result["verdict"]] + [f"Text: {text}."] * bool(text):
+        console.print(line, highlight=False, markup=False)
     print(f"Report: {result['report']}")
 
 
