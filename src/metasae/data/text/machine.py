@@ -20,7 +20,7 @@ from metasae.data.text.roff import running_text
 _TEXT_SUFFIXES = (".txt", ".md", ".rst")
 _TEXT_NAMES = ("readme", "news", "faq")
 # licences, and lists of single changes
-_SKIPPED_NAMES = ("copyright", "licen", "changelog", "changes", "version", "authors")
+_SKIPPED_NAMES = ("copyright", "licen", "changelog", "changes", "authors")
 
 
 def documents() -> Iterator[str]:
@@ -48,14 +48,13 @@ def _sources() -> Iterator[Source]:
         # pages in other languages lie in folders of their own
         for page in share.glob("man/man*/*"):
             yield f"man/{page.name}", partial(_read, str(page), _manual)
-        texts = (path for pattern in ("doc/**/*", "info/*", "vim/*/doc/*") for path in share.glob(pattern))
-        for path in filter(_is_text, texts):
+        for path in filter(_is_text, share.glob("doc/**/*")):
             yield str(path.relative_to(share)), partial(_read, str(path), paragraphs)
 
 
 def _is_text(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz")
-    wanted = name.endswith(_TEXT_SUFFIXES) or name.startswith(_TEXT_NAMES) or ".info" in name
+    wanted = name.endswith(_TEXT_SUFFIXES) or name.startswith(_TEXT_NAMES)
     return wanted and not name.startswith(_SKIPPED_NAMES)
 
 
