@@ -68,6 +68,8 @@ def test_a_table_of_a_header_alone_and_an_empty_file_have_no_documents(tmp_path)
     (tmp_path / "x.csv").write_text("id,text\n")
     (tmp_path / "x.jsonl").write_text("")
     assert read(tmp_path) == []
+    (tmp_path / "x.jsonl").write_text('\ufeff{"text": "marked"}\n')
+    assert read(tmp_path) == ["marked"]
 
 
 def test_the_value_decides_what_a_record_is(tmp_path):

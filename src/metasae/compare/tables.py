@@ -73,13 +73,13 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
         training += f", {different:,} different ones read {trained / different:.3g} times"
     if conditions.get("spikes"):
         training += f", with {conditions['spikes']:,} spike-ins (text is measured without them)"
-    told = "" if pair or not conditions.get("text") else f" Text: {conditions['text']}."
+    text = "" if pair or not conditions.get("text") else f" Text: {conditions['text']}."
     own = ", ".join(conditions.get("own_thresholds", ()))
     arms = [_arm(name, comparison["arms"][name]) for name in pair or comparison["arms"]]
     return (
         f"{training and training + '; '}{conditions['n_tokens']:,} evaluation tokens, "
         f"thresholds from {conditions['calibration_tokens']:,} calibration tokens by `{conditions['rule']}`"
-        f"{own and f' (thresholds of their own: {own})'}; {'; '.join(arms)}.{told}"
+        f"{own and f' (thresholds of their own: {own})'}; {'; '.join(arms)}.{text}"
     )
 
 

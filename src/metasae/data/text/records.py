@@ -108,8 +108,8 @@ def document_of(record, wanted: str, where: str) -> Document:
 
 
 def _chat(messages: list[dict], where: str) -> Chat | str:
-    read = tuple(_message(message, number, where) for number, message in enumerate(messages, 1))
-    return Chat(read, where) if any(message["content"].strip() for message in read) else ""
+    turns = tuple(_message(message, number, where) for number, message in enumerate(messages, 1))
+    return Chat(turns, where) if any(turn["content"].strip() for turn in turns) else ""
 
 
 def _message(message: dict, number: int, where: str) -> dict[str, str]:

@@ -41,13 +41,13 @@ def running_text(page: str) -> str:
             if macro == "Nm":
                 name = name or " ".join(arguments)
                 arguments = arguments or [name]
-            said = _said(macro, arguments)
-            lines += [said or "", ""] if label and said else [said or ""]
-            label = macro in ("TP", "TQ") or (label and not said)
+            words = _words(macro, arguments)
+            lines += [words or "", ""] if label and words else [words or ""]
+            label = macro in ("TP", "TQ") or (label and not words)
     return "\n".join(lines)
 
 
-def _said(macro: str, arguments: list[str]) -> str | None:
+def _words(macro: str, arguments: list[str]) -> str | None:
     """The words of a request that stands inside a sentence; None of one that ends a paragraph."""
     if macro in _TYPES_IN_TURN:
         return _plain("".join(arguments))

@@ -18,13 +18,14 @@ from metasae.recipe.recipe import Text
 # Sources that any machine has, in words.
 BUILT_IN = {
     "docs": "the documentation on this machine (technical English)",
-    "machine": "the documentation and manuals on this machine (technical English)",
+    "machine": "the documentation, manual pages and code comments on this machine (technical English)",
 }
-_KINDS = (
-    ("text", "text"),
-    ("chats", "chats, read with the model's chat template"),
-    ("token ids", "token ids as given"),
-)
+# Kinds of documents (`kind_of`), in words.
+_KINDS = {
+    "text": "text",
+    "chats": "chats, read with the model's chat template",
+    "token ids": "token ids as given",
+}
 SUFFIXES = (".txt", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SAMPLE, _WHOLE = 1 << 20, 128 << 20
 _PIECES, _PIECE = 1024, 1 << 14
@@ -68,7 +69,7 @@ def in_words(text: dict, kinds: Iterable[str] = ()) -> str:
     if text["column"] != COLUMN:
         place += f", column {text['column']}"
     kinds = set(kinds)
-    ways = [words for kind, words in _KINDS if kind in kinds]
+    ways = [words for kind, words in _KINDS.items() if kind in kinds]
     return f"{place}: {' and '.join(ways)}" if kinds - {"text"} else place
 
 

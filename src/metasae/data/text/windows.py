@@ -95,8 +95,8 @@ def tokenise(
     options = dict.fromkeys(off, False)
     most = cache(lambda: max(tokenizer.get_vocab().values()))
     for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS):
-        written = [as_text(tokenizer, document) for _, document in batch if not isinstance(document, TokenIds)]
-        encoded = iter(tokenizer(written, **options)["input_ids"] if written else ())
+        strings = [as_text(tokenizer, document) for _, document in batch if not isinstance(document, TokenIds)]
+        encoded = iter(tokenizer(strings, **options)["input_ids"] if strings else ())
         for number, document in batch:
             if isinstance(document, str):
                 ids = next(encoded)
