@@ -60,3 +60,11 @@ def tokenizer_for(family: str, bos: bool):
         )
     marks = {"bos_token": "<s>"} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", eos_token="</s>", **marks)
+
+
+# Writes BOS itself, as many do, and takes chats that a user begins.
+CHAT_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}\
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must take turns') }}{% endif %}\
+{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}\
+{% if add_generation_prompt %}assistant:{% endif %}"""

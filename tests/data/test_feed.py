@@ -78,7 +78,7 @@ def test_a_feed_goes_on_from_any_cursor(wanted):
     for number, (_, cursor) in enumerate(pools):
         again = feed(Cursor(**json.loads(json.dumps(asdict(cursor)))), wanted)
         assert as_tuples(again.pools(lines(), 17)) == as_tuples(pools[number + 1 :])
-        assert again.cursor == whole.cursor and again.n_documents == whole.n_documents
+        assert again.cursor == whole.cursor and again.kinds == whole.kinds
 
 
 def test_a_thread_that_reads_ahead_changes_no_cursor():

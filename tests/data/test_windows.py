@@ -15,7 +15,7 @@ GPT = tokenizer_for("gpt2", bos=True)
 def test_nothing_is_lost_or_repeated(documents, context):
     frame = Frame.of(GPT, causal=True)
     room = frame.room(context)
-    for number, document, tokens in tokenise(GPT, enumerate(documents)):
+    for number, document, tokens in tokenise(GPT, enumerate(documents), frame):
         assert document == documents[number]
         windows = list(cut(tokens, number, room))
         assert all(0 < len(window) <= room for window in windows) and all(
@@ -28,9 +28,9 @@ def test_nothing_is_lost_or_repeated(documents, context):
 
 
 def test_large_documents_do_not_depend_on_the_batches(monkeypatch, stories):
-    once = [tokens.tolist() for _, _, tokens in tokenise(GPT, enumerate(stories))]
+    once = [tokens.tolist() for _, _, tokens in tokenise(GPT, enumerate(stories), Frame())]
     monkeypatch.setattr("metasae.data.text.windows.BATCH_CHARACTERS", 500)
-    assert once == [tokens.tolist() for _, _, tokens in tokenise(GPT, enumerate(stories))]
+    assert once == [tokens.tolist() for _, _, tokens in tokenise(GPT, enumerate(stories), Frame())]
 
 
 def test_padding_marks_the_documents_own_tokens():

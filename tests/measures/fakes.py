@@ -33,7 +33,7 @@ class FakeCache:
     def __init__(self, **splits):
         self.splits = splits
         self.d = next(iter(splits.values())).x.shape[1]
-        self.fingerprint = "fake"
+        self.fingerprint, self.text = "fake", "random words"
 
     def split(self, name):
         return self.splits[name]

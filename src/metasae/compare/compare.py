@@ -268,7 +268,10 @@ def by_arm(measured: Sequence[Measured]) -> dict[str, dict[int, Measured]]:
 def shared_conditions(measured: list[Measured]) -> dict:
     """What all SAEs were judged under. Raises UserError where they were not judged alike."""
     calibrated = [entry for entry in measured if entry.measures["conditions"].get("rule") != "own"]
-    shared = _alike(measured, SAME_FOR_ALL) | _alike(calibrated or measured, CALIBRATED)
+    # of the same data, so it is the same; older measures do not say
+    texts = [entry.measures["conditions"].get("text") for entry in measured]
+    shared = {"text": next(filter(None, texts), None)}
+    shared |= _alike(measured, SAME_FOR_ALL) | _alike(calibrated or measured, CALIBRATED)
     own = sorted({entry.arm.name for entry in measured if entry not in calibrated})
     return shared | ({"own_thresholds": own} if calibrated and own else {})
 

@@ -63,8 +63,8 @@ def as_markdown(comparison: dict) -> str:
 
 
 def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
-    """The model, tokens, seeds and realised L0 that every number below rests on. pair: whose arms are named; None names
-    all.
+    """Tokens, seeds and realised L0 that every number below rests on. pair: whose arms are named; None names all, the
+    model and the text.
     """
     conditions = comparison["conditions"]
     trained, different = (conditions.get(key) for key in ("training_tokens", "different_training_tokens"))
@@ -73,15 +73,20 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
         training += f", {different:,} different ones read {trained / different:.3g} times"
     if conditions.get("spikes"):
         training += f", with {conditions['spikes']:,} spike-ins (text is measured without them)"
-    if conditions.get("model"):
-        training = f"{conditions['model']}; {training}"
+    sources = "" if pair else "".join(f" {line}" for line in source_lines(conditions))
     own = ", ".join(conditions.get("own_thresholds", ()))
     arms = [_arm(name, comparison["arms"][name]) for name in pair or comparison["arms"]]
     return (
         f"{training and training + '; '}{conditions['n_tokens']:,} evaluation tokens, "
         f"thresholds from {conditions['calibration_tokens']:,} calibration tokens by `{conditions['rule']}`"
-        f"{own and f' (thresholds of their own: {own})'}; {'; '.join(arms)}."
+        f"{own and f' (thresholds of their own: {own})'}; {'; '.join(arms)}.{sources}"
     )
+
+
+def source_lines(conditions: dict) -> list[str]:
+    """What was read, by which model, a sentence each; none of what is not known."""
+    named = (("Model", "model"), ("Text", "text"))
+    return [f"{name}: {conditions[key]}." for name, key in named if conditions.get(key)]
 
 
 def _arm(name: str, arm: dict) -> str:

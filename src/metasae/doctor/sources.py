@@ -16,5 +16,5 @@ def check_sources(recipe: Recipe) -> None:
         return
     check_model(recipe.model)
     place = text.local_path(recipe.text.source)
-    if recipe.text.source != "docs" and text.is_local(recipe.text.source) and not is_saved_dataset(place):
+    if recipe.text.source not in text.BUILT_IN and text.is_local(recipe.text.source) and not is_saved_dataset(place):
         files_in(place)

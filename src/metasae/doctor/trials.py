@@ -17,6 +17,7 @@ from metasae.data.cache.cache import ActivationCache
 from metasae.data.model.host import Host
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.text import text as texts
+from metasae.data.text.records import Document
 from metasae.data.text.windows import tokenise
 from metasae.doctor.estimate import BYTES
 from metasae.doctor.machine import resident
@@ -102,7 +103,7 @@ def try_harvest(host: Host, wanted: Recipe, folder: Path) -> tuple[dict, Activat
             f"set text.context={host.max_context} or less"
         )
     documents, first, reading = _some_text(wanted.text)
-    tokens = [ids for _, _, ids in tokenise(host.tokenizer, enumerate(documents))]
+    tokens = [ids for _, _, ids in tokenise(host.tokenizer, enumerate(documents), host.frame)]
     spec, text, counts = _sample(host, wanted, documents, tokens)
     before, start = in_use(host.device), now(host.device)
     cache = harvest(host, text, spec, folder, counts, documents=documents)
@@ -142,7 +143,7 @@ def harvest_seconds(trial: dict, wanted: Recipe) -> float:
     return trial["first"] + read * trial["text"] + sum(tokens.values()) * trial["forward"]
 
 
-def _some_text(text: Text) -> tuple[list[str], float, float]:
+def _some_text(text: Text) -> tuple[list[Document], float, float]:
     """(documents, seconds until the first, seconds for the rest). Raises UserError where there is no text."""
     start = time.perf_counter()
     documents, length, first = [], 0, start
@@ -157,7 +158,9 @@ def _some_text(text: Text) -> tuple[list[str], float, float]:
     return documents, first - start, time.perf_counter() - first
 
 
-def _sample(host: Host, wanted: Recipe, documents: list[str], tokens: list) -> tuple[Harvest, Text, dict[str, int]]:
+def _sample(
+    host: Host, wanted: Recipe, documents: list[Document], tokens: list
+) -> tuple[Harvest, Text, dict[str, int]]:
     """What takes about SECONDS to harvest: (settings, the text with larger held-out shares, tokens of each split)."""
     text = wanted.text.model_copy(update={"calibration_share": 0.25, "evaluation_share": 0.25})
     there = dict.fromkeys(texts.SPLITS, 0)

@@ -207,6 +207,7 @@ class _Job:
             fingerprint=cache.fingerprint,
             points=self.points,
             documents=cache.index["documents_blake2b"],
+            text=cache.text,
             training_tokens=training,
             **({} if self.source.planted else {"model": self.source.host.in_words}),
         )

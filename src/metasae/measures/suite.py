@@ -254,6 +254,7 @@ def _conditions(
         "seed": seed,
         "critic_seeds": list(range(SEED, SEED + spec.critics)),
         "data": cache.fingerprint,
+        "text": cache.text,
         "senses": texts.digest(Path(spec.senses)) if spec.senses else None,
         "labels": texts.digest(Path(spec.labels)) if spec.labels else None,
         "sae": sae_fingerprint(sae),

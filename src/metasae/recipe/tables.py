@@ -61,8 +61,8 @@ class Hook(Table):
 
 
 class Text(Table):
-    """The text. `source` is `docs` (this machine's documentation), a local file or folder, or a dataset's name on the
-    hub.
+    """The text. `source` is `docs` (this machine's documentation), `machine` (more of the kind), a local file or
+    folder, or a dataset's name on the hub.
 
     `planted`: no text and no model, but a planted world, whose features the table `planted` describes
     (`metasae.data.planted.planted.WorldSpec`).
@@ -70,12 +70,12 @@ class Text(Table):
 
     source: str = Field(
         "docs",
-        description="docs, a local file or folder, a dataset on the hub as OWNER/NAME, or planted (no text and no "
-        "model)",
+        description="docs, machine (docs, manual pages and comments), a local file or folder, a dataset on the hub as "
+        "OWNER/NAME, or planted (no text and no model)",
     )
     name: str = Field("", description="a dataset's configuration on the hub")
     split: str = Field("train", description="the split of a dataset, from the hub or saved to disk")
-    column: str = Field("text", description="where a record keeps its text")
+    column: str = Field("text", description="where a record keeps its text, its messages or its token ids")
     context: int = Field(128, ge=4, description="tokens of a window")
     calibration_share: float = Field(
         0.08, gt=0, lt=0.5, description="share of the documents for thresholds, held out from training"

@@ -19,6 +19,7 @@ from metasae.data.cache.passes import run_pools
 from metasae.data.cache.stream import Prefetch
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
+from metasae.data.text.records import Document
 from metasae.data.text.windows import Cursor, Feed, Pool
 from metasae.errors import UserError, install_hint
 from metasae.locks import harvesting_into
@@ -40,7 +41,7 @@ def harvest(
     folder: str | Path,
     tokens: dict[str, int],
     progress: Progress = SILENT,
-    documents: Iterable[str] | None = None,
+    documents: Iterable[Document] | None = None,
 ) -> ActivationCache:
     """Fills `folder` with at least `tokens[split]` tokens of each split and opens it; a cache that fits is reused as
     it is.
@@ -69,7 +70,7 @@ def harvest_points(
     folder_of: Callable[[str], Path],
     tokens: dict[str, int],
     progress: Progress = SILENT,
-    documents: Iterable[str] | None = None,
+    documents: Iterable[Document] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, ActivationCache]:
     """As `harvest`, at several points of the host's model in one pass: {point: its cache}, equal to one harvest for
@@ -112,10 +113,14 @@ def harvest_points(
     return caches
 
 
-def identity(host: Host, text: recipe.Text, harvest: recipe.Harvest, documents: Iterable[str] | None = None) -> dict:
+def identity(
+    host: Host, text: recipe.Text, harvest: recipe.Harvest, documents: Iterable[Document] | None = None
+) -> dict:
     """Everything that decides the cached numbers, field by field."""
     fields = texts.identity(text) if documents is None else text.model_dump()
-    return {"host": host.fingerprint, "point": host.point, "dtype": harvest.dtype, "text": fields}
+    template = None if text.source in texts.BUILT_IN else getattr(host.tokenizer, "chat_template", None)
+    chats = {"chat_template": fingerprint_of({"template": template})} if template else {}
+    return {"host": host.fingerprint, "point": host.point, "dtype": harvest.dtype, "text": fields, **chats}
 
 
 def fingerprint_of(fields: dict) -> str:
@@ -200,7 +205,7 @@ def _fill(
     text: recipe.Text,
     spec: recipe.Harvest,
     wanted: dict[str, int],
-    documents: Iterable[str] | None,
+    documents: Iterable[Document] | None,
     progress: Progress,
     ranks: Ranks,
 ) -> None:
@@ -229,13 +234,13 @@ def _fill(
                     # only a harvest of these very token counts would use it again
                     shutil.rmtree(place, ignore_errors=True)
             raise
-    end, n_documents = ranks.from_first((feed.cursor, feed.n_documents))
+    end, kinds = ranks.from_first((feed.cursor, dict(feed.kinds)))
     for writer in writers:
         writer.note(end)
     # an index says that all lies on the disk
     ranks.wait()
     for writer in writers:
-        writer.finish(end, hosts[0].name, n_documents)
+        writer.finish(end, hosts[0].name, kinds)
     ranks.wait()
 
 
@@ -243,7 +248,7 @@ def _run(
     hosts: list[Host],
     writers: list[CacheWriter],
     feed: Feed,
-    documents: Iterable[str] | None,
+    documents: Iterable[Document] | None,
     spec: recipe.Harvest,
     progress: Progress,
     ranks: Ranks,
@@ -279,7 +284,7 @@ def _run(
 def _refuse_if_short(feed: Feed, text: recipe.Text) -> None:
     for split, count in feed.wanted.items():
         if split != "train" and feed.found[split] < count:
-            demo = f"{install_hint('demo')} brings more documentation, or use a file"
+            demo = f"{install_hint('demo')} brings more documentation, or use text.source=machine or a file"
             raise UserError(
                 f"text.source '{text.source}' gives {feed.found[split]:,} {split} tokens of the {count:,} asked for; "
                 f"{demo if text.source == 'docs' else 'use a longer text'}, raise text.{split}_share, or ask for fewer"

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from metasae.data.text.text import SPLITS
+from metasae.data.text.text import SPLITS, in_words
 from metasae.errors import UserError, nearest
 from metasae.files import read_json, read_tensors
 
@@ -147,6 +147,11 @@ class ActivationCache:
         self._splits = {
             name: StoredSplit(self.folder, index, tables, name, limits.get(name)) for name in index["splits"]
         }
+
+    @property
+    def text(self) -> str:
+        """What the model read, in words."""
+        return in_words(self.index["identity"]["text"], self.index.get("kinds", ()))
 
     def split(self, name: str) -> StoredSplit:
         """`train`, `calibration` or `evaluation`. Raises UserError for a split that was not harvested."""

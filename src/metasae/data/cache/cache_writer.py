@@ -92,8 +92,11 @@ class CacheWriter:
         if self.ranks.first:
             write_json(self.folder / UNFINISHED, self._note | {"cursor": asdict(cursor)})
 
-    def finish(self, cursor: Cursor, model: str, n_documents: int) -> None:
-        """Everything before the cursor is written, and there is no more: adds the shards up, and writes the index."""
+    def finish(self, cursor: Cursor, model: str, kinds: dict[str, int]) -> None:
+        """Everything before the cursor is written, and there is no more: adds the shards up, and writes the index.
+
+        kinds: how many documents of each kind were read.
+        """
         records, tables = {}, {}
         for split, writer in self.splits.items():
             records[split], tables_of_split = writer.finish(cursor.found[split])
@@ -104,7 +107,8 @@ class CacheWriter:
             "identity": self.identity,
             "model": model,
             "d": self.d,
-            "documents": n_documents,
+            "documents": sum(kinds.values()),
+            "kinds": dict(sorted(kinds.items())),
             "documents_blake2b": cursor.digest,
             "splits": records,
         }

@@ -23,6 +23,7 @@ from metasae.data.cache.cache_writer import CacheWriter, resume
 from metasae.data.cache.passes import run_pools
 from metasae.data.model.host import Host
 from metasae.data.text import text as texts
+from metasae.data.text.records import Document
 from metasae.data.text.windows import Cursor, Feed, Pool
 from metasae.errors import UserError
 from metasae.files import read_json, write_json
@@ -65,7 +66,7 @@ class RollingHarvest:
         batch: int,
         folder: str | Path,
         progress: Progress = SILENT,
-        documents: Iterable[str] | None = None,
+        documents: Iterable[Document] | None = None,
     ):
         self.host, self.text, self.spec, self.batch = host, text, spec, batch
         self.folder, self.progress, self.documents = Path(folder), progress, documents
@@ -134,7 +135,7 @@ class RollingHarvest:
         with harvesting_into(folder, progress):
             writer = CacheWriter(folder, self.identity, self.fingerprint, self.host.d, settings)
             end, over = self._fill(writer, start, number, progress)
-            writer.finish(_since(end, start), self.host.name, 0)
+            writer.finish(_since(end, start), self.host.name, {})
         self._enter(number, end, over)
 
     def _fill(self, writer: CacheWriter, start: Cursor, number: int, progress: Progress) -> tuple[Cursor, bool]:

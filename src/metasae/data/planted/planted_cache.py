@@ -126,6 +126,7 @@ class PlantedCache:
         self.d = self.world.spec.d
         # without the number of tokens, as a longer sample begins with the shorter one
         self.fingerprint = fingerprint_of({"planted": values, "seed": self.seed})
+        self.text = "none, but a planted world"
         self._splits: dict[str, PlantedSplit] = {}
 
     def split(self, name: str) -> PlantedSplit:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import site
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -30,15 +30,23 @@ _SKIPPED_NAMES = (
 _PROSE_SUFFIXES = (".md", ".rst", ".txt")
 
 
+# A name that is the same on every machine, and a function that reads the paragraphs.
+Source = tuple[str, Callable[[], list[str]]]
+
+
 def documents() -> Iterator[str]:
+    """The documents of `sources`, as `documents_of` gives them."""
+    return documents_of(sources())
+
+
+def documents_of(named: Iterable[Source]) -> Iterator[str]:
     """Documents of at least MIN_WORDS words and about MAX_CHARACTERS at most, paragraphs apart by a blank line, no
     paragraph twice.
 
-    The order is fixed by the files' names and mixes the packages, so that any beginning of it is a fair sample of the
-    whole.
+    The order is fixed by the sources' names and mixes them, so that any beginning of it is a fair sample of the whole.
     """
     digests: set[bytes] = set()
-    for _, read in sorted(_sources(), key=lambda source: _digest(source[0])):
+    for _, read in sorted(named, key=lambda source: _digest(source[0])):
         kept, length = [], 0
         for paragraph in read():
             digest = _digest(paragraph.lower())
@@ -59,22 +67,28 @@ def roots() -> list[Path]:
     return list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders if os.path.isdir(folder)))
 
 
-def _sources() -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """(a name that is the same on every machine, a function that reads the paragraphs)."""
+def sources() -> Iterator[Source]:
+    """The topics of the language reference, and the files with docstrings or prose."""
     from pydoc_data.topics import topics
 
     for topic, text in topics.items():
         yield f"topics/{topic}", partial(paragraphs, text)
+    for name, path in files():
+        yield name, partial(_read, path)
+
+
+def files() -> Iterator[tuple[str, str]]:
+    """(name below its root, path) of every Python source and file of prose."""
     for root in roots():
-        for folder, folders, files in os.walk(root):
+        for folder, folders, names in os.walk(root):
             folders[:] = sorted(
                 name for name in folders if name not in _SKIPPED_FOLDERS and not name.endswith(("-packages", ".libs"))
             )
             relative = os.path.relpath(folder, root)
-            for file in files:
+            for file in names:
                 wanted = file == "METADATA" or file.endswith((".py", *_PROSE_SUFFIXES))
                 if wanted and not file.lower().startswith(_SKIPPED_NAMES):
-                    yield f"{relative}/{file}", partial(_read, os.path.join(folder, file))
+                    yield f"{relative}/{file}", os.path.join(folder, file)
 
 
 def _read(path: str) -> list[str]:

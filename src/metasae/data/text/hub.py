@@ -1,21 +1,19 @@
-"""The Hugging Face hub: whether it can be reached, datasets streamed from it, and its long errors as one line.
-
-`column_of` takes the text out of a record, of the hub or of a file.
-"""
+"""The Hugging Face hub: whether it can be reached, datasets streamed from it, and its long errors as one line."""
 
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from metasae.errors import UserError, install_hint, nearest
+from metasae.data.text.records import Document, document_of
+from metasae.errors import UserError, install_hint
 from metasae.recipe.recipe import Text
 
 _SECONDS = 5.0
 _LONGEST_REASON = 300
 
 
-def documents(text: Text) -> Iterator[str]:
+def documents(text: Text) -> Iterator[Document]:
     """The documents of a dataset on the hub, streamed without a download of the whole.
 
     Raises UserError with the hub's reason when the dataset, its configuration, split or column cannot be had.
@@ -31,8 +29,9 @@ def documents(text: Text) -> Iterator[str]:
         raise UserError(f"the dataset '{text.source}' cannot be had: {why}; use text.source=docs or a local file")
     label = f"the dataset '{text.source}'"
     try:
-        for record in datasets.load_dataset(text.source, text.name or None, split=text.split, streaming=True):
-            yield column_of(record, text.column, label)
+        records = datasets.load_dataset(text.source, text.name or None, split=text.split, streaming=True)
+        for number, record in enumerate(records, 1):
+            yield document_of(record, text.column, f"record {number} of {label}")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{label} cannot be had: {reason(error)}; check text.source, text.name and text.split, or use a local file"
@@ -58,25 +57,6 @@ def unreachable() -> str:
         if not isinstance(why, ssl.SSLError):
             return f"{constants.ENDPOINT} cannot be reached from here ({why})"
     return ""
-
-
-def column_of(record, column: str, where) -> str:
-    """The text of one record of a table.
-
-    Raises UserError that names the nearest column when there is none of that name.
-    """
-    if isinstance(record, str):
-        return record
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a record is a {type(record).__name__}, not a string or a table of columns")
-    if column not in record:
-        raise UserError(f"{where} has no column '{column}'{nearest(column, record)}; set text.column")
-    value = record[column]
-    if not isinstance(value, str | None):
-        names = [name for name, other in record.items() if isinstance(other, str)]
-        choice = f" to one of: {', '.join(names)}" if names else ""
-        raise UserError(f"column '{column}' of {where} holds {type(value).__name__}, not text; set text.column{choice}")
-    return value or ""
 
 
 def reason(error: Exception) -> str:

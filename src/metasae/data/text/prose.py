@@ -10,6 +10,9 @@ MIN_PROSE_SHARE = 0.82
 # Parsing with `ast` finds the same docstrings 20 times slower.
 _LEX = re.compile(r"""#[^\n]*|(["']{3})(.*?)\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
 
+_COMMENT = re.compile(r"(?:^[ \t]*#[^\n]*\n){2,}", re.MULTILINE)
+_COMMENT_MARK = re.compile(r"^[ \t]*#+:? ?", re.MULTILINE)
+
 _FENCE = re.compile(r"^[ \t]*(```|~~~).*?(^[ \t]*\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
 _DIRECTIVE = re.compile(r"^[ \t]*\.\. .*$", re.MULTILINE)
 _UNDERLINED = re.compile(r"^[^\n]*\n[ \t]*([=\-~^\"'*+#`.:_])\1{2,}[ \t]*$", re.MULTILINE)
@@ -51,6 +54,12 @@ def _follows_colon(source: str, start: int) -> bool:
     while place >= 0 and source[place] in " \t\r\n":
         place -= 1
     return place >= 0 and source[place] == ":" and "\n" in source[place:start]
+
+
+def comments(source: str) -> list[str]:
+    """The paragraphs of prose in a Python source's comments of more than one line."""
+    blocks = (_COMMENT_MARK.sub("", block) for block in _COMMENT.findall(source))
+    return [paragraph for block in blocks for paragraph in paragraphs(block)]
 
 
 def paragraphs(text: str) -> list[str]:

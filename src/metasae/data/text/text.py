@@ -1,52 +1,81 @@
-"""Any source of text as a stream of documents, each of which belongs to one split by the hash of its words.
+"""Any source of text as a stream of documents, each of which belongs to one split by the hash of its content.
 
-Sources: `docs`, a local .txt, .jsonl(.gz), .json(.gz) or .parquet file, a folder of such files, a folder made by
-`datasets.save_to_disk`, or the name of a dataset on the Hugging Face hub, which is streamed.
+Sources: `docs` and `machine`, a local .txt, .csv(.gz), .jsonl(.gz), .json(.gz) or .parquet file, a folder of such
+files, a folder made by `datasets.save_to_disk`, or the name of a dataset on the Hugging Face hub, which is streamed.
 """
 
-import gzip
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from metasae.data.text import documentation, hub
-from metasae.data.text.hub import column_of, reason
-from metasae.errors import UserError, install_hint, nearest
+from metasae.data.text import documentation, hub, machine
+from metasae.data.text.readers import read_file, read_saved
+from metasae.data.text.records import COLUMN, Document, content_of
+from metasae.errors import UserError, nearest
 from metasae.recipe.recipe import Text
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-LONG_TEXT = 8_000
+# Sources that any machine has, in words.
+BUILT_IN = {
+    "docs": "the documentation on this machine (technical English)",
+    "machine": "the documentation, manual pages and code comments on this machine (technical English)",
+}
+# Kinds of documents (`kind_of`), in words.
+_KINDS = {
+    "text": "text",
+    "chats": "chats, read with the model's chat template",
+    "token ids": "token ids as given",
+}
+SUFFIXES = (".txt", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SAMPLE, _WHOLE = 1 << 20, 128 << 20
 _PIECES, _PIECE = 1024, 1 << 14
 SplitName = Literal["train", "calibration", "evaluation"]
 SPLITS: tuple[SplitName, ...] = ("train", "calibration", "evaluation")
 
 
-def documents(text: Text) -> Iterator[str]:
+def documents(text: Text) -> Iterator[Document]:
     """The documents of a recipe's text in their order, without NULs; empty ones are left out.
 
-    Raises UserError for a missing file, a wrong column, a damaged file, or a dataset that cannot be had.
+    Raises UserError for a missing file, a wrong column, a value that is no document, a damaged file, or a dataset that
+    cannot be had.
     """
     if text.source == "docs":
         return clean(documentation.documents())
+    if text.source == "machine":
+        return clean(machine.documents())
     if is_local(text.source):
         return clean(read(local_path(text.source), text))
     return clean(hub.documents(text))
 
 
-def clean(source: Iterable[str]) -> Iterator[str]:
+def clean(source: Iterable[Document]) -> Iterator[Document]:
     """Documents without NULs; the empty ones are left out."""
     for document in source:
-        document = document.replace("\0", "")
-        if document.strip():
-            yield document
+        if isinstance(document, str):
+            document = document.replace("\0", "")
+            if not document.strip():
+                continue
+        yield document
 
 
-def split_of(document: str, text: Text) -> SplitName:
-    """The split a document belongs to: a fixed function of its words, whatever stands around it."""
-    digest = hashlib.blake2b(document.encode("utf-8", errors="surrogatepass"), digest_size=8).digest()
+def in_words(text: dict, kinds: Iterable[str] = ()) -> str:
+    """What the text of a harvest was. text: as `identity` has it. kinds: of its documents (`kind_of`)."""
+    source = text["source"]
+    if source in BUILT_IN:
+        return BUILT_IN[source]
+    place = source
+    if "files" not in text:
+        place = f"the dataset {' '.join(filter(None, (source, text['name'])))}, split {text['split']}"
+    if text["column"] != COLUMN:
+        place += f", column {text['column']}"
+    kinds = set(kinds)
+    ways = [words for kind, words in _KINDS.items() if kind in kinds]
+    return f"{place}: {' and '.join(ways)}" if kinds - {"text"} else place
+
+
+def split_of(document: Document, text: Text) -> SplitName:
+    """The split a document belongs to: a fixed function of its content, whatever stands around it."""
+    digest = hashlib.blake2b(content_of(document), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     if place < text.calibration_share:
         return "calibration"
@@ -69,7 +98,7 @@ def identity(text: Text) -> dict:
 
     Raises UserError when a local file is missing.
     """
-    if text.source == "docs":
+    if text.source in BUILT_IN:
         return text.model_dump(exclude={"name", "split", "column"})
     if not is_local(text.source):
         return text.model_dump()
@@ -77,25 +106,16 @@ def identity(text: Text) -> dict:
     return text.model_dump(exclude={"name"}) | {"source": path.name, "files": digest(path)}
 
 
-def read(path: Path, text: Text) -> Iterator[str]:
+def read(path: Path, text: Text) -> Iterator[Document]:
     """Documents of a file or of every file in a folder, sorted by name.
 
-    Raises UserError for a missing or unknown file, a missing column and a damaged file.
+    Raises UserError for a missing or unknown file, a missing column, a value that is no document and a damaged file.
     """
     if is_saved_dataset(path):
-        yield from _read_saved(path, text)
+        yield from read_saved(path, text)
         return
     for file in files_in(path):
-        try:
-            yield from _read_file(file, text)
-        except (json.JSONDecodeError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-            raise UserError(
-                f"{file} cannot be read as {file.suffix} text ({error}); repair it or leave it out"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"cannot read {file}: {error.strerror or error}; check the file and its permissions"
-            ) from None
+        yield from read_file(file, text)
 
 
 def files_in(path: Path) -> list[Path]:
@@ -159,78 +179,3 @@ def state_of_file(state, file: Path) -> None:
 
 def is_saved_dataset(path: Path) -> bool:
     return path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file())
-
-
-def _read_file(file: Path, text: Text) -> Iterator[str]:
-    if file.name.endswith(".txt"):
-        with open(file, encoding="utf-8", newline="") as lines:
-            yield from cut_long_text(lines)
-    elif file.name.endswith(".parquet"):
-        yield from _read_parquet(file, text.column)
-    else:
-        opener = gzip.open if file.name.endswith(".gz") else open
-        with opener(file, "rt", encoding="utf-8") as lines:
-            if ".jsonl" in file.name:
-                records = (json.loads(line) for line in lines if line.strip())
-            else:
-                records = json.load(lines)
-                if not isinstance(records, list):
-                    raise UserError(
-                        f"{file} must hold a list of strings or of records; "
-                        "write one record a line and name it .jsonl otherwise"
-                    )
-            for record in records:
-                yield column_of(record, text.column, file)
-
-
-def cut_long_text(lines: Iterable[str]) -> Iterator[str]:
-    """A short text is one document. A long one is cut at blank lines (or at line ends where there are none), losing
-    nothing.
-
-    A book or a corpus in one file would otherwise be a single document, and a single document cannot be split.
-    """
-    document, length = [], 0
-    for line in lines:
-        document.append(line)
-        length += len(line)
-        if length >= LONG_TEXT and (not line.strip() or length >= 2 * LONG_TEXT):
-            yield "".join(document)
-            document, length = [], 0
-    if document:
-        yield "".join(document)
-
-
-def _read_parquet(file: Path, column: str) -> Iterator[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"reading .parquet needs pyarrow: {install_hint('datasets')}") from None
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            column_of(dict.fromkeys(table.schema_arrow.names), column, file)
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
-                    yield column_of({column: value}, column, file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file} is damaged ({reason(error)}); repair it or leave it out") from None
-
-
-def _read_saved(path: Path, text: Text) -> Iterator[str]:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"reading a saved dataset needs the datasets library: {install_hint('datasets')}") from None
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"the dataset saved in '{path}' cannot be read: {reason(error)}; save it again") from None
-    if isinstance(loaded, datasets.DatasetDict):
-        if text.split not in loaded:
-            raise UserError(
-                f"the dataset in '{path}' has no split '{text.split}'{nearest(text.split, loaded)}; set text.split"
-            )
-        loaded = loaded[text.split]
-    column_of(dict.fromkeys(loaded.column_names), text.column, f"the dataset in '{path}'")
-    for record in loaded.select_columns([text.column]):
-        yield column_of(record, text.column, path)

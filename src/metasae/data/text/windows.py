@@ -6,8 +6,10 @@ A window never crosses documents, and no token of a document is lost or seen twi
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor
 
 from metasae.data.text import text as texts
+from metasae.data.text.records import Document, TokenIds, content_of, kind_of
+from metasae.data.text.templates import as_text, known_ids
 from metasae.errors import UserError
 from metasae.recipe import recipe
 
@@ -47,6 +51,15 @@ class Frame:
             )
         return room
 
+    def taken_off(self, ids: list[int]) -> list[int]:
+        """Ids without the special tokens that stand at their ends already and would be written a second time."""
+        first, end, last = 0, len(ids), len(self.suffix)
+        while self.prefix and tuple(ids[first : first + len(self.prefix)]) == self.prefix:
+            first += len(self.prefix)
+        while last and end - last >= first and tuple(ids[end - last : end]) == self.suffix:
+            end -= last
+        return ids[first:end]
+
 
 @dataclass(frozen=True)
 class Window:
@@ -70,13 +83,27 @@ def cut(tokens: np.ndarray, document: int, room: int) -> Iterator[Window]:
         yield Window(tokens[start : start + room], document, start)
 
 
-def tokenise(tokenizer, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str, np.ndarray]]:
-    """(number, document) -> (number, document, tokens int32 [t]) without special tokens, many documents to a call."""
+def tokenise(
+    tokenizer, numbered: Iterable[tuple[int, Document]], frame: Frame
+) -> Iterator[tuple[int, Document, np.ndarray]]:
+    """(number, document) -> (number, document, tokens int32 [t]) without the frame's tokens, many documents to a call.
+
+    Chats are written with the tokenizer's chat template, token ids are taken as they are. Raises UserError for a
+    tokenizer without a template, a chat that its template refuses, and ids that the tokenizer does not know.
+    """
     off = ("add_special_tokens", "truncation", "padding", "verbose", "return_attention_mask", "return_token_type_ids")
     options = dict.fromkeys(off, False)
+    most = cache(lambda: max(tokenizer.get_vocab().values()))
     for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS):
-        encoded = tokenizer([document for _, document in batch], **options)["input_ids"]
-        for (number, document), ids in zip(batch, encoded, strict=True):
+        strings = [as_text(tokenizer, document) for _, document in batch if not isinstance(document, TokenIds)]
+        encoded = iter(tokenizer(strings, **options)["input_ids"] if strings else ())
+        for number, document in batch:
+            if isinstance(document, str):
+                ids = next(encoded)
+            elif isinstance(document, TokenIds):
+                ids = frame.taken_off(known_ids(document, most()))
+            else:
+                ids = frame.taken_off(next(encoded))
             yield number, document, np.asarray(ids, dtype=np.int32)
 
 
@@ -136,10 +163,11 @@ class Feed:
 
     def __init__(self, tokenizer, frame: Frame, text: recipe.Text, wanted: dict[str, int], start: Cursor | None = None):
         self.tokenizer, self.text, self.wanted = tokenizer, text, wanted
-        self.room = frame.room(text.context)
+        self.frame, self.room = frame, frame.room(text.context)
         self.start = start or Cursor(dict.fromkeys(wanted, 0))
         self.found, self.filled = dict(self.start.found), dict(self.start.filled)
-        self.n_documents = 0
+        # kind -> documents used of that kind
+        self.kinds: Counter[str] = Counter()
         self._document, self._given = self.start.document, self.start.given
         self._digest = hashlib.blake2b(digest_size=16)
 
@@ -147,12 +175,12 @@ class Feed:
     def cursor(self) -> Cursor:
         return Cursor(dict(self.found), self._document, self._given, dict(self.filled), self._digest.hexdigest())
 
-    def windows(self, source: Iterable[str]) -> Iterator[tuple[str, Window, int]]:
+    def windows(self, source: Iterable[Document]) -> Iterator[tuple[str, Window, int]]:
         """(split, window, the row of its first token in its split).
 
         Raises UserError when the documents are not those that `start` was made from.
         """
-        for number, document, ids in tokenise(self.tokenizer, self._needed(source)):
+        for number, document, ids in tokenise(self.tokenizer, self._needed(source), self.frame):
             split = texts.split_of(document, self.text)
             if number != self.start.document:
                 if self.found[split] >= self.wanted[split]:
@@ -170,12 +198,12 @@ class Feed:
                     self.filled[split] = number
                 yield split, window, row
 
-    def pools(self, source: Iterable[str], size: int) -> Iterator[tuple[Pool, Cursor]]:
+    def pools(self, source: Iterable[Document], size: int) -> Iterator[tuple[Pool, Cursor]]:
         """Windows in pools of `size` tokens or little more, each with the cursor behind it."""
         for pool in grouped(self.windows(source), lambda entry: len(entry[1]), size):
             yield pool, self.cursor
 
-    def _needed(self, source: Iterable[str]) -> Iterator[tuple[int, str]]:
+    def _needed(self, source: Iterable[Document]) -> Iterator[tuple[int, Document]]:
         number = -1
         for number, document in enumerate(source):
             split = texts.split_of(document, self.text)
@@ -193,10 +221,10 @@ class Feed:
         if number < self.start.document:
             self._check()
 
-    def _use(self, document: str) -> None:
-        self._digest.update(document.encode("utf-8", errors="surrogatepass"))
+    def _use(self, document: Document) -> None:
+        self._digest.update(content_of(document))
         self._digest.update(b"\0")
-        self.n_documents += 1
+        self.kinds[kind_of(document)] += 1
 
     def _check(self) -> None:
         if self._digest.hexdigest() != self.start.digest:

@@ -57,7 +57,7 @@ def _activations(host, text: str, context: int) -> tuple:
     from metasae.data.text.windows import cut, pad, tokenise
     from metasae.explore.store.firing_rows import token_texts
 
-    ((_, _, ids),) = tokenise(host.tokenizer, [(0, readable(text))])
+    ((_, _, ids),) = tokenise(host.tokenizer, [(0, readable(text))], host.frame)
     if not len(ids):
         raise UserError("the tokenizer makes no token of this text; try another")
     kept = ids[:MOST_TOKENS]
