@@ -23,7 +23,8 @@ def write(writer, rows, columns, start, stop):
 
 def by_library(path, rows, columns, start, stop):
     tensors = {name: torch.from_numpy(column[start:stop].copy()) for name, column in columns.items()}
-    save_file({"activations": rows[start:stop].contiguous(), **tensors}, path)
+    norms = rows[start:stop].float().norm(dim=1)
+    save_file({"activations": rows[start:stop].contiguous(), "norms": norms, **tensors}, path)
     return path.read_bytes()
 
 

@@ -7,6 +7,7 @@ from fakes import FakeSplit, random_sae
 from torch import nn
 
 from metasae.data.model.readout import WholeLogits
+from metasae.data.split import Chosen, Rows
 from metasae.data.text.windows import Frame, cut
 from metasae.errors import UserError
 from metasae.measures.effect import output
@@ -142,6 +143,35 @@ def test_causal_against_the_definition():
     assert numbers["ce_delta_percent"] == pytest.approx(100 * (ce["sae"] - ce["clean"]) / ce["clean"], abs=1e-4)
     assert numbers["ce_recovered"] == pytest.approx((ce["zero"] - ce["sae"]) / (ce["zero"] - ce["clean"]), rel=1e-3)
     assert numbers["kl"] == pytest.approx(np.mean(divergences), rel=1e-4)
+
+
+def test_tokens_that_are_left_out_stand_in_the_text_and_in_no_average():
+    host, sae = FakeHost(causal=True, scale=0.1), random_sae(D, 20, threshold=0.3)
+    plain, tokens = split_for([3, 9, 4, 1], CONTEXT, host)
+    left_out = [0, 5, 6, 13]
+    whole = Rows(plain.x, (plain.tokens, plain.documents, plain.positions))
+    split = Chosen(whole, np.delete(np.arange(whole.n_tokens), left_out))
+    numbers = effect(host, sae, split, 100, plain.x.mean(0))
+    losses, first = {"clean": [], "sae": []}, 0
+    for t in tokens:
+        for start in range(0, len(t), 5):
+            own = t[start : start + 5]
+            counted = [False, *(first + start + place not in left_out for place in range(len(own)))]
+            ids = torch.tensor([[9, *own]])
+
+            def change(x, counted=counted):
+                x = x.clone()
+                x[:, counted] = sae(x[:, counted])
+                return x
+
+            for name, replacement in {"clean": None, "sae": change}.items():
+                logs = host.output(ids, torch.ones_like(ids), replacement)[0].log_softmax(-1)
+                scored = [place for place in range(1, len(own)) if counted[place] and counted[place + 1]]
+                losses[name] += [-float(logs[place, ids[0, place + 1]]) for place in scored]
+        first += len(t)
+    assert numbers["output_tokens"] == len(losses["clean"]) > 3
+    for name, values in losses.items():
+        assert numbers[f"ce_{name}"] == pytest.approx(np.mean(values), rel=1e-5)
 
 
 def test_a_model_worse_than_guessing_is_refused():

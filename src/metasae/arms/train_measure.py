@@ -142,7 +142,7 @@ def train_by_windows(
     rolling = None
     if ranks.first and not all(arm.is_trained for arm in arms):
         rolling = RollingHarvest(
-            source.host, recipe.text, recipe.harvest, recipe.train.batch, source.windows, source.progress
+            source.host, recipe.text, recipe.harvest, recipe.train.batch, source.windows, cache.longest, source.progress
         )
     try:
         number = 0
@@ -154,7 +154,7 @@ def train_by_windows(
                     if rolling is not None and rolling.window(number)[0].stop < total:
                         rolling.ahead(number + 1)
                     ranks.wait()
-                    window, split = open_window(source.windows, number)
+                    window, split = open_window(source.windows, number, cache.longest)
                 turn = Turn(split, training_windows(source.windows)[0], number, window.first, window.stop)
                 for arm in left:
                     if not ranks.agreed(_wants(arm.folder, window, total)):

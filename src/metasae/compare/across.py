@@ -110,7 +110,7 @@ def split_latents(parents: Arm, children: Arm) -> dict:
 
     Beside them stand the first of the paper's ranking, on all tokens.
     """
-    sides = parents.firings(), children.firings()
+    sides = parents.firings().counted, children.firings().counted
     names = {"parents": parents.label, "children": children.label}
     return {**names, **find_splits(*sides).as_dict(RANKED), "paper_ranking": paper_ranking(*sides, count=RANKED)}
 

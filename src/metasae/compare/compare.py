@@ -105,8 +105,8 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
 
 
 def _trained_on(run_folder: Path) -> dict:
-    """The model, how many tokens the arms were trained on, how many different ones, and the spike-ins among them; {}
-    where the folder does not say.
+    """The model, what is left out of its text, how many tokens the arms were trained on, how many different ones, and
+    the spike-ins among them; {} where the folder does not say.
     """
     path, stages = run_folder / "recipe.toml", read_object(run_folder / "run.json").get("stages", {})
     different = stages.get("harvest", {}).get("training_tokens")
@@ -114,8 +114,8 @@ def _trained_on(run_folder: Path) -> dict:
         return {}
     recipe = Recipe.load(path)
     spikes = {"spikes": recipe.spikes.n} if recipe.spikes.n else {}
-    model = {"model": stages["harvest"]["model"]} if "model" in stages["harvest"] else {}
-    return {**model, "training_tokens": recipe.train.tokens, "different_training_tokens": different, **spikes}
+    told = {key: stages["harvest"][key] for key in ("model", "left_out") if key in stages["harvest"]}
+    return {**told, "training_tokens": recipe.train.tokens, "different_training_tokens": different, **spikes}
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:

@@ -84,8 +84,8 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
 
 
 def source_lines(conditions: dict) -> list[str]:
-    """What was read, by which model, a sentence each; none of what is not known."""
-    named = (("Model", "model"), ("Text", "text"))
+    """What was read, by which model, and what of it does not count, a sentence each; none of what is not known."""
+    named = (("Model", "model"), ("Text", "text"), ("Left out of training and measuring", "left_out"))
     return [f"{name}: {conditions[key]}." for name, key in named if conditions.get(key)]
 
 

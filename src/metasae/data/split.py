@@ -48,6 +48,52 @@ class Part:
             yield self.rows(torch.arange(first, min(first + size, self.n_tokens))).float()
 
 
+class Chosen:
+    """Some tokens of a split, in order, themselves a split. kept: int64 [T], their rows in `whole`, rising."""
+
+    def __init__(self, whole: Split, kept: np.ndarray):
+        self.whole, self.kept = whole, kept
+        self.n_tokens, self.d = len(kept), whole.d
+        self.tokens, self.documents, self.positions = (
+            np.asarray(column)[kept] for column in (whole.tokens, whole.documents, whole.positions)
+        )
+
+    def rows(self, indices: Tensor | np.ndarray) -> Tensor:
+        return self.whole.rows(torch.from_numpy(self.kept)[torch.as_tensor(indices, dtype=torch.int64)])
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        """As of any split. Raises UserError for a NaN or inf."""
+        for first in range(0, self.n_tokens, size):
+            indices = np.arange(first, min(first + size, self.n_tokens))
+            block = self.rows(indices).float()
+            if not torch.isfinite(block.sum()):
+                self.refuse_bad(indices, block)
+            yield block
+
+    def refuse_bad(self, indices: np.ndarray, block: Tensor) -> None:
+        self.whole.refuse_bad(self.kept[indices], block)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """float64 [d]."""
+        return (self.whole.mean * self.whole.n_tokens - self._others[0]) / max(self.n_tokens, 1)
+
+    @cached_property
+    def mean_square(self) -> float:
+        """Mean of ||x||^2."""
+        return (self.whole.mean_square * self.whole.n_tokens - float(self._others[1])) / max(self.n_tokens, 1)
+
+    @cached_property
+    def _others(self) -> tuple[Tensor, Tensor]:
+        """Of the tokens left out: sum of x float64 [d], sum of ||x||^2. They are few; the sums of all are known."""
+        left_out = np.setdiff1d(np.arange(self.whole.n_tokens), self.kept)
+        total, square = torch.zeros(self.d, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for indices in np.array_split(left_out, -(-len(left_out) // 4096)) if len(left_out) else ():
+            rows = self.whole.rows(indices).double()
+            total, square = total + rows.sum(0), square + rows.square().sum()
+        return total, square
+
+
 class Rows:
     """The rows of a matrix [T, d] as a split: own activations, or decoder rows.
 
@@ -79,6 +125,23 @@ class Rows:
 def head(split: Split, limit: int) -> Part:
     """The first `limit` tokens, or all where there are fewer, so that every SAE is judged on the same ones."""
     return Part(split, 0, limit)
+
+
+def in_text(split: Split) -> tuple[Split, np.ndarray | None]:
+    """The stretch of text that a split's tokens stand in, and which tokens of it are the split's own: bool [T].
+
+    None: all of them, as nothing is left out. The stretches of consecutive parts follow each other without a gap.
+    """
+    start, stop, inner = 0, split.n_tokens, split
+    while isinstance(inner, Part):
+        start, stop, inner = start + inner.start, stop + inner.start, inner.split
+    if not isinstance(inner, Chosen):
+        return split, None
+    rows = inner.kept[start:stop]
+    first, last = (int(inner.kept[number - 1]) + 1 if number else 0 for number in (start, stop))
+    own = np.zeros(last - first, bool)
+    own[rows - first] = True
+    return Part(inner.whole, first, last), own
 
 
 def own_part(split: Split, batch: int, ranks: Ranks) -> Split:

@@ -27,8 +27,8 @@ PROCESS = 650 << 20
 TEXT = 160 << 20
 # metrics.jsonl, measures.json and the configurations of one arm; the report and its figures.
 SMALL_FILES = 1 << 20
-# Columns of the cache beside the activations: token, document, position, int32 each.
-COLUMNS = 12
+# Columns of the cache beside the activations: token, document, position, norm, 4 bytes each.
+COLUMNS = 16
 PER_ENTRY, PER_INPUT, PER_ROW, PER_RAW_ROW = 60, 27, 48, 30
 # A token of a planted world while its split is drawn: numbers of its width, and its features.
 PLANTED_NUMBER, PLANTED_TOKEN = 16, 100

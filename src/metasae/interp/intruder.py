@@ -89,7 +89,7 @@ def splits_of(
     ranked = _stored(run, pair)
     if ranked is not None:
         return Splits(pair, ranked, "across.json")
-    splits = find_splits(pair.parents.firings(), pair.children.firings(), progress=progress)
+    splits = find_splits(pair.parents.firings().counted, pair.children.firings().counted, progress=progress)
     return Splits(pair, _new_ones(splits.as_dict(RANKED)), "firings")
 
 

@@ -163,7 +163,7 @@ class _Job:
                 self._cache = self.source.open(self._tokens())
         elif self.ranks.agreed(self._is_harvested()):
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
-            self._cache = ActivationCache(self._known()["cache"], self._tokens())
+            self._cache = ActivationCache(self._known()["cache"], self._tokens(), self.recipe.harvest.norm_limit)
         else:
             with self._stage(pending.HARVEST):
                 self._cache = self._harvested()
@@ -200,6 +200,8 @@ class _Job:
         # known from before where there are none to harvest
         training = cache.split("train").n_tokens if "train" in tokens else self._known().get("training_tokens")
         self.state["data_fingerprint"] = cache.fingerprint
+        if not self.source.planted and cache.left_out:
+            self.progress.say(f"left out of training and measuring: {cache.left_out}")
         self._done(
             "harvest",
             time.perf_counter() - start,
@@ -208,6 +210,7 @@ class _Job:
             points=self.points,
             documents=cache.index["documents_blake2b"],
             text=cache.text,
+            **({"left_out": cache.left_out} if not self.source.planted and cache.left_out else {}),
             training_tokens=training,
             **({} if self.source.planted else {"model": self.source.host.in_words}),
         )

@@ -161,7 +161,7 @@ def measure_sae(
     if calibration is None:
         tokens = head(cache.split("calibration"), spec.calibration_tokens)
         calibration = calibrate(sae, tokens, BATCH, progress, spec.threshold, ranks)
-    firings = firings_of(sae, evaluation, folder, progress, ranks)
+    firings = firings_of(sae, evaluation, folder, progress, ranks).counted
     blocks = document_blocks(firings.documents)
     # one block left out leaves nothing
     blocks = blocks if blocks.max(initial=0) else None
@@ -264,7 +264,10 @@ def _conditions(
 def firings_of(
     sae: SAE, split: Split, folder: Path | None, progress: Progress = SILENT, ranks: Ranks = ALONE
 ) -> Firings:
-    """The SAE's firings on a split: from `folder` where it holds these very ones, else worked out, and kept there."""
+    """The SAE's firings on a split: from `folder` where it holds these very ones, else worked out, and kept there.
+
+    Those of a folder are on all of the text, see `Firings.counted`.
+    """
     if folder is None:
         return fire(sae, split, BATCH, progress, ranks)
     if ranks.agreed(is_store_of(folder, sae, split)):

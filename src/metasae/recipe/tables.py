@@ -103,6 +103,12 @@ class Harvest(Table):
     dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="what activations are kept in")
     batch_tokens: int = Field(8192, ge=1, description="tokens that the model reads at a time")
     shard_tokens: int = Field(262_144, ge=1, description="tokens in one file of the cache")
+    norm_limit: float = Field(
+        8.0,
+        ge=0,
+        description="tokens with activations longer than so many times the median norm (attention sinks) are left out "
+        "of training and measuring; 0: none",
+    )
     window_tokens: int = Field(
         0, ge=0, description="0: all activations are kept on the disk; else so many tokens at a time"
     )

@@ -264,7 +264,7 @@ class Worker:
                 note = {"cache": str(cache.folder.resolve()), "fingerprint": cache.fingerprint, "seconds": seconds}
                 files.write_json(path, note)
         # known to fit, so the text need not be gathered nor the model loaded
-        return ActivationCache(note["cache"], tokens)
+        return ActivationCache(note["cache"], tokens, self.source.recipe.harvest.norm_limit)
 
     def _note(self, seconds: float) -> None:
         """What this worker took so far, its imports and the harvest before it left out."""

@@ -102,7 +102,10 @@ def harvest_points(
             if left:
                 _fill(left, text, harvest, wanted, documents, progress, ranks)
         places = _places(targets, wanted, ranks)
-    caches = {target.host.point: ActivationCache(place, wanted) for target, place in zip(targets, places, strict=True)}
+    caches = {
+        target.host.point: ActivationCache(place, wanted, harvest.norm_limit)
+        for target, place in zip(targets, places, strict=True)
+    }
     asked = wanted.get("train", 0)
     trained_on = caches[targets[0].host.point].split("train").n_tokens if asked else 0
     if trained_on < asked:

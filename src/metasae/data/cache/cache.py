@@ -1,7 +1,7 @@
 """The activation cache: memory-mapped safetensors shards under an index that is written last.
 
 FOLDER/index.json                 what was harvested, every shard's size and checksum; absent until all is there
-FOLDER/train-00000.safetensors    activations [t, d], tokens, documents, positions int32 [t]
+FOLDER/train-00000.safetensors    activations [t, d], tokens, documents, positions int32 [t], norms float32 [t]
 FOLDER/unfinished.json            in place of the index while a harvest is under way (metasae.data.cache.cache_writer)
 FOLDER/statistics.safetensors     per split and shard: sum of x float64 [shards, d], sum of ||x||^2 float64 [shards]
 
@@ -19,7 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from metasae.data.text.text import SPLITS, in_words
+from metasae.data.cache.loud import counting, in_words, limit_of
+from metasae.data.split import Chosen
+from metasae.data.text import text as texts
 from metasae.errors import UserError, nearest
 from metasae.files import read_json, read_tensors
 
@@ -29,6 +31,8 @@ UNFINISHED = "unfinished.json"
 STATISTICS = "statistics.safetensors"
 SHARDS = "*-?????.safetensors"
 COLUMNS = ("tokens", "documents", "positions")
+# ||x|| of each token, inf for a special token of the model inside a document
+NORMS = "norms"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SUM_ROWS = 4096
 
@@ -36,7 +40,8 @@ _SUM_ROWS = 4096
 class StoredSplit:
     """The tokens of one split, or the first `limit` of them, over memory-mapped shards.
 
-    `tokens`, `documents` (numbers in the source) and `positions` (in the document, from 0): numpy int32 [T].
+    `tokens`, `documents` (numbers in the source) and `positions` (in the document, from 0): numpy int32 [T]. `norms`:
+    float32 [T], see NORMS.
     """
 
     def __init__(self, folder: Path, index: dict, tables: dict[str, Tensor], name: str, limit: int | None = None):
@@ -62,6 +67,10 @@ class StoredSplit:
     @cached_property
     def positions(self) -> np.ndarray:
         return self._column("positions")
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        return self._column(NORMS).astype(np.float32, copy=False)
 
     def _column(self, name: str) -> np.ndarray:
         columns = [np.empty(0, dtype=np.int32), *(tensors[name].numpy() for tensors in self._opened)]
@@ -135,11 +144,18 @@ class ActivationCache:
     """A finished cache. `index`: the contents of index.json.
 
     tokens: only the first so many of each split are shown, which are those that a smaller harvest of the same text
-    would hold; `is_held` tells whether there are so many. Raises UserError for a folder without a finished harvest, and
-    for a missing or truncated shard.
+    would hold; `is_held` tells whether there are so many. norm_limit: in medians of the calibration tokens' norms;
+    longest: the same in the model's units; a split shows no longer token and no special one. Raises UserError for a
+    folder without a finished harvest, and for a missing or truncated shard.
     """
 
-    def __init__(self, folder: str | Path, tokens: dict[str, int] | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        tokens: dict[str, int] | None = None,
+        norm_limit: float = 0.0,
+        longest: float | None = None,
+    ):
         self.folder, limits = Path(folder), tokens or {}
         self.index = index = read_index(self.folder)
         self.d, self.fingerprint = index["d"], index["fingerprint"]
@@ -147,17 +163,30 @@ class ActivationCache:
         self._splits = {
             name: StoredSplit(self.folder, index, tables, name, limits.get(name)) for name in index["splits"]
         }
+        self.norm_limit = norm_limit
+        like = self._splits.get("calibration") or next(iter(self._splits.values()))
+        self.longest = limit_of(like.norms, norm_limit) if longest is None else longest
+        self._chosen: dict[str, StoredSplit | Chosen] = {}
 
     @property
     def text(self) -> str:
         """What the model read, in words."""
-        return in_words(self.index["identity"]["text"], self.index.get("kinds", ()))
+        return texts.in_words(self.index["identity"]["text"], self.index.get("kinds", ()))
 
-    def split(self, name: str) -> StoredSplit:
+    @property
+    def left_out(self) -> str:
+        """The tokens that no split shows, and why, in words; "" where all are shown."""
+        return in_words([split.norms for split in self._splits.values()], self.norm_limit, self.longest)
+
+    def split(self, name: str) -> StoredSplit | Chosen:
         """`train`, `calibration` or `evaluation`. Raises UserError for a split that was not harvested."""
         if name not in self._splits:
             raise UserError(f"the cache {self.folder} has no split '{name}'{nearest(name, self._splits)}")
-        return self._splits[name]
+        if name not in self._chosen:
+            split = self._splits[name]
+            counts = counting(split.norms, self.longest)
+            self._chosen[name] = split if counts.all() else Chosen(split, np.flatnonzero(counts))
+        return self._chosen[name]
 
 
 def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> bool:
@@ -182,7 +211,7 @@ def large_enough(folder: Path, fingerprint: str, tokens: dict[str, int]) -> Path
 
 def beside(folder: Path, tokens: dict[str, int]) -> Path:
     """The folder of a cache of so many tokens where `folder` holds one that is too small."""
-    counts = "-".join(str(tokens.get(name, 0)) for name in SPLITS)
+    counts = "-".join(str(tokens.get(name, 0)) for name in texts.SPLITS)
     return folder.absolute().with_name(f"{folder.absolute().name}-{counts}")
 
 
@@ -212,12 +241,18 @@ def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _open_shard(file: Path, entry: dict) -> dict[str, Tensor]:
-    """activations [t, d] and the columns [t] of a shard, memory-mapped: nothing is read until a row is asked for."""
+    """activations [t, d], the columns [t] and the norms [t] of a shard, memory-mapped: nothing is read until a row is
+    asked for.
+    """
     try:
         if file.stat().st_size != entry["bytes"]:
             raise OSError(f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
         with safe_open(file, framework="pt") as shard:
-            return {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
+            tensors = {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
+            if NORMS in shard.keys():  # noqa: SIM118 (it is no dict)
+                return tensors | {NORMS: shard.get_tensor(NORMS)}
+            # a shard of an earlier release
+            return tensors | {NORMS: torch.linalg.vector_norm(tensors["activations"], dim=1, dtype=torch.float32)}
     except (SafetensorError, OSError) as error:
         why = "it is missing" if isinstance(error, FileNotFoundError) else error
         raise UserError(

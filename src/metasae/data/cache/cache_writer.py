@@ -22,7 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from metasae.data.cache.cache import COLUMNS, DTYPES, FORMAT, INDEX, SHARDS, STATISTICS, UNFINISHED, sums
+from metasae.data.cache.cache import COLUMNS, DTYPES, FORMAT, INDEX, NORMS, SHARDS, STATISTICS, UNFINISHED, sums
 from metasae.data.text.windows import Cursor
 from metasae.errors import UserError
 from metasae.files import read_json, write_json, write_tensors
@@ -153,10 +153,17 @@ class ShardWriter:
         self.capacity = max(min(shard_tokens, MAX_SHARD_BYTES // (d * dtype.itemsize), expected), 1)
         self._changed: set[Path] = set()
 
-    def write(self, start: int, rows_TD: Tensor) -> None:
-        """rows [t, d] on the CPU -> the rows from `start` on, in the cache's dtype."""
+    def write(self, start: int, rows_TD: Tensor, special_T: Tensor | None = None) -> None:
+        """rows [t, d] on the CPU -> the rows from `start` on, in the cache's dtype, with their norms.
+
+        special: bool [t], which are special tokens of the model; None: none.
+        """
         rows = rows_TD.to(self.dtype).contiguous()
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+        if special_T is not None:
+            norms[special_T] = torch.inf
         self._write("activations", start, rows.view(torch.uint8).numpy())
+        self._write(NORMS, start, norms.numpy())
 
     def write_columns(self, start: int, columns: dict[str, np.ndarray]) -> None:
         """tokens, documents, positions int32 [t] of the rows from `start` on."""
@@ -185,7 +192,7 @@ class ShardWriter:
             file = self._file(n_shards - 1)
             if self.ranks.first:
                 with safe_open(file, framework="pt") as shard:
-                    tensors = {name: shard.get_tensor(name)[:rest] for name in (*COLUMNS, "activations")}
+                    tensors = {name: shard.get_tensor(name)[:rest] for name in (*COLUMNS, NORMS, "activations")}
                 write_tensors(file, tensors)
             self.ranks.wait()
         with RankPool(self.ranks) as pool:
@@ -242,8 +249,11 @@ class ShardWriter:
 @cache
 def _layout(count: int, d: int, dtype: torch.dtype) -> Layout:
     """A shard of `count` rows, as the safetensors library lays it out: larger numbers first, then by name."""
-    tensors = [(-4, name, "I32", 4, [count]) for name in COLUMNS]
-    tensors.append((-dtype.itemsize, "activations", _NAMES[dtype], d * dtype.itemsize, [count, d]))
+    # (as the library orders them, name, type, bytes of a row, shape)
+    tensors = [((-4, 1), name, "I32", 4, [count]) for name in COLUMNS]
+    tensors.append(((-4, 0), NORMS, "F32", 4, [count]))
+    order = (-dtype.itemsize, 0)
+    tensors.append((order, "activations", _NAMES[dtype], d * dtype.itemsize, [count, d]))
     entries, begins, end = {}, {}, 0
     for _, name, kind, row_bytes, shape in sorted(tensors):
         entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + count * row_bytes]}

@@ -96,5 +96,6 @@ def _run_batch(
                 f"the model gives NaN or inf activations at '{host.point}'; {hint} or choose another hook.point"
             )
         rows = x_TD.split([len(window) for window in windows])
-        for (split, _, start), rows_of_window in zip(batch, rows, strict=True):
-            writer.splits[split].write(start, rows_of_window)
+        for (split, window, start), rows_of_window in zip(batch, rows, strict=True):
+            special_T = torch.from_numpy(np.isin(window.tokens, host.special_ids))
+            writer.splits[split].write(start, rows_of_window, special_T)

@@ -11,6 +11,7 @@ until it is used up: the shuffling goes no further than that. Any window can be 
 the ledger says where it begins. Where the text ends it is read again.
 """
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from metasae.data.cache.cache import INDEX, ActivationCache, StoredSplit
 from metasae.data.cache.cache_writer import CacheWriter, resume
 from metasae.data.cache.passes import run_pools
 from metasae.data.model.host import Host
+from metasae.data.split import Chosen
 from metasae.data.text import text as texts
 from metasae.data.text.records import Document
 from metasae.data.text.windows import Cursor, Feed, Pool
@@ -52,8 +54,8 @@ class TrainingWindow:
 
 
 class RollingHarvest:
-    """Windows of one run, in `folder`. batch: tokens of a training batch. `windows`: those harvested so far, dropped
-    or not.
+    """Windows of one run, in `folder`. batch: tokens of a training batch. longest: as of `ActivationCache`. `windows`:
+    those harvested so far, dropped or not.
 
     Raises UserError when the folder holds windows of another harvest.
     """
@@ -65,11 +67,13 @@ class RollingHarvest:
         spec: recipe.Harvest,
         batch: int,
         folder: str | Path,
+        longest: float = math.inf,
         progress: Progress = SILENT,
         documents: Iterable[Document] | None = None,
     ):
         self.host, self.text, self.spec, self.batch = host, text, spec, batch
         self.folder, self.progress, self.documents = Path(folder), progress, documents
+        self.longest = longest
         self.identity = identity(host, text, spec, documents)
         self.fingerprint = fingerprint_of(self.identity)
         self.pool_tokens = POOL_BATCHES * spec.batch_tokens
@@ -90,7 +94,7 @@ class RollingHarvest:
         self._ahead: Future | None = None
         self._closing = False
 
-    def window(self, number: int) -> tuple[TrainingWindow, StoredSplit]:
+    def window(self, number: int) -> tuple[TrainingWindow, StoredSplit | Chosen]:
         """Window `number` and its activations, harvested where it is not on the disk. Those before it have been asked
         for once.
 
@@ -101,7 +105,7 @@ class RollingHarvest:
             ahead, self._ahead = self._ahead, None
             ahead.result()
         self._harvest(number, self.progress)
-        return open_window(self.folder, number)
+        return open_window(self.folder, number, self.longest)
 
     def ahead(self, number: int) -> None:
         """Begins to harvest window `number` in the background; the next `window` waits for it.
@@ -180,7 +184,7 @@ class RollingHarvest:
 
     def _enter(self, number: int, end: Cursor, over: bool) -> None:
         """Writes a window into the ledger, or compares it with what the ledger says of it."""
-        split = ActivationCache(folder_of(self.folder, number)).split("train")
+        split = ActivationCache(folder_of(self.folder, number), longest=self.longest).split("train")
         first = self.windows[number - 1].stop if number else 0
         stop, behind = first + split.n_tokens // self.batch, None if over else asdict(end)
         window = TrainingWindow(number, split.n_tokens, split.d, first, stop, split.mean_square, behind)
@@ -204,9 +208,9 @@ def training_windows(folder: Path) -> list[TrainingWindow]:
     return [TrainingWindow(**entry) for entry in read_json(ledger)["windows"]] if ledger.is_file() else []
 
 
-def open_window(folder: Path, number: int) -> tuple[TrainingWindow, StoredSplit]:
-    """A window that is on the disk. Raises UserError where it is not whole."""
-    return training_windows(folder)[number], ActivationCache(folder_of(folder, number)).split("train")
+def open_window(folder: Path, number: int, longest: float = math.inf) -> tuple[TrainingWindow, StoredSplit | Chosen]:
+    """A window that is on the disk; longest: as of `ActivationCache`. Raises UserError where it is not whole."""
+    return training_windows(folder)[number], ActivationCache(folder_of(folder, number), longest=longest).split("train")
 
 
 def folder_of(folder: Path, number: int) -> Path:

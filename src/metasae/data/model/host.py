@@ -32,8 +32,8 @@ class Host:
     """A model, its tokenizer and one hook point.
 
     `d`: width of the hooked tensor. `causal`: whether the model predicts the next token. `bos_id`: the id every window
-    starts with, or None. `gguf`: where the model's numbers come from, None for one that was no GGUF file. Windows given
-    to `activations` and `output` are padded on the right.
+    starts with, or None. `special_ids`: of tokens that are no text. `gguf`: where the model's numbers come from, None
+    for one that was no GGUF file. Windows given to `activations` and `output` are padded on the right.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Host:
         self.frame = Frame.of(tokenizer, causal)
         self.bos_id = self.frame.prefix[0] if self.frame.prefix else None
         self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self.special_ids = special_ids(tokenizer)
         limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
         self.max_context = limit - 2 if limit and text_config.model_type in _OFFSET_POSITIONS else limit
 
@@ -193,6 +194,15 @@ class Host:
         ids, mask = ids.to(self.device), mask.to(self.device)
         options = {"use_cache": False} if self.causal else {}
         return self.model(input_ids=ids, attention_mask=mask, return_dict=True, **options)
+
+
+def special_ids(tokenizer) -> list[int]:
+    """Ids of tokens that are no text, such as BOS, separators and turns of a chat. The id for what the tokenizer does
+    not know is text, unless it has another part as well.
+    """
+    others = ("bos", "eos", "pad", "sep", "cls", "mask")
+    parts = {getattr(tokenizer, f"{name}_token_id", None) for name in others}
+    return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - parts))
 
 
 @torch.no_grad()

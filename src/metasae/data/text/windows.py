@@ -63,11 +63,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Window:
-    """`tokens` int32 [t]: the document's own tokens from position `start` on. `document`: its number in the source."""
+    """`tokens` int32 [t]: the document's own tokens from position `start` on. `document`: its number in the source.
+    `counted` bool [t]: those that are measured; None: all.
+    """
 
     tokens: np.ndarray
     document: int
     start: int
+    counted: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -123,7 +126,7 @@ def grouped(items: Iterable[Item], size_of: Callable[[Item], int], size: int) ->
 def pad(windows: list[Window], frame: Frame, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Windows padded on the right -> (ids int64 [b, t], mask int64 [b, t], own bool [b, t]).
 
-    `own` leaves special tokens and padding out.
+    `own` leaves special tokens, padding and what is not counted out.
     """
     before, after = len(frame.prefix), len(frame.suffix)
     lengths = np.array([len(window) for window in windows])
@@ -136,6 +139,9 @@ def pad(windows: list[Window], frame: Frame, pad_id: int) -> tuple[Tensor, Tenso
     columns = np.arange(width)[None, :]
     mask = columns < (lengths + before + after)[:, None]
     own = (columns >= before) & (columns < (lengths + before)[:, None])
+    for row, window in enumerate(windows):
+        if window.counted is not None:
+            own[row, before : before + len(window)] &= window.counted
     return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(own)
 
 

@@ -78,7 +78,7 @@ class Writer:
             "encoder_cosine": edges.encoder_decoder_cosines(sae),
         }
         if arm.has_firings:
-            partners = top_partners(arm.firings(), edges.NEIGHBOURS, progress=self.progress)
+            partners = top_partners(arm.firings().counted, edges.NEIGHBOURS, progress=self.progress)
             near[edges.PHI] = edges.Near(partners.latents, partners.phi)
             scalars["nearest_phi"] = near[edges.PHI].first
         for kind, neighbours in near.items():
@@ -112,7 +112,7 @@ class Writer:
         rows = [self._weights(arm).W_dec.detach().float().cpu() for arm in arms]
         if rows[0].shape[1] != rows[1].shape[1]:
             return
-        firings = [arm.firings() if arm.has_firings else None for arm in arms]
+        firings = [arm.firings().counted if arm.has_firings else None for arm in arms]
         live = [np.ones(len(w), bool) if of is None else of.counts() > 0 for w, of in zip(rows, firings, strict=True)]
         near = (
             {}
@@ -130,7 +130,7 @@ class Writer:
 
     def _write_splits(self, kind: str, parent: Arm, child: Arm, known: dict | None) -> None:
         if known is None:
-            splits = find_splits(parent.firings(), child.firings(), progress=self.progress)
+            splits = find_splits(parent.firings().counted, child.firings().counted, progress=self.progress)
             known = splits.as_dict(len(splits.ranked))
         numbers = (self._number(parent), self._number(child))
         edges.write_splits(self.store, kind, (parent.label, child.label), numbers, known)

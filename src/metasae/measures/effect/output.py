@@ -1,7 +1,8 @@
 """What the model itself makes of the reconstruction: its final output when the hooked activation is replaced.
 
 Three replacements on the same held-out windows: the SAE's reconstruction, the mean activation and zero. Special
-positions (BOS, [CLS], [SEP]) keep their own activation throughout, as the SAE never saw them in training.
+positions (BOS, [CLS], [SEP]) and tokens that are left out keep their own activation throughout, as the SAE never saw
+them in training; what is predicted at them, and they themselves, are in no average.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from metasae.data.model.host import Host
 from metasae.data.model.readout import LOGITS_AT_ONCE, WholeLogits
-from metasae.data.split import Split
+from metasae.data.split import Split, head, in_text
 from metasae.data.text.windows import Window, pad
 from metasae.measures.effect.effects import Batch, CausalEffect, EncoderEffect, n_tokens_of
 from metasae.measures.firing.firings import Firings
@@ -30,17 +31,22 @@ def windows_of(split: Split | Firings, n_tokens: int, room: int) -> list[Window]
     """The first n_tokens tokens of a split as the windows they were harvested in.
 
     A window ends where the document changes, where positions do not go on by one, and at every multiple of `room`, the
-    number of a document's own tokens in a window.
+    number of a document's own tokens in a window. Tokens that are left out stand in the windows and do not count.
     """
+    text, own = (split, None) if isinstance(split, Firings) else in_text(head(split, n_tokens))
     tokens, documents, positions = (
-        np.asarray(column)[:n_tokens] for column in (split.tokens, split.documents, split.positions)
+        np.asarray(column)[:n_tokens] if own is None else np.asarray(column)
+        for column in (text.tokens, text.documents, text.positions)
     )
     if not len(tokens):
         return []
     goes_on = (np.diff(documents) == 0) & (np.diff(positions) == 1) & (positions[1:] % room != 0)
     starts = np.flatnonzero(np.concatenate([[True], ~goes_on]))
     ends = np.append(starts[1:], len(tokens))
-    return [Window(tokens[a:b], int(documents[a]), int(positions[a])) for a, b in zip(starts, ends, strict=True)]
+    return [
+        Window(tokens[a:b], int(documents[a]), int(positions[a]), None if own is None else own[a:b])
+        for a, b in zip(starts, ends, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ def output_effect(
         **effect.result(pieces),
         "output_tokens": n_tokens_of(pieces),
         "output_windows": sum(len(batch.ids) for batch in reference.batches),
-        "output_note": "special positions keep their own activation; windows are those of the harvest",
+        "output_note": "special positions and tokens that are left out keep their own activation; windows are those of "
+        "the harvest",
     }
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,13 @@ INDEX = "index.json"
 class Kind:
     """What a folder holds, in words, and the version of its layout.
 
-    arrays: name -> dtype of every array that belongs to it.
+    arrays: name -> dtype of every array that belongs to it; optional: likewise, of those that may be missing.
     """
 
     name: str
     version: int
     arrays: dict[str, str]
+    optional: dict[str, str] = field(default_factory=dict)
 
 
 class ArrayFile:
@@ -131,7 +132,8 @@ def open_arrays(folder: Path, kind: Kind, index: dict) -> dict[str, np.ndarray]:
     Raises UserError for a file that is missing, or has another size or dtype than the index says.
     """
     maps = {}
-    for name, dtype in kind.arrays.items():
+    present = {name: dtype for name, dtype in kind.optional.items() if name in index.get("arrays", {})}
+    for name, dtype in (kind.arrays | present).items():
         file = _file(folder, name)
         try:
             entry = index["arrays"][name]

@@ -6,7 +6,7 @@ Text is resampled over blocks of documents (`document_blocks`), as tokens of one
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -74,8 +74,9 @@ class Firings:
     """The non-zero latent activations of T tokens, in compressed rows: token t has entries indptr[t] to indptr[t + 1].
 
     indptr: int64 [T + 1]. indices: int32 [nnz], latents, rising within a token. values: float32 [nnz], above 0.
-    documents, tokens, positions: int32 [T], where each token stands and its id in the vocabulary. The arrays may be
-    read-only memory-maps.
+    documents, tokens, positions: int32 [T], where each token stands and its id in the vocabulary. left_out: int64,
+    those of the T tokens that stand in the text but do not count (`metasae.data.cache.loud`); they have no entries. The
+    arrays may be read-only memory-maps.
     """
 
     indptr: np.ndarray
@@ -85,6 +86,19 @@ class Firings:
     documents: np.ndarray
     tokens: np.ndarray
     positions: np.ndarray
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def counted(self) -> "Firings":
+        """On the tokens that count alone, which is what statistics are about; itself where all do."""
+        if not len(self.left_out):
+            return self
+        keep = np.ones(self.n_tokens, bool)
+        keep[self.left_out] = False
+        places = {name: np.asarray(getattr(self, name))[keep] for name in PLACES}
+        # what is left out has no entries
+        indptr = np.append(self.indptr[:-1][keep], self.indptr[-1])
+        return Firings(indptr, self.indices, self.values, self.n_latents, **places)
 
     @property
     def n_tokens(self) -> int:

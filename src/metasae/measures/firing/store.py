@@ -1,10 +1,11 @@
 """The firing store: the firings of one SAE over one split, on disk, for texts whose firings do not fit in memory.
 
 FOLDER/index.json             format, sizes, L0, whose firings these are, and every file's size and checksum
-FOLDER/indptr.bin             int64 [T + 1], token t has entries indptr[t] to indptr[t + 1]
+FOLDER/indptr.bin             int64 [T + 1], token t of those that count has entries indptr[t] to indptr[t + 1]
 FOLDER/indices.bin            int32 [nnz], latents, rising within a token
 FOLDER/values.bin             float32 [nnz], activations, above 0
-FOLDER/documents.bin, tokens.bin, positions.bin     int32 [T]
+FOLDER/documents.bin, tokens.bin, positions.bin     int32, of the text's tokens
+FOLDER/left_out.bin           int64, which of these do not count (`metasae.data.cache.loud`); not there where all do
 FOLDER/by_latent/             the same entries in the order of latents, once they are asked for; see `by_latent.py`
 
 8 bytes per firing and 20 per token: 20M tokens at L0 = 64 take 10.6 GB.
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metasae.data.split import Split, own_part
+from metasae.data.split import Split, in_text, own_part
 from metasae.errors import UserError
 from metasae.measures.firing.arrays import ArrayFile, Kind, damaged, open_arrays, read_index, whole_folder, write_index
 from metasae.measures.firing.firings import PLACES, Firings, fired_pieces, joined
@@ -31,6 +32,7 @@ STORE = Kind(
     "firing store",
     1,
     {"indptr": "<i8", "indices": "<i4", "values": "<f4", "documents": "<i4", "tokens": "<i4", "positions": "<i4"},
+    optional={"left_out": "<i8"},
 )
 # Rows of activations by which a split is recognised, beside its text.
 _PROBE_ROWS = 64
@@ -44,7 +46,8 @@ def write_firings(
     progress: Progress = SILENT,
     ranks: Ranks = ALONE,
 ) -> Firings:
-    """Writes what `fire` would return to `folder`, block by block, and opens it.
+    """Writes what `fire` would return to `folder`, block by block, and opens it; with the tokens between them that are
+    left out.
 
     Memory: one dense [batch, n] block, whatever the number of tokens. The folder appears when it is whole; a store that
     was there is replaced. ranks: share the tokens, and each returns the whole store; the folder must lie on a disk that
@@ -64,7 +67,7 @@ def write_firings(
         _write(sae, own, folders[ranks.rank], fired_pieces(sae, own, batch, progress))
         ranks.wait()
         if ranks.first:
-            _write(sae, split, folder, joined([open_firings(part) for part in folders]))
+            _write(sae, split, folder, joined([open_firings(part).counted for part in folders]))
         ranks.wait()
     finally:
         shutil.rmtree(folders[ranks.rank], ignore_errors=True)
@@ -72,17 +75,23 @@ def write_firings(
 
 
 def _write(sae: SAE, split: Split, folder: Path, pieces: Iterable[dict[str, np.ndarray]]) -> Firings:
+    text, own = in_text(split)
+    of_text = {name: np.asarray(getattr(text, name)) for name in PLACES} if own is not None else {}
+    left_out = {"left_out": np.flatnonzero(~own)} if own is not None else {}
     with whole_folder(folder, STORE) as part, ExitStack() as stack:
         files = {
-            name: stack.enter_context(closing(ArrayFile(part, name, dtype))) for name, dtype in STORE.arrays.items()
+            name: stack.enter_context(closing(ArrayFile(part, name, dtype)))
+            for name, dtype in (STORE.arrays | {name: STORE.optional[name] for name in left_out}).items()
         }
+        for name, values in (of_text | left_out).items():
+            files[name].append(values)
         for piece in pieces:
-            for name, values in piece.items():
-                files[name].append(values)
+            for name in piece.keys() - of_text.keys():
+                files[name].append(piece[name])
         n_tokens, n_firings = files["indptr"].length - 1, files["indices"].length
         assert n_tokens == split.n_tokens, "the split's blocks hold another number of tokens than it says"
         facts = {
-            "n_tokens": n_tokens,
+            "n_tokens": text.n_tokens,
             "n_latents": sae.n_latents,
             "n_firings": n_firings,
             "l0": n_firings / n_tokens if n_tokens else 0.0,
@@ -103,10 +112,15 @@ def open_firings(folder: Path) -> Firings:
     """
     index = read_index(folder, STORE)
     arrays = open_arrays(folder, STORE, index)
-    n_tokens, indptr = len(arrays["indptr"]) - 1, arrays["indptr"]
+    left_out, indptr = arrays.get("left_out", np.empty(0, np.int64)), arrays["indptr"]
+    n_tokens = len(indptr) - 1 + len(left_out)
     lengths = {len(arrays[name]) for name in PLACES}
     if lengths != {n_tokens} or indptr[0] != 0 or not indptr[-1] == len(arrays["indices"]) == len(arrays["values"]):
         raise damaged(folder, STORE, "its arrays do not fit each other")
+    if len(left_out):
+        counts = np.zeros(n_tokens, np.int64)
+        counts[np.delete(np.arange(n_tokens), left_out)] = np.diff(indptr)
+        arrays["indptr"] = np.append(0, np.cumsum(counts))
     if not isinstance(index.get("n_latents"), int):
         raise damaged(folder, STORE, "its index does not say how many latents there are")
     return Firings(n_latents=index["n_latents"], **arrays)
