@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metasae.data.model.calls import caches_in
+from metasae.data.model.chat import chat_text, require_template
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder
 from metasae.data.text.text import state_of_file
@@ -47,8 +48,7 @@ class LocalJudge:
             raise UserError(
                 f"'{place}' does not predict tokens, so it cannot answer; name a causal model with a chat template"
             )
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError(f"'{place}' has no chat template; name an instruction-tuned model, whose tokenizer has one")
+        require_template(tokenizer, place)
         self.model, self.tokenizer, self.batch = loaded.eval(), tokenizer, batch
         self.name = f"local:{place} {_digest(local_folder(where), loaded)}"
         self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
@@ -84,14 +84,11 @@ class LocalJudge:
 
     def rendered(self, ask: Ask) -> str:
         """The question as the chat template writes it. Templates that know no system message get both as the user's."""
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        for messages in (ask.messages, [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}]):
-            try:
-                return self.tokenizer.apply_chat_template(messages, **options)
-            except Exception as error:
-                # a template raises an error of its own kind where it refuses a role
-                why = " ".join(str(error).split())
-        raise UserError(f"the chat template of {self.name.split()[0]} fails ({why}); name another model")
+        name = self.name.split()[0]
+        try:
+            return chat_text(self.tokenizer, ask.messages, name)
+        except UserError:
+            return chat_text(self.tokenizer, [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}], name)
 
     @torch.no_grad()
     def _write(self, prompts: Sequence[Sequence[int]], most: int) -> list[list[Step]]:
