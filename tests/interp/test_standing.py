@@ -28,14 +28,14 @@ def score(low=0.6, estimate=0.7, shuffled=0.5, chance=0.5, interval=True, share=
 )
 def test_a_score_is_told_where_its_interval_lies_above_chance_and_the_floor(numbers, told):
     assert is_told(score(**numbers), "random") is told
-    assert (doubt_of(score(**numbers)) is None) is told
+    assert (doubt_of("detection", score(**numbers)) is None) is told
 
 
 def test_what_is_said_of_a_score_within_its_floor():
-    assert doubt_of(score(low=0.4, estimate=0.55, shuffled=0.52)) == (
+    assert doubt_of("detection", score(low=0.4, estimate=0.55, shuffled=0.52)) == (
         "this judge cannot tell: not above the floor: random 0.550 [0.400, 0.800] against 0.520"
     )
-    assert doubt_of(score(interval=False, estimate=0.4)) == (
+    assert doubt_of("detection", score(interval=False, estimate=0.4)) == (
         "this judge cannot tell: not above the floor: random 0.400 against 0.500"
     )
 
@@ -45,7 +45,7 @@ def test_what_is_said_of_a_score_within_its_floor():
     [(0.9, 0.5, False), (0.6, 0.5, True), (0.62, 0.5, False), (1.0, 1.0, True), (0.0, 0.0, True), (None, None, False)],
 )
 def test_agreement_near_chance_is_told_by_kappa(share, by_chance, near):
-    said = doubt_of(score(share=share, by_chance=by_chance))
+    said = doubt_of("detection", score(share=share, by_chance=by_chance))
     assert said == ("this judge cannot tell: its agreement with itself is near chance" if near else None)
 
 

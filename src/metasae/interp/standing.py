@@ -11,6 +11,8 @@ Imports no torch, as reports read this, too.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from metasae.interp.choice import EMBEDDING
+
 LEAST_KAPPA = 0.2
 
 
@@ -32,7 +34,7 @@ def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
     say.
     """
     every = [
-        Standing(label, key, agreement_of(score), doubt_of(score))
+        Standing(label, key, agreement_of(score), doubt_of(key, score))
         for label, entry in arms.items()
         for key, score in entry["interp"].get("scores", {}).items()
     ]
@@ -50,19 +52,20 @@ def agreement_of(score: Mapping) -> str | None:
     )
 
 
-def doubt_of(score: Mapping) -> str | None:
-    """Why the judge of a score cannot tell; None where its numbers say nothing against it."""
-    low = [f"{part} {_against_floor(score, part)}" for part in score["parts"] if not is_told(score, part)]
+def doubt_of(key: str, score: Mapping) -> str | None:
+    """Why the reader of the score `key` cannot tell; None where its numbers say nothing against it."""
+    low = [f"{part} {_against_floor(score, part)}" for part in score.get("parts", {}) if not is_told(score, part)]
     reasons = [f"not above the floor: {', '.join(low)}"] if low else []
     if _is_near_chance(score):
         reasons.append("its agreement with itself is near chance")
-    return f"this judge cannot tell: {'; '.join(reasons)}" if reasons else None
+    reader = "encoder" if key == EMBEDDING else "judge"
+    return f"this {reader} cannot tell: {'; '.join(reasons)}" if reasons else None
 
 
 def is_told(score: Mapping, part: str) -> bool:
     """Whether a part of a score lies above its floor; a part without a number says nothing against it."""
     mean = score["parts"][part]
-    low = mean["ci95"][0] if mean.get("ci95") else mean["estimate"]
+    low = mean["ci95"][0] if mean.get("ci95") else mean.get("estimate")
     return low is None or low > _floor(score, part)
 
 

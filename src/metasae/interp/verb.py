@@ -157,7 +157,7 @@ def _notes(result: dict) -> list[str]:
         )
         for key, score in entry["interp"]["scores"].items():
             counts = [f"{score[count]} {words}" for count, words in _COUNTS.items() if score.get(count)]
-            said = [", ".join(counts), agreement_of(score), doubt_of(score)]
+            said = [", ".join(counts), agreement_of(score), doubt_of(key, score)]
             if any(said):
                 lines.append(f"  {key}: {'; '.join(filter(None, said))}")
     lines += result["left_out"]
