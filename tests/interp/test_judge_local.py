@@ -56,19 +56,20 @@ def by_hand(judge, ask):
 
     said, logprobs = [], []
 
-    def write(token):
-        logprobs.append(float(next_logprobs()[token]))
+    def write(token, logprob=0.0):
+        logprobs.append(logprob)
         said.append(token)
 
     opening, closing = encode('{"explanation":"'), encode('"}')
     for token in opening:
         write(token)
     while len(said) < ask.max_tokens - len(closing):
-        token = int(next_logprobs().argmax())
+        likeliest = next_logprobs()
+        token = int(likeliest.argmax())
         ends = any(character < " " or character == '"' for character in judge.tokenizer.decode([token]))
         if token == judge.tokenizer.eos_token_id or ends:
             break
-        write(token)
+        write(token, float(likeliest[token]))
     for token in closing:
         write(token)
     return said, logprobs

@@ -46,8 +46,8 @@ def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES)
 class Written:
     """Stands for a cache: of each row what it is to say, and what it has said."""
 
-    def __init__(self, rows):
-        self.rows, self.said = rows, [""] * len(rows)
+    def __init__(self, rows, said):
+        self.rows, self.said = rows, said
 
     def get_seq_length(self):
         return len(self.rows)
@@ -72,9 +72,8 @@ class Forced(torch.nn.Module):
         written = given.get(self.cache_name)
         if written is None:
             self.widest = max(self.widest, len(input_ids))
-            written = Written(
-                [self._script(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
-            )
+            rows = [self._row(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+            written = Written(*map(list, zip(*rows, strict=True)))
         else:
             written.said = [said + self.pieces[ids[0]] for said, ids in zip(written.said, input_ids, strict=True)]
         logits = torch.stack([self._logits(*row) for row in zip(written.rows, written.said, strict=True)])[:, None]
@@ -92,7 +91,8 @@ class Forced(torch.nn.Module):
             logits[self.tokenizer.eos_token_id] = 5.0
         return logits
 
-    def _script(self, ids):
-        _, system, user, _ = self.tokenizer.decode(ids).split("<s>")
+    def _row(self, ids):
+        """(what it is to say, what it has begun to say)."""
+        _, system, user, begun = self.tokenizer.decode(ids).split("<s>")
         answer = self.answer(Ask(*(part.split("\n", 1)[1].removesuffix("</s>") for part in (system, user)), {}))
-        return re.sub(r'(?<=[:,]) (?=["\[\dtf])', "", answer)
+        return re.sub(r'(?<=[:,]) (?=["\[\dtf])', "", answer), begun.removeprefix("assistant\n")

@@ -21,7 +21,9 @@ Part = list[tuple[int, ...]] | None
 
 
 class Step(NamedTuple):
-    """A token that is written; the ids that it was chosen among, the likeliest first, at most 5, and their log p."""
+    """A token that is written; the ids that it was chosen among, the likeliest first, at most 5, and their log p: 0 of
+    one that was not chosen.
+    """
 
     token: int
     others: list[int]
@@ -43,22 +45,35 @@ class Form:
     def is_whole(self) -> bool:
         return not self._parts
 
-    def write(self, logprobs: Tensor, room: int) -> Step:
-        """The likeliest next token that keeps to the form. logprobs: float32 [V]. room: tokens left, this one included.
+    def opening(self) -> list[Step]:
+        """What the reply begins with, whatever the model would have said; to be asked for first."""
+        return _fixed(self._parts.pop(0))
 
-        Free text ends where what has to stand behind it would not fit any more.
+    def write(self, logprobs: Tensor, room: int) -> list[Step]:
+        """The likeliest next token that keeps to the form, and behind it what is left where that is fixed.
+
+        logprobs: float32 [V]. room: tokens left. Free text ends where what has to stand behind it would not fit.
         """
         if self._parts[0] is FREE:
             step = _likeliest(logprobs, range(len(logprobs)))
-            behind = sum(len(part[0]) for part in self._parts[1:])
+            behind = len(self._parts[1][0])
             if room > behind and step.token not in self._stops and self._goes_on(self._piece(step.token)):
-                return step
+                return [step]
             self._parts.pop(0)
+            return self._rest()
         step = _likeliest(logprobs, sorted({sequence[0] for sequence in self._parts[0]}))
         left = [sequence[1:] for sequence in self._parts[0] if sequence[0] == step.token]
         # an answer's sequences end alike, so none is the beginning of another
         self._parts[:1] = [left] if left[0] else []
-        return step
+        return [step, *self._rest()]
+
+    def _rest(self) -> list[Step]:
+        """What is left, where it is fixed."""
+        if any(len(part) > 1 for part in self._parts):
+            return []
+        rest = [step for part in self._parts for step in _fixed(part)]
+        self._parts = []
+        return rest
 
     def _goes_on(self, piece: str) -> bool:
         """Whether the string of JSON that free text stands in is still open behind this piece of it."""
@@ -67,6 +82,10 @@ class Form:
                 return False
             self._escapes = character == "\\" and not self._escapes
         return True
+
+
+def _fixed(part: Part) -> list[Step]:
+    return [Step(token, [token], [0.0]) for token in part[0]]
 
 
 def _likeliest(logprobs: Tensor, tokens: Sequence[int]) -> Step:

@@ -92,15 +92,17 @@ class LocalJudge:
     def _write(
         self, prompts: Sequence[Sequence[int]], forms: Sequence[Form], limits: Sequence[int]
     ) -> list[list[Step]]:
-        """Per prompt the steps of a reply in its form, limits[i] at most."""
+        """Per prompt the steps of a reply in its form, limits[i] at most. How a reply opens is read with its prompt."""
+        steps = [form.opening() for form in forms]
+        prompts = [[*prompt, *(step.token for step in begun)] for prompt, begun in zip(prompts, steps, strict=True)]
         width, device = max(map(len, prompts)), next(self.model.parameters()).device
         missing = [width - len(prompt) for prompt in prompts]
         # the mask hides what stands before a question, so any token will do
         padded = [[0] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
         ids = torch.tensor(padded, device=device)
         mask = torch.tensor([[0] * count + [1] * (width - count) for count in missing], device=device)
-        steps: list[list[Step]] = [[] for _ in prompts]
-        running, caches, places = list(range(len(prompts))), {}, (mask.cumsum(1) - 1).clamp_min(0)
+        running = [row for row in range(len(prompts)) if len(steps[row]) < limits[row]]
+        caches, places = {}, (mask.cumsum(1) - 1).clamp_min(0)
         while running:
             # models without position ids read them off the mask
             options = {"position_ids": places, **self._last} if self._placed else self._last
@@ -114,12 +116,12 @@ class LocalJudge:
                 )
             logprobs = torch.log_softmax(out["logits"][:, -1].float(), dim=-1).cpu()
             for row in running:
-                steps[row].append(forms[row].write(logprobs[row], limits[row] - len(steps[row])))
+                steps[row] += forms[row].write(logprobs[row], limits[row] - len(steps[row]))
             running = [row for row in running if not forms[row].is_whole and len(steps[row]) < limits[row]]
             # what stands behind a whole reply is not read
             ids = torch.tensor([[of_row[-1].token] for of_row in steps], device=device)
             places, mask = places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        return steps
+        return [of_row[:limit] for of_row, limit in zip(steps, limits, strict=True)]
 
     def _reply(self, prompt: Sequence[int], steps: Sequence[Step]) -> Reply:
         tokens = [step.token for step in steps]
