@@ -235,6 +235,6 @@ def test_a_place_is_a_package_a_folder_or_a_name(tmp_path):
     assert model_at("Qwen/Qwen2.5-7B-Instruct").name == "Qwen/Qwen2.5-7B-Instruct"
 
 
-def test_schema_is_not_enforced_so_the_prompt_says_it():
+def test_not_every_server_enforces_a_schema_so_the_prompt_says_it():
     for question in (prompts.EXPLAIN, prompts.DETECT, prompts.MARKS, prompts.SIMULATE, prompts.CHOOSE, prompts.INTRUDE):
         assert "JSON" in question

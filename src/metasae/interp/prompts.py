@@ -1,7 +1,6 @@
 """Windows as a judge reads them, the questions, and what is read of a reply. Marked tokens stand between << and >>.
 
-Every question says in words what its reply looks like, as not every server and no model in this process is held to the
-schema.
+Every question says in words what its reply looks like, as not every server holds its model to the schema.
 
 The probability of a yes in a list of yes and no comes from the log probabilities beside the reply. Where the reply's
 text has `true` or `false`, the token that begins it has alternatives. Those that would begin `true` are a yes, those
