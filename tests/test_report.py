@@ -112,6 +112,8 @@ def test_auto_interp_is_drawn_and_compared_where_a_run_has_it(tmp_path):
         )
     text = write_report(tmp_path / "r", compare(tmp_path / "r")).read_text()
     assert "Which scores become more common" in text
+    doubt = "this encoder cannot tell: not above the floor: random 0.600 [0.500, 0.700] against 0.500"
+    assert text.count(f"-s0, embedding: {doubt}.") == text.count(f"-s1, embedding: {doubt}.") == 2
     for name in ("scores", "score_difference"):
         assert (tmp_path / "r" / "figures" / f"{name}.svg").is_file() and (
             tmp_path / "r" / "figures" / f"{name}.png"

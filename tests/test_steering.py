@@ -11,7 +11,8 @@ from metasae.recipe import recipe
 from metasae.sae.sae import SAE, Codes, SAEConfig
 from metasae.steering import Ablate, Add, Scale, Set
 from metasae.steering.edits import parse_edits
-from metasae.steering.steering import run_steer, steer
+from metasae.steering.steering import steer
+from metasae.steering.writing import run_steer
 
 RESID = "blocks.1.hook_resid_pre"
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -60,7 +61,8 @@ def sae_for(host, normalize="none", n=12):
 
 def stream_at(host, ids, mask, point=None):
     """What the model goes on with at the hook point."""
-    place = hooks.resolve(host.model, point or host.point, host.model.config.model_type, 3)
+    config = host.model.config
+    place = hooks.resolve(host.model, point or host.point, config.model_type, config.num_hidden_layers)
     streams = []
     with hooks.hooked(place, lambda x: streams.append(x.clone()) or x), torch.no_grad():
         host.model(input_ids=ids, attention_mask=mask)

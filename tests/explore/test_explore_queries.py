@@ -18,7 +18,7 @@ from sparse_firings import firings_from
 ONE, OTHER = random_firings(0), random_firings(1)
 INTERP = {
     "conditions": {},
-    "scores": {"embedding": {"chance": 0.5}},
+    "scores": {"embedding": {"chance": 0.5, "parts": {"random": {"estimate": 0.4, "ci95": None}}}},
     "latents": {
         "5": {
             "own": True,
@@ -319,6 +319,15 @@ def test_what_is_not_there_is_a_key_error(explorer):
     ):
         with pytest.raises(KeyError):
             ask()
+
+
+def test_the_overview_says_whose_scores_tell_nothing(explorer):
+    (judge,) = explorer.overview()["judges"]
+    doubt = "this encoder cannot tell: not above the floor: random 0.400 against 0.500"
+    assert judge == {
+        "sae": "solo-s0", "score": "embedding", "agreement": None, "doubt": doubt,
+        "line": f"solo-s0, embedding: {doubt}",
+    }  # fmt: skip
 
 
 def test_explanations_scores_and_senses(explorer):

@@ -15,7 +15,7 @@ from metasae.interop import load
 from metasae.interop.formats import export_activations
 from metasae.jobs.start import find_targets, recipe_of
 from metasae.sae.sae import SAE
-from metasae.steering.steering import run_steer
+from metasae.steering.writing import run_steer
 from tools import peers
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

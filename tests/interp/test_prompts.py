@@ -69,8 +69,8 @@ def test_every_question_names_the_shape_of_its_reply():
     window = Shown((" a",), np.array([True]))
     asks = [
         prompts.explain([window]),
-        prompts.choose("e", window, window),
-        prompts.per_window(prompts.DETECT, "e", [window] * 3, {"type": "boolean"}),
+        prompts.choose("e", [window] * 2),
+        prompts.per_window(prompts.DETECT, "e", {"type": "boolean"}, [window] * 3),
     ]
     for ask in asks:
         assert (

@@ -3,6 +3,8 @@
 Its cache has any name, or none where that is empty.
 """
 
+import re
+
 import torch
 
 from metasae.interp.replies import Ask
@@ -42,19 +44,18 @@ def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES)
 
 
 class Written:
-    """Stands for a cache: the tokens of each row, and how many steps of them are written."""
+    """Stands for a cache: of each row what it is to say, and what it has said."""
 
-    def __init__(self, rows):
-        self.rows, self.steps = rows, 0
+    def __init__(self, rows, said):
+        self.rows, self.said = rows, said
 
     def get_seq_length(self):
-        return self.steps
+        return len(self.rows)
 
 
 class Forced(torch.nn.Module):
-    """Writes what `answer` gives for the question in its prompt, then stops.
-
-    `t` and `f` are each the other's alternative, e^2 less likely.
+    """Writes what `answer` gives for the question in its prompt, spaces between JSON's own parts left out, then stops:
+    every token that goes on with it is likely, those that begin the other one of true and false e^2 less so.
     """
 
     def __init__(self, judge, answer, cache_name="cache"):
@@ -62,27 +63,36 @@ class Forced(torch.nn.Module):
         self.cache_name = cache_name
         self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), judge.model.config
         self.tokenizer, self.answer, self.widest = judge.tokenizer, answer, 0
-        known = judge.tokenizer.get_vocab()
-        self.sides = {known[a]: known[b] for a, b in (("t", "f"), ("f", "t"), ("Ġt", "f"), ("Ġf", "t")) if a in known}
+        self.pieces = [judge.tokenizer.decode([token]) for token in range(400)]
 
-    def forward(self, input_ids, attention_mask, position_ids=None, use_cache=True, return_dict=True, **given):
+    def forward(
+        self, input_ids, attention_mask, position_ids=None, use_cache=True, return_dict=True, logits_to_keep=0, **given
+    ):
         assert set(given) <= {self.cache_name}
         written = given.get(self.cache_name)
         if written is None:
             self.widest = max(self.widest, len(input_ids))
-            written = Written(
-                [self._script(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
-            )
-        logits = torch.full((len(written.rows), input_ids.shape[1], 400), -9.0)
-        for row, script in enumerate(written.rows):
-            token = script[min(written.steps, len(script) - 1)]
-            logits[row, -1, token] = 4.0
-            if token in self.sides:
-                logits[row, -1, self.sides[token]] = 2.0
-        written.steps += 1
+            rows = [self._row(ids[mask.bool()]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+            written = Written(*map(list, zip(*rows, strict=True)))
+        else:
+            written.said = [said + self.pieces[ids[0]] for said, ids in zip(written.said, input_ids, strict=True)]
+        logits = torch.stack([self._logits(*row) for row in zip(written.rows, written.said, strict=True)])[:, None]
         return {"logits": logits} | ({self.cache_name: written} if self.cache_name else {})
 
-    def _script(self, ids):
-        _, system, user, _ = self.tokenizer.decode(ids).split("<s>")
-        ask = Ask(*(part.split("\n", 1)[1].removesuffix("</s>") for part in (system, user)), {})
-        return [*self.tokenizer(self.answer(ask), add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+    def _logits(self, script, said):
+        logits, rest = torch.full((400,), -9.0), script.removeprefix(said)
+        other = {"t": "false", "f": "true"}.get(rest.lstrip()[:1])
+        for token, piece in enumerate(self.pieces):
+            if piece and rest.startswith(piece):
+                logits[token] = 4.0
+            elif other and piece.strip() and other.startswith(piece.strip()):
+                logits[token] = 2.0
+        if said == script:
+            logits[self.tokenizer.eos_token_id] = 5.0
+        return logits
+
+    def _row(self, ids):
+        """(what it is to say, what it has begun to say)."""
+        _, system, user, begun = self.tokenizer.decode(ids).split("<s>")
+        answer = self.answer(Ask(*(part.split("\n", 1)[1].removesuffix("</s>") for part in (system, user)), {}))
+        return re.sub(r'(?<=[:,]) (?=["\[\dtf])', "", answer), begun.removeprefix("assistant\n")

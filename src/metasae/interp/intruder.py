@@ -33,8 +33,8 @@ from metasae.interp.choice import INTRUDER
 from metasae.interp.draws import in_turns
 from metasae.interp.excerpts import CENTRE, Text
 from metasae.interp.prompts import Shown
-from metasae.interp.reader import FLOOR, NOTHING_COUNTED, Question, Reader, credit_of, means
-from metasae.interp.replies import Ask
+from metasae.interp.questions import NOTHING_COUNTED, Question, credit_of, means, put, uncounted
+from metasae.interp.reader import FLOOR, Reader
 from metasae.interp.scores import Score
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent
@@ -181,8 +181,7 @@ def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> tuple[dict
         **NOTHING_COUNTED,
     }
     own = _accuracy(reader, asked, counts)
-    # what cannot be read of the floor is not counted as the score's
-    shuffled = _accuracy(reader, floor, dict(counts))
+    shuffled = _accuracy(reader, floor, uncounted())
     clusters = np.array([parent for parent, _, _ in pairs], np.int64)
     score = Score(INTRUDER, {splits.part: own}, {splits.part: shuffled}, counts)
     sides = {"parents": splits.sides.parents.label, "children": splits.sides.children.label}
@@ -201,15 +200,18 @@ def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> tuple[dict
 
 def _accuracy(reader: Reader, asked: Sequence[Sequence[Five]], counts: dict) -> np.ndarray:
     """float64 [p]: share of each pair's questions answered right, NaN without any."""
+    numbers = range(1, ALIKE + 2)
     questions = [
-        Question(_ask(reader.text, focus, reader.spec.length), row, ["all"], [place + 1])
+        Question(prompts.intrude, _windows(reader, focus), row, ["all"], [place + 1], numbers)
         for row, fives in enumerate(asked)
         for focus, place in fives
     ]
-    reader.put(questions, partial(prompts.choice_of, name="intruder", allowed=range(1, ALIKE + 2)), counts)
+    read = partial(prompts.choice_of, name="intruder", allowed=numbers)
+    put(reader.asker, questions, read, counts, reader.seed)
     return means(credit_of(questions, 1 / (ALIKE + 1)), len(asked))
 
 
-def _ask(text: Text, focus: np.ndarray, length: int) -> Ask:
+def _windows(reader: Reader, focus: np.ndarray) -> list[Shown]:
+    length = reader.spec.length
     starts, marked = (focus - length // 2).tolist(), np.arange(length) == length // 2
-    return prompts.intrude([Shown(tuple(text.strings(start, length)), marked) for start in starts])
+    return [Shown(tuple(reader.text.strings(start, length)), marked) for start in starts]

@@ -1,7 +1,6 @@
 """Windows as a judge reads them, the questions, and what is read of a reply. Marked tokens stand between << and >>.
 
-Every question says in words what its reply looks like, as not every server and no model in this process is held to the
-schema.
+Every question says in words what its reply looks like, as not every server holds its model to the schema.
 
 The probability of a yes in a list of yes and no comes from the log probabilities beside the reply. Where the reply's
 text has `true` or `false`, the token that begins it has alternatives. Those that would begin `true` are a yes, those
@@ -28,6 +27,8 @@ from metasae.interp.replies import Ask, Reply
 from metasae.measures.firing.by_latent import ByLatent
 
 OPEN, CLOSE = "<<", ">>"
+# What the two texts of a choice are called.
+LETTERS = ("A", "B")
 # Tokens of a reply: per item of a list, and what stands round them.
 PER_ITEM, ROUND, EXPLANATION = 8, 32, 160
 # A list of answers, which a reply that was cut off does not close.
@@ -102,7 +103,7 @@ def explain(windows: Sequence[Shown]) -> Ask:
     return Ask(EXPLAIN, _numbered(windows), _object({"explanation": {"type": "string"}}), EXPLANATION)
 
 
-def per_window(question: str, explanation: str, windows: Sequence[Shown], item: dict) -> Ask:
+def per_window(question: str, explanation: str, item: dict, windows: Sequence[Shown]) -> Ask:
     """One answer per window, each of the JSON type `item`, in a list under `answers`."""
     count = len(windows)
     answers = {"type": "array", "items": item, "minItems": count, "maxItems": count}
@@ -110,9 +111,11 @@ def per_window(question: str, explanation: str, windows: Sequence[Shown], item: 
     return Ask(question, user, _object({"answers": answers}), ROUND + PER_ITEM * count)
 
 
-def choose(explanation: str, a: Shown, b: Shown) -> Ask:
-    schema = _object({"answer": {"type": "string", "enum": ["A", "B"]}})
-    return Ask(CHOOSE, f"Explanation: {explanation}\n\nA: {a}\nB: {b}", schema, ROUND)
+def choose(explanation: str, windows: Sequence[Shown]) -> Ask:
+    """windows: two."""
+    texts = "\n".join(f"{letter}: {window}" for letter, window in zip(LETTERS, windows, strict=True))
+    schema = _object({"answer": {"type": "string", "enum": list(LETTERS)}})
+    return Ask(CHOOSE, f"Explanation: {explanation}\n\n{texts}", schema, ROUND)
 
 
 def intrude(windows: Sequence[Shown]) -> Ask:

@@ -21,10 +21,9 @@ moves. It is NaN for a latent with a readable reply without log probabilities; t
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from operator import eq
 
 import numpy as np
 
@@ -32,59 +31,22 @@ from metasae.interp import prompts
 from metasae.interp.asking import Asker
 from metasae.interp.draws import RANDOM, LatentWindows, contents_of, draw_activating, peaks_of
 from metasae.interp.excerpts import END, Text, WindowSpec
-from metasae.interp.prompts import Shown, shown, yes_probabilities
-from metasae.interp.replies import Ask, Reply
+from metasae.interp.prompts import LETTERS, Shown, shown, yes_probabilities
+from metasae.interp.questions import NOTHING_COUNTED, Question, credit_of, means, put, uncounted
 from metasae.interp.scores import Score, auc
 from metasae.measures.firing.by_latent import ByLatent
 
 WINDOWS_PER_ASK = 10
 SIMULATED, FIFTHS = 25, 5
 PAIRS = 10
-REPEATED = 0.05
 # Tokens drawn in place of another before all that would do are looked up.
 TRIES = 50
 # Latents whose questions are asked again with another one's explanation.
 FLOOR = 100
 FIRES = "fires"
-# repeated: answers that were asked for twice and read both times; repeated_alike: those that said the same.
-NOTHING_COUNTED = {"asked": 0, "unreadable": 0, "failed": 0, "repeated": 0, "repeated_alike": 0}
 
 # Latents, each with the explanation by which it is judged, its own or another one's.
 Explained = Sequence[tuple[LatentWindows, str | None]]
-
-
-@dataclass
-class Question:
-    """What is asked of one latent, or pair of siblings, and answered by a list.
-
-    ask: None where there is no explanation to ask with. row: of the latent or pair. parts: of the score, one for each
-    answer. right: the answers that are true. reply, answers: filled in by `Reader.put`; answers is None where the
-    question was not asked or answered, or the reply cannot be read.
-    """
-
-    ask: Ask | None
-    row: int
-    parts: Sequence[str]
-    right: Sequence
-    reply: Reply | None = None
-    answers: list | None = None
-
-
-def credit_of(questions: Sequence[Question], chance: float) -> dict[tuple[int, str], list[float]]:
-    """(row, part) -> 1 for every right answer and 0 for every wrong one; what was not read has the credit of chance."""
-    credit = defaultdict(list)
-    for question in questions:
-        for place, part in enumerate(question.parts):
-            said = question.answers
-            credit[question.row, part].append(chance if said is None else float(said[place] == question.right[place]))
-    return credit
-
-
-def means(credit: Mapping[tuple[int, str], list[float]], count: int, part: str = "all") -> np.ndarray:
-    """float64 [count]: the mean credit of each row, NaN without any."""
-    return np.array(
-        [np.mean(credit[row, part]) if (row, part) in credit else np.nan for row in range(count)], np.float64
-    )
 
 
 class Reader:
@@ -115,8 +77,7 @@ class Reader:
             shuffled = {}
             if floor is not None:
                 borrowed = [(latents[row], explanations[by]) for row, by in enumerate(floor[:FLOOR])]
-                # what cannot be read of the floor is not counted as the score's
-                shuffled = values(view, borrowed, dict(counts))
+                shuffled = values(view, borrowed, uncounted())
             return Score(key, own, shuffled, counts, tuple(explanations))
 
         return score
@@ -157,9 +118,9 @@ class Reader:
             for start in range(0, len(order), WINDOWS_PER_ASK):
                 batch = [listed[place] for place in order[start : start + WINDOWS_PER_ASK]]
                 parts, windows = zip(*batch, strict=True)
-                ask = explanation and prompts.per_window(question, explanation, windows, {"type": "boolean"})
-                questions.append(Question(ask, row, parts, [part == FIRES for part in parts]))
-        self.put(questions, partial(prompts.answers_of, kind=bool), counts)
+                build = explanation and partial(prompts.per_window, question, explanation, {"type": "boolean"})
+                questions.append(Question(build, windows, row, parts, [part == FIRES for part in parts]))
+        put(self.asker, questions, partial(prompts.answers_of, kind=bool), counts, self.seed)
         shares = [asked.answers and yes_probabilities(asked.reply, len(asked.parts)) for asked in questions]
         without = [asked.row for asked, known in zip(questions, shares, strict=True) if asked.answers and not known]
         counts["without_logprobs"] = len(without)
@@ -187,15 +148,12 @@ class Reader:
             peaks = peaks_of(self.text, *view.latent(latent.latent), spec)
             windows = draw_activating(self.text, peaks, True, SIMULATED, spec, rng, drawn)
             order, texts = rng.permutation(len(windows)), shown(self.text, windows)
-            ask = explanation and prompts.per_window(
-                prompts.SIMULATE,
-                explanation,
-                [texts[place] for place in order],
-                {"type": "integer", "minimum": 0, "maximum": 10},
-            )
-            ask = ask if len(windows) == SIMULATED else None
-            questions.append(Question(ask, row, ["all"] * SIMULATED, windows.peaks[order]))
-        self.put(questions, partial(prompts.answers_of, kind=int), counts)
+            strength = {"type": "integer", "minimum": 0, "maximum": 10}
+            build = explanation and partial(prompts.per_window, prompts.SIMULATE, explanation, strength)
+            build = build if len(windows) == SIMULATED else None
+            texts = [texts[place] for place in order]
+            questions.append(Question(build, texts, row, ["all"] * SIMULATED, windows.peaks[order]))
+        put(self.asker, questions, partial(prompts.answers_of, kind=int), counts, self.seed)
         rhos = [
             _spearman(question.answers, question.right) if len(question.right) == SIMULATED else np.nan
             for question in questions
@@ -214,9 +172,9 @@ class Reader:
                     counts["irreplaceable"] += 1
                     continue
                 for right, a, b in (("A", real, other), ("B", other, real)):
-                    ask = explanation and prompts.choose(explanation, a, b)
-                    questions.append(Question(ask, row, ["all"], [right]))
-        self.put(questions, partial(prompts.choice_of, name="answer", allowed=["A", "B"]), counts)
+                    build = explanation and partial(prompts.choose, explanation)
+                    questions.append(Question(build, [a, b], row, ["all"], [right], LETTERS))
+        put(self.asker, questions, partial(prompts.choice_of, name="answer", allowed=LETTERS), counts, self.seed)
         return {"all": 2 * means(credit_of(questions, 0.5), len(explained)) - 1}
 
     def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
@@ -244,30 +202,6 @@ class Reader:
         left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
         others = (self.text.strings(token, 1)[0] for token in left.tolist())
         return next((other for other in others if other != string), None)
-
-    def put(
-        self, questions: Sequence[Question], read: Callable[[Reply | None, int], list | None], counts: dict
-    ) -> None:
-        """Asks them, a twentieth a second time, and fills in their replies and answers.
-
-        read: (a reply, how many answers it is to have) -> the answers; None where it was not answered or cannot be
-        read. counts: as NOTHING_COUNTED, added to.
-        """
-        asked = [question for question in questions if question.ask is not None]
-        rng = np.random.default_rng([self.seed, len(questions), 14])
-        again = [question for question in asked if rng.random() < REPEATED]
-        repeats = [replace(question.ask, repeat=1) for question in again]
-        replies = self.asker.ask([question.ask for question in asked] + repeats)
-        counts["asked"] += len(asked)
-        for question, reply in zip(asked, replies, strict=False):
-            question.reply, question.answers = reply, read(reply, len(question.parts))
-            counts["failed"] += reply is None
-            counts["unreadable"] += reply is not None and question.answers is None
-        for question, reply in zip(again, replies[len(asked) :], strict=True):
-            second = read(reply, len(question.parts))
-            if question.answers is not None and second is not None:
-                counts["repeated"] += len(second)
-                counts["repeated_alike"] += sum(map(eq, question.answers, second))
 
 
 def _random_marks(length: int, count: int, focus: int, rng: np.random.Generator) -> np.ndarray:

@@ -66,6 +66,8 @@ class Score:
         if "repeated" in self.counts:
             repeated = self.counts["repeated"]
             summary["self_agreement"] = self.counts["repeated_alike"] / repeated if repeated else None
+            by_chance = self.counts["repeated_by_chance"]
+            summary["self_agreement_by_chance"] = by_chance / repeated if repeated else None
         return summary
 
 

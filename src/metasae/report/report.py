@@ -25,6 +25,7 @@ from metasae.compare.tables import conditions_line, fill
 from metasae.errors import UserError
 from metasae.files import toml
 from metasae.interp.differences import score_differences
+from metasae.interp.standing import Standing, standings
 from metasae.recipe.registry import SUBJECT
 from metasae.report import figures, score_figures
 
@@ -69,7 +70,8 @@ def write_report(run_folder: str | Path, comparison: dict, explorer=None) -> Pat
     files.write_text(run_folder / "compare.tex", as_latex(comparison))
     path = run_folder / "report.html"
     latents = "" if explorer is None else latents_sections(explorer, baseline)
-    files.write_text(path, page(comparison, _recipe_values(run_folder / "recipe.toml"), images, latents))
+    judges = standings({entry.arm.label: entry.measures for entry in measured if "interp" in entry.measures})
+    files.write_text(path, page(comparison, _recipe_values(run_folder / "recipe.toml"), images, latents, judges))
     return path
 
 
@@ -106,10 +108,17 @@ def _dotted(table: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield prefix + key, str(value)
 
 
-def page(comparison: dict, recipe: dict[str, str], images: dict[str, bytes], latents: str = "") -> str:
+def page(
+    comparison: dict,
+    recipe: dict[str, str],
+    images: dict[str, bytes],
+    latents: str = "",
+    judges: Sequence[Standing] = (),
+) -> str:
     """The whole HTML document.
 
-    recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents.
+    recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents. judges: what their
+    scores say of them.
     """
     groups = [
         (title, table(comparison, quantities), quantities) for title, quantities in grouped({q.key for q in CATALOGUE})
@@ -122,6 +131,7 @@ def page(comparison: dict, recipe: dict[str, str], images: dict[str, bytes], lat
         summary=table(comparison, [q for q in CATALOGUE if q.main]),
         images={name: base64.b64encode(image).decode("ascii") for name, image in images.items()},
         latents=latents,
+        judges=judges,
         groups=[group for group in groups if group[1]],
         recipe=recipe,
         between=between,

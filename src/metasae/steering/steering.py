@@ -14,19 +14,15 @@ that product.
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from metasae.data.model import calls, hooks
 from metasae.data.model.host import Host
-from metasae.data.model.quiet import quiet
 from metasae.errors import UserError
-from metasae.interop import load
-from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
-from metasae.steering.edits import Edit, Set, check_edit, check_request
+from metasae.steering.edits import Edit, Set, check_edit
 
 
 @contextmanager
@@ -37,6 +33,7 @@ def steer(
     point: str | None = None,
     error: bool = True,
     keep: Sequence[int] | None = None,
+    start: int = 0,
 ) -> Iterator[None]:
     """While open, every forward pass and every `generate` of the model runs with the edited latents.
 
@@ -45,7 +42,9 @@ def steer(
     the SAE's reconstruction error is added back. keep: ids of tokens that keep their own activation, as SAEs are not
     trained on special tokens; None: the Host's special tokens, or the BOS of the model's config; () for none. Padding
     keeps its own as well: it is read from the attention mask of each call, on whichever side it lies, with a cache or
-    without.
+    without. start: the first column of the text that is steered, padding counted; with `input_ids.shape[1]` a
+    `generate` reads its prompts as they are and steers what it writes. The activation at the last token of a prompt,
+    which foretells the first written one, is the prompt's, so that first token is the model's own choice.
 
     Blocks may be nested; at one point the outer one comes first. Neither the model nor the SAE is changed, and the
     hooks go whatever happens inside. Raises UserError for no or unknown latents, values that are not finite, an SAE
@@ -54,12 +53,12 @@ def steer(
     """
     module = model.model if isinstance(model, Host) else model
     place = _place(model, module, point or sae.config.metadata.get("hook_name"))
-    edits = _checked(edits, sae)
+    edits = checked(edits, sae)
     device = next(place.module.parameters(), next(module.parameters())).device
     edited = _subset(sae, list(edits), device)
     whole = None if error else _subset(sae, range(sae.n_latents), device)
 
-    with _rows_of_call(module, place, _kept_ids(model, module, keep)) as rows:
+    with _rows_of_call(module, place, _kept_ids(model, module, keep), start) as rows:
 
         def change(x: Tensor) -> Tensor:
             if x.shape[-1] != sae.config.d_in:
@@ -95,7 +94,7 @@ def _kept_ids(model: nn.Module | Host, module: nn.Module, keep: Sequence[int] | 
     return [] if bos is None else [bos]
 
 
-def _checked(edits: Mapping[int, Edit | float], sae: SAE) -> dict[int, Edit]:
+def checked(edits: Mapping[int, Edit | float], sae: SAE) -> dict[int, Edit]:
     """Every edit as an object. Raises UserError for edits that this SAE cannot take."""
     if sae.threshold is None:
         raise UserError("this SAE has no threshold yet; calibrate it first (metasae.measures.firing.calibrate)")
@@ -143,14 +142,18 @@ def _steered(x: Tensor, rows: Tensor, edited: SAE, edits: list[Edit], whole: SAE
 
 
 @contextmanager
-def _rows_of_call(model: nn.Module, place: hooks.Place, keep: list[int]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Gives rows(x [b, t, d]) -> bool [b, t]: the tokens of the call under way that are neither padding nor kept."""
+def _rows_of_call(
+    model: nn.Module, place: hooks.Place, keep: list[int], start: int
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Gives rows(x [b, t, d]) -> bool [b, t]: the tokens of the call under way from column `start` on that are neither
+    padding nor kept.
+    """
     reader = _reader(model, place)
     signature = inspect.signature(reader.forward)
     under_way: list[Tensor] = []
 
     def before(_module, args, kwargs):
-        under_way[:] = [calls.steerable(calls.arguments_of(signature, args, kwargs), keep)]
+        under_way[:] = [calls.steerable(calls.arguments_of(signature, args, kwargs), keep, start)]
 
     def after(*_):
         under_way.clear()
@@ -183,89 +186,3 @@ def _reader(model: nn.Module, place: hooks.Place) -> nn.Module:
         if {"input_ids", "attention_mask"} <= inspect.signature(module.forward).parameters.keys():
             return module
     raise UserError(f"{type(model).__name__} takes no input_ids and attention_mask; steer takes a transformers model")
-
-
-def run_steer(
-    folder: str | Path,
-    edits: Sequence[str],
-    prompts: Sequence[str],
-    *,
-    tokens: int = 40,
-    point: str | None = None,
-    model: str | None = None,
-    error: bool = True,
-    seed: int | None = None,
-    device: str = "cpu",
-) -> dict:
-    """Continues prompts with the model as it is and with edited latents; the result is JSON as it is.
-
-    folder: an SAE's. edits: as for `parse_edits`. tokens: new tokens per prompt. point, model: None takes what the SAE
-    was trained on; model is a folder or a name on the hub. seed: None takes the likeliest token each time, a number
-    samples, both times with this seed. Keys: model, point, edits, error, seed, texts: per prompt {prompt, without,
-    with}. Raises UserError for a wrong edit, an encoder, prompts that do not fit, and whatever loading and `steer`
-    refuse.
-    """
-    requested = check_request(folder, edits, prompts, tokens)
-    sae = load(folder)
-    requested = _checked(requested, sae)
-    point = point or sae.config.metadata.get("hook_name")
-    if not point:
-        raise UserError(f"{folder} does not say where it was trained (metadata.hook_name); give the hook point")
-    host = Host.load(_model_of(sae, model), point, device)
-    without = _continued(host, prompts, tokens, seed)
-    with steer(host, sae, requested, point, error):
-        steered = _continued(host, prompts, tokens, seed)
-    texts = [
-        {"prompt": prompt, "without": plain, "with": edited}
-        for prompt, plain, edited in zip(prompts, without, steered, strict=True)
-    ]
-    return {"model": host.name, "point": point, "edits": list(edits), "error": error, "seed": seed, "texts": texts}
-
-
-def _model_of(sae: SAE, model: str | None) -> recipe.Model:
-    """The model given, or the one that the SAE's metadata name: our own recipe, or another library's model_name.
-
-    Never one that brings code of its own.
-    """
-    metadata = sae.config.metadata
-    if model is None and (ours := metadata.get("metasae", {}).get("recipe")):
-        # whoever wrote the SAE does not decide whether a model's code is run here
-        return recipe.Recipe.load({"model": ours.get("model", {})}, {"model.trust_remote_code": False}).model
-    name = model or metadata.get("model_name")
-    if not name:
-        raise UserError("the SAE does not say which model it was trained on (metadata.model_name); give the model")
-    return recipe.Model(path=name) if name.startswith("package:") else recipe.Model(name=name)
-
-
-@torch.no_grad()
-def _continued(host: Host, prompts: Sequence[str], tokens: int, seed: int | None) -> list[str]:
-    """The model's continuation of every prompt, padded on the left, without touching the random state outside."""
-    if not host.causal:
-        raise UserError(
-            f"'{host.name}' is an encoder and writes no text; use `with metasae.steer(...)` round its forward pass"
-        )
-    encoded = [
-        [*host.frame.prefix, *host.tokenizer(prompt, add_special_tokens=False)["input_ids"]] for prompt in prompts
-    ]
-    longest, shortest = max(map(len, encoded)), min(map(len, encoded))
-    if not shortest:
-        raise UserError("a prompt is empty and this model has no BOS token to start from; give some text")
-    if host.max_context and longest + tokens > host.max_context:
-        raise UserError(
-            f"a prompt of {longest} tokens and {tokens} new ones do not fit into the model's {host.max_context}; "
-            "shorten one of them"
-        )
-    ids = torch.tensor([[host.pad_id] * (longest - len(row)) + row for row in encoded], device=host.device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded], device=host.device)
-    devices = range(torch.cuda.device_count()) if host.device.type == "cuda" else ()
-    with torch.random.fork_rng(devices), quiet():
-        torch.manual_seed(0 if seed is None else seed)
-        out = host.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=tokens,
-            do_sample=seed is not None,
-            num_beams=1,
-            pad_token_id=host.pad_id,
-        )
-    return host.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)

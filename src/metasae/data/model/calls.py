@@ -25,10 +25,11 @@ def caches_in(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if hasattr(value, "get_seq_length")}
 
 
-def steerable(call: Mapping[str, Any], keep: Sequence[int]) -> Tensor:
+def steerable(call: Mapping[str, Any], keep: Sequence[int], start: int = 0) -> Tensor:
     """Arguments of a model's call -> bool [b, t]: its tokens that are neither padding nor of the ids to keep.
 
-    Raises UserError where that cannot be told.
+    start: columns of the whole text before it, those in a cache included, are left out. Raises UserError where that
+    cannot be told.
     """
     ids, embeddings = call.get("input_ids"), call.get("inputs_embeds")
     if ids is None and embeddings is None:
@@ -45,11 +46,19 @@ def steerable(call: Mapping[str, Any], keep: Sequence[int]) -> Tensor:
         # generation prepares one for each kind of layer, and None for a kind that needs none; padding is the same in
         # all
         mask = next((of_kind for of_kind in mask.values() if of_kind is not None), None)
+    cache, t = next(iter(caches_in(call).values()), None), like.shape[1]
     rows = torch.ones_like(like, dtype=torch.bool)
     if mask is not None:
-        cache = next(iter(caches_in(call).values()), None)
-        rows = attended(mask, like.shape[1], cache).to(like.device)
+        rows = attended(mask, t, cache).to(like.device)
+    rows = rows & (torch.arange(t, device=rows.device) >= start - _past(mask, t, cache))
     return rows & ~torch.isin(ids, torch.tensor(keep, device=ids.device)) if keep else rows
+
+
+def _past(mask: Tensor | None, t: int, cache) -> int:
+    """The tokens before a call's t own ones: the mask's other columns, else the cache's."""
+    if mask is not None and mask.ndim == 2:
+        return mask.shape[1] - t
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def attended(mask: Tensor, t: int, cache) -> Tensor:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metasae.data.model.gguf_file import PACKAGE, gguf_file, package_folders
+from metasae.data.model.gguf_file import PACKAGE, SUFFIX, gguf_file, package_folders
 from metasae.errors import UserError
 from metasae.recipe import recipe
 
@@ -28,6 +28,12 @@ def local_folder(model: recipe.Model) -> Path | None:
     from metasae.data.model.gguf_folder import folder_of
 
     return folder_of(file)
+
+
+def model_at(place: str, dtype: str = "auto") -> recipe.Model:
+    """A package, folder or file by its path, anything else by its name on the hub."""
+    here = place.startswith((PACKAGE, ".", "/", "~")) or place.endswith(SUFFIX) or Path(place).expanduser().exists()
+    return recipe.Model(path=place, dtype=dtype) if here else recipe.Model(name=place, dtype=dtype)
 
 
 def _folder(model: recipe.Model) -> Path | None:

@@ -176,7 +176,13 @@ export function scores(run) {
     "of each arm's own random latents; grey: what two seeds of the baseline do by chance",
     h("div", { class: "title" }, choice, note),
     h("div", { class: "columns" }, place, paired.node, means),
+    ...judgesSay(run.judges || []),
   );
+}
+
+/** What each judge's numbers say of the judge: whether it can tell, and how often it agrees with itself. */
+export function judgesSay(judges) {
+  return judges.map(({ line }) => h("p", { class: "note" }, line));
 }
 
 /** The differences of matched latents; mirrored about 0 they are what there would be to see if neither arm were better. show: false without pairs. */

@@ -13,6 +13,7 @@ from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
 from metasae.files import json_safe
 from metasae.interp.differences import score_differences
+from metasae.interp.standing import Standing, standings
 from metasae.recipe.recipe import Recipe
 
 CONFIG = "config.json"
@@ -74,11 +75,17 @@ def overview_of(
             "phi_histogram": _histograms(of, ("cooccurrence", "histogram"), "edges"),
             "rates": _histograms(of, ("fidelity", "rates", "histogram"), "log10_edges"),
             "scores": score_differences(run_folder),
+            "judges": [standing._asdict() | {"line": standing.line} for standing in _standings(arms)],
             "training": {arm.label: _training_curve(arm) for arm in arms},
             "causal": causal,
             "tokens": next((count for count in texts if count is not None), None),
         }
     )
+
+
+def _standings(arms: Sequence[Arm]) -> list[Standing]:
+    interp = {arm.label: arm.interp() for arm in arms}
+    return standings({label: {"interp": scores} for label, scores in interp.items() if scores})
 
 
 def is_causal(recipe: Recipe | None) -> bool:

@@ -4,6 +4,7 @@ import { armColour, chart, draw } from "../charts.js";
 import { data } from "../data.js";
 import { Deciles } from "../deciles.js";
 import { apart, armClass, armOf, card, chip, chips, h, latentLink, latentPath, number, percent, sameAs, saeName, shown, table } from "../dom.js";
+import { judgesSay } from "../figures.js";
 import { labelButtons } from "../labels.js";
 import { matches, meta, neighbours } from "../neighbours.js";
 
@@ -34,7 +35,7 @@ export async function page({ parts }) {
         { class: "stack" },
         histogram(latent),
         tokens(latent, windows),
-        explained(latent),
+        explained(latent, run),
         logits(latent),
         senses(latent),
         matches(latent),
@@ -219,7 +220,7 @@ function tokens(latent, windows) {
   );
 }
 
-function explained(latent) {
+function explained(latent, run) {
   if (!latent.explanation && !latent.scores?.length) return null;
   const columns = [{ label: "score", text: true }, { label: "part", text: true }, { label: "value" }, { label: "chance" }];
   const rows = (latent.scores || []).map(({ score, part, value, chance }) => [
@@ -233,6 +234,7 @@ function explained(latent) {
     latent.explanation?.judge ? `by ${latent.explanation.judge}` : null,
     latent.explanation ? h("p", {}, latent.explanation.text) : h("p", { class: "empty" }, "no explanation"),
     rows.length ? table(columns, rows, { label: "Scores of the explanation" }) : null,
+    ...judgesSay((run.judges || []).filter((judge) => judge.sae === latent.sae)),
     latent.replies?.length
       ? h(
           "details",

@@ -1,0 +1,85 @@
+"""Whether a judge can tell: what its scores and its agreement with itself say of the judge, by the numbers alone.
+
+A score is not told from its floor where its interval (itself, where there is none) does not lie above the larger of
+chance and the score with shuffled explanations. A judge is not told from one that answers at random, or always alike,
+where of the way from agreement by chance to agreement in everything it covers less than a fifth (Cohen's kappa below
+.2, "slight" with Landis and Koch 1977).
+
+Imports no torch, as reports read this, too.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from metasae.interp.choice import EMBEDDING
+
+LEAST_KAPPA = 0.2
+
+
+class Standing(NamedTuple):
+    """Of one score of one SAE, in words. sae: its label. agreement, doubt: None where there is nothing to say."""
+
+    sae: str
+    score: str
+    agreement: str | None
+    doubt: str | None
+
+    @property
+    def line(self) -> str:
+        return f"{self.sae}, {self.score}: {'; '.join(filter(None, (self.doubt, self.agreement)))}"
+
+
+def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
+    """arms: label -> {"interp": summary}, as RUN/interp.json holds them. Only scores of which there is something to
+    say.
+    """
+    every = [
+        Standing(label, key, agreement_of(score), doubt_of(key, score))
+        for label, entry in arms.items()
+        for key, score in entry["interp"].get("scores", {}).items()
+    ]
+    return [standing for standing in every if standing.agreement or standing.doubt]
+
+
+def agreement_of(score: Mapping) -> str | None:
+    """Of a score as interp.json has it."""
+    share, by_chance = score.get("self_agreement"), score.get("self_agreement_by_chance")
+    if share is None or by_chance is None:
+        return None
+    return (
+        f"asked again in another order, it gives {100 * share:.1f}% of {score['repeated']} answers again "
+        f"({100 * by_chance:.1f}% by chance)"
+    )
+
+
+def doubt_of(key: str, score: Mapping) -> str | None:
+    """Why the reader of the score `key` cannot tell; None where its numbers say nothing against it."""
+    low = [f"{part} {_against_floor(score, part)}" for part in score.get("parts", {}) if not is_told(score, part)]
+    reasons = [f"not above the floor: {', '.join(low)}"] if low else []
+    if _is_near_chance(score):
+        reasons.append("its agreement with itself is near chance")
+    reader = "encoder" if key == EMBEDDING else "judge"
+    return f"this {reader} cannot tell: {'; '.join(reasons)}" if reasons else None
+
+
+def is_told(score: Mapping, part: str) -> bool:
+    """Whether a part of a score lies above its floor; a part without a number says nothing against it."""
+    mean = score["parts"][part]
+    low = mean["ci95"][0] if mean.get("ci95") else mean.get("estimate")
+    return low is None or low > _floor(score, part)
+
+
+def _floor(score: Mapping, part: str) -> float:
+    shuffled = score["parts"][part].get("shuffled", {}).get("estimate")
+    return score["chance"] if shuffled is None else max(score["chance"], shuffled)
+
+
+def _against_floor(score: Mapping, part: str) -> str:
+    mean = score["parts"][part]
+    interval = f" [{mean['ci95'][0]:.3f}, {mean['ci95'][1]:.3f}]" if mean.get("ci95") else ""
+    return f"{mean['estimate']:.3f}{interval} against {_floor(score, part):.3f}"
+
+
+def _is_near_chance(score: Mapping) -> bool:
+    share, by_chance = score.get("self_agreement"), score.get("self_agreement_by_chance")
+    return share is not None and by_chance is not None and share - by_chance <= LEAST_KAPPA * (1 - by_chance)
