@@ -42,7 +42,7 @@ def test_the_cache_is_exact(load, stories, tmp_path, dtype):
         documents=stories,
     )
     written = sum(data_bytes(file) for file in tmp_path.glob("*-?????.safetensors"))
-    assert written == estimate.cache_bytes(recipe, 32) == 3700 * (32 * {"bf16": 2, "fp32": 4}[dtype] + 12)
+    assert written == estimate.cache_bytes(recipe, 32) == 3700 * (32 * {"bf16": 2, "fp32": 4}[dtype] + 16)
 
 
 def test_an_sae_and_a_checkpoint_are_exact(batches, small_recipe, tmp_path):
@@ -87,8 +87,8 @@ def test_windows_by_hand():
     }  # fmt: skip
     recipe, whole = Recipe.load(values), Recipe.load(values, {"harvest.window_tokens": 0})
     here, there = (estimate.needs(recipe, 8, 1000, on_gpu=on_gpu) for on_gpu in (False, True))
-    assert here.cache == 500 * (8 * 2 + 12) and estimate.cache_bytes(whole, 8) == 5500 * (8 * 2 + 12)
-    assert here.windows == 1800 * (8 * 2 + 12) and there.windows == 2 * here.windows
+    assert here.cache == 500 * (8 * 2 + 16) and estimate.cache_bytes(whole, 8) == 5500 * (8 * 2 + 16)
+    assert here.windows == 1800 * (8 * 2 + 16) and there.windows == 2 * here.windows
     assert estimate.needs(whole, 8, 0, on_gpu=True).windows == 0
     # every one of six arms keeps its checkpoint, and one is written anew
     assert here.run_folder - here.windows == estimate.run_folder_bytes(whole, 8) + 5 * estimate.checkpoint_bytes(

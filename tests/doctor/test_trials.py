@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from metasae.doctor import trials
-from metasae.doctor.trials import Clock, _narrow, _scaled, harvest_seconds, measure_seconds, try_arm
+from metasae.doctor.measure_trial import Clock, _narrow, _scaled, measure_seconds
+from metasae.doctor.trials import harvest_seconds, try_arm
 from metasae.recipe.recipe import Recipe
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -72,7 +73,7 @@ def test_measuring_is_scaled_by_what_each_task_grows_with():
 
 
 def test_arms_with_the_same_primary_are_measured_once():
-    trial = {"calibrate": 0.0, "reference": 10.0, "sae": 1.0}
+    trial = {"calibrate": 0.0, "reference": 10.0, "sae": 1.0, "steering": 0.0}
     assert measure_seconds(trial, Recipe.load({"arms": ["solo", "control", "joint"], "seeds": 3})) == 10 + 6
     assert measure_seconds(trial, Recipe.load({"arms": ["control", "joint"], "seeds": 3})) == 10 + 6
     assert measure_seconds(trial, Recipe.load({"arms": ["joint"]})) == 10 + 1
@@ -88,3 +89,14 @@ def test_a_narrowed_sae_fires_as_its_first_latents_did():
     narrow = _narrow(sae, 7)
     torch.testing.assert_close(narrow.encode(x).acts, sae.encode(x).acts[:, :7])
     assert _narrow(sae, 20) is sae
+
+
+def test_side_effects_are_those_of_both_sides_of_a_pair():
+    trial = {"calibrate": 0.0, "reference": 10.0, "sae": 1.0, "steering": 100.0}
+    assert measure_seconds(trial, Recipe.load({"arms": ["solo", "joint"], "seeds": 3})) == 10 + 3 * (2 + 200)
+    assert (
+        measure_seconds(trial, Recipe.load({"arms": ["solo"]}))
+        == measure_seconds(trial, Recipe.load({"arms": ["joint"]}))
+        == 11
+    )
+    assert measure_seconds(trial, Recipe.load({"arms": ["solo", "joint"], "measure": {"across": False}})) == 12

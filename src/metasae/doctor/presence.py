@@ -37,6 +37,26 @@ KNOWN = {
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
     },
+    "google/gemma-3-270m": {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+    | {
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "vocab_size": 262_144,
+    },
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    | {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
     "google/gemma-2-9b": _GEMMA2
     | {
         "hidden_size": 3584,

@@ -19,8 +19,9 @@ from metasae.device import keep_freed_memory
 from metasae.doctor import fit
 from metasae.doctor.estimate import Needs, is_planted, kind_of, needs
 from metasae.doctor.machine import machine, peak_resident, resident
+from metasae.doctor.measure_trial import measure_seconds, try_measuring
 from metasae.doctor.presence import Presence, presence_of
-from metasae.doctor.trials import harvest_seconds, measure_seconds, try_arm, try_harvest, try_measuring, try_planting
+from metasae.doctor.trials import harvest_seconds, try_arm, try_harvest, try_planting
 from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe

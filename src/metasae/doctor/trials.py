@@ -1,10 +1,7 @@
-"""Trials of the harvest, of training an arm and of measuring: a small piece of each, timed."""
+"""Trials of the harvest and of training an arm: a small piece of each, timed; measuring has `measure_trial.py`."""
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -22,13 +19,7 @@ from metasae.data.text.windows import tokenise
 from metasae.doctor.estimate import BYTES
 from metasae.doctor.machine import resident
 from metasae.errors import UserError
-from metasae.measures.firing.calibrate import calibrate
-from metasae.measures.suite import measure_sae, reference_of
-from metasae.progress.progress import Progress
-from metasae.progress.stages import Task
 from metasae.recipe.recipe import Harvest, Recipe, Text
-from metasae.recipe.registry import ARMS
-from metasae.sae.sae import SAE
 from metasae.train.loop import LOG_EVERY
 from metasae.train.trainer import Trainer
 
@@ -44,26 +35,6 @@ PLANTED = 65_536
 STEPS, WARM_UP, BLOCK = 20, 3, 5
 # Short steps are timed for so many seconds, long ones no longer than so many; one block is always finished.
 LEAST_SECONDS, MOST_SECONDS = 1.0, 8.0
-# Measuring is tried on so many latents at most: much of it grows with their square.
-WIDTH = 2048
-
-
-class Clock(Progress):
-    """seconds: unit of work -> seconds of the tasks in it that have ended, without those inside others."""
-
-    def __init__(self):
-        super().__init__(enabled=False)
-        self.seconds = Counter()
-        self._depth = 0
-
-    @contextmanager
-    def task(self, name: str, total: int | None, unit: str = "tokens") -> Iterator[Task]:
-        task = Task(name, total, unit)
-        self._depth += 1
-        yield task
-        self._depth -= 1
-        if not self._depth:
-            self.seconds[unit] += task.seconds
 
 
 def now(device: torch.device) -> float:
@@ -242,61 +213,3 @@ def _meta_phase(trainer: Trainer, steps: int) -> float:
     for _ in range(steps if trainer.meta else 0):
         trainer.meta_step()
     return (now(trainer.device) - start) / steps
-
-
-def try_measuring(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recipe, host: Host | None) -> dict:
-    """Gives an SAE without thresholds its own, then measures a narrowed one. Returns seconds of a whole run: calibrate,
-    of one SAE; reference, once; sae, of every SAE with weights of its own.
-
-    Rough: work reported in tokens grows with them, that of critics with their steps, all else but the reference with
-    the square of the latents. Senses, labelled sentences and what is measured
-    across SAEs are left out. Raises UserError where the run's
-    own measuring would.
-    """
-    spec, split = wanted.measure, cache.split("calibration")
-    start = time.perf_counter()
-    calibration = calibrate(sae, split, wanted.train.batch, rule=spec.threshold)
-    calibrating = (time.perf_counter() - start) * spec.calibration_tokens / split.n_tokens
-
-    narrow = _narrow(sae, WIDTH)
-    wider, share = sae.n_latents / narrow.n_latents, min(cache.split("evaluation").n_tokens / spec.tokens, 1.0)
-    fewer = {
-        "tokens": round(spec.tokens * share),
-        "output_tokens": round(spec.output_tokens * share),
-        "meta_steps": max(1, spec.meta_steps // 10),
-        "senses": "",
-        "labels": "",
-    }
-    some = spec.model_copy(update=fewer)
-    start = time.perf_counter()
-    reference = reference_of(cache, some, host if some.output_tokens else None)
-    once = (time.perf_counter() - start) / share
-    clock, start = Clock(), time.perf_counter()
-    given = {"calibration": calibration, "reference": reference, "dtype": wanted.train.dtype}
-    measure_sae(narrow, None, cache, some, host, clock, **given)
-    scales = {"tokens": wider / share, "meta SAEs": wider**2 * spec.meta_steps / some.meta_steps}
-    seconds = _scaled(clock, time.perf_counter() - start, scales, wider**2)
-    return {"calibrate": calibrating, "reference": once, "sae": seconds}
-
-
-def measure_seconds(trial: dict, wanted: Recipe) -> float:
-    """Of all measuring but calibration. Arms without a penalty have the same primary, which is measured once."""
-    penalised = [ARMS[arm].penalty for arm in wanted.arms]
-    return trial["reference"] + len(wanted.seeds) * (sum(penalised) + (False in penalised)) * trial["sae"]
-
-
-def _scaled(clock: Clock, seconds: float, scales: dict[str, float], rest: float) -> float:
-    """`seconds` with the tasks of a unit scaled by its factor and all else by `rest`."""
-    scaled = sum(spent * scales.get(unit, rest) for unit, spent in clock.seconds.items())
-    return scaled + rest * (seconds - clock.seconds.total())
-
-
-def _narrow(sae: SAE, width: int) -> SAE:
-    """The SAE of the first `width` latents."""
-    if sae.n_latents <= width:
-        return sae
-    narrow = SAE(replace(sae.config, d_sae=width, k=min(sae.config.k, width), metadata={}))
-    parts = {"W_enc": sae.W_enc[:, :width], "W_dec": sae.W_dec[:width], "b_enc": sae.b_enc[:width], "b_dec": sae.b_dec}
-    narrow.load_state_dict(parts)
-    narrow.threshold = sae.threshold[:width].clone()
-    return narrow
