@@ -1,0 +1,46 @@
+"""Thresholds that another library never set, told from those that it did.
+
+BatchTopK SAEs are trained without a threshold. The libraries estimate one beside the training, from some step on, and
+keep it in a buffer that begins with a mark: -1 in dictionary_learning, 0 in SAELens. Read as a threshold, the mark
+makes a ReLU SAE of it with many times its k. The paper's script writes 10.0 for a latent that never fired.
+"""
+
+import math
+
+from metasae.errors import UserError
+from metasae.sae.folder import never_set, refuse_never_set
+from metasae.sae.sae import SAE
+
+# Architectures, by the names that their libraries have for them, that keep k; the paper's topk may have thresholds too.
+WITH_K = ("batchtopk", "matryoshka_batchtopk", "matryoshka", "topk")
+# In `thresholds_*.npy` of the paper's code, a latent that never fired.
+PAPER_DEAD = 10.0
+
+
+def with_set_thresholds(sae: SAE, format: str, where: str) -> SAE:
+    """The SAE as another library left it; without thresholds, `sae.threshold = None`, where they were never set but its
+    k says what they are for.
+
+    Such an SAE is calibrated to its k by `metasae measure`, and neither encodes nor can be written before. Changes
+    `sae`. Raises UserError for a JumpReLU SAE whose thresholds were never set, as nothing says what they should be.
+    """
+    kind, threshold = sae.config.architecture, sae.threshold
+    if sae.config.rule != "threshold":
+        return sae
+    if kind in WITH_K:
+        dead = PAPER_DEAD if format == "paper" else math.inf
+        sae.threshold = None if never_set(threshold, dead) else threshold
+    elif kind == "jumprelu":
+        refuse_never_set(threshold, where)
+    return sae
+
+
+def refuse_other_sizes(trainer: dict, sizes: dict[str, int], where: str) -> None:
+    """Raises UserError where a config gives another size than the weights have.
+
+    sizes: key -> the size that the weights have. A config that gives none, or a mark as -1, leaves it to the weights.
+    """
+    for key, size in sizes.items():
+        value = trainer.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and value != size:
+            raise UserError(f"{where}: {key} is {value}, the weights have {size}; give the config that belongs to them")
