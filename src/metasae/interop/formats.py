@@ -47,8 +47,8 @@ def load(
 
     path: a run folder, an arm's folder, an SAE's folder, a `.pt` or `.npz` file, or `hf:OWNER/NAME/folder@revision`.
     arm, seed: which SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None finds
-    it out. thresholds: the paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes where
-    another library's SAE came from. A BatchTopK SAE whose thresholds its library never set has none
+    it out. thresholds: the paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes
+    where another library's SAE came from. A BatchTopK SAE whose thresholds its library never set has none
     (`sae.threshold = None`) and is to be calibrated. Raises UserError for a path without an SAE, an arm or seed that
     the run does not have, damaged and hostile files, and what an SAE here cannot represent, with the reason.
     """
