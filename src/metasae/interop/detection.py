@@ -117,15 +117,11 @@ def latents_at(format: str, place: Path) -> int | None:
     return checked.count(checked.read_json(place / CONFIG), "d_sae", str(place / CONFIG))
 
 
-def notes_at(format: str, place: Path) -> dict | None:
-    """What metasae noted of an SAE's making (`metadata.metasae`: arm, seed, recipe).
-
-    None where only its weights tell.
-    """
-    where = str(place / CONFIG)
+def metadata_at(format: str, place: Path) -> dict | None:
+    """The metadata of an SAE in our layout, by its config. None where only its weights tell."""
     if format != "metasae":
         return None
-    return checked.table(checked.table(checked.read_json(place / CONFIG), "metadata", where), "metasae", where)
+    return checked.table(checked.read_json(place / CONFIG), "metadata", str(place / CONFIG))
 
 
 def primary_of(path: Path) -> Path:

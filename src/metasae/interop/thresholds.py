@@ -15,6 +15,8 @@ from metasae.sae.sae import SAE
 WITH_K = ("batchtopk", "matryoshka_batchtopk", "matryoshka", "topk")
 # In `thresholds_*.npy` of the paper's code, a latent that never fired.
 PAPER_DEAD = 10.0
+# L0 is told apart from k where one is so many times the other.
+FAR = 1.5
 
 
 def with_set_thresholds(sae: SAE, format: str, where: str) -> SAE:
@@ -33,6 +35,35 @@ def with_set_thresholds(sae: SAE, format: str, where: str) -> SAE:
     elif kind == "jumprelu":
         refuse_never_set(threshold, where)
     return sae
+
+
+def said_of_thresholds(sae: SAE, label: str, rule: str) -> list[str]:
+    """What whoever measures an SAE should know of its thresholds beforehand. rule: by which they are calibrated."""
+    if sae.threshold is None:
+        return [
+            f"{label} comes without thresholds, which its library never set; they are calibrated to its k = "
+            f"{sae.config.k} by measure.threshold = {rule}"
+        ]
+    if sae.config.architecture == "batchtopk" and sae.config.rule == "topk":
+        return [
+            f"{label} is a BatchTopK SAE without thresholds beside it; it keeps the k = {sae.config.k} largest of each "
+            "token, as its own encode does"
+        ]
+    return []
+
+
+def said_of_l0(sae: SAE, label: str, l0: float) -> list[str]:
+    """What should be known of an imported BatchTopK SAE whose thresholds let through far more or less than its k: an
+    estimate that was begun and not finished cannot be told from its file.
+    """
+    k, kind = sae.config.k, sae.config.architecture
+    of_others = "imported" in sae.config.metadata and kind in WITH_K and sae.config.rule == "threshold"
+    if not of_others or k / FAR <= l0 <= k * FAR:
+        return []
+    return [
+        f"{label} fires on {l0:.3g} latents a token, and was trained to keep k = {k}: its threshold may not be that of "
+        "the finished SAE, or the text not that of its training"
+    ]
 
 
 def refuse_other_sizes(trainer: dict, sizes: dict[str, int], where: str) -> None:
