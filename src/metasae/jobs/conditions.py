@@ -32,7 +32,7 @@ class Conditions:
         """
         if isinstance(recipe, dict):
             model, text, hook = (recipe.get(name) for name in ("model", "text", "hook"))
-            source = _said(model, "path", str) or _said(model, "name", str)
+            source = _said(model, "path", str) or _said(model, "name", str) or None
             point, places = _said(hook, "point", str), _said(text, "source", str)
             return cls(_said(model, "bos", bool), _said(text, "context", int), point, source, places, True)
         names = (_said(metadata, key, str) for key in ("hook_name", "model_name", "dataset_path"))
