@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import metasae
+from metasae.compare.tables import trained_otherwise
 from metasae.data.model.host import Host
 from metasae.errors import UserError
 from metasae.interop import export, load
-from metasae.jobs.conditions import Conditions, adopted, differences, in_words
+from metasae.jobs.conditions import Conditions, adopted, differences
 from metasae.jobs.start import find_targets
 from metasae.recipe.recipe import Model, Recipe
 from metasae.sae.sae import SAE, SAEConfig
@@ -86,6 +87,12 @@ def test_saes_that_differ_are_measured_alike_and_each_difference_is_said(recipe,
     assert "one-s0 says it was trained otherwise" in told and "context_size 16 there, 32 here" in told
     assert "other-s0 says it was trained otherwise than it is measured: dataset_path someone/pile there" in told
     assert conditions["trained_otherwise"]["prepend_bos"] == [False, True]
+    # whoever reads the result later learns of it too
+    for name in ("compare.md", "report.html"):
+        assert (
+            "one-s0 says it was trained otherwise than it is measured: prepend_bos false there, true here"
+            in (tmp_path / "out" / name).read_text()
+        )
 
 
 def test_a_threshold_that_was_never_set_is_calibrated_and_said(recipe, tmp_path, capsys):
@@ -147,7 +154,7 @@ def test_names_that_mean_the_same_are_no_difference():
     same = Conditions(point="blocks.4.hook_resid_post", model="gpt2-small", text="docs")
     assert differences(same, recipe, True) == {}
     other = Conditions(point="blocks.5.hook_resid_post", model="gpt2-medium")
-    said = in_words("x-s0", differences(other, recipe, True))
+    said = trained_otherwise("x-s0", differences(other, recipe, True))
     assert "hook_name blocks.5.hook_resid_post there, blocks.5.hook_resid_pre here" in said
     assert "model_name gpt2-medium there, openai-community/gpt2 here" in said
 

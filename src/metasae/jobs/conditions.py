@@ -80,12 +80,6 @@ def differences(stated: Conditions, recipe: Recipe, bos: bool) -> dict[str, list
     return {key: [there, here] for key, (there, here, same) in pairs.items() if there is not None and not same}
 
 
-def in_words(label: str, different: dict[str, list]) -> str:
-    """One line on an SAE that is measured otherwise than it was trained."""
-    pairs = "; ".join(f"{key} {_shown(there)} there, {_shown(here)} here" for key, (there, here) in different.items())
-    return f"{label} says it was trained otherwise than it is measured: {pairs}"
-
-
 def _said(values: Any, key: str, kind: type) -> Any:
     """The value of a key where it is of its kind, else None: files of others hold anything."""
     value = values.get(key) if isinstance(values, dict) else None
@@ -94,10 +88,6 @@ def _said(values: Any, key: str, kind: type) -> Any:
 
 def _columns(stated: Sequence[Conditions]) -> tuple[list, list]:
     return [one.bos for one in stated], [one.context for one in stated]
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _name(model: str | None) -> str:

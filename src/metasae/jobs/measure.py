@@ -8,12 +8,13 @@ from metasae import files
 from metasae.arms.folder import Arm, RunFolder
 from metasae.arms.source import Source
 from metasae.compare.across import is_wanted
+from metasae.compare.tables import trained_otherwise
 from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
 from metasae.interop import load
 from metasae.interop.thresholds import said_of_l0, said_of_thresholds
 from metasae.jobs.conclude import across, conclude, print_conclusion
-from metasae.jobs.conditions import differences, in_words
+from metasae.jobs.conditions import differences
 from metasae.jobs.pending import ACROSS, HARVEST, PLANTED, REPORT, measuring
 from metasae.jobs.start import Target, claimed
 from metasae.measures.firing.calibrate import Calibration
@@ -96,7 +97,7 @@ def _say_conditions(targets: list[Target], source: Source) -> None:
     """A line for each SAE that says it was trained otherwise than it is measured."""
     for target in targets:
         if different := _differences(target, source):
-            source.progress.say(in_words(f"{target.name}-s{target.seed}", different))
+            source.progress.say(trained_otherwise(f"{target.name}-s{target.seed}", different))
 
 
 def _differences(target: Target, source: Source) -> dict[str, list]:
