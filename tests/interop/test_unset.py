@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from metasae.data.split import Rows
 from metasae.errors import UserError
 from metasae.interop import export, load
+from metasae.interop.thresholds import said_of_l0, said_of_thresholds
 from metasae.measures.firing.calibrate import calibrate
 from metasae.sae.sae import SAE
 from tools import peers
@@ -142,3 +143,18 @@ def test_sizes_that_are_not_set_are_refused_or_told_by_the_weights(tmp_path):
     other = changed(path, config="config.json", trainer=trainer | {"activation_dim": 512})
     with pytest.raises(UserError, match="activation_dim is 512, the weights have 16"):
         load(other)
+
+
+def test_what_is_said_of_thresholds_before_measuring(tmp_path):
+    never = load(never_set(NEVER[0], tmp_path / "a"))
+    (line,) = said_of_thresholds(never, "x-s0", "rate")
+    assert line.startswith("x-s0 comes without thresholds") and line.endswith("k = 5 by measure.threshold = rate")
+    alone = load(peers.make("paper", "batchtopk", "none", tmp_path / "b"))
+    assert "keeps the k = 5 largest of each token" in said_of_thresholds(alone, "x-s0", "rate")[0]
+    usual = load(peers.make("dictionary_learning", "BatchTopKSAE", "none", tmp_path / "c"))
+    assert said_of_thresholds(usual, "x-s0", "rate") == []
+    assert said_of_l0(usual, "x-s0", 5.5) == said_of_l0(usual, "x-s0", 4) == []
+    for l0 in (24.0, 2.0):
+        assert f"fires on {l0:.3g} latents a token, and was trained to keep k = 5" in said_of_l0(usual, "x-s0", l0)[0]
+    plain = load(peers.make("saelens", "standard", "none", tmp_path / "d"))
+    assert said_of_l0(plain, "x-s0", 24) == [] == said_of_thresholds(plain, "x-s0", "rate")
