@@ -31,7 +31,7 @@ MISTAKES = [
     ("run demo --set train.lr=fast", "train.lr"),
     ("run demo --arms joined", "did you mean 'joint'"),
     ("run demo --seeds three", "--seeds takes a count"),
-    ("run demo --device gpu", "'gpu' is not one of cpu, cuda, cuda:N"),
+    ("run demo --device gpu", "'gpu' is not one of cpu, cuda, cuda:N, mps"),
     ("run demo --track wand", "choose tensorboard or wandb"),
     ("run demo --points a,a", "--points takes each point once"),
     ("run demo --set measure.senses=absent", "measure.senses: no file or folder 'absent'"),

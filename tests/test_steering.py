@@ -24,12 +24,20 @@ PLACES = [
     if (family, kind) != ("neox", "resid_mid")
 ]
 CAUSAL = ["gpt2", "llama", "neox", "gemma2"]
+WINDOWED = ("gemma3", "mistral")
+CACHES = (
+    {},
+    {"use_cache": False},
+    {"cache_implementation": "static"},
+    {"cache_implementation": "dynamic"},
+    {"num_beams": 2},
+)
 BOS = 1
 
 
 @pytest.fixture(scope="module")
 def loaded(load):
-    return {family: load(family, RESID) for family in FAMILIES}
+    return {family: load(family, RESID) for family in (*FAMILIES, *WINDOWED)}
 
 
 @pytest.fixture
@@ -169,6 +177,8 @@ def test_generation_is_the_same_with_and_without_a_cache(at, family, point):
         ("llama", {"cache_implementation": "static"}),
         ("gemma2", {"cache_implementation": "static"}),
         ("neox", {"num_beams": 2}),
+        # a window of 4 tokens, which the longest row leaves behind
+        *((family, options) for family in WINDOWED for options in CACHES),
     ],
 )
 def test_left_padding_changes_nothing(at, family, options):

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from metasae.errors import UserError
+from metasae.interop.detection import WRITTEN
 from metasae.interop.formats import FORMATS, export, load
 from metasae.sae.sae import SAE, SAEConfig
 from tools import peers
 
 DTYPES = (torch.float32, torch.bfloat16)
 RULES = ("threshold per latent", "threshold per latent, no b_enc", "one threshold", "ReLU", "topk", "topk, no b_enc")
+# The formats of others that ours are written in.
+_OTHERS = [format for format in FORMATS if format in WRITTEN]
 NORMALISATIONS = ("none", "global", "token", "token_eps")
 
 
@@ -52,7 +55,10 @@ def read_rows(format: str, folder: Path, refusals: dict[str, int]) -> list[list[
             paths = [peers.make(format, architecture, normalisation, place, dtype) for dtype, place in places.items()]
             cells = [_loaded(format, path, refusals) for path in paths]
             back = places[DTYPES[0]].with_name(places[DTYPES[0]].name + "-back")
-            cells += ["", ""] if cells[0].startswith("refused") else _written(load(paths[0]), format, back, refusals)
+            if format not in WRITTEN or cells[0].startswith("refused"):
+                cells += ["", ""]
+            else:
+                cells += _written(load(paths[0]), format, back, refusals)
             rows.append([architecture, normalisation, *cells])
     return rows
 
@@ -63,7 +69,7 @@ def write_rows(folder: Path, refusals: dict[str, int]) -> list[list[str]]:
     for rule in RULES:
         for normalisation in NORMALISATIONS:
             places = {
-                format: folder / "-".join(["own", rule, normalisation, format]).replace(" ", "_") for format in FORMATS
+                format: folder / "-".join(["own", rule, normalisation, format]).replace(" ", "_") for format in _OTHERS
             }
             cells = [
                 _written(random_sae(rule, normalisation), format, place, refusals)[0]
@@ -134,7 +140,7 @@ def matrix(folder: Path) -> str:
             f"### {format}, against {library or 'its equations'}\n\n{table(head, read_rows(format, folder, refusals))}"
         )
     parts.append(
-        f"### SAEs of ours, exported\n\n{table(['rule', 'normalisation', *FORMATS], write_rows(folder, refusals))}"
+        f"### SAEs of ours, exported\n\n{table(['rule', 'normalisation', *_OTHERS], write_rows(folder, refusals))}"
     )
     parts.append("\n".join(f"[{number}] {why}  " for why, number in refusals.items()))
     return "\n\n".join(parts)

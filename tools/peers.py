@@ -34,6 +34,7 @@ ARCHITECTURES = {
     ),
     "sparsify": ("topk",),
     "paper": ("batchtopk + npy", "batchtopk", "topk", "vanilla", "jumprelu"),
+    "gemma_scope": ("jumprelu",),
 }
 # format -> normalisations
 NORMALISATIONS = {
@@ -41,6 +42,7 @@ NORMALISATIONS = {
     "dictionary_learning": ("none",),
     "sparsify": ("none",),
     "paper": ("none", "input_unit_norm"),
+    "gemma_scope": ("none",),
 }
 
 
@@ -287,6 +289,21 @@ def _run_paper(path: Path, x: Tensor) -> Outputs:
     return acts, (acts @ w["W_dec"] + w["b_dec"]) * std + mean
 
 
+def _make_gemma_scope(folder: Path, architecture: str, normalisation: str, t: dict[str, Tensor]) -> Path:
+    # numpy has no bf16, and fp16 holds these very numbers
+    half = t["W_enc"].dtype == torch.bfloat16
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    np.savez(folder / "params.npz", **{name: (t[name].half() if half else t[name]).numpy() for name in names})
+    return folder
+
+
+def _run_gemma_scope(path: Path, x: Tensor) -> Outputs:
+    w = {name: torch.from_numpy(array).double() for name, array in np.load(path / "params.npz").items()}
+    pre = x @ w["W_enc"] + w["b_enc"]
+    acts = (pre > w["threshold"]) * pre.relu()
+    return acts, acts @ w["W_dec"] + w["b_dec"]
+
+
 def _normalised(x: Tensor, on: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not on:
         return x, torch.zeros(len(x), 1), torch.ones(len(x), 1)
@@ -347,11 +364,13 @@ _MAKE = {
     "dictionary_learning": _make_dictionary_learning,
     "sparsify": _make_sparsify,
     "paper": _make_paper,
+    "gemma_scope": _make_gemma_scope,
 }
 _RUN = {
     "saelens": _run_saelens,
     "dictionary_learning": _run_dictionary_learning,
     "sparsify": _run_sparsify,
     "paper": _run_paper,
+    "gemma_scope": _run_gemma_scope,
 }
 _LIBRARY = {"saelens": _saelens, "dictionary_learning": _dictionary_learning, "sparsify": _sparsify}

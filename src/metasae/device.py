@@ -22,9 +22,12 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 def check_device(device: str) -> None:
     """Raises UserError for a device that is none, or is not here. Asks torch only where it may have a GPU."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"--device '{device}' is not one of cpu, cuda, cuda:N")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise UserError(f"--device '{device}' is not one of cpu, cuda, cuda:N, mps")
     if device == "cpu":
+        return
+    if device == "mps":
+        _check_apple()
         return
     torch = _torch_with_gpus()
     if torch is None or not torch.cuda.is_available():
@@ -34,9 +37,38 @@ def check_device(device: str) -> None:
         raise UserError(f"--device {device}: there are only {count} CUDA devices here, counted from 0")
 
 
+def _check_apple() -> None:
+    """Raises UserError where Apple's GPU cannot be used here. What it has no instructions for, torch then works out on
+    the processor.
+    """
+    why = None
+    if sys.platform != "darwin":
+        why = f"Apple's GPUs are in Macs, and this machine runs {sys.platform}"
+    elif int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        why = "there is one GPU of Apple's, and several processes work together here"
+    else:
+        # torch reads it when it is imported
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+        import torch
+
+        if not torch.backends.mps.is_built():
+            why = "this PyTorch was built without MPS; install the one for macOS on Apple silicon"
+        elif not torch.backends.mps.is_available():
+            why = "MPS needs macOS 14 or later and one of Apple's GPUs"
+    if why:
+        raise UserError(f"--device mps: {why}; use --device cpu")
+
+
+def widest(device: "torch.device") -> "torch.dtype":
+    """float64; float32 on Apple's GPUs, which have no wider numbers."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def multiplies_bf16(device: "torch.device") -> bool:
     """Whether the device multiplies bf16 matrices itself. Older GPUs hold bf16 numbers and only emulate their
-    products.
+    products; Apple's are not asked, as not all have them.
     """
     import torch
 

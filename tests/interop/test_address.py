@@ -57,6 +57,16 @@ def test_one_folder_of_a_large_repository_is_fetched(hub):
     assert sae.config.metadata["imported"]["from"] == f"hf:someone/saes/blocks.3.hook_resid_pre@{COMMIT}"
 
 
+@pytest.mark.parametrize("name", ["", "/params.npz"])
+def test_gemma_scope_by_its_folder_or_its_file(hub, name):
+    place = "layer_20/width_16k/average_l0_71"
+    for folder in (place, "layer_21/width_16k/average_l0_70"):
+        peers.make("gemma_scope", "jumprelu", "none", hub.repo / folder)
+    sae = load(f"hf:google/gemma-scope-2b-pt-res/{place}{name}")
+    assert torch.equal(sae(peers.inputs()), load(hub.repo / place)(peers.inputs()))
+    assert hub.fetched == [f"{place}/params.npz"] and sae.config.metadata["imported"]["format"] == "gemma_scope"
+
+
 def test_every_format_is_found(hub):
     peers.make("sparsify", "topk", "none", hub.repo / "layers.4")
     (hub.repo / "config.json").write_text('{"model": "pythia"}')

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from metasae.errors import UserError
 from metasae.files import write_tensors
-from metasae.interop import NAMES, detect, export, load
+from metasae.interop import detect, export, load
+from metasae.interop.detection import WRITTEN
 from metasae.sae.sae import SAE, SAEConfig
 from tools import peers
 from tools.matrix import outputs, random_sae
@@ -52,7 +53,7 @@ def arm(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("format", NAMES)
+@pytest.mark.parametrize("format", WRITTEN)
 def test_provenance_and_measurements_go_along_and_come_back(arm, tmp_path, format):
     if format == "sparsify":
         sae_of("sparsify").save(arm / "primary")
@@ -175,7 +176,7 @@ def test_a_format_that_is_named_is_taken(arm, tmp_path):
 
 
 def test_an_uncalibrated_sae_is_not_exported(tmp_path):
-    for format in NAMES:
+    for format in WRITTEN:
         with pytest.raises(UserError, match="no threshold yet"):
             export(SAE(SAEConfig(4, 8)), format, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -190,7 +191,7 @@ def test_an_export_does_not_touch_what_is_there(arm, tmp_path):
     assert export(sae_of("saelens"), "saelens", tmp_path / "empty") == tmp_path / "empty"
 
 
-@pytest.mark.parametrize("format", NAMES)
+@pytest.mark.parametrize("format", WRITTEN)
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch, format):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -7,6 +7,7 @@ import torch
 
 from metasae.errors import UserError
 from metasae.interop import detect, export, load
+from metasae.interop.detection import WRITTEN
 from tools import peers
 from tools.matrix import NORMALISATIONS, RULES, difference, matrix, outputs, random_sae
 
@@ -35,9 +36,10 @@ def test_what_is_loaded_exported_and_loaded_again_gives_the_same(tmp_path, forma
         assert {tensor.dtype for tensor in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, sae.threshold)} == {
             torch.float32
         }
-        out = export(sae, format, tmp_path / f"out{seed}")
-        assert difference(ours, peers.run(format, out, x)) < EXACT
-        assert difference(outputs(load(out), x), ours) < EXACT
+        if format in WRITTEN:
+            out = export(sae, format, tmp_path / f"out{seed}")
+            assert difference(ours, peers.run(format, out, x)) < EXACT
+            assert difference(outputs(load(out), x), ours) < EXACT
         # and through our own folder, to the bit
         again = load(export(sae, "metasae", tmp_path / f"own{seed}"))
         assert all(torch.equal(a, b) for a, b in zip(outputs(again, x), ours, strict=True))
@@ -64,7 +66,7 @@ def test_our_saes_give_the_same_in_every_format_that_takes_them(tmp_path, rule, 
     for seed in range(3):
         sae, x = random_sae(rule, normalisation, seed), peers.inputs(seed)
         ours = outputs(sae, x)
-        for format in peers.ARCHITECTURES:
+        for format in (name for name in WRITTEN if name in peers.ARCHITECTURES):
             out = tmp_path / f"{format}{seed}"
             try:
                 export(sae, format, out)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from oracle import OracleJudge
 from test_reader import World, read
-from tiny_chat import NO_SYSTEM, Forced, save_model
+from tiny_chat import NO_SYSTEM, WINDOWED, Forced, save_model
 from worlds import count_of
 
 from metasae.errors import UserError
@@ -75,7 +75,7 @@ def by_hand(judge, ask):
     return said, logprobs
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", *WINDOWED])
 def test_a_batch_padded_on_the_left_says_what_each_question_gets_alone(tmp_path, family):
     judge = LocalJudge(str(save_model(tmp_path / "m", family, seed=3)), dtype="fp32")
     for ask, reply in zip(ASKS, judge.answer_many(ASKS), strict=True):

@@ -18,6 +18,8 @@ NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
 )
 PLACES = 4096
+# Families whose layers see a window of the last tokens alone, all of them or some.
+WINDOWED = {"mistral": "MistralConfig", "gemma3": "Gemma3TextConfig"}
 
 
 def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES):
@@ -31,6 +33,13 @@ def save_model(folder, family="llama", template=TEMPLATE, seed=0, places=PLACES)
             initializer_range=0.4,
         )  # fmt: skip
         model = hf.LlamaForCausalLM(config)
+    elif family in WINDOWED:
+        config = getattr(hf, WINDOWED[family])(
+            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24,
+            vocab_size=400, max_position_embeddings=places, pad_token_id=0, bos_token_id=1, eos_token_id=2, head_dim=8,
+            initializer_range=0.4, sliding_window=6,
+        )  # fmt: skip
+        model = hf.AutoModelForCausalLM.from_config(config)
     else:
         config = hf.GPT2Config(
             n_embd=16, n_layer=2, n_head=2, n_positions=places, vocab_size=400, initializer_range=0.4, eos_token_id=2

@@ -19,7 +19,7 @@ Set = Annotated[
 Seeds = Annotated[str | None, typer.Option(help="how many seeds (3: 0, 1 and 2), or which (0,7; one alone: 7,)")]
 Arms = Annotated[str | None, typer.Option(help="which arms, e.g. solo,joint,control,sequential")]
 Out = Annotated[Path | None, typer.Option(help="the run folder; runs/RECIPE when not given")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N, or mps (Apple's GPU)")]
 AsJson = Annotated[bool, typer.Option("--json", help="the result as JSON on stdout")]
 RecipeName = Annotated[str, typer.Argument(help="a shipped recipe's name (metasae recipes) or a TOML file")]
 

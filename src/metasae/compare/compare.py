@@ -273,6 +273,12 @@ def shared_conditions(measured: list[Measured]) -> dict:
     shared = {"text": next(filter(None, texts), None)}
     shared |= _alike(measured, SAME_FOR_ALL) | _alike(calibrated or measured, CALIBRATED)
     own = sorted({entry.arm.name for entry in measured if entry not in calibrated})
+    otherwise = {
+        entry.arm.label: entry.measures["conditions"]["trained_otherwise"]
+        for entry in measured
+        if entry.measures["conditions"].get("trained_otherwise")
+    }
+    shared |= {"trained_otherwise": otherwise} if otherwise else {}
     return shared | ({"own_thresholds": own} if calibrated and own else {})
 
 

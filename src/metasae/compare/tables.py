@@ -84,9 +84,27 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
 
 
 def source_lines(conditions: dict) -> list[str]:
-    """What was read, by which model, and what of it does not count, a sentence each; none of what is not known."""
+    """What was read, by which model, and what of it does not count, a sentence each; none of what is not known. Then
+    each SAE that was trained otherwise than it is measured.
+    """
     named = (("Model", "model"), ("Text", "text"), ("Left out of training and measuring", "left_out"))
-    return [f"{name}: {conditions[key]}." for name, key in named if conditions.get(key)]
+    otherwise = conditions.get("trained_otherwise", {})
+    return [
+        *(f"{name}: {conditions[key]}." for name, key in named if conditions.get(key)),
+        *(f"{trained_otherwise(label, different)}." for label, different in otherwise.items()),
+    ]
+
+
+def trained_otherwise(label: str, different: dict[str, list]) -> str:
+    """One line on an SAE that says it was trained otherwise than it is measured. different: condition -> [as it says,
+    as it is measured].
+    """
+    pairs = (f"{key} {_shown(there)} there, {_shown(here)} here" for key, (there, here) in different.items())
+    return f"{label} says it was trained otherwise than it is measured: {'; '.join(pairs)}"
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _arm(name: str, arm: dict) -> str:

@@ -1,7 +1,7 @@
 """Untrusted files: read with their size, names, shapes and numbers checked, and nothing in them run.
 
 JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive
-whose pickle may build tensors and plain values only (torch's `weights_only`); a `.npy` file is mapped, never unpickled.
+whose pickle may build tensors and plain values only (torch's `weights_only`). numpy's files: `arrays.py`.
 What is wrong with a file is one UserError that names it. torch is imported where tensors are read, not before: configs
 are read without it.
 """
@@ -157,14 +157,14 @@ def read_pt(path: Path) -> dict:
     """
     import torch
 
-    _check_zip(path)
+    check_zip(path, "checkpoint of torch 1.6 or later")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile pickle can make the reader fail in any way
         raise UserError(
-            f"{path} is refused: it is damaged, or holds more than tensors and plain values ({_first_line(error)})"
+            f"{path} is refused: it is damaged, or holds more than tensors and plain values ({first_line(error)})"
         ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a dict, not {type(value).__name__}")
@@ -198,22 +198,6 @@ def take(state: dict[str, Tensor], shapes: Shapes, where: str, infinite: Iterabl
     return {name: numbers(state[name], name, where, name in infinite) for name in shapes}
 
 
-def read_npy(path: Path, n: int) -> Tensor:
-    """The numbers in a `.npy` file, fp32 [n]; infinity is allowed."""
-    import numpy as np
-    import torch
-
-    refuse_missing(path)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's reader raises many kinds
-        raise UserError(f"{path} is refused: no plain array of numbers ({_first_line(error)})") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != (n,):
-        what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{path} holds {what}, not {n} floating-point numbers")
-    return numbers(torch.from_numpy(np.array(array, np.float32)), "the array", str(path), infinite=True)
-
-
 def refuse_missing(path: Path) -> None:
     """Raises UserError where `path` is no plain file."""
     if not path.is_file():
@@ -230,7 +214,7 @@ def _entries(path: Path) -> Iterator[tuple[Any, str]]:
             with safe_open(shard, framework="pt") as file:
                 yield from ((file, name) for name in sorted(file.keys()))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{shard} is damaged, or no safetensors file ({_first_line(error)})") from None
+            raise UserError(f"{shard} is damaged, or no safetensors file ({first_line(error)})") from None
 
 
 def _shards(path: Path) -> list[Path]:
@@ -245,21 +229,21 @@ def _shards(path: Path) -> list[Path]:
     return [path.with_name(name) for name in dict.fromkeys(names)]
 
 
-def _check_zip(path: Path) -> None:
-    """Raises UserError for a zip bomb and for a record that points out of the archive.
+def check_zip(path: Path, kind: str) -> None:
+    """Raises UserError for a zip bomb and for a record that points out of the archive. kind: what the file should be.
 
-    torch stores its records as they are, so what the archive declares cannot exceed the file.
+    torch and numpy store their records as they are, so what the archive declares cannot exceed the file.
     """
     refuse_missing(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception:  # a broken directory can make the reader fail in many ways
-        raise UserError(f"{path} is not a checkpoint of torch 1.6 or later: it is no whole zip archive") from None
+        raise UserError(f"{path} is not a {kind}: it is no whole zip archive") from None
     for entry in entries:
         record = f"{path} is refused: its record {shown(entry.filename)}"
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{record} is compressed, which torch never writes")
+            raise UserError(f"{record} is compressed, which torch.save and np.savez never do")
         if entry.filename.startswith(("/", "\\")) or ".." in entry.filename.replace("\\", "/").split("/"):
             raise UserError(f"{record} points out of the archive")
     declared = sum(entry.file_size for entry in entries)
@@ -269,6 +253,7 @@ def _check_zip(path: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, as it may stand in an error line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:120].rstrip(".") if lines else type(error).__name__

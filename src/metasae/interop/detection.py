@@ -14,9 +14,11 @@ from metasae.interop import checked
 from metasae.interop.outputs import refuse_taken
 from metasae.sae.layout import CONFIG, WEIGHTS
 
-SPARSIFY_WEIGHTS, DICTIONARY_WEIGHTS = "sae.safetensors", "ae.pt"
-# The formats of SAEs; `metasae` is our own folder.
-NAMES = ("metasae", "saelens", "sparsify", "dictionary_learning", "paper")
+SPARSIFY_WEIGHTS, DICTIONARY_WEIGHTS, GEMMA_SCOPE_WEIGHTS = "sae.safetensors", "ae.pt", "params.npz"
+# The formats of SAEs that are read; `metasae` is our own folder.
+NAMES = ("metasae", "saelens", "sparsify", "dictionary_learning", "paper", "gemma_scope")
+# Those of them that are written too.
+WRITTEN = NAMES[:-1]
 # The formats of an arm's firings, and the options that the command line has for each.
 FIRINGS = {"delphi": ("context",), "neuronpedia": ("context",), "paper_cache": ("context", "other")}
 # The files that a folder of each format has, in the order in which they are looked for: `ae.pt` is a .pt file too.
@@ -24,6 +26,7 @@ _FILES = {
     "saelens": (WEIGHTS, f"{WEIGHTS}.index.json"),
     "sparsify": (SPARSIFY_WEIGHTS, f"{SPARSIFY_WEIGHTS}.index.json"),
     "dictionary_learning": (DICTIONARY_WEIGHTS,),
+    "gemma_scope": (GEMMA_SCOPE_WEIGHTS,),
     "paper": ("*.pt",),
 }
 # The files of a folder on the hub that are fetched.
@@ -38,13 +41,16 @@ _FETCHED = (
     "sae.safetensors.index.json",
     "sae-*-of-*.safetensors",
     "ae.pt",
+    "params.npz",
 )
 PREFIX = "hf:"
 # a name in a path, neither . nor ..
 _NAME = r"(?!\.{1,2}(?:[/@]|$))"
 _REPO, _FOLDER = rf"{_NAME}[\w.-]+/{_NAME}[\w.-]+", rf"{_NAME}[^/@\\]+(?:/{_NAME}[^/@\\]+)*"
 _ADDRESS = re.compile(rf"hf:(?P<repo>{_REPO})(?:/(?P<folder>{_FOLDER})/*)?(?:@(?P<revision>[^@]+))?")
-_KNOWN_FILES = "sae_weights.safetensors, sae.safetensors, ae.pt or a .pt of the paper's code"
+_KNOWN_FILES = "sae_weights.safetensors, sae.safetensors, ae.pt, params.npz or a .pt of the paper's code"
+# Files that are an SAE each.
+_SINGLE = (".pt", ".npz")
 
 
 def detect(path: str | Path) -> str:
@@ -76,7 +82,7 @@ def sae_at(path: str | Path, format: str | None = None, thresholds: str | Path |
 
 
 def fetch(address: str) -> Path:
-    """The local folder (or `.pt` file) of an address, downloaded where it is not in the hub's cache.
+    """The local folder (or `.pt` or `.npz` file) of an address, downloaded where it is not in the hub's cache.
 
     Raises UserError for an address that is none, a hub that cannot be reached and a repository or folder that cannot be
     had.
@@ -98,9 +104,9 @@ def fetch(address: str) -> Path:
         )
     except Exception as error:  # the client raises its own, requests' and httpx's errors
         raise UserError(f"{address} cannot be had: {why or hub.reason(error)}") from None
-    place = Path(root, folder) if folder.endswith(".pt") or not folder else Path(root, folder).resolve()
+    place = Path(root, folder) if folder.endswith(_SINGLE) or not folder else Path(root, folder).resolve()
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        raise UserError(f"{address}: no SAE there; check the revision and the folder, or name its .pt file")
+        raise UserError(f"{address}: no SAE there; check the revision and the folder, or name its .pt or .npz file")
     return place
 
 
@@ -111,15 +117,11 @@ def latents_at(format: str, place: Path) -> int | None:
     return checked.count(checked.read_json(place / CONFIG), "d_sae", str(place / CONFIG))
 
 
-def notes_at(format: str, place: Path) -> dict | None:
-    """What metasae noted of an SAE's making (`metadata.metasae`: arm, seed, recipe).
-
-    None where only its weights tell.
-    """
-    where = str(place / CONFIG)
+def metadata_at(format: str, place: Path) -> dict | None:
+    """The metadata of an SAE in our layout, by its config. None where only its weights tell."""
     if format != "metasae":
         return None
-    return checked.table(checked.table(checked.read_json(place / CONFIG), "metadata", where), "metasae", where)
+    return checked.table(checked.read_json(place / CONFIG), "metadata", str(place / CONFIG))
 
 
 def primary_of(path: Path) -> Path:
@@ -162,6 +164,13 @@ def known_format(format: str) -> str:
     return format
 
 
+def written_format(format: str) -> str:
+    """As `known_format`, of those that SAEs are written in."""
+    if format in NAMES and format not in WRITTEN:
+        raise UserError(f"{format} is read, not written; choose one of {', '.join(WRITTEN)}")
+    return known_format(format)
+
+
 def arm_with_firings(folder: str | Path) -> Path:
     """An arm's folder, given it or its `primary`. Raises UserError where it keeps no firings."""
     folder = Path(folder)
@@ -184,6 +193,7 @@ def check_export(folder: str | Path, to: str, out: Path, options: dict) -> None:
             takers = ", ".join(format for format in FIRINGS if name in FIRINGS[format])
             raise UserError(f"--{name} goes with {takers}, not with {to}")
     if to in NAMES:
+        written_format(to)
         sae_at(folder)
     else:
         arm_with_firings(folder)
@@ -198,6 +208,8 @@ def _detected(path: Path) -> str | None:
         return next(names, None)
     if re.fullmatch(r"ae(_\d+)?\.pt", path.name):
         return "dictionary_learning"
+    if path.suffix == ".npz":
+        return "gemma_scope"
     return "paper" if path.suffix in (".pt", ".pth") else None
 
 
@@ -219,6 +231,8 @@ def _patterns(folder: str) -> list[str]:
     """The paths to fetch, as the hub's client takes them: shell patterns in which only ours are wild."""
     literal = re.sub(r"([\[*?])", r"[\1]", folder)
     above = _inside(literal.rpartition("/")[0])
+    if folder.endswith(".npz"):
+        return [literal]
     if folder.endswith(".pt"):
         # dictionary_learning keeps the config of its `checkpoints` one folder higher
         higher = _inside(above[:-1].rpartition("/")[0])

@@ -4,7 +4,8 @@
     AutoEncoderNew          relu(x E + e),  D f + decoder.bias
     GatedAutoEncoder        (u + gate_bias > 0) * relu(e^r_mag u + mag_bias),  u = (x - decoder_bias) E
     AutoEncoderTopK         the k largest of relu((x - b_dec) E + e) of each token
-    BatchTopKSAE            relu((x - b_dec) E + e), where above one threshold for all latents (-1: it was never set)
+    BatchTopKSAE            relu((x - b_dec) E + e), where above one threshold for all latents; -1 before it is first
+                            set, so that an SAE of few steps has none (`thresholds.py`)
     MatryoshkaBatchTopKSAE  alike, W_enc [d, n] and W_dec [n, d] under these names
     JumpReluAutoEncoder     relu(x W_enc + b_enc), where above a threshold per latent; b_dec is not subtracted from x
 
@@ -33,6 +34,7 @@ from metasae.interop.identities import (
     norms_into_encoder,
     tensors_of,
 )
+from metasae.interop.thresholds import refuse_other_sizes
 from metasae.sae.sae import SAE, SAEConfig
 
 CONFIG = "config.json"
@@ -81,6 +83,7 @@ def load(path: Path) -> SAE:
     kind = checked.choice(trainer, "dict_class", f"{where}: trainer", _CLASSES)
     state = checked.state_of(checked.read_pt(weights), weights)
     d, n = _size(state, str(weights))
+    refuse_other_sizes(trainer, {"activation_dim": d, "dict_size": n}, f"{where}: trainer")
     k = checked.count(trainer, "k", f"{where}: trainer", n) if kind in _WITH_K else 1
     if kind in _WITH_K and "k" in state and (state["k"].numel() != 1 or state["k"].item() != k):
         raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")

@@ -8,19 +8,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from metasae.interop import checked, dictionary_learning, paper, saelens, sparsify
-from metasae.interop.detection import PREFIX, arm_of_run, known_format, primary_of, sae_at
+from metasae.interop import checked, dictionary_learning, gemma_scope, paper, saelens, sparsify
+from metasae.interop.detection import PREFIX, arm_of_run, primary_of, sae_at, written_format
 from metasae.interop.identities import tensors_of
 from metasae.interop.outputs import new_folder
+from metasae.interop.thresholds import with_set_thresholds
 from metasae.sae import folder as own
 from metasae.sae.sae import SAE
 
-# name -> module with load(path) and save(sae, out, metadata)
+# name -> module with load(path) and, where it is of `WRITTEN`, save(sae, out, metadata)
 FORMATS: dict[str, ModuleType] = {
     "saelens": saelens,
     "sparsify": sparsify,
     "dictionary_learning": dictionary_learning,
     "paper": paper,
+    "gemma_scope": gemma_scope,
 }
 # Of a trained arm's measures what goes along: our name -> table and key in measures.json.
 _MEASURED = {
@@ -43,11 +45,12 @@ def load(
 ) -> SAE:
     """The SAE at `path` with the rule of inference it has there.
 
-    path: a run folder, an arm's folder, an SAE's folder, a `.pt` file, or `hf:OWNER/NAME/folder@revision`. arm, seed:
-    which SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None finds it out.
-    thresholds: the paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes where
-    another library's SAE came from. Raises UserError for a path without an SAE, an arm or seed that the run does not
-    have, damaged and hostile files, and what an SAE here cannot represent, with the reason.
+    path: a run folder, an arm's folder, an SAE's folder, a `.pt` or `.npz` file, or `hf:OWNER/NAME/folder@revision`.
+    arm, seed: which SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None finds
+    it out. thresholds: the paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes
+    where another library's SAE came from. A BatchTopK SAE whose thresholds its library never set has none
+    (`sae.threshold = None`) and is to be calibrated. Raises UserError for a path without an SAE, an arm or seed that
+    the run does not have, damaged and hostile files, and what an SAE here cannot represent, with the reason.
     """
     path = arm_of_run(path, arm, seed)
     name, place = sae_at(path, format, thresholds)
@@ -61,19 +64,21 @@ def load(
         notes = own.notes_of(sae.config.metadata, str(place))
         sae.config.architecture, sae.config.metadata = notes.architecture or sae.config.architecture, notes.metadata
         sae.config.k = notes.k if sae.config.rule == "threshold" else sae.config.k
+    else:
+        sae = with_set_thresholds(sae, name, str(place))
     source = {"format": name, "architecture": sae.config.architecture, "from": _source(path, place)}
     sae.config.metadata.setdefault("imported", source)
     return sae
 
 
 def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
-    """Writes an SAE, or the one at a path, to the folder `out` in a format of `NAMES`; gives the folder.
+    """Writes an SAE, or the one at a path, to the folder `out` in a format of `WRITTEN`; gives the folder.
 
     Metadata goes along: what the SAE has, and of a trained arm's `primary` folder the measured FVU, L0 and phi. Raises
     UserError, with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that
     is not empty.
     """
-    name, out = known_format(format), Path(out)
+    name, out = written_format(format), Path(out)
     measured = {} if isinstance(sae, SAE) else _measured(primary_of(Path(sae)))
     sae = sae if isinstance(sae, SAE) else load(sae)
     tensors_of(sae)

@@ -22,6 +22,7 @@ import torch
 
 from metasae.errors import UserError
 from metasae.interop import checked
+from metasae.interop.arrays import read_npy
 from metasae.interop.identities import REFUSED, SAETensors, assemble, centred, tensors_of
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -57,7 +58,7 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
     shapes |= {"threshold": (n,)} if kind == "jumprelu" else {}
     state = checked.take(checked.state_of(checkpoint["state_dict"], weights), shapes, where, ("threshold",))
     if kind != "jumprelu":
-        state["threshold"] = torch.zeros(n) if thresholds is None else checked.read_npy(thresholds, n)
+        state["threshold"] = torch.zeros(n) if thresholds is None else read_npy(thresholds, n)
     if selects:
         state["b_enc"] = torch.zeros(n)
     tensors = SAETensors(**state)

@@ -6,7 +6,7 @@
     gated        acts = (z W_enc + b_gate > 0) * relu(z W_enc e^r_mag + b_mag)
     topk         acts = relu of the k largest pre of each token
     batchtopk    in training, the k B largest of a batch; SAELens saves it for use as jumprelu at its `topk_threshold`,
-                 and so it is read. matryoshka_batchtopk alike
+                 and so it is read; 0 before it is first set (`thresholds.py`). matryoshka_batchtopk alike
     rescale_acts_by_decoder_norm: pre is multiplied by the norms of the decoder rows, and acts divided by them before
     W_dec
 

@@ -8,10 +8,13 @@ from metasae import files
 from metasae.arms.folder import Arm, RunFolder
 from metasae.arms.source import Source
 from metasae.compare.across import is_wanted
+from metasae.compare.tables import trained_otherwise
 from metasae.device import keep_freed_memory
 from metasae.errors import Interrupted, UserError
 from metasae.interop import load
+from metasae.interop.thresholds import said_of_l0, said_of_thresholds
 from metasae.jobs.conclude import across, conclude, print_conclusion
+from metasae.jobs.conditions import differences
 from metasae.jobs.pending import ACROSS, HARVEST, PLANTED, REPORT, measuring
 from metasae.jobs.start import Target, claimed
 from metasae.measures.firing.calibrate import Calibration
@@ -80,6 +83,7 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
         cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
     _refuse_widths(targets, widths, cache.d, source.recipe)
     reference = None
+    _say_conditions(targets, source)
     for target in targets:
         with progress.stage(measuring(target.name, target.seed)):
             reference = reference or reference_of(cache, spec, source.judge, progress, tokenizer=source.tokenizer)
@@ -87,6 +91,19 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
     if is_wanted(spec, progress):
         with progress.stage(ACROSS):
             across(out, progress, source.steering)
+
+
+def _say_conditions(targets: list[Target], source: Source) -> None:
+    """A line for each SAE that says it was trained otherwise than it is measured."""
+    for target in targets:
+        if different := _differences(target, source):
+            source.progress.say(trained_otherwise(f"{target.name}-s{target.seed}", different))
+
+
+def _differences(target: Target, source: Source) -> dict[str, list]:
+    if source.planted:
+        return {}
+    return differences(target.stated, source.recipe, source.host.bos_id is not None)
 
 
 def _refuse_widths(targets: list[Target], widths: list[int], d: int, recipe: Recipe) -> None:
@@ -118,6 +135,8 @@ def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> 
     if sae.threshold is not None and measured:
         return
     calibration = sae.config.metadata.get("calibration")
+    for line in said_of_thresholds(sae, f"{target.name}-s{target.seed}", spec.threshold):
+        source.progress.say(line)
     spikes = _spikes_met(target, sae, cache)
     result = measure_sae(
         sae,
@@ -133,5 +152,9 @@ def _measure_one(target: Target, arm: Arm, source: Source, cache, reference) -> 
         truth=spikes and spikes.truth_on(evaluation_of(cache, spec)),
         dtype=source.recipe.train.dtype,
     )
+    for line in said_of_l0(sae, f"{target.name}-s{target.seed}", result["conditions"]["l0_realised"]):
+        source.progress.say(line)
+    if different := _differences(target, source):
+        result["conditions"]["trained_otherwise"] = different
     sae.save(arm.folder / "primary")
     files.write_json(arm.folder / "measures.json", result)

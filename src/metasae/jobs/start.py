@@ -17,7 +17,9 @@ from metasae.arms.folder import RunFolder
 from metasae.device import check_device
 from metasae.doctor.sources import check_sources
 from metasae.errors import UserError
-from metasae.interop.detection import notes_at, sae_at
+from metasae.interop import checked
+from metasae.interop.detection import metadata_at, sae_at
+from metasae.jobs.conditions import Conditions, adopted
 from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
 from metasae.recipe.recipe import Recipe
@@ -102,7 +104,7 @@ def dry_run(recipe: Recipe, folder: Path, show: bool) -> dict:
 @dataclass(frozen=True)
 class Target:
     """An SAE in any format, the arm and seed it is measured as, its run's meta SAE and the recipe it was trained by,
-    where it has them.
+    where it has them. stated: how it says it was trained.
     """
 
     folder: Path
@@ -110,6 +112,7 @@ class Target:
     seed: int
     meta: Path | None
     recipe: dict | None
+    stated: Conditions
 
 
 @contextmanager
@@ -132,10 +135,14 @@ def claimed(
         raise UserError("no SAE to measure; give run folders or SAE folders")
     _refuse_same_names(targets)
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0])
-    resolved = Recipe.load(source, overrides)
+    resolved, lines = adopted(
+        [target.stated for target in targets], Recipe.load(source, overrides), [*(overrides or {})]
+    )
     check_tagged_files(resolved)
     check_device(device)
-    elsewhere = any(key.split(".")[0] in ("model", "hook") for key in overrides or {})
+    for line in lines:
+        progress.say(line)
+    elsewhere = any(key.split(".")[0] in ("model", "hook") and key != "model.bos" for key in overrides or {})
     for target in targets:
         _refuse_seen(target, resolved)
         if recipe is None and not elsewhere:
@@ -175,15 +182,18 @@ def find_targets(folder: Path) -> list[Target]:
     if (folder / "arms").is_dir():
         return [target for arm in RunFolder(folder).trained() for target in find_targets(arm.folder / "primary")]
     format, folder = sae_at(folder)
-    notes = notes_at(format, folder)
-    if notes is None:
+    metadata = metadata_at(format, folder)
+    if metadata is None:
         from metasae.interop import load
 
-        notes = load(folder).config.metadata.get("metasae", {})
+        metadata = load(folder).config.metadata
+    notes = checked.table(metadata, "metasae", str(folder))
     name = re.sub(r"\W+", "_", folder.resolve().name) or "sae"
     meta = folder.parent / "meta"
     own_meta = meta if notes and (meta / CONFIG).is_file() else None
-    return [Target(folder, notes.get("arm", name), notes.get("seed", 0), own_meta, notes.get("recipe"))]
+    recipe = notes.get("recipe")
+    stated = Conditions.of(metadata, recipe)
+    return [Target(folder, notes.get("arm", name), notes.get("seed", 0), own_meta, recipe, stated)]
 
 
 def recipe_of(target: Target) -> dict:

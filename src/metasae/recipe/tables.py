@@ -19,8 +19,8 @@ class Model(Table):
     file, `FILE.gguf` or `package:PKG/FILE.gguf`, is made into a folder in the user's cache when it is first read.
 
     revision: a branch, tag or commit on the hub. device_map: `auto` spreads the layers over all GPUs and, where they
-    are too small, the processor's memory (needs accelerate). trust_remote_code: the model's own code runs on this
-    machine.
+    are too small, the processor's memory (needs accelerate). bos: whether windows of a causal model begin with BOS;
+    false for SAEs that were trained without it. trust_remote_code: the model's own code runs on this machine.
     """
 
     name: str = Field("", description="a model on the hub, as OWNER/NAME")
@@ -35,6 +35,10 @@ class Model(Table):
     )
     device_map: Literal["", "auto"] = Field(
         "", description="auto spreads the layers over all GPUs and memory (needs accelerate)"
+    )
+    bos: Literal["auto", True, False] = Field(
+        "auto",
+        description="whether windows of a causal model begin with BOS; auto: where its tokenizer has one",
     )
     trust_remote_code: bool = Field(False, description="true: the model's own code runs on this machine")
 

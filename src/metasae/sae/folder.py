@@ -6,6 +6,7 @@ lies in `metadata`. Folders of other making, SAELens's further architectures amo
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def load(folder: str | Path) -> SAE:
     cfg, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
     config = _config(cfg, folder)
     _check(tensors, config, folder)
+    if config.rule == "threshold" and "trained_architecture" not in (cfg.get("metadata") or {}):
+        refuse_never_set(tensors["threshold"], str(folder))
     sae = SAE(config)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
         getattr(sae, name).data.copy_(tensors[name])
@@ -94,6 +97,23 @@ def load(folder: str | Path) -> SAE:
         # a copy like the weights: no view into the file, which may be deleted or written anew
         sae.threshold = tensors["threshold"].to(torch.float32, copy=True)
     return sae
+
+
+def never_set(threshold: torch.Tensor, dead: float = math.inf) -> bool:
+    """Whether none of the thresholds [n] says when a latent fires: each is 0 or below, infinite, or the mark `dead`."""
+    return not ((threshold > 0) & torch.isfinite(threshold) & (threshold != dead)).any()
+
+
+def refuse_never_set(threshold: torch.Tensor, where: str) -> None:
+    """Raises UserError for a JumpReLU SAE of other making in which no threshold [n] was ever set.
+
+    By its rule it would be a ReLU SAE, and that is what another library leaves when it saves too early.
+    """
+    if never_set(threshold):
+        raise UserError(
+            f"{where}: none of its thresholds was ever set (all are 0, below or infinite); save the SAE again with "
+            "them, or set architecture to 'standard' in its config if it is a plain ReLU SAE"
+        )
 
 
 def _config(cfg: Any, folder: Path) -> SAEConfig:

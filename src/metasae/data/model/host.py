@@ -32,23 +32,31 @@ class Host:
     """A model, its tokenizer and one hook point.
 
     `d`: width of the hooked tensor. `causal`: whether the model predicts the next token. `bos_id`: the id every window
-    starts with, or None. `special_ids`: of tokens that are no text. `gguf`: where the model's numbers come from, None
-    for one that was no GGUF file. Windows given to `activations` and `output` are padded on the right.
+    starts with, or None; bos: as `model.bos` of a recipe. `special_ids`: of tokens that are no text. `gguf`: where the
+    model's numbers come from, None for one that was no GGUF file. Windows given to `activations` and `output` are
+    padded on the right.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer, point: str, causal: bool, name: str = "", folder: Path | None = None
+        self,
+        model: nn.Module,
+        tokenizer,
+        point: str,
+        causal: bool,
+        name: str = "",
+        folder: Path | None = None,
+        bos: bool | str = "auto",
     ):
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.point, self.causal = tokenizer, point, causal
-        self._folder, self.gguf = folder, GGUFNote.of(folder)
+        self._folder, self._bos, self.gguf = folder, bos, GGUFNote.of(folder)
         text_config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
         n_layers = getattr(text_config, "num_hidden_layers", None)
         self.name = name or type(model).__name__
         if not n_layers:
             raise UserError(f"'{self.name}' is a {model.config.model_type} model, not one stack of transformer layers")
         self._place = hooks.resolve(model, point, model.config.model_type, n_layers)
-        self.frame = Frame.of(tokenizer, causal)
+        self.frame = Frame.of(tokenizer, causal, bos)
         self.bos_id = self.frame.prefix[0] if self.frame.prefix else None
         self.pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         self.special_ids = special_ids(tokenizer)
@@ -60,14 +68,14 @@ class Host:
         """Loads a model from a folder, an installed package or the hub.
 
         Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer,
-        and an unknown hook point.
+        an unknown hook point, and a BOS that is asked for and not there.
         """
         loaded, tokenizer, causal = load_model(model, torch.device(device))
-        return cls(loaded, tokenizer, point, causal, model.source, local_folder(model))
+        return cls(loaded, tokenizer, point, causal, model.source, local_folder(model), model.bos)
 
     def at(self, point: str) -> "Host":
         """The same loaded model at another hook point. Raises UserError for an unknown one."""
-        return Host(self.model, self.tokenizer, point, self.causal, self.name, self._folder)
+        return Host(self.model, self.tokenizer, point, self.causal, self.name, self._folder, self._bos)
 
     @property
     def in_words(self) -> str:

@@ -30,17 +30,29 @@ Item = TypeVar("Item")
 class Frame:
     """The special tokens round every window: BOS for causal models, [CLS] and [SEP] for encoders.
 
-    Nothing where the model has none.
+    Nothing where the model has none. unwanted: what documents may bring along at their beginning instead of the prefix,
+    where windows are asked for without BOS.
     """
 
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
+    unwanted: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, tokenizer, causal: bool) -> "Frame":
+    def of(cls, tokenizer, causal: bool, bos: bool | str = "auto") -> "Frame":
+        """bos: `model.bos` of a recipe. Raises UserError for a BOS that the tokenizer does not have, and where an
+        encoder's special tokens are asked about.
+        """
+        if bos != "auto" and not causal:
+            raise UserError(
+                "model.bos is of causal models, and windows of an encoder have [CLS] and [SEP]; set model.bos=auto"
+            )
         first = tokenizer.bos_token_id if causal else tokenizer.cls_token_id
         last = None if causal else tokenizer.sep_token_id
-        return cls(() if first is None else (first,), () if last is None else (last,))
+        if bos is True and first is None:
+            raise UserError("model.bos=true, and the tokenizer has no BOS token; set model.bos=auto")
+        start = () if first is None else (first,)
+        return cls((), unwanted=start) if bos is False else cls(start, () if last is None else (last,))
 
     def room(self, context: int) -> int:
         """The document's own tokens that fit into a window of `context` tokens."""
@@ -53,9 +65,9 @@ class Frame:
 
     def taken_off(self, ids: list[int]) -> list[int]:
         """Ids without the special tokens that stand at their ends already and would be written a second time."""
-        first, end, last = 0, len(ids), len(self.suffix)
-        while self.prefix and tuple(ids[first : first + len(self.prefix)]) == self.prefix:
-            first += len(self.prefix)
+        first, end, last, start = 0, len(ids), len(self.suffix), self.prefix or self.unwanted
+        while start and tuple(ids[first : first + len(start)]) == start:
+            first += len(start)
         while last and end - last >= first and tuple(ids[end - last : end]) == self.suffix:
             end -= last
         return ids[first:end]

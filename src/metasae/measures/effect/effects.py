@@ -9,7 +9,8 @@ p = softmax a:
     KL(clean || changed)        sum_v p_v (a_v - b_v) - A + B
     sum_v p_v (a_v - b_v)       sum_v e^(a_v - m) (a_v - b_v) / sum_v e^(a_v - m)
 
-Each sum is made slice by slice and rescaled when m rises; within a slice in fp32, over slices in float64.
+Each sum is made slice by slice and rescaled when m rises; within a slice in fp32, over slices in float64 (in fp32 on
+Apple's GPUs).
 """
 
 import math
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metasae.data.model.readout import LinearReadOut, WholeLogits
+from metasae.device import widest
 from metasae.errors import UserError
 from metasae.measures.firing.firings import document_blocks
 
@@ -55,22 +57,23 @@ class _Running:
     """Sums over slices of one set of logits: e^(a - m), and of e^(a - m) (a - b) for others b."""
 
     def __init__(self, targets_N: Tensor):
-        shape = {"size": targets_N.shape, "dtype": torch.float64, "device": targets_N.device}
+        shape = {"size": targets_N.shape, "dtype": widest(targets_N.device), "device": targets_N.device}
         self.highest = torch.full(fill_value=-torch.inf, **shape)
         self.total, self.target = torch.zeros(**shape), torch.zeros(**shape)
         self.moved: dict[str, Tensor] = {}
 
     def add(self, logits: Tensor, others: dict[str, Tensor]) -> None:
-        highest = torch.maximum(self.highest, logits.max(dim=1).values.double())
+        highest = torch.maximum(self.highest, logits.max(dim=1).values.to(self.highest.dtype))
         rescale = torch.exp(self.highest - highest)
         share = torch.exp(logits - highest[:, None].float())
-        self.total = self.total * rescale + share.sum(1).double()
+        self.total = self.total * rescale + share.sum(1).to(self.total.dtype)
         for name, other in others.items():
-            self.moved[name] = self.moved.get(name, 0.0) * rescale + (share * (logits - other)).sum(1).double()
+            moved = (share * (logits - other)).sum(1).to(self.total.dtype)
+            self.moved[name] = self.moved.get(name, 0.0) * rescale + moved
         self.highest = highest
 
     def logsumexp(self) -> Tensor:
-        return self.highest.float().double() + self.total.log()
+        return self.highest.float().to(self.total.dtype) + self.total.log()
 
 
 def _of_rows(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> tuple[Numbers, Numbers]:
@@ -80,7 +83,7 @@ def _of_rows(readout: ReadOut, hidden: dict[str, Tensor], targets_N: Tensor) -> 
         others = {name: values for name, values in logits.items() if name != "clean"}
         inside = ((targets_N >= start) & (targets_N < end)).nonzero().squeeze(1)
         for name, sums in running.items():
-            sums.target[inside] = logits[name][inside, targets_N[inside] - start].double()
+            sums.target[inside] = logits[name][inside, targets_N[inside] - start].to(sums.target.dtype)
             sums.add(logits[name], others if name == "clean" else {})
     ce = {name: sums.logsumexp() - sums.target for name, sums in running.items()}
     clean = running["clean"]
@@ -141,7 +144,7 @@ class _Effect:
     def piece(self, clean: Tensor, changed: dict[str, Tensor], batch: Batch) -> Piece:
         """clean, changed: [b, t, D]."""
         kinds = self._values(clean, changed, batch)
-        return [{name: value.double().cpu().numpy() for name, value in values.items()} for values in kinds]
+        return [{name: value.cpu().double().numpy() for name, value in values.items()} for values in kinds]
 
     def check(self, pieces: Sequence[Piece]) -> None:
         """Refuses a reference that no model that reads its text gives; nothing where no number says so."""
@@ -170,7 +173,7 @@ class EncoderEffect(_Effect):
         for name, state in changed.items():
             tokens[name] = cosine_distance(clean, state)[own]
             # the sum over a window: a positive factor leaves the cosine as it is
-            windows[name] = cosine_distance((clean.double() * mask).sum(1), (state.double() * mask).sum(1))
+            windows[name] = cosine_distance((_wide(clean) * mask).sum(1), (_wide(state) * mask).sum(1))
         return tokens, windows
 
     def _numbers(self, tokens: dict[str, float], windows: dict[str, float]) -> dict[str, float]:
@@ -183,7 +186,11 @@ class EncoderEffect(_Effect):
 
 def cosine_distance(clean: Tensor, changed: Tensor) -> Tensor:
     """Hidden states [..., D] -> 1 - cos, float64 [...]."""
-    return 1 - nn.functional.cosine_similarity(clean.double(), changed.double(), dim=-1)
+    return 1 - nn.functional.cosine_similarity(_wide(clean), _wide(changed), dim=-1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(widest(x.device))
 
 
 @dataclass

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from metasae.data.model.host import Host
 from metasae.data.text.windows import Window, pad
+from metasae.device import widest
 from metasae.measures.effect.effects import cosine_distance
 from metasae.measures.effect.output import LOGITS_AT_ONCE, windows_of
 from metasae.measures.firing.firings import Firings
@@ -209,5 +210,6 @@ def _stepped(sae: SAE, rows: Tensor, columns: Tensor, steps: Tensor) -> Callable
 
 def _divergence(clean: Tensor, changed: Tensor) -> Tensor:
     """Logits [t, V] -> KL(clean || changed) in nats, float64 [t]."""
-    log_p, log_q = clean.double().log_softmax(-1), changed.double().log_softmax(-1)
+    wide = widest(clean.device)
+    log_p, log_q = clean.to(wide).log_softmax(-1), changed.to(wide).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)

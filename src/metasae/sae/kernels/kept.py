@@ -75,8 +75,8 @@ class Kept:
 
     def latent_sums(self, values: Tensor) -> Tensor:
         """Sum of values [K] per latent, fp32 [n], each latent's entries added in an order that is always the same."""
-        if values.device.type == "cuda":
-            # there index_add_ adds in whatever order it comes to
+        if values.device.type != "cpu":
+            # on a GPU index_add_ adds in whatever order it comes to
             return _segment_sums(self.latents, values, self.n_latents)
         out = torch.zeros(self.n_latents, dtype=values.dtype, device=values.device)
         return out.index_add_(0, self.latents.long(), values)

@@ -1,0 +1,77 @@
+"""Thresholds that another library never set, told from those that it did.
+
+BatchTopK SAEs are trained without a threshold. The libraries estimate one beside the training, from some step on, and
+keep it in a buffer that begins with a mark: -1 in dictionary_learning, 0 in SAELens. Read as a threshold, the mark
+makes a ReLU SAE of it with many times its k. The paper's script writes 10.0 for a latent that never fired.
+"""
+
+import math
+
+from metasae.errors import UserError
+from metasae.sae.folder import never_set, refuse_never_set
+from metasae.sae.sae import SAE
+
+# Architectures, by the names that their libraries have for them, that keep k; the paper's topk may have thresholds too.
+WITH_K = ("batchtopk", "matryoshka_batchtopk", "matryoshka", "topk")
+# In `thresholds_*.npy` of the paper's code, a latent that never fired.
+PAPER_DEAD = 10.0
+# L0 is told apart from k where one is so many times the other.
+FAR = 1.5
+
+
+def with_set_thresholds(sae: SAE, format: str, where: str) -> SAE:
+    """The SAE as another library left it; without thresholds, `sae.threshold = None`, where they were never set but its
+    k says what they are for.
+
+    Such an SAE is calibrated to its k by `metasae measure`, and neither encodes nor can be written before. Changes
+    `sae`. Raises UserError for a JumpReLU SAE whose thresholds were never set, as nothing says what they should be.
+    """
+    kind, threshold = sae.config.architecture, sae.threshold
+    if sae.config.rule != "threshold":
+        return sae
+    if kind in WITH_K:
+        dead = PAPER_DEAD if format == "paper" else math.inf
+        sae.threshold = None if never_set(threshold, dead) else threshold
+    elif kind == "jumprelu":
+        refuse_never_set(threshold, where)
+    return sae
+
+
+def said_of_thresholds(sae: SAE, label: str, rule: str) -> list[str]:
+    """What whoever measures an SAE should know of its thresholds beforehand. rule: by which they are calibrated."""
+    if sae.threshold is None:
+        return [
+            f"{label} comes without thresholds, which its library never set; they are calibrated to its k = "
+            f"{sae.config.k} by measure.threshold = {rule}"
+        ]
+    if sae.config.architecture == "batchtopk" and sae.config.rule == "topk":
+        return [
+            f"{label} is a BatchTopK SAE without thresholds beside it; it keeps the k = {sae.config.k} largest of each "
+            "token, as its own encode does"
+        ]
+    return []
+
+
+def said_of_l0(sae: SAE, label: str, l0: float) -> list[str]:
+    """What should be known of an imported BatchTopK SAE whose thresholds let through far more or less than its k: an
+    estimate that was begun and not finished cannot be told from its file.
+    """
+    k, kind = sae.config.k, sae.config.architecture
+    of_others = "imported" in sae.config.metadata and kind in WITH_K and sae.config.rule == "threshold"
+    if not of_others or k / FAR <= l0 <= k * FAR:
+        return []
+    return [
+        f"{label} fires on {l0:.3g} latents a token, and was trained to keep k = {k}: its threshold may not be that of "
+        "the finished SAE, or the text not that of its training"
+    ]
+
+
+def refuse_other_sizes(trainer: dict, sizes: dict[str, int], where: str) -> None:
+    """Raises UserError where a config gives another size than the weights have.
+
+    sizes: key -> the size that the weights have. A config that gives none, or a mark as -1, leaves it to the weights.
+    """
+    for key, size in sizes.items():
+        value = trainer.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and value != size:
+            raise UserError(f"{where}: {key} is {value}, the weights have {size}; give the config that belongs to them")
