@@ -166,10 +166,15 @@ def _least(quantity: Quantity, entry: dict) -> str:
     if entry.get("smallest") is None or is_clear(entry):
         return ""
     if not quantity.relative:
-        return f"only {100 * entry['smallest']:.2g} pp or more could be told"
+        return f"only {_short(100 * entry['smallest'])} pp or more could be told"
     if not entry["b"]:
         return ""
-    return f"only {100 * entry['smallest'] / abs(entry['b']):.2g}% or more could be told"
+    return f"only {_short(100 * entry['smallest'] / abs(entry['b']))}% or more could be told"
+
+
+def _short(value: float) -> str:
+    """Two digits, and never a power of ten."""
+    return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
 
 
 def _clear(rows: list[Row], way: str) -> list[Row]:
