@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
+from metasae.encodings import readable
 from metasae.errors import UserError
-from metasae.explore.store.open_store import readable
 
 MOST_TOKENS = 1_000
 
