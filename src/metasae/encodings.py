@@ -19,8 +19,8 @@ _MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 _SAMPLE = 4096
-# UTF-16 without a mark: the halves of its letters that say the alphabet are of few kinds, and one in ten at least is NUL,
-# as in every space and digit.
+# UTF-16 without a mark: the halves of its letters that say the alphabet are of few kinds, and one in ten at least is
+# NUL, as in every space and digit.
 _NULS, _SHARE, _ALPHABETS = 6, 0.1, 8
 
 

@@ -51,7 +51,10 @@ def test_half_an_emoji_is_one_unknown_character(tmp_path, name, body):
 def test_half_an_emoji_in_chats_and_in_tables_of_others(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")
-    messages = [{"role": "user", "content": HALF}, {"role": "user", "content": [{"text": "\ud83d"}, {"text": "\ude00"}]}]
+    messages = [
+        {"role": "user", "content": HALF},
+        {"role": "user", "content": [{"text": "\ud83d"}, {"text": "\ude00"}]},
+    ]
     (chat,) = read(written(tmp_path / "x.jsonl", json.dumps({"messages": messages}).encode()))
     assert [message["content"] for message in chat.messages] == [MENDED, "\U0001f600"]
     raw = HALF.encode("utf-8", "surrogatepass")
@@ -101,7 +104,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path, name, body):
 
 
 def test_marked_recipes_and_sentences(tmp_path):
-    path = written(tmp_path / "x.toml", '[train]\r\nlr = 0.5\r\n'.encode("utf-8-sig"))
+    path = written(tmp_path / "x.toml", "[train]\r\nlr = 0.5\r\n".encode("utf-8-sig"))
     assert Recipe.load(path).train.lr == 0.5
     line = json.dumps(SENSE)
     for name in ("x.jsonl", "x.jsonl.gz"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metasae.data.model.host import Host
+from metasae.data.text.plain import MARK, Plain
 from metasae.data.text.text import files_within
 from metasae.data.text.windows import Window, pad
 from metasae.encodings import UNPACKING, lines_of, readable
@@ -96,15 +97,8 @@ def tokenised(host: Host, sentences: Iterable[str], what: str) -> Iterator[tuple
         raise UserError(
             f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; {what} need a fast one"
         )
-    encoded = host.tokenizer(
-        list(sentences),
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    # a letter for a letter, as stretches are counted in letters
+    return iter(Plain(host.tokenizer).placed([sentence.replace(MARK, "\ufffd") for sentence in sentences]))
 
 
 def tokens_within(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[int]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from metasae.data.model import calls, hooks
 from metasae.data.model.host import Host
 from metasae.data.model.quiet import quiet
+from metasae.data.text.windows import prompt_ids
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.recipe import recipe
@@ -244,9 +245,7 @@ def _continued(host: Host, prompts: Sequence[str], tokens: int, seed: int | None
         raise UserError(
             f"'{host.name}' is an encoder and writes no text; use `with metasae.steer(...)` round its forward pass"
         )
-    encoded = [
-        [*host.frame.prefix, *host.tokenizer(prompt, add_special_tokens=False)["input_ids"]] for prompt in prompts
-    ]
+    encoded = [[*host.frame.prefix, *prompt_ids(host.tokenizer, prompt, host.frame)] for prompt in prompts]
     longest, shortest = max(map(len, encoded)), min(map(len, encoded))
     if not shortest:
         raise UserError("a prompt is empty and this model has no BOS token to start from; give some text")

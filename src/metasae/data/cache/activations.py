@@ -275,6 +275,8 @@ def _run(
                 cursor = turn[-1][1]
                 for writer in writers:
                     writer.note_at_times(cursor)
+            if said := feed.plain.said:
+                progress.say(f"note: {said}")
         except KeyboardInterrupt:
             for writer in writers:
                 writer.note(cursor)

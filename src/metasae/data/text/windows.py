@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from metasae.data.text import text as texts
+from metasae.data.text.plain import MARK, OPTIONS, Plain
 from metasae.data.text.records import Document, TokenIds, content_of, kind_of
 from metasae.data.text.templates import as_text, known_ids
+from metasae.encodings import readable
 from metasae.errors import UserError
 from metasae.recipe import recipe
 
@@ -84,19 +86,19 @@ def cut(tokens: np.ndarray, document: int, room: int) -> Iterator[Window]:
 
 
 def tokenise(
-    tokenizer, numbered: Iterable[tuple[int, Document]], frame: Frame
+    tokenizer, numbered: Iterable[tuple[int, Document]], frame: Frame, plain: Plain | None = None
 ) -> Iterator[tuple[int, Document, np.ndarray]]:
     """(number, document) -> (number, document, tokens int32 [t]) without the frame's tokens, many documents to a call.
 
-    Chats are written with the tokenizer's chat template, token ids are taken as they are. Raises UserError for a
-    tokenizer without a template, a chat that its template refuses, and ids that the tokenizer does not know.
+    Chats are written with the tokenizer's chat template, token ids are taken as they are. Special tokens that a text or
+    a message names are plain text; plain: reads them, and counts the texts. Raises UserError for a tokenizer without a
+    template, a chat that its template refuses, and ids that the tokenizer does not know.
     """
-    off = ("add_special_tokens", "truncation", "padding", "verbose", "return_attention_mask", "return_token_type_ids")
-    options = dict.fromkeys(off, False)
+    plain = plain or Plain(tokenizer)
     most = cache(lambda: max(tokenizer.get_vocab().values()))
     for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS):
-        strings = [as_text(tokenizer, document) for _, document in batch if not isinstance(document, TokenIds)]
-        encoded = iter(tokenizer(strings, **options)["input_ids"] if strings else ())
+        strings = [as_text(plain, document) for _, document in batch if not isinstance(document, TokenIds)]
+        encoded = iter(plain.ids(strings))
         for number, document in batch:
             if isinstance(document, str):
                 ids = next(encoded)
@@ -105,6 +107,14 @@ def tokenise(
             else:
                 ids = frame.taken_off(next(encoded))
             yield number, document, np.asarray(ids, dtype=np.int32)
+
+
+def prompt_ids(tokenizer, prompt: str, frame: Frame) -> list[int]:
+    """The ids of a text that somebody typed, without the frame's tokens, also where they were typed too.
+
+    Other special tokens are meant where they are typed, as in a chat that was written out.
+    """
+    return frame.taken_off(tokenizer(readable(prompt.replace(MARK, "")), **OPTIONS)["input_ids"])
 
 
 def grouped(items: Iterable[Item], size_of: Callable[[Item], int], size: int) -> Iterator[list[Item]]:
@@ -166,6 +176,7 @@ class Feed:
         self.frame, self.room = frame, frame.room(text.context)
         self.start = start or Cursor(dict.fromkeys(wanted, 0))
         self.found, self.filled = dict(self.start.found), dict(self.start.filled)
+        self.plain = Plain(tokenizer)
         # kind -> documents used of that kind
         self.kinds: Counter[str] = Counter()
         self._document, self._given = self.start.document, self.start.given
@@ -180,7 +191,7 @@ class Feed:
 
         Raises UserError when the documents are not those that `start` was made from.
         """
-        for number, document, ids in tokenise(self.tokenizer, self._needed(source), self.frame):
+        for number, document, ids in tokenise(self.tokenizer, self._needed(source), self.frame, self.plain):
             split = texts.split_of(document, self.text)
             if number != self.start.document:
                 if self.found[split] >= self.wanted[split]:

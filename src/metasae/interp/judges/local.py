@@ -18,6 +18,8 @@ from torch import Tensor
 from metasae.data.model.calls import caches_in
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder
+from metasae.data.text.plain import MARK, Plain
+from metasae.data.text.templates import written
 from metasae.data.text.text import state_of_file
 from metasae.errors import UserError
 from metasae.interp.replies import Ask, Reply
@@ -50,6 +52,7 @@ class LocalJudge:
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(f"'{place}' has no chat template; name an instruction-tuned model, whose tokenizer has one")
         self.model, self.tokenizer, self.batch = loaded.eval(), tokenizer, batch
+        self._plain = Plain(tokenizer)
         self.name = f"local:{place} {_digest(local_folder(where), loaded)}"
         self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
         listed = [getattr(getattr(loaded, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
@@ -60,7 +63,7 @@ class LocalJudge:
 
     def answer_many(self, asks: Sequence[Ask]) -> list[Reply]:
         """Raises UserError for a question longer than the model reads, and when memory is short."""
-        prompts = [self.tokenizer(self.rendered(ask), add_special_tokens=False)["input_ids"] for ask in asks]
+        prompts = self._plain.ids([self._written(ask) for ask in asks])
         longest = max(map(len, prompts))
         if self._room is not None and longest >= self._room:
             raise UserError(
@@ -84,10 +87,14 @@ class LocalJudge:
 
     def rendered(self, ask: Ask) -> str:
         """The question as the chat template writes it. Templates that know no system message get both as the user's."""
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return self._written(ask).replace(MARK, "")
+
+    def _written(self, ask: Ask) -> str:
+        """The same with the template's own special tokens marked, as a window of text may name some too."""
+        options = {"add_generation_prompt": True, "enable_thinking": False}
         for messages in (ask.messages, [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}]):
             try:
-                return self.tokenizer.apply_chat_template(messages, **options)
+                return written(self._plain, messages, **options)
             except Exception as error:
                 # a template raises an error of its own kind where it refuses a role
                 why = " ".join(str(error).split())
