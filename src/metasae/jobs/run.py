@@ -27,7 +27,7 @@ from metasae.data.cache.cache import ActivationCache, is_held
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.fit import refuse_what_cannot_fit
-from metasae.errors import Interrupted
+from metasae.errors import Dropped, Interrupted
 from metasae.jobs import pending, start
 from metasae.jobs.conclude import across, conclude, print_conclusion, print_next_steps, store
 from metasae.jobs.pending import bring_up_to_date, is_measured, measured_otherwise, said_of
@@ -89,6 +89,8 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
                 return job.go()
     except Interrupted as error:
         raise Interrupted(f"{error}. Go on with: {_command(folder, device, ranks)}") from None
+    except Dropped as error:
+        raise Dropped(f"{error}: {_command(folder, device, ranks)}") from None
     except KeyboardInterrupt:
         # all but training stops so, and training at a second Ctrl-C
         kept = f"stopped at once ({stop.doing}); what is finished is kept"

@@ -21,7 +21,7 @@ from metasae.data.text.plain import MARK, OPTIONS, Plain
 from metasae.data.text.records import Document, TokenIds, content_of, kind_of
 from metasae.data.text.templates import as_text, known_ids
 from metasae.encodings import readable
-from metasae.errors import UserError
+from metasae.errors import Dropped, UserError
 from metasae.recipe import recipe
 
 BATCH_CHARACTERS = 1_000_000
@@ -96,7 +96,7 @@ def tokenise(
     """
     plain = plain or Plain(tokenizer)
     most = cache(lambda: max(tokenizer.get_vocab().values()))
-    for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS):
+    for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS, rest=True):
         strings = [as_text(plain, document) for _, document in batch if not isinstance(document, TokenIds)]
         encoded = iter(plain.ids(strings))
         for number, document in batch:
@@ -117,17 +117,29 @@ def prompt_ids(tokenizer, prompt: str, frame: Frame) -> list[int]:
     return frame.taken_off(tokenizer(readable(prompt.replace(MARK, "")), **OPTIONS)["input_ids"])
 
 
-def grouped(items: Iterable[Item], size_of: Callable[[Item], int], size: int) -> Iterator[list[Item]]:
-    """Consecutive items in groups of `size` together, or a little more; the last group is smaller."""
-    group, reached = [], 0
-    for item in items:
-        group.append(item)
-        reached += size_of(item)
-        if reached >= size:
-            yield group
-            group, reached = [], 0
+def grouped(
+    items: Iterable[Item], size_of: Callable[[Item], int], size: int, rest: bool = False
+) -> Iterator[list[Item]]:
+    """Consecutive items in groups of `size` together, or a little more; the last group is smaller.
+
+    rest: where the source breaks off (Dropped), what came before is given as the last group, and then the error raised.
+    """
+    group, reached, dropped = [], 0, None
+    try:
+        for item in items:
+            group.append(item)
+            reached += size_of(item)
+            if reached >= size:
+                yield group
+                group, reached = [], 0
+    except Dropped as error:
+        if not rest:
+            raise
+        dropped = error
     if group:
         yield group
+    if dropped:
+        raise dropped
 
 
 def pad(windows: list[Window], frame: Frame, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
