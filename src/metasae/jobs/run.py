@@ -36,6 +36,7 @@ from metasae.progress.stages import Stage
 from metasae.progress.stop import StopRequest
 from metasae.ranks.lanes import side_by_side
 from metasae.ranks.ranks import ALONE, Ranks, joined
+from metasae.recipe.meaning import notes_on
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE
 from metasae.recipe.resolve import resolve
@@ -79,7 +80,7 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
     """The run of this process among `ranks`. The first alone compares SAEs, writes the report and gives the result."""
     keep_freed_memory()
     progress = Progress(show)
-    for note in recipe.notes:
+    for note in notes_on(recipe):
         progress.say(f"note: {note}")
     stop = StopRequest(progress.answer if ranks.first else None)
     try:

@@ -20,6 +20,7 @@ from metasae.errors import UserError
 from metasae.interop.detection import notes_at, sae_at
 from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
+from metasae.recipe.meaning import refuse_unmeasurable
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.resolve import check_tagged_files, first_difference
 from metasae.sae.layout import CONFIG
@@ -133,6 +134,7 @@ def claimed(
     _refuse_same_names(targets)
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0])
     resolved = Recipe.load(source, overrides)
+    refuse_unmeasurable(resolved)
     check_tagged_files(resolved)
     check_device(device)
     elsewhere = any(key.split(".")[0] in ("model", "hook") for key in overrides or {})
