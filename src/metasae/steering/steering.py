@@ -23,6 +23,7 @@ from metasae.data.model import calls, hooks
 from metasae.data.model.host import Host
 from metasae.data.model.quiet import quiet
 from metasae.data.text.windows import prompt_ids
+from metasae.encodings import readable
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.recipe import recipe
@@ -207,6 +208,8 @@ def run_steer(
     refuse.
     """
     requested = check_request(folder, edits, prompts, tokens)
+    # a terminal of another encoding gives halves of characters, which cannot be printed either
+    prompts = [readable(prompt) for prompt in prompts]
     sae = load(folder)
     requested = _checked(requested, sae)
     point = point or sae.config.metadata.get("hook_name")
