@@ -24,8 +24,6 @@ MODEL = {"model": {"path": "somewhere"}}
         ({"harvest.tokens": 2047}, "harvest.tokens = 2,047 fills no batch of train.batch = 2,048"),
         ({"harvest.window_tokens": 100}, "harvest.window_tokens = 100 fills no batch of train.batch = 2,048"),
         # 489 steps
-        ({"train.warmup": 489}, "train.warmup = 489 steps never ends within the 489 of the training"),
-        ({"train.warmup": 10_000}, "train.warmup = 10,000 steps never ends within the 489"),
         ({"train.n_primary_steps": 490}, "train.n_primary_steps = 490 is more than the 489 steps .* 'control'"),
         ({"train.penalty_start": 1.0}, "train.penalty_start = 1 of 489 steps leaves none on which 'joint'"),
         ({"spikes.n": 4000}, "spikes.n = 4,000 known features are more than the sae.n = 3,072 latents"),
@@ -63,6 +61,8 @@ def test_what_can_be_meant_is_taken(values):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
+        ({"train.warmup": 489}, "train.warmup = 489 steps never ends within the 489 of the training, so that train.lr"),
+        ({"train.warmup": 10_000}, "train.warmup = 10,000 steps never ends within the 489"),
         ({"train.warmup": 300, "train.decay": 0.5}, "warmup = 300 steps and train.decay = 0.5 of 489 overlap"),
         (
             {"train.dead_after": 1_000_000},
@@ -124,5 +124,5 @@ def test_a_sweep_refuses_such_a_cell(build, tmp_path):
     from metasae.sweep.launch import sweep
 
     model = {"model.path": str(build("gpt2")), "text.source": "docs"}
-    with pytest.raises(UserError, match=r"train.warmup = 900 steps never ends within the 489"):
-        sweep("local", ["train.warmup=10,900"], out=tmp_path / "sweep", overrides=model, show=False)
+    with pytest.raises(UserError, match=r"train.n_primary_steps = 900 is more than the 489 steps"):
+        sweep("local", ["train.n_primary_steps=10,900"], out=tmp_path / "sweep", overrides=model, show=False)
