@@ -22,7 +22,7 @@ def refuse_what_cannot_be_meant(recipe: Recipe) -> None:
 
 
 def refuse_unmeasurable(recipe: Recipe) -> None:
-    """Raises UserError where the held-out tokens fill no window, or a judging meta SAE keeps more rows than it has."""
+    """Raises UserError where the held-out tokens fill no window."""
     spec, context = recipe.measure, recipe.text.context
     for key in () if recipe.text.source == "planted" else ("tokens", "calibration_tokens"):
         tokens = getattr(spec, key)
@@ -31,12 +31,6 @@ def refuse_unmeasurable(recipe: Recipe) -> None:
                 f"measure.{key} = {tokens:,} is less than one window of text.context = {context:,} tokens; "
                 f"set measure.{key}={context} or more"
             )
-    judge = max(1, round(spec.meta_n * recipe.sae.n))
-    if spec.meta_k > judge:
-        raise UserError(
-            f"measure.meta_k = {spec.meta_k} is more than the {judge} latents of the judging meta SAE "
-            f"(measure.meta_n = {spec.meta_n:g} of sae.n = {recipe.sae.n:,}); set measure.meta_k={judge} or less"
-        )
 
 
 def notes_on(recipe: Recipe) -> list[str]:
@@ -137,6 +131,12 @@ def _doubts_of_measuring(recipe: Recipe) -> Iterator[str]:
     spec = recipe.measure
     if spec.meta_n >= 1:
         yield f"measure.meta_n = {spec.meta_n:g} gives judging meta SAEs no fewer latents than rows: they can copy them"
+    judge = max(1, round(spec.meta_n * recipe.sae.n))
+    if spec.meta_k > judge:
+        yield (
+            f"measure.meta_k = {spec.meta_k} is more than the {judge} latents of the judging meta SAE (measure.meta_n = "
+            f"{spec.meta_n:g} of sae.n = {recipe.sae.n:,}), so that it keeps all of them"
+        )
     if spec.batch_topk and not spec.output_tokens:
         yield "measure.batch_topk measures nothing with measure.output_tokens = 0"
     if spec.labels and not spec.concepts:
