@@ -134,8 +134,8 @@ def _doubts_of_measuring(recipe: Recipe) -> Iterator[str]:
     judge = max(1, round(spec.meta_n * recipe.sae.n))
     if spec.meta_k > judge:
         yield (
-            f"measure.meta_k = {spec.meta_k} is more than the {judge} latents of the judging meta SAE (measure.meta_n = "
-            f"{spec.meta_n:g} of sae.n = {recipe.sae.n:,}), so that it keeps all of them"
+            f"measure.meta_k = {spec.meta_k} is more than the {judge} latents of the judging meta SAE "
+            f"(measure.meta_n = {spec.meta_n:g} of sae.n = {recipe.sae.n:,}), so that it keeps all of them"
         )
     if spec.batch_topk and not spec.output_tokens:
         yield "measure.batch_topk measures nothing with measure.output_tokens = 0"
