@@ -21,7 +21,7 @@ FLOORS = [
     {"ranks"},
     {"sae"},
     {"recipe"},
-    {"intervals", "errors", "files", "progress", "device", "locks"},
+    {"intervals", "encodings", "errors", "files", "progress", "device", "locks"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SIDEWAYS = {("steering", "interop")}

@@ -21,6 +21,12 @@ class Interrupted(UserError):
     exit_code = 130
 
 
+class Dropped(UserError):
+    """A connection broke while text came over it. What was done until then is kept; the message ends with how to go
+    on.
+    """
+
+
 def install_hint(extra: str) -> str:
     """How an extra of pyproject.toml is installed. metasae is on no package index, so pip is given the clone."""
     return f"pip install -e '.[{extra}]' in the clone of metasae"

@@ -10,6 +10,7 @@ from metasae.data.model.host import Host
 from metasae.data.model.loading import load_tokenizer
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.data.split import Split
+from metasae.errors import UserError
 from metasae.measures.effect.matched_effects import Steering
 from metasae.measures.truth.spike_truth import SpikeTruth
 from metasae.measures.truth.spikes import Spikes
@@ -67,7 +68,7 @@ class Source:
     def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache:
         """At least so many tokens of each split, harvested where no cache holds them yet.
 
-        There is no training split where it comes in windows.
+        There is no training split where it comes in windows. Raises UserError where its tokens fill no batch.
         """
         if self.planted:
             return PlantedCache(self.recipe.planted, tokens)
@@ -78,7 +79,13 @@ class Source:
         caches = harvest_points(
             self.host, points, recipe.text, recipe.harvest, self.place, tokens, self.progress, ranks=self.ranks
         )
-        return caches[point]
+        cache = caches[point]
+        if "train" in tokens and (given := cache.split("train").n_tokens) < recipe.train.batch:
+            raise UserError(
+                f"text.source '{recipe.text.source}' gives {given:,} training tokens, which fill no batch of "
+                f"train.batch = {recipe.train.batch:,}; use a longer text or set train.batch={given} or less"
+            )
+        return cache
 
     def spikes(self, seed: int, training: Split | None = None) -> Spikes | None:
         """What SAEs of a seed are trained on beside the model's own features; None where the recipe adds nothing.

@@ -4,9 +4,7 @@ A line holds the keys before, target and after, beside what the tag is; the sent
 by spaces. The target is found by its place in the sentence, never by a search for its letters.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +13,10 @@ import torch
 from torch import Tensor
 
 from metasae.data.model.host import Host
+from metasae.data.text.plain import MARK, Plain
 from metasae.data.text.text import files_within
 from metasae.data.text.windows import Window, pad
+from metasae.encodings import UNPACKING, lines_of, readable
 from metasae.errors import UserError
 from metasae.progress.progress import Task
 
@@ -47,18 +47,17 @@ def read_tagged(file: str | Path, tags: Sequence[str], optional: Sequence[str] =
     file, keys = Path(file), (*tags, *PLACE)
     number = 0
     try:
-        opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    record = json.loads(line)
-                    _check(record, keys, optional, f"{file}, line {number}")
-                    yield record
+        for number, line in enumerate(lines_of(file), 1):
+            if line.strip():
+                record = json.loads(line)
+                _check(record, keys, optional, f"{file}, line {number}")
+                # letters may be escaped one by one, half an emoji too
+                yield {key: readable(value) if isinstance(value, str) else value for key, value in record.items()}
     except json.JSONDecodeError as error:
         raise UserError(
             f"{file}, line {number} is no JSON ({error.msg}); write one object a line with the keys {', '.join(keys)}"
         ) from None
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except UNPACKING as error:
         raise UserError(f"{file} is damaged after line {number} ({error}); repair it or leave it out") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}; check the file and its permissions") from None
@@ -98,15 +97,8 @@ def tokenised(host: Host, sentences: Iterable[str], what: str) -> Iterator[tuple
         raise UserError(
             f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; {what} need a fast one"
         )
-    encoded = host.tokenizer(
-        list(sentences),
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    # a letter for a letter, as stretches are counted in letters
+    return iter(Plain(host.tokenizer).placed([sentence.replace(MARK, "\ufffd") for sentence in sentences]))
 
 
 def tokens_within(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[int]:

@@ -24,6 +24,7 @@ from metasae.doctor.presence import Presence, presence_of
 from metasae.doctor.trials import harvest_seconds, try_arm, try_harvest, try_planting
 from metasae.errors import UserError
 from metasae.progress.progress import SILENT, Progress
+from metasae.recipe.meaning import notes_on
 from metasae.recipe.recipe import Recipe
 from metasae.sae.gradients import matmul_dtype
 from metasae.train.trainer import Trainer
@@ -216,4 +217,4 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
         (trials.measure and across, "the time for tagged sentences and for what is measured across SAEs comes on top"),
         (needed and not trials.arms, "nothing was tried: times are not known, and memory is arithmetic alone"),
     ]
-    return [note for holds, note in notes if holds] + wanted.notes
+    return [note for holds, note in notes if holds] + notes_on(wanted)

@@ -15,6 +15,7 @@ import torch
 
 from metasae.arms.source import Source
 from metasae.data.model.loading import load_model
+from metasae.data.text.plain import Plain
 from metasae.data.text.windows import Frame, Window, pad
 from metasae.errors import UserError
 from metasae.interp.choice import EMBEDDING
@@ -54,12 +55,11 @@ def sentence_encoder(model, tokenizer) -> Encoder:
     model: a transformers encoder, as `Host.model` of one that is not causal. Texts longer than the model reads are cut.
     """
     frame, limit = Frame.of(tokenizer, causal=False), getattr(model.config, "max_position_embeddings", 512)
-    device = next(model.parameters()).device
+    device, plain = next(model.parameters()).device, Plain(tokenizer)
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> np.ndarray:
-        ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        rows = [Window(np.asarray(row[: frame.room(limit)], np.int32), 0, 0) for row in ids]
+        rows = [Window(np.asarray(row[: frame.room(limit)], np.int32), 0, 0) for row in plain.ids(texts)]
         ids_BT, mask_BT, _ = pad(rows, frame, tokenizer.pad_token_id or 0)
         output = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), return_dict=True)
         hidden = output.last_hidden_state.float()

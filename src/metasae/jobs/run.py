@@ -27,7 +27,7 @@ from metasae.data.cache.cache import ActivationCache, is_held
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.fit import refuse_what_cannot_fit
-from metasae.errors import Interrupted
+from metasae.errors import Dropped, Interrupted
 from metasae.jobs import pending, start
 from metasae.jobs.conclude import across, conclude, print_conclusion, print_next_steps, store
 from metasae.jobs.pending import bring_up_to_date, is_measured, measured_otherwise, said_of
@@ -36,6 +36,7 @@ from metasae.progress.stages import Stage
 from metasae.progress.stop import StopRequest
 from metasae.ranks.lanes import side_by_side
 from metasae.ranks.ranks import ALONE, Ranks, joined
+from metasae.recipe.meaning import notes_on
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import BASELINE
 from metasae.recipe.resolve import resolve
@@ -79,7 +80,7 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
     """The run of this process among `ranks`. The first alone compares SAEs, writes the report and gives the result."""
     keep_freed_memory()
     progress = Progress(show)
-    for note in recipe.notes:
+    for note in notes_on(recipe):
         progress.say(f"note: {note}")
     stop = StopRequest(progress.answer if ranks.first else None)
     try:
@@ -89,6 +90,8 @@ def _run(recipe: Recipe, folder: Path, device: str, ranks: Ranks, show: bool) ->
                 return job.go()
     except Interrupted as error:
         raise Interrupted(f"{error}. Go on with: {_command(folder, device, ranks)}") from None
+    except Dropped as error:
+        raise Dropped(f"{error}: {_command(folder, device, ranks)}") from None
     except KeyboardInterrupt:
         # all but training stops so, and training at a second Ctrl-C
         kept = f"stopped at once ({stop.doing}); what is finished is kept"

@@ -22,6 +22,7 @@ from metasae.interop.detection import metadata_at, sae_at
 from metasae.jobs.conditions import Conditions, adopted
 from metasae.locks import alone_on
 from metasae.progress.progress import SILENT, Progress
+from metasae.recipe.meaning import refuse_unmeasurable
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.resolve import check_tagged_files, first_difference
 from metasae.sae.layout import CONFIG
@@ -138,6 +139,7 @@ def claimed(
     resolved, lines = adopted(
         [target.stated for target in targets], Recipe.load(source, overrides), [*(overrides or {})]
     )
+    refuse_unmeasurable(resolved)
     check_tagged_files(resolved)
     check_device(device)
     for line in lines:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from metasae.encodings import text_in
 from metasae.errors import UserError, nearest
 from metasae.files import toml
 from metasae.recipe.registry import ARMS, RENAMED, Known
@@ -195,7 +196,12 @@ def _text_at(source: str | Path) -> str:
             raise UserError(f"no recipe file '{path}'")
         if path.stat().st_size > _LONGEST:
             raise ValueError("too long")
-        return path.read_text(encoding="utf-8")
+        try:
+            return text_in(path)
+        except UserError:
+            if path.suffix == ".toml":
+                raise
+            raise ValueError("no text") from None
     if str(source) not in names() and (path / "recipe.toml").is_file():
         raise UserError(f"{path} is a run folder; did you mean {path / 'recipe.toml'} --out {path}?")
     return text_of(str(source))

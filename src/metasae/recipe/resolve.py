@@ -10,6 +10,7 @@ from typing import Any
 
 from metasae.device import check_device
 from metasae.errors import UserError
+from metasae.recipe.meaning import refuse_what_cannot_be_meant
 from metasae.recipe.recipe import Recipe
 
 
@@ -18,8 +19,8 @@ def resolve(
 ) -> tuple[Recipe, Path]:
     """(the recipe with every value, the run folder). Writes nothing.
 
-    Raises UserError for an unknown recipe, key or value, a recipe without a model, tagged sentences and a device that
-    are not there.
+    Raises UserError for an unknown recipe, key or value, values that contradict each other, a recipe without a model,
+    tagged sentences and a device that are not there.
     """
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
@@ -29,6 +30,7 @@ def resolve(
             "the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set "
             "model.name=NAME (on the hub)"
         )
+    refuse_what_cannot_be_meant(resolved)
     check_tagged_files(resolved)
     check_device(device)
     return resolved, Path(out) if out is not None else Path("runs") / name

@@ -16,6 +16,9 @@ from metasae.data.model.chat import chat_text
 from metasae.data.model.host import Host
 from metasae.data.model.model_folder import model_at
 from metasae.data.model.quiet import quiet
+from metasae.data.text.plain import Plain
+from metasae.data.text.windows import prompt_ids
+from metasae.encodings import readable
 from metasae.errors import UserError
 from metasae.interop import load
 from metasae.recipe import recipe
@@ -47,6 +50,8 @@ def run_steer(
     loading and `steer` refuse.
     """
     requested = check_request(folder, edits, prompts, tokens)
+    # a terminal of another encoding gives halves of characters, which cannot be printed either
+    prompts = [readable(prompt) for prompt in prompts]
     sae = load(folder)
     requested = checked(requested, sae)
     point = point or sae.config.metadata.get("hook_name")
@@ -86,10 +91,11 @@ def _encoded(host: Host, prompts: Sequence[str], tokens: int, chat: bool) -> tup
         raise UserError(
             f"'{host.name}' is an encoder and writes no text; use `with metasae.steer(...)` round its forward pass"
         )
-    prefix = () if chat else host.frame.prefix
     if chat:
-        prompts = [chat_text(host.tokenizer, [{"role": "user", "content": text}], host.name) for text in prompts]
-    encoded = [[*prefix, *host.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in prompts]
+        plain = Plain(host.tokenizer)
+        encoded = plain.ids([chat_text(plain, [{"role": "user", "content": text}], host.name) for text in prompts])
+    else:
+        encoded = [[*host.frame.prefix, *prompt_ids(host.tokenizer, prompt, host.frame)] for prompt in prompts]
     longest, shortest = max(map(len, encoded)), min(map(len, encoded))
     if not shortest:
         raise UserError("a prompt is empty and this model has no BOS token to start from; give some text")

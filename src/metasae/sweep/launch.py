@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from metasae.doctor.sources import check_sources
 from metasae.errors import Interrupted, UserError
 from metasae.progress.progress import Progress
 from metasae.progress.stop import StopRequest
+from metasae.recipe.meaning import notes_on, refuse_what_cannot_be_meant
 from metasae.recipe.recipe import Recipe
 from metasae.sweep import pareto
 from metasae.sweep.folder import DONE, FAILED, OPEN, STOPPED, Cell, SweepFolder
@@ -65,8 +67,10 @@ def sweep(
 
         copies = open_storage(storage) if storage else None
     progress = Progress(show)
-    of_cells = [setting.recipe(plan.base).notes for setting in plan.settings]
-    for note in dict.fromkeys(note for notes in (plan.base.notes, *of_cells) for note in notes):
+    recipes = [plan.base, *(setting.recipe(plan.base) for setting in plan.settings)]
+    for recipe_of_cell in recipes:
+        refuse_what_cannot_be_meant(recipe_of_cell)
+    for note in dict.fromkeys(chain.from_iterable(map(notes_on, recipes))):
         progress.say(f"note: {note}")
     try:
         plan = open_cells(folder, plan)

@@ -21,7 +21,7 @@ from metasae.data.model.host import Host
 from metasae.data.text import text as texts
 from metasae.data.text.records import Document
 from metasae.data.text.windows import Cursor, Feed, Pool
-from metasae.errors import UserError, install_hint
+from metasae.errors import Dropped, UserError, install_hint
 from metasae.locks import harvesting_into
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.ranks import ALONE, Ranks
@@ -278,7 +278,9 @@ def _run(
                 cursor = turn[-1][1]
                 for writer in writers:
                     writer.note_at_times(cursor)
-        except KeyboardInterrupt:
+            if said := feed.plain.said:
+                progress.say(f"note: {said}")
+        except (KeyboardInterrupt, Dropped):
             for writer in writers:
                 writer.note(cursor)
             raise

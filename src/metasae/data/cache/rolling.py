@@ -27,7 +27,7 @@ from metasae.data.split import Chosen
 from metasae.data.text import text as texts
 from metasae.data.text.records import Document
 from metasae.data.text.windows import Cursor, Feed, Pool
-from metasae.errors import UserError
+from metasae.errors import Dropped, UserError
 from metasae.files import read_json, write_json
 from metasae.locks import harvesting_into
 from metasae.progress.progress import SILENT, Progress
@@ -163,7 +163,7 @@ class RollingHarvest:
                     run_pools([self.host], [writer], [own], self.spec, task)
                     cursor, done = behind, _since(behind, start)
                     writer.note_at_times(done)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, Dropped):
                 writer.note(done)
                 raise
         return cursor, False

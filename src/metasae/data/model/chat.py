@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from metasae.data.text.plain import Plain
+from metasae.data.text.templates import written
 from metasae.errors import UserError
 
 
@@ -11,16 +13,16 @@ def require_template(tokenizer, name: str) -> None:
         raise UserError(f"'{name}' has no chat template; name an instruction-tuned model, whose tokenizer has one")
 
 
-def chat_text(tokenizer, messages: Sequence[Mapping[str, str]], name: str) -> str:
-    """The messages up to where the assistant's answer begins, without thinking where the template knows of it.
+def chat_text(plain: Plain, messages: Sequence[Mapping[str, str]], name: str) -> str:
+    """The messages up to where the assistant's answer begins, without thinking where the template knows of it, for
+    `plain` to read: the template's own special tokens are marked, those that a message names are plain text.
 
-    The template writes BOS itself where the model wants one, so the text is to be tokenized without special tokens.
-    Raises UserError for a tokenizer without a template, and a template that fails.
+    The template writes BOS itself where the model wants one. Raises UserError for a tokenizer without a template, and a
+    template that fails.
     """
-    require_template(tokenizer, name)
-    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    require_template(plain.tokenizer, name)
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        return written(plain, list(messages), add_generation_prompt=True, enable_thinking=False)
     except Exception as error:
         # a template raises an error of its own kind where it refuses a role
         why = " ".join(str(error).split())

@@ -1,22 +1,29 @@
 """The Hugging Face hub: whether it can be reached, datasets streamed from it, and its long errors as one line."""
 
+import asyncio
+import http.client
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 from metasae.data.text.records import Document, document_of
-from metasae.errors import UserError, install_hint
+from metasae.errors import Dropped, UserError, install_hint
 from metasae.recipe.recipe import Text
 
 _SECONDS = 5.0
 _LONGEST_REASON = 300
+# The hub's client and what streams files for the datasets library, whose errors have no class in common; and what
+# Python itself raises where a connection, or a compressed file that comes over it, ends too early.
+_CLIENTS = {"httpx", "httpcore", "requests", "urllib3", "aiohttp", "fsspec", "huggingface_hub"}
+_BROKEN = (ConnectionError, TimeoutError, asyncio.TimeoutError, ssl.SSLError, http.client.HTTPException, EOFError)
 
 
 def documents(text: Text) -> Iterator[Document]:
     """The documents of a dataset on the hub, streamed without a download of the whole.
 
-    Raises UserError with the hub's reason when the dataset, its configuration, split or column cannot be had.
+    Raises UserError with the hub's reason when the dataset, its configuration, split or column cannot be had, Dropped
+    where the connection breaks after the first document.
     """
     try:
         import datasets
@@ -27,15 +34,36 @@ def documents(text: Text) -> Iterator[Document]:
     why = unreachable()
     if why:
         raise UserError(f"the dataset '{text.source}' cannot be had: {why}; use text.source=docs or a local file")
-    label = f"the dataset '{text.source}'"
+    label, number = f"the dataset '{text.source}'", 0
     try:
         records = datasets.load_dataset(text.source, text.name or None, split=text.split, streaming=True)
         for number, record in enumerate(records, 1):
             yield document_of(record, text.column, f"record {number} of {label}")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(
-            f"{label} cannot be had: {reason(error)}; check text.source, text.name and text.split, or use a local file"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:
+        why, dropped = reason(error), _is_of_the_network(error)
+        if dropped and number:
+            raise Dropped(
+                f"{label} broke off after {number:,} documents ({why}); what is harvested is kept, so give the same "
+                "command again to go on"
+            ) from None
+        known = isinstance(error, (OSError, ValueError, datasets.exceptions.DatasetsError))
+        if not known and not dropped:
+            raise
+        where = f" behind document {number:,}" if number else ""
+        check = "check text.source, text.name and text.split" if known else "try again later"
+        raise UserError(f"{label} cannot be had{where}: {why}; {check}, or use a local file") from None
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Whether an error, or one that caused it, says that a connection broke, in the words of whichever client."""
+    while error is not None and not isinstance(error, FileNotFoundError):
+        roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+        if isinstance(error, _BROKEN) or roots & _CLIENTS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def unreachable() -> str:

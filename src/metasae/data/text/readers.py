@@ -1,7 +1,6 @@
 """Files of text, tables and saved datasets, read record by record into documents."""
 
 import csv
-import gzip
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from metasae.data.text.hub import reason
 from metasae.data.text.records import Document, column_of, document_of
+from metasae.encodings import UNPACKING, lines_of
 from metasae.errors import UserError, install_hint, nearest
 from metasae.recipe.recipe import Text
 
@@ -24,18 +24,15 @@ def read_file(file: Path, text: Text) -> Iterator[Document]:
     """
     try:
         if file.name.endswith(".txt"):
-            with open(file, encoding="utf-8", newline="") as lines:
-                yield from cut_long_text(lines)
+            yield from cut_long_text(lines_of(file))
         elif file.name.endswith(".parquet"):
             yield from _read_parquet(file, text.column)
         else:
-            opener = gzip.open if file.name.endswith(".gz") else open
-            # with or without a byte order mark
-            with opener(file, "rt", encoding="utf-8-sig", newline="") as lines:
-                records = _rows(lines, file, text.column) if ".csv" in file.suffixes else _json_records(lines, file)
-                for number, record in enumerate(records, 1):
-                    yield document_of(record, text.column, f"record {number} of {file}")
-    except (json.JSONDecodeError, csv.Error, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+            lines = lines_of(file)
+            records = _rows(lines, file, text.column) if ".csv" in file.suffixes else _json_records(lines, file)
+            for number, record in enumerate(records, 1):
+                yield document_of(record, text.column, f"record {number} of {file}")
+    except (json.JSONDecodeError, RecursionError, csv.Error, UnicodeDecodeError, *UNPACKING) as error:
         raise UserError(f"{file} cannot be read as {file.suffix} text ({error}); repair it or leave it out") from None
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}; check the file and its permissions") from None
@@ -96,10 +93,45 @@ def _read_parquet(file: Path, wanted: str) -> Iterator[Document]:
         with pyarrow.parquet.ParquetFile(file) as table:
             column = column_of(table.schema_arrow.names, wanted, file)
             batches = table.iter_batches(batch_size=1024, columns=[column])
-            for number, record in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
-                yield document_of(record, wanted, f"record {number} of {file}")
+            values = chain.from_iterable(_values(batch.column(0)) for batch in batches)
+            for number, value in enumerate(values, 1):
+                yield document_of({column: value}, wanted, f"record {number} of {file}")
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file} is damaged ({reason(error)}); repair it or leave it out") from None
+
+
+def _values(column) -> list:
+    """The values of a column of Arrow. Its strings may hold halves of a character, which only others than Python
+    write; they are surrogates here.
+
+    Raises UnicodeDecodeError for other bytes that are no UTF-8.
+    """
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return _decoded(column.cast(_as_bytes(column.type)).to_pylist())
+
+
+def _as_bytes(kind):
+    """A type of Arrow with bytes for its strings."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_string(kind) or types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pyarrow.large_list(_as_bytes(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    return kind
+
+
+def _decoded(value):
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogatepass")
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
+    return {name: _decoded(entry) for name, entry in value.items()} if isinstance(value, dict) else value
 
 
 def read_saved(path: Path, text: Text) -> Iterator[Document]:

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from metasae.encodings import readable
 from metasae.errors import UserError, nearest
 
 # The default of text.column, and the columns of chats and token ids that are read where it is not there.
@@ -121,7 +122,7 @@ def _message(message: dict, number: int, where: str) -> dict[str, str]:
     if not isinstance(role, str) or not isinstance(content, str):
         lacks = "role" if not isinstance(role, str) else "content"
         raise UserError(f"message {number} of {where} has no {lacks} that is text; mend the record or leave it out")
-    return {"role": _ROLES.get(role, role), "content": content.replace("\0", "")}
+    return {"role": _ROLES.get(role, readable(role)), "content": readable(content.replace("\0", ""))}
 
 
 def _token_ids(values: list, where: str) -> TokenIds | str:

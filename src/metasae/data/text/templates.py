@@ -1,30 +1,51 @@
-"""What a tokenizer makes of chats and of token ids, with an error of one line where it cannot."""
+"""What a tokenizer is given of chats and token ids, with an error of one line where it cannot."""
 
 from jinja2 import TemplateError
 
 from metasae.data.text.hub import reason
+from metasae.data.text.plain import MARK, Plain
 from metasae.data.text.records import Chat, TokenIds
 from metasae.errors import UserError
 
 
-def as_text(tokenizer, document: str | Chat) -> str:
-    """A text as it is; a chat as the tokenizer's template writes it, special tokens included, with nothing after it.
+def as_text(plain: Plain, document: str | Chat) -> str:
+    """What `plain` is given to read: a text as it is; a chat as the tokenizer's template writes it, with nothing after
+    it and the template's own special tokens marked.
 
     Raises UserError where there is no template or it refuses the chat.
     """
     if isinstance(document, str):
-        return document
-    if not getattr(tokenizer, "chat_template", None):
+        return document.replace(MARK, "")
+    if not getattr(plain.tokenizer, "chat_template", None):
         raise UserError(
             f"{document.where} is a chat and the model's tokenizer has no chat template; "
             "take a model trained on chats, or give text"
         )
     try:
-        return tokenizer.apply_chat_template(list(document.messages), tokenize=False, add_generation_prompt=False)
+        return written(plain, list(document.messages), add_generation_prompt=False)
     except (TemplateError, ValueError, TypeError) as error:
         raise UserError(
             f"{document.where} does not fit the model's chat template ({reason(error)}); mend it or leave it out"
         ) from None
+
+
+def written(plain: Plain, messages: list[dict[str, str]], **options) -> str:
+    """Messages as the tokenizer's template writes them, its own special tokens marked for `plain`, so that those that a
+    message names are plain text.
+
+    Raises what the template raises, and ValueError where a message names some and the template does not pass it on as
+    it is, or the tokenizer is a slow one.
+    """
+    options |= {"tokenize": False}
+    as_given = plain.tokenizer.apply_chat_template(messages, **options)
+    shielded = [{key: plain.shielded(value) for key, value in message.items()} for message in messages]
+    if shielded == messages:
+        return plain.marked(as_given)
+    text = plain.tokenizer.apply_chat_template(shielded, **options)
+    if text.replace(MARK, "") != as_given or not plain.tokenizer.is_fast:
+        why = "it changes the message" if plain.tokenizer.is_fast else "the tokenizer is no fast one"
+        raise ValueError(f"a message names special tokens that cannot be told from the template's, as {why}")
+    return plain.marked(text)
 
 
 def known_ids(document: TokenIds, most: int) -> list[int]:

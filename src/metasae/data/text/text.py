@@ -12,6 +12,7 @@ from typing import Literal
 from metasae.data.text import documentation, hub, machine
 from metasae.data.text.readers import read_file, read_saved
 from metasae.data.text.records import COLUMN, Document, content_of
+from metasae.encodings import readable
 from metasae.errors import UserError, nearest
 from metasae.recipe.recipe import Text
 
@@ -34,7 +35,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "calibration", "evaluation")
 
 
 def documents(text: Text) -> Iterator[Document]:
-    """The documents of a recipe's text in their order, without NULs; empty ones are left out.
+    """The documents of a recipe's text in their order, as `clean` gives them.
 
     Raises UserError for a missing file, a wrong column, a value that is no document, a damaged file, or a dataset that
     cannot be had.
@@ -49,10 +50,10 @@ def documents(text: Text) -> Iterator[Document]:
 
 
 def clean(source: Iterable[Document]) -> Iterator[Document]:
-    """Documents without NULs; the empty ones are left out."""
+    """Documents without NULs, with U+FFFD for half a character (`readable`); the empty ones are left out."""
     for document in source:
         if isinstance(document, str):
-            document = document.replace("\0", "")
+            document = readable(document.replace("\0", ""))
             if not document.strip():
                 continue
         yield document

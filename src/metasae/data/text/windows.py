@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from metasae.data.text import text as texts
+from metasae.data.text.plain import MARK, OPTIONS, Plain
 from metasae.data.text.records import Document, TokenIds, content_of, kind_of
 from metasae.data.text.templates import as_text, known_ids
-from metasae.errors import UserError
+from metasae.encodings import readable
+from metasae.errors import Dropped, UserError
 from metasae.recipe import recipe
 
 BATCH_CHARACTERS = 1_000_000
@@ -99,19 +101,19 @@ def cut(tokens: np.ndarray, document: int, room: int) -> Iterator[Window]:
 
 
 def tokenise(
-    tokenizer, numbered: Iterable[tuple[int, Document]], frame: Frame
+    tokenizer, numbered: Iterable[tuple[int, Document]], frame: Frame, plain: Plain | None = None
 ) -> Iterator[tuple[int, Document, np.ndarray]]:
     """(number, document) -> (number, document, tokens int32 [t]) without the frame's tokens, many documents to a call.
 
-    Chats are written with the tokenizer's chat template, token ids are taken as they are. Raises UserError for a
-    tokenizer without a template, a chat that its template refuses, and ids that the tokenizer does not know.
+    Chats are written with the tokenizer's chat template, token ids are taken as they are. Special tokens that a text or
+    a message names are plain text; plain: reads them, and counts the texts. Raises UserError for a tokenizer without a
+    template, a chat that its template refuses, and ids that the tokenizer does not know.
     """
-    off = ("add_special_tokens", "truncation", "padding", "verbose", "return_attention_mask", "return_token_type_ids")
-    options = dict.fromkeys(off, False)
+    plain = plain or Plain(tokenizer)
     most = cache(lambda: max(tokenizer.get_vocab().values()))
-    for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS):
-        strings = [as_text(tokenizer, document) for _, document in batch if not isinstance(document, TokenIds)]
-        encoded = iter(tokenizer(strings, **options)["input_ids"] if strings else ())
+    for batch in grouped(numbered, lambda entry: len(entry[1]), BATCH_CHARACTERS, rest=True):
+        strings = [as_text(plain, document) for _, document in batch if not isinstance(document, TokenIds)]
+        encoded = iter(plain.ids(strings))
         for number, document in batch:
             if isinstance(document, str):
                 ids = next(encoded)
@@ -122,17 +124,37 @@ def tokenise(
             yield number, document, np.asarray(ids, dtype=np.int32)
 
 
-def grouped(items: Iterable[Item], size_of: Callable[[Item], int], size: int) -> Iterator[list[Item]]:
-    """Consecutive items in groups of `size` together, or a little more; the last group is smaller."""
-    group, reached = [], 0
-    for item in items:
-        group.append(item)
-        reached += size_of(item)
-        if reached >= size:
-            yield group
-            group, reached = [], 0
+def prompt_ids(tokenizer, prompt: str, frame: Frame) -> list[int]:
+    """The ids of a text that somebody typed, without the frame's tokens, also where they were typed too.
+
+    Other special tokens are meant where they are typed, as in a chat that was written out.
+    """
+    return frame.taken_off(tokenizer(readable(prompt.replace(MARK, "")), **OPTIONS)["input_ids"])
+
+
+def grouped(
+    items: Iterable[Item], size_of: Callable[[Item], int], size: int, rest: bool = False
+) -> Iterator[list[Item]]:
+    """Consecutive items in groups of `size` together, or a little more; the last group is smaller.
+
+    rest: where the source breaks off (Dropped), what came before is given as the last group, and then the error raised.
+    """
+    group, reached, dropped = [], 0, None
+    try:
+        for item in items:
+            group.append(item)
+            reached += size_of(item)
+            if reached >= size:
+                yield group
+                group, reached = [], 0
+    except Dropped as error:
+        if not rest:
+            raise
+        dropped = error
     if group:
         yield group
+    if dropped:
+        raise dropped
 
 
 def pad(windows: list[Window], frame: Frame, pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,6 +206,7 @@ class Feed:
         self.frame, self.room = frame, frame.room(text.context)
         self.start = start or Cursor(dict.fromkeys(wanted, 0))
         self.found, self.filled = dict(self.start.found), dict(self.start.filled)
+        self.plain = Plain(tokenizer)
         # kind -> documents used of that kind
         self.kinds: Counter[str] = Counter()
         self._document, self._given = self.start.document, self.start.given
@@ -198,7 +221,7 @@ class Feed:
 
         Raises UserError when the documents are not those that `start` was made from.
         """
-        for number, document, ids in tokenise(self.tokenizer, self._needed(source), self.frame):
+        for number, document, ids in tokenise(self.tokenizer, self._needed(source), self.frame, self.plain):
             split = texts.split_of(document, self.text)
             if number != self.start.document:
                 if self.found[split] >= self.wanted[split]:

@@ -9,8 +9,9 @@ from contextlib import closing
 from datetime import datetime, timezone
 from functools import lru_cache
 
+from metasae.encodings import readable
 from metasae.errors import UserError, nearest
-from metasae.explore.store.open_store import OpenStore, readable
+from metasae.explore.store.open_store import OpenStore
 
 LABELS = ("sense split", "duplicate", "absorption", "junk", "keep", "unsure")
 FILE = "labels.sqlite"

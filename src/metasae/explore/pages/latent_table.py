@@ -11,7 +11,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from metasae.explore.store.open_store import OpenStore, SaeFacts, folded, readable
+from metasae.encodings import readable
+from metasae.explore.store.open_store import OpenStore, SaeFacts, folded
 from metasae.explore.store.schema import LATENTS_OF_SAE, MEANINGS, SCALARS, keys_of
 
 MOST = 500

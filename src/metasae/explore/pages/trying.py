@@ -9,7 +9,6 @@ from pathlib import Path
 
 from metasae.arms.folder import RunFolder
 from metasae.errors import UserError
-from metasae.explore.store.open_store import readable
 
 MOST_TOKENS = 1_000
 
@@ -52,12 +51,13 @@ class Trying:
 
 def _activations(host, text: str, context: int) -> tuple:
     """(texts of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
+    import numpy as np
     import torch
 
-    from metasae.data.text.windows import cut, pad, tokenise
+    from metasae.data.text.windows import cut, pad, prompt_ids
     from metasae.explore.store.firing_rows import token_texts
 
-    ((_, _, ids),) = tokenise(host.tokenizer, [(0, readable(text))], host.frame)
+    ids = np.asarray(prompt_ids(host.tokenizer, text, host.frame), dtype=np.int32)
     if not len(ids):
         raise UserError("the tokenizer makes no token of this text; try another")
     kept = ids[:MOST_TOKENS]

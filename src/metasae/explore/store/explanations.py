@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from metasae.encodings import readable
 from metasae.explore.store.blobs import unpack_edges
-from metasae.explore.store.open_store import readable
 from metasae.explore.store.schema import LATENTS_OF_SAE, key_of, keys_of
 from metasae.interp import prompts
 from metasae.interp.draws import latent_windows, with_silent

@@ -15,9 +15,10 @@ import numpy as np
 
 from metasae.arms.source import Source
 from metasae.data.model.loading import load_tokenizer
+from metasae.encodings import readable
 from metasae.errors import UserError
 from metasae.explore.store import blobs
-from metasae.explore.store.open_store import CHUNK, StringsOf, folded, readable, stretches_of
+from metasae.explore.store.open_store import CHUNK, StringsOf, folded, stretches_of
 from metasae.explore.store.schema import key_of
 from metasae.interp.excerpts import planted_strings, token_strings
 from metasae.measures.firing.by_latent import ByLatent

@@ -28,11 +28,6 @@ CHUNK = 4096
 StringsOf = Callable[[np.ndarray], list[str]]
 
 
-def readable(text: str) -> str:
-    """The text as UTF-8 can hold it: surrogate pairs are joined, a lone surrogate is shown as U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def folded(text: str) -> str:
     """By what a token is searched: without the space before it, in small letters."""
     return text.strip().casefold()

@@ -17,6 +17,7 @@ from metasae.data.model.calls import caches_in
 from metasae.data.model.chat import chat_text, require_template
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder, model_at
+from metasae.data.text.plain import MARK, Plain
 from metasae.data.text.text import state_of_file
 from metasae.errors import UserError
 from metasae.interp.judges.form import Form, Step, parts_of
@@ -42,6 +43,7 @@ class LocalJudge:
             )
         require_template(tokenizer, place)
         self.model, self.tokenizer, self.batch = loaded.eval(), tokenizer, batch
+        self._plain = Plain(tokenizer)
         self.name = f"local:{place} {_digest(local_folder(where), loaded)} held"
         self._room = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
         listed = [getattr(getattr(loaded, "generation_config", None), "eos_token_id", None), tokenizer.eos_token_id]
@@ -55,7 +57,7 @@ class LocalJudge:
 
     def answer_many(self, asks: Sequence[Ask]) -> list[Reply]:
         """Raises UserError for a question longer than the model reads, and when memory is short."""
-        prompts = [self._ids(self.rendered(ask)) for ask in asks]
+        prompts = self._plain.ids([self._written(ask) for ask in asks])
         longest = max(map(len, prompts))
         if self._room is not None and longest >= self._room:
             raise UserError(
@@ -81,11 +83,15 @@ class LocalJudge:
 
     def rendered(self, ask: Ask) -> str:
         """The question as the chat template writes it. Templates that know no system message get both as the user's."""
+        return self._written(ask).replace(MARK, "")
+
+    def _written(self, ask: Ask) -> str:
+        """The same with the template's own special tokens marked, as a window of text may name some too."""
         name = self.name.split()[0]
         try:
-            return chat_text(self.tokenizer, ask.messages, name)
+            return chat_text(self._plain, ask.messages, name)
         except UserError:
-            return chat_text(self.tokenizer, [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}], name)
+            return chat_text(self._plain, [{"role": "user", "content": f"{ask.system}\n\n{ask.user}"}], name)
 
     @torch.no_grad()
     def _write(

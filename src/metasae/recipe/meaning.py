@@ -1,0 +1,148 @@
+"""What a recipe cannot mean, though each of its values is a right one, and what it may mean but hardly does.
+
+A rule holds two values side by side. What cannot be meant is refused before anything is read; the rest is a line before
+the run begins. What only the model or the text can tell is refused where they are read.
+"""
+
+from collections.abc import Iterator
+
+from metasae.errors import UserError
+from metasae.recipe.recipe import Recipe
+from metasae.recipe.registry import ARMS
+
+# So often training may read each token before a line says so.
+_READ_AGAIN = 20
+
+
+def refuse_what_cannot_be_meant(recipe: Recipe) -> None:
+    """Raises UserError with both numbers of the first contradiction, in training or in measuring."""
+    for line in _contradictions(recipe):
+        raise UserError(line)
+    refuse_unmeasurable(recipe)
+
+
+def refuse_unmeasurable(recipe: Recipe) -> None:
+    """Raises UserError where the held-out tokens fill no window."""
+    spec, context = recipe.measure, recipe.text.context
+    for key in () if recipe.text.source == "planted" else ("tokens", "calibration_tokens"):
+        tokens = getattr(spec, key)
+        if tokens < context:
+            raise UserError(
+                f"measure.{key} = {tokens:,} is less than one window of text.context = {context:,} tokens; "
+                f"set measure.{key}={context} or more"
+            )
+
+
+def notes_on(recipe: Recipe) -> list[str]:
+    """What whoever wrote the recipe should know before it runs, a line each."""
+    return [*recipe.notes, *_doubts_of_training(recipe), *_doubts_of_meta(recipe), *_doubts_of_measuring(recipe)]
+
+
+def _steps(recipe: Recipe) -> int:
+    return -(-recipe.train.tokens // recipe.train.batch)
+
+
+def _with_meta(recipe: Recipe) -> list[str]:
+    """The arms whose meta SAE learns beside the primary."""
+    return [arm for arm in recipe.arms if recipe.has_meta(arm) and not ARMS[arm].after]
+
+
+def _contradictions(recipe: Recipe) -> Iterator[str]:
+    train, sae, steps = recipe.train, recipe.sae, _steps(recipe)
+    cached, window = recipe.split_tokens["train"], recipe.harvest.window_tokens
+    for key, tokens in (
+        ("train.tokens", train.tokens),
+        ("harvest.tokens", cached),
+        ("harvest.window_tokens", window or cached),
+    ):
+        if tokens < train.batch:
+            yield (
+                f"{key} = {tokens:,} fills no batch of train.batch = {train.batch:,} tokens; ask for more tokens or "
+                f"set train.batch={tokens} or less"
+            )
+    meta, charged = _with_meta(recipe), [arm for arm in recipe.arms if ARMS[arm].penalty]
+    if meta and steps < train.n_primary_steps:
+        yield (
+            f"train.n_primary_steps = {train.n_primary_steps:,} is more than the {steps:,} steps of the training, so "
+            f"the meta SAE of '{meta[0]}' would never learn; set train.n_primary_steps={steps} or less"
+        )
+    if charged and train.penalty_start * steps > steps - 1:
+        yield (
+            f"train.penalty_start = {train.penalty_start:g} of {steps:,} steps leaves none on which '{charged[0]}' is "
+            "charged a penalty; set it lower"
+        )
+    if recipe.spikes.n > sae.n:
+        yield (
+            f"spikes.n = {recipe.spikes.n:,} known features are more than the sae.n = {sae.n:,} latents that could "
+            f"find them; set spikes.n={max(1, sae.n // 10)} or so"
+        )
+    if sae.k_start and not sae.k_anneal:
+        yield f"sae.k_start = {sae.k_start} is never used with sae.k_anneal = 0; set sae.k_anneal=0.1, or sae.k_start=0"
+
+
+def _doubts_of_training(recipe: Recipe) -> Iterator[str]:
+    train, sae, steps = recipe.train, recipe.sae, _steps(recipe)
+    # short trials of a long recipe are made, so this is no contradiction
+    if train.warmup >= steps:
+        yield (
+            f"train.warmup = {train.warmup:,} steps never ends within the {steps:,} of the training, so that "
+            f"train.lr = {train.lr:g} is never reached"
+        )
+    elif train.warmup > round((1 - train.decay) * steps):
+        yield (
+            f"train.warmup = {train.warmup:,} steps and train.decay = {train.decay:g} of {steps:,} overlap, so that "
+            f"train.lr = {train.lr:g} is never reached"
+        )
+    if train.aux_coef and train.dead_after >= train.tokens:
+        yield (
+            f"train.dead_after = {train.dead_after:,} tokens and the training has {train.tokens:,}, so that no latent "
+            "counts as dead and none is revived"
+        )
+    cached = recipe.split_tokens["train"]
+    if recipe.harvest.tokens > train.tokens:
+        yield f"harvest.tokens = {recipe.harvest.tokens:,}, of which train.tokens = {train.tokens:,} are read"
+    elif train.tokens > _READ_AGAIN * cached:
+        yield (
+            f"train.tokens = {train.tokens:,} of harvest.tokens = {cached:,} reads each {train.tokens / cached:,.0f} "
+            "times; an SAE learns such a text by heart"
+        )
+    if sae.architecture == "matryoshka" and (least := round(min(sae.prefixes) * sae.n)) < sae.k:
+        yield f"sae.prefixes begin with {least} latents, fewer than sae.k = {sae.k} of them are kept per token"
+    if train.penalty_every > steps and any(recipe.charged(arm) for arm in recipe.arms):
+        yield (
+            f"train.penalty_every = {train.penalty_every:,} is more than the {steps:,} steps, so that further "
+            "penalties act at most once"
+        )
+
+
+def _doubts_of_meta(recipe: Recipe) -> Iterator[str]:
+    train, meta, arms = recipe.train, recipe.meta, _with_meta(recipe)
+    rows = _steps(recipe) // train.n_primary_steps * train.n_meta_steps * recipe.sae.n
+    if arms and train.aux_coef and train.meta_dead_after >= rows:
+        yield (
+            f"train.meta_dead_after = {train.meta_dead_after:,} rows and the meta SAE reads {rows:,}, so that none of "
+            "its latents counts as dead and none is revived"
+        )
+    if arms and meta.n >= recipe.sae.n:
+        yield f"meta.n = {meta.n:,} latents for the sae.n = {recipe.sae.n:,} rows: a meta SAE can copy them"
+
+
+def _doubts_of_measuring(recipe: Recipe) -> Iterator[str]:
+    spec = recipe.measure
+    if spec.meta_n >= 1:
+        yield f"measure.meta_n = {spec.meta_n:g} gives judging meta SAEs no fewer latents than rows: they can copy them"
+    judge = max(1, round(spec.meta_n * recipe.sae.n))
+    if spec.meta_k > judge:
+        yield (
+            f"measure.meta_k = {spec.meta_k} is more than the {judge} latents of the judging meta SAE "
+            f"(measure.meta_n = {spec.meta_n:g} of sae.n = {recipe.sae.n:,}), so that it keeps all of them"
+        )
+    if spec.batch_topk and not spec.output_tokens:
+        yield "measure.batch_topk measures nothing with measure.output_tokens = 0"
+    if spec.labels and not spec.concepts:
+        yield "measure.labels measures nothing with measure.concepts = 0"
+    if spec.side_effects and not (spec.across and spec.keep_firings):
+        yield (
+            f"measure.side_effects = {spec.side_effects} measures nothing without measure.across and "
+            "measure.keep_firings"
+        )
