@@ -31,7 +31,7 @@ from metasae.progress.progress import SILENT, Progress, SharedTask
 from metasae.progress.stop import StopRequest
 from metasae.ranks.lanes import on_one_core
 from metasae.ranks.ranks import ALONE, Ranks
-from metasae.recipe.recipe import Measure, Recipe
+from metasae.recipe.recipe import Dictionary, Measure, Recipe
 from metasae.sae.sae import SAE, token_normalise
 from metasae.train.loop import train
 from metasae.train.sharded import checkpoint
@@ -106,7 +106,9 @@ def train_arm(
         # the state is saved, so that a signal need not wait
         with stop.at_once():
             saes = trainer.export(scale, _metadata(recipe, source, cache, arm))
-            save_trained(saes, recipe, cache.split("calibration"), arm.folder, ranks)
+            lines = save_trained(saes, recipe, cache.split("calibration"), arm.folder, ranks)
+        for line in lines:
+            source.progress.say(f"{arm.label}: {line}")
         if ranks.first:
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
@@ -248,13 +250,15 @@ def save_trained(
     folder: Path,
     ranks: Ranks = ALONE,
     progress: Progress = SILENT,
-) -> None:
-    """Calibrates and writes; the primary last, as its folder says that the arm is trained.
+) -> list[str]:
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained. Returns a line for each SAE
+    whose L0 misses the k of the recipe; on the first rank only.
 
     saes: nothing but on the first rank.
     """
+    lines = []
     if "meta" in saes:
-        calibrate(saes["meta"], Rows(saes["primary"].W_dec))
+        lines += missed_l0(calibrate(saes["meta"], Rows(saes["primary"].W_dec)), "meta", recipe.meta)
         saes["meta"].save(folder / "meta")
     primary = _on_all(saes.get("primary"), ranks)
     rule, batch = recipe.measure.threshold, recipe.train.batch
@@ -262,6 +266,19 @@ def save_trained(
     if ranks.first:
         primary.config.metadata["calibration"] = asdict(calibrated)
         primary.save(folder / "primary")
+        lines += missed_l0(calibrated, "sae", recipe.sae)
+    return lines
+
+
+def missed_l0(calibration: Calibration, name: str, table: Dictionary) -> list[str]:
+    """A line that says so where an SAE misses k though the recipe asks for it; `name` is its table's."""
+    if table.l0 == "free" or not calibration.misses:
+        return []
+    advice = {
+        "own": f"train longer, change train.lr or {name}.k",
+        "rate": f"so few pre-activations are positive: change {name}.k",
+    }.get(calibration.rule, f"measure.threshold = '{calibration.rule}' does not aim at k, 'rate' does")
+    return [f"L0 in use is {calibration.l0:.3g} where {name}.k asks for {calibration.k:g}; {advice}"]
 
 
 def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:

@@ -90,7 +90,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     baseline = baseline or (BASELINE if BASELINE in arms else next(iter(arms)))
     comparison = {
         "run": run_folder.resolve().name,
-        "conditions": conditions | _trained_on(run_folder),
+        "conditions": conditions | _trained_on(run_folder) | _missed_l0(run_folder, measured),
         "arms": {arm: {"seeds": list(arms[arm]), **_arm_as_dict(numbers[arm])} for arm in arms},
         "missing": missing,
         "stale": [entry.arm.label for entry in measured if entry.stale],
@@ -116,6 +116,22 @@ def _trained_on(run_folder: Path) -> dict:
     spikes = {"spikes": recipe.spikes.n} if recipe.spikes.n else {}
     model = {"model": stages["harvest"]["model"]} if "model" in stages["harvest"] else {}
     return {**model, "training_tokens": recipe.train.tokens, "different_training_tokens": different, **spikes}
+
+
+def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
+    """{"missed_l0": {"solo-s0": [realised, k]}} of the SAEs whose L0 is more than a tenth off the recipe's k; {} where
+    there are none, or the folder has no recipe that asks for k.
+    """
+    path = run_folder / "recipe.toml"
+    if not path.is_file() or Recipe.load(path).sae.l0 == "free":
+        return {}
+    calibrations = {entry.arm.label: entry.measures.get("calibration", {}) for entry in measured}
+    missed = {
+        label: [known["l0"], known["k"]]
+        for label, known in calibrations.items()
+        if "k" in known and abs(known["l0"] - known["k"]) > 0.1 * known["k"]
+    }
+    return {"missed_l0": missed} if missed else {}
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:

@@ -84,9 +84,13 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
 
 
 def source_lines(conditions: dict) -> list[str]:
-    """What was read, by which model, a sentence each; none of what is not known."""
+    """What was read, by which model, and which SAEs miss the L0 that was asked for, a sentence each; none of what is
+    not known.
+    """
     named = (("Model", "model"), ("Text", "text"))
-    return [f"{name}: {conditions[key]}." for name, key in named if conditions.get(key)]
+    lines = [f"{name}: {conditions[key]}." for name, key in named if conditions.get(key)]
+    missed = [f"{label} {l0:.3g} (k {k:g})" for label, (l0, k) in conditions.get("missed_l0", {}).items()]
+    return [*lines, f"L0 misses k by more than a tenth: {', '.join(missed)}."] if missed else lines
 
 
 def _arm(name: str, arm: dict) -> str:

@@ -281,4 +281,6 @@ def _any_meta(recipe: Recipe) -> bool:
 
 def _numbers(table: Dictionary, d: int, b_enc: bool) -> int:
     """Trained numbers of an SAE."""
-    return 2 * table.n * d + d + table.n * b_enc + table.n * (kind_of(table).threshold_init() is not None)
+    kind = kind_of(table)
+    vectors = (b_enc or kind.needs_bias) + (kind.threshold_init() is not None)
+    return 2 * table.n * d + d + table.n * vectors
