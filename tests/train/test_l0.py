@@ -23,7 +23,7 @@ LEARNED = ("jumprelu", "relu")
 class Planted:
     """64 unit directions in 32 dimensions, each on with probability 3/64, with strengths of 1 to 2."""
 
-    def __init__(self, batch=256):
+    def __init__(self, batch=128):
         directions = torch.randn(64, 32, generator=torch.Generator().manual_seed(7))
         self.directions, self.batch, self.position = directions / directions.norm(dim=1, keepdim=True), batch, 0
 
@@ -40,7 +40,7 @@ class Planted:
 
 def trained(source=None, steps=STEPS, arm="solo", **changes):
     """(trainer, L0 of each step)."""
-    tables = {"sae.n": 128, "train.batch": 256, "train.tokens": 256 * steps, "train.dead_after": 20_000}
+    tables = {"sae.n": 128, "train.batch": 128, "train.tokens": 128 * steps, "train.dead_after": 20_000}
     recipe = Recipe.load({}, tables | changes)
     source = source or Planted(recipe.train.batch)
     trainer, l0 = Trainer(recipe, arm, 0, torch.zeros(32)), []
@@ -83,13 +83,8 @@ def test_neither_coefficients_nor_the_step_size_decide_l0(changes):
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_meta_sae_comes_to_its_own_k(name):
-    changes = {
-        "meta.architecture": name,
-        "meta.n": 32,
-        "meta.k": 3,
-        "train.n_primary_steps": 4,
-        "train.n_meta_steps": 4,
-    }
+    changes = {"meta.architecture": name, "meta.n": 32, "meta.k": 3, "train.n_primary_steps": 1}
+    changes |= {"train.n_meta_steps": 1}
     trainer, _ = trained(arm="control", **{"sae.k": 3} | changes)
     meta = trainer.export(1.0, {})["meta"]
     assert calibrate(meta, Rows(trainer.primary.weights.W_dec_ND)).l0 == pytest.approx(3, rel=0.1)

@@ -119,7 +119,8 @@ def is_planted(recipe: Recipe) -> bool:
 
 def kind_of(table: Dictionary) -> Architecture:
     """The architecture of an SAE, which says of itself what matters here."""
-    return architecture(table.architecture, Options(table.k, threshold=table.threshold, prefixes=table.prefixes))
+    options = Options(table.k, threshold=table.threshold, prefixes=table.prefixes, l0=table.l0)
+    return architecture(table.architecture, options)
 
 
 def cache_bytes(recipe: Recipe, d: int) -> int:
@@ -256,9 +257,11 @@ def _step(table: Dictionary, d: int, rows: int, own: int, width: int, b_enc: boo
     """What a step on `rows` inputs and `own` of the latents holds in passing, but for the inputs themselves: gradients,
     bf16 weights, pre-activations, kept entries.
     """
-    if kind_of(table).own_threshold:
-        # without a fixed k about half of all pre-activations are above zero at first
-        entries = rows * (own // 2)
+    kind = kind_of(table)
+    if kind.own_threshold:
+        # without a fixed k about half of all pre-activations are above zero at first; what follows k begins there, goes
+        # to some three times as many, and carries those that nearly fire
+        entries = rows * min(own // 2, 6 * table.k * own // table.n if kind.follows else own)
     else:
         entries = rows * max(table.k, getattr(table, "k_start", 0)) * own // table.n
     numbers = _numbers(table.model_copy(update={"n": own}), d, b_enc)
