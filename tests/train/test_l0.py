@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from metasae.arms.train_measure import missed_l0, save_trained
+from metasae.arms.l0 import missed_by, missed_line, misses
+from metasae.arms.train_measure import save_trained
 from metasae.data.split import Rows
 from metasae.measures.firing.calibrate import calibrate
 from metasae.progress.progress import Task
@@ -64,7 +65,7 @@ def test_l0_is_k_after_400_steps(name, k):
     trainer, l0 = trained(**{"sae.architecture": name, "sae.k": k})
     assert sum(l0[-40:]) / 40 == pytest.approx(k, rel=0.1)
     calibration = calibrate(trainer.export(1.0, {})["primary"], unseen())
-    assert calibration.l0 == pytest.approx(k, rel=0.1) and not calibration.misses
+    assert calibration.l0 == pytest.approx(k, rel=0.1) and not misses(calibration.l0, k)
 
 
 @pytest.mark.parametrize("changes", [
@@ -94,8 +95,10 @@ def test_a_meta_sae_comes_to_its_own_k(name):
 def test_a_free_l0_is_what_the_coefficients_come_to(name):
     trainer, l0 = trained(steps=60, **{"sae.architecture": name, "sae.k": 3, "sae.l0": "free"})
     assert l0[-1] > 6
-    saved = missed_l0(calibrate(trainer.export(1.0, {})["primary"], unseen()), "sae", trainer.recipe.sae)
-    assert saved == [] and (name == "jumprelu" or trainer.primary.weights.b_enc_N is None)
+    table, l0 = trainer.recipe.sae, calibrate(trainer.export(1.0, {})["primary"], unseen()).l0
+    assert misses(l0, 3) and missed_line(l0, 3, "own", "sae", table) == []
+    assert missed_by({"solo-s0": {"l0": l0, "k": 3}}, table) == {}
+    assert name == "jumprelu" or trainer.primary.weights.b_enc_N is None
 
 
 @pytest.mark.parametrize("name, advice", [
@@ -180,3 +183,13 @@ def test_misses_and_the_price_by_hand():
     for _ in range(2000):
         price.update(torch.tensor(1e3))
     assert math.isfinite(float(price.weight))
+
+
+def test_what_misses_k_by_hand():
+    table = Recipe.load({}).sae
+    assert not misses(14.5, 16) and not misses(17.5, 16) and misses(14.3, 16) and misses(17.7, 16)
+    assert missed_line(17.5, 16, "own", "sae", table) == []
+    (line,) = missed_line(2.1, 4, "eer", "meta", table)
+    assert line == "L0 in use is 2.1 where meta.k asks for 4; measure.threshold = 'eer' does not aim at k, 'rate' does"
+    known = {"solo-s0": {"l0": 16.2, "k": 16}, "joint-s0": {"l0": 40.0, "k": 16}, "theirs-s0": {}}
+    assert missed_by(known, table) == {"joint-s0": [40.0, 16]}

@@ -18,6 +18,7 @@ from torch import Tensor
 import metasae
 from metasae import files
 from metasae.arms.folder import Arm
+from metasae.arms.l0 import missed_line
 from metasae.arms.source import Source
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
@@ -31,7 +32,7 @@ from metasae.progress.progress import SILENT, Progress, SharedTask
 from metasae.progress.stop import StopRequest
 from metasae.ranks.lanes import on_one_core
 from metasae.ranks.ranks import ALONE, Ranks
-from metasae.recipe.recipe import Dictionary, Measure, Recipe
+from metasae.recipe.recipe import Measure, Recipe
 from metasae.sae.sae import SAE, token_normalise
 from metasae.train.loop import train
 from metasae.train.sharded import checkpoint
@@ -258,7 +259,8 @@ def save_trained(
     """
     lines = []
     if "meta" in saes:
-        lines += missed_l0(calibrate(saes["meta"], Rows(saes["primary"].W_dec)), "meta", recipe.meta)
+        own = calibrate(saes["meta"], Rows(saes["primary"].W_dec))
+        lines += missed_line(own.l0, own.k, own.rule, "meta", recipe.meta)
         saes["meta"].save(folder / "meta")
     primary = _on_all(saes.get("primary"), ranks)
     rule, batch = recipe.measure.threshold, recipe.train.batch
@@ -266,19 +268,8 @@ def save_trained(
     if ranks.first:
         primary.config.metadata["calibration"] = asdict(calibrated)
         primary.save(folder / "primary")
-        lines += missed_l0(calibrated, "sae", recipe.sae)
+        lines += missed_line(calibrated.l0, calibrated.k, calibrated.rule, "sae", recipe.sae)
     return lines
-
-
-def missed_l0(calibration: Calibration, name: str, table: Dictionary) -> list[str]:
-    """A line that says so where an SAE misses k though the recipe asks for it; `name` is its table's."""
-    if table.l0 == "free" or not calibration.misses:
-        return []
-    advice = {
-        "own": f"train longer, change train.lr or {name}.k",
-        "rate": f"so few pre-activations are positive: change {name}.k",
-    }.get(calibration.rule, f"measure.threshold = '{calibration.rule}' does not aim at k, 'rate' does")
-    return [f"L0 in use is {calibration.l0:.3g} where {name}.k asks for {calibration.k:g}; {advice}"]
 
 
 def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object, split_label
+from metasae.arms.l0 import missed_by
 from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, count_of, left_out_of, value_of
 from metasae.compare.matched import MATCHED, WHY_NONE
 from metasae.compare.tables import as_markdown
@@ -119,18 +120,10 @@ def _trained_on(run_folder: Path) -> dict:
 
 
 def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
-    """{"missed_l0": {"solo-s0": [realised, k]}} of the SAEs whose L0 is more than a tenth off the recipe's k; {} where
-    there are none, or the folder has no recipe that asks for k.
-    """
+    """{"missed_l0": which SAEs miss the recipe's k}; {} where none does, or the folder has no recipe."""
     path = run_folder / "recipe.toml"
-    if not path.is_file() or Recipe.load(path).sae.l0 == "free":
-        return {}
     calibrations = {entry.arm.label: entry.measures.get("calibration", {}) for entry in measured}
-    missed = {
-        label: [known["l0"], known["k"]]
-        for label, known in calibrations.items()
-        if "k" in known and abs(known["l0"] - known["k"]) > 0.1 * known["k"]
-    }
+    missed = missed_by(calibrations, Recipe.load(path).sae) if path.is_file() else {}
     return {"missed_l0": missed} if missed else {}
 
 

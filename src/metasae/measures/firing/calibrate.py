@@ -60,11 +60,6 @@ class Calibration:
         token, or many ties, or the rule does not aim at k (`eer`, `own`)."""
         return abs(self.l0 - self.k) <= 0.005 * self.k
 
-    @property
-    def misses(self) -> bool:
-        """Whether l0 is more than a tenth off k, which is another SAE than was asked for."""
-        return abs(self.l0 - self.k) > 0.1 * self.k
-
     def as_dict(self) -> dict:
         """The `calibration` part of measures.json."""
         return asdict(self) | {"reached": self.reached}
