@@ -18,6 +18,8 @@ CASES = {
     "topk": ({"sae": {"architecture": "topk", "b_enc": True}, "meta": {"architecture": "topk"}}, "joint"),
     "jumprelu": ({"sae": {"architecture": "jumprelu", "threshold": 0.3}}, "joint"),
     "relu": ({"sae": {"architecture": "relu", "l1": 0.05}}, "solo"),
+    "jumprelu, free": ({"sae": {"architecture": "jumprelu", "threshold": 0.3, "l0": "free"}}, "solo"),
+    "relu, free": ({"sae": {"architecture": "relu", "l1": 0.05, "l0": "free"}}, "solo"),
     "balanced, adaptive, clipped": ({"train": {"balanced": True, "adaptive_sigma": True, "clip": 0.05}}, "joint"),
     "token, untied, attached": (
         {

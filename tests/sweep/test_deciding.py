@@ -72,6 +72,7 @@ def same(one, other):
 
 def test_no_key_is_forgotten():
     never = {
+        "sae.l0",
         "sae.l1",
         "sae.l0_coef",
         "sae.bandwidth",
@@ -80,7 +81,7 @@ def test_no_key_is_forgotten():
         "sae.b_dec_init",
         "sae.k_anneal",
     }
-    never |= {f"meta.{key}" for key in ("l1", "l0_coef", "bandwidth", "threshold", "prefixes")}
+    never |= {f"meta.{key}" for key in ("l0", "l1", "l0_coef", "bandwidth", "threshold", "prefixes")}
     every = {f"{table}.{key}" for table in ("sae", "meta", "train") for key in type(getattr(BASE, table)).model_fields}
     assert set(CHANGED) == every - never
 

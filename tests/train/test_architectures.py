@@ -4,6 +4,7 @@ recovery.
 
 import importlib
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from metasae.train.loop import train
 from metasae.train.trainer import Trainer
 
 N, D, K = 40, 16, 3
-OPTIONS = Options(K, l1=0.03, l0_coef=0.7, bandwidth=0.6, threshold=0.4, prefixes=(0.1, 0.5, 1.0))
+OPTIONS = Options(K, l1=0.03, l0_coef=0.7, bandwidth=0.6, threshold=0.4, prefixes=(0.1, 0.5, 1.0), l0="free")
 
 
 class Jump(torch.autograd.Function):
@@ -55,6 +56,14 @@ class Step(torch.autograd.Function):
         return None, (-(1 / ctx.eps) * inside * slope).sum(0), None
 
 
+def price_of(l2, l0, log_threshold_N):
+    """The multiplier P at which a move of all log-thresholds together leaves l2 + P l0 as it is, in autograd."""
+    down, less = (
+        torch.autograd.grad(value, log_threshold_N, retain_graph=True, allow_unused=True)[0] for value in (l2, l0)
+    )
+    return 0.0 if less is None or not less.any() else float(-down.sum() / less.sum())
+
+
 def random_weights(seed, with_threshold):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(N, D, generator=generator)
@@ -64,8 +73,8 @@ def random_weights(seed, with_threshold):
     return Weights(rows + 0.1 * torch.randn(N, D, generator=generator), rows, b_dec, b_enc, theta)
 
 
-def spec(name, x, w):
-    """Total loss in plain autograd."""
+def spec(name, x, w, options):
+    """(L2, the sparsity loss, all that is differentiated), in plain autograd."""
     pre = (x - w.b_dec_D) @ w.W_enc_ND.t() + w.b_enc_N
     a = torch.relu(pre)
 
@@ -79,29 +88,31 @@ def spec(name, x, w):
         z = masked(reference.select_rows(a.detach(), K))
     elif name == "relu":
         z = a
-        extra = OPTIONS.l1 * z.sum() / len(x)
+        extra = options.l1 * z.sum() / len(x)
     else:
         theta = w.log_threshold_N.exp()
-        z = Jump.apply(pre, theta, OPTIONS.bandwidth)
-        l0 = Step.apply(pre, theta, OPTIONS.bandwidth).sum() / len(x)
-        extra = OPTIONS.l0_coef * (l0 / K - 1) ** 2
+        z = Jump.apply(pre, theta, options.bandwidth)
+        l0 = Step.apply(pre, theta, options.bandwidth).sum() / len(x)
+        extra = options.l0_coef * (l0 / K - 1) ** 2
     ends = (4, 20, 40) if name == "matryoshka" else (N,)
     l2 = sum((z[:, :end] @ w.W_dec_ND[:end] + w.b_dec_D - x).pow(2).mean() for end in ends) / len(ends)
-    return l2, extra, l2 + extra
+    priced = price_of(l2, l0, w.log_threshold_N) * l0 if name == "jumprelu" and options.l0 == "k" else 0.0
+    return l2, extra, l2 + extra + priced
 
 
 @pytest.mark.parametrize("kernel", ["reference", "fast"])
 @pytest.mark.parametrize("case", ["random", "zero", "one token", "large"])
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_gradients_equal_autograd(name, case, kernel):
+@pytest.mark.parametrize("name, l0", [*((name, "free") for name in ARCHITECTURES), ("relu", "k"), ("jumprelu", "k")])
+def test_gradients_equal_autograd(name, l0, case, kernel):
+    options = replace(OPTIONS, l0=l0)
     x = torch.randn(24, D, generator=torch.Generator().manual_seed(5)) * (10 if case == "large" else 1)
     x = {"zero": torch.zeros_like(x), "one token": x[:1]}.get(case, x)
     weights = random_weights(1, name == "jumprelu")
     leaves = Weights(**{key: tensor.clone().requires_grad_() for key, tensor in weights.tensors().items()})
-    l2, extra, total = spec(name, x, leaves)
+    l2, extra, total = spec(name, x, leaves, options)
     total.backward()
 
-    kind, how = architecture(name, OPTIONS), Arithmetic(kernels(kernel), torch.float32)
+    kind, how = architecture(name, options), Arithmetic(kernels(kernel), torch.float32)
     passed = forward(x, weights, kind, K, 0.0, how)
     gradients = sae_gradients(passed, weights, kind, None, how)
     torch.testing.assert_close(gradients.l2, l2.detach(), rtol=1e-5, atol=1e-8)

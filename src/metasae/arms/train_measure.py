@@ -18,6 +18,7 @@ from torch import Tensor
 import metasae
 from metasae import files
 from metasae.arms.folder import Arm
+from metasae.arms.l0 import missed_line
 from metasae.arms.source import Source
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.rolling import RollingHarvest, TrainingWindow, open_window, training_windows
@@ -106,7 +107,9 @@ def train_arm(
         # the state is saved, so that a signal need not wait
         with stop.at_once():
             saes = trainer.export(scale, _metadata(recipe, source, cache, arm))
-            save_trained(saes, recipe, cache.split("calibration"), arm.folder, ranks)
+            lines = save_trained(saes, recipe, cache.split("calibration"), arm.folder, ranks)
+        for line in lines:
+            source.progress.say(f"{arm.label}: {line}")
         if ranks.first:
             shutil.rmtree(arm.folder / "checkpoints", ignore_errors=True)
         ranks.wait()
@@ -248,13 +251,16 @@ def save_trained(
     folder: Path,
     ranks: Ranks = ALONE,
     progress: Progress = SILENT,
-) -> None:
-    """Calibrates and writes; the primary last, as its folder says that the arm is trained.
+) -> list[str]:
+    """Calibrates and writes; the primary last, as its folder says that the arm is trained. Returns a line for each SAE
+    whose L0 misses the k of the recipe; on the first rank only.
 
     saes: nothing but on the first rank.
     """
+    lines = []
     if "meta" in saes:
-        calibrate(saes["meta"], Rows(saes["primary"].W_dec))
+        own = calibrate(saes["meta"], Rows(saes["primary"].W_dec))
+        lines += missed_line(own.l0, own.k, own.rule, "meta", recipe.meta)
         saes["meta"].save(folder / "meta")
     primary = _on_all(saes.get("primary"), ranks)
     rule, batch = recipe.measure.threshold, recipe.train.batch
@@ -262,6 +268,8 @@ def save_trained(
     if ranks.first:
         primary.config.metadata["calibration"] = asdict(calibrated)
         primary.save(folder / "primary")
+        lines += missed_line(calibrated.l0, calibrated.k, calibrated.rule, "sae", recipe.sae)
+    return lines
 
 
 def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:

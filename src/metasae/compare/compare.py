@@ -15,6 +15,7 @@ from pathlib import Path
 
 from metasae import files
 from metasae.arms.folder import Arm, RunFolder, read_object, split_label
+from metasae.arms.l0 import missed_by
 from metasae.compare.catalogue import CATALOGUE, Pair, Quantity, count_of, left_out_of, value_of
 from metasae.compare.matched import MATCHED, WHY_NONE
 from metasae.compare.tables import as_markdown
@@ -90,7 +91,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
     baseline = baseline or (BASELINE if BASELINE in arms else next(iter(arms)))
     comparison = {
         "run": run_folder.resolve().name,
-        "conditions": conditions | _trained_on(run_folder),
+        "conditions": conditions | _trained_on(run_folder) | _missed_l0(run_folder, measured),
         "arms": {arm: {"seeds": list(arms[arm]), **_arm_as_dict(numbers[arm])} for arm in arms},
         "missing": missing,
         "stale": [entry.arm.label for entry in measured if entry.stale],
@@ -116,6 +117,14 @@ def _trained_on(run_folder: Path) -> dict:
     spikes = {"spikes": recipe.spikes.n} if recipe.spikes.n else {}
     told = {key: stages["harvest"][key] for key in ("model", "left_out") if key in stages["harvest"]}
     return {**told, "training_tokens": recipe.train.tokens, "different_training_tokens": different, **spikes}
+
+
+def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
+    """{"missed_l0": which SAEs miss the recipe's k}; {} where none does, or the folder has no recipe."""
+    path = run_folder / "recipe.toml"
+    calibrations = {entry.arm.label: entry.measures.get("calibration", {}) for entry in measured}
+    missed = missed_by(calibrations, Recipe.load(path).sae) if path.is_file() else {}
+    return {"missed_l0": missed} if missed else {}
 
 
 def _numbers(by_seed: dict[int, Measured]) -> dict[str, Numbers]:

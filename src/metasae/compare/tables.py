@@ -85,12 +85,14 @@ def conditions_line(comparison: dict, pair: Pair | None = None) -> str:
 
 def source_lines(conditions: dict) -> list[str]:
     """What was read, by which model, and what of it does not count, a sentence each; none of what is not known. Then
-    each SAE that was trained otherwise than it is measured.
+    the SAEs that miss the L0 that was asked for, and each that was trained otherwise than it is measured.
     """
     named = (("Model", "model"), ("Text", "text"), ("Left out of training and measuring", "left_out"))
     otherwise = conditions.get("trained_otherwise", {})
+    missed = [f"{label} {l0:.3g} (k {k:g})" for label, (l0, k) in conditions.get("missed_l0", {}).items()]
     return [
         *(f"{name}: {conditions[key]}." for name, key in named if conditions.get(key)),
+        *([f"L0 misses k by more than a tenth: {', '.join(missed)}."] if missed else []),
         *(f"{trained_otherwise(label, different)}." for label, different in otherwise.items()),
     ]
 

@@ -119,7 +119,8 @@ def is_planted(recipe: Recipe) -> bool:
 
 def kind_of(table: Dictionary) -> Architecture:
     """The architecture of an SAE, which says of itself what matters here."""
-    return architecture(table.architecture, Options(table.k, threshold=table.threshold, prefixes=table.prefixes))
+    options = Options(table.k, threshold=table.threshold, prefixes=table.prefixes, l0=table.l0)
+    return architecture(table.architecture, options)
 
 
 def cache_bytes(recipe: Recipe, d: int) -> int:
@@ -256,9 +257,11 @@ def _step(table: Dictionary, d: int, rows: int, own: int, width: int, b_enc: boo
     """What a step on `rows` inputs and `own` of the latents holds in passing, but for the inputs themselves: gradients,
     bf16 weights, pre-activations, kept entries.
     """
-    if kind_of(table).own_threshold:
-        # without a fixed k about half of all pre-activations are above zero at first
-        entries = rows * (own // 2)
+    kind = kind_of(table)
+    if kind.own_threshold:
+        # without a fixed k about half of all pre-activations are above zero at first; what follows k begins there, goes
+        # to some three times as many, and carries those that nearly fire
+        entries = rows * min(own // 2, 6 * table.k * own // table.n if kind.follows else own)
     else:
         entries = rows * max(table.k, getattr(table, "k_start", 0)) * own // table.n
     numbers = _numbers(table.model_copy(update={"n": own}), d, b_enc)
@@ -281,4 +284,6 @@ def _any_meta(recipe: Recipe) -> bool:
 
 def _numbers(table: Dictionary, d: int, b_enc: bool) -> int:
     """Trained numbers of an SAE."""
-    return 2 * table.n * d + d + table.n * b_enc + table.n * (kind_of(table).threshold_init() is not None)
+    kind = kind_of(table)
+    vectors = (b_enc or kind.needs_bias) + (kind.threshold_init() is not None)
+    return 2 * table.n * d + d + table.n * vectors

@@ -211,7 +211,7 @@ def _notes(wanted: Recipe, needed: Needs | None, room: fit.Room, model: Presence
         (model.place is None and not model.problem, absent),
         (there < tokens, f"{again}, in a fresh order each time (harvest.tokens)"),
         (
-            trials.arms and kind_of(wanted.sae).own_threshold,
+            trials.arms and kind_of(wanted.sae).own_threshold and not kind_of(wanted.sae).follows,
             f"a {kind} SAE begins with half of its latents on; later it trains faster than in this trial",
         ),
         (trials.measure and across, "the time for tagged sentences and for what is measured across SAEs comes on top"),

@@ -83,7 +83,8 @@ def train_on(
         train(trainer, batches, folder, task, stop)
     saes = trainer.export(scale, _metadata(provider, notes) | (metadata or {}))
     unseen = batches.take(recipe.measure.calibration_tokens) if calibration is None else calibration
-    save_trained(saes, recipe, unseen, folder, progress=progress)
+    for line in save_trained(saes, recipe, unseen, folder, progress=progress):
+        progress.say(line)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return saes
 

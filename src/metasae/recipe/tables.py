@@ -152,19 +152,24 @@ ArchitectureName = Annotated[str, AfterValidator(Known("architecture", ARCHITECT
 class Dictionary(Table):
     """What the primary and the meta SAE have in common: n latents, k kept per token (or decoder row) on average.
 
-    l1: weight of the L1 term of `relu`. l0_coef, bandwidth, threshold: L0 term, pseudo-derivative width and first
-    threshold of `jumprelu`, whose L0 target is k. prefixes: nested prefixes of `matryoshka`, as shares of n.
+    l0: whether `relu` and `jumprelu`, which learn what fires, are brought to k in training. l1: weight of the L1 term
+    of `relu`. l0_coef, bandwidth, threshold: L0 term, pseudo-derivative width and first threshold of `jumprelu`.
+    prefixes: nested prefixes of `matryoshka`, as shares of n.
     """
 
     n: int = Field(3072, ge=1, description="latents")
     k: int = Field(
-        32, ge=1, description="latents kept per token on average; relu has none, jumprelu takes it as its L0 target"
+        32, ge=1, description="latents kept per token on average; relu and jumprelu are brought to it, see l0"
     )
     architecture: ArchitectureName = Field("batchtopk", description="how latents are chosen")
-    l1: float = Field(2e-3, ge=0, description="relu: weight of the L1 term")
+    l0: Literal["k", "free"] = Field(
+        "k",
+        description="relu, jumprelu: k: brought to k in training; free: what l1, or l0_coef and threshold, come to",
+    )
+    l1: float = Field(2e-3, ge=0, description="relu: weight of the L1 term, with l0 = k that of the first step")
     l0_coef: float = Field(0.1, ge=0, description="jumprelu: weight of the L0 term, whose target is k")
     bandwidth: float = Field(0.5, gt=0, description="jumprelu: width of the pseudo-derivative")
-    threshold: float = Field(0.5, gt=0, description="jumprelu: first threshold")
+    threshold: float = Field(0.5, gt=0, description="jumprelu: first threshold; with l0 = k the first batch decides it")
     prefixes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0), description="matryoshka: nested prefixes as shares of n"
     )

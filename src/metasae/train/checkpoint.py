@@ -66,7 +66,8 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
     return {
         "done": vars(trainer.done),
         "numbers": {
-            name: {"cut": learner.cut, "probe_cut": learner.probe_cut} for name, learner in _learners(trainer).items()
+            name: {"cut": learner.cut, "probe_cut": learner.probe_cut, "architecture": learner.architecture.numbers()}
+            for name, learner in _learners(trainer).items()
         },
         "sigma": vars(trainer.sigma) if trainer.sigma else None,
         "arm": trainer.arm,
@@ -100,7 +101,9 @@ def restore(trainer: Trainer, header: dict, tensors: dict[str, torch.Tensor]) ->
     for name, learner in _learners(trainer).items():
         prefix = f"{name}."
         _restore(learner, {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)})
-        learner.cut, learner.probe_cut = header["numbers"][name]["cut"], header["numbers"][name]["probe_cut"]
+        numbers = header["numbers"][name]
+        learner.cut, learner.probe_cut = numbers["cut"], numbers["probe_cut"]
+        learner.architecture.load(numbers["architecture"], trainer.device)
     trainer.done = Done(**header["done"])
     if trainer.sigma:
         vars(trainer.sigma).update(header["sigma"])

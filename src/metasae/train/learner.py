@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metasae.recipe.recipe import Dictionary
 from metasae.sae.architectures import Architecture, Options, architecture
+from metasae.sae.gradients import Arithmetic
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.optimiser import UnitRowAdam, unit_rows_
 from metasae.sae.sae import SAE, SAEConfig
@@ -32,6 +33,13 @@ class Learner:
     k: int
     cut: float = 0.0
     probe_cut: float = 0.0
+
+    def begin(self, x_BD: Tensor, how: Arithmetic) -> None:
+        """Before the first step, on its batch: what the architecture sets by it."""
+        weights = self.weights
+        if self.architecture.follows:
+            pre = how.kernels.encode(x_BD - weights.b_dec_D, weights.W_enc_ND, weights.b_enc_N, how.dtype)
+            self.architecture.begin(pre, weights)
 
     def count(self, kept: Kept, dead_after: int, spread: Whole = WHOLE) -> Tensor:
         """Updates the counters with this batch, then says which latents are dead: bool [n]."""
@@ -72,7 +80,7 @@ def new_learner(
     own: only these latents, as they would be among all: drawn with all of them, so that the start does not depend on
     who holds what.
     """
-    options = Options(table.k, table.l1, table.l0_coef, table.bandwidth, table.threshold, table.prefixes)
+    options = Options(table.k, table.l1, table.l0_coef, table.bandwidth, table.threshold, table.prefixes, table.l0)
     kind = architecture(table.architecture, options)
     n, d = table.n, b_dec_D.numel()
     W_dec = _random_rows(n, d, generator)
@@ -87,7 +95,7 @@ def new_learner(
         W_enc.to(device),
         W_dec.to(device),
         b_dec_D.float().clone().to(device),
-        torch.zeros(n, device=device) if b_enc else None,
+        torch.zeros(n, device=device) if b_enc or kind.needs_bias else None,
         None if start is None else torch.full((n,), start, device=device),
     )
     zeros = torch.zeros(n, dtype=torch.int64, device=device)

@@ -111,10 +111,14 @@ class Trainer:
     @torch.no_grad()
     def primary_step(self, x_BD: Tensor, with_penalty: bool = True) -> tuple[Losses, dict[str, Tensor]]:
         """One step on activations x [B, d]; see `primary_gradients` for what comes back."""
-        train = self.recipe.train
+        train, learner = self.recipe.train, self.primary
+        if not self.done.primary:
+            learner.begin(self._inputs(x_BD), self.how)
         losses, numbers, gradients = self.primary_gradients(x_BD, with_penalty)
         rate = learning_rate(self.done.primary, self.total_primary, train.lr, train.warmup, train.decay)
-        self.primary.optimiser.step(gradients, rate)
+        learner.optimiser.step(gradients, rate)
+        if learner.architecture.follows:
+            learner.architecture.steer(numbers["l0"], learner.weights)
         self.done.primary += 1
         return losses, numbers
 
@@ -126,9 +130,7 @@ class Trainer:
         no weight. `with_penalty` False leaves the decomposability penalty's value out where it is not charged.
         """
         train, learner = self.recipe.train, self.primary
-        x = x_BD.to(self.device)
-        if self.recipe.sae.normalize == "token":
-            x = token_normalise(x)[0]
+        x = self._inputs(x_BD)
         passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how)
         learner.cut = passed.cut
         dead = learner.count(passed.kept, train.dead_after, self.how.spread)
@@ -152,15 +154,17 @@ class Trainer:
     @torch.no_grad()
     def meta_step(self) -> Losses:
         """One step of the meta SAE on all rows of the primary's decoder, as they are now."""
-        train, learner = self.recipe.train, self.meta
-        passed = forward(
-            self._meta_rows(), learner.weights, learner.architecture, learner.k, learner.cut, self.meta_how
-        )
+        train, learner, rows = self.recipe.train, self.meta, self._meta_rows()
+        if not self.done.meta:
+            learner.begin(rows, self.meta_how)
+        passed = forward(rows, learner.weights, learner.architecture, learner.k, learner.cut, self.meta_how)
         learner.cut = passed.cut
         dead = learner.count(passed.kept, train.meta_dead_after, self.meta_how.spread)
         gradients = sae_gradients(passed, learner.weights, learner.architecture, self._aux(dead), self.meta_how)
         rate = learning_rate(self.done.meta, self.total_meta, train.meta_lr or train.lr, train.warmup, train.decay)
         learner.optimiser.step(gradients.weights, rate)
+        if learner.architecture.follows:
+            learner.architecture.steer(passed.kept.l0(), learner.weights)
         self.done.meta += 1
         return Losses(
             gradients.l2,
@@ -201,6 +205,11 @@ class Trainer:
     def _over_all(self, mean: Tensor) -> Tensor:
         """The mean over all the primary's latents, given the mean over those here, 0-dim."""
         return self.how.spread.over_latents(mean * self.own_share)
+
+    def _inputs(self, x_BD: Tensor) -> Tensor:
+        """Activations as the primary takes them."""
+        x = x_BD.to(self.device)
+        return token_normalise(x)[0] if self.recipe.sae.normalize == "token" else x
 
     def _meta_rows(self) -> Tensor:
         """The decoder rows as the meta SAE takes them; worked out once for the meta steps between two primary steps."""

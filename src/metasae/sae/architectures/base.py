@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from metasae.sae.kernels.kept import Kept
@@ -15,7 +16,8 @@ class Options:
     """Numbers an architecture may need. k: latents per token asked for.
 
     l1: weight of ReLU's sum of activations. l0_coef, bandwidth, threshold: JumpReLU's L0 term, its pseudo-derivative's
-    width and its first threshold. prefixes: Matryoshka's nested prefixes, as shares of n.
+    width and its first threshold. prefixes: Matryoshka's nested prefixes, as shares of n. l0: of ReLU and JumpReLU, "k"
+    where it is brought to k in training, "free" where the weights of their terms alone decide it.
     """
 
     k: int
@@ -24,6 +26,7 @@ class Options:
     bandwidth: float = 0.05
     threshold: float = 0.05
     prefixes: tuple[float, ...] = (1.0,)
+    l0: str = "k"
 
 
 class Architecture:
@@ -41,6 +44,9 @@ class Architecture:
     # whether a meta SAE of this kind may be trained on rows that lie on several ranks: where its sparsity is the
     # kernels' selection alone
     rows_over_ranks = False
+    # whether `begin` and `steer` bring L0 to k, and whether that takes an encoder bias
+    follows = False
+    needs_bias = False
 
     def __init__(self, options: Options, spread: Whole = WHOLE):
         self.options, self.spread = options, spread
@@ -48,6 +54,19 @@ class Architecture:
     def threshold_init(self) -> float | None:
         """Start of a learned threshold per latent, or None for architectures without."""
         return None
+
+    def begin(self, pre_BN: Tensor, weights: Weights) -> None:
+        """Sets the weights' start by the first batch, where the architecture `follows`. pre: before selection."""
+
+    def steer(self, l0: Tensor, weights: Weights) -> None:
+        """Called after every step where the architecture `follows`. l0: of its batch, over all latents, 0-dim."""
+
+    def numbers(self) -> dict[str, float]:
+        """What training has set beside the weights, for a checkpoint."""
+        return {}
+
+    def load(self, numbers: dict[str, float], device: torch.device) -> None:
+        """Puts back what `numbers` gave."""
 
     def ends(self, n: int) -> tuple[int, ...]:
         """Ends of the nested prefixes of latents that each rebuild the input; (n,) for all but Matryoshka."""

@@ -6,19 +6,45 @@ H has no gradient, so theta gets the paper's pseudo-derivatives, with a rectangl
     L0 term   = l0_coef * (L0 / k - 1)^2,                   L0 = mean over tokens of sum_j H(pre_j - theta_j)
 
 theta = exp(log_threshold) stays positive. Entries just below theta are carried with z = 0, as they move theta too.
+
+Adam moves a log-threshold by at most lr a step, whatever the term weighs, and that is too slow for L0 to come to k. So
+the level of all thresholds together is set apart from how they differ (with `l0 = "free"` it is not):
+
+    level:  log_threshold begins where the first batch has L0 = k;   after a step all of it moves by .1 log(L0 / k)
+    price:  P = -sum_j dL/dlog_threshold_j / sum_j dL0/dlog_threshold_j,     L the loss without the L0 term
+    the gradient of the thresholds is that of L + P L0 + L0 term, P held fixed
+
+P is the multiplier of the constraint L0 = k: with it a move of all thresholds together changes nothing to first order,
+so gradients decide only between latents, and a firing is worth as much to one as to another.
 """
 
 import math
 
+import torch
+
 from metasae.sae.architectures.base import Architecture
+from metasae.sae.architectures.follow import log_level, miss
 from metasae.sae.kernels.kept import Kept
+
+# Of a miss, a step. L0 falls two to three times as fast as the level rises, so a miss is gone in some five steps.
+_LEVEL_RATE = 0.1
 
 
 class JumpReLU(Architecture):
     own_threshold = True
 
+    @property
+    def follows(self):
+        return self.options.l0 == "k"
+
     def threshold_init(self):
         return math.log(self.options.threshold)
+
+    def begin(self, pre_BN, weights):
+        weights.log_threshold_N.copy_(log_level(pre_BN, self.options.k, self.spread))
+
+    def steer(self, l0, weights):
+        weights.log_threshold_N.add_(_LEVEL_RATE * miss(l0, self.options.k))
 
     def select(self, pre_BN, weights, k, cut, kernels):
         theta_N = weights.log_threshold_N.exp()
@@ -32,10 +58,19 @@ class JumpReLU(Architecture):
         fires = pre_K > theta_K
         inside = ((pre_K - theta_K).abs() < eps / 2).to(dz_K.dtype) / eps
         n_firings = self.spread.over_latents(fires.sum().reshape(1))[0]
-        miss = n_firings / (kept.n_rows * self.options.k) - 1
-        dl0 = 2 * self.options.l0_coef * miss / (kept.n_rows * self.options.k)
+        off = n_firings / (kept.n_rows * self.options.k) - 1
+        dl0 = 2 * self.options.l0_coef * off / (kept.n_rows * self.options.k)
+        if self.follows:
+            dl0 = dl0 + self._price(inside * theta_K, theta_K * dz_K)
         dtheta_K = -inside * (theta_K * dz_K + dl0)
-        return self.options.l0_coef * miss.square(), dz_K * fires, kept.latent_sums(dtheta_K * theta_K)
+        return self.options.l0_coef * off.square(), dz_K * fires, kept.latent_sums(dtheta_K * theta_K)
+
+    def _price(self, near_K, worth_K):
+        """P / n_rows, 0-dim. near_K: -dH/dlog_threshold; worth_K: dL/dz theta, below 0 where a firing lowers the
+        loss."""
+        both = torch.stack([(near_K * worth_K).sum(), near_K.sum()])
+        worth, near = self.spread.over_latents(both)
+        return -worth / near.clamp(min=1e-12)
 
     def inference_threshold(self, weights):
         return weights.log_threshold_N.exp()
