@@ -62,7 +62,7 @@ def test_it_looks_tries_and_leaves_nothing(doctor, tmp_path):
     report = json.loads(stdout)
     assert report["fits"] and not report["problems"] and not report["shortages"] and report["changes"] == {}
     assert report["model"]["d"] == 32 and report["model"]["place"]
-    assert report["needs"]["cache"] == 10_000 * (32 * 2 + 12)
+    assert report["needs"]["cache"] == 10_000 * (32 * 2 + 16)
     assert [stage["name"] for stage in report["stages"]] == ["harvest", "train solo", "train joint", "measure"]
     assert all(stage["seconds"] > 0 for stage in report["stages"])
     assert report["seconds"] == pytest.approx(sum(stage["seconds"] for stage in report["stages"]))
@@ -120,7 +120,7 @@ def test_what_exceeds_memory_is_not_tried(doctor, monkeypatch):
         ("model.path=nowhere", "the model folder 'nowhere' does not exist"),
         ("hook.point=blocks.9.hook_resid_pre", "did you mean 'blocks.2.hook_resid_pre'"),
         ("text.source=absent.jsonl", "absent.jsonl"),
-        ("text.context=4096", "set text.context="),
+        ("text.context=100", "set text.context="),
         ("text.column=words", "no column 'words'"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_plan_for_gpus_that_are_not_here(doctor):
     code, stdout, stderr = doctor("--gpus", "2", "--gpu", "h200", "--json")
     facts = json.loads(stdout)
     assert code == 0 and facts["fits"] and facts["gpus"] == 2 and facts["model"]["d"] == 32, stderr
-    assert facts["figures"]["cache"]["value"] == 10_000 * (32 * 2 + 12)
+    assert facts["figures"]["cache"]["value"] == 10_000 * (32 * 2 + 16)
     code, stdout, _ = doctor("--gpu", "RTX4090")
     assert code == 0 and "1 x rtx4090" in stdout and "It fits: " in stdout and "Nothing was measured" in stdout
 

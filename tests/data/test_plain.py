@@ -174,15 +174,13 @@ def test_a_prompt_that_begins_with_bos_has_one(load):
     assert prompt_ids(bert, "[CLS]Snow[SEP]", Frame.of(bert, causal=False)) == prompt_ids(bert, "Snow", Frame())
 
 
-def test_steering_and_trying_read_one_bos(load, monkeypatch):
+def test_steering_and_trying_read_one_bos(load):
     from metasae.explore.pages.trying import _activations
-    from metasae.steering.steering import _continued
+    from metasae.steering.writing import _encoded
 
     host = load("gpt2", "blocks.1.hook_resid_pre")
-    prompts = []
-    monkeypatch.setattr(host.model, "generate", lambda input_ids, **_: prompts.append(input_ids) or input_ids)
-    _continued(host, ["Snow fell", "<s>Snow fell"], 1, None)
-    assert prompts[0][0].tolist() == prompts[0][1].tolist() and prompts[0][0].tolist().count(host.bos_id) == 1
+    ids, mask = _encoded(host, ["Snow fell", "<s>Snow fell"], 1, False)
+    assert mask.all() and ids[0].tolist() == ids[1].tolist() and ids[0].tolist().count(host.bos_id) == 1
     tokens, rows, _ = _activations(host, "<s>Snow fell", 16)
     usual = _activations(host, "Snow fell", 16)
     assert tokens == usual[0] and bool((rows == usual[1]).all())
