@@ -98,11 +98,17 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
         "baseline": baseline,
         "pairs": {str(pair): entries for pair, entries in _pairs(arms, numbers, baseline).items()},
     }
-    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured])
+    comparison["trained"] = trained_enough(comparison, [entry.arm for entry in measured], _decay(run_folder))
     comparison["verdict"] = verdict_of(comparison)
     files.write_json(run_folder / "compare.json", comparison)
     files.write_text(run_folder / "compare.md", as_markdown(comparison))
     return comparison
+
+
+def _decay(run_folder: Path) -> float:
+    """The share of the steps over which the learning rate fell; 0 where the folder does not say."""
+    path = run_folder / "recipe.toml"
+    return Recipe.load(path).train.decay if path.is_file() else 0.0
 
 
 def _trained_on(run_folder: Path) -> dict:

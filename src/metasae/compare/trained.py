@@ -1,15 +1,18 @@
 """Whether the arms of a run were trained enough to say which has more atomic latents.
 
     r        cosine of the baseline's matched decoder rows in two seeds: seeds of a short training share little
-    fall     how much less FVU is in the last tenth of the steps than in the tenth before, of the arm that falls most
+    fall     how much less FVU is in the last tenth of the steps at the full learning rate than in the tenth before,
+             over an arm's seeds, of the arm that falls most
     share    F1 of the baseline's recovered spike-ins over that of a linear probe: near 0 no method can be told apart
 
 A run passes at r >= .4, a fall below 2.5% and a share of .5 or more. r and share are the baseline's, as a method is
 free to change them; the length of training must do for plain training. The limits tell `demo` (1,400 steps) from
-`demo-full` (5,860); why they are no stricter stands in docs/measures.md.
+`demo-full` (5,860); why they are no stricter stands in docs/measures.md. While the learning rate falls, FVU falls by 2
+to 4% a tenth in any run, as the steps' own noise goes, which says nothing about whether training was long enough.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -20,15 +23,17 @@ LIMITS = {"r": 0.4, "fall": 0.025, "share": 0.5}
 _LEAST_ROWS = 5
 
 
-def trained_enough(comparison: dict, arms: Sequence[Arm]) -> dict:
+def trained_enough(comparison: dict, arms: Sequence[Arm], decay: float) -> dict:
     """{enough, r, fall, share, limits}; a number that is not known is None.
 
-    comparison: as `metasae.compare.compare.compare` makes it. enough: False where a known number misses its limit, None
-    where none does but r is not known, as with one seed.
+    comparison: as `metasae.compare.compare.compare` makes it. decay: the share of the steps at the end over which the
+    learning rate fell. enough: False where a known number misses its limit, None where none does but r is not known, as
+    with one seed.
     """
     means = comparison["arms"][comparison["baseline"]]["means"]
     recovered, ceiling = (means.get(f"spikes.{key}") for key in ("recovery_f1", "ceiling_f1"))
-    falls = [fall for fall in map(fall_of, arms) if fall is not None]
+    by_name = groupby(sorted(arms, key=lambda arm: arm.name), key=lambda arm: arm.name)
+    falls = [fall for fall in (fall_of(list(seeds), decay) for _, seeds in by_name) if fall is not None]
     known = {
         "r": means.get("seeds.mean_r"),
         "fall": max(falls, default=None),
@@ -49,14 +54,21 @@ def missing_its_limit(known: dict) -> list[str]:
     return [key for key, passed in passes.items() if not passed]
 
 
-def fall_of(arm: Arm) -> float | None:
-    """The fall of an arm's FVU into its last tenth; None where its training curve is not known or too short."""
-    rows = [(row["step"], row["fvu"]) for row in arm.metrics() if "fvu" in row and "step" in row]
-    if not rows:
+def fall_of(seeds: Sequence[Arm], decay: float) -> float | None:
+    """The fall of an arm's FVU into its last tenth at the full learning rate, over its seeds.
+
+    None where no training curve is known or long enough, and where the learning rate falls for more than 70% of the
+    steps.
+    """
+    end, means = 1.0 - decay, []
+    for arm in seeds if end >= 0.3 else ():
+        rows = [(row["step"], row["fvu"]) for row in arm.metrics() if "fvu" in row and "step" in row]
+        steps, fvu = np.array(rows, float).reshape(-1, 2).T
+        place = steps / steps.max(initial=1.0)
+        before, last = fvu[(place > end - 0.2) & (place <= end - 0.1)], fvu[(place > end - 0.1) & (place <= end)]
+        if min(len(before), len(last)) >= _LEAST_ROWS:
+            means.append((before.mean(), last.mean()))
+    if not means:
         return None
-    steps, fvu = np.array(rows, float).T
-    place = steps / steps[-1]
-    before, last = fvu[(place > 0.8) & (place <= 0.9)], fvu[place > 0.9]
-    if min(len(before), len(last)) < _LEAST_ROWS:
-        return None
-    return float(1 - last.mean() / before.mean())
+    before, last = np.mean(means, axis=0)
+    return float(1 - last / before)

@@ -14,7 +14,11 @@ Row = tuple[Quantity, dict]
 KINDS = ("trained", "truth", "description", "fidelity")
 # Realised L0 are alike within this share.
 SAME_L0 = 0.05
-_NAMES = {"r": "r with another seed", "fall": "the fall of FVU into the last tenth", "share": "spike-ins recovered"}
+_NAMES = {
+    "r": "r with another seed",
+    "fall": "the fall of FVU at the full learning rate",
+    "share": "spike-ins recovered",
+}
 
 
 def verdict_of(comparison: dict) -> list[dict[str, str]]:
@@ -86,7 +90,8 @@ def _trained(comparison: dict) -> str:
     known = comparison["trained"]
     parts = [
         f"r with another seed {known['r']:.2f} ({LIMITS['r']:g} or more)" if known["r"] is not None else "",
-        f"FVU falls by {100 * known['fall']:.2g}% into the last tenth of the steps (under {100 * LIMITS['fall']:g}%)"
+        f"FVU falls by {100 * known['fall']:.2g}% into the last tenth at the full learning rate "
+        f"(under {100 * LIMITS['fall']:g}%)"
         if known["fall"] is not None
         else "",
         f"{comparison['baseline']} recovers {100 * known['share']:.0f}% of what a linear probe finds "
