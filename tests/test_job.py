@@ -298,12 +298,18 @@ def test_a_damaged_recipe_in_the_run_folder_is_named(recipe, tmp_path):
         metasae.run(values, out=tmp_path / "a", show=False)
 
 
-def test_the_end_of_a_run_says_where_it_is_and_what_comes_next(capsys):
-    job.print_next_steps(Path("my runs/a"))
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_end_of_a_run_says_where_it_is_and_what_comes_next(capsys, causal):
+    means = {"fidelity.ce_clean": 3.0} if causal else {"fidelity.fvu": 0.1}
+    job.print_next_steps(
+        Path("my runs/a"), {"arms": {name: {"seeds": [3], "means": means} for name in ("solo", "joint")}}
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 5 and lines[0].startswith("Everything else is in my runs/a: ")
     assert lines[1] == "Look at single latents: metasae explore 'my runs/a'"
-    assert "docs/text.md" in lines[2] and lines[3] == "then metasae run mine.toml"
+    steer = """Steer with one: metasae steer 'my runs/a/arms/joint-s3' --latent LATENT=VALUE --prompt "...\""""
+    assert (steer in lines) == causal
+    assert "docs/text.md" in lines[-2] and lines[-1] == "then metasae run mine.toml"
 
 
 def test_the_command_to_go_on_can_be_pasted_into_a_shell():

@@ -87,11 +87,18 @@ def print_conclusion(result: dict) -> None:
     print(f"Report: {result['report']}")
 
 
-def print_next_steps(folder: Path) -> None:
-    """Where a run's results are, and what can be done with them, on stdout."""
+def print_next_steps(folder: Path, comparison: dict) -> None:
+    """Where a run's results are, and what can be done with them, on stdout.
+
+    comparison: as of compare.json. A model that predicts tokens can be steered.
+    """
+    last, arm = list(comparison["arms"].items())[-1]
+    causal = any("fidelity.ce_clean" in entry["means"] for entry in comparison["arms"].values())
+    words = ["metasae", "steer", str(folder / "arms" / f"{last}-s{arm['seeds'][0]}")]
     for line in (
         f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.",
         f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}",
+        *([f'Steer with one: {shlex.join(words)} --latent LATENT=VALUE --prompt "..."'] if causal else []),
         "Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,",
         "then metasae run mine.toml",
     ):

@@ -72,7 +72,7 @@ def carry_out(recipe: Recipe, folder: Path, device: str, show: bool = True, trac
         result = _run(recipe, folder, device, ranks, show and ranks.first)
     if show and result:
         print_conclusion(result)
-        print_next_steps(folder)
+        print_next_steps(folder, result)
     return result
 
 
