@@ -180,14 +180,14 @@ def test_tokens_are_text_whatever_they_hold(reader):
     assert len(NASTY) == 8
 
 
-def test_tokens_that_differ_in_a_space_alone_are_told_apart(reader):
+def test_a_space_that_belongs_to_a_token_is_seen(reader):
     reader.open("latent/joint-s0/17")
     told = """(tokens) => import(new URL("dom.js", document.querySelector("script[src]").src))
         .then(({ apart }) => apart(tokens).map((chip) => chip.textContent))"""
     assert reader.page.evaluate(told, [" bar", "bar", " x", "  ", "", "\n", "y", "y"]) == [
         "␣bar",
         "bar",
-        "x",
+        "␣x",
         "␣␣",
         "∅",
         "↵",
