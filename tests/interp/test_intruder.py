@@ -18,6 +18,7 @@ from metasae.interp import asking, intruder, prompts
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.excerpts import Text, WindowSpec, planted_strings
 from metasae.interp.intruder import EACH_WAY, Splits, intruder_score
+from metasae.interp.marks import CLOSE, OPEN
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.measures.firing.by_latent import by_latent
@@ -88,7 +89,8 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
     _, (pair,) = score(world, world.whole, [(word, senses[:2])], judge, tmp_path)
     odd = []
     for ask in judge.asks[: pair["questions"]]:
-        marked = [line.split(prompts.OPEN)[1].split(prompts.CLOSE)[0] for line in ask.user.splitlines()]
+        _, _, *texts = ask.user.splitlines()
+        marked = [line.split(OPEN)[1].split(CLOSE)[0] for line in texts]
         assert (
             ask.system == prompts.INTRUDE
             and len(marked) == 5

@@ -9,8 +9,10 @@ from test_reader import Says, World, read
 
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
-from metasae.interp.prompts import LETTERS, Shown
+from metasae.interp.marks import Shown
+from metasae.interp.prompts import LETTERS
 from metasae.interp.questions import ANSWERS_AT_LEAST, NOTHING_COUNTED, Question, put, uncounted
+from metasae.interp.reading import answers_of
 from metasae.interp.replies import ReplyStore
 
 BUILD = partial(prompts.per_window, prompts.DETECT, "e", {"type": "boolean"})
@@ -47,7 +49,7 @@ def asked_by(judge, tmp_path, counts, texts):
     """texts: of each question."""
     questions = [Question(BUILD, list(map(window, words)), 0, ["all"] * len(words), [True]) for words in texts]
     with ReplyStore(tmp_path / "replies.sqlite") as store:
-        put(Asker(judge, store), questions, partial(prompts.answers_of, kind=bool), counts, 0)
+        put(Asker(judge, store), questions, partial(answers_of, kind=bool), counts, 0)
     return counts
 
 

@@ -94,6 +94,8 @@ class InterpSpec(BaseModel):
             raise UserError(f"windows need length of at least 1, not {self.window.length}")
         if self.limits.concurrency < 1 or not (self.limits.per_minute is None or self.limits.per_minute > 0):
             raise UserError("a judge needs a concurrency of at least 1 and a rate above 0")
+        if self.limits.max_tokens is not None and self.limits.max_tokens < 1:
+            raise UserError(f"--max-tokens needs a number of at least 1, not {self.limits.max_tokens}")
         if self.latents < 1:
             raise UserError(f"--latents needs a number of at least 1, not {self.latents}")
         for key in self.scores:

@@ -52,6 +52,14 @@ def agreement_of(score: Mapping) -> str | None:
     )
 
 
+def silence_of(score: Mapping) -> str | None:
+    """Why a judge's score has no number: nothing that was said could be read; None where something was."""
+    asked, unexplained = score.get("asked", 0), score.get("unexplained", 0)
+    if not asked + unexplained or asked > score.get("unreadable", 0) + score.get("failed", 0):
+        return None
+    return f"no score: not one of {asked} replies could be read" if asked else "no score: no explanation could be read"
+
+
 def doubt_of(key: str, score: Mapping) -> str | None:
     """Why the reader of the score `key` cannot tell; None where its numbers say nothing against it."""
     low = [f"{part} {_against_floor(score, part)}" for part in score.get("parts", {}) if not is_told(score, part)]
