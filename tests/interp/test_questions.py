@@ -83,7 +83,8 @@ def test_a_twentieth_of_many_and_nothing_of_a_floor_is_asked_again(tmp_path):
     assert asked_by(judge, tmp_path / "many", dict(NOTHING_COUNTED), texts)["repeated"] == 50
     floor = Says(lambda ask: "no JSON")
     assert asked_by(floor, tmp_path / "floor", uncounted(), texts) == {"asked": 100, "unreadable": 100, "failed": 0}
-    assert len(floor.asks) == 100
+    # what cannot be read has two more attempts, and no repeat
+    assert len(floor.asks) == 300 and not any(ask.repeat for ask in floor.asks)
 
 
 def test_agreement_by_chance_is_in_the_summary(world, tmp_path):

@@ -28,6 +28,8 @@ CHANCE = {
     "sense_intruder": 0.2,
 }
 STORE = "replies.sqlite"
+# Raised when windows are written or questions put in another way, as answers to other questions are not compared.
+PROMPTS = 2
 
 
 def _listed(words: Any) -> Any:
@@ -86,7 +88,7 @@ class InterpSpec(BaseModel):
     @property
     def conditions(self) -> dict:
         """What must be alike before the scores of two arms are compared, as interp.json keeps it."""
-        return {"windows": dict(vars(self.window)), "seed": self.seed, "asked": self.latents}
+        return {"windows": dict(vars(self.window)), "seed": self.seed, "asked": self.latents, "prompts": PROMPTS}
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> "InterpSpec":
