@@ -34,7 +34,7 @@ def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
     say.
     """
     every = [
-        Standing(label, key, agreement_of(score), doubt_of(key, score))
+        Standing(label, key, agreement_of(score), silence_of(score) or doubt_of(key, score))
         for label, entry in arms.items()
         for key, score in entry["interp"].get("scores", {}).items()
     ]
