@@ -114,7 +114,7 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
     ]
     + [(Temporary("busy"), "failed")],
 )
-def test_a_pair_of_which_nothing_can_be_read_has_no_score_and_it_is_counted(world, tmp_path, monkeypatch, says, counted):
+def test_a_pair_of_which_nothing_can_be_read_has_no_score_and_is_counted(world, tmp_path, monkeypatch, says, counted):
     monkeypatch.setattr(asking, "GIVE_UP", 1000)
     counts, per_pair = score(world, world.whole, world.senses[:2], Says(lambda ask: says), tmp_path)
     assert np.isnan(values_of(per_pair)).all()
