@@ -21,8 +21,8 @@ from metasae.arms.source import Source
 from metasae.data.cache.stream import Stream
 from metasae.data.concepts.labels import LabelledText, concept_bank
 from metasae.data.split import Rows, Split
+from metasae.data.text.token_text import text_of_token
 from metasae.interop.saelens_trainer import train_on
-from metasae.interp.excerpts import token_strings
 from metasae.measures.firing.firings import fire
 from metasae.progress.progress import Progress
 from metasae.recipe.recipe import Recipe
@@ -69,7 +69,8 @@ def truth_of(split: Split, spikes: metasae.Spikes, tokenizer) -> TruthNumbers:
     """What is known of the tokens of a split: their spike-ins, and concepts that the text itself tells."""
     places = split.tokens, split.documents, split.positions
     ids = np.unique(split.tokens)
-    strings = dict(zip(ids.tolist(), token_strings(tokenizer, ids)(np.arange(len(ids))), strict=True))
+    string_of = text_of_token(tokenizer)
+    strings = {number: string_of(number) for number in ids.tolist()}
     bank = concept_bank(LabelledText(*places, strings.__getitem__))
     return TruthNumbers(spikes.set.spikes, spikes.set.strengths(*places), spikes.set.directions, bank)
 

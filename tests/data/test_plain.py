@@ -183,7 +183,7 @@ def test_steering_and_trying_read_one_bos(load):
     assert mask.all() and ids[0].tolist() == ids[1].tolist() and ids[0].tolist().count(host.bos_id) == 1
     tokens, rows, _ = _activations(host, "<s>Snow fell", 16)
     usual = _activations(host, "Snow fell", 16)
-    assert tokens == usual[0] and bool((rows == usual[1]).all())
+    assert tokens.tolist() == usual[0].tolist() and bool((rows == usual[1]).all())
 
 
 def test_a_harvest_reads_them_as_text_and_says_so(load, stories, tmp_path):

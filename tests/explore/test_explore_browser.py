@@ -180,14 +180,14 @@ def test_tokens_are_text_whatever_they_hold(reader):
     assert len(NASTY) == 8
 
 
-def test_tokens_that_differ_in_a_space_alone_are_told_apart(reader):
+def test_a_space_that_belongs_to_a_token_is_seen(reader):
     reader.open("latent/joint-s0/17")
     told = """(tokens) => import(new URL("dom.js", document.querySelector("script[src]").src))
         .then(({ apart }) => apart(tokens).map((chip) => chip.textContent))"""
     assert reader.page.evaluate(told, [" bar", "bar", " x", "  ", "", "\n", "y", "y"]) == [
         "␣bar",
         "bar",
-        "x",
+        "␣x",
         "␣␣",
         "∅",
         "↵",
@@ -485,3 +485,23 @@ def test_the_static_export_switches_off_what_needs_the_server(browser, exported)
     reader.open("latent/solo-s0/5000")
     assert "no latent 5000" in reader.text()
     reader.context.close()
+
+
+def test_a_character_is_shaded_by_whichever_of_its_tokens_fires(reader):
+    reader.open("latent/joint-s0/17")
+    script = """([texts, kinds]) => import(new URL("windows.js", document.querySelector("script[src]").src)).then(
+        ({ tokens }) => {
+          const line = tokens(texts, (i) => kinds[i], (i) => `token ${i}`);
+          return [line.textContent, [...line.children].map((t) => [t.textContent, t.className, t.dataset.i, t.hint()])];
+        })"""
+
+    def shown(texts, kinds):
+        return reader.page.evaluate(script, [texts, kinds])
+
+    texts = [" a", "", "", "😀", " b"]
+    first = ["a😀 b", [["😀", "t on h3 peak", "1", "token 1"]]]
+    assert shown(texts, ["", "on h3 peak", "", "on h2", ""]) == first
+    assert shown(texts, ["", "on h3", "", "", ""]) == ["a😀 b", [["😀", "t on h3", "1", "token 1"]]]
+    assert shown(texts, ["", "", "", "on h2", ""]) == ["a😀 b", [["😀", "t on h2", "3", "token 3"]]]
+    # a token without any text at the end has nobody to stand with
+    assert shown(["a", ""], ["", "on h1"]) == ["a∅", [["∅", "t on h1", "1", "token 1"]]]

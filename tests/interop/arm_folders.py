@@ -41,6 +41,9 @@ class Tokenizer:
     def decode(self, ids):
         return "".join("a" if i == 10**6 else self.words[i % len(self.words)] for i in ids)
 
+    def convert_ids_to_tokens(self, number):
+        return self.decode([number])
+
 
 def firings_of(on, values, lengths, positions=None, tokens=None) -> Firings:
     """on: bool [T, n]; values: float [T, n]; lengths: tokens of each document."""

@@ -10,6 +10,7 @@ from arm_folders import ADVERSARIAL, HOSTILE, Tokenizer, entries_of, firings_of,
 from metasae.errors import UserError
 from metasae.interop import neuronpedia
 from metasae.interop.neuronpedia import export_neuronpedia, histogram
+from sources import tokenizer_for
 
 # the columns that Neuronpedia's import knows, by table
 FEATURE = """
@@ -232,3 +233,20 @@ def test_the_tokenizer_of_the_recipe_is_loaded_without_its_model(tmp_path, build
     write_arm(tmp_path / "lost", firings, metasae={"recipe": {"model": {"path": "/nowhere"}}})
     with pytest.raises(UserError, match="the model folder '/nowhere' does not exist"):
         export_neuronpedia(tmp_path / "lost", tmp_path / "other")
+
+
+def test_a_character_of_several_tokens_is_whole_in_every_row(tmp_path):
+    tokenizer, text = tokenizer_for("gpt2", True), "naïve 🧪 漢字 שלום " * 8
+    ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
+    on = np.ones((len(ids), 1), bool)
+    firings = firings_of(on, np.arange(1, len(ids) + 1)[:, None], [len(ids)], tokens=ids)
+    folder, _ = export(tmp_path, firings, tokenizer, context=5, top=1000)
+    rows = sorted(lines(folder, "activations"), key=lambda line: line["maxValue"])
+    assert len(rows) == -(-len(ids) // 5)
+    assert all("\ufffd" not in "".join(row["tokens"]) and "".join(row["tokens"]) in text for row in rows)
+    assert all(len(row["tokens"]) == len(row["values"]) for row in rows)
+    # where no row ends within a character, the rows are the text
+    (tmp_path / "whole").mkdir()
+    folder, _ = export(tmp_path / "whole", firings, tokenizer, context=len(ids))
+    (row,) = lines(folder, "activations")
+    assert "".join(row["tokens"]) == text and row["tokens"].count("🧪") == 8

@@ -12,7 +12,7 @@ FAULTS = ("error", "busy", "silence", "garbage")
 
 
 class ChatServer(ThreadingHTTPServer):
-    """answer: messages -> text.
+    """answer: messages -> text, or a dictionary of the message's fields, `finish_reason` among them.
 
     faults: name -> share of questions that meet it on their first attempt. delay: seconds per answer.
 
@@ -91,9 +91,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, b'{"choices": [{"message": {"cont')
         if isinstance(fault, tuple):
             return self._send(fault[0], fault[1].encode())
-        text = server.answer(body["messages"])
+        said = server.answer(body["messages"])
+        fields = dict(said) if isinstance(said, dict) else {"content": said}
+        finish, text = fields.pop("finish_reason", "stop"), " ".join(filter(None, fields.values()))
         usage = {"prompt_tokens": len(question.split()), "completion_tokens": len(text.split()), "total_tokens": 0}
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": None, **fields}}
         if body.get("logprobs"):
             choice["logprobs"] = {
                 "content": [{"token": "x", "logprob": -0.1, "top_logprobs": [{"token": "x", "logprob": -0.1}]}]

@@ -10,7 +10,7 @@ makes no mistakes; real ones make others.
 import json
 import re
 
-from metasae.interp import prompts
+from metasae.interp import marks, prompts
 from metasae.interp.replies import Ask, Reply
 
 _LINE = re.compile(r"^(?:(\d+)\.|([AB]):) (.*)$")
@@ -84,9 +84,9 @@ def _tokens(line: str) -> list[tuple[str, bool]]:
     """(token, whether it is marked)."""
     out, inside = [], False
     for piece in line.split():
-        inside = inside or piece.startswith(prompts.OPEN)
-        out.append((piece.replace(prompts.OPEN, "").replace(prompts.CLOSE, ""), inside))
-        inside = inside and not piece.endswith(prompts.CLOSE)
+        inside = inside or piece.startswith(marks.OPEN)
+        out.append((piece.replace(marks.OPEN, "").replace(marks.CLOSE, ""), inside))
+        inside = inside and not piece.endswith(marks.CLOSE)
     return out
 
 

@@ -8,14 +8,15 @@ import pytest
 from chat_server import serving
 from oracle import OracleJudge
 from tiny_chat import Forced, save_model
+from worlds import count_of
 
 from metasae.errors import UserError
-from metasae.interp import run, verb
+from metasae.interp import prompts, run, verb
 from metasae.interp.asking import Limits
 from metasae.interp.choice import InterpSpec
 from metasae.interp.excerpts import WindowSpec
 from metasae.interp.judges.local import LocalJudge
-from metasae.interp.replies import Ask
+from metasae.interp.replies import Ask, ReplyStore
 
 CHOICES = {"latents": 3}
 
@@ -132,6 +133,67 @@ def test_a_server_whose_replies_are_kept_need_not_run(folder):
     assert interp(folder, url, "m", "detection", show=False, **CHOICES)["arms"] == first["arms"]
 
 
+def thinking(messages, limits):
+    """The oracle as a model that reasons, cut off where `limits` leave it no room. limits: list of one number."""
+    thought = 'The set {f1, f2} may be meant; a draft: {"answers": []}. '
+    if limits[0] < 1000:
+        return {"content": "", "reasoning_content": thought, "finish_reason": "length"}
+    return {"content": f"<think>{thought}</think>{oracle(messages)} I hope that {{this}} helps."}
+
+
+def test_a_judge_of_which_nothing_can_be_read_is_an_error_and_mending_it_is_enough(folder, capsys):
+    limits = [0]
+    options = {"model": "m", "scores": "detection,sense_intruder", **CHOICES}
+    with serving(answer=lambda messages: thinking(messages, limits)) as server:
+        with pytest.raises(
+            UserError, match=r"so there are no scores; \d+ replies were cut off: raise --max-tokens"
+        ) as why:
+            interp(folder, server.url, show=True, **options)
+        assert "\n" not in str(why.value)
+        shown = capsys.readouterr().out
+        assert "no score: no explanation could be read" in shown and "replies cut off" in shown
+        written = json.loads((folder / "interp.json").read_text())["arms"]["joint-s0"]["interp"]["scores"]
+        parts = [part for score in written.values() for part in score["parts"].values()]
+        assert parts and all(part["estimate"] is None for part in parts)
+        assert {body["max_tokens"] for body in server.bodies} <= {160, 32}
+        with ReplyStore(folder / "replies.sqlite") as store:
+            assert count_of(store) == 0
+        # the same call, with room to think
+        limits[0], before = 4000, len(server.bodies)
+        more = {"limits": {"max_tokens": 4000}, "show": False}
+        result = interp(folder, server.url, **more, **options)
+        assert {body["max_tokens"] for body in server.bodies[before:]} == {4000}
+        scores = result["arms"]["joint-s0"]["interp"]["scores"]
+        assert scores["detection"]["parts"]["random"]["estimate"] > 0.9 and result["judge"]["asked"]["cut"] == 0
+        # what was read under one limit is not asked for again under another
+        again = interp(folder, server.url, show=False, **options)
+        assert again["judge"]["asked"]["asked"] == 0 and again["arms"] == result["arms"]
+
+
+def test_replies_of_an_earlier_call_that_cannot_be_read_are_asked_for_again(folder):
+    with serving(answer=lambda messages: "I would rather not say") as server:
+        with pytest.raises(UserError, match=r"no scores; look at them in RUN/replies\.sqlite"):
+            interp(folder, server.url, "m", "detection", show=False, **CHOICES)
+        temperatures = [body["temperature"] for body in server.bodies]
+        assert temperatures.count(1.0) == 2 * temperatures.count(0.0) > 0
+        server.answer = oracle
+        result = interp(folder, server.url, "m", "detection", show=False, **CHOICES)
+    parts = result["arms"]["joint-s0"]["interp"]["scores"]["detection"]["parts"]
+    assert parts["random"]["estimate"] > 0.9 and parts["random"]["excluded"] == 0
+
+
+def test_one_score_of_which_nothing_can_be_read_is_said_and_the_others_stand(folder, capsys):
+    def half(messages):
+        return "no" if messages[0]["content"] == prompts.CHOOSE else oracle(messages)
+
+    with serving(answer=half) as server:
+        result = interp(folder, server.url, "m", "detection,fuzz_2afc", **CHOICES)
+    scores = result["arms"]["joint-s0"]["interp"]["scores"]
+    assert scores["fuzz_2afc"]["parts"]["all"]["estimate"] is None
+    assert scores["detection"]["parts"]["random"]["estimate"] > 0.9
+    assert "fuzz_2afc: no score: not one of" in capsys.readouterr().out
+
+
 def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, capsys, build):
     result = interp(folder, encoder=str(build("bert")), arms="joint", seeds=[0], **CHOICES)
     assert list(result["arms"]) == ["joint-s0"] and result["pairs"] == {} and "judge" not in result
@@ -159,6 +221,7 @@ def test_embedding_alone_needs_no_judge_and_a_single_arm_has_a_table(folder, cap
         ({"length": 0}, "length"),
         ({"limits": {"per_minute": 0.0}}, "rate"),
         ({"limits": {"concurrency": 0}}, "concurrency"),
+        ({"limits": {"max_tokens": 0}}, "--max-tokens"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(folder, options, words):

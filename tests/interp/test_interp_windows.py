@@ -82,7 +82,7 @@ def test_strings_of_a_tokenizer_join_to_its_text(build):
         tokenizer = AutoTokenizer.from_pretrained(build(family))
         story = "The river ran past the old mill, and the miller counted sacks"
         ids = np.array(tokenizer(story, add_special_tokens=False)["input_ids"])
-        strings = token_strings(tokenizer, ids)(np.arange(len(ids)))
+        strings = token_strings(tokenizer, ids, np.zeros(len(ids)), np.arange(len(ids)))(np.arange(len(ids)))
         assert len(strings) == len(ids) and "".join(strings).split() == tokenizer.decode(ids).split()
 
 

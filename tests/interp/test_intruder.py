@@ -18,6 +18,7 @@ from metasae.interp import asking, intruder, prompts
 from metasae.interp.asking import Asker, Limits, Temporary
 from metasae.interp.excerpts import Text, WindowSpec, planted_strings
 from metasae.interp.intruder import EACH_WAY, Splits, intruder_score
+from metasae.interp.marks import CLOSE, OPEN
 from metasae.interp.reader import Reader
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.measures.firing.by_latent import by_latent
@@ -88,7 +89,8 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
     _, (pair,) = score(world, world.whole, [(word, senses[:2])], judge, tmp_path)
     odd = []
     for ask in judge.asks[: pair["questions"]]:
-        marked = [line.split(prompts.OPEN)[1].split(prompts.CLOSE)[0] for line in ask.user.splitlines()]
+        _, _, *texts = ask.user.splitlines()
+        marked = [line.split(OPEN)[1].split(CLOSE)[0] for line in texts]
         assert (
             ask.system == prompts.INTRUDE
             and len(marked) == 5
@@ -107,15 +109,15 @@ def test_the_right_answer_is_the_sibling_and_each_takes_its_turn(world, tmp_path
     [
         ("six of them", "unreadable"),
         ('{"intruder": 6}', "unreadable"),
-        ('{"intruder": "2"}', "unreadable"),
+        ('{"intruder": "two"}', "unreadable"),
         ('{"intruder": true}', "unreadable"),
     ]
     + [(Temporary("busy"), "failed")],
 )
-def test_what_cannot_be_read_has_the_credit_of_chance_and_is_counted(world, tmp_path, monkeypatch, says, counted):
+def test_a_pair_of_which_nothing_can_be_read_has_no_score_and_is_counted(world, tmp_path, monkeypatch, says, counted):
     monkeypatch.setattr(asking, "GIVE_UP", 1000)
     counts, per_pair = score(world, world.whole, world.senses[:2], Says(lambda ask: says), tmp_path)
-    assert values_of(per_pair) == pytest.approx(0.2)
+    assert np.isnan(values_of(per_pair)).all()
     assert counts[counted] == counts["asked"] == sum(pair["questions"] for pair in per_pair) > 0
     assert sum(counts[trouble] for trouble in ("unreadable", "failed")) == counts["asked"]
 

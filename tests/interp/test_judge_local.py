@@ -16,7 +16,7 @@ from metasae.interp.asking import Asker
 from metasae.interp.choice import CHANCE, READ
 from metasae.interp.draws import KINDS
 from metasae.interp.judges.local import LocalJudge, model_at
-from metasae.interp.prompts import yes_probabilities
+from metasae.interp.reading import answers_of, field_of, yes_probabilities
 from metasae.interp.replies import Ask, ReplyStore
 
 WORDS = {"properties": {"explanation": {"type": "string"}}}
@@ -107,7 +107,7 @@ def test_the_probability_of_a_yes_is_the_models_own(folder):
     judge = LocalJudge(str(folder))
     judge.model = Forced(judge, lambda ask: '{"answers": [true, false]} and more')
     reply = judge.answer_many([Ask("s", "u", ANSWERS, max_tokens=60)])[0]
-    assert prompts.answers_of(reply, 2, bool) == [True, False]
+    assert answers_of(reply, 2, bool) == [True, False]
     share = math.exp(4) / (math.exp(4) + math.exp(2))
     assert yes_probabilities(reply, 2) == pytest.approx([share, 1 - share], abs=1e-6)
 
@@ -133,7 +133,7 @@ def test_a_reply_ends_with_its_form_and_one_cut_off_cannot_be_read(folder):
     reply = judge.answer_many([Ask("s", "u", LETTER, max_tokens=400)])[0]
     assert reply.text == '{"answer":"A"}'
     short = judge.answer_many([Ask("s", "u", LETTER, max_tokens=3)])[0]
-    assert short.completion_tokens == 3 and prompts.field_of(short, "answer") is None
+    assert short.completion_tokens == 3 and field_of(short, "answer") is None
 
 
 def test_words_that_are_no_json_are_put_into_it(folder):
@@ -145,10 +145,10 @@ def test_words_that_are_no_json_are_put_into_it(folder):
     ):
         judge.model = Forced(judge, lambda ask, says=says: says)
         reply = judge.answer_many([Ask("s", "u", WORDS, max_tokens=90)])[0]
-        assert prompts.field_of(reply, "explanation") == explanation
+        assert field_of(reply, "explanation") == explanation
     judge.model = Forced(judge, lambda ask: '{"explanation": "' + "word " * 90)
     reply = judge.answer_many([Ask("s", "u", WORDS, max_tokens=60)])[0]
-    assert reply.completion_tokens == 60 and prompts.field_of(reply, "explanation").startswith("word word")
+    assert reply.completion_tokens == 60 and field_of(reply, "explanation").startswith("word word")
 
 
 def test_a_schema_that_no_score_asks_with_is_refused(folder):

@@ -6,7 +6,7 @@ from math import log
 import numpy as np
 import pytest
 
-from metasae.interp.prompts import yes_probabilities
+from metasae.interp.reading import yes_probabilities
 from metasae.interp.replies import Reply
 from metasae.interp.scores import auc
 

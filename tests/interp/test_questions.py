@@ -9,8 +9,10 @@ from test_reader import Says, World, read
 
 from metasae.interp import prompts
 from metasae.interp.asking import Asker
-from metasae.interp.prompts import LETTERS, Shown
+from metasae.interp.marks import Shown
+from metasae.interp.prompts import LETTERS
 from metasae.interp.questions import ANSWERS_AT_LEAST, NOTHING_COUNTED, Question, put, uncounted
+from metasae.interp.reading import answers_of
 from metasae.interp.replies import ReplyStore
 
 BUILD = partial(prompts.per_window, prompts.DETECT, "e", {"type": "boolean"})
@@ -47,7 +49,7 @@ def asked_by(judge, tmp_path, counts, texts):
     """texts: of each question."""
     questions = [Question(BUILD, list(map(window, words)), 0, ["all"] * len(words), [True]) for words in texts]
     with ReplyStore(tmp_path / "replies.sqlite") as store:
-        put(Asker(judge, store), questions, partial(prompts.answers_of, kind=bool), counts, 0)
+        put(Asker(judge, store), questions, partial(answers_of, kind=bool), counts, 0)
     return counts
 
 
@@ -81,7 +83,8 @@ def test_a_twentieth_of_many_and_nothing_of_a_floor_is_asked_again(tmp_path):
     assert asked_by(judge, tmp_path / "many", dict(NOTHING_COUNTED), texts)["repeated"] == 50
     floor = Says(lambda ask: "no JSON")
     assert asked_by(floor, tmp_path / "floor", uncounted(), texts) == {"asked": 100, "unreadable": 100, "failed": 0}
-    assert len(floor.asks) == 100
+    # what cannot be read has two more attempts, and no repeat
+    assert len(floor.asks) == 300 and not any(ask.repeat for ask in floor.asks)
 
 
 def test_agreement_by_chance_is_in_the_summary(world, tmp_path):

@@ -18,6 +18,7 @@ from metasae.interp.excerpts import Text, WindowSpec, planted_strings
 from metasae.interp.reader import Reader, _random_marks, _spearman
 from metasae.interp.replies import Reply, ReplyStore
 from metasae.interp.scores import other_latents
+from metasae.interp.standing import silence_of
 from metasae.measures.firing.by_latent import ByLatent
 
 SPEC = WindowSpec(length=8, train=20, score=10, silent=10)
@@ -134,24 +135,51 @@ def test_what_explains_and_what_is_scored_come_from_different_documents(world, t
 
 @pytest.mark.parametrize("key", READ)
 @pytest.mark.parametrize("trouble", ["nonsense", "silence"])
-def test_what_cannot_be_read_or_had_scores_as_chance_and_is_counted(world, tmp_path, monkeypatch, key, trouble):
+def test_where_nothing_can_be_read_or_had_there_is_no_score_and_it_is_counted(
+    world, tmp_path, monkeypatch, key, trouble
+):
     monkeypatch.setattr(asking, "GIVE_UP", 1000)
     judge = Says(lambda ask: "I would rather not say" if trouble == "nonsense" else Temporary("busy"))
     score = read(world, key, judge, tmp_path, world.latents[:3])
     for values in score.values.values():
-        assert (values == CHANCE[score.key]).all()
-    asked = sum(ask.system != prompts.EXPLAIN and ask.repeat == 0 for ask in judge.asks)
+        assert np.isnan(values).all()
+    summary = score.as_dict(range(3), np.arange(3), 0)
+    assert all(part["estimate"] is None for part in summary["parts"].values())
+    assert silence_of(summary).startswith("no score: not one of ")
+    asked = len({ask.user for ask in judge.asks if ask.system != prompts.EXPLAIN and ask.repeat == 0})
     assert score.counts["unreadable" if trouble == "nonsense" else "failed"] == asked > 0
     assert score.counts["failed" if trouble == "nonsense" else "unreadable"] == 0
 
 
-def test_a_latent_without_an_explanation_scores_as_chance_and_is_counted(world, tmp_path):
+@pytest.mark.parametrize("key", ["detection", "sim_spearman"])
+def test_a_latent_of_which_nothing_is_read_has_no_score_and_others_keep_theirs(world, tmp_path, key):
+    """Of the first latent nothing can be read, of the second half of what it is asked."""
+
+    class Partly(OracleJudge):
+        def answer(self, ask):
+            said = super().answer(ask)
+            if ask.system == prompts.EXPLAIN:
+                names.append(json.loads(said.text)["explanation"])
+                return said
+            name = ask.user.splitlines()[0].removeprefix("Explanation: ")
+            place = names.index(name)
+            return Reply("no") if place == 0 or (place == 1 and len(ask.user) % 2) else said
+
+    names = []
+    score = read(world, key, Partly(), tmp_path, world.latents[:3])
+    for values in score.values.values():
+        assert np.isnan(values[0]) and np.isfinite(values[2]) and (key != "detection" or np.isfinite(values[1]))
+    assert silence_of(score.as_dict(range(3), np.arange(3), 0)) is None
+
+
+def test_a_latent_without_an_explanation_has_no_score_and_is_counted(world, tmp_path):
     class Mute(OracleJudge):
         def answer(self, ask):
             return Reply('{"explanation": "  "}') if ask.system == prompts.EXPLAIN else super().answer(ask)
 
     score = read(world, "detection", Mute(), tmp_path, world.latents[:2])
-    assert score.counts["unexplained"] == 2 and (score.values["random"] == 0.5).all()
+    assert score.counts["unexplained"] == 2 and np.isnan(score.values["random"]).all()
+    assert silence_of(score.as_dict(range(2), np.arange(2), 0)) == "no score: no explanation could be read"
 
 
 @pytest.mark.parametrize("answer", [True, False])
@@ -307,11 +335,7 @@ def test_a_silent_window_carries_as_many_marks_and_one_at_its_focus():
 
 
 def test_rho_is_zero_where_a_side_is_constant_and_right_by_hand():
-    assert (
-        _spearman([1, 2, 3], np.array([1.0, 1.0, 1.0])) == 0
-        and _spearman(None, np.arange(3)) == 0
-        and _spearman([2, 2], np.arange(2)) == 0
-    )
+    assert _spearman([1, 2, 3], np.array([1.0, 1.0, 1.0])) == 0 and _spearman([2, 2], np.arange(2)) == 0
     assert _spearman([1, 2, 3, 4], np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(0.8)
 
 

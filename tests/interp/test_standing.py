@@ -2,7 +2,7 @@
 
 import pytest
 
-from metasae.interp.standing import agreement_of, doubt_of, is_told, standings
+from metasae.interp.standing import agreement_of, doubt_of, is_told, silence_of, standings
 
 
 def score(low=0.6, estimate=0.7, shuffled=0.5, chance=0.5, interval=True, share=0.9, by_chance=0.5):
@@ -59,3 +59,20 @@ def test_every_score_with_something_to_say_has_a_line():
     again = "asked again in another order, it gives 90.0% of 40 answers again (50.0% by chance)"
     assert solo.line == f"solo-s0, detection: {again}"
     assert joint.line.startswith("joint-s0, detection: this judge cannot tell: ") and joint.line.endswith(again)
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ({"asked": 7, "unreadable": 5, "failed": 2}, "no score: not one of 7 replies could be read"),
+        ({"asked": 0, "unexplained": 4}, "no score: no explanation could be read"),
+        ({"asked": 7, "unreadable": 6, "failed": 0}, None),
+        ({"asked": 0, "unexplained": 0}, None),
+        ({}, None),
+    ],
+)
+def test_a_score_of_which_nothing_was_read_is_said(counts, line):
+    score = {"chance": 0.5, "parts": {"random": {"estimate": None, "ci95": None}}, **counts}
+    assert silence_of(score) == line
+    said = standings({"solo-s0": {"interp": {"scores": {"detection": score}}}})
+    assert [standing.line for standing in said] == ([f"solo-s0, detection: {line}"] if line else [])

@@ -38,6 +38,10 @@ def interp(
     ] = False,
     per_minute: Annotated[float | None, typer.Option(help="questions per minute, at most")] = None,
     concurrency: Annotated[int, typer.Option(help="questions on their way at once")] = 8,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="of a reply, thoughts included; a judge that reasons needs some thousands"),
+    ] = None,
     price: Annotated[str | None, typer.Option(help="of a million prompt and completion tokens, e.g. 0.15,0.60")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask before a costly run")] = False,
     seed: Annotated[int, typer.Option(help="of the latents and windows that are drawn")] = 0,
@@ -63,7 +67,7 @@ def interp(
         matched=matched,
         window=WindowSpec() if length is None else WindowSpec(length=length),
         seed=seed,
-        limits=Limits(concurrency=concurrency, per_minute=per_minute),
+        limits=Limits(concurrency=concurrency, per_minute=per_minute, max_tokens=max_tokens),
         price=price,
         device=device,
     )

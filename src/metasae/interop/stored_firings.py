@@ -60,7 +60,7 @@ class StoredFirings:
         return Recipe.load(noted, {"model.trust_remote_code": False})
 
     def strings(self, tokenizer=None) -> Callable[[np.ndarray], list[str]]:
-        """int64 [m], tokens of the split -> their text, leading spaces included.
+        """int64 [m], tokens of the split -> their pieces of the text, as `metasae.data.text.pieces` cuts it.
 
         tokenizer: None for that of the recipe's model. Raises UserError with one line where it cannot be had.
         """
@@ -72,7 +72,8 @@ class StoredFirings:
 
             planted = PlantedCache(self.recipe.planted, {"evaluation": self.firings.n_tokens})
             return planted_strings(planted.split("evaluation"))
-        return token_strings(tokenizer or load_tokenizer(self.recipe.model), self.firings.tokens)
+        places = self.firings.tokens, self.firings.documents, self.firings.positions
+        return token_strings(tokenizer or load_tokenizer(self.recipe.model), *places)
 
 
 def stored_firings(folder: str | Path, progress: Progress = SILENT) -> StoredFirings:

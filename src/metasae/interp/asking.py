@@ -1,5 +1,10 @@
 """Asks a judge many questions at once: from the store where it has the reply, else with bounded concurrency, a rate
 limit and retries.
+
+A reply that cannot be read, or that was cut off at its limit, is asked for again, at another temperature, as the
+likeliest reply would come out alike. What still cannot be read then is kept, and is asked again by the next call, as
+the server may have been mended. What was cut off is not kept. A judge in this process is held to the form of its
+replies and would say the same again, so it is asked once.
 """
 
 import json
@@ -9,10 +14,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from metasae.errors import UserError
+from metasae.interp.reading import is_cut, is_readable
 from metasae.interp.replies import Ask, Reply, ReplyStore
 from metasae.progress.progress import SILENT, Progress, Task
 
@@ -20,8 +26,11 @@ from metasae.progress.progress import SILENT, Progress, Task
 GIVE_UP = 20
 LONGEST_WAIT = 60.0
 # What asking comes to: questions that were answered now, those from the store, those not answered after every retry,
-# attempts too many, and the tokens of the answers that came now, as the judge counted them.
-COUNTED = ("asked", "stored", "failed", "retried", "prompt_tokens", "completion_tokens")
+# attempts too many, replies that could not be read and were asked for again, replies that were cut off, and the tokens
+# of all replies that came now, as the judge counted them.
+COUNTED = ("asked", "stored", "failed", "retried", "again", "cut", "prompt_tokens", "completion_tokens")
+# Of a reply that is asked for again.
+ANOTHER_TEMPERATURE = 1.0
 # Of English text; only the estimate before a run rests on it.
 CHARACTERS_PER_TOKEN = 4
 EXPLANATION_LENGTH = 240
@@ -64,13 +73,21 @@ class Limits:
 
     concurrency: questions on their way at once. per_minute: attempts, None for no limit. retries: after the first
     attempt. first_wait: seconds before the first retry; each further one waits twice as long, or as long as the
-    server says.
+    server says. again: how often a reply that cannot be read is asked for again. max_tokens: of a reply, thoughts
+    included; None for what the answer alone needs.
     """
 
     concurrency: int = 8
     per_minute: float | None = None
     retries: int = 6
     first_wait: float = 1.0
+    again: int = 2
+    max_tokens: int | None = None
+
+    def of(self, ask: Ask, attempt: int = 0) -> Ask:
+        """The question as it is sent for the first time, or again."""
+        temperature = ANOTHER_TEMPERATURE if attempt else ask.temperature
+        return replace(ask, max_tokens=self.max_tokens or ask.max_tokens, temperature=temperature)
 
 
 class Asker:
@@ -91,16 +108,29 @@ class Asker:
         self._stop, self._lock = threading.Event(), threading.Lock()
         # when the next attempt may be made, and how many questions in a row were not answered
         self._next, self._unanswered = 0.0, 0
+        # keys of the questions that were asked now, and of those whose reply was cut off that reply
+        self._tried: set[str] = set()
+        self._cut: dict[str, Reply] = {}
         # only spreads retries of several workers; no result depends on it
         self._jitter = random.Random(0)
 
     def missing(self, asks: Sequence[Ask]) -> dict[str, Ask]:
-        """Key -> question, of those not in the store; the same question once."""
+        """Key -> question, of those to which the store has no reply that can be read; the same question once.
+
+        In replay what cannot be read is an answer like any other, and so is what was asked before by this asker.
+        """
         distinct = {ask.key(self.name): ask for ask in asks}
-        return {key: ask for key, ask in distinct.items() if self.store.get(key) is None}
+        return {key: ask for key, ask in distinct.items() if not self._is_kept(key, ask)}
+
+    def _is_kept(self, key: str, ask: Ask) -> bool:
+        if key in self._tried:
+            return True
+        reply = self.store.get(key)
+        return reply is not None and (self.judge is None or is_readable(ask, reply))
 
     def ask(self, asks: Sequence[Ask]) -> list[Reply | None]:
-        """A reply to each question, None for one that was not answered after every retry.
+        """A reply to each question, None for one that was not answered after every retry. A reply may be one that
+        cannot be read, or was cut off.
 
         Raises UserError in replay when the store lacks a reply, for a refusal that will not pass, and when nothing
         answers. An interrupt waits for what is on its way, which is kept.
@@ -115,7 +145,7 @@ class Asker:
         if left:
             with self.progress.task("ask", len(left), "questions") as task:
                 (self._ask_batches if hasattr(self.judge, "answer_many") else self._ask_one_by_one)(left, task)
-        return [self.store.get(key) for key in keys]
+        return [self._cut.get(key) or self.store.get(key) for key in keys]
 
     def _ask_one_by_one(self, asks: list[Ask], task: Task) -> None:
         self._stop.clear()
@@ -134,17 +164,30 @@ class Asker:
         asks = sorted(asks, key=lambda ask: len(ask.system) + len(ask.user), reverse=True)
         for start in range(0, len(asks), self.judge.batch):
             batch = asks[start : start + self.judge.batch]
-            for ask, reply in zip(batch, self.judge.answer_many(batch), strict=True):
+            replies = self.judge.answer_many([self.limits.of(ask) for ask in batch])
+            for ask, reply in zip(batch, replies, strict=True):
+                self._came(reply)
                 self._keep(ask, reply)
             task.advance(len(batch))
 
-    def _keep(self, ask: Ask, reply: Reply) -> None:
-        self.store.put(self.name, ask, reply)
+    def _came(self, reply: Reply) -> None:
+        """Counts a reply, which has to be paid whatever it says."""
         with self._lock:
             self._unanswered = 0
-            self.tally["asked"] += 1
+            self.tally["cut"] += is_cut(reply)
             self.tally["prompt_tokens"] += reply.prompt_tokens or 0
             self.tally["completion_tokens"] += reply.completion_tokens or 0
+
+    def _keep(self, ask: Ask, reply: Reply) -> None:
+        """Keeps the last reply to a question, in the place of one that could not be read."""
+        key, cut = ask.key(self.name), is_cut(reply)
+        if not cut:
+            self.store.put(self.name, ask, reply, anew=True)
+        with self._lock:
+            self._tried.add(key)
+            if cut:
+                self._cut[key] = replace(reply, cut=True)
+            self.tally["asked"] += 1
 
     def _work(self, ask: Ask) -> None:
         """Asks one question; an error stops the other workers before they ask another one."""
@@ -155,16 +198,34 @@ class Asker:
             raise
 
     def _answer(self, ask: Ask) -> None:
-        """Asks until there is a reply, which is kept, or no attempt is left.
+        """Asks until there is a reply that can be read, or no attempt is left; the last reply is kept.
 
         Raises UserError where nothing answers any more.
         """
+        last = None
+        for attempt in range(self.limits.again + 1):
+            reply = self._reply(self.limits.of(ask, attempt))
+            if reply is None:
+                break
+            # of two that cannot be read the one that is whole is kept
+            last = reply if last is None or not is_cut(reply) else last
+            if is_readable(ask, reply):
+                break
+            if attempt < self.limits.again:
+                with self._lock:
+                    self.tally["again"] += 1
+        if last is not None:
+            self._keep(ask, last)
+
+    def _reply(self, ask: Ask) -> Reply | None:
+        """What the judge says; None where it does not answer after every retry, or asking has stopped."""
         for attempt in range(self.limits.retries + 1):
             if not self._turn():
-                return
+                return None
             try:
-                self._keep(ask, self.judge.answer(ask))
-                return
+                reply = self.judge.answer(ask)
+                self._came(reply)
+                return reply
             except Temporary as trouble:
                 if attempt < self.limits.retries:
                     with self._lock:
@@ -180,6 +241,7 @@ class Asker:
                 f"the judge answered none of the last {silence} questions; "
                 "see that it runs, then run again: replies are kept"
             )
+        return None
 
     def _turn(self) -> bool:
         """Waits for this attempt's turn under the rate limit; False when asking has stopped."""
@@ -194,8 +256,8 @@ class Asker:
 class Estimator:
     """In the place of an asker: counts what would still be asked, at most, and asks nothing.
 
-    A prompt has a token to four characters, a reply is at its longest. A reply that the store lacks is stood in for by
-    an explanation, another for each question.
+    A prompt has a token to four characters, a reply is at its longest, and every reply can be read the first time. A
+    reply that the store lacks is stood in for by an explanation, another for each question.
     """
 
     def __init__(self, asker: Asker):
@@ -208,10 +270,8 @@ class Estimator:
             ask = missing[key]
             self.questions["questions"] += 1
             self.questions["prompt_tokens"] += math.ceil((len(ask.system) + len(ask.user)) / CHARACTERS_PER_TOKEN)
-            self.questions["completion_tokens"] += ask.max_tokens
+            self.questions["completion_tokens"] += self._asker.limits.of(ask).max_tokens
         self._counted |= missing.keys()
         keys = [ask.key(self._asker.name) for ask in asks]
-        return [
-            self._asker.store.get(key) or Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")}))
-            for key in keys
-        ]
+        stood_in = {key: Reply(json.dumps({"explanation": key.ljust(EXPLANATION_LENGTH, "x")})) for key in missing}
+        return [stood_in.get(key) or self._asker.store.get(key) for key in keys]

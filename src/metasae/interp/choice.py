@@ -28,6 +28,8 @@ CHANCE = {
     "sense_intruder": 0.2,
 }
 STORE = "replies.sqlite"
+# Raised when windows are written or questions put in another way, as answers to other questions are not compared.
+PROMPTS = 2
 
 
 def _listed(words: Any) -> Any:
@@ -86,7 +88,7 @@ class InterpSpec(BaseModel):
     @property
     def conditions(self) -> dict:
         """What must be alike before the scores of two arms are compared, as interp.json keeps it."""
-        return {"windows": dict(vars(self.window)), "seed": self.seed, "asked": self.latents}
+        return {"windows": dict(vars(self.window)), "seed": self.seed, "asked": self.latents, "prompts": PROMPTS}
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> "InterpSpec":
@@ -94,6 +96,8 @@ class InterpSpec(BaseModel):
             raise UserError(f"windows need length of at least 1, not {self.window.length}")
         if self.limits.concurrency < 1 or not (self.limits.per_minute is None or self.limits.per_minute > 0):
             raise UserError("a judge needs a concurrency of at least 1 and a rate above 0")
+        if self.limits.max_tokens is not None and self.limits.max_tokens < 1:
+            raise UserError(f"--max-tokens needs a number of at least 1, not {self.limits.max_tokens}")
         if self.latents < 1:
             raise UserError(f"--latents needs a number of at least 1, not {self.latents}")
         for key in self.scores:

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from metasae.data.text.token_text import text_of_token
+from metasae.data.text.pieces import REACH, Pieces
 
 POSITIONS = GRID, CENTRE, END = "grid", "centre", "end"
 
@@ -103,13 +103,32 @@ class Text:
         return dict(zip(numbers.tolist(), np.split(places[order], starts[1:]), strict=False))
 
 
-def token_strings(tokenizer, tokens: np.ndarray) -> Callable[[np.ndarray], list[str]]:
-    """The text of tokens of a split as a tokenizer writes it after another word, leading space included.
+def token_strings(
+    tokenizer, tokens: np.ndarray, documents: np.ndarray, positions: np.ndarray
+) -> Callable[[np.ndarray], list[str]]:
+    """The pieces of tokens of a split, as `metasae.data.text.pieces` cuts text.
 
-    tokens: ids int [T].
+    tokens, documents, positions: int [T], as in `Firings`. Tokens that follow each other are one window, of which a
+    character that begins or ends outside it is shown whole.
     """
-    string_of = text_of_token(tokenizer)
-    return lambda places: [string_of(int(number)) for number in tokens[places]]
+    # in a plain array, as many small slices are cut from it
+    pieces, tokens = Pieces(tokenizer), np.asarray(tokens)
+    breaks = np.append(np.flatnonzero((np.diff(documents) != 0) | (np.diff(positions) != 1)) + 1, len(tokens))
+
+    def strings(places: np.ndarray) -> list[str]:
+        shown = []
+        ends = np.flatnonzero((np.diff(places) != 1) | np.isin(places[1:], breaks)) + 1
+        for run in np.split(np.asarray(places), ends):
+            if not len(run):
+                continue
+            start, end = int(run[0]), int(run[-1]) + 1
+            which = int(np.searchsorted(breaks, start, side="right"))
+            first, last = int(breaks[which - 1]) if which else 0, int(breaks[which])
+            low, high = max(first, start - REACH), min(last, end + REACH)
+            shown += pieces.window(tokens[low:high], start - low, end - low)
+        return shown
+
+    return strings
 
 
 def planted_strings(split) -> Callable[[np.ndarray], list[str]]:

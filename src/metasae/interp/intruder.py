@@ -32,9 +32,10 @@ from metasae.interp import prompts
 from metasae.interp.choice import INTRUDER
 from metasae.interp.draws import in_turns
 from metasae.interp.excerpts import CENTRE, Text
-from metasae.interp.prompts import Shown
+from metasae.interp.marks import Shown
 from metasae.interp.questions import NOTHING_COUNTED, Question, credit_of, means, put, uncounted
 from metasae.interp.reader import FLOOR, Reader
+from metasae.interp.reading import choice_of
 from metasae.interp.scores import Score
 from metasae.measures.cofiring.splits import find_splits
 from metasae.measures.firing.by_latent import ByLatent
@@ -206,7 +207,7 @@ def _accuracy(reader: Reader, asked: Sequence[Sequence[Five]], counts: dict) -> 
         for row, fives in enumerate(asked)
         for focus, place in fives
     ]
-    read = partial(prompts.choice_of, name="intruder", allowed=numbers)
+    read = partial(choice_of, name="intruder", allowed=numbers)
     put(reader.asker, questions, read, counts, reader.seed)
     return means(credit_of(questions, 1 / (ALIKE + 1)), len(asked))
 

@@ -17,7 +17,7 @@ from operator import eq
 import numpy as np
 
 from metasae.interp.asking import Asker
-from metasae.interp.prompts import Shown
+from metasae.interp.marks import Shown
 from metasae.interp.replies import Ask, Reply
 
 REPEATED, ANSWERS_AT_LEAST = 0.05, 40
@@ -73,9 +73,13 @@ class Question:
 
 
 def credit_of(questions: Sequence[Question], chance: float) -> dict[tuple[int, str], list[float]]:
-    """(row, part) -> 1 for every right answer and 0 for every wrong one; what was not read has the credit of chance."""
+    """(row, part) -> 1 for every right answer and 0 for every wrong one; what was not read has the credit of chance.
+
+    A row of which nothing was read has no credit at all, as that would be a score of nothing.
+    """
     credit = defaultdict(list)
-    for question in questions:
+    read = {question.row for question in questions if question.answers is not None}
+    for question in (question for question in questions if question.row in read):
         for place, part in enumerate(question.parts):
             said = question.answers
             credit[question.row, part].append(chance if said is None else float(said[place] == question.right[place]))

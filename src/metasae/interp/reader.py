@@ -13,7 +13,8 @@ has not seen.
                   see that an explanation is too wide.
 
 Sources: arXiv 2410.13928 (detection, fuzz_marks), 2604.03436 (fuzz_2afc in its text, sim_spearman in its code). A reply
-that cannot be read, and a question that stays unanswered, has the credit of chance and is counted.
+that cannot be read, and a question that stays unanswered, has the credit of chance and is counted. A latent of which
+nothing was read, its explanation or any answer, has no score.
 
 Where the judge gives log probabilities, detection and fuzz_marks have parts `<kind>_auc` beside their balanced
 accuracy: P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which no threshold of the judge's
@@ -31,8 +32,10 @@ from metasae.interp import prompts
 from metasae.interp.asking import Asker
 from metasae.interp.draws import RANDOM, LatentWindows, contents_of, draw_activating, peaks_of
 from metasae.interp.excerpts import END, Text, WindowSpec
-from metasae.interp.prompts import LETTERS, Shown, shown, yes_probabilities
+from metasae.interp.marks import Shown
+from metasae.interp.prompts import LETTERS, shown
 from metasae.interp.questions import NOTHING_COUNTED, Question, credit_of, means, put, uncounted
+from metasae.interp.reading import answers_of, choice_of, field_of, yes_probabilities
 from metasae.interp.scores import Score, auc
 from metasae.measures.firing.by_latent import ByLatent
 
@@ -58,7 +61,7 @@ class Reader:
     def explanations(self, view: ByLatent, latents: Sequence[LatentWindows]) -> list[str | None]:
         """One sentence per latent from its training windows; None where the reply cannot be read."""
         asks = [prompts.explain(shown(self.text, latent.train, view, latent.latent)) for latent in latents]
-        sentences = [prompts.field_of(reply, "explanation") for reply in self.asker.ask(asks)]
+        sentences = [field_of(reply, "explanation") for reply in self.asker.ask(asks)]
         return [" ".join(words.split()) or None if isinstance(words, str) else None for words in sentences]
 
     def scorer(self, key: str):
@@ -120,7 +123,7 @@ class Reader:
                 parts, windows = zip(*batch, strict=True)
                 build = explanation and partial(prompts.per_window, question, explanation, {"type": "boolean"})
                 questions.append(Question(build, windows, row, parts, [part == FIRES for part in parts]))
-        put(self.asker, questions, partial(prompts.answers_of, kind=bool), counts, self.seed)
+        put(self.asker, questions, partial(answers_of, kind=bool), counts, self.seed)
         shares = [asked.answers and yes_probabilities(asked.reply, len(asked.parts)) for asked in questions]
         without = [asked.row for asked, known in zip(questions, shares, strict=True) if asked.answers and not known]
         counts["without_logprobs"] = len(without)
@@ -153,11 +156,9 @@ class Reader:
             build = build if len(windows) == SIMULATED else None
             texts = [texts[place] for place in order]
             questions.append(Question(build, texts, row, ["all"] * SIMULATED, windows.peaks[order]))
-        put(self.asker, questions, partial(prompts.answers_of, kind=int), counts, self.seed)
-        rhos = [
-            _spearman(question.answers, question.right) if len(question.right) == SIMULATED else np.nan
-            for question in questions
-        ]
+        put(self.asker, questions, partial(answers_of, kind=int), counts, self.seed)
+        # too few windows are not asked about
+        rhos = [np.nan if asked.answers is None else _spearman(asked.answers, asked.right) for asked in questions]
         return {"all": np.array(rhos, np.float64)}
 
     def _pairs(self, view: ByLatent, explained: Explained, counts: dict) -> dict[str, np.ndarray]:
@@ -174,13 +175,15 @@ class Reader:
                 for right, a, b in (("A", real, other), ("B", other, real)):
                     build = explanation and partial(prompts.choose, explanation)
                     questions.append(Question(build, [a, b], row, ["all"], [right], LETTERS))
-        put(self.asker, questions, partial(prompts.choice_of, name="answer", allowed=LETTERS), counts, self.seed)
+        put(self.asker, questions, partial(choice_of, name="answer", allowed=LETTERS), counts, self.seed)
         return {"all": 2 * means(credit_of(questions, 0.5), len(explained)) - 1}
 
     def _replaced(self, window: Shown, fires: np.ndarray, rng: np.random.Generator) -> Shown | None:
-        """The marked tokens replaced, without marks; None where nothing can replace one of them."""
+        """The marked tokens replaced, without marks; None where nothing can replace one of them. A character of which a
+        part is marked is replaced as a whole.
+        """
         strings = list(window.strings)
-        for place in np.flatnonzero(window.marked):
+        for place in np.flatnonzero(window.spread):
             other = self._other_string(strings[place], fires, rng)
             if other is None:
                 return None
@@ -214,9 +217,9 @@ def _random_marks(length: int, count: int, focus: int, rng: np.random.Generator)
     return marked
 
 
-def _spearman(answers: list[int] | None, peaks: np.ndarray) -> float:
+def _spearman(answers: list[int], peaks: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    if answers is None or len(set(answers)) == 1 or len(set(peaks.tolist())) == 1:
+    if len(set(answers)) == 1 or len(set(peaks.tolist())) == 1:
         return 0.0
     return float(spearmanr(answers, peaks).statistic)

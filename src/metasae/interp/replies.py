@@ -1,8 +1,9 @@
 """What judges are asked and what they said: an SQLite file, so that nothing is paid for twice.
 
 A reply is found again by a digest of model, messages, sampling and schema. Every reply is committed when it arrives,
-readable or not; a killed process loses those that were on their way. What a server refused or did not answer is not
-kept, and is asked again.
+readable or not, but none that was cut off; a killed process loses those that were on their way. What a server refused,
+cut off or did not answer is not kept, and is asked again. So is what cannot be read, in whose place a better reply is
+kept when there is one.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ _TABLE = """CREATE TABLE IF NOT EXISTS replies (
 class Ask:
     """One question.
 
-    system, user: the two messages. schema: JSON schema of the reply, an object. max_tokens: of the reply. repeat: 0, or
-    the number of a repeat, which is asked again although the rest is the same.
+    system, user: the two messages. schema: JSON schema of the reply, an object. max_tokens: of the answer; a judge may
+    be given more (`Limits.max_tokens`), and its replies are kept under the same key. repeat: 0, or the number of a
+    repeat, which is asked again although the rest is the same. temperature: 0 for the likeliest reply.
     """
 
     system: str
@@ -33,6 +35,7 @@ class Ask:
     schema: dict
     max_tokens: int = 256
     repeat: int = 0
+    temperature: float = 0.0
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -40,7 +43,7 @@ class Ask:
 
     @property
     def sampling(self) -> dict:
-        return {"max_tokens": self.max_tokens, "temperature": 0.0, "repeat": self.repeat}
+        return {"max_tokens": self.max_tokens, "temperature": self.temperature, "repeat": self.repeat}
 
     def key(self, model: str) -> str:
         whole = json.dumps([model, self.messages, self.sampling, self.schema], sort_keys=True, ensure_ascii=False)
@@ -51,13 +54,14 @@ class Ask:
 class Reply:
     """text: as it came. Token counts as the judge gave them, None where it gave none.
 
-    logprobs: (token, {alternative: log p}) per token.
+    logprobs: (token, {alternative: log p}) per token. cut: it ended at its limit of tokens, so it is no answer.
     """
 
     text: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     logprobs: tuple[tuple[str, dict[str, float]], ...] | None = None
+    cut: bool = False
 
 
 class ReplyStore(AbstractContextManager):
@@ -88,8 +92,8 @@ class ReplyStore(AbstractContextManager):
         *said, logprobs = row
         return Reply(*said, None if logprobs is None else tuple(map(tuple, json.loads(logprobs))))
 
-    def put(self, model: str, ask: Ask, reply: Reply) -> None:
-        """Commits a reply; one that is there already stays. Raises UserError when the disk is full."""
+    def put(self, model: str, ask: Ask, reply: Reply, anew: bool = False) -> None:
+        """Commits a reply; one that is there already stays, unless `anew`. Raises UserError when the disk is full."""
         asked = (model, *(json.dumps(part, sort_keys=True) for part in (ask.messages, ask.sampling, ask.schema)))
         # a lone surrogate, which SQLite cannot hold, is kept as a question mark
         text = reply.text.encode("utf-8", "replace").decode("utf-8")
@@ -97,7 +101,8 @@ class ReplyStore(AbstractContextManager):
         row = (ask.key(model), *asked, text, reply.prompt_tokens, reply.completion_tokens, logprobs)
         try:
             with self._lock:
-                self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                way = "REPLACE" if anew else "IGNORE"
+                self._connection.execute(f"INSERT OR {way} INTO replies VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise UserError(
                 f"cannot write {self.path}: {error}; free some space, then run again: "

@@ -108,7 +108,8 @@ def _confirmed(scoring: "Scoring", asker: Asker, confirm: Callable[[dict], bool]
 
 def _text(source: Source, firings: Firings, seed: int) -> Text:
     planted = source.open({"evaluation": firings.n_tokens}).split("evaluation") if source.planted else None
-    string_of = planted_strings(planted) if source.planted else token_strings(source.host.tokenizer, firings.tokens)
+    places = firings.tokens, firings.documents, firings.positions
+    string_of = planted_strings(planted) if source.planted else token_strings(source.host.tokenizer, *places)
     return Text(firings.documents, firings.tokens, firings.positions, string_of, seed)
 
 

@@ -34,7 +34,7 @@ def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
     say.
     """
     every = [
-        Standing(label, key, agreement_of(score), doubt_of(key, score))
+        Standing(label, key, agreement_of(score), silence_of(score) or doubt_of(key, score))
         for label, entry in arms.items()
         for key, score in entry["interp"].get("scores", {}).items()
     ]
@@ -50,6 +50,14 @@ def agreement_of(score: Mapping) -> str | None:
         f"asked again in another order, it gives {100 * share:.1f}% of {score['repeated']} answers again "
         f"({100 * by_chance:.1f}% by chance)"
     )
+
+
+def silence_of(score: Mapping) -> str | None:
+    """Why a judge's score has no number: nothing that was said could be read; None where something was."""
+    asked, unexplained = score.get("asked", 0), score.get("unexplained", 0)
+    if not asked + unexplained or asked > score.get("unreadable", 0) + score.get("failed", 0):
+        return None
+    return f"no score: not one of {asked} replies could be read" if asked else "no score: no explanation could be read"
 
 
 def doubt_of(key: str, score: Mapping) -> str | None:

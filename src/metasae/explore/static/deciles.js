@@ -1,7 +1,7 @@
 // A latent's windows by tenths of their strongest activation.
 
 import { add, card, chip, h, number, say } from "./dom.js";
-import { windowList } from "./windows.js";
+import { nameOf, windowList } from "./windows.js";
 
 /** The windows by decile of their strongest activation, perhaps only those whose strongest token is one. */
 export class Deciles {
@@ -20,14 +20,13 @@ export class Deciles {
   only(token) {
     this.token = token;
     const { latent } = this;
-    const same = (text) => text?.trim().toLowerCase() === token?.trim().toLowerCase();
-    const kept = (latent.windows || []).filter((entry) => token === null || same(entry.tokens[entry.peak]));
+    const kept = (latent.windows || []).filter((entry) => token === null || nameOf(entry, entry.peak) === token);
     this.filter.replaceChildren();
     if (token !== null) {
       add(
         this.filter,
         `${kept.length} of ${latent.windows.length} windows whose strongest token is `,
-        chip(token),
+        chip(token, "token", true),
         " ",
         h("button", { type: "button", onclick: () => this.only(null) }, "all windows"),
       );

@@ -64,11 +64,9 @@ export function chip(token, kind = "token", spaces = false) {
   return h("bdi", { class: kind }, spaces || !bare ? text.replace(/^ +| +$/g, (some) => "␣".repeat(some.length)) || "∅" : bare);
 }
 
-/** Tokens beside each other: outer spaces are marked where another one differs in nothing else. */
+/** Tokens as chips with their outer spaces marked: ` cat` and `cat` are two tokens, in whichever lists they stand. */
 export function apart(tokens) {
-  const alike = new Map();
-  for (const token of tokens) alike.set(token.trim(), (alike.get(token.trim()) || new Set()).add(token));
-  return tokens.map((token) => chip(token, "token", alike.get(token.trim()).size > 1));
+  return tokens.map((token) => chip(token, "token", true));
 }
 
 export function chips(tokens, most = 6) {

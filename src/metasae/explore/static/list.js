@@ -198,7 +198,7 @@ export class List {
   /** The few named, before them the one that a search found. */
   tokens({ top_tokens, found }) {
     const named = chips(top_tokens, 8);
-    if (found) named.prepend(chip(found, "token found"));
+    if (found) named.prepend(chip(found, "token found", true));
     return named;
   }
 

@@ -14,13 +14,28 @@ export function shade(value, max) {
   return value > 0 ? `on h${level(value, max)}` : "";
 }
 
-/** The tokens of one window. classes(i) -> classes of token i; hint(i) -> what the box says, or null. */
+/** What a token is called alone: its piece of the text, or its bytes where it is a part of a character. */
+export function nameOf(entry, i) {
+  return entry.names?.[i] ?? entry.tokens[i];
+}
+
+/**
+ * The tokens of one window. classes(i) -> classes of token i; hint(i) -> what the box says, or null. A token without
+ * text is a part of the character that follows: what is shown of the last token that has classes is shown of both.
+ */
 export function tokens(texts, classes, hint) {
   const line = h("span", { class: "text", dir: "auto" });
   let plain = "";
-  texts.forEach((token, i) => {
-    const text = i ? token : token.replace(/^ +(?=.)/s, "");
-    const kind = classes(i);
+  let before = null;
+  texts.forEach((token, place) => {
+    const text = line.childNodes.length || plain ? token : token.replace(/^ +(?=.)/s, "");
+    const own = classes(place);
+    if (token === "" && place + 1 < texts.length) {
+      if (own && (!before || own.includes("peak"))) before = { kind: own, i: place };
+      return;
+    }
+    const { kind, i } = before && !own.includes("peak") && (before.kind.includes("peak") || !own) ? before : { kind: own, i: place };
+    before = null;
     // runs of silent tokens are one piece of text: a page has thousands of them
     if (!kind) {
       plain += shown(text);
@@ -55,7 +70,7 @@ export function windowOf(entry, max, onToken) {
         .join(" "),
     (i) =>
       [
-        `${shown(entry.tokens[i]).trim() || "space"}: ${number(entry.values[i])} (${Math.round((100 * entry.values[i]) / max)}% of its largest)`,
+        `${shown(nameOf(entry, i)).trim() || "space"}: ${number(entry.values[i])} (${Math.round((100 * entry.values[i]) / max)}% of its largest)`,
         entry.beside ? `the other: ${number(entry.beside[i])}` : "",
       ]
         .filter(Boolean)
@@ -64,12 +79,12 @@ export function windowOf(entry, max, onToken) {
   if (onToken)
     line.addEventListener("click", (event) => {
       const i = event.target.dataset?.i;
-      if (i !== undefined) onToken(entry.tokens[i]);
+      if (i !== undefined) onToken(nameOf(entry, Number(i)));
     });
   const value = entry.values[peak] || 0;
   return h(
     "li",
-    { class: "window item", tabindex: "-1", title: null, "data-peak": entry.tokens[peak] },
+    { class: "window item", tabindex: "-1", title: null, "data-peak": nameOf(entry, peak) },
     line,
     h("span", { class: "value", title: `document ${entry.document}, from token ${entry.start}` }, value > 0 ? number(value) : "silent"),
   );

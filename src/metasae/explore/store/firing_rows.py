@@ -9,12 +9,14 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from metasae.arms.source import Source
 from metasae.data.model.loading import load_tokenizer
+from metasae.data.text.pieces import Pieces
 from metasae.encodings import readable
 from metasae.errors import UserError
 from metasae.explore.store import blobs
@@ -35,14 +37,14 @@ _INSERT = (
 
 @dataclass(frozen=True)
 class Strings:
-    """The text of a split's tokens. shown: on the pages. asked: as auto-interp shows it to judges.
+    """The text of a split's tokens. named: of each alone, in tables. asked: as auto-interp shows it to judges.
 
-    per_token: tokens of one id read differently.
+    shown: of all tokens in order, in windows; None where each reads as it is named.
     """
 
-    shown: StringsOf
+    named: StringsOf
     asked: StringsOf
-    per_token: bool = False
+    shown: StringsOf | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class SplitText:
     """One evaluation text. entries: int64 [T], of the vocabulary. ids, counts: int64 [V], of each entry.
 
     stretches: as `stretches_of`. cells: as windows are cut from it. strings: of the vocabulary's entries [V]. own: of
-    every token, where tokens of one id read differently.
+    every token its piece of the text; None where each reads as its entry of the vocabulary.
     """
 
     entries: np.ndarray
@@ -63,16 +65,12 @@ class SplitText:
 
 
 def text_of(firings: Firings, strings: Strings) -> SplitText:
-    """The evaluation text of some firings.
-
-    Where tokens of one id read differently, as in a planted world, the vocabulary has what stands before the first `/`.
-    """
+    """The evaluation text of some firings."""
     ids, first, entries, counts = np.unique(
         np.asarray(firings.tokens), return_index=True, return_inverse=True, return_counts=True
     )
-    named, own = [readable(string) for string in strings.shown(first)], None
-    if strings.per_token:
-        named = [string.split("/")[0] for string in named]
+    named, own = [readable(string) for string in strings.named(first)], None
+    if strings.shown is not None:
         own = [readable(string) for string in strings.shown(np.arange(firings.n_tokens))]
     stretches = stretches_of(np.asarray(firings.documents), np.asarray(firings.positions))
     entries = entries.reshape(-1).astype(np.int64)
@@ -91,9 +89,13 @@ def write_text(store: sqlite3.Connection, digest: str, text: SplitText) -> None:
     )
     store.executemany("INSERT INTO vocabulary VALUES (?, ?, ?, ?, ?, ?)", rows)
     for chunk, start in enumerate(range(0, len(text.entries), CHUNK)):
-        entries = zlib.compress(text.entries[start : start + CHUNK].astype("<u4").tobytes(), 1)
-        own = None if text.own is None else zlib.compress(json.dumps(text.own[start : start + CHUNK]).encode(), 1)
-        store.execute("INSERT INTO text_chunks VALUES (?, ?, ?, ?)", (number, chunk, entries, own))
+        entries = text.entries[start : start + CHUNK]
+        own = None if text.own is None else text.own[start : start + CHUNK]
+        # most chunks of most texts have no character of several tokens
+        differs = own is not None and own != [text.strings[entry] for entry in entries.tolist()]
+        packed = zlib.compress(json.dumps(own).encode(), 1) if differs else None
+        row = (number, chunk, zlib.compress(entries.astype("<u4").tobytes(), 1), packed)
+        store.execute("INSERT INTO text_chunks VALUES (?, ?, ?, ?)", row)
 
 
 def strings_of_run(run_folder: Path, recipe: Recipe | None, firings: Firings) -> Strings:
@@ -105,40 +107,27 @@ def strings_of_run(run_folder: Path, recipe: Recipe | None, firings: Firings) ->
     if recipe.text.source == "planted":
         source = Source(recipe, run_folder, "cpu", SILENT)
         planted = planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))
-        return Strings(planted, planted, per_token=True)
+        # a token of a planted world is named by what stands before the first `/`
+        return Strings(lambda places: [string.split("/")[0] for string in planted(places)], planted, planted)
     tokenizer, tokens = load_tokenizer(recipe.model), np.asarray(firings.tokens)
-    return Strings(lambda places: token_texts(tokenizer, tokens[places]), token_strings(tokenizer, tokens))
+    pieces = Pieces(tokenizer)
+    stretches = np.append(stretches_of(np.asarray(firings.documents), np.asarray(firings.positions))[0], len(tokens))
+
+    def shown(places: np.ndarray) -> list[str]:
+        # no windows are cut here, so each character stands with the token that ends it, once
+        return [piece for a, b in pairwise(stretches.tolist()) for piece in pieces.of(tokens[a:b])]
+
+    asked = token_strings(tokenizer, tokens, firings.documents, firings.positions)
+    return Strings(lambda places: list(map(pieces.name, tokens[places].tolist())), asked, shown)
 
 
 def token_texts(tokenizer, ids) -> list[str]:
-    """ids: int [m], of the vocabulary -> the text of each as after another word, leading space included.
+    """ids: int [m], of the vocabulary -> the text of each alone, as after another word, leading space included.
 
-    A token that is a part of a character is shown as its bytes: `<0xE2><0x80>`.
+    What a token holds of a character that it is only a part of is shown as its bytes: `<0xE2><0x80>`.
     """
-    ids = np.asarray(ids, np.int64)
-    decoded = token_strings(tokenizer, ids)(np.arange(len(ids)))
-    bytes_of = _byte_of_letter()
-    return [
-        readable(_bytes(tokenizer.convert_ids_to_tokens(number), bytes_of) if "\ufffd" in text else text)
-        for number, text in zip(ids.tolist(), decoded, strict=True)
-    ]
-
-
-def _bytes(piece: str, bytes_of: dict[str, int]) -> str:
-    if all(letter in bytes_of for letter in piece):
-        return "".join(f"<0x{bytes_of[letter]:02X}>" for letter in piece)
-    # sentencepiece writes the byte itself in this way
-    return piece
-
-
-def _byte_of_letter() -> dict[str, int]:
-    """Letter -> byte, as in GPT-2's table.
-
-    Byte-level tokenizers write printable Latin-1 as itself, the other bytes in order as the letters from U+0100 on.
-    """
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    pieces = Pieces(tokenizer)
+    return [readable(pieces.name(number)) for number in np.asarray(ids, np.int64).tolist()]
 
 
 def write_latents(

@@ -4,8 +4,8 @@ The evaluation text is there once, in chunks, so that a window needs no more tha
 
 texts          stretches: runs of tokens of one document whose positions rise by one, int64 [3, s] of first token,
                document and position
-text_chunks    entries: uint32 [CHUNK] into the vocabulary; strings: JSON of the chunk's own strings where tokens of one
-               id read differently
+text_chunks    entries: uint32 [CHUNK] into the vocabulary; strings: JSON of the chunk's own strings where some token
+               reads differently from its id alone, as a part of a character does (`metasae.data.text.pieces`)
 vocabulary     the ids that stand in the text, with their string and how often they stand there
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metasae.data.text.pieces import REACH
 from metasae.errors import UserError
 from metasae.explore.store.schema import FORMAT, LATENTS_OF_SAE, STORE, damaged, unzipped
 
@@ -53,7 +54,28 @@ class StoredText:
         self._chunk = lru_cache(maxsize=1024)(self._read_chunk)
 
     def strings(self, start: int, end: int) -> list[str]:
-        """The text of tokens start to end - 1."""
+        """The pieces of text of tokens start to end - 1; joined they are the text.
+
+        A character of several tokens stands with the last of them, and the others are empty. Where the window ends in
+        the middle of one, it stands with the window's last token.
+        """
+        shown = self._own(start, end)
+        last = end - 1
+        # a token that has no text and a name is a part of a character
+        if shown and not shown[-1] and self.names(last, end):
+            after = self._own(end, min(end + REACH, self.stretch(last)[1]))
+            shown[-1] = next((piece[0] for piece in after if piece), "")
+        return shown
+
+    def names(self, start: int, end: int) -> dict[int, str]:
+        """Place in the window -> what the token there is called alone, of tokens start to end - 1 whose piece of the
+        text is another.
+        """
+        named = [self.vocabulary[entry] for entry in self.entries_at(np.arange(start, end)).tolist()]
+        pairs = enumerate(zip(named, self._own(start, end), strict=True))
+        return {place: name for place, (name, piece) in pairs if name != piece}
+
+    def _own(self, start: int, end: int) -> list[str]:
         strings = []
         for chunk in range(start // CHUNK, (max(end, start + 1) - 1) // CHUNK + 1):
             entries, own = self._chunk(chunk)

@@ -13,7 +13,7 @@ from metasae.errors import UserError
 
 STORE = "explore.sqlite"
 # Raised whenever a table changes; a store of another format is built anew.
-FORMAT = 4
+FORMAT = 5
 LATENTS_OF_SAE = 1 << 24
 # Columns of the table `latents` that can be sorted by, with what they are called.
 SCALARS = {

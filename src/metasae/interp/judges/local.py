@@ -8,6 +8,7 @@ reply stand the log probabilities of what it was chosen among.
 import hashlib
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -76,7 +77,11 @@ class LocalJudge:
             raise UserError(
                 f"{len(asks)} questions at once do not fit into memory; take a smaller model, or a server as the judge"
             ) from None
-        return [self._reply(prompt, steps) for prompt, steps in zip(prompts, written, strict=True)]
+        replies = []
+        for prompt, steps, form, limit in zip(prompts, written, forms, limits, strict=True):
+            cut = not form.is_whole or len(steps) > limit
+            replies.append(replace(self._reply(prompt, steps[:limit]), cut=cut))
+        return replies
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -97,7 +102,9 @@ class LocalJudge:
     def _write(
         self, prompts: Sequence[Sequence[int]], forms: Sequence[Form], limits: Sequence[int]
     ) -> list[list[Step]]:
-        """Per prompt the steps of a reply in its form, limits[i] at most. How a reply opens is read with its prompt."""
+        """Per prompt the steps of a reply in its form. How a reply opens is read with its prompt. Writing stops at
+        limits[i], and what closes the reply may stand behind it.
+        """
         steps = [form.opening() for form in forms]
         prompts = [[*prompt, *(step.token for step in begun)] for prompt, begun in zip(prompts, steps, strict=True)]
         width, device = max(map(len, prompts)), next(self.model.parameters()).device
@@ -126,7 +133,7 @@ class LocalJudge:
             # what stands behind a whole reply is not read
             ids = torch.tensor([[of_row[-1].token] for of_row in steps], device=device)
             places, mask = places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-        return [of_row[:limit] for of_row, limit in zip(steps, limits, strict=True)]
+        return steps
 
     def _reply(self, prompt: Sequence[int], steps: Sequence[Step]) -> Reply:
         tokens = [step.token for step in steps]

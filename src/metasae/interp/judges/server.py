@@ -55,7 +55,7 @@ class ServerJudge:
             completion = self._client.chat.completions.create(
                 model=self._model,
                 messages=ask.messages,
-                temperature=0.0,
+                temperature=ask.temperature,
                 response_format={"type": "json_schema", "json_schema": schema},
                 **{self._limit: ask.max_tokens},
                 **options,
@@ -89,7 +89,7 @@ class ServerJudge:
     def _read(self, completion) -> Reply:
         try:
             choice, usage = completion.choices[0], completion.usage
-            text = choice.message.content or ""
+            text = _text_of(choice.message)
             counts = (None, None) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
             offered = choice.logprobs.content if choice.logprobs is not None else None
             logprobs = None if offered is None else tuple(map(_alternatives, offered))
@@ -97,7 +97,7 @@ class ServerJudge:
             raise Temporary("the server's reply is not a chat completion") from None
         if logprobs is not None and self._key and self._key in "".join(token for token, _ in logprobs):
             logprobs = None
-        return Reply(self._clean(text), *counts, logprobs)
+        return Reply(self._clean(text), *counts, logprobs, cut=choice.finish_reason == "length")
 
     def _refused(self, error) -> Exception:
         status, text = error.status_code, self._clean(" ".join(str(error).split()))[:300]
@@ -116,6 +116,13 @@ class ServerJudge:
 
     def _clean(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def _text_of(message) -> str:
+    """What a message says. Models that reason may leave all of it where their thoughts go, and none as content."""
+    names = ("content", "reasoning_content", "reasoning", "refusal")
+    said = (getattr(message, name, None) for name in names)
+    return next((words for words in said if isinstance(words, str) and words.strip()), "")
 
 
 def _alternatives(entry) -> tuple[str, dict[str, float]]:

@@ -19,7 +19,7 @@ export async function page({ parts }) {
       latentLink(row.sae, row.latent),
       chips(brief.top_tokens),
       h("bdi", {}, brief.explanation || (row.where === "explanation" ? row.text : "")),
-      h("span", { class: "numbers" }, row.where === "explanation" ? "by its explanation" : ["by ", chip(row.text)]),
+      h("span", { class: "numbers" }, row.where === "explanation" ? "by its explanation" : ["by ", chip(row.text, "token", true)]),
     );
   };
   const node = h(

@@ -5,7 +5,7 @@ import { already, livesOn } from "../counterparts.js";
 import { apart, armClass, armOf, card, chips, h, latentLink, number, percent, shown, table } from "../dom.js";
 import { flowPicture } from "../flow.js";
 import { labelButtons } from "../labels.js";
-import { shade, tokens } from "../windows.js";
+import { nameOf, shade, tokens } from "../windows.js";
 
 const LETTERS = "ABCDEFGH";
 const LABELS = ["sense split", "duplicate", "absorption", "junk", "unsure"];
@@ -161,7 +161,7 @@ function aligned(split, entry, most) {
         .join(" "),
     (t) =>
       [
-        `${shown(entry.tokens[t]).trim() || "space"}`,
+        `${shown(nameOf(entry, t)).trim() || "space"}`,
         `parent: ${entry.parent[t] > 0 ? number(entry.parent[t]) : "silent"}`,
         ...split.children.map(
           (child, c) => `${LETTERS[c]} (${child.latent}): ${entry.children[c][t] > 0 ? number(entry.children[c][t]) : "silent"}`,

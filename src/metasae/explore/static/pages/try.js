@@ -2,7 +2,7 @@
 
 import { data, STATIC } from "../data.js";
 import { armClass, armOf, card, chips, h, latentLink, number, sameAs, saeName, say, shown } from "../dom.js";
-import { shade } from "../windows.js";
+import { nameOf, shade } from "../windows.js";
 
 const MOST = 40;
 let last = { text: "", answer: null };
@@ -105,7 +105,7 @@ function show(out, answer, saes) {
   async function fill() {
     light();
     const whole = state.token === null;
-    title.textContent = whole ? "Strongest latents in the text" : `Latents at “${shown(answer.tokens[state.token]).trim()}”`;
+    title.textContent = whole ? "Strongest latents in the text" : `Latents at “${shown(nameOf(answer, state.token)).trim()}”`;
     const shownNames = saes.filter(({ name, seed }) => names.includes(name) && seed === state.seed).map(({ name }) => name);
     const mine = state.token;
     const columns = await Promise.all(
@@ -173,8 +173,15 @@ function show(out, answer, saes) {
       answer.tokens.map((token, t) =>
         h(
           "button",
-          { type: "button", class: "t", "aria-pressed": "false", onclick: () => choose(state.token === t ? null : t) },
-          shown(token),
+          {
+            type: "button",
+            class: "t",
+            title: token ? null : nameOf(answer, t),
+            "aria-pressed": "false",
+            onclick: () => choose(state.token === t ? null : t),
+          },
+          // a part of a character stands before it and can be chosen, too
+          shown(token || (nameOf(answer, t) ? "·" : "")),
         ),
       ),
     ),
