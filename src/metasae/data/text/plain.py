@@ -127,8 +127,6 @@ class Plain:
 
     @cached_property
     def _twin(self):
-        from tokenizers import Tokenizer
-
         state = {**self._state, "truncation": None, "padding": None}
         for token in state["added_tokens"]:
             if token["content"] in self.specials:
@@ -140,7 +138,7 @@ class Plain:
             model["vocab"] = [[self._renamed(name), score] for name, score in model["vocab"]]
         if model.get("unk_token"):
             model["unk_token"] = self._renamed(model["unk_token"])
-        return Tokenizer.from_str(json.dumps(state))
+        return type(self.tokenizer.backend_tokenizer).from_str(json.dumps(state))
 
     def _renamed(self, name: str) -> str:
         return MARK + name if name in self.specials else name
