@@ -11,6 +11,8 @@ from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.loud import counting, in_words, limit_of
 from metasae.data.cache.stream import Stream
 from metasae.data.split import Part, Rows, head, in_text
+from metasae.measures.effect.effects import CausalEffect
+from metasae.measures.effect.output import output_effect, output_reference
 from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire
 from metasae.measures.firing.store import is_store_of, open_firings, write_firings
@@ -21,7 +23,7 @@ from metasae.sae.sae import SAE, SAEConfig
 POINT = "blocks.1.hook_resid_pre"
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.2, evaluation_share=0.3)
 SPEC = recipe.Harvest(dtype="fp32", batch_tokens=500, shard_tokens=700)
-TOKENS = {"train": 1500, "calibration": 500, "evaluation": 1000}
+TOKENS = {"train": 600, "calibration": 400, "evaluation": 600}
 MEASURE = recipe.Measure(
     tokens=2000, calibration_tokens=2000, output_tokens=0, meta_steps=2, critics=1, pursuit_k=0, concepts=0, lift=False
 )
@@ -118,6 +120,59 @@ def test_everything_is_as_without_the_sinks(load, stories, tmp_path, family, bos
     assert np.array_equal(stored.tokens, evaluation.tokens[:last])
     assert np.array_equal(stored.left_out, np.flatnonzero(is_sink(evaluation))[: len(stored.left_out)])
     assert not np.diff(stored.indptr)[stored.left_out].any()
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("bos", [True, False])
+def test_cross_entropy_is_that_of_the_other_tokens(load, stories, tmp_path, monkeypatch, family, bos):
+    """Against a loop over windows: the sinks stay in the text with their own activation, and no average holds them."""
+    monkeypatch.setattr(CausalEffect, "check", lambda *_: None)  # random models predict worse than chance
+    host = load(family, POINT, bos)
+    delimiter = host.tokenizer(",", add_special_tokens=False)["input_ids"][0]
+    if bos:
+        hook = planted(host, lambda ids: (ids == delimiter).float())
+    else:
+        hook = planted(host, lambda ids: (torch.arange(ids.shape[1]) == 0).float().expand(ids.shape))
+    try:
+        cache = harvest(host, TEXT, SPEC, tmp_path / "cache", TOKENS, documents=stories)
+        sae = sae_of(cache)
+        calibrate(sae, head(cache.split("calibration"), 2000), 256)
+        split = cache.split("evaluation")
+        reference = output_reference(host, split, 300, TEXT.context, split.mean.float())
+        numbers = output_effect(host, sae, reference)
+        losses = slow_losses(host, sae, ActivationCache(tmp_path / "cache").split("evaluation"), delimiter, bos)
+    finally:
+        hook.remove()
+    assert numbers["output_tokens"] == len(losses["clean"]) > 50
+    for name, values in losses.items():
+        assert numbers[f"ce_{name}"] == pytest.approx(np.mean(values), rel=1e-4), name
+
+
+def slow_losses(host, sae, whole, delimiter, bos):
+    """Window by window, token by token, of the first 300 tokens that are no sink."""
+    room, losses = host.frame.room(TEXT.context), {"clean": [], "sae": []}
+    is_sink = whole.tokens == delimiter if bos else whole.positions % room == 0
+    last = int(np.flatnonzero(~is_sink)[299]) + 1
+    first = 0
+    while first < last:
+        end = first + 1
+        while end < last and whole.positions[end] == whole.positions[end - 1] + 1 and whole.positions[end] % room:
+            end += 1
+        ids = torch.tensor([[*host.frame.prefix, *whole.tokens[first:end].tolist()]])
+        counted = torch.tensor([[False] * len(host.frame.prefix) + (~is_sink[first:end]).tolist()])
+
+        def change(x, counted=counted):
+            x = x.clone()
+            x[counted] = sae(x[counted])
+            return x
+
+        for name, replacement in {"clean": None, "sae": change}.items():
+            logs = host.output(ids, torch.ones_like(ids), replacement)[0].log_softmax(-1)
+            for place in range(ids.shape[1] - 1):
+                if counted[0, place] and counted[0, place + 1]:
+                    losses[name].append(-float(logs[place, ids[0, place + 1]]))
+        first = end
+    return losses
 
 
 def test_nothing_changes_where_no_token_is_loud(load, stories, tmp_path):
