@@ -48,7 +48,7 @@ class Yes:
         self.asked.append(ask)
         if ask.system == prompts.EXPLAIN:
             return Reply(json.dumps({"explanation": f"kind {len(self.asked)}"}))
-        return Reply(json.dumps({"answers": [True] * ask.user.count("\n")}))
+        return Reply(json.dumps({"answers": [True] * (ask.user.count("\n") - 1)}))
 
 
 def test_replies_of_the_judge_are_found_for_every_latent(tmp_path):
