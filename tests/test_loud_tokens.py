@@ -13,8 +13,9 @@ from metasae.data.cache.stream import Stream
 from metasae.data.split import Part, Rows, head, in_text
 from metasae.measures.effect.effects import CausalEffect
 from metasae.measures.effect.output import output_effect, output_reference
+from metasae.measures.firing import store
 from metasae.measures.firing.calibrate import calibrate
-from metasae.measures.firing.firings import fire
+from metasae.measures.firing.firings import fire, joined
 from metasae.measures.firing.store import is_store_of, open_firings, write_firings
 from metasae.measures.suite import measure_sae, reference_of
 from metasae.recipe import recipe
@@ -255,6 +256,18 @@ def test_the_store_holds_the_text_and_the_firings_of_what_counts(tmp_path, kept)
         entries = slice(stored.indptr[token], stored.indptr[token + 1])
         theirs = slice(plain.indptr[row], plain.indptr[row + 1])
         assert np.array_equal(stored.indices[entries], plain.indices[theirs])
+
+
+def test_stores_of_several_ranks_are_joined_to_that_of_one(tmp_path):
+    split = Loud([*range(3, 10), *range(12, 41), *range(45, 60)]).chosen
+    sae = sae_of(type("Cache", (), {"split": lambda *_: split})())
+    sae.threshold = torch.full((40,), 0.5)
+    alone = write_firings(sae, split, tmp_path / "alone", batch=7)
+    parts = [Part(split, a, b) for a, b in pairwise([0, 14, 28, split.n_tokens])]
+    own = [write_firings(sae, part, tmp_path / f"rank{rank}", batch=7) for rank, part in enumerate(parts)]
+    together = store._write(sae, split, tmp_path / "together", joined([firings.counted for firings in own]))
+    for name in ("indptr", "indices", "values", "documents", "tokens", "positions", "left_out"):
+        assert np.array_equal(getattr(together, name), getattr(alone, name)), name
 
 
 def test_limits():
