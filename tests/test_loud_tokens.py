@@ -1,6 +1,7 @@
 """Tokens of enormous norm and special tokens inside documents are left out, whatever the model and their place."""
 
-from itertools import pairwise
+from itertools import pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from metasae.data.cache.activations import harvest
 from metasae.data.cache.cache import ActivationCache
 from metasae.data.cache.loud import counting, in_words, limit_of
 from metasae.data.cache.stream import Stream
+from metasae.data.model.hooks import layers_of
 from metasae.data.split import Part, Rows, head, in_text
 from metasae.measures.effect.effects import CausalEffect
 from metasae.measures.effect.output import output_effect, output_reference
@@ -49,14 +51,21 @@ class Twin:
 
 
 def planted(host, where):
-    """3,000 in one direction of the residual stream at the tokens where(ids) says."""
+    """3,000 in one direction of what leaves block 0 at the tokens where(ids) says; hooks that are to be removed."""
+    ids = []
 
-    def louder(_module, args, output):
-        output = output.clone()
-        output[..., 1] += 3000.0 * where(args[0] if args else None)
-        return output
+    def read(_module, args):
+        ids[:] = args[:1]
 
-    return host.model.get_input_embeddings().register_forward_hook(louder)
+    def louder(_module, _args, output):
+        x = (output[0] if isinstance(output, tuple) else output).clone()
+        x[..., 1] += 3000.0 * where(ids[0])
+        return (x, *output[1:]) if isinstance(output, tuple) else x
+
+    first = layers_of(host.model, 3)[1][0]
+    embeddings = host.model.get_input_embeddings()
+    handles = [embeddings.register_forward_pre_hook(read), first.register_forward_hook(louder)]
+    return SimpleNamespace(remove=lambda: [handle.remove() for handle in handles])
 
 
 def sae_of(cache) -> SAE:
@@ -68,10 +77,11 @@ def sae_of(cache) -> SAE:
     return sae
 
 
-@pytest.mark.parametrize("family", CAUSAL)
-@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize(
+    "family, bos", [*product(CAUSAL, [True, False]), ("bert", True), ("roberta", True), ("xlm-roberta", True)]
+)
 def test_everything_is_as_without_the_sinks(load, stories, tmp_path, family, bos):
-    """Without BOS the first token of a window is the sink, with it a delimiter is."""
+    """Without BOS the first token of a window is the sink, with it (and in encoders) a delimiter is."""
     host = load(family, POINT, bos)
     delimiter = host.tokenizer(",", add_special_tokens=False)["input_ids"][0]
     room = host.frame.room(TEXT.context)
