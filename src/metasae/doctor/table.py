@@ -18,7 +18,7 @@ def print_report(report: dict, stderr: bool = False) -> None:
         for row in part:
             table.add_row(*row)
         table.add_section()
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False, emoji=False)
     console.print(table)
     lines = [*(f"Note: {note}." for note in report["notes"]), *_verdict(report)]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
@@ -26,7 +26,7 @@ def print_report(report: dict, stderr: bool = False) -> None:
 
 def print_plan(plan: GpuPlan) -> None:
     """Prints a plan: figures with where each is from, other numbers of GPUs, notes, and the verdict last."""
-    facts, console, card = plan.as_dict(), Console(highlight=False), plan.card
+    facts, console, card = plan.as_dict(), Console(highlight=False, emoji=False), plan.card
     style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "title_justify": "left"}
     figures = Table("", "", "from", "", title=f"{plan.gpus} x {card.name}", **style)
     for name, figure in facts["figures"].items():

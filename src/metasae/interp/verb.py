@@ -105,7 +105,7 @@ def print_result(result: dict) -> None:
 
     One table per pair of arms, or one of the arms where there is no pair; then the notes.
     """
-    console = Console()
+    console = Console(emoji=False)
     for name, pair in result["pairs"].items() or [("", {})]:
         console.print(_table(result, name, pair))
     for line in _notes(result):

@@ -79,7 +79,7 @@ def current_explorer(folder: Path) -> queries.Explorer | None:
 
 def print_conclusion(result: dict) -> None:
     """The summary table, the verdict and the report's place on stdout. result: as `conclude` returns it."""
-    console = Console()
+    console = Console(emoji=False)
     # its title is the folder's name, as in compare.json
     print_whole(summary_table({**result, "run": Path(result["run"]).resolve().name}), console)
     for line in [*(line["text"] for line in result["verdict"]), *source_lines(result["conditions"])]:

@@ -85,7 +85,7 @@ class Progress:
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         self._bars = Bars()
         self._drawing = False
 
