@@ -20,6 +20,7 @@ from metasae.measures.firing.calibrate import calibrate
 from metasae.measures.firing.firings import fire, joined
 from metasae.measures.firing.store import is_store_of, open_firings, write_firings
 from metasae.measures.suite import measure_sae, reference_of
+from metasae.progress.progress import Progress
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
 
@@ -194,14 +195,15 @@ def test_nothing_changes_where_no_token_is_loud(load, stories, tmp_path):
         assert in_text(head(cache.split(name), 300))[1] is None
 
 
-def test_special_tokens_inside_documents_are_left_out(load, stories, tmp_path):
+def test_special_tokens_inside_documents_are_left_out(load, stories, tmp_path, capsys):
     from metasae.data.text.records import TokenIds
 
     host = load("llama", POINT)
     eos, bos = host.tokenizer.eos_token_id, host.tokenizer.bos_token_id
     ids = [host.tokenizer(story, add_special_tokens=False)["input_ids"] for story in stories]
     documents = [TokenIds(np.array([*some, eos, *some[:3], bos, *some[3:]]), "a record") for some in ids]
-    cache = harvest(host, TEXT, SPEC, tmp_path / "cache", TOKENS, documents=documents)
+    cache = harvest(host, TEXT, SPEC, tmp_path / "cache", TOKENS, Progress(), documents)
+    assert "training reads them again" not in capsys.readouterr().err
     whole = ActivationCache(tmp_path / "cache", longest=np.inf)
     for name in TOKENS:
         assert not np.isin(cache.split(name).tokens, [eos, bos]).any()

@@ -107,7 +107,8 @@ def harvest_points(
         for target, place in zip(targets, places, strict=True)
     }
     asked = wanted.get("train", 0)
-    trained_on = caches[targets[0].host.point].split("train").n_tokens if asked else 0
+    # of the text, not of what counts in it
+    trained_on = caches[targets[0].host.point].index["splits"]["train"]["tokens"] if asked else 0
     if trained_on < asked:
         progress.say(
             f"the text has {trained_on:,} training tokens of the {asked:,} asked for; "
