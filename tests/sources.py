@@ -28,6 +28,27 @@ class Batches:
         self.position = position
 
 
+class Planted:
+    """Independent planted features: 64 unit directions in 32 dimensions, each on with probability 3/64, with strengths
+    of 1 to 2, and noise of so much in every dimension.
+    """
+
+    def __init__(self, batch=256, noise=0.0):
+        directions = torch.randn(64, 32, generator=torch.Generator().manual_seed(7))
+        self.directions, self.batch, self.position = directions / directions.norm(dim=1, keepdim=True), batch, 0
+        self.noise = noise
+
+    def next(self):
+        generator = torch.Generator().manual_seed(self.position)
+        self.position += 1
+        on = torch.rand(self.batch, 64, generator=generator) < 3 / 64
+        x = (on * (1 + torch.rand(self.batch, 64, generator=generator))) @ self.directions
+        return x + self.noise * torch.randn(self.batch, 32, generator=generator) if self.noise else x
+
+    def seek(self, position):
+        self.position = position
+
+
 def small_recipe(**train) -> Recipe:
     values = {
         "tokens": 64 * 40,

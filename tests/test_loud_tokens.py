@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import AddedToken
 
 from metasae.data.cache.activations import harvest
 from metasae.data.cache.cache import ActivationCache
@@ -23,6 +24,7 @@ from metasae.measures.suite import measure_sae, reference_of
 from metasae.progress.progress import Progress
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE, SAEConfig
+from sources import tokenizer_for
 
 POINT = "blocks.1.hook_resid_pre"
 TEXT = recipe.Text(source="stories", context=16, calibration_share=0.2, evaluation_share=0.3)
@@ -209,6 +211,18 @@ def test_special_tokens_inside_documents_are_left_out(load, stories, tmp_path, c
         assert not np.isin(cache.split(name).tokens, [eos, bos]).any()
         assert np.array_equal(cache.split(name).tokens, whole.split(name).tokens)
     assert "special tokens inside documents" in cache.left_out and "longer" not in cache.left_out
+
+
+def test_special_tokens_of_any_list_are_left_out():
+    """transformers keeps some apart from those with a part of their own."""
+    from metasae.data.model.host import special_ids
+
+    tokenizer = tokenizer_for("llama", bos=True)
+    tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken("word")])
+    turn, word = tokenizer.convert_tokens_to_ids(["<turn>", "word"])
+    assert {turn, tokenizer.bos_token_id, tokenizer.eos_token_id} <= set(
+        special_ids(tokenizer)
+    ) and word not in special_ids(tokenizer)
 
 
 def test_shards_of_an_earlier_release_have_their_norms_worked_out(load, stories, tmp_path):

@@ -19,6 +19,7 @@ from metasae.sae.sae import SAE
 from metasae.sae.weights import Weights
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
+from sources import Planted
 
 N, D, K = 40, 16, 3
 OPTIONS = Options(K, l1=0.03, l0_coef=0.7, bandwidth=0.6, threshold=0.4, prefixes=(0.1, 0.5, 1.0), l0="free")
@@ -200,23 +201,6 @@ PLANTED = {
     "dead_after": 5000,
     "aux_coef": 0.25,
 }
-
-
-class Planted:
-    """Independent planted features: 64 unit directions in 32 dimensions, each on with probability 3/64."""
-
-    def __init__(self, batch=256):
-        directions = torch.randn(64, 32, generator=torch.Generator().manual_seed(7))
-        self.directions, self.batch, self.position = directions / directions.norm(dim=1, keepdim=True), batch, 0
-
-    def next(self):
-        generator = torch.Generator().manual_seed(self.position)
-        self.position += 1
-        on = torch.rand(self.batch, 64, generator=generator) < 3 / 64
-        return (on * (1 + torch.rand(self.batch, 64, generator=generator))) @ self.directions
-
-    def seek(self, position):
-        self.position = position
 
 
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])

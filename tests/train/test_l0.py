@@ -16,34 +16,17 @@ from metasae.sae.architectures.follow import Price, log_level, miss
 from metasae.train import checkpoint
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
+from sources import Planted
 
 STEPS = 400
 LEARNED = ("jumprelu", "relu")
-
-
-class Planted:
-    """64 unit directions in 32 dimensions, each on with probability 3/64, with strengths of 1 to 2."""
-
-    def __init__(self, batch=128):
-        directions = torch.randn(64, 32, generator=torch.Generator().manual_seed(7))
-        self.directions, self.batch, self.position = directions / directions.norm(dim=1, keepdim=True), batch, 0
-
-    def next(self):
-        generator = torch.Generator().manual_seed(self.position)
-        self.position += 1
-        on = torch.rand(self.batch, 64, generator=generator) < 3 / 64
-        strength = 1 + torch.rand(self.batch, 64, generator=generator)
-        return (on * strength) @ self.directions + 0.02 * torch.randn(self.batch, 32, generator=generator)
-
-    def seek(self, position):
-        self.position = position
 
 
 def trained(source=None, steps=STEPS, arm="solo", **changes):
     """(trainer, L0 of each step)."""
     tables = {"sae.n": 128, "train.batch": 128, "train.tokens": 128 * steps, "train.dead_after": 20_000}
     recipe = Recipe.load({}, tables | changes)
-    source = source or Planted(recipe.train.batch)
+    source = source or Planted(recipe.train.batch, noise=0.02)
     trainer, l0 = Trainer(recipe, arm, 0, torch.zeros(32)), []
     while action := trainer.next_action():
         if action == "primary":
@@ -54,7 +37,7 @@ def trained(source=None, steps=STEPS, arm="solo", **changes):
 
 
 def unseen(rows=4096):
-    source = Planted(rows)
+    source = Planted(rows, noise=0.02)
     source.seek(10**6)
     return Rows(source.next())
 
@@ -145,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name, tmp_path):
 
     def run(folder, until=None):
         trainer = Trainer(recipe, "joint", 0, torch.zeros(32))
-        train(trainer, Planted(64), folder, Task(None, None), until=until)
+        train(trainer, Planted(64, noise=0.02), folder, Task(None, None), until=until)
         return trainer
 
     whole = run(tmp_path / "whole")

@@ -61,8 +61,7 @@ class Marks:
     def of(cls, windows: Sequence[Shown]) -> "Marks":
         """Those that none of the windows can be taken to hold."""
         letters = "".join(string for window in windows for string in window.strings)
-        held = set(letters)
-        pair = next((pair for pair in PAIRS if not held & set("".join(pair))), None) or _numbered_pair(letters)
+        pair = next((pair for pair in PAIRS if not set(letters) & set("".join(pair))), None) or _numbered_pair(letters)
         signs = {"line": LINES, "tab": TABS, "space": SPACES, "char": ("{U+",)}
         return cls(*pair, *(_sign(options, name, letters) for name, options in signs.items()))
 

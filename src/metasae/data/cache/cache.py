@@ -70,7 +70,8 @@ class StoredSplit:
 
     @cached_property
     def norms(self) -> np.ndarray:
-        return self._column(NORMS).astype(np.float32, copy=False)
+        columns = [np.empty(0, dtype=np.float32), *(_norms(tensors).numpy() for tensors in self._opened)]
+        return np.concatenate(columns)[: self.n_tokens]
 
     def _column(self, name: str) -> np.ndarray:
         columns = [np.empty(0, dtype=np.int32), *(tensors[name].numpy() for tensors in self._opened)]
@@ -240,19 +241,23 @@ def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
     return total, square
 
 
+def _norms(tensors: dict[str, Tensor]) -> Tensor:
+    """Of a shard's tokens; worked out where it is of an earlier release and does not hold them."""
+    if NORMS in tensors:
+        return tensors[NORMS]
+    return torch.linalg.vector_norm(tensors["activations"], dim=1, dtype=torch.float32)
+
+
 def _open_shard(file: Path, entry: dict) -> dict[str, Tensor]:
-    """activations [t, d], the columns [t] and the norms [t] of a shard, memory-mapped: nothing is read until a row is
-    asked for.
+    """activations [t, d], the columns [t] and, where it has them, the norms [t] of a shard, memory-mapped: nothing is
+    read until a row is asked for.
     """
     try:
         if file.stat().st_size != entry["bytes"]:
             raise OSError(f"it has {file.stat().st_size} bytes instead of {entry['bytes']}")
         with safe_open(file, framework="pt") as shard:
-            tensors = {name: shard.get_tensor(name) for name in ("activations", *COLUMNS)}
-            if NORMS in shard.keys():  # noqa: SIM118 (it is no dict)
-                return tensors | {NORMS: shard.get_tensor(NORMS)}
-            # a shard of an earlier release
-            return tensors | {NORMS: torch.linalg.vector_norm(tensors["activations"], dim=1, dtype=torch.float32)}
+            names = ["activations", *COLUMNS, *({NORMS} & set(shard.keys()))]
+            return {name: shard.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         why = "it is missing" if isinstance(error, FileNotFoundError) else error
         raise UserError(

