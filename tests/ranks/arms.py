@@ -80,7 +80,8 @@ def arm_trained(
                 after_step=count,
                 checkpoints=checkpoint,
             )
-    return trace | {"state": whole_state(trainer, ranks)}
+    births = trainer.births.records if trainer.births else []
+    return trace | {"state": whole_state(trainer, ranks), "births": births}
 
 
 def whole_state(trainer, ranks) -> dict[str, np.ndarray]:

@@ -26,8 +26,9 @@ BASE = Recipe.load(
             "n_meta_steps": 2,
             "dead_after": 200,
             "k_aux": 4,
+            "births": {"window": 2, "every": 0.25, "share": 0.2, "firings": 2, "two_points": 0.0},
         },
-        "arms": ["solo", "control", "joint", "sequential"],
+        "arms": ["solo", "control", "joint", "sequential", "atomic", "atomic-joint"],
     }
 )
 # Every key of the three tables that can be changed at all in so small a run, with another value.
@@ -45,11 +46,12 @@ CHANGED = {
     "train.k_aux": 2,
     "train.aux_coef": 1.0, "train.aux_residual": "attached", "train.renormalise": "before",
     "train.checkpoint_every": 3, "train.dtype": "bf16",
-    "train.kernels": "reference",
+    "train.kernels": "reference", "train.nest": {"weight": 0.5}, "train.births": {"share": 0.0},
 }  # fmt: skip
 OF_STEPS = ("tokens", "batch", "lr", "betas", "eps", "warmup", "decay", "clip", "dtype", "kernels", "renormalise")
 OF_AUX = ("dead_after", "k_aux", "aux_coef", "aux_residual")
 FOR_SOLO = {key for key in CHANGED if key.startswith("sae.")} | {f"train.{key}" for key in (*OF_STEPS, *OF_AUX)}
+FOR_ATOMIC = {"train.nest", "train.births"}
 FOR_META = {key for key in CHANGED if key.startswith("meta.")} | {
     f"train.{key}" for key in ["n_primary_steps", "n_meta_steps", "meta_lr", "meta_dead_after"]
 }
@@ -90,7 +92,9 @@ def test_no_key_is_forgotten():
     ("solo", FOR_SOLO),
     ("control", FOR_SOLO | FOR_META),
     ("sequential", FOR_SOLO | FOR_META),
-    ("joint", set(CHANGED) - {"train.checkpoint_every", "train.penalty_every"}),
+    ("joint", set(CHANGED) - {"train.checkpoint_every", "train.penalty_every", *FOR_ATOMIC}),
+    ("atomic", FOR_SOLO | FOR_ATOMIC),
+    ("atomic-joint", set(CHANGED) - {"train.checkpoint_every", "train.penalty_every"}),
 ])  # fmt: skip
 def test_what_decides_an_arm(arm, deciding):
     own = sae_hash(BASE, arm, 0)
@@ -99,7 +103,7 @@ def test_what_decides_an_arm(arm, deciding):
     } == deciding
 
 
-@pytest.mark.parametrize("arm", ["solo", "control", "sequential", "joint"])
+@pytest.mark.parametrize("arm", ["solo", "control", "sequential", "joint", "atomic", "atomic-joint"])
 def test_what_does_not_decide_an_arm_does_not_move_a_bit(arm, tmp_path):
     own = weights(BASE, arm, 0, tmp_path / "base")
     idle = {
@@ -130,6 +134,18 @@ def test_joint_without_a_penalty_is_solo(tmp_path):
     assert same(weights(bare, "joint", 1, tmp_path / "a"), weights(BASE, "solo", 1, tmp_path / "b"))
 
 
+def test_atomic_without_nesting_and_births_is_solo_and_with_a_penalty_joint(tmp_path):
+    bare = {"train.nest": {"weight": 0.0}, "train.births": {"share": 0.0}}
+    recipe = Setting(bare).recipe(BASE)
+    assert trained_as(recipe, "atomic") == "solo" and sae_hash(recipe, "atomic", 0) == sae_hash(BASE, "solo", 0)
+    assert trained_as(recipe, "atomic-joint") == "joint"
+    assert same(weights(recipe, "atomic", 0, tmp_path / "a"), weights(BASE, "solo", 0, tmp_path / "b"))
+    assert same(weights(recipe, "atomic-joint", 0, tmp_path / "c"), weights(BASE, "joint", 0, tmp_path / "d"))
+    uncharged = Setting({"train.lambda2": 0.0}).recipe(BASE)
+    assert trained_as(uncharged, "atomic-joint") == "atomic"
+    assert sae_hash(uncharged, "atomic-joint", 0) == sae_hash(BASE, "atomic", 0)
+
+
 def test_further_penalties_alone_need_no_meta_sae(tmp_path):
     values = {"train.lambda2": 0.0, "train.penalties": {"ortsae": 0.5}}
     one, other = (
@@ -154,7 +170,7 @@ def test_cells_that_share_an_sae_ask_for_the_very_same_training():
 
 def test_names_tell_seeds_arms_and_data_apart():
     names = [member.name for member in members(Setting({}), BASE.model_copy(update={"seeds": (0, 1)}))]
-    assert len(set(names)) == 8
+    assert len(set(names)) == 12
     for key, value in {
         "text.context": 64,
         "measure.tokens": 9,

@@ -39,12 +39,13 @@ RENAMED = {
 @dataclass(frozen=True)
 class ArmRules:
     """What an arm is. meta: it trains a meta SAE, after the primary where `after`; penalty: the primary is charged for
-    its rows.
+    its rows; atomic: it is trained with `train.nest` and `train.births`.
     """
 
     meta: bool = False
     penalty: bool = False
     after: bool = False
+    atomic: bool = False
 
     @property
     def keeps_primary(self) -> bool:
@@ -58,6 +59,8 @@ ARMS = {
     "control": ArmRules(meta=True),
     "joint": ArmRules(meta=True, penalty=True),
     "sequential": ArmRules(meta=True, after=True),
+    "atomic": ArmRules(atomic=True),
+    "atomic-joint": ArmRules(meta=True, penalty=True, atomic=True),
 }
 # The arm that others are compared with, where a run has it, and the one that the comparison is about.
 BASELINE, SUBJECT = "solo", "joint"

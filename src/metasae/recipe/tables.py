@@ -214,6 +214,46 @@ class Meta(Dictionary):
     input: Literal["raw", "token"] = Field("token", description="token normalises each decoder row first")
 
 
+class Nest(Table):
+    """Nesting that is let go, in the arms `atomic` and `atomic-joint`: the first latents also rebuild the input alone
+    (`metasae.train.nest`). Times are shares of all steps.
+    """
+
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.25,), description="inner prefixes, as shares of n"
+    )
+    weight: float = Field(0.3, ge=0, description="of each inner prefix's error beside the whole SAE's; 0: no nesting")
+    hold: float = Field(0.25, ge=0, le=1, description="until when the weight holds")
+    gone: float = Field(0.5, ge=0, description="when it has fallen to 0; above 1: never wholly")
+
+    @model_validator(mode="after")
+    def _falls(self):
+        if self.gone < self.hold:
+            raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
+        return self
+
+
+class Births(Table):
+    """Latents that are split on evidence, in the arms `atomic` and `atomic-joint` (`metasae.train.births`). Times are
+    shares of all steps.
+    """
+
+    share: float = Field(0.0175, ge=0, le=1, description="most births at a time, as a share of n; 0: none")
+    every: float = Field(0.1, gt=0, le=1, description="time between births, as a share of all steps")
+    until: float = Field(0.75, ge=0, le=1, description="no births after this share of all steps")
+    window: int = Field(
+        400, ge=1, description="steps before births whose firings decide them, and the least that lie between births"
+    )
+    two_points: float = Field(
+        0.42, ge=0, le=1, description="least (skew^2 + 1) / kurtosis: 1 for two points, .56 uniform, .33 normal"
+    )
+    firings: int = Field(10, ge=2, description="least firings in the window of each of the two that a latent becomes")
+    weighted: bool = Field(False, description="moments weighted with z^2")
+    encoder: Literal["ridge", "duals", "change", "parent"] = Field(
+        "ridge", description="how the encoder rows of a birth are made"
+    )
+
+
 class Train(Table):
     """Training. Counts are in tokens or optimiser steps as the names say; `decay` is the share of steps at the end."""
 
@@ -238,6 +278,8 @@ class Train(Table):
         1, ge=1, description="further penalties are worked out on every c-th primary step, c-fold"
     )
     penalty_start: float = Field(0.0, ge=0, le=1, description="share of all steps before any penalty is charged")
+    nest: Nest = Nest()
+    births: Births = Births()
     n_primary_steps: int = Field(10, ge=1, description="primary steps in a round")
     n_meta_steps: int = Field(5, ge=1, description="meta steps after them")
     lr: float = Field(1e-3, gt=0, description="the primary SAE's step size")

@@ -9,7 +9,8 @@ With G = dL/dxh [B, d] and the kept entries (row b, latent j, value z):
     dL/dW_enc_j  = sum_b dL/dz_bj (x_b - b_dec)
     dL/db_dec    = sum_b G_b - sum_j (sum_b dL/dz_bj) W_enc_j      it enters at the encoder and at the decoder
 
-With nested prefixes (Matryoshka) a latent takes part in every prefix that holds it, so its G is the sum over those.
+With nested prefixes (Matryoshka, `train.nest`) a latent takes part in every prefix that holds it, so its G is the sum
+over those, each times its weight.
 """
 
 from collections.abc import Iterator
@@ -60,6 +61,24 @@ class Auxiliary:
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """Nested prefixes of the latents that each rebuild the input.
+
+    ends: as of `Architecture.ends`, the last being that of all latents. weights: of each one's mean squared error.
+    inner_bias: whether the inner ones' errors pull on b_dec where it is added to their reconstructions.
+    """
+
+    ends: tuple[int, ...]
+    weights: tuple[float, ...]
+    inner_bias: bool = True
+
+    @classmethod
+    def even(cls, ends: tuple[int, ...]) -> "Prefixes":
+        """All with one weight, their sum being 1."""
+        return cls(ends, (1 / len(ends),) * len(ends))
+
+
+@dataclass(frozen=True)
 class Group:
     """The kept entries of the latents start <= j < end, and where they are among all (None: they are all).
 
@@ -86,6 +105,7 @@ class Reconstruction:
 
     pre_BN: Tensor | None
     kept: Kept
+    prefixes: Prefixes
     groups: tuple[Group, ...]
     xc_BD: Tensor
     residuals: tuple[Tensor, ...]
@@ -95,7 +115,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Gradients:
-    """l2: mean over prefixes of mean (x - xh)^2; aux, sparsity: 0-dim; weights: dL/dweights of their sum."""
+    """l2: sum over prefixes of weight * mean (x - xh)^2; aux, sparsity: 0-dim; weights: dL/dweights of their sum."""
 
     l2: Tensor
     aux: Tensor
@@ -111,9 +131,17 @@ def matmul_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def forward(
-    x_BD: Tensor, weights: Weights, architecture: Architecture, k: int, cut: float, how: Arithmetic
+    x_BD: Tensor,
+    weights: Weights,
+    architecture: Architecture,
+    k: int,
+    cut: float,
+    how: Arithmetic,
+    prefixes: Prefixes | None = None,
 ) -> Reconstruction:
-    """Encode, select, decode. `cut` is the warm start of the selection and never changes its result."""
+    """Encode, select, decode. `cut` is the warm start of the selection and never changes its result. prefixes: None is
+    the architecture's.
+    """
     xc = x_BD - weights.b_dec_D
     if how.fused and architecture.over_batch:
         pre = None
@@ -121,10 +149,11 @@ def forward(
     else:
         pre = how.kernels.encode(xc, weights.W_enc_ND, weights.b_enc_N, how.dtype)
         kept, cut = architecture.select(pre, weights, k, cut, how.kernels)
-    groups = _groups(kept, architecture.ends(weights.W_dec_ND.shape[0]))
+    prefixes = prefixes or Prefixes.even(architecture.ends(weights.W_dec_ND.shape[0]))
+    groups = _groups(kept, prefixes.ends)
     if how.fused and len(groups) == 1:
         residual, _, dots = how.kernels.residual(kept, weights.W_dec_ND, xc)
-        return Reconstruction(pre, kept, groups, xc, (residual,), cut, dots)
+        return Reconstruction(pre, kept, prefixes, groups, xc, (residual,), cut, dots)
     residuals, remaining = [], xc
     for group in groups:
         part = (
@@ -135,7 +164,7 @@ def forward(
         part = how.spread.over_latents(part)
         remaining = torch.sub(remaining, part, out=part)
         residuals.append(remaining)
-    return Reconstruction(pre, kept, groups, xc, tuple(residuals), cut)
+    return Reconstruction(pre, kept, prefixes, groups, xc, tuple(residuals), cut)
 
 
 def sae_gradients(
@@ -149,17 +178,17 @@ def sae_gradients(
     """The losses of a forward pass and their gradients. `aux` None, or with no dead latent: no aux term. dz_K: dL/dz of
     further losses on the kept entries, which goes through the encoder like that of the reconstruction.
     """
-    n_prefixes = len(passed.residuals)
-    numel = how.spread.rows(passed.kept.n_rows) * passed.xc_BD.shape[1]
-    l2 = sum(how.spread.row_mean(residual.square()) for residual in passed.residuals) / n_prefixes
-    G_groups = [residual * (-2 / (numel * n_prefixes)) for residual in passed.residuals]
+    prefixes, numel = passed.prefixes, how.spread.rows(passed.kept.n_rows) * passed.xc_BD.shape[1]
+    weighted = list(zip(prefixes.weights, passed.residuals, strict=True))
+    l2 = sum(weight * how.spread.row_mean(residual.square()) for weight, residual in weighted)
+    G_groups = [residual * (-2 * weight / numel) for weight, residual in weighted]
     aux_loss, extra = torch.zeros_like(l2), None
     n_dead = 0 if aux is None else int(how.spread.over_latents(aux.dead_N.sum()))
     if n_dead:
         aux_loss, G_aux, *extra = _auxiliary(passed, weights, aux, n_dead, numel, how)
         if not aux.detach:
             G_groups[-1] += G_aux
-    for number in reversed(range(n_prefixes - 1)):
+    for number in reversed(range(len(weighted) - 1)):
         G_groups[number] += G_groups[number + 1]
 
     # the dots that came with the residual are of the residual alone
@@ -180,7 +209,8 @@ def sae_gradients(
         dW_dec.index_add_(0, dead, aux_dec)
         dW_enc.index_add_(0, dead, aux_enc)
         dpre_N.index_add_(0, dead, aux_pre)
-    db_dec = G_groups[0].sum(0) - how.spread.over_latents(dpre_N @ weights.W_enc_ND)
+    G_bias = G_groups[0 if prefixes.inner_bias else -1].sum(0)
+    db_dec = G_bias - how.spread.over_latents(dpre_N @ weights.W_enc_ND)
     db_enc = None if weights.b_enc_N is None else dpre_N
     gradients = how.spread.gradients(Weights(dW_enc, dW_dec, db_dec, db_enc, dlog_threshold))
     return Gradients(l2, aux_loss, torch.zeros_like(l2) if sparsity is None else sparsity, gradients)

@@ -8,17 +8,19 @@ table against the weights.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.registry import ARMS, BASELINE
+from metasae.recipe.registry import ARMS
 
 # Of the table `train`: what only the decomposability penalty looks at, what only further penalties do, what any of the
 # two does.
 DECOMPOSABILITY = ("lambda2", "sigma_sq", "adaptive_sigma", "balanced", "meta_gradient")
 FURTHER = ("penalties", "penalty_every")
 ANY_PENALTY = ("penalty_start",)
+# What only the arms with nesting and births do.
+ATOMIC = ("nest", "births")
 # What only a meta SAE looks at, beside the table `meta`.
 META = ("n_primary_steps", "n_meta_steps", "meta_lr", "meta_dead_after")
 # When the state is saved changes no result.
@@ -60,9 +62,15 @@ class Member:
 
 
 def trained_as(recipe: Recipe, arm: str) -> str:
-    """The arm whose training this is: one that is charged nothing by any penalty is trained as the baseline."""
-    charged = recipe.has_meta(arm) or recipe.charged(arm)
-    return BASELINE if ARMS[arm].penalty and not charged else arm
+    """The arm whose training this is: one that is charged nothing by any penalty, and has neither nesting nor births,
+    is trained as the baseline.
+    """
+    rules, train = ARMS[arm], recipe.train
+    if rules.penalty and not (recipe.has_meta(arm) or recipe.charged(arm)):
+        rules = replace(rules, meta=False, penalty=False)
+    if not (train.nest.weight or train.births.share):
+        rules = replace(rules, atomic=False)
+    return next(name for name, others in ARMS.items() if others == rules)
 
 
 def idle_keys(recipe: Recipe, arm: str) -> set[str]:
@@ -78,6 +86,7 @@ def idle_keys(recipe: Recipe, arm: str) -> set[str]:
         DECOMPOSABILITY: not (penalised and recipe.train.lambda2),
         FURTHER: not recipe.charged(arm),
         ANY_PENALTY: not penalised,
+        ATOMIC: not ARMS[arm].atomic,
     }
     return {key for keys, is_idle in rules.items() if is_idle for key in keys}
 

@@ -24,6 +24,7 @@ STEPS = ((10, 5), (100, 10), (10, 1), (10, 10))
 META_SHARES = (0.045, 0.09, 0.18, 0.25)
 ABLATIONS = (
     "lambda2-sigma", "meta-width", "meta-k", "steps", "meta-input", "penalty-start", "kinds", "k", "l0-curve",
+    "atomic",
 )  # fmt: skip
 
 
@@ -37,6 +38,8 @@ def named(name: str, base: Recipe) -> tuple[list[Setting], dict | None]:
         raise UserError(f"no sweep is named '{name}'{nearest(name, ABLATIONS)}")
     if name == "kinds":
         return _kinds(base)
+    if name == "atomic":
+        return atomic(base), None
     if name == "k":
         lower = [Setting({**NO_PENALTY, "sae.k": k}, BASELINE) for k in _ks(base, K_DOWN)]
         target = {"kind": SUBJECT, "k": base.sae.k}
@@ -70,6 +73,31 @@ def _kinds(base: Recipe) -> tuple[list[Setting], dict]:
     ks = {kind: _ks(base, (*K_AROUND, 1.0) if kind == BASELINE else K_AROUND) for kind in kinds}
     settings = [Setting({**values, "sae.k": k}, kind) for kind, values in kinds.items() for k in ks[kind]]
     return settings, {"target": {"kind": BASELINE, "k": base.sae.k}, "curves": list(kinds), "baseline": "target"}
+
+
+def atomic(base: Recipe) -> list[Setting]:
+    """Rows of the question which objective recovers most, the most telling first; the subject is `atomic-joint`."""
+    off = {"train.nest.weight": 0.0, "train.births.share": 0.0}
+    plain, nested = {**NO_PENALTY, **off}, {**NO_PENALTY}
+    two = {**plain, "sae.architecture": "matryoshka", "sae.prefixes": [0.25, 1.0]}
+    births = {"train.births.share": 0.035}
+    rows = {
+        "solo": plain,
+        "matryoshka": two,
+        "atomic": nested,
+        "nest-alone": {**nested, "train.births.share": 0.0},
+        "atomic-weighted": {**nested, "train.births.weighted": True},
+        "births-alone": {**nested, "train.nest.weight": 0.0},
+        "solo-b_enc": {**plain, "sae.b_enc": True},
+        "solo-batch256": {**plain, "train.batch": 256},
+        "solo-lr2e-3": {**plain, "train.lr": 2e-3},
+        "atomic-kept": {**nested, "train.nest.gone": 2.0, "train.nest.hold": 1.0},
+        "atomic-many": {**nested, **births},
+        "atomic-many-weighted": {**nested, **births, "train.births.weighted": True},
+        "solo-lr5e-4": {**plain, "train.lr": 5e-4},
+        "joint": {**off, "train.lambda2": base.train.lambda2 or 0.3, "train.penalties": {}},
+    }
+    return [Setting(values, kind) for kind, values in rows.items()]
 
 
 def _ks(base: Recipe, factors: tuple[float, ...]) -> list[int]:

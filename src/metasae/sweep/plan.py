@@ -154,6 +154,8 @@ def asked_plan(
         if equal_fvu:
             base = base.model_copy(update={"arms": (BASELINE, SUBJECT)})
         shared = equal_fvu is not None
+        if name == "atomic":
+            base, shared = base.model_copy(update={"arms": (BASELINE, "atomic-joint")}), True
         plan = replace(plan, base=base, settings=tuple(settings), shared_baseline=shared, equal_fvu=equal_fvu)
     elif search:
         space = axes or SPACE

@@ -16,6 +16,8 @@ from metasae.train.learner import Learner
 from metasae.train.trainer import Done, Trainer
 
 FILE = "checkpoints/latest.safetensors"
+# They have a row per latent of the primary, as its weights have.
+BIRTHS = "primary.births."
 
 
 def save(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: int, folder: Path) -> None:
@@ -70,6 +72,7 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
             for name, learner in _learners(trainer).items()
         },
         "sigma": vars(trainer.sigma) if trainer.sigma else None,
+        "births": trainer.births and trainer.births.facts(),
         "arm": trainer.arm,
         "seed": trainer.seed,
         "recipe": trainer.recipe.model_dump(mode="json"),
@@ -80,9 +83,10 @@ def header_of(trainer: Trainer, pending: list[dict[str, float]], metrics_bytes: 
 
 def tensors_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Every tensor of the state, by `primary.` or `meta.` and its name."""
+    births = trainer.births.tensors() if trainer.births else {}
     return {
         f"{name}.{key}": value for name, learner in _learners(trainer).items() for key, value in _state(learner).items()
-    }
+    } | {f"{BIRTHS}{key}": value for key, value in births.items()}
 
 
 def check(header: dict, trainer: Trainer, path: Path) -> None:
@@ -107,6 +111,10 @@ def restore(trainer: Trainer, header: dict, tensors: dict[str, torch.Tensor]) ->
     trainer.done = Done(**header["done"])
     if trainer.sigma:
         vars(trainer.sigma).update(header["sigma"])
+    if trainer.births:
+        for key, value in trainer.births.tensors().items():
+            value.copy_(tensors[f"{BIRTHS}{key}"])
+        vars(trainer.births).update(header["births"])
     return header["pending"], header["metrics_bytes"]
 
 

@@ -10,11 +10,13 @@ from metasae.device import work_on
 from metasae.recipe.recipe import Recipe
 from metasae.recipe.registry import ARMS, PENALTIES, named
 from metasae.sae.architectures.batchtopk import BatchTopK
-from metasae.sae.gradients import Arithmetic, Auxiliary, Reconstruction, forward, matmul_dtype, sae_gradients
+from metasae.sae.gradients import Arithmetic, Auxiliary, Prefixes, Reconstruction, forward, matmul_dtype, sae_gradients
 from metasae.sae.kernels import kernels
 from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
+from metasae.train import nest
+from metasae.train.births import Births
 from metasae.train.learner import new_learner
 from metasae.train.objective import Losses, meta_input
 from metasae.train.penalties.adaptive import AdaptiveSigma
@@ -93,8 +95,9 @@ class Trainer:
         self.penalties = recipe.charged(arm)
         self.sigma = AdaptiveSigma(train.lambda2, train.sigma_sq) if train.adaptive_sigma else None
         self.done = Done()
-        self._rows: tuple[int, Tensor] | None = None
         self.total_primary = -(-train.tokens // train.batch)
+        self.births = self._new_births()
+        self._rows: tuple[int, Tensor] | None = None
         self.total_meta = (self.total_primary // train.n_primary_steps) * train.n_meta_steps if self.meta else 0
 
     def next_action(self) -> str | None:
@@ -120,6 +123,8 @@ class Trainer:
         if learner.architecture.follows:
             learner.architecture.steer(numbers["l0"], learner.weights)
         self.done.primary += 1
+        if self.births and self.births.ends_window(self.done.primary):
+            numbers["births"] = torch.tensor(float(self.births.make(self.done.primary)), device=self.device)
         return losses, numbers
 
     @torch.no_grad()
@@ -131,8 +136,11 @@ class Trainer:
         """
         train, learner = self.recipe.train, self.primary
         x = self._inputs(x_BD)
-        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how)
+        nested = self._nested()
+        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how, nested)
         learner.cut = passed.cut
+        if self.births and self.births.is_looking(self.done.primary):
+            self.births.look(passed, self.how.kernels)
         dead = learner.count(passed.kept, train.dead_after, self.how.spread)
         charged = self.done.primary >= train.penalty_start * self.total_primary
         further = None
@@ -224,6 +232,19 @@ class Trainer:
             return sae.k
         left = max(0.0, 1 - self.done.primary / (sae.k_anneal * self.total_primary))
         return sae.k + round(left * (sae.k_start - sae.k))
+
+    def _nested(self) -> Prefixes | None:
+        """The prefixes of `train.nest`, where it holds now."""
+        if not self.rules.atomic:
+            return None
+        here = len(self.primary.weights.W_dec_ND)
+        return nest.prefixes(self.recipe.train.nest, self.done.primary, self.total_primary, here, self.how.spread)
+
+    def _new_births(self) -> Births | None:
+        spec = self.recipe.train.births
+        if not (self.rules.atomic and spec.share):
+            return None
+        return Births(spec, self.primary, self.total_primary, self.seed, self.how.spread)
 
     def _aux(self, dead_N: Tensor) -> Auxiliary:
         train = self.recipe.train

@@ -5,7 +5,10 @@
 so that early latents learn what is broad and cannot be absorbed by later, narrower ones. The selection is BatchTopK's.
 """
 
+from collections.abc import Sequence
+
 from metasae.sae.architectures.batchtopk import BatchTopK
+from metasae.sae.spread import Whole
 
 
 class Matryoshka(BatchTopK):
@@ -13,8 +16,13 @@ class Matryoshka(BatchTopK):
     rows_over_ranks = False
 
     def ends(self, n):
-        whole = self.spread.n_latents(n)
-        ends = sorted({max(1, round(share * whole)) for share in self.options.prefixes if share < 1} | {whole})
-        # cut to the latents here. A prefix stays where none of its own latents are here: all ranks take part in its sum
-        start = self.spread.latents(n).start
-        return tuple(min(max(end - start, 0), n) for end in ends)
+        return ends_of(self.options.prefixes, n, self.spread)
+
+
+def ends_of(shares: Sequence[float], n: int, spread: Whole) -> tuple[int, ...]:
+    """Ends of the prefixes that are these shares of all latents, and of all of them, among the `n` latents here."""
+    whole = spread.n_latents(n)
+    ends = sorted({max(1, round(share * whole)) for share in shares if share < 1} | {whole})
+    # cut to the latents here. A prefix stays where none of its own latents are here: all ranks take part in its sum
+    start = spread.latents(n).start
+    return tuple(min(max(end - start, 0), n) for end in ends)

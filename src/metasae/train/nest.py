@@ -1,0 +1,33 @@
+"""A nesting that is let go (`train.nest`, arms `atomic` and `atomic-joint`).
+
+    L2(t) = mean (x - xh)^2 + beta(t) sum_m mean (x - xh_m)^2
+    xh_m  = sg(b_dec) + sum over latents j < end_m of z_j w_j
+
+beta is `weight` until the share `hold` of all steps, then falls linearly to 0 at the share `gone`. The selection is
+over all latents, once, so the inner terms only reach the first latents: these learn what is broad, as in a Matryoshka
+SAE (arXiv 2503.17547), and are not taken apart by narrower ones. Once the weight is 0 the step is that of the plain
+SAE.
+"""
+
+from metasae.recipe.tables import Nest
+from metasae.sae.architectures.matryoshka import ends_of
+from metasae.sae.gradients import Prefixes
+from metasae.sae.spread import Whole
+
+
+def weight(nest: Nest, step: int, total: int) -> float:
+    """beta at a primary step (counted from 0) of `total`."""
+    t = step / total
+    if t >= nest.gone:
+        return 0.0
+    fall = (nest.gone - t) / (nest.gone - nest.hold) if t > nest.hold else 1.0
+    return nest.weight * fall
+
+
+def prefixes(nest: Nest, step: int, total: int, n_here: int, spread: Whole) -> Prefixes | None:
+    """What the step's error is taken over; None where the nesting has no weight."""
+    beta = weight(nest, step, total)
+    if not beta:
+        return None
+    ends = ends_of(nest.shares, n_here, spread)
+    return Prefixes(ends, (beta,) * (len(ends) - 1) + (1.0,), inner_bias=False)

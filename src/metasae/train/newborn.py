@@ -1,0 +1,45 @@
+"""The rows of two latents that take the place of one.
+
+Decoder rows a = unit(w + rho+ v), b = unit(w + rho- v), with c = a . b. The parent's encoder row e is gamma w + u,
+gamma = e . w: u is the part that tells the latent from others. A newborn keeps both and turns away from its twin:
+
+    ridge dual   r_a = (a - c b) / (1 - c^2 + RIDGE) + s (a + b) / 2,    s such that r_a . a = 1
+    encoder row  gamma r_a + u
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGE = 0.3
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Decoder and encoder rows of M births, [M, d] each."""
+
+    a_MD: Tensor
+    b_MD: Tensor
+    enc_a_MD: Tensor
+    enc_b_MD: Tensor
+
+
+def twins(w_MD: Tensor, v_MD: Tensor, e_MD: Tensor, upper_M: Tensor, lower_M: Tensor, encoder: str) -> Twins:
+    """w, v, e: the parents' decoder rows, axes and encoder rows. encoder: `train.births.encoder`."""
+    a, b = (torch.nn.functional.normalize(w_MD + rho[:, None] * v_MD, dim=1) for rho in (upper_M, lower_M))
+    gamma = torch.linalg.vecdot(e_MD, w_MD)[:, None]
+    if encoder == "parent":
+        return Twins(a, b, e_MD.clone(), e_MD.clone())
+    if encoder == "change":
+        return Twins(a, b, e_MD + a - w_MD, e_MD + b - w_MD)
+    u, ridge = e_MD - gamma * w_MD, RIDGE if encoder == "ridge" else 0.0
+    c = torch.linalg.vecdot(a, b)[:, None]
+    return Twins(a, b, gamma * _dual(a, b, c, ridge) + u, gamma * _dual(b, a, c, ridge) + u)
+
+
+def _dual(a: Tensor, b: Tensor, c: Tensor, ridge: float) -> Tensor:
+    dual = (a - c * b) / (1 - c * c + ridge).clamp(min=1e-6)
+    middle = (a + b) / 2
+    short = 1 - torch.linalg.vecdot(dual, a)[:, None]
+    return dual + short / torch.linalg.vecdot(middle, a)[:, None].clamp(min=1e-6) * middle
