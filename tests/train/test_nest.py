@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_gradients import inputs, random_weights
 
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
@@ -12,7 +13,6 @@ from metasae.sae.kernels import kernels
 from metasae.sae.spread import WHOLE
 from metasae.train import nest, objective
 from metasae.train.trainer import Trainer
-from test_gradients import inputs, random_weights
 
 K, N = 3, 40
 
