@@ -11,8 +11,8 @@ from metasae.sae.kernels import kernels
 from metasae.sae.kernels.kept import Kept
 from metasae.sae.spread import WHOLE
 from metasae.train import checkpoint
-from metasae.train.births import TURN, Births, chosen, evidence, two_values
-from metasae.train.newborn import RIDGE, twins
+from metasae.train.moves.births import TURN, Births, chosen, evidence, two_values
+from metasae.train.moves.newborn import RIDGE, twins
 from metasae.train.trainer import Trainer
 
 D = 6

@@ -11,7 +11,8 @@ from metasae.sae.architectures import Options, architecture
 from metasae.sae.gradients import Arithmetic, forward, sae_gradients
 from metasae.sae.kernels import kernels
 from metasae.sae.spread import WHOLE
-from metasae.train import nest, objective
+from metasae.train import objective
+from metasae.train.moves import nest
 from metasae.train.trainer import Trainer
 
 K, N = 3, 40

@@ -216,7 +216,7 @@ class Meta(Dictionary):
 
 class Nest(Table):
     """Nesting that is let go, in the arms `atomic` and `atomic-joint`: the first latents also rebuild the input alone
-    (`metasae.train.nest`). Times are shares of all steps.
+    (`metasae.train.moves.nest`). Times are shares of all steps.
     """
 
     shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -234,7 +234,7 @@ class Nest(Table):
 
 
 class Births(Table):
-    """Latents that are split on evidence, in the arms `atomic` and `atomic-joint` (`metasae.train.births`). Times are
+    """Latents that are split on evidence, in the arms `atomic` and `atomic-joint` (`metasae.train.moves.births`). Times are
     shares of all steps.
     """
 

@@ -15,9 +15,9 @@ from metasae.sae.kernels import kernels
 from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
-from metasae.train import nest
-from metasae.train.births import Births
 from metasae.train.learner import new_learner
+from metasae.train.moves import nest
+from metasae.train.moves.births import Births
 from metasae.train.objective import Losses, meta_input
 from metasae.train.penalties.adaptive import AdaptiveSigma
 from metasae.train.penalties.decomposability import decomposability, full_gradient, probe

@@ -17,7 +17,7 @@ useful ones, each only where gain_i > use_j. rho's two values are fitted by its 
 
     share+ = (1 - g / sqrt(4 + g^2)) / 2,    rho+- = m +- sqrt(V) sqrt(share-+ / share+-)
 
-and the two decoder rows become unit(w_i + rho+- v_i): one in i's place, one in j's (`metasae.train.newborn` has their
+and the two decoder rows become unit(w_i + rho+- v_i): one in i's place, one in j's (`metasae.train.moves.newborn` has their
 encoder rows). The next window says what came of it: saved = gain_i before - gain of both after. Where less than
 LEAST_KEPT of what a time's births promised was saved, no more are made.
 """
@@ -32,7 +32,7 @@ from metasae.recipe.tables import Births as Spec
 from metasae.sae.gradients import Reconstruction
 from metasae.sae.spread import Whole
 from metasae.train.learner import Learner
-from metasae.train.newborn import Twins, twins
+from metasae.train.moves.newborn import Twins, twins
 
 # How far an axis turns in a step.
 TURN = 0.1

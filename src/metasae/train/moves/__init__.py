@@ -1,0 +1,1 @@
+"""What acts on the dictionary beside the gradient of one loss: nesting on a schedule, and latents that are split."""
