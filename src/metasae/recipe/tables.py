@@ -234,8 +234,8 @@ class Nest(Table):
 
 
 class Births(Table):
-    """Latents that are split on evidence, in the arms `atomic` and `atomic-joint` (`metasae.train.moves.births`). Times are
-    shares of all steps.
+    """Latents that are split on evidence, in the arms `atomic` and `atomic-joint` (`metasae.train.moves.births`). Times
+    are shares of all steps.
     """
 
     share: float = Field(0.0175, ge=0, le=1, description="most births at a time, as a share of n; 0: none")

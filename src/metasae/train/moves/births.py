@@ -17,9 +17,9 @@ useful ones, each only where gain_i > use_j. rho's two values are fitted by its 
 
     share+ = (1 - g / sqrt(4 + g^2)) / 2,    rho+- = m +- sqrt(V) sqrt(share-+ / share+-)
 
-and the two decoder rows become unit(w_i + rho+- v_i): one in i's place, one in j's (`metasae.train.moves.newborn` has their
-encoder rows). The next window says what came of it: saved = gain_i before - gain of both after. Where less than
-LEAST_KEPT of what a time's births promised was saved, no more are made.
+and the two decoder rows become unit(w_i + rho+- v_i): one in i's place, one in j's (newborn.py has their encoder rows).
+The next window says what came of it: saved = gain_i before - gain of both after. Where less than LEAST_KEPT of what a
+time's births promised was saved, no more are made.
 """
 
 from dataclasses import dataclass
