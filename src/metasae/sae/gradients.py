@@ -138,17 +138,23 @@ def forward(
     cut: float,
     how: Arithmetic,
     prefixes: Prefixes | None = None,
+    offset_N: Tensor | None = None,
 ) -> Reconstruction:
     """Encode, select, decode. `cut` is the warm start of the selection and never changes its result. prefixes: None is
     the architecture's.
     """
-    xc = x_BD - weights.b_dec_D
+    xc, b_enc = x_BD - weights.b_dec_D, weights.b_enc_N
+    if offset_N is not None:
+        b_enc = -offset_N if b_enc is None else b_enc - offset_N
     if how.fused and architecture.over_batch:
         pre = None
-        kept, cut = how.kernels.encode_select(xc, weights.W_enc_ND, weights.b_enc_N, k * xc.shape[0], cut, how.dtype)
+        kept, cut = how.kernels.encode_select(xc, weights.W_enc_ND, b_enc, k * xc.shape[0], cut, how.dtype)
     else:
-        pre = how.kernels.encode(xc, weights.W_enc_ND, weights.b_enc_N, how.dtype)
+        pre = how.kernels.encode(xc, weights.W_enc_ND, b_enc, how.dtype)
         kept, cut = architecture.select(pre, weights, k, cut, how.kernels)
+    if offset_N is not None:
+        # chosen by how far they lie above their latents' own offsets; their values are their own
+        pre, kept = None, kept.with_values(kept.values + offset_N[kept.latents.long()])
     prefixes = prefixes or Prefixes.even(architecture.ends(weights.W_dec_ND.shape[0]))
     groups = _groups(kept, prefixes.ends)
     if how.fused and len(groups) == 1:

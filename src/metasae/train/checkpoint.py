@@ -124,7 +124,7 @@ def _learners(trainer: Trainer) -> dict[str, Learner]:
 
 def _state(learner: Learner) -> dict[str, torch.Tensor]:
     adam = {f"adam.{key}": value for key, value in learner.optimiser.state().items()}
-    return {**learner.weights.tensors(), **adam, "silent_N": learner.silent_N, "rate_N": learner.rate_N}
+    return {**learner.weights.tensors(), **adam, "silent_N": learner.silent_N, "rate_N": learner.rate_N, "total_N": learner.total_N}
 
 
 def _restore(learner: Learner, state: dict[str, torch.Tensor]) -> None:
@@ -132,6 +132,7 @@ def _restore(learner: Learner, state: dict[str, torch.Tensor]) -> None:
         tensor.copy_(state[name])
     learner.silent_N.copy_(state["silent_N"])
     learner.rate_N.copy_(state["rate_N"])
+    learner.total_N.copy_(state["total_N"])
     learner.optimiser.load_state(
         {key.removeprefix("adam."): value for key, value in state.items() if key.startswith("adam.")}
     )

@@ -30,6 +30,7 @@ class Learner:
     optimiser: UnitRowAdam
     silent_N: Tensor
     rate_N: Tensor
+    total_N: Tensor
     k: int
     cut: float = 0.0
     probe_cut: float = 0.0
@@ -46,7 +47,13 @@ class Learner:
         counts, n_rows = spread.over_rows(kept.counts()), spread.rows(kept.n_rows)
         self.silent_N.add_(n_rows).masked_fill_(counts > 0, 0)
         self.rate_N.mul_(RATE_MEMORY).add_(counts, alpha=(1 - RATE_MEMORY) / n_rows)
+        totals = spread.over_rows(kept.latent_sums(kept.values))
+        self.total_N.mul_(RATE_MEMORY).add_(totals, alpha=(1 - RATE_MEMORY) / n_rows)
         return self.silent_N >= dead_after
+
+    def mean_activation(self) -> Tensor:
+        """Of each latent where it fires, a running mean; 0 before it ever fired: [n]."""
+        return self.total_N / self.rate_N.clamp(min=1e-12)
 
     def as_sae(self, config: SAEConfig) -> SAE:
         """The SAE as it is now; with a threshold only where the architecture learns its own."""
@@ -99,7 +106,8 @@ def new_learner(
         None if start is None else torch.full((n,), start, device=device),
     )
     zeros = torch.zeros(n, dtype=torch.int64, device=device)
-    return Learner(kind, weights, optimiser(weights, **adam), zeros, torch.zeros(n, device=device), table.k)
+    running = (torch.zeros(n, device=device) for _ in range(2))
+    return Learner(kind, weights, optimiser(weights, **adam), zeros, *running, table.k)
 
 
 def _random_rows(n: int, d: int, generator: torch.Generator) -> Tensor:

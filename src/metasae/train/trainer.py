@@ -137,7 +137,7 @@ class Trainer:
         train, learner = self.recipe.train, self.primary
         x = self._inputs(x_BD)
         nested = self._nested()
-        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how, nested)
+        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how, nested, self._offset())
         learner.cut = passed.cut
         if self.births and self.births.is_looking(self.done.primary):
             self.births.look(passed, self.how.kernels)
@@ -191,6 +191,8 @@ class Trainer:
         normalize = "token" if sae.normalize == "token" else "none"
         primary = self.primary.as_sae(SAEConfig(self.d, sae.n, sae.architecture, sae.k, normalize, dict(metadata)))
         out = {"primary": primary.scaled(scale)}
+        if sae.margin:
+            out["primary"].offset = self._offset().cpu() / scale
         if self.meta:
             normalize = "token" if meta.input == "token" else "none"
             out["meta"] = self.meta.as_sae(
@@ -232,6 +234,10 @@ class Trainer:
             return sae.k
         left = max(0.0, 1 - self.done.primary / (sae.k_anneal * self.total_primary))
         return sae.k + round(left * (sae.k_start - sae.k))
+
+    def _offset(self) -> Tensor | None:
+        margin = self.recipe.sae.margin
+        return margin * self.primary.mean_activation() if margin else None
 
     def _nested(self) -> Prefixes | None:
         """The prefixes of `train.nest`, where it holds now."""

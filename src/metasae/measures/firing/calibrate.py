@@ -6,7 +6,7 @@ by latent.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -160,7 +160,13 @@ def calibrate(
         fired = count_firings(sae, sae.threshold, split, batch, progress, ranks)
         mean = _mean(sae.threshold.cpu().numpy())
         return Calibration(mean, int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
-    if rule == "rate":
+    offset = getattr(sae, "offset", None)
+    if offset is not None:
+        sae.b_enc.data -= offset
+        thresholds = rate(sae, split, k, batch, progress, ranks)
+        sae.b_enc.data += offset
+        thresholds = replace(thresholds, values=thresholds.values + offset.numpy())
+    elif rule == "rate":
         thresholds = rate(sae, split, k, batch, progress, ranks)
     else:
         own = RULES[rule](sae, split, k, batch, progress) if ranks.first else None
