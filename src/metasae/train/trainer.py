@@ -191,8 +191,8 @@ class Trainer:
         normalize = "token" if sae.normalize == "token" else "none"
         primary = self.primary.as_sae(SAEConfig(self.d, sae.n, sae.architecture, sae.k, normalize, dict(metadata)))
         out = {"primary": primary.scaled(scale)}
-        if sae.margin:
-            out["primary"].offset = self._offset().cpu() / scale
+        if sae.margin and (offset := self._offset()) is not None:
+            out["primary"].offset = offset.cpu() / scale
         if self.meta:
             normalize = "token" if meta.input == "token" else "none"
             out["meta"] = self.meta.as_sae(
@@ -236,7 +236,10 @@ class Trainer:
         return sae.k + round(left * (sae.k_start - sae.k))
 
     def _offset(self) -> Tensor | None:
-        margin = self.recipe.sae.margin
+        margin, end = self.recipe.sae.margin, self.recipe.sae.margin_end
+        if end >= 0:
+            t = self.done.primary / self.total_primary
+            margin = end + (margin - end) * min(1.0, max(0.0, (0.75 - t) / 0.25))
         return margin * self.primary.mean_activation() if margin else None
 
     def _nested(self) -> Prefixes | None:
