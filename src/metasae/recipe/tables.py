@@ -192,6 +192,8 @@ class Sae(Dictionary):
     b_enc: bool = Field(False, description="train an encoder bias")
     margin: float = Field(0.0, ge=0, lt=1, description="share of its mean activation that a latent's threshold rises by")
     margin_end: float = Field(-1.0, lt=1, description="what it falls to between half and three quarters of all steps")
+    margin_hold: float = Field(0.5, description="x")
+    margin_gone: float = Field(0.75, description="x")
     b_dec_init: Literal["zero", "mean"] = Field("mean", description="where the decoder bias begins")
     tied_init: bool = Field(True, description="the encoder begins as the transpose of the decoder")
     k_start: int = Field(0, ge=0, description="k falls linearly from here; 0: k from the beginning")

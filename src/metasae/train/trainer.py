@@ -238,8 +238,8 @@ class Trainer:
     def _offset(self) -> Tensor | None:
         margin, end = self.recipe.sae.margin, self.recipe.sae.margin_end
         if end >= 0:
-            t = self.done.primary / self.total_primary
-            margin = end + (margin - end) * min(1.0, max(0.0, (0.75 - t) / 0.25))
+            t, spec = self.done.primary / self.total_primary, self.recipe.sae
+            margin = end + (margin - end) * min(1.0, max(0.0, (spec.margin_gone - t) / (spec.margin_gone - spec.margin_hold)))
         return margin * self.primary.mean_activation() if margin else None
 
     def _nested(self) -> Prefixes | None:
