@@ -46,12 +46,13 @@ CHANGED = {
     "train.k_aux": 2,
     "train.aux_coef": 1.0, "train.aux_residual": "attached", "train.renormalise": "before",
     "train.checkpoint_every": 3, "train.dtype": "bf16",
-    "train.kernels": "reference", "train.nest": {"weight": 0.5}, "train.births": {"share": 0.0},
+    "train.kernels": "reference",
+    "train.nest": {"weight": 0.5}, "train.margin": {"start": 0.2}, "train.births": {"share": 0.0},
 }  # fmt: skip
 OF_STEPS = ("tokens", "batch", "lr", "betas", "eps", "warmup", "decay", "clip", "dtype", "kernels", "renormalise")
 OF_AUX = ("dead_after", "k_aux", "aux_coef", "aux_residual")
 FOR_SOLO = {key for key in CHANGED if key.startswith("sae.")} | {f"train.{key}" for key in (*OF_STEPS, *OF_AUX)}
-FOR_ATOMIC = {"train.nest", "train.births"}
+FOR_ATOMIC = {"train.nest", "train.margin", "train.births"}
 FOR_META = {key for key in CHANGED if key.startswith("meta.")} | {
     f"train.{key}" for key in ["n_primary_steps", "n_meta_steps", "meta_lr", "meta_dead_after"]
 }
@@ -134,8 +135,8 @@ def test_joint_without_a_penalty_is_solo(tmp_path):
     assert same(weights(bare, "joint", 1, tmp_path / "a"), weights(BASE, "solo", 1, tmp_path / "b"))
 
 
-def test_atomic_without_nesting_and_births_is_solo_and_with_a_penalty_joint(tmp_path):
-    bare = {"train.nest": {"weight": 0.0}, "train.births": {"share": 0.0}}
+def test_atomic_without_its_parts_is_solo_and_with_a_penalty_joint(tmp_path):
+    bare = {"train.nest": {"weight": 0.0}, "train.margin": {"start": 0.0, "end": 0.0}, "train.births": {"share": 0.0}}
     recipe = Setting(bare).recipe(BASE)
     assert trained_as(recipe, "atomic") == "solo" and sae_hash(recipe, "atomic", 0) == sae_hash(BASE, "solo", 0)
     assert trained_as(recipe, "atomic-joint") == "joint"

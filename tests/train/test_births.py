@@ -213,7 +213,15 @@ def two_senses(batch, seed, d=16):
 
 def blended_trainer(**births):
     values = {"share": 0.5, "window": 40, "every": 0.25, "until": 0.8, "firings": 5} | births
-    train = {"tokens": 64 * 160, "batch": 64, "lr": 1e-5, "aux_coef": 0.0, "births": values, "nest": {"weight": 0.0}}
+    train = {
+        "tokens": 64 * 160,
+        "batch": 64,
+        "lr": 1e-5,
+        "aux_coef": 0.0,
+        "births": values,
+        "nest": {"weight": 0.0},
+        "margin": {"start": 0.0, "end": 0.0},
+    }
     recipe = Recipe.load({"sae": {"n": 4, "k": 1}, "train": train})
     trainer = Trainer(recipe, "atomic", 0, torch.zeros(16))
     rows = torch.eye(16)[[0, 5, 6, 7]]

@@ -6,7 +6,7 @@ from test_gradients import inputs, random_weights
 
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
-from metasae.recipe.tables import Births, Nest
+from metasae.recipe.tables import Births, Margin, Nest
 from metasae.sae.architectures import Options, architecture
 from metasae.sae.gradients import Arithmetic, forward, sae_gradients
 from metasae.sae.kernels import kernels
@@ -16,6 +16,7 @@ from metasae.train.moves import nest
 from metasae.train.trainer import Trainer
 
 K, N = 3, 40
+OFF = Margin(start=0.0, end=0.0)
 
 
 def nested_loss(x, weights, ends, beta):
@@ -66,7 +67,7 @@ def test_it_cannot_be_gone_before_it_falls():
 
 
 def test_without_weight_and_births_atomic_is_solo(small_recipe, batches):
-    recipe = small_recipe(nest=Nest(weight=0.0), births=Births(share=0.0))
+    recipe = small_recipe(nest=Nest(weight=0.0), births=Births(share=0.0), margin=OFF)
     solo, atomic = (Trainer(recipe, arm, 0, torch.zeros(16)) for arm in ("solo", "atomic"))
     for trainer in (solo, atomic):
         stream = batches()
@@ -82,7 +83,7 @@ def test_first_latents_rebuild_more_alone_where_they_are_nested(small_recipe, ba
     """What nesting is for: the prefix's own error is smaller with it than without."""
     errors = {}
     for beta in (0.0, 1.0):
-        recipe = small_recipe(nest=Nest(weight=beta, gone=2.0), births=Births(share=0.0))
+        recipe = small_recipe(nest=Nest(weight=beta, gone=2.0), births=Births(share=0.0), margin=OFF)
         trainer, stream = Trainer(recipe, "atomic", 0, torch.zeros(16)), batches()
         for _ in range(200):
             trainer.primary_step(stream.next())

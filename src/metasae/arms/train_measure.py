@@ -276,10 +276,12 @@ def save_trained(
 
 def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
     """The first rank's SAE, which lies on the processor, on every rank."""
-    config, has_threshold = ranks.from_first((sae.config, sae.threshold is not None) if ranks.first else None)
+    facts = (sae.config, sae.threshold is not None, sae.offset is not None) if ranks.first else None
+    config, has_threshold, has_offset = ranks.from_first(facts)
     if not ranks.first:
         sae = SAE(config)
         sae.threshold = torch.zeros(config.d_sae) if has_threshold else None
+        sae.offset = torch.zeros(config.d_sae) if has_offset else None
     # W_enc as it lies in memory
     for tensor in (
         sae.W_enc.data.t(),
@@ -287,6 +289,7 @@ def _on_all(sae: SAE | None, ranks: Ranks) -> SAE:
         sae.W_dec.data,
         sae.b_dec.data,
         *([sae.threshold] if has_threshold else []),
+        *([sae.offset] if has_offset else []),
     ):
         ranks.broadcast_(tensor)
     return sae

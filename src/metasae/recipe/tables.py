@@ -190,10 +190,6 @@ class Sae(Dictionary):
         "global", description="inputs as they are, by one scale for all, or each token by its own"
     )
     b_enc: bool = Field(False, description="train an encoder bias")
-    margin: float = Field(0.0, ge=0, lt=1, description="share of its mean activation that a latent's threshold rises by")
-    margin_end: float = Field(-1.0, lt=1, description="what it falls to between half and three quarters of all steps")
-    margin_hold: float = Field(0.5, description="x")
-    margin_gone: float = Field(0.75, description="x")
     b_dec_init: Literal["zero", "mean"] = Field("mean", description="where the decoder bias begins")
     tied_init: bool = Field(True, description="the encoder begins as the transpose of the decoder")
     k_start: int = Field(0, ge=0, description="k falls linearly from here; 0: k from the beginning")
@@ -232,6 +228,23 @@ class Nest(Table):
 
     @model_validator(mode="after")
     def _falls(self):
+        if self.gone < self.hold:
+            raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
+        return self
+
+
+class Margin(Table):
+    """A margin that is let go, in the arms `atomic` and `atomic-joint`: a latent's threshold lies above the common one
+    by a share of its own mean activation (`metasae.train.moves.margin`). Times are shares of all steps.
+    """
+
+    start: float = Field(0.4, ge=0, lt=1, description="the share until `hold`; from .5 on too few latents fire")
+    end: float = Field(0.1, ge=0, lt=1, description="the share from `gone` on, which the exported thresholds have")
+    hold: float = Field(0.5, ge=0, le=1, description="until when the first share holds")
+    gone: float = Field(0.75, ge=0, le=1, description="when it has come to the last one")
+
+    @model_validator(mode="after")
+    def _moves(self):
         if self.gone < self.hold:
             raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
         return self
@@ -283,6 +296,7 @@ class Train(Table):
     )
     penalty_start: float = Field(0.0, ge=0, le=1, description="share of all steps before any penalty is charged")
     nest: Nest = Nest()
+    margin: Margin = Margin()
     births: Births = Births()
     n_primary_steps: int = Field(10, ge=1, description="primary steps in a round")
     n_meta_steps: int = Field(5, ge=1, description="meta steps after them")

@@ -69,6 +69,9 @@ class SAE(nn.Module):
         # a buffer, so that it moves with the weights; the weight file's writer adds it by itself
         self.threshold: Tensor | None
         self.register_buffer("threshold", torch.zeros(n) if config.rule == "topk" else None, persistent=False)
+        # [n], of an SAE fresh from training with a margin: how far each threshold is to lie above the common one.
+        # Calibration makes it a part of the thresholds
+        self.offset: Tensor | None = None
 
     @classmethod
     def load(cls, folder) -> "SAE":

@@ -19,8 +19,8 @@ from metasae.recipe.registry import ARMS
 DECOMPOSABILITY = ("lambda2", "sigma_sq", "adaptive_sigma", "balanced", "meta_gradient")
 FURTHER = ("penalties", "penalty_every")
 ANY_PENALTY = ("penalty_start",)
-# What only the arms with nesting and births do.
-ATOMIC = ("nest", "births")
+# What only the arms `atomic` and `atomic-joint` do.
+ATOMIC = ("nest", "margin", "births")
 # What only a meta SAE looks at, beside the table `meta`.
 META = ("n_primary_steps", "n_meta_steps", "meta_lr", "meta_dead_after")
 # When the state is saved changes no result.
@@ -62,13 +62,13 @@ class Member:
 
 
 def trained_as(recipe: Recipe, arm: str) -> str:
-    """The arm whose training this is: one that is charged nothing by any penalty, and has neither nesting nor births,
-    is trained as the baseline.
+    """The arm whose training this is: one that is charged nothing by any penalty, and has neither nesting, margin nor
+    births, is trained as the baseline.
     """
     rules, train = ARMS[arm], recipe.train
     if rules.penalty and not (recipe.has_meta(arm) or recipe.charged(arm)):
         rules = replace(rules, meta=False, penalty=False)
-    if not (train.nest.weight or train.births.share):
+    if not (train.nest.weight or train.margin.start or train.margin.end or train.births.share):
         rules = replace(rules, atomic=False)
     return next(name for name, others in ARMS.items() if others == rules)
 

@@ -124,7 +124,8 @@ def _learners(trainer: Trainer) -> dict[str, Learner]:
 
 def _state(learner: Learner) -> dict[str, torch.Tensor]:
     adam = {f"adam.{key}": value for key, value in learner.optimiser.state().items()}
-    return {**learner.weights.tensors(), **adam, "silent_N": learner.silent_N, "rate_N": learner.rate_N, "total_N": learner.total_N}
+    counters = {name: getattr(learner, name) for name in ("silent_N", "rate_N", "total_N")}
+    return {**learner.weights.tensors(), **adam, **counters}
 
 
 def _restore(learner: Learner, state: dict[str, torch.Tensor]) -> None:

@@ -20,7 +20,7 @@ RATE_MEMORY = 0.99
 @dataclass
 class Learner:
     """silent_N: int64 tokens (rows, for the meta SAE) since each latent last fired. rate_N: running firing rate per
-    token.
+    token. total_N: running sum of activations per token.
 
     cut, probe_cut: warm starts of the selection, in training and in the penalty's look at a meta SAE.
     """

@@ -16,7 +16,7 @@ from metasae.sae.optimiser import UnitRowAdam, learning_rate, total_norm
 from metasae.sae.sae import SAE, SAEConfig, token_normalise
 from metasae.sae.weights import Weights
 from metasae.train.learner import new_learner
-from metasae.train.moves import nest
+from metasae.train.moves import margin, nest
 from metasae.train.moves.births import Births
 from metasae.train.objective import Losses, meta_input
 from metasae.train.penalties.adaptive import AdaptiveSigma
@@ -136,8 +136,8 @@ class Trainer:
         """
         train, learner = self.recipe.train, self.primary
         x = self._inputs(x_BD)
-        nested = self._nested()
-        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how, nested, self._offset())
+        moves = self._nested(), self._offset()
+        passed = forward(x, learner.weights, learner.architecture, self._k_now(), learner.cut, self.how, *moves)
         learner.cut = passed.cut
         if self.births and self.births.is_looking(self.done.primary):
             self.births.look(passed, self.how.kernels)
@@ -191,8 +191,8 @@ class Trainer:
         normalize = "token" if sae.normalize == "token" else "none"
         primary = self.primary.as_sae(SAEConfig(self.d, sae.n, sae.architecture, sae.k, normalize, dict(metadata)))
         out = {"primary": primary.scaled(scale)}
-        if sae.margin and (offset := self._offset()) is not None:
-            out["primary"].offset = offset.cpu() / scale
+        offset = self._offset()
+        out["primary"].offset = None if offset is None else offset.cpu() / scale
         if self.meta:
             normalize = "token" if meta.input == "token" else "none"
             out["meta"] = self.meta.as_sae(
@@ -236,11 +236,11 @@ class Trainer:
         return sae.k + round(left * (sae.k_start - sae.k))
 
     def _offset(self) -> Tensor | None:
-        margin, end = self.recipe.sae.margin, self.recipe.sae.margin_end
-        if end >= 0:
-            t, spec = self.done.primary / self.total_primary, self.recipe.sae
-            margin = end + (margin - end) * min(1.0, max(0.0, (spec.margin_gone - t) / (spec.margin_gone - spec.margin_hold)))
-        return margin * self.primary.mean_activation() if margin else None
+        """What each latent's activation has to exceed beside what all have in common: [n]; None is nothing."""
+        if not self.rules.atomic:
+            return None
+        share = margin.share(self.recipe.train.margin, self.done.primary, self.total_primary)
+        return share * self.primary.mean_activation() if share else None
 
     def _nested(self) -> Prefixes | None:
         """The prefixes of `train.nest`, where it holds now."""

@@ -5,7 +5,8 @@ latent, see `rules.py`. Whatever the rule, its firings are counted afterwards an
 by latent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -160,17 +161,13 @@ def calibrate(
         fired = count_firings(sae, sae.threshold, split, batch, progress, ranks)
         mean = _mean(sae.threshold.cpu().numpy())
         return Calibration(mean, int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
-    offset = getattr(sae, "offset", None)
-    if offset is not None:
-        sae.b_enc.data -= offset
-        thresholds = rate(sae, split, k, batch, progress, ranks)
-        sae.b_enc.data += offset
-        thresholds = replace(thresholds, values=thresholds.values + offset.numpy())
-    elif rule == "rate":
-        thresholds = rate(sae, split, k, batch, progress, ranks)
-    else:
-        own = RULES[rule](sae, split, k, batch, progress) if ranks.first else None
-        thresholds = ranks.from_first(own)
+    with _without_offset(sae) as offset:
+        if rule == "rate":
+            thresholds = rate(sae, split, k, batch, progress, ranks)
+        else:
+            own = RULES[rule](sae, split, k, batch, progress) if ranks.first else None
+            thresholds = ranks.from_first(own)
+    thresholds = replace(thresholds, values=thresholds.values + offset)
     threshold = torch.from_numpy(thresholds.values).to(sae.W_dec.device)
     counted = thresholds.fired is not None
     fired = thresholds.fired if counted else count_firings(sae, threshold, split, batch, progress, ranks)
@@ -208,6 +205,19 @@ def rate(
 
 
 RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "per_latent": per_latent, "eer": eer}
+
+
+@contextmanager
+def _without_offset(sae: SAE) -> Iterator[np.ndarray]:
+    """The SAE with its pre-activations lower by its offsets, which are given: what a margin selects by in training."""
+    if sae.offset is None:
+        yield np.zeros(sae.n_latents, np.float32)
+        return
+    b_enc, offset = sae.b_enc.detach().clone(), sae.offset
+    sae.b_enc.copy_(b_enc - offset.to(b_enc))
+    yield offset.cpu().numpy()
+    sae.b_enc.copy_(b_enc)
+    sae.offset = None
 
 
 def _threshold(largest: Largest, ranks: Ranks) -> float | None:

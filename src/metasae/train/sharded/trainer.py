@@ -48,9 +48,12 @@ class ShardedTrainer(Trainer):
         """As `Trainer.export`, on the first rank; nothing on the others, which send it their latents."""
         spread = self.primary
         weights = gathered(spread, self.spans, self.ranks)
+        running = {
+            name: self.ranks.gather_rows_to_first(getattr(spread, name), self.spans) for name in ("rate_N", "total_N")
+        }
         if weights is None:
             return {}
-        self.primary = replace(spread, weights=weights)
+        self.primary = replace(spread, weights=weights, **running)
         try:
             return super().export(scale, metadata)
         finally:

@@ -1,0 +1,20 @@
+"""A margin that is let go (`train.margin`, arms `atomic` and `atomic-joint`).
+
+    m_i  = mean activation of latent i where it fires, over the last hundred steps or so
+    keep the k*B largest of a_i - c(t) m_i over the batch; their values are a_i
+
+so a latent fires where it is sure by its own measure, and not wherever it lies above what all have in common. c goes
+from `start` to `end`, linearly between the shares `hold` and `gone` of all steps. After training the thresholds are
+theta_i = tau + end * m_i, with tau such that L0 is k: a plain JumpReLU SAE.
+"""
+
+from metasae.recipe.tables import Margin
+
+
+def share(margin: Margin, step: int, total: int) -> float:
+    """c at a primary step (counted from 0) of `total`."""
+    t = step / total
+    if t >= margin.gone:
+        return margin.end
+    left = (margin.gone - t) / (margin.gone - margin.hold) if t > margin.hold else 1.0
+    return margin.end + left * (margin.start - margin.end)
