@@ -18,6 +18,7 @@ more, flat, to be summed.
 from dataclasses import dataclass
 
 from metasae.recipe.recipe import Dictionary, Recipe
+from metasae.recipe.registry import ARMS
 from metasae.sae.architectures import Architecture, Options, architecture
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -123,6 +124,13 @@ def kind_of(table: Dictionary) -> Architecture:
     return architecture(table.architecture, options)
 
 
+def prefixes_of(recipe: Recipe, arm: str) -> int:
+    """How many prefixes of the latents rebuild the input in an arm's step, where it has most."""
+    architecture_has = len(kind_of(recipe.sae).ends(recipe.sae.n))
+    nest = recipe.train.nest
+    return 1 + len(nest.shares) if ARMS[arm].atomic and nest.weight else architecture_has
+
+
 def cache_bytes(recipe: Recipe, d: int) -> int:
     """Activations and columns of every token, at every hook point (as wide as the first); a planted world is never
     written.
@@ -200,7 +208,7 @@ def train_bytes(recipe: Recipe, d: int, width: int, ranks: int = 1) -> tuple[int
     primary, second = weight_bytes(recipe, d, ranks)
     passing = _step(sae, d, B, own, width, sae.b_enc) + PER_INPUT * B * d
     # a residual and its gradient for each further prefix
-    passing += 8 * (len(kind.ends(sae.n)) - 1) * B * d
+    passing += 8 * (max(prefixes_of(recipe, arm) for arm in recipe.arms) - 1) * B * d
     if recipe.train.kernels == "reference":
         passing += 20 * B * own
     if any(recipe.charged(arm) for arm in recipe.arms):

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from metasae.doctor.cards import EFFICIENCY, Card, asked_card
-from metasae.doctor.estimate import BYTES, Needs, chooses_by_row, is_planted, kind_of, needs, weight_bytes
+from metasae.doctor.estimate import BYTES, Needs, chooses_by_row, is_planted, kind_of, needs, prefixes_of, weight_bytes
 from metasae.doctor.presence import Shape, shape_of
 from metasae.errors import UserError
 from metasae.ranks.ranks import own_latents
@@ -57,7 +57,7 @@ def parts_of(recipe: Recipe, d: int, arm: str, ranks: int = 1) -> list[StepPart]
     """
     sae, meta, train, B, m = recipe.sae, recipe.meta, recipe.train, recipe.train.batch, recipe.meta.n
     own = -(-sae.n // ranks)
-    rows, passes = 4 * d * B * sae.k * own / sae.n, 4 * B * d * (1 + len(kind_of(sae).ends(sae.n)))
+    rows, passes = 4 * d * B * sae.k * own / sae.n, 4 * B * d * (1 + prefixes_of(recipe, arm))
     further = [named(PENALTIES, name) for name in recipe.charged(arm)]
     multiplied = sum(rows_multiplied(penalty, sae.n) for penalty in further)
     further_moved = len(further) * (4 * sae.n * d + 8 * own * d)
@@ -88,7 +88,7 @@ def sent_bytes(recipe: Recipe, d: int, arm: str, ranks: int, width: int = 2) -> 
     own, gathered, summed = -(-sae.n // ranks), ranks - 1, 2 * (ranks - 1) / ranks
     tokens, candidates = -(-B // ranks) * d * BYTES[recipe.harvest.dtype], B * min(sae.k, own) * width
     rows = 4 * own * d / recipe.train.penalty_every * bool(recipe.charged(arm))
-    reconstructions = 4 * B * d * len(kind.ends(sae.n))
+    reconstructions = 4 * B * d * prefixes_of(recipe, arm)
     meta = _meta_share(recipe, arm) * 4 * (2 * recipe.meta.n * d + d)
     return summed * (reconstructions + meta) + gathered * (tokens + candidates * chooses_by_row(kind) + rows)
 

@@ -96,14 +96,13 @@ def _try_steering(sae: SAE, cache: ActivationCache | PlantedCache, wanted: Recip
 
 
 def measure_seconds(trial: dict, wanted: Recipe) -> float:
-    """Of all measuring but calibration. Arms without a penalty have the same primary, which is measured once.
+    """Of all measuring but calibration. Arms whose primary is the baseline's are measured once.
 
     Side effects are measured on both sides of every pair of an arm with solo.
     """
-    penalised = [ARMS[arm].penalty for arm in wanted.arms]
+    primaries = {BASELINE if ARMS[arm].keeps_primary else arm for arm in wanted.arms}
     steered = 2 * (len(wanted.arms) - 1) * trial["steering"] if BASELINE in wanted.arms and wanted.measure.across else 0
-    sae = (sum(penalised) + (False in penalised)) * trial["sae"]
-    return trial["reference"] + len(wanted.seeds) * (sae + steered)
+    return trial["reference"] + len(wanted.seeds) * (len(primaries) * trial["sae"] + steered)
 
 
 def _scaled(clock: Clock, seconds: float, scales: dict[str, float], rest: float) -> float:

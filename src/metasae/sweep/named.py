@@ -17,6 +17,8 @@ K_DOWN = (0.7, 0.85, 1.0)
 # Coefficients of the further penalties where the recipe has none: OrtSAE's (arXiv 2509.22033) and C2R's own (arXiv
 # 2606.30609); co-firing's as docs/sweeps.md tries it.
 STRENGTHS = {"ortsae": 0.25, "c2r": 5.0, "cofiring": 0.1}
+# Births as the sweep `atomic` tries them.
+BIRTHS = {"train.births.share": 0.0175}
 NO_PENALTY = {"train.lambda2": 0.0, "train.penalties": {}}
 # n_p : n_m of the paper, of its released code, and two more.
 STEPS = ((10, 5), (100, 10), (10, 1), (10, 10))
@@ -39,7 +41,7 @@ def named(name: str, base: Recipe) -> tuple[list[Setting], dict | None]:
     if name == "kinds":
         return _kinds(base)
     if name == "atomic":
-        return atomic(base), None
+        return _atomic(base), None
     if name == "k":
         lower = [Setting({**NO_PENALTY, "sae.k": k}, BASELINE) for k in _ks(base, K_DOWN)]
         target = {"kind": SUBJECT, "k": base.sae.k}
@@ -75,27 +77,29 @@ def _kinds(base: Recipe) -> tuple[list[Setting], dict]:
     return settings, {"target": {"kind": BASELINE, "k": base.sae.k}, "curves": list(kinds), "baseline": "target"}
 
 
-def atomic(base: Recipe) -> list[Setting]:
-    """Rows of the question which objective recovers most, the most telling first; the subject is `atomic-joint`."""
-    off = {"train.nest.weight": 0.0, "train.births.share": 0.0}
-    plain, nested = {**NO_PENALTY, **off}, {**NO_PENALTY}
-    two = {**plain, "sae.architecture": "matryoshka", "sae.prefixes": [0.25, 1.0]}
-    births = {"train.births.share": 0.035}
+def _atomic(base: Recipe) -> list[Setting]:
+    """Which objective recovers known features, and which of its parts does: the most telling rows first."""
+    nest, margin, births = {"train.nest.weight": 0.0}, {"train.margin.start": 0.0, "train.margin.end": 0.0}, BIRTHS
+    plain = {**NO_PENALTY, **nest, **margin, "train.births.share": 0.0}
+    nested = {**plain, "sae.architecture": "matryoshka"}
+    penalty = {"train.lambda2": base.train.lambda2 or 0.3}
     rows = {
         "solo": plain,
-        "matryoshka": two,
-        "atomic": nested,
-        "nest-alone": {**nested, "train.births.share": 0.0},
-        "atomic-weighted": {**nested, "train.births.weighted": True},
-        "births-alone": {**nested, "train.nest.weight": 0.0},
-        "solo-b_enc": {**plain, "sae.b_enc": True},
-        "solo-batch256": {**plain, "train.batch": 256},
-        "solo-lr2e-3": {**plain, "train.lr": 2e-3},
-        "atomic-kept": {**nested, "train.nest.gone": 2.0, "train.nest.hold": 1.0},
-        "atomic-many": {**nested, **births},
-        "atomic-many-weighted": {**nested, **births, "train.births.weighted": True},
-        "solo-lr5e-4": {**plain, "train.lr": 5e-4},
-        "joint": {**off, "train.lambda2": base.train.lambda2 or 0.3, "train.penalties": {}},
+        "atomic": NO_PENALTY,
+        "matryoshka, two levels": {**nested, "sae.prefixes": [0.25, 1.0]},
+        "atomic without margin": {**NO_PENALTY, **margin},
+        "atomic without nesting": {**NO_PENALTY, **nest},
+        "joint": {**plain, **penalty},
+        "matryoshka, five levels": nested,
+        "atomic with births": {**NO_PENALTY, **births},
+        "births alone": {**plain, **births},
+        "margin kept": {**NO_PENALTY, **nest, "train.margin.start": 0.2, "train.margin.end": 0.2},
+        "nesting kept": {**NO_PENALTY, "train.nest.hold": 1.0, "train.nest.gone": 2.0},
+        "atomic, nesting of weight 1": {**NO_PENALTY, "train.nest.weight": 1.0},
+        "atomic-joint": penalty,
+        **{name: {**plain, "train.penalties": {name: STRENGTHS[name]}} for name in ("ortsae", "c2r")},
+        "solo, k 10% higher": {**plain, "sae.k": round(1.1 * base.sae.k)},
+        "two levels, k 25% higher": {**nested, "sae.prefixes": [0.25, 1.0], "sae.k": round(1.25 * base.sae.k)},
     }
     return [Setting(values, kind) for kind, values in rows.items()]
 

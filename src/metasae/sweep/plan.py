@@ -134,7 +134,8 @@ def asked_plan(
     Raises UserError for what contradicts itself.
     """
     base, full, folder = _resolved(recipe, out, overrides, device)
-    if name == "kinds" and not base.spikes.n and "spikes.n" not in overrides and base.text.source != "planted":
+    truth = base.spikes.n or "spikes.n" in overrides or base.text.source == "planted"
+    if name in ("kinds", "atomic") and not truth:
         spikes = base.spikes.model_copy(update={"n": max(1, round(SPIKED_SHARE * base.sae.n))})
         base = base.model_copy(update={"spikes": spikes})
     objectives = tuple(objectives or default_objectives(base))
