@@ -69,9 +69,15 @@ def test_the_page_of_keys_is_what_its_command_makes():
 
 
 def test_every_key_says_what_it_means():
-    for name, field in Recipe.model_fields.items():
-        inner = getattr(field.annotation, "model_fields", {name: field})
-        assert all(field.description for field in inner.values()), name
+    tables = [("recipe", Recipe)]
+    for name, table in tables:
+        for key, field in table.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                tables.append((f"{name}.{key}", field.annotation))
+                assert field.annotation.__doc__, key
+            else:
+                assert field.description, f"{name}.{key}"
+    assert ("recipe.train.nest" in dict(tables)) and len(tables) > 10
 
 
 def test_fewer_cached_tokens_are_read_again_but_never_more_cached_than_trained_on():

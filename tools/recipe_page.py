@@ -27,9 +27,19 @@ def page() -> str:
     parts = [HEAD, "## Outside tables\n", _rows(plain)]
     for name, field in Recipe.model_fields.items():
         if _is_table(field):
-            summary = " ".join((field.annotation.__doc__ or "").partition("\n\n")[0].split())
-            parts += [f"## `[{name}]`\n", f"{summary}\n", _rows(field.annotation.model_fields)]
+            parts += _table(name, field.annotation)
     return "\n".join(parts)
+
+
+def _table(name: str, table: type[Table]) -> list[str]:
+    """A table's part of the page, and those of the tables in it."""
+    summary = " ".join((table.__doc__ or "").partition("\n\n")[0].split())
+    plain = {key: field for key, field in table.model_fields.items() if not _is_table(field)}
+    parts = [f"## `[{name}]`\n", f"{summary}\n", _rows(plain)]
+    for key, field in table.model_fields.items():
+        if _is_table(field):
+            parts += _table(f"{name}.{key}", field.annotation)
+    return parts
 
 
 def _is_table(field: FieldInfo) -> bool:

@@ -75,7 +75,7 @@ def test_the_run_folder_by_hand():
     )  # fmt: skip
     primary, meta = 4 * (2 * 100 * 8 + 200 + 8), 4 * (2 * 10 * 8 + 20 + 8)
     arm = primary + 1000 * (8 * 5 + 20) + estimate.SMALL_FILES
-    checkpoint = 12 * (2 * 100 * 8 + 8 + 100) + 12 * (2 * 10 * 8 + 8 + 10)
+    checkpoint = 12 * (2 * 100 * 8 + 8) + 16 * 100 + 12 * (2 * 10 * 8 + 8) + 16 * 10
     assert estimate.run_folder_bytes(recipe, 8) == 3 * (2 * arm + meta) + 2 * checkpoint
 
 

@@ -164,9 +164,14 @@ def sae_bytes(n: int, d: int) -> int:
 
 
 def checkpoint_bytes(recipe: Recipe, d: int) -> int:
-    """Weights and both moments in fp32, counters int64 and fp32, for the primary and the meta SAE."""
-    size = 3 * 4 * _numbers(recipe.sae, d, recipe.sae.b_enc) + 12 * recipe.sae.n
-    return size + (3 * 4 * _numbers(recipe.meta, d, False) + 12 * recipe.meta.n) * _any_meta(recipe)
+    """Weights and both moments in fp32, counters int64 and twice fp32, for the primary and the meta SAE; axes in fp32
+    and six sums in fp64 where latents are split.
+    """
+    sae, meta = recipe.sae, recipe.meta
+    size = 3 * 4 * _numbers(sae, d, sae.b_enc) + 16 * sae.n
+    if recipe.train.births.share and any(ARMS[arm].atomic for arm in recipe.arms):
+        size += (4 * d + 6 * 8) * sae.n
+    return size + (3 * 4 * _numbers(meta, d, False) + 16 * meta.n) * _any_meta(recipe)
 
 
 def run_folder_bytes(recipe: Recipe, d: int) -> int:

@@ -58,10 +58,11 @@ class Evidence:
         return self.use * self.variance
 
 
-def evidence(moments_N7: np.ndarray, tokens: int) -> Evidence:
+def evidence(moments_N6: np.ndarray, tokens: int) -> Evidence:
     """moments [n, 6]: per latent the count, the sums of rho to rho^4, and the sum of z^2, over so many tokens."""
-    count, some = moments_N7[:, 6], np.maximum(moments_N7[:, 0], 1e-30)
-    m1, m2, m3, m4 = (moments_N7[:, power] / some for power in range(1, 5))
+    count = moments_N6[:, 0]
+    some = np.maximum(count, 1)
+    m1, m2, m3, m4 = (moments_N6[:, power] / some for power in range(1, 5))
     variance = np.maximum(m2 - m1**2, 0)
     third = m3 - 3 * m1 * m2 + 2 * m1**3
     fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
@@ -71,7 +72,7 @@ def evidence(moments_N7: np.ndarray, tokens: int) -> Evidence:
     skew = np.where(spread, third / safe**1.5, 0.0)
     kurtosis = np.where(spread, np.maximum(fourth / safe**2, 1.0), np.inf)
     two_points = np.where(count >= 2, (skew**2 + 1) / kurtosis, 0.0)
-    return Evidence(count, m1, variance, skew, two_points, moments_N7[:, 5] / max(tokens, 1))
+    return Evidence(count, m1, variance, skew, two_points, moments_N6[:, 5] / max(tokens, 1))
 
 
 def chosen(seen: Evidence, spec: Spec, most: int) -> list[tuple[int, int]]:
@@ -101,7 +102,7 @@ def two_values(mean, variance, skew) -> tuple[np.ndarray, np.ndarray, np.ndarray
 class Births:
     """An arm's births: what is gathered, when it is looked at, and what was made.
 
-    axes_ND: v. moments_N7: see `evidence`. records: every birth, a dictionary each, as births.json has them.
+    axes_ND: v. moments_N6: see `evidence`. records: every birth, a dictionary each, as births.json has them.
     """
 
     def __init__(self, spec: Spec, learner: Learner, total: int, seed: int, spread: Whole):
@@ -111,7 +112,7 @@ class Births:
         self.seed, self.every = seed, max(round(spec.every * total), spec.window)
         self.last = int(spec.until * total)
         self.axes_ND = self._drawn(0, self.n)[self.own.start : self.own.stop].to(W)
-        self.moments_N7 = torch.zeros(len(W), 7, dtype=torch.float64, device=W.device)
+        self.moments_N6 = torch.zeros(len(W), 6, dtype=torch.float64, device=W.device)
         self.tokens = 0
         self.stopped = False
         self.records: list[dict] = []
@@ -135,7 +136,7 @@ class Births:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint has to keep, a row per latent."""
-        return {"axes_ND": self.axes_ND, "moments_N7": self.moments_N7}
+        return {"axes_ND": self.axes_ND, "moments_N6": self.moments_N6}
 
     def facts(self) -> dict:
         """The rest of it, JSON-able."""
@@ -155,23 +156,20 @@ class Births:
         z = kept.values.double()
         rho = p.double() / z
         square = rho * rho
-        energy = z * z
-        weight = energy if self.spec.weighted else torch.ones_like(z)
-        columns = (weight, weight * rho, weight * square, weight * square * rho, weight * square * square, energy)
-        for column, values in enumerate((*columns, torch.ones_like(z))):
-            self.moments_N7[:, column] += kept.latent_sums(values)
+        for column, values in enumerate((torch.ones_like(z), rho, square, square * rho, square * square, z * z)):
+            self.moments_N6[:, column] += kept.latent_sums(values)
         self.tokens += kept.n_rows
 
     def make(self, done: int) -> int:
         """Ends a window: says what came of earlier births, makes new ones, and returns how many."""
-        seen = evidence(self.spread.all_latents(self.moments_N7).cpu().numpy(), self.tokens)
+        seen = evidence(self.spread.all_latents(self.moments_N6).cpu().numpy(), self.tokens)
         self._follow(seen)
         pairs = []
         if done <= self.last and not self.stopped:
             pairs = chosen(seen, self.spec, round(self.spec.share * self.n))
         if pairs:
             self._write(pairs, seen, done)
-        self.moments_N7.zero_()
+        self.moments_N6.zero_()
         self.tokens = 0
         return len(pairs)
 
