@@ -238,7 +238,7 @@ class Margin(Table):
     by a share of its own mean activation (`metasae.train.moves.margin`). Times are shares of all steps.
     """
 
-    start: float = Field(0.4, ge=0, lt=1, description="the share until `hold`; from .5 on too few latents fire")
+    start: float = Field(0.4, ge=0, lt=1, description="the share until `hold`; at .6 too few latents fire")
     end: float = Field(0.1, ge=0, lt=1, description="the share from `gone` on, which the exported thresholds have")
     hold: float = Field(0.5, ge=0, le=1, description="until when the first share holds")
     gone: float = Field(0.75, ge=0, le=1, description="when it has come to the last one")
