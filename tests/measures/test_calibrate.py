@@ -203,6 +203,25 @@ def test_per_latent_keeps_every_count_and_l0():
     assert calibrated.never_selected == int(torch.isinf(sae.threshold).sum())
 
 
+@pytest.mark.parametrize("batch", [20, 500])
+def test_relative_thresholds_against_plain_loops(batch):
+    """Of one dense matrix: what BatchTopK selects block by block, its mean per latent, and one sort of what is left."""
+    sae, split = random_sae(k=3), random_split(500)
+    pre = torch.cat([sae.pre_activations(sae.normalise(block)[0]) for block in split.blocks(500)])
+    calibrated = calibrate(sae, split, batch, rule="relative")
+    total, count = np.zeros(24), np.zeros(24)
+    for start in range(0, 500, batch):
+        block = pre[start : start + batch]
+        kept, _ = reference.select(block, 3 * len(block))
+        for latent, value in zip(kept.latents.tolist(), kept.values.tolist(), strict=True):
+            total[latent], count[latent] = total[latent] + value, count[latent] + 1
+    means = [total[i] / count[i] if count[i] else total.sum() / count.sum() for i in range(24)]
+    offset = 0.2 * torch.tensor(means).float()
+    common = float((pre - offset).flatten().sort(descending=True).values[1500])
+    torch.testing.assert_close(sae.threshold, offset + common, rtol=1e-5, atol=1e-5)
+    assert calibrated.l0 == 3 and calibrated.reached and calibrated.rule == "relative" and sae.offset is None
+
+
 def test_too_few_positives_for_every_rule():
     # every latent is positive on half the tokens, but k asks for all
     sae = SAE(SAEConfig(d_in=4, d_sae=4, k=4))

@@ -343,7 +343,9 @@ class Measure(Table):
 
     tokens: int = Field(200_000, ge=1, description="evaluation tokens")
     calibration_tokens: int = Field(100_000, ge=1, description="tokens that thresholds are set on")
-    threshold: Literal["rate", "per_latent", "eer"] = Field("rate", description="how BatchTopK becomes a fixed rule")
+    threshold: Literal["rate", "relative", "per_latent", "eer"] = Field(
+        "rate", description="how BatchTopK becomes a fixed rule"
+    )
     output_tokens: int = Field(20_000, ge=0, description="tokens for the model's own output; 0 leaves it out")
     batch_topk: bool = Field(
         False, description="the model's output under batch top-k as well, as in the paper's code; needs output_tokens"

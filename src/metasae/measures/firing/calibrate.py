@@ -1,7 +1,8 @@
 """From BatchTopK to a fixed rule of inference: a latent fires where its pre-activation lies above a threshold.
 
-`rate`: one global threshold at which a token has k active latents on average. `per_latent` and `eer`: one for each
-latent, see `rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent
+`rate`: one global threshold at which a token has k active latents on average. `relative`: the same L0, but a latent's
+threshold lies above a common one by a fifth of its own mean activation. `per_latent` and `eer`: one for each latent,
+see `rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent
 by latent.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metasae.data.split import Split, own_part
 from metasae.errors import UserError, nearest
@@ -20,6 +22,8 @@ from metasae.progress.progress import SILENT, Progress, tracked
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.sae.sae import SAE
 
+# How far `relative` puts a latent's threshold above the common one, as a share of its mean activation.
+RELATIVE = 0.2
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Numbers kept beyond twice those wanted before the rest is dropped.
 _SLACK = 65_536
@@ -33,7 +37,7 @@ class Calibration:
 
     threshold: in the units of the pre-activations; a latent fires where pre > threshold. The mean over the latents
     whose threshold is finite, None where none is. l0: realised mean count per token. n_tokens: tokens it was found on.
-    k: the count asked for. rule: `rate`, `per_latent`, `eer`, or `own` for thresholds that the SAE came with.
+    k: the count asked for. rule: that of `calibrate`, or `own` for thresholds that the SAE came with.
 
     Against BatchTopK with k on the same tokens (None for `own`, whose SAE need not be a BatchTopK one):
     rate_error, rate_error_abs: mean over latents of (firings - selections) / selections, and of its size.
@@ -145,8 +149,8 @@ def calibrate(
     are counted.
 
     split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training.
-    rule: `rate`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k T + 200 n) numbers of
-    memory.
+    rule: `rate`, `relative`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew.
+    O(k T + 200 n) numbers of memory.
     ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which
     take every latent's own numbers together, are found by the first of them. Raises UserError when the split is empty,
     the rule unknown or a pre-activation not finite.
@@ -161,8 +165,10 @@ def calibrate(
         fired = count_firings(sae, sae.threshold, split, batch, progress, ranks)
         mean = _mean(sae.threshold.cpu().numpy())
         return Calibration(mean, int(fired.sum()) / split.n_tokens, split.n_tokens, k, "own")
+    if rule == "relative":
+        sae.offset = _relative_offset(sae, split, k, batch, progress, ranks)
     with _without_offset(sae) as offset:
-        if rule == "rate":
+        if rule in ("rate", "relative"):
             thresholds = rate(sae, split, k, batch, progress, ranks)
         else:
             own = RULES[rule](sae, split, k, batch, progress) if ranks.first else None
@@ -204,7 +210,19 @@ def rate(
     return Thresholds(np.full(sae.n_latents, threshold, np.float32), selected, fired=fired)
 
 
-RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "per_latent": per_latent, "eer": eer}
+RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "relative": rate, "per_latent": per_latent, "eer": eer}
+
+
+def _relative_offset(sae: SAE, split: Split, k: float, batch: int, progress: Progress, ranks: Ranks) -> Tensor:
+    """RELATIVE times each latent's mean pre-activation where BatchTopK selects it, [n]; of all selected ones for
+    latents that it never selects. It takes the place of a margin from training.
+    """
+    sae.offset, own, selection = None, own_part(split, batch, ranks), BatchSelection(sae, k)
+    for block in tracked(progress, own.blocks(batch), "mean activations", own.n_tokens):
+        selection.add(block)
+    counts, totals = (ranks.sum_(torch.from_numpy(part).double()) for part in (selection.counts, selection.totals))
+    means = torch.where(counts > 0, totals / counts.clamp(min=1), totals.sum() / counts.sum().clamp(min=1))
+    return RELATIVE * means.float()
 
 
 @contextmanager

@@ -138,12 +138,13 @@ CUT_MARGIN = 0.9
 class BatchSelection:
     """BatchTopK with k per token on one block of tokens after the other, exact for fp32 pre-activations.
 
-    counts: int64 [n], how often each latent was selected. lowest: float32 [n], its smallest selected pre-activation,
-    inf where there is none. cut: where to look for the next block's.
+    counts: int64 [n], how often each latent was selected. totals: float64 [n], the sum of its selected pre-activations.
+    lowest: float32 [n], the smallest of them, inf where there is none. cut: where to look for the next block's.
     """
 
     def __init__(self, sae: SAE, k: float):
         self.counts, self.lowest = np.zeros(sae.n_latents, np.int64), np.full(sae.n_latents, np.inf, np.float32)
+        self.totals = np.zeros(sae.n_latents)
         self.cut = 0.0
         self._sae, self._k, self._screen = sae, k, Screen(sae, 0.0)
 
@@ -157,6 +158,7 @@ class BatchSelection:
         latents, values = self._enough(block, keep, min(self.cut, limit))
         chosen = largest(values, keep)
         self.counts += np.bincount(latents[chosen], minlength=len(self.counts))
+        self.totals += np.bincount(latents[chosen], weights=values[chosen], minlength=len(self.counts))
         np.minimum.at(self.lowest, latents[chosen], values[chosen])
         self.cut = CUT_MARGIN * float(values[chosen].min()) if np.count_nonzero(chosen) == keep > 0 else 0.0
         return latents, values
