@@ -79,7 +79,7 @@ def _activations(host, text: str, context: int) -> tuple:
 
 def _fired(sae, x_TD) -> list[list]:
     fired = []
-    for acts_N in sae.encode(x_TD).acts:
+    for acts_N in sae.encode(x_TD):
         latents = acts_N.nonzero().flatten()
         values, order = acts_N[latents].sort(descending=True, stable=True)
         strongest = zip(latents[order].tolist(), values.tolist(), strict=True)
