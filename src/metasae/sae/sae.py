@@ -170,10 +170,16 @@ class SAE(nn.Module):
         ours = isinstance(notes, dict) and {"arm", "seed"} <= notes.keys()
         which = f"{notes['arm']}-s{notes['seed']}: " if ours else ""
         size = f"{config.d_sae:,} latents of width {config.d_in:,}, {config.architecture}"
-        point, model = (config.metadata.get(key) for key in ("hook_name", "model_name"))
-        where = ", ".join([*([f"at {point}"] if point else []), *([f"of {model}"] if model else [])])
-        parts = [size, *([where] if where else []), f"k {config.k}", self._threshold_in_words()]
+        parts = [size, *self._place_in_words(), f"k {config.k}", self._threshold_in_words()]
         return f"SAE({which}{', '.join(parts)})"
+
+    def _place_in_words(self) -> list[str]:
+        """Hook point and model, as far as the notes name them."""
+        notes = self.config.metadata
+        if notes.get("dataset_path") == "planted":
+            return ["of a planted world"]
+        named = (("at", "hook_name"), ("of", "model_name"))
+        return [f"{word} {notes[key]}" for word, key in named if notes.get(key)]
 
     def _threshold_in_words(self) -> str:
         if self.threshold is None:
