@@ -86,3 +86,77 @@ def test_a_run_an_arm_and_an_sae_folder_load(tmp_path):
         assert torch.equal(metasae.load(tmp_path / path).W_dec, by_name.W_dec)
     with pytest.raises(metasae.UserError, match=r"no SAE of it fits arm='nested'.*: solo-s0, joint-s0, joint-s1"):
         metasae.load(tmp_path / "run", arm="nested")
+
+
+def trained_on(load, build, **notes):
+    """An SAE over a tiny model's activations, and that model's folder."""
+    folder = build("gpt2")
+    sae = SAE(SAEConfig(32, 60, "batchtopk", 4, "none", notes))
+    sae.init_weights(torch.Generator().manual_seed(0))
+    # activations of an untrained model are small
+    sae.threshold = torch.full((60,), 0.01)
+    return sae, folder
+
+
+def test_latents_of_a_text_by_the_saes_own_notes(load, build):
+    recipe = {
+        "model": {"path": str(build("gpt2")), "dtype": "fp32"},
+        "hook": {"point": "blocks.1.hook_resid_pre"},
+        "text": {"context": 32},
+    }
+    sae, _ = trained_on(load, build, metasae={"arm": "joint", "seed": 0, "recipe": recipe})
+    text = "The river ran past the old mill, and the miller counted sacks of flour"
+    table = sae.latents(text)
+    host = load("gpt2", "blocks.1.hook_resid_pre")
+    ids = torch.tensor([[host.bos_id, *host.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    assert ids.shape[1] < 32 and "".join(table.tokens) == text
+    expected = sae.encode(host.activations(ids, torch.ones_like(ids))[0, 1:].float())
+    assert torch.equal(table.acts, expected) and table.acts.shape == (len(table), 60)
+    strongest = table.top(2)
+    assert len(strongest) == len(table) and all(len(pairs) <= 2 for pairs in strongest)
+    latent, value = strongest[0][0]
+    assert value == float(table.acts[0].max()) and int(table.acts[0].argmax()) == latent
+    assert repr(table).splitlines()[0].startswith(repr(table.tokens[0])) and f"{latent}: {value:.3g}" in repr(table)
+    assert "<table>" in table._repr_html_()
+    # the same function by its public name
+    assert torch.equal(metasae.latents(sae, text).acts, table.acts)
+
+
+def test_latents_as_a_data_frame(load, build):
+    pytest.importorskip("pandas")
+    sae, folder = trained_on(load, build)
+    table = sae.latents("The river ran", folder, point="blocks.1.hook_resid_pre")
+    frame = table.to_pandas()
+    assert list(frame.index) == table.tokens and (frame.to_numpy() > 0).any(0).all()
+
+
+def test_latents_with_a_model_of_ones_own(load, build):
+    point = "blocks.1.hook_resid_pre"
+    sae, folder = trained_on(load, build, model_name="nowhere/at-all", hook_name=point, prepend_bos=False)
+    without, host = sae.latents("The river ran", str(folder)), load("gpt2", point)
+    # the notes say that it was trained without BOS
+    assert not torch.equal(without.acts, sae.latents("The river ran", host).acts)
+    model = sae.latents("The river ran", host.model, tokenizer=host.tokenizer)
+    torch.testing.assert_close(model.acts, without.acts)
+    own = host.model.train().requires_grad_(True)
+    sae.latents("The river ran", own, tokenizer=host.tokenizer)
+    assert own.training and all(p.requires_grad for p in own.parameters())
+    own.eval().requires_grad_(False)
+    with pytest.raises(metasae.UserError, match="give the tokenizer with the model"):
+        sae.latents("The river ran", host.model)
+
+
+def test_latents_say_what_they_lack(load, build):
+    sae, folder = trained_on(load, build)
+    with pytest.raises(metasae.UserError, match="notes name no hook point"):
+        sae.latents("text")
+    sae.config.metadata = {"hook_name": "blocks.1.hook_resid_pre"}
+    with pytest.raises(metasae.UserError, match="notes name no model; pass one"):
+        sae.latents("text")
+    with pytest.raises(metasae.UserError, match=r"the model folder '.*nowhere' does not exist"):
+        sae.latents("text", "./nowhere")
+    with pytest.raises(metasae.UserError, match="makes no token of this text"):
+        sae.latents("", folder)
+    narrow = sae_of(hook_name="blocks.1.hook_resid_pre")
+    with pytest.raises(metasae.UserError, match="gives vectors of width 32, and this SAE reads 16"):
+        narrow.latents("text", folder)

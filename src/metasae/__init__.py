@@ -17,6 +17,7 @@ _HOME = {
     "run": "metasae.jobs.run",
     "train": "metasae.jobs.given",
     "evaluate": "metasae.jobs.evaluate",
+    "latents": "metasae.jobs.latents",
     "penalty": "metasae.train.penalties.own",
     "architecture": "metasae.sae.architectures.own",
     "Architecture": "metasae.sae.architectures.base",

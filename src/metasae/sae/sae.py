@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+import metasae
 from metasae.errors import UserError
 from metasae.sae.kernels import fast, reference
 
@@ -162,6 +163,14 @@ class SAE(nn.Module):
         """x [..., d] -> x_hat [..., d], both in the model's units. Raises as `encode` does."""
         self._refuse_not_finite(x)
         return self.decode(self.codes(x))
+
+    def latents(self, text: str, model=None, **options):
+        """What fires at each token of a text: `metasae.latents(sae, text, ...)`, whose arguments it takes.
+
+        That function reads the text with the model that this SAE's notes name, so it lies in a room above this one, and
+        is reached by its public name.
+        """
+        return metasae.latents(self, text, model, **options)
 
     def __repr__(self) -> str:
         """One line: which SAE, its size, where it reads, k and threshold."""
