@@ -46,7 +46,7 @@ def tiny(build, stories, tmp_path):
     few = {"sae.n": 64, "sae.k": 4, "train.tokens": 3000, "train.batch": 64, **quick}
     return {
         "first_look": f'recipe, changes, out = {recipe!r}, {{}}, "runs/demo"\nsentence = "Snow fell on the harbour"',
-        "your_own_model": f"place, layer = {str(build('bert'))!r}, 1\nn_texts, changes = 20, {few!r}",
+        "your_own_model": f"place, layer, context = {str(build('bert'))!r}, 1, 32\nn_texts, changes = 20, {few!r}",
         "your_own_penalty": f"n_tokens, changes = 2000, {few!r}",
     }
 

@@ -1,6 +1,7 @@
 """docs/api.md, made from the docstrings of the public names: `python -m tools.api_page docs/api.md`."""
 
 import ast
+import dataclasses
 import inspect
 import re
 import sys
@@ -43,13 +44,15 @@ def _entry(title: str, thing: Any) -> str:
     """The heading, signature and docstring of a function or class; of a class its members too."""
     lines = [f"### `{title}`\n"]
     if inspect.isclass(thing):
-        if "__init__" in vars(thing):
+        if dataclasses.is_dataclass(thing):
+            lines.append(_code(f"{title}({', '.join(field.name for field in dataclasses.fields(thing))})"))
+        elif "__init__" in vars(thing):
             lines.append(_code(_signature(vars(thing)["__init__"], title)))
-        lines.append(_prose(_own_doc(thing)))
+        lines.append(_prose(_own_doc(thing), _names(thing)))
         lines += [_member(name, member) for name, member in vars(thing).items() if _is_shown(name, member)]
     else:
         function = inspect.unwrap(thing)
-        lines += [_code(_signature(function, title)), _prose(function.__doc__)]
+        lines += [_code(_signature(function, title)), _prose(function.__doc__, _names(function))]
     return "\n".join(lines)
 
 
@@ -57,7 +60,8 @@ def _member(name: str, member: Any) -> str:
     function = getattr(member, "__func__", None) or getattr(member, "fget", None) or getattr(member, "func", member)
     if not inspect.isfunction(member) and not isinstance(member, (classmethod, staticmethod)):
         return f"`.{name}`: {_prose(function.__doc__)}"
-    return f"`.{_signature(inspect.unwrap(function), name)}`: {_prose(function.__doc__)}"
+    function = inspect.unwrap(function)
+    return f"`.{_signature(function, name)}`: {_prose(function.__doc__, _names(function))}"
 
 
 def _is_shown(name: str, member: Any) -> bool:
@@ -80,22 +84,42 @@ def _signature(function: Any, title: str) -> str:
 
 def _own_doc(kind: type) -> str:
     first, own = inspect.getdoc(kind) or "", vars(kind).get("__init__")
-    return f"{first}\n\n{inspect.cleandoc(own.__doc__)}" if getattr(own, "__doc__", None) else first
+    has_more = inspect.isfunction(own) and own.__doc__ and not dataclasses.is_dataclass(kind)
+    return f"{first}\n\n{inspect.cleandoc(own.__doc__)}" if has_more else first
 
 
 def _code(signature: str) -> str:
     return f"```python\n{signature}\n```\n"
 
 
-def _prose(doc: str | None) -> str:
-    """A docstring's paragraphs, one line each; indented code stays code."""
+def _prose(doc: str | None, arguments: tuple[str, ...] = ()) -> str:
+    """A docstring's paragraphs, one line each. What is said of an argument is an item of a list, errors are a paragraph
+    of their own, and indented code stays code.
+    """
     blocks = re.split(r"\n\s*\n", inspect.cleandoc(doc or ""))
-    shown = [f"```\n{textwrap.dedent(block)}\n```" if block.startswith("    ") else _line(block) for block in blocks]
+    shown = [
+        f"```\n{textwrap.dedent(block)}\n```" if block.startswith("    ") else _line(block, arguments)
+        for block in blocks
+    ]
     return "\n\n".join(shown) + "\n"
 
 
-def _line(block: str) -> str:
-    return " ".join(block.split()).replace("<", "&lt;")
+def _line(block: str, arguments: tuple[str, ...]) -> str:
+    text = " ".join(block.split()).replace("<", "&lt;")
+    text = re.sub(r"(?<=\.) (Raises [A-Z])", r"\n\n\1", text)
+    if not arguments:
+        return text
+    name = "|".join(map(re.escape, arguments))
+    listed = re.sub(rf"(?:^|(?<=[.;]) )((?:{name})(?:, (?:{name}))*): ", r"\n- `\1`: ", text)
+    # a paragraph that begins with an argument begins with a list
+    return listed.removeprefix("\n").replace("\n- ", "\n\n- ", 1) if not listed.startswith("\n") else listed[1:]
+
+
+def _names(thing: Any) -> tuple[str, ...]:
+    """Of the arguments of a function, or of a class with an initialiser of its own."""
+    if inspect.isclass(thing) and not (dataclasses.is_dataclass(thing) or "__init__" in vars(thing)):
+        return ()
+    return tuple(name for name in inspect.signature(thing).parameters if name not in ("self", "cls"))
 
 
 if __name__ == "__main__":

@@ -70,15 +70,18 @@ BASELINE, SUBJECT = "solo", "joint"
 
 @dataclass(frozen=True)
 class Known:
-    """A validator for recipes: the name must be one of `table` when the recipe is read, unless it is a stored one
-    (`is_stored`). what: what the names are of, for the message.
+    """A validator for recipes: the name must be one of `table` when the recipe is read.
+
+    what: what the names are of, for the message. own: whether users may add names, so that a stored recipe may have
+    others (`is_stored`).
     """
 
     what: str
     table: dict[str, Any]
+    own: bool = False
 
     def __call__(self, name: str, info: ValidationInfo) -> str:
-        if name not in self.table and not is_stored(info):
+        if name not in self.table and not (self.own and is_stored(info)):
             raise ValueError(f"no {self.what} '{name}'{nearest(name, self.table)}")
         return name
 

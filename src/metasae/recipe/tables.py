@@ -146,7 +146,7 @@ class Spikes(Table):
         return self
 
 
-ArchitectureName = Annotated[str, AfterValidator(Known("architecture", ARCHITECTURES))]
+ArchitectureName = Annotated[str, AfterValidator(Known("architecture", ARCHITECTURES, own=True))]
 
 
 class Dictionary(Table):

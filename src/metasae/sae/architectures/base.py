@@ -30,7 +30,7 @@ class Options:
 
 
 class Architecture:
-    """The seam. Subclasses override what differs.
+    """What training asks of an architecture. Subclasses override what differs from BatchTopK.
 
     spread: how the latents lie over processes (`metasae.sae.spread`). A sum over all latents is taken through it, which
     is all that an architecture needs to do to be right on several ranks; the kernels' selections see to that
