@@ -51,6 +51,7 @@ def tiny(build, stories, tmp_path):
     }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_on_tiny_sizes(name, tiny, tmp_path):
     notebook = executed(FOLDER / f"{name}.ipynb", tiny[name], tmp_path)

@@ -51,6 +51,7 @@ def wheel(tmp_path_factory):
     return file
 
 
+@pytest.mark.timeout(600)
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     files = [
@@ -60,6 +61,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     assert len(files) > 300 and not missing
 
 
+@pytest.mark.timeout(600)
 def test_it_runs_outside_the_clone(wheel, tmp_path):
     """A recipe that ships is run to its report, and the explorer is written as files."""
     with zipfile.ZipFile(wheel) as archive:

@@ -6,11 +6,12 @@ there are, training what is behind a name, doctor and several ranks what the cla
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
-
-from pydantic import ValidationInfo
+from typing import TYPE_CHECKING, Any
 
 from metasae.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
 
 # name -> the module and the class in it; of a user's own (`metasae.architecture`) the class
 ARCHITECTURES: dict[str, Any] = {
@@ -80,13 +81,13 @@ class Known:
     table: dict[str, Any]
     own: bool = False
 
-    def __call__(self, name: str, info: ValidationInfo) -> str:
+    def __call__(self, name: str, info: "ValidationInfo") -> str:
         if name not in self.table and not (self.own and is_stored(info)):
             raise ValueError(f"no {self.what} '{name}'{nearest(name, self.table)}")
         return name
 
 
-def is_stored(info: ValidationInfo) -> bool:
+def is_stored(info: "ValidationInfo") -> bool:
     """Whether the recipe is one that a run left (`Recipe.stored`); it may name what a user defined in that process."""
     return bool(info.context and info.context.get("stored"))
 
