@@ -71,7 +71,7 @@ def test_a_whole_run(build, model, stories, tmp_path, kind, harvest, words):
     }[kind]
     path = written(tmp_path / "text.jsonl", [{kind: value_of(story)} for story in stories])
     out = tmp_path / "runs" / "a"
-    result = metasae.run(recipe_of(model, path, **harvest), out=out, show=False)
+    result = metasae.run(recipe_of(model, path, **harvest), out=out, show=False).comparison
     told = f"text.jsonl: {words}"
     assert result["conditions"]["text"] == told
     assert json.loads((out / "run.json").read_text())["stages"]["harvest"]["text"] == told

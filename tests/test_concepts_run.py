@@ -74,7 +74,7 @@ def measures_of(out, arm="solo"):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_concepts_of_all_three_kinds(recipe, senses, labels, tmp_path, family):
     out = tmp_path / "runs" / "a"
-    result = metasae.run(recipe(family, senses=senses, labels=labels), out=out, show=False)
+    result = metasae.run(recipe(family, senses=senses, labels=labels), out=out, show=False).comparison
     measures = measures_of(out)
     concepts = measures["concepts"]
     assert set(concepts) == KEYS

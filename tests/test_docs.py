@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import metasae
 from metasae.data.concepts.tagged_concepts import read_tags
 from metasae.recipe.registry import PENALTIES
 from metasae.sae.architectures import Options
@@ -36,6 +37,23 @@ def test_the_penalty_example():
     torch.testing.assert_close(shared, value.detach())
     torch.testing.assert_close(pull, W.grad)
     assert "centred" not in PENALTIES
+
+
+def test_the_examples_in_ones_own_python(batches, small_recipe):
+    from metasae.recipe.registry import ARCHITECTURES
+    from metasae.train.trainer import Trainer
+
+    try:
+        example("a penalty of your own")
+        example("an architecture of your own")
+        values = small_recipe(penalties={"crowded": 0.1}).model_dump(mode="json")
+        recipe = metasae.Recipe.load(values, {"sae.architecture": "level"})
+        trainer = Trainer(recipe, "joint", 0, torch.full((16,), 0.3))
+        losses, numbers = trainer.primary_step(batches().next())
+        assert float(numbers["crowded"]) >= 0 and torch.isfinite(losses.total)
+    finally:
+        PENALTIES.pop("crowded", None)
+        ARCHITECTURES.pop("level", None)
 
 
 def test_the_architecture_example(batches, small_recipe, tmp_path, monkeypatch):

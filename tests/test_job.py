@@ -97,7 +97,7 @@ def await_file(path, exit_code, seconds=60):
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_from_text_to_verdict(recipe, tmp_path, family):
     out = tmp_path / "runs" / "a"
-    result = metasae.run(recipe(family), out=out, show=False)
+    result = metasae.run(recipe(family), out=out, show=False).comparison
     assert result["verdict"]
     for name in ("recipe.toml", "run.json", "compare.json", "compare.md", "report.html", "figures"):
         assert (out / name).exists(), name
@@ -338,7 +338,7 @@ def test_other_architectures_go_all_the_way(recipe, tmp_path, name):
         "measure.output_tokens": 0,
         "train.penalties": {"ortsae": 0.1},
     }
-    result = metasae.run(values, out=tmp_path / "a", overrides=overrides, show=False)
+    result = metasae.run(values, out=tmp_path / "a", overrides=overrides, show=False).comparison
     assert "1 seed" in result["verdict"][1]["text"]
     measures = json.loads((tmp_path / "a/arms/joint-s0/measures.json").read_text())
     assert measures["conditions"]["rule"] == ("rate" if name == "matryoshka" else "own")
@@ -360,7 +360,9 @@ def test_several_points_from_one_harvest(recipe, tmp_path):
     assert first["conditions"]["data"] != second["conditions"]["data"]
     # the second run found what the first harvested beside its own
     assert len(list((tmp_path / "both" / "activations").glob("*/index.json"))) == 2
-    alone = metasae.run(values, out=tmp_path / "alone" / "run", overrides={"hook.point": points[1]}, show=False)
+    alone = metasae.run(
+        values, out=tmp_path / "alone" / "run", overrides={"hook.point": points[1]}, show=False
+    ).comparison
     assert alone["arms"] == second["arms"]
     with pytest.raises(UserError, match="each point once"):
         one_per_point(runs[0][0], tmp_path, points * 2)
@@ -401,7 +403,7 @@ def test_cached_tokens_are_read_again_and_said_to_be(recipe, tmp_path):
     """Three readings of 2,000 tokens: a run that is stopped between two of them ends like one that is not."""
     values = recipe() | {"arms": ["solo"], "seeds": 1}
     values["harvest"] |= {"tokens": 2000}
-    whole = metasae.run(values, out=tmp_path / "whole", show=False)
+    whole = metasae.run(values, out=tmp_path / "whole", show=False).comparison
     index = json.loads(next((tmp_path / "activations").glob("*/index.json")).read_text())
     assert index["splits"]["train"]["tokens"] == 2000
     assert "6,000 training tokens, 2,000 different ones read 3 times" in Path(whole["report"]).read_text()

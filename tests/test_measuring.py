@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 
 def test_a_run_measured_again_gives_the_same_numbers(run, tmp_path):
     before = (run / "arms" / "joint-s1" / "measures.json").read_text()
-    result = metasae.measure([run], tmp_path / "again", show=False)
+    result = metasae.measure([run], tmp_path / "again", show=False).comparison
     assert result["pairs"]["joint vs solo"]["fidelity.fvu"]["n_seeds"] == 2
     again = json.loads((tmp_path / "again" / "arms" / "joint-s1" / "measures.json").read_text())
     assert again == json.loads(before)
@@ -68,7 +68,7 @@ def test_ctrl_c_keeps_what_is_measured(run, tmp_path, monkeypatch, capsys):
         metasae.measure([f"one={joint}", f"other={joint}"], out, show=False)
     assert capsys.readouterr().err == "stopping (measuring); Ctrl-C again to stop now\n"
     assert [path.parent.name for path in out.rglob("measures.json")] == ["one-s0"]
-    result = metasae.measure([f"one={joint}", f"other={joint}"], out, show=True)
+    result = metasae.measure([f"one={joint}", f"other={joint}"], out, show=True).comparison
     assert set(result["arms"]) == {"one", "other"} and len(measured) == 3
     shown = capsys.readouterr()
     assert (
@@ -84,7 +84,9 @@ def test_a_foreign_sae_needs_a_recipe_and_becomes_an_arm(run, tmp_path):
     with pytest.raises(UserError, match="which model and text it belongs to; give --recipe"):
         metasae.measure([tmp_path / "their sae"], tmp_path / "out", show=False)
     assert not (tmp_path / "out").exists()
-    result = metasae.measure([tmp_path / "their sae", run], tmp_path / "out", run / "recipe.toml", show=False)
+    result = metasae.measure(
+        [tmp_path / "their sae", run], tmp_path / "out", run / "recipe.toml", show=False
+    ).comparison
     assert set(result["arms"]) == {"solo", "joint", "their_sae"} and result["baseline"] == "solo"
     pair = result["pairs"]["their_sae vs solo"]["cooccurrence.mean_abs_phi"]
     assert pair["difference"] == 0 and pair["n_seeds"] == 1
@@ -92,7 +94,9 @@ def test_a_foreign_sae_needs_a_recipe_and_becomes_an_arm(run, tmp_path):
 
 def test_names_tell_apart_what_is_called_alike(run, tmp_path):
     joint = run / "arms" / "joint-s0" / "primary"
-    result = metasae.measure([f"mine={run}", f"other={joint}", f"other-s1={joint}"], tmp_path / "out", show=False)
+    result = metasae.measure(
+        [f"mine={run}", f"other={joint}", f"other-s1={joint}"], tmp_path / "out", show=False
+    ).comparison
     assert {arm: entry["seeds"] for arm, entry in result["arms"].items()} == {
         "mine_solo": [0, 1],
         "mine_joint": [0, 1],
@@ -114,7 +118,7 @@ def test_names_tell_apart_what_is_called_alike(run, tmp_path):
 
 
 def test_without_solo_the_first_arm_is_the_baseline(run, tmp_path):
-    result = metasae.measure([run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False)
+    result = metasae.measure([run / "arms" / "joint-s0" / "primary"], tmp_path / "out", show=False).comparison
     assert result["baseline"] == "joint" and result["pairs"] == {}
     with pytest.raises(UserError, match="no arm 'jiont' is measured; did you mean 'joint'"):
         metasae.compare(tmp_path / "out", baseline="jiont")

@@ -79,7 +79,7 @@ def stream_at(host, ids, mask, point=None):
 
 def by_hand(sae, x, edits, error=True):
     """The definition: decode(z') + (x - decode(z)), every latent encoded."""
-    codes = sae.encode(x.float())
+    codes = sae.codes(x.float())
     acts = codes.acts.clone()
     for latent, edit in edits.items():
         acts[..., latent] = edit(acts[..., latent])
@@ -120,7 +120,7 @@ def test_ablation_changes_exactly_the_tokens_where_the_latent_fired(at, family, 
     host = at(family, point)
     sae, (ids, mask) = sae_for(host, normalize), batch()
     x = stream_at(host, ids, mask)
-    fired = sae.encode(x).acts[..., 4] > 0
+    fired = sae.encode(x)[..., 4] > 0
     assert 3 < fired.sum() < fired.numel() - 3
     with steer(host.model, sae, {4: Ablate()}, keep=()):
         steered = stream_at(host, ids, mask)
@@ -331,7 +331,7 @@ def test_the_sae_computes_in_fp32_whatever_the_model_does(build, error):
     with torch.autocast("cpu", torch.bfloat16):
         x = stream_at(host, ids, mask)
     edits = {4: Ablate(), 7: Scale(2.0)}
-    fired = (sae.encode(x.float()).acts[..., [4, 7]] > 0).any(-1)
+    fired = (sae.encode(x.float())[..., [4, 7]] > 0).any(-1)
     with steer(host, sae, edits, error=error, keep=()), torch.autocast("cpu", torch.bfloat16):
         steered = stream_at(host, ids, mask)
     assert steered.dtype == torch.bfloat16

@@ -39,7 +39,7 @@ def difference(ours: peers.Outputs, theirs: peers.Outputs) -> float:
 @torch.no_grad()
 def outputs(sae: SAE, x: Tensor) -> peers.Outputs:
     """(activations, outputs) of an SAE here."""
-    codes = sae.encode(x)
+    codes = sae.codes(x)
     return codes.acts, sae.decode(codes)
 
 

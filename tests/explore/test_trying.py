@@ -41,7 +41,7 @@ def test_what_fires_is_what_the_sae_says_of_each_window(run, load):
         # one window after another, each alone, with the beginning-of-text token before it
         for start in range(0, len(ids), 15):
             window = torch.tensor([[host.bos_id, *ids[start : start + 15]]])
-            acts_TN = sae.encode(host.activations(window, torch.ones_like(window))[0, 1:].float()).acts
+            acts_TN = sae.encode(host.activations(window, torch.ones_like(window))[0, 1:].float())
             for t, acts_N in enumerate(acts_TN):
                 fired = shown["fired"][start + t]
                 assert {latent for latent, _ in fired} == set(acts_N.nonzero().flatten().tolist())

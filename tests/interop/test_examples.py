@@ -57,7 +57,7 @@ def test_transformer_lens(tmp_path, monkeypatch):
     _, cache = model.run_with_cache(tokens)
     expected = model.run_with_hooks(tokens, fwd_hooks=[(point, lambda x, hook: ours(x))])
     assert torch.allclose(left["replaced"], expected, atol=1e-5)
-    assert torch.allclose(left["acts"], ours.encode(cache[point]).acts, atol=1e-5) and (left["acts"] > 0).any()
+    assert torch.allclose(left["acts"], ours.encode(cache[point]), atol=1e-5) and (left["acts"] > 0).any()
     assert torch.equal(left["clean"], model(tokens)) and not torch.allclose(left["clean"], expected, atol=1e-2)
     assert torch.allclose(
         model.run_with_saes(tokens, saes=[left["sae"]], use_error_term=True), left["clean"], atol=1e-4
@@ -73,7 +73,7 @@ def test_nnsight(tmp_path, monkeypatch):
 
     def replace(module, inputs, output):
         x = output if isinstance(output, torch.Tensor) else output[0]
-        activations.append(ours.encode(x).acts)
+        activations.append(ours.encode(x))
         return ours(x) if isinstance(output, torch.Tensor) else (ours(x), *output[1:])
 
     clean = model(tokens).logits

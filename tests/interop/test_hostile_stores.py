@@ -170,4 +170,4 @@ def test_a_threshold_of_nan_is_refused_and_of_infinity_never_fires(tmp_path):
             with pytest.raises(UserError, match="threshold holds NaN"):
                 load(folder)
         else:
-            assert not load(folder).encode(torch.randn(50, 8)).acts[:, 3].any()
+            assert not load(folder).encode(torch.randn(50, 8))[:, 3].any()

@@ -93,7 +93,7 @@ def test_a_dead_latents_threshold_of_ten_is_passed_by_a_larger_pre_activation(tm
     sae = load(path)
     x = peers.inputs()[:1]
     lift = 1 + 20 / sae.pre_activations(x).max()
-    assert not sae.encode(x).acts.any() and sae.encode((x - sae.b_dec) * lift + sae.b_dec).acts.any()
+    assert not sae.encode(x).any() and sae.encode((x - sae.b_dec) * lift + sae.b_dec).any()
 
 
 def test_what_is_exported_has_what_the_papers_scripts_read(tmp_path):

@@ -51,7 +51,7 @@ def test_forward_is_decode_of_encode_and_is_ours(rule, shape):
     sae = trained(rule)
     bench, x = saebench.adapt(sae), inputs(*shape)
     acts = bench.encode(x)
-    assert acts.shape == (*shape, N) and torch.equal(acts, sae.encode(x).acts)
+    assert acts.shape == (*shape, N) and torch.equal(acts, sae.encode(x))
     assert torch.equal(bench(x), bench.decode(bench.encode(x))) and torch.equal(bench(x), sae(x))
     assert torch.equal(bench.decode(torch.zeros(2, N)), sae.b_dec.expand(2, WIDTH))
 
@@ -153,7 +153,7 @@ def test_rows_of_any_length_come_to_unit_length_with_the_same_outputs():
     norms = sae.W_dec.norm(dim=1)
     assert torch.allclose(bench.W_dec.norm(dim=1), torch.ones_like(norms), atol=1e-5)
     assert torch.allclose(bench(x), sae(x), atol=1e-5, rtol=1e-5)
-    assert torch.allclose(bench.encode(x), sae.encode(x).acts * norms, atol=1e-5, rtol=1e-5)
+    assert torch.allclose(bench.encode(x), sae.encode(x) * norms, atol=1e-5, rtol=1e-5)
     topk = trained("topk")
     topk.W_dec.data.mul_(2)
     with pytest.raises(UserError, match="would change which activations of a TopK SAE"):

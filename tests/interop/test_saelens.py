@@ -46,7 +46,7 @@ def test_an_old_topk_is_an_activation_function(tmp_path):
     path = old(tmp_path / "old", "standard", activation_fn_str="topk", activation_fn_kwargs={"k": 7})
     sae = load(path)
     assert (sae.config.rule, sae.config.k) == ("topk", 7)
-    assert (sae.encode(peers.inputs()).acts > 0).sum(1).max() == 7
+    assert (sae.encode(peers.inputs()) > 0).sum(1).max() == 7
 
 
 def test_an_old_config_without_an_architecture_is_standard(tmp_path):
@@ -85,8 +85,8 @@ def test_a_factor_from_finetuning_multiplies_the_activations(tmp_path):
     plain = load(path)
     retensored(path, scaling_factor=factor)
     tuned, x = load(path), peers.inputs()
-    acts = plain.encode(x).acts
-    assert torch.equal(tuned.encode(x).acts, acts)
+    acts = plain.encode(x)
+    assert torch.equal(tuned.encode(x), acts)
     assert torch.allclose(tuned(x), (acts * factor) @ plain.W_dec + plain.b_dec, rtol=1e-5, atol=1e-5)
     retensored(path, scaling_factor=torch.ones(peers.N))
     assert torch.equal(load(path)(x), plain(x))
@@ -141,4 +141,4 @@ def test_a_dead_row_of_a_rescaled_topk_sae_stays_silent(tmp_path):
     tensors["W_dec"][4] = 0.0
     retensored(path, W_dec=tensors["W_dec"])
     sae = load(path)
-    assert not sae.encode(peers.inputs()).acts[:, 4].any() and torch.isfinite(sae(peers.inputs())).all()
+    assert not sae.encode(peers.inputs())[:, 4].any() and torch.isfinite(sae(peers.inputs())).all()

@@ -71,14 +71,14 @@ def test_a_threshold_that_was_never_set_is_none_until_calibrated_to_k(tmp_path, 
     assert not (tmp_path / "out").exists()
     calibration = calibrate(sae, Rows(peers.inputs(n_tokens=400)))
     assert calibration.rule == "rate" and calibration.l0 == pytest.approx(peers.K, abs=0.1)
-    assert (sae.encode(peers.inputs(n_tokens=400)).acts > 0).sum(1).float().mean() == pytest.approx(peers.K, abs=0.1)
+    assert (sae.encode(peers.inputs(n_tokens=400)) > 0).sum(1).float().mean() == pytest.approx(peers.K, abs=0.1)
 
 
 def test_the_mark_used_to_be_read_as_a_relu(tmp_path):
     """What the row of dictionary_learning gave: with -1 as the threshold far more than k latents fire."""
     sae = load(never_set(NEVER[0], tmp_path))
     sae.threshold = torch.full((peers.N,), -1.0)
-    assert (sae.encode(peers.inputs()).acts > 0).sum(1).float().mean() > 3 * peers.K
+    assert (sae.encode(peers.inputs()) > 0).sum(1).float().mean() > 3 * peers.K
 
 
 def test_thresholds_of_single_latents_stay_as_they_are(tmp_path):

@@ -36,7 +36,7 @@ def test_realised_l0_is_k(normalize, k):
     assert calibrated.l0 == k and calibrated.reached and calibrated.n_tokens == 400
     assert realised_l0(sae, split, calibrated.threshold) == pytest.approx(k, abs=1 / 400)
     sae.threshold = torch.full([24], calibrated.threshold)
-    assert float((sae.encode(split.x).acts > 0).sum()) / 400 == pytest.approx(k, abs=1 / 400)
+    assert float((sae.encode(split.x) > 0).sum()) / 400 == pytest.approx(k, abs=1 / 400)
 
 
 def test_threshold_is_the_order_statistic_whatever_the_batch():
@@ -154,7 +154,7 @@ def plain_errors(sae, split, batch):
         (reference.select(sae.pre_activations(block), sae.config.k * len(block))[0].dense() > 0).sum(0)
         for block in split.blocks(batch)
     )
-    fired = (sae.encode(split.x).acts > 0).sum(0)
+    fired = (sae.encode(split.x) > 0).sum(0)
     live = chosen > 0
     return ((fired - chosen)[live] / chosen[live]).double().numpy(), int((~live).sum()), int((fired[~live] > 0).sum())
 
@@ -165,7 +165,7 @@ def test_errors_per_latent_are_those_of_dense_activations(rule):
     calibrated = calibrate(sae, split, 50, rule=rule)
     errors, never, firing = plain_errors(sae, split, 50)
     assert calibrated.rule == rule and calibrated.k == 2 and calibrated.n_tokens == 1000
-    assert calibrated.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 1000, abs=2e-3)
+    assert calibrated.l0 == pytest.approx(float((sae.encode(split.x) > 0).sum()) / 1000, abs=2e-3)
     assert calibrated.rate_error == pytest.approx(errors.mean(), abs=1e-3)
     assert calibrated.rate_error_abs == pytest.approx(np.abs(errors).mean(), abs=1e-3)
     assert list(calibrated.rate_error_quantiles) == ["0.05", "0.25", "0.5", "0.75", "0.95"]
@@ -238,7 +238,7 @@ def test_an_sae_with_thresholds_keeps_them():
     sae, split = random_sae(threshold=0.7), random_split(90)
     calibrated = calibrate(sae, split, 20, rule="per_latent")
     assert calibrated.rule == "own" and calibrated.threshold == pytest.approx(0.7) and torch.all(sae.threshold == 0.7)
-    assert calibrated.l0 == pytest.approx(float((sae.encode(split.x).acts > 0).sum()) / 90)
+    assert calibrated.l0 == pytest.approx(float((sae.encode(split.x) > 0).sum()) / 90)
     assert (
         calibrated.rate_error is None and calibrated.rate_error_quantiles is None and calibrated.never_selected is None
     )
@@ -266,7 +266,7 @@ def test_a_calibrated_sae_travels_through_its_folder(rule, tmp_path):
     loaded = SAE.load(tmp_path / "sae")
     assert Calibration(**loaded.config.metadata["calibration"]) == calibrated
     assert torch.equal(loaded.threshold, sae.threshold)
-    assert torch.equal(loaded.encode(split.x).acts, sae.encode(split.x).acts)
+    assert torch.equal(loaded.encode(split.x), sae.encode(split.x))
 
 
 def test_a_calibration_of_an_earlier_version_is_read():

@@ -13,7 +13,7 @@ from metasae.progress.progress import SILENT
 def test_firings_are_the_dense_activations(normalize, batch):
     sae, split = random_sae(normalize=normalize, threshold=0.4), random_split(61)
     firings = fire(sae, split, batch)
-    dense = sae.encode(split.x).acts.numpy()
+    dense = sae.encode(split.x).numpy()
     np.testing.assert_allclose(firings.csr.toarray(), dense, rtol=1e-4, atol=1e-6)
     assert firings.indptr.dtype == np.int64 and firings.indices.dtype == np.int32 and firings.values.dtype == np.float32
     assert firings.counts().tolist() == (dense > 0).sum(0).tolist() and firings.counts().dtype == np.int64

@@ -84,7 +84,7 @@ def recipe(build, stories, tmp_path):
 
 
 def test_a_run_that_asks_for_them_has_them_in_its_comparison(recipe, tmp_path):
-    result = metasae.run(recipe, out=tmp_path / "run", show=False)
+    result = metasae.run(recipe, out=tmp_path / "run", show=False).comparison
     across = json.loads((tmp_path / "run" / "across.json").read_text())
     effects = across["joint-s1"]["side_effects"]
     assert effects["with"] == "solo-s1" and effects["n_matches"] == 6 and effects["spill_a"] is not None

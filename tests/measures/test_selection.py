@@ -94,7 +94,7 @@ def test_largest_is_a_stable_sort(keep):
 
 def test_counted_firings_are_those_of_the_dense_activations():
     sae, split = random_sae(normalize="token", threshold=0.4), random_split(61)
-    dense = sae.encode(split.x).acts > 0
+    dense = sae.encode(split.x) > 0
     assert count_firings(sae, sae.threshold, split, 7).tolist() == dense.sum(0).tolist()
     assert count_firings(sae, 1e9, split, 7).tolist() == [0] * 24
     assert count_firings(sae, 0.4, random_split(0)).tolist() == [0] * 24

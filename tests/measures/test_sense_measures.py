@@ -190,7 +190,7 @@ def test_activations_are_those_of_encode(monkeypatch):
     monkeypatch.setattr("metasae.measures.words.senses.BATCH", 7)
     sae, x = random_sae(threshold=1.5), torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
     acts, latents = activations_on(sae, x)
-    whole = sae.encode(x).acts.numpy()
+    whole = sae.encode(x).numpy()
     assert latents.tolist() == np.flatnonzero(whole.any(0)).tolist() and len(latents) < 24
     np.testing.assert_allclose(acts.toarray(), whole[:, latents], rtol=1e-6)
     assert (acts.data > 0).all()

@@ -226,7 +226,7 @@ def test_amplitudes_like_those_of_an_sae(text):
     sae.init_weights(torch.Generator().manual_seed(0))
     sae.threshold = torch.full((40,), 0.5)
     drawn = Spikes(text[0], text[1], n=40, like=sae)
-    acts = sae.encode(text[0]).acts
+    acts = sae.encode(text[0])
     own = torch.stack([acts[:, latent][acts[:, latent] > 0].mean() for latent in range(40)])
     low, high = own.quantile(0.1), own.quantile(0.9)
     amplitudes = torch.tensor([spike.amplitude for spike in drawn.set.spikes])

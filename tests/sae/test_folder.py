@@ -136,7 +136,7 @@ def test_codes_are_the_formula_written_out():
     # a row whose mean is rounded is amplified by 1 / eps, so it is no matter of accuracy
     exact = [row for row in range(len(x)) if row != 2]
     assert torch.allclose(sae(inputs()).double()[exact], expected[exact], atol=1e-4)
-    assert (sae.encode(inputs()).acts.double() - acts)[exact].abs().max() < 1e-4
+    assert (sae.encode(inputs()).double() - acts)[exact].abs().max() < 1e-4
 
 
 def test_token_normalisation_is_saelens_own_to_the_last_rounding():
@@ -155,7 +155,7 @@ def test_token_normalisation_is_saelens_own_to_the_last_rounding():
 def test_leading_shapes_pass_through(shape):
     sae = sae_of("token")
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    assert sae.encode(x).acts.shape == (*shape[:-1], N) and sae(x).shape == shape
+    assert sae.encode(x).shape == (*shape[:-1], N) and sae(x).shape == shape
     assert torch.allclose(sae(x).reshape(-1, D), sae(x.reshape(-1, D)), atol=1e-6)
 
 
@@ -166,8 +166,8 @@ def test_a_scaled_sae_takes_unscaled_inputs(scale):
     scaled = trained.scaled(scale)
     expected = trained(scale * x) / scale
     assert torch.allclose(scaled(x), expected, rtol=1e-5, atol=1e-5 / scale)
-    acts = trained.encode(scale * x).acts / scale
-    assert torch.allclose(scaled.encode(x).acts, acts, rtol=1e-5, atol=1e-5 / scale)
+    acts = trained.encode(scale * x) / scale
+    assert torch.allclose(scaled.encode(x), acts, rtol=1e-5, atol=1e-5 / scale)
     # thresholds bite: some latents are positive yet below theirs
     pre = trained.pre_activations(scale * x)
     assert ((pre > 0) & (pre <= trained.threshold)).any() and (acts > 0).any()
@@ -290,7 +290,7 @@ def test_a_latent_that_never_fires_may_have_an_infinite_threshold(tmp_path):
     sae.threshold[4] = float("inf")
     sae.save(tmp_path)
     read = SAE.load(tmp_path)
-    assert (read.encode(inputs()).acts[:, 4] == 0).all() and torch.isfinite(read(inputs())).all()
+    assert (read.encode(inputs())[:, 4] == 0).all() and torch.isfinite(read(inputs())).all()
 
 
 def test_a_folder_written_by_saelens_with_half_precision_and_without_k_loads(tmp_path):
@@ -317,7 +317,7 @@ def in_saelens(saelens, folder, dtype=None):
 
 
 def assert_same(ours, codes, decoded, output):
-    codes = ours.encode(inputs())
+    codes = ours.codes(inputs())
     assert (codes.acts > 0).any() and (codes.acts == 0).any()
     assert torch.equal(codes > 0, codes.acts > 0)
     assert torch.allclose(codes, codes.acts, rtol=1e-5, atol=1e-5)

@@ -41,7 +41,7 @@ def by_hand(pre, k):
 @pytest.mark.parametrize("normalize", ["none", "token", "token_eps"])
 def test_the_k_largest_of_each_token_fire(k, normalize):
     sae, x = sae_of(k, normalize), inputs()
-    codes = sae.encode(x)
+    codes = sae.codes(x)
     pre = sae.pre_activations(sae.normalise(x)[0])
     assert torch.equal(codes.acts, by_hand(pre, k))
     if k <= K:
@@ -63,13 +63,13 @@ def test_ties_go_to_the_lower_latent_and_tokens_without_positives_stay_silent(dt
 def test_leading_shapes_pass_through(shape):
     sae = sae_of()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    assert sae.encode(x).acts.shape == (*shape[:-1], N)
-    assert torch.equal(sae.encode(x).acts.reshape(-1, N), sae.encode(x.reshape(-1, D)).acts)
+    assert sae.encode(x).shape == (*shape[:-1], N)
+    assert torch.equal(sae.encode(x).reshape(-1, N), sae.encode(x.reshape(-1, D)))
 
 
 def test_gradients_flow_to_the_input_through_the_latents_that_fire():
     sae, x = sae_of(), inputs(tokens=3).requires_grad_()
-    acts = sae.encode(x).acts
+    acts = sae.encode(x)
     acts.sum().backward()
     assert torch.allclose(x.grad, (acts > 0).float() @ sae.W_enc.t())
 
@@ -81,9 +81,7 @@ def test_the_folder_keeps_the_rule(tmp_path):
     assert (cfg["architecture"], cfg["k"], cfg["rescale_acts_by_decoder_norm"]) == ("topk", K, False)
     read = SAE.load(tmp_path)
     assert read.config == sae.config
-    assert torch.equal(read.encode(inputs()).acts, sae.encode(inputs()).acts) and torch.equal(
-        read(inputs()), sae(inputs())
-    )
+    assert torch.equal(read.encode(inputs()), sae.encode(inputs())) and torch.equal(read(inputs()), sae(inputs()))
 
 
 @pytest.mark.parametrize(
@@ -137,5 +135,5 @@ def test_saelens_computes_the_same(tmp_path):
         theirs = saelens.SAE.load_from_disk(tmp_path / normalize)
         assert type(theirs).__name__ == "TopKSAE"
         with torch.no_grad():
-            assert torch.allclose(theirs.encode(x), sae.encode(x).acts, rtol=1e-5, atol=1e-5)
+            assert torch.allclose(theirs.encode(x), sae.encode(x), rtol=1e-5, atol=1e-5)
             assert torch.allclose(theirs(x), sae(x), rtol=1e-5, atol=1e-5)

@@ -72,7 +72,7 @@ def test_one_harvest_serves_the_sweep_and_a_moved_one_goes_on(values, tmp_path, 
     assert len({cell["saes"]["solo-s0"] for cell in result["cells"]}) == 2
     alone = metasae.run(
         tmp_path / "runs/a" / result["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "runs/alone", show=False
-    )
+    ).comparison
     assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == result["cells"][0]["means"]["fidelity.fvu"]
     harvests.clear()
     before = contents(tmp_path / "runs/a")
@@ -114,7 +114,9 @@ def test_the_best_cell_is_confirmed_on_other_documents(values, tmp_path):
         and recipe.measure.across
         and recipe.measure.output_tokens == 300
     )
-    confirmed = metasae.run(recipe.model_copy(update={"seeds": (2,)}), out=tmp_path / "runs/confirmed", show=False)
+    confirmed = metasae.run(
+        recipe.model_copy(update={"seeds": (2,)}), out=tmp_path / "runs/confirmed", show=False
+    ).comparison
     compared = json.loads((tmp_path / "runs/a" / best["folder"] / "compare.json").read_text())
     assert confirmed["conditions"]["data"] != compared["conditions"]["data"]
     assert not torch.equal(

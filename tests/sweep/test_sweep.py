@@ -63,7 +63,7 @@ def test_solo_and_control_are_trained_once_per_seed(done):
 def test_a_cell_is_what_a_run_of_its_recipe_gives(done, tmp_path):
     out, result = done
     cell = out / result["cells"][3]["folder"]
-    alone = metasae.run(cell / "recipe.toml", out=tmp_path / "alone", show=False)
+    alone = metasae.run(cell / "recipe.toml", out=tmp_path / "alone", show=False).comparison
     assert alone["arms"] == json.loads((cell / "compare.json").read_text())["arms"]
     one, other = (metasae.SAE.load(folder / "arms/joint-s1/primary") for folder in (cell, tmp_path / "alone"))
     assert torch.equal(one.W_dec, other.W_dec) and torch.equal(one.W_enc, other.W_enc)
@@ -75,7 +75,7 @@ def test_a_cell_is_a_run_folder(done, tmp_path):
     shutil.copytree(out, tmp_path / "copy", symlinks=True)
     cell = tmp_path / "copy" / result["cells"][0]["folder"]
     before = stamps(tmp_path / "copy")
-    again = metasae.run(cell / "recipe.toml", out=cell, show=False)
+    again = metasae.run(cell / "recipe.toml", out=cell, show=False).comparison
     assert again["pairs"].keys() == {"joint vs solo", "control vs solo"}
     assert stamps(tmp_path / "copy") == before
 
@@ -260,7 +260,7 @@ def test_cells_of_fewer_tokens_see_what_a_run_of_their_own_would(tmp_path):
     result = tiny(tmp_path / "a", {"train.tokens": [1_200, 2_400]}, seeds=1)
     alone = metasae.run(
         tmp_path / "a" / result["cells"][0]["folder"] / "recipe.toml", out=tmp_path / "alone", show=False
-    )
+    ).comparison
     assert alone["arms"]["joint"]["means"]["fidelity.fvu"] == result["cells"][0]["means"]["fidelity.fvu"]
 
 

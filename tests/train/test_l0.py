@@ -110,7 +110,7 @@ def test_the_run_and_its_report_say_so(tmp_path, capfd):
         "measure": {"tokens": 500, "calibration_tokens": 500, "output_tokens": 0, "critics": 1, "meta_steps": 5},
         "arms": ["solo"],
     }
-    result = metasae.run(values, out=tmp_path / "run", show=True)
+    result = metasae.run(values, out=tmp_path / "run", show=True).comparison
     ((label, (realised, k)),) = result["conditions"]["missed_l0"].items()
     assert label == "solo-s0" and k == 44 and realised < 39
     said = f"L0 misses k by more than a tenth: solo-s0 {realised:.3g} (k 44)."

@@ -12,7 +12,7 @@ from metasae.errors import Interrupted, UserError
 from metasae.progress.progress import Task
 from metasae.progress.stop import StopRequest
 from metasae.sae.optimiser import learning_rate
-from metasae.train import checkpoint
+from metasae.train import checkpoint, loop
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
 
@@ -183,7 +183,7 @@ def test_learning_rate_by_hand():
 def test_what_is_logged_before_a_penalty_is_charged_decides_nothing(small_recipe, batches, tmp_path, monkeypatch):
     recipe = small_recipe(penalty_start=0.5, adaptive_sigma=True)
     one = run(recipe, "joint", tmp_path / "ten", batches)
-    monkeypatch.setattr("metasae.train.loop.LOG_EVERY", 7)
+    monkeypatch.setattr(loop, "LOG_EVERY", 7)
     other = run(recipe, "joint", tmp_path / "seven", batches)
     assert one.sigma.kappa == other.sigma.kappa and same_weights(one.primary.weights, other.primary.weights)
     # and costs nothing: the loss is what is charged

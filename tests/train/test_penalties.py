@@ -8,6 +8,7 @@ import torch
 from metasae.recipe.registry import PENALTIES, named
 from metasae.sae.kernels import reference
 from metasae.sae.kernels.kept import Kept
+from metasae.train.penalties import nearest
 from metasae.train.penalties.adaptive import AdaptiveSigma
 from metasae.train.penalties.cofiring import TOKENS
 from metasae.train.penalties.scene import Charge, Scene
@@ -114,7 +115,7 @@ def test_c2r_by_hand():
 def test_a_tile_of_cosines_changes_nothing(monkeypatch):
     s = scene()
     whole = named(PENALTIES, "c2r")(s)
-    monkeypatch.setattr("metasae.train.penalties.nearest.TILE", 4 * 30)
+    monkeypatch.setattr(nearest, "TILE", 4 * 30)
     for one, other in zip(whole, named(PENALTIES, "c2r")(s), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 

@@ -1,4 +1,6 @@
-"""Where a recipe's activations come from: a language model read once into a cache, or a planted world."""
+"""Where a recipe's activations come from: a language model read once into a cache, a planted world, or activations
+that a user gave.
+"""
 
 import threading
 from pathlib import Path
@@ -6,6 +8,7 @@ from pathlib import Path
 from metasae.arms.folder import RunFolder
 from metasae.data.cache.activations import harvest_points
 from metasae.data.cache.cache import ActivationCache
+from metasae.data.cache.given import GivenCache
 from metasae.data.model.host import Host
 from metasae.data.model.loading import load_tokenizer
 from metasae.data.planted.planted_cache import PlantedCache
@@ -16,7 +19,7 @@ from metasae.measures.truth.spike_truth import SpikeTruth
 from metasae.measures.truth.spikes import Spikes
 from metasae.progress.progress import Progress
 from metasae.ranks.ranks import ALONE, Ranks, deals
-from metasae.recipe.recipe import Recipe
+from metasae.recipe.recipe import GIVEN, PLANTED, Recipe
 from metasae.sae.sae import SAE
 
 
@@ -28,7 +31,7 @@ class Source:
 
     def __init__(self, recipe: Recipe, folder: Path, device: str, progress: Progress, ranks: Ranks = ALONE):
         self.recipe, self.folder, self.device, self.progress, self.ranks = recipe, folder, device, progress, ranks
-        self.planted = recipe.text.source == "planted"
+        self.planted, self.given = recipe.text.source == PLANTED, recipe.text.source == GIVEN
         self._host: Host | None = None
         # seed -> its draw of spike-ins, and what they leave to find in the evaluation split
         self._spikes: dict[int, Spikes] = {}
@@ -38,6 +41,9 @@ class Source:
 
     @property
     def host(self) -> Host:
+        """Raises UserError where activations were given, as the text that goes with them is not known."""
+        if self.given:
+            raise UserError("these activations were given in Python (metasae.train), so there is no text to read")
         with self._loading:
             if self._host is None:
                 self._host = Host.load(self.recipe.model, self.recipe.hook.point, self.device)
@@ -48,12 +54,12 @@ class Source:
         """The model where measuring needs it, for its own output or for tagged sentences."""
         spec = self.recipe.measure
         tagged = spec.senses or (spec.concepts and spec.labels)
-        return self.host if not self.planted and (spec.output_tokens or tagged) else None
+        return self.host if self.recipe.reads_text and (spec.output_tokens or tagged) else None
 
     @property
     def tokenizer(self):
         """The model's tokenizer where measuring needs it, for concepts. The model is not loaded for it."""
-        if self.planted or not self.recipe.measure.concepts:
+        if not self.recipe.reads_text or not self.recipe.measure.concepts:
             return None
         return load_tokenizer(self.recipe.model) if self._host is None else self._host.tokenizer
 
@@ -61,17 +67,19 @@ class Source:
     def steering(self) -> Steering | None:
         """What the side effects of steering are measured with, where the recipe asks for them and there is a model."""
         spec = self.recipe.measure
-        if self.planted or not spec.side_effects:
+        if not self.recipe.reads_text or not spec.side_effects:
             return None
         return Steering(self.host, spec.side_effects, self.recipe.text.context)
 
-    def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache:
+    def open(self, tokens: dict[str, int]) -> ActivationCache | PlantedCache | GivenCache:
         """At least so many tokens of each split, harvested where no cache holds them yet.
 
         There is no training split where it comes in windows. Raises UserError where its tokens fill no batch.
         """
         if self.planted:
             return PlantedCache(self.recipe.planted, tokens)
+        if self.given:
+            return GivenCache(self.recipe.harvest.cache, tokens)
         point, recipe = self.recipe.hook.point, self.recipe
         if recipe.harvest.window_tokens:
             tokens = {split: count for split, count in tokens.items() if split != "train"}

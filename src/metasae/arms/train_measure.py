@@ -317,20 +317,28 @@ def _measured_twin(sae: SAE, meta: SAE | None, twins: Sequence[Arm], spec: Measu
 
 def _metadata(recipe: Recipe, source: Source, cache: ActivationCache | PlantedCache, arm: Arm) -> dict:
     return {
-        "hook_name": recipe.hook.point,
-        "model_name": recipe.model.name or recipe.model.path,
-        "dataset_path": recipe.text.source,
-        "context_size": recipe.text.context,
-        "prepend_bos": not source.planted and source.host.bos_id is not None,
+        **_place(recipe, source),
         "metasae": {
             "version": metasae.__version__,
             "arm": arm.name,
             "seed": arm.seed,
             "data_fingerprint": cache.fingerprint,
             **_spike_note(recipe, arm.seed),
-            **({"gguf": asdict(source.host.gguf)} if not source.planted and source.host.gguf else {}),
+            **({"gguf": asdict(source.host.gguf)} if recipe.reads_text and source.host.gguf else {}),
             "recipe": recipe.model_dump(mode="json"),
         },
+    }
+
+
+def _place(recipe: Recipe, source: Source) -> dict:
+    """Where the activations were read, by SAELens's names. Of given ones only what the recipe says of a model."""
+    place = {"hook_name": recipe.hook.point, "model_name": recipe.model.name or recipe.model.path}
+    if source.given:
+        return {**(place if recipe.model.source else {}), "dataset_path": recipe.text.source}
+    return place | {
+        "dataset_path": recipe.text.source,
+        "context_size": recipe.text.context,
+        "prepend_bos": not source.planted and source.host.bos_id is not None,
     }
 
 

@@ -108,7 +108,7 @@ def compare(run_folder: str | Path, baseline: str | None = None) -> dict:
 def _decay(run_folder: Path) -> float:
     """The share of the steps over which the learning rate fell; 0 where the folder does not say."""
     path = run_folder / "recipe.toml"
-    return Recipe.load(path).train.decay if path.is_file() else 0.0
+    return Recipe.stored(path).train.decay if path.is_file() else 0.0
 
 
 def _trained_on(run_folder: Path) -> dict:
@@ -119,7 +119,7 @@ def _trained_on(run_folder: Path) -> dict:
     different = stages.get("harvest", {}).get("training_tokens")
     if different is None or not path.is_file():
         return {}
-    recipe = Recipe.load(path)
+    recipe = Recipe.stored(path)
     spikes = {"spikes": recipe.spikes.n} if recipe.spikes.n else {}
     told = {key: stages["harvest"][key] for key in ("model", "left_out") if key in stages["harvest"]}
     return {**told, "training_tokens": recipe.train.tokens, "different_training_tokens": different, **spikes}
@@ -129,7 +129,7 @@ def _missed_l0(run_folder: Path, measured: list[Measured]) -> dict:
     """{"missed_l0": which SAEs miss the recipe's k}; {} where none does, or the folder has no recipe."""
     path = run_folder / "recipe.toml"
     calibrations = {entry.arm.label: entry.measures.get("calibration", {}) for entry in measured}
-    missed = missed_by(calibrations, Recipe.load(path).sae) if path.is_file() else {}
+    missed = missed_by(calibrations, Recipe.stored(path).sae) if path.is_file() else {}
     return {"missed_l0": missed} if missed else {}
 
 

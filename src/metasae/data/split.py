@@ -47,6 +47,35 @@ class Part:
         for first in range(0, self.n_tokens, size):
             yield self.rows(torch.arange(first, min(first + size, self.n_tokens))).float()
 
+    @property
+    def d(self) -> int:
+        return self.split.d
+
+    @property
+    def mean(self) -> Tensor:
+        """float64 [d]."""
+        return self._totals[0] / max(self.n_tokens, 1)
+
+    @property
+    def mean_square(self) -> float:
+        """Mean of ||x||^2."""
+        return float(self._totals[1]) / max(self.n_tokens, 1)
+
+    @cached_property
+    def _totals(self) -> tuple[Tensor, Tensor]:
+        """Sum of x float64 [d], sum of ||x||^2."""
+        total, square = torch.zeros(self.d, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for block in self.blocks(4096):
+            total, square = total + block.double().sum(0), square + block.double().square().sum()
+        return total, square
+
+    def refuse_bad(self, indices: np.ndarray, block: Tensor) -> None:
+        """Raises UserError where the split that this is a part of can name the place of a NaN or inf in block [B, d].
+
+        indices: int [B], the block's tokens in this part.
+        """
+        self.split.refuse_bad(indices + self.start, block)
+
 
 class Chosen:
     """Some tokens of a split, in order, themselves a split. kept: int64 [T], their rows in `whole`, rising."""

@@ -12,7 +12,7 @@ def check_sources(recipe: Recipe) -> None:
 
     Raises UserError where they are not.
     """
-    if recipe.text.source == "planted":
+    if not recipe.reads_text:
         return
     check_model(recipe.model)
     place = text.local_path(recipe.text.source)

@@ -26,7 +26,7 @@ from metasae.errors import UserError
 from metasae.interop.formats import load
 from metasae.interop.identities import assemble, has_unit_rows, norms_into_encoder, tensors_of
 from metasae.interop.saebench_names import FROM_HUB, WEIGHTS_ONLY, check_evals
-from metasae.sae.sae import SAE, Codes
+from metasae.sae.sae import SAE
 
 # What SAEBench calls an SAE that is not one of SAELens's list, and its own default seed.
 CUSTOM, SEED = "custom_sae", 42
@@ -50,12 +50,12 @@ class BenchSAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """x [..., d] in the model's units -> activations [..., n], in the SAE's dtype."""
         _refuse_normalised(self.sae)
-        return self.sae.encode(x.to(self.dtype)).acts
+        return self.sae.encode(x.to(self.dtype))
 
     def decode(self, acts: Tensor) -> Tensor:
         """activations [..., n] -> x_hat [..., d] in the model's units."""
         _refuse_normalised(self.sae)
-        return self.sae.decode(Codes(acts.to(self.dtype)))
+        return self.sae.decode(acts.to(self.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))

@@ -49,7 +49,7 @@ class StoredFirings:
         """That of the run folder above, or of the SAE's notes. Raises UserError where there is none."""
         beside = self.arm.folder.resolve().parent.parent / "recipe.toml"
         if beside.is_file():
-            return Recipe.load(beside)
+            return Recipe.stored(beside)
         noted = checked.table(self.notes, "recipe", str(self.arm.folder))
         if not noted:
             raise UserError(
@@ -57,7 +57,7 @@ class StoredFirings:
                 f"with model and text, at {beside}"
             )
         # an SAE may come from anybody, and its notes must not make a model's code run here
-        return Recipe.load(noted, {"model.trust_remote_code": False})
+        return Recipe.stored(noted, {"model.trust_remote_code": False})
 
     def strings(self, tokenizer=None) -> Callable[[np.ndarray], list[str]]:
         """int64 [m], tokens of the split -> their pieces of the text, as `metasae.data.text.pieces` cuts it.

@@ -63,7 +63,7 @@ def run_interp(
     """
     run, progress = RunFolder(run_folder), Progress(show)
     check(run.folder, spec, judge is not None)
-    source = Source(Recipe.load(run.folder / "recipe.toml"), run.folder, spec.device, progress)
+    source = Source(Recipe.stored(run.folder / "recipe.toml"), run.folder, spec.device, progress)
     scoring = Scoring(run, spec, lambda firings: _text(source, firings, spec.seed), progress)
     embedding, judges = {}, {}
     if EMBEDDING in spec.scores:

@@ -46,7 +46,7 @@ def adopted(stated: Sequence[Conditions], recipe: Recipe, asked: Sequence[str]) 
     recipe stays as it is.
     """
     lines = []
-    if recipe.text.source == "planted" or all(one.ours for one in stated):
+    if not recipe.reads_text or all(one.ours for one in stated):
         return recipe, lines
     bos, context = ({value for value in values if value is not None} for values in _columns(stated))
     if bos == {False} and recipe.model.bos == "auto" and "model.bos" not in asked:

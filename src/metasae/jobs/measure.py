@@ -15,7 +15,8 @@ from metasae.interop import load
 from metasae.interop.thresholds import said_of_l0, said_of_thresholds
 from metasae.jobs.conclude import across, conclude, print_conclusion
 from metasae.jobs.conditions import differences
-from metasae.jobs.pending import ACROSS, HARVEST, PLANTED, REPORT, measuring
+from metasae.jobs.pending import ACROSS, HARVEST, REPORT, measuring, opening
+from metasae.jobs.results import Run
 from metasae.jobs.start import Target, claimed
 from metasae.measures.firing.calibrate import Calibration
 from metasae.measures.firing.store import sae_fingerprint
@@ -28,18 +29,18 @@ from metasae.sae.sae import SAE
 
 
 def measure(
-    folders: Sequence[str | Path],
+    folders: str | Path | Sequence[str | Path],
     out: str | Path = "runs/measured",
     recipe: str | Path | dict | Recipe | None = None,
     overrides: dict[str, Any] | None = None,
     device: str = "cpu",
     show: bool = True,
-) -> dict:
-    """Measures SAEs on the held-out text of a recipe; the returned dictionary is compare.json with the folder's path.
+) -> Run:
+    """Measures SAEs on the held-out text of a recipe; returns them as a run, with their measures and the report.
 
-    folders: run folders (every trained arm of them) and SAEs in any format that `metasae.interop` reads; they stay as
-    they are. Each may have a name before it, `NAME=PATH`: what an SAE is called here (`NAME-s3`: as seed 3), or what is
-    put before a run's arms (NAME_joint).
+    folders: a path or several, of run folders (every trained arm of them) and SAEs in any format that
+    `metasae.interop` reads; they stay as they are. Each may have a name before it, `NAME=PATH`: what an SAE is called
+    here (`NAME-s3`: as seed 3), or what is put before a run's arms (NAME_joint).
     out: a run folder for the measures.
     recipe: says model, hook point, text and measures; None takes the one that the first SAE was trained by. overrides:
     dotted keys. An SAE without thresholds is calibrated by measure.threshold; one with thresholds keeps them.
@@ -48,15 +49,18 @@ def measure(
     and two SAEs of one name.
     Interrupted after a signal.
     """
+    folders = [folders] if isinstance(folders, (str, Path)) else folders
     with claimed(folders, Path(out), recipe, overrides, device, Progress(show)) as (targets, resolved):
-        return carry_out(targets, resolved, Path(out), device, show)
+        return Run(out, carry_out(targets, resolved, Path(out), device, show))
 
 
 def carry_out(targets: list[Target], recipe: Recipe, out: Path, device: str = "cpu", show: bool = True) -> dict:
-    """`measure`, into a folder that `metasae.jobs.start.claimed` holds."""
+    """`measure`, into a folder that `metasae.jobs.start.claimed` holds; returns what compare.json holds, with the paths
+    of run folder and report.
+    """
     progress, spec = Progress(show), recipe.measure
     stop = StopRequest(progress.answer, "measuring")
-    harvest = PLANTED if recipe.text.source == "planted" else HARVEST
+    harvest = HARVEST if recipe.reads_text else opening(recipe)
     of_two = [ACROSS] if spec.across and spec.keep_firings else []
     stages = [harvest, *(measuring(target.name, target.seed) for target in targets), *of_two, REPORT]
     keep_freed_memory()
@@ -77,7 +81,7 @@ def _measure_all(targets: list[Target], source: Source, harvest) -> None:
     spec, progress, out = source.recipe.measure, source.progress, source.folder
     widths = [load(target.folder).config.d_in for target in targets]
     with progress.stage(harvest):
-        if not source.planted:
+        if source.recipe.reads_text:
             # before the model reads any text
             _refuse_widths(targets, widths, source.host.d, source.recipe)
         cache = source.open({"calibration": spec.calibration_tokens, "evaluation": spec.tokens})
@@ -101,7 +105,7 @@ def _say_conditions(targets: list[Target], source: Source) -> None:
 
 
 def _differences(target: Target, source: Source) -> dict[str, list]:
-    if source.planted:
+    if not source.recipe.reads_text:
         return {}
     return differences(target.stated, source.recipe, source.host.bos_id is not None)
 

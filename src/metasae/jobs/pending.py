@@ -17,6 +17,7 @@ from metasae.data.cache.cache import ActivationCache
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.measures.firing.calibrate import calibrate
 from metasae.progress.stages import Stage
+from metasae.recipe.recipe import GIVEN as IS_GIVEN
 from metasae.recipe.recipe import Measure, Recipe
 from metasae.recipe.registry import ARMS, BASELINE, ArmRules
 from metasae.sae.layout import CONFIG
@@ -24,6 +25,7 @@ from metasae.sae.sae import SAE
 
 HARVEST = Stage("harvest", "reading text and harvesting activations", whole=True)
 PLANTED = Stage("planted", "making the planted world")
+GIVEN = Stage("given", "opening the given activations")
 WINDOWS = Stage("windows", "harvesting and training window by window")
 ACROSS = Stage("across", "comparing SAEs with each other", whole=True)
 EXPLORER = Stage("explorer", "preparing the explorer", whole=True)
@@ -138,6 +140,11 @@ def measuring(arm: str, seed: int, arms: Sequence[str] = ()) -> Stage:
     return Stage("take over" if takes_over else "measure", f"measuring {arm}, seed {seed}", quick=takes_over)
 
 
+def opening(recipe: Recipe) -> Stage:
+    """How activations are had that no model reads."""
+    return GIVEN if recipe.text.source == IS_GIVEN else PLANTED
+
+
 def left(recipe: Recipe, arms: Sequence[Arm], harvested: bool, in_lanes: bool = False) -> list[Stage]:
     """What a run of the recipe with these arms has still to do.
 
@@ -146,8 +153,8 @@ def left(recipe: Recipe, arms: Sequence[Arm], harvested: bool, in_lanes: bool = 
     spec, stages = recipe.measure, []
     unmeasured = [arm for arm in arms if not is_measured(arm, spec)]
     untrained = [arm for arm in arms if not arm.is_trained]
-    if unmeasured and recipe.text.source == "planted":
-        stages.append(PLANTED)
+    if unmeasured and not recipe.reads_text:
+        stages.append(opening(recipe))
     elif not harvested:
         stages.append(HARVEST)
     if unmeasured and untrained:

@@ -24,6 +24,7 @@ from metasae.arms.folder import Arm, RunFolder, read_object
 from metasae.arms.source import Source
 from metasae.arms.train_measure import measure_arm, train_arm, train_by_windows, trains_on_one_core
 from metasae.data.cache.cache import ActivationCache, is_held
+from metasae.data.cache.given import GivenCache
 from metasae.data.planted.planted_cache import PlantedCache
 from metasae.device import keep_freed_memory
 from metasae.doctor.fit import refuse_what_cannot_fit
@@ -31,6 +32,7 @@ from metasae.errors import Dropped, Interrupted
 from metasae.jobs import pending, start
 from metasae.jobs.conclude import across, conclude, print_conclusion, print_next_steps, store
 from metasae.jobs.pending import bring_up_to_date, is_measured, measured_otherwise, said_of
+from metasae.jobs.results import Run
 from metasae.progress.progress import Progress, SharedTask
 from metasae.progress.stages import Stage
 from metasae.progress.stop import StopRequest
@@ -51,26 +53,31 @@ def run(
     dry_run: bool = False,
     show: bool = True,
     track: str | None = None,
-) -> dict:
-    """Runs a recipe to its report; the returned dictionary is compare.json with the run folder's path.
+) -> Run | dict:
+    """Runs a recipe to its report; returns the run with its SAEs, measures and report.
 
     recipe: a shipped name, a TOML file, a dictionary or a Recipe. out: the run folder (runs/NAME when None).
     overrides: dotted keys, e.g. {"train.lambda2": 0.1}. show: progress on stderr, tables on stdout. track:
-    'tensorboard' or 'wandb', where curves and measures are sent as they are written.
+    'tensorboard' or 'wandb', where curves and measures are sent as they are written. dry_run: writes nothing, and
+    returns what the run would do as a dictionary.
     Raises UserError for anything the user can put right, Interrupted after a signal once the state is saved.
     """
     resolved, folder = resolve(recipe, out, overrides, device)
     if dry_run:
         return start.dry_run(resolved, folder, show)
     with start.started(resolved, folder, track, Progress(show)):
-        return carry_out(resolved, folder, device, show, track)
+        return Run(folder, carry_out(resolved, folder, device, show, track))
 
 
-def carry_out(recipe: Recipe, folder: Path, device: str, show: bool = True, track: str | None = None) -> dict:
-    """`run`, from a folder that `metasae.jobs.start.started` holds."""
+def carry_out(
+    recipe: Recipe, folder: Path, device: str, show: bool = True, track: str | None = None, tables: bool = True
+) -> dict:
+    """`run`, from a folder that `metasae.jobs.start.started` holds; returns what compare.json holds, with the paths of
+    run folder and report. Of several ranks only the first has it. tables: with `show`, the conclusion is printed too.
+    """
     with joined(device) as ranks, following(folder, track if ranks.first else None, Progress(show).say):
         result = _run(recipe, folder, device, ranks, show and ranks.first)
-    if show and result:
+    if show and tables and result:
         print_conclusion(result)
         print_next_steps(folder, result)
     return result
@@ -161,9 +168,9 @@ class _Job:
         """Opens the activation cache, filled first where that is not done. Nothing where all is measured."""
         if self.ranks.agreed(self._is_measured()):
             return
-        if self.source.planted:
-            with self._stage(pending.PLANTED):
-                self._cache = self.source.open(self._tokens())
+        if not self.recipe.reads_text:
+            with self._stage(pending.opening(self.recipe)):
+                self._cache = self._opened()
         elif self.ranks.agreed(self._is_harvested()):
             # harvested before by this very run: the text need not be gathered nor the model loaded to know it fits
             self._cache = ActivationCache(self._known()["cache"], self._tokens(), self.recipe.harvest.norm_limit)
@@ -189,11 +196,20 @@ class _Job:
     def _tokens(self) -> dict[str, int]:
         """Of each split in the cache; none for training where they come in windows, and where all arms are trained."""
         tokens = self.recipe.split_tokens
-        in_windows = self.recipe.harvest.window_tokens and not self.source.planted
+        in_windows = self.recipe.harvest.window_tokens and self.recipe.reads_text
         trained = self.points == self._known().get("points") and all(arm.is_trained for arm in self.arms)
         if in_windows or trained:
             del tokens["train"]
         return tokens
+
+    def _opened(self) -> PlantedCache | GivenCache:
+        """Activations that no model reads. Of given ones it is noted how many there are."""
+        cache = self.source.open(self._tokens())
+        if self.source.given:
+            different = cache.split("train").n_tokens
+            self.state["data_fingerprint"] = cache.fingerprint
+            self._done("harvest", 0.0, fingerprint=cache.fingerprint, text=cache.text, training_tokens=different)
+        return cache
 
     def _harvested(self) -> ActivationCache:
         start, tokens = time.perf_counter(), self._tokens()

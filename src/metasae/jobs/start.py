@@ -61,7 +61,7 @@ def claim(recipe: Recipe, folder: Path) -> None:
     """
     path = folder / "recipe.toml"
     if path.exists() and ((folder / "run.json").exists() or any((folder / "arms").glob("*/checkpoints"))):
-        before = Recipe.load(path)
+        before = Recipe.stored(path)
         difference = first_difference(recipe, before, FREE)
         if difference:
             key, ours, theirs = difference
@@ -136,8 +136,9 @@ def claimed(
         raise UserError("no SAE to measure; give run folders or SAE folders")
     _refuse_same_names(targets)
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe or recipe_of(targets[0])
+    # training is over, whatever it was charged
     resolved, lines = adopted(
-        [target.stated for target in targets], Recipe.load(source, overrides), [*(overrides or {})]
+        [target.stated for target in targets], Recipe.stored(source, overrides), [*(overrides or {})]
     )
     refuse_unmeasurable(resolved)
     check_tagged_files(resolved)
@@ -152,7 +153,7 @@ def claimed(
     with alone_on(out, progress):
         path = out / "recipe.toml"
         # where nothing is measured yet there is nothing that another recipe could spoil
-        if path.exists() and any(out.glob("arms/*/measures.json")) and Recipe.load(path) != resolved:
+        if path.exists() and any(out.glob("arms/*/measures.json")) and Recipe.stored(path) != resolved:
             raise UserError(f"{out} holds measures made otherwise; choose another --out or delete the folder")
         write_recipe(resolved, out)
         yield targets, resolved
@@ -219,7 +220,7 @@ def _refuse_seen(target: Target, recipe: Recipe) -> None:
     """
     theirs, ours = (target.recipe or {}).get("text", {}), recipe.text.model_dump(mode="json")
     same = all(theirs.get(key) == ours[key] for key in ("source", "name", "split", "column"))
-    if not theirs or not same or recipe.text.source == "planted":
+    if not theirs or not same or not recipe.reads_text:
         return
     untrained, judged = (text["calibration_share"] + text["evaluation_share"] for text in (theirs, ours))
     if judged > untrained + 1e-9:
@@ -232,9 +233,9 @@ def _refuse_seen(target: Target, recipe: Recipe) -> None:
 
 def _refuse_elsewhere(target: Target, recipe: Recipe) -> None:
     """Raises UserError for an SAE of ours that was trained on another model or hook point than the recipe's."""
-    if target.recipe is None or recipe.text.source == "planted":
+    if target.recipe is None or not recipe.reads_text:
         return
-    theirs = Recipe.load({key: value for key, value in target.recipe.items() if key != "harvest"})
+    theirs = Recipe.stored({key: value for key, value in target.recipe.items() if key != "harvest"})
     places = {"hook.point": (theirs.hook.point, recipe.hook.point), "model": (theirs.model.source, recipe.model.source)}
     for what, (one, other) in places.items():
         if one != other:

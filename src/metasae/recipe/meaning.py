@@ -24,7 +24,7 @@ def refuse_what_cannot_be_meant(recipe: Recipe) -> None:
 def refuse_unmeasurable(recipe: Recipe) -> None:
     """Raises UserError where the held-out tokens fill no window."""
     spec, context = recipe.measure, recipe.text.context
-    for key in () if recipe.text.source == "planted" else ("tokens", "calibration_tokens"):
+    for key in ("tokens", "calibration_tokens") if recipe.reads_text else ():
         tokens = getattr(spec, key)
         if tokens < context:
             raise UserError(

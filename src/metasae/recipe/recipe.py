@@ -36,6 +36,9 @@ __all__ = [
     "text_of",
 ]
 
+# Sources of activations without text and without a model: a planted world, and activations that a user gave
+# (`metasae.train`).
+PLANTED, GIVEN = "planted", "given"
 ArmName = Annotated[str, AfterValidator(Known("arm", ARMS))]
 
 
@@ -66,7 +69,7 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _windows_alone(self):
-        if self.harvest.window_tokens and (self.hook.also or self.text.source == "planted"):
+        if self.harvest.window_tokens and (self.hook.also or not self.reads_text):
             raise ValueError(
                 "harvest.window_tokens goes with one hook point, read from text: set it to 0, or leave hook.also empty"
             )
@@ -112,6 +115,11 @@ class Recipe(Table):
         return [said for name, (most, said) in RENAMED.items() if 0 < charged.get(name, 0.0) <= most]
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the activations are those of a model that reads text."""
+        return self.text.source not in (PLANTED, GIVEN)
+
+    @property
     def split_tokens(self) -> dict[str, int]:
         """Split -> tokens that its activations are wanted of. A training longer than `train` reads those again."""
         train = min(self.harvest.tokens or self.train.tokens, self.train.tokens)
@@ -123,11 +131,24 @@ class Recipe(Table):
 
         Raises UserError for an unknown name or file, bad TOML, an unknown key or a wrong value.
         """
+        return cls._validated(source, overrides or {}, {})
+
+    @classmethod
+    def stored(cls, source: str | Path | dict, overrides: dict[str, Any] | None = None) -> "Recipe":
+        """As `load`, of a recipe that a run left in its folder or in an SAE's notes.
+
+        It may name a penalty or an architecture that the user defined in the process of that run. Reading needs no more
+        than the name; training by it raises UserError.
+        """
+        return cls._validated(source, overrides or {}, {"stored": True})
+
+    @classmethod
+    def _validated(cls, source: str | Path | dict, overrides: dict[str, Any], context: dict[str, bool]) -> "Recipe":
         values = source if isinstance(source, dict) else _read(source)
-        for key, value in (overrides or {}).items():
+        for key, value in overrides.items():
             values = _with(values, key.split("."), value)
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(values, context=context)
         except ValidationError as error:
             raise UserError(_one_line(error)) from None
 

@@ -6,20 +6,23 @@ there are, training what is behind a name, doctor and several ranks what the cla
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from metasae.errors import nearest
+from metasae.errors import UserError, nearest
 
-# name -> the module and the class in it
-ARCHITECTURES = {
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
+# name -> the module and the class in it; of a user's own (`metasae.architecture`) the class
+ARCHITECTURES: dict[str, Any] = {
     "batchtopk": "metasae.sae.architectures.batchtopk:BatchTopK",
     "topk": "metasae.sae.architectures.topk:TopK",
     "jumprelu": "metasae.sae.architectures.jumprelu:JumpReLU",
     "relu": "metasae.sae.architectures.relu:ReLU",
     "matryoshka": "metasae.sae.architectures.matryoshka:Matryoshka",
 }
-# name -> the module and the function in it
-PENALTIES = {
+# name -> the module and the function in it; of a user's own (`metasae.penalty`) the function
+PENALTIES: dict[str, Any] = {
     "ortsae": "metasae.train.penalties.ortsae:largest_cosines",
     "c2r": "metasae.train.penalties.c2r:nearest_cosines_by_firing",
     "firing_cosine": "metasae.train.penalties.firing_cosine:firing_weighted_cosine",
@@ -68,23 +71,38 @@ BASELINE, SUBJECT = "solo", "joint"
 
 @dataclass(frozen=True)
 class Known:
-    """A validator for recipes: the name must be one of `table` when the recipe is read. what: what the names are of,
-    for the message.
+    """A validator for recipes: the name must be one of `table` when the recipe is read.
+
+    what: what the names are of, for the message. own: whether users may add names, so that a stored recipe may have
+    others (`is_stored`).
     """
 
     what: str
     table: dict[str, Any]
+    own: bool = False
 
-    def __call__(self, name: str) -> str:
-        if name not in self.table:
+    def __call__(self, name: str, info: "ValidationInfo") -> str:
+        if name not in self.table and not (self.own and is_stored(info)):
             raise ValueError(f"no {self.what} '{name}'{nearest(name, self.table)}")
         return name
 
 
-def named(table: dict[str, str], name: str) -> Any:
-    """The class or function behind a name of ARCHITECTURES or PENALTIES. Raises KeyError for a name that is not
-    there.
+def is_stored(info: "ValidationInfo") -> bool:
+    """Whether the recipe is one that a run left (`Recipe.stored`); it may name what a user defined in that process."""
+    return bool(info.context and info.context.get("stored"))
+
+
+def named(table: dict[str, Any], name: str) -> Any:
+    """The class or function behind a name of ARCHITECTURES or PENALTIES.
+
+    Raises UserError for a name that is not there, which a stored recipe may have.
     """
+    if name not in table:
+        raise UserError(
+            f"'{name}' was defined in Python and is not known to this process; import the module that defines it"
+        )
+    if not isinstance(table[name], str):
+        return table[name]
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -25,7 +25,7 @@ def resolve(
     name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     source = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     resolved = Recipe.load(source, overrides)
-    if not resolved.model.source and resolved.text.source != "planted":
+    if not resolved.model.source and resolved.reads_text:
         raise UserError(
             "the recipe names no model; add --set model.path=FOLDER (written by save_pretrained) or --set "
             "model.name=NAME (on the hub)"

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from metasae.errors import nearest
-from metasae.recipe.registry import ARCHITECTURES, PENALTIES, Known
+from metasae.recipe.registry import ARCHITECTURES, PENALTIES, Known, is_stored
 
 
 class Table(BaseModel):
@@ -146,7 +146,7 @@ class Spikes(Table):
         return self
 
 
-ArchitectureName = Annotated[str, AfterValidator(Known("architecture", ARCHITECTURES))]
+ArchitectureName = Annotated[str, AfterValidator(Known("architecture", ARCHITECTURES, own=True))]
 
 
 class Dictionary(Table):
@@ -325,9 +325,9 @@ class Train(Table):
     checkpoint_every: int = Field(500, ge=1, description="primary steps")
 
     @model_validator(mode="after")
-    def _known_penalties(self):
+    def _known_penalties(self, info: ValidationInfo):
         for name in self.penalties:
-            if name not in PENALTIES:
+            if name not in PENALTIES and not is_stored(info):
                 raise ValueError(f"no penalty '{name}'{nearest(name, PENALTIES)}")
         return self
 

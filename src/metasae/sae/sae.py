@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+import metasae
+from metasae.errors import UserError
 from metasae.sae.kernels import fast, reference
 
 TOKEN_EPS = 1e-5
@@ -15,7 +17,7 @@ TOKEN_EPS = 1e-5
 
 @dataclass(frozen=True)
 class Codes:
-    """Latent activations, with what decoding them needs.
+    """Latent activations, with what decoding them needs (`SAE.codes`, `SAE.decode`).
 
     acts: [..., n]. mean, std: [..., 1] of each token where the SAE normalises per token, else None.
     """
@@ -118,26 +120,93 @@ class SAE(nn.Module):
             *x.shape[:-1], self.W_enc.shape[1]
         )
 
-    def encode(self, x: Tensor) -> Codes:
-        """x [..., d] in the model's units -> codes at the calibrated threshold, by the SAE's rule.
+    def encode(self, x: Tensor) -> Tensor:
+        """x [..., d] in the model's units -> activations [..., n] at the calibrated threshold, by the SAE's rule.
 
-        Raises ValueError when the SAE has no threshold yet.
+        They are computed in the weights' dtype, and are all that `decode` needs, unless the SAE normalises each token
+        (`normalize` is not "none"): then `codes` gives them with the mean and std to undo that. Raises UserError for
+        another width and for a NaN or inf, ValueError when the SAE has no threshold yet.
+        """
+        self._refuse_not_finite(x)
+        return self.codes(x).acts
+
+    def codes(self, x: Tensor) -> Codes:
+        """As `encode`, with the mean and std of each token where the SAE normalises them, so that `decode` can undo it.
+
+        It does not look for NaN: a token that holds one has no activation above 0.
         """
         if self.threshold is None:
             raise ValueError("this SAE has no threshold yet: calibrate it first (metasae.measures.firing.calibrate)")
-        x, mean, std = self.normalise(x)
+        if x.shape[-1] != self.config.d_in:
+            raise UserError(f"x has the width {x.shape[-1]}, and this SAE reads vectors of width {self.config.d_in}")
+        x, mean, std = self.normalise(x.to(self.W_enc.dtype))
         pre = self.pre_activations(x)
         acts = torch.where(pre > self.threshold, pre, 0).relu_()
         return Codes(largest_of_rows(acts, self.config.k) if self.config.rule == "topk" else acts, mean, std)
 
-    def decode(self, codes: Codes) -> Tensor:
-        """codes [..., n] -> x_hat [..., d] in the model's units."""
+    def decode(self, acts: Tensor | Codes) -> Tensor:
+        """acts [..., n], or codes -> x_hat [..., d] in the model's units.
+
+        Raises UserError for another width, and for activations alone where the SAE normalises each token.
+        """
+        codes = acts if isinstance(acts, Codes) else Codes(acts)
+        if codes.acts.shape[-1] != self.config.d_sae:
+            raise UserError(
+                f"the activations have the width {codes.acts.shape[-1]}, and this SAE has {self.config.d_sae} latents"
+            )
+        if codes.mean is None and self.config.normalize != "none":
+            raise UserError(
+                "this SAE normalises each token, so its activations alone do not tell the output's mean and scale: "
+                "use codes = sae.codes(x), change codes.acts as you like, and sae.decode(codes)"
+            )
         out = codes.acts @ self.W_dec + self.b_dec
         return out if codes.mean is None else out * codes.std + codes.mean
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., d] -> x_hat [..., d], both in the model's units."""
-        return self.decode(self.encode(x))
+        """x [..., d] -> x_hat [..., d], both in the model's units. Raises as `encode` does."""
+        self._refuse_not_finite(x)
+        return self.decode(self.codes(x))
+
+    def latents(self, text: str, model=None, **options):
+        """What fires at each token of a text: `metasae.latents(sae, text, ...)`, whose arguments it takes.
+
+        That function reads the text with the model that this SAE's notes name, so it lies in a room above this one, and
+        is reached by its public name.
+        """
+        return metasae.latents(self, text, model, **options)
+
+    def __repr__(self) -> str:
+        """One line: which SAE, its size, where it reads, k and threshold."""
+        config, notes = self.config, self.config.metadata.get("metasae")
+        # files of other making may hold anything there
+        ours = isinstance(notes, dict) and {"arm", "seed"} <= notes.keys()
+        which = f"{notes['arm']}-s{notes['seed']}: " if ours else ""
+        size = f"{config.d_sae:,} latents of width {config.d_in:,}, {config.architecture}"
+        parts = [size, *self._place_in_words(), f"k {config.k}", self._threshold_in_words()]
+        return f"SAE({which}{', '.join(parts)})"
+
+    def _place_in_words(self) -> list[str]:
+        """Hook point and model, as far as the notes name them."""
+        notes = self.config.metadata
+        if notes.get("dataset_path") == "planted":
+            return ["of a planted world"]
+        named = (("at", "hook_name"), ("of", "model_name"))
+        return [f"{word} {notes[key]}" for word, key in named if notes.get(key)]
+
+    def _threshold_in_words(self) -> str:
+        if self.threshold is None:
+            return "no threshold yet"
+        if self.config.rule == "topk":
+            return "keeps the k largest of each token"
+        least, most = float(self.threshold.min()), float(self.threshold.max())
+        return f"threshold {least:.4g}" if least == most else f"thresholds {least:.4g} to {most:.4g}"
+
+    def _refuse_not_finite(self, x: Tensor) -> None:
+        # a sum is finite only when every term is, or when it overflows, which the second look tells apart
+        if not torch.isfinite(x.sum(dtype=torch.float32)):
+            bad = torch.nonzero(~torch.isfinite(x))
+            if len(bad):
+                raise UserError(f"x{bad[0].tolist()} is NaN or inf, as are {len(bad) - 1:,} more of its numbers")
 
     @torch.no_grad()
     def scaled(self, scale: float) -> "SAE":

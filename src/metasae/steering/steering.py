@@ -131,11 +131,11 @@ def _steered(x: Tensor, rows: Tensor, edited: SAE, edits: list[Edit], whole: SAE
     """
     with torch.autocast(edited.W_dec.device.type, enabled=False):
         x32 = x.to(edited.W_dec.device, torch.float32)
-        codes = edited.encode(x32)
+        codes = edited.codes(x32)
         change = torch.stack([edit(z) - z for edit, z in zip(edits, codes.acts.unbind(-1), strict=True)], -1)
         step = change @ edited.W_dec
         step = step if codes.std is None else step * codes.std
-        moved = (x32 if whole is None else whole(x32)) + step
+        moved = (x32 if whole is None else whole.decode(whole.codes(x32))) + step
         if whole is None:
             rows = rows & (change != 0).any(-1).to(rows.device)
     return torch.where(rows[..., None].to(x.device), moved.to(x), x)

@@ -313,6 +313,7 @@ class Trainer:
             self.done.primary,
             self.seed,
             self.how.spread,
+            self.meta.weights.W_dec_ND if self.meta else None,
         )
         values, rows_ND, entries_K = {}, None, None
         for name, coef in self.penalties.items():

@@ -50,9 +50,9 @@ class Trying:
 
         if not (self._folder / "recipe.toml").is_file():
             raise UserError(f"no model to try a text on: {self._folder.name} has no recipe.toml")
-        recipe = Recipe.load(self._folder / "recipe.toml")
-        if recipe.text.source == "planted":
-            raise UserError("no model to try a text on: this run's activations are planted")
+        recipe = Recipe.stored(self._folder / "recipe.toml")
+        if not recipe.reads_text:
+            raise UserError("no model to try a text on: this run's activations are planted or were given in Python")
         arms = sorted(RunFolder(self._folder).trained(), key=lambda arm: arm.label)
         return Host.load(recipe.model, recipe.hook.point), {arm.label: arm.sae() for arm in arms}, recipe.text.context
 
@@ -79,7 +79,7 @@ def _activations(host, text: str, context: int) -> tuple:
 
 def _fired(sae, x_TD) -> list[list]:
     fired = []
-    for acts_N in sae.encode(x_TD).acts:
+    for acts_N in sae.encode(x_TD):
         latents = acts_N.nonzero().flatten()
         values, order = acts_N[latents].sort(descending=True, stable=True)
         strongest = zip(latents[order].tolist(), values.tolist(), strict=True)

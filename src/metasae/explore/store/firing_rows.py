@@ -26,7 +26,7 @@ from metasae.interp.excerpts import planted_strings, token_strings
 from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.firings import Firings
 from metasae.progress.progress import SILENT, Task
-from metasae.recipe.recipe import Recipe
+from metasae.recipe.recipe import GIVEN, Recipe
 
 # Firings looked at in one go: about 200 MB.
 FIRINGS = 1 << 20
@@ -104,6 +104,9 @@ def strings_of_run(run_folder: Path, recipe: Recipe | None, firings: Firings) ->
         raise UserError(
             f"{run_folder} is not a run folder: it has no recipe.toml; give the --out folder of `metasae run`"
         )
+    if recipe.text.source == GIVEN:
+        # no text goes with them
+        return Strings(*(lambda places: [f" row {place}" for place in np.asarray(places)] for _ in range(3)))
     if recipe.text.source == "planted":
         source = Source(recipe, run_folder, "cpu", SILENT)
         planted = planted_strings(source.open({"evaluation": firings.n_tokens}).split("evaluation"))

@@ -43,7 +43,7 @@ class Contents:
         # an arm with firings on each evaluation text
         self.texts = {fingerprint.text: arm for arm, fingerprint in self.prints.items() if fingerprint.text}
         path = run_folder / "recipe.toml"
-        self.recipe = Recipe.load(path) if path.is_file() else None
+        self.recipe = Recipe.stored(path) if path.is_file() else None
         self.causal = is_causal(self.recipe)
 
     def sections(self) -> list[Section]:

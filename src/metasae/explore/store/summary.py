@@ -90,7 +90,7 @@ def _standings(arms: Sequence[Arm]) -> list[Standing]:
 
 def is_causal(recipe: Recipe | None) -> bool:
     """Whether the run's model predicts tokens; False where there is none, or its configuration is not at hand."""
-    if recipe is None or recipe.text.source == "planted":
+    if recipe is None or not recipe.reads_text:
         return False
     try:
         folder, revision = local_folder(recipe.model), recipe.model.revision or None

@@ -183,7 +183,7 @@ def _as_drawn(entry: dict) -> dict:
 @torch.no_grad()
 def _strengths(sae: SAE, x: Tensor) -> tuple[float, float]:
     """Between which the middle eight tenths of the live latents fire, in the units of x: mean activation where on."""
-    acts_SN = torch.cat([sae.encode(block).acts for block in x.split(BATCH)])
+    acts_SN = torch.cat([sae.encode(block) for block in x.split(BATCH)])
     fires = (acts_SN > 0).sum(0)
     live = fires > 0
     if sae.config.normalize != "none" or not live.any():

@@ -158,7 +158,7 @@ def activations_on(sae: SAE, x: torch.Tensor) -> tuple[csr_array, np.ndarray]:
     """x [T, d] -> (activations [T, l] of the l latents that fire on some row, rising within a row; their numbers,
     rising int64 [l])."""
     blocks = (block.to(sae.W_dec.device, torch.float32) for block in x.split(BATCH))
-    acts = vstack([csr_array(sae.encode(block).acts.cpu().numpy()) for block in blocks], format="csr")
+    acts = vstack([csr_array(sae.encode(block).cpu().numpy()) for block in blocks], format="csr")
     latents = np.unique(acts.indices).astype(np.int64)
     acts = acts[:, latents]
     acts.sort_indices()

@@ -8,5 +8,5 @@ from metasae.sae.spread import WHOLE, Whole
 
 
 def architecture(name: str, options: Options, spread: Whole = WHOLE) -> Architecture:
-    """The architecture of that name. Raises KeyError for a name that is not registered."""
+    """The architecture of that name. Raises UserError for a name that is not registered."""
     return named(ARCHITECTURES, name)(options, spread)

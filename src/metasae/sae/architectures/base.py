@@ -30,7 +30,7 @@ class Options:
 
 
 class Architecture:
-    """The seam. Subclasses override what differs.
+    """What training asks of an architecture. Subclasses override what differs from BatchTopK.
 
     spread: how the latents lie over processes (`metasae.sae.spread`). A sum over all latents is taken through it, which
     is all that an architecture needs to do to be right on several ranks; the kernels' selections see to that
@@ -74,6 +74,10 @@ class Architecture:
 
     def select(self, pre_BN: Tensor, weights: Weights, k: int, cut: float, kernels: ModuleType) -> tuple[Kept, float]:
         """The entries that fire, and the warm cut for the next call. k: this step's latents per token."""
+        return Kept.where(pre_BN, self.fires(pre_BN, k)), cut
+
+    def fires(self, pre_BN: Tensor, k: int) -> Tensor:
+        """Bool [B, n]: which entries of pre fire. All that an architecture without a faster `select` needs to say."""
         raise NotImplementedError
 
     def sparsity(

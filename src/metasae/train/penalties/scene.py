@@ -22,7 +22,7 @@ class Scene:
 
     step: primary steps done; seed: the arm's seed. With both, a penalty that draws at random stays repeatable and
     resumable. spread: how latents lie over processes. W_dec_ND, kept and rate_N are of the latents here, and latents
-    count from 0 in `kept`.
+    count from 0 in `kept`. W_meta_MD: decoder rows of the meta SAE, which every process has whole; None without one.
     """
 
     W_dec_ND: Tensor
@@ -31,6 +31,7 @@ class Scene:
     step: int
     seed: int
     spread: Whole = WHOLE
+    W_meta_MD: Tensor | None = None
     _rows: list[Tensor] = field(default_factory=list, repr=False)
 
     @property
@@ -71,6 +72,7 @@ class Scene:
             self.all_latents(self.rate_N),
             self.step,
             self.seed,
+            W_meta_MD=self.W_meta_MD,
         )
 
 

@@ -1,0 +1,197 @@
+"""`metasae.latents`, which is `sae.latents`: what fires in a text, with the model that the SAE's own notes name."""
+
+import html
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metasae.data.model.host import Host
+from metasae.data.model.model_folder import model_at
+from metasae.data.model.one_text import read_text
+from metasae.data.text.pieces import Pieces
+from metasae.encodings import readable
+from metasae.errors import UserError
+from metasae.recipe.recipe import Model, Recipe
+from metasae.sae.sae import SAE
+
+# Tokens of a window where the notes do not say.
+CONTEXT = 128
+# TransformerLens's name -> the hub's.
+_HUB_NAMES = {"gpt2-small": "gpt2"}
+# Rows and latents of a row that are printed.
+_ROWS, _SHOWN = 60, 5
+
+
+class ReadBy(NamedTuple):
+    """The model, hook point and window that an SAE was trained with, as far as its notes say."""
+
+    model: Model | None
+    point: str | None
+    context: int
+
+
+class Latents:
+    """Which latents fire at each token of a text, and how strongly.
+
+    tokens: T texts, which joined are the text. acts: fp32 [T, n], at the calibrated threshold in the model's units.
+    """
+
+    def __init__(self, tokens: list[str], acts: Tensor):
+        self.tokens, self.acts = tokens, acts
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def top(self, k: int = _SHOWN) -> list[list[tuple[int, float]]]:
+        """For each token at most k pairs (latent, activation), the strongest first; equal ones by their number."""
+        strongest = []
+        for acts_N in self.acts:
+            latents = acts_N.nonzero().flatten()
+            values, order = acts_N[latents].sort(descending=True, stable=True)
+            strongest.append(list(zip(latents[order][:k].tolist(), values[:k].tolist(), strict=True)))
+        return strongest
+
+    def to_pandas(self):
+        """A DataFrame, a row for each token and a column for each latent that fires somewhere in the text."""
+        import pandas
+
+        fired = (self.acts > 0).any(0).nonzero().flatten()
+        return pandas.DataFrame(self.acts[:, fired].cpu().numpy(), index=self.tokens, columns=fired.tolist())
+
+    def __repr__(self) -> str:
+        width = max(len(repr(token)) for token in self.tokens[:_ROWS])
+        lines = [f"{token!r:<{width}}  {_in_words(pairs)}".rstrip() for token, pairs in self._rows()]
+        return "\n".join([*lines, *self._rest()])
+
+    def _repr_html_(self) -> str:
+        most = float(self.acts.max()) or 1.0
+        rows = []
+        for token, pairs in self._rows():
+            cells = "".join(
+                f'<td style="background:rgba(230,140,20,{min(value / most, 1):.2f})">{latent}: {value:.3g}</td>'
+                for latent, value in pairs
+            )
+            rows.append(f"<tr><td><code>{html.escape(token)}</code></td>{cells}</tr>")
+        rest = "".join(f"<p>{line}</p>" for line in self._rest())
+        return f"<table><thead><tr><th>token</th><th>latent: activation</th></tr></thead>{''.join(rows)}</table>{rest}"
+
+    def _rows(self):
+        few = Latents(self.tokens[:_ROWS], self.acts[:_ROWS])
+        return zip(few.tokens, few.top(), strict=True)
+
+    def _rest(self) -> list[str]:
+        return [f"... and {len(self) - _ROWS} more tokens"] if len(self) > _ROWS else []
+
+
+@torch.no_grad()
+def latents(
+    sae: SAE,
+    text: str,
+    model: str | Path | Host | nn.Module | None = None,
+    *,
+    tokenizer: Any = None,
+    point: str | None = None,
+    device: str = "cpu",
+) -> Latents:
+    """Reads a text with the SAE's model and gives a table, token by latent.
+
+    sae: with a threshold. text: read in windows as the SAE's training documents were, each with the BOS and the other
+    special tokens of the model, which are left out of the table. model: None takes the model that the SAE's notes name
+    and keeps it loaded for the next call; else a folder, package or name on the hub, a `Host`, or a transformers model
+    with its `tokenizer`. point: the hook point; None takes the one in the notes. A model from notes never runs code of
+    its own.
+
+    Raises UserError where the notes name no model or hook point, where the model cannot be loaded or has another width,
+    for a text without a token and an SAE without threshold.
+    """
+    if sae.threshold is None:
+        raise UserError("this SAE has no threshold yet, so nothing says what fires; calibrate it first")
+    noted = notes_of(sae)
+    with _left_as_it_was(model):
+        host = _host_of(noted, model, tokenizer, point, device)
+        if host.d != sae.config.d_in:
+            raise UserError(
+                f"'{host.point}' of {host.name} gives vectors of width {host.d}, and this SAE reads {sae.config.d_in}"
+            )
+        read = read_text(host, text, noted.context)
+    acts = sae.encode(read.x.to(sae.W_enc.device)).cpu()
+    return Latents([readable(piece) for piece in Pieces(host.tokenizer).of(read.ids)], acts)
+
+
+def notes_of(sae: SAE) -> ReadBy:
+    """Of an SAE of ours what its recipe says; of others their model_name, hook_name, prepend_bos and context_size."""
+    metadata = sae.config.metadata
+    notes = metadata.get("metasae")
+    ours = notes.get("recipe") if isinstance(notes, dict) else None
+    if isinstance(ours, dict):
+        # whoever wrote the SAE does not decide whether a model's code is run here
+        values = {key: ours.get(key, {}) for key in ("model", "hook")}
+        recipe = Recipe.stored(values, {"model.trust_remote_code": False})
+        text = ours.get("text", {})
+        named = recipe.model if recipe.model.source and text.get("source") != "planted" else None
+        return ReadBy(named, recipe.hook.point, _count(text.get("context")))
+    name, point = (value if isinstance(value, str) and value else None for value in _named(metadata))
+    if name is None:
+        return ReadBy(None, point, _count(metadata.get("context_size")))
+    model = model_at(_HUB_NAMES.get(name, name))
+    if metadata.get("prepend_bos") is False:
+        model = model.model_copy(update={"bos": False})
+    return ReadBy(model, point, _count(metadata.get("context_size")))
+
+
+@contextmanager
+def _left_as_it_was(model: Any) -> Iterator[None]:
+    """A user's own model is in evaluation mode inside, and trains again afterwards where it did before."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training, wants = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        yield
+    finally:
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(wants[name])
+
+
+def _host_of(noted: ReadBy, model: Any, tokenizer: Any, point: str | None, device: str) -> Host:
+    if isinstance(model, Host):
+        return model if point is None else model.at(point)
+    point = point or noted.point
+    if point is None:
+        raise UserError("this SAE's notes name no hook point; pass point='blocks.4.hook_resid_pre' or the like")
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise UserError("give the tokenizer with the model: sae.latents(text, model, tokenizer=tokenizer)")
+        causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+        return Host(model, tokenizer, point, causal, bos=noted.model.bos if noted.model else "auto")
+    if model is None and noted.model is None:
+        raise UserError(
+            "this SAE's notes name no model; pass one, as in sae.latents(text, model='gpt2', point='...') or a folder"
+        )
+    bos = noted.model.bos if noted.model else "auto"
+    spec = noted.model if model is None else model_at(str(model)).model_copy(update={"bos": bos})
+    return _loaded(spec, point, device)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: Model, point: str, device: str) -> Host:
+    """The model that was asked for last stays loaded, as loading takes longer than reading a text."""
+    return Host.load(model, point, device)
+
+
+def _named(metadata: dict) -> tuple:
+    return metadata.get("model_name"), metadata.get("hook_name")
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 3 else CONTEXT
+
+
+def _in_words(pairs: list[tuple[int, float]]) -> str:
+    return "   ".join(f"{latent}: {value:.3g}" for latent, value in pairs)
