@@ -9,7 +9,7 @@ pytest.importorskip("plotly", reason="the explorer draws with plotly")
 pytest.importorskip("starlette", reason="the explorer needs starlette")
 
 from explored import numbered, random_firings, write_arm
-from fake_explorer import FakeExplorer
+from fake_explorer import F1, FakeExplorer, words_of
 
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
@@ -44,6 +44,7 @@ def test_every_answer_is_in_a_file(explorer, out):
         ]
         given = explorer.latents(name, sort="latent", descending=False, dead=True, limit=500)["rows"]
         assert rows == [{key: value for key, value in row.items() if value is not None} for row in given]
+        assert table["searched"][3] == [[token, F1(place, 3)] for place, token in enumerate(words_of(3)[:8])]
         for i in (0, 63, 64, 129):
             assert packed(api / "latent" / index["saes"][name] / f"{i // 64}.json.gz")[str(i)] == json.loads(
                 json.dumps(explorer.latent(name, i))
@@ -70,6 +71,11 @@ def test_the_pages_are_the_servers_with_one_tag_and_relative_addresses(out):
         assert script.name == "plotly.min.js" or not re.search(
             r"""["'`]/(api|data|pages|plotly)""", script.read_text()
         ), script.name
+
+
+def test_opened_from_the_disk_the_page_says_what_to_run(out):
+    page = (out / "index.html").read_text()
+    assert page.index("<main") < page.index("python -m http.server 8000") < page.index("</main>")
 
 
 def test_exporting_again_replaces_the_answers_and_nothing_else(explorer, tmp_path):

@@ -3,7 +3,7 @@
 import { data, STATIC, SWEEP } from "./data.js";
 import { add, h, say } from "./dom.js";
 import { recolour } from "./charts.js";
-import { hideTip } from "./windows.js";
+import { hideTip } from "./tip.js";
 
 const OF_A_RUN = {
   overview: () => import("./pages/overview.js"),

@@ -98,6 +98,14 @@ class StoredText:
         end = int(self.first[number + 1]) if number + 1 < len(self.first) else self.n_tokens
         return int(self.first[number]), end
 
+    def document_round(self, place: int) -> tuple[int, int]:
+        """First token and end of the document round a token: the neighbouring stretches of the same document."""
+        number = self._stretch(place)
+        others = np.flatnonzero(self.document != self.document[number])
+        before, after = others[others < number], others[others > number]
+        begin = int(self.first[before[-1] + 1]) if len(before) else 0
+        return begin, int(self.first[after[0]]) if len(after) else self.n_tokens
+
     def where(self, place: int) -> tuple[int, int]:
         """(document, position in it) of a token."""
         number = self._stretch(place)

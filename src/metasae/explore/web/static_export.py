@@ -9,7 +9,7 @@
     OUT/data/api/split/3.json.gz         splits 48 to 63, whole
 
 The pages read these where index.html carries the tag `metasae-static`. Trying a text and giving labels need the server.
-Browsers load modules over http only: a folder opened from the disk shows nothing, `python -m http.server` does.
+Browsers load modules over http only: opened from the disk the page says to run `python -m http.server` in its folder.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from metasae import files
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.pages.sweep_pages import is_sweep, sweep_page
-from metasae.explore.store.blobs import SEARCHED
+from metasae.explore.store.blobs import SEARCHED, short, token_f1
 from metasae.explore.store.build import build
 from metasae.explore.web.page_files import OF_A_SWEEP, STATIC, STATIC_TAG, plotly_script, tagged
 from metasae.progress.progress import SILENT, Progress
@@ -36,6 +36,8 @@ SPLITS_A_FILE = 16
 ROWS = 500
 # of each pair; there are thousands, and all but the first are chance
 SPLITS = 200
+# Of a latent its searched tokens, each with how specific it is to it (`token_f1`).
+Searched = list[tuple[str, float]]
 
 
 def static_export(
@@ -65,6 +67,7 @@ def static_export(
     shutil.copyfile(plotly_script(), out / "plotly.min.js")
     # last, so that a folder with an index.html is whole
     files.write_text(out / "index.html", tagged(STATIC_TAG, OF_A_SWEEP) if of_sweep else tagged(STATIC_TAG))
+    progress.say(f"to look at it here: python -m http.server --directory {out}")
     return out / "index.html"
 
 
@@ -81,7 +84,7 @@ def _write_run(run, api: Path, progress: Progress, splits: int, processes: int) 
         for name, n in sizes.items()
         for first in range(0, n, LATENTS_A_FILE)
     ]
-    searched: dict[str, list[list[str]]] = {name: [] for name in stems}
+    searched: dict[str, list[Searched]] = {name: [] for name in stems}
     write = partial(_write_latents, run, api, stems)
     # a forked copy of this process would share its threads' locks
     pool = ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext()
@@ -117,18 +120,26 @@ def _refuse_other(out: Path) -> None:
         raise UserError(f"{out} is there already and is no export of the explorer; choose another folder")
 
 
-def _write_latents(run, api: Path, stems: dict[str, str], place: tuple[str, int, int]) -> list[list[str]]:
-    """One file of latents; gives the tokens by which each is searched.
+def _write_latents(run, api: Path, stems: dict[str, str], place: tuple[str, int, int]) -> list[Searched]:
+    """One file of latents; gives of each the tokens by which it is searched, and how specific it is to each.
 
     place: the SAE, its first latent there and the end.
     """
     name, first, end = place
     block = {str(i): _opened(run).latent(name, i) for i in range(first, end)}
     _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", block)
-    return [[entry["token"] for entry in latent["tokens"][:SEARCHED]] for latent in block.values()]
+    return [_searched(latent) for latent in block.values()]
 
 
-def _write_table(explorer, name: str, n: int, path: Path, searched: list[list[str]]) -> None:
+def _searched(latent: dict) -> Searched:
+    firings = latent["scalars"]["firings"]
+    return [
+        (entry["token"], short(token_f1(entry["with"], firings, entry["count"])))
+        for entry in latent["tokens"][:SEARCHED]
+    ]
+
+
+def _write_table(explorer, name: str, n: int, path: Path, searched: list[Searched]) -> None:
     """All rows of an SAE of n latents."""
     ask = partial(explorer.latents, name, sort="latent", descending=False, dead=True)
     rows = [row for offset in range(0, n, ROWS) for row in ask(offset=offset, limit=ROWS)["rows"]]

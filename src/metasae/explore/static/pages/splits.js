@@ -2,7 +2,7 @@
 
 import { data } from "../data.js";
 import { already, livesOn } from "../counterparts.js";
-import { card, chips, h, latentLink, number, percent } from "../dom.js";
+import { card, chips, fixed, h, latentLink, number, percent, saeName } from "../dom.js";
 
 const PAGE = 50;
 // the words of what the store says of all splits of a pair
@@ -238,14 +238,13 @@ function item(row) {
     h(
       "div",
       { class: "split-line" },
-      h("a", { href: `#/split/${encodeURIComponent(row.id)}` }, "open"),
-      latentLink(row.parent.sae, row.parent.latent),
+      h("a", { href: `#/split/${encodeURIComponent(row.id)}`, class: "whole latent-link" }, saeName(row.parent.sae), " ", h("span", { class: "id" }, String(row.parent.latent))),
       chips(row.parent.top_tokens),
       row.label ? h("span", { class: "tag" }, row.label) : null,
       h(
         "span",
         { class: "numbers" },
-        `score ${number(row.score)} · covered ${percent(row.coverage)} · overlap ${percent(row.overlap)} · ${number(row.firings)} firings`,
+        `score ${fixed(row.score)} · covered ${percent(row.coverage)} · overlap ${percent(row.overlap)} · ${number(row.firings)} firings`,
       ),
     ),
     bar,
@@ -260,7 +259,7 @@ function item(row) {
           h("span", { class: `swatch c${i % 5}`, "aria-hidden": "true" }, LETTERS[i]),
           latentLink(child.sae, child.latent),
           chips(child.top_tokens),
-          h("span", { class: "soft" }, `alone on ${percent(child.share)} of the firings · phi, choosing half, ${number(child.phi)}`),
+          h("span", { class: "soft" }, `alone on ${percent(child.share)} of the firings · phi, choosing half, ${fixed(child.phi)}`),
           already(child),
         ),
       ),
