@@ -221,6 +221,10 @@ class FakeExplorer:
         known = {3: {"latent": 3, "cosine": 0.9}, 5: {"latent": 5, "cosine": 0.2}}
         return {str(i): known[i] for i in ids if i in known}
 
+    def texts(self):
+        """None of which the windows are."""
+        return {}
+
     def document(self, sae, latent, place):
         self._check(sae, latent)
         tokens = [f" word{i}" for i in range(30)]
@@ -230,12 +234,9 @@ class FakeExplorer:
 
     def latent(self, sae, latent):
         self._check(sae, latent)
-        near = [
-            {"sae": sae, "latent": j, "value": 0.5 - j / 10, "explanation": None, "top_tokens": [WORDS[j]]}
-            for j in range(1, 4)
-        ]
+        near = [{"sae": sae, "latent": j, "value": 0.5 - j / 10, **self.briefs(sae, [j])[str(j)]} for j in range(1, 4)]
         other = next(name for name in self.names if name != sae)
-        far = [{**entry, "sae": other} for entry in near]
+        far = [{**entry, "sae": other, **self.briefs(other, [entry["latent"]])[str(entry["latent"])]} for entry in near]
         target = {"kind": "latent", "sae": sae, "latent": latent}
         row = self._row(sae, latent)
         return {
@@ -248,7 +249,7 @@ class FakeExplorer:
                            "other": {other: {"phi": far, "cosine": far}}},
             "matches": [{"sae": other, "latent": 4, "cosine": 0.8}],
             "meta": [{"meta_latent": 2, "weight": 0.6, "siblings": [{"latent": 9, "weight": 0.5,
-                                                                     "top_tokens": [" bank"]}]}],
+                                                                     "top_tokens": words_of(9)[:2]}]}],
             "senses": [{"word": "bank", "sense": "river", "recall": 0.9, "share": 0.7}],
             "explanation": {"text": row["explanation"], "judge": "word list"} if row["explanation"] else None,
             "scores": [{"score": "detection", "part": "same_token", "value": 0.7, "chance": 0.5}],

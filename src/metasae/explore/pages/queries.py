@@ -7,7 +7,7 @@ is a UserError.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from metasae.explore.pages.latent_table import MOST, LatentTable
 from metasae.explore.pages.pair_pages import split_page, splits_page
 from metasae.explore.pages.search import found_in, matches_in
 from metasae.explore.store.blobs import unpack_edges
-from metasae.explore.store.open_store import OpenStore
+from metasae.explore.store.open_store import CHUNK, OpenStore
 from metasae.explore.store.schema import MEANINGS, SCALARS, key_of
 from metasae.explore.store.sections import weights_of
 
@@ -106,6 +106,20 @@ class Explorer:
     def document(self, sae: str, latent: int, place: int) -> dict:
         """The document round a token of the evaluation text, with what the latent does in it."""
         return document_page(self.store, self.store.sae(sae), self.store.check(sae, latent), place)
+
+    def texts(self) -> dict[str, int]:
+        """SAE -> the number of the evaluation text that its windows are of, for those with firings."""
+        return {name: facts.text for name, facts in self.store.saes.items() if facts.text is not None}
+
+    def text_chunks(self, number: int) -> Iterator[dict]:
+        """An evaluation text in chunks of CHUNK tokens: {"pieces": text of each token, "names": {"17": its name}}.
+
+        Pieces joined are the text; `names` has, by place in the chunk, the tokens whose name alone is another.
+        """
+        text = self.store.text(number)
+        for start in range(0, text.n_tokens, CHUNK):
+            end = min(start + CHUNK, text.n_tokens)
+            yield {"pieces": text.pieces(start, end), "names": text.names(start, end)}
 
     def splits(
         self, pair: str | None = None, kind: str = "splits", offset: int = 0, limit: int = 50, **filters

@@ -3,6 +3,8 @@
 import { json, kept, Missing } from "./data.js";
 
 const BLOCK = 64;
+// a character ends within so many tokens
+const REACH = 3;
 // latents of each SAE that a search shows
 const FOUND = 20;
 const index = () => kept("data/api/index.json");
@@ -101,7 +103,47 @@ export async function latent(sae, number) {
     throw error instanceof Missing ? missing() : error;
   });
   if (!(number in block)) throw missing();
-  return block[number];
+  const page = block[number];
+  const near = page.neighbours;
+  const filled = async (kinds) => Object.fromEntries(await Promise.all(Object.entries(kinds).map(async ([kind, entries]) => [kind, await withWords(entries)])));
+  const { other = {}, ...own } = near;
+  const far = Object.fromEntries(await Promise.all(Object.entries(other).map(async ([name, kinds]) => [name, await filled(kinds)])));
+  const meta = await Promise.all(page.meta.map(async (entry) => ({ ...entry, siblings: await withWords(entry.siblings, sae) })));
+  return { ...page, neighbours: { ...(await filled(own)), other: far }, meta, windows: await withText(sae, page.windows) };
+}
+
+/** What the files of latents leave out, as the tables have it: the tokens and the explanation by which a latent is known. */
+function withWords(entries, sae) {
+  return Promise.all(
+    entries.map(async (entry) => {
+      const { top_tokens, explanation } = (await rowsOf(entry.sae ?? sae)).rows[entry.latent];
+      return { ...entry, top_tokens, explanation };
+    }),
+  );
+}
+
+/** Windows with the tokens that stand there, from the chunks of the text; those that have their tokens stay. */
+async function withText(sae, windows) {
+  const { texts, chunk } = await index();
+  if (!(sae in texts)) return windows;
+  const token = async (at) => {
+    const { pieces, names } = await kept(`data/api/text/${texts[sae]}/${Math.floor(at / chunk)}.json.gz`);
+    return { piece: pieces[at % chunk], name: names[at % chunk] };
+  };
+  return Promise.all(
+    windows.map(async (entry) => {
+      const length = (entry.values ?? entry.parent).length;
+      const told = await Promise.all(Array.from({ length }, (_, i) => token(entry.place + i)));
+      const tokens = told.map(({ piece }) => piece);
+      const names = Object.fromEntries(told.map(({ name }, i) => [i, name]).filter(([, name]) => name !== undefined));
+      // a character that the window's end cuts stands with the last token, as on the server
+      for (let i = 0; i < REACH && tokens[length - 1] === "" && names[length - 1]; i++) {
+        const next = await token(entry.place + length + i).catch(() => null);
+        if (next?.piece) tokens[length - 1] = next.piece;
+      }
+      return { ...entry, tokens, names };
+    }),
+  );
 }
 
 function splitPasses(row, search, min_score, label) {
@@ -129,7 +171,8 @@ export async function splits({ pair, kind = "splits", offset = 0, limit = 50, se
 export async function split(id) {
   const { splits: blocks, most } = await index();
   if (!(id in blocks)) throw new Missing(`no split '${id}' among the best ${most} of each pair, which this static copy has`);
-  return (await kept(`data/api/split/${blocks[id]}.json.gz`))[id];
+  const page = (await kept(`data/api/split/${blocks[id]}.json.gz`))[id];
+  return { ...page, windows: await withText(page.parent.sae, page.windows) };
 }
 
 /** As the server answers: of each SAE the latents that are most specific to the text. */

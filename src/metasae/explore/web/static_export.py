@@ -4,9 +4,10 @@
     OUT/data/api/index.json              which file holds what
     OUT/data/api/overview.json
     OUT/data/api/latents/SAE.json.gz     all rows of an SAE, by column
-    OUT/data/api/latent/SAE/7.json.gz    latents 448 to 511, whole
+    OUT/data/api/latent/SAE/7.json.gz    latents 448 to 511, without what the text and the tables have (slim.py)
+    OUT/data/api/text/1/0.json.gz        the first 4,096 tokens of the evaluation text
     OUT/data/api/splits/splits-0.json.gz the best splits of the first pair
-    OUT/data/api/split/3.json.gz         splits 48 to 63, whole
+    OUT/data/api/split/3.json.gz         splits 48 to 63, likewise
 
 The pages read these where index.html carries the tag `metasae-static`. Trying a text and giving labels need the server.
 Browsers load modules over http only: opened from the disk the page says to run `python -m http.server` in its folder.
@@ -28,7 +29,9 @@ from metasae.explore.pages.queries import Explorer
 from metasae.explore.pages.sweep_pages import is_sweep, sweep_page
 from metasae.explore.store.blobs import SEARCHED, short, token_f1
 from metasae.explore.store.build import build
+from metasae.explore.store.open_store import CHUNK
 from metasae.explore.web.page_files import OF_A_SWEEP, STATIC, STATIC_TAG, plotly_script, tagged
+from metasae.explore.web.slim import slim_latent, slim_windows
 from metasae.progress.progress import SILENT, Progress
 
 LATENTS_A_FILE = 64
@@ -95,7 +98,11 @@ def _write_run(run, api: Path, progress: Progress, splits: int, processes: int) 
             task.advance(end - first)
     for name, stem in stems.items():
         _write_table(explorer, name, sizes[name], api / "latents" / f"{stem}.json.gz", searched[name])
-    index = {"saes": stems, "most": splits, **_write_splits(explorer, api, splits)}
+    texts = explorer.texts()
+    for number in sorted(set(texts.values())):
+        for chunk, told in enumerate(explorer.text_chunks(number)):
+            _pack(api / "text" / str(number) / f"{chunk}.json.gz", told)
+    index = {"saes": stems, "most": splits, "texts": texts, "chunk": CHUNK, **_write_splits(explorer, api, splits)}
     files.write_text(api / "index.json", _text(index))
 
 
@@ -127,7 +134,9 @@ def _write_latents(run, api: Path, stems: dict[str, str], place: tuple[str, int,
     """
     name, first, end = place
     block = {str(i): _opened(run).latent(name, i) for i in range(first, end)}
-    _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", block)
+    with_text = name in _opened(run).texts()
+    slim = {i: slim_latent(page, with_text) for i, page in block.items()}
+    _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", slim)
     return [_searched(latent) for latent in block.values()]
 
 
@@ -169,8 +178,13 @@ def _write_splits(explorer, api: Path, most: int) -> dict:
     for start in range(0, len(ids), SPLITS_A_FILE):
         block, number = list(ids)[start : start + SPLITS_A_FILE], start // SPLITS_A_FILE
         blocks |= dict.fromkeys(block, number)
-        _pack(api / "split" / f"{number}.json.gz", {id: explorer.split(id) for id in block})
+        _pack(api / "split" / f"{number}.json.gz", {id: _split(explorer, id) for id in block})
     return {"pairs": pairs, "splits": blocks}
+
+
+def _split(explorer, id: str) -> dict:
+    page = explorer.split(id)
+    return slim_windows(page, page["parent"]["sae"] in explorer.texts())
 
 
 def _stems(names: list[str]) -> dict[str, str]:
