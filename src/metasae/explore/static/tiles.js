@@ -6,7 +6,7 @@ import { isClear, unequalPairs, wayOf } from "./measures.js";
 const MOST = 5;
 const KINDS = [
   ["truth", "Known features", "Features that are known without the SAE: spike-ins and labels from the text. They alone can say which arm is more atomic.", "No known features were measured: spike-ins (spikes.n) or concepts would tell which arm is more atomic."],
-  ["description", "How latents fire and lie", "How often latents fire together and how alike their rows are. They describe an SAE; no side is better.", "not measured yet"],
+  ["description", "Firing and rows", "How often latents fire together and how alike their rows are. They describe an SAE; no side is better.", "not measured yet"],
   ["fidelity", "Fidelity", "How well the SAE rebuilds what the model computes, and what the model loses with it in place.", "not measured yet"],
 ];
 
@@ -32,12 +32,13 @@ export function tiles(run) {
 }
 
 function tile(run, name, pair, [kind, title, meaning, none]) {
-  const [arm] = name.split(" vs ");
+  const [arm, baseline] = name.split(" vs ");
   const rows = chosen(run.quantities.filter((q) => q.kind === kind && q.main && pair[q.key] && pair[q.key].difference !== null));
   return h(
     "section",
     { class: `card tile ${armClass(arm)}` },
     h("h2", {}, term(title, meaning)),
+    rows.length ? h("p", { class: "note" }, `${baseline} → ${arm}; the change with its 95% interval`) : null,
     rows.length
       ? h("ul", { class: "changes", "aria-label": `${title}: changes` }, rows.map((q) => change(q, pair[q.key])))
       : h("p", { class: "empty" }, none),

@@ -73,7 +73,7 @@ async function worthALook(run) {
       { class: "list" },
       split
         ? item(
-            h("a", { class: "whole", href: `#/split/${encodeURIComponent(split.id)}` }, `The clearest split: ${split.parent.sae} ${split.parent.latent}`),
+            h("a", { class: "whole", href: `#/split/${encodeURIComponent(split.id)}` }, `The clearest split candidate: ${split.parent.sae} ${split.parent.latent}`),
             `into ${split.children.length} latents of ${split.children[0].sae}, score ${fixed(split.score)}`,
           )
         : null,
