@@ -493,7 +493,10 @@ def test_a_latent_is_shown_on_a_text_and_steered_with_and_its_document_opens(rea
 
 def test_without_an_explanation_a_latent_is_told_by_its_tokens(reader):
     reader.open("latent/joint-s0/17")
-    assert "It fires most on ␣money (30% of its firings, 9 times as often as chance)" in " ".join(reader.text().split())
+    told = " ".join(reader.text().split())
+    assert "It fires above chance on ␣money (30% of its firings, 9 times as often as chance)" in told
+    heads = reader.page.locator("[aria-label='Tokens the latent fires on'] th").all_inner_texts()
+    assert heads == ["token", "firings", "share", "lift", "of all"]
     reader.open("latent/joint-s0/18")
     assert "No judge" not in reader.text() and "about latent number 18" in reader.text()
 

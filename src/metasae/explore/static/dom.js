@@ -102,16 +102,17 @@ export function apart(tokens) {
   return tokens.map((token) => chip(token, "token", true));
 }
 
-/** What a latent without a judge's explanation is told by: the tokens it fires on most, with the lift of each. tokens: as a latent's page has them. */
+/** What a latent without a judge's explanation is told by: the tokens with the most firings beyond chance, with the lift of each. tokens: as a latent's page has them. */
 export function byTokens(tokens, most = 3) {
-  const told = (tokens || []).filter(({ lift }) => lift !== null && lift !== undefined).slice(0, most);
+  const telling = ({ share, lift }) => share * Math.log(lift);
+  const told = (tokens || []).filter(({ lift }) => lift > 1).sort((a, b) => telling(b) - telling(a)).slice(0, most);
   if (!told.length) return null;
   const lifts = told.map(({ token, lift, share }, i) => [
     i ? (i + 1 === told.length ? " and " : ", ") : "",
     chip(token, "token", true),
     ` (${percent(share, 2)} of its firings, ${number(lift, 2)} times as often as chance)`,
   ]);
-  return h("span", {}, "No judge explained it. It fires most on ", lifts, ".");
+  return h("span", {}, "No judge explained it. It fires above chance on ", lifts, ".");
 }
 
 export function chips(tokens, most = 6) {

@@ -165,7 +165,8 @@ function histogram(latent) {
 function tokens(latent, windows) {
   if (!latent.tokens?.length) return null;
   const most = Math.max(...latent.tokens.map(({ share }) => share ?? 0), 1e-9);
-  const columns = [
+  // made anew for each of the two tables: a heading is an element, which stands in one place
+  const columns = () => [
     { label: "token", text: true },
     { label: "firings" },
     { label: term("share", "of the latent's firings, those on this token") },
@@ -198,9 +199,9 @@ function tokens(latent, windows) {
   return card(
     "Tokens",
     "most fired on; several unlike tokens with a high lift speak for several meanings",
-    table(columns, rows.slice(0, TOKENS), { label: "Tokens the latent fires on" }),
+    table(columns(), rows.slice(0, TOKENS), { label: "Tokens the latent fires on" }),
     rows.length > TOKENS
-      ? h("details", {}, h("summary", {}, `${rows.length - TOKENS} more`), table(columns, rows.slice(TOKENS), { label: "More tokens" }))
+      ? h("details", {}, h("summary", {}, `${rows.length - TOKENS} more`), table(columns(), rows.slice(TOKENS), { label: "More tokens" }))
       : null,
   );
 }
