@@ -63,6 +63,7 @@ async function open() {
   page = next;
   here = location.hash;
   main.replaceChildren(next.node);
+  if (name !== "search" && document.activeElement !== search) search.value = "";
   next.ready?.();
   document.title = `${next.title} · metasae`;
   const menu = next.menu || MENU[name] || name;

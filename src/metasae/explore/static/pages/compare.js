@@ -140,7 +140,7 @@ function picker(saes, parts) {
     const latent = h("input", {
       type: "text",
       required: true,
-      class: "short",
+      class: "number-or-token",
       placeholder: "number or token",
       value: text ? String(given.latent) : "",
       "aria-label": `Number or token of the ${i ? "second" : "first"}`,

@@ -11,8 +11,6 @@ const WORDS = {
   too_rare: "parents too rare to score",
   "n_above_0.1": "with a score above 0.1",
   "n_above_0.25": "with a score above 0.25",
-  "share_above_0.1": "share above 0.1",
-  "share_above_0.25": "share above 0.25",
   n_kept: "no split: the parent lives on, or no child is new",
   mean_score: "mean score",
   mean_top: "mean of the best 100",
@@ -175,7 +173,8 @@ export async function page({ name, parts, query }) {
 
 /** What splits there are without any penalty: solo against solo's next seed. */
 function baseRate(answer, kind, isBase) {
-  const told = Object.entries(answer.base_rate || {}).filter(([, value]) => typeof value === "number");
+  // the shares say what the counts say
+  const told = Object.entries(answer.base_rate || {}).filter(([key, value]) => typeof value === "number" && !key.startsWith("share_"));
   const here = answer.summary || {};
   if (answer.same_seed)
     return h(
