@@ -151,7 +151,7 @@ class View {
     return h(
       "table",
       { class: "lines" },
-      h("thead", {}, h("tr", {}, arms.map((arm) => h("th", { class: "text", scope: "col" }, saeName(arm))), arms.length > 1 ? h("th", { class: "text", scope: "col" }, "differs") : null)),
+      h("thead", {}, h("tr", {}, arms.map((arm) => h("th", { class: "text", scope: "col" }, saeName(arm))), arms.length > 1 ? h("th", { class: "text how", scope: "col" }, "differs") : null)),
       h(
         "tbody",
         {},
@@ -160,7 +160,7 @@ class View {
             "tr",
             { class: `item${differs ? " differs" : ""}`, tabindex: "-1" },
             cells.map((cell, a) => h("td", { class: "text" }, this.cell(arms[a], cell, briefs[a]))),
-            arms.length > 1 ? h("td", { class: "text" }, differs ? only(cells) : null) : null,
+            arms.length > 1 ? h("td", { class: "text how" }, differs ? only(cells) : null) : null,
           ),
         ),
       ),
