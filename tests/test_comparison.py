@@ -367,7 +367,7 @@ def test_summary_table(tmp_path):
 @pytest.mark.parametrize("percent, ci, text", [
     (-6.66, [-8.21, -5.1], "-6.7% [-8.2, -5.1]"),
     (0.0312, None, "+0.03%"),
-    (0.00002, None, "+2e-05%"),
+    (0.00002, None, "+0.00002%"),
     (250.0, [-1200.4, 3.0], "+250% [-1200, +3.0]"),
 ])  # fmt: skip
 def test_how_a_change_is_written(percent, ci, text):

@@ -278,7 +278,7 @@ def test_a_typo_put_right_goes_on_in_the_same_folder(recipe, tmp_path):
     values = recipe() | {"arms": ["solo"], "seeds": [0]}
     with pytest.raises(UserError, match="blocks"):
         metasae.run(values, out=tmp_path / "a", overrides={"hook.point": "blocks.1.hook_resid_prae"}, show=False)
-    assert metasae.run(values, out=tmp_path / "a", show=False)["arms"].keys() == {"solo"}
+    assert metasae.run(values, out=tmp_path / "a", show=False).comparison["arms"].keys() == {"solo"}
 
 
 def test_arms_that_joined_stay_in_the_recipe(recipe, tmp_path):
@@ -357,13 +357,13 @@ def test_several_points_from_one_harvest(recipe, tmp_path):
     runs = one_per_point(Recipe.load(values), tmp_path / "both", points)
     assert [place.name for _, place in runs] == points and runs[0][0].hook.also == (points[1],)
     first, second = (metasae.run(one, out=place, show=False) for one, place in runs)
-    assert first["conditions"]["data"] != second["conditions"]["data"]
+    assert first.comparison["conditions"]["data"] != second.comparison["conditions"]["data"]
     # the second run found what the first harvested beside its own
     assert len(list((tmp_path / "both" / "activations").glob("*/index.json"))) == 2
     alone = metasae.run(
         values, out=tmp_path / "alone" / "run", overrides={"hook.point": points[1]}, show=False
     ).comparison
-    assert alone["arms"] == second["arms"]
+    assert alone["arms"] == second.comparison["arms"]
     with pytest.raises(UserError, match="each point once"):
         one_per_point(runs[0][0], tmp_path, points * 2)
 

@@ -2,6 +2,7 @@ import html.parser
 import json
 import re
 
+import numpy as np
 import pytest
 
 from metasae.compare.catalogue import CATALOGUE
@@ -9,7 +10,7 @@ from metasae.compare.compare import compare, read_measured
 from metasae.errors import UserError
 from metasae.recipe.recipe import Recipe
 from metasae.report import figures
-from metasae.report.report import between, escaped, row_mean, write_report
+from metasae.report.report import between, escaped, row_mean, without_equal_arms, write_report
 from runs import write_arm
 
 
@@ -204,9 +205,35 @@ def test_the_means_of_a_row_are_of_the_seeds_of_its_change(tmp_path):
     assert between(entry, [0.25, 0.2]) == "" and between(entry, [0.25, 0.15]) == "0.25 against 0.2"
 
 
-def test_the_verdict_stands_first_a_line_for_each_kind(reported):
-    head = (reported / "report.html").read_text().split("</header>")[0]
-    assert "<p class=trained>" in head and "<p class=truth>Joint against solo" in head
+def test_one_sentence_and_how_to_read_stand_first_then_figures_then_tables(reported):
+    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", (reported / "report.html").read_text())
+    assert "<p class=lead>Joint against solo, 2 seeds:" in text.split("</header>")[0]
+    parts = ["How to read this", "<p class=trained>", "<p class=truth>Joint against solo", "What changes against solo",
+             "Which pairs of latents", "<h2>Main measures", "<h2>Fidelity", "<h2>Recipe"]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+def test_an_arm_that_equals_the_baseline_is_named_and_is_no_column_of_zeros(reported):
+    text = (reported / "report.html").read_text()
+    assert "control: equal to solo in every measure" in text
+    assert "<th>control" not in text and "control vs solo" not in text
+    comparison = compare(reported)
+    shown, equal = without_equal_arms(comparison)
+    assert (
+        equal == ["control"] and set(shown["arms"]) == {"joint", "solo"} and list(shown["pairs"]) == ["joint vs solo"]
+    )
+    only = {**comparison, "pairs": {"control vs solo": comparison["pairs"]["control vs solo"]}}
+    assert without_equal_arms(only) == (only, []), "where nothing else is left it is shown"
+
+
+def test_the_picture_of_pairs_has_even_bins_that_hold_every_pair_inside():
+    edges = np.concatenate([-np.logspace(0, -6, 40), [0], np.logspace(-6, 0, 40)])
+    counts = np.random.default_rng(0).integers(0, 90, len(edges) - 1)
+    even = figures.even_phi_counts({"edges": edges.tolist(), "counts": counts.tolist()})
+    assert len(even) == 45 and np.allclose(np.diff(figures.PHI_EDGES), 0.02)
+    inside = np.interp([-0.3, 0.6], edges, np.concatenate([[0], np.cumsum(counts)]))
+    assert even.sum() == pytest.approx(inside[1] - inside[0]) and (even >= 0).all()
 
 
 def test_special_letters_come_out_as_they_are():

@@ -18,9 +18,9 @@ NASTY = [
 WORDS = [" river", " money", " bank", " tree", " loan", "s", " water", " the", *NASTY]
 LABELS = ("sense split", "duplicate", "absorption", "junk", "keep", "unsure")
 TOKENS = 5000
-COLUMNS = [("rate", "rate"), ("threshold", "threshold"), ("max", "largest"), ("nearest_phi", "nearest phi"),
-           ("nearest_cosine", "nearest cosine"),
-           ("meta_e", "meta error"), ("split_score", "split score"),
+COLUMNS = [("rate", "firing rate"), ("threshold", "threshold"), ("max", "largest activation"),
+           ("nearest_phi", "nearest phi"), ("nearest_cosine", "nearest decoder cosine"),
+           ("match_cosine", "cosine with its match"), ("meta_e", "meta SAE's error"), ("split_score", "split score"),
            ("interp.detection.random", "detection, random")]  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def words_of(latent):
 QUANTITIES = [
     {"key": f"{group}.{name}", "label": label, "group": group, "group_label": title, "better": better,
      "main": name != "l0",
-     "meaning": "", "relative": True, "kind": kind}
+     "meaning": f"what {label} means", "relative": True, "kind": kind}
     for group, name, label, title, better, kind in (
         ("fidelity", "fvu", "FVU", "Fidelity", "lower", "fidelity"),
         ("fidelity", "l0", "L0", "Fidelity", None, "fidelity"),
@@ -82,6 +82,11 @@ def scores_of(score, part, paired):
     }  # fmt: skip
 
 
+def F1(place, latent):
+    """How specific a latent is to its token at a place of its list: fires 77 times, the token stands there 50 times."""
+    return float(f"{2 * (20 - place) / (77 + 50):.6g}")
+
+
 class FakeExplorer:
     """n latents in each SAE. The labels are kept in `given`."""
 
@@ -111,6 +116,9 @@ class FakeExplorer:
         }
         return {
             "run": "fake <b>run</b>",
+            "headline": "Joint against solo, 2 seeds: no difference. <script>alert(5)</script>",
+            "seeds": {arm: list(self.seeds) for arm in self.arms},
+            "columns": [{"key": key, "label": label, "meaning": f"what {label} means"} for key, label in COLUMNS],
             "verdict": [
                 {"kind": "trained", "text": "Not trained enough: r with another seed 0.31 (0.4 or more)."},
                 {"kind": "truth", "text": "Joint against solo (2 seeds): no difference. <script>alert(3)</script>"},
@@ -200,16 +208,35 @@ class FakeExplorer:
             tokens[2] = "x" * 10_000
         values = [0.0] * 14
         values[peak], values[peak + 1] = 3.0 - 0.05 * k, 0.4
-        return {"decile": 9 - k // 4, "document": k, "start": 8 * k, "peak": peak, "tokens": tokens, "values": values}
+        return {"decile": 9 - k // 4, "document": k, "start": 8 * k, "place": 20 * k, "peak": peak, "tokens": tokens,
+                "values": values}  # fmt: skip
+
+    def check(self, sae, latent):
+        self._check(sae, latent)
+        return latent
+
+    def matches(self, sae, other, ids):
+        """Latent 3 has a close match, 5 a far one, others none."""
+        self._check(sae), self._check(other)
+        known = {3: {"latent": 3, "cosine": 0.9}, 5: {"latent": 5, "cosine": 0.2}}
+        return {str(i): known[i] for i in ids if i in known}
+
+    def texts(self):
+        """None of which the windows are."""
+        return {}
+
+    def document(self, sae, latent, place):
+        self._check(sae, latent)
+        tokens = [f" word{i}" for i in range(30)]
+        values = [3.0 if i == 25 else 0 for i in range(30)]
+        return {"document": 4, "start": 100, "n_tokens": 60, "peak": 25, "tokens": tokens, "names": {},
+                "values": values, "breaks": []}  # fmt: skip
 
     def latent(self, sae, latent):
         self._check(sae, latent)
-        near = [
-            {"sae": sae, "latent": j, "value": 0.5 - j / 10, "explanation": None, "top_tokens": [WORDS[j]]}
-            for j in range(1, 4)
-        ]
+        near = [{"sae": sae, "latent": j, "value": 0.5 - j / 10, **self.briefs(sae, [j])[str(j)]} for j in range(1, 4)]
         other = next(name for name in self.names if name != sae)
-        far = [{**entry, "sae": other} for entry in near]
+        far = [{**entry, "sae": other, **self.briefs(other, [entry["latent"]])[str(entry["latent"])]} for entry in near]
         target = {"kind": "latent", "sae": sae, "latent": latent}
         row = self._row(sae, latent)
         return {
@@ -222,7 +249,7 @@ class FakeExplorer:
                            "other": {other: {"phi": far, "cosine": far}}},
             "matches": [{"sae": other, "latent": 4, "cosine": 0.8}],
             "meta": [{"meta_latent": 2, "weight": 0.6, "siblings": [{"latent": 9, "weight": 0.5,
-                                                                     "top_tokens": [" bank"]}]}],
+                                                                     "top_tokens": words_of(9)[:2]}]}],
             "senses": [{"word": "bank", "sense": "river", "recall": 0.9, "share": 0.7}],
             "explanation": {"text": row["explanation"], "judge": "word list"} if row["explanation"] else None,
             "scores": [{"score": "detection", "part": "same_token", "value": 0.7, "chance": 0.5}],
@@ -324,13 +351,19 @@ class FakeExplorer:
                 "n_a": 40, "n_b": 30,
                 "only_a": windows, "only_b": windows, "both": windows}  # fmt: skip
 
-    def search(self, text, limit=50):
-        rows = [(name, row) for name in self.names for row in self.latents(name, search=text, limit=limit)["rows"]]
-        return {
-            "rows": [
-                {"sae": name, "latent": row["latent"], "where": "token", "text": text} for name, row in rows[:limit]
-            ]
-        }
+    def search(self, text, limit=20):
+        groups = []
+        for name in self.names:
+            rows = self.latents(name, search=text, limit=self.n)["rows"]
+            for row in rows:
+                tokens = words_of(row["latent"])
+                where = [place for place, token in enumerate(tokens[:8]) if token.strip().lower().startswith(text)]
+                f1 = {place: F1(place, row["latent"]) * len(text) / len(tokens[place].strip()) for place in where}
+                best = max(where, key=lambda place: (f1[place], -place))
+                row |= {"where": "token", "text": tokens[best], "specific": f1[best]}
+            rows.sort(key=lambda row: (-row["specific"], row["latent"]))
+            groups += [{"sae": name, "total": len(rows), "rows": rows[:limit]}] if rows else []
+        return {"groups": groups}
 
     def _label(self, target):
         return next((entry["label"] for entry in self.given if entry["target"] == target), None)
@@ -353,3 +386,7 @@ def fake_try(text):
     tokens = [f" {word}" for word in text.split()]
     fired = [[[3, 1.5], [5, 0.5]] if t % 2 == 0 else [[5, 0.7]] for t in range(len(tokens))]
     return {"tokens": tokens, "left_out": 0, "saes": {name: {"fired": fired} for name in FakeExplorer().names}}
+
+
+def fake_steer(sae, latent, text, value):
+    return {"prompt": text, "without": " goes on", "with": f" {sae} {latent} at {value} <b>!</b>"}

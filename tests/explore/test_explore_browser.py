@@ -13,7 +13,7 @@ pytest.importorskip("uvicorn", reason="the explorer needs uvicorn")
 pytest.importorskip("plotly", reason="the explorer draws with plotly")
 pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
 
-from fake_explorer import NASTY, FakeExplorer, fake_try
+from fake_explorer import NASTY, FakeExplorer, fake_steer, fake_try
 from playwright.sync_api import TimeoutError, sync_playwright
 
 from metasae.errors import UserError
@@ -27,14 +27,17 @@ pytestmark = pytest.mark.timeout(300)
 PAGES = ["overview", "latents/solo-s0", "latent/joint-s0/17", "splits", "split/s0-5", "merges", "split/m0-2",
          "compare", "compare/solo-s0:17/joint-s0:4", "try", "search/bank"]  # fmt: skip
 SAME = [
-    "overview", "latents/solo-s0", "latents/solo-s0?sort=interp.detection.random",
+    "overview", "latents/solo-s0", "latents/solo-s0?sort=interp.detection.random", "search/money", "search/ban",
     "latents/solo-s0?search=bank&sort=max&min_rate=0.001",
     "latent/joint-s0/17", "latent/solo-s1/199", "splits", "merges", "split/s0-5", "split/m0-100",
 ]  # fmt: skip
 # Milliseconds that a page is waited for. A busy machine is slow, a page that is wrong never comes.
 PATIENCE = 60_000
 # what a static copy leaves out on purpose, and figures, whose words come when they are drawn
-LEFT_OUT = ".labels, .toolbar, .pick, .chart, main > .page > p.note, .heads"
+LEFT_OUT = (
+    ".labels, .toolbar, .pick, .chart, main > .page > p.note, .heads, .window button, section:has(> form), "
+    "li:has([href='#/try'])"
+)
 
 
 @contextlib.contextmanager
@@ -110,7 +113,7 @@ def explorer():
 
 @pytest.fixture(scope="module")
 def base(explorer):
-    with served(run_app(explorer, fake_try, "127.0.0.1")) as address:
+    with served(run_app(explorer, fake_try, "127.0.0.1", fake_steer)) as address:
         yield address
 
 
@@ -147,6 +150,7 @@ def test_every_page_loads_without_errors_and_fits_its_width(browser, base, width
 
 def test_differences_within_pairs_are_drawn_where_a_score_has_pairs(reader):
     page = reader.open("overview")
+    page.click("summary:has-text('Figures')")
     card = page.locator("section.card:has-text('Which scores become more common')")
     card.scroll_into_view_if_needed()
     pairs = card.locator(".chart[aria-label*='matched latents']")
@@ -234,7 +238,7 @@ def test_the_keyboard_goes_everywhere(reader):
     page.keyboard.press("d")
     assert page.evaluate("document.documentElement.dataset.theme") != before
 
-    reader.open("latents/solo-s0")
+    reader.open("latents/solo-s0?sort=rate")
     page.keyboard.press("j")
     page.keyboard.press("j")
     page.keyboard.press("k")
@@ -243,7 +247,7 @@ def test_the_keyboard_goes_everywhere(reader):
     page.keyboard.press("Enter")
     reader.arrived("latent/solo-s0/1")
     page.go_back()
-    reader.arrived("latents/solo-s0")
+    reader.arrived("latents/solo-s0?sort=rate")
     assert page.locator(".row.chosen").get_attribute("data-row") == "1"
     page.keyboard.press("Enter")
     reader.arrived("latent/solo-s0/1")
@@ -260,7 +264,7 @@ def test_the_keyboard_goes_everywhere(reader):
 
 
 def test_latents_are_searched_filtered_and_sorted_and_the_address_keeps_it(reader):
-    page = reader.open("latents/solo-s0")
+    page = reader.open("latents/solo-s0?sort=rate")
     assert page.inner_text(".toolbar .note") == "199 latents"
     page.fill("[data-search]", "about number 33")
     page.wait_for_function("() => document.querySelector('.toolbar .note').textContent === '1 latent'")
@@ -269,6 +273,7 @@ def test_latents_are_searched_filtered_and_sorted_and_the_address_keeps_it(reade
     page.reload()
     page.wait_for_function("() => document.querySelector('.toolbar .note')?.textContent === '1 latent'")
     page.fill("[data-search]", "")
+    page.click("summary:has-text('Filters')")
     page.locator(".toolbar input[type=number]").first.fill("0.05")
     page.wait_for_function("() => document.querySelector('.toolbar .note').textContent === '4 latents'")
     page.keyboard.press("Escape")
@@ -285,7 +290,7 @@ def test_latents_are_searched_filtered_and_sorted_and_the_address_keeps_it(reade
 def test_a_list_of_65536_rows_holds_only_those_in_sight(browser):
     with served(run_app(FakeList(), fake_try, "127.0.0.1")) as address:
         reader = Reader(browser, address)
-        page = reader.open("latents/solo-s0")
+        page = reader.open("latents/solo-s0?sort=rate")
         assert page.inner_text(".toolbar .note") == "65,536 latents"
         assert page.locator(".vspace .row").count() < 60
         page.evaluate("document.querySelector('.vlist').scrollTop = 1e9")
@@ -314,6 +319,7 @@ def test_what_is_outside_the_corrected_measures_is_not_drawn_as_clear_and_a_meas
     with served(run_app(FakeMeasures(), fake_try, "127.0.0.1")) as address:
         reader = Reader(browser, address)
         page = reader.open("overview")
+        page.click("summary:has-text('All measures')")
         rows = {
             row.inner_text().split("\t")[0].split(" ")[0]: row
             for row in page.locator("[aria-label^='Measures of'] tbody tr:not(.group)").all()
@@ -430,30 +436,195 @@ def test_what_lives_on_is_shown_when_asked_for(reader):
     assert "the parent lives on as joint-s0 2927 (phi 0.920)" in " ".join(reader.text().split())
 
 
-def test_a_text_is_tried(reader):
+def test_a_text_is_tried_with_the_arms_side_by_side(reader):
     page = reader.open("try")
     page.fill("textarea", "one two three")
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector(".columns .card")
-    assert page.locator(".columns .card").count() == 2  # both arms of one seed
+    page.wait_for_selector(".lines tbody tr")
+    # latent 3 of the arms matches (cosine .9); 5 has a match, too far off to be the same latent (.2)
+    lines = [" ".join(line.split()) for line in page.locator(".lines tbody tr").all_inner_texts()]
+    assert len(lines) == 3 and "only" not in lines[0] and lines[0].count("1.50") == 2
+    assert [line.count("no match") for line in lines] == [0, 1, 1]
+    assert [line.split()[-2:] for line in lines[1:]] == [["only", "solo"], ["only", "joint"]]
+    assert page.locator(".window .t.on").count() == 3, "shaded without a click"
     page.click(".window button:has-text('two')")
     page.wait_for_selector("h2:has-text('two')")
-    page.wait_for_function("() => document.querySelectorAll('.columns .item').length === 2")
+    page.wait_for_function("() => document.querySelectorAll('.lines tbody tr').length === 2")
     page.click(".window button:has-text('two')")
-    page.wait_for_function("() => document.querySelectorAll('.columns .item').length === 4")
-    page.click(".columns .item button >> nth=0")
+    page.wait_for_function("() => document.querySelectorAll('.lines tbody tr').length === 3")
+    page.click(".lines tbody button >> nth=0")
     assert page.locator(".window .t.on").count() == 2
 
 
-def test_search_over_all_saes(reader):
+def test_an_arm_with_the_weights_of_another_is_a_note(browser):
+    with served(run_app(FakeMeasures(), fake_three, "127.0.0.1")) as address:
+        reader = Reader(browser, address)
+        page = reader.open("try")
+        page.click("button:has-text('an example')")
+        page.wait_for_selector(".lines tbody tr")
+        assert page.locator(".lines thead th").all_inner_texts() == ["solo-s0", "joint-s0", "differs"]
+        assert "control-s0 has the weights of solo-s0" in " ".join(reader.text().split())
+        assert reader.problems == []
+        reader.context.close()
+
+
+def fake_three(text):
+    answer = fake_try(text)
+    return {**answer, "saes": {name: answer["saes"]["solo-s0"] for name in FakeMeasures().names}}
+
+
+def test_a_latent_is_shown_on_a_text_and_steered_with_and_its_document_opens(reader):
+    page = reader.open("latent/joint-s0/3")
+    page.fill("[aria-label='A sentence of your own'], [placeholder='A sentence of your own']", "one two three")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=fires on 2 of 3 tokens")
+    assert page.locator("[aria-label='Your text'] .t.on").all_inner_texts() == ["one", "three"]
+    page.fill("[aria-label='Text to go on from']", "I think")
+    page.fill(".labels input.short", "2.5")
+    page.click("button:text-is('Write')")
+    page.wait_for_selector("text=joint-s0 3 at 2.5 <b>!</b>")
+    page.locator(".window button:text-is('more text')").first.click()
+    page.wait_for_selector(".window.document")
+    assert "Document 4 of the evaluation text: tokens 100 to 129, of 60 tokens" in reader.text()
+    assert page.locator(".window.document .t.peak").inner_text() == "word25"
+    page.locator(".window button:text-is('more text')").first.click()
+    assert page.locator(".window.document").count() == 0
+
+
+def test_without_an_explanation_a_latent_is_told_by_its_tokens(reader):
+    reader.open("latent/joint-s0/17")
+    told = " ".join(reader.text().split())
+    assert "It fires above chance on ␣money (30% of its firings, 9 times as often as chance)" in told
+    heads = reader.page.locator("[aria-label='Tokens the latent fires on'] th").all_inner_texts()
+    assert heads == ["token", "firings", "share", "lift", "of all"]
+    reader.open("latent/joint-s0/18")
+    assert "No judge" not in reader.text() and "about latent number 18" in reader.text()
+
+
+def test_search_over_all_saes_is_grouped_and_the_most_specific_first(reader):
     page = reader.open("overview")
     page.keyboard.press("/")
     page.keyboard.type("money")
     page.keyboard.press("Enter")
     reader.arrived("search/money")
+    assert page.locator("main h2").all_inner_texts() == ["solo-s0", "solo-s1", "joint-s0", "joint-s1"]
     assert "money" in page.inner_text(".item >> nth=0") and page.locator(".item .chips .token").count() > 10
-    page.click(".item a >> nth=0")
+    specific = [float(text.split("· ")[1]) for text in page.locator("ol >> nth=0 >> .numbers").all_inner_texts()]
+    assert specific == sorted(specific, reverse=True)
+    page.locator(".item >> nth=0").click(position={"x": 300, "y": 10})  # anywhere in the row
     page.wait_for_selector("h1:has-text('latent')")
+
+
+def test_two_latents_are_chosen_by_a_token_or_from_the_examples(reader):
+    page = reader.open("compare")
+    assert page.locator(".item").count() == 3
+    page.fill("[aria-label='Number or token of the first']", "17")
+    page.fill("[aria-label='Number or token of the second']", "nowhere")
+    page.click("button:text-is('Compare')")
+    page.wait_for_selector("text=no latent of solo-s1 fires on “nowhere”")
+    page.fill("[aria-label='Number or token of the second']", "money")
+    page.click("button:text-is('Compare')")
+    page.wait_for_selector("h1:has-text('solo-s0 17 and solo-s1')")
+    page = reader.open("compare")
+    page.click(".item a >> nth=0")
+    page.wait_for_selector("h1:has-text('solo-s0 0 and joint-s0 0')")
+
+
+def test_a_split_is_two_clicks_from_the_overview(reader):
+    page = reader.open("overview")
+    page.click("a:has-text('The clearest split')")
+    page.wait_for_selector("h1:has-text('Split of')")
+    reader.open("overview")
+    page.click("nav a:has-text('Splits')")
+    reader.arrived("splits")
+    page.locator(".item >> nth=1").click(position={"x": 700, "y": 8})
+    reader.arrived("split/s0-1")
+
+
+def test_what_a_measure_means_comes_on_hover_focus_and_tap(reader):
+    page = reader.open("overview")
+    word = page.locator(".tile .term:has-text('FVU')")
+    assert word.get_attribute("aria-description") == "what FVU means; lower is better"
+    word.hover()
+    assert page.inner_text("#tip") == "what FVU means; lower is better"
+    page.mouse.move(5, 5)
+    page.wait_for_selector("#tip", state="hidden")
+    word.focus()
+    assert page.locator("#tip").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+    word.dispatch_event("click")  # a tap, with neither hover nor focus
+    assert page.locator("#tip").is_visible()
+
+
+def test_latents_open_on_a_preset_and_say_why(reader):
+    page = reader.open("latents/joint-s0")
+    group = "[aria-label='Latents worth a look']"
+    assert page.inner_text(f"{group} [aria-pressed=true]") == "Split"
+    page.click(f"{group} button:has-text('Most changed')")
+    page.wait_for_function("() => document.querySelector('.heads [aria-sort]').textContent.includes('cosine with its')")
+    assert "least like their match" in page.inner_text(group) and "sort=match_cosine" in page.url
+    page.reload()
+    page.wait_for_selector(f"{group} [aria-pressed=true]:has-text('Most changed')")
+    page.click(".heads button:has-text('latent')")
+    page.wait_for_function(f'() => !document.querySelector("{group} [aria-pressed=true]")')
+
+
+def test_on_a_phone_the_change_stays_in_sight(browser, base):
+    reader = Reader(browser, base, 390)
+    page = reader.open("overview")
+    page.click("summary:has-text('All measures')")
+    row = page.locator("[aria-label^='Measures of'] tr:has-text('FVU')")
+    row.wait_for()
+    change = row.locator("td:has-text('+1.8%')").bounding_box()
+    assert change["x"] + change["width"] <= 390
+    assert all(page.locator(f".tile b:has-text('{text}')").bounding_box()["x"] < 390 for text in ("+1.8%", "-0.9%"))
+    assert reader.problems == []
+    reader.context.close()
+
+
+NEEDS_A_NAME = {"button", "link", "textbox", "searchbox", "combobox", "checkbox", "spinbutton", "table", "image"}
+
+
+def test_a_screen_reader_hears_a_name_for_everything_and_one_heading(browser, base):
+    reader = Reader(browser, base)
+    session = reader.context.new_cdp_session(reader.page)
+    for path in PAGES:
+        page = reader.open(path)
+        if path == "try":
+            page.click("button:has-text('an example')")
+            page.wait_for_selector(".lines tbody tr")
+        for summary in page.locator("main summary").all():
+            summary.click()
+        nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+        told = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+        assert [role for role, name in told if role in NEEDS_A_NAME and not name.strip()] == [], path
+        assert page.locator("main h1").count() == 1, path
+    reader.context.close()
+
+
+def test_the_keyboard_alone_reaches_the_rows_and_opens_one(reader):
+    page = reader.open("splits")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('.item .whole')"):
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:has-text('Split of')")
+
+
+def test_numbers_are_never_written_with_an_exponent(reader):
+    reader.open("overview")
+    told = """(values) => import(new URL("dom.js", document.querySelector("script[src]").src)).then(
+        ({ number, fixed, percent }) =>
+            [values.map((value) => number(value)), fixed(-0.0004), fixed(0.41), percent(0.000065)])"""
+    numbers = [0, 1, 12345.6, 31.94, 0.00723, 0.41, 9.999, -0.5, 0.0000123, 3.2e-9, None]
+    assert reader.page.evaluate(told, numbers) == [
+        ["0", "1", "12,346", "31.9", "0.00723", "0.410", "10.0", "−0.500", "0.000012", "3.2 × 10⁻⁹", "–"],
+        "0.000",
+        "0.410",
+        "0.00650%",
+    ]
 
 
 def test_the_static_export_shows_what_the_server_shows(browser, base, exported, explorer):
@@ -505,3 +676,12 @@ def test_a_character_is_shaded_by_whichever_of_its_tokens_fires(reader):
     assert shown(texts, ["", "", "", "on h2", ""]) == ["a😀 b", [["😀", "t on h2", "3", "token 3"]]]
     # a token without any text at the end has nobody to stand with
     assert shown(["a", ""], ["", "on h1"]) == ["a∅", [["∅", "t on h1", "1", "token 1"]]]
+
+
+def test_a_static_copy_opened_from_the_disk_says_what_to_run(browser, tmp_path):
+    page_file = static_export(FakeExplorer(n=3), tmp_path / "pages", splits=3)
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    page.wait_for_selector("text=python -m http.server 8000", timeout=PATIENCE)
+    assert page.evaluate("getComputedStyle(document.querySelector('.card')).borderRadius") == "8px", "styled too"
+    page.close()

@@ -333,7 +333,7 @@ def test_an_sae_that_never_fires_is_searched_in_vain(tmp_path):
     explorer = Explorer(tmp_path)
     assert explorer.latents("solo-s0", search="w1", dead=True)["total"] == 0
     assert explorer.latents("solo-s0")["total"] == 0
-    assert explorer.search("w")["rows"] == []
+    assert explorer.search("w")["groups"] == []
 
 
 def test_a_store_knows_whether_the_weights_are_still_those(tmp_path):

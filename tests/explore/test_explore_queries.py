@@ -231,15 +231,15 @@ def test_search_finds_words_of_explanations_and_the_beginning_of_tokens(explorer
     for row in explorer.latents("solo-s0", search="w1", dead=True)["rows"]:
         beside = [f" w{token}" for token in first[row["latent"]] if token in (1, 10) or 10 <= token < 20]
         assert row["found"] == (None if set(beside) & set(row["top_tokens"]) else beside[0])
-    rows = explorer.search("riv")["rows"]
-    assert {(row["sae"], row["latent"], row["where"]) for row in rows} == {
-        ("solo-s0", 5, "explanation"),
-        ("solo-s0", 6, "explanation"),
-    }
-    tokens = explorer.search("w3")["rows"]
-    assert tokens
-    assert all(row["text"] == " w3" and row["where"] == "token" for row in tokens)
-    assert len(explorer.search("w", limit=3)["rows"]) == 3
+    (group,) = explorer.search("riv")["groups"]
+    assert group["sae"] == "solo-s0" and group["total"] == 2
+    found = [(row["latent"], row["where"], row["specific"]) for row in group["rows"]]
+    # "the bank of a river" has five words, 'says "river" OR <b>bank</b>' six
+    assert found == [(6, "explanation", 1 / 5), (5, "explanation", 1 / 6)]
+    groups = explorer.search("w3")["groups"]
+    assert [group["sae"] for group in groups] == ["solo-s0", "joint-s0"]
+    assert all(row["text"] == " w3" and row["where"] == "token" for group in groups for row in group["rows"])
+    assert [len(group["rows"]) for group in explorer.search("w", limit=3)["groups"]] == [3, 3]
 
 
 def test_every_order_is_the_one_sqlite_would_give(explorer):
@@ -270,21 +270,50 @@ def test_every_order_is_the_one_sqlite_would_give(explorer):
             assert [row["latent"] for row in explorer.latents(name, min_rate=rate, max_rate=rate)["rows"]] == same
 
 
-def test_what_a_common_token_finds_comes_by_firings(explorer):
-    """Of all SAEs together, short tokens first, equals by the lower SAE and latent, and cut anywhere."""
-    sides = {"solo-s0": ONE, "joint-s0": OTHER}
-    fired = {(name, i): of_latent(side, i)[0] for name, side in sides.items() for i in range(12)}
-    expected = []
-    for token in sorted(range(11), key=lambda token: (len(f"w{token}"), f"w{token}")):
-        having = []
-        for (name, i), places in fired.items():
-            counts = Counter(sides[name].tokens[places].tolist())
-            if token in sorted(counts, key=lambda entry, counts=counts: (-counts[entry], entry))[:8]:
-                having.append((-len(places), name != "solo-s0", i, name))
-        expected += [(name, i, f" w{token}") for _, _, i, name in sorted(having)]
-    for limit in (1, 2, 7, 23, 500):
-        rows = [(row["sae"], row["latent"], row["text"]) for row in explorer.search("w", limit=limit)["rows"]]
-        assert rows == expected[:limit], limit
+def test_a_search_puts_the_most_specific_latents_first(explorer):
+    """F1 of firing as a detector of the token, times the share of the token that was typed, by hand."""
+    for search in ("w1", "w3", "w"):
+        for group in explorer.search(search, limit=500)["groups"]:
+            side = {"solo-s0": ONE, "joint-s0": OTHER}[group["sae"]]
+            expected = {}
+            for i in range(12):
+                places = of_latent(side, i)[0]
+                on = Counter(side.tokens[places].tolist())
+                for token in sorted(on, key=lambda entry, on=on: (-on[entry], entry))[:8]:
+                    if f"w{token}".startswith(search):
+                        f1 = 2 * on[token] / (len(places) + (side.tokens == token).sum())
+                        expected[i] = max(expected.get(i, 0), f1 * len(search) / len(f"w{token}"))
+            assert {row["latent"]: row["specific"] for row in group["rows"]} == pytest.approx(expected, rel=1e-6)
+            specific = [row["specific"] for row in group["rows"]]
+            assert specific == sorted(specific, reverse=True) and group["total"] == len(expected)
+
+
+def test_the_match_of_a_latent_is_told_and_listed_by_its_cosine(explorer):
+    told = explorer.matches("solo-s0", "joint-s0", range(12))
+    rows = {row["latent"]: row for row in explorer.latents("solo-s0", dead=True)["rows"]}
+    assert told and {i: row["match_cosine"] for i, row in rows.items() if row["match_cosine"] is not None} == {
+        int(i): match["cosine"] for i, match in told.items()
+    }
+    back = explorer.matches("joint-s0", "solo-s0", [match["latent"] for match in told.values()])
+    assert all(back[str(match["latent"])]["latent"] == int(i) for i, match in told.items())
+    assert "0" not in told, "a latent that never fires has no match"
+    with pytest.raises(KeyError):
+        explorer.matches("solo-s0", "nobody", [1])
+
+
+def test_the_document_round_a_token_is_shown_with_what_the_latent_does(explorer):
+    fired, values = of_latent(ONE, 3)
+    documents = np.asarray(ONE.documents)
+    for place in (0, int(fired[0]), int(fired[-1]), ONE.n_tokens - 1):
+        page = json.loads(json.dumps(explorer.document("solo-s0", 3, place)))
+        own = np.flatnonzero(documents == documents[place])
+        assert page["n_tokens"] == len(own) == len(page["tokens"]) and page["document"] == documents[place]
+        assert own[0] + page["peak"] == place
+        on = dict(zip(fired.tolist(), values.tolist(), strict=True))
+        assert page["values"] == pytest.approx([on.get(int(token), 0) for token in own], rel=1e-5)
+    assert explorer.document("solo-s0", 3, ONE.n_tokens - 1)["breaks"], "text that was not read leaves a break"
+    with pytest.raises(KeyError):
+        explorer.document("solo-s0", 3, ONE.n_tokens)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +329,7 @@ def test_no_search_breaks_anything(explorer, search):
 
 def test_an_empty_search_is_no_search(explorer):
     assert explorer.latents("solo-s0", search="")["total"] == 11
-    assert explorer.search("")["rows"] == []
+    assert explorer.search("")["groups"] == []
 
 
 def test_what_is_not_there_is_a_key_error(explorer):

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("starlette", reason="the explorer needs starlette")
 pytest.importorskip("httpx", reason="starlette's test client needs httpx")
 
-from fake_explorer import FakeExplorer, fake_try
+from fake_explorer import FakeExplorer, fake_steer, fake_try
 from starlette.testclient import TestClient
 
 from metasae.errors import UserError
@@ -63,7 +63,8 @@ def test_plotly_comes_from_the_installed_package(client):
 
 
 def test_every_answer_is_the_explorers(client, explorer):
-    assert client.get("/api/overview").json() == json.loads(json.dumps(explorer.overview()))
+    told = {**explorer.overview(), "steers": False}
+    assert client.get("/api/overview").json() == json.loads(json.dumps(told))
     assert client.get("/api/latent/solo-s0/17").json() == json.loads(json.dumps(explorer.latent("solo-s0", 17)))
     assert client.get("/api/splits?kind=merges&offset=3&limit=2").json() == explorer.splits(
         kind="merges", offset=3, limit=2
@@ -72,6 +73,8 @@ def test_every_answer_is_the_explorers(client, explorer):
     assert client.get("/api/compare?a=solo-s0:17&b=joint-s0:4").json()["n_both"] == 11
     assert client.get("/api/search?q=bank&limit=3").json() == explorer.search("bank", limit=3)
     assert set(client.get("/api/briefs/solo-s0?ids=1,2").json()) == {"1", "2"}
+    assert client.get("/api/matches/solo-s0/joint-s0?ids=3,4").json() == {"3": {"latent": 3, "cosine": 0.9}}
+    assert client.get("/api/document/solo-s0/3/25").json() == explorer.document("solo-s0", 3, 25)
 
 
 def test_filters_reach_the_explorer(client, explorer):
@@ -127,6 +130,20 @@ def test_a_server_on_a_network_answers_to_addresses_but_not_to_foreign_names(exp
     client = TestClient(run_app(explorer, fake_try, "0.0.0.0"))
     assert client.get("/api/overview", headers={"host": "192.168.1.7:80"}).status_code == 200
     assert client.get("/api/overview", headers={"host": "evil.example"}).status_code == 400
+
+
+STEER = {"sae": "solo-s0", "latent": 3, "text": "I think", "value": 2.5}
+
+
+def test_steering_is_offered_where_the_model_is_causal_and_asked_for_by_a_known_latent(client, explorer):
+    steers = TestClient(run_app(explorer, fake_try, "127.0.0.1", fake_steer), base_url="http://127.0.0.1:8000")
+    assert steers.get("/api/overview").json()["steers"] is True
+    assert steers.post("/api/steer", json=STEER).json() == fake_steer(**STEER)
+    assert steers.post("/api/steer", json={**STEER, "latent": 700}).status_code == 404
+    for wrong in ({"value": "2"}, {"value": True}, {"text": " "}, {"latent": "3"}, {"sae": 3}):
+        assert steers.post("/api/steer", json={**STEER, **wrong}).status_code == 400
+    refused = client.post("/api/steer", json=STEER)
+    assert refused.status_code == 404 and "does not steer" in refused.json()["error"]
 
 
 LABEL = {"target": {"kind": "latent", "sae": "solo-s0", "latent": 3}, "label": "junk", "note": "a note"}

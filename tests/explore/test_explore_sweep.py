@@ -136,7 +136,7 @@ def test_a_cells_own_pages_are_under_its_name(client, folder, monkeypatch):
 
     monkeypatch.setattr(server, "build", build)
     monkeypatch.setattr(server, "Explorer", lambda cell: None)
-    monkeypatch.setattr(server, "run_app", lambda explorer, try_text, host: TellsItsPath())
+    monkeypatch.setattr(server, "run_app", lambda explorer, try_text, host, steer: TellsItsPath())
     page = client.get("/cell/aaa111/")
     assert page_files.OF_A_CELL in page.text and client.get("/cell/aaa111/app.js").status_code == 200 and opened == []
     assert (

@@ -9,12 +9,13 @@ pytest.importorskip("plotly", reason="the explorer draws with plotly")
 pytest.importorskip("starlette", reason="the explorer needs starlette")
 
 from explored import numbered, random_firings, write_arm
-from fake_explorer import FakeExplorer
+from fake_explorer import F1, FakeExplorer, words_of
 
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.store.build import build
 from metasae.explore.web.page_files import STATIC_TAG
+from metasae.explore.web.slim import slim_latent
 from metasae.explore.web.static_export import static_export
 
 
@@ -44,9 +45,10 @@ def test_every_answer_is_in_a_file(explorer, out):
         ]
         given = explorer.latents(name, sort="latent", descending=False, dead=True, limit=500)["rows"]
         assert rows == [{key: value for key, value in row.items() if value is not None} for row in given]
+        assert table["searched"][3] == [[token, F1(place, 3)] for place, token in enumerate(words_of(3)[:8])]
         for i in (0, 63, 64, 129):
             assert packed(api / "latent" / index["saes"][name] / f"{i // 64}.json.gz")[str(i)] == json.loads(
-                json.dumps(explorer.latent(name, i))
+                json.dumps(slim_latent(explorer.latent(name, i), with_text=False))
             )
     for kind in ("splits", "merges"):
         for pair, stem in index["pairs"][kind].items():
@@ -70,6 +72,11 @@ def test_the_pages_are_the_servers_with_one_tag_and_relative_addresses(out):
         assert script.name == "plotly.min.js" or not re.search(
             r"""["'`]/(api|data|pages|plotly)""", script.read_text()
         ), script.name
+
+
+def test_opened_from_the_disk_the_page_says_what_to_run(out):
+    page = (out / "index.html").read_text()
+    assert page.index("<main") < page.index("python -m http.server 8000") < page.index("</main>")
 
 
 def test_exporting_again_replaces_the_answers_and_nothing_else(explorer, tmp_path):
@@ -119,9 +126,25 @@ def test_several_processes_write_the_same_files(tmp_path):
     for name in served.store.saes:
         blocks = [packed(tmp_path / "2" / "data" / "api" / "latent" / name / f"{number}.json.gz") for number in (0, 1)]
         assert blocks == [
-            {str(i): json.loads(json.dumps(served.latent(name, i))) for i in part}
+            {str(i): json.loads(json.dumps(slim_latent(served.latent(name, i), with_text=True))) for i in part}
             for part in (range(64), range(64, 70))
         ]
+
+
+def test_the_text_is_there_once_and_gives_the_windows_their_tokens_back(tmp_path):
+    run = tmp_path / "run"
+    write_arm(run, "solo-s0", random_firings(0, n=20))
+    build(run, strings=numbered)
+    api, served = static_export(run, tmp_path / "out").parent / "data" / "api", Explorer(run)
+    index = json.loads((api / "index.json").read_text())
+    chunk = packed(api / "text" / str(index["texts"]["solo-s0"]) / "0.json.gz")
+    latents = packed(api / "latent" / "solo-s0" / "0.json.gz")
+    assert len(chunk["pieces"]) == served.store.sae("solo-s0").n_tokens < index["chunk"]
+    for i in range(20):
+        for slim, whole in zip(latents[str(i)]["windows"], served.latent("solo-s0", i)["windows"], strict=True):
+            place = slim["place"]
+            assert chunk["pieces"][place : place + len(slim["values"])] == whole["tokens"]
+            assert "tokens" not in slim and slim["values"] == whole["values"]
 
 
 def test_an_error_in_a_process_is_the_callers(tmp_path):

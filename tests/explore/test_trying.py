@@ -82,3 +82,18 @@ def test_without_a_model_the_reason_is_one_line(run, build):
     (run / "recipe.toml").unlink()
     with pytest.raises(UserError, match=r"recipe\.toml"):
         Trying(run)(TEXT)
+
+
+def test_a_latent_steers_what_the_model_writes(run):
+    from metasae.steering.writing import written
+
+    trying = Trying(run, written)
+    texts = trying.steer("joint-s0", 3, "The river", 40.0)
+    assert texts["prompt"] == "The river" and texts["without"] != texts["with"]
+    assert trying.steer("joint-s0", 3, "The river", 40.0) == texts, "the likeliest token each time"
+    with pytest.raises(KeyError, match="no SAE"):
+        trying.steer("none-s0", 3, "The river", 1.0)
+    with pytest.raises(UserError, match="no latent 24"):
+        trying.steer("joint-s0", 24, "The river", 1.0)
+    with pytest.raises(UserError, match="without steering"):
+        Trying(run).steer("joint-s0", 3, "The river", 1.0)

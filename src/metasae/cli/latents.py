@@ -102,7 +102,13 @@ def explore(
         return
     from metasae.explore.web.server import serve
 
-    serve(run_folder, host=host, port=port, open_browser=browser, progress=Progress())
+    def write(*request, **options):
+        # torch is imported at the first text that is steered, not when the pages open
+        from metasae.steering.writing import written
+
+        return written(*request, **options)
+
+    serve(run_folder, host=host, port=port, open_browser=browser, progress=Progress(), write=write)
 
 
 @app.command()

@@ -16,6 +16,7 @@ meaning   what it is, in half a sentence
 import csv
 from collections.abc import Collection
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -152,8 +153,14 @@ def _at(measures: Any, path: tuple[str, ...]) -> Any:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """So many significant digits; - for none."""
-    return "-" if value is None else f"{value:.{digits}g}"
+    """So many significant digits, never with an exponent; - for none."""
+    return "-" if value is None else plain(f"{value:.{digits}g}")
+
+
+def plain(text: str) -> str:
+    """A number's text without an exponent: 7.1e-05 -> 0.000071. A sign stays."""
+    mantissa, exponent, _ = text.partition("e")
+    return format(Decimal(text), "+f" if mantissa.startswith("+") else "f") if exponent else text
 
 
 def change(quantity: Quantity, entry: dict) -> str:
@@ -167,7 +174,8 @@ def change(quantity: Quantity, entry: dict) -> str:
         return "0"
     value, interval = scaled(quantity, entry)
     if value is None:
-        return _with_interval(f"{entry['difference']:+.2g}", entry["ci95"] and [f"{end:+.2g}" for end in entry["ci95"]])
+        ends = entry["ci95"] and [plain(f"{end:+.2g}") for end in entry["ci95"]]
+        return _with_interval(plain(f"{entry['difference']:+.2g}"), ends)
     unit = "%" if quantity.relative else " pp"
     return _with_interval(_signed(value) + unit, interval and list(map(_signed, interval)))
 
@@ -250,4 +258,4 @@ def _signed(value: float) -> str:
     for limit, digits in ((100, "+.0f"), (1, "+.1f"), (0.005, "+.2f")):
         if abs(value) >= limit:
             return f"{value:{digits}}"
-    return f"{value:+.0e}" if value else "+0"
+    return plain(f"{value:+.0e}") if value else "+0"

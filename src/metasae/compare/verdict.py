@@ -37,6 +37,21 @@ def verdict_of(comparison: dict) -> list[dict[str, str]]:
     return [{"kind": kind, "text": text} for kind, text in lines]
 
 
+def headline(comparison: dict) -> str:
+    """The verdict in one sentence: what known features say of the first arm that is held against the baseline.
+
+    comparison: as for `verdict_of`, or a compare.json.
+    """
+    pairs = [pair for pair in by_pair(comparison["pairs"]) if pair.arm != "control"]
+    if not pairs:
+        return "Nothing is compared yet: a difference needs two arms that are measured."
+    pair, entries = pairs[0], comparison["pairs"][str(pairs[0])]
+    truth = [(q, entries[q.key]) for q in CATALOGUE if q.kind == "truth" and q.in_words and q.key in entries]
+    seeds = max((entry["n_seeds"] for entry in entries.values()), default=0)
+    told = _direction(truth, comparison["trained"]["enough"], seeds, _l0(pair, comparison))
+    return f"{pair.arm.capitalize()} against {pair.baseline}, {seeds} seed{'s' if seeds != 1 else ''}: {told}"
+
+
 def _of_pair(pair: Pair, entries: dict, comparison: dict) -> list[tuple[str, str]]:
     rows = {kind: [(q, entries[q.key]) for q in CATALOGUE if q.kind == kind and q.key in entries] for kind in KINDS}
     truth, fidelity = ([row for row in rows[kind] if row[0].in_words] for kind in ("truth", "fidelity"))

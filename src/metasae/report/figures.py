@@ -19,7 +19,8 @@ STYLES = {
 }
 OTHER_COLOURS = ("#D55E00", "#CC79A7", "#56B4E9")
 GREY = "#888888"
-BINS_TOGETHER = 5
+# Of the picture of pairs; hardly any pair lies outside.
+PHI_EDGES = np.round(np.arange(-0.3, 0.601, 0.02), 2)
 CURVES = (("fvu", "FVU (share of variance)"), ("penalty", "penalty (mean p)"), ("aux", "auxiliary loss"))
 BETTER = {"lower": "  (lower is better)", "higher": "  (higher is better)", None: ""}
 
@@ -134,25 +135,27 @@ def _limits(changes: Sequence[tuple[float, list[float] | None]]) -> tuple[float,
 
 def phi_difference(measured: Sequence[Measured], baseline: str = BASELINE) -> Figure | None:
     """How many more pairs of latents have a given phi than in the baseline, mean over the seeds both arms have."""
-    histograms = {
-        arm: {seed: _coarse_phi(entry) for seed, entry in of_arm.items()} for arm, of_arm in by_arm(measured).items()
+    counts = {
+        arm: {seed: even_phi_counts(entry.measures["cooccurrence"]["histogram"]) for seed, entry in of_arm.items()}
+        for arm, of_arm in by_arm(measured).items()
     }
-    base = histograms.pop(baseline, {})
-    arms = [arm for arm, of_arm in histograms.items() if of_arm.keys() & base.keys()]
+    base = counts.pop(baseline, {})
+    arms = [arm for arm, of_arm in counts.items() if of_arm.keys() & base.keys()]
+    # an arm that equals the baseline (control) would be a line at 0
+    changed = [
+        arm for arm in arms if any((counts[arm][seed] != base[seed]).any() for seed in counts[arm] if seed in base)
+    ]
     if not arms:
         return None
     figure, (axes,) = empty_figure(1, height=3.6)
-    for arm in arms:
-        differences = [counts - base[seed][1] for seed, (_, counts) in histograms[arm].items() if seed in base]
-        edges = next(iter(histograms[arm].values()))[0]
-        mean, label = np.mean(differences, axis=0), f"{arm} - {baseline}"
-        axes.stairs(mean, edges, **style_of(arm), linewidth=1.6, label=label, baseline=None)
+    for arm in changed or arms:
+        differences = [of_seed - base[seed] for seed, of_seed in counts[arm].items() if seed in base]
+        label = f"{arm} - {baseline}"
+        axes.stairs(np.mean(differences, axis=0), PHI_EDGES, **style_of(arm), linewidth=1.6, label=label, baseline=None)
     axes.axhline(0, color=GREY, linewidth=1)
-    axes.set_xscale("symlog", linthresh=1e-4, linscale=0.6)
-    axes.set_yscale("symlog", linthresh=10)
     axes.set(
-        xticks=[-1, -1e-1, -1e-2, -1e-3, -1e-4, 0, 1e-4, 1e-3, 1e-2, 1e-1, 1],
-        xlabel="phi of a pair of latents (no unit; bins even in log |phi|)",
+        xlim=(PHI_EDGES[0], PHI_EDGES[-1]),
+        xlabel="phi of a pair of latents (no unit; even bins of 0.02)",
         ylabel=f"more pairs than {baseline} (count)",
     )
     draw_grid(axes)
@@ -160,14 +163,12 @@ def phi_difference(measured: Sequence[Measured], baseline: str = BASELINE) -> Fi
     return figure
 
 
-def _coarse_phi(entry: Measured) -> tuple[np.ndarray, np.ndarray]:
-    """(edges, counts) of the phi histogram, BINS_TOGETHER fine bins in one on either side of the bin around 0."""
-    histogram = entry.measures["cooccurrence"]["histogram"]
-    edges, counts = np.asarray(histogram["edges"]), np.asarray(histogram["counts"])
-    middle = len(counts) // 2
-    below, above = np.arange(0, middle, BINS_TOGETHER), np.arange(middle + 1, len(counts), BINS_TOGETHER)
-    starts = np.concatenate([below, [middle], above])
-    return np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
+def even_phi_counts(histogram: dict) -> np.ndarray:
+    """Pairs of latents in each bin of PHI_EDGES, float64. The histogram's own bins, even in log |phi|, are cut where a
+    bin of ours ends, as if the pairs in one of them lay evenly.
+    """
+    below = np.concatenate([[0.0], np.cumsum(histogram["counts"], dtype=np.float64)])
+    return np.diff(np.interp(PHI_EDGES, histogram["edges"], below))
 
 
 def firing_rates(measured: Sequence[Measured]) -> Figure:

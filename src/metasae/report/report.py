@@ -22,6 +22,7 @@ from metasae import files
 from metasae.compare.catalogue import CATALOGUE, Quantity, by_pair, grouped, number
 from metasae.compare.compare import read_measured
 from metasae.compare.tables import conditions_line, fill
+from metasae.compare.verdict import headline
 from metasae.errors import UserError
 from metasae.files import toml
 from metasae.interp.differences import score_differences
@@ -58,7 +59,7 @@ def write_report(run_folder: str | Path, comparison: dict, explorer=None) -> Pat
     baseline = comparison["baseline"]
     measured, _ = read_measured(run_folder)
     drawings = {
-        "differences": figures.relative_differences(comparison["pairs"], baseline),
+        "differences": figures.relative_differences(without_equal_arms(comparison)[0]["pairs"], baseline),
         "phi": figures.phi_difference(measured, baseline),
         "rates": figures.firing_rates(measured),
         "scores": score_figures.interp_scores(measured),
@@ -120,12 +121,15 @@ def page(
     recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents. judges: what their
     scores say of them.
     """
+    comparison, equal = without_equal_arms(comparison)
     groups = [
         (title, table(comparison, quantities), quantities) for title, quantities in grouped({q.key for q in CATALOGUE})
     ]
     return fill(
         Path(__file__).with_name("page.html"),
         comparison=comparison,
+        headline=headline(comparison),
+        equal=equal,
         pairs=by_pair(comparison["pairs"]),
         conditions=conditions_line(comparison).replace("`", ""),
         summary=table(comparison, [q for q in CATALOGUE if q.main]),
@@ -136,6 +140,24 @@ def page(
         recipe=recipe,
         between=between,
     )
+
+
+def without_equal_arms(comparison: dict) -> tuple[dict, list[str]]:
+    """The comparison without the arms that equal the baseline in every measure they have, and the names of these.
+
+    Such an arm (control, where it holds) would be a column of zeros. The baseline stays, and an arm that is left alone.
+    """
+    pairs = by_pair(comparison["pairs"])
+    equal = [
+        str(pair.arm)
+        for pair, entries in pairs.items()
+        if entries and all(entry["difference"] in (0, None) for entry in entries.values())
+    ]
+    kept = {str(pair): entries for pair, entries in pairs.items() if pair.arm not in equal}
+    if not kept:
+        return comparison, []
+    arms = {name: arm for name, arm in comparison["arms"].items() if name not in equal}
+    return {**comparison, "pairs": kept, "arms": arms}, equal
 
 
 def table(comparison: dict, quantities: Sequence[Quantity]) -> list[tuple[Quantity, dict[str, Mean]]]:

@@ -6,7 +6,7 @@ one foretells the first written token, which is therefore the model's own, the s
 acts from there on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from metasae.errors import UserError
 from metasae.interop import load
 from metasae.recipe import recipe
 from metasae.sae.sae import SAE
-from metasae.steering.edits import check_request
+from metasae.steering.edits import Edit, check_request
 from metasae.steering.steering import checked, steer
 
 
@@ -58,16 +58,35 @@ def run_steer(
     if not point:
         raise UserError(f"{folder} does not say where it was trained (metadata.hook_name); give the hook point")
     host = Host.load(_model_of(sae, model), point, device)
+    texts = written(host, sae, requested, prompts, tokens, error=error, chat=chat, seed=seed)
+    request = {"edits": list(edits), "error": error, "chat": chat, "seed": seed}
+    return {"model": host.name, "point": point, **request, "texts": texts}
+
+
+def written(
+    host: Host,
+    sae: SAE,
+    edits: Mapping[int, Edit | float],
+    prompts: Sequence[str],
+    tokens: int,
+    *,
+    error: bool = True,
+    chat: bool = False,
+    seed: int | None = None,
+) -> list[dict[str, str]]:
+    """Of every prompt {prompt, without, with}: `tokens` tokens behind it, as the model is and with the edited latents.
+
+    Arguments as for `run_steer`, with a model and an SAE that are loaded already. Raises UserError for an encoder,
+    prompts that do not fit, and whatever `steer` refuses.
+    """
     ids, mask = _encoded(host, prompts, tokens, chat)
     without = _continued(host, ids, mask, tokens, seed)
-    with steer(host, sae, requested, point, error, start=ids.shape[1] if chat else 0):
+    with steer(host, sae, edits, host.point, error, start=ids.shape[1] if chat else 0):
         steered = _continued(host, ids, mask, tokens, seed)
-    texts = [
+    return [
         {"prompt": prompt, "without": plain, "with": edited}
         for prompt, plain, edited in zip(prompts, without, steered, strict=True)
     ]
-    request = {"edits": list(edits), "error": error, "chat": chat, "seed": seed}
-    return {"model": host.name, "point": point, **request, "texts": texts}
 
 
 def _model_of(sae: SAE, model: str | None) -> recipe.Model:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from metasae.explore.pages.labels import Labels
-from metasae.explore.pages.latent_table import token_range
+from metasae.explore.pages.search import token_range
 from metasae.explore.store import blobs
 from metasae.explore.store.open_store import OpenStore, SaeFacts, folded
 from metasae.explore.store.schema import SCALARS, key_of, unzipped

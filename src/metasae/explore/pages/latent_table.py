@@ -1,19 +1,15 @@
-"""Which latents of an SAE are listed: sorted, filtered, and searched by words and tokens.
+"""Which latents of an SAE are listed: sorted, filtered, and perhaps searched (`search.py`).
 
-A column of the table is read once; sorting and filtering it then takes a millisecond. A search finds the latents whose
-explanation has some words, or whose top tokens begin with a text. The table `top_tokens` holds, of each token of the
-vocabulary and each SAE, the latents that have it among their first SEARCHED tokens, as int32, those with the most
-firings first. So what a common token finds, all latents perhaps, comes as one value.
+A column of the table is read once; sorting and filtering it then takes a millisecond.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 
 import numpy as np
 
-from metasae.encodings import readable
-from metasae.explore.store.open_store import OpenStore, SaeFacts, folded
-from metasae.explore.store.schema import LATENTS_OF_SAE, MEANINGS, SCALARS, keys_of
+from metasae.explore.store.open_store import OpenStore, SaeFacts
+from metasae.explore.store.schema import MEANINGS, SCALARS, keys_of
 
 MOST = 500
 # Orders that are kept, a quarter of a megabyte each at 65,000 latents.
@@ -29,25 +25,6 @@ _COLUMNS = {
         WHERE key BETWEEN :low AND :high""",
 }
 _SCORE = "SELECT latent, value FROM scores WHERE sae = :sae AND score = :score AND part = :part"
-
-LONGEST_SEARCH = 500
-
-_BY_TOKEN = """SELECT t.data FROM vocabulary v
-    CROSS JOIN top_tokens t ON t.text = v.text AND t.entry = v.entry AND t.sae = :sae
-    WHERE v.text = :text AND v.folded >= :low AND v.folded < :high"""
-_BY_WORDS = """SELECT rowid - :first FROM explanation_words
-    WHERE explanation_words MATCH :words AND rowid BETWEEN :first AND :last"""
-# the few that are shown are cut off before their texts are looked up
-_BEST = """SELECT e.key, e.text FROM
-        (SELECT rowid AS key, rank FROM explanation_words
-        WHERE explanation_words MATCH :words ORDER BY rank, rowid LIMIT :limit) w
-    CROSS JOIN explanations e ON e.key = w.key ORDER BY w.rank, e.key"""
-# Short tokens first. Each of those that are taken is a top token of some latent, so that no more are needed than rows.
-_TOKENS = """SELECT v.text, v.entry, v.string FROM texts x
-    CROSS JOIN vocabulary v ON v.text = x.id AND v.folded >= :low AND v.folded < :high
-    WHERE EXISTS (SELECT 1 FROM top_tokens t WHERE t.text = v.text AND t.entry = v.entry)
-    ORDER BY length(v.folded), v.folded, v.entry, v.text LIMIT :limit"""
-_LATENTS = "SELECT sae, substr(data, 1, :bytes) FROM top_tokens WHERE text = :text AND entry = :entry"
 
 
 class LatentTable:
@@ -138,51 +115,3 @@ def _places(labels: np.ndarray) -> np.ndarray:
     """Each label by its place in the alphabet, NaN for none: float64 [n]."""
     places = np.unique(labels.astype(str), return_inverse=True)[1].reshape(-1)
     return np.where(labels == "", np.nan, places)
-
-
-def found_in(store: OpenStore, facts: SaeFacts, search: str) -> np.ndarray:
-    """bool [n]: the latents of an SAE that a search finds."""
-    passing = np.zeros(facts.n, bool)
-    by_token = store.ask(_BY_TOKEN, {"sae": facts.id, "text": facts.text, **token_range(search)})
-    passing[np.frombuffer(b"".join(data for (data,) in by_token), "<i4")] = True
-    first, last = keys_of(facts.id)
-    by_words = store.ask(_BY_WORDS, {"words": _words_query(search), "first": first, "last": last})
-    passing[np.array(by_words, np.int64).reshape(-1)] = True
-    return passing
-
-
-def search_all(
-    store: OpenStore, tables: Mapping[int, LatentTable], search: str, limit: int
-) -> Iterator[tuple[int, str, str]]:
-    """(key, `explanation` or `token`, the text that was found) of latents of any SAE, the best first.
-
-    Explanations come first, by their rank, then tokens, short ones first, of each the latents with the most firings.
-    Ties to the lower key. tables: by the number of the SAE. limit: no more will be taken.
-    """
-    for key, text in store.ask(_BEST, {"words": _words_query(search), "limit": limit}):
-        yield key, "explanation", text
-    for text, entry, string in store.ask(_TOKENS, {**token_range(search), "limit": limit}):
-        firings, keys = [], []
-        for sae, data in store.ask(_LATENTS, {"text": text, "entry": entry, "bytes": 4 * limit}):
-            latents = np.frombuffer(data, "<i4")
-            firings.append(tables[sae].column("firings")[latents])
-            keys.append(latents.astype(np.int64) + sae * LATENTS_OF_SAE)
-        firings, keys = np.concatenate(firings), np.concatenate(keys)
-        yield from ((key, "token", string) for key in keys[np.lexsort((keys, -firings))].tolist())
-
-
-def token_range(search: str) -> dict[str, str]:
-    """The tokens that begin with what is searched for, as the ends of a range."""
-    wanted = folded(readable(search[:LONGEST_SEARCH]))
-    # nothing comes after the last character of all
-    return {"low": wanted, "high": wanted + "\U0010ffff"} if wanted else {"low": "\U0010ffff", "high": ""}
-
-
-def _words_query(search: str) -> str:
-    """All the words in FTS5's language; an empty phrase, which finds nothing, where there is no word to look for.
-
-    The last word may be unfinished. Each word stands in quotes, so that none is taken for an operator.
-    """
-    words = readable(search[:LONGEST_SEARCH]).replace("\0", " ").replace('"', '""').split()
-    quoted = [f'"{word}"' for word in words if any(map(str.isalnum, word))]
-    return " ".join(quoted) + "*" if quoted else '""'

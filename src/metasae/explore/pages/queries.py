@@ -7,18 +7,21 @@ is a UserError.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 
 from metasae.arms.folder import RunFolder
 from metasae.explore.pages.compare_page import compare_page
+from metasae.explore.pages.document_page import document_page
 from metasae.explore.pages.labels import Labels
 from metasae.explore.pages.latent_page import add_found, latent_page, rows_of
-from metasae.explore.pages.latent_table import MOST, LatentTable, found_in, search_all
+from metasae.explore.pages.latent_table import MOST, LatentTable
 from metasae.explore.pages.pair_pages import split_page, splits_page
-from metasae.explore.store.open_store import OpenStore
+from metasae.explore.pages.search import found_in, matches_in
+from metasae.explore.store.blobs import unpack_edges
+from metasae.explore.store.open_store import CHUNK, OpenStore
+from metasae.explore.store.schema import MEANINGS, SCALARS, key_of
 from metasae.explore.store.sections import weights_of
 
 # What was searched for in a table of latents, kept for one who scrolls.
@@ -40,8 +43,15 @@ class Explorer:
         now = {arm.label: weights_of(arm) for arm in RunFolder(self.store.run_folder).trained()}
         return all(facts.weights == now.get(name) for name, facts in self.store.saes.items())
 
+    def check(self, sae: str, latent: int) -> int:
+        """The latent. Raises KeyError where there is no such one."""
+        return self.store.check(sae, latent)
+
     def overview(self) -> dict:
-        return json.loads(self.store.ask("SELECT value FROM meta WHERE key = 'overview'")[0][0])
+        """The run's verdict, measures and figures, and the columns of a list of latents: key, label, meaning."""
+        overview = json.loads(self.store.ask("SELECT value FROM meta WHERE key = 'overview'")[0][0])
+        columns = [{"key": key, "label": label, "meaning": MEANINGS[key]} for key, label in SCALARS.items()]
+        return {**overview, "columns": columns}
 
     def latents(
         self,
@@ -81,6 +91,36 @@ class Explorer:
         shown = ("top_tokens", "explanation", "label", "max")
         return {str(row["latent"]): {key: row[key] for key in shown} for row in rows}
 
+    def matches(self, sae: str, other: str, ids: Sequence[int]) -> dict:
+        """{"17": {"latent", "cosine"}}: of up to 500 latents the match in another SAE, by decoder rows.
+
+        One to one up to 8,192 latents an SAE, above that the nearest row. A latent without a match is left out.
+        """
+        keys = [key_of(self.store.sae(sae).id, self.store.check(sae, i)) for i in ids[:MOST]]
+        sql = """SELECT key, data FROM edges WHERE other = ? AND kind IN ('match', 'nearest')
+            AND key IN (SELECT value FROM json_each(?))"""
+        rows = self.store.ask(sql, (self.store.sae(other).id, json.dumps(keys)))
+        edges = {self.store.named(key)["latent"]: unpack_edges(data) for key, data in rows}
+        return {str(i): {"latent": latents[0], "cosine": values[0]} for i, (latents, values) in edges.items()}
+
+    def document(self, sae: str, latent: int, place: int) -> dict:
+        """The document round a token of the evaluation text, with what the latent does in it."""
+        return document_page(self.store, self.store.sae(sae), self.store.check(sae, latent), place)
+
+    def texts(self) -> dict[str, int]:
+        """SAE -> the number of the evaluation text that its windows are of, for those with firings."""
+        return {name: facts.text for name, facts in self.store.saes.items() if facts.text is not None}
+
+    def text_chunks(self, number: int) -> Iterator[dict]:
+        """An evaluation text in chunks of CHUNK tokens: {"pieces": text of each token, "names": {"17": its name}}.
+
+        Pieces joined are the text; `names` has, by place in the chunk, the tokens whose name alone is another.
+        """
+        text = self.store.text(number)
+        for start in range(0, text.n_tokens, CHUNK):
+            end = min(start + CHUNK, text.n_tokens)
+            yield {"pieces": text.pieces(start, end), "names": text.names(start, end)}
+
     def splits(
         self, pair: str | None = None, kind: str = "splits", offset: int = 0, limit: int = 50, **filters
     ) -> dict:
@@ -101,10 +141,20 @@ class Explorer:
         """Two latents of any SAEs over the same text, exact from the run's firings."""
         return compare_page(self.store, self._labels, a, b)
 
-    def search(self, text: str, limit: int = 50) -> dict:
-        """Latents of any SAE by their explanation's words, then by their top tokens."""
-        latents = islice(search_all(self.store, self._tables, text, limit), max(0, min(limit, MOST)))
-        return {"rows": [{**self.store.named(key), "where": where, "text": said} for key, where, said in latents]}
+    def search(self, text: str, limit: int = 20) -> dict:
+        """Latents by their explanation's words and their top tokens, the most specific first, `limit` of each SAE.
+
+        {"groups": [{"sae", "total", "rows"}]}, only of SAEs in which some latent is found; a row is as in a list of
+        latents, with `where`, `text` and `specific` as in `metasae.explore.pages.search.Match`.
+        """
+        groups = []
+        for name, facts in self.store.saes.items() if text.strip() else ():
+            matches = matches_in(self.store, facts, text)
+            shown = matches[: max(0, min(limit, MOST))]
+            rows = rows_of(self.store, facts, [match.latent for match in shown], self._labels.of_latents(name))
+            told = [row | match._asdict() for row, match in zip(rows, shown, strict=True)]
+            groups += [{"sae": name, "total": len(matches), "rows": told}] if matches else []
+        return {"groups": groups}
 
     def set_label(self, target: dict, label: str | None, note: str = "") -> None:
         """target: {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}.

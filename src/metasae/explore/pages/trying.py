@@ -1,9 +1,11 @@
-"""Try a text: which latents of every SAE in a run fire at each of its tokens.
+"""Try a text: which latents of every SAE in a run fire at each of its tokens, and what the model writes with one of
+them set.
 
 The one part of the explorer that needs the model.
 """
 
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from metasae.encodings import readable
 from metasae.errors import UserError
 
 MOST_TOKENS = 1_000
+STEERED_TOKENS = 40
 
 
 class Trying:
@@ -20,8 +23,9 @@ class Trying:
     The text is cut into windows as the run's documents were, each with the model's special tokens round it.
     """
 
-    def __init__(self, run_folder: str | Path):
-        self._folder, self._lock = Path(run_folder), threading.Lock()
+    def __init__(self, run_folder: str | Path, write: Callable | None = None):
+        """write: `metasae.steering.writing.written`, which whoever opens the explorer hands in; None: no steering."""
+        self._folder, self._lock, self._write = Path(run_folder), threading.Lock(), write
 
     def __call__(self, text: str) -> dict:
         """{"tokens": pieces, "names": texts, "left_out": tokens beyond MOST_TOKENS,
@@ -41,6 +45,20 @@ class Trying:
         tokens = [readable(piece) for piece in pieces.of(kept)]
         names = [readable(pieces.name(int(number))) for number in kept]
         return {"tokens": tokens, "names": names, "left_out": left_out, "saes": fired}
+
+    def steer(self, sae: str, latent: int, text: str, value: float) -> dict:
+        """{"prompt", "without", "with"}: what the model writes behind a text as it is, and with the latent at `value`.
+
+        value: in the model's units, 0 switches the latent off. STEERED_TOKENS tokens, the likeliest each time. Raises
+        KeyError for an SAE that is not there, UserError for a model that writes no text, and where nothing can steer.
+        """
+        if self._write is None:
+            raise UserError("this explorer was opened without steering; use `metasae explore` or `metasae steer`")
+        with self._lock:
+            host, saes, _ = self._loaded
+        if sae not in saes:
+            raise KeyError(f"no SAE '{sae}' in this run; known: {', '.join(saes)}")
+        return self._write(host, saes[sae], {latent: value}, [readable(text)], STEERED_TOKENS)[0]
 
     @cached_property
     def _loaded(self) -> tuple:

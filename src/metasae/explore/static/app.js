@@ -3,7 +3,7 @@
 import { data, STATIC, SWEEP } from "./data.js";
 import { add, h, say } from "./dom.js";
 import { recolour } from "./charts.js";
-import { hideTip } from "./windows.js";
+import { hideTip } from "./tip.js";
 
 const OF_A_RUN = {
   overview: () => import("./pages/overview.js"),
@@ -63,6 +63,7 @@ async function open() {
   page = next;
   here = location.hash;
   main.replaceChildren(next.node);
+  if (name !== "search" && document.activeElement !== search) search.value = "";
   next.ready?.();
   document.title = `${next.title} · metasae`;
   const menu = next.menu || MENU[name] || name;

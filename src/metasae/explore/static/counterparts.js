@@ -1,6 +1,6 @@
 // What became of the latents of a split: whether the parent lives on in the other SAE, and a child was there already.
 
-import { h, latentLink, number } from "./dom.js";
+import { h, latentLink, fixed } from "./dom.js";
 
 export function livesOn(parent) {
   return said(parent.lives_on, "the parent lives on as ", "the parent is gone; closest to it, beside its children: ", "the parent is gone");
@@ -13,5 +13,5 @@ export function already(child) {
 function said(counterpart, same, near, none) {
   if (!counterpart) return h("span", { class: "soft" }, none);
   const { sae, latent, phi, same: isSame } = counterpart;
-  return h("span", { class: isSame ? null : "soft" }, isSame ? h("b", {}, same) : near, latentLink(sae, latent), ` (phi ${number(phi)})`);
+  return h("span", { class: isSame ? null : "soft" }, isSame ? h("b", {}, same) : near, latentLink(sae, latent), ` (phi ${fixed(phi)})`);
 }

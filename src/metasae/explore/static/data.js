@@ -68,12 +68,15 @@ const server = {
   splits: (filters) => kept(`api/splits${query(filters)}`),
   split: (id) => kept(`api/split/${name(id)}`),
   compare: (a, b) => kept(`api/compare${query({ a, b })}`),
-  search: (text) => kept(`api/search${query({ q: text, limit: 100 })}`),
+  matches: (sae, other, ids) => kept(`api/matches/${name(sae)}/${name(other)}${query({ ids: ids.join(",") })}`),
+  document: (sae, latent, place) => kept(`api/document/${name(sae)}/${latent}/${place}`),
+  search: (text) => kept(`api/search${query({ q: text })}`),
   async label(target, label, note) {
     await post("api/label", { target, label, note });
     answers.clear();
   },
   tryText: (text) => post("api/try", { text }),
+  steer: (sae, latent, text, value) => post("api/steer", { sae, latent, text, value }),
 };
 
 export const data = STATIC ? files : server;

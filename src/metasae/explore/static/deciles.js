@@ -1,5 +1,7 @@
 // A latent's windows by tenths of their strongest activation.
 
+import { contextButton } from "./asking.js";
+import { STATIC } from "./data.js";
 import { add, card, chip, h, number, say } from "./dom.js";
 import { nameOf, windowList } from "./windows.js";
 
@@ -8,6 +10,7 @@ export class Deciles {
   constructor(latent) {
     this.latent = latent;
     this.token = null;
+    this.more = STATIC ? null : (entry, item) => contextButton(latent, entry, item);
     this.body = h("div", {});
     this.filter = h("p", { class: "note" });
     const note = latent.windows?.length
@@ -53,7 +56,7 @@ export class Deciles {
           h("h3", {}, decileName(decile)),
           h("span", { class: "note" }, `${number(Math.min(...peaks))} to ${number(Math.max(...peaks))}`),
         ),
-        windowList(entries, latent.max, (text) => this.only(text), decileName(decile)),
+        windowList(entries, latent.max, (text) => this.only(text), decileName(decile), this.more),
       );
     }
     if (token === null && latent.silent?.length)

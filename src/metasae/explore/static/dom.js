@@ -27,24 +27,57 @@ export function add(element, ...children) {
   return element;
 }
 
-/** A number in few digits: 0.00723, 31.9, 12,345; – for none. */
+/** A number in few digits, never as 1e-3: 0.00723, 31.9, 12,345; – for none. */
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (value === 0) return "0";
-  if (Number.isInteger(value)) return value.toLocaleString("en-US").replace(/^-/, "−");
   const size = Math.abs(value);
-  if (size >= 10 ** digits - 0.5) return Math.round(value).toLocaleString("en-US").replace(/^-/, "−");
-  if (size < 1e-4)
-    return value
-      .toExponential(Math.max(digits - 2, 0))
-      .replace("e-", "e−")
-      .replace(/^-/, "−");
-  return value.toPrecision(digits).replace(/^-/, "−");
+  const sign = value < 0 ? "−" : "";
+  if (Number.isInteger(value) || size >= 10 ** digits - 0.5) return sign + Math.round(size).toLocaleString("en-US");
+  if (size < 1e-7) return sign + tiny(size);
+  const kept = size < 1e-4 ? 2 : digits;
+  const rounded = Number(size.toPrecision(kept));
+  return sign + rounded.toFixed(Math.max(0, kept - 1 - Math.floor(Math.log10(rounded))));
+}
+
+function tiny(size) {
+  const power = Math.floor(Math.log10(size));
+  return `${(size / 10 ** power).toFixed(1)} × 10⁻${[...String(-power)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
 }
 
 /** A share as a percentage: 0.65%. */
 export function percent(value, digits = 3) {
   return value === null || value === undefined ? "–" : number(100 * value, digits) + "%";
+}
+
+/** A number that lies between −1 and 1 (a cosine, phi, a score): always three places, so that a column is even. */
+export function fixed(value) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  return value.toFixed(3).replace(/^-/, Number(value.toFixed(3)) === 0 ? "" : "−");
+}
+
+const FORMATS = {
+  rate: (value) => percent(value),
+  nearest_phi: fixed,
+  nearest_cosine: fixed,
+  encoder_cosine: fixed,
+  match_cosine: fixed,
+  meta_e: fixed,
+  split_score: fixed,
+};
+
+/** A latent's number as every page writes it. key: a column of a list of latents. */
+export function valueOf(key, value) {
+  if (key.startsWith("interp.")) return fixed(value);
+  return (FORMATS[key] || number)(value);
+}
+
+/** A word whose meaning comes on hover, focus and tap, and is read out with it; without a meaning just the word. */
+export function term(label, meaning) {
+  if (!meaning) return h("span", {}, label);
+  const word = h("button", { type: "button", class: "term", "aria-description": meaning }, label);
+  word.hint = () => meaning;
+  return word;
 }
 
 /** A token as it is shown: nothing invisible. */
@@ -67,6 +100,19 @@ export function chip(token, kind = "token", spaces = false) {
 /** Tokens as chips with their outer spaces marked: ` cat` and `cat` are two tokens, in whichever lists they stand. */
 export function apart(tokens) {
   return tokens.map((token) => chip(token, "token", true));
+}
+
+/** What a latent without a judge's explanation is told by: the tokens with the most firings beyond chance, with the lift of each. tokens: as a latent's page has them. */
+export function byTokens(tokens, most = 3) {
+  const telling = ({ share, lift }) => share * Math.log(lift);
+  const told = (tokens || []).filter(({ lift }) => lift > 1).sort((a, b) => telling(b) - telling(a)).slice(0, most);
+  if (!told.length) return null;
+  const lifts = told.map(({ token, lift, share }, i) => [
+    i ? (i + 1 === told.length ? " and " : ", ") : "",
+    chip(token, "token", true),
+    ` (${percent(share, 2)} of its firings, ${number(lift, 2)} times as often as chance)`,
+  ]);
+  return h("span", {}, "No judge explained it. It fires above chance on ", lifts, ".");
 }
 
 export function chips(tokens, most = 6) {
@@ -102,10 +148,11 @@ export function latentPath(sae, latent) {
   return `#/latent/${encodeURIComponent(sae)}/${latent}`;
 }
 
-export function latentLink(sae, latent, withSae = true) {
+/** whole: the link of the whole row or item that it stands in. */
+export function latentLink(sae, latent, withSae = true, whole = false) {
   return h(
     "a",
-    { href: latentPath(sae, latent), class: "latent-link" },
+    { href: latentPath(sae, latent), class: `latent-link${whole ? " whole" : ""}` },
     withSae ? [saeName(sae), " "] : null,
     h("span", { class: "id" }, String(latent)),
   );

@@ -15,7 +15,8 @@ const CURVES = [
   ["penalty", "penalty (mean p)"],
   ["aux", "auxiliary loss"],
 ];
-const TOGETHER = 5;
+// of the picture of pairs; hardly any pair lies outside
+const PHI_EDGES = Array.from({ length: 46 }, (_, i) => Math.round(100 * (-0.3 + 0.02 * i)) / 100);
 
 function bySae(run, key) {
   return run.saes.filter((sae) => run[key]?.[sae.name]).map((sae) => ({ ...sae, entry: run[key][sae.name] }));
@@ -65,17 +66,15 @@ export function pareto(run, many) {
   return card("Known features against fidelity", `one mark per SAE; ${many}`, choice, place);
 }
 
-/** A phi histogram with TOGETHER fine bins in one on either side of the bin around 0, as in the report. */
-function coarse({ edges, counts }) {
-  const middle = Math.floor(counts.length / 2);
-  const starts = [];
-  for (let i = 0; i < middle; i += TOGETHER) starts.push(i);
-  starts.push(middle);
-  for (let i = middle + 1; i < counts.length; i += TOGETHER) starts.push(i);
-  return {
-    edges: [...starts.map((start) => edges[start]), edges[edges.length - 1]],
-    counts: starts.map((start, i) => counts.slice(start, starts[i + 1] ?? counts.length).reduce((sum, count) => sum + count, 0)),
+/** A phi histogram in even bins, as in the report: its own bins, even in log |phi|, are cut where one of ours ends. */
+function even({ edges, counts }) {
+  const below = [0];
+  for (const count of counts) below.push(below[below.length - 1] + count);
+  const upTo = (phi) => {
+    const i = Math.min(Math.max(edges.findIndex((edge) => edge > phi) - 1, 0), counts.length - 1);
+    return below[i] + (counts[i] * (phi - edges[i])) / (edges[i + 1] - edges[i]);
   };
+  return { edges: PHI_EDGES, counts: PHI_EDGES.slice(1).map((edge, i) => upTo(edge) - upTo(PHI_EDGES[i])) };
 }
 
 function mean(lists) {
@@ -84,7 +83,7 @@ function mean(lists) {
 
 export function phi(run, many) {
   const title = "Which pairs of latents become more or fewer";
-  const found = bySae(run, "phi_histogram").map((sae) => ({ ...sae, ...coarse(sae.entry) }));
+  const found = bySae(run, "phi_histogram").map((sae) => ({ ...sae, ...even(sae.entry) }));
   const base = run.baseline || "solo";
   const solo = new Map(found.filter((sae) => sae.arm === base).map((sae) => [sae.seed, sae]));
   const arms = [...new Set(found.filter((sae) => sae.arm !== base && solo.has(sae.seed)).map((sae) => sae.arm))];

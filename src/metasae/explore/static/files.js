@@ -3,6 +3,10 @@
 import { json, kept, Missing } from "./data.js";
 
 const BLOCK = 64;
+// a character ends within so many tokens
+const REACH = 3;
+// latents of each SAE that a search shows
+const FOUND = 20;
 const index = () => kept("data/api/index.json");
 
 async function stem(sae) {
@@ -22,7 +26,9 @@ async function rowsOf(sae) {
     const table = json(`data/api/latents/${await stem(sae)}.json.gz`).then(({ columns, values, searched, n }) => {
       const keys = Object.keys(values);
       const rows = Array.from({ length: n }, (_, i) => Object.fromEntries(keys.map((key) => [key, values[key][i]])));
-      return { columns, rows, tokens: searched.map((tokens) => tokens.map((token) => token.trim().toLowerCase())) };
+      // searched: of every latent the tokens it is searched by, each with how specific the latent is to it
+      const tokens = searched.map((pairs) => pairs.map(([token, f1]) => ({ token, f1, start: folded(token) })));
+      return { columns, rows, tokens };
     });
     tables.set(sae, table);
     table.catch(() => tables.delete(sae));
@@ -30,27 +36,35 @@ async function rowsOf(sae) {
   return tables.get(sae);
 }
 
-function words(text) {
-  return text.toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
+function folded(text) {
+  return text.trim().toLowerCase();
 }
 
-/** "explanation" where all the words are in it, the last perhaps not typed to its end; else the token that begins with the text; else null. */
+/** Without accents, as the server's index of explanations has them. */
+function words(text) {
+  return text.normalize("NFD").replace(/\p{Mn}/gu, "").toLowerCase().match(/[\p{L}\p{N}]+/gu) || [];
+}
+
+/** How a search finds a latent: {where, text, specific}, by the larger number of explore/pages/search.py; null where it does not. */
 function found(row, tokens, text) {
   const wanted = words(text);
-  const last = wanted.pop();
+  const last = wanted.at(-1);
   const explained = words(row.explanation || "");
-  if (last && wanted.every((word) => explained.includes(word)) && explained.some((word) => word.startsWith(last)))
-    return { where: "explanation", text: row.explanation };
-  const start = text.trim().toLowerCase();
-  const token = tokens.find((token) => token.startsWith(start));
-  return token === undefined ? null : { where: "token", text: token };
+  const has = last && wanted.slice(0, -1).every((word) => explained.includes(word)) && explained.some((word) => word.startsWith(last));
+  const byWords = has ? { where: "explanation", text: row.explanation, specific: Math.min(1, wanted.length / explained.length) } : null;
+  const start = folded(text);
+  const byToken = tokens
+    .filter((token) => start && token.start.startsWith(start))
+    .map(({ token, f1, start: whole }) => ({ where: "token", text: token, specific: f1 * ([...start].length / [...whole].length) }))
+    .reduce((best, entry) => (best && best.specific >= entry.specific ? best : entry), null);
+  return byToken && (!byWords || byToken.specific >= byWords.specific) ? byToken : byWords;
 }
 
 /** The token that a search found a row by, where that is not among the few named. */
 function beside(row, tokens, text) {
-  const start = text.trim().toLowerCase();
-  const named = (row.top_tokens || []).map((token) => token.trim().toLowerCase());
-  return named.some((token) => token.startsWith(start)) ? null : (tokens.find((token) => token.startsWith(start)) ?? null);
+  const start = folded(text);
+  const named = (row.top_tokens || []).map(folded);
+  return named.some((token) => token.startsWith(start)) ? null : (tokens.find((token) => token.start.startsWith(start))?.token ?? null);
 }
 
 export async function latents(sae, { sort = "rate", desc = 1, search, min_rate, max_rate, label, dead, offset = 0, limit = 100 }) {
@@ -89,7 +103,47 @@ export async function latent(sae, number) {
     throw error instanceof Missing ? missing() : error;
   });
   if (!(number in block)) throw missing();
-  return block[number];
+  const page = block[number];
+  const near = page.neighbours;
+  const filled = async (kinds) => Object.fromEntries(await Promise.all(Object.entries(kinds).map(async ([kind, entries]) => [kind, await withWords(entries)])));
+  const { other = {}, ...own } = near;
+  const far = Object.fromEntries(await Promise.all(Object.entries(other).map(async ([name, kinds]) => [name, await filled(kinds)])));
+  const meta = await Promise.all(page.meta.map(async (entry) => ({ ...entry, siblings: await withWords(entry.siblings, sae) })));
+  return { ...page, neighbours: { ...(await filled(own)), other: far }, meta, windows: await withText(sae, page.windows) };
+}
+
+/** What the files of latents leave out, as the tables have it: the tokens and the explanation by which a latent is known. */
+function withWords(entries, sae) {
+  return Promise.all(
+    entries.map(async (entry) => {
+      const { top_tokens, explanation } = (await rowsOf(entry.sae ?? sae)).rows[entry.latent];
+      return { ...entry, top_tokens, explanation };
+    }),
+  );
+}
+
+/** Windows with the tokens that stand there, from the chunks of the text; those that have their tokens stay. */
+async function withText(sae, windows) {
+  const { texts, chunk } = await index();
+  if (!(sae in texts)) return windows;
+  const token = async (at) => {
+    const { pieces, names } = await kept(`data/api/text/${texts[sae]}/${Math.floor(at / chunk)}.json.gz`);
+    return { piece: pieces[at % chunk], name: names[at % chunk] };
+  };
+  return Promise.all(
+    windows.map(async (entry) => {
+      const length = (entry.values ?? entry.parent).length;
+      const told = await Promise.all(Array.from({ length }, (_, i) => token(entry.place + i)));
+      const tokens = told.map(({ piece }) => piece);
+      const names = Object.fromEntries(told.map(({ name }, i) => [i, name]).filter(([, name]) => name !== undefined));
+      // a character that the window's end cuts stands with the last token, as on the server
+      for (let i = 0; i < REACH && tokens[length - 1] === "" && names[length - 1]; i++) {
+        const next = await token(entry.place + length + i).catch(() => null);
+        if (next?.piece) tokens[length - 1] = next.piece;
+      }
+      return { ...entry, tokens, names };
+    }),
+  );
 }
 
 function splitPasses(row, search, min_score, label) {
@@ -117,20 +171,23 @@ export async function splits({ pair, kind = "splits", offset = 0, limit = 50, se
 export async function split(id) {
   const { splits: blocks, most } = await index();
   if (!(id in blocks)) throw new Missing(`no split '${id}' among the best ${most} of each pair, which this static copy has`);
-  return (await kept(`data/api/split/${blocks[id]}.json.gz`))[id];
+  const page = (await kept(`data/api/split/${blocks[id]}.json.gz`))[id];
+  return { ...page, windows: await withText(page.parent.sae, page.windows) };
 }
 
+/** As the server answers: of each SAE the latents that are most specific to the text. */
 export async function search(text) {
-  const rows = [];
+  const groups = [];
   for (const { name } of (await overview()).saes) {
     const table = await rowsOf(name);
-    for (const [i, row] of table.rows.entries()) {
-      const how = found(row, table.tokens[i], text);
-      if (how) rows.push({ sae: name, latent: row.latent, ...how });
-      if (rows.length >= 100) return { rows };
-    }
+    const matches = table.rows
+      .map((row, i) => ({ row, how: found(row, table.tokens[i], text) }))
+      .filter(({ how }) => how)
+      .sort((a, b) => b.how.specific - a.how.specific || a.row.latent - b.row.latent);
+    const rows = matches.slice(0, FOUND).map(({ row, how }) => ({ ...row, ...how }));
+    if (matches.length) groups.push({ sae: name, total: matches.length, rows });
   }
-  return { rows };
+  return { groups };
 }
 
 /** Two latents side by side; how often both fire is not in the files, which hold no firings. */

@@ -1,12 +1,11 @@
 // A list of latents of any length: only the rows in sight exist, and their numbers come a page at a time.
 
 import { data, STATIC } from "./data.js";
-import { chip, chips, h, latentPath, number, percent, say } from "./dom.js";
+import { chip, chips, h, latentLink, number, say, term, valueOf } from "./dom.js";
 
 export const PAGE = 100;
 const SPARE = 8;
-const FIRST_COLUMNS = ["rate", "max", "nearest_phi", "nearest_cosine", "meta_e", "split_score"];
-const SHARES = new Set(["rate"]);
+const FIRST_COLUMNS = ["rate", "max", "nearest_phi", "match_cosine", "meta_e", "split_score"];
 const places = new Map(); // list and filters -> how far it was scrolled and which row was chosen
 
 export class List {
@@ -72,7 +71,7 @@ export class List {
               this.layout();
             },
           });
-          return h("label", { title: meaning || null }, box, label);
+          return h("label", {}, box, term(label, meaning));
         }),
       ),
     );
@@ -93,11 +92,10 @@ export class List {
     const narrow = this.narrow.matches;
     this.height = narrow ? 44 : 34;
     let shown = this.numbers().filter(({ key }) => this.columnsShown.has(key));
-    if (narrow)
-      shown = [
-        ...shown.filter(({ key }) => key === this.state.sort),
-        ...shown.filter(({ key }) => key === "rate" && key !== this.state.sort),
-      ].slice(0, 1);
+    // what the list is sorted by is always in sight, and on a phone nothing else
+    const sorted = this.numbers().filter(({ key }) => key === this.state.sort);
+    if (narrow) shown = [...sorted, ...shown.filter(({ key }) => key === "rate")].slice(0, 1);
+    else if (sorted.length && !shown.includes(sorted[0])) shown = [...shown, sorted[0]];
     this.shown = shown;
     const explained = !narrow && [...this.pages.values()].flat().some((row) => row.explanation);
     this.explained = explained;
@@ -115,8 +113,8 @@ export class List {
     );
     this.node.style.setProperty("--width", `${widths.reduce((sum, [least]) => sum + least + 11, 6)}px`);
     this.node.style.setProperty("--row", `${this.height}px`);
-    const head = (key, label, kind, title) =>
-      h(
+    const head = (key, label, kind, title) => {
+      const cell = h(
         "span",
         {
           role: "columnheader",
@@ -125,17 +123,20 @@ export class List {
         },
         h(
           "button",
-          { type: "button", title: title || `Sort by ${label}`, onclick: () => this.sortBy(key) },
+          { type: "button", "aria-description": title || null, onclick: () => this.sortBy(key) },
           label,
           this.state.sort === key ? (this.state.desc === "0" ? " ↑" : " ↓") : "",
         ),
       );
+      cell.firstChild.hint = () => title;
+      return cell;
+    };
     this.heads.replaceChildren(
       head("latent", "latent", "text"),
       h("span", { role: "columnheader", class: "text soft" }, "top tokens"),
       ...(explained ? [h("span", { role: "columnheader", class: "text soft" }, "explanation")] : []),
       ...(narrow || STATIC ? [] : [h("span", { role: "columnheader", class: "text soft" }, "label")]),
-      ...shown.map(({ key, label, meaning }) => head(key, label, null, meaning && `${label}: ${meaning}`)),
+      ...shown.map(({ key, label, meaning }) => head(key, label, null, meaning)),
     );
     this.space.replaceChildren();
     this.shownRows.clear();
@@ -220,18 +221,17 @@ export class List {
       h(
         "span",
         { class: "text", role: "cell" },
-        h("a", { href: latentPath(this.sae, values.latent), class: "latent-link" }, h("span", { class: "id" }, String(values.latent))),
+        latentLink(this.sae, values.latent, false, true),
       ),
       h("span", { class: "text", role: "cell" }, this.tokens(values)),
       ...(this.explained ? [h("span", { class: "text", role: "cell", title: values.explanation }, values.explanation || "")] : []),
       ...(this.narrow.matches || STATIC
         ? []
         : [h("span", { class: "text", role: "cell" }, values.label ? h("span", { class: "tag" }, values.label) : "")]),
-      ...this.shown.map(({ key }) => h("span", { role: "cell" }, SHARES.has(key) ? percent(values[key]) : number(values[key]))),
+      ...this.shown.map(({ key }) => h("span", { role: "cell" }, valueOf(key, values[key]))),
     );
-    row.addEventListener("click", (event) => {
+    row.addEventListener("click", () => {
       this.chosen = i;
-      if (!event.target.closest("a")) location.hash = latentPath(this.sae, values.latent);
     });
     return row;
   }
@@ -265,9 +265,8 @@ export class List {
       if (field && field !== document.activeElement) field.value = value;
     }
     const turn = ++this.turn;
-    const given = Object.entries(this.state).filter(
-      ([key, value]) => value !== "" && !(key === "sort" && value === "rate") && !(key === "desc" && value === "1"),
-    );
+    this.changed?.();
+    const given = Object.entries(this.state).filter(([key, value]) => value !== "" && !(key === "desc" && value === "1"));
     history.replaceState(null, "", `#/latents/${encodeURIComponent(this.sae)}${given.length ? "?" + new URLSearchParams(given) : ""}`);
     try {
       const answer = await data.latents(this.sae, { ...this.state, offset: 0, limit: PAGE });

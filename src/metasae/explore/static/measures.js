@@ -1,12 +1,12 @@
 // The table of measures: every arm's mean, the change against the baseline with its interval, and what that establishes.
 
-import { armClass, h, number, svg } from "./dom.js";
+import { armClass, h, number, svg, term } from "./dom.js";
 
 /** run: the overview; many: its conditions in words. */
 export function measures(run, many) {
-  const arms = Object.keys(run.arms || {}),
-    // a control that holds has nothing to show in a column of its own
-    [equal, pairs] = apart(Object.entries(run.pairs || {}));
+  const { equal, pairs } = unequalPairs(run);
+  // a control that holds has nothing to show in a column of its own
+  const arms = Object.keys(run.arms || {}).filter((arm) => !equal.some((name) => name.split(" vs ")[0] === arm));
   const body = h("div", {});
   const all = h("input", { type: "checkbox", onchange: () => body.replaceChildren(rowsOf(run, arms, pairs, all.checked)) });
   body.append(rowsOf(run, arms, pairs, false));
@@ -29,11 +29,12 @@ export function measures(run, many) {
   );
 }
 
-/** Names of the pairs that are equal in every measure they have, and the other pairs. */
-function apart(pairs) {
+/** equal: names of the pairs that are equal in every measure they have; pairs: [name, changes] of the others. */
+export function unequalPairs(run) {
+  const entries = Object.entries(run.pairs || {});
   const known = (pair) => Object.values(pair).filter((entry) => typeof entry.difference === "number");
   const isEqual = ([, pair]) => known(pair).length > 0 && known(pair).every((entry) => entry.difference === 0);
-  return [pairs.filter(isEqual).map(([name]) => name), pairs.filter((pair) => !isEqual(pair))];
+  return { equal: entries.filter(isEqual).map(([name]) => name), pairs: entries.filter((entry) => !isEqual(entry)) };
 }
 
 function rowsOf(run, arms, pairs, all) {
@@ -56,9 +57,9 @@ function rowsOf(run, arms, pairs, all) {
         {},
         h(
           "th",
-          { scope: "row", title: q.meaning || null },
-          q.label,
-          better ? h("span", { class: "soft", title: `${q.better} is better` }, ` ${better}`) : null,
+          { scope: "row" },
+          term(q.label, [q.meaning, q.better && `${q.better} is better`].filter(Boolean).join("; ")),
+          better ? h("span", { class: "soft", "aria-hidden": "true" }, ` ${better}`) : null,
         ),
         arms.map((arm) => meanCell(meanOf(run, arm, q.key))),
         pairs.map(([name, pair]) => changeCells(q, pair[q.key], name, reach[name], pairs.length > 1, otherThan(run, pair[q.key], name, q.key))),
@@ -70,7 +71,7 @@ function rowsOf(run, arms, pairs, all) {
     ...arms.map((arm) =>
       h(
         "th",
-        { scope: "col" },
+        { scope: "col", class: "mean" },
         h(
           "span",
           { class: `sae ${armClass(arm)}` },
@@ -81,10 +82,10 @@ function rowsOf(run, arms, pairs, all) {
     ),
   ];
   for (const [name] of pairs)
-    heads.push(h("th", { scope: "col", colspan: "2", class: "middle" }, name), h("th", { scope: "col", class: "text" }, "says"));
+    heads.push(h("th", { scope: "col" }, name), h("th", { scope: "col", class: "drawn" }), h("th", { scope: "col", class: "text" }, "says"));
   return h(
     "div",
-    { class: "wide", tabindex: "0", role: "group", "aria-label": "Measures" },
+    { class: "wide measures", tabindex: "0", role: "group", "aria-label": "Measures" },
     h("table", { "aria-label": "Measures of every arm and their changes" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows)),
   );
 }
@@ -113,11 +114,11 @@ function otherThan(run, entry, name, key) {
 
 function meanCell({ value, seeds }) {
   const of = seeds && h("span", { class: "ends soft" }, `seed${seeds.length === 1 ? "" : "s"} ${seeds.join(", ")}`);
-  return h("td", {}, number(value, 4), of);
+  return h("td", { class: "mean" }, number(value, 4), of);
 }
 
 /** Clear after Holm's correction; what was not among the measures corrected for is not. */
-const isClear = (entry) => entry.clear && entry.p_holm !== null && entry.p_holm !== undefined;
+export const isClear = (entry) => entry.clear && entry.p_holm !== null && entry.p_holm !== undefined;
 
 /** What a change is drawn in: percent, or hundredths where a share is itself a difference. */
 function drawnOf(q, entry) {
@@ -133,18 +134,18 @@ function reachOf(quantities, pair) {
   return 1.05 * Math.max(Math.min(ends, 2 * points), points);
 }
 
-function wayOf(q, entry) {
+export function wayOf(q, entry) {
   return q.better && entry.difference !== 0 ? (entry.difference < 0 === (q.better === "lower") ? "better" : "worse") : "";
 }
 
 /** change and reading of an entry are the report's own. */
 function changeCells(q, entry, name, reach, narrow, other) {
-  if (!entry || entry.difference === null) return [h("td", {}, "–"), h("td", {}), h("td", {})];
+  if (!entry || entry.difference === null) return [h("td", {}, "–"), h("td", { class: "drawn" }), h("td", {})];
   const way = isClear(entry) ? wayOf(q, entry) : "";
   const seeds = entry.n_seeds ? `${entry.n_seeds} seed${entry.n_seeds === 1 ? "" : "s"}` : "";
   return [
     h("td", { class: way }, entry.change, other && h("span", { class: "ends soft" }, other)),
-    h("td", {}, forest(drawnOf(q, entry), reach, isClear(entry), name, narrow)),
+    h("td", { class: "drawn" }, forest(drawnOf(q, entry), reach, isClear(entry), name, narrow)),
     h(
       "td",
       { class: `text says ${way || "soft"}` },

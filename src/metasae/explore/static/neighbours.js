@@ -1,6 +1,6 @@
 // What stands near a latent: by firing and by rows, in its SAE and in others, and what its row is built from.
 
-import { card, chips, h, latentLink, number, table } from "./dom.js";
+import { card, chips, fixed, h, latentLink, number, table } from "./dom.js";
 
 const NEAREST = 6;
 const KINDS = [
@@ -12,9 +12,9 @@ const KINDS = [
 function neighbourTable(entries, label, other, latent) {
   const told = (entries || []).some((entry) => entry.top_tokens?.length || entry.explanation);
   const rows = (entries || []).map((entry) => [
-    latentLink(entry.sae, entry.latent, other),
+    latentLink(entry.sae, entry.latent, other, true),
     h("span", {}, chips(entry.top_tokens, 4), entry.explanation ? h("span", { class: "soft" }, " ", entry.explanation) : null),
-    h("a", { href: comparison(latent, entry), title: "compare the two" }, number(entry.value)),
+    h("a", { href: comparison(latent, entry), "aria-label": `compare the two, ${label} ${fixed(entry.value)}` }, fixed(entry.value)),
   ]);
   return table([{ label: "latent", text: true }, { label: told ? "fires on" : "", text: true }, { label }], rows, { label, empty: "none" });
 }
@@ -83,9 +83,9 @@ export function matches(latent) {
   if (!latent.matches?.length) return null;
   const how = { match: "matched one to one", nearest: "nearest row" };
   const rows = latent.matches.map((entry) => [
-    latentLink(entry.sae, entry.latent),
+    latentLink(entry.sae, entry.latent, true, true),
     how[entry.how] || "",
-    h("a", { href: comparison(latent, entry) }, number(entry.cosine)),
+    h("a", { href: comparison(latent, entry), "aria-label": `compare the two, cosine ${fixed(entry.cosine)}` }, fixed(entry.cosine)),
   ]);
   return card(
     "Its like in other SAEs",

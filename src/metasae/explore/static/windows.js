@@ -1,8 +1,7 @@
-// Windows of text with a latent's activations as shades of its tokens, and the little box that shows a token's value.
+// Windows of text with a latent's activations as shades of its tokens.
 
-import { add, h, number, shown } from "./dom.js";
+import { h, number, shown } from "./dom.js";
 
-const tip = document.getElementById("tip");
 const LEVELS = 9;
 
 function level(value, max) {
@@ -58,9 +57,9 @@ export function tokens(texts, classes, hint) {
 
 /**
  * One window of a latent: {tokens, values, peak, document, start}, perhaps with `beside`, another latent's values.
- * onToken(text) when a firing token is clicked.
+ * onToken(text) when a firing token is clicked; more(entry, item) -> what stands at the end of the line.
  */
-export function windowOf(entry, max, onToken) {
+export function windowOf(entry, max, onToken, more) {
   const peak = entry.peak ?? entry.values.indexOf(Math.max(...entry.values));
   const line = tokens(
     entry.tokens,
@@ -82,48 +81,18 @@ export function windowOf(entry, max, onToken) {
       if (i !== undefined) onToken(nameOf(entry, Number(i)));
     });
   const value = entry.values[peak] || 0;
-  return h(
-    "li",
-    { class: "window item", tabindex: "-1", title: null, "data-peak": nameOf(entry, peak) },
-    line,
-    h("span", { class: "value", title: `document ${entry.document}, from token ${entry.start}` }, value > 0 ? number(value) : "silent"),
-  );
+  const item = h("li", { class: "window item", tabindex: "-1", "data-peak": nameOf(entry, peak) }, line);
+  item.append(h("span", { class: "value" }, value > 0 ? number(value) : "silent"));
+  if (more) item.append(more(entry, item));
+  return item;
 }
 
 /** A list of windows; nothing but a note where there are none. */
-export function windowList(entries, max, onToken, label) {
+export function windowList(entries, max, onToken, label, more) {
   if (!entries?.length) return h("p", { class: "empty" }, "no windows");
   return h(
     "ol",
     { class: "list", "aria-label": label },
-    entries.map((entry) => windowOf(entry, max, onToken)),
+    entries.map((entry) => windowOf(entry, max, onToken, more)),
   );
 }
-
-function showTip(target) {
-  const text = target.hint?.();
-  if (!text) return hideTip();
-  tip.replaceChildren();
-  add(tip, text);
-  tip.hidden = false;
-  const box = target.getBoundingClientRect();
-  const size = tip.getBoundingClientRect();
-  tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - size.width - 8))}px`;
-  tip.style.top = `${box.top - size.height - 5 < 0 ? box.bottom + 5 : box.top - size.height - 5}px`;
-}
-
-export function hideTip() {
-  tip.hidden = true;
-}
-
-document.addEventListener("pointerover", (event) => {
-  if (event.target.hint) showTip(event.target);
-  else if (!tip.hidden) hideTip();
-});
-addEventListener(
-  "scroll",
-  () => {
-    if (!tip.hidden) hideTip();
-  },
-  { passive: true },
-);

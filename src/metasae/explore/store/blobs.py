@@ -29,6 +29,8 @@ BINS = 40
 LENGTH = 32
 BEFORE = LENGTH // 2
 WINDOWS = 40
+# A latent that has a token among its first SEARCHED ones, and how specific it is to the token.
+SPECIFIC = np.dtype([("latent", "<i4"), ("f1", "<f4")])
 
 
 def pack_edges(latents: np.ndarray, values: np.ndarray) -> bytes:
@@ -51,6 +53,22 @@ def unpack_tokens(blob: bytes) -> tuple[list[int], list[int]]:
     """(entries, firings on each)."""
     entries, firings = np.frombuffer(blob, "<u4").reshape(2, -1)
     return entries.tolist(), firings.tolist()
+
+
+def token_f1(on: np.ndarray | int, firings: np.ndarray | int, count: np.ndarray | int) -> np.ndarray:
+    """float64 [m], or one number: how specific a latent is to a token, the F1 of its firing as the token's detector.
+
+    F1 = 2 on / (firings + count): 1 where it fires on every occurrence of the token and on nothing else. on: firings on
+    the token, int [m]. firings: of the latent. count: occurrences of the token in the text.
+    """
+    return 2 * on / np.maximum(firings + count, 1)
+
+
+def pack_specific(latents: np.ndarray, specific: np.ndarray) -> np.ndarray:
+    """Records [m] of latent and F1 (`token_f1`): the rows of the table top_tokens."""
+    records = np.empty(len(latents), SPECIFIC)
+    records["latent"], records["f1"] = latents, specific
+    return records
 
 
 def short(value: float) -> float:

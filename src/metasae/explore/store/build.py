@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from metasae.errors import UserError
+from metasae.explore.store.matches import write_match_cosines
 from metasae.explore.store.open_store import StringsOf
 from metasae.explore.store.schema import BASE, FORMAT, LATENTS_OF_SAE, MERGES_BASE, STORE, create, pair_name
 from metasae.explore.store.sections import Contents, Section
@@ -73,7 +74,7 @@ def build(run_folder: str | Path, progress: Progress = SILENT, *, strings: Strin
         from metasae.explore.store.writing import Writer
 
         with closing(_open_working(working, target, progress)) as store:
-            _write(store, wanted, Writer(store, contents, strings, progress).write, progress)
+            _write(store, wanted, Writer(store, contents, strings, progress).write, progress, contents.baseline)
         os.replace(working, target)
     except sqlite3.Error as error:
         if "locked" in str(error):
@@ -87,7 +88,11 @@ def build(run_folder: str | Path, progress: Progress = SILENT, *, strings: Strin
 
 
 def _write(
-    store: sqlite3.Connection, wanted: list[Section], write: Callable[[Section], None], progress: Progress
+    store: sqlite3.Connection,
+    wanted: list[Section],
+    write: Callable[[Section], None],
+    progress: Progress,
+    baseline: str,
 ) -> None:
     done = dict(store.execute("SELECT name, fingerprint FROM parts"))
     obsolete = done.keys() - {section.name for section in wanted}
@@ -107,12 +112,14 @@ def _write(
                 row = (section.name, section.fingerprint, time.perf_counter() - begin)
                 store.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?)", row)
             task.advance(1)
-    # what follows from all sections together: each latent's best split score, and the index of explanations.
+    # what follows from all sections together: each latent's best split score and the cosine with its match, and the
+    # index of explanations.
     # CROSS JOIN keeps this order: from a latent to its few splits
     best = """SELECT MAX(s.score) FROM splits s CROSS JOIN pairs p ON p.name = s.pair
         WHERE s.parent = latents.key AND p.kind NOT IN (?1, ?2)"""
     with store:
         store.execute(f"UPDATE latents SET split_score = ({best})", (BASE, MERGES_BASE))
+        write_match_cosines(store, baseline)
         store.execute("INSERT INTO explanation_words (explanation_words) VALUES ('rebuild')")
 
 

@@ -144,18 +144,20 @@ def write_latents(
 ) -> None:
     """Writes latents, windows, tokens, histograms and top_tokens of an SAE with firings. threshold: float [n], NaN
     for none."""
-    searched: list[np.ndarray] = []
+    searched: list[tuple[np.ndarray, np.ndarray]] = []
     for first, last in ranges(view.indptr, FIRINGS):
         searched += _write_block(store, sae, first, last, view, text, threshold[first:last])
         task.advance(last - first)
-    latents = np.repeat(np.arange(view.n_latents), [len(entries) for entries in searched])
-    entries = np.concatenate([np.zeros(0, np.int64), *searched])
-    # of each token of the vocabulary the latents that have it among their first, those with the most firings first
-    order = np.lexsort((latents, -view.counts()[latents], entries))
+    latents = np.repeat(np.arange(view.n_latents), [len(entries) for entries, _ in searched])
+    entries = np.concatenate([np.zeros(0, np.int64), *(entries for entries, _ in searched)])
+    on = np.concatenate([np.zeros(0, np.int64), *(firings for _, firings in searched)])
+    specific = blobs.token_f1(on, view.counts()[latents], text.counts[entries])
+    # of each token of the vocabulary the latents that have it among their first, the most specific first
+    order = np.lexsort((latents, -specific, entries))
     names, first, sizes = np.unique(entries[order], return_index=True, return_counts=True)
-    latents = latents[order].astype("<i4")
+    packed = blobs.pack_specific(latents[order], specific[order])
     places = zip(names.tolist(), first.tolist(), sizes.tolist(), strict=True)
-    rows = ((text_number, entry, sae, latents[begin : begin + size].tobytes()) for entry, begin, size in places)
+    rows = ((text_number, entry, sae, packed[begin : begin + size].tobytes()) for entry, begin, size in places)
     store.executemany("INSERT INTO top_tokens VALUES (?, ?, ?, ?)", rows)
 
 
@@ -184,10 +186,10 @@ def _write_block(
     view: ByLatent,
     text: SplitText,
     threshold: np.ndarray,
-) -> list[np.ndarray]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Latents first to last - 1, from their firings all at once. threshold: theirs.
 
-    Returns the entries of the vocabulary by which each is searched.
+    Returns for each latent the entries of the vocabulary by which it is searched, and how often it fires on each.
     """
     firings = slice(int(view.indptr[first]), int(view.indptr[last]))
     tokens, values = np.asarray(view.tokens[firings]), np.asarray(view.values[firings])
@@ -212,7 +214,7 @@ def _write_block(
     store.executemany("INSERT INTO tokens VALUES (?, ?)", ((keys[i], blobs.pack_tokens(*most[i])) for i in live))
     rows = ((keys[i], low[i], high[i], zlib.compress(bins[i].tobytes(), 1)) for i in live)
     store.executemany("INSERT INTO histograms VALUES (?, ?, ?, ?)", rows)
-    return [entries[: blobs.SEARCHED] for entries, _ in most]
+    return [(entries[: blobs.SEARCHED], firings[: blobs.SEARCHED]) for entries, firings in most]
 
 
 def extremes(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -59,11 +59,11 @@ class StoredText:
         A character of several tokens stands with the last of them, and the others are empty. Where the window ends in
         the middle of one, it stands with the window's last token.
         """
-        shown = self._own(start, end)
+        shown = self.pieces(start, end)
         last = end - 1
         # a token that has no text and a name is a part of a character
         if shown and not shown[-1] and self.names(last, end):
-            after = self._own(end, min(end + REACH, self.stretch(last)[1]))
+            after = self.pieces(end, min(end + REACH, self.stretch(last)[1]))
             shown[-1] = next((piece[0] for piece in after if piece), "")
         return shown
 
@@ -72,10 +72,11 @@ class StoredText:
         text is another.
         """
         named = [self.vocabulary[entry] for entry in self.entries_at(np.arange(start, end)).tolist()]
-        pairs = enumerate(zip(named, self._own(start, end), strict=True))
+        pairs = enumerate(zip(named, self.pieces(start, end), strict=True))
         return {place: name for place, (name, piece) in pairs if name != piece}
 
-    def _own(self, start: int, end: int) -> list[str]:
+    def pieces(self, start: int, end: int) -> list[str]:
+        """The text of each of the tokens start to end - 1, a character with the last of its tokens."""
         strings = []
         for chunk in range(start // CHUNK, (max(end, start + 1) - 1) // CHUNK + 1):
             entries, own = self._chunk(chunk)
@@ -97,6 +98,14 @@ class StoredText:
         number = self._stretch(place)
         end = int(self.first[number + 1]) if number + 1 < len(self.first) else self.n_tokens
         return int(self.first[number]), end
+
+    def document_round(self, place: int) -> tuple[int, int]:
+        """First token and end of the document round a token: the neighbouring stretches of the same document."""
+        number = self._stretch(place)
+        others = np.flatnonzero(self.document != self.document[number])
+        before, after = others[others < number], others[others > number]
+        begin = int(self.first[before[-1] + 1]) if len(before) else 0
+        return begin, int(self.first[after[0]]) if len(after) else self.n_tokens
 
     def where(self, place: int) -> tuple[int, int]:
         """(document, position in it) of a token."""

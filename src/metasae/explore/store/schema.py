@@ -13,18 +13,19 @@ from metasae.errors import UserError
 
 STORE = "explore.sqlite"
 # Raised whenever a table changes; a store of another format is built anew.
-FORMAT = 5
+FORMAT = 6
 LATENTS_OF_SAE = 1 << 24
 # Columns of the table `latents` that can be sorted by, with what they are called.
 SCALARS = {
     "rate": "firing rate",
     "firings": "firings",
     "threshold": "threshold",
-    "max": "strongest activation",
+    "max": "largest activation",
     "nearest_phi": "nearest phi",
     "nearest_cosine": "nearest decoder cosine",
     "encoder_cosine": "encoder-decoder cosine",
-    "meta_e": "error by the meta SAE",
+    "match_cosine": "cosine with its match",
+    "meta_e": "meta SAE's error",
     "split_score": "split score",
 }
 MEANINGS = {
@@ -35,6 +36,10 @@ MEANINGS = {
     "nearest_phi": "phi (correlation of firing) with the other latent of its SAE that it fires with most",
     "nearest_cosine": "cosine of its decoder row with the row of its SAE nearest to it",
     "encoder_cosine": "cosine of its encoder column with its own decoder row",
+    "match_cosine": (
+        "cosine of its decoder row with the row of its match, the latent of the other arm with the same seed that is "
+        "most like it, one to one: solo's for joint, joint's for solo; low where training changed the latent most"
+    ),
     "meta_e": (
         "share of its decoder row that the run's own meta SAE leaves unexplained; only arms with a meta SAE have it"
     ),
@@ -66,7 +71,8 @@ CREATE TABLE vocabulary (
 CREATE INDEX vocabulary_folded ON vocabulary (text, folded);
 CREATE TABLE latents (
     key INTEGER PRIMARY KEY, sae INTEGER NOT NULL, latent INTEGER NOT NULL, firings INTEGER, rate REAL, threshold REAL,
-    max REAL, nearest_phi REAL, nearest_cosine REAL, encoder_cosine REAL, meta_e REAL, split_score REAL,
+    max REAL, nearest_phi REAL, nearest_cosine REAL, encoder_cosine REAL, match_cosine REAL, meta_e REAL,
+    split_score REAL,
     top_tokens TEXT NOT NULL);
 CREATE TABLE windows (key INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE tokens (key INTEGER PRIMARY KEY, data BLOB NOT NULL);

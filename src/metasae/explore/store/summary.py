@@ -9,6 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from metasae.arms.folder import Arm, read_object
 from metasae.compare.catalogue import CATALOGUE, GROUPS, WHY_NOT_PHI_ALONE, Quantity, change, named_side, reading
+from metasae.compare.verdict import headline
 from metasae.data.model.model_folder import local_folder
 from metasae.errors import UserError
 from metasae.files import json_safe
@@ -46,7 +47,10 @@ def overview_of(
     return json_safe(
         {
             "run": run_folder.resolve().name,
+            "headline": headline(compared) if compared else None,
             "verdict": compared.get("verdict"),
+            # of each arm the seeds that are measured, not those that are trained
+            "seeds": {arm: entry["seeds"] for arm, entry in compared.get("arms", {}).items()},
             "conditions": compared.get("conditions") or {},
             "baseline": compared.get("baseline"),
             "missing": compared.get("missing", [arm.label for arm in arms if arm.label not in of]),

@@ -50,14 +50,30 @@ SPLIT_FILTERS = {
 LABEL = 'a label is {"target": {"kind": "latent", "sae", "latent"} or {"kind": "split", "id"}, "label", "note"}'
 
 
-def run_app(explorer, try_text: Callable[[str], dict], host: str) -> Starlette:
+def run_app(
+    explorer, try_text: Callable[[str], dict], host: str, steer: Callable[..., dict] | None = None
+) -> Starlette:
     """explorer: a `metasae.explore.pages.queries.Explorer`, or anything with its methods.
 
-    try_text: text -> which latents fire on it. host: the address it is served on.
+    try_text: text -> which latents fire on it. host: the address it is served on. steer: (SAE, latent, text, value) ->
+    what the model writes, as `Trying.steer`; None where it cannot be asked.
     """
-    # plain functions run in threads, so that a slow one holds up no other
-    questions = {
-        "/api/overview": lambda request: explorer.overview(),
+    routes = [Route(path, _answering(question)) for path, question in _questions(explorer, steer is not None).items()]
+    return guarded([*routes, *_posts(explorer, try_text, steer)], host, html=True)
+
+
+def _questions(explorer, steers: bool) -> dict[str, Callable[[Request], dict]]:
+    """Address -> what answers it. Plain functions run in threads, so that a slow one holds up no other.
+
+    steers: whether a latent may be steered, which the model has to allow too.
+    """
+
+    def overview(request: Request) -> dict:
+        answer = explorer.overview()
+        return {**answer, "steers": steers and answer["causal"]}
+
+    return {
+        "/api/overview": overview,
         "/api/latents/{sae}": lambda request: explorer.latents(
             request.path_params["sae"],
             **_given(request, FILTERS),
@@ -65,9 +81,9 @@ def run_app(explorer, try_text: Callable[[str], dict], host: str) -> Starlette:
             dead=request.query_params.get("dead", "0") == "1",
         ),
         "/api/latent/{sae}/{latent:int}": lambda request: explorer.latent(**request.path_params),
-        "/api/briefs/{sae}": lambda request: explorer.briefs(
-            request.path_params["sae"], [int(id) for id in request.query_params.get("ids", "").split(",") if id]
-        ),
+        "/api/briefs/{sae}": lambda request: explorer.briefs(request.path_params["sae"], _ids(request)),
+        "/api/matches/{sae}/{other}": lambda request: explorer.matches(**request.path_params, ids=_ids(request)),
+        "/api/document/{sae}/{latent:int}/{place:int}": lambda request: explorer.document(**request.path_params),
         "/api/splits": lambda request: explorer.splits(**_given(request, SPLIT_FILTERS)),
         "/api/split/{id}": lambda request: explorer.split(request.path_params["id"]),
         "/api/compare": lambda request: explorer.compare_latents(_latent_of(request, "a"), _latent_of(request, "b")),
@@ -77,6 +93,8 @@ def run_app(explorer, try_text: Callable[[str], dict], host: str) -> Starlette:
         "/api/labels": lambda request: {"labels": explorer.labels()},
     }
 
+
+def _posts(explorer, try_text: Callable[[str], dict], steer: Callable[..., dict] | None) -> list[Route]:
     async def label(request: Request) -> Response:
         given = await _posted(request)
         target, label, note = given.get("target"), given.get("label"), given.get("note", "")
@@ -87,16 +105,38 @@ def run_app(explorer, try_text: Callable[[str], dict], host: str) -> Starlette:
 
     async def fires(request: Request) -> Response:
         text = (await _posted(request)).get("text")
-        if not isinstance(text, str) or not text.strip():
+        if not _is_text(text):
             raise ValueError('send {"text": some words}')
-        try:
-            return JSONResponse(await run_in_threadpool(try_text, text))
-        except UserError as error:
-            raise HTTPException(404, str(error)) from None
+        return await _modelled(try_text, text)
 
-    routes = [Route(path, _answering(question)) for path, question in questions.items()]
-    posts = [Route("/api/label", label, methods=["POST"]), Route("/api/try", fires, methods=["POST"])]
-    return guarded([*routes, *posts], host, html=True)
+    async def steered(request: Request) -> Response:
+        given = await _posted(request)
+        sae, latent, text, value = (given.get(key) for key in ("sae", "latent", "text", "value"))
+        is_number = type(value) in (int, float)
+        if not isinstance(sae, str) or type(latent) is not int or not _is_text(text) or not is_number:
+            raise ValueError('send {"sae", "latent", "text": some words, "value": a number}')
+        if steer is None:
+            raise HTTPException(404, "this explorer does not steer")
+        return await _modelled(steer, sae, explorer.check(sae, latent), text, value)
+
+    posts = {"/api/label": label, "/api/try": fires, "/api/steer": steered}
+    return [Route(path, answer, methods=["POST"]) for path, answer in posts.items()]
+
+
+async def _modelled(ask: Callable[..., dict], *given) -> Response:
+    """What the model says; 404 with the reason where it cannot be had."""
+    try:
+        return JSONResponse(await run_in_threadpool(ask, *given))
+    except UserError as error:
+        raise HTTPException(404, str(error)) from None
+
+
+def _is_text(given) -> bool:
+    return isinstance(given, str) and bool(given.strip())
+
+
+def _ids(request: Request) -> list[int]:
+    return [int(id) for id in request.query_params.get("ids", "").split(",") if id]
 
 
 def _answering(question: Callable[[Request], dict]) -> Callable[[Request], Response]:

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -22,19 +23,24 @@ from metasae.explore.web.page_files import OF_A_CELL, OF_A_SWEEP, STATIC, tagged
 from metasae.progress.progress import SILENT, Progress
 
 
-def app(folder: str | Path, host: str = "127.0.0.1", progress: Progress = SILENT) -> Starlette:
+def app(
+    folder: str | Path, host: str = "127.0.0.1", progress: Progress = SILENT, write: Callable | None = None
+) -> Starlette:
     """The application for a run's folder, whose store is built where it is missing or stale, or for a sweep's.
 
     host: the address it is served on; requests must name it, or this machine. progress: of the stores that are built.
+    write: what writes text with a latent steered, as for `Trying`; None leaves steering out.
+
     Raises UserError when the folder is neither.
     """
     if not is_sweep(folder):
         build(folder, progress)
-        return run_app(Explorer(folder), Trying(folder), host)
+        trying = Trying(folder, write)
+        return run_app(Explorer(folder), trying, host, trying.steer if write else None)
     routes = [
         Route("/", _page(OF_A_SWEEP)),
         Route("/api/sweep", lambda request: fresh(sweep_page(folder))),
-        Mount("/cell/{name}", _Cells(Path(folder), host, progress)),
+        Mount("/cell/{name}", _Cells(Path(folder), host, progress, write)),
     ]
     return guarded(routes, host)
 
@@ -49,8 +55,8 @@ class _Cells:
     The pages come at once, the first answer when the store is built.
     """
 
-    def __init__(self, folder: Path, host: str, progress: Progress):
-        self._folder, self._host, self._progress = folder, host, progress
+    def __init__(self, folder: Path, host: str, progress: Progress, write: Callable | None):
+        self._folder, self._host, self._progress, self._write = folder, host, progress, write
         self._lock, self._explorers = threading.Lock(), {}
         self._pages = Starlette(routes=[Route("/", _page(OF_A_CELL)), Mount("/", StaticFiles(directory=STATIC))])
 
@@ -68,7 +74,7 @@ class _Cells:
         """Opened once each; one store is built at a time."""
         with self._lock:
             if cell.name not in self._explorers:
-                self._explorers[cell.name] = app(cell, self._host, self._progress)
+                self._explorers[cell.name] = app(cell, self._host, self._progress, self._write)
             return self._explorers[cell.name]
 
 
@@ -78,8 +84,9 @@ def serve(
     port: int = 0,
     open_browser: bool = True,
     progress: Progress = SILENT,
+    write: Callable | None = None,
 ) -> None:
-    """Serves a run or a sweep until Ctrl-C. port 0: any free one.
+    """Serves a run or a sweep until Ctrl-C. port 0: any free one. write: as for `app`.
 
     Raises UserError when the folder is neither, the port is taken or the address is not this machine's.
     """
@@ -89,7 +96,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/"
         config = uvicorn.Config(
-            app(folder, host, progress),
+            app(folder, host, progress, write),
             log_level="warning",
             timeout_graceful_shutdown=2,
             server_header=False,

@@ -4,12 +4,13 @@
     OUT/data/api/index.json              which file holds what
     OUT/data/api/overview.json
     OUT/data/api/latents/SAE.json.gz     all rows of an SAE, by column
-    OUT/data/api/latent/SAE/7.json.gz    latents 448 to 511, whole
+    OUT/data/api/latent/SAE/7.json.gz    latents 448 to 511, without what the text and the tables have (slim.py)
+    OUT/data/api/text/1/0.json.gz        the first 4,096 tokens of the evaluation text
     OUT/data/api/splits/splits-0.json.gz the best splits of the first pair
-    OUT/data/api/split/3.json.gz         splits 48 to 63, whole
+    OUT/data/api/split/3.json.gz         splits 48 to 63, likewise
 
 The pages read these where index.html carries the tag `metasae-static`. Trying a text and giving labels need the server.
-Browsers load modules over http only: a folder opened from the disk shows nothing, `python -m http.server` does.
+Browsers load modules over http only: opened from the disk the page says to run `python -m http.server` in its folder.
 """
 
 import gzip
@@ -26,9 +27,11 @@ from metasae import files
 from metasae.errors import UserError
 from metasae.explore.pages.queries import Explorer
 from metasae.explore.pages.sweep_pages import is_sweep, sweep_page
-from metasae.explore.store.blobs import SEARCHED
+from metasae.explore.store.blobs import SEARCHED, short, token_f1
 from metasae.explore.store.build import build
+from metasae.explore.store.open_store import CHUNK
 from metasae.explore.web.page_files import OF_A_SWEEP, STATIC, STATIC_TAG, plotly_script, tagged
+from metasae.explore.web.slim import slim_latent, slim_windows
 from metasae.progress.progress import SILENT, Progress
 
 LATENTS_A_FILE = 64
@@ -36,6 +39,8 @@ SPLITS_A_FILE = 16
 ROWS = 500
 # of each pair; there are thousands, and all but the first are chance
 SPLITS = 200
+# Of a latent its searched tokens, each with how specific it is to it (`token_f1`).
+Searched = list[tuple[str, float]]
 
 
 def static_export(
@@ -65,6 +70,7 @@ def static_export(
     shutil.copyfile(plotly_script(), out / "plotly.min.js")
     # last, so that a folder with an index.html is whole
     files.write_text(out / "index.html", tagged(STATIC_TAG, OF_A_SWEEP) if of_sweep else tagged(STATIC_TAG))
+    progress.say(f"to look at it here: python -m http.server --directory {out}")
     return out / "index.html"
 
 
@@ -81,7 +87,7 @@ def _write_run(run, api: Path, progress: Progress, splits: int, processes: int) 
         for name, n in sizes.items()
         for first in range(0, n, LATENTS_A_FILE)
     ]
-    searched: dict[str, list[list[str]]] = {name: [] for name in stems}
+    searched: dict[str, list[Searched]] = {name: [] for name in stems}
     write = partial(_write_latents, run, api, stems)
     # a forked copy of this process would share its threads' locks
     pool = ProcessPoolExecutor(processes, get_context("spawn")) if processes > 1 else nullcontext()
@@ -92,7 +98,11 @@ def _write_run(run, api: Path, progress: Progress, splits: int, processes: int) 
             task.advance(end - first)
     for name, stem in stems.items():
         _write_table(explorer, name, sizes[name], api / "latents" / f"{stem}.json.gz", searched[name])
-    index = {"saes": stems, "most": splits, **_write_splits(explorer, api, splits)}
+    texts = explorer.texts()
+    for number in sorted(set(texts.values())):
+        for chunk, told in enumerate(explorer.text_chunks(number)):
+            _pack(api / "text" / str(number) / f"{chunk}.json.gz", told)
+    index = {"saes": stems, "most": splits, "texts": texts, "chunk": CHUNK, **_write_splits(explorer, api, splits)}
     files.write_text(api / "index.json", _text(index))
 
 
@@ -117,18 +127,28 @@ def _refuse_other(out: Path) -> None:
         raise UserError(f"{out} is there already and is no export of the explorer; choose another folder")
 
 
-def _write_latents(run, api: Path, stems: dict[str, str], place: tuple[str, int, int]) -> list[list[str]]:
-    """One file of latents; gives the tokens by which each is searched.
+def _write_latents(run, api: Path, stems: dict[str, str], place: tuple[str, int, int]) -> list[Searched]:
+    """One file of latents; gives of each the tokens by which it is searched, and how specific it is to each.
 
     place: the SAE, its first latent there and the end.
     """
     name, first, end = place
     block = {str(i): _opened(run).latent(name, i) for i in range(first, end)}
-    _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", block)
-    return [[entry["token"] for entry in latent["tokens"][:SEARCHED]] for latent in block.values()]
+    with_text = name in _opened(run).texts()
+    slim = {i: slim_latent(page, with_text) for i, page in block.items()}
+    _pack(api / "latent" / stems[name] / f"{first // LATENTS_A_FILE}.json.gz", slim)
+    return [_searched(latent) for latent in block.values()]
 
 
-def _write_table(explorer, name: str, n: int, path: Path, searched: list[list[str]]) -> None:
+def _searched(latent: dict) -> Searched:
+    firings = latent["scalars"]["firings"]
+    return [
+        (entry["token"], short(token_f1(entry["with"], firings, entry["count"])))
+        for entry in latent["tokens"][:SEARCHED]
+    ]
+
+
+def _write_table(explorer, name: str, n: int, path: Path, searched: list[Searched]) -> None:
     """All rows of an SAE of n latents."""
     ask = partial(explorer.latents, name, sort="latent", descending=False, dead=True)
     rows = [row for offset in range(0, n, ROWS) for row in ask(offset=offset, limit=ROWS)["rows"]]
@@ -158,8 +178,13 @@ def _write_splits(explorer, api: Path, most: int) -> dict:
     for start in range(0, len(ids), SPLITS_A_FILE):
         block, number = list(ids)[start : start + SPLITS_A_FILE], start // SPLITS_A_FILE
         blocks |= dict.fromkeys(block, number)
-        _pack(api / "split" / f"{number}.json.gz", {id: explorer.split(id) for id in block})
+        _pack(api / "split" / f"{number}.json.gz", {id: _split(explorer, id) for id in block})
     return {"pairs": pairs, "splits": blocks}
+
+
+def _split(explorer, id: str) -> dict:
+    page = explorer.split(id)
+    return slim_windows(page, page["parent"]["sae"] in explorer.texts())
 
 
 def _stems(names: list[str]) -> dict[str, str]:

@@ -1,24 +1,19 @@
 // Two latents side by side: how alike their rows are, and where one fires without the other.
 
 import { data, STATIC } from "../data.js";
-import { armClass, armOf, card, chips, h, latentLink, number } from "../dom.js";
+import { armClass, armOf, card, chips, fixed, h, latentLink, number, say, term, valueOf } from "../dom.js";
 import { windowList } from "../windows.js";
 
 export async function page({ parts }) {
-  const { saes, tokens } = await data.overview();
-  const form = picker(saes, parts);
-  if (parts.length < 2) {
-    return {
-      title: "Compare",
-      node: h("div", { class: "page" }, form, h("p", { class: "empty" }, "Choose two latents, of one SAE or of two.")),
-    };
-  }
+  const run = await data.overview();
+  const form = picker(run.saes, parts);
+  if (parts.length < 2) return { title: "Compare", node: h("div", { class: "page" }, form, await examples(run.saes)) };
   const [a, b] = parts;
   for (const text of [a, b])
     if (!/^.+:\d+$/.test(text)) throw new Error(`'${text}' is no latent; an address is #/compare/solo-s0:17/joint-s0:4`);
   const found = await data.compare(a, b);
   const [left, right] = [side(found.a, a), side(found.b, b)];
-  const tile = (label, value, title) => h("div", { title }, h("dt", {}, label), h("dd", {}, value));
+  const tile = (label, value, meaning) => h("div", {}, h("dt", {}, term(label, meaning)), h("dd", {}, value));
   const names = [`${left.sae} ${left.latent}`, `${right.sae} ${right.latent}`];
   // a window has the activations of both; shaded are those of the first named, underlined where the other fires
   const where = (title, entries, of, other) => {
@@ -51,14 +46,14 @@ export async function page({ parts }) {
       h(
         "dl",
         { class: "tiles" },
-        tile("phi of firing", number(found.phi)),
-        tile("decoder cosine", number(found.cosine)),
-        tile("encoder cosine", number(found.encoder_cosine)),
-        tile("both fire", number(found.n_both), "held-out tokens"),
+        tile("phi", fixed(found.phi), "correlation of firing on the held-out tokens"),
+        tile("decoder cosine", fixed(found.cosine), "cosine of the two decoder rows"),
+        tile("encoder cosine", fixed(found.encoder_cosine), "cosine of the two encoder columns"),
+        tile("both fire", number(found.n_both), "held-out tokens on which both fire"),
         tile(`firings of ${left.sae} ${left.latent}`, number(found.n_a)),
         tile(`firings of ${right.sae} ${right.latent}`, number(found.n_b)),
       ),
-      h("p", { class: "note" }, `exact counts on ${number(tokens)} held-out tokens`),
+      h("p", { class: "note" }, `exact counts on ${number(run.tokens)} held-out tokens`),
     ),
     h("div", { class: "columns" }, summary(left), summary(right)),
     where("Both fire", found.both, left, right),
@@ -89,8 +84,49 @@ function summary(latent) {
     { class: "card" },
     h("div", { class: "title" }, latentLink(latent.sae, latent.latent), chips(told.top_tokens)),
     text ? h("p", {}, text) : null,
-    h("p", { class: "note" }, `rate ${number(told.rate)} · largest activation ${number(told.max)}`),
+    h("p", { class: "note" }, `firing rate ${valueOf("rate", told.rate)} · largest activation ${number(told.max)}`),
   );
+}
+
+/** Three pairs that are there in any run: a split, a latent and its match, two latents that fire together. */
+async function examples(saes) {
+  const rows = (await Promise.all([ofASplit(), ofAMatch(saes), ofPartners(saes)].map((asked) => asked.catch(() => null)))).filter(Boolean);
+  const line = ([a, b, why]) =>
+    h("li", { class: "item", tabindex: "-1" }, h("a", { class: "whole", href: `#/compare/${encodeURIComponent(a)}/${encodeURIComponent(b)}` }, `${a.replace(":", " ")} and ${b.replace(":", " ")}`), h("span", { class: "soft" }, ` ${why}`));
+  return card(
+    "Examples",
+    "or choose two latents above, of one SAE or of two, by number or by a token they fire on",
+    rows.length ? h("ul", { class: "list" }, rows.map(line)) : h("p", { class: "empty" }, "this run has none yet"),
+  );
+}
+
+const named = ({ sae, latent }) => `${sae}:${latent}`;
+
+async function ofASplit() {
+  const [split] = (await data.splits({ kind: "splits", limit: 1 })).rows;
+  return split && [named(split.parent), named(split.children[0]), "the parent and a child of the clearest split"];
+}
+
+async function ofAMatch(saes) {
+  const { rows } = await data.latents(saes[0].name, { sort: "match_cosine", desc: "0", min_rate: "0.001", limit: 1 });
+  const { matches } = await data.latent(saes[0].name, rows[0].latent);
+  const match = matches.find(({ sae, cosine }) => sae !== saes[0].name && Math.abs(cosine - rows[0].match_cosine) < 1e-6) || matches[0];
+  return match && [named({ sae: saes[0].name, latent: rows[0].latent }), named(match), "the latent that training changed most, and its match"];
+}
+
+async function ofPartners(saes) {
+  const { rows } = await data.latents(saes[0].name, { sort: "nearest_phi", desc: "1", limit: 1 });
+  const [near] = (await data.latent(saes[0].name, rows[0].latent)).neighbours.phi;
+  return near && [named({ sae: saes[0].name, latent: rows[0].latent }), named(near), "two latents of one SAE that fire together"];
+}
+
+/** "17", or a token: then the latent of the SAE that is most specific to it. */
+async function latentOf(sae, text) {
+  const given = text.trim();
+  if (/^\d+$/.test(given)) return Number(given);
+  const group = (await data.search(given)).groups.find((found) => found.sae === sae);
+  if (!group) throw new Error(`no latent of ${sae} fires on “${given}” among its top tokens`);
+  return group.rows[0].latent;
 }
 
 function picker(saes, parts) {
@@ -102,29 +138,39 @@ function picker(saes, parts) {
       saes.map(({ name }) => h("option", { selected: name === given.sae }, name)),
     );
     const latent = h("input", {
-      type: "number",
-      min: "0",
-      step: "1",
+      type: "text",
       required: true,
+      class: "number-or-token",
+      placeholder: "number or token",
       value: text ? String(given.latent) : "",
-      "aria-label": `Number of the ${i ? "second" : "first"}`,
+      "aria-label": `Number or token of the ${i ? "second" : "first"}`,
       "data-search": i === 0,
+      autocomplete: "off",
     });
     return { sae, latent };
   };
   const [a, b] = [field(parts[0], 0), field(parts[1], 1)];
-  const address = ({ sae, latent }) => encodeURIComponent(`${sae.value}:${latent.value}`);
-  return h(
+  const state = h("span", { class: "note", role: "status" });
+  const address = async ({ sae, latent }) => encodeURIComponent(named({ sae: sae.value, latent: await latentOf(sae.value, latent.value) }));
+  const form = h(
     "form",
     {
-      class: "card toolbar",
-      onsubmit: (event) => {
+      class: "toolbar",
+      onsubmit: async (event) => {
         event.preventDefault();
-        location.hash = `#/compare/${address(a)}/${address(b)}`;
+        try {
+          const [first, second] = await Promise.all([a, b].map(address));
+          location.hash = `#/compare/${first}/${second}`;
+        } catch (error) {
+          state.textContent = error.message;
+          say(error.message);
+        }
       },
     },
     h("label", {}, "First latent", h("span", {}, a.sae, " ", a.latent)),
     h("label", {}, "Second latent", h("span", {}, b.sae, " ", b.latent)),
     h("button", {}, "Compare"),
+    state,
   );
+  return h("section", { class: "card" }, parts.length < 2 ? h("h1", {}, "Compare two latents") : null, form);
 }

@@ -1,16 +1,18 @@
 // One latent: what it fires on, how strongly, beside what, and what it is said to mean.
 
+import { onYourText, steering } from "../asking.js";
 import { armColour, chart, draw } from "../charts.js";
-import { data } from "../data.js";
+import { data, STATIC } from "../data.js";
 import { Deciles } from "../deciles.js";
-import { apart, armClass, armOf, card, chip, chips, h, latentLink, latentPath, number, percent, sameAs, saeName, shown, table } from "../dom.js";
+import {
+  apart, armClass, armOf, byTokens, card, chip, chips, fixed, h, latentLink, latentPath, number, percent, sameAs, saeName, shown, table, term, valueOf,
+} from "../dom.js";
 import { judgesSay } from "../figures.js";
 import { labelButtons } from "../labels.js";
 import { matches, meta, neighbours } from "../neighbours.js";
 
 const TOKENS = 14;
 const LABELS = ["sense split", "duplicate", "absorption", "junk", "keep", "unsure"];
-const TEXTS = new Set(["latent", "sae", "top_tokens", "explanation", "label", "n_tokens", "firings", "rate", "max"]);
 
 export async function page({ parts }) {
   const [sae, id] = parts;
@@ -29,7 +31,7 @@ export async function page({ parts }) {
     h(
       "div",
       { class: "columns aside" },
-      h("div", { class: "stack" }, windows.node),
+      h("div", { class: "stack" }, STATIC ? null : onYourText(latent), run.steers ? steering(latent) : null, windows.node),
       h(
         "div",
         { class: "stack" },
@@ -58,9 +60,9 @@ function head(latent, n, go, run) {
   const { scalars } = latent;
   const tokens = scalars.n_tokens ?? run.tokens;
   const other = sameAs(run.saes, latent.sae);
-  const tile = (label, value, title) => h("div", { title }, h("dt", {}, label), h("dd", {}, value));
-  const columns = new Map((latent.columns || []).map(({ key, label }) => [key, label]));
-  const rest = Object.entries(scalars).filter(([key, value]) => !TEXTS.has(key) && typeof value === "number" && !key.startsWith("interp."));
+  // each number under the name and with the meaning that it has in the list of latents
+  const known = (run.columns || []).filter(({ key }) => typeof scalars[key] === "number");
+  const lead = latent.explanation?.text ?? byTokens(latent.tokens);
   return h(
     "section",
     { class: "card" },
@@ -82,16 +84,11 @@ function head(latent, n, go, run) {
       ),
       h("a", { href: `#/compare/${encodeURIComponent(`${latent.sae}:${latent.latent}`)}` }, "compare"),
     ),
-    latent.explanation ? h("p", { class: "lead" }, latent.explanation.text) : null,
+    lead ? h("p", { class: "lead" }, lead) : null,
     h(
       "dl",
       { class: "tiles" },
-      tile("firing rate", percent(scalars.rate), "share of held-out tokens it fires on"),
-      scalars.firings === undefined || scalars.firings === null
-        ? null
-        : tile("firings", number(scalars.firings), `of ${number(tokens)} held-out tokens`),
-      tile("largest activation", number(latent.max ?? scalars.max)),
-      rest.map(([key, value]) => tile(columns.get(key) || words(key), number(value))),
+      known.map(({ key, label, meaning }) => h("div", {}, h("dt", {}, term(label, meaning)), h("dd", {}, valueOf(key, scalars[key])))),
     ),
     h(
       "p",
@@ -115,18 +112,6 @@ function head(latent, n, go, run) {
           latent.splits.slice(0, 8).map((id, i) => [i ? ", " : "", h("a", { href: `#/split/${encodeURIComponent(id)}` }, `split ${id}`)]),
         )
       : null,
-  );
-}
-
-function words(key) {
-  return (
-    {
-      meta_e: "meta SAE's error",
-      split_score: "split score",
-      nearest_phi: "nearest phi",
-      nearest_cosine: "nearest decoder cosine",
-      encoder_cosine: "encoder · decoder cosine",
-    }[key] || key.replaceAll("_", " ")
   );
 }
 
@@ -180,12 +165,13 @@ function histogram(latent) {
 function tokens(latent, windows) {
   if (!latent.tokens?.length) return null;
   const most = Math.max(...latent.tokens.map(({ share }) => share ?? 0), 1e-9);
-  const columns = [
+  // made anew for each of the two tables: a heading is an element, which stands in one place
+  const columns = () => [
     { label: "token", text: true },
     { label: "firings" },
-    { label: "share", title: "of the latent's firings that are on this token" },
-    { label: "lift", title: "P(token | it fires) over P(token)" },
-    { label: "of all", title: "share of the token's occurrences it fires on" },
+    { label: term("share", "of the latent's firings, those on this token") },
+    { label: term("lift", "how many times as often as chance: P(token | it fires) over P(token)") },
+    { label: term("of all", "of the token's occurrences, those it fires on") },
   ];
   const named = apart(latent.tokens.map(({ token }) => token));
   const rows = latent.tokens.map((entry, i) => {
@@ -213,26 +199,25 @@ function tokens(latent, windows) {
   return card(
     "Tokens",
     "most fired on; several unlike tokens with a high lift speak for several meanings",
-    table(columns, rows.slice(0, TOKENS), { label: "Tokens the latent fires on" }),
+    table(columns(), rows.slice(0, TOKENS), { label: "Tokens the latent fires on" }),
     rows.length > TOKENS
-      ? h("details", {}, h("summary", {}, `${rows.length - TOKENS} more`), table(columns, rows.slice(TOKENS), { label: "More tokens" }))
+      ? h("details", {}, h("summary", {}, `${rows.length - TOKENS} more`), table(columns(), rows.slice(TOKENS), { label: "More tokens" }))
       : null,
   );
 }
 
 function explained(latent, run) {
-  if (!latent.explanation && !latent.scores?.length) return null;
+  if (!latent.scores?.length && !latent.replies?.length) return null;
   const columns = [{ label: "score", text: true }, { label: "part", text: true }, { label: "value" }, { label: "chance" }];
   const rows = (latent.scores || []).map(({ score, part, value, chance }) => [
     score,
     part.replaceAll("_", " "),
-    number(value),
-    number(chance),
+    fixed(value),
+    fixed(chance),
   ]);
   return card(
-    "Explanation",
+    "How the explanation scores",
     latent.explanation?.judge ? `by ${latent.explanation.judge}` : null,
-    latent.explanation ? h("p", {}, latent.explanation.text) : h("p", { class: "empty" }, "no explanation"),
     rows.length ? table(columns, rows, { label: "Scores of the explanation" }) : null,
     ...judgesSay((run.judges || []).filter((judge) => judge.sae === latent.sae)),
     latent.replies?.length

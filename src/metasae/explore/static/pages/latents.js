@@ -1,27 +1,33 @@
-// Latents: one SAE's latents, searched, filtered and sorted; the address keeps how.
+// Latents: one SAE's latents, by a preset or searched, filtered and sorted; the address keeps how.
 
 import { data, STATIC } from "../data.js";
 import { h, sameAs, saeName } from "../dom.js";
 import { List, PAGE } from "../list.js";
+import { presetsFor, stateOf } from "../presets.js";
 
 const LABELS = ["sense split", "duplicate", "absorption", "junk", "keep", "unsure"];
+const NAMES = ["sort", "desc", "search", "label", "min_rate", "max_rate", "dead"];
 
 export async function page({ parts, query }) {
-  const { saes } = await data.overview();
+  const { saes, tokens } = await data.overview();
   if (!saes.length) throw new Error("this run has no SAE yet");
   const sae = parts[0] || saes[0].name;
-  const state = {
-    sort: query.get("sort") || "rate",
-    desc: query.get("desc") || "1",
-    search: query.get("search") || "",
-    label: query.get("label") || "",
-    min_rate: query.get("min_rate") || "",
-    max_rate: query.get("max_rate") || "",
-    dead: query.get("dead") || "",
-  };
+  const asked = Object.fromEntries(NAMES.map((name) => [name, query.get(name) || ""]));
+  // what the SAE has numbers for decides which presets there are
+  const { columns } = await data.latents(sae, { sort: "latent", desc: "0", offset: 0, limit: 1 });
+  const presets = presetsFor(columns);
+  const nothing = NAMES.every((name) => !asked[name]);
+  const alike = (preset) => Object.entries({ ...Object.fromEntries(NAMES.map((name) => [name, ""])), ...stateOf(preset, tokens) }).every(([name, value]) => (asked[name] || (name === "desc" ? "1" : "")) === value);
+  const wanted = presets.find(({ key }) => key === query.get("preset")) || (nothing ? presets[0] : presets.find(alike)) || null;
+  const state = wanted ? { ...asked, ...stateOf(wanted, tokens) } : { ...asked, sort: asked.sort || "rate", desc: asked.desc || "1" };
   const first = await data.latents(sae, { ...state, offset: 0, limit: PAGE });
   const list = new List(sae, state, first);
-  const node = h("div", { class: "page" }, h("section", { class: "card" }, toolbar(saes, sae, state, list), same(saes, sae), list.node));
+  const buttons = presetButtons(presets, wanted, list, tokens);
+  const node = h(
+    "div",
+    { class: "page" },
+    h("section", { class: "card" }, h("h1", { class: "hidden-text" }, `Latents of ${sae}`), toolbar(saes, sae, state, list), buttons, same(saes, sae), list.node),
+  );
   return {
     title: `Latents of ${sae}`,
     node,
@@ -30,6 +36,26 @@ export async function page({ parts, query }) {
     clear: () => list.change({ search: "", label: "", min_rate: "", max_rate: "" }),
     close: () => list.close(),
   };
+}
+
+/** One button a preset; in words, below, what the one that is pressed shows. */
+function presetButtons(presets, wanted, list, tokens) {
+  const why = h("span", { class: "note" });
+  const buttons = presets.map((preset) =>
+    h("button", { type: "button", "aria-pressed": "false", "aria-description": preset.why, onclick: () => choose(preset) }, preset.title),
+  );
+  function mark(preset) {
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(presets[i] === preset)));
+    why.textContent = preset?.why || "";
+  }
+  function choose(preset) {
+    list.change({ search: "", label: "", max_rate: "", dead: "", ...stateOf(preset, tokens) });
+    mark(preset);
+  }
+  // another order, filter or search is no preset any more
+  list.changed = () => mark(null);
+  mark(wanted);
+  return h("div", { class: "labels", role: "group", "aria-label": "Latents worth a look" }, buttons, why);
 }
 
 function same(saes, sae) {
@@ -72,6 +98,20 @@ function toolbar(saes, sae, state, list) {
     checked: state.dead === "1",
     onchange: () => list.change({ dead: dead.checked ? "1" : "" }),
   });
+  const rate = (name, placeholder) => field(name, { type: "number", min: "0", max: "1", step: "any", placeholder });
+  const filters = h(
+    "details",
+    { class: "pick" },
+    h("summary", {}, "Filters"),
+    h(
+      "div",
+      {},
+      h("label", {}, "firing rate from", rate("min_rate", "0")),
+      h("label", {}, "to", rate("max_rate", "1")),
+      STATIC ? null : h("label", {}, "label", label),
+      h("label", {}, dead, "dead latents too"),
+    ),
+  );
   return h(
     "div",
     { class: "toolbar" },
@@ -89,10 +129,7 @@ function toolbar(saes, sae, state, list) {
         spellcheck: "false",
       }),
     ),
-    h("label", {}, "Rate from", field("min_rate", { type: "number", min: "0", max: "1", step: "any", placeholder: "0" })),
-    h("label", {}, "to", field("max_rate", { type: "number", min: "0", max: "1", step: "any", placeholder: "1" })),
-    STATIC ? null : h("label", {}, "Label", label),
-    h("label", { class: "check" }, dead, h("span", {}, "dead too")),
+    filters,
     list.picker(),
     list.count,
   );

@@ -1,43 +1,85 @@
-// Overview: the verdict, every measure with its interval, the run's figures and its SAEs.
+// Overview: one sentence, three tiles, what is worth a look; everything else is folded.
 
 import { draw } from "../charts.js";
 import { data, STATIC } from "../data.js";
-import { card, h, number, saeName, table } from "../dom.js";
+import { card, fixed, h, number, saeName, table, term } from "../dom.js";
 import { pareto, phi, rates, scores, training } from "../figures.js";
 import { measures } from "../measures.js";
+import { presetsOf } from "../presets.js";
+import { tiles } from "../tiles.js";
 
 export async function page() {
   const run = await data.overview();
-  const seeds = new Set(run.saes.map((sae) => sae.seed)).size;
-  const many = `${number(run.tokens)} held-out tokens, ${seeds} seed${seeds === 1 ? "" : "s"}`;
+  const look = await worthALook(run);
+  const seeds = Math.max(0, ...Object.values(run.seeds || {}).map((measured) => measured.length));
+  const many = `${number(run.tokens)} held-out tokens, ${seeds} seed${seeds === 1 ? "" : "s"} measured`;
   const node = h(
     "div",
     { class: "page" },
-    verdict(run, many),
-    measures(run, many),
-    h("div", { class: "columns even" }, pareto(run, many), phi(run, many), rates(run, many), training(run)),
-    scores(run),
-    saes(run, many),
+    h(
+      "section",
+      { class: "card verdict" },
+      h("div", { class: "card-head" }, h("h1", {}, run.run), h("p", { class: "note" }, many)),
+      h("p", { class: "lead" }, run.headline || "Nothing is compared yet."),
+      run.missing?.length ? h("p", { class: "note" }, `Not measured yet: ${run.missing.join(", ")}.`) : null,
+    ),
+    tiles(run),
+    look,
+    folded("How the verdict comes about", () => verdict(run)),
+    folded("All measures", () => measures(run, many)),
+    folded("Figures", () => [h("div", { class: "columns even" }, pareto(run, many), phi(run, many), rates(run, many), training(run)), scores(run)]),
+    folded("The SAEs of this run", () => saes(run, many)),
     h(
       "p",
       { class: "note" },
       STATIC
-        ? "A static copy: labels and “try a text” need the explorer itself."
+        ? "A static copy: labels, steering and “try a text” need the explorer itself."
         : h("a", { href: "api/labels", download: "labels.json" }, "Download the labels given here"),
     ),
   );
-  return { title: run.run, node, ready: () => draw(node) };
+  return { title: run.run, node };
 }
 
-/** Whether training was long enough, then what known features say, larger; the rest below. */
-function verdict(run, many) {
-  const lines = Array.isArray(run.verdict) && run.verdict.length ? run.verdict : [{ kind: "trained", text: "Nothing is compared yet." }];
+/** A heading that opens. What is in it is made when it is first opened, as figures need their place on the page. */
+function folded(title, make) {
+  const body = h("div", { class: "stack" });
+  const node = h("details", { class: "folded" }, h("summary", {}, h("h2", {}, title)), body);
+  node.addEventListener("toggle", () => {
+    if (!node.open || body.childNodes.length) return;
+    body.append(...[make()].flat(Infinity).filter(Boolean));
+    draw(body);
+  });
+  return node;
+}
+
+function verdict(run) {
+  const lines = run.verdict?.length ? run.verdict : [{ text: "Nothing is compared yet." }];
+  return h("section", { class: "card" }, lines.map(({ text }) => h("p", {}, text)));
+}
+
+/** The best split, and the lists of latents that a reader opens first. */
+async function worthALook(run) {
+  if (!run.saes.length) return null;
+  const answer = await data.splits({ kind: "splits", limit: 1 }).catch(() => ({ rows: [] }));
+  const [split] = answer.rows;
+  const lists = presetsOf(run).filter(({ of }) => of);
+  const item = (link, why) => h("li", { class: "item", tabindex: "-1" }, link, h("span", { class: "soft" }, " ", why));
   return h(
     "section",
-    { class: "card verdict" },
-    h("div", { class: "card-head" }, h("h1", {}, run.run), h("p", { class: "note" }, many)),
-    ...lines.map(({ kind, text }) => h("p", { class: kind === "truth" ? "lead" : "soft" }, text)),
-    run.missing?.length ? h("p", { class: "note" }, `Not measured yet: ${run.missing.join(", ")}.`) : null,
+    { class: "card" },
+    h("h2", {}, "Worth a look"),
+    h(
+      "ul",
+      { class: "list" },
+      split
+        ? item(
+            h("a", { class: "whole", href: `#/split/${encodeURIComponent(split.id)}` }, `The clearest split candidate: ${split.parent.sae} ${split.parent.latent}`),
+            `into ${split.children.length} latents of ${split.children[0].sae}, score ${fixed(split.score)}`,
+          )
+        : null,
+      lists.map(({ key, title, why, of }) => item(h("a", { class: "whole", href: `#/latents/${encodeURIComponent(of)}?preset=${key}` }, `${title} latents of ${of}`), why)),
+      STATIC ? null : item(h("a", { class: "whole", href: "#/try" }, "Try a text of your own"), "and see which latents fire in each arm"),
+    ),
   );
 }
 
@@ -46,14 +88,14 @@ function saes(run, many) {
     { label: "SAE", text: true },
     { label: "latents" },
     { label: "live" },
-    { label: "L0", title: "latents that fire at a token, on average" },
-    { label: "FVU", title: "squared error over the variance of the activations" },
+    { label: term("L0", "latents that fire at a token, on average") },
+    { label: term("FVU", "squared error as a share of the activations' variance") },
     { label: "firings" },
     { label: "model", text: true },
     { label: "hook point", text: true },
   ];
   const rows = run.saes.map((sae) => [
-    h("a", { href: `#/latents/${encodeURIComponent(sae.name)}`, class: "item latent-link" }, saeName(sae.name)),
+    h("a", { href: `#/latents/${encodeURIComponent(sae.name)}`, class: "latent-link whole" }, saeName(sae.name)),
     number(sae.n),
     number(sae.live),
     number(sae.l0, 4),

@@ -1,61 +1,52 @@
-// Search over every SAE: words of explanations, and tokens.
+// Search over every SAE: words of explanations, and tokens. One group an SAE, the most specific latents first.
 
 import { data } from "../data.js";
-import { chip, chips, h, latentLink, number } from "../dom.js";
+import { chip, chips, fixed, h, latentLink, number, saeName, term } from "../dom.js";
 
-const MOST = 100;
+const MEANING =
+  "How specific the latent is to what was searched for. By a token: F1 of its firing as a detector of the token, times the share of the token's letters that were typed. By an explanation: the share of its words.";
 
 export async function page({ parts }) {
   const text = parts.join("/").trim();
-  const { rows } = text ? await data.search(text) : { rows: [] };
-  const found = [...new Map(rows.map((row) => [`${row.sae}:${row.latent}`, row])).values()];
-  const known = await briefsOf(found);
+  const { groups } = text ? await data.search(text) : { groups: [] };
   document.getElementById("search").value = text;
-  const line = (row) => {
-    const brief = known[row.sae]?.[row.latent] || {};
-    return h(
-      "li",
-      { class: "item split-line", tabindex: "-1" },
-      latentLink(row.sae, row.latent),
-      chips(brief.top_tokens),
-      h("bdi", {}, brief.explanation || (row.where === "explanation" ? row.text : "")),
-      h("span", { class: "numbers" }, row.where === "explanation" ? "by its explanation" : ["by ", chip(row.text, "token", true)]),
-    );
-  };
+  const many = groups.reduce((sum, { total }) => sum + total, 0);
   const node = h(
     "div",
     { class: "page" },
     h(
       "section",
       { class: "card" },
-      h(
-        "div",
-        { class: "card-head" },
-        h("h1", {}, "Search: ", chip(text)),
-        h("p", { class: "note" }, `${number(found.length)} latents${rows.length >= MOST ? ", the first found" : ""}`),
-      ),
-      found.length
-        ? h("ol", { class: "list", "aria-label": "Found latents" }, found.map(line))
+      h("div", { class: "card-head" }, h("h1", {}, "Search: ", chip(text)), h("p", { class: "note" }, `${number(many)} latents in ${groups.length} SAE${groups.length === 1 ? "" : "s"}`)),
+      groups.length
+        ? h("p", { class: "note" }, "the most specific first: ", term("what specific means", MEANING))
         : h("p", { class: "empty" }, "No explanation has these words, and no latent's top token begins so."),
     ),
+    groups.map((group) => found(group, text)),
   );
   return { title: `Search: ${text}`, node };
 }
 
-/** What the latents are known by: SAE -> latent -> {top_tokens, explanation}. */
-async function briefsOf(rows) {
-  const saes = [...new Set(rows.map(({ sae }) => sae))];
-  return Object.fromEntries(
-    await Promise.all(
-      saes.map(async (sae) => [
-        sae,
-        await data
-          .briefs(
-            sae,
-            rows.filter((row) => row.sae === sae).map(({ latent }) => latent),
-          )
-          .catch(() => ({})),
-      ]),
+function found({ sae, total, rows }, text) {
+  const line = (row) =>
+    h(
+      "li",
+      { class: "item split-line", tabindex: "-1" },
+      latentLink(sae, row.latent, false, true),
+      chips(row.top_tokens),
+      h("bdi", {}, row.explanation || ""),
+      h("span", { class: "numbers" }, row.where === "explanation" ? "by its explanation" : ["by ", chip(row.text, "token", true)], ` · ${fixed(row.specific)}`),
+    );
+  const all = `#/latents/${encodeURIComponent(sae)}?${new URLSearchParams({ search: text })}`;
+  return h(
+    "section",
+    { class: "card" },
+    h(
+      "div",
+      { class: "card-head" },
+      h("h2", {}, saeName(sae)),
+      h("p", { class: "note" }, total > rows.length ? [`the first ${number(rows.length)} of `, h("a", { href: all }, `${number(total)} latents`)] : `${number(total)} latent${total === 1 ? "" : "s"}`),
     ),
+    h("ol", { class: "list", "aria-label": `Latents of ${sae}` }, rows.map(line)),
   );
 }

@@ -2,7 +2,7 @@
 
 import { data } from "../data.js";
 import { already, livesOn } from "../counterparts.js";
-import { apart, armClass, armOf, card, chips, h, latentLink, number, percent, shown, table } from "../dom.js";
+import { apart, armClass, armOf, card, chips, fixed, h, latentLink, number, percent, shown, table, term } from "../dom.js";
 import { flowPicture } from "../flow.js";
 import { labelButtons } from "../labels.js";
 import { nameOf, shade, tokens } from "../windows.js";
@@ -33,7 +33,7 @@ function mark(i) {
 }
 
 function head(split, merge) {
-  const tile = (label, value, title) => h("div", { title }, h("dt", {}, label), h("dd", {}, value));
+  const tile = (label, value, meaning) => h("div", {}, h("dt", {}, term(label, meaning)), h("dd", {}, value));
   return h(
     "section",
     { class: "card" },
@@ -58,7 +58,7 @@ function head(split, merge) {
       { class: "tiles" },
       tile(
         "score",
-        number(split.score),
+        fixed(split.score),
         "coverage × (1 − overlap) × the smallest share × (1 − phi of the parent with what it lives on as) × (1 − the largest phi of a child with what it was); an even split into two scores at most 1/2",
       ),
       tile("covered", percent(split.coverage), "share of the parent's firings on which a child fires"),
@@ -73,8 +73,8 @@ function head(split, merge) {
         : null,
       split.children.map((child, i) =>
         split.phi
-          ? tile(`${LETTERS[i]}: phi with parent`, number(split.phi[0][i + 1]), "over all held-out tokens")
-          : tile(`${LETTERS[i]}: phi, choosing half`, number(child.phi), "on the half on which the children were chosen, so too high"),
+          ? tile(`${LETTERS[i]}: phi with parent`, fixed(split.phi[0][i + 1]), "over all held-out tokens")
+          : tile(`${LETTERS[i]}: phi, choosing half`, fixed(child.phi), "on the half on which the children were chosen, so too high"),
       ),
       split.children.map((child, i) =>
         typeof child.firings === "number"
@@ -212,7 +212,7 @@ function squares(split) {
   const square = (values) =>
     table(
       [{ label: "", text: true }, ...names.map((label) => ({ label }))],
-      values.map((row, i) => [names[i], ...row.map((value, j) => (i === j ? h("span", { class: "soft" }, "1") : number(value)))]),
+      values.map((row, i) => [names[i], ...row.map((value, j) => (i === j ? h("span", { class: "soft" }, "1") : fixed(value)))]),
       { label: "Square of parent and children" },
     );
   if (!split.cosine && !split.phi) return null;

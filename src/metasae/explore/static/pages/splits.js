@@ -2,7 +2,7 @@
 
 import { data } from "../data.js";
 import { already, livesOn } from "../counterparts.js";
-import { card, chips, h, latentLink, number, percent } from "../dom.js";
+import { card, chips, fixed, h, latentLink, number, percent, saeName } from "../dom.js";
 
 const PAGE = 50;
 // the words of what the store says of all splits of a pair
@@ -11,8 +11,6 @@ const WORDS = {
   too_rare: "parents too rare to score",
   "n_above_0.1": "with a score above 0.1",
   "n_above_0.25": "with a score above 0.25",
-  "share_above_0.1": "share above 0.1",
-  "share_above_0.25": "share above 0.25",
   n_kept: "no split: the parent lives on, or no child is new",
   mean_score: "mean score",
   mean_top: "mean of the best 100",
@@ -175,7 +173,8 @@ export async function page({ name, parts, query }) {
 
 /** What splits there are without any penalty: solo against solo's next seed. */
 function baseRate(answer, kind, isBase) {
-  const told = Object.entries(answer.base_rate || {}).filter(([, value]) => typeof value === "number");
+  // the shares say what the counts say
+  const told = Object.entries(answer.base_rate || {}).filter(([key, value]) => typeof value === "number" && !key.startsWith("share_"));
   const here = answer.summary || {};
   if (answer.same_seed)
     return h(
@@ -238,14 +237,13 @@ function item(row) {
     h(
       "div",
       { class: "split-line" },
-      h("a", { href: `#/split/${encodeURIComponent(row.id)}` }, "open"),
-      latentLink(row.parent.sae, row.parent.latent),
+      h("a", { href: `#/split/${encodeURIComponent(row.id)}`, class: "whole latent-link" }, saeName(row.parent.sae), " ", h("span", { class: "id" }, String(row.parent.latent))),
       chips(row.parent.top_tokens),
       row.label ? h("span", { class: "tag" }, row.label) : null,
       h(
         "span",
         { class: "numbers" },
-        `score ${number(row.score)} · covered ${percent(row.coverage)} · overlap ${percent(row.overlap)} · ${number(row.firings)} firings`,
+        `score ${fixed(row.score)} · covered ${percent(row.coverage)} · overlap ${percent(row.overlap)} · ${number(row.firings)} firings`,
       ),
     ),
     bar,
@@ -260,7 +258,7 @@ function item(row) {
           h("span", { class: `swatch c${i % 5}`, "aria-hidden": "true" }, LETTERS[i]),
           latentLink(child.sae, child.latent),
           chips(child.top_tokens),
-          h("span", { class: "soft" }, `alone on ${percent(child.share)} of the firings · phi, choosing half, ${number(child.phi)}`),
+          h("span", { class: "soft" }, `alone on ${percent(child.share)} of the firings · phi, choosing half, ${fixed(child.phi)}`),
           already(child),
         ),
       ),

@@ -1,59 +1,39 @@
-// Try a text: the model reads it, and every token shows which latents fire in each arm.
+// Try a text: the model reads it, and the arms stand side by side, latent by latent.
 
 import { data, STATIC } from "../data.js";
-import { armClass, armOf, card, chips, h, latentLink, number, sameAs, saeName, say, shown } from "../dom.js";
+import { armClass, armOf, card, chips, h, latentLink, number, saeName, say, shown } from "../dom.js";
+import { armsOf, linesOf, pairedLatents, valuesAt } from "../sidebyside.js";
 import { nameOf, shade } from "../windows.js";
 
 const MOST = 40;
+const EXAMPLE = "We sat on the bank of the river. The bank raised its interest rate, which raised our interest.";
 let last = { text: "", answer: null };
 
 export async function page() {
-  const { saes } = await data.overview();
-  if (STATIC)
-    return {
-      title: "Try a text",
-      node: h(
-        "div",
-        { class: "page" },
-        card(
-          "Try a text",
-          null,
-          h(
-            "p",
-            {},
-            "Trying a text needs the model, and this is a static copy of the pages. Run ",
-            h("code", {}, "metasae explore RUN"),
-            " where the run lies.",
-          ),
-        ),
-      ),
-    };
+  const run = await data.overview();
+  if (STATIC) return { title: "Try a text", node: h("div", { class: "page" }, card("Try a text", null, h("p", {}, "Trying a text needs the model, and this is a static copy of the pages. Run ", h("code", {}, "metasae explore RUN"), " where the run lies."))) };
   const text = h("textarea", { "data-search": true, "aria-label": "Text", placeholder: "Write or paste some text", spellcheck: "false" });
   text.value = last.text;
   const state = h("span", { class: "note", role: "status" });
   const out = h("div", { class: "stack" });
   const send = h("button", {}, "Try it");
+  const example = h("button", { type: "button", class: "plain", onclick: () => ((text.value = EXAMPLE), form.requestSubmit()) }, "an example");
   const form = h(
     "form",
     { class: "card" },
-    h(
-      "div",
-      { class: "card-head" },
-      h("h1", {}, "Try a text"),
-      h("p", { class: "note" }, "the model and the SAEs are loaded at the first text; Ctrl+Enter sends"),
-    ),
+    h("div", { class: "card-head" }, h("h1", {}, "Try a text"), h("p", { class: "note" }, "the model and the SAEs are loaded at the first text; Ctrl+Enter sends")),
     text,
-    h("div", { class: "labels" }, send, state),
+    h("div", { class: "labels" }, send, example, state),
   );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (!text.value.trim()) return;
+    if (!text.value.trim() || send.disabled) return;
     send.disabled = true;
     state.textContent = "reading…";
     try {
       last = { text: text.value, answer: await data.tryText(text.value) };
       state.textContent = last.answer.left_out ? `the last ${number(last.answer.left_out)} tokens were left out` : "";
-      show(out, last.answer, saes);
+      await show(out, last.answer, run);
     } catch (error) {
       state.textContent = error.message;
     }
@@ -63,152 +43,136 @@ export async function page() {
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  if (last.answer) show(out, last.answer, saes);
+  if (last.answer) await show(out, last.answer, run);
   return { title: "Try a text", node: h("div", { class: "page" }, form, out), step: (by) => out.choose?.(by) };
 }
 
-function show(out, answer, saes) {
-  const names = saes.map(({ name }) => name).filter((name) => name in answer.saes);
-  const seeds = [...new Set(saes.filter(({ name }) => names.includes(name)).map(({ seed }) => seed))];
-  const state = { token: null, seed: seeds[0], latent: null };
-  const strip = h("div", { class: "window", role: "group", "aria-label": "Tokens" });
-  const title = h("h2", {});
-  const lists = h("div", { class: "columns" });
+async function show(out, answer, run) {
+  const saes = run.saes.filter(({ name }) => name in answer.saes);
+  const seeds = [...new Set(saes.map(({ seed }) => seed))];
+  const body = h("div", { class: "stack tried" });
   const pick = h(
     "select",
-    {
-      "aria-label": "Seed",
-      onchange: () => {
-        state.seed = seeds.find((seed) => String(seed) === pick.value);
-        fill();
-      },
-    },
-    seeds.map((seed) => h("option", { value: String(seed) }, `seed ${seed}`)),
+    { "aria-label": "Seed", onchange: () => fill(seeds[pick.selectedIndex]) },
+    seeds.map((seed) => h("option", {}, `seed ${seed}`)),
   );
+  async function fill(seed) {
+    const { shown: arms, alike } = armsOf(saes.filter((sae) => sae.seed === seed), run.baseline || "solo");
+    const fired = Object.fromEntries(arms.map((arm) => [arm, answer.saes[arm].fired]));
+    const view = new View(answer, arms, fired, await pairedLatents(arms, fired), seeds.length > 1 ? pick : null);
+    const notes = alike.map(([name, like]) => h("p", { class: "note" }, saeName(name), " has the weights of ", saeName(like), ", so the same latents fire."));
+    body.replaceChildren(view.strip, ...notes, view.lines);
+    out.choose = (by) => view.step(by);
+  }
+  await fill(seeds[0]);
+  out.replaceChildren(body);
+}
 
-  function choose(i) {
-    state.token = i;
-    state.latent = null;
-    strip.querySelectorAll("button").forEach((button, t) => button.setAttribute("aria-pressed", String(t === i)));
-    fill();
+/** The tokens, shaded at once, and the lines of latents at one of them or in all of the text. */
+class View {
+  constructor(answer, arms, fired, paired, pick) {
+    Object.assign(this, { answer, arms, fired, paired, token: null });
+    this.lines = h("section", { class: "card" });
+    this.note = h("p", { class: "note", role: "status" });
+    this.buttons = answer.tokens.map((token, t) =>
+      h(
+        "button",
+        { type: "button", class: "t", "aria-label": nameOf(answer, t).trim() || "space", "aria-pressed": "false", onclick: () => this.choose(this.token === t ? null : t) },
+        // a part of a character stands before it and can be chosen, too
+        shown(token || (nameOf(answer, t) ? "·" : "")),
+      ),
+    );
+    const text = h("div", { class: "window", role: "group", "aria-label": "Tokens" }, h("span", { class: "text", dir: "auto" }, this.buttons));
+    this.text = text;
+    this.strip = h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", {}, "Tokens"), this.note, pick), text);
+    this.choose(null);
   }
 
-  function light() {
-    const { latent } = state;
-    const values = latent ? answer.saes[latent.sae].fired.map((fired) => fired.find(([id]) => id === latent.id)?.[1] || 0) : null;
-    strip.className = `window ${latent ? armClass(armOf(latent.sae)) : ""}`;
-    strip.querySelectorAll("button").forEach((button, t) => {
-      button.className = `t ${values ? shade(values[t], Math.max(...values)) : ""}`;
+  step(by) {
+    const end = this.answer.tokens.length - 1;
+    this.choose(Math.min(Math.max((this.token ?? (by > 0 ? -1 : end + 1)) + by, 0), end));
+  }
+
+  choose(token) {
+    this.token = token;
+    this.buttons.forEach((button, t) => button.setAttribute("aria-pressed", String(t === token)));
+    this.shadeDifferences();
+    this.fill();
+  }
+
+  /** How much the arms differ at each token; with one arm, how strongly it fires. */
+  shadeDifferences() {
+    const several = this.arms.length > 1;
+    this.differences ??= this.answer.tokens.map((_, t) => {
+      const lines = linesOf(this.arms, valuesAt(this.arms, this.fired, t), this.paired);
+      return several ? lines.filter(({ differs }) => differs).length / Math.max(1, lines.length) : (lines[0]?.most ?? 0);
+    });
+    this.paint(this.differences, several ? 1 : Math.max(...this.differences), "");
+    this.note.textContent = several
+      ? "shaded: the share of the latents here that fire in one arm and not in the other; choose a token to see them"
+      : "shaded: the strongest activation; choose a token to see what fires there";
+  }
+
+  /** sae: whose colour; id: its latent. */
+  shadeLatent(sae, id) {
+    const values = this.fired[sae].map((fires) => fires.find(([latent]) => latent === id)?.[1] || 0);
+    this.paint(values, Math.max(...values), armClass(armOf(sae)));
+    this.note.textContent = `shaded: ${sae} latent ${id}`;
+  }
+
+  paint(values, most, arm) {
+    this.text.className = `window ${arm}`;
+    this.buttons.forEach((button, t) => {
+      button.className = `t ${shade(values[t], most)}`;
     });
   }
 
-  async function fill() {
-    light();
-    const whole = state.token === null;
-    title.textContent = whole ? "Strongest latents in the text" : `Latents at “${shown(nameOf(answer, state.token)).trim()}”`;
-    const shownNames = saes.filter(({ name, seed }) => names.includes(name) && seed === state.seed).map(({ name }) => name);
-    const mine = state.token;
-    const columns = await Promise.all(
-      shownNames.map(async (sae) => {
-        const other = sameAs(saes, sae);
-        if (other && shownNames.includes(other))
-          return h("section", { class: `card ${armClass(armOf(sae))}` }, h("h2", {}, saeName(sae)), h("p", { class: "note" }, "same weights as ", saeName(other), ": see there"));
-        const fired = whole ? strongest(answer.saes[sae].fired) : answer.saes[sae].fired[state.token];
-        const top = fired.slice(0, MOST);
-        const briefs = await data
-          .briefs(
-            sae,
-            top.map(([id]) => id),
-          )
-          .catch(() => ({}));
-        return h(
-          "section",
-          { class: `card ${armClass(armOf(sae))}` },
-          h(
-            "div",
-            { class: "card-head" },
-            h("h2", {}, saeName(sae)),
-            h(
-              "p",
-              { class: "note" },
-              `${number(fired.length)} fire${whole ? " somewhere" : ""}${fired.length > MOST ? `, ${MOST} shown` : ""}`,
-            ),
-          ),
-          h(
-            "ul",
-            { class: "list" },
-            top.map(([id, value]) =>
-              h(
-                "li",
-                { class: "item split-line", tabindex: "-1" },
-                latentLink(sae, id, false),
-                chips(briefs[id]?.top_tokens, 5),
-                h("span", { class: "soft" }, briefs[id]?.explanation || ""),
-                h(
-                  "button",
-                  {
-                    type: "button",
-                    class: "plain numbers",
-                    title: "shade the text by this latent",
-                    onclick: () => {
-                      state.latent = { sae, id };
-                      light();
-                    },
-                  },
-                  number(value),
-                ),
-              ),
-            ),
-          ),
-        );
-      }),
+  async fill() {
+    const { token, arms } = this;
+    const lines = linesOf(arms, valuesAt(arms, this.fired, token), this.paired);
+    const top = lines.slice(0, MOST);
+    const briefs = await Promise.all(arms.map((arm, a) => data.briefs(arm, top.flatMap(({ cells }) => (cells[a] ? [cells[a].id] : []))).catch(() => ({}))));
+    if (token !== this.token) return;
+    const differing = lines.filter(({ differs }) => differs).length;
+    const title = token === null ? "Strongest latents in the text" : `Latents at “${shown(nameOf(this.answer, token)).trim()}”`;
+    const said = arms.length > 1 ? `${number(lines.length)} lines, ${number(differing)} of them differ; a line has the latents that match by their decoder rows` : `${number(lines.length)} fire`;
+    this.lines.replaceChildren(
+      h("div", { class: "card-head" }, h("h2", {}, title), h("p", { class: "note" }, said, lines.length > MOST ? `; the first ${MOST} are shown` : "")),
+      h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": title }, this.table(top, briefs)),
     );
-    if (mine === state.token) lists.replaceChildren(...columns);
   }
 
-  strip.append(
-    h(
-      "span",
-      { class: "text", dir: "auto" },
-      answer.tokens.map((token, t) =>
-        h(
-          "button",
-          {
-            type: "button",
-            class: "t",
-            title: token ? null : nameOf(answer, t),
-            "aria-pressed": "false",
-            onclick: () => choose(state.token === t ? null : t),
-          },
-          // a part of a character stands before it and can be chosen, too
-          shown(token || (nameOf(answer, t) ? "·" : "")),
+  table(lines, briefs) {
+    const { arms } = this;
+    const only = (cells) => {
+      const on = arms.filter((_, a) => (cells[a]?.value || 0) > 0).map(armOf);
+      return h("span", { class: "tag" }, `only ${on.join(", ")}`);
+    };
+    return h(
+      "table",
+      { class: "lines" },
+      h("thead", {}, h("tr", {}, arms.map((arm) => h("th", { class: "text", scope: "col" }, saeName(arm))), arms.length > 1 ? h("th", { class: "text how", scope: "col" }, "differs") : null)),
+      h(
+        "tbody",
+        {},
+        lines.map(({ cells, differs }) =>
+          h(
+            "tr",
+            { class: `item${differs ? " differs" : ""}`, tabindex: "-1" },
+            cells.map((cell, a) => h("td", { class: "text" }, this.cell(arms[a], cell, briefs[a]))),
+            arms.length > 1 ? h("td", { class: "text how" }, differs ? only(cells) : null) : null,
+          ),
         ),
       ),
-    ),
-  );
-  out.replaceChildren(
-    h(
-      "section",
-      { class: "card" },
-      h(
-        "div",
-        { class: "card-head" },
-        h("h2", {}, "Tokens"),
-        h("p", { class: "note" }, "choose a token to see what fires there; a latent's value shades the text"),
-        pick,
-      ),
-      strip,
-    ),
-    title,
-    lists,
-  );
-  out.choose = (by) => choose(Math.min(Math.max((state.token ?? (by > 0 ? -1 : answer.tokens.length)) + by, 0), answer.tokens.length - 1));
-  fill();
-}
+    );
+  }
 
-/** Every latent that fires anywhere, by its largest activation. */
-function strongest(fired) {
-  const most = new Map();
-  for (const token of fired) for (const [id, value] of token) most.set(id, Math.max(value, most.get(id) || 0));
-  return [...most].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+  cell(sae, cell, briefs) {
+    if (!cell) return h("span", { class: "soft" }, "no match");
+    const { top_tokens, explanation } = briefs[cell.id] || {};
+    const value = cell.value
+      ? h("button", { type: "button", class: "plain", "aria-label": `shade the text by ${sae} ${cell.id}, ${number(cell.value)}`, onclick: () => this.shadeLatent(sae, cell.id) }, number(cell.value))
+      : h("span", { class: "soft" }, "silent");
+    return h("span", { class: "split-line" }, latentLink(sae, cell.id, false), chips(top_tokens, 3), explanation ? h("span", { class: "soft" }, explanation) : null, value);
+  }
 }
