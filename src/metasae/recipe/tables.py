@@ -255,7 +255,7 @@ class Births(Table):
     are shares of all steps.
     """
 
-    share: float = Field(0.0, ge=0, le=1, description="most births at a time, as a share of n; 0: none")
+    share: float = Field(0.0175, ge=0, le=1, description="most births at a time, as a share of n; 0: none")
     every: float = Field(0.1, gt=0, le=1, description="time between births, as a share of all steps")
     until: float = Field(0.75, ge=0, le=1, description="no births after this share of all steps")
     window: int = Field(
@@ -264,7 +264,7 @@ class Births(Table):
     two_points: float = Field(
         0.42, ge=0, le=1, description="least (skew^2 + 1) / kurtosis: 1 for two points, .56 uniform, .33 normal"
     )
-    firings: int = Field(10, ge=2, description="least firings in the window of each of the two that a latent becomes")
+    firings: int = Field(3, ge=2, description="least firings in the window of each of the two that a latent becomes")
     encoder: Literal["ridge", "duals", "change", "parent"] = Field(
         "ridge", description="how the encoder rows of a birth are made"
     )

@@ -17,8 +17,6 @@ K_DOWN = (0.7, 0.85, 1.0)
 # Coefficients of the further penalties where the recipe has none: OrtSAE's (arXiv 2509.22033) and C2R's own (arXiv
 # 2606.30609); co-firing's as docs/sweeps.md tries it.
 STRENGTHS = {"ortsae": 0.25, "c2r": 5.0, "cofiring": 0.1}
-# Births as the sweep `atomic` tries them.
-BIRTHS = {"train.births.share": 0.0175}
 NO_PENALTY = {"train.lambda2": 0.0, "train.penalties": {}}
 # n_p : n_m of the paper, of its released code, and two more.
 STEPS = ((10, 5), (100, 10), (10, 1), (10, 10))
@@ -79,8 +77,9 @@ def _kinds(base: Recipe) -> tuple[list[Setting], dict]:
 
 def _atomic(base: Recipe) -> list[Setting]:
     """Which objective recovers known features, and which of its parts does: the most telling rows first."""
-    nest, margin, births = {"train.nest.weight": 0.0}, {"train.margin.start": 0.0, "train.margin.end": 0.0}, BIRTHS
-    plain = {**NO_PENALTY, **nest, **margin, "train.births.share": 0.0}
+    nest, births = {"train.nest.weight": 0.0}, {"train.births.share": 0.0}
+    margin = {"train.margin.start": 0.0, "train.margin.end": 0.0}
+    plain = {**NO_PENALTY, **nest, **margin, **births}
     nested = {**plain, "sae.architecture": "matryoshka"}
     penalty = {"train.lambda2": base.train.lambda2 or 0.3}
     rows = {
@@ -91,9 +90,10 @@ def _atomic(base: Recipe) -> list[Setting]:
         "atomic without nesting": {**NO_PENALTY, **nest},
         "joint": {**plain, **penalty},
         "matryoshka, five levels": nested,
-        "atomic with births": {**NO_PENALTY, **births},
-        "births alone": {**plain, **births},
-        "margin kept": {**NO_PENALTY, **nest, "train.margin.start": 0.2, "train.margin.end": 0.2},
+        "atomic without births": {**NO_PENALTY, **births},
+        "births alone": {**NO_PENALTY, **nest, **margin},
+        "margin alone": {**NO_PENALTY, **nest, **births},
+        "margin alone, kept": {**NO_PENALTY, **nest, **births, "train.margin.start": 0.2, "train.margin.end": 0.2},
         "nesting kept": {**NO_PENALTY, "train.nest.hold": 1.0, "train.nest.gone": 2.0},
         "atomic, nesting of weight 1": {**NO_PENALTY, "train.nest.weight": 1.0},
         "atomic-joint": penalty,
