@@ -129,7 +129,7 @@ WORLDS = {
     "noise": (RNG.standard_normal(4000), 1 / 3, False),
     # looks like two values, but one of them was met once
     "one heavy token": (np.append(0.1 * RNG.standard_normal(400), 50.0), None, False),
-    "too few firings": (np.array([-1.0, 1.0] * 5), 1.0, False),
+    "too few firings": (np.array([-1.0, 1.0] * 2), 1.0, False),
     "constant": (np.full(400, 0.3), 0.0, False),
 }
 
