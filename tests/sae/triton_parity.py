@@ -255,6 +255,9 @@ JOINT = {
     "options": ({"b_enc": True}, {"aux_residual": "attached", "balanced": True, "renormalise": "before"}),
     "matryoshka": ({"architecture": "matryoshka", "prefixes": [0.25, 1.0]}, {"adaptive_sigma": True}),
     "jumprelu": ({"architecture": "jumprelu"}, {"meta_gradient": "full"}),
+    # births after two steps and every one
+    "atomic": ({"b_enc": True}, {"births": {"window": 1, "firings": 2, "two_points": 0.0, "share": 0.1}}),
+    "margin": ({}, {"nest": {"weight": 0.0}, "births": {"share": 0.0}}),
 }
 
 
@@ -274,8 +277,9 @@ def test_joint_steps_equal_the_plain_ones(case):
         recipe = Recipe.load(
             {"sae": {"n": 24, "k": 3} | sae, "meta": {"n": 5, "k": 2}, "train": train | {"kernels": name}}
         )
-        trainer, out = Trainer(recipe, "joint", 0, torch.zeros(12), str(DEVICE)), []
-        for step in range(2):
+        arm = "atomic-joint" if case in ("atomic", "margin") else "joint"
+        trainer, out = Trainer(recipe, arm, 0, torch.zeros(12), str(DEVICE)), []
+        for step in range(2 if arm == "joint" else 4):
             losses, _ = trainer.primary_step(normal(8, 12, seed=step))
             out += [losses.l2, losses.aux, losses.penalty, trainer.meta_step().total]
         return torch.stack(out)
