@@ -182,7 +182,7 @@ class FakeExplorer:
                     or set(wanted.split()) <= set((row["explanation"] or "").split())]  # fmt: skip
             for row in rows:
                 by = [token for token in words_of(row["latent"])[:8] if token.strip().lower().startswith(wanted)]
-                row["found"] = by[0].strip().lower() if by and not set(by) & set(row["top_tokens"]) else None
+                row["found"] = by[0] if by and not set(by) & set(row["top_tokens"]) else None
         sign = -1 if descending else 1
         rows.sort(
             key=lambda row: (row.get(sort) is None, 0 if row.get(sort) is None else sign * row[sort], row["latent"])
@@ -354,7 +354,7 @@ class FakeExplorer:
     def search(self, text, limit=20):
         groups = []
         for name in self.names:
-            rows = self.latents(name, search=text, limit=self.n)["rows"]
+            rows = self.latents(name, search=text, limit=self.n, dead=True)["rows"]
             for row in rows:
                 tokens = words_of(row["latent"])
                 where = [place for place, token in enumerate(tokens[:8]) if token.strip().lower().startswith(text)]

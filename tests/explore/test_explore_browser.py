@@ -596,6 +596,10 @@ def test_a_screen_reader_hears_a_name_for_everything_and_one_heading(browser, ba
             page.wait_for_selector(".lines tbody tr")
         for summary in page.locator("main summary").all():
             summary.click()
+        # a figure is drawn after the page is there
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.chart')].every((c) => c.querySelector('svg[aria-hidden]'))"
+        )
         nodes = session.send("Accessibility.getFullAXTree")["nodes"]
         told = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
         assert [role for role, name in told if role in NEEDS_A_NAME and not name.strip()] == [], path

@@ -150,7 +150,7 @@ class View {
     };
     return h(
       "table",
-      { class: "lines" },
+      { class: "lines", "aria-label": "Latents that fire, arm beside arm" },
       h("thead", {}, h("tr", {}, arms.map((arm) => h("th", { class: "text", scope: "col" }, saeName(arm))), arms.length > 1 ? h("th", { class: "text how", scope: "col" }, "differs") : null)),
       h(
         "tbody",
