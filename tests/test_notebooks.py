@@ -66,7 +66,7 @@ def test_it_is_saved_with_its_outputs(name):
     assert all(cell.execution_count for cell in code) and pictures(notebook) > 0
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
     # readable on a code host, and of no machine in particular
-    assert len(text) < 400_000 and "/work/" not in text and "/home/" not in text
+    assert len(text) < 400_000 and str(FOLDER.parent) not in text and str(Path.home()) not in text
 
 
 def pictures(notebook) -> int:

@@ -33,9 +33,13 @@ def executed(path: Path, parameters: str | None = None, folder: Path | None = No
 
 
 def without_times(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without when each cell ran and which Python ran it, so that a second run differs in what it computes alone."""
+    """Without when each cell ran, which Python ran it, and warnings that name a place on this machine, so that a second
+    run differs in what it computes alone.
+    """
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        outputs = cell.get("outputs", [])
+        outputs[:] = [output for output in outputs if sys.prefix not in output.get("text", "")]
     notebook.metadata.language_info = {"name": "python"}
     return notebook
 
