@@ -91,7 +91,8 @@ def test_explanations_are_shown_and_searched(tmp_path):
     explorer = Explorer(tmp_path)
     assert explorer.latent("solo-s0", 3)["explanation"] == {"text": "about <b> the\\n river", "judge": "a model"}
     assert explorer.latent("solo-s0", 5)["explanation"] is None
-    assert [row["latent"] for row in explorer.search("river")["rows"] if row["where"] == "explanation"] == [3]
+    (group,) = explorer.search("river")["groups"]
+    assert [row["latent"] for row in group["rows"] if row["where"] == "explanation"] == [3]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])

@@ -55,5 +55,5 @@ def test_a_store_that_is_stale_is_built_anew(tmp_path):
     write_arm(tmp_path, "joint-s0", None)
     before = build(tmp_path).stat().st_mtime_ns
     assert build(tmp_path).stat().st_mtime_ns == before
-    (tmp_path / "compare.json").write_text(json.dumps({"baseline": "joint"}))
+    (tmp_path / "compare.json").write_text(json.dumps({"baseline": "joint", "pairs": {}}))
     assert build(tmp_path).stat().st_mtime_ns != before

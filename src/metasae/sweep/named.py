@@ -82,6 +82,10 @@ def _atomic(base: Recipe) -> list[Setting]:
     plain = {**NO_PENALTY, **nest, **margin, **births}
     nested = {**plain, "sae.architecture": "matryoshka"}
     penalty = {"train.lambda2": base.train.lambda2 or 0.3}
+
+    def more(factor: float) -> int:
+        return min(max(base.sae.k + 1, round(factor * base.sae.k)), base.sae.n)
+
     rows = {
         "solo": plain,
         "atomic": NO_PENALTY,
@@ -98,8 +102,8 @@ def _atomic(base: Recipe) -> list[Setting]:
         "atomic, nesting of weight 1": {**NO_PENALTY, "train.nest.weight": 1.0},
         "atomic-joint": penalty,
         **{name: {**plain, "train.penalties": {name: STRENGTHS[name]}} for name in ("ortsae", "c2r")},
-        "solo, k 10% higher": {**plain, "sae.k": round(1.1 * base.sae.k)},
-        "two levels, k 25% higher": {**nested, "sae.prefixes": [0.25, 1.0], "sae.k": round(1.25 * base.sae.k)},
+        "solo, higher k": {**plain, "sae.k": more(1.1)},
+        "matryoshka, two levels, higher k": {**nested, "sae.prefixes": [0.25, 1.0], "sae.k": more(1.25)},
     }
     return [Setting(values, kind) for kind, values in rows.items()]
 
