@@ -100,16 +100,16 @@ def test_statistics_equal_the_slow_loop(name, case):
     rng = np.random.default_rng(1)
     W = unit(rng.standard_normal((5, D))).astype(np.float32).astype(np.float64)
     births, slow = looked(*steps(rng, 5, case), W, name)
-    seen = evidence(births.moments_N6.numpy(), births.tokens)
+    stats = evidence(births.moments_N6.numpy(), births.tokens)
     count, mean, variance, skew, two_points, use = slow.evidence()
     np.testing.assert_allclose(births.axes_ND.numpy(), slow.v, atol=1e-4)
-    np.testing.assert_array_equal(seen.count, count)
-    np.testing.assert_allclose(seen.use, use, rtol=1e-6)
-    np.testing.assert_allclose(seen.mean, mean, atol=1e-4)
-    np.testing.assert_allclose(seen.variance, variance, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(stats.count, count)
+    np.testing.assert_allclose(stats.use, use, rtol=1e-6)
+    np.testing.assert_allclose(stats.mean, mean, atol=1e-4)
+    np.testing.assert_allclose(stats.variance, variance, rtol=1e-3, atol=1e-6)
     if case != "duplicates":
-        np.testing.assert_allclose(seen.skew, skew, atol=1e-2)
-        np.testing.assert_allclose(seen.two_points, two_points, atol=1e-2)
+        np.testing.assert_allclose(stats.skew, skew, atol=1e-2)
+        np.testing.assert_allclose(stats.two_points, two_points, atol=1e-2)
 
 
 def of_rho(rho, z=1.0):
@@ -137,10 +137,10 @@ WORLDS = {
 @pytest.mark.parametrize("world", WORLDS)
 def test_which_latents_are_split(world):
     rho, two_points, split = WORLDS[world]
-    seen = of_rho(rho)
+    stats = of_rho(rho)
     if two_points is not None:
-        assert seen.two_points[0] == pytest.approx(two_points, abs=0.03)
-    assert chosen(seen, Spec(), 5) == ([(0, 1)] if split else [])
+        assert stats.two_points[0] == pytest.approx(two_points, abs=0.03)
+    assert chosen(stats, Spec(), 5) == ([(0, 1)] if split else [])
 
 
 def test_two_values_have_the_moments():
@@ -151,18 +151,18 @@ def test_two_values_have_the_moments():
         assert two_values(mean, variance, skew) == pytest.approx((share, upper, lower))
 
 
-def brute_chosen(seen, spec, most):
+def brute_chosen(stats, spec, most):
     able = []
-    for i in range(len(seen.count)):
-        share, _, _ = two_values(seen.mean[i], seen.variance[i], seen.skew[i])
-        rarer = seen.count[i] * min(share, 1 - share)
-        if seen.two_points[i] >= spec.two_points and rarer >= spec.firings and seen.gain[i] > 0:
-            able.append((-seen.gain[i], i))
+    for i in range(len(stats.count)):
+        share, _, _ = two_values(stats.mean[i], stats.variance[i], stats.skew[i])
+        rarer = stats.count[i] * min(share, 1 - share)
+        if stats.two_points[i] >= spec.two_points and rarer >= spec.firings and stats.gain[i] > 0:
+            able.append((-stats.gain[i], i))
     parents = [i for _, i in sorted(able)[:most]]
-    poor = [j for _, j in sorted((seen.use[j], j) for j in range(len(seen.count))) if j not in parents]
+    poor = [j for _, j in sorted((stats.use[j], j) for j in range(len(stats.count))) if j not in parents]
     pairs = []
     for i, j in zip(parents, poor, strict=False):
-        if not seen.use[j] < seen.gain[i]:
+        if not stats.use[j] < stats.gain[i]:
             break
         pairs.append((i, j))
     return pairs
@@ -175,9 +175,9 @@ def test_chosen_equals_brute_force(seed):
     scale = rng.choice([0.1, 1.0, 1.0, 3.0], 40)[:, None]
     sums = np.stack([np.full(40, 60.0), *((rho**power).sum(1) for power in range(1, 5))], 1)
     table = np.concatenate([sums, 60 * scale**2], 1)
-    seen = evidence(table, 500)
-    pairs = chosen(seen, Spec(firings=5), 12)
-    assert pairs and pairs == brute_chosen(seen, Spec(firings=5), 12)
+    stats = evidence(table, 500)
+    pairs = chosen(stats, Spec(firings=5), 12)
+    assert pairs and pairs == brute_chosen(stats, Spec(firings=5), 12)
     children = [child for _, child in pairs]
     assert len({*children, *(parent for parent, _ in pairs)}) == 2 * len(pairs)
 
@@ -185,22 +185,22 @@ def test_chosen_equals_brute_force(seed):
 def test_twins_by_hand():
     w, v, e = (torch.tensor([row]) for row in ([1.0, 0, 0], [0, 1.0, 0], [0.8, 0.1, 0.2]))
     upper, lower = torch.tensor([1.0]), torch.tensor([-1.0])
-    made = twins(w, v, e, upper, lower, "ridge")
+    pair = twins(w, v, e, upper, lower, "ridge")
     half = 0.5**0.5
-    torch.testing.assert_close(made.a_MD, torch.tensor([[half, half, 0]]))
-    torch.testing.assert_close(made.b_MD, torch.tensor([[half, -half, 0]]))
+    torch.testing.assert_close(pair.a_MD, torch.tensor([[half, half, 0]]))
+    torch.testing.assert_close(pair.b_MD, torch.tensor([[half, -half, 0]]))
     # c = 0: the dual is a / (1 + RIDGE), and a share of the middle makes up for what is missing
-    dual = made.a_MD / (1 + RIDGE) + (1 - 1 / (1 + RIDGE)) / 0.5 * (made.a_MD + made.b_MD) / 2
-    torch.testing.assert_close(made.enc_a_MD, 0.8 * dual + torch.tensor([[0, 0.1, 0.2]]))
+    dual = pair.a_MD / (1 + RIDGE) + (1 - 1 / (1 + RIDGE)) / 0.5 * (pair.a_MD + pair.b_MD) / 2
+    torch.testing.assert_close(pair.enc_a_MD, 0.8 * dual + torch.tensor([[0, 0.1, 0.2]]))
     for kind in ("ridge", "duals"):
-        made = twins(w, v, e, upper, 0.2 * lower, kind)
-        own = made.enc_a_MD - torch.tensor([[0, 0.1, 0.2]])
-        assert float((own * made.a_MD).sum()) == pytest.approx(0.8, rel=1e-5)
+        pair = twins(w, v, e, upper, 0.2 * lower, kind)
+        own = pair.enc_a_MD - torch.tensor([[0, 0.1, 0.2]])
+        assert float((own * pair.a_MD).sum()) == pytest.approx(0.8, rel=1e-5)
         # it turns away from its twin: less of it than the rows have in common
-        assert float((own * made.b_MD).sum()) < 0.8 * float((made.a_MD * made.b_MD).sum())
+        assert float((own * pair.b_MD).sum()) < 0.8 * float((pair.a_MD * pair.b_MD).sum())
     same = twins(w, v, e, upper, lower, "parent")
     assert torch.equal(same.enc_a_MD, e) and torch.equal(same.enc_b_MD, e)
-    torch.testing.assert_close(twins(w, v, e, upper, lower, "change").enc_a_MD, e + made.a_MD * 0 + same.a_MD - w)
+    torch.testing.assert_close(twins(w, v, e, upper, lower, "change").enc_a_MD, e + pair.a_MD * 0 + same.a_MD - w)
 
 
 def two_senses(batch, seed, d=16):

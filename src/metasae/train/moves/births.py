@@ -75,18 +75,18 @@ def evidence(moments_N6: np.ndarray, tokens: int) -> Evidence:
     return Evidence(count, m1, variance, skew, two_points, moments_N6[:, 5] / max(tokens, 1))
 
 
-def chosen(seen: Evidence, spec: Spec, most: int) -> list[tuple[int, int]]:
+def chosen(stats: Evidence, spec: Spec, most: int) -> list[tuple[int, int]]:
     """(parent, child): the latents to split, of largest gain first, and whose places they take; ties to the lower
     latent.
     """
-    upper = two_values(seen.mean, seen.variance, seen.skew)[0]
-    may = (seen.two_points >= spec.two_points) & (seen.count * np.minimum(upper, 1 - upper) >= spec.firings)
-    parents = [int(i) for i in np.argsort(-seen.gain, kind="stable") if may[i] and seen.gain[i] > 0][:most]
+    upper = two_values(stats.mean, stats.variance, stats.skew)[0]
+    may = (stats.two_points >= spec.two_points) & (stats.count * np.minimum(upper, 1 - upper) >= spec.firings)
+    parents = [int(i) for i in np.argsort(-stats.gain, kind="stable") if may[i] and stats.gain[i] > 0][:most]
     taken, pairs = set(parents), []
-    poorest = iter(np.argsort(seen.use, kind="stable"))
+    poorest = iter(np.argsort(stats.use, kind="stable"))
     for parent in parents:
         child = next((int(j) for j in poorest if int(j) not in taken), None)
-        if child is None or seen.use[child] >= seen.gain[parent]:
+        if child is None or stats.use[child] >= stats.gain[parent]:
             break
         pairs.append((parent, child))
     return pairs
@@ -162,29 +162,29 @@ class Births:
 
     def make(self, done: int) -> int:
         """Ends a window: says what came of earlier births, makes new ones, and returns how many."""
-        seen = evidence(self.spread.all_latents(self.moments_N6).cpu().numpy(), self.tokens)
-        self._follow(seen)
+        stats = evidence(self.spread.all_latents(self.moments_N6).cpu().numpy(), self.tokens)
+        self._follow(stats)
         pairs = []
         if done <= self.last and not self.stopped:
-            pairs = chosen(seen, self.spec, round(self.spec.share * self.n))
+            pairs = chosen(stats, self.spec, round(self.spec.share * self.n))
         if pairs:
-            self._write(pairs, seen, done)
+            self._write(pairs, stats, done)
         self.moments_N6.zero_()
         self.tokens = 0
         return len(pairs)
 
-    def _follow(self, seen: Evidence) -> None:
+    def _follow(self, stats: Evidence) -> None:
         late = self.open_records()
         for record in late:
             i, j = record["parent"], record["child"]
-            record["saved"] = float(record["promised"] - seen.gain[i] - seen.gain[j])
-            record["use"] = [float(seen.use[i]), float(seen.use[j])]
-            record["firings"] = [int(seen.count[i]), int(seen.count[j])]
+            record["saved"] = float(record["promised"] - stats.gain[i] - stats.gain[j])
+            record["use"] = [float(stats.use[i]), float(stats.use[j])]
+            record["firings"] = [int(stats.count[i]), int(stats.count[j])]
         if late and sum(record["saved"] for record in late) < LEAST_KEPT * sum(r["promised"] for r in late):
             self.stopped = True
 
-    def _write(self, pairs: list[tuple[int, int]], seen: Evidence, done: int) -> None:
-        fits = [two_values(seen.mean[i], seen.variance[i], seen.skew[i]) for i, _ in pairs]
+    def _write(self, pairs: list[tuple[int, int]], stats: Evidence, done: int) -> None:
+        fits = [two_values(stats.mean[i], stats.variance[i], stats.skew[i]) for i, _ in pairs]
         parents, children = (list(side) for side in zip(*pairs, strict=True))
         weights = self.learner.weights
         w, v, e = (self._rows(table, parents) for table in (weights.W_dec_ND, self.axes_ND, weights.W_enc_ND))
@@ -199,9 +199,13 @@ class Births:
         for latents, rows in ((parents, fresh[::2]), (children, fresh[1::2])):
             self._write_rows(self.axes_ND, latents, rows)
         for (i, j), fit in zip(pairs, fits, strict=True):
-            facts = {"step": done, "parent": i, "child": j, "promised": float(seen.gain[i])}
-            facts |= {"two_points": float(seen.two_points[i]), "share": float(fit[0]), "use_before": float(seen.use[i])}
-            self.records.append(facts | {"replaced_use": float(seen.use[j]), "saved": None})
+            facts = {"step": done, "parent": i, "child": j, "promised": float(stats.gain[i])}
+            facts |= {
+                "two_points": float(stats.two_points[i]),
+                "share": float(fit[0]),
+                "use_before": float(stats.use[i]),
+            }
+            self.records.append(facts | {"replaced_use": float(stats.use[j]), "saved": None})
 
     def _put(self, latents: list[int], rows_MD: Tensor, encoders_MD: Tensor) -> None:
         weights, here = self.learner.weights, self._here(latents)
