@@ -65,7 +65,8 @@ def test_the_share_holds_then_falls_to_its_end():
 
 
 def test_mean_activations_are_those_of_what_fired(small_recipe, batches):
-    trainer, stream = Trainer(small_recipe(), "solo", 0, torch.zeros(16)), batches()
+    off = {"margin": Margin(start=0.0, end=0.0), "nest": Nest(weight=0.0), "births": Births(share=0.0)}
+    trainer, stream = Trainer(small_recipe(**off), "atomic", 0, torch.zeros(16)), batches()
     total, count = torch.zeros(trainer.recipe.sae.n), torch.zeros(trainer.recipe.sae.n)
     for _ in range(20):
         x, weights = stream.next(), trainer.primary.weights

@@ -214,7 +214,17 @@ class Meta(Dictionary):
     input: Literal["raw", "token"] = Field("token", description="token normalises each decoder row first")
 
 
-class Nest(Table):
+class LetGo(Table):
+    """A table of something that holds until the share `hold` of all steps and has gone at the share `gone`."""
+
+    @model_validator(mode="after")
+    def _falls(self):
+        if self.gone < self.hold:
+            raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
+        return self
+
+
+class Nest(LetGo):
     """Nesting that is let go, in the arms `atomic` and `atomic-joint`: the first latents also rebuild the input alone
     (`metasae.train.moves.nest`). Times are shares of all steps.
     """
@@ -226,14 +236,8 @@ class Nest(Table):
     hold: float = Field(0.25, ge=0, le=1, description="until when the weight holds")
     gone: float = Field(0.5, ge=0, description="when it has fallen to 0; above 1: never wholly")
 
-    @model_validator(mode="after")
-    def _falls(self):
-        if self.gone < self.hold:
-            raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
-        return self
 
-
-class Margin(Table):
+class Margin(LetGo):
     """A margin that is let go, in the arms `atomic` and `atomic-joint`: a latent's threshold lies above the common one
     by a share of its own mean activation (`metasae.train.moves.margin`). Times are shares of all steps.
     """
@@ -242,12 +246,6 @@ class Margin(Table):
     end: float = Field(0.1, ge=0, lt=1, description="the share from `gone` on, which the exported thresholds have")
     hold: float = Field(0.5, ge=0, le=1, description="until when the first share holds")
     gone: float = Field(0.75, ge=0, le=1, description="when it has come to the last one")
-
-    @model_validator(mode="after")
-    def _moves(self):
-        if self.gone < self.hold:
-            raise ValueError(f"gone = {self.gone:g} comes before hold = {self.hold:g}")
-        return self
 
 
 class Births(Table):

@@ -47,9 +47,11 @@ class Learner:
         counts, n_rows = spread.over_rows(kept.counts()), spread.rows(kept.n_rows)
         self.silent_N.add_(n_rows).masked_fill_(counts > 0, 0)
         self.rate_N.mul_(RATE_MEMORY).add_(counts, alpha=(1 - RATE_MEMORY) / n_rows)
-        totals = spread.over_rows(kept.latent_sums(kept.values))
-        self.total_N.mul_(RATE_MEMORY).add_(totals, alpha=(1 - RATE_MEMORY) / n_rows)
         return self.silent_N >= dead_after
+
+    def sum_activations(self, kept: Kept) -> None:
+        """Updates what `mean_activation` needs with a batch that is counted; all its rows are here."""
+        self.total_N.mul_(RATE_MEMORY).add_(kept.latent_sums(kept.values), alpha=(1 - RATE_MEMORY) / kept.n_rows)
 
     def mean_activation(self) -> Tensor:
         """Of each latent where it fires, a running mean; 0 before it ever fired: [n]."""

@@ -142,6 +142,8 @@ class Trainer:
         if self.births and self.births.is_looking(self.done.primary):
             self.births.look(passed, self.how.kernels)
         dead = learner.count(passed.kept, train.dead_after, self.how.spread)
+        if self.rules.atomic:
+            learner.sum_activations(passed.kept)
         charged = self.done.primary >= train.penalty_start * self.total_primary
         further = None
         if charged and self.penalties and self.done.primary % train.penalty_every == 0:

@@ -35,16 +35,17 @@ class Trying:
         a list for every token, the strongest latent first; values are activations in the model's units. Raises
         UserError when the run has no model, or it cannot be loaded here.
         """
+        from metasae.data.model.one_text import read_text
         from metasae.data.text.pieces import Pieces
 
         with self._lock:
             host, saes, context = self._loaded
-        kept, x_TD, left_out = _activations(host, text, context)
-        fired = {name: {"fired": _fired(sae, x_TD)} for name, sae in saes.items()}
+        read = read_text(host, text, context, MOST_TOKENS)
+        fired = {name: {"fired": _fired(sae, read.x)} for name, sae in saes.items()}
         pieces = Pieces(host.tokenizer)
-        tokens = [readable(piece) for piece in pieces.of(kept)]
-        names = [readable(pieces.name(int(number))) for number in kept]
-        return {"tokens": tokens, "names": names, "left_out": left_out, "saes": fired}
+        tokens = [readable(piece) for piece in pieces.of(read.ids)]
+        names = [readable(pieces.name(int(number))) for number in read.ids]
+        return {"tokens": tokens, "names": names, "left_out": read.left_out, "saes": fired}
 
     def steer(self, sae: str, latent: int, text: str, value: float) -> dict:
         """{"prompt", "without", "with"}: what the model writes behind a text as it is, and with the latent at `value`.
@@ -73,26 +74,6 @@ class Trying:
             raise UserError("no model to try a text on: this run's activations are planted or were given in Python")
         arms = sorted(RunFolder(self._folder).trained(), key=lambda arm: arm.label)
         return Host.load(recipe.model, recipe.hook.point), {arm.label: arm.sae() for arm in arms}, recipe.text.context
-
-
-def _activations(host, text: str, context: int) -> tuple:
-    """(ids of the tokens, activations float32 [T, d] at the hook point, tokens left out at the end)."""
-    import numpy as np
-    import torch
-
-    from metasae.data.text.windows import cut, pad, prompt_ids
-
-    ids = np.asarray(prompt_ids(host.tokenizer, text, host.frame), dtype=np.int32)
-    if not len(ids):
-        raise UserError("the tokenizer makes no token of this text; try another")
-    kept = ids[:MOST_TOKENS]
-    room = host.frame.room(min(context, host.max_context or context))
-    windows = list(cut(kept, 0, room))
-    rows = []
-    for first in range(0, len(windows), 8):
-        ids_BT, mask_BT, own_BT = pad(windows[first : first + 8], host.frame, host.pad_id)
-        rows.append(host.activations(ids_BT, mask_BT)[own_BT].float())
-    return kept, torch.cat(rows), len(ids) - len(kept)
 
 
 def _fired(sae, x_TD) -> list[list]:

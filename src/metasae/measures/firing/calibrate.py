@@ -168,7 +168,7 @@ def calibrate(
     if rule == "relative":
         sae.offset = _relative_offset(sae, split, k, batch, progress, ranks)
     with _without_offset(sae) as offset:
-        if rule in ("rate", "relative"):
+        if RULES[rule] is rate:
             thresholds = rate(sae, split, k, batch, progress, ranks)
         else:
             own = RULES[rule](sae, split, k, batch, progress) if ranks.first else None

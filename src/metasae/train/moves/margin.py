@@ -9,12 +9,9 @@ theta_i = tau + end * m_i, with tau such that L0 is k: a plain JumpReLU SAE.
 """
 
 from metasae.recipe.tables import Margin
+from metasae.train.moves import schedule
 
 
 def share(margin: Margin, step: int, total: int) -> float:
     """c at a primary step (counted from 0) of `total`."""
-    t = step / total
-    if t >= margin.gone:
-        return margin.end
-    left = (margin.gone - t) / (margin.gone - margin.hold) if t > margin.hold else 1.0
-    return margin.end + left * (margin.start - margin.end)
+    return schedule.value(margin, margin.start, margin.end, step, total)

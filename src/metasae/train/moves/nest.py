@@ -13,15 +13,12 @@ from metasae.recipe.tables import Nest
 from metasae.sae.architectures.matryoshka import ends_of
 from metasae.sae.gradients import Prefixes
 from metasae.sae.spread import Whole
+from metasae.train.moves import schedule
 
 
 def weight(nest: Nest, step: int, total: int) -> float:
     """beta at a primary step (counted from 0) of `total`."""
-    t = step / total
-    if t >= nest.gone:
-        return 0.0
-    fall = (nest.gone - t) / (nest.gone - nest.hold) if t > nest.hold else 1.0
-    return nest.weight * fall
+    return schedule.value(nest, nest.weight, 0.0, step, total)
 
 
 def prefixes(nest: Nest, step: int, total: int, n_here: int, spread: Whole) -> Prefixes | None:
