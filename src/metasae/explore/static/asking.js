@@ -43,20 +43,25 @@ function form(label, placeholder, button, run, more = null) {
   const send = h("button", {}, button);
   const state = h("span", { class: "note", role: "status" });
   const node = h("form", { class: "labels" }, text, more, send, state);
+  whenSent(node, text, send, state, "the model reads…", run);
+  return node;
+}
+
+/** Runs `run` on what was written when a form is sent, once at a time. run(text) -> what is said then. */
+export function whenSent(node, text, send, state, waiting, run) {
   node.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (!text.value.trim() || send.disabled) return;
     send.disabled = true;
-    state.textContent = "the model reads…";
+    state.textContent = waiting;
     try {
       state.textContent = await run(text.value);
     } catch (error) {
       state.textContent = error.message;
     }
     send.disabled = false;
-    say(state.textContent);
+    say(state.textContent || "done");
   });
-  return node;
 }
 
 /** A button that puts the document round a window in the window's place, and back. entry: the window; item: its list item. */

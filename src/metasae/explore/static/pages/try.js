@@ -1,7 +1,8 @@
 // Try a text: the model reads it, and the arms stand side by side, latent by latent.
 
+import { whenSent } from "../asking.js";
 import { data, STATIC } from "../data.js";
-import { armClass, armOf, card, chips, h, latentLink, number, saeName, say, shown } from "../dom.js";
+import { armClass, armOf, card, chips, h, latentLink, number, saeName, shown } from "../dom.js";
 import { armsOf, linesOf, pairedLatents, valuesAt } from "../sidebyside.js";
 import { nameOf, shade } from "../windows.js";
 
@@ -25,20 +26,10 @@ export async function page() {
     text,
     h("div", { class: "labels" }, send, example, state),
   );
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    if (!text.value.trim() || send.disabled) return;
-    send.disabled = true;
-    state.textContent = "reading…";
-    try {
-      last = { text: text.value, answer: await data.tryText(text.value) };
-      state.textContent = last.answer.left_out ? `the last ${number(last.answer.left_out)} tokens were left out` : "";
-      await show(out, last.answer, run);
-    } catch (error) {
-      state.textContent = error.message;
-    }
-    send.disabled = false;
-    say(state.textContent || "done");
+  whenSent(form, text, send, state, "reading…", async (written) => {
+    last = { text: written, answer: await data.tryText(written) };
+    await show(out, last.answer, run);
+    return last.answer.left_out ? `the last ${number(last.answer.left_out)} tokens were left out` : "";
   });
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
