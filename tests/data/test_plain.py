@@ -175,15 +175,14 @@ def test_a_prompt_that_begins_with_bos_has_one(load):
 
 
 def test_steering_and_trying_read_one_bos(load):
-    from metasae.explore.pages.trying import _activations
+    from metasae.data.model.one_text import read_text
     from metasae.steering.writing import _encoded
 
     host = load("gpt2", "blocks.1.hook_resid_pre")
     ids, mask = _encoded(host, ["Snow fell", "<s>Snow fell"], 1, False)
     assert mask.all() and ids[0].tolist() == ids[1].tolist() and ids[0].tolist().count(host.bos_id) == 1
-    tokens, rows, _ = _activations(host, "<s>Snow fell", 16)
-    usual = _activations(host, "Snow fell", 16)
-    assert tokens.tolist() == usual[0].tolist() and bool((rows == usual[1]).all())
+    named, usual = read_text(host, "<s>Snow fell", 16), read_text(host, "Snow fell", 16)
+    assert named.ids.tolist() == usual.ids.tolist() and bool((named.x == usual.x).all())
 
 
 def test_a_harvest_reads_them_as_text_and_says_so(load, stories, tmp_path):
