@@ -103,7 +103,7 @@ def fetch(address: str) -> Path:
             match["repo"], revision=match["revision"], allow_patterns=patterns, local_files_only=bool(why)
         )
     except Exception as error:  # the client raises its own, requests' and httpx's errors
-        raise UserError(f"{address} cannot be had: {why or hub.reason(error)}") from None
+        raise UserError(f"{address} cannot be loaded: {why or hub.reason(error)}") from None
     place = Path(root, folder) if folder.endswith(_SINGLE) or not folder else Path(root, folder).resolve()
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"{address}: no SAE there; check the revision and the folder, or name its .pt or .npz file")
@@ -137,13 +137,13 @@ def arm_of_run(path: str | Path, arm: str | None, seed: int | None) -> str | Pat
     """
     if not Path(path, "arms").is_dir():
         if arm is not None or seed is not None:
-            raise UserError(f"arm and seed choose an SAE of a run folder, and '{path}' is none")
+            raise UserError(f"arm and seed choose an SAE of a run folder, but '{path}' is not a run folder")
         return path
     trained = RunFolder(path).trained()
     fitting = [one for one in trained if arm in (None, one.name) and seed in (None, one.seed)]
     if len(fitting) == 1:
         return fitting[0].folder
-    why = "choose one by arm= and seed=" if fitting else f"no SAE of it fits arm={arm!r}, seed={seed!r}"
+    why = "choose one by arm= and seed=" if fitting else f"none of its SAEs has arm={arm!r}, seed={seed!r}"
     raise UserError(f"{path} is a run folder; {why}: {', '.join(one.label for one in fitting or trained)}")
 
 
@@ -167,7 +167,7 @@ def known_format(format: str) -> str:
 def written_format(format: str) -> str:
     """As `known_format`, of those that SAEs are written in."""
     if format in NAMES and format not in WRITTEN:
-        raise UserError(f"{format} is read, not written; choose one of {', '.join(WRITTEN)}")
+        raise UserError(f"{format} can be read but not written; choose one of {', '.join(WRITTEN)}")
     return known_format(format)
 
 

@@ -86,7 +86,7 @@ def load(path: Path) -> SAE:
     refuse_other_sizes(trainer, {"activation_dim": d, "dict_size": n}, f"{where}: trainer")
     k = checked.count(trainer, "k", f"{where}: trainer", n) if kind in _WITH_K else 1
     if kind in _WITH_K and "k" in state and (state["k"].numel() != 1 or state["k"].item() != k):
-        raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")
+        raise UserError(f"{where}: trainer.k is {k}, but the weights hold another k")
     tensors = _tensors(state, kind, d, n, str(weights))
     rule = "topk" if kind == "AutoEncoderTopK" else "threshold"
     # the hook, the model and the context by the names that SAELens has, beside our own metadata and the trainer's

@@ -85,8 +85,8 @@ def export_paper_cache(
     for stored in arms[1:]:
         if not np.array_equal(first.tokens, stored.firings.tokens):
             raise UserError(
-                f"the firings of {stored.arm.folder} belong to other text than the first arm's; "
-                "measure the arms again alike"
+                f"the firings of {stored.arm.folder} are on other text than the first arm's; "
+                "measure the arms again on the same text"
             )
     text = Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
     wanted, cosines = _wanted(arms)

@@ -239,7 +239,7 @@ class Asker:
         if silence >= GIVE_UP:
             raise UserError(
                 f"the judge answered none of the last {silence} questions; "
-                "see that it runs, then run again: replies are kept"
+                "check that it runs, then run again: replies are kept"
             )
         return None
 

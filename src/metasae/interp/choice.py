@@ -93,7 +93,7 @@ class InterpSpec(BaseModel):
     @model_validator(mode="after")
     def _can_be_scored(self) -> "InterpSpec":
         if self.window.length < 1:
-            raise UserError(f"windows need length of at least 1, not {self.window.length}")
+            raise UserError(f"windows need a length of at least 1, not {self.window.length}")
         if self.limits.concurrency < 1 or not (self.limits.per_minute is None or self.limits.per_minute > 0):
             raise UserError("a judge needs a concurrency of at least 1 and a rate above 0")
         if self.limits.max_tokens is not None and self.limits.max_tokens < 1:

@@ -172,7 +172,7 @@ class Scoring:
             content, dropped = with_earlier(content, read_scores(arm))
             files.write_json(arm.folder / FILE, content)
             left_out += [
-                f"{arm.label}: the earlier {key} was of other windows or another SAE and is replaced" for key in dropped
+                f"{arm.label}: the earlier {key} was for other windows or another SAE, so it is replaced" for key in dropped
             ]
         current = []
         for scores in filter(None, (read_scores(arm) for arm in self.trained if not is_twin(arm))):
@@ -180,8 +180,8 @@ class Scoring:
                 current.append(scores)
             else:
                 left_out.append(
-                    f"{scores.arm.label}: its scores are of other windows or an earlier SAE and are left out; "
-                    "score it again alike"
+                    f"{scores.arm.label}: its scores are for other windows or an earlier SAE, so they are left out; "
+                    "score it again with the same settings"
                 )
         together = {**merged(current, self.spec.baseline), "left_out": left_out}
         files.write_json(self.run.folder / FILE, together)
@@ -219,7 +219,7 @@ class Scoring:
             summaries[INTRUDER] = siblings[0]
         elif INTRUDER in self.spec.scores:
             summaries[INTRUDER] = Score(INTRUDER, {"all": np.zeros(0)}).as_dict([], np.zeros(0, np.int64), seed)
-            summaries[INTRUDER]["parts"]["all"]["note"] = "no SAE of another seed between which latents are split"
+            summaries[INTRUDER]["parts"]["all"]["note"] = "no SAE of another seed, in which a latent could be split"
         return {
             "conditions": {
                 **self.spec.conditions,

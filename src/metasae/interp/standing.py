@@ -47,7 +47,7 @@ def agreement_of(score: Mapping) -> str | None:
     if share is None or by_chance is None:
         return None
     return (
-        f"asked again in another order, it gives {100 * share:.1f}% of {score['repeated']} answers again "
+        f"asked again in another order, the judge repeats {100 * share:.1f}% of {score['repeated']} answers "
         f"({100 * by_chance:.1f}% by chance)"
     )
 

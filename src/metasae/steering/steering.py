@@ -100,7 +100,7 @@ def checked(edits: Mapping[int, Edit | float], sae: SAE) -> dict[int, Edit]:
         raise UserError("this SAE has no threshold yet; calibrate it first (metasae.measures.firing.calibrate)")
     if sae.config.rule == "topk":
         raise UserError(
-            "this SAE keeps the k largest latents of each token, which the edited latents alone do not tell; "
+            "this SAE keeps the k largest latents of each token, which cannot be found from the edited latents alone; "
             "steer one with thresholds"
         )
     if not edits:
@@ -163,7 +163,7 @@ def _rows_of_call(
         if tokens != here:
             why = "ran by itself" if tokens is None else f"holds {here} rows for {tokens} tokens"
             raise UserError(
-                f"'{place.path}' {why}, so its tokens cannot be told; "
+                f"'{place.path}' {why}, so its tokens are not known; "
                 "steer calls of the whole model, at another hook point if need be"
             )
         return under_way[0]

@@ -168,7 +168,7 @@ class _Target:
         unseen = "the model's weights, tokenizer or dtype" if same_name else names
         differences = list(_differences(index["identity"], self.identity)) or [unseen]
         raise UserError(
-            f"the cache {folder} was harvested otherwise ({'; '.join(differences)}); "
+            f"the cache {folder} was harvested with other settings ({'; '.join(differences)}); "
             "choose another harvest.cache or delete the folder"
         )
 
@@ -262,7 +262,7 @@ def _run(
     with ExitStack() as stack:
         task = stack.enter_context(progress.task("harvesting activations", total, "tokens"))
         if done:
-            progress.say(f"the harvest goes on behind {done:,} of {total:,} tokens")
+            progress.say(f"the harvest continues after {done:,} of {total:,} tokens")
             task.skip(done)
         pools: Iterator[tuple[Pool, Cursor]] = iter(())
         if ranks.first:

@@ -81,7 +81,7 @@ def as_tensor(given: Any) -> Tensor:
     if not isinstance(x, Tensor):
         raise UserError(f"x must give tensors [batch, d], not {type(given).__name__}")
     if not x.is_floating_point():
-        raise UserError(f"x holds {str(x.dtype).removeprefix('torch.')} numbers; activations are floating-point ones")
+        raise UserError(f"x holds {str(x.dtype).removeprefix('torch.')} numbers; give floating-point activations")
     if x.ndim < 2 or not x.numel():
         raise UserError(f"x must have the shape [T, d] or [..., d], not {list(x.shape)}")
     return x
@@ -145,7 +145,7 @@ class GivenCache:
     def __init__(self, folder: str | Path, tokens: dict[str, int]):
         self.folder, self.tokens = Path(folder), tokens
         if not (self.folder / INDEX).is_file():
-            raise UserError(f"no activations in {self.folder}; they come from `metasae.train` in Python")
+            raise UserError(f"no activations in {self.folder}; `metasae.train` in Python writes them there")
         self.index = index = read_index(self.folder)
         self.d, self.fingerprint, self.text = index["d"], index["fingerprint"], index["identity"]["text"]["source"]
         tables = read_tensors(self.folder / STATISTICS)
@@ -167,7 +167,7 @@ def documents_of(x: GivenRows, documents: Any, n_rows: int) -> np.ndarray:
     given = documents.cpu().numpy() if isinstance(documents, Tensor) else np.asarray(documents)
     given = given.reshape(-1)
     if len(given) < n_rows or (x.total is not None and len(given) != x.total):
-        raise UserError(f"documents names {len(given):,} rows, and x has {x.total or n_rows:,}")
+        raise UserError(f"documents has {len(given):,} entries, but x has {x.total or n_rows:,} rows")
     given = given[:n_rows]
     begins = _begins(given)
     if begins.sum() != len(np.unique(given)):
@@ -175,7 +175,7 @@ def documents_of(x: GivenRows, documents: Any, n_rows: int) -> np.ndarray:
         _, where = np.unique(given[firsts], return_index=True)
         row = int(np.setdiff1d(firsts, firsts[where])[0])
         raise UserError(
-            f"document {given[row]} comes back in row {row:,}; sort x and documents so that the rows of each document "
+            f"document {given[row]} occurs again in row {row:,}; sort x and documents so that the rows of each document "
             "are side by side"
         )
     return (np.cumsum(begins) - 1).astype(np.int32)

@@ -44,7 +44,7 @@ def in_words(norms: Sequence[np.ndarray], norm_limit: float, longest: float) -> 
         if loud.min() < _GAP * usual[usual <= longest].max(initial=0.0):
             twice = 2 * norm_limit
             rest = f"{100 * float((usual > 2 * longest).mean()):.2g}%"
-            line += f" (norms have no gap there: {rest} are beyond {twice:g} times; harvest.norm_limit={twice:g} leaves"
+            line += f" (norms have no gap there: {rest} are above {twice:g} times; harvest.norm_limit={twice:g} leaves"
             line += " out fewer, 0 none)"
         lines.append(line)
     if special := len(every) - len(usual):

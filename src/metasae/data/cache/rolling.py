@@ -198,7 +198,7 @@ class RollingHarvest:
         elif replace(window, mean_square=self.windows[number].mean_square) != self.windows[number]:
             raise UserError(
                 f"the text or the model has changed since window {number} was harvested; "
-                f"delete {self.folder} and the arms half trained"
+                f"delete {self.folder} and the half-trained arms"
             )
 
 

@@ -34,11 +34,11 @@ def steerable(call: Mapping[str, Any], keep: Sequence[int], start: int = 0) -> T
     ids, embeddings = call.get("input_ids"), call.get("inputs_embeds")
     if ids is None and embeddings is None:
         raise UserError(
-            "the model was called without input_ids and inputs_embeds, so its tokens cannot be told; pass one of them"
+            "the model was called without input_ids and inputs_embeds, so its tokens are not known; pass one of them"
         )
     if ids is None and keep:
         raise UserError(
-            "the model was called without input_ids, so special tokens cannot be told; pass keep=() to steer them too"
+            "the model was called without input_ids, so its special tokens are not known; pass keep=() to steer them too"
         )
     like = embeddings[..., 0] if ids is None else ids
     mask = call.get("attention_mask")
@@ -79,7 +79,7 @@ def attended(mask: Tensor, t: int, cache) -> Tensor:
     if cache is None and mask.shape[-1] != t:
         raise UserError(
             f"the attention mask has {mask.shape[-1]} columns for {t} tokens and the call carries no cache, "
-            "so padding cannot be told; "
+            "so padding cannot be recognised; "
             "pass a mask [b, t], or the cache as an argument of the model"
         )
     past = 0 if cache is None else min(int(cache.get_seq_length()), mask.shape[-1] - t)

@@ -44,7 +44,7 @@ class GGUFFile:
         digest = _sha256(self, tuple(piece.stat().st_mtime_ns for piece in self.pieces))
         if self.checksum is not None and digest != self.checksum:
             raise UserError(
-                f"the parts of '{self.name}' do not add up to the checksum that their package gives; "
+                f"the parts of '{self.name}' do not match the checksum that their package gives; "
                 "install the package and its parts again (pip install --force-reinstall)"
             )
         return digest
@@ -98,8 +98,8 @@ def _in_package(package: str, inner: str) -> GGUFFile:
     numbers = [number for number, _ in numbered]
     if numbers != list(range(len(numbers))):
         raise UserError(
-            f"of the parts of '{name}' only those numbered {', '.join(map(str, numbers))} are installed, each should "
-            f"be there once from 0 on; {_cure(package)}"
+            f"of '{name}' only the parts {', '.join(map(str, numbers))} are installed, but each part from 0 on is needed "
+            f"once; {_cure(package)}"
         )
     return _checked(GGUFFile(name, tuple(part for _, part in numbered), _checksum(folders, name)))
 
@@ -131,7 +131,7 @@ def _checked(file: GGUFFile) -> GGUFFile:
     if not first:
         raise UserError(f"the model file '{file.pieces[0]}' is empty; download it again")
     if not first.startswith(_MAGIC):
-        raise UserError(f"'{file.pieces[0]}' is no GGUF file, whatever its name says; set model.path to one")
+        raise UserError(f"'{file.pieces[0]}' is not a GGUF file, despite its name; set model.path to a GGUF file")
     return file
 
 

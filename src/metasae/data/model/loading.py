@@ -138,7 +138,7 @@ def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> Use
         ),
         (
             unreachable and not_in_cache,
-            f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}",
+            f"cannot load {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}",
         ),
         (
             unreachable,
@@ -185,18 +185,18 @@ def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
             # of a missing file transformers says more
             first(utils.HfHubHTTPError, besides=utils.EntryNotFoundError),
             _said,
-            "the hub does not hand out {what} ({why}); try again later, {log_in}, or {a_folder}",
+            "the hub refuses {what} ({why}); try again later, {log_in}, or {a_folder}",
         ),
         (
             first(ConnectionError) or _of_http_library(error),
             hub.reason,
-            "cannot have {what}: the connection to the hub failed ({why}), and the local cache lacks it; "
+            "cannot load {what}: the connection to the hub failed ({why}), and the local cache lacks it; "
             "try again, or {a_folder}",
         ),
         (
             first(utils.LocalEntryNotFoundError),
             hub.reason,
-            "cannot have {what}: the hub cannot be reached, and the local cache lacks it; "
+            "cannot load {what}: the hub cannot be reached, and the local cache lacks it; "
             "try again online, or {a_folder}",
         ),
     ]

@@ -94,7 +94,7 @@ class World:
         all_words = rates[:, : self.n_features][:, self.word >= 0].sum(1)
         if rates.min() < 0 or max(rates.max(), all_words.max(initial=0)) > 1:
             raise ValueError(
-                "a rate, or the rates of all words together, leave [0, 1] in some topic: lower top_rate or boost"
+                "a rate, or the rates of all words together, lie outside [0, 1] in some topic: lower top_rate or boost"
             )
 
     @property
@@ -214,13 +214,13 @@ def _check(spec: WorldSpec) -> None:
     pairs_where_negative = spec.rho >= 0 or spec.group_size == 2
     shares = spec.sense_shares
     conditions = {
-        "a world needs features": one_feature,
+        "a planted world needs at least one feature": one_feature,
         "rho must lie in (-1, 1), and groups have 2 features where it is negative": -1 < spec.rho < 1
         and pairs_where_negative,
         "sense_shares must be positive and sum to 1": min(shares) > 0 and abs(sum(shares) - 1) <= 1e-9,
         "d must exceed the number of senses": spec.words == 0 or spec.d > len(shares),
         "sense_cosine must lie in [0, 1]": 0 <= spec.sense_cosine <= 1,
-        "composites need at least as many atoms as the largest holds": spec.composites == 0
+        "there must be at least as many atoms as the largest composite has parts": spec.composites == 0
         or max(spec.composite_sizes) <= spec.atoms,
         "boost must lie in [1, topics]": 1 <= spec.boost <= spec.topics,
         "floor must lie in [0, 1)": 0 <= spec.floor < 1,

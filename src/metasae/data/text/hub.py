@@ -33,7 +33,7 @@ def documents(text: Text) -> Iterator[Document]:
         ) from None
     why = unreachable()
     if why:
-        raise UserError(f"the dataset '{text.source}' cannot be had: {why}; use text.source=docs or a local file")
+        raise UserError(f"the dataset '{text.source}' cannot be loaded: {why}; use text.source=docs or a local file")
     label, number = f"the dataset '{text.source}'", 0
     try:
         records = datasets.load_dataset(text.source, text.name or None, split=text.split, streaming=True)
@@ -45,15 +45,15 @@ def documents(text: Text) -> Iterator[Document]:
         why, dropped = reason(error), _is_of_the_network(error)
         if dropped and number:
             raise Dropped(
-                f"{label} broke off after {number:,} documents ({why}); what is harvested is kept, so give the same "
-                "command again to go on"
+                f"{label} stopped after {number:,} documents ({why}); the harvest so far is kept, so run the same "
+                "command again to continue"
             ) from None
         known = isinstance(error, (OSError, ValueError, datasets.exceptions.DatasetsError))
         if not known and not dropped:
             raise
-        where = f" behind document {number:,}" if number else ""
+        where = f" after document {number:,}" if number else ""
         check = "check text.source, text.name and text.split" if known else "try again later"
-        raise UserError(f"{label} cannot be had{where}: {why}; {check}, or use a local file") from None
+        raise UserError(f"{label} cannot be loaded{where}: {why}; {check}, or use a local file") from None
 
 
 def _is_of_the_network(error: BaseException | None) -> bool:

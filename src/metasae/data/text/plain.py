@@ -122,7 +122,7 @@ class Plain:
         """What was read as plain text, in a sentence; nothing where no text named a special token."""
         names = ", ".join(name for name, _ in self.named.most_common(_MOST_NAMES))
         many = "" if len(self.named) <= _MOST_NAMES else ", ..."
-        said = f"texts name special tokens of the model ({names}{many}), which are read as plain text"
+        said = f"texts contain special tokens of the model ({names}{many}); they are read as plain text"
         return said if self.named else ""
 
     @property

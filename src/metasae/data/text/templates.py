@@ -43,8 +43,8 @@ def written(plain: Plain, messages: list[dict[str, str]], **options) -> str:
         return plain.marked(as_given)
     text = plain.tokenizer.apply_chat_template(shielded, **options)
     if text.replace(MARK, "") != as_given or not plain.tokenizer.is_fast:
-        why = "it changes the message" if plain.tokenizer.is_fast else "the tokenizer is no fast one"
-        raise ValueError(f"a message names special tokens that cannot be told from the template's, as {why}")
+        why = "the template changes the message" if plain.tokenizer.is_fast else "the tokenizer is not a fast one"
+        raise ValueError(f"a message contains special tokens that cannot be told apart from the template's own, because {why}")
     return plain.marked(text)
 
 

@@ -62,7 +62,7 @@ class LocalJudge:
         longest = max(map(len, prompts))
         if self._room is not None and longest >= self._room:
             raise UserError(
-                f"a question has {longest} tokens and {self.name.split()[0]} reads {self._room}; "
+                f"a question has {longest} tokens, but {self.name.split()[0]} reads at most {self._room}; "
                 "take a smaller window --length or another model"
             )
         room = None if self._room is None else self._room - longest

@@ -145,7 +145,7 @@ def fired_pieces(sae: SAE, split: Split, batch: int, progress: Progress) -> Iter
     yield {name: np.asarray(getattr(split, name)) for name in PLACES}
     yield {"indptr": np.zeros(1, np.int64), "indices": np.zeros(0, np.int32), "values": np.zeros(0, np.float32)}
     screen, fired = Screen(sae, sae.threshold), 0
-    for block in tracked(progress, split.blocks(batch), "finding what fires where", split.n_tokens):
+    for block in tracked(progress, split.blocks(batch), "finding which latents fire", split.n_tokens):
         kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
         offsets = kept.offsets.cpu().numpy().astype(np.int64)
         latents, values = kept.latents.cpu().numpy(), kept.values.cpu().numpy()
