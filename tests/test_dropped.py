@@ -70,9 +70,7 @@ def stream(monkeypatch, stories):
 @pytest.mark.parametrize("kind", DROPS)
 def test_every_clients_errors_are_one_line(stream, kind):
     stream(7, DROPS[kind])
-    with pytest.raises(
-        Dropped, match=r"'a/b' stopped after 7 documents \(.+\); the harvest so far is kept"
-    ) as dropped:
+    with pytest.raises(Dropped, match=r"'a/b' stopped after 7 documents \(.+\); the harvest so far is kept") as dropped:
         list(documents(recipe.Text(source="a/b")))
     assert "\n" not in str(dropped.value)
     stream(0, DROPS[kind])

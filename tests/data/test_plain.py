@@ -150,7 +150,8 @@ def test_a_template_that_changes_what_it_is_given_is_refused():
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] | tojson }}{% endfor %}"
     plain = Plain(tokenizer)
     assert plain.ids([written(plain, chat("Hello."))])[0][0] == tokenizer.bos_token_id
-    with pytest.raises(ValueError, match="cannot be told apart from the template's own, because the template changes the message"):
+    why = "cannot be told apart from the template's own, because the template changes the message"
+    with pytest.raises(ValueError, match=why):
         written(plain, chat("Hello </s>."))
 
 

@@ -95,7 +95,8 @@ def tokenised(host: Host, sentences: Iterable[str], what: str) -> Iterator[tuple
     """
     if not host.tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of '{host.name}' does not give the places of its tokens in the text; {what} need a fast tokenizer"
+            f"the tokenizer of '{host.name}' does not give the places of its tokens in the text; "
+            f"{what} need a fast tokenizer"
         )
     # a letter for a letter, as stretches are counted in letters
     return iter(Plain(host.tokenizer).placed([sentence.replace(MARK, "\ufffd") for sentence in sentences]))

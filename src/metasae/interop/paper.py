@@ -79,7 +79,9 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
     if sae.b_enc.any() and sae.config.rule == "topk":
         raise UserError(f"{REFUSED} paper: the paper's topk and batchtopk have no encoder bias")
     if sae.b_enc.any() and sae.config.normalize == "token_eps":
-        raise UserError(f"{REFUSED} paper: with the paper's per-token eps, only SAEs without an encoder bias can be written")
+        raise UserError(
+            f"{REFUSED} paper: with the paper's per-token eps, only SAEs without an encoder bias can be written"
+        )
     tensors, ours = tensors_of(sae), metadata.get("metasae")
     label = ours.get("arm") if isinstance(ours, dict) else None
     label = label if isinstance(label, str) and re.fullmatch(r"\w+", label) else "sae"

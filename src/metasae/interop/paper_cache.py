@@ -86,7 +86,7 @@ def export_paper_cache(
         if not np.array_equal(first.tokens, stored.firings.tokens):
             raise UserError(
                 f"the firings of {stored.arm.folder} are on other text than the first arm's; "
-                "measure the arms again on the same text"
+                "measure both on the same text"
             )
     text = Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
     wanted, cosines = _wanted(arms)

@@ -62,8 +62,8 @@ def said_of_l0(sae: SAE, label: str, l0: float) -> list[str]:
     if not of_others or k / FAR <= l0 <= k * FAR:
         return []
     return [
-        f"{label} has {l0:.3g} active latents per token, but was trained to keep k = {k}: its threshold may not be that "
-        "of the finished SAE, or this text may be unlike its training text"
+        f"{label} has {l0:.3g} active latents per token, but was trained to keep k = {k}: its threshold may not be "
+        "that of the finished SAE, or this text may be unlike its training text"
     ]
 
 
@@ -75,4 +75,6 @@ def refuse_other_sizes(trainer: dict, sizes: dict[str, int], where: str) -> None
     for key, size in sizes.items():
         value = trainer.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0 and value != size:
-            raise UserError(f"{where}: {key} is {value}, but the weights have {size}; give the config that belongs to them")
+            raise UserError(
+                f"{where}: {key} is {value}, but the weights have {size}; give the config that belongs to them"
+            )

@@ -172,7 +172,8 @@ class Scoring:
             content, dropped = with_earlier(content, read_scores(arm))
             files.write_json(arm.folder / FILE, content)
             left_out += [
-                f"{arm.label}: the earlier {key} was for other windows or another SAE, so it is replaced" for key in dropped
+                f"{arm.label}: the earlier {key} was for other windows or another SAE, so it is replaced"
+                for key in dropped
             ]
         current = []
         for scores in filter(None, (read_scores(arm) for arm in self.trained if not is_twin(arm))):

@@ -125,7 +125,7 @@ def open_view(arm: Arm, text: Text, progress: Progress) -> tuple[Firings, ByLate
     firings = arm.firings()
     if not np.array_equal(firings.tokens, text.tokens):
         raise UserError(
-            f"the firings of {arm.folder} are on other text than the first arm's; measure the arms again on the same text"
+            f"the firings of {arm.folder} are on other text than the first arm's; measure both on the same text"
         )
     try:
         view = open_by_latent(arm.folder / "firings")

@@ -165,8 +165,8 @@ def _notes(result: dict) -> list[str]:
     for label, entry in result["arms"].items():
         coverage, conditions = entry["interp"]["coverage"], entry["interp"]["conditions"]
         lines.append(
-            f"{label}: {conditions['latents']} latents scored; {coverage['covered']} of {coverage['live']} live latents "
-            f"have enough windows of {conditions['windows']['length']} tokens"
+            f"{label}: {conditions['latents']} latents scored; {coverage['covered']} of {coverage['live']} live "
+            f"latents have enough windows of {conditions['windows']['length']} tokens"
         )
         for key, score in entry["interp"]["scores"].items():
             counts = [f"{score[count]} {words}" for count, words in _COUNTS.items() if score.get(count)]
@@ -181,7 +181,7 @@ def _asked(judge: dict) -> str:
     asked = judge["asked"]
     return (
         f"{judge['name']}: {asked['asked']:,} questions answered now, {asked['stored']:,} from the store, "
-        f"{asked['failed']:,} never answered, {asked['retried']:,} retries, {asked['again']:,} asked again for a reply that "
-        f"can be read, {asked['cut']:,} replies cut off; {asked['prompt_tokens']:,} prompt and "
+        f"{asked['failed']:,} never answered, {asked['retried']:,} retries, {asked['again']:,} asked again for a reply "
+        f"that can be read, {asked['cut']:,} replies cut off; {asked['prompt_tokens']:,} prompt and "
         f"{asked['completion_tokens']:,} completion tokens{spent(asked['cost'])}"
     )

@@ -224,7 +224,7 @@ def read_index(folder: Path) -> dict:
         raise UserError(f"no finished harvest in {folder}; run the harvest again: {how}")
     index = read_json(path)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise UserError(f"{path} is not a cache index of this version; delete the cache folder {folder} and harvest again")
+        raise UserError(f"{path} is not an index of this version; delete the cache folder {folder} and harvest again")
     return index
 
 

@@ -175,8 +175,8 @@ def documents_of(x: GivenRows, documents: Any, n_rows: int) -> np.ndarray:
         _, where = np.unique(given[firsts], return_index=True)
         row = int(np.setdiff1d(firsts, firsts[where])[0])
         raise UserError(
-            f"document {given[row]} occurs again in row {row:,}; sort x and documents so that the rows of each document "
-            "are side by side"
+            f"document {given[row]} occurs again in row {row:,}; sort x and documents so that the rows of each "
+            "document are side by side"
         )
     return (np.cumsum(begins) - 1).astype(np.int32)
 

@@ -38,7 +38,8 @@ def steerable(call: Mapping[str, Any], keep: Sequence[int], start: int = 0) -> T
         )
     if ids is None and keep:
         raise UserError(
-            "the model was called without input_ids, so its special tokens are not known; pass keep=() to steer them too"
+            "the model was called without input_ids, so its special tokens are not known; "
+            "pass keep=() to steer them too"
         )
     like = embeddings[..., 0] if ids is None else ids
     mask = call.get("attention_mask")

@@ -98,8 +98,8 @@ def _in_package(package: str, inner: str) -> GGUFFile:
     numbers = [number for number, _ in numbered]
     if numbers != list(range(len(numbers))):
         raise UserError(
-            f"of '{name}' only the parts {', '.join(map(str, numbers))} are installed, but each part from 0 on is needed "
-            f"once; {_cure(package)}"
+            f"of '{name}' only the parts {', '.join(map(str, numbers))} are installed, but each part from 0 on is "
+            f"needed once; {_cure(package)}"
         )
     return _checked(GGUFFile(name, tuple(part for _, part in numbered), _checksum(folders, name)))
 

@@ -77,7 +77,7 @@ def column_of(names: Iterable[str], wanted: str, where) -> str:
         return wanted
     if len(others) > 1:
         choice = ", ".join(f"text.column={name}" for name in others)
-        raise UserError(f"{where} has no column '{wanted}' but has several others that can be read; set one of: {choice}")
+        raise UserError(f"{where} has no column '{wanted}' but several others that can be read; set one of: {choice}")
     if not others:
         raise UserError(f"{where} has no column '{wanted}'{nearest(wanted, names)}; set text.column")
     return others[0]

@@ -44,7 +44,9 @@ def written(plain: Plain, messages: list[dict[str, str]], **options) -> str:
     text = plain.tokenizer.apply_chat_template(shielded, **options)
     if text.replace(MARK, "") != as_given or not plain.tokenizer.is_fast:
         why = "the template changes the message" if plain.tokenizer.is_fast else "the tokenizer is not a fast one"
-        raise ValueError(f"a message contains special tokens that cannot be told apart from the template's own, because {why}")
+        raise ValueError(
+            f"a message contains special tokens that cannot be told apart from the template's own, because {why}"
+        )
     return plain.marked(text)
 
 

@@ -47,7 +47,8 @@ class Frame:
         """
         if bos != "auto" and not causal:
             raise UserError(
-                "model.bos is for causal models, and windows of an encoder already have [CLS] and [SEP]; set model.bos=auto"
+                "model.bos is for causal models, and windows of an encoder already have [CLS] and [SEP]; "
+                "set model.bos=auto"
             )
         first = tokenizer.bos_token_id if causal else tokenizer.cls_token_id
         last = None if causal else tokenizer.sep_token_id

@@ -73,7 +73,7 @@ class CoFirings:
 def check_same_tokens(firings: Firings, other: Firings) -> None:
     """Raises ValueError when the two SAEs saw different numbers of tokens."""
     if other.n_tokens != firings.n_tokens:
-        raise ValueError(f"the two SAEs must have been read on the same tokens, not on {firings.n_tokens} and {other.n_tokens}")
+        raise ValueError(f"the two SAEs must be of the same tokens, not of {firings.n_tokens} and {other.n_tokens}")
 
 
 def live_latents(counts: np.ndarray, n_tokens: int) -> np.ndarray:

@@ -187,7 +187,9 @@ def _strengths(sae: SAE, x: Tensor) -> tuple[float, float]:
     fires = (acts_SN > 0).sum(0)
     live = fires > 0
     if sae.config.normalize != "none" or not live.any():
-        raise UserError("spike-ins can take their strength only from an SAE that fires on these activations and does not normalise")
+        raise UserError(
+            "spike-ins can take their strength only from an SAE that fires on these activations and does not normalise"
+        )
     strengths = acts_SN.sum(0)[live] / fires[live] * sae.W_dec.norm(dim=1)[live]
     return tuple(strengths.quantile(torch.tensor([0.1, 0.9])).tolist())
 

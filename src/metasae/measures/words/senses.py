@@ -189,7 +189,8 @@ def overall(words: Sequence[dict]) -> dict:
     values = {key: [word[key] for word in some] for key, some in having.items()}
     means = {key: fmean(numbers) if numbers else None for key, numbers in values.items()}
     without = {key: _mean_without([word["leave_one_out"][key] for word in having[key]]) for key in scores}
-    few = f"{len(words)} word{'s' if len(words) > 1 else ''}: read each word by itself; their mean says nothing about other words"
+    number = f"{len(words)} word{'s' if len(words) > 1 else ''}"
+    few = f"{number}: read each word by itself; their mean says nothing about other words"
     return {
         **means,
         "ci95": {key: words_interval(numbers) for key, numbers in values.items()},
