@@ -1,4 +1,4 @@
-"""Tokens with their activations: what training, calibration and measures read, wherever it comes from."""
+"""Tokens with their activations, which training, calibration and measures read, whatever source they come from."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -157,9 +157,9 @@ def head(split: Split, limit: int) -> Part:
 
 
 def in_text(split: Split) -> tuple[Split, np.ndarray | None]:
-    """The stretch of text that a split's tokens stand in, and which tokens of it are the split's own: bool [T].
+    """(the stretch of text that a split's tokens stand in, bool [T]: which of its tokens are the split's own).
 
-    None: all of them, as nothing is left out. The stretches of consecutive parts follow each other without a gap.
+    The second is None where all of them are. The stretches of consecutive parts follow each other without a gap.
     """
     start, stop, inner = 0, split.n_tokens, split
     while isinstance(inner, Part):
@@ -174,5 +174,5 @@ def in_text(split: Split) -> tuple[Split, np.ndarray | None]:
 
 
 def own_part(split: Split, batch: int, ranks: Ranks) -> Split:
-    """This rank's tokens: whole batches, shared out evenly; of one rank the split itself."""
+    """This rank's tokens: whole batches, shared out evenly. With one rank it is the split itself."""
     return split if ranks.size == 1 else Part(split, *stretch_of(split.n_tokens, batch, ranks))

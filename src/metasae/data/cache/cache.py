@@ -242,7 +242,7 @@ def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norms(tensors: dict[str, Tensor]) -> Tensor:
-    """Of a shard's tokens; worked out where it is of an earlier release and does not hold them."""
+    """Norms of a shard's tokens, computed where the shard is of an earlier release and does not hold them."""
     if NORMS in tensors:
         return tensors[NORMS]
     return torch.linalg.vector_norm(tensors["activations"], dim=1, dtype=torch.float32)

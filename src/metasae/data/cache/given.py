@@ -1,4 +1,4 @@
-"""Activations that a user gives, in place of those that a harvest reads from a model (`metasae.train`).
+"""Activations that a user gives (`metasae.train`) instead of those that a harvest reads from a model.
 
 FOLDER/index.json, all-00000.safetensors, ...   an activation cache (`metasae.data.cache.cache`) of one split, `all`
 
@@ -26,7 +26,7 @@ from metasae.progress.progress import SILENT, Progress
 ALL = "all"
 # Where calibration and evaluation begin, as shares of all rows.
 CUTS = (0.8, 0.9)
-# Rows that count as one document where the user names none: at most so many, and so few that there are this many.
+# Where the user names no documents: the most rows of one document, and the least number of documents.
 MOST_ROWS, LEAST_BLOCKS = 128, 200
 _BATCH_ROWS = 8192
 _SHARD_ROWS = 262_144
@@ -34,11 +34,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class GivenRows:
-    """Activations as a stream of checked blocks, whatever they come as.
+    """Activations as a stream of checked blocks, from a tensor or from batches.
 
     x: a tensor or array [T, d] or [..., d], or an iterable of such batches (a DataLoader, a generator); of a batch that
-    is a tuple or list the first entry counts. d: width. total: rows, None where only reading tells. sequences: rows of
-    one sequence, of a tensor [S, L, d].
+    is a tuple or list the first entry counts. d: width. total: rows, None where the number is known only after reading.
+    sequences: rows of one sequence, of a tensor [S, L, d].
     """
 
     def __init__(self, x: Any):
@@ -99,7 +99,7 @@ def refuse_not_finite(block: Tensor, before: int = 0) -> None:
 def keep(
     x: GivenRows, folder: Path, documents: Any = None, most: int | None = None, progress: Progress = SILENT
 ) -> None:
-    """Writes the rows into `folder`, the first `most` of them; where they lie there already, only compares.
+    """Writes the first `most` rows into `folder`; where they are there already, it only compares them.
 
     documents: int [T], which document each row is of, the rows of one side by side; None: each sequence of a tensor
     [S, L, d], else each of at least 200 blocks of at most 128 rows.
