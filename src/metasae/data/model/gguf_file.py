@@ -40,7 +40,7 @@ class GGUFFile:
     checksum: str | None = None
 
     def sha256(self) -> str:
-        """The checksum of the whole file, in hexadecimal digits. Raises UserError where it differs from the package's."""
+        """The whole file's checksum, in hexadecimal digits. Raises UserError where it is not the package's."""
         digest = _sha256(self, tuple(piece.stat().st_mtime_ns for piece in self.pieces))
         if self.checksum is not None and digest != self.checksum:
             raise UserError(

@@ -1,4 +1,6 @@
-"""A split with spike-ins added to its activations: itself a split, so training and measures read it like any other."""
+"""A split with spike-ins added to its activations. It is itself a split, so training and measures read it like any
+other.
+"""
 
 from collections.abc import Iterator
 from functools import cached_property

@@ -73,7 +73,7 @@ class Plain:
         return [self._again(text) if self._misread(text, ids) else (ids, places) for text, ids, places in rows]
 
     def shielded(self, text: str) -> str:
-        """A text with MARK within every special token's name, so that these can be told apart from the template's own."""
+        """A text with MARK within every special token's name, so that it differs from the template's own."""
         while self._name.search(text):
             text = self._name.sub(lambda match: match[0][0] + MARK + match[0][1:], text)
         return text

@@ -1,7 +1,7 @@
 """A linear probe on the activations of a few latents, judged block by block of documents.
 
-Where none of the latents fires their activations are 0, so all these tokens have one score and are counted, not looked
-at. The result is that of `metasae.measures.truth.probe` on the dense columns.
+Where none of the latents fires, their activations are 0. All these tokens have the same score, so they are only
+counted. The result is that of `metasae.measures.truth.probe` on the dense columns.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Detectors with a threshold: linear probes on activations or on a few latents, and F1 on documents they did not see.
+"""Linear probes with a threshold, on activations or on a few latents, and their F1 on documents that they did not see.
 
     direction = pooled covariance^-1 (mean where on - mean of all)          Fisher's, in closed form
 
@@ -29,7 +29,7 @@ def fisher(covariance_DD: np.ndarray, count_M: np.ndarray, total_MD: np.ndarray,
     covariance: of all rows. count: rows on which each of m things is on. total: the sum of these rows, less the mean of
     all.
     """
-    # rows that never vary give no direction, whatever is added
+    # rows that never vary give no direction, whatever the ridge
     added = ridge * np.trace(covariance_DD) / len(covariance_DD) or 1.0
     means_MD = total_MD / np.maximum(count_M, 1)[:, None]
     return np.linalg.solve(covariance_DD + added * np.eye(len(covariance_DD)), means_MD.T)

@@ -1,4 +1,4 @@
-"""Spike-ins on held-out tokens: which are on where, how many a linear probe finds, and what an SAE makes of them.
+"""Spike-ins on held-out tokens: which are on where, how many a linear probe finds, and how many an SAE finds.
 
 ceiling     F1 of a linear probe fitted on training tokens, its threshold from one half of the held-out documents,
             judged on the other
