@@ -19,7 +19,7 @@ from metasae.ranks.lanes import side_by_side
 Sums = TypeVar("Sums")
 
 CHUNK = 2**22
-# Latents of a tile of pairs whose numbers are float64, and columns of it that are worked on at a time.
+# Latents of a tile of pairs with float64 numbers, and columns of it that are worked on at a time.
 TILE, COLUMNS = 256, 2048
 
 
@@ -98,8 +98,9 @@ def n_pairs_of(latents: int) -> int:
 
 
 def over_tiles(work: Callable[[int], Sums], latents: int, tile: int, name: str, progress: Progress) -> list[Sums]:
-    """work(start) of every tile of rows, side by side and in order, so that what is added up over them is always the
-    same."""
+    """work(start) of every tile of rows, side by side and in order, so that sums over them are always the same to the
+    bit.
+    """
 
     def counted(start: int) -> Sums:
         sums = work(start)

@@ -57,12 +57,10 @@ def excess_phi(
     all.
 
     excess_abs_phi: mean of |phi - phi0| minus null_abs_phi. null_abs_phi: the mean |phi - phi0| of the null itself, the
-    floor that finite text sets. excess_pos, excess_neg: its parts from pairs above and below phi0. signed_phi: mean of
-    phi - phi0.
-    mean_phi0: mean of phi0, what the tokens' counts alone make of phi. share_above_X: share of pairs with phi - phi0
-    above X.
-    leave_one_out: excess_abs_phi without one block of documents, per block. fit: of the null, the worst of all fits.
-    None where no pair exists or the fit failed.
+    floor that comes from finite text. excess_pos, excess_neg: its parts from pairs above and below phi0. signed_phi:
+    mean of phi - phi0. mean_phi0: mean of phi0, the phi that comes from the tokens' counts alone. share_above_X: share
+    of pairs with phi - phi0 above X. leave_one_out: excess_abs_phi without one block of documents, per block. fit: the
+    largest error of all fits of the null, and whether all converged. None where no pair exists or the fit failed.
 
     blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which
     costs about as much again for every block.
@@ -103,7 +101,7 @@ def excess_phi(
 
 
 class _Null:
-    """A fitted null and what turns its co-firings into phi."""
+    """A fitted null, with what turns its co-firings into phi."""
 
     def __init__(self, marginals: Marginals, latents: np.ndarray):
         self.marginals, self._latents = marginals, latents

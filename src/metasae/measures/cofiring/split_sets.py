@@ -1,7 +1,7 @@
-"""Which children of a parent: sets of candidates, and how well each set splits the parent's firings.
+"""Chooses the children of a parent: sets of candidates, and how well each set splits the parent's firings.
 
-A parent's tokens are counted by pattern, bit s of a pattern for candidate s. From these counts follows on how many
-tokens no member of a set fires, for all 1024 sets at once; every share of the score is a difference of two of those.
+A parent's tokens are counted by pattern, bit s of a pattern for candidate s. These counts give the number of tokens on
+which no member of a set fires, for all 1024 sets at once; every share of the score is a difference of two such numbers.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How much of the activations the SAE keeps, and which latents do the work.
+"""How well an SAE rebuilds the activations, and how often its latents fire.
 
 FVU = sum (x - x_hat)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (x - x_hat)^2 per
 number.
@@ -97,7 +97,7 @@ def _distribution(rates: np.ndarray) -> dict:
 def decode_firings(sae: SAE, firings: Firings, start: int, x: Tensor) -> Tensor:
     """The reconstruction x_hat [B, d], on the CPU, of the tokens start to start + B, whose activations are x [B, d].
 
-    x is only looked at for the mean and standard deviation of an SAE that normalises per token.
+    x is only used for the mean and standard deviation of an SAE that normalises per token.
     """
     pointers = firings.indptr[start : start + len(x) + 1]
     entries = slice(pointers[0], pointers[-1])

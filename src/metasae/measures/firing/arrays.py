@@ -3,7 +3,7 @@
 FOLDER/index.json    kind and version, facts, and of every array its dtype, shape, size and checksum
 FOLDER/NAME.bin      the numbers of one array, in order; no header, so it is written before its length is known
 
-Plain files that any language can map; no pickles.
+These are plain files that any language can map, without pickles.
 """
 
 import hashlib
@@ -158,7 +158,7 @@ def damaged(folder: Path, kind: Kind, why: str) -> UserError:
 
 
 def _is(folder: Path, kind: Kind) -> bool:
-    """Whether `folder` may be replaced: it is empty, or some version of the same kind."""
+    """Whether `folder` may be replaced: it is empty, or holds any version of the same kind."""
     if not (folder / INDEX).is_file():
         return folder.is_dir() and not any(folder.iterdir())
     try:

@@ -87,7 +87,7 @@ def write_by_latent(folder: Path, chunk: int = CHUNK, progress: Progress = SILEN
 
 
 def open_by_latent(folder: Path) -> ByLatent:
-    """What `write_by_latent` left in a firing store, as read-only memory-maps.
+    """Opens what `write_by_latent` wrote into a firing store, as read-only memory-maps.
 
     Raises UserError when there is none, when it is damaged, and when it belongs to another store.
     """
@@ -123,6 +123,6 @@ def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -
 
 
 def _source(folder: Path) -> list[str]:
-    """By what a store is recognised: the checksums of its firings."""
+    """The checksums of a store's firings, by which it is recognised."""
     arrays = read_index(folder, STORE)["arrays"]
     return [arrays[name]["blake2b"] for name in ("indptr", "indices", "values")]

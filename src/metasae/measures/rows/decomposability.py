@@ -1,5 +1,5 @@
-"""Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not
-trained against.
+"""Whether a latent's decoder row can be built from others: the nearest row, a few other rows, and critics against which
+the SAE was not trained.
 
 Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). Critics are trained afresh for every SAE, from the
 same seeds for all arms, and their mean score is read beside the scores of the same critic on rows without parts; see
@@ -34,7 +34,7 @@ TILE = 1024
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 GRID_WIDTHS = (0.045, 0.09, 0.25)
 GRID_KS = (1, 2, 4, 8)
-# e of rows without parts hardly varies, so this many tell its mean
+# the e of rows without parts hardly varies, so its mean over this many rows is enough
 FLOOR_TARGETS = 512
 MOST_DECOMPOSABLE = 20
 
@@ -180,7 +180,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def own_meta(sae: SAE, meta_sae: SAE) -> dict:
-    """What the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE.
+    """The error that the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE.
 
     The meta SAE keeps the largest pre-activations of all rows together, as in training.
     """

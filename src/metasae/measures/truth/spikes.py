@@ -85,7 +85,9 @@ class Spikes:
         return len(self.set)
 
     def add(self, x: Tensor, tokens, documents, positions) -> Tensor:
-        """Adds to x [T, d] the spike-ins of its tokens, for training. tokens, documents, positions: int [T]."""
+        """Returns x [T, d] with the spike-ins of its tokens added, for training; x itself is not changed. tokens,
+        documents, positions: int [T].
+        """
         self._check(x, tokens, documents, positions)
         return self.set.add(x, *map(_ints, (tokens, documents, positions)))
 

@@ -1,8 +1,8 @@
-"""Two SAEs compared at matched recall: a latent that only fires less is not a purer one.
+"""Compares two SAEs at matched recall, so that a latent does not look purer because it fires less.
 
-A latent's recall on a word is max_s r_is, what it finds of its best sense. A latent that misses some of its firings at
-random has less of it; one that drops a second sense and keeps the first has as much as before. Within fixed bins of
-that recall the latents of two SAEs are compared, and the bins weigh the same for both.
+A latent's recall on a word is max_s r_is, the share of its best sense on which it fires. A latent that loses firings at
+random has a lower recall; one that drops a second sense and keeps the first has the same recall as before. The latents
+of two SAEs are compared within fixed bins of recall, and a bin has the same weight for both.
 """
 
 from collections.abc import Mapping

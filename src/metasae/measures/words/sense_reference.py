@@ -1,8 +1,8 @@
-"""What the senses of a word are judged by, found once for all SAEs: halves and blocks of sentences, chance levels, and
+"""The reference for the senses of a word, made once for all SAEs: halves and blocks of sentences, chance levels, and
 the probe.
 
-The probe is linear. How well it tells classes apart from the activations themselves is the ceiling for anything linear
-read off them. It is a multinomial logistic regression on standardised inputs, every class weighing the same:
+The probe is linear. Its score on the activations themselves is the ceiling for every linear detector. It is a
+multinomial logistic regression on standardised inputs, every class weighing the same:
 
     min over W, b of   mean_c mean_{t in c} -ln softmax(W x_t + b)_c  +  (strength / 2) ||W||^2
 """
@@ -102,7 +102,7 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class WordReference:
-    """What is the same for every SAE.
+    """The part of the sense measures that is the same for every SAE.
 
     halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64 [splits, T].
 
