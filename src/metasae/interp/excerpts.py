@@ -1,4 +1,4 @@
-"""Where windows of text may lie: all of one length, within one document, each document on one side only.
+"""Cuts text into windows of one length, each within one document; every document is on one side only.
 
 A window is tokens [start, start + L) of the split. A focus token has exactly one window:
     grid      its document, cut into windows of L from its first token on

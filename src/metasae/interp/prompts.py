@@ -1,7 +1,7 @@
-"""The questions that a judge is asked about windows of text. `marks.py` says how windows are written, `reading.py` what
-is read of a reply.
+"""The questions that a judge is asked about windows of text. `marks.py` writes the windows, and `reading.py` reads the
+replies.
 
-Every question says in words what its reply looks like, as not every server holds its model to the schema.
+Every question describes the form of its reply in words, as not every server holds its model to the schema.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,8 @@ coverage = share of P with at least one child on, overlap = share of P with two 
 with it alone on. A split needs the parent gone and the children new. phi_P is the phi of the parent with its
 counterpart, the latent of the other SAE that fires most like it; phi_C is the largest phi of a child with its own
 counterpart in the parent's SAE (`survival.py`). An even split into two of a parent that is gone scores 1/2, into m 1/m:
-that is the ceiling. A latent that is simply kept scores 0: a single child is not a split, and beside a child that covers
-all of P no other child is ever on alone.
+that is the ceiling. A latent that is simply kept scores 0: a single child is not a split, and beside a child that
+covers all of P no other child is ever on alone.
 
 phi_C is the largest over the children because every child must be new. Where one child was there already, only the
 other part is new: the parent got narrower, and no latent was split. With the smallest or the mean phi, one new child
