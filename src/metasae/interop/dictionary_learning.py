@@ -9,7 +9,7 @@
     MatryoshkaBatchTopKSAE  alike, W_enc [d, n] and W_dec [n, d] under these names
     JumpReluAutoEncoder     relu(x W_enc + b_enc), where above a threshold per latent; b_dec is not subtracted from x
 
-encoder.weight is [n, d] and decoder.weight [d, n]. A scale of the inputs (`norm_factor`) lies in the saved biases
+encoder.weight is [n, d] and decoder.weight [d, n]. A scale of the inputs (`norm_factor`) is in the saved biases
 already.
 """
 
@@ -61,10 +61,10 @@ _CLASSES = {
     "AutoEncoder": TensorNames("standard", b_dec="bias"),
     "AutoEncoderNew": TensorNames("standard", b_dec="decoder.bias"),
     "GatedAutoEncoder": TensorNames("gated", b_enc="mag_bias", b_dec="decoder_bias", more=("r_mag", "gate_bias")),
-    # the threshold that is saved along is not what `encode` goes by
+    # the threshold in the file is not used by `encode`
     "AutoEncoderTopK": TensorNames("topk", ignored=("k", "threshold")),
     "BatchTopKSAE": TensorNames("batchtopk", threshold="one"),
-    # groups only matter in training
+    # groups are used in training only
     "MatryoshkaBatchTopKSAE": TensorNames("matryoshka", False, "b_enc", threshold="one", ignored=("k", "group_sizes")),
     "JumpReluAutoEncoder": TensorNames("jumprelu", False, "b_enc", threshold="n"),
 }

@@ -1,8 +1,8 @@
 """The README of a pushed run or SAE: what it is, what was found under which conditions, how to load it, its recipe.
 
-Every main measure of the comparison is in one table in the catalogue's order, whichever way it points; the sentence
-above it counts both ways. Text that comes out of files is put into code spans and fences, so that it is shown and not
-interpreted.
+Every main measure of the comparison is in one table in the catalogue's order, whether it favours the arm or not; the
+sentence above the table counts both. Text that comes out of files is put into code spans and fences, so that it is
+shown and not interpreted.
 """
 
 import json

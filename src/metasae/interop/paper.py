@@ -8,9 +8,9 @@ The `.pt` file holds {cfg, state_dict}.
     vanilla                acts = relu((u - b_dec) W_enc + b_enc)
     jumprelu               acts = relu(u W_enc + b_enc), where above its own threshold; b_dec is not subtracted
 
-b_enc is saved with every checkpoint and used by the last two only. A dead latent's threshold is 10.0, which a larger
-pre-activation still passes; it stays as it is. In training batchtopk selects over the batch; alone, and that is what it
-was written to do outside of training, it selects per token.
+b_enc is saved with every checkpoint and used by the last two only. A dead latent's threshold is 10.0; it is kept, and a
+larger pre-activation still passes it. In training batchtopk selects over the batch; without thresholds, outside of
+training, the paper's code selects per token.
 """
 
 import json
@@ -72,7 +72,8 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`.
+    """Writes an SAE of rule "topk" as `topk`, one with an encoder bias as `jumprelu`, and any other as `batchtopk` with
+    its thresholds beside it.
 
     Raises UserError for an SAE that cannot be written in this format.
     """

@@ -19,7 +19,7 @@ from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE, SAEConfig
 
 _PLACES = {"": "resid_post", ".mlp": "mlp_out"}
-# What a coder may be that an SAE here cannot, and why not.
+# Settings of a coder that metasae cannot represent, and why.
 _REFUSED = {
     "transcode": "a transcoder rebuilds another activation",
     "skip_connection": "metasae has no linear skip connection",
@@ -81,7 +81,9 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
 
 
 def _metadata(path: Path, cfg: dict) -> dict:
-    """As sparsify lays it out: model and text in the `config.json` above the folder, the hook in the folder's name."""
+    """The metadata where sparsify keeps it: model and text in the `config.json` above the folder, the hook in the
+    folder's name.
+    """
     above = path.parent / "config.json"
     run = checked.read_json(above) if above.exists() else {}
     place = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", path.name)

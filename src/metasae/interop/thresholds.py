@@ -1,8 +1,8 @@
-"""Thresholds that another library never set, told from those that it did.
+"""Recognises thresholds that another library never set.
 
-BatchTopK SAEs are trained without a threshold. The libraries estimate one beside the training, from some step on, and
-keep it in a buffer that begins with a mark: -1 in dictionary_learning, 0 in SAELens. Read as a threshold, the mark
-makes a ReLU SAE of it with many times its k. The paper's script writes 10.0 for a latent that never fired.
+BatchTopK SAEs are trained without a threshold. The libraries estimate one during training, from some step on, and keep
+it in a buffer that starts with a mark: -1 in dictionary_learning, 0 in SAELens. If the mark were read as a threshold,
+the SAE would be a ReLU SAE with many times its k. The paper's script writes 10.0 for a latent that never fired.
 """
 
 import math
@@ -15,16 +15,16 @@ from metasae.sae.sae import SAE
 WITH_K = ("batchtopk", "matryoshka_batchtopk", "matryoshka", "topk")
 # In `thresholds_*.npy` of the paper's code, a latent that never fired.
 PAPER_DEAD = 10.0
-# L0 is told apart from k where one is so many times the other.
+# L0 is called different from k where one is this many times the other.
 FAR = 1.5
 
 
 def with_set_thresholds(sae: SAE, format: str, where: str) -> SAE:
-    """The SAE as another library left it; without thresholds, `sae.threshold = None`, where they were never set but its
-    k says what they are for.
+    """The SAE with `sae.threshold = None` where its library never set the thresholds but its k is known; otherwise the
+    SAE as it is.
 
-    Such an SAE is calibrated to its k by `metasae measure`, and neither encodes nor can be written before. Changes
-    `sae`. Raises UserError for a JumpReLU SAE whose thresholds were never set, as nothing says what they should be.
+    `metasae measure` calibrates such an SAE to its k; before that it can neither encode nor be written. Changes `sae`.
+    Raises UserError for a JumpReLU SAE whose thresholds were never set, as they cannot be calibrated without a k.
     """
     kind, threshold = sae.config.architecture, sae.threshold
     if sae.config.rule != "threshold":
