@@ -59,7 +59,7 @@ class ByLatent:
         return self.tokens[entries], self.values[entries]
 
 
-def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
+def by_latent(firings: Firings, chunk: int = CHUNK) -> ByLatent:
     """The firings in the order of latents, in memory: 8 bytes per firing."""
     view = ByLatent(
         _starts(firings),
@@ -67,7 +67,7 @@ def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT)
         np.empty(len(firings.indices), np.float32),
         firings.n_tokens,
     )
-    _scatter(firings, view, chunk, progress)
+    _scatter(firings, view, chunk, SILENT)
     return view
 
 

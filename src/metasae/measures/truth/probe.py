@@ -90,15 +90,13 @@ def threshold_f1(scores_T: np.ndarray, on_T: np.ndarray, second_T: np.ndarray) -
     return float(2 * (fires & second_on).sum() / (fires.sum() + second_on.sum()))
 
 
-def probe_f1(
-    x_TD: np.ndarray, on_TM: csr_array, documents: np.ndarray, fitted_on: tuple[np.ndarray, csr_array] | None = None
-) -> np.ndarray:
+def probe_f1(x_TD: np.ndarray, on_TM: csr_array, documents: np.ndarray) -> np.ndarray:
     """F1 [m] of a linear probe on activations x [T, d]: a ceiling for latents. NaN where a half has nothing on.
 
-    on: zeros and ones. fitted_on: (x, on) of other tokens that directions come from; None takes the first half.
+    on: zeros and ones. The directions are fitted on the first half of the documents.
     """
     second = halves_of(documents)
-    mean, to_probe = directions(*(fitted_on or (x_TD[~second], on_TM[~second])))
+    mean, to_probe = directions(x_TD[~second], on_TM[~second])
     scores_TM = (x_TD - mean.astype(x_TD.dtype)) @ to_probe.astype(x_TD.dtype)
     by_column = on_TM.tocsc()
     return np.array([threshold_f1(scores_TM[:, j], column(by_column, j) > 0, second) for j in range(on_TM.shape[1])])

@@ -4,7 +4,7 @@ the probe.
 The probe is linear. Its score on the activations themselves is the ceiling for every linear detector. It is a
 multinomial logistic regression on standardised inputs, every class weighing the same:
 
-    min over W, b of   mean_c mean_{t in c} -ln softmax(W x_t + b)_c  +  (strength / 2) ||W||^2
+    min over W, b of   mean_c mean_{t in c} -ln softmax(W x_t + b)_c  +  (STRENGTH / 2) ||W||^2
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Probe:
         return np.argmax((x - self.mean) / self.scale @ self.weights + self.bias, axis=1)
 
 
-def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float = STRENGTH) -> Probe:
+def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int) -> Probe:
     """x: [T, d].
 
     labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the minimum is
@@ -67,8 +67,8 @@ def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float
         scores -= scores.max(1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
         of_scores = weight * (np.exp(log_p) - target)
-        gradient = np.concatenate([(z.T @ of_scores + strength * weights).ravel(), of_scores.sum(0)])
-        return float(-(weight * target * log_p).sum() + strength / 2 * np.square(weights).sum()), gradient
+        gradient = np.concatenate([(z.T @ of_scores + STRENGTH * weights).ravel(), of_scores.sum(0)])
+        return float(-(weight * target * log_p).sum() + STRENGTH / 2 * np.square(weights).sum()), gradient
 
     options = {"maxiter": MAX_ITERATIONS, "ftol": 1e-10, "gtol": 1e-6}
     minimum = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
