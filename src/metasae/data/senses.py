@@ -151,8 +151,8 @@ def _of_word(
 
 
 def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) -> Iterator[tuple[Window, int] | str]:
-    """Of each occurrence the (window, position of the target's last token within the window's tokens), or the reason
-    why there is none.
+    """For each occurrence (window, position of the target's last token within the window's tokens), or the reason why
+    there is none.
 
     A token belongs to the target when it holds one of its characters.
     """

@@ -91,7 +91,7 @@ class Chosen:
         return self.whole.rows(torch.from_numpy(self.kept)[torch.as_tensor(indices, dtype=torch.int64)])
 
     def blocks(self, size: int) -> Iterator[Tensor]:
-        """As of any split. Raises UserError for a NaN or inf."""
+        """As `Split.blocks`. Raises UserError for a NaN or inf."""
         for first in range(0, self.n_tokens, size):
             indices = np.arange(first, min(first + size, self.n_tokens))
             block = self.rows(indices).float()
@@ -114,7 +114,9 @@ class Chosen:
 
     @cached_property
     def _others(self) -> tuple[Tensor, Tensor]:
-        """Of the tokens left out: sum of x float64 [d], sum of ||x||^2. They are few; the sums of all are known."""
+        """(sum of x float64 [d], sum of ||x||^2) over the tokens left out. These are few, and the sums over all tokens
+        are known.
+        """
         left_out = np.setdiff1d(np.arange(self.whole.n_tokens), self.kept)
         total, square = torch.zeros(self.d, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for indices in np.array_split(left_out, -(-len(left_out) // 4096)) if len(left_out) else ():

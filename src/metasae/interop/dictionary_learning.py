@@ -72,9 +72,8 @@ _WITH_K = ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
 
 def load(path: Path) -> SAE:
-    """path: the folder, its `ae.pt`, or one of its `checkpoints/ae_<step>.pt`.
-
-    Raises UserError for what is damaged or another class.
+    """Reads an SAE. path: the folder, its `ae.pt`, or one of its `checkpoints/ae_<step>.pt`. Raises UserError for a
+    damaged file or an unknown class.
     """
     weights = path / WEIGHTS if path.is_dir() else path
     config = checked.read_json(_config_of(weights))

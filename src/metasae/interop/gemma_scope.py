@@ -28,9 +28,8 @@ _HOOKS = {
 
 
 def load(path: Path) -> SAE:
-    """path: the folder or its `params.npz`.
-
-    Raises UserError for a damaged or hostile file, other arrays than these, and transcoders.
+    """Reads an SAE. path: the folder or its `params.npz`. Raises UserError for a damaged or hostile file, other arrays
+    than these, and transcoders.
     """
     file = path / WEIGHTS if path.is_dir() else path
     metadata = _metadata(file)

@@ -31,11 +31,9 @@ _SITE = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
 def load(path: Path, thresholds: Path | None = None) -> SAE:
-    """path: the `.pt` file, or a folder with one.
-
-    thresholds: the `.npy` file; None for the one of the checkpoint's label.
-
-    Raises UserError for a damaged or hostile file, and where it is not clear which checkpoint is meant.
+    """Reads an SAE. path: the `.pt` file, or a folder with one. thresholds: the `.npy` file; None for the one of the
+    checkpoint's label. Raises UserError for a damaged or hostile file, and where it is not clear which checkpoint is
+    meant.
     """
     weights = _only_checkpoint(path) if path.is_dir() else path
     where = str(weights)

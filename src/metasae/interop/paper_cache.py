@@ -188,7 +188,7 @@ def _window_tokens(text: Text, ends: np.ndarray, length: int) -> tuple:
 
 
 def _write(folder: Path, label: str, tokens: tuple, values: np.ndarray, latents: np.ndarray, pools: Pools) -> None:
-    """tokens: of the windows [m, K, L], as `write_safetensors` takes them."""
+    """Writes an arm's two files. tokens: of the windows [m, K, L], as `write_safetensors` takes them."""
     tensors = {
         "tokens": tokens,
         "peak_vals": (values.shape, values.dtype, [values]),

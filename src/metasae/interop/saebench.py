@@ -61,7 +61,7 @@ class BenchSAE(nn.Module):
         return self.decode(self.encode(x))
 
     def to(self, *args, **kwargs) -> "BenchSAE":
-        """As any module's; `cfg` follows."""
+        """Moves the SAE as any module, and its `cfg` with it."""
         super().to(*args, **kwargs)
         self.cfg.dtype, self.cfg.device = str(self.dtype).removeprefix("torch."), str(self.device)
         return self

@@ -28,7 +28,7 @@ _REFUSED = {
 
 
 def load(path: Path) -> SAE:
-    """Raises UserError for a folder that is damaged, and for transcoders and other rules than TopK."""
+    """Reads an SAE. Raises UserError for a folder that is damaged, and for transcoders and other rules than TopK."""
     where = str(path / CONFIG)
     cfg = checked.read_json(path / CONFIG)
     d = checked.count(cfg, "d_in", where)
@@ -52,7 +52,7 @@ def load(path: Path) -> SAE:
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """Raises UserError for an SAE that cannot be written in this format."""
+    """Writes an SAE. Raises UserError for one that cannot be written in this format."""
     if sae.config.rule != "topk":
         raise UserError(f"{REFUSED} sparsify: sparsify keeps the k largest of each token and knows no thresholds")
     if sae.config.normalize != "none":

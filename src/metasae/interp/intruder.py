@@ -75,8 +75,8 @@ class Splits:
 def splits_of(
     run: RunFolder, arm: Arm, trained: Sequence[Arm], baseline: str = BASELINE, progress: Progress = SILENT
 ) -> Splits | None:
-    """Of the first 50 splits between the SAEs of `split_pair` those whose parent is gone and that have a new child;
-    None where there is no such pair.
+    """The splits that give an arm its siblings: those of the first 50 between the SAEs of `split_pair` whose parent is
+    gone and that have a new child; None where there is no such pair.
 
     trained: every trained arm of the run; all must keep their firings.
     """
@@ -106,7 +106,7 @@ def _stored(run: RunFolder, pair: SplitPair) -> Ranked | None:
 
 
 def _new_ones(splits: dict) -> Ranked:
-    """splits: as `FeatureSplits.as_dict` has them."""
+    """The splits that are not `kept`. splits: as `FeatureSplits.as_dict` has them."""
     return tuple((split["parent"], tuple(split["children"])) for split in splits["ranked"] if not split["kept"])
 
 

@@ -75,7 +75,7 @@ def per_window(question: str, explanation: str, item: dict, windows: Sequence[Sh
 
 
 def choose(explanation: str, windows: Sequence[Shown]) -> Ask:
-    """windows: two."""
+    """Asks in which of two windows the feature is active."""
     texts = _listed([f"{letter}:" for letter in LETTERS], windows)
     schema = _object({"answer": {"type": "string", "enum": list(LETTERS)}})
     return Ask(CHOOSE, f"Explanation: {explanation}\n\n{texts}", schema, ROUND)

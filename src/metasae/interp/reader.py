@@ -191,8 +191,8 @@ class Reader:
         return Shown(tuple(strings), np.zeros_like(window.marked))
 
     def _other_string(self, string: str, fires: np.ndarray, rng: np.random.Generator) -> str | None:
-        """Of a random token of the scoring text on which the latent does not fire and which reads otherwise; None where
-        there is none.
+        """The text of a random token of the scoring text on which the latent does not fire and whose text is different;
+        None where there is none.
         """
         pool = self.text.scoring_tokens
         for _ in range(TRIES):

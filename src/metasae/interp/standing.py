@@ -17,7 +17,9 @@ LEAST_KAPPA = 0.2
 
 
 class Standing(NamedTuple):
-    """Of one score of one SAE, in words. sae: its label. agreement, doubt: None where there is nothing to say."""
+    """The judgement on one score of one SAE, in words. sae: its label. agreement, doubt: None where there is nothing to
+    say.
+    """
 
     sae: str
     score: str
@@ -30,8 +32,8 @@ class Standing(NamedTuple):
 
 
 def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
-    """arms: label -> {"interp": summary}, as RUN/interp.json holds them. Only scores of which there is something to
-    say.
+    """The judgements on all scores of which there is something to say. arms: label -> {"interp": summary}, as
+    RUN/interp.json holds them.
     """
     every = [
         Standing(label, key, agreement_of(score), silence_of(score) or doubt_of(key, score))
@@ -42,7 +44,7 @@ def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
 
 
 def agreement_of(score: Mapping) -> str | None:
-    """Of a score as interp.json has it."""
+    """A judge's agreement with itself, in words. score: as interp.json has it."""
     share, by_chance = score.get("self_agreement"), score.get("self_agreement_by_chance")
     if share is None or by_chance is None:
         return None

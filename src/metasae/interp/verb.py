@@ -101,9 +101,8 @@ def _confirm(estimate: dict) -> bool:
 
 
 def print_result(result: dict) -> None:
-    """result: as `run_interp` returns it.
-
-    One table per pair of arms, or one of the arms where there is no pair; then the notes.
+    """Prints one table per pair of arms, or one of the arms where there is no pair; then the notes. result: as
+    `run_interp` returns it.
     """
     console = Console(emoji=False)
     for name, pair in result["pairs"].items() or [("", {})]:
@@ -148,7 +147,7 @@ def _mean(means: list[dict]) -> str:
 
 
 def _differences(entry: dict) -> str:
-    """Of the arms' means and, on a line below, of matched latents."""
+    """The difference of the arms' means and, on a line below, that within matched latents."""
     return "\n".join(_difference(entry[which]) for which in ("unpaired", "matched") if entry.get(which)) or "-"
 
 

@@ -45,7 +45,9 @@ class StoredSplit:
     """
 
     def __init__(self, folder: Path, index: dict, tables: dict[str, Tensor], name: str, limit: int | None = None):
-        """tables: the contents of statistics.safetensors. Raises UserError for a missing or truncated shard."""
+        """Opens a split's shards. tables: the contents of statistics.safetensors. Raises UserError for a missing or
+        truncated shard.
+        """
         entries = index["splits"][name]["shards"]
         self.folder, self.name, self.d, self.dtype = folder, name, index["d"], DTYPES[index["identity"]["dtype"]]
         self._starts = np.cumsum([0, *(entry["tokens"] for entry in entries)], dtype=np.int64)

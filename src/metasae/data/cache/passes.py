@@ -83,7 +83,9 @@ def _run_batch(
     batch: list[tuple[str, Window, int]],
     spec: recipe.Harvest,
 ) -> None:
-    """batch: (split, window, the row of its first token) of windows that the model reads at once."""
+    """Runs the model on one batch and writes its activations. batch: (split, window, the row of its first token) of
+    each window.
+    """
     windows = [window for _, window, _ in batch]
     ids, mask, own = pad(windows, hosts[0].frame, hosts[0].pad_id)
     for host, writer, x_BTD in zip(hosts, writers, activations_at(hosts, ids, mask), strict=True):

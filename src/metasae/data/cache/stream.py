@@ -107,9 +107,8 @@ class Stream(AbstractContextManager):
 
 
 def _rows(split: Split, indices: Iterator[Tensor], own: range, scale: float | None) -> Iterator[Tensor]:
-    """Of each batch the rows [b, d] that stand in `own`.
-
-    float32 times `scale`; in the split's dtype where `scale` is None.
+    """The rows [b, d] of each batch at the places `own`: float32 times `scale`, or in the split's dtype where `scale`
+    is None.
     """
     for index_B in indices:
         index_b = index_B[own.start : own.stop]

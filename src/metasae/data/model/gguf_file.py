@@ -119,7 +119,7 @@ def _cure(package: str) -> str:
 
 
 def _checksum(folders: list[Path], name: str) -> str | None:
-    """Of the file of that name, from the lists of checksums in a package; None where there is none."""
+    """The checksum of the file of that name, from the lists of checksums in a package; None where there is none."""
     for file in (file for folder in folders for file in folder.rglob(_CHECKSUMS)):
         for line in file.read_text(encoding="utf-8").splitlines():
             digest, _, listed = line.partition(" ")

@@ -108,9 +108,8 @@ class PlantedCache:
     """
 
     def __init__(self, values: dict, tokens: dict[str, int]):
-        """values: the recipe's table `planted`: `seed` and the fields of `WorldSpec`.
-
-        Raises UserError for an unknown or impossible one.
+        """Plants the world of a recipe. values: the recipe's table `planted`: `seed` and the fields of `WorldSpec`.
+        Raises UserError for an unknown field or an impossible value.
         """
         values = dict(values)
         self.seed, self.tokens = values.pop("seed", 0), tokens

@@ -42,7 +42,7 @@ class SpikedSplit:
         return self.spikes.strengths(*self._columns)
 
     def refuse_bad(self, indices: np.ndarray, block: Tensor) -> None:
-        """As of the split below: spike-ins are finite."""
+        """As `refuse_bad` of the split below, as spike-ins themselves are finite."""
         self.split.refuse_bad(indices, block)
 
     @property

@@ -42,8 +42,8 @@ class Frame:
 
     @classmethod
     def of(cls, tokenizer, causal: bool, bos: bool | str = "auto") -> "Frame":
-        """bos: `model.bos` of a recipe. Raises UserError for a BOS that the tokenizer does not have, and where an
-        encoder's special tokens are asked about.
+        """The frame of a tokenizer's model. bos: `model.bos` of a recipe. Raises UserError for a BOS that the tokenizer
+        does not have, and for a value other than auto with an encoder.
         """
         if bos != "auto" and not causal:
             raise UserError(

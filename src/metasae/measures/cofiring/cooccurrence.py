@@ -142,9 +142,8 @@ class _Tiles:
         self.dtype = np.min_scalar_type(max(sizes, default=0))
 
     def threads(self, rows: int, memory: int) -> int:
-        """As many as torch has and memory allows.
-
-        A pair of a tile takes three int64, a chunk's int32 twice, and the spans.
+        """The number of threads: as many as torch has and memory allows. A pair of a tile takes three int64, a chunk's
+        int32 twice, and the spans.
         """
         tile = rows * len(self.tokens.counts) * (32 + len(self.spans) * self.dtype.itemsize)
         return max(1, min(torch.get_num_threads(), memory // max(tile, 1)))

@@ -137,10 +137,8 @@ class _Null:
 
 
 def _means(sums: list[tuple[float, ...]], converged: bool) -> dict[str, float | None]:
-    """sums: of every tile.
-
-    Added up, they are the number of pairs, the sums of phi - phi0 where above and where below 0, of its size under the
-    null, of phi0, and the pairs above each limit.
+    """The means from the sums of every tile. The sums are the number of pairs, phi - phi0 where above and where below
+    0, its mean absolute value under the null, phi0, and the pairs above each limit.
     """
     totals = [math.fsum(column) for column in zip(*sums, strict=True)] or [0.0] * N_SUMS
     pairs, above, below, expected, phi0, *n_above = totals

@@ -135,9 +135,8 @@ class _Tally:
         self.totals = np.zeros(3)
 
     def count(self, n11: np.ndarray, fired: np.ndarray, total: int, rows: np.ndarray, columns: np.ndarray) -> None:
-        """n11: int64 [pairs].
-
-        rows, columns: the two latents of each pair, places in fired, int [pairs]. total: tokens.
+        """Counts some pairs. n11: int64 [pairs]. rows, columns: the two latents of each pair, places in fired, int
+        [pairs]. total: tokens.
         """
         of_row, of_column = fired[rows], fired[columns]
         expected, draws = of_row * of_column / total, np.minimum(of_row, of_column)

@@ -43,7 +43,7 @@ class Partners:
 
     @classmethod
     def best(cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, count: int) -> "Partners":
-        """row: int [e], rising, which of the m latents each entry is of."""
+        """The closest partners of m latents among e entries. row: int [e], rising: the latent of each entry."""
         best = cls.none(m, count)
         kept = np.flatnonzero(phi >= _least(np.bincount(row, minlength=m), phi, count)[row])
         row, latents, phi = row[kept], latents[kept], phi[kept]

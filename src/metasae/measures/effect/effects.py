@@ -140,7 +140,7 @@ class _Effect:
     """The effect of a change on one kind of model, unit by unit."""
 
     def piece(self, clean: Tensor, changed: dict[str, Tensor], batch: Batch) -> Piece:
-        """clean, changed: [b, t, D]."""
+        """The effects in one batch. clean, changed: [b, t, D]."""
         kinds = self._values(clean, changed, batch)
         return [{name: value.cpu().double().numpy() for name, value in values.items()} for values in kinds]
 

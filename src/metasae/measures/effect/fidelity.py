@@ -26,9 +26,8 @@ def rate_edges() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the activations of a split, the same for every SAE.
-
-    mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T].
+    """Moments of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed
+    over d, float64 [T].
     """
 
     mean: Tensor
@@ -85,7 +84,7 @@ def measure_fidelity(
 
 
 def _distribution(rates: np.ndarray) -> dict:
-    """rates: float64 [l], of the latents that fire."""
+    """Quantiles, spread and histogram of firing rates. rates: float64 [l], of the latents that fire."""
     edges, some = rate_edges(), len(rates) > 0
     return {
         "quantiles_of_live": {f"{q:g}": float(np.quantile(rates, q)) if some else None for q in RATE_QUANTILES},

@@ -79,7 +79,8 @@ def matched_side_effects(a: Side, b: Side, how: Steering, progress: Progress = S
 def compare_side_effects(
     a: SideEffects, b: SideEffects, firings_a: Firings, firings_b: Firings
 ) -> dict[str, float | int | None]:
-    """a, b: of two SAEs on the same text, latent by latent of a with its partner in b; with the firings of all latents.
+    """Compares the side effects of two SAEs on the same text. a, b: latent by latent of a with its partner in b; with
+    the firings of all latents of both.
 
     bluntness_a, bluntness_b: geometric means; bluntness_percent: of a against b; share_sharper: share of the matches in
     which a has the lower one, ties half. spill, apart: means; a's where b's latent is silent, b's where a's is.

@@ -36,7 +36,7 @@ from metasae.sae.sae import SAE
 
 @dataclass(frozen=True)
 class SideEffects:
-    """Of m latents, in the order asked for; float64 [m] is NaN where a latent has no pair of windows.
+    """The side effects of m latents, in the order asked for; float64 [m] is NaN where a latent has no pair of windows.
 
     latents: int64 [m]. own, silent: float64 [m], change of the output per firing; own_random, silent_random: the same
     for a random direction. moved: sparse float64 [m, T], D at the firings that were taken out, over the tokens of the

@@ -45,7 +45,7 @@ class ArrayFile:
         self._file = open(_file(folder, name), "wb")  # noqa: SIM115 (it stays open until `close`)
 
     def append(self, values: np.ndarray) -> None:
-        """values: [m], of the file's dtype or one that converts to it."""
+        """Appends values [m], of the file's dtype or one that converts to it."""
         values = np.ascontiguousarray(values, self.dtype)
         self._digest.update(values)
         self._file.write(values)
@@ -107,7 +107,7 @@ def whole_folder(folder: Path, kind: Kind) -> Iterator[Path]:
 
 
 def write_index(folder: Path, kind: Kind, facts: dict, arrays: dict[str, dict]) -> None:
-    """facts: JSON-able, beside the arrays' entries. Written last."""
+    """Writes index.json, last of all. facts: JSON values that stand beside the arrays' entries."""
     write_json(folder / INDEX, {"kind": kind.name, "version": kind.version, **facts, "arrays": arrays})
 
 

@@ -264,7 +264,9 @@ def _without_guess(sae: SAE, split: Split, count: int, batch: int, progress: Pro
 
 
 def _calibration(thresholds: Thresholds, fired: np.ndarray, n_tokens: int, k: float, rule: str) -> Calibration:
-    """fired: int64 [n], how often each latent fires at the thresholds found."""
+    """The calibration, with the comparison to BatchTopK. fired: int64 [n], how often each latent fires at the
+    thresholds found.
+    """
     selected = thresholds.selected
     live = selected > 0
     errors = (fired[live] - selected[live]) / selected[live]

@@ -32,7 +32,8 @@ def run_starts(values: np.ndarray) -> np.ndarray:
 
 
 def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
-    """documents: int [T], each document's tokens in one stretch -> block of each token, int8 [T], rising.
+    """The block of documents of each token: int8 [T], rising. documents: int [T], each document's tokens in one
+    stretch.
 
     Blocks are consecutive documents with about the same number of tokens; a document is never cut. With fewer documents
     than `count`, at most 127, there are fewer blocks, numbered without gaps.
@@ -46,7 +47,7 @@ def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
 
 
 def block_spans(blocks: np.ndarray) -> list[Span]:
-    """blocks: int [T], rising, as `document_blocks` gives them -> the tokens of each block."""
+    """The tokens of each block. blocks: int [T], rising, as `document_blocks` gives them."""
     starts = run_starts(blocks).tolist()
     return list(zip(starts, [*starts[1:], len(blocks)], strict=False))
 

@@ -57,7 +57,8 @@ class Thresholds:
 
 
 class LargestOfEach:
-    """Of a stream of (latent, number) pairs, every latent's counts[i] + 1 largest. O(sum of counts + n) memory, exact.
+    """Keeps every latent's counts[i] + 1 largest numbers of a stream of (latent, number) pairs. O(sum of counts + n)
+    memory, exact.
 
     Invariant for each latent: the numbers above its cut are kept, `_at_cut` numbers equal it, and smaller ones do not
     matter.

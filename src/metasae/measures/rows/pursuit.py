@@ -49,7 +49,7 @@ SHARES_BELOW = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Pursuit:
-    """Of t targets among n rows, for k = 1 ... K parts.
+    """The pursuit of t target rows among n rows, for k = 1 ... K parts.
 
     targets: int64 [t], rows. errors: float64 [t, K], e(k). parts: int64 [t, K, K], parts[i, k - 1] are the rows that
     rebuild target i with at most k, largest coefficient first, -1 where fewer are used. coefficients: float64 [t, K,

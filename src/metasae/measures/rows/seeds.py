@@ -44,7 +44,7 @@ FOUND_AGAIN = (0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Matching:
-    """Of rows_a [a, d] with rows_b [b, d].
+    """A matching of rows_a [a, d] with rows_b [b, d].
 
     partner: int64 [a], the row of b matched with each row of a, -1 for the a - b rows left over where a is larger.
     cosine: float64 [a], with the partner, NaN without one. nearest_cosine: float64 [a], the largest with any row of b,

@@ -63,7 +63,9 @@ def score_concepts(
 
 
 def halves_with(documents: np.ndarray, blocks: np.ndarray | None, n_blocks: int = 1) -> Halves:
-    """documents, blocks: int [T]; None is one block, which is not left out. n_blocks: at least so many."""
+    """The halves of the documents, with blocks. documents, blocks: int [T]; None is one block, which is not left out.
+    n_blocks: the least number.
+    """
     block = np.zeros(len(documents), np.int64) if blocks is None else np.asarray(blocks, np.int64)
     return Halves(halves_of(documents), block, max(n_blocks, int(block.max(initial=0)) + 1))
 
@@ -136,8 +138,8 @@ def _counted(labels: csr_array, fires: csr_array, halves: Halves) -> tuple[np.nd
 
 
 def _few(labels: csr_array, firings: csr_array, first_f1: np.ndarray, halves: Halves) -> tuple[np.ndarray, np.ndarray]:
-    """Of a probe on the PROBED best latents of each concept: tokens on which it fires and the concept is on, and on
-    which it fires; [1 + K, c] each.
+    """For a probe on the PROBED best latents of each concept: (tokens on which it fires and the concept is on, tokens
+    on which it fires), [1 + K, c] each.
     """
     by_concept, by_latent = labels.tocsc(), csr_array(firings).tocsc()
     fires, hits = np.zeros((2, halves.n_blocks, labels.shape[1]))

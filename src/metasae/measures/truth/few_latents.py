@@ -23,7 +23,7 @@ class Halves:
     n_blocks: int
 
     def by_block(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens: their numbers, int [S] -> how many of them are in each block of the second half: int64 [K]."""
+        """How many of some tokens are in each block of the second half: int64 [K]. tokens: their numbers, int [S]."""
         return np.bincount(self.block[tokens[self.second[tokens]]], minlength=self.n_blocks)
 
 

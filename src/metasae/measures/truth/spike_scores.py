@@ -122,7 +122,7 @@ def _judged_pairs(spikes: list[Spike], judged: np.ndarray) -> list[tuple[int, in
 
 
 def _blend_rate(spikes: list[Spike], latents: np.ndarray, table: Table, free_share: np.ndarray) -> float | None:
-    """Of the latents that serve a spike-in, the share that fires on two unrelated ones, or mostly on none."""
+    """The share of the latents that serve a spike-in that fire on two unrelated ones, or mostly where none is on."""
     groups, senses = (np.array(values) for values in zip(*((s.group, s.kind == "sense") for s in spikes), strict=True))
     recall = table.above_chance()
     blended = []

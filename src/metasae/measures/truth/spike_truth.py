@@ -35,7 +35,9 @@ class SpikeTruth:
 
     @classmethod
     def of(cls, split: SpikedSplit, probes: Tensor | None = None) -> "SpikeTruth":
-        """probes: float32 [d, m], a detector of each spike-in; None leaves out the ceiling."""
+        """The spike-ins in a split. probes: float32 [d, m], a detector of each spike-in; None leaves out the
+        ceiling.
+        """
         strengths = split.strengths()
         added = strengths @ split.spikes.directions
         energy = float(np.square(added, dtype=np.float64).sum()) / _spread(split)

@@ -43,10 +43,8 @@ class Probe:
 
 
 def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int) -> Probe:
-    """x: [T, d].
-
-    labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the minimum is
-    unique.
+    """Fits the probe to rows x [T, d]. labels: int [T], of which each of the n_classes occurs. Deterministic: it starts
+    from zero and the minimum is unique.
 
     Raises ValueError when a class has no row.
     """

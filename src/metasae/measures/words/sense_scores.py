@@ -124,9 +124,8 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float | None:
 
 
 def adjusted_mutual_information(u: np.ndarray, v: np.ndarray) -> float | None:
-    """u, v: labels of any kind, [T].
-
-    None where it does not exist: no items, or nothing that the labellings could share.
+    """AMI of two labellings. u, v: labels of any kind, [T]. None where it does not exist: no items, or nothing that the
+    labellings could share.
     """
     if not len(u):
         return None
@@ -196,9 +195,8 @@ class Draw:
 
 
 def draw_for(sizes: np.ndarray, rng: np.random.Generator) -> Draw:
-    """sizes: tokens of each sense, int [S], none 0.
-
-    m grows in steps of 10%, and all T tokens end the search: A_0(T) = 0.
+    """Finds m for one word. sizes: tokens of each sense, int [S], none 0. m grows in steps of 10%; the search ends at
+    all T tokens at the latest, as A_0(T) = 0.
     """
     size, total = 2, int(sizes.sum())
     while True:
