@@ -61,7 +61,7 @@ def export_delphi(
     grid = grid_of(stored.firings.documents, stored.firings.positions, row_length(stored.metadata, context))
     dtype = _activation_dtype(view.values)
     config = _config(stored, grid, per_file, dtype)
-    with new_folder(Path(out)) as part, progress.task("delphi cache", len(view.values), "firings") as task:
+    with new_folder(Path(out)) as part, progress.task("writing firings", len(view.values), "firings") as task:
         (part / hookpoint).mkdir()
         for start in range(0, view.n_latents, per_file):
             end = min(start + per_file, view.n_latents)

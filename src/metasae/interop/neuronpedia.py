@@ -85,7 +85,7 @@ def export_neuronpedia(
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     common = {"modelId": names["model"], "layer": names["source"], "creatorId": creator_id, "createdAt": now}
     counts = {"features": 0, "dead": int((view.counts() == 0).sum()), "activations": 0, "explanations": 0}
-    with new_folder(Path(out)) as part, progress.task("neuronpedia", view.n_latents, "latents") as task:
+    with new_folder(Path(out)) as part, progress.task("writing latents", view.n_latents, "latents") as task:
         folder = part / names["model"] / names["source"]
         folder.mkdir(parents=True)
         for name, line in _tables(stored, grid, names, release, creator, creator_id, now).items():

@@ -144,7 +144,7 @@ class Asker:
                 "run without --replay to ask for them"
             )
         if left:
-            with self.progress.task("ask", len(left), "questions") as task:
+            with self.progress.task("asking the judge", len(left), "questions") as task:
                 (self._ask_batches if hasattr(self.judge, "answer_many") else self._ask_one_by_one)(left, task)
         return [self._cut.get(key) or self.store.get(key) for key in keys]
 

@@ -70,7 +70,7 @@ def activating_windows(
     counts = view.counts()
     live = np.flatnonzero(counts)
     drawn = []
-    with progress.task("windows", len(live), "latents") as task:
+    with progress.task("drawing windows", len(live), "latents") as task:
         for latent in live.tolist():
             drawn.append(latent_windows(text, view, latent, spec, seed))
             task.advance(1)

@@ -91,7 +91,7 @@ class EmbeddingScorer:
         for start in {start for windows in drawn for start in windows.starts.tolist()} - self._texts.keys():
             self._texts[start] = "".join(self.text.strings(start, self.spec.length))
         new = sorted(set(self._texts.values()) - self._rows.keys(), key=lambda text: (len(text), text))
-        with self.progress.task("embed", len(new), "windows") as task:
+        with self.progress.task("embedding windows", len(new), "windows") as task:
             for first in range(0, len(new), self.batch):
                 texts = new[first : first + self.batch]
                 rows = np.asarray(self.encoder(texts), np.float32)

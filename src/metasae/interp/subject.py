@@ -76,7 +76,7 @@ def open_subject(arm: Arm, base: Base | None, text: Text, spec: InterpSpec, prog
     windows = []
     if set(spec.scores) != {INTRUDER}:
         counts = view.counts()
-        with progress.task("silent windows", len(latents), "latents") as task:
+        with progress.task("drawing silent windows", len(latents), "latents") as task:
             for latent in latents:
                 neighbours = nearest(firings, view.latent(latent)[0], counts, latent)
                 windows.append(with_silent(text, view, activating[latent], neighbours, spec.window, spec.seed))

@@ -135,7 +135,7 @@ def find_splits(parents: Firings, children: Firings, progress: Progress = SILENT
     splits, n_parents = [], 0
     latents = np.arange(parents.n_latents)
     some = np.split(latents, latents[PARENTS::PARENTS])
-    for these in tracked(progress, some, "latents that split", parents.n_latents, "latents"):
+    for these in tracked(progress, some, "finding split latents", parents.n_latents, "latents"):
         chosen_on, scored_on = pattern_counts(by_parent, by_child, held_out, these, candidates)
         enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
         n_parents += int(enough.sum())

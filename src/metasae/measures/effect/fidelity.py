@@ -65,7 +65,7 @@ def measure_fidelity(
     """
     variance, d = moments.variance, len(moments.mean)
     errors, done = [], 0
-    for block in tracked(progress, split.blocks(batch), "how well activations are rebuilt", firings.n_tokens):
+    for block in tracked(progress, split.blocks(batch), "reconstruction error", firings.n_tokens):
         x = block.to(torch.float32)
         residual = x - decode_firings(sae, firings, done, x)
         errors.append(residual.double().square().sum(1).numpy())

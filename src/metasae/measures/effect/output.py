@@ -80,7 +80,7 @@ def output_reference(
     ablations = {"mean": lambda x: mean.to(x).expand_as(x), "zero": torch.zeros_like}
     effect = CausalEffect(host.readout) if host.causal and windows else EncoderEffect()
     batches, room = [], KEPT_NUMBERS
-    name, together = "the model without these activations", _batches(windows, host, context, batch_tokens)
+    name, together = "model output, clean and ablated", _batches(windows, host, context, batch_tokens)
     own_tokens = sum(map(len, windows))
     for some in tracked(progress, together, name, own_tokens, size=lambda some: sum(map(len, some))):
         batch = Batch(*pad(some, host.frame, host.pad_id), torch.tensor([window.document for window in some]))
@@ -113,7 +113,7 @@ def output_effect(
     rules = {"sae": screen.reconstruct}
     if batch_topk:
         rules["batch_topk"] = partial(batch_topk_reconstruction, sae)
-    effect, pieces, name = reference.effect, [], "the model with the SAE in place"
+    effect, pieces, name = reference.effect, [], "model output with the SAE in place"
     n_tokens = sum(map(_n_own, reference.batches))
     for batch in tracked(progress, reference.batches, name, n_tokens, size=_n_own):
         clean = _state(host, batch) if batch.clean is None else batch.clean

@@ -64,7 +64,7 @@ def concept_reference(
         rows = Rows(tagged.x)
         sets.append((tagged.bank, numbered_by_concept(tagged.bank, tagged.sentence, seed), rows, rows, True))
     out, total = [], sum(len(documents) for _, documents, *_ in sets)
-    with progress.task("probes for concepts", total) as task:
+    with progress.task("fitting probes for concepts", total) as task:
         for bank, documents, split, rows, tells_blends in sets:
             # tagged sentences may have fewer tokens than their activations have dimensions
             ridge = RIDGE if rows is None else RIDGE_OF_FEW
@@ -110,7 +110,7 @@ def measure_concepts(
     there is one. Blocks of other sets are their sentences in turn, two by two, so that both halves have some of each.
     """
     n_blocks, scores = 1 if blocks is None else int(blocks.max()) + 1, []
-    with progress.task("concepts with labels", sum(len(tokens.documents) for tokens in reference)) as task:
+    with progress.task("scoring concepts", sum(len(tokens.documents) for tokens in reference)) as task:
         for tokens in reference:
             scores.append(_scores_on(sae, firings, blocks, n_blocks, tokens))
             task.advance(len(tokens.documents))

@@ -124,7 +124,9 @@ def sense_reference(
     words: from `metasae.data.senses.sense_activations`.
     """
     references = []
-    for number, word in tracked(progress, enumerate(words), "probes for word senses", len(words), "words", lambda _: 1):
+    for number, word in tracked(
+        progress, enumerate(words), "fitting probes for word senses", len(words), "words", lambda _: 1
+    ):
         rng = np.random.default_rng([seed, number])
         halves = np.stack([even_parts(word.sense, word.sentence, 2, rng) for _ in range(splits)])
         shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])

@@ -47,7 +47,7 @@ def measure_senses(sae: SAE, reference: Sequence[WordReference], progress: Progr
     leave_one_out. headroom: probe_f1 less coverage_f1. Raises ValueError when the SAE has no threshold.
     """
     words = {}
-    for word in tracked(progress, reference, "word senses", len(reference), "words", size=lambda _: 1):
+    for word in tracked(progress, reference, "scoring word senses", len(reference), "words", size=lambda _: 1):
         words[word.activations.word] = measure_word(sae, word)
     return {
         **overall(list(words.values())),
