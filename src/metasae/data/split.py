@@ -1,4 +1,4 @@
-"""Tokens with their activations, which training, calibration and measures read, whatever source they come from."""
+"""Tokens with their activations, from any source, as training, calibration and measures read them."""
 
 from collections.abc import Iterator
 from functools import cached_property

@@ -142,7 +142,7 @@ def _files_of_sae(folder: Path, within: str) -> dict[str, Path]:
 
 def _refuse_unfinished(folder: Path) -> None:
     """Raises UserError where an arm of the recipe, its measures or the comparison is missing."""
-    again = f"`metasae run {folder / 'recipe.toml'} --out {folder}` goes on with it"
+    again = f"`metasae run {folder / 'recipe.toml'} --out {folder}` continues it"
     for name in ("recipe.toml", "compare.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not finished: it has no {name}; {again}")

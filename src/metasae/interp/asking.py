@@ -45,9 +45,9 @@ class Temporary(Exception):
 
 
 class Judge(Protocol):
-    """Who answers questions. name: the name under which replies are kept: the model, and whatever else changes its
-    replies. A judge that has `batch` and `answer_many` instead of `answer` (as LocalJudge) is asked `batch` questions
-    at a time, by one thread.
+    """The interface of a judge. name: the name under which replies are kept: the model, and everything else that
+    changes its replies. A judge that has `batch` and `answer_many` instead of `answer` (as LocalJudge) is asked `batch`
+    questions at a time, by one thread.
     """
 
     name: str

@@ -91,7 +91,9 @@ def _numbers(windows: Sequence[Shown]) -> list[str]:
 
 
 def _listed(names: Sequence[str], windows: Sequence[Shown]) -> str:
-    """The windows, one a line behind its name, with marks that none of them holds; first what the marks are."""
+    """The windows, one a line after its name, with marks that none of them contains; before them what the marks
+    mean.
+    """
     marks = Marks.of(windows)
     legend = marks.legend(windows)
     lines = [f"{name} {marks.line_of(window)}" for name, window in zip(names, windows, strict=True)]

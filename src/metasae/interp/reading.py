@@ -80,7 +80,7 @@ def choice_of(reply: Reply | None, count: int, name: str, allowed: Sequence) -> 
 
 
 def answers_of(reply: Reply | None, count: int, kind: type) -> list | None:
-    """`answers`, where it is a list of so many of this type; else None."""
+    """`answers`, where it is a list of `count` values of this type; else None."""
     answers = field_of(reply, "answers")
     if not isinstance(answers, list) or len(answers) != count:
         return None

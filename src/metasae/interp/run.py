@@ -86,7 +86,7 @@ def run_interp(
 def _confirmed(scoring: "Scoring", asker: Asker, confirm: Callable[[dict], bool] | None) -> dict:
     """The estimate with its cost.
 
-    Raises UserError where nothing answers, and where it is above the limit and nobody says yes.
+    Raises UserError where nothing answers, and where it is above the limit and not confirmed.
     """
     spec = scoring.spec
     # a judge need not run where all its replies are kept

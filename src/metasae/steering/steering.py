@@ -1,7 +1,7 @@
 """Steering: latents are set, added to, scaled or ablated while the model runs.
 
 With z = encode(x) at the hook point, z' the edited activations, and std that of the token where the SAE normalises per
-token (else 1), a steered token goes on as
+token (else 1), a steered token continues as
 
     x' = x + std (z' - z) W_dec                 the SAE's reconstruction error x - decode(z) is kept, or
     x' = decode(z) + std (z' - z) W_dec         without it: decode(z')

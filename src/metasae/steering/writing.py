@@ -76,7 +76,7 @@ def written(
     """For every prompt {prompt, without, with}: `tokens` tokens after it, without and with the edited latents.
 
     Arguments as for `run_steer`, with a model and an SAE that are loaded already. Raises UserError for an encoder,
-    prompts that do not fit, and whatever `steer` refuses.
+    prompts that do not fit, and everything that `steer` refuses.
     """
     ids, mask = _encoded(host, prompts, tokens, chat)
     without = _continued(host, ids, mask, tokens, seed)

@@ -40,9 +40,9 @@ _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 class CacheWriter:
     """One hook point's cache in the making. Tokens of a split are numbered in the order of the feed.
 
-    settings: `tokens` (wanted of each split), `shard_tokens` and whatever else decides which row lies where: a harvest
-    goes on only where they are the same. ranks: those that write into the folder, each some of the rows. All of them
-    make the same calls, and the first one writes the note and the index.
+    settings: `tokens` (wanted of each split), `shard_tokens` and everything else that decides which row lies where: a
+    harvest is continued only where they are the same. ranks: those that write into the folder, each some of the rows.
+    All of them make the same calls, and the first one writes the note and the index.
     """
 
     def __init__(self, folder: Path, identity: dict, fingerprint: str, d: int, settings: dict, ranks: Ranks = ALONE):

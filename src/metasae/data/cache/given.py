@@ -139,7 +139,7 @@ def keep(
 class GivenCache:
     """The interface of `ActivationCache` over a folder that `keep` wrote.
 
-    tokens: at most so many rows of each split are shown. Raises UserError for a folder without them.
+    tokens: the most rows of each split that are shown. Raises UserError for a folder without them.
     """
 
     def __init__(self, folder: str | Path, tokens: dict[str, int]):

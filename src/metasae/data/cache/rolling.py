@@ -145,7 +145,7 @@ class RollingHarvest:
     def _fill(self, writer: CacheWriter, start: Cursor, number: int, progress: Progress) -> tuple[Cursor, bool]:
         """Pools into one window, from where it was stopped.
 
-        Returns the cursor behind it, and whether the text is at its end.
+        Returns the cursor after it, and whether the text is at its end.
         """
         done = resume([writer]) or _since(start, start)
         cursor = replace(done, found={"train": start.found["train"] + done.found["train"]})
@@ -169,7 +169,7 @@ class RollingHarvest:
         return cursor, False
 
     def _next_pool(self, cursor: Cursor) -> tuple[Pool | None, Cursor]:
-        """The pool behind a cursor, None where the text ends.
+        """The pool after a cursor, None where the text ends.
 
         Where the last pool ended at the cursor, the reading continues there; otherwise the text is read from its start.
         """

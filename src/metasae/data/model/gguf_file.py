@@ -1,6 +1,6 @@
 """A GGUF file: one file, a file inside an installed package, or the parts of one in packages. Needs no torch.
 
-model.path = "FOLDER/FILE.gguf"           a file, whatever its name: what it holds decides
+model.path = "FOLDER/FILE.gguf"           a file; its content decides, not its name
 model.path = "package:PKG/FILE.gguf"      a file of an installed package, or FILE.gguf.part00, .part01, ... of it
                                           and of the packages whose names begin with its own
 """

@@ -141,8 +141,8 @@ class Host:
     def output(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """ids, mask int64 [b, t] -> logits [b, t, V] (causal) or the last hidden state [b, t, D] (encoders).
 
-        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for
-        another shape.
+        `replace` takes the hooked tensor [b, t, d] and returns the one with which the model continues. Raises
+        ValueError for another shape.
         """
         with self._replaced(replace):
             output = self._run(ids, mask)
@@ -232,7 +232,7 @@ def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Ten
                 return x_BTD
             if len(lane.read) + 1 == len(hosts):
                 raise hooks.Reached(x_BTD)
-            lane.read[number] = x_BTD.clone()  # the model goes on and may write into its own
+            lane.read[number] = x_BTD.clone()  # the model continues and may write into its own tensor
             return x_BTD
 
         return read

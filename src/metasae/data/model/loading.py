@@ -232,6 +232,6 @@ def _said(error: BaseException) -> str:
 
 
 def _named(error: BaseException) -> str:
-    """The first line of an error, behind its class unless that is a usual one, whose text says enough."""
+    """The first line of an error, after its class unless that is a common one, whose text says enough."""
     usual = isinstance(error, (OSError, ValueError, ImportError))
     return hub.reason(error) if usual else f"{type(error).__name__}: {hub.reason(error)}"

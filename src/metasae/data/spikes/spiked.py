@@ -17,7 +17,7 @@ class SpikedSplit:
     """x' = x + sum_j s_j g_j for the tokens of a split, float32.
 
     added: what spike-ins add to the mean of x (float64 [d]) and to the mean of ||x||^2, for splits that are trained on;
-    None where nobody asks for the split's moments.
+    None where the split's moments are not needed.
     """
 
     def __init__(self, split: Split, spikes: SpikeSet, added: tuple[Tensor, float] | None = None):

@@ -110,7 +110,7 @@ class Plain:
         return [number for number in ids if number in never] == [number for number in marked if number in never]
 
     def _named_in(self, text: str) -> list[str]:
-        """The special tokens that stand in a text without MARK before them."""
+        """The names of special tokens in a text without MARK before them."""
         return self._name.findall(re.sub(f"{MARK}(?:{self._name.pattern})", MARK, text))
 
     @cached_property

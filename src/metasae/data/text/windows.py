@@ -241,7 +241,7 @@ class Feed:
                 yield split, window, row
 
     def pools(self, source: Iterable[Document], size: int) -> Iterator[tuple[Pool, Cursor]]:
-        """Windows in pools of `size` tokens or little more, each with the cursor behind it."""
+        """Windows in pools of `size` tokens or little more, each with the cursor after it."""
         for pool in grouped(self.windows(source), lambda entry: len(entry[1]), size):
             yield pool, self.cursor
 

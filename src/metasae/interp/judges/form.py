@@ -76,7 +76,7 @@ class Form:
         return rest
 
     def _goes_on(self, piece: str) -> bool:
-        """Whether the string of JSON that free text stands in is still open behind this piece of it."""
+        """Whether the JSON string of the free text is still open after this piece of it."""
         for character in piece:
             if character < " " or (character == '"' and not self._escapes):
                 return False
@@ -97,7 +97,7 @@ def _likeliest(logprobs: Tensor, tokens: Sequence[int]) -> Step:
 
 def parts_of(schema: Mapping, encode: Callable[[str], Sequence[int]]) -> list[Part]:
     """The parts of an object with one field: a string, one of an `enum`, a whole number from a range, true or false, or
-    a list of so many of those.
+    a list of a fixed number of those.
 
     encode: text -> token ids, without special tokens. Raises UserError for another schema.
     """

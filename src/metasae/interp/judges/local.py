@@ -105,7 +105,7 @@ class LocalJudge:
         self, prompts: Sequence[Sequence[int]], forms: Sequence[Form], limits: Sequence[int]
     ) -> list[list[Step]]:
         """Per prompt the steps of a reply in its form. How a reply opens is read with its prompt. Writing stops at
-        limits[i], and what closes the reply may stand behind it.
+        limits[i], and the tokens that close the reply may follow.
         """
         steps = [form.opening() for form in forms]
         prompts = [[*prompt, *(step.token for step in begun)] for prompt, begun in zip(prompts, steps, strict=True)]
@@ -132,7 +132,7 @@ class LocalJudge:
             for row in running:
                 steps[row] += forms[row].write(logprobs[row], limits[row] - len(steps[row]))
             running = [row for row in running if not forms[row].is_whole and len(steps[row]) < limits[row]]
-            # what stands behind a whole reply is not read
+            # text after a whole reply is not read
             ids = torch.tensor([[of_row[-1].token] for of_row in steps], device=device)
             places, mask = places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         return steps

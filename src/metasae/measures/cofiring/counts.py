@@ -93,7 +93,7 @@ def excluded(counts: np.ndarray, n_tokens: int) -> dict[str, int]:
 
 
 def n_pairs_of(latents: int) -> int:
-    """Pairs i < j of so many latents."""
+    """The number of pairs i < j of this many latents."""
     return latents * (latents - 1) // 2
 
 

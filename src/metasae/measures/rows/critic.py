@@ -169,7 +169,7 @@ def judge_beside_floors(
 
 
 def n_trained(critics: int) -> int:
-    """Meta SAEs that so many critics train, the random floor as one."""
+    """The number of meta SAEs that are trained for this many critics, counting the random floor as one."""
     return 2 * critics + 1
 
 
@@ -210,7 +210,7 @@ def critic_grid(
 ) -> list[dict]:
     """`judge_beside_floors` of rows [R, d] for every width and k, by one critic each: {"width", "m", "k", ...scores}.
 
-    widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
+    widths: shares of n, so that all arms get the same m, however many of their rows are judged.
     """
     gaussian, table, sizes = gaussian_rows(rows, seed + 2), [], list(product(widths, ks))
     for width, k in tracked(progress, sizes, "critics of several sizes", len(sizes), "critics", size=lambda _: 1):

@@ -58,12 +58,11 @@ def measure_decomposability(
     """The `decomposability` part of measures.json.
 
     live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of a critic as
-    a share of all n latents. meta_k: critic latents kept per row on average. meta_sae: the run's own, or None.
-    critics: how many judge, of the seeds from `seed` on, the same for every arm. Scores are their means; `critics` has
-    those of each one. dtype: of the critics' products, as `train.dtype`. grid: critics of the widths 4.5%, 9%, 25% with
-    1, 2, 4, 8 latents per row, one each, as `critic_grid`. parts: above 0, the pursuit with up to so many parts, as
-    `pursuit`. Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not
-    finite.
+    a share of all n latents. meta_k: critic latents kept per row on average. meta_sae: the run's own, or None. critics:
+    how many judge, of the seeds from `seed` on, the same for every arm. Scores are their means; `critics` has those of
+    each one. dtype: of the critics' products, as `train.dtype`. grid: critics of the widths 4.5%, 9%, 25% with 1, 2, 4,
+    8 latents per row, one each, as `critic_grid`. parts: above 0, the pursuit with up to this many parts, as `pursuit`.
+    Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not finite.
     """
     rows = _live_rows(sae, live)
     nearest, aligned = nearest_cosines(rows), encoder_decoder_cosines(sae, live)
