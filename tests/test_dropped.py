@@ -137,7 +137,7 @@ def test_a_run_names_the_command_that_goes_on(stream, build, tmp_path, window_to
         metasae.run(values, out, show=False)
     line = str(dropped.value)
     assert "after 150 documents (The read operation timed out)" in line and "\n" not in line
-    assert line.endswith(f"give the same command again to go on: metasae run {out}/recipe.toml --out {out}")
+    assert line.endswith(f"run the same command again to continue: metasae run {out}/recipe.toml --out {out}")
     stream(None)
     metasae.run(str(out / "recipe.toml"), out, show=False)
     assert (out / "compare.json").is_file()

@@ -139,7 +139,7 @@ def test_a_header_of_nonsense_is_one_line(tmp_path, cache, content):
 
 
 @pytest.mark.parametrize(
-    "content, words", [(b"", "is empty"), (b"PK\x03\x04 a zip", "is no GGUF file"), (b"G", "is no GGUF")]
+    "content, words", [(b"", "is empty"), (b"PK\x03\x04 a zip", "is not a GGUF file"), (b"G", "is not a GGUF")]
 )
 def test_empty_and_foreign_files_are_refused_without_reading_on(tmp_path, content, words):
     (tmp_path / "other.gguf").write_bytes(content)
