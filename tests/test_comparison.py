@@ -388,6 +388,7 @@ def test_how_a_change_is_written(percent, ci, text):
 def test_the_catalogue_names_each_measure_once():
     assert len({q.key for q in CATALOGUE}) == len(CATALOGUE) == len({q.label for q in CATALOGUE})
     assert all(q.better is not None and q.main and q.kind != "description" for q in CATALOGUE if q.in_words)
+    assert all(q.meaning and not q.meaning.endswith(".") for q in CATALOGUE)
 
 
 def test_blocks_of_documents_widen_the_interval(tmp_path):

@@ -70,20 +70,18 @@ def stream(monkeypatch, stories):
 @pytest.mark.parametrize("kind", DROPS)
 def test_every_clients_errors_are_one_line(stream, kind):
     stream(7, DROPS[kind])
-    with pytest.raises(
-        Dropped, match=r"'a/b' broke off after 7 documents \(.+\); what is harvested is kept"
-    ) as dropped:
+    with pytest.raises(Dropped, match=r"'a/b' stopped after 7 documents \(.+\); the harvest so far is kept") as dropped:
         list(documents(recipe.Text(source="a/b")))
     assert "\n" not in str(dropped.value)
     stream(0, DROPS[kind])
-    with pytest.raises(UserError, match="'a/b' cannot be had: ") as refused:
+    with pytest.raises(UserError, match="'a/b' cannot be loaded: ") as refused:
         list(documents(recipe.Text(source="a/b")))
     assert not isinstance(refused.value, Dropped)
 
 
 def test_other_errors_are_what_they_are(stream):
     stream(7, lambda: FileNotFoundError("no file part-2.parquet"))
-    with pytest.raises(UserError, match="cannot be had behind document 7: no file part-2"):
+    with pytest.raises(UserError, match="cannot be loaded after document 7: no file part-2"):
         list(documents(recipe.Text(source="a/b")))
     stream(7, lambda: ZeroDivisionError("a mistake of ours"))
     with pytest.raises(ZeroDivisionError):
@@ -139,7 +137,7 @@ def test_a_run_names_the_command_that_goes_on(stream, build, tmp_path, window_to
         metasae.run(values, out, show=False)
     line = str(dropped.value)
     assert "after 150 documents (The read operation timed out)" in line and "\n" not in line
-    assert line.endswith(f"give the same command again to go on: metasae run {out}/recipe.toml --out {out}")
+    assert line.endswith(f"run the same command again to continue: metasae run {out}/recipe.toml --out {out}")
     stream(None)
     metasae.run(str(out / "recipe.toml"), out, show=False)
     assert (out / "compare.json").is_file()

@@ -309,5 +309,5 @@ def test_what_is_left_out_is_said():
     assert in_words([usual, sinks], 8, 8.0) == ("2 tokens (2%) with activations longer than 8 times the median norm")
     assert in_words([usual], 8, 8.0) == ""
     heavy = np.concatenate([usual, [7.0, 9.0, 20.0]])
-    assert "norms have no gap there: 0.99% are beyond 16 times; harvest.norm_limit=16" in in_words([heavy], 8, 8.0)
+    assert "norms have no gap there: 0.99% are above 16 times; harvest.norm_limit=16" in in_words([heavy], 8, 8.0)
     assert in_words([usual, [np.inf]], 0, np.inf) == "1 special tokens inside documents"

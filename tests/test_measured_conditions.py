@@ -105,14 +105,14 @@ def test_a_threshold_that_was_never_set_is_calibrated_and_said(recipe, tmp_path,
     del state["threshold"]
     save_file(state | {"topk_threshold": torch.tensor(0.0)}, never / "sae_weights.safetensors")
     _, conditions, _ = measured([never], tmp_path / "a", recipe)
-    line = "never-s0 comes without thresholds, which its library never set; they are calibrated to its k = 4 by"
+    line = "never-s0 comes without thresholds, as its library never set them; metasae calibrates them to its k = 4 by"
     assert line in capsys.readouterr().err and conditions["rule"] == "rate"
     assert conditions["l0_realised"] == pytest.approx(4, rel=0.2)
     # an average that was begun and not finished cannot be told from the file, but from what fires
     save_file(state | {"topk_threshold": torch.tensor(1e-6)}, never / "sae_weights.safetensors")
     _, conditions, _ = measured([never], tmp_path / "b", recipe)
     assert conditions["rule"] == "own" and conditions["l0_realised"] > 6
-    assert f"never-s0 fires on {conditions['l0_realised']:.3g} latents a token, and was trained to keep k = 4" in (
+    assert f"never-s0 has {conditions['l0_realised']:.3g} active latents per token, but was trained to keep k = 4" in (
         capsys.readouterr().err
     )
 
@@ -188,7 +188,7 @@ def test_bos_is_part_of_what_is_harvested_where_it_changes_it(build):
     assert bare[0].fingerprint == bare[1].fingerprint
     with pytest.raises(UserError, match=r"model\.bos=true, and the tokenizer has no BOS token; set model\.bos=auto"):
         Host.load(Model(path=str(build("gpt2", bos=False)), bos=True), POINT)
-    with pytest.raises(UserError, match=r"model\.bos is of causal models"):
+    with pytest.raises(UserError, match=r"model\.bos is for causal models"):
         Host.load(Model(path=str(build("bert")), bos=False), POINT)
     with pytest.raises(UserError, match=r"model\.bos: Input should be 'auto', True or False"):
         Recipe.load({"model": {"bos": "never"}})

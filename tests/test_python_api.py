@@ -84,7 +84,7 @@ def test_a_run_an_arm_and_an_sae_folder_load(tmp_path):
     by_name = metasae.load(tmp_path / "run", arm="joint", seed=0)
     for path in ("run/arms/joint-s0", "run/arms/joint-s0/primary"):
         assert torch.equal(metasae.load(tmp_path / path).W_dec, by_name.W_dec)
-    with pytest.raises(metasae.UserError, match=r"no SAE of it fits arm='nested'.*: solo-s0, joint-s0, joint-s1"):
+    with pytest.raises(metasae.UserError, match=r"none of its SAEs has arm='nested'.*: solo-s0, joint-s0, joint-s1"):
         metasae.load(tmp_path / "run", arm="nested")
 
 

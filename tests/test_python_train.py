@@ -126,9 +126,9 @@ def test_documents_are_held_out_whole(tmp_path):
     cuts = json.loads((tmp_path / "run/activations/index.json").read_text())["cuts"]
     assert cuts == [800, 900]
     assert run.arms[0].measures()["conditions"]["n_documents"] == 2
-    with pytest.raises(metasae.UserError, match="document 7 comes back in row 1,020; sort x and documents"):
+    with pytest.raises(metasae.UserError, match="document 7 occurs again in row 1,020; sort x and documents"):
         train(x, documents=np.append(documents[:-4], [7] * 4))
-    with pytest.raises(metasae.UserError, match="documents names 5 rows, and x has 1,024"):
+    with pytest.raises(metasae.UserError, match="documents has 5 entries, but x has 1,024 rows"):
         train(x, documents=[1] * 5)
     with pytest.raises(metasae.UserError, match=r"x has 1,024 rows in 2 documents; .* at least 3"):
         train(x, documents=[0] * 1000 + [1] * 24)

@@ -139,7 +139,7 @@ def test_a_header_of_nonsense_is_one_line(tmp_path, cache, content):
 
 
 @pytest.mark.parametrize(
-    "content, words", [(b"", "is empty"), (b"PK\x03\x04 a zip", "is no GGUF file"), (b"G", "is no GGUF")]
+    "content, words", [(b"", "is empty"), (b"PK\x03\x04 a zip", "is not a GGUF file"), (b"G", "is not a GGUF")]
 )
 def test_empty_and_foreign_files_are_refused_without_reading_on(tmp_path, content, words):
     (tmp_path / "other.gguf").write_bytes(content)
@@ -244,19 +244,19 @@ def test_a_damaged_part_is_refused_by_the_checksum(in_parts, cache):
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    assert "do not add up to the checksum" in refused(PARTS.path)
+    assert "do not match the checksum" in refused(PARTS.path)
     assert unfinished(cache) == []
 
 
 @pytest.mark.parametrize("number, left", [(1, "1, 2"), (2, "0, 2")])
 def test_a_missing_part_is_named(in_parts, number, left):
     shutil.rmtree(in_parts / f"carried_gguf_part{number}")
-    assert f"only those numbered {left} are installed" in refused(PARTS.path)
+    assert f"only the parts {left} are installed" in refused(PARTS.path)
 
 
 def test_a_missing_last_part_is_told_by_the_checksum(in_parts):
     shutil.rmtree(in_parts / "carried_gguf_part3")
-    assert "do not add up to the checksum" in refused(PARTS.path)
+    assert "do not match the checksum" in refused(PARTS.path)
 
 
 def test_packages_of_our_recipes_say_how_they_are_installed():

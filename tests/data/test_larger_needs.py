@@ -157,7 +157,7 @@ def test_a_larger_harvest_that_was_stopped_goes_on(host, stories, folder, passes
 
 def test_another_harvest_beside_it_is_refused(host, stories, folder):
     other = harvest(host.at(OTHER), TEXT, SPEC, beside(folder, MORE), TOKENS, documents=stories)
-    with pytest.raises(UserError, match=r"was harvested otherwise \(point: .*choose another harvest\.cache"):
+    with pytest.raises(UserError, match=r"was harvested with other settings \(point: .*choose another harvest\.cache"):
         more(host, stories, folder)
     assert more(host, stories, folder, TOKENS).folder == folder != other.folder
 

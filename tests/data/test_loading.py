@@ -147,7 +147,7 @@ def test_folders_and_packages_that_hold_no_model(tmp_path):
             "has no revision 'v9' .Invalid rev id: v9.; set model.revision",
         ),
         (404, "EntryNotFound", "Entry not found", "cannot load the model 'lab/m'.*config.json.*; check model.name"),
-        (403, "", "token has expired", "does not hand out the model 'lab/m' .token has expired.*HF_TOKEN"),
+        (403, "", "token has expired", "refuses the model 'lab/m' .token has expired.*HF_TOKEN"),
     ],
 )
 def test_the_hubs_reason_and_what_to_do(hub, status, code, message, says):

@@ -95,7 +95,7 @@ def test_names_are_plain_and_other_texts_keep_their_ids(maker):
     usual = tokenizer(STORIES, **OPTIONS)["input_ids"]
     assert plain.ids(STORIES) == usual
     assert [plain._twin.encode(story, add_special_tokens=False).ids for story in STORIES] == usual
-    assert tokenizer.backend_tokenizer.to_str() == before and plain.said.startswith("texts name special tokens")
+    assert tokenizer.backend_tokenizer.to_str() == before and plain.said.startswith("texts contain special tokens")
 
 
 def test_the_tokenizers_without_a_twin(stories):
@@ -111,7 +111,7 @@ def test_the_tokenizers_without_a_twin(stories):
     frame = Frame.of(tokenizer, causal=True)
     ((*_, ids),) = tokenise(tokenizer, [(0, Chat(({"role": "user", "content": "ab"},), "record 1"))], frame)
     assert ids[-1] == tokenizer.eos_token_id
-    with pytest.raises(UserError, match=r"record 1 does not fit .* the tokenizer is no fast one"):
+    with pytest.raises(UserError, match=r"record 1 does not fit .* the tokenizer is not a fast one"):
         list(tokenise(tokenizer, [(0, Chat(({"role": "user", "content": "a </s>"},), "record 1"))], frame))
 
 
@@ -150,7 +150,8 @@ def test_a_template_that_changes_what_it_is_given_is_refused():
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] | tojson }}{% endfor %}"
     plain = Plain(tokenizer)
     assert plain.ids([written(plain, chat("Hello."))])[0][0] == tokenizer.bos_token_id
-    with pytest.raises(ValueError, match="cannot be told from the template's, as it changes the message"):
+    why = "cannot be told apart from the template's own, because the template changes the message"
+    with pytest.raises(ValueError, match=why):
         written(plain, chat("Hello </s>."))
 
 
@@ -203,4 +204,4 @@ def test_a_harvest_reads_them_as_text_and_says_so(load, stories, tmp_path):
     cache = harvest(host, text, recipe.Harvest(dtype="fp32"), tmp_path / "cache", tokens, Heard())
     special = host.tokenizer.all_special_ids
     assert not np.isin(np.asarray(cache.split("train").tokens), special).any()
-    assert said == ["note: texts name special tokens of the model (</s>), which are read as plain text"]
+    assert said == ["note: texts contain special tokens of the model (</s>); they are read as plain text"]

@@ -242,7 +242,7 @@ def test_a_text_that_changed_meanwhile_is_refused(host, stories, tmp_path, passe
         together(host, tmp_path, iter(stories))
     passes.stop = None
     folder = next(file.parent for file in tmp_path.rglob(UNFINISHED))
-    with pytest.raises(UserError, match="it goes on where it stopped"):
+    with pytest.raises(UserError, match="it continues where it stopped"):
         ActivationCache(folder)
     with pytest.raises(UserError, match="'stories' has changed since the harvest was interrupted"):
         together(host, tmp_path, iter(["another first story", *stories]))

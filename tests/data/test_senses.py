@@ -212,7 +212,7 @@ def test_nothing_to_judge_on(load, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no word in .* has two senses with 20 examples each"):
         sense_activations(host, [file])
     monkeypatch.setattr(host, "tokenizer", type("Slow", (), {"is_fast": False})())
-    with pytest.raises(UserError, match="need a fast one"):
+    with pytest.raises(UserError, match="need a fast tokenizer"):
         sense_activations(host, [file], minimum=2)
 
 

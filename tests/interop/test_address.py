@@ -110,7 +110,7 @@ def test_what_is_no_address_asks_for_nothing(hub, address):
 
 
 def test_what_cannot_be_had_is_one_line(hub):
-    with pytest.raises(UserError, match=r"hf:a/b/c@gone cannot be had: 404 Client Error$"):
+    with pytest.raises(UserError, match=r"hf:a/b/c@gone cannot be loaded: 404 Client Error$"):
         load("hf:a/b/c@gone")
     with pytest.raises(UserError, match="hf:a/b/absent: no SAE there; check the revision and the folder"):
         load("hf:a/b/absent")
@@ -121,11 +121,11 @@ def test_without_the_hub_its_cache_is_used_or_the_reason_given(hub, monkeypatch)
     peers.make("sparsify", "topk", "none", hub.repo / "layers.4")
     load("hf:someone/saes/layers.4")
     assert hub.calls == [("someone/saes", None, True)]
-    with pytest.raises(UserError, match="hf:a/b/c@gone cannot be had: HF_HUB_OFFLINE is set"):
+    with pytest.raises(UserError, match="hf:a/b/c@gone cannot be loaded: HF_HUB_OFFLINE is set"):
         load("hf:a/b/c@gone")
 
 
 def test_the_real_client_offline_is_one_line(monkeypatch):
     monkeypatch.setattr(reach, "unreachable", lambda: "HF_HUB_OFFLINE is set")
-    with pytest.raises(UserError, match="hf:nobody/nothing/x cannot be had: HF_HUB_OFFLINE is set"):
+    with pytest.raises(UserError, match="hf:nobody/nothing/x cannot be loaded: HF_HUB_OFFLINE is set"):
         load("hf:nobody/nothing/x")

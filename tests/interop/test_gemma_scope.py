@@ -133,7 +133,7 @@ def test_a_shape_beyond_the_record_asks_for_no_memory(tmp_path):
 
 def test_it_is_read_and_not_written(tmp_path):
     path = scope(tmp_path)
-    with pytest.raises(UserError, match="gemma_scope is read, not written; choose one of metasae, saelens"):
+    with pytest.raises(UserError, match="gemma_scope can be read but not written; choose one of metasae, saelens"):
         export(path, "gemma_scope", tmp_path / "out")
     asked = CliRunner().invoke(app, ["export", str(path), "--to", "gemma_scope", "--out", str(tmp_path / "out")])
     assert asked.exit_code and not (tmp_path / "out").exists()

@@ -214,7 +214,7 @@ def test_a_count_of_a_wrong_type(tmp_path, format, key, value):
         (
             "dictionary_learning",
             {"trainer": {"dict_class": "AutoEncoderTopK", "k": 6}},
-            "trainer.k is 6, the weights say otherwise",
+            "trainer.k is 6, but the weights hold another k",
         ),
         ("dictionary_learning", {"trainer": {"dict_class": "GatedAutoEncoder"}}, "lacks the tensor 'decoder_bias'"),
     ],

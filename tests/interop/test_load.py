@@ -70,10 +70,10 @@ def test_several_that_fit_are_named(run):
 
 
 def test_a_wrong_arm_and_a_wrong_seed_say_what_there_is(run):
-    refused("no SAE of it fits arm='jont', seed=None: solo-s0, joint-s0, joint-s1$", run, arm="jont")
-    refused("no SAE of it fits arm='solo', seed=1: solo-s0", run, arm="solo", seed=1)
-    refused("no SAE of it fits arm=None, seed=7", run, seed=7)
-    refused("no SAE of it fits arm='control'", run, arm="control")
+    refused("none of its SAEs has arm='jont', seed=None: solo-s0, joint-s0, joint-s1$", run, arm="jont")
+    refused("none of its SAEs has arm='solo', seed=1: solo-s0", run, arm="solo", seed=1)
+    refused("none of its SAEs has arm=None, seed=7", run, seed=7)
+    refused("none of its SAEs has arm='control'", run, arm="control")
 
 
 def test_a_run_without_a_trained_arm_says_so(tmp_path):
@@ -85,7 +85,7 @@ def test_a_run_without_a_trained_arm_says_so(tmp_path):
 def test_arm_and_seed_belong_to_run_folders(run):
     for path in (run / "arms" / "joint-s0", run / "arms" / "joint-s0" / "primary", run / "absent", "hf:owner/name"):
         for chosen in ({"arm": "joint"}, {"seed": 0}):
-            refused("arm and seed choose an SAE of a run folder, and '.*' is none", path, **chosen)
+            refused("arm and seed choose an SAE of a run folder, but '.*' is not a run folder", path, **chosen)
 
 
 def test_an_arm_folder_stands_for_its_primary_and_an_sae_folder_for_itself(run):

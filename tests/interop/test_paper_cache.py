@@ -168,7 +168,7 @@ def test_what_cannot_be_asked_for(tmp_path, arms):
     odd = write_arm(tmp_path / "odd", arms[0][1], arm="../x")
     for options, words in [
         ({"context": 0}, "context must be at least 1"),
-        ({"other": other_text}, "belong to other text"),
+        ({"other": other_text}, "are on other text"),
         ({"other": twin}, "both arms are named 'joint'"),
         ({"other": odd}, "'../x' cannot name a file"),
         ({"other": tmp_path}, "keeps no firings"),

@@ -141,7 +141,7 @@ def test_sizes_that_are_not_set_are_refused_or_told_by_the_weights(tmp_path):
     unset = changed(path, config="config.json", trainer=trainer | {"activation_dim": -1, "dict_size": None})
     assert load(unset).config.d_in == peers.D
     other = changed(path, config="config.json", trainer=trainer | {"activation_dim": 512})
-    with pytest.raises(UserError, match="activation_dim is 512, the weights have 16"):
+    with pytest.raises(UserError, match="activation_dim is 512, but the weights have 16"):
         load(other)
 
 
@@ -155,6 +155,7 @@ def test_what_is_said_of_thresholds_before_measuring(tmp_path):
     assert said_of_thresholds(usual, "x-s0", "rate") == []
     assert said_of_l0(usual, "x-s0", 5.5) == said_of_l0(usual, "x-s0", 4) == []
     for l0 in (24.0, 2.0):
-        assert f"fires on {l0:.3g} latents a token, and was trained to keep k = 5" in said_of_l0(usual, "x-s0", l0)[0]
+        said = f"has {l0:.3g} active latents per token, but was trained to keep k = 5"
+        assert said in said_of_l0(usual, "x-s0", l0)[0]
     plain = load(peers.make("saelens", "standard", "none", tmp_path / "d"))
     assert said_of_l0(plain, "x-s0", 24) == [] == said_of_thresholds(plain, "x-s0", "rate")

@@ -89,7 +89,7 @@ def test_the_judge_in_the_box_is_a_place_like_any_other(folder, tmp_path, monkey
     assert result["judge"]["name"].startswith(verb.IN_THE_BOX)
     shown = capsys.readouterr().out
     assert shown.count("this judge cannot tell: ") >= 2 and "\n   cannot tell " in shown
-    assert "asked again in another order, it gives" in shown
+    assert "asked again in another order, the judge repeats" in shown
     again = interp(folder, "local", scores=scores, matched=False, replay=True, show=False, **CHOICES)
     assert again["arms"] == result["arms"]
 

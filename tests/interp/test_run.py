@@ -150,8 +150,8 @@ def test_scores_of_other_windows_or_weights_are_replaced_or_left_out_in_words(ru
     assert set(merged["arms"]) == {"solo-s0", "solo-s1"} and merged["pairs"] == {}
     assert [words.split(":")[0] for words in merged["left_out"]] == ["solo-s0", "solo-s1", "joint-s0", "joint-s1"]
     assert (
-        "the earlier embedding was of other windows" in merged["left_out"][0]
-        and "score it again alike" in merged["left_out"][-1]
+        "the earlier embedding was for other windows" in merged["left_out"][0]
+        and "score it again with the same settings" in merged["left_out"][-1]
     )
     # weights trained anew: what was said of the old ones is not said of them
     for kept in ("primary", "firings"):

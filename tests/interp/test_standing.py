@@ -56,7 +56,7 @@ def test_every_score_with_something_to_say_has_a_line():
     }
     solo, joint = standings(arms)
     assert solo.doubt is None and solo.agreement == agreement_of(score())
-    again = "asked again in another order, it gives 90.0% of 40 answers again (50.0% by chance)"
+    again = "asked again in another order, the judge repeats 90.0% of 40 answers (50.0% by chance)"
     assert solo.line == f"solo-s0, detection: {again}"
     assert joint.line.startswith("joint-s0, detection: this judge cannot tell: ") and joint.line.endswith(again)
 

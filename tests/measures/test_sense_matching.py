@@ -94,12 +94,12 @@ def test_latents_that_drop_their_second_sense_gain():
 
 def test_only_the_same_words_and_sentences_are_compared():
     a = senses_of({"w": population(20, 0)})
-    with pytest.raises(ValueError, match="on other words"):
+    with pytest.raises(ValueError, match="on different words"):
         matched_recall(a, senses_of({"v": population(20, 0)}))
     b = senses_of({"w": population(20, 0)})
     b["words"]["w"]["n_per_sense"] = {"A": 1}
-    with pytest.raises(ValueError, match="other sentences of 'w'"):
+    with pytest.raises(ValueError, match="different sentences of 'w'"):
         matched_recall(a, b)
     b["words"]["w"] = {**a["words"]["w"], "by_recall": a["words"]["w"]["by_recall"][1:]}
-    with pytest.raises(ValueError, match="other bins"):
+    with pytest.raises(ValueError, match="different bins"):
         matched_recall(a, b)

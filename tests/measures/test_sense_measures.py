@@ -155,7 +155,7 @@ def test_words_are_the_clusters():
         assert numbers["leave_one_out"][key] == pytest.approx(
             np.mean([word["leave_one_out"][key] for word in words], axis=0)
         )
-    assert numbers["note"].startswith("3 words: read each by itself") and numbers["missing"] == {}
+    assert numbers["note"].startswith("3 words: read each word by itself") and numbers["missing"] == {}
     assert overall(words * 2)["note"] == ""
     assert words_interval([0.5]) is None
 

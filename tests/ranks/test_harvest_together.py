@@ -100,7 +100,7 @@ def test_a_killed_rank_ends_the_harvest_and_any_number_goes_on(model, few, alone
     assert said[1] is None and said[0][0] == "failed" and said[0][1].startswith("UserError: another rank ended")
     shutil.copytree(killed, again)
     lines, count = harvested(ALONE, model, again, few)
-    assert "goes on behind" in lines[0] and 0 < count < alone[1]
+    assert "continues after" in lines[0] and 0 < count < alone[1]
     told = on_ranks(3, harvested, model, killed, few)
-    assert "goes on behind" in told[0][0][0] and sum(batches for _, batches in told) == count
+    assert "continues after" in told[0][0][0] and sum(batches for _, batches in told) == count
     assert files(killed) == files(again) == alone[0]

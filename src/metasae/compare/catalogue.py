@@ -10,7 +10,7 @@ better    the direction that is nearer to the truth, more faithful or easier to 
 main      `main` for a measure that belongs to the summary; `words` where its change is put into words too
 change    in what a change is given: %, or pp, hundredths of the measure's own unit
 of        of a share of things that are counted, the keys of how many these are
-meaning   what it is, in half a sentence
+meaning   what it is and what fools it, for a reader who does not know the docs; sentences, without the last full stop
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Words in sentences with their sense: tagged occurrences in files, and the model's activations on the word itself.
+"""Words in sentences, each tagged with its sense: the tagged occurrences in files, and the model's activations on them.
 
 A file holds one JSON object a line with the keys word, sense, before, target and after (`metasae.data.tagged`).
 """
@@ -90,13 +90,14 @@ def sense_activations(
 ) -> list[SenseActivations]:
     """The activations at the hook point on every tagged word of `files`, one entry per word, by name.
 
-    Every sentence runs alone, with the special tokens that the model's windows have. Of a target of several tokens
-    the last one counts: a causal model has read the whole word only there, and an SAE knows single tokens, not means.
-    A sentence longer than `context` tokens (or than the model holds) is cut round the target. Left out and counted: a
-    sentence that was there before, a target without a token or longer than the window, and senses with fewer than
-    `minimum` examples (each half of them has to show something); a word is left out where fewer than two senses
-    remain, and `progress` says so. Memory: 4 d bytes per occurrence. Raises UserError for files that cannot be read
-    (see `read_senses`), a tokenizer that does not tell where its tokens stand, and when no word remains.
+    Every sentence runs alone, with the special tokens that the model's windows have. Of a target of several tokens the
+    last one counts, as only there has a causal model read the whole word, and an SAE is trained on single tokens and
+    not on means. A sentence longer than `context` tokens (or than the model holds) is cut round the target. These are
+    left out and counted: a sentence that occurred before, a target without a token or longer than the window, and
+    senses with fewer than `minimum` examples, as each half of the examples must have some. A word is left out where
+    fewer than two senses remain, and `progress` says so. Memory: 4 d bytes per occurrence. Raises UserError for files
+    that cannot be read (see `read_senses`), a tokenizer that does not give the places of its tokens, and when no word
+    remains.
     """
     files = list(files)
     occurrences: dict[str, list[Occurrence]] = defaultdict(list)
@@ -150,8 +151,8 @@ def _of_word(
 
 
 def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) -> Iterator[tuple[Window, int] | str]:
-    """Of each occurrence the (window, position of the target's last token within the window's tokens), or the reason
-    why there is none.
+    """For each occurrence (window, position of the target's last token within the window's tokens), or the reason why
+    there is none.
 
     A token belongs to the target when it holds one of its characters.
     """
@@ -172,7 +173,7 @@ def target_windows(host: Host, occurrences: Sequence[Occurrence], context: int) 
 def _cut(start: int, stop: int, length: int, room: int, causal: bool) -> int:
     """The first token of a window of `room` tokens with the target in its middle.
 
-    In a causal model, which reads nothing behind the target, it stands at the window's end.
+    In a causal model, which reads nothing after the target, the target stands at the window's end.
     """
     spare = room - (stop - start)
     before = spare if causal else spare // 2

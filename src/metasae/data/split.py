@@ -1,4 +1,4 @@
-"""Tokens with their activations: what training, calibration and measures read, wherever it comes from."""
+"""Tokens with their activations, from any source, as training, calibration and measures read them."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -91,7 +91,7 @@ class Chosen:
         return self.whole.rows(torch.from_numpy(self.kept)[torch.as_tensor(indices, dtype=torch.int64)])
 
     def blocks(self, size: int) -> Iterator[Tensor]:
-        """As of any split. Raises UserError for a NaN or inf."""
+        """As `Split.blocks`. Raises UserError for a NaN or inf."""
         for first in range(0, self.n_tokens, size):
             indices = np.arange(first, min(first + size, self.n_tokens))
             block = self.rows(indices).float()
@@ -114,7 +114,9 @@ class Chosen:
 
     @cached_property
     def _others(self) -> tuple[Tensor, Tensor]:
-        """Of the tokens left out: sum of x float64 [d], sum of ||x||^2. They are few; the sums of all are known."""
+        """(sum of x float64 [d], sum of ||x||^2) over the tokens left out. These are few, and the sums over all tokens
+        are known.
+        """
         left_out = np.setdiff1d(np.arange(self.whole.n_tokens), self.kept)
         total, square = torch.zeros(self.d, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for indices in np.array_split(left_out, -(-len(left_out) // 4096)) if len(left_out) else ():
@@ -157,9 +159,9 @@ def head(split: Split, limit: int) -> Part:
 
 
 def in_text(split: Split) -> tuple[Split, np.ndarray | None]:
-    """The stretch of text that a split's tokens stand in, and which tokens of it are the split's own: bool [T].
+    """(the stretch of text that a split's tokens stand in, bool [T]: which of its tokens are the split's own).
 
-    None: all of them, as nothing is left out. The stretches of consecutive parts follow each other without a gap.
+    The second is None where all of them are. The stretches of consecutive parts follow each other without a gap.
     """
     start, stop, inner = 0, split.n_tokens, split
     while isinstance(inner, Part):
@@ -174,5 +176,5 @@ def in_text(split: Split) -> tuple[Split, np.ndarray | None]:
 
 
 def own_part(split: Split, batch: int, ranks: Ranks) -> Split:
-    """This rank's tokens: whole batches, shared out evenly; of one rank the split itself."""
+    """This rank's tokens: whole batches, shared out evenly. With one rank it is the split itself."""
     return split if ranks.size == 1 else Part(split, *stretch_of(split.n_tokens, batch, ranks))

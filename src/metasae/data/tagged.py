@@ -1,6 +1,6 @@
 """Sentences with one tagged stretch of words, in JSONL files, and the model's activations on their tokens.
 
-A line holds the keys before, target and after, beside what the tag is; the sentence is before, target and after, joined
+A line holds the keys before, target and after, and those of the tag. The sentence is before, target and after, joined
 by spaces. The target is found by its place in the sentence, never by a search for its letters.
 """
 
@@ -51,7 +51,7 @@ def read_tagged(file: str | Path, tags: Sequence[str], optional: Sequence[str] =
             if line.strip():
                 record = json.loads(line)
                 _check(record, keys, optional, f"{file}, line {number}")
-                # letters may be escaped one by one, half an emoji too
+                # JSON may escape letters one by one, even half of an emoji
                 yield {key: readable(value) if isinstance(value, str) else value for key, value in record.items()}
     except json.JSONDecodeError as error:
         raise UserError(
@@ -89,20 +89,21 @@ def room_of(host: Host, context: int) -> int:
 
 
 def tokenised(host: Host, sentences: Iterable[str], what: str) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """Of each sentence its tokens' ids, without special tokens, and the characters (start, stop) that each holds.
+    """For each sentence the ids of its tokens, without special tokens, and the characters (start, stop) of each token.
 
-    what: the tags, for the error. Raises UserError for a tokenizer that does not tell where its tokens stand.
+    what: the tags, for the error. Raises UserError for a tokenizer that does not give the places of its tokens.
     """
     if not host.tokenizer.is_fast:
         raise UserError(
-            f"the tokenizer of '{host.name}' does not tell where its tokens stand in the text; {what} need a fast one"
+            f"the tokenizer of '{host.name}' does not give the places of its tokens in the text; "
+            f"{what} need a fast tokenizer"
         )
-    # a letter for a letter, as stretches are counted in letters
+    # letters are replaced one by one, as stretches are counted in letters
     return iter(Plain(host.tokenizer).placed([sentence.replace(MARK, "\ufffd") for sentence in sentences]))
 
 
 def tokens_within(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[int]:
-    """Places of the tokens that hold one of the characters start to stop."""
+    """Places of the tokens that hold any of the characters start to stop."""
     return [place for place, (first, last) in enumerate(offsets) if max(first, start) < min(last, stop)]
 
 

@@ -1,7 +1,8 @@
-"""SAEs of other libraries, read into `metasae.SAE` with their exact rule of inference, written with the same outputs.
+"""Reads SAEs of other libraries into `metasae.SAE` with their exact rule of inference, and writes SAEs for other
+libraries with the same outputs.
 
 `load(path)`, `export(sae, format, out)` and `detect(path)`; one file for each format, docs/interop.md for what each can
-hold. They are loaded when first used, so that what needs no weights needs no torch.
+hold. They are loaded when first used, so that calls without weights need no torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Untrusted files of numpy: `.npy` and `.npz`, never unpickled, no larger in memory than on the disk."""
+"""Reads untrusted numpy files: `.npy` and `.npz`, never unpickled, and no larger in memory than on the disk."""
 
 import math
 import zipfile
@@ -20,7 +20,7 @@ def read_npy(path: Path, n: int) -> Tensor:
     refuse_missing(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy's reader raises many kinds
+    except Exception as error:  # numpy's reader raises many kinds of errors
         raise UserError(f"{path} is refused: no plain array of numbers ({first_line(error)})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape != (n,):
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
@@ -50,7 +50,9 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
-    """One record in fp32. Raises ValueError, or whatever numpy does, for one that is no array of such numbers."""
+    """One record in fp32. Raises ValueError, or whatever numpy raises, for one that is not an array of floating-point
+    numbers.
+    """
     with archive.open(entry) as record:
         version = npy.read_magic(record)
         if version not in _HEADERS:
@@ -58,7 +60,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
         shape, _, dtype = _HEADERS[version](record)
         if dtype.kind != "f":
             raise ValueError("pickled objects" if dtype.hasobject else f"dtype {dtype}")
-        # before memory is asked for
+        # before memory is allocated
         if math.prod(shape) * dtype.itemsize > entry.file_size:
             raise ValueError(f"shape {shape} but fewer numbers")
     with archive.open(entry) as record, np.errstate(over="ignore"):

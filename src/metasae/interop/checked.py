@@ -1,9 +1,9 @@
-"""Untrusted files: read with their size, names, shapes and numbers checked, and nothing in them run.
+"""Reads untrusted files: their size, names, shapes and numbers are checked, and no code in them is run.
 
 JSON is small and not deep; safetensors are opened by their header first; a `.pt` file is an uncompressed zip archive
-whose pickle may build tensors and plain values only (torch's `weights_only`). numpy's files: `arrays.py`.
-What is wrong with a file is one UserError that names it. torch is imported where tensors are read, not before: configs
-are read without it.
+whose pickle may build tensors and plain values only (torch's `weights_only`). numpy's files: `arrays.py`. Any fault of
+a file raises one UserError that names the file. torch is imported where tensors are read, not before: configs are read
+without it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
-# Far beyond any config, parsed in a second, and copied without running out of stack.
+# Limits far beyond any config, so low that JSON is parsed in a second and copied without running out of stack.
 JSON_BYTES, JSON_DEPTH = 1 << 25, 100
 _WORDS = {int: "a positive whole number", bool: "true or false", str: "a text"}
 
@@ -57,7 +57,7 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
 
 
 def count(cfg: Mapping, key: str, where: str, latents: int | None = None) -> int:
-    """A whole number above 0. latents: at most so many, where it counts some of them."""
+    """A whole number above 0. latents: the most that it may be, where it counts latents."""
     number = typed(cfg, key, where, int)
     if latents is not None and number > latents:
         raise UserError(f"{where}: {key} is {number}, more than the {latents} latents")
@@ -107,7 +107,7 @@ def without_none(values: Mapping) -> dict:
 
 
 def shown(value: Any) -> str:
-    """A value from a file as it may stand in an error line."""
+    """A value from a file in a form that is safe in an error line."""
     line = repr(value)
     return line if len(line) <= 60 else line[:57] + "..."
 
@@ -139,7 +139,9 @@ def check_shapes(present: Shapes, wanted: Shapes, where: str) -> None:
 
 
 def numbers(tensor: Tensor, name: str, where: str, infinite: bool = False) -> Tensor:
-    """The tensor in fp32, a copy or the thing itself. Raises UserError for other than finite floating-point numbers."""
+    """The tensor in fp32, a copy or the tensor itself. Raises UserError for anything but finite floating-point
+    numbers.
+    """
     import torch
 
     if not tensor.is_floating_point():
@@ -151,10 +153,7 @@ def numbers(tensor: Tensor, name: str, where: str, infinite: bool = False) -> Te
 
 
 def read_pt(path: Path) -> dict:
-    """The dict in a `.pt` file: tensors and plain values.
-
-    Every tensor in it is as large as its file says, and no larger.
-    """
+    """The dict in a `.pt` file: tensors and plain values. No tensor in it is larger than its record in the file."""
     import torch
 
     check_zip(path, "checkpoint of torch 1.6 or later")
@@ -199,7 +198,7 @@ def take(state: dict[str, Tensor], shapes: Shapes, where: str, infinite: Iterabl
 
 
 def refuse_missing(path: Path) -> None:
-    """Raises UserError where `path` is no plain file."""
+    """Raises UserError where `path` is not a plain file."""
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"no file {path}")
 
@@ -254,6 +253,6 @@ def check_zip(path: Path, kind: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, as it may stand in an error line."""
+    """The first line of an error, in a form that is safe in an error line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:120].rstrip(".") if lines else type(error).__name__

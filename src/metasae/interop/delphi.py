@@ -1,4 +1,4 @@
-"""A firing store as delphi's cache of latents (EleutherAI, `eai-delphi`), for its explainers and scorers.
+"""Writes a firing store as delphi's cache of latents (EleutherAI, `eai-delphi`), for its explainers and scorers.
 
     OUT/HOOKPOINT/START_END.safetensors    latents START to END, both included
         locations     [nnz, 3]  row, column, latent - START; uint16 where all three fit, else uint32
@@ -9,7 +9,7 @@
 delphi itself packs documents one after another. Here a row lies within a document, and the last row of each is padded
 with the id 0. fp16 rounds by up to 2^-11 of a value, and below 6.1e-5 by up to 3e-8. Where some activation of the store
 would become infinite or 0 in it, all are written in fp32, which delphi's loader takes as well; config.json says which.
-Entries are in the order of latents, then tokens. Nothing of the size of the firings is in memory.
+Entries are in the order of latents, then tokens. The firings are never in memory as a whole.
 """
 
 import re
@@ -27,7 +27,7 @@ from metasae.measures.firing.by_latent import ByLatent
 from metasae.measures.firing.store import of_firings
 from metasae.progress.progress import SILENT, Progress
 
-# Files that delphi itself writes per hook point, if it is told nothing else.
+# The number of files that delphi itself writes per hook point by default.
 FILES = 5
 # The token id in places without a token.
 PADDING = 0
@@ -43,7 +43,8 @@ def export_delphi(
     context: int | None = None,
     progress: Progress = SILENT,
 ) -> dict:
-    """Writes the firings of an arm as a cache that delphi's `LatentDataset(out)` opens; gives what config.json holds.
+    """Writes the firings of an arm as a cache that delphi's `LatentDataset(out)` opens; returns the contents of
+    config.json.
 
     hookpoint: the folder's name, None for the SAE's own hook. context: L, None for the context the SAE was trained
     with; delphi wants R L to be a multiple of its `example_ctx_len` (32). Raises UserError where the arm keeps no
@@ -60,7 +61,7 @@ def export_delphi(
     grid = grid_of(stored.firings.documents, stored.firings.positions, row_length(stored.metadata, context))
     dtype = _activation_dtype(view.values)
     config = _config(stored, grid, per_file, dtype)
-    with new_folder(Path(out)) as part, progress.task("delphi cache", len(view.values), "firings") as task:
+    with new_folder(Path(out)) as part, progress.task("writing firings", len(view.values), "firings") as task:
         (part / hookpoint).mkdir()
         for start in range(0, view.n_latents, per_file):
             end = min(start + per_file, view.n_latents)
@@ -103,7 +104,7 @@ def _chunks(first: int, last: int) -> Iterator[tuple[int, int]]:
 def _activation_dtype(values: np.ndarray) -> np.dtype:
     """fp16 where every activation stays a positive finite number in it."""
     for a, b in _chunks(0, len(values)):
-        # a value out of range becomes infinite here, and that is what is asked
+        # a value out of range becomes infinite here, which is what the test looks for
         with np.errstate(over="ignore"):
             half = values[a:b].astype(np.float16)
         if np.isinf(half).any() or (half == 0).any():
@@ -112,7 +113,7 @@ def _activation_dtype(values: np.ndarray) -> np.dtype:
 
 
 def _config(stored: StoredFirings, grid: TokenGrid, per_file: int, dtype: np.dtype) -> dict:
-    """What delphi's own config.json says, as far as it is known, and what it has no place for."""
+    """The fields of delphi's own config.json, as far as they are known, and metasae's own fields."""
     where, origin = str(stored.arm.folder), of_firings(stored.arm.folder)
     noted = checked.table(stored.notes, "recipe", where)
     model, text = (checked.table(noted, name, where) for name in ("model", "text"))

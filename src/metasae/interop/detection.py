@@ -1,8 +1,9 @@
-"""What lies at a path, told from names and configs alone: an SAE of some format, a run folder, an arm with firings.
+"""Finds out what lies at a path, from names and configs alone: an SAE of some format, a run folder, an arm with
+firings.
 
 A path may be an address on the Hugging Face hub, `hf:OWNER/NAME/folder/in/it@revision`, of which only the files that a
-format reads are fetched. Nothing here imports torch, so a wrong path or name is answered at once. Weights are read by
-`formats.py`.
+format reads are fetched. Nothing here imports torch, so that a wrong path or name is refused at once. Weights are read
+by `formats.py`.
 """
 
 import re
@@ -54,7 +55,9 @@ _SINGLE = (".pt", ".npz")
 
 
 def detect(path: str | Path) -> str:
-    """The name of the format that `path` holds. Raises UserError when it is none, with what was looked for."""
+    """The name of the format of the SAE at `path`. Raises UserError where there is no SAE of a known format, with the
+    files that were looked for.
+    """
     path = primary_of(Path(path))
     if not path.exists():
         raise UserError(f"no SAE at '{path}'")
@@ -66,7 +69,8 @@ def detect(path: str | Path) -> str:
 
 
 def sae_at(path: str | Path, format: str | None = None, thresholds: str | Path | None = None) -> tuple[str, Path]:
-    """(format, place on this machine) of the SAE at a path or address, which is downloaded; arguments as of `load`.
+    """(format, place on this machine) of the SAE at a path or address; an address is downloaded. Arguments as of
+    `load`.
 
     Raises UserError where there is none, for an unknown format, and for thresholds that do not belong to it.
     """
@@ -84,8 +88,8 @@ def sae_at(path: str | Path, format: str | None = None, thresholds: str | Path |
 def fetch(address: str) -> Path:
     """The local folder (or `.pt` or `.npz` file) of an address, downloaded where it is not in the hub's cache.
 
-    Raises UserError for an address that is none, a hub that cannot be reached and a repository or folder that cannot be
-    had.
+    Raises UserError for an invalid address, a hub that cannot be reached, and a repository or folder that cannot be
+    loaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -103,7 +107,7 @@ def fetch(address: str) -> Path:
             match["repo"], revision=match["revision"], allow_patterns=patterns, local_files_only=bool(why)
         )
     except Exception as error:  # the client raises its own, requests' and httpx's errors
-        raise UserError(f"{address} cannot be had: {why or hub.reason(error)}") from None
+        raise UserError(f"{address} cannot be loaded: {why or hub.reason(error)}") from None
     place = Path(root, folder) if folder.endswith(_SINGLE) or not folder else Path(root, folder).resolve()
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         raise UserError(f"{address}: no SAE there; check the revision and the folder, or name its .pt or .npz file")
@@ -111,14 +115,18 @@ def fetch(address: str) -> Path:
 
 
 def latents_at(format: str, place: Path) -> int | None:
-    """How many latents an SAE of ours has, by its config; None where only its weights tell."""
+    """The number of latents of an SAE in our format, by its config; None for other formats, whose weights would have to
+    be read.
+    """
     if format != "metasae":
         return None
     return checked.count(checked.read_json(place / CONFIG), "d_sae", str(place / CONFIG))
 
 
 def metadata_at(format: str, place: Path) -> dict | None:
-    """The metadata of an SAE in our layout, by its config. None where only its weights tell."""
+    """The metadata of an SAE in our format, by its config. None for other formats, whose weights would have to
+    be read.
+    """
     if format != "metasae":
         return None
     return checked.table(checked.read_json(place / CONFIG), "metadata", str(place / CONFIG))
@@ -131,19 +139,18 @@ def primary_of(path: Path) -> Path:
 
 
 def arm_of_run(path: str | Path, arm: str | None, seed: int | None) -> str | Path:
-    """The folder of a run's trained arm that `arm` and `seed` choose, where they leave one; any other path as it is.
-
-    Raises UserError where they leave none or several, and where they are given for something that is no run folder.
+    """The folder of the one trained arm of a run that fits `arm` and `seed`; any other path as it is. Raises UserError
+    where no arm or several fit, and where `arm` or `seed` is given for a path that is not a run folder.
     """
     if not Path(path, "arms").is_dir():
         if arm is not None or seed is not None:
-            raise UserError(f"arm and seed choose an SAE of a run folder, and '{path}' is none")
+            raise UserError(f"arm and seed choose an SAE of a run folder, but '{path}' is not a run folder")
         return path
     trained = RunFolder(path).trained()
     fitting = [one for one in trained if arm in (None, one.name) and seed in (None, one.seed)]
     if len(fitting) == 1:
         return fitting[0].folder
-    why = "choose one by arm= and seed=" if fitting else f"no SAE of it fits arm={arm!r}, seed={seed!r}"
+    why = "choose one by arm= and seed=" if fitting else f"none of its SAEs has arm={arm!r}, seed={seed!r}"
     raise UserError(f"{path} is a run folder; {why}: {', '.join(one.label for one in fitting or trained)}")
 
 
@@ -165,9 +172,9 @@ def known_format(format: str) -> str:
 
 
 def written_format(format: str) -> str:
-    """As `known_format`, of those that SAEs are written in."""
+    """As `known_format`, for formats that SAEs can be written in."""
     if format in NAMES and format not in WRITTEN:
-        raise UserError(f"{format} is read, not written; choose one of {', '.join(WRITTEN)}")
+        raise UserError(f"{format} can be read but not written; choose one of {', '.join(WRITTEN)}")
     return known_format(format)
 
 
@@ -185,7 +192,9 @@ def arm_with_firings(folder: str | Path) -> Path:
 
 
 def check_export(folder: str | Path, to: str, out: Path, options: dict) -> None:
-    """What `metasae export` refuses before any weights are read. options: name -> value, of those that were given."""
+    """Raises UserError for what `metasae export` can refuse before any weights are read. options: name -> value, of
+    those that were given.
+    """
     if to not in (*NAMES, *FIRINGS):
         raise UserError(f"unknown format '{to}'{nearest(to, (*NAMES, *FIRINGS))}")
     for name in options:
@@ -221,7 +230,7 @@ def _hint(path: Path) -> str:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether `SAE.save` wrote the folder: only it notes the architecture that was trained."""
+    """Whether `SAE.save` wrote the folder, as only that notes the architecture that was trained."""
     cfg = checked.read_json(folder / CONFIG)
     noted = "trained_architecture" in checked.table(cfg, "metadata", str(folder / CONFIG))
     return noted and cfg.get("architecture") in ("jumprelu", "topk")

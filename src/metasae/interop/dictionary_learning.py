@@ -9,7 +9,7 @@
     MatryoshkaBatchTopKSAE  alike, W_enc [d, n] and W_dec [n, d] under these names
     JumpReluAutoEncoder     relu(x W_enc + b_enc), where above a threshold per latent; b_dec is not subtracted from x
 
-encoder.weight is [n, d] and decoder.weight [d, n]. A scale of the inputs (`norm_factor`) lies in the saved biases
+encoder.weight is [n, d] and decoder.weight [d, n]. A scale of the inputs (`norm_factor`) is in the saved biases
 already.
 """
 
@@ -61,10 +61,10 @@ _CLASSES = {
     "AutoEncoder": TensorNames("standard", b_dec="bias"),
     "AutoEncoderNew": TensorNames("standard", b_dec="decoder.bias"),
     "GatedAutoEncoder": TensorNames("gated", b_enc="mag_bias", b_dec="decoder_bias", more=("r_mag", "gate_bias")),
-    # the threshold that is saved along is not what `encode` goes by
+    # the threshold in the file is not used by `encode`
     "AutoEncoderTopK": TensorNames("topk", ignored=("k", "threshold")),
     "BatchTopKSAE": TensorNames("batchtopk", threshold="one"),
-    # groups only matter in training
+    # groups are used in training only
     "MatryoshkaBatchTopKSAE": TensorNames("matryoshka", False, "b_enc", threshold="one", ignored=("k", "group_sizes")),
     "JumpReluAutoEncoder": TensorNames("jumprelu", False, "b_enc", threshold="n"),
 }
@@ -72,9 +72,8 @@ _WITH_K = ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
 
 def load(path: Path) -> SAE:
-    """path: the folder, its `ae.pt`, or one of its `checkpoints/ae_<step>.pt`.
-
-    Raises UserError for what is damaged or another class.
+    """Reads an SAE. path: the folder, its `ae.pt`, or one of its `checkpoints/ae_<step>.pt`. Raises UserError for a
+    damaged file or an unknown class.
     """
     weights = path / WEIGHTS if path.is_dir() else path
     config = checked.read_json(_config_of(weights))
@@ -86,7 +85,7 @@ def load(path: Path) -> SAE:
     refuse_other_sizes(trainer, {"activation_dim": d, "dict_size": n}, f"{where}: trainer")
     k = checked.count(trainer, "k", f"{where}: trainer", n) if kind in _WITH_K else 1
     if kind in _WITH_K and "k" in state and (state["k"].numel() != 1 or state["k"].item() != k):
-        raise UserError(f"{where}: trainer.k is {k}, the weights say otherwise")
+        raise UserError(f"{where}: trainer.k is {k}, but the weights hold another k")
     tensors = _tensors(state, kind, d, n, str(weights))
     rule = "topk" if kind == "AutoEncoderTopK" else "threshold"
     # the hook, the model and the context by the names that SAELens has, beside our own metadata and the trainer's

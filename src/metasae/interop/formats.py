@@ -1,6 +1,5 @@
-"""Every format that an SAE may come in: reading it into a `metasae.SAE`, and writing an SAE in it; an arm's firings.
-
-`detection.py` tells which one a path holds.
+"""Reads an SAE of any format into a `metasae.SAE`, writes an SAE in any format, and exports an arm's firings.
+`detection.py` finds out the format of a path.
 """
 
 from copy import deepcopy
@@ -24,7 +23,7 @@ FORMATS: dict[str, ModuleType] = {
     "paper": paper,
     "gemma_scope": gemma_scope,
 }
-# Of a trained arm's measures what goes along: our name -> table and key in measures.json.
+# The measures of a trained arm that are exported with it: our name -> table and key in measures.json.
 _MEASURED = {
     "fvu": ("fidelity", "fvu"),
     "l0": ("fidelity", "l0"),
@@ -43,14 +42,16 @@ def load(
     arm: str | None = None,
     seed: int | None = None,
 ) -> SAE:
-    """The SAE at `path` with the rule of inference it has there.
+    """Reads the SAE at `path`, with the rule of inference that it has there.
 
     path: a run folder, an arm's folder, an SAE's folder, a `.pt` or `.npz` file, or `hf:OWNER/NAME/folder@revision`.
-    arm, seed: which SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None finds
-    it out. thresholds: the paper's `.npy` file where it is not beside the `.pt`. `config.metadata["imported"]` notes
-    where another library's SAE came from. A BatchTopK SAE whose thresholds its library never set has none
-    (`sae.threshold = None`) and is to be calibrated. Raises UserError for a path without an SAE, an arm or seed that
-    the run does not have, damaged and hostile files, and what an SAE here cannot represent, with the reason.
+    arm, seed: which SAE of a run folder; they may be left out where only one fits. format: one of `NAMES`; None detects
+    it. thresholds: the paper's `.npy` file where it is not beside the `.pt`.
+
+    `config.metadata["imported"]` notes where another library's SAE came from. A BatchTopK SAE whose thresholds its
+    library never set has none (`sae.threshold = None`) and has to be calibrated. Raises UserError for a path without an
+    SAE, an arm or seed that the run does not have, damaged and hostile files, and an SAE that `metasae.SAE` cannot
+    represent, with the reason.
     """
     path = arm_of_run(path, arm, seed)
     name, place = sae_at(path, format, thresholds)
@@ -60,7 +61,7 @@ def load(
     sae = paper.load(place, Path(thresholds)) if thresholds is not None else FORMATS[name].load(place)
     sae.config.metadata.pop("sae_lens_version", None)
     if "trained_architecture" in sae.config.metadata:
-        # what `export` noted because the format has no place of its own for it
+        # what `export` noted in the metadata, as the format has no place of its own for it
         notes = own.notes_of(sae.config.metadata, str(place))
         sae.config.architecture, sae.config.metadata = notes.architecture or sae.config.architecture, notes.metadata
         sae.config.k = notes.k if sae.config.rule == "threshold" else sae.config.k
@@ -72,9 +73,9 @@ def load(
 
 
 def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
-    """Writes an SAE, or the one at a path, to the folder `out` in a format of `WRITTEN`; gives the folder.
+    """Writes an SAE, or the one at a path, to the folder `out` in a format of `WRITTEN`; returns the folder.
 
-    Metadata goes along: what the SAE has, and of a trained arm's `primary` folder the measured FVU, L0 and phi. Raises
+    The SAE's metadata is written too, and for a trained arm's `primary` folder the measured FVU, L0 and phi. Raises
     UserError, with nothing written, for an SAE that the format cannot represent, with the reason, and for a folder that
     is not empty.
     """
@@ -93,7 +94,8 @@ def export(sae: SAE | str | Path, format: str, out: str | Path) -> Path:
 
 
 def export_activations(arm_folder: str | Path, format: str, out: str | Path, **options) -> dict:
-    """Writes an arm's firings for another tool to the folder `out`, whole or not at all; gives what the format says.
+    """Writes an arm's firings for another tool to the folder `out`, whole or not at all; returns what the format's own
+    function returns.
 
     arm_folder: `RUN/arms/<arm>-s<seed>`, or its `primary`. options: those of the format's own function.
     Raises UserError for an arm without firings and an `out` that is not empty.

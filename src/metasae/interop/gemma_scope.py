@@ -1,9 +1,10 @@
-"""Gemma Scope: `params.npz` of JumpReLU SAEs, as google/gemma-scope-* on the hub has them. They are read, not written.
+"""Gemma Scope: `params.npz` of JumpReLU SAEs, as google/gemma-scope-* on the hub has them. They can be read but not
+written.
 
     acts = relu(x W_enc + b_enc), where above a threshold per latent;   x_hat = acts W_dec + b_dec
 
-W_enc [d, n], W_dec [n, d]; b_dec is not subtracted from x. There is no config: model and hook point stand in the path
-alone, `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz`, and without it are not known.
+W_enc [d, n], W_dec [n, d]; b_dec is not subtracted from x. There is no config: model and hook point are known from the
+path alone, `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz`.
 """
 
 import re
@@ -27,9 +28,8 @@ _HOOKS = {
 
 
 def load(path: Path) -> SAE:
-    """path: the folder or its `params.npz`.
-
-    Raises UserError for a damaged or hostile file, other arrays than these, and transcoders.
+    """Reads an SAE. path: the folder or its `params.npz`. Raises UserError for a damaged or hostile file, other arrays
+    than these, and transcoders.
     """
     file = path / WEIGHTS if path.is_dir() else path
     metadata = _metadata(file)
@@ -44,7 +44,7 @@ def load(path: Path) -> SAE:
 
 
 def _metadata(file: Path) -> dict:
-    """What the path says: model, hook point and how the SAE was trained; nothing for a path of another form."""
+    """The metadata in the path: model, hook point and how the SAE was trained; empty for a path of another form."""
     parts = file.absolute().parts[:-1]
     repository = next(filter(None, map(_REPOSITORY.search, reversed(parts))), None)
     layer = next(filter(None, map(_LAYER.fullmatch, reversed(parts))), None)

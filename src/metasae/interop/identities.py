@@ -1,10 +1,10 @@
-"""The tensors of an SAE in one form, and the identities that bring other forms to it.
+"""The tensors of an SAE in one form, and the identities that convert other forms to it.
 
     z = relu(pre) * (pre > threshold),   pre = (x - b_dec) W_enc + b_enc,   x_hat = z W_dec + b_dec
 
-Every function below changes the tensors and not the outputs, but for rounding: products are formed in float64 and
-rounded to fp32 once. An entry nearer to its threshold than that rounding may fall on either side of it, as it may
-between two machines.
+Every function below changes the tensors but not the outputs, up to rounding: products are formed in float64 and rounded
+to fp32 once. An entry nearer to its threshold than that rounding may fall on either side of it, as it may between two
+machines.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from torch import Tensor
 from metasae.errors import UserError
 from metasae.sae.sae import SAE, SAEConfig
 
-# How each format begins where it refuses to write an SAE.
+# The beginning of every format's message where it refuses to write an SAE.
 REFUSED = "this SAE cannot be written as"
 # Latents whose float64 copies are made at once.
 _COLUMNS = 4096

@@ -1,8 +1,8 @@
 """The README of a pushed run or SAE: what it is, what was found under which conditions, how to load it, its recipe.
 
-Every main measure of the comparison is in one table in the catalogue's order, whichever way it points; the sentence
-above it counts both ways. Text that comes out of files is put into code spans and fences, so that it is shown and not
-interpreted.
+Every main measure of the comparison is in one table in the catalogue's order, whether it favours the arm or not; the
+sentence above the table counts both. Text that comes out of files is put into code spans and fences, so that it is
+shown and not interpreted.
 """
 
 import json
@@ -139,9 +139,8 @@ No single measure here is atomicity.
 def card_of_run(
     name: str, comparison: dict, saes: dict[str, dict], recipe: str, repo: str, revision: str, license: str
 ) -> str:
-    """comparison: compare.json.
-
-    saes: arm folder -> its cfg.json, with "measures" beside it. recipe: the text of recipe.toml.
+    """The card of a run. comparison: compare.json. saes: arm folder -> its cfg.json, with "measures" beside it. recipe:
+    the text of recipe.toml.
     """
     many = "This is one sparse autoencoder" if len(saes) == 1 else f"These are {len(saes)} sparse autoencoders"
     shown = next((label for label in saes if label.startswith("joint")), next(iter(saes)))
@@ -163,7 +162,7 @@ def card_of_run(
 
 
 def card_of_sae(name: str, cfg: dict, measures: dict | None, repo: str, revision: str, license: str) -> str:
-    """Of one SAE folder. measures: the measures.json of its arm, where it has one."""
+    """The card of one SAE folder. measures: the measures.json of its arm, where it has one."""
     conditions = {} if measures is None else measures["conditions"]
     keys = [key for key in ("n_tokens", "rule", "l0_realised", "seed") if key in conditions]
     recipe = _recipe(cfg)
@@ -183,7 +182,9 @@ def card_of_sae(name: str, cfg: dict, measures: dict | None, repo: str, revision
 
 
 def _rendered(cfg: dict, place: str, **values) -> str:
-    """cfg: of the SAE that is described. place: of one SAE in the repository, empty where it is the repository."""
+    """The card as Markdown. cfg: of the SAE that is described. place: of one SAE in the repository, empty where the SAE
+    is at its top.
+    """
     card = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
     card.filters |= {"plain": _plain, "cell": _cell, "number": number, "json": json.dumps}
     return card.from_string(_CARD).render(

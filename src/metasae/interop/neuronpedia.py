@@ -1,13 +1,13 @@
-"""A firing store as Neuronpedia imports it: one folder per SAE, tables as lines of JSON.
+"""Writes a firing store for Neuronpedia's import: one folder per SAE, tables as lines of JSON.
 
     OUT/MODEL/SOURCE/release.jsonl, model.jsonl, sourceset.jsonl, source.jsonl     one line each
                      features/batch-N.jsonl.gz       a line per latent: rate, largest activation, histogram
                      activations/batch-N.jsonl.gz    a line per row of text: its tokens and the latent's value on each
                      explanations/batch-N.jsonl.gz   a line per explained latent
 
-SOURCE is `LAYER-SET`, as `4-metasae-joint-s0`. Of each latent the rows with the largest activations are shown, each
-once. Values are the store's fp32 numbers in the shortest decimals that read back as the same fp32. Columns that
-Neuronpedia fills from elsewhere (logits, neuron alignment, correlated neurons) are empty lists.
+SOURCE is `LAYER-SET`, as `4-metasae-joint-s0`. For each latent the rows with the largest activations are written, each
+once. Values are the store's fp32 numbers as the shortest decimals that give the same fp32. Columns that Neuronpedia
+fills from elsewhere (logits, neuron alignment, correlated neurons) are empty lists.
 """
 
 import gzip
@@ -31,7 +31,7 @@ from metasae.progress.progress import SILENT, Progress
 BATCH = 1024
 # Of the histogram of a latent's activations.
 BINS = 50
-# The owner that Neuronpedia's tools write where nobody is named.
+# The owner that Neuronpedia's tools write where none is given.
 NOBODY = "clkht01d40000jv08hvalcvly"
 
 # Columns that Neuronpedia fills from elsewhere.
@@ -70,12 +70,12 @@ def export_neuronpedia(
     tokenizer=None,
     progress: Progress = SILENT,
 ) -> dict:
-    """Writes an arm's latents for Neuronpedia's import; gives the path of the source's folder and what was counted.
-
-    It is named after the model, and its set `metasae-<arm>-s<seed>`. release, creator: shown with them. context: tokens
-    of a row, None for the SAE's own context. top: rows per latent. tokenizer: a Hugging Face one; None for that of the
-    recipe's model. Explanations are read from the arm's interp.json where its latents have them. Raises UserError where
-    the arm keeps no firings or does not say which model it belongs to, `out` is not empty, or a size is impossible.
+    """Writes an arm's latents for Neuronpedia's import; returns the path of the source's folder and the counts. The
+    folder is named after the model, and its set `metasae-<arm>-s<seed>`. release, creator: shown with them. context:
+    tokens of a row, None for the SAE's own context. top: rows per latent. tokenizer: a Hugging Face one; None for that
+    of the recipe's model. Explanations are read from the arm's interp.json where its latents have them. Raises
+    UserError where the arm keeps no firings or does not say which model it belongs to, `out` is not empty, or a size is
+    impossible.
     """
     stored = stored_firings(arm_folder, progress)
     view, names = stored.by_latent, _names(stored)
@@ -85,7 +85,7 @@ def export_neuronpedia(
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     common = {"modelId": names["model"], "layer": names["source"], "creatorId": creator_id, "createdAt": now}
     counts = {"features": 0, "dead": int((view.counts() == 0).sum()), "activations": 0, "explanations": 0}
-    with new_folder(Path(out)) as part, progress.task("neuronpedia", view.n_latents, "latents") as task:
+    with new_folder(Path(out)) as part, progress.task("writing latents", view.n_latents, "latents") as task:
         folder = part / names["model"] / names["source"]
         folder.mkdir(parents=True)
         for name, line in _tables(stored, grid, names, release, creator, creator_id, now).items():
@@ -220,7 +220,7 @@ def _activations_of(
             "maxValueTokenIndex": at,
             "minValue": min(dense),
             "qualifyingTokenIndex": at,
-            # as in the dashboards: the group of the strongest, not an interval of strengths
+            # as in the dashboards, this is the group of the strongest rows and not an interval of strengths
             "binMin": -1,
             "binMax": _short(peak),
             "binContains": -1,
@@ -285,7 +285,9 @@ def _short(value) -> float:
 
 
 def _write_lines(path: Path, lines: Iterator[dict]) -> int:
-    """Writes objects as lines of JSON, and gives how many. No line, no file. The same lines give the same bytes."""
+    """Writes objects as lines of JSON, and returns their number. Without a line there is no file. The same lines give
+    the same bytes.
+    """
     first, count = next(lines, None), 0
     if first is None:
         return count

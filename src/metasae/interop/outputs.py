@@ -1,4 +1,6 @@
-"""What exports write: folders that are whole or absent, and safetensors files of tensors that may exceed the memory."""
+"""Output of exports: folders that are whole or absent, and safetensors files of tensors that may be larger than
+memory.
+"""
 
 import json
 import shutil
@@ -17,7 +19,7 @@ _NAMES = {"<i8": "I64", "<i4": "I32", "<u4": "U32", "<u2": "U16", "<f4": "F32", 
 
 
 def refuse_taken(out: Path) -> None:
-    """Raises UserError where an export would be written over something."""
+    """Raises UserError where an export would overwrite something."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"'{out}' is there already and not an empty folder; choose another one")
 

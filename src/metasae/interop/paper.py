@@ -8,9 +8,9 @@ The `.pt` file holds {cfg, state_dict}.
     vanilla                acts = relu((u - b_dec) W_enc + b_enc)
     jumprelu               acts = relu(u W_enc + b_enc), where above its own threshold; b_dec is not subtracted
 
-b_enc is saved with every checkpoint and used by the last two only. A dead latent's threshold is 10.0, which a larger
-pre-activation still passes; it stays as it is. In training batchtopk selects over the batch; alone, and that is what it
-was written to do outside of training, it selects per token.
+b_enc is saved with every checkpoint and used by the last two only. A dead latent's threshold is 10.0; it is kept, and a
+larger pre-activation still passes it. In training batchtopk selects over the batch; without thresholds, outside of
+training, the paper's code selects per token.
 """
 
 import json
@@ -31,11 +31,9 @@ _SITE = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 
 def load(path: Path, thresholds: Path | None = None) -> SAE:
-    """path: the `.pt` file, or a folder with one.
-
-    thresholds: the `.npy` file; None for the one of the checkpoint's label.
-
-    Raises UserError for a damaged or hostile file, and where it is not clear which checkpoint is meant.
+    """Reads an SAE. path: the `.pt` file, or a folder with one. thresholds: the `.npy` file; None for the one of the
+    checkpoint's label. Raises UserError for a damaged or hostile file, and where it is not clear which checkpoint is
+    meant.
     """
     weights = _only_checkpoint(path) if path.is_dir() else path
     where = str(weights)
@@ -72,14 +70,17 @@ def load(path: Path, thresholds: Path | None = None) -> SAE:
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """As `topk` by that rule; as `batchtopk` with its thresholds beside it; with an encoder bias as `jumprelu`.
+    """Writes an SAE of rule "topk" as `topk`, one with an encoder bias as `jumprelu`, and any other as `batchtopk` with
+    its thresholds beside it.
 
     Raises UserError for an SAE that cannot be written in this format.
     """
     if sae.b_enc.any() and sae.config.rule == "topk":
         raise UserError(f"{REFUSED} paper: the paper's topk and batchtopk have no encoder bias")
     if sae.b_enc.any() and sae.config.normalize == "token_eps":
-        raise UserError(f"{REFUSED} paper: the paper's code undoes with its eps only SAEs without encoder bias")
+        raise UserError(
+            f"{REFUSED} paper: with the paper's per-token eps, only SAEs without an encoder bias can be written"
+        )
     tensors, ours = tensors_of(sae), metadata.get("metasae")
     label = ours.get("arm") if isinstance(ours, dict) else None
     label = label if isinstance(label, str) and re.fullmatch(r"\w+", label) else "sae"

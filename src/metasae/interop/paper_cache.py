@@ -1,4 +1,4 @@
-"""Windows of latents in the cache that the MetaSAE paper's scorer reads (arXiv 2604.03436, its released code).
+"""Writes windows of latents as the cache that the MetaSAE paper's scorer reads (arXiv 2604.03436, its released code).
 
     OUT/LABEL.safetensors             tokens int32 [m, K, L], peak_vals fp32 [m, K], feature_indices int32 [m]
     OUT/LABEL_meta.json               the sizes of the pools, and feature_indices
@@ -12,9 +12,9 @@ windows, in this order. The firings of a latent are cut by strength into fifths,
     detect     25 of the first fifth                           to be told from random windows
     boundary   of the last fifth                               none, unless asked for
 
-Three things differ from what the paper's code draws, none from the layout. The windows of train come from one half of
-the documents and all others from the other half, fifths being made in each half; a window lies within one document; and
-a latent that cannot fill every pool is left out and counted, where its pools would have been filled up with zeros.
+Three things differ from the draws of the paper's code; the layout is the same. The windows of train come from one half
+of the documents and all others from the other half, fifths being made in each half; a window lies within one document;
+and a latent that cannot fill every pool is left out and counted, while the paper's code fills its pools up with zeros.
 Random windows are of the second half; the format has one set of them for all latents, so a latent may fire in some.
 """
 
@@ -72,10 +72,10 @@ def export_paper_cache(
 ) -> dict:
     """Writes windows of an arm's latents, or of pairs of latents where `other` is another arm's folder.
 
-    Pairs are matched one to one by decoder cosine. The paper's scorer wants the labels joint and solo, so both arms.
-    context: L. random: windows. pools: windows per latent; None for the paper's. seed: of every draw. Gives
-    {label: {"written", "left_out"}}, `left_out` being latents (or pairs) without enough firings. Raises UserError where
-    an arm keeps no firings, `out` is not empty, the arms were judged on different text, or no latent has enough.
+    Pairs are matched one to one by decoder cosine. The paper's scorer needs the labels joint and solo, so both arms.
+    context: L. random: windows. pools: windows per latent; None for the paper's. seed: of every draw. Returns {label:
+    {"written", "left_out"}}, `left_out` being latents (or pairs) without enough firings. Raises UserError where an arm
+    keeps no firings, `out` is not empty, the arms were judged on different text, or no latent has enough.
     """
     if context < 1:
         raise UserError(f"context must be at least 1, not {context}")
@@ -85,8 +85,8 @@ def export_paper_cache(
     for stored in arms[1:]:
         if not np.array_equal(first.tokens, stored.firings.tokens):
             raise UserError(
-                f"the firings of {stored.arm.folder} belong to other text than the first arm's; "
-                "measure the arms again alike"
+                f"the firings of {stored.arm.folder} are on other text than the first arm's; "
+                "measure both on the same text"
             )
     text = Text(first.documents, first.tokens, first.positions, lambda places: [""] * len(places), seed)
     wanted, cosines = _wanted(arms)
@@ -188,7 +188,7 @@ def _window_tokens(text: Text, ends: np.ndarray, length: int) -> tuple:
 
 
 def _write(folder: Path, label: str, tokens: tuple, values: np.ndarray, latents: np.ndarray, pools: Pools) -> None:
-    """tokens: of the windows [m, K, L], as `write_safetensors` takes them."""
+    """Writes an arm's two files. tokens: of the windows [m, K, L], as `write_safetensors` takes them."""
     tensors = {
         "tokens": tokens,
         "peak_vals": (values.shape, values.dtype, [values]),

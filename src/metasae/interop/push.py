@@ -1,11 +1,12 @@
-"""A finished run, or one SAE, on the Hugging Face hub: safetensors, JSON, text, and a model card made from the numbers.
+"""Sends a finished run, or one SAE, to the Hugging Face hub: safetensors, JSON, text, and a model card made from the
+numbers.
 
     REPO/arms/<arm>-s<seed>/primary/, meta/    cfg.json, sae_weights.safetensors
     REPO/arms/<arm>-s<seed>/measures.json, interp.json
     REPO/compare.json, compare.md, across.json, interp.json, recipe.toml, figures/*.png, README.md
 
 A single SAE's two files lie at the top. `hf:OWNER/NAME/arms/joint-s0/primary@REVISION` is read by `metasae.load`, and
-the folder by SAELens. All goes up in one commit, so a repository never holds half a run.
+the folder by SAELens. Everything is sent in one commit, so that a repository never holds half a run.
 """
 
 import os
@@ -26,7 +27,7 @@ from metasae.sae.layout import CONFIG, WEIGHTS
 TOKEN = "HF_TOKEN"
 _OF_ARM = ("measures.json", "interp.json")
 _OF_RUN = ("compare.json", "compare.md", "across.json", "interp.json", "recipe.toml")
-# What may run code when it is opened.
+# Kinds of files that may run code when they are opened.
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".bin")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -44,16 +45,16 @@ def push(
 ) -> dict:
     """Sends a run folder whose arms are all measured and compared, or one SAE folder, to `repo` (OWNER/NAME).
 
-    The repository is made if need be. license: of the weights, as the hub names it (mit, apache-2.0, other ...); it
-    follows from the language model's licence and the text's, which metasae does not know, so it must be given.
-    revision: a branch, made if need be; None for main. token_from_env: the variable that holds the token; where it is
-    empty the hub's client takes the one it was logged in with. dry_run: checks all and sends nothing. api: a
-    `huggingface_hub.HfApi`, or what stands in for it.
+    The repository is made where it does not exist. license: of the weights, as the hub names it (mit, apache-2.0, other
+    ...); it depends on the licences of the language model and the text, which metasae does not know, so it must be
+    given. revision: a branch, made where it does not exist; None for main. token_from_env: the environment variable
+    with the token; where it is empty, the hub's client uses its login. dry_run: checks all and sends nothing. api: a
+    `huggingface_hub.HfApi`, or a replacement.
 
-    Gives {"repo", "revision", "commit", "url", "files", "bytes", "left_out", "local_paths", "card", "dry_run"}.
-    left_out: files of the folder that stay here. local_paths: places on this machine that stand in the recipe and so
-    become public. Raises UserError, with nothing sent, for an unfinished run, a file that is not what its name says, a
-    link out of the folder, pickles beside the weights, no licence, and for what the hub refuses.
+    Returns {"repo", "revision", "commit", "url", "files", "bytes", "left_out", "local_paths", "card", "dry_run"}.
+    left_out: files of the folder that are not sent. local_paths: paths on this machine that are in the recipe and so
+    become public. Raises UserError, with nothing sent, for an unfinished run, a file whose content does not fit its
+    name, a link out of the folder, pickles beside the weights, a missing licence, and a refusal by the hub.
     """
     branch, folder = revision or "main", Path(folder)
     if not _REPO.fullmatch(repo) or ".." in repo:
@@ -141,7 +142,7 @@ def _files_of_sae(folder: Path, within: str) -> dict[str, Path]:
 
 def _refuse_unfinished(folder: Path) -> None:
     """Raises UserError where an arm of the recipe, its measures or the comparison is missing."""
-    again = f"`metasae run {folder / 'recipe.toml'} --out {folder}` goes on with it"
+    again = f"`metasae run {folder / 'recipe.toml'} --out {folder}` continues it"
     for name in ("recipe.toml", "compare.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} is not finished: it has no {name}; {again}")
@@ -199,7 +200,7 @@ _READERS = {".json": checked.read_json, ".toml": _toml, ".md": _text, ".png": _p
 
 
 def _local_paths(value: Any) -> list[str]:
-    """Texts in a recipe that name a place on this machine."""
+    """Texts in a recipe that are paths on this machine."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list):

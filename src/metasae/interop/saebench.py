@@ -1,8 +1,8 @@
-"""SAEBench 0.6: our SAEs under its evaluations.
+"""Runs SAEBench 0.6's evaluations of metasae's SAEs.
 
-Its contract for an SAE of one's own: W_enc, W_dec with unit rows, b_enc, b_dec, encode(x), decode(acts), a `cfg` with
-the fields that `_config_of` gives it, and a rule that does not depend on the batch. It calls encode and decode apart
-from each other, so decode may know nothing of x but its activations.
+SAEBench's interface for a custom SAE: W_enc, W_dec with unit rows, b_enc, b_dec, encode(x), decode(acts), a `cfg` with
+the fields that `_config_of` gives it, and a rule that does not depend on the batch. It calls encode and decode
+separately, so decode gets the activations and nothing else of x.
 
 `meta_structure` needs the decoder rows alone; the other evaluations load their model and data sets from the hub by
 name. Results lie where SAEBench looks for them, `OUT/EVAL/NAME_custom_sae_eval_results.json`.
@@ -28,7 +28,7 @@ from metasae.interop.identities import assemble, has_unit_rows, norms_into_encod
 from metasae.interop.saebench_names import FROM_HUB, WEIGHTS_ONLY, check_evals
 from metasae.sae.sae import SAE
 
-# What SAEBench calls an SAE that is not one of SAELens's list, and its own default seed.
+# SAEBench's name for an SAE that is not in SAELens's list, and its default seed.
 CUSTOM, SEED = "custom_sae", 42
 
 
@@ -61,19 +61,19 @@ class BenchSAE(nn.Module):
         return self.decode(self.encode(x))
 
     def to(self, *args, **kwargs) -> "BenchSAE":
-        """As any module's; `cfg` follows."""
+        """Moves the SAE as any module, and its `cfg` with it."""
         super().to(*args, **kwargs)
         self.cfg.dtype, self.cfg.device = str(self.dtype).removeprefix("torch."), str(self.device)
         return self
 
 
 def adapt(sae: SAE | str | Path, rows_alone: bool = False) -> BenchSAE:
-    """An SAE, or the one at a path in any format that `metasae.load` reads, for SAEBench; a copy.
+    """Makes a copy of an SAE, or of the one at a path in any format that `metasae.load` reads, for SAEBench.
 
-    The model and the hook are taken from its metadata. Rows of other length than 1 are scaled to it and their norms go
-    to the activations, which changes no output. rows_alone: for evaluations of the decoder rows, which take any SAE,
-    whether or not it normalises tokens and says where it belongs. Raises UserError for what SAEBench cannot run, with
-    the reason, and for an SAE that does not say where it belongs.
+    The model and the hook are taken from its metadata. Rows whose length is not 1 are scaled to length 1 and the
+    activations are multiplied by their norms, which changes no output. rows_alone: for evaluations of the decoder rows,
+    which take any SAE, also one that normalises tokens or has no model and hook in its metadata. Raises UserError for
+    an SAE that SAEBench cannot run, with the reason, and for one without model and hook in its metadata.
     """
     sae = sae if isinstance(sae, SAE) else load(sae)
     if not rows_alone:
@@ -91,14 +91,14 @@ def evaluate(
     seed: int = SEED,
     device: str = "cpu",
 ) -> dict[str, dict]:
-    """Runs SAEBench's evaluations of an SAE, or of the one at a path; {evaluation: its result envelope}, as written
+    """Runs SAEBench's evaluations of an SAE, or of the one at a path; returns {evaluation: its results}, as written
     under `out`.
 
     evals: names of `EVALS`. name: what the SAE is called in the results. settings: evaluation -> fields of its config,
-    e.g. {"meta_structure": {"width_ratio": 0.09}}. seed: global random numbers are drawn from it and put back
-    afterwards; SAEBench seeds them only from its own command line.
+    e.g. {"meta_structure": {"width_ratio": 0.09}}. seed: of the global random state, which is restored afterwards;
+    SAEBench seeds it only from its own command line.
 
-    `meta_structure` reads decoder rows alone, so it is run on SAEs that normalise tokens too. Raises UserError where
+    `meta_structure` reads decoder rows alone, so it also runs on SAEs that normalise tokens. Raises UserError where
     SAEBench is not installed, for an unknown evaluation, and where something it needs is missing.
     """
     settings = settings or {}

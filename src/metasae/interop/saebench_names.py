@@ -1,4 +1,4 @@
-"""SAEBench's evaluations by name, and whether it is installed; told without torch."""
+"""SAEBench's evaluations by name, and whether SAEBench is installed. Needs no torch."""
 
 from collections.abc import Sequence
 from importlib import util

@@ -1,4 +1,5 @@
-"""SAELens: `cfg.json` + `sae_weights.safetensors`, of versions 3 to 6, inference folders and training checkpoints.
+"""Reads and writes SAELens's `cfg.json` + `sae_weights.safetensors`, of versions 3 to 6, inference folders and training
+checkpoints.
 
     z = norm(x);  pre = (z - b_dec [apply_b_dec_to_input]) W_enc + b_enc;  x_hat = unnorm(acts W_dec + b_dec)
     standard     acts = relu(pre)
@@ -10,8 +11,8 @@
     rescale_acts_by_decoder_norm: pre is multiplied by the norms of the decoder rows, and acts divided by them before
     W_dec
 
-Weights in half precision are read as they are and used in fp32; SAELens rounds inputs and activations too unless it is
-told `dtype="float32"`.
+Weights in half precision are read as they are and used in fp32; SAELens also rounds inputs and activations, unless it
+gets `dtype="float32"`.
 """
 
 import math
@@ -56,7 +57,7 @@ _REFUSED_NORMALIZE = {
     "covariance_whitening": "the whitening is not folded into the weights; "
     "save the finished SAE rather than a checkpoint",
 }
-# What version 5 and earlier keep at the top of cfg.json and version 6 in `metadata`.
+# Keys that version 5 and earlier have at the top of cfg.json and version 6 has in `metadata`.
 _OLD_METADATA = (
     "model_name",
     "hook_name",
@@ -69,7 +70,7 @@ _OLD_METADATA = (
 
 
 def load(path: Path) -> SAE:
-    """Raises UserError for a folder that is damaged, and for one whose rule metasae does not have."""
+    """Reads a folder. Raises UserError for one that is damaged, and for one whose rule metasae does not have."""
     where = str(path / own.CONFIG)
     cfg = _modern(checked.read_json(path / own.CONFIG), where)
     architecture = checked.choice(cfg, "architecture", where, _KNOWN, refused=_REFUSED)
@@ -110,7 +111,9 @@ def load(path: Path) -> SAE:
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """As `standard` where no latent has a threshold above 0, as `topk` by that rule, else as `jumprelu`."""
+    """Writes the SAE as `standard` where no latent has a threshold above 0, as `topk` where that is its rule, else as
+    `jumprelu`.
+    """
     standard = sae.config.rule == "threshold" and bool((tensors_of(sae).threshold <= 0).all())
     own.save(sae, out, standard, metadata)
 

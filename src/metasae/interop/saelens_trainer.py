@@ -1,9 +1,9 @@
-"""Our objective on a SAELens user's own activations: `train_on(provider, recipe, ...)`.
+"""Trains with metasae's objective on activations from a SAELens data provider: `train_on(provider, recipe, ...)`.
 
-A SAELens DataProvider is any iterator of activations [B, d]; its ActivationsStore is one. It takes the place of our
-stream, and all else is ours: the same steps in the same order, so equal batches give equal weights and metrics, to the
-bit. The other direction, a training class registered with SAELens, could not: its trainer has one Adam and one clip
-over all parameters, no turns between a primary and a meta SAE, and leaves decoder rows at any length.
+A SAELens DataProvider is any iterator of activations [B, d]; its ActivationsStore is one. It takes the place of
+metasae's stream, and all else is metasae's: the same steps in the same order, so equal batches give equal weights and
+metrics, to the bit. A training class registered with SAELens could not do this: SAELens' trainer has one Adam and one
+clip over all parameters, no turns between a primary and a meta SAE, and does not keep decoder rows at unit length.
 """
 
 import shutil
@@ -29,7 +29,7 @@ from metasae.sae.sae import SAE
 from metasae.train.loop import train
 from metasae.train.trainer import Trainer
 
-# Rows that the input scale and the first b_dec are worked out from, where no sample is given.
+# Rows from which the input scale and the first b_dec are computed, where no sample is given.
 SAMPLE_ROWS = 16_384
 
 
@@ -46,21 +46,21 @@ def train_on(
     device: str = "cpu",
     show: bool = True,
 ) -> dict[str, SAE]:
-    """Trains one arm on a provider's batches; gives {"primary": SAE, "meta": SAE}, as saved under `folder`.
+    """Trains one arm on a provider's batches; returns {"primary": SAE, "meta": SAE}, as saved under `folder`.
 
     An arm without a meta SAE has no "meta".
 
-    provider: gives [train.batch, d] in the model's units. Of the recipe the tables sae, meta, train and of measure the
-    threshold count. sample: what the input scale and the first b_dec come from; None takes the first 16,384 rows, which
-    are trained on all the same. calibration: what the threshold comes from; None takes the measure.calibration_tokens
-    rows that the provider gives after training. Both are a split of one of our caches, or `metasae.data.split.Rows` of
-    activations [rows, d]. metadata: what is known of model_name, hook_name, dataset_path, ...; the hook, the context
-    and the model of a SAELens store are taken from it.
+    provider: gives [train.batch, d] in the model's units. Of the recipe, the tables sae, meta and train and the key
+    measure.threshold are used. sample: the rows for the input scale and the first b_dec; None takes the first 16,384
+    rows, which are trained on as well. calibration: the rows for the threshold; None takes the
+    measure.calibration_tokens rows that the provider gives after training. Both are a split of a metasae cache, or
+    `metasae.data.split.Rows` of activations [rows, d]. metadata: model_name, hook_name, dataset_path and the like,
+    where known; the hook, the context and the model of a SAELens store are taken from the store.
 
-    Every arm wants a provider of its own that begins with the same batches. So does a call after an interruption, which
-    goes on from the last checkpoint: what was trained on is drawn and dropped. SAELens opens `folder/primary` with
-    SAE.load_from_disk. Raises UserError for an unknown arm, batches of another shape than the recipe's, a NaN, and a
-    provider that ends too early; Interrupted after a signal, once the state is saved.
+    Every arm needs a provider of its own that begins with the same batches. So does a call after an interruption, which
+    continues from the last checkpoint: it draws the batches that were trained on and drops them. SAELens opens
+    `folder/primary` with SAE.load_from_disk. Raises UserError for an unknown arm, batches of another shape than the
+    recipe's, a NaN, and a provider that ends too early; Interrupted after a signal, once the state is saved.
     """
     recipe, folder = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe), Path(folder)
     if arm not in ARMS:
@@ -101,14 +101,14 @@ def _refuse_another(folder: Path, notes: dict) -> None:
 
 
 def _flat(notes: dict) -> dict[str, Any]:
-    """What an SAE's notes say of its making, by the recipe's keys."""
+    """The settings in an SAE's notes, by the recipe's keys."""
     tables = notes.get("settings", {}).items()
     settings = {f"{name}.{key}": value for name, table in tables for key, value in table.items()}
     return {"arm": notes.get("arm"), "seed": notes.get("seed"), **settings}
 
 
 class Provided:
-    """A provider in the place of our stream: checked batches, scaled, with a cursor that moves forward only."""
+    """A provider in place of metasae's stream: checked batches, scaled, with a cursor that moves forward only."""
 
     def __init__(self, provider: Iterator[Tensor], batch: int, scale: float = 1.0):
         self.batch, self.scale, self.position = batch, scale, 0
@@ -123,7 +123,7 @@ class Provided:
             self._draw()
 
     def peek(self, count: int) -> Rows:
-        """The rows of the next `count` batches, in the model's units, which `next` will give all the same."""
+        """The rows of the next `count` batches, in the model's units; `next` still gives them afterwards."""
         first = [self._draw() for _ in range(count)]
         self.position -= count
         self._provider = chain(first, self._provider)
@@ -157,9 +157,8 @@ class Provided:
 
 
 def _metadata(provider: Any, notes: dict) -> dict[str, Any]:
-    """What is known of the SAE.
-
-    No recipe of a run: model and text are the provider's, and the recipe does not name them.
+    """The metadata of the SAE. It holds no recipe of a run, as model and text are the provider's and the recipe does
+    not name them.
     """
     place = {key: getattr(provider, key, None) for key in ("hook_name", "context_size", "prepend_bos")}
     place["model_name"] = getattr(getattr(getattr(provider, "model", None), "cfg", None), "model_name", None)

@@ -19,7 +19,7 @@ from metasae.sae.layout import CONFIG
 from metasae.sae.sae import SAE, SAEConfig
 
 _PLACES = {"": "resid_post", ".mlp": "mlp_out"}
-# What a coder may be that an SAE here cannot, and why not.
+# Settings of a coder that metasae cannot represent, and why.
 _REFUSED = {
     "transcode": "a transcoder rebuilds another activation",
     "skip_connection": "metasae has no linear skip connection",
@@ -28,7 +28,7 @@ _REFUSED = {
 
 
 def load(path: Path) -> SAE:
-    """Raises UserError for a folder that is damaged, and for transcoders and other rules than TopK."""
+    """Reads an SAE. Raises UserError for a folder that is damaged, and for transcoders and other rules than TopK."""
     where = str(path / CONFIG)
     cfg = checked.read_json(path / CONFIG)
     d = checked.count(cfg, "d_in", where)
@@ -52,7 +52,7 @@ def load(path: Path) -> SAE:
 
 
 def save(sae: SAE, out: Path, metadata: dict) -> None:
-    """Raises UserError for an SAE that cannot be written in this format."""
+    """Writes an SAE. Raises UserError for one that cannot be written in this format."""
     if sae.config.rule != "topk":
         raise UserError(f"{REFUSED} sparsify: sparsify keeps the k largest of each token and knows no thresholds")
     if sae.config.normalize != "none":
@@ -81,7 +81,9 @@ def save(sae: SAE, out: Path, metadata: dict) -> None:
 
 
 def _metadata(path: Path, cfg: dict) -> dict:
-    """As sparsify lays it out: model and text in the `config.json` above the folder, the hook in the folder's name."""
+    """The metadata where sparsify keeps it: model and text in the `config.json` above the folder, the hook in the
+    folder's name.
+    """
     above = path.parent / "config.json"
     run = checked.read_json(above) if above.exists() else {}
     place = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", path.name)

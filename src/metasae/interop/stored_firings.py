@@ -1,6 +1,6 @@
-"""The firings that an arm keeps, with their provenance and the text of their tokens, as other tools need them.
+"""The firings that an arm keeps, with their provenance and the text of their tokens, for other tools.
 
-Other tools hold text in rows of one length: token t stands at (row[t], column[t]). Special tokens that stood round the
+Other tools keep text in rows of one length: token t stands at (row[t], column[t]). Special tokens that stood round the
 model's windows are not in a firing store, so they are not in the rows either, and a row may hold tokens of two of the
 model's windows.
 """
@@ -33,7 +33,7 @@ class StoredFirings:
     """Checked firings of one arm, over T tokens.
 
     arm: its folder may be any with `firings/` and `primary/`. metadata: of the SAE's cfg.json; {} without one. notes:
-    what metasae noted in it about the SAE's making; {} for SAEs of other making. hook: the hook point's name; empty
+    metasae's notes in it on how the SAE was made; {} for SAEs of other libraries. hook: the hook point's name; empty
     where the metadata have none. firings, by_latent: the same entries in the order of tokens and of latents.
     """
 
@@ -46,7 +46,7 @@ class StoredFirings:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """That of the run folder above, or of the SAE's notes. Raises UserError where there is none."""
+        """The recipe in the run folder above, or in the SAE's notes. Raises UserError where there is none."""
         beside = self.arm.folder.resolve().parent.parent / "recipe.toml"
         if beside.is_file():
             return Recipe.stored(beside)
@@ -62,7 +62,7 @@ class StoredFirings:
     def strings(self, tokenizer=None) -> Callable[[np.ndarray], list[str]]:
         """int64 [m], tokens of the split -> their pieces of the text, as `metasae.data.text.pieces` cuts it.
 
-        tokenizer: None for that of the recipe's model. Raises UserError with one line where it cannot be had.
+        tokenizer: None for that of the recipe's model. Raises UserError with one line where it cannot be loaded.
         """
         from metasae.data.model.loading import load_tokenizer
         from metasae.interp.excerpts import planted_strings, token_strings
@@ -77,10 +77,9 @@ class StoredFirings:
 
 
 def stored_firings(folder: str | Path, progress: Progress = SILENT) -> StoredFirings:
-    """folder: an arm's, or its `primary`.
-
-    Sorts the firings by latent and keeps that beside them, where it is not there yet. Raises UserError where the folder
-    keeps no firings, or they or the config are damaged.
+    """Opens the firings of an arm. folder: the arm's, or its `primary`. Sorts the firings by latent and keeps the
+    result beside them, where it is not there yet. Raises UserError where the folder keeps no firings, or they or the
+    config are damaged.
     """
     folder = arm_with_firings(folder)
     config = folder / "primary" / CONFIG
@@ -109,7 +108,9 @@ def stored_firings(folder: str | Path, progress: Progress = SILENT) -> StoredFir
 
 
 def _check(folder: Path, indptr: np.ndarray, entries: np.ndarray, limit: int) -> None:
-    """A store from anywhere may hold any numbers, and these are used as places in arrays."""
+    """Raises UserError for entries that are not valid: a store from elsewhere may hold any numbers, and these are used
+    as places in arrays.
+    """
     if indptr[0] != 0 or (np.diff(indptr) < 0).any():
         raise _damaged(folder, "an index does not rise")
     for start in range(0, len(entries), _CHUNK):
@@ -143,7 +144,7 @@ class TokenGrid:
 
     def tokens_of(self, first: int, last: int) -> tuple[int, int]:
         """The tokens [start, end) of the split that stand in the rows [first, last)."""
-        # in the array's own dtype, as numpy would copy all of it to a wider one
+        # in the array's own dtype, as numpy would otherwise copy the whole array to a wider one
         start, end = np.searchsorted(self.row, np.array([first, last], self.row.dtype))
         return int(start), int(end)
 
@@ -165,7 +166,7 @@ def grid_of(documents: np.ndarray, positions: np.ndarray, length: int) -> TokenG
 
 
 def row_length(metadata: dict, wanted: int | None) -> int:
-    """As wanted, or the context the SAE was trained with. Raises UserError where neither is a length."""
+    """The length wanted, or the context the SAE was trained with. Raises UserError where neither is a length."""
     length = metadata.get("context_size") if wanted is None else wanted
     if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length < 1 << 16:
         raise UserError(f"rows need a length from 1 to 65,535 tokens, not {str(length)[:20]}; give context=128")

@@ -1,8 +1,8 @@
-"""Thresholds that another library never set, told from those that it did.
+"""Recognises thresholds that another library never set.
 
-BatchTopK SAEs are trained without a threshold. The libraries estimate one beside the training, from some step on, and
-keep it in a buffer that begins with a mark: -1 in dictionary_learning, 0 in SAELens. Read as a threshold, the mark
-makes a ReLU SAE of it with many times its k. The paper's script writes 10.0 for a latent that never fired.
+BatchTopK SAEs are trained without a threshold. The libraries estimate one during training, from some step on, and keep
+it in a buffer that starts with a mark: -1 in dictionary_learning, 0 in SAELens. If the mark were read as a threshold,
+the SAE would be a ReLU SAE with many times its k. The paper's script writes 10.0 for a latent that never fired.
 """
 
 import math
@@ -15,16 +15,16 @@ from metasae.sae.sae import SAE
 WITH_K = ("batchtopk", "matryoshka_batchtopk", "matryoshka", "topk")
 # In `thresholds_*.npy` of the paper's code, a latent that never fired.
 PAPER_DEAD = 10.0
-# L0 is told apart from k where one is so many times the other.
+# L0 is called different from k where one is this many times the other.
 FAR = 1.5
 
 
 def with_set_thresholds(sae: SAE, format: str, where: str) -> SAE:
-    """The SAE as another library left it; without thresholds, `sae.threshold = None`, where they were never set but its
-    k says what they are for.
+    """The SAE with `sae.threshold = None` where its library never set the thresholds but its k is known; otherwise the
+    SAE as it is.
 
-    Such an SAE is calibrated to its k by `metasae measure`, and neither encodes nor can be written before. Changes
-    `sae`. Raises UserError for a JumpReLU SAE whose thresholds were never set, as nothing says what they should be.
+    `metasae measure` calibrates such an SAE to its k; before that it can neither encode nor be written. Changes `sae`.
+    Raises UserError for a JumpReLU SAE whose thresholds were never set, as they cannot be calibrated without a k.
     """
     kind, threshold = sae.config.architecture, sae.threshold
     if sae.config.rule != "threshold":
@@ -38,10 +38,10 @@ def with_set_thresholds(sae: SAE, format: str, where: str) -> SAE:
 
 
 def said_of_thresholds(sae: SAE, label: str, rule: str) -> list[str]:
-    """What whoever measures an SAE should know of its thresholds beforehand. rule: by which they are calibrated."""
+    """Notes on an SAE's thresholds, before it is measured. rule: the rule by which they are calibrated."""
     if sae.threshold is None:
         return [
-            f"{label} comes without thresholds, which its library never set; they are calibrated to its k = "
+            f"{label} comes without thresholds, as its library never set them; metasae calibrates them to its k = "
             f"{sae.config.k} by measure.threshold = {rule}"
         ]
     if sae.config.architecture == "batchtopk" and sae.config.rule == "topk":
@@ -53,16 +53,17 @@ def said_of_thresholds(sae: SAE, label: str, rule: str) -> list[str]:
 
 
 def said_of_l0(sae: SAE, label: str, l0: float) -> list[str]:
-    """What should be known of an imported BatchTopK SAE whose thresholds let through far more or less than its k: an
-    estimate that was begun and not finished cannot be told from its file.
+    """A warning about an imported BatchTopK SAE whose thresholds let through far more or fewer latents than its k.
+
+    Its library estimates the thresholds during training, and the file does not show whether the estimate was finished.
     """
     k, kind = sae.config.k, sae.config.architecture
     of_others = "imported" in sae.config.metadata and kind in WITH_K and sae.config.rule == "threshold"
     if not of_others or k / FAR <= l0 <= k * FAR:
         return []
     return [
-        f"{label} fires on {l0:.3g} latents a token, and was trained to keep k = {k}: its threshold may not be that of "
-        "the finished SAE, or the text not that of its training"
+        f"{label} has {l0:.3g} active latents per token, but was trained to keep k = {k}: its threshold may not be "
+        "that of the finished SAE, or this text may be unlike its training text"
     ]
 
 
@@ -74,4 +75,6 @@ def refuse_other_sizes(trainer: dict, sizes: dict[str, int], where: str) -> None
     for key, size in sizes.items():
         value = trainer.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0 and value != size:
-            raise UserError(f"{where}: {key} is {value}, the weights have {size}; give the config that belongs to them")
+            raise UserError(
+                f"{where}: {key} is {value}, but the weights have {size}; give the config that belongs to them"
+            )

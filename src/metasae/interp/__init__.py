@@ -1,1 +1,3 @@
-"""Auto-interp: what a reader of windows of text can say about a latent, and how well that foretells where it fires."""
+"""Auto-interp: a judge explains a latent from windows of text, and scores say how well the explanation predicts its
+firings.
+"""

@@ -1,10 +1,10 @@
 """Asks a judge many questions at once: from the store where it has the reply, else with bounded concurrency, a rate
 limit and retries.
 
-A reply that cannot be read, or that was cut off at its limit, is asked for again, at another temperature, as the
-likeliest reply would come out alike. What still cannot be read then is kept, and is asked again by the next call, as
-the server may have been mended. What was cut off is not kept. A judge in this process is held to the form of its
-replies and would say the same again, so it is asked once.
+A reply that cannot be read, or that was cut off at its limit, is asked for again at another temperature, as the same
+temperature would give the same likeliest reply. A reply that still cannot be read is kept, and the next call asks for
+it again, as the server may have been repaired. A reply that was cut off is not kept. A judge in this process is held to
+the form of its replies and would give the same reply again, so it is asked once.
 """
 
 import json
@@ -22,22 +22,22 @@ from metasae.interp.reading import is_cut, is_readable
 from metasae.interp.replies import Ask, Reply, ReplyStore
 from metasae.progress.progress import SILENT, Progress, Task
 
-# A server that answered none of so many questions in a row, each with its retries, is taken to be gone.
+# A server that answered none of this many questions in a row, each with its retries, is taken to be gone.
 GIVE_UP = 20
 LONGEST_WAIT = 60.0
-# What asking comes to: questions that were answered now, those from the store, those not answered after every retry,
-# attempts too many, replies that could not be read and were asked for again, replies that were cut off, and the tokens
-# of all replies that came now, as the judge counted them.
+# The counts of asking: questions answered now, questions answered from the store, questions not answered after every
+# retry, retries, replies that could not be read and were asked for again, replies that were cut off, and the tokens of
+# all replies of this call, as the judge counted them.
 COUNTED = ("asked", "stored", "failed", "retried", "again", "cut", "prompt_tokens", "completion_tokens")
-# Of a reply that is asked for again.
+# The temperature of a reply that is asked for again.
 ANOTHER_TEMPERATURE = 1.0
-# Of English text; only the estimate before a run rests on it.
+# Characters per token of English text; only the estimate before a run uses it.
 CHARACTERS_PER_TOKEN = 4
 EXPLANATION_LENGTH = 240
 
 
 class Temporary(Exception):
-    """The judge could not answer now and may later. wait: seconds it asked for, None where it did not say."""
+    """The judge could not answer now and may answer later. wait: seconds it asked for, None where it did not say."""
 
     def __init__(self, why: str, wait: float | None = None):
         super().__init__(why)
@@ -45,20 +45,21 @@ class Temporary(Exception):
 
 
 class Judge(Protocol):
-    """name: what replies are kept under, model and whatever else changes them.
-
-    A judge that has `batch` and `answer_many` in its place (as LocalJudge) is asked so many questions at a time, by one
-    thread.
+    """The interface of a judge. name: the name under which replies are kept: the model, and everything else that
+    changes its replies. A judge that has `batch` and `answer_many` instead of `answer` (as LocalJudge) is asked `batch`
+    questions at a time, by one thread.
     """
 
     name: str
 
     def answer(self, ask: Ask) -> Reply:
-        """Raises Temporary for what may pass, UserError for what will not."""
+        """Raises Temporary for an error that may pass, UserError for one that will not."""
 
 
 def cost_of(tokens: Mapping[str, int], price: tuple[float, float] | None) -> float | None:
-    """tokens: prompt_tokens and completion_tokens. price: of a million of each; None where it is not known."""
+    """The cost of some tokens. tokens: prompt_tokens and completion_tokens. price: of a million of each; None where it
+    is not known.
+    """
     return price and (tokens["prompt_tokens"] * price[0] + tokens["completion_tokens"] * price[1]) / 1e6
 
 
@@ -85,13 +86,13 @@ class Limits:
     max_tokens: int | None = None
 
     def of(self, ask: Ask, attempt: int = 0) -> Ask:
-        """The question as it is sent for the first time, or again."""
+        """The question as it is sent, the first time or again."""
         temperature = ANOTHER_TEMPERATURE if attempt else ask.temperature
         return replace(ask, max_tokens=self.max_tokens or ask.max_tokens, temperature=temperature)
 
 
 class Asker:
-    """Asks a judge what the store has no reply to. name: of the model whose replies are kept."""
+    """Asks a judge the questions to which the store has no reply. name: of the model whose replies are kept."""
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class Asker:
         limits: Limits | None = None,
         progress: Progress = SILENT,
     ):
-        """judge: None to answer from the store alone, as `name`, the model whose replies are replayed, gave them."""
+        """judge: None to answer from the store alone, with the kept replies of the model `name`."""
         self.judge, self.store, self.limits, self.progress = judge, store, limits or Limits(), progress
         self.name = judge.name if judge is not None else name
         self.tally = dict.fromkeys(COUNTED, 0)
@@ -111,13 +112,13 @@ class Asker:
         # keys of the questions that were asked now, and of those whose reply was cut off that reply
         self._tried: set[str] = set()
         self._cut: dict[str, Reply] = {}
-        # only spreads retries of several workers; no result depends on it
+        # only spreads the retries of several workers; no result depends on it
         self._jitter = random.Random(0)
 
     def missing(self, asks: Sequence[Ask]) -> dict[str, Ask]:
-        """Key -> question, of those to which the store has no reply that can be read; the same question once.
-
-        In replay what cannot be read is an answer like any other, and so is what was asked before by this asker.
+        """Key -> question, of those to which the store has no reply that can be read; the same question once. In a
+        replay a reply that cannot be read counts as an answer, and so does the reply to a question that this asker
+        asked before.
         """
         distinct = {ask.key(self.name): ask for ask in asks}
         return {key: ask for key, ask in distinct.items() if not self._is_kept(key, ask)}
@@ -143,7 +144,7 @@ class Asker:
                 "run without --replay to ask for them"
             )
         if left:
-            with self.progress.task("ask", len(left), "questions") as task:
+            with self.progress.task("asking the judge", len(left), "questions") as task:
                 (self._ask_batches if hasattr(self.judge, "answer_many") else self._ask_one_by_one)(left, task)
         return [self._cut.get(key) or self.store.get(key) for key in keys]
 
@@ -171,7 +172,7 @@ class Asker:
             task.advance(len(batch))
 
     def _came(self, reply: Reply) -> None:
-        """Counts a reply, which has to be paid whatever it says."""
+        """Counts a reply, which has to be paid for even where it cannot be read."""
         with self._lock:
             self._unanswered = 0
             self.tally["cut"] += is_cut(reply)
@@ -207,7 +208,7 @@ class Asker:
             reply = self._reply(self.limits.of(ask, attempt))
             if reply is None:
                 break
-            # of two that cannot be read the one that is whole is kept
+            # of two replies that cannot be read, one that was not cut off is kept
             last = reply if last is None or not is_cut(reply) else last
             if is_readable(ask, reply):
                 break
@@ -218,7 +219,7 @@ class Asker:
             self._keep(ask, last)
 
     def _reply(self, ask: Ask) -> Reply | None:
-        """What the judge says; None where it does not answer after every retry, or asking has stopped."""
+        """The judge's reply; None where it does not answer after every retry, or asking has stopped."""
         for attempt in range(self.limits.retries + 1):
             if not self._turn():
                 return None
@@ -239,7 +240,7 @@ class Asker:
         if silence >= GIVE_UP:
             raise UserError(
                 f"the judge answered none of the last {silence} questions; "
-                "see that it runs, then run again: replies are kept"
+                "check that it runs, then run again: replies are kept"
             )
         return None
 
@@ -254,10 +255,9 @@ class Asker:
 
 
 class Estimator:
-    """In the place of an asker: counts what would still be asked, at most, and asks nothing.
-
-    A prompt has a token to four characters, a reply is at its longest, and every reply can be read the first time. A
-    reply that the store lacks is stood in for by an explanation, another for each question.
+    """Takes the place of an asker: it counts the questions that would be asked at most, and asks none. It assumes one
+    token per four characters of a prompt, the longest replies, and that every reply can be read the first time. In
+    place of a reply that the store lacks it gives a made-up explanation, a different one for each question.
     """
 
     def __init__(self, asker: Asker):

@@ -1,6 +1,5 @@
-"""What auto-interp is asked of a run, read once, and which arms that is about.
-
-Imports no torch, so a wrong name is answered at once.
+"""The settings of auto-interp for a run, and the arms that they select. Imports no torch, so that a wrong name is
+refused at once.
 """
 
 from pathlib import Path
@@ -15,10 +14,10 @@ from metasae.interp.excerpts import WindowSpec
 from metasae.recipe.registry import BASELINE
 
 EMBEDDING, INTRUDER = "embedding", "sense_intruder"
-# What a judge says of windows one by one.
+# Scores for which a judge reads windows one by one.
 READ = ("detection", "fuzz_marks", "fuzz_2afc", "sim_spearman")
 KNOWN = (EMBEDDING, *READ, INTRUDER)
-# What each score is worth to a judge that knows nothing.
+# The value of each score for a judge that knows nothing.
 CHANCE = {
     "detection": 0.5,
     "fuzz_marks": 0.5,
@@ -28,7 +27,8 @@ CHANCE = {
     "sense_intruder": 0.2,
 }
 STORE = "replies.sqlite"
-# Raised when windows are written or questions put in another way, as answers to other questions are not compared.
+# The version of the questions, raised when windows or questions are written in another way, as answers to different
+# questions are not compared.
 PROMPTS = 2
 
 
@@ -51,15 +51,15 @@ def _price(words: Any) -> Any:
 
 
 class InterpSpec(BaseModel):
-    """What auto-interp is asked of a run. Immutable; an unknown key is an error. Lists may be text with commas.
+    """The settings of auto-interp for a run. Immutable; an unknown key is an error. Lists may be text with commas.
 
     scores: of KNOWN; all but `embedding` need a judge. model: the judge's name on its server, or in replay the one that
     answered, which may leave out what a judge adds to its model's name. replay: answers come from RUN/replies.sqlite
-    alone. encoder: the folder, package or name of a sentence encoder; None for the run's own model. latents:
-    how many are drawn per arm and seed. arms, seeds: only these; None for all. baseline: the arm that others are
-    compared with. matched: score the partners of the baseline's latents, too. seed: of everything random here. price:
-    of a million prompt and completion tokens. ask_above: tokens above which a run has to be confirmed. Raises UserError
-    of one line for a score that is not known, a list that names nothing, and a price, a rate or a length that is none.
+    alone. encoder: the folder, package or name of a sentence encoder; None for the run's own model. latents: how many
+    are drawn per arm and seed. arms, seeds: only these; None for all. baseline: the arm that others are compared with.
+    matched: score the partners of the baseline's latents, too. seed: of all random draws here. price: of a million
+    prompt and completion tokens. ask_above: tokens above which a run has to be confirmed. Raises UserError of one line
+    for an unknown score, an empty list, and a price, a rate or a length that is not valid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,7 +93,7 @@ class InterpSpec(BaseModel):
     @model_validator(mode="after")
     def _can_be_scored(self) -> "InterpSpec":
         if self.window.length < 1:
-            raise UserError(f"windows need length of at least 1, not {self.window.length}")
+            raise UserError(f"windows need a length of at least 1, not {self.window.length}")
         if self.limits.concurrency < 1 or not (self.limits.per_minute is None or self.limits.per_minute > 0):
             raise UserError("a judge needs a concurrency of at least 1 and a rate above 0")
         if self.limits.max_tokens is not None and self.limits.max_tokens < 1:
@@ -111,7 +111,9 @@ class InterpSpec(BaseModel):
 
 
 def check(run_folder: Path, spec: InterpSpec, judge: bool) -> None:
-    """Raises UserError for scores that lack their judge, a folder that is no run's, and nothing to replay."""
+    """Raises UserError for scores without their judge, a folder that is not a run's, and a replay without kept
+    replies.
+    """
     asked = spec.of_a_judge
     if asked and not judge and not (spec.replay and spec.model):
         raise UserError(
@@ -133,9 +135,8 @@ def trained_arms(run: RunFolder, baseline: str) -> list[Arm]:
 
 
 def arms_to_score(run: RunFolder, spec: InterpSpec) -> list[Arm]:
-    """Those that the spec asks for. Raises UserError where one is missing or keeps no firings.
-
-    Where it names no arms, those that have another's weights and keep no firings are left out.
+    """The arms that the spec selects. Raises UserError where one is missing or keeps no firings. Where the spec names
+    no arms, those that have another arm's weights and keep no firings are left out.
     """
     trained = trained_arms(run, spec.baseline)
     names = sorted({arm.name for arm in trained})

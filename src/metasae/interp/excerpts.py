@@ -1,4 +1,4 @@
-"""Where windows of text may lie: all of one length, within one document, each document on one side only.
+"""Cuts text into windows of one length, each within one document; every document is on one side only.
 
 A window is tokens [start, start + L) of the split. A focus token has exactly one window:
     grid      its document, cut into windows of L from its first token on
@@ -25,8 +25,8 @@ class WindowSpec:
     """How windows are cut and how many a latent needs.
 
     length: tokens of a window. position: where the focus stands, one of POSITIONS. train, score: activating windows per
-    latent to explain from and to score on. silent: windows per latent and kind in which it does not fire. strata:
-    activating windows are drawn from so many equal parts of the latent's peaks, weak to strong.
+    latent to explain from and to score on. silent: windows per latent and kind in which it does not fire. strata: the
+    number of equal parts of the latent's peaks, weak to strong, from which activating windows are drawn.
     """
 
     length: int = 32

@@ -1,5 +1,5 @@
-"""sense_intruder: of five windows round one token, which is the one on which the other of two siblings fires? Chance
-1/5.
+"""The score sense_intruder: in four of five windows round one token a latent fires, in the fifth its sibling; which is
+the fifth? Chance is 1/5.
 
 Siblings are two latents of one SAE into which a latent of another SAE is split: the parent is gone and a child is new
 (`metasae.measures.cofiring.splits`). An arm's siblings are children of the baseline's latents in the arm of the next
@@ -12,11 +12,11 @@ A question is five windows round the same token of the vocabulary, from five doc
 the middle. On it one child fires and its sibling does not in four of them, and the other way round in the fifth, the
 intruder.
 
-It needs no explanation: the judge sees that two latents into which another was split part the uses of a token in a way
-that a reader can see, or it does not. It cannot see why: a sense, a grammatical role and a kind of text are all the
-same to it. Accuracy is per pair of siblings, both taking turns as the intruder; pairs of one parent are one cluster of
-the bootstrap. The floor (`shuffled`) has five windows of one child, one of them called the intruder: chance whatever
-the judge, so a floor off chance is an error of the asking.
+It needs no explanation. It asks whether two latents into which another was split divide the uses of a token in a way
+that a reader can see. It does not show why: a sense, a grammatical role and a kind of text count alike. Accuracy is per
+pair of siblings, both taking turns as the intruder; pairs of one parent are one cluster of the bootstrap. The floor
+(`shuffled`) has five windows of one child, one of which is called the intruder. It is at chance for every judge, so a
+floor away from chance means an error in the questions.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ from metasae.recipe.registry import BASELINE
 
 # Windows of a question beside the intruder.
 ALIKE = 4
-# Questions of a pair with each of the two as the intruder, and how many a pair needs in all.
+# The most questions of a pair with each of the two as the intruder, and the least number that a pair needs in all.
 EACH_WAY, AT_LEAST = 4, 2
 # The part of a score between SAEs of another seed, and between those of one seed.
 ALL, SAME_SEED = "all", "same_seed"
@@ -75,8 +75,8 @@ class Splits:
 def splits_of(
     run: RunFolder, arm: Arm, trained: Sequence[Arm], baseline: str = BASELINE, progress: Progress = SILENT
 ) -> Splits | None:
-    """Of the first 50 splits between the SAEs of `split_pair` those whose parent is gone and that have a new child;
-    None where there is no such pair.
+    """The splits that give an arm its siblings: those of the first 50 between the SAEs of `split_pair` whose parent is
+    gone and that have a new child; None where there is no such pair.
 
     trained: every trained arm of the run; all must keep their firings.
     """
@@ -106,7 +106,7 @@ def _stored(run: RunFolder, pair: SplitPair) -> Ranked | None:
 
 
 def _new_ones(splits: dict) -> Ranked:
-    """splits: as `FeatureSplits.as_dict` has them."""
+    """The splits that are not `kept`. splits: as `FeatureSplits.as_dict` has them."""
     return tuple((split["parent"], tuple(split["children"])) for split in splits["ranked"] if not split["kept"])
 
 
@@ -157,8 +157,8 @@ def _four(text: Text, places: np.ndarray, intruder: int, length: int, rng: np.ra
 
 
 def intruder_score(reader: Reader, view: ByLatent, splits: Splits) -> tuple[dict, list[dict]]:
-    """(what the other scores have, over pairs of siblings, and what they are pairs of; of each pair its parent, its
-    children, how many questions were asked and the share answered right).
+    """(the score's summary over pairs of siblings, with the two SAEs; for each pair its parent, its children, the
+    number of questions and the share answered right).
 
     view: of the children's SAE. A pair with fewer than two questions has no score and is counted.
     """

@@ -1,5 +1,5 @@
-"""Windows as a judge reads them: on one line, with marks that no text of the question holds and white space that can be
-seen.
+"""Writes windows for a judge: on one line, with marks that no text of the question contains, and with visible white
+space.
 
 Marked tokens stand between two marks. A line break, a tab and, at the edge of what is marked, a space have a sign each;
 other characters that cannot be seen are written by their number. Marks and signs are the first of a short list of which
@@ -16,9 +16,9 @@ import numpy as np
 PAIRS = (("<<", ">>"), ("[[", "]]"), ("⟦", "⟧"), ("⟪", "⟫"), ("⦅", "⦆"), ("❰", "❱"))
 OPEN, CLOSE = PAIRS[0]
 LINES, TABS, SPACES = ("↵", "⏎", "␤"), ("⇥", "␉"), ("␣", "␠")
-# Kinds of characters that cannot be seen alone: those that combine with another one.
+# Kinds of characters that are not visible alone, as they combine with another one.
 _COMBINING = ("Mn", "Me")
-# Kinds that would break a line or tell it what to do.
+# Kinds that would break or control a line.
 _CONTROLS = ("Cc", "Zl", "Zp")
 
 
@@ -48,7 +48,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Marks:
-    """What stands for what in the texts of one question. code: what the number of a character begins with."""
+    """The marks and signs in the texts of one question. code: the text before the number of a character."""
 
     open: str
     close: str
@@ -59,7 +59,7 @@ class Marks:
 
     @classmethod
     def of(cls, windows: Sequence[Shown]) -> "Marks":
-        """Those that none of the windows can be taken to hold."""
+        """The first marks and signs that none of the windows contains."""
         letters = "".join(string for window in windows for string in window.strings)
         pair = next((pair for pair in PAIRS if not set(letters) & set("".join(pair))), None) or _numbered_pair(letters)
         signs = {"line": LINES, "tab": TABS, "space": SPACES, "char": ("{U+",)}
@@ -90,7 +90,7 @@ class Marks:
         text = "".join(strings)
         if not marked:
             return self._plain(text)
-        # a token of spaces alone has nothing else to mark
+        # a token of spaces has nothing but its spaces to mark
         body = text.lstrip(" ") if strings[0].strip(" ") else text
         return f"{' ' * (len(text) - len(body))}{self.open}{self._marked(body)}{self.close}"
 
@@ -113,7 +113,7 @@ def _is_seen(letter: str) -> bool:
 
 
 def _sign(options: Sequence[str], name: str, letters: str) -> str:
-    """The first that the letters do not hold; else the name behind a brace, with a number."""
+    """The first option that is not among the letters; else the name after a brace, with a number."""
     return next((sign for sign in options if sign not in letters), None) or _numbered("{%s%d ", name, letters)
 
 

@@ -1,7 +1,7 @@
-"""The questions that a judge is asked about windows of text. `marks.py` says how windows are written, `reading.py` what
-is read of a reply.
+"""The questions that a judge is asked about windows of text. `marks.py` writes the windows, and `reading.py` reads the
+replies.
 
-Every question says in words what its reply looks like, as not every server holds its model to the schema.
+Every question describes the form of its reply in words, as not every server holds its model to the schema.
 """
 
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def per_window(question: str, explanation: str, item: dict, windows: Sequence[Sh
 
 
 def choose(explanation: str, windows: Sequence[Shown]) -> Ask:
-    """windows: two."""
+    """Asks in which of two windows the feature is active."""
     texts = _listed([f"{letter}:" for letter in LETTERS], windows)
     schema = _object({"answer": {"type": "string", "enum": list(LETTERS)}})
     return Ask(CHOOSE, f"Explanation: {explanation}\n\n{texts}", schema, ROUND)
@@ -91,7 +91,9 @@ def _numbers(windows: Sequence[Shown]) -> list[str]:
 
 
 def _listed(names: Sequence[str], windows: Sequence[Shown]) -> str:
-    """The windows, one a line behind its name, with marks that none of them holds; first what the marks are."""
+    """The windows, one a line after its name, with marks that none of them contains; before them what the marks
+    mean.
+    """
     marks = Marks.of(windows)
     legend = marks.legend(windows)
     lines = [f"{name} {marks.line_of(window)}" for name, window in zip(names, windows, strict=True)]

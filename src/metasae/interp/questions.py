@@ -1,9 +1,9 @@
-"""Questions about windows: asked, some of them twice, read, and credited.
+"""Asks questions about windows, some of them twice, reads the replies and gives credit.
 
 A twentieth of a score's questions is asked a second time with its windows in another order, the second half first, and
-enough of them to have 40 answers. A judge that reads the windows says the same of each again; one that goes by an
-answer's place, or that says anything, does not. How often two such rounds would agree if the second knew nothing of the
-first is worked out from what was said in each (Cohen 1960):
+enough of them to have 40 answers. A judge that reads the windows gives the same answers again; one that answers by
+place or at random does not. How often two such rounds would agree if the second knew nothing of the first is worked out
+from what was said in each (Cohen 1960):
 
     by chance = sum over the answers c of (share of c in the first round) (share of c in the second)
 """
@@ -34,15 +34,15 @@ NOTHING_COUNTED = {
 
 
 def uncounted() -> dict:
-    """Counts of a floor, which nobody looks at: nothing of it is asked twice, and what cannot be read of it is not
-    counted as the score's.
+    """Counts for a floor, which are not kept: none of its questions are asked twice, and its unreadable replies are not
+    counted for the score.
     """
     return {"asked": 0, "unreadable": 0, "failed": 0}
 
 
 @dataclass
 class Question:
-    """What is asked of one latent, or pair of siblings, and answered by a list.
+    """A question about one latent, or one pair of siblings, that a list of answers answers.
 
     build: windows -> what is asked of them; None where there is no explanation to ask with. row: of the latent or pair.
     parts: of the score, one for each answer. right: the answers that are true. choices: where the answer is one of the
@@ -73,9 +73,8 @@ class Question:
 
 
 def credit_of(questions: Sequence[Question], chance: float) -> dict[tuple[int, str], list[float]]:
-    """(row, part) -> 1 for every right answer and 0 for every wrong one; what was not read has the credit of chance.
-
-    A row of which nothing was read has no credit at all, as that would be a score of nothing.
+    """(row, part) -> 1 for every right answer and 0 for every wrong one; an answer that was not read has the credit of
+    chance. A row of which no answer was read has no credit, and so no score.
     """
     credit = defaultdict(list)
     read = {question.row for question in questions if question.answers is not None}
@@ -100,7 +99,7 @@ def put(
     counts: dict,
     seed: int,
 ) -> None:
-    """Asks them, some a second time, and fills in their replies and answers.
+    """Asks the questions, some a second time, and fills in their replies and answers.
 
     read: (a reply, how many answers it is to have) -> the answers; None where it was not answered or cannot be read.
     counts: as NOTHING_COUNTED or `uncounted()`, added to.

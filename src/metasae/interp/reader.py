@@ -1,5 +1,5 @@
-"""Scores for which a judge reads: it explains a latent from training windows, then is asked about scoring windows it
-has not seen.
+"""Scores for which a judge reads text: it explains a latent from training windows and is then asked about scoring
+windows that it has not seen.
 
     detection     Does the latent fire in this window? The mean of two shares: of activating windows that the judge
                   finds, and of silent ones that it leaves.
@@ -17,8 +17,8 @@ that cannot be read, and a question that stays unanswered, has the credit of cha
 nothing was read, its explanation or any answer, has no score.
 
 Where the judge gives log probabilities, detection and fuzz_marks have parts `<kind>_auc` beside their balanced
-accuracy: P(P(yes | an activating window) > P(yes | a silent one)) + 1/2 P(equal), which no threshold of the judge's
-moves. It is NaN for a latent with a readable reply without log probabilities; those replies are counted.
+accuracy, which do not depend on the judge's threshold: P(P(yes | an activating window) > P(yes | a silent one)) + 1/2
+P(equal). It is NaN for a latent with a readable reply without log probabilities; those replies are counted.
 """
 
 from collections import defaultdict
@@ -42,7 +42,7 @@ from metasae.measures.firing.by_latent import ByLatent
 WINDOWS_PER_ASK = 10
 SIMULATED, FIFTHS = 25, 5
 PAIRS = 10
-# Tokens drawn in place of another before all that would do are looked up.
+# Random draws of a token to replace another, before all possible ones are looked up.
 TRIES = 50
 # Latents whose questions are asked again with another one's explanation.
 FLOOR = 100
@@ -146,7 +146,7 @@ class Reader:
         questions = []
         for row, (latent, explanation) in enumerate(explained):
             rng = np.random.default_rng([self.seed, latent.latent, 12])
-            # a document that comes twice must not be scored on what the explanation was made from
+            # a document that occurs twice must not be scored on text that the explanation was made from
             drawn = contents_of(self.text, latent.train)
             peaks = peaks_of(self.text, *view.latent(latent.latent), spec)
             windows = draw_activating(self.text, peaks, True, SIMULATED, spec, rng, drawn)
@@ -191,8 +191,8 @@ class Reader:
         return Shown(tuple(strings), np.zeros_like(window.marked))
 
     def _other_string(self, string: str, fires: np.ndarray, rng: np.random.Generator) -> str | None:
-        """Of a random token of the scoring text on which the latent does not fire and which reads otherwise; None where
-        there is none.
+        """The text of a random token of the scoring text on which the latent does not fire and whose text is different;
+        None where there is none.
         """
         pool = self.text.scoring_tokens
         for _ in range(TRIES):
@@ -201,7 +201,8 @@ class Reader:
             other = self.text.strings(token, 1)[0]
             if is_silent and other != string:
                 return other
-        # a latent that fires nearly everywhere, or text of hardly any other token: all that is left, in random order
+        # for a latent that fires nearly everywhere, or text with hardly any other token: all that are left, in random
+        # order
         left = rng.permutation(np.setdiff1d(pool, fires, assume_unique=True))
         others = (self.text.strings(token, 1)[0] for token in left.tolist())
         return next((other for other in others if other != string), None)

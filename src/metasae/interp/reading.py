@@ -1,8 +1,8 @@
-"""What is read of a judge's reply.
+"""Reads the answers in a judge's reply.
 
-A reply may hold more than was asked for: a thought before the answer, remarks behind it, objects that are drafts or
+A reply may contain more than was asked for: a thought before the answer, remarks after it, objects that are drafts or
 examples. The last whole JSON object that has the field is read. Numbers, letters and yes or no may come as text ("3",
-"true"). A reply that was cut off holds no answer, whatever stands in it.
+"true"). A reply that was cut off counts as no answer, whatever it contains.
 
 The probability of a yes in a list of yes and no comes from the log probabilities beside the reply. Where the reply's
 text has `true` or `false`, the token that begins it has alternatives. Those that would begin `true` are a yes, those
@@ -10,7 +10,7 @@ that would begin `false` a no (spaces, commas and brackets before them left asid
 
     P(yes) = sum of p over the yes / sum of p over yes and no
 
-The model has written its earlier answers of the list by then, so the numbers are of one list, in its order.
+The model has already written the earlier answers of the list, so the probabilities are those of one list, in its order.
 """
 
 import json
@@ -22,13 +22,13 @@ from itertools import accumulate
 
 from metasae.interp.replies import Ask, Reply
 
-# A list of answers, which a reply that was cut off does not close.
+# A list of answers. A reply that was cut off does not close it.
 _LIST = re.compile(r'"answers"\s*:\s*\[(?P<answers>[^\]]*)')
 _ANSWER = re.compile(r"true|false", re.IGNORECASE)
 _BEFORE = ' \t\r\n,[:"'
 _NUMBER = re.compile(r"-?\d{1,9}")
 _WORDS = {"true": True, "false": False}
-# What stands round a thought in the text of many models.
+# The tags round a thought in the text of many models.
 _THOUGHT, _THOUGHT_ENDS = "<think>", "</think>"
 _DECODER = json.JSONDecoder()
 
@@ -80,7 +80,7 @@ def choice_of(reply: Reply | None, count: int, name: str, allowed: Sequence) -> 
 
 
 def answers_of(reply: Reply | None, count: int, kind: type) -> list | None:
-    """`answers`, where it is a list of so many of this type; else None."""
+    """`answers`, where it is a list of `count` values of this type; else None."""
     answers = field_of(reply, "answers")
     if not isinstance(answers, list) or len(answers) != count:
         return None
@@ -123,7 +123,8 @@ def yes_probabilities(reply: Reply, count: int) -> list[float] | None:
     if answers is None:
         return None
     offsets = [match.start() for match in _ANSWER.finditer(text, *answers.span("answers"))]
-    # a token may hold the end of one answer and the beginning of the next, whose alternatives cannot be told apart then
+    # a token may contain the end of one answer and the beginning of the next; then the alternatives of the two cannot
+    # be separated
     places = [bisect_right(ends, offset) for offset in offsets]
     if len(offsets) != count or len(set(places)) != count:
         return None

@@ -1,9 +1,9 @@
-"""What judges are asked and what they said: an SQLite file, so that nothing is paid for twice.
+"""Keeps questions and judges' replies in an SQLite file, so that no reply is paid for twice.
 
 A reply is found again by a digest of model, messages, sampling and schema. Every reply is committed when it arrives,
-readable or not, but none that was cut off; a killed process loses those that were on their way. What a server refused,
-cut off or did not answer is not kept, and is asked again. So is what cannot be read, in whose place a better reply is
-kept when there is one.
+readable or not, but none that was cut off; a killed process loses only those that were on their way. A question that a
+server refused, did not answer, or answered with a reply that was cut off is not kept, and is asked again. So is one
+whose reply cannot be read; a better reply then replaces it.
 """
 
 import hashlib

@@ -3,9 +3,9 @@
 RUN/arms/<arm>-s<seed>/interp.json    coverage, scores and every latent's own numbers (`metasae.interp.scores`)
 RUN/interp.json                       per arm folder the part `interp`, and per pair of arms the differences
 
-With `matched`, an arm also scores the partners of the baseline's latents. Scores of an earlier call that looked at the
-same windows of the same SAE stay; others are replaced. RUN/interp.json is of all arms whose scores are alike those of
-the last call.
+With `matched`, an arm also scores the partners of the baseline's latents. Scores of an earlier call stay where they are
+for the same windows of the same SAE; others are replaced. RUN/interp.json covers all arms whose scores have the same
+conditions as those of the last call.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,15 +86,15 @@ def run_interp(
 def _confirmed(scoring: "Scoring", asker: Asker, confirm: Callable[[dict], bool] | None) -> dict:
     """The estimate with its cost.
 
-    Raises UserError where nothing answers, and where it is above the limit and nobody says yes.
+    Raises UserError where nothing answers, and where it is above the limit and not confirmed.
     """
     spec = scoring.spec
-    # a judge whose replies may all be kept need not run
+    # a judge need not run where all its replies are kept
     if hasattr(asker.judge, "look") and asker.name not in asker.store.models():
         asker.judge.look()
     estimator = Estimator(asker)
     for _ in scoring.scored({}, estimator):
-        # what would be asked is counted while arms are scored with made-up replies
+        # scoring the arms with made-up replies counts what would be asked
         pass
     estimate = {**estimator.questions, "cost": cost_of(estimator.questions, spec.price)}
     tokens = estimate["prompt_tokens"] + estimate["completion_tokens"]
@@ -114,7 +114,7 @@ def _text(source: Source, firings: Firings, seed: int) -> Text:
 
 
 class Scoring:
-    """The arms of one call, the text that they fire on and the latents of each that are scored: the same whoever reads.
+    """The arms of one call, their text, and the latents of each that are scored, the same for every reader.
 
     text_of: an arm's firings -> the text they lie in. Raises UserError for a folder that is no run, an arm that is not
     there or keeps no firings, and, where latents are drawn, for arms judged on different text.
@@ -139,7 +139,9 @@ class Scoring:
 
     @cached_property
     def splits(self) -> dict[Arm, Splits | None]:
-        """What each arm's siblings are children of, None where there is no second SAE; {} where nobody asks."""
+        """The splits that give each arm its siblings, None where there is no second SAE; {} where no score
+        needs them.
+        """
         arms = self.arms if INTRUDER in self.spec.scores else []
         return {arm: splits_of(self.run, arm, self.trained, self.spec.baseline, self.progress) for arm in arms}
 
@@ -148,7 +150,7 @@ class Scoring:
     ) -> Iterator[tuple[Subject, dict[str, Score], tuple[dict, list[dict]] | None]]:
         """Each subject with its scores by key, and those of its siblings as `intruder_score` has them.
 
-        scorers: of what asks nobody. asker: who is asked for the other scores of the spec.
+        scorers: of the scores without a judge. asker: asks for the other scores of the spec.
         """
         reader = Reader(asker, self.text, self.spec.window, self.spec.seed)
         scorers = {**scorers, **{key: reader.scorer(key) for key in self.spec.scores if key in READ}}
@@ -172,7 +174,8 @@ class Scoring:
             content, dropped = with_earlier(content, read_scores(arm))
             files.write_json(arm.folder / FILE, content)
             left_out += [
-                f"{arm.label}: the earlier {key} was of other windows or another SAE and is replaced" for key in dropped
+                f"{arm.label}: the earlier {key} was for other windows or another SAE, so it is replaced"
+                for key in dropped
             ]
         current = []
         for scores in filter(None, (read_scores(arm) for arm in self.trained if not is_twin(arm))):
@@ -180,8 +183,8 @@ class Scoring:
                 current.append(scores)
             else:
                 left_out.append(
-                    f"{scores.arm.label}: its scores are of other windows or an earlier SAE and are left out; "
-                    "score it again alike"
+                    f"{scores.arm.label}: its scores are for other windows or an earlier SAE, so they are left out; "
+                    "score it again with the same settings"
                 )
         together = {**merged(current, self.spec.baseline), "left_out": left_out}
         files.write_json(self.run.folder / FILE, together)
@@ -200,7 +203,7 @@ class Scoring:
         return Base(base, open_view(base, self.text, self.progress)[1], own)
 
     def _is_current(self, scores: ScoreFile) -> bool:
-        """Whether scores are of windows as these and of the weights that are there now."""
+        """Whether scores are for the same windows and for the present weights."""
         conditions, arm = scores.content["conditions"], scores.arm
         of_these_windows = all(conditions.get(name) == value for name, value in self.spec.conditions.items())
         return of_these_windows and arm.has_firings and conditions["of"] == of_firings(arm.folder)
@@ -219,7 +222,7 @@ class Scoring:
             summaries[INTRUDER] = siblings[0]
         elif INTRUDER in self.spec.scores:
             summaries[INTRUDER] = Score(INTRUDER, {"all": np.zeros(0)}).as_dict([], np.zeros(0, np.int64), seed)
-            summaries[INTRUDER]["parts"]["all"]["note"] = "no SAE of another seed between which latents are split"
+            summaries[INTRUDER]["parts"]["all"]["note"] = "no SAE of another seed, in which a latent could be split"
         return {
             "conditions": {
                 **self.spec.conditions,

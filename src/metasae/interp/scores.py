@@ -1,8 +1,9 @@
-"""Scores of one SAE's latents, their means with intervals, the file that an arm keeps them in, and arm against arm.
+"""Scores of one SAE's latents: their means with intervals, the file in which an arm keeps them, and the comparison of
+arms.
 
 An interval within one SAE is a bootstrap of latents in clusters: latents that fire most often on the same token share
-what a reader can say about them. It is an interval over these SAEs' other latents; only the difference over paired
-seeds is one over other seeds.
+what a reader can say about them. It is an interval over the other latents of this SAE; only the difference over paired
+seeds has an interval over seeds.
 
 An arm's interp.json holds {conditions, coverage, matched, scores, latents, pairs, siblings}. `conditions` say which
 windows of which SAE were looked at. Scores that were given under the same conditions are of the same latents, so a
@@ -29,7 +30,7 @@ from metasae.intervals.resampling import bootstrap_interval
 from metasae.intervals.statistics import paired_difference
 
 FILE = "interp.json"
-# What is said of single latents and pairs, not of the SAE as a whole.
+# Entries about single latents and pairs, not about the SAE as a whole.
 DETAILS = ("latents", "pairs", "siblings")
 
 
@@ -95,7 +96,7 @@ def other_latents(count: int, seed: int) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """An arm's interp.json and what stands in it, for m latents: the own sample, then partners of the baseline's
+    """An arm's interp.json with its contents, for m latents: the arm's own sample, then partners of the baseline's
     latents.
     """
 

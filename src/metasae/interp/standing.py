@@ -1,9 +1,9 @@
-"""Whether a judge can tell: what its scores and its agreement with itself say of the judge, by the numbers alone.
+"""Whether a judge can be trusted, by its scores and its agreement with itself.
 
-A score is not told from its floor where its interval (itself, where there is none) does not lie above the larger of
-chance and the score with shuffled explanations. A judge is not told from one that answers at random, or always alike,
-where of the way from agreement by chance to agreement in everything it covers less than a fifth (Cohen's kappa below
-.2, "slight" with Landis and Koch 1977).
+A score is not above its floor unless its interval (the score itself, where there is none) lies above the larger of
+chance and the score with shuffled explanations. A judge is no better than one that answers at random, or always alike,
+where its agreement with itself covers less than a fifth of the way from agreement by chance to full agreement (Cohen's
+kappa below .2, "slight" in Landis and Koch 1977).
 
 Imports no torch, as reports read this, too.
 """
@@ -17,7 +17,9 @@ LEAST_KAPPA = 0.2
 
 
 class Standing(NamedTuple):
-    """Of one score of one SAE, in words. sae: its label. agreement, doubt: None where there is nothing to say."""
+    """The judgement on one score of one SAE, in words. sae: its label. agreement, doubt: None where there is nothing to
+    say.
+    """
 
     sae: str
     score: str
@@ -30,8 +32,8 @@ class Standing(NamedTuple):
 
 
 def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
-    """arms: label -> {"interp": summary}, as RUN/interp.json holds them. Only scores of which there is something to
-    say.
+    """The judgements on all scores of which there is something to say. arms: label -> {"interp": summary}, as
+    RUN/interp.json holds them.
     """
     every = [
         Standing(label, key, agreement_of(score), silence_of(score) or doubt_of(key, score))
@@ -42,18 +44,18 @@ def standings(arms: Mapping[str, Mapping]) -> list[Standing]:
 
 
 def agreement_of(score: Mapping) -> str | None:
-    """Of a score as interp.json has it."""
+    """A judge's agreement with itself, in words. score: as interp.json has it."""
     share, by_chance = score.get("self_agreement"), score.get("self_agreement_by_chance")
     if share is None or by_chance is None:
         return None
     return (
-        f"asked again in another order, it gives {100 * share:.1f}% of {score['repeated']} answers again "
+        f"asked again in another order, the judge repeats {100 * share:.1f}% of {score['repeated']} answers "
         f"({100 * by_chance:.1f}% by chance)"
     )
 
 
 def silence_of(score: Mapping) -> str | None:
-    """Why a judge's score has no number: nothing that was said could be read; None where something was."""
+    """Why a judge's score has no number: no reply could be read. None where one could."""
     asked, unexplained = score.get("asked", 0), score.get("unexplained", 0)
     if not asked + unexplained or asked > score.get("unreadable", 0) + score.get("failed", 0):
         return None
@@ -61,7 +63,7 @@ def silence_of(score: Mapping) -> str | None:
 
 
 def doubt_of(key: str, score: Mapping) -> str | None:
-    """Why the reader of the score `key` cannot tell; None where its numbers say nothing against it."""
+    """Why the score `key` cannot be trusted; None where its numbers give no reason for doubt."""
     low = [f"{part} {_against_floor(score, part)}" for part in score.get("parts", {}) if not is_told(score, part)]
     reasons = [f"not above the floor: {', '.join(low)}"] if low else []
     if _is_near_chance(score):
@@ -71,7 +73,7 @@ def doubt_of(key: str, score: Mapping) -> str | None:
 
 
 def is_told(score: Mapping, part: str) -> bool:
-    """Whether a part of a score lies above its floor; a part without a number says nothing against it."""
+    """Whether a part of a score lies above its floor; true of a part without a number."""
     mean = score["parts"][part]
     low = mean["ci95"][0] if mean.get("ci95") else mean.get("estimate")
     return low is None or low > _floor(score, part)

@@ -1,4 +1,6 @@
-"""One trained SAE as auto-interp sees it: its windows, which latents are looked at, and whom they are matched with."""
+"""One trained SAE for auto-interp: its windows, the latents that are scored, and the latents that they are matched
+with.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +21,12 @@ from metasae.measures.rows.seeds import match
 from metasae.progress.progress import Progress
 
 NEIGHBOURS = 5
-# Tokens of a latent looked at in one go.
+# Tokens of a latent that are read at a time.
 CHUNK = 1 << 16
 
 
 class Base(NamedTuple):
-    """The SAE with whose latents an arm's are matched. own: its sample."""
+    """The baseline SAE, whose latents an arm's latents are matched with. own: its sample."""
 
     arm: Arm
     view: ByLatent
@@ -74,7 +76,7 @@ def open_subject(arm: Arm, base: Base | None, text: Text, spec: InterpSpec, prog
     windows = []
     if set(spec.scores) != {INTRUDER}:
         counts = view.counts()
-        with progress.task("silent windows", len(latents), "latents") as task:
+        with progress.task("drawing silent windows", len(latents), "latents") as task:
             for latent in latents:
                 neighbours = nearest(firings, view.latent(latent)[0], counts, latent)
                 windows.append(with_silent(text, view, activating[latent], neighbours, spec.window, spec.seed))
@@ -87,8 +89,9 @@ def nearest(firings: Firings, tokens: np.ndarray, counts: np.ndarray, latent: in
     """int64 [up to 5]: the latents with the largest phi with one that fires on these tokens, largest first, ties to the
     lower latent.
 
-    Counts alone: as `top_partners`, which looks at all latents at once, and so quick for some of many. counts: int64
-    [n], tokens each latent fires on. What fires nowhere or on every token has no phi.
+    The result is that of `top_partners`, which looks at all latents at once; from counts alone this is quicker for a
+    few of many latents. counts: int64 [n], tokens each latent fires on. What fires nowhere or on every token has no
+    phi.
     """
     total = firings.n_tokens
     able = (counts > 0) & (counts < total)
@@ -125,7 +128,7 @@ def open_view(arm: Arm, text: Text, progress: Progress) -> tuple[Firings, ByLate
     firings = arm.firings()
     if not np.array_equal(firings.tokens, text.tokens):
         raise UserError(
-            f"the firings of {arm.folder} belong to other text than the first arm's; measure the arms again alike"
+            f"the firings of {arm.folder} are on other text than the first arm's; measure both on the same text"
         )
     try:
         view = open_by_latent(arm.folder / "firings")

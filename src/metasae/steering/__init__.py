@@ -1,5 +1,5 @@
-"""What may be done to a latent while a model runs (`edits.py`, without torch), doing it (`steering.py`), and text
-written with and without it (`writing.py`).
+"""Steering: the edits of a latent (`edits.py`, without torch), a model that runs with them (`steering.py`), and text
+written with and without them (`writing.py`).
 """
 
 from metasae.steering.edits import Ablate, Add, Scale, Set

@@ -1,6 +1,5 @@
-"""What is done to latents while a model is steered, and what a request to steer may ask.
-
-Known without torch; `steering.py` does it.
+"""The edits of latents while a model is steered, and the checks of a request to steer. Needs no torch; `steering.py`
+applies the edits.
 """
 
 import math

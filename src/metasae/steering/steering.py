@@ -1,14 +1,14 @@
 """Steering: latents are set, added to, scaled or ablated while the model runs.
 
 With z = encode(x) at the hook point, z' the edited activations, and std that of the token where the SAE normalises per
-token (else 1), a steered token goes on as
+token (else 1), a steered token continues as
 
     x' = x + std (z' - z) W_dec                 the SAE's reconstruction error x - decode(z) is kept, or
     x' = decode(z) + std (z' - z) W_dec         without it: decode(z')
 
-In the first form only the edited latents are encoded, and a token whose activations stay as they were keeps x to the
-bit. All of it is computed in fp32 and cast back to the model's dtype; which latents fire is exact up to the rounding of
-that product.
+In the first form only the edited latents are encoded, and a token on which no edited activation changes keeps x to the
+bit. Everything is computed in fp32 and cast back to the model's dtype; which latents fire is exact up to the rounding
+of that product.
 """
 
 import inspect
@@ -35,21 +35,21 @@ def steer(
     keep: Sequence[int] | None = None,
     start: int = 0,
 ) -> Iterator[None]:
-    """While open, every forward pass and every `generate` of the model runs with the edited latents.
+    """A context in which every forward pass and every `generate` of the model runs with the edited latents.
 
     model: a transformers model, or a Host. edits: {latent: Set(3.0) | Add(2.0) | Scale(0.5) | Ablate()}; a plain number
-    sets. point: the hook point; None takes the SAE's own (`hook_name` in its metadata), then the Host's. error: whether
-    the SAE's reconstruction error is added back. keep: ids of tokens that keep their own activation, as SAEs are not
-    trained on special tokens; None: the Host's special tokens, or the BOS of the model's config; () for none. Padding
-    keeps its own as well: it is read from the attention mask of each call, on whichever side it lies, with a cache or
-    without. start: the first column of the text that is steered, padding counted; with `input_ids.shape[1]` a
-    `generate` reads its prompts as they are and steers what it writes. The activation at the last token of a prompt,
-    which foretells the first written one, is the prompt's, so that first token is the model's own choice.
+    means Set. point: the hook point; None takes the SAE's own (`hook_name` in its metadata), then the Host's. error:
+    whether the SAE's reconstruction error is added back. keep: ids of tokens that keep their own activation, as SAEs
+    are not trained on special tokens; None: the Host's special tokens, or the BOS of the model's config; () for none.
+    Padding keeps its own activation as well; it is found by the attention mask of each call, on either side, with a
+    cache or without. start: the first column of the text that is steered, padding counted; with `input_ids.shape[1]` a
+    `generate` reads its prompts without edits and is steered in what it writes. The first written token is then still
+    the model's own choice, as it is predicted at the last token of the prompt.
 
-    Blocks may be nested; at one point the outer one comes first. Neither the model nor the SAE is changed, and the
-    hooks go whatever happens inside. Raises UserError for no or unknown latents, values that are not finite, an SAE
-    without threshold or of another width, an unknown hook point, and a call in which padding or special tokens cannot
-    be told.
+    Contexts may be nested; at the same hook point the outer one acts first. Neither the model nor the SAE is changed,
+    and the hooks are removed even after an error inside. Raises UserError for no or unknown latents, values that are
+    not finite, an SAE without threshold or of another width, an unknown hook point, and a call in which padding or
+    special tokens cannot be recognised.
     """
     module = model.model if isinstance(model, Host) else model
     place = _place(model, module, point or sae.config.metadata.get("hook_name"))
@@ -100,7 +100,7 @@ def checked(edits: Mapping[int, Edit | float], sae: SAE) -> dict[int, Edit]:
         raise UserError("this SAE has no threshold yet; calibrate it first (metasae.measures.firing.calibrate)")
     if sae.config.rule == "topk":
         raise UserError(
-            "this SAE keeps the k largest latents of each token, which the edited latents alone do not tell; "
+            "this SAE keeps the k largest latents of each token, which cannot be found from the edited latents alone; "
             "steer one with thresholds"
         )
     if not edits:
@@ -127,7 +127,7 @@ def _subset(sae: SAE, latents: Sequence[int], device: torch.device) -> SAE:
 def _steered(x: Tensor, rows: Tensor, edited: SAE, edits: list[Edit], whole: SAE | None) -> Tensor:
     """x [b, t, d] with the rows bool [b, t] steered.
 
-    edited: the edited latents; whole: all of them, where the error goes.
+    edited: the edited latents; whole: all latents, where the reconstruction error is dropped.
     """
     with torch.autocast(edited.W_dec.device.type, enabled=False):
         x32 = x.to(edited.W_dec.device, torch.float32)
@@ -163,7 +163,7 @@ def _rows_of_call(
         if tokens != here:
             why = "ran by itself" if tokens is None else f"holds {here} rows for {tokens} tokens"
             raise UserError(
-                f"'{place.path}' {why}, so its tokens cannot be told; "
+                f"'{place.path}' {why}, so its tokens are not known; "
                 "steer calls of the whole model, at another hook point if need be"
             )
         return under_way[0]
@@ -178,7 +178,7 @@ def _rows_of_call(
 def _reader(model: nn.Module, place: hooks.Place) -> nn.Module:
     """The innermost module round the place that is called with token ids.
 
-    Wrappers may call the ones outside it in a way that leaves their hooks out.
+    Wrappers may call modules outside it in a way that skips their hooks.
     """
     parts = place.path.split(".")
     for depth in range(len(parts) - 1, -1, -1):

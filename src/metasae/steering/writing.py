@@ -1,9 +1,8 @@
-"""Text written by a model as it is and with latents edited: `metasae steer`.
+"""Writes text with a model as it is and with latents edited: `metasae steer`.
 
 With `chat` a prompt is the user's message in the model's chat template, and the answer alone is steered: the tokens
-that the model writes. Every token of the message and of the template keeps its own activation, the last one too. That
-one foretells the first written token, which is therefore the model's own, the same with steering and without; the edit
-acts from there on.
+that the model writes. Every token of the message and of the template keeps its own activation, including the last one.
+The first written token is predicted there, so it is the same with and without steering; the edit acts after it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,11 +45,11 @@ def run_steer(
     was trained on; model is a folder or a name on the hub. chat: prompts are messages of a user, and their answers
     alone are steered, as above. seed: None takes the likeliest token each time, a number samples, both times with this
     seed. Keys: model, point, edits, error, chat, seed, texts: per prompt {prompt, without, with}. Raises UserError for
-    a wrong edit, an encoder, prompts that do not fit, `chat` with a model that has no chat template, and whatever
-    loading and `steer` refuse.
+    a wrong edit, an encoder, prompts that do not fit, `chat` with a model that has no chat template, and everything
+    that loading and `steer` refuse.
     """
     requested = check_request(folder, edits, prompts, tokens)
-    # a terminal of another encoding gives halves of characters, which cannot be printed either
+    # a terminal with another encoding gives halves of characters, which cannot be printed
     prompts = [readable(prompt) for prompt in prompts]
     sae = load(folder)
     requested = checked(requested, sae)
@@ -74,10 +73,10 @@ def written(
     chat: bool = False,
     seed: int | None = None,
 ) -> list[dict[str, str]]:
-    """Of every prompt {prompt, without, with}: `tokens` tokens behind it, as the model is and with the edited latents.
+    """For every prompt {prompt, without, with}: `tokens` tokens after it, without and with the edited latents.
 
     Arguments as for `run_steer`, with a model and an SAE that are loaded already. Raises UserError for an encoder,
-    prompts that do not fit, and whatever `steer` refuses.
+    prompts that do not fit, and everything that `steer` refuses.
     """
     ids, mask = _encoded(host, prompts, tokens, chat)
     without = _continued(host, ids, mask, tokens, seed)
@@ -90,13 +89,12 @@ def written(
 
 
 def _model_of(sae: SAE, model: str | None) -> recipe.Model:
-    """The model given, or the one that the SAE's metadata name: our own recipe, or another library's model_name.
-
-    Never one that brings code of its own.
+    """The model given, or the one in the SAE's metadata: in metasae's own recipe, or in another library's model_name.
+    It is never one that brings code of its own.
     """
     metadata = sae.config.metadata
     if model is None and (ours := metadata.get("metasae", {}).get("recipe")):
-        # whoever wrote the SAE does not decide whether a model's code is run here
+        # the author of an SAE must not decide whether a model's code is run here
         return recipe.Recipe.load({"model": ours.get("model", {})}, {"model.trust_remote_code": False}).model
     name = model or metadata.get("model_name")
     if not name:
@@ -105,7 +103,7 @@ def _model_of(sae: SAE, model: str | None) -> recipe.Model:
 
 
 def _encoded(host: Host, prompts: Sequence[str], tokens: int, chat: bool) -> tuple[Tensor, Tensor]:
-    """(ids, mask) int64 [b, t] of the prompts, padded on the left; `tokens` more must fit behind them."""
+    """(ids, mask) int64 [b, t] of the prompts, padded on the left; `tokens` more must fit after them."""
     if not host.causal:
         raise UserError(
             f"'{host.name}' is an encoder and writes no text; use `with metasae.steer(...)` round its forward pass"
@@ -130,7 +128,7 @@ def _encoded(host: Host, prompts: Sequence[str], tokens: int, chat: bool) -> tup
 
 @torch.no_grad()
 def _continued(host: Host, ids: Tensor, mask: Tensor, tokens: int, seed: int | None) -> list[str]:
-    """What the model writes behind every prompt, without touching the random state outside."""
+    """The text that the model writes after every prompt; the random state outside is not changed."""
     devices = range(torch.cuda.device_count()) if host.device.type == "cuda" else ()
     with torch.random.fork_rng(devices), quiet():
         torch.manual_seed(0 if seed is None else seed)

@@ -27,10 +27,10 @@ from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.ranks import ALONE, Ranks
 from metasae.recipe import recipe
 
-# Windows are sorted by length within a pool of so many batches, so that little is padding.
+# Batches of a pool. Windows are sorted by length within a pool, so that there is little padding.
 POOL_BATCHES = 16
-# Batches of a pool for each rank at least; where a pool has fewer, more pools are gone through between two meetings
-# of the ranks.
+# The least batches per rank between two points where the ranks wait for each other. Where a pool has fewer, several
+# pools are worked through between them.
 RANK_BATCHES = 4
 
 
@@ -46,13 +46,13 @@ def harvest(
     """Fills `folder` with at least `tokens[split]` tokens of each split and opens it; a cache that fits is reused as
     it is.
 
-    A finished cache that holds too few tokens stays as it is: the harvest goes into a folder beside it, named after
-    the tokens asked for, where it is not there already. What is opened shows `tokens[split]` tokens of each split,
-    however many there are. Every split takes its documents in the order of the source, so a smaller harvest is the
-    beginning of a larger one (the tokens exactly, the activations up to rounding, as windows meet others in a batch).
-    `documents` stands in for the recipe's source; then text.source is only its name. A harvest that was stopped goes on
-    where it stopped and ends with the same bytes as one that was not. While another process harvests into the folder,
-    this one waits.
+    A finished cache that holds too few tokens stays as it is: the harvest goes into a folder beside it, named after the
+    tokens asked for, where it is not there already. The cache that is returned shows `tokens[split]` tokens of each
+    split, even where it holds more. Every split takes its documents in the order of the source, so a smaller harvest is
+    the beginning of a larger one (the tokens exactly, the activations up to rounding, as windows meet others in a
+    batch). `documents` replaces the recipe's source, and text.source is then only its name. A harvest that was stopped
+    continues there and ends with the same bytes as one that was not stopped. While another process harvests into the
+    folder, this one waits.
 
     Raises UserError when the folder holds another harvest, the text is too short for calibration or evaluation, the
     context is longer than the model's, the text changed since the harvest was stopped, or an activation is NaN or
@@ -96,7 +96,7 @@ def harvest_points(
             # in one order everywhere, so that no two processes wait for each other
             for folder in sorted(missing) if ranks.first else ():
                 locks.enter_context(harvesting_into(folder, progress))
-            # whoever held a lock may have harvested just this
+            # the process that held the lock may have harvested the same
             places = _places(targets, wanted, ranks)
             left = [target for target, place in zip(targets, places, strict=True) if place is None]
             if left:
@@ -107,7 +107,7 @@ def harvest_points(
         for target, place in zip(targets, places, strict=True)
     }
     asked = wanted.get("train", 0)
-    # of the text, not of what counts in it
+    # of all tokens of the text, also those that are left out of it later
     trained_on = caches[targets[0].host.point].index["splits"]["train"]["tokens"] if asked else 0
     if trained_on < asked:
         progress.say(
@@ -133,7 +133,7 @@ def fingerprint_of(fields: dict) -> str:
 
 @dataclass(frozen=True)
 class _Target:
-    """One point's harvest and the folder it belongs into, or beside where that holds too few tokens."""
+    """One hook point's harvest, and its folder, or the one beside it where that holds too few tokens."""
 
     host: Host
     identity: dict
@@ -141,7 +141,7 @@ class _Target:
     folder: Path
 
     def place(self, wanted: dict[str, int]) -> Path | None:
-        """Where its cache lies, with tokens enough or of a text that has no more; None where it has to be harvested.
+        """The folder of its cache, where that holds enough tokens or all of the text; None where it is not harvested.
 
         Raises UserError where something else was harvested into the folder.
         """
@@ -168,7 +168,7 @@ class _Target:
         unseen = "the model's weights, tokenizer or dtype" if same_name else names
         differences = list(_differences(index["identity"], self.identity)) or [unseen]
         raise UserError(
-            f"the cache {folder} was harvested otherwise ({'; '.join(differences)}); "
+            f"the cache {folder} was harvested with other settings ({'; '.join(differences)}); "
             "choose another harvest.cache or delete the folder"
         )
 
@@ -216,7 +216,7 @@ def _fill(
     """One pass over the text for all targets, from where the least advanced of them stopped."""
     places = ranks.from_first([target.place_to_fill(wanted, progress) for target in targets] if ranks.first else None)
     hosts = [target.host for target in targets]
-    # what decides, apart from the identity, which windows meet in a batch and which row lies where
+    # besides the identity, these decide which windows share a batch and where each row is written
     settings = {
         "tokens": {split: wanted[split] for split in texts.SPLITS if split in wanted},
         "batch_tokens": spec.batch_tokens,
@@ -241,7 +241,7 @@ def _fill(
     end, kinds = ranks.from_first((feed.cursor, dict(feed.kinds)))
     for writer in writers:
         writer.note(end)
-    # an index says that all lies on the disk
+    # an index means that everything is on the disk
     ranks.wait()
     for writer in writers:
         writer.finish(end, hosts[0].name, kinds)
@@ -257,12 +257,12 @@ def _run(
     progress: Progress,
     ranks: Ranks,
 ) -> None:
-    """Runs what the feed gives through the model and writes it; notes where it is when it is interrupted."""
+    """Runs the feed's windows through the model, writes the activations, and notes its position when interrupted."""
     cursor, done, total = feed.start, sum(feed.start.found.values()), sum(feed.wanted.values())
     with ExitStack() as stack:
         task = stack.enter_context(progress.task("harvesting activations", total, "tokens"))
         if done:
-            progress.say(f"the harvest goes on behind {done:,} of {total:,} tokens")
+            progress.say(f"the harvest continues after {done:,} of {total:,} tokens")
             task.skip(done)
         pools: Iterator[tuple[Pool, Cursor]] = iter(())
         if ranks.first:

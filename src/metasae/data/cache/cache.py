@@ -45,7 +45,9 @@ class StoredSplit:
     """
 
     def __init__(self, folder: Path, index: dict, tables: dict[str, Tensor], name: str, limit: int | None = None):
-        """tables: the contents of statistics.safetensors. Raises UserError for a missing or truncated shard."""
+        """Opens a split's shards. tables: the contents of statistics.safetensors. Raises UserError for a missing or
+        truncated shard.
+        """
         entries = index["splits"][name]["shards"]
         self.folder, self.name, self.d, self.dtype = folder, name, index["d"], DTYPES[index["identity"]["dtype"]]
         self._starts = np.cumsum([0, *(entry["tokens"] for entry in entries)], dtype=np.int64)
@@ -144,10 +146,10 @@ class StoredSplit:
 class ActivationCache:
     """A finished cache. `index`: the contents of index.json.
 
-    tokens: only the first so many of each split are shown, which are those that a smaller harvest of the same text
-    would hold; `is_held` tells whether there are so many. norm_limit: in medians of the calibration tokens' norms;
-    longest: the same in the model's units; a split shows no longer token and no special one. Raises UserError for a
-    folder without a finished harvest, and for a missing or truncated shard.
+    tokens: the number of tokens of each split that are shown, the first ones, which are those that a smaller harvest of
+    the same text would hold; `is_held` checks that there are enough. norm_limit: in medians of the calibration tokens'
+    norms; longest: the same in the model's units; a split shows no token with a longer activation and no special token.
+    Raises UserError for a folder without a finished harvest, and for a missing or truncated shard.
     """
 
     def __init__(
@@ -191,7 +193,7 @@ class ActivationCache:
 
 
 def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> bool:
-    """Whether a folder holds a finished harvest of this fingerprint with so many tokens of each split, or all that
+    """Whether a folder holds a finished harvest of this fingerprint with at least `tokens` of each split, or all that
     its text has.
 
     Raises UserError for an index of another version.
@@ -205,13 +207,15 @@ def is_held(folder: str | Path, fingerprint: str, tokens: dict[str, int]) -> boo
 
 
 def large_enough(folder: Path, fingerprint: str, tokens: dict[str, int]) -> Path | None:
-    """The cache with so many tokens of each split (`is_held`): `folder` or one beside it; None where there is none."""
+    """The cache with at least `tokens` of each split (`is_held`): `folder` or one beside it; None where neither has
+    them.
+    """
     larger = sorted(folder.absolute().parent.glob(f"{glob.escape(folder.absolute().name)}-*-*-*"))
     return next((place for place in (folder, *larger) if is_held(place, fingerprint, tokens)), None)
 
 
 def beside(folder: Path, tokens: dict[str, int]) -> Path:
-    """The folder of a cache of so many tokens where `folder` holds one that is too small."""
+    """The folder beside `folder` for a cache of these tokens, where the cache in `folder` is too small."""
     counts = "-".join(str(tokens.get(name, 0)) for name in texts.SPLITS)
     return folder.absolute().with_name(f"{folder.absolute().name}-{counts}")
 
@@ -220,11 +224,11 @@ def read_index(folder: Path) -> dict:
     """The contents of index.json. Raises UserError when there is none, or one of another version."""
     path = folder / INDEX
     if not path.is_file():
-        how = "it goes on where it stopped" if (folder / UNFINISHED).is_file() else "it starts anew"
+        how = "it continues where it stopped" if (folder / UNFINISHED).is_file() else "it starts anew"
         raise UserError(f"no finished harvest in {folder}; run the harvest again: {how}")
     index = read_json(path)
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise UserError(f"{path} is no index of this version; delete the cache folder {folder} and harvest again")
+        raise UserError(f"{path} is not an index of this version; delete the cache folder {folder} and harvest again")
     return index
 
 
@@ -242,7 +246,7 @@ def sums(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _norms(tensors: dict[str, Tensor]) -> Tensor:
-    """Of a shard's tokens; worked out where it is of an earlier release and does not hold them."""
+    """Norms of a shard's tokens, computed where the shard is of an earlier release and does not hold them."""
     if NORMS in tensors:
         return tensors[NORMS]
     return torch.linalg.vector_norm(tensors["activations"], dim=1, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Filling one cache folder: the shards of each split, a note of how far they are, at the end their sums and the index.
+"""Fills one cache folder: the shards of each split, a note of the progress, and at the end their sums and the index.
 
 FOLDER/unfinished.json   while a harvest is under way: its settings and its cursor; gone once there is an index
 
@@ -28,8 +28,8 @@ from metasae.errors import UserError
 from metasae.files import read_json, write_json, write_tensors
 from metasae.ranks.ranks import ALONE, RankPool, Ranks
 
-# A note makes the disk catch up, so it is not written after every pool; a harvest that is killed loses no more than
-# this and a pool.
+# Seconds between notes. A note waits until the disk has written everything, so it is not made after every pool; a
+# harvest that is killed loses no more than these seconds and a pool.
 SECONDS_BETWEEN_NOTES = 30.0
 MAX_SHARD_BYTES = 256 << 20
 # The header, name -> (where the tensor begins in the file, bytes of a row), and the size of the file.
@@ -40,9 +40,9 @@ _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 class CacheWriter:
     """One hook point's cache in the making. Tokens of a split are numbered in the order of the feed.
 
-    settings: `tokens` (wanted of each split), `shard_tokens` and whatever else decides which row lies where: a harvest
-    goes on only where they are the same. ranks: those that write into the folder, each some of the rows; all of them
-    call the same, and the note and the index are the first one's.
+    settings: `tokens` (wanted of each split), `shard_tokens` and everything else that decides which row lies where: a
+    harvest is continued only where they are the same. ranks: those that write into the folder, each some of the rows.
+    All of them make the same calls, and the first one writes the note and the index.
     """
 
     def __init__(self, folder: Path, identity: dict, fingerprint: str, d: int, settings: dict, ranks: Ranks = ALONE):
@@ -57,7 +57,7 @@ class CacheWriter:
         self._noted = time.monotonic()
 
     def stopped_at(self) -> Cursor | None:
-        """Where a harvest of the same settings stopped in this folder; None where there is none to go on with."""
+        """Where a harvest of the same settings stopped in this folder; None where there is none to continue."""
         try:
             note = read_json(self.folder / UNFINISHED)
         except UserError:
@@ -83,7 +83,7 @@ class CacheWriter:
             self.note(cursor, together=True)
 
     def note(self, cursor: Cursor, together: bool = False) -> None:
-        """Notes the cursor, so that another process can go on there. together: waits for the other ranks before."""
+        """Notes the cursor, so that another process can continue there. together: waits for the other ranks first."""
         for writer in self.splits.values():
             writer.sync()
         if together:
@@ -118,9 +118,9 @@ class CacheWriter:
 
 
 def resume(writers: Sequence[CacheWriter], ranks: Ranks = ALONE) -> Cursor | None:
-    """The cursor that all of them can go on from, None where they begin."""
+    """The cursor from which all writers can continue; None where they begin anew."""
     cursors = [writer.stopped_at() for writer in writers]
-    # the writers that are further write again what lies behind it, with the same bytes
+    # writers that got further write the rows after it again, with the same bytes
     first = None if None in cursors else min(cursors, key=lambda cursor: sum(cursor.found.values()))
     if first is not None and not all(writer.can_resume(first) for writer in writers):
         first = None
@@ -131,7 +131,7 @@ def resume(writers: Sequence[CacheWriter], ranks: Ranks = ALONE) -> Cursor | Non
 
 
 class ShardWriter:
-    """Row i of a split lies in shard i // capacity. Rows may come in any order and more than once; the last writing
+    """Row i of a split lies in shard i // capacity. Rows may come in any order and more than once; the last write
     counts.
 
     expected: rows of the split at most. ranks: those that write into the folder. The first lays shards out, with the

@@ -1,4 +1,4 @@
-"""Activations that a user gives, in place of those that a harvest reads from a model (`metasae.train`).
+"""Activations that a user gives (`metasae.train`) instead of those that a harvest reads from a model.
 
 FOLDER/index.json, all-00000.safetensors, ...   an activation cache (`metasae.data.cache.cache`) of one split, `all`
 
@@ -26,7 +26,7 @@ from metasae.progress.progress import SILENT, Progress
 ALL = "all"
 # Where calibration and evaluation begin, as shares of all rows.
 CUTS = (0.8, 0.9)
-# Rows that count as one document where the user names none: at most so many, and so few that there are this many.
+# Where the user names no documents: the most rows of one document, and the least number of documents.
 MOST_ROWS, LEAST_BLOCKS = 128, 200
 _BATCH_ROWS = 8192
 _SHARD_ROWS = 262_144
@@ -34,11 +34,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class GivenRows:
-    """Activations as a stream of checked blocks, whatever they come as.
+    """Activations as a stream of checked blocks, from a tensor or from batches.
 
     x: a tensor or array [T, d] or [..., d], or an iterable of such batches (a DataLoader, a generator); of a batch that
-    is a tuple or list the first entry counts. d: width. total: rows, None where only reading tells. sequences: rows of
-    one sequence, of a tensor [S, L, d].
+    is a tuple or list the first entry counts. d: width. total: rows, None where the number is known only after reading.
+    sequences: rows of one sequence, of a tensor [S, L, d].
     """
 
     def __init__(self, x: Any):
@@ -81,7 +81,7 @@ def as_tensor(given: Any) -> Tensor:
     if not isinstance(x, Tensor):
         raise UserError(f"x must give tensors [batch, d], not {type(given).__name__}")
     if not x.is_floating_point():
-        raise UserError(f"x holds {str(x.dtype).removeprefix('torch.')} numbers; activations are floating-point ones")
+        raise UserError(f"x holds {str(x.dtype).removeprefix('torch.')} numbers; give floating-point activations")
     if x.ndim < 2 or not x.numel():
         raise UserError(f"x must have the shape [T, d] or [..., d], not {list(x.shape)}")
     return x
@@ -99,7 +99,7 @@ def refuse_not_finite(block: Tensor, before: int = 0) -> None:
 def keep(
     x: GivenRows, folder: Path, documents: Any = None, most: int | None = None, progress: Progress = SILENT
 ) -> None:
-    """Writes the rows into `folder`, the first `most` of them; where they lie there already, only compares.
+    """Writes the first `most` rows into `folder`; where they are there already, it only compares them.
 
     documents: int [T], which document each row is of, the rows of one side by side; None: each sequence of a tensor
     [S, L, d], else each of at least 200 blocks of at most 128 rows.
@@ -139,13 +139,13 @@ def keep(
 class GivenCache:
     """The interface of `ActivationCache` over a folder that `keep` wrote.
 
-    tokens: at most so many rows of each split are shown. Raises UserError for a folder without them.
+    tokens: the most rows of each split that are shown. Raises UserError for a folder without them.
     """
 
     def __init__(self, folder: str | Path, tokens: dict[str, int]):
         self.folder, self.tokens = Path(folder), tokens
         if not (self.folder / INDEX).is_file():
-            raise UserError(f"no activations in {self.folder}; they come from `metasae.train` in Python")
+            raise UserError(f"no activations in {self.folder}; `metasae.train` in Python writes them there")
         self.index = index = read_index(self.folder)
         self.d, self.fingerprint, self.text = index["d"], index["fingerprint"], index["identity"]["text"]["source"]
         tables = read_tensors(self.folder / STATISTICS)
@@ -167,7 +167,7 @@ def documents_of(x: GivenRows, documents: Any, n_rows: int) -> np.ndarray:
     given = documents.cpu().numpy() if isinstance(documents, Tensor) else np.asarray(documents)
     given = given.reshape(-1)
     if len(given) < n_rows or (x.total is not None and len(given) != x.total):
-        raise UserError(f"documents names {len(given):,} rows, and x has {x.total or n_rows:,}")
+        raise UserError(f"documents has {len(given):,} entries, but x has {x.total or n_rows:,} rows")
     given = given[:n_rows]
     begins = _begins(given)
     if begins.sum() != len(np.unique(given)):
@@ -175,8 +175,8 @@ def documents_of(x: GivenRows, documents: Any, n_rows: int) -> np.ndarray:
         _, where = np.unique(given[firsts], return_index=True)
         row = int(np.setdiff1d(firsts, firsts[where])[0])
         raise UserError(
-            f"document {given[row]} comes back in row {row:,}; sort x and documents so that the rows of each document "
-            "are side by side"
+            f"document {given[row]} occurs again in row {row:,}; sort x and documents so that the rows of each "
+            "document are side by side"
         )
     return (np.cumsum(begins) - 1).astype(np.int32)
 

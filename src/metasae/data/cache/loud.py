@@ -1,19 +1,20 @@
-"""Tokens that are left out of training and measuring: those of enormous norm, and special ones inside documents.
+"""Tokens that are left out of training and measuring: those with a very large norm, and special tokens inside
+documents.
 
 Some tokens (the first of a window where there is no BOS, delimiters, line breaks) carry activations a hundred times as
-long as the others: attention sinks. They say nothing about the text, and as errors are squared they drown all that do.
+long as the others: attention sinks. They say nothing about the text, and as errors are squared they dominate the loss.
 A token is left out where
 
     ||x|| > norm_limit * median ||x|| over the calibration tokens
 
-and where it is a special token of the model. It stays in the text that the model reads and that is shown.
+and where it is a special token of the model. It stays in the text that the model reads and that the pages show.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# Norms about the limit have a gap where the shortest beyond it is so many times the longest below it.
+# The norms have a gap at the limit where the shortest above it is this many times the longest below it.
 _GAP = 1.5
 
 
@@ -44,7 +45,7 @@ def in_words(norms: Sequence[np.ndarray], norm_limit: float, longest: float) -> 
         if loud.min() < _GAP * usual[usual <= longest].max(initial=0.0):
             twice = 2 * norm_limit
             rest = f"{100 * float((usual > 2 * longest).mean()):.2g}%"
-            line += f" (norms have no gap there: {rest} are beyond {twice:g} times; harvest.norm_limit={twice:g} leaves"
+            line += f" (norms have no gap there: {rest} are above {twice:g} times; harvest.norm_limit={twice:g} leaves"
             line += " out fewer, 0 none)"
         lines.append(line)
     if special := len(every) - len(usual):

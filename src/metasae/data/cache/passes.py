@@ -1,8 +1,8 @@
-"""The model's passes over pools of windows, and where each row that comes out of them is written.
+"""The model's forward passes over pools of windows, and where each row of activations is written.
 
 Several ranks harvest one cache together. All know the pools. The batches of a pool are those that one process would
 make; they are dealt out in turn, and each rank writes the activations of its batches to their place in the shards. So
-the cache is that of one process to the byte, as far as the model gives the same bits on every rank.
+the cache equals that of one process byte for byte, provided that the model gives the same bits on every rank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,7 @@ def run_pools(
     task: Task,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Writes what the model makes of a few pools, whose batches are dealt out to the ranks; comes back when all is
-    written.
+    """Writes the activations of a few pools, whose batches are dealt out to the ranks; returns when all is written.
 
     hosts, writers: one of each for every hook point. Windows run sorted by length, and each is written to its own
     place.
@@ -84,12 +83,14 @@ def _run_batch(
     batch: list[tuple[str, Window, int]],
     spec: recipe.Harvest,
 ) -> None:
-    """batch: (split, window, the row of its first token) of windows that the model reads at once."""
+    """Runs the model on one batch and writes its activations. batch: (split, window, the row of its first token) of
+    each window.
+    """
     windows = [window for _, window, _ in batch]
     ids, mask, own = pad(windows, hosts[0].frame, hosts[0].pad_id)
     for host, writer, x_BTD in zip(hosts, writers, activations_at(hosts, ids, mask), strict=True):
         x_TD = x_BTD[own.to(x_BTD.device)].to("cpu", DTYPES[spec.dtype])
-        # a sum is quick, and finite only where all are
+        # a sum is quick to form, and finite only where all numbers are
         if not torch.isfinite(x_TD.sum(dtype=torch.float32)) and not torch.isfinite(x_TD).all():
             hint = "set harvest.dtype=bf16" if spec.dtype == "fp16" else "set model.dtype=fp32"
             raise UserError(

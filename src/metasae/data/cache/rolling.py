@@ -7,7 +7,7 @@ FOLDER/00003/        window 3: a cache of the training split alone, gone once ev
 A window here is a stretch of the training text; the windows of a few tokens that the model reads are
 `metasae.data.text.windows.Window`. It is a whole number of pools of text (`metasae.data.text.windows`), so it holds a
 few more tokens than asked for; what does not fill a batch at its end is left out. Batches are drawn from one window
-until it is used up: the shuffling goes no further than that. Any window can be harvested again, to the same bytes, as
+until it is used up, so rows are shuffled within a window only. Any window can be harvested again, to the same bytes, as
 the ledger says where it begins. Where the text ends it is read again.
 """
 
@@ -110,7 +110,7 @@ class RollingHarvest:
     def ahead(self, number: int) -> None:
         """Begins to harvest window `number` in the background; the next `window` waits for it.
 
-        Nothing on a processor, where the model and the training would take each other's cores.
+        Does nothing on a CPU, where the model and the training would compete for the cores.
         """
         if self.host.device.type != "cpu" and self._ahead is None:
             self._ahead = self._thread.submit(self._harvest, number, SILENT)
@@ -120,7 +120,7 @@ class RollingHarvest:
         shutil.rmtree(folder_of(self.folder, number), ignore_errors=True)
 
     def close(self) -> None:
-        """Ends what goes on in the background, behind the pool of text that it is at."""
+        """Stops the harvest in the background, after the pool of text that it is working on."""
         self._closing = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
@@ -145,7 +145,7 @@ class RollingHarvest:
     def _fill(self, writer: CacheWriter, start: Cursor, number: int, progress: Progress) -> tuple[Cursor, bool]:
         """Pools into one window, from where it was stopped.
 
-        Returns the cursor behind it, and whether the text is at its end.
+        Returns the cursor after it, and whether the text is at its end.
         """
         done = resume([writer]) or _since(start, start)
         cursor = replace(done, found={"train": start.found["train"] + done.found["train"]})
@@ -154,7 +154,7 @@ class RollingHarvest:
             try:
                 while done.found["train"] < self.spec.window_tokens:
                     if self._closing:
-                        # as a signal does in the main thread, so that a later process goes on from here
+                        # as a signal in the main thread does, so that a later process continues from here
                         raise KeyboardInterrupt
                     pool, behind = self._next_pool(cursor)
                     if pool is None:
@@ -169,14 +169,14 @@ class RollingHarvest:
         return cursor, False
 
     def _next_pool(self, cursor: Cursor) -> tuple[Pool | None, Cursor]:
-        """The pool behind a cursor, None where the text ends.
+        """The pool after a cursor, None where the text ends.
 
-        The text is read on where the last pool ended at the cursor, and from its start otherwise.
+        Where the last pool ended at the cursor, the reading continues there; otherwise the text is read from its start.
         """
         if self._pools is None or self._place != cursor:
             source = texts.documents(self.text) if self.documents is None else texts.clean(self.documents)
             start = cursor if cursor.document >= 0 else None
-            # so many that it never fills: a window's end is no end of the text
+            # so many that it never fills, as the end of a window is not the end of the text
             feed = Feed(self.host.tokenizer, self.host.frame, self.text, {"train": 1 << 62}, start)
             self._pools = feed.pools(source, self.pool_tokens)
         pool, self._place = next(self._pools, (None, cursor))
@@ -198,7 +198,7 @@ class RollingHarvest:
         elif replace(window, mean_square=self.windows[number].mean_square) != self.windows[number]:
             raise UserError(
                 f"the text or the model has changed since window {number} was harvested; "
-                f"delete {self.folder} and the arms half trained"
+                f"delete {self.folder} and the half-trained arms"
             )
 
 

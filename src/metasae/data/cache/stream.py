@@ -1,8 +1,8 @@
 """Shuffled batches of a split with a cursor: the same seed gives every arm the same batches, from any position.
 
-On several ranks each reads its share of the rows from the cache, and all are told all of them: reading at random is
-what a batch costs the processor and the disk. The rows travel in the cache's own type (bf16: 2 bytes a number), and
-are widened and scaled on arrival, which gives the same numbers as with one process, to the bit.
+On several ranks each reads its share of the rows from the cache and then receives the others, as reading rows at random
+is the main cost of a batch. The rows travel in the cache's own type (bf16: 2 bytes a number), and are widened and
+scaled on arrival, which gives the same numbers as with one process, to the bit.
 """
 
 import weakref
@@ -32,7 +32,7 @@ class Prefetch(AbstractContextManager, Iterator[Item]):
     def __init__(self, source: Iterable[Item], depth: int = 2):
         self._source, self._thread = iter(source), ThreadPoolExecutor(1, "metasae-prefetch")
         self._ready = deque(self._thread.submit(next, self._source, _END) for _ in range(depth))
-        # also where nobody closes it: a thread that is cut off inside torch can crash the interpreter
+        # also where nobody closes it, as a thread that is killed inside torch can crash the interpreter
         self._end = weakref.finalize(self, self._thread.shutdown, wait=True, cancel_futures=True)
 
     def __next__(self) -> Item:
@@ -58,10 +58,10 @@ class Stream(AbstractContextManager):
     none is dropped.
 
     `position`: the number of the next batch, counted from `first`, which is that of the stream's first batch. ahead:
-    the next batches are prepared in a background thread, which `close` (or a with block) stops. That pays when
-    training runs on another device; on the CPU the two would take each other's cores, and a step measured 10 ms
-    longer. ranks: each of several reads its own rows of a batch, and all are given all of them on `device`, which is
-    what one rank reads.
+    the next batches are prepared in a background thread, which `close` (or a with block) stops. That pays off when
+    training runs on another device. On the CPU the two compete for the cores, and a measured step took 10 ms longer.
+    ranks: each reads its own rows of a batch, and all receive the whole batch on `device`, the same as one rank alone
+    would read.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Stream(AbstractContextManager):
         return _scaled(self.ranks.gather_rows(x_BD.to(self.device), self._spans), self.scale) if shared else x_BD
 
     def seek(self, position: int) -> None:
-        """Goes on with batch number `position`."""
+        """Continues with batch number `position`."""
         self.close()
         self.position = position
 
@@ -107,9 +107,8 @@ class Stream(AbstractContextManager):
 
 
 def _rows(split: Split, indices: Iterator[Tensor], own: range, scale: float | None) -> Iterator[Tensor]:
-    """Of each batch the rows [b, d] that stand in `own`.
-
-    float32 times `scale`; in the split's dtype where `scale` is None.
+    """The rows [b, d] of each batch at the places `own`: float32 times `scale`, or in the split's dtype where `scale`
+    is None.
     """
     for index_B in indices:
         index_b = index_B[own.start : own.stop]

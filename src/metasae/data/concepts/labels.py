@@ -1,6 +1,6 @@
 """A bank of concepts whose labels come from the text itself by plain rules, never from an SAE.
 
-Families, each with some concepts drawn by a seed among those that are frequent enough:
+Families. A seed draws some concepts of each among those that are frequent enough:
 
     token       one token type
     bigram      one token type right after another
@@ -16,7 +16,7 @@ import numpy as np
 from scipy.sparse import csr_array, hstack
 
 FAMILIES = ("token", "bigram", "surface", "topic")
-# Tokens, or documents for a topic, that a concept needs at least, and the share of all that it has at most.
+# The least number of tokens (documents for a topic) on which a concept is on, and the largest share of all.
 LEAST, MOST = 40, 0.25
 _ENDS, _OPENERS, _CLOSERS, _QUOTES = ".!?", "([{", ")]}", '"“”'
 
@@ -145,7 +145,7 @@ _MAKERS = {"token": _tokens, "bigram": _bigrams, "surface": _surfaces, "topic": 
 
 
 def _drawn(counts: np.ndarray, total: int, count: int, rng: np.random.Generator, least: int = LEAST) -> np.ndarray:
-    """Places of things that are frequent enough, spread evenly over the logarithm of their frequency."""
+    """Places of entries that are frequent enough, spread evenly over the logarithm of their frequency."""
     fitting = np.flatnonzero((counts >= max(least, 2)) & (counts <= MOST * total))
     by_count = fitting[np.argsort(counts[fitting], kind="stable")]
     logs = np.log(counts[by_count])
@@ -157,16 +157,15 @@ def _drawn(counts: np.ndarray, total: int, count: int, rng: np.random.Generator,
 
 
 def _digits(text: LabelledText) -> dict[str, np.ndarray]:
-    """bool [T] for places within a number, which is a row of digit tokens without a space in it.
-
-    A tokenizer that gives numbers of any length one token has the first kind alone.
+    """bool [T] for each kind of place within a number, which is a row of digit tokens without a space in it. Where the
+    tokenizer makes one token of a number of any length, only the first kind occurs.
     """
     digit = text.where(str.isdigit)
     goes_on = np.zeros(len(text), bool)
     goes_on[1:] = digit[1:] & digit[:-1] & text.follows[1:] & (text.number(lambda s: s[:1].isspace()) == 0)[1:]
     ends = digit.copy()
     ends[:-1] &= ~goes_on[1:]
-    # digits of the number behind each token: those up to the number's last token, less those up to this one
+    # digits of the number after each token: those up to the number's last token, less those up to this one
     upto = np.cumsum(text.number(lambda s: len(s.strip())) * digit)
     last = np.flatnonzero(ends)
     behind = np.full(len(text), -1)
@@ -181,7 +180,7 @@ def _digits(text: LabelledText) -> dict[str, np.ndarray]:
 
 
 def _code_marks(text: LabelledText) -> np.ndarray:
-    """int [T]: rows of backticks that begin in each token, as code lies between two of them, of any length."""
+    """int [T]: how many rows of backticks, of any length, begin in each token. Code lies between two such rows."""
     marks = text.number(lambda s: len(re.findall("`+", s)))
     goes_on = (text.number(lambda s: s.startswith("`"))[1:] > 0) & (text.number(lambda s: s.endswith("`"))[:-1] > 0)
     marks[1:] -= goes_on & text.follows[1:]
@@ -193,13 +192,15 @@ def _between(text: LabelledText, marks: np.ndarray) -> np.ndarray:
 
     marks: int [T], how many stand in each token.
     """
-    # a token that goes on with a mark has none of its own, and is no text either
+    # a token that continues a mark has no mark of its own and does not count as text
     letters = text.number(lambda s: any(letter not in '`"“” ' for letter in s)) > 0
     return (text.before_in_stretch(marks) % 2 == 1) & (marks == 0) & letters
 
 
 def _nested(text: LabelledText) -> np.ndarray:
-    """bool [T]: tokens behind more opening than closing brackets; a closing one that nothing opened counts for none."""
+    """bool [T]: tokens after more opening than closing brackets. A closing bracket without an opening one does not
+    count.
+    """
     change = text.number(lambda s: sum(map(s.count, _OPENERS)) - sum(map(s.count, _CLOSERS)))
     depth = text.before_in_stretch(change)
     if not len(text):

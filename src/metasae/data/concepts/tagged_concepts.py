@@ -47,12 +47,12 @@ class TaggedConcepts:
 
 
 def tagged_concepts(host: Host, path: str | Path, context: int = 128, progress: Progress = SILENT) -> TaggedConcepts:
-    """The concepts of a file, or of the files of a folder.
+    """Reads the concepts of a file, or of the files of a folder, with the model's activations on all their tokens.
 
     Every sentence runs alone, with the special tokens that the model's windows have; one that is longer than `context`
     tokens runs in several windows. Lines with the same sentence are one sentence with several targets. Memory: 4 d
     bytes per token. Raises UserError for files that cannot be read (see `metasae.data.tagged.read_tagged`), that hold
-    no line or no target with a token, and for a tokenizer that does not tell where its tokens stand.
+    no line or no target with a token, and for a tokenizer that does not give the places of its tokens.
     """
     files = tagged_files(path, "labelled sentences")
     tags = read_tags(files)

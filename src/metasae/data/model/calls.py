@@ -1,8 +1,7 @@
-"""What one call of a transformers model says of its tokens: which are padding, whatever version of transformers makes
-the call.
+"""Finds out from one call of a transformers model which of its tokens are padding, in any version of transformers.
 
-transformers renames the argument that carries the cache (`past_key_values`, then `cache`), so a cache is told by what
-it can do.
+transformers renamed the argument that carries the cache (`past_key_values`, then `cache`), so a cache is recognised by
+its methods.
 """
 
 import inspect
@@ -28,17 +27,18 @@ def caches_in(values: Mapping[str, Any]) -> dict[str, Any]:
 def steerable(call: Mapping[str, Any], keep: Sequence[int], start: int = 0) -> Tensor:
     """Arguments of a model's call -> bool [b, t]: its tokens that are neither padding nor of the ids to keep.
 
-    start: columns of the whole text before it, those in a cache included, are left out. Raises UserError where that
-    cannot be told.
+    start: columns of the whole text before it, those in a cache included, are left out. Raises UserError where the call
+    does not show which they are.
     """
     ids, embeddings = call.get("input_ids"), call.get("inputs_embeds")
     if ids is None and embeddings is None:
         raise UserError(
-            "the model was called without input_ids and inputs_embeds, so its tokens cannot be told; pass one of them"
+            "the model was called without input_ids and inputs_embeds, so its tokens are not known; pass one of them"
         )
     if ids is None and keep:
         raise UserError(
-            "the model was called without input_ids, so special tokens cannot be told; pass keep=() to steer them too"
+            "the model was called without input_ids, so its special tokens are not known; "
+            "pass keep=() to steer them too"
         )
     like = embeddings[..., 0] if ids is None else ids
     mask = call.get("attention_mask")
@@ -79,7 +79,7 @@ def attended(mask: Tensor, t: int, cache) -> Tensor:
     if cache is None and mask.shape[-1] != t:
         raise UserError(
             f"the attention mask has {mask.shape[-1]} columns for {t} tokens and the call carries no cache, "
-            "so padding cannot be told; "
+            "so padding cannot be recognised; "
             "pass a mask [b, t], or the cache as an argument of the model"
         )
     past = 0 if cache is None else min(int(cache.get_seq_length()), mask.shape[-1] - t)

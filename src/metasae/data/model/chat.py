@@ -1,4 +1,4 @@
-"""Messages as a model's chat template writes them."""
+"""Writes messages with a model's chat template."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ def require_template(tokenizer, name: str) -> None:
 
 def chat_text(plain: Plain, messages: Sequence[Mapping[str, str]], name: str) -> str:
     """The messages up to where the assistant's answer begins, without thinking where the template knows of it, for
-    `plain` to read: the template's own special tokens are marked, those that a message names are plain text.
+    `plain` to read: the template's own special tokens are marked, and those that a message contains are plain text.
 
     The template writes BOS itself where the model wants one. Raises UserError for a tokenizer without a template, and a
     template that fails.

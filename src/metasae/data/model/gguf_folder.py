@@ -1,7 +1,7 @@
 """A GGUF file as an ordinary model folder: read once by transformers, kept in the user's cache, used from there.
 
-The numbers are dequantised in fp32 and kept in bf16. The folder is named after the file's SHA-256, so a file under
-another name finds it, and holds `gguf.json`, which says where its numbers come from.
+The numbers are dequantised in fp32 and kept in bf16. The folder is named after the file's SHA-256, so the same file
+under another name uses the same folder. `gguf.json` in it says where its numbers come from.
 """
 
 import importlib.util
@@ -116,12 +116,12 @@ def _reader(whole: Path, name: str) -> "GGUFReader":
     try:
         return GGUFReader(whole)
     except Exception as error:
-        # the reader trusts the file's own counts and falls over in many ways where they are wrong
+        # the reader trusts the file's own counts and raises errors of many kinds where they are wrong
         raise UserError(f"the GGUF file '{name}' is cut off or damaged ({error}); download it again") from None
 
 
 def _value(reader: "GGUFReader", key: str) -> Any:
-    """Of a field of the file; None where it has none of that name."""
+    """The value of a field of the file; None where it has no field of that name."""
     entry = reader.get_field(key)
     return None if entry is None else entry.contents()
 
@@ -137,7 +137,7 @@ def _note(reader: "GGUFReader", name: str, digest: str) -> GGUFNote:
 
 
 def _special_tokens(reader: "GGUFReader") -> dict[str, str]:
-    """What the file says of them, by transformers' names: older releases of transformers get them wrong."""
+    """The file's special tokens by transformers' names, as older releases of transformers get them wrong."""
     vocabulary = reader.get_field("tokenizer.ggml.tokens")
     numbers = {name: _value(reader, f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")}
     if vocabulary is None:
@@ -164,7 +164,7 @@ def _convert(whole: Path, folder: Path, note: GGUFNote, special_tokens: dict[str
             f"transformers {transformers.__version__} cannot read '{note.file}', a {note.architecture} model ({why}); "
             "install a newer transformers or set model.path to a folder written by save_pretrained"
         ) from None
-    # what describes packed weights, which these no longer are, keeps a model from being saved
+    # a description of packed weights keeps a model from being saved, and these weights are no longer packed
     model.hf_quantizer, model.is_quantized = None, False
     for config in (model.config, model.config.get_text_config()):
         config.__dict__.pop("quantization_config", None)

@@ -33,7 +33,7 @@ _BERT = {
 _GPT2 = {"attn_out": ("attn", "out"), "resid_mid": ("ln_2", "in"), "mlp_out": ("mlp", "out")}
 _NEOX = {"attn_out": ("attention", "out"), "resid_mid": ("post_attention_layernorm", "in"), "mlp_out": ("mlp", "out")}
 
-# Only families whose inner places were checked; a look-alike (OLMo 2) uses the same module names for other things.
+# Only families whose inner places were checked, as other families (OLMo 2) use the same module names for other things.
 FAMILIES = {
     "gpt2": _GPT2,
     "gpt_neox": _NEOX,
@@ -44,7 +44,7 @@ FAMILIES = {
 
 _LENS_NAME = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 _BLOCKS = re.compile(r"(^|\.)(h|layers?|blocks?)$")
-# Models that also see or hear have a stack of blocks for each sense.
+# Models that also read images or sound have a stack of blocks for each of them.
 _OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech")
 
 
@@ -120,7 +120,9 @@ def _resolve_lens_name(model: nn.Module, point: str, model_type: str, n_layers: 
 
 @contextmanager
 def hooked(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While open, the tensor [b, t, d] at `place` is replaced by change(tensor). The hook goes whatever happens."""
+    """While open, the tensor [b, t, d] at `place` is replaced by change(tensor). The hook is removed even after an
+    error.
+    """
 
     def before(_module, args, kwargs):
         if args:

@@ -25,7 +25,7 @@ from metasae.ranks.lanes import side_by_side
 from metasae.recipe import recipe
 
 _NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-# These models count positions from behind the padding id, which costs them the first two.
+# These models count positions from the one after the padding id, so they lose the first two.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 
 
@@ -68,8 +68,8 @@ class Host:
     def load(cls, model: recipe.Model, point: str, device: str | torch.device = "cpu") -> "Host":
         """Loads a model from a folder, an installed package or the hub.
 
-        Raises UserError for a missing folder, package or hub repository, a model that is no single-stack transformer,
-        an unknown hook point, and a BOS that is asked for and not there.
+        Raises UserError for a missing folder, package or hub repository, a model that is not one stack of transformer
+        layers, an unknown hook point, and a BOS that is asked for but missing.
         """
         loaded, tokenizer, causal = load_model(model, torch.device(device))
         return cls(loaded, tokenizer, point, causal, model.source, local_folder(model), model.bos)
@@ -80,14 +80,13 @@ class Host:
 
     @property
     def in_words(self) -> str:
-        """What the model is called, and whether its numbers were quantised."""
+        """The model's name, and whether its numbers were quantised."""
         return self.name if self.gguf is None else f"{self.gguf.file} (quantised, {self.gguf.quantisation})"
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go.
-
-        Parameters that a device map keeps elsewhere between calls are on `meta` and do not count.
+        """The device for inputs. Parameters that a device map keeps elsewhere between calls are on `meta` and do not
+        count.
         """
         return next((p.device for p in self.model.parameters() if not p.is_meta), torch.device("cpu"))
 
@@ -142,8 +141,8 @@ class Host:
     def output(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """ids, mask int64 [b, t] -> logits [b, t, V] (causal) or the last hidden state [b, t, D] (encoders).
 
-        `replace` takes the hooked tensor [b, t, d] and gives the one the model goes on with. Raises ValueError for
-        another shape.
+        `replace` takes the hooked tensor [b, t, d] and returns the one with which the model continues. Raises
+        ValueError for another shape.
         """
         with self._replaced(replace):
             output = self._run(ids, mask)
@@ -151,7 +150,7 @@ class Host:
 
     @torch.no_grad()
     def before_readout(self, ids: Tensor, mask: Tensor, replace: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """As `output` of a causal model, but what `readout` makes logits of: the last hidden state [b, t, D]."""
+        """As `output` of a causal model, but the last hidden state [b, t, D], from which `readout` makes the logits."""
         if isinstance(self.readout, WholeLogits):
             return self.output(ids, mask, replace)
         with self._replaced(replace):
@@ -159,7 +158,9 @@ class Host:
 
     @cached_property
     def readout(self) -> LinearReadOut | WholeLogits:
-        """How a causal model's logits come from `before_readout`; checked against the model's own on a short window."""
+        """The map from `before_readout` to a causal model's logits, checked against the model's own logits on a short
+        window.
+        """
         ids, mask = torch.tensor([[self._first_id, self.pad_id, self._first_id]]), torch.ones(1, 3, dtype=torch.long)
         logits = self.output(ids, mask)[0]
         linear = readout_of(self.model)
@@ -170,7 +171,7 @@ class Host:
         return WholeLogits(logits.shape[-1])
 
     def _last_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """[b, t, D]: what enters the model's output embedding; the model stops there."""
+        """[b, t, D]: the input of the model's output embedding; the model stops there."""
 
         def stop(module, args) -> None:
             raise hooks.Reached(args[0].to(module.weight.device))
@@ -206,8 +207,8 @@ class Host:
 
 
 def special_ids(tokenizer) -> list[int]:
-    """Ids of tokens that are no text, such as BOS, separators and turns of a chat. The id for what the tokenizer does
-    not know is text, unless it has another part as well.
+    """Ids of tokens that are not text, such as BOS, separators and turns of a chat. The id of unknown text counts as
+    text, unless it also has another role.
     """
     others = ("bos", "eos", "pad", "sep", "cls", "mask")
     parts = {getattr(tokenizer, f"{name}_token_id", None) for name in others}
@@ -222,7 +223,7 @@ def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Ten
     hosts: one model at several points (`Host.at`). Where a module runs more than once, its first run counts. On a
     processor every core runs some of the rows. Raises UserError for a point that the model never runs.
     """
-    # hooks are the module's, so all lanes run through the same ones, each with what it has read so far
+    # all lanes run through the same hooks, as hooks belong to the module, so each lane keeps its own record
     lane = threading.local()
 
     def reader(number: int) -> Callable[[Tensor], Tensor]:
@@ -231,7 +232,7 @@ def activations_at(hosts: Sequence[Host], ids: Tensor, mask: Tensor) -> list[Ten
                 return x_BTD
             if len(lane.read) + 1 == len(hosts):
                 raise hooks.Reached(x_BTD)
-            lane.read[number] = x_BTD.clone()  # the model goes on and may write into its own
+            lane.read[number] = x_BTD.clone()  # the model continues and may write into its own tensor
             return x_BTD
 
         return read

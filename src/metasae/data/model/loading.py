@@ -31,7 +31,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(model: recipe.Model, device: torch.device) -> tuple[nn.Module, object, bool]:
-    """(model, tokenizer, causal). Raises UserError with one line for anything that cannot be had."""
+    """Loads (model, tokenizer, causal). Raises UserError with one line for anything that cannot be loaded."""
     if model.device_map and importlib.util.find_spec("accelerate") is None:
         raise UserError(f"model.device_map={model.device_map} needs accelerate: pip install accelerate")
     with _place(model) as (source, options):
@@ -39,8 +39,8 @@ def load_model(model: recipe.Model, device: torch.device) -> tuple[nn.Module, ob
 
 
 def load_tokenizer(model: recipe.Model):
-    """The Hugging Face tokenizer of a recipe's model alone: reading the weights would take longer than what its caller
-    does. Raises UserError with one line where it cannot be had.
+    """The Hugging Face tokenizer of a recipe's model, without the weights, which take longer to read. Raises UserError
+    with one line where it cannot be loaded.
     """
     with _place(model) as (source, options):
         import transformers
@@ -50,7 +50,7 @@ def load_tokenizer(model: recipe.Model):
 
 @contextmanager
 def _place(model: recipe.Model) -> Iterator[tuple[str, dict]]:
-    """(folder or name, options) for transformers, which is quiet inside; what goes wrong there is a UserError of one
+    """(folder or name, options) for transformers, which prints nothing inside; its errors become a UserError of one
     line.
     """
     folder = local_folder(model)
@@ -101,9 +101,8 @@ def _is_causal(config) -> bool:
 
 
 def _refuse_missing_weights(source: str, model: nn.Module, missing: Iterable[str]) -> None:
-    """transformers fills weights that are not in the files with random numbers.
-
-    An encoder's pooler may be random: nothing here reads it.
+    """Raises UserError for weights that are not in the files, which transformers fills with random numbers. An
+    encoder's pooler may be random, as nothing here reads it.
     """
     weights = {name for name, _ in model.named_parameters()}
     random = sorted(name for name in missing if name in weights and "pooler" not in name)
@@ -116,10 +115,9 @@ def _refuse_missing_weights(source: str, model: nn.Module, missing: Iterable[str
 
 
 def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> UserError:
-    """error: what loading `model` raised. unreachable: why the hub cannot be reached (`hub.unreachable`), empty where
-    it can.
-
-    The line names the hub's reason where the hub answered, and the key of the recipe to change.
+    """The UserError for an error that loading `model` raised. unreachable: why the hub cannot be reached
+    (`hub.unreachable`), empty where it can. The line names the hub's reason where the hub answered, and the key of the
+    recipe to change.
     """
     from huggingface_hub import utils
 
@@ -138,7 +136,7 @@ def refusal(error: Exception, model: recipe.Model, unreachable: str = "") -> Use
         ),
         (
             unreachable and not_in_cache,
-            f"cannot have {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}",
+            f"cannot load {what}: {unreachable}, and the local cache lacks it; load it once online, or {_A_FOLDER}",
         ),
         (
             unreachable,
@@ -185,18 +183,18 @@ def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
             # of a missing file transformers says more
             first(utils.HfHubHTTPError, besides=utils.EntryNotFoundError),
             _said,
-            "the hub does not hand out {what} ({why}); try again later, {log_in}, or {a_folder}",
+            "the hub refuses {what} ({why}); try again later, {log_in}, or {a_folder}",
         ),
         (
             first(ConnectionError) or _of_http_library(error),
             hub.reason,
-            "cannot have {what}: the connection to the hub failed ({why}), and the local cache lacks it; "
+            "cannot load {what}: the connection to the hub failed ({why}), and the local cache lacks it; "
             "try again, or {a_folder}",
         ),
         (
             first(utils.LocalEntryNotFoundError),
             hub.reason,
-            "cannot have {what}: the hub cannot be reached, and the local cache lacks it; "
+            "cannot load {what}: the hub cannot be reached, and the local cache lacks it; "
             "try again online, or {a_folder}",
         ),
     ]
@@ -213,7 +211,7 @@ def _by_hub(error: Exception, model: recipe.Model, what: str) -> str | None:
 
 
 def _of_http_library(error: BaseException) -> BaseException | None:
-    """An error of the hub's HTTP library, requests, httpx or httpx2, which are no dependencies of ours."""
+    """An error of the hub's HTTP library (requests, httpx or httpx2), none of which metasae depends on."""
     modules = ("requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
     return next((cause for cause in _chain(error) if type(cause).__module__.split(".")[0] in modules), None)
 
@@ -228,12 +226,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _said(error: BaseException) -> str:
-    """What the server said; else the first line of the error that is more than an HTTP status."""
+    """The server's message; else the first line of the error that is more than an HTTP status."""
     lines = [line for line in str(error).splitlines() if not _STATUS.match(line)]
     return hub.reason(Exception(getattr(error, "server_message", None) or "\n".join(lines) or str(error)))
 
 
 def _named(error: BaseException) -> str:
-    """The first line of an error; with its kind where that is none of the usual ones, which say enough themselves."""
+    """The first line of an error, after its class unless that is a common one, whose text says enough."""
     usual = isinstance(error, (OSError, ValueError, ImportError))
     return hub.reason(error) if usual else f"{type(error).__name__}: {hub.reason(error)}"

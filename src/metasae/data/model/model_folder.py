@@ -1,4 +1,4 @@
-"""Where a recipe's model lies on this machine. What is missing is told without torch, so at once."""
+"""Where a recipe's model lies on this machine. Needs no torch, so that a missing model is reported at once."""
 
 from pathlib import Path
 
@@ -8,9 +8,8 @@ from metasae.recipe import recipe
 
 
 def check_model(model: recipe.Model) -> None:
-    """That a model's folder or GGUF file is here. A name on the hub is looked up later.
-
-    Raises UserError where it is not, and where the recipe names no model.
+    """Checks that a model's folder or GGUF file exists. A name on the hub is looked up later. Raises UserError where it
+    does not exist, and where the recipe names no model.
     """
     if gguf_file(model.path) is None:
         _folder(model)
@@ -31,7 +30,7 @@ def local_folder(model: recipe.Model) -> Path | None:
 
 
 def model_at(place: str, dtype: str = "auto") -> recipe.Model:
-    """A package, folder or file by its path, anything else by its name on the hub."""
+    """The recipe's model at a place: a package, folder or file by its path, anything else by its name on the hub."""
     here = place.startswith((PACKAGE, ".", "/", "~")) or place.endswith(SUFFIX) or Path(place).expanduser().exists()
     return recipe.Model(path=place, dtype=dtype) if here else recipe.Model(name=place, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""The activations of one text that somebody typed, read as the documents of a training are."""
+"""The activations of one text that a user typed, read in the same way as training documents."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class ReadText:
 
 
 def read_text(host: Host, text: str, context: int, most: int | None = None) -> ReadText:
-    """The text in windows of `context` tokens, or of the most that the model takes, each with the model's special
+    """Reads the text in windows of `context` tokens, or of the most that the model takes, each with the model's special
     tokens round it. most: tokens that are read; None: all.
 
     Raises UserError for a text without a token.

@@ -1,4 +1,4 @@
-"""transformers without its bars and its reports."""
+"""Runs transformers without its progress bars and reports."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """The last map of a causal model, hidden state -> logits, a slice of the vocabulary at a time.
 
-With 256,000 entries in the vocabulary the logits of a small batch take gigabytes; nothing that is measured needs them
-all at once.
+With 256,000 entries in the vocabulary the logits of a small batch take gigabytes, and no measure needs them all at
+once.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class WholeLogits:
 def readout_of(model: nn.Module) -> LinearReadOut | None:
     """The model's read-out where it is one linear map, perhaps capped; None where it is not.
 
-    Whoever uses it must check it on an input.
+    The caller must check it on an input.
     """
     linear = model.get_output_embeddings()
     if not isinstance(linear, nn.Linear):

@@ -1,9 +1,9 @@
-"""Planted worlds: activations made of known features, so that a dictionary can be held against the truth.
+"""Planted worlds: activations made of known features, so that a dictionary can be compared with the truth.
 
 x = sum_j a_j g_j + noise,   with unit directions g_j [d] and a_j = 0 where feature j is off.
 
-What is drawn are events; a feature is on when its own event happens, or a composite that holds it. m features, c
-composites, E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_cache.py` draws tokens
+Events are drawn; a feature is on when its own event happens, or the event of a composite that contains it. m features,
+c composites, E = m + c events. Source of the kinds: arXiv 2602.14687 (SynthSAEBench). `planted_cache.py` draws tokens
 from a world.
 """
 
@@ -38,9 +38,9 @@ class WorldSpec:
     senses of one word aside. Strengths are floor + (1 - floor) exp(spread N - spread^2 / 2), so 1 on average; noise is
     the standard deviation per dimension.
 
-    topics: every document has one of so many, each alike likely. Every unit is at home in one topic; there its rate is
-    `boost` times the overall rate, and elsewhere lower, so that the overall rate stays. With one topic tokens are
-    independent of each other.
+    topics: their number; every document has one topic, all equally likely. Every unit has one home topic, where its
+    rate is `boost` times the overall rate; in the other topics its rate is lower, so that the overall rate stays. With
+    one topic tokens are independent of each other.
     """
 
     d: int
@@ -94,7 +94,7 @@ class World:
         all_words = rates[:, : self.n_features][:, self.word >= 0].sum(1)
         if rates.min() < 0 or max(rates.max(), all_words.max(initial=0)) > 1:
             raise ValueError(
-                "a rate, or the rates of all words together, leave [0, 1] in some topic: lower top_rate or boost"
+                "a rate, or the rates of all words together, lie outside [0, 1] in some topic: lower top_rate or boost"
             )
 
     @property
@@ -129,7 +129,7 @@ class World:
 def plant(spec: WorldSpec, seed: int) -> World:
     """The world of a specification: directions, ranks, homes and members are drawn from `seed`.
 
-    Raises ValueError for a specification that no world fits.
+    Raises ValueError for a specification that cannot be met.
     """
     _check(spec)
     rng = np.random.default_rng(seed)
@@ -161,9 +161,8 @@ def plant(spec: WorldSpec, seed: int) -> World:
 def _rates_and_homes(
     spec: WorldSpec, parent: np.ndarray, word: np.ndarray, sense: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of every event, float64 and int32 [E].
-
-    Each unit has one rank and one home: the senses of a word share them, children have neither.
+    """(rates float64 [E], homes int32 [E]) of every event. Each unit has one rank and one home: the senses of a word
+    share them, and children have neither.
     """
     m, c = len(word), spec.composites
     unit = np.append(np.where(word >= 0, m + c + word, np.arange(m)), m + np.arange(c))
@@ -178,9 +177,8 @@ def _rates_and_homes(
 
 
 def _directions(spec: WorldSpec, word: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Unit rows float32 [m, d], drawn one after the other until each keeps its distance.
-
-    The senses of a word are drawn together.
+    """Unit rows float32 [m, d], each drawn again until its |cos| with the earlier ones is small enough. The senses of a
+    word are drawn together.
     """
     out = np.zeros((len(word), spec.d))
     start = 0
@@ -214,13 +212,13 @@ def _check(spec: WorldSpec) -> None:
     pairs_where_negative = spec.rho >= 0 or spec.group_size == 2
     shares = spec.sense_shares
     conditions = {
-        "a world needs features": one_feature,
+        "a planted world needs at least one feature": one_feature,
         "rho must lie in (-1, 1), and groups have 2 features where it is negative": -1 < spec.rho < 1
         and pairs_where_negative,
         "sense_shares must be positive and sum to 1": min(shares) > 0 and abs(sum(shares) - 1) <= 1e-9,
         "d must exceed the number of senses": spec.words == 0 or spec.d > len(shares),
         "sense_cosine must lie in [0, 1]": 0 <= spec.sense_cosine <= 1,
-        "composites need at least as many atoms as the largest holds": spec.composites == 0
+        "there must be at least as many atoms as the largest composite has parts": spec.composites == 0
         or max(spec.composite_sizes) <= spec.atoms,
         "boost must lie in [1, topics]": 1 <= spec.boost <= spec.topics,
         "floor must lie in [0, 1)": 0 <= spec.floor < 1,

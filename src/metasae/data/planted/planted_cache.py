@@ -1,5 +1,5 @@
-"""Tokens drawn from a planted world, and such worlds in place of an activation cache (`text.source = "planted"`): a run
-is compared with the truth, which lies beside them.
+"""Tokens drawn from a planted world, and such worlds in place of an activation cache (`text.source = "planted"`), so
+that a run is compared with the known truth.
 """
 
 from dataclasses import fields
@@ -16,8 +16,8 @@ from metasae.data.split import Rows
 from metasae.data.text.text import SPLITS
 from metasae.errors import UserError, nearest
 
-# Documents are drawn in chunks of at least so many tokens, each from a generator of its own: a longer sample begins
-# with the shorter one.
+# Documents are drawn in chunks of at least this many tokens, each from a generator of its own, so that a longer sample
+# begins with the shorter one.
 CHUNK = 4096
 # Token ids from the number of words on: tokens that hold no word.
 OTHER_TOKENS = 100
@@ -92,7 +92,7 @@ def _happened(world: World, topics: np.ndarray, rng: np.random.Generator) -> np.
         on[:, grouped] = z < ndtri(table[:, grouped])[topics]
     words = np.flatnonzero(world.word >= 0)
     if len(words):
-        # one draw settles which word in which sense, or none
+        # one draw decides which word in which sense, or none
         ends = np.cumsum(table[:, words], axis=1)[topics]
         chosen = (rng.random(len(topics))[:, None] >= ends).sum(axis=1)
         on[:, words] = chosen[:, None] == np.arange(len(words))
@@ -108,9 +108,8 @@ class PlantedCache:
     """
 
     def __init__(self, values: dict, tokens: dict[str, int]):
-        """values: the recipe's table `planted`: `seed` and the fields of `WorldSpec`.
-
-        Raises UserError for an unknown or impossible one.
+        """Plants the world of a recipe. values: the recipe's table `planted`: `seed` and the fields of `WorldSpec`.
+        Raises UserError for an unknown field or an impossible value.
         """
         values = dict(values)
         self.seed, self.tokens = values.pop("seed", 0), tokens

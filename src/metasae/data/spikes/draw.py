@@ -1,7 +1,7 @@
-"""Which spike-ins there are: their kinds, token types, topics, rates, amplitudes and directions, drawn from a seed.
+"""Draws spike-ins from a seed: their kinds, token types, topics, rates, amplitudes and directions.
 
-A spike-in is a known feature that is added to real activations, so that truth is known where the background is a
-model's own (the idea is the ERCC controls of RNA sequencing). Kinds:
+A spike-in is a known feature that is added to real activations, so that the truth is known while the background is the
+model's own (the idea comes from the ERCC controls of RNA sequencing). Kinds:
 
     concept         some token types, in the documents of its topics
     sense           one of two readings of a frequent token type; the document's topic decides which. cos(g1, g2) = .6
@@ -17,11 +17,12 @@ import numpy as np
 from metasae.errors import UserError
 
 KINDS = ("concept", "sense", "parent", "child", "atom")
-# Documents are dealt into so many topics by a hash of their number.
+# The number of topics. A hash of a document's number decides its topic.
 TOPICS = 16
 # Rates are drawn log-uniformly between these shares of all tokens.
 RATES = (1e-4, 2e-2)
-# Directions are Sigma^a xi with xi isotropic: from anywhere (0) to where the activations vary most.
+# Directions are Sigma^a xi with xi isotropic, for these exponents a: from any direction (0) to those in which the
+# activations vary most.
 TOWARDS_COVARIANCE = (0.0, 0.25, 0.5)
 SENSE_COSINE = 0.6
 # Which groups are drawn, in turn; a sense pair, a family of three and two atoms are one group each.
@@ -32,8 +33,8 @@ TURNS = ("concept", "senses", "concept", "family", "concept", "atoms")
 class Spike:
     """One spike-in. kind: of KINDS. group: those of one number belong together (a sense pair, a family, two atoms).
 
-    types: token ids. topics: of the documents it is in. keep: the share of such tokens on which it is on; a group draws
-    once for all its members, so a child is on only where its parent is. amplitude: mean strength, in the units of x.
+    types: token ids. topics: of the documents it is in. keep: the share of such tokens on which it is on. A group draws
+    once for all its members, so a child is on only where its parent is on. amplitude: mean strength, in the units of x.
     """
 
     kind: str
@@ -47,10 +48,9 @@ class Spike:
 def draw_spikes(
     n: int, type_counts: np.ndarray, seed: int, amplitudes: tuple[float, float], rates: tuple[float, float] = RATES
 ) -> list[Spike]:
-    """At least n spike-ins, the last group whole. amplitudes: the least and the most.
-
-    type_counts: int [V], how often each token id is in the training text. A token type belongs to one group alone.
-    Raises UserError where the text has too few token types.
+    """Draws at least n spike-ins, so that the last group is whole. amplitudes: the least and the most. type_counts: int
+    [V], how often each token id is in the training text. A token type belongs to one group alone. Raises UserError
+    where the text has too few token types.
     """
     rng = np.random.default_rng([seed, 1])
     types = _FreeTypes(type_counts, rng)
@@ -142,7 +142,7 @@ _GROUPS = {"concept": _concept, "senses": _senses, "family": _family, "atoms": _
 
 
 def _rated(kind: str, types: _FreeTypes, count: int, topics: tuple[int, ...], rate: float) -> Member:
-    """Token types that come near a rate in these topics, thinned to it where they are too frequent."""
+    """Token types whose rate in these topics is near the one wanted, thinned to it where they are too frequent."""
     topic_share = len(topics) / TOPICS
     own, share = types.take(count, rate / topic_share / count)
     return kind, own, topics, min(1.0, rate / (share * topic_share))

@@ -1,4 +1,6 @@
-"""A split with spike-ins added to its activations: itself a split, so training and measures read it like any other."""
+"""A split with spike-ins added to its activations. It is itself a split, so training and measures read it like any
+other.
+"""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,7 +17,7 @@ class SpikedSplit:
     """x' = x + sum_j s_j g_j for the tokens of a split, float32.
 
     added: what spike-ins add to the mean of x (float64 [d]) and to the mean of ||x||^2, for splits that are trained on;
-    None where nobody asks for the split's moments.
+    None where the split's moments are not needed.
     """
 
     def __init__(self, split: Split, spikes: SpikeSet, added: tuple[Tensor, float] | None = None):
@@ -40,7 +42,7 @@ class SpikedSplit:
         return self.spikes.strengths(*self._columns)
 
     def refuse_bad(self, indices: np.ndarray, block: Tensor) -> None:
-        """As of the split below: spike-ins are finite."""
+        """As `refuse_bad` of the split below, as spike-ins themselves are finite."""
         self.split.refuse_bad(indices, block)
 
     @property

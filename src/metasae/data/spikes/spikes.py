@@ -1,7 +1,7 @@
 """Spike-ins on activations: x' = x + sum_j s_j(t) g_j.
 
-s_j is a pure function of the seed and of the token's id, document and position, so spike-ins cost nothing to store, and
-any process that meets a token adds the same to it.
+s_j is a pure function of the seed and of the token's id, document and position. So spike-ins need no storage, and every
+process adds the same to a token.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metasae.data.spikes.draw import TOPICS, Spike
 
-# A strength lies within this share of the spike-in's amplitude, on either side.
+# A strength differs from the spike-in's amplitude by at most this share of it.
 SPREAD = 0.25
 # splitmix64 (Steele, Lea and Flood 2014): one round mixes 64 bits well
 _STEP, _MULTIPLY = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))

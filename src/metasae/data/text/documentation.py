@@ -30,7 +30,7 @@ _SKIPPED_NAMES = (
 _PROSE_SUFFIXES = (".md", ".rst", ".txt")
 
 
-# A name that is the same on every machine, and a function that reads the paragraphs.
+# A file's name, which is the same on every machine, and a function that reads its paragraphs.
 Source = tuple[str, Callable[[], list[str]]]
 
 
@@ -40,10 +40,11 @@ def documents() -> Iterator[str]:
 
 
 def documents_of(named: Iterable[Source]) -> Iterator[str]:
-    """Documents of at least MIN_WORDS words and about MAX_CHARACTERS at most, paragraphs apart by a blank line, no
-    paragraph twice.
+    """Documents of at least MIN_WORDS words and at most about MAX_CHARACTERS characters. Paragraphs are separated by a
+    blank line, and none occurs twice.
 
-    The order is fixed by the sources' names and mixes them, so that any beginning of it is a fair sample of the whole.
+    The order depends on the sources' names alone and mixes the sources, so that the first documents are a fair sample
+    of all.
     """
     digests: set[bytes] = set()
     for _, read in sorted(named, key=lambda source: _digest(source[0])):
@@ -92,7 +93,7 @@ def files() -> Iterator[tuple[str, str]]:
 
 
 def _read(path: str) -> list[str]:
-    """Paragraphs of prose in one file; none where it cannot be read or is too large to be written by hand."""
+    """Paragraphs of prose in one file; none where the file cannot be read or is too large to be written by hand."""
     try:
         if os.path.getsize(path) > MAX_BYTES:
             return []
@@ -101,7 +102,7 @@ def _read(path: str) -> list[str]:
     except OSError:
         return []
     if path.endswith(".py"):
-        # told at a glance; cutting a file into comments and strings takes longer
+        # a quick test, as cutting a file into comments and strings takes longer
         if '"""' not in text and "'''" not in text:
             return []
         return [paragraph for docstring in docstrings(text) for paragraph in paragraphs(docstring)]

@@ -13,7 +13,7 @@ from metasae.recipe.recipe import Text
 
 _SECONDS = 5.0
 _LONGEST_REASON = 300
-# The hub's client and what streams files for the datasets library, whose errors have no class in common; and what
+# The hub's client and the libraries that stream files for datasets, as their errors have no class in common; and what
 # Python itself raises where a connection, or a compressed file that comes over it, ends too early.
 _CLIENTS = {"httpx", "httpcore", "requests", "urllib3", "aiohttp", "fsspec", "huggingface_hub"}
 _BROKEN = (ConnectionError, TimeoutError, asyncio.TimeoutError, ssl.SSLError, http.client.HTTPException, EOFError)
@@ -22,8 +22,8 @@ _BROKEN = (ConnectionError, TimeoutError, asyncio.TimeoutError, ssl.SSLError, ht
 def documents(text: Text) -> Iterator[Document]:
     """The documents of a dataset on the hub, streamed without a download of the whole.
 
-    Raises UserError with the hub's reason when the dataset, its configuration, split or column cannot be had, Dropped
-    where the connection breaks after the first document.
+    Raises UserError with the hub's reason when the dataset, its configuration, split or column cannot be loaded, and
+    Dropped when the connection breaks after the first document.
     """
     try:
         import datasets
@@ -33,7 +33,7 @@ def documents(text: Text) -> Iterator[Document]:
         ) from None
     why = unreachable()
     if why:
-        raise UserError(f"the dataset '{text.source}' cannot be had: {why}; use text.source=docs or a local file")
+        raise UserError(f"the dataset '{text.source}' cannot be loaded: {why}; use text.source=docs or a local file")
     label, number = f"the dataset '{text.source}'", 0
     try:
         records = datasets.load_dataset(text.source, text.name or None, split=text.split, streaming=True)
@@ -45,19 +45,19 @@ def documents(text: Text) -> Iterator[Document]:
         why, dropped = reason(error), _is_of_the_network(error)
         if dropped and number:
             raise Dropped(
-                f"{label} broke off after {number:,} documents ({why}); what is harvested is kept, so give the same "
-                "command again to go on"
+                f"{label} stopped after {number:,} documents ({why}); the harvest so far is kept, so run the same "
+                "command again to continue"
             ) from None
         known = isinstance(error, (OSError, ValueError, datasets.exceptions.DatasetsError))
         if not known and not dropped:
             raise
-        where = f" behind document {number:,}" if number else ""
+        where = f" after document {number:,}" if number else ""
         check = "check text.source, text.name and text.split" if known else "try again later"
-        raise UserError(f"{label} cannot be had{where}: {why}; {check}, or use a local file") from None
+        raise UserError(f"{label} cannot be loaded{where}: {why}; {check}, or use a local file") from None
 
 
 def _is_of_the_network(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that a connection broke, in the words of whichever client."""
+    """Whether an error, or one that caused it, means that a connection broke, whichever client raised it."""
     while error is not None and not isinstance(error, FileNotFoundError):
         roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
         if isinstance(error, _BROKEN) or roots & _CLIENTS:
@@ -81,16 +81,15 @@ def unreachable() -> str:
         return ""  # an answer of any kind is an answer
     except OSError as error:
         why = getattr(error, "reason", error)
-        # the client may have certificates that this probe lacks, so a doubt about them is left to it
+        # the client may have certificates that this probe lacks, so an error about certificates is left to the client
         if not isinstance(why, ssl.SSLError):
             return f"{constants.ENDPOINT} cannot be reached from here ({why})"
     return ""
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error that says something, without a full stop.
-
-    transformers lists all its models in some; their end is cut.
+    """The first line of an error, without a full stop. A long line is cut, as transformers lists all its models in
+    some.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     first = lines[0].strip().rstrip(".")

@@ -1,7 +1,8 @@
-"""More prose of what a machine has than `docs`: that, manual pages, plain text about installed programs, and comments.
+"""More of the prose on a machine than `docs`: that of `docs`, manual pages, plain text about installed programs, and
+comments.
 
-One document is the prose of one file. Files are only read. Where a folder is not there, its documents are not: a
-container without manuals has the documents of `docs` and the comments of the Python sources beside them.
+One document is the prose of one file. Files are only read. A folder that does not exist gives no documents: a container
+without manuals has the documents of `docs` and the comments of the Python sources.
 """
 
 import gzip
@@ -24,7 +25,9 @@ _SKIPPED_NAMES = ("copyright", "licen", "changelog", "changes", "authors")
 
 
 def documents() -> Iterator[str]:
-    """As `metasae.data.text.documentation.documents`, from more files; no paragraph twice, all kinds mixed."""
+    """As `metasae.data.text.documentation.documents`, from more files: no paragraph occurs twice, and all kinds are
+    mixed.
+    """
     return documentation.documents_of([*documentation.sources(), *_sources()])
 
 

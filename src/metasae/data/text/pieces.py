@@ -1,12 +1,12 @@
-"""Token ids as pieces of text, one a token, that joined are the text the tokens make together.
+"""Cuts the text of token ids into pieces, one for each token, which joined are the text.
 
 A token of a byte-level or byte-fallback tokenizer may hold a part of a character. Such a character is the piece of the
 token that holds its last byte; the tokens with its other bytes have an empty piece, or what they hold before it. A
 character is one code point, so an accent that combines, and the joiner within an emoji, have pieces of their own. Bytes
 that are no character are U+FFFD, as the tokenizer writes them.
 
-Text is read as it stands after another word, so that ` cat` keeps the space which some tokenizers take from the first
-word of what they decode, and `cat` has none.
+Text is decoded as if it followed another word. Then ` cat` keeps its leading space, which some tokenizers drop from the
+first word that they decode, and `cat` has none.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from functools import lru_cache
 from metasae.data.text.token_text import decoder_of, text_of_token
 
 BROKEN = "\ufffd"
-# A character has four bytes at most, so one that a window cuts ends within so many tokens of it.
+# A character has four bytes at most, so a character that a window cuts ends within this many tokens of the window.
 REACH = 3
 # Tokens that are compared with the tokenizer's own text at once.
 BLOCK = 64
@@ -87,14 +87,16 @@ class Pieces:
         for number in ids:
             text, partial = self._bytes(number)
             if pieces and not partial:
-                # what is left of the tokens before is no character
+                # the bytes that are left of the tokens before do not form a character
                 pieces[-1] += read.decode(b"", final=True)
             pieces.append(read.decode(text))
         pieces[-1] += read.decode(b"", final=True)
         return pieces
 
     def _cut(self, ids: list[int], whole: str) -> list[str]:
-        """Of a tokenizer whose tokens read differently together: each token's piece is what it adds to the text."""
+        """The pieces of a tokenizer whose tokens decode differently together: each token's piece is what it adds to the
+        text.
+        """
         cuts = [0]
         for count in range(1, len(ids)):
             begun = self._decode(ids[:count])

@@ -1,7 +1,8 @@
 """Special tokens that a text names, such as `<|endoftext|>` in an article about tokenizers, read as plain text.
 
-A tokenizer takes them for the real ones. A text in which it did so is read again by a twin of the tokenizer whose
-special tokens are called MARK and their name, and MARK is in no text. All others keep the ids that the tokenizer gives.
+A tokenizer mistakes such names for real special tokens. A text in which it did so is read again by a copy of the
+tokenizer in which every special token is called MARK and its name; MARK is in no text. All other texts keep the ids
+that the tokenizer gives.
 """
 
 import json
@@ -32,31 +33,29 @@ def special_tokens(tokenizer) -> dict[str, int]:
 
 
 class Plain:
-    """The ids of texts, in which a tokenizer's special tokens stand where a text has MARK before their name, and
-    nowhere else.
+    """The ids of texts, with special tokens only where a text has MARK before their name.
 
-    named: special token -> texts read that name it as plain text.
+    named: special token -> the number of texts in which its name was read as plain text.
     """
 
     def __init__(self, tokenizer):
         self.tokenizer, self.named = tokenizer, Counter()
         self._listed = special_tokens(tokenizer)
-        # a letter that the tokenizer does not know has the id of a special token too
+        # an unknown letter also gets the id of a special token
         self._unknown = getattr(tokenizer, "unk_token", None) or MARK
         self._suspect = set(self._listed.values()) - {getattr(tokenizer, "unk_token_id", None)}
 
     @cached_property
     def specials(self) -> dict[str, int]:
-        """name -> id of all special tokens but those that are ordinary pieces too: that have one letter, or that merges
-        make of letters.
+        """name -> id of all special tokens, except those that are also ordinary pieces of text: a single letter, or a
+        result of merges.
         """
         pieces = _ordinary(self._state["model"]) if self.tokenizer.is_fast else set()
         return {name: number for name, number in self._listed.items() if len(name) > 1 and name not in pieces}
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Of each text its tokens' ids, without special tokens but those marked.
-
-        Raises UserError for a tokenizer that makes special tokens of plain text even so.
+        """The token ids of each text, without special tokens except the marked ones. Raises UserError for a tokenizer
+        that makes special tokens of plain text all the same.
         """
         texts = [readable(text) for text in texts]
         encoded = self.tokenizer([text.replace(MARK, "") for text in texts], **OPTIONS)["input_ids"] if texts else []
@@ -74,13 +73,15 @@ class Plain:
         return [self._again(text) if self._misread(text, ids) else (ids, places) for text, ids, places in rows]
 
     def shielded(self, text: str) -> str:
-        """A text with MARK within every special token's name, so that a template's own can be told from them."""
+        """A text with MARK within every special token's name, so that it differs from the template's own."""
         while self._name.search(text):
             text = self._name.sub(lambda match: match[0][0] + MARK + match[0][1:], text)
         return text
 
     def marked(self, text: str) -> str:
-        """What a template wrote of shielded texts, with MARK before its own special tokens and nowhere else."""
+        """The template's output for shielded texts, with MARK before the template's own special tokens and nowhere
+        else.
+        """
         return re.sub(f"{MARK}|{self._name.pattern}", lambda match: "" if match[0] == MARK else MARK + match[0], text)
 
     def _misread(self, text: str, ids: Sequence[int]) -> bool:
@@ -89,7 +90,7 @@ class Plain:
         return bool(self._named_in(text)) or not self._as_marked(text, ids)
 
     def _again(self, text: str) -> Placed:
-        """A text that the tokenizer misread."""
+        """Reads a text again that the tokenizer misread."""
         names = set(self._named_in(text))
         self.named.update(names)
         if self.tokenizer.is_fast:
@@ -109,7 +110,7 @@ class Plain:
         return [number for number in ids if number in never] == [number for number in marked if number in never]
 
     def _named_in(self, text: str) -> list[str]:
-        """The special tokens that stand in a text without MARK before them."""
+        """The names of special tokens in a text without MARK before them."""
         return self._name.findall(re.sub(f"{MARK}(?:{self._name.pattern})", MARK, text))
 
     @cached_property
@@ -119,10 +120,10 @@ class Plain:
 
     @property
     def said(self) -> str:
-        """What was read as plain text, in a sentence; nothing where no text named a special token."""
+        """A sentence on what was read as plain text; empty where no text contained the name of a special token."""
         names = ", ".join(name for name, _ in self.named.most_common(_MOST_NAMES))
         many = "" if len(self.named) <= _MOST_NAMES else ", ..."
-        said = f"texts name special tokens of the model ({names}{many}), which are read as plain text"
+        said = f"texts contain special tokens of the model ({names}{many}); they are read as plain text"
         return said if self.named else ""
 
     @property

@@ -6,8 +6,8 @@ import re
 MIN_PARAGRAPH_WORDS = 8
 MIN_PROSE_SHARE = 0.82
 
-# One scan over Python source that steps over comments and strings, so that a quote inside one of them opens nothing.
-# Parsing with `ast` finds the same docstrings 20 times slower.
+# One scan over Python source that steps over comments and strings, so that a quote inside one of them does not open a
+# string. Parsing with `ast` finds the same docstrings 20 times slower.
 _LEX = re.compile(r"""#[^\n]*|(["']{3})(.*?)\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
 
 _COMMENT = re.compile(r"(?:^[ \t]*#[^\n]*\n){2,}", re.MULTILINE)

@@ -67,8 +67,8 @@ def _rows(lines: Iterable[str], file: Path, column: str) -> Iterator[dict[str, s
 
 
 def cut_long_text(lines: Iterable[str]) -> Iterator[str]:
-    """A short text is one document. A long one is cut at blank lines (or at line ends where there are none), losing
-    nothing.
+    """Cuts a long text into documents at blank lines (or at line ends where there are none), losing nothing. A short
+    text is one document.
 
     A book or a corpus in one file would otherwise be a single document, and a single document cannot be split.
     """
@@ -101,8 +101,8 @@ def _read_parquet(file: Path, wanted: str) -> Iterator[Document]:
 
 
 def _values(column) -> list:
-    """The values of a column of Arrow. Its strings may hold halves of a character, which only others than Python
-    write; they are surrogates here.
+    """The values of an Arrow column. Its strings may hold half a character, which other languages than Python can
+    write; it becomes a surrogate here.
 
     Raises UnicodeDecodeError for other bytes that are no UTF-8.
     """

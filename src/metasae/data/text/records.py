@@ -1,6 +1,6 @@
-"""A record of a table or of a file -> a document: text, a chat or token ids, as the kind of its value says.
+"""Turns a record of a table or a file into a document: text, a chat or token ids, by the type of its value.
 
-Nothing is looked up in a model here; `metasae.data.text.windows.tokenise` makes tokens of every kind.
+No model is needed here; `metasae.data.text.windows.tokenise` makes tokens of every kind.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from metasae.encodings import readable
 from metasae.errors import UserError, nearest
 
-# The default of text.column, and the columns of chats and token ids that are read where it is not there.
+# The default of text.column, and the columns of chats and token ids that are read where the default is missing.
 COLUMN = "text"
 OTHER_COLUMNS = ("messages", "conversations", "input_ids")
 # ShareGPT's names of those who speak
@@ -57,7 +57,7 @@ Document = str | Chat | TokenIds
 
 
 def content_of(document: Document) -> bytes:
-    """What decides a document's split, and whether it is still the same document."""
+    """The content that decides a document's split, and by which a changed document is noticed."""
     return document.encode("utf-8", errors="surrogatepass") if isinstance(document, str) else document.content
 
 
@@ -77,7 +77,7 @@ def column_of(names: Iterable[str], wanted: str, where) -> str:
         return wanted
     if len(others) > 1:
         choice = ", ".join(f"text.column={name}" for name in others)
-        raise UserError(f"{where} has no column '{wanted}' but several that can be read; set one of: {choice}")
+        raise UserError(f"{where} has no column '{wanted}' but several others that can be read; set one of: {choice}")
     if not others:
         raise UserError(f"{where} has no column '{wanted}'{nearest(wanted, names)}; set text.column")
     return others[0]

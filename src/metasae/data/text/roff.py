@@ -1,7 +1,7 @@
-"""The running text of a manual page: a small reader of man and mdoc, the two languages that pages are written in.
+"""The running text of a manual page: a small reader of man and mdoc, the two languages of manual pages.
 
-Nothing is typeset. Lines of text and words in another type stay, examples and tables go, and every other request ends a
-paragraph.
+Nothing is typeset. Lines of text and words in another typeface are kept, examples and tables are dropped, and every
+other request ends a paragraph.
 """
 
 import re

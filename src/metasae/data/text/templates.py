@@ -1,4 +1,4 @@
-"""What a tokenizer is given of chats and token ids, with an error of one line where it cannot."""
+"""Prepares chats and token ids for a tokenizer, with an error of one line where that fails."""
 
 from jinja2 import TemplateError
 
@@ -9,8 +9,8 @@ from metasae.errors import UserError
 
 
 def as_text(plain: Plain, document: str | Chat) -> str:
-    """What `plain` is given to read: a text as it is; a chat as the tokenizer's template writes it, with nothing after
-    it and the template's own special tokens marked.
+    """The text that `plain` reads for a document: a text as it is; a chat as the tokenizer's template writes it, with
+    nothing after it and with the template's own special tokens marked.
 
     Raises UserError where there is no template or it refuses the chat.
     """
@@ -30,11 +30,11 @@ def as_text(plain: Plain, document: str | Chat) -> str:
 
 
 def written(plain: Plain, messages: list[dict[str, str]], **options) -> str:
-    """Messages as the tokenizer's template writes them, its own special tokens marked for `plain`, so that those that a
-    message names are plain text.
+    """Messages as the tokenizer's template writes them, with the template's own special tokens marked for `plain`.
+    Special tokens that a message contains are then read as plain text.
 
-    Raises what the template raises, and ValueError where a message names some and the template does not pass it on as
-    it is, or the tokenizer is a slow one.
+    Raises what the template raises, and ValueError where a message contains special tokens and the template changes the
+    message or the tokenizer is not a fast one.
     """
     options |= {"tokenize": False}
     as_given = plain.tokenizer.apply_chat_template(messages, **options)
@@ -43,8 +43,10 @@ def written(plain: Plain, messages: list[dict[str, str]], **options) -> str:
         return plain.marked(as_given)
     text = plain.tokenizer.apply_chat_template(shielded, **options)
     if text.replace(MARK, "") != as_given or not plain.tokenizer.is_fast:
-        why = "it changes the message" if plain.tokenizer.is_fast else "the tokenizer is no fast one"
-        raise ValueError(f"a message names special tokens that cannot be told from the template's, as {why}")
+        why = "the template changes the message" if plain.tokenizer.is_fast else "the tokenizer is not a fast one"
+        raise ValueError(
+            f"a message contains special tokens that cannot be told apart from the template's own, because {why}"
+        )
     return plain.marked(text)
 
 

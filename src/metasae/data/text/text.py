@@ -1,4 +1,4 @@
-"""Any source of text as a stream of documents, each of which belongs to one split by the hash of its content.
+"""Reads any source of text as a stream of documents. The hash of a document's content decides its split.
 
 Sources: `docs` and `machine`, a local .txt, .csv(.gz), .jsonl(.gz), .json(.gz) or .parquet file, a folder of such
 files, a folder made by `datasets.save_to_disk`, or the name of a dataset on the Hugging Face hub, which is streamed.
@@ -38,7 +38,7 @@ def documents(text: Text) -> Iterator[Document]:
     """The documents of a recipe's text in their order, as `clean` gives them.
 
     Raises UserError for a missing file, a wrong column, a value that is no document, a damaged file, or a dataset that
-    cannot be had.
+    cannot be loaded.
     """
     if text.source == "docs":
         return clean(documentation.documents())
@@ -60,7 +60,7 @@ def clean(source: Iterable[Document]) -> Iterator[Document]:
 
 
 def in_words(text: dict, kinds: Iterable[str] = ()) -> str:
-    """What the text of a harvest was. text: as `identity` has it. kinds: of its documents (`kind_of`)."""
+    """A description of a harvest's text. text: as `identity` has it. kinds: of its documents (`kind_of`)."""
     source = text["source"]
     if source in BUILT_IN:
         return BUILT_IN[source]
@@ -75,7 +75,7 @@ def in_words(text: dict, kinds: Iterable[str] = ()) -> str:
 
 
 def split_of(document: Document, text: Text) -> SplitName:
-    """The split a document belongs to: a fixed function of its content, whatever stands around it."""
+    """The split that a document belongs to: a fixed function of its content alone."""
     digest = hashlib.blake2b(content_of(document), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     if place < text.calibration_share:
@@ -94,7 +94,7 @@ def local_path(source: str) -> Path:
 
 
 def identity(text: Text) -> dict:
-    """What decides the documents: the recipe's values, and for local files their names, sizes and samples of their
+    """All that decides the documents: the recipe's values, and for local files their names, sizes and samples of their
     bytes.
 
     Raises UserError when a local file is missing.

@@ -13,7 +13,7 @@ def text_of_token(tokenizer) -> Callable[[int], str]:
 def decoder_of(tokenizer) -> Callable[[Sequence[int]], str]:
     """Token ids -> their text as the tokenizer writes it after another word.
 
-    What a tokenizer would tidy up is left as it stands: ` .` and `.` are two tokens and read differently.
+    A tokenizer's clean-up of spaces is off: ` .` and `.` are two tokens and are decoded differently.
     """
     tidies = getattr(tokenizer, "clean_up_tokenization_spaces", False)
     options = {"clean_up_tokenization_spaces": False} if tidies else {}

@@ -1,5 +1,5 @@
-"""Documents -> token windows, and what the model reads in a harvest: windows of each split, in pools, with a cursor
-that can be saved.
+"""Cuts documents into token windows, and gives a harvest its windows of each split in pools, with a cursor that can be
+saved.
 
 A window never crosses documents, and no token of a document is lost or seen twice.
 """
@@ -32,8 +32,8 @@ Item = TypeVar("Item")
 class Frame:
     """The special tokens round every window: BOS for causal models, [CLS] and [SEP] for encoders.
 
-    Nothing where the model has none. unwanted: what documents may bring along at their beginning instead of the prefix,
-    where windows are asked for without BOS.
+    Empty where the model has none. unwanted: where windows are without BOS, the special tokens that documents may
+    already have at their beginning.
     """
 
     prefix: tuple[int, ...] = ()
@@ -42,12 +42,13 @@ class Frame:
 
     @classmethod
     def of(cls, tokenizer, causal: bool, bos: bool | str = "auto") -> "Frame":
-        """bos: `model.bos` of a recipe. Raises UserError for a BOS that the tokenizer does not have, and where an
-        encoder's special tokens are asked about.
+        """The frame of a tokenizer's model. bos: `model.bos` of a recipe. Raises UserError for a BOS that the tokenizer
+        does not have, and for a value other than auto with an encoder.
         """
         if bos != "auto" and not causal:
             raise UserError(
-                "model.bos is of causal models, and windows of an encoder have [CLS] and [SEP]; set model.bos=auto"
+                "model.bos is for causal models, and windows of an encoder already have [CLS] and [SEP]; "
+                "set model.bos=auto"
             )
         first = tokenizer.bos_token_id if causal else tokenizer.cls_token_id
         last = None if causal else tokenizer.sep_token_id
@@ -66,7 +67,7 @@ class Frame:
         return room
 
     def taken_off(self, ids: list[int]) -> list[int]:
-        """Ids without the special tokens that stand at their ends already and would be written a second time."""
+        """Ids without the special tokens that they already have at their ends, which would otherwise be there twice."""
         first, end, last, start = 0, len(ids), len(self.suffix), self.prefix or self.unwanted
         while start and tuple(ids[first : first + len(start)]) == start:
             first += len(start)
@@ -125,9 +126,8 @@ def tokenise(
 
 
 def prompt_ids(tokenizer, prompt: str, frame: Frame) -> list[int]:
-    """The ids of a text that somebody typed, without the frame's tokens, also where they were typed too.
-
-    Other special tokens are meant where they are typed, as in a chat that was written out.
+    """The ids of a text that a user typed, without the frame's tokens, even where the user typed those. Other special
+    tokens that the user typed are read as special tokens, as in a chat that was written out.
     """
     return frame.taken_off(tokenizer(readable(prompt.replace(MARK, "")), **OPTIONS)["input_ids"])
 
@@ -137,7 +137,8 @@ def grouped(
 ) -> Iterator[list[Item]]:
     """Consecutive items in groups of `size` together, or a little more; the last group is smaller.
 
-    rest: where the source breaks off (Dropped), what came before is given as the last group, and then the error raised.
+    rest: where the source breaks off (Dropped), the items before it are given as the last group, and then the error is
+    raised.
     """
     group, reached, dropped = [], 0, None
     try:
@@ -225,7 +226,7 @@ class Feed:
             split = texts.split_of(document, self.text)
             if number != self.start.document:
                 if self.found[split] >= self.wanted[split]:
-                    continue  # it filled up while this document waited for the tokenizer
+                    continue  # the split filled up while this document waited for the tokenizer
                 self._use(document)
                 self._document, self._given = number, 0
             given = self._given
@@ -240,7 +241,7 @@ class Feed:
                 yield split, window, row
 
     def pools(self, source: Iterable[Document], size: int) -> Iterator[tuple[Pool, Cursor]]:
-        """Windows in pools of `size` tokens or little more, each with the cursor behind it."""
+        """Windows in pools of `size` tokens or little more, each with the cursor after it."""
         for pool in grouped(self.windows(source), lambda entry: len(entry[1]), size):
             yield pool, self.cursor
 

@@ -1,1 +1,1 @@
-"""Who answers: any OpenAI-compatible server or a model in this process."""
+"""The judges: any OpenAI-compatible server, or a model in this process."""

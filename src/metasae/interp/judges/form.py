@@ -1,9 +1,9 @@
-"""A reply's JSON schema as the tokens that a model may write next, so that its replies are of the form that was asked
-for, as servers see to it for theirs.
+"""Turns a reply's JSON schema into the tokens that a model may write next, so that its replies have the form that was
+asked for. Servers do the same for their models.
 
-A form is a row of parts. A part is a choice among token sequences, of which one alone is written whatever the model
-would have said; or free text, which ends where the model writes a bare quote, a new line or the end of its reply. The
-sequences of an answer hold what stands behind it, so that `1` is told from `10` by the comma.
+A form is a row of parts. A part is a choice among token sequences (a single one is written whatever the model prefers),
+or free text, which ends where the model writes a bare quote, a new line or the end of its reply. The sequences of an
+answer include what follows it, so that the comma tells `1` from `10`.
 """
 
 import json
@@ -38,7 +38,7 @@ class Form:
 
     def __init__(self, parts: Sequence[Part], piece: Callable[[int], str], stops: Collection[int]):
         self._parts, self._piece, self._stops = list(parts), piece, stops
-        # whether the free text so far ends with a backslash that speaks of the next character
+        # whether the free text so far ends with a backslash that escapes the next character
         self._escapes = False
 
     @property
@@ -46,13 +46,13 @@ class Form:
         return not self._parts
 
     def opening(self) -> list[Step]:
-        """What the reply begins with, whatever the model would have said; to be asked for first."""
+        """The fixed beginning of the reply; to be asked for first."""
         return _fixed(self._parts.pop(0))
 
     def write(self, logprobs: Tensor, room: int) -> list[Step]:
-        """The likeliest next token that keeps to the form, and behind it what is left where that is fixed.
+        """Writes the likeliest next token that keeps to the form, and after it the rest where that is fixed.
 
-        logprobs: float32 [V]. room: tokens left. Free text ends where what has to stand behind it would not fit.
+        logprobs: float32 [V]. room: tokens left. Free text ends where the fixed part after it would otherwise not fit.
         """
         if self._parts[0] is FREE:
             step = _likeliest(logprobs, range(len(logprobs)))
@@ -68,7 +68,7 @@ class Form:
         return [step, *self._rest()]
 
     def _rest(self) -> list[Step]:
-        """What is left, where it is fixed."""
+        """The rest of the reply, where it is fixed."""
         if any(len(part) > 1 for part in self._parts):
             return []
         rest = [step for part in self._parts for step in _fixed(part)]
@@ -76,7 +76,7 @@ class Form:
         return rest
 
     def _goes_on(self, piece: str) -> bool:
-        """Whether the string of JSON that free text stands in is still open behind this piece of it."""
+        """Whether the JSON string of the free text is still open after this piece of it."""
         for character in piece:
             if character < " " or (character == '"' and not self._escapes):
                 return False
@@ -97,7 +97,7 @@ def _likeliest(logprobs: Tensor, tokens: Sequence[int]) -> Step:
 
 def parts_of(schema: Mapping, encode: Callable[[str], Sequence[int]]) -> list[Part]:
     """The parts of an object with one field: a string, one of an `enum`, a whole number from a range, true or false, or
-    a list of so many of those.
+    a list of a fixed number of those.
 
     encode: text -> token ids, without special tokens. Raises UserError for another schema.
     """
@@ -111,7 +111,8 @@ def parts_of(schema: Mapping, encode: Callable[[str], Sequence[int]]) -> list[Pa
         count, item = 1, field
         if field["type"] == "array":
             opening, closing, count, item = opening + "[", "]" + closing, field["minItems"], field["items"]
-        # no spaces: with some tokenizers an answer's first token would be one, which tells nothing apart
+        # no spaces: with some tokenizers the first token of every answer would be the space, which distinguishes no
+        # answers
         ends = [","] * (count - 1) + [closing]
         answers = [[(*encode(option), *encode(end)) for option in _options(item)] for end in ends]
         return [[tuple(encode(opening))], *answers]

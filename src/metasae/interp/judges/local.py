@@ -1,8 +1,8 @@
 """A causal language model in this process, from a folder or the hub, asked through its chat template.
 
-Greedy: at every step the likeliest token, so the temperature of a question is not used, among those that keep the reply
-to its JSON schema (`form.py`). Questions are padded on the left and answered a batch at a time. Beside every token of a
-reply stand the log probabilities of what it was chosen among.
+It answers greedily: at every step it writes the likeliest token among those that keep the reply to its JSON schema
+(`form.py`), so the temperature of a question is not used. Questions are padded on the left and answered a batch at a
+time. Beside every token of a reply stand the log probabilities of what it was chosen among.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ class LocalJudge:
 
     batch: questions answered at once. dtype: as recipe.model.dtype.
 
-    name: holds a digest of the weights, so that replies of other weights in the same place are not taken for this
-    model's, and `held` to the schema, which earlier replies were not.
+    name: contains a digest of the weights, so that replies of other weights in the same place are not taken for this
+    model's, and `held`, as replies of earlier releases were not held to the schema.
     """
 
     def __init__(self, place: str, device: str = "cpu", batch: int = 16, dtype: str = "auto"):
-        """Raises UserError for a model that cannot be had, predicts no tokens or has no chat template."""
+        """Raises UserError for a model that cannot be loaded, predicts no tokens or has no chat template."""
         where = model_at(place, dtype)
         loaded, tokenizer, causal = load_model(where, torch.device(device))
         if not causal:
@@ -62,7 +62,7 @@ class LocalJudge:
         longest = max(map(len, prompts))
         if self._room is not None and longest >= self._room:
             raise UserError(
-                f"a question has {longest} tokens and {self.name.split()[0]} reads {self._room}; "
+                f"a question has {longest} tokens, but {self.name.split()[0]} reads at most {self._room}; "
                 "take a smaller window --length or another model"
             )
         room = None if self._room is None else self._room - longest
@@ -87,7 +87,9 @@ class LocalJudge:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def rendered(self, ask: Ask) -> str:
-        """The question as the chat template writes it. Templates that know no system message get both as the user's."""
+        """The question as the chat template writes it. A template without a system message gets both messages as the
+        user's.
+        """
         return self._written(ask).replace(MARK, "")
 
     def _written(self, ask: Ask) -> str:
@@ -103,7 +105,7 @@ class LocalJudge:
         self, prompts: Sequence[Sequence[int]], forms: Sequence[Form], limits: Sequence[int]
     ) -> list[list[Step]]:
         """Per prompt the steps of a reply in its form. How a reply opens is read with its prompt. Writing stops at
-        limits[i], and what closes the reply may stand behind it.
+        limits[i], and the tokens that close the reply may follow.
         """
         steps = [form.opening() for form in forms]
         prompts = [[*prompt, *(step.token for step in begun)] for prompt, begun in zip(prompts, steps, strict=True)]
@@ -119,7 +121,7 @@ class LocalJudge:
             # models without position ids read them off the mask
             options = {"position_ids": places, **self._last} if self._placed else self._last
             out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, return_dict=True, **caches, **options)
-            # what a step leaves for the next goes back under the name that it has in the output
+            # the output of a step that the next one needs is passed on under the same name
             caches = caches_in(out)
             if not caches:
                 raise UserError(
@@ -130,7 +132,7 @@ class LocalJudge:
             for row in running:
                 steps[row] += forms[row].write(logprobs[row], limits[row] - len(steps[row]))
             running = [row for row in running if not forms[row].is_whole and len(steps[row]) < limits[row]]
-            # what stands behind a whole reply is not read
+            # text after a whole reply is not read
             ids = torch.tensor([[of_row[-1].token] for of_row in steps], device=device)
             places, mask = places[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         return steps
@@ -140,7 +142,7 @@ class LocalJudge:
         pieces = self.tokenizer.batch_decode([[token] for token in tokens])
         others = [self.tokenizer.batch_decode([[token] for token in step.others]) for step in steps]
         logprobs = tuple(
-            # of two tokens that read alike the likelier one counts
+            # of two tokens with the same text the likelier one counts
             (piece, dict(reversed(list(zip(names, step.logprobs, strict=True)))))
             for piece, names, step in zip(pieces, others, steps, strict=True)
         )

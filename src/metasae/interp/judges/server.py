@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions: OpenAI itself, vLLM, llama.cpp, Ollama.
+"""A judge on any server with OpenAI's chat completions: OpenAI itself, vLLM, llama.cpp, Ollama.
 
 The key comes from the environment only: METASAE_JUDGE_KEY, and for api.openai.com also OPENAI_API_KEY, which is sent
 nowhere else. It is cut out of every message and reply.
@@ -13,7 +13,7 @@ from metasae.interp.replies import Ask, Reply
 
 KEY = "METASAE_JUDGE_KEY"
 OPENAI_KEY, OPENAI_HOST = "OPENAI_API_KEY", "api.openai.com"
-# Seconds for a server to answer anything at all.
+# Seconds in which a server has to answer anything at all.
 LOOK = 10.0
 
 
@@ -25,7 +25,7 @@ class ServerJudge:
     """
 
     def __init__(self, url: str, model: str, timeout: float = 120.0, logprobs: int = 0):
-        """Raises UserError for an address that is none or holds a password, and without the `openai` package."""
+        """Raises UserError for an invalid address or one with a password, and without the `openai` package."""
         try:
             parts = urlsplit(url)
             host, secret = parts.hostname, parts.username or parts.password
@@ -42,7 +42,7 @@ class ServerJudge:
             raise UserError(f"a judge on a server needs the openai package: {install_hint('interp')}") from None
         self._openai = openai
         self._key = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if host == OPENAI_HOST else None)
-        # OpenAI's newer models know only the second name, other servers only the first
+        # OpenAI's newer models accept only the second name, other servers only the first
         self._limit = "max_completion_tokens" if host == OPENAI_HOST else "max_tokens"
         self._client = self._openai.OpenAI(base_url=url, api_key=self._key or "none", timeout=timeout, max_retries=0)
 
@@ -71,9 +71,8 @@ class ServerJudge:
         return self._read(completion)
 
     def look(self) -> None:
-        """Raises UserError where nothing answers at the address: better before the windows are drawn than after.
-
-        Any answer will do.
+        """Raises UserError where nothing answers at the address, so that this shows before the windows are drawn. Any
+        answer counts.
         """
         try:
             self._client.with_options(timeout=LOOK).models.with_raw_response.list()
@@ -83,7 +82,7 @@ class ServerJudge:
                 f"nothing answers at {self._client.base_url} ({why}); start the judge's server or correct --judge"
             ) from None
         except self._openai.APIStatusError:
-            # a refusal is an answer
+            # a refusal is an answer, too
             return
 
     def _read(self, completion) -> Reply:
@@ -119,7 +118,9 @@ class ServerJudge:
 
 
 def _text_of(message) -> str:
-    """What a message says. Models that reason may leave all of it where their thoughts go, and none as content."""
+    """The text of a message. Models that reason may put all of it where their thoughts go, and leave the
+    content empty.
+    """
     names = ("content", "reasoning_content", "reasoning", "refusal")
     said = (getattr(message, name, None) for name in names)
     return next((words for words in said if isinstance(words, str) and words.strip()), "")
@@ -134,7 +135,7 @@ def _alternatives(entry) -> tuple[str, dict[str, float]]:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Of a Retry-After header; None for a date or anything else."""
+    """The seconds in a Retry-After header; None for a date or anything else."""
     try:
         return max(0.0, float(text)) if text is not None else None
     except ValueError:

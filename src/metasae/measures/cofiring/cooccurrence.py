@@ -63,8 +63,8 @@ def pair_statistics(
 
     blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which
     takes less than half as long again. tile: rows of latents counted at a time; None fits them to memory. memory: bytes
-    for the tiles under way; with less of it fewer threads run, but always one. pool: so many threads -> where tiles are
-    worked out; `metasae.ranks.ranks.RankPool` shares them among ranks, with the same bits.
+    for the tiles under way; with less memory fewer threads run, but at least one. pool: number of threads -> the
+    executor of the tiles; `metasae.ranks.ranks.RankPool` shares them among ranks, with the same bits.
     """
     total = firings.n_tokens
     spans = [(0, total)] if blocks is None else block_spans(blocks)
@@ -142,20 +142,19 @@ class _Tiles:
         self.dtype = np.min_scalar_type(max(sizes, default=0))
 
     def threads(self, rows: int, memory: int) -> int:
-        """As many as torch has and memory allows.
-
-        A pair of a tile takes three int64, a chunk's int32 twice, and the spans.
+        """The number of threads: as many as torch has and memory allows. A pair of a tile takes three int64, a chunk's
+        int32 twice, and the spans.
         """
         tile = rows * len(self.tokens.counts) * (32 + len(self.spans) * self.dtype.itemsize)
         return max(1, min(torch.get_num_threads(), memory // max(tile, 1)))
 
     def sums(self) -> list[PhiSums]:
-        """Nothing added up yet: the sums on all tokens, then those without each block."""
+        """Empty sums: those over all tokens, then those without each block."""
         whole = AllSums(self.odds, self.bands, SHARES_ABOVE, OVER_MAX_ABOVE)
         return [whole, *(PhiSums(len(self.odds), BLOCK_SHARES_ABOVE) for _ in self.without)]
 
     def sums_of(self, start: int, rows: int) -> list[PhiSums]:
-        """What the tile of these rows adds."""
+        """The sums over the tile of these rows."""
         by_span = [self.cofirings.tile(start, rows, span).astype(self.dtype) for span in self.spans]
         n11 = sum(part.astype(np.int64) for part in by_span)
         sums = self.sums()

@@ -19,7 +19,7 @@ from metasae.ranks.lanes import side_by_side
 Sums = TypeVar("Sums")
 
 CHUNK = 2**22
-# Latents of a tile of pairs whose numbers are float64, and columns of it that are worked on at a time.
+# Latents of a tile of pairs with float64 numbers, and columns of it that are worked on at a time.
 TILE, COLUMNS = 256, 2048
 
 
@@ -73,7 +73,7 @@ class CoFirings:
 def check_same_tokens(firings: Firings, other: Firings) -> None:
     """Raises ValueError when the two SAEs saw different numbers of tokens."""
     if other.n_tokens != firings.n_tokens:
-        raise ValueError(f"two SAEs over the same tokens are needed, not over {firings.n_tokens} and {other.n_tokens}")
+        raise ValueError(f"the two SAEs must be of the same tokens, not of {firings.n_tokens} and {other.n_tokens}")
 
 
 def live_latents(counts: np.ndarray, n_tokens: int) -> np.ndarray:
@@ -93,13 +93,14 @@ def excluded(counts: np.ndarray, n_tokens: int) -> dict[str, int]:
 
 
 def n_pairs_of(latents: int) -> int:
-    """Pairs i < j of so many latents."""
+    """The number of pairs i < j of this many latents."""
     return latents * (latents - 1) // 2
 
 
 def over_tiles(work: Callable[[int], Sums], latents: int, tile: int, name: str, progress: Progress) -> list[Sums]:
-    """work(start) of every tile of rows, side by side and in order, so that what is added up over them is always the
-    same."""
+    """work(start) of every tile of rows, side by side and in order, so that sums over them are always the same to the
+    bit.
+    """
 
     def counted(start: int) -> Sums:
         sums = work(start)

@@ -1,4 +1,4 @@
-"""Dependence of firing: how far two latents fire together beyond what their rates within each document give.
+"""Dependence of firing: how far pairs of latents stray from what their rates within each document give.
 
 With N_id the firings of latent i in document d of T_d tokens, and N11 the tokens on which i and j both fire:
 
@@ -6,20 +6,20 @@ With N_id the firings of latent i in document d of T_d tokens, and N11 the token
     dependence = sum_ij ((N11 - E)^2 - N11 V / E) / E  over  sum_ij E
 
 E and V are mean and variance of N11 where every latent keeps its count in every document and draws the tokens of a
-document at random, each latent by itself (N11 of a document is then hypergeometric). So what two latents owe to topics
-alone is in E, and only ties within a document count. With lift = N11 / E the number is the mean of (lift - 1)^2 with
-weights E. What chance adds to the squares is taken off. Given the counts, its mean over chance is exactly 0 where
+document at random, each latent by itself (N11 of a document is then hypergeometric). So co-firing that comes from
+topics alone is in E, and only ties within a document count. With lift = N11 / E the number is the mean of (lift - 1)^2
+with weights E. What chance adds to the squares is subtracted. Given the counts, its mean over chance is exactly 0 where
 latents are independent within documents. N11 V / E has the mean V there, and it grows with N11 as chance does where
 latents are tied, so a loss of firings at random hardly moves the number.
 
-Why this null: rotating one side by whole documents keeps no document, so topics stay in the number. Drawing tokens
-within documents needs no fit, no random numbers and no second pass over the text, and E and V are sums over documents,
-so leaving out a block of documents is a subtraction.
+Why this null: rotating one side by whole documents breaks the pairing within documents, so topics would stay in the
+number. Drawing tokens within documents needs no fit, no random numbers and no second pass over the text, and E and V
+are sums over documents, so leaving out a block of documents is a subtraction.
 
-What it does not do: a document's own firings make up its rates, so no lift is above T_d, and in short documents ties
-look weaker. Neighbouring tokens that are alike (bursts) count as ties. A document of one token leaves nothing to draw
-and is left out. Dilution by false or lost identities lowers the number, so it describes an SAE and says nothing about
-atomicity; two SAEs are compared over the same documents, at equal rates and L0 (`rate_cells`, `phi_sums.matched_mean`).
+Limits: a document's own firings make up its rates, so no lift is above T_d, and in short documents ties look weaker.
+Neighbouring tokens that are alike (bursts) count as ties. A document of one token leaves nothing to draw and is left
+out. Dilution by false or lost identities lowers the number, so it describes an SAE and says nothing about atomicity;
+two SAEs are compared over the same documents, at equal rates and L0 (`rate_cells`, `phi_sums.matched_mean`).
 """
 
 import numpy as np
@@ -38,7 +38,8 @@ from metasae.measures.cofiring.phi_sums import bands_of, rate_edges
 from metasae.measures.firing.firings import Firings, Span, block_spans, run_starts
 from metasae.progress.progress import SILENT, Progress
 
-# Above this share of counts that are not 0 a dense product is faster than a sparse one, where the counts fit this size.
+# Above this share of non-zero counts a dense product is faster than a sparse one; it is used where the counts fit into
+# this many bytes.
 DENSE, DENSE_BYTES = 0.15, 2**28
 # Of a tile, worked on at a time: three float64 arrays for every block.
 COLUMNS = 512
@@ -97,7 +98,7 @@ class _Pairs:
 
     def __init__(self, firings: Firings, fired: np.ndarray, latents: np.ndarray, spans: list[Span], leave_out: bool):
         self._cofirings, self._spans = CoFirings(firings, latents), spans
-        # what no E of a pair that can meet falls below: half a token's share of the text
+        # a bound below every E of a pair that can meet: half a token's share of the text
         self._least = 0.5 / max(firings.n_tokens, 1)
         self._documents = [_Documents(firings, latents, span) for span in spans]
         self._band = bands_of(fired / max(firings.n_tokens, 1))
@@ -164,12 +165,12 @@ class _Pairs:
 
     def _squares(self, n11: np.ndarray, expected: np.ndarray, variance: np.ndarray) -> np.ndarray:
         """`squares_less_expected` of pairs [pairs]."""
-        # a block that is taken away leaves a rounding error where E is 0
+        # subtracting a block leaves a rounding error where E is 0
         return squares_less_expected(n11, np.where(expected < self._least, 0, expected), variance)
 
 
 class _Documents:
-    """The documents in a stretch of tokens: what their counts make of E and V.
+    """The documents in a stretch of tokens, with their parts of E and V.
 
     n_tokens: of all of them. fired: int64 [l], firings of `latents` in them. of_mean: [documents, l], N_id / sqrt(T_d),
     whose products are E. with_itself: float64 [l], E of each latent with itself.

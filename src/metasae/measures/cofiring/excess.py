@@ -57,12 +57,10 @@ def excess_phi(
     all.
 
     excess_abs_phi: mean of |phi - phi0| minus null_abs_phi. null_abs_phi: the mean |phi - phi0| of the null itself, the
-    floor that finite text sets. excess_pos, excess_neg: its parts from pairs above and below phi0. signed_phi: mean of
-    phi - phi0.
-    mean_phi0: mean of phi0, what the tokens' counts alone make of phi. share_above_X: share of pairs with phi - phi0
-    above X.
-    leave_one_out: excess_abs_phi without one block of documents, per block. fit: of the null, the worst of all fits.
-    None where no pair exists or the fit failed.
+    floor that comes from finite text. excess_pos, excess_neg: its parts from pairs above and below phi0. signed_phi:
+    mean of phi - phi0. mean_phi0: mean of phi0, the phi that comes from the tokens' counts alone. share_above_X: share
+    of pairs with phi - phi0 above X. leave_one_out: excess_abs_phi without one block of documents, per block. fit: the
+    largest error of all fits of the null, and whether all converged. None where no pair exists or the fit failed.
 
     blocks: int [T], each token's block of documents, rising (`document_blocks`) -> `leave_one_out` is filled, which
     costs about as much again for every block.
@@ -103,7 +101,7 @@ def excess_phi(
 
 
 class _Null:
-    """A fitted null and what turns its co-firings into phi."""
+    """A fitted null, with what turns its co-firings into phi."""
 
     def __init__(self, marginals: Marginals, latents: np.ndarray):
         self.marginals, self._latents = marginals, latents
@@ -139,10 +137,8 @@ class _Null:
 
 
 def _means(sums: list[tuple[float, ...]], converged: bool) -> dict[str, float | None]:
-    """sums: of every tile.
-
-    Added up, they are the number of pairs, the sums of phi - phi0 where above and where below 0, of its size under the
-    null, of phi0, and the pairs above each limit.
+    """The means from the sums of every tile. The sums are the number of pairs, phi - phi0 where above and where below
+    0, its mean absolute value under the null, phi0, and the pairs above each limit.
     """
     totals = [math.fsum(column) for column in zip(*sums, strict=True)] or [0.0] * N_SUMS
     pairs, above, below, expected, phi0, *n_above = totals

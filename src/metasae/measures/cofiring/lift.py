@@ -62,10 +62,10 @@ def lift_statistics(firings: Firings, tile: int = TILE, progress: Progress = SIL
     share_with_positive, share_with_negative: in one direction. share_contained: latents with a called partner and phi /
     phi_max > 0.5, so that one of the two fires mostly where the other does. share_pairs_positive, share_pairs_negative:
     pairs called; share_pairs_wide_positive, share_pairs_wide_negative: those with |ln lift| > ln 3. median_positive,
-    median_negative: median ln lift of called pairs, within a bin of 0.05.
-    phi_over_max: mean phi / phi_max of the pairs with phi > 0; phi_over_max_called: of those called.
-    share_expected_below_5: share of pairs with E < 5, too rare to be called for meeting too seldom.
-    excluded: rare: latents with 1 to 9 firings. A number over no pairs is None.
+    median_negative: median ln lift of called pairs, within a bin of 0.05. phi_over_max: mean phi / phi_max of the pairs
+    with phi > 0; phi_over_max_called: of those called. share_expected_below_5: share of pairs with E < 5, too rare to
+    be significant for firing together too seldom. excluded: rare: latents with 1 to 9 firings. A number over no pairs
+    is None.
     """
     total, counts = firings.n_tokens, firings.counts()
     latents = np.flatnonzero((counts >= MIN_FIRINGS) & (counts < total))
@@ -135,9 +135,8 @@ class _Tally:
         self.totals = np.zeros(3)
 
     def count(self, n11: np.ndarray, fired: np.ndarray, total: int, rows: np.ndarray, columns: np.ndarray) -> None:
-        """n11: int64 [pairs].
-
-        rows, columns: the two latents of each pair, places in fired, int [pairs]. total: tokens.
+        """Counts some pairs. n11: int64 [pairs]. rows, columns: the two latents of each pair, places in fired, int
+        [pairs]. total: tokens.
         """
         of_row, of_column = fired[rows], fired[columns]
         expected, draws = of_row * of_column / total, np.minimum(of_row, of_column)

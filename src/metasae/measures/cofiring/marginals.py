@@ -40,8 +40,8 @@ class Marginals:
         """Mean and variance of N11 float64 [r, c] for latents `rows` [r] and `columns` [c], the sums of both held
         fixed.
 
-        They mean nothing for i = j. The variance is that of independent tokens less what the totals N_i and N_j explain
-        of it.
+        They are meaningless for i = j. The variance is that of independent tokens less what the totals N_i and N_j
+        explain of it.
         """
         m, p, q = self.sizes, self.pi[rows], self.pi[columns]
         s, t = self.repulsion[rows], self.repulsion[columns]
@@ -59,9 +59,8 @@ class Marginals:
 
 
 def fit(counts: np.ndarray, token_counts: np.ndarray, tolerance: float = 1e-9, max_steps: int = 200) -> Marginals:
-    """counts: int [n], firings of each latent.
-
-    token_counts: int [T], active latents of each token. Both sum to the same.
+    """Fits the null. counts: int [n], firings of each latent. token_counts: int [T], active latents of each token, with
+    the same sum.
 
     Latents that never or always fire, and tokens on which no or every latent fires, have pi 0 or 1; so have latents and
     tokens for which that holds once these are set aside. The rest is fitted. A fit that does not reach the tolerance
@@ -101,8 +100,9 @@ def _repulsion(pi: np.ndarray) -> np.ndarray:
 
 
 def _set_aside(counts: np.ndarray, levels: np.ndarray, sizes: np.ndarray, pi: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Fills in the pi that the sums force to 0 or 1; returns the other latents and groups with what is left of their
-    sums."""
+    """Fills in the pi that the sums force to 0 or 1; returns the other latents and groups with the rest of
+    their sums.
+    """
     latents, groups = np.arange(len(counts)), np.arange(len(levels))
     latent_sums, group_sums = counts.copy(), levels.copy()
     while True:

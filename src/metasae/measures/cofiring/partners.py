@@ -1,5 +1,4 @@
-"""The latents that fire together with a latent most closely: the largest phi of each, within one SAE or in a second
-one.
+"""The closest partners of each latent: those with the largest phi, within one SAE or in a second one.
 
 Two latents that never fire on the same token have phi < 0. So where enough pairs of a latent have phi >= 0, its best
 are among the pairs that the sparse product A^T B has at all, and nothing of size n x n is ever filled in. The few
@@ -19,11 +18,11 @@ from metasae.measures.firing.firings import Firings, Span, chunks
 from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.lanes import side_by_side
 
-# Pairs of a tile: sparse, of which most are never on together, and filled in.
+# Pairs of a tile where co-firings are sparse, and where they are dense.
 TILE_PAIRS, DENSE_PAIRS = 2**25, 2**24
 STRIP_PAIRS = 2**18
 CHUNK = 2**23
-# A latent's pairs are cut into so many parts for each partner that is wanted.
+# A latent's pairs are cut into this many parts for each partner that is wanted.
 PARTS = 4
 
 
@@ -44,7 +43,7 @@ class Partners:
 
     @classmethod
     def best(cls, m: int, row: np.ndarray, latents: np.ndarray, phi: np.ndarray, count: int) -> "Partners":
-        """row: int [e], rising, which of the m latents each entry is of."""
+        """The closest partners of m latents among e entries. row: int [e], rising: the latent of each entry."""
         best = cls.none(m, count)
         kept = np.flatnonzero(phi >= _least(np.bincount(row, minlength=m), phi, count)[row])
         row, latents, phi = row[kept], latents[kept], phi[kept]
@@ -156,7 +155,7 @@ class _Pairs:
         self.column_counts, self.columns = of_columns
         self.n_columns = len(self.column_counts)
         both = self.counts, self.column_counts
-        # with more firings than there are tokens no pair of a latent that takes no part comes to phi >= 0
+        # more firings than there are tokens, so that no pair of a latent that takes no part has phi >= 0
         self.barred, self.column_barred = (np.where(n > 0, n, self.total + 1) for n in both)
         self.root, self.column_root = (np.sqrt((n * (self.total - n)).astype(np.float64)) for n in both)
         # chunks of the denser SAE keep the sparser one's below the same size

@@ -1,12 +1,12 @@
-"""Running totals of phi over pairs: what `cooccurrence.py` keeps of each strip of pairs before it is thrown away.
+"""Running totals of phi over pairs, which `cooccurrence.py` keeps of each strip of pairs.
 
 A strip is phi [r, c] of r latents with themselves and all later ones, so columns 0 to r - 1 are the rows' own latents.
 Only the part above the diagonal counts: `upper` puts zeros below it, which add nothing to a sum.
 
 Mean |phi| is also kept by firing rates, so that two SAEs can be compared at equal rates: phi_ij is about (lift - 1)
-sqrt(p_i p_j), so mean |phi| falls when rates spread, with no latent more atomic. Every pair is put into a cell by the
-rates of its two latents, on a fixed grid of quarter decades. `matched_mean` then weighs the cells of two SAEs alike,
-each cell by its pairs in both together. That is direct standardisation, as epidemiology does it for age.
+sqrt(p_i p_j), so mean |phi| falls when rates spread, although no latent is more atomic. Every pair is put into a cell
+by the rates of its two latents, on a fixed grid of quarter decades. `matched_mean` then weighs the cells of two SAEs
+alike, each cell by its pairs in both together. That is direct standardisation, as epidemiology does it for age.
 """
 
 import math
@@ -223,7 +223,8 @@ def phi_edges(smallest: float = 1e-5, per_decade: int = 50) -> np.ndarray:
 def phi_bins(phi: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Bin of each value in [-1, 1]: edges[bin] <= value < edges[bin + 1], 1 in the last; int64.
 
-    A logarithm finds the bin up to rounding, a look at the edges corrects it: six times as fast as a search.
+    A logarithm gives the bin up to rounding, and a comparison with the edges corrects it. This is six times as fast as
+    a search.
     """
     side, last = len(edges) // 2, len(edges) - 2
     smallest = edges[side]

@@ -2,8 +2,8 @@
 
 The firings of the second latent are rotated by s tokens, where s is the start of a document: token t is paired with
 token t + s (mod T). Every rate stays exactly the same, and so does the way each latent clusters within its documents;
-only what the two latents owe to reading the same text is gone. Unlike the fixed marginals it keeps bursts, and drops
-tokens on which everything fires.
+only the effect of reading the same text is removed. Unlike the fixed marginals, this null keeps bursts, and it does not
+keep tokens on which everything fires.
 """
 
 import math
@@ -20,9 +20,10 @@ from metasae.ranks.lanes import side_by_side
 
 
 def document_shifts(documents: np.ndarray) -> np.ndarray:
-    """The starts of documents, int64, by which a text can be rotated so that no token meets one of its own document.
+    """The starts of documents, int64, by which a text can be rotated so that no token is paired with one of its own
+    document.
 
-    documents: int [T], each document's tokens in one stretch. A document as long as the way round leaves no shift.
+    documents: int [T], each document's tokens in one stretch. A document longer than half the text leaves no shift.
     """
     starts = run_starts(documents)
     longest = np.diff(np.append(starts, len(documents))).max(initial=0)
@@ -71,7 +72,8 @@ def shift_null(
 def _mean_abs_phi(firings: Firings, shift: int, latents: np.ndarray, fired: np.ndarray, tile: int, task: Task) -> float:
     """Mean |phi| over all ordered pairs, the second latent read `shift` tokens further on."""
     total = firings.n_tokens
-    # the text meets itself in two stretches: up to the token that has the last one as its partner, and after it
+    # the rotated text has two stretches: the tokens whose partner is later in the text, and those whose partner is at
+    # its beginning
     before = CoFirings(_stretch(firings, 0, total - shift), latents, _stretch(firings, shift, total), latents)
     after = CoFirings(_stretch(firings, total - shift, total), latents, _stretch(firings, 0, shift), latents)
 

@@ -1,7 +1,7 @@
-"""Which children of a parent: sets of candidates, and how well each set splits the parent's firings.
+"""Chooses the children of a parent: sets of candidates, and how well each set splits the parent's firings.
 
-A parent's tokens are counted by pattern, bit s of a pattern for candidate s. From these counts follows on how many
-tokens no member of a set fires, for all 1024 sets at once; every share of the score is a difference of two of those.
+A parent's tokens are counted by pattern, bit s of a pattern for candidate s. These counts give the number of tokens on
+which no member of a set fires, for all 1024 sets at once; every share of the score is a difference of two such numbers.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ SETS = [tuple(chosen) for of_size in BY_SIZE for chosen in of_size.tolist()]
 
 
 class Shares(NamedTuple):
-    """Of a parent's tokens, float64 [p, sets]: those with at least one member of the set on, with two or more, and with
-    one alone, for each member [members, p, sets]."""
+    """Shares of a parent's tokens, float64 [p, sets]: with at least one member of the set on, with two or more, and
+    with one member alone, for each member [members, p, sets].
+    """
 
     coverage: np.ndarray
     overlap: np.ndarray
@@ -70,7 +71,9 @@ def silent_counts(patterns: np.ndarray) -> np.ndarray:
 
 
 def shares_of(silent: np.ndarray, members: np.ndarray) -> Shares:
-    """silent: from `silent_counts`. members: int [sets, members], sets of one size. Whole numbers, so exact."""
+    """The shares of every set. silent: from `silent_counts`. members: int [sets, members], sets of one size. Sums of
+    whole numbers, so exact.
+    """
     bits = 1 << members
     whole = bits.sum(1)
     tokens, none = silent[:, :1], silent[:, whole]

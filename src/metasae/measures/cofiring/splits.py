@@ -1,4 +1,4 @@
-"""Which latents of one SAE are split into several of another; merges are the same question asked the other way round.
+"""Finds latents of one SAE that are split into several of another; for merges the two SAEs change places.
 
 A parent fires on tokens P; a set of children C of the other SAE splits it as well as
     score = coverage x (1 - overlap) x smallest share x (1 - phi_P) x (1 - phi_C).
@@ -6,12 +6,12 @@ coverage = share of P with at least one child on, overlap = share of P with two 
 with it alone on. A split needs the parent gone and the children new. phi_P is the phi of the parent with its
 counterpart, the latent of the other SAE that fires most like it; phi_C is the largest phi of a child with its own
 counterpart in the parent's SAE (`survival.py`). An even split into two of a parent that is gone scores 1/2, into m 1/m:
-that is the ceiling. A latent that is simply kept scores nothing: a single child is no split, and beside a child that
-covers all of P no other is ever alone.
+that is the ceiling. A latent that is simply kept scores 0: a single child is not a split, and beside a child that
+covers all of P no other child is ever on alone.
 
-phi_C is the largest over the children because every child must be new. Where one child was there already, one part
-alone is new: the parent got narrower, and no latent was split. With the smallest or the mean, one new child would make
-up for old ones.
+phi_C is the largest over the children because every child must be new. Where one child was there already, only the
+other part is new: the parent got narrower, and no latent was split. With the smallest or the mean phi, one new child
+would make up for old ones.
 
 The phi of the parent with its own children is in neither factor, unless it is above .8. If it were, a clean split into
 two would score .04, since either half has phi .71 with the whole. Two wide latents that happen to cover the parent's
@@ -74,7 +74,7 @@ class FeatureSplit:
 
     @property
     def kept(self) -> bool:
-        """Whether it is no split after all: the parent lives on (phi above .8), or every child was there already."""
+        """Whether this is not a true split: the parent lives on (phi above .8), or every child was there already."""
         return self.lives_on.same or all(other.same for other in self.already)
 
     def as_dict(self) -> dict:
@@ -85,7 +85,7 @@ class FeatureSplit:
 
 @dataclass(frozen=True)
 class FeatureSplits:
-    """All feature splits between two SAEs, best first, those that are `kept` after the others; parents without one
+    """All feature splits between two SAEs, best first, with the `kept` ones after the others; parents without a split
     count with score 0.
 
     n_parents: parents scored. too_rare: parents left out, as they fire on fewer than 20 tokens of either half.
@@ -135,7 +135,7 @@ def find_splits(parents: Firings, children: Firings, progress: Progress = SILENT
     splits, n_parents = [], 0
     latents = np.arange(parents.n_latents)
     some = np.split(latents, latents[PARENTS::PARENTS])
-    for these in tracked(progress, some, "latents that split", parents.n_latents, "latents"):
+    for these in tracked(progress, some, "finding split latents", parents.n_latents, "latents"):
         chosen_on, scored_on = pattern_counts(by_parent, by_child, held_out, these, candidates)
         enough = (chosen_on.sum(1) >= MIN_FIRINGS) & (scored_on.sum(1) >= MIN_FIRINGS)
         n_parents += int(enough.sum())

@@ -52,7 +52,9 @@ class Counterparts:
     def count(
         cls, parents: Firings, children: Firings, count: int, spans: Sequence[Span], progress: Progress = SILENT
     ) -> "Counterparts":
-        """count: closest latents of each parent. spans: the tokens. Raises ValueError when the SAEs' tokens differ."""
+        """Finds the counterparts. count: closest latents of each parent. spans: the tokens. Raises ValueError when the
+        SAEs' tokens differ.
+        """
         return cls(*mutual_partners(parents, children, count, 2, spans=spans, progress=progress))
 
     def of_parent(self, parent: int, children: Container[int]) -> Counterpart:

@@ -1,1 +1,1 @@
-"""What is lost: of the activations, and of what the model makes of them."""
+"""What an SAE loses: of the activations, and in the model's output; and the side effects of steering."""

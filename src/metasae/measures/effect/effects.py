@@ -1,5 +1,4 @@
-"""Per-token numbers of what a replaced activation does to a model's output, and their means with blocks of documents
-left out.
+"""Per-token effects of a replaced activation on a model's output, and their means with blocks of documents left out.
 
 Cross-entropy and divergence of next-token predictions are worked out a slice of the vocabulary at a time, so that
 memory stays flat. With logits a_v (clean) and b_v (changed), m a running maximum, A = logsumexp a, B = logsumexp b and
@@ -97,9 +96,8 @@ ENCODER_ENDINGS = {"sae": "", "mean": "_mean_ablated", "zero": "_zero_ablated", 
 CAUSAL_ENDINGS = {"sae": "", "batch_topk": "_batch_topk"}
 
 
-# Of a batch of windows, for each kind of unit (tokens first): name -> number of every unit float64, and "documents",
-# the
-# document that each unit is of.
+# The effects in a batch of windows, for each kind of unit (tokens first): name -> number of every unit float64, and
+# "documents", the document of each unit.
 Piece = list[dict[str, np.ndarray]]
 
 
@@ -139,15 +137,17 @@ def _means(pieces: Sequence[dict[str, np.ndarray]]) -> tuple[dict[str, float], l
 
 
 class _Effect:
-    """What a change does to one kind of model, unit by unit."""
+    """The effect of a change on one kind of model, unit by unit."""
 
     def piece(self, clean: Tensor, changed: dict[str, Tensor], batch: Batch) -> Piece:
-        """clean, changed: [b, t, D]."""
+        """The effects in one batch. clean, changed: [b, t, D]."""
         kinds = self._values(clean, changed, batch)
         return [{name: value.cpu().double().numpy() for name, value in values.items()} for values in kinds]
 
     def check(self, pieces: Sequence[Piece]) -> None:
-        """Refuses a reference that no model that reads its text gives; nothing where no number says so."""
+        """Raises UserError for a reference that a model that reads its text cannot give; does nothing where no number
+        shows it.
+        """
 
     def result(self, pieces: Sequence[Piece]) -> dict:
         """Key -> number; `leave_one_out`: key -> the number without each block of documents in turn.
@@ -213,7 +213,7 @@ class CausalEffect(_Effect):
         return (documents | ce | {f"kl_{name}": value for name, value in kl.items()},)
 
     def check(self, pieces: Sequence[Piece]) -> None:
-        """Refuses a model that predicts worse than chance, and one whose cross-entropy is no number."""
+        """Raises UserError for a model that predicts worse than chance, and one whose cross-entropy is NaN."""
         clean, limit = self.result(pieces).get("ce_clean", 0.0), math.log(self.readout.n_vocabulary)
         if not clean <= limit:
             raise UserError(

@@ -1,4 +1,4 @@
-"""How much of the activations the SAE keeps, and which latents do the work.
+"""How well an SAE rebuilds the activations, and how often its latents fire.
 
 FVU = sum (x - x_hat)^2 / sum (x - mean x)^2 over all evaluation tokens and dimensions; L2 = mean (x - x_hat)^2 per
 number.
@@ -26,9 +26,8 @@ def rate_edges() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the activations of a split, the same for every SAE.
-
-    mean: float64 [d]; variance: (x - mean x)^2 summed over d, float64 [T].
+    """Moments of the activations of a split, the same for every SAE. mean: float64 [d]; variance: (x - mean x)^2 summed
+    over d, float64 [T].
     """
 
     mean: Tensor
@@ -66,7 +65,7 @@ def measure_fidelity(
     """
     variance, d = moments.variance, len(moments.mean)
     errors, done = [], 0
-    for block in tracked(progress, split.blocks(batch), "how well activations are rebuilt", firings.n_tokens):
+    for block in tracked(progress, split.blocks(batch), "reconstruction error", firings.n_tokens):
         x = block.to(torch.float32)
         residual = x - decode_firings(sae, firings, done, x)
         errors.append(residual.double().square().sum(1).numpy())
@@ -85,7 +84,7 @@ def measure_fidelity(
 
 
 def _distribution(rates: np.ndarray) -> dict:
-    """rates: float64 [l], of the latents that fire."""
+    """Quantiles, spread and histogram of firing rates. rates: float64 [l], of the latents that fire."""
     edges, some = rate_edges(), len(rates) > 0
     return {
         "quantiles_of_live": {f"{q:g}": float(np.quantile(rates, q)) if some else None for q in RATE_QUANTILES},
@@ -97,7 +96,7 @@ def _distribution(rates: np.ndarray) -> dict:
 def decode_firings(sae: SAE, firings: Firings, start: int, x: Tensor) -> Tensor:
     """The reconstruction x_hat [B, d], on the CPU, of the tokens start to start + B, whose activations are x [B, d].
 
-    x is only looked at for the mean and standard deviation of an SAE that normalises per token.
+    x is only used for the mean and standard deviation of an SAE that normalises per token.
     """
     pointers = firings.indptr[start : start + len(x) + 1]
     entries = slice(pointers[0], pointers[-1])

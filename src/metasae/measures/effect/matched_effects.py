@@ -1,4 +1,4 @@
-"""Steering with matched latents of two SAEs: which of them is the blunter tool, over a sample of latents (see
+"""Compares the side effects of steering with matched latents of two SAEs, over a sample of latents (see
 `side_effects`).
 
 For a latent i and its counterpart j in another SAE, spill is what steering with i also moves where the concept of j is
@@ -7,8 +7,9 @@ absent:
     spill_i = sum of D_t(clean, x - z w_i) over the firings t of i where j is silent / the same over all firings t of i
     apart_i = number of the firings t of i where j is silent / number of the firings of i
 
-A latent that fires more widely than its counterpart spills more; spill / apart leaves that out. It is near 1 where the
-text that only i fires on is moved as much as the rest, as by a blend, and well below 1 where i fires there but faintly.
+A latent that fires more widely than its counterpart spills more; spill / apart corrects for that. It is near 1 where
+the output moves as much on text that only i fires on as on the rest, as with a blend, and well below 1 where i fires
+there only weakly.
 """
 
 import math
@@ -78,7 +79,8 @@ def matched_side_effects(a: Side, b: Side, how: Steering, progress: Progress = S
 def compare_side_effects(
     a: SideEffects, b: SideEffects, firings_a: Firings, firings_b: Firings
 ) -> dict[str, float | int | None]:
-    """a, b: of two SAEs on the same text, latent by latent of a with its partner in b; with the firings of all latents.
+    """Compares the side effects of two SAEs on the same text. a, b: latent by latent of a with its partner in b; with
+    the firings of all latents of both.
 
     bluntness_a, bluntness_b: geometric means; bluntness_percent: of a against b; share_sharper: share of the matches in
     which a has the lower one, ties half. spill, apart: means; a's where b's latent is silent, b's where a's is.

@@ -1,8 +1,8 @@
-"""What the model itself makes of the reconstruction: its final output when the hooked activation is replaced.
+"""The model's final output when the hooked activation is replaced by a reconstruction.
 
 Three replacements on the same held-out windows: the SAE's reconstruction, the mean activation and zero. Special
 positions (BOS, [CLS], [SEP]) and tokens that are left out keep their own activation throughout, as the SAE never saw
-them in training; what is predicted at them, and they themselves, are in no average.
+them in training. Neither they nor the predictions at them are in any average.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def windows_of(split: Split | Firings, n_tokens: int, room: int) -> list[Window]
 
 @dataclass(frozen=True)
 class OutputReference:
-    """What the model gives on some windows without any SAE: clean, mean-ablated and zero-ablated.
+    """The model's output on some windows without any SAE: clean, mean-ablated and zero-ablated.
 
     The same for every SAE of a run.
     """
@@ -73,13 +73,14 @@ def output_reference(
     """Runs the model on the first n_tokens tokens of `split`, three passes.
 
     context: tokens of a window with its special tokens, as harvested. mean: [d], for the mean-ablation. Raises
-    UserError when the model's own cross-entropy is above log(vocabulary size): then the windows are not what it reads.
+    UserError when the model's own cross-entropy is above log(vocabulary size): then these are not the windows that it
+    was trained to read.
     """
     windows = windows_of(split, n_tokens, host.frame.room(context))
     ablations = {"mean": lambda x: mean.to(x).expand_as(x), "zero": torch.zeros_like}
     effect = CausalEffect(host.readout) if host.causal and windows else EncoderEffect()
     batches, room = [], KEPT_NUMBERS
-    name, together = "the model without these activations", _batches(windows, host, context, batch_tokens)
+    name, together = "model output, clean and ablated", _batches(windows, host, context, batch_tokens)
     own_tokens = sum(map(len, windows))
     for some in tracked(progress, together, name, own_tokens, size=lambda some: sum(map(len, some))):
         batch = Batch(*pad(some, host.frame, host.pad_id), torch.tensor([window.document for window in some]))
@@ -97,9 +98,8 @@ def output_reference(
 def output_effect(
     host: Host, sae: SAE, reference: OutputReference, progress: Progress = SILENT, batch_topk: bool = False
 ) -> dict:
-    """The output part of `fidelity` in measures.json, on the windows of `reference`, made by the same host.
-
-    One pass where it kept clean states.
+    """The output part of `fidelity` in measures.json, on the windows of `reference`, which the same host made. The
+    model runs once for each rule, and once more where the reference did not keep its clean states.
 
     Encoders: cosine distance 1 - cos(clean, changed) of the last hidden state, mean over tokens, and of its mean over
     each whole window (`pooled`; special tokens take part in that mean, as in sentence embeddings).
@@ -113,12 +113,12 @@ def output_effect(
     rules = {"sae": screen.reconstruct}
     if batch_topk:
         rules["batch_topk"] = partial(batch_topk_reconstruction, sae)
-    effect, pieces, name = reference.effect, [], "the model with the SAE in place"
+    effect, pieces, name = reference.effect, [], "model output with the SAE in place"
     n_tokens = sum(map(_n_own, reference.batches))
     for batch in tracked(progress, reference.batches, name, n_tokens, size=_n_own):
         clean = _state(host, batch) if batch.clean is None else batch.clean
         with_sae = effect.piece(clean, {name: _state(host, batch, rule) for name, rule in rules.items()}, batch)
-        # what the reference has already stays as it is, and first
+        # the numbers of the reference stay as they are, and come first
         pieces.append([known | own | known for known, own in zip(batch.piece, with_sae, strict=True)])
     return {
         **effect.result(pieces),
@@ -149,7 +149,7 @@ def _state(host: Host, batch: Batch, replacement: Callable[[Tensor], Tensor] | N
 
 
 def _batches(windows: list[Window], host: Host, context: int, batch_tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length together, so that little is padding; whole logits bound how many."""
+    """Batches of windows of like length, so that there is little padding; the size of whole logits limits a batch."""
     at_once, ordered = max(1, batch_tokens // context), sorted(windows, key=len)
     if host.causal and isinstance(host.readout, WholeLogits):
         at_once = min(at_once, max(1, LOGITS_AT_ONCE // (context * host.readout.n_vocabulary)))

@@ -1,11 +1,10 @@
-"""Side effects of steering: how far a latent moves the model's output in text where it, or its counterpart, has nothing
-to say.
+"""Side effects of steering: how far a latent moves the model's output in text on which it is silent.
 
 The firings of latent i in a window of text are taken out of it, and the very same activations are put, at the same
 places, into a window where i is silent throughout. With D_t the change of the output at token t, summed over the tokens
 of these windows,
 
-    own_i    = sum_t D_t(clean, x - z w_i) / firings         in its own text: what the model makes of it there
+    own_i    = sum_t D_t(clean, x - z w_i) / firings         in its own text: the wanted effect
     silent_i = sum_t D_t(clean, x + z w_i) / firings         in silent text: the side effect
 
     bluntness_i = (silent_i / own_i) / (silent_r / own_r)    r: a random direction, as long, with the same activations
@@ -37,7 +36,7 @@ from metasae.sae.sae import SAE
 
 @dataclass(frozen=True)
 class SideEffects:
-    """Of m latents, in the order asked for; float64 [m] is NaN where a latent has no pair of windows.
+    """The side effects of m latents, in the order asked for; float64 [m] is NaN where a latent has no pair of windows.
 
     latents: int64 [m]. own, silent: float64 [m], change of the output per firing; own_random, silent_random: the same
     for a random direction. moved: sparse float64 [m, T], D at the firings that were taken out, over the tokens of the
@@ -127,7 +126,7 @@ def side_effects(
 def _draw(
     sae: SAE, firings: Firings, windows: list[Window], latents: np.ndarray, pairs: int, seed: int
 ) -> list[_Trial]:
-    """The trials of all latents. A latent's trials depend on the seed and on it alone."""
+    """The trials of all latents. A latent's trials depend on nothing but the seed and the latent."""
     lengths = np.array([len(window) for window in windows], dtype=np.int64)
     ends = np.cumsum(lengths)
     by_latent = firings.csr[:, latents].tocsc()

@@ -3,7 +3,7 @@
 FOLDER/index.json    kind and version, facts, and of every array its dtype, shape, size and checksum
 FOLDER/NAME.bin      the numbers of one array, in order; no header, so it is written before its length is known
 
-Plain files that any language can map; no pickles.
+These are plain files that any language can map, without pickles.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class ArrayFile:
         self._file = open(_file(folder, name), "wb")  # noqa: SIM115 (it stays open until `close`)
 
     def append(self, values: np.ndarray) -> None:
-        """values: [m], of the file's dtype or one that converts to it."""
+        """Appends values [m], of the file's dtype or one that converts to it."""
         values = np.ascontiguousarray(values, self.dtype)
         self._digest.update(values)
         self._file.write(values)
@@ -107,7 +107,7 @@ def whole_folder(folder: Path, kind: Kind) -> Iterator[Path]:
 
 
 def write_index(folder: Path, kind: Kind, facts: dict, arrays: dict[str, dict]) -> None:
-    """facts: JSON-able, beside the arrays' entries. Written last."""
+    """Writes index.json, last of all. facts: JSON values that stand beside the arrays' entries."""
     write_json(folder / INDEX, {"kind": kind.name, "version": kind.version, **facts, "arrays": arrays})
 
 
@@ -158,7 +158,7 @@ def damaged(folder: Path, kind: Kind, why: str) -> UserError:
 
 
 def _is(folder: Path, kind: Kind) -> bool:
-    """Whether `folder` may be replaced: it is empty, or some version of the same kind."""
+    """Whether `folder` may be replaced: it is empty, or holds any version of the same kind."""
     if not (folder / INDEX).is_file():
         return folder.is_dir() and not any(folder.iterdir())
     try:

@@ -59,7 +59,7 @@ class ByLatent:
         return self.tokens[entries], self.values[entries]
 
 
-def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT) -> ByLatent:
+def by_latent(firings: Firings, chunk: int = CHUNK) -> ByLatent:
     """The firings in the order of latents, in memory: 8 bytes per firing."""
     view = ByLatent(
         _starts(firings),
@@ -67,7 +67,7 @@ def by_latent(firings: Firings, chunk: int = CHUNK, progress: Progress = SILENT)
         np.empty(len(firings.indices), np.float32),
         firings.n_tokens,
     )
-    _scatter(firings, view, chunk, progress)
+    _scatter(firings, view, chunk, SILENT)
     return view
 
 
@@ -87,7 +87,7 @@ def write_by_latent(folder: Path, chunk: int = CHUNK, progress: Progress = SILEN
 
 
 def open_by_latent(folder: Path) -> ByLatent:
-    """What `write_by_latent` left in a firing store, as read-only memory-maps.
+    """Opens what `write_by_latent` wrote into a firing store, as read-only memory-maps.
 
     Raises UserError when there is none, when it is damaged, and when it belongs to another store.
     """
@@ -123,6 +123,6 @@ def _scatter(firings: Firings, view: ByLatent, chunk: int, progress: Progress) -
 
 
 def _source(folder: Path) -> list[str]:
-    """By what a store is recognised: the checksums of its firings."""
+    """The checksums of a store's firings, by which it is recognised."""
     arrays = read_index(folder, STORE)["arrays"]
     return [arrays[name]["blake2b"] for name in ("indptr", "indices", "values")]

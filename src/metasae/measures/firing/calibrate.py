@@ -2,8 +2,7 @@
 
 `rate`: one global threshold at which a token has k active latents on average. `relative`: the same L0, but a latent's
 threshold lies above a common one by a fifth of its own mean activation. `per_latent` and `eer`: one for each latent,
-see `rules.py`. Whatever the rule, its firings are counted afterwards and held against BatchTopK's own, latent
-by latent.
+see `rules.py`. Under every rule the firings are counted afterwards and compared with BatchTopK's own, latent by latent.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ _SLACK = 65_536
 
 @dataclass(frozen=True)
 class Calibration:
-    """An SAE's inference rule and what it gives on the calibration split.
+    """An SAE's inference rule and its results on the calibration split.
 
     Plain JSON as `asdict`, and back as `Calibration(**json)`.
 
@@ -71,8 +70,7 @@ class Calibration:
 
 
 class Largest:
-    """The `count` largest of a stream of numbers above zero, each of some latent, and those that equal the first one
-    left out.
+    """The `count` largest of a stream of positive numbers, each of some latent, and all that equal the next largest.
 
     O(count) memory beside ties, exact: every number from `cut` on is kept, and smaller ones do not matter.
     """
@@ -96,11 +94,11 @@ class Largest:
 
     @property
     def reached(self) -> bool:
-        """Whether the guess has left out nothing that matters."""
+        """Whether the guess was low enough, so that no number that matters was left out."""
         return self._guess == 0 or self._n_kept > self.count
 
     def all_above(self) -> tuple[float, np.ndarray]:
-        """(a number above which all are known, those above it)."""
+        """(a number above which all numbers are known, those numbers)."""
         below = float(np.nextafter(np.float32(self.cut), np.float32(0))) if self.cut else 0.0
         return below, np.concatenate(self._values)
 
@@ -132,7 +130,7 @@ class Largest:
 
 
 def _nearer(cut: float, too_few: int, too_many: int) -> float:
-    """The cut, or the number just below it, which lets its ties through too: what misses the count by less."""
+    """The cut, or the number just below it, which lets its ties through too: whichever comes nearer to the count."""
     return cut if too_few <= too_many else float(np.nextafter(np.float32(cut), np.float32(0)))
 
 
@@ -148,12 +146,11 @@ def calibrate(
     """Gives an SAE without thresholds those of a rule, for its k; one with thresholds keeps them, and only its firings
     are counted.
 
-    split: tokens apart from training and evaluation. batch: tokens per BatchTopK selection, so best that of training.
-    rule: `rate`, `relative`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew.
-    O(k T + 200 n) numbers of memory.
-    ranks: share the tokens, each with the same SAE, and find the same; the thresholds of `per_latent` and `eer`, which
-    take every latent's own numbers together, are found by the first of them. Raises UserError when the split is empty,
-    the rule unknown or a pre-activation not finite.
+    split: tokens that are neither in training nor in evaluation. batch: tokens per BatchTopK selection, so best that of
+    training. rule: `rate`, `relative`, `per_latent` or `eer`. Set `sae.threshold = None` to calibrate an SAE anew. O(k
+    T + 200 n) numbers of memory. ranks: share the tokens, each with the same SAE, and find the same; the thresholds of
+    `per_latent` and `eer`, which take every latent's own numbers together, are found by the first of them. Raises
+    UserError when the split is empty, the rule unknown or a pre-activation not finite.
     """
     if rule not in RULES:
         raise UserError(f"unknown threshold rule '{rule}'{nearest(rule, RULES)}")
@@ -189,10 +186,10 @@ def rate(
     above it.
 
     Among tied pre-activations the side whose realised L0 is nearer to k is taken; with fewer than k * T positive
-    pre-activations the threshold is 0. A cut guessed from the first block's selection spares most of the work and
-    decides nothing: should it prove too high, it is dropped and the split gone through again. O(k * T) numbers of
-    memory. ranks: as in `calibrate`. Where the screen is in use, a pre-activation may differ in its last bit with the
-    cut that it was found by, and so may the threshold with the ranks.
+    pre-activations the threshold is 0. A cut guessed from the first block's selection saves most of the work and does
+    not change the result: if it proves too high, it is dropped and the split is read again. O(k * T) numbers of memory.
+    ranks: as in `calibrate`. Where the screen is in use, a pre-activation may differ in its last bit with the cut that
+    it was found by, and so may the threshold with the ranks.
     """
     own, count = own_part(split, batch, ranks), round(k * split.n_tokens)
     selection, largest = BatchSelection(sae, k), None
@@ -214,8 +211,8 @@ RULES: dict[str, Callable[..., Thresholds]] = {"rate": rate, "relative": rate, "
 
 
 def _relative_offset(sae: SAE, split: Split, k: float, batch: int, progress: Progress, ranks: Ranks) -> Tensor:
-    """RELATIVE times each latent's mean pre-activation where BatchTopK selects it, [n]; of all selected ones for
-    latents that it never selects. It takes the place of a margin from training.
+    """RELATIVE times each latent's mean pre-activation where BatchTopK selects it, [n]; for latents that it never
+    selects, the mean over all selected ones. It takes the place of a margin from training.
     """
     sae.offset, own, selection = None, own_part(split, batch, ranks), BatchSelection(sae, k)
     for block in tracked(progress, own.blocks(batch), "mean activations", own.n_tokens):
@@ -227,7 +224,7 @@ def _relative_offset(sae: SAE, split: Split, k: float, batch: int, progress: Pro
 
 @contextmanager
 def _without_offset(sae: SAE) -> Iterator[np.ndarray]:
-    """The SAE with its pre-activations lower by its offsets, which are given: what a margin selects by in training."""
+    """The SAE with its pre-activations lowered by the given offsets, as a margin in training does for the selection."""
     if sae.offset is None:
         yield np.zeros(sae.n_latents, np.float32)
         return
@@ -245,7 +242,7 @@ def _threshold(largest: Largest, ranks: Ranks) -> float | None:
     from metasae.train.sharded.threshold import bits_of, global_threshold
 
     known_above, values = largest.all_above()
-    # whoever has raised its cut has left out nothing that matters; the others know no numbers below their guesses
+    # a rank that has raised its cut has left out nothing that matters; the others know no numbers below their guesses
     cut = max(ranks.numbers(known_above))
     keys = bits_of(torch.from_numpy(values[values > np.float32(cut)]))
     limit = global_threshold(keys, cut, largest.count + 1, ranks, torch.float32)
@@ -267,7 +264,9 @@ def _without_guess(sae: SAE, split: Split, count: int, batch: int, progress: Pro
 
 
 def _calibration(thresholds: Thresholds, fired: np.ndarray, n_tokens: int, k: float, rule: str) -> Calibration:
-    """fired: int64 [n], how often each latent fires at the thresholds found."""
+    """The calibration, with the comparison to BatchTopK. fired: int64 [n], how often each latent fires at the
+    thresholds found.
+    """
     selected = thresholds.selected
     live = selected > 0
     errors = (fired[live] - selected[live]) / selected[live]

@@ -1,6 +1,7 @@
-"""Which latents fire on which tokens, and how strongly: the raw material of every measure.
+"""Which latents fire on which tokens, and how strongly. Every measure of firing starts from this.
 
-`fire` holds the firings in memory; `metasae.measures.firing.store` streams the same to disk, for texts that do not fit.
+`fire` holds the firings in memory; `metasae.measures.firing.store` writes the same to disk, for texts whose firings do
+not fit.
 
 Text is resampled over blocks of documents (`document_blocks`), as tokens of one document are not independent.
 """
@@ -31,7 +32,8 @@ def run_starts(values: np.ndarray) -> np.ndarray:
 
 
 def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
-    """documents: int [T], each document's tokens in one stretch -> block of each token, int8 [T], rising.
+    """The block of documents of each token: int8 [T], rising. documents: int [T], each document's tokens in one
+    stretch.
 
     Blocks are consecutive documents with about the same number of tokens; a document is never cut. With fewer documents
     than `count`, at most 127, there are fewer blocks, numbered without gaps.
@@ -45,7 +47,7 @@ def document_blocks(documents: np.ndarray, count: int = BLOCKS) -> np.ndarray:
 
 
 def block_spans(blocks: np.ndarray) -> list[Span]:
-    """blocks: int [T], rising, as `document_blocks` gives them -> the tokens of each block."""
+    """The tokens of each block. blocks: int [T], rising, as `document_blocks` gives them."""
     starts = run_starts(blocks).tolist()
     return list(zip(starts, [*starts[1:], len(blocks)], strict=False))
 
@@ -90,7 +92,7 @@ class Firings:
 
     @property
     def counted(self) -> "Firings":
-        """On the tokens that count alone, which is what statistics are about; itself where all do."""
+        """The firings on the tokens that count, on which statistics are taken; the object itself where all count."""
         if not len(self.left_out):
             return self
         keep = np.ones(self.n_tokens, bool)
@@ -126,9 +128,8 @@ def fire(sae: SAE, split: Split, batch: int = 2048, progress: Progress = SILENT,
     """Runs the SAE at its calibrated threshold over all tokens of `split`, in order.
 
     The rule holds for fp32 pre-activations; see `selection.py`. Memory: 8 bytes per firing, and one dense [batch, n]
-    block.
-    ranks: share the tokens; each holds the whole in memory, equal to the bit. Raises ValueError when the SAE has no
-    threshold.
+    block. ranks: share the tokens; each then holds all firings in memory, equal to the bit. Raises ValueError when the
+    SAE has no threshold.
     """
     own = _gathered(fired_pieces(sae, own_part(split, batch, ranks), batch, progress), sae.n_latents)
     return own if ranks.size == 1 else _gathered(joined(ranks.objects(own)), sae.n_latents)
@@ -136,7 +137,7 @@ def fire(sae: SAE, split: Split, batch: int = 2048, progress: Progress = SILENT,
 
 @torch.no_grad()
 def fired_pieces(sae: SAE, split: Split, batch: int, progress: Progress) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of `Firings`, a piece at a time: each piece goes behind what came before under its name.
+    """The arrays of `Firings`, a piece at a time: each piece is appended to the earlier ones of its name.
 
     Raises ValueError when the SAE has no threshold.
     """
@@ -145,7 +146,7 @@ def fired_pieces(sae: SAE, split: Split, batch: int, progress: Progress) -> Iter
     yield {name: np.asarray(getattr(split, name)) for name in PLACES}
     yield {"indptr": np.zeros(1, np.int64), "indices": np.zeros(0, np.int32), "values": np.zeros(0, np.float32)}
     screen, fired = Screen(sae, sae.threshold), 0
-    for block in tracked(progress, split.blocks(batch), "finding what fires where", split.n_tokens):
+    for block in tracked(progress, split.blocks(batch), "finding which latents fire", split.n_tokens):
         kept = screen.above(sae.normalise(block.to(sae.W_dec.device, torch.float32))[0])
         offsets = kept.offsets.cpu().numpy().astype(np.int64)
         latents, values = kept.latents.cpu().numpy(), kept.values.cpu().numpy()
@@ -154,7 +155,7 @@ def fired_pieces(sae: SAE, split: Split, batch: int, progress: Progress) -> Iter
 
 
 def joined(parts: Sequence[Firings]) -> Iterator[dict[str, np.ndarray]]:
-    """The pieces of a whole text, from the firings on its stretches in the order of tokens."""
+    """Joins the firings on consecutive stretches of a text into those of the whole text."""
     yield {"indptr": np.zeros(1, np.int64)}
     before = 0
     for part in parts:

@@ -3,16 +3,15 @@ code uses.
 
 `per_latent`: theta_i lies just below the c_i-th largest pre-activation of latent i, where c_i is how often BatchTopK
 selects it; so latent i fires c_i times on the calibration tokens, and on new ones at an expected rate of c_i / (T + 1).
-Just below means halfway to the next one, but at most BELOW of its size, so that rounding in other code does not move
+Just below means halfway to the next one, but at most BELOW of its size, so that rounding in other code does not change
 the count.
 
 `eer`: over the positive pre-activations of latent i let F_sel(theta) be the share of the selected ones up to theta,
 which a threshold there misses, and F_unsel(theta) that of the unselected ones, so that 1 - F_unsel is the share that it
 lets fire falsely. Where |F_sel + F_unsel - 1| is least both error rates are (nearly) equal. As there are far more
-unselected than selected ones, equal rates let more fire falsely than they miss: the rule over-fires, the more the two
-overlap.
-Source: the code of arXiv 2604.03436, with its 200 bins over [0, 10], its fallback and its 10.0 for latents never
-selected. The range is in the SAE's own units.
+unselected than selected pre-activations, at equal rates more fire falsely than are missed. So the rule fires more than
+k, and the more so, the more the two overlap. Source: the code of arXiv 2604.03436, with its 200 bins over [0, 10], its
+fallback and its 10.0 for latents never selected. The range is in the SAE's own units.
 """
 
 from dataclasses import dataclass
@@ -29,13 +28,13 @@ from metasae.sae.sae import SAE
 
 # The histogram of `eer`.
 BINS, TOP = 200, 10.0
-# Below so many selections `eer` takes the fallback; latents without any get DEAD.
+# Below this many selections `eer` takes the fallback; latents without any get DEAD.
 FEWEST, DEAD = 100, 10.0
 # Rows of a block whose pre-activations are put into bins in one go.
 _ROWS = 256
 # Numbers kept beyond twice those wanted before the rest is dropped.
 _SLACK = 65_536
-# How far at most, relative to it, `per_latent` goes below the lowest number that is to fire.
+# The most that `per_latent` goes below the lowest number that is to fire, relative to that number.
 BELOW = 2.0**-12
 # A pre-activation may come out a little smaller in a second pass, as sums of products are rounded in another order.
 _ROUNDING = 0.99
@@ -48,7 +47,7 @@ class Thresholds:
     selected: int64 [n], how often BatchTopK selects each latent.
 
     fallbacks: how many latents had too few selections for the rule and took its fallback. fired: int64 [n], how often
-    each latent fires at `values`, where the rule found it on the way.
+    each latent fires at `values`, where the rule counts them anyway.
     """
 
     values: np.ndarray
@@ -58,7 +57,8 @@ class Thresholds:
 
 
 class LargestOfEach:
-    """Of a stream of (latent, number) pairs, every latent's counts[i] + 1 largest. O(sum of counts + n) memory, exact.
+    """Keeps every latent's counts[i] + 1 largest numbers of a stream of (latent, number) pairs. O(sum of counts + n)
+    memory, exact.
 
     Invariant for each latent: the numbers above its cut are kept, `_at_cut` numbers equal it, and smaller ones do not
     matter.
@@ -86,8 +86,9 @@ class LargestOfEach:
             self._raise_cuts()
 
     def thresholds(self) -> np.ndarray:
-        """float32 [n], each with as many numbers above it as comes nearest to counts[i]; of two as near the sparser;
-        inf for 0."""
+        """float32 [n], each with as many numbers above it as comes nearest to counts[i]; of two that are equally near,
+        the one with fewer firings; inf for 0.
+        """
         self._raise_cuts()
         fewer = self._count(self._latents[0])
         sparser = self.counts - fewer <= fewer + self._at_cut - self.counts
@@ -165,7 +166,7 @@ class ErrorRates:
             self._fill(self.unselected, latents, part[rows, latents])
 
     def thresholds(self) -> tuple[np.ndarray, int]:
-        """(float32 [n], latents that took the fallback). Of bins as good, the lowest."""
+        """(float32 [n], latents that took the fallback). Of bins that are equally good, the lowest counts."""
         counts = self.selected.sum(axis=1)
         gap = np.abs(_shares_up_to(self.selected, of_none=0.0) + _shares_up_to(self.unselected, of_none=1.0) - 1)
         theta = (gap.argmin(axis=1) + 0.5) * (TOP / BINS)
@@ -187,9 +188,9 @@ def eer(sae: SAE, split: Split, k: float, batch: int = 2048, progress: Progress 
     """Thresholds at which a latent's missed share of selected pre-activations equals its false share of unselected
     ones.
 
-    Fewer than FEWEST selections: the larger of the lowest selected and the highest unselected pre-activation. None:
-    DEAD.
-    Memory: 2 n 201 counts, and one dense [batch, n] block. Raises UserError when a pre-activation is not finite.
+    A latent with fewer than FEWEST selections gets the larger of its lowest selected and its highest unselected
+    pre-activation; a latent without selections gets DEAD. Memory: 2 n 201 counts, and one dense [batch, n] block.
+    Raises UserError when a pre-activation is not finite.
     """
     rates, cut = ErrorRates(sae.n_latents), 0.0
     for block in tracked(progress, split.blocks(batch), "setting thresholds by error rates", split.n_tokens):

@@ -5,8 +5,8 @@ BatchTopK: a block of B tokens keeps its k B largest positive pre-activations (a
 share of the last block's smallest selected one are looked at; with fewer than k B of them the cut is lowered and it
 looks again, so the selection is always exact, ties to the lower index.
 
-The screen finds which latents fire, exactly, at a third of the cost: a cheap product in bf16 names the candidates, an
-fp32 one settles them.
+The screen finds exactly which latents fire, at a third of the cost: a cheap product in bf16 gives the candidates, and
+an fp32 product decides.
 
 Let u = 2^-8, the relative rounding error of bf16. For x (less b_dec), w_j and the rule x w_j + b_j > t_j,
 
@@ -106,7 +106,7 @@ class Screen:
     def _screen(self, xc_BD: Tensor) -> np.ndarray:
         """Flat indices of the candidates.
 
-        numpy knows no bf16, but a bf16 number is above zero when its bits are as an integer.
+        numpy has no bf16, but a bf16 number is above zero when its bits, read as an integer, are.
         """
         B, d = xc_BD.shape
         rows = torch.ones(B, d + 3, dtype=torch.bfloat16)

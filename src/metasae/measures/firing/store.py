@@ -34,7 +34,7 @@ STORE = Kind(
     {"indptr": "<i8", "indices": "<i4", "values": "<f4", "documents": "<i4", "tokens": "<i4", "positions": "<i4"},
     optional={"left_out": "<i8"},
 )
-# Rows of activations by which a split is recognised, beside its text.
+# Rows of activations that are hashed, beside the text, to recognise a split.
 _PROBE_ROWS = 64
 
 
@@ -46,8 +46,8 @@ def write_firings(
     progress: Progress = SILENT,
     ranks: Ranks = ALONE,
 ) -> Firings:
-    """Writes what `fire` would return to `folder`, block by block, and opens it; with the tokens between them that are
-    left out.
+    """Writes what `fire` would return to `folder`, block by block, together with the tokens that are left out, and
+    opens it.
 
     Memory: one dense [batch, n] block, whatever the number of tokens. The folder appears when it is whole; a store that
     was there is replaced. ranks: share the tokens, and each returns the whole store; the folder must lie on a disk that
@@ -57,7 +57,7 @@ def write_firings(
     if ranks.size == 1:
         return _write(sae, split, folder, fired_pieces(sae, split, batch, progress))
     if ranks.first:
-        # of a job that was killed, perhaps of more ranks
+        # left by a job that was killed, perhaps with more ranks
         for leftover in folder.parent.glob(f".{folder.name}.rank*"):
             shutil.rmtree(leftover, ignore_errors=True)
     ranks.wait()
@@ -105,7 +105,7 @@ def _write(sae: SAE, split: Split, folder: Path, pieces: Iterable[dict[str, np.n
 
 
 def open_firings(folder: Path) -> Firings:
-    """The firings in `folder` as read-only memory-maps; nothing is read until it is asked for.
+    """Opens the firings in `folder` as read-only memory-maps; nothing is read until it is asked for.
 
     Raises UserError for a folder without a finished store, one of another version, and one with a missing or truncated
     file.

@@ -1,1 +1,1 @@
-"""What decoder rows are made of, and whether another seed finds them again."""
+"""Measures of decoder rows: whether other rows rebuild them, and whether another seed finds them again."""

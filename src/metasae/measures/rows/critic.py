@@ -1,7 +1,7 @@
-"""A fresh BatchTopK meta SAE that judges decoder rows. It never takes part in the training of what it judges.
+"""A critic: a fresh BatchTopK meta SAE that judges decoder rows and takes no part in their training.
 
-Its score is read beside the scores of the same critic on two kinds of rows without parts: random unit rows, as copying
-m of n rows explains some of any, and Gaussian rows with the mean and covariance of the judged ones, as a few wide
+Its score is read beside its scores on two kinds of rows without shared parts (the floors). Random unit rows: copying m
+of n rows explains some of any rows. Gaussian rows with the mean and covariance of the judged ones: a few wide
 directions are easy to explain too. What is above the second is structure beyond the covariance: directions that rows
 share in small sets.
 
@@ -79,10 +79,9 @@ def random_floor(n_rows: int, d: int, m: int, k: int, steps: int, seed: int, dty
 
 def random_floor_at(n_rows: int, d: int, m: int, k: int, steps: int, seed: int, dtype: str = "auto") -> Critic:
     """`random_floor`, for counts of rows on a grid of 16 to 32 per octave; between two of them linear in the count.
-
-    SAEs differ in how many of their latents are live, and a floor takes as long as a critic; read off the grid, all
-    SAEs of a run or a sweep share one or two. The floor goes with about m / R, so a line between neighbours is off by
-    some 1e-4; one draw of random rows differs from the next by as much.
+    SAEs differ in how many of their latents are live, and a floor takes as long as a critic. With the grid all SAEs of
+    a run or a sweep share one or two floors. The floor is about proportional to m / R, so interpolation is off by some
+    1e-4, as much as one draw of random rows differs from the next.
     """
     step = 1 << max(0, n_rows.bit_length() - 5)
     below = n_rows - n_rows % step
@@ -107,13 +106,13 @@ def gaussian_rows(rows: Tensor, seed: int) -> Tensor:
     """Gaussian rows made to unit length, with the mean and covariance that unit rows [R, d] have: [R, d].
 
     rows - mean = U S V^T; U is replaced by random orthonormal columns at right angles to the mean's. So mean and
-    covariance are those of this very sample, and Gaussian rows come out as they were, in distribution; a draw from the
-    estimated covariance would have a wider spectrum than the rows. Unit lengths upset the covariance, so both are put
-    right in turn until they agree (to about 1e-3; no better than a third for R <= d, where the few rows leave no room).
+    covariance are exactly those of the sample, and Gaussian rows keep their distribution; a draw from the estimated
+    covariance would have a wider spectrum than the rows. Making rows unit length changes the covariance, so the two are
+    corrected in turn until they agree (to about 1e-3; only to about a third for R <= d, where there are few rows).
     """
     rows = rows.double()
     mean = rows.mean(0)
-    # V and S^2, of which rounding leaves a trace where there is no spread
+    # V and S^2; where there is no spread, rounding leaves tiny values
     squares, directions = torch.linalg.eigh((rows - mean).t() @ (rows - mean))
     kept = squares > 1e-12 * squares[-1]
     spread, directions = squares[kept].sqrt(), directions[:, kept]
@@ -170,7 +169,7 @@ def judge_beside_floors(
 
 
 def n_trained(critics: int) -> int:
-    """Meta SAEs that so many critics train, the random floor as one."""
+    """The number of meta SAEs that are trained for this many critics, counting the random floor as one."""
     return 2 * critics + 1
 
 
@@ -211,7 +210,7 @@ def critic_grid(
 ) -> list[dict]:
     """`judge_beside_floors` of rows [R, d] for every width and k, by one critic each: {"width", "m", "k", ...scores}.
 
-    widths: shares of n, so that all arms get the same m whatever number of their rows is judged.
+    widths: shares of n, so that all arms get the same m, however many of their rows are judged.
     """
     gaussian, table, sizes = gaussian_rows(rows, seed + 2), [], list(product(widths, ks))
     for width, k in tracked(progress, sizes, "critics of several sizes", len(sizes), "critics", size=lambda _: 1):
@@ -226,7 +225,9 @@ def _difference(a: float | None, b: float | None) -> float | None:
 
 
 def _initial(rows: Tensor, m: int, generator: torch.Generator) -> Weights:
-    """Rows make good starting directions; when there are fewer than m, the rest are random."""
+    """Starting weights: the rows themselves are good starting directions; where there are fewer than m, the rest are
+    random.
+    """
     bias = rows.mean(0)
     chosen = torch.randperm(len(rows), generator=generator)[:m]
     directions = torch.randn(m, rows.shape[1], generator=generator)

@@ -1,5 +1,5 @@
-"""Whether a latent's decoder row can be built from others: nearest rows, a few other rows, and critics that were not
-trained against.
+"""Whether a latent's decoder row can be built from others: the nearest row, a few other rows, and critics against which
+the SAE was not trained.
 
 Source: arXiv 2502.04878 (meta SAEs), arXiv 2604.03436 (the penalty). Critics are trained afresh for every SAE, from the
 same seeds for all arms, and their mean score is read beside the scores of the same critic on rows without parts; see
@@ -34,7 +34,7 @@ TILE = 1024
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 GRID_WIDTHS = (0.045, 0.09, 0.25)
 GRID_KS = (1, 2, 4, 8)
-# e of rows without parts hardly varies, so this many tell its mean
+# the e of rows without parts hardly varies, so its mean over this many rows is enough
 FLOOR_TARGETS = 512
 MOST_DECOMPOSABLE = 20
 
@@ -58,12 +58,11 @@ def measure_decomposability(
     """The `decomposability` part of measures.json.
 
     live: bool [n], latents that fire on the evaluation tokens; only their rows are judged. meta_n: width of a critic as
-    a share of all n latents. meta_k: critic latents kept per row on average. meta_sae: the run's own, or None.
-    critics: how many judge, of the seeds from `seed` on, the same for every arm. Scores are their means; `critics` has
-    those of each one. dtype: of the critics' products, as `train.dtype`. grid: critics of the widths 4.5%, 9%, 25% with
-    1, 2, 4, 8 latents per row, one each, as `critic_grid`. parts: above 0, the pursuit with up to so many parts, as
-    `pursuit`. Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not
-    finite.
+    a share of all n latents. meta_k: critic latents kept per row on average. meta_sae: the run's own, or None. critics:
+    how many judge, of the seeds from `seed` on, the same for every arm. Scores are their means; `critics` has those of
+    each one. dtype: of the critics' products, as `train.dtype`. grid: critics of the widths 4.5%, 9%, 25% with 1, 2, 4,
+    8 latents per row, one each, as `critic_grid`. parts: above 0, the pursuit with up to this many parts, as `pursuit`.
+    Raises UserError when fewer than two latents are live or a live latent's decoder row is zero or not finite.
     """
     rows = _live_rows(sae, live)
     nearest, aligned = nearest_cosines(rows), encoder_decoder_cosines(sae, live)
@@ -180,7 +179,7 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def own_meta(sae: SAE, meta_sae: SAE) -> dict:
-    """What the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE.
+    """The error that the penalty saw at the end: e = mean ||w_i - wh_i||^2 over all n rows by the run's own meta SAE.
 
     The meta SAE keeps the largest pre-activations of all rows together, as in training.
     """

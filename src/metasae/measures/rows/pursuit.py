@@ -34,22 +34,22 @@ from metasae.progress.progress import SILENT, Progress
 from metasae.ranks.lanes import side_by_side
 
 TILE = 128
-# targets searched at once: their inner products of candidates should stay in cache
+# targets searched at once, so few that the inner products of their candidates stay in cache
 SEARCH_TILE = 16
-# so many pairs are all kept
+# up to this many pairs are all kept
 ALL_PAIRS = 1000
 # candidates that each look over all rows adds
 SWEPT = 16
-# first parts of a latent whose every partner is looked at, where the bound leaves them open
+# the most first parts of a latent that are tried with every partner, where the bound does not exclude them
 OPEN = 16
-# float32 cosines are right to about this
+# the error of float32 cosines is about this
 SLACK = 1e-6
 SHARES_BELOW = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
 class Pursuit:
-    """Of t targets among n rows, for k = 1 ... K parts.
+    """The pursuit of t target rows among n rows, for k = 1 ... K parts.
 
     targets: int64 [t], rows. errors: float64 [t, K], e(k). parts: int64 [t, K, K], parts[i, k - 1] are the rows that
     rebuild target i with at most k, largest coefficient first, -1 where fewer are used. coefficients: float64 [t, K,

@@ -1,15 +1,15 @@
-"""Which latents two SAEs share: a one-to-one matching of decoder rows, and the nearest row of the other SAE.
+"""Finds the latents that two SAEs share, by a one-to-one matching of decoder rows, and the nearest row of the other
+SAE.
 
 The matching maximises the sum over pairs of cos(w_i, w'_p(i)), one partner each (the assignment problem, solved exactly
 by shortest augmenting paths: R. Jonker and A. Volgenant, Computing 38, 1987, in the package lapx). r_i is the cosine of
-w_i with its partner. Between SAEs that differ only in their seed, r_i says how far latent i would come out again. The
-best of many partners has a positive cosine even where nothing is shared, the more so the fewer directions the rows
-favour: `chance_matching` says how large.
+w_i with its partner. Between SAEs that differ only in their seed, r_i says how well training finds latent i again. The
+best of many partners has a positive cosine even where nothing is shared, and a larger one where the rows favour few
+directions; `chance_matching` gives its size.
 
-`attenuation` says what noise in the rows does to measures of decomposability, and what is left after it is taken out.
-Its model: two seeds find the same directions g_i, each with noise of its own, w_i = sqrt(p_i) g_i + sqrt(1 - p_i) z_i,
-all of length 1; z_i is random, independent between latents and seeds and so, in many dimensions, at right angles to
-everything else. Then
+`attenuation` corrects a measure of decomposability for noise in the rows. Its model: two seeds find the same directions
+g_i, each with noise of its own, w_i = sqrt(p_i) g_i + sqrt(1 - p_i) z_i, all of length 1; z_i is random, independent
+between latents and seeds and so, in many dimensions, at right angles to everything else. Then
 
     cos(w_i, w'_i) = p_i
     cos(w_i, w_j)  = sqrt(p_i p_j) cos(g_i, g_j)
@@ -24,9 +24,9 @@ what the critic explains of the noise, lies between 0 and VE_0, its score on ran
 
 when the critic finds the directions as well through the noise as without it; held-out VE falls a little more, as it
 does not quite. So a penalty that only adds noise to the rows lowers VE and r together and leaves VE / r about where it
-was, and one that makes the directions themselves less decomposable lowers VE / r. But r is low for another reason too:
-directions that only one seed found. Then VE / r is too large (above 1 it plainly is), and r itself is largely the
-chance that `chance_matching` gives; so it is read beside both.
+was, and one that makes the directions themselves less decomposable lowers VE / r. But r is also low where only one seed
+found a direction. Then VE / r is too large (above 1 it plainly is), and r is hardly above the chance value of
+`chance_matching`. So VE / r is read beside both.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ FOUND_AGAIN = (0.5, 0.7, 0.9)
 
 @dataclass(frozen=True)
 class Matching:
-    """Of rows_a [a, d] with rows_b [b, d].
+    """A matching of rows_a [a, d] with rows_b [b, d].
 
     partner: int64 [a], the row of b matched with each row of a, -1 for the a - b rows left over where a is larger.
     cosine: float64 [a], with the partner, NaN without one. nearest_cosine: float64 [a], the largest with any row of b,

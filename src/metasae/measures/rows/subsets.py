@@ -15,7 +15,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-# what is left of a candidate, squared, outside the span of others: below this it is a copy of them to float64
+# the squared part of a candidate outside the span of others; below this the candidate is a copy of them in float64
 COPY = 1e-9
 
 

@@ -1,4 +1,5 @@
-"""The bank of concepts on all tokens that have labels: what needs no SAE, once for all SAEs, and the measure itself.
+"""The bank of concepts on all tokens that have labels: the part that needs no SAE, made once for all SAEs, and the
+measure itself.
 
 There are up to three kinds of token sets: the evaluation text, whose labels come from its own letters; the tagged
 occurrences of each word with known senses, where each sense is a concept that is judged among the occurrences of its
@@ -29,9 +30,9 @@ class LabelledTokens:
     """T tokens with labels.
 
     documents: int [T]; every second one is in the half that is judged. ceiling: F1 [C] of a linear probe on the
-    activations. rows: the activations, None of the evaluation text, whose firings are there already. tells_blends:
-    whether latents that serve two of these concepts are blended; not of senses, as a latent for a word itself is no
-    defect.
+    activations. rows: the activations; None for the evaluation text, whose firings are known already. tells_blends:
+    whether a latent that serves two of these concepts counts as blended. For senses it does not, as a latent for the
+    word itself is no defect.
     """
 
     bank: Bank
@@ -50,9 +51,8 @@ def concept_reference(
     tagged: TaggedConcepts | None = None,
     progress: Progress = SILENT,
 ) -> tuple[LabelledTokens, ...]:
-    """The evaluation text, then each word, then the user's sentences.
-
-    string_of: a token's id -> its text as after another word. per_family, seed: of the concepts drawn from the text.
+    """Makes the token sets with labels: the evaluation text, then each word, then the user's sentences. string_of: a
+    token's id -> its text as after another word. per_family, seed: of the concepts drawn from the text.
     """
     tokens = [np.asarray(column) for column in (evaluation.tokens, evaluation.documents, evaluation.positions)]
     bank = concept_bank(LabelledText(*tokens, string_of), per_family, seed)
@@ -64,7 +64,7 @@ def concept_reference(
         rows = Rows(tagged.x)
         sets.append((tagged.bank, numbered_by_concept(tagged.bank, tagged.sentence, seed), rows, rows, True))
     out, total = [], sum(len(documents) for _, documents, *_ in sets)
-    with progress.task("probes for concepts", total) as task:
+    with progress.task("fitting probes for concepts", total) as task:
         for bank, documents, split, rows, tells_blends in sets:
             # tagged sentences may have fewer tokens than their activations have dimensions
             ridge = RIDGE if rows is None else RIDGE_OF_FEW
@@ -82,8 +82,8 @@ def _senses(word: SenseActivations) -> Bank:
 
 
 def numbered_by_concept(bank: Bank, sentence: np.ndarray, seed: int) -> np.ndarray:
-    """Numbers of sentences, int [T], so that those of one concept follow each other: both halves and all blocks then
-    have about as many of each, in whatever order the file has them.
+    """Numbers of sentences, int [T], in which the sentences of one concept follow each other. Then both halves and all
+    blocks have about as many of each concept, whatever the order in the file.
 
     sentence: int [T], 0 to S - 1. A sentence with several concepts goes by the first of the bank.
     """
@@ -110,7 +110,7 @@ def measure_concepts(
     there is one. Blocks of other sets are their sentences in turn, two by two, so that both halves have some of each.
     """
     n_blocks, scores = 1 if blocks is None else int(blocks.max()) + 1, []
-    with progress.task("concepts with labels", sum(len(tokens.documents) for tokens in reference)) as task:
+    with progress.task("scoring concepts", sum(len(tokens.documents) for tokens in reference)) as task:
         for tokens in reference:
             scores.append(_scores_on(sae, firings, blocks, n_blocks, tokens))
             task.advance(len(tokens.documents))

@@ -1,4 +1,4 @@
-"""Concepts with labels from outside: how well latents find them, for any SAE.
+"""How well an SAE's latents find concepts whose labels do not come from an SAE.
 
 For each concept, with everything chosen and fitted on one half of the documents and judged on the other:
 
@@ -63,7 +63,9 @@ def score_concepts(
 
 
 def halves_with(documents: np.ndarray, blocks: np.ndarray | None, n_blocks: int = 1) -> Halves:
-    """documents, blocks: int [T]; None is one block, which is not left out. n_blocks: at least so many."""
+    """The halves of the documents, with blocks. documents, blocks: int [T]; None is one block, which is not left out.
+    n_blocks: the least number.
+    """
     block = np.zeros(len(documents), np.int64) if blocks is None else np.asarray(blocks, np.int64)
     return Halves(halves_of(documents), block, max(n_blocks, int(block.max(initial=0)) + 1))
 
@@ -102,10 +104,10 @@ def score_set(bank: Bank, firings_TN: csr_array, halves: Halves, ceiling: np.nda
 
 
 def merged(sets: Sequence[SetScores]) -> dict:
-    """Means over all concepts of all sets, blended over all latents that serve a concept, by_family and n.
-
-    None where nothing tells. leave_one_out: all but the ceiling, without each block in the judging; what was chosen and
-    fitted stays. Concepts that one half of the documents lacks are left out; n is the rest.
+    """Means over all concepts of all sets, the share `blended` of all latents that serve a concept, `by_family` and
+    `n`. A number that does not exist is None. leave_one_out: all but the ceiling without each block of documents in the
+    scoring; the choice of latents and the fits stay. Concepts that are on in only one half of the documents are left
+    out; n counts the others.
     """
     families = np.concatenate([of_set.families for of_set in sets])
     values = {key: np.concatenate([of_set.values[key] for of_set in sets], axis=1) for key in KEYS}
@@ -136,8 +138,8 @@ def _counted(labels: csr_array, fires: csr_array, halves: Halves) -> tuple[np.nd
 
 
 def _few(labels: csr_array, firings: csr_array, first_f1: np.ndarray, halves: Halves) -> tuple[np.ndarray, np.ndarray]:
-    """Of a probe on the PROBED best latents of each concept: tokens on which it fires and the concept is on, and on
-    which it fires; [1 + K, c] each.
+    """For a probe on the PROBED best latents of each concept: (tokens on which it fires and the concept is on, tokens
+    on which it fires), [1 + K, c] each.
     """
     by_concept, by_latent = labels.tocsc(), csr_array(firings).tocsc()
     fires, hits = np.zeros((2, halves.n_blocks, labels.shape[1]))
@@ -161,7 +163,7 @@ def _with_and_without(by_block: np.ndarray) -> np.ndarray:
 
 
 def _blended(recall_CL: np.ndarray, related: np.ndarray) -> np.ndarray:
-    """0 or 1 for each latent: whether a second concept that is not related to its first has BLENDED_SHARE of it."""
+    """0 or 1 for each latent: whether a second concept, not related to its first, has BLENDED_SHARE or more of it."""
     share = recall_CL / np.maximum(recall_CL.sum(0), 1e-300)
     main = share.argmax(0)
     second = np.where(related[:, main], 0.0, share)

@@ -1,7 +1,7 @@
 """A linear probe on the activations of a few latents, judged block by block of documents.
 
-Where none of the latents fires their activations are 0, so all these tokens have one score and are counted, not looked
-at. The result is that of `metasae.measures.truth.probe` on the dense columns.
+Where none of the latents fires, their activations are 0. All these tokens have the same score, so they are only
+counted. The result is that of `metasae.measures.truth.probe` on the dense columns.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Halves:
     n_blocks: int
 
     def by_block(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens: their numbers, int [S] -> how many of them are in each block of the second half: int64 [K]."""
+        """How many of some tokens are in each block of the second half: int64 [K]. tokens: their numbers, int [S]."""
         return np.bincount(self.block[tokens[self.second[tokens]]], minlength=self.n_blocks)
 
 

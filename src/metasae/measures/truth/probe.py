@@ -1,4 +1,4 @@
-"""Detectors with a threshold: linear probes on activations or on a few latents, and F1 on documents they did not see.
+"""Linear probes with a threshold, on activations or on a few latents, and their F1 on documents that they did not see.
 
     direction = pooled covariance^-1 (mean where on - mean of all)          Fisher's, in closed form
 
@@ -29,7 +29,7 @@ def fisher(covariance_DD: np.ndarray, count_M: np.ndarray, total_MD: np.ndarray,
     covariance: of all rows. count: rows on which each of m things is on. total: the sum of these rows, less the mean of
     all.
     """
-    # rows that never vary give no direction, whatever is added
+    # rows that never vary give no direction, whatever the ridge
     added = ridge * np.trace(covariance_DD) / len(covariance_DD) or 1.0
     means_MD = total_MD / np.maximum(count_M, 1)[:, None]
     return np.linalg.solve(covariance_DD + added * np.eye(len(covariance_DD)), means_MD.T)
@@ -90,15 +90,13 @@ def threshold_f1(scores_T: np.ndarray, on_T: np.ndarray, second_T: np.ndarray) -
     return float(2 * (fires & second_on).sum() / (fires.sum() + second_on.sum()))
 
 
-def probe_f1(
-    x_TD: np.ndarray, on_TM: csr_array, documents: np.ndarray, fitted_on: tuple[np.ndarray, csr_array] | None = None
-) -> np.ndarray:
+def probe_f1(x_TD: np.ndarray, on_TM: csr_array, documents: np.ndarray) -> np.ndarray:
     """F1 [m] of a linear probe on activations x [T, d]: a ceiling for latents. NaN where a half has nothing on.
 
-    on: zeros and ones. fitted_on: (x, on) of other tokens that directions come from; None takes the first half.
+    on: zeros and ones. The directions are fitted on the first half of the documents.
     """
     second = halves_of(documents)
-    mean, to_probe = directions(*(fitted_on or (x_TD[~second], on_TM[~second])))
+    mean, to_probe = directions(x_TD[~second], on_TM[~second])
     scores_TM = (x_TD - mean.astype(x_TD.dtype)) @ to_probe.astype(x_TD.dtype)
     by_column = on_TM.tocsc()
     return np.array([threshold_f1(scores_TM[:, j], column(by_column, j) > 0, second) for j in range(on_TM.shape[1])])

@@ -7,9 +7,9 @@ A spike-in's latent is the one of largest F1 on one half of the documents; it is
     q_ij = r'_ij / sum_j r'_ij   is free of the rates; r'_ij = max(0, r_ij - b_ij), where b_ij is the share of all other
                                  tokens on which latent i fires: that much recall comes by chance
 
-What fools these numbers: a spike-in judges a method that is trained on spike-ins, not an SAE from elsewhere. Cutting
-weak firings can raise recovery after a short training, losing any lowers the phi error, and chance recalls of many
-spike-ins hide a second one from the blend rate (docs/measures.md).
+What fools these numbers: spike-ins judge a method that is trained on spike-ins, not an SAE from elsewhere. Cutting weak
+firings can raise recovery after a short training. Losing any firings lowers the phi error. Where many spike-ins are on
+at once, the blend rate misses a second one (docs/measures.md).
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from scipy.sparse import csr_array
 from metasae.data.spikes.draw import KINDS, Spike, sense_pairs
 from metasae.measures.truth.probe import halves_of
 
-# A latent blends where a second, unrelated spike-in has this share of it, or where no spike-in is on at half of its
-# firings; two senses are told apart where each latent has its own sense's share or more.
+# A latent is blended where a second, unrelated spike-in has BLENDED_SHARE of it, or where no spike-in is on at more
+# than FREE_SHARE of its firings. Two senses are told apart where each latent has SENSE_SHARE of its recall on its own
+# sense.
 BLENDED_SHARE, FREE_SHARE, SENSE_SHARE = 0.25, 0.5, 0.75
 
 
@@ -69,12 +70,12 @@ def score_spikes(
     directions_MD: np.ndarray | None = None,
     rows_ND: np.ndarray | None = None,
 ) -> dict:
-    """recovery_f1, by_kind, told_apart, blend_rate, absorption, cosine, phi_error, n: None where nothing tells.
-
-    n_pairs, n_serving: of how many sense pairs and latents the shares are.
+    """The scores of an SAE: recovery_f1, by_kind, told_apart, blend_rate, absorption, cosine, phi_error; None for a
+    number that does not exist. n: spike-ins that are judged. n_pairs, n_serving: the sense pairs and the latents that
+    the shares count.
 
     strengths: s [T, m]; fires: nonzero where a latent fires [T, n]; documents: int [T]. directions, rows: unit rows of
-    spike-ins and latents, for the cosine. Spike-ins that are on in one half alone are left out; n is the rest.
+    spike-ins and latents, for the cosine. Spike-ins that are on in only one half are left out; n counts the others.
     """
     on, fires, second = ones(strengths_TM), ones(fires_TN), halves_of(documents)
     first_half, second_half = count(on, fires, ~second), count(on, fires, second)
@@ -121,7 +122,7 @@ def _judged_pairs(spikes: list[Spike], judged: np.ndarray) -> list[tuple[int, in
 
 
 def _blend_rate(spikes: list[Spike], latents: np.ndarray, table: Table, free_share: np.ndarray) -> float | None:
-    """Of the latents that serve a spike-in, the share that fires on two unrelated ones, or mostly on none."""
+    """The share of the latents that serve a spike-in that fire on two unrelated ones, or mostly where none is on."""
     groups, senses = (np.array(values) for values in zip(*((s.group, s.kind == "sense") for s in spikes), strict=True))
     recall = table.above_chance()
     blended = []

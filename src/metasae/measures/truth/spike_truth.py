@@ -1,4 +1,4 @@
-"""Spike-ins on held-out tokens: which are on where, how many a linear probe finds, and what an SAE makes of them.
+"""Spike-ins on held-out tokens: which are on where, how many a linear probe finds, and how many an SAE finds.
 
 ceiling     F1 of a linear probe fitted on training tokens, its threshold from one half of the held-out documents,
             judged on the other
@@ -35,7 +35,9 @@ class SpikeTruth:
 
     @classmethod
     def of(cls, split: SpikedSplit, probes: Tensor | None = None) -> "SpikeTruth":
-        """probes: float32 [d, m], a detector of each spike-in; None leaves out the ceiling."""
+        """The spike-ins in a split. probes: float32 [d, m], a detector of each spike-in; None leaves out the
+        ceiling.
+        """
         strengths = split.strengths()
         added = strengths @ split.spikes.directions
         energy = float(np.square(added, dtype=np.float64).sum()) / _spread(split)

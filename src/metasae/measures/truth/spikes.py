@@ -1,7 +1,7 @@
-"""Spike-ins for any trainer: added to its activations while it trains, and looked for by its SAE afterwards.
+"""Spike-ins for any trainer: they are added to its activations while it trains, and then looked for in its SAE.
 
-A run of ours uses the same class (`metasae.arms.source`): it draws one set for each seed, keeps it in a file, and looks
-for it in every SAE of that seed.
+A run of metasae uses the same class (`metasae.arms.source`): it draws one set for each seed, keeps it in a file, and
+looks for it in every SAE of that seed.
 """
 
 import json
@@ -28,21 +28,23 @@ from metasae.measures.truth.spike_truth import SpikeTruth
 from metasae.ranks.lanes import on_one_core
 from metasae.sae.sae import SAE
 
-# Training activations that a draw looks at: so many rows, and numbers in them.
+# The most rows of training activations that a draw looks at, and the most numbers in them.
 SAMPLE_ROWS, SAMPLE_NUMBERS = 100_000, 1 << 27
-# Of these, rows that the covariance is worked out from.
+# The most of these rows from which the covariance is computed.
 COVARIANCE_ROWS = 20_000
 BATCH = 2048
 
 
 class Spikes:
-    """Known features for activations x [T, d] of text, drawn from a sample of it.
+    """Known features (spike-ins) that are added to activations x [T, d] of text, so that one can count how many an SAE
+    finds.
 
     x: float [S, d], a sample of the activations: amplitudes are shares of its median norm, and its covariance decides
     where directions lie. tokens: int [S] or more, the token ids of training text, whose frequencies decide the rates.
-    n: spike-ins, at least; 5 to 10% of an SAE's latents is a good number. amplitudes, rates: least and most. like: an
-    SAE of these activations, in place of amplitudes: from the weakest to the strongest tenth of its live latents.
-    Raises UserError for a sample that is no finite matrix, and for text with too few token types.
+    n: the least number of spike-ins; 5 to 10% of an SAE's latents is a good number. amplitudes: the least and the most,
+    in median norms. rates: the least and the most share of tokens on which one is on. like: an SAE of these activations
+    that replaces `amplitudes`: they then span the strengths of the middle eight tenths of its live latents. Raises
+    UserError for a sample that is not a finite matrix, and for text with too few token types.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Spikes:
 
     @classmethod
     def of_split(cls, split: Split, n: int, seed: int, amplitudes, rates, like: SAE | None = None) -> "Spikes":
-        """Drawn from a training split, and fitted on it."""
+        """Spike-ins drawn from a training split, with probes fitted on it."""
         count = min(split.n_tokens, SAMPLE_ROWS, max(1, SAMPLE_NUMBERS // split.d))
         places = np.linspace(0, split.n_tokens - 1, count).astype(np.int64)
         x = split.rows(places).float()
@@ -83,12 +85,14 @@ class Spikes:
         return len(self.set)
 
     def add(self, x: Tensor, tokens, documents, positions) -> Tensor:
-        """x [T, d] with the spike-ins of its tokens, for training; the columns are int [T]."""
+        """Returns x [T, d] with the spike-ins of its tokens added, for training; x itself is not changed. tokens,
+        documents, positions: int [T].
+        """
         self._check(x, tokens, documents, positions)
         return self.set.add(x, *map(_ints, (tokens, documents, positions)))
 
     def fit(self, x: Tensor, tokens, documents, positions) -> None:
-        """Fits the linear probes of the ceiling on training tokens; arguments as of `add`."""
+        """Fits linear probes on training tokens, whose F1 is the ceiling of `score`; arguments as of `add`."""
         self._check(x, tokens, documents, positions)
         spiked = SpikedSplit(Rows(_matrix(x), tuple(map(_ints, (tokens, documents, positions)))), self.set)
         strengths = spiked.strengths()
@@ -107,11 +111,11 @@ class Spikes:
 
     @property
     def added_square(self) -> float:
-        """What they add to the mean of ||x||^2, on the tokens that `fit` saw."""
+        """What the spike-ins add to the mean of ||x||^2, on the tokens that `fit` saw."""
         return self._added[1]
 
     def truth_on(self, split: Split) -> SpikeTruth:
-        """What is there to find in held-out tokens."""
+        """The spike-ins in held-out tokens, which an SAE may find."""
         return SpikeTruth.of(self.spiked(split), self._probes)
 
     def score(
@@ -124,7 +128,8 @@ class Spikes:
         rows: Tensor | None = None,
         train: tuple[Tensor, Any, Any, Any] | None = None,
     ) -> dict:
-        """What an SAE that was trained on `add(x, ...)` finds in held-out tokens.
+        """Counts which spike-ins an SAE that was trained on `add(x, ...)` finds in held-out tokens; returns the scores
+        (docs/spikes.md).
 
         encode: [B, d] -> activations [B, n], above 0 where a latent fires. x, tokens, documents, positions: held-out
         tokens without spike-ins, of several documents. rows: decoder rows [n, d], for the cosine.
@@ -139,7 +144,7 @@ class Spikes:
         return truth.scores(fires, None if rows is None else _matrix(rows).numpy())
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file: directions, probes, and the spike-ins as JSON in its header."""
+        """Writes one safetensors file: directions, probes, and the spike-ins as JSON in its header."""
         tensors = {"directions": torch.from_numpy(self.set.directions)}
         if self._probes is not None:
             tensors |= {"probes": self._probes, "added_mean": self._added[0]}
@@ -150,7 +155,7 @@ class Spikes:
 
     @classmethod
     def load(cls, path: str | Path) -> "Spikes":
-        """What `save` wrote. Raises UserError for a file that is not there or damaged."""
+        """Reads what `save` wrote. Raises UserError for a file that is missing or damaged."""
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
@@ -176,18 +181,22 @@ class Spikes:
 
 
 def _as_drawn(entry: dict) -> dict:
-    """JSON knows no tuples."""
+    """Turns lists back into tuples, which JSON does not have."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
 
 
 @torch.no_grad()
 def _strengths(sae: SAE, x: Tensor) -> tuple[float, float]:
-    """Between which the middle eight tenths of the live latents fire, in the units of x: mean activation where on."""
+    """The strengths between which the middle eight tenths of the live latents lie, in the units of x. A latent's
+    strength is its mean activation where it fires.
+    """
     acts_SN = torch.cat([sae.encode(block) for block in x.split(BATCH)])
     fires = (acts_SN > 0).sum(0)
     live = fires > 0
     if sae.config.normalize != "none" or not live.any():
-        raise UserError("spike-ins take their strength from an SAE that fires on these activations, not normalised")
+        raise UserError(
+            "spike-ins can take their strength only from an SAE that fires on these activations and does not normalise"
+        )
     strengths = acts_SN.sum(0)[live] / fires[live] * sae.W_dec.norm(dim=1)[live]
     return tuple(strengths.quantile(torch.tensor([0.1, 0.9])).tolist())
 

@@ -1,5 +1,5 @@
-"""A dictionary against the planted truth: has it found the features, does it fire when they are on, are its rows single
-features?
+"""Compares a dictionary with a planted world: has it found the features, does it fire when they are on, and are its
+rows single features?
 
 Latents have decoder rows w_i [n, d] and firings; features have directions g_j [m, d] and true activations on the same
 tokens. Only live latents (at least one firing) count, and dead ones are counted. Latents and features are matched one
@@ -47,10 +47,10 @@ def measure_truth(
     (live latent). uniqueness: number of different best features (by |cos|) per live latent. f1: mean over features that
     are ever on of the F1 of their matched latent's firing, 0 where unmatched; best_f1: of the best latent for each,
     chosen on these same tokens. blend_rate: share of live latents whose effective number of features exceeds BLEND; see
-    `effective_numbers`.
-    absorption: mean over parents of absorbed / active tokens. phi_error ...: see `phi_errors`. excluded: silent:
-    features never on; unmatched: features without a latent; unexplained: live rows that no non-negative combination of
-    features helps to build, which are not in blend_rate. None where a number does not exist.
+    `effective_numbers`. absorption: mean over parents of absorbed / active tokens. phi_error ...: see `phi_errors`.
+    excluded: dead: latents that never fire; silent: features that are never on; unmatched: features without a latent;
+    unexplained: live rows that no non-negative combination of features helps to build, which are not in blend_rate.
+    None where a number does not exist.
 
     rows: [n, d], of the latents of `firings`. directions: [m, d], of the features of `truth`. Lengths do not matter.
     parent: int [m], a feature's parent or -1; None for a world without hierarchy. Holds one float64 [n, m] matrix.
@@ -157,11 +157,11 @@ def absorption(
     latent_of: np.ndarray,
     parent: np.ndarray,
 ) -> dict[int, tuple[int, int]]:
-    """Parent -> (tokens absorbed, tokens on which it is on). Absorbed are those where the parent is on, its latent
-    silent, and the latent of a child active that has taken the parent's direction in.
+    """Parent -> (tokens absorbed, tokens on which it is on). A token is absorbed where the parent is on, its latent is
+    silent, and a child's latent fires that has taken in the parent's direction.
 
-    A child's latent has when the least-squares fit w = a g_child + b g_parent has b > ALIGNED; rows and directions are
-    unit. Parents that are never on or have no latent are left out.
+    A child's latent has taken it in where the least-squares fit w = a g_child + b g_parent has b > ALIGNED; rows and
+    directions are unit. Parents that are never on or have no latent are left out.
     """
     fires, on = _patterns(firings), _patterns(truth)
     parents = {}

@@ -1,8 +1,8 @@
-"""Two SAEs compared at matched recall: a latent that only fires less is not a purer one.
+"""Compares two SAEs at matched recall, so that a latent does not look purer because it fires less.
 
-A latent's recall on a word is max_s r_is, what it finds of its best sense. A latent that misses some of its firings at
-random has less of it; one that drops a second sense and keeps the first has as much as before. Within fixed bins of
-that recall the latents of two SAEs are compared, and the bins weigh the same for both.
+A latent's recall on a word is max_s r_is, the share of its best sense on which it fires. A latent that loses firings at
+random has a lower recall; one that drops a second sense and keeps the first has the same recall as before. The latents
+of two SAEs are compared within fixed bins of recall, and a bin has the same weight for both.
 """
 
 from collections.abc import Mapping
@@ -49,12 +49,12 @@ def matched_recall(a: Mapping, b: Mapping) -> tuple[float | None, float | None]:
     other words, other sentences or other bins.
     """
     if a["words"].keys() != b["words"].keys():
-        raise ValueError(f"the two were judged on other words: {sorted(a['words'])} and {sorted(b['words'])}")
+        raise ValueError(f"the two SAEs were judged on different words: {sorted(a['words'])} and {sorted(b['words'])}")
     pairs = []
     for word, of_a in a["words"].items():
         of_b = b["words"][word]
         if of_a["n_per_sense"] != of_b["n_per_sense"]:
-            raise ValueError(f"the two were judged on other sentences of '{word}'")
+            raise ValueError(f"the two SAEs were judged on different sentences of '{word}'")
         pairs += _match(of_a["by_recall"], of_b["by_recall"])
     mean_a, mean_b = (float(np.mean(side)) for side in zip(*pairs, strict=True)) if pairs else (None, None)
     return mean_a, mean_b
@@ -63,7 +63,7 @@ def matched_recall(a: Mapping, b: Mapping) -> tuple[float | None, float | None]:
 def _match(a: list[dict], b: list[dict]) -> list[tuple[float, float]]:
     """[(mean of a, mean of b)] over the bins that both have; [] where there is none."""
     if [(bin_["from"], bin_["to"]) for bin_ in a] != [(bin_["from"], bin_["to"]) for bin_ in b]:
-        raise ValueError("the two have other bins of recall; measure them again alike")
+        raise ValueError("the two SAEs have different bins of recall; measure both again with the same settings")
     key = "atomicity_matched"
     both = [(x, y) for x, y in zip(a, b, strict=True) if x[key] is not None and y[key] is not None]
     weights = [(x["energy"] + y["energy"]) / 2 for x, y in both]

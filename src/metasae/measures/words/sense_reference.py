@@ -1,10 +1,10 @@
-"""What the senses of a word are judged by, found once for all SAEs: halves and blocks of sentences, chance levels, and
+"""The reference for the senses of a word, made once for all SAEs: halves and blocks of sentences, chance levels, and
 the probe.
 
-The probe is linear. How well it tells classes apart from the activations themselves is the ceiling for anything linear
-read off them. It is a multinomial logistic regression on standardised inputs, every class weighing the same:
+The probe is linear. Its score on the activations themselves is the ceiling for every linear detector. It is a
+multinomial logistic regression on standardised inputs, every class weighing the same:
 
-    min over W, b of   mean_c mean_{t in c} -ln softmax(W x_t + b)_c  +  (strength / 2) ||W||^2
+    min over W, b of   mean_c mean_{t in c} -ln softmax(W x_t + b)_c  +  (STRENGTH / 2) ||W||^2
 """
 
 from collections.abc import Sequence
@@ -42,11 +42,9 @@ class Probe:
         return np.argmax((x - self.mean) / self.scale @ self.weights + self.bias, axis=1)
 
 
-def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float = STRENGTH) -> Probe:
-    """x: [T, d].
-
-    labels: int [T], of which each of the n_classes occurs. Deterministic: it starts from zero and the minimum is
-    unique.
+def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int) -> Probe:
+    """Fits the probe to rows x [T, d]. labels: int [T], of which each of the n_classes occurs. Deterministic: it starts
+    from zero and the minimum is unique.
 
     Raises ValueError when a class has no row.
     """
@@ -67,8 +65,8 @@ def fit_probe(x: np.ndarray, labels: np.ndarray, n_classes: int, strength: float
         scores -= scores.max(1, keepdims=True)
         log_p = scores - np.log(np.exp(scores).sum(1, keepdims=True))
         of_scores = weight * (np.exp(log_p) - target)
-        gradient = np.concatenate([(z.T @ of_scores + strength * weights).ravel(), of_scores.sum(0)])
-        return float(-(weight * target * log_p).sum() + strength / 2 * np.square(weights).sum()), gradient
+        gradient = np.concatenate([(z.T @ of_scores + STRENGTH * weights).ravel(), of_scores.sum(0)])
+        return float(-(weight * target * log_p).sum() + STRENGTH / 2 * np.square(weights).sum()), gradient
 
     options = {"maxiter": MAX_ITERATIONS, "ftol": 1e-10, "gtol": 1e-6}
     minimum = minimize(loss, np.zeros((d + 1) * n_classes), jac=True, method="L-BFGS-B", options=options)
@@ -102,7 +100,7 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class WordReference:
-    """What is the same for every SAE.
+    """The part of the sense measures that is the same for every SAE.
 
     halves: 0 or 1, int64 [splits, T]. shuffled: senses in random order, int64 [splits, T].
 
@@ -126,7 +124,9 @@ def sense_reference(
     words: from `metasae.data.senses.sense_activations`.
     """
     references = []
-    for number, word in tracked(progress, enumerate(words), "probes for word senses", len(words), "words", lambda _: 1):
+    for number, word in tracked(
+        progress, enumerate(words), "fitting probes for word senses", len(words), "words", lambda _: 1
+    ):
         rng = np.random.default_rng([seed, number])
         halves = np.stack([even_parts(word.sense, word.sentence, 2, rng) for _ in range(splits)])
         shuffled = np.stack([rng.permutation(word.sense) for _ in range(splits)])

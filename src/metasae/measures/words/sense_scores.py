@@ -26,10 +26,10 @@ gives; and
     matched atomicity = (A(m) - A_0(m)) / (1 - A_0(m))
 
 In expectation a latent that fires at random has 0, however few its firings are; one that fires on one sense only has 1;
-and one that fires on a random part of another's tokens has the other's value, as some of some of the firings are some
-of them. m is the smallest at which A_0(m) <= 5%: below it, a few firings of a rare sense decide. Latents with fewer
-firings are not judged.
-Source of rarefaction: Sanders (1968), Hurlbert (1971). Expectations are means over draws.
+and one that fires on a random part of another latent's tokens has the other latent's value, as a random sample of a
+random sample is itself a random sample. m is the smallest at which A_0(m) <= 5%; below it, a few firings on a rare
+sense would decide. Latents with fewer firings are not judged. Source of rarefaction: Sanders (1968), Hurlbert (1971).
+Expectations are means over draws.
 """
 
 from collections import Counter
@@ -100,9 +100,9 @@ def standing_out(acts: csr_array) -> np.ndarray:
     """The latent that stands out on each token: largest a_ti - mean_t a_ti over the tokens given; -1 where none is
     above its mean. int64 [T].
 
-    The strongest latents of a word fire on all its senses alike, as they stand for the word; less their means, what
-    sets this token apart is left. No label is used. acts: csr_array [T, l], latents rising within a token. Ties go to
-    the lower latent.
+    The strongest latents of a word fire on all its senses alike, as they stand for the word. After their means are
+    subtracted, what sets this token apart is left. No label is used. acts: csr_array [T, l], latents rising within a
+    token. Ties go to the lower latent.
     """
     per_token = np.diff(acts.indptr)
     above = acts.data - (np.asarray(acts.sum(axis=0, dtype=np.float64)).ravel() / max(len(per_token), 1))[acts.indices]
@@ -110,7 +110,7 @@ def standing_out(acts: csr_array) -> np.ndarray:
     if not len(some):
         return standing
     largest = np.maximum.reduceat(above, acts.indptr[some])
-    # the rounding of a mean lifts nothing above it
+    # rounding of the mean must not put a value above it
     highest = np.flatnonzero((above == np.repeat(largest, per_token[some])) & (above > 1e-12 * acts.data))
     token, first = np.unique(np.repeat(some, per_token[some])[highest], return_index=True)
     standing[token] = acts.indices[highest[first]]
@@ -124,9 +124,8 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float | None:
 
 
 def adjusted_mutual_information(u: np.ndarray, v: np.ndarray) -> float | None:
-    """u, v: labels of any kind, [T].
-
-    None where it does not exist: no items, or nothing that the labellings could share.
+    """AMI of two labellings. u, v: labels of any kind, [T]. None where it does not exist: no items, or nothing that the
+    labellings could share.
     """
     if not len(u):
         return None
@@ -196,9 +195,8 @@ class Draw:
 
 
 def draw_for(sizes: np.ndarray, rng: np.random.Generator) -> Draw:
-    """sizes: tokens of each sense, int [S], none 0.
-
-    m grows in steps of 10%, and all T tokens end the search: A_0(T) = 0.
+    """Finds m for one word. sizes: tokens of each sense, int [S], none 0. m grows in steps of 10%; the search ends at
+    all T tokens at the latest, as A_0(T) = 0.
     """
     size, total = 2, int(sizes.sum())
     while True:

@@ -1,10 +1,10 @@
-"""Word senses as ground truth without a judge: whether a latent that fires on a word fires on one of its senses only.
+"""Word senses as ground truth without a judge: does a latent that fires on a word fire on one of its senses only?
 
 Per word: atomicity and blends of the latents that fire on it (`sense_scores.py`), also on equally many firings of each,
-so that narrow latents do not look atomic for being narrow; how well the best latent of each sense
-finds it (coverage F1); how much the latent that stands out tells about the sense (adjusted mutual information); and the
-same activations read by a linear probe, the ceiling. What is drawn at random is drawn once for all SAEs of
-a run (`sense_reference.py`).
+so that narrow latents do not look atomic because they are narrow; how well the best latent of each sense finds it
+(coverage F1); how much the latent that stands out tells about the sense (adjusted mutual information); and the same
+activations read by a linear probe, the ceiling. What is drawn at random is drawn once for all SAEs of a run
+(`sense_reference.py`).
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def measure_senses(sae: SAE, reference: Sequence[WordReference], progress: Progr
     leave_one_out. headroom: probe_f1 less coverage_f1. Raises ValueError when the SAE has no threshold.
     """
     words = {}
-    for word in tracked(progress, reference, "word senses", len(reference), "words", size=lambda _: 1):
+    for word in tracked(progress, reference, "scoring word senses", len(reference), "words", size=lambda _: 1):
         words[word.activations.word] = measure_word(sae, word)
     return {
         **overall(list(words.values())),
@@ -69,7 +69,7 @@ def measure_word(sae: SAE, reference: WordReference) -> dict:
     both = zip(ceiling.leave_one_out, leave_one_out["coverage_f1"], strict=True)
     leave_one_out["headroom"] = [probe - coverage for probe, coverage in both]
     scores |= {"probe_f1": ceiling.f1, "headroom": ceiling.f1 - scores["coverage_f1"]}
-    # what latents reach that know nothing of the senses
+    # the score of latents that know nothing of the senses
     shuffled = zip(reference.shuffled, reference.halves, strict=True)
     floor = fmean(coverage_f1(acts, sense, len(word.senses), half[None]) for sense, half in shuffled)
     return {
@@ -138,7 +138,7 @@ def describe_latents(acts: csr_array, latents: np.ndarray, reference: WordRefere
 def detectors(counts: np.ndarray, word: SenseActivations, latents: np.ndarray) -> dict[str, dict]:
     """sense -> the latent that finds it best.
 
-    To look at, not to compare: chosen and scored on the same sentences. counts: c int [l, S].
+    For inspection, not for comparison, as latents are chosen and scored on the same sentences. counts: c int [l, S].
     """
     f1 = detection_f1(counts, word.sizes)
     best = f1.argmax(0)
@@ -189,7 +189,8 @@ def overall(words: Sequence[dict]) -> dict:
     values = {key: [word[key] for word in some] for key, some in having.items()}
     means = {key: fmean(numbers) if numbers else None for key, numbers in values.items()}
     without = {key: _mean_without([word["leave_one_out"][key] for word in having[key]]) for key in scores}
-    few = f"{len(words)} word{'s' if len(words) > 1 else ''}: read each by itself; their mean speaks for no others"
+    number = f"{len(words)} word{'s' if len(words) > 1 else ''}"
+    few = f"{number}: read each word by itself; their mean says nothing about other words"
     return {
         **means,
         "ci95": {key: words_interval(numbers) for key, numbers in values.items()},
