@@ -296,7 +296,7 @@ def test_the_other_ranks_work_under_the_first_ones_lock(tmp_path, monkeypatch):
         with start.started(planted, tmp_path):
             pass
         monkeypatch.setenv("RANK", "0")
-        with pytest.raises(UserError, match="works on"), start.started(planted, tmp_path):
+        with pytest.raises(UserError, match="is working on"), start.started(planted, tmp_path):
             pass
 
 

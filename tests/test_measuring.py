@@ -47,7 +47,7 @@ def test_a_run_measured_again_gives_the_same_numbers(run, tmp_path):
     assert (run / "arms" / "joint-s1" / "measures.json").read_text() == before
     # what is measured already is not measured again
     metasae.measure([run], tmp_path / "again", show=False)
-    with pytest.raises(UserError, match="measures made otherwise; choose another --out"):
+    with pytest.raises(UserError, match="measures by another recipe; choose another --out"):
         metasae.measure([run], tmp_path / "again", overrides={"measure.tokens": 3000}, show=False)
 
 
@@ -155,10 +155,11 @@ def test_an_sae_of_another_hook_point_or_trained_on_what_is_judged_is_refused(ru
     judged = as_if("seen", text={"source": "some.jsonl", "calibration_share": 0.05, "evaluation_share": 0.05})
     with pytest.raises(
         UserError,
-        match=r"seen was trained on documents that would be judged here: all beyond the first 0.1 of the text",
+        match="seen was trained on documents that would be used for measuring: it was trained on all but the first 0.1 "
+        "of the text",
     ):
         metasae.measure([first, judged], tmp_path / "out", show=False)
-    with pytest.raises(UserError, match="trained on documents that would be judged"):
+    with pytest.raises(UserError, match="trained on documents that would be used for measuring"):
         metasae.measure([first], tmp_path / "out", overrides={"text.evaluation_share": 0.4}, show=False)
     assert not (tmp_path / "out").exists()
 

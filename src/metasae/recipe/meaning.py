@@ -130,7 +130,7 @@ def _doubts_of_meta(recipe: Recipe) -> Iterator[str]:
 def _doubts_of_measuring(recipe: Recipe) -> Iterator[str]:
     spec = recipe.measure
     if spec.meta_n >= 1:
-        yield f"measure.meta_n = {spec.meta_n:g} gives a critic no fewer latents than decoder rows: it can copy each row"
+        yield f"measure.meta_n = {spec.meta_n:g} gives a critic at least one latent per decoder row: it can copy rows"
     judge = max(1, round(spec.meta_n * recipe.sae.n))
     if spec.meta_k > judge:
         yield (
