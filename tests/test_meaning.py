@@ -118,7 +118,7 @@ def test_a_text_that_fills_no_batch_is_refused(build, stories, tmp_path, no_draw
         "arms": ["solo"],
     }
     with pytest.raises(
-        UserError, match=r"gives \d+ training tokens, which fill no batch of train.batch = 2,048; use a"
+        UserError, match=r"gives \d+ training tokens, less than one batch of train.batch = 2,048; use a"
     ):
         metasae.run(values, tmp_path / "run", show=False)
 

@@ -65,8 +65,8 @@ def test_an_sae_of_another_library_is_measured_without_bos_and_in_its_context(re
     as_said, conditions, used = measured([noted], tmp_path / "b", recipe)
     told = capsys.readouterr().err
     assert (used.model.bos, used.text.context) == (False, 16) and "trained_otherwise" not in conditions
-    assert "windows begin without BOS, as the SAEs say they were trained (prepend_bos = false)" in told
-    assert "windows have 16 tokens, as the SAEs say they were trained (context_size), not the recipe's 32" in told
+    assert "windows begin without BOS, as in the training of the SAEs (prepend_bos = false)" in told
+    assert "windows have 16 tokens, as in the training of the SAEs (context_size), not the recipe's 32" in told
     by_hand, _, _ = measured([plain], tmp_path / "c", recipe, **{"model.bos": False, "text.context": 16})
     assert as_said == by_hand != with_bos
     # what is asked for by hand stays, and what differs is said and kept

@@ -63,7 +63,7 @@ def test_ctrl_c_keeps_what_is_measured(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measuring, "measure_sae", press)
     out, joint = tmp_path / "out", run / "arms" / "joint-s0" / "primary"
     with pytest.raises(
-        Interrupted, match=r"stopped at once; what is measured is kept in .*out\. Go on with the same command"
+        Interrupted, match=r"stopped at once; what is measured is kept in .*out\. Continue with the same command"
     ):
         metasae.measure([f"one={joint}", f"other={joint}"], out, show=False)
     assert capsys.readouterr().err == "stopping (measuring); Ctrl-C again to stop now\n"
@@ -155,8 +155,8 @@ def test_an_sae_of_another_hook_point_or_trained_on_what_is_judged_is_refused(ru
     judged = as_if("seen", text={"source": "some.jsonl", "calibration_share": 0.05, "evaluation_share": 0.05})
     with pytest.raises(
         UserError,
-        match="seen was trained on documents that would be used for measuring: it was trained on all but the first 0.1 "
-        "of the text",
+        match=r"seen was trained on documents that would be used for measuring: it was trained on all but the first "
+        r"0\.1 of the text",
     ):
         metasae.measure([first, judged], tmp_path / "out", show=False)
     with pytest.raises(UserError, match="trained on documents that would be used for measuring"):

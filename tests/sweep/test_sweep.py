@@ -172,7 +172,7 @@ def test_a_sweep_that_was_moved_goes_on(tmp_path, monkeypatch):
         return real(*arguments, **options)
 
     monkeypatch.setattr(worker_module, "train_arm", stop_at_the_fourth)
-    with pytest.raises(Interrupted, match=r"stopped by a test\. Go on with the same command"):
+    with pytest.raises(Interrupted, match=r"stopped by a test\. Continue with the same command"):
         tiny(tmp_path / "before", grid, seeds=1)
     monkeypatch.setattr(worker_module, "train_arm", real)
     (tmp_path / "elsewhere").mkdir()
@@ -197,7 +197,7 @@ def test_ctrl_c_stops_measuring_at_once_and_keeps_what_is_measured(tmp_path, mon
     monkeypatch.setattr(worker_module, "measure_arm", press)
     grid = {"train.lambda2": [0.3]}
     with pytest.raises(
-        Interrupted, match=r"stopped at once \(measuring .*\); what is done is kept\. Go on with the same command"
+        Interrupted, match=r"stopped at once \(measuring .*\); what is done is kept\. Continue with the same command"
     ):
         tiny(tmp_path / "a", grid, seeds=1)
     assert capsys.readouterr().err.startswith("stopping (measuring ") and len(measured) == 2

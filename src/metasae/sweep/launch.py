@@ -77,7 +77,7 @@ def sweep(
         _work(folder, plan, workers, device, progress)
     except (Interrupted, KeyboardInterrupt) as error:
         why = str(error) or "stopped at once; what is done is kept"
-        raise Interrupted(f"{why}. Go on with the same command; the sweep lies in {folder.path}") from None
+        raise Interrupted(f"{why}. Continue with the same command; the sweep lies in {folder.path}") from None
     return conclude(folder, plan, show, copies)
 
 
