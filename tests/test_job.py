@@ -410,7 +410,7 @@ def test_cached_tokens_are_read_again_and_said_to_be(recipe, tmp_path):
     whole = metasae.run(values, out=tmp_path / "whole", show=False).comparison
     index = json.loads(next((tmp_path / "activations").glob("*/index.json")).read_text())
     assert index["splits"]["train"]["tokens"] == 2000
-    assert "6,000 training tokens, 2,000 different ones read 3 times" in Path(whole["report"]).read_text()
+    assert "6,000 training tokens (2,000 different ones, each read 3 times)" in Path(whole["report"]).read_text()
 
     stopped, steps = tmp_path / "stopped", []
 
