@@ -41,7 +41,7 @@ def test_figures_and_captions_name_the_baseline_that_was_asked_for(tmp_path):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["solo - joint", "control - joint"]
     page = write_report(tmp_path / "r", comparison).read_text()
     assert (
-        "What changes against joint" in page and "percentage of the mean of joint" in page and "{baseline}" not in page
+        "What changes against joint" in page and "in percent of the mean of joint" in page and "{baseline}" not in page
     )
 
 
