@@ -92,7 +92,7 @@ MISTAKES = [
     (["run", "demo", "--device", "gpu9"], "'gpu9' is not one of cpu, cuda, cuda:N, mps"),
     (["run", "demo", "--device", "meta"], "'meta' is not one of cpu, cuda, cuda:N, mps"),
     (["run", "demo", "--out", "/dev/null/run"], "cannot write /dev/null/run: Not a directory"),
-    (["run", "demo", "--track", "wand"], "nothing is known of tracking with 'wand'; choose tensorboard or wandb"),
+    (["run", "demo", "--track", "wand"], "tracking with 'wand' is not supported; choose tensorboard or wandb"),
     (["compare", "absent"], "absent is not a run folder"),
     (["recipes", "paper"], "no recipe 'paper'"),
 ]

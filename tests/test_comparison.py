@@ -297,7 +297,7 @@ def test_two_seeds_make_one_pair_and_files_that_do_not_name_it_are_said(tmp_path
         entry["n_seeds"] == 3
         and entry["ci95"] is None
         and entry["difference"] == 0
-        and "not kept between which seeds" in entry["note"]
+        and "not recorded which seeds each number takes" in entry["note"]
     )
     assert "r with another seed" in (tmp_path / "old" / "compare.md").read_text()
 

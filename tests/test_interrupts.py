@@ -128,7 +128,7 @@ def test_training_saves_first_unless_it_is_told_twice(signals, recipe, whole, tm
             # answered while the step still goes on
             assert (
                 capsys.readouterr().err
-                == "finishing the step in hand, then saving (training 2 SAEs); Ctrl-C again to stop now\n"
+                == "finishing the current step, then saving (training 2 SAEs); Ctrl-C again to stop now\n"
             )
             if signals == 2:
                 os.kill(os.getpid(), signal.SIGINT)

@@ -94,7 +94,7 @@ MISTAKES = [
     ("import absent --out new", "no SAE at 'absent'"),
     ("import {sae} --out {full}", "is there already"),
     ("import {sae} --out new --thresholds x.npy", "thresholds belong to the paper's checkpoints"),
-    ("track absent", "has no SAE in training or trained"),
+    ("track absent", "has no SAE whose training has begun"),
     ("track {run} --to tensorbord", "choose tensorboard or wandb"),
     ("push absent --repo a/b --license mit", "neither a run folder nor an SAE folder"),
     ("push {run} --repo ab --license mit", "write OWNER/NAME"),
