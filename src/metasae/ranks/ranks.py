@@ -225,9 +225,7 @@ def spans_of(n: int, ranks: Ranks) -> list[range]:
 def own_latents(n: int, size: int, rank: int) -> range:
     """The range of latents of one rank. Raises UserError if some rank would have none."""
     if not len(span_of(n, size, size - 1)):
-        raise UserError(
-            f"{n} latents cannot be spread over {size} ranks in parts of {-(-n // size)}; use fewer ranks"
-        )
+        raise UserError(f"{n} latents cannot be spread over {size} ranks in parts of {-(-n // size)}; use fewer ranks")
     return span_of(n, size, rank)
 
 
