@@ -56,7 +56,7 @@ MISTAKES = [
     ("compare absent", "absent is not a run folder"),
     ("compare {run} --baseline jiont", "did you mean 'joint'"),
     ("sweep demmo --grid train.lr=1", "did you mean 'demo'"),
-    ("sweep demo", "say what is swept"),
+    ("sweep demo", "give one of --grid"),
     ("sweep demo --grid lambda2=.1,.2", "lambda2"),
     ("sweep demo --named lamda2-sigma", "did you mean 'lambda2-sigma'"),
     ("sweep demo --grid train.lr=fast,slow", "train.lr"),

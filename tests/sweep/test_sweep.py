@@ -332,17 +332,17 @@ def test_the_verb(tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"grid_": None}, "say what is swept"),
-    ({"named": "kinds"}, "say what is swept"),
+    ({"grid_": None}, "give one of --grid"),
+    ({"named": "kinds"}, "give one of --grid"),
     ({"grid_": None, "named": "kind"}, "did you mean 'kinds'"),
     ({"grid_": {"train.lambda2": ["x"]}}, r"train\.lambda2"),
     ({"grid_": {"sae.k": [4000]}}, "more than n"),
     ({"search": 0}, "at least one trial"),
-    ({"search": 3, "early_stop": True}, "goes with a grid"),
+    ({"search": 3, "early_stop": True}, "works with a grid only"),
     ({"workers": 0}, "at least one"),
     ({"objectives": ["fidelity.fvuu"]}, "did you mean 'fidelity.fvu'"),
-    ({"objectives": ["fidelity.l0"]}, "no better direction"),
-    ({"overrides": TINY | {"measure.across": True}}, "nothing across SAEs"),
+    ({"objectives": ["fidelity.l0"]}, "without a better direction"),
+    ({"overrides": TINY | {"measure.across": True}}, "no measures that take two SAEs"),
     ({"device": "gpu"}, "not one of cpu, cuda"),
 ])  # fmt: skip
 def test_a_wrong_call_is_one_clear_error_and_writes_nothing(tmp_path, options, words):
