@@ -124,7 +124,7 @@ def test_nothing_told_apart_says_what_could_have_been(tmp_path):
     lines = told(tmp_path)
     assert "there is no clear difference in atomicity" in lines["truth"]
     assert "no clear difference: spike-ins recovered, F1 +0.83%" in lines["truth"]
-    assert "(a change would be clear from " in lines["truth"] and "no clear difference: FVU" in lines["fidelity"]
+    assert "a change would be clear from " in lines["truth"] and "no clear difference: FVU" in lines["fidelity"]
 
 
 def test_what_is_too_small_to_matter_names_no_direction(tmp_path):
@@ -232,7 +232,7 @@ def test_user_errors(tmp_path):
 def test_arms_judged_on_different_tokens_are_refused(tmp_path):
     write_arm(tmp_path, "solo", 0)
     write_arm(tmp_path, "joint", 0, conditions__n_tokens=4000)
-    with pytest.raises(UserError, match="judged differently \\(n_tokens: 5000 and 4000\\)"):
+    with pytest.raises(UserError, match="measured differently \\(n_tokens: 5000 and 4000\\)"):
         compare(tmp_path)
 
 

@@ -84,9 +84,9 @@ def test_what_can_be_meant_is_taken(values):
         ({"meta.n": 3072}, "meta.n = 3,072 latents for sae.n = 3,072 decoder rows"),
         ({"measure.meta_k": 300}, "measure.meta_k = 300 is more than the 276 latents of a critic"),
         ({"measure.meta_n": 1.5}, "measure.meta_n = 1.5 gives a critic at least one latent per decoder row"),
-        ({"measure.batch_topk": True, "measure.output_tokens": 0}, "measure.batch_topk measures nothing"),
-        ({"measure.labels": "labels.jsonl", "measure.concepts": 0}, "measure.labels measures nothing"),
-        ({"measure.side_effects": 5, "measure.across": False}, "measure.side_effects = 5 measures nothing"),
+        ({"measure.batch_topk": True, "measure.output_tokens": 0}, "measure.batch_topk has no effect"),
+        ({"measure.labels": "labels.jsonl", "measure.concepts": 0}, "measure.labels has no effect"),
+        ({"measure.side_effects": 5, "measure.across": False}, "measure.side_effects = 5 has no effect"),
     ],
 )
 def test_what_may_be_meant_is_said(values, says):

@@ -161,8 +161,8 @@ def test_names_that_mean_the_same_are_no_difference():
     assert differences(same, recipe, True) == {}
     other = Conditions(point="blocks.5.hook_resid_post", model="gpt2-medium")
     said = trained_otherwise("x-s0", differences(other, recipe, True))
-    assert "hook_name blocks.5.hook_resid_post there, blocks.5.hook_resid_pre here" in said
-    assert "model_name gpt2-medium there, openai-community/gpt2 here" in said
+    assert "hook_name blocks.5.hook_resid_post in training, blocks.5.hook_resid_pre here" in said
+    assert "model_name gpt2-medium in training, openai-community/gpt2 here" in said
 
 
 def test_notes_of_another_type_count_as_not_said():

@@ -94,7 +94,7 @@ def test_a_line_says_what_cannot_be(name, advice, tmp_path):
     # half of all pre-activations are positive at the start
     trainer, l0 = trained(steps=30, **{"sae.architecture": name, "sae.k": 120})
     (line,) = save_trained(trainer.export(1.0, {}), trainer.recipe, unseen(), tmp_path)
-    realised = float(line.split()[4])
+    realised = float(line.split()[4].rstrip(","))
     assert line == f"the realised L0 is {realised:.3g}, but sae.k asks for 120; {advice}" and 30 < realised < 108
     assert math.isfinite(sum(l0)) and realised == pytest.approx(l0[-1], rel=0.15)
 
@@ -116,7 +116,7 @@ def test_the_run_and_its_report_say_so(tmp_path, capfd):
     said = f"L0 misses k by more than a tenth: solo-s0 {realised:.3g} (k 44)."
     out, err = capfd.readouterr()
     assert said in " ".join(out.split())
-    assert f"solo-s0: the realised L0 is {realised:.3g} where sae.k asks for 44; train longer" in " ".join(err.split())
+    assert f"solo-s0: the realised L0 is {realised:.3g}, but sae.k asks for 44; train longer" in " ".join(err.split())
     assert said in (tmp_path / "run/compare.md").read_text() and said in (tmp_path / "run/report.html").read_text()
 
 

@@ -76,7 +76,7 @@ def interp(
         encoder=encoder,
         latents=latents,
         arms=arms,
-        # a count stands for the seeds that `run` takes for it
+        # a count means the same seeds as in `run`
         seeds=range(named) if isinstance(named, int) else named,
         matched=matched,
         window=WindowSpec() if length is None else WindowSpec(length=length),

@@ -94,7 +94,9 @@ def doctor(
 
     if gpu or gpus is not None or efficiency is not None:
         if device != "cpu":
-            raise UserError("--device is a device of this machine; a plan takes --gpu and --gpus alone")
+            raise UserError(
+                "--device is a device of this machine; a plan for other GPUs takes --gpu and --gpus instead"
+            )
         raise typer.Exit(_planned(recipe, overrides(set_, seeds, arms), gpu, gpus, efficiency, as_json))
     report = _examined(*resolve(recipe, out, overrides(set_, seeds, arms), device), device, quick, not as_json)
     print_json(report, as_json)

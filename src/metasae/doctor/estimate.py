@@ -281,8 +281,8 @@ def _step(table: Dictionary, d: int, rows: int, own: int, width: int, b_enc: boo
     """
     kind = kind_of(table)
     if kind.own_threshold:
-        # without a fixed k about half of all pre-activations are above zero at first; what follows k begins there, goes
-        # to some three times as many, and carries those that nearly fire
+        # without a fixed k about half of all pre-activations are above zero at first; an architecture that follows k
+        # begins there, then keeps up to some three times k, and also entries that nearly fire
         entries = rows * min(own // 2, 6 * table.k * own // table.n if kind.follows else own)
     else:
         entries = rows * max(table.k, getattr(table, "k_start", 0)) * own // table.n

@@ -97,7 +97,7 @@ def print_next_steps(folder: Path, comparison: dict) -> None:
         f"Everything else is in {folder}: the SAEs and their measures in arms, the comparison in compare.md.",
         f"Look at single latents: {shlex.join(['metasae', 'explore', str(folder)])}",
         *([f'Steer with one: {shlex.join(words)} --latent LATENT=VALUE --prompt "..."'] if causal else []),
-        "Your own model and text (docs/text.md): metasae recipes demo > mine.toml, change it,",
+        "For your own model and text (docs/text.md): metasae recipes demo > mine.toml, edit it,",
         "then metasae run mine.toml",
     ):
         print(line)

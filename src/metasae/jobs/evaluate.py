@@ -1,4 +1,4 @@
-"""`metasae.evaluate`: what can be measured of an SAE on a user's activations, without a model or a run folder."""
+"""`metasae.evaluate`: measures an SAE on a user's activations, without a model or a run folder."""
 
 import hashlib
 from typing import Any

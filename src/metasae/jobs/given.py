@@ -1,4 +1,6 @@
-"""`metasae.train`: the arms of a recipe on activations that a user gives, into an ordinary run folder."""
+"""`metasae.train`: trains the arms of a recipe on activations that a user gives; the result is an ordinary run
+folder.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

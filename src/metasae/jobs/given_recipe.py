@@ -108,7 +108,7 @@ def _flat(asked: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in asked.items():
         if not isinstance(key, str):
-            raise UserError(f"a recipe's keys are texts such as 'sae.n', not {key!r}")
+            raise UserError(f"a recipe's keys are strings such as 'sae.n', not {key!r}")
         if isinstance(value, dict) and value:
             flat |= {f"{key}.{inner}": deeper for inner, deeper in _flat(value).items()}
         else:

@@ -88,7 +88,9 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def dry_run(recipe: Recipe, folder: Path, show: bool) -> dict:
-    """What a run would do: its folder, arms, steps and tokens. show: the recipe as TOML and a summary on stdout."""
+    """What a run would do: its folder, arms, steps and tokens. show: print the recipe as TOML and a summary on
+    stdout.
+    """
     steps, tokens = -(-recipe.train.tokens // recipe.train.batch), sum(recipe.split_tokens.values())
     arms = [f"{arm}-s{seed}" for seed in recipe.seeds for arm in recipe.arms]
     if show:

@@ -116,7 +116,9 @@ class Timetable:
         return None if known is None else max(known - self.elapsed, 0.0)
 
     def run_left(self, whole: Task | None) -> tuple[float, bool] | None:
-        """(seconds until the last stage ends, whether that is all of them: else of the stages that are known)."""
+        """(estimated seconds until the run ends, whether every stage has an estimate; the others are left out). None
+        without estimates.
+        """
         length = whole.length if whole is not None else None
         left = [self.stage_left(whole)]
         for later in self.stages[self.number :]:

@@ -138,11 +138,10 @@ def _doubts_of_measuring(recipe: Recipe) -> Iterator[str]:
             f"(measure.meta_n = {spec.meta_n:g} of sae.n = {recipe.sae.n:,}), so it keeps all of them"
         )
     if spec.batch_topk and not spec.output_tokens:
-        yield "measure.batch_topk measures nothing with measure.output_tokens = 0"
+        yield "measure.batch_topk has no effect with measure.output_tokens = 0"
     if spec.labels and not spec.concepts:
-        yield "measure.labels measures nothing with measure.concepts = 0"
+        yield "measure.labels has no effect with measure.concepts = 0"
     if spec.side_effects and not (spec.across and spec.keep_firings):
         yield (
-            f"measure.side_effects = {spec.side_effects} measures nothing without measure.across and "
-            "measure.keep_firings"
+            f"measure.side_effects = {spec.side_effects} has no effect without measure.across and measure.keep_firings"
         )

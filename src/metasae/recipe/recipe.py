@@ -176,7 +176,7 @@ def names() -> list[str]:
 
 
 def text_of(name: str) -> str:
-    """The TOML text of a shipped recipe, comments and all. Raises UserError for an unknown name."""
+    """The TOML text of a shipped recipe, with its comments. Raises UserError for an unknown name."""
     if name not in names():
         raise UserError(f"no recipe '{name}'{nearest(name, names())}")
     return (resources.files("metasae.recipe.shipped") / f"{name}.toml").read_text()

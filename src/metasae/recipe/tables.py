@@ -224,7 +224,9 @@ class Meta(Dictionary):
 
     n: int = Field(276, ge=1, description="latents of the meta SAE")
     k: int = Field(4, ge=1, description="latents kept per decoder row on average")
-    input: Literal["raw", "token"] = Field("token", description="token normalises each decoder row first")
+    input: Literal["raw", "token"] = Field(
+        "token", description="raw: decoder rows as they are; token: each row is normalised first"
+    )
 
 
 class LetGo(Table):

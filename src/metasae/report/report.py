@@ -119,8 +119,8 @@ def page(
 ) -> str:
     """The whole HTML document.
 
-    recipe: dotted key -> value as text. images: name -> PNG. latents: HTML about single latents. judges: what their
-    scores say of them.
+    recipe: {dotted key: value as text}. images: {name: PNG}. latents: HTML about single latents. judges: how far the
+    scores of each judge can be trusted.
     """
     comparison, equal = without_equal_arms(comparison)
     groups = [
@@ -199,7 +199,7 @@ def between(entry: dict, shown: Sequence[float | None]) -> str:
 
 
 def latents_sections(explorer, baseline: str) -> Markup:
-    """HTML sections.
+    """The HTML sections about single latents.
 
     explorer: the run's `metasae.explore.pages.queries.Explorer`. baseline: the arm whose latents split; the worst
     latents are those of joint, or of the first other arm.

@@ -106,7 +106,7 @@ def _draw_pairs(axes: Axes, difference: dict) -> None:
         _draw_steps(axes, pairs["mirrored"], pairs["edges"], "mirrored")
         _draw_steps(axes, pairs["share"], pairs["edges"], f"{arm} − {difference['baseline']}", arm)
     axes.axvline(0, color=GREY, linewidth=1)
-    axes.set(xlabel=f"{difference['score']}, a latent less its match", ylabel="share of pairs (%)")
+    axes.set(xlabel=f"{difference['score']}, a latent minus its match", ylabel="share of pairs (%)")
     draw_grid(axes)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 

@@ -57,7 +57,7 @@ def sweep(
     changed = {**(overrides or {}), **({} if seeds is None else {"seeds": seeds})}
     plan, folder = asked_plan(recipe, out, changed, device, grid or (), search, named, objectives, early_stop)
     if workers < 1:
-        raise UserError(f"--workers {workers}: at least one")
+        raise UserError(f"--workers {workers}: there must be at least one")
     if not folder.plan.exists():
         check_sources(plan.base)
     copies = None
@@ -203,7 +203,7 @@ def _start(folder: SweepFolder, device: str, number: int, of: int) -> tuple[subp
 def _last_words(process: subprocess.Popen, log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
     how = f"by signal {-process.returncode}" if process.returncode < 0 else f"with code {process.returncode}"
-    words = lines[-1].removeprefix("metasae: ") if lines else "it said nothing"
+    words = lines[-1].removeprefix("metasae: ") if lines else "it printed nothing"
     return f"a worker ended {how}: {words}; its output is in {shlex.quote(str(log))}"
 
 

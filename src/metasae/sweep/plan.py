@@ -142,7 +142,7 @@ def asked_plan(
     if sum(map(bool, (name, grid or search))) != 1:
         raise UserError("give one of --grid KEY=V,V, --named NAME and --search N (which may have --grid as its space)")
     if search is not None and search < 1:
-        raise UserError(f"--search {search}: at least one trial")
+        raise UserError(f"--search {search}: there must be at least one trial")
     if early_stop and (search or name in ("kinds", "k")):
         raise UserError(
             "--early-stop works with a grid only: a search chooses its cells itself, and curves at equal FVU need all "

@@ -173,7 +173,7 @@ def write_best(folder: SweepFolder, plan: Plan, result: dict) -> dict | None:
     first = max(plan.base.seeds) + 1
     seeds = list(range(first, first + max(LEAST_SEEDS, len(plan.base.seeds))))
     if plan.base.measure.senses:
-        note += " The words with known senses are the same sentences."
+        note += " The sense-tagged sentences are the same."
     if plan.shared_baseline:
         note += (
             " The sweep compared every cell with solo of the sweep's recipe; here solo is trained with the cell's "

@@ -61,7 +61,7 @@ def _equal_fvu(result: dict, same_k: list[str]) -> dict[str, list]:
     read_rows = []
     for kind, rows in result["kinds"].items():
         ks = [str(k) for k in result["k"][kind] if (kind, k) != (target["kind"], target["k"])]
-        name = f"{kind}'s own curve: the error of reading" if kind == target["kind"] else kind
+        name = f"{kind}'s own curve: the error of interpolation" if kind == target["kind"] else kind
         read_rows.append([name, ", ".join(ks), *(_read_off(rows.get(key), key) for key in read)])
     same_k_rows = [
         [kind, k, *(_change(rows.get(key), key) for key in same_k)]
@@ -73,14 +73,14 @@ def _equal_fvu(result: dict, same_k: list[str]) -> dict[str, list]:
 
 
 def _read_off(entry: dict | None, key: str) -> str:
-    """A difference at equal FVU as text, with the error of interpolation (reading) in the unit of the change."""
+    """A difference at equal FVU as text, with the error of interpolation in the unit of the change."""
     if entry is None:
         return "-"
     if entry["difference"] is None:
         return "FVU not reached"
     error, relative = entry["interpolation_error"], QUANTITIES[key].relative
     base, unit = (abs(entry["b"]), "%") if relative else (1, " pp")
-    reading = f" (reading ± {100 * error / base:.2g}{unit})" if error is not None and base else ""
+    reading = f" (interpolation ± {100 * error / base:.2g}{unit})" if error is not None and base else ""
     return f"{_change(entry, key)}{reading}, {entry['n_seeds']} seeds"
 
 
