@@ -135,7 +135,10 @@ def test_scores_of_earlier_weights_are_left_out_and_named(no_drawing, tmp_path):
     text = write_report(tmp_path / "r", compare(tmp_path / "r")).read_text()
     compared = json.loads((tmp_path / "r" / "compare.json").read_text())
     assert compared["stale"] == ["solo-s0"] and "Auto-interp scores of solo-s0" in text
-    assert "Auto-interp scores of solo-s0; run `metasae interp` again" in (tmp_path / "r" / "compare.md").read_text()
+    assert (
+        "Auto-interp scores of solo-s0 are left out, as they are of an earlier SAE; run `metasae interp` again"
+        in (tmp_path / "r" / "compare.md").read_text()
+    )
     assert not any("interp" in key for key in compared["arms"]["solo"]["values"])
 
 
