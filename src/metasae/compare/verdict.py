@@ -117,7 +117,7 @@ def _trained(comparison: dict) -> str:
         )
     unknown = [name for key, name in _NAMES.items() if known[key] is None]
     opening = {True: "Trained enough", False: "Not trained enough", None: "Not known if trained enough"}
-    missing = f"{'; ' if told else ''}not known: {', '.join(unknown)}" if unknown else ""
+    missing = f"{'; ' if told else ''}no value for {', '.join(unknown)}" if unknown else ""
     advice = " Train longer (train.tokens)." if missing_its_limit(known) else ""
     return f"{opening[known['enough']]}: {', '.join(told)}{missing}.{advice}"
 
@@ -151,7 +151,7 @@ def _description(rows: list[Row]) -> str:
     moved = [row for row in rows if leaves_out_zero(row[1])]
     rest = len(rows) - len(moved)
     told = f"{_listed(moved)}; " if moved else ""
-    return f"{told}the interval of {rest} of {len(rows)} main measures includes 0 (not corrected for their number)."
+    return f"{told}no clear change in {rest} of {len(rows)} main measures (not corrected for their number)."
 
 
 def _of_control(entries: dict) -> str:
