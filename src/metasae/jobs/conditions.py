@@ -11,7 +11,7 @@ from typing import Any
 from metasae.recipe.recipe import Recipe
 
 # TransformerLens's name -> the hub's
-_ALIASES = {"gpt2-small": "gpt2"}
+HUB_NAMES = {"gpt2-small": "gpt2"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def adopted(stated: Sequence[Conditions], recipe: Recipe, asked: Sequence[str]) 
     lines = []
     if not recipe.reads_text or all(one.ours for one in stated):
         return recipe, lines
-    bos, context = ({value for value in values if value is not None} for values in _columns(stated))
+    bos = {one.bos for one in stated if one.bos is not None}
+    context = {one.context for one in stated if one.context is not None}
     if bos == {False} and recipe.model.bos == "auto" and "model.bos" not in asked:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"bos": False})})
         lines.append(
@@ -88,14 +89,10 @@ def _said(values: Any, key: str, kind: type) -> Any:
     return value if type(value) is kind else None
 
 
-def _columns(stated: Sequence[Conditions]) -> tuple[list, list]:
-    return [one.bos for one in stated], [one.context for one in stated]
-
-
 def _name(model: str | None) -> str:
     """A model's name without its owner or folder, as libraries leave these out."""
     last = (model or "").rstrip("/").rpartition("/")[2].lower()
-    return _ALIASES.get(last, last)
+    return HUB_NAMES.get(last, last)
 
 
 def _place(point: str | None) -> str:

@@ -18,13 +18,12 @@ from metasae.data.model.one_text import read_text
 from metasae.data.text.pieces import Pieces
 from metasae.encodings import readable
 from metasae.errors import UserError
+from metasae.jobs.conditions import HUB_NAMES
 from metasae.recipe.recipe import Model, Recipe
 from metasae.sae.sae import SAE
 
 # Tokens of a window if the metadata do not say.
 CONTEXT = 128
-# TransformerLens's name -> the hub's.
-_HUB_NAMES = {"gpt2-small": "gpt2"}
 # How many rows are printed, and how many latents of each.
 _ROWS, _SHOWN = 60, 5
 
@@ -142,10 +141,11 @@ def notes_of(sae: SAE) -> ReadBy:
         text = ours.get("text", {})
         named = recipe.model if recipe.model.source and text.get("source") != "planted" else None
         return ReadBy(named, recipe.hook.point, _count(text.get("context")))
-    name, point = (value if isinstance(value, str) and value else None for value in _named(metadata))
+    named = (metadata.get("model_name"), metadata.get("hook_name"))
+    name, point = (value if isinstance(value, str) and value else None for value in named)
     if name is None:
         return ReadBy(None, point, _count(metadata.get("context_size")))
-    model = model_at(_HUB_NAMES.get(name, name))
+    model = model_at(HUB_NAMES.get(name, name))
     if metadata.get("prepend_bos") is False:
         model = model.model_copy(update={"bos": False})
     return ReadBy(model, point, _count(metadata.get("context_size")))
@@ -191,10 +191,6 @@ def _host_of(noted: ReadBy, model: Any, tokenizer: Any, point: str | None, devic
 def _loaded(model: Model, point: str, device: str) -> Host:
     """Loads a model and keeps the last one, as loading takes longer than reading a text."""
     return Host.load(model, point, device)
-
-
-def _named(metadata: dict) -> tuple:
-    return metadata.get("model_name"), metadata.get("hook_name")
 
 
 def _count(value: Any) -> int:

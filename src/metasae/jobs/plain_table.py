@@ -27,9 +27,9 @@ class Table:
         cells = [self.columns, *([shown(value) for value in row] for row in self.rows)]
         widths = [max(len(row[place]) for row in cells) for place in range(len(self.columns))]
         lines = []
-        for row in cells:
-            first, *others = (cell.ljust(w) if not n else cell.rjust(w) for n, (cell, w) in _numbered(row, widths))
-            lines.append("  ".join([first, *others]).rstrip())
+        for first, *others in cells:
+            right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            lines.append("  ".join([first.ljust(widths[0]), *right]).rstrip())
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -45,7 +45,3 @@ def shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _numbered(row: Sequence[str], widths: Sequence[int]):
-    return enumerate(zip(row, widths, strict=True))
