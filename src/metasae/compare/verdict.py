@@ -165,7 +165,7 @@ def _of_control(entries: dict) -> str:
     return (
         "Control (lambda2 = 0) differs from solo, which it must not. The largest difference: "
         f"{largest.label} {change(largest, entries[largest.key])}. The arms were not trained alike, so a change of "
-        f"that size is no evidence of an effect of the penalty."
+        "that size is no evidence of an effect of the penalty."
     )
 
 
