@@ -267,7 +267,7 @@ def test_a_run_folder_as_recipe_is_told_how_to_go_on(metasae, tmp_path):
 def test_weights_as_recipe_are_refused_unread(metasae, tmp_path):
     with open(tmp_path / "sae.safetensors", "wb") as file:
         file.truncate(1 << 40)
-    assert_refused(*metasae("run", tmp_path / "sae.safetensors")[::2], "sae.safetensors is no recipe")
+    assert_refused(*metasae("run", tmp_path / "sae.safetensors")[::2], "sae.safetensors is not a recipe")
 
 
 def test_a_second_process_on_a_run_folder_is_refused_until_the_first_ends(metasae, tmp_path):
@@ -350,7 +350,7 @@ def test_the_width_is_compared_before_any_text_is_read(metasae, build, tmp_path)
         "text.source=absent.jsonl",
     ]
     code, _, stderr = metasae("measure", tmp_path / "sae", "--recipe", "demo", *settings, "--out", tmp_path / "out")
-    assert_refused(code, behind_stage(stderr), "reads vectors of width 8, 'blocks.1.hook_resid_pre' gives")
+    assert_refused(code, behind_stage(stderr), "reads vectors of width 8, but 'blocks.1.hook_resid_pre' gives")
 
 
 @pytest.fixture

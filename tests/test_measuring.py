@@ -109,7 +109,7 @@ def test_names_tell_apart_what_is_called_alike(run, tmp_path):
     (tmp_path / "a=b").symlink_to(joint)
     assert [target.folder for target in start.named_targets(f"{tmp_path}/a=b")] == [tmp_path / "a=b"]
     for wrong, words in (
-        (f"a b={joint}", "'a b' is no name"),
+        (f"a b={joint}", "'a b' cannot name an SAE"),
         (f"x-s2={run}", "seeds of their own"),
         (f"x={tmp_path}/nowhere", "nowhere"),
     ):
